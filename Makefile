@@ -1,0 +1,66 @@
+# What a person or the pipeline does with genhook; `make` alone lists it.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+BIN := .venv/bin
+STAMP := .venv/.installed
+PIP := -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet
+NEWEST := .venv/newest
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo run test check format constraints clean python
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Make .venv with genhook and its tools, at the versions of constraints.txt
+
+demo: $(STAMP) ## One generation by callback and one by polling, on this machine alone
+	@$(BIN)/genhook demo
+
+run: $(STAMP) ## Serve with throwaway keys, against the sandbox
+	@$(BIN)/genhook serve --dev --sandbox
+
+test: $(STAMP) ## Run the tests
+	@$(BIN)/pytest
+
+check: $(STAMP) ## Lint, format, types, import direction, tidiness
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted: run make format."; exit 1; }
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/pytest -n 0 tests/test_tidy.py
+
+format: $(STAMP) ## Format, and repair what the linter can
+	@$(BIN)/ruff check --quiet --fix-only .
+	@$(BIN)/ruff format --quiet .
+
+# Resolved in an environment of its own, so that nothing left over in .venv gets pinned.
+# setuptools is in it only because Python 3.11 puts it into every new environment.
+constraints: python ## Pin the newest versions that pyproject.toml allows
+	@rm -rf $(NEWEST) && $(PYTHON) -m venv $(NEWEST)
+	@$(NEWEST)/bin/python $(INSTALL) --upgrade "pip>=25.1"
+	@$(NEWEST)/bin/python $(INSTALL) --editable ".[demo]" --group dev --group bench
+	@$(NEWEST)/bin/python $(PIP) list --format=freeze --exclude genhook --exclude setuptools \
+		> $(NEWEST)/constraints.txt
+	@mv $(NEWEST)/constraints.txt constraints.txt
+	@rm -rf $(NEWEST)
+
+clean: ## Remove .venv and every cache; databases stay
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis \
+		.schemathesis .coverage dist
+	@find service tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "genhook needs Python 3.11 or newer; found none as '$(PYTHON)'." >&2; \
+		echo "Name one: make install PYTHON=/path/to/python3.11" >&2; exit 1; }
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(MAKE) python
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python $(INSTALL) --constraint constraints.txt "pip>=25.1"
+	@$(BIN)/python $(INSTALL) --constraint constraints.txt --editable ".[demo]" --group dev
+	@touch $@

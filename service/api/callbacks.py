@@ -1,0 +1,238 @@
+"""Callbacks: the fast path that stores them before it answers, and the routes that show them."""
+
+import base64
+from typing import Any
+
+import msgspec
+
+from service import ingest, log, metrics
+from service.api.asgi import BodyTooLargeError, Message, Receive, Scope, Send, problem, read_body
+from service.api.calls import Answer, Call, listed
+from service.clock import SECOND, rfc3339
+from service.context import UPSTREAM, Context
+from service.errors import Problem, StorageError, not_found
+from service.ids import new_id
+from service.schemes import SCHEMES, SignatureError
+from service.store import callbacks, lists
+from service.store.callbacks import Arrival
+from service.store.database import Row
+from service.tokens import Claim, TokenError
+
+PREFIX = f"/callbacks/{UPSTREAM}/"
+VERDICTS = ("accepted", "duplicate", "late", "unreadable", "rejected")
+REJECTIONS_PER_SECOND = 20  # More are answered, but not stored: strangers fill no disk.
+
+_log = log.get()
+_OK = b'{"status":"ok"}'
+_HEADERS_KEPT = 100
+_validate = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+class Receiver:
+    """A plain ASGI application for `POST /callbacks/{upstream}/{token}`."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._rejections = (0, 0)
+        scheme = context.settings.upstream_signature
+        self._scheme = SCHEMES[scheme] if scheme else None
+        self._secrets = [context.settings.upstream_signature_secret or ""]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Verify, store, answer: 2xx is sent only after the commit."""
+        request_id = new_id("req")
+        try:
+            arrival = await self._arrival(scope, receive)
+            verdict = await self._store(arrival)
+        except Problem as found:
+            await problem(send, found, request_id)
+        except StorageError as error:
+            _log.error("callback.not_stored", error=str(error), request_id=request_id)
+            busy = Problem(
+                503, "storage_unavailable", "The callback was not stored.", retry_after_seconds=1
+            )
+            await problem(send, busy, request_id)
+        else:
+            metrics.callbacks.add(1, verdict)
+            await _answer_ok(send, request_id)
+            _log.info(
+                "callback",
+                callback_id=arrival.id,
+                generation_id=arrival.generation_id,
+                verdict=verdict,
+                trust=arrival.trust,
+                bytes=len(arrival.body),
+                request_id=request_id,
+            )
+
+    async def _arrival(self, scope: Scope, receive: Receive) -> Arrival:
+        """What came in, once the token and, where there is one, the signature have proved it."""
+        now = self._context.clock()
+        path = scope["path"]
+        try:
+            if not path.startswith(PREFIX):
+                raise TokenError("malformed")
+            claim = self._context.tokens.read(path[len(PREFIX) :], now)
+        except TokenError as error:
+            await self._reject(scope, receive, now, f"token_{error.reason}", None)
+            raise Problem(404, "token_invalid", "There is nothing at this address.") from None
+        body = await self._body(scope, receive)
+        proved = await self._verify(scope, body, claim, now)
+        trusted = proved or self._context.settings.callback_trust == "body"
+        return self._make(scope, body, now, claim, "body" if trusted else "confirm")
+
+    def _make(
+        self, scope: Scope, body: bytes, now: int, claim: Claim | None, trust: str
+    ) -> Arrival:
+        return Arrival(
+            id=new_id("cb", now),
+            generation_id=claim.generation_id if claim else "",
+            nonce=claim.nonce if claim else "",
+            upstream=UPSTREAM,
+            received_at=now,
+            trust=trust,
+            headers=scope["headers"][:_HEADERS_KEPT],
+            body=body,
+            readable=_readable(body),
+        )
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        try:
+            return await read_body(scope, receive, self._context.settings.callback_body_bytes)
+        except BodyTooLargeError as error:
+            raise Problem(413, "body_too_large", str(error)) from None
+
+    async def _verify(self, scope: Scope, body: bytes, claim: Claim, now: int) -> bool:
+        """True if a signature proves the body; Problem 401 if one is due and does not hold."""
+        if self._scheme is None:
+            return False
+        headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in scope["headers"]}
+        try:
+            self._scheme.verify(body, headers, self._secrets, now)
+        except SignatureError as error:
+            arrival = self._make(scope, body, now, claim, "confirm")
+            await self._keep_rejected(arrival, f"signature_{error.reason}", claim.generation_id)
+            raise Problem(
+                401, "signature_invalid", "The callback's signature does not hold."
+            ) from None
+        return self._scheme.proves_body
+
+    async def _reject(
+        self, scope: Scope, receive: Receive, now: int, reason: str, generation_id: str | None
+    ) -> None:
+        try:
+            body = await read_body(scope, receive, callbacks.REJECTED_BODY_BYTES)
+        except BodyTooLargeError:
+            body = b""
+        arrival = self._make(scope, body, now, None, "confirm")
+        await self._keep_rejected(arrival, reason, generation_id)
+
+    async def _keep_rejected(
+        self, arrival: Arrival, reason: str, generation_id: str | None
+    ) -> None:
+        """Store what was rejected, as far as there is room; the answer does not depend on it."""
+        metrics.callbacks.add(1, "rejected")
+        second, count = self._rejections
+        this_second = arrival.received_at // SECOND
+        count = count + 1 if second == this_second else 1
+        self._rejections = (this_second, count)
+        if count > REJECTIONS_PER_SECOND:
+            return
+        _log.info("callback", callback_id=arrival.id, verdict="rejected", reason=reason)
+        rejected = msgspec.structs.replace(arrival, reason=reason)
+        try:
+            await self._context.database.write(callbacks.reject, rejected, generation_id)
+        except StorageError as error:
+            _log.error("callback.not_stored", error=str(error))
+
+    async def _store(self, arrival: Arrival) -> str:
+        database = self._context.database
+        verdict: str | None
+        if arrival.trust == "body":
+            verdict = await database.write(ingest.believe, self._context, arrival)
+        else:
+            verdict = await database.write_batched(ingest.receive, arrival)
+            self._context.wakes.poll.set()
+        if verdict is None:
+            self._context.tokens.forget(arrival.generation_id)
+            raise Problem(404, "token_invalid", "There is nothing at this address.")
+        return verdict
+
+
+def _readable(body: bytes) -> bool:
+    try:
+        _validate(body)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return body.lstrip()[:1] in (b"{", b"[")
+
+
+async def _answer_ok(send: Send, request_id: str) -> None:
+    start: Message = {
+        "type": "http.response.start",
+        "status": 200,
+        "headers": [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"15"),
+            (b"x-request-id", request_id.encode()),
+        ],
+    }
+    await send(start)
+    await send({"type": "http.response.body", "body": _OK})
+
+
+async def list_(call: Call) -> Answer:
+    """GET /v1/callbacks; rejected ones that no token names are for admins."""
+    where, values = ["tenant = :tenant"], {"tenant": call.tenant}
+    if call.may("admin"):
+        where = ["tenant IN (:tenant, '')"]
+    if verdict := call.query_choice("verdict", VERDICTS):
+        where.append("verdict = :verdict")
+        values["verdict"] = verdict
+    if generation_id := call.query.get("generation_id"):
+        where.append("generation_id = :generation_id")
+        values["generation_id"] = generation_id
+    rows, more = await call.context.database.read(
+        lists.page, lists.CALLBACKS, call.page("cb"), where, values
+    )
+    return listed([_view(row) for row in rows], more=more)
+
+
+async def get(call: Call) -> Answer:
+    """GET /v1/callbacks/{id}, with headers and body, secrets cut out."""
+    tenants = [call.tenant, ""] if call.may("admin") else [call.tenant]
+    for tenant in tenants:
+        row = await call.context.database.read(callbacks.get, tenant, call.path["id"])
+        if row is not None:
+            return Answer(content={**_view(row), **_raw(row)})
+    raise not_found("callback")
+
+
+def _view(row: Row) -> dict[str, Any]:
+    return {
+        "id": row["id"],
+        "generation_id": row["generation_id"],
+        "upstream": row["upstream"],
+        "received_at": rfc3339(row["received_at"]),
+        "verdict": row["verdict"],
+        "reason": row["reason"],
+        "trust": row["trust"],
+    }
+
+
+_SECRET_HEADERS = ("authorization", "cookie", "proxy-authorization")
+
+
+def _raw(row: Row) -> dict[str, Any]:
+    headers: dict[str, str] = {}
+    for name, value in msgspec.json.decode(row["headers"], type=list[tuple[str, str]]):
+        headers[name] = "[redacted]" if name in _SECRET_HEADERS else log.redact(value)
+    try:
+        return {
+            "headers": headers,
+            "body": log.redact(row["body"].decode()),
+            "body_encoding": "utf-8",
+        }
+    except UnicodeDecodeError:
+        body = base64.b64encode(row["body"]).decode()
+        return {"headers": headers, "body": body, "body_encoding": "base64"}

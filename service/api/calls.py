@@ -1,0 +1,171 @@
+"""One API call: who asks, what for, and the answer; bodies decoded and checked in one place."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from service import clock
+from service.context import Context
+from service.deliver import Deliverer
+from service.errors import FieldError, Problem, invalid
+from service.model import Key, Scope
+from service.poll import Poller
+from service.store.lists import Page
+
+T = TypeVar("T")
+LIMIT_MAX = 250
+PAGING = frozenset({"limit", "after", "order"})
+
+_encode = msgspec.json.Encoder().encode
+_WHERE = re.compile(r"(?P<message>.*?)(?: - at `(?P<path>[^`]*)`)?", re.DOTALL)
+_FIELD = re.compile(r"Object (?:missing required|contains unknown) field `(?P<name>[^`]*)`")
+_STEP = re.compile(r"\.([^.\[]+)|\[([^\]]*)\]")
+
+
+class Worker(Protocol):
+    """What the API needs of the process's worker, which knows nothing of the API."""
+
+    @property
+    def is_alive(self) -> bool:
+        """True unless the worker should run here and does not."""
+        ...
+
+    async def tick(self, seconds: float) -> Any:
+        """Do due work for up to `seconds`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of a started process."""
+
+    context: Context
+    poller: Poller
+    deliverer: Deliverer
+    worker: Worker
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that was authenticated and found to be well-formed."""
+
+    parts: Parts
+    key: Key
+    path: Mapping[str, str]
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+    request_id: str
+    resource_id: str = ""
+
+    @property
+    def context(self) -> Context:
+        """What the verbs are given."""
+        return self.parts.context
+
+    @property
+    def poller(self) -> Poller:
+        """Who asks upstream."""
+        return self.parts.poller
+
+    @property
+    def deliverer(self) -> Deliverer:
+        """Who sends webhooks."""
+        return self.parts.deliverer
+
+    @property
+    def worker(self) -> Worker:
+        """Who does due work."""
+        return self.parts.worker
+
+    @property
+    def tenant(self) -> str:
+        """Whose rows the call is about."""
+        return self.key.tenant
+
+    def decode(self, kind: type[T]) -> T:
+        """The body as `kind`; Problem 400 if it is no JSON, 422 with a pointer if a field is wrong."""
+        try:
+            return msgspec.json.decode(self.body or b"{}", type=kind)
+        except msgspec.ValidationError as error:
+            raise invalid("The request has a wrong field.", _field_error(str(error))) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Problem(400, "invalid_json", f"The body is not JSON: {error}") from None
+
+    def page(self, prefix: str) -> Page:
+        """`limit`, `after` and `order`; Problem 400 if one is wrong."""
+        limit = self.query.get("limit", "50")
+        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= LIMIT_MAX):
+            raise bad_query("limit", f"must be a whole number from 1 to {LIMIT_MAX}")
+        order = self.query.get("order", "desc")
+        if order not in ("asc", "desc"):
+            raise bad_query("order", "must be asc or desc")
+        after = self.query.get("after")
+        if after is not None and not re.fullmatch(rf"{prefix}_[0-9a-f]{{32}}", after):
+            raise bad_query("after", "must be the `next` of an earlier page")
+        return Page(limit=int(limit), after=after, ascending=order == "asc")
+
+    def query_time(self, name: str) -> int | None:
+        """A time in the query as milliseconds; Problem 400 if it is none."""
+        text = self.query.get(name)
+        if text is None:
+            return None
+        try:
+            return clock.parse_rfc3339(text.replace(" ", "+"))
+        except (ValueError, OverflowError):
+            raise bad_query(
+                name, "must be an RFC 3339 time, such as 2026-11-22T18:20:00Z"
+            ) from None
+
+    def query_choice(self, name: str, words: Sequence[str]) -> str | None:
+        """A word in the query; Problem 400 if it is none of `words`."""
+        word = self.query.get(name)
+        if word is not None and word not in words:
+            raise bad_query(name, f"must be one of: {', '.join(words)}")
+        return word
+
+    def may(self, scope: Scope) -> bool:
+        """True if the key has the scope; `admin` includes the others."""
+        return scope in self.key.scopes or "admin" in self.key.scopes
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a handler answers: JSON by default."""
+
+    status: int = 200
+    content: Any = None
+    body: bytes | None = None
+    media_type: str = "application/json"
+    headers: Mapping[str, str] = {}
+
+    def encoded(self) -> bytes:
+        """The body's bytes."""
+        if self.body is not None:
+            return self.body
+        return b"" if self.content is None else _encode(self.content)
+
+
+def listed(rows: Sequence[Mapping[str, Any]], *, more: bool) -> Answer:
+    """A page of things that have an `id`."""
+    after = rows[-1]["id"] if more and rows else None
+    return Answer(content={"data": rows, "next": after})
+
+
+def bad_query(name: str, message: str) -> Problem:
+    """400: a query parameter is wrong or unknown."""
+    error = FieldError(f"?{name}", message)
+    return Problem(400, "invalid_query", f"The query parameter {name} {message}.", errors=(error,))
+
+
+def _field_error(text: str) -> FieldError:
+    """msgspec's message as a JSON pointer and a sentence."""
+    found = _WHERE.fullmatch(text)
+    message, path = (found["message"], found["path"] or "$") if found else (text, "$")
+    steps = [name or index for name, index in _STEP.findall(path)]
+    if field := _FIELD.match(message):
+        steps.append(field["name"])
+        message = "is required" if "missing" in message else "is not a field of this request"
+    pointer = "".join("/" + s.replace("~", "~0").replace("/", "~1") for s in steps)
+    return FieldError(pointer, message)

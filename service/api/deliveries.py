@@ -1,0 +1,65 @@
+"""Deliveries: what was sent to whom, every attempt, and one more on request."""
+
+from service.api.calls import Answer, Call, listed
+from service.errors import Problem, not_found
+from service.model import Attempt, Delivery
+from service.store import deliveries, lists, subscribers
+from service.store.database import Transaction
+
+STATUSES = ("pending", "delivered", "dead", "canceled")
+
+
+async def list_(call: Call) -> Answer:
+    """GET /v1/deliveries."""
+    where, values = ["tenant = :tenant"], {"tenant": call.tenant}
+    if status := call.query_choice("status", STATUSES):
+        where.append("status = :status")
+        values["status"] = status
+    for name in ("subscriber_id", "event_id"):
+        if wanted := call.query.get(name):
+            where.append(f"{name} = :{name}")
+            values[name] = wanted
+    rows, more = await call.context.database.read(
+        lists.page, lists.DELIVERIES, call.page("dlv"), where, values
+    )
+    return listed([deliveries.delivery(row).view() for row in rows], more=more)
+
+
+async def get(call: Call) -> Answer:
+    """GET /v1/deliveries/{id}, with its attempts."""
+    found = await call.context.database.read(_get, call)
+    if found is None:
+        raise not_found("delivery")
+    delivery, attempts = found
+    return Answer(content={**delivery.view(), "attempts": [a.view() for a in attempts]})
+
+
+async def _get(tx: Transaction, call: Call) -> tuple[Delivery, list[Attempt]] | None:
+    delivery = await deliveries.get(tx, call.tenant, call.path["id"])
+    if delivery is None:
+        return None
+    return delivery, await deliveries.attempts(tx, delivery.id)
+
+
+async def retry(call: Call) -> Answer:
+    """POST /v1/deliveries/{id}/retry: one more attempt now, of a dead one too."""
+    delivery = await call.context.database.write(_retry, call)
+    return Answer(status=202, content=delivery.view())
+
+
+async def _retry(tx: Transaction, call: Call) -> Delivery:
+    delivery = await deliveries.get(tx, call.tenant, call.path["id"])
+    if delivery is None:
+        raise not_found("delivery")
+    if delivery.status not in ("pending", "dead"):
+        raise Problem(409, "not_retryable", f"The delivery is {delivery.status}.")
+    subscriber = await subscribers.get(tx, delivery.subscriber_id)
+    if subscriber is None:
+        raise Problem(409, "not_retryable", "The subscriber was deleted.")
+    if subscriber.status == "disabled":
+        raise Problem(409, "subscriber_disabled", "The subscriber is disabled; enable it first.")
+    await deliveries.retry(tx, delivery)
+    tx.after_commit(call.context.wakes.look, delivery.subscriber_id)
+    again = await deliveries.get(tx, call.tenant, delivery.id)
+    assert again is not None
+    return again

@@ -1,0 +1,80 @@
+"""A page that shows the contract: operations by tag, with their scope, parameters and answers."""
+
+from functools import lru_cache
+from html import escape
+from typing import Any
+
+import yaml
+
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:56rem;padding:1rem 1.25rem;
+color:#1d2530;background:#fff}
+h1{margin-bottom:0}h2{margin-top:2.5rem;border-bottom:1px solid #d5dbe3;text-transform:capitalize}
+code,pre{font:14px/1.45 ui-monospace,monospace;background:#f3f5f8;border-radius:4px}
+code{padding:.1em .3em}pre{padding:.75rem;overflow-x:auto}
+details{border:1px solid #d5dbe3;border-radius:6px;margin:.5rem 0;padding:.4rem .75rem}
+summary{cursor:pointer}summary b{display:inline-block;min-width:4.5rem;font-family:monospace}
+.get{color:#1a5fb4}.post{color:#26742f}.patch{color:#9a5b00}.delete{color:#b01e2e}
+small{color:#5a6675}table{border-collapse:collapse}td,th{text-align:left;padding:.15rem .75rem .15rem 0;
+vertical-align:top}
+@media(prefers-color-scheme:dark){body{background:#14181f;color:#dfe5ec}code,pre{background:#222934}
+details,h2{border-color:#39424f}small{color:#9aa7b8}.get{color:#78aeed}.post{color:#7fd18b}
+.patch{color:#e5b567}.delete{color:#f08a96}}
+"""
+
+
+@lru_cache(maxsize=1)
+def render(document: bytes) -> bytes:
+    """The whole page, self-contained."""
+    contract = yaml.load(document, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    sections = "".join(_section(contract, tag) for tag in contract["tags"])
+    title = f"{escape(contract['info']['title'])} {escape(contract['info']['version'])}"
+    page = (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
+        "<meta name=viewport content='width=device-width'>"
+        f"<style>{_STYLE}</style><h1>{title}</h1><p>{escape(contract['info'].get('summary', ''))} "
+        "The contract itself is at <a href=/openapi.yaml>/openapi.yaml</a>.</p>"
+        f"<pre>{escape(contract['info'].get('description', ''))}</pre>{sections}</html>"
+    )
+    return page.encode()
+
+
+def _section(contract: dict[str, Any], tag: dict[str, str]) -> str:
+    operations = [
+        _operation(contract, path, method, item)
+        for path, methods in contract["paths"].items()
+        for method, item in methods.items()
+        if isinstance(item, dict) and tag["name"] in item.get("tags", ())
+    ]
+    intro = escape(tag.get("description", ""))
+    return f"<h2>{escape(tag['name'])}</h2><p>{intro}</p>{''.join(operations)}"
+
+
+def _operation(contract: dict[str, Any], path: str, method: str, item: dict[str, Any]) -> str:
+    parameters = [_resolve(contract, p) for p in item.get("parameters", ())]
+    rows = "".join(
+        f"<tr><td><code>{escape(p['name'])}</code><td>{escape(p['in'])}"
+        f"<td>{escape(p.get('description', ''))}"
+        for p in parameters
+    )
+    answers = "".join(
+        f"<tr><td><code>{escape(status)}</code><td>"
+        f"{escape(_resolve(contract, answer).get('description', ''))}"
+        for status, answer in item["responses"].items()
+    )
+    return (
+        f"<details><summary><b class={method}>{method.upper()}</b> <code>{escape(path)}</code> "
+        f"{escape(item['summary'])} <small>{escape(item.get('x-scope', ''))}</small></summary>"
+        f"<p>{escape(item.get('description', ''))}</p><table>{rows}</table>"
+        f"<table>{answers}</table></details>"
+    )
+
+
+def _resolve(contract: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    """Follow a `$ref` within the document."""
+    while "$ref" in node:
+        found: Any = contract
+        for step in node["$ref"].removeprefix("#/").split("/"):
+            found = found[step.replace("~1", "/").replace("~0", "~")]
+        node = found
+    return node

@@ -1,0 +1,36 @@
+"""Events, read: also the pull interface, in order and from a cursor."""
+
+import msgspec
+
+from service.api.calls import Answer, Call
+from service.errors import not_found
+from service.model import EVENT_TYPES
+from service.store import events, lists
+
+
+async def list_(call: Call) -> Answer:
+    """GET /v1/events.
+
+    With `order=asc`, `next` is there as long as the page is not empty, so that a reader who has
+    caught up can come back for what is new.
+    """
+    where, values = ["tenant = :tenant"], {"tenant": call.tenant}
+    if type_ := call.query_choice("type", EVENT_TYPES):
+        where.append("type = :type")
+        values["type"] = type_
+    if generation_id := call.query.get("generation_id"):
+        where.append("generation_id = :generation_id")
+        values["generation_id"] = generation_id
+    page = call.page("evt")
+    rows, more = await call.context.database.read(lists.page, lists.EVENTS, page, where, values)
+    after = rows[-1]["id"] if rows and (more or page.ascending) else None
+    bodies = [msgspec.Raw(row["body"]) for row in rows]
+    return Answer(content={"data": bodies, "next": after})
+
+
+async def get(call: Call) -> Answer:
+    """GET /v1/events/{id}: the very bytes that subscribers get."""
+    event = await call.context.database.read(events.get, call.tenant, call.path["id"])
+    if event is None:
+        raise not_found("event")
+    return Answer(body=event.body)

@@ -1,0 +1,180 @@
+"""Generations: ask for one, look at it, wait for it, read its story, have upstream asked."""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from service import egress, submit
+from service.api.calls import Answer, Call, bad_query, listed
+from service.api.timeline import timeline
+from service.clock import SECOND
+from service.errors import FieldError, invalid, not_found
+from service.model import OPEN, TERMINAL, Generation
+from service.store import generations, lists
+from service.store.database import Transaction
+from service.submit import NewGeneration
+from service.upstream import catalogue
+
+WAIT_SECONDS_MAX = 60
+METADATA_MAX = 20
+_METADATA_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_RECHECK_SECONDS = 1.0  # Another process may bring the outcome.
+
+
+async def create(call: Call) -> Answer:
+    """POST /v1/generations: stored, submitted upstream, answered 202."""
+    new = call.decode(NewGeneration)
+    if errors := _errors(call, new):
+        raise invalid("The request has wrong fields.", *errors)
+    context = call.context
+    generation = await context.database.write(_get_or_accept, call, new)
+    if generation.submission == "sending" and generation.id not in context.wakes.submitting:
+        generation = await _submit(call, generation)
+    return Answer(status=202, content=generation.view())
+
+
+async def _submit(call: Call, generation: Generation) -> Generation:
+    """Submit to the end even if the client hangs up: the answer must be recorded."""
+    wakes = call.context.wakes
+    task = asyncio.create_task(submit.submit(call.context, generation))
+    wakes.submitting[generation.id] = task
+    task.add_done_callback(lambda _task: wakes.submitting.pop(generation.id, None))
+    return await asyncio.shield(task)
+
+
+async def _get_or_accept(tx: Transaction, call: Call, new: NewGeneration) -> Generation:
+    """The generation; one that a request before a crash made is not sent a second time."""
+    found = await generations.get(tx, call.resource_id)
+    if found is not None:
+        return msgspec.structs.replace(found, submission="lost")
+    return await submit.accept(tx, call.context, call.tenant, call.resource_id, new)
+
+
+def _errors(call: Call, new: NewGeneration) -> list[FieldError]:
+    errors = [*_text_errors(new), *_metadata_errors(new.metadata)]
+    if new.notify_url is not None:
+        settings = call.context.settings
+        policy = egress.Policy(settings.allow_http, settings.allow_networks)
+        if reason := egress.refuse_url(new.notify_url, policy):
+            errors.append(FieldError("/notify_url", reason))
+    model = call.context.catalogue.get(new.model)
+    if model is not None:
+        found = catalogue.problems(model, new.input)
+        errors += [FieldError(f"/input{pointer}", message) for pointer, message in found]
+    return errors
+
+
+def _text_errors(new: NewGeneration) -> list[FieldError]:
+    if not 1 <= len(new.model) <= 128 or not new.model.isprintable():
+        return [FieldError("/model", "must have 1 to 128 printable characters")]
+    forbidden = [name for name in ("model", "callback_url") if name in new.input]
+    return [FieldError(f"/input/{name}", "is set by genhook") for name in forbidden]
+
+
+def _metadata_errors(metadata: Mapping[str, str]) -> list[FieldError]:
+    if len(metadata) > METADATA_MAX:
+        return [FieldError("/metadata", f"must have at most {METADATA_MAX} entries")]
+    return [
+        FieldError(f"/metadata/{name}", "needs a name of 1 to 64 of [A-Za-z0-9_.-], a value to 500")
+        for name, value in metadata.items()
+        if not _METADATA_NAME.fullmatch(name) or len(value) > 500 or "\0" in value
+    ]
+
+
+async def get_one(call: Call) -> Generation:
+    """The generation that the path names, if it is the tenant's; else Problem 404."""
+    found = await call.context.database.read(generations.get, call.path["id"])
+    if found is None or found.tenant != call.tenant:
+        raise not_found("generation")
+    return found
+
+
+async def get(call: Call) -> Answer:
+    """GET /v1/generations/{id}, held with `?wait` until it is terminal."""
+    wait = call.query.get("wait", "0")
+    if not (wait.isascii() and wait.isdigit() and int(wait[:9]) <= WAIT_SECONDS_MAX):
+        raise bad_query("wait", f"must be a whole number from 0 to {WAIT_SECONDS_MAX}")
+    generation = await get_one(call)
+    if int(wait) and not generation.is_terminal:
+        generation = await _wait(call, generation, float(wait))
+    return Answer(content=generation.view())
+
+
+async def _wait(call: Call, generation: Generation, seconds: float) -> Generation:
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + seconds
+    waiters = call.context.wakes.ended
+    ended = asyncio.Event()
+    waiters.setdefault(generation.id, set()).add(ended)
+    try:
+        while not (generation := await get_one(call)).is_terminal and loop.time() < ends_at:
+            try:
+                remaining = min(_RECHECK_SECONDS, ends_at - loop.time())
+                await asyncio.wait_for(ended.wait(), max(remaining, 0))
+            except TimeoutError:
+                continue
+    finally:
+        waiting = waiters.get(generation.id, set())
+        waiting.discard(ended)
+        if not waiting:
+            waiters.pop(generation.id, None)
+    return generation
+
+
+async def list_(call: Call) -> Answer:
+    """GET /v1/generations."""
+    where = ["g.tenant = :tenant"]
+    values: dict[str, Any] = {"tenant": call.tenant}
+    if status := call.query_choice("status", (*OPEN, *TERMINAL)):
+        where.append("g.status = :status")
+        values["status"] = status
+    if model := call.query.get("model"):
+        where.append("g.model = :model")
+        values["model"] = model
+    for name, sign in (("created_after", ">"), ("created_before", "<")):
+        if (at := call.query_time(name)) is not None:
+            where.append(f"g.created_at {sign} :{name}")
+            values[name] = at
+    _filter_metadata(call, where, values)
+    rows, more = await call.context.database.read(
+        lists.page, lists.GENERATIONS, call.page("gen"), where, values
+    )
+    return listed([generations.generation(row).view() for row in rows], more=more)
+
+
+def _filter_metadata(call: Call, where: list[str], values: dict[str, Any]) -> None:
+    wanted = {n: v for n, v in call.query.items() if n.startswith("metadata.")}
+    if len(wanted) > METADATA_MAX:
+        raise bad_query("metadata", f"may be asked for {METADATA_MAX} names at most")
+    for number, (name, value) in enumerate(wanted.items()):
+        where.append(
+            "EXISTS (SELECT 1 FROM generation_metadata m WHERE m.tenant = :tenant "
+            f"AND m.name = :name{number} AND m.value = :value{number} "
+            "AND m.generation_id = g.id)"
+        )
+        values[f"name{number}"] = name.removeprefix("metadata.")
+        values[f"value{number}"] = value
+
+
+async def story(call: Call) -> Answer:
+    """GET /v1/generations/{id}/timeline."""
+    generation = await get_one(call)
+    entries = await call.context.database.read(timeline, generation)
+    return Answer(content={"data": entries, "next": None})
+
+
+async def refresh(call: Call) -> Answer:
+    """POST /v1/generations/{id}/refresh: ask upstream now, once a second at most."""
+    generation = await get_one(call)
+    if generation.status in ("succeeded", "failed"):
+        return Answer(content=generation.view())
+    now = call.context.clock()
+    poller = call.poller
+    fresh = generation.last_poll_at is None or now - generation.last_poll_at >= SECOND
+    if generation.id in poller.in_flight or fresh:
+        await asyncio.shield(poller.start(generation))
+        generation = await get_one(call)
+    return Answer(content=generation.view())

@@ -1,0 +1,205 @@
+"""From HTTP to a call and back: authentication, checks of the request, problems, request ids."""
+
+import hmac
+import re
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import parse_qsl
+
+import structlog
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from service import log, metrics
+from service.api import idempotency
+from service.api.asgi import BodyTooLargeError, DisconnectedError, read_body
+from service.api.calls import Answer, Call, Parts, bad_query
+from service.api.routes import OPERATIONS, Operation
+from service.clock import MINUTE
+from service.errors import Problem, StorageBusy, StorageError
+from service.ids import new_id
+from service.model import Key
+from service.store import keys
+from service.tenants import DEFAULT
+
+_log = log.get()
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_HANGUP = 499  # Nobody reads the answer; the number is nginx's.
+
+
+def build(parts: Callable[[], Parts]) -> Starlette:
+    """The API as a Starlette application; `parts` are there once the process has started."""
+    routes = [
+        Route(op.path, _endpoint(op, parts), methods=[op.method], name=f"{op.method} {op.path}")
+        for op in OPERATIONS
+    ]
+    return Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+
+
+def _endpoint(operation: Operation, parts: Callable[[], Parts]) -> Callable[..., Any]:
+    async def endpoint(request: Request) -> Response:
+        request_id = _request_id(request)
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            response = await _guarded(operation, parts(), request, request_id)
+        response.headers["x-request-id"] = request_id
+        metrics.requests.add(1, str(response.status_code))
+        return response
+
+    return endpoint
+
+
+async def _guarded(
+    operation: Operation, parts: Parts, request: Request, request_id: str
+) -> Response:
+    try:
+        answer = await _answer(operation, parts, request, request_id)
+    except Problem as problem:
+        return _problem(problem, request_id)
+    except StorageBusy:
+        return _problem(_unavailable("Too much is being stored at once."), request_id)
+    except StorageError as error:
+        _log.error("request.not_stored", path=request.url.path, error=str(error))
+        return _problem(_unavailable("The database does not take the request."), request_id)
+    except DisconnectedError:
+        return Response(status_code=_HANGUP)
+    except Exception:
+        _log.exception("request.failed", path=request.url.path)
+        return _problem(Problem(500, "internal_error", "Something went wrong here."), request_id)
+    headers = dict(answer.headers)
+    if answer.status == 204:
+        return Response(status_code=204, headers=headers)
+    return Response(answer.encoded(), answer.status, headers, answer.media_type)
+
+
+async def _answer(operation: Operation, parts: Parts, request: Request, request_id: str) -> Answer:
+    key = await _authenticate(operation, parts, request)
+    query = _query(operation, request)
+    call = Call(
+        parts=parts,
+        key=key,
+        path=request.path_params,
+        query=query,
+        headers=request.headers,
+        body=await _body(parts, request),
+        request_id=request_id,
+    )
+    if operation.makes:
+        name = f"{operation.method} {operation.path}"
+        return await idempotency.once(call, name, operation.makes, operation.handler)
+    return await operation.handler(call)
+
+
+_NOBODY = Key(
+    id="", name="", tenant="", scopes=[], created_at=0, last_used_at=None, revoked_at=None
+)
+_ADMIN = Key(
+    id="key_admin",
+    name="GENHOOK_ADMIN_KEY",
+    tenant=DEFAULT,
+    scopes=["admin"],
+    created_at=0,
+    last_used_at=None,
+    revoked_at=None,
+)
+
+
+async def _authenticate(operation: Operation, parts: Parts, request: Request) -> Key:
+    """Whose key it is; Problem 401 without a good one, 403 without the scope."""
+    who = operation.who
+    settings = parts.context.settings
+    if who == "open":
+        closed = (operation.path == "/metrics" and not settings.open_metrics) or (
+            operation.path in ("/docs", "/openapi.yaml") and not settings.open_docs
+        )
+        if not closed:
+            return _NOBODY
+        who = "read"
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    key = await _key(parts, secret.strip()) if scheme.lower() == "bearer" else None
+    if key is None:
+        raise Problem(401, "unauthorized", "An API key is needed: Authorization: Bearer ghk_…")
+    if who not in key.scopes and "admin" not in key.scopes:
+        raise Problem(403, "forbidden", f"The key lacks the scope {who}.")
+    return key
+
+
+async def _key(parts: Parts, secret: str) -> Key | None:
+    context = parts.context
+    admin_key = context.settings.admin_key
+    if admin_key and hmac.compare_digest(keys.digest(secret), keys.digest(admin_key)):
+        return _ADMIN
+    if not secret.startswith("ghk_"):
+        return None
+    key = await context.database.read(keys.find, secret)
+    if key is not None and (key.last_used_at or 0) < context.clock() - MINUTE:
+        try:
+            await context.database.write_batched(keys.used, (key.id, context.clock()))
+        except StorageError as error:
+            _log.warning("key.use_not_noted", error=str(error))
+    return key
+
+
+def _query(operation: Operation, request: Request) -> dict[str, str]:
+    """The query parameters; Problem 400 for an unknown, repeated or undecodable one."""
+    query: dict[str, str] = {}
+    text = request.scope["query_string"].decode("latin-1")
+    for name, value in parse_qsl(text, keep_blank_values=True, max_num_fields=100):
+        family = "metadata." if name.startswith("metadata.") else name
+        if family not in operation.query:
+            raise bad_query(name[:64], "is not known here")
+        if name in query:
+            raise bad_query(name[:64], "is given twice")
+        if "\0" in value or "\ufffd" in value:
+            raise bad_query(name[:64], "has characters that no value has")
+        query[name] = value
+    return query
+
+
+async def _body(parts: Parts, request: Request) -> bytes:
+    if request.method in ("GET", "DELETE"):
+        return b""
+    limit = parts.context.settings.request_body_bytes
+    try:
+        body = await read_body(request.scope, request.receive, limit)
+    except BodyTooLargeError as error:
+        raise Problem(413, "body_too_large", str(error)) from None
+    media_type = request.headers.get("content-type", "application/json").partition(";")[0]
+    if body and media_type.strip().lower() != "application/json":
+        raise Problem(415, "unsupported_media_type", "Send the body as application/json.")
+    return body
+
+
+def _request_id(request: Request) -> str:
+    """The caller's own request id where it is harmless, else a new one."""
+    given = request.headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else new_id("req")
+
+
+def _unavailable(detail: str) -> Problem:
+    return Problem(503, "storage_unavailable", detail, retry_after_seconds=1)
+
+
+def _problem(problem: Problem, request_id: str) -> Response:
+    answer = Answer(content=problem.document(request_id))
+    headers: dict[str, str] = {}
+    if problem.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if problem.retry_after_seconds is not None:
+        headers["retry-after"] = str(problem.retry_after_seconds)
+    return Response(answer.encoded(), problem.status, headers, "application/problem+json")
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What the router itself refuses: no such path, no such method."""
+    request_id = _request_id(request)
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        problem = Problem(405, "method_not_allowed", "This path does not take this method.")
+    else:
+        problem = Problem(404, "not_found", "There is nothing at this path.")
+    response = _problem(problem, request_id)
+    response.headers.update({"x-request-id": request_id, **(error.headers or {})})
+    return response

@@ -1,0 +1,310 @@
+"""Subscribers: create, look at, change, delete; their secrets; a ping to try them."""
+
+import os
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from service import egress, signers, signing, standing
+from service.api.calls import Answer, Call, listed
+from service.clock import rfc3339
+from service.errors import FieldError, Problem, invalid, not_found
+from service.exchange import refuse_header
+from service.model import EVENT_TYPES, Filter, Subscriber
+from service.schedule import DEFAULT_RETRY_SECONDS
+from service.store import events, lists, subscribers
+from service.store.database import Transaction
+
+SUBSCRIBERS_MAX = 1_000
+HEADERS_MAX = 20
+HEADER_CHARACTERS_MAX = 4_096
+OVERLAP_SECONDS = 86_400
+_RESERVED = ("content-type", "user-agent", "authorization-info", "content-encoding")
+
+Description = Annotated[str, msgspec.Meta(max_length=500)]
+InFlight = Annotated[int, msgspec.Meta(ge=1, le=100)]
+Rate = Annotated[float, msgspec.Meta(ge=0.01, le=1_000)]
+Delay = Annotated[int, msgspec.Meta(ge=0, le=604_800)]
+Schedule = Annotated[list[Delay], msgspec.Meta(min_length=1, max_length=20)]
+Overlap = Annotated[int, msgspec.Meta(ge=0, le=604_800)]
+Payload = Literal["full", "thin", "cloudevents"]
+
+
+class New(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of POST /v1/subscribers."""
+
+    url: str
+    description: Description = ""
+    event_types: list[str] = []
+    filter: Filter = Filter()
+    headers: dict[str, str] = {}
+    max_in_flight: InFlight = 10
+    rate_per_second: Rate | None = None
+    retry_schedule_seconds: Schedule = msgspec.field(
+        default_factory=lambda: list(DEFAULT_RETRY_SECONDS)
+    )
+    ordered: bool = False
+    payload: Payload = "full"
+    signature: Literal["v1", "v1a"] = "v1"
+    secret: str | None = None
+
+
+class Update(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of PATCH /v1/subscribers/{id}: what is left out stays."""
+
+    url: str | msgspec.UnsetType = msgspec.UNSET
+    description: Description | msgspec.UnsetType = msgspec.UNSET
+    event_types: list[str] | msgspec.UnsetType = msgspec.UNSET
+    filter: Filter | msgspec.UnsetType = msgspec.UNSET
+    headers: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    status: Literal["active", "paused", "disabled"] | msgspec.UnsetType = msgspec.UNSET
+    max_in_flight: InFlight | msgspec.UnsetType = msgspec.UNSET
+    rate_per_second: Rate | None | msgspec.UnsetType = msgspec.UNSET
+    retry_schedule_seconds: Schedule | msgspec.UnsetType = msgspec.UNSET
+    ordered: bool | msgspec.UnsetType = msgspec.UNSET
+    payload: Payload | msgspec.UnsetType = msgspec.UNSET
+
+
+class Rotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of a rotation."""
+
+    secret: str | None = None
+    overlap_seconds: Overlap = OVERLAP_SECONDS
+
+
+async def create(call: Call) -> Answer:
+    """POST /v1/subscribers: 201, with the secret this once."""
+    new = call.decode(New)
+    _check(call, new)
+    context = call.context
+    secrets = signers.new_secrets(os.urandom, asymmetric=new.signature == "v1a")
+    if new.secret is not None:
+        secrets = msgspec.structs.replace(secrets, current=new.secret)
+    subscriber = Subscriber(
+        id=call.resource_id,
+        tenant=call.tenant,
+        url=new.url,
+        description=new.description,
+        event_types=new.event_types,
+        filter=new.filter,
+        header_names=sorted(new.headers),
+        sealed_headers=signers.seal_headers(context.vault, new.headers, call.resource_id),
+        sealed_secrets=signers.seal(context.vault, secrets, call.resource_id),
+        max_in_flight=new.max_in_flight,
+        rate_per_second=new.rate_per_second,
+        retry_schedule_seconds=new.retry_schedule_seconds,
+        ordered=new.ordered,
+        payload=new.payload,
+        signature=new.signature,
+        created_at=context.clock(),
+        updated_at=context.clock(),
+    )
+    await context.database.write(_insert, subscriber)
+    return Answer(status=201, content={**subscriber.view(), "secret": secrets.current})
+
+
+async def _insert(tx: Transaction, new: Subscriber) -> None:
+    if await subscribers.count(tx, new.tenant) >= SUBSCRIBERS_MAX:
+        raise Problem(409, "conflict", f"A tenant has at most {SUBSCRIBERS_MAX} subscribers.")
+    if await subscribers.get(tx, new.id) is not None:
+        raise Problem(409, "conflict", "The first request made this subscriber; list them.")
+    await subscribers.insert(tx, new)
+
+
+def _check(call: Call, new: New | Update) -> None:
+    """Problem unless the URL may be delivered to and every field makes sense."""
+    errors: list[FieldError] = []
+    if isinstance(new.url, str):
+        settings = call.context.settings
+        policy = egress.Policy(settings.allow_http, settings.allow_networks)
+        if reason := egress.refuse_url(new.url, policy):
+            error = FieldError("/url", reason)
+            raise Problem(422, "address_refused", reason, errors=(error,))
+    if isinstance(new.event_types, list):
+        errors += _type_errors(new.event_types)
+    if isinstance(new.headers, dict):
+        errors += _header_errors(new.headers)
+    if isinstance(new.filter, Filter) and len(new.filter.models) + len(new.filter.metadata) > 100:
+        errors.append(FieldError("/filter", "has more than 100 entries"))
+    if isinstance(new, New) and new.secret is not None:
+        errors += _secret_errors(new.secret)
+    if errors:
+        raise invalid("The subscriber has wrong fields.", *errors)
+
+
+def _type_errors(types: list[str]) -> list[FieldError]:
+    known = ", ".join(EVENT_TYPES)
+    errors = [
+        FieldError(f"/event_types/{index}", f"must be one of: {known}")
+        for index, type_ in enumerate(types)
+        if type_ not in EVENT_TYPES
+    ]
+    if len(set(types)) != len(types):
+        errors.append(FieldError("/event_types", "names a type twice"))
+    return errors
+
+
+def _header_errors(headers: dict[str, str]) -> list[FieldError]:
+    if len(headers) > HEADERS_MAX or sum(map(len, headers.values())) > HEADER_CHARACTERS_MAX:
+        limits = f"at most {HEADERS_MAX} headers and {HEADER_CHARACTERS_MAX} characters"
+        return [FieldError("/headers", f"must have {limits}")]
+    errors = []
+    for name, value in headers.items():
+        lower = name.lower()
+        reason = refuse_header(name, value)
+        if lower.startswith(("webhook-", "ce-")) or lower in _RESERVED:
+            reason = f"The header {lower} is set by the sender."
+        if reason:
+            errors.append(FieldError(f"/headers/{name}", reason))
+    if len({name.lower() for name in headers}) != len(headers):
+        errors.append(FieldError("/headers", "names a header twice"))
+    return errors
+
+
+def _secret_errors(secret: str) -> list[FieldError]:
+    try:
+        signing.decode_secret(secret)
+    except ValueError as error:
+        return [FieldError("/secret", str(error))]
+    return []
+
+
+async def get_one(call: Call) -> Subscriber:
+    """The subscriber that the path names, if it is the tenant's; else Problem 404."""
+    found = await call.context.database.read(subscribers.get, call.path["id"])
+    return _own(call, found)
+
+
+def _own(call: Call, found: Subscriber | None) -> Subscriber:
+    if found is None or found.tenant != call.tenant or found.is_notify:
+        raise not_found("subscriber")
+    return found
+
+
+async def get(call: Call) -> Answer:
+    """GET /v1/subscribers/{id}."""
+    return Answer(content=(await get_one(call)).view())
+
+
+async def list_(call: Call) -> Answer:
+    """GET /v1/subscribers."""
+    where = ["tenant = :tenant", "is_notify = 0"]
+    rows, more = await call.context.database.read(
+        lists.page, lists.SUBSCRIBERS, call.page("sub"), where, {"tenant": call.tenant}
+    )
+    return listed([subscribers.subscriber(row).view() for row in rows], more=more)
+
+
+async def update(call: Call) -> Answer:
+    """PATCH /v1/subscribers/{id}: also how a person pauses, disables and re-enables."""
+    new = call.decode(Update)
+    _check(call, new)
+    after = await call.context.database.write(_update, call, new)
+    return Answer(content=after.view())
+
+
+async def _update(tx: Transaction, call: Call, new: Update) -> Subscriber:
+    old = _own(call, await subscribers.get(tx, call.path["id"]))
+    changes: dict[str, Any] = {
+        name: value
+        for name, value in msgspec.structs.asdict(new).items()
+        if value is not msgspec.UNSET and name not in ("headers", "status")
+    }
+    if isinstance(new.headers, dict):
+        changes["header_names"] = sorted(new.headers)
+        changes["sealed_headers"] = signers.seal_headers(call.context.vault, new.headers, old.id)
+    if isinstance(new.status, str) and new.status != old.status:
+        changes |= _status_changes(old, new.status)
+    tx.after_commit(call.context.wakes.reload, old.id)
+    after = await subscribers.change(tx, old, **changes, updated_at=tx.now)
+    if after.status == "disabled" != old.status:
+        await standing.announce(tx, call.context, after)
+    return after
+
+
+def _status_changes(old: Subscriber, status: str) -> dict[str, Any]:
+    """Coming back from `disabled`, the lane is probed with one delivery before it opens."""
+    changes: dict[str, Any] = {"status": status, "disabled_reason": None}
+    if status == "disabled":
+        changes["disabled_reason"] = "manual"
+    elif old.status == "disabled":
+        changes |= {"probing": True, "failing_since": None, "slow_until": None}
+    return changes
+
+
+async def delete(call: Call) -> Answer:
+    """DELETE /v1/subscribers/{id}: what it is still owed is canceled."""
+    await call.context.database.write(_delete, call)
+    return Answer(status=204)
+
+
+async def _delete(tx: Transaction, call: Call) -> None:
+    old = _own(call, await subscribers.get(tx, call.path["id"]))
+    await subscribers.delete(tx, old)
+    tx.after_commit(call.context.wakes.reload, old.id)
+
+
+async def secret(call: Call) -> Answer:
+    """GET /v1/subscribers/{id}/secret."""
+    subscriber = await get_one(call)
+    assert subscriber.sealed_secrets is not None
+    found = signers.unseal(call.context.vault, subscriber.sealed_secrets, subscriber.id)
+    return Answer(content=secrets_view(found, call.context.clock()))
+
+
+async def rotate(call: Call) -> Answer:
+    """POST /v1/subscribers/{id}/rotate-secret: the old one signs beside the new for a while."""
+    wanted = rotation(call)
+    rotated = await call.context.database.write(_rotate, call, wanted)
+    return Answer(content=secrets_view(rotated, call.context.clock()))
+
+
+async def _rotate(tx: Transaction, call: Call, wanted: Rotation) -> signers.Secrets:
+    old = _own(call, await subscribers.get(tx, call.path["id"]))
+    assert old.sealed_secrets is not None
+    vault = call.context.vault
+    rotated = rotate_secrets(signers.unseal(vault, old.sealed_secrets, old.id), wanted, tx.now)
+    await subscribers.change(
+        tx, old, sealed_secrets=signers.seal(vault, rotated, old.id), updated_at=tx.now
+    )
+    tx.after_commit(call.context.wakes.reload, old.id)
+    return rotated
+
+
+def rotation(call: Call) -> Rotation:
+    """The body of a rotation, its secret checked."""
+    wanted = call.decode(Rotation)
+    if wanted.secret is not None and (errors := _secret_errors(wanted.secret)):
+        raise invalid("The secret cannot be used.", *errors)
+    return wanted
+
+
+def rotate_secrets(old: signers.Secrets, wanted: Rotation, now: int) -> signers.Secrets:
+    """`old` with a new current secret: the given one, or a fresh one."""
+    new = wanted.secret or signing.new_secret(os.urandom)
+    return old.rotated(new, wanted.overlap_seconds, now)
+
+
+def secrets_view(of: signers.Secrets, now: int) -> dict[str, Any]:
+    """Secrets as the API shows them."""
+    live = [previous.expires_at for previous in of.previous if previous.expires_at > now]
+    return {
+        "secret": of.current,
+        "public_key": of.private_key and signing.public_key_of(of.private_key),
+        "previous_expires_at": rfc3339(max(live)) if live else None,
+    }
+
+
+async def test(call: Call) -> Answer:
+    """POST /v1/subscribers/{id}/test: one `ping` now, answered with the attempt."""
+    subscriber = await get_one(call)
+    if subscriber.status == "disabled":
+        raise Problem(409, "subscriber_disabled", "The subscriber is disabled; enable it first.")
+    event = await call.context.database.write(_ping, subscriber)
+    attempt, sent = await call.deliverer.test(subscriber, event)
+    return Answer(content={"attempt": attempt.view(), "request": sent})
+
+
+async def _ping(tx: Transaction, subscriber: Subscriber) -> Any:
+    data = {"subscriber_id": subscriber.id}
+    return await events.insert(tx, subscriber.tenant, "ping", data, None)

@@ -1,0 +1,74 @@
+"""Operations: health, readiness, metrics, the contract and a page that shows it, due work."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from service import metrics
+from service.api.calls import Answer, Call, bad_query
+from service.errors import StorageError
+from service.store import schema
+from service.store.database import Transaction
+
+TICK_SECONDS_MAX = 60
+
+
+async def healthz(_call: Call) -> Answer:
+    """GET /healthz: the process answers."""
+    return Answer(content={"status": "ok"})
+
+
+async def readyz(call: Call) -> Answer:
+    """GET /readyz: the database takes reads, its schema is ours, and somebody works."""
+    checks = {"database": "ok", "schema": "ok", "worker": "ok"}
+    try:
+        found = await call.context.database.read(_version)
+        if found != schema.latest():
+            checks["schema"] = f"The database has schema {found}, not {schema.latest()}."
+    except StorageError as error:
+        checks["database"] = f"It does not answer: {error}."
+        checks["schema"] = "Not known."
+    if not call.worker.is_alive:
+        checks["worker"] = "It has stopped."
+    ready = all(check == "ok" for check in checks.values())
+    content = {"status": "ready" if ready else "unready", "checks": checks}
+    return Answer(status=200 if ready else 503, content=content)
+
+
+async def _version(tx: Transaction) -> int:
+    rows = await tx.select("PRAGMA user_version", {})
+    return int(rows[0]["user_version"])
+
+
+async def metrics_(_call: Call) -> Answer:
+    """GET /metrics, for Prometheus."""
+    return Answer(body=metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def document() -> bytes:
+    """openapi.yaml, from the package or from the checkout."""
+    packaged = Path(str(files("service"))) / "openapi.yaml"
+    return (packaged if packaged.exists() else packaged.parents[1] / "openapi.yaml").read_bytes()
+
+
+async def openapi(_call: Call) -> Answer:
+    """GET /openapi.yaml."""
+    return Answer(body=document(), media_type="application/yaml")
+
+
+async def docs(_call: Call) -> Answer:
+    """GET /docs: the contract as a page, without scripts from elsewhere."""
+    from service.api import docs as page  # noqa: PLC0415  only here is YAML read
+
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    headers = {"content-security-policy": policy, "x-content-type-options": "nosniff"}
+    return Answer(
+        body=page.render(document()), media_type="text/html; charset=utf-8", headers=headers
+    )
+
+
+async def tick(call: Call) -> Answer:
+    """POST /v1/tick: due work, for platforms where no worker runs."""
+    seconds = call.query.get("seconds", "10")
+    if not (seconds.isascii() and seconds.isdigit() and 1 <= int(seconds[:9]) <= TICK_SECONDS_MAX):
+        raise bad_query("seconds", f"must be a whole number from 1 to {TICK_SECONDS_MAX}")
+    return Answer(content=await call.worker.tick(float(seconds)))

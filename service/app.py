@@ -1,0 +1,161 @@
+"""Puts a process together: settings in, an ASGI application out."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from service import egress, log, metrics, tenants
+from service.api import router
+from service.api.asgi import Receive, Scope, Send
+from service.api.callbacks import Receiver
+from service.api.calls import Parts
+from service.clock import Clock, now_ms
+from service.context import UPSTREAM, Context
+from service.deliver import Deliverer
+from service.deliver import Send as SendWebhook
+from service.poll import Poller
+from service.sender import Limits, Sender, tls_context
+from service.settings import Settings
+from service.store import schema
+from service.store.database import Database
+from service.tokens import CallbackTokens
+from service.upstream import catalogue
+from service.upstream.client import Client
+from service.vault import Vault
+from service.worker import Worker
+
+if TYPE_CHECKING:
+    import httpx
+
+_log = log.get()
+
+
+class App:
+    """The service as an ASGI application. Callbacks go past the router, straight to the store."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock = now_ms,
+        transport: "Callable[[], httpx.AsyncBaseTransport] | None" = None,
+        sender: SendWebhook | None = None,
+    ) -> None:
+        self.settings = settings
+        self._clock = clock
+        self._transport = transport
+        self._sender = sender
+        self._parts: Parts | None = None
+        self._receiver: Receiver | None = None
+        self._api = router.build(lambda: self.parts)
+        self.worker: Worker | None = None
+
+    @property
+    def parts(self) -> Parts:
+        """The parts of the started process."""
+        assert self._parts is not None, "the application has not been started"
+        return self._parts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "http":
+            if scope["method"] == "POST" and scope["path"].startswith("/callbacks/"):
+                assert self._receiver is not None
+                await self._receiver(scope, receive, send)
+            else:
+                await self._api(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+
+    async def start(self, *, worker: bool | None = None) -> None:
+        """Open the database, bring its schema up to date, and start the worker."""
+        settings = self.settings
+        database = Database(
+            settings.database_path, clock=self._clock, queue_max=settings.write_queue
+        )
+        await database.open()
+        try:
+            await self._start(
+                database, worker=settings.worker == "embedded" if worker is None else worker
+            )
+        except BaseException:
+            await database.close()
+            raise
+
+    async def _start(self, database: Database, *, worker: bool) -> None:
+        settings = self.settings
+        await schema.migrate(database)
+        context = Context(
+            settings=settings,
+            database=database,
+            client=Client(
+                settings.upstream_url,
+                settings.upstream_api_key,
+                timeout_seconds=settings.upstream_timeout_seconds,
+                body_bytes_max=settings.upstream_body_bytes,
+                transport=self._transport,
+            ),
+            catalogue=catalogue.load(),
+            tokens=CallbackTokens(settings.secret_keys, UPSTREAM),
+            vault=Vault(settings.secret_keys),
+            clock=self._clock,
+        )
+        await database.write(tenants.ensure, context, tenants.DEFAULT)
+        poller = Poller(context)
+        deliverer = Deliverer(context, self._sender or _sender(settings))
+        self.worker = Worker(context, poller, deliverer)
+        self._parts = Parts(context, poller, deliverer, self.worker)
+        self._receiver = Receiver(context)
+        metrics.write_queue.read = lambda: database.queued
+        metrics.in_flight.read = lambda: deliverer.in_flight
+        metrics.backlog.read = deliverer.waiting
+        if worker:
+            self.worker.start()
+
+    async def stop(self) -> None:
+        """Finish what is under way within its time, then close everything."""
+        if self._parts is None or self.worker is None:
+            return
+        self.worker.stop()
+        if self.worker.task is not None:
+            await asyncio.gather(self.worker.task, return_exceptions=True)
+        close = getattr(self.parts.deliverer.sender, "close", None)
+        if close is not None:
+            await close()
+        await self.parts.context.client.close()
+        await self.parts.context.database.close()
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self.start()
+        except Exception as error:  # noqa: BLE001  the server is told, and ends
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        if self.worker is not None and self.worker.task is not None:
+            self.worker.task.add_done_callback(_end_with_worker)
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def _sender(settings: Settings) -> SendWebhook:
+    if settings.http_proxy:
+        from service.proxied import ProxiedSender  # noqa: PLC0415  httpx only where it is used
+
+        context = tls_context(settings.ca_file)
+        return ProxiedSender(settings.http_proxy, ssl_context=context)
+    policy = egress.Policy(settings.allow_http, settings.allow_networks)
+    own = tls_context(settings.ca_file) if settings.ca_file else None
+    limits = Limits(connections=settings.max_in_flight + 24)
+    return Sender(policy, ssl_context=own, limits=limits)
+
+
+def _end_with_worker(task: "asyncio.Task[None]") -> None:
+    """A worker that failed ends the process: the platform starts it anew, and nothing is lost."""
+    if not task.cancelled() and task.exception() is not None:
+        _log.error("worker.failed", exc_info=task.exception())
+        os.kill(os.getpid(), signal.SIGTERM)

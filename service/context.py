@@ -1,0 +1,65 @@
+"""What the verbs are given: settings, database, upstream, secrets, clock, and whom to wake."""
+
+import asyncio
+import os
+import random  # noqa: TID251  the one source of jitter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from service.clock import Clock, now_ms
+from service.model import Due, Generation
+from service.settings import Settings
+from service.store.database import Database
+from service.tokens import CallbackTokens
+from service.upstream.catalogue import Catalogue
+from service.upstream.client import Client
+from service.vault import Vault
+
+UPSTREAM = "apiinone"
+CALLBACK_GRACE_MS = 7 * 86_400_000  # Longer than any provider's last retry.
+
+
+def _nobody(_due: Sequence[Due]) -> None:
+    """Nobody delivers in this process: the rows wait for one that does."""
+
+
+@dataclass(slots=True)
+class Wakes:
+    """Who sleeps until there is work. Rows are what survives; these only make it fast."""
+
+    submit: asyncio.Event = field(default_factory=asyncio.Event)
+    poll: asyncio.Event = field(default_factory=asyncio.Event)
+    deadline: asyncio.Event = field(default_factory=asyncio.Event)
+    deliver: Callable[[Sequence[Due]], None] = _nobody
+    look: Callable[[str], None] = lambda _subscriber_id: None
+    reload: Callable[[str | None], None] = lambda _subscriber_id: None
+    submitting: dict[str, asyncio.Task[Generation]] = field(default_factory=dict)
+    ended: dict[str, set[asyncio.Event]] = field(default_factory=dict)
+
+    def end(self, generation_id: str) -> None:
+        """Wake whoever waits for the generation's outcome."""
+        for event in self.ended.pop(generation_id, ()):
+            event.set()
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One process's parts, put together in app.py."""
+
+    settings: Settings
+    database: Database
+    client: Client
+    catalogue: Catalogue
+    tokens: CallbackTokens
+    vault: Vault
+    clock: Clock = now_ms
+    jitter: Callable[[], float] = random.random
+    random_bytes: Callable[[int], bytes] = os.urandom
+    wakes: Wakes = field(default_factory=Wakes)
+
+    def callback_url(self, generation_id: str, nonce: str, deadline_at: int) -> str | None:
+        """Where upstream calls back about the generation; None where there is no public URL."""
+        if self.settings.public_url is None:
+            return None
+        token = self.tokens.mint(generation_id, nonce, deadline_at + CALLBACK_GRACE_MS)
+        return f"{self.settings.public_url}/callbacks/{UPSTREAM}/{token}"

@@ -1,0 +1,32 @@
+"""Fan an event out: a delivery for every subscriber that wants it, in the event's transaction."""
+
+from service.context import Context
+from service.model import Event, Generation, Subscriber
+from service.store import deliveries, subscribers
+from service.store.database import Transaction
+
+
+async def fan_out(
+    tx: Transaction, context: Context, event: Event, generation: Generation | None
+) -> None:
+    """Owe `event` to every subscriber of its tenant that wants it, and hand over what is due."""
+    wanted = [
+        subscriber
+        for subscriber in await _candidates(tx, event.tenant, generation)
+        if subscriber.wants(event.type, generation)
+    ]
+    if not wanted:
+        return
+    due = await deliveries.insert(tx, event, wanted)
+    tx.after_commit(context.wakes.deliver, due)
+
+
+async def _candidates(
+    tx: Transaction, tenant: str, generation: Generation | None
+) -> list[Subscriber]:
+    found = await subscribers.of_tenant(tx, tenant)
+    if generation is not None and generation.notify_subscriber_id:
+        notify = await subscribers.get(tx, generation.notify_subscriber_id)
+        if notify is not None and notify.status != "disabled":
+            found.append(notify)
+    return found

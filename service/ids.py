@@ -1,0 +1,24 @@
+"""Identifiers: a prefix and a UUIDv7 (RFC 9562 section 5.7) in hex, so that they sort by time."""
+
+import os
+
+from service import clock
+
+_state = {"ms": 0, "counter": 0}
+
+
+def new_id(prefix: str, now: int | None = None) -> str:
+    """`prefix` and 32 hex digits; later calls of one process sort after earlier ones.
+
+    The 12 bits after the version count within a millisecond (RFC 9562 section 6.2, method 1), and
+    a clock that steps back is held at the latest millisecond seen.
+    """
+    moment = clock.now_ms() if now is None else now
+    if moment > _state["ms"]:
+        _state["ms"], _state["counter"] = moment, 0
+    else:
+        _state["counter"] += 1
+        if _state["counter"] > 0xFFF:
+            _state["ms"], _state["counter"] = _state["ms"] + 1, 0
+    tail = (int.from_bytes(os.urandom(8), "big") & 0x3FFFFFFFFFFFFFFF) | 0x8000000000000000
+    return f"{prefix}_{_state['ms']:012x}7{_state['counter']:03x}{tail:016x}"

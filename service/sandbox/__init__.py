@@ -1,0 +1,5 @@
+"""API in One on this machine: for `genhook sandbox`, `genhook demo` and tests."""
+
+from service.sandbox.app import create_app
+
+__all__ = ["create_app"]

@@ -1,0 +1,173 @@
+"""The routes under /api/v1: who may call, what is refused, and how a task is taken."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import NoReturn
+
+import httpx
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from service.sandbox import misbehaviour, models, parameters, tasks, wire, work
+from service.sandbox.misbehaviour import Misbehaviour
+from service.sandbox.parameters import Body
+from service.sandbox.tasks import Sandbox, Task
+
+PREFIX = "/api/v1"
+
+
+def routes() -> list[Route]:
+    """Everything below /api/v1."""
+    creating = [Route(PREFIX + path, create, methods=["POST"]) for path in models.PATHS]
+    return [
+        *creating,
+        Route(PREFIX + models.LYRICS, align_lyrics, methods=["POST"]),
+        Route(PREFIX + "/audio/music/feed", show_feed),
+        Route(PREFIX + "/audio/music/upload-cover/status", show_feed),
+        Route(PREFIX + "/audio/music/cover/status", show_cover),
+        Route(PREFIX + "/tasks/{task_id}", show_task),
+    ]
+
+
+async def create(request: Request) -> Response:
+    """Take a task, or refuse it in the way that was asked for."""
+    sandbox = _sandbox(request)
+    key = _authorize(sandbox, request)
+    body = await _read(request)
+    tasks.remember(sandbox, sandbox.creates, body)
+    model, asked = _understand(request.url.path.removeprefix(PREFIX), body)
+    if key in sandbox.unfunded_keys:
+        raise HTTPException(402, "insufficient credits")
+    if asked.rate_limit and tasks.is_limited(sandbox, body):
+        _refuse(429, "rate limit exceeded")
+    if asked.error:
+        _refuse(asked.error, "the sandbox was asked for this error")
+    if asked.body_error:
+        message = "the sandbox was asked for this error"
+        return JSONResponse(wire.envelope(None, code=asked.body_error, message=message))
+    task = _new_task(sandbox, request, model, body, asked)
+    tasks.take(sandbox, task)
+    return await _answer(sandbox, task)
+
+
+async def show_task(request: Request) -> Response:
+    """What there is to know about a task of any kind."""
+    task, word = _poll(request, request.path_params["task_id"])
+    return JSONResponse(wire.status(task, word))
+
+
+async def show_feed(request: Request) -> Response:
+    """The songs of a task; older clients say `workId`."""
+    asked_for = request.query_params.get("task_id") or request.query_params.get("workId")
+    task, word = _poll(request, asked_for)
+    return JSONResponse(wire.feed(task, word))
+
+
+async def show_cover(request: Request) -> Response:
+    """The pictures for a song."""
+    task, word = _poll(request, request.query_params.get("task_id"))
+    return JSONResponse(wire.cover(task, word))
+
+
+async def align_lyrics(request: Request) -> Response:
+    """Answered at once: when which word of a song is sung."""
+    sandbox = _sandbox(request)
+    _authorize(sandbox, request)
+    body = await _read(request)
+    task = sandbox.tasks.get(str(body.get("task_id")))
+    if task is None:
+        raise HTTPException(404 if body.get("task_id") else 400, "task_id must name a task")
+    return JSONResponse(wire.lyrics(task.prompt.split()))
+
+
+def base_url_of(sandbox: Sandbox, request: Request) -> str:
+    """Where this sandbox is reached, without a slash at the end."""
+    return (sandbox.base_url or str(request.base_url)).rstrip("/")
+
+
+def _sandbox(request: Request) -> Sandbox:
+    sandbox: Sandbox = request.app.state.sandbox
+    return sandbox
+
+
+def _authorize(sandbox: Sandbox, request: Request) -> str:
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    known = key == sandbox.api_key if sandbox.api_key else key.startswith("aio_")
+    if scheme.lower() != "bearer" or not known:
+        raise HTTPException(401, "Invalid API key")
+    return key
+
+
+async def _read(request: Request) -> Body:
+    try:
+        body = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, "the body is not JSON") from error
+    if not isinstance(body, dict):
+        raise HTTPException(400, "the body is not a JSON object")
+    return body
+
+
+def _understand(path: str, body: Body) -> tuple[models.Model, Misbehaviour]:
+    try:
+        model = models.find(path, body.get("model"))
+        parameters.check(model, body)
+        return model, misbehaviour.parse(parameters.prompt_of(body))
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from error
+
+
+def _refuse(status_code: int, message: str) -> NoReturn:
+    headers = {"Retry-After": "1"} if status_code == 429 else None
+    raise HTTPException(status_code, message, headers)
+
+
+def _new_task(
+    sandbox: Sandbox, request: Request, model: models.Model, body: Body, asked: Misbehaviour
+) -> Task:
+    return Task(
+        id=model.task_id.format(sandbox.token()),
+        model=model,
+        body=body,
+        prompt=misbehaviour.without_marks(parameters.prompt_of(body)),
+        misbehaviour=asked,
+        base_url=base_url_of(sandbox, request),
+        created_at=sandbox.now(),
+        poll_script=tasks.poll_script(asked),
+    )
+
+
+async def _answer(sandbox: Sandbox, task: Task) -> Response:
+    if task.misbehaviour.sync:
+        work.finish(sandbox, task)
+        return JSONResponse(wire.created(task))
+    work.start(sandbox, task)
+    if task.misbehaviour.early:
+        await task.called_back.wait()
+    answer = JSONResponse(wire.created(task))
+    return _severed(answer) if task.misbehaviour.lose_answer else answer
+
+
+def _severed(answer: Response) -> Response:
+    # The status line leaves, the body does not: servers close the connection when an application
+    # fails in between. The error is httpx's own, so that a client in the same process sees it too.
+    async def nothing() -> AsyncIterator[bytes]:
+        yield b""
+        raise httpx.RemoteProtocolError("the sandbox was asked to close the connection")
+
+    return StreamingResponse(nothing(), headers=dict(answer.headers))
+
+
+def _poll(request: Request, task_id: str | None) -> tuple[Task, str | None]:
+    sandbox = _sandbox(request)
+    _authorize(sandbox, request)
+    task = sandbox.tasks.get(task_id or "")
+    if task is None or task.misbehaviour.sync:
+        raise HTTPException(404, "Task not found")
+    sandbox.polls[task.id] += 1
+    answer = task.poll_script.popleft() if task.poll_script else None
+    if isinstance(answer, int):
+        _refuse(answer, "the sandbox was asked for this error")
+    return task, answer

@@ -1,0 +1,62 @@
+"""The page at /: what this is, how to ask it for something, and how to make it misbehave."""
+
+import textwrap
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+
+from service.sandbox import models
+from service.sandbox.misbehaviour import DIRECTIVES
+from service.sandbox.routes import PREFIX, base_url_of
+
+_PAGE = """\
+genhook sandbox: API in One on this machine. Nothing here costs anything.
+
+Any key that starts with aio_ opens it{but}.
+
+  curl {base}/images/generations \\
+    -H 'Authorization: Bearer aio_sandbox' \\
+    -H 'Content-Type: application/json' \\
+    -d '{{"model": "imagen4", "prompt": "A lighthouse at dusk", "callback_url": "http://127.0.0.1:9000/"}}'
+
+  curl -H 'Authorization: Bearer aio_sandbox' {base}/tasks/TASK_ID
+
+Models (* sends callbacks, the others are polled)
+
+{models}
+
+Misbehaviour, asked for in the prompt, several separated by commas:
+"A lighthouse at dusk [sandbox: duplicate=3, late=5]"
+
+{directives}
+"""
+
+
+async def show(request: Request) -> PlainTextResponse:
+    """GET /, as plain text."""
+    sandbox = request.app.state.sandbox
+    return PlainTextResponse(
+        _PAGE.format(
+            but=", except that this one wants a key of its own" if sandbox.api_key else "",
+            base=base_url_of(sandbox, request) + PREFIX,
+            models="\n".join(_model_lines()),
+            directives="\n".join(_directive_lines()),
+        )
+    )
+
+
+def _model_lines() -> list[str]:
+    lines = []
+    for path in models.PATHS:
+        names = ", ".join(model.value + "*" * model.callbacks for model in models.on(path))
+        lines.append(f"  POST {PREFIX}{path}")
+        wrapped = textwrap.wrap(names, 92, break_on_hyphens=False, break_long_words=False)
+        lines += [f"    {line}" for line in wrapped]
+    return lines
+
+
+def _directive_lines() -> list[str]:
+    return [
+        f"  {name if directive.least is None else f'{name}=N':<16}{directive.does}"
+        for name, directive in DIRECTIVES.items()
+    ]

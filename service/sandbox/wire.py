@@ -1,0 +1,139 @@
+"""The JSON that upstream speaks, odd corners included, such as `msg` and `taskId` on covers."""
+
+from typing import Any
+
+from service import clock
+from service.sandbox import models
+from service.sandbox.parameters import credits_of
+from service.sandbox.tasks import COMPLETED, FAILED, RUNNING, Task
+
+Json = dict[str, Any]
+
+_NOUNS = {"png": "image", "svg": "image", "gif": "video", "wav": "audio"}
+_ERROR_TYPES = {
+    400: "bad_request",
+    401: "authentication_error",
+    402: "insufficient_credits",
+    404: "not_found",
+    429: "rate_limit_error",
+}
+_FAILURE = "the sandbox was asked to fail"
+
+
+def envelope(data: Json | None, *, code: int = 200, message: str = "success") -> Json:
+    """What is around every answer that is not an HTTP error."""
+    return {"code": code, "message": message, "data": data}
+
+
+def error(status_code: int, message: str) -> Json:
+    """The body of every HTTP error."""
+    kind = "server_error" if status_code >= 500 else "bad_request"
+    return {
+        "error": {
+            "code": status_code,
+            "message": message,
+            "type": _ERROR_TYPES.get(status_code, kind),
+        }
+    }
+
+
+def created(task: Task) -> Json:
+    """The answer to a create request; its `task_id` has another name or place on some routes."""
+    if task.misbehaviour.sync:
+        finished = status(task)
+        del finished["data"]["task_id"]
+        return finished
+    if task.model.path == models.COVER:
+        return {"code": 200, "msg": "success", "data": {"taskId": task.id}}
+    if task.model.path == models.UPLOAD_COVER:
+        return envelope({"task_id": task.id})
+    return envelope({"task_id": task.id, "status": RUNNING})
+
+
+def status(task: Task, word: str | None = None) -> Json:
+    """What a poll is told, and what a callback says; `word` stands in for the true status."""
+    data: Json = {
+        "task_id": task.id,
+        "model": task.model.value,
+        "status": word or task.status,
+        "created_at": clock.rfc3339(task.created_at),
+    }
+    if word is None and task.status == COMPLETED:
+        data |= {
+            "credits": credits_of(task.model, task.body),
+            "output": output(task, task.file_urls),
+        }
+    if word is None and task.status == FAILED:
+        data |= {"credits": 0, "error": {"code": "generation_failed", "message": _FAILURE}}
+    if word is None and task.completed_at is not None:
+        data["completed_at"] = clock.rfc3339(task.completed_at)
+    return envelope(data)
+
+
+def partial(task: Task) -> Json:
+    """A callback on the way: the first result of a task that still runs."""
+    answer = status(task, "processing")
+    answer["data"]["output"] = output(task, task.file_urls[:1])
+    return answer
+
+
+def forged(task: Task) -> Json:
+    """What a stranger would like to be believed."""
+    answer = status(task, COMPLETED)
+    answer["data"]["output"] = output(task, [f"https://evil.example/1.{task.model.makes}"])
+    answer["data"]["credits"] = 0
+    return answer
+
+
+def output(task: Task, urls: list[str]) -> Json:
+    """Result URLs under the name that the kind of file has."""
+    noun = _NOUNS[task.model.makes]
+    many = noun == "image" or len(urls) > 1
+    return {f"{noun}_urls": urls} if many else {f"{noun}_url": urls[0]}
+
+
+def feed(task: Task, word: str | None = None) -> Json:
+    """The songs of a task: `type` says SUCCESS from the start, each clip's status is the truth."""
+    clip_status = {COMPLETED: "complete", FAILED: "error"}.get(task.status, "text")
+    clips = [
+        {
+            "id": f"{task.id}-{number}",
+            "status": word or clip_status,
+            "audio_url": url if clip_status == "complete" else "",
+            "image_url": "",
+            "title": task.body.get("title", ""),
+            "duration": 2.0 if clip_status == "complete" else "",
+            "model_name": task.model.value,
+            "error_message": _FAILURE if clip_status == "error" else None,
+        }
+        for number, url in enumerate(task.file_urls, 1)
+    ]
+    asked = {field: value for field, value in task.body.items() if field != "callback_url"}
+    return envelope(
+        {
+            "type": word or ("FAILED" if task.status == FAILED else "SUCCESS"),
+            "request_body": asked,
+            "response_data": clips,
+            "created_at": clock.rfc3339(task.created_at),
+        }
+    )
+
+
+def cover(task: Task, word: str | None = None) -> Json:
+    """The pictures for a song."""
+    word = word or {COMPLETED: "SUCCESS", FAILED: "FAILED"}.get(task.status, RUNNING)
+    data = {
+        "taskId": task.id,
+        "status": word,
+        "images": task.file_urls if word == "SUCCESS" else [],
+        "created_at": clock.rfc3339(task.created_at),
+    }
+    return {"code": 200, "msg": "success", "data": data}
+
+
+def lyrics(words: list[str]) -> Json:
+    """Two words a second."""
+    lines = [
+        {"word": word, "start_s": n * 0.5, "end_s": n * 0.5 + 0.5} for n, word in enumerate(words)
+    ]
+    return envelope({"aligned_words": lines, "credits": 2})

@@ -1,0 +1,227 @@
+"""Every setting, read from the environment once and refused loudly when wrong."""
+
+import ipaddress
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+
+from service.errors import SettingsError
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+KEY_CHARACTERS_MIN = 32
+SIGNATURE_SCHEMES = ("standard", "wavespeed", "kie")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What genhook was told. Secrets never show in its `repr`."""
+
+    database_path: str = "genhook.db"
+    public_url: str | None = None
+    secret_keys: tuple[str, ...] = ()
+    admin_key: str | None = None
+    upstream_url: str = "https://apiin.one/api/v1"
+    upstream_api_key: str | None = None
+    upstream_signature: str | None = None
+    upstream_signature_secret: str | None = None
+    callback_trust: Literal["confirm", "body"] = "confirm"
+    safety_poll_seconds: float | None = None
+    worker: Literal["embedded", "off"] = "embedded"
+    allow_http: bool = False
+    allow_networks: tuple[Network, ...] = ()
+    http_proxy: str | None = None
+    ca_file: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    log_level: str = "info"
+    open_docs: bool = True
+    open_metrics: bool = True
+    callback_body_bytes: int = 1_048_576
+    request_body_bytes: int = 1_048_576
+    upstream_body_bytes: int = 8_388_608
+    upstream_timeout_seconds: float = 60.0
+    write_queue: int = 10_000
+    poll_rate_per_second: float = 10.0
+    deadline_seconds: int = 3_600
+    attempt_timeout_seconds: float = 15.0
+    max_in_flight: int = 1_000
+    shutdown_seconds: float = 20.0
+    retention_days: int = 30
+
+    def __repr__(self) -> str:
+        return f"Settings(database_path={self.database_path!r}, public_url={self.public_url!r})"
+
+
+def _text(value: str) -> str:
+    return value
+
+
+def _boolean(value: str) -> bool:
+    known = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if value.lower() not in known:
+        raise ValueError("must be true or false")
+    return known[value.lower()]
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def read(value: str) -> float:
+        number = float(value)
+        if not low <= number <= high:
+            raise ValueError(f"must be from {low:g} to {high:g}")
+        return number
+
+    return read
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def read(value: str) -> int:
+        if not value.isascii() or not value.isdigit() or not low <= int(value) <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return int(value)
+
+    return read
+
+
+def _choice(*words: str) -> Callable[[str], str]:
+    def read(value: str) -> str:
+        if value not in words:
+            raise ValueError(f"must be one of: {', '.join(words)}")
+        return value
+
+    return read
+
+
+def _database(value: str) -> str:
+    prefix = "sqlite:///"
+    if not value.startswith(prefix) or len(value) == len(prefix):
+        raise ValueError("must look like sqlite:///genhook.db or sqlite:////var/lib/genhook.db")
+    return value[len(prefix) :]
+
+
+def _url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+        raise ValueError("must be an absolute http(s) URL without user information")
+    if parts.query or parts.fragment:
+        raise ValueError("must have neither a query nor a fragment")
+    return value.rstrip("/")
+
+
+def _upstream_url(value: str) -> str:
+    url = _url(value)
+    return url if urlsplit(url).path else f"{url}/api/v1"
+
+
+def _secret_keys(value: str) -> tuple[str, ...]:
+    keys = tuple(key.strip() for key in value.split(","))
+    if any(len(key) < KEY_CHARACTERS_MIN for key in keys):
+        raise ValueError(f"each key must have at least {KEY_CHARACTERS_MIN} characters")
+    return keys
+
+
+def _admin_key(value: str) -> str:
+    if not value.startswith("ghk_") or len(value) < KEY_CHARACTERS_MIN or not value.isascii():
+        raise ValueError(f"must be ghk_ and more, at least {KEY_CHARACTERS_MIN} characters in all")
+    return value
+
+
+def _networks(value: str) -> tuple[Network, ...]:
+    return tuple(ipaddress.ip_network(part.strip()) for part in value.split(",") if part.strip())
+
+
+class Variable(NamedTuple):
+    """An environment variable, the field that it fills, and how it is read."""
+
+    name: str
+    field: str
+    read: Callable[[str], Any]
+
+
+VARIABLES = (
+    Variable("GENHOOK_DATABASE_URL", "database_path", _database),
+    Variable("GENHOOK_PUBLIC_URL", "public_url", _url),
+    Variable("GENHOOK_SECRET_KEYS", "secret_keys", _secret_keys),
+    Variable("GENHOOK_ADMIN_KEY", "admin_key", _admin_key),
+    Variable("GENHOOK_UPSTREAM_URL", "upstream_url", _upstream_url),
+    Variable("GENHOOK_UPSTREAM_API_KEY", "upstream_api_key", _text),
+    Variable("GENHOOK_UPSTREAM_SIGNATURE", "upstream_signature", _choice(*SIGNATURE_SCHEMES)),
+    Variable("GENHOOK_UPSTREAM_SIGNATURE_SECRET", "upstream_signature_secret", _text),
+    Variable("GENHOOK_CALLBACK_TRUST", "callback_trust", _choice("confirm", "body")),
+    Variable("GENHOOK_SAFETY_POLL_SECONDS", "safety_poll_seconds", _number(0.05, 86_400)),
+    Variable("GENHOOK_WORKER", "worker", _choice("embedded", "off")),
+    Variable("GENHOOK_ALLOW_HTTP", "allow_http", _boolean),
+    Variable("GENHOOK_ALLOW_NETWORKS", "allow_networks", _networks),
+    Variable("GENHOOK_HTTP_PROXY", "http_proxy", _url),
+    Variable("GENHOOK_CA_FILE", "ca_file", _text),
+    Variable("GENHOOK_HOST", "host", _text),
+    Variable("PORT", "port", _integer(0, 65_535)),
+    Variable("GENHOOK_LOG_LEVEL", "log_level", _choice("debug", "info", "warning", "error")),
+    Variable("GENHOOK_OPEN_DOCS", "open_docs", _boolean),
+    Variable("GENHOOK_OPEN_METRICS", "open_metrics", _boolean),
+    Variable("GENHOOK_CALLBACK_BODY_BYTES", "callback_body_bytes", _integer(1_024, 67_108_864)),
+    Variable("GENHOOK_REQUEST_BODY_BYTES", "request_body_bytes", _integer(1_024, 67_108_864)),
+    Variable("GENHOOK_UPSTREAM_BODY_BYTES", "upstream_body_bytes", _integer(1_024, 67_108_864)),
+    Variable("GENHOOK_UPSTREAM_TIMEOUT_SECONDS", "upstream_timeout_seconds", _number(0.1, 600)),
+    Variable("GENHOOK_WRITE_QUEUE", "write_queue", _integer(1, 1_000_000)),
+    Variable("GENHOOK_POLL_RATE_PER_SECOND", "poll_rate_per_second", _number(0.01, 10_000)),
+    Variable("GENHOOK_DEADLINE_SECONDS", "deadline_seconds", _integer(1, 604_800)),
+    Variable("GENHOOK_ATTEMPT_TIMEOUT_SECONDS", "attempt_timeout_seconds", _number(0.1, 120)),
+    Variable("GENHOOK_MAX_IN_FLIGHT", "max_in_flight", _integer(1, 10_000)),
+    Variable("GENHOOK_SHUTDOWN_SECONDS", "shutdown_seconds", _number(0, 600)),
+    Variable("GENHOOK_RETENTION_DAYS", "retention_days", _integer(1, 3_650)),
+)
+
+
+def _one(variable: Variable, text: str) -> Any:
+    try:
+        return variable.read(text)
+    except ValueError as error:
+        raise SettingsError(f"{variable.name} {error}.") from None
+
+
+def _loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host == "localhost" or host.startswith("127.") or host == "::1"
+
+
+def _check(settings: Settings) -> None:
+    if not settings.secret_keys:
+        raise SettingsError(
+            "GENHOOK_SECRET_KEYS is not set: give at least one key of 32 characters or more, "
+            "for example from `openssl rand -hex 32`, or try `genhook serve --dev`."
+        )
+    if bool(settings.upstream_signature) != bool(settings.upstream_signature_secret):
+        raise SettingsError(
+            "GENHOOK_UPSTREAM_SIGNATURE and GENHOOK_UPSTREAM_SIGNATURE_SECRET go together: "
+            "set both or neither."
+        )
+    for name, url in (
+        ("GENHOOK_PUBLIC_URL", settings.public_url),
+        ("GENHOOK_UPSTREAM_URL", settings.upstream_url),
+    ):
+        if url and url.startswith("http:") and not (settings.allow_http or _loopback(url)):
+            raise SettingsError(
+                f"{name} must be https: secrets travel to it. "
+                "GENHOOK_ALLOW_HTTP=true allows http on a network that you trust."
+            )
+
+
+def read_settings(environ: Mapping[str, str] | None = None, **overrides: object) -> Settings:
+    """The settings in `environ` (the process's own by default), `overrides` before them.
+
+    SettingsError names the first variable that is missing or wrong.
+    """
+    environ = os.environ if environ is None else environ  # noqa: TID251  this is the place
+    found = {v.field: _one(v, environ[v.name]) for v in VARIABLES if environ.get(v.name)}
+    settings = Settings(**{**found, **overrides})
+    _check(settings)
+    return settings
+
+
+def unknown(environ: Mapping[str, str] | None = None) -> list[str]:
+    """Names that look like settings and are none: a slip of the pen, worth a warning."""
+    environ = os.environ if environ is None else environ  # noqa: TID251  this is the place
+    known = {variable.name for variable in VARIABLES}
+    return sorted(n for n in environ if n.startswith("GENHOOK_") and n not in known)

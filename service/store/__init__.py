@@ -1,0 +1,1 @@
+"""The database: transactions, named statements, and a module of functions per noun."""

@@ -1,0 +1,322 @@
+"""SQLite: one writer with one commit stream, readers beside it, and the transactions they run.
+
+A unit of work is `async def unit(tx, …)`. On SQLite a transaction never waits, so a whole group of
+units runs on the connection's thread in one go; on another database the same units would wait.
+What queues up while a commit runs is the next group: there is no timer, so a lone unit pays for
+one commit and a crowd shares it.
+"""
+
+import asyncio
+import sqlite3
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiosql
+import aiosqlite
+
+from service.clock import Clock, now_ms
+from service.errors import StorageBusy, StorageError
+
+T = TypeVar("T")
+Row = Mapping[str, Any]
+Unit = Callable[..., Coroutine[Any, Any, T]]
+
+GROUP_MAX = 512
+READERS = 2
+BUSY_MS = 5_000
+
+
+@cache
+def statements() -> Mapping[str, str]:
+    """Every named statement of `sql/*.sql`, by name."""
+    queries = aiosql.from_path(Path(__file__).parent / "sql", "sqlite3", mandatory_parameters=False)
+    return {name: getattr(queries, name).sql for name in queries.available_queries}
+
+
+class Transaction:
+    """One transaction: named statements in, rows out, and what to do once it is committed."""
+
+    __slots__ = ("_after", "_connection", "now")
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        now: int,
+        after: list[tuple[Callable[..., None], tuple[Any, ...]]],
+    ) -> None:
+        self._connection = connection
+        self._after = after
+        self.now = now
+
+    async def one(self, name: str, /, **values: object) -> Row | None:
+        """The first row of the statement, or None."""
+        found: Row | None = self._connection.execute(statements()[name], values).fetchone()
+        return found
+
+    async def all(self, name: str, /, **values: object) -> list[Row]:
+        """Every row of the statement; the statement itself has a limit."""
+        return self._connection.execute(statements()[name], values).fetchall()
+
+    async def run(self, name: str, /, **values: object) -> int:
+        """Execute the statement; how many rows it changed."""
+        return self._connection.execute(statements()[name], values).rowcount
+
+    async def many(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:
+        """Execute the statement once for each of `rows`."""
+        self._connection.executemany(statements()[name], rows)
+
+    async def select(self, sql: str, values: Mapping[str, object]) -> list[Row]:
+        """Rows of a statement put together from fixed parts, as lists with filters need."""
+        return self._connection.execute(sql, values).fetchall()
+
+    def after_commit(self, do: Callable[..., None], *args: object) -> None:
+        """Call `do` on the event loop once this transaction is durable; never if it is not."""
+        self._after.append((do, args))
+
+
+def _complete(unit: Coroutine[Any, Any, T]) -> T:
+    """Run a unit that never waits to its end."""
+    try:
+        unit.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    unit.close()
+    raise AssertionError("a unit of work waited for something that is not its transaction")
+
+
+class _Item:
+    """A unit in the queue. Units with the same `batch` run as one call over all their items."""
+
+    __slots__ = ("args", "batched", "error", "future", "result", "unit")
+
+    def __init__(self, unit: Unit[Any], args: tuple[Any, ...], *, batched: bool) -> None:
+        self.unit, self.args, self.batched = unit, args, batched
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+
+After = list[tuple[Callable[..., None], tuple[Any, ...]]]
+
+
+def _batches(items: Sequence[_Item]) -> Iterable[list[_Item]]:
+    """The group in order, neighbours and strangers of one batched unit drawn together."""
+    gathered: dict[Unit[Any], list[_Item]] = {}
+    order: list[list[_Item]] = []
+    for item in items:
+        if item.batched and item.unit in gathered:
+            gathered[item.unit].append(item)
+        else:
+            order.append([item])
+            if item.batched:
+                gathered[item.unit] = order[-1]
+    return order
+
+
+def _run_batch(connection: sqlite3.Connection, batch: list[_Item], now: int, after: After) -> None:
+    """Run units that share a call; if the call fails, each alone, so that one fails alone."""
+    first = batch[0]
+    mine: After = []
+    connection.execute("SAVEPOINT unit")
+    try:
+        tx = Transaction(connection, now, mine)
+        if first.batched:
+            results = _complete(first.unit(tx, [item.args[0] for item in batch]))
+            for item, result in zip(batch, results, strict=True):
+                item.result = result
+        else:
+            first.result = _complete(first.unit(tx, *first.args))
+    except BaseException as error:
+        if not connection.in_transaction:
+            raise  # SQLite gave up the whole transaction: the group failed, not the unit.
+        connection.execute("ROLLBACK TO unit")
+        if len(batch) > 1:
+            for item in batch:
+                _run_batch(connection, [item], now, after)
+        else:
+            first.error = error
+    else:
+        after.extend(mine)
+    finally:
+        if connection.in_transaction:
+            connection.execute("RELEASE unit")
+
+
+def _commit_group(connection: sqlite3.Connection, items: Sequence[_Item], now: int) -> After:
+    """One transaction for all of `items`, on the connection's own thread."""
+    after: After = []
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for batch in _batches(items):
+            _run_batch(connection, batch, now, after)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return after
+
+
+def _read(connection: sqlite3.Connection, unit: Unit[T], args: tuple[Any, ...], now: int) -> T:
+    connection.execute("BEGIN")
+    try:
+        return _complete(unit(Transaction(connection, now, []), *args))
+    finally:
+        connection.execute("ROLLBACK")
+
+
+class Connection(aiosqlite.Connection):
+    """aiosqlite's thread and queue, with one more way in: a function over the raw connection."""
+
+    async def apply(self, do: Callable[..., T], *args: object) -> T:
+        """Run `do(connection, *args)` on the connection's thread, in one hop."""
+        result: T = await self._execute(do, self._conn, *args)  # type: ignore[no-untyped-call]
+        return result
+
+
+def _connector(path: str, *, writes: bool) -> Callable[[], sqlite3.Connection]:
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+        connection.row_factory = sqlite3.Row
+        connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+        if writes:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+        else:
+            connection.execute("PRAGMA query_only=ON")
+        connection.execute("PRAGMA cache_size=-8000")
+        return connection
+
+    return connect
+
+
+async def _connect(path: str, *, writes: bool) -> Connection:
+    connection = Connection(_connector(path, writes=writes), 64)
+    await connection
+    return connection
+
+
+def _storage_error(error: BaseException) -> BaseException:
+    if isinstance(error, sqlite3.IntegrityError) or not isinstance(error, sqlite3.Error):
+        return error
+    return StorageError(f"the database failed: {error}")
+
+
+def _settle(items: Sequence[_Item], failure: BaseException | None) -> None:
+    for item in items:
+        if item.future.done():
+            continue
+        error = failure or item.error
+        if error is None:
+            item.future.set_result(item.result)
+        else:
+            item.future.set_exception(_storage_error(error))
+
+
+class Database:
+    """The database of one process: `write` and `read` run units, `close` finishes the queue."""
+
+    def __init__(self, path: str, *, clock: Clock = now_ms, queue_max: int = 10_000) -> None:
+        self.path = path
+        self._clock = clock
+        self._queue: deque[_Item] = deque()
+        self._queue_max = queue_max
+        self._wake = asyncio.Event()
+        self._readers: asyncio.Queue[Connection] = asyncio.Queue()
+        self._reader_count = 0
+        self._writer: Connection | None = None
+        self._stream: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Open the writer. StorageError if the file cannot be used."""
+        try:
+            self._writer = await _connect(self.path, writes=True)
+        except sqlite3.Error as error:
+            raise StorageError(f"cannot open {self.path}: {error}") from error
+        self._stream = asyncio.create_task(self._commit_stream(), name="commit-stream")
+
+    async def close(self) -> None:
+        """Commit what is queued, then close every connection."""
+        stream, self._stream = self._stream, None
+        self._wake.set()
+        if stream:
+            await stream
+        for _ in range(self._reader_count):
+            await (await self._readers.get()).close()
+        self._reader_count = 0
+        if self._writer:
+            await self._writer.close()
+            self._writer = None
+
+    def write(self, unit: Unit[T], *args: object) -> Awaitable[T]:
+        """Run `unit(tx, *args)`; its result once it is committed.
+
+        The awaitable raises StorageError if it could not be stored, or what the unit raised (then
+        nothing of it is stored). StorageBusy is raised at once where the queue is full.
+        """
+        return self._enqueue(_Item(unit, args, batched=False))
+
+    def write_batched(self, unit: Unit[Sequence[T]], item: object) -> Awaitable[T]:
+        """As `write`, for a unit over a list: items that wait together share one call."""
+        return self._enqueue(_Item(unit, (item,), batched=True))
+
+    async def read(self, unit: Unit[T], *args: object) -> T:
+        """Run `unit(tx, *args)` on a snapshot, beside the writer."""
+        connection = await self._reader()
+        try:
+            return await connection.apply(_read, unit, args, self._clock())
+        except sqlite3.Error as error:
+            raise StorageError(f"the database failed: {error}") from error
+        finally:
+            self._readers.put_nowait(connection)
+
+    async def apply(self, do: Callable[..., T], *args: object) -> T:
+        """Run `do(connection, *args)` on the writer's own thread, between two groups."""
+        assert self._writer is not None
+        return await self._writer.apply(do, *args)
+
+    @property
+    def queued(self) -> int:
+        """How many units wait for the next group."""
+        return len(self._queue)
+
+    def _enqueue(self, item: _Item) -> Awaitable[Any]:
+        if self._stream is None:
+            raise StorageError("the database is closed")
+        if len(self._queue) >= self._queue_max:
+            raise StorageBusy("the queue in front of the database is full")
+        self._queue.append(item)
+        self._wake.set()
+        return item.future
+
+    async def _reader(self) -> Connection:
+        if self._readers.empty() and self._reader_count < READERS:
+            self._reader_count += 1
+            return await _connect(self.path, writes=False)
+        return await self._readers.get()
+
+    async def _commit_stream(self) -> None:
+        assert self._writer is not None
+        while self._queue or self._stream is not None:
+            if not self._queue:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            items = [self._queue.popleft() for _ in range(min(len(self._queue), GROUP_MAX))]
+            await self._commit(self._writer, items)
+
+    async def _commit(self, writer: Connection, items: Sequence[_Item]) -> None:
+        try:
+            after = await writer.apply(_commit_group, items, self._clock())
+        except Exception as error:  # noqa: BLE001  every waiter is told
+            _settle(items, error)
+            return
+        _settle(items, None)
+        for do, args in after:
+            do(*args)

@@ -1,0 +1,138 @@
+"""Deliveries are the queue: due rows by lane, outcomes recorded in groups."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from service.clock import SECOND
+from service.ids import new_id
+from service.model import Attempt, Delivery, Due, Event, Subscriber
+from service.store.database import Row, Transaction
+from service.store.rows import noun, text
+
+
+class Recorded(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt and the state in which it leaves its delivery."""
+
+    tenant: str
+    subscriber_id: str
+    generation_id: str | None
+    ordered: bool
+    status: str
+    due_at: int | None
+    delivered_at: int | None
+    last_error: str | None
+    attempt: Attempt
+
+
+def new_due(event: Event, subscriber: Subscriber, now: int, trigger: str) -> Due:
+    """A new delivery of `event` for `subscriber`, not stored yet."""
+    return Due(
+        tenant=event.tenant,
+        id=new_id("dlv", now),
+        subscriber_id=subscriber.id,
+        event_id=event.id,
+        event_type=event.type,
+        generation_id=event.generation_id,
+        created_at=now,
+        attempt_count=0,
+        trigger=trigger,
+        ordered=subscriber.ordered,
+        body=event.body,
+    )
+
+
+async def insert(
+    tx: Transaction, event: Event, targets: Sequence[Subscriber], trigger: str = "scheduled"
+) -> list[Due]:
+    """A delivery of `event` for each subscriber; those that are due now, to be handed over."""
+    made = [
+        (new_due(event, s, tx.now, trigger), tx.now + s.retry_schedule_seconds[0] * SECOND)
+        for s in targets
+    ]
+    rows = [{**msgspec.structs.asdict(due), "due_at": due_at} for due, due_at in made]
+    await tx.many("deliveries_insert", rows)
+    return [due for due, due_at in made if due_at <= tx.now]
+
+
+async def insert_ended(tx: Transaction, due: Due, recorded: Recorded) -> None:
+    """Store a delivery that was tried once and is over, as a test is."""
+    await tx.many("deliveries_insert", [{**msgspec.structs.asdict(due), "due_at": tx.now}])
+    await record(tx, [recorded])
+
+
+async def retry(tx: Transaction, delivery: Delivery) -> None:
+    """Make a pending or dead delivery due now, for one more attempt."""
+    await tx.run("delivery_retry", tenant=delivery.tenant, id=delivery.id, now=tx.now)
+
+
+async def lanes(tx: Transaction) -> dict[str, int]:
+    """When the earliest pending delivery of each subscriber is due."""
+    return {row["subscriber_id"]: row["due_at"] for row in await tx.all("deliveries_lanes")}
+
+
+async def due(
+    tx: Transaction, subscriber_id: str, limit: int, ordered: bool
+) -> tuple[list[Due], int | None]:
+    """What is due for one subscriber, the longest due first, and when the next after now is.
+
+    Where the subscriber is `ordered`, what waits for an earlier event of its generation is left
+    out.
+    """
+    name = "deliveries_due_ordered" if ordered else "deliveries_due"
+    rows = await tx.all(name, subscriber_id=subscriber_id, now=tx.now, limit=limit)
+    later = await tx.one("delivery_next_due", subscriber_id=subscriber_id, now=tx.now)
+    found = [Due(**dict(row), ordered=ordered) for row in rows]
+    return found, later["due_at"] if later else None
+
+
+async def record(tx: Transaction, recorded: Sequence[Recorded]) -> list[None]:
+    """Store attempts and what they did to their deliveries; those that ended meanwhile stay so."""
+    rows: list[dict[str, Any]] = []
+    for item in recorded:
+        row = msgspec.structs.asdict(item.attempt)
+        row["response_headers"] = text(item.attempt.response_headers)
+        row.update(
+            tenant=item.tenant,
+            subscriber_id=item.subscriber_id,
+            generation_id=item.generation_id,
+            status=item.status,
+            due_at=item.due_at,
+            delivered_at=item.delivered_at,
+            last_error=item.last_error,
+        )
+        rows.append(row)
+    await tx.many("delivery_record", rows)
+    await tx.many("attempt_insert", rows)
+    for row, item in zip(rows, recorded, strict=True):
+        if item.ordered and item.generation_id is not None:
+            held = "deliveries_hold" if item.due_at is not None else "delivery_unhold"
+            await tx.run(held, now=tx.now, **row)
+    return [None] * len(rows)
+
+
+def delivery(row: Row) -> Delivery:
+    """The delivery in a row."""
+    return noun(Delivery, row)
+
+
+def attempt(row: Row) -> Attempt:
+    """The attempt in a row."""
+    return noun(Attempt, row, json=frozenset({"response_headers"}))
+
+
+async def get(tx: Transaction, tenant: str, delivery_id: str) -> Delivery | None:
+    """The delivery, if it is the tenant's."""
+    row = await tx.one("delivery_by_id", tenant=tenant, id=delivery_id)
+    return delivery(row) if row else None
+
+
+async def attempts(tx: Transaction, delivery_id: str) -> list[Attempt]:
+    """The attempts of a delivery in order."""
+    return [attempt(r) for r in await tx.all("attempts_of_delivery", delivery_id=delivery_id)]
+
+
+async def attempts_of_generation(tx: Transaction, generation_id: str) -> list[Row]:
+    """Every attempt to deliver any event of the generation."""
+    return await tx.all("attempts_of_generation", generation_id=generation_id)

@@ -1,0 +1,210 @@
+-- Times are integers of milliseconds since the epoch. JSON is text.
+-- Columns named sealed_* are encrypted under a key derived from GENHOOK_SECRET_KEYS.
+
+CREATE TABLE tenants (
+    id TEXT PRIMARY KEY,
+    sealed_secrets BLOB NOT NULL,
+    created_at INTEGER NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE keys (
+    id TEXT PRIMARY KEY,
+    tenant TEXT NOT NULL,
+    name TEXT NOT NULL,
+    key_sha256 BLOB NOT NULL UNIQUE,
+    scopes TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    last_used_at INTEGER,
+    revoked_at INTEGER
+);
+CREATE INDEX keys_tenant ON keys (tenant, id);
+
+CREATE TABLE idempotency (
+    tenant TEXT NOT NULL,
+    key TEXT NOT NULL,
+    request_sha256 BLOB NOT NULL,
+    resource_id TEXT NOT NULL,
+    status_code INTEGER,
+    sealed_answer BLOB,
+    created_at INTEGER NOT NULL,
+    PRIMARY KEY (tenant, key)
+) WITHOUT ROWID;
+CREATE INDEX idempotency_created ON idempotency (created_at);
+
+CREATE TABLE generations (
+    id TEXT PRIMARY KEY,
+    tenant TEXT NOT NULL,
+    model TEXT NOT NULL,
+    status TEXT NOT NULL,
+    route TEXT NOT NULL,
+    notify_url TEXT,
+    notify_subscriber_id TEXT,
+    task_id TEXT,
+    credits INTEGER,
+    created_at INTEGER NOT NULL,
+    submitted_at INTEGER,
+    completed_at INTEGER,
+    deadline_at INTEGER NOT NULL,
+    nonce TEXT NOT NULL,
+    submission TEXT NOT NULL,
+    submit_at INTEGER,
+    submit_count INTEGER NOT NULL DEFAULT 0,
+    next_poll_at INTEGER,
+    poll_rank INTEGER NOT NULL DEFAULT 1,
+    poll_count INTEGER NOT NULL DEFAULT 0,
+    trouble_count INTEGER NOT NULL DEFAULT 0,
+    late_poll_count INTEGER NOT NULL DEFAULT 0,
+    last_poll_at INTEGER
+) WITHOUT ROWID;
+CREATE INDEX generations_tenant ON generations (tenant, id);
+CREATE INDEX generations_status ON generations (tenant, status, id);
+CREATE INDEX generations_model ON generations (tenant, model, id);
+CREATE INDEX generations_poll ON generations (poll_rank, next_poll_at)
+    WHERE next_poll_at IS NOT NULL;
+CREATE INDEX generations_submit ON generations (submit_at) WHERE submit_at IS NOT NULL;
+CREATE INDEX generations_deadline ON generations (deadline_at)
+    WHERE status IN ('queued', 'processing');
+CREATE INDEX generations_task ON generations (task_id) WHERE task_id IS NOT NULL;
+
+-- What is read with one generation, apart from what is looked up and updated.
+CREATE TABLE generation_bodies (
+    generation_id TEXT PRIMARY KEY,
+    input TEXT NOT NULL,
+    metadata TEXT NOT NULL,
+    output TEXT,
+    error TEXT
+);
+
+CREATE TABLE generation_metadata (
+    tenant TEXT NOT NULL,
+    name TEXT NOT NULL,
+    value TEXT NOT NULL,
+    generation_id TEXT NOT NULL,
+    PRIMARY KEY (tenant, name, value, generation_id)
+) WITHOUT ROWID;
+
+-- Every exchange with upstream about a generation: submissions and polls.
+CREATE TABLE exchanges (
+    generation_id TEXT NOT NULL,
+    at INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    duration_ms INTEGER NOT NULL,
+    status_code INTEGER,
+    outcome TEXT NOT NULL,
+    detail TEXT
+);
+CREATE INDEX exchanges_generation ON exchanges (generation_id);
+
+-- tenant is '' until a token names one.
+CREATE TABLE callbacks (
+    tenant TEXT NOT NULL,
+    id TEXT NOT NULL,
+    generation_id TEXT,
+    upstream TEXT NOT NULL,
+    received_at INTEGER NOT NULL,
+    verdict TEXT NOT NULL,
+    reason TEXT,
+    trust TEXT,
+    body_sha256 BLOB NOT NULL,
+    PRIMARY KEY (tenant, id)
+) WITHOUT ROWID;
+CREATE INDEX callbacks_generation ON callbacks (generation_id, body_sha256)
+    WHERE generation_id IS NOT NULL;
+CREATE INDEX callbacks_rejected ON callbacks (id) WHERE verdict = 'rejected';
+
+CREATE TABLE callback_bodies (
+    callback_id TEXT PRIMARY KEY,
+    headers BLOB NOT NULL,
+    body BLOB NOT NULL
+);
+
+CREATE TABLE events (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    tenant TEXT NOT NULL,
+    type TEXT NOT NULL,
+    generation_id TEXT,
+    created_at INTEGER NOT NULL,
+    body BLOB NOT NULL
+);
+CREATE INDEX events_tenant ON events (tenant, seq);
+CREATE INDEX events_type ON events (tenant, type, seq);
+CREATE INDEX events_generation ON events (generation_id) WHERE generation_id IS NOT NULL;
+
+CREATE TABLE subscribers (
+    id TEXT PRIMARY KEY,
+    tenant TEXT NOT NULL,
+    is_notify INTEGER NOT NULL DEFAULT 0,
+    url TEXT NOT NULL,
+    description TEXT NOT NULL DEFAULT '',
+    event_types TEXT NOT NULL DEFAULT '[]',
+    filter TEXT NOT NULL DEFAULT '{}',
+    header_names TEXT NOT NULL DEFAULT '[]',
+    sealed_headers BLOB,
+    sealed_secrets BLOB,
+    status TEXT NOT NULL DEFAULT 'active',
+    disabled_reason TEXT,
+    max_in_flight INTEGER NOT NULL,
+    rate_per_second REAL,
+    retry_schedule_seconds TEXT NOT NULL,
+    ordered INTEGER NOT NULL DEFAULT 0,
+    payload TEXT NOT NULL DEFAULT 'full',
+    signature TEXT NOT NULL DEFAULT 'v1',
+    failing_since INTEGER,
+    slow_until INTEGER,
+    probing INTEGER NOT NULL DEFAULT 0,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL
+);
+CREATE INDEX subscribers_tenant ON subscribers (tenant, id) WHERE is_notify = 0;
+CREATE UNIQUE INDEX subscribers_notify ON subscribers (tenant, url) WHERE is_notify = 1;
+
+CREATE TABLE deliveries (
+    tenant TEXT NOT NULL,
+    id TEXT NOT NULL,
+    subscriber_id TEXT NOT NULL,
+    event_id TEXT NOT NULL,
+    event_type TEXT NOT NULL,
+    generation_id TEXT,
+    replay_id TEXT,
+    status TEXT NOT NULL DEFAULT 'pending',
+    trigger TEXT NOT NULL DEFAULT 'scheduled',
+    attempt_count INTEGER NOT NULL DEFAULT 0,
+    due_at INTEGER,
+    created_at INTEGER NOT NULL,
+    delivered_at INTEGER,
+    last_error TEXT,
+    PRIMARY KEY (tenant, id)
+) WITHOUT ROWID;
+CREATE INDEX deliveries_due ON deliveries (subscriber_id, due_at) WHERE status = 'pending';
+CREATE INDEX deliveries_event ON deliveries (event_id);
+CREATE INDEX deliveries_subscriber ON deliveries (subscriber_id, id);
+CREATE INDEX deliveries_ended ON deliveries (tenant, status, id)
+    WHERE status IN ('dead', 'canceled');
+
+CREATE TABLE attempts (
+    delivery_id TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    id TEXT NOT NULL,
+    trigger TEXT NOT NULL,
+    started_at INTEGER NOT NULL,
+    duration_ms INTEGER NOT NULL,
+    status_code INTEGER,
+    error_code TEXT,
+    error_message TEXT,
+    response_headers TEXT NOT NULL,
+    response_body BLOB NOT NULL,
+    PRIMARY KEY (delivery_id, number)
+) WITHOUT ROWID;
+
+CREATE TABLE usage (
+    tenant TEXT NOT NULL,
+    day TEXT NOT NULL,
+    model TEXT NOT NULL,
+    generations INTEGER NOT NULL DEFAULT 0,
+    succeeded INTEGER NOT NULL DEFAULT 0,
+    failed INTEGER NOT NULL DEFAULT 0,
+    timed_out INTEGER NOT NULL DEFAULT 0,
+    credits INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (tenant, day, model)
+) WITHOUT ROWID;

@@ -1,0 +1,91 @@
+-- name: deliveries_insert*!
+INSERT INTO deliveries (tenant, id, subscriber_id, event_id, event_type, generation_id, trigger,
+    due_at, created_at)
+VALUES (:tenant, :id, :subscriber_id, :event_id, :event_type, :generation_id, :trigger, :due_at,
+    :created_at);
+
+-- name: delivery_by_id
+SELECT * FROM deliveries WHERE tenant = :tenant AND id = :id;
+
+-- name: deliveries_lanes
+-- A skip scan: one step for each subscriber that has something pending, however much it is.
+WITH RECURSIVE lane (subscriber_id) AS (
+    SELECT min(subscriber_id) FROM deliveries INDEXED BY deliveries_due WHERE status = 'pending'
+    UNION ALL
+    SELECT (SELECT min(d.subscriber_id) FROM deliveries d INDEXED BY deliveries_due
+        WHERE d.status = 'pending' AND d.subscriber_id > lane.subscriber_id)
+    FROM lane WHERE lane.subscriber_id IS NOT NULL
+)
+SELECT lane.subscriber_id,
+    (SELECT min(d.due_at) FROM deliveries d INDEXED BY deliveries_due
+        WHERE d.status = 'pending' AND d.subscriber_id = lane.subscriber_id) AS due_at
+FROM lane WHERE lane.subscriber_id IS NOT NULL;
+
+-- name: deliveries_due
+SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id, d.created_at,
+    d.attempt_count, d.trigger, e.body
+FROM deliveries d INDEXED BY deliveries_due JOIN events e ON e.id = d.event_id
+WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id AND d.due_at <= :now
+ORDER BY d.due_at LIMIT :limit;
+
+-- name: deliveries_due_ordered
+-- As deliveries_due, but an event waits while an earlier one of its generation is pending.
+SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id, d.created_at,
+    d.attempt_count, d.trigger, e.body
+FROM deliveries d INDEXED BY deliveries_due JOIN events e ON e.id = d.event_id
+WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id AND d.due_at <= :now
+    AND NOT EXISTS (SELECT 1 FROM events pe JOIN deliveries pd ON pd.event_id = pe.id
+        WHERE pe.generation_id = d.generation_id AND pd.subscriber_id = d.subscriber_id
+            AND pd.status = 'pending' AND pd.id < d.id)
+ORDER BY d.due_at LIMIT :limit;
+
+-- name: deliveries_hold!
+-- Later events of a generation wait for the retry of an earlier one.
+UPDATE deliveries SET due_at = max(due_at, :due_at)
+WHERE tenant = :tenant AND status = 'pending' AND id IN (
+    SELECT d.id FROM events e JOIN deliveries d ON d.event_id = e.id
+    WHERE e.generation_id = :generation_id AND d.subscriber_id = :subscriber_id
+        AND d.status = 'pending' AND d.id > :delivery_id);
+
+-- name: delivery_unhold!
+-- The next event of the generation may go: the one before it has ended.
+UPDATE deliveries SET due_at = min(due_at, :now)
+WHERE tenant = :tenant AND status = 'pending' AND id = (
+    SELECT min(d.id) FROM events e JOIN deliveries d ON d.event_id = e.id
+    WHERE e.generation_id = :generation_id AND d.subscriber_id = :subscriber_id
+        AND d.status = 'pending');
+
+-- name: delivery_next_due
+SELECT min(due_at) AS due_at FROM deliveries INDEXED BY deliveries_due
+WHERE status = 'pending' AND subscriber_id = :subscriber_id AND due_at > :now;
+
+-- name: delivery_record*!
+UPDATE deliveries SET status = :status, attempt_count = :number, due_at = :due_at,
+    delivered_at = :delivered_at, last_error = :last_error,
+    trigger = CASE trigger WHEN 'manual' THEN 'scheduled' ELSE trigger END
+WHERE tenant = :tenant AND id = :delivery_id AND status = 'pending';
+
+-- name: delivery_retry!
+UPDATE deliveries SET status = 'pending', due_at = :now, trigger = 'manual'
+WHERE tenant = :tenant AND id = :id AND status IN ('pending', 'dead');
+
+-- name: attempt_insert*!
+INSERT INTO attempts (delivery_id, number, id, trigger, started_at, duration_ms, status_code,
+    error_code, error_message, response_headers, response_body)
+VALUES (:delivery_id, :number, :id, :trigger, :started_at, :duration_ms, :status_code,
+    :error_code, :error_message, :response_headers, :response_body)
+ON CONFLICT (delivery_id, number) DO NOTHING;
+
+-- name: attempts_of_delivery
+SELECT * FROM attempts WHERE delivery_id = :delivery_id ORDER BY number LIMIT 100;
+
+-- name: attempts_of_generation
+SELECT a.*, d.subscriber_id, d.event_id FROM events e
+JOIN deliveries d ON d.event_id = e.id
+JOIN attempts a ON a.delivery_id = d.id
+WHERE e.generation_id = :generation_id
+ORDER BY a.started_at LIMIT 1000;
+
+-- name: deliveries_cancel!
+UPDATE deliveries SET status = 'canceled', due_at = NULL
+WHERE tenant = :tenant AND status = 'pending' AND subscriber_id = :subscriber_id;

@@ -1,0 +1,85 @@
+-- name: generation_insert!
+INSERT INTO generations (id, tenant, model, status, route, notify_url, notify_subscriber_id,
+    created_at, deadline_at, nonce, submission)
+VALUES (:id, :tenant, :model, :status, :route, :notify_url, :notify_subscriber_id,
+    :created_at, :deadline_at, :nonce, :submission);
+
+-- name: generation_body_insert!
+INSERT INTO generation_bodies (generation_id, input, metadata) VALUES (:id, :input, :metadata);
+
+-- name: generation_metadata_insert!
+INSERT INTO generation_metadata (tenant, name, value, generation_id)
+VALUES (:tenant, :name, :value, :generation_id);
+
+-- name: generation_by_id
+SELECT g.*, b.input, b.metadata, b.output, b.error
+FROM generations g JOIN generation_bodies b ON b.generation_id = g.id
+WHERE g.id = :id;
+
+-- name: generation_by_task
+SELECT id FROM generations WHERE task_id = :task_id AND id <> :id LIMIT 1;
+
+-- name: generation_update!
+UPDATE generations SET status = :status, task_id = :task_id, credits = :credits,
+    submitted_at = :submitted_at, completed_at = :completed_at, submission = :submission,
+    submit_at = :submit_at, submit_count = :submit_count, next_poll_at = :next_poll_at,
+    poll_rank = :poll_rank, poll_count = :poll_count, trouble_count = :trouble_count,
+    late_poll_count = :late_poll_count, last_poll_at = :last_poll_at
+WHERE id = :id;
+
+-- name: generation_body_update!
+UPDATE generation_bodies SET output = :output, error = :error WHERE generation_id = :id;
+
+-- name: generations_to_submit
+SELECT g.*, b.input, b.metadata, b.output, b.error
+FROM generations g JOIN generation_bodies b ON b.generation_id = g.id
+WHERE g.submit_at IS NOT NULL AND g.submit_at <= :now
+ORDER BY g.submit_at LIMIT :limit;
+
+-- name: generation_next_submit
+SELECT min(submit_at) AS due_at FROM generations WHERE submit_at IS NOT NULL;
+
+-- name: generations_to_poll
+SELECT g.*, b.input, b.metadata, b.output, b.error
+FROM generations g JOIN generation_bodies b ON b.generation_id = g.id
+WHERE g.next_poll_at IS NOT NULL AND g.poll_rank = :poll_rank AND g.next_poll_at <= :now
+ORDER BY g.next_poll_at LIMIT :limit;
+
+-- name: generation_next_poll
+SELECT min(next_poll_at) AS due_at FROM generations
+WHERE next_poll_at IS NOT NULL AND poll_rank = :poll_rank AND next_poll_at > :now;
+
+-- name: generations_expired
+SELECT g.*, b.input, b.metadata, b.output, b.error
+FROM generations g JOIN generation_bodies b ON b.generation_id = g.id
+WHERE g.status IN ('queued', 'processing') AND g.deadline_at <= :now
+ORDER BY g.deadline_at LIMIT :limit;
+
+-- name: generation_next_deadline
+SELECT min(deadline_at) AS due_at FROM generations WHERE status IN ('queued', 'processing');
+
+-- name: generations_ask_now*!
+UPDATE generations SET next_poll_at = max(:now, coalesce(last_poll_at, 0) + 1000), poll_rank = 0
+WHERE id = :id AND status IN ('queued', 'processing', 'timed_out')
+    AND (next_poll_at IS NULL OR poll_rank <> 0 OR next_poll_at < :now);
+
+-- name: exchange_insert!
+INSERT INTO exchanges (generation_id, at, kind, duration_ms, status_code, outcome, detail)
+VALUES (:generation_id, :at, :kind, :duration_ms, :status_code, :outcome, :detail);
+
+-- name: exchanges_of_generation
+SELECT at, kind, duration_ms, status_code, outcome, detail FROM exchanges
+WHERE generation_id = :generation_id ORDER BY rowid LIMIT 1000;
+
+-- name: usage_add!
+INSERT INTO usage (tenant, day, model, generations, succeeded, failed, timed_out, credits)
+VALUES (:tenant, :day, :model, :generations, :succeeded, :failed, :timed_out, :credits)
+ON CONFLICT (tenant, day, model) DO UPDATE SET
+    generations = generations + excluded.generations, succeeded = succeeded + excluded.succeeded,
+    failed = failed + excluded.failed, timed_out = timed_out + excluded.timed_out,
+    credits = credits + excluded.credits;
+
+-- name: usage_list
+SELECT day, model, generations, succeeded, failed, timed_out, credits FROM usage
+WHERE tenant = :tenant AND day >= :since AND day <= :until AND (:model IS NULL OR model = :model)
+ORDER BY day DESC, model LIMIT 1000;

@@ -1,0 +1,43 @@
+-- name: subscriber_insert!
+INSERT INTO subscribers (id, tenant, is_notify, url, description, event_types, filter,
+    header_names, sealed_headers, sealed_secrets, status, disabled_reason, max_in_flight,
+    rate_per_second, retry_schedule_seconds, ordered, payload, signature, created_at, updated_at)
+VALUES (:id, :tenant, :is_notify, :url, :description, :event_types, :filter,
+    :header_names, :sealed_headers, :sealed_secrets, :status, :disabled_reason, :max_in_flight,
+    :rate_per_second, :retry_schedule_seconds, :ordered, :payload, :signature, :created_at,
+    :updated_at);
+
+-- name: subscriber_update!
+UPDATE subscribers SET url = :url, description = :description, event_types = :event_types,
+    filter = :filter, header_names = :header_names, sealed_headers = :sealed_headers,
+    sealed_secrets = :sealed_secrets, status = :status, disabled_reason = :disabled_reason,
+    max_in_flight = :max_in_flight, rate_per_second = :rate_per_second,
+    retry_schedule_seconds = :retry_schedule_seconds, ordered = :ordered, payload = :payload,
+    signature = :signature, failing_since = :failing_since, slow_until = :slow_until,
+    probing = :probing, updated_at = :updated_at
+WHERE id = :id;
+
+-- name: subscriber_by_id
+SELECT * FROM subscribers WHERE id = :id;
+
+-- name: subscriber_notify
+SELECT * FROM subscribers WHERE tenant = :tenant AND url = :url AND is_notify = 1;
+
+-- name: subscribers_of_tenant
+SELECT * FROM subscribers WHERE tenant = :tenant AND is_notify = 0 AND status <> 'disabled';
+
+-- name: subscribers_count
+SELECT count(*) AS count FROM subscribers WHERE tenant = :tenant AND is_notify = 0;
+
+-- name: subscriber_delete!
+DELETE FROM subscribers WHERE id = :id;
+
+-- name: tenant_by_id
+SELECT * FROM tenants WHERE id = :id;
+
+-- name: tenant_insert!
+INSERT INTO tenants (id, sealed_secrets, created_at) VALUES (:id, :sealed_secrets, :created_at)
+ON CONFLICT (id) DO NOTHING;
+
+-- name: tenant_update!
+UPDATE tenants SET sealed_secrets = :sealed_secrets WHERE id = :id;

@@ -1,0 +1,78 @@
+"""Subscribers and tenants, with their secrets sealed."""
+
+from typing import Any
+
+import msgspec
+
+from service.model import Subscriber
+from service.store.database import Row, Transaction
+from service.store.rows import noun, text
+
+_JSON = frozenset({"event_types", "filter", "header_names", "retry_schedule_seconds"})
+
+
+def subscriber(row: Row) -> Subscriber:
+    """The subscriber in a row."""
+    return noun(Subscriber, row, json=_JSON)
+
+
+def _row(of: Subscriber) -> dict[str, Any]:
+    row = msgspec.structs.asdict(of)
+    return {name: text(value) if name in _JSON else value for name, value in row.items()}
+
+
+async def insert(tx: Transaction, new: Subscriber) -> None:
+    """Store a new subscriber."""
+    await tx.run("subscriber_insert", **_row(new))
+
+
+async def change(tx: Transaction, old: Subscriber, **changes: Any) -> Subscriber:
+    """`old` with `changes`, stored."""
+    new = msgspec.structs.replace(old, **changes)
+    await tx.run("subscriber_update", **_row(new))
+    return new
+
+
+async def get(tx: Transaction, subscriber_id: str) -> Subscriber | None:
+    """The subscriber, whoever's it is."""
+    row = await tx.one("subscriber_by_id", id=subscriber_id)
+    return subscriber(row) if row else None
+
+
+async def for_notify(tx: Transaction, tenant: str, url: str) -> Subscriber | None:
+    """The tenant's subscriber that stands for a `notify_url`."""
+    row = await tx.one("subscriber_notify", tenant=tenant, url=url)
+    return subscriber(row) if row else None
+
+
+async def of_tenant(tx: Transaction, tenant: str) -> list[Subscriber]:
+    """Every subscriber of the tenant that is not disabled, `notify_url`s left out."""
+    return [subscriber(row) for row in await tx.all("subscribers_of_tenant", tenant=tenant)]
+
+
+async def count(tx: Transaction, tenant: str) -> int:
+    """How many subscribers the tenant has."""
+    row = await tx.one("subscribers_count", tenant=tenant)
+    return int(row["count"]) if row else 0
+
+
+async def delete(tx: Transaction, old: Subscriber) -> None:
+    """Delete a subscriber and cancel what is still owed to it."""
+    await tx.run("deliveries_cancel", tenant=old.tenant, subscriber_id=old.id)
+    await tx.run("subscriber_delete", id=old.id)
+
+
+async def tenant_secrets(tx: Transaction, tenant: str) -> bytes | None:
+    """The sealed secrets of a tenant, which sign what goes to `notify_url`s."""
+    row = await tx.one("tenant_by_id", id=tenant)
+    return row["sealed_secrets"] if row else None
+
+
+async def insert_tenant(tx: Transaction, tenant: str, sealed_secrets: bytes) -> None:
+    """Make the tenant unless it is there."""
+    await tx.run("tenant_insert", id=tenant, sealed_secrets=sealed_secrets, created_at=tx.now)
+
+
+async def change_tenant(tx: Transaction, tenant: str, sealed_secrets: bytes) -> None:
+    """Replace the tenant's sealed secrets."""
+    await tx.run("tenant_update", id=tenant, sealed_secrets=sealed_secrets)

@@ -1,0 +1,18 @@
+"""Tenants: who owns rows. Each has a secret of its own, which signs what goes to `notify_url`s."""
+
+from service import signers
+from service.context import Context
+from service.store import subscribers
+from service.store.database import Transaction
+
+DEFAULT = "default"
+
+
+async def ensure(tx: Transaction, context: Context, tenant: str) -> bytes:
+    """Make the tenant and its secret unless they are there; the sealed secrets."""
+    sealed = await subscribers.tenant_secrets(tx, tenant)
+    if sealed is None:
+        secrets = signers.new_secrets(context.random_bytes)
+        sealed = signers.seal(context.vault, secrets, tenant)
+        await subscribers.insert_tenant(tx, tenant, sealed)
+    return sealed

@@ -1,0 +1,1 @@
+"""Upstream: its catalogue of models, its wire format, and a client."""

@@ -1,0 +1,107 @@
+"""A sandbox in this process, with time in the test's hand and a receiver for its callbacks."""
+
+import asyncio
+import dataclasses
+import itertools
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+from starlette.applications import Starlette
+
+from service.sandbox import create_app
+from service.sandbox.tasks import Sandbox, Task
+
+NOW = 1_790_000_000_000
+CALLBACK_URL = "http://receiver.example/callbacks/apiinone/ImGenuine"
+KEY = {"Authorization": "Bearer aio_test"}
+PROMPT = "A lighthouse at dusk"
+
+
+@dataclasses.dataclass
+class Received:
+    """A callback as it came, and how its task stood at that moment."""
+
+    path: str
+    content: bytes
+    task_status: str
+
+    @property
+    def data(self) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self.content)["data"]
+        return answer
+
+
+@dataclasses.dataclass
+class Bench:
+    """`naps` are the seconds it slept, until `held` is set; `answers` is what receivers say."""
+
+    naps: list[float] = dataclasses.field(default_factory=list)
+    held: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    received: list[Received] = dataclasses.field(default_factory=list)
+    answers: list[int | Exception] = dataclasses.field(default_factory=list)
+    app: Starlette = dataclasses.field(init=False)
+    client: httpx.AsyncClient = dataclasses.field(init=False)
+
+    @property
+    def sandbox(self) -> Sandbox:
+        sandbox: Sandbox = self.app.state.sandbox
+        return sandbox
+
+    async def sleep(self, seconds: float) -> None:
+        self.naps.append(seconds)
+        await self.held.wait()
+
+    def receive(self, request: httpx.Request) -> httpx.Response:
+        newest = list(self.sandbox.tasks.values())[-1]
+        self.received.append(Received(request.url.path, request.content, newest.status))
+        answer = self.answers.pop(0) if self.answers else 204
+        if isinstance(answer, Exception):
+            raise answer
+        return httpx.Response(answer)
+
+    async def create(
+        self, path: str = "/images/generations", *, asking: str = "", **fields: Any
+    ) -> httpx.Response:
+        """POST a request for imagen4, or for what `fields` say; `asking` is the sandbox's mark."""
+        prompt = f"{PROMPT} [sandbox: {asking}]" if asking else PROMPT
+        body = {"model": "imagen4", "prompt": prompt, "callback_url": CALLBACK_URL, **fields}
+        kept = {field: value for field, value in body.items() if value is not None}
+        return await self.client.post(f"/api/v1{path}", json=kept, headers=KEY)
+
+    async def poll(self, task_id: str) -> httpx.Response:
+        return await self.client.get(f"/api/v1/tasks/{task_id}", headers=KEY)
+
+    async def settle(self) -> None:
+        """Let all sleepers go on, and wait until no work is left."""
+        self.held.set()
+        await asyncio.gather(*[task.work for task in self.sandbox.tasks.values() if task.work])
+
+    async def made(self, **fields: Any) -> Task:
+        """The task of a create request that was taken, its work done."""
+        response = await self.create(**fields)
+        assert response.status_code == 200, response.text
+        await self.settle()
+        return list(self.sandbox.tasks.values())[-1]
+
+
+@asynccontextmanager
+async def opened(**options: Any) -> AsyncIterator[Bench]:
+    """A bench whose sandbox has these options of `create_app`, within its lifespan."""
+    bench = Bench()
+    tokens = map("{:04}".format, itertools.count(1))
+    bench.app = create_app(
+        sleep=bench.sleep,
+        now=lambda: NOW,
+        token=lambda: next(tokens),
+        transport=httpx.MockTransport(bench.receive),
+        **options,
+    )
+    transport = httpx.ASGITransport(bench.app)
+    async with (
+        bench.app.router.lifespan_context(bench.app),
+        httpx.AsyncClient(transport=transport, base_url="http://sandbox.example") as bench.client,
+    ):
+        yield bench

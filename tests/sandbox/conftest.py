@@ -1,0 +1,13 @@
+"""The bench that the tests of the sandbox work at."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.sandbox.bench import Bench, opened
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    async with opened() as bench:
+        yield bench

@@ -1,0 +1,61 @@
+"""What a prompt may ask for, and what it is told when it asks for something else."""
+
+import dataclasses
+
+import pytest
+
+from service.sandbox.misbehaviour import DIRECTIVES, Misbehaviour, parse, without_marks
+
+
+def test_a_prompt_without_a_mark_asks_for_nothing() -> None:
+    assert parse("A lighthouse at dusk, [sic] in a sandbox: nice") == Misbehaviour()
+
+
+def test_every_directive_is_a_field_and_every_field_a_directive() -> None:
+    fields = {field.name.replace("_", "-") for field in dataclasses.fields(Misbehaviour)}
+    assert fields == set(DIRECTIVES)
+
+
+@pytest.mark.parametrize("name", DIRECTIVES)
+def test_every_directive_can_be_asked_for_alone(name: str) -> None:
+    least = DIRECTIVES[name].least
+    value = True if least is None else least + 2
+    asked = parse(f"x [sandbox: {name}]" if least is None else f"x [sandbox: {name}={value}]")
+    expected = {**dataclasses.asdict(Misbehaviour()), name.replace("-", "_"): value}
+    assert dataclasses.asdict(asked) == expected
+
+
+def test_several_directives_may_be_combined_in_one_mark_or_in_more() -> None:
+    asked = parse("[Sandbox: FAIL , duplicate = 3] A boat [sandbox:delay=0.5]")
+    assert asked == Misbehaviour(fail=True, duplicate=3, delay=0.5)
+
+
+@pytest.mark.parametrize(
+    ("mark", "complaint"),
+    [
+        ("explode", "unknown sandbox directive 'explode'; known: fail, lose-callback, duplicate"),
+        ("", "unknown sandbox directive ''"),
+        ("fail=1", "fail takes no value"),
+        ("duplicate", "duplicate needs a number, for example duplicate=3"),
+        ("duplicate=", "duplicate needs a number"),
+        ("delay=soon", "delay needs a number"),
+        ("delay=nan", "delay needs a number"),
+        ("delay=-1", "delay needs a number"),
+        ("delay=3601", "delay goes from 0 to 3600"),
+        ("duplicate=1.5", "duplicate needs a whole number"),
+        ("duplicate=21", "duplicate goes from 1 to 20"),
+        ("error=200", "error goes from 300 to 599"),
+    ],
+)
+def test_a_mark_that_makes_no_sense_is_refused_in_words(mark: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        parse(f"x [sandbox: {mark}]")
+
+
+def test_a_mark_that_is_never_closed_is_refused() -> None:
+    with pytest.raises(ValueError, match="not closed"):
+        parse("A boat [sandbox: fail")
+
+
+def test_the_words_left_for_the_picture_have_no_marks() -> None:
+    assert without_marks("[sandbox: fail] A  boat [sandbox: late=1]\nat sea") == "A boat at sea"

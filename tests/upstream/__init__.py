@@ -1,0 +1,1 @@
+"""Tests of what upstream says and sells."""

@@ -1,0 +1,121 @@
+"""Whatever the bytes: no exception, no outcome out of thin air, no more than the limits."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from service.upstream import shapes, wire
+
+NAMES = """
+    code message msg error data status state type task_status callbackType task_id taskId workId id
+    response_data request_body resultJson info result_urls output outputs results urls get images
+    image url audio_url video_url expires_at failMsg failCode lyricParams task_result detail
+    callback_url success
+"""
+KEYS = st.sampled_from(NAMES.split())
+TEXTS = st.text(max_size=6) | st.sampled_from(
+    [
+        *shapes.MEANING,
+        "SUCCESS",
+        "https://a.test/1.png",
+        "https://[",
+        "9" * 400,
+        "2027-01-15T08:00:00Z",
+        "9999-99-99",
+        '{"resultUrls":["https://a.test/1.png"]}',
+    ]
+)
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=6),
+    max_leaves=24,
+)
+BODIES = st.dictionaries(KEYS, VALUES, max_size=8) | st.lists(VALUES, max_size=4)
+STATUSES = st.sampled_from([200, 201, 202, 204, 301, 400, 401, 404, 429, 500, 503]) | st.integers()
+HEADERS = st.dictionaries(
+    st.sampled_from(["content-type", "Retry-After", "x"]),
+    st.text(max_size=12) | st.sampled_from(["audio/mpeg", "application/json"]),
+)
+UNKNOWN_WORDS = st.text(min_size=1, max_size=12).filter(
+    lambda word: word.strip() != "" and shapes.meaning(word) is None
+)
+
+
+def deep(count: int, opening: bytes, closing: bytes) -> bytes:
+    return opening * count + b"1" + closing * count
+
+
+def read_everything(status: int, headers: dict[str, str], body: bytes) -> None:
+    created = wire.read_create(status, headers, body)
+    assert isinstance(created, wire.Taken | wire.Refused)
+    asked = wire.read_task(status, headers, body)
+    assert isinstance(asked, wire.Report | wire.Absent | wire.Throttled | wire.Unwell)
+    called = wire.read_callback(body)
+    assert called is None or isinstance(called, wire.Report)
+    for answer in (created, asked, called):
+        msgspec.json.encode(answer)
+
+
+@given(STATUSES, HEADERS, st.binary(max_size=64))
+def test_no_bytes_make_reading_raise(status: int, headers: dict[str, str], body: bytes) -> None:
+    read_everything(status, headers, body)
+
+
+@given(STATUSES, HEADERS, BODIES)
+@example(200, {}, {"data": [{"task_id": "a"}, 1]})
+@example(200, {}, {"response_data": [{"status": None}, {"status": "complete"}, "x"]})
+@example(200, {}, {"status": "SUCCESS", "output": {"url": "https://a.test", "expires_at": 1e300}})
+def test_no_json_makes_reading_raise(status: int, headers: dict[str, str], body: Any) -> None:
+    read_everything(status, headers, msgspec.json.encode(body))
+
+
+@pytest.mark.parametrize("count", [65, 500, 5_000, 200_000])
+@pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"data":', b"}")])
+def test_json_nested_too_deeply_is_unreadable(count: int, opening: bytes, closing: bytes) -> None:
+    body = deep(count, opening, closing)
+    read_everything(200, {}, body)
+    assert wire.read_callback(body) is None
+
+
+def test_json_nested_less_deeply_is_read() -> None:
+    assert wire.read_callback(deep(shapes.MAX_DEPTH, b"[", b"]")) is not None
+
+
+def test_a_body_over_the_limit_is_unreadable() -> None:
+    padding = b" " * (shapes.MAX_BODY_BYTES - 2)
+    assert wire.read_callback(b"{}" + padding) is not None
+    assert wire.read_callback(b"{}" + padding + b" ") is None
+
+
+@given(UNKNOWN_WORDS, BODIES)
+def test_an_unknown_word_is_never_an_outcome(word: str, rest: Any) -> None:
+    noise = rest if isinstance(rest, dict) else {"data": rest}
+    told = {key: value for key, value in noise.items() if key != "data"} | {"status": word}
+    body = msgspec.json.encode({"code": 200, "data": told})
+    for report in (wire.read_callback(body), wire.read_task(200, {}, body)):
+        assert isinstance(report, wire.Report)
+        assert (report.state, report.recognised, report.files) == ("processing", False, ())
+
+
+@given(BODIES)
+def test_a_report_that_is_not_a_success_has_no_files(body: Any) -> None:
+    report = wire.read_callback(msgspec.json.encode(body))
+    assert report is not None
+    assert report.state == "succeeded" or report.files == ()
+    assert all(file.url.startswith(("http://", "https://")) for file in report.files)
+    assert len(report.error_message or "") <= shapes.MAX_TEXT_CHARS
+
+
+@given(st.text(max_size=400))
+def test_a_task_id_is_safe_in_a_path(task_id: str) -> None:
+    body = msgspec.json.encode({"task_id": task_id, "status": "pending"})
+    report = wire.read_callback(body)
+    assert report is not None
+    if report.task_id is not None:
+        assert report.task_id == task_id.strip()
+        assert set(report.task_id).isdisjoint("/?#%\\ \n")
+        assert report.task_id not in {".", ".."}

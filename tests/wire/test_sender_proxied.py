@@ -1,0 +1,171 @@
+"""The sender that goes through an outgoing proxy."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trustme
+
+from service.proxied import ProxiedSender
+from service.sender import Answer, SendError, parse_target, tls_context
+from tests.wire import receivers
+from tests.wire.receivers import HEADERS, OK, Peer, Receiver, Script, always, once, receiving
+
+TARGET = parse_target("http://receiver.test/webhooks")
+
+
+@asynccontextmanager
+async def through(
+    proxy: Receiver, context: ssl.SSLContext | None = None
+) -> AsyncIterator[ProxiedSender]:
+    sender = ProxiedSender(f"http://me:secret@127.0.0.1:{proxy.port}", ssl_context=context)
+    try:
+        yield sender
+    finally:
+        await sender.close()
+
+
+async def answer_of(script: Script) -> Answer:
+    async with receiving(script) as proxy, through(proxy) as sender:
+        return await sender.send(TARGET, HEADERS, b'{"id":1}', 5)
+
+
+async def error_of(script: Script, deadline_seconds: float = 5) -> SendError:
+    async with receiving(script) as proxy, through(proxy) as sender:
+        with pytest.raises(SendError) as caught:
+            await sender.send(TARGET, HEADERS, b'{"id":1}', deadline_seconds)
+        assert len(proxy.requests) == 1
+        assert caught.value.maybe_received
+        return caught.value
+
+
+async def test_the_proxy_gets_the_whole_url_and_nothing_is_added() -> None:
+    async with receiving(always(OK)) as proxy, through(proxy) as sender:
+        answer = await sender.send(TARGET, HEADERS, b'{"id":1}', 5)
+        assert answer == Answer(204, (), b"", body_truncated=False)
+        head, _, body = proxy.requests[0].partition(b"\r\n\r\n")
+        first, *lines = head.split(b"\r\n")
+        assert first == b"POST http://receiver.test/webhooks HTTP/1.1"
+        assert {line.split(b":")[0].lower() for line in lines} == {
+            b"host",
+            b"content-type",
+            b"webhook-id",
+            b"content-length",
+            b"proxy-authorization",
+        }
+        assert body == b'{"id":1}'
+
+
+async def test_a_redirect_is_not_followed_and_a_cookie_not_sent_back() -> None:
+    answer = b"HTTP/1.1 302 Go\r\nLocation: /b\r\nSet-Cookie: a=b\r\nContent-Length: 0\r\n\r\n"
+    async with receiving(always(answer)) as proxy, through(proxy) as sender:
+        for _ in range(2):
+            assert (await sender.send(TARGET, HEADERS, b"{}", 5)).status_code == 302
+        assert len(proxy.requests) == 2
+        assert b"cookie" not in proxy.requests[1].lower()
+
+
+async def test_a_body_is_kept_as_it_came_up_to_16_kib() -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 20000\r\n\r\n"
+    answer = await answer_of(always(head + b"x" * 20000))
+    assert answer.body == b"x" * 16384
+    assert answer.body_truncated
+
+
+async def test_a_huge_body_leaves_its_status() -> None:
+    answer = await answer_of(receivers.flood(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65536))
+    assert (answer.status_code, len(answer.body), answer.body_truncated) == (200, 16384, True)
+
+
+async def test_a_large_head_is_too_large() -> None:
+    head = b"HTTP/1.1 200 OK\r\n" + b"x: %s\r\n" % (b"y" * 1000) * 40
+    error = await error_of(always(head + b"Content-Length: 0\r\n\r\n"))
+    assert error.code == "answer_too_large"
+
+
+async def test_an_answer_that_breaks_off_is_a_protocol_error() -> None:
+    assert (await error_of(receivers.close_silently)).code == "protocol_error"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        receivers.hang,
+        receivers.drip(b"HTTP/1.1 200 OK\r\n", b"x: y\r\n"),
+        receivers.drip(b"HTTP/1.1 200 OK\r\n\r\n", b"x"),
+    ],
+)
+async def test_an_answer_that_does_not_end_is_cut(script: Script) -> None:
+    assert (await error_of(script, 0.2)).code == "timeout"
+
+
+async def test_what_is_not_http_is_a_protocol_error() -> None:
+    assert (await error_of(once(b"SSH-2.0-OpenSSH_9.9\r\n\r\n"))).code == "protocol_error"
+
+
+async def test_a_reset_is_a_closed_connection() -> None:
+    assert (await error_of(receivers.reset_silently)).code == "connection_closed"
+
+
+async def test_an_https_receiver_is_reached_through_a_tunnel_and_verified() -> None:
+    authority = trustme.CA()
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("receiver.test").configure_cert(server)
+    context = tls_context()
+    authority.configure_trust(context)
+
+    async def tunnel(peer: Peer) -> None:
+        assert (await peer.head()).startswith(b"CONNECT ")
+        await peer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        await peer.join(receiver.port)
+
+    async with (
+        receiving(always(OK), tls=server, name="receiver.test") as receiver,
+        receiving(tunnel) as proxy,
+    ):
+        async with through(proxy, context) as sender:
+            answer = await sender.send(receiver.target, HEADERS, b"{}", 5)
+            assert answer.status_code == 204
+        async with through(proxy) as sender:
+            with pytest.raises(SendError) as caught:
+                await sender.send(receiver.target, HEADERS, b"{}", 5)
+            assert caught.value.code == "tls_failed"
+        assert len(receiver.requests) == 1
+
+
+async def test_a_proxy_that_refuses_has_connected_nobody() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.head()
+        await peer.write(b"HTTP/1.1 403 Private address\r\nContent-Length: 0\r\n\r\n")
+
+    async with receiving(script) as proxy, through(proxy) as sender:
+        with pytest.raises(SendError) as caught:
+            await sender.send(parse_target("https://receiver.test/"), HEADERS, b"{}", 5)
+        assert caught.value.code == "connect_failed"
+        assert "403 Private address" in str(caught.value)
+        assert not caught.value.maybe_received
+
+
+async def test_a_proxy_that_is_not_there_is_a_failure_to_connect() -> None:
+    async with receiving(always(OK)) as proxy:
+        pass
+    async with through(proxy) as sender:
+        with pytest.raises(SendError) as caught:
+            await sender.send(TARGET, HEADERS, b"{}", 5)
+        assert caught.value.code == "connect_failed"
+        assert not caught.value.maybe_received
+
+
+async def test_a_header_that_changes_the_request_is_refused() -> None:
+    async with receiving(always(OK)) as proxy, through(proxy) as sender:
+        with pytest.raises(ValueError, match="header"):
+            await sender.send(TARGET, {"x": "a\r\nb: c"}, b"{}", 5)
+        assert proxy.connections == 0
+
+
+async def test_many_at_once_are_all_sent() -> None:
+    async with receiving(always(OK)) as proxy, through(proxy) as sender:
+        answers = await asyncio.gather(*(sender.send(TARGET, HEADERS, b"{}", 5) for _ in range(20)))
+        assert [answer.status_code for answer in answers] == [204] * 20

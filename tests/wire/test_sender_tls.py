@@ -1,0 +1,128 @@
+"""Whom the sender believes to be who they say they are."""
+
+import datetime
+import ssl
+from pathlib import Path
+
+import pytest
+import trustme
+
+from service.sender import SendError, parse_target, tls_context
+from tests.wire.receivers import HEADERS, LOOPS, OK, Peer, Script, always, names, receiving, sending
+
+pytestmark = pytest.mark.parametrize("anyio_backend", LOOPS, ids=["asyncio", "uvloop"])
+
+LOOKUP = names(receiver_test=["127.0.0.1"])
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def serving(certificate: trustme.LeafCert) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    certificate.configure_cert(context)
+    return context
+
+
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    context = tls_context()
+    authority.configure_trust(context)
+    return context
+
+
+async def refusal_of(server: ssl.SSLContext, client: ssl.SSLContext | None) -> SendError:
+    async with (
+        receiving(always(OK), tls=server, name="receiver.test") as receiver,
+        sending(lookup=LOOKUP, ssl_context=client) as sender,
+    ):
+        with pytest.raises(SendError) as caught:
+            await sender.send(receiver.target, HEADERS, b"{}", 5)
+        assert caught.value.code == "tls_failed"
+        assert not caught.value.maybe_received
+        assert receiver.requests == []
+        return caught.value
+
+
+async def test_a_trusted_receiver_is_sent_to_over_a_kept_connection(authority: trustme.CA) -> None:
+    server = serving(authority.issue_cert("receiver.test"))
+    async with (
+        receiving(always(OK), tls=server, name="receiver.test") as receiver,
+        sending(lookup=LOOKUP, ssl_context=trusting(authority)) as sender,
+    ):
+        for _ in range(3):
+            answer = await sender.send(receiver.target, HEADERS, b"{}", 5)
+            assert answer.status_code == 204
+        assert receiver.connections == 1
+        assert b"host: receiver.test:%d\r\n" % receiver.port in receiver.requests[0]
+
+
+async def test_an_address_can_be_certified(authority: trustme.CA) -> None:
+    server = serving(authority.issue_cert("127.0.0.1"))
+    async with (
+        receiving(always(OK), tls=server) as receiver,
+        sending(ssl_context=trusting(authority)) as sender,
+    ):
+        assert (await sender.send(receiver.target, HEADERS, b"{}", 5)).status_code == 204
+
+
+async def test_an_extra_authority_is_read_from_a_file(
+    authority: trustme.CA, tmp_path: Path
+) -> None:
+    file = tmp_path / "authority.pem"
+    authority.cert_pem.write_to_path(str(file))
+    server = serving(authority.issue_cert("receiver.test"))
+    async with (
+        receiving(always(OK), tls=server, name="receiver.test") as receiver,
+        sending(lookup=LOOKUP, ssl_context=tls_context(str(file))) as sender,
+    ):
+        assert (await sender.send(receiver.target, HEADERS, b"{}", 5)).status_code == 204
+
+
+async def test_an_unknown_authority_is_refused(authority: trustme.CA) -> None:
+    error = await refusal_of(serving(authority.issue_cert("receiver.test")), client=None)
+    assert "certificate" in str(error)
+
+
+async def test_another_name_is_refused(authority: trustme.CA) -> None:
+    server = serving(authority.issue_cert("elsewhere.test"))
+    error = await refusal_of(server, trusting(authority))
+    assert "Hostname mismatch" in str(error)
+
+
+async def test_an_expired_certificate_is_refused(authority: trustme.CA) -> None:
+    past = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+    server = serving(authority.issue_cert("receiver.test", not_before=past, not_after=past))
+    error = await refusal_of(server, trusting(authority))
+    assert "expired" in str(error)
+
+
+async def plain(peer: Peer) -> None:
+    await peer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    await peer.gone()
+
+
+async def closed(_peer: Peer) -> None:
+    pass
+
+
+async def reset(peer: Peer) -> None:
+    peer.reset()
+
+
+@pytest.mark.parametrize("script", [plain, closed, reset])
+async def test_a_receiver_without_a_handshake_is_refused(script: Script) -> None:
+    async with receiving(script) as receiver, sending() as sender:
+        target = parse_target(f"https://127.0.0.1:{receiver.port}/")
+        with pytest.raises(SendError) as caught:
+            await sender.send(target, HEADERS, b"{}", 5)
+        assert caught.value.code == "tls_failed"
+        assert not caught.value.maybe_received
+
+
+async def test_old_versions_are_not_spoken() -> None:
+    context = tls_context()
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+    assert context.check_hostname
+    assert context.verify_mode == ssl.CERT_REQUIRED
