@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random  # noqa: TID251  jitter, where nobody gives another
 import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -40,11 +41,13 @@ class App:
         settings: Settings,
         *,
         clock: Clock = now_ms,
+        jitter: Callable[[], float] = random.random,
         transport: "Callable[[], httpx.AsyncBaseTransport] | None" = None,
         sender: SendWebhook | None = None,
     ) -> None:
         self.settings = settings
         self._clock = clock
+        self._jitter = jitter
         self._transport = transport
         self._sender = sender
         self._parts: Parts | None = None
@@ -101,6 +104,7 @@ class App:
             tokens=CallbackTokens(settings.secret_keys, UPSTREAM),
             vault=Vault(settings.secret_keys),
             clock=self._clock,
+            jitter=self._jitter,
         )
         await database.write(tenants.ensure, context, tenants.DEFAULT)
         poller = Poller(context)

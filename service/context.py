@@ -2,11 +2,10 @@
 
 import asyncio
 import os
-import random  # noqa: TID251  the one source of jitter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from service.clock import Clock, now_ms
+from service.clock import Clock
 from service.model import Due, Generation
 from service.settings import Settings
 from service.store.database import Database
@@ -52,8 +51,8 @@ class Context:
     catalogue: Catalogue
     tokens: CallbackTokens
     vault: Vault
-    clock: Clock = now_ms
-    jitter: Callable[[], float] = random.random
+    clock: Clock
+    jitter: Callable[[], float]
     random_bytes: Callable[[int], bytes] = os.urandom
     wakes: Wakes = field(default_factory=Wakes)
 

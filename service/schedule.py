@@ -139,7 +139,8 @@ def next_poll(  # noqa: PLR0913  facts of one generation and its model, all by n
 
     Without a callback: at the model's usual time, then every 2 s, growing to 15 s, and every
     minute once 5 minutes have passed since that usual time. With one: at the model's p95, at
-    least a minute, or after `safety_seconds` where that is set; then 2, 5, 10, 20 minutes apart.
+    least a minute, or after `safety_seconds` where that is set; then 2, 5, 10, 20 minutes apart,
+    or as many times `safety_seconds` where that is under a minute.
     """
     usual_ms = max(round(usual_seconds * clock.SECOND), _POLL_FIRST_MS)
     if polls == 0:
@@ -148,6 +149,8 @@ def next_poll(  # noqa: PLR0913  facts of one generation and its model, all by n
         return max(submitted_at + _spread(first_ms, jitter), now)
     if expects_callback:
         delay_ms = _SAFETY_POLLS_MS[min(polls, len(_SAFETY_POLLS_MS)) - 1]
+        if safety_seconds is not None and safety_seconds * clock.SECOND < _SAFETY_POLL_MIN_MS:
+            delay_ms = round(delay_ms * safety_seconds * clock.SECOND / _SAFETY_POLL_MIN_MS)
     elif now < submitted_at + usual_ms + _POLL_QUICK_FOR_MS:
         delay_ms = _quick_poll_ms(polls)
     else:

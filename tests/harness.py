@@ -1,0 +1,236 @@
+"""A whole service in one process: driven clock, scripted upstream, scripted subscribers."""
+
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+
+from service.app import App
+from service.exchange import Answer, SendError, Target
+from service.settings import Settings
+
+ADMIN_KEY = "ghk_" + "a" * 40
+START = 1_795_000_000_000
+PUBLIC_URL = "http://127.0.0.1:9"
+SUBSCRIBER_URL = "http://127.0.0.1:7/inbox"
+
+
+class ManualClock:
+    """Time that moves when a test says so."""
+
+    def __init__(self, now: int = START) -> None:
+        self.now = now
+
+    def __call__(self) -> int:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += round(seconds * 1_000)
+
+
+Reply = httpx.Response | Exception | Callable[[httpx.Request], httpx.Response]
+
+
+class Upstream:
+    """A scripted upstream: replies in order, then the default; every request is kept."""
+
+    def __init__(self) -> None:
+        self.creates: list[dict[str, Any]] = []
+        self.paths: list[str] = []
+        self.polls: list[str] = []
+        self.create_replies: deque[Reply] = deque()
+        self.poll_replies: deque[Reply] = deque()
+        self.tasks: dict[str, dict[str, Any]] = {}
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            body = msgspec.json.decode(request.content)
+            self.creates.append(body)
+            self.paths.append(request.url.path)
+            if self.create_replies:
+                return self._play(self.create_replies.popleft(), request)
+            return httpx.Response(200, json=taken(f"task{len(self.creates)}"))
+        task_id = request.url.params.get("task_id") or request.url.path.rpartition("/")[2]
+        self.polls.append(task_id)
+        if self.poll_replies:
+            return self._play(self.poll_replies.popleft(), request)
+        data = self.tasks.get(task_id, {"status": "IN_PROGRESS"})
+        return httpx.Response(200, json={"code": 200, "data": {"task_id": task_id, **data}})
+
+    @staticmethod
+    def _play(reply: Reply, request: httpx.Request) -> httpx.Response:
+        if isinstance(reply, Exception):
+            raise reply
+        return reply if isinstance(reply, httpx.Response) else reply(request)
+
+    def callback_url(self, index: int = -1) -> str:
+        url: str = self.creates[index]["callback_url"]
+        return url
+
+    def finish(self, task_id: str, url: str = "https://cdn.example/1.png") -> None:
+        self.tasks[task_id] = {"status": "completed", "output": {"image_urls": [url]}}
+
+    def fail(self, task_id: str, message: str = "no such luck") -> None:
+        self.tasks[task_id] = {"status": "failed", "error": {"code": "bad", "message": message}}
+
+
+def taken(task_id: str) -> dict[str, Any]:
+    """A create answer in upstream's envelope."""
+    data = {"task_id": task_id, "status": "IN_PROGRESS"}
+    return {"code": 200, "message": "success", "data": data}
+
+
+def completed(task_id: str, url: str = "https://cdn.example/1.png") -> dict[str, Any]:
+    """A callback body that reports success."""
+    data = {"task_id": task_id, "status": "completed", "output": {"image_urls": [url]}}
+    return {"code": 200, "message": "success", "data": data}
+
+
+class Sent(msgspec.Struct):
+    """One webhook as a subscriber got it."""
+
+    url: str
+    headers: dict[str, str]
+    body: bytes
+    at: int
+
+    @property
+    def event(self) -> dict[str, Any]:
+        decoded: dict[str, Any] = msgspec.json.decode(self.body)
+        return decoded
+
+
+class Subscribers:
+    """Every subscriber in the world: answers by URL, in order, then 200; keeps what was sent."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self.clock = clock
+        self.sent: list[Sent] = []
+        self.answers: dict[str, deque[Any]] = defaultdict(deque)
+
+    async def send(
+        self, target: Target, headers: Mapping[str, str], body: bytes, deadline_seconds: float
+    ) -> Answer:
+        assert deadline_seconds > 0
+        self.sent.append(Sent(target.url, dict(headers), body, self.clock()))
+        queue = self.answers[target.url]
+        answer = queue.popleft() if queue else 200
+        if isinstance(answer, SendError):
+            raise answer
+        if callable(answer):
+            answer = await answer()
+        return answer if isinstance(answer, Answer) else Answer(answer, (), b"", False)
+
+    def to(self, url: str = SUBSCRIBER_URL) -> list[Sent]:
+        return [sent for sent in self.sent if sent.url == url]
+
+    def types(self, url: str = SUBSCRIBER_URL) -> list[str]:
+        return [sent.event["type"] for sent in self.to(url)]
+
+
+class Harness:
+    """The service under test and the world around it."""
+
+    def __init__(self, settings: Settings, clock: ManualClock) -> None:
+        self.clock = clock
+        self.upstream = Upstream()
+        self.subscribers = Subscribers(clock)
+        self.settings = settings
+        self.app = self.new_app()
+        self.client = self.new_client(ADMIN_KEY)
+        # What upstream sends: it has no key.
+        self.outside = httpx.AsyncClient(transport=httpx.ASGITransport(self._asgi))
+
+    async def _asgi(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(scope, receive, send)
+
+    def new_app(self) -> App:
+        return App(
+            self.settings,
+            clock=self.clock,
+            jitter=lambda: 0.0,
+            transport=lambda: httpx.MockTransport(self.upstream),
+            sender=self.subscribers,
+        )
+
+    def new_client(self, key: str) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            transport=httpx.ASGITransport(self._asgi),
+            base_url="http://genhook",
+            headers={"authorization": f"Bearer {key}"},
+        )
+
+    async def restart(self) -> None:
+        """Stop cleanly and start again on the same file."""
+        await self.app.stop()
+        self.app = self.new_app()
+        await self.app.start(worker=False)
+
+    async def run(self, seconds: float = 0) -> None:
+        """Move time on, then do everything that is due."""
+        self.clock.advance(seconds)
+        assert self.app.worker is not None
+        await self.app.worker.tick(20)
+
+    async def subscribe(self, url: str = SUBSCRIBER_URL, **fields: Any) -> dict[str, Any]:
+        answer = await self.client.post("/v1/subscribers", json={"url": url, **fields})
+        assert answer.status_code == 201, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    async def generate(self, model: str = "imagen4", **fields: Any) -> dict[str, Any]:
+        body = {"model": model, "input": {"prompt": "a small harbour"}, **fields}
+        answer = await self.client.post("/v1/generations", json=body)
+        assert answer.status_code == 202, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    async def get(self, path: str, **query: Any) -> dict[str, Any]:
+        answer = await self.client.get(path, params=query)
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    async def call_back(self, body: Any = None, index: int = -1, **options: Any) -> httpx.Response:
+        """POST a callback to the URL of a create; JSON unless `content` is given."""
+        url = self.upstream.callback_url(index)
+        assert urlsplit(url).path.startswith("/callbacks/apiinone/")
+        if "content" not in options:
+            options["json"] = (
+                completed(f"task{len(self.upstream.creates)}") if body is None else body
+            )
+        return await self.outside.post(url, **options)
+
+
+def settings(path: Path, **overrides: Any) -> Settings:
+    """Settings for tests: plain http and loopback subscribers, one secret key."""
+    given: dict[str, Any] = {
+        "database_path": str(path / "genhook.db"),
+        "secret_keys": ("s" * 32,),
+        "admin_key": ADMIN_KEY,
+        "upstream_url": "http://upstream.test/api/v1",
+        "upstream_api_key": "aio_upstream_key",
+        "public_url": PUBLIC_URL,
+        "allow_http": True,
+        "allow_networks": (ip_network("127.0.0.0/8"),),
+    }
+    return Settings(**{**given, **overrides})
+
+
+@asynccontextmanager
+async def opened(path: Path, **overrides: Any) -> AsyncIterator[Harness]:
+    """A started service on a file below `path`, without its worker loops: `run` does due work."""
+    harness = Harness(settings(path, **overrides), ManualClock())
+    await harness.app.start(worker=False)
+    try:
+        yield harness
+    finally:
+        await harness.client.aclose()
+        await harness.outside.aclose()
+        await harness.app.stop()
