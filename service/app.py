@@ -113,7 +113,7 @@ class App:
         self._parts = Parts(context, poller, deliverer, self.worker)
         self._receiver = Receiver(context)
         metrics.write_queue.read = lambda: database.queued
-        metrics.in_flight.read = lambda: deliverer.in_flight
+        metrics.in_flight.read = lambda: deliverer.slots.taken
         metrics.backlog.read = deliverer.waiting
         if worker:
             self.worker.start()

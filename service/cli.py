@@ -1,69 +1,54 @@
 """The command line: every way to run genhook, and thin clients of its API."""
 
 import argparse
-import asyncio
+import importlib
 import os
-import secrets
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from service.errors import SettingsError, StorageError
-from service.settings import Settings, read_settings, unknown
-
-EPILOG = "Settings come from the environment; docs/settings.md has the table."
+from service import __version__, options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit status: 0 done, 1 failed, 2 asked for wrongly."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    try:
-        run: Callable[[argparse.Namespace], int] = options.run
-        return run(options)
-    except SettingsError as error:
-        print(f"genhook: {error}", file=sys.stderr)
-        return 2
-    except StorageError as error:
-        print(f"genhook: {error}.", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="genhook", description=__doc__, epilog=EPILOG)
-    parser.add_argument("--version", action="store_true", help="print the version and stop")
-    parser.set_defaults(run=_version_or_help(parser))
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    _add_serve(commands)
-    return parser
-
-
-def _version_or_help(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    def run(options: argparse.Namespace) -> int:
-        if options.version:
-            from service import __version__  # noqa: PLC0415  asked for rarely
-
-            print(f"genhook {__version__}")
-            return 0
+    """Run a command; its exit status: 0 done, 1 failed, 2 asked for wrongly, 130 interrupted."""
+    parser = options.parser()
+    given = parser.parse_args(arguments)
+    if given.version:
+        _say(f"genhook {__version__}")
+        return 0
+    if given.run is None:
         parser.print_help()
         return 2
-
-    return run
-
-
-def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    serve = commands.add_parser("serve", help="run the API, the receiver and the worker")
-    serve.add_argument("--host", help="address to listen on (GENHOOK_HOST, 127.0.0.1)")
-    serve.add_argument("--port", type=int, help="port to listen on (PORT, 8000)")
-    serve.add_argument(
-        "--dev", action="store_true", help="throwaway keys, http and this machine allowed"
-    )
-    serve.add_argument("--sandbox", action="store_true", help="with --dev: the sandbox as upstream")
-    serve.set_defaults(run=_serve)
+    return _run(given)
 
 
-def _serve(options: argparse.Namespace) -> int:
-    from service.serve import serve  # noqa: PLC0415  cold start
+def _run(given: argparse.Namespace) -> int:
+    """Run the command; an error whose message is for people is told in one sentence."""
+    module, _, name = given.run.partition(":")
+    try:
+        command = getattr(importlib.import_module(f"service.{module}"), name)
+        return int(command(given, _say))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # Whoever read has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        status = _status(error)
+        if status is None:
+            raise
+        print(f"genhook: {str(error).rstrip('.')}.", file=sys.stderr)
+        return status
 
-    return serve(options)
+
+def _status(error: Exception) -> int | None:
+    """The exit status of an error whose message is for people; None for any other."""
+    from service import errors  # noqa: PLC0415  cold start
+
+    if isinstance(error, errors.SettingsError):
+        return 2
+    return 1 if isinstance(error, errors.CommandError | errors.StorageError) else None
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -32,8 +32,14 @@ class Wakes:
     deliver: Callable[[Sequence[Due]], None] = _nobody
     look: Callable[[str], None] = lambda _subscriber_id: None
     reload: Callable[[str | None], None] = lambda _subscriber_id: None
+    replay: asyncio.Event = field(default_factory=asyncio.Event)
     submitting: dict[str, asyncio.Task[Generation]] = field(default_factory=dict)
     ended: dict[str, set[asyncio.Event]] = field(default_factory=dict)
+
+    def nobody(self) -> None:
+        """This process delivers no more."""
+        self.deliver = _nobody
+        self.look = self.reload = lambda _subscriber_id: None
 
     def end(self, generation_id: str) -> None:
         """Wake whoever waits for the generation's outcome."""

@@ -3,26 +3,29 @@
 import asyncio
 import heapq
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Protocol
 
-from service import log, metrics, signers, standing
-from service.clock import SECOND
+import msgspec
+
+from service import forms, log, metrics, standing
+from service.clock import MINUTE, SECOND
 from service.context import Context
 from service.errors import StorageError
-from service.exchange import Answer, SendError, Target, parse_target
+from service.exchange import Answer, SendError, Target
 from service.ids import new_id
-from service.lane import READY_MAX, Lane, Settings
+from service.lane import READY_MAX, Lane, Settings, Slots, find, unsealed
 from service.model import Attempt, Due, Event, Subscriber
 from service.outcomes import Conclusion, conclude, note
-from service.store import deliveries, subscribers
+from service.store import deliveries
 from service.store.database import Transaction
 from service.store.deliveries import Recorded
+from service.store.subscribers import CANCEL_BATCH
 
 _log = log.get()
-LANES_MAX = 10_000
+LANES_MAX = 10_000  # Lanes with nothing to do are dropped when there are more.
 STORAGE_RETRY_MS = SECOND
+TROUBLE_RETRY_MS = MINUTE  # A lane that cannot be worked at all, as when its secret is unreadable.
 
 
 class Send(Protocol):
@@ -35,6 +38,15 @@ class Send(Protocol):
         ...
 
 
+class Outcome(msgspec.Struct, frozen=True):
+    """An attempt that has ended, on its way into the database. It keeps its slot until then."""
+
+    lane: Lane
+    due: Due
+    conclusion: Conclusion
+    recorded: Recorded
+
+
 class Deliverer:
     """Every lane of this process and the slots that they share."""
 
@@ -42,48 +54,55 @@ class Deliverer:
         self.context = context
         self.sender = sender
         self.lanes: dict[str, Lane] = {}
-        self.in_flight = 0
+        self.slots = Slots(context.settings.max_in_flight)
         self.attempted = 0
         self.is_open = False  # Until this process is the one that works.
-        self._timers: list[tuple[int, str]] = []
-        self._waiting: deque[Lane] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._storage = asyncio.Event()
-        self._unrecorded = 0
         self.on_timer: Callable[[], None] = lambda: None
+        self._lanes_max = LANES_MAX
+        self._timers: list[tuple[int, str]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._unrecorded: list[Outcome] = []
+        self._record_at = 0
 
     def offer(self, due: Sequence[Due]) -> None:
         """Take what was just committed, without asking the database for it."""
+        now = self.context.clock()
         for delivery in due:
             lane = self._lane(delivery.subscriber_id)
             if delivery.ordered or not lane.take_in(delivery):
-                self._wake_lane(lane, self.context.clock(), rows=delivery.id not in lane.known)
+                lane.expect(now, None)
             self._pump(lane)
 
     def look(self, subscriber_id: str) -> None:
-        """Rows of the subscriber are due that were not handed over."""
-        lane = self._lane(subscriber_id)
-        self._wake_lane(lane, self.context.clock(), rows=True)
+        """Rows of the subscriber are due, or will be, that were not handed over."""
+        lane, now = self._lane(subscriber_id), self.context.clock()
+        lane.expect(now, now)
         self._pump(lane)
 
     def reload(self, subscriber_id: str | None) -> None:
         """A subscriber was changed, or any may have been: read settings and rows again."""
+        now = self.context.clock()
         lanes = self.lanes.values() if subscriber_id is None else [self._lane(subscriber_id)]
         for lane in list(lanes):
-            lane.clear()
+            lane.forget()
             lane.settings = None
             lane.slow_until = 0
-            self._wake_lane(lane, self.context.clock(), rows=True)
+            lane.expect(now, now)
+            self._wake(lane, now)
 
     async def scan(self) -> None:
         """Learn which lanes have rows that wait, after a start or another process's commit."""
-        for subscriber_id, due_at in (await self.context.database.read(deliveries.lanes)).items():
-            self._wake_lane(self._lane(subscriber_id), due_at, rows=True)
+        for subscriber_id, waits in (await self.context.database.read(deliveries.lanes)).items():
+            lane = self._lane(subscriber_id)
+            lane.expect(waits.first_at, waits.retry_at)
+            self._wake(lane, min(at for at in (waits.first_at, waits.retry_at) if at is not None))
 
     async def run_due(self, now: int) -> int | None:
         """Fetch and start what is due by `now`; when to come again."""
-        self._storage.set()
-        self._storage.clear()
+        if self._unrecorded and now >= self._record_at:
+            again, self._unrecorded = self._unrecorded, []
+            for outcome in again:
+                self._spawn(self._record(outcome))
         while self._timers and self._timers[0][0] <= now:
             _, subscriber_id = heapq.heappop(self._timers)
             lane = self.lanes.get(subscriber_id)
@@ -91,95 +110,82 @@ class Deliverer:
                 continue
             lane.wake_at = None
             self._pump(lane)
-        next_at = self._timers[0][0] if self._timers else None
-        if self._unrecorded:
-            return min(now + STORAGE_RETRY_MS, next_at or now + STORAGE_RETRY_MS)
-        return next_at
+        times = [at for at, _ in self._timers[:1]]
+        return min([*times, self._record_at] if self._unrecorded else times, default=None)
 
     async def settle(self) -> None:
         """Wait until nothing is under way or about to be."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
+    def forget(self) -> None:
+        """Drop what is in memory and not under way: another process may work from now on."""
+        self._timers.clear()
+        self.slots.forget()
+        for lane in self.lanes.values():
+            lane.forget()
+            lane.settings = lane.wake_at = lane.first.next_at = lane.retries.next_at = None
+        self._drop_idle_lanes()
+
+    def waiting(self) -> int:
+        """How many deliveries are held in memory for a slot."""
+        return sum(lane.waiting for lane in self.lanes.values())
+
     async def attempt(
         self, settings: Settings, due: Due
-    ) -> tuple[Attempt, Conclusion, Mapping[str, str]]:
-        """One signed attempt, not recorded: what came of it, and the headers that were sent."""
+    ) -> tuple[Attempt, Conclusion, Mapping[str, str], bytes]:
+        """One signed attempt, not recorded: what came of it, and the headers and body sent."""
         context, now = self.context, self.context.clock()
-        headers = {
-            **settings.headers,
-            "content-type": "application/json",
-            "user-agent": "genhook",
-            "webhook-id": due.event_id,
-            "webhook-timestamp": str(now // SECOND),
-            "webhook-signature": settings.signer.header(due.event_id, now, due.body),
-        }
         began = time.perf_counter()
+        headers: dict[str, str] = {}
+        body = due.body
         result: Answer | SendError
         try:
-            result = await self.sender.send(
-                settings.target, headers, due.body, context.settings.attempt_timeout_seconds
-            )
+            form = forms.form(settings.subscriber.payload, due.body)
+            body, headers = form.body, _headers(settings, due, form, now)
+            seconds_max = context.settings.attempt_timeout_seconds
+            result = await self.sender.send(settings.target, headers, body, seconds_max)
         except SendError as error:
             result = error
+        except Exception as error:  # noqa: BLE001  it counts, or it would be due for ever
+            _log.exception("attempt.broken", delivery_id=due.id)
+            result = SendError("internal_error", f"It could not be sent: {type(error).__name__}.")
         seconds = time.perf_counter() - began
         attempt = note(new_id("att", now), due, now, round(seconds * 1_000), result)
         conclusion = conclude(
             settings.subscriber, attempt, result, context.clock(), context.jitter()
         )
-        metrics.attempts.add(1, conclusion.word)
-        metrics.attempt_seconds.observe(seconds, conclusion.word)
-        _log.info(
-            "attempt",
-            delivery_id=due.id,
-            event_id=due.event_id,
-            subscriber_id=due.subscriber_id,
-            number=attempt.number,
-            outcome=conclusion.word,
-            status_code=attempt.status_code,
-            error=attempt.error_code,
-            duration_ms=attempt.duration_ms,
-        )
-        return attempt, conclusion, headers
+        _count(attempt, due, conclusion, seconds)
+        return attempt, conclusion, headers, body
 
     async def test(self, subscriber: Subscriber, event: Event) -> tuple[Attempt, dict[str, object]]:
         """Send an event to one subscriber now, once; the attempt, and exactly what was sent."""
-        found = await self.context.database.read(_load, subscriber.id)
+        found = await self.context.database.read(find, subscriber.id)
         assert found is not None
-        settings = open_subscriber(self.context, *found)
+        settings = unsealed(self.context.vault, found)
         due = deliveries.new_due(event, subscriber, self.context.clock(), "test")
-        attempt, conclusion, headers = await self.attempt(settings, due)
+        attempt, conclusion, headers, body = await self.attempt(settings, due)
         status = "delivered" if conclusion.status == "delivered" else "dead"
         recorded = self._recorded(settings, due, attempt, Conclusion(word="test", status=status))
         await self.context.database.write(deliveries.insert_ended, due, recorded)
         shown = {**headers, **dict.fromkeys(settings.headers, "[redacted]")}
-        sent: dict[str, object] = {
-            "url": subscriber.url,
-            "headers": shown,
-            "body": due.body.decode(),
-        }
-        return attempt, sent
+        return attempt, {"url": subscriber.url, "headers": shown, "body": body.decode()}
 
     def _lane(self, subscriber_id: str) -> Lane:
         lane = self.lanes.get(subscriber_id)
         if lane is None:
-            if len(self.lanes) >= LANES_MAX:
+            if len(self.lanes) >= self._lanes_max:
                 self._drop_idle_lanes()
+                self._lanes_max = max(LANES_MAX, 2 * len(self.lanes))
             lane = self.lanes[subscriber_id] = Lane(subscriber_id)
         return lane
-
-    def waiting(self) -> int:
-        """How many deliveries are held in memory for a slot."""
-        return sum(len(lane.first) + len(lane.retries) for lane in self.lanes.values())
 
     def _drop_idle_lanes(self) -> None:
         for lane in [lane for lane in self.lanes.values() if lane.is_idle]:
             del self.lanes[lane.subscriber_id]
 
-    def _wake_lane(self, lane: Lane, at: int, *, rows: bool) -> None:
-        """Look at the lane at `at`; `rows`: because rows will be due that are not in memory."""
-        if rows and (lane.next_at is None or at < lane.next_at):
-            lane.next_at = at
+    def _wake(self, lane: Lane, at: int) -> None:
+        """Look at the lane at `at`."""
         if lane.wake_at is None or at < lane.wake_at:
             lane.wake_at = at
             heapq.heappush(self._timers, (at, lane.subscriber_id))
@@ -190,111 +196,141 @@ class Deliverer:
         """Start what may leave the lane now, and see to what comes after it."""
         if not self.is_open:
             return
-        now = self.context.clock()
         if lane.settings is None:
-            self._spawn(lane, self._load(lane))
+            self._read(lane, self._load(lane))
             return
-        while self.in_flight < self.context.settings.max_in_flight:
+        now = self.context.clock()
+        while self.slots.are_free_for(lane):
             due = lane.take_next(now)
             if due is None:
                 break
-            self.in_flight += 1
-            task = asyncio.create_task(self._run(lane, lane.settings, due))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self.slots.taken += 1
+            self._spawn(self._run(lane, lane.settings, due))
         else:
-            if not lane.queued and (lane.first or lane.retries):
-                lane.queued = True
-                self._waiting.append(lane)
+            self.slots.wait(lane)
         self._look_ahead(lane, now)
 
     def _look_ahead(self, lane: Lane, now: int) -> None:
         if not lane.is_open:
             return
         blocked_until = lane.blocked_until(now)
-        if blocked_until is not None and (lane.first or lane.retries or lane.next_at is not None):
-            self._wake_lane(lane, blocked_until, rows=False)
-        elif lane.next_at is not None and lane.next_at > now:
-            self._wake_lane(lane, lane.next_at, rows=False)
-        elif lane.next_at is not None and len(lane.retries) + len(lane.first) < lane.cap:
-            self._spawn(lane, self._refill(lane))
+        hungry = lane.hungry(now)
+        if blocked_until is not None and (lane.waiting or hungry):
+            self._wake(lane, blocked_until)
+        elif hungry:
+            self._read(lane, self._refill(lane))
+        next_at = lane.next_at(now)
+        if next_at is not None:
+            self._wake(lane, next_at)
 
-    def _spawn(self, lane: Lane, work: Coroutine[None, None, None]) -> None:
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _read(self, lane: Lane, work: Coroutine[None, None, None]) -> None:
+        """Read something for the lane; one thing at a time."""
         if lane.loading:
             work.close()
             return
         lane.loading = True
-        task = asyncio.create_task(self._guard(lane, work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._spawn(self._reading(lane, work))
 
-    async def _guard(self, lane: Lane, work: Coroutine[None, None, None]) -> None:
+    async def _reading(self, lane: Lane, work: Coroutine[None, None, None]) -> None:
+        again_ms = None
         try:
             await work
-        except Exception as error:  # noqa: BLE001  one lane's trouble must not end the others
-            _log.error("lane.failed", subscriber_id=lane.subscriber_id, error=repr(error))
-            self._wake_lane(lane, self.context.clock() + STORAGE_RETRY_MS, rows=True)
-        finally:
-            lane.loading = False
-            lane.settled.clear()
-        if lane.settings is not None:
+        except StorageError as error:
+            again_ms = STORAGE_RETRY_MS
+            _log.warning("lane.unread", subscriber_id=lane.subscriber_id, error=str(error))
+        except Exception:  # One lane's trouble must not end the others.
+            again_ms = TROUBLE_RETRY_MS
+            _log.exception("lane.failed", subscriber_id=lane.subscriber_id)
+        lane.loading = False
+        lane.settled.clear()
+        if again_ms is not None:
+            at = self.context.clock() + again_ms
+            lane.expect(at, at)
+            self._wake(lane, at)
+        elif self.lanes.get(lane.subscriber_id) is lane:
             self._pump(lane)
 
-    async def _load(self, lane: Lane) -> None:
-        """Read the subscriber; a lane without one has nothing more to deliver."""
-        found = await self.context.database.read(_load, lane.subscriber_id)
-        if found is None:
-            lane.clear()
-            self.lanes.pop(lane.subscriber_id, None)
+    async def _load(self, of: Lane) -> None:
+        """Read the subscriber; if it was deleted, what it is still owed is canceled."""
+        revision = of.revision
+        found = await self.context.database.read(find, of.subscriber_id)
+        if of.revision != revision:
+            return  # Changed meanwhile: read again.
+        if found is not None:
+            of.use(unsealed(self.context.vault, found))
             return
-        lane.use(open_subscriber(self.context, *found))
+        of.forget()
+        while await self.context.database.write(
+            deliveries.cancel, of.subscriber_id, CANCEL_BATCH
+        ):
+            pass
+        self.lanes.pop(of.subscriber_id, None)
 
     async def _refill(self, lane: Lane) -> None:
         """Fetch rows that are due and not in memory yet."""
-        assert lane.settings is not None
-        lane.next_at = None
-        limit = READY_MAX + len(lane.known)
-        due, later_at = await self.context.database.read(
-            deliveries.due, lane.subscriber_id, limit, lane.settings.subscriber.ordered
-        )
-        fresh = [d for d in due if d.id not in lane.known and d.id not in lane.settled]
-        refused = [d for d in fresh if not lane.take_in(d)]
-        if refused or len(due) >= limit:
-            lane.next_at = self.context.clock()
-        elif later_at is not None:
-            self._wake_lane(lane, later_at, rows=True)
+        if lane.settings is None:
+            return  # Changed meanwhile: it is read again first.
+        ordered = lane.settings.subscriber.ordered
+        for ready in lane.hungry(self.context.clock()):
+            ready.next_at = None
+            revision, known = lane.revision, frozenset(lane.known)
+            fetched = await self.context.database.read(
+                deliveries.due, lane.subscriber_id, READY_MAX, ready.retries, ordered, known
+            )
+            now = self.context.clock()
+            if lane.revision != revision:
+                ready.expect(now)  # What was read may have been canceled meanwhile.
+                return
+            fresh = [d for d in fetched.due if not (d.id in lane.known or d.id in lane.settled)]
+            refused = [d for d in fresh if not lane.take_in(d)]
+            ready.expect(now if refused or fetched.more else fetched.next_at)
 
     async def _run(self, lane: Lane, settings: Settings, due: Due) -> None:
-        try:
-            attempt, conclusion, _ = await self.attempt(settings, due)
-            self.attempted += 1
-            await self._record(lane, settings, due, attempt, conclusion)
-        finally:
-            lane.release(due)
-            self.in_flight -= 1
-            self._pump(lane)
-            self._serve_waiting()
-
-    async def _record(
-        self, lane: Lane, settings: Settings, due: Due, attempt: Attempt, conclusion: Conclusion
-    ) -> None:
-        """Store the outcome; while the database fails, hold the slot and try again."""
+        attempt, conclusion, _, _ = await self.attempt(settings, due)
+        self.attempted += 1
         recorded = self._recorded(settings, due, attempt, conclusion)
-        while True:
-            try:
-                await self.context.database.write_batched(deliveries.record, recorded)
-                await self._follow(lane, conclusion)
-                break
-            except StorageError as error:
-                _log.error("attempt.unrecorded", delivery_id=due.id, error=str(error))
-                self._unrecorded += 1
-                self.on_timer()
-                await self._storage.wait()
-                self._unrecorded -= 1
-        if conclusion.due_at is not None:
-            self._wake_lane(lane, conclusion.due_at, rows=True)
-        elif settings.subscriber.ordered:
-            self._wake_lane(lane, self.context.clock(), rows=True)
+        await self._record(Outcome(lane, due, conclusion, recorded))
+
+    async def _record(self, outcome: Outcome) -> None:
+        """Store an outcome, then free its slot; while the database fails, the slot is held."""
+        lane, conclusion = outcome.lane, outcome.conclusion
+        now = self.context.clock()
+        try:
+            await self._store(outcome)
+            lane.expect(None, conclusion.due_at)
+            if outcome.recorded.ordered:
+                lane.expect(now, now)
+        except StorageError as error:
+            _log.error("attempt.unrecorded", delivery_id=outcome.due.id, error=str(error))
+            self._unrecorded.append(outcome)
+            self._record_at = now + STORAGE_RETRY_MS
+            self.on_timer()
+            return
+        except Exception:
+            _log.exception("attempt.unrecorded", delivery_id=outcome.due.id)
+            lane.expect(now + TROUBLE_RETRY_MS, now + TROUBLE_RETRY_MS)
+        lane.release(outcome.due)
+        self.slots.taken -= 1
+        self.slots.wait(lane)
+        while waiting := self.slots.next_waiting():
+            self._pump(waiting)
+        self._pump(lane)
+
+    async def _store(self, outcome: Outcome) -> None:
+        """One commit for the attempt and, where it changes, the subscriber's standing."""
+        lane, conclusion, database = outcome.lane, outcome.conclusion, self.context.database
+        if not standing.changed(lane, conclusion, self.context.clock()):
+            await database.write_batched(deliveries.record, outcome.recorded)
+            return
+        after = await database.write(_record_and_follow, self.context, outcome)
+        if after is not None:
+            lane.failing_since, lane.probing = after.failing_since, after.probing
+        lane.slow_until = max(lane.slow_until, conclusion.slow_until or 0)
 
     def _recorded(
         self, settings: Settings, due: Due, attempt: Attempt, conclusion: Conclusion
@@ -311,40 +347,38 @@ class Deliverer:
             attempt=attempt,
         )
 
-    async def _follow(self, lane: Lane, conclusion: Conclusion) -> None:
-        """What an outcome says about the subscriber itself: failing, slow, disabled, well again."""
-        if not standing.changed(lane, conclusion, self.context.clock()):
-            return
-        after = await self.context.database.write(
-            standing.follow, self.context, lane.subscriber_id, conclusion
-        )
-        if after is not None:
-            lane.failing_since, lane.probing = after.failing_since, after.probing
-        lane.slow_until = max(lane.slow_until, conclusion.slow_until or 0)
 
-    def _serve_waiting(self) -> None:
-        while self._waiting and self.in_flight < self.context.settings.max_in_flight:
-            lane = self._waiting.popleft()
-            lane.queued = False
-            self._pump(lane)
+async def _record_and_follow(
+    tx: Transaction, context: Context, outcome: Outcome
+) -> Subscriber | None:
+    await deliveries.record(tx, [outcome.recorded])
+    return await standing.follow(tx, context, outcome.due.subscriber_id, outcome.conclusion)
 
 
-async def _load(tx: Transaction, subscriber_id: str) -> tuple[Subscriber, bytes | None] | None:
-    subscriber = await subscribers.get(tx, subscriber_id)
-    if subscriber is None:
-        return None
-    if subscriber.is_notify:
-        return subscriber, await subscribers.tenant_secrets(tx, subscriber.tenant)
-    return subscriber, subscriber.sealed_secrets
+def _headers(settings: Settings, due: Due, form: forms.Form, now: int) -> dict[str, str]:
+    """What a webhook carries; its own names win over the subscriber's."""
+    return {
+        **settings.headers,
+        "content-type": "application/json",
+        "user-agent": "genhook",
+        **form.headers,
+        "webhook-id": due.event_id,
+        "webhook-timestamp": str(now // SECOND),
+        "webhook-signature": settings.signer.header(due.event_id, now, form.body),
+    }
 
 
-def open_subscriber(context: Context, subscriber: Subscriber, sealed: bytes | None) -> Settings:
-    """The subscriber with its target parsed, its secrets and headers decrypted."""
-    assert sealed is not None
-    owner = subscriber.tenant if subscriber.is_notify else subscriber.id
-    return Settings(
-        subscriber=subscriber,
-        target=parse_target(subscriber.url),
-        headers=signers.unseal_headers(context.vault, subscriber.sealed_headers, subscriber.id),
-        signer=signers.Signer(signers.unseal(context.vault, sealed, owner)),
+def _count(attempt: Attempt, due: Due, conclusion: Conclusion, seconds: float) -> None:
+    metrics.attempts.add(1, conclusion.word)
+    metrics.attempt_seconds.observe(seconds, conclusion.word)
+    _log.info(
+        "attempt",
+        delivery_id=due.id,
+        event_id=due.event_id,
+        subscriber_id=due.subscriber_id,
+        number=attempt.number,
+        outcome=conclusion.word,
+        status_code=attempt.status_code,
+        error=attempt.error_code,
+        duration_ms=attempt.duration_ms,
     )

@@ -3,8 +3,9 @@
 Exception
 ├── Problem            an answer of the API: status, code, sentence
 ├── SettingsError      a setting that is missing or wrong
+├── CommandError       a command line that cannot do what it was asked to
 └── StorageError       the database could not keep what it was given
-    └── StorageBusy    its queue is full
+    └── StorageBusyError    its queue is full
 """
 
 from http import HTTPStatus
@@ -67,9 +68,13 @@ class SettingsError(Exception):
     """A setting is missing or wrong; the message names the variable and says what to do."""
 
 
+class CommandError(Exception):
+    """A command cannot do what it was asked to; the message is a sentence for a terminal."""
+
+
 class StorageError(Exception):
     """The database failed: nothing of the unit was stored. Answered 503."""
 
 
-class StorageBusy(StorageError):
+class StorageBusyError(StorageError):
     """The queue in front of the database is full. Answered 503."""

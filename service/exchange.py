@@ -25,6 +25,7 @@ Code = Literal[
     "connection_closed",
     "protocol_error",
     "answer_too_large",
+    "internal_error",
 ]
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")

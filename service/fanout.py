@@ -19,6 +19,10 @@ async def fan_out(
         return
     due = await deliveries.insert(tx, event, wanted)
     tx.after_commit(context.wakes.deliver, due)
+    now = {delivery.subscriber_id for delivery in due}
+    for subscriber in wanted:
+        if subscriber.id not in now:
+            tx.after_commit(context.wakes.look, subscriber.id)  # Its first attempt is due later.
 
 
 async def _candidates(

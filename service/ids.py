@@ -1,10 +1,12 @@
 """Identifiers: a prefix and a UUIDv7 (RFC 9562 section 5.7) in hex, so that they sort by time."""
 
 import os
+import threading
 
 from service import clock
 
 _state = {"ms": 0, "counter": 0}
+_lock = threading.Lock()  # Units of work draw ids on the database's thread.
 
 
 def new_id(prefix: str, now: int | None = None) -> str:
@@ -14,11 +16,17 @@ def new_id(prefix: str, now: int | None = None) -> str:
     a clock that steps back is held at the latest millisecond seen.
     """
     moment = clock.now_ms() if now is None else now
+    tail = (int.from_bytes(os.urandom(8), "big") & 0x3FFFFFFFFFFFFFFF) | 0x8000000000000000
+    with _lock:
+        ms, counter = _advance(moment)
+    return f"{prefix}_{ms:012x}7{counter:03x}{tail:016x}"
+
+
+def _advance(moment: int) -> tuple[int, int]:
     if moment > _state["ms"]:
         _state["ms"], _state["counter"] = moment, 0
-    else:
+    elif _state["counter"] < 0xFFF:
         _state["counter"] += 1
-        if _state["counter"] > 0xFFF:
-            _state["ms"], _state["counter"] = _state["ms"] + 1, 0
-    tail = (int.from_bytes(os.urandom(8), "big") & 0x3FFFFFFFFFFFFFFF) | 0x8000000000000000
-    return f"{prefix}_{_state['ms']:012x}7{_state['counter']:03x}{tail:016x}"
+    else:
+        _state["ms"], _state["counter"] = _state["ms"] + 1, 0
+    return _state["ms"], _state["counter"]

@@ -1,6 +1,8 @@
 """The only door by which upstream's word enters, whoever carried it."""
 
+import functools
 import re
+import urllib.parse
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -16,7 +18,7 @@ from service.store.database import Transaction
 from service.upstream import catalogue, wire
 
 _log = log.get()
-_CALLBACK_URL = re.compile(r"[^\s\"'<>]{0,256}/callbacks/[a-z]{1,32}/[^\s\"'<>]*")
+_SLASH = r"(?:\\?/|%2[Ff])"  # As it is, escaped in JSON, or percent-encoded in another URL.
 
 
 class News(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +59,7 @@ async def ingest(tx: Transaction, context: Context, news: News) -> Event | None:
     )
     await fanout.fan_out(tx, context, event, generation)
     if generation.is_terminal:
+        await generations.confirmed(tx, generation.id, tx.now)
         counts = {news.status: 1, "credits": generation.credits or 0}
         await generations.add_usage(tx, generation, **counts)
         tx.after_commit(_ended, context, generation)
@@ -68,29 +71,31 @@ async def receive(tx: Transaction, arrivals: Sequence[Arrival]) -> list[str | No
 
     None: the generation is gone or the token's nonce was revoked, and nothing was stored.
     """
-    verdicts = await callbacks.insert(tx, arrivals)
-    await callbacks.ask_now(
-        tx, [a for a, v in zip(arrivals, verdicts, strict=True) if v in ("accepted", "unreadable")]
-    )
-    return verdicts
+    kept = await callbacks.insert(tx, arrivals)
+    await callbacks.ask_now(tx, arrivals, kept)
+    return [one.verdict if one else None for one in kept]
 
 
 async def believe(tx: Transaction, context: Context, arrival: Arrival) -> str | None:
     """Store a callback whose body is proof, and what follows from it, in one transaction."""
-    [verdict] = await callbacks.insert(tx, [arrival])
-    if verdict not in ("accepted", "unreadable"):
-        return verdict
+    [kept] = await callbacks.insert(tx, [arrival])
+    if kept is None or kept.verdict not in ("accepted", "unreadable"):
+        return kept.verdict if kept else None
     report = wire.read_callback(arrival.body)
     if report is None:
-        await callbacks.ask_now(tx, [arrival])
+        await callbacks.ask_now(tx, [arrival], [kept])
         tx.after_commit(context.wakes.poll.set)
-        return verdict
+        return kept.verdict
     generation = await generations.get(tx, arrival.generation_id)
-    if generation is not None:
-        if not report.recognised:
-            _log.warning("upstream.unknown_word", word=report.word, generation_id=generation.id)
-        await ingest(tx, context, news_of(context, generation, report))
-    return verdict
+    assert generation is not None  # Its row gave the verdict, in this transaction.
+    if not report.recognised:
+        _log.warning("upstream.unknown_word", word=report.word, generation_id=generation.id)
+    await ingest(tx, context, news_of(context, generation, report))
+    if report.state == "processing" and generation.next_poll_at is None:
+        # The create answer is late or lost: with this callback's task id upstream can be asked.
+        await callbacks.ask_now(tx, [arrival], [kept])
+        tx.after_commit(context.wakes.poll.set)
+    return kept.verdict
 
 
 def _changes(context: Context, old: Generation, news: News, now: int) -> dict[str, Any]:
@@ -130,11 +135,37 @@ def _needles(context: Context) -> list[str]:
     return [secret for secret in (*secrets, *settings.secret_keys) if secret]
 
 
+def cleaned(context: Context, value: Any) -> Any:
+    """Decoded JSON, or a sentence, of upstream's without our callback URLs and secrets."""
+    return _without(
+        _callback_url(context.settings.public_url), wire.redact(value, _needles(context))
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _callback_url(public_url: str | None) -> re.Pattern[str]:
+    """Any callback URL, ours with its host; never text before or after it."""
+    base = public_url or ""
+    forms = {base, base.replace("/", "\\/"), urllib.parse.quote(base, safe="")}
+    host = "|".join(re.escape(form) for form in sorted(forms))
+    return re.compile(
+        rf"(?:{host})?{_SLASH}callbacks{_SLASH}[a-z]{{1,32}}{_SLASH}[A-Za-z0-9._~%-]+"
+    )
+
+
+def _without(url: re.Pattern[str], value: Any) -> Any:
+    """`value` with every match cut out of its strings, decoded: an edit of JSON would break it."""
+    if isinstance(value, str):
+        return url.sub("[redacted]", value) if "callbacks" in value else value
+    if isinstance(value, list):
+        return [_without(url, item) for item in value]
+    if isinstance(value, dict):
+        return {_without(url, key): _without(url, item) for key, item in value.items()}
+    return value
+
+
 def _output(context: Context, report: wire.Report) -> dict[str, Any]:
-    raw = msgspec.json.encode(wire.redact(report.raw, _needles(context)))
-    if b"/callbacks/" in raw:
-        raw = _CALLBACK_URL.sub("[redacted]", raw.decode()).encode()
-    return {"files": [_file(file) for file in report.files], "raw": msgspec.json.decode(raw)}
+    return {"files": [_file(file) for file in report.files], "raw": cleaned(context, report.raw)}
 
 
 def _file(file: wire.File) -> dict[str, str]:
@@ -143,9 +174,11 @@ def _file(file: wire.File) -> dict[str, str]:
 
 
 def _error(context: Context, report: wire.Report) -> dict[str, str]:
-    error = {
-        "code": report.error_code or "upstream_failed",
-        "message": report.error_message or "Upstream reported a failure and gave no reason.",
-    }
-    cleaned: dict[str, str] = wire.redact(error, _needles(context))
-    return cleaned
+    error: dict[str, str] = cleaned(
+        context,
+        {
+            "code": report.error_code or "upstream_failed",
+            "message": report.error_message or "Upstream reported a failure and gave no reason.",
+        },
+    )
+    return error

@@ -1,5 +1,6 @@
 """The nouns: frozen, with their allowed transitions, and the JSON that people see of them."""
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -41,6 +42,14 @@ def time_or_none(at: int | None) -> str | None:
     return None if at is None else rfc3339(at)
 
 
+def joined_headers(lines: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Header lines by name; the values of a name that came more than once joined by commas."""
+    joined: dict[str, str] = {}
+    for name, value in lines:
+        joined[name] = f"{joined[name]}, {value}" if name in joined else value
+    return joined
+
+
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """One request and its result, with what genhook still has to do about it."""
 
@@ -66,7 +75,6 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     submit_at: int | None = None
     submit_count: int = 0
     next_poll_at: int | None = None
-    poll_rank: int = 1
     poll_count: int = 0
     trouble_count: int = 0
     late_poll_count: int = 0
@@ -103,7 +111,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """An immutable fact. `body` is the exact bytes that every subscriber gets and that are signed."""
+    """An immutable fact; `body` is the exact bytes that are stored, signed and sent."""
 
     seq: int
     id: str
@@ -260,7 +268,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
             "duration_ms": self.duration_ms,
             "status_code": self.status_code,
             "error": error or None,
-            "response_headers": dict(self.response_headers),
+            "response_headers": joined_headers(self.response_headers),
             "response_body": self.response_body.decode("utf-8", "replace"),
         }
 

@@ -10,7 +10,7 @@ from service.context import Context
 from service.model import Generation
 from service.store import callbacks, generations
 from service.store.database import Transaction
-from service.store.generations import CONFIRMATION, ROUTINE, Exchange
+from service.store.generations import Exchange
 from service.submit import poll_plan
 from service.upstream import wire
 
@@ -18,7 +18,7 @@ _log = log.get()
 Reply = wire.Report | wire.Absent | wire.Throttled | wire.Unwell
 
 IN_FLIGHT_MAX = 32
-CONFIRM_INTERVAL_MS = SECOND
+THROTTLED_MS = 5 * SECOND
 BLIND_RETRY_MS = 5 * SECOND  # No task id yet: the create answer may still be on its way.
 
 
@@ -69,13 +69,11 @@ class Poller:
         room = min(self.budget.available(now), IN_FLIGHT_MAX - len(self.in_flight))
         if room <= 0:
             return 0, self.budget.next_at(now)
-        due = await self._due(room)
+        due, next_at = await self._due(room)
         for generation in due:
             self.budget.spend()
             self.start(generation)
-        if len(due) == room:
-            return len(due), self.budget.next_at(now)
-        return len(due), await self.context.database.read(generations.next_poll)
+        return len(due), self.budget.next_at(now) if len(due) == room else next_at
 
     async def expire_due(self, now: int) -> tuple[int, int | None]:
         """End what has passed its deadline; how many, and when the next one does."""
@@ -97,10 +95,10 @@ class Poller:
         if self.in_flight:
             await asyncio.gather(*self.in_flight.values(), return_exceptions=True)
 
-    async def _due(self, room: int) -> list[Generation]:
+    async def _due(self, room: int) -> tuple[list[Generation], int | None]:
         limit = room + len(self.in_flight)
-        found = await self.context.database.read(generations.to_poll, limit)
-        return [g for g in found if g.id not in self.in_flight][:room]
+        found, next_at = await self.context.database.read(_look, limit)
+        return [g for g in found if g.id not in self.in_flight][:room], next_at
 
     async def _ask(self, generation: Generation) -> None:
         try:
@@ -111,6 +109,11 @@ class Poller:
         finally:
             self.in_flight.pop(generation.id, None)
             self.context.wakes.poll.set()
+
+
+async def _look(tx: Transaction, limit: int) -> tuple[list[Generation], int | None]:
+    """What is due, and when the next is: at one moment, or what lies between would be missed."""
+    return await generations.to_poll(tx, limit), await generations.next_poll(tx)
 
 
 async def ask(context: Context, budget: Budget, generation: Generation) -> None:
@@ -130,7 +133,7 @@ async def ask(context: Context, budget: Budget, generation: Generation) -> None:
         duration_ms=round((time.monotonic() - began) * 1_000),
         status_code=reply.status if isinstance(reply, wire.Unwell) else None,
         outcome=_outcome(reply),
-        detail=_detail(reply),
+        detail=ingest.cleaned(context, _detail(reply)),
     )
     await context.database.write(_record, context, budget, task_id, reply, exchange)
     metrics.polls.add(1, exchange.outcome)
@@ -142,7 +145,7 @@ async def ask(context: Context, budget: Budget, generation: Generation) -> None:
         duration_ms=exchange.duration_ms,
     )
     if isinstance(reply, wire.Report) and not reply.recognised:
-        _log.warning("upstream.unknown_word", word=reply.word, generation_id=generation.id)
+        _log.warning("upstream.unknown_word", word=exchange.detail, generation_id=generation.id)
 
 
 async def expire(tx: Transaction, context: Context, limit: int) -> int:
@@ -157,9 +160,9 @@ async def expire(tx: Transaction, context: Context, limit: int) -> int:
         await ingest.ingest(tx, context, news)
         late = await generations.get(tx, generation.id)
         assert late is not None
-        if late.task_id is not None:
+        if late.submission != "waiting":  # A task may be there, if only a callback names it.
             due_at = schedule.after_deadline(late.deadline_at, 0, context.jitter())
-            await generations.change(tx, late, next_poll_at=due_at, poll_rank=ROUTINE)
+            await generations.change(tx, late, next_poll_at=due_at)
     return len(expired)
 
 
@@ -183,8 +186,11 @@ async def _record_blind(tx: Transaction, generation_id: str) -> None:
     generation = await generations.get(tx, generation_id)
     if generation is None or generation.task_id is not None:
         return
-    due_at = tx.now + BLIND_RETRY_MS if generation.submission == "sending" else None
-    await generations.change(tx, generation, next_poll_at=due_at, poll_rank=ROUTINE)
+    if generation.submission == "sending" and not generation.is_terminal:
+        await generations.delay_confirmation(tx, generation_id, tx.now + BLIND_RETRY_MS)
+    else:
+        await generations.confirmed(tx, generation_id, tx.now)
+    await generations.change(tx, generation, next_poll_at=None)
 
 
 async def _record(
@@ -197,46 +203,55 @@ async def _record(
 ) -> None:
     """Keep the exchange, let the news in, and plan the next question, in one transaction."""
     await generations.record(tx, exchange)
+    await generations.confirmed(tx, exchange.generation_id, exchange.at)
     generation = await generations.get(tx, exchange.generation_id)
     assert generation is not None
+    trouble = isinstance(reply, wire.Unwell | wire.Absent)
     changes: dict[str, Any] = {
         "poll_count": generation.poll_count + 1,
         "last_poll_at": exchange.at,
-        "trouble_count": generation.trouble_count + 1 if isinstance(reply, wire.Unwell) else 0,
+        "trouble_count": generation.trouble_count + 1 if trouble else 0,
     }
-    if isinstance(reply, wire.Throttled):
-        wait_ms = schedule.parse_retry_after(reply.retry_after, tx.now)
-        budget.pause(tx.now + (5 * SECOND if wait_ms is None else max(wait_ms, SECOND)))
     if isinstance(reply, wire.Report):
         changes["task_id"] = generation.task_id or task_id
         await ingest.ingest(tx, context, ingest.news_of(context, generation, reply))
         latest = await generations.get(tx, generation.id)
         assert latest is not None
         generation = latest
-    if generation.status in ("succeeded", "failed"):
-        await generations.change(tx, generation, **changes)
-        return
-    changes.update(_next(context, generation, changes, tx.now, exchange.at))
-    await generations.change(tx, generation, **changes)
+    generation = await generations.change(tx, generation, **changes)
+    if isinstance(reply, wire.Throttled):
+        budget.pause(tx.now + _wait_ms(reply, tx.now))
+    if generation.status not in ("succeeded", "failed"):
+        plan = _next(context, generation, reply, tx.now)
+        await generations.change(tx, generation, **plan)
 
 
-def _next(
-    context: Context, generation: Generation, changes: dict[str, Any], now: int, asked_at: int
-) -> dict[str, Any]:
-    """When to ask again. A callback that came while upstream was asked keeps its turn."""
-    pending = generation.next_poll_at
-    if generation.poll_rank == CONFIRMATION and pending is not None and pending > asked_at:
-        due_at = max(pending, asked_at + CONFIRM_INTERVAL_MS)
-        return {"next_poll_at": due_at, "poll_rank": CONFIRMATION}
+def _wait_ms(reply: wire.Throttled | wire.Unwell, now: int) -> int:
+    """How long upstream asks to be left alone; a 429 that does not say means a moment."""
+    asked_ms = schedule.parse_retry_after(reply.retry_after, now)
+    if isinstance(reply, wire.Throttled):
+        return THROTTLED_MS if asked_ms is None else max(asked_ms, SECOND)
+    return asked_ms or 0
+
+
+def _next(context: Context, generation: Generation, reply: Reply, now: int) -> dict[str, Any]:
+    """When to ask again."""
+    if isinstance(reply, wire.Throttled):  # Not an answer: it keeps its place behind the pause.
+        return {"next_poll_at": now + _wait_ms(reply, now)}
     if generation.status == "timed_out":
-        late = generation.late_poll_count + 1
+        # Only the planned late polls count: who refreshes does not use them up.
+        pending = generation.next_poll_at
+        planned = pending is not None and pending <= (generation.last_poll_at or now)
+        late = generation.late_poll_count + planned
         due = schedule.after_deadline(generation.deadline_at, late, context.jitter())
-        return {"next_poll_at": due, "poll_rank": ROUTINE, "late_poll_count": late}
-    if changes["trouble_count"]:
-        due = schedule.after_trouble(changes["trouble_count"], now, context.jitter())
+        return {"next_poll_at": due, "late_poll_count": late}
+    if generation.trouble_count:
+        due = schedule.after_trouble(generation.trouble_count, now, context.jitter())
+        if isinstance(reply, wire.Unwell):
+            due = max(due, now + _wait_ms(reply, now))
     else:
-        due = poll_plan(context, generation, changes["poll_count"], now)
-    return {"next_poll_at": min(due, generation.deadline_at), "poll_rank": ROUTINE}
+        due = poll_plan(context, generation, generation.poll_count, now)
+    return {"next_poll_at": min(due, generation.deadline_at)}
 
 
 def _outcome(reply: Reply) -> str:

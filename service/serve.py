@@ -1,121 +1,147 @@
-"""`genhook serve` and `genhook work`: settings, logs, sockets, signals."""
+"""`genhook serve`, `work` and `sandbox`: settings, logs, sockets, signals."""
 
 import argparse
 import asyncio
+import contextlib
 import gc
-import ipaddress
-import os
-import secrets
-import signal
-import sys
-from typing import Any
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING
 
-from service import log
+from service import dev, log, server
 from service.errors import SettingsError
 from service.settings import Settings, read_settings, unknown
 
-KEEP_ALIVE_SECONDS = 30
-CONNECTIONS_MAX = 1_024
-BACKLOG = 2_048
+if TYPE_CHECKING:
+    from service.app import App
+
+Say = Callable[[str], None]
+
+_log = log.get()
 
 
 def settings_for(options: argparse.Namespace) -> Settings:
     """The environment's settings with the command's options before them."""
-    overrides: dict[str, Any] = {}
-    if getattr(options, "host", None):
-        overrides["host"] = options.host
-    if getattr(options, "port", None) is not None:
-        overrides["port"] = options.port
-    if getattr(options, "dev", False):
-        overrides |= _throwaway()
-    elif getattr(options, "sandbox", False):
+    given = {"host": options.host, "port": options.port}
+    overrides = {name: value for name, value in given.items() if value is not None}
+    if options.sandbox and not options.dev:
         raise SettingsError("--sandbox needs --dev: a sandbox is no upstream for production.")
-    return read_settings(**overrides)
+    return read_settings(dev.environ() if options.dev else None, **overrides)
 
 
-def _throwaway() -> dict[str, Any]:
-    """What `--dev` makes up where the environment says nothing."""
-    made: dict[str, Any] = {
-        "allow_http": True,
-        "allow_networks": tuple(ipaddress.ip_network(n) for n in ("127.0.0.0/8", "::1/128")),
-    }
-    environ = os.environ  # noqa: TID251  only to see what is missing
-    if not environ.get("GENHOOK_SECRET_KEYS"):
-        made["secret_keys"] = (secrets.token_urlsafe(32),)
-    if not environ.get("GENHOOK_ADMIN_KEY"):
-        made["admin_key"] = "ghk_" + secrets.token_urlsafe(32)
-    return made
-
-
-def warn_of_unknown() -> None:
-    """Say which variables look like settings and are none."""
-    for name in unknown():
-        log.get().warning("settings.unknown", name=name, see="docs/settings.md")
-
-
-def serve(options: argparse.Namespace) -> int:
-    """Run the service until a signal ends it."""
+def serve(options: argparse.Namespace, say: Say) -> int:
+    """Run the service until a signal ends it: 0, or 1 where its worker failed."""
     settings = settings_for(options)
-    log.configure(settings.log_level)
-    warn_of_unknown()
-    if options.dev:
-        _say_throwaway(settings)
-    from service.app import App  # noqa: PLC0415  settings are refused before anything is loaded
+    _note(settings)
+    from service.app import App  # noqa: PLC0415  settings are refused before it is loaded
 
-    return run_app(App(settings), settings)
+    with contextlib.ExitStack() as stack:
+        sock = stack.enter_context(server.bind(settings.host, settings.port))
+        url, sandbox_url, upstream = server.url_of(sock), None, None
+        if options.sandbox:
+            upstream = stack.enter_context(server.bind("127.0.0.1", 0))
+            sandbox_url = server.url_of(upstream)
+            settings = dev.placed(settings, url, sandbox_url)
+        if options.dev:
+            say(dev.banner(settings, url, sandbox_url))
+        return server.run(_serve(App(settings), sock, upstream))
 
 
-def work(options: argparse.Namespace) -> int:
-    """Run the worker alone, until a signal ends it."""
-    settings = settings_for(options)
-    log.configure(settings.log_level)
-    warn_of_unknown()
-    from service.app import App  # noqa: PLC0415  settings are refused before anything is loaded
+def work(_options: argparse.Namespace, _say: Say) -> int:
+    """Run the worker alone until a signal ends it: 0, or 1 where it failed."""
+    settings = read_settings()
+    _note(settings)
+    from service.app import App  # noqa: PLC0415  settings are refused before it is loaded
 
-    asyncio.run(_work(App(settings)))
+    return server.run(_work(App(settings)))
+
+
+def sandbox(options: argparse.Namespace, say: Say) -> int:
+    """Run API in One on this machine until a signal ends it."""
+    log.configure("info")
+    logging.getLogger("genhook.sandbox").setLevel(logging.INFO)
+    with server.bind(options.host, options.port) as sock:
+        url = server.url_of(sock)
+        say(f"API in One, pretended, at {url}/api/v1. What it can do: curl {url}")
+        server.run(_sandbox(sock, options.api_key, options.speed))
     return 0
 
 
-async def _work(app: Any) -> None:
-    """The application without its sockets."""
+async def _serve(app: "App", sock: socket.socket, upstream: socket.socket | None) -> int:
+    """The application behind its socket, until a signal or its worker ends it."""
+    async with contextlib.AsyncExitStack() as stack:
+        if upstream is not None:
+            await stack.enter_async_context(running_sandbox(upstream, dev.UPSTREAM_KEY))
+        await app.start()
+        stack.push_async_callback(app.stop)
+        seconds = app.settings.shutdown_seconds
+        serving = server.new_server(app, lifespan="off", shutdown_seconds=seconds)
+        server.on_signals(lambda: _end(serving, app))
+        _when_worker_ends(app, serving.end)
+        _log.info("serving", url=server.url_of(sock))
+        gc.freeze()  # What start-up made lives as long as the process.
+        await serving.serve(sockets=[sock])
+    return _status(app)
+
+
+async def _work(app: "App") -> int:
     stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    server.on_signals(stopping.set)
     await app.start(worker=True)
-    app.worker.task.add_done_callback(lambda _task: stopping.set())
+    _when_worker_ends(app, stopping.set)
     await stopping.wait()
-    failed = app.worker.task.done() and app.worker.task.exception()
     await app.stop()
-    if failed:
-        raise failed
+    return _status(app)
 
 
-def run_app(app: Any, settings: Settings) -> int:
-    """Serve an ASGI application with uvicorn, as fast as this machine has it."""
-    import uvicorn  # noqa: PLC0415  cold start
-
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        http="httptools",
-        ws="none",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        lifespan="on",
-        backlog=BACKLOG,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
-    )
-    server = uvicorn.Server(config)
-    gc.freeze()  # What start-up made lives as long as the process.
-    server.run()
-    return 0 if server.started else 3
+async def _sandbox(sock: socket.socket, api_key: str | None, speed: float) -> None:
+    stopping = asyncio.Event()
+    server.on_signals(stopping.set)
+    async with running_sandbox(sock, api_key, speed):
+        await stopping.wait()
 
 
-def _say_throwaway(settings: Settings) -> None:
-    print("genhook: --dev: keys made up for this run, plain http and loopback targets allowed.")
-    print(f"genhook: http://{settings.host}:{settings.port}  admin key: {settings.admin_key}")
-    sys.stdout.flush()
+@contextlib.asynccontextmanager
+async def running_sandbox(
+    sock: socket.socket, api_key: str | None, speed: float = 1.0
+) -> AsyncIterator[str]:
+    """A sandbox beside what else this process does; the URL it is at."""
+    from service.sandbox import create_app  # noqa: PLC0415  only where it is used
+
+    logging.getLogger("uvicorn.error").addFilter(_unless_asked_for)
+    async with server.running(create_app(api_key=api_key, speed=speed), sock) as url:
+        yield url
+
+
+def _unless_asked_for(record: logging.LogRecord) -> bool:
+    """False for what `[sandbox: lose-answer]` raises to have the connection closed."""
+    error = record.exc_info[1] if record.exc_info else None
+    return "sandbox was asked" not in str(error)
+
+
+def _note(settings: Settings) -> None:
+    log.configure(settings.log_level)
+    for name in unknown():
+        _log.warning("settings.unknown", name=name, see="docs/settings.md")
+
+
+def _end(serving: server.Server, app: "App") -> None:
+    """Worker and open requests end side by side, so that `shutdown_seconds` pass only once."""
+    serving.end()
+    if app.worker is not None:
+        app.worker.stop()
+
+
+def _when_worker_ends(app: "App", end: Callable[[], None]) -> None:
+    """A worker that failed ends the process: the platform starts it anew, and nothing is lost."""
+    if app.worker is not None and app.worker.task is not None:
+        app.worker.task.add_done_callback(lambda _task: end())
+
+
+def _status(app: "App") -> int:
+    task = app.worker and app.worker.task
+    if not task or not task.done() or task.cancelled() or task.exception() is None:
+        return 0
+    _log.error("worker.failed", exc_info=task.exception())
+    return 1

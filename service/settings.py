@@ -1,6 +1,7 @@
 """Every setting, read from the environment once and refused loudly when wrong."""
 
 import ipaddress
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -58,6 +59,12 @@ def _text(value: str) -> str:
     return value
 
 
+def _secret(value: str) -> str:
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("must be visible ASCII characters, without spaces or line ends")
+    return value
+
+
 def _boolean(value: str) -> bool:
     known = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
     if value.lower() not in known:
@@ -67,9 +74,12 @@ def _boolean(value: str) -> bool:
 
 def _number(low: float, high: float) -> Callable[[str], float]:
     def read(value: str) -> float:
-        number = float(value)
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
         if not low <= number <= high:
-            raise ValueError(f"must be from {low:g} to {high:g}")
+            raise ValueError(f"must be a number from {low:g} to {high:g}")
         return number
 
     return read
@@ -102,8 +112,10 @@ def _database(value: str) -> str:
 
 def _url(value: str) -> str:
     parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
         raise ValueError("must be an absolute http(s) URL without user information")
+    if not value.isascii() or not value.isprintable() or " " in value or parts.port == 0:
+        raise ValueError("must have a port from 1 to 65535, and no spaces or letters beyond ASCII")
     if parts.query or parts.fragment:
         raise ValueError("must have neither a query nor a fragment")
     return value.rstrip("/")
@@ -122,13 +134,16 @@ def _secret_keys(value: str) -> tuple[str, ...]:
 
 
 def _admin_key(value: str) -> str:
-    if not value.startswith("ghk_") or len(value) < KEY_CHARACTERS_MIN or not value.isascii():
+    if not value.startswith("ghk_") or len(value) < KEY_CHARACTERS_MIN:
         raise ValueError(f"must be ghk_ and more, at least {KEY_CHARACTERS_MIN} characters in all")
-    return value
+    return _secret(value)
 
 
 def _networks(value: str) -> tuple[Network, ...]:
-    return tuple(ipaddress.ip_network(part.strip()) for part in value.split(",") if part.strip())
+    try:
+        return tuple(ipaddress.ip_network(part.strip()) for part in value.split(","))
+    except ValueError as error:
+        raise ValueError(f"must be networks such as 10.0.0.0/8, comma separated: {error}") from None
 
 
 class Variable(NamedTuple):
@@ -145,7 +160,7 @@ VARIABLES = (
     Variable("GENHOOK_SECRET_KEYS", "secret_keys", _secret_keys),
     Variable("GENHOOK_ADMIN_KEY", "admin_key", _admin_key),
     Variable("GENHOOK_UPSTREAM_URL", "upstream_url", _upstream_url),
-    Variable("GENHOOK_UPSTREAM_API_KEY", "upstream_api_key", _text),
+    Variable("GENHOOK_UPSTREAM_API_KEY", "upstream_api_key", _secret),
     Variable("GENHOOK_UPSTREAM_SIGNATURE", "upstream_signature", _choice(*SIGNATURE_SCHEMES)),
     Variable("GENHOOK_UPSTREAM_SIGNATURE_SECRET", "upstream_signature_secret", _text),
     Variable("GENHOOK_CALLBACK_TRUST", "callback_trust", _choice("confirm", "body")),
@@ -183,7 +198,10 @@ def _one(variable: Variable, text: str) -> Any:
 
 def _loopback(url: str) -> bool:
     host = urlsplit(url).hostname or ""
-    return host == "localhost" or host.startswith("127.") or host == "::1"
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _check(settings: Settings) -> None:

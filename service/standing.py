@@ -11,6 +11,13 @@ from service.store import events, subscribers
 from service.store.database import Transaction
 
 _log = log.get()
+# Coming back from `disabled`, a lane is probed with one attempt at a time before it opens.
+PROBED: dict[str, Any] = {
+    "disabled_reason": None,
+    "failing_since": None,
+    "probing": True,
+    "slow_until": None,
+}
 
 
 def changed(lane: Lane, conclusion: Conclusion, now: int) -> bool:
@@ -32,9 +39,7 @@ async def follow(
     if subscriber is None or subscriber.status == "disabled":
         return subscriber
     if conclusion.word == "delivered":
-        return await subscribers.change(
-            tx, subscriber, failing_since=None, slow_until=None, probing=False
-        )
+        return await subscribers.change(tx, subscriber, failing_since=None, probing=False)
     changes: dict[str, Any] = {"failing_since": subscriber.failing_since or tx.now}
     if conclusion.slow_until:
         changes["slow_until"] = max(conclusion.slow_until, subscriber.slow_until or 0)
@@ -67,8 +72,9 @@ async def announce(tx: Transaction, context: Context, disabled: Subscriber) -> N
         "description": disabled.description,
         "disabled_reason": disabled.disabled_reason,
     }
-    event = await events.insert(tx, disabled.tenant, "subscriber.disabled", data, None)
-    await fanout.fan_out(tx, context, event, None)
+    if not disabled.is_notify:  # Nobody knows a `notify_url` by its id.
+        event = await events.insert(tx, disabled.tenant, "subscriber.disabled", data, None)
+        await fanout.fan_out(tx, context, event, None)
     tx.after_commit(_logged, disabled)
 
 

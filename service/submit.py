@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from service import ingest, log, metrics, schedule
+from service import ingest, log, metrics, schedule, standing
 from service.clock import SECOND
 from service.context import Context
 from service.errors import Problem
@@ -43,7 +43,7 @@ async def accept(
     """
     model = context.catalogue.get(new.model)
     calls_back = context.settings.public_url is not None and model is not None and model.callbacks
-    notify = new.notify_url and await _notify_subscriber(tx, tenant, new.notify_url)
+    notify = new.notify_url and await _notify_subscriber(tx, context, tenant, new.notify_url)
     generation = Generation(
         id=generation_id,
         tenant=tenant,
@@ -79,9 +79,10 @@ async def submit(context: Context, generation: Generation) -> Generation:
         duration_ms=round((time.monotonic() - began) * 1_000),
         status_code=answer.status if isinstance(answer, wire.Refused) else None,
         outcome=_outcome(answer),
-        detail=_detail(answer),
+        detail=ingest.cleaned(context, _detail(answer)),
     )
-    after = await context.database.write(_record, context, generation.id, answer, exchange)
+    # Upstream will not say it again: a full queue is no reason to forget a task id.
+    after = await context.database.write_always(_record, context, generation.id, answer, exchange)
     metrics.submissions.add(1, exchange.outcome)
     _log.info(
         "submission",
@@ -91,8 +92,8 @@ async def submit(context: Context, generation: Generation) -> Generation:
         detail=exchange.detail,
         duration_ms=exchange.duration_ms,
     )
-    if isinstance(answer, wire.Refused) and answer.kind == "never":
-        raise _problem(generation, answer)
+    if isinstance(answer, wire.Refused) and after.submission == "refused":
+        raise _problem(context, generation, answer)
     return after
 
 
@@ -113,13 +114,24 @@ async def run_due(context: Context, now: int, limit: int = 20) -> tuple[int, int
 
 
 async def _claim_due(tx: Transaction, limit: int) -> list[Generation]:
+    """What is due becomes `sending`; what is past its deadline is left to `poll.expire`."""
     due = await generations.to_submit(tx, limit)
-    return [await generations.change(tx, g, submission="sending", submit_at=None) for g in due]
+    claimed = [await generations.change(tx, g, submission="sending", submit_at=None) for g in due]
+    return [generation for generation in claimed if generation.deadline_at > tx.now]
 
 
-async def _notify_subscriber(tx: Transaction, tenant: str, url: str) -> Subscriber:
-    """The tenant's subscriber for a `notify_url`: one for each URL, so that it has one lane."""
+async def _notify_subscriber(
+    tx: Transaction, context: Context, tenant: str, url: str
+) -> Subscriber:
+    """The tenant's subscriber for a `notify_url`: one for each URL, so that it has one lane.
+
+    If it was disabled, naming the URL again is how it is enabled.
+    """
     found = await subscribers.for_notify(tx, tenant, url)
+    if found is not None and found.status == "disabled":
+        tx.after_commit(context.wakes.reload, found.id)
+        changes = {**standing.PROBED, "status": "active", "updated_at": tx.now}
+        return await subscribers.change(tx, found, **changes)
     if found is not None:
         return found
     new = Subscriber(
@@ -158,10 +170,10 @@ async def _record(
     count = generation.submit_count + 1
     if isinstance(answer, wire.Taken):
         return await _record_taken(tx, context, generation, answer.report, count)
-    if generation.is_terminal:
-        return generation  # A callback or the deadline was faster than the answer.
+    if generation.is_terminal:  # A callback or the deadline was faster than the answer.
+        return await generations.change(tx, generation, submission="lost", submit_count=count)
     if isinstance(answer, wire.Refused) and answer.kind == "never":
-        error = {"code": answer.code, "message": answer.message}
+        error = ingest.cleaned(context, {"code": answer.code, "message": answer.message})
         news = ingest.News(generation_id=generation.id, status="failed", error=error)
         await ingest.ingest(tx, context, news)
         failed = await generations.get(tx, generation_id)
@@ -185,6 +197,9 @@ async def _record_taken(
     changes["submitted_at"] = now.submitted_at or tx.now
     if not now.is_terminal and now.next_poll_at is None:
         changes["next_poll_at"] = first_poll(context, now, tx.now)
+        tx.after_commit(context.wakes.poll.set)
+    if now.status == "timed_out" and now.next_poll_at is None:
+        changes["next_poll_at"] = schedule.after_deadline(now.deadline_at, 0, context.jitter())
         tx.after_commit(context.wakes.poll.set)
     return await generations.change(tx, now, **changes)
 
@@ -244,9 +259,8 @@ _PROBLEMS = {
 }
 
 
-def _problem(generation: Generation, refused: wire.Refused) -> Problem:
+def _problem(context: Context, generation: Generation, refused: wire.Refused) -> Problem:
     """What the caller is told: a wrong upstream key is our fault, missing credits stay 402."""
     status, code = _PROBLEMS.get(refused.status, (422, "upstream_refused"))
-    return Problem(
-        status, code, f"Upstream refused {generation.id} with {refused.status}: {refused.message}"
-    )
+    said = ingest.cleaned(context, refused.message)
+    return Problem(status, code, f"Upstream refused {generation.id} with {refused.status}: {said}")

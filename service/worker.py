@@ -14,12 +14,13 @@ from typing import IO
 
 import msgspec
 
-from service import log, retention, submit
-from service.clock import HOUR, SECOND
+from service import log, replay, retention, submit
+from service.clock import SECOND
 from service.context import Context
 from service.deliver import Deliverer
 from service.errors import StorageError
 from service.poll import Poller
+from service.store import subscribers
 
 _log = log.get()
 STANDBY_SECONDS = 1.0
@@ -63,6 +64,8 @@ class Worker:
         self._stopping = asyncio.Event()
         self._lock: IO[bytes] | None = None
         self._data_version = 0
+        self._revision = 0
+        self._sweep = retention.Sweep()
         self.task: asyncio.Task[None] | None = None
 
     @property
@@ -99,6 +102,7 @@ class Worker:
                 group.create_task(self._loop(self._poll, wakes.poll))
                 group.create_task(self._loop(self._expire, wakes.deadline))
                 group.create_task(self._loop(self.deliverer.run_due, self._timer))
+                group.create_task(self._loop(self._replay, wakes.replay))
                 group.create_task(self._loop(self._clean, asyncio.Event()))
                 group.create_task(self._loop(self._watch, asyncio.Event()))
             await self._finish()
@@ -137,8 +141,8 @@ class Worker:
         while True:
             await self.deliverer.scan()
             now = self.context.clock()
-            steps = (self._submit, self._poll, self._expire, self.deliverer.run_due, self._clean)
-            next_ats = [await step(now) for step in steps]
+            steps = (self._submit, self._poll, self._expire, self._replay, self._clean)
+            next_ats = [await step(now) for step in (*steps, self.deliverer.run_due)]
             await self._settle(ends_at - loop.time())
             due = any(at is not None and at <= self.context.clock() for at in next_ats)
             if loop.time() >= ends_at or not due:
@@ -210,9 +214,14 @@ class Worker:
         return next_at
 
     async def _clean(self, now: int) -> int | None:
-        deleted = await retention.run_due(self.context, now)
+        deleted, next_at = await retention.run_due(self.context, self._sweep, now)
         self.done.deleted += deleted
-        return now + (SECOND if deleted else HOUR)
+        return next_at
+
+    async def _replay(self, now: int) -> int | None:
+        count, next_at = await replay.run_due(self.context, now)
+        self.done.replayed += count
+        return next_at
 
     async def _watch(self, now: int) -> int | None:
         """Notice what other processes committed: their work was not handed over in memory."""
@@ -221,7 +230,11 @@ class Worker:
             self.context.wakes.submit.set()
             self.context.wakes.poll.set()
             self.context.wakes.deadline.set()
-            self.deliverer.reload(None)
+            self.context.wakes.replay.set()
+            revision = await self.context.database.read(subscribers.revision)
+            if revision != self._revision:
+                self.deliverer.reload(None)
+            self._revision = revision
             await self.deliverer.scan()
         self._data_version = version
         return now + int(WATCH_SECONDS * SECOND)
@@ -240,6 +253,8 @@ class Worker:
                 await self.deliverer.settle()
         except TimeoutError:
             _log.warning("worker.stopped_late")
+        self.context.wakes.nobody()
+        self.deliverer.forget()
 
 
 def _data_version(connection: sqlite3.Connection) -> int:

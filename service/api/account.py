@@ -3,22 +3,26 @@
 import base64
 import os
 import re
+from datetime import date
 from typing import Annotated
 
 import msgspec
 
 from service import signers
 from service.api.calls import Answer, Call, bad_query, listed
+from service.api.checks import NO_NUL
 from service.api.subscribers import Rotation, rotate_secrets, rotation, secrets_view
+from service.clock import rfc3339
 from service.errors import FieldError, Problem, invalid, not_found
 from service.model import Key, Scope
 from service.store import generations, keys, lists, subscribers
 from service.store.database import Transaction
 from service.tenants import DEFAULT, ensure
 
-_DAY = re.compile(r"\d{4}-\d\d-\d\d")
+USAGE_DAYS, USAGE_DAYS_MAX = 30, 366
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern=NO_NUL)]
 
 
 class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,7 +36,7 @@ class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 async def create_key(call: Call) -> Answer:
     """POST /v1/keys: 201, with the key this once."""
     new = call.decode(NewKey)
-    tenant = new.tenant or call.tenant
+    tenant = call.tenant if new.tenant is None else new.tenant
     if not _TENANT.fullmatch(tenant):
         message = "must be 1 to 63 of a-z, 0-9, - and _"
         raise invalid("The tenant's name cannot be used.", FieldError("/tenant", message))
@@ -115,15 +119,29 @@ async def _rotate(tx: Transaction, call: Call, wanted: Rotation) -> signers.Secr
 
 async def usage(call: Call) -> Answer:
     """GET /v1/usage: counts and credits by model and day."""
-    days = {name: call.query.get(name) for name in ("since", "until")}
-    for name, day in days.items():
-        if day is not None and not _DAY.fullmatch(day):
-            raise bad_query(name, "must be a day, such as 2026-11-22")
+    since, until = _span(call)
     rows = await call.context.database.read(
-        generations.usage,
-        call.tenant,
-        days["since"] or "0000-00-00",
-        days["until"] or "9999-99-99",
-        call.query.get("model"),
+        generations.usage, call.tenant, since.isoformat(), until.isoformat(), call.query_model()
     )
     return Answer(content={"data": [dict(row) for row in rows], "next": None})
+
+
+def _span(call: Call) -> tuple[date, date]:
+    """The days asked for, both included: the last 30 where nothing is said."""
+    until = _day(call, "until") or date.fromisoformat(rfc3339(call.context.clock())[:10])
+    since = _day(call, "since") or date.fromordinal(max(1, until.toordinal() - USAGE_DAYS + 1))
+    if since > until:
+        raise bad_query("since", "must not be after until")
+    if (until - since).days >= USAGE_DAYS_MAX:
+        raise bad_query("since", f"must be less than {USAGE_DAYS_MAX} days before until")
+    return since, until
+
+
+def _day(call: Call, name: str) -> date | None:
+    text = call.query.get(name)
+    if text is None:
+        return None
+    try:
+        return date.fromisoformat(text if _DAY.fullmatch(text) else "")
+    except ValueError:
+        raise bad_query(name, "must be a day, such as 2026-11-22") from None

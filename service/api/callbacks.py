@@ -6,17 +6,27 @@ from typing import Any
 import msgspec
 
 from service import ingest, log, metrics
-from service.api.asgi import BodyTooLargeError, Message, Receive, Scope, Send, problem, read_body
+from service.api.asgi import (
+    BodyTooLargeError,
+    DisconnectedError,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    problem,
+    read_body,
+)
 from service.api.calls import Answer, Call, listed
 from service.clock import SECOND, rfc3339
 from service.context import UPSTREAM, Context
-from service.errors import Problem, StorageError, not_found
+from service.errors import Problem, SettingsError, StorageError, not_found
 from service.ids import new_id
+from service.model import joined_headers
 from service.schemes import SCHEMES, SignatureError
 from service.store import callbacks, lists
 from service.store.callbacks import Arrival
 from service.store.database import Row
-from service.tokens import Claim, TokenError
+from service.tokens import TokenError
 
 PREFIX = f"/callbacks/{UPSTREAM}/"
 VERDICTS = ("accepted", "duplicate", "late", "unreadable", "rejected")
@@ -37,12 +47,23 @@ class Receiver:
         scheme = context.settings.upstream_signature
         self._scheme = SCHEMES[scheme] if scheme else None
         self._secrets = [context.settings.upstream_signature_secret or ""]
+        try:
+            if self._scheme is not None:
+                self._scheme.read_secret(self._secrets[0])
+        except ValueError as error:
+            raise SettingsError(f"GENHOOK_UPSTREAM_SIGNATURE_SECRET: {error}.") from None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Verify, store, answer: 2xx is sent only after the commit."""
-        request_id = new_id("req")
+        arrival = Arrival(
+            id=new_id("cb"),
+            upstream=UPSTREAM,
+            received_at=self._context.clock(),
+            headers=scope["headers"][:_HEADERS_KEPT],
+        )
+        request_id = "req" + arrival.id[2:]
         try:
-            arrival = await self._arrival(scope, receive)
+            await self._verify(arrival, scope, receive)
             verdict = await self._store(arrival)
         except Problem as found:
             await problem(send, found, request_id)
@@ -52,6 +73,12 @@ class Receiver:
                 503, "storage_unavailable", "The callback was not stored.", retry_after_seconds=1
             )
             await problem(send, busy, request_id)
+        except DisconnectedError:
+            return
+        except Exception:  # noqa: BLE001  upstream is told to come again, the log the traceback
+            _log.exception("callback.failed", request_id=request_id)
+            broken = Problem(500, "internal_error", "Something went wrong here.")
+            await problem(send, broken, request_id)
         else:
             metrics.callbacks.add(1, verdict)
             await _answer_ok(send, request_id)
@@ -65,71 +92,41 @@ class Receiver:
                 request_id=request_id,
             )
 
-    async def _arrival(self, scope: Scope, receive: Receive) -> Arrival:
-        """What came in, once the token and, where there is one, the signature have proved it."""
-        now = self._context.clock()
-        path = scope["path"]
+    async def _verify(self, arrival: Arrival, scope: Scope, receive: Receive) -> None:
+        """Fill in the arrival, once the token and, where there is one, the signature prove it."""
+        path, settings = scope["path"], self._context.settings
         try:
-            if not path.startswith(PREFIX):
-                raise TokenError("malformed")
-            claim = self._context.tokens.read(path[len(PREFIX) :], now)
+            token = path[len(PREFIX) :] if path.startswith(PREFIX) else ""
+            claim = self._context.tokens.read(token, arrival.received_at)
         except TokenError as error:
-            await self._reject(scope, receive, now, f"token_{error.reason}", None)
+            await self._reject(arrival, f"token_{error.reason}")
             raise Problem(404, "token_invalid", "There is nothing at this address.") from None
-        body = await self._body(scope, receive)
-        proved = await self._verify(scope, body, claim, now)
-        trusted = proved or self._context.settings.callback_trust == "body"
-        return self._make(scope, body, now, claim, "body" if trusted else "confirm")
-
-    def _make(
-        self, scope: Scope, body: bytes, now: int, claim: Claim | None, trust: str
-    ) -> Arrival:
-        return Arrival(
-            id=new_id("cb", now),
-            generation_id=claim.generation_id if claim else "",
-            nonce=claim.nonce if claim else "",
-            upstream=UPSTREAM,
-            received_at=now,
-            trust=trust,
-            headers=scope["headers"][:_HEADERS_KEPT],
-            body=body,
-            readable=_readable(body),
-        )
-
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        arrival.generation_id, arrival.nonce = claim.generation_id, claim.nonce
         try:
-            return await read_body(scope, receive, self._context.settings.callback_body_bytes)
+            arrival.body = await read_body(scope, receive, settings.callback_body_bytes)
         except BodyTooLargeError as error:
+            await self._reject(arrival, "body_too_large")
             raise Problem(413, "body_too_large", str(error)) from None
+        arrival.readable = _readable(arrival.body)
+        proved = await self._proves_body(arrival)
+        if proved or settings.callback_trust == "body":
+            arrival.trust = "body"
 
-    async def _verify(self, scope: Scope, body: bytes, claim: Claim, now: int) -> bool:
+    async def _proves_body(self, arrival: Arrival) -> bool:
         """True if a signature proves the body; Problem 401 if one is due and does not hold."""
         if self._scheme is None:
             return False
-        headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in scope["headers"]}
+        headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in arrival.headers}
         try:
-            self._scheme.verify(body, headers, self._secrets, now)
+            self._scheme.verify(arrival.body, headers, self._secrets, arrival.received_at)
         except SignatureError as error:
-            arrival = self._make(scope, body, now, claim, "confirm")
-            await self._keep_rejected(arrival, f"signature_{error.reason}", claim.generation_id)
+            await self._reject(arrival, f"signature_{error.reason}")
             raise Problem(
                 401, "signature_invalid", "The callback's signature does not hold."
             ) from None
         return self._scheme.proves_body
 
-    async def _reject(
-        self, scope: Scope, receive: Receive, now: int, reason: str, generation_id: str | None
-    ) -> None:
-        try:
-            body = await read_body(scope, receive, callbacks.REJECTED_BODY_BYTES)
-        except BodyTooLargeError:
-            body = b""
-        arrival = self._make(scope, body, now, None, "confirm")
-        await self._keep_rejected(arrival, reason, generation_id)
-
-    async def _keep_rejected(
-        self, arrival: Arrival, reason: str, generation_id: str | None
-    ) -> None:
+    async def _reject(self, arrival: Arrival, reason: str) -> None:
         """Store what was rejected, as far as there is room; the answer does not depend on it."""
         metrics.callbacks.add(1, "rejected")
         second, count = self._rejections
@@ -139,9 +136,9 @@ class Receiver:
         if count > REJECTIONS_PER_SECOND:
             return
         _log.info("callback", callback_id=arrival.id, verdict="rejected", reason=reason)
-        rejected = msgspec.structs.replace(arrival, reason=reason)
+        arrival.reason = reason
         try:
-            await self._context.database.write(callbacks.reject, rejected, generation_id)
+            await self._context.database.write(callbacks.reject, arrival)
         except StorageError as error:
             _log.error("callback.not_stored", error=str(error))
 
@@ -155,6 +152,7 @@ class Receiver:
             self._context.wakes.poll.set()
         if verdict is None:
             self._context.tokens.forget(arrival.generation_id)
+            await self._reject(arrival, "token_revoked")
             raise Problem(404, "token_invalid", "There is nothing at this address.")
         return verdict
 
@@ -189,7 +187,7 @@ async def list_(call: Call) -> Answer:
     if verdict := call.query_choice("verdict", VERDICTS):
         where.append("verdict = :verdict")
         values["verdict"] = verdict
-    if generation_id := call.query.get("generation_id"):
+    if generation_id := call.query_id("generation_id", "gen"):
         where.append("generation_id = :generation_id")
         values["generation_id"] = generation_id
     rows, more = await call.context.database.read(
@@ -224,9 +222,11 @@ _SECRET_HEADERS = ("authorization", "cookie", "proxy-authorization")
 
 
 def _raw(row: Row) -> dict[str, Any]:
-    headers: dict[str, str] = {}
-    for name, value in msgspec.json.decode(row["headers"], type=list[tuple[str, str]]):
-        headers[name] = "[redacted]" if name in _SECRET_HEADERS else log.redact(value)
+    lines = msgspec.json.decode(row["headers"], type=list[tuple[str, str]])
+    headers = joined_headers(
+        (name, "[redacted]" if name in _SECRET_HEADERS else log.redact(value))
+        for name, value in lines
+    )
     try:
         return {
             "headers": headers,
@@ -234,5 +234,6 @@ def _raw(row: Row) -> dict[str, Any]:
             "body_encoding": "utf-8",
         }
     except UnicodeDecodeError:
-        body = base64.b64encode(row["body"]).decode()
+        strange = log.redact(row["body"].decode("latin-1")).encode("latin-1")
+        body = base64.b64encode(strange).decode()
         return {"headers": headers, "body": body, "body_encoding": "base64"}

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from service import clock
+from service.api.checks import MODEL_ID, MODEL_ID_RULE, escape
 from service.context import Context
 from service.deliver import Deliverer
 from service.errors import FieldError, Problem, invalid
@@ -22,6 +23,7 @@ PAGING = frozenset({"limit", "after", "order"})
 _encode = msgspec.json.Encoder().encode
 _WHERE = re.compile(r"(?P<message>.*?)(?: - at `(?P<path>[^`]*)`)?", re.DOTALL)
 _FIELD = re.compile(r"Object (?:missing required|contains unknown) field `(?P<name>[^`]*)`")
+_INTEGER = re.compile(r"0|[1-9][0-9]{0,8}")
 _STEP = re.compile(r"\.([^.\[]+)|\[([^\]]*)\]")
 
 
@@ -85,10 +87,13 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         """Whose rows the call is about."""
         return self.key.tenant
 
-    def decode(self, kind: type[T]) -> T:
-        """The body as `kind`; Problem 400 if it is no JSON, 422 with a pointer if a field is wrong."""
+    def decode(self, kind: type[T], *, empty: bytes = b"") -> T:
+        """The body as `kind`, where there is none `empty`.
+
+        Problem 400 if it is no JSON, 422 with a pointer if a field is wrong.
+        """
         try:
-            return msgspec.json.decode(self.body or b"{}", type=kind)
+            return msgspec.json.decode(self.body or empty, type=kind)
         except msgspec.ValidationError as error:
             raise invalid("The request has a wrong field.", _field_error(str(error))) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -96,16 +101,33 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
     def page(self, prefix: str) -> Page:
         """`limit`, `after` and `order`; Problem 400 if one is wrong."""
-        limit = self.query.get("limit", "50")
-        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= LIMIT_MAX):
-            raise bad_query("limit", f"must be a whole number from 1 to {LIMIT_MAX}")
-        order = self.query.get("order", "desc")
-        if order not in ("asc", "desc"):
-            raise bad_query("order", "must be asc or desc")
+        limit = self.query_integer("limit", 50, 1, LIMIT_MAX)
+        order = self.query_choice("order", ("asc", "desc"))
         after = self.query.get("after")
         if after is not None and not re.fullmatch(rf"{prefix}_[0-9a-f]{{32}}", after):
             raise bad_query("after", "must be the `next` of an earlier page")
-        return Page(limit=int(limit), after=after, ascending=order == "asc")
+        return Page(limit=limit, after=after, ascending=order == "asc")
+
+    def query_integer(self, name: str, default: int, low: int, high: int) -> int:
+        """A whole number in the query; Problem 400 unless it is from `low` to `high`."""
+        text = self.query.get(name, str(default))
+        if not _INTEGER.fullmatch(text) or not low <= int(text) <= high:
+            raise bad_query(name, f"must be a whole number from {low} to {high}")
+        return int(text)
+
+    def query_id(self, name: str, prefix: str) -> str | None:
+        """An id in the query; Problem 400 if it is not shaped like one of ours."""
+        text = self.query.get(name)
+        if text is not None and not re.fullmatch(rf"{prefix}_[0-9a-f]{{32}}", text):
+            raise bad_query(name, f"must be an id, {prefix}_ and 32 hexadecimal digits")
+        return text
+
+    def query_model(self) -> str | None:
+        """The `model` of the query; Problem 400 if no model can have that name."""
+        model = self.query.get("model")
+        if model is not None and not MODEL_ID.fullmatch(model):
+            raise bad_query("model", MODEL_ID_RULE)
+        return model
 
     def query_time(self, name: str) -> int | None:
         """A time in the query as milliseconds; Problem 400 if it is none."""
@@ -160,12 +182,12 @@ def bad_query(name: str, message: str) -> Problem:
 
 
 def _field_error(text: str) -> FieldError:
-    """msgspec's message as a JSON pointer and a sentence."""
+    """What msgspec says, as a JSON pointer and a sentence."""
     found = _WHERE.fullmatch(text)
     message, path = (found["message"], found["path"] or "$") if found else (text, "$")
     steps = [name or index for name, index in _STEP.findall(path)]
     if field := _FIELD.match(message):
         steps.append(field["name"])
         message = "is required" if "missing" in message else "is not a field of this request"
-    pointer = "".join("/" + s.replace("~", "~0").replace("/", "~1") for s in steps)
+    pointer = "".join("/" + escape(step) for step in steps)
     return FieldError(pointer, message)

@@ -15,8 +15,8 @@ async def list_(call: Call) -> Answer:
     if status := call.query_choice("status", STATUSES):
         where.append("status = :status")
         values["status"] = status
-    for name in ("subscriber_id", "event_id"):
-        if wanted := call.query.get(name):
+    for name, prefix in (("subscriber_id", "sub"), ("event_id", "evt")):
+        if wanted := call.query_id(name, prefix):
             where.append(f"{name} = :{name}")
             values[name] = wanted
     rows, more = await call.context.database.read(

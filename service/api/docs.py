@@ -1,5 +1,6 @@
 """A page that shows the contract: operations by tag, with their scope, parameters and answers."""
 
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from html import escape
 from typing import Any
@@ -15,8 +16,8 @@ code{padding:.1em .3em}pre{padding:.75rem;overflow-x:auto}
 details{border:1px solid #d5dbe3;border-radius:6px;margin:.5rem 0;padding:.4rem .75rem}
 summary{cursor:pointer}summary b{display:inline-block;min-width:4.5rem;font-family:monospace}
 .get{color:#1a5fb4}.post{color:#26742f}.patch{color:#9a5b00}.delete{color:#b01e2e}
-small{color:#5a6675}table{border-collapse:collapse}td,th{text-align:left;padding:.15rem .75rem .15rem 0;
-vertical-align:top}
+small{color:#5a6675}table{border-collapse:collapse}
+td,th{text-align:left;padding:.15rem .75rem .15rem 0;vertical-align:top}
 @media(prefers-color-scheme:dark){body{background:#14181f;color:#dfe5ec}code,pre{background:#222934}
 details,h2{border-color:#39424f}small{color:#9aa7b8}.get{color:#78aeed}.post{color:#7fd18b}
 .patch{color:#e5b567}.delete{color:#f08a96}}
@@ -25,8 +26,9 @@ details,h2{border-color:#39424f}small{color:#9aa7b8}.get{color:#78aeed}.post{col
 
 @lru_cache(maxsize=1)
 def render(document: bytes) -> bytes:
-    """The whole page, self-contained."""
-    contract = yaml.load(document, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    """The whole page, self-contained. Parsing takes a while: call it on a thread."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # A tenth of the time, where it is.
+    contract = yaml.load(document, Loader=loader)  # noqa: S506  both are safe loaders
     sections = "".join(_section(contract, tag) for tag in contract["tags"])
     title = f"{escape(contract['info']['title'])} {escape(contract['info']['version'])}"
     page = (
@@ -41,8 +43,8 @@ def render(document: bytes) -> bytes:
 
 def _section(contract: dict[str, Any], tag: dict[str, str]) -> str:
     operations = [
-        _operation(contract, path, method, item)
-        for path, methods in contract["paths"].items()
+        _operation(contract, where, methods, method)
+        for where, methods in (*contract["paths"].items(), *contract["webhooks"].items())
         for method, item in methods.items()
         if isinstance(item, dict) and tag["name"] in item.get("tags", ())
     ]
@@ -50,24 +52,35 @@ def _section(contract: dict[str, Any], tag: dict[str, str]) -> str:
     return f"<h2>{escape(tag['name'])}</h2><p>{intro}</p>{''.join(operations)}"
 
 
-def _operation(contract: dict[str, Any], path: str, method: str, item: dict[str, Any]) -> str:
-    parameters = [_resolve(contract, p) for p in item.get("parameters", ())]
-    rows = "".join(
-        f"<tr><td><code>{escape(p['name'])}</code><td>{escape(p['in'])}"
-        f"<td>{escape(p.get('description', ''))}"
-        for p in parameters
-    )
-    answers = "".join(
-        f"<tr><td><code>{escape(status)}</code><td>"
-        f"{escape(_resolve(contract, answer).get('description', ''))}"
-        for status, answer in item["responses"].items()
-    )
+def _operation(contract: dict[str, Any], where: str, methods: dict[str, Any], method: str) -> str:
+    """One operation; `where` is a path, or the type of an event that is sent to subscribers."""
+    item = methods[method]
+    given = [*methods.get("parameters", ()), *item.get("parameters", ())]
+    takes = [(p["name"], p["in"], p) for p in (_resolve(contract, node) for node in given)]
+    takes += [(name, "body", field) for name, field in _fields(contract, item)]
+    answers = [(status, "", _resolve(contract, node)) for status, node in item["responses"].items()]
+    scope = item.get("x-scope", "sent to subscribers")
     return (
-        f"<details><summary><b class={method}>{method.upper()}</b> <code>{escape(path)}</code> "
-        f"{escape(item['summary'])} <small>{escape(item.get('x-scope', ''))}</small></summary>"
-        f"<p>{escape(item.get('description', ''))}</p><table>{rows}</table>"
-        f"<table>{answers}</table></details>"
+        f"<details><summary><b class={method}>{method.upper()}</b> <code>{escape(where)}</code> "
+        f"{escape(item['summary'])} <small>{escape(scope)}</small></summary>"
+        f"<p>{escape(item.get('description', ''))}</p>{_table(takes)}{_table(answers)}</details>"
     )
+
+
+def _table(rows: Sequence[tuple[str, str, dict[str, Any]]]) -> str:
+    cells = [
+        f"<tr><td><code>{escape(name)}</code><td>{kind}<td>{escape(node.get('description', ''))}"
+        for name, kind, node in rows
+    ]
+    return f"<table>{''.join(cells)}</table>"
+
+
+def _fields(contract: dict[str, Any], item: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The fields of a JSON request body, where it is an object with named ones."""
+    body = _resolve(contract, item.get("requestBody", {}))
+    schema = body.get("content", {}).get("application/json", {}).get("schema", {})
+    for name, node in _resolve(contract, schema).get("properties", {}).items():
+        yield name, _resolve(contract, node)
 
 
 def _resolve(contract: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ async def list_(call: Call) -> Answer:
     if type_ := call.query_choice("type", EVENT_TYPES):
         where.append("type = :type")
         values["type"] = type_
-    if generation_id := call.query.get("generation_id"):
+    if generation_id := call.query_id("generation_id", "gen"):
         where.append("generation_id = :generation_id")
         values["generation_id"] = generation_id
     page = call.page("evt")

@@ -1,14 +1,21 @@
 """Generations: ask for one, look at it, wait for it, read its story, have upstream asked."""
 
 import asyncio
-import re
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from service import egress, submit
+from service import submit
 from service.api.calls import Answer, Call, bad_query, listed
+from service.api.checks import (
+    METADATA_MAX,
+    METADATA_NAME,
+    METADATA_RULE,
+    MODEL_ID,
+    MODEL_ID_RULE,
+    check_url,
+    metadata_errors,
+)
 from service.api.timeline import timeline
 from service.clock import SECOND
 from service.errors import FieldError, invalid, not_found
@@ -19,8 +26,6 @@ from service.submit import NewGeneration
 from service.upstream import catalogue
 
 WAIT_SECONDS_MAX = 60
-METADATA_MAX = 20
-_METADATA_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _RECHECK_SECONDS = 1.0  # Another process may bring the outcome.
 
 
@@ -30,6 +35,8 @@ async def create(call: Call) -> Answer:
     if errors := _errors(call, new):
         raise invalid("The request has wrong fields.", *errors)
     context = call.context
+    if new.notify_url is not None:
+        check_url(context, new.notify_url, "/notify_url")
     generation = await context.database.write(_get_or_accept, call, new)
     if generation.submission == "sending" and generation.id not in context.wakes.submitting:
         generation = await _submit(call, generation)
@@ -54,12 +61,7 @@ async def _get_or_accept(tx: Transaction, call: Call, new: NewGeneration) -> Gen
 
 
 def _errors(call: Call, new: NewGeneration) -> list[FieldError]:
-    errors = [*_text_errors(new), *_metadata_errors(new.metadata)]
-    if new.notify_url is not None:
-        settings = call.context.settings
-        policy = egress.Policy(settings.allow_http, settings.allow_networks)
-        if reason := egress.refuse_url(new.notify_url, policy):
-            errors.append(FieldError("/notify_url", reason))
+    errors = [*_text_errors(new), *metadata_errors(new.metadata, "/metadata")]
     model = call.context.catalogue.get(new.model)
     if model is not None:
         found = catalogue.problems(model, new.input)
@@ -68,20 +70,10 @@ def _errors(call: Call, new: NewGeneration) -> list[FieldError]:
 
 
 def _text_errors(new: NewGeneration) -> list[FieldError]:
-    if not 1 <= len(new.model) <= 128 or not new.model.isprintable():
-        return [FieldError("/model", "must have 1 to 128 printable characters")]
+    if not MODEL_ID.fullmatch(new.model):
+        return [FieldError("/model", MODEL_ID_RULE)]
     forbidden = [name for name in ("model", "callback_url") if name in new.input]
     return [FieldError(f"/input/{name}", "is set by genhook") for name in forbidden]
-
-
-def _metadata_errors(metadata: Mapping[str, str]) -> list[FieldError]:
-    if len(metadata) > METADATA_MAX:
-        return [FieldError("/metadata", f"must have at most {METADATA_MAX} entries")]
-    return [
-        FieldError(f"/metadata/{name}", "needs a name of 1 to 64 of [A-Za-z0-9_.-], a value to 500")
-        for name, value in metadata.items()
-        if not _METADATA_NAME.fullmatch(name) or len(value) > 500 or "\0" in value
-    ]
 
 
 async def get_one(call: Call) -> Generation:
@@ -94,12 +86,10 @@ async def get_one(call: Call) -> Generation:
 
 async def get(call: Call) -> Answer:
     """GET /v1/generations/{id}, held with `?wait` until it is terminal."""
-    wait = call.query.get("wait", "0")
-    if not (wait.isascii() and wait.isdigit() and int(wait[:9]) <= WAIT_SECONDS_MAX):
-        raise bad_query("wait", f"must be a whole number from 0 to {WAIT_SECONDS_MAX}")
+    wait = call.query_integer("wait", 0, 0, WAIT_SECONDS_MAX)
     generation = await get_one(call)
-    if int(wait) and not generation.is_terminal:
-        generation = await _wait(call, generation, float(wait))
+    if wait and not generation.is_terminal:
+        generation = await _wait(call, generation, wait)
     return Answer(content=generation.view())
 
 
@@ -131,7 +121,7 @@ async def list_(call: Call) -> Answer:
     if status := call.query_choice("status", (*OPEN, *TERMINAL)):
         where.append("g.status = :status")
         values["status"] = status
-    if model := call.query.get("model"):
+    if model := call.query_model():
         where.append("g.model = :model")
         values["model"] = model
     for name, sign in (("created_after", ">"), ("created_before", "<")):
@@ -149,9 +139,12 @@ def _filter_metadata(call: Call, where: list[str], values: dict[str, Any]) -> No
     wanted = {n: v for n, v in call.query.items() if n.startswith("metadata.")}
     if len(wanted) > METADATA_MAX:
         raise bad_query("metadata", f"may be asked for {METADATA_MAX} names at most")
+    for name, value in wanted.items():
+        if not METADATA_NAME.fullmatch(name.removeprefix("metadata.")) or len(value) > 500:
+            raise bad_query("metadata", METADATA_RULE)
     for number, (name, value) in enumerate(wanted.items()):
         where.append(
-            "EXISTS (SELECT 1 FROM generation_metadata m WHERE m.tenant = :tenant "
+            "EXISTS (SELECT 1 FROM generation_metadata m WHERE m.tenant = :tenant "  # noqa: S608
             f"AND m.name = :name{number} AND m.value = :value{number} "
             "AND m.generation_id = g.id)"
         )

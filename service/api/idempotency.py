@@ -1,5 +1,6 @@
 """`Idempotency-Key`: the same request twice is answered once and stored, secrets sealed."""
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Awaitable, Callable
@@ -8,7 +9,7 @@ import msgspec
 
 from service.api.calls import Answer, Call
 from service.clock import DAY, MINUTE
-from service.errors import Problem
+from service.errors import Problem, StorageError
 from service.ids import new_id
 from service.store import keys
 from service.store.database import Transaction
@@ -52,16 +53,33 @@ async def once(
             status=found.status, media_type=found.media_type, body=found.body, headers=headers
         )
     try:
-        answer = await make(msgspec.structs.replace(call, resource_id=found))
-    except Problem as problem:
-        if problem.code.startswith("upstream_"):
-            raise  # The generation exists, and has failed: the key stays with it.
+        answer = await _made(call, make, found)
+        kept = _Kept(answer.status, answer.media_type, answer.encoded(), dict(answer.headers))
+        sealed = call.context.vault.seal(msgspec.json.encode(kept), f"answer:{scoped}")
+        await database.write(keys.finish, call.tenant, scoped, answer.status, sealed)
+    except Problem:
         await database.write(keys.release, call.tenant, scoped)
         raise
-    kept = _Kept(answer.status, answer.media_type, answer.encoded(), dict(answer.headers))
-    sealed = call.context.vault.seal(msgspec.json.encode(kept), f"answer:{scoped}")
-    await database.write(keys.finish, call.tenant, scoped, answer.status, sealed)
+    except StorageError:
+        # Nobody runs it any more: who asks again finds what was made, under the same id.
+        with contextlib.suppress(StorageError):
+            await database.write(keys.abandon, call.tenant, scoped, ABANDONED_MS)
+        raise
     return answer
+
+
+async def _made(call: Call, make: Callable[[Call], Awaitable[Answer]], resource_id: str) -> Answer:
+    """What `make` answers; a refusal by upstream too, for its generation exists and has failed."""
+    try:
+        return await make(msgspec.structs.replace(call, resource_id=resource_id))
+    except Problem as problem:
+        if not problem.code.startswith("upstream_"):
+            raise
+        return Answer(
+            status=problem.status,
+            content=problem.document(call.request_id),
+            media_type="application/problem+json",
+        )
 
 
 async def _begin(
@@ -81,7 +99,10 @@ async def _begin(
         return msgspec.json.decode(plain, type=_Kept)
     if row["created_at"] > tx.now - ABANDONED_MS:
         raise Problem(
-            409, "idempotency_key_in_use", "The first request with this key is still running."
+            409,
+            "idempotency_key_in_use",
+            "The first request with this key is still running.",
+            retry_after_seconds=1,
         )
     resource_id: str = row["resource_id"]
     await keys.claim(tx, call.tenant, scoped, fingerprint, resource_id)

@@ -19,7 +19,7 @@ from service.api.asgi import BodyTooLargeError, DisconnectedError, read_body
 from service.api.calls import Answer, Call, Parts, bad_query
 from service.api.routes import OPERATIONS, Operation
 from service.clock import MINUTE
-from service.errors import Problem, StorageBusy, StorageError
+from service.errors import Problem, StorageBusyError, StorageError
 from service.ids import new_id
 from service.model import Key
 from service.store import keys
@@ -27,16 +27,25 @@ from service.tenants import DEFAULT
 
 _log = log.get()
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+CALLBACK_PATH = "/callbacks/{upstream}/{token}"
 _HANGUP = 499  # Nobody reads the answer; the number is nginx's.
 
 
 def build(parts: Callable[[], Parts]) -> Starlette:
     """The API as a Starlette application; `parts` are there once the process has started."""
-    routes = [
+    # POST goes past the router (app.py); here other methods are told which one there is.
+    routes = [Route(CALLBACK_PATH, _nowhere, methods=["POST"])]
+    routes += [
         Route(op.path, _endpoint(op, parts), methods=[op.method], name=f"{op.method} {op.path}")
         for op in OPERATIONS
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+    app.router.redirect_slashes = False  # A redirected POST loses its body with many clients.
+    return app
+
+
+async def _nowhere(_request: Request) -> Response:
+    raise HTTPException(404)
 
 
 def _endpoint(operation: Operation, parts: Callable[[], Parts]) -> Callable[..., Any]:
@@ -58,14 +67,14 @@ async def _guarded(
         answer = await _answer(operation, parts, request, request_id)
     except Problem as problem:
         return _problem(problem, request_id)
-    except StorageBusy:
+    except StorageBusyError:
         return _problem(_unavailable("Too much is being stored at once."), request_id)
     except StorageError as error:
         _log.error("request.not_stored", path=request.url.path, error=str(error))
         return _problem(_unavailable("The database does not take the request."), request_id)
     except DisconnectedError:
         return Response(status_code=_HANGUP)
-    except Exception:
+    except Exception:  # noqa: BLE001  a stranger gets a problem, the log the traceback
         _log.exception("request.failed", path=request.url.path)
         return _problem(Problem(500, "internal_error", "Something went wrong here."), request_id)
     headers = dict(answer.headers)
@@ -83,7 +92,7 @@ async def _answer(operation: Operation, parts: Parts, request: Request, request_
         path=request.path_params,
         query=query,
         headers=request.headers,
-        body=await _body(parts, request),
+        body=await _body(operation, parts, request),
         request_id=request_id,
     )
     if operation.makes:
@@ -116,7 +125,7 @@ async def _authenticate(operation: Operation, parts: Parts, request: Request) ->
         )
         if not closed:
             return _NOBODY
-        who = "read"
+        who = "admin" if operation.path == "/metrics" else "read"
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     key = await _key(parts, secret.strip()) if scheme.lower() == "bearer" else None
     if key is None:
@@ -145,6 +154,8 @@ async def _key(parts: Parts, secret: str) -> Key | None:
 def _query(operation: Operation, request: Request) -> dict[str, str]:
     """The query parameters; Problem 400 for an unknown, repeated or undecodable one."""
     query: dict[str, str] = {}
+    if operation.who == "open":
+        return query  # A probe or a browser may append what it likes.
     text = request.scope["query_string"].decode("latin-1")
     for name, value in parse_qsl(text, keep_blank_values=True, max_num_fields=100):
         family = "metadata." if name.startswith("metadata.") else name
@@ -158,8 +169,8 @@ def _query(operation: Operation, request: Request) -> dict[str, str]:
     return query
 
 
-async def _body(parts: Parts, request: Request) -> bytes:
-    if request.method in ("GET", "DELETE"):
+async def _body(operation: Operation, parts: Parts, request: Request) -> bytes:
+    if not (operation.makes or operation.reads):
         return b""
     limit = parts.context.settings.request_body_bytes
     try:
@@ -201,5 +212,14 @@ async def _http_error(request: Request, error: Exception) -> Response:
     else:
         problem = Problem(404, "not_found", "There is nothing at this path.")
     response = _problem(problem, request_id)
-    response.headers.update({"x-request-id": request_id, **(error.headers or {})})
+    response.headers["x-request-id"] = request_id
+    if error.status_code == 405:
+        response.headers["allow"] = ", ".join(_methods(request))
     return response
+
+
+def _methods(request: Request) -> list[str]:
+    """Which methods the path takes, over all its routes."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    found = [r.methods or set() for r in routes if r.path_regex.match(request.url.path)]
+    return sorted(set().union(*found))

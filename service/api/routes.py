@@ -20,8 +20,10 @@ NONE: frozenset[str] = frozenset()
 
 
 class Operation(NamedTuple):
-    """One operation. `makes` is the id prefix of what a POST creates: such a POST takes
-    `Idempotency-Key`.
+    """One operation.
+
+    `makes` is the id prefix of what a POST creates: such a POST takes `Idempotency-Key`.
+    `reads`: it reads a body; so does every operation that makes something.
     """
 
     method: str
@@ -30,6 +32,7 @@ class Operation(NamedTuple):
     who: Who
     query: frozenset[str] = NONE
     makes: str = ""
+    reads: bool = False
 
 
 _GENERATIONS = PAGING | {"status", "model", "created_after", "created_before", "metadata."}
@@ -52,13 +55,17 @@ OPERATIONS = (
     Operation("POST", "/v1/subscribers", subscribers.create, "manage", makes="sub"),
     Operation("GET", "/v1/subscribers", subscribers.list_, "manage", PAGING),
     Operation("GET", "/v1/subscribers/{id}", subscribers.get, "manage"),
-    Operation("PATCH", "/v1/subscribers/{id}", subscribers.update, "manage"),
+    Operation("PATCH", "/v1/subscribers/{id}", subscribers.update, "manage", reads=True),
     Operation("DELETE", "/v1/subscribers/{id}", subscribers.delete, "manage"),
     Operation("GET", "/v1/subscribers/{id}/secret", subscribers.secret, "manage"),
-    Operation("POST", "/v1/subscribers/{id}/rotate-secret", subscribers.rotate, "manage"),
+    Operation(
+        "POST", "/v1/subscribers/{id}/rotate-secret", subscribers.rotate, "manage", reads=True
+    ),
     Operation("POST", "/v1/subscribers/{id}/test", subscribers.test, "manage"),
     Operation("GET", "/v1/signing-secret", account.signing_secret, "manage"),
-    Operation("POST", "/v1/signing-secret/rotate", account.rotate_signing_secret, "manage"),
+    Operation(
+        "POST", "/v1/signing-secret/rotate", account.rotate_signing_secret, "manage", reads=True
+    ),
     Operation("GET", "/v1/events", events.list_, "read", _EVENTS),
     Operation("GET", "/v1/events/{id}", events.get, "read"),
     Operation("GET", "/v1/deliveries", deliveries.list_, "read", _DELIVERIES),

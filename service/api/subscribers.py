@@ -5,23 +5,29 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from service import egress, signers, signing, standing
+from service import signers, signing, standing
 from service.api.calls import Answer, Call, listed
+from service.api.checks import (
+    NO_NUL,
+    REDACTED,
+    check_url,
+    filter_errors,
+    header_errors,
+    no_value,
+    secret_errors,
+    type_errors,
+)
 from service.clock import rfc3339
 from service.errors import FieldError, Problem, invalid, not_found
-from service.exchange import refuse_header
-from service.model import EVENT_TYPES, Filter, Subscriber
+from service.model import Filter, Subscriber
 from service.schedule import DEFAULT_RETRY_SECONDS
 from service.store import events, lists, subscribers
 from service.store.database import Transaction
 
 SUBSCRIBERS_MAX = 1_000
-HEADERS_MAX = 20
-HEADER_CHARACTERS_MAX = 4_096
 OVERLAP_SECONDS = 86_400
-_RESERVED = ("content-type", "user-agent", "authorization-info", "content-encoding")
 
-Description = Annotated[str, msgspec.Meta(max_length=500)]
+Description = Annotated[str, msgspec.Meta(max_length=500, pattern=NO_NUL)]
 InFlight = Annotated[int, msgspec.Meta(ge=1, le=100)]
 Rate = Annotated[float, msgspec.Meta(ge=0.01, le=1_000)]
 Delay = Annotated[int, msgspec.Meta(ge=0, le=604_800)]
@@ -59,7 +65,7 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     headers: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
     status: Literal["active", "paused", "disabled"] | msgspec.UnsetType = msgspec.UNSET
     max_in_flight: InFlight | msgspec.UnsetType = msgspec.UNSET
-    rate_per_second: Rate | None | msgspec.UnsetType = msgspec.UNSET
+    rate_per_second: Rate | msgspec.UnsetType | None = msgspec.UNSET
     retry_schedule_seconds: Schedule | msgspec.UnsetType = msgspec.UNSET
     ordered: bool | msgspec.UnsetType = msgspec.UNSET
     payload: Payload | msgspec.UnsetType = msgspec.UNSET
@@ -114,59 +120,19 @@ async def _insert(tx: Transaction, new: Subscriber) -> None:
 def _check(call: Call, new: New | Update) -> None:
     """Problem unless the URL may be delivered to and every field makes sense."""
     errors: list[FieldError] = []
-    if isinstance(new.url, str):
-        settings = call.context.settings
-        policy = egress.Policy(settings.allow_http, settings.allow_networks)
-        if reason := egress.refuse_url(new.url, policy):
-            error = FieldError("/url", reason)
-            raise Problem(422, "address_refused", reason, errors=(error,))
     if isinstance(new.event_types, list):
-        errors += _type_errors(new.event_types)
+        errors += type_errors(new.event_types)
     if isinstance(new.headers, dict):
-        errors += _header_errors(new.headers)
-    if isinstance(new.filter, Filter) and len(new.filter.models) + len(new.filter.metadata) > 100:
-        errors.append(FieldError("/filter", "has more than 100 entries"))
-    if isinstance(new, New) and new.secret is not None:
-        errors += _secret_errors(new.secret)
+        errors += header_errors(new.headers)
+    if isinstance(new.filter, Filter):
+        errors += filter_errors(new.filter)
+    if isinstance(new, New):
+        errors += [no_value(name) for name, value in new.headers.items() if value == REDACTED]
+        errors += [] if new.secret is None else secret_errors(new.secret)
     if errors:
         raise invalid("The subscriber has wrong fields.", *errors)
-
-
-def _type_errors(types: list[str]) -> list[FieldError]:
-    known = ", ".join(EVENT_TYPES)
-    errors = [
-        FieldError(f"/event_types/{index}", f"must be one of: {known}")
-        for index, type_ in enumerate(types)
-        if type_ not in EVENT_TYPES
-    ]
-    if len(set(types)) != len(types):
-        errors.append(FieldError("/event_types", "names a type twice"))
-    return errors
-
-
-def _header_errors(headers: dict[str, str]) -> list[FieldError]:
-    if len(headers) > HEADERS_MAX or sum(map(len, headers.values())) > HEADER_CHARACTERS_MAX:
-        limits = f"at most {HEADERS_MAX} headers and {HEADER_CHARACTERS_MAX} characters"
-        return [FieldError("/headers", f"must have {limits}")]
-    errors = []
-    for name, value in headers.items():
-        lower = name.lower()
-        reason = refuse_header(name, value)
-        if lower.startswith(("webhook-", "ce-")) or lower in _RESERVED:
-            reason = f"The header {lower} is set by the sender."
-        if reason:
-            errors.append(FieldError(f"/headers/{name}", reason))
-    if len({name.lower() for name in headers}) != len(headers):
-        errors.append(FieldError("/headers", "names a header twice"))
-    return errors
-
-
-def _secret_errors(secret: str) -> list[FieldError]:
-    try:
-        signing.decode_secret(secret)
-    except ValueError as error:
-        return [FieldError("/secret", str(error))]
-    return []
+    if isinstance(new.url, str):
+        check_url(call.context, new.url, "/url")
 
 
 async def get_one(call: Call) -> Subscriber:
@@ -212,7 +178,7 @@ async def _update(tx: Transaction, call: Call, new: Update) -> Subscriber:
     }
     if isinstance(new.headers, dict):
         changes["header_names"] = sorted(new.headers)
-        changes["sealed_headers"] = signers.seal_headers(call.context.vault, new.headers, old.id)
+        changes["sealed_headers"] = _reseal_headers(call, old, new.headers)
     if isinstance(new.status, str) and new.status != old.status:
         changes |= _status_changes(old, new.status)
     tx.after_commit(call.context.wakes.reload, old.id)
@@ -222,13 +188,24 @@ async def _update(tx: Transaction, call: Call, new: Update) -> Subscriber:
     return after
 
 
+def _reseal_headers(call: Call, old: Subscriber, given: dict[str, str]) -> bytes | None:
+    """`given` sealed; a value that is `[redacted]` stays what is stored under that name."""
+    vault = call.context.vault
+    stored = signers.unseal_headers(vault, old.sealed_headers, old.id)
+    kept = {name.lower(): value for name, value in stored.items()}
+    missing = [n for n, v in given.items() if v == REDACTED and n.lower() not in kept]
+    if missing:
+        raise invalid("A header has no value.", *map(no_value, missing))
+    values = {n: kept[n.lower()] if v == REDACTED else v for n, v in given.items()}
+    return signers.seal_headers(vault, values, old.id)
+
+
 def _status_changes(old: Subscriber, status: str) -> dict[str, Any]:
-    """Coming back from `disabled`, the lane is probed with one delivery before it opens."""
     changes: dict[str, Any] = {"status": status, "disabled_reason": None}
     if status == "disabled":
         changes["disabled_reason"] = "manual"
     elif old.status == "disabled":
-        changes |= {"probing": True, "failing_since": None, "slow_until": None}
+        changes |= standing.PROBED
     return changes
 
 
@@ -273,8 +250,8 @@ async def _rotate(tx: Transaction, call: Call, wanted: Rotation) -> signers.Secr
 
 def rotation(call: Call) -> Rotation:
     """The body of a rotation, its secret checked."""
-    wanted = call.decode(Rotation)
-    if wanted.secret is not None and (errors := _secret_errors(wanted.secret)):
+    wanted = call.decode(Rotation, empty=b"{}")
+    if wanted.secret is not None and (errors := secret_errors(wanted.secret)):
         raise invalid("The secret cannot be used.", *errors)
     return wanted
 
@@ -298,8 +275,6 @@ def secrets_view(of: signers.Secrets, now: int) -> dict[str, Any]:
 async def test(call: Call) -> Answer:
     """POST /v1/subscribers/{id}/test: one `ping` now, answered with the attempt."""
     subscriber = await get_one(call)
-    if subscriber.status == "disabled":
-        raise Problem(409, "subscriber_disabled", "The subscriber is disabled; enable it first.")
     event = await call.context.database.write(_ping, subscriber)
     attempt, sent = await call.deliverer.test(subscriber, event)
     return Answer(content={"attempt": attempt.view(), "request": sent})

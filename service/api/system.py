@@ -1,10 +1,11 @@
 """Operations: health, readiness, metrics, the contract and a page that shows it, due work."""
 
+import asyncio
 from importlib.resources import files
 from pathlib import Path
 
 from service import metrics
-from service.api.calls import Answer, Call, bad_query
+from service.api.calls import Answer, Call
 from service.errors import StorageError
 from service.store import schema
 from service.store.database import Transaction
@@ -59,16 +60,16 @@ async def docs(_call: Call) -> Answer:
     """GET /docs: the contract as a page, without scripts from elsewhere."""
     from service.api import docs as page  # noqa: PLC0415  only here is YAML read
 
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
-    headers = {"content-security-policy": policy, "x-content-type-options": "nosniff"}
-    return Answer(
-        body=page.render(document()), media_type="text/html; charset=utf-8", headers=headers
+    policy = (
+        "default-src 'none'; style-src 'unsafe-inline'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
+    headers = {"content-security-policy": policy, "x-content-type-options": "nosniff"}
+    body = await asyncio.to_thread(page.render, document())
+    return Answer(body=body, media_type="text/html; charset=utf-8", headers=headers)
 
 
 async def tick(call: Call) -> Answer:
     """POST /v1/tick: due work, for platforms where no worker runs."""
-    seconds = call.query.get("seconds", "10")
-    if not (seconds.isascii() and seconds.isdigit() and 1 <= int(seconds[:9]) <= TICK_SECONDS_MAX):
-        raise bad_query("seconds", f"must be a whole number from 1 to {TICK_SECONDS_MAX}")
-    return Answer(content=await call.worker.tick(float(seconds)))
+    seconds = call.query_integer("seconds", 10, 1, TICK_SECONDS_MAX)
+    return Answer(content=await call.worker.tick(seconds))

@@ -7,24 +7,25 @@ from typing import Any
 import msgspec
 
 from service.store.database import Row, Transaction
-from service.store.rows import encode
+from service.store.generations import CONFIRM_INTERVAL_MS
+from service.store.rows import encode, text
 
 REJECTED_KEPT = 1_000
 REJECTED_BODY_BYTES = 4_096
 
 
-class Arrival(msgspec.Struct, frozen=True, kw_only=True):
-    """One inbound request whose token named a generation, before anything of it is believed."""
+class Arrival(msgspec.Struct, kw_only=True):
+    """One inbound request, filled in as it is verified; nothing of it is believed yet."""
 
     id: str
-    generation_id: str
-    nonce: str
     upstream: str
     received_at: int
-    trust: str
     headers: Sequence[tuple[bytes, bytes]]
-    body: bytes
-    readable: bool
+    generation_id: str = ""
+    nonce: str = ""
+    trust: str = "confirm"
+    body: bytes = b""
+    readable: bool = False
     reason: str | None = None
 
 
@@ -33,61 +34,94 @@ def encode_headers(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
     return encode([(n.decode("latin-1"), v.decode("latin-1")) for n, v in headers])
 
 
-async def insert(tx: Transaction, arrivals: Sequence[Arrival]) -> list[str | None]:
-    """Store arrivals; the verdict that the generation's state gives to each.
+class Kept(msgspec.Struct, frozen=True):
+    """What became of an arrival: its verdict, and when its generation was last asked about."""
+
+    verdict: str
+    last_poll_at: int | None
+
+
+def digest(body: bytes) -> str:
+    """128 bits of the body's SHA-256: the same body is told again by it."""
+    return hashlib.sha256(body).hexdigest()[:32]
+
+
+async def insert(tx: Transaction, arrivals: Sequence[Arrival]) -> list[Kept | None]:
+    """Store arrivals, each with the verdict that the generation's state gives it.
 
     None where no generation has the arrival's id and nonce: nothing of it was stored.
     """
-    verdicts: list[str | None] = []
-    for arrival in arrivals:
-        row = await tx.one(
-            "callback_insert",
-            id=arrival.id,
-            generation_id=arrival.generation_id,
-            nonce=arrival.nonce,
-            upstream=arrival.upstream,
-            received_at=arrival.received_at,
-            reason=arrival.reason,
-            trust=arrival.trust,
-            readable=arrival.readable,
-            body_sha256=hashlib.sha256(arrival.body).digest(),
-        )
-        verdicts.append(row["verdict"] if row else None)
-    kept = [a for a, verdict in zip(arrivals, verdicts, strict=True) if verdict]
-    await tx.many(
-        "callback_bodies_insert",
-        [{"id": a.id, "headers": encode_headers(a.headers), "body": a.body} for a in kept],
-    )
-    return verdicts
+    pairs = [(arrival.generation_id, digest(arrival.body)) for arrival in arrivals]
+    found = {row["position"]: row for row in await tx.all("callbacks_look_up", pairs=text(pairs))}
+    kept: list[Kept | None] = []
+    rows: list[dict[str, Any]] = []
+    seen: set[tuple[str, str]] = set()
+    for position, (arrival, pair) in enumerate(zip(arrivals, pairs, strict=True)):
+        row = found.get(position)
+        if row is None or row["nonce"] != arrival.nonce:
+            kept.append(None)
+            continue
+        verdict = _verdict(arrival, row["status"], repeated=bool(row["seen"]) or pair in seen)
+        seen.add(pair)
+        kept.append(Kept(verdict, row["last_poll_at"]))
+        rows.append(_row(arrival, row["tenant"], verdict, pair[1]))
+    await _store(tx, rows)
+    return kept
 
 
-async def ask_now(tx: Transaction, arrivals: Sequence[Arrival]) -> None:
-    """Have upstream asked about the generations, once a second each at most."""
-    rows = [{"id": arrival.generation_id, "now": tx.now} for arrival in arrivals]
-    await tx.many("generations_ask_now", rows)
+def _verdict(arrival: Arrival, status: str, *, repeated: bool) -> str:
+    if status in ("succeeded", "failed"):
+        return "late"
+    if repeated:
+        return "duplicate"
+    return "accepted" if arrival.readable else "unreadable"
 
 
-async def reject(tx: Transaction, arrival: Arrival, generation_id: str | None) -> None:
+def _row(arrival: Arrival, tenant: str, verdict: str, body_digest: str) -> dict[str, Any]:
+    return {
+        "tenant": tenant,
+        "id": arrival.id,
+        "generation_id": arrival.generation_id or None,
+        "upstream": arrival.upstream,
+        "received_at": arrival.received_at,
+        "verdict": verdict,
+        "reason": arrival.reason,
+        "trust": arrival.trust,
+        "body_digest": body_digest,
+        "headers": encode_headers(arrival.headers),
+        "body": arrival.body,
+    }
+
+
+async def _store(tx: Transaction, rows: Sequence[dict[str, Any]]) -> None:
+    await tx.many("callbacks_insert", rows)
+    await tx.many("callback_bodies_insert", rows)
+
+
+async def ask_now(
+    tx: Transaction, arrivals: Sequence[Arrival], kept: Sequence[Kept | None]
+) -> None:
+    """Have upstream asked about what is new, once a second for each generation at most."""
+    rows = [
+        {
+            "generation_id": arrival.generation_id,
+            "due_at": max(tx.now, (one.last_poll_at or 0) + CONFIRM_INTERVAL_MS),
+        }
+        for arrival, one in zip(arrivals, kept, strict=True)
+        if one is not None and one.verdict in ("accepted", "unreadable")
+    ]
+    await tx.many("confirmations_put", rows)
+
+
+async def reject(tx: Transaction, arrival: Arrival) -> None:
     """Keep a rejected callback for a while, its body cut short; nothing of it is believed."""
-    await tx.run(
-        "callback_reject",
-        id=arrival.id,
-        generation_id=generation_id,
-        upstream=arrival.upstream,
-        received_at=arrival.received_at,
-        reason=arrival.reason,
-        body_sha256=hashlib.sha256(arrival.body).digest(),
-    )
-    await tx.many(
-        "callback_bodies_insert",
-        [
-            {
-                "id": arrival.id,
-                "headers": encode_headers(arrival.headers),
-                "body": arrival.body[:REJECTED_BODY_BYTES],
-            }
-        ],
-    )
+    owner = await tx.one("callback_tenant", generation_id=arrival.generation_id)
+    short = msgspec.structs.replace(arrival, body=arrival.body[:REJECTED_BODY_BYTES])
+    if owner is None:
+        short.generation_id = ""
+    # Without a digest: the same bytes, sent again and properly signed, are no duplicate.
+    row = _row(short, owner["tenant"] if owner else "", "rejected", "")
+    await _store(tx, [{**row, "trust": None}])
 
 
 async def get(tx: Transaction, tenant: str, callback_id: str) -> Row | None:

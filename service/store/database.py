@@ -17,9 +17,11 @@ from typing import Any, TypeVar
 import aiosql
 import aiosqlite
 
+from service import log
 from service.clock import Clock, now_ms
-from service.errors import StorageBusy, StorageError
+from service.errors import StorageBusyError, StorageError
 
+_log = log.get()
 T = TypeVar("T")
 Row = Mapping[str, Any]
 Unit = Callable[..., Coroutine[Any, Any, T]]
@@ -59,6 +61,10 @@ class Transaction:
     async def all(self, name: str, /, **values: object) -> list[Row]:
         """Every row of the statement; the statement itself has a limit."""
         return self._connection.execute(statements()[name], values).fetchall()
+
+    def each(self, name: str, /, **values: object) -> Iterable[Row]:
+        """The rows of the statement one by one, for as long as they are wanted."""
+        return self._connection.execute(statements()[name], values)
 
     async def run(self, name: str, /, **values: object) -> int:
         """Execute the statement; how many rows it changed."""
@@ -172,6 +178,14 @@ def _read(connection: sqlite3.Connection, unit: Unit[T], args: tuple[Any, ...], 
 class Connection(aiosqlite.Connection):
     """aiosqlite's thread and queue, with one more way in: a function over the raw connection."""
 
+    async def begin(self) -> None:
+        """Start the thread and connect."""
+        try:
+            await self
+        except sqlite3.Error:
+            self._thread.join()  # Told to stop already; it must not outlive the event loop.
+            raise
+
     async def apply(self, do: Callable[..., T], *args: object) -> T:
         """Run `do(connection, *args)` on the connection's thread, in one hop."""
         result: T = await self._execute(do, self._conn, *args)  # type: ignore[no-untyped-call]
@@ -198,7 +212,7 @@ def _connector(path: str, *, writes: bool) -> Callable[[], sqlite3.Connection]:
 
 async def _connect(path: str, *, writes: bool) -> Connection:
     connection = Connection(_connector(path, writes=writes), 64)
-    await connection
+    await connection.begin()
     return connection
 
 
@@ -217,6 +231,14 @@ def _settle(items: Sequence[_Item], failure: BaseException | None) -> None:
             item.future.set_result(item.result)
         else:
             item.future.set_exception(_storage_error(error))
+
+
+def _call(do: Callable[..., None], args: tuple[Any, ...]) -> None:
+    """What follows a commit is a convenience: its failure must not end the commit stream."""
+    try:
+        do(*args)
+    except Exception:  # noqa: BLE001  see above
+        _log.exception("commit.follow_up_failed")
 
 
 class Database:
@@ -258,7 +280,7 @@ class Database:
         """Run `unit(tx, *args)`; its result once it is committed.
 
         The awaitable raises StorageError if it could not be stored, or what the unit raised (then
-        nothing of it is stored). StorageBusy is raised at once where the queue is full.
+        nothing of it is stored). StorageBusyError is raised at once where the queue is full.
         """
         return self._enqueue(_Item(unit, args, batched=False))
 
@@ -266,9 +288,19 @@ class Database:
         """As `write`, for a unit over a list: items that wait together share one call."""
         return self._enqueue(_Item(unit, (item,), batched=True))
 
+    def write_always(self, unit: Unit[T], *args: object) -> Awaitable[T]:
+        """As `write`, though the queue is full: for what nobody can be asked to say again.
+
+        Whoever calls it has a bound of his own.
+        """
+        return self._enqueue(_Item(unit, args, batched=False), always=True)
+
     async def read(self, unit: Unit[T], *args: object) -> T:
         """Run `unit(tx, *args)` on a snapshot, beside the writer."""
-        connection = await self._reader()
+        try:
+            connection = await self._reader()
+        except sqlite3.Error as error:
+            raise StorageError(f"cannot open {self.path}: {error}") from error
         try:
             return await connection.apply(_read, unit, args, self._clock())
         except sqlite3.Error as error:
@@ -286,11 +318,11 @@ class Database:
         """How many units wait for the next group."""
         return len(self._queue)
 
-    def _enqueue(self, item: _Item) -> Awaitable[Any]:
+    def _enqueue(self, item: _Item, *, always: bool = False) -> Awaitable[Any]:
         if self._stream is None:
             raise StorageError("the database is closed")
-        if len(self._queue) >= self._queue_max:
-            raise StorageBusy("the queue in front of the database is full")
+        if len(self._queue) >= self._queue_max and not always:
+            raise StorageBusyError("the queue in front of the database is full")
         self._queue.append(item)
         self._wake.set()
         return item.future
@@ -298,7 +330,11 @@ class Database:
     async def _reader(self) -> Connection:
         if self._readers.empty() and self._reader_count < READERS:
             self._reader_count += 1
-            return await _connect(self.path, writes=False)
+            try:
+                return await _connect(self.path, writes=False)
+            except BaseException:
+                self._reader_count -= 1
+                raise
         return await self._readers.get()
 
     async def _commit_stream(self) -> None:
@@ -319,4 +355,4 @@ class Database:
             return
         _settle(items, None)
         for do, args in after:
-            do(*args)
+            _call(do, args)

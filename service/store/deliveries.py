@@ -1,15 +1,19 @@
 """Deliveries are the queue: due rows by lane, outcomes recorded in groups."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import msgspec
 
-from service.clock import SECOND
+from service import schedule
 from service.ids import new_id
 from service.model import Attempt, Delivery, Due, Event, Subscriber
+from service.store import stats
 from service.store.database import Row, Transaction
 from service.store.rows import noun, text
+
+
+FETCH_BYTES = 8 * 1024 * 1024
 
 
 class Recorded(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,12 +47,10 @@ def new_due(event: Event, subscriber: Subscriber, now: int, trigger: str) -> Due
     )
 
 
-async def insert(
-    tx: Transaction, event: Event, targets: Sequence[Subscriber], trigger: str = "scheduled"
-) -> list[Due]:
+async def insert(tx: Transaction, event: Event, targets: Sequence[Subscriber]) -> list[Due]:
     """A delivery of `event` for each subscriber; those that are due now, to be handed over."""
     made = [
-        (new_due(event, s, tx.now, trigger), tx.now + s.retry_schedule_seconds[0] * SECOND)
+        (new_due(event, s, tx.now, "scheduled"), schedule.first_due(s.retry_schedule_seconds, tx.now))
         for s in targets
     ]
     rows = [{**msgspec.structs.asdict(due), "due_at": due_at} for due, due_at in made]
@@ -67,24 +69,58 @@ async def retry(tx: Transaction, delivery: Delivery) -> None:
     await tx.run("delivery_retry", tenant=delivery.tenant, id=delivery.id, now=tx.now)
 
 
-async def lanes(tx: Transaction) -> dict[str, int]:
-    """When the earliest pending delivery of each subscriber is due."""
-    return {row["subscriber_id"]: row["due_at"] for row in await tx.all("deliveries_lanes")}
+async def cancel(tx: Transaction, subscriber_id: str, limit: int) -> int:
+    """Cancel what is owed to a subscriber, the oldest first; how many went."""
+    return await tx.run("deliveries_cancel", subscriber_id=subscriber_id, limit=limit)
 
 
-async def due(
-    tx: Transaction, subscriber_id: str, limit: int, ordered: bool
-) -> tuple[list[Due], int | None]:
-    """What is due for one subscriber, the longest due first, and when the next after now is.
+class Waiting(msgspec.Struct, frozen=True):
+    """When the earliest first attempt and the earliest retry of a subscriber are due."""
 
-    Where the subscriber is `ordered`, what waits for an earlier event of its generation is left
-    out.
+    first_at: int | None
+    retry_at: int | None
+
+
+async def lanes(tx: Transaction) -> dict[str, Waiting]:
+    """What waits for each subscriber that is owed something."""
+    rows = await tx.all("deliveries_lanes")
+    return {row["subscriber_id"]: Waiting(row["first_at"], row["retry_at"]) for row in rows}
+
+
+class Fetched(msgspec.Struct, frozen=True):
+    """Due deliveries of one kind; `more` of them are due, or the next is at `next_at`."""
+
+    due: list[Due]
+    more: bool
+    next_at: int | None
+
+
+async def due(  # noqa: PLR0913  facts of one lane, each of its own kind
+    tx: Transaction,
+    subscriber_id: str,
+    limit: int,
+    retries: bool,  # noqa: FBT001  a unit's arguments have no names
+    ordered: bool,  # noqa: FBT001  the same
+    known: Set[str],
+) -> Fetched:
+    """What is due for one subscriber, the longest due first: first attempts or `retries`.
+
+    At most `limit` that are not `known`, and no more than FETCH_BYTES of bodies. Where the
+    subscriber is `ordered`, what waits for an earlier event of its generation is left out.
     """
     name = "deliveries_due_ordered" if ordered else "deliveries_due"
-    rows = await tx.all(name, subscriber_id=subscriber_id, now=tx.now, limit=limit)
-    later = await tx.one("delivery_next_due", subscriber_id=subscriber_id, now=tx.now)
-    found = [Due(**dict(row), ordered=ordered) for row in rows]
-    return found, later["due_at"] if later else None
+    lane = {"subscriber_id": subscriber_id, "retries": retries, "now": tx.now}
+    found: list[Due] = []
+    size = 0
+    for row in tx.each(name, limit=limit + len(known), **lane):
+        if row["id"] in known:
+            continue
+        found.append(Due(**dict(row), ordered=ordered))
+        size += len(row["body"])
+        if len(found) >= limit or size >= FETCH_BYTES:
+            return Fetched(found, more=True, next_at=None)
+    later = await tx.one("delivery_next_due", **lane)
+    return Fetched(found, more=False, next_at=later["due_at"] if later else None)
 
 
 async def record(tx: Transaction, recorded: Sequence[Recorded]) -> list[None]:
@@ -105,6 +141,7 @@ async def record(tx: Transaction, recorded: Sequence[Recorded]) -> list[None]:
         rows.append(row)
     await tx.many("delivery_record", rows)
     await tx.many("attempt_insert", rows)
+    await stats.add(tx, rows)
     for row, item in zip(rows, recorded, strict=True):
         if item.ordered and item.generation_id is not None:
             held = "deliveries_hold" if item.due_at is not None else "delivery_unhold"

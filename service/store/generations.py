@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from service.clock import rfc3339
+from service.clock import SECOND, rfc3339
 from service.model import Generation
 from service.store.database import Row, Transaction
 from service.store.rows import noun, text
@@ -22,13 +22,12 @@ _COLUMNS = (
     "submit_at",
     "submit_count",
     "next_poll_at",
-    "poll_rank",
     "poll_count",
     "trouble_count",
     "late_poll_count",
     "last_poll_at",
 )
-ROUTINE, CONFIRMATION = 1, 0
+CONFIRM_INTERVAL_MS = SECOND
 
 
 def generation(row: Row) -> Generation:
@@ -92,13 +91,23 @@ async def to_submit(tx: Transaction, limit: int) -> list[Generation]:
 
 async def to_poll(tx: Transaction, limit: int) -> list[Generation]:
     """Generations to be asked about by now: confirmations of callbacks first."""
-    found: list[Generation] = []
-    for rank in (CONFIRMATION, ROUTINE):
-        rows = await tx.all(
-            "generations_to_poll", now=tx.now, poll_rank=rank, limit=limit - len(found)
-        )
-        found += [generation(row) for row in rows]
-    return found
+    rows = await tx.all("generations_to_confirm", now=tx.now, limit=limit)
+    if len(rows) < limit:
+        rows += await tx.all("generations_to_poll", now=tx.now, limit=limit - len(rows))
+    found = {row["id"]: row for row in rows}
+    return [generation(row) for row in found.values()]
+
+
+async def confirmed(tx: Transaction, generation_id: str, asked_at: int) -> None:
+    """Upstream was asked at `asked_at`; a callback that came later waits for a second."""
+    await tx.run("confirmation_done", generation_id=generation_id, asked_at=asked_at)
+    due_at = asked_at + CONFIRM_INTERVAL_MS
+    await tx.run("confirmation_delay", generation_id=generation_id, due_at=due_at)
+
+
+async def delay_confirmation(tx: Transaction, generation_id: str, due_at: int) -> None:
+    """Ask not before `due_at`."""
+    await tx.run("confirmation_delay", generation_id=generation_id, due_at=due_at)
 
 
 async def expired(tx: Transaction, limit: int) -> list[Generation]:
@@ -114,10 +123,8 @@ async def next_submit(tx: Transaction) -> int | None:
 
 async def next_poll(tx: Transaction) -> int | None:
     """When the next question after now is due."""
-    rows = [
-        await tx.one("generation_next_poll", poll_rank=rank, now=tx.now)
-        for rank in (CONFIRMATION, ROUTINE)
-    ]
+    names = ("generation_next_poll", "confirmation_next")
+    rows = [await tx.one(name, now=tx.now) for name in names]
     return min((r["due_at"] for r in rows if r and r["due_at"] is not None), default=None)
 
 

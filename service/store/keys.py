@@ -84,3 +84,8 @@ async def finish(
 async def release(tx: Transaction, tenant: str, name: str) -> None:
     """Forget a request that created nothing."""
     await tx.run("idempotency_release", tenant=tenant, key=name)
+
+
+async def abandon(tx: Transaction, tenant: str, name: str, age_ms: int) -> None:
+    """Make a claim `age_ms` older: its request has ended, and nobody knows how far it came."""
+    await tx.run("idempotency_abandon", tenant=tenant, key=name, age_ms=age_ms)

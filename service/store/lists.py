@@ -39,7 +39,12 @@ EVENTS = Listing(
     columns="*",
     source="events",
     key="seq",
-    cursor="(SELECT coalesce(max(seq), 0) FROM events WHERE id <= :after)",
+    # The event itself; once retention has deleted it, the one before it. Ids of two processes may
+    # be out of step with the order of their commits, so `id <= :after` alone would skip events.
+    cursor=(
+        "coalesce((SELECT seq FROM events WHERE id = :after), "
+        "(SELECT seq FROM events WHERE id < :after ORDER BY id DESC LIMIT 1), 0)"
+    ),
 )
 
 

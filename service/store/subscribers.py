@@ -8,6 +8,7 @@ from service.model import Subscriber
 from service.store.database import Row, Transaction
 from service.store.rows import noun, text
 
+CANCEL_BATCH = 500
 _JSON = frozenset({"event_types", "filter", "header_names", "retry_schedule_seconds"})
 
 
@@ -27,10 +28,23 @@ async def insert(tx: Transaction, new: Subscriber) -> None:
 
 
 async def change(tx: Transaction, old: Subscriber, **changes: Any) -> Subscriber:
-    """`old` with `changes`, stored."""
+    """`old` with `changes`, stored; `updated_at` among them if processes are to read it again."""
     new = msgspec.structs.replace(old, **changes)
     await tx.run("subscriber_update", **_row(new))
+    if "updated_at" in changes:
+        await touch(tx)
     return new
+
+
+async def touch(tx: Transaction) -> None:
+    """Tell every process that what it holds of subscribers may be out of date."""
+    await tx.run("subscribers_touch")
+
+
+async def revision(tx: Transaction) -> int:
+    """A number that grows with every `touch`."""
+    row = await tx.one("subscribers_revision")
+    return int(row["number"]) if row else 0
 
 
 async def get(tx: Transaction, subscriber_id: str) -> Subscriber | None:
@@ -57,9 +71,13 @@ async def count(tx: Transaction, tenant: str) -> int:
 
 
 async def delete(tx: Transaction, old: Subscriber) -> None:
-    """Delete a subscriber and cancel what is still owed to it."""
-    await tx.run("deliveries_cancel", tenant=old.tenant, subscriber_id=old.id)
+    """Delete a subscriber and cancel what is owed to it.
+
+    That is the first CANCEL_BATCH of it: its lane, which finds no subscriber, sees to the rest.
+    """
+    await tx.run("deliveries_cancel", subscriber_id=old.id, limit=CANCEL_BATCH)
     await tx.run("subscriber_delete", id=old.id)
+    await touch(tx)
 
 
 async def tenant_secrets(tx: Transaction, tenant: str) -> bytes | None:
@@ -76,3 +94,9 @@ async def insert_tenant(tx: Transaction, tenant: str, sealed_secrets: bytes) -> 
 async def change_tenant(tx: Transaction, tenant: str, sealed_secrets: bytes) -> None:
     """Replace the tenant's sealed secrets."""
     await tx.run("tenant_update", id=tenant, sealed_secrets=sealed_secrets)
+    await touch(tx)
+
+
+async def tenants(tx: Transaction) -> list[str]:
+    """Every tenant."""
+    return [row["id"] for row in await tx.all("tenants_all")]

@@ -2,19 +2,22 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import jsonschema_rs
 import openapi_spec_validator
 import pytest
 import yaml
 
-TEXT = (Path(__file__).parents[2] / "openapi.yaml").read_text(encoding="utf-8")
-DOCUMENT: dict[str, Any] = yaml.safe_load(TEXT)
-COMPONENTS = DOCUMENT["components"]
-SCHEMAS = COMPONENTS["schemas"]
-METHODS = ("get", "post", "put", "patch", "delete", "head", "options", "trace")
+from tests.contract.contract import (
+    COMPONENTS,
+    DOCUMENT,
+    SCHEMAS,
+    TEXT,
+    accepts,
+    operations,
+    resolve,
+)
+
 OPEN = {"open", "token"}
 
 ROUTES = """
@@ -68,6 +71,7 @@ FIELDS = {
     "Subscriber": "id url description event_types filter headers status disabled_reason "
     "max_in_flight rate_per_second retry_schedule_seconds ordered payload signature "
     "created_at updated_at",
+    "Model": "id family provider path credits parameters callbacks",
     "Callback": "id generation_id upstream received_at verdict reason trust",
     "CallbackReceived": "id generation_id upstream received_at verdict reason trust "
     "headers body body_encoding",
@@ -89,25 +93,8 @@ OPTIONAL = {"errors", "expires_at", "subject"}
 REQUESTS = ("GenerationCreate", "SubscriberCreate", "SubscriberUpdate", "ReplayCreate", "KeyCreate")
 
 
-def operations(section: str = "paths") -> Iterator[tuple[str, dict[str, Any]]]:
-    for path, item in DOCUMENT[section].items():
-        for method, operation in item.items():
-            if method in METHODS:
-                yield f"{method.upper()} {path}", operation
-
-
 def guarded() -> Iterator[tuple[str, dict[str, Any]]]:
     return ((name, found) for name, found in operations() if found["x-scope"] not in OPEN)
-
-
-def resolve(node: dict[str, Any]) -> dict[str, Any]:
-    """What a `$ref` into this document names; anything else is itself."""
-    if "$ref" not in node:
-        return node
-    target: Any = DOCUMENT
-    for part in node["$ref"].removeprefix("#/").split("/"):
-        target = target[part]
-    return resolve(target)
 
 
 def walk(node: Any, at: str = "#") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -190,12 +177,6 @@ def closed_pattern(pattern: str | None) -> bool:
     if pattern is None or not (pattern.startswith("^") and pattern.endswith("$")):
         return False
     return not re.search(r"[*+]|,\}", re.sub(r"\[[^\]]*\]", "", pattern))
-
-
-def accepts(schema: dict[str, Any], instance: Any) -> bool:
-    whole = {"components": COMPONENTS, "allOf": [schema]}
-    validator = jsonschema_rs.Draft202012Validator(whole, validate_formats=True)
-    return validator.is_valid(instance)
 
 
 def examples() -> Iterator[tuple[str, dict[str, Any], Any]]:

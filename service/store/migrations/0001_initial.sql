@@ -50,7 +50,6 @@ CREATE TABLE generations (
     submit_at INTEGER,
     submit_count INTEGER NOT NULL DEFAULT 0,
     next_poll_at INTEGER,
-    poll_rank INTEGER NOT NULL DEFAULT 1,
     poll_count INTEGER NOT NULL DEFAULT 0,
     trouble_count INTEGER NOT NULL DEFAULT 0,
     late_poll_count INTEGER NOT NULL DEFAULT 0,
@@ -59,12 +58,20 @@ CREATE TABLE generations (
 CREATE INDEX generations_tenant ON generations (tenant, id);
 CREATE INDEX generations_status ON generations (tenant, status, id);
 CREATE INDEX generations_model ON generations (tenant, model, id);
-CREATE INDEX generations_poll ON generations (poll_rank, next_poll_at)
-    WHERE next_poll_at IS NOT NULL;
+CREATE INDEX generations_poll ON generations (next_poll_at) WHERE next_poll_at IS NOT NULL;
 CREATE INDEX generations_submit ON generations (submit_at) WHERE submit_at IS NOT NULL;
 CREATE INDEX generations_deadline ON generations (deadline_at)
     WHERE status IN ('queued', 'processing');
 CREATE INDEX generations_task ON generations (task_id) WHERE task_id IS NOT NULL;
+CREATE INDEX generations_notify ON generations (notify_subscriber_id)
+    WHERE notify_subscriber_id IS NOT NULL;
+
+-- Generations whose callback is to be confirmed: a small queue, apart so that a callback changes
+-- nothing else.
+CREATE TABLE confirmations (
+    generation_id TEXT PRIMARY KEY,
+    due_at INTEGER NOT NULL
+) WITHOUT ROWID;
 
 -- What is read with one generation, apart from what is looked up and updated.
 CREATE TABLE generation_bodies (
@@ -105,10 +112,10 @@ CREATE TABLE callbacks (
     verdict TEXT NOT NULL,
     reason TEXT,
     trust TEXT,
-    body_sha256 BLOB NOT NULL,
+    body_digest TEXT NOT NULL,
     PRIMARY KEY (tenant, id)
 ) WITHOUT ROWID;
-CREATE INDEX callbacks_generation ON callbacks (generation_id, body_sha256)
+CREATE INDEX callbacks_generation ON callbacks (generation_id, body_digest)
     WHERE generation_id IS NOT NULL;
 CREATE INDEX callbacks_rejected ON callbacks (id) WHERE verdict = 'rejected';
 
@@ -176,11 +183,83 @@ CREATE TABLE deliveries (
     last_error TEXT,
     PRIMARY KEY (tenant, id)
 ) WITHOUT ROWID;
-CREATE INDEX deliveries_due ON deliveries (subscriber_id, due_at) WHERE status = 'pending';
+-- First attempts and retries apart: many retries must not hide what was never tried.
+CREATE INDEX deliveries_due ON deliveries (subscriber_id, (attempt_count > 0), due_at)
+    WHERE status = 'pending';
+-- What is owed, the oldest first, whatever holds it back.
+CREATE INDEX deliveries_owed ON deliveries (subscriber_id, id) WHERE status = 'pending';
 CREATE INDEX deliveries_event ON deliveries (event_id);
 CREATE INDEX deliveries_subscriber ON deliveries (subscriber_id, id);
 CREATE INDEX deliveries_ended ON deliveries (tenant, status, id)
     WHERE status IN ('dead', 'canceled');
+CREATE INDEX deliveries_replay ON deliveries (replay_id, (attempt_count > 0))
+    WHERE status = 'pending' AND replay_id IS NOT NULL;
+
+-- How many deliveries each subscriber has by status, kept by triggers so that it cannot drift.
+CREATE TABLE delivery_counts (
+    subscriber_id TEXT NOT NULL,
+    status TEXT NOT NULL,
+    count INTEGER NOT NULL,
+    PRIMARY KEY (subscriber_id, status)
+) WITHOUT ROWID;
+CREATE TRIGGER deliveries_count_new AFTER INSERT ON deliveries BEGIN
+    INSERT INTO delivery_counts (subscriber_id, status, count)
+    VALUES (new.subscriber_id, new.status, 1)
+    ON CONFLICT (subscriber_id, status) DO UPDATE SET count = count + 1;
+END;
+CREATE TRIGGER deliveries_count_moved AFTER UPDATE OF status ON deliveries
+WHEN old.status <> new.status BEGIN
+    INSERT INTO delivery_counts (subscriber_id, status, count)
+    VALUES (new.subscriber_id, new.status, 1), (old.subscriber_id, old.status, -1)
+    ON CONFLICT (subscriber_id, status) DO UPDATE SET count = count + excluded.count;
+END;
+CREATE TRIGGER deliveries_count_gone AFTER DELETE ON deliveries BEGIN
+    UPDATE delivery_counts SET count = count - 1
+    WHERE subscriber_id = old.subscriber_id AND status = old.status;
+    DELETE FROM delivery_counts
+    WHERE subscriber_id = old.subscriber_id AND status = old.status AND count <= 0;
+END;
+
+-- How long attempts took: counts by subscriber, five minutes and bucket (see store/stats.py).
+CREATE TABLE attempt_latency (
+    subscriber_id TEXT NOT NULL,
+    slot_at INTEGER NOT NULL,
+    bucket INTEGER NOT NULL,
+    count INTEGER NOT NULL,
+    last_at INTEGER NOT NULL,
+    PRIMARY KEY (subscriber_id, slot_at, bucket)
+) WITHOUT ROWID;
+CREATE INDEX attempt_latency_slot ON attempt_latency (slot_at);
+
+CREATE TABLE replays (
+    id TEXT PRIMARY KEY,
+    tenant TEXT NOT NULL,
+    subscriber_id TEXT NOT NULL,
+    since_at INTEGER NOT NULL,
+    until_at INTEGER NOT NULL,
+    event_types TEXT NOT NULL,
+    only_dead INTEGER NOT NULL,
+    rate_per_second REAL,
+    dry_run INTEGER NOT NULL,
+    status TEXT NOT NULL,
+    total INTEGER NOT NULL,
+    done INTEGER NOT NULL DEFAULT 0,
+    cursor INTEGER NOT NULL,
+    last_seq INTEGER NOT NULL,
+    due_at INTEGER,
+    created_at INTEGER NOT NULL,
+    finished_at INTEGER
+) WITHOUT ROWID;
+CREATE INDEX replays_tenant ON replays (tenant, id);
+CREATE INDEX replays_due ON replays (due_at) WHERE due_at IS NOT NULL;
+CREATE UNIQUE INDEX replays_running ON replays (subscriber_id) WHERE status = 'running';
+
+-- A number that grows when subscribers or secrets are changed, for processes that hold them.
+CREATE TABLE revisions (
+    noun TEXT PRIMARY KEY,
+    number INTEGER NOT NULL
+) WITHOUT ROWID;
+INSERT INTO revisions (noun, number) VALUES ('subscribers', 0);
 
 CREATE TABLE attempts (
     delivery_id TEXT NOT NULL,

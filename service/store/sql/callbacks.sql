@@ -1,26 +1,21 @@
--- name: callback_insert^
--- The verdict is decided where it is stored: late after the outcome, duplicate after the same body.
+-- name: callbacks_look_up
+-- What decides the verdicts of a group of callbacks: [generation id, digest] pairs as JSON.
+SELECT p.key AS position, g.tenant, g.status, g.nonce, g.last_poll_at,
+    EXISTS (SELECT 1 FROM callbacks c WHERE c.generation_id = g.id
+        AND c.body_digest = json_extract(p.value, '$[1]')) AS seen
+FROM json_each(:pairs) p CROSS JOIN generations g ON g.id = json_extract(p.value, '$[0]');
+
+-- name: callbacks_insert*!
 INSERT INTO callbacks (tenant, id, generation_id, upstream, received_at, verdict, reason, trust,
-    body_sha256)
-SELECT g.tenant, :id, g.id, :upstream, :received_at,
-    CASE
-        WHEN g.status IN ('succeeded', 'failed') THEN 'late'
-        WHEN EXISTS (SELECT 1 FROM callbacks c
-            WHERE c.generation_id = g.id AND c.body_sha256 = :body_sha256) THEN 'duplicate'
-        WHEN NOT :readable THEN 'unreadable'
-        ELSE 'accepted'
-    END, :reason, :trust, :body_sha256
-FROM generations g WHERE g.id = :generation_id AND g.nonce = :nonce
-RETURNING verdict;
+    body_digest)
+VALUES (:tenant, :id, :generation_id, :upstream, :received_at, :verdict, :reason, :trust,
+    :body_digest);
 
 -- name: callback_bodies_insert*!
 INSERT INTO callback_bodies (callback_id, headers, body) VALUES (:id, :headers, :body);
 
--- name: callback_reject!
-INSERT INTO callbacks (tenant, id, generation_id, upstream, received_at, verdict, reason, trust,
-    body_sha256)
-VALUES (coalesce((SELECT tenant FROM generations WHERE id = :generation_id), ''), :id,
-    :generation_id, :upstream, :received_at, 'rejected', :reason, NULL, :body_sha256);
+-- name: callback_tenant
+SELECT tenant FROM generations WHERE id = :generation_id;
 
 -- name: callback_by_id
 SELECT c.*, b.headers, b.body

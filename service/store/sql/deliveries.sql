@@ -18,14 +18,19 @@ WITH RECURSIVE lane (subscriber_id) AS (
 )
 SELECT lane.subscriber_id,
     (SELECT min(d.due_at) FROM deliveries d INDEXED BY deliveries_due
-        WHERE d.status = 'pending' AND d.subscriber_id = lane.subscriber_id) AS due_at
+        WHERE d.status = 'pending' AND d.subscriber_id = lane.subscriber_id
+            AND (d.attempt_count > 0) = 0) AS first_at,
+    (SELECT min(d.due_at) FROM deliveries d INDEXED BY deliveries_due
+        WHERE d.status = 'pending' AND d.subscriber_id = lane.subscriber_id
+            AND (d.attempt_count > 0) = 1) AS retry_at
 FROM lane WHERE lane.subscriber_id IS NOT NULL;
 
 -- name: deliveries_due
 SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id, d.created_at,
     d.attempt_count, d.trigger, e.body
 FROM deliveries d INDEXED BY deliveries_due JOIN events e ON e.id = d.event_id
-WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id AND d.due_at <= :now
+WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
+    AND (d.attempt_count > 0) = :retries AND d.due_at <= :now
 ORDER BY d.due_at LIMIT :limit;
 
 -- name: deliveries_due_ordered
@@ -33,7 +38,8 @@ ORDER BY d.due_at LIMIT :limit;
 SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id, d.created_at,
     d.attempt_count, d.trigger, e.body
 FROM deliveries d INDEXED BY deliveries_due JOIN events e ON e.id = d.event_id
-WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id AND d.due_at <= :now
+WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
+    AND (d.attempt_count > 0) = :retries AND d.due_at <= :now
     AND NOT EXISTS (SELECT 1 FROM events pe JOIN deliveries pd ON pd.event_id = pe.id
         WHERE pe.generation_id = d.generation_id AND pd.subscriber_id = d.subscriber_id
             AND pd.status = 'pending' AND pd.id < d.id)
@@ -57,7 +63,8 @@ WHERE tenant = :tenant AND status = 'pending' AND id = (
 
 -- name: delivery_next_due
 SELECT min(due_at) AS due_at FROM deliveries INDEXED BY deliveries_due
-WHERE status = 'pending' AND subscriber_id = :subscriber_id AND due_at > :now;
+WHERE status = 'pending' AND subscriber_id = :subscriber_id
+    AND (attempt_count > 0) = :retries AND due_at > :now;
 
 -- name: delivery_record*!
 UPDATE deliveries SET status = :status, attempt_count = :number, due_at = :due_at,
@@ -88,4 +95,19 @@ ORDER BY a.started_at LIMIT 1000;
 
 -- name: deliveries_cancel!
 UPDATE deliveries SET status = 'canceled', due_at = NULL
-WHERE tenant = :tenant AND status = 'pending' AND subscriber_id = :subscriber_id;
+WHERE (tenant, id) IN (SELECT d.tenant, d.id FROM deliveries d INDEXED BY deliveries_owed
+    WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id ORDER BY d.id LIMIT :limit);
+
+-- name: deliveries_past
+-- The next of a tenant's deliveries from before a time, whatever their status.
+SELECT d.id, d.status <> 'pending' AND NOT EXISTS (SELECT 1 FROM attempts a
+    WHERE a.delivery_id = d.id AND a.started_at >= :before) AS is_over
+FROM deliveries d WHERE d.tenant = :tenant AND d.id > :after AND d.id < :before_id
+ORDER BY d.id LIMIT :limit;
+
+-- name: delivery_delete*!
+DELETE FROM deliveries WHERE tenant = :tenant AND id = :id AND status <> 'pending';
+
+-- name: attempts_delete*!
+DELETE FROM attempts WHERE delivery_id = :id
+    AND NOT EXISTS (SELECT 1 FROM deliveries WHERE tenant = :tenant AND id = :id);

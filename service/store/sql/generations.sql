@@ -23,7 +23,7 @@ SELECT id FROM generations WHERE task_id = :task_id AND id <> :id LIMIT 1;
 UPDATE generations SET status = :status, task_id = :task_id, credits = :credits,
     submitted_at = :submitted_at, completed_at = :completed_at, submission = :submission,
     submit_at = :submit_at, submit_count = :submit_count, next_poll_at = :next_poll_at,
-    poll_rank = :poll_rank, poll_count = :poll_count, trouble_count = :trouble_count,
+    poll_count = :poll_count, trouble_count = :trouble_count,
     late_poll_count = :late_poll_count, last_poll_at = :last_poll_at
 WHERE id = :id;
 
@@ -39,15 +39,36 @@ ORDER BY g.submit_at LIMIT :limit;
 -- name: generation_next_submit
 SELECT min(submit_at) AS due_at FROM generations WHERE submit_at IS NOT NULL;
 
+-- name: generations_to_confirm
+SELECT g.*, b.input, b.metadata, b.output, b.error
+FROM confirmations q CROSS JOIN generations g ON g.id = q.generation_id
+JOIN generation_bodies b ON b.generation_id = g.id
+WHERE q.due_at <= :now
+ORDER BY q.generation_id LIMIT :limit;
+
 -- name: generations_to_poll
 SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM generations g JOIN generation_bodies b ON b.generation_id = g.id
-WHERE g.next_poll_at IS NOT NULL AND g.poll_rank = :poll_rank AND g.next_poll_at <= :now
+WHERE g.next_poll_at IS NOT NULL AND g.next_poll_at <= :now
 ORDER BY g.next_poll_at LIMIT :limit;
 
 -- name: generation_next_poll
 SELECT min(next_poll_at) AS due_at FROM generations
-WHERE next_poll_at IS NOT NULL AND poll_rank = :poll_rank AND next_poll_at > :now;
+WHERE next_poll_at IS NOT NULL AND next_poll_at > :now;
+
+-- name: confirmation_next
+SELECT min(due_at) AS due_at FROM confirmations WHERE due_at > :now;
+
+-- name: confirmations_put*!
+INSERT INTO confirmations (generation_id, due_at) VALUES (:generation_id, :due_at)
+ON CONFLICT (generation_id) DO UPDATE SET due_at = excluded.due_at;
+
+-- name: confirmation_done!
+-- What came while upstream was asked stays.
+DELETE FROM confirmations WHERE generation_id = :generation_id AND due_at <= :asked_at;
+
+-- name: confirmation_delay!
+UPDATE confirmations SET due_at = max(due_at, :due_at) WHERE generation_id = :generation_id;
 
 -- name: generations_expired
 SELECT g.*, b.input, b.metadata, b.output, b.error
@@ -57,11 +78,6 @@ ORDER BY g.deadline_at LIMIT :limit;
 
 -- name: generation_next_deadline
 SELECT min(deadline_at) AS due_at FROM generations WHERE status IN ('queued', 'processing');
-
--- name: generations_ask_now*!
-UPDATE generations SET next_poll_at = max(:now, coalesce(last_poll_at, 0) + 1000), poll_rank = 0
-WHERE id = :id AND status IN ('queued', 'processing', 'timed_out')
-    AND (next_poll_at IS NULL OR poll_rank <> 0 OR next_poll_at < :now);
 
 -- name: exchange_insert!
 INSERT INTO exchanges (generation_id, at, kind, duration_ms, status_code, outcome, detail)
@@ -82,4 +98,4 @@ ON CONFLICT (tenant, day, model) DO UPDATE SET
 -- name: usage_list
 SELECT day, model, generations, succeeded, failed, timed_out, credits FROM usage
 WHERE tenant = :tenant AND day >= :since AND day <= :until AND (:model IS NULL OR model = :model)
-ORDER BY day DESC, model LIMIT 1000;
+ORDER BY day DESC, model LIMIT 10000;

@@ -30,3 +30,7 @@ WHERE tenant = :tenant AND key = :key;
 
 -- name: idempotency_release!
 DELETE FROM idempotency WHERE tenant = :tenant AND key = :key AND status_code IS NULL;
+
+-- name: idempotency_abandon!
+UPDATE idempotency SET created_at = created_at - :age_ms
+WHERE tenant = :tenant AND key = :key AND status_code IS NULL;

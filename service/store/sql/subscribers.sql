@@ -41,3 +41,22 @@ ON CONFLICT (id) DO NOTHING;
 
 -- name: tenant_update!
 UPDATE tenants SET sealed_secrets = :sealed_secrets WHERE id = :id;
+
+-- name: subscribers_touch!
+UPDATE revisions SET number = number + 1 WHERE noun = 'subscribers';
+
+-- name: subscribers_revision
+SELECT number FROM revisions WHERE noun = 'subscribers';
+
+-- name: subscribers_notify_past
+-- The next subscribers that stand for a notify_url, and whether anything still names them.
+SELECT s.id, NOT EXISTS (SELECT 1 FROM generations g WHERE g.notify_subscriber_id = s.id)
+    AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.subscriber_id = s.id) AS is_orphan
+FROM subscribers s WHERE s.is_notify = 1 AND s.id > :after AND s.id < :before_id
+ORDER BY s.id LIMIT :limit;
+
+-- name: subscribers_delete*!
+DELETE FROM subscribers WHERE id = :id;
+
+-- name: tenants_all
+SELECT id FROM tenants ORDER BY id;

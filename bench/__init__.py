@@ -1,0 +1,1 @@
+"""Measures genhook against its limits and against what people use instead."""

@@ -1,0 +1,131 @@
+"""What genhook is held against: a bare application, and the one that people write by hand.
+
+`python -m bench.baselines NAME PORT DATABASE` serves one of them.
+"""
+
+import datetime
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import uvicorn
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+SECRET_KEY = "by-hand-by-hand-by-hand-by-hand-"
+SALT = "callback"
+ANSWER = b'{"status":"ok"}'
+
+
+async def ceiling(scope: Scope, receive: Receive, send: Send) -> None:
+    """Reads the body and answers: as fast as this server gets."""
+    if scope["type"] != "http":
+        return
+    more = True
+    while more:
+        more = (await receive()).get("more_body", False)
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"15")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": ANSWER})
+
+
+def by_hand(database: str) -> Any:
+    """FastAPI and the SQLAlchemy ORM: verified, deduplicated, committed, then answered."""
+    import sqlalchemy as sa  # noqa: PLC0415  heavy
+    from fastapi import Depends, FastAPI, HTTPException, Request  # noqa: PLC0415  heavy
+    from itsdangerous import BadSignature, URLSafeTimedSerializer  # noqa: PLC0415  heavy
+    from sqlalchemy.ext.asyncio import (  # noqa: PLC0415  heavy
+        AsyncSession,
+        async_sessionmaker,
+        create_async_engine,
+    )
+    from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column  # noqa: PLC0415  heavy
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Callback(Base):
+        __tablename__ = "callbacks"
+        __table_args__ = (sa.UniqueConstraint("generation_id", "key"),)
+        id: Mapped[int] = mapped_column(primary_key=True)
+        generation_id: Mapped[str]
+        key: Mapped[str]
+        received_at: Mapped[datetime.datetime]
+        headers: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
+        body: Mapped[bytes]
+
+    engine = create_async_engine(f"sqlite+aiosqlite:///{database}", connect_args={"timeout": 30})
+
+    @sa.event.listens_for(engine.sync_engine, "connect")
+    def durable(connection: Any, _record: Any) -> None:
+        for pragma in ("journal_mode=WAL", "synchronous=FULL"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    sessions = async_sessionmaker(engine, expire_on_commit=False)
+    tokens = URLSafeTimedSerializer(SECRET_KEY, salt=SALT)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        async with engine.begin() as connection:
+            await connection.run_sync(Base.metadata.create_all)
+        yield
+
+    async def session() -> AsyncIterator[AsyncSession]:
+        async with sessions() as opened:
+            yield opened
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.post("/callbacks/{token}")
+    async def receive(
+        token: str,
+        request: Request,
+        db: AsyncSession = Depends(session),  # noqa: B008  FastAPI's way
+    ) -> dict[str, str]:
+        body = await request.json()
+        try:
+            generation_id = tokens.loads(token, max_age=86_400)
+        except BadSignature:
+            raise HTTPException(404) from None
+        callback = Callback(
+            generation_id=generation_id,
+            key=body["data"]["task_id"],
+            received_at=datetime.datetime.now(datetime.UTC),
+            headers=dict(request.headers),
+            body=await request.body(),
+        )
+        db.add(callback)
+        try:
+            await db.commit()
+        except sa.exc.IntegrityError:
+            await db.rollback()
+        return {"status": "ok"}
+
+    receive.__annotations__ |= {"request": Request, "db": AsyncSession, "token": str}
+    return app
+
+
+def main() -> None:
+    """Serve the baseline that the command line names."""
+    name, port, database = sys.argv[1:]
+    app = ceiling if name == "ceiling" else by_hand(database)
+    uvicorn.run(
+        app,
+        host="127.0.0.1",
+        port=int(port),
+        http="httptools",
+        loop="uvloop",
+        ws="none",
+        lifespan="off" if name == "ceiling" else "on",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        backlog=2_048,
+    )
+
+
+if __name__ == "__main__":
+    main()

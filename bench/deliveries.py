@@ -1,0 +1,180 @@
+"""Deliveries that leave the real process: signed, sent, recorded; backlogs; slow subscribers."""
+
+import asyncio
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from bench import outgoing, world
+from bench.machine import Running
+from bench.plan import Figures, Plan
+from bench.receivers import Counting, receiving
+from service.clock import now_ms
+
+SUBSCRIBERS = 20
+SLOW_SECONDS = 2.0
+TIMEOUT_SECONDS = 60.0
+MINUTE_MS = 60_000
+
+
+class Watch:
+    """How many deliveries have come, and when certain numbers were reached."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    @property
+    def total(self) -> int:
+        """Deliveries that were answered."""
+        return sum(self.counts.values())
+
+    async def reaches(self, number: int) -> float:
+        """The moment by which `number` have come; AssertionError if they do not come in time."""
+        ends_at = time.perf_counter() + TIMEOUT_SECONDS
+        while self.total < number:
+            assert time.perf_counter() < ends_at, f"only {self.total} of {number} came"
+            await asyncio.sleep(0.002)
+        return time.perf_counter()
+
+
+def recorded(path: Path) -> int:
+    """How many deliveries are stored as delivered, each with an attempt."""
+    connection = sqlite3.connect(path)
+    try:
+        statement = (
+            "SELECT count(*) FROM deliveries d JOIN attempts a ON a.delivery_id = d.id "
+            "WHERE d.status = 'delivered' AND a.status_code = 204"
+        )
+        return int(connection.execute(statement).fetchone()[0])
+    finally:
+        connection.close()
+
+
+async def backlog(
+    path: Path, urls: list[str], count: int, due_at: Callable[[int], int], **fields: object
+) -> None:
+    """A new database with `count` pending deliveries for subscribers at `urls`."""
+    for left in path.parent.glob(f"{path.name}*"):
+        left.unlink()
+    async with world.database(path) as opened:
+        ids = await world.add_subscribers(opened, urls, **fields)
+        await world.add_backlog(opened, ids, count, due_at)
+
+
+@asynccontextmanager
+async def receiver(watch: Watch) -> AsyncIterator[int]:
+    """A receiver on this side that counts; its port."""
+    async with receiving(lambda: Counting(watch.counts)) as port:
+        yield port
+
+
+def inboxes(port: int, count: int) -> list[str]:
+    """URLs of as many subscribers, all of one receiver."""
+    return [f"http://127.0.0.1:{port}/inbox/{index:04d}" for index in range(count)]
+
+
+async def drained(
+    path: Path, watch: Watch, first: int, last: int
+) -> tuple[float, float, Running]:
+    """Serve the database: deliveries a second between the `first` and the `last`, and their cost.
+
+    The cost is CPU time of the whole process, its database's thread included.
+    """
+    watch.counts.clear()
+    async with world.served(path) as (running, _):
+        began = await watch.reaches(first)
+        cost, came = running.cpu_seconds(), watch.total
+        ended = await watch.reaches(last)
+        done = watch.total - came
+        return done / (ended - began), (running.cpu_seconds() - cost) / done * 1e6, running
+
+
+async def measure(plan: Plan, figures: Figures) -> None:
+    """A backlog that is drained by `genhook serve`, 20 subscribers with 10 in flight each.
+
+    Beside it, the bare protocol of `sender` against the same receiver.
+    """
+    count = plan.size(20_000) + 10_000
+    watch, path = Watch(), plan.folder / "deliveries.db"
+    async with receiver(watch) as port:
+        for _ in range(plan.rounds):
+            bare = await outgoing.client("bare", port, plan.seconds)
+            await backlog(path, inboxes(port, SUBSCRIBERS), count, lambda _: now_ms())
+            rate, cost, _ = await drained(path, watch, 2_000, count)
+            await asyncio.sleep(0)
+            assert recorded(path) == count, "a delivery that was answered is not recorded"
+            figures.add(
+                per_second=rate,
+                cpu_us=cost,
+                bare_per_second=bare["per_second"],
+                bare_cpu_us=bare["cpu_us"],
+            )
+            figures.ratio("of_bare", "per_second", "bare_per_second")
+
+
+async def measure_backlog(plan: Plan, figures: Figures) -> None:
+    """What a delivery costs with 10,000 waiting and with a million, in and out of order.
+
+    Half of what waits is due; where it is scattered, due times have nothing to do with ids.
+    """
+    watch, many = Watch(), plan.size(1_000_000)
+    some = 10_000
+    spread = {"ordered": in_order, "scattered": scattered}
+    async with receiver(watch) as port:
+        urls = inboxes(port, SUBSCRIBERS)
+        for kind, due_at in spread.items():
+            await backlog(plan.folder / f"{kind}.db", urls, many, due_at(many))
+        for _ in range(plan.rounds):
+            await backlog(plan.folder / "few.db", urls, 2 * some, in_order(2 * some))
+            rates = {"few": await drained(plan.folder / "few.db", watch, 1_000, some - 1_000)}
+            for kind in spread:
+                path = plan.folder / f"{kind}.db"
+                rates[kind] = await drained(path, watch, 1_000, some - 1_000)
+            for kind, (rate, cost, _) in rates.items():
+                figures.add(**{f"{kind}_us": 1e6 / rate, f"{kind}_cpu_us": cost})
+            figures.ratio("ordered_ratio", "ordered_us", "few_us")
+            figures.ratio("scattered_ratio", "scattered_us", "few_us")
+
+
+def in_order(count: int) -> Callable[[int], int]:
+    """Due times that follow the ids, half of them over by now."""
+    now = now_ms()
+    return lambda index: now + round((index / count - 0.5) * 2 * 60 * MINUTE_MS)
+
+
+def scattered(count: int) -> Callable[[int], int]:
+    """The same due times, dealt to the ids by a permutation."""
+    step = 618_033  # coprime with every count that is used
+    ordered = in_order(count)
+    return lambda index: ordered(index * step % count)
+
+
+async def measure_isolation(plan: Plan, figures: Figures) -> None:
+    """One subscriber in ten answers after two seconds: how the others fare, and without it."""
+    count = plan.size(40_000) + 20_000
+    path = plan.folder / "isolation.db"
+    hosts = [f"127.0.0.{number}" for number in range(1, SUBSCRIBERS + 1)]
+    slow = set(hosts[9::10])
+    for _ in range(plan.rounds):
+        for name, waiting in (("healthy", 0.0), ("one_in_ten_slow", SLOW_SECONDS)):
+            healthy, hanging = Watch(), Watch()
+            fast = [host for host in hosts if host not in slow]
+            async with (
+                receiving(lambda w=healthy: Counting(w.counts), fast) as port,  # type: ignore[misc]
+                receiving(
+                    lambda w=hanging, s=waiting: Counting(w.counts, s),  # type: ignore[misc]
+                    sorted(slow),
+                    port,
+                ),
+            ):
+                urls = [f"http://{host}:{port}/inbox" for host in hosts]
+                await backlog(path, urls, count, lambda _: now_ms())
+                part = count * len(fast) // len(hosts)
+                rate, _, _ = await drained(path, healthy, 2_000, part - 2_000)
+            figures.add(**{f"{name}_per_second": rate})
+        # Healthy alone is of all: those that are slow in the second run take their share.
+        figures.rounds["healthy_per_second"][-1] *= len(hosts) / len(fast)
+        figures.ratio("ratio", "one_in_ten_slow_per_second", "healthy_per_second")

@@ -1,0 +1,176 @@
+"""The load: keep-alive connections that send prebuilt bytes, closed loop or at a rate."""
+
+import asyncio
+import random
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from bench.machine import HOST
+
+Requests = Callable[[], bytes]
+_now = time.perf_counter
+
+
+@dataclass
+class Load:
+    """What came of it. Latencies are seconds from a request's first byte to its answer's last."""
+
+    seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+    statuses: Counter[bytes] = field(default_factory=Counter)
+    cpu_seconds: float = 0.0  # of the load generator itself
+
+    @property
+    def count(self) -> int:
+        """Answers, whatever their status."""
+        return len(self.latencies)
+
+    @property
+    def rate(self) -> float:
+        """Answers a second."""
+        return self.count / self.seconds
+
+    def quantile_ms(self, part: float) -> float:
+        """A latency that `part` of the requests stayed within."""
+        return quantile(self.latencies, part) * 1e3
+
+    def check(self, status: bytes = b"200") -> None:
+        """AssertionError unless every answer had this status."""
+        assert set(self.statuses) == {status}, f"answers: {dict(self.statuses)}"
+
+
+def quantile(values: list[float], part: float) -> float:
+    """The value that `part` of the values do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * part))]
+
+
+def post(path: str, headers: str, body: bytes) -> bytes:
+    """A request's bytes; `headers` are lines that end in CRLF."""
+    head = f"POST {path} HTTP/1.1\r\nhost: {HOST}\r\n{headers}content-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+class _Connection(asyncio.Protocol):
+    """One request at a time; `answered(self, status, seconds)` decides what comes next."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, answered: "Callable[[_Connection, bytes, float], None]") -> None:
+        self._answered = answered
+        self._buffer = b""
+        self._sent_at = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]  # a stream
+
+    def send(self, request: bytes) -> None:
+        self._sent_at = _now()
+        self.transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        if self._buffer:
+            data = self._buffer + data
+        head = data.find(b"\r\n\r\n")
+        if head >= 0:
+            at = data.find(b"content-length: ", 0, head)
+            length = int(data[at + 16 : data.find(b"\r", at)]) if at >= 0 else 0
+            if len(data) >= head + 4 + length:
+                self._buffer = b""
+                self._answered(self, data[9:12], _now() - self._sent_at)
+                return
+        self._buffer = data
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  it is as bad
+        if self._sent_at:
+            self._answered(self, b"gone", _now() - self._sent_at)
+
+
+class _ClosedLoop:
+    """Each connection sends its next request as soon as it has the answer to the last one."""
+
+    def __init__(self, requests: Requests, connections: int) -> None:
+        self.load = Load()
+        self.requests = requests
+        self.measuring_from = 0.0
+        self.ends_at = 0.0
+        self.running = connections
+        self.ended = asyncio.Event()
+
+    def answered(self, connection: _Connection, status: bytes, seconds: float) -> None:
+        now = _now()
+        if now - seconds >= self.measuring_from and now < self.ends_at:
+            self.load.latencies.append(seconds)
+            self.load.statuses[status] += 1
+        if now < self.ends_at and status != b"gone":
+            connection.send(self.requests())
+            return
+        connection._sent_at = 0.0  # noqa: SLF001  its own loop
+        self.running -= 1
+        if not self.running:
+            self.ended.set()
+
+
+async def closed_loop(
+    port: int, requests: Requests, *, connections: int, seconds: float, warm_seconds: float = 0.5
+) -> Load:
+    """As many requests as `connections` can have answered in `seconds`, after a warm-up."""
+    loop = asyncio.get_running_loop()
+    run = _ClosedLoop(requests, connections)
+    opened = [
+        (await loop.create_connection(lambda: _Connection(run.answered), HOST, port))[1]
+        for _ in range(connections)
+    ]
+    run.measuring_from = _now() + warm_seconds
+    run.ends_at = run.measuring_from + seconds
+    for connection in opened:
+        connection.send(requests())
+    await asyncio.sleep(warm_seconds)
+    before = cpu_seconds()
+    await asyncio.sleep(seconds)
+    run.load.seconds, run.load.cpu_seconds = seconds, cpu_seconds() - before
+    await asyncio.wait_for(run.ended.wait(), 30)
+    for connection in opened:
+        connection.transport.abort()
+    return run.load
+
+
+async def at_rate(
+    port: int, requests: Requests, *, rate: float, seconds: float, connections: int = 32
+) -> Load:
+    """Requests at random moments, `rate` a second on average, whatever the answers take."""
+    loop = asyncio.get_running_loop()
+    load, free, moments = Load(seconds=seconds), [], random.Random(7)
+
+    def answered(connection: _Connection, status: bytes, taken: float) -> None:
+        load.latencies.append(taken)
+        load.statuses[status] += 1
+        free.append(connection)
+
+    for _ in range(connections):
+        _, connection = await loop.create_connection(lambda: _Connection(answered), HOST, port)
+        free.append(connection)
+    opened = list(free)
+    at = _now()
+    ends_at = at + seconds
+    while (at := at + moments.expovariate(rate)) < ends_at:
+        await asyncio.sleep(max(0.0, at - _now()))
+        assert free, "every connection waits: the rate is too much"
+        free.pop().send(requests())
+    for _ in range(200):
+        if len(free) == connections:
+            break
+        await asyncio.sleep(0.05)
+    for connection in opened:
+        connection._sent_at = 0.0  # noqa: SLF001  its own loop
+        connection.transport.abort()
+    return load
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of this process."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime

@@ -1,0 +1,140 @@
+"""Where things run: cores, processes, what they cost, and the versions that were measured."""
+
+import asyncio
+import importlib.metadata
+import os
+import platform
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CORES = sorted(os.sched_getaffinity(0))
+SUBJECT_CORE, LOAD_CORE = CORES[0], CORES[-1]
+HOST = "127.0.0.1"
+PACKAGES = (
+    "aiohttp",
+    "aiosqlite",
+    "fastapi",
+    "httptools",
+    "httpx",
+    "itsdangerous",
+    "msgspec",
+    "sqlalchemy",
+    "starlette",
+    "structlog",
+    "uvicorn",
+    "uvloop",
+)
+
+
+class Running:
+    """A process that was started here, and what it has cost so far."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self.process = process
+        self.pid = process.pid
+
+    def cpu_seconds(self) -> float:
+        """CPU seconds of every thread that lives."""
+        return sum(map(_schedstat, Path(f"/proc/{self.pid}/task").iterdir()))
+
+    def main_thread_seconds(self) -> float:
+        """CPU seconds of the first thread: the event loop's."""
+        return _schedstat(Path(f"/proc/{self.pid}/task/{self.pid}"))
+
+    def memory_mb(self) -> float:
+        """Resident memory in units of 2**20 bytes."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+
+    async def answers(self, port: int, seconds: float = 20.0) -> None:
+        """Wait until something listens; AssertionError if the process ends or time is up."""
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + seconds
+        while loop.time() < ends_at:
+            assert self.process.poll() is None, f"it ended with {self.process.returncode}"
+            try:
+                socket.create_connection((HOST, port), 1).close()
+            except OSError:
+                await asyncio.sleep(0.01)
+            else:
+                return
+        raise AssertionError("it did not listen in time")
+
+    def stop(self) -> None:
+        """End it: politely, then not."""
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _schedstat(task: Path) -> float:
+    return int((task / "schedstat").read_text().split()[0]) / 1e9
+
+
+@contextmanager
+def on_core(core: int) -> Iterator[None]:
+    """Run on `core`; what is started meanwhile stays there."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def started(
+    arguments: Sequence[str], environment: Mapping[str, str] | None = None
+) -> Iterator[Running]:
+    """A process on the subject's core, ended by its id on the way out. Its output goes nowhere."""
+    plain = {n: v for n, v in os.environ.items() if n != "PORT" and not n.startswith("GENHOOK_")}
+    errors = None if "BENCH_ERRORS" in os.environ else subprocess.DEVNULL
+    with on_core(SUBJECT_CORE):
+        process = subprocess.Popen(
+            arguments,
+            env={**plain, **(environment or {})},
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+        )
+    running = Running(process)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def python(*arguments: str) -> list[str]:
+    """A command that runs this Python."""
+    return [sys.executable, *arguments]
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def versions() -> dict[str, str]:
+    """What was measured with."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version, **found}
+
+
+def processor() -> str:
+    """What the cores call themselves, and how many may be used."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return f"{line.partition(':')[2].strip()}, {len(CORES)} cores"
+    return f"{platform.machine()}, {len(CORES)} cores"

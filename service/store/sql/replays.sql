@@ -1,0 +1,80 @@
+-- name: replay_insert!
+INSERT INTO replays (id, tenant, subscriber_id, since_at, until_at, event_types, only_dead,
+    rate_per_second, dry_run, status, total, done, cursor, last_seq, due_at, created_at,
+    finished_at)
+VALUES (:id, :tenant, :subscriber_id, :since_at, :until_at, :event_types, :only_dead,
+    :rate_per_second, :dry_run, :status, :total, :done, :cursor, :last_seq, :due_at, :created_at,
+    :finished_at);
+
+-- name: replay_by_id
+SELECT * FROM replays WHERE id = :id;
+
+-- name: replay_running
+SELECT id FROM replays WHERE subscriber_id = :subscriber_id AND status = 'running';
+
+-- name: replay_update!
+UPDATE replays SET status = :status, done = :done, cursor = :cursor, due_at = :due_at,
+    finished_at = :finished_at
+WHERE id = :id;
+
+-- name: replays_due
+SELECT id FROM replays WHERE due_at <= :now ORDER BY due_at LIMIT :limit;
+
+-- name: replay_next_due
+SELECT min(due_at) AS due_at FROM replays WHERE due_at > :now;
+
+-- name: replay_first_seq
+-- The place in the order of events from which on to look: ids sort by time, and so do places.
+SELECT seq FROM events WHERE id >= :first_id ORDER BY id LIMIT 1;
+
+-- name: replay_last_seq
+SELECT seq FROM events WHERE id < :last_id ORDER BY id DESC LIMIT 1;
+
+-- name: replay_window
+-- The end of the next few events of the tenant: how far one step looks.
+SELECT count(*) AS count, max(seq) AS last_seq FROM (SELECT seq FROM events
+    WHERE tenant = :tenant AND seq > :cursor AND seq <= :last_seq ORDER BY seq LIMIT :limit);
+
+-- name: replay_matches
+-- Where the events are that a replay is about. What is still on its way is left to arrive, and a
+-- delivery that was canceled says nothing.
+SELECT e.seq FROM events e
+WHERE e.tenant = :tenant AND e.seq > :cursor AND e.seq <= :last_seq
+    AND e.created_at >= :since_at AND e.created_at < :until_at
+    AND e.type IN (SELECT value FROM json_each(:event_types))
+    AND CASE (SELECT d.status FROM deliveries d
+            WHERE d.event_id = e.id AND d.subscriber_id = :subscriber_id
+                AND d.status <> 'canceled'
+            ORDER BY d.id DESC LIMIT 1)
+        WHEN 'dead' THEN 1 WHEN 'pending' THEN 0 ELSE NOT :only_dead END
+    AND (:unfiltered OR e.generation_id IS NULL OR EXISTS (SELECT 1 FROM generations g
+        WHERE g.id = e.generation_id
+            AND (:models = '[]' OR g.model IN (SELECT value FROM json_each(:models)))
+            AND NOT EXISTS (SELECT 1 FROM json_each(:metadata) wanted
+                WHERE NOT EXISTS (SELECT 1 FROM generation_metadata m
+                    WHERE m.tenant = e.tenant AND m.name = wanted.key
+                        AND m.value = wanted.value AND m.generation_id = g.id))))
+ORDER BY e.seq LIMIT :limit;
+
+-- name: replay_event
+SELECT * FROM events WHERE seq = :seq;
+
+-- name: replay_ahead
+-- How many deliveries of a replay have not been tried yet, as far as it matters.
+SELECT count(*) AS count FROM (SELECT 1 FROM deliveries INDEXED BY deliveries_replay
+    WHERE status = 'pending' AND replay_id = :id AND (attempt_count > 0) = 0 LIMIT :limit);
+
+-- name: replay_deliveries_insert*!
+INSERT INTO deliveries (tenant, id, subscriber_id, event_id, event_type, generation_id, replay_id,
+    trigger, due_at, created_at)
+VALUES (:tenant, :id, :subscriber_id, :event_id, :event_type, :generation_id, :replay_id,
+    'replay', :due_at, :created_at);
+
+-- name: replay_deliveries_cancel!
+UPDATE deliveries SET status = 'canceled', due_at = NULL
+WHERE (tenant, id) IN (SELECT d.tenant, d.id FROM deliveries d INDEXED BY deliveries_replay
+    WHERE d.status = 'pending' AND d.replay_id = :id AND d.replay_id IS NOT NULL LIMIT :limit);
+
+-- name: replays_delete_past!
+DELETE FROM replays WHERE id IN (SELECT id FROM replays
+    WHERE id < :before_id AND status <> 'running' ORDER BY id LIMIT :limit);

@@ -1,0 +1,113 @@
+"""The contract as data: the operations of openapi.yaml, and whether an answer keeps it."""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema_rs
+import msgspec
+import yaml
+
+TEXT = (Path(__file__).parents[2] / "openapi.yaml").read_text(encoding="utf-8")
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+DOCUMENT: dict[str, Any] = yaml.load(TEXT, Loader=LOADER)  # noqa: S506  both are safe loaders
+COMPONENTS: dict[str, Any] = DOCUMENT["components"]
+SCHEMAS: dict[str, Any] = COMPONENTS["schemas"]
+METHODS = ("get", "post", "put", "patch", "delete", "head", "options", "trace")
+PROBLEM = "application/problem+json"
+
+
+def operations(section: str = "paths") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every operation by its name, such as `GET /v1/events`."""
+    for path, item in DOCUMENT[section].items():
+        for method, operation in item.items():
+            if method in METHODS:
+                yield f"{method.upper()} {path}", operation
+
+
+def resolve(node: dict[str, Any]) -> dict[str, Any]:
+    """What a `$ref` into this document names; anything else is itself."""
+    if "$ref" not in node:
+        return node
+    target: Any = DOCUMENT
+    for part in node["$ref"].removeprefix("#/").split("/"):
+        target = target[part]
+    return resolve(target)
+
+
+def accepts(schema: dict[str, Any], instance: Any) -> bool:
+    """Whether the instance fits a schema of the document."""
+    return _validator(msgspec.json.encode(schema)).is_valid(instance)
+
+
+def faults(schema: dict[str, Any], instance: Any) -> list[str]:
+    """Where and why the instance does not fit a schema of the document."""
+    found = _validator(msgspec.json.encode(schema)).iter_errors(instance)
+    return [f"/{'/'.join(map(str, error.instance_path))}: {error.message}" for error in found]
+
+
+@cache
+def _validator(schema: bytes) -> jsonschema_rs.Draft202012Validator:
+    whole = {"components": COMPONENTS, "allOf": [msgspec.json.decode(schema)]}
+    return jsonschema_rs.Draft202012Validator(whole, validate_formats=True)
+
+
+def name_of(method: str, path: str) -> str | None:
+    """The operation that a request is for; what has fewer parameters goes first."""
+    names = sorted((name for name, _ in operations()), key=lambda name: name.count("{"))
+    for name in names:
+        verb, template = name.split()
+        step = ".+" if template == "/v1/models/{id}" else "[^/]+"
+        if verb == method and re.fullmatch(re.sub(r"\{\w+\}", step, template), path):
+            return name
+    return None
+
+
+def breaches(response: httpx.Response) -> list[str]:
+    """How an answer breaks the contract; empty if it keeps it."""
+    request = response.request
+    name = name_of(request.method, request.url.path)
+    if name is None:
+        return _nobodys(response)
+    documented = dict(operations())[name]["responses"].get(str(response.status_code))
+    if documented is None:
+        return [f"{name} answered {response.status_code}: {response.text[:300]}"]
+    documented = resolve(documented)
+    found = [*_headers(documented, response), *_content(documented, response)]
+    return [f"{name} {response.status_code} {fault}" for fault in found]
+
+
+def _nobodys(response: httpx.Response) -> list[str]:
+    """Where no operation is: 404, or 405 with the methods that there are."""
+    wrong = [] if response.status_code in (404, 405) else ["is no operation, and was answered"]
+    if response.headers.get("content-type") != PROBLEM:
+        return [*wrong, "the refusal is no problem"]
+    wrong += [] if "x-request-id" in response.headers else ["has no X-Request-Id"]
+    return wrong + faults(SCHEMAS["Problem"], response.json())
+
+
+def _headers(documented: dict[str, Any], response: httpx.Response) -> Iterator[str]:
+    for name, node in documented.get("headers", {}).items():
+        header = resolve(node)
+        value: Any = response.headers.get(name)
+        if value is None:
+            if header.get("required"):
+                yield f"lacks {name}"
+            continue
+        if header["schema"].get("type") == "integer":
+            value = int(value)
+        yield from (f"{name}: {fault}" for fault in faults(header["schema"], value))
+
+
+def _content(documented: dict[str, Any], response: httpx.Response) -> list[str]:
+    if "content" not in documented:
+        return ["has a body"] if response.content else []
+    media_type = response.headers.get("content-type", "").partition(";")[0]
+    media = documented["content"].get(media_type)
+    if media is None:
+        return [f"has the content type {media_type!r}"]
+    body = response.json() if media_type.endswith("json") else response.text
+    return faults(media["schema"], body)

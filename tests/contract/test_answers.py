@@ -1,0 +1,388 @@
+"""The running service keeps the contract: every operation, every code, every event."""
+
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.api.calls import PAGING
+from service.api.routes import OPERATIONS, Operation
+from tests.contract.contract import DOCUMENT, breaches, faults, operations, resolve
+from tests.contract.scenes import (
+    MISSING,
+    SPAN,
+    Ids,
+    Witness,
+    another_tenant,
+    client_with,
+    guarded,
+    named,
+    path_of,
+    populate,
+)
+from tests.harness import ADMIN_KEY, SUBSCRIBER_URL, Harness, opened
+
+SCOPES = ("submit", "read", "manage", "admin")
+GENERATION = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[Harness]:
+    async with opened(tmp_path) as found:
+        yield found
+
+
+def reads(operation: Operation) -> bool:
+    return bool(operation.makes or operation.reads)
+
+
+async def statuses(
+    client: httpx.AsyncClient, wanted: list[Operation], ids: Ids, **options: Any
+) -> dict[str, tuple[int, str]]:
+    """What each of the operations answers to one kind of request: status and code."""
+    found: dict[str, tuple[int, str]] = {}
+    for each in wanted:
+        answer = await client.request(each.method, path_of(each, ids), **options)
+        assert breaches(answer) == []
+        code = answer.json()["code"] if answer.status_code >= 400 else ""
+        found[named(each)] = (answer.status_code, code)
+    return found
+
+
+def every(wanted: list[Operation], status: int, code: str) -> dict[str, tuple[int, str]]:
+    assert wanted
+    return {named(each): (status, code) for each in wanted}
+
+
+def test_the_document_and_the_table_of_routes_have_the_same_operations() -> None:
+    served = {named(each) for each in OPERATIONS}
+    documented = {name for name, _ in operations()} - {"POST /callbacks/{upstream}/{token}"}
+    assert served & MISSING == set(), "built by now: take them from the list of what is missing"
+    assert documented == served | MISSING
+
+
+def test_the_document_and_the_table_of_routes_agree_on_scopes_parameters_and_bodies() -> None:
+    documented = dict(operations())
+    for each in OPERATIONS:
+        operation = documented[named(each)]
+        given = [resolve(node) for node in operation.get("parameters", [])]
+        query = {node["name"] for node in given if node["in"] == "query"}
+        known = {name.rstrip(".") for name in each.query}
+        makes = any(node["name"] == "Idempotency-Key" for node in given)
+        said = (operation["x-scope"], query, makes, "requestBody" in operation)
+        assert said == (each.who, known, bool(each.makes), reads(each)), named(each)
+
+
+async def tell_everything(world: Harness, ids: Ids) -> None:
+    """Every operation once, with success; what deletes comes last."""
+    post, get = world.client.post, world.client.get
+    await post("/v1/signing-secret/rotate", json={"overlap_seconds": 60})
+    await post(f"/v1/subscribers/{ids['sub']}/rotate-secret")
+    await world.client.patch(f"/v1/subscribers/{ids['sub']}", json={"status": "paused"})
+    await post(f"/v1/subscribers/{ids['sub']}/test")
+    await post(f"/v1/generations/{ids['gen']}/refresh")
+    await post(f"/v1/deliveries/{ids['dlv']}/retry")
+    await post("/v1/tick?seconds=5")
+    if "POST /v1/replays/{id}/cancel" not in MISSING:
+        span = {"subscriber_id": ids["sub"], **SPAN, "only": "all"}
+        replay = (await post("/v1/replays", json=span)).json()
+        await post(f"/v1/replays/{replay['id']}/cancel")
+    for each in OPERATIONS:
+        if each.method == "GET":
+            await get(path_of(each, ids))
+    for noun, of in (("subscribers", "sub"), ("keys", "key")):
+        await world.client.delete(f"/v1/{noun}/{ids[of]}")
+
+
+async def test_every_operation_answers_with_success_as_documented(world: Harness) -> None:
+    witness = Witness()
+    witness.watch(world.client)
+    witness.watch(world.outside)
+    await tell_everything(world, await populate(world))
+    assert witness.breaches == []
+    assert witness.succeeded == {name for name, _ in operations()} - MISSING
+
+
+async def test_every_list_pages_through_all_its_rows_in_both_orders(world: Harness) -> None:
+    await populate(world)
+    for each in OPERATIONS:
+        if not each.query >= PAGING:
+            continue
+        whole = (await world.get(each.path))["data"]
+        for order, expected in (("desc", whole), ("asc", whole[::-1])):
+            found: list[Any] = []
+            after: dict[str, str] = {}
+            while page := (await world.get(each.path, limit=2, order=order, **after))["data"]:
+                found += page
+                after = {"after": page[-1]["id"]}
+            assert found == expected, (each.path, order)
+        assert len(whole) >= 2, each.path
+
+
+async def test_a_list_ends_with_null_but_the_pull_of_events_never_does(world: Harness) -> None:
+    await populate(world)
+    for path in ("/v1/generations", "/v1/events"):
+        page = await world.get(path, limit=1)
+        assert page["next"] == page["data"][0]["id"]
+        assert (await world.get(path))["next"] is None
+    pulled = await world.get("/v1/events", order="asc")
+    assert pulled["next"] == pulled["data"][-1]["id"]
+    rest = await world.get("/v1/events", order="asc", after=pulled["next"])
+    assert rest == {"data": [], "next": None}
+
+
+async def test_events_reach_subscribers_as_the_webhooks_section_says(world: Harness) -> None:
+    ids = await populate(world)
+    await world.generate()
+    await world.run(world.settings.deadline_seconds)
+    await world.client.post(f"/v1/subscribers/{ids['sub']}/test")
+    await world.subscribe("http://127.0.0.1:7/gone")
+    world.subscribers.answers["http://127.0.0.1:7/gone"].append(410)
+    await world.generate()
+    await world.run()
+    seen = set()
+    for sent in world.subscribers.sent:
+        type_ = sent.event["type"]
+        webhook = DOCUMENT["webhooks"][type_]["post"]
+        media = webhook["requestBody"]["content"][sent.headers["content-type"]]
+        assert faults(media["schema"], sent.event) == []
+        for parameter in map(resolve, webhook["parameters"]):
+            assert faults(parameter["schema"], sent.headers[parameter["name"]]) == []
+        assert sent.headers["webhook-id"] == sent.event["id"]
+        seen.add(type_)
+    assert seen == set(DOCUMENT["webhooks"])
+
+
+async def test_an_event_is_read_byte_for_byte_as_it_was_sent(world: Harness) -> None:
+    await populate(world)
+    sent = world.subscribers.to(SUBSCRIBER_URL)[0]
+    answer = await world.client.get(f"/v1/events/{sent.event['id']}")
+    assert answer.content == sent.body
+
+
+async def test_without_a_key_every_guarded_operation_answers_401(world: Harness) -> None:
+    ids = await populate(world)
+    strangers = ("", "Bearer", "Bearer ghk_" + "b" * 40, f"Basic {ADMIN_KEY}", ADMIN_KEY)
+    for header in strangers:
+        async with world.new_client("") as client:
+            client.headers["authorization"] = header
+            assert await statuses(client, guarded(), ids) == every(guarded(), 401, "unauthorized")
+
+
+async def test_with_every_scope_but_its_own_an_operation_answers_403(world: Harness) -> None:
+    ids = await populate(world)
+    for scope in SCOPES:
+        others = [each for each in SCOPES if each not in (scope, "admin")]
+        wanted = guarded(lambda each, scope=scope: each.who == scope)  # type: ignore[misc]
+        async with await client_with(world, *others) as client:
+            assert await statuses(client, wanted, ids) == every(wanted, 403, "forbidden")
+
+
+async def test_with_its_own_scope_alone_an_operation_is_open(world: Harness) -> None:
+    ids = await populate(world)
+    for scope in SCOPES[:3]:
+        wanted = guarded(lambda each, scope=scope: each.who == scope)  # type: ignore[misc]
+        async with await client_with(world, scope) as client:
+            found = await statuses(client, wanted, ids)
+        assert all(status not in (401, 403) for status, _ in found.values()), found
+
+
+async def test_another_tenants_rows_answer_404_everywhere(world: Harness) -> None:
+    ids = await populate(world)
+    owned = guarded(lambda each: "{id}" in each.path)
+    async with await another_tenant(world) as other:
+        found = await statuses(other, owned, ids, json={})
+        assert found == every(owned, 404, "not_found")
+        theirs = await populate(world, other)
+        assert (await other.get(f"/v1/generations/{theirs['gen']}")).status_code == 200
+        assert await statuses(world.client, owned, theirs, json={}) == found
+        for each in OPERATIONS:
+            if each.query >= PAGING and each.path != "/v1/keys":
+                mine, other_page = await world.get(each.path), (await other.get(each.path)).json()
+                known = {row["id"] for row in mine["data"]}
+                assert known.isdisjoint(row["id"] for row in other_page["data"]), each.path
+
+
+@pytest.mark.parametrize("id_", ["gen_1", "nonsense", "evt_" + "0" * 32, "%00", "a%2Fb", "é"])
+async def test_an_id_that_was_never_given_out_answers_404(world: Harness, id_: str) -> None:
+    owned = guarded(lambda each: "{id}" in each.path)
+    ids = dict.fromkeys(("gen", "cb", "sub", "evt", "dlv", "rpl", "key"), id_)
+    expected = every(owned, 404, "not_found")
+    assert await statuses(world.client, owned, ids, json={}) == expected
+
+
+async def test_an_unknown_repeated_or_undecodable_query_parameter_answers_400(
+    world: Harness,
+) -> None:
+    ids = await populate(world)
+    wrong = every(guarded(), 400, "invalid_query")
+    for query in ("nonsense=1", "metadata=1", "limit=1&limit=1&nonsense", "limit=%FF&x=1"):
+        assert await statuses(world.client, guarded(), ids, params=query) == wrong, query
+
+
+async def test_an_open_operation_ignores_the_query(world: Harness) -> None:
+    for each in OPERATIONS:
+        if each.who == "open":
+            assert (await world.client.get(each.path, params="probe=1")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        ("generations", "limit=0"),
+        ("generations", "limit=251"),
+        ("generations", "limit=01"),
+        ("generations", "limit=" + "0" * 5000),
+        ("generations", "order=up"),
+        ("generations", "after=nonsense"),
+        ("generations", "after=evt_" + "0" * 32),
+        ("generations", "status=done"),
+        ("generations", "model=two%20words"),
+        ("generations", "created_after=yesterday"),
+        ("generations", "created_before=2026-11-22"),
+        ("generations", "created_before=2026-02-31T00:00:00Z"),
+        ("generations", "metadata.=1"),
+        ("generations", "metadata.a%20b=1"),
+        ("generations", "metadata.a=" + "x" * 501),
+        ("generations", "&".join(f"metadata.k{number}=1" for number in range(21))),
+        ("callbacks", "verdict=maybe"),
+        ("callbacks", "generation_id=gen_1"),
+        ("events", "type=generation.lost"),
+        ("events", "generation_id=gen_1"),
+        ("deliveries", "status=lost"),
+        ("deliveries", "subscriber_id=sub_1"),
+        ("deliveries", "event_id=gen_" + "0" * 32),
+        ("generations/gen_1", "wait=61"),
+        ("generations/gen_1", "wait=-1"),
+        ("generations/gen_1", "wait=1.5"),
+        ("generations/gen_1", "wait=" + "0" * 9 + "9" * 5000),
+        ("usage", "since=2026-02-31"),
+        ("usage", "until=20261122"),
+        ("usage", "since=2026-11-19&until=2026-11-18"),
+        ("usage", "since=2025-11-17&until=2026-11-18"),
+        ("usage", "model="),
+    ],
+)
+async def test_a_wrong_query_parameter_answers_400_and_names_it(
+    world: Harness, path: str, query: str
+) -> None:
+    answer = await world.client.get(f"/v1/{path}", params=query)
+    assert breaches(answer) == []
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_query")
+    [error] = answer.json()["errors"]
+    assert error["pointer"].startswith("?" + re.split(r"[.=]", query)[0])
+
+
+@pytest.mark.parametrize("seconds", ["0", "61", "ten", "1e1", ""])
+async def test_a_tick_takes_1_to_60_seconds(world: Harness, seconds: str) -> None:
+    answer = await world.client.post("/v1/tick", params={"seconds": seconds})
+    assert breaches(answer) == []
+    assert answer.json()["code"] == "invalid_query"
+
+
+async def test_a_body_that_is_no_json_answers_400(world: Harness) -> None:
+    ids = await populate(world)
+    readers = guarded(reads)
+    expected = every(readers, 400, "invalid_json")
+    for body in (b"{", b"\xff", b"NaN", b"{'a': 1}", b"{} {}", b"[" * 100_000):
+        assert await statuses(world.client, readers, ids, content=body) == expected, body[:20]
+
+
+async def test_no_body_is_an_error_where_one_is_required(world: Harness) -> None:
+    ids = await populate(world)
+    required = guarded(lambda each: reads(each) and "rotate" not in each.path)
+    expected = every(required, 400, "invalid_json")
+    assert await statuses(world.client, required, ids) == expected
+
+
+async def test_an_unknown_field_answers_422_and_points_to_it(world: Harness) -> None:
+    ids = await populate(world)
+    readers = guarded(reads)
+    expected = every(readers, 422, "invalid_request")
+    assert await statuses(world.client, readers, ids, json={"no/such~field": 1}) == expected
+    answer = await world.client.patch(f"/v1/subscribers/{ids['sub']}", json={"no/such~field": 1})
+    assert answer.json()["errors"][0]["pointer"] == "/no~1such~0field"
+
+
+async def test_a_body_that_is_no_object_answers_422(world: Harness) -> None:
+    ids = await populate(world)
+    readers = guarded(reads)
+    expected = every(readers, 422, "invalid_request")
+    for body in (b"[]", b"null", b"1", b'"text"'):
+        assert await statuses(world.client, readers, ids, content=body) == expected
+
+
+async def test_another_content_type_answers_415(world: Harness) -> None:
+    ids = await populate(world)
+    readers = guarded(reads)
+    for media_type in ("text/plain", "application/x-www-form-urlencoded", "application/jsonx"):
+        options = {"content": b"{}", "headers": {"content-type": media_type}}
+        found = await statuses(world.client, readers, ids, **options)
+        assert found == every(readers, 415, "unsupported_media_type")
+
+
+async def test_a_content_type_with_a_charset_is_taken(world: Harness) -> None:
+    headers = {"content-type": "Application/JSON; charset=utf-8"}
+    answer = await world.client.post("/v1/signing-secret/rotate", content=b"{}", headers=headers)
+    assert answer.status_code == 200
+
+
+async def test_a_body_over_the_limit_answers_413(tmp_path: Path) -> None:
+    async with opened(tmp_path, request_body_bytes=1_024) as world:
+        readers = guarded(reads)
+        body = b'{"a": "' + b"x" * 1_024 + b'"}'
+        found = await statuses(world.client, readers, {}, content=body)
+        assert found == every(readers, 413, "body_too_large")
+
+
+async def test_a_body_that_nobody_asked_for_is_not_read(world: Harness) -> None:
+    ids = await populate(world)
+    others = guarded(lambda each: not reads(each))
+    headers = {"content-type": "text/plain"}
+    for each in others:
+        answer = await world.client.request(
+            each.method, path_of(each, ids), content=b"{", headers=headers
+        )
+        assert breaches(answer) == []
+        assert answer.status_code in (200, 202, 204, 404), named(each)
+
+
+async def test_a_wrong_method_answers_405_with_the_methods_that_there_are(world: Harness) -> None:
+    ids = await populate(world)
+    for path, item in DOCUMENT["paths"].items():
+        built = {verb.upper() for verb in item if f"{verb.upper()} {path}" not in MISSING}
+        documented = built - {"PARAMETERS"}
+        if not documented:
+            continue
+        there = path.replace("{upstream}", "apiinone").replace("{token}", "t")
+        there = there.replace("{id}", ids["gen"])
+        answer = await world.client.put(there)
+        assert breaches(answer) == []
+        assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed"), path
+        assert set(answer.headers["allow"].split(", ")) - {"HEAD"} == documented, path
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v2/generations", "/v1/generations/", "/healthz/", "/callbacks/x/y/z"]
+)
+async def test_an_unknown_path_answers_404_as_a_problem(world: Harness, path: str) -> None:
+    answer = await world.client.get(path)
+    assert breaches(answer) == []
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+async def test_every_answer_names_its_request_and_a_problem_repeats_the_name(
+    world: Harness,
+) -> None:
+    given = {"x-request-id": "from-the-caller_1.2"}
+    answer = await world.client.get("/v1/generations/gen_1", headers=given)
+    assert answer.headers["x-request-id"] == given["x-request-id"] == answer.json()["request_id"]
+    for harmful in ("a b", "x" * 65, "é".encode(), "<script>"):
+        answer = await world.client.get("/v1/nowhere", headers={"x-request-id": harmful})
+        assert re.fullmatch(r"req_[0-9a-f]{32}", answer.headers["x-request-id"])
+        assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    callback = await world.outside.post("http://genhook/callbacks/apiinone/nonsense")
+    assert callback.json()["request_id"] == callback.headers["x-request-id"]

@@ -1,0 +1,172 @@
+"""Each code of the contract, provoked: the status it has, and an answer as documented."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.api import subscribers
+from service.store import generations
+from tests.contract.contract import SCHEMAS, breaches
+from tests.contract.scenes import Ids, client_with, populate
+from tests.harness import PUBLIC_URL, Harness, opened, taken
+
+GENERATION = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
+KEYED = {"idempotency-key": "7d0c1c1e"}
+Provoke = Callable[[Harness, Ids], Awaitable[httpx.Response]]
+
+
+def created(**options: Any) -> Provoke:
+    """POST /v1/generations, with something wrong about it."""
+
+    async def provoke(world: Harness, _ids: Ids) -> httpx.Response:
+        given = {"json": GENERATION, **options}
+        return await world.client.post("/v1/generations", **given)
+
+    return provoke
+
+
+def refused_upstream(status: int) -> Provoke:
+    async def provoke(world: Harness, ids: Ids) -> httpx.Response:
+        reply = httpx.Response(status, json={"code": status, "message": "no"})
+        world.upstream.create_replies.append(reply)
+        return await created()(world, ids)
+
+    return provoke
+
+
+def requested(method: str, path: str) -> Provoke:
+    async def provoke(world: Harness, ids: Ids) -> httpx.Response:
+        return await world.client.request(method, path.format(**ids))
+
+    return provoke
+
+
+async def unauthorized(world: Harness, _ids: Ids) -> httpx.Response:
+    async with world.new_client("ghk_" + "b" * 40) as client:
+        return await client.get("/v1/events")
+
+
+async def forbidden(world: Harness, _ids: Ids) -> httpx.Response:
+    async with await client_with(world, "submit") as client:
+        return await client.get("/v1/events")
+
+
+async def unsigned(world: Harness, _ids: Ids) -> httpx.Response:
+    await world.generate()
+    return await world.call_back()
+
+
+async def forged(world: Harness, _ids: Ids) -> httpx.Response:
+    return await world.outside.post(f"{PUBLIC_URL}/callbacks/apiinone/forged", json={})
+
+
+async def too_large(world: Harness, _ids: Ids) -> httpx.Response:
+    return await world.client.post("/v1/generations", content=b" " * 1_048_577)
+
+
+async def one_too_many(world: Harness, _ids: Ids) -> httpx.Response:
+    return await world.client.post("/v1/subscribers", json={"url": "http://127.0.0.1:7/more"})
+
+
+async def while_the_first_runs(world: Harness, ids: Ids) -> httpx.Response:
+    """The second request comes while upstream is asked on account of the first."""
+    second: list[httpx.Response] = []
+
+    async def reply() -> httpx.Response:
+        second.append(await created(headers=KEYED)(world, ids))
+        return httpx.Response(200, json=taken("task9"))
+
+    world.upstream.create_replies.append(lambda _request: reply())  # type: ignore[arg-type, return-value]
+    assert (await created(headers=KEYED)(world, ids)).status_code == 202
+    return second[0]
+
+
+async def with_another_body(world: Harness, ids: Ids) -> httpx.Response:
+    await created(headers=KEYED)(world, ids)
+    return await created(headers=KEYED, json={**GENERATION, "metadata": {"a": "b"}})(world, ids)
+
+
+async def already_delivered(world: Harness, _ids: Ids) -> httpx.Response:
+    found = (await world.get("/v1/deliveries", status="delivered"))["data"][0]
+    return await world.client.post(f"/v1/deliveries/{found['id']}/retry")
+
+
+async def to_a_disabled_one(world: Harness, ids: Ids) -> httpx.Response:
+    dead = await world.get(f"/v1/deliveries/{ids['dlv']}")
+    path = f"/v1/subscribers/{dead['subscriber_id']}"
+    await world.client.patch(path, json={"status": "disabled"})
+    return await world.client.post(f"/v1/deliveries/{ids['dlv']}/retry")
+
+
+async def without_a_database(world: Harness, ids: Ids) -> httpx.Response:
+    await world.app.parts.context.database.close()
+    return await created()(world, ids)
+
+
+PROVOCATIONS: dict[str, tuple[int, Provoke]] = {
+    "invalid_json": (400, created(json=None, content=b"{")),
+    "invalid_query": (400, requested("GET", "/v1/events?colour=red")),
+    "invalid_header": (400, created(headers={"idempotency-key": "two words"})),
+    "unauthorized": (401, unauthorized),
+    "signature_invalid": (401, unsigned),
+    "upstream_payment_required": (402, refused_upstream(402)),
+    "forbidden": (403, forbidden),
+    "not_found": (404, requested("GET", "/v1/events/evt_1")),
+    "token_invalid": (404, forged),
+    "method_not_allowed": (405, requested("DELETE", "/v1/events/{evt}")),
+    "conflict": (409, one_too_many),
+    "idempotency_key_in_use": (409, while_the_first_runs),
+    "not_retryable": (409, already_delivered),
+    "subscriber_disabled": (409, to_a_disabled_one),
+    "body_too_large": (413, too_large),
+    "unsupported_media_type": (415, created(headers={"content-type": "text/json"})),
+    "invalid_request": (422, created(json={**GENERATION, "input": {"prompt": 1}})),
+    "idempotency_key_reused": (422, with_another_body),
+    "upstream_refused": (422, refused_upstream(400)),
+    "address_refused": (422, created(json={**GENERATION, "notify_url": "http://10.0.0.1/"})),
+    "internal_error": (500, requested("GET", "/v1/generations/{gen}")),
+    "upstream_unauthorized": (502, refused_upstream(401)),
+    "storage_unavailable": (503, without_a_database),
+}
+SETTINGS: dict[str, dict[str, str]] = {
+    "signature_invalid": {
+        "upstream_signature": "standard",
+        "upstream_signature_secret": "whsec_" + "A" * 32,
+    }
+}
+
+
+def test_every_code_of_the_contract_is_provoked() -> None:
+    assert set(PROVOCATIONS) == set(SCHEMAS["Problem"]["properties"]["code"]["enum"])
+
+
+@pytest.mark.parametrize("code", PROVOCATIONS)
+async def test_a_problem_has_its_status_and_is_as_documented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    status, provoke = PROVOCATIONS[code]
+    async with opened(tmp_path, **SETTINGS.get(code, {})) as world:
+        ids = {} if code == "signature_invalid" else await populate(world)
+        if code == "internal_error":
+            monkeypatch.setattr(generations, "get", None)
+        monkeypatch.setattr(subscribers, "SUBSCRIBERS_MAX", 2)
+        answer = await provoke(world, ids)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert breaches(answer) == []
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert ("errors" in answer.json()) == (
+        code in ("invalid_query", "invalid_request", "address_refused")
+    )
+
+
+async def test_what_a_request_made_before_it_died_is_not_made_twice(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        first = await created(headers=KEYED)(world, {})
+        again = await created(headers=KEYED)(world, {})
+    assert first.json() == again.json()
+    assert again.headers["idempotency-replayed"] == "true"
+    assert breaches(again) == []
+    assert len(world.upstream.creates) == 1

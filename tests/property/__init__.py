@@ -1,0 +1,1 @@
+"""Promises held against drawn histories."""

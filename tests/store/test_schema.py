@@ -1,0 +1,122 @@
+"""The schema: migrations from nothing, again, refused, and a damaged file left alone."""
+
+import hashlib
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from service.app import App
+from service.errors import StorageError
+from service.store import schema
+from service.store.database import Database
+from tests.harness import settings
+
+
+@asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[Database]:
+    database = Database(str(path))
+    await database.open()
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+def declared() -> set[str]:
+    """Everything that the migrations say they create."""
+    words = " ".join(path.read_text() for _, path in schema.migrations()).split()
+    starts = ("TABLE", "INDEX", "TRIGGER")
+    return {words[i + 1].strip("(") for i, word in enumerate(words) if word in starts}
+
+
+def test_migrations_are_numbered_without_a_gap() -> None:
+    numbers = [number for number, _ in schema.migrations()]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert schema.latest() == numbers[-1]
+
+
+async def test_a_new_file_gets_every_table_and_index(tmp_path: Path) -> None:
+    async with opened(tmp_path / "a.db") as database:
+        applied = await schema.migrate(database)
+        assert applied == [path.stem for _, path in schema.migrations()]
+        await schema.check(database)
+        rows = await database.apply(
+            lambda c: c.execute("SELECT name FROM sqlite_schema WHERE sql IS NOT NULL").fetchall()
+        )
+    assert {row["name"] for row in rows} - {"sqlite_sequence", "sqlite_stat1"} == declared()
+
+
+async def test_to_migrate_twice_changes_nothing(tmp_path: Path) -> None:
+    async with opened(tmp_path / "a.db") as database:
+        await schema.migrate(database)
+        assert await schema.migrate(database) == []
+    async with opened(tmp_path / "a.db") as database:
+        assert await schema.migrate(database) == []
+
+
+async def test_an_older_file_is_not_used_before_it_is_migrated(tmp_path: Path) -> None:
+    async with opened(tmp_path / "a.db") as database:
+        with pytest.raises(StorageError, match="run genhook migrate"):
+            await schema.check(database)
+        await schema.migrate(database)
+        await schema.check(database)
+
+
+async def test_a_file_of_a_newer_version_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    async with opened(tmp_path / "a.db") as database:
+        await schema.migrate(database)
+        newer = schema.latest() + 1
+        await database.apply(lambda c: c.execute(f"PRAGMA user_version={newer}"))
+        for refuses in (schema.migrate, schema.check):
+            with pytest.raises(StorageError, match="newer genhook"):
+                await refuses(database)
+        assert await database.apply(schema.version) == newer
+
+
+async def test_a_migration_that_fails_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "migrations"
+    folder.mkdir()
+    (folder / "0001_good.sql").write_text("CREATE TABLE good (a);\n")
+    (folder / "0002_bad.sql").write_text("CREATE TABLE half (a);\nCREATE TABLE good (a);\n")
+    monkeypatch.setattr(schema, "_FOLDER", folder)
+    async with opened(tmp_path / "a.db") as database:
+        with pytest.raises(StorageError, match="good"):
+            await schema.migrate(database)
+        assert await database.apply(schema.version) == 1
+        rows = await database.apply(
+            lambda c: c.execute("SELECT name FROM sqlite_schema").fetchall()
+        )
+        assert [row["name"] for row in rows] == ["good"]
+
+
+async def test_two_processes_may_migrate_at_once(tmp_path: Path) -> None:
+    async with opened(tmp_path / "a.db") as one, opened(tmp_path / "a.db") as other:
+        applied = [await schema.migrate(one), await schema.migrate(other)]
+    assert applied == [[path.stem for _, path in schema.migrations()], []]
+
+
+@pytest.mark.parametrize("damage", ["no database at all", "header", "page"])
+async def test_a_damaged_file_is_refused_and_left_untouched(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "genhook.db"
+    if damage == "no database at all":
+        path.write_bytes(b"this is somebody's diary\n" * 400)
+    else:
+        with sqlite3.connect(path) as connection:
+            connection.execute("CREATE TABLE diary (line TEXT)")
+            connection.executemany("INSERT INTO diary VALUES (?)", [("dear",)] * 2_000)
+        connection.close()
+        content = bytearray(path.read_bytes())
+        span = range(16, 100) if damage == "header" else range(100, 4_000)
+        for at in span:
+            content[at] = 0xA5
+        path.write_bytes(content)
+    before = hashlib.sha256(path.read_bytes()).digest()
+    with pytest.raises(StorageError, match=r"cannot (open|migrate) .*genhook\.db: "):
+        await App(settings(tmp_path)).start(worker=False)
+    assert hashlib.sha256(path.read_bytes()).digest() == before
+    assert not (tmp_path / "genhook.db-wal").exists()

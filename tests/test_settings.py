@@ -1,0 +1,177 @@
+"""Settings: read from the environment once, refused loudly and without quoting secrets."""
+
+import ipaddress
+
+import pytest
+
+from service.errors import SettingsError
+from service.settings import VARIABLES, Settings, read_settings, unknown
+
+KEY = "k" * 32
+BASE = {"GENHOOK_SECRET_KEYS": KEY}
+
+
+def test_a_secret_key_is_all_that_must_be_given() -> None:
+    assert read_settings(BASE) == Settings(secret_keys=(KEY,))
+
+
+def test_without_a_secret_key_the_service_does_not_start() -> None:
+    with pytest.raises(SettingsError, match="GENHOOK_SECRET_KEYS is not set"):
+        read_settings({})
+    with pytest.raises(SettingsError, match="GENHOOK_SECRET_KEYS is not set"):
+        read_settings({"GENHOOK_SECRET_KEYS": ""})
+
+
+GOOD = {
+    "GENHOOK_DATABASE_URL": ("sqlite:////var/lib/genhook.db", "/var/lib/genhook.db"),
+    "GENHOOK_PUBLIC_URL": ("https://hooks.example/base/", "https://hooks.example/base"),
+    "GENHOOK_SECRET_KEYS": (f"{KEY}, {'n' * 40}", (KEY, "n" * 40)),
+    "GENHOOK_ADMIN_KEY": ("ghk_" + "a" * 28, "ghk_" + "a" * 28),
+    "GENHOOK_UPSTREAM_URL": ("https://up.example", "https://up.example/api/v1"),
+    "GENHOOK_UPSTREAM_API_KEY": ("aio_1", "aio_1"),
+    "GENHOOK_CALLBACK_TRUST": ("body", "body"),
+    "GENHOOK_SAFETY_POLL_SECONDS": ("0.5", 0.5),
+    "GENHOOK_WORKER": ("off", "off"),
+    "GENHOOK_ALLOW_HTTP": ("TRUE", True),
+    "GENHOOK_ALLOW_NETWORKS": (
+        "127.0.0.0/8, ::1/128",
+        (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128")),
+    ),
+    "GENHOOK_HTTP_PROXY": ("http://proxy.example:3128", "http://proxy.example:3128"),
+    "GENHOOK_CA_FILE": ("/etc/ca.pem", "/etc/ca.pem"),
+    "GENHOOK_HOST": ("0.0.0.0", "0.0.0.0"),  # noqa: S104
+    "PORT": ("0", 0),
+    "GENHOOK_LOG_LEVEL": ("debug", "debug"),
+    "GENHOOK_OPEN_DOCS": ("no", False),
+    "GENHOOK_OPEN_METRICS": ("0", False),
+    "GENHOOK_CALLBACK_BODY_BYTES": ("1024", 1_024),
+    "GENHOOK_REQUEST_BODY_BYTES": ("67108864", 67_108_864),
+    "GENHOOK_UPSTREAM_BODY_BYTES": ("2048", 2_048),
+    "GENHOOK_UPSTREAM_TIMEOUT_SECONDS": ("0.1", 0.1),
+    "GENHOOK_WRITE_QUEUE": ("1", 1),
+    "GENHOOK_POLL_RATE_PER_SECOND": ("0.01", 0.01),
+    "GENHOOK_DEADLINE_SECONDS": ("60", 60),
+    "GENHOOK_ATTEMPT_TIMEOUT_SECONDS": ("120", 120.0),
+    "GENHOOK_MAX_IN_FLIGHT": ("1", 1),
+    "GENHOOK_SHUTDOWN_SECONDS": ("0", 0.0),
+    "GENHOOK_RETENTION_DAYS": ("1", 1),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_good_value_is_read(name: str) -> None:
+    text, value = GOOD[name]
+    field = {variable.name: variable.field for variable in VARIABLES}[name]
+    assert getattr(read_settings({**BASE, name: text}), field) == value
+
+
+def test_every_setting_has_a_variable_and_the_other_way_round() -> None:
+    assert {variable.field for variable in VARIABLES} == set(Settings.__struct_fields__)
+    pairs = {"GENHOOK_UPSTREAM_SIGNATURE", "GENHOOK_UPSTREAM_SIGNATURE_SECRET"}  # Shown below.
+    assert {variable.name for variable in VARIABLES} == set(GOOD) | pairs
+
+
+BAD = [
+    ("GENHOOK_DATABASE_URL", "mysql://x/y"),
+    ("GENHOOK_DATABASE_URL", "sqlite:///"),
+    ("GENHOOK_DATABASE_URL", "genhook.db"),
+    ("GENHOOK_PUBLIC_URL", "hooks.example"),
+    ("GENHOOK_PUBLIC_URL", "ftp://hooks.example"),
+    ("GENHOOK_PUBLIC_URL", "https://user:hush-hush@hooks.example"),
+    ("GENHOOK_PUBLIC_URL", "https://:hush-hush@hooks.example"),
+    ("GENHOOK_PUBLIC_URL", "https://hooks.example/?a=1"),
+    ("GENHOOK_PUBLIC_URL", "https://hooks.example/#a"),
+    ("GENHOOK_PUBLIC_URL", "https://hooks.example:99999"),
+    ("GENHOOK_PUBLIC_URL", "https://hooks.example/a b"),
+    ("GENHOOK_PUBLIC_URL", "https://[::1"),
+    ("GENHOOK_PUBLIC_URL", "http://hooks.example"),
+    ("GENHOOK_PUBLIC_URL", "http://127.hooks.example"),
+    ("GENHOOK_UPSTREAM_URL", "http://up.example/api/v1"),
+    ("GENHOOK_SECRET_KEYS", "hush-hush"),
+    ("GENHOOK_SECRET_KEYS", f"{KEY},hush-hush"),
+    ("GENHOOK_SECRET_KEYS", f"{KEY},"),
+    ("GENHOOK_ADMIN_KEY", "hush-hush" * 9),
+    ("GENHOOK_ADMIN_KEY", "ghk_hush-hush"),
+    ("GENHOOK_ADMIN_KEY", "ghk_hush-hush" + "ä" * 40),
+    ("GENHOOK_ADMIN_KEY", "ghk_hush-hush" + "a" * 40 + "\n"),
+    ("GENHOOK_UPSTREAM_API_KEY", "aio_hush-hush\r\nx: y"),
+    ("GENHOOK_UPSTREAM_SIGNATURE", "rot13"),
+    ("GENHOOK_CALLBACK_TRUST", "blind"),
+    ("GENHOOK_SAFETY_POLL_SECONDS", "nan"),
+    ("GENHOOK_SAFETY_POLL_SECONDS", "0"),
+    ("GENHOOK_SAFETY_POLL_SECONDS", "soon"),
+    ("GENHOOK_WORKER", "on"),
+    ("GENHOOK_ALLOW_HTTP", "maybe"),
+    ("GENHOOK_ALLOW_NETWORKS", "10.0.0.1/8"),
+    ("GENHOOK_ALLOW_NETWORKS", "here"),
+    ("PORT", "65536"),
+    ("PORT", "-1"),
+    ("PORT", "८०"),
+    ("GENHOOK_LOG_LEVEL", "loud"),
+    ("GENHOOK_CALLBACK_BODY_BYTES", "1023"),
+    ("GENHOOK_WRITE_QUEUE", "0"),
+    ("GENHOOK_POLL_RATE_PER_SECOND", "inf"),
+    ("GENHOOK_DEADLINE_SECONDS", "1.5"),
+]
+
+
+@pytest.mark.parametrize(("name", "text"), BAD)
+def test_a_bad_value_is_refused_in_a_sentence_that_names_the_variable(name: str, text: str) -> None:
+    with pytest.raises(SettingsError) as refusal:
+        read_settings({**BASE, name: text})
+    said = str(refusal.value)
+    assert said.startswith(name + " ")
+    assert "hush-hush" not in said
+    assert said.endswith(".")
+    assert "could not convert" not in said
+
+
+def test_an_empty_variable_is_as_good_as_none() -> None:
+    names = [variable.name for variable in VARIABLES]
+    assert read_settings({**dict.fromkeys(names, ""), **BASE}) == read_settings(BASE)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000", "http://localhost", "http://[::1]:80"])
+def test_plain_http_is_good_enough_for_this_machine(url: str) -> None:
+    assert read_settings({**BASE, "GENHOOK_PUBLIC_URL": url}).public_url == url
+
+
+def test_plain_http_elsewhere_has_to_be_allowed() -> None:
+    environ = {**BASE, "GENHOOK_PUBLIC_URL": "http://hooks.example", "GENHOOK_ALLOW_HTTP": "yes"}
+    assert read_settings(environ).public_url == "http://hooks.example"
+
+
+def test_a_signature_and_its_secret_go_together() -> None:
+    scheme = {"GENHOOK_UPSTREAM_SIGNATURE": "standard"}
+    secret = {"GENHOOK_UPSTREAM_SIGNATURE_SECRET": "whsec_aHVzaC1odXNo"}
+    for half in (scheme, secret):
+        with pytest.raises(SettingsError, match="go together"):
+            read_settings({**BASE, **half})
+    assert read_settings({**BASE, **scheme, **secret}).upstream_signature == "standard"
+
+
+def test_overrides_come_before_the_environment() -> None:
+    assert read_settings({**BASE, "PORT": "1"}, port=2).port == 2
+    assert read_settings({}, secret_keys=(KEY,)).secret_keys == (KEY,)
+
+
+def test_settings_shown_by_accident_show_no_secret() -> None:
+    shown = repr(
+        read_settings(
+            {
+                **BASE,
+                "GENHOOK_ADMIN_KEY": "ghk_" + "a" * 30,
+                "GENHOOK_UPSTREAM_API_KEY": "aio_hush-hush",
+                "GENHOOK_UPSTREAM_SIGNATURE": "kie",
+                "GENHOOK_UPSTREAM_SIGNATURE_SECRET": "hush-hush",
+            }
+        )
+    )
+    assert "genhook.db" in shown
+    for secret in (KEY, "a" * 30, "hush-hush"):
+        assert secret not in shown
+
+
+def test_a_slip_of_the_pen_is_noticed() -> None:
+    environ = {**BASE, "GENHOOK_PUBLIC_UR": "x", "GENHOOK_ALOW_HTTP": "1", "HOME": "/", "PORT": "1"}
+    assert unknown(environ) == ["GENHOOK_ALOW_HTTP", "GENHOOK_PUBLIC_UR"]
