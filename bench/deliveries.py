@@ -76,9 +76,7 @@ def inboxes(port: int, count: int) -> list[str]:
     return [f"http://127.0.0.1:{port}/inbox/{index:04d}" for index in range(count)]
 
 
-async def drained(
-    path: Path, watch: Watch, first: int, last: int
-) -> tuple[float, float, Running]:
+async def drained(path: Path, watch: Watch, first: int, last: int) -> tuple[float, float, Running]:
     """Serve the database: deliveries a second between the `first` and the `last`, and their cost.
 
     The cost is CPU time of the whole process, its database's thread included.

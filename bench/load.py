@@ -89,6 +89,24 @@ class _Connection(asyncio.Protocol):
             self._answered(self, b"gone", _now() - self._sent_at)
 
 
+class Client(_Connection):
+    """One connection, one question at a time."""
+
+    def __init__(self) -> None:
+        super().__init__(Client._got)  # type: ignore[arg-type]  # of this class, not its base
+        self._waiter: asyncio.Future[tuple[bytes, float]]
+
+    async def ask(self, request: bytes) -> tuple[bytes, float]:
+        """The status of the answer, and how many seconds it took."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        self.send(request)
+        return await self._waiter
+
+    def _got(self, status: bytes, seconds: float) -> None:
+        if not self._waiter.done():
+            self._waiter.set_result((status, seconds))
+
+
 class _ClosedLoop:
     """Each connection sends its next request as soon as it has the answer to the last one."""
 

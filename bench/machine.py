@@ -126,6 +126,29 @@ def free_port() -> int:
         return port
 
 
+async def busy(seconds: float = 0.5) -> float:
+    """Which part of a core the busiest of ours spends on something else, while we wait."""
+    before = _jiffies()
+    await asyncio.sleep(seconds)
+    after = _jiffies()
+    shares = []
+    for core in {SUBJECT_CORE, LOAD_CORE}:
+        idle, total = (after[core][part] - before[core][part] for part in (0, 1))
+        shares.append(1 - idle / total if total else 0.0)
+    return max(shares)
+
+
+def _jiffies() -> dict[int, tuple[int, int]]:
+    """Idle and all ticks of each core."""
+    found = {}
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *ticks = line.split()
+        if name.startswith("cpu") and name != "cpu":
+            numbers = [int(tick) for tick in ticks]
+            found[int(name[3:])] = (numbers[3] + numbers[4], sum(numbers[:8]))
+    return found
+
+
 def versions() -> dict[str, str]:
     """What was measured with."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}

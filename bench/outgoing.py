@@ -68,9 +68,7 @@ async def bare(port: int) -> Post:
     request = head.encode() + b"\r\n\r\n" + BODY
 
     async def post() -> int:
-        connection = (
-            idle.pop() if idle else (await loop.create_connection(_Bare, HOST, port))[1]
-        )
+        connection = idle.pop() if idle else (await loop.create_connection(_Bare, HOST, port))[1]
         async with asyncio.timeout(15):
             waiter: asyncio.Future[int] = loop.create_future()
             connection.exchange(request, waiter)
@@ -98,7 +96,7 @@ async def genhook(port: int) -> Post:
 
 
 async def with_aiohttp(port: int) -> Post:
-    """aiohttp with what costs time switched off."""
+    """Aiohttp with what costs time switched off."""
     import aiohttp  # noqa: PLC0415  heavy
     from yarl import URL  # noqa: PLC0415  heavy
 
@@ -119,7 +117,7 @@ async def with_aiohttp(port: int) -> Post:
 
 
 async def with_httpx(port: int) -> Post:
-    """httpx as it is."""
+    """Httpx as it is."""
     import httpx  # noqa: PLC0415  heavy
 
     client = httpx.AsyncClient(timeout=15)

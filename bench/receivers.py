@@ -15,6 +15,9 @@ import uvloop
 from bench.machine import free_port
 
 OK = b"HTTP/1.1 204 No Content\r\n\r\n"
+_BUSY = b'{"code":200,"message":"success","data":{"task_id":"t","status":"IN_PROGRESS"}}'
+_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+BUSY = _HEAD + b"content-length: %d\r\n\r\n" % len(_BUSY) + _BUSY
 
 
 class Counting(asyncio.Protocol):
@@ -58,7 +61,7 @@ def _size(data: bytes) -> int:
     if head < 0:
         return 0
     at = data.lower().find(b"content-length: ", 0, head)
-    return head + 4 + int(data[at + 16 : data.find(b"\r", at)])
+    return head + 4 + (int(data[at + 16 : data.find(b"\r", at)]) if at >= 0 else 0)
 
 
 class Reading(asyncio.Protocol):
@@ -82,6 +85,28 @@ class Reading(asyncio.Protocol):
             request, self._buffer = self._buffer[:size], self._buffer[size:]
             self._got(request.partition(b"\r\n\r\n")[2], now)
             self.transport.write(OK)
+
+
+class Upstream(asyncio.Protocol):
+    """API in One, asked about tasks that never end; when it was asked is noted."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, asked_at: list[float]) -> None:
+        self._asked_at = asked_at
+        self._buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Remember where to answer."""
+        self.transport = transport  # type: ignore[assignment]  # a stream
+
+    def data_received(self, data: bytes) -> None:
+        """Answer every whole question."""
+        self._buffer += data
+        while (size := _size(self._buffer)) and len(self._buffer) >= size:
+            self._buffer = self._buffer[size:]
+            self._asked_at.append(time.perf_counter())
+            self.transport.write(BUSY)
 
 
 @asynccontextmanager

@@ -37,7 +37,7 @@ class Wakes:
     ended: dict[str, set[asyncio.Event]] = field(default_factory=dict)
 
     def nobody(self) -> None:
-        """This process delivers no more."""
+        """Have nothing handed over: another process may deliver from now on."""
         self.deliver = _nobody
         self.look = self.reload = lambda _subscriber_id: None
 

@@ -127,8 +127,8 @@ def _forward(url: str, key: bytes, event_id: str, body: bytes) -> str:
         # Not with the client: its key is for the service alone.
         answer = httpx.post(url, content=body, headers=headers, timeout=FORWARD_SECONDS)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return lines.plain(f"→ {str(error) or type(error).__name__}")
-    return f"→ {answer.status_code} in {(time.perf_counter() - began) * 1_000:.0f} ms"
+        return lines.plain(f"-> {str(error) or type(error).__name__}")
+    return f"-> {answer.status_code} in {(time.perf_counter() - began) * 1_000:.0f} ms"
 
 
 def moment(text: str, now: int) -> str:

@@ -22,6 +22,11 @@ def new_id(prefix: str, now: int | None = None) -> str:
     return f"{prefix}_{ms:012x}7{counter:03x}{tail:016x}"
 
 
+def first_id(prefix: str, at: int) -> str:
+    """Not after any id that was drawn at or after `at`, and after every one drawn before."""
+    return f"{prefix}_{max(at, 0):012x}"
+
+
 def _advance(moment: int) -> tuple[int, int]:
     if moment > _state["ms"]:
         _state["ms"], _state["counter"] = moment, 0

@@ -180,6 +180,11 @@ class Lane:
         """True if deliveries may leave at all."""
         return self.settings is not None and self.settings.subscriber.status == "active"
 
+    def is_behind(self, now: int) -> bool:
+        """True if rows wait that are not in memory: what is new must not overtake them."""
+        next_at = self.first.next_at
+        return self.loading or (next_at is not None and next_at <= now)
+
     @property
     def is_idle(self) -> bool:
         """True if nothing is in memory, and nothing is known to wait in rows."""

@@ -1,10 +1,10 @@
 """Counts kept as plain numbers; prometheus_client renders them when somebody asks."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-_ALL: "list[Counter | Histogram | Gauge]" = []
+_ALL: "list[Counter | Histogram | Gauge | Gauges]" = []
 
 
 class Counter:
@@ -77,6 +77,24 @@ class Gauge:
         return GaugeMetricFamily(self.name, self.description, value=self.read())
 
 
+class Gauges:
+    """Values by one label, set before they are asked for; who sets them bounds their number."""
+
+    def __init__(self, name: str, description: str, label: str) -> None:
+        self.name, self.description, self.label = name, description, label
+        self.values: Mapping[str, float] = {}
+        _ALL.append(self)
+
+    def family(self) -> Any:
+        """The values as prometheus_client wants them."""
+        from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415  cold start
+
+        family = GaugeMetricFamily(self.name, self.description, labels=[self.label])
+        for value_label, value in self.values.items():
+            family.add_metric([value_label], value)
+        return family
+
+
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0)
 callbacks = Counter("genhook_callbacks", "Callbacks received, by verdict.", ["verdict"])
 submissions = Counter("genhook_submissions", "Submissions, by outcome.", ["outcome"])
@@ -88,6 +106,14 @@ requests = Counter("genhook_requests", "API requests, by status code.", ["status
 write_queue = Gauge("genhook_write_queue", "Units that wait for the next commit.")
 in_flight = Gauge("genhook_attempts_in_flight", "Attempts under way.")
 backlog = Gauge("genhook_deliveries_waiting", "Due deliveries held in memory for a slot.")
+
+owed_to = Gauge("genhook_subscribers_owed", "Subscribers that are owed a delivery.")
+oldest = Gauge("genhook_oldest_undelivered_seconds", "Age of the oldest delivery owed to anybody.")
+oldest_by_subscriber = Gauges(
+    "genhook_subscriber_oldest_undelivered_seconds",
+    "Age of the oldest delivery owed, of the subscribers that wait the longest.",
+    "subscriber_id",
+)
 
 
 class _Collector:

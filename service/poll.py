@@ -91,9 +91,9 @@ class Poller:
         return task
 
     async def settle(self) -> None:
-        """Wait for every question under way."""
+        """Wait for every question under way; who gives up waiting cancels none."""
         if self.in_flight:
-            await asyncio.gather(*self.in_flight.values(), return_exceptions=True)
+            await asyncio.wait(self.in_flight.values())
 
     async def _due(self, room: int) -> tuple[list[Generation], int | None]:
         limit = room + len(self.in_flight)

@@ -77,9 +77,9 @@ def _refusal(answer: "httpx.Response") -> CommandError:
     """A problem as one sentence with its code."""
     try:
         problem = msgspec.json.decode(answer.content)
-        fields = [f"{e['pointer']} {e['message']}" for e in problem.get("errors", [])]
-        said = " ".join([problem["detail"], *(f"{field}." for field in fields)])
-        sentence = lines.plain(f"{said} ({problem['code']})")
+        wrong = "; ".join(f"{e['pointer']} {e['message']}" for e in problem.get("errors", []))
+        said = problem["detail"].rstrip(".") + (f": {wrong}" if wrong else "")
+        sentence = lines.plain(f"{said} ({problem['code']}).")
     except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
         sentence = f"{answer.url} answered {answer.status_code}, and not as genhook does."
     unwell = answer.status_code in (502, 503, 504)
@@ -134,8 +134,8 @@ def test_subscriber(options: argparse.Namespace, say: Say) -> int:
     with connect(options) as client:
         found = ask(client, "POST", f"/v1/subscribers/{options.id}/test")
     attempt = found["attempt"]
-    said = (attempt["error"] or {}).get("message") or f"answered {attempt['status_code']}"
-    show(options, say, found, [lines.plain(f"{said} in {attempt['duration_ms']} ms")])
+    said = (attempt["error"] or {}).get("message") or f"It answered {attempt['status_code']}."
+    show(options, say, found, [f"{lines.plain(said).rstrip('.')}, in {attempt['duration_ms']} ms."])
     return 0 if 200 <= (attempt["status_code"] or 0) <= 299 else 1
 
 

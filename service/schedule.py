@@ -124,7 +124,7 @@ def parse_retry_after(value: str | None, now: int) -> int | None:
     return min(max(at - now, 0), RETRY_AFTER_MAX_MS)
 
 
-def next_poll(  # noqa: PLR0913  facts of one generation and its model, all by name
+def next_poll(
     *,
     expects_callback: bool,
     polls: int,

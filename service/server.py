@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -40,7 +41,8 @@ def bind(host: str, port: int) -> socket.socket:
             (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=dual
         )
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        number = error.errno or 0  # Below zero it is the resolver's.
+        reason = (os.strerror(number) if number > 0 else str(error.strerror)).lower()
         raise CommandError(f"cannot listen on {host} port {port}: {reason}.") from error
 
 

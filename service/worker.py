@@ -26,6 +26,7 @@ _log = log.get()
 STANDBY_SECONDS = 1.0
 WATCH_SECONDS = 0.1
 SLEEP_SECONDS_MAX = 30.0
+CLEAN_PAUSE_MS = 100
 
 Step = Callable[[int], Awaitable[int | None]]
 
@@ -103,7 +104,7 @@ class Worker:
                 group.create_task(self._loop(self._expire, wakes.deadline))
                 group.create_task(self._loop(self.deliverer.run_due, self._timer))
                 group.create_task(self._loop(self._replay, wakes.replay))
-                group.create_task(self._loop(self._clean, asyncio.Event()))
+                group.create_task(self._loop(self._clean_gently, asyncio.Event()))
                 group.create_task(self._loop(self._watch, asyncio.Event()))
             await self._finish()
         finally:
@@ -213,10 +214,14 @@ class Worker:
         _, next_at = await self.poller.expire_due(now)
         return next_at
 
-    async def _clean(self, now: int) -> int | None:
+    async def _clean(self, now: int) -> int:
         deleted, next_at = await retention.run_due(self.context, self._sweep, now)
         self.done.deleted += deleted
         return next_at
+
+    async def _clean_gently(self, now: int) -> int:
+        """Between two batches, the commit stream is for others."""
+        return max(await self._clean(now), now + CLEAN_PAUSE_MS)
 
     async def _replay(self, now: int) -> int | None:
         count, next_at = await replay.run_due(self.context, now)
@@ -248,7 +253,8 @@ class Worker:
         self.deliverer.is_open = False
         try:
             async with asyncio.timeout(self.context.settings.shutdown_seconds):
-                await asyncio.gather(*submitting.values(), return_exceptions=True)
+                if submitting:  # Not gather: when time is up it would cancel what is under way.
+                    await asyncio.wait(submitting.values())
                 await self.poller.settle()
                 await self.deliverer.settle()
         except TimeoutError:

@@ -74,14 +74,13 @@ async def rows(world: Harness, sql: str, **values: object) -> list[Mapping[str, 
 async def story(world: Harness, generation_id: str) -> list[tuple[str, str]]:
     """A generation's timeline as pairs of a type and what is most telling of it."""
     answer = await world.get(f"/v1/generations/{generation_id}/timeline")
-    telling = ("outcome", "verdict", "type", "status_code")
-    return [
-        (
-            entry["type"],
-            next((str(entry["detail"][n]) for n in telling if n in entry["detail"]), ""),
-        )
-        for entry in answer["data"]
-    ]
+    entries = answer["data"]
+    return [(entry["type"], _telling(entry["detail"])) for entry in entries]
+
+
+def _telling(detail: Mapping[str, Any]) -> str:
+    names = ("outcome", "verdict", "type", "status_code")
+    return next((str(detail[name]) for name in names if name in detail), "")
 
 
 async def status_of(world: Harness, generation_id: str) -> str:

@@ -47,12 +47,15 @@ class Upstream:
         self.create_replies: deque[Reply] = deque()
         self.poll_replies: deque[Reply] = deque()
         self.tasks: dict[str, dict[str, Any]] = {}
+        self.on_create: Callable[[dict[str, Any]], httpx.Response] | None = None
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         if request.method == "POST":
             body = msgspec.json.decode(request.content)
             self.creates.append(body)
             self.paths.append(request.url.path)
+            if self.on_create:
+                return self.on_create(body)
             if self.create_replies:
                 return self._play(self.create_replies.popleft(), request)
             return httpx.Response(200, json=taken(f"task{len(self.creates)}"))
@@ -113,6 +116,7 @@ class Subscribers:
         self.clock = clock
         self.sent: list[Sent] = []
         self.answers: dict[str, deque[Any]] = defaultdict(deque)
+        self.on_send: Callable[[str, str, bytes], int | SendError] | None = None
 
     async def send(
         self, target: Target, headers: Mapping[str, str], body: bytes, deadline_seconds: float
@@ -121,6 +125,8 @@ class Subscribers:
         self.sent.append(Sent(target.url, dict(headers), body, self.clock()))
         queue = self.answers[target.url]
         answer = queue.popleft() if queue else 200
+        if self.on_send:
+            answer = self.on_send(target.url, headers["webhook-id"], body)
         if isinstance(answer, SendError):
             raise answer
         if callable(answer):

@@ -10,6 +10,7 @@ from service.api import (
     events,
     generations,
     models,
+    replays,
     subscribers,
     system,
 )
@@ -62,6 +63,7 @@ OPERATIONS = (
         "POST", "/v1/subscribers/{id}/rotate-secret", subscribers.rotate, "manage", reads=True
     ),
     Operation("POST", "/v1/subscribers/{id}/test", subscribers.test, "manage"),
+    Operation("GET", "/v1/subscribers/{id}/stats", subscribers.stats_, "read"),
     Operation("GET", "/v1/signing-secret", account.signing_secret, "manage"),
     Operation(
         "POST", "/v1/signing-secret/rotate", account.rotate_signing_secret, "manage", reads=True
@@ -71,6 +73,10 @@ OPERATIONS = (
     Operation("GET", "/v1/deliveries", deliveries.list_, "read", _DELIVERIES),
     Operation("GET", "/v1/deliveries/{id}", deliveries.get, "read"),
     Operation("POST", "/v1/deliveries/{id}/retry", deliveries.retry, "manage"),
+    Operation("POST", "/v1/replays", replays.create, "manage", makes="rpl"),
+    Operation("GET", "/v1/replays", replays.list_, "manage", PAGING),
+    Operation("GET", "/v1/replays/{id}", replays.get, "manage"),
+    Operation("POST", "/v1/replays/{id}/cancel", replays.cancel, "manage"),
     Operation("GET", "/v1/usage", account.usage, "read", _USAGE),
     Operation("POST", "/v1/keys", account.create_key, "admin", makes="key"),
     Operation("GET", "/v1/keys", account.list_keys, "admin", PAGING),

@@ -21,7 +21,7 @@ from service.clock import rfc3339
 from service.errors import FieldError, Problem, invalid, not_found
 from service.model import Filter, Subscriber
 from service.schedule import DEFAULT_RETRY_SECONDS
-from service.store import events, lists, subscribers
+from service.store import events, lists, stats, subscribers
 from service.store.database import Transaction
 
 SUBSCRIBERS_MAX = 1_000
@@ -270,6 +270,20 @@ def secrets_view(of: signers.Secrets, now: int) -> dict[str, Any]:
         "public_key": of.private_key and signing.public_key_of(of.private_key),
         "previous_expires_at": rfc3339(max(live)) if live else None,
     }
+
+
+async def stats_(call: Call) -> Answer:
+    """GET /v1/subscribers/{id}/stats."""
+    subscriber = await get_one(call)
+    found = await call.context.database.read(stats.get, subscriber.id)
+    content = {
+        "subscriber_id": subscriber.id,
+        "counts": found.counts,
+        "success_rate": found.success_rate,
+        "latency_ms": {"hour": found.hour, "day": found.day},
+        "oldest_undelivered_seconds": found.oldest_undelivered_seconds,
+    }
+    return Answer(content=content)
 
 
 async def test(call: Call) -> Answer:

@@ -7,10 +7,11 @@ from pathlib import Path
 from service import metrics
 from service.api.calls import Answer, Call
 from service.errors import StorageError
-from service.store import schema
+from service.store import schema, stats
 from service.store.database import Transaction
 
 TICK_SECONDS_MAX = 60
+SUBSCRIBER_LABELS_MAX = 20
 
 
 async def healthz(_call: Call) -> Answer:
@@ -40,8 +41,12 @@ async def _version(tx: Transaction) -> int:
     return int(rows[0]["user_version"])
 
 
-async def metrics_(_call: Call) -> Answer:
-    """GET /metrics, for Prometheus."""
+async def metrics_(call: Call) -> Answer:
+    """GET /metrics, for Prometheus. A label per subscriber is only for those that wait longest."""
+    ages = await call.context.database.read(stats.oldest_owed)
+    metrics.owed_to.read = lambda: len(ages)
+    metrics.oldest.read = lambda: max(ages.values(), default=0.0)
+    metrics.oldest_by_subscriber.values = dict(stats.worst(ages, SUBSCRIBER_LABELS_MAX))
     return Answer(body=metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -76,18 +76,20 @@ def _make(output: Path) -> None:
 async def _perform(
     stage: Stage, console: Console, number: int, scene: Scene, output: Path
 ) -> list[str]:
-    """One scene; what of it did not hold."""
+    """Play one scene; what of it did not hold."""
     screen.heading(console, number, scene.name, f"{scene.model}: {scene.prompt}")
+    failures, pictures = [], []
     try:
         with screen.waiting(console, scene.name.lower()):
             async with asyncio.timeout(SCENE_SECONDS):
                 generation, entries = await _follow(stage, console, scene)
-        failures = await _complaints(stage, scene, generation, entries)
-        pictures = await _pictures(stage, generation, output, f"{number}-{scene.model}")
+        failures += await _complaints(stage, generation, entries, scene)
+        pictures += await _pictures(stage, generation, output, f"{number}-{scene.model}")
     except (httpx.HTTPError, OSError) as error:  # A timeout is an OSError.
-        failures, pictures = [f"{scene.name}: {error or 'no outcome in time'}"], []
-    screen.verdict(console, failures, ", ".join(pictures))
-    return failures
+        failures.append(str(error) or "there is no outcome in time")
+    said = [f"{scene.name}: {failure}" for failure in failures]
+    screen.verdict(console, said, ", ".join(pictures))
+    return said
 
 
 async def _follow(
@@ -128,7 +130,7 @@ def _is_over(entries: list[dict[str, Any]]) -> bool:
 
 
 async def _complaints(
-    stage: Stage, scene: Scene, generation: dict[str, Any], entries: list[dict[str, Any]]
+    stage: Stage, generation: dict[str, Any], entries: list[dict[str, Any]], scene: Scene
 ) -> list[str]:
     """What does not hold of a generation that is over."""
     query = {"generation_id": generation["id"]}
@@ -147,7 +149,7 @@ async def _complaints(
         "the subscriber was not told the outcome exactly once": told == stored,
         "a signature does not hold": not any(heard.refusal for heard in stage.audience.heard),
     }
-    return [f"{scene.name}: {said}" for said, holds in checks.items() if not holds]
+    return [said for said, holds in checks.items() if not holds]
 
 
 async def _pictures(stage: Stage, generation: dict[str, Any], output: Path, stem: str) -> list[str]:

@@ -30,9 +30,11 @@ class Stage:
     audience: Audience
 
     async def ask(self, method: str, path: str, **options: Any) -> Any:
-        """Call the service's API; the decoded answer."""
+        """Call the service's API; the decoded answer, httpx.HTTPError if it is a refusal."""
         answer = await self.client.request(method, path, **options)
-        answer.raise_for_status()
+        if not answer.is_success:
+            said = f"{method} {path} was answered {answer.status_code}: {answer.text[:200]}"
+            raise httpx.HTTPError(said)
         return answer.json()
 
 

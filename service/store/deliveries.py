@@ -1,17 +1,16 @@
 """Deliveries are the queue: due rows by lane, outcomes recorded in groups."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from service import schedule
-from service.ids import new_id
+from service.ids import first_id, new_id
 from service.model import Attempt, Delivery, Due, Event, Subscriber
+from service.schedule import first_due
 from service.store import stats
 from service.store.database import Row, Transaction
 from service.store.rows import noun, text
-
 
 FETCH_BYTES = 8 * 1024 * 1024
 
@@ -50,8 +49,8 @@ def new_due(event: Event, subscriber: Subscriber, now: int, trigger: str) -> Due
 async def insert(tx: Transaction, event: Event, targets: Sequence[Subscriber]) -> list[Due]:
     """A delivery of `event` for each subscriber; those that are due now, to be handed over."""
     made = [
-        (new_due(event, s, tx.now, "scheduled"), schedule.first_due(s.retry_schedule_seconds, tx.now))
-        for s in targets
+        (new_due(event, to, tx.now, "scheduled"), first_due(to.retry_schedule_seconds, tx.now))
+        for to in targets
     ]
     rows = [{**msgspec.structs.asdict(due), "due_at": due_at} for due, due_at in made]
     await tx.many("deliveries_insert", rows)
@@ -95,13 +94,13 @@ class Fetched(msgspec.Struct, frozen=True):
     next_at: int | None
 
 
-async def due(  # noqa: PLR0913  facts of one lane, each of its own kind
+async def due(
     tx: Transaction,
     subscriber_id: str,
     limit: int,
     retries: bool,  # noqa: FBT001  a unit's arguments have no names
     ordered: bool,  # noqa: FBT001  the same
-    known: Set[str],
+    known: frozenset[str],
 ) -> Fetched:
     """What is due for one subscriber, the longest due first: first attempts or `retries`.
 
@@ -173,3 +172,24 @@ async def attempts(tx: Transaction, delivery_id: str) -> list[Attempt]:
 async def attempts_of_generation(tx: Transaction, generation_id: str) -> list[Row]:
     """Every attempt to deliver any event of the generation."""
     return await tx.all("attempts_of_generation", generation_id=generation_id)
+
+
+async def delete_past(
+    tx: Transaction, after: str, *, tenant: str, before: int, limit: int
+) -> tuple[int, str | None]:
+    """Look at a tenant's next old deliveries and delete what has ended, attempts included.
+
+    How many rows went, and the id to go on after; None at the end.
+    """
+    rows = await tx.all(
+        "deliveries_past",
+        tenant=tenant,
+        after=after,
+        before=before,
+        before_id=first_id("dlv", before),
+        limit=limit,
+    )
+    over = [{"tenant": tenant, "id": row["id"]} for row in rows if row["is_over"]]
+    await tx.many("delivery_delete", over)
+    await tx.many("attempts_delete", over)
+    return len(over), rows[-1]["id"] if len(rows) == limit else None

@@ -3,7 +3,7 @@
 from typing import Any
 
 from service.clock import rfc3339
-from service.ids import new_id
+from service.ids import first_id, new_id
 from service.model import Event
 from service.store.database import Row, Transaction
 from service.store.rows import encode, noun
@@ -49,3 +49,16 @@ async def get(tx: Transaction, tenant: str, event_id: str) -> Event | None:
 async def of_generation(tx: Transaction, generation_id: str) -> list[Row]:
     """The generation's events in order, without their bodies."""
     return await tx.all("events_of_generation", generation_id=generation_id)
+
+
+async def delete_past(
+    tx: Transaction, after: str, *, before: int, limit: int
+) -> tuple[int, str | None]:
+    """Look at the next old events and delete those of which no delivery is left.
+
+    How many went, and the id to go on after; None at the end.
+    """
+    rows = await tx.all("events_past", after=after, before_id=first_id("evt", before), limit=limit)
+    over = [{"id": row["id"]} for row in rows if row["is_over"]]
+    await tx.many("event_delete", over)
+    return len(over), rows[-1]["id"] if len(rows) == limit else None

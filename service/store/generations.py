@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from service.clock import SECOND, rfc3339
+from service.ids import first_id
 from service.model import Generation
 from service.store.database import Row, Transaction
 from service.store.rows import noun, text
@@ -158,3 +159,33 @@ async def add_usage(tx: Transaction, of: Generation, **counts: int) -> None:
 async def exchanges(tx: Transaction, generation_id: str) -> Sequence[Row]:
     """Every exchange with upstream about the generation, in order."""
     return await tx.all("exchanges_of_generation", generation_id=generation_id)
+
+
+async def delete_past(
+    tx: Transaction, after: str, *, before: int, called_back: int, limit: int
+) -> tuple[int, str | None]:
+    """Look at the next old generations and delete those that have ended and have no events left.
+
+    With them goes all that is stored about them. A generation whose deadline is after
+    `called_back` stays: upstream may still repeat its callback. How many went, and the id to go
+    on after; None at the end.
+    """
+    rows = await tx.all(
+        "generations_past",
+        after=after,
+        before=before,
+        before_id=first_id("gen", before),
+        called_back=called_back,
+        limit=limit,
+    )
+    over = [{"id": row["id"], "tenant": row["tenant"]} for row in rows if row["is_over"]]
+    for name in (
+        "generation_metadata_delete",
+        "generation_body_delete",
+        "exchanges_delete",
+        "callback_bodies_of_delete",
+        "callbacks_of_delete",
+        "generation_delete",
+    ):
+        await tx.many(name, over)
+    return len(over), rows[-1]["id"] if len(rows) == limit else None

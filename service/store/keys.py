@@ -89,3 +89,8 @@ async def release(tx: Transaction, tenant: str, name: str) -> None:
 async def abandon(tx: Transaction, tenant: str, name: str, age_ms: int) -> None:
     """Make a claim `age_ms` older: its request has ended, and nobody knows how far it came."""
     await tx.run("idempotency_abandon", tenant=tenant, key=name, age_ms=age_ms)
+
+
+async def delete_past_answers(tx: Transaction, before: int, limit: int) -> int:
+    """Forget idempotency keys that came before a time, a batch; how many went."""
+    return await tx.run("idempotency_delete_past", before=before, limit=limit)

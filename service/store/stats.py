@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from service.clock import DAY, HOUR, MINUTE
-from service.store.database import Transaction
+from service.clock import DAY, HOUR, MINUTE, SECOND
+from service.store.database import Row, Transaction
 
 SLOT_MS = 5 * MINUTE  # How finely "the last hour" is known.
 KEPT_MS = DAY + SLOT_MS
@@ -90,8 +90,13 @@ async def get(tx: Transaction, subscriber_id: str) -> Stats:
         counts=counts,
         hour=quantiles(await _latency(tx, subscriber_id, tx.now - HOUR)),
         day=quantiles(await _latency(tx, subscriber_id, tx.now - DAY)),
-        oldest_undelivered_seconds=oldest and max(tx.now - oldest["created_at"], 0) / 1_000,
+        oldest_undelivered_seconds=_age_seconds(oldest, tx.now) if oldest else None,
     )
+
+
+def _age_seconds(of: Row, now: int) -> float:
+    created_at: int = of["created_at"]
+    return max(now - created_at, 0) / SECOND
 
 
 async def _latency(tx: Transaction, subscriber_id: str, since_at: int) -> dict[int, int]:
@@ -103,7 +108,7 @@ async def _latency(tx: Transaction, subscriber_id: str, since_at: int) -> dict[i
 async def oldest_owed(tx: Transaction) -> dict[str, float]:
     """How old the oldest delivery owed to each subscriber is, in seconds; whatever holds it."""
     rows = await tx.all("stats_owed")
-    return {r["subscriber_id"]: max(tx.now - r["created_at"], 0) / 1_000 for r in rows}
+    return {row["subscriber_id"]: _age_seconds(row, tx.now) for row in rows}
 
 
 async def last_attempt_at(tx: Transaction, subscriber_id: str) -> int | None:
@@ -114,9 +119,9 @@ async def last_attempt_at(tx: Transaction, subscriber_id: str) -> int | None:
     return row["last_at"] if row else None
 
 
-async def delete_past(tx: Transaction, limit: int) -> int:
-    """Forget latencies of more than a day ago, a batch; how many rows went."""
-    return await tx.run("stats_delete_past", before=tx.now - KEPT_MS, limit=limit)
+async def delete_past(tx: Transaction, before: int, limit: int) -> int:
+    """Forget how long attempts took before a time, a batch; how many rows went."""
+    return await tx.run("stats_delete_past", before=before, limit=limit)
 
 
 def worst(ages: Mapping[str, float], limit: int) -> Sequence[tuple[str, float]]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from service.ids import first_id
 from service.model import Subscriber
 from service.store.database import Row, Transaction
 from service.store.rows import noun, text
@@ -100,3 +101,18 @@ async def change_tenant(tx: Transaction, tenant: str, sealed_secrets: bytes) -> 
 async def tenants(tx: Transaction) -> list[str]:
     """Every tenant."""
     return [row["id"] for row in await tx.all("tenants_all")]
+
+
+async def delete_orphans(
+    tx: Transaction, after: str, *, before: int, limit: int
+) -> tuple[int, str | None]:
+    """Look at the next old subscribers that stand for a `notify_url`; delete the forgotten ones.
+
+    How many went, and the id to go on after; None at the end.
+    """
+    rows = await tx.all(
+        "subscribers_notify_past", after=after, before_id=first_id("sub", before), limit=limit
+    )
+    orphans = [{"id": row["id"]} for row in rows if row["is_orphan"]]
+    await tx.many("subscribers_delete", orphans)
+    return len(orphans), rows[-1]["id"] if len(rows) == limit else None

@@ -110,4 +110,4 @@ def _content(documented: dict[str, Any], response: httpx.Response) -> list[str]:
     if media is None:
         return [f"has the content type {media_type!r}"]
     body = response.json() if media_type.endswith("json") else response.text
-    return faults(media["schema"], body)
+    return faults(media.get("schema", {}), body)

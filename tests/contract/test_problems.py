@@ -162,7 +162,7 @@ async def test_a_problem_has_its_status_and_is_as_documented(
     )
 
 
-async def test_what_a_request_made_before_it_died_is_not_made_twice(tmp_path: Path) -> None:
+async def test_the_same_request_twice_is_answered_once_and_says_so(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         first = await created(headers=KEYED)(world, {})
         again = await created(headers=KEYED)(world, {})

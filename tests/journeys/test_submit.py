@@ -1,6 +1,7 @@
 """Submissions: everything that upstream can say back, and that nothing is ever sent twice."""
 
 import asyncio
+import itertools
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -223,7 +224,7 @@ async def test_submissions_are_put_off_for_longer_each_time(tmp_path: Path) -> N
             await world.run(1)
             if len(world.upstream.creates) > len(sent_at):
                 sent_at.append(second)
-        waits = [b - a for a, b in zip(sent_at, sent_at[1:], strict=False)]
+        waits = [later - sooner for sooner, later in itertools.pairwise(sent_at)]
         assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
@@ -375,7 +376,7 @@ async def test_a_full_queue_does_not_lose_what_upstream_said(tmp_path: Path) -> 
 
 
 async def test_the_deadline_may_pass_while_upstream_thinks(tmp_path: Path) -> None:
-    async with opened(tmp_path) as world:
+    async with opened(tmp_path, shutdown_seconds=0) as world:
         await world.subscribe()
         held = Held(said(200, taken("task1")))
         world.upstream.create_replies.append(held.reply)

@@ -43,3 +43,10 @@ DELETE FROM callbacks WHERE tenant = :tenant AND id = :id;
 
 -- name: callback_body_delete*!
 DELETE FROM callback_bodies WHERE callback_id = :id;
+
+-- name: callback_bodies_of_delete*!
+DELETE FROM callback_bodies WHERE callback_id IN (
+    SELECT id FROM callbacks WHERE generation_id = :id);
+
+-- name: callbacks_of_delete*!
+DELETE FROM callbacks WHERE generation_id = :id;

@@ -8,3 +8,14 @@ SELECT * FROM events WHERE id = :id AND tenant = :tenant;
 -- name: events_of_generation
 SELECT id, type, created_at FROM events WHERE generation_id = :generation_id
 ORDER BY seq LIMIT 100;
+
+-- name: events_past
+-- The next events from before a time, and whether anybody still has to do with them.
+SELECT e.id, NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.id)
+    AND NOT EXISTS (SELECT 1 FROM replays r INDEXED BY replays_running
+        WHERE r.status = 'running' AND r.tenant = e.tenant
+            AND e.seq > r.cursor AND e.seq <= r.last_seq) AS is_over
+FROM events e WHERE e.id > :after AND e.id < :before_id ORDER BY e.id LIMIT :limit;
+
+-- name: event_delete*!
+DELETE FROM events WHERE id = :id;

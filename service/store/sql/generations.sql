@@ -99,3 +99,25 @@ ON CONFLICT (tenant, day, model) DO UPDATE SET
 SELECT day, model, generations, succeeded, failed, timed_out, credits FROM usage
 WHERE tenant = :tenant AND day >= :since AND day <= :until AND (:model IS NULL OR model = :model)
 ORDER BY day DESC, model LIMIT 10000;
+
+-- name: generations_past
+-- The next generations from before a time, and whether nothing is to come of them any more.
+SELECT g.id, g.tenant, g.status IN ('succeeded', 'failed', 'timed_out')
+    AND g.next_poll_at IS NULL AND g.completed_at < :before AND g.deadline_at < :called_back
+    AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
+    AND NOT EXISTS (SELECT 1 FROM events e WHERE e.generation_id = g.id) AS is_over
+FROM generations g WHERE g.id > :after AND g.id < :before_id ORDER BY g.id LIMIT :limit;
+
+-- name: generation_delete*!
+DELETE FROM generations WHERE id = :id;
+
+-- name: generation_body_delete*!
+DELETE FROM generation_bodies WHERE generation_id = :id;
+
+-- name: generation_metadata_delete*!
+DELETE FROM generation_metadata WHERE (tenant, name, value, generation_id) IN (
+    SELECT :tenant, m.key, m.value, :id FROM generation_bodies b, json_each(b.metadata) m
+    WHERE b.generation_id = :id);
+
+-- name: exchanges_delete*!
+DELETE FROM exchanges WHERE generation_id = :id;

@@ -34,3 +34,7 @@ DELETE FROM idempotency WHERE tenant = :tenant AND key = :key AND status_code IS
 -- name: idempotency_abandon!
 UPDATE idempotency SET created_at = created_at - :age_ms
 WHERE tenant = :tenant AND key = :key AND status_code IS NULL;
+
+-- name: idempotency_delete_past!
+DELETE FROM idempotency WHERE (tenant, key) IN (SELECT tenant, key FROM idempotency
+    WHERE created_at < :before ORDER BY created_at LIMIT :limit);

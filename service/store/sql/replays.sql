@@ -21,18 +21,19 @@ WHERE id = :id;
 SELECT id FROM replays WHERE due_at <= :now ORDER BY due_at LIMIT :limit;
 
 -- name: replay_next_due
-SELECT min(due_at) AS due_at FROM replays WHERE due_at > :now;
+SELECT min(due_at) AS due_at FROM replays WHERE due_at IS NOT NULL;
 
 -- name: replay_first_seq
 -- The place in the order of events from which on to look: ids sort by time, and so do places.
 SELECT seq FROM events WHERE id >= :first_id ORDER BY id LIMIT 1;
 
 -- name: replay_last_seq
-SELECT seq FROM events WHERE id < :last_id ORDER BY id DESC LIMIT 1;
+SELECT max(seq) AS seq FROM events;
 
 -- name: replay_window
--- The end of the next few events of the tenant: how far one step looks.
-SELECT count(*) AS count, max(seq) AS last_seq FROM (SELECT seq FROM events
+-- The end of the next few events of the tenant, and the earliest time among them.
+SELECT max(seq) AS last_seq, min(created_at) AS since_at FROM (
+    SELECT seq, created_at FROM events
     WHERE tenant = :tenant AND seq > :cursor AND seq <= :last_seq ORDER BY seq LIMIT :limit);
 
 -- name: replay_matches
@@ -77,4 +78,4 @@ WHERE (tenant, id) IN (SELECT d.tenant, d.id FROM deliveries d INDEXED BY delive
 
 -- name: replays_delete_past!
 DELETE FROM replays WHERE id IN (SELECT id FROM replays
-    WHERE id < :before_id AND status <> 'running' ORDER BY id LIMIT :limit);
+    WHERE id < :before_id AND due_at IS NULL ORDER BY id LIMIT :limit);

@@ -1,0 +1,99 @@
+"""`python -m bench [NAME …]`: measures, compares with the floors, and fails where one is missed."""
+
+import argparse
+import asyncio
+import datetime
+import gc
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvloop
+
+from bench import callbacks, deliveries, idle, latency, lists, outgoing, report, start
+from bench.machine import LOAD_CORE, busy, on_core
+from bench.plan import Figures, Measure, Plan
+
+MEASUREMENTS: dict[str, Measure] = {
+    "generator": callbacks.measure_generator,
+    "callbacks": callbacks.measure,
+    "one-client": callbacks.measure_one,
+    "start": start.measure,
+    "sender": outgoing.measure,
+    "deliveries": deliveries.measure,
+    "latency": latency.measure,
+    "isolation": deliveries.measure_isolation,
+    "polling": idle.measure_polling,
+    "backlog": deliveries.measure_backlog,
+    "idle": idle.measure,
+    "lists": lists.measure,
+}
+ROUNDS, SECONDS = 3, 3.0
+QUICK_ROUNDS, QUICK_SECONDS = 1, 1.5
+QUIET = 0.1  # More than this part of a core in other hands, and the figures are doubtful.
+
+
+def options() -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(MEASUREMENTS))
+    parser.add_argument("--quick", action="store_true", help="one short round, fewer rows")
+    parser.add_argument("--rounds", type=int, help=f"rounds of each, {ROUNDS} by default")
+    given = parser.parse_args()
+    unknown = [name for name in given.names if name not in MEASUREMENTS]
+    if unknown:
+        parser.error(f"no such measurement: {', '.join(unknown)}")
+    return given
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """A folder on the disk that the project is on, emptied on the way out."""
+    parent = Path(__file__).with_name("data")
+    parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent) as made:
+        yield Path(made)
+
+
+async def run(names: list[str], plan: Plan) -> report.Results:
+    """Every measurement in turn."""
+    results = report.fresh(datetime.datetime.now(datetime.UTC).date().isoformat())
+    for name in names:
+        others = await busy()
+        if others > QUIET:
+            print(f"! the cores are {others:.0%} busy with something else: expect noise")
+        figures, began = Figures(), time.perf_counter()
+        await MEASUREMENTS[name](plan, figures)
+        gc.collect()
+        results["measurements"][name] = report.summed_up(figures)
+        report.show(f"{name} ({time.perf_counter() - began:.0f} s)", results["measurements"][name])
+    return results
+
+
+def main() -> int:
+    """Measure; 1 if a floor is missed."""
+    given = options()
+    names = given.names or list(MEASUREMENTS)
+    rounds = given.rounds or (QUICK_ROUNDS if given.quick else ROUNDS)
+    seconds = QUICK_SECONDS if given.quick else SECONDS
+    os.environ.pop("PYTHONASYNCIODEBUG", None)
+    gc.disable()
+    with (
+        folder() as made,
+        on_core(LOAD_CORE),
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as r,
+    ):
+        results = r.run(run(names, Plan(rounds, seconds, made, given.quick)))
+    if not given.quick:
+        report.write(report.with_older(results))
+    missed = report.missed(results, names)
+    for line in missed:
+        print(f"MISSED {line}")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,113 @@
+"""The running service against its contract, with what schemathesis makes of the document."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+from uuid import uuid4
+
+import httpx
+import pytest
+import requests
+import schemathesis
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from hypothesis import HealthCheck, settings
+from schemathesis import checks
+from schemathesis.specs.openapi import checks as contract
+
+from tests.contract.contract import DOCUMENT
+from tests.contract.scenes import NOUNS, Ids, populate
+from tests.harness import ADMIN_KEY, SUBSCRIBER_URL, Harness, opened
+
+Case: TypeAlias = schemathesis.Case[Any]
+
+# Valid by its schema, and still refused: what a schema cannot say.
+REFUSABLE = {
+    "POST /v1/generations": "a known model's input has a schema of its own",
+    "GET /v1/usage": "the span of two days has an order and a limit",
+    "POST /v1/replays": "the span of two times has an order",
+}
+CHECKS = [
+    checks.not_a_server_error,
+    contract.status_code_conformance,
+    contract.content_type_conformance,
+    contract.response_headers_conformance,
+    contract.response_schema_conformance,
+    contract.negative_data_rejection,
+    contract.positive_data_acceptance,
+    contract.missing_required_header,
+    contract.unsupported_method,
+]
+
+schema = schemathesis.openapi.from_dict(DOCUMENT)
+schema.config.generation.update(with_security_parameters=False)
+
+
+class Service:
+    """The service on a loop of its own, called from a test that is not async."""
+
+    def __init__(self, portal: BlockingPortal, world: Harness, ids: Ids) -> None:
+        self.portal, self.world, self.ids = portal, world, ids
+        self.succeeded = False
+
+    def send(self, case: Case) -> httpx.Response:
+        headers = {"authorization": f"Bearer {ADMIN_KEY}"}
+        given = case.as_transport_kwargs(base_url="http://genhook", headers=headers)
+        names = ("method", "url", "headers", "params", "json", "data", "files", "cookies")
+        prepared = requests.Request(**{n: given[n] for n in names if n in given}).prepare()
+        body: Any = prepared.body
+        lines = [
+            (name.encode(), value.encode("latin-1") if isinstance(value, str) else value)
+            for name, value in prepared.headers.items()
+        ]
+        request = httpx.Request(case.method, prepared.url or "", headers=lines, content=body)
+        response = self.portal.call(self.world.client.send, request)
+        self.succeeded |= response.is_success
+        return response
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(opened(tmp_path)) as world,
+    ):
+        found = Service(portal, world, portal.call(populate, world))
+        yield found
+    assert found.succeeded, "no request was answered with success: nothing was shown"
+
+
+def aim(case: Case, service: Service) -> None:
+    """Have valid data name rows that are there, and addresses that may be delivered to."""
+    if case.meta is None or not case.meta.generation.mode.is_positive:
+        return
+    noun = NOUNS.get(case.path.split("/")[2] if case.path.startswith("/v1/") else "", "")
+    if "id" in (case.path_parameters or {}) and noun:
+        case.path_parameters["id"] = service.ids[noun]
+    if "token" in (case.path_parameters or {}):
+        url = service.world.upstream.callback_url()
+        case.path_parameters.update(upstream="apiinone", token=url.rpartition("/")[2])
+    if "after" in (case.query or {}):
+        case.query["after"] = service.ids[noun]
+    if "Idempotency-Key" in (case.headers or {}):
+        case.headers["Idempotency-Key"] = str(uuid4())
+    if isinstance(case.body, dict):
+        known = {"subscriber_id": service.ids["sub"]}
+        known |= dict.fromkeys(("url", "notify_url"), SUBSCRIBER_URL)
+        case.body = whole({**case.body, **{n: known[n] for n in case.body.keys() & known}})
+
+
+def whole(value: Any) -> Any:
+    """5.0 as 5: a JSON Schema calls both integers, and the service only what is written as one."""
+    if isinstance(value, dict):
+        return {name: whole(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [whole(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+@schema.parametrize()
+@settings(max_examples=12, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_answer_keeps_the_contract(case: Case, service: Service) -> None:
+    aim(case, service)
+    refusable = [contract.positive_data_acceptance] if case.operation.label in REFUSABLE else None
+    case.validate_response(service.send(case), checks=CHECKS, excluded_checks=refusable)

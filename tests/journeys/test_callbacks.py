@@ -1,0 +1,535 @@
+"""Callbacks: stored before they are answered, believed only as far as they prove themselves."""
+
+import asyncio
+import base64
+import itertools
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.clock import parse_rfc3339
+from service.store.database import Transaction
+from service.tokens import CallbackTokens
+from tests.disaster import Held, rows, status_of, story
+from tests.harness import PUBLIC_URL, Harness, completed, opened, taken
+
+EVIL = completed("task1", "https://evil.example/1.png")
+DAY = 86_400
+HAPPY = ["generation.submitted", "generation.succeeded"]
+
+
+async def verdicts(world: Harness, **query: Any) -> list[str]:
+    """Verdicts of everything that came in, oldest first."""
+    found = await world.get("/v1/callbacks", order="asc", **query)
+    return [callback["verdict"] for callback in found["data"]]
+
+
+async def reasons(world: Harness) -> list[str | None]:
+    found = await world.get("/v1/callbacks", order="asc")
+    return [callback["reason"] for callback in found["data"]]
+
+
+async def test_a_callback_is_stored_with_its_raw_body_and_headers_before_it_is_answered(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        generation = await world.generate()
+        raw = b'{ "data" : {"task_id":"task1", "status":"completed"}}'
+        answer = await world.call_back(content=raw, headers={"X-Try": "1", "X-Try-Too": "2"})
+        assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+        assert answer.headers["x-request-id"].startswith("req_")
+        [stored] = await rows(world, "SELECT * FROM callback_bodies")
+        assert stored["body"] == raw
+        [listed] = (await world.get("/v1/callbacks"))["data"]
+        assert listed["generation_id"] == generation["id"]
+        assert (listed["verdict"], listed["trust"]) == ("accepted", "confirm")
+        shown = await world.get(f"/v1/callbacks/{listed['id']}")
+        assert (shown["body"], shown["body_encoding"]) == (raw.decode(), "utf-8")
+        assert (shown["headers"]["x-try"], shown["headers"]["x-try-too"]) == ("1", "2")
+
+
+async def test_a_callback_is_a_hint_and_what_upstream_says_is_published(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe()
+        generation = await world.generate()
+        assert (await world.call_back(EVIL)).status_code == 200
+        assert await status_of(world, generation["id"]) == "processing"
+        await world.run()
+        assert await status_of(world, generation["id"]) == "processing"
+        world.upstream.finish("task1", "https://cdn.example/good.png")
+        assert (await world.call_back({**EVIL, "again": True})).status_code == 200
+        await world.run(1)
+        found = await world.get(f"/v1/generations/{generation['id']}")
+        assert found["output"]["files"][0]["url"] == "https://cdn.example/good.png"
+        for sent in world.subscribers.sent:
+            assert b"evil" not in sent.body
+        await world.run(DAY)
+        assert sorted(world.subscribers.types()) == HAPPY
+
+
+async def test_a_forged_failure_does_not_fail_a_generation(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        generation = await world.generate()
+        world.upstream.finish("task1")
+        await world.call_back({"data": {"task_id": "task1", "status": "failed"}})
+        await world.run()
+        assert await status_of(world, generation["id"]) == "succeeded"
+
+
+async def test_with_trust_in_bodies_the_outcome_is_applied_in_the_callbacks_own_commit(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        await world.subscribe()
+        generation = await world.generate()
+        await world.call_back()
+        assert await status_of(world, generation["id"]) == "succeeded"
+        await world.run(DAY)
+        assert world.upstream.polls == []
+        assert sorted(world.subscribers.types()) == HAPPY
+        [listed] = (await world.get("/v1/callbacks"))["data"]
+        assert listed["trust"] == "body"
+
+
+async def test_the_same_body_again_is_a_duplicate_and_costs_no_question(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.generate()
+        for _ in range(3):
+            assert (await world.call_back()).status_code == 200
+        await world.run()
+        assert await verdicts(world) == ["accepted", "duplicate", "duplicate"]
+        assert len(world.upstream.polls) == 1
+
+
+async def test_duplicates_of_one_group_are_told_apart_as_well(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.generate()
+        answers = await asyncio.gather(*(world.call_back() for _ in range(8)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert sorted(await verdicts(world)) == ["accepted"] + ["duplicate"] * 7
+
+
+async def test_the_same_body_for_another_generation_is_no_duplicate(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.generate()
+        await world.generate()
+        for index in (0, 1):
+            await world.call_back(completed("task"), index=index)
+        assert await verdicts(world) == ["accepted", "accepted"]
+
+
+@pytest.mark.parametrize("trust", ["confirm", "body"])
+async def test_what_comes_after_the_outcome_is_late_and_changes_nothing(
+    tmp_path: Path, trust: str
+) -> None:
+    async with opened(tmp_path, callback_trust=trust) as world:
+        await world.subscribe()
+        generation = await world.generate()
+        world.upstream.finish("task1")
+        await world.call_back()
+        await world.run()
+        before = await world.get(f"/v1/generations/{generation['id']}")
+        polls = list(world.upstream.polls)
+        contradiction = {"data": {"task_id": "task1", "status": "failed", "error": "changed"}}
+        for body in (None, contradiction, EVIL):
+            assert (await world.call_back(body)).status_code == 200
+        await world.run(DAY)
+        assert await verdicts(world) == ["accepted", "late", "late", "late"]
+        assert await world.get(f"/v1/generations/{generation['id']}") == before
+        assert world.upstream.polls == polls
+        assert sorted(world.subscribers.types()) == HAPPY
+
+
+async def test_a_callback_that_overtakes_the_create_answer_is_found_by_its_token(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, shutdown_seconds=0) as world:
+        await world.subscribe()
+        held = Held(httpx.Response(200, json=taken("task1")))
+        world.upstream.create_replies.append(held.reply)
+        asking = asyncio.create_task(world.generate())
+        await held.asked.wait()
+        world.upstream.finish("task1")
+        assert (await world.call_back({"status": "completed"})).status_code == 200  # No task id.
+        await world.run()
+        assert world.upstream.polls == []
+        held.release()
+        generation = await asking
+        assert generation["status"] == "processing"
+        await world.run(5)
+        assert world.upstream.polls == ["task1"]
+        assert await status_of(world, generation["id"]) == "succeeded"
+        assert sorted(world.subscribers.types()) == HAPPY
+
+
+async def test_an_early_callback_that_is_believed_ends_the_generation_before_the_answer(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        await world.subscribe()
+        held = Held(httpx.Response(200, json=taken("task1")))
+        world.upstream.create_replies.append(held.reply)
+        asking = asyncio.create_task(world.generate())
+        await held.asked.wait()
+        assert (await world.call_back(completed("task1"))).status_code == 200
+        held.release()
+        generation = await asking
+        assert (generation["status"], generation["task_id"]) == ("succeeded", "task1")
+        await world.run(DAY)
+        assert world.subscribers.types() == ["generation.succeeded"]
+        assert world.upstream.polls == []
+
+
+async def test_news_of_progress_has_upstream_asked_where_the_create_answer_was_lost(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        world.upstream.create_replies.append(httpx.ReadTimeout("slow"))
+        generation = await world.generate()
+        world.upstream.finish("task1")
+        await world.call_back({"data": {"task_id": "task1", "status": "processing"}})
+        assert await status_of(world, generation["id"]) == "processing"
+        await world.run()
+        assert await status_of(world, generation["id"]) == "succeeded"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"done", b"{", b'"completed"', b"7", b"null", b"\xff\xfe\x00", b"[" * 5_000, b"a=1&b=2"],
+    ids=repr,
+)
+@pytest.mark.parametrize("trust", ["confirm", "body"])
+async def test_an_unreadable_body_is_kept_and_asked_about(
+    tmp_path: Path, raw: bytes, trust: str
+) -> None:
+    async with opened(tmp_path, callback_trust=trust) as world:
+        generation = await world.generate()
+        world.upstream.finish("task1")
+        assert (await world.call_back(content=raw)).status_code == 200
+        assert await verdicts(world) == ["unreadable"]
+        [stored] = await rows(world, "SELECT body FROM callback_bodies")
+        assert stored["body"] == raw
+        await world.run()
+        assert await status_of(world, generation["id"]) == "succeeded"
+
+
+async def test_a_body_that_is_no_text_is_shown_in_base64(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.generate()
+        await world.call_back(content=b"\xff\x00 callbacks")
+        [listed] = (await world.get("/v1/callbacks"))["data"]
+        shown = await world.get(f"/v1/callbacks/{listed['id']}")
+        assert shown["body_encoding"] == "base64"
+        assert base64.b64decode(shown["body"]) == b"\xff\x00 callbacks"
+
+
+async def test_a_list_of_clips_without_a_task_id_is_good_enough(tmp_path: Path) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        generation = await world.generate()
+        clip = {"id": "c1", "status": "complete", "audio_url": "https://cdn.example/1.mp3"}
+        await world.call_back([{**clip, "status": "text", "audio_url": ""}])
+        assert await status_of(world, generation["id"]) == "processing"
+        await world.call_back([clip])
+        assert await status_of(world, generation["id"]) == "succeeded"
+
+
+async def _chunks(count: int) -> Any:
+    for _ in range(count):
+        yield b'{"a":"' + b"x" * 1_000
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+async def test_a_body_over_the_limit_gets_413_and_nothing_of_it_is_believed(
+    tmp_path: Path, *, chunked: bool
+) -> None:
+    async with opened(tmp_path, callback_trust="body", callback_body_bytes=2_048) as world:
+        generation = await world.generate()
+        body = completed("task1") | {"padding": "x" * 3_000}
+        options: dict[str, Any] = {"content": _chunks(4)} if chunked else {"body": body}
+        answer = await world.call_back(**options)
+        assert answer.status_code == 413
+        assert answer.json()["code"] == "body_too_large"
+        assert await status_of(world, generation["id"]) == "processing"
+        assert await verdicts(world, generation_id=generation["id"]) == ["rejected"]
+        assert await reasons(world) == ["body_too_large"]
+
+
+async def test_a_body_is_measured_by_what_is_read_and_not_by_what_it_says(tmp_path: Path) -> None:
+    async with opened(tmp_path, callback_body_bytes=2_048) as world:
+        await world.generate()
+        answer = await world.call_back(content=_chunks(3), headers={"content-length": "10"})
+        assert answer.status_code == 413
+        answer = await world.call_back(content=b"x" * 2_048)
+        assert answer.status_code == 200
+
+
+def _tokens(world: Harness, *keys: str) -> CallbackTokens:
+    return CallbackTokens(keys or world.settings.secret_keys, "apiinone")
+
+
+async def _bad_token(world: Harness, kind: str) -> str:
+    good = world.upstream.callback_url().rpartition("/")[2]
+    [row] = await rows(world, "SELECT id, nonce, deadline_at FROM generations")
+    expires_at = row["deadline_at"] + 7 * DAY * 1_000
+    bad = {
+        "forged": _tokens(world, "x" * 32).mint(row["id"], row["nonce"], expires_at),
+        "malformed": good[:-2],
+        "bent": good[:5] + ("A" if good[5] != "A" else "B") + good[6:],
+        "expired": _tokens(world).mint(row["id"], row["nonce"], world.clock.now - 1_000),
+        "revoked": _tokens(world).mint(row["id"], "n" * 22, expires_at),
+        "nobody's": _tokens(world).mint("gen_" + "0" * 32, row["nonce"], expires_at),
+        "another upstream's": CallbackTokens(world.settings.secret_keys, "other").mint(
+            row["id"], row["nonce"], expires_at
+        ),
+        "empty": "",
+        "long": "a" * 5_000,
+        "deeper": f"{good}/more",
+    }
+    return bad[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("forged", "token_forged"),
+        ("malformed", "token_malformed"),
+        ("bent", "token_forged"),
+        ("expired", "token_expired"),
+        ("revoked", "token_revoked"),
+        ("nobody's", "token_revoked"),
+        ("another upstream's", "token_forged"),
+        ("empty", "token_malformed"),
+        ("long", "token_malformed"),
+        ("deeper", "token_malformed"),
+    ],
+)
+async def test_a_token_that_opens_nothing_is_a_404_and_changes_nothing(
+    tmp_path: Path, kind: str, reason: str
+) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        generation = await world.generate()
+        token = await _bad_token(world, kind)
+        url = f"{PUBLIC_URL}/callbacks/apiinone/{token}"
+        answer = await world.outside.post(url, json=completed("task1"))
+        assert answer.status_code == 404
+        assert answer.json()["code"] == "token_invalid"
+        assert await status_of(world, generation["id"]) == "processing"
+        assert await verdicts(world) == ["rejected"]
+        assert await reasons(world) == [reason]
+        await world.run()
+        assert world.upstream.polls == []
+        # The good URL still works: a refusal poisons nothing.
+        assert (await world.call_back()).status_code == 200
+        assert await status_of(world, generation["id"]) == "succeeded"
+
+
+async def test_another_upstreams_path_is_a_404(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.generate()
+        url = world.upstream.callback_url().replace("/apiinone/", "/elsewhere/")
+        assert (await world.outside.post(url, json={})).status_code == 404
+        assert (await world.outside.get(world.upstream.callback_url())).status_code == 405
+
+
+async def test_a_revoked_url_is_refused_though_it_was_used_before(tmp_path: Path) -> None:
+    async def revoke(tx: Transaction) -> None:
+        await tx.select("UPDATE generations SET nonce = 'another'", {})
+
+    async with opened(tmp_path, callback_trust="body") as world:
+        generation = await world.generate()
+        assert (await world.call_back({"status": "processing"})).status_code == 200
+        await world.app.parts.context.database.write(revoke)
+        for _ in range(2):
+            assert (await world.call_back()).status_code == 404
+        assert await status_of(world, generation["id"]) == "processing"
+
+
+async def test_a_url_lives_as_long_as_the_generation_and_a_grace(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        generation = await world.generate()
+        deadline_at = parse_rfc3339(generation["deadline_at"])
+        world.clock.now = deadline_at + 7 * DAY * 1_000 - 1
+        assert (await world.call_back()).status_code == 200
+        world.clock.now += 2_000
+        assert (await world.call_back()).status_code == 404
+        assert await reasons(world) == [None, "token_expired"]
+
+
+async def test_a_url_minted_under_the_older_key_still_works_after_a_rotation(
+    tmp_path: Path,
+) -> None:
+    old, new = "o" * 32, "n" * 32
+    async with opened(tmp_path, secret_keys=(old,)) as before:
+        await before.generate()
+        url = before.upstream.callback_url()
+    async with opened(tmp_path, secret_keys=(old, new)) as during:
+        assert (await during.outside.post(url, json=completed("task1"))).status_code == 200
+        await during.generate()
+        newer = during.upstream.callback_url()
+    async with opened(tmp_path, secret_keys=(new,)) as after:
+        assert (await after.outside.post(newer, json=completed("task2"))).status_code == 200
+        assert (await after.outside.post(url, json=completed("task3"))).status_code == 404
+
+
+async def test_rejected_callbacks_are_kept_up_to_twenty_a_second(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.generate()
+        url = f"{PUBLIC_URL}/callbacks/apiinone/wrong"
+        big = {"content": b"x" * 100_000}
+        answers = [await world.outside.post(url, **big) for _ in range(30)]
+        assert {answer.status_code for answer in answers} == {404}
+        assert len(await verdicts(world)) == 20
+        world.clock.advance(1)
+        await world.outside.post(url, **big)
+        assert len(await verdicts(world)) == 21
+        [stored] = await rows(world, "SELECT max(length(body)) AS size FROM callback_bodies")
+        assert stored["size"] <= 4_096
+        # They are nobody's: only an admin sees them.
+        key = (await world.client.post("/v1/keys", json={"name": "r", "scopes": ["read"]})).json()
+        async with world.new_client(key["key"]) as reader:
+            assert (await reader.get("/v1/callbacks")).json()["data"] == []
+
+
+async def test_upstream_is_asked_at_most_once_a_second_however_many_callbacks_come(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        generation = await world.generate()
+        asked_at = []
+        for step in range(41):  # Eight new bodies a second, for five seconds.
+            await world.call_back({"status": "processing", "step": step})
+            before = len(world.upstream.polls)
+            await world.run(0.125)
+            asked_at += [step] * (len(world.upstream.polls) - before)
+        assert len(asked_at) == 5 + (asked_at[0] == 0)
+        assert all(later - sooner >= 8 for sooner, later in itertools.pairwise(asked_at))
+        assert await status_of(world, generation["id"]) == "processing"
+
+
+async def test_a_callback_that_comes_while_upstream_is_asked_is_asked_about_again(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        generation = await world.generate()
+        still = {"code": 200, "data": {"task_id": "task1", "status": "processing"}}
+        held = Held(httpx.Response(200, json=still))
+        world.upstream.poll_replies.append(held.reply)
+        await world.call_back({"status": "first"})
+        ticking = asyncio.create_task(world.run())
+        await held.asked.wait()
+        world.clock.advance(0.2)
+        world.upstream.finish("task1")
+        await world.call_back({"status": "completed"})
+        held.release()
+        await ticking
+        assert await status_of(world, generation["id"]) == "processing"
+        await world.run(0.7)
+        assert world.upstream.polls == ["task1"]
+        await world.run(0.1)
+        assert world.upstream.polls == ["task1", "task1"]
+        assert await status_of(world, generation["id"]) == "succeeded"
+
+
+async def test_many_callbacks_at_once_share_commits(tmp_path: Path) -> None:
+    commits: list[int] = []
+    async with opened(tmp_path) as world:
+        for _ in range(64):
+            await world.generate()
+        database = world.app.parts.context.database
+        commit = database._commit
+
+        async def counted(writer: Any, items: Any) -> None:
+            commits.append(len(items))
+            await commit(writer, items)
+
+        database._commit = counted  # type: ignore[method-assign]
+        answers = await asyncio.gather(
+            *(world.call_back(completed(f"task{i + 1}"), index=i) for i in range(64))
+        )
+        assert {answer.status_code for answer in answers} == {200}
+        assert sum(commits) == 64
+        assert len(commits) <= 4
+        assert await verdicts(world, limit=250) == ["accepted"] * 64
+
+
+@pytest.mark.parametrize("trust", ["confirm", "body"])
+async def test_while_storage_fails_the_answer_is_503_and_never_2xx_nor_4xx(
+    tmp_path: Path, trust: str
+) -> None:
+    async with opened(tmp_path, callback_trust=trust) as world:
+        generation = await world.generate()
+        database = world.app.parts.context.database
+        await database.apply(lambda c: c.execute("PRAGMA query_only=ON"))
+        answer = await world.call_back()
+        assert answer.status_code == 503
+        assert answer.json()["code"] == "storage_unavailable"
+        assert answer.headers["retry-after"] == "1"
+        await database.apply(lambda c: c.execute("PRAGMA query_only=OFF"))
+        room, database._queue_max = database._queue_max, 0
+        assert (await world.call_back()).status_code == 503
+        database._queue_max = room
+        assert await verdicts(world) == []
+        world.upstream.finish("task1")
+        assert (await world.call_back()).status_code == 200
+        await world.run()
+        assert await status_of(world, generation["id"]) == "succeeded"
+
+
+async def test_a_stopped_process_answers_503(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.generate()
+        await world.app.stop()
+        assert (await world.call_back()).status_code == 503
+
+
+async def test_a_surprise_is_a_500_and_nothing_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def surprise(*_: Any) -> Any:
+        raise RuntimeError("a surprise")
+
+    async with opened(tmp_path) as world:
+        await world.generate()
+        with monkeypatch.context() as patched:
+            patched.setattr("service.ingest.callbacks.insert", surprise)
+            answer = await world.call_back()
+        assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
+        assert "surprise" not in answer.text
+        assert await verdicts(world) == []
+        assert (await world.call_back()).status_code == 200
+
+
+async def test_a_client_that_hangs_up_halfway_leaves_nothing_behind(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.generate()
+        messages = [
+            {"type": "http.request", "body": b'{"a":', "more_body": True},
+            {"type": "http.disconnect"},
+        ]
+        sent: list[Any] = []
+        path = httpx.URL(world.upstream.callback_url()).path
+        scope = {"type": "http", "method": "POST", "path": path, "headers": []}
+
+        async def receive() -> Any:
+            return messages.pop(0)
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await world.app(scope, receive, send)
+        assert sent == []
+        assert await verdicts(world) == []
+
+
+async def test_the_story_tells_of_every_callback(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        generation = await world.generate()
+        world.upstream.finish("task1")
+        await world.call_back(content=b"?")
+        await world.call_back()
+        await world.run()
+        await world.call_back()
+        told = [said for kind, said in await story(world, generation["id"]) if kind == "callback"]
+        assert told == ["unreadable", "accepted", "late"]

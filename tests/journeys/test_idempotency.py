@@ -1,0 +1,179 @@
+"""`Idempotency-Key`: the same request twice is done once, through crashes and refusals."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.disaster import Held, crash, rows, status_of
+from tests.harness import SUBSCRIBER_URL, Harness, opened, taken
+
+BODY = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
+
+
+async def post(
+    world: Harness, key: str = "k-1", body: Any = None, path: str = "/v1/generations"
+) -> httpx.Response:
+    headers = {"Idempotency-Key": key}
+    return await world.client.post(path, json=BODY if body is None else body, headers=headers)
+
+
+async def test_the_same_request_again_gets_the_stored_answer(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        first = await post(world)
+        world.upstream.finish("task1")
+        await world.run(60)
+        again = await post(world)
+        assert first.status_code == again.status_code == 202
+        assert again.content == first.content  # As it was then: the answer, not the state.
+        assert "idempotency-replayed" not in first.headers
+        assert again.headers["idempotency-replayed"] == "true"
+        assert len(world.upstream.creates) == 1
+
+
+async def test_another_body_under_the_same_key_is_refused(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await post(world)
+        other = await post(world, body={**BODY, "metadata": {"a": "b"}})
+        assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+        elsewhere = await post(world, path="/v1/subscribers", body={"url": SUBSCRIBER_URL})
+        assert elsewhere.json()["code"] == "idempotency_key_reused"
+        assert len(world.upstream.creates) == 1
+
+
+async def test_while_the_first_request_runs_the_second_is_told_so(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        held = Held(httpx.Response(200, json=taken("task1")))
+        world.upstream.create_replies.append(held.reply)
+        first = asyncio.create_task(post(world))
+        await held.asked.wait()
+        second = await post(world)
+        assert (second.status_code, second.json()["code"]) == (409, "idempotency_key_in_use")
+        held.release()
+        assert (await first).status_code == 202
+        third = await post(world)
+        assert third.json()["id"] == (await first).json()["id"]
+        assert len(world.upstream.creates) == 1
+
+
+async def test_many_at_once_make_one(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        answers = await asyncio.gather(*(post(world) for _ in range(12)))
+        assert {answer.status_code for answer in answers} <= {202, 409}
+        assert len({a.json()["id"] for a in answers if a.status_code == 202}) == 1
+        assert len(world.upstream.creates) == 1
+
+
+async def test_a_key_belongs_to_its_api_key_and_its_route(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        made = await world.client.post("/v1/keys", json={"name": "n", "scopes": ["submit"]})
+        await post(world)
+        async with world.new_client(made.json()["key"]) as other:
+            answer = await other.post(
+                "/v1/generations", json=BODY, headers={"Idempotency-Key": "k-1"}
+            )
+            assert answer.status_code == 202
+            assert "idempotency-replayed" not in answer.headers
+        assert len(world.upstream.creates) == 2
+
+
+async def test_a_key_is_forgotten_after_a_day(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        first = await post(world)
+        world.clock.advance(86_399)
+        assert (await post(world)).json()["id"] == first.json()["id"]
+        world.clock.advance(1)
+        assert (await post(world)).json()["id"] != first.json()["id"]
+
+
+async def test_a_request_with_a_mistake_leaves_the_key_free(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        assert (await post(world, body={"model": "imagen4", "input": {}})).status_code == 422
+        assert (await post(world)).status_code == 202
+
+
+async def test_a_refusal_by_upstream_is_an_answer_and_is_kept(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        world.upstream.create_replies.append(
+            httpx.Response(402, json={"error": {"code": 402, "message": "no credits"}})
+        )
+        first = await post(world)
+        assert (first.status_code, first.json()["code"]) == (402, "upstream_payment_required")
+        again = await post(world)
+        assert again.status_code == 402
+        assert again.content == first.content
+        assert again.headers["content-type"] == "application/problem+json"
+        assert again.headers["idempotency-replayed"] == "true"
+        assert len(world.upstream.creates) == 1
+
+
+async def test_after_a_crash_the_second_request_finds_what_the_first_one_made(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        held = Held(httpx.Response(200, json=taken("task1")))
+        world.upstream.create_replies.append(held.reply)
+        first = asyncio.create_task(post(world))
+        await held.asked.wait()
+        await crash(world)
+        await asyncio.gather(first, return_exceptions=True)
+        assert (await post(world)).status_code == 409
+        world.clock.advance(300)
+        again = await post(world)
+        assert again.status_code == 202
+        [stored] = await rows(world, "SELECT id FROM generations")
+        assert again.json()["id"] == stored["id"]
+        assert len(world.upstream.creates) == 1
+        world.upstream.finish("task1")
+        await world.call_back()
+        await world.run()
+        assert await status_of(world, stored["id"]) == "succeeded"
+
+
+@pytest.mark.parametrize(
+    "name", ["service.api.generations._get_or_accept", "service.store.keys.finish"]
+)
+async def test_after_storage_failed_the_key_is_free_at_once_and_nothing_is_made_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    async with opened(tmp_path) as world:
+
+        async def fails(*_: Any) -> Any:
+            raise sqlite3.OperationalError("disk I/O error")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(name, fails)
+            assert (await post(world)).status_code == 503
+        answer = await post(world)
+        assert answer.status_code == 202
+        assert len(world.upstream.creates) == 1
+        assert len(await rows(world, "SELECT id FROM generations")) == 1
+        assert (await post(world)).json() == answer.json()
+
+
+async def test_secrets_in_kept_answers_are_sealed(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        first = await post(world, path="/v1/subscribers", body={"url": SUBSCRIBER_URL})
+        again = await post(world, path="/v1/subscribers", body={"url": SUBSCRIBER_URL})
+        assert first.status_code == again.status_code == 201
+        assert again.json()["secret"] == first.json()["secret"]
+        [kept] = await rows(world, "SELECT * FROM idempotency")
+        assert first.json()["secret"].encode() not in kept["sealed_answer"]
+        assert b"whsec_" not in kept["sealed_answer"]
+        assert len((await world.get("/v1/subscribers"))["data"]) == 1
+
+
+@pytest.mark.parametrize("key", ["", "a b", "x" * 256, "tab\there"])
+async def test_a_key_that_is_none_is_refused(tmp_path: Path, key: str) -> None:
+    async with opened(tmp_path) as world:
+        answer = await post(world, key)
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_header")
+        assert world.upstream.creates == []
+
+
+@pytest.mark.parametrize("key", ["!", "x" * 255, "8e03978e-40d5-43e8-bc93-6894a57f9324"])
+async def test_any_visible_ascii_is_a_key(tmp_path: Path, key: str) -> None:
+    async with opened(tmp_path) as world:
+        assert (await post(world, key)).status_code == 202

@@ -1,0 +1,167 @@
+"""Secrets stay in: no token, key or signing secret in logs, events, errors or lists."""
+
+import functools
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import structlog
+
+from service import log
+from tests.harness import ADMIN_KEY, PUBLIC_URL, Harness, opened
+
+SIGNING = "whsec_" + "c2VjcmV0" * 4
+
+
+class Logged:
+    """The real log on standard output, read as text."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def start(self) -> None:
+        log.configure("debug", terminal=False)
+
+    def text(self) -> str:
+        return self._capsys.readouterr().out
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Logged]:
+    """The log, not configured yet; no logger keeps its configuration beyond the test."""
+    configure = structlog.configure
+    monkeypatch.setattr(structlog, "configure", functools.partial(_uncached, configure))
+    root, handlers, level = logging.root, list(logging.root.handlers), logging.root.level
+    yield Logged(capsys)
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def _uncached(configure: Any, **options: Any) -> None:
+    configure(**{**options, "cache_logger_on_first_use": False})
+
+
+def _token(world: Harness) -> str:
+    return world.upstream.callback_url().rpartition("/")[2]
+
+
+async def _everything(world: Harness) -> str:
+    """All that the API shows, and all that subscribers were sent."""
+    paths = ["/v1/generations", "/v1/callbacks", "/v1/events", "/v1/deliveries", "/v1/subscribers"]
+    texts = []
+    for path in paths:
+        listed = (await world.client.get(path)).json()["data"]
+        answers = [await world.client.get(f"{path}/{item['id']}") for item in listed]
+        texts += [json.dumps(listed), *(answer.text for answer in answers)]
+        if path == "/v1/generations":
+            stories = [await world.client.get(f"{path}/{i['id']}/timeline") for i in listed]
+            texts += [answer.text for answer in stories]
+    texts.append((await world.client.get("/metrics")).text)
+    texts += [f"{sent.headers} {sent.body.decode()}" for sent in world.subscribers.sent]
+    return "\n".join(texts)
+
+
+async def test_a_callbacks_token_is_shown_nowhere(tmp_path: Path, logged: Logged) -> None:
+    logged.start()
+    async with opened(tmp_path, public_url="https://hooks.example/base") as world:
+        await world.subscribe()
+        await world.generate()
+        url, token = world.upstream.callback_url(), _token(world)
+        escaped = url.replace("/", "\\/")
+        raw = f'{{"status":"running","callback_url":"{url}","also":"{escaped}"}}'.encode()
+        headers = {"x-original-url": url, "referer": url, "authorization": "Bearer hush-hush"}
+        await world.outside.post(url, content=raw, headers=headers)
+        await world.outside.post(url, content=b"\xff" + raw)
+        await world.outside.post(url + "x", content=raw, headers=headers)  # Forged.
+        await world.outside.get(url)
+        echo = {
+            "task_id": "task1",
+            "status": "completed",
+            "output": {"image_urls": ["https://cdn.example/1.png"]},
+            "param": json.dumps({"callBackUrl": url, "prompt": 'a "harbour"', "n": escaped}),
+            "request": f"curl -d callback_url={httpx.QueryParams({'u': url})} and so on",
+        }
+        world.upstream.poll_replies.append(httpx.Response(200, json={"code": 200, "data": echo}))
+        await world.run()
+        seen = await _everything(world)
+        lines = logged.text()
+    assert "generation.succeeded" in seen
+    assert "and so on" in seen
+    assert "[redacted]" in seen
+    assert '"event":"callback"' in lines
+    for text in (seen, lines):
+        assert token not in text
+        assert token[:40] not in text
+        assert "hush-hush" not in text
+        assert "aio_upstream_key" not in text
+
+
+async def test_a_url_within_json_within_json_does_not_break_the_result(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        generation = await world.generate()
+        url = world.upstream.callback_url()
+        inner = json.dumps({"callBackUrl": url, "prompt": "next\nline"})
+        data = {"task_id": "task1", "status": "completed", "param": inner}
+        data["output"] = {"image_urls": ["https://cdn.example/1.png"]}  # type: ignore[assignment]
+        world.upstream.poll_replies.append(httpx.Response(200, json={"code": 200, "data": data}))
+        await world.call_back({"status": "done"})
+        await world.run()
+        found = await world.get(f"/v1/generations/{generation['id']}")
+        assert found["status"] == "succeeded"
+        param = json.loads(found["output"]["raw"]["data"]["param"])
+        assert param == {"callBackUrl": "[redacted]", "prompt": "next\nline"}
+
+
+async def test_text_around_a_callback_url_is_kept(tmp_path: Path) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        generation = await world.generate()
+        url = world.upstream.callback_url()
+        remark = f'we called {url}, "twice"; see https://up.example/callbacks for help'
+        body = {
+            "data": {
+                "status": "completed",
+                "remark": remark,
+                "images": [{"url": "https://c.example/1.png"}],
+            }
+        }
+        await world.call_back(body)
+        found = await world.get(f"/v1/generations/{generation['id']}")
+        kept = found["output"]["raw"]["data"]["remark"]
+        assert kept == 'we called [redacted], "twice"; see https://up.example/callbacks for help'
+
+
+async def test_keys_and_signing_secrets_are_shown_nowhere(tmp_path: Path, logged: Logged) -> None:
+    logged.start()
+    settings = {
+        "upstream_api_key": "sk-hush-hush-1234",
+        "upstream_signature": "standard",
+        "upstream_signature_secret": SIGNING,
+    }
+    async with opened(tmp_path, **settings) as world:
+        subscriber = await world.subscribe(headers={"x-key": "hush-hush-5678"})
+        made = await world.client.post("/v1/keys", json={"name": "n", "scopes": ["read"]})
+        logged_in = made.json()["key"]
+        world.upstream.create_replies.append(
+            httpx.Response(401, json={"error": {"message": "Incorrect key: sk-hush-hush-1234"}})
+        )
+        body = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
+        refused = await world.client.post("/v1/generations", json=body)
+        assert refused.status_code == 502
+        await world.generate()
+        said = {"code": 500, "message": "no quota for sk-hush-hush-1234"}
+        world.upstream.poll_replies.append(httpx.Response(500, json=said))
+        await world.run(70)
+        shown = await _everything(world)
+        lines = logged.text()
+    assert "Incorrect key: [redacted]" in refused.text
+    secrets = ("sk-hush-hush-1234", SIGNING, "s" * 32, ADMIN_KEY, subscriber["secret"], logged_in)
+    for text in (refused.text, shown, lines):
+        for secret in secrets:
+            assert secret not in text
+    assert "hush-hush-5678" not in lines
+    assert PUBLIC_URL not in lines

@@ -1,0 +1,121 @@
+"""The timeline: a generation's story, complete and in order, for its own tenant only."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.disaster import story
+from tests.harness import Harness, opened
+
+
+async def entries(world: Harness, generation_id: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await world.get(f"/v1/generations/{generation_id}/timeline"))[
+        "data"
+    ]
+    return found
+
+
+async def test_the_story_of_a_generation_that_went_well(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe()
+        generation = await world.generate()
+        await world.run(1)
+        world.upstream.finish("task1")
+        for body in (None, {"again": True}):
+            world.clock.advance(1)
+            await world.call_back(body)
+            await world.run(1)
+        assert await story(world, generation["id"]) == [
+            ("stored", ""),
+            ("submission", "taken"),
+            ("submitted", ""),
+            ("event", "generation.submitted"),
+            ("attempt", "200"),
+            ("callback", "accepted"),
+            ("poll", "succeeded"),
+            ("event", "generation.succeeded"),
+            ("attempt", "200"),
+            ("callback", "late"),
+        ]
+
+
+async def test_the_story_of_a_generation_that_went_badly(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(event_types=["generation.timed_out"])
+        world.upstream.create_replies.append(httpx.ConnectError("refused"))
+        generation = await world.generate()
+        await world.run(1)
+        world.upstream.poll_replies.append(httpx.Response(429, headers={"retry-after": "9"}))
+        world.upstream.poll_replies.append(httpx.Response(500))
+        world.upstream.poll_replies.append(httpx.Response(404))
+        for seconds in (59, 9, 10, 3_600):
+            await world.run(seconds)
+        world.subscribers.answers["http://127.0.0.1:7/inbox"].append(500)
+        await world.run()
+        seen = await story(world, generation["id"])
+        assert [said for kind, said in seen if kind == "submission"] == ["put_off", "taken"]
+        polls = [said for kind, said in seen if kind == "poll"]
+        assert polls[:4] == ["throttled", "unwell", "absent", "processing"]
+        assert [said for kind, said in seen if kind == "event"] == [
+            "generation.submitted",
+            "generation.timed_out",
+        ]
+
+
+async def test_every_entry_has_a_time_a_type_and_a_sentence_and_times_never_run_backwards(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe()
+        generation = await world.generate()
+        for step in range(4):
+            await world.run(30)
+            await world.call_back({"step": step})
+        world.upstream.finish("task1")
+        await world.run(30)
+        found = await entries(world, generation["id"])
+        assert len(found) > 12
+        for entry in found:
+            assert set(entry) == {"at", "type", "id", "summary", "detail"}
+            assert entry["summary"].endswith(".")
+        assert all(a["at"] <= b["at"] for a, b in itertools.pairwise(found))
+
+
+async def test_what_upstream_said_and_how_long_it_took_is_told(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        generation = await world.generate("ideogram-v3-turbo")
+        said = {"code": 500, "message": "the machine is on fire"}
+        world.upstream.poll_replies.append(httpx.Response(503, json=said))
+        await world.run(3)
+        [poll] = [e for e in await entries(world, generation["id"]) if e["type"] == "poll"]
+        assert poll["detail"]["outcome"] == "unwell"
+        assert poll["detail"]["status_code"] == 503
+        assert poll["detail"]["duration_ms"] >= 0
+
+
+async def test_attempts_name_their_subscriber_and_what_it_answered(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe()
+        world.subscribers.answers[subscriber["url"]].append(503)
+        generation = await world.generate()
+        await world.run()
+        await world.run(10)
+        attempts = [e for e in await entries(world, generation["id"]) if e["type"] == "attempt"]
+        assert [a["detail"]["status_code"] for a in attempts] == [503, 200]
+        assert [a["detail"]["number"] for a in attempts] == [1, 2]
+        assert {a["detail"]["subscriber_id"] for a in attempts} == {subscriber["id"]}
+
+
+async def test_another_tenant_sees_no_story(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        generation = await world.generate()
+        body = {"name": "n", "scopes": ["read", "submit"], "tenant": "other"}
+        key = (await world.client.post("/v1/keys", json=body)).json()["key"]
+        async with world.new_client(key) as stranger:
+            path = f"/v1/generations/{generation['id']}"
+            assert (await stranger.get(path)).status_code == 404
+            assert (await stranger.get(f"{path}/timeline")).status_code == 404
+            assert (await stranger.post(f"{path}/refresh")).status_code == 404
+        assert world.upstream.polls == []

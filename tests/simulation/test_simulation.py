@@ -1,0 +1,53 @@
+"""Seeds drive clock, network and crashes; a seed that fails is printed and fails again.
+
+GENHOOK_SIMULATION_SEEDS=1000 pytest tests/simulation    more seeds
+GENHOOK_SIMULATION_SEED=17 pytest tests/simulation       one seed
+"""
+
+import os
+from pathlib import Path
+from random import Random  # noqa: TID251  a simulation is its seed
+
+import pytest
+
+from tests.simulation.invariants import check_end, check_step
+from tests.simulation.world import World
+
+STEPS = 40
+BATCHES = 8
+
+
+def _seeds() -> list[range]:
+    one = os.environ.get("GENHOOK_SIMULATION_SEED")  # noqa: TID251  the test's own setting
+    if one:
+        return [range(int(one), int(one) + 1)]
+    count = int(os.environ.get("GENHOOK_SIMULATION_SEEDS", "40"))  # noqa: TID251  the same
+    size = max(1, count // BATCHES)
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+async def simulate(seed: int, path: Path) -> World:
+    """Run one seed to its end; AssertionError where a promise is broken."""
+    world = World(path, Random(seed))
+    await world.open()
+    try:
+        for _ in range(STEPS):
+            await world.step()
+            await check_step(world)
+        await world.settle()
+        await check_end(world)
+    finally:
+        await world.close()
+    return world
+
+
+@pytest.mark.timeout(1_800)
+@pytest.mark.parametrize("seeds", _seeds(), ids=lambda seeds: f"{seeds.start}-{seeds.stop - 1}")
+async def test_the_promises_hold_whatever_a_seed_does(seeds: range, tmp_path: Path) -> None:
+    for seed in seeds:
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        try:
+            await simulate(seed, folder)
+        except Exception as error:
+            raise AssertionError(f"seed {seed} breaks a promise: {error}") from error

@@ -1,0 +1,241 @@
+"""A world that a seed drives: clock, upstream, subscribers, crashes at every commit boundary."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from random import Random  # noqa: TID251  a simulation is its seed
+from typing import Any
+
+import httpx
+
+from service.exchange import SendError
+from service.store.database import Connection
+from tests.disaster import crash, rows
+from tests.harness import Harness, ManualClock, completed, settings, taken
+
+MODELS = ("imagen4", "imagen4-fast", "ideogram-v3-turbo", "nobody-knows-this")
+HOOKS = tuple(f"http://127.0.0.1:7/{name}" for name in ("well", "moody", "ordered"))
+CONNECT = httpx.ConnectError("refused")
+LOST = httpx.ReadTimeout("no answer")
+
+
+class Dead(Exception):  # noqa: N818  it is what the process is
+    """The process died during an action."""
+
+
+class World(Harness):
+    """A service in a world of faults. Every choice is drawn from `random`, and from it alone."""
+
+    def __init__(self, path: Path, random: Random) -> None:
+        self.random = random
+        trust = random.choice(("confirm", "body"))
+        super().__init__(settings(path, callback_trust=trust, deadline_seconds=900), ManualClock())
+        self.prompts: list[str] = []
+        self.generations: dict[str, str] = {}  # Prompt to id, as far as the client was told.
+        self.takes: defaultdict[str, int] = defaultdict(int)  # Prompt to tasks upstream made.
+        self.unsure: set[str] = set()  # Prompts that upstream took or may have taken.
+        self.repeated: list[str] = []  # Prompts that were sent again although they were unsure.
+        self.acknowledged: list[bytes] = []
+        self.bodies: dict[str, bytes] = {}  # webhook-id to the body that came with it.
+        self.delivered: defaultdict[str, set[str]] = defaultdict(set)  # URL to webhook-ids.
+        self.changed_bodies: list[str] = []
+        self.crashes = 0
+        self._crash_in: tuple[int, str] | None = None
+        self._died = asyncio.Event()
+
+    async def open(self) -> None:
+        """Start the service and subscribe three subscribers, each of its own kind."""
+        await self.app.start(worker=False)
+        for url in HOOKS:
+            await self.subscribe(url, ordered=url.endswith("ordered"))
+        self.upstream.on_create = self._create
+        self.subscribers.on_send = self._receive
+        self._arm()
+
+    async def close(self) -> None:
+        """Stop what still runs."""
+        await self.client.aclose()
+        await self.outside.aclose()
+        await self.app.stop()
+
+    async def step(self) -> str:
+        """One action of the world; its name. A crash on the way is part of it."""
+        actions: list[tuple[int, Callable[[], Awaitable[object]]]] = [
+            (5, self.submit),
+            (5, self.finish_some),
+            (6, self.call_back_some),
+            (8, self.pass_time),
+            (1, self.plan_crash),
+        ]
+        weights = [weight for weight, _ in actions]
+        [(_, action)] = self.random.choices(actions, weights)
+        with suppress(Dead):
+            await self.alive(action())
+        return action.__name__
+
+    async def alive(self, action: Awaitable[object]) -> None:
+        """Run an action; if the process dies meanwhile, start it anew and raise Dead."""
+        task = asyncio.ensure_future(action)
+        died = asyncio.ensure_future(self._died.wait())
+        await asyncio.wait({task, died}, return_when=asyncio.FIRST_COMPLETED)
+        died.cancel()
+        if self._died.is_set():
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+            await self._restart_after_crash()
+            raise Dead
+        await task
+
+    async def submit(self) -> None:
+        """A client asks for a generation; upstream may say anything, or take it and say nothing."""
+        prompt = f"picture number {len(self.prompts)}"
+        self.prompts.append(prompt)
+        body = {"model": self.random.choice(MODELS), "input": {"prompt": prompt}}
+        answer = await self.client.post("/v1/generations", json=body)
+        if answer.status_code == 202:
+            self.generations[prompt] = answer.json()["id"]
+        else:
+            assert answer.status_code in (402, 422, 502), answer.text
+
+    async def finish_some(self) -> None:
+        """Upstream's work goes on."""
+        for task_id in list(self.upstream.tasks):
+            if self.random.random() < 0.5 and "output" not in self.upstream.tasks[task_id]:
+                ending = self.upstream.finish if self.random.random() < 0.7 else self.upstream.fail
+                ending(task_id)
+
+    async def call_back_some(self) -> None:
+        """Upstream calls back: truly, again, early, too late, unreadably, or somebody forges."""
+        creates = [b for b in self.upstream.creates if "callback_url" in b and "task_id" in b]
+        if not creates:
+            return
+        create = self.random.choice(creates)
+        task_id = create["task_id"]
+        url: str = create["callback_url"]
+        done = self.upstream.tasks.get(task_id, {})
+        body: Any = {"code": 200, "data": {"task_id": task_id, "status": "IN_PROGRESS", **done}}
+        kind = self.random.choice(("true", "true", "true", "again", "unreadable", "forged"))
+        content = httpx.Request("POST", url, json=body).content
+        if kind == "unreadable":
+            content = b"<html>"
+        elif kind == "forged":
+            forged = completed(task_id, "https://evil.example/x.png")
+            answer = await self.outside.post(url[:-4] + "AAAA", json=forged)
+            assert answer.status_code == 404, answer.text
+            return
+        for _ in range(2 if kind == "again" else 1):
+            answer = await self.outside.post(url, content=content)
+            assert answer.status_code == 200, answer.text
+            self.acknowledged.append(content)
+
+    async def pass_time(self) -> None:
+        """Time goes on, at times by much, and the worker does what is due."""
+        await self.run(self.random.choice((0, 0.2, 1, 3, 20, 70, 400, 2_000)))
+
+    async def plan_crash(self) -> None:
+        """Die at one of the next commits: just before it, or just after."""
+        self._crash_in = self.random.randrange(6), self.random.choice(("before", "after"))
+
+    async def settle(self) -> None:
+        """No more faults: every subscriber well, time enough for every deadline and retry."""
+        self._crash_in = None
+        self.subscribers.on_send = self._receive_well
+        for seconds in (0, 60, 1_000, 4_000, 40_000, *(90_000,) * 6, 0):
+            await self.finish_some()
+            await self.run(seconds)
+
+    async def stored(self, sql: str, **values: object) -> list[dict[str, Any]]:
+        """Rows as they are on disk."""
+        return [dict(row) for row in await rows(self, sql, **values)]
+
+    def _create(self, body: dict[str, Any]) -> httpx.Response:
+        prompt = body["prompt"]
+        if prompt in self.unsure:
+            self.repeated.append(prompt)
+        outcome = self.random.choice(
+            ("taken", "taken", "taken", "refused", "busy", "lost", "lost-but-taken", "broken", "no")
+        )
+        if outcome == "refused":
+            raise CONNECT
+        if outcome == "busy":
+            return httpx.Response(self.random.choice((429, 503)), headers={"retry-after": "2"})
+        if outcome == "no":
+            return httpx.Response(402, json={"error": {"code": 402, "message": "no credits"}})
+        self.unsure.add(prompt)
+        body["task_id"] = f"task{len(self.upstream.creates)}"
+        if outcome in ("lost", "broken"):
+            return self._no_answer(outcome)
+        self.takes[prompt] += 1
+        self.upstream.tasks[body["task_id"]] = {"status": "IN_PROGRESS"}
+        if outcome == "lost-but-taken":
+            raise LOST
+        return httpx.Response(200, json=taken(body["task_id"]))
+
+    @staticmethod
+    def _no_answer(outcome: str) -> httpx.Response:
+        if outcome == "lost":
+            raise LOST
+        return httpx.Response(500, text="oops")
+
+    def _receive(self, url: str, webhook_id: str, body: bytes) -> int | SendError:
+        """A subscriber's answer; its body is checked against what the id came with before."""
+        self._note(url, webhook_id, body)
+        if url == HOOKS[1]:
+            trouble = SendError("timeout", "no answer in time", maybe_received=True)
+            mood: int | SendError = self.random.choice((200, 500, 503, 301, trouble))
+            return mood
+        return 200
+
+    def _receive_well(self, url: str, webhook_id: str, body: bytes) -> int:
+        self._note(url, webhook_id, body)
+        return 200
+
+    def _note(self, url: str, webhook_id: str, body: bytes) -> None:
+        if self.bodies.setdefault(webhook_id, body) != body:
+            self.changed_bodies.append(webhook_id)
+        self.delivered[url].add(webhook_id)
+
+    def _arm(self) -> None:
+        """Put the crash before or after a commit of the running process."""
+        writer = self.app.parts.context.database._writer
+        assert writer is not None
+        self._died = asyncio.Event()
+        commit = writer.apply
+
+        async def apply(do: Callable[..., Any], *args: object) -> Any:
+            when = self._count_down() if do.__name__ == "_commit_group" else None
+            if when == "before":
+                await self._die()
+            result = await commit(do, *args)
+            if when == "after":
+                await self._die()
+            return result
+
+        writer.apply = apply  # type: ignore[method-assign]
+
+    def _count_down(self) -> str | None:
+        if self._crash_in is None:
+            return None
+        left, when = self._crash_in
+        self._crash_in = (left - 1, when) if left else None
+        return None if left else when
+
+    async def _die(self) -> None:
+        self._died.set()
+        await asyncio.Event().wait()  # Nothing more happens in a dead process.
+
+    async def _restart_after_crash(self) -> None:
+        self.crashes += 1
+        database = self.app.parts.context.database
+        stream = database._stream
+        assert stream is not None
+        stream.cancel()
+        with suppress(asyncio.CancelledError):
+            await stream
+        assert isinstance(database._writer, Connection)
+        database._stream = asyncio.create_task(asyncio.sleep(0))  # noqa: TID251  ended at once
+        await crash(self)
+        self._arm()
