@@ -1,10 +1,8 @@
 """`python -m bench [NAME …]`: measures, compares with the floors, and fails where one is missed."""
 
 import argparse
-import asyncio
 import datetime
 import gc
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -79,14 +77,10 @@ def main() -> int:
     names = given.names or list(MEASUREMENTS)
     rounds = given.rounds or (QUICK_ROUNDS if given.quick else ROUNDS)
     seconds = QUICK_SECONDS if given.quick else SECONDS
-    os.environ.pop("PYTHONASYNCIODEBUG", None)
     gc.disable()
-    with (
-        folder() as made,
-        on_core(LOAD_CORE),
-        asyncio.Runner(loop_factory=uvloop.new_event_loop) as r,
-    ):
-        results = r.run(run(names, Plan(rounds, seconds, made, given.quick)))
+    with folder() as made, on_core(LOAD_CORE):
+        plan = Plan(rounds, seconds, made, given.quick)
+        results = uvloop.run(run(names, plan))
     if not given.quick:
         report.write(report.with_older(results))
     missed = report.missed(results, names)

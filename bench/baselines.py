@@ -7,7 +7,7 @@ import datetime
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import uvicorn
 
@@ -83,7 +83,7 @@ def by_hand(database: str) -> Any:
     async def receive(
         token: str,
         request: Request,
-        db: AsyncSession = Depends(session),  # noqa: B008  FastAPI's way
+        db: Annotated[AsyncSession, Depends(session)],
     ) -> dict[str, str]:
         body = await request.json()
         try:
@@ -104,7 +104,6 @@ def by_hand(database: str) -> Any:
             await db.rollback()
         return {"status": "ok"}
 
-    receive.__annotations__ |= {"request": Request, "db": AsyncSession, "token": str}
     return app
 
 

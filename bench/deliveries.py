@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from bench import outgoing, world
@@ -161,12 +162,8 @@ async def measure_isolation(plan: Plan, figures: Figures) -> None:
             healthy, hanging = Watch(), Watch()
             fast = [host for host in hosts if host not in slow]
             async with (
-                receiving(lambda w=healthy: Counting(w.counts), fast) as port,  # type: ignore[misc]
-                receiving(
-                    lambda w=hanging, s=waiting: Counting(w.counts, s),  # type: ignore[misc]
-                    sorted(slow),
-                    port,
-                ),
+                receiving(partial(Counting, healthy.counts), fast) as port,
+                receiving(partial(Counting, hanging.counts, waiting), sorted(slow), port),
             ):
                 urls = [f"http://{host}:{port}/inbox" for host in hosts]
                 await backlog(path, urls, count, lambda _: now_ms())

@@ -20,28 +20,22 @@ class Floor(NamedTuple):
 
 FLOORS = (
     Floor("callbacks", "first_of_ceiling", "≥", 0.33, "", "durable callbacks, of the bare server"),
-    Floor("callbacks", "times_by_hand", "≥", 12, "×", "durable callbacks, over the one by hand"),
+    Floor("callbacks", "times_by_hand", "≥", 12, "x", "durable callbacks, over the one by hand"),
     Floor("one-client", "p50_ms", "≤", 1.0, "ms", "a lone callback's answer, median"),
     Floor("one-client", "p99_ms", "≤", 3.0, "ms", "a lone callback's answer, 99th percentile"),
-    Floor("start", "bare_starts", "≤", 8, "×", "start to first answer, in starts of Python alone"),
+    Floor("start", "bare_starts", "≤", 8, "x", "start to first answer, in starts of Python alone"),
     Floor("start", "memory_mb", "≤", 50, "MB", "memory of an idle process"),
     Floor("sender", "of_bare", "≥", 0.65, "", "the sender, of a bare protocol"),
-    Floor("sender", "times_aiohttp", "≥", 3, "×", "the sender, over aiohttp"),
-    Floor(
-        "deliveries", "of_bare", "≥", 0.18, "", "signed, recorded deliveries, of a bare protocol"
-    ),
+    Floor("sender", "times_aiohttp", "≥", 3, "x", "the sender, over aiohttp"),
+    Floor("deliveries", "of_bare", "≥", 0.18, "", "signed, recorded deliveries, of the same"),
     Floor("latency", "one_p50_ms", "≤", 2.0, "ms", "callback in, webhook out, median"),
     Floor("latency", "one_p99_ms", "≤", 5.0, "ms", "callback in, webhook out, 99th percentile"),
     Floor("latency", "ten_p50_ms", "≤", 2.5, "ms", "the same for ten subscribers, median"),
     Floor("latency", "ten_p99_ms", "≤", 6.0, "ms", "the same for ten, 99th percentile"),
-    Floor(
-        "backlog", "ordered_ratio", "≤", 1.15, "×", "a delivery of a million, over one of 10,000"
-    ),
-    Floor("backlog", "scattered_ratio", "≤", 2.5, "×", "the same, due in no order"),
+    Floor("backlog", "ordered_ratio", "≤", 1.15, "x", "a delivery of a million, of 10,000"),
+    Floor("backlog", "scattered_ratio", "≤", 2.5, "x", "the same, due in no order"),
     Floor("idle", "percent_of_core", "≤", 2.0, "%", "CPU with a million deliveries not yet due"),
-    Floor(
-        "isolation", "ratio", "≥", 0.9, "", "healthy deliveries while one subscriber in ten hangs"
-    ),
+    Floor("isolation", "ratio", "≥", 0.9, "", "the healthy while one in ten hangs"),
     Floor("polling", "of_budget", "≥", 0.9, "", "questions a second, of the budget"),
     Floor("polling", "of_budget", "≤", 1.1, "", "questions a second, of the budget"),
     Floor("polling", "memory_mb", "≤", 100, "MB", "memory with 10,000 open tasks"),

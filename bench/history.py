@@ -151,7 +151,7 @@ def _multiply(path: Path, times: int) -> None:
     connection.execute("PRAGMA cache_size=-400000")
     connection.execute("BEGIN")
     for table in TABLES:
-        columns = [row for row in connection.execute(f"PRAGMA table_info({table})").fetchall()]
+        columns = connection.execute(f"PRAGMA table_info({table})").fetchall()
         names = [row[1] for row in columns if row[1] != "seq"]
         values = ", ".join(_copied(name) for name in names)
         connection.execute(

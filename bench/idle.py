@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from functools import partial
 
 from bench import history, world
 from bench.machine import HOST
@@ -35,7 +36,7 @@ async def measure_polling(plan: Plan, figures: Figures) -> None:
         async with world.database(path) as opened:
             await world.add_generations(opened, TASKS, next_poll_at=now_ms(), route="poll")
         upstream: list[float] = []
-        async with receiving(lambda: Upstream(upstream)) as port:
+        async with receiving(partial(Upstream, upstream)) as port:
             variables = {
                 "GENHOOK_UPSTREAM_URL": f"http://{HOST}:{port}/api/v1",
                 "GENHOOK_POLL_RATE_PER_SECOND": str(BUDGET),

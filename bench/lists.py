@@ -46,7 +46,7 @@ def ids_of(path: Path) -> dict[str, str]:
 
 
 def requests(path: Path) -> Iterator[str]:
-    """Every GET below /v1 that reads rows: plain, with each filter, the longest page, the oldest."""
+    """Every GET below /v1 that reads rows: plain, filtered, the longest page, the oldest."""
     ids = ids_of(path)
     for operation in OPERATIONS:
         noun = operation.path.split("/")[2] if operation.path.startswith("/v1/") else ""

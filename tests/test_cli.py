@@ -6,19 +6,17 @@ import importlib
 import json
 import os
 import shlex
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from service import cli, doctor, follow, log, options, remote
+from service import cli, doctor, log, options, remote
 from service.app import App
-from service.clock import parse_rfc3339, rfc3339
+from service.clock import parse_rfc3339
 from service.errors import CommandError, StorageError
 from service.settings import VARIABLES, read_settings
 
@@ -135,24 +133,6 @@ def test_a_wrong_command_line_ends_with_two_and_says_why(
         run(line)
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("text", "at"),
-    [
-        ("90m", "2026-11-22T16:50:00.000Z"),
-        ("24h", "2026-11-21T18:20:00.000Z"),
-        ("7d", "2026-11-15T18:20:00.000Z"),
-        ("2026-11-22T19:20:00+01:00", "2026-11-22T18:20:00.000Z"),
-    ],
-)
-def test_a_moment_is_an_age_or_a_time(text: str, at: str) -> None:
-    assert follow.moment(text, NOW) == at
-
-
-def test_an_age_beyond_all_times_is_refused() -> None:
-    with pytest.raises(ValueError, match="neither an age"):
-        follow.moment("99999999999d", NOW)
 
 
 # How it ends
@@ -286,133 +266,6 @@ def test_a_key_that_cannot_be_is_refused(
     assert said in capsys.readouterr().err
 
 
-# The doctor
-
-
-def found(**environ: str) -> Callable[[pytest.MonkeyPatch], dict[str, set[str]]]:
-    """Levels of what the doctor finds, by what they are about, in this environment."""
-
-    def examine(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
-        for name, value in environ.items():
-            monkeypatch.setenv(name, value)
-        levels: dict[str, set[str]] = {}
-        for finding in doctor.examine(NOW, online=False):
-            assert finding.said.endswith(".")
-            levels.setdefault(finding.about, set()).add(finding.level)
-        return levels
-
-    return examine
-
-
-@pytest.mark.usefixtures("database")
-@pytest.mark.parametrize(
-    ("name", "value", "about", "level"),
-    [
-        ("GENHOOK_SECRET_KEYS", SECRET_KEY, "keys", "ok"),
-        ("GENHOOK_SECRET_KEYS", "a" * 40, "keys", "fail"),
-        ("GENHOOK_SECRET_KEYS", f"{SECRET_KEY},{SECRET_KEY}", "keys", "warn"),
-        ("GENHOOK_SECRET_KEYS", "short", "settings", "fail"),
-        ("GENHOOK_ADMIN_KEY", "ghk_" + "a" * 40, "admin key", "fail"),
-        ("GENHOOK_ADMIN_KEY", "", "admin key", "warn"),
-        ("GENHOOK_PUBLIC_URL", "", "public url", "warn"),
-        ("GENHOOK_PUBLIC_URL", "http://127.0.0.1:8000", "public url", "warn"),
-        ("GENHOOK_PUBLIC_URL", "https://genhook.example", "public url", "ok"),
-        ("GENHOOK_UPSTREAM_API_KEY", "", "upstream", "fail"),
-        ("GENHOOK_UPSTREAM_API_KEY", "aio_x", "upstream", "ok"),
-        ("GENHOOK_UPSTREAM_APIKEY", "aio_x", "settings", "warn"),
-        ("GENHOOK_DATABASE_URL", "sqlite:////nowhere/genhook.db", "disk", "fail"),
-    ],
-)
-def test_the_doctor_judges_a_setting(
-    name: str, value: str, about: str, level: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert level in found(**{name: value})(monkeypatch)[about]
-
-
-def test_the_doctor_is_content_with_a_database_that_is_well(
-    database: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert found()(monkeypatch)["database"] == {"warn"}
-    run("keys create --name x --scopes read")
-    levels = found()(monkeypatch)
-    assert (levels["database"], levels["schema"], levels["seals"]) == ({"ok"}, {"ok"}, {"ok"})
-    assert database.exists()
-
-
-@pytest.mark.parametrize(
-    ("statement", "about", "level"),
-    [
-        ("PRAGMA user_version=0", "schema", "warn"),
-        ("PRAGMA user_version=999", "schema", "fail"),
-        ("UPDATE tenants SET sealed_secrets=x'00'", "seals", "fail"),
-    ],
-)
-def test_the_doctor_finds_what_ails_a_database(
-    statement: str, about: str, level: str, database: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run("keys create --name x --scopes read")
-    connection = sqlite3.connect(database)
-    connection.execute(statement)
-    connection.commit()
-    connection.close()
-    assert found()(monkeypatch)[about] == {level}
-
-
-def test_the_doctor_finds_a_database_of_other_keys(
-    database: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run("keys create --name x --scopes read")
-    assert found(GENHOOK_SECRET_KEYS=SECRET_KEY[::-1])(monkeypatch)["seals"] == {"fail"}
-    assert database.exists()
-
-
-def test_the_doctor_finds_a_file_that_is_no_database(
-    database: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    database.write_text("a diary, not a database, and long enough to be read as one\n" * 100)
-    assert found()(monkeypatch)["database"] == {"fail"}
-
-
-@pytest.mark.usefixtures("database")
-def test_the_doctor_finds_a_clock_that_was_never_set() -> None:
-    levels = {f.about: f.level for f in doctor.examine(0, online=False)}
-    assert levels["clock"] == "fail"
-
-
-@pytest.mark.usefixtures("database")
-@pytest.mark.parametrize(
-    ("answer", "at", "levels"),
-    [
-        (httpx.Response(404), NOW, ["ok"]),
-        (httpx.Response(401), NOW, ["fail"]),
-        (httpx.Response(503), NOW, ["warn"]),
-        (httpx.ConnectError("no route"), NOW, ["fail"]),
-        (httpx.Response(404), NOW + 3_600_000, ["ok", "fail"]),
-    ],
-)
-def test_the_doctor_asks_upstream(
-    answer: httpx.Response | Exception,
-    at: int,
-    levels: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def get(*_: object, **__: object) -> httpx.Response:
-        if isinstance(answer, Exception):
-            raise answer
-        answer.headers["date"] = "Sun, 22 Nov 2026 18:20:00 GMT"
-        return answer
-
-    monkeypatch.setattr(httpx, "get", get)
-    assert [f.level for f in doctor._online(read_settings(), at)] == levels
-
-
-@pytest.mark.usefixtures("database")
-def test_a_failure_is_the_doctors_status(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("doctor --json") == 1
-    findings = json.loads(capsys.readouterr().out)
-    assert {"level": "fail", "about": "upstream"}.items() <= findings[4].items()
-
-
 # A service elsewhere
 
 
@@ -426,7 +279,6 @@ def served(monkeypatch: pytest.MonkeyPatch, replies: Replies) -> None:
         return httpx.Client(transport=httpx.MockTransport(replies), base_url="http://genhook")
 
     monkeypatch.setattr(remote, "connect", connect)
-    monkeypatch.setattr(follow, "connect", connect)
 
 
 PROBLEM = {
@@ -483,138 +335,3 @@ def test_a_service_that_cannot_be_asked_is_one_sentence(
 ) -> None:
     assert run(line) == 1
     assert said in capsys.readouterr().err
-
-
-def replies_of(replays: list[dict[str, Any]], asked: list[httpx.Request]) -> Replies:
-    """A service whose replay is at the next of `replays` each time it is looked at."""
-
-    def reply(request: httpx.Request) -> httpx.Response:
-        asked.append(request)
-        return httpx.Response(202, json=replays.pop(0))
-
-    return reply
-
-
-def replay_at(done: int, status: str = "running") -> dict[str, Any]:
-    return {"id": "rpl_1", "status": status, "done": done, "total": 40}
-
-
-def test_a_replay_is_watched_until_it_is_done(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked: list[httpx.Request] = []
-    states = [replay_at(0), replay_at(10), replay_at(10), replay_at(40, "done")]
-    served(monkeypatch, replies_of(states, asked))
-    given = options.parser().parse_args(["replay", "sub_1", "--since", "24h", "--only", "all"])
-    waits: list[float] = []
-    assert follow.replay(given, cli._say, waits.append) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said == ["0 of 40", "10 of 40", "40 of 40", "rpl_1 done: 40 events sent again."]
-    assert len(waits) == 3
-    body = json.loads(asked[0].content)
-    assert set(body) == {"subscriber_id", "since", "until", "only", "event_types", "dry_run"}
-    assert body["since"] < body["until"]
-
-
-@pytest.mark.parametrize(
-    ("line", "last", "status", "said"),
-    [
-        ("--dry-run", replay_at(0, "done"), 0, "rpl_1 done: 40 events would be sent."),
-        ("", replay_at(1, "canceled"), 1, "rpl_1 canceled after 1 event sent again."),
-    ],
-)
-def test_how_a_replay_ends_is_said(
-    line: str,
-    last: dict[str, Any],
-    status: int,
-    said: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    served(monkeypatch, replies_of([last], []))
-    assert run(f"replay sub_1 --since {rfc3339(NOW)} {line}") == status
-    assert capsys.readouterr().out.splitlines()[-1] == said
-
-
-def test_a_replay_goes_on_without_its_watcher(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupt(_: float) -> None:
-        raise KeyboardInterrupt
-
-    served(monkeypatch, replies_of([replay_at(0)], []))
-    given = options.parser().parse_args(["replay", "sub_1", "--since", "1h"])
-    with pytest.raises(CommandError, match="rpl_1 goes on"):
-        follow.replay(given, cli._say, interrupt)
-    assert capsys.readouterr().out == "0 of 40\n"
-
-
-# Listening
-
-
-def event(number: int) -> bytes:
-    found = {"id": f"evt_{number}", "type": "ping", "timestamp": rfc3339(NOW), "data": {}}
-    return json.dumps(found, indent=number).encode()  # so that bytes are kept, not remade
-
-
-def page(*events: bytes) -> httpx.Response:
-    ids = [json.loads(found)["id"] for found in events]
-    after = json.dumps(ids[-1] if ids else None).encode()
-    return httpx.Response(
-        200, content=b'{"data":[' + b",".join(events) + b'],"next":' + after + b"}"
-    )
-
-
-def listen_to(
-    script: list[httpx.Response | Exception], monkeypatch: pytest.MonkeyPatch, line: str = ""
-) -> list[str]:
-    """What `listen` asks for while the service answers by the script, then is interrupted."""
-    asked: list[str] = []
-
-    def reply(request: httpx.Request) -> httpx.Response:
-        asked.append(request.url.params.get("after", ""))
-        if not script:
-            raise KeyboardInterrupt
-        answer = script.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    served(monkeypatch, reply)
-    given = options.parser().parse_args(["listen", *line.split()])
-    with pytest.raises(KeyboardInterrupt):
-        follow.listen(given, cli._say, lambda _: None)
-    return asked
-
-
-def test_listening_starts_at_what_is_new_and_goes_on_from_there(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    script: list[httpx.Response | Exception] = [page(event(1)), page(event(2), event(3)), page()]
-    assert listen_to(script, monkeypatch) == ["", "evt_1", "evt_3", "evt_3"]
-    said = capsys.readouterr().out
-    assert said.splitlines() == [
-        "18:20:00  ping                    evt_2"[:38],
-        said.splitlines()[1],
-    ]
-    assert "evt_1" not in said
-
-
-def test_listening_waits_for_a_service_that_is_away(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    away = httpx.ConnectError("refused")
-    busy = httpx.Response(503, json={"detail": "Not now.", "code": "storage_unavailable"})
-    script = [away, busy, page(event(2))]
-    assert listen_to(script, monkeypatch, "--after evt_1 --json") == ["evt_1"] * 3 + ["evt_2"]
-    said = capsys.readouterr().out
-    assert said.count("Trying again.") == 1
-    assert event(2).decode() in said
-
-
-def test_listening_with_a_secret_that_is_none_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    served(monkeypatch, lambda _: page())
-    assert run("listen --once --secret whsec_short") == 1
-    assert "--secret cannot be used" in capsys.readouterr().err

@@ -42,8 +42,8 @@ async def populate(world: Harness, client: httpx.AsyncClient | None = None) -> I
             ids[noun] = (await world.get(f"/v1/{path}", generation_id=ids["gen"]))["data"][0]["id"]
         ids["dlv"] = (await world.get("/v1/deliveries", status="dead"))["data"][0]["id"]
         ids["key"] = (await _made(world, "keys", {"name": "shop", "scopes": ["read"]}))["id"]
-        replay = {"subscriber_id": ids["sub"], **SPAN, "only": "all", "dry_run": True}
-        for _ in range(2):
+        for dry_run in (True, False):  # The second is left running.
+            replay = {"subscriber_id": ids["sub"], **SPAN, "only": "all", "dry_run": dry_run}
             ids["rpl"] = (await _made(world, "replays", replay))["id"]
     finally:
         world.client = mine

@@ -12,7 +12,6 @@ from service.api.calls import PAGING
 from service.api.routes import OPERATIONS, Operation
 from tests.contract.contract import DOCUMENT, breaches, faults, operations, resolve
 from tests.contract.scenes import (
-    SPAN,
     Ids,
     Witness,
     another_tenant,
@@ -83,11 +82,8 @@ async def tell_everything(world: Harness, ids: Ids) -> None:
     await post(f"/v1/subscribers/{ids['sub']}/test")
     await post(f"/v1/generations/{ids['gen']}/refresh")
     await post(f"/v1/deliveries/{ids['dlv']}/retry")
+    await post(f"/v1/replays/{ids['rpl']}/cancel")
     await post("/v1/tick?seconds=5")
-    await world.client.patch(f"/v1/subscribers/{ids['sub']}", json={"status": "active"})
-    span = {"subscriber_id": ids["sub"], **SPAN, "only": "all"}
-    replay = (await post("/v1/replays", json=span)).json()
-    await post(f"/v1/replays/{replay['id']}/cancel")
     for each in OPERATIONS:
         if each.method == "GET":
             await get(path_of(each, ids))
@@ -346,7 +342,7 @@ async def test_a_body_that_nobody_asked_for_is_not_read(world: Harness) -> None:
             each.method, path_of(each, ids), content=b"{", headers=headers
         )
         assert breaches(answer) == []
-        assert answer.status_code in (200, 202, 204, 404, 409), named(each)
+        assert answer.status_code in (200, 202, 204, 404), named(each)
 
 
 async def test_a_wrong_method_answers_405_with_the_methods_that_there_are(world: Harness) -> None:

@@ -1,6 +1,7 @@
 """`Idempotency-Key`: the same request twice is done once, through crashes and refusals."""
 
 import asyncio
+import sqlite3
 from pathlib import Path
 from typing import Any
 

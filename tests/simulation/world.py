@@ -31,7 +31,10 @@ class World(Harness):
     def __init__(self, path: Path, random: Random) -> None:
         self.random = random
         trust = random.choice(("confirm", "body"))
-        super().__init__(settings(path, callback_trust=trust, deadline_seconds=900), ManualClock())
+        super().__init__(
+            settings(path, callback_trust=trust, deadline_seconds=900, shutdown_seconds=0.0),
+            ManualClock(),
+        )
         self.prompts: list[str] = []
         self.generations: dict[str, str] = {}  # Prompt to id, as far as the client was told.
         self.takes: defaultdict[str, int] = defaultdict(int)  # Prompt to tasks upstream made.
@@ -142,6 +145,8 @@ class World(Harness):
     async def settle(self) -> None:
         """No more faults: every subscriber well, time enough for every deadline and retry."""
         self._crash_in = None
+        if self._died.is_set():
+            await self._restart_after_crash()
         self.subscribers.on_send = self._receive_well
         for seconds in (0, 60, 1_000, 4_000, 40_000, *(90_000,) * 6, 0):
             await self.finish_some()
