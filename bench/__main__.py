@@ -64,6 +64,7 @@ async def run(names: list[str], plan: Plan) -> report.Results:
         if others > QUIET:
             print(f"! the cores are {others:.0%} busy with something else: expect noise")
         figures, began = Figures(), time.perf_counter()
+        figures.add(others_percent_of_core=others * 100)
         await MEASUREMENTS[name](plan, figures)
         gc.collect()
         results["measurements"][name] = report.summed_up(figures)

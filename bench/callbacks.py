@@ -10,7 +10,7 @@ from pathlib import Path
 import itsdangerous
 
 from bench import baselines, load, world
-from bench.machine import LOAD_CORE, SUBJECT_CORE, Running, free_port, python, started
+from bench.machine import LOAD_CORE, SUBJECT_CORE, Running, free_port, python, started, sync_ms
 from bench.plan import Figures, Plan
 
 CONNECTIONS = 64
@@ -132,6 +132,7 @@ async def measure(plan: Plan, figures: Figures) -> None:
                 note_threads(figures, name, subject[0])
             assert stored(path) == total, "an acknowledged callback is not in the database"
             figures.ratio(f"{name}_of_ceiling", f"{name}_per_second", "ceiling_per_second")
+            figures.ratio(f"{name}_cpu_of_ceiling", "ceiling_cpu_us", f"{name}_cpu_us")
         path = plan.folder / "hand.db"
         async with baseline("by-hand", path) as subject:
             total = await run(figures, "by_hand", subject, sequence(hand_paths), plan)
@@ -155,6 +156,7 @@ async def measure_one(plan: Plan, figures: Figures) -> None:
         async with world.served(path, GENHOOK_WORKER="off") as (_, port):
             found = await one_client(port, paths, plan.seconds)
         figures.add(
+            sync_ms=sync_ms(plan.folder),
             bare_p50_ms=bare.quantile_ms(0.5),
             p50_ms=found.quantile_ms(0.5),
             p99_ms=found.quantile_ms(0.99),

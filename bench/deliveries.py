@@ -112,6 +112,7 @@ async def measure(plan: Plan, figures: Figures) -> None:
                 bare_cpu_us=bare["cpu_us"],
             )
             figures.ratio("of_bare", "per_second", "bare_per_second")
+            figures.ratio("cpu_of_bare", "bare_cpu_us", "cpu_us")
 
 
 async def measure_backlog(plan: Plan, figures: Figures) -> None:

@@ -7,6 +7,7 @@ from itertools import count
 from pathlib import Path
 
 from bench import callbacks, load, world
+from bench.machine import sync_ms
 from bench.plan import Figures, Plan
 from bench.receivers import Reading, receiving
 
@@ -74,6 +75,7 @@ async def journeys(path: Path, fan_out: int, rate: float, seconds: float) -> Jou
 async def measure(plan: Plan, figures: Figures) -> None:
     """A hundred callbacks a second for one subscriber each, then fifty for ten each."""
     for _ in range(plan.rounds):
+        figures.add(sync_ms=sync_ms(plan.folder))
         for name, fan_out, rate in (("one", 1, RATE), ("ten", 10, RATE / 2)):
             path = plan.folder / "latency.db"
             for left in plan.folder.glob(f"{path.name}*"):

@@ -6,8 +6,10 @@ import os
 import platform
 import socket
 import sqlite3
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CORES = sorted(os.sched_getaffinity(0))
 SUBJECT_CORE, LOAD_CORE = CORES[0], CORES[-1]
 HOST = "127.0.0.1"
+SAME_PATH = {n: os.environ[n] for n in ("PYTHONPATH",) if n in os.environ}
 PACKAGES = (
     "aiohttp",
     "aiosqlite",
@@ -96,12 +99,13 @@ def started(
     arguments: Sequence[str], environment: Mapping[str, str] | None = None
 ) -> Iterator[Running]:
     """A process on the subject's core, ended by its id on the way out. Its output goes nowhere."""
-    plain = {n: v for n, v in os.environ.items() if n != "PORT" and not n.startswith("GENHOOK_")}
+    own = ("PORT", "GENHOOK_", "PYTHON")  # bytecode is kept, as wherever it is installed
+    plain = {name: v for name, v in os.environ.items() if not name.startswith(own)}
     errors = None if "BENCH_ERRORS" in os.environ else subprocess.DEVNULL
     with on_core(SUBJECT_CORE):
         process = subprocess.Popen(
             arguments,
-            env={**plain, **(environment or {})},
+            env={**plain, **SAME_PATH, **(environment or {})},
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=errors,
@@ -124,6 +128,19 @@ def free_port() -> int:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def sync_ms(folder: Path, times: int = 100) -> float:
+    """What it takes this disk to keep four kilobytes for good: the median of `times`."""
+    path, taken = folder / "sync", []
+    with path.open("wb", buffering=0) as file:
+        for _ in range(times):
+            began = time.perf_counter()
+            file.write(b"x" * 4_096)
+            os.fdatasync(file.fileno())
+            taken.append(time.perf_counter() - began)
+    path.unlink()
+    return statistics.median(taken) * 1e3
 
 
 async def busy(seconds: float = 0.5) -> float:

@@ -80,7 +80,7 @@ def with_older(results: Results) -> Results:
 def write(results: Results) -> None:
     """results.json, and the table in docs/performance.md."""
     RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    before, begin, rest = DOCUMENT.read_text("utf-8").partition(BEGIN)
+    before, _, rest = DOCUMENT.read_text("utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     assert end, f"{DOCUMENT.name} has lost its marks for the table"
     DOCUMENT.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}", "utf-8")

@@ -125,6 +125,9 @@ class App:
         self.worker.stop()
         if self.worker.task is not None:
             await asyncio.gather(self.worker.task, return_exceptions=True)
+        submitting = self.parts.context.wakes.submitting
+        if submitting:  # Clients have hung up, but upstream's answers are still to be recorded.
+            await asyncio.wait(submitting.values(), timeout=self.settings.shutdown_seconds)
         close = getattr(self.parts.deliverer.sender, "close", None)
         if close is not None:
             await close()

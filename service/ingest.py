@@ -18,7 +18,7 @@ from service.store.database import Transaction
 from service.upstream import catalogue, wire
 
 _log = log.get()
-_SLASH = r"(?:\\?/|%2[Ff])"  # As it is, escaped in JSON, or percent-encoded in another URL.
+_SLASH = r"(?:\\{0,4}/|%(?:25)?2[Ff])"  # Plain, escaped in JSON (in JSON), or percent-encoded.
 
 
 class News(msgspec.Struct, frozen=True, kw_only=True):

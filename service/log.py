@@ -11,7 +11,7 @@ import structlog
 
 from service import clock
 
-_SLASH = r"(?:\\?/|%2[Ff])"  # As it is, escaped in JSON, or percent-encoded in another URL.
+_SLASH = r"(?:\\{0,4}/|%(?:25)?2[Ff])"  # Plain, escaped in JSON (in JSON), or percent-encoded.
 _SECRETS = re.compile(
     rf"(?P<path>{_SLASH}callbacks{_SLASH}[A-Za-z0-9_-]{{1,64}}{_SLASH})[^/\s?\"'\\]+"
     r"|\b(?:ghk_|aio_|whsec_|whsk_)[A-Za-z0-9+/=_-]+"

@@ -148,9 +148,7 @@ def next_poll(
         first_ms = safety_ms if expects_callback else usual_ms
         return max(submitted_at + _spread(first_ms, jitter), now)
     if expects_callback:
-        delay_ms = _SAFETY_POLLS_MS[min(polls, len(_SAFETY_POLLS_MS)) - 1]
-        if safety_seconds is not None and safety_seconds * clock.SECOND < _SAFETY_POLL_MIN_MS:
-            delay_ms = round(delay_ms * safety_seconds * clock.SECOND / _SAFETY_POLL_MIN_MS)
+        delay_ms = _later_safety_poll_ms(polls, safety_seconds)
     elif now < submitted_at + usual_ms + _POLL_QUICK_FOR_MS:
         delay_ms = _quick_poll_ms(polls)
     else:
@@ -226,6 +224,15 @@ def _safety_poll_ms(p95_seconds: float, safety_seconds: float | None) -> int:
     if safety_seconds is not None:
         return round(max(safety_seconds, 0) * clock.SECOND)
     return max(round(p95_seconds * clock.SECOND), _SAFETY_POLL_MIN_MS)
+
+
+def _later_safety_poll_ms(polls: int, safety_seconds: float | None) -> int:
+    """A first poll after less than a minute draws the later ones in with it, to 2 s at least."""
+    delay_ms = _SAFETY_POLLS_MS[min(polls, len(_SAFETY_POLLS_MS)) - 1]
+    first_ms = _safety_poll_ms(0, safety_seconds)
+    if first_ms >= _SAFETY_POLL_MIN_MS:
+        return delay_ms
+    return max(delay_ms * first_ms // _SAFETY_POLL_MIN_MS, _POLL_FIRST_MS)
 
 
 def _doubling(first_ms: int, times: int, max_ms: int) -> int:

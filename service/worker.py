@@ -67,6 +67,8 @@ class Worker:
         self._data_version = 0
         self._revision = 0
         self._sweep = retention.Sweep()
+        self._ticking = asyncio.Lock()
+        self._cleaning = asyncio.Lock()
         self.task: asyncio.Task[None] | None = None
 
     @property
@@ -119,7 +121,13 @@ class Worker:
         self.deliverer.is_open = True
 
     async def tick(self, seconds: float) -> Done:
-        """Do due work for up to `seconds`, and say what was done."""
+        """Do due work for up to `seconds`, and say what was done; nothing if another tick does."""
+        if self._ticking.locked():
+            return Done(more=True)
+        async with self._ticking:
+            return await self._tick(seconds)
+
+    async def _tick(self, seconds: float) -> Done:
         mine = self._lock is None
         if mine and not self.acquire():
             return Done(more=True)
@@ -215,7 +223,10 @@ class Worker:
         return next_at
 
     async def _clean(self, now: int) -> int:
-        deleted, next_at = await retention.run_due(self.context, self._sweep, now)
+        if self._cleaning.locked():  # By a tick beside the loop: a sweep is nobody's to share.
+            return now + SECOND
+        async with self._cleaning:
+            deleted, next_at = await retention.run_due(self.context, self._sweep, now)
         self.done.deleted += deleted
         return next_at
 

@@ -318,7 +318,13 @@ def test_the_first_safety_poll_takes_a_minute_at_least_unless_it_is_set() -> Non
     assert next_poll(0, callback=True, safety_seconds=3.0) == NOW + 3 * SECOND
     assert next_poll(0, callback=True, safety_seconds=0.0) == NOW
     assert next_poll(0, callback=False, safety_seconds=3.0) == NOW + 10 * SECOND
-    assert next_poll(1, callback=True, safety_seconds=3.0) == NOW + 2 * MINUTE
+
+
+def test_a_short_first_safety_poll_draws_the_later_ones_in_with_it() -> None:
+    gaps = [next_poll(n, callback=True, safety_seconds=3.0) - NOW for n in range(1, 6)]
+    assert gaps == [6 * SECOND, 15 * SECOND, 30 * SECOND, MINUTE, MINUTE]
+    assert next_poll(1, callback=True, safety_seconds=0.0) == NOW + 2 * SECOND
+    assert next_poll(1, callback=True, safety_seconds=90.0) == NOW + 2 * MINUTE
 
 
 def test_a_model_that_is_quick_is_not_asked_in_the_first_two_seconds() -> None:
@@ -354,7 +360,7 @@ seconds = st.floats(0, 86_400)
     safety=st.one_of(st.none(), st.floats(-10, 86_400)),
     jitter=jitters,
 )
-def test_a_poll_is_never_in_the_past_nor_beyond_reason(  # noqa: PLR0913  all that it depends on
+def test_a_poll_is_never_in_the_past_nor_beyond_reason(
     *,
     callback: bool,
     polls: int,

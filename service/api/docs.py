@@ -79,7 +79,8 @@ def _fields(contract: dict[str, Any], item: dict[str, Any]) -> Iterator[tuple[st
     """The fields of a JSON request body, where it is an object with named ones."""
     body = _resolve(contract, item.get("requestBody", {}))
     schema = body.get("content", {}).get("application/json", {}).get("schema", {})
-    for name, node in _resolve(contract, schema).get("properties", {}).items():
+    whole = {} if "oneOf" in schema else _resolve(contract, schema)
+    for name, node in whole.get("properties", {}).items():
         yield name, _resolve(contract, node)
 
 

@@ -31,7 +31,7 @@ def _token() -> str:
     return secrets.token_hex(6)
 
 
-def create_app(  # noqa: PLR0913  each one a keyword, each one optional
+def create_app(
     *,
     base_url: str | None = None,
     api_key: str | None = None,

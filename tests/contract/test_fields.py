@@ -73,7 +73,11 @@ BOUNDS: list[tuple[str, str, Any, Any, str]] = [
     ("generations", "metadata", {}, {"a~/b": "1"}, "/metadata/a~0~1b"),
     ("generations", "notify_url", None, 1, "/notify_url"),
 ]
-BASES = {"subscribers": SUBSCRIBER, "keys": KEY, "generations": GENERATION}
+BASES: dict[str, dict[str, Any]] = {
+    "subscribers": SUBSCRIBER,
+    "keys": KEY,
+    "generations": GENERATION,
+}
 CREATES = {
     "subscribers": "SubscriberCreate",
     "keys": "KeyCreate",
@@ -83,7 +87,7 @@ BEYOND_SCHEMAS = ("/headers/Host", "/headers/Content-Type", "/headers/webhook-id
 
 
 @pytest.mark.parametrize(("noun", "field", "good", "bad", "pointer"), BOUNDS)
-async def test_a_field_ends_where_the_contract_says(  # noqa: PLR0913  a table has its columns
+async def test_a_field_ends_where_the_contract_says(
     world: Harness, noun: str, field: str, good: Any, bad: Any, pointer: str
 ) -> None:
     taken, refused = ({**BASES[noun], field: value} for value in (good, bad))

@@ -1,8 +1,11 @@
 """Receivers that hold what they get until a test lets them go, and short ways to look around."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
+from service.deliver import Deliverer
 from tests.harness import SUBSCRIBER_URL, Harness
 
 
@@ -61,3 +64,17 @@ async def crash(world: Harness) -> Any:
     world.app = world.new_app()
     await world.app.start(worker=False)
     return old
+
+
+@asynccontextmanager
+async def attached(world: Harness) -> AsyncIterator[Deliverer]:
+    """What is committed is handed over in memory, as in a worker that runs; no loop does."""
+    worker, deliverer = world.app.worker, world.app.parts.deliverer
+    assert worker is not None
+    assert worker.acquire()
+    worker.attach()
+    try:
+        yield deliverer
+        await deliverer.settle()
+    finally:
+        worker.release()

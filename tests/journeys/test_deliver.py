@@ -11,7 +11,7 @@ from service.errors import StorageError
 from service.exchange import Answer, SendError
 from service.schedule import DEFAULT_RETRY_SECONDS
 from tests.harness import START, SUBSCRIBER_URL, opened
-from tests.journeys.gates import Gate, answer, crash, deliveries, delivery
+from tests.journeys.gates import Gate, answer, attached, crash, deliveries, delivery
 
 ONE = {"event_types": ["generation.submitted"]}
 OTHER_URL = "http://127.0.0.1:7/other"
@@ -201,15 +201,12 @@ async def test_a_first_attempt_that_is_due_later_leaves_on_time_while_the_worker
 ) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE, retry_schedule_seconds=[5])
-        assert world.app.worker is not None
-        assert world.app.worker.acquire()
-        world.app.worker.attach()
-        await world.generate()
-        deliverer = world.app.parts.deliverer
-        await deliverer.run_due(world.clock())
-        await deliverer.settle()
-        assert await deliverer.run_due(world.clock()) == START + 5_000
-        assert world.subscribers.sent == []
+        async with attached(world) as deliverer:
+            await world.generate()
+            await deliverer.run_due(world.clock())
+            await deliverer.settle()
+            assert await deliverer.run_due(world.clock()) == START + 5_000
+            assert world.subscribers.sent == []
 
 
 async def test_a_delivery_that_cannot_be_sent_at_all_counts_its_attempts(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from service.exchange import Answer, parse_target
 from service.lane import READY_BYTES_MAX, READY_MAX, Lane, Settings, Slots
 from service.model import Due, Subscriber
 from tests.harness import START, SUBSCRIBER_URL, opened
-from tests.journeys.gates import Gate, answer, crash, deliveries, delivery
+from tests.journeys.gates import Gate, answer, attached, crash, deliveries, delivery
 
 ONE = {"event_types": ["generation.submitted"]}
 OTHER_URL = "http://127.0.0.1:7/other"
@@ -304,18 +304,14 @@ async def test_a_paused_subscriber_keeps_its_backlog_in_order(tmp_path: Path) ->
 async def test_a_change_reaches_a_lane_that_is_reading_at_that_moment(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE)
-        deliverer = world.app.parts.deliverer
-        assert world.app.worker is not None
-        assert world.app.worker.acquire()
-        world.app.worker.attach()
-        deliverer.look(subscriber["id"])  # It reads the subscriber from now on.
-        path = f"/v1/subscribers/{subscriber['id']}"
-        await world.client.patch(path, json={"url": OTHER_URL})
-        await world.generate()
-        await deliverer.run_due(world.clock())
-        await deliverer.settle()
-        await deliverer.run_due(world.clock())
-        await deliverer.settle()
+        async with attached(world) as deliverer:
+            deliverer.look(subscriber["id"])  # It reads the subscriber from now on.
+            path = f"/v1/subscribers/{subscriber['id']}"
+            await world.client.patch(path, json={"url": OTHER_URL})
+            await world.generate()
+            for _ in range(2):
+                await deliverer.run_due(world.clock())
+                await deliverer.settle()
         assert [sent.url for sent in world.subscribers.sent] == [OTHER_URL]
 
 
@@ -325,47 +321,39 @@ async def test_a_subscriber_that_is_changed_while_its_rows_are_read_stalls_nothi
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE)
         await world.generate()
-        deliverer = world.app.parts.deliverer
-        assert world.app.worker is not None
-        assert world.app.worker.acquire()
-        world.app.worker.attach()
-        await deliverer.scan()
-        await deliverer.run_due(world.clock())
-        for _ in range(5):
-            deliverer.reload(subscriber["id"])
+        async with attached(world) as deliverer:
+            await deliverer.scan()
             await deliverer.run_due(world.clock())
-        await deliverer.settle()
-        await deliverer.run_due(world.clock())
-        await deliverer.settle()
-        assert len(world.subscribers.sent) == 1
+            for _ in range(5):
+                deliverer.reload(subscriber["id"])
+                await deliverer.run_due(world.clock())
+            await deliverer.settle()
+            assert len(world.subscribers.sent) == 1
 
 
 async def test_another_process_that_pauses_a_subscriber_is_heeded(tmp_path: Path) -> None:
-    async with opened(tmp_path, shutdown_seconds=0) as world:
+    async with opened(tmp_path) as world:
         gate = Gate()
         answer(world, gate)
         subscriber = await world.subscribe(**ONE, max_in_flight=1)
         worker = world.app.worker
         assert worker is not None
-        assert worker.acquire()
-        worker.attach()
-        await worker._watch(world.clock())
-        await world.generate()
-        await world.generate()
-        deliverer = world.app.parts.deliverer
-        await deliverer.run_due(world.clock())
-        await gate.wait_for(1)
-        other = world.new_app()
-        await other.start(worker=False)
-        mine, world.app = world.app, other
-        await world.client.patch(f"/v1/subscribers/{subscriber['id']}", json={"status": "paused"})
-        world.app = mine
-        await other.stop()
-        await worker._watch(world.clock())
-        gate.is_open.set()
-        await deliverer.run_due(world.clock())
-        await deliverer.settle()
-        assert len(world.subscribers.sent) == 1
+        async with attached(world) as deliverer:
+            await worker._watch(world.clock())
+            await world.generate()
+            await world.generate()
+            await gate.wait_for(1)
+            mine, world.app = world.app, world.new_app()
+            await world.app.start(worker=False)
+            path = f"/v1/subscribers/{subscriber['id']}"
+            await world.client.patch(path, json={"status": "paused"})
+            await world.app.stop()
+            world.app = mine
+            await worker._watch(world.clock())
+            gate.is_open.set()
+            await deliverer.run_due(world.clock())
+            await deliverer.settle()
+            assert len(world.subscribers.sent) == 1
 
 
 async def test_lanes_without_work_are_dropped_when_there_are_many(
@@ -373,23 +361,18 @@ async def test_lanes_without_work_are_dropped_when_there_are_many(
 ) -> None:
     monkeypatch.setattr("service.deliver.LANES_MAX", 4)
     async with opened(tmp_path) as world:
-        deliverer = world.app.parts.deliverer
+        async with attached(world) as deliverer:
+            deliverer._lanes_max = 4
+            for number in range(12):
+                await world.subscribe(f"http://127.0.0.1:7/{number}", **ONE)
+                await world.generate()
+                await deliverer.settle()
+        assert len(world.subscribers.sent) == sum(range(13))
+        assert len(deliverer.lanes) == 12  # All had work at the same time.
+        deliverer.lanes["sub_more"] = deliverer._lane("sub_more")
         deliverer._lanes_max = 4
-        assert world.app.worker is not None
-        assert world.app.worker.acquire()
-        world.app.worker.attach()
-        for number in range(12):
-            await world.subscribe(f"http://127.0.0.1:7/{number}", **ONE)
-        for _ in range(2):
-            await world.generate()
-            await deliverer.run_due(world.clock())
-            await deliverer.settle()
-        assert len(world.subscribers.sent) == 24
-        await world.subscribe("http://127.0.0.1:7/more", **ONE)
-        await world.generate()
-        await deliverer.settle()
-        assert len(deliverer.lanes) <= 13
-        assert len(world.subscribers.sent) == 37
+        deliverer._lane("sub_one_more")
+        assert list(deliverer.lanes) == ["sub_one_more"]
 
 
 async def test_a_tick_leaves_nothing_in_memory_that_another_process_might_send(

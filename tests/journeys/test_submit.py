@@ -360,6 +360,23 @@ async def test_an_answer_is_recorded_though_the_client_has_hung_up(tmp_path: Pat
         assert (generation["status"], generation["task_id"]) == ("processing", "task1")
 
 
+async def test_a_process_that_stops_waits_for_upstreams_answer(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        held = Held(said(200, taken("task1")))
+        world.upstream.create_replies.append(held.reply)
+        asking = asyncio.create_task(create(world))
+        await held.asked.wait()
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        stopping = asyncio.create_task(world.restart())
+        done, _ = await asyncio.wait({stopping}, timeout=0.05)
+        assert not done
+        held.release()
+        await stopping
+        [generation] = (await world.get("/v1/generations"))["data"]
+        assert generation["task_id"] == "task1"
+
+
 async def test_a_full_queue_does_not_lose_what_upstream_said(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         database = world.app.parts.context.database

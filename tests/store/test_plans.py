@@ -33,6 +33,7 @@ SMALL = (
     "SCAN (subquery",  # Counted in a subquery that has a limit.
     "SCAN q",  # Confirmations: rows live for a second.
     "SCAN tenants",  # A handful.
+    "INDEX replays_running",  # A partial index: at most one running replay for a subscriber.
     "INDEX callbacks_rejected",  # A partial index of bounded size.
 )
 

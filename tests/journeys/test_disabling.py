@@ -1,0 +1,198 @@
+"""Disabling: by the receiver, by five days of failure, by a person; and the way back."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.exchange import Answer, SendError
+from tests.harness import Harness, opened
+from tests.journeys.gates import Gate, answer, attached, deliveries
+
+URL = "http://127.0.0.1:7/inbox"
+OTHER_URL = "http://127.0.0.1:7/other"
+ONE = {"event_types": ["generation.submitted"]}
+DAY = 86_400
+
+
+async def standing(world: Harness, subscriber: dict[str, Any]) -> tuple[str, str | None]:
+    seen = await world.get(f"/v1/subscribers/{subscriber['id']}")
+    return seen["status"], seen["disabled_reason"]
+
+
+async def set_status(world: Harness, subscriber: dict[str, Any], status: str) -> None:
+    path = f"/v1/subscribers/{subscriber['id']}"
+    assert (await world.client.patch(path, json={"status": status})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "said", [Answer(410, (), b"", False), Answer(400, (("webhook-delivery", "disable"),), b"", False)]
+)
+async def test_a_receiver_that_is_gone_is_disabled_at_once_and_the_others_hear_of_it(
+    tmp_path: Path, said: Answer
+) -> None:
+    async with opened(tmp_path) as world:
+        gone = await world.subscribe(URL, description="old desk")
+        await world.subscribe(OTHER_URL, filter={"models": ["nothing"]})
+        answer(world, said)
+        await world.generate()
+        await world.run()
+        assert await standing(world, gone) == ("disabled", "gone")
+        [told] = world.subscribers.to(OTHER_URL)
+        assert told.event["type"] == "subscriber.disabled"
+        assert told.event["data"] == {
+            "id": gone["id"],
+            "description": "old desk",
+            "disabled_reason": "gone",
+        }
+        [died] = await deliveries(world, subscriber_id=gone["id"])
+        assert died["status"] == "dead"
+        await world.generate()
+        await world.run(DAY)
+        assert len(world.subscribers.to(URL)) == 1
+        assert len(await deliveries(world, subscriber_id=gone["id"])) == 1
+
+
+async def test_five_days_of_nothing_but_failure_disable(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0, DAY, DAY, DAY, DAY])
+        await world.subscribe(OTHER_URL, event_types=["subscriber.disabled"])
+        answer(world, *[SendError("timeout", "No answer.")] * 20)
+        await world.generate()
+        await world.run()
+        for _ in range(4):
+            await world.run(DAY)
+        assert await standing(world, subscriber) == ("active", None)
+        await world.generate()
+        await world.run(DAY - 1)
+        assert await standing(world, subscriber) == ("active", None)
+        await world.generate()
+        await world.run(1)
+        assert await standing(world, subscriber) == ("disabled", "failing")
+        await world.run()
+        [told] = world.subscribers.to(OTHER_URL)
+        assert told.event["data"]["disabled_reason"] == "failing"
+
+
+async def test_one_success_in_between_starts_the_five_days_anew(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0])
+        answer(world, 500, 500, 200, 500, 500)
+        for _ in range(5):
+            await world.generate()
+            await world.run()
+            await world.run(2 * DAY)
+        assert await standing(world, subscriber) == ("active", None)
+
+
+async def test_a_disabled_subscriber_keeps_its_backlog_and_is_probed_when_enabled(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, shutdown_seconds=0) as world:
+        subscriber = await world.subscribe(**ONE, max_in_flight=5)
+        answer(world, *[500] * 6)
+        for _ in range(6):
+            await world.generate()
+        await world.run()
+        await set_status(world, subscriber, "disabled")
+        assert await standing(world, subscriber) == ("disabled", "manual")
+        await world.run(DAY)
+        assert len(world.subscribers.sent) == 6
+        assert {found["status"] for found in await deliveries(world)} == {"pending"}
+        refused = await world.client.post(
+            f"/v1/deliveries/{(await deliveries(world))[0]['id']}/retry"
+        )
+        assert (refused.status_code, refused.json()["code"]) == (409, "subscriber_disabled")
+        probe, rest = Gate(), Gate()
+        answer(world, probe, *[rest] * 5)
+        async with attached(world) as deliverer:
+            await set_status(world, subscriber, "active")
+            await deliverer.run_due(world.clock())
+            await probe.wait_for(1)
+            await deliverer.run_due(world.clock())
+            assert (probe.held, rest.held) == (1, 0)
+            probe.is_open.set()
+            await rest.wait_for(3)  # A quarter of the five is for first attempts.
+            rest.is_open.set()
+        assert {found["status"] for found in await deliveries(world)} == {"delivered"}
+
+
+async def test_a_probe_that_fails_keeps_the_lane_narrow(tmp_path: Path) -> None:
+    async with opened(tmp_path, shutdown_seconds=0) as world:
+        subscriber = await world.subscribe(**ONE, max_in_flight=5)
+        await set_status(world, subscriber, "disabled")
+        await set_status(world, subscriber, "active")
+        gate = Gate(500)
+        answer(world, *[gate] * 4)
+        for _ in range(4):
+            await world.generate()
+        async with attached(world) as deliverer:
+            await deliverer.scan()
+            await deliverer.run_due(world.clock())
+            await gate.wait_for(1)
+            gate.is_open.set()
+            await gate.wait_for(4)
+        assert gate.most_held == 1
+        await world.restart()
+        gate = Gate()
+        answer(world, *[gate] * 4)
+        world.clock.advance(5)
+        async with attached(world) as deliverer:
+            await deliverer.scan()
+            await deliverer.run_due(world.clock())
+            await gate.wait_for(1)
+            assert gate.held == 1
+            gate.is_open.set()
+
+
+async def test_what_happens_while_it_is_disabled_is_no_delivery_and_can_be_replayed(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe(**ONE)
+        await set_status(world, subscriber, "disabled")
+        generation = await world.generate()
+        await world.run()
+        assert await deliveries(world) == []
+        await set_status(world, subscriber, "active")
+        span = {"since": "2026-11-01T00:00:00Z", "until": "2026-12-01T00:00:00Z"}
+        body = {"subscriber_id": subscriber["id"], "only": "all", **span}
+        assert (await world.client.post("/v1/replays", json=body)).status_code == 202
+        await world.run()
+        [sent] = world.subscribers.sent
+        assert sent.event["data"]["id"] == generation["id"]
+
+
+async def test_a_notify_url_that_is_gone_is_tried_again_once_it_is_named_again(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        await world.subscribe(OTHER_URL, event_types=["subscriber.disabled"])
+        answer(world, 410)
+        for index in range(3):
+            await world.generate(notify_url=URL if index != 1 else None)
+            assert (await world.call_back()).status_code == 200
+            await world.run()
+        assert [found["status"] for found in await deliveries(world)] == ["dead", "delivered"]
+        assert len(world.subscribers.to(URL)) == 2
+        assert world.subscribers.to(OTHER_URL) == []
+
+
+async def test_an_outcome_that_comes_after_disabling_changes_nothing_about_it(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe(**ONE, max_in_flight=2)
+        good, gone = Gate(200), Gate(410)
+        gone.is_open.set()
+        answer(world, good, gone)
+        async with attached(world) as deliverer:
+            await world.generate()
+            await good.wait_for(1)
+            await world.generate()
+            await gone.wait_for(1)
+            while deliverer.slots.taken > 1:
+                await world.get("/healthz")
+            good.is_open.set()
+        assert await standing(world, subscriber) == ("disabled", "gone")
+        assert [d["status"] for d in await deliveries(world)] == ["delivered", "dead"]

@@ -1,0 +1,124 @@
+"""Ordered subscribers: the events of one generation one after the other, and no others waiting."""
+
+from pathlib import Path
+from typing import Any
+
+from service.exchange import Answer
+from tests.harness import START, Harness, opened
+from tests.journeys.gates import Gate, answer, deliveries
+
+
+def story(world: Harness) -> list[tuple[int, str, float]]:
+    """Which generation, which event, when; in the order of sending."""
+    found = []
+    ids: list[str] = []
+    for sent in world.subscribers.sent:
+        id_ = sent.event["data"]["id"]
+        if id_ not in ids:
+            ids.append(id_)
+        word = sent.event["type"].removeprefix("generation.")
+        found.append((ids.index(id_) + 1, word, (sent.at - START) / 1_000))
+    return found
+
+
+async def test_a_later_event_waits_for_the_retry_of_an_earlier_one(tmp_path: Path) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        await world.subscribe(ordered=True)
+        answer(world, 500, 200, 500)
+        await world.generate()
+        await world.run()
+        assert (await world.call_back()).status_code == 200
+        await world.generate()
+        await world.run(4.999)
+        await world.run(0.001)
+        await world.run(299.999)
+        await world.run(0.001)
+        assert story(world) == [
+            (1, "submitted", 0),
+            (2, "submitted", 4.999),
+            (1, "submitted", 5),
+            (1, "submitted", 305),
+            (1, "succeeded", 305),
+        ]
+
+
+async def test_while_an_earlier_event_is_under_way_the_later_one_waits(tmp_path: Path) -> None:
+    async with opened(tmp_path, callback_trust="body", shutdown_seconds=0) as world:
+        gate = Gate()
+        answer(world, gate)
+        await world.subscribe(ordered=True)
+        assert world.app.worker is not None
+        world.app.worker.start()
+        await world.generate()
+        await gate.wait_for(1)
+        assert (await world.call_back()).status_code == 200
+        after = Gate()
+        after.is_open.set()
+        answer(world, after, after)
+        await world.generate()
+        await after.wait_for(1)
+        assert [(one, word) for one, word, _ in story(world)] == [
+            (1, "submitted"),
+            (2, "submitted"),
+        ]
+        gate.is_open.set()
+        await after.wait_for(2)
+        assert story(world)[2][:2] == (1, "succeeded")
+
+
+async def test_the_death_of_an_earlier_event_releases_the_later_one(tmp_path: Path) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        await world.subscribe(ordered=True, retry_schedule_seconds=[0, 60])
+        answer(world, 500, 500)
+        await world.generate()
+        await world.run()
+        assert (await world.call_back()).status_code == 200
+        await world.run(59)
+        assert len(world.subscribers.sent) == 1
+        await world.run(1)
+        assert [word for _, word, _ in story(world)] == ["submitted", "submitted", "succeeded"]
+        assert [d["status"] for d in await deliveries(world)] == ["dead", "delivered"]
+
+
+async def test_order_holds_after_a_restart(tmp_path: Path) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        await world.subscribe(ordered=True, max_in_flight=10)
+        generations = [await world.generate() for _ in range(5)]
+        for index in range(5):
+            body = {"code": 200, "data": {"task_id": f"task{index + 1}", "status": "failed"}}
+            assert (await world.call_back(body, index=index)).status_code == 200
+        answer(world, *[500] * 5)
+        await world.run()
+        await world.restart()
+        await world.run(5)
+        for generation in generations:
+            of_one = [s for s in world.subscribers.sent if s.event["data"]["id"] == generation["id"]]
+            words = [sent.event["type"] for sent in of_one]
+            assert words == ["generation.submitted"] * 2 + ["generation.failed"]
+
+
+async def test_asking_for_a_later_event_by_hand_does_not_break_the_order(tmp_path: Path) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        await world.subscribe(ordered=True)
+        answer(world, 500)
+        await world.generate()
+        await world.run()
+        assert (await world.call_back()).status_code == 200
+        later = (await deliveries(world))[1]
+        await world.client.post(f"/v1/deliveries/{later['id']}/retry")
+        await world.run()
+        assert [word for _, word, _ in story(world)] == ["submitted"]
+        await world.run(5)
+        assert [word for _, word, _ in story(world)] == ["submitted", "submitted", "succeeded"]
+
+
+async def test_without_order_a_later_event_does_not_wait(tmp_path: Path) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        await world.subscribe()
+        answer(world, Answer(500, (), b"", False))
+        await world.generate()
+        await world.run()
+        assert (await world.call_back()).status_code == 200
+        await world.run()
+        words: list[Any] = [word for _, word, _ in story(world)]
+        assert words == ["submitted", "succeeded"]

@@ -1,0 +1,200 @@
+"""One outcome: whatever is drawn, states follow TRANSITIONS and one terminal event is yielded."""
+
+import asyncio
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+from hypothesis import HealthCheck, event, example, given, settings
+from hypothesis import strategies as st
+
+from service.model import EVENT_TYPE_OF, TERMINAL, TRANSITIONS
+from tests.disaster import Held, crash, rows
+from tests.harness import Harness, completed, opened, taken
+
+FINAL = ("generation.succeeded", "generation.failed")
+ANSWERS: dict[str, httpx.Response | Exception] = {
+    "taken": httpx.Response(200, json=taken("task1")),
+    "lost": httpx.ReadTimeout("slow"),
+    "refused": httpx.Response(422, json={"error": {"code": 422, "message": "no"}}),
+    "at once": httpx.Response(
+        200, json={"code": 200, "data": {"image_urls": ["https://c.test/0.png"]}}
+    ),
+}
+BODIES: dict[str, Any] = {
+    "progress": {"data": {"task_id": "task1", "status": "running"}},
+    "success": completed("task1"),
+    "other success": completed("task1", "https://cdn.example/2.png"),
+    "failure": {"data": {"task_id": "task1", "status": "failed", "error": "changed its mind"}},
+    "nonsense": b"\x00 not json",
+    "odd word": {"data": {"task_id": "task1", "status": "PONDERING"}},
+}
+STATES: dict[str, Any] = {
+    "running": {"status": "IN_PROGRESS"},
+    "done": {"status": "completed", "output": {"image_urls": ["https://cdn.example/1.png"]}},
+    "failed": {"status": "failed", "error": {"code": "bad", "message": "no luck"}},
+}
+
+
+class Step(NamedTuple):
+    """Something that happens: its kind, and which one."""
+
+    kind: str
+    which: Any = None
+
+
+def a_step(kind: str, *which: Any) -> st.SearchStrategy[Step]:
+    return st.sampled_from([Step(kind, one) for one in which or (None,)])
+
+
+STEPS = st.one_of(
+    a_step("answer"),
+    a_step("callback", *BODIES),
+    a_step("upstream", *STATES),
+    a_step("trouble", 429, 500, 404),
+    a_step("run", 0, 1, 5, 61, 1_000, 3_601),
+    a_step("refresh"),
+    a_step("crash"),
+    a_step("restart"),
+    a_step("both", *BODIES),
+)
+
+
+def reachable(state: str) -> set[str]:
+    """The state and every state that can follow it."""
+    found = {state}
+    for _ in TRANSITIONS:
+        found |= {after for before in found for after in TRANSITIONS[before]}
+    return found
+
+
+class History:
+    """One generation, and what is seen of it after each step."""
+
+    def __init__(self, world: Harness, answer: str) -> None:
+        self.world = world
+        self.held = Held(ANSWERS[answer])
+        self.asking: asyncio.Task[httpx.Response] | None = None
+        self.status = "queued"
+        self.events: list[str] = []
+
+    async def begin(self) -> None:
+        self.world.upstream.create_replies.append(self.held.reply)
+        body = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
+        asks = self.world.client.post("/v1/generations", json=body)
+        self.asking = asyncio.create_task(asks)
+        await self.held.asked.wait()
+
+    async def do(self, step: Step) -> None:
+        world = self.world
+        if step.kind == "answer":
+            await self.answer()
+        elif step.kind == "callback":
+            await self.call_back(step.which)
+        elif step.kind == "upstream":
+            world.upstream.tasks["task1"] = STATES[step.which]
+        elif step.kind == "trouble":
+            world.upstream.poll_replies.append(httpx.Response(step.which))
+        elif step.kind == "run":
+            await world.run(step.which)
+        elif step.kind == "refresh":
+            [row] = await rows(world, "SELECT id FROM generations")
+            await world.client.post(f"/v1/generations/{row['id']}/refresh")
+        elif step.kind == "both":
+            # A race on one loop: a poll, and a callback that is believed or not.
+            world.clock.advance(61)
+            await asyncio.gather(world.run(), self.call_back(step.which), world.run())
+        else:
+            await (crash(world) if step.kind == "crash" else world.restart())
+            await self.answer()
+
+    async def answer(self) -> None:
+        """Let upstream's answer arrive, if anybody still waits for it."""
+        self.held.release()
+        if self.asking is not None:
+            with suppress(asyncio.CancelledError):
+                await self.asking
+        self.asking = None
+
+    async def call_back(self, which: str) -> None:
+        body = BODIES[which]
+        options = {"content": body} if isinstance(body, bytes) else {"body": body}
+        assert (await self.world.call_back(**options)).status_code == 200
+
+    async def look(self) -> None:
+        """The promises, after every step."""
+        [row] = await rows(self.world, "SELECT id, status FROM generations")
+        assert row["status"] in reachable(self.status)
+        self.status = row["status"]
+        found = await rows(self.world, "SELECT type FROM events ORDER BY seq")
+        types = [one["type"] for one in found]
+        assert types[: len(self.events)] == self.events, "an event was changed or lost"
+        self.events = types
+        assert len(types) == len(set(types)), "an event came twice"
+        assert sum(type_ in FINAL for type_ in types) <= 1
+        if self.status != "queued":
+            assert types[-1] == EVENT_TYPE_OF[self.status]
+        if "generation.timed_out" in types and types[-1] in FINAL:
+            assert types[-2] == "generation.timed_out"
+        assert len(self.world.upstream.creates) == 1, "it was sent a second time"
+
+
+async def live(path: Path, answer: str, trust: str, steps: Sequence[Step]) -> None:
+    async with opened(path, callback_trust=trust, shutdown_seconds=0) as world:
+        await world.subscribe()
+        history = History(world, answer)
+        await history.begin()
+        await history.look()
+        for step in steps:
+            await history.do(step)
+            await history.look()
+        await history.answer()
+        for seconds in (3_601, 0, 90_000, 90_000):
+            await world.run(seconds)
+            await history.look()
+        assert history.status in TERMINAL
+        event(f"{history.status} after {answer}")
+        await tell(world, history)
+
+
+async def tell(world: Harness, history: History) -> None:
+    """At the end: subscribers know what is stored, and the timeline is its story."""
+    [row] = await rows(world, "SELECT id FROM generations")
+    told = {sent.headers["webhook-id"]: sent.event["type"] for sent in world.subscribers.sent}
+    assert sorted(told.values()) == sorted(history.events)
+    story = (await world.get(f"/v1/generations/{row['id']}/timeline"))["data"]
+    assert [one["at"] for one in story] == sorted(one["at"] for one in story)
+    assert [one["detail"]["type"] for one in story if one["type"] == "event"] == history.events
+    [usage] = await rows(world, "SELECT * FROM usage")
+    counted = {name for name in TERMINAL if usage[name]}
+    assert counted == {type_.removeprefix("generation.") for type_ in history.events} & {*TERMINAL}
+
+
+HISTORIES = {
+    "answer": st.sampled_from(sorted(ANSWERS)),
+    "trust": st.sampled_from(["confirm", "body"]),
+    "steps": st.lists(STEPS, max_size=10),
+}
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(**HISTORIES)
+@example("taken", "body", [Step("answer"), Step("both", "failure"), Step("both", "success")])
+@example("taken", "body", [Step("callback", "success"), Step("crash"), Step("callback", "failure")])
+@example(
+    "taken", "confirm", [Step("callback", "success"), Step("upstream", "done"), Step("run", 5)]
+)
+@example("lost", "body", [Step("answer"), Step("callback", "progress"), Step("upstream", "done")])
+@example("taken", "body", [Step("run", 3_601), Step("callback", "success"), Step("answer")])
+@example("refused", "body", [Step("callback", "success"), Step("answer")])
+def test_every_history_has_one_outcome(answer: str, trust: str, steps: list[Step]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(live(Path(folder), answer, trust, steps))
