@@ -10,7 +10,7 @@ NEWEST := .venv/newest
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo run test check format constraints clean python
+.PHONY: help install demo run test check bench format constraints clean python
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,11 @@ check: $(STAMP) ## Lint, format, types, import direction, tidiness
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/pytest -n 0 tests/test_tidy.py
+
+# NAMES="callbacks sender" picks measurements, BENCH=--quick takes three minutes instead of ten.
+bench: $(STAMP) ## Measure, and compare with the floors
+	@$(BIN)/python $(INSTALL) --constraint constraints.txt --group bench
+	@$(BIN)/python -m bench $(BENCH) $(NAMES)
 
 format: $(STAMP) ## Format, and repair what the linter can
 	@$(BIN)/ruff check --quiet --fix-only .

@@ -95,7 +95,7 @@ async def run(
         next(sent)
         return requests()
 
-    before = running.cpu_seconds()
+    before, switches = running.cpu_seconds(), running.switches()
     found = await load.closed_loop(
         port, counted, connections=CONNECTIONS, seconds=plan.seconds, warm_seconds=0.7
     )
@@ -105,6 +105,7 @@ async def run(
         **{
             f"{name}_per_second": found.rate,
             f"{name}_cpu_us": (running.cpu_seconds() - before) / total * 1e6,
+            f"{name}_switches": (running.switches() - switches) / total,
             f"{name}_p50_ms": found.quantile_ms(0.5),
             f"{name}_p99_ms": found.quantile_ms(0.99),
             f"{name}_generator_busy": found.cpu_seconds / found.seconds,

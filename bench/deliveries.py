@@ -6,11 +6,11 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from bench import outgoing, world
-from bench.machine import Running
 from bench.plan import Figures, Plan
 from bench.receivers import Counting, receiving
 from service.clock import now_ms
@@ -77,18 +77,28 @@ def inboxes(port: int, count: int) -> list[str]:
     return [f"http://127.0.0.1:{port}/inbox/{index:04d}" for index in range(count)]
 
 
-async def drained(path: Path, watch: Watch, first: int, last: int) -> tuple[float, float, Running]:
-    """Serve the database: deliveries a second between the `first` and the `last`, and their cost.
+@dataclass(frozen=True)
+class Drained:
+    """Deliveries a second, and what each cost the whole process, its database's thread included."""
 
-    The cost is CPU time of the whole process, its database's thread included.
-    """
+    per_second: float
+    cpu_us: float
+    loop_us: float
+    switches: float
+
+
+async def drained(path: Path, watch: Watch, first: int, last: int) -> Drained:
+    """Serve the database until `last` deliveries have come, counted from the `first`."""
     watch.counts.clear()
     async with world.served(path) as (running, _):
         began = await watch.reaches(first)
-        cost, came = running.cpu_seconds(), watch.total
+        before = (running.cpu_seconds(), running.main_thread_seconds(), running.switches())
+        came = watch.total
         ended = await watch.reaches(last)
+        after = (running.cpu_seconds(), running.main_thread_seconds(), running.switches())
         done = watch.total - came
-        return done / (ended - began), (running.cpu_seconds() - cost) / done * 1e6, running
+        cpu, loop, switches = ((b - a) / done for a, b in zip(before, after, strict=True))
+        return Drained(done / (ended - began), cpu * 1e6, loop * 1e6, switches)
 
 
 async def measure(plan: Plan, figures: Figures) -> None:
@@ -102,12 +112,13 @@ async def measure(plan: Plan, figures: Figures) -> None:
         for _ in range(plan.rounds):
             bare = await outgoing.client("bare", port, plan.seconds)
             await backlog(path, inboxes(port, SUBSCRIBERS), count, lambda _: now_ms())
-            rate, cost, _ = await drained(path, watch, 2_000, count)
-            await asyncio.sleep(0)
+            found = await drained(path, watch, 2_000, count)
             assert recorded(path) == count, "a delivery that was answered is not recorded"
             figures.add(
-                per_second=rate,
-                cpu_us=cost,
+                per_second=found.per_second,
+                cpu_us=found.cpu_us,
+                loop_cpu_us=found.loop_us,
+                switches=found.switches,
                 bare_per_second=bare["per_second"],
                 bare_cpu_us=bare["cpu_us"],
             )
@@ -129,12 +140,14 @@ async def measure_backlog(plan: Plan, figures: Figures) -> None:
             await backlog(plan.folder / f"{kind}.db", urls, many, due_at(many))
         for _ in range(plan.rounds):
             await backlog(plan.folder / "few.db", urls, 2 * some, in_order(2 * some))
-            rates = {"few": await drained(plan.folder / "few.db", watch, 1_000, some - 1_000)}
+            each = {"few": await drained(plan.folder / "few.db", watch, 1_000, some - 1_000)}
             for kind in spread:
                 path = plan.folder / f"{kind}.db"
-                rates[kind] = await drained(path, watch, 1_000, some - 1_000)
-            for kind, (rate, cost, _) in rates.items():
-                figures.add(**{f"{kind}_us": 1e6 / rate, f"{kind}_cpu_us": cost})
+                each[kind] = await drained(path, watch, 1_000, some - 1_000)
+            for kind, found in each.items():
+                figures.add(
+                    **{f"{kind}_us": 1e6 / found.per_second, f"{kind}_cpu_us": found.cpu_us}
+                )
             figures.ratio("ordered_ratio", "ordered_us", "few_us")
             figures.ratio("scattered_ratio", "scattered_us", "few_us")
 
@@ -169,8 +182,8 @@ async def measure_isolation(plan: Plan, figures: Figures) -> None:
                 urls = [f"http://{host}:{port}/inbox" for host in hosts]
                 await backlog(path, urls, count, lambda _: now_ms())
                 part = count * len(fast) // len(hosts)
-                rate, _, _ = await drained(path, healthy, 2_000, part - 2_000)
-            figures.add(**{f"{name}_per_second": rate})
+                found = await drained(path, healthy, 2_000, part - 2_000)
+            figures.add(**{f"{name}_per_second": found.per_second})
         # Healthy alone is of all: those that are slow in the second run take their share.
         figures.rounds["healthy_per_second"][-1] *= len(hosts) / len(fast)
         figures.ratio("ratio", "one_in_ten_slow_per_second", "healthy_per_second")

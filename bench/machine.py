@@ -50,6 +50,15 @@ class Running:
         """CPU seconds of the first thread: the event loop's."""
         return _schedstat(Path(f"/proc/{self.pid}/task/{self.pid}"))
 
+    def switches(self) -> int:
+        """How often its threads gave up the core, to wait or for each other."""
+        found = 0
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            for line in (task / "status").read_text().splitlines():
+                if line.startswith("voluntary_ctxt_switches"):
+                    found += int(line.split()[1])
+        return found
+
     def memory_mb(self) -> float:
         """Resident memory in units of 2**20 bytes."""
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()

@@ -14,7 +14,7 @@ from typing import IO
 
 import msgspec
 
-from service import log, replay, retention, submit
+from service import log, replay, reseal, retention, submit
 from service.clock import SECOND
 from service.context import Context
 from service.deliver import Deliverer
@@ -97,6 +97,7 @@ class Worker:
             return
         _log.info("worker.started")
         try:
+            await reseal.run(self.context)
             self.attach()
             await self.deliverer.scan()
             wakes = self.context.wakes

@@ -48,7 +48,7 @@ async def crash(world: Harness) -> App:
     under_way = [*parts.context.wakes.submitting.values(), *parts.poller.in_flight.values()]
     under_way += [*parts.deliverer._tasks]
     parts.context.database._queue.clear()
-    parts.context.database._enqueue = _gone  # type: ignore[method-assign, assignment]
+    parts.context.database._enqueue = _gone  # type: ignore[method-assign]
     for task in under_way:
         task.cancel()
     await asyncio.gather(*under_way, return_exceptions=True)

@@ -116,3 +116,18 @@ async def delete_orphans(
     orphans = [{"id": row["id"]} for row in rows if row["is_orphan"]]
     await tx.many("subscribers_delete", orphans)
     return len(orphans), rows[-1]["id"] if len(rows) == limit else None
+
+
+async def all_tenants(tx: Transaction) -> list[Row]:
+    """Every tenant's id and sealed secrets."""
+    return await tx.all("tenants_all")
+
+
+async def sealed_page(tx: Transaction, after: str, limit: int) -> list[Row]:
+    """The sealed columns of subscribers by id, those after `after`."""
+    return await tx.all("subscribers_sealed", after=after, limit=limit)
+
+
+async def reseal(tx: Transaction, row: Row, changes: dict[str, Any]) -> None:
+    """Replace sealed columns of the subscriber in `row`."""
+    await tx.run("subscriber_reseal", **{**dict(row), **changes})

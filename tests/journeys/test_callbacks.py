@@ -377,12 +377,12 @@ async def test_rejected_callbacks_are_kept_up_to_twenty_a_second(tmp_path: Path)
     async with opened(tmp_path) as world:
         await world.generate()
         url = f"{PUBLIC_URL}/callbacks/apiinone/wrong"
-        big = {"content": b"x" * 100_000}
-        answers = [await world.outside.post(url, **big) for _ in range(30)]
+        big = b"x" * 100_000
+        answers = [await world.outside.post(url, content=big) for _ in range(30)]
         assert {answer.status_code for answer in answers} == {404}
         assert len(await verdicts(world)) == 20
         world.clock.advance(1)
-        await world.outside.post(url, **big)
+        await world.outside.post(url, content=big)
         assert len(await verdicts(world)) == 21
         [stored] = await rows(world, "SELECT max(length(body)) AS size FROM callback_bodies")
         assert stored["size"] <= 4_096

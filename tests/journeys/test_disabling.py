@@ -192,7 +192,7 @@ async def test_an_outcome_that_comes_after_disabling_changes_nothing_about_it(
             await world.generate()
             await gone.wait_for(1)
             while deliverer.slots.taken > 1:
-                await world.get("/healthz")
+                await standing(world, subscriber)
             good.is_open.set()
         assert await standing(world, subscriber) == ("disabled", "gone")
         assert [d["status"] for d in await deliveries(world)] == ["delivered", "dead"]

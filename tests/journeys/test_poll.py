@@ -428,3 +428,15 @@ async def test_a_question_that_cannot_be_recorded_is_asked_again(tmp_path: Path)
         world.upstream.finish("task1")
         await world.run(1)
         assert await status_of(world, generation["id"]) == "succeeded"
+
+
+async def test_two_ticks_at_once_do_the_work_once(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        for _ in range(5):
+            await world.generate(POLLED)
+        world.clock.advance(3)
+        answers = await asyncio.gather(*(world.client.post("/v1/tick") for _ in range(4)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert sum(answer.json()["polled"] for answer in answers) == 5
+        assert len(world.upstream.polls) == 5
+        assert [answer.json()["more"] for answer in answers].count(False) == 1

@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,7 @@ async def test_batched_units_of_one_group_share_one_call(database: Database) -> 
         calls.append(list(names))
         return await put_all(tx, names)
 
-    writes = [database.write_batched(unit, name) for name in ("a", "b")]
+    writes: list[Awaitable[object]] = [database.write_batched(unit, n) for n in ("a", "b")]
     writes.append(database.write(put, "x"))
     writes.append(database.write_batched(unit, "c"))
     assert await asyncio.gather(*writes) == ["A", "B", 1, "C"]
@@ -223,7 +223,7 @@ async def test_what_follows_a_commit_may_fail_without_ending_the_stream(
 
 async def test_a_unit_that_waits_for_something_else_is_refused(database: Database) -> None:
     class Elsewhere:
-        def __await__(self) -> Iterator[None]:
+        def __await__(self) -> Generator[None, None, None]:
             yield
 
     async def dawdles(tx: Transaction) -> None:

@@ -60,3 +60,14 @@ DELETE FROM subscribers WHERE id = :id;
 
 -- name: tenants_all
 SELECT id FROM tenants ORDER BY id;
+
+-- name: tenants_all
+SELECT id, sealed_secrets FROM tenants ORDER BY id;
+
+-- name: subscribers_sealed
+SELECT id, sealed_secrets, sealed_headers FROM subscribers WHERE id > :after
+ORDER BY id LIMIT :limit;
+
+-- name: subscriber_reseal!
+UPDATE subscribers SET sealed_secrets = :sealed_secrets, sealed_headers = :sealed_headers
+WHERE id = :id;
