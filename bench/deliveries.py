@@ -11,6 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from bench import outgoing, world
+from bench.callbacks import fresh
+from bench.history import multiply
+from bench.machine import free_port
 from bench.plan import Figures, Plan
 from bench.receivers import Counting, receiving
 from service.clock import now_ms
@@ -18,7 +21,9 @@ from service.clock import now_ms
 SUBSCRIBERS = 20
 SLOW_SECONDS = 2.0
 TIMEOUT_SECONDS = 60.0
-MINUTE_MS = 60_000
+HOUR_MS = 3_600_000
+FEW = 10_000
+STEP = 618_033  # coprime with every count that is used: ranks times this are a permutation
 
 
 class Watch:
@@ -127,42 +132,42 @@ async def measure(plan: Plan, figures: Figures) -> None:
 
 
 async def measure_backlog(plan: Plan, figures: Figures) -> None:
-    """What a delivery costs with 10,000 waiting and with a million, in and out of order.
+    """What a delivery costs with 20,000 waiting and with a million, in and out of order.
 
     Half of what waits is due; where it is scattered, due times have nothing to do with ids.
     """
     watch, many = Watch(), plan.size(1_000_000)
-    some = 10_000
-    spread = {"ordered": in_order, "scattered": scattered}
     async with receiver(watch) as port:
         urls = inboxes(port, SUBSCRIBERS)
-        for kind, due_at in spread.items():
-            await backlog(plan.folder / f"{kind}.db", urls, many, due_at(many))
+        for kind in ("ordered", "scattered"):
+            await spread(plan.folder / f"{kind}.db", urls, many, is_scattered=kind == "scattered")
         for _ in range(plan.rounds):
-            await backlog(plan.folder / "few.db", urls, 2 * some, in_order(2 * some))
-            each = {"few": await drained(plan.folder / "few.db", watch, 1_000, some - 1_000)}
-            for kind in spread:
+            await spread(plan.folder / "few.db", urls, 2 * FEW, is_scattered=False)
+            for kind in ("few", "ordered", "scattered"):
                 path = plan.folder / f"{kind}.db"
-                each[kind] = await drained(path, watch, 1_000, some - 1_000)
-            for kind, found in each.items():
-                figures.add(
-                    **{f"{kind}_us": 1e6 / found.per_second, f"{kind}_cpu_us": found.cpu_us}
-                )
+                found = await drained(path, watch, 1_000, FEW - 1_000)
+                wall_us = 1e6 / found.per_second
+                figures.add(**{f"{kind}_us": wall_us, f"{kind}_cpu_us": found.cpu_us})
             figures.ratio("ordered_ratio", "ordered_us", "few_us")
             figures.ratio("scattered_ratio", "scattered_us", "few_us")
 
 
-def in_order(count: int) -> Callable[[int], int]:
-    """Due times that follow the ids, half of them over by now."""
-    now = now_ms()
-    return lambda index: now + round((index / count - 0.5) * 2 * 60 * MINUTE_MS)
+async def spread(path: Path, urls: list[str], count: int, *, is_scattered: bool) -> None:
+    """A backlog with due times from an hour ago to in an hour, in the order of the ids or in none.
 
-
-def scattered(count: int) -> Callable[[int], int]:
-    """The same due times, dealt to the ids by a permutation."""
-    step = 618_033  # coprime with every count that is used
-    ordered = in_order(count)
-    return lambda index: ordered(index * step % count)
+    Made of few rows and copies of them: first their due times are ranks, then times.
+    """
+    times = count // FEW
+    await backlog(path, urls, FEW, lambda index: index * times)
+    rank = f"(due_at + {{k}}) * {STEP} % {count}" if is_scattered else "due_at + {k}"
+    due_at = f"{now_ms() - HOUR_MS} + ({rank}) * {2 * HOUR_MS} / {count}"
+    multiply(path, ("events", "deliveries"), times, {"due_at": due_at.format(k="k")})
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute(
+            f"UPDATE deliveries SET due_at = {due_at.format(k=0)} WHERE due_at < {count}"
+        )
+    connection.close()
 
 
 async def measure_isolation(plan: Plan, figures: Figures) -> None:
@@ -170,19 +175,18 @@ async def measure_isolation(plan: Plan, figures: Figures) -> None:
     count = plan.size(40_000) + 20_000
     path = plan.folder / "isolation.db"
     hosts = [f"127.0.0.{number}" for number in range(1, SUBSCRIBERS + 1)]
-    slow = set(hosts[9::10])
+    slow, fast = hosts[9::10], [host for host in hosts if host not in hosts[9::10]]
+    port = free_port()
+    await backlog(path, [f"http://{host}:{port}/inbox" for host in hosts], count, lambda _: 0)
+    part = count * len(fast) // len(hosts)
     for _ in range(plan.rounds):
         for name, waiting in (("healthy", 0.0), ("one_in_ten_slow", SLOW_SECONDS)):
-            healthy, hanging = Watch(), Watch()
-            fast = [host for host in hosts if host not in slow]
+            healthy, others = Watch(), Watch()
             async with (
-                receiving(partial(Counting, healthy.counts), fast) as port,
-                receiving(partial(Counting, hanging.counts, waiting), sorted(slow), port),
+                receiving(partial(Counting, healthy.counts), fast, port),
+                receiving(partial(Counting, others.counts, waiting), slow, port),
             ):
-                urls = [f"http://{host}:{port}/inbox" for host in hosts]
-                await backlog(path, urls, count, lambda _: now_ms())
-                part = count * len(fast) // len(hosts)
-                found = await drained(path, healthy, 2_000, part - 2_000)
+                found = await drained(fresh(path), healthy, 2_000, part - 2_000)
             figures.add(**{f"{name}_per_second": found.per_second})
         # Healthy alone is of all: those that are slow in the second run take their share.
         figures.rounds["healthy_per_second"][-1] *= len(hosts) / len(fast)

@@ -1,7 +1,7 @@
 """A database with a long history: a million rows in every table that grows."""
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench import callbacks, world
@@ -47,7 +47,7 @@ async def built(plan: Plan) -> Path:
                 retry_schedule_seconds=[6 * 3_600],
             )
             await opened.write(_first, ids)
-        _multiply(path, plan.size(ROWS) // FIRST)
+        multiply(path, TABLES, plan.size(ROWS) // FIRST)
     return path
 
 
@@ -144,16 +144,22 @@ def _recorded(due: Due, status: str) -> Recorded:
     )
 
 
-def _multiply(path: Path, times: int) -> None:
-    """Copy every row, the same end of every id changed to the number of the copy."""
+def multiply(
+    path: Path, tables: Sequence[str], times: int, changes: Mapping[str, str] | None = None
+) -> None:
+    """Copy every row until there are `times` of it, with an id of its own each.
+
+    The end of every id becomes the number `k` of the copy, in all tables alike, so that copies
+    refer to copies. `changes` are columns with SQL for their values in a copy, which may name `k`.
+    """
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA synchronous=OFF")
     connection.execute("PRAGMA cache_size=-400000")
     connection.execute("BEGIN")
-    for table in TABLES:
+    for table in tables:
         columns = connection.execute(f"PRAGMA table_info({table})").fetchall()
         names = [row[1] for row in columns if row[1] != "seq"]
-        values = ", ".join(_copied(name) for name in names)
+        values = ", ".join((changes or {}).get(name, _copied(name)) for name in names)
         connection.execute(
             f"WITH RECURSIVE copies (k) AS (SELECT 1 UNION ALL SELECT k + 1 FROM copies "
             f"WHERE k < :times) INSERT OR IGNORE INTO {table} ({', '.join(names)}) "

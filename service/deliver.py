@@ -20,7 +20,6 @@ from service.outcomes import Conclusion, conclude, note
 from service.store import deliveries
 from service.store.database import Transaction
 from service.store.deliveries import Recorded
-from service.store.subscribers import CANCEL_BATCH
 
 _log = log.get()
 LANES_MAX = 10_000  # Lanes with nothing to do are dropped when there are more.
@@ -265,7 +264,9 @@ class Deliverer:
             of.use(unsealed(self.context.vault, found))
             return
         of.forget()
-        while await self.context.database.write(deliveries.cancel, of.subscriber_id, CANCEL_BATCH):
+        while await self.context.database.write(
+            deliveries.cancel, of.subscriber_id, deliveries.CANCEL_BATCH
+        ):
             pass
         self.lanes.pop(of.subscriber_id, None)
 

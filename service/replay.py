@@ -6,7 +6,7 @@ from service.clock import SECOND
 from service.context import Context
 from service.errors import Problem
 from service.model import EVENT_TYPES, Replay, Subscriber
-from service.store import replays, subscribers
+from service.store import deliveries, replays, subscribers
 from service.store.database import Transaction
 
 BATCH = 100  # Deliveries made in one transaction.
@@ -84,7 +84,7 @@ async def cancel(tx: Transaction, context: Context, replay: Replay) -> Replay:
     canceled = await replays.change(
         tx, replay, status="canceled", due_at=tx.now, finished_at=tx.now
     )
-    await replays.cancel_deliveries(tx, replay.id, CANCEL_BATCH)
+    await deliveries.cancel_replayed(tx, replay.subscriber_id, replay.id, CANCEL_BATCH)
     await subscribers.touch(tx)
     tx.after_commit(context.wakes.reload, replay.subscriber_id)
     tx.after_commit(context.wakes.replay.set)
@@ -144,7 +144,9 @@ async def _make(tx: Transaction, context: Context, replay: Replay, subscriber: S
 
 async def _cancel_more(tx: Transaction, context: Context, replay: Replay) -> int:
     """What one transaction could not cancel."""
-    if await replays.cancel_deliveries(tx, replay.id, CANCEL_BATCH) < CANCEL_BATCH:
+    subscriber_id = replay.subscriber_id
+    canceled = await deliveries.cancel_replayed(tx, subscriber_id, replay.id, CANCEL_BATCH)
+    if canceled < CANCEL_BATCH:
         await replays.change(tx, replay, due_at=None)
     tx.after_commit(context.wakes.reload, replay.subscriber_id)
     return 0

@@ -198,9 +198,6 @@ async def _record_taken(
     if not now.is_terminal and now.next_poll_at is None:
         changes["next_poll_at"] = first_poll(context, now, tx.now)
         tx.after_commit(context.wakes.poll.set)
-    if now.status == "timed_out" and now.next_poll_at is None:
-        changes["next_poll_at"] = schedule.after_deadline(now.deadline_at, 0, context.jitter())
-        tx.after_commit(context.wakes.poll.set)
     return await generations.change(tx, now, **changes)
 
 

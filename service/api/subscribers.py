@@ -21,7 +21,7 @@ from service.clock import rfc3339
 from service.errors import FieldError, Problem, invalid, not_found
 from service.model import Filter, Subscriber
 from service.schedule import DEFAULT_RETRY_SECONDS
-from service.store import events, lists, stats, subscribers
+from service.store import deliveries, events, lists, stats, subscribers
 from service.store.database import Transaction
 
 SUBSCRIBERS_MAX = 1_000
@@ -218,6 +218,7 @@ async def delete(call: Call) -> Answer:
 async def _delete(tx: Transaction, call: Call) -> None:
     old = _own(call, await subscribers.get(tx, call.path["id"]))
     await subscribers.delete(tx, old)
+    await deliveries.cancel(tx, old.id, deliveries.CANCEL_BATCH)  # Its lane sees to the rest.
     tx.after_commit(call.context.wakes.reload, old.id)
 
 

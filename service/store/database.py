@@ -70,9 +70,9 @@ class Transaction:
         """Execute the statement; how many rows it changed."""
         return self._connection.execute(statements()[name], values).rowcount
 
-    async def many(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:
-        """Execute the statement once for each of `rows`."""
-        self._connection.executemany(statements()[name], rows)
+    async def many(self, name: str, rows: Iterable[Mapping[str, object]]) -> int:
+        """Execute the statement once for each of `rows`; how many rows of the table it changed."""
+        return self._connection.executemany(statements()[name], rows).rowcount
 
     async def select(self, sql: str, values: Mapping[str, object]) -> list[Row]:
         """Rows of a statement put together from fixed parts, as lists with filters need."""

@@ -1,5 +1,6 @@
 """Deliveries are the queue: due rows by lane, outcomes recorded in groups."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,12 @@ from service.store import stats
 from service.store.database import Row, Transaction
 from service.store.rows import noun, text
 
+CANCEL_BATCH = 500
 FETCH_BYTES = 8 * 1024 * 1024
+
+
+class TakeApart(Exception):  # noqa: N818  no error: the batch is run again, each item alone
+    """A batch is not all of one kind."""
 
 
 class Recorded(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,23 +60,47 @@ async def insert(tx: Transaction, event: Event, targets: Sequence[Subscriber]) -
     ]
     rows = [{**msgspec.structs.asdict(due), "due_at": due_at} for due, due_at in made]
     await tx.many("deliveries_insert", rows)
+    await stats.count(tx, {(due.subscriber_id, "pending"): 1 for due, _ in made})
     return [due for due, due_at in made if due_at <= tx.now]
 
 
 async def insert_ended(tx: Transaction, due: Due, recorded: Recorded) -> None:
     """Store a delivery that was tried once and is over, as a test is."""
     await tx.many("deliveries_insert", [{**msgspec.structs.asdict(due), "due_at": tx.now}])
+    await stats.count(tx, {(due.subscriber_id, "pending"): 1})
     await record(tx, [recorded])
 
 
 async def retry(tx: Transaction, delivery: Delivery) -> None:
     """Make a pending or dead delivery due now, for one more attempt."""
     await tx.run("delivery_retry", tenant=delivery.tenant, id=delivery.id, now=tx.now)
+    if delivery.status == "dead":
+        await _moved(tx, delivery.subscriber_id, "dead", "pending", 1)
+
+
+async def _moved(tx: Transaction, subscriber_id: str, old: str, new: str, number: int) -> None:
+    await stats.count(tx, {(subscriber_id, old): -number, (subscriber_id, new): number})
 
 
 async def cancel(tx: Transaction, subscriber_id: str, limit: int) -> int:
     """Cancel what is owed to a subscriber, the oldest first; how many went."""
-    return await tx.run("deliveries_cancel", subscriber_id=subscriber_id, limit=limit)
+    canceled = await tx.run("deliveries_cancel", subscriber_id=subscriber_id, limit=limit)
+    await _moved(tx, subscriber_id, "pending", "canceled", canceled)
+    return canceled
+
+
+async def insert_replayed(tx: Transaction, due: Due, replay_id: str) -> None:
+    """Store a delivery that a replay makes, due now."""
+    row = {**msgspec.structs.asdict(due), "replay_id": replay_id, "due_at": tx.now}
+    await tx.many("replay_deliveries_insert", [row])
+    await stats.count(tx, {(due.subscriber_id, "pending"): 1})
+
+
+async def cancel_replayed(tx: Transaction, subscriber_id: str, replay_id: str, limit: int) -> int:
+    """Cancel what a subscriber is still owed of a replay; how many went."""
+    canceled = await tx.run("replay_deliveries_cancel", id=replay_id, limit=limit)
+    await _moved(tx, subscriber_id, "pending", "canceled", canceled)
+    return canceled
 
 
 class Waiting(msgspec.Struct, frozen=True):
@@ -138,7 +168,15 @@ async def record(tx: Transaction, recorded: Sequence[Recorded]) -> list[None]:
             last_error=item.last_error,
         )
         rows.append(row)
-    await tx.many("delivery_record", rows)
+    moved = await tx.many("delivery_record", rows)
+    if moved < len(rows) > 1:
+        raise TakeApart  # One of them was canceled meanwhile: each tells alone whether it moved.
+    ended: Counter[tuple[str, str]] = Counter()
+    for row in rows[:moved]:
+        if row["status"] != "pending":
+            ended[row["subscriber_id"], row["status"]] += 1
+            ended[row["subscriber_id"], "pending"] -= 1
+    await stats.count(tx, ended)
     await tx.many("attempt_insert", rows)
     await stats.add(tx, rows)
     for row, item in zip(rows, recorded, strict=True):
@@ -190,6 +228,9 @@ async def delete_past(
         limit=limit,
     )
     over = [{"tenant": tenant, "id": row["id"]} for row in rows if row["is_over"]]
+    gone = Counter((row["subscriber_id"], row["status"]) for row in rows if row["is_over"])
     await tx.many("delivery_delete", over)
     await tx.many("attempts_delete", over)
+    await stats.count(tx, {key: -number for key, number in gone.items()})
+    await stats.forget(tx, gone)
     return len(over), rows[-1]["id"] if len(rows) == limit else None

@@ -111,8 +111,7 @@ async def deliver(tx: Transaction, of: Replay, subscriber: Subscriber, seq: int)
         return None
     event: Event = events.event(row)
     due = deliveries.new_due(event, subscriber, tx.now, "replay")
-    values = {**msgspec.structs.asdict(due), "replay_id": of.id, "due_at": tx.now}
-    await tx.many("replay_deliveries_insert", [values])
+    await deliveries.insert_replayed(tx, due, of.id)
     return due
 
 
@@ -120,11 +119,6 @@ async def ahead(tx: Transaction, replay_id: str, limit: int) -> int:
     """How many of the replay's deliveries wait for their first attempt, counted up to `limit`."""
     row = await tx.one("replay_ahead", id=replay_id, limit=limit)
     return row["count"] if row else 0
-
-
-async def cancel_deliveries(tx: Transaction, replay_id: str, limit: int) -> int:
-    """Cancel what the replay's subscriber is still owed of it; how many went."""
-    return await tx.run("replay_deliveries_cancel", id=replay_id, limit=limit)
 
 
 async def delete_past(tx: Transaction, before: int, limit: int) -> int:

@@ -80,6 +80,27 @@ async def add(tx: Transaction, attempts: Iterable[Mapping[str, Any]]) -> None:
     await tx.many("stats_add", rows)
 
 
+async def count(tx: Transaction, changes: Mapping[tuple[str, str], int]) -> None:
+    """Note that there are so many more, or fewer, deliveries of each (subscriber id, status).
+
+    Whoever makes, moves or deletes deliveries says so here, in the same transaction.
+    """
+    await tx.many(
+        "stats_count",
+        [
+            {"subscriber_id": subscriber_id, "status": status, "count": number}
+            for (subscriber_id, status), number in changes.items()
+            if number
+        ],
+    )
+
+
+async def forget(tx: Transaction, keys: Iterable[tuple[str, str]]) -> None:
+    """Drop the counts that have come down to nothing."""
+    rows = [{"subscriber_id": subscriber_id, "status": status} for subscriber_id, status in keys]
+    await tx.many("stats_count_gone", rows)
+
+
 async def get(tx: Transaction, subscriber_id: str) -> Stats:
     """How the subscriber is doing."""
     counts = dict.fromkeys(STATUSES, 0)

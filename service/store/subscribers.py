@@ -9,7 +9,6 @@ from service.model import Subscriber
 from service.store.database import Row, Transaction
 from service.store.rows import noun, text
 
-CANCEL_BATCH = 500
 _JSON = frozenset({"event_types", "filter", "header_names", "retry_schedule_seconds"})
 
 
@@ -72,11 +71,7 @@ async def count(tx: Transaction, tenant: str) -> int:
 
 
 async def delete(tx: Transaction, old: Subscriber) -> None:
-    """Delete a subscriber and cancel what is owed to it.
-
-    That is the first CANCEL_BATCH of it: its lane, which finds no subscriber, sees to the rest.
-    """
-    await tx.run("deliveries_cancel", subscriber_id=old.id, limit=CANCEL_BATCH)
+    """Delete a subscriber. What is owed to it is to be canceled, see `deliveries.cancel`."""
     await tx.run("subscriber_delete", id=old.id)
     await touch(tx)
 

@@ -183,8 +183,7 @@ async def test_what_a_deleted_subscriber_was_owed_is_canceled(tmp_path: Path) ->
 async def test_more_than_one_transaction_holds_is_canceled_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.store.subscribers.CANCEL_BATCH", 2)
-    monkeypatch.setattr("service.deliver.CANCEL_BATCH", 2)
+    monkeypatch.setattr("service.store.deliveries.CANCEL_BATCH", 2)
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE)
         for _ in range(7):

@@ -173,7 +173,9 @@ async def test_latency_is_of_the_last_hour_and_of_the_last_day(tmp_path: Path) -
         assert latency["day"]["p99"] == pytest.approx(1_000, rel=0.1)
         world.clock.advance(86_400)
         latency = (await read(world, subscriber))["latency_ms"]
-        assert latency == {"hour": EMPTY, "day": EMPTY} or latency["hour"] == EMPTY
+        assert latency["hour"] == EMPTY
+        world.clock.advance(300)
+        assert (await read(world, subscriber))["latency_ms"]["day"] == EMPTY
 
 
 async def test_failed_attempts_count_towards_latency(tmp_path: Path) -> None:
@@ -214,12 +216,12 @@ async def test_metrics_name_only_those_that_wait_the_longest(
 
 
 async def test_statistics_stay_quick_behind_many_rows(tmp_path: Path) -> None:
-    """A tenth of the rows of the benchmark, which does it with a million."""
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe()
-        await fill(world.app.parts.context.database, subscriber["id"], 100_000)
+        await fill(world.app.parts.context.database, subscriber["id"], 20_000)
         found = await read(world, subscriber)
-        assert found["counts"]["pending"] == 50_000
+        assert found["counts"]["pending"] == 10_000
+        assert found["oldest_undelivered_seconds"] == pytest.approx(0.001)
         began = time.perf_counter()
         for _ in range(20):
             await world.app.parts.context.database.read(stats.get, subscriber["id"])
@@ -250,5 +252,7 @@ async def fill(database: Database, subscriber_id: str, count: int) -> None:
             await stats.add(tx, [{**slot, "duration_ms": 3**power} for power in range(10)])
         sql = "UPDATE deliveries SET status = 'delivered', due_at = NULL WHERE due_at % 2 = 0"
         tx._connection.execute(sql)
+        half = {(subscriber_id, status): count // 2 for status in ("pending", "delivered")}
+        await stats.count(tx, half)
 
     await database.write(unit)

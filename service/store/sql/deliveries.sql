@@ -100,14 +100,13 @@ WHERE (tenant, id) IN (SELECT d.tenant, d.id FROM deliveries d INDEXED BY delive
 
 -- name: deliveries_past
 -- The next of a tenant's deliveries from before a time, whatever their status.
-SELECT d.id, d.status <> 'pending' AND NOT EXISTS (SELECT 1 FROM attempts a
+SELECT d.id, d.subscriber_id, d.status, d.status <> 'pending' AND NOT EXISTS (SELECT 1 FROM attempts a
     WHERE a.delivery_id = d.id AND a.started_at >= :before) AS is_over
 FROM deliveries d WHERE d.tenant = :tenant AND d.id > :after AND d.id < :before_id
 ORDER BY d.id LIMIT :limit;
 
 -- name: delivery_delete*!
-DELETE FROM deliveries WHERE tenant = :tenant AND id = :id AND status <> 'pending';
+DELETE FROM deliveries WHERE tenant = :tenant AND id = :id;
 
 -- name: attempts_delete*!
-DELETE FROM attempts WHERE delivery_id = :id
-    AND NOT EXISTS (SELECT 1 FROM deliveries WHERE tenant = :tenant AND id = :id);
+DELETE FROM attempts WHERE delivery_id = :id;

@@ -37,3 +37,12 @@ ON CONFLICT (subscriber_id, slot_at, bucket) DO UPDATE SET count = count + exclu
 DELETE FROM attempt_latency WHERE (subscriber_id, slot_at, bucket) IN (
     SELECT subscriber_id, slot_at, bucket FROM attempt_latency
     WHERE slot_at < :before ORDER BY slot_at LIMIT :limit);
+
+-- name: stats_count*!
+INSERT INTO delivery_counts (subscriber_id, status, count)
+VALUES (:subscriber_id, :status, :count)
+ON CONFLICT (subscriber_id, status) DO UPDATE SET count = count + excluded.count;
+
+-- name: stats_count_gone*!
+DELETE FROM delivery_counts
+WHERE subscriber_id = :subscriber_id AND status = :status AND count <= 0;
