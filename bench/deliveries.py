@@ -172,7 +172,7 @@ async def spread(path: Path, urls: list[str], count: int, *, is_scattered: bool)
 
 async def measure_isolation(plan: Plan, figures: Figures) -> None:
     """One subscriber in ten answers after two seconds: how the others fare, and without it."""
-    count = plan.size(40_000) + 20_000
+    count = plan.size(20_000) + 10_000
     path = plan.folder / "isolation.db"
     hosts = [f"127.0.0.{number}" for number in range(1, SUBSCRIBERS + 1)]
     slow, fast = hosts[9::10], [host for host in hosts if host not in hosts[9::10]]

@@ -15,21 +15,26 @@ from service.clock import DAY, now_ms, rfc3339
 REQUESTS = 60  # of each, a round
 SKIPPED = ("/v1/events/stream",)
 WITHOUT_ROWS = re.compile(r"/v1/(models|signing-secret)")
-FILTERS: dict[str, str] = {
-    "status": "{status}",
-    "model": "imagen4-fast",
-    "metadata.": "3",
-    "created_after": "2020-01-01T00:00:00Z",
-    "created_before": "2020-01-01T00:00:00Z",
-    "generation_id": "{generation}",
-    "verdict": "unreadable",
-    "subscriber_id": "{subscriber}",
-    "event_id": "{event}",
-    "type": "generation.failed",
-    "since": "{month_ago}",
-    "until": "{today}",
+STATUSES = {
+    "generations": ("queued", "processing", "succeeded", "timed_out"),
+    "deliveries": ("pending", "delivered", "dead", "canceled"),
+    "replays": ("running",),
 }
-RARE_STATUS = {"generations": "queued", "deliveries": "canceled", "replays": "running"}
+FILTERS: dict[str, tuple[str, ...]] = {  # words that every row, some and none have
+    "limit": ("250",),
+    "order": ("asc",),
+    "model": ("imagen4-fast", "imagen4"),
+    "metadata.": ("3", "nobody"),
+    "created_after": ("2020-01-01T00:00:00Z", "2099-01-01T00:00:00Z"),
+    "created_before": ("2020-01-01T00:00:00Z", "2099-01-01T00:00:00Z"),
+    "generation_id": ("{generations}",),
+    "verdict": ("accepted", "unreadable", "rejected"),
+    "subscriber_id": ("{subscribers}",),
+    "event_id": ("{events}",),
+    "type": ("generation.succeeded", "generation.failed"),
+    "since": ("{month_ago}",),
+    "until": ("{today}",),
+}
 
 
 def ids_of(path: Path) -> dict[str, str]:
@@ -61,24 +66,17 @@ def requests(path: Path) -> Iterator[str]:
 
 
 def _queries(name: str, noun: str, ids: dict[str, str]) -> Iterator[str]:
-    if name == "limit":
-        yield "limit=250"
-    elif name == "order":
-        yield "order=asc"
+    """The parameter with each of its words."""
+    words = FILTERS.get(name, ())
+    if name == "status":
+        words = STATUSES.get(noun, ())
     elif name == "after" and noun in ids:
-        yield f"after={ids[noun]}"
-    elif name == "metadata.":
-        yield from ("metadata.order=3", "metadata.order=nobody")
-    elif name in FILTERS:
-        value = FILTERS[name].format(
-            status=RARE_STATUS.get(noun, ""),
-            generation=ids["generations"],
-            subscriber=ids["subscribers"],
-            event=ids["events"],
-            month_ago=rfc3339(now_ms() - 30 * DAY)[:10],
-            today=rfc3339(now_ms())[:10],
-        )
-        yield f"{name}={value}"
+        words = (f"{{{noun}}}",)
+    name = "metadata.order" if name == "metadata." else name
+    now = now_ms()
+    times = {"today": rfc3339(now)[:10], "month_ago": rfc3339(now - 30 * DAY)[:10]}
+    for word in words:
+        yield f"{name}={word.format(**ids, **times)}"
 
 
 def get(target: str) -> bytes:

@@ -184,20 +184,20 @@ class Harness:
         assert self.app.worker is not None
         await self.app.worker.tick(20)
 
-    async def subscribe(self, url: str = SUBSCRIBER_URL, **fields: Any) -> dict[str, Any]:
+    async def subscribe(self, url: str = SUBSCRIBER_URL, /, **fields: Any) -> dict[str, Any]:
         answer = await self.client.post("/v1/subscribers", json={"url": url, **fields})
         assert answer.status_code == 201, answer.text
         found: dict[str, Any] = answer.json()
         return found
 
-    async def generate(self, model: str = "imagen4", **fields: Any) -> dict[str, Any]:
+    async def generate(self, model: str = "imagen4", /, **fields: Any) -> dict[str, Any]:
         body = {"model": model, "input": {"prompt": "a small harbour"}, **fields}
         answer = await self.client.post("/v1/generations", json=body)
         assert answer.status_code == 202, answer.text
         found: dict[str, Any] = answer.json()
         return found
 
-    async def get(self, path: str, **query: Any) -> dict[str, Any]:
+    async def get(self, path: str, /, **query: Any) -> dict[str, Any]:
         answer = await self.client.get(path, params=query)
         assert answer.status_code == 200, answer.text
         found: dict[str, Any] = answer.json()

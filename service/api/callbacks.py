@@ -55,10 +55,11 @@ class Receiver:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Verify, store, answer: 2xx is sent only after the commit."""
+        now = self._context.clock()
         arrival = Arrival(
-            id=new_id("cb"),
+            id=new_id("cb", now),
             upstream=UPSTREAM,
-            received_at=self._context.clock(),
+            received_at=now,
             headers=scope["headers"][:_HEADERS_KEPT],
         )
         request_id = "req" + arrival.id[2:]

@@ -36,9 +36,10 @@ async def once(
     The id of what will be created is drawn first and kept with the key, so that a request that is
     repeated after a crash finds what the first one made instead of making another.
     """
+    fresh_id = new_id(prefix, call.context.clock())
     name = call.headers.get("idempotency-key")
     if name is None:
-        return await make(msgspec.structs.replace(call, resource_id=new_id(prefix)))
+        return await make(msgspec.structs.replace(call, resource_id=fresh_id))
     if not _NAME.fullmatch(name):
         raise Problem(
             400, "invalid_header", "Idempotency-Key must be 1 to 255 visible ASCII characters."
@@ -46,7 +47,7 @@ async def once(
     scoped = f"{call.key.id}:{name}"
     fingerprint = hashlib.sha256(operation.encode() + b"\0" + call.body).digest()
     database = call.context.database
-    found = await database.write(_begin, call, scoped, fingerprint, new_id(prefix))
+    found = await database.write(_begin, call, scoped, fingerprint, fresh_id)
     if isinstance(found, _Kept):
         headers = {**found.headers, "Idempotency-Replayed": "true"}
         return Answer(

@@ -39,7 +39,7 @@ def build(parts: Callable[[], Parts]) -> Starlette:
         Route(op.path, _endpoint(op, parts), methods=[op.method], name=f"{op.method} {op.path}")
         for op in OPERATIONS
     ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error(parts)})
     app.router.redirect_slashes = False  # A redirected POST loses its body with many clients.
     return app
 
@@ -50,7 +50,7 @@ async def _nowhere(_request: Request) -> Response:
 
 def _endpoint(operation: Operation, parts: Callable[[], Parts]) -> Callable[..., Any]:
     async def endpoint(request: Request) -> Response:
-        request_id = _request_id(request)
+        request_id = _request_id(request, parts())
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             response = await _guarded(operation, parts(), request, request_id)
         response.headers["x-request-id"] = request_id
@@ -183,10 +183,10 @@ async def _body(operation: Operation, parts: Parts, request: Request) -> bytes:
     return body
 
 
-def _request_id(request: Request) -> str:
+def _request_id(request: Request, parts: Parts) -> str:
     """The caller's own request id where it is harmless, else a new one."""
     given = request.headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else new_id("req")
+    return given if _REQUEST_ID.fullmatch(given) else new_id("req", parts.context.clock())
 
 
 def _unavailable(detail: str) -> Problem:
@@ -203,19 +203,23 @@ def _problem(problem: Problem, request_id: str) -> Response:
     return Response(answer.encoded(), problem.status, headers, "application/problem+json")
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
-    """What the router itself refuses: no such path, no such method."""
-    request_id = _request_id(request)
-    assert isinstance(error, HTTPException)
-    if error.status_code == 405:
-        problem = Problem(405, "method_not_allowed", "This path does not take this method.")
-    else:
-        problem = Problem(404, "not_found", "There is nothing at this path.")
-    response = _problem(problem, request_id)
-    response.headers["x-request-id"] = request_id
-    if error.status_code == 405:
-        response.headers["allow"] = ", ".join(_methods(request))
-    return response
+def _http_error(parts: Callable[[], Parts]) -> Callable[..., Any]:
+    """What answers where the router itself refuses: no such path, no such method."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        request_id = _request_id(request, parts())
+        assert isinstance(error, HTTPException)
+        if error.status_code == 405:
+            problem = Problem(405, "method_not_allowed", "This path does not take this method.")
+        else:
+            problem = Problem(404, "not_found", "There is nothing at this path.")
+        response = _problem(problem, request_id)
+        response.headers["x-request-id"] = request_id
+        if error.status_code == 405:
+            response.headers["allow"] = ", ".join(_methods(request))
+        return response
+
+    return answer
 
 
 def _methods(request: Request) -> list[str]:

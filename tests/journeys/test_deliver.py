@@ -68,7 +68,8 @@ async def test_the_default_schedule_is_kept_to_the_millisecond_and_ends_dead(
         created = await world.subscribe(**ONE)
         answer(world, *[SendError("timeout", "No answer within 15 seconds.")] * 20)
         await world.generate()
-        due, at = [], 0.0
+        due: list[float] = []
+        at = 0.0
         for delay in DEFAULT_RETRY_SECONDS:
             if delay:
                 await world.run(delay - 0.001)

@@ -26,7 +26,8 @@ async def set_status(world: Harness, subscriber: dict[str, Any], status: str) ->
 
 
 @pytest.mark.parametrize(
-    "said", [Answer(410, (), b"", False), Answer(400, (("webhook-delivery", "disable"),), b"", False)]
+    "said",
+    [Answer(410, (), b"", False), Answer(400, (("webhook-delivery", "disable"),), b"", False)],
 )
 async def test_a_receiver_that_is_gone_is_disabled_at_once_and_the_others_hear_of_it(
     tmp_path: Path, said: Answer

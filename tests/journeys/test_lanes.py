@@ -1,5 +1,6 @@
 """Lanes: each subscriber's own pace and its own slots, and how all share what there is."""
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ def test_a_rate_is_kept_exactly_over_many_sends_and_a_late_timer_does_not_slow_i
         now = (slow.blocked_until(now) or now) + late
         assert slow.take_next(now) is not None
         at.append(now - late)
-    assert [b - a for a, b in zip(at, at[1:], strict=False)] == [100] * 4
+    assert [b - a for a, b in itertools.pairwise(at)] == [100] * 4
 
 
 def test_after_a_rest_a_lane_does_not_make_up_for_it() -> None:

@@ -92,7 +92,9 @@ async def test_order_holds_after_a_restart(tmp_path: Path) -> None:
         await world.restart()
         await world.run(5)
         for generation in generations:
-            of_one = [s for s in world.subscribers.sent if s.event["data"]["id"] == generation["id"]]
+            of_one = [
+                s for s in world.subscribers.sent if s.event["data"]["id"] == generation["id"]
+            ]
             words = [sent.event["type"] for sent in of_one]
             assert words == ["generation.submitted"] * 2 + ["generation.failed"]
 

@@ -1,0 +1,154 @@
+"""Rotation: the old secret signs beside the new one for as long as was asked, and no longer."""
+
+import base64
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from standardwebhooks import Webhook
+
+from tests.harness import Harness, Sent, opened
+from tests.journeys.gates import answer
+
+ONE = {"event_types": ["generation.submitted"]}
+NOTIFY_URL = "http://127.0.0.1:7/notify"
+DAY = 86_400
+
+
+def signed_by(secret: str, sent: Sent) -> str:
+    at = datetime.fromtimestamp(int(sent.headers["webhook-timestamp"]), UTC)
+    return Webhook(secret).sign(sent.headers["webhook-id"], at, sent.body.decode())
+
+
+def assert_signed(sent: Sent, *secrets: str) -> None:
+    """Signed by these, in this order, and by nothing else."""
+    assert sent.headers["webhook-signature"].split(" ") == [signed_by(s, sent) for s in secrets]
+
+
+def everything_in(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.iterdir())
+
+
+async def rotate(world: Harness, subscriber: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    path = f"/v1/subscribers/{subscriber['id']}/rotate-secret"
+    answered = await world.client.post(path, json=fields)
+    assert answered.status_code == 200, answered.text
+    found: dict[str, Any] = answered.json()
+    return found
+
+
+async def latest(world: Harness) -> Sent:
+    await world.generate()
+    await world.run()
+    return world.subscribers.sent[-1]
+
+
+async def test_both_secrets_sign_until_the_overlap_ends(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        made = await world.subscribe(**ONE)
+        assert_signed(await latest(world), made["secret"])
+        rotated = await rotate(world, made)
+        assert rotated["secret"] != made["secret"]
+        assert rotated["previous_expires_at"] == "2026-11-19T11:06:40.000Z"
+        assert_signed(await latest(world), rotated["secret"], made["secret"])
+        await world.run(DAY - 1)
+        assert_signed(await latest(world), rotated["secret"], made["secret"])
+        await world.run(1)
+        assert_signed(await latest(world), rotated["secret"])
+        shown = await world.get(f"/v1/subscribers/{made['id']}/secret")
+        assert shown == {**rotated, "previous_expires_at": None}
+
+
+async def test_an_attempt_signs_with_the_secrets_of_its_own_moment(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        made = await world.subscribe(**ONE, retry_schedule_seconds=[0, 60, 60])
+        answer(world, 500, 500)
+        await world.generate()
+        await world.run()
+        rotated = await rotate(world, made, overlap_seconds=90)
+        await world.run(60)
+        await world.run(60)
+        first, second, third = world.subscribers.sent
+        assert_signed(first, made["secret"])
+        assert_signed(second, rotated["secret"], made["secret"])
+        assert_signed(third, rotated["secret"])
+
+
+@pytest.mark.parametrize("overlap", [0, 604_800])
+async def test_the_overlap_may_be_nothing_or_a_week(tmp_path: Path, overlap: int) -> None:
+    async with opened(tmp_path) as world:
+        made = await world.subscribe(**ONE)
+        rotated = await rotate(world, made, overlap_seconds=overlap)
+        if overlap == 0:
+            assert rotated["previous_expires_at"] is None
+            assert_signed(await latest(world), rotated["secret"])
+            return
+        await world.run(overlap - 1)
+        assert_signed(await latest(world), rotated["secret"], made["secret"])
+        await world.run(1)
+        assert_signed(await latest(world), rotated["secret"])
+
+
+async def test_rotating_twice_keeps_every_secret_that_is_still_in_its_time(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        made = await world.subscribe(**ONE)
+        second = await rotate(world, made, overlap_seconds=600)
+        third = await rotate(world, made, overlap_seconds=60)
+        assert_signed(await latest(world), third["secret"], second["secret"], made["secret"])
+        await world.run(60)
+        assert_signed(await latest(world), third["secret"], made["secret"])
+
+
+async def test_a_secret_of_ones_own_is_taken_and_a_weak_one_refused(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        made = await world.subscribe(**ONE)
+        own = "whsec_" + base64.b64encode(b"k" * 32).decode()
+        assert (await rotate(world, made, secret=own))["secret"] == own
+        path = f"/v1/subscribers/{made['id']}/rotate-secret"
+        weak = "whsec_" + base64.b64encode(b"k" * 23).decode()
+        refused = await world.client.post(path, json={"secret": weak})
+        assert refused.status_code == 422
+        assert refused.json()["errors"][0]["pointer"] == "/secret"
+        assert weak not in refused.text
+        assert_signed(await latest(world), own, made["secret"])
+
+
+async def test_an_asymmetric_subscriber_signs_with_all_three(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        made = await world.subscribe(**ONE, signature="v1a")
+        rotated = await rotate(world, made)
+        sent = await latest(world)
+        kinds = [one.partition(",")[0] for one in sent.headers["webhook-signature"].split(" ")]
+        assert kinds == ["v1", "v1", "v1a"]
+        shown = await world.get(f"/v1/subscribers/{made['id']}/secret")
+        assert shown["public_key"] == rotated["public_key"]
+
+
+async def test_the_tenants_own_secret_rotates_for_every_notify_url(tmp_path: Path) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        old = (await world.get("/v1/signing-secret"))["secret"]
+        await world.generate(notify_url=NOTIFY_URL)
+        await world.run()
+        answered = await world.client.post("/v1/signing-secret/rotate", json={})
+        new = answered.json()["secret"]
+        assert (await world.call_back({"data": {"status": "failed"}})).is_success
+        await world.run()
+        assert_signed(world.subscribers.to(NOTIFY_URL)[-1], new, old)
+        await world.generate(notify_url=NOTIFY_URL)
+        await world.run(DAY)
+        assert (await world.call_back({"data": {"status": "failed"}})).is_success
+        await world.run()
+        assert_signed(world.subscribers.to(NOTIFY_URL)[-1], new)
+
+
+async def test_a_secret_survives_a_restart_and_is_never_in_the_file(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        made = await world.subscribe(**ONE)
+        rotated = await rotate(world, made)
+        await world.restart()
+        assert_signed(await latest(world), rotated["secret"], made["secret"])
+        content = everything_in(tmp_path)
+        for secret in (made["secret"], rotated["secret"]):
+            assert secret.encode() not in content
+            assert base64.b64decode(secret.removeprefix("whsec_")) not in content
