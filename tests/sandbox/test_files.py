@@ -46,7 +46,7 @@ def test_another_prompt_seed_model_or_number_gives_another_picture(
 
 
 def test_the_prompt_is_written_on_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Scene, "chance", lambda _: random.Random(1))  # noqa: S311  one landscape
+    monkeypatch.setattr(Scene, "chance", lambda _: random.Random(1))
     first = opened_image(pictures.png(changed(prompt="iiii iiii iiii")))
     second = opened_image(pictures.png(changed(prompt="MMMM MMMM MMMM")))
     box = ImageChops.difference(first, second).getbbox()
