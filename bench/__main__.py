@@ -29,9 +29,8 @@ MEASUREMENTS: dict[str, Measure] = {
     "idle": idle.measure,
     "lists": lists.measure,
 }
-ROUNDS, SECONDS = 3, 3.0
+ROUNDS, SECONDS = 3, 2.5
 QUICK_ROUNDS, QUICK_SECONDS = 1, 1.5
-QUIET = 0.1  # More than this part of a core in other hands, and the figures are doubtful.
 
 
 def options() -> argparse.Namespace:
@@ -61,7 +60,7 @@ async def run(names: list[str], plan: Plan) -> report.Results:
     results = report.fresh(datetime.datetime.now(datetime.UTC).date().isoformat())
     for name in names:
         others = await busy()
-        if others > QUIET:
+        if others * 100 > report.NOISE_PERCENT:
             print(f"! the cores are {others:.0%} busy with something else: expect noise")
         figures, began = Figures(), time.perf_counter()
         figures.add(others_percent_of_core=others * 100)

@@ -22,6 +22,7 @@ class Journeys:
     def __init__(self) -> None:
         self.sent: dict[bytes, float] = {}
         self.seconds: list[float] = []
+        self.acknowledged: list[float] = []
         self.strays = 0
 
     def got(self, body: bytes, at: float) -> None:
@@ -63,7 +64,9 @@ async def journeys(path: Path, fan_out: int, rate: float, seconds: float) -> Jou
             await asyncio.sleep(0.3)
             seen.sent.clear()
             seen.seconds.clear()
-            (await load.at_rate(port, make, rate=rate, seconds=seconds)).check()
+            sent = await load.at_rate(port, make, rate=rate, seconds=seconds)
+            sent.check()
+            seen.acknowledged = sent.latencies
             for _ in range(100):
                 if len(seen.seconds) >= len(seen.sent) * fan_out:
                     break
@@ -80,9 +83,11 @@ async def measure(plan: Plan, figures: Figures) -> None:
             path = plan.folder / "latency.db"
             for left in plan.folder.glob(f"{path.name}*"):
                 left.unlink()
-            found = (await journeys(path, fan_out, rate, plan.seconds)).seconds
+            seen = await journeys(path, fan_out, rate, plan.seconds)
+            found = seen.seconds
             figures.add(
                 **{
+                    f"{name}_acknowledged_p50_ms": load.quantile(seen.acknowledged, 0.5) * 1e3,
                     f"{name}_p50_ms": load.quantile(found, 0.5) * 1e3,
                     f"{name}_p99_ms": load.quantile(found, 0.99) * 1e3,
                 }

@@ -13,6 +13,8 @@ RESULTS = Path(__file__).with_name("results.json")
 DOCUMENT = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
+NOISE_PERCENT = 10
+
 Results = dict[str, Any]
 
 
@@ -86,11 +88,22 @@ def write(results: Results) -> None:
     DOCUMENT.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}", "utf-8")
 
 
+def _noise(results: Results) -> str:
+    busy = {
+        name: found["others_percent_of_core"]["median"]
+        for name, found in results["measurements"].items()
+        if found.get("others_percent_of_core", {}).get("median", 0) > NOISE_PERCENT
+    }
+    if not busy:
+        return ""
+    return f" Other programs kept the cores busy before {', '.join(busy)}: doubt those figures."
+
+
 def table(results: Results) -> str:
     """The floors as Markdown, with what was measured."""
     said = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     lines = [
-        f"Measured {results['date']} on {results['processor']}; {said}.",
+        f"Measured {results['date']} on {results['processor']}; {said}.{_noise(results)}",
         "",
         "| what | measured | lowest to highest round | must be | |",
         "| --- | ---: | ---: | ---: | --- |",

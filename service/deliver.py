@@ -283,8 +283,7 @@ class Deliverer:
             )
             now = self.context.clock()
             if lane.revision != revision:
-                ready.expect(now)  # What was read may have been canceled meanwhile.
-                return
+                return  # What was read may have been canceled meanwhile; it is read again.
             fresh = [d for d in fetched.due if not (d.id in lane.known or d.id in lane.settled)]
             refused = [d for d in fresh if not lane.take_in(d)]
             ready.expect(now if refused or fetched.more else fetched.next_at)
@@ -315,7 +314,6 @@ class Deliverer:
             lane.expect(now + TROUBLE_RETRY_MS, now + TROUBLE_RETRY_MS)
         lane.release(outcome.due)
         self.slots.taken -= 1
-        self.slots.wait(lane)
         while waiting := self.slots.next_waiting():
             self._pump(waiting)
         self._pump(lane)

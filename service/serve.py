@@ -81,6 +81,7 @@ async def _serve(app: "App", sock: socket.socket, upstream: socket.socket | None
         _when_worker_ends(app, serving.end)
         _log.info("serving", url=server.url_of(sock))
         gc.freeze()  # What start-up made lives as long as the process.
+        gc.set_threshold(10_000, 20, 50)  # A request makes much that is no cycle.
         await serving.serve(sockets=[sock])
     return _status(app)
 

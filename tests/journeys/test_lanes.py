@@ -9,8 +9,9 @@ import pytest
 
 from service import signers
 from service.exchange import Answer, parse_target
-from service.lane import READY_BYTES_MAX, READY_MAX, Lane, Settings, Slots
+from service.lane import READY_BYTES_MAX, READY_MAX, Lane, Settings, Slots, find
 from service.model import Due, Subscriber
+from service.store.database import Database
 from tests.harness import START, SUBSCRIBER_URL, opened
 from tests.journeys.gates import Gate, answer, attached, crash, deliveries, delivery
 
@@ -275,11 +276,17 @@ async def test_a_throttled_subscriber_gets_nothing_until_it_asked_for_more(
 async def test_a_success_beside_it_does_not_lift_what_a_receiver_asked_for(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE, max_in_flight=2)
-        answer(world, Answer(429, (("retry-after", "60"),), b"", False), 200)
-        await world.generate()
-        await world.generate()
-        await world.run()
-        assert len(world.subscribers.sent) == 2
+        throttled, good = Gate(Answer(429, (("retry-after", "60"),), b"", False)), Gate()
+        answer(world, throttled, good)
+        async with attached(world) as deliverer:
+            await world.generate()
+            await world.generate()
+            await good.wait_for(1)
+            throttled.is_open.set()
+            while deliverer.slots.taken == 2:
+                await world.get("/v1/subscribers")
+            good.is_open.set()
+        assert [d["status"] for d in await deliveries(world)] == ["pending", "delivered"]
         await world.restart()
         await world.generate()
         await world.run(59)
@@ -302,13 +309,28 @@ async def test_a_paused_subscriber_keeps_its_backlog_in_order(tmp_path: Path) ->
         assert [sent.event["data"]["id"] for sent in world.subscribers.sent] == made
 
 
-async def test_a_change_reaches_a_lane_that_is_reading_at_that_moment(tmp_path: Path) -> None:
+async def test_a_change_reaches_a_lane_that_is_reading_at_that_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE)
+        database = world.app.parts.context.database
+        old, gate = await database.read(find, subscriber["id"]), Gate()
+
+        async def slow(unit: Any, *args: Any) -> Any:
+            if unit is find and not gate.is_open.is_set():
+                await gate()
+                return old  # Read before the change, told after it.
+            return await Database.read(database, unit, *args)
+
         async with attached(world) as deliverer:
-            deliverer.look(subscriber["id"])  # It reads the subscriber from now on.
+            monkeypatch.setattr(database, "read", slow)
+            deliverer.look(subscriber["id"])
+            await gate.wait_for(1)
             path = f"/v1/subscribers/{subscriber['id']}"
             await world.client.patch(path, json={"url": OTHER_URL})
+            gate.is_open.set()
+            await deliverer.settle()
             await world.generate()
             for _ in range(2):
                 await deliverer.run_due(world.clock())

@@ -350,6 +350,25 @@ async def test_a_canceled_replay_makes_no_more_and_what_is_pending_is_canceled(
         assert (await started(world, subscriber, only="all", dry_run=True))["total"] == 8
 
 
+async def test_after_a_canceled_replay_what_was_dead_is_still_to_be_replayed(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0, 60])
+        answer(world, *[500] * 3)
+        await world.generate()
+        await world.run()
+        await world.run(60)
+        made = await started(world, subscriber, rate_per_second=0.01)
+        await world.run()
+        assert [d["status"] for d in await deliveries(world)] == ["dead", "pending"]
+        await world.client.post(f"/v1/replays/{made['id']}/cancel")
+        assert [d["status"] for d in await deliveries(world)] == ["dead", "canceled"]
+        assert (await started(world, subscriber))["total"] == 1
+        await world.run()
+        assert (await deliveries(world))[-1]["status"] == "delivered"
+
+
 async def test_canceling_reaches_what_is_held_in_memory(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await many(world, 4)

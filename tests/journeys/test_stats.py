@@ -12,7 +12,7 @@ from service.exchange import SendError
 from service.store import stats
 from service.store.database import Database, Transaction
 from tests.harness import START, SUBSCRIBER_URL, Harness, opened
-from tests.journeys.gates import answer, deliveries
+from tests.journeys.gates import Gate, answer, attached, deliveries
 
 ONE = {"event_types": ["generation.submitted"]}
 EMPTY = {"p50": None, "p95": None, "p99": None}
@@ -75,6 +75,27 @@ async def test_counts_follow_every_way_that_a_delivery_can_go(tmp_path: Path) ->
         await world.generate()
         await world.client.delete(f"/v1/subscribers/{subscriber['id']}")
         assert counted(world) == {subscriber["id"]: {"delivered": 4, "canceled": 1}}
+
+
+async def test_an_outcome_of_what_was_canceled_meanwhile_counts_for_nothing(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        gates = []
+        for number in range(3):
+            gates.append(Gate())
+            answer(world, gates[-1], url=f"{SUBSCRIBER_URL}/{number}")
+            last = await world.subscribe(f"{SUBSCRIBER_URL}/{number}", **ONE)
+        async with attached(world):
+            await world.generate()
+            for gate in gates:
+                await gate.wait_for(1)
+            await world.client.delete(f"/v1/subscribers/{last['id']}")
+            for gate in gates:
+                gate.is_open.set()  # All three are recorded together.
+        statuses = sorted(found["status"] for found in await deliveries(world))
+        assert statuses == ["canceled", "delivered", "delivered"]
+        assert counted(world)[last["id"]] == {"canceled": 1}
 
 
 @pytest.mark.parametrize("held_by", ["pause", "throttle", "backoff", "rate", "disabled"])

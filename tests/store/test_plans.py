@@ -24,6 +24,13 @@ DUE_WORK = {
     "deliveries_due": "deliveries_due",
     "deliveries_due_ordered": "deliveries_due",
     "delivery_next_due": "deliveries_due",
+    "deliveries_cancel": "deliveries_owed",
+    "stats_oldest": "deliveries_owed",
+    "stats_owed": "deliveries_owed",
+    "replays_due": "replays_due",
+    "replay_next_due": "replays_due",
+    "replay_ahead": "deliveries_replay",
+    "replay_deliveries_cancel": "deliveries_replay",
     "callbacks_rejected_old": "callbacks_rejected",
 }
 # Scans that are none of a table that grows, or that stop after a few rows.
@@ -63,6 +70,17 @@ async def test_due_work_comes_from_its_partial_index(explain: Explain, name: str
     plan = explain(name)
     assert any(f"INDEX {DUE_WORK[name]}" in step for step in plan), plan
     assert not [step for step in plan if "TEMP B-TREE" in step], plan
+
+
+@pytest.mark.parametrize(
+    "name", ["deliveries_due_ordered", "deliveries_hold", "delivery_unhold", "replay_matches"]
+)
+async def test_the_deliveries_of_an_event_are_found_by_it_and_not_among_all_of_a_subscriber(
+    explain: Explain, name: str
+) -> None:
+    plan = explain(name)
+    assert any("INDEX deliveries_event (event_id=?)" in step for step in plan), plan
+    assert not [s for s in plan if "deliveries_subscriber" in s or "deliveries_owed" in s], plan
 
 
 async def test_the_indexes_of_due_work_hold_due_work_only(tmp_path: Path) -> None:

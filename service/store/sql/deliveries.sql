@@ -34,13 +34,15 @@ WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
 ORDER BY d.due_at LIMIT :limit;
 
 -- name: deliveries_due_ordered
--- As deliveries_due, but an event waits while an earlier one of its generation is pending.
+-- As deliveries_due, but an event waits while an earlier one of its generation is pending. It is
+-- looked for among the few events of that generation, never among all that the subscriber is owed.
 SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id, d.created_at,
     d.attempt_count, d.trigger, e.body
 FROM deliveries d INDEXED BY deliveries_due JOIN events e ON e.id = d.event_id
 WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
     AND (d.attempt_count > 0) = :retries AND d.due_at <= :now
-    AND NOT EXISTS (SELECT 1 FROM events pe JOIN deliveries pd ON pd.event_id = pe.id
+    AND NOT EXISTS (SELECT 1 FROM events pe INDEXED BY events_generation
+        CROSS JOIN deliveries pd INDEXED BY deliveries_event ON pd.event_id = pe.id
         WHERE pe.generation_id = d.generation_id AND pd.subscriber_id = d.subscriber_id
             AND pd.status = 'pending' AND pd.id < d.id)
 ORDER BY d.due_at LIMIT :limit;
@@ -49,7 +51,8 @@ ORDER BY d.due_at LIMIT :limit;
 -- Later events of a generation wait for the retry of an earlier one.
 UPDATE deliveries SET due_at = max(due_at, :due_at)
 WHERE tenant = :tenant AND status = 'pending' AND id IN (
-    SELECT d.id FROM events e JOIN deliveries d ON d.event_id = e.id
+    SELECT d.id FROM events e INDEXED BY events_generation
+    CROSS JOIN deliveries d INDEXED BY deliveries_event ON d.event_id = e.id
     WHERE e.generation_id = :generation_id AND d.subscriber_id = :subscriber_id
         AND d.status = 'pending' AND d.id > :delivery_id);
 
@@ -57,7 +60,8 @@ WHERE tenant = :tenant AND status = 'pending' AND id IN (
 -- The next event of the generation may go: the one before it has ended.
 UPDATE deliveries SET due_at = min(due_at, :now)
 WHERE tenant = :tenant AND status = 'pending' AND id = (
-    SELECT min(d.id) FROM events e JOIN deliveries d ON d.event_id = e.id
+    SELECT min(d.id) FROM events e INDEXED BY events_generation
+    CROSS JOIN deliveries d INDEXED BY deliveries_event ON d.event_id = e.id
     WHERE e.generation_id = :generation_id AND d.subscriber_id = :subscriber_id
         AND d.status = 'pending');
 

@@ -43,7 +43,7 @@ SELECT e.seq FROM events e
 WHERE e.tenant = :tenant AND e.seq > :cursor AND e.seq <= :last_seq
     AND e.created_at >= :since_at AND e.created_at < :until_at
     AND e.type IN (SELECT value FROM json_each(:event_types))
-    AND CASE (SELECT d.status FROM deliveries d
+    AND CASE (SELECT d.status FROM deliveries d INDEXED BY deliveries_event
             WHERE d.event_id = e.id AND d.subscriber_id = :subscriber_id
                 AND d.status <> 'canceled'
             ORDER BY d.id DESC LIMIT 1)
