@@ -7,9 +7,15 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import msgspec
-import structlog
 
 from service import clock
+
+# structlog's console renderer imports rich where it is installed: a tenth of a second, each start.
+_RICH: Any = sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+import structlog  # noqa: E402
+
+if _RICH is None:
+    del sys.modules["rich"]
 
 _SLASH = r"(?:\\{0,4}/|%(?:25)?2[Ff])"  # Plain, escaped in JSON (in JSON), or percent-encoded.
 _SECRETS = re.compile(

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from service import replay
+from service.store.database import Database
+from service.store.deliveries import due as due_rows
 from tests.harness import START, SUBSCRIBER_URL, Harness, opened
 from tests.journeys.gates import Gate, answer, attached, crash, deliveries
 
@@ -387,6 +389,32 @@ async def test_canceling_reaches_what_is_held_in_memory(tmp_path: Path) -> None:
         assert len(ids(world)) == 1
         statuses = [found["status"] for found in await deliveries(world)]
         assert statuses == ["canceled"] * 4  # The first was canceled while it was under way.
+
+
+async def test_canceling_reaches_what_was_read_a_moment_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await many(world, 2)
+        made = await started(world, subscriber, only="all")
+        context, gate = world.app.parts.context, Gate()
+        await replay.run_due(context, world.clock())
+
+        async def slow(unit: Any, *args: Any) -> Any:
+            found = await Database.read(context.database, unit, *args)
+            if unit is due_rows and not gate.is_open.is_set():
+                await gate()
+            return found
+
+        async with attached(world) as deliverer:
+            monkeypatch.setattr(context.database, "read", slow)
+            deliverer.look(subscriber["id"])
+            await gate.wait_for(1)
+            await world.client.post(f"/v1/replays/{made['id']}/cancel")
+            gate.is_open.set()
+            await deliverer.settle()
+            await deliverer.run_due(world.clock())
+        assert world.subscribers.sent == []
 
 
 async def test_a_replay_that_is_done_cannot_be_canceled(tmp_path: Path) -> None:

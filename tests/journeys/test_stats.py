@@ -81,21 +81,21 @@ async def test_an_outcome_of_what_was_canceled_meanwhile_counts_for_nothing(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path) as world:
-        gates = []
-        for number in range(3):
-            gates.append(Gate())
-            answer(world, gates[-1], url=f"{SUBSCRIBER_URL}/{number}")
-            last = await world.subscribe(f"{SUBSCRIBER_URL}/{number}", **ONE)
+        gates, made = [Gate() for _ in range(3)], []
+        for number, gate in enumerate(gates):
+            url = f"{SUBSCRIBER_URL}/{number}"
+            answer(world, gate, url=url)
+            made.append(await world.subscribe(url, **ONE))
         async with attached(world):
             await world.generate()
             for gate in gates:
                 await gate.wait_for(1)
-            await world.client.delete(f"/v1/subscribers/{last['id']}")
+            await world.client.delete(f"/v1/subscribers/{made[0]['id']}")
             for gate in gates:
                 gate.is_open.set()  # All three are recorded together.
         statuses = sorted(found["status"] for found in await deliveries(world))
         assert statuses == ["canceled", "delivered", "delivered"]
-        assert counted(world)[last["id"]] == {"canceled": 1}
+        assert counted(world)[made[0]["id"]] == {"canceled": 1}
 
 
 @pytest.mark.parametrize("held_by", ["pause", "throttle", "backoff", "rate", "disabled"])
