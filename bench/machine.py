@@ -89,7 +89,10 @@ class Running:
 
 
 def _schedstat(task: Path) -> float:
-    return int((task / "schedstat").read_text().split()[0]) / 1e9
+    try:
+        return int((task / "schedstat").read_text().split()[0]) / 1e9
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0  # The thread has ended since it was listed.
 
 
 @contextmanager
