@@ -196,7 +196,7 @@ async def _record_taken(
     changes["task_id"] = now.task_id or report.task_id
     changes["submitted_at"] = now.submitted_at or tx.now
     if not now.is_terminal and now.next_poll_at is None:
-        changes["next_poll_at"] = first_poll(context, now, tx.now)
+        changes["next_poll_at"] = poll_plan(context, now, 0, tx.now)
         tx.after_commit(context.wakes.poll.set)
     return await generations.change(tx, now, **changes)
 
@@ -215,11 +215,6 @@ async def _record_put_off(
     return await generations.change(
         tx, generation, submission="waiting", submit_at=due_at, submit_count=count
     )
-
-
-def first_poll(context: Context, generation: Generation, now: int) -> int:
-    """When upstream is first asked about a generation that it has taken."""
-    return poll_plan(context, generation, 0, now)
 
 
 def poll_plan(context: Context, generation: Generation, polls: int, now: int) -> int:

@@ -1,8 +1,13 @@
 """Fixtures that every test may use."""
 
+from pathlib import Path
+
 import pytest
 
-from service import ids
+from service import ids, log
+from service.settings import VARIABLES
+
+SECRET_KEY = "0123456789abcdef0123456789abcdef"
 
 
 @pytest.fixture
@@ -14,3 +19,20 @@ def anyio_backend() -> str:
 def _own_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ids never go back in time, and every test has a time of its own."""
     monkeypatch.setattr(ids, "_state", {"ms": 0, "counter": 0})
+
+
+@pytest.fixture
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of the surroundings, and a log that stays as the other tests know it."""
+    for variable in VARIABLES:
+        monkeypatch.delenv(variable.name, raising=False)
+    monkeypatch.setattr(log, "configure", lambda *_: None)
+
+
+@pytest.fixture
+def database(bare_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Settings with which the commands on the database itself work."""
+    path = tmp_path / "genhook.db"
+    monkeypatch.setenv("GENHOOK_DATABASE_URL", f"sqlite:///{path}")
+    monkeypatch.setenv("GENHOOK_SECRET_KEYS", SECRET_KEY)
+    return path

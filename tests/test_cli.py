@@ -14,13 +14,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service import cli, doctor, log, options, remote
+from service import cli, doctor, options, remote
 from service.app import App
 from service.clock import parse_rfc3339
 from service.errors import CommandError, StorageError
-from service.settings import VARIABLES, read_settings
+from service.settings import read_settings
 
-SECRET_KEY = "0123456789abcdef0123456789abcdef"
+pytestmark = pytest.mark.usefixtures("bare_environment")
 NOW = parse_rfc3339("2026-11-22T18:20:00Z")
 
 
@@ -39,23 +39,6 @@ def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParse
 
 
 COMMANDS = {command.prog: command for command in commands(options.parser())}
-
-
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of the surroundings, and a log that stays as the other tests know it."""
-    for variable in VARIABLES:
-        monkeypatch.delenv(variable.name, raising=False)
-    monkeypatch.setattr(log, "configure", lambda *_: None)
-
-
-@pytest.fixture
-def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Settings with which the commands on the database itself work."""
-    path = tmp_path / "genhook.db"
-    monkeypatch.setenv("GENHOOK_DATABASE_URL", f"sqlite:///{path}")
-    monkeypatch.setenv("GENHOOK_SECRET_KEYS", SECRET_KEY)
-    return path
 
 
 # What may be written

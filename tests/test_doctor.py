@@ -9,33 +9,17 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service import cli, doctor, log
+from service import cli, doctor
 from service.clock import parse_rfc3339
-from service.settings import VARIABLES, read_settings
+from service.settings import read_settings
+from tests.conftest import SECRET_KEY
 
-SECRET_KEY = "0123456789abcdef0123456789abcdef"
+pytestmark = pytest.mark.usefixtures("bare_environment")
 NOW = parse_rfc3339("2026-11-22T18:20:00Z")
 
 
 def run(line: str) -> int:
     return cli.main(shlex.split(line))
-
-
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of the surroundings, and a log that stays as the other tests know it."""
-    for variable in VARIABLES:
-        monkeypatch.delenv(variable.name, raising=False)
-    monkeypatch.setattr(log, "configure", lambda *_: None)
-
-
-@pytest.fixture
-def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Settings with which the commands on the database itself work."""
-    path = tmp_path / "genhook.db"
-    monkeypatch.setenv("GENHOOK_DATABASE_URL", f"sqlite:///{path}")
-    monkeypatch.setenv("GENHOOK_SECRET_KEYS", SECRET_KEY)
-    return path
 
 
 def found(**environ: str) -> Callable[[pytest.MonkeyPatch], dict[str, set[str]]]:
