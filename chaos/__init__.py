@@ -1,0 +1,1 @@
+"""The promises, attacked from outside: real processes, real sockets, real files."""
