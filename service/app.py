@@ -5,13 +5,14 @@ import os
 import random  # noqa: TID251  jitter, where nobody gives another
 import signal
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from service import egress, log, metrics, tenants
-from service.api import router
+from service.api import asgi
 from service.api.asgi import Receive, Scope, Send
-from service.api.callbacks import Receiver
-from service.api.calls import Parts
+from service.api.parts import Parts
+from service.api.receiver import Receiver
 from service.clock import Clock, now_ms
 from service.context import UPSTREAM, Context
 from service.deliver import Deliverer
@@ -22,7 +23,6 @@ from service.settings import Settings
 from service.store import schema
 from service.store.database import Database
 from service.tokens import CallbackTokens
-from service.upstream import catalogue
 from service.upstream.client import Client
 from service.vault import Vault
 from service.worker import Worker
@@ -52,7 +52,6 @@ class App:
         self._sender = sender
         self._parts: Parts | None = None
         self._receiver: Receiver | None = None
-        self._api = router.build(lambda: self.parts)
         self.worker: Worker | None = None
 
     @property
@@ -61,12 +60,22 @@ class App:
         assert self._parts is not None, "the application has not been started"
         return self._parts
 
+    @cached_property
+    def _api(self) -> asgi.App:
+        """The API, loaded for its first request: callbacks and probes need not wait for it."""
+        from service.api import router  # noqa: PLC0415  cold start
+
+        return router.build(self.parts)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] == "http":
-            if scope["method"] == "POST" and scope["path"].startswith("/callbacks/"):
+            method, path = scope["method"], scope["path"]
+            if method == "POST" and path.startswith("/callbacks/"):
                 assert self._receiver is not None
                 await self._receiver(scope, receive, send)
+            elif method == "GET" and path == "/healthz":
+                await asgi.healthz(scope, send, self._clock())
             else:
                 await self._api(scope, receive, send)
         elif scope["type"] == "lifespan":
@@ -100,7 +109,6 @@ class App:
                 body_bytes_max=settings.upstream_body_bytes,
                 transport=self._transport,
             ),
-            catalogue=catalogue.load(),
             tokens=CallbackTokens(settings.secret_keys, UPSTREAM),
             vault=Vault(settings.secret_keys),
             clock=self._clock,

@@ -1,6 +1,7 @@
 """The command line: every way to run genhook, and thin clients of its API."""
 
 import argparse
+import gc
 import importlib
 import os
 import sys
@@ -11,8 +12,9 @@ from service import __version__, options
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit status: 0 done, 1 failed, 2 asked for wrongly, 130 interrupted."""
-    parser = options.parser()
-    given = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    parser = options.parser(words[0] if words else None)
+    given = parser.parse_args(words)
     if given.version:
         _say(f"genhook {__version__}")
         return 0
@@ -26,7 +28,9 @@ def _run(given: argparse.Namespace) -> int:
     """Run the command; an error whose message is for people is told in one sentence."""
     module, _, name = given.run.partition(":")
     try:
+        gc.disable()  # Imports make much that stays, and nothing to collect.
         command = getattr(importlib.import_module(f"service.{module}"), name)
+        gc.enable()
         return int(command(given, _say))
     except KeyboardInterrupt:
         return 130

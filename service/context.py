@@ -10,7 +10,7 @@ from service.model import Due, Generation
 from service.settings import Settings
 from service.store.database import Database
 from service.tokens import CallbackTokens
-from service.upstream.catalogue import Catalogue
+from service.upstream import catalogue
 from service.upstream.client import Client
 from service.vault import Vault
 
@@ -54,13 +54,17 @@ class Context:
     settings: Settings
     database: Database
     client: Client
-    catalogue: Catalogue
     tokens: CallbackTokens
     vault: Vault
     clock: Clock
     jitter: Callable[[], float]
     random_bytes: Callable[[int], bytes] = os.urandom
     wakes: Wakes = field(default_factory=Wakes)
+
+    @property
+    def catalogue(self) -> catalogue.Catalogue:
+        """The models that upstream sells, read when they are first asked for."""
+        return catalogue.load()
 
     def callback_url(self, generation_id: str, nonce: str, deadline_at: int) -> str | None:
         """Where upstream calls back about the generation; None where there is no public URL."""

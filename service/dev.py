@@ -1,7 +1,6 @@
 """What `genhook serve --dev` makes up: throwaway keys, a database of its own, a sandbox."""
 
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -66,6 +65,8 @@ def keys(path: Path) -> Mapping[str, str]:
 
 
 def _write(path: Path) -> None:
+    import secrets  # noqa: PLC0415  cold start
+
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(
             f"GENHOOK_SECRET_KEYS={secrets.token_urlsafe(32)}\n"

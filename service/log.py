@@ -1,5 +1,8 @@
 """Structured logs: JSON unless on a terminal, and the one place that keeps secrets out of them."""
 
+import asyncio
+import atexit
+import contextlib
 import logging
 import re
 import sys
@@ -73,6 +76,45 @@ def _redact_line(_logger: object, _method: str, line: str) -> str:
     return redact(line)
 
 
+class _Lines:
+    """Standard output, by lines: those of one turn of the event loop are written together.
+
+    A write lets other threads run and has to wait for them: once a turn is often enough.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[bytes] = []
+
+    def line(self, line: bytes) -> None:
+        """Write the line by the end of this turn; at once where no loop runs, as in a thread."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._write(line)
+            return
+        self._waiting.append(line)
+        if len(self._waiting) == 1:
+            loop.call_soon(self.flush)
+
+    debug = info = warning = error = exception = critical = line
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if not self._waiting:
+            return
+        lines, self._waiting = self._waiting, []
+        self._write(*lines)
+
+    def _write(self, *lines: bytes) -> None:
+        with contextlib.suppress(OSError, ValueError):  # Nobody reads: no reason to stop.
+            sys.stdout.buffer.write(b"\n".join((*lines, b"")))
+            sys.stdout.buffer.flush()
+
+
+_lines = _Lines()
+atexit.register(_lines.flush)
+
+
 def configure(level: str = "info", *, terminal: bool | None = None) -> None:
     """Set up structlog and the standard library's logging; both end up in the same lines."""
     number = logging.getLevelNamesMapping()[level.upper()]
@@ -85,11 +127,7 @@ def configure(level: str = "info", *, terminal: bool | None = None) -> None:
             *([structlog.dev.ConsoleRenderer(), _redact_line] if pretty else [_render]),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=(
-            structlog.PrintLoggerFactory()
-            if pretty
-            else structlog.BytesLoggerFactory(sys.stdout.buffer)
-        ),
+        logger_factory=(structlog.PrintLoggerFactory() if pretty else lambda *_args: _lines),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, handlers=[_Bridge()], force=True)

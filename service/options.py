@@ -1,6 +1,7 @@
 """What may be written on the command line: every command, its options and an example."""
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 EPILOG = "Settings come from the environment; docs/settings.md has the table."
@@ -12,11 +13,11 @@ EVENT_TYPES = (
 Commands = Any  # argparse keeps the name of this type to itself.
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of the command line.
+def parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the command line; if `command` is one, it knows no other.
 
     Options have `run`, as `module:function` below service, so that no command waits for the
-    imports of another. A command line without a command has None.
+    imports or the parser of another. A command line without a command has None.
     """
     made = argparse.ArgumentParser(
         prog="genhook",
@@ -26,9 +27,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="store_true", help="print the version and stop")
     made.set_defaults(run=None)
     commands = made.add_subparsers(title="commands", metavar="COMMAND")
-    for add in (_add_running, _add_due, _add_keys, _add_subscribers, _add_generations):
-        add(commands)
-    for add in (_add_listen, _add_replay, _add_doctor):
+    adders = [COMMANDS[command]] if command in COMMANDS else COMMANDS.values()
+    for add in adders:
         add(commands)
     return made
 
@@ -54,7 +54,7 @@ def _group(commands: Commands, name: str, does: str) -> Commands:
     return group.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
 
-def _add_running(commands: Commands) -> None:
+def _add_serve(commands: Commands) -> None:
     serve = _add(
         commands,
         "serve",
@@ -68,7 +68,13 @@ def _add_running(commands: Commands) -> None:
         "--dev", action="store_true", help="throwaway keys, http and this machine allowed"
     )
     serve.add_argument("--sandbox", action="store_true", help="with --dev: a sandbox as upstream")
+
+
+def _add_work(commands: Commands) -> None:
     _add(commands, "work", "serve:work", "run the worker alone", "GENHOOK_WORKER=off genhook work")
+
+
+def _add_sandbox(commands: Commands) -> None:
     sandbox = _add(
         commands,
         "sandbox",
@@ -80,6 +86,9 @@ def _add_running(commands: Commands) -> None:
     sandbox.add_argument("--port", type=_port, default=9000, help="port to listen on (9000)")
     sandbox.add_argument("--api-key", help="the one key that opens it (any that starts with aio_)")
     sandbox.add_argument("--speed", type=_speed, default=1.0, help="times faster than life (1)")
+
+
+def _add_demo(commands: Commands) -> None:
     demo = _add(
         commands,
         "demo",
@@ -90,7 +99,7 @@ def _add_running(commands: Commands) -> None:
     demo.add_argument("--output", default="demo-output", help="where pictures go (demo-output)")
 
 
-def _add_due(commands: Commands) -> None:
+def _add_migrate(commands: Commands) -> None:
     _add(
         commands,
         "migrate",
@@ -98,6 +107,9 @@ def _add_due(commands: Commands) -> None:
         "bring the database to the schema of this version",
         "GENHOOK_DATABASE_URL=sqlite:////var/lib/genhook.db genhook migrate",
     )
+
+
+def _add_tick(commands: Commands) -> None:
     tick = _add(
         commands,
         "tick",
@@ -264,6 +276,22 @@ def _add_doctor(commands: Commands) -> None:
     )
     doctor.add_argument("--online", action="store_true", help="ask upstream too")
     _add_json(doctor)
+
+
+COMMANDS: dict[str, Callable[[Commands], None]] = {
+    "serve": _add_serve,
+    "work": _add_work,
+    "sandbox": _add_sandbox,
+    "demo": _add_demo,
+    "migrate": _add_migrate,
+    "tick": _add_tick,
+    "keys": _add_keys,
+    "subscribers": _add_subscribers,
+    "generations": _add_generations,
+    "listen": _add_listen,
+    "replay": _add_replay,
+    "doctor": _add_doctor,
+}
 
 
 def _add_json(command: argparse.ArgumentParser) -> None:

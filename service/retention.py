@@ -61,14 +61,14 @@ async def run_due(context: Context, sweep: Sweep, now: int) -> tuple[int, int]:
 
 async def _stages(context: Context, now: int) -> list[Stage]:
     before = now - context.settings.retention_days * DAY
-    tenants = await context.database.read(subscribers.tenants)
+    tenants = await context.database.read(subscribers.all_tenants)
     batch: dict[str, Any] = {"before": before, "limit": BATCH}
     return [
         _whole(callbacks.delete_old_rejected, now - REJECTED_KEPT_MS),
         _whole(keys.delete_past_answers, now - ANSWERS_KEPT_MS),
         _whole(stats.delete_past, now - stats.KEPT_MS),
         _whole(replays.delete_past, before),
-        *[partial(deliveries.delete_past, tenant=tenant, **batch) for tenant in tenants],
+        *[partial(deliveries.delete_past, tenant=tenant["id"], **batch) for tenant in tenants],
         partial(events.delete_past, **batch),
         partial(
             generations.delete_past,

@@ -32,6 +32,7 @@ def settings_for(options: argparse.Namespace) -> Settings:
 
 def serve(options: argparse.Namespace, say: Say) -> int:
     """Run the service until a signal ends it: 0, or 1 where its worker failed."""
+    gc.disable()  # Until it serves: a start makes no garbage worth a collection.
     settings = settings_for(options)
     _note(settings)
     from service.app import App  # noqa: PLC0415  settings are refused before it is loaded
@@ -82,6 +83,7 @@ async def _serve(app: "App", sock: socket.socket, upstream: socket.socket | None
         _log.info("serving", url=server.url_of(sock))
         gc.freeze()  # What start-up made lives as long as the process.
         gc.set_threshold(10_000, 20, 50)  # A request makes much that is no cycle.
+        gc.enable()
         await serving.serve(sockets=[sock])
     return _status(app)
 

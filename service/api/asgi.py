@@ -1,17 +1,23 @@
 """Plain ASGI: the body by bytes actually read, and problems as answers."""
 
-from collections.abc import Awaitable, Callable, MutableMapping
+import re
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 import msgspec
 
+from service import metrics
 from service.errors import Problem
+from service.ids import new_id
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+HEALTHY = {"status": "ok"}
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class BodyTooLargeError(Exception):
@@ -47,17 +53,47 @@ async def read_body(scope: Scope, receive: Receive, bytes_max: int) -> bytes:
         size += len(part)
 
 
+def request_id_of(scope: Scope, now: int) -> str:
+    """The caller's own request id where it is harmless, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            text: str = value.decode("latin-1")
+            if _REQUEST_ID.fullmatch(text):
+                return text
+    return new_id("req", now)
+
+
+async def healthz(scope: Scope, send: Send, now: int) -> None:
+    """GET /healthz: the process answers."""
+    await _answer(send, 200, "application/json", HEALTHY, request_id_of(scope, now))
+    metrics.requests.add(1, "200")
+
+
 async def problem(send: Send, found: Problem, request_id: str) -> None:
     """Answer with a problem (RFC 9457)."""
-    body = msgspec.json.encode(found.document(request_id))
-    headers = [
-        (b"content-type", b"application/problem+json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"x-request-id", request_id.encode()),
-    ]
+    headers = []
     if found.retry_after_seconds is not None:
         headers.append((b"retry-after", str(found.retry_after_seconds).encode()))
     if found.status == 413:
         headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": found.status, "headers": headers})
+    document = found.document(request_id)
+    await _answer(send, found.status, "application/problem+json", document, request_id, headers)
+
+
+async def _answer(
+    send: Send,
+    status: int,
+    media_type: str,
+    content: Any,
+    request_id: str,
+    more: Sequence[tuple[bytes, bytes]] = (),
+) -> None:
+    body = msgspec.json.encode(content)
+    headers = [
+        (b"content-type", media_type.encode()),
+        (b"content-length", b"%d" % len(body)),
+        (b"x-request-id", request_id.encode()),
+        *more,
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

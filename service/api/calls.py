@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from service import clock
 from service.api.checks import MODEL_ID, MODEL_ID_RULE, escape
+from service.api.parts import Parts, Worker
 from service.context import Context
 from service.deliver import Deliverer
 from service.errors import FieldError, Problem, invalid
@@ -25,29 +25,6 @@ _WHERE = re.compile(r"(?P<message>.*?)(?: - at `(?P<path>[^`]*)`)?", re.DOTALL)
 _FIELD = re.compile(r"Object (?:missing required|contains unknown) field `(?P<name>[^`]*)`")
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,8}")
 _STEP = re.compile(r"\.([^.\[]+)|\[([^\]]*)\]")
-
-
-class Worker(Protocol):
-    """What the API needs of the process's worker, which knows nothing of the API."""
-
-    @property
-    def is_alive(self) -> bool:
-        """True unless the worker should run here and does not."""
-        ...
-
-    async def tick(self, seconds: float) -> Any:
-        """Do due work for up to `seconds`."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """The parts of a started process."""
-
-    context: Context
-    poller: Poller
-    deliverer: Deliverer
-    worker: Worker
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,7 +1,6 @@
 """From HTTP to a call and back: authentication, checks of the request, problems, request ids."""
 
 import hmac
-import re
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl
@@ -15,24 +14,23 @@ from starlette.routing import Route
 
 from service import log, metrics
 from service.api import idempotency
-from service.api.asgi import BodyTooLargeError, DisconnectedError, read_body
-from service.api.calls import Answer, Call, Parts, bad_query
+from service.api.asgi import BodyTooLargeError, DisconnectedError, read_body, request_id_of
+from service.api.calls import Answer, Call, bad_query
+from service.api.parts import Parts
 from service.api.routes import OPERATIONS, Operation
 from service.clock import MINUTE
 from service.errors import Problem, StorageBusyError, StorageError
-from service.ids import new_id
 from service.model import Key
 from service.store import keys
 from service.tenants import DEFAULT
 
 _log = log.get()
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 CALLBACK_PATH = "/callbacks/{upstream}/{token}"
 _HANGUP = 499  # Nobody reads the answer; the number is nginx's.
 
 
-def build(parts: Callable[[], Parts]) -> Starlette:
-    """The API as a Starlette application; `parts` are there once the process has started."""
+def build(parts: Parts) -> Starlette:
+    """The API as a Starlette application."""
     # POST goes past the router (app.py); here other methods are told which one there is.
     routes = [Route(CALLBACK_PATH, _nowhere, methods=["POST"])]
     routes += [
@@ -48,11 +46,11 @@ async def _nowhere(_request: Request) -> Response:
     raise HTTPException(404)
 
 
-def _endpoint(operation: Operation, parts: Callable[[], Parts]) -> Callable[..., Any]:
+def _endpoint(operation: Operation, parts: Parts) -> Callable[..., Any]:
     async def endpoint(request: Request) -> Response:
-        request_id = _request_id(request, parts())
+        request_id = request_id_of(request.scope, parts.context.clock())
         with structlog.contextvars.bound_contextvars(request_id=request_id):
-            response = await _guarded(operation, parts(), request, request_id)
+            response = await _guarded(operation, parts, request, request_id)
         response.headers["x-request-id"] = request_id
         metrics.requests.add(1, str(response.status_code))
         return response
@@ -183,12 +181,6 @@ async def _body(operation: Operation, parts: Parts, request: Request) -> bytes:
     return body
 
 
-def _request_id(request: Request, parts: Parts) -> str:
-    """The caller's own request id where it is harmless, else a new one."""
-    given = request.headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else new_id("req", parts.context.clock())
-
-
 def _unavailable(detail: str) -> Problem:
     return Problem(503, "storage_unavailable", detail, retry_after_seconds=1)
 
@@ -203,11 +195,11 @@ def _problem(problem: Problem, request_id: str) -> Response:
     return Response(answer.encoded(), problem.status, headers, "application/problem+json")
 
 
-def _http_error(parts: Callable[[], Parts]) -> Callable[..., Any]:
+def _http_error(parts: Parts) -> Callable[..., Any]:
     """What answers where the router itself refuses: no such path, no such method."""
 
     async def answer(request: Request, error: Exception) -> Response:
-        request_id = _request_id(request, parts())
+        request_id = request_id_of(request.scope, parts.context.clock())
         assert isinstance(error, HTTPException)
         if error.status_code == 405:
             problem = Problem(405, "method_not_allowed", "This path does not take this method.")

@@ -5,6 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from service import metrics
+from service.api.asgi import HEALTHY
 from service.api.calls import Answer, Call
 from service.errors import StorageError
 from service.store import schema, stats
@@ -16,7 +17,7 @@ SUBSCRIBER_LABELS_MAX = 20
 
 async def healthz(_call: Call) -> Answer:
     """GET /healthz: the process answers."""
-    return Answer(content={"status": "ok"})
+    return Answer(content=HEALTHY)
 
 
 async def readyz(call: Call) -> Answer:

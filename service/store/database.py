@@ -14,7 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import aiosql
 import aiosqlite
 
 from service import log
@@ -33,9 +32,14 @@ BUSY_MS = 5_000
 
 @cache
 def statements() -> Mapping[str, str]:
-    """Every named statement of `sql/*.sql`, by name."""
-    queries = aiosql.from_path(Path(__file__).parent / "sql", "sqlite3", mandatory_parameters=False)
-    return {name: getattr(queries, name).sql for name in queries.available_queries}
+    """Every statement of `sql/*.sql` by its name: `-- name: NAME`, then its text up to the next."""
+    found: dict[str, str] = {}
+    for file in sorted((Path(__file__).parent / "sql").glob("*.sql")):
+        for statement in file.read_text().split("-- name: ")[1:]:
+            name, _, text = statement.partition("\n")
+            assert name not in found, f"two statements are named {name}"
+            found[name.rstrip("*!^$")] = text.strip()
+    return found
 
 
 class Transaction:

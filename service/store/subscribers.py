@@ -93,11 +93,6 @@ async def change_tenant(tx: Transaction, tenant: str, sealed_secrets: bytes) -> 
     await touch(tx)
 
 
-async def tenants(tx: Transaction) -> list[str]:
-    """Every tenant."""
-    return [row["id"] for row in await tx.all("tenants_all")]
-
-
 async def delete_orphans(
     tx: Transaction, after: str, *, before: int, limit: int
 ) -> tuple[int, str | None]:

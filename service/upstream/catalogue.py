@@ -4,7 +4,6 @@ import functools
 import itertools
 import math
 import pathlib
-import tomllib
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,6 +92,8 @@ class _Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @functools.cache
 def load() -> Catalogue:
     """Return the catalogue that ships with genhook, read once."""
+    import tomllib  # noqa: PLC0415  cold start
+
     text = pathlib.Path(__file__).with_name("catalogue.toml").read_text(encoding="utf-8")
     tables = tomllib.loads(text)
     shared = tables.pop("shared")

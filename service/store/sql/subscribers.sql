@@ -59,9 +59,6 @@ ORDER BY s.id LIMIT :limit;
 DELETE FROM subscribers WHERE id = :id;
 
 -- name: tenants_all
-SELECT id FROM tenants ORDER BY id;
-
--- name: tenants_all
 SELECT id, sealed_secrets FROM tenants ORDER BY id;
 
 -- name: subscribers_sealed

@@ -1,0 +1,31 @@
+"""What a started process is made of, as the API sees it."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from service.context import Context
+from service.deliver import Deliverer
+from service.poll import Poller
+
+
+class Worker(Protocol):
+    """What the API needs of the process's worker, which knows nothing of the API."""
+
+    @property
+    def is_alive(self) -> bool:
+        """True unless the worker should run here and does not."""
+        ...
+
+    async def tick(self, seconds: float) -> Any:
+        """Do due work for up to `seconds`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of a started process."""
+
+    context: Context
+    poller: Poller
+    deliverer: Deliverer
+    worker: Worker

@@ -1,0 +1,174 @@
+"""The fast path: callbacks are verified and stored before they are answered."""
+
+import msgspec
+
+from service import ingest, log, metrics
+from service.api.asgi import (
+    BodyTooLargeError,
+    DisconnectedError,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    problem,
+    read_body,
+)
+from service.clock import SECOND
+from service.context import UPSTREAM, Context
+from service.errors import Problem, SettingsError, StorageError
+from service.ids import new_id
+from service.schemes import SCHEMES, SignatureError
+from service.store import callbacks
+from service.store.callbacks import Arrival
+from service.tokens import TokenError
+
+PREFIX = f"/callbacks/{UPSTREAM}/"
+REJECTIONS_PER_SECOND = 20  # More are answered, but not stored: strangers fill no disk.
+
+_log = log.get()
+_OK = b'{"status":"ok"}'
+_HEADERS_KEPT = 100
+_validate = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+class Receiver:
+    """A plain ASGI application for `POST /callbacks/{upstream}/{token}`."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._log = log.get().bind()  # Bound once: a lazy logger binds itself anew for every line.
+        self._rejections = (0, 0)
+        scheme = context.settings.upstream_signature
+        self._scheme = SCHEMES[scheme] if scheme else None
+        self._secrets = [context.settings.upstream_signature_secret or ""]
+        try:
+            if self._scheme is not None:
+                self._scheme.read_secret(self._secrets[0])
+        except ValueError as error:
+            raise SettingsError(f"GENHOOK_UPSTREAM_SIGNATURE_SECRET: {error}.") from None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Verify, store, answer: 2xx is sent only after the commit."""
+        now = self._context.clock()
+        arrival = Arrival(
+            id=new_id("cb", now),
+            upstream=UPSTREAM,
+            received_at=now,
+            headers=scope["headers"][:_HEADERS_KEPT],
+        )
+        request_id = "req" + arrival.id[2:]
+        try:
+            await self._verify(arrival, scope, receive)
+            verdict = await self._store(arrival)
+        except Problem as found:
+            await problem(send, found, request_id)
+        except StorageError as error:
+            _log.error("callback.not_stored", error=str(error), request_id=request_id)
+            busy = Problem(
+                503, "storage_unavailable", "The callback was not stored.", retry_after_seconds=1
+            )
+            await problem(send, busy, request_id)
+        except DisconnectedError:
+            return
+        except Exception:  # noqa: BLE001  upstream is told to come again, the log the traceback
+            _log.exception("callback.failed", request_id=request_id)
+            broken = Problem(500, "internal_error", "Something went wrong here.")
+            await problem(send, broken, request_id)
+        else:
+            metrics.callbacks.add(1, verdict)
+            await _answer_ok(send, request_id)
+            self._log.info(
+                "callback",
+                callback_id=arrival.id,
+                generation_id=arrival.generation_id,
+                verdict=verdict,
+                trust=arrival.trust,
+                bytes=len(arrival.body),
+                request_id=request_id,
+            )
+
+    async def _verify(self, arrival: Arrival, scope: Scope, receive: Receive) -> None:
+        """Fill in the arrival, once the token and, where there is one, the signature prove it."""
+        path, settings = scope["path"], self._context.settings
+        try:
+            token = path[len(PREFIX) :] if path.startswith(PREFIX) else ""
+            claim = self._context.tokens.read(token, arrival.received_at)
+        except TokenError as error:
+            await self._reject(arrival, f"token_{error.reason}")
+            raise Problem(404, "token_invalid", "There is nothing at this address.") from None
+        arrival.generation_id, arrival.nonce = claim.generation_id, claim.nonce
+        try:
+            arrival.body = await read_body(scope, receive, settings.callback_body_bytes)
+        except BodyTooLargeError as error:
+            await self._reject(arrival, "body_too_large")
+            raise Problem(413, "body_too_large", str(error)) from None
+        arrival.readable = _readable(arrival.body)
+        proved = await self._proves_body(arrival)
+        if proved or settings.callback_trust == "body":
+            arrival.trust = "body"
+
+    async def _proves_body(self, arrival: Arrival) -> bool:
+        """True if a signature proves the body; Problem 401 if one is due and does not hold."""
+        if self._scheme is None:
+            return False
+        headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in arrival.headers}
+        try:
+            self._scheme.verify(arrival.body, headers, self._secrets, arrival.received_at)
+        except SignatureError as error:
+            await self._reject(arrival, f"signature_{error.reason}")
+            raise Problem(
+                401, "signature_invalid", "The callback's signature does not hold."
+            ) from None
+        return self._scheme.proves_body
+
+    async def _reject(self, arrival: Arrival, reason: str) -> None:
+        """Store what was rejected, as far as there is room; the answer does not depend on it."""
+        metrics.callbacks.add(1, "rejected")
+        second, count = self._rejections
+        this_second = arrival.received_at // SECOND
+        count = count + 1 if second == this_second else 1
+        self._rejections = (this_second, count)
+        if count > REJECTIONS_PER_SECOND:
+            return
+        _log.info("callback", callback_id=arrival.id, verdict="rejected", reason=reason)
+        arrival.reason = reason
+        try:
+            await self._context.database.write(callbacks.reject, arrival)
+        except StorageError as error:
+            _log.error("callback.not_stored", error=str(error))
+
+    async def _store(self, arrival: Arrival) -> str:
+        database = self._context.database
+        verdict: str | None
+        if arrival.trust == "body":
+            verdict = await database.write(ingest.believe, self._context, arrival)
+        else:
+            verdict = await database.write_batched(ingest.receive, arrival)
+            self._context.wakes.poll.set()
+        if verdict is None:
+            self._context.tokens.forget(arrival.generation_id)
+            await self._reject(arrival, "token_revoked")
+            raise Problem(404, "token_invalid", "There is nothing at this address.")
+        return verdict
+
+
+def _readable(body: bytes) -> bool:
+    try:
+        _validate(body)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return body.lstrip()[:1] in (b"{", b"[")
+
+
+async def _answer_ok(send: Send, request_id: str) -> None:
+    start: Message = {
+        "type": "http.response.start",
+        "status": 200,
+        "headers": [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"15"),
+            (b"x-request-id", request_id.encode()),
+        ],
+    }
+    await send(start)
+    await send({"type": "http.response.body", "body": _OK})
