@@ -10,7 +10,7 @@ NEWEST := .venv/newest
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo run test check bench format constraints clean python
+.PHONY: help install demo run test check bench chaos format constraints clean python
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,11 @@ check: $(STAMP) ## Lint, format, types, import direction, tidiness
 bench: $(STAMP) ## Measure, and compare with the floors
 	@$(BIN)/python $(INSTALL) --constraint constraints.txt --group bench
 	@$(BIN)/python -m bench $(BENCH) $(NAMES)
+
+# NAMES="kill storage" picks suites, CHAOS=--quick takes 90 seconds instead of about 15 minutes.
+chaos: $(STAMP) ## Attack the promises: kill -9, bad disks, a lying upstream, hostile subscribers
+	@$(BIN)/python $(INSTALL) --constraint constraints.txt --group chaos
+	@$(BIN)/python -m chaos $(CHAOS) $(NAMES)
 
 format: $(STAMP) ## Format, and repair what the linter can
 	@$(BIN)/ruff check --quiet --fix-only .

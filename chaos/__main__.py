@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import datetime
 import importlib
+import os
 import random
 import shutil
 import time
@@ -62,7 +63,7 @@ def main() -> int:
     seed = random.randrange(1_000_000) if given.seed is None else given.seed
     minutes = 1.0 if given.quick else given.minutes
     data = Path(__file__).with_name("data")
-    plan = Plan(seed, given.quick, minutes, data / str(seed), only=given.only)
+    plan = Plan(seed, given.quick, minutes, data / f"{seed}-{os.getpid()}", only=given.only)
     found = report.fresh(
         datetime.datetime.now(datetime.UTC).date().isoformat(), seed, quick=given.quick
     )
@@ -79,8 +80,11 @@ def main() -> int:
         seconds = time.perf_counter() - began
         found["suites"][name] = report.of(outcome, seconds)
         print(f"{name}: {seconds:.0f} s, {len(outcome.broken)} broken", flush=True)
-    shutil.rmtree(plan.folder, ignore_errors=True)
     report.show(found)
+    if report.is_broken(found):
+        print(f"The files of what broke are in {plan.folder}.")
+    else:
+        shutil.rmtree(plan.folder, ignore_errors=True)
     if given.only is None:
         report.write(found)
     if not given.quick and set(names) == set(SUITES):

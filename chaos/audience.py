@@ -4,7 +4,9 @@ import asyncio
 import datetime
 import json
 import random
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from standardwebhooks import Webhook
@@ -16,13 +18,13 @@ MOODS = {"204": 8, "500": 2, "503": 1, "301": 1, "closed": 1, "slow": 1}
 
 @dataclass(frozen=True)
 class Receipt:
-    """One webhook that arrived. `status` 0: it was not answered."""
+    """One webhook that arrived, `skew` seconds after its timestamp. `status` 0: not answered."""
 
     phase: int
     name: str
     webhook_id: str
     timestamp: int
-    at: float
+    skew: float
     status: int
 
 
@@ -38,7 +40,7 @@ class Audience:
         self.wrong: list[str] = []
         self.faults: Counter[str] = Counter()
         self.is_moody = True
-        self._loop = asyncio.get_running_loop()
+        self.clocks: Callable[[], list[float]] = lambda: [time.time()]
 
     async def __call__(self, request: Request) -> bytes | None:
         """Take a webhook, and answer by mood."""
@@ -46,10 +48,9 @@ class Audience:
         webhook_id = request.headers.get("webhook-id", "")
         timestamp = int(request.headers.get("webhook-timestamp", "0"))
         self._verify(name, webhook_id, timestamp, request)
-        status = await self._status(name)
-        self.receipts.append(
-            Receipt(self.phase, name, webhook_id, timestamp, self._loop.time(), status)
-        )
+        skew = min((now - timestamp for now in self.clocks()), key=abs)
+        phase, status = self.phase, await self._status(name)
+        self.receipts.append(Receipt(phase, name, webhook_id, timestamp, skew, status))
         return answer(status) if status else None
 
     async def _status(self, name: str) -> int:

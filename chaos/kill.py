@@ -51,7 +51,7 @@ POINTS = (
     Point("ingest.receive", 4, trust="confirm"),
     Point("ingest.believe", 4, trust="body"),
     Point("store.callbacks.reject", forges=1.0),
-    Point("poll._record", 6),
+    Point("poll._record", 4, trust="confirm"),
     Point("poll._record_blind", trust="confirm", creates=SLOW),
     Point("poll.expire", creates=LOST),
     Point("store.deliveries.record", 12),
@@ -140,7 +140,7 @@ async def at_instants(folder: Path, seed: str, again: str) -> Outcome:
             world.kill()
             judged.faults["kill at any instant"] += 1
             promises.look(world, world.copy(f"copy{world.restarts}"), judged, again)
-            world.audience.phase += 1
+            await world.buried()
             world.spawn()
         await asyncio.sleep(lots.uniform(0.8, 2.5))
         world.kill()
@@ -165,7 +165,7 @@ async def _death(world: World, clients: "asyncio.Task[None]") -> int | None:
 async def _rise(world: World, clients: "asyncio.Task[None]", judged: Outcome, again: str) -> None:
     """Look at the files as the dead left them, start anew, and judge what it comes to."""
     before = promises.look(world, world.copy("last"), judged, again)
-    world.audience.phase += 1
+    await world.buried()
     if world.lots.random() < FORGOTTEN_SHARE:
         world.change(FORGET_REQUESTS)
         judged.faults["clients that come back after minutes"] += 1

@@ -1,6 +1,7 @@
 """What clients do to a service that may die at any moment: they ask, and ask again."""
 
 import asyncio
+import re
 import time
 from contextlib import suppress
 from typing import Any
@@ -61,7 +62,7 @@ async def subscribe(world: World, name: str) -> None:
 
 async def submit(world: World, number: int) -> None:
     """Ask for one generation, with one key, until there is an answer."""
-    prompt = f"{world.seed} {number}".replace(" ", "-")
+    prompt = re.sub(r"[^A-Za-z0-9]+", "-", f"{world.seed} {number}")
     model = MODELS[number % len(MODELS)]
     said = await ask(
         world,

@@ -1,6 +1,7 @@
 """What a suite is asked for, and how its tries are run side by side."""
 
 import asyncio
+import shutil
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -67,4 +68,6 @@ async def _attempt(plan: Plan, number: int, of: Try) -> Outcome:
         seen = f"{type(error).__name__} at {Path(where.filename).name}:{where.lineno}: {error}"
         found.check("the try came to its end", holds=False, seen=seen, again=again)
     found.tries += 1
+    if not found.broken:  # Else the files stay, to be looked at.
+        shutil.rmtree(plan.folder / str(number), ignore_errors=True)
     return found

@@ -57,7 +57,7 @@ def judge(world: World, judged: Outcome, again: str, before: Before | None = Non
     _deliveries(world, judged, again)
     _books(world, judged, again)
     if before is not None:
-        _not_again(world, before, judged, again)
+        not_again(world, before, judged, again)
     for said in (*world.provider.wrong_answers, *world.strange):
         judged.check("4 nothing unconfirmed, nothing refused", holds=False, seen=said, again=again)
 
@@ -192,7 +192,7 @@ ORPHANS = {
 }
 
 
-def _not_again(world: World, before: Before, judged: Outcome, again: str) -> None:
+def not_again(world: World, before: Before, judged: Outcome, again: str) -> None:
     """What was recorded as delivered before the crash left no more, and no storm followed it."""
     rows = world.rows("SELECT id, attempt_count FROM deliveries")
     more = [

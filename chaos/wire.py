@@ -43,8 +43,15 @@ async def read(reader: asyncio.StreamReader) -> Request:
     return Request(method, path, headers, body)
 
 
+class Served(NamedTuple):
+    """Where a handler listens, and a task for each connection that is open."""
+
+    port: int
+    running: set[asyncio.Task[Any]]
+
+
 @asynccontextmanager
-async def serving(handler: Handler) -> AsyncIterator[int]:
+async def serving(handler: Handler) -> AsyncIterator[Served]:
     """The handler behind a free port. None from it closes the connection without an answer."""
     running: set[asyncio.Task[Any]] = set()
 
@@ -65,7 +72,7 @@ async def serving(handler: Handler) -> AsyncIterator[int]:
 
     server = await asyncio.start_server(serve, HOST, 0, limit=REQUEST_BYTES, backlog=512)
     try:
-        yield server.sockets[0].getsockname()[1]
+        yield Served(server.sockets[0].getsockname()[1], running)
     finally:
         server.close()
         for task in list(running):

@@ -17,8 +17,9 @@ from typing import Any
 
 import httpx
 
+from bench import world as measured
 from bench.machine import HOST, ROOT, SAME_PATH, python
-from bench.world import ADMIN_KEY, SERVE, environment
+from bench.world import ADMIN_KEY, environment
 from chaos import wire
 from chaos.audience import Audience
 from chaos.provider import Provider
@@ -26,6 +27,7 @@ from chaos.provider import Provider
 LISTEN_SECONDS = 30
 END_SECONDS = 30
 TICK_SECONDS = 0.02
+SERVE = measured.SERVE
 SUBJECT = python("-m", "chaos.subject")
 SETTINGS = {
     "GENHOOK_DEADLINE_SECONDS": "8",
@@ -63,6 +65,7 @@ class World:
         self.provider = Provider(random.Random(f"{seed} provider"))
         self.audience = Audience(random.Random(f"{seed} audience"))
         self.hooks = ""
+        self.connections: set[asyncio.Task[Any]] = set()
         self.accepted: dict[str, str] = {}  # Prompt to id, as far as clients were told.
         self.answered: dict[str, int] = {}  # Prompt to the last status of its submission.
         self.strange: list[str] = []  # What no client should be told.
@@ -135,6 +138,13 @@ class World:
         self.process.kill()
         self.process.wait()
 
+    async def buried(self) -> None:
+        """Wait until subscribers have read what a dead service had sent; a new phase begins."""
+        await asyncio.sleep(5 * TICK_SECONDS)
+        if self.connections:
+            await asyncio.wait(list(self.connections), timeout=END_SECONDS)
+        self.audience.phase += 1
+
     async def ended(self, seconds: float = END_SECONDS) -> int | None:
         """Wait for the process's end: its status, or None if it still runs."""
         assert self.process is not None
@@ -191,9 +201,9 @@ async def opened(folder: Path, seed: str, trust: str = "confirm") -> AsyncIterat
     world = World(folder, seed, trust)
     try:
         async with wire.serving(world.provider) as upstream, wire.serving(world.audience) as hooks:
-            world.settings["GENHOOK_UPSTREAM_URL"] = f"http://{HOST}:{upstream}/api/v1"
-            world.hooks = f"http://{HOST}:{hooks}"
+            world.settings["GENHOOK_UPSTREAM_URL"] = f"http://{HOST}:{upstream.port}/api/v1"
+            world.connections = hooks.running
+            world.hooks = f"http://{HOST}:{hooks.port}"
             yield world
     finally:
         await world.close()
-        shutil.rmtree(folder, ignore_errors=True)
