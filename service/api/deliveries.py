@@ -3,24 +3,19 @@
 from service.api.calls import Answer, Call, listed
 from service.errors import Problem, not_found
 from service.model import Attempt, Delivery
-from service.store import deliveries, lists, subscribers
+from service.store import deliveries, lists, stats, subscribers
 from service.store.database import Transaction
-
-STATUSES = ("pending", "delivered", "dead", "canceled")
 
 
 async def list_(call: Call) -> Answer:
     """GET /v1/deliveries."""
-    where, values = ["tenant = :tenant"], {"tenant": call.tenant}
-    if status := call.query_choice("status", STATUSES):
-        where.append("status = :status")
-        values["status"] = status
-    for name, prefix in (("subscriber_id", "sub"), ("event_id", "evt")):
-        if wanted := call.query_id(name, prefix):
-            where.append(f"{name} = :{name}")
-            values[name] = wanted
+    only = lists.Deliveries(
+        status=call.query_choice("status", stats.STATUSES),
+        subscriber_id=call.query_id("subscriber_id", "sub"),
+        event_id=call.query_id("event_id", "evt"),
+    )
     rows, more = await call.context.database.read(
-        lists.page, lists.DELIVERIES, call.page("dlv"), where, values
+        lists.deliveries, call.page("dlv"), call.tenant, only
     )
     return listed([deliveries.delivery(row).view() for row in rows], more=more)
 

@@ -14,15 +14,12 @@ async def list_(call: Call) -> Answer:
     With `order=asc`, `next` is there as long as the page is not empty, so that a reader who has
     caught up can come back for what is new.
     """
-    where, values = ["tenant = :tenant"], {"tenant": call.tenant}
-    if type_ := call.query_choice("type", EVENT_TYPES):
-        where.append("type = :type")
-        values["type"] = type_
-    if generation_id := call.query_id("generation_id", "gen"):
-        where.append("generation_id = :generation_id")
-        values["generation_id"] = generation_id
+    only = lists.Events(
+        type=call.query_choice("type", EVENT_TYPES),
+        generation_id=call.query_id("generation_id", "gen"),
+    )
     page = call.page("evt")
-    rows, more = await call.context.database.read(lists.page, lists.EVENTS, page, where, values)
+    rows, more = await call.context.database.read(lists.events, page, call.tenant, only)
     after = rows[-1]["id"] if rows and (more or page.ascending) else None
     bodies = [msgspec.Raw(row["body"]) for row in rows]
     return Answer(content={"data": bodies, "next": after})

@@ -1,7 +1,6 @@
 """Generations: ask for one, look at it, wait for it, read its story, have upstream asked."""
 
 import asyncio
-from typing import Any
 
 import msgspec
 
@@ -11,6 +10,7 @@ from service.api.checks import (
     METADATA_MAX,
     METADATA_NAME,
     METADATA_RULE,
+    METADATA_VALUE_MAX,
     MODEL_ID,
     MODEL_ID_RULE,
     check_url,
@@ -116,40 +116,28 @@ async def _wait(call: Call, generation: Generation, seconds: float) -> Generatio
 
 async def list_(call: Call) -> Answer:
     """GET /v1/generations."""
-    where = ["g.tenant = :tenant"]
-    values: dict[str, Any] = {"tenant": call.tenant}
-    if status := call.query_choice("status", (*OPEN, *TERMINAL)):
-        where.append("g.status = :status")
-        values["status"] = status
-    if model := call.query_model():
-        where.append("g.model = :model")
-        values["model"] = model
-    for name, sign in (("created_after", ">"), ("created_before", "<")):
-        if (at := call.query_time(name)) is not None:
-            where.append(f"g.created_at {sign} :{name}")
-            values[name] = at
-    _filter_metadata(call, where, values)
+    only = lists.Generations(
+        status=call.query_choice("status", (*OPEN, *TERMINAL)),
+        model=call.query_model(),
+        created_after=call.query_time("created_after"),
+        created_before=call.query_time("created_before"),
+        metadata=_wanted_metadata(call),
+    )
     rows, more = await call.context.database.read(
-        lists.page, lists.GENERATIONS, call.page("gen"), where, values
+        lists.generations, call.page("gen"), call.tenant, only
     )
     return listed([generations.generation(row).view() for row in rows], more=more)
 
 
-def _filter_metadata(call: Call, where: list[str], values: dict[str, Any]) -> None:
-    wanted = {n: v for n, v in call.query.items() if n.startswith("metadata.")}
+def _wanted_metadata(call: Call) -> dict[str, str]:
+    prefix = "metadata."
+    wanted = {n.removeprefix(prefix): v for n, v in call.query.items() if n.startswith(prefix)}
     if len(wanted) > METADATA_MAX:
         raise bad_query("metadata", f"may be asked for {METADATA_MAX} names at most")
     for name, value in wanted.items():
-        if not METADATA_NAME.fullmatch(name.removeprefix("metadata.")) or len(value) > 500:
+        if not METADATA_NAME.fullmatch(name) or len(value) > METADATA_VALUE_MAX:
             raise bad_query("metadata", METADATA_RULE)
-    for number, (name, value) in enumerate(wanted.items()):
-        where.append(
-            "EXISTS (SELECT 1 FROM generation_metadata m WHERE m.tenant = :tenant "  # noqa: S608
-            f"AND m.name = :name{number} AND m.value = :value{number} "
-            "AND m.generation_id = g.id)"
-        )
-        values[f"name{number}"] = name.removeprefix("metadata.")
-        values[f"value{number}"] = value
+    return wanted
 
 
 async def story(call: Call) -> Answer:

@@ -24,9 +24,7 @@ DUE_WORK = {
     "deliveries_due": "deliveries_due",
     "deliveries_due_ordered": "deliveries_due",
     "delivery_next_due": "deliveries_due",
-    "deliveries_cancel": "deliveries_owed",
-    "stats_oldest": "deliveries_owed",
-    "stats_owed": "deliveries_owed",
+    "stats_owed": "deliveries_due",
     "replays_due": "replays_due",
     "replay_next_due": "replays_due",
     "replay_ahead": "deliveries_replay",
@@ -80,7 +78,17 @@ async def test_the_deliveries_of_an_event_are_found_by_it_and_not_among_all_of_a
 ) -> None:
     plan = explain(name)
     assert any("INDEX deliveries_event (event_id=?)" in step for step in plan), plan
-    assert not [s for s in plan if "deliveries_subscriber" in s or "deliveries_owed" in s], plan
+    assert not [s for s in plan if "deliveries_subscriber" in s], plan
+
+
+@pytest.mark.parametrize("name", ["deliveries_cancel", "stats_oldest", "stats_owed"])
+async def test_what_a_subscriber_is_owed_is_found_apart_from_what_has_ended(
+    explain: Explain, name: str
+) -> None:
+    plan = explain(name)
+    wanted = re.compile(r"INDEX deliveries_subscriber \(subscriber_id=\? AND status=\?\)")
+    assert any(wanted.search(step) for step in plan), plan
+    assert not [step for step in plan if "TEMP B-TREE" in step], plan
 
 
 async def test_the_indexes_of_due_work_hold_due_work_only(tmp_path: Path) -> None:

@@ -57,7 +57,12 @@ CREATE TABLE generations (
 ) WITHOUT ROWID;
 CREATE INDEX generations_tenant ON generations (tenant, id);
 CREATE INDEX generations_status ON generations (tenant, status, id);
-CREATE INDEX generations_model ON generations (tenant, model, id);
+CREATE INDEX generations_model ON generations (tenant, model, status, id);
+-- Lists bound their times by ids, which sort by time. An id that was drawn more than a minute from
+-- created_at, as when a request is repeated after a crash, is looked for here.
+CREATE INDEX generations_odd ON generations (tenant, id)
+    WHERE substr(id, 5, 12) NOT BETWEEN printf('%012x', created_at - 60000)
+        AND printf('%012x', created_at + 60000);
 CREATE INDEX generations_poll ON generations (next_poll_at) WHERE next_poll_at IS NOT NULL;
 CREATE INDEX generations_submit ON generations (submit_at) WHERE submit_at IS NOT NULL;
 CREATE INDEX generations_deadline ON generations (deadline_at)
@@ -118,6 +123,8 @@ CREATE TABLE callbacks (
 CREATE INDEX callbacks_generation ON callbacks (generation_id, body_digest)
     WHERE generation_id IS NOT NULL;
 CREATE INDEX callbacks_rejected ON callbacks (id) WHERE verdict = 'rejected';
+-- Most are accepted, and cost nothing here.
+CREATE INDEX callbacks_verdict ON callbacks (tenant, verdict, id) WHERE verdict <> 'accepted';
 
 CREATE TABLE callback_bodies (
     callback_id TEXT PRIMARY KEY,
@@ -186,12 +193,10 @@ CREATE TABLE deliveries (
 -- First attempts and retries apart: many retries must not hide what was never tried.
 CREATE INDEX deliveries_due ON deliveries (subscriber_id, (attempt_count > 0), due_at)
     WHERE status = 'pending';
--- What is owed, the oldest first, whatever holds it back.
-CREATE INDEX deliveries_owed ON deliveries (subscriber_id, id) WHERE status = 'pending';
 CREATE INDEX deliveries_event ON deliveries (event_id);
-CREATE INDEX deliveries_subscriber ON deliveries (subscriber_id, id);
-CREATE INDEX deliveries_ended ON deliveries (tenant, status, id)
-    WHERE status IN ('dead', 'canceled');
+-- What is owed too, the oldest first, whatever holds it back.
+CREATE INDEX deliveries_subscriber ON deliveries (subscriber_id, status, id);
+CREATE INDEX deliveries_status ON deliveries (tenant, status, id);
 CREATE INDEX deliveries_replay ON deliveries (replay_id, (attempt_count > 0))
     WHERE status = 'pending' AND replay_id IS NOT NULL;
 

@@ -97,9 +97,14 @@ JOIN attempts a ON a.delivery_id = d.id
 WHERE e.generation_id = :generation_id
 ORDER BY a.started_at LIMIT 1000;
 
+-- name: delivery_tenant
+-- Whose deliveries to a subscriber are: all of them are one tenant's.
+SELECT tenant FROM deliveries INDEXED BY deliveries_subscriber
+WHERE subscriber_id = :subscriber_id LIMIT 1;
+
 -- name: deliveries_cancel!
 UPDATE deliveries SET status = 'canceled', due_at = NULL
-WHERE (tenant, id) IN (SELECT d.tenant, d.id FROM deliveries d INDEXED BY deliveries_owed
+WHERE (tenant, id) IN (SELECT d.tenant, d.id FROM deliveries d INDEXED BY deliveries_subscriber
     WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id ORDER BY d.id LIMIT :limit);
 
 -- name: deliveries_past

@@ -6,19 +6,19 @@ SELECT bucket, sum(count) AS count FROM attempt_latency
 WHERE subscriber_id = :subscriber_id AND slot_at > :since_at GROUP BY bucket ORDER BY bucket;
 
 -- name: stats_oldest
-SELECT created_at FROM deliveries INDEXED BY deliveries_owed
+SELECT created_at FROM deliveries INDEXED BY deliveries_subscriber
 WHERE status = 'pending' AND subscriber_id = :subscriber_id ORDER BY id LIMIT 1;
 
 -- name: stats_owed
 -- A skip scan: the oldest delivery owed to each subscriber, one step for each.
 WITH RECURSIVE lane (subscriber_id) AS (
-    SELECT min(subscriber_id) FROM deliveries INDEXED BY deliveries_owed WHERE status = 'pending'
+    SELECT min(subscriber_id) FROM deliveries INDEXED BY deliveries_due WHERE status = 'pending'
     UNION ALL
-    SELECT (SELECT min(d.subscriber_id) FROM deliveries d INDEXED BY deliveries_owed
+    SELECT (SELECT min(d.subscriber_id) FROM deliveries d INDEXED BY deliveries_due
         WHERE d.status = 'pending' AND d.subscriber_id > lane.subscriber_id)
     FROM lane WHERE lane.subscriber_id IS NOT NULL
 )
-SELECT lane.subscriber_id, (SELECT d.created_at FROM deliveries d INDEXED BY deliveries_owed
+SELECT lane.subscriber_id, (SELECT d.created_at FROM deliveries d INDEXED BY deliveries_subscriber
     WHERE d.status = 'pending' AND d.subscriber_id = lane.subscriber_id
     ORDER BY d.id LIMIT 1) AS created_at
 FROM lane WHERE lane.subscriber_id IS NOT NULL;
