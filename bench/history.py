@@ -6,19 +6,28 @@ from pathlib import Path
 
 from bench import callbacks, world
 from bench.plan import Plan
-from service.clock import now_ms
+from service.api.account import USAGE_DAYS_MAX
+from service.clock import DAY, now_ms
 from service.ids import new_id
-from service.model import Attempt, Due, Event, Generation, Subscriber
+from service.model import Attempt, Due, Event, Generation, Key, Subscriber
 from service.store import callbacks as stored_callbacks
-from service.store import deliveries, events, generations, subscribers
+from service.store import deliveries, events, generations, keys, subscribers
 from service.store.callbacks import Arrival
 from service.store.database import Transaction
 from service.store.deliveries import Recorded
+from service.store.stats import SLOT_MS
 
 ROWS = 1_000_000
 FIRST = 1_000  # made by the store's own functions; the others are copies with ids of their own
 OPEN_EVERY = 10  # generations: the others have succeeded
+SPAN_MS = 20 * DAY  # Less than retention leaves.
+RARE = 20
+BUSY = 100  # How many generations are older than one that was asked about a thousand times.
+SLOTS, BUCKETS, MODELS = 288, 20, 25
+QUIET = "quiet"
+QUIET_KEY = "ghk_quiet_quiet_quiet_quiet_quiet_quiet_quiet"
 NAMES = ("generation_id", "event_id", "delivery_id", "callback_id")
+TIMES = ("created_at", "submitted_at", "completed_at", "received_at", "started_at", "delivered_at")
 TABLES = (
     "generations",
     "generation_bodies",
@@ -36,28 +45,118 @@ async def built(plan: Plan) -> Path:
     """The database, built where it is not there yet.
 
     Every generation has a callback and an event; each event a delivery that is not due for hours
-    and one that has ended. One generation in ten is open, and nobody asks about it for hours.
+    and one that has ended. One generation in ten is open, and nobody asks about it for hours. What
+    there is goes back SPAN_MS, and the oldest few rows of each table are of kinds of their own. A
+    second tenant has a few rows of each.
     """
     path = plan.folder / "history.db"
     if not path.exists():
+        times = plan.size(ROWS) // FIRST
         async with world.database(path) as opened:
             ids = await world.add_subscribers(
                 opened,
                 [f"http://127.0.0.1:9/inbox/{index}" for index in range(10)],
                 retry_schedule_seconds=[6 * 3_600],
             )
-            await opened.write(_first, ids)
-        multiply(path, TABLES, plan.size(ROWS) // FIRST)
+            await opened.write(_add, ids, world.TENANT, FIRST)
+            await opened.apply(_vary)
+        multiply(path, TABLES, times, _earlier(times), by_copy=True)
+        async with world.database(path) as opened:
+            await opened.apply(_age, times)
+            quiet = await world.add_subscribers(opened, ["http://127.0.0.1:9/quiet"])
+            await opened.apply(_give, quiet[0])
+            await opened.write(_add, quiet, QUIET, RARE)
+            await opened.write(_admit)
     return path
 
 
-async def _first(tx: Transaction, subscriber_ids: Sequence[str]) -> None:
-    for index in range(FIRST):
+def _earlier(times: int) -> dict[str, str]:
+    """The copies' times and ids: the last copy is the newest, and the rows themselves are newer."""
+    back = f"({times} - k) * {SPAN_MS // times}"
+    return {name: f"moved({name}, -{back})" for name in ("id", *NAMES)} | {
+        name: f"{name} - {back}" for name in TIMES
+    }
+
+
+def _vary(connection: sqlite3.Connection) -> None:
+    """Kinds of rows that are many: callbacks that repeat or are late, one receiver that is down."""
+    connection.executescript("""
+        UPDATE callbacks SET verdict = CASE unicode(substr(id, -1)) % 10
+            WHEN 0 THEN 'duplicate' WHEN 1 THEN 'duplicate' WHEN 2 THEN 'late' ELSE 'accepted' END;
+        UPDATE deliveries SET status = 'dead' WHERE status = 'delivered'
+            AND subscriber_id = (SELECT max(id) FROM subscribers);
+        INSERT INTO generation_metadata
+            SELECT tenant, 'customer', substr(id, -8), id FROM generations;
+    """)
+
+
+def _age(connection: sqlite3.Connection, times: int) -> None:
+    """The oldest few are of rare kinds; counts, latencies and usage are those of a long life."""
+    oldest = f"id IN (SELECT id FROM {{}} ORDER BY id LIMIT {RARE})"
+    numbers = "WITH RECURSIVE n (k) AS (SELECT 0 UNION ALL SELECT k + 1 FROM n WHERE k < {} - 1)"
+    now = now_ms()
+    connection.executescript(f"""
+        UPDATE events SET seq = seq + {times * FIRST} WHERE seq <= {FIRST};
+        UPDATE generations SET status = 'timed_out', model = 'imagen4-ultra', next_poll_at = NULL
+            WHERE {oldest.format("generations")};
+        INSERT INTO generation_metadata SELECT tenant, 'order', 'rare', id FROM generations
+            WHERE {oldest.format("generations")};
+        UPDATE callbacks SET verdict = 'unreadable'
+            WHERE tenant = '{world.TENANT}' AND {oldest.format("callbacks")};
+        UPDATE events SET type = 'generation.timed_out' WHERE {oldest.format("events")};
+        UPDATE deliveries SET due_at = NULL,
+            status = CASE status WHEN 'pending' THEN 'canceled' ELSE 'delivered' END
+            WHERE tenant = '{world.TENANT}' AND {oldest.format("deliveries")};
+        UPDATE deliveries SET status = 'delivered'
+            WHERE tenant = '{world.TENANT}' AND id IN (SELECT id FROM deliveries
+                WHERE status = 'dead' AND subscriber_id = (SELECT max(id) FROM subscribers)
+                ORDER BY id LIMIT {RARE});
+        UPDATE delivery_counts SET count = count * {times};
+        {numbers.format(SLOTS * BUCKETS)}
+            INSERT OR IGNORE INTO attempt_latency
+            SELECT s.id, {now - now % SLOT_MS} - (k / {BUCKETS}) * {SLOT_MS}, 20 + k % {BUCKETS},
+                1 + k % 7, {now} FROM subscribers s CROSS JOIN n;
+        {numbers.format(USAGE_DAYS_MAX * MODELS)}
+            INSERT INTO usage (tenant, day, model)
+            SELECT '{world.TENANT}', date('now', '-' || (k / {MODELS}) || ' days'),
+                'model-' || (k % {MODELS}) FROM n;
+        {numbers.format(1_000)}
+            INSERT INTO exchanges
+            SELECT (SELECT id FROM generations ORDER BY id LIMIT 1 OFFSET {BUSY}), {now}, 'poll',
+                40, 200, 'processing', 'IN_PROGRESS' FROM n;
+    """)
+
+
+def _give(connection: sqlite3.Connection, subscriber_id: str) -> None:
+    connection.execute("UPDATE subscribers SET tenant = ? WHERE id = ?", (QUIET, subscriber_id))
+
+
+async def _admit(tx: Transaction) -> None:
+    """A key of the second tenant, and callbacks that were rejected just now."""
+    key = Key(
+        id=new_id("key", tx.now),
+        name="quiet",
+        tenant=QUIET,
+        scopes=["read", "manage"],
+        created_at=tx.now,
+        last_used_at=None,
+        revoked_at=None,
+    )
+    await keys.insert(tx, key, QUIET_KEY)
+    for index in range(RARE):
+        one = world.generation(tx.now, index)
+        await stored_callbacks.reject(tx, _arrival(one, index))
+
+
+async def _add(tx: Transaction, subscriber_ids: Sequence[str], tenant: str, count: int) -> None:
+    for index in range(count):
         is_open = index % OPEN_EVERY == 0
         ended = {"status": "succeeded", "completed_at": tx.now, "next_poll_at": None}
         one = world.generation(
             now_ms(),
             index,
+            tenant=tenant,
+            model="imagen4" if index % 7 == 3 else "imagen4-fast",
             metadata={"order": str(index % 7)},
             **({} if is_open else ended),
         )
@@ -73,7 +172,7 @@ async def _first(tx: Transaction, subscriber_ids: Sequence[str]) -> None:
         await generations.record(tx, _exchange(one))
         await stored_callbacks.insert(tx, [_arrival(one, index)])
         told = await events.insert(tx, one.tenant, "generation.succeeded", one.view(), one.id)
-        pair = (subscriber_ids[index % 10], subscriber_ids[(index + 1) % 10])
+        pair = [subscriber_ids[(index + more) % len(subscriber_ids)] for more in (0, 1)]
         await _owe(tx, told, [await _subscriber(tx, id_) for id_ in pair], index)
 
 
@@ -145,14 +244,21 @@ def _recorded(due: Due, status: str) -> Recorded:
 
 
 def multiply(
-    path: Path, tables: Sequence[str], times: int, changes: Mapping[str, str] | None = None
+    path: Path,
+    tables: Sequence[str],
+    times: int,
+    changes: Mapping[str, str] | None = None,
+    *,
+    by_copy: bool = False,
 ) -> None:
     """Copy every row until there are `times` of it, with an id of its own each.
 
     The end of every id becomes the number `k` of the copy, in all tables alike, so that copies
     refer to copies. `changes` are columns with SQL for their values in a copy, which may name `k`.
+    Row by row, or copy by copy.
     """
     connection = sqlite3.connect(path, isolation_level=None)
+    connection.create_function("moved", 2, _moved, deterministic=True)
     connection.execute("PRAGMA synchronous=OFF")
     connection.execute("PRAGMA cache_size=-400000")
     connection.execute("BEGIN")
@@ -160,10 +266,11 @@ def multiply(
         columns = connection.execute(f"PRAGMA table_info({table})").fetchall()
         names = [row[1] for row in columns if row[1] != "seq"]
         values = ", ".join((changes or {}).get(name, _copied(name)) for name in names)
+        two = [f"(SELECT * FROM {table})", "copies"]
         connection.execute(
             f"WITH RECURSIVE copies (k) AS (SELECT 1 UNION ALL SELECT k + 1 FROM copies "
             f"WHERE k < :times) INSERT OR IGNORE INTO {table} ({', '.join(names)}) "
-            f"SELECT {values} FROM (SELECT * FROM {table}) CROSS JOIN copies",
+            f"SELECT {values} FROM {' CROSS JOIN '.join(two[::-1] if by_copy else two)}",
             {"times": times - 1},
         )
     connection.execute("COMMIT")
@@ -174,3 +281,11 @@ def multiply(
 def _copied(name: str) -> str:
     is_id = name == "id" or name in NAMES
     return f"substr({name}, 1, length({name}) - 4) || printf('%04x', k)" if is_id else name
+
+
+def _moved(id_: str | None, by_ms: int) -> str | None:
+    """The id as it had been drawn so much later."""
+    if id_ is None:
+        return None
+    prefix, _, rest = id_.partition("_")
+    return f"{prefix}_{int(rest[:12], 16) + by_ms:012x}{rest[12:]}"
