@@ -116,18 +116,11 @@ class Connection(asyncio.Protocol):
         if self._waiter is None:  # Nobody asked.
             self.abort()
             return
-        self.received_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self.reusable = False
-            if not self._complete:
-                self.fail(_told(error))
-                return
-        if self._complete:
-            self._finish()
-        else:
-            self._check_size()
+        # Cut where a limit ends: what an answer means must not hang on how the network cut it.
+        room = (READ_BYTES if self._status else HEAD_BYTES) + 1 - self.received_bytes
+        self._parse(data[:room])
+        if len(data) > room:
+            self.data_received(data[room:])
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Closed by either side: the end of an answer without a length, or of all hope."""
@@ -181,6 +174,20 @@ class Connection(asyncio.Protocol):
             self.reusable = self._parser.should_keep_alive()
 
     # What follows from it.
+
+    def _parse(self, data: bytes) -> None:
+        self.received_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self.reusable = False
+            if not self._complete:
+                self.fail(_told(error))
+                return
+        if self._complete:
+            self._finish()
+        else:
+            self._check_size()
 
     def _check_size(self) -> None:
         if not self._status:

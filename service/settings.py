@@ -13,6 +13,8 @@ from service.errors import SettingsError
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 KEY_CHARACTERS_MIN = 32
+_DIGITS_MAX = 20
+_QUOTED_MAX = 200
 SIGNATURE_SCHEMES = ("standard", "wavespeed", "kie")
 
 
@@ -56,6 +58,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _text(value: str) -> str:
+    if not value.isprintable():  # Bytes that are no UTF-8 are not, either.
+        raise ValueError("must be printable text in UTF-8")
     return value
 
 
@@ -87,7 +91,8 @@ def _number(low: float, high: float) -> Callable[[str], float]:
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
     def read(value: str) -> int:
-        if not value.isascii() or not value.isdigit() or not low <= int(value) <= high:
+        is_whole = value.isascii() and value.isdigit() and len(value) <= _DIGITS_MAX
+        if not is_whole or not low <= int(value) <= high:
             raise ValueError(f"must be a whole number from {low} to {high}")
         return int(value)
 
@@ -107,15 +112,21 @@ def _database(value: str) -> str:
     prefix = "sqlite:///"
     if not value.startswith(prefix) or len(value) == len(prefix):
         raise ValueError("must look like sqlite:///genhook.db or sqlite:////var/lib/genhook.db")
-    return value[len(prefix) :]
+    return _text(value[len(prefix) :])
 
 
 def _url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("must have no spaces or letters beyond ASCII")
+    try:
+        parts = urlsplit(value)
+        host, port = parts.hostname, parts.port
+    except ValueError:  # It would quote the user information.
+        raise ValueError("must be a URL whose host and port are well-formed") from None
+    if parts.scheme not in ("http", "https") or not host or "@" in parts.netloc:
         raise ValueError("must be an absolute http(s) URL without user information")
-    if not value.isascii() or not value.isprintable() or " " in value or parts.port == 0:
-        raise ValueError("must have a port from 1 to 65535, and no spaces or letters beyond ASCII")
+    if port == 0:
+        raise ValueError("must have a port from 1 to 65535")
     if parts.query or parts.fragment:
         raise ValueError("must have neither a query nor a fragment")
     return value.rstrip("/")
@@ -127,7 +138,7 @@ def _upstream_url(value: str) -> str:
 
 
 def _secret_keys(value: str) -> tuple[str, ...]:
-    keys = tuple(key.strip() for key in value.split(","))
+    keys = tuple(_text(key.strip()) for key in value.split(","))
     if any(len(key) < KEY_CHARACTERS_MIN for key in keys):
         raise ValueError(f"each key must have at least {KEY_CHARACTERS_MIN} characters")
     return keys
@@ -143,7 +154,8 @@ def _networks(value: str) -> tuple[Network, ...]:
     try:
         return tuple(ipaddress.ip_network(part.strip()) for part in value.split(","))
     except ValueError as error:
-        raise ValueError(f"must be networks such as 10.0.0.0/8, comma separated: {error}") from None
+        said = f": {error}" if len(value) <= _QUOTED_MAX and value.isprintable() else ""
+        raise ValueError(f"must be networks such as 10.0.0.0/8, comma separated{said}") from None
 
 
 class Variable(NamedTuple):

@@ -1,6 +1,7 @@
 """Upstream over HTTP: one create, one question, each with a deadline, a cap and no redirects."""
 
 import asyncio
+import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     import httpx
 
 CONNECT_SECONDS = 10.0
+_PACKINGS = ("identity", "gzip", "x-gzip", "deflate")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -93,12 +95,31 @@ class Client:
             asyncio.timeout(self._timeout_seconds),
             client.stream(method, self._base_url + path, content=body, headers=headers) as answer,
         ):
-            content = bytearray()
-            async for chunk in answer.aiter_bytes():
-                content += chunk
-                if len(content) > self._body_bytes_max:
-                    raise TooLargeError(f"the answer has over {self._body_bytes_max} bytes")
-            return answer.status_code, dict(answer.headers), bytes(content)
+            content = await self._read(answer)
+            return answer.status_code, dict(answer.headers), content
+
+    async def _read(self, answer: "httpx.Response") -> bytes:
+        """The body; none if it is packed as nobody asked for, or badly: its status still counts.
+
+        It is read from the stream itself, since httpx unpacks a bomb, and a bomb of bombs, before
+        it can be measured.
+        """
+        packing = answer.headers.get("content-encoding", "identity").strip().lower()
+        if packing not in _PACKINGS:
+            return b""
+        # The head says whether it is gzip or zlib.
+        unpacking = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+        content = bytearray()
+        stream: Any = answer.stream
+        async for chunk in stream:
+            room = self._body_bytes_max + 1 - len(content)
+            try:
+                content += chunk if packing == "identity" else unpacking.decompress(chunk, room)
+            except zlib.error:
+                return b""
+            if len(content) > self._body_bytes_max:
+                raise TooLargeError(f"the answer has over {self._body_bytes_max} bytes")
+        return bytes(content)
 
     def _client(self, *, keep_alive: bool) -> "httpx.AsyncClient":
         if keep_alive not in self._clients:
@@ -106,13 +127,21 @@ class Client:
         return self._clients[keep_alive]
 
     def _new_client(self, *, keep_alive: bool) -> "httpx.AsyncClient":
+        from http.cookiejar import CookieJar, DefaultCookiePolicy  # noqa: PLC0415  cold start
+
         import httpx  # noqa: PLC0415  cold start: a fifth of a second
 
-        headers = {"user-agent": "genhook", "accept": "application/json"}
+        headers = {
+            "user-agent": "genhook",
+            "accept": "application/json",
+            "accept-encoding": "gzip",
+        }
         if self._api_key:
             headers["authorization"] = f"Bearer {self._api_key}"
         return httpx.AsyncClient(
             headers=headers,
+            # None are kept: there is no end to how many can be set, and all would be sent back.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             timeout=httpx.Timeout(self._timeout_seconds, connect=CONNECT_SECONDS),
             limits=httpx.Limits(
                 max_connections=64, max_keepalive_connections=16 if keep_alive else 0

@@ -13,6 +13,7 @@ from service.upstream import shapes
 
 MAX_FILES = 100
 MAX_URL_CHARS = 8_192
+_YEAR_10000 = 253_402_300_800_000
 
 _TYPES = {
     "png": "image/png",
@@ -180,12 +181,16 @@ def _expiry(place: dict[str, Any]) -> int | None:
     if isinstance(given, bool) or not isinstance(given, int | float) or given <= 0:
         return None
     # Seconds until the year 5138, milliseconds since 1973: no moment that matters is both.
-    moment = int(given) if given >= 100_000_000_000 else int(given * clock.SECOND)
-    return moment if moment < 2**53 else None
+    return _written_moment(int(given) if given >= 100_000_000_000 else int(given * clock.SECOND))
 
 
 def _parsed(text: str) -> int | None:
     try:
-        return clock.parse_rfc3339(text)
+        return _written_moment(clock.parse_rfc3339(text))
     except (ValueError, OverflowError):
         return None
+
+
+def _written_moment(moment: int) -> int | None:
+    """`moment` if a date can be written for it, which years before 1970 and after 9999 cannot."""
+    return moment if 0 <= moment < _YEAR_10000 else None
