@@ -1,0 +1,1 @@
+"""Whatever strangers send: any bytes, in any order, at every door."""
