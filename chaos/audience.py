@@ -12,19 +12,24 @@ from dataclasses import dataclass
 from standardwebhooks import Webhook
 
 from chaos.wire import Request, answer
+from service.clock import parse_rfc3339
 
 MOODS = {"204": 8, "500": 2, "503": 1, "301": 1, "closed": 1, "slow": 1}
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """One webhook that arrived, `skew` seconds after its timestamp. `status` 0: not answered."""
+    """One webhook that arrived, `skew` seconds after its timestamp, `age` after its event.
+
+    `status` 0: it was not answered.
+    """
 
     phase: int
     name: str
     webhook_id: str
     timestamp: int
     skew: float
+    age: float
     status: int
 
 
@@ -49,8 +54,9 @@ class Audience:
         timestamp = int(request.headers.get("webhook-timestamp", "0"))
         self._verify(name, webhook_id, timestamp, request)
         skew = min((now - timestamp for now in self.clocks()), key=abs)
+        age = time.time() - parse_rfc3339(json.loads(request.body)["timestamp"]) / 1_000
         phase, status = self.phase, await self._status(name)
-        self.receipts.append(Receipt(phase, name, webhook_id, timestamp, skew, status))
+        self.receipts.append(Receipt(phase, name, webhook_id, timestamp, skew, age, status))
         return answer(status) if status else None
 
     async def _status(self, name: str) -> int:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chaos.outcome import Outcome
-from chaos.provider import SURE_NOT_TAKEN
+from chaos.provider import FORGED_HOST, SURE_NOT_TAKEN
 from chaos.world import World
 from service.model import TERMINAL
 
 SETTLE_SECONDS = 45.0
-OUTCOMES = ("generation.succeeded", "generation.failed")
+ENDS = {"succeeded": "completed", "failed": "failed"}
 OPEN_WORK = """
 SELECT (SELECT count(*) FROM generations WHERE status IN ('queued', 'processing'))
      + (SELECT count(*) FROM deliveries WHERE status = 'pending')
@@ -107,9 +107,11 @@ def _events(world: World, judged: Outcome, again: str) -> None:
         (id_, words)
         for id_, words in told.items()
         if (task := truth.get(names.get(id_, "")))
-        and ("failed" if task.ends == "completed" else "succeeded") in words
+        and not {ENDS[word] for word in words if word in ENDS} <= task.said
     ]
     judged.check("4 only what upstream said", holds=not lies, seen=f"{lies[:3]}", again=again)
+    forged = world.rows(f"SELECT id FROM events WHERE instr(body, '{FORGED_HOST}')")
+    judged.check("4 nothing forged", holds=not forged, seen=f"{forged[:3]}", again=again)
 
 
 def _creates(world: World, judged: Outcome, again: str) -> None:
@@ -135,7 +137,8 @@ def _deliveries(world: World, judged: Outcome, again: str) -> None:
         row
         for row in rows
         if row["status"] == "delivered"
-        and row["event_id"] not in got[row["url"].rpartition("/")[2]]
+        and (name := row["url"].rpartition("/")[2]) in world.audience.secrets
+        and row["event_id"] not in got[name]
     ]
     judged.check("3 delivered means received", holds=not missed, seen=f"{missed[:3]}", again=again)
     events = {

@@ -5,7 +5,7 @@ import json
 import random
 from collections import Counter, defaultdict
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,6 +22,7 @@ CREATES = {
     "closed": 1,
     "broken": 1,
 }
+FORGED_HOST = "forged.example"
 SURE_NOT_TAKEN = ("busy",)
 SILENT_SECONDS = 6.0
 CALL_SECONDS = 25.0
@@ -36,9 +37,12 @@ class Task:
     callback_url: str | None
     ends: str
     is_over: bool = False
+    said: set[str] = field(default_factory=set)  # The ends that upstream has told of.
 
     def data(self) -> dict[str, Any]:
         """What upstream says of it now."""
+        if self.is_over:
+            self.said.add(self.ends)
         said: dict[str, Any] = {"task_id": self.id, "status": "IN_PROGRESS"}
         if self.is_over and self.ends == "completed":
             url = f"https://cdn.example/{self.id}.png"
@@ -58,7 +62,6 @@ class Provider:
         self.acknowledged: set[bytes] = set()  # Bodies that were answered 2xx; no two are equal.
         self.wrong_answers: list[str] = []
         self.faults: Counter[str] = Counter()
-        self.polls: Counter[str] = Counter()
         self.weights = dict(CREATES)
         self.forges = 0.1  # The share of tasks about which somebody forges a callback.
         self.loop = asyncio.get_running_loop()
@@ -96,6 +99,10 @@ class Provider:
         if outcome == "refused":
             return answer(402, {"error": {"code": 402, "message": "no credits"}})
         task = self.take(prompt, body.get("callback_url"))
+        return await self.answer_create(outcome, task)
+
+    async def answer_create(self, outcome: str, task: Task) -> bytes | None:
+        """What upstream says once it has taken a request: the task, or less."""
         if outcome == "slow":
             if task.callback_url and self.lots.random() < 0.5:
                 self.spawn(self.call(task, None))
@@ -127,9 +134,12 @@ class Provider:
         query = dict(part.split("=") for part in urlsplit(request.path).query.split("&") if part)
         task_id = query.get("task_id") or request.path.rpartition("/")[2]
         task = self.tasks.get(task_id)
-        self.polls[task_id] += 1
         if task is None:
             return answer(404, {"error": {"code": 404, "message": "no such task"}})
+        return await self.answer_status(task)
+
+    async def answer_status(self, task: Task) -> bytes | None:
+        """The truth about a task."""
         return answer(200, {"code": 200, "message": "success", "data": task.data()})
 
     async def work(self, task: Task) -> None:
@@ -184,7 +194,7 @@ class Provider:
         data = {
             "task_id": task.id,
             "status": "completed",
-            "output": {"image_urls": ["https://e.x/x"]},
+            "output": {"image_urls": [f"https://{FORGED_HOST}/1.png"]},
         }
         with suppress(httpx.TransportError):
             said = await self.outside.post(task.callback_url[:-4] + "AAAA", json={"data": data})

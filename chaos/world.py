@@ -53,7 +53,7 @@ def own_port() -> int:
 class World:
     """What a try has: made by `opened`."""
 
-    def __init__(self, folder: Path, seed: str, trust: str) -> None:
+    def __init__(self, folder: Path, seed: str, trust: str, provider: Provider | None) -> None:
         self.folder = folder
         self.seed = seed
         self.lots = random.Random(seed)
@@ -62,7 +62,7 @@ class World:
         self.port = own_port()
         self.settings = {**SETTINGS, "GENHOOK_CALLBACK_TRUST": trust}
         self.process: subprocess.Popen[bytes] | None = None
-        self.provider = Provider(random.Random(f"{seed} provider"))
+        self.provider = provider or Provider(random.Random(f"{seed} provider"))
         self.audience = Audience(random.Random(f"{seed} audience"))
         self.hooks = ""
         self.connections: set[asyncio.Task[Any]] = set()
@@ -195,10 +195,12 @@ class World:
 
 
 @asynccontextmanager
-async def opened(folder: Path, seed: str, trust: str = "confirm") -> AsyncIterator[World]:
+async def opened(
+    folder: Path, seed: str, trust: str = "confirm", provider: Provider | None = None
+) -> AsyncIterator[World]:
     """A world with upstream and subscribers, and no service yet."""
     folder.mkdir(parents=True)
-    world = World(folder, seed, trust)
+    world = World(folder, seed, trust, provider)
     try:
         async with wire.serving(world.provider) as upstream, wire.serving(world.audience) as hooks:
             world.settings["GENHOOK_UPSTREAM_URL"] = f"http://{HOST}:{upstream.port}/api/v1"
