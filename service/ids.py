@@ -1,12 +1,17 @@
 """Identifiers: a prefix and a UUIDv7 (RFC 9562 section 5.7) in hex, so that they sort by time."""
 
 import os
+import struct
 import threading
 
 from service import clock
 
 _state = {"ms": 0, "counter": 0}
 _lock = threading.Lock()  # Units of work draw ids on the database's thread.
+_tails: list[int] = []  # Random, drawn ahead: a system call for each id lets other threads in.
+_TAILS = 256
+
+os.register_at_fork(after_in_child=_tails.clear)  # Two processes never draw the same ones.
 
 
 def new_id(prefix: str, now: int | None = None) -> str:
@@ -16,9 +21,11 @@ def new_id(prefix: str, now: int | None = None) -> str:
     a clock that steps back is held at the latest millisecond seen.
     """
     moment = clock.now_ms() if now is None else now
-    tail = (int.from_bytes(os.urandom(8), "big") & 0x3FFFFFFFFFFFFFFF) | 0x8000000000000000
     with _lock:
         ms, counter = _advance(moment)
+        if not _tails:
+            _tails.extend(struct.unpack(f"{_TAILS}Q", os.urandom(8 * _TAILS)))
+        tail = (_tails.pop() & 0x3FFFFFFFFFFFFFFF) | 0x8000000000000000
     return f"{prefix}_{ms:012x}7{counter:03x}{tail:016x}"
 
 

@@ -70,6 +70,7 @@ def new_server(
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,  # Nothing depends on who calls from where.
         lifespan=lifespan,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,

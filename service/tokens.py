@@ -2,9 +2,10 @@
 
 import base64
 import hashlib
+import hmac
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import itsdangerous
 import msgspec
@@ -17,9 +18,9 @@ TOKEN_LENGTH_MAX = 512
 CACHE_SIZE_DEFAULT = 10_000
 _NONCE_BYTES = 16
 
-# A payload and the 43 characters of a SHA-256. The last of them carries four bits of it, hence
-# one spelling a token: base64 decoders would pass over the other spellings and stray characters.
-_FORM = re.compile(r"\.?[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")
+# Generation, nonce, second of expiry and the 43 characters of a SHA-256. The signature is compared
+# as text: decoders of base64 would pass over other spellings of its last character.
+_FORM = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([0-9]{1,12})\.([A-Za-z0-9_-]{43})")
 
 
 class TokenError(Exception):
@@ -65,11 +66,13 @@ class CallbackTokens:
         """`secret_keys` run from oldest to newest: all are read, the newest signs."""
         if not secret_keys or cache_size < 1:
             raise ValueError("callback tokens need a secret key and room for one claim")
-        self._serializer = itsdangerous.URLSafeSerializer(
+        self._signer = itsdangerous.Signer(
             list(secret_keys),
             salt=f"genhook.callback.{upstream}",
-            signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
+            key_derivation="hmac",
+            digest_method=hashlib.sha256,
         )
+        self._keys = [self._signer.derive_key(key) for key in reversed(self._signer.secret_keys)]
         self._cache_size = cache_size
         self._claims: dict[str, Claim] = {}
         self._token_of: dict[str, str] = {}
@@ -77,9 +80,10 @@ class CallbackTokens:
     def mint(self, generation_id: str, nonce: str, expires_at: int) -> str:
         """A token that is good before `expires_at` (milliseconds, rounded up to a second)."""
         expires_at_seconds = -(-expires_at // clock.SECOND)
-        token = self._serializer.dumps([generation_id, nonce, expires_at_seconds])
-        if len(token) > TOKEN_LENGTH_MAX:
-            raise ValueError(f"a token of {len(token)} characters could never be read")
+        claim = f"{generation_id}.{nonce}.{expires_at_seconds}"
+        token = self._signer.sign(claim).decode()
+        if len(token) > TOKEN_LENGTH_MAX or not _FORM.fullmatch(token):
+            raise ValueError("that token could never be read")
         return token
 
     def read(self, token: str, now: int) -> Claim:
@@ -100,15 +104,18 @@ class CallbackTokens:
             del self._claims[token]
 
     def _verify(self, token: str) -> Claim:
-        if len(token) > TOKEN_LENGTH_MAX or not _FORM.fullmatch(token):
+        """The claim of a token that one of the keys signed.
+
+        As itsdangerous does it, at a fraction of its cost: most callbacks bring a token unseen.
+        """
+        form = _FORM.fullmatch(token) if len(token) <= TOKEN_LENGTH_MAX else None
+        if form is None:
             raise TokenError("malformed")
-        try:
-            content: Any = self._serializer.loads(token)
-        except itsdangerous.BadSignature:
-            raise TokenError("forged") from None
-        except itsdangerous.BadPayload:
-            raise TokenError("malformed") from None
-        return _claim(content)
+        generation_id, nonce, seconds, signature = form.groups()
+        claim = token[: form.start(4) - 1].encode()
+        if not any(hmac.compare_digest(_sign(key, claim), signature) for key in self._keys):
+            raise TokenError("forged")
+        return Claim(generation_id, nonce, int(seconds) * clock.SECOND)
 
     def _remember(self, token: str, claim: Claim) -> None:
         self.forget(claim.generation_id)
@@ -118,9 +125,6 @@ class CallbackTokens:
         self._token_of[claim.generation_id] = token
 
 
-def _claim(content: Any) -> Claim:
-    """The claim in what was signed; an older or newer release may have signed another shape."""
-    match content:
-        case [str(generation_id), str(nonce), int(expires_at_seconds)]:
-            return Claim(generation_id, nonce, expires_at_seconds * clock.SECOND)
-    raise TokenError("malformed")
+def _sign(key: bytes, claim: bytes) -> str:
+    digest = hmac.digest(key, claim, "sha256")
+    return base64.urlsafe_b64encode(digest)[:43].decode()

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl
 
-import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -49,7 +48,7 @@ async def _nowhere(_request: Request) -> Response:
 def _endpoint(operation: Operation, parts: Parts) -> Callable[..., Any]:
     async def endpoint(request: Request) -> Response:
         request_id = request_id_of(request.scope, parts.context.clock())
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        with log.request(request_id):
             response = await _guarded(operation, parts, request, request_id)
         response.headers["x-request-id"] = request_id
         metrics.requests.add(1, str(response.status_code))
