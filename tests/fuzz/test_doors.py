@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from service.errors import SettingsError
 from service.exchange import HEAD_BYTES, READ_BYTES
 from service.settings import read_settings
+from service.upstream import wire
 from tests.fuzz import answers, seeds, targets, world
 from tests.upstream.test_wire_bounds import BODIES, HEADERS
 
@@ -115,6 +116,16 @@ def test_a_moment_that_no_date_can_say_is_left_out_of_the_result(moment: Any) ->
     assert found["output"]["files"] == [{"url": output["url"], "media_type": "image/png"}]
 
 
+@pytest.mark.parametrize("depth", [60, 70, 500, 100_000])
+def test_a_deep_or_long_result_is_read_within_its_bounds(depth: int) -> None:
+    urls = [f"https://a.test/{number}.png" for number in range(min(depth, 500))]
+    targets.hold_upstream(200, {}, msgspec.json.encode({"status": "completed", "output": urls}))
+    for opening, closing in ((b"[", b"]"), (b'{"output":', b"}")):
+        body = b'{"status":"completed","output":' + opening * depth + b"1" + closing * depth + b"}"
+        targets.hold_upstream(200, {}, body)
+        assert depth < 64 or wire.read_callback(body) is None
+
+
 # Tokens and callbacks
 
 
@@ -164,6 +175,15 @@ def test_a_real_signature_holds_by_each_scheme() -> None:
         assert not targets.read_signed(data.replace(b"m1", b"m2").replace(b"k1", b"k2"))
 
 
+def test_a_real_signature_that_is_old_holds_by_no_scheme() -> None:
+    stamp = str(targets.NOW // 1_000 - 301)
+    for scheme in targets.SCHEME_SECRETS:
+        headers = {"webhook-id": "m1", "webhook-timestamp": stamp, "x-webhook-timestamp": stamp}
+        made = targets.made_signature(scheme, headers, b'{"taskId":"k1"}')
+        headers |= {"webhook-signature": made, "x-webhook-signature": made}
+        assert not targets.hold_signed(scheme, headers, b'{"taskId":"k1"}')
+
+
 # Settings
 
 
@@ -180,6 +200,8 @@ def test_a_setting_is_accepted_and_of_use_or_refused_in_a_sentence(
     [
         ("GENHOOK_PUBLIC_URL", "https://user:hush-hush-hush\u2100@hooks.example"),
         ("GENHOOK_HTTP_PROXY", "http://user:hush-hush-hush\u2100@proxy.example"),
+        ("GENHOOK_PUBLIC_URL", "https://user:hush-hush-hush@["),
+        ("GENHOOK_UPSTREAM_URL", "https://hooks.example:hush-hush-hush"),
         ("PORT", "9" * 5_000),
         ("GENHOOK_SECRET_KEYS", "\udc80" * 40),
         ("GENHOOK_UPSTREAM_SIGNATURE_SECRET", "\udc80"),
