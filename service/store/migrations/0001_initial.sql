@@ -196,7 +196,8 @@ CREATE INDEX deliveries_due ON deliveries (subscriber_id, (attempt_count > 0), d
 CREATE INDEX deliveries_event ON deliveries (event_id);
 -- What is owed too, the oldest first, whatever holds it back.
 CREATE INDEX deliveries_subscriber ON deliveries (subscriber_id, status, id);
-CREATE INDEX deliveries_status ON deliveries (tenant, status, id);
+-- Most are delivered, and are looked for among all.
+CREATE INDEX deliveries_status ON deliveries (tenant, status, id) WHERE status <> 'delivered';
 CREATE INDEX deliveries_replay ON deliveries (replay_id, (attempt_count > 0))
     WHERE status = 'pending' AND replay_id IS NOT NULL;
 
