@@ -39,7 +39,7 @@ class Disk:
 
     def __init__(self, shim: Path, database: Path) -> None:
         self._shim = shim
-        self._database = database
+        self._database = database = database.resolve()  # As the kernel calls an open file.
         self._control = database.with_name("faults")
         self._writes = database.with_name("writes")
         self.say("none")

@@ -25,6 +25,7 @@ class Plan:
     folder: Path
     suite: str = ""
     only: str | None = None
+    slots: asyncio.Semaphore | None = None  # Where suites run beside each other: for all of them.
 
     def of(self, suite: str) -> "Plan":
         """The same, for one suite, in a folder of its own."""
@@ -43,18 +44,18 @@ class Try:
     attempt: Callable[[Path, str, str], Awaitable[Outcome]]
 
 
-async def run(plan: Plan, tries: Sequence[Try], side_by_side: int = SIDE_BY_SIDE) -> Outcome:
+async def run(of: Plan, tries: Sequence[Try], side_by_side: int = SIDE_BY_SIDE) -> Outcome:
     """Every try, some at a time; one that ends by an exception counts as a broken promise."""
     total = Outcome()
-    slots = asyncio.Semaphore(side_by_side)
-    wanted = [one for one in tries if plan.only in (None, one.label)]
-    assert wanted, f"no try is called {plan.only}"
+    slots = of.slots or asyncio.Semaphore(side_by_side)
+    wanted = [one for one in tries if of.only in (None, one.label)]
+    assert wanted, f"no try is called {of.only}"
 
-    async def one(number: int, of: Try) -> None:
+    async def one(number: int, made: Try) -> None:
         async with slots:
-            total.add(await _attempt(plan, number, of))
+            total.add(await _attempt(of, number, made))
 
-    await asyncio.gather(*(one(number, of) for number, of in enumerate(wanted)))
+    await asyncio.gather(*(one(number, made) for number, made in enumerate(wanted)))
     return total
 
 

@@ -15,7 +15,7 @@ from chaos.world import World, opened
 from tests.wire import receivers
 from tests.wire.receivers import Peer, Script
 
-GENERATIONS, QUICK_GENERATIONS, LOAD_SECONDS = 120, 20, 3.0
+GENERATIONS, QUICK_GENERATIONS, LOAD_SECONDS = 120, 12, 3.0
 SCHEDULE_SECONDS = [0, 1, 2]
 EARLY_MS = 60  # The clock that a schedule is held against is read a little after the attempt ends.
 SETTLE_SECONDS = 150.0
@@ -85,7 +85,9 @@ async def run(of: plan.Plan) -> Outcome:
 
         return plan.Try(name, attempt)
 
-    tries = [a_try("alone", hostile=False), a_try("beside hostile ones", hostile=True)]
+    tries = [a_try("beside hostile ones", hostile=True)]
+    if not of.quick:
+        tries.append(a_try("alone", hostile=False))
     total = await plan.run(of, tries, side_by_side=1)
     for name, one in went.items():
         total.notes[f"events a second for each healthy subscriber, {name}"] = one.events_per_second
@@ -93,14 +95,12 @@ async def run(of: plan.Plan) -> Outcome:
             one.slowest_seconds
         )
         total.notes[f"MB of memory at most, {name}"] = one.peak_mb
-    if len(went) == len(tries):
+    if len(went) > 1:
         alone, beside = went["alone"], went["beside hostile ones"]
         ratio = beside.events_per_second / alone.events_per_second
         total.notes["throughput beside hostile ones, of that alone"] = ratio
-        if not of.quick:
-            total.check(
-                "6 isolation", holds=ratio >= RATIO_MIN, seen=f"throughput falls to {ratio:.2f}"
-            )
+        seen = f"throughput falls to {ratio:.2f}"
+        total.check("6 isolation", holds=ratio >= RATIO_MIN, seen=seen)
     return total
 
 

@@ -57,7 +57,7 @@ class World:
         self.folder = folder
         self.seed = seed
         self.lots = random.Random(seed)
-        self.path = folder / "genhook.db"
+        self.path = folder.resolve() / "genhook.db"
         self.reached = folder / "reached"
         self.port = own_port()
         self.settings = {**SETTINGS, "GENHOOK_CALLBACK_TRUST": trust}
