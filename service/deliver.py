@@ -277,6 +277,7 @@ class Deliverer:
         ordered = lane.settings.subscriber.ordered
         for ready in lane.hungry(self.context.clock()):
             ready.next_at = None
+            lane.settled.clear()  # What was recorded before this read is in the rows it reads.
             revision, known = lane.revision, frozenset(lane.known)
             fetched = await self.context.database.read(
                 deliveries.due, lane.subscriber_id, READY_MAX, ready.retries, ordered, known

@@ -11,6 +11,7 @@ from service import signers
 from service.exchange import Answer, parse_target
 from service.lane import READY_BYTES_MAX, READY_MAX, Lane, Settings, Slots, find
 from service.model import Due, Subscriber
+from service.store import deliveries as stored
 from service.store.database import Database
 from tests.harness import START, SUBSCRIBER_URL, opened
 from tests.journeys.gates import Gate, answer, attached, crash, deliveries, delivery
@@ -352,6 +353,37 @@ async def test_a_subscriber_that_is_changed_while_its_rows_are_read_stalls_nothi
                 await deliverer.run_due(world.clock())
             await deliverer.settle()
             assert len(world.subscribers.sent) == 1
+
+
+async def test_a_retry_that_falls_due_while_first_attempts_are_read_is_not_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        database, sent, reading = world.app.parts.context.database, Gate(500), Gate()
+        answer(world, 500, sent)
+        subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0, 1, 1])
+
+        async def slow(unit: Any, *args: Any) -> Any:
+            if unit is stored.due and args[2] is False:
+                await reading()  # First attempts, while a retry is being recorded.
+            return await Database.read(database, unit, *args)
+
+        async with attached(world) as deliverer:
+            await world.generate()
+            await deliverer.settle()
+            world.clock.advance(1)
+            await deliverer.run_due(world.clock())
+            await sent.wait_for(1)
+            monkeypatch.setattr(database, "read", slow)
+            deliverer.look(subscriber["id"])
+            await reading.wait_for(1)
+            sent.is_open.set()
+            while deliverer.lanes[subscriber["id"]].known:
+                await deliveries(world)
+            world.clock.advance(1)
+            reading.is_open.set()
+            await deliverer.settle()
+            assert len(world.subscribers.sent) == 3
 
 
 async def test_another_process_that_pauses_a_subscriber_is_heeded(tmp_path: Path) -> None:
