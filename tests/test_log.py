@@ -1,5 +1,6 @@
 """Logs: JSON lines that hold everything but secrets."""
 
+import asyncio
 import json
 import logging
 from collections.abc import Iterator
@@ -91,6 +92,62 @@ def test_a_traceback_is_redacted_too(console: Console) -> None:
     [line] = console.lines()
     assert "RuntimeError: cannot POST /callbacks/apiinone/[redacted]" in line["exception"]
     assert TOKEN not in json.dumps(line)
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        f"/callbacks/apiinone/{TOKEN}",
+        "ghk_0123456789abcdef",
+        "aio_0123456789abcdef",
+        "whsec_aGVsbG8+/w==",
+        "whsk_aGVsbG8+/w==",
+        "bEaReR 0123456789abcdef",
+        f"%2Fcallbacks%2Fapiinone%2F{TOKEN}",
+    ],
+)
+def test_every_secret_is_cut_out_of_a_line_however_it_is_spelt(
+    console: Console, secret: str
+) -> None:
+    log.configure("info", terminal=False)
+    log.get().info("sent", text=f"é {secret} é")
+    [line] = console.lines()
+    assert line["text"].startswith("é ")
+    assert "[redacted]" in line["text"]
+    assert secret[-8:] not in line["text"]
+
+
+async def test_lines_of_one_turn_are_written_together_and_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: list[bytes] = []
+    lines = log._Lines()
+    monkeypatch.setattr(lines, "_write", lambda *found: written.append(b" ".join(found)))
+    lines.line(b"first")
+    lines.line(b"second")
+    assert written == []
+    await asyncio.sleep(0)  # noqa: TID251  a turn of the loop
+    assert written == [b"first second"]
+    await asyncio.to_thread(lines.line, b"third")
+    assert written == [b"first second", b"third"]
+
+
+async def test_requests_side_by_side_have_their_own_ids_in_their_lines(console: Console) -> None:
+    log.configure("info", terminal=False)
+
+    async def serve(request_id: str) -> None:
+        with log.request(request_id):
+            await asyncio.sleep(0)  # noqa: TID251  the other's turn
+            log.get().info("served", who=request_id)
+
+    await asyncio.gather(serve("req_1"), serve("req_2"))
+    log.get().info("outside")
+    await asyncio.sleep(0)  # noqa: TID251  what waits is written
+    assert [(line.get("who"), line.get("request_id")) for line in console.lines()] == [
+        ("req_1", "req_1"),
+        ("req_2", "req_2"),
+        (None, None),
+    ]
 
 
 def test_what_libraries_log_comes_out_in_the_same_lines(console: Console) -> None:

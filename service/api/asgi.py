@@ -37,7 +37,7 @@ async def read_body(scope: Scope, receive: Receive, bytes_max: int) -> bytes:
             raise BodyTooLargeError(f"The body has more than {bytes_max} bytes.")
         return body
     for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit() and int(value) > bytes_max:
+        if name == b"content-length" and value.isdigit() and int(value[:18]) > bytes_max:
             raise BodyTooLargeError(f"The body has more than {bytes_max} bytes.")
     parts, size = [body], len(body)
     while True:

@@ -154,7 +154,11 @@ def _query(operation: Operation, request: Request) -> dict[str, str]:
     if operation.who == "open":
         return query  # A probe or a browser may append what it likes.
     text = request.scope["query_string"].decode("latin-1")
-    for name, value in parse_qsl(text, keep_blank_values=True, max_num_fields=100):
+    try:
+        fields = parse_qsl(text, keep_blank_values=True, max_num_fields=100)
+    except ValueError:
+        raise Problem(400, "invalid_query", "There are more than 100 parameters.") from None
+    for name, value in fields:
         family = "metadata." if name.startswith("metadata.") else name
         if family not in operation.query:
             raise bad_query(name[:64], "is not known here")
