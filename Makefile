@@ -52,7 +52,7 @@ format: $(STAMP) ## Format, and repair what the linter can
 constraints: python ## Pin the newest versions that pyproject.toml allows
 	@rm -rf $(NEWEST) && $(PYTHON) -m venv $(NEWEST)
 	@$(NEWEST)/bin/python $(INSTALL) --upgrade "pip>=25.1"
-	@$(NEWEST)/bin/python $(INSTALL) --editable ".[demo]" --group dev --group bench
+	@$(NEWEST)/bin/python $(INSTALL) --editable ".[demo]" --group dev --group bench --group chaos
 	@$(NEWEST)/bin/python $(PIP) list --format=freeze --exclude genhook --exclude setuptools \
 		> $(NEWEST)/constraints.txt
 	@mv $(NEWEST)/constraints.txt constraints.txt

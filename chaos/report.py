@@ -1,10 +1,13 @@
 """What came of the attacks: on the terminal, in report.json, and as a table in the documents."""
 
+import importlib.metadata
 import json
+import platform
+import sqlite3
 from pathlib import Path
 from typing import Any
 
-from bench.machine import ROOT, processor, versions
+from bench.machine import ROOT, processor
 from chaos.outcome import Outcome
 
 REPORT = Path(__file__).with_name("report.json")
@@ -12,7 +15,24 @@ DOCUMENT = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- chaos: begin -->", "<!-- chaos: end -->"
 SHOWN_MAX = 20
 
+PACKAGES = (
+    "genhook",
+    "aiosqlite",
+    "httptools",
+    "httpx",
+    "msgspec",
+    "starlette",
+    "uvicorn",
+    "uvloop",
+)
+
 Report = dict[str, Any]
+
+
+def versions() -> dict[str, str]:
+    """What was attacked."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version, **found}
 
 
 def fresh(date: str, seed: int, *, quick: bool) -> Report:
