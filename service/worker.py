@@ -91,15 +91,12 @@ class Worker:
 
     async def run(self) -> None:
         """Wait for the lock, then run every loop until `stop`."""
-        while not self._stopping.is_set() and not self.acquire():
+        while not self._stopping.is_set() and not await self._take_over():
             await self._sleep(self._stopping, STANDBY_SECONDS)
         if self._stopping.is_set():
             return
         _log.info("worker.started")
         try:
-            await reseal.run(self.context)
-            self.attach()
-            await self.deliverer.scan()
             wakes = self.context.wakes
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._loop(self._submit, wakes.submit))
@@ -112,6 +109,21 @@ class Worker:
             await self._finish()
         finally:
             self.release()
+
+    async def _take_over(self) -> bool:
+        """Become the one that works; False while another one is, or while the disk fails."""
+        try:
+            if not self.acquire():
+                return False
+            await reseal.run(self.context)
+            self.attach()
+            await self.deliverer.scan()
+        except StorageError as error:
+            _log.error("worker.storage_failed", error=str(error))
+            self.deliverer.is_open = False
+            self.release()
+            return False
+        return True
 
     def attach(self) -> None:
         """Have what is committed here handed over in memory."""
@@ -167,9 +179,12 @@ class Worker:
             return
 
     def acquire(self) -> bool:
-        """Become the one that works, if nobody is."""
+        """Become the one that works, if nobody is. StorageError if the lock cannot be opened."""
         path = Path(f"{self.context.database.path}-worker")
-        lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb+")
+        try:
+            lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb+")
+        except OSError as error:
+            raise StorageError(f"cannot open {path}: {error.strerror}") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
