@@ -91,24 +91,27 @@ class Worker:
 
     async def run(self) -> None:
         """Wait for the lock, then run every loop until `stop`."""
-        while not self._stopping.is_set() and not await self._take_over():
-            await self._sleep(self._stopping, STANDBY_SECONDS)
-        if self._stopping.is_set():
-            return
-        _log.info("worker.started")
         try:
-            wakes = self.context.wakes
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._loop(self._submit, wakes.submit))
-                group.create_task(self._loop(self._poll, wakes.poll))
-                group.create_task(self._loop(self._expire, wakes.deadline))
-                group.create_task(self._loop(self.deliverer.run_due, self._timer))
-                group.create_task(self._loop(self._replay, wakes.replay))
-                group.create_task(self._loop(self._clean_gently, asyncio.Event()))
-                group.create_task(self._loop(self._watch, asyncio.Event()))
-            await self._finish()
+            while not self._stopping.is_set() and not await self._take_over():
+                await self._sleep(self._stopping, STANDBY_SECONDS)
+            if self.is_working:
+                await self._work()
         finally:
             self.release()
+
+    async def _work(self) -> None:
+        """Run every loop until `stop`, then give what is under way its time."""
+        _log.info("worker.started")
+        wakes = self.context.wakes
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._loop(self._submit, wakes.submit))
+            group.create_task(self._loop(self._poll, wakes.poll))
+            group.create_task(self._loop(self._expire, wakes.deadline))
+            group.create_task(self._loop(self.deliverer.run_due, self._timer))
+            group.create_task(self._loop(self._replay, wakes.replay))
+            group.create_task(self._loop(self._clean_gently, asyncio.Event()))
+            group.create_task(self._loop(self._watch, asyncio.Event()))
+        await self._finish()
 
     async def _take_over(self) -> bool:
         """Become the one that works; False while another one is, or while the disk fails."""

@@ -1,0 +1,72 @@
+"""The worker that cannot begin: it waits for the disk, as it waits for another worker's end."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from service import reseal
+from service.context import Context
+from service.errors import StorageError
+from tests.harness import Harness, opened
+
+
+async def begun(world: Harness) -> None:
+    """Wait until the worker works; it fails first if the worker ends."""
+    worker = world.app.worker
+    assert worker is not None
+    assert worker.task is not None
+    while not (worker.is_working and worker.deliverer.is_open):
+        assert not worker.task.done(), worker.task.exception()
+        await world.get("/v1/events")
+
+
+async def stopped(world: Harness) -> None:
+    worker = world.app.worker
+    assert worker is not None
+    assert worker.task is not None
+    worker.stop()
+    await asyncio.wait_for(worker.task, 10)
+
+
+async def test_a_lock_that_cannot_be_opened_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.worker.STANDBY_SECONDS", 0)
+    in_the_way = tmp_path / "genhook.db-worker"
+    in_the_way.mkdir()
+    async with opened(tmp_path) as world:
+        worker = world.app.worker
+        assert worker is not None
+        worker.start()
+        await world.subscribe()
+        assert not worker.is_working
+        assert worker.is_alive
+        in_the_way.rmdir()
+        await begun(world)
+        await world.generate()
+        while not world.subscribers.sent:
+            await world.get("/v1/events")
+        await stopped(world)
+
+
+async def test_a_disk_that_fails_while_the_worker_begins_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.worker.STANDBY_SECONDS", 0)
+    failures = [StorageError("the database failed: disk I/O error")] * 3
+    real = reseal.run
+
+    async def failing(context: Context) -> None:
+        if failures:
+            raise failures.pop()
+        await real(context)
+
+    monkeypatch.setattr(reseal, "run", failing)
+    async with opened(tmp_path) as world:
+        worker = world.app.worker
+        assert worker is not None
+        worker.start()
+        await begun(world)
+        assert failures == []
+        await stopped(world)
