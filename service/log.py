@@ -29,6 +29,7 @@ _SECRETS = re.compile(
 )
 # One of them is in every secret; a search costs as much as the rest of a line.
 _HINTS = (b"ghk_", b"aio_", b"whs", b"callbacks", b"bearer")
+WRITE_SECONDS = 0.005  # What a process that is killed has not said yet.
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 _SECRET_NAMES = frozenset({"authorization", "secret", "token", "key", "nonce", "callback_url"})
 _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -86,16 +87,16 @@ def _redact_line(_logger: object, _method: str, line: Any) -> str:
 
 
 class _Lines:
-    """Standard output, by lines: those of one turn of the event loop are written together.
+    """Standard output, by lines: those of a few milliseconds are written together.
 
-    A write lets other threads run and has to wait for them: once a turn is often enough.
+    A write is a system call that lets other threads run, and has to wait for them.
     """
 
     def __init__(self) -> None:
         self._waiting: list[bytes] = []
 
     def line(self, line: bytes) -> None:
-        """Write the line by the end of this turn; at once where no loop runs, as in a thread."""
+        """Write the line soon; at once where no loop runs, as in a thread."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -103,7 +104,7 @@ class _Lines:
             return
         self._waiting.append(line)
         if len(self._waiting) == 1:
-            loop.call_soon(self.flush)
+            loop.call_later(WRITE_SECONDS, self.flush)
 
     def flush(self) -> None:
         """Write what waits."""

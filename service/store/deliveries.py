@@ -142,10 +142,11 @@ async def due(
     found: list[Due] = []
     size = 0
     for row in tx.each(name, limit=limit + len(known), **lane):
-        if row["id"] in known:
+        *fields, body = row
+        if fields[1] in known:
             continue
-        found.append(Due(**dict(row), ordered=ordered))
-        size += len(row["body"])
+        found.append(Due(*fields, ordered, body))  # The columns are selected in Due's order.
+        size += len(body)
         if len(found) >= limit or size >= FETCH_BYTES:
             return Fetched(found, more=True, next_at=None)
     later = await tx.one("delivery_next_due", **lane)
