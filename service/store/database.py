@@ -28,6 +28,7 @@ Unit = Callable[..., Coroutine[Any, Any, T]]
 GROUP_MAX = 512
 READERS = 2
 BUSY_MS = 5_000
+RETRY_SECONDS = 1.0
 
 
 @cache
@@ -101,10 +102,17 @@ def _complete(unit: Coroutine[Any, Any, T]) -> T:
 class _Item:
     """A unit in the queue. Units with the same `batch` run as one call over all their items."""
 
-    __slots__ = ("args", "batched", "error", "future", "result", "unit")
+    __slots__ = ("args", "batched", "error", "future", "lasting", "result", "unit")
 
-    def __init__(self, unit: Unit[Any], args: tuple[Any, ...], *, batched: bool) -> None:
-        self.unit, self.args, self.batched = unit, args, batched
+    def __init__(
+        self,
+        unit: Unit[Any],
+        args: tuple[Any, ...],
+        *,
+        batched: bool = False,
+        lasting: bool = False,
+    ) -> None:
+        self.unit, self.args, self.batched, self.lasting = unit, args, batched, lasting
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.result: Any = None
         self.error: BaseException | None = None
@@ -237,6 +245,18 @@ def _settle(items: Sequence[_Item], failure: BaseException | None) -> None:
             item.future.set_exception(_storage_error(error))
 
 
+def _parted(
+    items: Sequence[_Item], failure: Exception | None
+) -> tuple[Sequence[_Item], Sequence[_Item]]:
+    """Those who are told what became of them, and those that are stored later."""
+    told: list[_Item] = []
+    kept: list[_Item] = []
+    for item in items:
+        passing = isinstance(failure or item.error, sqlite3.OperationalError)
+        (kept if item.lasting and passing else told).append(item)
+    return told, kept
+
+
 def _call(do: Callable[..., None], args: tuple[Any, ...]) -> None:
     """What follows a commit is a convenience: its failure must not end the commit stream."""
     try:
@@ -253,6 +273,7 @@ class Database:
         self._clock = clock
         self._queue: deque[_Item] = deque()
         self._queue_max = queue_max
+        self._refused: list[_Item] = []
         self._wake = asyncio.Event()
         self._readers: asyncio.Queue[Connection] = asyncio.Queue()
         self._reader_count = 0
@@ -270,9 +291,10 @@ class Database:
     async def close(self) -> None:
         """Commit what is queued, then close every connection."""
         stream, self._stream = self._stream, None
-        self._wake.set()
+        self._again()
         if stream:
             await stream
+        _settle(self._refused, StorageError("the database is closed"))
         for _ in range(self._reader_count):
             await (await self._readers.get()).close()
         self._reader_count = 0
@@ -286,18 +308,19 @@ class Database:
         The awaitable raises StorageError if it could not be stored, or what the unit raised (then
         nothing of it is stored). StorageBusyError is raised at once where the queue is full.
         """
-        return self._enqueue(_Item(unit, args, batched=False))
+        return self._enqueue(_Item(unit, args))
 
     def write_batched(self, unit: Unit[Sequence[T]], item: object) -> Awaitable[T]:
         """As `write`, for a unit over a list: items that wait together share one call."""
         return self._enqueue(_Item(unit, (item,), batched=True))
 
     def write_always(self, unit: Unit[T], *args: object) -> Awaitable[T]:
-        """As `write`, though the queue is full: for what nobody can be asked to say again.
+        """As `write`, though the queue is full or the disk is: for what nobody will say again.
 
-        Whoever calls it has a bound of his own.
+        It is tried every second until it is stored or the database is closed. Whoever calls it has
+        a bound of his own.
         """
-        return self._enqueue(_Item(unit, args, batched=False), always=True)
+        return self._enqueue(_Item(unit, args, lasting=True))
 
     async def read(self, unit: Unit[T], *args: object) -> T:
         """Run `unit(tx, *args)` on a snapshot, beside the writer."""
@@ -322,10 +345,10 @@ class Database:
         """How many units wait for the next group."""
         return len(self._queue)
 
-    def _enqueue(self, item: _Item, *, always: bool = False) -> Awaitable[Any]:
+    def _enqueue(self, item: _Item) -> Awaitable[Any]:
         if self._stream is None:
             raise StorageError("the database is closed")
-        if len(self._queue) >= self._queue_max and not always:
+        if len(self._queue) >= self._queue_max and not item.lasting:
             raise StorageBusyError("the queue in front of the database is full")
         self._queue.append(item)
         self._wake.set()
@@ -351,12 +374,26 @@ class Database:
             items = [self._queue.popleft() for _ in range(min(len(self._queue), GROUP_MAX))]
             await self._commit(self._writer, items)
 
+    def _again(self) -> None:
+        """Try what has to be stored once more."""
+        refused, self._refused = self._refused, []
+        for item in refused:
+            item.error = None
+        self._queue.extend(refused)
+        self._wake.set()
+
     async def _commit(self, writer: Connection, items: Sequence[_Item]) -> None:
+        failure: Exception | None = None
+        after: After = []
         try:
             after = await writer.apply(_commit_group, items, self._clock())
         except Exception as error:  # noqa: BLE001  every waiter is told
-            _settle(items, error)
-            return
-        _settle(items, None)
+            failure = error
+        told, kept = _parted(items, failure)
+        _settle(told, failure)
+        if kept:
+            _log.error("commit.failed", error=str(failure or kept[0].error), kept=len(kept))
+            self._refused += kept
+            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._again)
         for do, args in after:
             _call(do, args)

@@ -1,7 +1,7 @@
 """Deliveries are the queue: due rows by lane, outcomes recorded in groups."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -141,8 +141,8 @@ async def due(
     lane = {"subscriber_id": subscriber_id, "retries": retries, "now": tx.now}
     found: list[Due] = []
     size = 0
-    for row in tx.each(name, limit=limit + len(known), **lane):
-        *fields, body = row
+    rows: Iterable[Any] = tx.each(name, limit=limit + len(known), **lane)
+    for *fields, body in rows:
         if fields[1] in known:
             continue
         found.append(Due(*fields, ordered, body))  # The columns are selected in Due's order.

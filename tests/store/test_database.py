@@ -253,6 +253,55 @@ async def test_a_full_queue_says_so_at_once(tmp_path: Path) -> None:
         await database.close()
 
 
+@pytest.mark.parametrize("how", ["group", "unit"])
+async def test_what_nobody_will_say_again_is_stored_once_the_disk_takes_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    commit, full = module._commit_group, sqlite3.OperationalError("database or disk is full")
+    failures = [full, full]
+
+    def failing(connection: sqlite3.Connection, items: Sequence[Any], now: int) -> Any:
+        if not failures:
+            return commit(connection, items, now)
+        if how == "group":
+            raise failures.pop()
+        for item in items:
+            item.error = full
+        failures.pop()
+        return []
+
+    monkeypatch.setattr(module, "_commit_group", failing)
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0)
+    lasting, plain = database.write_always(put, "answer"), database.write(put, "other")
+    with pytest.raises(StorageError, match="full"):
+        await plain
+    assert await lasting == 1
+    assert await database.read(names_in) == ["answer"]
+
+
+async def test_what_a_unit_raises_itself_is_told_and_not_tried_again(database: Database) -> None:
+    await database.write(put, "same")
+    with pytest.raises(sqlite3.IntegrityError):
+        await database.write_always(put, "same")
+
+
+async def test_close_tells_whoever_still_waits_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = await fresh(tmp_path)
+
+    def failing(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(module, "_commit_group", failing)
+    lasting = asyncio.ensure_future(database.write_always(put, "answer"))
+    with pytest.raises(StorageError, match="full"):
+        await database.write(put, "other")
+    await database.close()
+    with pytest.raises(StorageError, match="closed"):
+        await lasting
+
+
 async def test_close_finishes_the_queue_and_takes_no_more(tmp_path: Path) -> None:
     database = await fresh(tmp_path)
     writes = [database.write(put, f"n{i}") for i in range(1_000)]
