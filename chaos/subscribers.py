@@ -15,7 +15,7 @@ from chaos.world import World, opened
 from tests.wire import receivers
 from tests.wire.receivers import Peer, Script
 
-GENERATIONS, QUICK_GENERATIONS, LOAD_SECONDS = 120, 12, 3.0
+GENERATIONS, QUICK_GENERATIONS, LOAD_SECONDS = 120, 12, 12.0
 SCHEDULE_SECONDS = [0, 1, 2]
 EARLY_MS = 60  # The clock that a schedule is held against is read a little after the attempt ends.
 SETTLE_SECONDS = 150.0
@@ -121,7 +121,7 @@ async def among(
         before_mb, peak = process.memory_mb(), [0.0]
         watch = world.at_once(_watch(process, peak))
         began = time.monotonic()
-        await world.at_once(load.run(world, count, LOAD_SECONDS))
+        await world.at_once(load.run(world, count, LOAD_SECONDS * count / GENERATIONS))
         healthy_seconds = await _until_told(world) - began
         await world.provider.settle()
         await promises.settle(world, SETTLE_SECONDS)

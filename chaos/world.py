@@ -82,7 +82,8 @@ class World:
         """The service's settings, and nothing of the surroundings that looks like one."""
         own = ("PORT", "GENHOOK_", "CHAOS_", "LD_PRELOAD")
         plain = {name: v for name, v in os.environ.items() if not name.startswith(own)}
-        return {**plain, **SAME_PATH, **environment(self.path, self.port, **self.settings)}
+        given = environment(self.path, self.port, **self.settings)
+        return {**plain, **SAME_PATH, **given, "PYTHONFAULTHANDLER": "1"}
 
     def at_once(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Run something beside everything else, no longer than this world lasts."""
@@ -137,6 +138,13 @@ class World:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+
+    async def abort(self) -> None:
+        """Have a service that still runs say in its log what every thread does, and end it."""
+        if self.is_alive:
+            assert self.process is not None
+            self.process.send_signal(signal.SIGABRT)
+            await self.ended(5)
 
     async def buried(self) -> None:
         """Wait until subscribers have read what a dead service had sent; a new phase begins."""
@@ -206,6 +214,10 @@ async def opened(
             world.settings["GENHOOK_UPSTREAM_URL"] = f"http://{HOST}:{upstream.port}/api/v1"
             world.connections = hooks.running
             world.hooks = f"http://{HOST}:{hooks.port}"
-            yield world
+            try:
+                yield world
+            except BaseException:
+                await world.abort()
+                raise
     finally:
         await world.close()

@@ -238,8 +238,8 @@ class Due(msgspec.Struct):
     created_at: int
     attempt_count: int
     trigger: str
-    ordered: bool
     body: bytes
+    ordered: bool
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):

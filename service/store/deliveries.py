@@ -142,11 +142,11 @@ async def due(
     found: list[Due] = []
     size = 0
     rows: Iterable[Any] = tx.each(name, limit=limit + len(known), **lane)
-    for *fields, body in rows:
-        if fields[1] in known:
+    for row in rows:
+        if row["id"] in known:
             continue
-        found.append(Due(*fields, ordered, body))  # The columns are selected in Due's order.
-        size += len(body)
+        found.append(Due(*row, ordered=ordered))  # The columns are selected in Due's order.
+        size += len(row["body"])
         if len(found) >= limit or size >= FETCH_BYTES:
             return Fetched(found, more=True, next_at=None)
     later = await tx.one("delivery_next_due", **lane)
