@@ -145,7 +145,8 @@ async def due(
     for row in rows:
         if row["id"] in known:
             continue
-        found.append(Due(*row, ordered))  # The columns are selected in Due's order.
+        # The columns are selected in Due's order.
+        found.append(Due(*row, ordered))  # type: ignore[call-arg]
         size += len(row["body"])
         if len(found) >= limit or size >= FETCH_BYTES:
             return Fetched(found, more=True, next_at=None)
