@@ -38,7 +38,7 @@ bench: $(STAMP) ## Measure, and compare with the floors
 	@$(BIN)/python $(INSTALL) --constraint constraints.txt --group bench
 	@$(BIN)/python -m bench $(BENCH) $(NAMES)
 
-# NAMES="kill storage" picks suites, CHAOS=--quick takes 90 seconds instead of about 15 minutes.
+# NAMES="kill storage" picks suites, CHAOS=--quick takes 90 seconds instead of about ten minutes.
 chaos: $(STAMP) ## Attack the promises: kill -9, bad disks, a lying upstream, hostile subscribers
 	@$(BIN)/python $(INSTALL) --constraint constraints.txt --group chaos
 	@$(BIN)/python -m chaos $(CHAOS) $(NAMES)

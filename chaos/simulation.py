@@ -19,7 +19,7 @@ from tests.simulation.test_simulation import STEPS, simulate
 
 PROCESSES = 2
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  no power fails here: syncs would only cost time
-SEEDS, SHARE = 4_000, 0.2  # Of the minutes of a full run.
+SEEDS, SHARE = 4_000, 0.4  # Of the minutes of a full run.
 QUICK_SEEDS, QUICK_SECONDS = 60, 6.0
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from bench import world as measured
-from bench.machine import HOST, ROOT, SAME_PATH, python
+from bench.machine import ROOT, SAME_PATH, python
 from bench.world import ADMIN_KEY, environment
 from chaos import wire
 from chaos.audience import Audience
@@ -38,7 +38,9 @@ SETTINGS = {
     "GENHOOK_SHUTDOWN_SECONDS": "5",
 }
 
-PORTS = itertools.cycle(range(20_000 + os.getpid() % 8_000, 31_000))
+# An address that no other run of this has: a service that is dead just now still owns its port.
+HOST = f"127.{1 + os.getpid() // 256 % 254}.{os.getpid() % 256}.1"
+PORTS = itertools.cycle(range(20_000, 31_000))
 
 
 def own_port() -> int:
@@ -82,7 +84,8 @@ class World:
         """The service's settings, and nothing of the surroundings that looks like one."""
         own = ("PORT", "GENHOOK_", "CHAOS_", "LD_PRELOAD")
         plain = {name: v for name, v in os.environ.items() if not name.startswith(own)}
-        given = environment(self.path, self.port, **self.settings)
+        own_address = {"GENHOOK_HOST": HOST, "GENHOOK_PUBLIC_URL": f"http://{HOST}:{self.port}"}
+        given = environment(self.path, self.port, **own_address, **self.settings)
         return {**plain, **SAME_PATH, **given, "PYTHONFAULTHANDLER": "1"}
 
     def at_once(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
@@ -211,9 +214,9 @@ async def opened(
     world = World(folder, seed, trust, provider)
     try:
         async with wire.serving(world.provider) as upstream, wire.serving(world.audience) as hooks:
-            world.settings["GENHOOK_UPSTREAM_URL"] = f"http://{HOST}:{upstream.port}/api/v1"
+            world.settings["GENHOOK_UPSTREAM_URL"] = f"http://{wire.HOST}:{upstream.port}/api/v1"
             world.connections = hooks.running
-            world.hooks = f"http://{HOST}:{hooks.port}"
+            world.hooks = f"http://{wire.HOST}:{hooks.port}"
             try:
                 yield world
             except BaseException:

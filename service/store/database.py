@@ -10,8 +10,6 @@ import asyncio
 import sqlite3
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import aiosqlite
@@ -19,6 +17,7 @@ import aiosqlite
 from service import log
 from service.clock import Clock, now_ms
 from service.errors import StorageBusyError, StorageError
+from service.store.statements import statements
 
 _log = log.get()
 T = TypeVar("T")
@@ -29,18 +28,6 @@ GROUP_MAX = 512
 READERS = 2
 BUSY_MS = 5_000
 RETRY_SECONDS = 1.0
-
-
-@cache
-def statements() -> Mapping[str, str]:
-    """Every statement of `sql/*.sql` by its name: `-- name: NAME`, then its text up to the next."""
-    found: dict[str, str] = {}
-    for file in sorted((Path(__file__).parent / "sql").glob("*.sql")):
-        for statement in file.read_text().split("-- name: ")[1:]:
-            name, _, text = statement.partition("\n")
-            assert name not in found, f"two statements are named {name}"
-            found[name.rstrip("*!^$")] = text.strip()
-    return found
 
 
 class Transaction:
@@ -135,19 +122,26 @@ def _batches(items: Sequence[_Item]) -> Iterable[list[_Item]]:
     return order
 
 
-def _run_batch(connection: sqlite3.Connection, batch: list[_Item], now: int, after: After) -> None:
+def _run(connection: sqlite3.Connection, batch: Sequence[_Item], now: int, after: After) -> None:
+    """Run units that share a call, as one unit."""
+    first, mine = batch[0], After()
+    tx = Transaction(connection, now, mine)
+    if first.batched:
+        results = _complete(first.unit(tx, [item.args[0] for item in batch]))
+        for item, result in zip(batch, results, strict=True):
+            item.result = result
+    else:
+        first.result = _complete(first.unit(tx, *first.args))
+    after.extend(mine)
+
+
+def _run_batch(
+    connection: sqlite3.Connection, batch: Sequence[_Item], now: int, after: After
+) -> None:
     """Run units that share a call; if the call fails, each alone, so that one fails alone."""
-    first = batch[0]
-    mine: After = []
     connection.execute("SAVEPOINT unit")
     try:
-        tx = Transaction(connection, now, mine)
-        if first.batched:
-            results = _complete(first.unit(tx, [item.args[0] for item in batch]))
-            for item, result in zip(batch, results, strict=True):
-                item.result = result
-        else:
-            first.result = _complete(first.unit(tx, *first.args))
+        _run(connection, batch, now, after)
     except BaseException as error:
         if not connection.in_transaction:
             raise  # SQLite gave up the whole transaction: the group failed, not the unit.
@@ -156,9 +150,7 @@ def _run_batch(connection: sqlite3.Connection, batch: list[_Item], now: int, aft
             for item in batch:
                 _run_batch(connection, [item], now, after)
         else:
-            first.error = error
-    else:
-        after.extend(mine)
+            batch[0].error = error
     finally:
         if connection.in_transaction:
             connection.execute("RELEASE unit")
@@ -169,8 +161,11 @@ def _commit_group(connection: sqlite3.Connection, items: Sequence[_Item], now: i
     after: After = []
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for batch in _batches(items):
-            _run_batch(connection, batch, now, after)
+        if len(items) == 1:  # Its failure is the group's.
+            _run(connection, items, now, after)
+        else:
+            for batch in _batches(items):
+                _run_batch(connection, batch, now, after)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from service.store import schema
-from service.store.database import Database, statements
+from service.store.database import Database
+from service.store.statements import statements
 
 Explain = Callable[[str], list[str]]
 
