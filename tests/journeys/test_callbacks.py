@@ -455,6 +455,29 @@ async def test_many_callbacks_at_once_share_commits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trust", ["confirm", "body"])
+async def test_no_answer_leaves_before_its_commit_has_ended(tmp_path: Path, trust: str) -> None:
+    async with opened(tmp_path, callback_trust=trust) as world:
+        await world.generate()
+        database = world.app.parts.context.database
+        commit, begun, allowed = database._commit, asyncio.Event(), asyncio.Event()
+
+        async def held(writer: Any, items: Any) -> None:
+            begun.set()
+            await allowed.wait()
+            await commit(writer, items)
+
+        database._commit = held  # type: ignore[method-assign]
+        calling = asyncio.create_task(world.call_back())
+        await begun.wait()
+        seen = await verdicts(world)
+        answered = calling.done()
+        allowed.set()
+        assert (seen, answered) == ([], False)
+        assert (await calling).status_code == 200
+        assert await verdicts(world) == ["accepted"]
+
+
+@pytest.mark.parametrize("trust", ["confirm", "body"])
 async def test_while_storage_fails_the_answer_is_503_and_never_2xx_nor_4xx(
     tmp_path: Path, trust: str
 ) -> None:

@@ -70,3 +70,24 @@ async def test_a_disk_that_fails_while_the_worker_begins_is_waited_for(
         await begun(world)
         assert failures == []
         await stopped(world)
+
+
+async def test_while_one_process_works_another_stands_by_and_then_takes_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.worker.STANDBY_SECONDS", 0)
+    async with opened(tmp_path) as working, opened(tmp_path) as waiting:
+        assert working.app.worker is not None
+        assert waiting.app.worker is not None
+        working.app.worker.start()
+        await begun(working)
+        waiting.app.worker.start()
+        for _ in range(20):
+            await waiting.get("/v1/events")
+        assert not waiting.app.worker.is_working
+        assert waiting.app.worker.is_alive
+        await waiting.run()
+        assert not waiting.app.worker.is_working
+        await stopped(working)
+        await begun(waiting)
+        await stopped(waiting)

@@ -317,6 +317,24 @@ async def test_a_crash_while_sending_is_never_sent_again_and_rescued_by_the_call
         assert world.subscribers.types() == ["generation.succeeded"]
 
 
+async def test_a_crash_while_sending_again_is_never_sent_a_third_time(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe()
+        held = Held(said(200, taken("task1")))
+        world.upstream.create_replies.extend([said(429, refusal(429)), held.reply])
+        await create(world)
+        sending = asyncio.create_task(world.run(2))
+        await held.asked.wait()
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        await crash(world)
+        for _ in range(13):
+            await world.run(300)
+        await world.run(86_400)
+        assert len(world.upstream.creates) == 2
+        assert world.subscribers.types() == ["generation.timed_out"]
+
+
 async def test_a_task_that_belongs_to_another_generation_rescues_nobody(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate()
