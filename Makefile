@@ -10,7 +10,7 @@ NEWEST := .venv/newest
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo run test check bench chaos format constraints clean python
+.PHONY: help install demo run test check bench chaos mutants format constraints clean python
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ bench: $(STAMP) ## Measure, and compare with the floors
 chaos: $(STAMP) ## Attack the promises: kill -9, bad disks, a lying upstream, hostile subscribers
 	@$(BIN)/python $(INSTALL) --constraint constraints.txt --group chaos
 	@$(BIN)/python -m chaos $(CHAOS) $(NAMES)
+
+# NAMES="no-sync two-workers" picks mutations. All of them take about a quarter of an hour.
+mutants: $(STAMP) ## Break the service in N ways, and see the tests fail
+	@$(BIN)/python -m chaos.mutants $(NAMES)
 
 format: $(STAMP) ## Format, and repair what the linter can
 	@$(BIN)/ruff check --quiet --fix-only .
