@@ -1,4 +1,8 @@
-"""Structured logs: JSON unless on a terminal, and the one place that keeps secrets out of them."""
+"""Structured logs: JSON unless on a terminal, and the one place that keeps secrets out of them.
+
+On a terminal structlog draws the lines. JSON does without it: loading it takes longer than a bare
+start of Python, and its way through processors longer than the rest of a line.
+"""
 
 import asyncio
 import atexit
@@ -6,20 +10,14 @@ import contextlib
 import logging
 import re
 import sys
-from collections.abc import Iterator, MutableMapping
+import traceback
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from service import clock
-
-# structlog's console renderer imports rich where it is installed: a tenth of a second, each start.
-_RICH: Any = sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
-import structlog  # noqa: E402
-
-if _RICH is None:
-    del sys.modules["rich"]
 
 _SLASH = r"(?:\\{0,4}/|%(?:25)?2[Ff])"  # Plain, escaped in JSON (in JSON), or percent-encoded.
 _SECRETS = re.compile(
@@ -41,22 +39,29 @@ def redact(text: str) -> str:
     return _SECRETS.sub(lambda found: (found["path"] or "") + "[redacted]", text)
 
 
-def _complete(
-    logger: object, method: str, event: MutableMapping[str, Any]
-) -> MutableMapping[str, Any]:
-    """Level, time and request id, and what has a secret's name or is no plain value made harmless.
-
-    One processor instead of four: a line is written for each callback and each attempt.
-    """
+def _complete(method: str, event: dict[str, Any]) -> dict[str, Any]:
+    """Level, time and request id; what has a secret's name or is no plain value made harmless."""
     if "exc_info" in event:
-        structlog.processors.format_exc_info(logger, method, event)
+        raised = _traceback(event.pop("exc_info"))
+        if raised is not None:
+            event["exception"] = raised
     if not (_SECRET_NAMES.isdisjoint(event) and _PLAIN.issuperset(map(type, event.values()))):
-        event.update(_redact_value(dict(event)))
-    event["level"] = "error" if method == "exception" else method
+        event = _redact_value(event)
+    event["level"] = method
     event["timestamp"] = clock.rfc3339(clock.now_ms())
     if (request_id := _request_id.get()) is not None:
         event.setdefault("request_id", request_id)
     return event
+
+
+def _traceback(raised: Any) -> str | None:
+    """The traceback of an exception, of a triple, or of what is being handled if it is True."""
+    if raised is True:
+        raised = sys.exc_info()
+    error = raised[1] if isinstance(raised, tuple) else raised
+    if not isinstance(error, BaseException):
+        return None
+    return "".join(traceback.format_exception(error)).rstrip()
 
 
 def _redact_value(value: Any) -> Any:
@@ -72,7 +77,7 @@ def _redact_value(value: Any) -> Any:
     return repr(value)
 
 
-def _render(_logger: object, _method: str, event: MutableMapping[str, Any]) -> bytes:
+def _render(event: Mapping[str, Any]) -> bytes:
     """The line as JSON, every secret in it cut out."""
     line = _encode(event)
     lowered = line.lower()
@@ -80,10 +85,6 @@ def _render(_logger: object, _method: str, event: MutableMapping[str, Any]) -> b
         if hint in lowered:
             return redact(line.decode()).encode()
     return line
-
-
-def _redact_line(_logger: object, _method: str, line: Any) -> str:
-    return redact(line)
 
 
 class _Lines:
@@ -94,6 +95,7 @@ class _Lines:
 
     def __init__(self) -> None:
         self._waiting: list[bytes] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def line(self, line: bytes) -> None:
         """Write the line soon; at once where no loop runs, as in a thread."""
@@ -103,15 +105,16 @@ class _Lines:
             self._write(line)
             return
         self._waiting.append(line)
-        if len(self._waiting) == 1:
+        if self._loop is not loop:
+            self._loop = loop
             loop.call_later(WRITE_SECONDS, self.flush)
 
     def flush(self) -> None:
         """Write what waits."""
-        if not self._waiting:
-            return
-        lines, self._waiting = self._waiting, []
-        self._write(*lines)
+        self._loop = None
+        if self._waiting:
+            lines, self._waiting = self._waiting, []
+            self._write(*lines)
 
     def _write(self, *lines: bytes) -> None:
         with contextlib.suppress(OSError, ValueError):  # Nobody reads: no reason to stop.
@@ -123,64 +126,93 @@ _lines = _Lines()
 atexit.register(_lines.flush)
 
 
-class _Logger(structlog.BoundLoggerBase):
-    """A bound logger of structlog's that writes JSON without its general way through processors.
+class Output(Protocol):
+    """Where lines go."""
 
-    A line is written for each callback and each attempt: it costs a quarter this way.
-    """
+    def write(self, method: str, number: int, event: dict[str, Any]) -> None:
+        """Write a line, if its level is wanted."""
+        ...
 
-    least = logging.INFO
 
-    def _write(self, method: str, number: int, event: str, values: dict[str, Any]) -> None:
-        if number >= self.least:
-            line = _complete(None, method, {**self._context, "event": event, **values})
-            self._logger.line(_render(None, method, line))
+class _Json:
+    """Lines for machines."""
+
+    def __init__(self, least: int) -> None:
+        self._least = least
+
+    def write(self, method: str, number: int, event: dict[str, Any]) -> None:
+        if number >= self._least:
+            _lines.line(_render(_complete(method, event)))
+
+
+class _Terminal:
+    """Lines for people, drawn by structlog."""
+
+    def __init__(self, least: int) -> None:
+        # It imports rich where that is installed: a tenth of a second, for tracebacks in colour.
+        rich: Any = sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+        from structlog.dev import ConsoleRenderer  # noqa: PLC0415  only where it is used
+
+        if rich is None:
+            del sys.modules["rich"]
+        self._least, self._draw = least, ConsoleRenderer()
+
+    def write(self, method: str, number: int, event: dict[str, Any]) -> None:
+        if number >= self._least:
+            line = self._draw(None, method, _complete(method, event))
+            sys.stdout.write(redact(f"{line}\n"))
+            sys.stdout.flush()
+
+
+class Logger:
+    """Carries its values into every line."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
 
     def debug(self, event: str, **values: Any) -> None:
-        self._write("debug", logging.DEBUG, event, values)
+        """For whoever looks for a fault."""
+        _output.write("debug", logging.DEBUG, {"event": event, **self._values, **values})
 
     def info(self, event: str, **values: Any) -> None:
-        self._write("info", logging.INFO, event, values)
+        """What happens all the time."""
+        _output.write("info", logging.INFO, {"event": event, **self._values, **values})
 
     def warning(self, event: str, **values: Any) -> None:
-        self._write("warning", logging.WARNING, event, values)
+        """What somebody should look at one day."""
+        _output.write("warning", logging.WARNING, {"event": event, **self._values, **values})
 
     def error(self, event: str, **values: Any) -> None:
-        self._write("error", logging.ERROR, event, values)
+        """What somebody should look at now."""
+        _output.write("error", logging.ERROR, {"event": event, **self._values, **values})
 
     def exception(self, event: str, **values: Any) -> None:
-        self._write("exception", logging.ERROR, event, {"exc_info": True, **values})
+        """As `error`, with the traceback of what is being handled."""
+        self.error(event, exc_info=True, **values)
 
-    def log(self, number: int, event: str, **values: Any) -> None:
-        self._write(logging.getLevelName(number).lower(), number, event, values)
+
+_output: Output = _Json(logging.INFO)
 
 
 def configure(level: str = "info", *, terminal: bool | None = None) -> None:
-    """Set up structlog and the standard library's logging; both end up in the same lines."""
+    """Say which lines are wanted, and carry what libraries log into the same ones."""
+    global _output  # noqa: PLW0603  a process has one log
     number = logging.getLevelNamesMapping()[level.upper()]
     pretty = sys.stdout.isatty() if terminal is None else terminal
-    if pretty:
-        structlog.configure(
-            processors=[_complete, structlog.dev.ConsoleRenderer(), _redact_line],
-            wrapper_class=structlog.make_filtering_bound_logger(number),
-            logger_factory=structlog.PrintLoggerFactory(),
-            cache_logger_on_first_use=True,
-        )
-    else:
-        structlog.configure(
-            wrapper_class=type("_Logger", (_Logger,), {"least": number}),
-            logger_factory=lambda *_args: _lines,
-            cache_logger_on_first_use=True,
-        )
+    _output = _Terminal(number) if pretty else _Json(number)
     logging.basicConfig(level=logging.WARNING, handlers=[_Bridge()], force=True)
 
 
 class _Bridge(logging.Handler):
-    """Carries what libraries log into structlog."""
+    """Carries what libraries log into the same lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        log = structlog.get_logger(library=record.name)
-        log.log(record.levelno, record.getMessage(), exc_info=record.exc_info or None)
+        event = {"event": record.getMessage(), "library": record.name}
+        if record.exc_info:
+            event["exc_info"] = record.exc_info  # type: ignore[assignment]
+        _output.write(record.levelname.lower(), record.levelno, event)
 
 
 @contextlib.contextmanager
@@ -193,6 +225,6 @@ def request(request_id: str) -> Iterator[None]:
         _request_id.reset(token)
 
 
-def get(**values: object) -> Any:
+def get(**values: object) -> Logger:
     """A logger that carries `values` in every line."""
-    return structlog.get_logger(**values)
+    return Logger(values)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import structlog
 
 from service import log
 
@@ -21,6 +20,7 @@ class Console:
         self._capsys = capsys
 
     def text(self) -> str:
+        log._lines.flush()
         return self._capsys.readouterr().out
 
     def lines(self) -> list[dict[str, Any]]:
@@ -28,11 +28,14 @@ class Console:
 
 
 @pytest.fixture
-def console(capsys: pytest.CaptureFixture[str]) -> Iterator[Console]:
+def console(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Console]:
     """Standard output; the loggers are put back as they were."""
+    monkeypatch.setattr(log, "_output", log._output)
+    monkeypatch.setattr(log, "_lines", log._Lines())
     root, handlers, level = logging.root, list(logging.root.handlers), logging.root.level
     yield Console(capsys)
-    structlog.reset_defaults()
     root.handlers[:] = handlers
     root.setLevel(level)
 
@@ -144,7 +147,6 @@ async def test_requests_side_by_side_have_their_own_ids_in_their_lines(console: 
 
     await asyncio.gather(serve("req_1"), serve("req_2"))
     log.get().info("outside")
-    log._lines.flush()
     assert [(line.get("who"), line.get("request_id")) for line in console.lines()] == [
         ("req_1", "req_1"),
         ("req_2", "req_2"),

@@ -36,7 +36,6 @@ class Receiver:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._log = log.get().bind()  # Bound once: a lazy logger binds itself anew for every line.
         self._rejections = (0, 0)
         scheme = context.settings.upstream_signature
         self._scheme = SCHEMES[scheme] if scheme else None
@@ -77,7 +76,7 @@ class Receiver:
         else:
             metrics.callbacks.add(1, verdict)
             await _answer_ok(send, request_id)
-            self._log.info(
+            _log.info(
                 "callback",
                 callback_id=arrival.id,
                 generation_id=arrival.generation_id,

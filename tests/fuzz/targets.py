@@ -313,7 +313,7 @@ def hold_log(before: str, secret: str, after: str) -> None:
     """A line about anything that holds a secret holds none."""
     text = before + secret + after
     event = {"event": text, "nested": {text: [text, {"deep": text}]}, "error": ValueError(text)}
-    line = log._render(None, "", log._complete(None, "info", event))
+    line = log._render(log._complete("info", event))
     msgspec.json.decode(line)
     for hush in HUSH:
         assert hush not in secret or hush.encode() not in line

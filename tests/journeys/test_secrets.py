@@ -1,15 +1,12 @@
 """Secrets stay in: no token, key or signing secret in logs, events, errors or lists."""
 
-import functools
 import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-import structlog
 
 from service import log
 from tests.harness import ADMIN_KEY, PUBLIC_URL, Harness, opened
@@ -27,23 +24,19 @@ class Logged:
         log.configure("debug", terminal=False)
 
     def text(self) -> str:
+        log._lines.flush()
         return self._capsys.readouterr().out
 
 
 @pytest.fixture
 def logged(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Logged]:
-    """The log, not configured yet; no logger keeps its configuration beyond the test."""
-    configure = structlog.configure
-    monkeypatch.setattr(structlog, "configure", functools.partial(_uncached, configure))
+    """The log, not configured yet; put back as it was."""
+    monkeypatch.setattr(log, "_output", log._output)
+    monkeypatch.setattr(log, "_lines", log._Lines())
     root, handlers, level = logging.root, list(logging.root.handlers), logging.root.level
     yield Logged(capsys)
-    structlog.reset_defaults()
     root.handlers[:] = handlers
     root.setLevel(level)
-
-
-def _uncached(configure: Any, **options: Any) -> None:
-    configure(**{**options, "cache_logger_on_first_use": False})
 
 
 def _token(world: Harness) -> str:
