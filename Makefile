@@ -43,7 +43,7 @@ chaos: $(STAMP) ## Attack the promises: kill -9, bad disks, a lying upstream, ho
 	@$(BIN)/python $(INSTALL) --constraint constraints.txt --group chaos
 	@$(BIN)/python -m chaos $(CHAOS) $(NAMES)
 
-# NAMES="no-sync two-workers" picks mutations. All of them take about a quarter of an hour.
+# NAMES="no-sync two-workers" picks mutations. All of them take about five minutes.
 mutants: $(STAMP) ## Break the service in N ways, and see the tests fail
 	@$(BIN)/python -m chaos.mutants $(NAMES)
 
