@@ -12,11 +12,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import aiosqlite
-
 from service import log
 from service.clock import Clock, now_ms
 from service.errors import StorageBusyError, StorageError
+from service.store.connection import Connection, checkpoint, connect
 from service.store.statements import statements
 
 _log = log.get()
@@ -26,7 +25,7 @@ Unit = Callable[..., Coroutine[Any, Any, T]]
 
 GROUP_MAX = 512
 READERS = 2
-BUSY_MS = 5_000
+CHECKPOINT_SECONDS = 1.0
 RETRY_SECONDS = 1.0
 
 
@@ -182,47 +181,6 @@ def _read(connection: sqlite3.Connection, unit: Unit[T], args: tuple[Any, ...], 
         connection.execute("ROLLBACK")
 
 
-class Connection(aiosqlite.Connection):
-    """aiosqlite's thread and queue, with one more way in: a function over the raw connection."""
-
-    async def begin(self) -> None:
-        """Start the thread and connect."""
-        try:
-            await self
-        except sqlite3.Error:
-            self._thread.join()  # Told to stop already; it must not outlive the event loop.
-            raise
-
-    async def apply(self, do: Callable[..., T], *args: object) -> T:
-        """Run `do(connection, *args)` on the connection's thread, in one hop."""
-        result: T = await self._execute(do, self._conn, *args)  # type: ignore[no-untyped-call]
-        return result
-
-
-def _connector(path: str, *, writes: bool) -> Callable[[], sqlite3.Connection]:
-    def connect() -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            path, isolation_level=None, check_same_thread=False, cached_statements=256
-        )
-        connection.row_factory = sqlite3.Row
-        connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
-        if writes:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-        else:
-            connection.execute("PRAGMA query_only=ON")
-        connection.execute("PRAGMA cache_size=-8000")
-        return connection
-
-    return connect
-
-
-async def _connect(path: str, *, writes: bool) -> Connection:
-    connection = Connection(_connector(path, writes=writes), 64)
-    await connection.begin()
-    return connection
-
-
 def _storage_error(error: BaseException) -> BaseException:
     if isinstance(error, sqlite3.IntegrityError) or not isinstance(error, sqlite3.Error):
         return error
@@ -274,11 +232,13 @@ class Database:
         self._reader_count = 0
         self._writer: Connection | None = None
         self._stream: asyncio.Task[None] | None = None
+        self._checkpoint_timer: asyncio.TimerHandle | None = None
+        self._checkpoint: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Open the writer. StorageError if the file cannot be used."""
         try:
-            self._writer = await _connect(self.path, writes=True)
+            self._writer = await connect(self.path, writes=True)
         except sqlite3.Error as error:
             raise StorageError(f"cannot open {self.path}: {error}") from error
         self._stream = asyncio.create_task(self._commit_stream(), name="commit-stream")
@@ -290,6 +250,10 @@ class Database:
         if stream:
             await stream
         _settle(self._refused, StorageError("the database is closed"))
+        if self._checkpoint_timer:
+            self._checkpoint_timer.cancel()
+        if self._checkpoint:
+            await self._checkpoint
         for _ in range(self._reader_count):
             await (await self._readers.get()).close()
         self._reader_count = 0
@@ -353,7 +317,7 @@ class Database:
         if self._readers.empty() and self._reader_count < READERS:
             self._reader_count += 1
             try:
-                return await _connect(self.path, writes=False)
+                return await connect(self.path, writes=False)
             except BaseException:
                 self._reader_count -= 1
                 raise
@@ -368,6 +332,22 @@ class Database:
                 continue
             items = [self._queue.popleft() for _ in range(min(len(self._queue), GROUP_MAX))]
             await self._commit(self._writer, items)
+
+    def _start_checkpoint(self) -> None:
+        self._checkpoint = asyncio.create_task(self._run_checkpoint(), name="checkpoint")
+
+    async def _run_checkpoint(self) -> None:
+        """Once a second while there are commits, beside them, on a reader's thread."""
+        try:
+            reader = await self._reader()
+            try:
+                await reader.apply(checkpoint)
+            finally:
+                self._readers.put_nowait(reader)
+        except sqlite3.Error as error:
+            _log.warning("checkpoint.failed", error=str(error))  # The next one takes it all.
+        finally:
+            self._checkpoint_timer = None
 
     def _again(self) -> None:
         """Try what has to be stored once more."""
@@ -384,6 +364,9 @@ class Database:
             after = await writer.apply(_commit_group, items, self._clock())
         except Exception as error:  # noqa: BLE001  every waiter is told
             failure = error
+        if self._checkpoint_timer is None:
+            loop = asyncio.get_running_loop()
+            self._checkpoint_timer = loop.call_later(CHECKPOINT_SECONDS, self._start_checkpoint)
         told, kept = _parted(items, failure)
         _settle(told, failure)
         if kept:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from service.exchange import SendError
-from service.store.database import Connection
+from service.store.connection import Connection
 from tests.disaster import crash, rows
 from tests.harness import Harness, ManualClock, completed, settings, taken
 

@@ -302,6 +302,40 @@ async def test_close_tells_whoever_still_waits_for_the_disk(
         await lasting
 
 
+async def at_once(database: Database) -> None:
+    """The checkpoint that is due in a second."""
+    assert database._checkpoint_timer is not None
+    database._checkpoint_timer.cancel()
+    database._start_checkpoint()
+    assert database._checkpoint is not None
+    await database._checkpoint
+
+
+async def test_the_log_is_taken_into_the_database_beside_the_writer(
+    database: Database, tmp_path: Path
+) -> None:
+    file = tmp_path / "test.db"
+    before = file.read_bytes()
+    await database.write(put, "a")
+    await at_once(database)
+    assert file.read_bytes() != before
+    assert b"a" in file.read_bytes()
+    assert database._checkpoint_timer is None, "the next commit starts the next one"
+
+
+async def test_a_checkpoint_that_fails_is_tried_again_after_the_next_commit(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_connection: sqlite3.Connection) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(module, "checkpoint", fails)
+    await database.write(put, "a")
+    await at_once(database)
+    assert database._checkpoint_timer is None
+    assert await database.read(names_in) == ["a"]
+
+
 async def test_close_finishes_the_queue_and_takes_no_more(tmp_path: Path) -> None:
     database = await fresh(tmp_path)
     writes = [database.write(put, f"n{i}") for i in range(1_000)]
@@ -342,7 +376,7 @@ async def test_a_reader_that_cannot_be_opened_costs_no_slot(
         raise sqlite3.OperationalError("unable to open database file")
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_connect", fails)
+        patched.setattr(module, "connect", fails)
         for _ in range(module.READERS + 1):
             with pytest.raises(StorageError, match="unable to open"):
                 async with asyncio.timeout(10):
