@@ -42,13 +42,17 @@ def news_of(context: Context, generation: Generation, report: wire.Report) -> Ne
     )
 
 
-async def ingest(tx: Transaction, context: Context, news: News) -> Event | None:
+async def ingest(
+    tx: Transaction, context: Context, news: News, generation: Generation | None = None
+) -> Event | None:
     """Record upstream's word and fan it out; None if it says nothing new.
+
+    `generation` is the one that the news are about, where this transaction has read it already.
 
     The status moves along model.TRANSITIONS and nowhere else, so that whichever of callback and
     poll comes first yields the one terminal event, in any order, any number of times.
     """
-    generation = await generations.get(tx, news.generation_id)
+    generation = generation or await generations.get(tx, news.generation_id)
     if generation is None or not generation.accepts(news.status):
         return None
     generation = await generations.change(
@@ -90,7 +94,7 @@ async def believe(tx: Transaction, context: Context, arrival: Arrival) -> str | 
     assert generation is not None  # Its row gave the verdict, in this transaction.
     if not report.recognised:
         _log.warning("upstream.unknown_word", word=report.word, generation_id=generation.id)
-    await ingest(tx, context, news_of(context, generation, report))
+    await ingest(tx, context, news_of(context, generation, report), generation)
     if report.state == "processing" and generation.next_poll_at is None:
         # The create answer is late or lost: with this callback's task id upstream can be asked.
         await callbacks.ask_now(tx, [arrival], [kept])

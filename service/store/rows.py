@@ -1,6 +1,6 @@
 """Between rows and nouns: JSON columns decoded, booleans made of integers."""
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -19,10 +19,9 @@ def text(value: object) -> str:
 
 def noun(kind: type[T], row: Row, *, json: frozenset[str] = frozenset()) -> T:
     """The struct `kind` from a row, its `json` columns decoded and its types checked."""
-    names = set(row.keys())
-    values: dict[str, Any] = {}
-    for field in kind.__struct_fields__:
-        if field in names:
-            value = row[field]
-            values[field] = decode(value) if field in json and value is not None else value
+    values = dict(row)
+    for name in json:
+        value = values.get(name)
+        if value is not None:
+            values[name] = decode(value)
     return msgspec.convert(values, kind, strict=False)
