@@ -9,7 +9,7 @@ import aiosqlite
 T = TypeVar("T")
 
 BUSY_MS = 5_000
-WAL_PAGES_MAX = 16_000  # Then the writer itself takes the log into the database: 64 MiB.
+WAL_PAGES_MAX = 4_000  # Then the writer takes the log into the database itself: 16 MiB, written again and again.
 
 
 class Connection(aiosqlite.Connection):

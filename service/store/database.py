@@ -25,7 +25,7 @@ Unit = Callable[..., Coroutine[Any, Any, T]]
 
 GROUP_MAX = 512
 READERS = 2
-CHECKPOINT_SECONDS = 1.0
+CHECKPOINT_SECONDS = 0.5
 RETRY_SECONDS = 1.0
 
 
@@ -337,7 +337,7 @@ class Database:
         self._checkpoint = asyncio.create_task(self._run_checkpoint(), name="checkpoint")
 
     async def _run_checkpoint(self) -> None:
-        """Once a second while there are commits, beside them, on a reader's thread."""
+        """Twice a second while there are commits, beside them, on a reader's thread."""
         try:
             reader = await self._reader()
             try:

@@ -303,7 +303,7 @@ async def test_close_tells_whoever_still_waits_for_the_disk(
 
 
 async def at_once(database: Database) -> None:
-    """The checkpoint that is due in a second."""
+    """the checkpoint that is due soon."""
     assert database._checkpoint_timer is not None
     database._checkpoint_timer.cancel()
     database._start_checkpoint()
