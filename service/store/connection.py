@@ -9,7 +9,9 @@ import aiosqlite
 T = TypeVar("T")
 
 BUSY_MS = 5_000
-WAL_PAGES_MAX = 4_000  # Then the writer takes the log into the database itself: 16 MiB, written again and again.
+# Then the writer itself takes the log into the database and begins it anew. A longer log grows for
+# longer, and a file that grows is slower to sync.
+WAL_PAGES_MAX = 4_000
 
 
 class Connection(aiosqlite.Connection):
