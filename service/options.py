@@ -145,7 +145,7 @@ def _add_keys(commands: Commands) -> None:
         "revoke a key",
         "genhook keys revoke key_01a1f83ac6f470008f5b21d7c0e394a6",
     )
-    revoke.add_argument("id", metavar="ID")
+    revoke.add_argument("id", type=_id, metavar="ID")
 
 
 def _add_subscribers(commands: Commands) -> None:
@@ -178,7 +178,7 @@ def _add_subscribers(commands: Commands) -> None:
         "genhook subscribers delete sub_01a1f83ac6f470008f5b21d7c0e394a6",
     )
     for one in (test, delete):
-        one.add_argument("id", metavar="ID")
+        one.add_argument("id", type=_id, metavar="ID")
     for one in (listing, create, test, delete):
         _add_remote(one)
 
@@ -225,7 +225,7 @@ def _add_generations(commands: Commands) -> None:
         f"genhook generations timeline {example}",
     )
     for one in (get, timeline):
-        one.add_argument("id", metavar="ID")
+        one.add_argument("id", type=_id, metavar="ID")
     for one in (create, get, listing, timeline):
         _add_remote(one)
 
@@ -255,7 +255,7 @@ def _add_replay(commands: Commands) -> None:
         "send stored events to a subscriber again",
         "genhook replay sub_01a1f83ac6f470008f5b21d7c0e394a6 --since 24h --only all",
     )
-    replay.add_argument("id", metavar="SUBSCRIBER")
+    replay.add_argument("id", type=_id, metavar="SUBSCRIBER")
     replay.add_argument(
         "--since", required=True, type=_moment, help="an age (90m, 24h, 7d) or an RFC 3339 time"
     )
@@ -317,6 +317,13 @@ def _add_paging(command: argparse.ArgumentParser) -> None:
 def _checked(ok: bool, said: str) -> None:  # noqa: FBT001  read aloud: checked that
     if not ok:
         raise argparse.ArgumentTypeError(said)
+
+
+def _id(text: str) -> str:
+    """An id is a step of a path: nothing that leads elsewhere may stand in it."""
+    harmless = text.replace("_", "").isalnum() and text.isascii() and len(text) <= 64
+    _checked(harmless, "an id looks like gen_01a1f83ac6f470008f5b21d7c0e394a6")
+    return text
 
 
 def _port(text: str) -> int:

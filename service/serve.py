@@ -127,6 +127,12 @@ def _note(settings: Settings) -> None:
     log.configure(settings.log_level)
     for name in unknown():
         _log.warning("settings.unknown", name=name, see="docs/settings.md")
+    for name, value in (
+        ("GENHOOK_UPSTREAM_API_KEY", settings.upstream_api_key),
+        ("GENHOOK_PUBLIC_URL", settings.public_url),
+    ):
+        if not value:
+            _log.warning("settings.missing", name=name, see="docs/settings.md")
 
 
 def _end(serving: server.Server, app: "App") -> None:

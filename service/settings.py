@@ -112,7 +112,19 @@ def _database(value: str) -> str:
     prefix = "sqlite:///"
     if not value.startswith(prefix) or len(value) == len(prefix):
         raise ValueError("must look like sqlite:///genhook.db or sqlite:////var/lib/genhook.db")
+    if value == prefix + ":memory:":
+        raise ValueError("must be a file: what is in memory is gone with the process")
     return _text(value[len(prefix) :])
+
+
+def _certificates(value: str) -> str:
+    import ssl  # noqa: PLC0415  cold start
+
+    try:
+        ssl.create_default_context(cafile=_text(value))
+    except OSError:  # ssl.SSLError is one.
+        raise ValueError("must be a file of certificates in PEM that can be read") from None
+    return value
 
 
 def _url(value: str) -> str:
@@ -181,7 +193,7 @@ VARIABLES = (
     Variable("GENHOOK_ALLOW_HTTP", "allow_http", _boolean),
     Variable("GENHOOK_ALLOW_NETWORKS", "allow_networks", _networks),
     Variable("GENHOOK_HTTP_PROXY", "http_proxy", _url),
-    Variable("GENHOOK_CA_FILE", "ca_file", _text),
+    Variable("GENHOOK_CA_FILE", "ca_file", _certificates),
     Variable("GENHOOK_HOST", "host", _text),
     Variable("PORT", "port", _integer(0, 65_535)),
     Variable("GENHOOK_LOG_LEVEL", "log_level", _choice("debug", "info", "warning", "error")),

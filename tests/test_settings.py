@@ -2,6 +2,7 @@
 
 import ipaddress
 
+import certifi
 import pytest
 
 from service.errors import SettingsError
@@ -38,7 +39,7 @@ GOOD = {
         (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128")),
     ),
     "GENHOOK_HTTP_PROXY": ("http://proxy.example:3128", "http://proxy.example:3128"),
-    "GENHOOK_CA_FILE": ("/etc/ca.pem", "/etc/ca.pem"),
+    "GENHOOK_CA_FILE": (certifi.where(), certifi.where()),
     "GENHOOK_HOST": ("0.0.0.0", "0.0.0.0"),  # noqa: S104
     "PORT": ("0", 0),
     "GENHOOK_LOG_LEVEL": ("debug", "debug"),
@@ -75,6 +76,9 @@ BAD = [
     ("GENHOOK_DATABASE_URL", "mysql://x/y"),
     ("GENHOOK_DATABASE_URL", "sqlite:///"),
     ("GENHOOK_DATABASE_URL", "genhook.db"),
+    ("GENHOOK_DATABASE_URL", "sqlite:///:memory:"),
+    ("GENHOOK_CA_FILE", "/nowhere/ca.pem"),
+    ("GENHOOK_CA_FILE", __file__),
     ("GENHOOK_PUBLIC_URL", "hooks.example"),
     ("GENHOOK_PUBLIC_URL", "ftp://hooks.example"),
     ("GENHOOK_PUBLIC_URL", "https://user:hush-hush@hooks.example"),

@@ -212,6 +212,7 @@ def _http_error(parts: Parts) -> Callable[..., Any]:
         response.headers["x-request-id"] = request_id
         if error.status_code == 405:
             response.headers["allow"] = ", ".join(_methods(request))
+        metrics.requests.add(1, str(error.status_code))
         return response
 
     return answer

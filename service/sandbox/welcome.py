@@ -37,7 +37,9 @@ async def show(request: Request) -> PlainTextResponse:
     sandbox = request.app.state.sandbox
     return PlainTextResponse(
         _PAGE.format(
-            but=", except that this one wants a key of its own" if sandbox.api_key else "",
+            but=", except that this one wants its own (aio_dev under genhook serve --dev)"
+            if sandbox.api_key
+            else "",
             base=base_url_of(sandbox, request) + PREFIX,
             models="\n".join(_model_lines()),
             directives="\n".join(_directive_lines()),

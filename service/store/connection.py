@@ -1,5 +1,7 @@
 """A connection to SQLite with a thread of its own, as aiosqlite has it, and its settings."""
 
+import contextlib
+import os
 import sqlite3
 from collections.abc import Callable
 from typing import TypeVar
@@ -33,6 +35,9 @@ class Connection(aiosqlite.Connection):
 
 def _connector(path: str, *, writes: bool) -> Callable[[], sqlite3.Connection]:
     def connect() -> sqlite3.Connection:
+        if writes:  # For its owner alone: SQLite gives the files beside it the same mode.
+            with contextlib.suppress(OSError):
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         connection = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, cached_statements=256
         )

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service import metrics
 from service.api import subscribers
 from service.store import generations
 from tests import logs
@@ -142,6 +143,15 @@ SETTINGS: dict[str, dict[str, str]] = {
 
 def test_every_code_of_the_contract_is_provoked() -> None:
     assert set(PROVOCATIONS) == set(SCHEMAS["Problem"]["properties"]["code"]["enum"])
+
+
+async def test_what_the_router_refuses_is_counted_too(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        before = dict(metrics.requests.values)
+        await world.client.get("/v1/nope")
+        await world.client.put("/v1/generations")
+        counted = metrics.requests.values
+        assert [counted[(code,)] - before.get((code,), 0) for code in ("404", "405")] == [1, 1]
 
 
 @pytest.mark.parametrize("code", PROVOCATIONS)

@@ -302,6 +302,13 @@ async def test_close_tells_whoever_still_waits_for_the_disk(
         await lasting
 
 
+async def test_a_new_database_is_for_its_owner_alone(database: Database, tmp_path: Path) -> None:
+    await database.write(put, "a")
+    files = sorted(tmp_path.glob("test.db*"))  # noqa: ASYNC240  three names
+    assert len(files) == 3
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+
+
 async def at_once(database: Database) -> None:
     """the checkpoint that is due soon."""
     assert database._checkpoint_timer is not None
