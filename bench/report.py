@@ -11,7 +11,6 @@ from bench.plan import Figures
 
 RESULTS = Path(__file__).with_name("results.json")
 DOCUMENT = ROOT / "docs" / "performance.md"
-BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
 NOISE_PERCENT = 10
 
@@ -82,10 +81,17 @@ def with_older(results: Results) -> Results:
 def write(results: Results) -> None:
     """results.json, and the table in docs/performance.md."""
     RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    before, _, rest = DOCUMENT.read_text("utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    assert end, f"{DOCUMENT.name} has lost its marks for the table"
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}", "utf-8")
+    fill(DOCUMENT, "bench", table(results))
+
+
+def fill(document: Path, name: str, text: str) -> None:
+    """Put `text` between the document's marks of that name."""
+    begins, ends = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, begin, rest = document.read_text("utf-8").partition(begins)
+    _, end, after = rest.partition(ends)
+    assert begin, f"{document.name} has lost its marks for {name}"
+    assert end, f"{document.name} has lost its marks for {name}"
+    document.write_text(f"{before}{begins}\n{text}\n{ends}{after}", "utf-8")
 
 
 def _noise(results: Results) -> str:

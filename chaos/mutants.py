@@ -20,9 +20,10 @@ from typing import Literal
 
 import msgspec
 
+from bench.report import fill
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "reliability.md"
-BEGIN, END = "<!-- mutations: begin -->", "<!-- mutations: end -->"
 COPIED = (
     *("service", "tests", "chaos", "bench", "docs"),
     *("openapi.yaml", "pyproject.toml", "README.md", "CHANGELOG.md", "constraints.txt"),
@@ -209,15 +210,6 @@ def markdown(found: Sequence[tuple[Mutation, Found]], date: str) -> str:
     return "\n".join(lines)
 
 
-def write_document(text: str) -> None:
-    """Put the table between its marks."""
-    before, begin, rest = DOCUMENT.read_text("utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    assert begin, f"{DOCUMENT.name} has lost its marks for the mutations"
-    assert end, f"{DOCUMENT.name} has lost its marks for the mutations"
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", "utf-8")
-
-
 def main() -> int:
     """Break and test; 1 unless every mutation was caught."""
     mutations = table()
@@ -242,7 +234,7 @@ def main() -> int:
         print(f"{one.verdict.upper()} {mutation.name}: {mutation.breaks} {one.reason}")
     if not names:
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        write_document(markdown(found, today))
+        fill(DOCUMENT, "mutations", markdown(found, today))
     return 1 if missed else 0
 
 

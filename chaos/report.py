@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import ROOT, processor
+from bench.report import fill
 from chaos.outcome import Outcome
 
 REPORT = Path(__file__).with_name("report.json")
 DOCUMENT = ROOT / "docs" / "reliability.md"
-BEGIN, END = "<!-- chaos: begin -->", "<!-- chaos: end -->"
 SHOWN_MAX = 20
 
 PACKAGES = (
@@ -92,10 +92,7 @@ def write(report: Report) -> None:
 
 def write_document(report: Report) -> None:
     """The table in docs/reliability.md."""
-    before, _, rest = DOCUMENT.read_text("utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    assert end, f"{DOCUMENT.name} has lost its marks for the table"
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{table(report)}\n{END}{after}", "utf-8")
+    fill(DOCUMENT, "chaos", table(report))
 
 
 def table(report: Report) -> str:

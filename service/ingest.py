@@ -18,7 +18,6 @@ from service.store.database import Transaction
 from service.upstream import catalogue, wire
 
 _log = log.get()
-_SLASH = r"(?:\\{0,4}/|%(?:25)?2[Ff])"  # Plain, escaped in JSON (in JSON), or percent-encoded.
 
 
 class News(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,7 +152,7 @@ def _callback_url(public_url: str | None) -> re.Pattern[str]:
     forms = {base, base.replace("/", "\\/"), urllib.parse.quote(base, safe="")}
     host = "|".join(re.escape(form) for form in sorted(forms))
     return re.compile(
-        rf"(?:{host})?{_SLASH}callbacks{_SLASH}[a-z]{{1,32}}{_SLASH}[A-Za-z0-9._~%-]+"
+        rf"(?:{host})?{log.SLASH}callbacks{log.SLASH}[a-z]{{1,32}}{log.SLASH}[A-Za-z0-9._~%-]+"
     )
 
 

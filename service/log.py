@@ -19,9 +19,9 @@ import msgspec
 
 from service import clock
 
-_SLASH = r"(?:\\{0,4}/|%(?:25)?2[Ff])"  # Plain, escaped in JSON (in JSON), or percent-encoded.
+SLASH = r"(?:\\{0,4}/|%(?:25)?2[Ff])"  # Plain, escaped in JSON (in JSON), or percent-encoded.
 _SECRETS = re.compile(
-    rf"(?P<path>{_SLASH}callbacks{_SLASH}[A-Za-z0-9_-]{{1,64}}{_SLASH})[^/\s?\"'\\]+"
+    rf"(?P<path>{SLASH}callbacks{SLASH}[A-Za-z0-9_-]{{1,64}}{SLASH})[^/\s?\"'\\]+"
     r"|(?:ghk_|aio_|whsec_|whsk_)[A-Za-z0-9+/=_-]+"
     r"|(?i:bearer)\s+[^\s\"'\\]+"
 )

@@ -13,5 +13,5 @@ def statements() -> Mapping[str, str]:
         for statement in file.read_text().split("-- name: ")[1:]:
             name, _, text = statement.partition("\n")
             assert name not in found, f"two statements are named {name}"
-            found[name.rstrip("*!^$")] = text.strip()
+            found[name] = text.strip()
     return found

@@ -5,13 +5,13 @@ SELECT p.key AS position, g.tenant, g.status, g.nonce, g.last_poll_at,
         AND c.body_digest = json_extract(p.value, '$[1]')) AS seen
 FROM json_each(:pairs) p CROSS JOIN generations g ON g.id = json_extract(p.value, '$[0]');
 
--- name: callbacks_insert*!
+-- name: callbacks_insert
 INSERT INTO callbacks (tenant, id, generation_id, upstream, received_at, verdict, reason, trust,
     body_digest)
 VALUES (:tenant, :id, :generation_id, :upstream, :received_at, :verdict, :reason, :trust,
     :body_digest);
 
--- name: callback_bodies_insert*!
+-- name: callback_bodies_insert
 INSERT INTO callback_bodies (callback_id, headers, body) VALUES (:id, :headers, :body);
 
 -- name: callback_tenant
@@ -38,15 +38,15 @@ WHERE verdict = 'rejected'
         ORDER BY id DESC LIMIT 1 OFFSET :keep))
 ORDER BY id LIMIT :limit;
 
--- name: callback_delete*!
+-- name: callback_delete
 DELETE FROM callbacks WHERE tenant = :tenant AND id = :id;
 
--- name: callback_body_delete*!
+-- name: callback_body_delete
 DELETE FROM callback_bodies WHERE callback_id = :id;
 
--- name: callback_bodies_of_delete*!
+-- name: callback_bodies_of_delete
 DELETE FROM callback_bodies WHERE callback_id IN (
     SELECT id FROM callbacks WHERE generation_id = :id);
 
--- name: callbacks_of_delete*!
+-- name: callbacks_of_delete
 DELETE FROM callbacks WHERE generation_id = :id;

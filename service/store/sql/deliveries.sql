@@ -1,4 +1,4 @@
--- name: deliveries_insert*!
+-- name: deliveries_insert
 INSERT INTO deliveries (tenant, id, subscriber_id, event_id, event_type, generation_id, trigger,
     due_at, created_at)
 VALUES (:tenant, :id, :subscriber_id, :event_id, :event_type, :generation_id, :trigger, :due_at,
@@ -47,7 +47,7 @@ WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
             AND pd.status = 'pending' AND pd.id < d.id)
 ORDER BY d.due_at LIMIT :limit;
 
--- name: deliveries_hold!
+-- name: deliveries_hold
 -- Later events of a generation wait for the retry of an earlier one.
 UPDATE deliveries SET due_at = max(due_at, :due_at)
 WHERE tenant = :tenant AND status = 'pending' AND id IN (
@@ -56,7 +56,7 @@ WHERE tenant = :tenant AND status = 'pending' AND id IN (
     WHERE e.generation_id = :generation_id AND d.subscriber_id = :subscriber_id
         AND d.status = 'pending' AND d.id > :delivery_id);
 
--- name: delivery_unhold!
+-- name: delivery_unhold
 -- The next event of the generation may go: the one before it has ended.
 UPDATE deliveries SET due_at = min(due_at, :now)
 WHERE tenant = :tenant AND status = 'pending' AND id = (
@@ -70,17 +70,17 @@ SELECT min(due_at) AS due_at FROM deliveries INDEXED BY deliveries_due
 WHERE status = 'pending' AND subscriber_id = :subscriber_id
     AND (attempt_count > 0) = :retries AND due_at > :now;
 
--- name: delivery_record*!
+-- name: delivery_record
 UPDATE deliveries SET status = :status, attempt_count = :number, due_at = :due_at,
     delivered_at = :delivered_at, last_error = :last_error,
     trigger = CASE trigger WHEN 'manual' THEN 'scheduled' ELSE trigger END
 WHERE tenant = :tenant AND id = :delivery_id AND status = 'pending';
 
--- name: delivery_retry!
+-- name: delivery_retry
 UPDATE deliveries SET status = 'pending', due_at = :now, trigger = 'manual'
 WHERE tenant = :tenant AND id = :id AND status IN ('pending', 'dead');
 
--- name: attempt_insert*!
+-- name: attempt_insert
 INSERT INTO attempts (delivery_id, number, id, trigger, started_at, duration_ms, status_code,
     error_code, error_message, response_headers, response_body)
 VALUES (:delivery_id, :number, :id, :trigger, :started_at, :duration_ms, :status_code,
@@ -102,7 +102,7 @@ ORDER BY a.started_at LIMIT 1000;
 SELECT tenant FROM deliveries INDEXED BY deliveries_subscriber
 WHERE subscriber_id = :subscriber_id LIMIT 1;
 
--- name: deliveries_cancel!
+-- name: deliveries_cancel
 UPDATE deliveries SET status = 'canceled', due_at = NULL
 WHERE (tenant, id) IN (SELECT d.tenant, d.id FROM deliveries d INDEXED BY deliveries_subscriber
     WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id ORDER BY d.id LIMIT :limit);
@@ -114,8 +114,8 @@ SELECT d.id, d.subscriber_id, d.status, d.status <> 'pending' AND NOT EXISTS (SE
 FROM deliveries d WHERE d.tenant = :tenant AND d.id > :after AND d.id < :before_id
 ORDER BY d.id LIMIT :limit;
 
--- name: delivery_delete*!
+-- name: delivery_delete
 DELETE FROM deliveries WHERE tenant = :tenant AND id = :id;
 
--- name: attempts_delete*!
+-- name: attempts_delete
 DELETE FROM attempts WHERE delivery_id = :id;

@@ -1,4 +1,4 @@
--- name: event_insert!
+-- name: event_insert
 INSERT INTO events (id, tenant, type, generation_id, created_at, body)
 VALUES (:id, :tenant, :type, :generation_id, :created_at, :body);
 
@@ -17,5 +17,5 @@ SELECT e.id, NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.id)
             AND e.seq > r.cursor AND e.seq <= r.last_seq) AS is_over
 FROM events e WHERE e.id > :after AND e.id < :before_id ORDER BY e.id LIMIT :limit;
 
--- name: event_delete*!
+-- name: event_delete
 DELETE FROM events WHERE id = :id;

@@ -1,13 +1,13 @@
--- name: generation_insert!
+-- name: generation_insert
 INSERT INTO generations (id, tenant, model, status, route, notify_url, notify_subscriber_id,
     created_at, deadline_at, nonce, submission)
 VALUES (:id, :tenant, :model, :status, :route, :notify_url, :notify_subscriber_id,
     :created_at, :deadline_at, :nonce, :submission);
 
--- name: generation_body_insert!
+-- name: generation_body_insert
 INSERT INTO generation_bodies (generation_id, input, metadata) VALUES (:id, :input, :metadata);
 
--- name: generation_metadata_insert!
+-- name: generation_metadata_insert
 INSERT INTO generation_metadata (tenant, name, value, generation_id)
 VALUES (:tenant, :name, :value, :generation_id);
 
@@ -19,7 +19,7 @@ WHERE g.id = :id;
 -- name: generation_by_task
 SELECT id FROM generations WHERE task_id = :task_id AND id <> :id LIMIT 1;
 
--- name: generation_update!
+-- name: generation_update
 UPDATE generations SET status = :status, task_id = :task_id, credits = :credits,
     submitted_at = :submitted_at, completed_at = :completed_at, submission = :submission,
     submit_at = :submit_at, submit_count = :submit_count, next_poll_at = :next_poll_at,
@@ -27,7 +27,7 @@ UPDATE generations SET status = :status, task_id = :task_id, credits = :credits,
     late_poll_count = :late_poll_count, last_poll_at = :last_poll_at
 WHERE id = :id;
 
--- name: generation_body_update!
+-- name: generation_body_update
 UPDATE generation_bodies SET output = :output, error = :error WHERE generation_id = :id;
 
 -- name: generations_to_submit
@@ -59,15 +59,15 @@ WHERE next_poll_at IS NOT NULL AND next_poll_at > :now;
 -- name: confirmation_next
 SELECT min(due_at) AS due_at FROM confirmations WHERE due_at > :now;
 
--- name: confirmations_put*!
+-- name: confirmations_put
 INSERT INTO confirmations (generation_id, due_at) VALUES (:generation_id, :due_at)
 ON CONFLICT (generation_id) DO UPDATE SET due_at = excluded.due_at;
 
--- name: confirmation_done!
+-- name: confirmation_done
 -- What came while upstream was asked stays.
 DELETE FROM confirmations WHERE generation_id = :generation_id AND due_at <= :asked_at;
 
--- name: confirmation_delay!
+-- name: confirmation_delay
 UPDATE confirmations SET due_at = max(due_at, :due_at) WHERE generation_id = :generation_id;
 
 -- name: generations_expired
@@ -79,7 +79,7 @@ ORDER BY g.deadline_at LIMIT :limit;
 -- name: generation_next_deadline
 SELECT min(deadline_at) AS due_at FROM generations WHERE status IN ('queued', 'processing');
 
--- name: exchange_insert!
+-- name: exchange_insert
 INSERT INTO exchanges (generation_id, at, kind, duration_ms, status_code, outcome, detail)
 VALUES (:generation_id, :at, :kind, :duration_ms, :status_code, :outcome, :detail);
 
@@ -87,7 +87,7 @@ VALUES (:generation_id, :at, :kind, :duration_ms, :status_code, :outcome, :detai
 SELECT at, kind, duration_ms, status_code, outcome, detail FROM exchanges
 WHERE generation_id = :generation_id ORDER BY rowid LIMIT 1000;
 
--- name: usage_add!
+-- name: usage_add
 INSERT INTO usage (tenant, day, model, generations, succeeded, failed, timed_out, credits)
 VALUES (:tenant, :day, :model, :generations, :succeeded, :failed, :timed_out, :credits)
 ON CONFLICT (tenant, day, model) DO UPDATE SET
@@ -108,16 +108,16 @@ SELECT g.id, g.tenant, g.status IN ('succeeded', 'failed', 'timed_out')
     AND NOT EXISTS (SELECT 1 FROM events e WHERE e.generation_id = g.id) AS is_over
 FROM generations g WHERE g.id > :after AND g.id < :before_id ORDER BY g.id LIMIT :limit;
 
--- name: generation_delete*!
+-- name: generation_delete
 DELETE FROM generations WHERE id = :id;
 
--- name: generation_body_delete*!
+-- name: generation_body_delete
 DELETE FROM generation_bodies WHERE generation_id = :id;
 
--- name: generation_metadata_delete*!
+-- name: generation_metadata_delete
 DELETE FROM generation_metadata WHERE (tenant, name, value, generation_id) IN (
     SELECT :tenant, m.key, m.value, :id FROM generation_bodies b, json_each(b.metadata) m
     WHERE b.generation_id = :id);
 
--- name: exchanges_delete*!
+-- name: exchanges_delete
 DELETE FROM exchanges WHERE generation_id = :id;

@@ -1,4 +1,4 @@
--- name: replay_insert!
+-- name: replay_insert
 INSERT INTO replays (id, tenant, subscriber_id, since_at, until_at, event_types, only_dead,
     rate_per_second, dry_run, status, total, done, cursor, last_seq, due_at, created_at,
     finished_at)
@@ -12,7 +12,7 @@ SELECT * FROM replays WHERE id = :id;
 -- name: replay_running
 SELECT id FROM replays WHERE subscriber_id = :subscriber_id AND status = 'running';
 
--- name: replay_update!
+-- name: replay_update
 UPDATE replays SET status = :status, done = :done, cursor = :cursor, due_at = :due_at,
     finished_at = :finished_at
 WHERE id = :id;
@@ -65,17 +65,17 @@ SELECT * FROM events WHERE seq = :seq;
 SELECT count(*) AS count FROM (SELECT 1 FROM deliveries INDEXED BY deliveries_replay
     WHERE status = 'pending' AND replay_id = :id AND (attempt_count > 0) = 0 LIMIT :limit);
 
--- name: replay_deliveries_insert*!
+-- name: replay_deliveries_insert
 INSERT INTO deliveries (tenant, id, subscriber_id, event_id, event_type, generation_id, replay_id,
     trigger, due_at, created_at)
 VALUES (:tenant, :id, :subscriber_id, :event_id, :event_type, :generation_id, :replay_id,
     'replay', :due_at, :created_at);
 
--- name: replay_deliveries_cancel!
+-- name: replay_deliveries_cancel
 UPDATE deliveries SET status = 'canceled', due_at = NULL
 WHERE (tenant, id) IN (SELECT d.tenant, d.id FROM deliveries d INDEXED BY deliveries_replay
     WHERE d.status = 'pending' AND d.replay_id = :id AND d.replay_id IS NOT NULL LIMIT :limit);
 
--- name: replays_delete_past!
+-- name: replays_delete_past
 DELETE FROM replays WHERE id IN (SELECT id FROM replays
     WHERE id < :before_id AND due_at IS NULL ORDER BY id LIMIT :limit);

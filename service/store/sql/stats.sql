@@ -27,22 +27,22 @@ FROM lane WHERE lane.subscriber_id IS NOT NULL;
 SELECT max(last_at) AS last_at FROM attempt_latency
 WHERE subscriber_id = :subscriber_id AND slot_at > :since_at;
 
--- name: stats_add*!
+-- name: stats_add
 INSERT INTO attempt_latency (subscriber_id, slot_at, bucket, count, last_at)
 VALUES (:subscriber_id, :slot_at, :bucket, :count, :last_at)
 ON CONFLICT (subscriber_id, slot_at, bucket) DO UPDATE SET count = count + excluded.count,
     last_at = max(last_at, excluded.last_at);
 
--- name: stats_delete_past!
+-- name: stats_delete_past
 DELETE FROM attempt_latency WHERE (subscriber_id, slot_at, bucket) IN (
     SELECT subscriber_id, slot_at, bucket FROM attempt_latency
     WHERE slot_at < :before ORDER BY slot_at LIMIT :limit);
 
--- name: stats_count*!
+-- name: stats_count
 INSERT INTO delivery_counts (subscriber_id, status, count)
 VALUES (:subscriber_id, :status, :count)
 ON CONFLICT (subscriber_id, status) DO UPDATE SET count = count + excluded.count;
 
--- name: stats_count_gone*!
+-- name: stats_count_gone
 DELETE FROM delivery_counts
 WHERE subscriber_id = :subscriber_id AND status = :status AND count <= 0;

@@ -1,4 +1,4 @@
--- name: subscriber_insert!
+-- name: subscriber_insert
 INSERT INTO subscribers (id, tenant, is_notify, url, description, event_types, filter,
     header_names, sealed_headers, sealed_secrets, status, disabled_reason, max_in_flight,
     rate_per_second, retry_schedule_seconds, ordered, payload, signature, created_at, updated_at)
@@ -7,7 +7,7 @@ VALUES (:id, :tenant, :is_notify, :url, :description, :event_types, :filter,
     :rate_per_second, :retry_schedule_seconds, :ordered, :payload, :signature, :created_at,
     :updated_at);
 
--- name: subscriber_update!
+-- name: subscriber_update
 UPDATE subscribers SET url = :url, description = :description, event_types = :event_types,
     filter = :filter, header_names = :header_names, sealed_headers = :sealed_headers,
     sealed_secrets = :sealed_secrets, status = :status, disabled_reason = :disabled_reason,
@@ -29,20 +29,20 @@ SELECT * FROM subscribers WHERE tenant = :tenant AND is_notify = 0 AND status <>
 -- name: subscribers_count
 SELECT count(*) AS count FROM subscribers WHERE tenant = :tenant AND is_notify = 0;
 
--- name: subscriber_delete!
+-- name: subscriber_delete
 DELETE FROM subscribers WHERE id = :id;
 
 -- name: tenant_by_id
 SELECT * FROM tenants WHERE id = :id;
 
--- name: tenant_insert!
+-- name: tenant_insert
 INSERT INTO tenants (id, sealed_secrets, created_at) VALUES (:id, :sealed_secrets, :created_at)
 ON CONFLICT (id) DO NOTHING;
 
--- name: tenant_update!
+-- name: tenant_update
 UPDATE tenants SET sealed_secrets = :sealed_secrets WHERE id = :id;
 
--- name: subscribers_touch!
+-- name: subscribers_touch
 UPDATE revisions SET number = number + 1 WHERE noun = 'subscribers';
 
 -- name: subscribers_revision
@@ -55,7 +55,7 @@ SELECT s.id, NOT EXISTS (SELECT 1 FROM generations g WHERE g.notify_subscriber_i
 FROM subscribers s WHERE s.is_notify = 1 AND s.id > :after AND s.id < :before_id
 ORDER BY s.id LIMIT :limit;
 
--- name: subscribers_delete*!
+-- name: subscribers_delete
 DELETE FROM subscribers WHERE id = :id;
 
 -- name: tenants_all
@@ -65,6 +65,6 @@ SELECT id, sealed_secrets FROM tenants ORDER BY id;
 SELECT id, sealed_secrets, sealed_headers FROM subscribers WHERE id > :after
 ORDER BY id LIMIT :limit;
 
--- name: subscriber_reseal!
+-- name: subscriber_reseal
 UPDATE subscribers SET sealed_secrets = :sealed_secrets, sealed_headers = :sealed_headers
 WHERE id = :id;
