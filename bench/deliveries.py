@@ -16,7 +16,7 @@ from bench.history import multiply
 from bench.machine import free_port
 from bench.plan import Figures, Plan
 from bench.receivers import Counting, receiving
-from service.clock import now_ms
+from service.model.clock import now_ms
 
 SUBSCRIBERS = 20
 SLOW_SECONDS = 2.0

@@ -7,14 +7,19 @@ from pathlib import Path
 from bench import callbacks, world
 from bench.plan import Plan
 from service.api.account import USAGE_DAYS_MAX
-from service.clock import DAY, now_ms
-from service.ids import new_id
-from service.model import Attempt, Due, Event, Generation, Key, Subscriber
+from service.model.attempt import Attempt
+from service.model.clock import DAY, now_ms
+from service.model.delivery import Due
+from service.model.event import Event
+from service.model.generation import Generation
+from service.model.ids import new_id
+from service.model.key import Key
+from service.model.subscriber import Subscriber
 from service.store import callbacks as stored_callbacks
 from service.store import deliveries, events, generations, keys, subscribers
 from service.store.callbacks import Arrival
-from service.store.database import Transaction
 from service.store.deliveries import Recorded
+from service.store.sqlite.database import Transaction
 from service.store.stats import SLOT_MS
 
 ROWS = 1_000_000

@@ -8,7 +8,7 @@ from bench import history, world
 from bench.machine import HOST
 from bench.plan import Figures, Plan
 from bench.receivers import Upstream, receiving
-from service.clock import now_ms
+from service.model.clock import now_ms
 
 BUDGET = 50
 TASKS = 10_000

@@ -12,8 +12,8 @@ from bench import history, load, world
 from bench.machine import HOST
 from bench.plan import Figures, Plan
 from service.api.routes import OPERATIONS
-from service.clock import DAY, now_ms, rfc3339
-from service.ids import first_id
+from service.model.clock import DAY, now_ms, rfc3339
+from service.model.ids import first_id
 
 REQUESTS = 60  # of each, a round
 ENOUGH_SECONDS = 2.0

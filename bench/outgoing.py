@@ -83,7 +83,7 @@ async def genhook(port: int) -> Post:
     """The sender as the service makes it."""
     from ipaddress import ip_network  # noqa: PLC0415  only here
 
-    from service import egress, sender  # noqa: PLC0415  only here
+    from service.delivery.webhook import egress, sender  # noqa: PLC0415  only here
 
     policy = egress.Policy(allow_http=True, allow_networks=(ip_network("127.0.0.0/8"),))
     made = sender.Sender(policy)

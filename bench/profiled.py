@@ -32,10 +32,10 @@ def main() -> None:
     """Run what the command line says, then print."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # for when the server has seen to it
     threading.Thread.run = profiled("thread", threading.Thread.run)  # type: ignore[method-assign]
-    from service import cli  # noqa: PLC0415  its threads start after the line above
+    from service.cli import main  # noqa: PLC0415  its threads start after the line above
 
     try:
-        profiled("event loop", cli.main)(sys.argv[1:])
+        profiled("event loop", main.main)(sys.argv[1:])
     finally:
         for name, profile in _profiles:
             _print(name, profile)

@@ -11,15 +11,17 @@ from typing import Any
 import msgspec
 
 from bench.machine import HOST, Running, free_port, started
-from service import signers
-from service.clock import now_ms, rfc3339
-from service.ids import new_id
-from service.model import Generation, Subscriber
-from service.store import schema, subscribers
-from service.store.database import Database, Transaction
+from service.delivery import signing_keys
+from service.model.clock import now_ms, rfc3339
+from service.model.generation import Generation
+from service.model.ids import new_id
+from service.model.subscriber import Subscriber
+from service.store import subscribers
 from service.store.rows import text
-from service.tokens import CallbackTokens, new_nonce
-from service.vault import Vault
+from service.store.sqlite import schema
+from service.store.sqlite.database import Database, Transaction
+from service.store.vault import Vault
+from service.upstream.callback_url import CallbackTokens, new_nonce
 
 SECRET_KEY = "measured-measured-measured-measured"
 ADMIN_KEY = "ghk_measured_measured_measured_measured"
@@ -134,7 +136,7 @@ async def add_subscribers(of: Database, urls: Sequence[str], **fields: Any) -> l
                 id=id_,
                 tenant=TENANT,
                 url=url,
-                sealed_secrets=signers.seal(vault, signers.new_secrets(os.urandom), id_),
+                sealed_secrets=signing_keys.seal(vault, signing_keys.new_secrets(os.urandom), id_),
                 created_at=now,
                 updated_at=now,
                 **{"retry_schedule_seconds": NO_RETRY_SECONDS, **fields},

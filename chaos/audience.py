@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from standardwebhooks import Webhook
 
 from chaos.wire import Request, answer
-from service.clock import parse_rfc3339
+from service.model.clock import parse_rfc3339
 
 MOODS = {"204": 8, "500": 2, "503": 1, "301": 1, "closed": 1, "slow": 1}
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from chaos.world import World
-from service.clock import rfc3339
+from service.model.clock import rfc3339
 
 MODELS = ("imagen4-fast", "imagen4", "nobody-knows-this", "ideogram-v3-turbo")
 PATIENCE_SECONDS = 40.0

@@ -9,7 +9,7 @@ from pathlib import Path
 from chaos.outcome import Outcome
 from chaos.provider import FORGED_HOST, SURE_NOT_TAKEN
 from chaos.world import World
-from service.model import TERMINAL
+from service.model.generation import TERMINAL
 
 SETTLE_SECONDS = 45.0
 ENDS = {"succeeded": "completed", "failed": "failed"}

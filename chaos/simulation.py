@@ -14,7 +14,7 @@ from pathlib import Path
 from bench.machine import ROOT, python
 from chaos import plan
 from chaos.outcome import Outcome
-from service import log
+from service.telemetry import log
 from tests.simulation.test_simulation import STEPS, simulate
 
 PROCESSES = 2

@@ -13,7 +13,7 @@ from chaos import load, plan, promises
 from chaos.faults import Disk, build
 from chaos.outcome import Outcome
 from chaos.world import SERVE, World, opened
-from service.store import schema
+from service.store.sqlite import schema
 
 GENERATIONS, LOAD_SECONDS = 14, 2.0
 FAULTS = ("enospc", "eio", "erofs", "eiosync")

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from service import clock
+from service.model import clock
 
 OFFSET_BYTES = 24
 
@@ -76,7 +76,7 @@ class Watched:
 
 def wrap_commits(fate: Fate) -> None:
     """Put the point around the commits of the service."""
-    from service.store import database, schema  # noqa: PLC0415  once the clock is wrapped
+    from service.store.sqlite import database, schema  # noqa: PLC0415  once the clock is wrapped
 
     real_commit: Callable[..., Any] = database._commit_group  # noqa: SLF001  it is attacked
     real_migrate: Callable[..., Any] = schema._migrate  # noqa: SLF001  the same
@@ -114,7 +114,7 @@ def main() -> int:
         wrap_clock(path)
     if reached := os.environ.get("CHAOS_REACHED"):
         wrap_commits(Fate(os.environ.get("CHAOS_POINT", ""), reached))
-    from service.cli import main as serve  # noqa: PLC0415  once everything is wrapped
+    from service.cli.main import main as serve  # noqa: PLC0415  once everything is wrapped
 
     return serve(["serve"])
 

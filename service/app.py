@@ -8,23 +8,25 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from service import egress, log, metrics, tenants
 from service.api import asgi
 from service.api.asgi import Receive, Scope, Send
 from service.api.parts import Parts
 from service.api.receiver import Receiver
-from service.clock import Clock, now_ms
 from service.context import UPSTREAM, Context
-from service.deliver import Deliverer
-from service.deliver import Send as SendWebhook
-from service.poll import Poller
-from service.sender import Limits, Sender, tls_context
+from service.delivery import tenants
+from service.delivery.dispatch import Deliverer
+from service.delivery.dispatch import Send as SendWebhook
+from service.delivery.webhook import egress
+from service.delivery.webhook.sender import Limits, Sender, tls_context
+from service.generations.poll import Poller
+from service.model.clock import Clock, now_ms
 from service.settings import Settings
-from service.store import schema
-from service.store.database import Database
-from service.tokens import CallbackTokens
+from service.store.sqlite import schema
+from service.store.sqlite.database import Database
+from service.store.vault import Vault
+from service.telemetry import log, metrics
+from service.upstream.callback_url import CallbackTokens
 from service.upstream.client import Client
-from service.vault import Vault
 from service.worker import Worker
 
 if TYPE_CHECKING:
@@ -63,9 +65,9 @@ class App:
     @cached_property
     def _api(self) -> asgi.App:
         """The API, loaded for its first request: callbacks and probes need not wait for it."""
-        from service.api import router  # noqa: PLC0415  cold start
+        from service.api import endpoint  # noqa: PLC0415  cold start
 
-        return router.build(self.parts)
+        return endpoint.build(self.parts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -159,7 +161,7 @@ class App:
 
 def _sender(settings: Settings) -> SendWebhook:
     if settings.http_proxy:
-        from service.proxied import ProxiedSender  # noqa: PLC0415  httpx only where it is used
+        from service.delivery.webhook.proxy import ProxiedSender  # noqa: PLC0415  cold start
 
         context = tls_context(settings.ca_file)
         return ProxiedSender(settings.http_proxy, ssl_context=context)

@@ -5,17 +5,17 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from service.clock import Clock
-from service.model import Due, Generation
+from service.model.clock import Clock
+from service.model.delivery import Due
+from service.model.generation import CALLBACK_GRACE_MS, Generation
 from service.settings import Settings
-from service.store.database import Database
-from service.tokens import CallbackTokens
+from service.store.sqlite.database import Database
+from service.store.vault import Vault
 from service.upstream import catalogue
+from service.upstream.callback_url import CallbackTokens
 from service.upstream.client import Client
-from service.vault import Vault
 
 UPSTREAM = "apiinone"
-CALLBACK_GRACE_MS = 7 * 86_400_000  # Longer than any provider's last retry.
 
 
 def _nobody(_due: Sequence[Due]) -> None:

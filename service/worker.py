@@ -14,13 +14,15 @@ from typing import IO
 
 import msgspec
 
-from service import log, replay, reseal, retention, submit
-from service.clock import SECOND
 from service.context import Context
-from service.deliver import Deliverer
-from service.errors import StorageError
-from service.poll import Poller
-from service.store import subscribers
+from service.delivery import replay
+from service.delivery.dispatch import Deliverer
+from service.generations import submit
+from service.generations.poll import Poller
+from service.model.clock import SECOND
+from service.model.errors import StorageError
+from service.store import reseal, retention, subscribers
+from service.telemetry import log
 
 _log = log.get()
 STANDBY_SECONDS = 1.0
@@ -118,7 +120,7 @@ class Worker:
         try:
             if not self.acquire():
                 return False
-            await reseal.run(self.context)
+            await reseal.run(self.context.database, self.context.vault)
             self.attach()
             await self.deliverer.scan()
         except StorageError as error:
@@ -245,7 +247,10 @@ class Worker:
         if self._cleaning.locked():  # By a tick beside the loop: a sweep is nobody's to share.
             return now + SECOND
         async with self._cleaning:
-            deleted, next_at = await retention.run_due(self.context, self._sweep, now)
+            days = self.context.settings.retention_days
+            deleted, next_at = await retention.run_due(
+                self.context.database, self._sweep, days, now
+            )
         self.done.deleted += deleted
         return next_at
 

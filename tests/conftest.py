@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from service import ids, log
+from service.model import ids
 from service.settings import VARIABLES
+from service.telemetry import log
 
 SECRET_KEY = "0123456789abcdef0123456789abcdef"
 

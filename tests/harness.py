@@ -12,7 +12,7 @@ import httpx
 import msgspec
 
 from service.app import App
-from service.exchange import Answer, SendError, Target
+from service.delivery.webhook.request import Answer, SendError, Target
 from service.settings import Settings
 
 ADMIN_KEY = "ghk_" + "a" * 40

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service import log
+from service.telemetry import log
 
 
 class Kept:

@@ -5,7 +5,7 @@ import ipaddress
 import certifi
 import pytest
 
-from service.errors import SettingsError
+from service.model.errors import SettingsError
 from service.settings import VARIABLES, Settings, read_settings, unknown
 
 KEY = "k" * 32

@@ -23,7 +23,7 @@ POSITIONAL_PARAMETERS = 6
 VAGUE_WORDS = re.compile(
     r"(^|_)(common|handler|helper|hook|job|manager|misc|payload|service|util)s?(_|$)"
 )
-PRINTERS = ("service/cli.py", "service/demo/")
+PRINTERS = ("service/cli/main.py", "service/cli/demo/")
 LEFTOVER = re.compile(r"\b(TO[D]O|FIX[M]E|XX[X])\b")
 STATEMENT = re.compile(r"^--\s*name:\s*([\w-]+)", re.MULTILINE)
 SETTING = re.compile(r"\bGENHOOK_[A-Z0-9_]*[A-Z0-9]\b")
@@ -188,8 +188,8 @@ def broken_links(path: str, text: str) -> Iterator[str]:
 
 
 def test_the_files_that_the_rules_read_are_found() -> None:
-    assert "service/ids.py" in service()
-    assert {"service/ids.py", "tests/test_tidy.py"} <= set(python())
+    assert "service/model/ids.py" in service()
+    assert {"service/model/ids.py", "tests/test_tidy.py"} <= set(python())
     assert set(python()) <= set(sources())
     assert "README.md" in markdown()
 
@@ -294,7 +294,7 @@ def test_work_left_for_later_is_found(word: str) -> None:
     ["service/utils.py", "service/helpers/a.py", "service/task_manager.py", "service/queue.py"],
 )
 def test_a_vague_or_taken_module_name_is_found(path: str) -> None:
-    assert complaints(vague_names, {"service/signing.py": ""}) == []
+    assert complaints(vague_names, {"service/delivery/signing.py": ""}) == []
     assert len(complaints(vague_names, {path: ""})) == 1
 
 
@@ -313,9 +313,11 @@ def test_the_slow_middleware_is_found(text: str) -> None:
 
 def test_a_stray_print_is_found() -> None:
     text = "def f():\n    print('hello')\n"
-    assert complaints(stray_prints, {"service/cli.py": text, "service/demo/a.py": text}) == []
-    assert complaints(stray_prints, {"service/poll.py": text}) == [
-        "service/poll.py: line 2 prints; only the command line and the demo do"
+    assert (
+        complaints(stray_prints, {"service/cli/main.py": text, "service/cli/demo/a.py": text}) == []
+    )
+    assert complaints(stray_prints, {"service/generations/poll.py": text}) == [
+        "service/generations/poll.py: line 2 prints; only the command line and the demo do"
     ]
 
 

@@ -8,16 +8,16 @@ from typing import Annotated
 
 import msgspec
 
-from service import signers
-from service.api.calls import Answer, Call, bad_query, listed
+from service.api.call import Answer, Call, bad_query, listed
 from service.api.checks import NO_NUL
 from service.api.subscribers import Rotation, rotate_secrets, rotation, secrets_view
-from service.clock import rfc3339
-from service.errors import FieldError, Problem, invalid, not_found
-from service.model import Key, Scope
-from service.store import generations, keys, lists, subscribers
-from service.store.database import Transaction
-from service.tenants import DEFAULT, ensure
+from service.delivery import signing_keys
+from service.delivery.tenants import DEFAULT, ensure
+from service.model.clock import rfc3339
+from service.model.errors import FieldError, Problem, invalid, not_found
+from service.model.key import Key, Scope
+from service.store import generations, keys, pages, subscribers
+from service.store.sqlite.database import Transaction
 
 USAGE_DAYS, USAGE_DAYS_MAX = 30, 366
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -68,7 +68,7 @@ async def _insert_key(tx: Transaction, call: Call, key: Key, secret: str) -> Non
 async def list_keys(call: Call) -> Answer:
     """GET /v1/keys."""
     rows, more = await call.context.database.read(
-        lists.page, lists.KEYS, call.page("key"), ["tenant = :tenant"], {"tenant": call.tenant}
+        pages.page, pages.KEYS, call.page("key"), ["tenant = :tenant"], {"tenant": call.tenant}
     )
     return listed([keys.key(row).view() for row in rows], more=more)
 
@@ -97,7 +97,7 @@ async def signing_secret(call: Call) -> Answer:
     sealed = await call.context.database.read(subscribers.tenant_secrets, call.tenant)
     if sealed is None:
         sealed = await call.context.database.write(ensure, call.context, call.tenant)
-    secrets = signers.unseal(call.context.vault, sealed, call.tenant)
+    secrets = signing_keys.unseal(call.context.vault, sealed, call.tenant)
     return Answer(content=secrets_view(secrets, call.context.clock()))
 
 
@@ -108,11 +108,11 @@ async def rotate_signing_secret(call: Call) -> Answer:
     return Answer(content=secrets_view(rotated, call.context.clock()))
 
 
-async def _rotate(tx: Transaction, call: Call, wanted: Rotation) -> signers.Secrets:
+async def _rotate(tx: Transaction, call: Call, wanted: Rotation) -> signing_keys.Secrets:
     vault = call.context.vault
     sealed = await ensure(tx, call.context, call.tenant)
-    rotated = rotate_secrets(signers.unseal(vault, sealed, call.tenant), wanted, tx.now)
-    await subscribers.change_tenant(tx, call.tenant, signers.seal(vault, rotated, call.tenant))
+    rotated = rotate_secrets(signing_keys.unseal(vault, sealed, call.tenant), wanted, tx.now)
+    await subscribers.change_tenant(tx, call.tenant, signing_keys.seal(vault, rotated, call.tenant))
     tx.after_commit(call.context.wakes.reload, None)
     return rotated
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from service import metrics
-from service.errors import Problem
-from service.ids import new_id
+from service.model.errors import Problem
+from service.model.ids import new_id
+from service.telemetry import metrics
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -5,13 +5,13 @@ from typing import Any
 
 import msgspec
 
-from service import log
-from service.api.calls import Answer, Call, listed
-from service.clock import rfc3339
-from service.errors import not_found
-from service.model import joined_headers
-from service.store import callbacks, lists
-from service.store.database import Row
+from service.api.call import Answer, Call, listed
+from service.model.clock import rfc3339
+from service.model.errors import not_found
+from service.model.headers import joined_headers
+from service.store import callbacks, pages
+from service.store.sqlite.database import Row
+from service.telemetry import log
 
 VERDICTS = ("accepted", "duplicate", "late", "unreadable", "rejected")
 
@@ -19,11 +19,11 @@ VERDICTS = ("accepted", "duplicate", "late", "unreadable", "rejected")
 async def list_(call: Call) -> Answer:
     """GET /v1/callbacks; rejected ones that no token names are for admins."""
     tenants = [call.tenant, ""] if call.may("admin") else [call.tenant]
-    only = lists.Callbacks(
+    only = pages.Callbacks(
         verdict=call.query_choice("verdict", VERDICTS),
         generation_id=call.query_id("generation_id", "gen"),
     )
-    rows, more = await call.context.database.read(lists.callbacks, call.page("cb"), tenants, only)
+    rows, more = await call.context.database.read(pages.callbacks, call.page("cb"), tenants, only)
     return listed([_view(row) for row in rows], more=more)
 
 

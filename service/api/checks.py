@@ -3,11 +3,13 @@
 import re
 from collections.abc import Mapping
 
-from service import egress, signing
 from service.context import Context
-from service.errors import FieldError, Problem
-from service.exchange import refuse_header
-from service.model import EVENT_TYPES, Filter
+from service.delivery import signing
+from service.delivery.webhook import egress
+from service.delivery.webhook.request import refuse_header
+from service.model.errors import FieldError, Problem
+from service.model.event import EVENT_TYPES
+from service.model.subscriber import Filter
 
 NO_NUL = r"^[^\x00]*$"  # Databases and terminals end a text there.
 METADATA_MAX = 20

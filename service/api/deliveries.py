@@ -1,21 +1,22 @@
 """Deliveries: what was sent to whom, every attempt, and one more on request."""
 
-from service.api.calls import Answer, Call, listed
-from service.errors import Problem, not_found
-from service.model import Attempt, Delivery
-from service.store import deliveries, lists, stats, subscribers
-from service.store.database import Transaction
+from service.api.call import Answer, Call, listed
+from service.model.attempt import Attempt
+from service.model.delivery import Delivery
+from service.model.errors import Problem, not_found
+from service.store import deliveries, pages, stats, subscribers
+from service.store.sqlite.database import Transaction
 
 
 async def list_(call: Call) -> Answer:
     """GET /v1/deliveries."""
-    only = lists.Deliveries(
+    only = pages.Deliveries(
         status=call.query_choice("status", stats.STATUSES),
         subscriber_id=call.query_id("subscriber_id", "sub"),
         event_id=call.query_id("event_id", "evt"),
     )
     rows, more = await call.context.database.read(
-        lists.deliveries, call.page("dlv"), call.tenant, only
+        pages.deliveries, call.page("dlv"), call.tenant, only
     )
     return listed([deliveries.delivery(row).view() for row in rows], more=more)
 

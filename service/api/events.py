@@ -2,10 +2,10 @@
 
 import msgspec
 
-from service.api.calls import Answer, Call
-from service.errors import not_found
-from service.model import EVENT_TYPES
-from service.store import events, lists
+from service.api.call import Answer, Call
+from service.model.errors import not_found
+from service.model.event import EVENT_TYPES
+from service.store import events, pages
 
 
 async def list_(call: Call) -> Answer:
@@ -14,12 +14,12 @@ async def list_(call: Call) -> Answer:
     With `order=asc`, `next` is there as long as the page is not empty, so that a reader who has
     caught up can come back for what is new.
     """
-    only = lists.Events(
+    only = pages.Events(
         type=call.query_choice("type", EVENT_TYPES),
         generation_id=call.query_id("generation_id", "gen"),
     )
     page = call.page("evt")
-    rows, more = await call.context.database.read(lists.events, page, call.tenant, only)
+    rows, more = await call.context.database.read(pages.events, page, call.tenant, only)
     after = rows[-1]["id"] if rows and (more or page.ascending) else None
     bodies = [msgspec.Raw(row["body"]) for row in rows]
     return Answer(content={"data": bodies, "next": after})

@@ -4,8 +4,7 @@ import asyncio
 
 import msgspec
 
-from service import submit
-from service.api.calls import Answer, Call, bad_query, listed
+from service.api.call import Answer, Call, bad_query, listed
 from service.api.checks import (
     METADATA_MAX,
     METADATA_NAME,
@@ -17,12 +16,13 @@ from service.api.checks import (
     metadata_errors,
 )
 from service.api.timeline import timeline
-from service.clock import SECOND
-from service.errors import FieldError, invalid, not_found
-from service.model import OPEN, TERMINAL, Generation
-from service.store import generations, lists
-from service.store.database import Transaction
-from service.submit import NewGeneration
+from service.generations import submit
+from service.generations.submit import NewGeneration
+from service.model.clock import SECOND
+from service.model.errors import FieldError, invalid, not_found
+from service.model.generation import OPEN, TERMINAL, Generation
+from service.store import generations, pages
+from service.store.sqlite.database import Transaction
 from service.upstream import catalogue
 
 WAIT_SECONDS_MAX = 60
@@ -116,7 +116,7 @@ async def _wait(call: Call, generation: Generation, seconds: float) -> Generatio
 
 async def list_(call: Call) -> Answer:
     """GET /v1/generations."""
-    only = lists.Generations(
+    only = pages.Generations(
         status=call.query_choice("status", (*OPEN, *TERMINAL)),
         model=call.query_model(),
         created_after=call.query_time("created_after"),
@@ -124,7 +124,7 @@ async def list_(call: Call) -> Answer:
         metadata=_wanted_metadata(call),
     )
     rows, more = await call.context.database.read(
-        lists.generations, call.page("gen"), call.tenant, only
+        pages.generations, call.page("gen"), call.tenant, only
     )
     return listed([generations.generation(row).view() for row in rows], more=more)
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from service.api.calls import Answer, Call
-from service.errors import not_found
+from service.api.call import Answer, Call
+from service.model.errors import not_found
 from service.upstream.catalogue import Model
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from service.context import Context
-from service.deliver import Deliverer
-from service.poll import Poller
+from service.delivery.dispatch import Deliverer
+from service.generations.poll import Poller
 
 
 class Worker(Protocol):

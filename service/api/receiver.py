@@ -2,7 +2,6 @@
 
 import msgspec
 
-from service import ingest, log, metrics
 from service.api.asgi import (
     BodyTooLargeError,
     DisconnectedError,
@@ -13,14 +12,16 @@ from service.api.asgi import (
     problem,
     read_body,
 )
-from service.clock import SECOND
+from service.api.signatures import SCHEMES, SignatureError
 from service.context import UPSTREAM, Context
-from service.errors import Problem, SettingsError, StorageError
-from service.ids import new_id
-from service.schemes import SCHEMES, SignatureError
+from service.generations import ingest
+from service.model.clock import SECOND
+from service.model.errors import Problem, SettingsError, StorageError
+from service.model.ids import new_id
 from service.store import callbacks
 from service.store.callbacks import Arrival
-from service.tokens import TokenError
+from service.telemetry import log, metrics
+from service.upstream.callback_url import TokenError
 
 PREFIX = f"/callbacks/{UPSTREAM}/"
 REJECTIONS_PER_SECOND = 20  # More are answered, but not stored: strangers fill no disk.

@@ -5,15 +5,16 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from service import replay as replaying
-from service.api.calls import Answer, Call, listed
+from service.api.call import Answer, Call, listed
 from service.api.checks import type_errors
 from service.api.subscribers import Rate
-from service.clock import parse_rfc3339
-from service.errors import FieldError, Problem, invalid, not_found
-from service.model import Replay, Subscriber
-from service.store import lists, replays, subscribers
-from service.store.database import Transaction
+from service.delivery import replay as replaying
+from service.model.clock import parse_rfc3339
+from service.model.errors import FieldError, Problem, invalid, not_found
+from service.model.replay import Replay
+from service.model.subscriber import Subscriber
+from service.store import pages, replays, subscribers
+from service.store.sqlite.database import Transaction
 
 _SUBSCRIBER_ID = re.compile(r"sub_[0-9a-f]{32}")
 Time = Annotated[str, msgspec.Meta(max_length=64)]
@@ -99,7 +100,7 @@ async def get(call: Call) -> Answer:
 async def list_(call: Call) -> Answer:
     """GET /v1/replays."""
     rows, more = await call.context.database.read(
-        lists.page, lists.REPLAYS, call.page("rpl"), ["tenant = :tenant"], {"tenant": call.tenant}
+        pages.page, pages.REPLAYS, call.page("rpl"), ["tenant = :tenant"], {"tenant": call.tenant}
     )
     return listed([replays.replay(row).view() for row in rows], more=more)
 

@@ -14,7 +14,7 @@ from service.api import (
     subscribers,
     system,
 )
-from service.api.calls import PAGING, Answer, Call
+from service.api.call import PAGING, Answer, Call
 
 Who = Literal["open", "submit", "read", "manage", "admin"]
 NONE: frozenset[str] = frozenset()

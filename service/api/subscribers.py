@@ -5,8 +5,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from service import signers, signing, standing
-from service.api.calls import Answer, Call, listed
+from service.api.call import Answer, Call, listed
 from service.api.checks import (
     NO_NUL,
     REDACTED,
@@ -17,12 +16,13 @@ from service.api.checks import (
     secret_errors,
     type_errors,
 )
-from service.clock import rfc3339
-from service.errors import FieldError, Problem, invalid, not_found
-from service.model import Filter, Subscriber
-from service.schedule import DEFAULT_RETRY_SECONDS
-from service.store import deliveries, events, lists, stats, subscribers
-from service.store.database import Transaction
+from service.delivery import health, signing, signing_keys
+from service.delivery.retry import DEFAULT_RETRY_SECONDS
+from service.model.clock import rfc3339
+from service.model.errors import FieldError, Problem, invalid, not_found
+from service.model.subscriber import Filter, Subscriber
+from service.store import deliveries, events, pages, stats, subscribers
+from service.store.sqlite.database import Transaction
 
 SUBSCRIBERS_MAX = 1_000
 OVERLAP_SECONDS = 86_400
@@ -83,7 +83,7 @@ async def create(call: Call) -> Answer:
     new = call.decode(New)
     _check(call, new)
     context = call.context
-    secrets = signers.new_secrets(os.urandom, asymmetric=new.signature == "v1a")
+    secrets = signing_keys.new_secrets(os.urandom, asymmetric=new.signature == "v1a")
     if new.secret is not None:
         secrets = msgspec.structs.replace(secrets, current=new.secret)
     subscriber = Subscriber(
@@ -94,8 +94,8 @@ async def create(call: Call) -> Answer:
         event_types=new.event_types,
         filter=new.filter,
         header_names=sorted(new.headers),
-        sealed_headers=signers.seal_headers(context.vault, new.headers, call.resource_id),
-        sealed_secrets=signers.seal(context.vault, secrets, call.resource_id),
+        sealed_headers=signing_keys.seal_headers(context.vault, new.headers, call.resource_id),
+        sealed_secrets=signing_keys.seal(context.vault, secrets, call.resource_id),
         max_in_flight=new.max_in_flight,
         rate_per_second=new.rate_per_second,
         retry_schedule_seconds=new.retry_schedule_seconds,
@@ -156,7 +156,7 @@ async def list_(call: Call) -> Answer:
     """GET /v1/subscribers."""
     where = ["tenant = :tenant", "is_notify = 0"]
     rows, more = await call.context.database.read(
-        lists.page, lists.SUBSCRIBERS, call.page("sub"), where, {"tenant": call.tenant}
+        pages.page, pages.SUBSCRIBERS, call.page("sub"), where, {"tenant": call.tenant}
     )
     return listed([subscribers.subscriber(row).view() for row in rows], more=more)
 
@@ -184,20 +184,20 @@ async def _update(tx: Transaction, call: Call, new: Update) -> Subscriber:
     tx.after_commit(call.context.wakes.reload, old.id)
     after = await subscribers.change(tx, old, **changes, updated_at=tx.now)
     if after.status == "disabled" != old.status:
-        await standing.announce(tx, call.context, after)
+        await health.announce(tx, call.context, after)
     return after
 
 
 def _reseal_headers(call: Call, old: Subscriber, given: dict[str, str]) -> bytes | None:
     """`given` sealed; a value that is `[redacted]` stays what is stored under that name."""
     vault = call.context.vault
-    stored = signers.unseal_headers(vault, old.sealed_headers, old.id)
+    stored = signing_keys.unseal_headers(vault, old.sealed_headers, old.id)
     kept = {name.lower(): value for name, value in stored.items()}
     missing = [n for n, v in given.items() if v == REDACTED and n.lower() not in kept]
     if missing:
         raise invalid("A header has no value.", *map(no_value, missing))
     values = {n: kept[n.lower()] if v == REDACTED else v for n, v in given.items()}
-    return signers.seal_headers(vault, values, old.id)
+    return signing_keys.seal_headers(vault, values, old.id)
 
 
 def _status_changes(old: Subscriber, status: str) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def _status_changes(old: Subscriber, status: str) -> dict[str, Any]:
     if status == "disabled":
         changes["disabled_reason"] = "manual"
     elif old.status == "disabled":
-        changes |= standing.PROBED
+        changes |= health.PROBED
     return changes
 
 
@@ -226,7 +226,7 @@ async def secret(call: Call) -> Answer:
     """GET /v1/subscribers/{id}/secret."""
     subscriber = await get_one(call)
     assert subscriber.sealed_secrets is not None
-    found = signers.unseal(call.context.vault, subscriber.sealed_secrets, subscriber.id)
+    found = signing_keys.unseal(call.context.vault, subscriber.sealed_secrets, subscriber.id)
     return Answer(content=secrets_view(found, call.context.clock()))
 
 
@@ -237,13 +237,13 @@ async def rotate(call: Call) -> Answer:
     return Answer(content=secrets_view(rotated, call.context.clock()))
 
 
-async def _rotate(tx: Transaction, call: Call, wanted: Rotation) -> signers.Secrets:
+async def _rotate(tx: Transaction, call: Call, wanted: Rotation) -> signing_keys.Secrets:
     old = _own(call, await subscribers.get(tx, call.path["id"]))
     assert old.sealed_secrets is not None
     vault = call.context.vault
-    rotated = rotate_secrets(signers.unseal(vault, old.sealed_secrets, old.id), wanted, tx.now)
+    rotated = rotate_secrets(signing_keys.unseal(vault, old.sealed_secrets, old.id), wanted, tx.now)
     await subscribers.change(
-        tx, old, sealed_secrets=signers.seal(vault, rotated, old.id), updated_at=tx.now
+        tx, old, sealed_secrets=signing_keys.seal(vault, rotated, old.id), updated_at=tx.now
     )
     tx.after_commit(call.context.wakes.reload, old.id)
     return rotated
@@ -257,13 +257,13 @@ def rotation(call: Call) -> Rotation:
     return wanted
 
 
-def rotate_secrets(old: signers.Secrets, wanted: Rotation, now: int) -> signers.Secrets:
+def rotate_secrets(old: signing_keys.Secrets, wanted: Rotation, now: int) -> signing_keys.Secrets:
     """`old` with a new current secret: the given one, or a fresh one."""
     new = wanted.secret or signing.new_secret(os.urandom)
     return old.rotated(new, wanted.overlap_seconds, now)
 
 
-def secrets_view(of: signers.Secrets, now: int) -> dict[str, Any]:
+def secrets_view(of: signing_keys.Secrets, now: int) -> dict[str, Any]:
     """Secrets as the API shows them."""
     live = [previous.expires_at for previous in of.previous if previous.expires_at > now]
     return {

@@ -4,12 +4,13 @@ import asyncio
 from importlib.resources import files
 from pathlib import Path
 
-from service import metrics
 from service.api.asgi import HEALTHY
-from service.api.calls import Answer, Call
-from service.errors import StorageError
-from service.store import schema, stats
-from service.store.database import Transaction
+from service.api.call import Answer, Call
+from service.model.errors import StorageError
+from service.store import stats
+from service.store.sqlite import schema
+from service.store.sqlite.database import Transaction
+from service.telemetry import metrics
 
 TICK_SECONDS_MAX = 60
 SUBSCRIBER_LABELS_MAX = 20

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import clock
+from service.model import clock
 from service.sandbox import files, welcome, wire, work
 from service.sandbox.routes import routes
 from service.sandbox.tasks import Sandbox, Sleep

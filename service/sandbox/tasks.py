@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import httpx
 
-from service import clock
+from service.model import clock
 from service.sandbox.misbehaviour import Misbehaviour
 from service.sandbox.models import Model
 from service.sandbox.parameters import Body, count_of

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from service import clock
+from service.model import clock
 from service.sandbox import models
 from service.sandbox.parameters import credits_of
 from service.sandbox.tasks import COMPLETED, FAILED, RUNNING, Task

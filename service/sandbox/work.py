@@ -7,14 +7,7 @@ import logging
 import httpx
 
 from service.sandbox import wire
-from service.sandbox.tasks import (
-    COMPLETED,
-    FAILED,
-    CallbackSent,
-    Sandbox,
-    Task,
-    remember,
-)
+from service.sandbox.tasks import COMPLETED, FAILED, CallbackSent, Sandbox, Task, remember
 
 log = logging.getLogger("genhook.sandbox")
 

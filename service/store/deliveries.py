@@ -6,12 +6,14 @@ from typing import Any
 
 import msgspec
 
-from service.ids import first_id, new_id
-from service.model import Attempt, Delivery, Due, Event, Subscriber
-from service.schedule import first_due
+from service.model.attempt import Attempt
+from service.model.delivery import Delivery, Due
+from service.model.event import Event
+from service.model.ids import first_id, new_id
+from service.model.subscriber import Subscriber
 from service.store import stats
-from service.store.database import Row, Transaction
 from service.store.rows import noun, text
+from service.store.sqlite.database import Row, Transaction
 
 CANCEL_BATCH = 500
 FETCH_BYTES = 8 * 1024 * 1024
@@ -52,11 +54,12 @@ def new_due(event: Event, subscriber: Subscriber, now: int, trigger: str) -> Due
     )
 
 
-async def insert(tx: Transaction, event: Event, targets: Sequence[Subscriber]) -> list[Due]:
-    """A delivery of `event` for each subscriber; those that are due now, to be handed over."""
+async def insert(
+    tx: Transaction, event: Event, targets: Sequence[tuple[Subscriber, int]]
+) -> list[Due]:
+    """Store a delivery of `event` for each (subscriber, due time); return those due now."""
     made = [
-        (new_due(event, to, tx.now, "scheduled"), first_due(to.retry_schedule_seconds, tx.now))
-        for to in targets
+        (new_due(event, subscriber, tx.now, "scheduled"), due_at) for subscriber, due_at in targets
     ]
     rows = [{**msgspec.structs.asdict(due), "due_at": due_at} for due, due_at in made]
     await tx.many("deliveries_insert", rows)

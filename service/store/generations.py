@@ -5,11 +5,11 @@ from typing import Any
 
 import msgspec
 
-from service.clock import SECOND, rfc3339
-from service.ids import first_id
-from service.model import Generation
-from service.store.database import Row, Transaction
+from service.model.clock import SECOND, rfc3339
+from service.model.generation import Generation
+from service.model.ids import first_id
 from service.store.rows import noun, text
+from service.store.sqlite.database import Row, Transaction
 
 _JSON = frozenset({"input", "metadata", "output", "error"})
 _COLUMNS = (

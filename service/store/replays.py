@@ -4,12 +4,15 @@ from typing import Any
 
 import msgspec
 
-from service.clock import HOUR
-from service.ids import first_id
-from service.model import Due, Event, Replay, Subscriber
+from service.model.clock import HOUR
+from service.model.delivery import Due
+from service.model.event import Event
+from service.model.ids import first_id
+from service.model.replay import Replay
+from service.model.subscriber import Subscriber
 from service.store import deliveries, events
-from service.store.database import Row, Transaction
 from service.store.rows import noun, text
+from service.store.sqlite.database import Row, Transaction
 
 SKEW_MS = HOUR  # How far an event's time may be from that of its neighbours.
 

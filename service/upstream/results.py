@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from service import clock
+from service.model import clock
 from service.upstream import shapes
 
 MAX_FILES = 100

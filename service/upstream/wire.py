@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from service.telemetry.redact import redact
 from service.upstream import results, shapes
-from service.upstream.redact import redact
 from service.upstream.results import File
 
 __all__ = [

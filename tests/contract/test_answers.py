@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.api.calls import PAGING
+from service.api.call import PAGING
 from service.api.routes import OPERATIONS, Operation
 from tests.contract.contract import DOCUMENT, breaches, faults, operations, resolve
 from tests.contract.scenes import (

@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from service import metrics
 from service.api import subscribers
 from service.store import generations
+from service.telemetry import metrics
 from tests import logs
 from tests.contract.contract import SCHEMAS, breaches
 from tests.contract.scenes import Ids, client_with, populate

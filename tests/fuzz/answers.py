@@ -11,8 +11,15 @@ import httpcore
 import httpx
 import msgspec
 
-from service.connection import Connection
-from service.exchange import BODY_BYTES, HEAD_BYTES, HEADERS, READ_BYTES, Answer, SendError
+from service.delivery.webhook.connection import Connection
+from service.delivery.webhook.request import (
+    BODY_BYTES,
+    HEAD_BYTES,
+    HEADERS,
+    READ_BYTES,
+    Answer,
+    SendError,
+)
 from service.upstream import wire
 from service.upstream.client import Client, Lost, NotTaken
 

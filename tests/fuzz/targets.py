@@ -15,13 +15,16 @@ from typing import Any
 
 import msgspec
 
-from service import clock, log, schedule, schemes, signing
-from service.errors import SettingsError
-from service.schemes import SCHEMES, SignatureError
+from service.api import signatures
+from service.api.signatures import SCHEMES, SignatureError
+from service.delivery import retry, signing
+from service.model import clock
+from service.model.errors import SettingsError
 from service.settings import VARIABLES, Settings, read_settings
-from service.tokens import CallbackTokens, TokenError
+from service.store.vault import Vault
+from service.telemetry import log
 from service.upstream import results, shapes, wire
-from service.vault import Vault
+from service.upstream.callback_url import CallbackTokens, TokenError
 from tests.fuzz import answers, world
 
 Target = Callable[[bytes], object]
@@ -128,7 +131,7 @@ def read_response(data: bytes) -> None:
 
 def read_retry_after(data: bytes) -> None:
     """A header's value."""
-    wait_ms = schedule.parse_retry_after(data.decode("latin-1"), NOW)
+    wait_ms = retry.parse_retry_after(data.decode("latin-1"), NOW)
     assert wait_ms is None or 0 <= wait_ms <= clock.DAY
 
 
@@ -267,7 +270,7 @@ def hold_signed(scheme: str, headers: Mapping[str, str], body: bytes) -> bool:
         assert error.reason in {"missing", "malformed", "stale", "wrong"}  # noqa: PT017
         return False
     stamp = "x-webhook-timestamp" if scheme == "kie" else "webhook-timestamp"
-    assert abs(NOW - int(headers[stamp]) * clock.SECOND) <= schemes.TOLERANCE_MS
+    assert abs(NOW - int(headers[stamp]) * clock.SECOND) <= signatures.TOLERANCE_MS
     presented = headers["x-webhook-signature" if scheme == "kie" else "webhook-signature"]
     assert made_signature(scheme, headers, body) in presented.split(" ") or scheme == "wavespeed"
     assert made_signature(scheme, headers, body).lower() in presented.lower().split(" ")

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.errors import SettingsError
-from service.exchange import HEAD_BYTES, READ_BYTES
+from service.delivery.webhook.request import HEAD_BYTES, READ_BYTES
+from service.model.errors import SettingsError
 from service.settings import read_settings
 from service.upstream import wire
 from tests.fuzz import answers, seeds, targets, world

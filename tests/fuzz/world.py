@@ -13,8 +13,8 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from service import log
 from service.api.routes import OPERATIONS
+from service.telemetry import log
 from tests import logs
 from tests.contract.contract import breaches
 from tests.contract.scenes import Ids, path_of, populate

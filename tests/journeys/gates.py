@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from service.deliver import Deliverer
+from service.delivery.dispatch import Deliverer
 from tests.harness import SUBSCRIBER_URL, Harness
 
 

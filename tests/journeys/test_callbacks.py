@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from service.clock import parse_rfc3339
-from service.store.database import Transaction
-from service.tokens import CallbackTokens
+from service.model.clock import parse_rfc3339
+from service.store.sqlite.database import Transaction
+from service.upstream.callback_url import CallbackTokens
 from tests.disaster import Held, rows, status_of, story
 from tests.harness import PUBLIC_URL, Harness, completed, opened, taken
 
@@ -516,7 +516,7 @@ async def test_a_surprise_is_a_500_and_nothing_is_stored(
     async with opened(tmp_path) as world:
         await world.generate()
         with monkeypatch.context() as patched:
-            patched.setattr("service.ingest.callbacks.insert", surprise)
+            patched.setattr("service.generations.ingest.callbacks.insert", surprise)
             answer = await world.call_back()
         assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
         assert "surprise" not in answer.text

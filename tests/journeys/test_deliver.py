@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
-from service.errors import StorageError
-from service.exchange import Answer, SendError
-from service.schedule import DEFAULT_RETRY_SECONDS
+from service.delivery.retry import DEFAULT_RETRY_SECONDS
+from service.delivery.webhook.request import Answer, SendError
+from service.model.errors import StorageError
 from tests.harness import START, SUBSCRIBER_URL, opened
 from tests.journeys.gates import Gate, answer, attached, crash, deliveries, delivery
 

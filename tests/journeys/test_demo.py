@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 from standardwebhooks import Webhook
 
-from service import cli, demo
-from service.demo import audience, play
-from service.errors import CommandError
+from service.cli import demo, main
+from service.cli.demo import audience, play
+from service.model.errors import CommandError
 
 DEMO_SECONDS = 40
-MAIN = "from service.cli import main; raise SystemExit(main())"
+MAIN = "from service.cli.main import main; raise SystemExit(main())"
 
 
 def test_the_demo_holds_and_says_what_happened(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ async def test_a_signature_that_does_not_hold_fails_the_demo(
 def test_without_its_extra_the_demo_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(CommandError, match=r"pip install 'genhook\[demo\]'"):
-        demo.demo(argparse.Namespace(output="x"), cli._say)
+        demo.demo(argparse.Namespace(output="x"), main._say)
 
 
 async def test_pictures_that_have_no_place_are_one_sentence(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.exchange import Answer, SendError
+from service.delivery.webhook.request import Answer, SendError
 from tests.harness import Harness, opened
 from tests.journeys.gates import Gate, answer, attached, deliveries
 

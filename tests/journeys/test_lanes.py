@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from service import signers
-from service.exchange import Answer, parse_target
-from service.lane import READY_BYTES_MAX, READY_MAX, Lane, Settings, Slots, find
-from service.model import Due, Subscriber
+from service.delivery import signing_keys
+from service.delivery.lanes import READY_BYTES_MAX, READY_MAX, Lane, Settings, Slots, find
+from service.delivery.webhook.request import Answer, parse_target
+from service.model.delivery import Due
+from service.model.subscriber import Subscriber
 from service.store import deliveries as stored
-from service.store.database import Database
+from service.store.sqlite.database import Database
 from tests.harness import START, SUBSCRIBER_URL, opened
 from tests.journeys.gates import Gate, answer, attached, crash, deliveries, delivery
 
@@ -30,7 +31,7 @@ def settings(**fields: Any) -> Settings:
         updated_at=0,
         **fields,
     )
-    signer = signers.Signer(signers.new_secrets(os.urandom))
+    signer = signing_keys.Signer(signing_keys.new_secrets(os.urandom))
     return Settings(subscriber, parse_target(SUBSCRIBER_URL), {}, signer)
 
 
@@ -414,7 +415,7 @@ async def test_another_process_that_pauses_a_subscriber_is_heeded(tmp_path: Path
 async def test_lanes_without_work_are_dropped_when_there_are_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.deliver.LANES_MAX", 4)
+    monkeypatch.setattr("service.delivery.dispatch.LANES_MAX", 4)
     async with opened(tmp_path) as world:
         async with attached(world) as deliverer:
             deliverer._lanes_max = 4

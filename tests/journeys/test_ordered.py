@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from service.exchange import Answer
+from service.delivery.webhook.request import Answer
 from tests.harness import START, Harness, opened
 from tests.journeys.gates import Gate, answer, deliveries
 

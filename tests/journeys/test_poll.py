@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from service.poll import Budget
+from service.generations.poll import Budget
 from service.store import generations
-from service.store.database import Transaction
+from service.store.sqlite.database import Transaction
 from tests.disaster import Held, status_of, story
 from tests.harness import Harness, completed, opened
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from service import reseal, signers
-from service.vault import VaultError
+from service.delivery import signing_keys
+from service.store import reseal
+from service.store.vault import VaultError
 from tests.disaster import rows
 from tests.harness import Harness, opened
 
@@ -23,15 +24,19 @@ async def test_secrets_sealed_under_an_old_key_are_sealed_under_the_newest(tmp_p
         made = await world.subscribe(headers={"x-token": "of-theirs"})
         secret = await world.get("/v1/signing-secret")
         await _with_keys(world, OLD, NEW)
-        assert await reseal.run(world.app.parts.context) == 2
-        assert await reseal.run(world.app.parts.context) == 0
+        assert (
+            await reseal.run(world.app.parts.context.database, world.app.parts.context.vault) == 2
+        )
+        assert (
+            await reseal.run(world.app.parts.context.database, world.app.parts.context.vault) == 0
+        )
         await _with_keys(world, NEW)
         kept = await world.get(f"/v1/subscribers/{made['id']}/secret")
         assert kept["secret"] == made["secret"]
         assert await world.get("/v1/signing-secret") == secret
         [row] = await rows(world, "SELECT id, sealed_headers FROM subscribers")
         vault = world.app.parts.context.vault
-        found = signers.unseal_headers(vault, row["sealed_headers"], row["id"])
+        found = signing_keys.unseal_headers(vault, row["sealed_headers"], row["id"])
         assert found == {"x-token": "of-theirs"}
 
 
@@ -41,8 +46,10 @@ async def test_without_sealing_anew_the_old_key_cannot_go(tmp_path: Path) -> Non
         await _with_keys(world, NEW)
         [row] = await rows(world, "SELECT id, sealed_secrets FROM subscribers")
         with pytest.raises(VaultError):
-            signers.unseal(world.app.parts.context.vault, row["sealed_secrets"], made["id"])
-        assert await reseal.run(world.app.parts.context) == 0, "what cannot be read stays"
+            signing_keys.unseal(world.app.parts.context.vault, row["sealed_secrets"], made["id"])
+        assert (
+            await reseal.run(world.app.parts.context.database, world.app.parts.context.vault) == 0
+        ), "what cannot be read stays"
 
 
 async def test_more_subscribers_than_a_page_are_all_sealed_anew(tmp_path: Path) -> None:
@@ -50,4 +57,7 @@ async def test_more_subscribers_than_a_page_are_all_sealed_anew(tmp_path: Path) 
         for number in range(reseal.PAGE + 1):
             await world.subscribe(f"http://127.0.0.1:7/{number}")
         await _with_keys(world, OLD, NEW)
-        assert await reseal.run(world.app.parts.context) == reseal.PAGE + 2
+        assert (
+            await reseal.run(world.app.parts.context.database, world.app.parts.context.vault)
+            == reseal.PAGE + 2
+        )

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from service import replay, retention
+from service.delivery import replay
+from service.store import retention
 from tests.harness import Harness, opened
 from tests.journeys.gates import answer, deliveries
 from tests.journeys.test_stats import counted
@@ -180,15 +181,15 @@ async def test_one_step_takes_no_more_than_its_batch(
         for index in range(5):
             await ended(world, index)
         world.clock.advance(40 * DAY)
-        context, sweep = world.app.parts.context, retention.Sweep()
+        database, sweep = world.app.parts.context.database, retention.Sweep()
         taken, next_at = [], 0
         while next_at <= world.clock():
-            deleted, next_at = await retention.run_due(context, sweep, world.clock())
+            deleted, next_at = await retention.run_due(database, sweep, 30, world.clock())
             taken.append(deleted)
         assert max(taken) <= 5  # Generations have a batch of their own.
         assert taken.count(2) >= 6
         assert next_at == world.clock() + retention.SWEEP_EVERY_MS
-        assert await retention.run_due(context, sweep, world.clock()) == (0, next_at)
+        assert await retention.run_due(database, sweep, 30, world.clock()) == (0, next_at)
         assert rows(world) == dict.fromkeys(ABOUT, 0)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service import log
+from service.telemetry import log
 from tests.harness import ADMIN_KEY, PUBLIC_URL, Harness, opened
 
 SIGNING = "whsec_" + "c2VjcmV0" * 4

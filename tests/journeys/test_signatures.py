@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.errors import SettingsError
+from service.model.errors import SettingsError
 from tests.disaster import status_of
 from tests.harness import Harness, completed, opened
 

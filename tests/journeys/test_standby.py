@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from service import reseal
-from service.context import Context
-from service.errors import StorageError
+from service.model.errors import StorageError
+from service.store import reseal
+from service.store.sqlite.database import Database
+from service.store.vault import Vault
 from tests.harness import Harness, opened
 
 
@@ -57,10 +58,10 @@ async def test_a_disk_that_fails_while_the_worker_begins_is_waited_for(
     failures = [StorageError("the database failed: disk I/O error")] * 3
     real = reseal.run
 
-    async def failing(context: Context) -> None:
+    async def failing(database: Database, vault: Vault) -> None:
         if failures:
             raise failures.pop()
-        await real(context)
+        await real(database, vault)
 
     monkeypatch.setattr(reseal, "run", failing)
     async with opened(tmp_path) as world:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from service.exchange import SendError
+from service.delivery.webhook.request import SendError
 from service.store import stats
-from service.store.database import Database, Transaction
+from service.store.sqlite.database import Database, Transaction
 from tests.harness import START, SUBSCRIBER_URL, Harness, opened
 from tests.journeys.gates import Gate, answer, attached, deliveries
 

@@ -11,7 +11,8 @@ import httpx
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
-from service.model import EVENT_TYPE_OF, TERMINAL, TRANSITIONS
+from service.model.event import EVENT_TYPE_OF
+from service.model.generation import TERMINAL, TRANSITIONS
 from tests.disaster import Held, crash, rows
 from tests.harness import Harness, completed, opened, taken
 

@@ -4,7 +4,7 @@ from collections import defaultdict
 
 import msgspec
 
-from service.model import TERMINAL
+from service.model.generation import TERMINAL
 from tests.simulation.world import HOOKS, World
 
 OUTCOMES = ("generation.succeeded", "generation.failed")

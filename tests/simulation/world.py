@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 
-from service.exchange import SendError
-from service.store.connection import Connection
+from service.delivery.webhook.request import SendError
+from service.store.sqlite.connection import Connection
 from tests.disaster import crash, rows
 from tests.harness import Harness, ManualClock, completed, settings, taken
 

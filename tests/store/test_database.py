@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from service.errors import Problem, StorageBusyError, StorageError
-from service.store import database as module
-from service.store.database import Database, Transaction
+from service.model.errors import Problem, StorageBusyError, StorageError
+from service.store.sqlite import database as module
+from service.store.sqlite.database import Database, Transaction
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from service.api.calls import PAGING
+from service.api.call import PAGING
 from service.api.routes import OPERATIONS
-from service.store import lists, schema
-from service.store.database import Database, Row, Transaction
+from service.store import pages
+from service.store.sqlite import schema
+from service.store.sqlite.database import Database, Row, Transaction
 
 WORDS: dict[str, dict[str, Any]] = {
     "/v1/generations": {
@@ -94,21 +95,21 @@ def opened(path: str) -> Iterator[sqlite3.Connection]:
     connected.close()
 
 
-async def ask(tx: Transaction, path: str, asked: Collection[str], page: lists.Page) -> None:
+async def ask(tx: Transaction, path: str, asked: Collection[str], page: pages.Page) -> None:
     """The list of the route, with these filters."""
     only = {name.rstrip("."): WORDS[path][name] for name in asked}
     if path == "/v1/generations":
-        await lists.generations(tx, page, "default", lists.Generations(**only))
+        await pages.generations(tx, page, "default", pages.Generations(**only))
     elif path == "/v1/callbacks":
-        await lists.callbacks(tx, page, ["default", ""], lists.Callbacks(**only))
+        await pages.callbacks(tx, page, ["default", ""], pages.Callbacks(**only))
     elif path == "/v1/deliveries":
-        await lists.deliveries(tx, page, "default", lists.Deliveries(**only))
+        await pages.deliveries(tx, page, "default", pages.Deliveries(**only))
     elif path == "/v1/events":
-        await lists.events(tx, page, "default", lists.Events(**only))
+        await pages.events(tx, page, "default", pages.Events(**only))
     else:
         noun = path.split("/")[2].upper()
         where = TENANT_INDEXES.get(noun, ["tenant = :tenant"])
-        await lists.page(tx, getattr(lists, noun), page, where, {"tenant": "default"})
+        await pages.page(tx, getattr(pages, noun), page, where, {"tenant": "default"})
 
 
 def subsets(path: str) -> list[tuple[str, ...]]:
@@ -118,7 +119,7 @@ def subsets(path: str) -> list[tuple[str, ...]]:
 
 ASKED = [(path, asked) for path in WORDS for asked in subsets(path)]
 PAGES = [
-    lists.Page(after=after, ascending=ascending)
+    pages.Page(after=after, ascending=ascending)
     for after in (None, "x_1")
     for ascending in (False, True)
 ]
@@ -158,7 +159,7 @@ def test_every_filter_of_the_api_is_asked_for_here() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=str)
 @pytest.mark.parametrize(("path", "asked"), ASKED, ids=str)
 async def test_an_index_finds_what_a_list_is_asked_for_in_its_order(
-    connection: sqlite3.Connection, path: str, asked: tuple[str, ...], page: lists.Page
+    connection: sqlite3.Connection, path: str, asked: tuple[str, ...], page: pages.Page
 ) -> None:
     ways = 3 if "metadata." in asked else 1
     for least in range(ways):
@@ -182,7 +183,7 @@ async def test_a_filter_without_an_index_would_be_noticed(
     connection.execute("DROP INDEX deliveries_status")
     connection.execute("CREATE INDEX deliveries_status ON deliveries (tenant, id)")
     tx = Explained(connection)
-    await ask(tx, "/v1/deliveries", ["status"], lists.Page())
+    await ask(tx, "/v1/deliveries", ["status"], pages.Page())
     assert unanswered(["status"], tx.plan[0]) == {"status"}
 
 
@@ -192,5 +193,5 @@ async def test_an_index_out_of_order_would_be_noticed(connection: sqlite3.Connec
     connection.execute("DROP INDEX deliveries_status")
     connection.execute("CREATE INDEX deliveries_status ON deliveries (tenant, status, due_at)")
     tx = Explained(connection)
-    await ask(tx, "/v1/deliveries", ["status"], lists.Page())
+    await ask(tx, "/v1/deliveries", ["status"], pages.Page())
     assert [s for s in tx.plan if "TEMP B-TREE" in s]

@@ -8,10 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from service.clock import HOUR, MINUTE
-from service.model import Generation, GenerationStatus
-from service.store import generations, lists, schema
-from service.store.database import Database, Row, Transaction
+from service.model.clock import HOUR, MINUTE
+from service.model.generation import Generation, GenerationStatus
+from service.store import generations, pages
+from service.store.sqlite import schema
+from service.store.sqlite.database import Database, Row, Transaction
 
 NOW = 1_795_000_000_000
 STATUSES: tuple[GenerationStatus, ...] = ("processing", "succeeded")
@@ -70,7 +71,7 @@ METADATA: tuple[dict[str, str], ...] = (
 Keeps = Callable[[Generation], bool]
 
 
-def keeps(only: lists.Generations) -> Keeps:
+def keeps(only: pages.Generations) -> Keeps:
     """True for the generations that are asked for."""
 
     def kept(one: Generation) -> bool:
@@ -86,13 +87,13 @@ def keeps(only: lists.Generations) -> Keeps:
     return kept
 
 
-async def walked(database: Database, only: lists.Generations, *, ascending: bool) -> list[str]:
+async def walked(database: Database, only: pages.Generations, *, ascending: bool) -> list[str]:
     """Ids of every page, one after the other."""
     found: list[str] = []
-    page = lists.Page(limit=5, ascending=ascending)
+    page = pages.Page(limit=5, ascending=ascending)
     more = True
     while more:
-        rows, more = await database.read(lists.generations, page, "one", only)
+        rows, more = await database.read(pages.generations, page, "one", only)
         found += [row["id"] for row in rows]
         page = msgspec.structs.replace(page, after=found[-1] if found else None)
     return found
@@ -108,7 +109,7 @@ async def test_generations_are_those_that_looking_at_every_one_finds(
     for status, model, after, before in product(
         (None, *STATUSES), (None, *MODELS, "other"), TIMES, TIMES
     ):
-        only = lists.Generations(
+        only = pages.Generations(
             status=status,
             model=model,
             created_after=after,
@@ -143,9 +144,9 @@ async def test_a_subscriber_of_another_tenant_has_no_deliveries_and_none_are_loo
         await tx.many("deliveries_insert", rows)
 
     await database.write(insert)
-    only = lists.Deliveries(subscriber_id="sub_two")
+    only = pages.Deliveries(subscriber_id="sub_two")
     for tenant, count in (("two", 3), ("one", 0)):
-        found, more = await database.read(lists.deliveries, lists.Page(), tenant, only)
+        found, more = await database.read(pages.deliveries, pages.Page(), tenant, only)
         assert (len(found), more) == (count, False)
 
     async def refuse(tx: Transaction) -> tuple[list[Row], bool]:
@@ -154,6 +155,6 @@ async def test_a_subscriber_of_another_tenant_has_no_deliveries_and_none_are_loo
                 raise AssertionError(sql, values)
 
         blind = Blind(tx._connection, tx.now, [])
-        return await lists.deliveries(blind, lists.Page(), "one", only)
+        return await pages.deliveries(blind, pages.Page(), "one", only)
 
     assert await database.read(refuse) == ([], False)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from service.store import schema
-from service.store.database import Database
-from service.store.statements import statements
+from service.store.sqlite import schema
+from service.store.sqlite.database import Database
+from service.store.sqlite.statements import statements
 
 Explain = Callable[[str], list[str]]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from service.app import App
-from service.errors import StorageError
-from service.store import schema
-from service.store.database import Database
+from service.model.errors import StorageError
+from service.store.sqlite import schema
+from service.store.sqlite.database import Database
 from tests.harness import settings
 
 

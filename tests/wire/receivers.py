@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from service.egress import Policy
-from service.sender import Sender, Target, parse_target
+from service.delivery.webhook.egress import Policy
+from service.delivery.webhook.sender import Sender, Target, parse_target
 
 LOCAL = Policy(
     allow_http=True,

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from service.tokens import CallbackTokens
+from service.upstream.callback_url import CallbackTokens
+from tests.cli.test_serve import ADMIN_KEY, KEYS, SECRET_KEY, started
 from tests.harness import completed
-from tests.test_serve import ADMIN_KEY, KEYS, SECRET_KEY, started
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

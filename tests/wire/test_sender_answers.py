@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from service.sender import Answer, SendError
+from service.delivery.webhook.sender import Answer, SendError
 from tests.wire import receivers
 from tests.wire.receivers import HEADERS, LOOPS, OK, Script, always, once, receiving, sending
 

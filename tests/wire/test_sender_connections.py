@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from service.egress import Policy
-from service.exchange import Target
-from service.sender import Limits, Sender, SendError, parse_target
+from service.delivery.webhook.egress import Policy
+from service.delivery.webhook.request import Target
+from service.delivery.webhook.sender import Limits, Sender, SendError, parse_target
 from tests.wire import receivers
 from tests.wire.receivers import (
     HEADERS,

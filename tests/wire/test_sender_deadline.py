@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from service.sender import Sender, SendError, Target, parse_target
+from service.delivery.webhook.sender import Sender, SendError, Target, parse_target
 from tests.wire import receivers
 from tests.wire.receivers import HEADERS, LOOPS, Script, names, receiving, sending
 

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from service import lookup as lookups
-from service.lookup import SystemLookup
+from service.delivery.webhook import dns as lookups
+from service.delivery.webhook.dns import SystemLookup
 from tests.wire.receivers import HEADERS, OK, always, receiving, sending
 
 

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 import pytest
 import trustme
 
-from service.proxied import ProxiedSender
-from service.sender import Answer, SendError, parse_target, tls_context
+from service.delivery.webhook.proxy import ProxiedSender
+from service.delivery.webhook.sender import Answer, SendError, parse_target, tls_context
 from tests.wire import receivers
 from tests.wire.receivers import HEADERS, OK, Peer, Receiver, Script, always, once, receiving
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.exchange import encode_request, parse_target, refuse_header
+from service.delivery.webhook.request import encode_request, parse_target, refuse_header
 
 TARGET = parse_target("https://B\u00fccher.example:8443/w\u00e4g?q=a b".replace(" ", "%20"))
 

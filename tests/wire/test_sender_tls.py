@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from service.sender import SendError, parse_target, tls_context
+from service.delivery.webhook.sender import SendError, parse_target, tls_context
 from tests.wire.receivers import HEADERS, LOOPS, OK, Peer, Script, always, names, receiving, sending
 
 pytestmark = pytest.mark.parametrize("anyio_backend", LOOPS, ids=["asyncio", "uvloop"])

@@ -1,0 +1,1 @@
+"""The life of a webhook: fan out, attempt, retry, replay."""

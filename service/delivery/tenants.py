@@ -1,0 +1,18 @@
+"""Tenants: who owns rows. Each has a secret of its own, which signs what goes to `notify_url`s."""
+
+from service.context import Context
+from service.delivery import signing_keys
+from service.store import subscribers
+from service.store.sqlite.database import Transaction
+
+DEFAULT = "default"
+
+
+async def ensure(tx: Transaction, context: Context, tenant: str) -> bytes:
+    """Make the tenant and its secret unless they are there; the sealed secrets."""
+    sealed = await subscribers.tenant_secrets(tx, tenant)
+    if sealed is None:
+        secrets = signing_keys.new_secrets(context.random_bytes)
+        sealed = signing_keys.seal(context.vault, secrets, tenant)
+        await subscribers.insert_tenant(tx, tenant, sealed)
+    return sealed

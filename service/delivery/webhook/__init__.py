@@ -1,0 +1,1 @@
+"""One POST to a checked address."""

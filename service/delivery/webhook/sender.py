@@ -1,0 +1,230 @@
+"""Sends webhooks: one POST each, to addresses that were checked, over connections that are kept."""
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+
+import msgspec
+
+from service.delivery.webhook import egress
+from service.delivery.webhook.connection import Connection, tls_context
+from service.delivery.webhook.dns import SystemLookup
+from service.delivery.webhook.request import Answer, SendError, Target, encode_request, parse_target
+
+__all__ = ["Answer", "Limits", "SendError", "Sender", "Target", "parse_target", "tls_context"]
+
+ADDRESSES = 4  # tried in turn for one delivery
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """How many connections there may be, over all targets, and how long an unused one is kept."""
+
+    connections: int = 1024
+    idle_per_origin: int = 128
+    idle_seconds: float = 30.0
+
+
+class Sender:
+    """Create it in the event loop that it will run in.
+
+    Connections are shared by all targets of one origin. A new connection resolves the name anew and
+    goes to an address that `policy` allows; a kept one stays on the address that was checked.
+    Without an `ssl_context`, one is made when the first https target is met.
+    """
+
+    def __init__(
+        self,
+        policy: egress.Policy,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        lookup: egress.Lookup | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self._policy = policy
+        self._ssl_context = ssl_context
+        self._system_lookup = SystemLookup()
+        self._lookup = lookup or self._system_lookup
+        self._limits = limits or Limits()
+        self._loop = asyncio.get_running_loop()
+        self._slots = asyncio.Semaphore(self._limits.connections)
+        self._waiting = 0  # for a slot
+        self._open: set[Connection] = set()  # connecting ones too: who holds a slot
+        self._idle: dict[str, list[Connection]] = {}  # by origin, longest unused first
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._closed: asyncio.Event | None = None
+
+    async def send(
+        self, target: Target, headers: Mapping[str, str], body: bytes, deadline_seconds: float
+    ) -> Answer:
+        """POST `body` to `target`: the receiver's answer, whatever its status, or SendError.
+
+        `deadline_seconds` is for everything: resolving, connecting, TLS, writing, and the answer to
+        its last byte. ValueError for headers that cannot be sent (`exchange.refuse_header`).
+
+        A request is written a second time only if it went out on a kept connection that the
+        receiver turns out to have closed: it ended without one byte of an answer.
+        """
+        request = encode_request(target, headers, body)
+        ends_at = self._loop.time() + deadline_seconds
+        connection = self._take_idle(target.origin)
+        if connection is None:
+            connection = await self._connect(target, ends_at)
+            return await self._exchange(connection, request, ends_at)
+        try:
+            return await self._exchange(connection, request, ends_at)
+        except SendError as error:
+            if error.code != "connection_closed" or connection.received_bytes:
+                raise
+        try:
+            connection = await self._connect(target, ends_at)
+        except SendError as error:
+            error.maybe_received = True
+            raise
+        return await self._exchange(connection, request, ends_at)
+
+    async def close(self) -> None:
+        """End all connections, and every exchange that still runs with `connection_closed`."""
+        self._closed = asyncio.Event()
+        self._system_lookup.close()
+        if self._sweep_timer:
+            self._sweep_timer.cancel()
+        for connection in list(self._open):
+            connection.fail(SendError("connection_closed", "The sender was closed."))
+        if self._open:
+            await self._closed.wait()
+
+    async def _exchange(self, connection: Connection, request: bytes, ends_at: float) -> Answer:
+        waiter: asyncio.Future[Answer] = self._loop.create_future()
+        timer = self._loop.call_at(ends_at, connection.expire)
+        try:
+            connection.exchange(request, waiter)
+            answer = await waiter
+        except BaseException:  # Cancelled, too: nobody would take the answer any more.
+            connection.abort()
+            raise
+        finally:
+            timer.cancel()
+        self._put_back(connection)
+        return answer
+
+    async def _connect(self, target: Target, ends_at: float) -> Connection:
+        """A new connection to one of the target's addresses, tried in turn."""
+        if not (target.tls or self._policy.allow_http):
+            raise SendError("address_refused", "The URL must use https.")
+        try:
+            async with asyncio.timeout_at(ends_at):
+                found = await egress.resolve(target.host, target.port, self._policy, self._lookup)
+        except egress.EgressError as error:
+            raise SendError(error.code, str(error)) from error
+        except TimeoutError as error:
+            raise SendError("timeout", f"{target.host} was not resolved in time.") from error
+        addresses = found[:ADDRESSES]
+        cause: OSError = TimeoutError()
+        for left, ip in zip(range(len(addresses), 0, -1), addresses, strict=True):
+            seconds = (ends_at - self._loop.time()) / left  # None uses up the time of the others.
+            try:
+                async with asyncio.timeout(seconds):
+                    return await self._connect_to(ip, target)
+            except OSError as error:
+                cause = error
+        raise _told(cause, target) from cause
+
+    async def _connect_to(self, ip: str, target: Target) -> Connection:
+        await self._take_slot()
+        connection = Connection(target.origin, self._forget)
+        self._open.add(connection)
+        try:
+            await self._loop.create_connection(
+                lambda: connection,
+                ip,
+                target.port,
+                ssl=self._tls() if target.tls else None,
+                server_hostname=target.host if target.tls else None,
+            )
+        except BaseException:
+            connection.abort()
+            self._forget(connection)
+            raise
+        if self._closed or not connection.is_usable():
+            connection.abort()
+            raise SendError("connection_closed", "The connection was closed before its use.")
+        return connection
+
+    async def _take_slot(self) -> None:
+        """Wait for one of `limits.connections`, closing the one that is unused for longest."""
+        if self._slots.locked():
+            unused = [idle for idle in self._idle.values() if idle]
+            if unused:
+                min(unused, key=_longest_unused).pop(0).abort()
+        self._waiting += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self._waiting -= 1
+
+    def _tls(self) -> ssl.SSLContext:
+        if self._ssl_context is None:
+            self._ssl_context = tls_context()
+        return self._ssl_context
+
+    def _take_idle(self, origin: str) -> Connection | None:
+        idle = self._idle.get(origin)
+        while idle:
+            connection = idle.pop()  # The last one in: the others may grow old and be closed.
+            if connection.is_usable():
+                return connection
+        return None
+
+    def _put_back(self, connection: Connection) -> None:
+        idle = self._idle.get(connection.origin)
+        if idle is None:
+            idle = self._idle[connection.origin] = []
+        full = len(idle) >= self._limits.idle_per_origin
+        if full or self._waiting or self._closed or not connection.reusable:
+            connection.abort()
+            return
+        connection.idle_since = self._loop.time()
+        idle.append(connection)
+        if self._sweep_timer is None:
+            self._sweep_timer = self._loop.call_later(self._limits.idle_seconds, self._sweep)
+
+    def _sweep(self) -> None:
+        """Close what is unused for too long; come back when the next one will be."""
+        self._sweep_timer = None
+        horizon = self._loop.time() - self._limits.idle_seconds
+        for idle in self._idle.values():
+            while idle and idle[0].idle_since <= horizon:
+                idle.pop(0).abort()
+        self._idle = {origin: idle for origin, idle in self._idle.items() if idle}
+        if self._idle:
+            due_at = min(map(_longest_unused, self._idle.values())) + self._limits.idle_seconds
+            self._sweep_timer = self._loop.call_at(due_at, self._sweep)
+
+    def _forget(self, connection: Connection) -> None:
+        """A connection is gone, or never was: give its slot back, once."""
+        if connection not in self._open:
+            return
+        self._open.remove(connection)
+        self._slots.release()
+        idle = self._idle.get(connection.origin)
+        if idle and connection in idle:
+            idle.remove(connection)
+        if self._closed and not self._open:
+            self._closed.set()
+
+
+def _longest_unused(idle: list[Connection]) -> float:
+    return idle[0].idle_since
+
+
+def _told(error: OSError, target: Target) -> SendError:
+    """Why no connection came about, in the words of `SendError`."""
+    if isinstance(error, TimeoutError):
+        return SendError("timeout", f"{target.host} could not be connected to in time.")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return SendError("tls_failed", f"The certificate was refused: {error.verify_message}")
+    if isinstance(error, ConnectionRefusedError):
+        return SendError("connect_refused", f"{target.host} refused the connection.")
+    if isinstance(error, ssl.SSLError) or (target.tls and isinstance(error, ConnectionError)):
+        return SendError("tls_failed", f"{target.host} did not complete the TLS handshake.")
+    return SendError("connect_failed", f"{target.host} could not be connected to.")

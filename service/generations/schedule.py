@@ -1,0 +1,106 @@
+"""When upstream is asked next, and when a submission that it put off is sent again."""
+
+# Everywhere here: times are milliseconds since the epoch, and `jitter` is drawn by the caller,
+# evenly from 0 up to but not including 1.
+
+from service.model import clock
+
+_POLL_SPREAD = 0.2
+_POLL_FIRST_MS = 2 * clock.SECOND
+_POLL_GROWTH = 1.5
+_POLL_QUICK_MAX_MS = 15 * clock.SECOND
+_POLL_QUICK_FOR_MS = 5 * clock.MINUTE
+_POLL_SLOW_MS = clock.MINUTE
+_SAFETY_POLL_MIN_MS = clock.MINUTE
+_SAFETY_POLLS_MS = tuple(minutes * clock.MINUTE for minutes in (2, 5, 10, 20))
+_TROUBLE_FIRST_MS = 5 * clock.SECOND
+_TROUBLE_MAX_MS = 5 * clock.MINUTE
+_LATE_POLLS_MS = (10 * clock.MINUTE, clock.HOUR, 6 * clock.HOUR, 24 * clock.HOUR)
+_SUBMISSION_FIRST_MS = clock.SECOND
+_SUBMISSION_MAX_MS = clock.MINUTE
+
+
+def next_poll(
+    *,
+    expects_callback: bool,
+    polls: int,
+    submitted_at: int,
+    now: int,
+    usual_seconds: float,
+    p95_seconds: float,
+    safety_seconds: float | None,
+    jitter: float,
+) -> int:
+    """When to ask for an open task next, after `polls` that found it open; every delay ±20 %.
+
+    Without a callback: at the model's usual time, then every 2 s, growing to 15 s, and every
+    minute once 5 minutes have passed since that usual time. With one: at the model's p95, at
+    least a minute, or after `safety_seconds` where that is set; then 2, 5, 10, 20 minutes apart,
+    or as many times `safety_seconds` where that is under a minute.
+    """
+    usual_ms = max(round(usual_seconds * clock.SECOND), _POLL_FIRST_MS)
+    if polls == 0:
+        safety_ms = _safety_poll_ms(p95_seconds, safety_seconds)
+        first_ms = safety_ms if expects_callback else usual_ms
+        return max(submitted_at + _spread(first_ms, jitter), now)
+    if expects_callback:
+        delay_ms = _later_safety_poll_ms(polls, safety_seconds)
+    elif now < submitted_at + usual_ms + _POLL_QUICK_FOR_MS:
+        delay_ms = _quick_poll_ms(polls)
+    else:
+        delay_ms = _POLL_SLOW_MS
+    return now + _spread(delay_ms, jitter)
+
+
+def after_trouble(consecutive: int, now: int, jitter: float) -> int:
+    """When to ask again after `consecutive` 5xx or timeouts: 5 s, doubling to 5 minutes, ±20 %."""
+    delay_ms = _doubling(_TROUBLE_FIRST_MS, consecutive, _TROUBLE_MAX_MS)
+    return now + _spread(delay_ms, jitter)
+
+
+def after_deadline(deadline_at: int, late_polls: int, jitter: float) -> int | None:
+    """When to ask after a task that timed out, `late_polls` having been made; None: never again.
+
+    10 minutes, 1, 6 and 24 hours after the deadline, ±20 %.
+    """
+    if late_polls >= len(_LATE_POLLS_MS):
+        return None
+    return deadline_at + _spread(_LATE_POLLS_MS[late_polls], jitter)
+
+
+def submission_retry(attempts: int, now: int, retry_after_ms: int | None, jitter: float) -> int:
+    """When to submit again what upstream certainly did not take, after `attempts`.
+
+    1 s, doubling to a minute, or `retry_after_ms` if that is longer; up to 20 % is added.
+    """
+    delay_ms = _doubling(_SUBMISSION_FIRST_MS, attempts, _SUBMISSION_MAX_MS)
+    floor_ms = max(delay_ms, retry_after_ms or 0)
+    return now + floor_ms + int(floor_ms * _POLL_SPREAD * jitter)
+
+
+def _quick_poll_ms(polls: int) -> int:
+    steps = min(polls - 1, 10)  # The cap is reached long before.
+    return min(round(_POLL_FIRST_MS * _POLL_GROWTH**steps), _POLL_QUICK_MAX_MS)
+
+
+def _safety_poll_ms(p95_seconds: float, safety_seconds: float | None) -> int:
+    if safety_seconds is not None:
+        return round(max(safety_seconds, 0) * clock.SECOND)
+    return max(round(p95_seconds * clock.SECOND), _SAFETY_POLL_MIN_MS)
+
+
+def _later_safety_poll_ms(polls: int, safety_seconds: float | None) -> int:
+    """A first poll after less than a minute draws the later ones in with it, to 2 s at least."""
+    delay_ms = _SAFETY_POLLS_MS[min(polls, len(_SAFETY_POLLS_MS)) - 1]
+    first_ms = _safety_poll_ms(0, safety_seconds)
+    if first_ms >= _SAFETY_POLL_MIN_MS:
+        return delay_ms
+    return max(delay_ms * first_ms // _SAFETY_POLL_MIN_MS, _POLL_FIRST_MS)
+
+
+def _doubling(first_ms: int, times: int, max_ms: int) -> int:
+    return min(first_ms << min(max(times - 1, 0), 16), max_ms)
+
+
+def _spread(delay_ms: int, jitter: float) -> int:
+    return round(delay_ms * (1 - _POLL_SPREAD + 2 * _POLL_SPREAD * jitter))

@@ -1,0 +1,1 @@
+"""The nouns, their ids, times and errors."""

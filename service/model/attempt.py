@@ -1,0 +1,39 @@
+"""An attempt: one HTTP try of a delivery."""
+
+from typing import Any
+
+import msgspec
+
+from service.model.clock import rfc3339
+from service.model.headers import joined_headers
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One HTTP try of a delivery."""
+
+    id: str
+    delivery_id: str
+    number: int
+    trigger: str
+    started_at: int
+    duration_ms: int
+    status_code: int | None
+    error_code: str | None
+    error_message: str | None
+    response_headers: list[tuple[str, str]]
+    response_body: bytes
+
+    def view(self) -> dict[str, Any]:
+        """The attempt as the API shows it; the body as text, its strange bytes replaced."""
+        error = self.error_code and {"code": self.error_code, "message": self.error_message}
+        return {
+            "id": self.id,
+            "number": self.number,
+            "trigger": self.trigger,
+            "started_at": rfc3339(self.started_at),
+            "duration_ms": self.duration_ms,
+            "status_code": self.status_code,
+            "error": error or None,
+            "response_headers": joined_headers(self.response_headers),
+            "response_body": self.response_body.decode("utf-8", "replace"),
+        }

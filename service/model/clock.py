@@ -1,0 +1,48 @@
+"""The one place that reads the time: integer milliseconds since the epoch, and RFC 3339."""
+
+import datetime
+import re
+import time
+from collections.abc import Callable
+from functools import lru_cache
+
+Clock = Callable[[], int]
+
+SECOND = 1_000
+MINUTE = 60 * SECOND
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+
+_RFC3339 = re.compile(
+    r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+)
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+
+def now_ms() -> int:
+    """Milliseconds since the epoch, by the wall clock."""
+    return time.time_ns() // 1_000_000  # noqa: TID251  this is the place
+
+
+def rfc3339(at: int) -> str:
+    """`at` in UTC with milliseconds, as every time in the API is written."""
+    second, ms = divmod(at, SECOND)
+    return f"{_whole_second(second)}.{ms:03d}Z"
+
+
+@lru_cache(maxsize=4_096)
+def _whole_second(second: int) -> str:
+    return (_EPOCH + datetime.timedelta(seconds=second)).isoformat()[:19]
+
+
+def parse_rfc3339(text: str) -> int:
+    """Milliseconds since the epoch; ValueError unless `text` is an RFC 3339 time with an offset."""
+    if not _RFC3339.fullmatch(text):
+        raise ValueError("a time looks like 2026-11-22T18:20:00Z")
+    moment = datetime.datetime.fromisoformat(text.upper())
+    return (moment - _EPOCH) // datetime.timedelta(milliseconds=1)
+
+
+def time_or_none(at: int | None) -> str | None:
+    """RFC 3339, or None where there is no time yet."""
+    return None if at is None else rfc3339(at)

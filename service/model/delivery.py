@@ -1,0 +1,57 @@
+"""A delivery: one event for one subscriber."""
+
+from typing import Any, Literal
+
+import msgspec
+
+from service.model.clock import rfc3339, time_or_none
+
+
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """One event for one subscriber; due until it is delivered, dead or canceled."""
+
+    id: str
+    tenant: str
+    subscriber_id: str
+    event_id: str
+    event_type: str
+    generation_id: str | None
+    status: Literal["pending", "delivered", "dead", "canceled"]
+    trigger: Literal["scheduled", "manual", "replay", "test"]
+    attempt_count: int
+    due_at: int | None
+    created_at: int
+    delivered_at: int | None
+    last_error: str | None
+
+    def view(self) -> dict[str, Any]:
+        """The delivery as the API lists it."""
+        return {
+            "id": self.id,
+            "event_id": self.event_id,
+            "event_type": self.event_type,
+            "generation_id": self.generation_id,
+            "subscriber_id": self.subscriber_id,
+            "status": self.status,
+            "attempt_count": self.attempt_count,
+            "next_attempt_at": time_or_none(self.due_at) if self.status == "pending" else None,
+            "created_at": rfc3339(self.created_at),
+            "delivered_at": time_or_none(self.delivered_at),
+            "last_error": self.last_error,
+        }
+
+
+class Due(msgspec.Struct):
+    """A delivery on its way to the sender: what an attempt needs, and nothing else."""
+
+    tenant: str
+    id: str
+    subscriber_id: str
+    event_id: str
+    event_type: str
+    generation_id: str | None
+    created_at: int
+    attempt_count: int
+    trigger: str
+    body: bytes
+    ordered: bool

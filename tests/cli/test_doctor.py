@@ -1,0 +1,146 @@
+"""The doctor: what it finds of settings, database, keys and clock, and how bad that is."""
+
+import json
+import shlex
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.cli import doctor, main
+from service.model.clock import parse_rfc3339
+from service.settings import read_settings
+from tests.conftest import SECRET_KEY
+
+pytestmark = pytest.mark.usefixtures("bare_environment")
+NOW = parse_rfc3339("2026-11-22T18:20:00Z")
+
+
+def run(line: str) -> int:
+    return main.main(shlex.split(line))
+
+
+def found(**environ: str) -> Callable[[pytest.MonkeyPatch], dict[str, set[str]]]:
+    """Levels of what the doctor finds, by what they are about, in this environment."""
+
+    def examine(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        levels: dict[str, set[str]] = {}
+        for finding in doctor.examine(NOW, online=False):
+            assert finding.said.endswith(".")
+            levels.setdefault(finding.about, set()).add(finding.level)
+        return levels
+
+    return examine
+
+
+@pytest.mark.usefixtures("database")
+@pytest.mark.parametrize(
+    ("name", "value", "about", "level"),
+    [
+        ("GENHOOK_SECRET_KEYS", SECRET_KEY, "keys", "ok"),
+        ("GENHOOK_SECRET_KEYS", "a" * 40, "keys", "fail"),
+        ("GENHOOK_SECRET_KEYS", f"{SECRET_KEY},{SECRET_KEY}", "keys", "warn"),
+        ("GENHOOK_SECRET_KEYS", "short", "settings", "fail"),
+        ("GENHOOK_ADMIN_KEY", "ghk_" + "a" * 40, "admin key", "fail"),
+        ("GENHOOK_ADMIN_KEY", "", "admin key", "warn"),
+        ("GENHOOK_PUBLIC_URL", "", "public url", "warn"),
+        ("GENHOOK_PUBLIC_URL", "http://127.0.0.1:8000", "public url", "warn"),
+        ("GENHOOK_PUBLIC_URL", "https://genhook.example", "public url", "ok"),
+        ("GENHOOK_UPSTREAM_API_KEY", "", "upstream", "fail"),
+        ("GENHOOK_UPSTREAM_API_KEY", "aio_x", "upstream", "ok"),
+        ("GENHOOK_UPSTREAM_APIKEY", "aio_x", "settings", "warn"),
+        ("GENHOOK_DATABASE_URL", "sqlite:////nowhere/genhook.db", "disk", "fail"),
+    ],
+)
+def test_the_doctor_judges_a_setting(
+    name: str, value: str, about: str, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert level in found(**{name: value})(monkeypatch)[about]
+
+
+def test_the_doctor_is_content_with_a_database_that_is_well(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert found()(monkeypatch)["database"] == {"warn"}
+    run("keys create --name x --scopes read")
+    levels = found()(monkeypatch)
+    assert (levels["database"], levels["schema"], levels["seals"]) == ({"ok"}, {"ok"}, {"ok"})
+    assert database.exists()
+
+
+@pytest.mark.parametrize(
+    ("statement", "about", "level"),
+    [
+        ("PRAGMA user_version=0", "schema", "warn"),
+        ("PRAGMA user_version=999", "schema", "fail"),
+        ("UPDATE tenants SET sealed_secrets=x'00'", "seals", "fail"),
+    ],
+)
+def test_the_doctor_finds_what_ails_a_database(
+    statement: str, about: str, level: str, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("keys create --name x --scopes read")
+    connection = sqlite3.connect(database)
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+    assert found()(monkeypatch)[about] == {level}
+
+
+def test_the_doctor_finds_a_database_of_other_keys(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("keys create --name x --scopes read")
+    assert found(GENHOOK_SECRET_KEYS=SECRET_KEY[::-1])(monkeypatch)["seals"] == {"fail"}
+    assert database.exists()
+
+
+def test_the_doctor_finds_a_file_that_is_no_database(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.write_text("a diary, not a database, and long enough to be read as one\n" * 100)
+    assert found()(monkeypatch)["database"] == {"fail"}
+
+
+@pytest.mark.usefixtures("database")
+def test_the_doctor_finds_a_clock_that_was_never_set() -> None:
+    levels = {f.about: f.level for f in doctor.examine(0, online=False)}
+    assert levels["clock"] == "fail"
+
+
+@pytest.mark.usefixtures("database")
+@pytest.mark.parametrize(
+    ("answer", "at", "levels"),
+    [
+        (httpx.Response(404), NOW, ["ok"]),
+        (httpx.Response(401), NOW, ["fail"]),
+        (httpx.Response(503), NOW, ["warn"]),
+        (httpx.ConnectError("no route"), NOW, ["fail"]),
+        (httpx.Response(404), NOW + 3_600_000, ["ok", "fail"]),
+    ],
+)
+def test_the_doctor_asks_upstream(
+    answer: httpx.Response | Exception,
+    at: int,
+    levels: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def get(*_: object, **__: object) -> httpx.Response:
+        if isinstance(answer, Exception):
+            raise answer
+        answer.headers["date"] = "Sun, 22 Nov 2026 18:20:00 GMT"
+        return answer
+
+    monkeypatch.setattr(httpx, "get", get)
+    assert [f.level for f in doctor._online(read_settings(), at)] == levels
+
+
+@pytest.mark.usefixtures("database")
+def test_a_failure_is_the_doctors_status(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("doctor --json") == 1
+    findings = json.loads(capsys.readouterr().out)
+    assert {"level": "fail", "about": "upstream"}.items() <= findings[4].items()

@@ -1,0 +1,329 @@
+"""The command line: what may be written, what is said, and with which status it ends."""
+
+import argparse
+import asyncio
+import importlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.app import App
+from service.cli import client, doctor, main, options
+from service.model.clock import parse_rfc3339
+from service.model.errors import CommandError, StorageError
+from service.settings import read_settings
+
+pytestmark = pytest.mark.usefixtures("bare_environment")
+NOW = parse_rfc3339("2026-11-22T18:20:00Z")
+
+
+def run(line: str) -> int:
+    return main.main(shlex.split(line))
+
+
+def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Every command that does something, without the groups."""
+    groups = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    for group in groups:
+        for command in group.choices.values():
+            yield from commands(command)
+    if not groups:
+        yield parser
+
+
+COMMANDS = {command.prog: command for command in commands(options.parser())}
+
+
+# What may be written
+
+
+def test_the_commands_of_the_design_are_all_there() -> None:
+    words = {name.split()[1] for name in COMMANDS}
+    running, own = {"serve", "work", "sandbox", "demo"}, {"migrate", "tick", "keys", "doctor"}
+    assert words == running | own | {"subscribers", "generations", "listen", "replay"}
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_a_command_has_help_with_an_example_that_it_takes(name: str) -> None:
+    text = COMMANDS[name].format_help()
+    example = text.partition("example:\n")[2].strip()
+    assert name in example
+    assert COMMANDS[name].description
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_a_command_names_a_function_that_is_there(name: str) -> None:
+    module, _, function = COMMANDS[name].get_default("run").partition(":")
+    assert callable(getattr(importlib.import_module(f"service.cli.{module}"), function))
+
+
+def test_help_waits_for_no_import_that_it_does_not_need() -> None:
+    code = (
+        "import sys\nfrom service.cli import main\n"
+        "try: main.main(['serve', '--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "print(*{'asyncio', 'httpx', 'msgspec', 'starlette', 'uvicorn'} & {*sys.modules})"
+    )
+    said = subprocess.run(  # noqa: S603  our own code
+        [sys.executable, "-c", code], capture_output=True, check=True, text=True
+    )
+    assert said.stdout.startswith("usage: genhook serve")
+    assert said.stdout.splitlines()[-1] == ""
+
+
+def test_without_a_command_help_is_printed_and_the_status_is_two(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main.main([]) == 2
+    assert "genhook" in capsys.readouterr().out
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out.startswith("genhook 0.")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("nothing", "invalid choice"),
+        ("serve --port 65536", "a port is from 0 to 65535"),
+        ("sandbox --speed 0", "from 0.01 to 1000"),
+        ("sandbox --speed much", "invalid _speed value"),
+        ("tick --seconds nan", "above 0"),
+        ("keys", "COMMAND"),
+        ("keys create --name x --scopes submit,everything", "separated by commas"),
+        ("keys create --name= --scopes read", "1 to 100 printable characters"),
+        ("generations create --model m --input []", "a JSON object"),
+        ("generations create --model m --input {", "a JSON object"),
+        ("generations list --status done", "invalid choice"),
+        ("replay sub_1", "--since"),
+        ("keys revoke ../keys/key_1", "an id looks like"),
+        ("subscribers delete ../keys/key_1", "an id looks like"),
+        ("generations get x?y", "an id looks like"),
+        ("generations timeline %2e%2e", "an id looks like"),
+        ("replay a/b --since 1h", "an id looks like"),
+        ("replay sub_1 --since yesterday", "neither an age"),
+        ("replay sub_1 --since 2026-11-22T18:20:00", "neither an age"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_two_and_says_why(
+    line: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(line)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+# How it ends
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(CommandError("it rains."), 1), (StorageError("the disk is full"), 1)]
+)
+def test_an_error_for_people_is_one_sentence(
+    error: Exception,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(doctor, "doctor", fail)
+    assert run("doctor") == status
+    assert capsys.readouterr().err == f"genhook: {str(error).rstrip('.')}.\n"
+
+
+def test_a_setting_that_is_missing_ends_with_two_and_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("migrate") == 2
+    assert capsys.readouterr().err.startswith("genhook: GENHOOK_SECRET_KEYS is not set")
+
+
+def test_an_error_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "doctor", lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        run("doctor")
+
+
+def test_an_interruption_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "doctor", interrupt)
+    assert run("doctor") == 130
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from service.cli import main; raise SystemExit(main.main(['doctor']))",
+        ],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (1, b"")
+
+
+# The database itself
+
+
+def test_migrate_says_what_it_applied_and_nothing_the_second_time(
+    database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("migrate") == 0
+    assert capsys.readouterr().out.startswith("applied 0001_")
+    assert run("migrate") == 0
+    said = capsys.readouterr().out
+    assert "applied" not in said
+    assert str(database) in said
+
+
+def test_a_tick_says_what_was_done(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("tick --seconds 1") == 0
+    assert capsys.readouterr().out == "nothing was due\n"
+    assert run("tick --json") == 0
+    assert json.loads(capsys.readouterr().out)["more"] is False
+    assert database.exists()
+
+
+def status_with(key: str) -> int:
+    """What the service answers to a key that is in its database."""
+
+    async def ask() -> int:
+        app = App(read_settings())
+        await app.start(worker=False)
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://genhook") as client:
+            answer = await client.get("/v1/generations", headers={"authorization": f"Bearer {key}"})
+        await app.stop()
+        return answer.status_code
+
+    return asyncio.run(ask())
+
+
+def test_a_key_made_here_opens_the_service_until_it_is_revoked(
+    database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("keys create --name shop --scopes read,submit --tenant other --json") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["tenant"], made["scopes"]) == ("other", ["read", "submit"])
+    assert made["key"].encode() not in database.read_bytes()
+    assert status_with(made["key"]) == 200
+    assert main.main(["keys", "revoke", made["id"]]) == 0
+    assert status_with(made["key"]) == 401
+
+
+@pytest.mark.usefixtures("database")
+def test_keys_are_listed_without_the_keys_themselves(capsys: pytest.CaptureFixture[str]) -> None:
+    run("keys create --name shop --scopes read")
+    key = capsys.readouterr().out.partition("ghk_")[2].split()[0]
+    assert run("keys list") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("key_")
+    assert "live  default  read  shop" in said
+    assert key not in said
+    assert run("keys list --json") == 0
+    assert [k["name"] for k in json.loads(capsys.readouterr().out)["data"]] == ["shop"]
+
+
+@pytest.mark.usefixtures("database")
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("keys revoke key_0", "there is no key key_0"),
+        ("keys create --name x --scopes read --tenant No", "a tenant's name"),
+    ],
+)
+def test_a_key_that_cannot_be_is_refused(
+    line: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(line) == 1
+    assert said in capsys.readouterr().err
+
+
+# A service elsewhere
+
+
+Replies = Callable[[httpx.Request], httpx.Response]
+
+
+def served(monkeypatch: pytest.MonkeyPatch, replies: Replies) -> None:
+    """Have every command talk to a scripted service."""
+
+    def connect(_: argparse.Namespace) -> httpx.Client:
+        return httpx.Client(transport=httpx.MockTransport(replies), base_url="http://genhook")
+
+    monkeypatch.setattr(client, "connect", connect)
+
+
+PROBLEM = {
+    "detail": "The request has wrong fields.",
+    "code": "invalid_request",
+    "errors": [{"pointer": "/input/prompt", "message": "is required"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (
+            httpx.Response(422, json=PROBLEM),
+            "The request has wrong fields: /input/prompt is required (invalid_request).",
+        ),
+        (httpx.Response(502, text="<html>"), "http://genhook/v1/generations answered 502"),
+        (httpx.Response(404, json=[]), "http://genhook/v1/generations answered 404"),
+        (httpx.Response(200, text="hello"), "is not genhook"),
+    ],
+)
+def test_a_refusal_is_one_sentence_with_its_code(
+    reply: httpx.Response,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    served(monkeypatch, lambda _: reply)
+    assert run("generations create --model m") == 1
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_refusal_cannot_steer_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = {"detail": "red \x1b[31m", "code": "x"}
+    served(monkeypatch, lambda _: httpx.Response(422, json=problem))
+    run("generations list")
+    assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("generations list --key ghk_x --url ftp://x", "ftp://x is no URL"),
+        ("generations list --url http://127.0.0.1:1", "a key is needed"),
+        ("generations list --key ghk_x --url http://127.0.0.1:1", "no answer from"),
+    ],
+)
+def test_a_service_that_cannot_be_asked_is_one_sentence(
+    line: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(line) == 1
+    assert said in capsys.readouterr().err

@@ -1,0 +1,450 @@
+"""serve, work and sandbox as processes of their own: sockets, signals, and clients from outside."""
+
+import argparse
+import http.server
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from standardwebhooks import Webhook
+
+from service.app import App
+from service.cli import dev, main, serve, server
+from service.model.errors import CommandError, SettingsError
+from service.settings import VARIABLES
+from service.telemetry import log
+from service.worker import Worker
+from tests.harness import settings
+
+SECRET_KEY = "0123456789abcdef0123456789abcdef"
+ADMIN_KEY = "ghk_0123456789abcdef0123456789abcdef"
+END_SECONDS = 15
+MAIN = "from service.cli.main import main; raise SystemExit(main())"
+KEYS = {"GENHOOK_SECRET_KEYS": SECRET_KEY, "GENHOOK_ADMIN_KEY": ADMIN_KEY}
+
+
+class Running:
+    """A genhook that was started; its output up to the line that says it is ready."""
+
+    def __init__(self, process: "subprocess.Popen[str]", ready: str) -> None:
+        self.process = process
+        self.said: list[str] = []
+        assert process.stdout is not None
+        for line in process.stdout:
+            self.said.append(line)
+            if ready in line:
+                return
+        assert process.stderr is not None
+        pytest.fail("".join(self.said) + process.stderr.read())
+
+    @property
+    def url(self) -> str:
+        found = re.search(r'"url":"(http://[^"]+)"|at (http://\S+)/api', self.said[-1])
+        assert found
+        return found[1] or found[2]
+
+    def client(self, key: str = ADMIN_KEY) -> httpx.Client:
+        headers = {"authorization": f"Bearer {key}"}
+        return httpx.Client(base_url=self.url, headers=headers, trust_env=False, timeout=20)
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str, str]:
+        """Its status after a signal, and all that it said."""
+        self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=END_SECONDS)
+        return self.process.returncode, "".join(self.said) + out, err
+
+
+def start(folder: Path, *line: str, **environ: str) -> "subprocess.Popen[str]":
+    known = {variable.name for variable in VARIABLES}
+    surroundings = os.environ.items()  # noqa: TID251  handed on to a process
+    kept = {name: value for name, value in surroundings if name not in known}
+    return subprocess.Popen(  # noqa: S603  our own code
+        [sys.executable, "-c", MAIN, *line],
+        cwd=folder,
+        env={**kept, **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@contextmanager
+def started(
+    folder: Path, *line: str, ready: str = '"event":"serving"', **environ: str
+) -> Iterator[Running]:
+    """A genhook in its own process, killed if a test leaves it running."""
+    with start(folder, *line, **environ) as process:
+        try:
+            yield Running(process, ready)
+        finally:
+            process.kill()
+
+
+def ended(folder: Path, *line: str, **environ: str) -> tuple[int, str]:
+    """The status of a genhook that ends by itself, and what it said of its errors."""
+    with start(folder, *line, **environ) as process:
+        _, err = process.communicate(timeout=END_SECONDS)
+        return process.returncode, err
+
+
+# serve
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_answers_and_ends_with_zero_on_a_signal(tmp_path: Path, number: int) -> None:
+    with started(tmp_path, "serve", "--port", "0", **KEYS) as running:
+        with running.client() as client:
+            assert client.get("/healthz").json() == {"status": "ok"}
+            assert client.get("/readyz").status_code == 200
+        status, _, err = running.end(number)
+    assert (status, err) == (0, "")
+
+
+def test_a_request_under_way_is_answered_before_the_end(tmp_path: Path) -> None:
+    with (
+        started(tmp_path, "serve", "--dev", "--sandbox", "--port", "0", **KEYS) as running,
+        running.client() as client,
+        ThreadPoolExecutor() as pool,
+    ):
+        prompt = "A slow lighthouse [sandbox: early, delay=1]"  # answered once the work is done
+        body = {"model": "imagen4-fast", "input": {"prompt": prompt}}
+        answer = pool.submit(client.post, "/v1/generations", json=body)
+        with running.client() as other:
+            while not other.get("/v1/generations").json()["data"]:
+                assert not answer.done()
+        status, _, err = running.end()
+        assert answer.result().status_code == 202
+    assert (status, err) == (0, "")
+
+
+@pytest.mark.parametrize("command", ["serve", "work"])
+def test_without_a_secret_key_nothing_starts(tmp_path: Path, command: str) -> None:
+    status, err = ended(tmp_path, command)
+    assert status == 2
+    assert err.startswith("genhook: GENHOOK_SECRET_KEYS is not set")
+    assert err.count("\n") == 1
+
+
+def test_a_port_in_use_is_one_sentence_and_harms_nobody(tmp_path: Path) -> None:
+    with started(tmp_path, "serve", "--port", "0", **KEYS) as running:
+        port = running.url.rpartition(":")[2]
+        status, err = ended(tmp_path, "serve", "--port", port, **KEYS)
+        assert (status, err) == (
+            1,
+            f"genhook: cannot listen on 127.0.0.1 port {port}: address already in use.\n",
+        )
+        with running.client() as client:
+            assert client.get("/healthz").status_code == 200
+
+
+def test_a_database_that_cannot_be_opened_is_one_sentence(tmp_path: Path) -> None:
+    url = "sqlite:////nowhere/genhook.db"
+    status, err = ended(tmp_path, "serve", "--port", "0", **KEYS, GENHOOK_DATABASE_URL=url)
+    assert status == 1
+    assert err == "genhook: cannot open /nowhere/genhook.db: unable to open database file.\n"
+
+
+def test_the_worker_alone_ends_with_zero_on_a_signal(tmp_path: Path) -> None:
+    with started(tmp_path, "work", ready="worker.started", **KEYS) as running:
+        status, _, err = running.end()
+    assert (status, err) == (0, "")
+
+
+async def test_a_worker_that_fails_ends_the_service_with_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_: Worker) -> None:
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(Worker, "run", fail)
+    monkeypatch.setattr(server, "on_signals", lambda _: None)
+    sock = server.bind("127.0.0.1", 0)
+    assert await serve._serve(App(settings(tmp_path)), sock, None) == 1
+    assert await serve._work(App(settings(tmp_path))) == 1
+
+
+# --dev
+
+
+def test_a_second_development_run_opens_what_the_first_sealed(tmp_path: Path) -> None:
+    line = ("serve", "--dev", "--port", "0")
+    with started(tmp_path, *line) as running:
+        key = dev.keys(tmp_path / "genhook-dev.db-keys")["GENHOOK_ADMIN_KEY"]
+        with running.client(key) as client:
+            target = {"url": "http://127.0.0.1:9/"}
+            made = client.post("/v1/subscribers", json=target).json()
+        assert running.end()[0] == 0
+    mode = (tmp_path / "genhook-dev.db-keys").stat().st_mode
+    assert stat.S_IMODE(mode) == 0o600
+    with started(tmp_path, *line) as running, running.client(key) as client:
+        found = client.get(f"/v1/subscribers/{made['id']}/secret").json()
+        assert found["secret"] == made["secret"]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the commands are curl's")
+def test_what_the_banner_says_can_be_pasted(tmp_path: Path) -> None:
+    with started(tmp_path, "serve", "--dev", "--sandbox", "--port", "0") as running:
+        pasted = "".join(running.said[:-1]).partition("terminal:\n")[2]
+        done = subprocess.run(  # noqa: S603  our own words
+            ["/bin/sh", "-c", pasted], capture_output=True, check=True, text=True
+        )
+    found = json.loads(done.stdout)
+    assert (found["status"], found["route"]) == ("succeeded", "callback")
+
+
+def options(**given: Any) -> argparse.Namespace:
+    return argparse.Namespace(
+        **{"host": None, "port": None, "dev": False, "sandbox": False, **given}
+    )
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of the surroundings, and a folder without databases."""
+    for variable in VARIABLES:
+        monkeypatch.delenv(variable.name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("alone")
+def test_options_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENHOOK_SECRET_KEYS", SECRET_KEY)
+    monkeypatch.setenv("PORT", "1234")
+    assert serve.settings_for(options()).port == 1234
+    found = serve.settings_for(options(port=0, host="127.0.0.2"))
+    assert (found.port, found.host) == (0, "127.0.0.2")
+    assert found.database_path == "genhook.db"
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_environment_goes_before_what_development_makes_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GENHOOK_ADMIN_KEY", ADMIN_KEY)
+    monkeypatch.setenv("GENHOOK_ALLOW_NETWORKS", "10.0.0.0/8")
+    found = serve.settings_for(options(dev=True))
+    assert found.admin_key == ADMIN_KEY
+    assert [str(network) for network in found.allow_networks] == ["10.0.0.0/8"]
+    assert found.database_path == "genhook-dev.db"
+    assert ADMIN_KEY not in dev.banner(found, "http://127.0.0.1:1", None)
+    again = serve.settings_for(options(dev=True))
+    assert again.secret_keys == found.secret_keys
+
+
+@pytest.mark.usefixtures("alone")
+def test_keys_that_are_given_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    serve.settings_for(options(dev=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_sandbox_is_refused_without_dev() -> None:
+    with pytest.raises(SettingsError, match="--sandbox needs --dev"):
+        serve.settings_for(options(sandbox=True))
+
+
+@pytest.mark.usefixtures("alone")
+def test_keys_that_cannot_be_kept_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENHOOK_DATABASE_URL", "sqlite:////nowhere/genhook.db")
+    with pytest.raises(CommandError, match="cannot keep throwaway keys in /nowhere"):
+        serve.settings_for(options(dev=True))
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("127.0.0.1", "http://127.0.0.1:{}"), ("127.0.0.3", "http://127.0.0.3:{}")],
+)
+def test_a_socket_says_where_it_is(host: str, url: str) -> None:
+    with server.bind(host, 0) as sock:
+        assert server.url_of(sock) == url.format(sock.getsockname()[1])
+
+
+def test_an_address_of_another_machine_cannot_be_listened_on() -> None:
+    with pytest.raises(CommandError, match=r"cannot listen on 192\.0\.2\.1 port 0: "):
+        server.bind("192.0.2.1", 0)
+
+
+# sandbox
+
+
+def test_the_sandbox_keeps_quiet_about_what_it_is_asked_to_lose(tmp_path: Path) -> None:
+    with started(tmp_path, "sandbox", "--port", "0", ready="pretended") as running:
+        with running.client("aio_x") as client:
+            assert "genhook sandbox" in client.get("/").text
+            body = {
+                "model": "imagen4-fast",
+                "prompt": "A lighthouse [sandbox: lose-answer, delay=0]",
+            }
+            body["callback_url"] = f"{running.url}/secret-token"
+            with pytest.raises(httpx.RemoteProtocolError):
+                client.post("/api/v1/images/generations", json=body)
+        status, out, err = running.end()
+    assert (status, err) == (0, "")
+    assert "POST /api/v1/images/generations 200" in out
+    assert "Traceback" not in out
+    assert "lost" not in out
+    assert "HTTP Request" not in out
+
+
+# Clients of a running service
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("service")
+    with started(folder, "serve", "--dev", "--sandbox", "--port", "0", **KEYS) as running:
+        yield running
+
+
+@pytest.fixture
+def genhook(
+    service: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, Any]]:
+    """A command against the running service; its status, and its JSON or its words."""
+    monkeypatch.delenv("GENHOOK_PUBLIC_URL", raising=False)
+    monkeypatch.setenv("PORT", service.url.rpartition(":")[2])
+    monkeypatch.setenv("GENHOOK_ADMIN_KEY", ADMIN_KEY)
+    monkeypatch.setattr(log, "configure", lambda *_: None)
+
+    def run(*line: str) -> tuple[int, Any]:
+        status = main.main(line)
+        out = capsys.readouterr().out
+        return status, json.loads(out) if "--json" in line else out
+
+    return run
+
+
+Command = Callable[..., tuple[int, Any]]
+
+
+class Inbox(http.server.BaseHTTPRequestHandler):
+    """A receiver on this machine: keeps what comes."""
+
+    got: list[tuple[dict[str, str], bytes]]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.got.append((dict(self.headers.items()), body))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def inbox() -> Iterator[tuple[str, list[tuple[dict[str, str], bytes]]]]:
+    got: list[tuple[dict[str, str], bytes]] = []
+    kind = type("Own", (Inbox,), {"got": got})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind) as receiver:
+        thread = threading.Thread(target=receiver.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{receiver.server_port}/inbox", got
+        receiver.shutdown()
+        thread.join()
+
+
+def test_a_generation_is_asked_for_waited_for_and_looked_at(genhook: Command) -> None:
+    prompt = "A lighthouse [sandbox: delay=0]"
+    line = ("generations", "create", "--model", "imagen4-fast", "--prompt", prompt, "--wait")
+    status, said = genhook(*line, "--input", '{"seed": 7}')
+    assert status == 0
+    assert re.search(r"status +succeeded\n", said)
+    assert "/files/" in said
+    _, page = genhook("generations", "list", "--limit", "1", "--json")
+    found = page["data"][0]
+    assert found["input"] == {"prompt": prompt, "seed": 7}
+    assert found["id"] in genhook("generations", "get", found["id"])[1]
+    status, said = genhook("generations", "timeline", found["id"])
+    kinds = [line.split()[2] for line in said.splitlines()]
+    assert status == 0
+    assert kinds[0] == "stored"
+    assert {"submission", "callback", "poll", "event"} <= set(kinds)
+
+
+def test_a_generation_that_fails_is_the_status_of_waiting(genhook: Command) -> None:
+    prompt = "Nothing [sandbox: fail, delay=0]"
+    line = ("generations", "create", "--model", "imagen4-fast", "--prompt", prompt, "--wait")
+    status, found = genhook(*line, "--json")
+    assert (status, found["status"]) == (1, "failed")
+
+
+def test_a_subscriber_comes_is_tried_and_goes(
+    genhook: Command, inbox: tuple[str, list[tuple[dict[str, str], bytes]]]
+) -> None:
+    url, got = inbox
+    line = ("subscribers", "create", url, "--event-types", "ping", "generation.failed")
+    status, made = genhook(*line, "--json")
+    assert (status, made["event_types"]) == (0, ["ping", "generation.failed"])
+    assert made["id"] in genhook("subscribers", "list")[1]
+    status, said = genhook("subscribers", "test", made["id"])
+    assert (status, said[:15]) == (0, "It answered 204")
+    headers, body = got[0]
+    Webhook(made["secret"]).verify(body, headers)
+    assert genhook("subscribers", "delete", made["id"]) == (0, f"{made['id']} is deleted.\n")
+    assert made["id"] not in genhook("subscribers", "list")[1]
+    assert genhook("subscribers", "test", made["id"])[0] == 1
+
+
+def test_a_ping_that_is_not_taken_is_the_status(genhook: Command) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    _, made = genhook("subscribers", "create", f"http://127.0.0.1:{port}/", "--json")
+    assert genhook("subscribers", "test", made["id"])[0] == 1
+    genhook("subscribers", "delete", made["id"])
+
+
+def test_what_is_listened_to_reaches_a_local_url_signed(
+    genhook: Command, inbox: tuple[str, list[tuple[dict[str, str], bytes]]]
+) -> None:
+    url, got = inbox
+    prompt = "A harbour [sandbox: delay=0]"
+    genhook("generations", "create", "--model", "imagen4-fast", "--prompt", prompt, "--wait")
+    status, said = genhook("listen", "--once", "--forward-to", url)
+    assert status == 0
+    secret = re.search(r"signed with (whsec_\S+)", said)
+    assert secret
+    events = [Webhook(secret[1]).verify(body, headers) for headers, body in got]
+    assert {"generation.submitted", "generation.succeeded"} <= {e["type"] for e in events}
+    assert said.count("-> 204 in ") == len(events)
+    ids = [event["id"] for event in events]
+    assert len(set(ids)) == len(ids)
+    _, rest = genhook("listen", "--once", "--after", ids[-2])
+    assert ids[-1] in rest
+    assert ids[-2] not in rest
+
+
+def test_a_local_url_that_refuses_ends_nothing(genhook: Command) -> None:
+    prompt = "A harbour [sandbox: delay=0]"
+    genhook("generations", "create", "--model", "imagen4-fast", "--prompt", prompt, "--wait")
+    status, said = genhook("listen", "--once", "--forward-to", "http://127.0.0.1:1/")
+    assert status == 0
+    assert said.count("-> ") >= 2
+
+
+def test_a_key_that_opens_nothing_is_one_sentence(
+    genhook: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GENHOOK_ADMIN_KEY", "ghk_wrong")
+        assert main.main(["generations", "list"]) == 1
+    err = capsys.readouterr().err
+    assert err.endswith("(unauthorized).\n")
+    assert err.count("\n") == 1
+    assert genhook("generations", "list")[0] == 0

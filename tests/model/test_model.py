@@ -1,0 +1,105 @@
+"""The nouns: which states follow which, and who wants which event."""
+
+import itertools
+from typing import Any, get_args
+
+import pytest
+
+from service.model.event import EVENT_TYPE_OF, EVENT_TYPES
+from service.model.generation import OPEN, TERMINAL, TRANSITIONS, Generation, GenerationStatus
+from service.model.subscriber import Filter, Subscriber
+
+STATES = get_args(GenerationStatus)
+
+
+def generation(**fields: Any) -> Generation:
+    given: dict[str, Any] = {
+        "id": "gen_1",
+        "tenant": "default",
+        "model": "imagen4",
+        "status": "queued",
+        "route": "callback",
+        "input": {"prompt": "a harbour"},
+        "metadata": {"order": "7"},
+        "created_at": 0,
+        "deadline_at": 3_600_000,
+        "nonce": "n" * 22,
+        "submission": "sending",
+    }
+    return Generation(**{**given, **fields})
+
+
+def subscriber(**fields: Any) -> Subscriber:
+    given: dict[str, Any] = {
+        "id": "sub_1",
+        "tenant": "default",
+        "url": "https://example.com/",
+        "retry_schedule_seconds": [0],
+        "created_at": 0,
+        "updated_at": 0,
+    }
+    return Subscriber(**{**given, **fields})
+
+
+def test_every_state_is_open_or_terminal() -> None:
+    assert sorted(STATES) == sorted((*OPEN, *TERMINAL)) == sorted(TRANSITIONS)
+
+
+def test_success_and_failure_are_final() -> None:
+    for now, then in itertools.product(("succeeded", "failed"), STATES):
+        assert not generation(status=now).accepts(then)
+
+
+def test_nothing_leads_back_to_an_open_state_nor_twice_to_the_same() -> None:
+    for now, follow in TRANSITIONS.items():
+        assert now not in follow
+        assert "queued" not in follow
+        if now in TERMINAL:
+            assert not set(follow) & set(OPEN)
+
+
+def test_a_result_that_comes_after_the_deadline_is_still_taken() -> None:
+    late = generation(status="timed_out")
+    assert [state for state in STATES if late.accepts(state)] == ["succeeded", "failed"]
+
+
+def test_every_state_that_can_be_entered_has_its_event() -> None:
+    entered = {state for follow in TRANSITIONS.values() for state in follow}
+    assert entered == set(EVENT_TYPE_OF)
+    assert set(EVENT_TYPE_OF.values()) <= set(EVENT_TYPES)
+
+
+def test_the_view_of_a_generation_keeps_its_nonce_and_its_plans_in() -> None:
+    view = generation(next_poll_at=5, submit_at=6).view()
+    assert "n" * 22 not in repr(view)
+    assert not {"nonce", "tenant", "submission", "next_poll_at", "submit_at"} & set(view)
+
+
+@pytest.mark.parametrize(
+    ("given", "passes"),
+    [
+        ({}, True),
+        ({"models": ["imagen4"]}, True),
+        ({"models": ["flux-2"]}, False),
+        ({"metadata": {"order": "7"}}, True),
+        ({"metadata": {"order": "8"}}, False),
+        ({"metadata": {"order": "7", "missing": ""}}, False),
+        ({"models": ["imagen4"], "metadata": {"order": "8"}}, False),
+    ],
+)
+def test_a_filter_lets_pass_what_matches_all_of_it(given: dict[str, Any], passes: bool) -> None:  # noqa: FBT001
+    assert subscriber(filter=Filter(**given)).wants("generation.failed", generation()) is passes
+
+
+def test_no_event_types_mean_all_of_them() -> None:
+    assert all(subscriber().wants(type_, generation()) for type_ in EVENT_TYPES)
+    picky = subscriber(event_types=["generation.failed"])
+    wanted = [type_ for type_ in EVENT_TYPES if picky.wants(type_, generation())]
+    assert wanted == ["generation.failed"]
+
+
+def test_a_notify_url_hears_of_outcomes_only() -> None:
+    notify = subscriber(is_notify=True)
+    wanted = [type_ for type_ in EVENT_TYPES[:4] if notify.wants(type_, generation())]
+    assert wanted == ["generation.succeeded", "generation.failed", "generation.timed_out"]
+    assert not notify.wants("subscriber.disabled", None)
