@@ -18,7 +18,6 @@ from service.model.ids import new_id
 from service.model.subscriber import Subscriber
 from service.store import subscribers
 from service.store.rows import text
-from service.store.sqlite import schema
 from service.store.sqlite.database import Database, Transaction
 from service.store.vault import Vault
 from service.upstream.callback_url import CallbackTokens, new_nonce
@@ -40,7 +39,7 @@ async def database(path: Path) -> AsyncIterator[Database]:
     opened = Database(str(path))
     await opened.open()
     try:
-        await schema.migrate(opened)
+        await opened.migrate()
         yield opened
     finally:
         await opened.close()

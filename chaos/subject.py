@@ -79,7 +79,7 @@ def wrap_commits(fate: Fate) -> None:
     from service.store.sqlite import database, schema  # noqa: PLC0415  once the clock is wrapped
 
     real_commit: Callable[..., Any] = database._commit_group  # noqa: SLF001  it is attacked
-    real_migrate: Callable[..., Any] = schema._migrate  # noqa: SLF001  the same
+    real_migrate: Callable[..., Any] = schema.migrate
 
     def commit_group(connection: sqlite3.Connection, items: Sequence[Any], now: int) -> Any:
         meets = fate.meet({unit_name(item.unit) for item in items})
@@ -94,7 +94,7 @@ def wrap_commits(fate: Fate) -> None:
         return real_migrate(Watched(connection, fate))
 
     database._commit_group = commit_group  # noqa: SLF001  it is attacked
-    schema._migrate = migrate  # noqa: SLF001  the same
+    schema.migrate = migrate
 
 
 def wrap_clock(path: str) -> None:

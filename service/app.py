@@ -1,6 +1,7 @@
 """Puts a process together: settings in, an ASGI application out."""
 
 import asyncio
+import contextlib
 import os
 import random  # noqa: TID251  jitter, where nobody gives another
 import signal
@@ -19,10 +20,11 @@ from service.delivery.dispatch import Send as SendWebhook
 from service.delivery.webhook import egress
 from service.delivery.webhook.sender import Limits, Sender, tls_context
 from service.generations.poll import Poller
+from service.generations.submit import Submitter
 from service.model.clock import Clock, now_ms
 from service.settings import Settings
-from service.store.sqlite import schema
 from service.store.sqlite.database import Database
+from service.store.sqlite.ownership import FileLock
 from service.store.vault import Vault
 from service.telemetry import log, metrics
 from service.upstream.callback_url import CallbackTokens
@@ -48,6 +50,9 @@ class App:
         sender: SendWebhook | None = None,
     ) -> None:
         self.settings = settings
+        self.database = Database(
+            settings.database_path, clock=clock, queue_max=settings.write_queue
+        )
         self._clock = clock
         self._jitter = jitter
         self._transport = transport
@@ -85,22 +90,19 @@ class App:
 
     async def start(self, *, worker: bool | None = None) -> None:
         """Open the database, bring its schema up to date, and start the worker."""
-        settings = self.settings
-        database = Database(
-            settings.database_path, clock=self._clock, queue_max=settings.write_queue
-        )
-        await database.open()
+        await self.database.open()
         try:
-            await self._start(
-                database, worker=settings.worker == "embedded" if worker is None else worker
-            )
+            await self._start()
         except BaseException:
-            await database.close()
+            await self.database.close()
             raise
+        if self.settings.worker == "embedded" if worker is None else worker:
+            assert self.worker is not None
+            self.worker.start()
 
-    async def _start(self, database: Database, *, worker: bool) -> None:
-        settings = self.settings
-        await schema.migrate(database)
+    async def _start(self) -> None:
+        settings, database = self.settings, self.database
+        await database.migrate()
         context = Context(
             settings=settings,
             database=database,
@@ -117,16 +119,14 @@ class App:
             jitter=self._jitter,
         )
         await database.write(tenants.ensure, context, tenants.DEFAULT)
-        poller = Poller(context)
+        submitter, poller = Submitter(context), Poller(context)
         deliverer = Deliverer(context, self._sender or _sender(settings))
-        self.worker = Worker(context, poller, deliverer)
-        self._parts = Parts(context, poller, deliverer, self.worker)
+        self.worker = Worker(context, FileLock(database), submitter, poller, deliverer)
+        self._parts = Parts(context, submitter, poller, deliverer, self.worker)
         self._receiver = Receiver(context)
         metrics.write_queue.read = lambda: database.queued
         metrics.in_flight.read = lambda: deliverer.slots.taken
         metrics.backlog.read = deliverer.waiting
-        if worker:
-            self.worker.start()
 
     async def stop(self) -> None:
         """Finish what is under way within its time, then close everything."""
@@ -135,14 +135,14 @@ class App:
         self.worker.stop()
         if self.worker.task is not None:
             await asyncio.gather(self.worker.task, return_exceptions=True)
-        submitting = self.parts.context.wakes.submitting
-        if submitting:  # Clients have hung up, but upstream's answers are still to be recorded.
-            await asyncio.wait(submitting.values(), timeout=self.settings.shutdown_seconds)
+        with contextlib.suppress(TimeoutError):  # Upstream's answers are still to be recorded.
+            async with asyncio.timeout(self.settings.shutdown_seconds):
+                await self.parts.submitter.settle()
         close = getattr(self.parts.deliverer.sender, "close", None)
         if close is not None:
             await close()
         await self.parts.context.client.close()
-        await self.parts.context.database.close()
+        await self.database.close()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()

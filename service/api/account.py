@@ -17,7 +17,7 @@ from service.model.clock import rfc3339
 from service.model.errors import FieldError, Problem, invalid, not_found
 from service.model.key import Key, Scope
 from service.store import generations, keys, pages, subscribers
-from service.store.sqlite.database import Transaction
+from service.store.database import Transaction
 
 USAGE_DAYS, USAGE_DAYS_MAX = 30, 366
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -113,7 +113,7 @@ async def _rotate(tx: Transaction, call: Call, wanted: Rotation) -> signing_keys
     sealed = await ensure(tx, call.context, call.tenant)
     rotated = rotate_secrets(signing_keys.unseal(vault, sealed, call.tenant), wanted, tx.now)
     await subscribers.change_tenant(tx, call.tenant, signing_keys.seal(vault, rotated, call.tenant))
-    tx.after_commit(call.context.wakes.reload, None)
+    tx.after_commit(call.context.inbox.reload, None)
     return rotated
 
 

@@ -10,7 +10,7 @@ from service.model.clock import rfc3339
 from service.model.errors import not_found
 from service.model.headers import joined_headers
 from service.store import callbacks, pages
-from service.store.sqlite.database import Row
+from service.store.database import Row
 from service.telemetry import log
 
 VERDICTS = ("accepted", "duplicate", "late", "unreadable", "rejected")

@@ -5,7 +5,7 @@ from service.model.attempt import Attempt
 from service.model.delivery import Delivery
 from service.model.errors import Problem, not_found
 from service.store import deliveries, pages, stats, subscribers
-from service.store.sqlite.database import Transaction
+from service.store.database import Transaction
 
 
 async def list_(call: Call) -> Answer:
@@ -55,7 +55,7 @@ async def _retry(tx: Transaction, call: Call) -> Delivery:
     if subscriber.status == "disabled":
         raise Problem(409, "subscriber_disabled", "The subscriber is disabled; enable it first.")
     await deliveries.retry(tx, delivery)
-    tx.after_commit(call.context.wakes.look, delivery.subscriber_id)
+    tx.after_commit(call.context.inbox.look, delivery.subscriber_id)
     again = await deliveries.get(tx, call.tenant, delivery.id)
     assert again is not None
     return again

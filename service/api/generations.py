@@ -2,8 +2,6 @@
 
 import asyncio
 
-import msgspec
-
 from service.api.call import Answer, Call, bad_query, listed
 from service.api.checks import (
     METADATA_MAX,
@@ -19,11 +17,11 @@ from service.api.timeline import timeline
 from service.generations import submit
 from service.generations.submit import NewGeneration
 from service.model.clock import SECOND
-from service.model.errors import FieldError, invalid, not_found
+from service.model.errors import FieldError, Problem, invalid, not_found
 from service.model.generation import OPEN, TERMINAL, Generation
 from service.store import generations, pages
-from service.store.sqlite.database import Transaction
-from service.upstream import catalogue
+from service.store.database import Transaction
+from service.upstream import catalogue, wire
 
 WAIT_SECONDS_MAX = 60
 _RECHECK_SECONDS = 1.0  # Another process may bring the outcome.
@@ -37,27 +35,44 @@ async def create(call: Call) -> Answer:
     context = call.context
     if new.notify_url is not None:
         check_url(context, new.notify_url, "/notify_url")
-    generation = await context.database.write(_get_or_accept, call, new)
-    if generation.submission == "sending" and generation.id not in context.wakes.submitting:
-        generation = await _submit(call, generation)
+    generation, is_new = await context.database.write(_get_or_accept, call, new)
+    if is_new:  # To the end even if the client hangs up: the answer must be recorded.
+        submitted = await asyncio.shield(call.parts.submitter.start(generation))
+        generation = submitted.generation
+        if submitted.refusal is not None:
+            raise _refused(generation, submitted.refusal)
     return Answer(status=202, content=generation.view())
 
 
-async def _submit(call: Call, generation: Generation) -> Generation:
-    """Submit to the end even if the client hangs up: the answer must be recorded."""
-    wakes = call.context.wakes
-    task = asyncio.create_task(submit.submit(call.context, generation))
-    wakes.submitting[generation.id] = task
-    task.add_done_callback(lambda _task: wakes.submitting.pop(generation.id, None))
-    return await asyncio.shield(task)
+async def _get_or_accept(
+    tx: Transaction, call: Call, new: NewGeneration
+) -> tuple[Generation, bool]:
+    """Return the generation, and whether it is new.
+
+    A request that is repeated after a crash finds the first one's generation, which is not sent a
+    second time.
+    """
+    generation = await generations.get(tx, call.resource_id)
+    if generation is not None:
+        return generation, False
+    return await submit.accept(tx, call.context, call.tenant, call.resource_id, new), True
 
 
-async def _get_or_accept(tx: Transaction, call: Call, new: NewGeneration) -> Generation:
-    """The generation; one that a request before a crash made is not sent a second time."""
-    found = await generations.get(tx, call.resource_id)
-    if found is not None:
-        return msgspec.structs.replace(found, submission="lost")
-    return await submit.accept(tx, call.context, call.tenant, call.resource_id, new)
+_REFUSALS = {
+    401: (502, "upstream_unauthorized"),
+    403: (502, "upstream_unauthorized"),
+    402: (402, "upstream_payment_required"),
+}
+
+
+def _refused(generation: Generation, refusal: wire.Refused) -> Problem:
+    """Upstream's refusal as a problem: a wrong upstream key is our fault, no credits stays 402."""
+    status, code = _REFUSALS.get(refusal.status, (422, "upstream_refused"))
+    assert generation.error is not None
+    detail = (
+        f"Upstream refused {generation.id} with {refusal.status}: {generation.error['message']}"
+    )
+    return Problem(status, code, detail)
 
 
 def _errors(call: Call, new: NewGeneration) -> list[FieldError]:
@@ -96,9 +111,8 @@ async def get(call: Call) -> Answer:
 async def _wait(call: Call, generation: Generation, seconds: float) -> Generation:
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + seconds
-    waiters = call.context.wakes.ended
-    ended = asyncio.Event()
-    waiters.setdefault(generation.id, set()).add(ended)
+    waiters = call.context.waiters
+    ended = waiters.add(generation.id)
     try:
         while not (generation := await get_one(call)).is_terminal and loop.time() < ends_at:
             try:
@@ -107,10 +121,7 @@ async def _wait(call: Call, generation: Generation, seconds: float) -> Generatio
             except TimeoutError:
                 continue
     finally:
-        waiting = waiters.get(generation.id, set())
-        waiting.discard(ended)
-        if not waiting:
-            waiters.pop(generation.id, None)
+        waiters.remove(generation.id, ended)
     return generation
 
 

@@ -12,7 +12,7 @@ from service.model.clock import DAY, MINUTE
 from service.model.errors import Problem, StorageError
 from service.model.ids import new_id
 from service.store import keys
-from service.store.sqlite.database import Transaction
+from service.store.database import Transaction
 
 KEPT_MS = DAY
 ABANDONED_MS = 5 * MINUTE  # Longer than any request runs: its process has died.

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from service.context import Context
 from service.delivery.dispatch import Deliverer
 from service.generations.poll import Poller
+from service.generations.submit import Submitter
 
 
 class Worker(Protocol):
@@ -26,6 +27,7 @@ class Parts:
     """The parts of a started process."""
 
     context: Context
+    submitter: Submitter
     poller: Poller
     deliverer: Deliverer
     worker: Worker

@@ -144,7 +144,7 @@ class Receiver:
             verdict = await database.write(ingest.believe, self._context, arrival)
         else:
             verdict = await database.write_batched(ingest.receive, arrival)
-            self._context.wakes.poll.set()
+            self._context.signals.poll.set()
         if verdict is None:
             self._context.tokens.forget(arrival.generation_id)
             await self._reject(arrival, "token_revoked")

@@ -14,7 +14,7 @@ from service.model.errors import FieldError, Problem, invalid, not_found
 from service.model.replay import Replay
 from service.model.subscriber import Subscriber
 from service.store import pages, replays, subscribers
-from service.store.sqlite.database import Transaction
+from service.store.database import Transaction
 
 _SUBSCRIBER_ID = re.compile(r"sub_[0-9a-f]{32}")
 Time = Annotated[str, msgspec.Meta(max_length=64)]

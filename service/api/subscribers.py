@@ -22,7 +22,7 @@ from service.model.clock import rfc3339
 from service.model.errors import FieldError, Problem, invalid, not_found
 from service.model.subscriber import Filter, Subscriber
 from service.store import deliveries, events, pages, stats, subscribers
-from service.store.sqlite.database import Transaction
+from service.store.database import Transaction
 
 SUBSCRIBERS_MAX = 1_000
 OVERLAP_SECONDS = 86_400
@@ -181,7 +181,7 @@ async def _update(tx: Transaction, call: Call, new: Update) -> Subscriber:
         changes["sealed_headers"] = _reseal_headers(call, old, new.headers)
     if isinstance(new.status, str) and new.status != old.status:
         changes |= _status_changes(old, new.status)
-    tx.after_commit(call.context.wakes.reload, old.id)
+    tx.after_commit(call.context.inbox.reload, old.id)
     after = await subscribers.change(tx, old, **changes, updated_at=tx.now)
     if after.status == "disabled" != old.status:
         await health.announce(tx, call.context, after)
@@ -219,7 +219,7 @@ async def _delete(tx: Transaction, call: Call) -> None:
     old = _own(call, await subscribers.get(tx, call.path["id"]))
     await subscribers.delete(tx, old)
     await deliveries.cancel(tx, old.id, deliveries.CANCEL_BATCH)  # Its lane sees to the rest.
-    tx.after_commit(call.context.wakes.reload, old.id)
+    tx.after_commit(call.context.inbox.reload, old.id)
 
 
 async def secret(call: Call) -> Answer:
@@ -245,7 +245,7 @@ async def _rotate(tx: Transaction, call: Call, wanted: Rotation) -> signing_keys
     await subscribers.change(
         tx, old, sealed_secrets=signing_keys.seal(vault, rotated, old.id), updated_at=tx.now
     )
-    tx.after_commit(call.context.wakes.reload, old.id)
+    tx.after_commit(call.context.inbox.reload, old.id)
     return rotated
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from service.model.clock import rfc3339
 from service.model.generation import Generation
 from service.store import callbacks, deliveries, events, generations
-from service.store.sqlite.database import Row, Transaction
+from service.store.database import Row, Transaction
 
 ENTRIES_MAX = 1_000
 Entry = tuple[int, int, dict[str, Any]]

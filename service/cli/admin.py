@@ -20,8 +20,9 @@ from service.model.ids import new_id
 from service.model.key import Key
 from service.settings import Settings, read_settings
 from service.store import keys, pages
+from service.store.database import Transaction
 from service.store.sqlite import schema
-from service.store.sqlite.database import Database, Transaction
+from service.store.sqlite.database import Database
 from service.telemetry import log
 from service.worker import Done
 
@@ -45,7 +46,7 @@ async def _migrate(settings: Settings) -> list[str]:
     database = Database(settings.database_path)
     await database.open()
     try:
-        return await schema.migrate(database)
+        return await database.migrate()
     finally:
         await database.close()
 

@@ -6,7 +6,7 @@ from service.model.event import Event
 from service.model.generation import Generation
 from service.model.subscriber import Subscriber
 from service.store import deliveries, subscribers
-from service.store.sqlite.database import Transaction
+from service.store.database import Transaction
 
 
 async def fan_out(
@@ -22,11 +22,11 @@ async def fan_out(
         return
     targets = [(to, first_due(to.retry_schedule_seconds, tx.now)) for to in wanted]
     due = await deliveries.insert(tx, event, targets)
-    tx.after_commit(context.wakes.deliver, due)
+    tx.after_commit(context.inbox.offer, due)
     now = {delivery.subscriber_id for delivery in due}
     for subscriber in wanted:
         if subscriber.id not in now:
-            tx.after_commit(context.wakes.look, subscriber.id)  # Its first attempt is due later.
+            tx.after_commit(context.inbox.look, subscriber.id)  # Its first attempt is due later.
 
 
 async def _candidates(

@@ -9,7 +9,7 @@ from service.model.event import EVENT_TYPES
 from service.model.replay import Replay
 from service.model.subscriber import Subscriber
 from service.store import deliveries, replays, subscribers
-from service.store.sqlite.database import Transaction
+from service.store.database import Transaction
 
 BATCH = 100  # Deliveries made in one transaction.
 WINDOW = 1_000  # Events looked at in one transaction.
@@ -56,7 +56,7 @@ async def _start(tx: Transaction, context: Context, new: Replay) -> Replay:
             detail = "A replay to this subscriber is running; wait for it or cancel it."
             raise Problem(409, "conflict", detail)
     await replays.insert(tx, new)
-    tx.after_commit(context.wakes.replay.set)
+    tx.after_commit(context.signals.replay.set)
     return new
 
 
@@ -88,8 +88,8 @@ async def cancel(tx: Transaction, context: Context, replay: Replay) -> Replay:
     )
     await deliveries.cancel_replayed(tx, replay.subscriber_id, replay.id, CANCEL_BATCH)
     await subscribers.touch(tx)
-    tx.after_commit(context.wakes.reload, replay.subscriber_id)
-    tx.after_commit(context.wakes.replay.set)
+    tx.after_commit(context.inbox.reload, replay.subscriber_id)
+    tx.after_commit(context.signals.replay.set)
     return canceled
 
 
@@ -140,7 +140,7 @@ async def _make(tx: Transaction, context: Context, replay: Replay, subscriber: S
         done=replay.done + len(due),
         due_at=tx.now + (round(len(due) * SECOND / rate) if rate else 0),
     )
-    tx.after_commit(context.wakes.deliver, due)
+    tx.after_commit(context.inbox.offer, due)
     return len(due)
 
 
@@ -150,5 +150,5 @@ async def _cancel_more(tx: Transaction, context: Context, replay: Replay) -> int
     canceled = await deliveries.cancel_replayed(tx, subscriber_id, replay.id, CANCEL_BATCH)
     if canceled < CANCEL_BATCH:
         await replays.change(tx, replay, due_at=None)
-    tx.after_commit(context.wakes.reload, replay.subscriber_id)
+    tx.after_commit(context.inbox.reload, replay.subscriber_id)
     return 0

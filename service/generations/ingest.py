@@ -15,7 +15,7 @@ from service.model.event import EVENT_TYPE_OF, Event
 from service.model.generation import Generation
 from service.store import callbacks, events, generations
 from service.store.callbacks import Arrival
-from service.store.sqlite.database import Transaction
+from service.store.database import Transaction
 from service.telemetry import log, metrics
 from service.upstream import catalogue, wire
 
@@ -89,7 +89,7 @@ async def believe(tx: Transaction, context: Context, arrival: Arrival) -> str | 
     report = wire.read_callback(arrival.body)
     if report is None:
         await callbacks.ask_now(tx, [arrival], [kept])
-        tx.after_commit(context.wakes.poll.set)
+        tx.after_commit(context.signals.poll.set)
         return kept.verdict
     generation = await generations.get(tx, arrival.generation_id)
     assert generation is not None  # Its row gave the verdict, in this transaction.
@@ -99,7 +99,7 @@ async def believe(tx: Transaction, context: Context, arrival: Arrival) -> str | 
     if report.state == "processing" and generation.next_poll_at is None:
         # The create answer is late or lost: with this callback's task id upstream can be asked.
         await callbacks.ask_now(tx, [arrival], [kept])
-        tx.after_commit(context.wakes.poll.set)
+        tx.after_commit(context.signals.poll.set)
     return kept.verdict
 
 
@@ -131,7 +131,7 @@ def _ended(context: Context, generation: Generation) -> None:
         status=generation.status,
         model=generation.model,
     )
-    context.wakes.end(generation.id)
+    context.waiters.wake(generation.id)
 
 
 def _needles(context: Context) -> list[str]:

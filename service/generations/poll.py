@@ -11,8 +11,8 @@ from service.generations.submit import poll_plan
 from service.model.clock import SECOND
 from service.model.generation import Generation
 from service.store import callbacks, generations
+from service.store.database import Transaction
 from service.store.generations import Exchange
-from service.store.sqlite.database import Transaction
 from service.telemetry import log, metrics
 from service.upstream import wire
 
@@ -110,7 +110,7 @@ class Poller:
             self.budget.pause(self.context.clock() + SECOND)
         finally:
             self.in_flight.pop(generation.id, None)
-            self.context.wakes.poll.set()
+            self.context.signals.poll.set()
 
 
 async def _look(tx: Transaction, limit: int) -> tuple[list[Generation], int | None]:

@@ -10,13 +10,12 @@ from service.context import Context
 from service.delivery import health, retry
 from service.generations import ingest, schedule
 from service.model.clock import SECOND
-from service.model.errors import Problem
 from service.model.generation import Generation
 from service.model.ids import new_id
 from service.model.subscriber import Subscriber
 from service.store import generations, subscribers
+from service.store.database import Transaction
 from service.store.generations import Exchange
-from service.store.sqlite.database import Transaction
 from service.telemetry import log, metrics
 from service.upstream import wire
 from service.upstream.callback_url import new_nonce
@@ -63,15 +62,52 @@ async def accept(
         submission="sending",
     )
     await generations.insert(tx, generation)
-    tx.after_commit(context.wakes.deadline.set)
+    tx.after_commit(context.signals.deadline.set)
     return generation
 
 
-async def submit(context: Context, generation: Generation) -> Generation:
-    """Send a generation that is stored as `sending`, and record what upstream said.
+class Submitted(msgspec.Struct, frozen=True):
+    """A generation after its submission, and upstream's refusal if it refused for good."""
 
-    Returns the generation as it then is; Problem if upstream refused it for good.
-    """
+    generation: Generation
+    refusal: wire.Refused | None = None
+
+
+class Submitter:
+    """The submissions under way in this process."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.in_flight: dict[str, asyncio.Task[Submitted]] = {}
+
+    def start(self, generation: Generation) -> asyncio.Task[Submitted]:
+        """Submit a generation that is stored as `sending`, to the end, even if nobody waits."""
+        task = asyncio.create_task(submit(self.context, generation), name=f"submit {generation.id}")
+        self.in_flight[generation.id] = task
+        task.add_done_callback(lambda _task: self.in_flight.pop(generation.id, None))
+        return task
+
+    async def run_due(self, now: int, limit: int = 20) -> tuple[int, int | None]:
+        """Submit again what upstream certainly did not accept and is due by `now`.
+
+        Returns how many, and when the next one is due.
+        """
+        database = self.context.database
+        due_at = await database.read(generations.next_submit)
+        if due_at is None or due_at > now:
+            return 0, due_at
+        due = await database.write(_claim_due, limit)
+        await asyncio.gather(*(self.start(generation) for generation in due))
+        return len(due), now
+
+    async def settle(self) -> None:
+        """Wait for every submission under way; giving up the wait cancels none."""
+        if self.in_flight:
+            await asyncio.wait(self.in_flight.values())
+
+
+async def submit(context: Context, generation: Generation) -> Submitted:
+    """Send a generation that is stored as `sending`, and record upstream's answer."""
     started_at, began = context.clock(), time.monotonic()
     path, body = _request(context, generation)
     answer = await context.client.create(path, body)
@@ -96,24 +132,8 @@ async def submit(context: Context, generation: Generation) -> Generation:
         duration_ms=exchange.duration_ms,
     )
     if isinstance(answer, wire.Refused) and after.submission == "refused":
-        raise _problem(context, generation, answer)
-    return after
-
-
-async def run_due(context: Context, now: int, limit: int = 20) -> tuple[int, int | None]:
-    """Send again what upstream certainly did not take and is due by now.
-
-    How many, and when the next one is due.
-    """
-    due_at = await context.database.read(generations.next_submit)
-    if due_at is None or due_at > now:
-        return 0, due_at
-    due = await context.database.write(_claim_due, limit)
-    ended = await asyncio.gather(*(submit(context, g) for g in due), return_exceptions=True)
-    for error in ended:
-        if isinstance(error, BaseException) and not isinstance(error, Problem):
-            raise error
-    return len(due), now
+        return Submitted(after, answer)
+    return Submitted(after)
 
 
 async def _claim_due(tx: Transaction, limit: int) -> list[Generation]:
@@ -132,7 +152,7 @@ async def _notify_subscriber(
     """
     found = await subscribers.for_notify(tx, tenant, url)
     if found is not None and found.status == "disabled":
-        tx.after_commit(context.wakes.reload, found.id)
+        tx.after_commit(context.inbox.reload, found.id)
         changes = {**health.PROBED, "status": "active", "updated_at": tx.now}
         return await subscribers.change(tx, found, **changes)
     if found is not None:
@@ -200,7 +220,7 @@ async def _record_taken(
     changes["submitted_at"] = now.submitted_at or tx.now
     if not now.is_terminal and now.next_poll_at is None:
         changes["next_poll_at"] = poll_plan(context, now, 0, tx.now)
-        tx.after_commit(context.wakes.poll.set)
+        tx.after_commit(context.signals.poll.set)
     return await generations.change(tx, now, **changes)
 
 
@@ -214,7 +234,7 @@ async def _record_put_off(
     asked = answer.retry_after if isinstance(answer, wire.Refused) else None
     wait_ms = retry.parse_retry_after(asked, tx.now)
     due_at = schedule.submission_retry(count, tx.now, wait_ms, context.jitter())
-    tx.after_commit(context.wakes.submit.set)
+    tx.after_commit(context.signals.submit.set)
     return await generations.change(
         tx, generation, submission="waiting", submit_at=due_at, submit_count=count
     )
@@ -245,17 +265,3 @@ def _detail(answer: Answer) -> str | None:
     if isinstance(answer, wire.Taken):
         return answer.report.task_id
     return answer.message if isinstance(answer, wire.Refused) else answer.reason
-
-
-_PROBLEMS = {
-    401: (502, "upstream_unauthorized"),
-    403: (502, "upstream_unauthorized"),
-    402: (402, "upstream_payment_required"),
-}
-
-
-def _problem(context: Context, generation: Generation, refused: wire.Refused) -> Problem:
-    """What the caller is told: a wrong upstream key is our fault, missing credits stay 402."""
-    status, code = _PROBLEMS.get(refused.status, (422, "upstream_refused"))
-    said = ingest.cleaned(context, refused.message)
-    return Problem(status, code, f"Upstream refused {generation.id} with {refused.status}: {said}")

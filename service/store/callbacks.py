@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
+from service.store.database import Row, Transaction
 from service.store.generations import CONFIRM_INTERVAL_MS
 from service.store.rows import encode, text
-from service.store.sqlite.database import Row, Transaction
 
 REJECTED_KEPT = 1_000
 REJECTED_BODY_BYTES = 4_096

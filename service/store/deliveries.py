@@ -12,8 +12,8 @@ from service.model.event import Event
 from service.model.ids import first_id, new_id
 from service.model.subscriber import Subscriber
 from service.store import stats
+from service.store.database import Row, Transaction
 from service.store.rows import noun, text
-from service.store.sqlite.database import Row, Transaction
 
 CANCEL_BATCH = 500
 FETCH_BYTES = 8 * 1024 * 1024

@@ -5,8 +5,8 @@ from typing import Any
 from service.model.clock import rfc3339
 from service.model.event import Event
 from service.model.ids import first_id, new_id
+from service.store.database import Row, Transaction
 from service.store.rows import encode, noun
-from service.store.sqlite.database import Row, Transaction
 
 
 def event(row: Row) -> Event:

@@ -8,8 +8,8 @@ import msgspec
 from service.model.clock import SECOND, rfc3339
 from service.model.generation import Generation
 from service.model.ids import first_id
+from service.store.database import Row, Transaction
 from service.store.rows import noun, text
-from service.store.sqlite.database import Row, Transaction
 
 _JSON = frozenset({"input", "metadata", "output", "error"})
 _COLUMNS = (

@@ -13,7 +13,7 @@ import msgspec
 from service.model.clock import MINUTE
 from service.model.generation import OPEN, TERMINAL
 from service.model.ids import first_id
-from service.store.sqlite.database import Row, Transaction
+from service.store.database import Row, Transaction
 from service.store.stats import STATUSES
 
 COUNTED_MAX = 1_000  # How far filters are counted, to find the one that leaves the fewest.

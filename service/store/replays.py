@@ -11,8 +11,8 @@ from service.model.ids import first_id
 from service.model.replay import Replay
 from service.model.subscriber import Subscriber
 from service.store import deliveries, events
+from service.store.database import Row, Transaction
 from service.store.rows import noun, text
-from service.store.sqlite.database import Row, Transaction
 
 SKEW_MS = HOUR  # How far an event's time may be from that of its neighbours.
 

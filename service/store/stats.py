@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from service.model.clock import DAY, HOUR, MINUTE, SECOND
-from service.store.sqlite.database import Row, Transaction
+from service.store.database import Row, Transaction
 
 SLOT_MS = 5 * MINUTE  # How finely "the last hour" is known.
 KEPT_MS = DAY + SLOT_MS

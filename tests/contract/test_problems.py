@@ -104,7 +104,7 @@ async def to_a_disabled_one(world: Harness, ids: Ids) -> httpx.Response:
 
 
 async def without_a_database(world: Harness, ids: Ids) -> httpx.Response:
-    await world.app.parts.context.database.close()
+    await world.app.database.close()
     return await created()(world, ids)
 
 

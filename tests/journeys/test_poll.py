@@ -412,7 +412,7 @@ async def test_nothing_that_is_due_between_two_looks_is_overlooked(
 async def test_a_question_that_cannot_be_recorded_is_asked_again(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         generation = await world.generate(POLLED)
-        database = world.app.parts.context.database
+        database = world.app.database
         answer = {"code": 200, "data": completed("task1")["data"]}
 
         def fails(_request: httpx.Request) -> httpx.Response:

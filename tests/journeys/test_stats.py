@@ -178,7 +178,7 @@ async def add(world: Harness, subscriber_id: str, durations: list[int]) -> None:
         ]
         await stats.add(tx, rows)
 
-    await world.app.parts.context.database.write(unit)
+    await world.app.database.write(unit)
 
 
 async def test_latency_is_of_the_last_hour_and_of_the_last_day(tmp_path: Path) -> None:
@@ -239,13 +239,13 @@ async def test_metrics_name_only_those_that_wait_the_longest(
 async def test_statistics_stay_quick_behind_many_rows(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe()
-        await fill(world.app.parts.context.database, subscriber["id"], 20_000)
+        await fill(world.app.database, subscriber["id"], 20_000)
         found = await read(world, subscriber)
         assert found["counts"]["pending"] == 10_000
         assert found["oldest_undelivered_seconds"] == pytest.approx(0.001)
         began = time.perf_counter()
         for _ in range(20):
-            await world.app.parts.context.database.read(stats.get, subscriber["id"])
+            await world.app.database.read(stats.get, subscriber["id"])
         assert (time.perf_counter() - began) / 20 < 0.02
 
 

@@ -13,8 +13,8 @@ import pytest
 from service.api.call import PAGING
 from service.api.routes import OPERATIONS
 from service.store import pages
-from service.store.sqlite import schema
-from service.store.sqlite.database import Database, Row, Transaction
+from service.store.database import Row
+from service.store.sqlite.database import Database, Transaction
 
 WORDS: dict[str, dict[str, Any]] = {
     "/v1/generations": {
@@ -82,7 +82,7 @@ async def connection(tmp_path: Path) -> Any:
     path = str(tmp_path / "plans.db")
     database = Database(path)
     await database.open()
-    await schema.migrate(database)
+    await database.migrate()
     await database.close()
     with opened(path) as connected:
         yield connected

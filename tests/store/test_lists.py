@@ -11,8 +11,8 @@ import pytest
 from service.model.clock import HOUR, MINUTE
 from service.model.generation import Generation, GenerationStatus
 from service.store import generations, pages
-from service.store.sqlite import schema
-from service.store.sqlite.database import Database, Row, Transaction
+from service.store.database import Row
+from service.store.sqlite.database import Database, Transaction
 
 NOW = 1_795_000_000_000
 STATUSES: tuple[GenerationStatus, ...] = ("processing", "succeeded")
@@ -50,7 +50,7 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
     """A database with that history."""
     opened = Database(str(tmp_path / "lists.db"))
     await opened.open()
-    await schema.migrate(opened)
+    await opened.migrate()
 
     async def insert(tx: Transaction) -> None:
         for one in history():

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from service.store.sqlite import schema
 from service.store.sqlite.database import Database
 from service.store.sqlite.statements import statements
 
@@ -50,7 +49,7 @@ async def explain(tmp_path: Path) -> AsyncIterator[Explain]:
     path = str(tmp_path / "plans.db")
     database = Database(path)
     await database.open()
-    await schema.migrate(database)
+    await database.migrate()
     await database.close()
     connection = sqlite3.connect(path)
 
@@ -95,7 +94,7 @@ async def test_what_a_subscriber_is_owed_is_found_apart_from_what_has_ended(
 async def test_the_indexes_of_due_work_hold_due_work_only(tmp_path: Path) -> None:
     database = Database(str(tmp_path / "plans.db"))
     await database.open()
-    await schema.migrate(database)
+    await database.migrate()
     found = await database.apply(
         lambda c: {
             row["name"]: row["sql"]
