@@ -12,6 +12,7 @@ from service.model.generation import CALLBACK_GRACE_MS
 from service.settings import Settings
 from service.store.database import Database
 from service.store.vault import Vault
+from service.telemetry.redact import Redactor
 from service.upstream import catalogue
 from service.upstream.callback_url import CallbackTokens
 from service.upstream.client import Client
@@ -105,6 +106,7 @@ class Context:
     client: Client
     tokens: CallbackTokens
     vault: Vault
+    redactor: Redactor
     clock: Clock
     jitter: Callable[[], float]
     random_bytes: Callable[[int], bytes] = os.urandom

@@ -67,10 +67,10 @@ async def _insert_key(tx: Transaction, call: Call, key: Key, secret: str) -> Non
 
 async def list_keys(call: Call) -> Answer:
     """GET /v1/keys."""
-    rows, more = await call.context.database.read(
-        pages.page, pages.KEYS, call.page("key"), ["tenant = :tenant"], {"tenant": call.tenant}
+    rows, after = await call.context.database.read(
+        pages.read, pages.of_tenant("keys"), call.page("key"), {"tenant": call.tenant}
     )
-    return listed([keys.key(row).view() for row in rows], more=more)
+    return listed([keys.key(row).view() for row in rows], after)
 
 
 async def get_key(call: Call) -> Answer:

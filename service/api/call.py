@@ -146,10 +146,9 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         return b"" if self.content is None else _encode(self.content)
 
 
-def listed(rows: Sequence[Mapping[str, Any]], *, more: bool) -> Answer:
-    """A page of things that have an `id`."""
-    after = rows[-1]["id"] if more and rows else None
-    return Answer(content={"data": rows, "next": after})
+def listed(views: Sequence[Mapping[str, Any]], after: str | None) -> Answer:
+    """A page of a list, and the cursor of the next one."""
+    return Answer(content={"data": views, "next": after})
 
 
 def bad_query(name: str, message: str) -> Problem:

@@ -9,7 +9,8 @@ from service.api.call import Answer, Call, listed
 from service.model.clock import rfc3339
 from service.model.errors import not_found
 from service.model.headers import joined_headers
-from service.store import callbacks, pages
+from service.model.ids import time_of
+from service.store import callbacks
 from service.store.database import Row
 from service.telemetry import log
 
@@ -18,13 +19,13 @@ VERDICTS = ("accepted", "duplicate", "late", "unreadable", "rejected")
 
 async def list_(call: Call) -> Answer:
     """GET /v1/callbacks; rejected ones that no token names are for admins."""
-    tenants = [call.tenant, ""] if call.may("admin") else [call.tenant]
-    only = pages.Callbacks(
+    only = callbacks.Filter(
         verdict=call.query_choice("verdict", VERDICTS),
         generation_id=call.query_id("generation_id", "gen"),
     )
-    rows, more = await call.context.database.read(pages.callbacks, call.page("cb"), tenants, only)
-    return listed([_view(row) for row in rows], more=more)
+    read = callbacks.page_of_all if call.may("admin") else callbacks.page
+    rows, after = await call.context.database.read(read, call.page("cb"), call.tenant, only)
+    return listed([_view(row) for row in rows], after)
 
 
 async def get(call: Call) -> Answer:
@@ -40,9 +41,9 @@ async def get(call: Call) -> Answer:
 def _view(row: Row) -> dict[str, Any]:
     return {
         "id": row["id"],
-        "generation_id": row["generation_id"],
+        "generation_id": row["generation_id"] or None,
         "upstream": row["upstream"],
-        "received_at": rfc3339(row["received_at"]),
+        "received_at": rfc3339(time_of(row["id"])),
         "verdict": row["verdict"],
         "reason": row["reason"],
         "trust": row["trust"],

@@ -5,7 +5,7 @@ import msgspec
 from service.api.call import Answer, Call
 from service.model.errors import not_found
 from service.model.event import EVENT_TYPES
-from service.store import events, pages
+from service.store import events
 
 
 async def list_(call: Call) -> Answer:
@@ -14,13 +14,14 @@ async def list_(call: Call) -> Answer:
     With `order=asc`, `next` is there as long as the page is not empty, so that a reader who has
     caught up can come back for what is new.
     """
-    only = pages.Events(
+    only = events.Filter(
         type=call.query_choice("type", EVENT_TYPES),
         generation_id=call.query_id("generation_id", "gen"),
     )
     page = call.page("evt")
-    rows, more = await call.context.database.read(pages.events, page, call.tenant, only)
-    after = rows[-1]["id"] if rows and (more or page.ascending) else None
+    rows, after = await call.context.database.read(events.page, page, call.tenant, only)
+    if page.ascending and rows and after is None:
+        after = rows[-1]["id"]
     bodies = [msgspec.Raw(row["body"]) for row in rows]
     return Answer(content={"data": bodies, "next": after})
 

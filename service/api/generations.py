@@ -19,7 +19,7 @@ from service.generations.submit import NewGeneration
 from service.model.clock import SECOND
 from service.model.errors import FieldError, Problem, invalid, not_found
 from service.model.generation import OPEN, TERMINAL, Generation
-from service.store import generations, pages
+from service.store import generations
 from service.store.database import Transaction
 from service.upstream import catalogue, wire
 
@@ -127,17 +127,17 @@ async def _wait(call: Call, generation: Generation, seconds: float) -> Generatio
 
 async def list_(call: Call) -> Answer:
     """GET /v1/generations."""
-    only = pages.Generations(
+    only = generations.Filter(
         status=call.query_choice("status", (*OPEN, *TERMINAL)),
         model=call.query_model(),
         created_after=call.query_time("created_after"),
         created_before=call.query_time("created_before"),
         metadata=_wanted_metadata(call),
     )
-    rows, more = await call.context.database.read(
-        pages.generations, call.page("gen"), call.tenant, only
+    rows, after = await call.context.database.read(
+        generations.page, call.page("gen"), call.tenant, only
     )
-    return listed([generations.generation(row).view() for row in rows], more=more)
+    return listed([generations.generation(row).view() for row in rows], after)
 
 
 def _wanted_metadata(call: Call) -> dict[str, str]:

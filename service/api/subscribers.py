@@ -20,6 +20,7 @@ from service.delivery import health, signing, signing_keys
 from service.delivery.retry import DEFAULT_RETRY_SECONDS
 from service.model.clock import rfc3339
 from service.model.errors import FieldError, Problem, invalid, not_found
+from service.model.event import Event
 from service.model.subscriber import Filter, Subscriber
 from service.store import deliveries, events, pages, stats, subscribers
 from service.store.database import Transaction
@@ -154,11 +155,10 @@ async def get(call: Call) -> Answer:
 
 async def list_(call: Call) -> Answer:
     """GET /v1/subscribers."""
-    where = ["tenant = :tenant", "is_notify = 0"]
-    rows, more = await call.context.database.read(
-        pages.page, pages.SUBSCRIBERS, call.page("sub"), where, {"tenant": call.tenant}
+    rows, after = await call.context.database.read(
+        pages.read, subscribers.LISTED, call.page("sub"), {"tenant": call.tenant}
     )
-    return listed([subscribers.subscriber(row).view() for row in rows], more=more)
+    return listed([subscribers.subscriber(row).view() for row in rows], after)
 
 
 async def update(call: Call) -> Answer:
@@ -295,6 +295,8 @@ async def test(call: Call) -> Answer:
     return Answer(content={"attempt": attempt.view(), "request": sent})
 
 
-async def _ping(tx: Transaction, subscriber: Subscriber) -> Any:
+async def _ping(tx: Transaction, subscriber: Subscriber) -> Event:
     data = {"subscriber_id": subscriber.id}
-    return await events.insert(tx, subscriber.tenant, "ping", data, None)
+    event = events.new_event(subscriber.tenant, "ping", data, None, tx.now)
+    await events.insert(tx, [event])
+    return event

@@ -36,7 +36,7 @@ async def readyz(call: Call) -> Answer:
 
 async def metrics_(call: Call) -> Answer:
     """GET /metrics, for Prometheus. A label per subscriber is only for those that wait longest."""
-    ages = await call.context.database.read(stats.oldest_owed)
+    ages = await call.context.database.read(stats.oldest_undelivered)
     metrics.owed_to.read = lambda: len(ages)
     metrics.oldest.read = lambda: max(ages.values(), default=0.0)
     metrics.oldest_by_subscriber.values = dict(stats.worst(ages, SUBSCRIBER_LABELS_MAX))

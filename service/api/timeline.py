@@ -4,6 +4,7 @@ from typing import Any
 
 from service.model.clock import rfc3339
 from service.model.generation import Generation
+from service.model.ids import time_of
 from service.store import callbacks, deliveries, events, generations
 from service.store.database import Row, Transaction
 
@@ -28,7 +29,10 @@ async def timeline(tx: Transaction, generation: Generation) -> list[dict[str, An
         summary = "Upstream works on the generation."
         found.append(_entry(generation.submitted_at, 2, "submitted", None, summary, detail))
     found += [_exchange(row) for row in await generations.exchanges(tx, generation.id)]
-    found += [_callback(row) for row in await callbacks.of_generation(tx, generation.id)]
+    found += [
+        _callback(row)
+        for row in await callbacks.of_generation(tx, generation.tenant, generation.id)
+    ]
     found += [_event(row) for row in await events.of_generation(tx, generation.id)]
     found += [_attempt(r) for r in await deliveries.attempts_of_generation(tx, generation.id)]
     found.sort(key=lambda entry: entry[:2])
@@ -58,12 +62,12 @@ def _exchange(row: Row) -> Entry:
 def _callback(row: Row) -> Entry:
     detail = {"verdict": row["verdict"], "reason": row["reason"], "trust": row["trust"]}
     summary = f"A callback came: {row['verdict']}."
-    return _entry(row["received_at"], 3, "callback", row["id"], summary, detail)
+    return _entry(time_of(row["id"]), 3, "callback", row["id"], summary, detail)
 
 
 def _event(row: Row) -> Entry:
     summary = f"The event {row['type']}."
-    return _entry(row["created_at"], 5, "event", row["id"], summary, {"type": row["type"]})
+    return _entry(time_of(row["id"]), 5, "event", row["id"], summary, {"type": row["type"]})
 
 
 def _attempt(row: Row) -> Entry:

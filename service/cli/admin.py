@@ -141,7 +141,8 @@ async def _insert(tx: Transaction, context: Context, new: Key, secret: str) -> N
 
 
 async def _list(tx: Transaction, _context: Context) -> list[Key]:
-    rows, _ = await pages.page(tx, pages.KEYS, pages.Page(limit=KEYS_MAX), [], {})
+    source = pages.Source(table="keys", where=[])
+    rows, _ = await pages.read(tx, source, pages.Page(limit=KEYS_MAX), {})
     return [keys.key(row) for row in rows]
 
 

@@ -50,7 +50,6 @@ class Due(msgspec.Struct):
     event_id: str
     event_type: str
     generation_id: str | None
-    created_at: int
     attempt_count: int
     trigger: str
     body: bytes

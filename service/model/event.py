@@ -21,7 +21,6 @@ EVENT_TYPE_OF = {
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """An immutable fact; `body` is the exact bytes that are stored, signed and sent."""
 
-    seq: int
     id: str
     tenant: str
     type: str

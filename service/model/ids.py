@@ -34,6 +34,11 @@ def first_id(prefix: str, at: int) -> str:
     return f"{prefix}_{max(at, 0):012x}"
 
 
+def time_of(identifier: str) -> int:
+    """Return the milliseconds since the epoch in an id that `new_id` made."""
+    return int(identifier[-32:-20], 16)
+
+
 def _advance(moment: int) -> tuple[int, int]:
     if moment > _state["ms"]:
         _state["ms"], _state["counter"] = moment, 0

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.generations.poll import Budget
+from service.generations.budget import Budget
 from service.store import generations
 from service.store.sqlite.database import Transaction
 from tests.disaster import Held, status_of, story

@@ -1,8 +1,7 @@
 -- name: deliveries_insert
 INSERT INTO deliveries (tenant, id, subscriber_id, event_id, event_type, generation_id, trigger,
-    due_at, created_at)
-VALUES (:tenant, :id, :subscriber_id, :event_id, :event_type, :generation_id, :trigger, :due_at,
-    :created_at);
+    due_at)
+VALUES (:tenant, :id, :subscriber_id, :event_id, :event_type, :generation_id, :trigger, :due_at);
 
 -- name: delivery_by_id
 SELECT * FROM deliveries WHERE tenant = :tenant AND id = :id;
@@ -26,7 +25,7 @@ SELECT lane.subscriber_id,
 FROM lane WHERE lane.subscriber_id IS NOT NULL;
 
 -- name: deliveries_due
-SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id, d.created_at,
+SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id,
     d.attempt_count, d.trigger, e.body
 FROM deliveries d INDEXED BY deliveries_due JOIN events e ON e.id = d.event_id
 WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
@@ -36,7 +35,7 @@ ORDER BY d.due_at LIMIT :limit;
 -- name: deliveries_due_ordered
 -- As deliveries_due, but an event waits while an earlier one of its generation is pending. It is
 -- looked for among the few events of that generation, never among all that the subscriber is owed.
-SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id, d.created_at,
+SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id,
     d.attempt_count, d.trigger, e.body
 FROM deliveries d INDEXED BY deliveries_due JOIN events e ON e.id = d.event_id
 WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
@@ -71,10 +70,12 @@ WHERE status = 'pending' AND subscriber_id = :subscriber_id
     AND (attempt_count > 0) = :retries AND due_at > :now;
 
 -- name: delivery_record
+-- Only over the attempt before it: what a process that lost its right to work records changes nothing.
 UPDATE deliveries SET status = :status, attempt_count = :number, due_at = :due_at,
     delivered_at = :delivered_at, last_error = :last_error,
     trigger = CASE trigger WHEN 'manual' THEN 'scheduled' ELSE trigger END
-WHERE tenant = :tenant AND id = :delivery_id AND status = 'pending';
+WHERE tenant = :tenant AND id = :delivery_id AND status = 'pending'
+    AND attempt_count = :number - 1;
 
 -- name: delivery_retry
 UPDATE deliveries SET status = 'pending', due_at = :now, trigger = 'manual'
@@ -104,8 +105,8 @@ WHERE subscriber_id = :subscriber_id LIMIT 1;
 
 -- name: deliveries_cancel
 UPDATE deliveries SET status = 'canceled', due_at = NULL
-WHERE (tenant, id) IN (SELECT d.tenant, d.id FROM deliveries d INDEXED BY deliveries_subscriber
-    WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id ORDER BY d.id LIMIT :limit);
+WHERE (tenant, id) IN (SELECT d.tenant, d.id FROM deliveries d INDEXED BY deliveries_due
+    WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id LIMIT :limit);
 
 -- name: deliveries_past
 -- The next of a tenant's deliveries from before a time, whatever their status.

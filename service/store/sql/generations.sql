@@ -1,8 +1,8 @@
 -- name: generation_insert
 INSERT INTO generations (id, tenant, model, status, route, notify_url, notify_subscriber_id,
-    created_at, deadline_at, nonce, submission)
+    deadline_at, nonce, submission)
 VALUES (:id, :tenant, :model, :status, :route, :notify_url, :notify_subscriber_id,
-    :created_at, :deadline_at, :nonce, :submission);
+    :deadline_at, :nonce, :submission);
 
 -- name: generation_body_insert
 INSERT INTO generation_bodies (generation_id, input, metadata) VALUES (:id, :input, :metadata);
@@ -16,6 +16,12 @@ SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM generations g JOIN generation_bodies b ON b.generation_id = g.id
 WHERE g.id = :id;
 
+-- name: generations_by_id
+-- The generations of a list of ids as JSON.
+SELECT g.*, b.input, b.metadata, b.output, b.error
+FROM json_each(:ids) i CROSS JOIN generations g ON g.id = i.value
+JOIN generation_bodies b ON b.generation_id = g.id;
+
 -- name: generation_by_task
 SELECT id FROM generations WHERE task_id = :task_id AND id <> :id LIMIT 1;
 
@@ -25,6 +31,21 @@ UPDATE generations SET status = :status, task_id = :task_id, credits = :credits,
     submit_at = :submit_at, submit_count = :submit_count, next_poll_at = :next_poll_at,
     poll_count = :poll_count, trouble_count = :trouble_count,
     late_poll_count = :late_poll_count, last_poll_at = :last_poll_at
+WHERE id = :id;
+
+-- name: generation_update_status
+-- Without task_id, so that its index is not written.
+UPDATE generations SET status = :status, credits = :credits, completed_at = :completed_at,
+    submit_at = :submit_at, next_poll_at = :next_poll_at, poll_count = :poll_count,
+    trouble_count = :trouble_count, late_poll_count = :late_poll_count,
+    last_poll_at = :last_poll_at
+WHERE id = :id;
+
+-- name: generation_update_plan
+-- Without status and task_id, so that their indexes are not written.
+UPDATE generations SET next_poll_at = :next_poll_at, poll_count = :poll_count,
+    trouble_count = :trouble_count, late_poll_count = :late_poll_count,
+    last_poll_at = :last_poll_at
 WHERE id = :id;
 
 -- name: generation_body_update
@@ -59,16 +80,17 @@ WHERE next_poll_at IS NOT NULL AND next_poll_at > :now;
 -- name: confirmation_next
 SELECT min(due_at) AS due_at FROM confirmations WHERE due_at > :now;
 
+-- name: confirmations_of
+-- The confirmations that are due or planned for a list of generation ids as JSON.
+SELECT q.generation_id, q.due_at
+FROM json_each(:ids) i CROSS JOIN confirmations q ON q.generation_id = i.value;
+
 -- name: confirmations_put
 INSERT INTO confirmations (generation_id, due_at) VALUES (:generation_id, :due_at)
 ON CONFLICT (generation_id) DO UPDATE SET due_at = excluded.due_at;
 
--- name: confirmation_done
--- What came while upstream was asked stays.
-DELETE FROM confirmations WHERE generation_id = :generation_id AND due_at <= :asked_at;
-
--- name: confirmation_delay
-UPDATE confirmations SET due_at = max(due_at, :due_at) WHERE generation_id = :generation_id;
+-- name: confirmations_delete
+DELETE FROM confirmations WHERE generation_id IN (SELECT value FROM json_each(:ids));
 
 -- name: generations_expired
 SELECT g.*, b.input, b.metadata, b.output, b.error
@@ -80,12 +102,13 @@ ORDER BY g.deadline_at LIMIT :limit;
 SELECT min(deadline_at) AS due_at FROM generations WHERE status IN ('queued', 'processing');
 
 -- name: exchange_insert
-INSERT INTO exchanges (generation_id, at, kind, duration_ms, status_code, outcome, detail)
-VALUES (:generation_id, :at, :kind, :duration_ms, :status_code, :outcome, :detail);
+INSERT INTO exchanges (generation_id, kind, number, at, duration_ms, status_code, outcome, detail)
+VALUES (:generation_id, :kind, :number, :at, :duration_ms, :status_code, :outcome, :detail)
+ON CONFLICT (generation_id, kind, number) DO NOTHING;
 
 -- name: exchanges_of_generation
 SELECT at, kind, duration_ms, status_code, outcome, detail FROM exchanges
-WHERE generation_id = :generation_id ORDER BY rowid LIMIT 1000;
+WHERE generation_id = :generation_id ORDER BY at LIMIT 1000;
 
 -- name: usage_add
 INSERT INTO usage (tenant, day, model, generations, succeeded, failed, timed_out, credits)
