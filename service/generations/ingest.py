@@ -73,7 +73,7 @@ class Batch:
         type_, view = EVENT_TYPE_OF[update.status], generation.view()
         event = events.new_event(generation.tenant, type_, view, generation_id, self.now)
         self._events.append((event, generation))
-        return generation
+        return self.change(generation_id, event_ids=[*generation.event_ids, event.id])
 
     def change(self, generation_id: str, **changes: Any) -> Generation:
         """Change fields of a generation; return it as it then is."""

@@ -13,7 +13,7 @@ from service.delivery import retry
 from service.generations import ingest, schedule
 from service.generations.budget import Budget
 from service.generations.ingest import Batch, Update
-from service.model.clock import SECOND
+from service.model.clock import MINUTE, SECOND
 from service.model.generation import Generation
 from service.store import callbacks, generations
 from service.store.database import Transaction
@@ -26,7 +26,17 @@ Reply = wire.Report | wire.Absent | wire.Throttled | wire.Unwell
 
 IN_FLIGHT_MAX = 32
 THROTTLED_MS = 5 * SECOND
+WAIT_MAX_MS = 5 * MINUTE  # A longer pause would hold up deadlines.
 BLIND_RETRY_MS = 5 * SECOND  # No task id yet: the create answer may still be on its way.
+
+
+TIMED_OUT = Update(
+    status="timed_out",
+    error={
+        "code": "deadline_exceeded",
+        "message": "No outcome by the deadline. A late result is still taken.",
+    },
+)
 
 
 class Answered(msgspec.Struct, frozen=True):
@@ -152,6 +162,8 @@ class Poller:
         elif not isinstance(reply, wire.Throttled):
             changes["trouble_count"] = generation.trouble_count + 1
         generation = batch.change(id_, **changes)
+        if answered.exchange.at >= generation.deadline_at and not generation.is_terminal:
+            generation = batch.ingest(id_, TIMED_OUT)
         if generation.status not in ("succeeded", "failed"):
             batch.change(id_, **_next(self.context, generation, reply, batch.now))
         return generation.poll_count
@@ -178,15 +190,11 @@ def _log_poll(reply: Reply, exchange: Exchange) -> None:
 
 
 async def expire(tx: Transaction, context: Context, limit: int) -> int:
-    """End generations that have passed their deadline as `timed_out`; return how many."""
+    """End generations as `timed_out` that passed their deadline with no poll planned."""
     expired = await generations.expired(tx, limit)
     batch = Batch(tx, context, {generation.id: generation for generation in expired})
-    error = {
-        "code": "deadline_exceeded",
-        "message": "No outcome by the deadline. A late result is still taken.",
-    }
     for generation in expired:
-        late = batch.ingest(generation.id, Update(status="timed_out", error=error))
+        late = batch.ingest(generation.id, TIMED_OUT)
         if late.submission != "waiting":  # Upstream may have it, if only a callback names it.
             due_at = schedule.after_deadline(late.deadline_at, 0, context.jitter())
             batch.change(late.id, next_poll_at=due_at)
@@ -224,15 +232,15 @@ async def _record_blind(tx: Transaction, generation_id: str) -> None:
 
 
 def _wait_ms(reply: wire.Throttled | wire.Unwell, now: int) -> int:
-    """How long upstream asks to be left alone; a 429 that does not say means a moment."""
-    asked_ms = retry.parse_retry_after(reply.retry_after, now)
+    """Return the wait that upstream asks for, THROTTLED_MS for a 429 that names none."""
+    wait_ms = retry.parse_retry_after(reply.retry_after, now)
     if isinstance(reply, wire.Throttled):
-        return THROTTLED_MS if asked_ms is None else max(asked_ms, SECOND)
-    return asked_ms or 0
+        wait_ms = THROTTLED_MS if wait_ms is None else max(wait_ms, SECOND)
+    return min(wait_ms or 0, WAIT_MAX_MS)
 
 
 def _next(context: Context, generation: Generation, reply: Reply, now: int) -> dict[str, Any]:
-    """When to ask again."""
+    """Return the changes that plan the next poll."""
     if isinstance(reply, wire.Throttled):  # Not an answer: it keeps its place behind the pause.
         return {"next_poll_at": now + _wait_ms(reply, now)}
     if generation.status == "timed_out":

@@ -49,6 +49,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     trouble_count: int = 0
     late_poll_count: int = 0
     last_poll_at: int | None = None
+    event_ids: list[str] = []
 
     def accepts(self, status: str) -> bool:
         """True if the generation may move to `status`: a terminal state is reached once."""

@@ -80,16 +80,16 @@ _PLACE = (
 
 async def page(tx: Transaction, page: pages.Page, tenant: str, only: Filter) -> pages.Rows:
     """Return a page of a tenant's events, in the order of their commits."""
-    by_generation = only.generation_id is not None
-    index = "events_generation" if by_generation else "events_tenant"
-    tenant_is, generation_is = "e.tenant = :tenant", "e.generation_id = :generation_id"
+    table, where, filters = "events e INDEXED BY events_tenant", ["e.tenant = :tenant"], []
+    if only.generation_id is not None:
+        ids = "SELECT value FROM generations g, json_each(g.event_ids) WHERE g.id = :generation_id"
+        table, where, filters = "events e", [f"e.id IN ({ids})"], where
+    if only.type is not None:
+        filters.append("e.type = :type")
     source = pages.Source(
-        table=f"events e INDEXED BY {index}",
-        where=[generation_is if by_generation else tenant_is],
-        filters=[
-            *([tenant_is] if by_generation else []),
-            *([] if only.type is None else ["e.type = :type"]),
-        ],
+        table=table,
+        where=where,
+        filters=filters,
         columns="e.*",
         key="e.seq",
         id="e.id",

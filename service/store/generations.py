@@ -15,10 +15,10 @@ from service.store.database import Row, Transaction
 from service.store.rows import noun, text
 
 CONFIRM_INTERVAL_MS = SECOND
-_JSON = frozenset({"input", "metadata", "output", "error"})
+_JSON = frozenset({"input", "metadata", "output", "error", "event_ids"})
 # The columns of generation_update_plan, and those that generation_update_status adds.
 _PLAN = ("next_poll_at", "poll_count", "trouble_count", "late_poll_count", "last_poll_at")
-_STATUS = (*_PLAN, "status", "credits", "completed_at", "submit_at")
+_STATUS = (*_PLAN, "status", "credits", "completed_at", "submit_at", "event_ids")
 _COLUMNS = (*_STATUS, "task_id", "submitted_at", "submission", "submit_count")
 
 
@@ -87,7 +87,8 @@ async def update(tx: Transaction, changes: Iterable[tuple[Generation, Generation
         changed = {name for name, value in row.items() if value != getattr(before, name)}
         if changed:
             statement = _update_statement(changed)
-            groups.setdefault(statement, []).append({**row, "id": after.id})
+            row |= {"id": after.id, "event_ids": text(after.event_ids)}
+            groups.setdefault(statement, []).append(row)
         if after.output != before.output or after.error != before.error:
             output, error = _text_or_none(after.output), _text_or_none(after.error)
             bodies.append({"id": after.id, "output": output, "error": error})
@@ -160,7 +161,7 @@ async def delay_confirmation(tx: Transaction, generation_id: str, due_at: int) -
 
 
 async def expired(tx: Transaction, limit: int) -> list[Generation]:
-    """Return open generations whose deadline has passed."""
+    """Return open generations without a planned poll whose deadline has passed."""
     return [generation(r) for r in await tx.all("generations_expired", now=tx.now, limit=limit)]
 
 
@@ -178,7 +179,7 @@ async def next_poll(tx: Transaction) -> int | None:
 
 
 async def next_deadline(tx: Transaction) -> int | None:
-    """Return when the next open generation reaches its deadline."""
+    """Return when the next open generation without a planned poll reaches its deadline."""
     row = await tx.one("generation_next_deadline")
     return row["due_at"] if row else None
 
@@ -303,8 +304,12 @@ def _source(only: Filter) -> pages.Source:
     index, where = "generations_tenant", ["g.tenant = :tenant"]
     if only.model:
         index, where = "generations_model", [*where, "g.model = :model"]
-    elif only.status:
-        index, where, status = "generations_status", [*where, *status], []
+    elif only.status in ("failed", "timed_out"):
+        index, status = "generations_failed", []
+        where += [
+            "g.status = :status",
+            "g.status IN ('failed', 'timed_out')",
+        ]  # As the index has it.
     return pages.Source(
         table=f"generations g INDEXED BY {index}",
         where=where,

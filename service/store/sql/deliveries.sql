@@ -40,9 +40,9 @@ SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_i
 FROM deliveries d INDEXED BY deliveries_due JOIN events e ON e.id = d.event_id
 WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
     AND (d.attempt_count > 0) = :retries AND d.due_at <= :now
-    AND NOT EXISTS (SELECT 1 FROM events pe INDEXED BY events_generation
-        CROSS JOIN deliveries pd INDEXED BY deliveries_event ON pd.event_id = pe.id
-        WHERE pe.generation_id = d.generation_id AND pd.subscriber_id = d.subscriber_id
+    AND NOT EXISTS (SELECT 1 FROM generations g CROSS JOIN json_each(g.event_ids) pe
+        CROSS JOIN deliveries pd INDEXED BY deliveries_event ON pd.event_id = pe.value
+        WHERE g.id = d.generation_id AND pd.subscriber_id = d.subscriber_id
             AND pd.status = 'pending' AND pd.id < d.id)
 ORDER BY d.due_at LIMIT :limit;
 
@@ -50,18 +50,18 @@ ORDER BY d.due_at LIMIT :limit;
 -- Later events of a generation wait for the retry of an earlier one.
 UPDATE deliveries SET due_at = max(due_at, :due_at)
 WHERE tenant = :tenant AND status = 'pending' AND id IN (
-    SELECT d.id FROM events e INDEXED BY events_generation
-    CROSS JOIN deliveries d INDEXED BY deliveries_event ON d.event_id = e.id
-    WHERE e.generation_id = :generation_id AND d.subscriber_id = :subscriber_id
+    SELECT d.id FROM generations g CROSS JOIN json_each(g.event_ids) e
+    CROSS JOIN deliveries d INDEXED BY deliveries_event ON d.event_id = e.value
+    WHERE g.id = :generation_id AND d.subscriber_id = :subscriber_id
         AND d.status = 'pending' AND d.id > :delivery_id);
 
 -- name: delivery_unhold
 -- The next event of the generation may go: the one before it has ended.
 UPDATE deliveries SET due_at = min(due_at, :now)
 WHERE tenant = :tenant AND status = 'pending' AND id = (
-    SELECT min(d.id) FROM events e INDEXED BY events_generation
-    CROSS JOIN deliveries d INDEXED BY deliveries_event ON d.event_id = e.id
-    WHERE e.generation_id = :generation_id AND d.subscriber_id = :subscriber_id
+    SELECT min(d.id) FROM generations g CROSS JOIN json_each(g.event_ids) e
+    CROSS JOIN deliveries d INDEXED BY deliveries_event ON d.event_id = e.value
+    WHERE g.id = :generation_id AND d.subscriber_id = :subscriber_id
         AND d.status = 'pending');
 
 -- name: delivery_next_due
@@ -92,10 +92,10 @@ ON CONFLICT (delivery_id, number) DO NOTHING;
 SELECT * FROM attempts WHERE delivery_id = :delivery_id ORDER BY number LIMIT 100;
 
 -- name: attempts_of_generation
-SELECT a.*, d.subscriber_id, d.event_id FROM events e
-JOIN deliveries d ON d.event_id = e.id
-JOIN attempts a ON a.delivery_id = d.id
-WHERE e.generation_id = :generation_id
+SELECT a.*, d.subscriber_id, d.event_id FROM generations g
+CROSS JOIN json_each(g.event_ids) e CROSS JOIN deliveries d ON d.event_id = e.value
+CROSS JOIN attempts a ON a.delivery_id = d.id
+WHERE g.id = :generation_id
 ORDER BY a.started_at LIMIT 1000;
 
 -- name: delivery_tenant

@@ -6,8 +6,9 @@ VALUES (:id, :tenant, :type, :generation_id, :body);
 SELECT * FROM events WHERE id = :id AND tenant = :tenant;
 
 -- name: events_of_generation
-SELECT id, type FROM events WHERE generation_id = :generation_id
-ORDER BY seq LIMIT 100;
+SELECT e.id, e.type FROM generations g CROSS JOIN json_each(g.event_ids) i
+CROSS JOIN events e ON e.id = i.value
+WHERE g.id = :generation_id ORDER BY e.seq;
 
 -- name: events_past
 -- The next old events, and whether no delivery and no running replay needs them.

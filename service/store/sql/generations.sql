@@ -30,7 +30,7 @@ UPDATE generations SET status = :status, task_id = :task_id, credits = :credits,
     submitted_at = :submitted_at, completed_at = :completed_at, submission = :submission,
     submit_at = :submit_at, submit_count = :submit_count, next_poll_at = :next_poll_at,
     poll_count = :poll_count, trouble_count = :trouble_count,
-    late_poll_count = :late_poll_count, last_poll_at = :last_poll_at
+    late_poll_count = :late_poll_count, last_poll_at = :last_poll_at, event_ids = :event_ids
 WHERE id = :id;
 
 -- name: generation_update_status
@@ -38,7 +38,7 @@ WHERE id = :id;
 UPDATE generations SET status = :status, credits = :credits, completed_at = :completed_at,
     submit_at = :submit_at, next_poll_at = :next_poll_at, poll_count = :poll_count,
     trouble_count = :trouble_count, late_poll_count = :late_poll_count,
-    last_poll_at = :last_poll_at
+    last_poll_at = :last_poll_at, event_ids = :event_ids
 WHERE id = :id;
 
 -- name: generation_update_plan
@@ -95,11 +95,12 @@ DELETE FROM confirmations WHERE generation_id IN (SELECT value FROM json_each(:i
 -- name: generations_expired
 SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM generations g JOIN generation_bodies b ON b.generation_id = g.id
-WHERE g.status IN ('queued', 'processing') AND g.deadline_at <= :now
+WHERE g.status IN ('queued', 'processing') AND g.next_poll_at IS NULL AND g.deadline_at <= :now
 ORDER BY g.deadline_at LIMIT :limit;
 
 -- name: generation_next_deadline
-SELECT min(deadline_at) AS due_at FROM generations WHERE status IN ('queued', 'processing');
+SELECT min(deadline_at) AS due_at FROM generations
+WHERE status IN ('queued', 'processing') AND next_poll_at IS NULL;
 
 -- name: exchange_insert
 INSERT INTO exchanges (generation_id, kind, number, at, duration_ms, status_code, outcome, detail)
@@ -128,7 +129,8 @@ ORDER BY day DESC, model LIMIT 10000;
 SELECT g.id, g.tenant, g.status IN ('succeeded', 'failed', 'timed_out')
     AND g.next_poll_at IS NULL AND g.completed_at < :before AND g.deadline_at < :called_back
     AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
-    AND NOT EXISTS (SELECT 1 FROM events e WHERE e.generation_id = g.id) AS is_over
+    AND NOT EXISTS (SELECT 1 FROM json_each(g.event_ids) i CROSS JOIN events e ON e.id = i.value)
+        AS is_over
 FROM generations g WHERE g.id > :after AND g.id < :before_id ORDER BY g.id LIMIT :limit;
 
 -- name: generation_delete

@@ -54,15 +54,20 @@ CREATE TABLE generations (
     poll_count INTEGER NOT NULL DEFAULT 0,
     trouble_count INTEGER NOT NULL DEFAULT 0,
     late_poll_count INTEGER NOT NULL DEFAULT 0,
-    last_poll_at INTEGER
+    last_poll_at INTEGER,
+    -- The ids of its events in order, as JSON: they are few, and an index would cost every event.
+    event_ids TEXT NOT NULL DEFAULT '[]'
 ) WITHOUT ROWID;
 CREATE INDEX generations_tenant ON generations (tenant, id);
-CREATE INDEX generations_status ON generations (tenant, status, id);
+-- Most succeed, and open ones are among the newest: both are found by generations_tenant.
+CREATE INDEX generations_failed ON generations (tenant, status, id)
+    WHERE status IN ('failed', 'timed_out');
 CREATE INDEX generations_model ON generations (tenant, model, id);
 CREATE INDEX generations_poll ON generations (next_poll_at) WHERE next_poll_at IS NOT NULL;
 CREATE INDEX generations_submit ON generations (submit_at) WHERE submit_at IS NOT NULL;
+-- A planned poll is never after the deadline, so only those without one need a place here.
 CREATE INDEX generations_deadline ON generations (deadline_at)
-    WHERE status IN ('queued', 'processing');
+    WHERE status IN ('queued', 'processing') AND next_poll_at IS NULL;
 CREATE INDEX generations_task ON generations (task_id) WHERE task_id IS NOT NULL;
 CREATE INDEX generations_notify ON generations (notify_subscriber_id)
     WHERE notify_subscriber_id IS NOT NULL;
@@ -139,7 +144,6 @@ CREATE TABLE events (
     body BLOB NOT NULL
 );
 CREATE INDEX events_tenant ON events (tenant, seq, type);
-CREATE INDEX events_generation ON events (generation_id) WHERE generation_id IS NOT NULL;
 
 CREATE TABLE subscribers (
     id TEXT PRIMARY KEY,
