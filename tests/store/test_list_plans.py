@@ -33,7 +33,9 @@ WORDS: dict[str, dict[str, Any]] = {
 }
 # What a row of the range is found by, where that is not the tenant. All rows of a metadata value, a
 # subscriber, an event or a generation belong to one tenant, which the list has checked.
-RANGES = re.compile(r"tenant=\?|subscriber_id=\?|event_id=\?|generation_id=\?|name=\? AND value=\?")
+RANGES = re.compile(
+    r"tenant=\?|\(id=\?|subscriber_id=\?|event_id=\?|generation_id=\?|name=\? AND value=\?"
+)
 # Indexes of which a few rows are read for a page, so that they may be sorted.
 FEW = re.compile(r"deliveries_event|callback_bodies|[ce] USING")
 # Steps that find one row, or none, for each row of a page.
