@@ -20,6 +20,11 @@ class FieldError(msgspec.Struct, frozen=True):
     message: str
 
 
+def pointer(*steps: str | int) -> str:
+    """Return the JSON pointer (RFC 6901) that these names and indexes form."""
+    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in steps)
+
+
 class Problem(Exception):  # noqa: N818  RFC 9457 calls it a problem
     """An HTTP answer in `application/problem+json` (RFC 9457)."""
 
