@@ -14,7 +14,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     delivery_id: str
     number: int  # From 1, within the delivery.
-    trigger: str  # As a delivery has it, or "manual" where a person asked for this attempt.
+    trigger: str  # "scheduled", "manual", "replay" or "test".
     started_at: int
     duration_ms: int
     status_code: int | None

@@ -458,8 +458,8 @@ def test_kie_suno_names_its_stage(stage: str, state: str) -> None:
 
 def wavespeed(status: str, **more: Any) -> dict[str, Any]:
     get = "https://api.wavespeed.test/predictions/w1/result"
-    made = {"id": "w1", "model": "m", "input": {"image": "https://in.test/a.png"}}
-    return {**made, "outputs": [], "urls": {"get": get}, "error": "", "status": status, **more}
+    task = {"id": "w1", "model": "m", "input": {"image": "https://in.test/a.png"}}
+    return {**task, "outputs": [], "urls": {"get": get}, "error": "", "status": status, **more}
 
 
 def test_wavespeed_completes_with_its_outputs_only() -> None:
