@@ -2,7 +2,7 @@
 
 import msgspec
 
-EVENT_TYPE_OF = {  # Of the status that a generation reaches.
+EVENT_TYPE_OF = {  # By the status that a generation enters.
     "processing": "generation.submitted",
     "succeeded": "generation.succeeded",
     "failed": "generation.failed",
