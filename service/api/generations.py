@@ -65,7 +65,7 @@ _REFUSALS = {
 }
 
 
-def _refused(generation: Generation, refusal: wire.Refused) -> Problem:
+def _refused(generation: Generation, refusal: wire.Rejected) -> Problem:
     """Upstream's refusal as a problem: a wrong upstream key is our fault, no credits stays 402."""
     status, code = _REFUSALS.get(refusal.status, (422, "upstream_refused"))
     assert generation.error is not None

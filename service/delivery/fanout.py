@@ -32,7 +32,7 @@ async def fan_out(tx: Transaction, context: Context, events: Sequence[About]) ->
 
 
 async def _targets(tx: Transaction, events: Sequence[About]) -> list[tuple[Event, Subscriber]]:
-    """Pair each event with the subscribers of its tenant that want it."""
+    """Pair each event with the subscribers of its tenant that subscribe to it."""
     of_tenant = {
         tenant: await subscribers.of_tenant(tx, tenant)
         for tenant in dict.fromkeys(event.tenant for event, _ in events)
@@ -43,7 +43,7 @@ async def _targets(tx: Transaction, events: Sequence[About]) -> list[tuple[Event
         candidates = of_tenant[event.tenant]
         if generation is not None and generation.notify_subscriber_id in notify:
             candidates = [*candidates, notify[generation.notify_subscriber_id]]
-        targets += [(event, one) for one in candidates if one.wants(event.type, generation)]
+        targets += [(event, one) for one in candidates if one.subscribes_to(event.type, generation)]
     return targets
 
 

@@ -16,6 +16,7 @@ from service.store.callbacks import NEW_VERDICTS, Arrival
 from service.store.database import Transaction
 from service.telemetry import log, metrics
 from service.upstream import catalogue, wire
+from service.upstream.results import File
 
 _log = log.get()
 
@@ -214,7 +215,7 @@ def _output(context: Context, report: wire.Report) -> dict[str, Any]:
     return {"files": files, "raw": context.redactor.json(report.raw)}
 
 
-def _file(file: wire.File) -> dict[str, str]:
+def _file(file: File) -> dict[str, str]:
     view = {"url": file.url, "media_type": file.media_type}
     return view if file.expires_at is None else {**view, "expires_at": rfc3339(file.expires_at)}
 

@@ -22,7 +22,7 @@ from service.telemetry import log, metrics
 from service.upstream import wire
 
 _log = log.get()
-Reply = wire.Report | wire.Absent | wire.Throttled | wire.Unwell
+Reply = wire.Report | wire.TaskNotFound | wire.Throttled | wire.UpstreamTrouble
 
 IN_FLIGHT_MAX = 32
 THROTTLED_MS = 5 * SECOND
@@ -120,7 +120,7 @@ class Poller:
             at=asked_at,
             kind="poll",
             duration_ms=round((time.monotonic() - began) * 1_000),
-            status_code=reply.status if isinstance(reply, wire.Unwell) else None,
+            status_code=reply.status if isinstance(reply, wire.UpstreamTrouble) else None,
             outcome=_outcome(reply),
             detail=context.redactor.json(_detail(reply)),
         )
@@ -231,7 +231,7 @@ async def _record_blind(tx: Transaction, generation_id: str) -> None:
     await generations.update(tx, [(generation, replace(generation, next_poll_at=None))])
 
 
-def _wait_ms(reply: wire.Throttled | wire.Unwell, now: int) -> int:
+def _wait_ms(reply: wire.Throttled | wire.UpstreamTrouble, now: int) -> int:
     """Return the wait that upstream asks for, THROTTLED_MS for a 429 that names none."""
     wait_ms = retry.parse_retry_after(reply.retry_after, now)
     if isinstance(reply, wire.Throttled):
@@ -252,7 +252,7 @@ def _next(context: Context, generation: Generation, reply: Reply, now: int) -> d
         return {"next_poll_at": due, "late_poll_count": late}
     if generation.trouble_count:
         due = schedule.after_trouble(generation.trouble_count, now, context.jitter())
-        if isinstance(reply, wire.Unwell):
+        if isinstance(reply, wire.UpstreamTrouble):
             due = max(due, now + _wait_ms(reply, now))
     else:
         due = schedule.plan_poll(context, generation, generation.poll_count, now)
@@ -262,12 +262,16 @@ def _next(context: Context, generation: Generation, reply: Reply, now: int) -> d
 def _outcome(reply: Reply) -> str:
     if isinstance(reply, wire.Report):
         return reply.state
-    return {wire.Absent: "absent", wire.Throttled: "throttled", wire.Unwell: "unwell"}[type(reply)]
+    return {
+        wire.TaskNotFound: "absent",
+        wire.Throttled: "throttled",
+        wire.UpstreamTrouble: "unwell",
+    }[type(reply)]
 
 
 def _detail(reply: Reply) -> str | None:
     if isinstance(reply, wire.Report):
         return reply.error_message if reply.state == "failed" else reply.word
-    if isinstance(reply, wire.Unwell):
+    if isinstance(reply, wire.UpstreamTrouble):
         return reply.message
     return reply.retry_after if isinstance(reply, wire.Throttled) else None

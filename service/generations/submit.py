@@ -21,11 +21,11 @@ from service.store.generations import Exchange
 from service.telemetry import log, metrics
 from service.upstream import wire
 from service.upstream.callback_url import new_nonce
-from service.upstream.client import Lost, NotTaken
+from service.upstream.client import NoAnswer, NotSent
 
 _log = log.get()
 UNKNOWN_MODEL_PATH = "/images/generations"
-Answer = wire.Taken | wire.Refused | NotTaken | Lost
+Answer = wire.Accepted | wire.Rejected | NotSent | NoAnswer
 
 
 class NewGeneration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,7 +72,7 @@ class Submitted(msgspec.Struct, frozen=True):
     """A generation after its submission, and upstream's refusal if it refused for good."""
 
     generation: Generation
-    refusal: wire.Refused | None = None
+    refusal: wire.Rejected | None = None
 
 
 class Submitter:
@@ -118,7 +118,7 @@ async def submit(context: Context, generation: Generation) -> Submitted:
         at=started_at,
         kind="submission",
         duration_ms=round((time.monotonic() - began) * 1_000),
-        status_code=answer.status if isinstance(answer, wire.Refused) else None,
+        status_code=answer.status if isinstance(answer, wire.Rejected) else None,
         outcome=_outcome(answer),
         detail=context.redactor.json(_detail(answer)),
     )
@@ -133,7 +133,7 @@ async def submit(context: Context, generation: Generation) -> Submitted:
         detail=exchange.detail,
         duration_ms=exchange.duration_ms,
     )
-    if isinstance(answer, wire.Refused) and after.submission == "refused":
+    if isinstance(answer, wire.Rejected) and after.submission == "refused":
         return Submitted(after, answer)
     return Submitted(after)
 
@@ -176,7 +176,7 @@ async def _notify_subscriber(
 def _request(context: Context, generation: Generation) -> tuple[str, dict[str, Any]]:
     model = context.catalogue.get(generation.model)
     body = dict(generation.input)
-    name = model.sends if model else generation.model
+    name = model.sent_as if model else generation.model
     if name is not None:
         body["model"] = name
     if model is None or model.callbacks:
@@ -188,9 +188,9 @@ def _request(context: Context, generation: Generation) -> tuple[str, dict[str, A
 
 def _update(context: Context, answer: Answer) -> Update | None:
     """Return what an answer says about the generation itself, None if nothing."""
-    if isinstance(answer, wire.Taken):
+    if isinstance(answer, wire.Accepted):
         return ingest.update_of(context, answer.report)
-    if isinstance(answer, wire.Refused) and answer.kind == "never":
+    if isinstance(answer, wire.Rejected) and answer.resend == "never":
         error = context.redactor.json({"code": answer.code, "message": answer.message})
         return Update(status="failed", error=error)
     return None
@@ -206,7 +206,7 @@ async def _record(
     was_open = not before.is_terminal  # A callback or the deadline may have been faster.
     count = before.submit_count + 1
     await generations.record(tx, [replace(exchange, number=count)])
-    if update is not None and (was_open or isinstance(answer, wire.Taken)):
+    if update is not None and (was_open or isinstance(answer, wire.Accepted)):
         batch.ingest(id_, update)
     batch.change(id_, submit_count=count)
     after = _change_submission(context, batch, id_, answer, was_open=was_open)
@@ -225,14 +225,14 @@ def _change_submission(
 ) -> Generation:
     """Change the submission of a generation as upstream's answer says."""
     generation = batch.generations[id_]
-    if isinstance(answer, wire.Taken):
+    if isinstance(answer, wire.Accepted):
         changes = _accepted_changes(context, generation, answer.report, batch.now)
         return batch.change(id_, **changes)
-    kind = answer.kind if isinstance(answer, wire.Refused) else None
+    kind = answer.resend if isinstance(answer, wire.Rejected) else None
     if was_open and kind == "never":
         return batch.change(id_, submission="refused")
-    if was_open and (kind == "later" or isinstance(answer, NotTaken)):
-        header = answer.retry_after if isinstance(answer, wire.Refused) else None
+    if was_open and (kind == "later" or isinstance(answer, NotSent)):
+        header = answer.retry_after if isinstance(answer, wire.Rejected) else None
         wait_ms = retry.parse_retry_after(header, batch.now)
         due_at = schedule.submission_retry(
             generation.submit_count, batch.now, wait_ms, context.jitter()
@@ -256,12 +256,12 @@ def _accepted_changes(
 
 
 def _outcome(answer: Answer) -> str:
-    if isinstance(answer, wire.Refused):
-        return {"never": "refused", "later": "put_off", "unknown": "lost"}[answer.kind]
-    return {wire.Taken: "taken", NotTaken: "put_off", Lost: "lost"}[type(answer)]
+    if isinstance(answer, wire.Rejected):
+        return {"never": "refused", "later": "put_off", "unknown": "lost"}[answer.resend]
+    return {wire.Accepted: "taken", NotSent: "put_off", NoAnswer: "lost"}[type(answer)]
 
 
 def _detail(answer: Answer) -> str | None:
-    if isinstance(answer, wire.Taken):
+    if isinstance(answer, wire.Accepted):
         return answer.report.task_id
-    return answer.message if isinstance(answer, wire.Refused) else answer.reason
+    return answer.message

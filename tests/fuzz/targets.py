@@ -52,17 +52,17 @@ def hold_upstream(status: int, headers: Mapping[str, str], body: bytes) -> None:
     created = wire.read_create(status, headers, body)
     asked = wire.read_task(status, headers, body)
     called = wire.read_callback(body)
-    assert isinstance(created, wire.Taken | wire.Refused)
-    assert isinstance(asked, wire.Report | wire.Absent | wire.Throttled | wire.Unwell)
-    told = created.report if isinstance(created, wire.Taken) else None
+    assert isinstance(created, wire.CreateAnswer)
+    assert isinstance(asked, wire.TaskAnswer)
+    told = created.report if isinstance(created, wire.Accepted) else None
     for report in (told, asked, called):
         if isinstance(report, wire.Report):
             _hold_report(report, body)
     for answer in (created, asked):
-        if isinstance(answer, wire.Refused | wire.Throttled | wire.Unwell):
+        if isinstance(answer, wire.Rejected | wire.Throttled | wire.UpstreamTrouble):
             assert len(msgspec.json.encode(answer)) < 8_000
             assert len(answer.retry_after or "") <= 100
-    if isinstance(created, wire.Refused) and created.kind != "unknown":
+    if isinstance(created, wire.Rejected) and created.resend != "unknown":
         assert 400 <= created.status < 600, "only an error says that nothing was taken"
 
 

@@ -81,8 +81,8 @@ def test_a_packed_bomb_takes_no_more_memory_than_an_answer_may(encoding: str) ->
 
 def test_the_status_of_an_answer_counts_where_its_body_cannot_be_unpacked() -> None:
     for encoding in ("br", "gzip"):
-        assert created(packed(b"rubbish", encoding, 429)).kind == "later"
-        assert created(packed(b"rubbish", encoding, 200)).kind == "unknown"
+        assert created(packed(b"rubbish", encoding, 429)).resend == "later"
+        assert created(packed(b"rubbish", encoding, 200)).resend == "unknown"
 
 
 @relaxed
