@@ -8,6 +8,7 @@ import ast
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -77,8 +78,19 @@ def complaints(rule: Rule, files: Mapping[str, str]) -> list[str]:
 # The rules
 
 
+@cache
+def tree(text: str) -> ast.Module:
+    """The syntax tree of a file, parsed once for all rules."""
+    return ast.parse(text)
+
+
+@cache
+def nodes(text: str) -> list[ast.AST]:
+    return list(ast.walk(tree(text)))
+
+
 def functions(text: str) -> Iterator[Function]:
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes(text):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
 
@@ -106,7 +118,7 @@ def long_signatures(_path: str, text: str) -> Iterator[str]:
 
 
 def undescribed_modules(_path: str, text: str) -> Iterator[str]:
-    summary, _, rest = (ast.get_docstring(ast.parse(text)) or "").partition("\n")
+    summary, _, rest = (ast.get_docstring(tree(text)) or "").partition("\n")
     if not summary.endswith("."):
         yield "does not open with a line that says what it does and ends with a full stop"
     elif rest and not rest.startswith("\n"):
@@ -129,7 +141,7 @@ def vague_names(path: str, _text: str) -> Iterator[str]:
 
 
 def slow_middleware(_path: str, text: str) -> Iterator[str]:
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes(text):
         name = getattr(node, "id", None) or getattr(node, "attr", None)
         imported = isinstance(node, ast.alias) and node.name
         if "BaseHTTPMiddleware" in (name, imported):
@@ -139,14 +151,14 @@ def slow_middleware(_path: str, text: str) -> Iterator[str]:
 def stray_prints(path: str, text: str) -> Iterator[str]:
     if path.startswith(PRINTERS):
         return
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes(text):
         if isinstance(node, ast.Name) and node.id == "print":
             yield f"line {node.lineno} prints; only the command line and the demo do"
 
 
 def names_used(text: str) -> Iterator[str]:
     """Attributes and whole strings: the two ways in which a statement can be called for."""
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes(text):
         if isinstance(node, ast.Attribute):
             yield node.attr
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
