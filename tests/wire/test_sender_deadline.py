@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from service.delivery.webhook.sender import Sender, SendError, Target, parse_target
+from service.delivery.webhook.sender import Sender, SendError, Target, parse_target, tls_context
 from tests.wire import receivers
 from tests.wire.receivers import (
     HEADERS,
@@ -117,8 +117,13 @@ async def test_addresses_that_all_hang_share_the_deadline() -> None:
 
 
 async def test_a_handshake_that_hangs_is_cut() -> None:
+    context = tls_context()  # Loading the certificates takes longer than the short deadline.
+
     async def attempt(seconds: float) -> None:
-        async with receiving(receivers.Peer.gone) as receiver, sending() as sender:
+        async with (
+            receiving(receivers.Peer.gone) as receiver,
+            sending(ssl_context=context) as sender,
+        ):
             target = parse_target(f"https://127.0.0.1:{receiver.port}/")
             error = await timeout_of(sender, target, seconds)
             need(reached=receiver.connections == 1)
