@@ -1,14 +1,28 @@
 """Fixtures that every test may use."""
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from service.model import ids
 from service.settings import VARIABLES
 from service.telemetry import log
 
 SECRET_KEY = "0123456789abcdef0123456789abcdef"
+MEMORY = Path("/dev/shm")  # noqa: S108  pytest makes a folder in it that is the user's own
+MEMORY_BYTES_MIN = 1 << 30
+
+# A busy machine is no reason for a property to fail.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
+
+# Most of a test's time went into waiting for the disk. Databases in memory make every sync quick;
+# chaos/ attacks durability on a real disk.
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_BYTES_MIN:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))  # noqa: TID251  pytest reads it
 
 
 @pytest.fixture

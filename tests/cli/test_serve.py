@@ -28,7 +28,7 @@ from service.model.errors import CommandError, SettingsError
 from service.settings import VARIABLES
 from service.telemetry import log
 from service.worker import Worker
-from tests.harness import settings
+from tests.harness import settings, taken
 
 SECRET_KEY = "0123456789abcdef0123456789abcdef"
 ADMIN_KEY = "ghk_0123456789abcdef0123456789abcdef"
@@ -101,6 +101,19 @@ def ended(folder: Path, *line: str, **environ: str) -> tuple[int, str]:
         return process.returncode, err
 
 
+@contextmanager
+def served(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The URL of a server on this machine."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as receiver:
+        thread = threading.Thread(target=receiver.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{receiver.server_port}"
+        finally:
+            receiver.shutdown()
+            thread.join()
+
+
 # serve
 
 
@@ -114,21 +127,54 @@ def test_serve_answers_and_ends_with_zero_on_a_signal(tmp_path: Path, number: in
     assert (status, err) == (0, "")
 
 
+class SlowUpstream(http.server.BaseHTTPRequestHandler):
+    """Takes a submission, and answers when the test lets it."""
+
+    asked: threading.Event
+    released: threading.Event
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.asked.set()
+        self.released.wait(END_SECONDS)
+        body = json.dumps(taken("task1")).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def accepts(url: str) -> bool:
+    port = int(url.rpartition(":")[2])
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
 def test_a_request_under_way_is_answered_before_the_end(tmp_path: Path) -> None:
-    with (
-        started(tmp_path, "serve", "--dev", "--sandbox", "--port", "0", **KEYS) as running,
-        running.client() as client,
-        ThreadPoolExecutor() as pool,
-    ):
-        prompt = "A slow lighthouse [sandbox: early, delay=1]"  # answered once the work is done
-        body = {"model": "imagen4-fast", "input": {"prompt": prompt}}
-        answer = pool.submit(client.post, "/v1/generations", json=body)
-        with running.client() as other:
-            while not other.get("/v1/generations").json()["data"]:
+    events = {"asked": threading.Event(), "released": threading.Event()}
+    with served(type("Own", (SlowUpstream,), events)) as upstream:
+        keys = {"GENHOOK_UPSTREAM_URL": upstream, "GENHOOK_UPSTREAM_API_KEY": "aio_slow"}
+        with (
+            started(tmp_path, "serve", "--port", "0", **KEYS, **keys) as running,
+            running.client() as client,
+            ThreadPoolExecutor() as pool,
+        ):
+            body = {"model": "imagen4-fast", "input": {"prompt": "A slow lighthouse"}}
+            answer = pool.submit(client.post, "/v1/generations", json=body)
+            assert events["asked"].wait(END_SECONDS)
+            running.process.send_signal(signal.SIGTERM)
+            while accepts(running.url):
                 assert not answer.done()
-        status, _, err = running.end()
-        assert answer.result().status_code == 202
-    assert (status, err) == (0, "")
+            events["released"].set()
+            out, err = running.process.communicate(timeout=END_SECONDS)
+            assert answer.result().status_code == 202
+    assert (running.process.returncode, err) == (0, ""), out
 
 
 @pytest.mark.parametrize("command", ["serve", "work"])
@@ -351,13 +397,8 @@ class Inbox(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def inbox() -> Iterator[tuple[str, list[tuple[dict[str, str], bytes]]]]:
     got: list[tuple[dict[str, str], bytes]] = []
-    kind = type("Own", (Inbox,), {"got": got})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind) as receiver:
-        thread = threading.Thread(target=receiver.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{receiver.server_port}/inbox", got
-        receiver.shutdown()
-        thread.join()
+    with served(type("Own", (Inbox,), {"got": got})) as url:
+        yield f"{url}/inbox", got
 
 
 def test_a_generation_is_asked_for_waited_for_and_looked_at(genhook: Command) -> None:

@@ -18,6 +18,9 @@ from tests.contract.contract import DOCUMENT
 from tests.contract.scenes import NOUNS, SPAN, Ids, populate
 from tests.harness import ADMIN_KEY, SUBSCRIBER_URL, Harness, opened
 
+# Loading this plugin takes seconds, so pyproject.toml keeps it out of every other test run.
+pytest_plugins = ["schemathesis.pytest.plugin"]
+
 Case: TypeAlias = schemathesis.Case[Any]
 
 # Valid by its schema, and still refused: what a schema cannot say.

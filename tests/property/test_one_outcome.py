@@ -185,7 +185,11 @@ HISTORIES = {
     max_examples=60,
     deadline=None,
     derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.function_scoped_fixture,  # each example has a folder of its own below it
+    ],
 )
 @given(**HISTORIES)
 @example("taken", "body", [Step("answer"), Step("both", "failure"), Step("both", "success")])
@@ -196,6 +200,8 @@ HISTORIES = {
 @example("lost", "body", [Step("answer"), Step("callback", "progress"), Step("upstream", "done")])
 @example("taken", "body", [Step("run", 3_601), Step("callback", "success"), Step("answer")])
 @example("refused", "body", [Step("callback", "success"), Step("answer")])
-def test_every_history_has_one_outcome(answer: str, trust: str, steps: list[Step]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+def test_every_history_has_one_outcome(
+    tmp_path: Path, answer: str, trust: str, steps: list[Step]
+) -> None:
+    with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
         asyncio.run(live(Path(folder), answer, trust, steps))
