@@ -16,6 +16,7 @@ from service.cli.client import is_loopback
 from service.delivery import signing_keys
 from service.model.clock import MINUTE, now_ms, parse_rfc3339, rfc3339
 from service.model.errors import SettingsError
+from service.model.ids import time_of
 from service.settings import Settings, read_settings, unknown
 from service.store.sqlite import schema
 from service.store.vault import Vault, VaultError
@@ -170,7 +171,8 @@ def _inside(connection: sqlite3.Connection, settings: Settings, now: int) -> Ite
     connection.execute("ROLLBACK")
     yield Finding("ok", "database", "It is whole, and takes writes.")
     yield from _seals(connection, settings)
-    newest = connection.execute("SELECT max(created_at) FROM events").fetchone()[0] or 0
+    event = connection.execute("SELECT id FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+    newest = time_of(event[0]) if event else 0
     if newest > now + CLOCK_OFF_MS:
         said = f"The newest event is of {rfc3339(newest)}: the clock went back."
         yield Finding("warn", "clock", said)

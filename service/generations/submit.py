@@ -20,7 +20,7 @@ from service.store.database import Transaction
 from service.store.generations import Exchange
 from service.telemetry import log, metrics
 from service.upstream import wire
-from service.upstream.callback_url import new_nonce
+from service.upstream.callback_url import callback_url, new_nonce
 from service.upstream.client import NoAnswer, NotSent
 
 _log = log.get()
@@ -180,7 +180,7 @@ def _request(context: Context, generation: Generation) -> tuple[str, dict[str, A
     if name is not None:
         body["model"] = name
     if model is None or model.callbacks:
-        url = context.callback_url(generation.id, generation.nonce, generation.deadline_at)
+        url = callback_url(context.tokens, context.settings.public_url, generation)
         if url is not None:
             body["callback_url"] = url
     return model.path if model else UNKNOWN_MODEL_PATH, body
