@@ -81,7 +81,7 @@ class App:
             if method == "POST" and path.startswith("/callbacks/"):
                 assert self._receiver is not None
                 await self._receiver(scope, receive, send)
-            elif method == "GET" and path == "/healthz":
+            elif path == "/healthz" and method in ("GET", "HEAD"):
                 await asgi.healthz(scope, send, self._clock())
             else:
                 await self._api(scope, receive, send)

@@ -1,14 +1,16 @@
 """Plain ASGI: the body by bytes actually read, and problems as answers."""
 
+import contextlib
 import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 import msgspec
 
+from service.model.clock import Clock
 from service.model.errors import Problem
 from service.model.ids import new_id
-from service.telemetry import metrics
+from service.telemetry import log, metrics
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -16,7 +18,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-HEALTHY = {"status": "ok"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -64,20 +65,42 @@ def request_id_of(scope: Scope, now: int) -> str:
 
 
 async def healthz(scope: Scope, send: Send, now: int) -> None:
-    """GET /healthz: the process answers."""
-    await _answer(send, 200, "application/json", HEALTHY, request_id_of(scope, now))
+    """Answer GET and HEAD /healthz: the process answers."""
+    await _answer(send, 200, "application/json", {"status": "ok"}, request_id_of(scope, now))
     metrics.requests.add(1, "200")
 
 
 async def problem(send: Send, found: Problem, request_id: str) -> None:
     """Answer with a problem (RFC 9457)."""
-    headers = []
-    if found.retry_after_seconds is not None:
-        headers.append((b"retry-after", str(found.retry_after_seconds).encode()))
-    if found.status == 413:
-        headers.append((b"connection", b"close"))
+    headers = [(name.encode(), value.encode()) for name, value in found.headers.items()]
     document = found.document(request_id)
     await _answer(send, found.status, "application/problem+json", document, request_id, headers)
+
+
+class Traced:
+    """Names every request, in the log and in its answer, and counts the answers.
+
+    `scope["state"]["request_id"]` has the name. An exception ends here: Starlette raises it again
+    after its handler has logged and answered it.
+    """
+
+    def __init__(self, app: App, clock: Clock) -> None:
+        self._app = app
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        request_id = request_id_of(scope, self._clock())
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_traced(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"].append((b"x-request-id", request_id.encode()))
+                metrics.requests.add(1, str(message["status"]))
+            await send(message)
+
+        with log.request(request_id), contextlib.suppress(Exception):
+            await self._app(scope, receive, send_traced)
 
 
 async def _answer(

@@ -1,10 +1,11 @@
 """From HTTP to a call and back: authentication, checks of the request, problems, request ids."""
 
 import hmac
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
+from functools import partial
 from urllib.parse import parse_qsl
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -12,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from service.api import idempotency
-from service.api.asgi import BodyTooLargeError, DisconnectedError, read_body, request_id_of
+from service.api.asgi import App, BodyTooLargeError, DisconnectedError, Traced, read_body
 from service.api.call import Answer, Call, bad_query
 from service.api.parts import Parts
 from service.api.routes import OPERATIONS, Operation
@@ -21,66 +22,34 @@ from service.model.clock import MINUTE
 from service.model.errors import Problem, StorageBusyError, StorageError
 from service.model.key import Key
 from service.store import keys
-from service.telemetry import log, metrics
+from service.telemetry import log
 
 _log = log.get()
-CALLBACK_PATH = "/callbacks/{upstream}/{token}"
-_HANGUP = 499  # Nobody reads the answer; the number is nginx's.
+# app.py answers these. Here they make the answer to another method a 405.
+ANSWERED_IN_FRONT = (("/callbacks/{upstream}/{token}", "POST"), ("/healthz", "GET"))
 
 
-def build(parts: Parts) -> Starlette:
-    """The API as a Starlette application."""
-    # POST goes past the router (app.py); here other methods are told which one there is.
-    routes = [Route(CALLBACK_PATH, _nowhere, methods=["POST"])]
-    routes += [
-        Route(op.path, _endpoint(op, parts), methods=[op.method], name=f"{op.method} {op.path}")
-        for op in OPERATIONS
+def build(parts: Parts) -> App:
+    """Build the API as an ASGI application."""
+    operations: dict[str, dict[str, Operation]] = {}
+    for operation in OPERATIONS:
+        operations.setdefault(operation.path, {})[operation.method] = operation
+    routes = [
+        Route(path, partial(_serve, parts, by_method), methods=list(by_method))
+        for path, by_method in operations.items()
     ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error(parts)})
+    routes += [Route(path, _not_found, methods=[method]) for path, method in ANSWERED_IN_FRONT]
+    app = Starlette(routes=routes, exception_handlers=_EXCEPTION_HANDLERS)
     app.router.redirect_slashes = False  # A redirected POST loses its body with many clients.
-    return app
+    return Traced(app, parts.context.clock)
 
 
-async def _nowhere(_request: Request) -> Response:
+async def _not_found(_request: Request) -> Response:
     raise HTTPException(404)
 
 
-def _endpoint(operation: Operation, parts: Parts) -> Callable[..., Any]:
-    async def endpoint(request: Request) -> Response:
-        request_id = request_id_of(request.scope, parts.context.clock())
-        with log.request(request_id):
-            response = await _guarded(operation, parts, request, request_id)
-        response.headers["x-request-id"] = request_id
-        metrics.requests.add(1, str(response.status_code))
-        return response
-
-    return endpoint
-
-
-async def _guarded(
-    operation: Operation, parts: Parts, request: Request, request_id: str
-) -> Response:
-    try:
-        answer = await _answer(operation, parts, request, request_id)
-    except Problem as problem:
-        return _problem(problem, request_id)
-    except StorageBusyError:
-        return _problem(_unavailable("Too much is being stored at once."), request_id)
-    except StorageError as error:
-        _log.error("request.not_stored", path=request.url.path, error=str(error))
-        return _problem(_unavailable("The database does not take the request."), request_id)
-    except DisconnectedError:
-        return Response(status_code=_HANGUP)
-    except Exception:  # noqa: BLE001  a stranger gets a problem, the log the traceback
-        _log.exception("request.failed", path=request.url.path)
-        return _problem(Problem(500, "internal_error", "Something went wrong here."), request_id)
-    headers = dict(answer.headers)
-    if answer.status == 204:
-        return Response(status_code=204, headers=headers)
-    return Response(answer.encoded(), answer.status, headers, answer.media_type)
-
-
-async def _answer(operation: Operation, parts: Parts, request: Request, request_id: str) -> Answer:
+async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Request) -> Response:
+    operation = by_method["GET" if request.method == "HEAD" else request.method]
     key = await _authenticate(operation, parts, request)
     query = _query(operation, request)
     call = Call(
@@ -90,13 +59,58 @@ async def _answer(operation: Operation, parts: Parts, request: Request, request_
         query=query,
         headers=request.headers,
         body=await _body(operation, parts, request),
-        request_id=request_id,
+        request_id=request.state.request_id,
     )
     if operation.makes:
         name = f"{operation.method} {operation.path}"
-        return await idempotency.once(call, name, operation.makes, operation.handler)
-    return await operation.handler(call)
+        return _response(await idempotency.once(call, name, operation.makes, operation.handler))
+    return _response(await operation.handler(call))
 
+
+def _response(answer: Answer) -> Response:
+    if answer.status == 204:
+        return Response(status_code=204, headers=dict(answer.headers))
+    return Response(answer.encoded(), answer.status, dict(answer.headers), answer.media_type)
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    """Answer an error with a problem."""
+    problem = _problem(error, request.url.path)
+    content = msgspec.json.encode(problem.document(request.state.request_id))
+    return Response(content, problem.status, problem.headers, "application/problem+json")
+
+
+def _problem(error: Exception, path: str) -> Problem:
+    match error:
+        case Problem():
+            return error
+        case HTTPException(status_code=405, headers=headers):  # Starlette's `Allow` has no order.
+            allow = ", ".join(sorted((headers or {})["Allow"].split(", ")))
+            detail = "This path does not take this method."
+            return Problem(405, "method_not_allowed", detail, headers={"allow": allow})
+        case HTTPException():
+            return Problem(404, "not_found", "There is nothing at this path.")
+        case StorageBusyError():
+            return _unavailable("Too much is being stored at once.")
+        case StorageError():
+            _log.error("request.not_stored", path=path, error=str(error))
+            return _unavailable("The database does not take the request.")
+    _log.exception("request.failed", path=path)
+    return Problem(500, "internal_error", "Something went wrong here.")
+
+
+def _unavailable(detail: str) -> Problem:
+    return Problem(503, "storage_unavailable", detail, headers={"retry-after": "1"})
+
+
+async def _hang_up(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=499)  # Nobody reads it; nginx logs a hang-up with this number.
+
+
+_EXCEPTION_HANDLERS = {
+    **dict.fromkeys((Problem, HTTPException, StorageError, Exception), _refuse),
+    DisconnectedError: _hang_up,
+}
 
 _NOBODY = Key(
     id="", name="", tenant="", scopes=[], created_at=0, last_used_at=None, revoked_at=None
@@ -126,7 +140,12 @@ async def _authenticate(operation: Operation, parts: Parts, request: Request) ->
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     key = await _key(parts, secret.strip()) if scheme.lower() == "bearer" else None
     if key is None:
-        raise Problem(401, "unauthorized", "An API key is needed: Authorization: Bearer ghk_…")
+        raise Problem(
+            401,
+            "unauthorized",
+            "An API key is needed: Authorization: Bearer ghk_…",
+            headers={"www-authenticate": "Bearer"},
+        )
     if who not in key.scopes and "admin" not in key.scopes:
         raise Problem(403, "forbidden", f"The key lacks the scope {who}.")
     return key
@@ -182,44 +201,3 @@ async def _body(operation: Operation, parts: Parts, request: Request) -> bytes:
     if body and media_type.strip().lower() != "application/json":
         raise Problem(415, "unsupported_media_type", "Send the body as application/json.")
     return body
-
-
-def _unavailable(detail: str) -> Problem:
-    return Problem(503, "storage_unavailable", detail, retry_after_seconds=1)
-
-
-def _problem(problem: Problem, request_id: str) -> Response:
-    answer = Answer(content=problem.document(request_id))
-    headers: dict[str, str] = {}
-    if problem.status == 401:
-        headers["www-authenticate"] = "Bearer"
-    if problem.retry_after_seconds is not None:
-        headers["retry-after"] = str(problem.retry_after_seconds)
-    return Response(answer.encoded(), problem.status, headers, "application/problem+json")
-
-
-def _http_error(parts: Parts) -> Callable[..., Any]:
-    """What answers where the router itself refuses: no such path, no such method."""
-
-    async def answer(request: Request, error: Exception) -> Response:
-        request_id = request_id_of(request.scope, parts.context.clock())
-        assert isinstance(error, HTTPException)
-        if error.status_code == 405:
-            problem = Problem(405, "method_not_allowed", "This path does not take this method.")
-        else:
-            problem = Problem(404, "not_found", "There is nothing at this path.")
-        response = _problem(problem, request_id)
-        response.headers["x-request-id"] = request_id
-        if error.status_code == 405:
-            response.headers["allow"] = ", ".join(_methods(request))
-        metrics.requests.add(1, str(error.status_code))
-        return response
-
-    return answer
-
-
-def _methods(request: Request) -> list[str]:
-    """Which methods the path takes, over all its routes."""
-    routes = [route for route in request.app.routes if isinstance(route, Route)]
-    found = [r.methods or set() for r in routes if r.path_regex.match(request.url.path)]
-    return sorted(set().union(*found))

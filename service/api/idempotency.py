@@ -103,7 +103,7 @@ async def _begin(
             409,
             "idempotency_key_in_use",
             "The first request with this key is still running.",
-            retry_after_seconds=1,
+            headers={"retry-after": "1"},
         )
     resource_id: str = row["resource_id"]
     await keys.claim(tx, call.tenant, scoped, fingerprint, resource_id)

@@ -64,8 +64,9 @@ class Receiver:
             await problem(send, found, request_id)
         except StorageError as error:
             _log.error("callback.not_stored", error=str(error), request_id=request_id)
+            headers = {"retry-after": "1"}
             busy = Problem(
-                503, "storage_unavailable", "The callback was not stored.", retry_after_seconds=1
+                503, "storage_unavailable", "The callback was not stored.", headers=headers
             )
             await problem(send, busy, request_id)
         except DisconnectedError:
@@ -101,7 +102,8 @@ class Receiver:
             arrival.body = await read_body(scope, receive, settings.callback_body_bytes)
         except BodyTooLargeError as error:
             await self._reject(arrival, "body_too_large")
-            raise Problem(413, "body_too_large", str(error)) from None
+            headers = {"connection": "close"}
+            raise Problem(413, "body_too_large", str(error), headers=headers) from None
         arrival.readable = _readable(arrival.body)
         proved = await self._proves_body(arrival)
         if proved or settings.callback_trust == "body":

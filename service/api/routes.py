@@ -83,7 +83,6 @@ OPERATIONS = (
     Operation("GET", "/v1/keys/{id}", account.get_key, "admin"),
     Operation("DELETE", "/v1/keys/{id}", account.revoke_key, "admin"),
     Operation("POST", "/v1/tick", system.tick, "admin", _SECONDS),
-    Operation("GET", "/healthz", system.healthz, "open"),
     Operation("GET", "/readyz", system.readyz, "open"),
     Operation("GET", "/metrics", system.metrics_, "open"),
     Operation("GET", "/openapi.yaml", system.openapi, "open"),

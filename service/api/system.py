@@ -4,7 +4,6 @@ import asyncio
 from importlib.resources import files
 from pathlib import Path
 
-from service.api.asgi import HEALTHY
 from service.api.call import Answer, Call
 from service.model.errors import StorageError
 from service.store import stats
@@ -12,11 +11,6 @@ from service.telemetry import metrics
 
 TICK_SECONDS_MAX = 60
 SUBSCRIBER_LABELS_MAX = 20
-
-
-async def healthz(_call: Call) -> Answer:
-    """GET /healthz: the process answers."""
-    return Answer(content=HEALTHY)
 
 
 async def readyz(call: Call) -> Answer:

@@ -8,6 +8,7 @@ Exception
     └── StorageBusyError    its queue is full
 """
 
+from collections.abc import Mapping
 from http import HTTPStatus
 
 import msgspec
@@ -30,14 +31,14 @@ class Problem(Exception):  # noqa: N818  RFC 9457 calls it a problem
         detail: str,
         *,
         errors: tuple[FieldError, ...] = (),
-        retry_after_seconds: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
         self.status = status
         self.code = code
         self.detail = detail
         self.errors = errors
-        self.retry_after_seconds = retry_after_seconds
+        self.headers = headers or {}
 
     def document(self, request_id: str) -> dict[str, object]:
         """The problem as JSON; `errors` only where a field is to blame."""

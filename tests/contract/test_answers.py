@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from service.api.call import PAGING
+from service.api.endpoint import ANSWERED_IN_FRONT
 from service.api.routes import OPERATIONS, Operation
 from tests.contract.contract import DOCUMENT, breaches, faults, operations, resolve
 from tests.contract.scenes import (
@@ -58,8 +59,8 @@ def every(wanted: list[Operation], status: int, code: str) -> dict[str, tuple[in
 
 def test_the_document_and_the_table_of_routes_have_the_same_operations() -> None:
     served = {named(each) for each in OPERATIONS}
-    documented = {name for name, _ in operations()} - {"POST /callbacks/{upstream}/{token}"}
-    assert documented == served
+    served |= {f"{method} {path}" for path, method in ANSWERED_IN_FRONT}
+    assert {name for name, _ in operations()} == served
 
 
 def test_the_document_and_the_table_of_routes_agree_on_scopes_parameters_and_bodies() -> None:
@@ -85,6 +86,7 @@ async def tell_everything(world: Harness, ids: Ids) -> None:
     await post(f"/v1/deliveries/{ids['dlv']}/retry")
     await post(f"/v1/replays/{ids['rpl']}/cancel")
     await post("/v1/tick?seconds=5")
+    await get("/healthz")
     for each in OPERATIONS:
         if each.method == "GET":
             await get(path_of(each, ids))
@@ -232,9 +234,16 @@ async def test_an_unknown_query_parameter_answers_400(world: Harness) -> None:
 
 
 async def test_an_open_operation_ignores_the_query(world: Harness) -> None:
-    for each in OPERATIONS:
-        if each.who == "open":
-            assert (await world.client.get(each.path, params="probe=1")).status_code == 200
+    for path in ("/healthz", *(each.path for each in OPERATIONS if each.who == "open")):
+        assert (await world.client.get(path, params="probe=1")).status_code == 200
+
+
+async def test_health_is_answered_before_the_api_is_loaded(world: Harness) -> None:
+    for method in ("GET", "HEAD"):
+        answer = await world.outside.request(method, "http://genhook/healthz")
+        assert answer.status_code == 200
+        assert answer.headers["x-request-id"]
+    assert "_api" not in vars(world.app)
 
 
 @pytest.mark.parametrize(
