@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from service.api import asgi
 from service.api.asgi import Receive, Scope, Send
-from service.api.parts import Parts
+from service.api.call import Parts
 from service.api.receiver import Receiver
 from service.context import UPSTREAM, Context
 from service.delivery import tenants

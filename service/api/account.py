@@ -10,11 +10,11 @@ import msgspec
 
 from service.api.call import Answer, Call, bad_query, listed
 from service.api.checks import NO_NUL
+from service.api.problem import FieldError, Problem, invalid, not_found
 from service.api.subscribers import Rotation, rotate_secrets, rotation, secrets_view
 from service.delivery import signing_keys
 from service.delivery.tenants import DEFAULT, ensure
 from service.model.clock import rfc3339
-from service.model.errors import FieldError, Problem, invalid, not_found
 from service.model.key import Key, Scope
 from service.store import generations, keys, pages, subscribers
 from service.store.database import Transaction

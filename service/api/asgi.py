@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
+from service.api.problem import PROBLEM_TYPE, Problem
 from service.model.clock import Clock
-from service.model.errors import Problem
 from service.model.ids import new_id
 from service.telemetry import log, metrics
 
@@ -74,7 +74,7 @@ async def problem(send: Send, found: Problem, request_id: str) -> None:
     """Answer with a problem (RFC 9457)."""
     headers = [(name.encode(), value.encode()) for name, value in found.headers.items()]
     document = found.document(request_id)
-    await _answer(send, found.status, "application/problem+json", document, request_id, headers)
+    await _answer(send, found.status, PROBLEM_TYPE, document, request_id, headers)
 
 
 class Traced:

@@ -2,17 +2,18 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from service.api.checks import MODEL_ID, MODEL_ID_RULE, escape
-from service.api.parts import Parts, Worker
+from service.api.problem import PROBLEM_TYPE, FieldError, Problem, invalid
 from service.context import Context
 from service.delivery.dispatch import Deliverer
 from service.generations.poll import Poller
+from service.generations.submit import Submitter
 from service.model import clock
-from service.model.errors import FieldError, Problem, invalid
 from service.model.key import Key, Scope
 from service.store.pages import Page
 
@@ -25,6 +26,30 @@ _WHERE = re.compile(r"(?P<message>.*?)(?: - at `(?P<path>[^`]*)`)?", re.DOTALL)
 _FIELD = re.compile(r"Object (?:missing required|contains unknown) field `(?P<name>[^`]*)`")
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,8}")
 _STEP = re.compile(r"\.([^.\[]+)|\[([^\]]*)\]")
+
+
+class Worker(Protocol):
+    """What the API needs of the process's worker, which knows nothing of the API."""
+
+    @property
+    def is_alive(self) -> bool:
+        """True unless the worker should run here and does not."""
+        ...
+
+    async def tick(self, seconds: float) -> Any:
+        """Do due work for up to `seconds`; return the counts."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of a started process that the API uses."""
+
+    context: Context
+    submitter: Submitter
+    poller: Poller
+    deliverer: Deliverer
+    worker: Worker
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,21 +68,6 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     def context(self) -> Context:
         """What the verbs are given."""
         return self.parts.context
-
-    @property
-    def poller(self) -> Poller:
-        """Who asks upstream."""
-        return self.parts.poller
-
-    @property
-    def deliverer(self) -> Deliverer:
-        """Who sends webhooks."""
-        return self.parts.deliverer
-
-    @property
-    def worker(self) -> Worker:
-        """Who does due work."""
-        return self.parts.worker
 
     @property
     def tenant(self) -> str:
@@ -144,6 +154,16 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         if self.body is not None:
             return self.body
         return b"" if self.content is None else _encode(self.content)
+
+
+def problem_answer(problem: Problem, request_id: str) -> Answer:
+    """The answer that a problem is."""
+    return Answer(
+        status=problem.status,
+        content=problem.document(request_id),
+        media_type=PROBLEM_TYPE,
+        headers=problem.headers,
+    )
 
 
 def listed(rows: Sequence[Mapping[str, Any]], *, more: bool) -> Answer:

@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 
 from service.api.call import Answer, Call, listed
+from service.api.problem import not_found
 from service.model.clock import rfc3339
-from service.model.errors import not_found
 from service.model.headers import joined_headers
 from service.store import callbacks, pages
 from service.store.database import Row

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Mapping
 
+from service.api.problem import FieldError, Problem
 from service.context import Context
 from service.delivery import signing
 from service.delivery.webhook import egress
 from service.delivery.webhook.request import refuse_header
-from service.model.errors import FieldError, Problem
 from service.model.event import EVENT_TYPES
 from service.model.subscriber import Filter
 

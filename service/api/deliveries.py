@@ -1,9 +1,9 @@
 """Deliveries: what was sent to whom, every attempt, and one more on request."""
 
 from service.api.call import Answer, Call, listed
+from service.api.problem import Problem, not_found
 from service.model.attempt import Attempt
 from service.model.delivery import Delivery
-from service.model.errors import Problem, not_found
 from service.store import deliveries, pages, stats, subscribers
 from service.store.database import Transaction
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from functools import partial
 from urllib.parse import parse_qsl
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -14,12 +13,12 @@ from starlette.routing import Route
 
 from service.api import idempotency
 from service.api.asgi import App, BodyTooLargeError, DisconnectedError, Traced, read_body
-from service.api.call import Answer, Call, bad_query
-from service.api.parts import Parts
+from service.api.call import Answer, Call, Parts, bad_query, problem_answer
+from service.api.problem import Problem
 from service.api.routes import OPERATIONS, Operation
 from service.delivery.tenants import DEFAULT
 from service.model.clock import MINUTE
-from service.model.errors import Problem, StorageBusyError, StorageError
+from service.model.errors import StorageBusyError, StorageError
 from service.model.key import Key
 from service.store import keys
 from service.telemetry import log
@@ -76,8 +75,7 @@ def _response(answer: Answer) -> Response:
 async def _refuse(request: Request, error: Exception) -> Response:
     """Answer an error with a problem."""
     problem = _problem(error, request.url.path)
-    content = msgspec.json.encode(problem.document(request.state.request_id))
-    return Response(content, problem.status, problem.headers, "application/problem+json")
+    return _response(problem_answer(problem, request.state.request_id))
 
 
 def _problem(error: Exception, path: str) -> Problem:

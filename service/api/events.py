@@ -3,7 +3,7 @@
 import msgspec
 
 from service.api.call import Answer, Call
-from service.model.errors import not_found
+from service.api.problem import not_found
 from service.model.event import EVENT_TYPES
 from service.store import events, pages
 

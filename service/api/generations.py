@@ -2,7 +2,7 @@
 
 import asyncio
 
-from service.api.call import Answer, Call, bad_query, listed
+from service.api.call import Answer, Call, bad_query, listed, problem_answer
 from service.api.checks import (
     METADATA_MAX,
     METADATA_NAME,
@@ -13,11 +13,11 @@ from service.api.checks import (
     check_url,
     metadata_errors,
 )
+from service.api.problem import FieldError, Problem, invalid, not_found
 from service.api.timeline import timeline
 from service.generations import submit
 from service.generations.submit import NewGeneration
 from service.model.clock import SECOND
-from service.model.errors import FieldError, Problem, invalid, not_found
 from service.model.generation import OPEN, TERMINAL, Generation
 from service.store import generations, pages
 from service.store.database import Transaction
@@ -40,7 +40,8 @@ async def create(call: Call) -> Answer:
         submitted = await asyncio.shield(call.parts.submitter.start(generation))
         generation = submitted.generation
         if submitted.refusal is not None:
-            raise _refused(generation, submitted.refusal)
+            # Not raised: the generation exists, so Idempotency-Key repeats this answer, too.
+            return problem_answer(_refused(generation, submitted.refusal), call.request_id)
     return Answer(status=202, content=generation.view())
 
 
@@ -164,7 +165,7 @@ async def refresh(call: Call) -> Answer:
     if generation.status in ("succeeded", "failed"):
         return Answer(content=generation.view())
     now = call.context.clock()
-    poller = call.poller
+    poller = call.parts.poller
     fresh = generation.last_poll_at is None or now - generation.last_poll_at >= SECOND
     if generation.id in poller.in_flight or fresh:
         await asyncio.shield(poller.start(generation))

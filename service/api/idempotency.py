@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from service.api.call import Answer, Call
+from service.api.problem import Problem
 from service.model.clock import DAY, MINUTE
-from service.model.errors import Problem, StorageError
+from service.model.errors import StorageError
 from service.model.ids import new_id
 from service.store import keys
 from service.store.database import Transaction
@@ -54,7 +55,7 @@ async def once(
             status=found.status, media_type=found.media_type, body=found.body, headers=headers
         )
     try:
-        answer = await _made(call, make, found)
+        answer = await make(msgspec.structs.replace(call, resource_id=found))
         kept = _Kept(answer.status, answer.media_type, answer.encoded(), dict(answer.headers))
         sealed = call.context.vault.seal(msgspec.json.encode(kept), f"answer:{scoped}")
         await database.write(keys.finish, call.tenant, scoped, answer.status, sealed)
@@ -67,20 +68,6 @@ async def once(
             await database.write(keys.abandon, call.tenant, scoped, ABANDONED_MS)
         raise
     return answer
-
-
-async def _made(call: Call, make: Callable[[Call], Awaitable[Answer]], resource_id: str) -> Answer:
-    """What `make` answers; a refusal by upstream too, for its generation exists and has failed."""
-    try:
-        return await make(msgspec.structs.replace(call, resource_id=resource_id))
-    except Problem as problem:
-        if not problem.code.startswith("upstream_"):
-            raise
-        return Answer(
-            status=problem.status,
-            content=problem.document(call.request_id),
-            media_type="application/problem+json",
-        )
 
 
 async def _begin(

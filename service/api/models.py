@@ -3,7 +3,7 @@
 from typing import Any
 
 from service.api.call import Answer, Call
-from service.model.errors import not_found
+from service.api.problem import not_found
 from service.upstream.catalogue import Model
 
 

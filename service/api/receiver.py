@@ -12,11 +12,12 @@ from service.api.asgi import (
     problem,
     read_body,
 )
+from service.api.problem import Problem
 from service.api.signatures import SCHEMES, SignatureError
 from service.context import UPSTREAM, Context
 from service.generations import ingest
 from service.model.clock import SECOND
-from service.model.errors import Problem, SettingsError, StorageError
+from service.model.errors import SettingsError, StorageError
 from service.model.ids import new_id
 from service.store import callbacks
 from service.store.callbacks import Arrival

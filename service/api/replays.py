@@ -7,16 +7,26 @@ import msgspec
 
 from service.api.call import Answer, Call, listed
 from service.api.checks import type_errors
+from service.api.problem import FieldError, Problem, invalid, not_found
 from service.api.subscribers import Rate
 from service.delivery import replay as replaying
 from service.model.clock import parse_rfc3339
-from service.model.errors import FieldError, Problem, invalid, not_found
 from service.model.replay import Replay
 from service.model.subscriber import Subscriber
 from service.store import pages, replays, subscribers
 from service.store.database import Transaction
 
 _SUBSCRIBER_ID = re.compile(r"sub_[0-9a-f]{32}")
+_REFUSALS = {
+    "subscriber_disabled": (
+        "subscriber_disabled",
+        "The subscriber is disabled; enable it first.",
+    ),
+    "replay_running": (
+        "conflict",
+        "A replay to this subscriber is running; wait for it or cancel it.",
+    ),
+}
 Time = Annotated[str, msgspec.Meta(max_length=64)]
 
 
@@ -44,7 +54,7 @@ async def create(call: Call) -> Answer:
         subscriber_id=new.subscriber_id,
         since_at=since_at,
         until_at=until_at,
-        event_types=replaying.wanted_types(subscriber, new.event_types),
+        event_types=replaying.event_types(subscriber, new.event_types),
         only_dead=new.only == "dead",
         rate_per_second=new.rate_per_second,
         dry_run=new.dry_run,
@@ -57,6 +67,8 @@ async def create(call: Call) -> Answer:
         finished_at=now if new.dry_run else None,
     )
     started = await replaying.start(call.context, replay, subscriber)
+    if not isinstance(started, Replay):
+        raise Problem(409, *_REFUSALS[started])
     return Answer(status=202, content=started.view())
 
 

@@ -16,10 +16,10 @@ from service.api.checks import (
     secret_errors,
     type_errors,
 )
+from service.api.problem import FieldError, Problem, invalid, not_found
 from service.delivery import health, signing, signing_keys
 from service.delivery.retry import DEFAULT_RETRY_SECONDS
 from service.model.clock import rfc3339
-from service.model.errors import FieldError, Problem, invalid, not_found
 from service.model.subscriber import Filter, Subscriber
 from service.store import deliveries, events, pages, stats, subscribers
 from service.store.database import Transaction
@@ -291,7 +291,7 @@ async def test(call: Call) -> Answer:
     """POST /v1/subscribers/{id}/test: one `ping` now, answered with the attempt."""
     subscriber = await get_one(call)
     event = await call.context.database.write(_ping, subscriber)
-    attempt, sent = await call.deliverer.test(subscriber, event)
+    attempt, sent = await call.parts.deliverer.test(subscriber, event)
     return Answer(content={"attempt": attempt.view(), "request": sent})
 
 

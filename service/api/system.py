@@ -21,7 +21,7 @@ async def readyz(call: Call) -> Answer:
     except StorageError as error:
         checks["database"] = f"It does not answer: {error}."
         checks["schema"] = "Not known."
-    if not call.worker.is_alive:
+    if not call.parts.worker.is_alive:
         checks["worker"] = "It has stopped."
     ready = all(check == "ok" for check in checks.values())
     content = {"status": "ready" if ready else "unready", "checks": checks}
@@ -64,4 +64,4 @@ async def docs(_call: Call) -> Answer:
 async def tick(call: Call) -> Answer:
     """POST /v1/tick: due work, for platforms where no worker runs."""
     seconds = call.query_integer("seconds", 10, 1, TICK_SECONDS_MAX)
-    return Answer(content=await call.worker.tick(seconds))
+    return Answer(content=await call.parts.worker.tick(seconds))
