@@ -1,4 +1,4 @@
-"""From HTTP to a call and back: authentication, checks of the request, problems, request ids."""
+"""Turns HTTP requests into calls, and answers and exceptions into HTTP responses."""
 
 import hmac
 from collections.abc import Mapping
@@ -12,14 +12,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from service.api import idempotency
-from service.api.asgi import App, BodyTooLargeError, DisconnectedError, Traced, read_body
+from service.api.asgi import App, BodyTooLargeError, DisconnectedError, RequestIds, read_body
 from service.api.call import Answer, Call, Parts, bad_query, problem_answer
-from service.api.problem import Problem
+from service.api.problem import Problem, internal_error, unavailable
 from service.api.routes import OPERATIONS, Operation
+from service.context import Context
 from service.delivery.tenants import DEFAULT
 from service.model.clock import MINUTE
 from service.model.errors import StorageBusyError, StorageError
-from service.model.key import Key
+from service.model.key import KEY_PREFIX, Key, Scope
+from service.settings import Settings
 from service.store import keys
 from service.telemetry import log
 
@@ -40,7 +42,7 @@ def build(parts: Parts) -> App:
     routes += [Route(path, _not_found, methods=[method]) for path, method in ANSWERED_IN_FRONT]
     app = Starlette(routes=routes, exception_handlers=_EXCEPTION_HANDLERS)
     app.router.redirect_slashes = False  # A redirected POST loses its body with many clients.
-    return Traced(app, parts.context.clock)
+    return RequestIds(app, parts.context.clock)
 
 
 async def _not_found(_request: Request) -> Response:
@@ -60,10 +62,10 @@ async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Requ
         body=await _body(operation, parts, request),
         request_id=request.state.request_id,
     )
-    if operation.makes:
+    if operation.creates:
         name = f"{operation.method} {operation.path}"
-        return _response(await idempotency.once(call, name, operation.makes, operation.handler))
-    return _response(await operation.handler(call))
+        return _response(await idempotency.once(call, name, operation.creates, operation.run))
+    return _response(await operation.run(call))
 
 
 def _response(answer: Answer) -> Response:
@@ -89,20 +91,16 @@ def _problem(error: Exception, path: str) -> Problem:
         case HTTPException():
             return Problem(404, "not_found", "There is nothing at this path.")
         case StorageBusyError():
-            return _unavailable("Too much is being stored at once.")
+            return unavailable("Too many requests are waiting to be stored.")
         case StorageError():
             _log.error("request.not_stored", path=path, error=str(error))
-            return _unavailable("The database does not take the request.")
+            return unavailable("The database did not store the request.")
     _log.exception("request.failed", path=path)
-    return Problem(500, "internal_error", "Something went wrong here.")
-
-
-def _unavailable(detail: str) -> Problem:
-    return Problem(503, "storage_unavailable", detail, headers={"retry-after": "1"})
+    return internal_error()
 
 
 async def _hang_up(_request: Request, _error: Exception) -> Response:
-    return Response(status_code=499)  # Nobody reads it; nginx logs a hang-up with this number.
+    return Response(status_code=499)  # For the metric, as nginx counts hang-ups; nobody reads it.
 
 
 _EXCEPTION_HANDLERS = {
@@ -110,51 +108,44 @@ _EXCEPTION_HANDLERS = {
     DisconnectedError: _hang_up,
 }
 
-_NOBODY = Key(
-    id="", name="", tenant="", scopes=[], created_at=0, last_used_at=None, revoked_at=None
-)
-_ADMIN = Key(
-    id="key_admin",
-    name="GENHOOK_ADMIN_KEY",
-    tenant=DEFAULT,
-    scopes=["admin"],
-    created_at=0,
-    last_used_at=None,
-    revoked_at=None,
+_NO_KEY = Key(id="", name="", tenant="", scopes=[], created_at=0)
+_ADMIN_KEY = Key(
+    id="key_admin", name="GENHOOK_ADMIN_KEY", tenant=DEFAULT, scopes=["admin"], created_at=0
 )
 
 
 async def _authenticate(operation: Operation, parts: Parts, request: Request) -> Key:
-    """Whose key it is; Problem 401 without a good one, 403 without the scope."""
-    who = operation.who
-    settings = parts.context.settings
-    if who == "open":
-        closed = (operation.path == "/metrics" and not settings.open_metrics) or (
-            operation.path in ("/docs", "/openapi.yaml") and not settings.open_docs
-        )
-        if not closed:
-            return _NOBODY
-        who = "admin" if operation.path == "/metrics" else "read"
+    """Return the key of the request; Problem 401 if it is not valid, 403 if it lacks the scope."""
+    scope = _scope(operation, parts.context.settings)
+    if scope is None:
+        return _NO_KEY
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-    key = await _key(parts, secret.strip()) if scheme.lower() == "bearer" else None
+    key = await _find_key(parts.context, secret.strip()) if scheme.lower() == "bearer" else None
     if key is None:
-        raise Problem(
-            401,
-            "unauthorized",
-            "An API key is needed: Authorization: Bearer ghk_…",
-            headers={"www-authenticate": "Bearer"},
-        )
-    if who not in key.scopes and "admin" not in key.scopes:
-        raise Problem(403, "forbidden", f"The key lacks the scope {who}.")
+        headers = {"www-authenticate": "Bearer"}
+        detail = "A valid API key is required: Authorization: Bearer ghk_…"
+        raise Problem(401, "unauthorized", detail, headers=headers)
+    if not key.has(scope):
+        raise Problem(403, "forbidden", f"The key lacks the scope {scope}.")
     return key
 
 
-async def _key(parts: Parts, secret: str) -> Key | None:
-    context = parts.context
+def _scope(operation: Operation, settings: Settings) -> Scope | None:
+    """Return the scope that the operation requires; None if it requires no key."""
+    if operation.scope != "open":
+        return operation.scope
+    if operation.path == "/metrics":
+        return None if settings.open_metrics else "admin"
+    if operation.path in ("/docs", "/openapi.yaml"):
+        return None if settings.open_docs else "read"
+    return None
+
+
+async def _find_key(context: Context, secret: str) -> Key | None:
     admin_key = context.settings.admin_key
     if admin_key and hmac.compare_digest(keys.digest(secret), keys.digest(admin_key)):
-        return _ADMIN
-    if not secret.startswith("ghk_"):
+        return _ADMIN_KEY
+    if not secret.startswith(KEY_PREFIX):
         return None
     key = await context.database.read(keys.find, secret)
     if key is not None and (key.last_used_at or 0) < context.clock() - MINUTE:
@@ -166,29 +157,29 @@ async def _key(parts: Parts, secret: str) -> Key | None:
 
 
 def _query(operation: Operation, request: Request) -> dict[str, str]:
-    """The query parameters; Problem 400 for an unknown, repeated or undecodable one."""
+    """Return the query; Problem 400 if a parameter is unknown, repeated or not text."""
     query: dict[str, str] = {}
-    if operation.who == "open":
-        return query  # A probe or a browser may append what it likes.
+    if operation.scope == "open":
+        return query  # Probes and browsers may append parameters of their own.
     text = request.scope["query_string"].decode("latin-1")
     try:
         fields = parse_qsl(text, keep_blank_values=True, max_num_fields=100)
     except ValueError:
         raise Problem(400, "invalid_query", "There are more than 100 parameters.") from None
     for name, value in fields:
-        family = "metadata." if name.startswith("metadata.") else name
-        if family not in operation.query:
-            raise bad_query(name[:64], "is not known here")
+        known = "metadata." if name.startswith("metadata.") else name
+        if known not in operation.query:
+            raise bad_query(name[:64], "is unknown")
         if name in query:
-            raise bad_query(name[:64], "is given twice")
+            raise bad_query(name[:64], "is repeated")
         if "\0" in value or "\ufffd" in value:
-            raise bad_query(name[:64], "has characters that no value has")
+            raise bad_query(name[:64], "must be UTF-8 without NUL")
         query[name] = value
     return query
 
 
 async def _body(operation: Operation, parts: Parts, request: Request) -> bytes:
-    if not (operation.makes or operation.reads):
+    if not operation.reads_body:
         return b""
     limit = parts.context.settings.request_body_bytes
     try:

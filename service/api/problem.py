@@ -57,3 +57,18 @@ def invalid(detail: str, *errors: FieldError) -> Problem:
 def not_found(noun: str) -> Problem:
     """404: there is no such row, or it belongs to another tenant."""
     return Problem(404, "not_found", f"There is no such {noun}.")
+
+
+def subscriber_disabled() -> Problem:
+    """409: nothing is delivered to a disabled subscriber."""
+    return Problem(409, "subscriber_disabled", "The subscriber is disabled; enable it first.")
+
+
+def unavailable(detail: str) -> Problem:
+    """503: the database is full, busy or gone."""
+    return Problem(503, "storage_unavailable", detail, headers={"retry-after": "1"})
+
+
+def internal_error() -> Problem:
+    """500: a fault of genhook; the log has the traceback."""
+    return Problem(500, "internal_error", "Something went wrong here.")

@@ -111,7 +111,7 @@ def path_of(operation: Operation, ids: Ids) -> str:
 
 def guarded(want: Callable[[Operation], bool] = lambda _operation: True) -> list[Operation]:
     """The operations that need a key, of those that are wanted."""
-    return [each for each in OPERATIONS if each.who != "open" and want(each)]
+    return [each for each in OPERATIONS if each.scope != "open" and want(each)]
 
 
 def named(operation: Operation) -> str:

@@ -35,10 +35,6 @@ async def world(tmp_path: Path) -> AsyncIterator[Harness]:
         yield found
 
 
-def reads(operation: Operation) -> bool:
-    return bool(operation.makes or operation.reads)
-
-
 async def statuses(
     client: httpx.AsyncClient, wanted: list[Operation], ids: Ids, **options: Any
 ) -> dict[str, tuple[int, str]]:
@@ -72,7 +68,7 @@ def test_the_document_and_the_table_of_routes_agree_on_scopes_parameters_and_bod
         known = {name.rstrip(".") for name in each.query}
         makes = any(node["name"] == "Idempotency-Key" for node in given)
         said = (operation["x-scope"], query, makes, "requestBody" in operation)
-        assert said == (each.who, known, bool(each.makes), reads(each)), named(each)
+        assert said == (each.scope, known, bool(each.creates), each.reads_body), named(each)
 
 
 async def tell_everything(world: Harness, ids: Ids) -> None:
@@ -188,7 +184,7 @@ async def test_with_every_scope_but_its_own_an_operation_answers_403(world: Harn
     ids = await populate(world)
     for scope in SCOPES:
         others = [each for each in SCOPES if each not in (scope, "admin")]
-        wanted = guarded(lambda each, scope=scope: each.who == scope)  # type: ignore[misc]
+        wanted = guarded(lambda each, scope=scope: each.scope == scope)  # type: ignore[misc]
         async with await client_with(world, *others) as client:
             assert await statuses(client, wanted, ids) == every(wanted, 403, "forbidden")
 
@@ -196,7 +192,7 @@ async def test_with_every_scope_but_its_own_an_operation_answers_403(world: Harn
 async def test_with_its_own_scope_alone_an_operation_is_open(world: Harness) -> None:
     ids = await populate(world)
     for scope in SCOPES[:3]:
-        wanted = guarded(lambda each, scope=scope: each.who == scope)  # type: ignore[misc]
+        wanted = guarded(lambda each, scope=scope: each.scope == scope)  # type: ignore[misc]
         async with await client_with(world, scope) as client:
             found = await statuses(client, wanted, ids)
         assert all(status not in (401, 403) for status, _ in found.values()), found
@@ -234,7 +230,7 @@ async def test_an_unknown_query_parameter_answers_400(world: Harness) -> None:
 
 
 async def test_an_open_operation_ignores_the_query(world: Harness) -> None:
-    for path in ("/healthz", *(each.path for each in OPERATIONS if each.who == "open")):
+    for path in ("/healthz", *(each.path for each in OPERATIONS if each.scope == "open")):
         assert (await world.client.get(path, params="probe=1")).status_code == 200
 
 
@@ -306,7 +302,7 @@ async def test_a_tick_takes_1_to_60_seconds(world: Harness, seconds: str) -> Non
 
 async def test_a_body_that_is_no_json_answers_400(world: Harness) -> None:
     ids = await populate(world)
-    readers = guarded(reads)
+    readers = guarded(lambda each: each.reads_body)
     expected = every(readers, 400, "invalid_json")
     for body in (b"{", b"\xff", b"NaN", b"{'a': 1}"):
         assert await statuses(world.client, readers, ids, content=body) == expected, body[:20]
@@ -314,14 +310,14 @@ async def test_a_body_that_is_no_json_answers_400(world: Harness) -> None:
 
 async def test_no_body_is_an_error_where_one_is_required(world: Harness) -> None:
     ids = await populate(world)
-    required = guarded(lambda each: reads(each) and "rotate" not in each.path)
+    required = guarded(lambda each: each.reads_body and "rotate" not in each.path)
     expected = every(required, 400, "invalid_json")
     assert await statuses(world.client, required, ids) == expected
 
 
 async def test_an_unknown_field_answers_422_and_points_to_it(world: Harness) -> None:
     ids = await populate(world)
-    readers = guarded(reads)
+    readers = guarded(lambda each: each.reads_body)
     expected = every(readers, 422, "invalid_request")
     assert await statuses(world.client, readers, ids, json={"no/such~field": 1}) == expected
     answer = await world.client.patch(f"/v1/subscribers/{ids['sub']}", json={"no/such~field": 1})
@@ -330,7 +326,7 @@ async def test_an_unknown_field_answers_422_and_points_to_it(world: Harness) -> 
 
 async def test_a_body_that_is_no_object_answers_422(world: Harness) -> None:
     ids = await populate(world)
-    readers = guarded(reads)
+    readers = guarded(lambda each: each.reads_body)
     expected = every(readers, 422, "invalid_request")
     for body in (b"[]", b"null", b"1", b'"text"'):
         assert await statuses(world.client, readers, ids, content=body) == expected
@@ -338,7 +334,7 @@ async def test_a_body_that_is_no_object_answers_422(world: Harness) -> None:
 
 async def test_another_content_type_answers_415(world: Harness) -> None:
     ids = await populate(world)
-    readers = guarded(reads)
+    readers = guarded(lambda each: each.reads_body)
     for media_type in ("text/plain", "application/x-www-form-urlencoded", "application/jsonx"):
         options = {"content": b"{}", "headers": {"content-type": media_type}}
         found = await statuses(world.client, readers, ids, **options)
@@ -353,7 +349,7 @@ async def test_a_content_type_with_a_charset_is_taken(world: Harness) -> None:
 
 async def test_a_body_over_the_limit_answers_413(tmp_path: Path) -> None:
     async with opened(tmp_path, request_body_bytes=1_024) as world:
-        readers = guarded(reads)
+        readers = guarded(lambda each: each.reads_body)
         body = b'{"a": "' + b"x" * 1_024 + b'"}'
         found = await statuses(world.client, readers, {}, content=body)
         assert found == every(readers, 413, "body_too_large")
@@ -361,7 +357,7 @@ async def test_a_body_over_the_limit_answers_413(tmp_path: Path) -> None:
 
 async def test_a_body_that_nobody_asked_for_is_not_read(world: Harness) -> None:
     ids = await populate(world)
-    others = guarded(lambda each: not reads(each))
+    others = guarded(lambda each: not each.reads_body)
     headers = {"content-type": "text/plain"}
     for each in others:
         answer = await world.client.request(
