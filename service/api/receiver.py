@@ -24,12 +24,12 @@ from service.telemetry import log, metrics
 from service.upstream.callback_url import TokenError
 
 PREFIX = f"/callbacks/{UPSTREAM}/"
-REJECTIONS_PER_SECOND = 20  # More are answered, but not stored: strangers fill no disk.
+REJECTIONS_PER_SECOND = 20  # More are answered but not stored: forgers cannot fill the disk.
+HEADERS_MAX = 100  # More are not stored.
 
 _log = log.get()
 _OK = b'{"status":"ok"}'
-_OK_HEADERS = ((b"content-type", b"application/json"), (b"content-length", b"15"))
-HEADERS_MAX = 100
+_OK_TYPE, _OK_LENGTH = (b"content-type", b"application/json"), (b"content-length", b"15")
 _validate = msgspec.json.Decoder(msgspec.Raw).decode
 
 
@@ -162,6 +162,6 @@ def _readable(body: bytes) -> bool:
 
 
 async def _answer_ok(send: Send, request_id: str) -> None:
-    headers = [*_OK_HEADERS, (b"x-request-id", request_id.encode())]
+    headers = [_OK_TYPE, _OK_LENGTH, (b"x-request-id", request_id.encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": _OK})

@@ -1,12 +1,10 @@
-"""Errors that cross rooms.
+"""The exceptions of genhook, and pointers to fields. Those of the API are in api/problem.py.
 
 Exception
 ├── SettingsError      a setting is missing or wrong
-├── CommandError       a command of the command line cannot be carried out
-└── StorageError       the database failed
+├── CommandError       a command of the command line failed
+└── StorageError       the database failed: nothing was stored
     └── StorageBusyError    the queue in front of the database is full
-
-The API's own errors are in api/problem.py.
 """
 
 
@@ -16,16 +14,16 @@ def pointer(*steps: str | int) -> str:
 
 
 class SettingsError(Exception):
-    """A setting is missing or wrong; the message names the variable and says what to do."""
+    """A setting is missing or wrong. The message names the variable and the remedy."""
 
 
 class CommandError(Exception):
-    """A command cannot be carried out; the message is a sentence for a terminal."""
+    """A command failed. The message is a sentence for the terminal."""
 
 
 class StorageError(Exception):
-    """The database failed: nothing of the unit was stored. The API answers 503."""
+    """The database failed, and nothing of the unit of work was stored. Answered with 503."""
 
 
 class StorageBusyError(StorageError):
-    """The queue in front of the database is full. The API answers 503."""
+    """The queue in front of the database is full. Answered with 503."""

@@ -3,14 +3,14 @@
 import base64
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
 from service.model.clock import rfc3339, time_or_none
 
 Scope = Literal["submit", "read", "manage", "admin"]
-SCOPES: tuple[Scope, ...] = ("submit", "read", "manage", "admin")
+SCOPES: tuple[Scope, ...] = get_args(Scope)
 KEY_PREFIX = "ghk_"
 TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 TENANT_NAME_RULE = "1 to 63 of a-z, 0-9, - and _"
@@ -22,7 +22,7 @@ def new_key(random_bytes: Callable[[int], bytes]) -> str:
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """An API key; only its SHA-256 is stored."""
+    """An API key. The key itself is not stored, only its SHA-256."""
 
     id: str
     name: str
@@ -33,11 +33,11 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     revoked_at: int | None = None
 
     def has(self, scope: Scope) -> bool:
-        """Return whether the key has the scope; `admin` includes the others."""
+        """Whether the key has the scope; `admin` includes the others."""
         return scope in self.scopes or "admin" in self.scopes
 
     def view(self) -> dict[str, Any]:
-        """The key as the API shows it, without the key."""
+        """Return the key as the API lists it."""
         return {
             "id": self.id,
             "name": self.name,
