@@ -43,7 +43,7 @@ POINTS = (
     Point("store.reseal._tenants"),
     Point("store.reseal._page"),
     Point("api.subscribers._insert", 3),
-    Point("api.idempotency._begin", 12),
+    Point("api.idempotency._claim", 12),
     Point("api.generations._get_or_accept", 12),
     Point("generations.submit._record", 10),
     Point("generations.submit._claim_due", creates=BUSY),
@@ -67,7 +67,7 @@ POINTS = (
     Point("store.subscribers.delete_orphans", aged=True),
 )
 # Commits that need a person's command or another process; tests/wire and tests/journeys have them.
-ELSEWHERE = ("api.account", "api.deliveries", "api.replays", "store.keys.touch")
+ELSEWHERE = ("api.keys", "api.signing_secret", "api.deliveries", "api.replays", "store.keys.touch")
 
 
 async def run(of: plan.Plan) -> Outcome:

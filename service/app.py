@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from service.api import asgi
 from service.api.asgi import Receive, Scope, Send
-from service.api.parts import Parts
 from service.api.receiver import Receiver
 from service.context import UPSTREAM, Context
 from service.delivery import tenants
@@ -34,6 +33,8 @@ from service.worker import Worker
 
 if TYPE_CHECKING:
     import httpx
+
+    from service.api.call import Parts
 
 _log = log.get()
 
@@ -58,15 +59,17 @@ class App:
         self._jitter = jitter
         self._transport = transport
         self._sender = sender
-        self._parts: Parts | None = None
+        self._parts: tuple[Context, Submitter, Poller, Deliverer, Worker] | None = None
         self._receiver: Receiver | None = None
         self.worker: Worker | None = None
 
-    @property
-    def parts(self) -> Parts:
+    @cached_property
+    def parts(self) -> "Parts":
         """The parts of the started process."""
+        from service.api.call import Parts  # noqa: PLC0415  cold start
+
         assert self._parts is not None, "the application has not been started"
-        return self._parts
+        return Parts(*self._parts)
 
     @cached_property
     def _api(self) -> asgi.App:
@@ -82,7 +85,7 @@ class App:
             if method == "POST" and path.startswith("/callbacks/"):
                 assert self._receiver is not None
                 await self._receiver(scope, receive, send)
-            elif method == "GET" and path == "/healthz":
+            elif path == "/healthz" and method in ("GET", "HEAD"):
                 await asgi.healthz(scope, send, self._clock())
             else:
                 await self._api(scope, receive, send)
@@ -124,7 +127,7 @@ class App:
         submitter, poller = Submitter(context), Poller(context)
         deliverer = Deliverer(context, self._sender or _sender(settings))
         self.worker = Worker(context, FileLock(database), submitter, poller, deliverer)
-        self._parts = Parts(context, submitter, poller, deliverer, self.worker)
+        self._parts = (context, submitter, poller, deliverer, self.worker)
         self._receiver = Receiver(context)
         metrics.write_queue.read = lambda: database.queued
         metrics.in_flight.read = lambda: deliverer.slots.taken

@@ -3,8 +3,7 @@
 import argparse
 import asyncio
 import contextlib
-import re
-import secrets
+import os
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ from service.delivery import tenants
 from service.model.clock import now_ms
 from service.model.errors import CommandError
 from service.model.ids import new_id
-from service.model.key import Key
+from service.model.key import TENANT_NAME, TENANT_NAME_RULE, Key, new_key
 from service.settings import Settings, read_settings
 from service.store import keys, pages
 from service.store.database import Transaction
@@ -29,7 +28,6 @@ from service.worker import Done
 Say = Callable[[str], None]
 
 KEYS_MAX = 1_000
-_TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
 def migrate(_options: argparse.Namespace, say: Say) -> int:
@@ -85,8 +83,8 @@ async def _started(settings: Settings) -> AsyncIterator[App]:
 def create_key(options: argparse.Namespace, say: Say) -> int:
     """Make an API key and show it, this once."""
     log.configure("warning")
-    if not _TENANT.fullmatch(options.tenant):
-        raise CommandError("a tenant's name is 1 to 63 of a-z, 0-9, - and _.")
+    if not TENANT_NAME.fullmatch(options.tenant):
+        raise CommandError(f"a tenant's name is {TENANT_NAME_RULE}.")
     now = now_ms()
     new = Key(
         id=new_id("key", now),
@@ -97,7 +95,7 @@ def create_key(options: argparse.Namespace, say: Say) -> int:
         last_used_at=None,
         revoked_at=None,
     )
-    secret = "ghk_" + secrets.token_urlsafe(32)
+    secret = new_key(os.urandom)
     asyncio.run(_write(read_settings(), _insert, new, secret))
     view = {**new.view(), "key": secret}
     if options.json:

@@ -347,9 +347,10 @@ def _name(text: str) -> str:
 
 
 def _scopes(text: str) -> list[str]:
+    from service.model.key import SCOPES  # noqa: PLC0415  cold start
+
     scopes = list(dict.fromkeys(text.split(",")))
-    known = ("submit", "read", "manage", "admin")
-    _checked(set(scopes) <= set(known), f"scopes, separated by commas, of: {', '.join(known)}")
+    _checked(set(scopes) <= set(SCOPES), f"scopes, separated by commas, of: {', '.join(SCOPES)}")
     return scopes
 
 

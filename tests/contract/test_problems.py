@@ -24,8 +24,8 @@ def created(**options: Any) -> Provoke:
     """POST /v1/generations, with something wrong about it."""
 
     async def provoke(world: Harness, _ids: Ids) -> httpx.Response:
-        given = {"json": GENERATION, **options}
-        return await world.client.post("/v1/generations", **given)
+        request = {"json": GENERATION, **options}
+        return await world.client.post("/v1/generations", **request)
 
     return provoke
 
@@ -74,7 +74,7 @@ async def one_too_many(world: Harness, _ids: Ids) -> httpx.Response:
 
 
 async def while_the_first_runs(world: Harness, ids: Ids) -> httpx.Response:
-    """The second request comes while upstream is asked on account of the first."""
+    """The second request comes while the first one is being submitted."""
     second: list[httpx.Response] = []
 
     async def reply() -> httpx.Response:
@@ -92,8 +92,8 @@ async def with_another_body(world: Harness, ids: Ids) -> httpx.Response:
 
 
 async def already_delivered(world: Harness, _ids: Ids) -> httpx.Response:
-    found = (await world.get("/v1/deliveries", status="delivered"))["data"][0]
-    return await world.client.post(f"/v1/deliveries/{found['id']}/retry")
+    delivery = (await world.get("/v1/deliveries", status="delivered"))["data"][0]
+    return await world.client.post(f"/v1/deliveries/{delivery['id']}/retry")
 
 
 async def to_a_disabled_one(world: Harness, ids: Ids) -> httpx.Response:
