@@ -8,7 +8,6 @@ import asyncio
 import atexit
 import contextlib
 import logging
-import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -18,13 +17,10 @@ from typing import Any, Protocol
 import msgspec
 
 from service.model import clock
+from service.telemetry.redact import SLASH, redact
 
-SLASH = r"(?:\\{0,4}/|%(?:25)?2[Ff])"  # Plain, escaped in JSON (in JSON), or percent-encoded.
-_SECRETS = re.compile(
-    rf"(?P<path>{SLASH}callbacks{SLASH}[A-Za-z0-9_-]{{1,64}}{SLASH})[^/\s?\"'\\]+"
-    r"|(?:ghk_|aio_|whsec_|whsk_)[A-Za-z0-9+/=_-]+"
-    r"|(?i:bearer)\s+[^\s\"'\\]+"
-)
+__all__ = ["SLASH", "configure", "get", "redact", "request"]
+
 # One of them is in every secret; a search costs as much as the rest of a line.
 _HINTS = (b"ghk_", b"aio_", b"whs", b"callbacks", b"bearer")
 WRITE_SECONDS = 0.005  # What a process that is killed has not said yet.
@@ -32,11 +28,6 @@ _PLAIN = frozenset({str, int, float, bool, type(None)})
 _SECRET_NAMES = frozenset({"authorization", "secret", "token", "key", "nonce", "callback_url"})
 _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
-
-
-def redact(text: str) -> str:
-    """`text` with every callback token, API key and signing secret replaced."""
-    return _SECRETS.sub(lambda found: (found["path"] or "") + "[redacted]", text)
 
 
 def _complete(method: str, event: dict[str, Any]) -> dict[str, Any]:

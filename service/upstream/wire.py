@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from service.telemetry.redact import redact
+from service.telemetry.redact import redact_json as redact
 from service.upstream import results, shapes
 from service.upstream.results import File
 
