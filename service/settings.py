@@ -53,6 +53,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     shutdown_seconds: float = 20.0
     retention_days: int = 30
 
+    @property
+    def secrets(self) -> list[str]:
+        """Every secret among the settings, to be cut out of what is logged or shown."""
+        keys = (self.upstream_api_key, self.upstream_signature_secret, self.admin_key)
+        return [secret for secret in (*keys, *self.secret_keys) if secret]
+
     def __repr__(self) -> str:
         return f"Settings(database_path={self.database_path!r}, public_url={self.public_url!r})"
 

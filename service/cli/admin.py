@@ -23,6 +23,7 @@ from service.store import keys, pages
 from service.store.sqlite import schema
 from service.store.sqlite.database import Database, Transaction
 from service.telemetry import log
+from service.telemetry.redact import Redactor
 from service.worker import Done
 
 Say = Callable[[str], None]
@@ -53,7 +54,7 @@ async def _migrate(settings: Settings) -> list[str]:
 def tick(options: argparse.Namespace, say: Say) -> int:
     """Do what is due, once, for at most the given seconds."""
     settings = read_settings()
-    log.configure(settings.log_level)
+    log.configure(settings.log_level, redactor=Redactor(settings.secrets, settings.public_url))
     done = asyncio.run(_tick(settings, options.seconds))
     if options.json:
         say(msgspec.json.encode(done).decode())

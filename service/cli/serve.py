@@ -13,6 +13,7 @@ from service.cli import dev, server
 from service.model.errors import SettingsError
 from service.settings import Settings, read_settings, unknown
 from service.telemetry import log
+from service.telemetry.redact import Redactor
 
 if TYPE_CHECKING:
     from service.app import App
@@ -61,7 +62,7 @@ def work(_options: argparse.Namespace, _say: Say) -> int:
 
 def sandbox(options: argparse.Namespace, say: Say) -> int:
     """Run API in One on this machine until a signal ends it."""
-    log.configure("info")
+    log.configure("info", stream="stdout")
     logging.getLogger("genhook.sandbox").setLevel(logging.INFO)
     with server.bind(options.host, options.port) as sock:
         url = server.url_of(sock)
@@ -125,7 +126,8 @@ def _unless_asked_for(record: logging.LogRecord) -> bool:
 
 
 def _note(settings: Settings) -> None:
-    log.configure(settings.log_level)
+    redactor = Redactor(settings.secrets, settings.public_url)
+    log.configure(settings.log_level, stream="stdout", redactor=redactor)
     for name in unknown():
         _log.warning("settings.unknown", name=name, see="docs/settings.md")
     for name, value in (

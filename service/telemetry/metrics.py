@@ -12,7 +12,7 @@ class Counter:
 
     def __init__(self, name: str, description: str, labels: Sequence[str] = ()) -> None:
         self.name, self.description, self.labels = name, description, tuple(labels)
-        self.values: dict[tuple[str, ...], float] = {}
+        self.values: dict[tuple[str, ...], float] = {} if labels else {(): 0.0}
         _ALL.append(self)
 
     def add(self, amount: float, *labels: str) -> None:
@@ -103,6 +103,7 @@ generations = Counter("genhook_generations_ended", "Generations, by outcome.", [
 attempts = Counter("genhook_attempts", "Delivery attempts, by outcome.", ["outcome"])
 attempt_seconds = Histogram("genhook_attempt_seconds", "Attempt duration.", "outcome", SECONDS)
 requests = Counter("genhook_requests", "API requests, by status code.", ["status"])
+log_lines_dropped = Counter("genhook_log_lines_dropped", "Log lines lost because nobody read them.")
 write_queue = Gauge("genhook_write_queue", "Units that wait for the next commit.")
 in_flight = Gauge("genhook_attempts_in_flight", "Attempts under way.")
 backlog = Gauge("genhook_deliveries_waiting", "Due deliveries held in memory for a slot.")

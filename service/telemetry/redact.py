@@ -48,8 +48,9 @@ class Redactor:
         """
         text = self._without_secrets(text)
         lowered = text.lower()
-        if any(hint in lowered for hint in _HINTS):
-            return _SHAPES.sub(lambda match: (match["path"] or "") + REDACTED, text)
+        for hint in _HINTS:
+            if hint in lowered:
+                return _SHAPES.sub(lambda match: (match["path"] or "") + REDACTED, text)
         return text
 
     def json(self, value: Any) -> Any:
