@@ -8,16 +8,10 @@ import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, Literal, TypeVar
 
+import uvicorn
 import uvloop
 
-from service.cli import lean
 from service.model.errors import CommandError
-
-lean.defer("uvicorn")  # Its `__init__` loads its command line and its reloader.
-import uvicorn.config  # noqa: E402
-import uvicorn.server  # noqa: E402
-
-uvicorn.Config = uvicorn.config.Config  # type: ignore[misc]  # Its lifespan asks for it there.
 
 T = TypeVar("T")
 
@@ -25,7 +19,7 @@ KEEP_ALIVE_SECONDS = 30
 BACKLOG = 2_048
 
 
-class Server(uvicorn.server.Server):
+class Server(uvicorn.Server):
     """Leaves signals alone: uvicorn would end the process by them, even after a clean end."""
 
     @contextlib.contextmanager
@@ -63,7 +57,7 @@ def new_server(
     app: Any, *, lifespan: Literal["on", "off"] = "on", shutdown_seconds: float = 1.0
 ) -> Server:
     """A server for the ASGI application; `shutdown_seconds` is what open requests get to end."""
-    config = uvicorn.config.Config(
+    config = uvicorn.Config(
         app,
         http="httptools",
         ws="none",
