@@ -226,7 +226,8 @@ def _one(variable: Variable, text: str) -> Any:
         raise SettingsError(f"{variable.name} {error}.") from None
 
 
-def _loopback(url: str) -> bool:
+def is_loopback(url: str) -> bool:
+    """True if the URL's host is a loopback address or `localhost`."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -249,7 +250,7 @@ def _check(settings: Settings) -> None:
         ("GENHOOK_PUBLIC_URL", settings.public_url),
         ("GENHOOK_UPSTREAM_URL", settings.upstream_url),
     ):
-        if url and url.startswith("http:") and not (settings.allow_http or _loopback(url)):
+        if url and url.startswith("http:") and not (settings.allow_http or is_loopback(url)):
             raise SettingsError(
                 f"{name} must be https: secrets travel to it. "
                 "GENHOOK_ALLOW_HTTP=true allows http on a network that you trust."

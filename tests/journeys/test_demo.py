@@ -1,4 +1,4 @@
-"""The demo: it holds, it says so, and it can fail."""
+"""The demo: it passes, it says so, and it can fail."""
 
 import argparse
 import importlib.util
@@ -18,7 +18,7 @@ DEMO_SECONDS = 40
 MAIN = "from service.cli.main import main; raise SystemExit(main())"
 
 
-def test_the_demo_holds_and_says_what_happened(tmp_path: Path) -> None:
+def test_the_demo_passes_and_shows_what_happened(tmp_path: Path) -> None:
     done = subprocess.run(  # noqa: S603  our own code
         [sys.executable, "-c", MAIN, "demo", "--output", "pictures"],
         cwd=tmp_path,
@@ -34,7 +34,7 @@ def test_the_demo_holds_and_says_what_happened(tmp_path: Path) -> None:
     assert ["callback" in scene.partition("\n")[2] for scene in scenes[1:4]] == [True, False, False]
     for scene in scenes[1:4]:
         assert scene.count("signature verified") == 2
-    assert "3 generations, each told once; 6 webhooks" in scenes[-1]
+    assert "3 generations, one outcome each; 6 webhooks" in scenes[-1]
     pictures = sorted((tmp_path / "pictures").iterdir())
     assert len(pictures) == 3
     for path in pictures:
@@ -49,7 +49,7 @@ SCENE = play.Scene(
 
 
 @pytest.mark.parametrize(
-    ("scene", "said"),
+    ("scene", "failure"),
     [
         (play.Scene("A", SCENE.model, SCENE.prompt, "callback", called_back=False), "no callback"),
         (play.Scene("B", SCENE.model, SCENE.prompt, "poll", called_back=True), "not poll"),
@@ -62,9 +62,9 @@ SCENE = play.Scene(
         (play.Scene("D", SCENE.model, "x", "callback", called_back=True), "422"),
     ],
 )
-async def test_what_does_not_hold_fails_the_demo(
+async def test_a_failed_check_fails_the_demo(
     scene: play.Scene,
-    said: str,
+    failure: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -72,11 +72,11 @@ async def test_what_does_not_hold_fails_the_demo(
     monkeypatch.setattr(play, "SCENES", (scene,))
     assert await play.play(tmp_path) == 1
     out = capsys.readouterr().out
-    assert said in out
-    assert "did not hold" in out
+    assert failure in out
+    assert "checks failed" in out
 
 
-async def test_a_signature_that_does_not_hold_fails_the_demo(
+async def test_an_invalid_signature_fails_the_demo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = Webhook("whsec_" + "A" * 43 + "=")
@@ -84,17 +84,17 @@ async def test_a_signature_that_does_not_hold_fails_the_demo(
     monkeypatch.setattr(play, "SCENES", (SCENE,))
     assert await play.play(tmp_path) == 1
     out = capsys.readouterr().out
-    assert "a signature does not hold" in out
+    assert "a signature is not valid" in out
     assert "signature verified" not in out.partition("failed")[0]
 
 
 def test_without_its_extra_the_demo_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(CommandError, match=r"pip install 'genhook\[demo\]'"):
-        demo.demo(argparse.Namespace(output="x"), main._say)
+        demo.demo(argparse.Namespace(output="x"), main.echo)
 
 
-async def test_pictures_that_have_no_place_are_one_sentence(tmp_path: Path) -> None:
+async def test_a_folder_that_cannot_be_created_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CommandError, match="cannot make"):
+    with pytest.raises(CommandError, match="cannot create"):
         await play.play(tmp_path / "file" / "below")

@@ -1,4 +1,4 @@
-"""What the demo shows: colours and a spinner on a terminal, the same lines plain elsewhere."""
+"""What the demo shows: colours and a spinner on a terminal, plain lines elsewhere."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from service.cli import output
 
 
 def new_console() -> Console:
-    """A console on standard output that never breaks a line by itself."""
+    """A console on standard output that never wraps a line."""
     return Console(highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
 def waiting(console: Console, what: str) -> Iterator[None]:
-    """Show that time passes, below the lines; nothing where the output is no terminal."""
+    """Show a spinner and the time below the lines; nothing if the output is no terminal."""
     columns = (SpinnerColumn("line"), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
@@ -28,31 +28,31 @@ def waiting(console: Console, what: str) -> Iterator[None]:
 
 
 def title(console: Console, text: str) -> None:
-    """The first line."""
+    """Print the first line."""
     console.print(Text(text, "bold"))
 
 
 def heading(console: Console, number: int, name: str, about: str) -> None:
-    """A scene begins."""
+    """Print the first line of a scene."""
     console.print()
     console.print(Text.assemble((f"{number}  {name}", "bold"), (f"  {about}", "dim")))
 
 
-def entry(console: Console, found: dict[str, Any], seconds: float, note: str) -> None:
-    """An entry of a timeline; `note` is what we know of it beyond the service's word."""
+def entry(console: Console, view: dict[str, Any], seconds: float, note: str) -> None:
+    """Print an entry of a timeline, with a note of our own behind it."""
     console.print(
         Text.assemble(
             (f"{seconds:7.2f} s  ", "dim"),
-            (f"{found['type']:<10}  ", "cyan"),
-            output.plain(output.said(found)),
+            (f"{view['type']:<10}  ", "cyan"),
+            output.plain(output.summary(view)),
             (f"  {note}" if note else "", "green"),
         )
     )
 
 
-def verdict(console: Console, failures: list[str], said: str) -> None:
-    """What came of it: one good line, or every failure."""
+def verdict(console: Console, failures: list[str], success: str) -> None:
+    """Print every failure, or without one what succeeded."""
     if not failures:
-        console.print(Text.assemble(("       ok    ", "green"), said))
+        console.print(Text.assemble(("       ok    ", "green"), success))
     for failure in failures:
         console.print(Text.assemble(("   failed    ", "bold red"), output.plain(failure)))

@@ -1,4 +1,4 @@
-"""The stage of the demo: upstream, service and subscriber behind real sockets on loopback."""
+"""The stage of the demo: upstream, service and subscriber on sockets of this machine."""
 
 import contextlib
 import ipaddress
@@ -14,7 +14,6 @@ from service.app import App
 from service.cli import server
 from service.cli.demo import audience
 from service.cli.demo.audience import Audience
-from service.cli.serve import running_sandbox
 from service.settings import Settings
 
 UPSTREAM_KEY = "aio_demo"
@@ -24,27 +23,27 @@ TIMEOUT_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A running service, its client, and who listens to it."""
+    """A running service, its client and its subscriber."""
 
     client: httpx.AsyncClient
     audience: Audience
 
     async def ask(self, method: str, path: str, **options: Any) -> Any:
-        """Call the service's API; the decoded answer, httpx.HTTPError if it is a refusal."""
+        """Call the service's API; the decoded answer, or httpx.HTTPError unless it is 2xx."""
         answer = await self.client.request(method, path, **options)
         if not answer.is_success:
-            said = f"{method} {path} was answered {answer.status_code}: {answer.text[:200]}"
-            raise httpx.HTTPError(said)
+            message = f"{method} {path} was answered {answer.status_code}: {answer.text[:200]}"
+            raise httpx.HTTPError(message)
         return answer.json()
 
 
 @contextlib.asynccontextmanager
-async def built(folder: Path) -> AsyncIterator[Stage]:
-    """Everything started, with its database in `folder` and the audience subscribed."""
+async def running(folder: Path) -> AsyncIterator[Stage]:
+    """Within, everything runs, with its database in `folder` and the audience subscribed."""
     listener = Audience()
     async with contextlib.AsyncExitStack() as stack:
         upstream_url = await stack.enter_async_context(
-            running_sandbox(server.bind("127.0.0.1", 0), UPSTREAM_KEY)
+            server.running_sandbox(server.bind("127.0.0.1", 0), UPSTREAM_KEY)
         )
         listener_url = await stack.enter_async_context(
             server.running(audience.app(listener), server.bind("127.0.0.1", 0))
