@@ -29,7 +29,7 @@ _HIDDEN = frozenset(_HIDDEN_KEYS.split())
 
 
 class Redactor:
-    """Cuts the given secrets, and whatever has the shape of one of ours.
+    """Cuts these secrets, and everything that looks like a key or callback token of genhook.
 
     A secret is also cut where it is percent-encoded, or escaped as in a JSON string.
     """
@@ -54,9 +54,9 @@ class Redactor:
         return text
 
     def json(self, value: Any) -> Any:
-        """A copy of decoded JSON without the secrets, callback URLs and what secret keys name.
+        """A copy of decoded JSON without the secrets, callback URLs and values of secret keys.
 
-        What merely looks like a key stays: a prompt or a file's name in an answer may.
+        What only looks like an API key stays: prompts and names of files may.
         """
         return self._json(value, DEPTH_MAX)
 
