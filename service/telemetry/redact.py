@@ -39,7 +39,7 @@ class Redactor:
         self._forms = tuple(sorted(forms, key=lambda form: (-len(form), form)))
         self._any_form = re.compile("|".join(map(re.escape, self._forms)) or r"(?!)")
         self._callback_url = _callback_url(public_url)
-        self._harmless_length = min(CALLBACK_CHARACTERS_MIN, *map(len, forms), 1 << 30)
+        self._harmless_length = min([CALLBACK_CHARACTERS_MIN, *map(len, forms)])
 
     def text(self, text: str) -> str:
         """Any text without the secrets, API keys, signing secrets and callback tokens.
