@@ -1,6 +1,5 @@
 """Cuts secrets out of text and decoded JSON: one place does it, for logs, rows and answers."""
 
-import functools
 import re
 import urllib.parse
 from collections.abc import Iterable
@@ -29,7 +28,7 @@ _HIDDEN = frozenset(_HIDDEN_KEYS.split())
 
 
 class Redactor:
-    """Cuts the given secrets, and whatever has the shape of one of ours.
+    """Cuts these secrets, and everything that looks like a key or callback token of genhook.
 
     A secret is also cut where it is percent-encoded, or escaped as in a JSON string.
     """
@@ -39,7 +38,7 @@ class Redactor:
         self._forms = tuple(sorted(forms, key=lambda form: (-len(form), form)))
         self._any_form = re.compile("|".join(map(re.escape, self._forms)) or r"(?!)")
         self._callback_url = _callback_url(public_url)
-        self._harmless_length = min(CALLBACK_CHARACTERS_MIN, *map(len, forms), 1 << 30)
+        self._harmless_length = min([CALLBACK_CHARACTERS_MIN, *map(len, forms)])
 
     def text(self, text: str) -> str:
         """Any text without the secrets, API keys, signing secrets and callback tokens.
@@ -48,14 +47,15 @@ class Redactor:
         """
         text = self._without_secrets(text)
         lowered = text.lower()
-        if any(hint in lowered for hint in _HINTS):
-            return _SHAPES.sub(lambda match: (match["path"] or "") + REDACTED, text)
+        for hint in _HINTS:
+            if hint in lowered:
+                return _SHAPES.sub(lambda match: (match["path"] or "") + REDACTED, text)
         return text
 
     def json(self, value: Any) -> Any:
-        """A copy of decoded JSON without the secrets, callback URLs and what secret keys name.
+        """A copy of decoded JSON without the secrets, callback URLs and values of secret keys.
 
-        What merely looks like a key stays: a prompt or a file's name in an answer may.
+        What only looks like an API key stays: prompts and names of files may.
         """
         return self._json(value, DEPTH_MAX)
 
@@ -106,15 +106,3 @@ def _is_hidden(key: str, child: Any) -> bool:
 
 
 redact = Redactor().text  # For text in which only the shapes can be known.
-
-
-@functools.lru_cache(maxsize=8)
-def _without_urls(secrets: tuple[str, ...]) -> Redactor:
-    redactor = Redactor(secrets)
-    redactor._callback_url = re.compile(r"(?!)")  # noqa: SLF001  our own class
-    return redactor
-
-
-def redact_json(value: Any, secrets: Iterable[str]) -> Any:
-    """`Redactor.json`, without callback URLs."""
-    return _without_urls(tuple(secrets)).json(value)

@@ -18,12 +18,12 @@ from service.model.errors import CommandError
 DEMO_SECONDS = 40
 # As `make demo`, which .ci/run runs at its real speed; the sandbox works for less long here.
 QUICK_DEMO = """
-from service.cli.demo import stage
+from service.cli.demo import environment
 from service.cli.main import main
 from service.sandbox import work
 
 work.CALLBACK_SECONDS = work.POLLED_SECONDS = 0.1
-stage.SAFETY_POLL_SECONDS = 1.5
+environment.SAFETY_POLL_SECONDS = 1.5
 raise SystemExit(main())
 """
 
@@ -99,7 +99,7 @@ async def test_a_wrong_signature_fails_the_demo(
 def test_without_its_extra_the_demo_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(CommandError, match=r"pip install 'genhook\[demo\]'"):
-        demo.demo(argparse.Namespace(output="x"), main._say)
+        demo.demo(argparse.Namespace(output="x"), main.echo)
 
 
 async def test_a_folder_that_cannot_be_made_is_a_command_error(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.telemetry.redact import Redactor, redact
@@ -120,6 +120,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(JSON)
 def test_no_secret_survives_and_the_argument_stays_as_it_is(value: Any) -> None:
     before = msgspec.json.encode(value)

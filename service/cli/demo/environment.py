@@ -14,7 +14,6 @@ from service.app import App
 from service.cli import server
 from service.cli.demo import subscriber
 from service.cli.demo.subscriber import Subscriber
-from service.cli.serve import running_sandbox
 from service.settings import Settings
 
 UPSTREAM_KEY = "aio_demo"
@@ -44,7 +43,7 @@ async def started(folder: Path) -> AsyncIterator[Environment]:
     receiver = Subscriber()
     async with contextlib.AsyncExitStack() as stack:
         upstream_url = await stack.enter_async_context(
-            running_sandbox(server.bind("127.0.0.1", 0), UPSTREAM_KEY)
+            server.running_sandbox(server.bind("127.0.0.1", 0), UPSTREAM_KEY)
         )
         receiver_url = await stack.enter_async_context(
             server.running(subscriber.app(receiver), server.bind("127.0.0.1", 0))

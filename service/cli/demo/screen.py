@@ -44,7 +44,7 @@ def entry(console: Console, entry: dict[str, Any], seconds: float, note: str) ->
         Text.assemble(
             (f"{seconds:7.2f} s  ", "dim"),
             (f"{entry['type']:<10}  ", "cyan"),
-            output.plain(output.said(entry)),
+            output.plain(output.summary(entry)),
             (f"  {note}" if note else "", "green"),
         )
     )
