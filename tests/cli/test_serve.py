@@ -152,7 +152,7 @@ def accepts(url: str) -> bool:
     port = int(url.rpartition(":")[2])
     try:
         socket.create_connection(("127.0.0.1", port)).close()
-    except ConnectionRefusedError:
+    except ConnectionError:  # Refused, or reset while the listening socket is closed.
         return False
     return True
 
