@@ -11,11 +11,12 @@ from pathlib import Path
 
 import uvloop
 
-from bench import callbacks, deliveries, idle, latency, lists, outgoing, report, start
+from bench import callbacks, counts, deliveries, idle, latency, lists, outgoing, report, start
 from bench.machine import LOAD_CORE, busy, on_core
 from bench.plan import Figures, Measure, Plan
 
 MEASUREMENTS: dict[str, Measure] = {
+    "counts": counts.measure,
     "generator": callbacks.measure_generator,
     "callbacks": callbacks.measure,
     "one-client": callbacks.measure_one,

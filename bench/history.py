@@ -7,6 +7,7 @@ from pathlib import Path
 from bench import callbacks, world
 from bench.plan import Plan
 from service.api.usage import USAGE_DAYS_MAX
+from service.delivery.retry import first_due
 from service.model.attempt import Attempt
 from service.model.clock import DAY, now_ms
 from service.model.delivery import Due
@@ -216,7 +217,7 @@ def _arrival(one: Generation, index: int) -> Arrival:
 async def _owe(tx: Transaction, event: Event, two: list[Subscriber], index: int) -> None:
     """One delivery that waits, and one that has ended after an attempt."""
     waits, ended = two
-    await deliveries.insert(tx, event, [waits])
+    await deliveries.insert(tx, event, [(waits, first_due(waits.retry_schedule_seconds, tx.now))])
     due = deliveries.new_due(event, ended, tx.now, "scheduled")
     await deliveries.insert_ended(tx, due, _recorded(due, "dead" if index % 3 else "delivered"))
 

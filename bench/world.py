@@ -110,7 +110,8 @@ async def insert_generations(tx: Transaction, made: Sequence[Generation]) -> Non
     """Many generations at once, by the store's own statements."""
     rows = [msgspec.structs.asdict(one) for one in made]
     for row in rows:
-        row["input"], row["metadata"] = text(row["input"]), text(row["metadata"])
+        for name in ("input", "metadata", "event_ids"):
+            row[name] = text(row[name])
     await tx.many("generation_insert", rows)
     await tx.many("generation_body_insert", rows)
     await tx.many("generation_update", rows)

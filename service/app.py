@@ -26,6 +26,7 @@ from service.store.sqlite.database import Database
 from service.store.sqlite.ownership import FileLock
 from service.store.vault import Vault
 from service.telemetry import log, metrics
+from service.telemetry.redact import Redactor
 from service.upstream.callback_url import CallbackTokens
 from service.upstream.client import Client
 from service.worker import Worker
@@ -118,6 +119,7 @@ class App:
             ),
             tokens=CallbackTokens(settings.secret_keys, UPSTREAM),
             vault=Vault(settings.secret_keys),
+            redactor=_redactor(settings),
             clock=self._clock,
             jitter=self._jitter,
         )
@@ -172,6 +174,16 @@ def _sender(settings: Settings) -> SendWebhook:
     own = tls_context(settings.ca_file) if settings.ca_file else None
     limits = Limits(connections=settings.max_in_flight + 24)
     return Sender(policy, ssl_context=own, limits=limits)
+
+
+def _redactor(settings: Settings) -> Redactor:
+    secrets = (
+        settings.upstream_api_key,
+        settings.upstream_signature_secret,
+        settings.admin_key,
+        *settings.secret_keys,
+    )
+    return Redactor([secret for secret in secrets if secret], settings.public_url)
 
 
 def _end_with_worker(task: "asyncio.Task[None]") -> None:

@@ -8,10 +8,10 @@ from typing import Protocol
 
 from service.model.clock import Clock
 from service.model.delivery import Due
-from service.model.generation import CALLBACK_GRACE_MS
 from service.settings import Settings
 from service.store.database import Database
 from service.store.vault import Vault
+from service.telemetry.redact import Redactor
 from service.upstream import catalogue
 from service.upstream.callback_url import CallbackTokens
 from service.upstream.client import Client
@@ -105,6 +105,7 @@ class Context:
     client: Client
     tokens: CallbackTokens
     vault: Vault
+    redactor: Redactor
     clock: Clock
     jitter: Callable[[], float]
     random_bytes: Callable[[int], bytes] = os.urandom
@@ -116,10 +117,3 @@ class Context:
     def catalogue(self) -> catalogue.Catalogue:
         """The models that upstream sells, loaded when first needed."""
         return catalogue.load()
-
-    def callback_url(self, generation_id: str, nonce: str, deadline_at: int) -> str | None:
-        """Where upstream calls back about the generation; None without a public URL."""
-        if self.settings.public_url is None:
-            return None
-        token = self.tokens.mint(generation_id, nonce, deadline_at + CALLBACK_GRACE_MS)
-        return f"{self.settings.public_url}/callbacks/{UPSTREAM}/{token}"

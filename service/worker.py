@@ -5,6 +5,7 @@ take over within a second of its death.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -170,21 +171,17 @@ class Worker:
             now = self.context.clock()
             steps = (self._submit, self._poll, self._expire, self._replay, self._clean)
             due_times = [await step(now) for step in (*steps, self.deliverer.run_due)]
-            await self._settle(ends_at - loop.time())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(ends_at - loop.time(), 0)):
+                    await self._settle()
             is_due = any(at is not None and at <= self.context.clock() for at in due_times)
             if loop.time() >= ends_at or not is_due:
                 return is_due
 
-    async def _settle(self, seconds: float) -> bool:
-        """Wait until nothing is under way; False if that takes longer than `seconds`."""
-        try:
-            async with asyncio.timeout(max(seconds, 0)):
-                await self.submitter.settle()
-                await self.poller.settle()
-                await self.deliverer.settle()
-        except TimeoutError:
-            return False
-        return True
+    async def _settle(self) -> None:
+        """Wait until no poll and no attempt is under way."""
+        await self.poller.settle()
+        await self.deliverer.settle()
 
     async def _loop(self, step: Step, signal: asyncio.Event) -> None:
         while not self._stopping.is_set():
@@ -261,7 +258,11 @@ class Worker:
     async def _finish(self) -> None:
         """Give what is under way its time; what does not end is due again after the restart."""
         self.deliverer.is_open = False
-        if not await self._settle(self.context.settings.shutdown_seconds):
+        try:
+            async with asyncio.timeout(self.context.settings.shutdown_seconds):
+                await self.submitter.settle()
+                await self._settle()
+        except TimeoutError:
             _log.warning("worker.stopped_late")
         self.context.inbox = NoInbox()
         self.deliverer.forget()

@@ -174,9 +174,8 @@ def problem_answer(problem: Problem, request_id: str) -> Answer:
     )
 
 
-def listed(views: Sequence[Any], *, more: bool) -> Answer:
-    """Return a page of a list; `views` have an `id`."""
-    after = views[-1]["id"] if more and views else None
+def listed(views: Sequence[Any], after: str | None) -> Answer:
+    """Return a page of a list, and the cursor of the next one."""
     return Answer(content={"data": views, "next": after})
 
 

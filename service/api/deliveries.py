@@ -4,19 +4,19 @@ from service.api.call import Answer, Call, listed
 from service.api.problem import Problem, not_found, subscriber_disabled
 from service.model.attempt import Attempt
 from service.model.delivery import Delivery
-from service.store import deliveries, pages, stats, subscribers
+from service.store import deliveries, stats, subscribers
 from service.store.database import Transaction
 
 
 async def list_(call: Call) -> Answer:
     """GET /v1/deliveries."""
-    only = pages.Deliveries(
+    only = deliveries.Filter(
         status=call.query_choice("status", stats.STATUSES),
         subscriber_id=call.query_id("subscriber_id", "sub"),
         event_id=call.query_id("event_id", "evt"),
     )
-    rows, more = await call.database.read(pages.deliveries, call.page("dlv"), call.tenant, only)
-    return listed([deliveries.delivery(row).view() for row in rows], more=more)
+    rows, after = await call.database.read(deliveries.page, call.page("dlv"), call.tenant, only)
+    return listed([deliveries.delivery(row).view() for row in rows], after)
 
 
 async def get(call: Call) -> Answer:

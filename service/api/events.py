@@ -5,7 +5,7 @@ import msgspec
 from service.api.call import Answer, Call
 from service.api.problem import not_found
 from service.model.event import EVENT_TYPES
-from service.store import events, pages
+from service.store import events
 
 
 async def list_(call: Call) -> Answer:
@@ -14,13 +14,14 @@ async def list_(call: Call) -> Answer:
     With `order=asc`, `next` is null only on an empty page: a reader that has all events can
     continue from its last page once there are more.
     """
-    only = pages.Events(
+    only = events.Filter(
         type=call.query_choice("type", EVENT_TYPES),
         generation_id=call.query_id("generation_id", "gen"),
     )
     page = call.page("evt")
-    rows, more = await call.database.read(pages.events, page, call.tenant, only)
-    after = rows[-1]["id"] if rows and (more or page.ascending) else None
+    rows, after = await call.database.read(events.page, page, call.tenant, only)
+    if page.ascending and rows and after is None:
+        after = rows[-1]["id"]
     bodies = [msgspec.Raw(row["body"]) for row in rows]
     return Answer(content={"data": bodies, "next": after})
 

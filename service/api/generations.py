@@ -18,7 +18,7 @@ from service.generations import submit
 from service.generations.submit import NewGeneration
 from service.model.clock import SECOND
 from service.model.generation import OPEN, TERMINAL, Generation
-from service.store import generations, pages
+from service.store import generations
 from service.store.database import Transaction
 from service.upstream import catalogue, wire
 
@@ -64,7 +64,7 @@ async def _get_or_accept(
     return await submit.accept(tx, call.context, call.tenant, call.resource_id, new), True
 
 
-def _problem(generation: Generation, refusal: wire.Refused) -> Problem:
+def _problem(generation: Generation, refusal: wire.Rejected) -> Problem:
     """Return the problem that upstream's refusal is."""
     status, code = _REFUSALS.get(refusal.status, (422, "upstream_refused"))
     assert generation.error is not None
@@ -126,15 +126,15 @@ async def _wait(call: Call, generation_id: str, seconds: float) -> Generation:
 
 async def list_(call: Call) -> Answer:
     """GET /v1/generations."""
-    only = pages.Generations(
+    only = generations.Filter(
         status=call.query_choice("status", (*OPEN, *TERMINAL)),
         model=call.query_model(),
         created_after=call.query_time("created_after"),
         created_before=call.query_time("created_before"),
         metadata=_query_metadata(call),
     )
-    rows, more = await call.database.read(pages.generations, call.page("gen"), call.tenant, only)
-    return listed([generations.generation(row).view() for row in rows], more=more)
+    rows, after = await call.database.read(generations.page, call.page("gen"), call.tenant, only)
+    return listed([generations.generation(row).view() for row in rows], after)
 
 
 def _query_metadata(call: Call) -> dict[str, str]:

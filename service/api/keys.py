@@ -60,10 +60,10 @@ async def _insert(tx: Transaction, call: Call, key: Key, secret: str) -> None:
 
 async def list_(call: Call) -> Answer:
     """GET /v1/keys."""
-    rows, more = await call.database.read(
-        pages.page, pages.KEYS, call.page("key"), ["tenant = :tenant"], {"tenant": call.tenant}
+    rows, after = await call.database.read(
+        pages.read, pages.of_tenant("keys"), call.page("key"), {"tenant": call.tenant}
     )
-    return listed([keys.key(row).view() for row in rows], more=more)
+    return listed([keys.key(row).view() for row in rows], after)
 
 
 async def get(call: Call) -> Answer:

@@ -1,5 +1,7 @@
 """Receives callbacks from upstream: verify, store, then answer."""
 
+import asyncio
+
 import msgspec
 
 from service.api.asgi import (
@@ -24,6 +26,7 @@ from service.telemetry import log, metrics
 from service.upstream.callback_url import TokenError
 
 PREFIX = f"/callbacks/{UPSTREAM}/"
+READ_ON_LOOP_BYTES = 65_536
 REJECTIONS_PER_SECOND = 20  # More are answered but not stored: forgers cannot fill the disk.
 HEADERS_MAX = 100  # More are not stored.
 
@@ -38,6 +41,7 @@ class Receiver:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._ingest = ingest.Ingest(context)
         self._rejections = (0, 0)
         scheme = context.settings.upstream_signature
         self._scheme = SCHEMES[scheme] if scheme else None
@@ -134,11 +138,18 @@ class Receiver:
         except StorageError as error:
             _log.error("callback.not_stored", error=str(error))
 
+    async def _read(self, arrival: Arrival) -> ingest.ProvenCallback:
+        """Read a body that is believed, a large one beside the event loop."""
+        if len(arrival.body) <= READ_ON_LOOP_BYTES:
+            return ingest.proven(self._context, arrival)
+        return await asyncio.to_thread(ingest.proven, self._context, arrival)
+
     async def _store(self, arrival: Arrival) -> str:
         database = self._context.database
         verdict: str | None
         if arrival.trust == "body":
-            verdict = await database.write(ingest.believe, self._context, arrival)
+            proven = await self._read(arrival)
+            verdict = await database.write_batched(self._ingest.believe, proven)
         else:
             verdict = await database.write_batched(ingest.receive, arrival)
             self._context.signals.poll.set()

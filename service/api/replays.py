@@ -95,10 +95,10 @@ async def get(call: Call) -> Answer:
 
 async def list_(call: Call) -> Answer:
     """GET /v1/replays."""
-    rows, more = await call.database.read(
-        pages.page, pages.REPLAYS, call.page("rpl"), ["tenant = :tenant"], {"tenant": call.tenant}
+    rows, after = await call.database.read(
+        pages.read, pages.of_tenant("replays"), call.page("rpl"), {"tenant": call.tenant}
     )
-    return listed([replays.replay(row).view() for row in rows], more=more)
+    return listed([replays.replay(row).view() for row in rows], after)
 
 
 async def cancel(call: Call) -> Answer:

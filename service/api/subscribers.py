@@ -146,11 +146,10 @@ async def get(call: Call) -> Answer:
 
 async def list_(call: Call) -> Answer:
     """GET /v1/subscribers."""
-    where = ["tenant = :tenant", "is_notify = 0"]
-    rows, more = await call.database.read(
-        pages.page, pages.SUBSCRIBERS, call.page("sub"), where, {"tenant": call.tenant}
+    rows, after = await call.database.read(
+        pages.read, subscribers.LISTED, call.page("sub"), {"tenant": call.tenant}
     )
-    return listed([subscribers.subscriber(row).view() for row in rows], more=more)
+    return listed([subscribers.subscriber(row).view() for row in rows], after)
 
 
 async def update(call: Call) -> Answer:
@@ -258,4 +257,6 @@ async def test(call: Call) -> Answer:
 
 async def _ping(tx: Transaction, subscriber: Subscriber) -> Event:
     data = {"subscriber_id": subscriber.id}
-    return await events.insert(tx, subscriber.tenant, "ping", data, None)
+    event = events.new_event(subscriber.tenant, "ping", data, None, tx.now)
+    await events.insert(tx, [event])
+    return event

@@ -30,7 +30,7 @@ async def readyz(call: Call) -> Answer:
 
 async def metrics_(call: Call) -> Answer:
     """GET /metrics, for Prometheus. Only the subscribers that wait longest have a label."""
-    ages = await call.database.read(stats.oldest_owed)
+    ages = await call.database.read(stats.oldest_undelivered)
     metrics.owed_to.read = lambda: len(ages)
     metrics.oldest.read = lambda: max(ages.values(), default=0.0)
     metrics.oldest_by_subscriber.values = dict(stats.worst(ages, SUBSCRIBER_LABELS_MAX))

@@ -4,6 +4,7 @@ from typing import Any
 
 from service.model.clock import rfc3339
 from service.model.generation import Generation
+from service.model.ids import time_of
 from service.store import callbacks, deliveries, events, generations
 from service.store.database import Row, Transaction
 
@@ -27,7 +28,7 @@ async def timeline(tx: Transaction, generation: Generation) -> list[dict[str, An
         summary = "Upstream works on the generation."
         entries.append(_entry(generation.submitted_at, 2, "submitted", None, summary, detail))
     entries += map(_exchange, await generations.exchanges(tx, id_))
-    entries += map(_callback, await callbacks.of_generation(tx, id_))
+    entries += map(_callback, await callbacks.of_generation(tx, generation.tenant, id_))
     entries += map(_event, await events.of_generation(tx, id_))
     entries += map(_attempt, await deliveries.attempts_of_generation(tx, id_))
     entries.sort(key=lambda entry: entry[:2])
@@ -53,12 +54,12 @@ def _exchange(row: Row) -> Entry:
 def _callback(row: Row) -> Entry:
     detail = {name: row[name] for name in ("verdict", "reason", "trust")}
     summary = f"A callback was received: {row['verdict']}."
-    return _entry(row["received_at"], 3, "callback", row["id"], summary, detail)
+    return _entry(time_of(row["id"]), 3, "callback", row["id"], summary, detail)
 
 
 def _event(row: Row) -> Entry:
     summary = f"The event {row['type']} was created."
-    return _entry(row["created_at"], 5, "event", row["id"], summary, {"type": row["type"]})
+    return _entry(time_of(row["id"]), 5, "event", row["id"], summary, {"type": row["type"]})
 
 
 def _attempt(row: Row) -> Entry:

@@ -74,8 +74,9 @@ async def announce(tx: Transaction, context: Context, disabled: Subscriber) -> N
         "disabled_reason": disabled.disabled_reason,
     }
     if not disabled.is_notify:  # Nobody knows a `notify_url` by its id.
-        event = await events.insert(tx, disabled.tenant, "subscriber.disabled", data, None)
-        await fanout.fan_out(tx, context, event, None)
+        event = events.new_event(disabled.tenant, "subscriber.disabled", data, None, tx.now)
+        await events.insert(tx, [event])
+        await fanout.fan_out(tx, context, [(event, None)])
     tx.after_commit(_logged, disabled)
 
 

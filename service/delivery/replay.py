@@ -86,7 +86,7 @@ async def cancel(tx: Transaction, context: Context, replay: Replay) -> Replay:
     canceled = await replays.change(
         tx, replay, status="canceled", due_at=tx.now, finished_at=tx.now
     )
-    await deliveries.cancel_replayed(tx, replay.subscriber_id, replay.id, CANCEL_BATCH)
+    await deliveries.cancel_replayed(tx, replay.id, CANCEL_BATCH)
     await subscribers.touch(tx)
     tx.after_commit(context.inbox.reload, replay.subscriber_id)
     tx.after_commit(context.signals.replay.set)
@@ -146,8 +146,7 @@ async def _make(tx: Transaction, context: Context, replay: Replay, subscriber: S
 
 async def _cancel_more(tx: Transaction, context: Context, replay: Replay) -> int:
     """What one transaction could not cancel."""
-    subscriber_id = replay.subscriber_id
-    canceled = await deliveries.cancel_replayed(tx, subscriber_id, replay.id, CANCEL_BATCH)
+    canceled = await deliveries.cancel_replayed(tx, replay.id, CANCEL_BATCH)
     if canceled < CANCEL_BATCH:
         await replays.change(tx, replay, due_at=None)
     tx.after_commit(context.inbox.reload, replay.subscriber_id)

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from service.model.clock import rfc3339, time_or_none
+from service.model.clock import rfc3339, rfc3339_or_none
 
 Scope = Literal["submit", "read", "manage", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -44,6 +44,6 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
             "tenant": self.tenant,
             "scopes": self.scopes,
             "created_at": rfc3339(self.created_at),
-            "last_used_at": time_or_none(self.last_used_at),
-            "revoked_at": time_or_none(self.revoked_at),
+            "last_used_at": rfc3339_or_none(self.last_used_at),
+            "revoked_at": rfc3339_or_none(self.revoked_at),
         }

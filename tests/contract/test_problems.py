@@ -6,11 +6,11 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 
 from service.api import subscribers
 from service.store import generations
 from service.telemetry import metrics
-from tests import logs
 from tests.contract.contract import SCHEMAS, breaches
 from tests.contract.scenes import Ids, client_with, populate
 from tests.harness import PUBLIC_URL, Harness, opened, taken
@@ -164,7 +164,7 @@ async def test_a_problem_has_its_status_and_is_as_documented(
         if code == "internal_error":
             monkeypatch.setattr(generations, "get", None)
         monkeypatch.setattr(subscribers, "SUBSCRIBERS_MAX", 2)
-        with logs.kept():  # A traceback is long, and is meant to be here.
+        with structlog.testing.capture_logs():  # A traceback is long, and is meant to be here.
             answer = await provoke(world, ids)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert breaches(answer) == []

@@ -49,7 +49,6 @@ def due(number: int, attempt_count: int = 0, body: bytes = b"{}") -> Due:
         event_id="evt_1",
         event_type="ping",
         generation_id=None,
-        created_at=0,
         attempt_count=attempt_count,
         trigger="scheduled",
         ordered=False,
