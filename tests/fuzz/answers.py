@@ -91,7 +91,7 @@ def exchanged(pieces: Sequence[bytes]) -> Outcome:
     return Outcome(None, error.code, str(error))
 
 
-def hold_answer(whole: bytes, cuts: Sequence[int]) -> Outcome:
+def check_answer(whole: bytes, cuts: Sequence[int]) -> Outcome:
     """Bounded, ended, and the same wherever the network cuts it."""
     outcome = exchanged([whole] if whole else [])
     bounds = itertools.pairwise([0, *cuts, len(whole)])
@@ -99,11 +99,11 @@ def hold_answer(whole: bytes, cuts: Sequence[int]) -> Outcome:
     assert exchanged(pieces) == outcome, f"cut at {cuts}"
     if len(whole) <= 400:
         assert exchanged([whole[at : at + 1] for at in range(len(whole))]) == outcome, "by byte"
-    _hold_outcome(outcome)
+    _check_outcome(outcome)
     return outcome
 
 
-def _hold_outcome(outcome: Outcome) -> None:
+def _check_outcome(outcome: Outcome) -> None:
     answer = outcome.answer
     if answer is None:
         assert outcome.code in CODES
@@ -146,7 +146,7 @@ def _client(pieces: Sequence[bytes]) -> Client:
     )
 
 
-def hold_response(pieces: Sequence[bytes]) -> None:
+def check_response(pieces: Sequence[bytes]) -> None:
     """An answer, or words for why there is none; a request that left is never `NotSent`."""
     created, asked = loop().run_until_complete(both(pieces))
     assert isinstance(created, wire.CreateAnswer | NoAnswer), created
@@ -174,6 +174,6 @@ def _ask(client: Client) -> Any:
     return client.ask("/tasks/n1_a")
 
 
-def hold_url(url: str) -> None:
+def check_url(url: str) -> None:
     """A URL that was accepted can be asked."""
     assert httpx.URL(url).host

@@ -97,7 +97,7 @@ def _signed() -> Iterator[bytes]:
     stamp, body = str(targets.NOW // 1_000), b'{"data":{"taskId":"k1"}}'
     for number, scheme in enumerate(targets.SCHEME_SECRETS):
         headers = dict.fromkeys(("webhook-timestamp", "x-webhook-timestamp"), stamp)
-        signature = targets.made_signature(scheme, {**headers, "webhook-id": "m1"}, body)
+        signature = targets.valid_signature(scheme, {**headers, "webhook-id": "m1"}, body)
         yield bytes([number]) + f"m1\n{stamp}\n{signature}\n".encode() + body
 
 
