@@ -15,7 +15,7 @@ from service.api.parts import Parts
 from service.api.receiver import Receiver
 from service.context import UPSTREAM, Context
 from service.delivery import tenants
-from service.delivery.dispatch import Deliverer
+from service.delivery.dispatch import Dispatcher
 from service.delivery.dispatch import Send as SendWebhook
 from service.delivery.webhook import egress
 from service.delivery.webhook.sender import Limits, Sender, tls_context
@@ -120,13 +120,13 @@ class App:
         )
         await database.write(tenants.ensure, context, tenants.DEFAULT)
         submitter, poller = Submitter(context), Poller(context)
-        deliverer = Deliverer(context, self._sender or _sender(settings))
-        self.worker = Worker(context, FileLock(database), submitter, poller, deliverer)
-        self._parts = Parts(context, submitter, poller, deliverer, self.worker)
+        dispatcher = Dispatcher(context, self._sender or _sender(settings))
+        self.worker = Worker(context, FileLock(database), submitter, poller, dispatcher)
+        self._parts = Parts(context, submitter, poller, dispatcher, self.worker)
         self._receiver = Receiver(context)
         metrics.write_queue.read = lambda: database.queued
-        metrics.in_flight.read = lambda: deliverer.slots.taken
-        metrics.backlog.read = deliverer.waiting
+        metrics.in_flight.read = lambda: dispatcher.slots.taken
+        metrics.backlog.read = dispatcher.waiting
 
     async def stop(self) -> None:
         """Finish what is under way within its time, then close everything."""
@@ -138,7 +138,7 @@ class App:
         with contextlib.suppress(TimeoutError):  # Upstream's answers are still to be recorded.
             async with asyncio.timeout(self.settings.shutdown_seconds):
                 await self.parts.submitter.settle()
-        close = getattr(self.parts.deliverer.sender, "close", None)
+        close = getattr(self.parts.dispatcher.sender, "close", None)
         if close is not None:
             await close()
         await self.parts.context.client.close()

@@ -9,7 +9,7 @@ import msgspec
 from service.api.checks import MODEL_ID, MODEL_ID_RULE, escape
 from service.api.parts import Parts, Worker
 from service.context import Context
-from service.delivery.dispatch import Deliverer
+from service.delivery.dispatch import Dispatcher
 from service.generations.poll import Poller
 from service.model import clock
 from service.model.errors import FieldError, Problem, invalid
@@ -50,9 +50,9 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         return self.parts.poller
 
     @property
-    def deliverer(self) -> Deliverer:
+    def dispatcher(self) -> Dispatcher:
         """Who sends webhooks."""
-        return self.parts.deliverer
+        return self.parts.dispatcher
 
     @property
     def worker(self) -> Worker:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from service.context import Context
-from service.delivery.dispatch import Deliverer
+from service.delivery.dispatch import Dispatcher
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
 
@@ -29,5 +29,5 @@ class Parts:
     context: Context
     submitter: Submitter
     poller: Poller
-    deliverer: Deliverer
+    dispatcher: Dispatcher
     worker: Worker

@@ -291,7 +291,7 @@ async def test(call: Call) -> Answer:
     """POST /v1/subscribers/{id}/test: one `ping` now, answered with the attempt."""
     subscriber = await get_one(call)
     event = await call.context.database.write(_ping, subscriber)
-    attempt, sent = await call.deliverer.test(subscriber, event)
+    attempt, sent = await call.dispatcher.test(subscriber, event)
     return Answer(content={"attempt": attempt.view(), "request": sent})
 
 

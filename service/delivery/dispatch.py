@@ -50,7 +50,7 @@ class Outcome(msgspec.Struct, frozen=True):
     recorded: Recorded
 
 
-class Deliverer:
+class Dispatcher:
     """Every lane of this process and the slots that they share."""
 
     def __init__(self, context: Context, sender: Send) -> None:

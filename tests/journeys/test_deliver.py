@@ -201,11 +201,11 @@ async def test_a_first_attempt_that_is_due_later_leaves_on_time_while_the_worker
 ) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE, retry_schedule_seconds=[5])
-        async with attached(world) as deliverer:
+        async with attached(world) as dispatcher:
             await world.generate()
-            await deliverer.run_due(world.clock())
-            await deliverer.settle()
-            assert await deliverer.run_due(world.clock()) == START + 5_000
+            await dispatcher.run_due(world.clock())
+            await dispatcher.settle()
+            assert await dispatcher.run_due(world.clock()) == START + 5_000
             assert world.subscribers.sent == []
 
 
@@ -231,7 +231,7 @@ async def test_while_storage_fails_the_slot_is_held_and_the_webhook_is_not_sent_
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE)
         await world.generate()
-        context, deliverer = world.app.parts.context, world.app.parts.deliverer
+        context, dispatcher = world.app.parts.context, world.app.parts.dispatcher
 
         def full(*_: object) -> Any:
             raise StorageError("the disk is full")
@@ -241,13 +241,13 @@ async def test_while_storage_fails_the_slot_is_held_and_the_webhook_is_not_sent_
             await world.run()
             await world.run(0.5)
             await world.run(0.5)
-            assert deliverer.slots.taken == 1
+            assert dispatcher.slots.taken == 1
             assert (await delivery(world))["status"] == "pending"
         await world.run(0.999)
         assert (await delivery(world))["status"] == "pending"
         await world.run(0.001)
         assert (await delivery(world))["status"] == "delivered"
-        assert deliverer.slots.taken == 0
+        assert dispatcher.slots.taken == 0
         assert len(world.subscribers.sent) == 1
 
 
@@ -271,7 +271,7 @@ async def test_after_a_crash_only_what_was_not_recorded_is_sent_again_under_the_
         assert ids[0] != ids[1] == ids[2]
         assert [found["status"] for found in await deliveries(world)] == ["delivered"] * 2
         gate.is_open.set()
-        await old.parts.deliverer.settle()  # What the dead process says late changes nothing.
+        await old.parts.dispatcher.settle()  # What the dead process says late changes nothing.
         late = (await deliveries(world))[1]
         assert (late["status"], late["attempt_count"]) == ("delivered", 1)
         await old.stop()

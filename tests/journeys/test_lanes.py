@@ -280,12 +280,12 @@ async def test_a_success_beside_it_does_not_lift_what_a_receiver_asked_for(tmp_p
         await world.subscribe(**ONE, max_in_flight=2)
         throttled, good = Gate(Answer(429, (("retry-after", "60"),), b"", False)), Gate()
         answer(world, throttled, good)
-        async with attached(world) as deliverer:
+        async with attached(world) as dispatcher:
             await world.generate()
             await world.generate()
             await good.wait_for(1)
             throttled.is_open.set()
-            while deliverer.slots.taken == 2:
+            while dispatcher.slots.taken == 2:
                 await world.get("/v1/subscribers")
             good.is_open.set()
         assert [d["status"] for d in await deliveries(world)] == ["pending", "delivered"]
@@ -325,18 +325,18 @@ async def test_a_change_reaches_a_lane_that_is_reading_at_that_moment(
                 return old  # Read before the change, told after it.
             return await Database.read(database, unit, *args)
 
-        async with attached(world) as deliverer:
+        async with attached(world) as dispatcher:
             monkeypatch.setattr(database, "read", slow)
-            deliverer.look(subscriber["id"])
+            dispatcher.look(subscriber["id"])
             await gate.wait_for(1)
             path = f"/v1/subscribers/{subscriber['id']}"
             await world.client.patch(path, json={"url": OTHER_URL})
             gate.is_open.set()
-            await deliverer.settle()
+            await dispatcher.settle()
             await world.generate()
             for _ in range(2):
-                await deliverer.run_due(world.clock())
-                await deliverer.settle()
+                await dispatcher.run_due(world.clock())
+                await dispatcher.settle()
         assert [sent.url for sent in world.subscribers.sent] == [OTHER_URL]
 
 
@@ -346,13 +346,13 @@ async def test_a_subscriber_that_is_changed_while_its_rows_are_read_stalls_nothi
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE)
         await world.generate()
-        async with attached(world) as deliverer:
-            await deliverer.scan()
-            await deliverer.run_due(world.clock())
+        async with attached(world) as dispatcher:
+            await dispatcher.scan()
+            await dispatcher.run_due(world.clock())
             for _ in range(5):
-                deliverer.reload(subscriber["id"])
-                await deliverer.run_due(world.clock())
-            await deliverer.settle()
+                dispatcher.reload(subscriber["id"])
+                await dispatcher.run_due(world.clock())
+            await dispatcher.settle()
             assert len(world.subscribers.sent) == 1
 
 
@@ -369,21 +369,21 @@ async def test_a_retry_that_falls_due_while_first_attempts_are_read_is_not_forgo
                 await reading()  # First attempts, while a retry is being recorded.
             return await Database.read(database, unit, *args)
 
-        async with attached(world) as deliverer:
+        async with attached(world) as dispatcher:
             await world.generate()
-            await deliverer.settle()
+            await dispatcher.settle()
             world.clock.advance(1)
-            await deliverer.run_due(world.clock())
+            await dispatcher.run_due(world.clock())
             await sent.wait_for(1)
             monkeypatch.setattr(database, "read", slow)
-            deliverer.look(subscriber["id"])
+            dispatcher.look(subscriber["id"])
             await reading.wait_for(1)
             sent.is_open.set()
-            while deliverer.lanes[subscriber["id"]].known:
+            while dispatcher.lanes[subscriber["id"]].known:
                 await deliveries(world)
             world.clock.advance(1)
             reading.is_open.set()
-            await deliverer.settle()
+            await dispatcher.settle()
             assert len(world.subscribers.sent) == 3
 
 
@@ -394,7 +394,7 @@ async def test_another_process_that_pauses_a_subscriber_is_heeded(tmp_path: Path
         subscriber = await world.subscribe(**ONE, max_in_flight=1)
         worker = world.app.worker
         assert worker is not None
-        async with attached(world) as deliverer:
+        async with attached(world) as dispatcher:
             await worker._watch(world.clock())
             await world.generate()
             await world.generate()
@@ -407,8 +407,8 @@ async def test_another_process_that_pauses_a_subscriber_is_heeded(tmp_path: Path
             world.app = mine
             await worker._watch(world.clock())
             gate.is_open.set()
-            await deliverer.run_due(world.clock())
-            await deliverer.settle()
+            await dispatcher.run_due(world.clock())
+            await dispatcher.settle()
             assert len(world.subscribers.sent) == 1
 
 
@@ -417,18 +417,18 @@ async def test_lanes_without_work_are_dropped_when_there_are_many(
 ) -> None:
     monkeypatch.setattr("service.delivery.dispatch.LANES_MAX", 4)
     async with opened(tmp_path) as world:
-        async with attached(world) as deliverer:
-            deliverer._lanes_max = 4
+        async with attached(world) as dispatcher:
+            dispatcher._lanes_max = 4
             for number in range(12):
                 await world.subscribe(f"http://127.0.0.1:7/{number}", **ONE)
                 await world.generate()
-                await deliverer.settle()
+                await dispatcher.settle()
         assert len(world.subscribers.sent) == sum(range(13))
-        assert len(deliverer.lanes) == 12  # All had work at the same time.
-        deliverer.lanes["sub_more"] = deliverer._lane("sub_more")
-        deliverer._lanes_max = 4
-        deliverer._lane("sub_one_more")
-        assert list(deliverer.lanes) == ["sub_one_more"]
+        assert len(dispatcher.lanes) == 12  # All had work at the same time.
+        dispatcher.lanes["sub_more"] = dispatcher._lane("sub_more")
+        dispatcher._lanes_max = 4
+        dispatcher._lane("sub_one_more")
+        assert list(dispatcher.lanes) == ["sub_one_more"]
 
 
 async def test_a_tick_leaves_nothing_in_memory_that_another_process_might_send(
