@@ -16,9 +16,10 @@ from service.api.receiver import Receiver
 from service.context import UPSTREAM, Context
 from service.delivery import tenants
 from service.delivery.dispatch import Dispatcher
-from service.delivery.dispatch import Send as SendWebhook
+from service.delivery.target import Sender
 from service.delivery.webhook import egress
-from service.delivery.webhook.sender import Limits, Sender, tls_context
+from service.delivery.webhook.connection import tls_context
+from service.delivery.webhook.sender import Limits, WebhookSender
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
 from service.model.clock import Clock, now_ms
@@ -47,7 +48,7 @@ class App:
         clock: Clock = now_ms,
         jitter: Callable[[], float] = random.random,
         transport: "Callable[[], httpx.AsyncBaseTransport] | None" = None,
-        sender: SendWebhook | None = None,
+        sender: Sender | None = None,
     ) -> None:
         self.settings = settings
         self.database = Database(
@@ -159,7 +160,7 @@ class App:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-def _sender(settings: Settings) -> SendWebhook:
+def _sender(settings: Settings) -> Sender:
     if settings.http_proxy:
         from service.delivery.webhook.proxy import ProxiedSender  # noqa: PLC0415  cold start
 
@@ -168,7 +169,7 @@ def _sender(settings: Settings) -> SendWebhook:
     policy = egress.Policy(settings.allow_http, settings.allow_networks)
     own = tls_context(settings.ca_file) if settings.ca_file else None
     limits = Limits(connections=settings.max_in_flight + 24)
-    return Sender(policy, ssl_context=own, limits=limits)
+    return WebhookSender(policy, ssl_context=own, limits=limits)
 
 
 def _end_with_worker(task: "asyncio.Task[None]") -> None:

@@ -3,7 +3,7 @@
 import msgspec
 
 from service.delivery import retry
-from service.delivery.webhook.request import Answer, SendError
+from service.delivery.target import Answer, SendError
 from service.model.attempt import Attempt
 from service.model.clock import DAY
 from service.model.delivery import Due

@@ -4,7 +4,6 @@ import asyncio
 import heapq
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Protocol
 
 import msgspec
 
@@ -12,7 +11,7 @@ from service.context import Context
 from service.delivery import formats, health
 from service.delivery.attempt import Conclusion, conclude, note
 from service.delivery.lanes import READY_MAX, Lane, Settings, Slots, find, unsealed
-from service.delivery.webhook.request import Answer, SendError, Target
+from service.delivery.target import Answer, Sender, SendError
 from service.model.attempt import Attempt
 from service.model.clock import MINUTE, SECOND
 from service.model.delivery import Due
@@ -31,16 +30,6 @@ STORAGE_RETRY_MS = SECOND
 TROUBLE_RETRY_MS = MINUTE  # A lane that cannot be worked at all, as when its secret is unreadable.
 
 
-class Send(Protocol):
-    """How one webhook leaves: sender.py, or proxied.py through an outgoing proxy."""
-
-    async def send(
-        self, target: Target, headers: Mapping[str, str], body: bytes, deadline_seconds: float
-    ) -> Answer:
-        """POST the body; the answer, or SendError."""
-        ...
-
-
 class Outcome(msgspec.Struct, frozen=True):
     """An attempt that has ended, on its way into the database. It keeps its slot until then."""
 
@@ -53,7 +42,7 @@ class Outcome(msgspec.Struct, frozen=True):
 class Dispatcher:
     """Every lane of this process and the slots that they share."""
 
-    def __init__(self, context: Context, sender: Send) -> None:
+    def __init__(self, context: Context, sender: Sender) -> None:
         self.context = context
         self.sender = sender
         self.lanes: dict[str, Lane] = {}

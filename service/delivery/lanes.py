@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from service.delivery import signing_keys
-from service.delivery.webhook.request import Target, parse_target
+from service.delivery.target import Target
+from service.delivery.webhook.request import parse_target
 from service.model.clock import SECOND
 from service.model.delivery import Due
 from service.model.subscriber import Subscriber

@@ -8,7 +8,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from service.delivery.retry import DEFAULT_RETRY_SECONDS
-from service.delivery.webhook.request import Answer, SendError
+from service.delivery.target import Answer, SendError
 from service.model.errors import StorageError
 from tests.harness import START, SUBSCRIBER_URL, opened
 from tests.journeys.gates import Gate, answer, attached, crash, deliveries, delivery
@@ -26,7 +26,7 @@ async def test_a_2xx_ends_a_delivery_delivered(tmp_path: Path, status: int) -> N
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE)
         generation = await world.generate()
-        answer(world, Answer(status, (("x-trace", "7"),), b"thanks", False))
+        answer(world, Answer(status, (("x-trace", "7"),), b"thanks"))
         await world.run()
         found = await delivery(world)
         assert found["status"] == "delivered"
@@ -48,7 +48,7 @@ async def test_any_other_answer_is_tried_again_and_no_redirect_is_followed(
 ) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE)
-        answer(world, Answer(status, (("location", OTHER_URL),), b"", False))
+        answer(world, Answer(status, (("location", OTHER_URL),), b""))
         await world.generate()
         await world.run()
         found = await delivery(world)
@@ -102,8 +102,8 @@ async def test_the_default_schedule_is_kept_to_the_millisecond_and_ends_dead(
 async def test_a_retry_after_is_a_floor_and_is_capped_at_a_day(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE, retry_schedule_seconds=[0, 5, 5, 5])
-        answer(world, *[Answer(500, (("retry-after", text),), b"", False) for text in ("60", "1")])
-        answer(world, Answer(500, (("retry-after", "99999999"),), b"", False))
+        answer(world, *[Answer(500, (("retry-after", text),), b"") for text in ("60", "1")])
+        answer(world, Answer(500, (("retry-after", "99999999"),), b""))
         await world.generate()
         for _ in range(100):
             await world.run(5)
@@ -117,7 +117,7 @@ async def test_a_retry_after_is_a_floor_and_is_capped_at_a_day(tmp_path: Path) -
 async def test_abort_message_ends_one_delivery_and_leaves_the_subscriber(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE)
-        answer(world, Answer(400, (("webhook-delivery", "abort-message"),), b"", False))
+        answer(world, Answer(400, (("webhook-delivery", "abort-message"),), b""))
         await world.generate()
         await world.run()
         assert (await delivery(world))["status"] == "dead"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.delivery.webhook.request import Answer, SendError
+from service.delivery.target import Answer, SendError
 from tests.harness import Harness, opened
 from tests.journeys.gates import Gate, answer, attached, deliveries
 
@@ -27,7 +27,7 @@ async def set_status(world: Harness, subscriber: dict[str, Any], status: str) ->
 
 @pytest.mark.parametrize(
     "said",
-    [Answer(410, (), b"", False), Answer(400, (("webhook-delivery", "disable"),), b"", False)],
+    [Answer(410, (), b""), Answer(400, (("webhook-delivery", "disable"),), b"")],
 )
 async def test_a_receiver_that_is_gone_is_disabled_at_once_and_the_others_hear_of_it(
     tmp_path: Path, said: Answer

@@ -9,7 +9,8 @@ import pytest
 
 from service.delivery import signing_keys
 from service.delivery.lanes import READY_BYTES_MAX, READY_MAX, Lane, Settings, Slots, find
-from service.delivery.webhook.request import Answer, parse_target
+from service.delivery.target import Answer
+from service.delivery.webhook.request import parse_target
 from service.model.delivery import Due
 from service.model.subscriber import Subscriber
 from service.store import deliveries as stored
@@ -260,7 +261,7 @@ async def test_a_throttled_subscriber_gets_nothing_until_it_asked_for_more(
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE, max_in_flight=1)
         await world.subscribe(OTHER_URL, **ONE)
-        answer(world, Answer(status, (("retry-after", "120"),), b"", False))
+        answer(world, Answer(status, (("retry-after", "120"),), b""))
         for _ in range(3):
             await world.generate()
         await world.run()
@@ -278,7 +279,7 @@ async def test_a_throttled_subscriber_gets_nothing_until_it_asked_for_more(
 async def test_a_success_beside_it_does_not_lift_what_a_receiver_asked_for(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE, max_in_flight=2)
-        throttled, good = Gate(Answer(429, (("retry-after", "60"),), b"", False)), Gate()
+        throttled, good = Gate(Answer(429, (("retry-after", "60"),), b"")), Gate()
         answer(world, throttled, good)
         async with attached(world) as dispatcher:
             await world.generate()

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from service.delivery import replay
-from service.store.sqlite.database import Database
 from service.store.deliveries import due as due_rows
+from service.store.sqlite.database import Database
 from tests.harness import START, SUBSCRIBER_URL, Harness, opened
 from tests.journeys.gates import Gate, answer, attached, crash, deliveries
 

@@ -7,7 +7,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from service.delivery.webhook.sender import Sender, SendError, Target, parse_target
+from service.delivery.target import SendError, Target
+from service.delivery.webhook.request import parse_target
+from service.delivery.webhook.sender import WebhookSender
 from tests.wire import receivers
 from tests.wire.receivers import HEADERS, LOOPS, Script, names, receiving, sending
 
@@ -16,7 +18,7 @@ pytestmark = pytest.mark.parametrize("anyio_backend", LOOPS, ids=["asyncio", "uv
 DEADLINE_SECONDS = 0.15
 
 
-async def timeout_of(sender: Sender, target: Target, body: bytes = b"{}") -> SendError:
+async def timeout_of(sender: WebhookSender, target: Target, body: bytes = b"{}") -> SendError:
     loop = asyncio.get_running_loop()
     started_at = loop.time()
     with pytest.raises(SendError) as caught:
@@ -41,7 +43,7 @@ async def timeout_of(sender: Sender, target: Target, body: bytes = b"{}") -> Sen
 )
 async def test_an_answer_that_does_not_end_is_cut(script: Script) -> None:
     async with receiving(script) as receiver, sending() as sender:
-        assert (await timeout_of(sender, receiver.target)).maybe_received
+        await timeout_of(sender, receiver.target)
         assert len(receiver.requests) == 1
 
 
@@ -51,8 +53,7 @@ async def test_a_receiver_that_does_not_read_is_cut() -> None:
         await asyncio.Event().wait()
 
     async with receiving(script) as receiver, sending() as sender:
-        error = await timeout_of(sender, receiver.target, b"x" * 30_000_000)
-        assert error.maybe_received
+        await timeout_of(sender, receiver.target, b"x" * 30_000_000)
 
 
 async def test_the_deadline_of_a_kept_connection_is_the_same() -> None:
@@ -63,7 +64,7 @@ async def test_the_deadline_of_a_kept_connection_is_the_same() -> None:
 
     async with receiving(script) as receiver, sending() as sender:
         await sender.send(receiver.target, HEADERS, b"{}", 5)
-        assert (await timeout_of(sender, receiver.target)).maybe_received
+        await timeout_of(sender, receiver.target)
         assert receiver.connections == 1
 
 
@@ -80,8 +81,7 @@ async def full_backlog() -> AsyncIterator[int]:
 
 async def test_a_receiver_that_does_not_accept_is_cut() -> None:
     async with full_backlog() as port, sending() as sender:
-        error = await timeout_of(sender, parse_target(f"http://127.0.0.1:{port}/"))
-        assert not error.maybe_received
+        await timeout_of(sender, parse_target(f"http://127.0.0.1:{port}/"))
 
 
 async def test_addresses_that_all_hang_share_the_deadline() -> None:
@@ -91,9 +91,16 @@ async def test_addresses_that_all_hang_share_the_deadline() -> None:
 
 
 async def test_a_handshake_that_hangs_is_cut() -> None:
-    async with receiving(receivers.Peer.gone) as receiver, sending() as sender:
-        target = parse_target(f"https://127.0.0.1:{receiver.port}/")
-        assert not (await timeout_of(sender, target)).maybe_received
+    connected = asyncio.Event()
+
+    async def script(peer: receivers.Peer) -> None:
+        connected.set()
+        await peer.gone()
+
+    async with receiving(script) as receiver, sending() as sender:
+        await timeout_of(sender, parse_target(f"https://127.0.0.1:{receiver.port}/"))
+        async with asyncio.timeout(5):
+            await connected.wait()  # The receiver may notice the connection only after its end.
         assert receiver.connections == 1
 
 
@@ -103,8 +110,7 @@ async def test_a_name_server_that_hangs_is_cut() -> None:
         return []
 
     async with sending(lookup=lookup) as sender:
-        error = await timeout_of(sender, parse_target("http://receiver.test/"))
-        assert not error.maybe_received
+        await timeout_of(sender, parse_target("http://receiver.test/"))
 
 
 async def test_time_spent_on_a_name_is_missing_later() -> None:
