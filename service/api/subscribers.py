@@ -17,6 +17,7 @@ from service.api.checks import (
     type_errors,
 )
 from service.delivery import health, signing, signing_keys
+from service.delivery.attempt import send_test
 from service.delivery.retry import DEFAULT_RETRY_SECONDS
 from service.model.clock import rfc3339
 from service.model.errors import FieldError, Problem, invalid, not_found
@@ -291,8 +292,8 @@ async def test(call: Call) -> Answer:
     """POST /v1/subscribers/{id}/test: one `ping` now, answered with the attempt."""
     subscriber = await get_one(call)
     event = await call.context.database.write(_ping, subscriber)
-    attempt, sent = await call.dispatcher.test(subscriber, event)
-    return Answer(content={"attempt": attempt.view(), "request": sent})
+    attempt, request = await send_test(call.context, call.dispatcher.sender, subscriber, event)
+    return Answer(content={"attempt": attempt.view(), "request": request})
 
 
 async def _ping(tx: Transaction, subscriber: Subscriber) -> Any:
