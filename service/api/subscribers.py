@@ -45,7 +45,7 @@ class New(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     event_types: list[str] = []
     filter: Filter = Filter()
     headers: dict[str, str] = {}
-    max_in_flight: InFlight = 10
+    max_in_flight: InFlight = 100
     rate_per_second: Rate | None = None
     retry_schedule_seconds: Schedule = msgspec.field(
         default_factory=lambda: list(DEFAULT_RETRY_SECONDS)

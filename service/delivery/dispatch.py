@@ -213,6 +213,7 @@ class Dispatcher:
         while True:
             result = await attempt(self.context, self.sender, recipient, due)
             self.attempted += 1
+            lane.learn(result.attempt, result.ended_at)
             recorded = record_of(recipient, due, result.attempt, result.verdict, result.ended_at)
             if not await self._record(Ended(lane, due, result.verdict, recorded)):
                 return

@@ -3,6 +3,8 @@
 from collections import deque
 
 from service.delivery.recipient import Recipient
+from service.delivery.window import Window
+from service.model.attempt import Attempt
 from service.model.clock import SECOND
 from service.model.delivery import Due
 from service.model.subscriber import Subscriber
@@ -86,6 +88,7 @@ class Lane:
         "subscriber_id",
         "turn",
         "wake_at",
+        "window",
     )
 
     def __init__(self, subscriber_id: str) -> None:
@@ -98,6 +101,7 @@ class Lane:
         self.is_loading = False
         self.revision = 0
         self.turn = 0
+        self.window = Window()
         self.next_send_at = 0.0
         self.slow_until = 0
         self.wake_at: int | None = None
@@ -110,6 +114,7 @@ class Lane:
         """Use the subscriber as it is stored now; drop what is held if it is not active."""
         subscriber = recipient.subscriber
         self.recipient = recipient
+        self.window.set_limit(subscriber.max_in_flight)
         self.pause_until(subscriber.slow_until)
         self.failing_since, self.probing = subscriber.failing_since, subscriber.probing
         if subscriber.rate_per_second and recipient.last_attempt_at is not None:
@@ -119,7 +124,9 @@ class Lane:
             self.drop_waiting()
 
     def set_health(self, subscriber: Subscriber) -> None:
-        """Take over what an attempt changed."""
+        """Take over what an attempt changed; after a successful probe the window starts anew."""
+        if self.probing and not subscriber.probing:
+            self.window = Window(subscriber.max_in_flight)
         self.failing_since, self.probing = subscriber.failing_since, subscriber.probing
 
     def pause_until(self, at: int | None) -> None:
@@ -165,8 +172,7 @@ class Lane:
     @property
     def cap(self) -> int:
         """How many attempts may be under way: one while a re-enabled subscriber is probed."""
-        assert self.recipient is not None
-        return 1 if self.probing else self.recipient.subscriber.max_in_flight
+        return 1 if self.probing else self.window.size
 
     # Rows.
 
@@ -226,6 +232,19 @@ class Lane:
         self.turn += 1
         self._pace(now)
         return backlog.popleft()
+
+    def learn(self, attempt: Attempt, now: int) -> None:
+        """Open or close the window by an attempt that has just ended, and is still in flight."""
+        code = attempt.status_code
+        if code is None or code == 429 or code >= 500:
+            self.window.failed(started_at=attempt.started_at, now=now)
+        else:
+            self.window.answered(
+                attempt.duration_ms,
+                started_at=attempt.started_at,
+                now=now,
+                in_flight=self.in_flight,
+            )
 
     def release(self, due: Due) -> None:
         """Let go of a delivery whose attempt is stored."""

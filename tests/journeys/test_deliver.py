@@ -279,7 +279,7 @@ async def test_after_a_crash_only_what_was_not_recorded_is_sent_again_under_the_
 
 async def test_one_subscriber_in_ten_that_hangs_delays_nobody(tmp_path: Path) -> None:
     urls = [f"http://127.0.0.1:7/{number}" for number in range(10)]
-    async with opened(tmp_path, shutdown_seconds=0, max_in_flight=20) as world:
+    async with opened(tmp_path, shutdown_seconds=0, max_in_flight=12) as world:
         hanging, healthy = Gate(), Gate()
         healthy.is_open.set()
         answer(world, *[hanging] * 20, url=urls[0])
@@ -292,5 +292,5 @@ async def test_one_subscriber_in_ten_that_hangs_delays_nobody(tmp_path: Path) ->
         for _ in range(20):
             await world.generate()
         await healthy.wait_for(9 * 20)
-        assert hanging.held == hanging.arrived == 10
+        assert hanging.held == hanging.arrived == 6  # Half of all slots, fewer than its window.
         assert {len(world.subscribers.to(url)) for url in urls[1:]} == {20}

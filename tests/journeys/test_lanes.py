@@ -7,6 +7,7 @@ import pytest
 
 from service.delivery.recipient import read_recipient
 from service.delivery.target import Answer
+from service.delivery.window import START as START_SIZE
 from service.store import deliveries as stored
 from service.store.sqlite.database import Database
 from tests.harness import START, SUBSCRIBER_URL, opened
@@ -43,6 +44,26 @@ async def test_no_more_attempts_are_under_way_than_the_subscriber_allows(tmp_pat
         gate.is_open.set()
         await gate.wait_for(10)
         assert gate.most_held == 3
+
+
+async def test_a_lane_opens_while_a_burst_is_answered_quickly(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe(**ONE)
+        path = f"/v1/subscribers/{subscriber['id']}"
+        await world.client.patch(path, json={"status": "paused"})
+        for _ in range(40):
+            await world.generate()
+        quick, gate = Gate(), Gate()
+        quick.is_open.set()
+        answer(world, *[quick] * START_SIZE, *[gate] * 40)
+        async with attached(world) as dispatcher:
+            await world.client.patch(path, json={"status": "active"})
+            await dispatcher.run_due(world.clock())
+            await gate.wait_for(2 * START_SIZE)
+            lane = dispatcher.lanes[subscriber["id"]]
+            assert (lane.in_flight, gate.held) == (2 * START_SIZE, 2 * START_SIZE)
+            gate.is_open.set()
+        assert len(world.subscribers.sent) == 40
 
 
 async def test_a_rate_spaces_attempts_and_survives_a_restart(tmp_path: Path) -> None:

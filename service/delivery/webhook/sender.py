@@ -19,7 +19,7 @@ class Limits(msgspec.Struct, frozen=True):
     """How many connections there may be over all targets, and how long an idle one stays open."""
 
     connections: int = 1024
-    idle_per_origin: int = 128
+    idle_per_origin: int = 512
     idle_seconds: float = 30.0
 
 
