@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from service.delivery.webhook.request import SendError
+from service.delivery.target import SendError
 from service.store.sqlite.connection import Connection
 from tests.disaster import crash, rows
 from tests.harness import Harness, ManualClock, completed, settings, taken
@@ -189,7 +189,7 @@ class World(Harness):
         """A subscriber's answer; its body is checked against what the id came with before."""
         self._note(url, webhook_id, body)
         if url == HOOKS[1]:
-            trouble = SendError("timeout", "no answer in time", maybe_received=True)
+            trouble = SendError("timeout", "no answer in time")
             mood: int | SendError = self.random.choice((200, 500, 503, 301, trouble))
             return mood
         return 200
