@@ -22,7 +22,7 @@ from service.model.ids import new_id
 from service.model.subscriber import Subscriber
 from service.store import deliveries
 from service.store.database import Transaction
-from service.store.deliveries import Recorded
+from service.store.deliveries import AttemptRecord
 from service.telemetry import log, metrics
 
 _log = log.get()
@@ -47,7 +47,7 @@ class Outcome(msgspec.Struct, frozen=True):
     lane: Lane
     due: Due
     conclusion: Conclusion
-    recorded: Recorded
+    recorded: AttemptRecord
 
 
 class Deliverer:
@@ -95,10 +95,11 @@ class Deliverer:
 
     async def scan(self) -> None:
         """Learn which lanes have rows that wait, after a start or another process's commit."""
-        for subscriber_id, waits in (await self.context.database.read(deliveries.lanes)).items():
+        due_times = await self.context.database.read(deliveries.next_due_times)
+        for subscriber_id, times in due_times.items():
             lane = self._lane(subscriber_id)
-            lane.expect(waits.first_at, waits.retry_at)
-            self._wake(lane, min(at for at in (waits.first_at, waits.retry_at) if at is not None))
+            lane.expect(times.first_at, times.retry_at)
+            self._wake(lane, min(at for at in (times.first_at, times.retry_at) if at is not None))
 
     async def run_due(self, now: int) -> int | None:
         """Fetch and start what is due by `now`; when to come again."""
@@ -284,7 +285,7 @@ class Deliverer:
             lane.settled.clear()  # What was recorded before this read is in the rows it reads.
             revision, known = lane.revision, frozenset(lane.known)
             fetched = await self.context.database.read(
-                deliveries.due, lane.subscriber_id, READY_MAX, ready.retries, ordered, known
+                deliveries.fetch_due, lane.subscriber_id, READY_MAX, ready.retries, ordered, known
             )
             now = self.context.clock()
             if lane.revision != revision:
@@ -327,7 +328,7 @@ class Deliverer:
         """One commit for the attempt and, where it changes, the subscriber's standing."""
         lane, conclusion, database = outcome.lane, outcome.conclusion, self.context.database
         if not health.changed(lane, conclusion, self.context.clock()):
-            await database.write_batched(deliveries.record, outcome.recorded)
+            await database.write_batched(deliveries.record_attempts, outcome.recorded)
             return
         after = await database.write(_record_and_follow, self.context, outcome)
         if after is not None:
@@ -336,8 +337,8 @@ class Deliverer:
 
     def _recorded(
         self, settings: Settings, due: Due, attempt: Attempt, conclusion: Conclusion
-    ) -> Recorded:
-        return Recorded(
+    ) -> AttemptRecord:
+        return AttemptRecord(
             tenant=due.tenant,
             subscriber_id=due.subscriber_id,
             generation_id=due.generation_id,
@@ -353,7 +354,7 @@ class Deliverer:
 async def _record_and_follow(
     tx: Transaction, context: Context, outcome: Outcome
 ) -> Subscriber | None:
-    await deliveries.record(tx, [outcome.recorded])
+    await deliveries.record_attempts(tx, [outcome.recorded])
     return await health.follow(tx, context, outcome.due.subscriber_id, outcome.conclusion)
 
 

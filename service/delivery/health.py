@@ -40,11 +40,11 @@ async def follow(
     if subscriber is None or subscriber.status == "disabled":
         return subscriber
     if conclusion.word == "delivered":
-        return await subscribers.change(tx, subscriber, failing_since=None, probing=False)
+        return await subscribers.update(tx, subscriber, failing_since=None, probing=False)
     changes: dict[str, Any] = {"failing_since": subscriber.failing_since or tx.now}
     if conclusion.slow_until:
         changes["slow_until"] = max(conclusion.slow_until, subscriber.slow_until or 0)
-    subscriber = await subscribers.change(tx, subscriber, **changes)
+    subscriber = await subscribers.update(tx, subscriber, **changes)
     reason = conclusion.disabled_reason
     if reason is None and tx.now - changes["failing_since"] >= FAILING_MAX_MS:
         reason = "failing"
@@ -58,7 +58,7 @@ async def disable(
 
     What it is owed keeps waiting, and what comes meanwhile is stored as events, to be replayed.
     """
-    disabled = await subscribers.change(
+    disabled = await subscribers.update(
         tx, subscriber, status="disabled", disabled_reason=reason, updated_at=tx.now
     )
     tx.after_commit(context.inbox.reload, disabled.id)

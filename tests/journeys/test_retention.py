@@ -49,7 +49,7 @@ async def ended(world: Harness, index: int = -1, **fields: Any) -> None:
 async def days(world: Harness, count: int) -> None:
     for _ in range(count):
         await world.run(DAY)
-    await world.run(retention.SWEEP_EVERY_MS / 1_000)
+    await world.run(retention.SWEEP_INTERVAL_MS / 1_000)
 
 
 async def test_what_is_old_and_over_goes_with_all_that_belongs_to_it(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ async def test_small_batches_come_to_the_same_end(
         await world.client.patch(path, json={"status": "paused"})
         await ended(world, 4)
         await world.run()
-        await world.run(retention.SWEEP_EVERY_MS / 1_000)
+        await world.run(retention.SWEEP_INTERVAL_MS / 1_000)
         left = rows(world)
         assert (left["generations"], left["deliveries"], left["attempts"]) == (1, 1, 0)
         assert counted(world) == {made["id"]: {"pending": 1}}
@@ -188,7 +188,7 @@ async def test_one_step_takes_no_more_than_its_batch(
             taken.append(deleted)
         assert max(taken) <= 5  # Generations have a batch of their own.
         assert taken.count(2) >= 6
-        assert next_at == world.clock() + retention.SWEEP_EVERY_MS
+        assert next_at == world.clock() + retention.SWEEP_INTERVAL_MS
         assert await retention.run_due(database, sweep, 30, world.clock()) == (0, next_at)
         assert rows(world) == dict.fromkeys(ABOUT, 0)
 
