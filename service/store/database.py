@@ -96,7 +96,7 @@ class Ownership(Protocol):
         ...
 
     def acquire(self) -> bool:
-        """Take the right if no process has it. StorageError if that cannot be found out."""
+        """Take the right if no process has it. StorageError if that cannot be determined."""
         ...
 
     def release(self) -> None:

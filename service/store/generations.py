@@ -140,7 +140,7 @@ async def delete_confirmations(tx: Transaction, ids: Collection[str]) -> None:
 
 
 async def complete_confirmations(tx: Transaction, polled_at: Mapping[str, int]) -> None:
-    """Delete the confirmations that these polls have made, by generation id and time of the poll.
+    """Delete the confirmations that polls have answered, as {generation id: time of poll}.
 
     A confirmation that was due only after the poll stays: the poll may be older than its callback.
     It is due CONFIRM_INTERVAL_MS after the poll at the earliest.

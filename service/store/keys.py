@@ -11,7 +11,7 @@ from service.store.rows import convert, json_text
 
 
 def digest(secret: str) -> bytes:
-    """Return the SHA-256 of a key, by which it is found."""
+    """Return the SHA-256 of a key, which is stored instead of the key."""
     return hashlib.sha256(secret.encode()).digest()
 
 
