@@ -245,7 +245,7 @@ class Worker:
         """Read due rows again after another process's commit, which no signal announced."""
         if await self.ownership.other_process_committed():
             self.context.signals.set_all()
-            revision = await self.context.database.read(subscribers.revision)
+            revision = await self.context.database.read(subscribers.get_revision)
             if revision != self._subscribers_revision:
                 self.dispatcher.reload(None)
             self._subscribers_revision = revision

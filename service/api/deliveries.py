@@ -15,8 +15,10 @@ async def list_(call: Call) -> Answer:
         subscriber_id=call.query_id("subscriber_id", "sub"),
         event_id=call.query_id("event_id", "evt"),
     )
-    rows, after = await call.database.read(deliveries.page, call.page("dlv"), call.tenant, only)
-    return listed([deliveries.delivery(row).view() for row in rows], after)
+    rows, after = await call.database.read(
+        deliveries.list_page, call.page("dlv"), call.tenant, only
+    )
+    return listed([deliveries.from_row(row).view() for row in rows], after)
 
 
 async def get(call: Call) -> Answer:

@@ -133,8 +133,10 @@ async def list_(call: Call) -> Answer:
         created_before=call.query_time("created_before"),
         metadata=_query_metadata(call),
     )
-    rows, after = await call.database.read(generations.page, call.page("gen"), call.tenant, only)
-    return listed([generations.generation(row).view() for row in rows], after)
+    rows, after = await call.database.read(
+        generations.list_page, call.page("gen"), call.tenant, only
+    )
+    return listed([generations.from_row(row).view() for row in rows], after)
 
 
 def _query_metadata(call: Call) -> dict[str, str]:

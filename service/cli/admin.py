@@ -221,7 +221,7 @@ async def _list(tx: "Transaction", _context: "Context") -> list[Key]:
 
     source = pages.Source(table="keys", where=[])
     rows, _ = await pages.read(tx, source, pages.Page(limit=KEYS_MAX), {})
-    return [keys.key(row) for row in rows]
+    return [keys.from_row(row) for row in rows]
 
 
 async def _revoke(tx: "Transaction", context: "Context", key_id: str) -> None:

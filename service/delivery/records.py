@@ -12,7 +12,7 @@ from service.model.delivery import Due
 from service.model.subscriber import Subscriber
 from service.store import deliveries
 from service.store.database import Transaction
-from service.store.deliveries import Recorded
+from service.store.deliveries import AttemptRecord
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -21,14 +21,14 @@ class Ended(msgspec.Struct, frozen=True):
     lane: Lane
     due: Due
     verdict: Verdict
-    recorded: Recorded
+    recorded: AttemptRecord
 
 
 def record_of(
     recipient: Recipient, due: Due, attempt: Attempt, verdict: Verdict, now: int
-) -> Recorded:
+) -> AttemptRecord:
     """Return an attempt and the new state of its delivery as the store takes them."""
-    return Recorded(
+    return AttemptRecord(
         tenant=due.tenant,
         subscriber_id=due.subscriber_id,
         generation_id=due.generation_id,
@@ -45,7 +45,7 @@ async def store(context: Context, ended: Ended) -> None:
     """Store an attempt; in one commit with the subscriber's health, where that changes."""
     lane, verdict, database = ended.lane, ended.verdict, context.database
     if not health.is_changed_by(verdict, lane, context.clock()):
-        await database.write_batched(deliveries.record, ended.recorded)
+        await database.write_batched(deliveries.record_attempts, ended.recorded)
         return
     subscriber = await database.write(_store_with_health, context, ended)
     lane.pause_until(verdict.slow_until)
@@ -54,5 +54,5 @@ async def store(context: Context, ended: Ended) -> None:
 
 
 async def _store_with_health(tx: Transaction, context: Context, ended: Ended) -> Subscriber | None:
-    await deliveries.record(tx, [ended.recorded])
+    await deliveries.record_attempts(tx, [ended.recorded])
     return await health.apply(tx, context, ended.recorded.subscriber_id, ended.verdict)

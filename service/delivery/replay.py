@@ -38,7 +38,7 @@ async def start(context: Context, new: Replay, subscriber: Subscriber) -> Replay
 
     Events that are stored later are no part of it.
     """
-    cursor, last_seq = await context.database.read(replays.bounds, new.since_at)
+    cursor, last_seq = await context.database.read(replays.seq_bounds, new.since_at)
     until_at = min(new.until_at, context.clock() + 1)
     new = msgspec.structs.replace(new, cursor=cursor, last_seq=last_seq, until_at=until_at)
     new = msgspec.structs.replace(new, total=await _count(context, new, subscriber))
@@ -77,17 +77,17 @@ async def _count_window(
     window = await replays.window(tx, replay, COUNT_WINDOW)
     if window is None:
         return None
-    found = await replays.matches(tx, replay, subscriber, window.last_seq, COUNT_WINDOW)
+    found = await replays.matching_seqs(tx, replay, subscriber, window.last_seq, COUNT_WINDOW)
     return len(found), window.last_seq
 
 
 async def cancel(tx: Transaction, context: Context, replay: Replay) -> Replay:
     """Make no more deliveries, and cancel those that are pending."""
-    canceled = await replays.change(
+    canceled = await replays.update(
         tx, replay, status="canceled", due_at=tx.now, finished_at=tx.now
     )
     await deliveries.cancel_replayed(tx, replay.id, CANCEL_BATCH)
-    await subscribers.touch(tx)
+    await subscribers.bump_revision(tx)
     tx.after_commit(context.inbox.reload, replay.subscriber_id)
     tx.after_commit(context.signals.replay.set)
     return canceled
@@ -99,7 +99,7 @@ async def run_due(context: Context, now: int) -> tuple[int, int | None]:
     if due_at is None or due_at > now:
         return 0, due_at
     made = 0
-    for replay_id in await context.database.read(replays.due, REPLAYS_AT_ONCE):
+    for replay_id in await context.database.read(replays.list_due, REPLAYS_AT_ONCE):
         made += await context.database.write(_step, context, replay_id)
     return made, await context.database.read(replays.next_due)
 
@@ -116,10 +116,10 @@ async def _step(tx: Transaction, context: Context, replay_id: str) -> int:
         await cancel(tx, context, replay)
         return 0
     if subscriber.status != "active":
-        await replays.change(tx, replay, due_at=tx.now + CLOSED_WAIT_MS)
+        await replays.update(tx, replay, due_at=tx.now + CLOSED_WAIT_MS)
         return 0
-    if await replays.ahead(tx, replay.id, AHEAD_MAX) >= AHEAD_MAX:
-        await replays.change(tx, replay, due_at=tx.now + AHEAD_WAIT_MS)
+    if await replays.count_untried(tx, replay.id, AHEAD_MAX) >= AHEAD_MAX:
+        await replays.update(tx, replay, due_at=tx.now + AHEAD_WAIT_MS)
         return 0
     return await _make(tx, context, replay, subscriber)
 
@@ -129,11 +129,11 @@ async def _make(tx: Transaction, context: Context, replay: Replay, subscriber: S
     limit = BATCH if rate is None else min(max(int(rate), 1), BATCH)
     window = await replays.window(tx, replay, WINDOW)
     if window is None:
-        await replays.change(tx, replay, status="done", due_at=None, finished_at=tx.now)
+        await replays.update(tx, replay, status="done", due_at=None, finished_at=tx.now)
         return 0
-    found = await replays.matches(tx, replay, subscriber, window.last_seq, limit)
-    due = [d for seq in found if (d := await replays.deliver(tx, replay, subscriber, seq))]
-    await replays.change(
+    found = await replays.matching_seqs(tx, replay, subscriber, window.last_seq, limit)
+    due = [d for seq in found if (d := await replays.insert_delivery(tx, replay, subscriber, seq))]
+    await replays.update(
         tx,
         replay,
         cursor=found[-1] if len(found) == limit else window.last_seq,
@@ -148,6 +148,6 @@ async def _cancel_more(tx: Transaction, context: Context, replay: Replay) -> int
     """What one transaction could not cancel."""
     canceled = await deliveries.cancel_replayed(tx, replay.id, CANCEL_BATCH)
     if canceled < CANCEL_BATCH:
-        await replays.change(tx, replay, due_at=None)
+        await replays.update(tx, replay, due_at=None)
     tx.after_commit(context.inbox.reload, replay.subscriber_id)
     return 0

@@ -141,8 +141,8 @@ class Poller:
             for one in answers
             if one.exchange.generation_id in batch.generations
         ]
-        await generations.record(tx, exchanges)
-        await generations.confirmed(tx, asked_at)
+        await generations.record_exchanges(tx, exchanges)
+        await generations.complete_confirmations(tx, asked_at)
         await batch.write()
         return [None] * len(answers)
 
@@ -191,7 +191,7 @@ def _log_poll(reply: Reply, exchange: Exchange) -> None:
 
 async def expire(tx: Transaction, context: Context, limit: int) -> int:
     """End generations as `timed_out` that passed their deadline with no poll planned."""
-    expired = await generations.expired(tx, limit)
+    expired = await generations.to_expire(tx, limit)
     batch = Batch(tx, context, {generation.id: generation for generation in expired})
     for generation in expired:
         late = batch.ingest(generation.id, TIMED_OUT)
@@ -213,7 +213,7 @@ async def _hinted_task(tx: Transaction, generation: Generation) -> str | None:
         if (
             report
             and report.task_id
-            and not await generations.has_task(tx, report.task_id, generation.id)
+            and not await generations.another_has_task(tx, report.task_id, generation.id)
         ):
             return report.task_id
     return None
@@ -227,7 +227,7 @@ async def _record_blind(tx: Transaction, generation_id: str) -> None:
     if generation.submission == "sending" and not generation.is_terminal:
         await generations.delay_confirmation(tx, generation_id, tx.now + BLIND_RETRY_MS)
     else:
-        await generations.confirmed(tx, {generation_id: tx.now})
+        await generations.complete_confirmations(tx, {generation_id: tx.now})
     await generations.update(tx, [(generation, replace(generation, next_poll_at=None))])
 
 

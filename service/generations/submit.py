@@ -157,7 +157,7 @@ async def _notify_subscriber(
     if found is not None and found.status == "disabled":
         tx.after_commit(context.inbox.reload, found.id)
         changes = {**health.PROBED, "status": "active", "updated_at": tx.now}
-        return await subscribers.change(tx, found, **changes)
+        return await subscribers.update(tx, found, **changes)
     if found is not None:
         return found
     new = Subscriber(
@@ -205,7 +205,7 @@ async def _record(
     before = batch.generations[id_]
     was_open = not before.is_terminal  # A callback or the deadline may have been faster.
     count = before.submit_count + 1
-    await generations.record(tx, [replace(exchange, number=count)])
+    await generations.record_exchanges(tx, [replace(exchange, number=count)])
     if update is not None and (was_open or isinstance(answer, wire.Accepted)):
         batch.ingest(id_, update)
     batch.change(id_, submit_count=count)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from service.delivery import replay
-from service.store.deliveries import due as due_rows
+from service.store.deliveries import fetch_due
 from service.store.sqlite.database import Database
 from tests.harness import START, SUBSCRIBER_URL, Harness, opened
 from tests.journeys.gates import Gate, answer, attached, crash, deliveries
@@ -402,7 +402,7 @@ async def test_canceling_reaches_what_was_read_a_moment_before(
 
         async def slow(unit: Any, *args: Any) -> Any:
             found = await Database.read(world.app.database, unit, *args)
-            if unit is due_rows and not gate.is_open.is_set():
+            if unit is fetch_due and not gate.is_open.is_set():
                 await gate()
             return found
 
