@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 
 import msgspec
+from msgspec.structs import replace
 
 from service.context import Context
 from service.delivery import formats, retry
@@ -84,8 +85,9 @@ async def send_test(
     result = await attempt(context, sender, recipient, due)
     # A test is over after one attempt, whatever a retry would have been due at.
     verdict = retry.DELIVERED if result.verdict.status == "delivered" else retry.DEAD
-    recorded = record_of(recipient, due, result.attempt, verdict, result.ended_at)
-    await context.database.write(deliveries.insert_ended, due, recorded)
+    record = record_of(recipient, due, result.attempt, verdict, result.ended_at)
+    record = replace(record, is_counted_now=True)
+    await context.database.write(deliveries.insert_ended, due, record)
     headers = {**result.message.headers, **dict.fromkeys(recipient.headers, "[redacted]")}
     body = result.message.body.decode()
     return result.attempt, {"url": subscriber.url, "headers": headers, "body": body}

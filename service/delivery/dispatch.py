@@ -15,12 +15,14 @@ from service.delivery.target import Sender
 from service.model.clock import MINUTE, SECOND
 from service.model.delivery import Due
 from service.model.errors import StorageError
-from service.store import deliveries
+from service.store import deliveries, stats
+from service.store.deliveries import AttemptRecord
 from service.telemetry import log
 
 _log = log.get()
 LANES_MAX = 10_000  # Lanes with nothing to do are dropped when there are more.
 STORAGE_RETRY_MS = SECOND
+COUNT_EVERY_MS = SECOND  # Statistics are stored; a kill loses those of this time.
 TROUBLE_RETRY_MS = MINUTE  # For a lane that cannot be worked, as when its secret is unreadable.
 
 
@@ -40,6 +42,8 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._unrecorded: list[Ended] = []
         self._record_at = 0
+        self._counts = stats.AttemptCounts()
+        self._count_at = 0
 
     # The inbox.
 
@@ -94,12 +98,18 @@ class Dispatcher:
         times = [at for at, _ in self._timers[:1]]
         if self._unrecorded:
             times.append(self._record_at)
+        if self._counts and now >= self._count_at:
+            self._spawn(self._store_counts())
+        elif self._counts:
+            times.append(self._count_at)
         return min(times, default=None)
 
     async def settle(self) -> None:
         """Wait until nothing is under way or about to be."""
         while self._tasks:
             await asyncio.wait(self._tasks)
+        if self._counts:
+            await self._store_counts()
 
     def forget(self) -> None:
         """Drop what is in memory and not under way: another process may work from now on."""
@@ -225,6 +235,23 @@ class Dispatcher:
                 return
             recipient, due = taken
 
+    def _count(self, record: AttemptRecord, now: int) -> None:
+        """Count a stored attempt, unless its statistics were stored with it."""
+        if record.is_counted_now:
+            return
+        if not self._counts:
+            self._count_at = now + COUNT_EVERY_MS
+            self.on_timer()
+        record.count_in(self._counts)
+
+    async def _store_counts(self) -> None:
+        """Store the statistics of the attempts since the last time."""
+        counts, self._counts = self._counts, stats.AttemptCounts()
+        try:
+            await self.context.database.write(stats.add, counts)
+        except StorageError as error:
+            _log.warning("attempts.uncounted", error=str(error))
+
     async def _record_again(self, ended: Ended) -> None:
         if await self._record(ended):
             self._pump(ended.lane, self.context.clock())
@@ -237,6 +264,7 @@ class Dispatcher:
         lane, now = ended.lane, self.context.clock()
         try:
             await records.store(self.context, ended)
+            self._count(ended.recorded, now)
             lane.expect(None, ended.verdict.due_at)
             if ended.recorded.ordered:  # The next event of its generation may be due.
                 lane.expect(now, now)

@@ -38,6 +38,7 @@ def record_of(
         delivered_at=now if verdict.status == "delivered" else None,
         last_error=attempt.error_message,
         attempt=attempt,
+        is_counted_now=recipient.subscriber.rate_per_second is not None,
     )
 
 

@@ -19,7 +19,13 @@ FETCH_BYTES = 8 * 1024 * 1024
 
 
 class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt, and the state of its delivery after it."""
+    """One attempt, and the state of its delivery after it.
+
+    Attributes:
+        is_counted_now: whether its statistics are stored with it, and not with others a second
+            later. A subscriber with a rate needs the time of its last attempt after a crash.
+
+    """
 
     tenant: str
     subscriber_id: str
@@ -30,6 +36,12 @@ class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
     delivered_at: int | None
     last_error: str | None
     attempt: Attempt
+    is_counted_now: bool = False
+
+    def count_in(self, counts: stats.AttemptCounts) -> None:
+        """Count the attempt in the subscriber's statistics."""
+        attempt = self.attempt
+        counts.count(self.subscriber_id, attempt.started_at, attempt.duration_ms, self.status)
 
 
 def new_due(event: Event, subscriber: Subscriber, now: int, trigger: str) -> Due:
@@ -149,7 +161,12 @@ async def record_attempts(tx: Transaction, records: Sequence[AttemptRecord]) -> 
     rows = [_attempt_row(record) for record in records]
     await tx.many("delivery_record", rows)
     await tx.many("attempt_insert", rows)
-    await stats.add(tx, rows)
+    counts = stats.AttemptCounts()
+    for record in records:
+        if record.is_counted_now:
+            record.count_in(counts)
+    if counts:
+        await stats.add(tx, counts)
     for row, record in zip(rows, records, strict=True):
         if record.ordered and record.generation_id is not None:
             is_retried = record.due_at is not None

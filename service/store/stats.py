@@ -6,7 +6,7 @@ by duration. Each bucket is a tenth wider than the one before, so quantiles are 
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -69,22 +69,39 @@ def _quantile(counts: Mapping[int, int], share: float) -> float | None:
     return None
 
 
-async def add(tx: Transaction, attempts: Iterable[Mapping[str, Any]]) -> None:
-    """Count attempts: rows with subscriber_id, started_at, duration_ms and the new status."""
-    counts: Counter[tuple[str, int, int, str]] = Counter()
-    last_at: dict[tuple[str, int, int, str], int] = {}
-    for row in attempts:
-        at = row["started_at"]
-        bucket = bucket_of(row["duration_ms"])
-        key = row["subscriber_id"], at - at % SLOT_MS, bucket, row["status"]
-        counts[key] += 1
-        last_at[key] = max(last_at.get(key, 0), at)
-    names = ("subscriber_id", "slot_at", "bucket", "status")
-    rows = [
-        {**dict(zip(names, key, strict=True)), "count": count, "last_at": last_at[key]}
-        for key, count in counts.items()
-    ]
-    await tx.many("stats_add", rows)
+class AttemptCounts:
+    """Attempts counted in memory, to be stored together.
+
+    A count is for a subscriber, five minutes, a bucket of duration and the delivery's new status.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, int, int, str]] = Counter()
+        self._last_at: dict[tuple[str, int, int, str], int] = {}
+
+    def __bool__(self) -> bool:
+        """True if there is something to store."""
+        return bool(self._counts)
+
+    def count(self, subscriber_id: str, started_at: int, duration_ms: int, status: str) -> None:
+        """Count one attempt."""
+        slot_at = started_at - started_at % SLOT_MS
+        key = subscriber_id, slot_at, bucket_of(duration_ms), status
+        self._counts[key] += 1
+        self._last_at[key] = max(self._last_at.get(key, 0), started_at)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each count."""
+        names = ("subscriber_id", "slot_at", "bucket", "status")
+        return [
+            {**dict(zip(names, key, strict=True)), "count": count, "last_at": self._last_at[key]}
+            for key, count in self._counts.items()
+        ]
+
+
+async def add(tx: Transaction, counts: AttemptCounts) -> None:
+    """Add counts to those that are stored."""
+    await tx.many("stats_add", counts.rows())
 
 
 async def get(tx: Transaction, subscriber_id: str) -> Stats:

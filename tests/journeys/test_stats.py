@@ -163,16 +163,10 @@ def test_quantiles_agree_with_exact_quantiles() -> None:
 
 async def add_attempts(world: Harness, subscriber_id: str, durations: list[int]) -> None:
     async def unit(tx: Transaction) -> None:
-        rows = [
-            {
-                "subscriber_id": subscriber_id,
-                "started_at": tx.now,
-                "duration_ms": duration,
-                "status": "delivered",
-            }
-            for duration in durations
-        ]
-        await stats.add(tx, rows)
+        counts = stats.AttemptCounts()
+        for duration in durations:
+            counts.count(subscriber_id, tx.now, duration, "delivered")
+        await stats.add(tx, counts)
 
     await world.app.database.write(unit)
 
@@ -202,6 +196,34 @@ async def test_failed_attempts_count_towards_latency(tmp_path: Path) -> None:
         await world.generate()
         await world.run()
         assert (await read(world, subscriber))["latency_ms"]["hour"]["p50"] is not None
+
+
+async def test_statistics_are_stored_a_second_later_and_when_the_worker_ends(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe(**ONE)
+        async with attached(world) as dispatcher:
+            await world.generate()
+            while (await read(world, subscriber))["counts"]["pending"] != 0:
+                await dispatcher.run_due(world.clock())
+            assert (await read(world, subscriber))["counts"]["delivered"] == 0
+            next_at = await dispatcher.run_due(world.clock())
+            assert next_at is not None
+            assert next_at <= world.clock() + 1_000
+        assert (await read(world, subscriber))["counts"]["delivered"] == 1
+
+
+async def test_a_subscriber_with_a_rate_has_its_last_attempt_stored_with_it(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe(**ONE, rate_per_second=1)
+        async with attached(world):
+            await world.generate()
+            while (await read(world, subscriber))["counts"]["pending"] != 0:
+                pass
+            assert (await read(world, subscriber))["counts"]["delivered"] == 1
 
 
 # Prometheus
@@ -292,12 +314,11 @@ async def fill(database: Database, subscriber_id: str, count: int, start: int = 
         ]
         await tx.many("deliveries_insert", rows)
         for number in range(288):
-            attempt = {
-                "started_at": tx.now - number * stats.SLOT_MS,
-                "subscriber_id": subscriber_id,
-                "status": "delivered",
-            }
-            await stats.add(tx, [{**attempt, "duration_ms": 3**power} for power in range(10)])
+            counts = stats.AttemptCounts()
+            for power in range(10):
+                at = tx.now - number * stats.SLOT_MS
+                counts.count(subscriber_id, at, 3**power, "delivered")
+            await stats.add(tx, counts)
         for remainder, status in ((1, "dead"), (3, "canceled")):
             sql = f"UPDATE deliveries SET status = '{status}' WHERE due_at % 4 = {remainder}"  # noqa: S608
             tx._connection.execute(sql)
