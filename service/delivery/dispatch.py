@@ -76,8 +76,8 @@ class Deliverer:
                 lane.expect(now, None)
             self._pump(lane)
 
-    def look(self, subscriber_id: str) -> None:
-        """Rows of the subscriber are due, or will be, that were not handed over."""
+    def refill(self, subscriber_id: str) -> None:
+        """Read the due deliveries of a subscriber from the database: there are new ones."""
         lane, now = self._lane(subscriber_id), self.context.clock()
         lane.expect(now, now)
         self._pump(lane)

@@ -143,31 +143,31 @@ def test_polls_never_come_closer_together(
 
 
 def test_trouble_backs_off_to_five_minutes() -> None:
-    waits = [schedule.after_trouble(count, NOW, 0.5) - NOW for count in range(1, 9)]
+    waits = [schedule.poll_after_trouble(count, NOW, 0.5) - NOW for count in range(1, 9)]
     assert waits == [s * SECOND for s in (5, 10, 20, 40, 80, 160, 300, 300)]
 
 
 @relaxed
 @given(st.integers(0, 10**9), moments, jitters)
 def test_trouble_never_stops_the_asking(consecutive: int, now: int, jitter: float) -> None:
-    wait_ms = schedule.after_trouble(consecutive, now, jitter) - now
+    wait_ms = schedule.poll_after_trouble(consecutive, now, jitter) - now
     assert 4 * SECOND <= wait_ms <= 6 * MINUTE
-    assert schedule.after_trouble(consecutive + 1, now, jitter) - now >= wait_ms
+    assert schedule.poll_after_trouble(consecutive + 1, now, jitter) - now >= wait_ms
 
 
 def test_after_the_deadline_there_are_four_slow_polls_and_no_fifth() -> None:
-    late = [schedule.after_deadline(NOW, polls, 0.5) for polls in range(4)]
+    late = [schedule.poll_after_deadline(NOW, polls, 0.5) for polls in range(4)]
     assert late == [NOW + 10 * MINUTE, NOW + HOUR, NOW + 6 * HOUR, NOW + DAY]
-    assert schedule.after_deadline(NOW, 4, 0.5) is None
-    assert schedule.after_deadline(NOW, 400, 0.0) is None
+    assert schedule.poll_after_deadline(NOW, 4, 0.5) is None
+    assert schedule.poll_after_deadline(NOW, 400, 0.0) is None
 
 
 @relaxed
 @given(jitters, jitters, st.integers(0, 2))
 def test_slow_polls_stay_in_order_whatever_the_jitter(a: float, b: float, polls: int) -> None:
     earlier, later = (
-        schedule.after_deadline(NOW, polls, a),
-        schedule.after_deadline(NOW, polls + 1, b),
+        schedule.poll_after_deadline(NOW, polls, a),
+        schedule.poll_after_deadline(NOW, polls + 1, b),
     )
     assert earlier is not None
     assert later is not None
@@ -175,13 +175,13 @@ def test_slow_polls_stay_in_order_whatever_the_jitter(a: float, b: float, polls:
 
 
 def test_a_submission_is_put_off_by_a_second_doubling_to_a_minute() -> None:
-    waits = [schedule.submission_retry(count, NOW, None, 0.0) - NOW for count in range(1, 9)]
+    waits = [schedule.next_submission(count, NOW, None, 0.0) - NOW for count in range(1, 9)]
     assert waits == [s * SECOND for s in (1, 2, 4, 8, 16, 32, 60, 60)]
 
 
 def test_a_submission_waits_as_long_as_upstream_asks() -> None:
-    assert schedule.submission_retry(1, NOW, 30 * SECOND, 0.0) == NOW + 30 * SECOND
-    assert schedule.submission_retry(7, NOW, 30 * SECOND, 0.0) == NOW + MINUTE
+    assert schedule.next_submission(1, NOW, 30 * SECOND, 0.0) == NOW + 30 * SECOND
+    assert schedule.next_submission(7, NOW, 30 * SECOND, 0.0) == NOW + MINUTE
 
 
 @relaxed
@@ -189,6 +189,6 @@ def test_a_submission_waits_as_long_as_upstream_asks() -> None:
 def test_a_submission_is_never_repeated_early(
     attempts: int, now: int, retry_after_ms: int | None, jitter: float
 ) -> None:
-    wait_ms = schedule.submission_retry(attempts, now, retry_after_ms, jitter) - now
+    wait_ms = schedule.next_submission(attempts, now, retry_after_ms, jitter) - now
     floor_ms = max(SECOND, retry_after_ms or 0)
     assert floor_ms <= wait_ms <= 1.2 * max(floor_ms, MINUTE)

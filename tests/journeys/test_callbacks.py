@@ -78,7 +78,7 @@ async def test_a_forged_failure_does_not_fail_a_generation(tmp_path: Path) -> No
         assert await status_of(world, generation["id"]) == "succeeded"
 
 
-async def test_with_trust_in_bodies_the_outcome_is_applied_in_the_callbacks_own_commit(
+async def test_with_trust_in_bodies_the_callback_and_its_outcome_share_a_commit(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
@@ -93,7 +93,7 @@ async def test_with_trust_in_bodies_the_outcome_is_applied_in_the_callbacks_own_
         assert listed["trust"] == "body"
 
 
-async def test_the_same_body_again_is_a_duplicate_and_costs_no_question(tmp_path: Path) -> None:
+async def test_a_repeated_body_is_a_duplicate_and_causes_no_poll(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate()
         for _ in range(3):
@@ -103,7 +103,7 @@ async def test_the_same_body_again_is_a_duplicate_and_costs_no_question(tmp_path
         assert len(world.upstream.polls) == 1
 
 
-async def test_duplicates_of_one_group_are_told_apart_as_well(tmp_path: Path) -> None:
+async def test_duplicates_within_one_commit_are_detected(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate()
         answers = await asyncio.gather(*(world.call_back() for _ in range(8)))
@@ -241,7 +241,7 @@ async def _chunks(count: int) -> Any:
 
 
 @pytest.mark.parametrize("chunked", [True, False])
-async def test_a_body_over_the_limit_gets_413_and_nothing_of_it_is_believed(
+async def test_a_body_over_the_limit_gets_413_and_is_not_applied(
     tmp_path: Path, *, chunked: bool
 ) -> None:
     async with opened(tmp_path, callback_trust="body", callback_body_bytes=2_048) as world:
@@ -305,7 +305,7 @@ async def _bad_token(world: Harness, kind: str) -> str:
         ("deeper", "token_malformed"),
     ],
 )
-async def test_a_token_that_opens_nothing_is_a_404_and_changes_nothing(
+async def test_an_invalid_token_is_a_404_and_changes_nothing(
     tmp_path: Path, kind: str, reason: str
 ) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
@@ -373,7 +373,7 @@ async def test_a_url_minted_under_the_older_key_still_works_after_a_rotation(
         assert (await after.outside.post(url, json=completed("task3"))).status_code == 404
 
 
-async def test_rejected_callbacks_are_kept_up_to_twenty_a_second(tmp_path: Path) -> None:
+async def test_at_most_twenty_rejected_callbacks_a_second_are_stored(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate()
         url = f"{PUBLIC_URL}/callbacks/apiinone/wrong"
@@ -392,7 +392,7 @@ async def test_rejected_callbacks_are_kept_up_to_twenty_a_second(tmp_path: Path)
             assert (await reader.get("/v1/callbacks")).json()["data"] == []
 
 
-async def test_upstream_is_asked_at_most_once_a_second_however_many_callbacks_come(
+async def test_any_number_of_callbacks_causes_at_most_one_poll_a_second(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path) as world:
@@ -478,7 +478,7 @@ async def test_no_answer_leaves_before_its_commit_has_ended(tmp_path: Path, trus
 
 
 @pytest.mark.parametrize("trust", ["confirm", "body"])
-async def test_while_storage_fails_the_answer_is_503_and_never_2xx_nor_4xx(
+async def test_while_storage_fails_a_callback_is_answered_with_503(
     tmp_path: Path, trust: str
 ) -> None:
     async with opened(tmp_path, callback_trust=trust) as world:

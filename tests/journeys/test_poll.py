@@ -80,7 +80,7 @@ async def test_the_safety_poll_can_be_set(tmp_path: Path) -> None:
         assert (await polled_at(world, 5))[0] == 2
 
 
-async def test_upstream_is_asked_no_faster_than_the_budget(tmp_path: Path) -> None:
+async def test_polls_are_no_faster_than_the_budget(tmp_path: Path) -> None:
     async with opened(tmp_path, poll_rate_per_second=5.0) as world:
         for _ in range(40):
             await world.generate(POLLED)
@@ -96,7 +96,7 @@ async def test_upstream_is_asked_no_faster_than_the_budget(tmp_path: Path) -> No
         assert sorted(first_round) == sorted(f"task{i + 1}" for i in range(40))
 
 
-def test_the_budget_gains_by_time_up_to_one_second_and_never_more() -> None:
+def test_the_budget_refills_with_time_up_to_one_second() -> None:
     budget = Budget(4.0)
     assert budget.available(0) == 4
     for _ in range(4):
@@ -170,7 +170,9 @@ TROUBLE = [said(500), said(503), said(200, {"code": 500}), httpx.ReadTimeout("sl
 
 
 @pytest.mark.parametrize("reply", TROUBLE, ids=lambda reply: repr(reply)[:30])
-async def test_trouble_backs_off_alone(tmp_path: Path, reply: httpx.Response | Exception) -> None:
+async def test_failed_polls_back_off_for_their_generation_alone(
+    tmp_path: Path, reply: httpx.Response | Exception
+) -> None:
     async with opened(tmp_path) as world:
         await world.generate()
         await world.generate(POLLED)
@@ -243,7 +245,7 @@ async def test_a_failure_is_published_with_its_reason_and_costs_nothing(tmp_path
         assert (found["credits"], found["output"]) == (0, None)
 
 
-async def test_at_its_deadline_a_generation_times_out_and_is_still_asked_about(
+async def test_a_generation_times_out_at_its_deadline_and_is_still_polled(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path) as world:
@@ -263,7 +265,7 @@ async def test_at_its_deadline_a_generation_times_out_and_is_still_asked_about(
 
 @pytest.mark.parametrize("outcome", ["succeeded", "failed"])
 @pytest.mark.parametrize("by", ["poll", "callback", "refresh"])
-async def test_a_late_result_is_taken_and_told(tmp_path: Path, outcome: str, by: str) -> None:
+async def test_a_late_result_is_stored_and_delivered(tmp_path: Path, outcome: str, by: str) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe()
         generation = await world.generate()
@@ -312,7 +314,7 @@ async def test_the_deadline_is_kept_by_a_process_that_was_away(tmp_path: Path) -
         assert world.subscribers.types().count("generation.timed_out") == 2
 
 
-async def test_a_poll_and_a_callback_with_the_same_news_yield_one_event(tmp_path: Path) -> None:
+async def test_a_poll_and_a_callback_with_the_same_outcome_make_one_event(tmp_path: Path) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
         await world.subscribe()
         generation = await world.generate()
@@ -330,7 +332,7 @@ async def test_a_poll_and_a_callback_with_the_same_news_yield_one_event(tmp_path
         assert types == ["generation.submitted", "generation.succeeded"]
 
 
-async def test_contradictory_news_at_once_yield_one_event(tmp_path: Path) -> None:
+async def test_contradictory_outcomes_at_once_make_one_event(tmp_path: Path) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
         await world.subscribe()
         for _ in range(20):

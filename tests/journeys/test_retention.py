@@ -122,7 +122,7 @@ async def test_what_a_running_replay_is_about_stays(tmp_path: Path) -> None:
         await days(world, 60)
         assert rows(world, "events", "replays") == {"events": 2, "replays": 1}
         await world.client.patch(path, json={"status": "active"})
-        await world.run(replay.CLOSED_WAIT_MS / 1_000)
+        await world.run(replay.INACTIVE_WAIT_MS / 1_000)
         assert len(world.subscribers.sent) == 1
         await days(world, 40)
         assert rows(world, "events", "replays") == {"events": 0, "replays": 0}

@@ -73,7 +73,7 @@ async def test_a_disk_that_fails_while_the_worker_begins_is_waited_for(
         await stopped(world)
 
 
-async def test_while_one_process_works_another_stands_by_and_then_takes_over(
+async def test_a_second_worker_stands_by_until_the_first_one_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.worker.STANDBY_SECONDS", 0)

@@ -160,7 +160,7 @@ UNKNOWN = [
 
 
 @pytest.mark.parametrize("reply", UNKNOWN, ids=lambda reply: repr(reply)[:40])
-async def test_what_upstream_may_have_taken_is_never_sent_again(
+async def test_a_submission_that_upstream_may_have_taken_is_never_repeated(
     tmp_path: Path, reply: httpx.Response | Exception
 ) -> None:
     async with opened(tmp_path, upstream_body_bytes=2_048) as world:
@@ -238,7 +238,7 @@ async def test_retry_after_is_a_floor_for_the_next_submission(tmp_path: Path) ->
         assert len(world.upstream.creates) == 2
 
 
-async def test_what_is_put_off_until_the_deadline_times_out_and_is_not_sent_after_it(
+async def test_a_submission_delayed_past_the_deadline_times_out_and_is_not_repeated(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path, deadline_seconds=100) as world:
@@ -292,7 +292,7 @@ async def test_raw_audio_is_a_finished_generation(tmp_path: Path) -> None:
         assert world.upstream.paths == ["/api/v1/audio/speech"]
 
 
-async def test_a_crash_while_sending_is_never_sent_again_and_rescued_by_the_callback(
+async def test_after_a_crash_while_sending_the_callback_completes_the_generation(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path) as world:
@@ -317,7 +317,7 @@ async def test_a_crash_while_sending_is_never_sent_again_and_rescued_by_the_call
         assert world.subscribers.types() == ["generation.succeeded"]
 
 
-async def test_a_crash_while_sending_again_is_never_sent_a_third_time(tmp_path: Path) -> None:
+async def test_after_a_crash_while_repeating_there_is_no_third_submission(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe()
         held = Held(said(200, taken("task1")))
@@ -335,7 +335,7 @@ async def test_a_crash_while_sending_again_is_never_sent_a_third_time(tmp_path: 
         assert world.subscribers.types() == ["generation.timed_out"]
 
 
-async def test_a_task_that_belongs_to_another_generation_rescues_nobody(tmp_path: Path) -> None:
+async def test_the_task_id_of_another_generation_is_not_polled(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate()
         world.upstream.create_replies.append(httpx.ReadTimeout("slow"))

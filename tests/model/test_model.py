@@ -47,7 +47,7 @@ def test_every_state_is_open_or_terminal() -> None:
 
 def test_success_and_failure_are_final() -> None:
     for now, then in itertools.product(("succeeded", "failed"), STATES):
-        assert not generation(status=now).accepts(then)
+        assert not generation(status=now).can_become(then)
 
 
 def test_no_state_leads_to_itself_or_back_to_an_open_one() -> None:
@@ -60,7 +60,7 @@ def test_no_state_leads_to_itself_or_back_to_an_open_one() -> None:
 
 def test_a_result_after_the_deadline_counts() -> None:
     late = generation(status="timed_out")
-    assert [state for state in STATES if late.accepts(state)] == ["succeeded", "failed"]
+    assert [state for state in STATES if late.can_become(state)] == ["succeeded", "failed"]
 
 
 def test_every_state_that_can_be_entered_has_its_event() -> None:
