@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from service.model.clock import Clock
-from service.model.delivery import Due
+from service.model.delivery import DueDelivery
 from service.settings import Settings
 from service.store.database import Database
 from service.store.vault import Vault
@@ -22,7 +22,7 @@ UPSTREAM = "apiinone"
 class Inbox(Protocol):
     """Receives committed deliveries in memory, which saves reading their rows."""
 
-    def offer(self, deliveries: Sequence[Due]) -> None:
+    def offer(self, deliveries: Sequence[DueDelivery]) -> None:
         """Accept deliveries that were just committed and are due now."""
         ...
 
@@ -38,7 +38,7 @@ class Inbox(Protocol):
 class NoInbox:
     """The inbox of a process that is not the worker. The worker finds the rows itself."""
 
-    def offer(self, deliveries: Sequence[Due]) -> None:
+    def offer(self, deliveries: Sequence[DueDelivery]) -> None:
         """Do nothing."""
 
     def refill(self, subscriber_id: str) -> None:

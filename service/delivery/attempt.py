@@ -6,7 +6,7 @@ from service.delivery import retry
 from service.delivery.webhook.request import Answer, SendError
 from service.model.attempt import Attempt
 from service.model.clock import DAY
-from service.model.delivery import Due
+from service.model.delivery import DueDelivery
 from service.model.subscriber import Subscriber
 
 FAILING_MAX_MS = 5 * DAY
@@ -23,7 +23,7 @@ class Conclusion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def note(
-    attempt_id: str, due: Due, started_at: int, duration_ms: int, result: Answer | SendError
+    attempt_id: str, due: DueDelivery, started_at: int, duration_ms: int, result: Answer | SendError
 ) -> Attempt:
     """The attempt as it is stored."""
     answer = result if isinstance(result, Answer) else None

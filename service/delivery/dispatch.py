@@ -15,7 +15,7 @@ from service.delivery.lanes import READY_MAX, Lane, Settings, Slots, find, unsea
 from service.delivery.webhook.request import Answer, SendError, Target
 from service.model.attempt import Attempt
 from service.model.clock import MINUTE, SECOND
-from service.model.delivery import Due
+from service.model.delivery import DueDelivery
 from service.model.errors import StorageError
 from service.model.event import Event
 from service.model.ids import new_id
@@ -45,7 +45,7 @@ class Outcome(msgspec.Struct, frozen=True):
     """An attempt that has ended, on its way into the database. It keeps its slot until then."""
 
     lane: Lane
-    due: Due
+    due: DueDelivery
     conclusion: Conclusion
     recorded: Recorded
 
@@ -67,7 +67,7 @@ class Deliverer:
         self._unrecorded: list[Outcome] = []
         self._record_at = 0
 
-    def offer(self, due: Sequence[Due]) -> None:
+    def offer(self, due: Sequence[DueDelivery]) -> None:
         """Take what was just committed, without asking the database for it."""
         now = self.context.clock()
         for delivery in due:
@@ -135,7 +135,7 @@ class Deliverer:
         return sum(lane.waiting for lane in self.lanes.values())
 
     async def attempt(
-        self, settings: Settings, due: Due
+        self, settings: Settings, due: DueDelivery
     ) -> tuple[Attempt, Conclusion, Mapping[str, str], bytes]:
         """One signed attempt, not recorded: what came of it, and the headers and body sent."""
         context, now = self.context, self.context.clock()
@@ -293,7 +293,7 @@ class Deliverer:
             refused = [d for d in fresh if not lane.take_in(d)]
             ready.expect(now if refused or fetched.more else fetched.next_at)
 
-    async def _run(self, lane: Lane, settings: Settings, due: Due) -> None:
+    async def _run(self, lane: Lane, settings: Settings, due: DueDelivery) -> None:
         attempt, conclusion, _, _ = await self.attempt(settings, due)
         self.attempted += 1
         recorded = self._recorded(settings, due, attempt, conclusion)
@@ -335,7 +335,7 @@ class Deliverer:
         lane.slow_until = max(lane.slow_until, conclusion.slow_until or 0)
 
     def _recorded(
-        self, settings: Settings, due: Due, attempt: Attempt, conclusion: Conclusion
+        self, settings: Settings, due: DueDelivery, attempt: Attempt, conclusion: Conclusion
     ) -> Recorded:
         return Recorded(
             tenant=due.tenant,
@@ -357,7 +357,7 @@ async def _record_and_follow(
     return await health.follow(tx, context, outcome.due.subscriber_id, outcome.conclusion)
 
 
-def _headers(settings: Settings, due: Due, form: formats.Form, now: int) -> dict[str, str]:
+def _headers(settings: Settings, due: DueDelivery, form: formats.Form, now: int) -> dict[str, str]:
     """What a webhook carries; its own names win over the subscriber's."""
     return {
         **settings.headers,
@@ -370,7 +370,7 @@ def _headers(settings: Settings, due: Due, form: formats.Form, now: int) -> dict
     }
 
 
-def _count(attempt: Attempt, due: Due, conclusion: Conclusion, seconds: float) -> None:
+def _count(attempt: Attempt, due: DueDelivery, conclusion: Conclusion, seconds: float) -> None:
     metrics.attempts.add(1, conclusion.word)
     metrics.attempt_seconds.observe(seconds, conclusion.word)
     _log.info(

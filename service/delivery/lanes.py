@@ -10,7 +10,7 @@ import msgspec
 from service.delivery import signing_keys
 from service.delivery.webhook.request import Target, parse_target
 from service.model.clock import SECOND
-from service.model.delivery import Due
+from service.model.delivery import DueDelivery
 from service.model.subscriber import Subscriber
 from service.store import stats, subscribers
 from service.store.database import Transaction
@@ -75,7 +75,7 @@ class Ready:
 
     def __init__(self, *, retries: bool) -> None:
         self.retries = retries
-        self.held: deque[Due] = deque()
+        self.held: deque[DueDelivery] = deque()
         self.held_bytes = 0
         self.in_flight = 0
         self.next_at: int | None = None
@@ -90,12 +90,12 @@ class Ready:
         if at is not None and (self.next_at is None or at < self.next_at):
             self.next_at = at
 
-    def append(self, due: Due) -> None:
+    def append(self, due: DueDelivery) -> None:
         """Hold one more, at the end."""
         self.held.append(due)
         self.held_bytes += len(due.body)
 
-    def popleft(self) -> Due:
+    def popleft(self) -> DueDelivery:
         """The one that waits the longest."""
         due = self.held.popleft()
         self.held_bytes -= len(due.body)
@@ -198,7 +198,7 @@ class Lane:
         assert self.settings is not None
         return 1 if self.probing else self.settings.subscriber.max_in_flight
 
-    def take_in(self, due: Due) -> bool:
+    def take_in(self, due: DueDelivery) -> bool:
         """Hold a delivery in memory; False if it is there already, or must wait in its row."""
         ready = self.retries if due.attempt_count else self.first
         closed = self.settings is not None and not self.is_open
@@ -218,7 +218,7 @@ class Lane:
         until = max(self.slow_until, -int(-self.next_send_at // 1))
         return until if until > now else None
 
-    def take_next(self, now: int) -> Due | None:
+    def take_next(self, now: int) -> DueDelivery | None:
         """The next delivery that may leave at `now`: first attempts have slots of their own."""
         if not self.is_open or self.in_flight >= self.cap or self.blocked_until(now) is not None:
             return None
@@ -229,7 +229,7 @@ class Lane:
         self._pace(now)
         return ready.popleft()
 
-    def release(self, due: Due) -> None:
+    def release(self, due: DueDelivery) -> None:
         """An attempt has ended and is recorded."""
         (self.retries if due.attempt_count else self.first).in_flight -= 1
         self.known.discard(due.id)

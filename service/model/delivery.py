@@ -41,7 +41,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
-class Due(msgspec.Struct):
+class DueDelivery(msgspec.Struct):
     """What an attempt needs of a pending delivery, its event and its subscriber."""
 
     tenant: str

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from service.model.attempt import Attempt
-from service.model.delivery import Delivery, Due
+from service.model.delivery import Delivery, DueDelivery
 from service.model.event import Event
 from service.model.ids import first_id, new_id, time_of
 from service.model.subscriber import Subscriber
@@ -32,9 +32,9 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
     attempt: Attempt
 
 
-def new_due(event: Event, subscriber: Subscriber, now: int, trigger: str) -> Due:
+def new_due(event: Event, subscriber: Subscriber, now: int, trigger: str) -> DueDelivery:
     """A new delivery of `event` for `subscriber`, not stored yet."""
-    return Due(
+    return DueDelivery(
         tenant=event.tenant,
         id=new_id("dlv", now),
         subscriber_id=subscriber.id,
@@ -48,7 +48,9 @@ def new_due(event: Event, subscriber: Subscriber, now: int, trigger: str) -> Due
     )
 
 
-async def insert(tx: Transaction, targets: Sequence[tuple[Event, Subscriber, int]]) -> list[Due]:
+async def insert(
+    tx: Transaction, targets: Sequence[tuple[Event, Subscriber, int]]
+) -> list[DueDelivery]:
     """Store a delivery for each (event, subscriber, due time); return those due now."""
     new = [
         (new_due(event, subscriber, tx.now, "scheduled"), due_at)
@@ -59,7 +61,7 @@ async def insert(tx: Transaction, targets: Sequence[tuple[Event, Subscriber, int
     return [due for due, due_at in new if due_at <= tx.now]
 
 
-async def insert_ended(tx: Transaction, due: Due, recorded: Recorded) -> None:
+async def insert_ended(tx: Transaction, due: DueDelivery, recorded: Recorded) -> None:
     """Store a delivery that was tried once and is over, as a test is."""
     await tx.many("deliveries_insert", [{**msgspec.structs.asdict(due), "due_at": tx.now}])
     await record(tx, [recorded])
@@ -75,7 +77,7 @@ async def cancel(tx: Transaction, subscriber_id: str, limit: int) -> int:
     return await tx.run("deliveries_cancel", subscriber_id=subscriber_id, limit=limit)
 
 
-async def insert_replayed(tx: Transaction, due: Due, replay_id: str) -> None:
+async def insert_replayed(tx: Transaction, due: DueDelivery, replay_id: str) -> None:
     """Store a delivery that a replay makes, due now."""
     row = {**msgspec.structs.asdict(due), "replay_id": replay_id, "due_at": tx.now}
     await tx.many("replay_deliveries_insert", [row])
@@ -102,7 +104,7 @@ async def lanes(tx: Transaction) -> dict[str, Waiting]:
 class Fetched(msgspec.Struct, frozen=True):
     """Due deliveries of one kind; `more` of them are due, or the next is at `next_at`."""
 
-    due: list[Due]
+    due: list[DueDelivery]
     more: bool
     next_at: int | None
 
@@ -122,14 +124,14 @@ async def due(
     """
     name = "deliveries_due_ordered" if ordered else "deliveries_due"
     lane = {"subscriber_id": subscriber_id, "retries": retries, "now": tx.now}
-    found: list[Due] = []
+    found: list[DueDelivery] = []
     size = 0
     rows: Iterable[Any] = tx.each(name, limit=limit + len(known), **lane)
     for row in rows:
         if row["id"] in known:
             continue
-        # The columns are selected in Due's order.
-        found.append(Due(*row, ordered))  # type: ignore[call-arg]
+        # The columns are selected in DueDelivery's order.
+        found.append(DueDelivery(*row, ordered))  # type: ignore[call-arg]
         size += len(row["body"])
         if len(found) >= limit or size >= FETCH_BYTES:
             return Fetched(found, more=True, next_at=None)

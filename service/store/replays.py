@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from service.model.clock import HOUR
-from service.model.delivery import Due
+from service.model.delivery import DueDelivery
 from service.model.event import Event
 from service.model.ids import first_id, time_of
 from service.model.replay import Replay
@@ -108,7 +108,9 @@ async def matches(
     return [row["seq"] for row in rows]
 
 
-async def deliver(tx: Transaction, of: Replay, subscriber: Subscriber, seq: int) -> Due | None:
+async def deliver(
+    tx: Transaction, of: Replay, subscriber: Subscriber, seq: int
+) -> DueDelivery | None:
     """Make a delivery of the event at `seq`; None if the event is gone."""
     row = await tx.one("replay_event", seq=seq)
     if row is None:

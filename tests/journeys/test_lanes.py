@@ -10,7 +10,7 @@ import pytest
 from service.delivery import signing_keys
 from service.delivery.lanes import READY_BYTES_MAX, READY_MAX, Lane, Settings, Slots, find
 from service.delivery.webhook.request import Answer, parse_target
-from service.model.delivery import Due
+from service.model.delivery import DueDelivery
 from service.model.subscriber import Subscriber
 from service.store import deliveries as stored
 from service.store.sqlite.database import Database
@@ -41,8 +41,8 @@ def lane_of(**fields: Any) -> Lane:
     return lane
 
 
-def due(number: int, attempt_count: int = 0, body: bytes = b"{}") -> Due:
-    return Due(
+def due(number: int, attempt_count: int = 0, body: bytes = b"{}") -> DueDelivery:
+    return DueDelivery(
         tenant="default",
         id=f"dlv_{number}",
         subscriber_id="sub_1",
