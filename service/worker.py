@@ -135,7 +135,7 @@ class Worker:
         return True
 
     def attach(self) -> None:
-        """Hand newly committed deliveries to our lanes from now on."""
+        """Make this process's lanes receive newly committed deliveries."""
         self.context.inbox = self.deliverer
         self.deliverer.on_timer = self._attempts_due.set
         self.deliverer.is_open = True

@@ -26,7 +26,7 @@ PollAnswer = wire.Report | wire.TaskNotFound | wire.Throttled | wire.UpstreamTro
 
 IN_FLIGHT_MAX = 32
 THROTTLED_MS = 5 * SECOND
-WAIT_MAX_MS = 5 * MINUTE  # A longer pause would hold up deadlines.
+WAIT_MAX_MS = 5 * MINUTE  # A longer pause would delay deadlines.
 NO_TASK_RETRY_MS = 5 * SECOND  # The create answer may still be on its way.
 
 TIMED_OUT = Update(
@@ -62,7 +62,7 @@ class Poller:
         free = min(self.budget.available(now), IN_FLIGHT_MAX - len(self.in_flight))
         if free <= 0:
             return 0, self.budget.next_at(now)
-        due, next_at = await self._due(free)
+        due, next_at = await self._read_due(free)
         for generation in due:
             self.budget.spend()
             self.start(generation)
@@ -88,7 +88,7 @@ class Poller:
         if self.in_flight:
             await asyncio.wait(self.in_flight.values())
 
-    async def _due(self, free: int) -> tuple[list[Generation], int | None]:
+    async def _read_due(self, free: int) -> tuple[list[Generation], int | None]:
         limit = free + len(self.in_flight)
         due, next_at = await self.context.database.read(_read_due, limit)
         return [g for g in due if g.id not in self.in_flight][:free], next_at
@@ -106,13 +106,12 @@ class Poller:
     async def _ask_and_record(self, generation: Generation) -> None:
         """Ask upstream about one generation and record the answer."""
         context = self.context
-        task_id = generation.task_id or await context.database.read(
-            _task_id_in_callbacks, generation
-        )
+        database = context.database
+        task_id = generation.task_id or await database.read(_callback_task_id, generation)
         if task_id is None:
-            await context.database.write(_plan_without_task, generation.id)
+            await database.write(_plan_without_task, generation.id)
             return
-        asked_at, started = context.clock(), time.monotonic()
+        asked_at, timer_start = context.clock(), time.monotonic()
         model = context.catalogue.get(generation.model)
         path = (model.status_path if model else "/tasks/{task_id}").format(task_id=task_id)
         answer = await context.client.ask(path)
@@ -120,7 +119,7 @@ class Poller:
             generation_id=generation.id,
             at=asked_at,
             kind="poll",
-            duration_ms=round((time.monotonic() - started) * 1_000),
+            duration_ms=round((time.monotonic() - timer_start) * 1_000),
             status_code=answer.status if isinstance(answer, wire.UpstreamTrouble) else None,
             outcome=_outcome(answer),
             detail=context.redactor.json(_detail(answer)),
@@ -130,7 +129,7 @@ class Poller:
             self.budget.pause(now + _wait_ms(answer, now))
         update = ingest.update_of(context, answer) if isinstance(answer, wire.Report) else None
         poll = AnsweredPoll(task_id, answer, update, exchange)
-        await context.database.write_batched(self._record, poll)
+        await database.write_batched(self._record, poll)
         _log_poll(answer, exchange)
 
     async def _record(self, tx: Transaction, polls: Sequence[AnsweredPoll]) -> list[None]:
@@ -207,7 +206,7 @@ async def expire(tx: Transaction, context: Context, limit: int) -> int:
     return len(expired)
 
 
-async def _task_id_in_callbacks(tx: Transaction, generation: Generation) -> str | None:
+async def _callback_task_id(tx: Transaction, generation: Generation) -> str | None:
     """Return the task id that callbacks name, for a generation whose create answer was lost.
 
     It is only a hint: upstream is polled about the task. Ids of other generations' tasks do not

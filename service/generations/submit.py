@@ -112,14 +112,14 @@ class Submitter:
 
 async def submit(context: Context, generation: Generation) -> SubmissionResult:
     """Send a generation that is stored as `sending`, and record upstream's answer."""
-    started_at, started = context.clock(), time.monotonic()
+    started_at, timer_start = context.clock(), time.monotonic()
     path, body = _request(context, generation)
     answer = await context.client.create(path, body)
     exchange = Exchange(
         generation_id=generation.id,
         at=started_at,
         kind="submission",
-        duration_ms=round((time.monotonic() - started) * 1_000),
+        duration_ms=round((time.monotonic() - timer_start) * 1_000),
         status_code=answer.status if isinstance(answer, wire.Rejected) else None,
         outcome=_outcome(answer),
         detail=context.redactor.json(_detail(answer)),
