@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     from service.api.call import Parts
 
+SPARE_CONNECTIONS = 24  # For tests of subscribers, which take no slot.
+
 _log = log.get()
 
 
@@ -171,7 +173,7 @@ def _sender(settings: Settings) -> SendWebhook:
         return ProxiedSender(settings.http_proxy, ssl_context=tls_context(settings.ca_file))
     policy = egress.Policy(settings.allow_http, settings.allow_networks)
     ssl_context = tls_context(settings.ca_file) if settings.ca_file else None
-    limits = Limits(connections=settings.max_in_flight + 24)
+    limits = Limits(connections=settings.max_in_flight + SPARE_CONNECTIONS)
     return Sender(policy, ssl_context=ssl_context, limits=limits)
 
 
