@@ -10,7 +10,7 @@ from service.api.usage import USAGE_DAYS_MAX
 from service.delivery.retry import first_due
 from service.model.attempt import Attempt
 from service.model.clock import DAY, now_ms
-from service.model.delivery import Due
+from service.model.delivery import DueDelivery
 from service.model.event import Event
 from service.model.generation import Generation
 from service.model.ids import new_id
@@ -222,7 +222,7 @@ async def _owe(tx: Transaction, event: Event, two: list[Subscriber], index: int)
     await deliveries.insert_ended(tx, due, _recorded(due, "dead" if index % 3 else "delivered"))
 
 
-def _recorded(due: Due, status: str) -> AttemptRecord:
+def _recorded(due: DueDelivery, status: str) -> AttemptRecord:
     attempt = Attempt(
         id=new_id("att", due.created_at),
         delivery_id=due.id,

@@ -55,5 +55,5 @@ async def _retry(tx: Transaction, call: Call) -> Delivery:
     if subscriber.status == "disabled":
         raise subscriber_disabled()
     await deliveries.retry(tx, delivery)
-    tx.after_commit(call.context.inbox.look, delivery.subscriber_id)
+    tx.after_commit(call.context.inbox.refill, delivery.subscriber_id)
     return await _get(tx, call)

@@ -61,7 +61,7 @@ async def _get_or_accept(
     generation = await generations.get(tx, call.resource_id)
     if generation is not None:
         return generation, False
-    return await submit.accept(tx, call.context, call.tenant, call.resource_id, new), True
+    return await submit.store_new(tx, call.context, call.tenant, call.resource_id, new), True
 
 
 def _problem(generation: Generation, refusal: wire.Rejected) -> Problem:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # They take most of a second to import, and `--help` needs no
     from service.app import App
     from service.context import Context
     from service.store.sqlite.database import Transaction
-    from service.worker import Done
+    from service.worker import WorkCounts
 
 KEYS_MAX = 1_000
 
@@ -132,7 +132,7 @@ def tick(options: argparse.Namespace, echo: Echo) -> int:
     return 0
 
 
-async def _tick(settings: Settings, seconds: float) -> "Done":
+async def _tick(settings: Settings, seconds: float) -> "WorkCounts":
     async with _started(settings) as app:
         assert app.worker is not None
         return await app.worker.tick(seconds)

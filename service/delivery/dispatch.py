@@ -13,7 +13,7 @@ from service.delivery.records import Ended, record_of
 from service.delivery.slots import Slots
 from service.delivery.target import Sender
 from service.model.clock import MINUTE, SECOND
-from service.model.delivery import Due
+from service.model.delivery import DueDelivery
 from service.model.errors import StorageError
 from service.store import deliveries, stats
 from service.store.deliveries import AttemptRecord
@@ -47,7 +47,7 @@ class Dispatcher:
 
     # The inbox.
 
-    def offer(self, due: Sequence[Due]) -> None:
+    def offer(self, due: Sequence[DueDelivery]) -> None:
         """Take deliveries that were just committed and are due now."""
         now = self.context.clock()
         for delivery in due:
@@ -56,7 +56,7 @@ class Dispatcher:
                 lane.expect(now, None)
             self._pump(lane, now)
 
-    def look(self, subscriber_id: str) -> None:
+    def refill(self, subscriber_id: str) -> None:
         """Read the subscriber's rows: some are due now or will be."""
         lane, now = self._lane(subscriber_id), self.context.clock()
         lane.expect(now, now)
@@ -158,7 +158,7 @@ class Dispatcher:
             self._spawn(self._run(lane, *taken))
         self._look_ahead(lane, now)
 
-    def _take(self, lane: Lane, now: int) -> tuple[Recipient, Due] | None:
+    def _take(self, lane: Lane, now: int) -> tuple[Recipient, DueDelivery] | None:
         """Take the lane's next delivery with a slot for it; None if none may leave now."""
         if not self.is_open:
             return None
@@ -219,7 +219,7 @@ class Dispatcher:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, lane: Lane, recipient: Recipient, due: Due) -> None:
+    async def _run(self, lane: Lane, recipient: Recipient, due: DueDelivery) -> None:
         """Make attempts of the lane, one after the other, as long as one may leave."""
         while True:
             result = await attempt(self.context, self.sender, recipient, due)

@@ -8,7 +8,7 @@ from service.delivery.lanes import Lane
 from service.delivery.recipient import Recipient
 from service.delivery.retry import Verdict
 from service.model.attempt import Attempt
-from service.model.delivery import Due
+from service.model.delivery import DueDelivery
 from service.model.subscriber import Subscriber
 from service.store import deliveries
 from service.store.database import Transaction
@@ -19,13 +19,13 @@ class Ended(msgspec.Struct, frozen=True):
     """An attempt that has ended and is not stored yet; it holds its slot until it is."""
 
     lane: Lane
-    due: Due
+    due: DueDelivery
     verdict: Verdict
     recorded: AttemptRecord
 
 
 def record_of(
-    recipient: Recipient, due: Due, attempt: Attempt, verdict: Verdict, now: int
+    recipient: Recipient, due: DueDelivery, attempt: Attempt, verdict: Verdict, now: int
 ) -> AttemptRecord:
     """Return an attempt and the new state of its delivery as the store takes them."""
     return AttemptRecord(

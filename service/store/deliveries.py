@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from service.model.attempt import Attempt
-from service.model.delivery import Delivery, Due
+from service.model.delivery import Delivery, DueDelivery
 from service.model.event import Event
 from service.model.ids import first_id, new_id, time_of
 from service.model.subscriber import Subscriber
@@ -44,9 +44,9 @@ class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
         counts.count(self.subscriber_id, attempt.started_at, attempt.duration_ms, self.status)
 
 
-def new_due(event: Event, subscriber: Subscriber, now: int, trigger: str) -> Due:
+def new_due(event: Event, subscriber: Subscriber, now: int, trigger: str) -> DueDelivery:
     """Return a new delivery of `event` for `subscriber`, not stored yet."""
-    return Due(
+    return DueDelivery(
         tenant=event.tenant,
         id=new_id("dlv", now),
         subscriber_id=subscriber.id,
@@ -60,7 +60,9 @@ def new_due(event: Event, subscriber: Subscriber, now: int, trigger: str) -> Due
     )
 
 
-async def insert(tx: Transaction, targets: Sequence[tuple[Event, Subscriber, int]]) -> list[Due]:
+async def insert(
+    tx: Transaction, targets: Sequence[tuple[Event, Subscriber, int]]
+) -> list[DueDelivery]:
     """Store a delivery for each (event, subscriber, due time); return those due now."""
     new = [
         (new_due(event, subscriber, tx.now, "scheduled"), due_at)
@@ -71,7 +73,7 @@ async def insert(tx: Transaction, targets: Sequence[tuple[Event, Subscriber, int
     return [due for due, due_at in new if due_at <= tx.now]
 
 
-async def insert_ended(tx: Transaction, due: Due, record: AttemptRecord) -> None:
+async def insert_ended(tx: Transaction, due: DueDelivery, record: AttemptRecord) -> None:
     """Store a delivery together with its only attempt, as for a test event."""
     await tx.many("deliveries_insert", [{**msgspec.structs.asdict(due), "due_at": tx.now}])
     await record_attempts(tx, [record])
@@ -87,7 +89,7 @@ async def cancel(tx: Transaction, subscriber_id: str, limit: int) -> int:
     return await tx.run("deliveries_cancel", subscriber_id=subscriber_id, limit=limit)
 
 
-async def insert_replayed(tx: Transaction, due: Due, replay_id: str) -> None:
+async def insert_replayed(tx: Transaction, due: DueDelivery, replay_id: str) -> None:
     """Store a delivery of a replay, due now."""
     row = {**msgspec.structs.asdict(due), "replay_id": replay_id, "due_at": tx.now}
     await tx.many("replay_deliveries_insert", [row])
@@ -112,7 +114,7 @@ async def next_due_times(tx: Transaction) -> dict[str, NextDueTimes]:
 
 
 class DueBatch(msgspec.Struct, frozen=True):
-    """Due deliveries of a subscriber: first attempts or retries.
+    """DueDelivery deliveries of a subscriber: first attempts or retries.
 
     Attributes:
         more: True if more of them may be due now.
@@ -120,7 +122,7 @@ class DueBatch(msgspec.Struct, frozen=True):
 
     """
 
-    due: list[Due]
+    due: list[DueDelivery]
     more: bool
     next_at: int | None
 
@@ -141,14 +143,14 @@ async def fetch_due(
     """
     name = "deliveries_due_ordered" if ordered else "deliveries_due"
     values = {"subscriber_id": subscriber_id, "retries": retries, "now": tx.now}
-    due: list[Due] = []
+    due: list[DueDelivery] = []
     size = 0
     rows: Iterable[Any] = tx.each(name, limit=limit + len(known), **values)
     for row in rows:
         if row["id"] in known:
             continue
         # The columns are selected in Due's order.
-        due.append(Due(*row, ordered))  # type: ignore[call-arg]
+        due.append(DueDelivery(*row, ordered))  # type: ignore[call-arg]
         size += len(row["body"])
         if len(due) >= limit or size >= FETCH_BYTES:
             return DueBatch(due, more=True, next_at=None)

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from service.model.clock import HOUR
-from service.model.delivery import Due
+from service.model.delivery import DueDelivery
 from service.model.ids import first_id, time_of
 from service.model.replay import Replay
 from service.model.subscriber import Subscriber
@@ -113,7 +113,7 @@ async def matching_seqs(
 
 async def insert_delivery(
     tx: Transaction, replay: Replay, subscriber: Subscriber, seq: int
-) -> Due | None:
+) -> DueDelivery | None:
     """Store a delivery of the event with this seq, due now; None if the event is deleted."""
     row = await tx.one("replay_event", seq=seq)
     if row is None:

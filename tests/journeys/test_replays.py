@@ -268,7 +268,7 @@ async def test_live_events_do_not_queue_behind_a_long_replay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replay, "BATCH", 2)
-    monkeypatch.setattr(replay, "AHEAD_MAX", 4)
+    monkeypatch.setattr(replay, "UNTRIED_MAX", 4)
     async with opened(tmp_path) as world:
         subscriber = await many(world, 10)
         path = f"/v1/subscribers/{subscriber['id']}"
@@ -291,7 +291,7 @@ async def test_live_events_do_not_queue_behind_a_long_replay(
 async def test_a_failing_receiver_does_not_stop_a_replay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replay, "AHEAD_MAX", 4)
+    monkeypatch.setattr(replay, "UNTRIED_MAX", 4)
     monkeypatch.setattr(replay, "BATCH", 2)
     async with opened(tmp_path) as world:
         subscriber = await many(world, 10)
@@ -408,7 +408,7 @@ async def test_canceling_reaches_what_was_read_a_moment_before(
 
         async with attached(world) as dispatcher:
             monkeypatch.setattr(context.database, "read", slow)
-            dispatcher.look(subscriber["id"])
+            dispatcher.refill(subscriber["id"])
             await gate.wait_for(1)
             await world.client.post(f"/v1/replays/{made['id']}/cancel")
             gate.is_open.set()

@@ -121,7 +121,7 @@ async def test_the_events_of_a_running_replay_stay(tmp_path: Path) -> None:
         await run_days(world, 60)
         assert count_rows(world, "events", "replays") == {"events": 2, "replays": 1}
         await world.client.patch(path, json={"status": "active"})
-        await world.run(replay.CLOSED_WAIT_MS / 1_000)
+        await world.run(replay.INACTIVE_WAIT_MS / 1_000)
         assert len(world.subscribers.sent) == 1
         await run_days(world, 40)
         assert count_rows(world, "events", "replays") == {"events": 0, "replays": 0}
