@@ -22,7 +22,7 @@ from service.telemetry import log, metrics
 from service.upstream import wire
 
 _log = log.get()
-Reply = wire.Report | wire.TaskNotFound | wire.Throttled | wire.UpstreamTrouble
+Reply = wire.Report | wire.TaskNotFound | wire.Throttled | wire.NoReport
 
 IN_FLIGHT_MAX = 32
 THROTTLED_MS = 5 * SECOND
@@ -114,13 +114,13 @@ class Poller:
         asked_at, began = context.clock(), time.monotonic()
         model = context.catalogue.get(generation.model)
         path = (model.status_path if model else "/tasks/{task_id}").format(task_id=task_id)
-        reply = await context.client.ask(path)
+        reply = await context.client.poll(path)
         exchange = Exchange(
             generation_id=generation.id,
             at=asked_at,
             kind="poll",
             duration_ms=round((time.monotonic() - began) * 1_000),
-            status_code=reply.status if isinstance(reply, wire.UpstreamTrouble) else None,
+            status_code=reply.status if isinstance(reply, wire.NoReport) else None,
             outcome=_outcome(reply),
             detail=context.redactor.json(_detail(reply)),
         )
@@ -231,7 +231,7 @@ async def _record_blind(tx: Transaction, generation_id: str) -> None:
     await generations.update(tx, [(generation, replace(generation, next_poll_at=None))])
 
 
-def _wait_ms(reply: wire.Throttled | wire.UpstreamTrouble, now: int) -> int:
+def _wait_ms(reply: wire.Throttled | wire.NoReport, now: int) -> int:
     """Return the wait that upstream asks for, THROTTLED_MS for a 429 that names none."""
     wait_ms = retry.parse_retry_after(reply.retry_after, now)
     if isinstance(reply, wire.Throttled):
@@ -252,7 +252,7 @@ def _next(context: Context, generation: Generation, reply: Reply, now: int) -> d
         return {"next_poll_at": due, "late_poll_count": late}
     if generation.trouble_count:
         due = schedule.after_trouble(generation.trouble_count, now, context.jitter())
-        if isinstance(reply, wire.UpstreamTrouble):
+        if isinstance(reply, wire.NoReport):
             due = max(due, now + _wait_ms(reply, now))
     else:
         due = schedule.plan_poll(context, generation, generation.poll_count, now)
@@ -265,13 +265,13 @@ def _outcome(reply: Reply) -> str:
     return {
         wire.TaskNotFound: "absent",
         wire.Throttled: "throttled",
-        wire.UpstreamTrouble: "unwell",
+        wire.NoReport: "unwell",
     }[type(reply)]
 
 
 def _detail(reply: Reply) -> str | None:
     if isinstance(reply, wire.Report):
         return reply.error_message if reply.state == "failed" else reply.word
-    if isinstance(reply, wire.UpstreamTrouble):
+    if isinstance(reply, wire.NoReport):
         return reply.message
     return reply.retry_after if isinstance(reply, wire.Throttled) else None

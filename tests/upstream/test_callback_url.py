@@ -181,7 +181,7 @@ def test_a_good_signature_over_another_shape_is_malformed(claim: str) -> None:
     ("generation_id", "nonce"), [("", "n"), ("g", ""), ("g.1", "n"), ("g", "é")]
 )
 def test_a_token_that_could_not_be_read_is_not_minted(generation_id: str, nonce: str) -> None:
-    with pytest.raises(ValueError, match="never be read"):
+    with pytest.raises(ValueError, match="too long or has an invalid character"):
         tokens().mint(generation_id, nonce, LATER)
 
 
@@ -197,7 +197,7 @@ def test_any_text_that_was_not_minted_raises_a_token_error_and_nothing_else(text
 
 
 def test_a_token_too_long_to_be_read_is_not_minted() -> None:
-    with pytest.raises(ValueError, match="never be read"):
+    with pytest.raises(ValueError, match="too long or has an invalid character"):
         tokens().mint("g" * 600, "nonce", LATER)
 
 

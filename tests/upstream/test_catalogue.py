@@ -244,7 +244,7 @@ def test_a_parameter_that_genhook_sets_is_refused_in_input(page: str, name: str)
             "suno",
             {"title": "Nothing"},
             "",
-            "needs gpt_description_prompt, or prompt for a song of your own",
+            "needs gpt_description_prompt (inspiration mode) or prompt (custom mode)",
         ),
         (
             "elevenlabs-v3",

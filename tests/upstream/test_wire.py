@@ -10,11 +10,11 @@ from service.upstream import wire
 from service.upstream.results import File
 from service.upstream.wire import (
     Accepted,
+    NoReport,
     Rejected,
     Report,
     TaskNotFound,
     Throttled,
-    UpstreamTrouble,
 )
 
 PNG = "https://cdn.example.com/out/1.png"
@@ -40,7 +40,7 @@ def rejected(value: Any, status: int = 200) -> Rejected:
 
 
 def polled(value: Any) -> Report:
-    answer = wire.read_task(200, JSON, msgspec.json.encode(value))
+    answer = wire.read_poll(200, JSON, msgspec.json.encode(value))
     assert isinstance(answer, Report)
     return answer
 
@@ -290,33 +290,33 @@ def test_success_without_any_result_stays_open() -> None:
 
 def test_an_unknown_task_is_not_found() -> None:
     error = b'{"error":{"code":404,"message":"not found"}}'
-    assert wire.read_task(404, JSON, error) == TaskNotFound()
-    assert wire.read_task(200, JSON, error) == TaskNotFound()
+    assert wire.read_poll(404, JSON, error) == TaskNotFound()
+    assert wire.read_poll(200, JSON, error) == TaskNotFound()
 
 
 def test_a_throttled_answer_has_its_retry_after() -> None:
-    assert wire.read_task(429, {"RETRY-AFTER": "3"}, b"") == Throttled("3")
-    assert wire.read_task(200, JSON, b'{"code":429,"msg":"slow down"}') == Throttled(None)
+    assert wire.read_poll(429, {"RETRY-AFTER": "3"}, b"") == Throttled("3")
+    assert wire.read_poll(200, JSON, b'{"code":429,"msg":"slow down"}') == Throttled(None)
 
 
 @pytest.mark.parametrize(
     ("status", "body", "expected"),
     [
-        (401, b'{"error":{"code":401}}', UpstreamTrouble(401, "HTTP 401")),
-        (200, b'{"error":{"code":401,"message":"bad key"}}', UpstreamTrouble(401, "bad key")),
-        (500, b"", UpstreamTrouble(500, "HTTP 500")),
-        (302, b"", UpstreamTrouble(302, "HTTP 302")),
-        (200, b"<html>", UpstreamTrouble(200, "the answer is not a JSON object")),
-        (200, b'{"code":500,"msg":"oops"}', UpstreamTrouble(500, "oops")),
-        (200, b'{"code":500,"msg":"?","data":{"status":"SUCCESS"}}', UpstreamTrouble(500, "?")),
-        (200, b"{}", UpstreamTrouble(200, "nothing about a task")),
-        (200, b'{"error":"Task store is down"}', UpstreamTrouble(200, "Task store is down")),
+        (401, b'{"error":{"code":401}}', NoReport(401, "HTTP 401")),
+        (200, b'{"error":{"code":401,"message":"bad key"}}', NoReport(401, "bad key")),
+        (500, b"", NoReport(500, "HTTP 500")),
+        (302, b"", NoReport(302, "HTTP 302")),
+        (200, b"<html>", NoReport(200, "the answer is not a JSON object")),
+        (200, b'{"code":500,"msg":"oops"}', NoReport(500, "oops")),
+        (200, b'{"code":500,"msg":"?","data":{"status":"SUCCESS"}}', NoReport(500, "?")),
+        (200, b"{}", NoReport(200, "the answer says nothing about a task")),
+        (200, b'{"error":"Task store is down"}', NoReport(200, "Task store is down")),
     ],
 )
 def test_an_answer_that_says_nothing_about_the_task_is_upstream_trouble(
-    status: int, body: bytes, expected: UpstreamTrouble
+    status: int, body: bytes, expected: NoReport
 ) -> None:
-    assert wire.read_task(status, {}, body) == expected
+    assert wire.read_poll(status, {}, body) == expected
 
 
 # Suno
