@@ -12,7 +12,7 @@ from service.sandbox.routes import PREFIX, base_url_of
 _PAGE = """\
 genhook sandbox: API in One on this machine. Nothing here costs anything.
 
-{accepted_keys}
+This sandbox accepts {accepted_keys}.
 
   curl {base}/images/generations \\
     -H 'Authorization: Bearer aio_sandbox' \\
@@ -37,9 +37,9 @@ async def show(request: Request) -> PlainTextResponse:
     sandbox = request.app.state.sandbox
     return PlainTextResponse(
         _PAGE.format(
-            accepted_keys="It accepts only its own key (aio_dev with genhook serve --dev)."
+            accepted_keys="only its own key (aio_dev with genhook serve --dev)"
             if sandbox.api_key
-            else "It accepts any key that starts with aio_.",
+            else "any key that starts with aio_",
             base=base_url_of(sandbox, request) + PREFIX,
             models="\n".join(_model_lines()),
             directives="\n".join(_directive_lines()),
