@@ -242,11 +242,13 @@ def _end(place: World, generation_id: str) -> dict[str, Any]:
     assert told.status_code == 200
     assert breaches(told) == []
     found: dict[str, Any] = shown.json()
-    sent = [each for each in place.harness.subscribers.sent if generation_id.encode() in each.body]
+    sent = [
+        each for each in place.harness.subscribers.webhooks if generation_id.encode() in each.body
+    ]
     assert all(each.event["data"]["id"] == generation_id for each in sent)
     ends = [each for each in sent if each.event["type"] == f"generation.{found['status']}"]
     assert bool(ends) == (found["status"] in ("succeeded", "failed", "timed_out"))
-    place.harness.subscribers.sent.clear()
+    place.harness.subscribers.webhooks.clear()
     return found
 
 

@@ -11,8 +11,8 @@ import pytest
 from service.generations.budget import Budget
 from service.store import generations
 from service.store.sqlite.database import Transaction
-from tests.disaster import Held, status_of, story
-from tests.harness import Harness, completed, opened
+from tests.faults import DelayedAnswer, status_of, timeline_of
+from tests.harness import Harness, opened, success_report
 from tests.logs import Console
 
 POLLED = "ideogram-v3-turbo"  # No callbacks; usually done after 3 s.
@@ -70,7 +70,7 @@ async def test_a_lost_callback_is_made_up_for_by_the_safety_poll(tmp_path: Path)
         world.upstream.finish("task1")
         await world.run(60)
         assert await status_of(world, generation["id"]) == "succeeded"
-        types = sorted(world.subscribers.types())
+        types = sorted(world.subscribers.event_types())
         assert types == ["generation.submitted", "generation.succeeded"]
 
 
@@ -128,7 +128,7 @@ async def test_confirmations_of_callbacks_come_before_routine_questions(tmp_path
             await world.generate(POLLED)
         await world.generate()
         world.clock.advance(30)
-        await world.call_back(completed("task7"))
+        await world.call_back(success_report("task7"))
         await world.run()
         assert world.upstream.polls[0] == "task7"
         assert len(world.upstream.polls) == 2
@@ -175,7 +175,7 @@ async def test_trouble_backs_off_alone(tmp_path: Path, reply: httpx.Response | E
         await world.generate()
         await world.generate(POLLED)
         world.upstream.poll_replies.extend([reply] * 4)
-        await world.call_back(completed("task1"), index=0)
+        await world.call_back(success_report("task1"), index=0)
         times = [1.0 * tick for tick in range(33)]
         seen: list[tuple[float, str]] = []
         for at in times:
@@ -224,7 +224,7 @@ async def test_an_unknown_word_stays_open_and_is_logged(tmp_path: Path, console:
         world.upstream.poll_replies.append(running("PONDERING"))
         await world.run(3)
         assert await status_of(world, generation["id"]) == "processing"
-        assert ("poll", "processing") in await story(world, generation["id"])
+        assert ("poll", "processing") in await timeline_of(world, generation["id"])
         lines = [line for line in console.lines() if line["event"] == "upstream.unknown_word"]
         assert [line["word"] for line in lines] == ["PONDERING"]
         world.upstream.finish("task1")
@@ -258,7 +258,10 @@ async def test_at_its_deadline_a_generation_times_out_and_is_still_asked_about(
         late = await polled_at(world, 30 * HOUR, step=240)
         minutes = [round(at / 60) for at in late]
         assert minutes == [8, 48, 288, 1_152]  # 10 min, 1, 6 and 24 h, less 20 %.
-        assert sorted(world.subscribers.types()) == ["generation.submitted", "generation.timed_out"]
+        assert sorted(world.subscribers.event_types()) == [
+            "generation.submitted",
+            "generation.timed_out",
+        ]
 
 
 @pytest.mark.parametrize("outcome", ["succeeded", "failed"])
@@ -284,7 +287,7 @@ async def test_a_late_result_is_taken_and_told(tmp_path: Path, outcome: str, by:
         assert found["completed_at"] > found["deadline_at"]
         await world.run(30 * HOUR)
         told = ["generation.submitted", "generation.timed_out", f"generation.{outcome}"]
-        assert sorted(world.subscribers.types()) == sorted(told)
+        assert sorted(world.subscribers.event_types()) == sorted(told)
 
 
 async def test_refreshing_does_not_use_up_the_late_polls(tmp_path: Path) -> None:
@@ -309,24 +312,24 @@ async def test_the_deadline_is_kept_by_a_process_that_was_away(tmp_path: Path) -
         await world.run()
         for generation in (first, second):
             assert await status_of(world, generation["id"]) == "timed_out"
-        assert world.subscribers.types().count("generation.timed_out") == 2
+        assert world.subscribers.event_types().count("generation.timed_out") == 2
 
 
 async def test_a_poll_and_a_callback_with_the_same_news_yield_one_event(tmp_path: Path) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
         await world.subscribe()
         generation = await world.generate()
-        answer = {"code": 200, "data": completed("task1")["data"]}
-        held = Held(said(200, answer))
-        world.upstream.poll_replies.append(held.reply)
+        answer = {"code": 200, "data": success_report("task1")["data"]}
+        delayed_answer = DelayedAnswer(said(200, answer))
+        world.upstream.poll_replies.append(delayed_answer.reply)
         ticking = asyncio.create_task(world.run(60))
-        await held.asked.wait()
-        assert (await world.call_back({**completed("task1"), "extra": 1})).status_code == 200
-        held.release()
+        await delayed_answer.requested.wait()
+        assert (await world.call_back({**success_report("task1"), "extra": 1})).status_code == 200
+        delayed_answer.release()
         await ticking
         await world.run(24 * HOUR)
         assert await status_of(world, generation["id"]) == "succeeded"
-        types = sorted(world.subscribers.types())
+        types = sorted(world.subscribers.event_types())
         assert types == ["generation.submitted", "generation.succeeded"]
 
 
@@ -340,14 +343,14 @@ async def test_contradictory_news_at_once_yield_one_event(tmp_path: Path) -> Non
         world.clock.advance(60)
         ticking = asyncio.create_task(world.run())
         answers = await asyncio.gather(
-            *(world.call_back(completed(f"task{i + 1}"), index=i) for i in range(20))
+            *(world.call_back(success_report(f"task{i + 1}"), index=i) for i in range(20))
         )
         assert {answer.status_code for answer in answers} == {200}
         await ticking
         await world.run(60)
         ended = [
             sent.event["data"]["id"]
-            for sent in world.subscribers.sent
+            for sent in world.subscribers.webhooks
             if sent.event["type"] in ("generation.succeeded", "generation.failed")
         ]
         assert len(ended) == len(set(ended)) == 20
@@ -412,7 +415,7 @@ async def test_a_question_that_cannot_be_recorded_is_asked_again(tmp_path: Path)
     async with opened(tmp_path) as world:
         generation = await world.generate(POLLED)
         database = world.app.database
-        answer = {"code": 200, "data": completed("task1")["data"]}
+        answer = {"code": 200, "data": success_report("task1")["data"]}
 
         def fails(_request: httpx.Request) -> httpx.Response:
             database._queue_max = 0

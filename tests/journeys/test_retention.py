@@ -9,7 +9,7 @@ import pytest
 from service.delivery import replay
 from service.store import retention
 from tests.harness import Harness, opened
-from tests.journeys.gates import answer, deliveries
+from tests.journeys.gates import deliveries, queue_answers
 from tests.journeys.test_stats import counted
 
 DAY = 86_400
@@ -82,7 +82,7 @@ async def test_what_is_pending_stays_with_its_event_and_generation(tmp_path: Pat
         await world.get(f"/v1/generations/{owed['generation_id']}/timeline")
         await world.client.patch(path, json={"status": "active"})
         await world.run()
-        assert len(world.subscribers.sent) == 1
+        assert len(world.subscribers.webhooks) == 1
         assert (await deliveries(world))[0]["status"] == "delivered"
         await days(world, 20)
         assert len(await deliveries(world)) == 1  # It was tried twenty days ago.
@@ -123,7 +123,7 @@ async def test_what_a_running_replay_is_about_stays(tmp_path: Path) -> None:
         assert rows(world, "events", "replays") == {"events": 2, "replays": 1}
         await world.client.patch(path, json={"status": "active"})
         await world.run(replay.CLOSED_WAIT_MS / 1_000)
-        assert len(world.subscribers.sent) == 1
+        assert len(world.subscribers.webhooks) == 1
         await days(world, 40)
         assert rows(world, "events", "replays") == {"events": 0, "replays": 0}
 
@@ -158,7 +158,7 @@ async def test_small_batches_come_to_the_same_end(
     monkeypatch.setattr(retention, "GENERATIONS_BATCH", batch)
     async with opened(tmp_path, callback_trust="body") as world:
         made = await world.subscribe(**ONE, retry_schedule_seconds=[0])
-        answer(world, 500)
+        queue_answers(world, 500)
         for index in range(4):
             await ended(world, index)
         world.clock.advance(40 * DAY)

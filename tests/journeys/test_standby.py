@@ -46,7 +46,7 @@ async def test_a_lock_that_cannot_be_opened_is_tried_again(
         in_the_way.rmdir()
         await begun(world)
         await world.generate()
-        while not world.subscribers.sent:
+        while not world.subscribers.webhooks:
             await world.get("/v1/events")
         await stopped(world)
 

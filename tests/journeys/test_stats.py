@@ -11,7 +11,7 @@ from service.delivery.webhook.request import SendError
 from service.store import stats
 from service.store.sqlite.database import Database, Transaction
 from tests.harness import START, SUBSCRIBER_URL, Harness, opened
-from tests.journeys.gates import Gate, answer, attached, deliveries
+from tests.journeys.gates import Gate, attach_worker, deliveries, queue_answers
 
 ONE = {"event_types": ["generation.submitted"]}
 EMPTY = {"p50": None, "p95": None, "p99": None}
@@ -47,7 +47,7 @@ async def test_of_a_new_subscriber_there_is_nothing_to_say(tmp_path: Path) -> No
 async def test_counts_follow_every_way_that_a_delivery_can_go(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0, 60])
-        answer(world, 200, 500, 500, 500)
+        queue_answers(world, 200, 500, 500, 500)
         for _ in range(3):
             await world.generate()
             await world.run(1)
@@ -78,9 +78,9 @@ async def test_an_outcome_of_what_was_canceled_meanwhile_counts_for_nothing(
         gates, made = [Gate() for _ in range(3)], []
         for number, gate in enumerate(gates):
             url = f"{SUBSCRIBER_URL}/{number}"
-            answer(world, gate, url=url)
+            queue_answers(world, gate, url=url)
             made.append(await world.subscribe(url, **ONE))
-        async with attached(world):
+        async with attach_worker(world):
             await world.generate()
             for gate in gates:
                 await gate.wait_for(1)
@@ -102,7 +102,7 @@ async def test_the_oldest_that_is_owed_counts_whatever_holds_it(
         path = f"/v1/subscribers/{subscriber['id']}"
         if held_by == "pause":
             await world.client.patch(path, json={"status": "paused"})
-        answer(world, {"throttle": 503, "backoff": 500, "disabled": 500}.get(held_by, 200))
+        queue_answers(world, {"throttle": 503, "backoff": 500, "disabled": 500}.get(held_by, 200))
         await world.generate()
         if held_by == "rate":
             await world.run()
@@ -201,7 +201,7 @@ async def test_latency_is_of_the_last_hour_and_of_the_last_day(tmp_path: Path) -
 async def test_failed_attempts_count_towards_latency(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE)
-        answer(world, SendError("timeout", "No answer."))
+        queue_answers(world, SendError("timeout", "No answer."))
         await world.generate()
         await world.run()
         assert (await read(world, subscriber))["latency_ms"]["hour"]["p50"] is not None

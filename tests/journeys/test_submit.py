@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.disaster import Held, crash, rows, status_of, story
-from tests.harness import PUBLIC_URL, Harness, opened, taken
+from tests.faults import DelayedAnswer, crash, rows, status_of, timeline_of
+from tests.harness import PUBLIC_URL, Harness, create_answer, opened
 
 PROMPT = {"prompt": "a small harbour"}
 
@@ -38,7 +38,7 @@ async def test_what_upstream_takes_is_processing_and_answered_with_its_task(
         assert generation["submitted_at"] == generation["created_at"]
         assert generation["metadata"] == {"order": "7"}
         assert await world.get(f"/v1/generations/{generation['id']}") == generation
-        assert await story(world, generation["id"]) == [
+        assert await timeline_of(world, generation["id"]) == [
             ("stored", ""),
             ("submission", "taken"),
             ("submitted", ""),
@@ -53,7 +53,7 @@ async def test_a_generation_is_on_disk_before_upstream_hears_of_it(tmp_path: Pat
         connection = sqlite3.connect(tmp_path / "genhook.db")
         found.extend(connection.execute("SELECT status, submission FROM generations"))
         connection.close()
-        return said(200, taken("task1"))
+        return said(200, create_answer("task1"))
 
     async with opened(tmp_path) as world:
         world.upstream.create_replies.append(look)
@@ -134,8 +134,8 @@ async def test_a_refusal_fails_the_generation_and_tells_the_caller(
         await world.run(4_000)
         assert len(world.upstream.creates) == 1
         assert world.upstream.polls == []
-        assert world.subscribers.types() == ["generation.failed"]
-        types = [kind for kind, _ in await story(world, generation["id"])]
+        assert world.subscribers.event_types() == ["generation.failed"]
+        types = [kind for kind, _ in await timeline_of(world, generation["id"])]
         assert types == ["stored", "submission", "event", "attempt"]
 
 
@@ -147,7 +147,7 @@ UNKNOWN = [
     httpx.Response(200, text="<html>busy</html>"),
     said(200, {"code": 200, "message": "success", "data": {}}),
     said(200, {"code": 500, "message": "inner"}),
-    said(503, taken("task9")),  # Busy, and yet there is a task.
+    said(503, create_answer("task9")),  # Busy, and yet there is a task.
     said(302, None, location="http://elsewhere.test/"),
     httpx.Response(200, content=b'{"data": "' + b"x" * 3_000 + b'"}'),
     httpx.ReadTimeout("slow"),
@@ -170,14 +170,14 @@ async def test_what_upstream_may_have_taken_is_never_sent_again(
         assert answer.status_code == 202
         generation = answer.json()
         assert (generation["status"], generation["task_id"]) == ("queued", None)
-        assert ("submission", "lost") in await story(world, generation["id"])
+        assert ("submission", "lost") in await timeline_of(world, generation["id"])
         for _ in range(13):
             await world.run(300)
         await world.restart()
         await world.run(86_400)
         assert len(world.upstream.creates) == 1
         assert await status_of(world, generation["id"]) == "timed_out"
-        assert world.subscribers.types() == ["generation.timed_out"]
+        assert world.subscribers.event_types() == ["generation.timed_out"]
 
 
 LATER = [
@@ -210,7 +210,9 @@ async def test_what_upstream_certainly_did_not_take_is_sent_again(
         await world.run(50)
         assert len(world.upstream.creates) == 2
         outcomes = [
-            said for kind, said in await story(world, generation["id"]) if kind == "submission"
+            said
+            for kind, said in await timeline_of(world, generation["id"])
+            if kind == "submission"
         ]
         assert outcomes == ["put_off", "taken"]
 
@@ -252,7 +254,7 @@ async def test_what_is_put_off_until_the_deadline_times_out_and_is_not_sent_afte
         await world.run(86_400)
         assert len(world.upstream.creates) == 2
         assert await status_of(world, generation["id"]) == "timed_out"
-        assert world.subscribers.types() == ["generation.timed_out"]
+        assert world.subscribers.event_types() == ["generation.timed_out"]
 
 
 async def test_a_result_that_comes_at_once_is_a_finished_generation(tmp_path: Path) -> None:
@@ -268,7 +270,7 @@ async def test_a_result_that_comes_at_once_is_a_finished_generation(tmp_path: Pa
         }
         assert generation["credits"] == 4
         await world.run(4_000)
-        assert world.subscribers.types() == ["generation.succeeded"]
+        assert world.subscribers.event_types() == ["generation.succeeded"]
         assert world.upstream.polls == []
 
 
@@ -297,10 +299,10 @@ async def test_a_crash_while_sending_is_never_sent_again_and_rescued_by_the_call
 ) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe()
-        held = Held(said(200, taken("task1")))
-        world.upstream.create_replies.append(held.reply)
+        delayed_answer = DelayedAnswer(said(200, create_answer("task1")))
+        world.upstream.create_replies.append(delayed_answer.reply)
         asking = asyncio.create_task(create(world))
-        await held.asked.wait()
+        await delayed_answer.requested.wait()
         await crash(world)
         await asyncio.gather(asking, return_exceptions=True)
         await world.run(600)
@@ -314,17 +316,17 @@ async def test_a_crash_while_sending_is_never_sent_again_and_rescued_by_the_call
         assert (found["status"], found["task_id"]) == ("succeeded", "task1")
         await world.run(86_400)
         assert len(world.upstream.creates) == 1
-        assert world.subscribers.types() == ["generation.succeeded"]
+        assert world.subscribers.event_types() == ["generation.succeeded"]
 
 
 async def test_a_crash_while_sending_again_is_never_sent_a_third_time(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe()
-        held = Held(said(200, taken("task1")))
-        world.upstream.create_replies.extend([said(429, refusal(429)), held.reply])
+        delayed_answer = DelayedAnswer(said(200, create_answer("task1")))
+        world.upstream.create_replies.extend([said(429, refusal(429)), delayed_answer.reply])
         await create(world)
         sending = asyncio.create_task(world.run(2))
-        await held.asked.wait()
+        await delayed_answer.requested.wait()
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
         await crash(world)
@@ -332,7 +334,7 @@ async def test_a_crash_while_sending_again_is_never_sent_a_third_time(tmp_path: 
             await world.run(300)
         await world.run(86_400)
         assert len(world.upstream.creates) == 2
-        assert world.subscribers.types() == ["generation.timed_out"]
+        assert world.subscribers.event_types() == ["generation.timed_out"]
 
 
 async def test_a_task_that_belongs_to_another_generation_rescues_nobody(tmp_path: Path) -> None:
@@ -351,28 +353,28 @@ async def test_a_task_that_belongs_to_another_generation_rescues_nobody(tmp_path
 async def test_a_crash_without_a_callback_times_out_once(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe()
-        held = Held(said(200, taken("task1")))
-        world.upstream.create_replies.append(held.reply)
+        delayed_answer = DelayedAnswer(said(200, create_answer("task1")))
+        world.upstream.create_replies.append(delayed_answer.reply)
         asking = asyncio.create_task(create(world))
-        await held.asked.wait()
+        await delayed_answer.requested.wait()
         await crash(world)
         await asyncio.gather(asking, return_exceptions=True)
         await world.run(3_600)
         await world.run(86_400)
-        assert world.subscribers.types() == ["generation.timed_out"]
+        assert world.subscribers.event_types() == ["generation.timed_out"]
         assert len(world.upstream.creates) == 1
 
 
 async def test_an_answer_is_recorded_though_the_client_has_hung_up(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
-        held = Held(said(200, taken("task1")))
-        world.upstream.create_replies.append(held.reply)
+        delayed_answer = DelayedAnswer(said(200, create_answer("task1")))
+        world.upstream.create_replies.append(delayed_answer.reply)
         asking = asyncio.create_task(create(world))
-        await held.asked.wait()
+        await delayed_answer.requested.wait()
         under_way = [*world.app.parts.submitter.in_flight.values()]
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-        held.release()
+        delayed_answer.release()
         await asyncio.gather(*under_way)
         [generation] = (await world.get("/v1/generations"))["data"]
         assert (generation["status"], generation["task_id"]) == ("processing", "task1")
@@ -380,16 +382,16 @@ async def test_an_answer_is_recorded_though_the_client_has_hung_up(tmp_path: Pat
 
 async def test_a_process_that_stops_waits_for_upstreams_answer(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
-        held = Held(said(200, taken("task1")))
-        world.upstream.create_replies.append(held.reply)
+        delayed_answer = DelayedAnswer(said(200, create_answer("task1")))
+        world.upstream.create_replies.append(delayed_answer.reply)
         asking = asyncio.create_task(create(world))
-        await held.asked.wait()
+        await delayed_answer.requested.wait()
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
         stopping = asyncio.create_task(world.restart())
         done, _ = await asyncio.wait({stopping}, timeout=0.05)
         assert not done
-        held.release()
+        delayed_answer.release()
         await stopping
         [generation] = (await world.get("/v1/generations"))["data"]
         assert generation["task_id"] == "task1"
@@ -401,7 +403,7 @@ async def test_a_full_queue_does_not_lose_what_upstream_said(tmp_path: Path) -> 
 
         def fill(_request: httpx.Request) -> httpx.Response:
             database._queue_max = 0
-            return said(200, taken("task1"))
+            return said(200, create_answer("task1"))
 
         world.upstream.create_replies.append(fill)
         generation = await world.generate()
@@ -413,27 +415,27 @@ async def test_a_full_queue_does_not_lose_what_upstream_said(tmp_path: Path) -> 
 async def test_the_deadline_may_pass_while_upstream_thinks(tmp_path: Path) -> None:
     async with opened(tmp_path, shutdown_seconds=0) as world:
         await world.subscribe()
-        held = Held(said(200, taken("task1")))
-        world.upstream.create_replies.append(held.reply)
+        delayed_answer = DelayedAnswer(said(200, create_answer("task1")))
+        world.upstream.create_replies.append(delayed_answer.reply)
         asking = asyncio.create_task(create(world))
-        await held.asked.wait()
+        await delayed_answer.requested.wait()
         await world.run(3_600)
-        held.release()
+        delayed_answer.release()
         answer = await asking
         assert (answer.status_code, answer.json()["status"]) == (202, "timed_out")
         world.upstream.finish("task1")
         await world.run(1_000)  # The task id came late, but it came: it is asked about.
-        assert world.subscribers.types() == ["generation.timed_out", "generation.succeeded"]
+        assert world.subscribers.event_types() == ["generation.timed_out", "generation.succeeded"]
 
 
 async def test_a_refusal_after_the_callback_said_success_changes_nothing(tmp_path: Path) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
-        held = Held(said(400, refusal(400)))
-        world.upstream.create_replies.append(held.reply)
+        delayed_answer = DelayedAnswer(said(400, refusal(400)))
+        world.upstream.create_replies.append(delayed_answer.reply)
         asking = asyncio.create_task(create(world))
-        await held.asked.wait()
+        await delayed_answer.requested.wait()
         assert (await world.call_back()).status_code == 200
-        held.release()
+        delayed_answer.release()
         answer = await asking
         assert (answer.status_code, answer.json()["status"]) == (202, "succeeded")
 
@@ -454,7 +456,12 @@ async def test_upstreams_words_are_shown_without_our_secrets(tmp_path: Path) -> 
         [generation] = (await world.get("/v1/generations"))["data"]
         timeline = await world.client.get(f"/v1/generations/{generation['id']}/timeline")
         events = await world.client.get("/v1/events")
-        texts = [answer.text, timeline.text, events.text, world.subscribers.sent[0].body.decode()]
+        texts = [
+            answer.text,
+            timeline.text,
+            events.text,
+            world.subscribers.webhooks[0].body.decode(),
+        ]
         for text in texts:
             assert "may not use" in text
             assert token not in text
@@ -502,8 +509,10 @@ async def test_a_notify_url_hears_of_its_generation_alone(tmp_path: Path) -> Non
             body = {"data": {"task_id": f"task{index + 1}", "status": "completed"}}
             await world.call_back(body, index=index)
         await world.run()
-        assert [sent.event["data"]["id"] for sent in world.subscribers.to(url)] == [mine["id"]]
-        assert world.subscribers.types(url) == ["generation.succeeded"]
+        assert [sent.event["data"]["id"] for sent in world.subscribers.webhooks_to(url)] == [
+            mine["id"]
+        ]
+        assert world.subscribers.event_types(url) == ["generation.succeeded"]
 
 
 @pytest.mark.parametrize(

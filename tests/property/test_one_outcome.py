@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from service.model.event import EVENT_TYPE_OF
 from service.model.generation import TERMINAL, TRANSITIONS
-from tests.disaster import Held, crash, rows
-from tests.harness import Harness, completed, opened, taken
+from tests.faults import DelayedAnswer, crash, rows
+from tests.harness import Harness, create_answer, opened, success_report
 
 FINAL = ("generation.succeeded", "generation.failed")
 ANSWERS: dict[str, httpx.Response | Exception] = {
-    "taken": httpx.Response(200, json=taken("task1")),
+    "taken": httpx.Response(200, json=create_answer("task1")),
     "lost": httpx.ReadTimeout("slow"),
     "refused": httpx.Response(422, json={"error": {"code": 422, "message": "no"}}),
     "at once": httpx.Response(
@@ -27,8 +27,8 @@ ANSWERS: dict[str, httpx.Response | Exception] = {
 }
 BODIES: dict[str, Any] = {
     "progress": {"data": {"task_id": "task1", "status": "running"}},
-    "success": completed("task1"),
-    "other success": completed("task1", "https://cdn.example/2.png"),
+    "success": success_report("task1"),
+    "other success": success_report("task1", "https://cdn.example/2.png"),
     "failure": {"data": {"task_id": "task1", "status": "failed", "error": "changed its mind"}},
     "nonsense": b"\x00 not json",
     "odd word": {"data": {"task_id": "task1", "status": "PONDERING"}},
@@ -77,17 +77,17 @@ class History:
 
     def __init__(self, world: Harness, answer: str) -> None:
         self.world = world
-        self.held = Held(ANSWERS[answer])
+        self.delayed_answer = DelayedAnswer(ANSWERS[answer])
         self.asking: asyncio.Task[httpx.Response] | None = None
         self.status = "queued"
         self.events: list[str] = []
 
     async def begin(self) -> None:
-        self.world.upstream.create_replies.append(self.held.reply)
+        self.world.upstream.create_replies.append(self.delayed_answer.reply)
         body = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
         asks = self.world.client.post("/v1/generations", json=body)
         self.asking = asyncio.create_task(asks)
-        await self.held.asked.wait()
+        await self.delayed_answer.requested.wait()
 
     async def do(self, step: Step) -> None:
         world = self.world
@@ -114,7 +114,7 @@ class History:
 
     async def answer(self) -> None:
         """Let upstream's answer arrive, if anybody still waits for it."""
-        self.held.release()
+        self.delayed_answer.release()
         if self.asking is not None:
             with suppress(asyncio.CancelledError):
                 await self.asking
@@ -164,7 +164,7 @@ async def live(path: Path, answer: str, trust: str, steps: Sequence[Step]) -> No
 async def tell(world: Harness, history: History) -> None:
     """At the end: subscribers know what is stored, and the timeline is its story."""
     [row] = await rows(world, "SELECT id FROM generations")
-    told = {sent.headers["webhook-id"]: sent.event["type"] for sent in world.subscribers.sent}
+    told = {sent.headers["webhook-id"]: sent.event["type"] for sent in world.subscribers.webhooks}
     assert sorted(told.values()) == sorted(history.events)
     story = (await world.get(f"/v1/generations/{row['id']}/timeline"))["data"]
     assert [one["at"] for one in story] == sorted(one["at"] for one in story)
