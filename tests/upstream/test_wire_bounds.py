@@ -1,4 +1,4 @@
-"""Any bytes: reading never raises, never invents an outcome, and keeps its limits."""
+"""Reading arbitrary bytes never raises, never invents an outcome, and keeps its limits."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ UNKNOWN_WORDS = st.text(min_size=1, max_size=12).filter(
 )
 
 
-def deep(count: int, opening: bytes, closing: bytes) -> bytes:
+def nested(count: int, opening: bytes, closing: bytes) -> bytes:
     return opening * count + b"1" + closing * count
 
 
@@ -76,13 +76,13 @@ def test_no_json_makes_reading_raise(status: int, headers: dict[str, str], body:
 @pytest.mark.parametrize("count", [65, 500, 5_000, 200_000])
 @pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"data":', b"}")])
 def test_json_nested_too_deeply_is_unreadable(count: int, opening: bytes, closing: bytes) -> None:
-    body = deep(count, opening, closing)
+    body = nested(count, opening, closing)
     read_everything(200, {}, body)
     assert wire.read_callback(body) is None
 
 
 def test_json_nested_less_deeply_is_read() -> None:
-    assert wire.read_callback(deep(documents.MAX_DEPTH, b"[", b"]")) is not None
+    assert wire.read_callback(nested(documents.MAX_DEPTH, b"[", b"]")) is not None
 
 
 def test_a_body_over_the_limit_is_unreadable() -> None:
@@ -93,8 +93,8 @@ def test_a_body_over_the_limit_is_unreadable() -> None:
 
 @given(UNKNOWN_WORDS, BODIES)
 def test_an_unknown_word_is_never_an_outcome(word: str, rest: Any) -> None:
-    noise = rest if isinstance(rest, dict) else {"data": rest}
-    data = {key: value for key, value in noise.items() if key != "data"} | {"status": word}
+    envelope = rest if isinstance(rest, dict) else {"data": rest}
+    data = {key: value for key, value in envelope.items() if key != "data"} | {"status": word}
     body = msgspec.json.encode({"code": 200, "data": data})
     for report in (wire.read_callback(body), wire.read_poll(200, {}, body)):
         assert isinstance(report, wire.Report)
