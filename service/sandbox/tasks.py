@@ -28,7 +28,7 @@ Entry = TypeVar("Entry")
 class Task:
     """One task.
 
-    poll_answers: what the next polls get, in order: an error status code or a false status word.
+    poll_answers: the answers to the next polls, in order: error status codes, false status words.
     """
 
     id: str
@@ -124,8 +124,8 @@ def refuse_first_of_two(sandbox: Sandbox, body: Body) -> bool:
 
     The first of two equal requests is refused, the second accepted; callback_url is not compared.
     """
-    compared = {field: value for field, value in body.items() if field != "callback_url"}
-    digest = hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()
+    fields = {field: value for field, value in body.items() if field != "callback_url"}
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
     if sandbox.rate_limited.pop(digest, False):
         return False
     sandbox.rate_limited[digest] = True

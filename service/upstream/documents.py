@@ -110,7 +110,7 @@ def clip_words(clips: Iterable[JsonObject]) -> list[str | None]:
     return [_text(clip.get("status")) for clip in clips]
 
 
-def status_word(document: Document) -> str | None:
+def read_status_word(document: Document) -> str | None:
     """Return the status word as written, at most 100 characters; None if there is none."""
     word = _first_text(_values((document.task, document.root), _WORD_KEYS))
     # Suno's feed has its status under `type`; elsewhere `type` repeats a parameter of the request.
@@ -124,7 +124,7 @@ def state_of(word: str | None) -> State | None:
     return STATE_OF_WORD.get(re.sub(r"[\s-]+", "_", word.strip().lower())) if word else None
 
 
-def task_id(document: Document) -> str | None:
+def read_task_id(document: Document) -> str | None:
     """Return upstream's id for the task; None unless it is safe in a path: 1 to 160 characters."""
     text = _first_text(_values((document.task, document.root), (*_ID_KEYS, "id")))
     return text if text and _TASK_ID.fullmatch(text) else None
@@ -139,7 +139,7 @@ def _has_id_key(object_: JsonObject) -> bool:
     return any(_text(object_.get(key)) for key in _ID_KEYS)
 
 
-def error_code(document: Document) -> int | None:
+def read_error_code(document: Document) -> int | None:
     """Return the body's numeric error code, which may come with HTTP 200; None if it has none."""
     error = document.root.get("error")
     values = (document.root.get("code"), error.get("code") if isinstance(error, dict) else None)

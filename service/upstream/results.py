@@ -73,7 +73,7 @@ def find_in_result_or_image_keys(document: documents.Document) -> tuple[File, ..
 
 
 def find_in_any_key(document: documents.Document) -> tuple[File, ...]:
-    """Like `find_in_result_or_image_keys`; if it finds none, take every URL under other keys.
+    """Like `find_in_result_or_image_keys`; if it finds none, take every URL not excluded.
 
     For a task that reports success: it was billed, so an unknown key must not hide its result.
     """

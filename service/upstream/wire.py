@@ -91,19 +91,19 @@ def read_create(status: int, headers: Mapping[str, str], body: bytes) -> CreateA
         return _read_audio(status, headers, body)
     document = documents.parse(body)
     if document is None or not _is_2xx(status):
-        return _rejected(status, headers, document)
-    code = documents.error_code(document)
+        return _read_rejected(status, headers, document)
+    code = documents.read_error_code(document)
     if code is not None:
-        return _rejected(code, headers, document)
-    report = _report(document)
+        return _read_rejected(code, headers, document)
+    report = _read_report(document)
     if report.word is None and document.root.get("error"):
-        return _rejected(status, headers, document)
+        return _read_rejected(status, headers, document)
     if report.word is None and documents.has_task_id(document):
         # The task is new: a URL beside its id is a URL of the task or an input, not a result.
         report = replace(report, state="processing", files=())
     if report.task_id or report.state != "processing":
         return Accepted(report)
-    return _rejected(status, headers, document)
+    return _read_rejected(status, headers, document)
 
 
 def _read_audio(status: int, headers: Mapping[str, str], body: bytes) -> CreateAnswer:
@@ -116,7 +116,7 @@ def _read_audio(status: int, headers: Mapping[str, str], body: bytes) -> CreateA
     return Accepted(Report("succeeded", files=(File(url, media_type),)))
 
 
-def _rejected(
+def _read_rejected(
     status: int, headers: Mapping[str, str], document: documents.Document | None
 ) -> Rejected:
     code, message = documents.read_error(document) if document else (None, None)
@@ -146,12 +146,12 @@ def read_poll(status: int, headers: Mapping[str, str], body: bytes) -> PollAnswe
     if document is None:
         message = "the answer is not a JSON object" if _is_2xx(status) else f"HTTP {status}"
         return _answer_without_report(status, headers, message)
-    report = _report(document)
-    code = documents.error_code(document)
+    report = _read_report(document)
+    code = documents.read_error_code(document)
     if report.state == "failed":
         return report
     if code in _TASK_FAILED_CODES and _error_code_means_failure(report):
-        return _failed(report, document)
+        return _as_failed(report, document)
     if code is not None:
         return _answer_without_report(
             code, headers, documents.read_error(document)[1] or f"code {code}"
@@ -175,10 +175,10 @@ def read_callback(body: bytes) -> Report | None:
     document = documents.parse(body)
     if document is None:
         return None
-    report = _report(document)
-    code = documents.error_code(document)
+    report = _read_report(document)
+    code = documents.read_error_code(document)
     if code is not None and code >= 400 and _error_code_means_failure(report):
-        return _failed(report, document)
+        return _as_failed(report, document)
     return report
 
 
@@ -188,31 +188,31 @@ def _error_code_means_failure(report: Report) -> bool:
     return report.word is None or report.state == "succeeded"
 
 
-def _report(document: documents.Document) -> Report:
-    word = documents.status_word(document)
+def _read_report(document: documents.Document) -> Report:
+    word = documents.read_status_word(document)
     state = documents.state_of(word)
-    report = Report("processing", documents.task_id(document), word=word, raw=document.raw)
+    report = Report("processing", documents.read_task_id(document), word=word, raw=document.raw)
     if word is not None and state is None:
         return replace(report, recognised=False)
     if state == "processing":
         return report
     if state == "failed":
-        return _failed(report, document)
+        return _as_failed(report, document)
     if document.clips:
-        return _report_of_clips(report, document)
-    files = _files(report, document)
+        return _read_clips(report, document)
+    files = _find_files(report, document)
     # Success without a result counts as processing: the files may come later, or never.
     if files or (results.has_text(document) and (word or report.task_id is None)):
         return replace(report, state="succeeded", files=files)
     return report
 
 
-def _failed(report: Report, document: documents.Document) -> Report:
+def _as_failed(report: Report, document: documents.Document) -> Report:
     code, message = documents.read_error(document)
     return replace(report, state="failed", files=(), error_code=code, error_message=message)
 
 
-def _files(report: Report, document: documents.Document) -> tuple[File, ...]:
+def _find_files(report: Report, document: documents.Document) -> tuple[File, ...]:
     # Suno's feed says SUCCESS from the start: without clips it has no result yet. Without a status
     # word, a picture beside a task id may be an input.
     if (report.word and "response_data" in document.task) or (not report.word and report.task_id):
@@ -224,7 +224,7 @@ def _files(report: Report, document: documents.Document) -> tuple[File, ...]:
     )
 
 
-def _report_of_clips(report: Report, document: documents.Document) -> Report:
+def _read_clips(report: Report, document: documents.Document) -> Report:
     # The clips decide, not the task's own word: Suno says SUCCESS while its clips have only lyrics.
     # One clip that succeeded is a result if no other clip is unfinished.
     words = documents.clip_words(document.clips)
@@ -238,7 +238,7 @@ def _report_of_clips(report: Report, document: documents.Document) -> Report:
         return report
     succeeded = [c for c, s in zip(document.clips, states, strict=True) if s == "succeeded"]
     if not succeeded:
-        return _failed(report, document)
+        return _as_failed(report, document)
     files = results.find_in_clips(succeeded)
     return replace(report, state="succeeded", files=files) if files else report
 

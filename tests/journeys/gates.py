@@ -21,13 +21,13 @@ class Gate:
         self.requests = 0
         self.waiting = 0
         self.most_waiting = 0
-        self._more = asyncio.Event()
+        self._new_request = asyncio.Event()
 
     async def __call__(self) -> Any:
         self.requests += 1
         self.waiting += 1
         self.most_waiting = max(self.most_waiting, self.waiting)
-        self._more.set()
+        self._new_request.set()
         try:
             await self.is_open.wait()
         finally:
@@ -37,8 +37,8 @@ class Gate:
     async def wait_for(self, count: int) -> None:
         """Wait until there were `count` requests in all."""
         while self.requests < count:
-            self._more.clear()
-            await self._more.wait()
+            self._new_request.clear()
+            await self._new_request.wait()
 
 
 async def deliveries(world: Harness, **query: Any) -> list[dict[str, Any]]:

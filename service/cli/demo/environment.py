@@ -63,9 +63,8 @@ async def running_environment(folder: Path) -> AsyncIterator[Environment]:
         )
         environment = Environment(client, demo_subscriber)
         body = {"url": subscriber_url + subscriber.PATH}
-        demo_subscriber.secret = (await environment.call("POST", "/v1/subscribers", json=body))[
-            "secret"
-        ]
+        created = await environment.call("POST", "/v1/subscribers", json=body)
+        demo_subscriber.secret = created["secret"]
         yield environment
 
 
