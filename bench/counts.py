@@ -23,7 +23,7 @@ from bench.machine import ROOT, python
 from bench.meter import Cost, Meter, Transaction
 from bench.plan import Figures, Plan
 from service.telemetry import log
-from tests.harness import Harness, completed, opened
+from tests.harness import Harness, opened, success_report
 
 GENERATIONS = 1_000  # Stored before anything is counted: trees need their depth.
 CHUNK = 100
@@ -162,7 +162,7 @@ class Subject:
 
 def _body(index: int) -> dict[str, Any]:
     """A callback of BODY_BYTES that reports the success of a task."""
-    body = completed(f"task{index + 1}", f"https://cdn.example/{index}.png")
+    body = success_report(f"task{index + 1}", f"https://cdn.example/{index}.png")
     body["data"]["log"] = "x" * (BODY_BYTES - len(json.dumps({**body, "log": ""})))
     return body
 

@@ -1,4 +1,4 @@
-"""The log in tests: a line as it is written, and what was written to standard output."""
+"""Helpers to render and read the log in tests."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ from service.telemetry import log
 
 
 def render(event: dict[str, Any]) -> str:
-    """The line that is written of an event."""
+    """Return the line that the log writes for an event."""
     line: Any = event
     for processor in structlog.get_config()["processors"]:
         line = processor(None, "info", line)
@@ -18,19 +18,19 @@ def render(event: dict[str, Any]) -> str:
 
 
 class Console:
-    """Standard output, read since the last time."""
+    """The captured standard output; each read returns the text since the previous one."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
 
     def configure(self, level: str, *, terminal: bool = False, **options: Any) -> None:
-        """Log to standard output from this level on."""
+        """Log to standard output, at this level and above."""
         log.configure(level, stream="stdout", terminal=terminal, background=False, **options)
 
     def text(self) -> str:
-        """What was written."""
+        """Return the text written since the last read."""
         return self._capsys.readouterr().out
 
     def lines(self) -> list[dict[str, Any]]:
-        """What was written, decoded."""
+        """Return the JSON lines written since the last read, decoded."""
         return [json.loads(line) for line in self.text().splitlines()]

@@ -22,7 +22,7 @@ from service.telemetry import log, metrics
 from service.upstream import wire
 
 _log = log.get()
-PollAnswer = wire.Report | wire.TaskNotFound | wire.Throttled | wire.UpstreamTrouble
+PollAnswer = wire.Report | wire.TaskNotFound | wire.Throttled | wire.NoReport
 
 IN_FLIGHT_MAX = 32
 THROTTLED_MS = 5 * SECOND
@@ -114,13 +114,13 @@ class Poller:
         asked_at, timer_start = context.clock(), time.monotonic()
         model = context.catalogue.get(generation.model)
         path = (model.status_path if model else "/tasks/{task_id}").format(task_id=task_id)
-        answer = await context.client.ask(path)
+        answer = await context.client.poll(path)
         exchange = Exchange(
             generation_id=generation.id,
             at=asked_at,
             kind="poll",
             duration_ms=round((time.monotonic() - timer_start) * 1_000),
-            status_code=answer.status if isinstance(answer, wire.UpstreamTrouble) else None,
+            status_code=answer.status if isinstance(answer, wire.NoReport) else None,
             outcome=_outcome(answer),
             detail=context.redactor.json(_detail(answer)),
         )
@@ -235,7 +235,7 @@ async def _plan_without_task(tx: Transaction, generation_id: str) -> None:
     await generations.update(tx, [(generation, replace(generation, next_poll_at=None))])
 
 
-def _wait_ms(answer: wire.Throttled | wire.UpstreamTrouble, now: int) -> int:
+def _wait_ms(answer: wire.Throttled | wire.NoReport, now: int) -> int:
     """Return the delay that upstream asks for; THROTTLED_MS for a 429 without one."""
     wait_ms = retry.parse_retry_after(answer.retry_after, now)
     if isinstance(answer, wire.Throttled):
@@ -258,7 +258,7 @@ def _next_poll(
         return {"next_poll_at": late_at, "late_poll_count": count}
     if generation.trouble_count:
         due_at = schedule.poll_after_trouble(generation.trouble_count, now, context.jitter())
-        if isinstance(answer, wire.UpstreamTrouble):
+        if isinstance(answer, wire.NoReport):
             due_at = max(due_at, now + _wait_ms(answer, now))
     else:
         due_at = schedule.plan_poll(context, generation, generation.poll_count, now)
@@ -271,13 +271,13 @@ def _outcome(answer: PollAnswer) -> str:
     return {
         wire.TaskNotFound: "absent",
         wire.Throttled: "throttled",
-        wire.UpstreamTrouble: "unwell",
+        wire.NoReport: "unwell",
     }[type(answer)]
 
 
 def _detail(answer: PollAnswer) -> str | None:
     if isinstance(answer, wire.Report):
         return answer.error_message if answer.state == "failed" else answer.word
-    if isinstance(answer, wire.UpstreamTrouble):
+    if isinstance(answer, wire.NoReport):
         return answer.message
     return answer.retry_after if isinstance(answer, wire.Throttled) else None

@@ -27,7 +27,7 @@ TASKS_MAX = 10_000
 BODY_BYTES_MAX = 1 << 20
 
 
-def _token() -> str:
+def _random_part() -> str:
     return secrets.token_hex(6)
 
 
@@ -38,21 +38,24 @@ def create_app(
     speed: float = 1.0,
     sleep: Sleep = asyncio.sleep,  # noqa: TID251  simulated work takes time
     now: clock.Clock = clock.now_ms,
-    token: Callable[[], str] = _token,
+    random_part: Callable[[], str] = _random_part,
     transport: httpx.AsyncBaseTransport | None = None,
     tasks_max: int = TASKS_MAX,
 ) -> Starlette:
-    """Return API in One as an ASGI application; its state is in `app.state.sandbox`.
+    """Return the simulation of API in One as an ASGI application.
 
-    base_url: where links to files start; None for the URL of the request.
+    Its state is in `app.state.sandbox`.
+
+    base_url: start of the URLs of files; None for the URL of the request.
     api_key: the only accepted key; None accepts every key that starts with `aio_`.
-    speed: divides every simulated duration. sleep: waits for one, in seconds.
-    transport: sends the callbacks. tasks_max: how many tasks are stored.
+    speed: divides every simulated duration. sleep: waits for such a duration, in seconds.
+    random_part: makes the random part of a task id. transport: sends the callbacks.
+    tasks_max: how many tasks are stored.
     ValueError if `speed` or `tasks_max` is not above zero.
     """
     if speed <= 0 or tasks_max <= 0:
         raise ValueError("speed and tasks_max must be above zero")
-    # Without proxies from the environment: callbacks go to this machine.
+    # trust_env=False ignores proxies of the environment: callbacks go to this machine.
     client = httpx.AsyncClient(transport=transport, trust_env=False, timeout=work.TIMEOUT_SECONDS)
     app = Starlette(
         routes=[
@@ -60,12 +63,14 @@ def create_app(
             Route("/files/{task_id}/{number:int}.{extension}", files.show),
             *routes(),
         ],
-        middleware=[Middleware(_logged)],
+        middleware=[Middleware(_log_requests)],
         exception_handlers={HTTPException: _show_error},
         lifespan=_lifespan,
         max_body_size=BODY_BYTES_MAX,
     )
-    app.state.sandbox = Sandbox(base_url, api_key, speed, sleep, now, token, client, tasks_max)
+    app.state.sandbox = Sandbox(
+        base_url, api_key, speed, sleep, now, random_part, client, tasks_max
+    )
     return app
 
 
@@ -82,8 +87,8 @@ async def _show_error(_: Request, error: Any) -> Response:
     return JSONResponse(body, error.status_code, error.headers)
 
 
-def _logged(app: ASGIApp) -> ASGIApp:
-    async def logged(scope: Scope, receive: Receive, send: Send) -> None:
+def _log_requests(app: ASGIApp) -> ASGIApp:
+    async def call_and_log(scope: Scope, receive: Receive, send: Send) -> None:
         async def log_and_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 log.info("%s %s %d", scope["method"], scope["path"], message["status"])
@@ -91,4 +96,4 @@ def _logged(app: ASGIApp) -> ASGIApp:
 
         await app(scope, receive, log_and_send if scope["type"] == "http" else send)
 
-    return logged
+    return call_and_log

@@ -1,4 +1,4 @@
-"""Result files, drawn when they are first read."""
+"""Serves result files; each is drawn when it is first requested."""
 
 import asyncio
 import functools
@@ -17,7 +17,7 @@ FILES_CACHED = 64
 
 
 async def show(request: Request) -> Response:
-    """GET /files/{task_id}/{number}.{extension}: needs no key, like the links of upstream."""
+    """GET /files/{task_id}/{number}.{extension}: needs no key, as at upstream."""
     task = request.app.state.sandbox.tasks.get(request.path_params["task_id"])
     number, extension = request.path_params["number"], request.path_params["extension"]
     if task is None or extension != task.model.extension:
@@ -32,15 +32,15 @@ async def show(request: Request) -> Response:
 
 
 def scene_of(task: Task, number: int) -> Scene:
-    """Return what file `number` of a task shows; it depends on prompt, seed, model and size."""
+    """Return the scene of file `number` of a task."""
     width, height = size_of(task.body)
     seed = task.body.get("seed") or 0
-    return Scene(task.prompt, seed, task.model.value, number, width, height)
+    return Scene(task.prompt, seed, task.model.name, number, width, height)
 
 
 @functools.lru_cache(maxsize=FILES_CACHED)
 def draw(extension: str, scene: Scene) -> bytes:
-    """Return the bytes of a file; ImportError for a picture without Pillow."""
+    """Draw a file; ImportError for a picture if Pillow is not installed."""
     if extension == "wav":
         return sounds.wav(scene)
     from service.sandbox import pictures  # noqa: PLC0415  Pillow is imported for pictures only

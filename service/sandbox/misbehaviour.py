@@ -10,7 +10,7 @@ _NUMBER = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Misbehaviour:
-    """What a prompt asks for; the defaults are a correct upstream. Times are in seconds."""
+    """The misbehaviour that a prompt requests; by default none. Times are in seconds."""
 
     fail: bool = False
     lose_callback: bool = False
@@ -32,7 +32,7 @@ class Misbehaviour:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Directive:
-    """The effect of a directive, and the range of its value; without a minimum it has no value."""
+    """The effect of a directive and the range of its value; it takes no value without a minimum."""
 
     effect: str
     minimum: int | None = None
@@ -61,11 +61,11 @@ DIRECTIVES = {
     "polls-fail": Directive("this many polls are answered with 500", 1, 100),
     "unknown-word": Directive("for two polls the status is an unknown word"),
 }
-_WITH_FRACTIONS = {"delay", "late"}
+_FRACTIONAL = {"delay", "late"}
 
 
 def parse(prompt: str) -> Misbehaviour:
-    """Return what the marks in `prompt` ask for; ValueError for an unknown or wrong directive."""
+    """Read the marks in `prompt`; ValueError for an unknown or wrong directive."""
     fields: dict[str, Any] = {}
     for mark in _MARK.finditer(prompt):
         if not mark[2]:
@@ -91,7 +91,7 @@ def _value(name: str, value: str | None) -> bool | int | float:
         return True
     if value is None or not _NUMBER.fullmatch(value):
         raise ValueError(f"sandbox directive {name} needs a number, for example {name}=3")
-    number = float(value) if name in _WITH_FRACTIONS else _whole(name, value)
+    number = float(value) if name in _FRACTIONAL else _whole_number(name, value)
     if not directive.minimum <= number <= directive.maximum:
         raise ValueError(
             f"sandbox directive {name} goes from {directive.minimum} to {directive.maximum}"
@@ -99,7 +99,7 @@ def _value(name: str, value: str | None) -> bool | int | float:
     return number
 
 
-def _whole(name: str, value: str) -> int:
+def _whole_number(name: str, value: str) -> int:
     if "." in value:
         raise ValueError(f"sandbox directive {name} needs a whole number")
     return int(value)

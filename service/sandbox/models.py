@@ -20,17 +20,17 @@ Prices = tuple[tuple[Mapping[str, str], int], ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Model:
-    """One value that `model` may take on one route.
+class SandboxModel:
+    """One value that `model` may have on one route.
 
-    path: below /api/v1. task_id: a pattern for `str.format`.
-    required: names of fields; of names joined by `|`, one is enough.
-    prices: exceptions from `credits`; the first whose fields all equal the request's applies.
+    path: below /api/v1. task_id_pattern: for `str.format`; {} is the random part.
+    required: names of fields; of names joined by `|`, one suffices.
+    prices: exceptions to `credits`; the first whose fields all equal the request's applies.
     """
 
-    value: str
+    name: str
     path: str
-    task_id: str
+    task_id_pattern: str
     credits: int
     callbacks: bool
     extension: str = "png"
@@ -43,7 +43,7 @@ class Model:
 
 
 _IMAGE_MODELS = (
-    Model(
+    SandboxModel(
         "cogview-4",
         IMAGES,
         "n48{}_cv4",
@@ -52,7 +52,7 @@ _IMAGE_MODELS = (
         prompt_length_max=1000,
         choices={"quality": ("standard", "hd")},
     ),
-    Model(
+    SandboxModel(
         "flux-2",
         IMAGES,
         "n41{}_flux2",
@@ -65,9 +65,11 @@ _IMAGE_MODELS = (
             ({"resolution": "2K"}, 7),
         ),
     ),
-    Model("grok-imagine/text-to-image", IMAGES, "n31{}_grok", 5, callbacks=True),
-    Model("grok-imagine/upscale", IMAGES, "n31{}_grok", 12, callbacks=True, required=("task_id",)),
-    Model(
+    SandboxModel("grok-imagine/text-to-image", IMAGES, "n31{}_grok", 5, callbacks=True),
+    SandboxModel(
+        "grok-imagine/upscale", IMAGES, "n31{}_grok", 12, callbacks=True, required=("task_id",)
+    ),
+    SandboxModel(
         "kling-image-o1",
         IMAGES,
         "n49{}_kio1",
@@ -77,7 +79,7 @@ _IMAGE_MODELS = (
         prices=(({"type": "ai-multi-shot"}, 16),),
     ),
     *(
-        Model(
+        SandboxModel(
             f"ideogram-v3-{tier}",
             IMAGES,
             "n63{}_ideogram",
@@ -89,22 +91,22 @@ _IMAGE_MODELS = (
     ),
     # The page of imagen-4 says "send imagen-4", its example sends imagen4: both are accepted.
     *(
-        Model(
-            value,
+        SandboxModel(
+            name,
             IMAGES,
             "n47{}_imagen4",
             price,
             callbacks=True,
             choices={"aspect_ratio": ("1:1", "4:3", "3:4", "16:9", "9:16")},
         )
-        for value, price in {
+        for name, price in {
             "imagen4-fast": 4,
             "imagen4": 8,
             "imagen4-ultra": 12,
             "imagen-4": 8,
         }.items()
     ),
-    Model(
+    SandboxModel(
         "gpt-image-1-5",
         IMAGES,
         "n42{}_gptimg",
@@ -115,15 +117,17 @@ _IMAGE_MODELS = (
     ),
     # The task ids of the next three families are not public: these are invented.
     *(
-        Model(f"recraft-{value}", IMAGES, "n64{}_recraft", price, callbacks=False, extension=kind)
-        for value, price, kind in (
+        SandboxModel(
+            f"recraft-{name}", IMAGES, "n64{}_recraft", price, callbacks=False, extension=kind
+        )
+        for name, price, kind in (
             ("v4-text-to-image", 10, "png"),
             ("v4-text-to-vector", 20, "svg"),
             ("v4-pro-text-to-image", 60, "png"),
             ("v4-pro-text-to-vector", 70, "svg"),
         )
     ),
-    Model(
+    SandboxModel(
         "ideogram-v4",
         IMAGES,
         "n65{}_ideogram4",
@@ -131,7 +135,7 @@ _IMAGE_MODELS = (
         callbacks=False,
         choices={"rendering_speed": ("TURBO", "BALANCED", "QUALITY")},
     ),
-    Model(
+    SandboxModel(
         "hunyuan-image-3",
         IMAGES,
         "n66{}_hunyuan",
@@ -141,7 +145,7 @@ _IMAGE_MODELS = (
         choices={"type": ("text-to-image", "edit")},
     ),
     *(
-        Model(
+        SandboxModel(
             f"seedream/4.5-{verb}",
             IMAGES,
             "n30{}_seed",
@@ -156,7 +160,7 @@ _IMAGE_MODELS = (
 
 # The task ids of videos and tools and the credits of songs are not public: these are invented.
 _OTHER_MODELS = (
-    Model(
+    SandboxModel(
         "kling-3",
         VIDEOS,
         "n75{}_kling3",
@@ -168,8 +172,8 @@ _OTHER_MODELS = (
         choices={"mode": ("std", "pro")},
         ranges={"duration": (3, 15)},
     ),
-    Model("pixverse-5-6", VIDEOS, "n76{}_pixverse", 90, callbacks=False, extension="gif"),
-    Model(
+    SandboxModel("pixverse-5-6", VIDEOS, "n76{}_pixverse", 90, callbacks=False, extension="gif"),
+    SandboxModel(
         "seedance-1-5-pro",
         VIDEOS,
         "n38{}_seedance",
@@ -178,7 +182,7 @@ _OTHER_MODELS = (
         extension="gif",
         choices={"duration": ("4", "8", "12")},
     ),
-    Model(
+    SandboxModel(
         "elevenlabs-v3",
         SPEECH,
         "n58{}_tts",
@@ -188,7 +192,7 @@ _OTHER_MODELS = (
         required=("dialogue",),
     ),
     *(
-        Model(
+        SandboxModel(
             f"chirp-{version}",
             path,
             task_id,
@@ -205,12 +209,12 @@ _OTHER_MODELS = (
         )
         for version in ("v5", "v5-5", "v4-5", "v4", "v3-5")
     ),
-    Model(
+    SandboxModel(
         "suno-cover", COVER, "cover{}", 1, callbacks=False, files=2, required=("task_id|taskId",)
     ),
-    Model("image-upscale", UPSCALE, "n32{}_upscale", 1, callbacks=True, required=("image",)),
-    Model("bg-remover", REMOVE_BG, "n33{}_bgrm", 1, callbacks=False, required=("image",)),
-    Model(
+    SandboxModel("image-upscale", UPSCALE, "n32{}_upscale", 1, callbacks=True, required=("image",)),
+    SandboxModel("bg-remover", REMOVE_BG, "n33{}_bgrm", 1, callbacks=False, required=("image",)),
+    SandboxModel(
         "face-swap",
         FACE_SWAP,
         "n34{}_faceswap",
@@ -221,22 +225,22 @@ _OTHER_MODELS = (
     ),
 )
 
-MODELS = {(model.path, model.value): model for model in (*_IMAGE_MODELS, *_OTHER_MODELS)}
+MODELS = {(model.path, model.name): model for model in (*_IMAGE_MODELS, *_OTHER_MODELS)}
 PATHS = tuple(dict.fromkeys(model.path for model in MODELS.values()))
-_NEED_MODEL = (IMAGES, VIDEOS)
+_PATHS_REQUIRING_MODEL = (IMAGES, VIDEOS)
 
 
-def of_route(path: str) -> list[Model]:
+def of_route(path: str) -> list[SandboxModel]:
     """Return the models of one route, its default first."""
     return [model for model in MODELS.values() if model.path == path]
 
 
-def find(path: str, value: object) -> Model:
+def find(path: str, name: object) -> SandboxModel:
     """Return the model that a request names; ValueError if the route has no such model."""
-    if value is None and path not in _NEED_MODEL:
+    if name is None and path not in _PATHS_REQUIRING_MODEL:
         return of_route(path)[0]
-    model = MODELS.get((path, value)) if isinstance(value, str) else None
+    model = MODELS.get((path, name)) if isinstance(name, str) else None
     if model is None:
-        known = ", ".join(model.value for model in of_route(path))
-        raise ValueError(f"model {value!r} is not one of {known}" if value else "model is required")
+        known = ", ".join(model.name for model in of_route(path))
+        raise ValueError(f"model {name!r} is not one of {known}" if name else "model is required")
     return model

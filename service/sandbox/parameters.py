@@ -4,7 +4,7 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
-from service.sandbox.models import SPEECH, Model
+from service.sandbox.models import SPEECH, SandboxModel
 
 Body = dict[str, Any]
 
@@ -26,7 +26,7 @@ _PROMPT_LENGTH_MIN = 3
 
 
 def prompt_of(body: Body) -> str:
-    """Return all texts that the model is to use, in one string."""
+    """Return all texts for the model in one string."""
     texts = [body.get("prompt"), body.get("gpt_description_prompt")]
     for field in ("dialogue", "multi_prompt"):
         parts = body.get(field)
@@ -37,8 +37,8 @@ def prompt_of(body: Body) -> str:
     return "\n".join(text for text in texts if isinstance(text, str))
 
 
-def check(model: Model, body: Body) -> None:
-    """Raise ValueError, with words for the client, at the first parameter that is wrong."""
+def check(model: SandboxModel, body: Body) -> None:
+    """Raise ValueError for the first wrong parameter, with a message for the client."""
     for names in model.required:
         if not any(body.get(name) for name in names.split("|")):
             raise ValueError(f"{names.replace('|', ' or ')} is required")
@@ -47,19 +47,21 @@ def check(model: Model, body: Body) -> None:
         if field in body and body[field] not in allowed:
             raise ValueError(f"{field} must be one of {', '.join(allowed)}")
     for field, (minimum, maximum) in {"num_images": (1, _IMAGES_MAX), **model.ranges}.items():
-        if field in body and not (_is_whole(body[field]) and minimum <= body[field] <= maximum):
+        if field in body and not (
+            _is_whole_number(body[field]) and minimum <= body[field] <= maximum
+        ):
             raise ValueError(f"{field} must be a whole number from {minimum} to {maximum}")
-    if body.get("seed") is not None and not _is_whole(body["seed"]):
+    if body.get("seed") is not None and not _is_whole_number(body["seed"]):
         raise ValueError("seed must be a whole number")
     size_of(body)
     if model.callbacks:
         _check_callback_url(body.get("callback_url"))
 
 
-def count_of(model: Model, body: Body) -> int:
-    """Return how many files the request makes."""
-    many = model.files == 1 and model.extension == "png"
-    return body.get("num_images", 1) if many else model.files
+def count_of(model: SandboxModel, body: Body) -> int:
+    """Return how many files the request creates."""
+    has_num_images = model.files == 1 and model.extension == "png"
+    return body.get("num_images", 1) if has_num_images else model.files
 
 
 def size_of(body: Body) -> tuple[int, int]:
@@ -74,9 +76,11 @@ def size_of(body: Body) -> tuple[int, int]:
     return size
 
 
-def credits_of(model: Model, body: Body) -> int:
-    """Return what a success costs. Images are billed one by one, speech by 1000 characters."""
-    prices = (price for fields, price in model.prices if fields.items() <= _texts(body).items())
+def credits_of(model: SandboxModel, body: Body) -> int:
+    """Return what a success costs. Images are billed singly, speech per 1000 characters."""
+    prices = (
+        price for fields, price in model.prices if fields.items() <= _text_fields(body).items()
+    )
     if model.path == SPEECH:
         units = -(-max(len(prompt_of(body)), 1) // 1000)
     else:
@@ -84,7 +88,7 @@ def credits_of(model: Model, body: Body) -> int:
     return next(prices, model.credits) * units
 
 
-def _check_prompt(model: Model, body: Body) -> None:
+def _check_prompt(model: SandboxModel, body: Body) -> None:
     if not isinstance(body.get("prompt", ""), str):
         raise ValueError("prompt must be a string")  # noqa: TRY004  for the client
     length = len(prompt_of(body))
@@ -102,9 +106,9 @@ def _check_callback_url(url: object) -> None:
         raise ValueError("callback_url must be an absolute http or https URL")
 
 
-def _texts(body: Body) -> dict[str, str]:
+def _text_fields(body: Body) -> dict[str, str]:
     return {field: value for field, value in body.items() if isinstance(value, str)}
 
 
-def _is_whole(value: object) -> bool:
+def _is_whole_number(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)

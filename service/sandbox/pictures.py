@@ -25,7 +25,7 @@ def png(scene: Scene) -> bytes:
     """Draw a PNG of the scene's size."""
     image = _landscape(scene, scene.width, scene.height, 0.0)
     _write_prompt(image, scene)
-    return _saved(image, "PNG", compress_level=4)
+    return _encode_image(image, "PNG", compress_level=4)
 
 
 def gif(scene: Scene) -> bytes:
@@ -37,7 +37,7 @@ def gif(scene: Scene) -> bytes:
         frame = _landscape(scene, width, height, number / _FRAMES)
         _write_prompt(frame, scene)
         frames.append(frame.quantize(128))
-    return _saved(
+    return _encode_image(
         frames[0], "GIF", save_all=True, append_images=frames[1:], duration=_FRAME_MS, loop=0
     )
 
@@ -62,7 +62,7 @@ def svg(scene: Scene) -> bytes:
 
 
 def _landscape(scene: Scene, width: int, height: int, phase: float) -> Image.Image:
-    """Draw sky, sun and hills; `phase` from 0 to 1 is one turn of the animation."""
+    """Draw sky, sun and hills; `phase` goes from 0 to 1 in one loop of the animation."""
     rng = scene.rng()
     hue = rng.random()
     top, bottom = _sky(hue)
@@ -106,19 +106,19 @@ def _ridge(
     wave_height = height * 0.05
     points = [(0.0, float(height))]
     for x in range(0, width + 8, 8):
-        turn = sum(
+        elevation = sum(
             math.sin(math.tau * (frequency * x / width + shift + phase)) / frequency
             for frequency, shift in waves
         )
-        points.append((float(x), base - wave_height * turn))
+        points.append((float(x), base - wave_height * elevation))
     return [*points, (float(width), float(height))]
 
 
 def _write_prompt(image: Image.Image, scene: Scene) -> None:
-    """Write the prompt in white on a dark panel, as large as fits; shorten it if nothing does."""
+    """Write the prompt on a dark panel in the largest font that fits; shorten it if none does."""
     margin = image.width // 24
     space = (image.width - 4 * margin, int(image.height * _PANEL_SHARE))
-    font, lines = _fitted(scene.prompt or "(no prompt)", *space)
+    font, lines = _fit_text(scene.prompt or "(no prompt)", *space)
     small = _font(max(_SMALLEST_FONT, image.height // 56))
     line_height = int(font.size * 1.3)
     panel_height = line_height * len(lines) + int(small.size * 2) + margin
@@ -128,15 +128,15 @@ def _write_prompt(image: Image.Image, scene: Scene) -> None:
         (margin, top, image.width - margin, image.height - margin), margin // 2, fill=150
     )
     image.paste((12, 14, 24), mask=panel)
-    pen = ImageDraw.Draw(image)
+    draw = ImageDraw.Draw(image)
     for number, line in enumerate(lines):
-        pen.text((2 * margin, top + margin // 2 + number * line_height), line, "white", font)
-    pen.text(
+        draw.text((2 * margin, top + margin // 2 + number * line_height), line, "white", font)
+    draw.text(
         (2 * margin, image.height - margin * 1.5 - small.size), scene.caption, "#c8ccd8", small
     )
 
 
-def _fitted(text: str, width: int, height: int) -> tuple[ImageFont.FreeTypeFont, list[str]]:
+def _fit_text(text: str, width: int, height: int) -> tuple[ImageFont.FreeTypeFont, list[str]]:
     size = max(_SMALLEST_FONT, height // 7)
     while True:
         font = _font(size)
@@ -161,8 +161,8 @@ def _sky(hue: float) -> tuple[Colour, Colour]:
 
 
 def _hill_colour(hue: float, number: int) -> Colour:
-    near = number / (_HILLS - 1)
-    return _rgb(hue + 0.1 - 0.12 * near, 0.4 + 0.3 * near, 0.8 - 0.6 * near)
+    nearness = number / (_HILLS - 1)
+    return _rgb(hue + 0.1 - 0.12 * nearness, 0.4 + 0.3 * nearness, 0.8 - 0.6 * nearness)
 
 
 def _rgb(hue: float, saturation: float, value: float) -> Colour:
@@ -174,7 +174,7 @@ def _hex(colour: Colour) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
-def _saved(image: Image.Image, form: str, **options: object) -> bytes:
+def _encode_image(image: Image.Image, file_format: str, **options: object) -> bytes:
     target = io.BytesIO()
-    image.save(target, form, **options)
+    image.save(target, file_format, **options)
     return target.getvalue()

@@ -1,4 +1,4 @@
-"""The routes below /api/v1: they check key and request, start tasks and report on them."""
+"""The routes below /api/v1: they check key and request, create tasks and report on them."""
 
 import json
 from collections.abc import AsyncIterator
@@ -21,9 +21,9 @@ _REQUESTED_ERROR = "the sandbox was asked for this error"
 
 def routes() -> list[Route]:
     """Return all routes below /api/v1."""
-    creating = [Route(PREFIX + path, create, methods=["POST"]) for path in models.PATHS]
+    create_routes = [Route(PREFIX + path, create, methods=["POST"]) for path in models.PATHS]
     return [
-        *creating,
+        *create_routes,
         Route(PREFIX + models.LYRICS, align_lyrics, methods=["POST"]),
         Route(PREFIX + "/audio/music/feed", show_feed),
         Route(PREFIX + "/audio/music/upload-cover/status", show_feed),
@@ -33,15 +33,15 @@ def routes() -> list[Route]:
 
 
 async def create(request: Request) -> Response:
-    """Accept a task, or refuse it as the prompt asks."""
+    """Create a task, or refuse to if the prompt requests that."""
     sandbox = _sandbox(request)
     key = _authorize(sandbox, request)
     body = await _read(request)
-    tasks.append(sandbox, sandbox.creates, body)
+    tasks.append(sandbox, sandbox.create_bodies, body)
     model, misbehaviour = _parse(request.url.path.removeprefix(PREFIX), body)
     if key in sandbox.unfunded_keys:
         raise HTTPException(402, "insufficient credits")
-    if misbehaviour.rate_limit and tasks.is_limited(sandbox, body):
+    if misbehaviour.rate_limit and tasks.refuse_first_of_two(sandbox, body):
         _refuse(429, "rate limit exceeded")
     if misbehaviour.error:
         _refuse(misbehaviour.error, _REQUESTED_ERROR)
@@ -56,7 +56,7 @@ async def create(request: Request) -> Response:
 async def show_task(request: Request) -> Response:
     """Report on a task of any kind."""
     task, word = _poll(request, request.path_params["task_id"])
-    return JSONResponse(wire.status(task, word))
+    return JSONResponse(wire.report(task, word))
 
 
 async def show_feed(request: Request) -> Response:
@@ -84,7 +84,7 @@ async def align_lyrics(request: Request) -> Response:
 
 
 def base_url_of(sandbox: Sandbox, request: Request) -> str:
-    """Return the URL of this sandbox, without a slash at the end."""
+    """Return the URL of this sandbox without a trailing slash."""
     return (sandbox.base_url or str(request.base_url)).rstrip("/")
 
 
@@ -95,8 +95,8 @@ def _sandbox(request: Request) -> Sandbox:
 
 def _authorize(sandbox: Sandbox, request: Request) -> str:
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    known = key == sandbox.api_key if sandbox.api_key else key.startswith("aio_")
-    if scheme.lower() != "bearer" or not known:
+    is_valid = key == sandbox.api_key if sandbox.api_key else key.startswith("aio_")
+    if scheme.lower() != "bearer" or not is_valid:
         raise HTTPException(401, "Invalid API key")
     return key
 
@@ -111,7 +111,7 @@ async def _read(request: Request) -> Body:
     return body
 
 
-def _parse(path: str, body: Body) -> tuple[models.Model, Misbehaviour]:
+def _parse(path: str, body: Body) -> tuple[models.SandboxModel, Misbehaviour]:
     try:
         model = models.find(path, body.get("model"))
         parameters.check(model, body)
@@ -126,34 +126,38 @@ def _refuse(status_code: int, message: str) -> NoReturn:
 
 
 def _new_task(
-    sandbox: Sandbox, request: Request, model: models.Model, body: Body, misbehaviour: Misbehaviour
+    sandbox: Sandbox,
+    request: Request,
+    model: models.SandboxModel,
+    body: Body,
+    misbehaviour: Misbehaviour,
 ) -> Task:
     return Task(
-        id=model.task_id.format(sandbox.token()),
+        id=model.task_id_pattern.format(sandbox.random_part()),
         model=model,
         body=body,
         prompt=without_marks(parameters.prompt_of(body)),
         misbehaviour=misbehaviour,
         base_url=base_url_of(sandbox, request),
         created_at=sandbox.now(),
-        poll_script=tasks.poll_script(misbehaviour),
+        poll_answers=tasks.poll_answers(misbehaviour),
     )
 
 
 async def _answer(sandbox: Sandbox, task: Task) -> Response:
     if task.misbehaviour.sync:
         work.finish(sandbox, task)
-        return JSONResponse(wire.created(task))
+        return JSONResponse(wire.create_answer(task))
     work.start(sandbox, task)
     if task.misbehaviour.early:
         await task.called_back.wait()
-    answer = JSONResponse(wire.created(task))
-    return _cut_off(answer) if task.misbehaviour.lose_answer else answer
+    answer = JSONResponse(wire.create_answer(task))
+    return _break_off(answer) if task.misbehaviour.lose_answer else answer
 
 
-def _cut_off(answer: Response) -> Response:
-    # The head is sent, then the application fails, and the server closes the connection. The error
-    # is one of httpx, so that a client in the same process sees it as its own.
+def _break_off(answer: Response) -> Response:
+    # An error after the response head makes the server close the connection. It is an httpx error,
+    # so that a client in the same process sees what it would see over the network.
     async def fail() -> AsyncIterator[bytes]:
         yield b""
         raise httpx.RemoteProtocolError("the sandbox was asked to close the connection")
@@ -168,7 +172,7 @@ def _poll(request: Request, task_id: str | None) -> tuple[Task, str | None]:
     if task is None or task.misbehaviour.sync:
         raise HTTPException(404, "Task not found")
     sandbox.polls[task.id] += 1
-    answer = task.poll_script.popleft() if task.poll_script else None
+    answer = task.poll_answers.popleft() if task.poll_answers else None
     if isinstance(answer, int):
         _refuse(answer, _REQUESTED_ERROR)
     return task, answer

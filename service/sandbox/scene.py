@@ -1,4 +1,4 @@
-"""What a picture or a sound shows, and the random numbers that it is made from."""
+"""The content of a picture or sound, and the random numbers to draw it with."""
 
 import dataclasses
 import random  # noqa: TID251  seeded by the request

@@ -1,4 +1,4 @@
-"""Tasks and the state of one sandbox; every list in it is bounded."""
+"""The tasks and the state of one sandbox; the size of all its collections is limited."""
 
 import asyncio
 import collections
@@ -12,7 +12,7 @@ import httpx
 
 from service.model import clock
 from service.sandbox.misbehaviour import Misbehaviour
-from service.sandbox.models import Model
+from service.sandbox.models import SandboxModel
 from service.sandbox.parameters import Body, count_of
 
 RUNNING = "IN_PROGRESS"
@@ -26,16 +26,19 @@ Entry = TypeVar("Entry")
 
 @dataclasses.dataclass(slots=True)
 class Task:
-    """One task. `poll_script` holds the next polls' answers: status codes, false status words."""
+    """One task.
+
+    poll_answers: the answers to the next polls, in order: error status codes, false status words.
+    """
 
     id: str
-    model: Model
+    model: SandboxModel
     body: Body
     prompt: str
     misbehaviour: Misbehaviour
     base_url: str
     created_at: int
-    poll_script: collections.deque[int | str]
+    poll_answers: collections.deque[int | str]
     status: str = RUNNING
     completed_at: int | None = None
     called_back: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
@@ -54,7 +57,7 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class CallbackSent:
+class CallbackRequest:
     """One HTTP request of a callback; `status_code` is None without an answer."""
 
     task_id: str
@@ -68,9 +71,9 @@ class CallbackSent:
 class Sandbox:
     """The state of a sandbox. Each list keeps its newest `tasks_max` entries.
 
-    creates, callbacks_sent, polls: a record for tests; polls are counted by task id.
+    create_bodies, callback_requests, polls: recorded for tests; polls are counted by task id.
     unfunded_keys: keys whose create requests are answered with 402.
-    limited: digests of requests that were answered with 429 and may come again.
+    rate_rate_limited: digests of create requests that were answered with 429 and not yet repeated.
     """
 
     base_url: str | None
@@ -78,15 +81,15 @@ class Sandbox:
     speed: float
     sleep: Sleep
     now: clock.Clock
-    token: Callable[[], str]
+    random_part: Callable[[], str]
     client: httpx.AsyncClient
     tasks_max: int
     tasks: dict[str, Task] = dataclasses.field(default_factory=dict)
-    creates: list[Body] = dataclasses.field(default_factory=list)
-    callbacks_sent: list[CallbackSent] = dataclasses.field(default_factory=list)
+    create_bodies: list[Body] = dataclasses.field(default_factory=list)
+    callback_requests: list[CallbackRequest] = dataclasses.field(default_factory=list)
     polls: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     unfunded_keys: set[str] = dataclasses.field(default_factory=set)
-    limited: dict[str, bool] = dataclasses.field(default_factory=dict)
+    rate_limited: dict[str, bool] = dataclasses.field(default_factory=dict)
 
     async def pause(self, seconds: float) -> None:
         """Wait for `seconds` of simulated time."""
@@ -101,7 +104,7 @@ def append(sandbox: Sandbox, entries: list[Entry], entry: Entry) -> None:
 
 
 def add(sandbox: Sandbox, task: Task) -> None:
-    """Store a new task; the oldest beyond the limit is dropped, and its work canceled."""
+    """Store a new task; beyond the limit, drop the oldest task and cancel its work."""
     sandbox.tasks[task.id] = task
     while len(sandbox.tasks) > sandbox.tasks_max:
         oldest = sandbox.tasks.pop(next(iter(sandbox.tasks)))
@@ -110,19 +113,22 @@ def add(sandbox: Sandbox, task: Task) -> None:
             oldest.work.cancel()
 
 
-def poll_script(misbehaviour: Misbehaviour) -> collections.deque[int | str]:
+def poll_answers(misbehaviour: Misbehaviour) -> collections.deque[int | str]:
     """Return the answers of the first polls: status codes, then false status words."""
     codes = [429] * misbehaviour.rate_limit + [500] * misbehaviour.polls_fail
     return collections.deque([*codes, *[UNKNOWN_WORD] * (2 * misbehaviour.unknown_word)])
 
 
-def is_limited(sandbox: Sandbox, body: Body) -> bool:
-    """Whether to refuse a request with 429: every first of two equal ones, callback_url aside."""
-    compared = {field: value for field, value in body.items() if field != "callback_url"}
-    digest = hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()
-    if sandbox.limited.pop(digest, False):
+def refuse_first_of_two(sandbox: Sandbox, body: Body) -> bool:
+    """Record a create request; return whether to answer it with 429.
+
+    The first of two equal requests is refused, the second accepted; callback_url is not compared.
+    """
+    fields = {field: value for field, value in body.items() if field != "callback_url"}
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    if sandbox.rate_limited.pop(digest, False):
         return False
-    sandbox.limited[digest] = True
-    while len(sandbox.limited) > sandbox.tasks_max:
-        del sandbox.limited[next(iter(sandbox.limited))]
+    sandbox.rate_limited[digest] = True
+    while len(sandbox.rate_limited) > sandbox.tasks_max:
+        del sandbox.rate_limited[next(iter(sandbox.rate_limited))]
     return True

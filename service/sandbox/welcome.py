@@ -12,7 +12,7 @@ from service.sandbox.routes import PREFIX, base_url_of
 _PAGE = """\
 genhook sandbox: API in One on this machine. Nothing here costs anything.
 
-Any key that starts with aio_ is accepted{but}.
+This sandbox accepts {accepted_keys}.
 
   curl {base}/images/generations \\
     -H 'Authorization: Bearer aio_sandbox' \\
@@ -37,9 +37,9 @@ async def show(request: Request) -> PlainTextResponse:
     sandbox = request.app.state.sandbox
     return PlainTextResponse(
         _PAGE.format(
-            but=", but this sandbox accepts only its own (aio_dev with genhook serve --dev)"
+            accepted_keys="only its own key (aio_dev with genhook serve --dev)"
             if sandbox.api_key
-            else "",
+            else "any key that starts with aio_",
             base=base_url_of(sandbox, request) + PREFIX,
             models="\n".join(_model_lines()),
             directives="\n".join(_directive_lines()),
@@ -50,7 +50,7 @@ async def show(request: Request) -> PlainTextResponse:
 def _model_lines() -> list[str]:
     lines = []
     for path in models.PATHS:
-        names = ", ".join(model.value + "*" * model.callbacks for model in models.of_route(path))
+        names = ", ".join(model.name + "*" * model.callbacks for model in models.of_route(path))
         lines.append(f"  POST {PREFIX}{path}")
         wrapped = textwrap.wrap(names, 92, break_on_hyphens=False, break_long_words=False)
         lines += [f"    {line}" for line in wrapped]

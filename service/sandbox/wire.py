@@ -1,4 +1,4 @@
-"""The JSON of upstream's answers, with its irregularities, such as `msg` and `taskId` of covers."""
+"""The JSON that upstream sends, with its irregularities, such as `msg` and `taskId` of covers."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from service.sandbox.tasks import COMPLETED, FAILED, RUNNING, Task
 
 Json = dict[str, Any]
 
-_NOUNS = {"png": "image", "svg": "image", "gif": "video", "wav": "audio"}
+_KINDS = {"png": "image", "svg": "image", "gif": "video", "wav": "audio"}
 _ERROR_TYPES = {
     400: "bad_request",
     401: "authentication_error",
@@ -37,10 +37,10 @@ def error(status_code: int, message: str) -> Json:
     }
 
 
-def created(task: Task) -> Json:
-    """Return the answer to a create request; some routes have another name for `task_id`."""
+def create_answer(task: Task) -> Json:
+    """Return the answer to a create request; some routes spell `task_id` differently."""
     if task.misbehaviour.sync:
-        answer = status(task)
+        answer = report(task)
         del answer["data"]["task_id"]
         return answer
     if task.model.path == models.COVER:
@@ -50,11 +50,11 @@ def created(task: Task) -> Json:
     return envelope({"task_id": task.id, "status": RUNNING})
 
 
-def status(task: Task, word: str | None = None) -> Json:
-    """Return the body of a poll's answer or a callback; `word` replaces the true status."""
+def report(task: Task, word: str | None = None) -> Json:
+    """Return the body of a poll's answer or of a callback; `word` replaces the true status."""
     data: Json = {
         "task_id": task.id,
-        "model": task.model.value,
+        "model": task.model.name,
         "status": word or task.status,
         "created_at": clock.rfc3339(task.created_at),
     }
@@ -70,16 +70,16 @@ def status(task: Task, word: str | None = None) -> Json:
     return envelope(data)
 
 
-def partial(task: Task) -> Json:
-    """Return a callback with the first result of a task that still runs."""
-    answer = status(task, "processing")
+def partial_callback(task: Task) -> Json:
+    """Return a callback with the first result of a running task."""
+    answer = report(task, "processing")
     answer["data"]["output"] = output(task, task.file_urls[:1])
     return answer
 
 
-def forged(task: Task) -> Json:
+def forged_callback(task: Task) -> Json:
     """Return a callback with a false result."""
-    answer = status(task, COMPLETED)
+    answer = report(task, COMPLETED)
     answer["data"]["output"] = output(task, [f"https://evil.example/1.{task.model.extension}"])
     answer["data"]["credits"] = 0
     return answer
@@ -87,9 +87,9 @@ def forged(task: Task) -> Json:
 
 def output(task: Task, urls: list[str]) -> Json:
     """Return result URLs under the key for their kind of file."""
-    noun = _NOUNS[task.model.extension]
-    many = noun == "image" or len(urls) > 1
-    return {f"{noun}_urls": urls} if many else {f"{noun}_url": urls[0]}
+    kind = _KINDS[task.model.extension]
+    is_list = kind == "image" or len(urls) > 1
+    return {f"{kind}_urls": urls} if is_list else {f"{kind}_url": urls[0]}
 
 
 def feed(task: Task, word: str | None = None) -> Json:
@@ -103,7 +103,7 @@ def feed(task: Task, word: str | None = None) -> Json:
             "image_url": "",
             "title": task.body.get("title", ""),
             "duration": 2.0 if clip_status == "complete" else "",
-            "model_name": task.model.value,
+            "model_name": task.model.name,
             "error_message": _FAILURE if clip_status == "error" else None,
         }
         for number, url in enumerate(task.file_urls, 1)
@@ -132,8 +132,8 @@ def cover(task: Task, word: str | None = None) -> Json:
 
 
 def lyrics(words: list[str]) -> Json:
-    """Return the times of words: two in a second."""
-    lines = [
+    """Return the start and end of each word; each lasts half a second."""
+    entries = [
         {"word": word, "start_s": n * 0.5, "end_s": n * 0.5 + 0.5} for n, word in enumerate(words)
     ]
-    return envelope({"aligned_words": lines, "credits": 2})
+    return envelope({"aligned_words": entries, "credits": 2})

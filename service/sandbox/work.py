@@ -1,4 +1,4 @@
-"""The work on a task: it waits for the task's duration, then sends its callbacks."""
+"""The work on a task: wait for the task's duration, then send its callbacks."""
 
 import asyncio
 import json
@@ -7,23 +7,23 @@ import logging
 import httpx
 
 from service.sandbox import wire
-from service.sandbox.tasks import COMPLETED, FAILED, CallbackSent, Sandbox, Task, append
+from service.sandbox.tasks import COMPLETED, FAILED, CallbackRequest, Sandbox, Task, append
 
 log = logging.getLogger("genhook.sandbox")
 
-CALLBACK_SECONDS = 2.0  # How long a task takes whose model sends callbacks.
-POLLED_SECONDS = 1.0  # How long any other task takes.
-RETRY_SECONDS = (1, 2, 4)  # Before each repeat of a callback without a 2xx.
+CALLBACK_SECONDS = 2.0  # Duration of a task if its model sends callbacks.
+POLLED_SECONDS = 1.0  # Duration of any other task.
+RETRY_SECONDS = (1, 2, 4)  # Before each retry of a callback that got no 2xx.
 TIMEOUT_SECONDS = 10.0
 
-_UNREADABLE = b"<html>upstream is not itself today</html>"
+_UNREADABLE = b"<html>502 Bad Gateway</html>"
 
 
 def start(sandbox: Sandbox, task: Task) -> None:
     """Start the work on `task` in the background; `stop` ends it."""
     task.work = asyncio.get_running_loop().create_task(run(sandbox, task))
-    task.work.add_done_callback(_report)
-    # "early" waits for this. It is not set in run(), which never begins if it is canceled first.
+    task.work.add_done_callback(_log_failure)
+    # "early" waits for this event. run() cannot set it: it never begins if it is canceled first.
     task.work.add_done_callback(lambda _: task.called_back.set())
 
 
@@ -34,7 +34,7 @@ def finish(sandbox: Sandbox, task: Task) -> None:
 
 
 async def run(sandbox: Sandbox, task: Task) -> None:
-    """Do the work on one task, from start to last callback."""
+    """Do the work on one task, up to its last callback."""
     seconds = _work_seconds(task)
     if task.callback_url and (task.misbehaviour.forge or task.misbehaviour.partial):
         await sandbox.pause(seconds / 2)
@@ -55,7 +55,7 @@ async def stop(sandbox: Sandbox) -> None:
     await sandbox.client.aclose()
 
 
-def _report(work: asyncio.Task[None]) -> None:
+def _log_failure(work: asyncio.Task[None]) -> None:
     if not work.cancelled() and (error := work.exception()) is not None:
         log.error("the work on a task failed", exc_info=error)
 
@@ -71,16 +71,16 @@ def _work_seconds(task: Task) -> float:
 
 async def _send_while_running(sandbox: Sandbox, task: Task, url: str) -> None:
     if task.misbehaviour.partial:
-        await _post(sandbox, task, url, _encode(wire.partial(task)))
+        await _post(sandbox, task, url, _encode(wire.partial_callback(task)))
     if task.misbehaviour.forge:
-        body = _encode(wire.forged(task))
+        body = _encode(wire.forged_callback(task))
         await _post(sandbox, task, _wrong_token(url), body, forged=True)
         await _post(sandbox, task, url, body, forged=True)
 
 
 async def _call_back(sandbox: Sandbox, task: Task, url: str) -> None:
     await sandbox.pause(task.misbehaviour.late)
-    body = _UNREADABLE if task.misbehaviour.unreadable else _encode(wire.status(task))
+    body = _UNREADABLE if task.misbehaviour.unreadable else _encode(wire.report(task))
     for _ in range(task.misbehaviour.duplicate):
         for seconds in (0, *RETRY_SECONDS):
             await sandbox.pause(seconds)
@@ -105,8 +105,8 @@ async def _post(
         log.info("callback for %s got no answer: %s", task.id, type(error).__name__)
     else:
         log.info("callback for %s answered %d", task.id, status_code)
-    sent = CallbackSent(task.id, url, body, status_code, forged)
-    append(sandbox, sandbox.callbacks_sent, sent)
+    sent = CallbackRequest(task.id, url, body, status_code, forged)
+    append(sandbox, sandbox.callback_requests, sent)
     return status_code is not None and 200 <= status_code <= 299
 
 

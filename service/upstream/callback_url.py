@@ -12,7 +12,7 @@ import msgspec
 from service.model import clock
 from service.model.generation import CALLBACK_GRACE_MS, Generation
 
-Reason = Literal["forged", "expired", "malformed"]
+TokenErrorReason = Literal["forged", "expired", "malformed"]
 
 TOKEN_LENGTH_MAX = 512
 CACHE_SIZE_DEFAULT = 10_000
@@ -28,9 +28,9 @@ _LAST_CHARACTERS = frozenset("AEIMQUYcgkosw048")
 class TokenError(Exception):
     """A token that is not valid. `reason` is recorded; the caller only sees a 404."""
 
-    def __init__(self, reason: Reason) -> None:
+    def __init__(self, reason: TokenErrorReason) -> None:
         super().__init__(f"the callback token is {reason}")
-        self.reason: Reason = reason
+        self.reason: TokenErrorReason = reason
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -54,7 +54,7 @@ class CallbackTokens:
     """Mints and reads the callback tokens of one upstream, with a cache of verified tokens.
 
     The cache holds one token for each generation, so that the holder of one token cannot fill it.
-    An entry leaves when it has expired, on `forget`, or when `cache_size` newer ones were added.
+    `forget` removes an entry, as does a read after its expiry. A full cache removes its oldest one.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class CallbackTokens:
         *,
         cache_size: int = CACHE_SIZE_DEFAULT,
     ) -> None:
-        """`secret_keys` run from oldest to newest: the newest signs, all of them verify."""
+        """`secret_keys` are ordered from oldest to newest: the newest signs, all verify."""
         if not secret_keys or cache_size < 1:
             raise ValueError("callback tokens need a secret key and a cache size of at least 1")
         self.upstream = upstream
@@ -74,7 +74,7 @@ class CallbackTokens:
             key_derivation="hmac",
             digest_method=hashlib.sha256,
         )
-        # Derive the keys once: the library would do it for each token, at half of its whole cost.
+        # Derive the keys once: the library would derive them for each token and take twice as long.
         self._signer.secret_keys = [self._signer.derive_key(k) for k in self._signer.secret_keys]
         self._signer.key_derivation = "none"
         self._cache_size = cache_size
@@ -89,11 +89,11 @@ class CallbackTokens:
         expires_at_seconds = -(-expires_at // clock.SECOND)
         token = self._signer.sign(f"{generation_id}.{nonce}.{expires_at_seconds}").decode()
         if len(token) > TOKEN_LENGTH_MAX or not _TOKEN.fullmatch(token):
-            raise ValueError("that token could never be read")
+            raise ValueError("a part of the callback token is too long or has an invalid character")
         return token
 
     def read(self, token: str, now: int) -> Claim:
-        """Return what `token` says; TokenError unless we signed it and it is valid at `now`."""
+        """Return the claim of `token`; TokenError unless we signed it and it is valid at `now`."""
         cached = self._claims.get(token)
         claim = cached or self._verify(token)
         if now >= claim.expires_at:

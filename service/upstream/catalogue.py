@@ -38,8 +38,8 @@ class Model(msgspec.Struct, frozen=True):
     """One value that `model` may take.
 
     family: the id of the model's page.
-    path, status_path: where to create and to ask for a task, below the base URL.
-    credits: the cost with all defaults.
+    path, status_path: where to create a task and where to poll it, below the base URL.
+    credits: the price of an input that has only defaults.
     parameters: a JSON Schema (2020-12) of the input.
     usual_seconds, p95_seconds: the shortest and the longest duration that the model's page gives.
     sent_as: the request's `model` field; None if the route has no such field.
@@ -90,7 +90,7 @@ class _Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     default: str | None = None
     status_path: str = "/tasks/{task_id}"
     model_field: bool = True
-    open: bool = False
+    allow_unknown: bool = False
     notes: str = ""
 
 
@@ -138,7 +138,7 @@ def _schema(family: _Family, variant: _Variant, shared: dict[str, Any]) -> dict[
         "type": "object",
         "properties": {name: _parameter(entry, shared) for name, entry in properties.items()},
         "required": family.required if variant.required is None else variant.required,
-        "additionalProperties": family.open,
+        "additionalProperties": family.allow_unknown,
     }
     return schema | {"allOf": family.rules} if family.rules else schema
 
@@ -150,30 +150,32 @@ def _parameter(entry: str | dict[str, Any], shared: dict[str, Any]) -> dict[str,
 
 
 def credits(model: Model, input_: dict[str, Any]) -> int:  # noqa: A001  the glossary's word
-    """Return what upstream bills for a success with this input. No input makes it raise.
+    """Return what upstream bills for a success with this input; never raises.
 
     An unknown combination of parameters has the model's base price.
     """
     price = model.price
     if price.per_1000_characters is not None:
-        return max(model.credits, math.ceil(_characters(input_) * price.per_1000_characters / 1000))
-    key = " ".join(_spelled(_value(model, input_, name)) for name in price.by)
+        return max(
+            model.credits, math.ceil(_count_characters(input_) * price.per_1000_characters / 1000)
+        )
+    key = " ".join(_price_key_part(_parameter_value(model, input_, name)) for name in price.by)
     if price.by and key not in price.credits:
         return model.credits
     amount = price.credits.get(key, model.credits)
     if price.times is not None:
-        amount *= _count(_value(model, input_, price.times))
-    if price.doubled_by is not None and _value(model, input_, price.doubled_by) is True:
+        amount *= _multiplier(_parameter_value(model, input_, price.times))
+    if price.doubled_by is not None and _parameter_value(model, input_, price.doubled_by) is True:
         amount *= 2
     return amount
 
 
-def _value(model: Model, input_: dict[str, Any], name: str) -> Any:
+def _parameter_value(model: Model, input_: dict[str, Any], name: str) -> Any:
     return input_.get(name, model.parameters["properties"][name].get("default"))
 
 
-def _spelled(value: Any) -> str:
-    """Spell a value as the keys of a price table do: "std true", "720p 5"."""
+def _price_key_part(value: Any) -> str:
+    """Write a value as in the keys of a price table: "std true", "720p 5"."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer():
@@ -181,13 +183,13 @@ def _spelled(value: Any) -> str:
     return str(value)
 
 
-def _count(value: Any) -> int:
+def _multiplier(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return 1
     return max(1, int(value))
 
 
-def _characters(input_: dict[str, Any]) -> int:
+def _count_characters(input_: dict[str, Any]) -> int:
     lines = input_.get("dialogue")
     if not isinstance(lines, list):
         return 0
@@ -196,7 +198,7 @@ def _characters(input_: dict[str, Any]) -> int:
 
 
 def problems(model: Model, input_: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return what upstream would refuse in this input: JSON pointers and messages, at most 50."""
+    """Return why upstream would refuse this input: at most 50 pairs (JSON pointer, message)."""
     errors = [(f"/{name}", message) for name, message in RESERVED.items() if name in input_]
     rest = {name: value for name, value in input_.items() if name not in RESERVED}
     validator = _validator(msgspec.json.encode(model.parameters))
@@ -210,7 +212,7 @@ def problems(model: Model, input_: dict[str, Any]) -> list[tuple[str, str]]:
 
 @functools.lru_cache(maxsize=256)
 def _validator(schema: bytes) -> Any:
-    # 30 ms and 6 MB that a process pays only when it checks an input.
+    # Imported late: it takes 30 ms and 6 MB, and only some processes check inputs.
     import jsonschema_rs  # noqa: PLC0415
 
     return jsonschema_rs.Draft202012Validator(schema.decode())
@@ -229,16 +231,16 @@ def _explain(model: Model, error: Any) -> Iterator[tuple[str, str]]:
 
 
 def _unknown_parameter(model: Model, error: Any, name: str) -> str:
-    import difflib  # noqa: PLC0415  only for a mistake
+    import difflib  # noqa: PLC0415  only for an unknown name
 
-    known_names = _schema_at(model.parameters, error.schema_path)["properties"]
+    known_names = _parent_schema(model.parameters, error.schema_path)["properties"]
     matches = difflib.get_close_matches(name, known_names, n=1)
     hint = f"; did you mean {matches[0]}?" if matches else ""
     return f"is not a parameter of {model.id}{hint}"
 
 
 def _message(model: Model, error: Any, kind: dict[str, Any]) -> str:
-    rule = _schema_at(model.parameters, error.schema_path)
+    rule = _parent_schema(model.parameters, error.schema_path)
     match error.kind.name:
         case "enum":
             return f"must be one of {', '.join(map(_quote, kind['options']))}"
@@ -273,9 +275,9 @@ def _with_article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeio' else 'a'} {noun}"
 
 
-def _schema_at(schema: Any, path: list[str | int]) -> dict[str, Any]:
-    # The schema that holds the keyword which failed; the keyword is the path's last step.
-    for step in path[:-1]:
+def _parent_schema(schema: Any, keyword_path: list[str | int]) -> dict[str, Any]:
+    """Return the part of `schema` that contains the keyword at the end of `keyword_path`."""
+    for step in keyword_path[:-1]:
         schema = schema[step]
     assert isinstance(schema, dict)
     return schema

@@ -1,4 +1,4 @@
-"""Calls upstream over HTTP: each call has a deadline and a size limit, and follows no redirect."""
+"""Calls upstream over HTTP; each call has a time and a size limit and follows no redirect."""
 
 import asyncio
 import zlib
@@ -36,8 +36,8 @@ class TooLargeError(Exception):
 class Client:
     """Upstream's HTTP API, called with our own key.
 
-    A create request never uses a kept-alive connection: if upstream has just closed it, nobody
-    knows whether the request was accepted.
+    A create request never reuses a connection. If upstream closed it just then, we could not know
+    whether the request was accepted.
     """
 
     def __init__(
@@ -70,15 +70,15 @@ class Client:
             return NoAnswer(_describe(error))
         return wire.read_create(*answer)
 
-    async def ask(self, path: str) -> wire.TaskAnswer:
-        """Ask about a task; transport errors become `UpstreamTrouble`."""
+    async def poll(self, path: str) -> wire.PollAnswer:
+        """Poll a task; transport errors become `NoReport`."""
         import httpx  # noqa: PLC0415  cold start: a fifth of a second
 
         try:
             answer = await self._exchange("GET", path, None, keep_alive=True)
         except (httpx.HTTPError, TimeoutError, TooLargeError) as error:
-            return wire.UpstreamTrouble(0, _describe(error))
-        return wire.read_task(*answer)
+            return wire.NoReport(0, _describe(error))
+        return wire.read_poll(*answer)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -101,7 +101,7 @@ class Client:
     async def _read(self, response: "httpx.Response") -> bytes:
         """Read and decompress the body; it is empty if the encoding is unknown or broken.
 
-        The raw stream is read, because httpx decompresses a chunk whole before its size is known.
+        The stream is read raw: httpx would decompress a whole chunk before its size can be checked.
         """
         encoding = response.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in _ENCODINGS:
@@ -138,7 +138,7 @@ class Client:
             headers["authorization"] = f"Bearer {self._api_key}"
         return httpx.AsyncClient(
             headers=headers,
-            # No cookie is stored: upstream could set any number, and all would be sent back.
+            # Store no cookies: upstream could set any number, and all would be sent back.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             timeout=httpx.Timeout(self._timeout_seconds, connect=CONNECT_SECONDS),
             limits=httpx.Limits(

@@ -1,4 +1,4 @@
-"""Finds the files and texts of a result by the keys under which they stand."""
+"""Finds the files and texts of a result by their keys in the JSON."""
 
 import posixpath
 import urllib.parse
@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from service.model import clock
-from service.upstream import shapes
+from service.upstream import documents
 
 MAX_FILES = 100
 MAX_URL_CHARS = 8_192
@@ -32,18 +32,18 @@ _TYPE_BY_EXTENSION = {
     "flac": "audio/flac",
     "json": "application/json",
 }
-# For a URL without a known extension: the first of these that the key contains.
+# For a URL without a known extension: the first of these words that its key contains.
 _TYPE_BY_KEY = {"video": "video/mp4", "audio": "audio/mpeg", "image": "image/png"}
 
-# Keys are compared in lower case, without underscores and hyphens. These hold nothing but results.
+# Keys are compared in lower case, without underscores and hyphens. These hold only results.
 _RESULT_KEY_LIST = """
     output outputs result results resulturl resulturls resultjson taskresult info response
     responsedata data file files fileurl url urls downloadurl video videos videourl videourls audio
     audios audiourl audiourls resultimageurl resultvideourl
 """
-# These also hold the pictures that were sent, where upstream repeats the request.
+# These hold results, or inputs where upstream repeats the request.
 _IMAGE_KEY_LIST = "image images imageurl imageurls"
-# Keys that begin like this hold what was sent, where results go or how to ask: never a result.
+# Keys with these prefixes hold inputs, callback URLs or URLs of the task, never results.
 _EXCLUDED_PREFIX_LIST = """
     input origin source stream reference mask face request param prompt metadata model callback
     webhook notify status polling cancel doc help
@@ -62,38 +62,38 @@ class File(msgspec.Struct, frozen=True):
     expires_at: int | None = None
 
 
-def in_result_keys(shape: shapes.Shape) -> tuple[File, ...]:
-    """Return the files under keys that hold nothing but results."""
-    return _unique(_files_under(shape, _RESULT_KEYS))
+def find_in_result_keys(document: documents.Document) -> tuple[File, ...]:
+    """Return the files under keys that hold only results."""
+    return _deduplicate(_files_under(document, _RESULT_KEYS))
 
 
-def in_result_or_image_keys(shape: shapes.Shape) -> tuple[File, ...]:
-    """As `in_result_keys`; where there are none, the files under keys that may hold inputs too."""
-    return in_result_keys(shape) or _unique(_files_under(shape, _IMAGE_KEYS))
+def find_in_result_or_image_keys(document: documents.Document) -> tuple[File, ...]:
+    """Like `find_in_result_keys`; if it finds none, look under keys that may hold inputs."""
+    return find_in_result_keys(document) or _deduplicate(_files_under(document, _IMAGE_KEYS))
 
 
-def in_any_key(shape: shapes.Shape) -> tuple[File, ...]:
-    """As `in_result_or_image_keys`; where there are none, every URL except under excluded keys.
+def find_in_any_key(document: documents.Document) -> tuple[File, ...]:
+    """Like `find_in_result_or_image_keys`; if it finds none, take every URL not excluded.
 
-    For a task with a word of success: it was paid for, whatever the key of its result.
+    For a task that reports success: it was billed, so an unknown key must not hide its result.
     """
-    return in_result_or_image_keys(shape) or _unique(
-        _files_in_object(shape.task, "", None, any_key=True)
+    return find_in_result_or_image_keys(document) or _deduplicate(
+        _files_in_object(document.task, "", None, any_key=True)
     )
 
 
-def of_clips(clips: Iterable[dict[str, Any]]) -> tuple[File, ...]:
-    """Return the files of these clips: sounds, videos and covers."""
-    return _unique(file for clip in clips for file in _files_in_object(clip, "", None))
+def find_in_clips(clips: Iterable[dict[str, Any]]) -> tuple[File, ...]:
+    """Return the files of these clips: audio, videos and cover pictures."""
+    return _deduplicate(file for clip in clips for file in _files_in_object(clip, "", None))
 
 
-def has_text(shape: shapes.Shape) -> bool:
-    """Whether there is a result without a file: lyrics, even an empty list of them."""
-    values = [shape.task.get(key) for key in _TEXT_KEYS]
+def has_text(document: documents.Document) -> bool:
+    """Whether the task has a result without a file: lyrics, even an empty list of them."""
+    values = [document.task.get(key) for key in _TEXT_KEYS]
     return any(isinstance(v, list) or (isinstance(v, str) and bool(v.strip())) for v in values)
 
 
-def _unique(files: Iterable[File]) -> tuple[File, ...]:
+def _deduplicate(files: Iterable[File]) -> tuple[File, ...]:
     """Return the first file of each URL, at most MAX_FILES."""
     file_of_url: dict[str, File] = {}
     for file in files:
@@ -103,15 +103,15 @@ def _unique(files: Iterable[File]) -> tuple[File, ...]:
     return tuple(file_of_url.values())
 
 
-def _files_under(shape: shapes.Shape, keys: frozenset[str]) -> Iterator[File]:
+def _files_under(document: documents.Document, keys: frozenset[str]) -> Iterator[File]:
     """Yield the files under these keys of the task, then of the envelope around it."""
-    places = [shape.task]
-    if shape.root is not shape.task:
-        places.append({name: value for name, value in shape.root.items() if name != "data"})
+    places = [document.task]
+    if document.root is not document.task:
+        places.append({name: value for name, value in document.root.items() if name != "data"})
     for place in places:
         expires_at = _expiry(place)
         for name, value in place.items():
-            key = _normalized(name)
+            key = _normalize(name)
             if key in keys:
                 yield from _files_in(value, key, expires_at)
 
@@ -121,7 +121,7 @@ def _files_in(
 ) -> Iterator[File]:
     match value:
         case str() if key == "resultjson":
-            yield from _files_in(shapes.decode(value.encode()), "results", expires_at)
+            yield from _files_in(documents.decode(value.encode()), "results", expires_at)
         case str() if _is_url(value):
             yield File(value, _media_type(value, key), expires_at)
         case list():
@@ -134,16 +134,16 @@ def _files_in(
 def _files_in_object(
     value: dict[str, Any], parent_key: str, expires_at: int | None, *, any_key: bool = False
 ) -> Iterator[File]:
-    if parent_key == "urls":  # `urls: {get, cancel}` are addresses of the task.
+    if parent_key == "urls":  # `urls: {get, cancel}` are URLs of the task.
         return
     expires_at = _expiry(value) or expires_at
     for name, child in value.items():
-        key = _normalized(name)
+        key = _normalize(name)
         if key.startswith(_EXCLUDED_PREFIXES):
             continue
         if isinstance(child, str) and not (any_key or _may_hold_url(key)):
             continue
-        # In `images: [{url}]` the kind of media is in the key of the parent.
+        # In `images: [{url}]` the parent's key tells the media type.
         media_key = parent_key if parent_key and key in {"url", "urls"} else key
         yield from _files_in(child, media_key, expires_at, any_key=any_key)
 
@@ -171,7 +171,7 @@ def _media_type(url: str, key: str) -> str:
     return _TYPE_BY_EXTENSION.get(extension) or next(by_key, "application/octet-stream")
 
 
-def _normalized(name: str) -> str:
+def _normalize(name: str) -> str:
     return name.replace("_", "").replace("-", "").lower()
 
 
@@ -186,7 +186,7 @@ def _expiry(place: dict[str, Any]) -> int | None:
     elif isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
         return None
     else:
-        # As seconds these numbers end in the year 5138, as milliseconds they begin in 1973.
+        # Numbers below this are seconds (up to the year 5138), others milliseconds (from 1973).
         in_milliseconds = value >= 100_000_000_000
         expires_at = int(value if in_milliseconds else value * clock.SECOND)
     return expires_at if 0 <= expires_at < _YEAR_10000 else None

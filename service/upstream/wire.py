@@ -1,6 +1,6 @@
-"""Reads what upstream sends: answers to create requests, answers about tasks, callbacks.
+"""Reads what upstream sends: answers to create requests and polls, and callbacks.
 
-Nothing here raises, whatever the bytes, and nothing is redacted: `telemetry.redact` does that.
+No bytes make these functions raise. They redact nothing: `telemetry.redact` does that.
 """
 
 import base64
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
-from service.upstream import results, shapes
+from service.upstream import documents, results
 from service.upstream.results import File
 
 MAX_AUDIO_BYTES = 8 * 1024 * 1024
@@ -28,7 +28,7 @@ class Report(msgspec.Struct, frozen=True):
     "processing". raw: the decoded JSON, not redacted.
     """
 
-    state: shapes.State
+    state: documents.State
     task_id: str | None = None
     files: tuple[File, ...] = ()
     error_code: str | None = None
@@ -39,7 +39,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """Upstream accepted the request: the report has a task id, or the outcome already."""
+    """Upstream accepted the request: the report has a task id, or already the outcome."""
 
     report: Report
 
@@ -70,10 +70,10 @@ class Throttled(msgspec.Struct, frozen=True):
     retry_after: str | None = None
 
 
-class UpstreamTrouble(msgspec.Struct, frozen=True):
-    """Upstream's answer says nothing about the task.
+class NoReport(msgspec.Struct, frozen=True):
+    """A poll got no answer, or one that says nothing about the task.
 
-    status: the HTTP status, the body's error code, or 0 if there was no answer.
+    status: the HTTP status, the body's error code, or 0 without an answer.
     """
 
     status: int
@@ -82,28 +82,28 @@ class UpstreamTrouble(msgspec.Struct, frozen=True):
 
 
 CreateAnswer = Accepted | Rejected
-TaskAnswer = Report | TaskNotFound | Throttled | UpstreamTrouble
+PollAnswer = Report | TaskNotFound | Throttled | NoReport
 
 
 def read_create(status: int, headers: Mapping[str, str], body: bytes) -> CreateAnswer:
     """Read the answer to a create request."""
     if _is_2xx(status) and _header(headers, "content-type").lower().startswith("audio/"):
         return _read_audio(status, headers, body)
-    shape = shapes.parse(body)
-    if shape is None or not _is_2xx(status):
-        return _rejected(status, headers, shape)
-    code = shapes.error_code(shape)
+    document = documents.parse(body)
+    if document is None or not _is_2xx(status):
+        return _read_rejected(status, headers, document)
+    code = documents.read_error_code(document)
     if code is not None:
-        return _rejected(code, headers, shape)
-    report = _report(shape)
-    if report.word is None and shape.root.get("error"):
-        return _rejected(status, headers, shape)
-    if report.word is None and shapes.names_task(shape):
-        # The task is new: a URL beside its id is the task's own address, or one that was sent.
+        return _read_rejected(code, headers, document)
+    report = _read_report(document)
+    if report.word is None and document.root.get("error"):
+        return _read_rejected(status, headers, document)
+    if report.word is None and documents.has_task_id(document):
+        # The task is new: a URL beside its id is a URL of the task or an input, not a result.
         report = replace(report, state="processing", files=())
     if report.task_id or report.state != "processing":
         return Accepted(report)
-    return _rejected(status, headers, shape)
+    return _read_rejected(status, headers, document)
 
 
 def _read_audio(status: int, headers: Mapping[str, str], body: bytes) -> CreateAnswer:
@@ -116,15 +116,17 @@ def _read_audio(status: int, headers: Mapping[str, str], body: bytes) -> CreateA
     return Accepted(Report("succeeded", files=(File(url, media_type),)))
 
 
-def _rejected(status: int, headers: Mapping[str, str], shape: shapes.Shape | None) -> Rejected:
-    code, message = shapes.read_error(shape) if shape else (None, None)
+def _read_rejected(
+    status: int, headers: Mapping[str, str], document: documents.Document | None
+) -> Rejected:
+    code, message = documents.read_error(document) if document else (None, None)
     default_code = "no_task" if _is_2xx(status) else str(status)
-    if shape is None and _is_2xx(status):
+    if document is None and _is_2xx(status):
         default_code, message = "unreadable", "the answer is not a JSON object"
     elif message is None:
-        message = "the answer holds neither a task nor a result" if shape else f"HTTP {status}"
+        message = "the answer holds neither a task nor a result" if document else f"HTTP {status}"
     resend = _resend(status)
-    if resend == "later" and shape and shapes.names_task(shape):
+    if resend == "later" and document and documents.has_task_id(document):
         resend = "unknown"  # The body names a task: sending the request again may bill twice.
     return Rejected(resend, status, code or default_code, message, _retry_after(headers))
 
@@ -138,98 +140,106 @@ def _resend(status: int) -> Literal["never", "later", "unknown"]:
     return "unknown"
 
 
-def read_task(status: int, headers: Mapping[str, str], body: bytes) -> TaskAnswer:
-    """Read the answer to a request for a task."""
-    shape = shapes.parse(body) if _is_2xx(status) else None
-    if shape is None:
+def read_poll(status: int, headers: Mapping[str, str], body: bytes) -> PollAnswer:
+    """Read the answer to a poll."""
+    document = documents.parse(body) if _is_2xx(status) else None
+    if document is None:
         message = "the answer is not a JSON object" if _is_2xx(status) else f"HTTP {status}"
-        return _no_report(status, headers, message)
-    report = _report(shape)
-    code = shapes.error_code(shape)
+        return _answer_without_report(status, headers, message)
+    report = _read_report(document)
+    code = documents.read_error_code(document)
     if report.state == "failed":
         return report
-    if code in _TASK_FAILED_CODES and _code_decides(report):
-        return _failed(report, shape)
+    if code in _TASK_FAILED_CODES and _error_code_means_failure(report):
+        return _as_failed(report, document)
     if code is not None:
-        return _no_report(code, headers, shapes.read_error(shape)[1] or f"code {code}")
+        return _answer_without_report(
+            code, headers, documents.read_error(document)[1] or f"code {code}"
+        )
     if report.state == "processing" and report.word is None and report.task_id is None:
-        message = shapes.read_error(shape)[1] or "nothing about a task"
-        return _no_report(status, headers, message)
+        message = documents.read_error(document)[1] or "the answer says nothing about a task"
+        return _answer_without_report(status, headers, message)
     return report
 
 
-def _no_report(status: int, headers: Mapping[str, str], message: str) -> TaskAnswer:
+def _answer_without_report(status: int, headers: Mapping[str, str], message: str) -> PollAnswer:
     if status in {404, 410}:
         return TaskNotFound()
     if status == 429:
         return Throttled(_retry_after(headers))
-    return UpstreamTrouble(status, message, _retry_after(headers))
+    return NoReport(status, message, _retry_after(headers))
 
 
 def read_callback(body: bytes) -> Report | None:
     """Read the body of a callback; None unless it is a JSON object or array."""
-    shape = shapes.parse(body)
-    if shape is None:
+    document = documents.parse(body)
+    if document is None:
         return None
-    report = _report(shape)
-    code = shapes.error_code(shape)
-    if code is not None and code >= 400 and _code_decides(report):
-        return _failed(report, shape)
+    report = _read_report(document)
+    code = documents.read_error_code(document)
+    if code is not None and code >= 400 and _error_code_means_failure(report):
+        return _as_failed(report, document)
     return report
 
 
-def _code_decides(report: Report) -> bool:
-    # An error code means failure in a body without a status word, and over a word of success. It
-    # proves nothing over a word that means "processing" or is unknown.
+def _error_code_means_failure(report: Report) -> bool:
+    # It does without a status word, and beside one that means success. Beside one that means
+    # "processing" or is unknown, it proves nothing.
     return report.word is None or report.state == "succeeded"
 
 
-def _report(shape: shapes.Shape) -> Report:
-    word = shapes.status_word(shape)
-    state = shapes.state_of(word)
-    report = Report("processing", shapes.task_id(shape), word=word, raw=shape.raw)
+def _read_report(document: documents.Document) -> Report:
+    word = documents.read_status_word(document)
+    state = documents.state_of(word)
+    report = Report("processing", documents.read_task_id(document), word=word, raw=document.raw)
     if word is not None and state is None:
         return replace(report, recognised=False)
     if state == "processing":
         return report
     if state == "failed":
-        return _failed(report, shape)
-    if shape.clips:
-        return _report_of_clips(report, shape)
-    files = _files(report, shape)
-    # A word of success without a result stays open: the files may come later, or never.
-    if files or (results.has_text(shape) and (word or report.task_id is None)):
+        return _as_failed(report, document)
+    if document.clips:
+        return _read_clips(report, document)
+    files = _find_files(report, document)
+    # Success without a result counts as processing: the files may come later, or never.
+    if files or (results.has_text(document) and (word or report.task_id is None)):
         return replace(report, state="succeeded", files=files)
     return report
 
 
-def _failed(report: Report, shape: shapes.Shape) -> Report:
-    code, message = shapes.read_error(shape)
+def _as_failed(report: Report, document: documents.Document) -> Report:
+    code, message = documents.read_error(document)
     return replace(report, state="failed", files=(), error_code=code, error_message=message)
 
 
-def _files(report: Report, shape: shapes.Shape) -> tuple[File, ...]:
-    # Suno's feed says SUCCESS from the start: without clips it has no result yet. A picture beside
-    # a task id without a status word may be one that was sent.
-    if (report.word and "response_data" in shape.task) or (not report.word and report.task_id):
-        return results.in_result_keys(shape)
-    return results.in_any_key(shape) if report.word else results.in_result_or_image_keys(shape)
+def _find_files(report: Report, document: documents.Document) -> tuple[File, ...]:
+    # Suno's feed says SUCCESS from the start: without clips it has no result yet. Without a status
+    # word, a picture beside a task id may be an input.
+    if (report.word and "response_data" in document.task) or (not report.word and report.task_id):
+        return results.find_in_result_keys(document)
+    return (
+        results.find_in_any_key(document)
+        if report.word
+        else results.find_in_result_or_image_keys(document)
+    )
 
 
-def _report_of_clips(report: Report, shape: shapes.Shape) -> Report:
-    # The clips decide, not the task's own word: Suno says SUCCESS over clips that have only their
-    # lyrics yet. One finished clip is a result if no other clip is still open.
-    words = shapes.clip_words(shape.clips)
-    states = [shapes.state_of(word) for word in words]
-    open_words = [w for w, state in zip(words, states, strict=True) if state not in _END_STATES]
-    word = report.word or (open_words or words)[0]
+def _read_clips(report: Report, document: documents.Document) -> Report:
+    # The clips decide, not the task's own word: Suno says SUCCESS while its clips have only lyrics.
+    # One clip that succeeded is a result if no other clip is unfinished.
+    words = documents.clip_words(document.clips)
+    states = [documents.state_of(word) for word in words]
+    unfinished_words = [
+        w for w, state in zip(words, states, strict=True) if state not in _END_STATES
+    ]
+    word = report.word or (unfinished_words or words)[0]
     report = replace(report, word=word, recognised=None not in states)
-    if open_words:
+    if unfinished_words:
         return report
-    finished = [c for c, s in zip(shape.clips, states, strict=True) if s == "succeeded"]
-    if not finished:
-        return _failed(report, shape)
-    files = results.of_clips(finished)
+    succeeded = [c for c, s in zip(document.clips, states, strict=True) if s == "succeeded"]
+    if not succeeded:
+        return _as_failed(report, document)
+    files = results.find_in_clips(succeeded)
     return replace(report, state="succeeded", files=files) if files else report
 
 

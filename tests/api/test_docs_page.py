@@ -45,7 +45,7 @@ async def world(tmp_path: Path) -> AsyncIterator[Harness]:
 
 
 async def fetched(world: Harness) -> httpx.Response:
-    answer = await world.outside.get("http://genhook/docs")
+    answer = await world.anonymous.get("http://genhook/docs")
     assert answer.status_code == 200
     return answer
 
@@ -98,7 +98,7 @@ async def test_the_policy_lets_the_browser_load_nothing(world: Harness) -> None:
 
 
 async def test_the_document_is_served_as_it_is(world: Harness) -> None:
-    answer = await world.outside.get("http://genhook/openapi.yaml")
+    answer = await world.anonymous.get("http://genhook/openapi.yaml")
     assert answer.headers["content-type"].startswith("application/yaml")
     assert answer.content == document()
 
@@ -106,7 +106,7 @@ async def test_the_document_is_served_as_it_is(world: Harness) -> None:
 async def test_by_setting_the_page_needs_a_key(tmp_path: Path) -> None:
     async with opened(tmp_path, open_docs=False, open_metrics=False) as world:
         for path in ("/docs", "/openapi.yaml", "/metrics"):
-            assert (await world.outside.get(f"http://genhook{path}")).status_code == 401
+            assert (await world.anonymous.get(f"http://genhook{path}")).status_code == 401
             assert (await world.client.get(path)).status_code == 200
         key = {"name": "reader", "scopes": ["read"]}
         created = (await world.client.post("/v1/keys", json=key)).json()

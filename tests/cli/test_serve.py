@@ -28,7 +28,7 @@ from service.model.errors import CommandError, SettingsError
 from service.settings import VARIABLES
 from service.telemetry import log
 from service.worker import Worker
-from tests.harness import settings, taken
+from tests.harness import create_answer, settings
 
 SECRET_KEY = "0123456789abcdef0123456789abcdef"
 ADMIN_KEY = "ghk_0123456789abcdef0123456789abcdef"
@@ -137,7 +137,7 @@ class SlowUpstream(http.server.BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers["content-length"]))
         self.asked.set()
         self.released.wait(END_SECONDS)
-        body = json.dumps(taken("task1")).encode()
+        body = json.dumps(create_answer("task1")).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
         self.end_headers()

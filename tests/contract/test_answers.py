@@ -22,7 +22,7 @@ from tests.contract.scenes import (
     path_of,
     populate,
 )
-from tests.harness import ADMIN_KEY, SUBSCRIBER_URL, Harness, Sent, opened
+from tests.harness import ADMIN_KEY, SUBSCRIBER_URL, Harness, SentWebhook, opened
 
 FORMS = ("full", "thin", "cloudevents")
 SCOPES = ("submit", "read", "manage", "admin")
@@ -93,7 +93,7 @@ async def call_everything(world: Harness, ids: Ids) -> None:
 async def test_every_operation_answers_with_success_as_documented(world: Harness) -> None:
     witness = Witness()
     witness.watch(world.client)
-    witness.watch(world.outside)
+    witness.watch(world.anonymous)
     await call_everything(world, await populate(world))
     assert witness.breaches == []
     assert witness.succeeded == {name for name, _ in operations()}
@@ -142,17 +142,17 @@ async def test_events_reach_subscribers_as_the_webhooks_section_says(world: Harn
     await world.run()
     for form, subscriber in zip(FORMS, subscribers, strict=True):
         await world.client.post(f"/v1/subscribers/{subscriber['id']}/test")
-        sent = world.subscribers.to(f"http://127.0.0.1:7/{form}")
+        sent = world.subscribers.webhooks_to(f"http://127.0.0.1:7/{form}")
         assert [fault for each in sent for fault in webhook_faults(each)] == []
         assert {type_of(each) for each in sent} == set(DOCUMENT["webhooks"])
         assert {"ce-type" in each.headers for each in sent} == {form == "cloudevents"}
 
 
-def type_of(sent: Sent) -> str:
+def type_of(sent: SentWebhook) -> str:
     return sent.headers.get("ce-type") or str(sent.event["type"])
 
 
-def webhook_faults(sent: Sent) -> list[str]:
+def webhook_faults(sent: SentWebhook) -> list[str]:
     """How a webhook breaks the contract."""
     webhook = DOCUMENT["webhooks"][type_of(sent)]["post"]
     media = webhook["requestBody"]["content"][sent.headers["content-type"]]
@@ -166,7 +166,7 @@ def webhook_faults(sent: Sent) -> list[str]:
 
 async def test_an_event_is_read_byte_for_byte_as_it_was_sent(world: Harness) -> None:
     await populate(world)
-    sent = world.subscribers.to(SUBSCRIBER_URL)[0]
+    sent = world.subscribers.webhooks_to(SUBSCRIBER_URL)[0]
     answer = await world.client.get(f"/v1/events/{sent.event['id']}")
     assert answer.content == sent.body
 
@@ -236,7 +236,7 @@ async def test_an_open_operation_ignores_the_query(world: Harness) -> None:
 
 async def test_health_is_answered_before_the_api_is_loaded(world: Harness) -> None:
     for method in ("GET", "HEAD"):
-        answer = await world.outside.request(method, "http://genhook/healthz")
+        answer = await world.anonymous.request(method, "http://genhook/healthz")
         assert answer.status_code == 200
         assert answer.headers["x-request-id"]
     assert "_api" not in vars(world.app)
@@ -399,5 +399,5 @@ async def test_every_answer_names_its_request_and_a_problem_repeats_the_name(
         answer = await world.client.get("/v1/nowhere", headers=headers)
         assert re.fullmatch(r"req_[0-9a-f]{32}", answer.headers["x-request-id"])
         assert answer.json()["request_id"] == answer.headers["x-request-id"]
-    callback = await world.outside.post("http://genhook/callbacks/apiinone/nonsense")
+    callback = await world.anonymous.post("http://genhook/callbacks/apiinone/nonsense")
     assert callback.json()["request_id"] == callback.headers["x-request-id"]

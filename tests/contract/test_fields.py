@@ -124,7 +124,7 @@ async def test_a_redacted_header_keeps_its_value_and_the_others_are_replaced(
     assert set(answer.json()["headers"]) == {"x-token", "X-Team"}
     shown = (await world.client.post(f"{path}/test")).json()["request"]["headers"]
     assert {shown["x-token"], shown["X-Team"]} == {"[redacted]"}
-    sent = world.subscribers.to(URL)[-1].headers
+    sent = world.subscribers.webhooks_to(URL)[-1].headers
     assert (sent["x-token"], sent["X-Team"]) == ("hush", "sounds")
     assert "X-Old" not in sent
 
@@ -150,7 +150,7 @@ async def test_no_answer_shows_a_header_value(world: Harness) -> None:
         await world.client.post(f"{path}/test"),
         await world.client.get("/v1/deliveries"),
     ]
-    assert world.subscribers.to(URL)[-1].headers["X-Token"] == "hush-hush"
+    assert world.subscribers.webhooks_to(URL)[-1].headers["X-Token"] == "hush-hush"
     assert all("hush-hush" not in answer.text for answer in answers)
 
 

@@ -13,7 +13,7 @@ from service.store import generations
 from service.telemetry import metrics
 from tests.contract.contract import SCHEMAS, breaches
 from tests.contract.scenes import Ids, client_with, populate
-from tests.harness import PUBLIC_URL, Harness, opened, taken
+from tests.harness import PUBLIC_URL, Harness, create_answer, opened
 
 GENERATION = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
 KEYED = {"idempotency-key": "7d0c1c1e"}
@@ -62,7 +62,7 @@ async def unsigned(world: Harness, _ids: Ids) -> httpx.Response:
 
 
 async def forged(world: Harness, _ids: Ids) -> httpx.Response:
-    return await world.outside.post(f"{PUBLIC_URL}/callbacks/apiinone/forged", json={})
+    return await world.anonymous.post(f"{PUBLIC_URL}/callbacks/apiinone/forged", json={})
 
 
 async def too_large(world: Harness, _ids: Ids) -> httpx.Response:
@@ -79,7 +79,7 @@ async def while_the_first_runs(world: Harness, ids: Ids) -> httpx.Response:
 
     async def reply() -> httpx.Response:
         second.append(await created(headers=KEYED)(world, ids))
-        return httpx.Response(200, json=taken("task9"))
+        return httpx.Response(200, json=create_answer("task9"))
 
     world.upstream.create_replies.append(lambda _request: reply())  # type: ignore[arg-type, return-value]
     assert (await created(headers=KEYED)(world, ids)).status_code == 202

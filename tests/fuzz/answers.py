@@ -148,7 +148,7 @@ def check_response(pieces: Sequence[bytes]) -> None:
     """An answer, or words for why there is none; a request that left is never `NotSent`."""
     created, asked = loop().run_until_complete(both(pieces))
     assert isinstance(created, wire.CreateAnswer | NoAnswer), created
-    assert isinstance(asked, wire.TaskAnswer)
+    assert isinstance(asked, wire.PollAnswer)
     if isinstance(created, NoAnswer):
         assert len(created.message) <= 200
     for answer in (created, asked):
@@ -169,7 +169,7 @@ async def both(pieces: Sequence[bytes]) -> tuple[Any, Any]:
 
 
 def _ask(client: Client) -> Any:
-    return client.ask("/tasks/n1_a")
+    return client.poll("/tasks/n1_a")
 
 
 def check_url(url: str) -> None:

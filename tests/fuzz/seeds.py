@@ -6,14 +6,14 @@ import msgspec
 
 from service.api.routes import OPERATIONS
 from tests.fuzz import targets
-from tests.harness import completed, taken
+from tests.harness import create_answer, success_report
 
 PNG = "https://cdn.example.com/out/1.png"
 CLIP = {"id": "c1", "audio_url": "https://cdn.example.com/1.mp3", "status": "complete"}
 FEED = {"type": "SUCCESS", "response_data": [CLIP, {**CLIP, "status": "text"}]}
 BODIES = (
-    taken("n47abcd_imagen4"),
-    completed("n47abcd_imagen4"),
+    create_answer("n47abcd_imagen4"),
+    success_report("n47abcd_imagen4"),
     {"id": "task_abc123", "status": "pending", "model": "kling-3"},
     {"code": 200, "data": FEED},
     {"code": 200, "msg": "success", "data": {"taskId": "cover1", "status": "SUCCESS"}},

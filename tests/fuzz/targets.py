@@ -23,7 +23,7 @@ from service.model.errors import SettingsError
 from service.settings import VARIABLES, Settings, read_settings
 from service.store.vault import Vault
 from service.telemetry.redact import Redactor
-from service.upstream import results, shapes, wire
+from service.upstream import documents, results, wire
 from service.upstream.callback_url import CallbackTokens, TokenError
 from tests import logs
 from tests.fuzz import answers, world
@@ -50,16 +50,16 @@ def read_upstream(data: bytes) -> None:
 def check_upstream(status: int, headers: Mapping[str, str], body: bytes) -> None:
     """Check that reading never raises, and that its result is bounded and can be stored."""
     created = wire.read_create(status, headers, body)
-    task = wire.read_task(status, headers, body)
+    task = wire.read_poll(status, headers, body)
     callback = wire.read_callback(body)
     assert isinstance(created, wire.CreateAnswer)
-    assert isinstance(task, wire.TaskAnswer)
+    assert isinstance(task, wire.PollAnswer)
     accepted = created.report if isinstance(created, wire.Accepted) else None
     for report in (accepted, task, callback):
         if isinstance(report, wire.Report):
             _check_report(report, body)
     for answer in (created, task):
-        if isinstance(answer, wire.Rejected | wire.Throttled | wire.UpstreamTrouble):
+        if isinstance(answer, wire.Rejected | wire.Throttled | wire.NoReport):
             assert len(msgspec.json.encode(answer)) < 8_000
             assert len(answer.retry_after or "") <= 100
     if isinstance(created, wire.Rejected) and created.resend != "unknown":
@@ -70,9 +70,9 @@ def _check_report(report: wire.Report, body: bytes) -> None:
     assert report.state == "succeeded" or not report.files
     assert report.state != "failed" or report.recognised
     assert len(report.files) <= results.MAX_FILES
-    assert len(report.word or "") <= shapes.MAX_WORD_CHARS
-    assert len(report.error_code or "") <= shapes.MAX_TEXT_CHARS
-    assert len(report.error_message or "") <= shapes.MAX_TEXT_CHARS
+    assert len(report.word or "") <= documents.MAX_WORD_CHARS
+    assert len(report.error_code or "") <= documents.MAX_TEXT_CHARS
+    assert len(report.error_message or "") <= documents.MAX_TEXT_CHARS
     if report.task_id is not None:
         assert SAFE_ID.fullmatch(report.task_id)
         assert len(report.task_id) <= 160

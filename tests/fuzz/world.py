@@ -245,12 +245,12 @@ def _end(service: World, generation_id: str) -> dict[str, Any]:
     assert breaches(timeline) == []
     generation: dict[str, Any] = shown.json()
     sent = [
-        each for each in service.harness.subscribers.sent if generation_id.encode() in each.body
+        each for each in service.harness.subscribers.webhooks if generation_id.encode() in each.body
     ]
     assert all(each.event["data"]["id"] == generation_id for each in sent)
     ends = [each for each in sent if each.event["type"] == f"generation.{generation['status']}"]
     assert bool(ends) == (generation["status"] in ("succeeded", "failed", "timed_out"))
-    service.harness.subscribers.sent.clear()
+    service.harness.subscribers.webhooks.clear()
     return generation
 
 

@@ -12,10 +12,10 @@ import pytest
 from service.model.clock import parse_rfc3339
 from service.store.sqlite.database import Transaction
 from service.upstream.callback_url import CallbackTokens
-from tests.disaster import Held, rows, status_of, story
-from tests.harness import PUBLIC_URL, Harness, completed, opened, taken
+from tests.faults import DelayedAnswer, rows, status_of, timeline_of
+from tests.harness import PUBLIC_URL, Harness, create_answer, opened, success_report
 
-FORGED = completed("task1", "https://evil.example/1.png")
+FORGED = success_report("task1", "https://evil.example/1.png")
 DAY = 86_400
 SUCCESS_EVENTS = ["generation.submitted", "generation.succeeded"]
 
@@ -63,10 +63,10 @@ async def test_a_hint_is_confirmed_and_only_upstreams_answer_is_published(tmp_pa
         await world.run(1)
         stored = await world.get(f"/v1/generations/{generation['id']}")
         assert stored["output"]["files"][0]["url"] == "https://cdn.example/good.png"
-        for sent in world.subscribers.sent:
+        for sent in world.subscribers.webhooks:
             assert b"evil" not in sent.body
         await world.run(DAY)
-        assert sorted(world.subscribers.types()) == SUCCESS_EVENTS
+        assert sorted(world.subscribers.event_types()) == SUCCESS_EVENTS
 
 
 async def test_a_forged_failure_does_not_fail_a_generation(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ async def test_with_trust_in_bodies_the_callback_and_its_outcome_share_a_commit(
         assert await status_of(world, generation["id"]) == "succeeded"
         await world.run(DAY)
         assert world.upstream.polls == []
-        assert sorted(world.subscribers.types()) == SUCCESS_EVENTS
+        assert sorted(world.subscribers.event_types()) == SUCCESS_EVENTS
         [listed] = (await world.get("/v1/callbacks"))["data"]
         assert listed["trust"] == "body"
 
@@ -116,7 +116,7 @@ async def test_the_same_body_for_another_generation_is_no_duplicate(tmp_path: Pa
         await world.generate()
         await world.generate()
         for index in (0, 1):
-            await world.call_back(completed("task"), index=index)
+            await world.call_back(success_report("task"), index=index)
         assert await verdicts(world) == ["accepted", "accepted"]
 
 
@@ -139,7 +139,7 @@ async def test_a_callback_after_the_outcome_is_late_and_changes_nothing(
         assert await verdicts(world) == ["accepted", "late", "late", "late"]
         assert await world.get(f"/v1/generations/{generation['id']}") == before
         assert world.upstream.polls == polls
-        assert sorted(world.subscribers.types()) == SUCCESS_EVENTS
+        assert sorted(world.subscribers.event_types()) == SUCCESS_EVENTS
 
 
 async def test_a_callback_before_the_create_answer_is_matched_by_its_token(
@@ -147,21 +147,21 @@ async def test_a_callback_before_the_create_answer_is_matched_by_its_token(
 ) -> None:
     async with opened(tmp_path, shutdown_seconds=0) as world:
         await world.subscribe()
-        held = Held(httpx.Response(200, json=taken("task1")))
-        world.upstream.create_replies.append(held.reply)
+        delayed_answer = DelayedAnswer(httpx.Response(200, json=create_answer("task1")))
+        world.upstream.create_replies.append(delayed_answer.reply)
         creating = asyncio.create_task(world.generate())
-        await held.asked.wait()
+        await delayed_answer.requested.wait()
         world.upstream.finish("task1")
         assert (await world.call_back({"status": "completed"})).status_code == 200  # No task id.
         await world.run()
         assert world.upstream.polls == []
-        held.release()
+        delayed_answer.release()
         generation = await creating
         assert generation["status"] == "processing"
         await world.run(5)
         assert world.upstream.polls == ["task1"]
         assert await status_of(world, generation["id"]) == "succeeded"
-        assert sorted(world.subscribers.types()) == SUCCESS_EVENTS
+        assert sorted(world.subscribers.event_types()) == SUCCESS_EVENTS
 
 
 async def test_proof_before_the_create_answer_completes_the_generation(
@@ -169,16 +169,16 @@ async def test_proof_before_the_create_answer_completes_the_generation(
 ) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
         await world.subscribe()
-        held = Held(httpx.Response(200, json=taken("task1")))
-        world.upstream.create_replies.append(held.reply)
+        delayed_answer = DelayedAnswer(httpx.Response(200, json=create_answer("task1")))
+        world.upstream.create_replies.append(delayed_answer.reply)
         creating = asyncio.create_task(world.generate())
-        await held.asked.wait()
-        assert (await world.call_back(completed("task1"))).status_code == 200
-        held.release()
+        await delayed_answer.requested.wait()
+        assert (await world.call_back(success_report("task1"))).status_code == 200
+        delayed_answer.release()
         generation = await creating
         assert (generation["status"], generation["task_id"]) == ("succeeded", "task1")
         await world.run(DAY)
-        assert world.subscribers.types() == ["generation.succeeded"]
+        assert world.subscribers.event_types() == ["generation.succeeded"]
         assert world.upstream.polls == []
 
 
@@ -246,7 +246,7 @@ async def test_a_body_over_the_limit_gets_413_and_is_not_applied(
 ) -> None:
     async with opened(tmp_path, callback_trust="body", callback_body_bytes=2_048) as world:
         generation = await world.generate()
-        body = completed("task1") | {"padding": "x" * 3_000}
+        body = success_report("task1") | {"padding": "x" * 3_000}
         options: dict[str, Any] = {"content": _chunks(4)} if chunked else {"body": body}
         answer = await world.call_back(**options)
         assert answer.status_code == 413
@@ -312,7 +312,7 @@ async def test_an_invalid_token_is_a_404_and_changes_nothing(
         generation = await world.generate()
         token = await _bad_token(world, kind)
         url = f"{PUBLIC_URL}/callbacks/apiinone/{token}"
-        answer = await world.outside.post(url, json=completed("task1"))
+        answer = await world.anonymous.post(url, json=success_report("task1"))
         assert answer.status_code == 404
         assert answer.json()["code"] == "token_invalid"
         assert await status_of(world, generation["id"]) == "processing"
@@ -329,8 +329,8 @@ async def test_another_upstreams_path_is_a_404(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate()
         url = world.upstream.callback_url().replace("/apiinone/", "/elsewhere/")
-        assert (await world.outside.post(url, json={})).status_code == 404
-        assert (await world.outside.get(world.upstream.callback_url())).status_code == 405
+        assert (await world.anonymous.post(url, json={})).status_code == 404
+        assert (await world.anonymous.get(world.upstream.callback_url())).status_code == 405
 
 
 async def test_a_used_url_is_refused_once_it_is_revoked(tmp_path: Path) -> None:
@@ -365,12 +365,12 @@ async def test_a_url_minted_under_the_older_key_still_works_after_a_rotation(
         await before.generate()
         url = before.upstream.callback_url()
     async with opened(tmp_path, secret_keys=(old, new)) as both:
-        assert (await both.outside.post(url, json=completed("task1"))).status_code == 200
+        assert (await both.anonymous.post(url, json=success_report("task1"))).status_code == 200
         await both.generate()
         newer = both.upstream.callback_url()
     async with opened(tmp_path, secret_keys=(new,)) as after:
-        assert (await after.outside.post(newer, json=completed("task2"))).status_code == 200
-        assert (await after.outside.post(url, json=completed("task3"))).status_code == 404
+        assert (await after.anonymous.post(newer, json=success_report("task2"))).status_code == 200
+        assert (await after.anonymous.post(url, json=success_report("task3"))).status_code == 404
 
 
 async def test_at_most_twenty_rejected_callbacks_a_second_are_stored(tmp_path: Path) -> None:
@@ -378,11 +378,11 @@ async def test_at_most_twenty_rejected_callbacks_a_second_are_stored(tmp_path: P
         await world.generate()
         url = f"{PUBLIC_URL}/callbacks/apiinone/wrong"
         big = b"x" * 100_000
-        answers = [await world.outside.post(url, content=big) for _ in range(30)]
+        answers = [await world.anonymous.post(url, content=big) for _ in range(30)]
         assert {answer.status_code for answer in answers} == {404}
         assert len(await verdicts(world)) == 20
         world.clock.advance(1)
-        await world.outside.post(url, content=big)
+        await world.anonymous.post(url, content=big)
         assert len(await verdicts(world)) == 21
         [stored] = await rows(world, "SELECT max(length(body)) AS size FROM callback_bodies")
         assert stored["size"] <= 4_096
@@ -414,15 +414,15 @@ async def test_a_callback_during_a_poll_causes_another_poll(
     async with opened(tmp_path) as world:
         generation = await world.generate()
         running = {"code": 200, "data": {"task_id": "task1", "status": "processing"}}
-        held = Held(httpx.Response(200, json=running))
-        world.upstream.poll_replies.append(held.reply)
+        delayed_answer = DelayedAnswer(httpx.Response(200, json=running))
+        world.upstream.poll_replies.append(delayed_answer.reply)
         await world.call_back({"status": "first"})
         tick = asyncio.create_task(world.run())
-        await held.asked.wait()
+        await delayed_answer.requested.wait()
         world.clock.advance(0.2)
         world.upstream.finish("task1")
         await world.call_back({"status": "completed"})
-        held.release()
+        delayed_answer.release()
         await tick
         assert await status_of(world, generation["id"]) == "processing"
         await world.run(0.7)
@@ -446,7 +446,7 @@ async def test_many_callbacks_at_once_share_commits(tmp_path: Path) -> None:
 
         database._commit = count_and_commit  # type: ignore[method-assign]
         answers = await asyncio.gather(
-            *(world.call_back(completed(f"task{i + 1}"), index=i) for i in range(64))
+            *(world.call_back(success_report(f"task{i + 1}"), index=i) for i in range(64))
         )
         assert {answer.status_code for answer in answers} == {200}
         assert sum(commits) == 64
@@ -555,6 +555,8 @@ async def test_the_timeline_lists_every_callback(tmp_path: Path) -> None:
         await world.run()
         await world.call_back()
         verdicts = [
-            verdict for kind, verdict in await story(world, generation["id"]) if kind == "callback"
+            verdict
+            for kind, verdict in await timeline_of(world, generation["id"])
+            if kind == "callback"
         ]
         assert verdicts == ["unreadable", "accepted", "late"]

@@ -1,4 +1,4 @@
-"""The demo: its checks pass, it prints them, and it can fail."""
+"""The demo passes its checks, prints them, and fails if one of them fails."""
 
 import argparse
 import importlib.util
@@ -16,7 +16,7 @@ from service.cli.demo.scenarios import Scenario
 from service.model.errors import CommandError
 
 DEMO_SECONDS = 40
-# As `make demo`, which .ci/run runs at its real speed; the sandbox works for less long here.
+# Like `make demo`, but the tasks of the sandbox are shorter.
 QUICK_DEMO = """
 from service.cli.demo import environment
 from service.cli.main import main
@@ -29,7 +29,7 @@ raise SystemExit(main())
 
 
 def test_the_demo_passes_and_prints_what_happened(tmp_path: Path) -> None:
-    done = subprocess.run(  # noqa: S603  our own code
+    process = subprocess.run(  # noqa: S603  our own code
         [sys.executable, "-c", QUICK_DEMO, "demo", "--output", "pictures"],
         cwd=tmp_path,
         capture_output=True,
@@ -37,9 +37,9 @@ def test_the_demo_passes_and_prints_what_happened(tmp_path: Path) -> None:
         check=False,
         text=True,
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.replace("\n", "").isprintable()  # no control characters
-    blocks = done.stdout.split("\n\n")
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout.replace("\n", "").isprintable()  # no control characters
+    blocks = process.stdout.split("\n\n")
     assert [block[:1] for block in blocks[1:4]] == ["1", "2", "3"]
     assert ["callback" in block.partition("\n")[2] for block in blocks[1:4]] == [True, False, False]
     for block in blocks[1:4]:
@@ -48,7 +48,7 @@ def test_the_demo_passes_and_prints_what_happened(tmp_path: Path) -> None:
     pictures = sorted((tmp_path / "pictures").iterdir())
     assert len(pictures) == 3
     for path in pictures:
-        assert str(path.relative_to(tmp_path)) in done.stdout
+        assert str(path.relative_to(tmp_path)) in process.stdout
         with Image.open(path) as picture:
             picture.load()
 
@@ -102,7 +102,7 @@ def test_without_its_extra_the_demo_says_how_to_install_it(monkeypatch: pytest.M
         demo.demo(argparse.Namespace(output="x"), main.echo)
 
 
-async def test_a_folder_that_cannot_be_made_is_a_command_error(tmp_path: Path) -> None:
+async def test_a_folder_that_cannot_be_created_is_a_command_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CommandError, match="cannot make"):
+    with pytest.raises(CommandError, match="cannot create"):
         await scenarios.run(tmp_path / "file" / "below")

@@ -12,7 +12,7 @@ from cloudevents.core.bindings.http import HTTPMessage, from_http_event
 from standardwebhooks import Webhook
 
 from service.delivery import formats
-from tests.harness import Harness, Sent, opened
+from tests.harness import Harness, SentWebhook, opened
 
 EVENT = {
     "id": "evt_1",
@@ -72,11 +72,13 @@ def test_what_is_not_read_of_the_data_may_have_any_shape(payload: Any) -> None:
     assert formats.form(payload, odd).body
 
 
-async def sent_as(world: Harness, payload: str, **fields: Any) -> tuple[dict[str, Any], Sent]:
+async def sent_as(
+    world: Harness, payload: str, **fields: Any
+) -> tuple[dict[str, Any], SentWebhook]:
     made = await world.subscribe(payload=payload, event_types=["generation.submitted"], **fields)
     await world.generate()
     await world.run()
-    return made, world.subscribers.sent[-1]
+    return made, world.subscribers.webhooks[-1]
 
 
 @pytest.mark.parametrize("payload", ["full", "thin", "cloudevents"])
@@ -110,8 +112,8 @@ async def test_subscribers_of_each_form_get_the_same_event(tmp_path: Path) -> No
             await world.subscribe(f"http://127.0.0.1:7/{payload}", payload=payload)
         await world.generate()
         await world.run()
-        assert len({sent.headers["webhook-id"] for sent in world.subscribers.sent}) == 1
-        assert len({sent.body for sent in world.subscribers.sent}) == 3
+        assert len({sent.headers["webhook-id"] for sent in world.subscribers.webhooks}) == 1
+        assert len({sent.body for sent in world.subscribers.webhooks}) == 3
 
 
 async def test_an_asymmetric_signature_is_verified_by_openssl(tmp_path: Path) -> None:

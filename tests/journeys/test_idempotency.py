@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.disaster import Held, crash, rows, status_of
-from tests.harness import SUBSCRIBER_URL, Harness, opened, taken
+from tests.faults import DelayedAnswer, crash, rows, status_of
+from tests.harness import SUBSCRIBER_URL, Harness, create_answer, opened
 
 BODY = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
 
@@ -46,13 +46,13 @@ async def test_another_body_under_the_same_key_is_refused(tmp_path: Path) -> Non
 
 async def test_while_the_first_request_runs_the_second_is_refused(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
-        held = Held(httpx.Response(200, json=taken("task1")))
-        world.upstream.create_replies.append(held.reply)
+        delayed_answer = DelayedAnswer(httpx.Response(200, json=create_answer("task1")))
+        world.upstream.create_replies.append(delayed_answer.reply)
         first = asyncio.create_task(post(world))
-        await held.asked.wait()
+        await delayed_answer.requested.wait()
         second = await post(world)
         assert (second.status_code, second.json()["code"]) == (409, "idempotency_key_in_use")
-        held.release()
+        delayed_answer.release()
         assert (await first).status_code == 202
         third = await post(world)
         assert third.json()["id"] == (await first).json()["id"]
@@ -114,10 +114,10 @@ async def test_after_a_crash_the_second_request_gets_what_the_first_one_created(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path) as world:
-        held = Held(httpx.Response(200, json=taken("task1")))
-        world.upstream.create_replies.append(held.reply)
+        delayed_answer = DelayedAnswer(httpx.Response(200, json=create_answer("task1")))
+        world.upstream.create_replies.append(delayed_answer.reply)
         first = asyncio.create_task(post(world))
-        await held.asked.wait()
+        await delayed_answer.requested.wait()
         await crash(world)
         await asyncio.gather(first, return_exceptions=True)
         assert (await post(world)).status_code == 409

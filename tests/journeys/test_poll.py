@@ -11,8 +11,8 @@ import pytest
 from service.generations.budget import Budget
 from service.store import generations
 from service.store.sqlite.database import Transaction
-from tests.disaster import Held, status_of, story
-from tests.harness import Harness, completed, opened
+from tests.faults import DelayedAnswer, status_of, timeline_of
+from tests.harness import Harness, opened, success_report
 from tests.logs import Console
 
 POLLED = "ideogram-v3-turbo"  # No callbacks; usually done after 3 s.
@@ -70,7 +70,7 @@ async def test_the_safety_poll_gets_the_outcome_of_a_lost_callback(tmp_path: Pat
         world.upstream.finish("task1")
         await world.run(60)
         assert await status_of(world, generation["id"]) == "succeeded"
-        types = sorted(world.subscribers.types())
+        types = sorted(world.subscribers.event_types())
         assert types == ["generation.submitted", "generation.succeeded"]
 
 
@@ -128,7 +128,7 @@ async def test_confirmations_come_before_scheduled_polls(tmp_path: Path) -> None
             await world.generate(POLLED)
         await world.generate()
         world.clock.advance(30)
-        await world.call_back(completed("task7"))
+        await world.call_back(success_report("task7"))
         await world.run()
         assert world.upstream.polls[0] == "task7"
         assert len(world.upstream.polls) == 2
@@ -183,7 +183,7 @@ async def test_failed_polls_back_off_for_their_generation_alone(
         await world.generate()
         await world.generate(POLLED)
         world.upstream.poll_replies.extend([reply] * 4)
-        await world.call_back(completed("task1"), index=0)
+        await world.call_back(success_report("task1"), index=0)
         times = [1.0 * tick for tick in range(33)]
         polls: list[tuple[float, str]] = []
         for at in times:
@@ -234,7 +234,7 @@ async def test_a_generation_with_an_unknown_status_word_stays_open(
         world.upstream.poll_replies.append(still_running("PONDERING"))
         await world.run(3)
         assert await status_of(world, generation["id"]) == "processing"
-        assert ("poll", "processing") in await story(world, generation["id"])
+        assert ("poll", "processing") in await timeline_of(world, generation["id"])
         lines = [line for line in console.lines() if line["event"] == "upstream.unknown_word"]
         assert [line["word"] for line in lines] == ["PONDERING"]
         world.upstream.finish("task1")
@@ -268,7 +268,10 @@ async def test_a_generation_times_out_at_its_deadline_and_is_still_polled(
         late_polls = await poll_times(world, 30 * HOUR, step=240)
         minutes = [round(at / 60) for at in late_polls]
         assert minutes == [8, 48, 288, 1_152]  # 10 min, 1, 6 and 24 h, less 20 %.
-        assert sorted(world.subscribers.types()) == ["generation.submitted", "generation.timed_out"]
+        assert sorted(world.subscribers.event_types()) == [
+            "generation.submitted",
+            "generation.timed_out",
+        ]
 
 
 @pytest.mark.parametrize("outcome", ["succeeded", "failed"])
@@ -296,7 +299,7 @@ async def test_a_late_result_is_stored_and_delivered(
         assert stored["completed_at"] > stored["deadline_at"]
         await world.run(30 * HOUR)
         types = ["generation.submitted", "generation.timed_out", f"generation.{outcome}"]
-        assert sorted(world.subscribers.types()) == sorted(types)
+        assert sorted(world.subscribers.event_types()) == sorted(types)
 
 
 async def test_refreshing_does_not_use_up_the_late_polls(tmp_path: Path) -> None:
@@ -321,24 +324,24 @@ async def test_a_deadline_that_passed_before_a_restart_is_enforced_after_it(tmp_
         await world.run()
         for generation in (first, second):
             assert await status_of(world, generation["id"]) == "timed_out"
-        assert world.subscribers.types().count("generation.timed_out") == 2
+        assert world.subscribers.event_types().count("generation.timed_out") == 2
 
 
 async def test_a_poll_and_a_callback_with_the_same_outcome_make_one_event(tmp_path: Path) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
         await world.subscribe()
         generation = await world.generate()
-        answer = {"code": 200, "data": completed("task1")["data"]}
-        held = Held(response(200, answer))
-        world.upstream.poll_replies.append(held.reply)
+        answer = {"code": 200, "data": success_report("task1")["data"]}
+        delayed_answer = DelayedAnswer(response(200, answer))
+        world.upstream.poll_replies.append(delayed_answer.reply)
         tick = asyncio.create_task(world.run(60))
-        await held.asked.wait()
-        assert (await world.call_back({**completed("task1"), "extra": 1})).status_code == 200
-        held.release()
+        await delayed_answer.requested.wait()
+        assert (await world.call_back({**success_report("task1"), "extra": 1})).status_code == 200
+        delayed_answer.release()
         await tick
         await world.run(24 * HOUR)
         assert await status_of(world, generation["id"]) == "succeeded"
-        types = sorted(world.subscribers.types())
+        types = sorted(world.subscribers.event_types())
         assert types == ["generation.submitted", "generation.succeeded"]
 
 
@@ -352,14 +355,14 @@ async def test_contradictory_outcomes_at_once_make_one_event(tmp_path: Path) -> 
         world.clock.advance(60)
         tick = asyncio.create_task(world.run())
         answers = await asyncio.gather(
-            *(world.call_back(completed(f"task{i + 1}"), index=i) for i in range(20))
+            *(world.call_back(success_report(f"task{i + 1}"), index=i) for i in range(20))
         )
         assert {answer.status_code for answer in answers} == {200}
         await tick
         await world.run(60)
         ended_ids = [
             sent.event["data"]["id"]
-            for sent in world.subscribers.sent
+            for sent in world.subscribers.webhooks
             if sent.event["type"] in ("generation.succeeded", "generation.failed")
         ]
         assert len(ended_ids) == len(set(ended_ids)) == 20
@@ -424,7 +427,7 @@ async def test_a_poll_that_cannot_be_recorded_is_repeated(tmp_path: Path) -> Non
     async with opened(tmp_path) as world:
         generation = await world.generate(POLLED)
         database = world.app.database
-        answer = {"code": 200, "data": completed("task1")["data"]}
+        answer = {"code": 200, "data": success_report("task1")["data"]}
 
         def answer_and_fill_the_queue(_request: httpx.Request) -> httpx.Response:
             database._queue_max = 0

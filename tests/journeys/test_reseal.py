@@ -8,7 +8,7 @@ import pytest
 from service.delivery import signing_keys
 from service.store import reseal
 from service.store.vault import VaultError
-from tests.disaster import rows
+from tests.faults import rows
 from tests.harness import Harness, opened
 
 OLD, NEW = "s" * 32, "n" * 32

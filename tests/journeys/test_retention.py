@@ -10,7 +10,7 @@ import pytest
 from service.delivery import replay
 from service.store import retention
 from tests.harness import Harness, opened
-from tests.journeys.gates import answer, deliveries
+from tests.journeys.gates import deliveries, queue_answers
 from tests.journeys.test_stats import count_deliveries
 
 DAY = 86_400
@@ -81,7 +81,7 @@ async def test_a_pending_delivery_stays_with_its_event_and_generation(tmp_path: 
         await world.get(f"/v1/generations/{pending['generation_id']}/timeline")
         await world.client.patch(path, json={"status": "active"})
         await world.run()
-        assert len(world.subscribers.sent) == 1
+        assert len(world.subscribers.webhooks) == 1
         assert (await deliveries(world))[0]["status"] == "delivered"
         await run_days(world, 20)
         assert len(await deliveries(world)) == 1  # Its attempt is twenty days old.
@@ -122,7 +122,7 @@ async def test_the_events_of_a_running_replay_stay(tmp_path: Path) -> None:
         assert count_rows(world, "events", "replays") == {"events": 2, "replays": 1}
         await world.client.patch(path, json={"status": "active"})
         await world.run(replay.INACTIVE_WAIT_MS / 1_000)
-        assert len(world.subscribers.sent) == 1
+        assert len(world.subscribers.webhooks) == 1
         await run_days(world, 40)
         assert count_rows(world, "events", "replays") == {"events": 0, "replays": 0}
 
@@ -160,7 +160,7 @@ async def test_small_batches_delete_the_same_rows(
     monkeypatch.setattr(retention, "GENERATIONS_BATCH", batch)
     async with opened(tmp_path, callback_trust="body") as world:
         subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0])
-        answer(world, 500)
+        queue_answers(world, 500)
         for index in range(4):
             await fail_generation(world, index)
         world.clock.advance(40 * DAY)

@@ -27,7 +27,7 @@ async def _everything(world: Harness) -> str:
             stories = [await world.client.get(f"{path}/{i['id']}/timeline") for i in listed]
             texts += [answer.text for answer in stories]
     texts.append((await world.client.get("/metrics")).text)
-    texts += [f"{sent.headers} {sent.body.decode()}" for sent in world.subscribers.sent]
+    texts += [f"{sent.headers} {sent.body.decode()}" for sent in world.subscribers.webhooks]
     return "\n".join(texts)
 
 
@@ -41,10 +41,10 @@ async def test_a_callbacks_token_is_shown_nowhere(tmp_path: Path, console: Conso
         raw = f'{{"status":"running","callback_url":"{url}","also":"{escaped}"}}'.encode()
         headers = {"x-original-url": url, "referer": url, "authorization": "Bearer hush-hush"}
         inside = url.replace("/base", "")  # As a proxy in front would pass it on.
-        await world.outside.post(inside, content=raw, headers=headers)
-        await world.outside.post(inside, content=b"\xff" + raw)
-        await world.outside.post(inside + "x", content=raw, headers=headers)  # Forged.
-        await world.outside.get(inside)
+        await world.anonymous.post(inside, content=raw, headers=headers)
+        await world.anonymous.post(inside, content=b"\xff" + raw)
+        await world.anonymous.post(inside + "x", content=raw, headers=headers)  # Forged.
+        await world.anonymous.get(inside)
         echo = {
             "task_id": "task1",
             "status": "completed",

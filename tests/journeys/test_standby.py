@@ -46,7 +46,7 @@ async def test_a_worker_starts_once_its_lock_can_be_opened(
         obstacle.rmdir()
         await wait_until_working(world)
         await world.generate()
-        while not world.subscribers.sent:
+        while not world.subscribers.webhooks:
             await world.get("/v1/events")
         await stop_worker(world)
 

@@ -13,7 +13,7 @@ from service.delivery.target import SendError
 from service.store import stats
 from service.store.sqlite.database import Database, Transaction
 from tests.harness import START, SUBSCRIBER_URL, Harness, opened
-from tests.journeys.gates import Gate, answer, attached, deliveries
+from tests.journeys.gates import Gate, attach_worker, deliveries, queue_answers
 
 ONE = {"event_types": ["generation.submitted"]}
 EMPTY = {"p50": None, "p95": None, "p99": None}
@@ -48,7 +48,7 @@ async def test_a_new_subscriber_has_empty_statistics(tmp_path: Path) -> None:
 async def test_counts_agree_after_every_change_of_status(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0, 60])
-        answer(world, 200, 500, 500, 500)
+        queue_answers(world, 200, 500, 500, 500)
         for _ in range(3):
             await world.generate()
             await world.run(1)
@@ -79,9 +79,9 @@ async def test_an_attempt_does_not_change_a_delivery_that_was_canceled_meanwhile
         gates, subscribers = [Gate() for _ in range(3)], []
         for number, gate in enumerate(gates):
             url = f"{SUBSCRIBER_URL}/{number}"
-            answer(world, gate, url=url)
+            queue_answers(world, gate, url=url)
             subscribers.append(await world.subscribe(url, **ONE))
-        async with attached(world):
+        async with attach_worker(world):
             await world.generate()
             for gate in gates:
                 await gate.wait_for(1)
@@ -103,7 +103,7 @@ async def test_the_oldest_pending_delivery_counts_for_every_cause_of_delay(
         path = f"/v1/subscribers/{subscriber['id']}"
         if cause == "pause":
             await world.client.patch(path, json={"status": "paused"})
-        answer(world, {"throttle": 503, "backoff": 500, "disabled": 500}.get(cause, 200))
+        queue_answers(world, {"throttle": 503, "backoff": 500, "disabled": 500}.get(cause, 200))
         await world.generate()
         if cause == "rate":
             await world.run()
@@ -192,7 +192,7 @@ async def test_latency_of_the_last_hour_and_of_the_last_day(tmp_path: Path) -> N
 async def test_failed_attempts_count_towards_latency(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE)
-        answer(world, SendError("timeout", "No answer."))
+        queue_answers(world, SendError("timeout", "No answer."))
         await world.generate()
         await world.run()
         assert (await read(world, subscriber))["latency_ms"]["hour"]["p50"] is not None
@@ -203,7 +203,7 @@ async def test_statistics_are_stored_a_second_later_and_when_the_worker_ends(
 ) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE)
-        async with attached(world) as dispatcher:
+        async with attach_worker(world) as dispatcher:
             await world.generate()
             while (await read(world, subscriber))["counts"]["pending"] != 0:
                 await dispatcher.run_due(world.clock())
@@ -219,7 +219,7 @@ async def test_a_subscriber_with_a_rate_has_its_last_attempt_stored_with_it(
 ) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE, rate_per_second=1)
-        async with attached(world):
+        async with attach_worker(world):
             await world.generate()
             while (await read(world, subscriber))["counts"]["pending"] != 0:
                 pass

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.disaster import Held, crash, rows, status_of, story
-from tests.harness import PUBLIC_URL, Harness, opened, taken
+from tests.faults import DelayedAnswer, crash, rows, status_of, timeline_of
+from tests.harness import PUBLIC_URL, Harness, create_answer, opened
 
 PROMPT = {"prompt": "a small harbour"}
 
@@ -38,7 +38,7 @@ async def test_a_submission_that_upstream_takes_is_processing_with_a_task_id(
         assert generation["submitted_at"] == generation["created_at"]
         assert generation["metadata"] == {"order": "7"}
         assert await world.get(f"/v1/generations/{generation['id']}") == generation
-        assert await story(world, generation["id"]) == [
+        assert await timeline_of(world, generation["id"]) == [
             ("stored", ""),
             ("submission", "taken"),
             ("submitted", ""),
@@ -53,7 +53,7 @@ async def test_a_generation_is_stored_before_it_is_submitted(tmp_path: Path) -> 
         connection = sqlite3.connect(tmp_path / "genhook.db")
         stored.extend(connection.execute("SELECT status, submission FROM generations"))
         connection.close()
-        return response(200, taken("task1"))
+        return response(200, create_answer("task1"))
 
     async with opened(tmp_path) as world:
         world.upstream.create_replies.append(read_row)
@@ -134,8 +134,8 @@ async def test_a_refusal_fails_the_generation_and_is_answered_with_a_problem(
         await world.run(4_000)
         assert len(world.upstream.creates) == 1
         assert world.upstream.polls == []
-        assert world.subscribers.types() == ["generation.failed"]
-        types = [kind for kind, _ in await story(world, generation["id"])]
+        assert world.subscribers.event_types() == ["generation.failed"]
+        types = [kind for kind, _ in await timeline_of(world, generation["id"])]
         assert types == ["stored", "submission", "event", "attempt"]
 
 
@@ -147,7 +147,7 @@ LOST = [
     httpx.Response(200, text="<html>busy</html>"),
     response(200, {"code": 200, "message": "success", "data": {}}),
     response(200, {"code": 500, "message": "inner"}),
-    response(503, taken("task9")),  # An error status, but with a task.
+    response(503, create_answer("task9")),  # An error status, but with a task.
     response(302, None, location="http://elsewhere.test/"),
     httpx.Response(200, content=b'{"data": "' + b"x" * 3_000 + b'"}'),
     httpx.ReadTimeout("slow"),
@@ -170,14 +170,14 @@ async def test_a_submission_that_upstream_may_have_taken_is_never_repeated(
         assert answer.status_code == 202
         generation = answer.json()
         assert (generation["status"], generation["task_id"]) == ("queued", None)
-        assert ("submission", "lost") in await story(world, generation["id"])
+        assert ("submission", "lost") in await timeline_of(world, generation["id"])
         for _ in range(13):
             await world.run(300)
         await world.restart()
         await world.run(86_400)
         assert len(world.upstream.creates) == 1
         assert await status_of(world, generation["id"]) == "timed_out"
-        assert world.subscribers.types() == ["generation.timed_out"]
+        assert world.subscribers.event_types() == ["generation.timed_out"]
 
 
 PUT_OFF = [
@@ -211,7 +211,7 @@ async def test_a_submission_that_upstream_certainly_did_not_take_is_repeated(
         assert len(world.upstream.creates) == 2
         outcomes = [
             outcome
-            for kind, outcome in await story(world, generation["id"])
+            for kind, outcome in await timeline_of(world, generation["id"])
             if kind == "submission"
         ]
         assert outcomes == ["put_off", "taken"]
@@ -254,7 +254,7 @@ async def test_a_submission_delayed_past_the_deadline_times_out_and_is_not_repea
         await world.run(86_400)
         assert len(world.upstream.creates) == 2
         assert await status_of(world, generation["id"]) == "timed_out"
-        assert world.subscribers.types() == ["generation.timed_out"]
+        assert world.subscribers.event_types() == ["generation.timed_out"]
 
 
 async def test_a_result_in_the_create_answer_completes_the_generation(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ async def test_a_result_in_the_create_answer_completes_the_generation(tmp_path: 
         }
         assert generation["credits"] == 4
         await world.run(4_000)
-        assert world.subscribers.types() == ["generation.succeeded"]
+        assert world.subscribers.event_types() == ["generation.succeeded"]
         assert world.upstream.polls == []
 
 
@@ -299,10 +299,10 @@ async def test_after_a_crash_while_sending_the_callback_completes_the_generation
 ) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe()
-        held = Held(response(200, taken("task1")))
-        world.upstream.create_replies.append(held.reply)
+        delayed_answer = DelayedAnswer(response(200, create_answer("task1")))
+        world.upstream.create_replies.append(delayed_answer.reply)
         creating = asyncio.create_task(create(world))
-        await held.asked.wait()
+        await delayed_answer.requested.wait()
         await crash(world)
         await asyncio.gather(creating, return_exceptions=True)
         await world.run(600)
@@ -316,17 +316,17 @@ async def test_after_a_crash_while_sending_the_callback_completes_the_generation
         assert (stored["status"], stored["task_id"]) == ("succeeded", "task1")
         await world.run(86_400)
         assert len(world.upstream.creates) == 1
-        assert world.subscribers.types() == ["generation.succeeded"]
+        assert world.subscribers.event_types() == ["generation.succeeded"]
 
 
 async def test_after_a_crash_while_repeating_there_is_no_third_submission(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe()
-        held = Held(response(200, taken("task1")))
-        world.upstream.create_replies.extend([response(429, refusal(429)), held.reply])
+        delayed_answer = DelayedAnswer(response(200, create_answer("task1")))
+        world.upstream.create_replies.extend([response(429, refusal(429)), delayed_answer.reply])
         await create(world)
         sending = asyncio.create_task(world.run(2))
-        await held.asked.wait()
+        await delayed_answer.requested.wait()
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
         await crash(world)
@@ -334,7 +334,7 @@ async def test_after_a_crash_while_repeating_there_is_no_third_submission(tmp_pa
             await world.run(300)
         await world.run(86_400)
         assert len(world.upstream.creates) == 2
-        assert world.subscribers.types() == ["generation.timed_out"]
+        assert world.subscribers.event_types() == ["generation.timed_out"]
 
 
 async def test_the_task_id_of_another_generation_is_not_polled(tmp_path: Path) -> None:
@@ -353,28 +353,28 @@ async def test_the_task_id_of_another_generation_is_not_polled(tmp_path: Path) -
 async def test_after_a_crash_without_a_callback_the_generation_times_out(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe()
-        held = Held(response(200, taken("task1")))
-        world.upstream.create_replies.append(held.reply)
+        delayed_answer = DelayedAnswer(response(200, create_answer("task1")))
+        world.upstream.create_replies.append(delayed_answer.reply)
         creating = asyncio.create_task(create(world))
-        await held.asked.wait()
+        await delayed_answer.requested.wait()
         await crash(world)
         await asyncio.gather(creating, return_exceptions=True)
         await world.run(3_600)
         await world.run(86_400)
-        assert world.subscribers.types() == ["generation.timed_out"]
+        assert world.subscribers.event_types() == ["generation.timed_out"]
         assert len(world.upstream.creates) == 1
 
 
 async def test_an_answer_is_recorded_after_the_client_hung_up(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
-        held = Held(response(200, taken("task1")))
-        world.upstream.create_replies.append(held.reply)
+        delayed_answer = DelayedAnswer(response(200, create_answer("task1")))
+        world.upstream.create_replies.append(delayed_answer.reply)
         creating = asyncio.create_task(create(world))
-        await held.asked.wait()
+        await delayed_answer.requested.wait()
         under_way = [*world.app.parts.submitter.in_flight.values()]
         creating.cancel()
         await asyncio.gather(creating, return_exceptions=True)
-        held.release()
+        delayed_answer.release()
         await asyncio.gather(*under_way)
         [generation] = (await world.get("/v1/generations"))["data"]
         assert (generation["status"], generation["task_id"]) == ("processing", "task1")
@@ -382,16 +382,16 @@ async def test_an_answer_is_recorded_after_the_client_hung_up(tmp_path: Path) ->
 
 async def test_stopping_waits_for_upstreams_answer(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
-        held = Held(response(200, taken("task1")))
-        world.upstream.create_replies.append(held.reply)
+        delayed_answer = DelayedAnswer(response(200, create_answer("task1")))
+        world.upstream.create_replies.append(delayed_answer.reply)
         creating = asyncio.create_task(create(world))
-        await held.asked.wait()
+        await delayed_answer.requested.wait()
         creating.cancel()
         await asyncio.gather(creating, return_exceptions=True)
         stopping = asyncio.create_task(world.restart())
         done, _ = await asyncio.wait({stopping}, timeout=0.05)
         assert not done
-        held.release()
+        delayed_answer.release()
         await stopping
         [generation] = (await world.get("/v1/generations"))["data"]
         assert generation["task_id"] == "task1"
@@ -403,7 +403,7 @@ async def test_a_full_queue_does_not_lose_upstreams_answer(tmp_path: Path) -> No
 
         def fill(_request: httpx.Request) -> httpx.Response:
             database._queue_max = 0
-            return response(200, taken("task1"))
+            return response(200, create_answer("task1"))
 
         world.upstream.create_replies.append(fill)
         generation = await world.generate()
@@ -415,27 +415,27 @@ async def test_a_full_queue_does_not_lose_upstreams_answer(tmp_path: Path) -> No
 async def test_a_task_id_that_arrives_after_the_deadline_is_polled(tmp_path: Path) -> None:
     async with opened(tmp_path, shutdown_seconds=0) as world:
         await world.subscribe()
-        held = Held(response(200, taken("task1")))
-        world.upstream.create_replies.append(held.reply)
+        delayed_answer = DelayedAnswer(response(200, create_answer("task1")))
+        world.upstream.create_replies.append(delayed_answer.reply)
         creating = asyncio.create_task(create(world))
-        await held.asked.wait()
+        await delayed_answer.requested.wait()
         await world.run(3_600)
-        held.release()
+        delayed_answer.release()
         answer = await creating
         assert (answer.status_code, answer.json()["status"]) == (202, "timed_out")
         world.upstream.finish("task1")
         await world.run(1_000)  # Late polls use the task id.
-        assert world.subscribers.types() == ["generation.timed_out", "generation.succeeded"]
+        assert world.subscribers.event_types() == ["generation.timed_out", "generation.succeeded"]
 
 
 async def test_a_refusal_after_a_successful_callback_changes_nothing(tmp_path: Path) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
-        held = Held(response(400, refusal(400)))
-        world.upstream.create_replies.append(held.reply)
+        delayed_answer = DelayedAnswer(response(400, refusal(400)))
+        world.upstream.create_replies.append(delayed_answer.reply)
         creating = asyncio.create_task(create(world))
-        await held.asked.wait()
+        await delayed_answer.requested.wait()
         assert (await world.call_back()).status_code == 200
-        held.release()
+        delayed_answer.release()
         answer = await creating
         assert (answer.status_code, answer.json()["status"]) == (202, "succeeded")
 
@@ -456,7 +456,12 @@ async def test_upstreams_error_is_shown_without_secrets(tmp_path: Path) -> None:
         [generation] = (await world.get("/v1/generations"))["data"]
         timeline = await world.client.get(f"/v1/generations/{generation['id']}/timeline")
         events = await world.client.get("/v1/events")
-        texts = [answer.text, timeline.text, events.text, world.subscribers.sent[0].body.decode()]
+        texts = [
+            answer.text,
+            timeline.text,
+            events.text,
+            world.subscribers.webhooks[0].body.decode(),
+        ]
         for text in texts:
             assert "may not use" in text
             assert token not in text
@@ -504,8 +509,10 @@ async def test_a_notify_url_receives_only_the_outcome_of_its_generation(tmp_path
             body = {"data": {"task_id": f"task{index + 1}", "status": "completed"}}
             await world.call_back(body, index=index)
         await world.run()
-        assert [sent.event["data"]["id"] for sent in world.subscribers.to(url)] == [notified["id"]]
-        assert world.subscribers.types(url) == ["generation.succeeded"]
+        assert [sent.event["data"]["id"] for sent in world.subscribers.webhooks_to(url)] == [
+            notified["id"]
+        ]
+        assert world.subscribers.event_types(url) == ["generation.succeeded"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from tests.disaster import story
+from tests.faults import timeline_of
 from tests.harness import Harness, opened
 
 
@@ -26,7 +26,7 @@ async def test_the_timeline_of_a_generation_that_succeeds(tmp_path: Path) -> Non
             world.clock.advance(1)
             await world.call_back(body)
             await world.run(1)
-        assert await story(world, generation["id"]) == [
+        assert await timeline_of(world, generation["id"]) == [
             ("stored", ""),
             ("submission", "taken"),
             ("submitted", ""),
@@ -53,7 +53,7 @@ async def test_the_timeline_of_a_generation_that_times_out(tmp_path: Path) -> No
             await world.run(seconds)
         world.subscribers.answers["http://127.0.0.1:7/inbox"].append(500)
         await world.run()
-        timeline = await story(world, generation["id"])
+        timeline = await timeline_of(world, generation["id"])
         assert [word for kind, word in timeline if kind == "submission"] == ["put_off", "taken"]
         polls = [word for kind, word in timeline if kind == "poll"]
         assert polls[:4] == ["throttled", "unwell", "absent", "processing"]

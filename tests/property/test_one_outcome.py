@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from service.model.event import EVENT_TYPE_OF
 from service.model.generation import TERMINAL, TRANSITIONS
-from tests.disaster import Held, crash, rows
-from tests.harness import Harness, completed, opened, taken
+from tests.faults import DelayedAnswer, crash, rows
+from tests.harness import Harness, create_answer, opened, success_report
 
 FINAL = ("generation.succeeded", "generation.failed")
 ANSWERS: dict[str, httpx.Response | Exception] = {
-    "taken": httpx.Response(200, json=taken("task1")),
+    "taken": httpx.Response(200, json=create_answer("task1")),
     "lost": httpx.ReadTimeout("slow"),
     "refused": httpx.Response(422, json={"error": {"code": 422, "message": "no"}}),
     "at once": httpx.Response(
@@ -27,8 +27,8 @@ ANSWERS: dict[str, httpx.Response | Exception] = {
 }
 BODIES: dict[str, Any] = {
     "progress": {"data": {"task_id": "task1", "status": "running"}},
-    "success": completed("task1"),
-    "other success": completed("task1", "https://cdn.example/2.png"),
+    "success": success_report("task1"),
+    "other success": success_report("task1", "https://cdn.example/2.png"),
     "failure": {"data": {"task_id": "task1", "status": "failed", "error": "changed its mind"}},
     "nonsense": b"\x00 not json",
     "odd word": {"data": {"task_id": "task1", "status": "PONDERING"}},
@@ -77,7 +77,7 @@ class History:
 
     def __init__(self, world: Harness, answer: str) -> None:
         self.world = world
-        self.create_answer = Held(ANSWERS[answer])
+        self.create_answer = DelayedAnswer(ANSWERS[answer])
         self.request: asyncio.Task[httpx.Response] | None = None
         self.status = "queued"
         self.events: list[str] = []
@@ -87,7 +87,7 @@ class History:
         body = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
         request = self.world.client.post("/v1/generations", json=body)
         self.request = asyncio.create_task(request)
-        await self.create_answer.asked.wait()
+        await self.create_answer.requested.wait()
 
     async def do(self, step: Step) -> None:
         world = self.world
@@ -164,7 +164,7 @@ async def live(path: Path, answer: str, trust: str, steps: Sequence[Step]) -> No
 async def check_end(world: Harness, history: History) -> None:
     """Check that subscribers, the timeline and usage agree with the stored events."""
     [row] = await rows(world, "SELECT id FROM generations")
-    sent = {each.headers["webhook-id"]: each.event["type"] for each in world.subscribers.sent}
+    sent = {each.headers["webhook-id"]: each.event["type"] for each in world.subscribers.webhooks}
     assert sorted(sent.values()) == sorted(history.events)
     timeline = (await world.get(f"/v1/generations/{row['id']}/timeline"))["data"]
     assert [entry["at"] for entry in timeline] == sorted(entry["at"] for entry in timeline)

@@ -12,8 +12,8 @@ import httpx
 
 from service.delivery.target import SendError
 from service.store.sqlite.connection import Connection
-from tests.disaster import crash, rows
-from tests.harness import Harness, ManualClock, completed, settings, taken
+from tests.faults import crash, rows
+from tests.harness import Harness, ManualClock, create_answer, settings, success_report
 
 MODELS = ("imagen4", "imagen4-fast", "ideogram-v3-turbo", "nobody-knows-this")
 HOOKS = tuple(f"http://127.0.0.1:7/{name}" for name in ("well", "moody", "ordered"))
@@ -60,7 +60,7 @@ class World(Harness):
     async def close(self) -> None:
         """Stop what still runs."""
         await self.client.aclose()
-        await self.outside.aclose()
+        await self.anonymous.aclose()
         await self.app.stop()
 
     async def step(self) -> str:
@@ -125,12 +125,12 @@ class World(Harness):
         if kind == "unreadable":
             content = b"<html>"
         elif kind == "forged":
-            forged = completed(task_id, "https://evil.example/x.png")
-            answer = await self.outside.post(url[:-4] + "AAAA", json=forged)
+            forged = success_report(task_id, "https://evil.example/x.png")
+            answer = await self.anonymous.post(url[:-4] + "AAAA", json=forged)
             assert answer.status_code == 404, answer.text
             return
         for _ in range(2 if kind == "again" else 1):
-            answer = await self.outside.post(url, content=content)
+            answer = await self.anonymous.post(url, content=content)
             assert answer.status_code == 200, answer.text
             self.acknowledged.append(content)
 
@@ -177,7 +177,7 @@ class World(Harness):
         self.upstream.tasks[body["task_id"]] = {"status": "IN_PROGRESS"}
         if outcome == "lost-but-taken":
             raise LOST
-        return httpx.Response(200, json=taken(body["task_id"]))
+        return httpx.Response(200, json=create_answer(body["task_id"]))
 
     @staticmethod
     def _no_answer(outcome: str) -> httpx.Response:

@@ -7,7 +7,7 @@ from pathlib import Path
 from service.cli.arguments import Echo, define
 from service.model.errors import CommandError
 
-EXTRA = ("rich", "PIL", "standardwebhooks")
+EXTRA_PACKAGES = ("rich", "PIL", "standardwebhooks")
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
 
 def demo(options: argparse.Namespace, _echo: Echo) -> int:
     """Run every scenario; return 0 if all checks passed."""
-    if any(importlib.util.find_spec(name) is None for name in EXTRA):
+    if any(importlib.util.find_spec(name) is None for name in EXTRA_PACKAGES):
         raise CommandError("the demo needs its extra: pip install 'genhook[demo]'.")
     from service.cli import server
     from service.cli.demo import scenarios

@@ -17,13 +17,15 @@ from service.cli.demo.subscriber import Subscriber
 from service.settings import Settings
 
 UPSTREAM_KEY = "aio_demo"
-SAFETY_POLL_SECONDS = 4.0  # Above the sandbox's 2 s, even less 20 % and on a busy machine.
+SAFETY_POLL_SECONDS = (
+    4.0  # Jitter takes off up to 20 %; the callback, after 2 s, must still come first.
+)
 TIMEOUT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """A client for the running service, and the subscriber that it delivers to."""
+    """A client of the running service, and the service's only subscriber."""
 
     client: httpx.AsyncClient
     subscriber: Subscriber
@@ -38,15 +40,15 @@ class Environment:
 
 
 @contextlib.asynccontextmanager
-async def started(folder: Path) -> AsyncIterator[Environment]:
-    """Start everything, with the database in `folder`, and create the subscriber."""
-    receiver = Subscriber()
+async def running_environment(folder: Path) -> AsyncIterator[Environment]:
+    """Run upstream, subscriber and service, with the database in `folder`."""
+    demo_subscriber = Subscriber()
     async with contextlib.AsyncExitStack() as stack:
         upstream_url = await stack.enter_async_context(
             server.running_sandbox(server.bind("127.0.0.1", 0), UPSTREAM_KEY)
         )
-        receiver_url = await stack.enter_async_context(
-            server.running(subscriber.app(receiver), server.bind("127.0.0.1", 0))
+        subscriber_url = await stack.enter_async_context(
+            server.running(subscriber.new_app(demo_subscriber), server.bind("127.0.0.1", 0))
         )
         sock = server.bind("127.0.0.1", 0)
         settings = _settings(folder, server.url_of(sock), upstream_url)
@@ -59,9 +61,10 @@ async def started(folder: Path) -> AsyncIterator[Environment]:
                 trust_env=False,
             )
         )
-        environment = Environment(client, receiver)
-        new = {"url": receiver_url + subscriber.PATH}
-        receiver.secret = (await environment.call("POST", "/v1/subscribers", json=new))["secret"]
+        environment = Environment(client, demo_subscriber)
+        body = {"url": subscriber_url + subscriber.PATH}
+        created = await environment.call("POST", "/v1/subscribers", json=body)
+        demo_subscriber.secret = created["secret"]
         yield environment
 
 

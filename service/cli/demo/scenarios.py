@@ -12,12 +12,12 @@ from PIL import Image
 from rich.console import Console
 
 from service.cli.demo import screen
-from service.cli.demo.environment import Environment, started
+from service.cli.demo.environment import Environment, running_environment
 from service.cli.demo.subscriber import TERMINAL, Subscriber
 from service.model.clock import parse_rfc3339
 from service.model.errors import CommandError
 
-TIMELINE_SECONDS = 0.1  # Between two looks at the timeline, unless a webhook comes.
+TIMELINE_SECONDS = 0.1  # Between two reads of the timeline; a webhook ends the wait.
 SCENARIO_SECONDS = 15.0
 
 Json = dict[str, Any]
@@ -51,30 +51,30 @@ async def run(output: Path) -> int:
     """Run every scenario in turn; return 0 if all checks passed, else 1."""
     console = screen.new_console()
     with tempfile.TemporaryDirectory(prefix="genhook-demo-") as folder:
-        _create(output)
-        async with started(Path(folder)) as environment:
+        _make_folder(output)
+        async with running_environment(Path(folder)) as environment:
             screen.title(console, "genhook demo: upstream, service and subscriber on this machine")
             failures = 0
             for number, scenario in enumerate(SCENARIOS, 1):
-                failures += await _run_one(environment, console, number, scenario, output)
+                failures += await _run_scenario(environment, console, number, scenario, output)
             console.print()
-            webhooks = len(environment.subscriber.received)
+            webhooks = len(environment.subscriber.webhooks)
     if failures:
-        screen.verdict(console, [f"{failures} checks failed"], "")
+        screen.result(console, [f"{failures} checks failed"], "")
         return 1
     summary = f"{len(SCENARIOS)} generations with one outcome each; {webhooks} webhooks"
-    screen.verdict(console, [], f"{summary}, every signature verified")
+    screen.result(console, [], f"{summary}, every signature verified")
     return 0
 
 
-def _create(output: Path) -> None:
+def _make_folder(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CommandError(f"cannot make {output}: {error.strerror}.") from error
+        raise CommandError(f"cannot create {output}: {error.strerror}.") from error
 
 
-async def _run_one(
+async def _run_scenario(
     environment: Environment, console: Console, number: int, scenario: Scenario, output: Path
 ) -> int:
     """Run and show one scenario; return how many checks failed."""
@@ -89,9 +89,9 @@ async def _run_one(
             environment, generation, output, f"{number}-{scenario.model}"
         )
     except (httpx.HTTPError, OSError) as error:  # A timeout is an OSError.
-        failures.append(str(error) or "there is no outcome in time")
+        failures.append(str(error) or f"no outcome within {SCENARIO_SECONDS:g} seconds")
     messages = [f"{scenario.name}: {failure}" for failure in failures]
-    screen.verdict(console, messages, ", ".join(pictures))
+    screen.result(console, messages, ", ".join(pictures))
     return len(failures)
 
 
@@ -112,7 +112,7 @@ async def _follow(
             if (entry["at"], entry["summary"]) not in shown:
                 screen.entry(console, entry, seconds, _note(environment.subscriber, entry))
             shown.add((entry["at"], entry["summary"]))
-        if _is_over(entries):
+        if _is_finished(entries):
             return await environment.call("GET", path), entries
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(environment.subscriber.changed.wait(), TIMELINE_SECONDS)
@@ -121,26 +121,28 @@ async def _follow(
 def _note(subscriber: Subscriber, entry: Json) -> str:
     """Return a note for an attempt whose signature the subscriber verified."""
     event_id = entry["detail"].get("event_id")
-    verified = [one.error is None for one in subscriber.received if one.event_id == event_id]
+    verified = [
+        webhook.error is None for webhook in subscriber.webhooks if webhook.event_id == event_id
+    ]
     return "signature verified" if entry["type"] == "attempt" and verified == [True] else ""
 
 
-def _is_over(entries: list[Json]) -> bool:
-    """Whether there is an outcome and each event has been sent."""
+def _is_finished(entries: list[Json]) -> bool:
+    """Whether there is an outcome and every event has an attempt."""
     events = [entry for entry in entries if entry["type"] == "event"]
-    ended = any(event["detail"].get("type") in TERMINAL for event in events)
+    has_outcome = any(event["detail"].get("type") in TERMINAL for event in events)
     sent = {entry["detail"].get("event_id") for entry in entries}
-    return ended and {event["id"] for event in events} <= sent
+    return has_outcome and {event["id"] for event in events} <= sent
 
 
 async def _failed_checks(
     environment: Environment, generation: Json, entries: list[Json], scenario: Scenario
 ) -> list[str]:
-    """Return a sentence for each check that fails for an ended generation."""
+    """Check a generation that ended; return a sentence for each check that failed."""
     query = {"generation_id": generation["id"]}
     events = (await environment.call("GET", "/v1/events", params=query))["data"]
     stored = {event["id"] for event in events if event["type"] in TERMINAL}
-    received = environment.subscriber.outcomes(generation["id"])
+    delivered = environment.subscriber.outcomes(generation["id"])
     called_back = any(entry["type"] == "callback" for entry in entries)
     expected = "a callback" if scenario.callback else "no callback"
     checks = {
@@ -150,8 +152,10 @@ async def _failed_checks(
         ),
         f"{expected} was expected": called_back == scenario.callback,
         f"{len(stored)} terminal events are stored, not one": len(stored) == 1,
-        "the subscriber did not receive exactly one outcome": received == stored,
-        "a signature is wrong": not any(one.error for one in environment.subscriber.received),
+        "the subscriber did not receive exactly one outcome": delivered == stored,
+        "a signature is wrong": not any(
+            webhook.error for webhook in environment.subscriber.webhooks
+        ),
     }
     return [failure for failure, passed in checks.items() if not passed]
 
@@ -159,7 +163,7 @@ async def _failed_checks(
 async def _save_pictures(
     environment: Environment, generation: Json, output: Path, stem: str
 ) -> list[str]:
-    """Save every file of the generation; return paths and sizes. OSError if one is no picture."""
+    """Save the generation's files; return paths and sizes. OSError if one is not a picture."""
     files = (generation["output"] or {}).get("files", [])
     if not files:
         raise OSError("there is no picture")

@@ -18,7 +18,7 @@ def new_console() -> Console:
 
 @contextlib.contextmanager
 def waiting(console: Console, label: str) -> Iterator[None]:
-    """Show a spinner with a clock below the lines, on a terminal only."""
+    """Show a spinner and the elapsed time below the lines; only on a terminal."""
     columns = (SpinnerColumn("line"), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
@@ -28,14 +28,14 @@ def waiting(console: Console, label: str) -> Iterator[None]:
 
 
 def title(console: Console, text: str) -> None:
-    """Print the first line."""
+    """Print the title of the demo."""
     console.print(Text(text, "bold"))
 
 
-def heading(console: Console, number: int, name: str, about: str) -> None:
+def heading(console: Console, number: int, name: str, description: str) -> None:
     """Print the heading of a scenario."""
     console.print()
-    console.print(Text.assemble((f"{number}  {name}", "bold"), (f"  {about}", "dim")))
+    console.print(Text.assemble((f"{number}  {name}", "bold"), (f"  {description}", "dim")))
 
 
 def entry(console: Console, entry: dict[str, Any], seconds: float, note: str) -> None:
@@ -50,7 +50,7 @@ def entry(console: Console, entry: dict[str, Any], seconds: float, note: str) ->
     )
 
 
-def verdict(console: Console, failures: list[str], summary: str) -> None:
+def result(console: Console, failures: list[str], summary: str) -> None:
     """Print every failure, or the summary if there is none."""
     if not failures:
         console.print(Text.assemble(("       ok    ", "green"), summary))

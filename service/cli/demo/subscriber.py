@@ -1,4 +1,4 @@
-"""A subscriber that checks each webhook with the standardwebhooks package and remembers it."""
+"""A subscriber that verifies each webhook with the standardwebhooks package and stores it."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ TERMINAL = ("generation.succeeded", "generation.failed", "generation.timed_out")
 
 
 @dataclass(frozen=True, slots=True)
-class Received:
+class ReceivedWebhook:
     """One webhook. `error` says why its signature is wrong; then type and generation are empty."""
 
     event_id: str
@@ -25,37 +25,37 @@ class Received:
 
 @dataclass(slots=True)
 class Subscriber:
-    """The subscriber's secret and what it received; each webhook sets `changed`."""
+    """The subscriber's secret and the webhooks it received; each webhook sets `changed`."""
 
     secret: str = ""
-    received: list[Received] = field(default_factory=list)
+    webhooks: list[ReceivedWebhook] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def outcomes(self, generation_id: str) -> set[str]:
         """Return the ids of the generation's terminal events; repeated webhooks have equal ids."""
         return {
             webhook.event_id
-            for webhook in self.received
+            for webhook in self.webhooks
             if webhook.generation_id == generation_id and webhook.type in TERMINAL
         }
 
 
-def app(subscriber: Subscriber) -> Starlette:
+def new_app(subscriber: Subscriber) -> Starlette:
     """Return the subscriber as an ASGI application."""
 
     async def receive(request: Request) -> Response:
         webhook = _read(subscriber.secret, dict(request.headers), await request.body())
-        subscriber.received.append(webhook)
+        subscriber.webhooks.append(webhook)
         subscriber.changed.set()
         return Response(status_code=400 if webhook.error else 204)
 
     return Starlette(routes=[Route(PATH, receive, methods=["POST"])])
 
 
-def _read(secret: str, headers: dict[str, str], body: bytes) -> Received:
+def _read(secret: str, headers: dict[str, str], body: bytes) -> ReceivedWebhook:
     event_id = headers.get("webhook-id", "")
     try:
         event = Webhook(secret).verify(body, headers)
     except (WebhookVerificationError, ValueError) as error:
-        return Received(event_id, error=str(error) or type(error).__name__)
-    return Received(event_id, event["type"], event["data"].get("id", ""))
+        return ReceivedWebhook(event_id, error=str(error) or type(error).__name__)
+    return ReceivedWebhook(event_id, event["type"], event["data"].get("id", ""))

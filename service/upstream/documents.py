@@ -1,8 +1,8 @@
-"""Reads the facts in a JSON body from upstream: its envelope, task id, status words and error.
+"""Reads the task id, status words and error from a JSON body of upstream.
 
 The versions of API in One and the providers that it resells use different names for the same
-facts, and the body of the task route is not documented. So every known name is read at every known
-place, and a body that is not understood is no error.
+values, and the body of the task route is not documented. So every known name is looked up in every
+object that may have it, and a body without any of them is not an error.
 """
 
 import re
@@ -17,7 +17,7 @@ MAX_TEXT_CHARS = 500
 MAX_WORD_CHARS = 100
 
 State = Literal["processing", "succeeded", "failed"]
-Object = dict[str, Any]
+JsonObject = dict[str, Any]
 
 _WORDS: dict[State, str] = {
     "processing": "pending queued waiting queuing created processing generating running in_progress"
@@ -41,27 +41,27 @@ _MESSAGE_KEYS = (
     "fail_reason",
     "extra_message",
 )
-_REMARK_KEYS = ("message", "msg", "detail")
+_ENVELOPE_MESSAGE_KEYS = ("message", "msg", "detail")
 _TASK_ID = re.compile(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,159}")
 
 
-class Shape(msgspec.Struct, frozen=True):
-    """A decoded body, and where the task is described in it.
+class Document(msgspec.Struct, frozen=True):
+    """A decoded body, with the object that describes the task.
 
     raw: the decoded JSON. root: the outermost object; a list counts as its `data`.
     task: the object that describes the task, often the root itself. clips: the parts of a song.
     """
 
-    raw: Object | list[Any]
-    root: Object
-    task: Object
-    clips: tuple[Object, ...]
+    raw: JsonObject | list[Any]
+    root: JsonObject
+    task: JsonObject
+    clips: tuple[JsonObject, ...]
 
 
-def parse(body: bytes) -> Shape | None:
+def parse(body: bytes) -> Document | None:
     """Decode a body and find the task in it; None if `decode` refuses the body.
 
-    The task stands in an envelope (`{code, message, data: {…}}`), alone, or is a list of clips.
+    The task is in an envelope (`{code, message, data: {…}}`), is the root, or is a list of clips.
     """
     raw = decode(body)
     if raw is None:
@@ -69,13 +69,13 @@ def parse(body: bytes) -> Shape | None:
     root = raw if isinstance(raw, dict) else {"data": raw}
     data = root.get("data")
     task = data if isinstance(data, dict) else root
-    if isinstance(data, list) and data and isinstance(data[0], dict) and _has_task_id(data[0]):
+    if isinstance(data, list) and data and isinstance(data[0], dict) and _has_id_key(data[0]):
         task = data[0]
-    return Shape(raw, root, task, _clips(task))
+    return Document(raw, root, task, _clips(task))
 
 
-def decode(body: bytes) -> Object | list[Any] | None:
-    """Return the JSON object or array; None for anything else, too large or nested too deeply."""
+def decode(body: bytes) -> JsonObject | list[Any] | None:
+    """Return the JSON object or array; None for any other body, or one too large or deep."""
     if len(body) > MAX_BODY_BYTES:
         return None
     try:
@@ -85,7 +85,7 @@ def decode(body: bytes) -> Object | list[Any] | None:
     return value if isinstance(value, dict | list) and not _is_too_deep(value) else None
 
 
-def _is_too_deep(value: Object | list[Any]) -> bool:
+def _is_too_deep(value: JsonObject | list[Any]) -> bool:
     level = [value]
     for _ in range(MAX_DEPTH):
         children = (each.values() if isinstance(each, dict) else each for each in level)
@@ -95,7 +95,7 @@ def _is_too_deep(value: Object | list[Any]) -> bool:
     return True
 
 
-def _clips(task: Object) -> tuple[Object, ...]:
+def _clips(task: JsonObject) -> tuple[JsonObject, ...]:
     """Return the objects of the first list in which at least one has a status word."""
     for items in (task.get("response_data"), task.get("data")):
         if isinstance(items, list):
@@ -105,17 +105,17 @@ def _clips(task: Object) -> tuple[Object, ...]:
     return ()
 
 
-def clip_words(clips: Iterable[Object]) -> list[str | None]:
+def clip_words(clips: Iterable[JsonObject]) -> list[str | None]:
     """Return the status word of each clip."""
     return [_text(clip.get("status")) for clip in clips]
 
 
-def status_word(shape: Shape) -> str | None:
+def read_status_word(document: Document) -> str | None:
     """Return the status word as written, at most 100 characters; None if there is none."""
-    word = _first_text(_values((shape.task, shape.root), _WORD_KEYS))
+    word = _first_text(_values((document.task, document.root), _WORD_KEYS))
     # Suno's feed has its status under `type`; elsewhere `type` repeats a parameter of the request.
-    if word is None and "response_data" in shape.task:
-        word = _text(shape.task.get("type"))
+    if word is None and "response_data" in document.task:
+        word = _text(document.task.get("type"))
     return word[:MAX_WORD_CHARS] if word else None
 
 
@@ -124,25 +124,25 @@ def state_of(word: str | None) -> State | None:
     return STATE_OF_WORD.get(re.sub(r"[\s-]+", "_", word.strip().lower())) if word else None
 
 
-def task_id(shape: Shape) -> str | None:
+def read_task_id(document: Document) -> str | None:
     """Return upstream's id for the task; None unless it is safe in a path: 1 to 160 characters."""
-    text = _first_text(_values((shape.task, shape.root), (*_ID_KEYS, "id")))
+    text = _first_text(_values((document.task, document.root), (*_ID_KEYS, "id")))
     return text if text and _TASK_ID.fullmatch(text) else None
 
 
-def names_task(shape: Shape) -> bool:
-    """Whether the body has an id under a name that only tasks have: `id` may be a request's."""
-    return _has_task_id(shape.task) or _has_task_id(shape.root)
+def has_task_id(document: Document) -> bool:
+    """Whether the body has a task id; `id` does not count, as it may be a request's."""
+    return _has_id_key(document.task) or _has_id_key(document.root)
 
 
-def _has_task_id(place: Object) -> bool:
-    return any(_text(place.get(key)) for key in _ID_KEYS)
+def _has_id_key(object_: JsonObject) -> bool:
+    return any(_text(object_.get(key)) for key in _ID_KEYS)
 
 
-def error_code(shape: Shape) -> int | None:
+def read_error_code(document: Document) -> int | None:
     """Return the body's numeric error code, which may come with HTTP 200; None if it has none."""
-    error = shape.root.get("error")
-    values = (shape.root.get("code"), error.get("code") if isinstance(error, dict) else None)
+    error = document.root.get("error")
+    values = (document.root.get("code"), error.get("code") if isinstance(error, dict) else None)
     code = next((number for number in map(_number, values) if number is not None), None)
     return None if _is_success(code) else code
 
@@ -151,34 +151,40 @@ def _is_success(code: int | None) -> bool:
     return code is None or code == 0 or 200 <= code <= 299
 
 
-def read_error(shape: Shape) -> tuple[str | None, str | None]:
+def read_error(document: Document) -> tuple[str | None, str | None]:
     """Return the code and the message of a failure, each at most 500 characters, or None."""
-    places = (shape.task, *shape.clips, shape.root)
-    errors = [place["error"] for place in places if isinstance(place.get("error"), dict)]
-    return _first_text(_codes(shape, places, errors)), _first_text(_messages(shape, places, errors))
+    objects = (document.task, *document.clips, document.root)
+    errors = [object_["error"] for object_ in objects if isinstance(object_.get("error"), dict)]
+    return _first_text(_codes(document, objects, errors)), _first_text(
+        _messages(document, objects, errors)
+    )
 
 
-def _codes(shape: Shape, places: Sequence[Object], errors: Sequence[Object]) -> Iterator[Any]:
-    yield from _values(places, _CODE_KEYS)
-    # A code that is a name says most ("content_policy"), then the type ("authentication_error").
+def _codes(
+    document: Document, objects: Sequence[JsonObject], errors: Sequence[JsonObject]
+) -> Iterator[Any]:
+    yield from _values(objects, _CODE_KEYS)
+    # A name as code ("content_policy") is more exact than the type ("authentication_error").
     yield from (error.get("code") for error in errors if _number(error.get("code")) is None)
     yield from _values(errors, ("type", "code"))
-    code = shape.root.get("code")
+    code = document.root.get("code")
     if not _is_success(_number(code)) or (isinstance(code, str) and state_of(code) is None):
         yield code
 
 
-def _messages(shape: Shape, places: Sequence[Object], errors: Sequence[Object]) -> Iterator[Any]:
-    yield from _values(places, _MESSAGE_KEYS)
+def _messages(
+    document: Document, objects: Sequence[JsonObject], errors: Sequence[JsonObject]
+) -> Iterator[Any]:
+    yield from _values(objects, _MESSAGE_KEYS)
     yield from _values(errors, ("message",))
-    yield from _values(places, ("error",))
-    # The envelope of a failed task may have the message "success", which explains nothing.
-    remarks = _values((shape.task, shape.root), _REMARK_KEYS)
-    yield from (remark for remark in remarks if state_of(_text(remark)) is None)
+    yield from _values(objects, ("error",))
+    # The envelope of a failed task may have the message "success": that is no error message.
+    messages = _values((document.task, document.root), _ENVELOPE_MESSAGE_KEYS)
+    yield from (message for message in messages if state_of(_text(message)) is None)
 
 
-def _values(places: Iterable[Object], keys: Sequence[str]) -> Iterator[Any]:
-    return (place.get(key) for place in places for key in keys)
+def _values(objects: Iterable[JsonObject], keys: Sequence[str]) -> Iterator[Any]:
+    return (object_.get(key) for object_ in objects for key in keys)
 
 
 def _first_text(values: Iterable[Any]) -> str | None:
