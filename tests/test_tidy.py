@@ -192,14 +192,14 @@ def imported_by_serve(files: Mapping[str, str]) -> set[str]:
     waiting, modules = ["service/cli/main.py", "service/cli/serve.py"], set()
     while waiting:
         path = waiting.pop()
-        if path not in files or path in modules:
+        if path not in files or path in modules or not path.startswith("service/cli/"):
             continue
         modules.add(path)
-        for node in tree(files[path]).body:
+        for node in nodes(files[path]):
             if isinstance(node, ast.ImportFrom) and node.module:
                 package = node.module.replace(".", "/")
                 waiting += [f"{package}.py", *(f"{package}/{each.name}.py" for each in node.names)]
-    return {path for path in modules if path.startswith("service/cli/")}
+    return modules
 
 
 def sizes(files: Mapping[str, str]) -> dict[str, int]:
@@ -403,14 +403,15 @@ def test_a_link_that_leads_nowhere_is_found(text: str) -> None:
 
 def test_what_serve_imports_counts_as_the_service() -> None:
     files = {
-        "service/cli/main.py": "from service.cli import options\n",
-        "service/cli/options.py": "\n",
-        "service/cli/serve.py": "def serve():\n    from service.cli import doctor\n",
+        "service/cli/main.py": "from service.cli.arguments import define\n",
+        "service/cli/arguments.py": "\n",
+        "service/cli/serve.py": "def serve():\n    from service.cli import server\n",
+        "service/cli/server.py": "from service.sandbox import create_app\n",
         "service/cli/doctor.py": "\n\n\n",
-        "service/sandbox/app.py": "\n",
+        "service/sandbox/__init__.py": "\n",
         "service/app.py": "\n",
     }
-    assert sizes(files) == {"service": 5, "toolbox": 4}
+    assert sizes(files) == {"service": 6, "toolbox": 4}
 
 
 def test_a_readme_that_states_a_wrong_size_is_found() -> None:
