@@ -1,6 +1,5 @@
 """Plain ASGI: reading a body, sending a problem, /healthz, and request ids."""
 
-import contextlib
 import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
@@ -105,16 +104,23 @@ class RequestIds:
         request_id = _request_id(scope, self._clock())
         scope.setdefault("state", {})["request_id"] = request_id
 
+        is_answered = False
+
         async def send_with_id(message: Message) -> None:
+            nonlocal is_answered
             if message["type"] == "http.response.start":
+                is_answered = True
                 message["headers"].append((b"x-request-id", request_id.encode()))
                 metrics.requests.add(1, str(message["status"]))
             await send(message)
 
-        # Starlette raises what it has answered with 500 once more, for the server to log. It is in
-        # our log already.
-        with log.request(request_id), contextlib.suppress(Exception):
-            await self._app(scope, receive, send_with_id)
+        with log.request(request_id):
+            try:
+                await self._app(scope, receive, send_with_id)
+            except Exception:
+                # Starlette raises what it has logged and answered with 500 again, for the server.
+                if not is_answered:
+                    raise
 
 
 def _request_id(scope: Scope, now: int) -> str:

@@ -76,7 +76,7 @@ def _response(answer: Answer) -> Response:
 
 async def _refuse(request: Request, error: Exception) -> Response:
     """Answer an error with a problem."""
-    problem = _problem(error, request.scope["path"])  # `request.url` raises for a query in bytes.
+    problem = _problem(error, request.scope["path"])  # `request.url` fails on a bad query.
     return _response(problem_answer(problem, request.state.request_id))
 
 

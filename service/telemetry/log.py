@@ -142,7 +142,10 @@ def _from_a_thread(stream: Stream) -> Write:
     file = getattr(sys, stream)
     if file is None:  # It was closed when the process started.
         return lambda _line: metrics.log_lines_dropped.add(1)
-    writer = LineWriter(file.fileno())
+    try:
+        writer = LineWriter(file.fileno())
+    except (OSError, ValueError):  # Something that is not a file took its place.
+        return _at_once(stream)
     atexit.register(writer.drain, DRAIN_SECONDS)
     return lambda line: writer.write(line.encode(errors="backslashreplace"))
 

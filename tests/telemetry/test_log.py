@@ -148,6 +148,12 @@ def test_without_a_stream_lines_are_counted_as_dropped(monkeypatch: pytest.Monke
     assert metrics.log_lines_dropped.values[()] == before + 1
 
 
+def test_a_stream_that_is_not_a_file_is_written_at_once(console: Console) -> None:
+    log.configure("info", stream="stdout")
+    log.get().info("sent")
+    assert [line["event"] for line in console.lines()] == ["sent"]
+
+
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_process_that_ends_has_written_every_line_in_order(stream: str) -> None:
     code = (
