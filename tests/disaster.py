@@ -1,4 +1,4 @@
-"""What can go wrong between a test and its world: answers held back, processes that die."""
+"""Faults for tests: answers of upstream that are held back, and processes that die."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,7 +12,7 @@ from tests.harness import Harness, Reply
 
 
 class Held:
-    """An answer of upstream's that is on its way until `release`."""
+    """An answer of upstream that does not arrive before `release`."""
 
     def __init__(self, answer: httpx.Response | Exception) -> None:
         self._answer = answer
@@ -21,9 +21,9 @@ class Held:
 
     @property
     def reply(self) -> Reply:
-        """The answer, to be put among an upstream's replies."""
-        waits: Callable[[httpx.Request], Awaitable[httpx.Response]] = self._wait
-        return cast("Reply", waits)  # httpx awaits what a handler returns.
+        """The answer, for the replies of an upstream."""
+        handler: Callable[[httpx.Request], Awaitable[httpx.Response]] = self._wait
+        return cast("Reply", handler)  # httpx awaits what a handler returns.
 
     def release(self) -> None:
         """Let the answer arrive."""
@@ -38,10 +38,10 @@ class Held:
 
 
 async def crash(world: Harness) -> App:
-    """Die as by `kill -9`: drop what is under way, and start anew on the same file.
+    """Die as by `kill -9`: drop what is under way, and start a new process on the same file.
 
-    What waited to be written is lost with the process. Returns the application that died; its
-    connections are closed, as a dead process's are.
+    Queued writes are lost with the process. Returns the application that died, its connections
+    closed.
     """
     dead = world.app
     parts = dead.parts
@@ -63,7 +63,7 @@ def _gone(*_args: object, **_options: object) -> Awaitable[Any]:
 
 
 async def rows(world: Harness, sql: str, **values: object) -> list[Mapping[str, Any]]:
-    """Rows as they are stored."""
+    """Return rows as they are stored."""
 
     async def unit(tx: Transaction) -> list[Mapping[str, Any]]:
         return [dict(row) for row in await tx.select(sql, values)]
@@ -72,18 +72,18 @@ async def rows(world: Harness, sql: str, **values: object) -> list[Mapping[str, 
 
 
 async def story(world: Harness, generation_id: str) -> list[tuple[str, str]]:
-    """A generation's timeline as pairs of a type and what is most telling of it."""
+    """Return a generation's timeline as pairs of a type and its main detail."""
     answer = await world.get(f"/v1/generations/{generation_id}/timeline")
     entries = answer["data"]
-    return [(entry["type"], _telling(entry["detail"])) for entry in entries]
+    return [(entry["type"], _main_detail(entry["detail"])) for entry in entries]
 
 
-def _telling(detail: Mapping[str, Any]) -> str:
+def _main_detail(detail: Mapping[str, Any]) -> str:
     names = ("outcome", "verdict", "type", "status_code")
     return next((str(detail[name]) for name in names if name in detail), "")
 
 
 async def status_of(world: Harness, generation_id: str) -> str:
-    """The status of a generation."""
-    found: str = (await world.get(f"/v1/generations/{generation_id}"))["status"]
-    return found
+    """Return the status of a generation."""
+    status: str = (await world.get(f"/v1/generations/{generation_id}"))["status"]
+    return status

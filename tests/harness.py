@@ -1,4 +1,4 @@
-"""A whole service in one process: driven clock, scripted upstream, scripted subscribers."""
+"""Runs the whole service in one process, with driven clock, scripted upstream and subscribers."""
 
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -22,7 +22,7 @@ SUBSCRIBER_URL = "http://127.0.0.1:7/inbox"
 
 
 class ManualClock:
-    """Time that moves when a test says so."""
+    """A clock that only `advance` moves."""
 
     def __init__(self, now: int = START) -> None:
         self.now = now
@@ -38,7 +38,7 @@ Reply = httpx.Response | Exception | Callable[[httpx.Request], httpx.Response]
 
 
 class Upstream:
-    """A scripted upstream: replies in order, then the default; every request is kept."""
+    """A scripted upstream: it replies in order, then by default, and records every request."""
 
     def __init__(self) -> None:
         self.creates: list[dict[str, Any]] = []
@@ -84,19 +84,19 @@ class Upstream:
 
 
 def taken(task_id: str) -> dict[str, Any]:
-    """A create answer in upstream's envelope."""
+    """Return a create answer in upstream's envelope."""
     data = {"task_id": task_id, "status": "IN_PROGRESS"}
     return {"code": 200, "message": "success", "data": data}
 
 
 def completed(task_id: str, url: str = "https://cdn.example/1.png") -> dict[str, Any]:
-    """A callback body that reports success."""
+    """Return a callback body that reports success."""
     data = {"task_id": task_id, "status": "completed", "output": {"image_urls": [url]}}
     return {"code": 200, "message": "success", "data": data}
 
 
 class Sent(msgspec.Struct):
-    """One webhook as a subscriber got it."""
+    """One webhook as a subscriber received it."""
 
     url: str
     headers: dict[str, str]
@@ -110,7 +110,7 @@ class Sent(msgspec.Struct):
 
 
 class Subscribers:
-    """Every subscriber in the world: answers by URL, in order, then 200; keeps what was sent."""
+    """All subscribers: they answer by URL in order, then 200, and record every webhook."""
 
     def __init__(self, clock: ManualClock) -> None:
         self.clock = clock
@@ -141,7 +141,7 @@ class Subscribers:
 
 
 class Harness:
-    """The service under test and the world around it."""
+    """The service under test, with its upstream and its subscribers."""
 
     def __init__(self, settings: Settings, clock: ManualClock) -> None:
         self.clock = clock
@@ -150,7 +150,7 @@ class Harness:
         self.settings = settings
         self.app = self.new_app()
         self.client = self.new_client(ADMIN_KEY)
-        # What upstream sends: it has no key.
+        # Upstream sends without a key.
         self.outside = httpx.AsyncClient(transport=httpx.ASGITransport(self._asgi))
 
     async def _asgi(self, scope: Any, receive: Any, send: Any) -> None:
@@ -173,13 +173,13 @@ class Harness:
         )
 
     async def restart(self) -> None:
-        """Stop cleanly and start again on the same file."""
+        """Stop cleanly, and start again on the same file."""
         await self.app.stop()
         self.app = self.new_app()
         await self.app.start(worker=False)
 
     async def run(self, seconds: float = 0) -> None:
-        """Move time on, then do everything that is due."""
+        """Advance the clock, then do all due work."""
         self.clock.advance(seconds)
         assert self.app.worker is not None
         await self.app.worker.tick(20)
@@ -187,24 +187,24 @@ class Harness:
     async def subscribe(self, url: str = SUBSCRIBER_URL, /, **fields: Any) -> dict[str, Any]:
         answer = await self.client.post("/v1/subscribers", json={"url": url, **fields})
         assert answer.status_code == 201, answer.text
-        found: dict[str, Any] = answer.json()
-        return found
+        subscriber: dict[str, Any] = answer.json()
+        return subscriber
 
     async def generate(self, model: str = "imagen4", /, **fields: Any) -> dict[str, Any]:
         body = {"model": model, "input": {"prompt": "a small harbour"}, **fields}
         answer = await self.client.post("/v1/generations", json=body)
         assert answer.status_code == 202, answer.text
-        found: dict[str, Any] = answer.json()
-        return found
+        generation: dict[str, Any] = answer.json()
+        return generation
 
     async def get(self, path: str, /, **query: Any) -> dict[str, Any]:
         answer = await self.client.get(path, params=query)
         assert answer.status_code == 200, answer.text
-        found: dict[str, Any] = answer.json()
-        return found
+        body: dict[str, Any] = answer.json()
+        return body
 
     async def call_back(self, body: Any = None, index: int = -1, **options: Any) -> httpx.Response:
-        """POST a callback to the URL of a create; JSON unless `content` is given."""
+        """POST a callback to the URL of a create: `body` as JSON, or `content` as it is."""
         url = self.upstream.callback_url(index)
         assert urlsplit(url).path.startswith("/callbacks/apiinone/")
         if "content" not in options:
@@ -215,8 +215,8 @@ class Harness:
 
 
 def settings(path: Path, **overrides: Any) -> Settings:
-    """Settings for tests: plain http and loopback subscribers, one secret key."""
-    given: dict[str, Any] = {
+    """Return settings for tests: plain http, subscribers on loopback, one secret key."""
+    defaults: dict[str, Any] = {
         "database_path": str(path / "genhook.db"),
         "secret_keys": ("s" * 32,),
         "admin_key": ADMIN_KEY,
@@ -226,12 +226,12 @@ def settings(path: Path, **overrides: Any) -> Settings:
         "allow_http": True,
         "allow_networks": (ip_network("127.0.0.0/8"),),
     }
-    return Settings(**{**given, **overrides})
+    return Settings(**{**defaults, **overrides})
 
 
 @asynccontextmanager
 async def opened(path: Path, **overrides: Any) -> AsyncIterator[Harness]:
-    """A started service on a file below `path`, without its worker loops: `run` does due work."""
+    """Start a service on a file below `path`, without its worker loops: `run` does due work."""
     harness = Harness(settings(path, **overrides), ManualClock())
     await harness.app.start(worker=False)
     try:
