@@ -83,11 +83,11 @@ async def genhook(port: int) -> Post:
     """The sender as the service makes it."""
     from ipaddress import ip_network  # noqa: PLC0415  only here
 
-    from service.delivery.webhook import egress, sender  # noqa: PLC0415  only here
+    from service.delivery.webhook import egress, request, sender  # noqa: PLC0415  only here
 
     policy = egress.Policy(allow_http=True, allow_networks=(ip_network("127.0.0.0/8"),))
-    made = sender.Sender(policy)
-    target = sender.parse_target(f"http://{HOST}:{port}/inbox")
+    made = sender.WebhookSender(policy)
+    target = request.parse_target(f"http://{HOST}:{port}/inbox")
 
     async def post() -> int:
         return (await made.send(target, HEADERS, BODY, 15)).status_code

@@ -14,10 +14,11 @@ from service.api.asgi import Receive, Scope, Send
 from service.api.receiver import Receiver
 from service.context import UPSTREAM, Context
 from service.delivery import tenants
-from service.delivery.dispatch import Deliverer
-from service.delivery.dispatch import Send as SendWebhook
+from service.delivery.dispatch import Dispatcher
+from service.delivery.target import Sender
 from service.delivery.webhook import egress
-from service.delivery.webhook.sender import Limits, Sender, tls_context
+from service.delivery.webhook.connection import tls_context
+from service.delivery.webhook.sender import Limits, WebhookSender
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
 from service.model.clock import Clock, now_ms
@@ -49,7 +50,7 @@ class App:
         clock: Clock = now_ms,
         jitter: Callable[[], float] = random.random,
         transport: "Callable[[], httpx.AsyncBaseTransport] | None" = None,
-        sender: SendWebhook | None = None,
+        sender: Sender | None = None,
     ) -> None:
         self.settings = settings
         self.database = Database(
@@ -59,7 +60,7 @@ class App:
         self._jitter = jitter
         self._transport = transport
         self._sender = sender
-        self._parts: tuple[Context, Submitter, Poller, Deliverer, Worker] | None = None
+        self._parts: tuple[Context, Submitter, Poller, Dispatcher, Worker] | None = None
         self._receiver: Receiver | None = None
         self.worker: Worker | None = None
 
@@ -125,13 +126,13 @@ class App:
         )
         await database.write(tenants.ensure, context, tenants.DEFAULT)
         submitter, poller = Submitter(context), Poller(context)
-        deliverer = Deliverer(context, self._sender or _sender(settings))
-        self.worker = Worker(context, FileLock(database), submitter, poller, deliverer)
-        self._parts = (context, submitter, poller, deliverer, self.worker)
+        dispatcher = Dispatcher(context, self._sender or _sender(settings))
+        self.worker = Worker(context, FileLock(database), submitter, poller, dispatcher)
+        self._parts = (context, submitter, poller, dispatcher, self.worker)
         self._receiver = Receiver(context)
         metrics.write_queue.read = lambda: database.queued
-        metrics.in_flight.read = lambda: deliverer.slots.taken
-        metrics.backlog.read = deliverer.waiting
+        metrics.in_flight.read = lambda: dispatcher.slots.taken
+        metrics.backlog.read = dispatcher.waiting
 
     async def stop(self) -> None:
         """Finish what is under way within its time, then close everything."""
@@ -143,7 +144,7 @@ class App:
         with contextlib.suppress(TimeoutError):  # Upstream's answers are still to be recorded.
             async with asyncio.timeout(self.settings.shutdown_seconds):
                 await self.parts.submitter.settle()
-        close = getattr(self.parts.deliverer.sender, "close", None)
+        close = getattr(self.parts.dispatcher.sender, "close", None)
         if close is not None:
             await close()
         await self.parts.context.client.close()
@@ -164,7 +165,7 @@ class App:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-def _sender(settings: Settings) -> SendWebhook:
+def _sender(settings: Settings) -> Sender:
     if settings.http_proxy:
         from service.delivery.webhook.proxy import ProxiedSender  # noqa: PLC0415  cold start
 
@@ -173,7 +174,7 @@ def _sender(settings: Settings) -> SendWebhook:
     policy = egress.Policy(settings.allow_http, settings.allow_networks)
     own = tls_context(settings.ca_file) if settings.ca_file else None
     limits = Limits(connections=settings.max_in_flight + 24)
-    return Sender(policy, ssl_context=own, limits=limits)
+    return WebhookSender(policy, ssl_context=own, limits=limits)
 
 
 def _redactor(settings: Settings) -> Redactor:

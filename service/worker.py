@@ -12,7 +12,7 @@ import msgspec
 
 from service.context import Context, NoInbox
 from service.delivery import replay
-from service.delivery.dispatch import Deliverer
+from service.delivery.dispatch import Dispatcher
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
 from service.model.clock import SECOND
@@ -61,13 +61,13 @@ class Worker:
         ownership: Ownership,
         submitter: Submitter,
         poller: Poller,
-        deliverer: Deliverer,
+        dispatcher: Dispatcher,
     ) -> None:
         self.context = context
         self.ownership = ownership
         self.submitter = submitter
         self.poller = poller
-        self.deliverer = deliverer
+        self.dispatcher = dispatcher
         self.done = Done()
         self.task: asyncio.Task[None] | None = None
         self._timer = asyncio.Event()
@@ -113,7 +113,7 @@ class Worker:
             group.create_task(self._loop(self._submit, signals.submit))
             group.create_task(self._loop(self._poll, signals.poll))
             group.create_task(self._loop(self._expire, signals.deadline))
-            group.create_task(self._loop(self.deliverer.run_due, self._timer))
+            group.create_task(self._loop(self.dispatcher.run_due, self._timer))
             group.create_task(self._loop(self._replay, signals.replay))
             group.create_task(self._loop(self._clean_gently, asyncio.Event()))
             group.create_task(self._loop(self._watch, asyncio.Event()))
@@ -126,19 +126,19 @@ class Worker:
                 return False
             await reseal.run(self.context.database, self.context.vault)
             self.attach()
-            await self.deliverer.scan()
+            await self.dispatcher.scan()
         except StorageError as error:
             _log.error("worker.storage_failed", error=str(error))
-            self.deliverer.is_open = False
+            self.dispatcher.is_open = False
             self.ownership.release()
             return False
         return True
 
     def attach(self) -> None:
         """From now on, hand newly committed deliveries to our lanes."""
-        self.context.inbox = self.deliverer
-        self.deliverer.on_timer = self._timer.set
-        self.deliverer.is_open = True
+        self.context.inbox = self.dispatcher
+        self.dispatcher.on_timer = self._timer.set
+        self.dispatcher.is_open = True
 
     async def tick(self, seconds: float) -> Done:
         """Do due work for up to `seconds`; nothing while another tick runs here."""
@@ -167,10 +167,10 @@ class Worker:
         """Run every step again and again while it finds work; True if some is left."""
         loop = asyncio.get_running_loop()
         while True:
-            await self.deliverer.scan()
+            await self.dispatcher.scan()
             now = self.context.clock()
             steps = (self._submit, self._poll, self._expire, self._replay, self._clean)
-            due_times = [await step(now) for step in (*steps, self.deliverer.run_due)]
+            due_times = [await step(now) for step in (*steps, self.dispatcher.run_due)]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(ends_at - loop.time(), 0)):
                     await self._settle()
@@ -181,7 +181,7 @@ class Worker:
     async def _settle(self) -> None:
         """Wait until no poll and no attempt is under way."""
         await self.poller.settle()
-        await self.deliverer.settle()
+        await self.dispatcher.settle()
 
     async def _loop(self, step: Step, signal: asyncio.Event) -> None:
         while not self._stopping.is_set():
@@ -247,17 +247,17 @@ class Worker:
             self.context.signals.set_all()
             revision = await self.context.database.read(subscribers.revision)
             if revision != self._subscribers_revision:
-                self.deliverer.reload(None)
+                self.dispatcher.reload(None)
             self._subscribers_revision = revision
-            await self.deliverer.scan()
+            await self.dispatcher.scan()
         return now + int(WATCH_SECONDS * SECOND)
 
     def _counts(self) -> Done:
-        return msgspec.structs.replace(self.done, attempted=self.deliverer.attempted)
+        return msgspec.structs.replace(self.done, attempted=self.dispatcher.attempted)
 
     async def _finish(self) -> None:
         """Give what is under way its time; what does not end is due again after the restart."""
-        self.deliverer.is_open = False
+        self.dispatcher.is_open = False
         try:
             async with asyncio.timeout(self.context.settings.shutdown_seconds):
                 await self.submitter.settle()
@@ -265,4 +265,4 @@ class Worker:
         except TimeoutError:
             _log.warning("worker.stopped_late")
         self.context.inbox = NoInbox()
-        self.deliverer.forget()
+        self.dispatcher.forget()

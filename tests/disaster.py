@@ -46,7 +46,7 @@ async def crash(world: Harness) -> App:
     dead = world.app
     parts = dead.parts
     under_way = [*parts.submitter.in_flight.values(), *parts.poller.in_flight.values()]
-    under_way += [*parts.deliverer._tasks]
+    under_way += [*parts.dispatcher._tasks]
     dead.database._queue.clear()
     dead.database._enqueue = _gone  # type: ignore[method-assign]
     for task in under_way:

@@ -12,7 +12,7 @@ import httpx
 import msgspec
 
 from service.app import App
-from service.delivery.webhook.request import Answer, SendError, Target
+from service.delivery.target import Answer, SendError, Target
 from service.settings import Settings
 
 ADMIN_KEY = "ghk_" + "a" * 40
@@ -131,7 +131,7 @@ class Subscribers:
             raise answer
         if callable(answer):
             answer = await answer()
-        return answer if isinstance(answer, Answer) else Answer(answer, (), b"", False)
+        return answer if isinstance(answer, Answer) else Answer(answer, (), b"")
 
     def to(self, url: str = SUBSCRIBER_URL) -> list[Sent]:
         return [sent for sent in self.sent if sent.url == url]

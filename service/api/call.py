@@ -9,7 +9,7 @@ import msgspec
 
 from service.api.problem import PROBLEM_TYPE, FieldError, Problem, invalid
 from service.context import Context
-from service.delivery.dispatch import Deliverer
+from service.delivery.dispatch import Dispatcher
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
 from service.model import clock
@@ -52,7 +52,7 @@ class Parts:
     context: Context
     submitter: Submitter
     poller: Poller
-    deliverer: Deliverer
+    dispatcher: Dispatcher
     worker: Worker
 
 

@@ -20,6 +20,7 @@ from service.api.checks import (
 from service.api.problem import FieldError, Problem, invalid, not_found
 from service.api.rotation import read_rotation, secrets_view
 from service.delivery import health, signing_keys
+from service.delivery.attempt import send_test
 from service.delivery.retry import DEFAULT_RETRY_SECONDS
 from service.delivery.signing_keys import Secrets
 from service.model.event import Event
@@ -44,7 +45,7 @@ class New(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     event_types: list[str] = []
     filter: Filter = Filter()
     headers: dict[str, str] = {}
-    max_in_flight: InFlight = 10
+    max_in_flight: InFlight = 100
     rate_per_second: Rate | None = None
     retry_schedule_seconds: Schedule = msgspec.field(
         default_factory=lambda: list(DEFAULT_RETRY_SECONDS)
@@ -251,7 +252,8 @@ async def test(call: Call) -> Answer:
     """POST /v1/subscribers/{id}/test: send one `ping` now; 200 with the attempt."""
     subscriber = await _get(call)
     event = await call.database.write(_ping, subscriber)
-    attempt, request = await call.parts.deliverer.test(subscriber, event)
+    sender = call.parts.dispatcher.sender
+    attempt, request = await send_test(call.context, sender, subscriber, event)
     return Answer(content={"attempt": attempt.view(), "request": request})
 
 

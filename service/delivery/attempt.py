@@ -1,79 +1,148 @@
-"""What came of one attempt: its record, and what it means for the delivery and its lane."""
+"""One signed attempt to deliver: what is sent, what comes back, and what follows from it."""
+
+import time
+from collections.abc import Mapping
 
 import msgspec
 
-from service.delivery import retry
-from service.delivery.webhook.request import Answer, SendError
+from service.context import Context
+from service.delivery import formats, retry
+from service.delivery.recipient import Recipient, read_recipient, unseal_recipient
+from service.delivery.records import record_of
+from service.delivery.retry import Verdict
+from service.delivery.target import Answer, Sender, SendError
 from service.model.attempt import Attempt
-from service.model.clock import DAY
+from service.model.clock import SECOND
 from service.model.delivery import Due
+from service.model.event import Event
+from service.model.ids import new_id
 from service.model.subscriber import Subscriber
+from service.store import deliveries
+from service.telemetry import log, metrics
 
-FAILING_MAX_MS = 5 * DAY
-
-
-class Conclusion(msgspec.Struct, frozen=True, kw_only=True):
-    """What follows from an attempt. `word` labels logs and metrics."""
-
-    word: str
-    status: str
-    due_at: int | None = None
-    slow_until: int | None = None
-    disabled_reason: str | None = None
+_log = log.get()
 
 
-def note(
-    attempt_id: str, due: Due, started_at: int, duration_ms: int, result: Answer | SendError
-) -> Attempt:
-    """The attempt as it is stored."""
-    answer = result if isinstance(result, Answer) else None
-    error_code, error_message = _error(result)
+class Message(msgspec.Struct, frozen=True):
+    """The headers and the body of an attempt; the body is what is signed."""
+
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What was sent, the attempt as it is to be stored, and what follows from it."""
+
+    message: Message
+    attempt: Attempt
+    verdict: Verdict
+    ended_at: int
+
+
+async def attempt(context: Context, sender: Sender, recipient: Recipient, due: Due) -> Result:
+    """Make one attempt and judge it, without storing it.
+
+    It raises nothing: a delivery that cannot be sent would be due for ever. Every error counts as
+    a failed attempt instead.
+    """
+    started_at, began = context.clock(), time.perf_counter()
+    message = Message({}, due.body)
+    answer: Answer | SendError
+    try:
+        message = _message(recipient, due, started_at)
+        seconds_max = context.settings.attempt_timeout_seconds
+        answer = await sender.send(recipient.target, message.headers, message.body, seconds_max)
+    except SendError as error:
+        answer = error
+    except Exception as error:  # noqa: BLE001  see above
+        _log.exception("attempt.broken", delivery_id=due.id)
+        answer = SendError("internal_error", f"It could not be sent: {type(error).__name__}.")
+    seconds, ended_at = time.perf_counter() - began, context.clock()
+    verdict = retry.decide(
+        answer,
+        attempt_number=due.attempt_count + 1,
+        schedule_seconds=recipient.subscriber.retry_schedule_seconds,
+        now=ended_at,
+        jitter=context.jitter(),
+    )
+    result = Result(message, _attempt(due, answer, started_at, seconds), verdict, ended_at)
+    _count(result, due, seconds)
+    return result
+
+
+async def send_test(
+    context: Context, sender: Sender, subscriber: Subscriber, event: Event
+) -> tuple[Attempt, dict[str, object]]:
+    """Send an event to one subscriber now, once; return the attempt, and exactly what was sent.
+
+    The values of the subscriber's own headers are redacted: they often are credentials.
+    """
+    sealed = await context.database.read(read_recipient, subscriber.id)
+    assert sealed is not None
+    recipient = unseal_recipient(context.vault, sealed)
+    due = deliveries.new_due(event, subscriber, context.clock(), "test")
+    result = await attempt(context, sender, recipient, due)
+    # A test is over after one attempt, whatever a retry would have been due at.
+    verdict = retry.DELIVERED if result.verdict.status == "delivered" else retry.DEAD
+    recorded = record_of(recipient, due, result.attempt, verdict, result.ended_at)
+    await context.database.write(deliveries.insert_ended, due, recorded)
+    headers = {**result.message.headers, **dict.fromkeys(recipient.headers, "[redacted]")}
+    body = result.message.body.decode()
+    return result.attempt, {"url": subscriber.url, "headers": headers, "body": body}
+
+
+def _message(recipient: Recipient, due: Due, now: int) -> Message:
+    """Format and sign the event; names that genhook sets win over the subscriber's headers."""
+    form = formats.form(recipient.subscriber.payload, due.body)
+    headers = {
+        **recipient.headers,
+        "content-type": "application/json",
+        "user-agent": "genhook",
+        **form.headers,
+        "webhook-id": due.event_id,
+        "webhook-timestamp": str(now // SECOND),
+        "webhook-signature": recipient.signer.header(due.event_id, now, form.body),
+    }
+    return Message(headers, form.body)
+
+
+def _attempt(due: Due, answer: Answer | SendError, started_at: int, seconds: float) -> Attempt:
+    reply = answer if isinstance(answer, Answer) else None
+    error_code, error_message = _error(answer)
     return Attempt(
-        id=attempt_id,
+        id=new_id("att", started_at),
         delivery_id=due.id,
         number=due.attempt_count + 1,
         trigger=due.trigger,
         started_at=started_at,
-        duration_ms=duration_ms,
-        status_code=answer.status_code if answer else None,
+        duration_ms=round(seconds * 1_000),
+        status_code=reply.status_code if reply else None,
         error_code=error_code,
         error_message=error_message,
-        response_headers=list(answer.headers) if answer else [],
-        response_body=answer.body if answer else b"",
+        response_headers=list(reply.headers) if reply else [],
+        response_body=reply.body if reply else b"",
     )
 
 
-def conclude(
-    subscriber: Subscriber, attempt: Attempt, result: Answer | SendError, now: int, jitter: float
-) -> Conclusion:
-    """Delivered, due again, or dead; and whether the subscriber has had enough."""
-    seen: retry.Responded | retry.Failed
-    if isinstance(result, Answer):
-        seen = retry.Responded(result.status_code, dict(result.headers))
-    else:
-        seen = retry.Failed(result.code, permanent=False)
-    outcome = retry.decide(
-        seen,
-        attempt_number=attempt.number,
-        schedule_seconds=subscriber.retry_schedule_seconds,
-        now=now,
-        jitter=jitter,
-    )
-    match outcome:
-        case retry.Delivered():
-            return Conclusion(word="delivered", status="delivered")
-        case retry.Retry(due_at, slow_until):
-            return Conclusion(
-                word="retried", status="pending", due_at=due_at, slow_until=slow_until
-            )
-        case retry.GiveUp(_, disable):
-            gone = "gone" if disable else None
-            return Conclusion(word="dead", status="dead", disabled_reason=gone)
-
-
-def _error(result: Answer | SendError) -> tuple[str | None, str | None]:
-    if isinstance(result, SendError):
-        return result.code, str(result)
-    if 200 <= result.status_code < 300:
+def _error(answer: Answer | SendError) -> tuple[str | None, str | None]:
+    if isinstance(answer, SendError):
+        return answer.code, str(answer)
+    if 200 <= answer.status_code < 300:
         return None, None
-    return f"status_{result.status_code}", f"The receiver answered {result.status_code}."
+    return f"status_{answer.status_code}", f"The receiver answered {answer.status_code}."
+
+
+def _count(result: Result, due: Due, seconds: float) -> None:
+    metrics.attempts.add(1, result.verdict.word)
+    metrics.attempt_seconds.observe(seconds, result.verdict.word)
+    _log.info(
+        "attempt",
+        delivery_id=due.id,
+        event_id=due.event_id,
+        subscriber_id=due.subscriber_id,
+        number=result.attempt.number,
+        outcome=result.verdict.word,
+        status_code=result.attempt.status_code,
+        error=result.attempt.error_code,
+        duration_ms=result.attempt.duration_ms,
+    )

@@ -5,10 +5,11 @@
 
 import datetime
 import email.utils
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
+from service.delivery.target import Answer, SendError
 from service.model import clock
 
 DEFAULT_RETRY_SECONDS = (0, 5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
@@ -23,78 +24,73 @@ SLOW_LANE_MIN_MS = clock.SECOND
 SLOW_LANE_MAX_MS = 15 * clock.MINUTE
 
 
-class Responded(msgspec.Struct, frozen=True):
-    """An attempt that got an answer; header names are lower-case."""
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What follows from an attempt, for its delivery and its subscriber.
 
-    status_code: int
-    headers: Mapping[str, str]
+    Attributes:
+        word: `delivered`, `retried` or `dead`: the label in logs and metrics.
+        status: the delivery's status from now on.
+        due_at: when the next attempt is due; None unless the status is `pending`.
+        slow_until: set if the receiver asks for fewer requests: until then its lane rests.
+        disabled_reason: set if the subscriber is to be disabled.
 
-
-class Failed(msgspec.Struct, frozen=True):
-    """An attempt without an answer; `permanent` if no repetition could end otherwise."""
-
-    code: str
-    permanent: bool
-
-
-class Delivered(msgspec.Struct, frozen=True):
-    """The subscriber has it."""
-
-
-class Retry(msgspec.Struct, frozen=True):
-    """Try again at `due_at`; until `slow_lane_until`, if set, the subscriber asked for less."""
-
-    due_at: int
-    slow_lane_until: int | None
-
-
-class GiveUp(msgspec.Struct, frozen=True):
-    """The delivery is dead; `disable` if the subscriber wants no others either.
-
-    reason: `exhausted`, `gone`, `abort_requested`, `disable_requested`, or the code of a
-        permanent failure.
     """
 
-    reason: str
-    disable: bool
+    word: str
+    status: str
+    due_at: int | None = None
+    slow_until: int | None = None
+    disabled_reason: str | None = None
 
 
-Outcome = Delivered | Retry | GiveUp
+DELIVERED = Verdict(word="delivered", status="delivered")
+DEAD = Verdict(word="dead", status="dead")
+GONE = Verdict(word="dead", status="dead", disabled_reason="gone")
 
 
 def first_due(schedule_seconds: Sequence[int], now: int) -> int:
-    """When the first attempt is due: no jitter, since events do not come in step."""
+    """When the first attempt is due: without jitter, since events are not synchronised."""
     return now + schedule_seconds[0] * clock.SECOND
 
 
 def decide(
-    result: Responded | Failed,
+    result: Answer | SendError,
     *,
     attempt_number: int,
     schedule_seconds: Sequence[int],
     now: int,
     jitter: float,
-) -> Outcome:
-    """What follows from an attempt (Standard Webhooks 1.0, and the answer headers of Svix).
+) -> Verdict:
+    """Decide what follows from an attempt (Standard Webhooks 1.0, and the answer headers of Svix).
 
     attempt_number: how many attempts were made, this one included.
     schedule_seconds: the delay before each attempt; [0] belongs to the first.
     """
-    if isinstance(result, Responded) and 200 <= result.status_code < 300:
-        return Delivered()
-    refusal = _refusal(result)
-    if refusal is not None:
-        return refusal
-    if attempt_number >= len(schedule_seconds):
-        return GiveUp("exhausted", disable=False)
+    status_code = result.status_code if isinstance(result, Answer) else 0
+    if 200 <= status_code < 300:
+        return DELIVERED
+    headers = dict(result.headers) if isinstance(result, Answer) else {}
+    wish = headers.get("webhook-delivery", "").strip().lower()
+    if status_code == 410 or wish == "disable":
+        return GONE
+    if wish == "abort-message" or attempt_number >= len(schedule_seconds):
+        return DEAD
     delay_ms = schedule_seconds[attempt_number] * clock.SECOND
-    return _retry(result, delay_ms, now, jitter)
+    asked_ms = parse_retry_after(headers.get("retry-after"), now)
+    throttled = status_code in _THROTTLED
+    return Verdict(
+        word="retried",
+        status="pending",
+        due_at=now + _wait_ms(delay_ms, asked_ms, jitter),
+        slow_until=now + _slow_ms(delay_ms, asked_ms) if throttled else None,
+    )
 
 
 def parse_retry_after(value: str | None, now: int) -> int | None:
-    """Milliseconds from `now` that a `Retry-After` asks for (RFC 9110 section 10.2.3).
+    """Return the milliseconds from `now` that a `Retry-After` asks for (RFC 9110 section 10.2.3).
 
-    Seconds or any form of HTTP-date, from zero to `RETRY_AFTER_MAX_MS`; None if it is neither.
+    It is in seconds or any form of HTTP-date. The result is at most RETRY_AFTER_MAX_MS; None if
+    the value is neither.
     """
     text = (value or "").strip()
     if not text or len(text) > _RETRY_AFTER_LENGTH_MAX or not text.isascii():
@@ -110,34 +106,20 @@ def parse_retry_after(value: str | None, now: int) -> int | None:
     return min(max(at - now, 0), RETRY_AFTER_MAX_MS)
 
 
-def _refusal(result: Responded | Failed) -> GiveUp | None:
-    """The answers after which another attempt would be unwelcome or useless."""
-    if isinstance(result, Failed):
-        return GiveUp(result.code, disable=False) if result.permanent else None
-    if result.status_code == 410:
-        return GiveUp("gone", disable=True)
-    match result.headers.get("webhook-delivery", "").strip().lower():
-        case "disable":
-            return GiveUp("disable_requested", disable=True)
-        case "abort-message":
-            return GiveUp("abort_requested", disable=False)
-    return None
+def _wait_ms(delay_ms: int, asked_ms: int | None, jitter: float) -> int:
+    """Add jitter to the longer of schedule and `Retry-After`: up to a tenth, at least a second.
 
-
-def _retry(result: Responded | Failed, delay_ms: int, now: int, jitter: float) -> Retry:
-    """Jitter adds up to a tenth, but spreads over a second at least: short delays need it most."""
-    asked_ms, throttled = None, False
-    if isinstance(result, Responded):
-        asked_ms = parse_retry_after(result.headers.get("retry-after"), now)
-        throttled = result.status_code in _THROTTLED
+    Short delays need it most: what failed together would come back together.
+    """
     floor_ms = max(delay_ms, asked_ms or 0)
-    spread_ms = max(floor_ms * _RETRY_SPREAD, _RETRY_SPREAD_MIN_MS)
-    due_at = now + floor_ms + int(spread_ms * jitter)
-    return Retry(due_at, now + _slow_ms(delay_ms, asked_ms) if throttled else None)
+    return floor_ms + int(max(floor_ms * _RETRY_SPREAD, _RETRY_SPREAD_MIN_MS) * jitter)
 
 
 def _slow_ms(delay_ms: int, asked_ms: int | None) -> int:
-    """What was asked for; else the delay, within a quarter of an hour: one 503 is no verdict."""
+    """How long a throttled lane rests: as asked for; else the delay, at most 15 minutes.
+
+    One 503 is too little to stop a lane for longer.
+    """
     if asked_ms is not None:
         return max(asked_ms, SLOW_LANE_MIN_MS)
     return min(max(delay_ms, SLOW_LANE_MIN_MS), SLOW_LANE_MAX_MS)

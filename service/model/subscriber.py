@@ -36,7 +36,7 @@ class Subscriber(msgspec.Struct, frozen=True, kw_only=True):
     sealed_secrets: bytes | None = None  # The signing secrets.
     status: Literal["active", "paused", "disabled"] = "active"
     disabled_reason: str | None = None
-    max_in_flight: int = 10
+    max_in_flight: int = 100
     rate_per_second: float | None = None
     retry_schedule_seconds: list[int]  # The delay before each attempt.
     ordered: bool = False  # Whether the events of one generation are delivered in order.

@@ -5,12 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.delivery import retry
-from service.delivery.retry import Delivered, Failed, GiveUp, Responded, Retry
+from service.delivery.retry import DEAD, DELIVERED, GONE, Verdict
+from service.delivery.target import Answer, SendError
 from service.model.clock import DAY, HOUR, MINUTE, SECOND
 
 NOW = 784_111_777_000  # 1994-11-06 08:49:37 UTC, the example date of RFC 9110
 ALMOST_ONE = 1 - 2**-53
-TIMEOUT = Failed("timeout", permanent=False)
+TIMEOUT = SendError("timeout", "No answer.")
 
 jitters = st.floats(0, 1, exclude_max=True)
 moments = st.integers(0, 4_000_000_000_000)
@@ -19,11 +20,11 @@ relaxed = settings(deadline=None)
 
 
 def decide(
-    result: Responded | Failed,
+    result: Answer | SendError,
     attempt_number: int = 1,
     jitter: float = 0.0,
     schedule_seconds: tuple[int, ...] = retry.DEFAULT_RETRY_SECONDS,
-) -> retry.Outcome:
+) -> Verdict:
     return retry.decide(
         result,
         attempt_number=attempt_number,
@@ -33,14 +34,19 @@ def decide(
     )
 
 
-def answered(status_code: int, **headers: str) -> Responded:
-    names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Responded(status_code, names)
+def answered(status_code: int, **headers: str) -> Answer:
+    named = tuple((name.replace("_", "-"), value) for name, value in headers.items())
+    return Answer(status_code, named, b"")
 
 
-def retried(outcome: retry.Outcome) -> Retry:
-    assert isinstance(outcome, Retry)
-    return outcome
+def retried(due_at: int, slow_until: int | None = None) -> Verdict:
+    return Verdict(word="retried", status="pending", due_at=due_at, slow_until=slow_until)
+
+
+def due_at(verdict: Verdict) -> int:
+    assert (verdict.word, verdict.status, verdict.disabled_reason) == ("retried", "pending", None)
+    assert verdict.due_at is not None
+    return verdict.due_at
 
 
 # Delivery
@@ -53,63 +59,52 @@ def test_the_default_schedule_is_that_of_the_specification_and_spans_three_days(
 
 @pytest.mark.parametrize("status_code", [200, 201, 202, 204, 206, 226, 299])
 def test_every_2xx_is_a_delivery(status_code: int) -> None:
-    assert decide(answered(status_code)) == Delivered()
-    assert decide(answered(status_code, webhook_delivery="disable"), 99) == Delivered()
+    assert decide(answered(status_code)) == DELIVERED
+    assert decide(answered(status_code, webhook_delivery="disable"), 99) == DELIVERED
 
 
 @pytest.mark.parametrize(
     "status_code", [100, 101, 199, 300, 301, 302, 308, 400, 404, 418, 500, 599]
 )
 def test_everything_else_is_retried_redirects_too(status_code: int) -> None:
-    assert decide(answered(status_code)) == Retry(NOW + 5 * SECOND, None)
+    assert decide(answered(status_code)) == retried(NOW + 5 * SECOND)
 
 
 def test_a_failure_without_an_answer_is_retried() -> None:
-    assert decide(TIMEOUT) == Retry(NOW + 5 * SECOND, None)
-
-
-def test_a_permanent_failure_ends_the_delivery_under_its_own_code() -> None:
-    assert decide(Failed("address_refused", permanent=True)) == GiveUp(
-        "address_refused", disable=False
-    )
+    assert decide(TIMEOUT) == retried(NOW + 5 * SECOND)
 
 
 def test_410_ends_the_delivery_and_disables_the_subscriber() -> None:
-    assert decide(answered(410)) == GiveUp("gone", disable=True)
-    assert decide(answered(410, webhook_delivery="abort-message")) == GiveUp("gone", disable=True)
+    assert decide(answered(410)) == GONE
+    assert decide(answered(410, webhook_delivery="abort-message")) == GONE
 
 
 @pytest.mark.parametrize("status_code", [300, 400, 404, 429, 500, 503])
 @pytest.mark.parametrize(
-    ("value", "outcome"),
-    [
-        ("abort-message", GiveUp("abort_requested", disable=False)),
-        (" Abort-Message ", GiveUp("abort_requested", disable=False)),
-        ("disable", GiveUp("disable_requested", disable=True)),
-        ("DISABLE", GiveUp("disable_requested", disable=True)),
-    ],
+    ("value", "verdict"),
+    [("abort-message", DEAD), (" Abort-Message ", DEAD), ("disable", GONE), ("DISABLE", GONE)],
 )
 def test_a_subscriber_may_ask_for_no_more_in_a_header(
-    status_code: int, value: str, outcome: GiveUp
+    status_code: int, value: str, verdict: Verdict
 ) -> None:
-    assert decide(answered(status_code, webhook_delivery=value, retry_after="9")) == outcome
+    assert decide(answered(status_code, webhook_delivery=value, retry_after="9")) == verdict
 
 
 @pytest.mark.parametrize("value", ["", "continue", "abort", "disable, abort-message"])
 def test_another_value_of_that_header_means_nothing(value: str) -> None:
-    assert decide(answered(500, webhook_delivery=value)) == Retry(NOW + 5 * SECOND, None)
+    assert decide(answered(500, webhook_delivery=value)) == retried(NOW + 5 * SECOND)
 
 
 def test_the_whole_default_schedule_is_walked_and_then_exhausted() -> None:
-    due = [retried(decide(TIMEOUT, number)).due_at - NOW for number in range(1, 10)]
+    due = [due_at(decide(TIMEOUT, number)) - NOW for number in range(1, 10)]
     assert due == [seconds * SECOND for seconds in retry.DEFAULT_RETRY_SECONDS[1:]]
     for number in (10, 11, 1000):
-        assert decide(TIMEOUT, number) == GiveUp("exhausted", disable=False)
-        assert decide(answered(503, retry_after="1"), number) == GiveUp("exhausted", disable=False)
+        assert decide(TIMEOUT, number) == DEAD
+        assert decide(answered(503, retry_after="1"), number) == DEAD
 
 
 def test_a_schedule_of_one_entry_means_one_attempt() -> None:
-    assert decide(TIMEOUT, 1, schedule_seconds=(0,)) == GiveUp("exhausted", disable=False)
+    assert decide(TIMEOUT, 1, schedule_seconds=(0,)) == DEAD
 
 
 @pytest.mark.parametrize(
@@ -120,17 +115,17 @@ def test_jitter_adds_up_to_a_tenth_and_up_to_a_second_at_least(
     delay_seconds: int, latest_ms: int
 ) -> None:
     plan = (0, delay_seconds)
-    assert retried(decide(TIMEOUT, 1, 0.0, plan)).due_at == NOW + delay_seconds * SECOND
-    latest = retried(decide(TIMEOUT, 1, ALMOST_ONE, plan)).due_at
+    assert due_at(decide(TIMEOUT, 1, 0.0, plan)) == NOW + delay_seconds * SECOND
+    latest = due_at(decide(TIMEOUT, 1, ALMOST_ONE, plan))
     assert NOW + latest_ms <= latest <= NOW + latest_ms + 1
 
 
 def test_retry_after_is_a_floor_and_not_a_ceiling() -> None:
-    assert retried(decide(answered(400, retry_after="60"), 1)).due_at == NOW + MINUTE
-    assert retried(decide(answered(400, retry_after="60"), 2)).due_at == NOW + 5 * MINUTE
-    assert retried(decide(answered(400, retry_after="999999"), 1)).due_at == NOW + DAY
+    assert due_at(decide(answered(400, retry_after="60"), 1)) == NOW + MINUTE
+    assert due_at(decide(answered(400, retry_after="60"), 2)) == NOW + 5 * MINUTE
+    assert due_at(decide(answered(400, retry_after="999999"), 1)) == NOW + DAY
     date = "Sun, 06 Nov 1994 08:50:37 GMT"
-    assert retried(decide(answered(301, retry_after=date), 1)).due_at == NOW + MINUTE
+    assert due_at(decide(answered(301, retry_after=date), 1)) == NOW + MINUTE
 
 
 @pytest.mark.parametrize("status_code", [429, 502, 503, 504])
@@ -144,23 +139,23 @@ def test_a_throttled_subscriber_goes_to_the_slow_lane(status_code: int) -> None:
         ({}, 2, 5 * MINUTE),
         ({}, 9, 15 * MINUTE),
     ):
-        outcome = retried(decide(Responded(status_code, headers), number))
-        assert outcome.slow_lane_until == NOW + slow_ms
-    short = retried(decide(Responded(status_code, {}), 1, schedule_seconds=(0, 0)))
-    assert short.slow_lane_until == NOW + SECOND
+        verdict = decide(Answer(status_code, tuple(headers.items()), b""), number)
+        assert verdict.slow_until == NOW + slow_ms
+    short = decide(answered(status_code), 1, schedule_seconds=(0, 0))
+    assert short.slow_until == NOW + SECOND
 
 
 headers = st.dictionaries(
     st.sampled_from(["retry-after", "webhook-delivery"]),
     st.one_of(st.text(max_size=70), st.integers().map(str), st.just("abort-message")),
-)
+).map(lambda named: tuple(named.items()))
 
 
 @relaxed
 @given(
     st.one_of(
-        st.builds(Responded, st.integers(-1, 700), headers),
-        st.builds(Failed, st.just("timeout"), st.booleans()),
+        st.builds(Answer, st.integers(-1, 700), headers, st.just(b"")),
+        st.just(TIMEOUT),
     ),
     st.integers(1, 25),
     schedules,
@@ -168,35 +163,36 @@ headers = st.dictionaries(
     jitters,
 )
 def test_no_retry_is_earlier_than_its_delay_or_later_than_its_bounds(
-    result: Responded | Failed,
+    result: Answer | SendError,
     attempt_number: int,
     schedule_seconds: list[int],
     now: int,
     jitter: float,
 ) -> None:
-    outcome = retry.decide(
+    verdict = retry.decide(
         result,
         attempt_number=attempt_number,
         schedule_seconds=schedule_seconds,
         now=now,
         jitter=jitter,
     )
-    if not isinstance(outcome, Retry):
+    if verdict.status != "pending":
+        assert (verdict.due_at, verdict.slow_until) == (None, None)
         return
     delay_ms = schedule_seconds[attempt_number] * SECOND
-    assert delay_ms <= outcome.due_at - now < max(delay_ms, DAY) * 1.1 + SECOND
-    if outcome.slow_lane_until is not None:
-        assert SECOND <= outcome.slow_lane_until - now <= DAY
+    assert delay_ms <= due_at(verdict) - now < max(delay_ms, DAY) * 1.1 + SECOND
+    if verdict.slow_until is not None:
+        assert SECOND <= verdict.slow_until - now <= DAY
 
 
 @relaxed
 @given(st.integers(0, 86_400), st.integers(0, 86_400), jitters)
 def test_who_asks_for_a_longer_wait_never_waits_less(a: int, b: int, jitter: float) -> None:
     shorter, longer = sorted((a, b))
-    early = retried(decide(answered(503, retry_after=str(shorter)), 3, jitter))
-    late = retried(decide(answered(503, retry_after=str(longer)), 3, jitter))
-    assert early.due_at <= late.due_at
-    assert late.due_at >= NOW + longer * SECOND
+    early = due_at(decide(answered(503, retry_after=str(shorter)), 3, jitter))
+    late = due_at(decide(answered(503, retry_after=str(longer)), 3, jitter))
+    assert early <= late
+    assert late >= NOW + longer * SECOND
 
 
 @relaxed

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from service.delivery.dispatch import Deliverer
+from service.delivery.dispatch import Dispatcher
 from tests.harness import SUBSCRIBER_URL, Harness
 
 
@@ -67,14 +67,14 @@ async def crash(world: Harness) -> Any:
 
 
 @asynccontextmanager
-async def attached(world: Harness) -> AsyncIterator[Deliverer]:
+async def attached(world: Harness) -> AsyncIterator[Dispatcher]:
     """What is committed is handed over in memory, as in a worker that runs; no loop does."""
-    worker, deliverer = world.app.worker, world.app.parts.deliverer
+    worker, dispatcher = world.app.worker, world.app.parts.dispatcher
     assert worker is not None
     assert worker.ownership.acquire()
     worker.attach()
     try:
-        yield deliverer
-        await deliverer.settle()
+        yield dispatcher
+        await dispatcher.settle()
     finally:
         worker.ownership.release()

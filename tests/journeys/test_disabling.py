@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.delivery.webhook.request import Answer, SendError
+from service.delivery.target import Answer, SendError
 from tests.harness import Harness, opened
 from tests.journeys.gates import Gate, answer, attached, deliveries
 
@@ -27,7 +27,7 @@ async def set_status(world: Harness, subscriber: dict[str, Any], status: str) ->
 
 @pytest.mark.parametrize(
     "said",
-    [Answer(410, (), b"", False), Answer(400, (("webhook-delivery", "disable"),), b"", False)],
+    [Answer(410, (), b""), Answer(400, (("webhook-delivery", "disable"),), b"")],
 )
 async def test_a_receiver_that_is_gone_is_disabled_at_once_and_the_others_hear_of_it(
     tmp_path: Path, said: Answer
@@ -106,11 +106,11 @@ async def test_a_disabled_subscriber_keeps_its_backlog_and_is_probed_when_enable
         assert (refused.status_code, refused.json()["code"]) == (409, "subscriber_disabled")
         probe, rest = Gate(), Gate()
         answer(world, probe, *[rest] * 5)
-        async with attached(world) as deliverer:
+        async with attached(world) as dispatcher:
             await set_status(world, subscriber, "active")
-            await deliverer.run_due(world.clock())
+            await dispatcher.run_due(world.clock())
             await probe.wait_for(1)
-            await deliverer.run_due(world.clock())
+            await dispatcher.run_due(world.clock())
             assert (probe.held, rest.held) == (1, 0)
             probe.is_open.set()
             await rest.wait_for(3)  # A quarter of the five is for first attempts.
@@ -127,9 +127,9 @@ async def test_a_probe_that_fails_keeps_the_lane_narrow(tmp_path: Path) -> None:
         answer(world, *[gate] * 4)
         for _ in range(4):
             await world.generate()
-        async with attached(world) as deliverer:
-            await deliverer.scan()
-            await deliverer.run_due(world.clock())
+        async with attached(world) as dispatcher:
+            await dispatcher.scan()
+            await dispatcher.run_due(world.clock())
             await gate.wait_for(1)
             gate.is_open.set()
             await gate.wait_for(4)
@@ -138,9 +138,9 @@ async def test_a_probe_that_fails_keeps_the_lane_narrow(tmp_path: Path) -> None:
         gate = Gate()
         answer(world, *[gate] * 4)
         world.clock.advance(5)
-        async with attached(world) as deliverer:
-            await deliverer.scan()
-            await deliverer.run_due(world.clock())
+        async with attached(world) as dispatcher:
+            await dispatcher.scan()
+            await dispatcher.run_due(world.clock())
             await gate.wait_for(1)
             assert gate.held == 1
             gate.is_open.set()
@@ -187,12 +187,12 @@ async def test_an_outcome_that_comes_after_disabling_changes_nothing_about_it(
         good, gone = Gate(200), Gate(410)
         gone.is_open.set()
         answer(world, good, gone)
-        async with attached(world) as deliverer:
+        async with attached(world) as dispatcher:
             await world.generate()
             await good.wait_for(1)
             await world.generate()
             await gone.wait_for(1)
-            while deliverer.slots.taken > 1:
+            while dispatcher.slots.taken > 1:
                 await standing(world, subscriber)
             good.is_open.set()
         assert await standing(world, subscriber) == ("disabled", "gone")

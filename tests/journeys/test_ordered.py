@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from service.delivery.webhook.request import Answer
+from service.delivery.target import Answer
 from tests.harness import START, Harness, opened
 from tests.journeys.gates import Gate, answer, deliveries
 
@@ -117,7 +117,7 @@ async def test_asking_for_a_later_event_by_hand_does_not_break_the_order(tmp_pat
 async def test_without_order_a_later_event_does_not_wait(tmp_path: Path) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
         await world.subscribe()
-        answer(world, Answer(500, (), b"", False))
+        answer(world, Answer(500, (), b""))
         await world.generate()
         await world.run()
         assert (await world.call_back()).status_code == 200

@@ -379,13 +379,13 @@ async def test_canceling_reaches_what_is_held_in_memory(tmp_path: Path) -> None:
         gate = Gate()
         answer(world, gate)
         made = await started(world, subscriber, only="all")
-        async with attached(world) as deliverer:
+        async with attached(world) as dispatcher:
             await replay.run_due(world.app.parts.context, world.clock())
             await gate.wait_for(1)
             await world.client.post(f"/v1/replays/{made['id']}/cancel")
             gate.is_open.set()
-            await deliverer.settle()
-            await deliverer.run_due(world.clock())
+            await dispatcher.settle()
+            await dispatcher.run_due(world.clock())
         assert len(ids(world)) == 1
         statuses = [found["status"] for found in await deliveries(world)]
         assert statuses == ["canceled"] * 4  # The first was canceled while it was under way.
@@ -406,14 +406,14 @@ async def test_canceling_reaches_what_was_read_a_moment_before(
                 await gate()
             return found
 
-        async with attached(world) as deliverer:
+        async with attached(world) as dispatcher:
             monkeypatch.setattr(context.database, "read", slow)
-            deliverer.look(subscriber["id"])
+            dispatcher.look(subscriber["id"])
             await gate.wait_for(1)
             await world.client.post(f"/v1/replays/{made['id']}/cancel")
             gate.is_open.set()
-            await deliverer.settle()
-            await deliverer.run_due(world.clock())
+            await dispatcher.settle()
+            await dispatcher.run_due(world.clock())
         assert world.subscribers.sent == []
 
 

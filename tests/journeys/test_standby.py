@@ -17,7 +17,7 @@ async def begun(world: Harness) -> None:
     worker = world.app.worker
     assert worker is not None
     assert worker.task is not None
-    while not (worker.is_working and worker.deliverer.is_open):
+    while not (worker.is_working and worker.dispatcher.is_open):
         assert not worker.task.done(), worker.task.exception()
         await world.get("/v1/events")
 

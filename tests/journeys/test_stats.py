@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.delivery.webhook.request import SendError
+from service.delivery.target import SendError
 from service.store import stats
 from service.store.sqlite.database import Database, Transaction
 from tests.harness import START, SUBSCRIBER_URL, Harness, opened

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
-from service.delivery.webhook.request import SendError
+from service.delivery.target import SendError
 from tests.harness import SUBSCRIBER_URL, Sent, opened
 from tests.journeys.gates import answer, deliveries
 

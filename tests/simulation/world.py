@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from service.delivery.webhook.request import SendError
+from service.delivery.target import SendError
 from service.store.sqlite.connection import Connection
 from tests.disaster import crash, rows
 from tests.harness import Harness, ManualClock, completed, settings, taken
@@ -193,7 +193,7 @@ class World(Harness):
         """Answer as a subscriber; the body of an id must not change between attempts."""
         self._note(url, webhook_id, body)
         if url == HOOKS[1]:
-            trouble = SendError("timeout", "no answer in time", maybe_received=True)
+            trouble = SendError("timeout", "no answer in time")
             mood: int | SendError = self.random.choice((200, 500, 503, 301, trouble))
             return mood
         return 200

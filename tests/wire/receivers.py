@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+from service.delivery.target import Target
 from service.delivery.webhook.egress import Policy
-from service.delivery.webhook.sender import Sender, Target, parse_target
+from service.delivery.webhook.request import parse_target
+from service.delivery.webhook.sender import WebhookSender
 
 LOCAL = Policy(
     allow_http=True,
@@ -61,6 +63,8 @@ class Peer:
         return whole
 
     async def write(self, data: bytes) -> None:
+        if self._writer.is_closing():  # uvloop raises RuntimeError for it.
+            raise ConnectionResetError
         self._writer.write(data)
         await self._writer.drain()
 
@@ -213,13 +217,13 @@ async def receiving(
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
-        assert not receiver.unexpected
+        assert not receiver.unexpected, receiver.unexpected
 
 
 @asynccontextmanager
-async def sending(policy: Policy = LOCAL, **settings: Any) -> AsyncIterator[Sender]:
+async def sending(policy: Policy = LOCAL, **settings: Any) -> AsyncIterator[WebhookSender]:
     """A sender that may reach this machine, closed at the end."""
-    sender = Sender(policy, **settings)
+    sender = WebhookSender(policy, **settings)
     try:
         yield sender
     finally:

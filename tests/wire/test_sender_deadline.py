@@ -7,7 +7,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from service.delivery.webhook.sender import Sender, SendError, Target, parse_target, tls_context
+from service.delivery.target import SendError, Target
+from service.delivery.webhook.connection import tls_context
+from service.delivery.webhook.request import parse_target
+from service.delivery.webhook.sender import WebhookSender
 from tests.wire import receivers
 from tests.wire.receivers import (
     HEADERS,
@@ -24,7 +27,7 @@ pytestmark = pytest.mark.parametrize("anyio_backend", LOOPS, ids=["asyncio", "uv
 
 
 async def timeout_of(
-    sender: Sender, target: Target, deadline_seconds: float, body: bytes = b"{}"
+    sender: WebhookSender, target: Target, deadline_seconds: float, body: bytes = b"{}"
 ) -> SendError:
     loop = asyncio.get_running_loop()
     started_at = loop.time()
@@ -51,9 +54,8 @@ async def timeout_of(
 async def test_an_answer_that_does_not_end_is_cut(script: Script) -> None:
     async def attempt(seconds: float) -> None:
         async with receiving(script) as receiver, sending() as sender:
-            error = await timeout_of(sender, receiver.target, seconds)
+            await timeout_of(sender, receiver.target, seconds)
             need(reached=receiver.requests != [])
-            assert error.maybe_received
             assert len(receiver.requests) == 1
 
     await patiently(attempt)
@@ -69,9 +71,8 @@ async def test_a_receiver_that_does_not_read_is_cut() -> None:
             await asyncio.Event().wait()
 
         async with receiving(script) as receiver, sending() as sender:
-            error = await timeout_of(sender, receiver.target, seconds, b"x" * 30_000_000)
+            await timeout_of(sender, receiver.target, seconds, b"x" * 30_000_000)
             need(reached=heads != [])
-            assert error.maybe_received
 
     await patiently(attempt)
 
@@ -85,9 +86,8 @@ async def test_the_deadline_of_a_kept_connection_is_the_same() -> None:
     async def attempt(seconds: float) -> None:
         async with receiving(script) as receiver, sending() as sender:
             await sender.send(receiver.target, HEADERS, b"{}", 5)
-            error = await timeout_of(sender, receiver.target, seconds)
+            await timeout_of(sender, receiver.target, seconds)
             need(reached=len(receiver.requests) == 2)
-            assert error.maybe_received
             assert receiver.connections == 1
 
     await patiently(attempt)
@@ -106,8 +106,7 @@ async def full_backlog() -> AsyncIterator[int]:
 
 async def test_a_receiver_that_does_not_accept_is_cut() -> None:
     async with full_backlog() as port, sending() as sender:
-        error = await timeout_of(sender, parse_target(f"http://127.0.0.1:{port}/"), 0.15)
-        assert not error.maybe_received
+        await timeout_of(sender, parse_target(f"http://127.0.0.1:{port}/"), 0.15)
 
 
 async def test_addresses_that_all_hang_share_the_deadline() -> None:
@@ -125,9 +124,8 @@ async def test_a_handshake_that_hangs_is_cut() -> None:
             sending(ssl_context=context) as sender,
         ):
             target = parse_target(f"https://127.0.0.1:{receiver.port}/")
-            error = await timeout_of(sender, target, seconds)
+            await timeout_of(sender, target, seconds)
             need(reached=receiver.connections == 1)
-            assert not error.maybe_received
 
     await patiently(attempt)
 
@@ -138,8 +136,7 @@ async def test_a_name_server_that_hangs_is_cut() -> None:
         return []
 
     async with sending(lookup=lookup) as sender:
-        error = await timeout_of(sender, parse_target("http://receiver.test/"), 0.15)
-        assert not error.maybe_received
+        await timeout_of(sender, parse_target("http://receiver.test/"), 0.15)
 
 
 async def test_time_spent_on_a_name_is_missing_later() -> None:

@@ -1,4 +1,4 @@
-"""Names to addresses by the system's resolver, so that a slow name holds up no other."""
+"""Resolves names by the system's resolver, so that a slow name delays no other."""
 
 import asyncio
 import functools
@@ -14,35 +14,35 @@ class SystemLookup:
     """An `egress.Lookup` over getaddrinfo, in threads of its own.
 
     A thread that waits for a name server cannot be interrupted, and the event loop's own pool may
-    have four. Here a name never occupies more than one thread, however many deliveries want it:
-    they share the question that is out, even after the one who asked first has given up.
+    have only four. Here a name occupies one thread at most: all attempts that resolve it share one
+    lookup, which goes on even if the attempt that started it gives up.
     """
 
     def __init__(self, threads: int = THREADS) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="lookup")
-        self._asked: dict[_Key, asyncio.Future[list[str]]] = {}
+        self._running: dict[_Key, asyncio.Future[list[str]]] = {}
 
     async def __call__(self, host: str, port: int) -> list[str]:
-        """The addresses of `host`, in the system's order of preference; OSError if it has none."""
+        """Return the addresses of `host` in the system's order; OSError if it has none."""
         key = (host, port)
-        asked = self._asked.get(key)
-        if asked is None:
+        running = self._running.get(key)
+        if running is None:
             loop = asyncio.get_running_loop()
-            asked = loop.run_in_executor(self._threads, _getaddrinfo, host, port)
-            self._asked[key] = asked
-            asked.add_done_callback(functools.partial(self._answered, key))
-        return await asyncio.shield(asked)
+            running = loop.run_in_executor(self._threads, _getaddrinfo, host, port)
+            self._running[key] = running
+            running.add_done_callback(functools.partial(self._finish, key))
+        return await asyncio.shield(running)
 
     def close(self) -> None:
-        """Ask nothing more; threads that still wait for a name server end by themselves."""
+        """Start no more lookups; threads that wait for a name server end by themselves."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _answered(self, key: _Key, asked: asyncio.Future[list[str]]) -> None:
-        del self._asked[key]
-        if not asked.cancelled():
-            asked.exception()  # everybody may have stopped waiting for it
+    def _finish(self, key: _Key, running: asyncio.Future[list[str]]) -> None:
+        del self._running[key]
+        if not running.cancelled():
+            running.exception()  # Retrieved, as every waiter may have given up.
 
 
 def _getaddrinfo(host: str, port: int) -> list[str]:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in infos))

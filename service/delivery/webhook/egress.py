@@ -1,4 +1,4 @@
-"""Which addresses the service may reach: URLs at creation, addresses when a connection is made."""
+"""Which addresses may be reached: URLs are checked at creation, addresses at each connection."""
 
 import ipaddress
 import re
@@ -15,8 +15,8 @@ Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 URL_CHARACTERS = 2048
 PORTS = {"http": 80, "https": 443}
 
-# First match wins, so what is narrow stands before what is wide. IANA special-purpose registries,
-# and the metadata services that sit outside the link-local network.
+# The first match wins, so narrow networks stand before wide ones. From the IANA special-purpose
+# registries, and the metadata services outside the link-local network.
 _REFUSED: tuple[tuple[Network, str], ...] = tuple(
     (ipaddress.ip_network(network), kind)
     for kind, networks in {
@@ -48,7 +48,7 @@ _REFUSED: tuple[tuple[Network, str], ...] = tuple(
 _LOW_32_BITS = tuple(
     ipaddress.IPv6Network(network) for network in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48")
 )
-# Names whose addresses are known without asking.
+# Names whose addresses are known without a lookup.
 _LOOPBACK = ("127.0.0.1", "::1")
 _KNOWN_NAMES = {
     "localhost": _LOOPBACK,
@@ -64,14 +64,14 @@ _PATH_SAFE = "/%:@!$&'()*+,;=-._~?[]"
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """What an operator opened: plain http, and networks that are refused otherwise."""
+    """What settings allow: plain http, and networks that are otherwise refused."""
 
     allow_http: bool = False
     allow_networks: tuple[Network, ...] = ()
 
 
 class EgressError(Exception):
-    """No address to connect to."""
+    """There is no address to connect to."""
 
     def __init__(self, code: Literal["address_refused", "dns_failed"], message: str) -> None:
         super().__init__(message)
@@ -88,13 +88,13 @@ class Url(msgspec.Struct, frozen=True):
 
     @property
     def authority(self) -> str:
-        """The value of a Host header: IPv6 in brackets, the port only where it is unusual."""
+        """The value of a Host header: IPv6 in brackets, the port unless it is the default."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == PORTS[self.scheme] else f"{host}:{self.port}"
 
 
 def split_url(url: str) -> Url:
-    """The parts of `url`; ValueError with a sentence for people if it is not one to send to."""
+    """Parse `url`; ValueError with a sentence for people if it cannot be sent to."""
     if len(url) > URL_CHARACTERS:
         raise ValueError(f"The URL is longer than {URL_CHARACTERS} characters.")
     if _UNPRINTABLE.search(url) or "\\" in url:
@@ -122,9 +122,9 @@ def split_url(url: str) -> Url:
 
 
 def refuse_url(url: str, policy: Policy) -> str | None:
-    """Why a delivery to `url` could never pass, as a sentence; None if it may.
+    """Return why `url` can never be delivered to, as a sentence; None if it can.
 
-    Names are not looked up: what they resolve to is checked whenever a connection is made.
+    Names are not resolved here: their addresses are checked whenever a connection is made.
     """
     try:
         parts = split_url(url)
@@ -139,10 +139,10 @@ def refuse_url(url: str, policy: Policy) -> str | None:
 
 
 def refuse_address(ip: str, policy: Policy) -> str | None:
-    """What kind of forbidden address `ip` is, for example "a private address"; None if it may.
+    """Return the kind of forbidden address, such as "a private address"; None if it is allowed.
 
-    A network in `policy.allow_networks` opens what it contains. Where an IPv6 address carries an
-    IPv4 address, that one has to pass as well, so opening 64:ff9b::/96 opens no loopback.
+    `policy.allow_networks` allows every address inside. An IPv4 address inside an IPv6 address is
+    checked as well, so allowing 64:ff9b::/96 does not allow loopback.
     """
     if "%" in ip:
         return "an address with a zone"
@@ -161,27 +161,27 @@ def refuse_address(ip: str, policy: Policy) -> str | None:
 
 
 async def resolve(host: str, port: int, policy: Policy, lookup: Lookup) -> list[str]:
-    """The addresses of `host` that may be connected to, in the order `lookup` gave them.
+    """Return the addresses of `host` that may be connected to, in the order of `lookup`.
 
-    Raises EgressError if there are none. Refused ones beside allowed ones are left out; the
-    message names no address, since it is shown to whoever chose the URL.
+    EgressError if there are none. The message contains no address, since the client that chose
+    the URL can read it.
     """
     literal = _literal(host)
     try:
-        found = [str(literal)] if literal else await lookup(host, port)
+        addresses = [str(literal)] if literal else await lookup(host, port)
     except (OSError, UnicodeError) as error:
         raise EgressError("dns_failed", f"{host} could not be resolved.") from error
-    if not found:
+    if not addresses:
         raise EgressError("dns_failed", f"{host} has no address.")
-    reasons = {ip: refuse_address(ip, policy) for ip in found}
+    reasons = {ip: refuse_address(ip, policy) for ip in addresses}
     allowed = [ip for ip, reason in reasons.items() if reason is None]
     if not allowed:
-        raise EgressError("address_refused", f"{host} is {reasons[found[0]]}: not allowed.")
+        raise EgressError("address_refused", f"{host} is {reasons[addresses[0]]}: not allowed.")
     return allowed
 
 
 def _host(name: str, *, bracketed: bool) -> str:
-    """`name` as it is looked up; ValueError if it is neither a host name nor a plain address."""
+    """Return `name` as it is resolved; ValueError if it is no host name and no plain address."""
     if not name:
         raise ValueError("The URL has no host.")
     if bracketed:
@@ -198,7 +198,7 @@ def _host(name: str, *, bracketed: bool) -> str:
 def _ascii(name: str) -> str:
     if name.isascii():
         return name.lower()
-    import idna  # noqa: PLC0415  its tables cost every start, and few hosts need them
+    import idna  # noqa: PLC0415  its tables would slow every start, and few hosts need them
 
     try:
         return idna.encode(name, uts46=True).decode("ascii").lower()
@@ -207,7 +207,7 @@ def _ascii(name: str) -> str:
 
 
 def _ipv4(host: str) -> str:
-    # Resolvers read 127.1, 0x7f000001, 2130706433 and 0177.0.0.1 as addresses as well.
+    # Resolvers also accept 127.1, 0x7f000001, 2130706433 and 0177.0.0.1 as addresses.
     try:
         return str(ipaddress.IPv4Address(host))
     except ValueError as error:
@@ -233,15 +233,15 @@ def _literal(host: str) -> Address | None:
 def _addresses_without_lookup(host: str) -> tuple[str, ...]:
     if _literal(host):
         return (host,)
-    top = host.rpartition(".")[2]  # every name under localhost is localhost (RFC 6761)
+    top = host.rpartition(".")[2]  # Every name under localhost is localhost (RFC 6761).
     return _KNOWN_NAMES.get(host) or _KNOWN_NAMES.get(top) or ()
 
 
 def _embedded(address: Address) -> list[ipaddress.IPv4Address]:
-    """Every IPv4 address that a network might take out of an IPv6 address."""
+    """Return every IPv4 address that a network might extract from an IPv6 address."""
     if isinstance(address, ipaddress.IPv4Address):
         return []
-    found = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+    embedded = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
     if any(address in network for network in _LOW_32_BITS) and int(address) > 1:
-        found.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-    return [embedded for embedded in found if embedded]
+        embedded.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    return [ipv4 for ipv4 in embedded if ipv4]

@@ -1,35 +1,22 @@
-"""One POST to a subscriber and what comes of it: the target, the request's bytes, the answer."""
+"""The bytes of one POST to a subscriber, and the limits of the answer to it."""
 
 import functools
 import re
 from collections.abc import Mapping
-from typing import Literal
 
-import msgspec
-
+from service.delivery.target import Target
 from service.delivery.webhook import egress
 
-HEAD_BYTES = 32 * 1024  # of an answer, interim answers included
-HEADERS = 100  # kept, the others are dropped
+HEAD_BYTES = 32 * 1024  # Of an answer, interim answers included.
+HEADERS = 100  # Stored; the others are dropped.
 INTERIM_ANSWERS = 8
-BODY_BYTES = 16 * 1024  # kept
-READ_BYTES = 1024 * 1024  # of an answer, then the connection is closed
-
-Code = Literal[
-    "address_refused",
-    "dns_failed",
-    "connect_refused",
-    "connect_failed",
-    "timeout",
-    "tls_failed",
-    "connection_closed",
-    "protocol_error",
-    "answer_too_large",
-    "internal_error",
-]
+BODY_BYTES = 16 * 1024  # Stored; the rest is dropped.
+# Of an answer that is read; then the connection is closed. The status is known by then, so a 2xx
+# with a huge body still counts as a success.
+READ_BYTES = 1024 * 1024
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-# What the sender itself says, and what would change how a message ends.
+# Set by the sender itself, or able to change where a message ends.
 _OWN_HEADERS = frozenset(
     {
         "connection",
@@ -47,44 +34,8 @@ _OWN_HEADERS = frozenset(
 )
 
 
-class Answer(msgspec.Struct, frozen=True, gc=False):
-    """A receiver's final answer.
-
-    A body over `READ_BYTES` is not read to its end: its status has been said by then, and a 2xx
-    with a huge body is a success.
-    """
-
-    status_code: int  # 200 to 999; a redirect is an answer like any other
-    headers: tuple[tuple[str, str], ...]  # names in lower case, repeated ones too, at most HEADERS
-    body: bytes  # the first BODY_BYTES, as they came: nothing is decompressed
-    body_truncated: bool  # there was more
-
-
-class SendError(Exception):
-    """There is no answer: `code` is stable, the message is for people.
-
-    `maybe_received` is True once bytes of the request were written: the receiver may have acted.
-    """
-
-    def __init__(self, code: Code, message: str, *, maybe_received: bool = False) -> None:
-        super().__init__(message)
-        self.code = code
-        self.maybe_received = maybe_received
-
-
-class Target(msgspec.Struct, frozen=True):
-    """A subscriber's URL, taken apart once. `origin` is who shares connections with whom."""
-
-    url: str
-    origin: str
-    host: str
-    port: int
-    tls: bool
-    head: bytes
-
-
 def parse_target(url: str) -> Target:
-    """`url` made ready for sending; ValueError as `egress.split_url` has it."""
+    """Parse a URL for sending; ValueError as from `egress.split_url`."""
     parts = egress.split_url(url)
     head = f"POST {parts.path} HTTP/1.1\r\nhost: {parts.authority}\r\n"
     return Target(
@@ -98,7 +49,7 @@ def parse_target(url: str) -> Target:
 
 
 def refuse_header(name: str, value: str) -> str | None:
-    """Why a header can never be sent, as a sentence; None if it can."""
+    """Return why a header can never be sent, as a sentence; None if it can."""
     if not _TOKEN.fullmatch(name):
         return "A header's name may only have letters, digits and !#$%&'*+-.^_`|~."
     if name.lower() in _OWN_HEADERS:
@@ -113,7 +64,7 @@ def refuse_header(name: str, value: str) -> str | None:
 
 
 def encode_request(target: Target, headers: Mapping[str, str], body: bytes) -> bytes:
-    """The whole request; ValueError for a header that `refuse_header` would refuse."""
+    """Return the whole request; ValueError for a header that `refuse_header` would refuse."""
     text = "".join([f"{_name(name)}: {value}\r\n" for name, value in headers.items()])
     if not text.count("\r") == text.count("\n") == len(headers) or "\0" in text:
         raise ValueError("A header's value must not contain line breaks or NUL.")

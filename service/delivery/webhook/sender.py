@@ -1,4 +1,4 @@
-"""Sends webhooks: one POST each, to addresses that were checked, over connections that are kept."""
+"""Sends webhooks: one POST each, to checked addresses, over connections that are reused."""
 
 import asyncio
 import ssl
@@ -6,30 +6,29 @@ from collections.abc import Mapping
 
 import msgspec
 
+from service.delivery.target import Answer, SendError, Target
 from service.delivery.webhook import egress
 from service.delivery.webhook.connection import Connection, tls_context
 from service.delivery.webhook.dns import SystemLookup
-from service.delivery.webhook.request import Answer, SendError, Target, encode_request, parse_target
+from service.delivery.webhook.request import encode_request
 
-__all__ = ["Answer", "Limits", "SendError", "Sender", "Target", "parse_target", "tls_context"]
-
-ADDRESSES = 4  # tried in turn for one delivery
+ADDRESSES = 4  # Tried in turn for one attempt.
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """How many connections there may be, over all targets, and how long an unused one is kept."""
+    """How many connections there may be over all targets, and how long an idle one stays open."""
 
     connections: int = 1024
-    idle_per_origin: int = 128
+    idle_per_origin: int = 512
     idle_seconds: float = 30.0
 
 
-class Sender:
-    """Create it in the event loop that it will run in.
+class WebhookSender:
+    """Sends over connections that all targets of one origin share.
 
-    Connections are shared by all targets of one origin. A new connection resolves the name anew and
-    goes to an address that `policy` allows; a kept one stays on the address that was checked.
-    Without an `ssl_context`, one is made when the first https target is met.
+    A new connection resolves the name anew and goes to an address that `policy` allows; a reused
+    one stays on the address that was checked. Create it in the event loop that it runs in. Without
+    an `ssl_context`, one is made for the first https target.
     """
 
     def __init__(
@@ -47,43 +46,37 @@ class Sender:
         self._limits = limits or Limits()
         self._loop = asyncio.get_running_loop()
         self._slots = asyncio.Semaphore(self._limits.connections)
-        self._waiting = 0  # for a slot
-        self._open: set[Connection] = set()  # connecting ones too: who holds a slot
-        self._idle: dict[str, list[Connection]] = {}  # by origin, longest unused first
+        self._waiting = 0  # Sends that wait for one of the slots.
+        self._open: set[Connection] = set()  # Connecting ones too: each holds a slot.
+        self._idle: dict[str, list[Connection]] = {}  # By origin, longest idle first.
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._closed: asyncio.Event | None = None
 
     async def send(
         self, target: Target, headers: Mapping[str, str], body: bytes, deadline_seconds: float
     ) -> Answer:
-        """POST `body` to `target`: the receiver's answer, whatever its status, or SendError.
+        """POST `body` to `target`; return the receiver's answer, or raise SendError.
 
-        `deadline_seconds` is for everything: resolving, connecting, TLS, writing, and the answer to
-        its last byte. ValueError for headers that cannot be sent (`exchange.refuse_header`).
+        `deadline_seconds` covers resolving, connecting, TLS, writing, and the whole answer.
+        ValueError for headers that cannot be sent (`request.refuse_header`).
 
-        A request is written a second time only if it went out on a kept connection that the
-        receiver turns out to have closed: it ended without one byte of an answer.
+        A request is written a second time only if it went out on a reused connection that the
+        receiver had already closed: the connection ended without one byte of an answer.
         """
         request = encode_request(target, headers, body)
         ends_at = self._loop.time() + deadline_seconds
         connection = self._take_idle(target.origin)
-        if connection is None:
-            connection = await self._connect(target, ends_at)
-            return await self._exchange(connection, request, ends_at)
-        try:
-            return await self._exchange(connection, request, ends_at)
-        except SendError as error:
-            if error.code != "connection_closed" or connection.received_bytes:
-                raise
-        try:
-            connection = await self._connect(target, ends_at)
-        except SendError as error:
-            error.maybe_received = True
-            raise
+        if connection is not None:
+            try:
+                return await self._exchange(connection, request, ends_at)
+            except SendError as error:
+                if error.code != "connection_closed" or connection.received_bytes:
+                    raise
+        connection = await self._connect(target, ends_at)
         return await self._exchange(connection, request, ends_at)
 
     async def close(self) -> None:
-        """End all connections, and every exchange that still runs with `connection_closed`."""
+        """Close all connections; exchanges under way end with `connection_closed`."""
         self._closed = asyncio.Event()
         self._system_lookup.close()
         if self._sweep_timer:
@@ -99,7 +92,7 @@ class Sender:
         try:
             connection.exchange(request, waiter)
             answer = await waiter
-        except BaseException:  # Cancelled, too: nobody would take the answer any more.
+        except BaseException:  # Cancellation too: the answer would have no reader.
             connection.abort()
             raise
         finally:
@@ -108,30 +101,33 @@ class Sender:
         return answer
 
     async def _connect(self, target: Target, ends_at: float) -> Connection:
-        """A new connection to one of the target's addresses, tried in turn."""
+        """Open a connection to one of the target's addresses, tried in turn."""
         if not (target.tls or self._policy.allow_http):
             raise SendError("address_refused", "The URL must use https.")
         try:
             async with asyncio.timeout_at(ends_at):
-                found = await egress.resolve(target.host, target.port, self._policy, self._lookup)
+                addresses = await egress.resolve(
+                    target.host, target.port, self._policy, self._lookup
+                )
         except egress.EgressError as error:
             raise SendError(error.code, str(error)) from error
         except TimeoutError as error:
             raise SendError("timeout", f"{target.host} was not resolved in time.") from error
-        addresses = found[:ADDRESSES]
         cause: OSError = TimeoutError()
-        for left, ip in zip(range(len(addresses), 0, -1), addresses, strict=True):
-            seconds = (ends_at - self._loop.time()) / left  # None uses up the time of the others.
+        tried = addresses[:ADDRESSES]
+        for index, ip in enumerate(tried):
+            # An equal share of the time that is left, so that each address gets its turn.
+            seconds = (ends_at - self._loop.time()) / (len(tried) - index)
             try:
                 async with asyncio.timeout(seconds):
                     return await self._connect_to(ip, target)
             except OSError as error:
                 cause = error
-        raise _told(cause, target) from cause
+        raise _connect_error(cause, target) from cause
 
     async def _connect_to(self, ip: str, target: Target) -> Connection:
         await self._take_slot()
-        connection = Connection(target.origin, self._forget)
+        connection = Connection(target.origin, self._remove)
         self._open.add(connection)
         try:
             await self._loop.create_connection(
@@ -143,7 +139,7 @@ class Sender:
             )
         except BaseException:
             connection.abort()
-            self._forget(connection)
+            self._remove(connection)
             raise
         if self._closed or not connection.is_usable():
             connection.abort()
@@ -151,11 +147,11 @@ class Sender:
         return connection
 
     async def _take_slot(self) -> None:
-        """Wait for one of `limits.connections`, closing the one that is unused for longest."""
+        """Wait for one of `limits.connections`, closing the one that is idle for longest."""
         if self._slots.locked():
-            unused = [idle for idle in self._idle.values() if idle]
-            if unused:
-                min(unused, key=_longest_unused).pop(0).abort()
+            lists = [idle for idle in self._idle.values() if idle]
+            if lists:
+                min(lists, key=_idle_since).pop(0).abort()
         self._waiting += 1
         try:
             await self._slots.acquire()
@@ -170,7 +166,7 @@ class Sender:
     def _take_idle(self, origin: str) -> Connection | None:
         idle = self._idle.get(origin)
         while idle:
-            connection = idle.pop()  # The last one in: the others may grow old and be closed.
+            connection = idle.pop()  # The latest one, so that surplus ones age and are closed.
             if connection.is_usable():
                 return connection
         return None
@@ -180,7 +176,7 @@ class Sender:
         if idle is None:
             idle = self._idle[connection.origin] = []
         full = len(idle) >= self._limits.idle_per_origin
-        if full or self._waiting or self._closed or not connection.reusable:
+        if full or self._waiting or self._closed or not connection.is_usable():
             connection.abort()
             return
         connection.idle_since = self._loop.time()
@@ -189,7 +185,7 @@ class Sender:
             self._sweep_timer = self._loop.call_later(self._limits.idle_seconds, self._sweep)
 
     def _sweep(self) -> None:
-        """Close what is unused for too long; come back when the next one will be."""
+        """Close connections that are idle for too long, and plan the next sweep."""
         self._sweep_timer = None
         horizon = self._loop.time() - self._limits.idle_seconds
         for idle in self._idle.values():
@@ -197,11 +193,11 @@ class Sender:
                 idle.pop(0).abort()
         self._idle = {origin: idle for origin, idle in self._idle.items() if idle}
         if self._idle:
-            due_at = min(map(_longest_unused, self._idle.values())) + self._limits.idle_seconds
+            due_at = min(map(_idle_since, self._idle.values())) + self._limits.idle_seconds
             self._sweep_timer = self._loop.call_at(due_at, self._sweep)
 
-    def _forget(self, connection: Connection) -> None:
-        """A connection is gone, or never was: give its slot back, once."""
+    def _remove(self, connection: Connection) -> None:
+        """Free the slot of a connection that is closed or never opened, once."""
         if connection not in self._open:
             return
         self._open.remove(connection)
@@ -213,12 +209,12 @@ class Sender:
             self._closed.set()
 
 
-def _longest_unused(idle: list[Connection]) -> float:
+def _idle_since(idle: list[Connection]) -> float:
     return idle[0].idle_since
 
 
-def _told(error: OSError, target: Target) -> SendError:
-    """Why no connection came about, in the words of `SendError`."""
+def _connect_error(error: OSError, target: Target) -> SendError:
+    """Translate why no connection was opened."""
     if isinstance(error, TimeoutError):
         return SendError("timeout", f"{target.host} could not be connected to in time.")
     if isinstance(error, ssl.SSLCertVerificationError):

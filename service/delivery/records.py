@@ -1,0 +1,58 @@
+"""Stores attempts that have ended, with what they change of the subscriber's health."""
+
+import msgspec
+
+from service.context import Context
+from service.delivery import health
+from service.delivery.lanes import Lane
+from service.delivery.recipient import Recipient
+from service.delivery.retry import Verdict
+from service.model.attempt import Attempt
+from service.model.delivery import Due
+from service.model.subscriber import Subscriber
+from service.store import deliveries
+from service.store.database import Transaction
+from service.store.deliveries import Recorded
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """An attempt that has ended and is not stored yet; it holds its slot until it is."""
+
+    lane: Lane
+    due: Due
+    verdict: Verdict
+    recorded: Recorded
+
+
+def record_of(
+    recipient: Recipient, due: Due, attempt: Attempt, verdict: Verdict, now: int
+) -> Recorded:
+    """Return an attempt and the new state of its delivery as the store takes them."""
+    return Recorded(
+        tenant=due.tenant,
+        subscriber_id=due.subscriber_id,
+        generation_id=due.generation_id,
+        ordered=recipient.subscriber.ordered,
+        status=verdict.status,
+        due_at=verdict.due_at,
+        delivered_at=now if verdict.status == "delivered" else None,
+        last_error=attempt.error_message,
+        attempt=attempt,
+    )
+
+
+async def store(context: Context, ended: Ended) -> None:
+    """Store an attempt; in one commit with the subscriber's health, where that changes."""
+    lane, verdict, database = ended.lane, ended.verdict, context.database
+    if not health.is_changed_by(verdict, lane, context.clock()):
+        await database.write_batched(deliveries.record, ended.recorded)
+        return
+    subscriber = await database.write(_store_with_health, context, ended)
+    lane.pause_until(verdict.slow_until)
+    if subscriber is not None:
+        lane.set_health(subscriber)
+
+
+async def _store_with_health(tx: Transaction, context: Context, ended: Ended) -> Subscriber | None:
+    await deliveries.record(tx, [ended.recorded])
+    return await health.apply(tx, context, ended.recorded.subscriber_id, ended.verdict)

@@ -1,0 +1,137 @@
+"""A lane: what it holds, what may leave, and at which pace."""
+
+import itertools
+import os
+from typing import Any
+
+from service.delivery import signing_keys
+from service.delivery.lanes import READY_BYTES_MAX, READY_MAX, Lane
+from service.delivery.recipient import Recipient
+from service.delivery.webhook.request import parse_target
+from service.model.delivery import Due
+from service.model.subscriber import Subscriber
+from tests.harness import START, SUBSCRIBER_URL
+
+
+def recipient(**fields: Any) -> Recipient:
+    subscriber = Subscriber(
+        id="sub_1",
+        tenant="default",
+        url=SUBSCRIBER_URL,
+        retry_schedule_seconds=[0],
+        created_at=0,
+        updated_at=0,
+        **fields,
+    )
+    signer = signing_keys.Signer(signing_keys.new_secrets(os.urandom))
+    return Recipient(subscriber, parse_target(SUBSCRIBER_URL), {}, signer)
+
+
+def lane_of(**fields: Any) -> Lane:
+    lane = Lane("sub_1")
+    lane.set_recipient(recipient(**fields))
+    return lane
+
+
+def due(number: int, attempt_count: int = 0, body: bytes = b"{}") -> Due:
+    return Due(
+        tenant="default",
+        id=f"dlv_{number}",
+        subscriber_id="sub_1",
+        event_id="evt_1",
+        event_type="ping",
+        generation_id=None,
+        attempt_count=attempt_count,
+        trigger="scheduled",
+        ordered=False,
+        body=body,
+    )
+
+
+def popped(lane: Lane, now: int = START) -> list[str]:
+    ids = []
+    while (one := lane.pop_next(now)) is not None:
+        ids.append(one.id)
+    return ids
+
+
+def test_retries_leave_slots_for_first_attempts() -> None:
+    lane = lane_of(max_in_flight=8)
+    for number in range(20):
+        lane.hold(due(number, attempt_count=1))
+    assert len(popped(lane)) == 6
+    lane.hold(due(100))
+    lane.hold(due(101))
+    lane.hold(due(102))
+    assert popped(lane) == ["dlv_100", "dlv_101"]
+
+
+def test_every_fourth_is_a_retry_where_both_wait() -> None:
+    lane = lane_of(max_in_flight=1)
+    for number in range(6):
+        lane.hold(due(number))
+        lane.hold(due(number + 10, attempt_count=1))
+    order = []
+    while (one := lane.pop_next(START)) is not None:
+        order.append(one.attempt_count)
+        lane.release(one)
+    assert order == [0, 0, 0, 1, 0, 0, 0, 1, 1, 1, 1, 1]
+
+
+def test_a_lane_holds_so_many_deliveries_and_so_many_bytes() -> None:
+    lane = lane_of()
+    assert [lane.hold(due(number)) for number in range(READY_MAX + 1)].count(True) == READY_MAX
+    heavy = lane_of()
+    big = b"x" * (READY_BYTES_MAX // 2)
+    assert [heavy.hold(due(number, body=big)) for number in range(3)] == [True, True, False]
+    assert len(popped(heavy)) == 2
+    assert heavy.hold(due(4, body=big))
+
+
+def test_a_delivery_is_held_once() -> None:
+    lane = lane_of()
+    assert lane.hold(due(1))
+    assert not lane.hold(due(1))
+    [one] = [lane.pop_next(START)]
+    assert one is not None
+    assert not lane.hold(due(1))
+    lane.release(one)
+    assert lane.hold(due(1))
+
+
+def test_a_closed_lane_holds_nothing() -> None:
+    lane = lane_of()
+    lane.hold(due(1))
+    lane.set_recipient(recipient(status="paused"))
+    assert lane.waiting == 0
+    assert not lane.hold(due(2))
+    assert popped(lane) == []
+
+
+def test_a_rate_is_kept_exactly_over_many_sends_and_a_late_timer_does_not_slow_it() -> None:
+    lane = lane_of(max_in_flight=100, rate_per_second=300.0)
+    now, sent = START, 0
+    for _ in range(3_000):
+        while (one := lane.pop_next(now)) is not None:
+            lane.release(one)
+            sent += 1
+        lane.hold(due(now))
+        now += 1
+    assert 899 <= sent <= 901
+    slow = lane_of(rate_per_second=10.0)
+    at = []
+    for number, late in enumerate((0, 30, 0, 49, 0)):
+        slow.hold(due(number))
+        now = (slow.blocked_until(now) or now) + late
+        assert slow.pop_next(now) is not None
+        at.append(now - late)
+    assert [b - a for a, b in itertools.pairwise(at)] == [100] * 4
+
+
+def test_after_a_rest_a_lane_does_not_make_up_for_it() -> None:
+    lane = lane_of(rate_per_second=1.0)
+    for number in range(3):
+        lane.hold(due(number))
+    assert popped(lane, START) == ["dlv_0"]
+    assert popped(lane, START + 60_000) == ["dlv_1"]
+    assert lane.blocked_until(START + 60_000) == START + 61_000
