@@ -25,6 +25,9 @@ SIZE_TOLERANCE = 0.05
 VAGUE_WORDS = re.compile(
     r"(^|_)(common|handler|helper|hook|job|manager|misc|payload|service|util)s?(_|$)"
 )
+PARTICIPLES = frozenset(
+    ("asked", "found", "given", "heard", "kept", "made", "said", "seen", "told", "wanted")
+)
 PRINTERS = ("service/cli/main.py", "service/cli/demo/")
 LEFTOVER = re.compile(r"\b(TO[D]O|FIX[M]E|XX[X])\b")
 STATEMENT = re.compile(r"^--\s*name:\s*([\w-]+)", re.MULTILINE)
@@ -139,6 +142,19 @@ def vague_names(path: str, _text: str) -> Iterator[str]:
             yield f"{name} does not say what it holds"
         if name in sys.stdlib_module_names:
             yield f"{name} is a module of the standard library"
+
+
+def participles(_path: str, text: str) -> Iterator[str]:
+    for node in nodes(text):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
+                pass
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                pass
+            case _:
+                continue
+        if name in PARTICIPLES:
+            yield f"line {node.lineno} names something {name}, not by its noun"
 
 
 def slow_middleware(_path: str, text: str) -> Iterator[str]:
@@ -263,6 +279,10 @@ def test_no_module_has_a_vague_name_or_one_of_the_standard_library() -> None:
     expect_none(complaints(vague_names, python()))
 
 
+def test_no_name_in_the_service_is_a_participle() -> None:
+    expect_none(complaints(participles, service()))
+
+
 def test_nothing_uses_the_slow_middleware() -> None:
     expect_none(complaints(slow_middleware, python()))
 
@@ -345,6 +365,12 @@ def test_work_left_for_later_is_found(word: str) -> None:
 def test_a_vague_or_taken_module_name_is_found(path: str) -> None:
     assert complaints(vague_names, {"service/delivery/signing.py": ""}) == []
     assert len(complaints(vague_names, {path: ""})) == 1
+
+
+@pytest.mark.parametrize("text", ["found = 1\n", "def f(given): ...\n", "def said(): ...\n"])
+def test_a_participle_as_a_name_is_found(text: str) -> None:
+    assert complaints(participles, {"a.py": "row = found(given='x').said\n"}) == []
+    assert len(complaints(participles, {"a.py": text})) == 1
 
 
 @pytest.mark.parametrize(

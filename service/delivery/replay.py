@@ -12,7 +12,7 @@ from service.model.subscriber import Subscriber
 from service.store import deliveries, replays, subscribers
 from service.store.database import Transaction
 
-BATCH = 100  # Deliveries made in one transaction.
+BATCH = 100  # Deliveries created in one transaction.
 WINDOW = 1_000  # Events looked at in one transaction.
 COUNT_WINDOW = 5_000  # The same while counting, which keeps no writer waiting.
 AHEAD_MAX = 1_000  # Untried deliveries of one replay: live events must not queue behind them.
@@ -64,10 +64,10 @@ async def _count(context: Context, replay: Replay, subscriber: Subscriber) -> in
     total, cursor = 0, replay.cursor
     while True:
         at = msgspec.structs.replace(replay, cursor=cursor)
-        found = await context.database.read(_count_window, at, subscriber)
-        if found is None:
+        counted = await context.database.read(_count_window, at, subscriber)
+        if counted is None:
             return total
-        count, cursor = found
+        count, cursor = counted
         total += count
 
 
@@ -77,8 +77,8 @@ async def _count_window(
     window = await replays.window(tx, replay, COUNT_WINDOW)
     if window is None:
         return None
-    found = await replays.matches(tx, replay, subscriber, window.last_seq, COUNT_WINDOW)
-    return len(found), window.last_seq
+    matches = await replays.matches(tx, replay, subscriber, window.last_seq, COUNT_WINDOW)
+    return len(matches), window.last_seq
 
 
 async def cancel(tx: Transaction, context: Context, replay: Replay) -> Replay:
@@ -94,14 +94,14 @@ async def cancel(tx: Transaction, context: Context, replay: Replay) -> Replay:
 
 
 async def run_due(context: Context, now: int) -> tuple[int, int | None]:
-    """One batch of every replay that is due by `now`: deliveries made, and when to come again."""
+    """Run one batch of every replay due by `now`; return the new deliveries and the next time."""
     due_at = await context.database.read(replays.next_due)
     if due_at is None or due_at > now:
         return 0, due_at
-    made = 0
+    count = 0
     for replay_id in await context.database.read(replays.due, REPLAYS_AT_ONCE):
-        made += await context.database.write(_step, context, replay_id)
-    return made, await context.database.read(replays.next_due)
+        count += await context.database.write(_step, context, replay_id)
+    return count, await context.database.read(replays.next_due)
 
 
 async def _step(tx: Transaction, context: Context, replay_id: str) -> int:
@@ -131,12 +131,12 @@ async def _make(tx: Transaction, context: Context, replay: Replay, subscriber: S
     if window is None:
         await replays.change(tx, replay, status="done", due_at=None, finished_at=tx.now)
         return 0
-    found = await replays.matches(tx, replay, subscriber, window.last_seq, limit)
-    due = [d for seq in found if (d := await replays.deliver(tx, replay, subscriber, seq))]
+    matches = await replays.matches(tx, replay, subscriber, window.last_seq, limit)
+    due = [d for seq in matches if (d := await replays.deliver(tx, replay, subscriber, seq))]
     await replays.change(
         tx,
         replay,
-        cursor=found[-1] if len(found) == limit else window.last_seq,
+        cursor=matches[-1] if len(matches) == limit else window.last_seq,
         done=replay.done + len(due),
         due_at=tx.now + (round(len(due) * SECOND / rate) if rate else 0),
     )

@@ -91,8 +91,8 @@ class Poller:
 
     async def _due(self, room: int) -> tuple[list[Generation], int | None]:
         limit = room + len(self.in_flight)
-        found, next_at = await self.context.database.read(_look, limit)
-        return [g for g in found if g.id not in self.in_flight][:room], next_at
+        due, next_at = await self.context.database.read(_look, limit)
+        return [g for g in due if g.id not in self.in_flight][:room], next_at
 
     async def _ask(self, generation: Generation) -> None:
         try:

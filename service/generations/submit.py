@@ -153,13 +153,13 @@ async def _notify_subscriber(
 
     If it was disabled, naming the URL again is how it is enabled.
     """
-    found = await subscribers.for_notify(tx, tenant, url)
-    if found is not None and found.status == "disabled":
-        tx.after_commit(context.inbox.reload, found.id)
+    subscriber = await subscribers.for_notify(tx, tenant, url)
+    if subscriber is not None and subscriber.status == "disabled":
+        tx.after_commit(context.inbox.reload, subscriber.id)
         changes = {**health.PROBED, "status": "active", "updated_at": tx.now}
-        return await subscribers.change(tx, found, **changes)
-    if found is not None:
-        return found
+        return await subscribers.change(tx, subscriber, **changes)
+    if subscriber is not None:
+        return subscriber
     new = Subscriber(
         id=new_id("sub", tx.now),
         tenant=tenant,

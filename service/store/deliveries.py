@@ -122,19 +122,19 @@ async def due(
     """
     name = "deliveries_due_ordered" if ordered else "deliveries_due"
     lane = {"subscriber_id": subscriber_id, "retries": retries, "now": tx.now}
-    found: list[Due] = []
+    due: list[Due] = []
     size = 0
     rows: Iterable[Any] = tx.each(name, limit=limit + len(known), **lane)
     for row in rows:
         if row["id"] in known:
             continue
         # The columns are selected in Due's order.
-        found.append(Due(*row, ordered))  # type: ignore[call-arg]
+        due.append(Due(*row, ordered))  # type: ignore[call-arg]
         size += len(row["body"])
-        if len(found) >= limit or size >= FETCH_BYTES:
-            return Fetched(found, more=True, next_at=None)
+        if len(due) >= limit or size >= FETCH_BYTES:
+            return Fetched(due, more=True, next_at=None)
     later = await tx.one("delivery_next_due", **lane)
-    return Fetched(found, more=False, next_at=later["due_at"] if later else None)
+    return Fetched(due, more=False, next_at=later["due_at"] if later else None)
 
 
 async def record(tx: Transaction, recorded: Sequence[Recorded]) -> list[None]:

@@ -1,4 +1,4 @@
-"""Replays: how far each has come, the events it is about, and the deliveries it made."""
+"""Replays: their progress, the events that they match, and the deliveries that they create."""
 
 from typing import Any
 
@@ -89,7 +89,7 @@ async def matches(
     tx: Transaction, of: Replay, subscriber: Subscriber, last_seq: int, limit: int
 ) -> list[int]:
     """Where the events up to `last_seq` are that the replay is about and the subscriber wants."""
-    wanted = subscriber.filter
+    filter_ = subscriber.filter
     rows = await tx.all(
         "replay_matches",
         tenant=of.tenant,
@@ -100,9 +100,9 @@ async def matches(
         event_types=text(of.event_types),
         subscriber_id=of.subscriber_id,
         only_dead=of.only_dead,
-        unfiltered=not (wanted.models or wanted.metadata),
-        models=text(wanted.models),
-        metadata=text(wanted.metadata),
+        unfiltered=not (filter_.models or filter_.metadata),
+        models=text(filter_.models),
+        metadata=text(filter_.metadata),
         limit=limit,
     )
     return [row["seq"] for row in rows]

@@ -61,10 +61,10 @@ def quantiles(counts: Mapping[int, int]) -> dict[str, float | None]:
 
 def _quantile(counts: Mapping[int, int], share: float) -> float | None:
     rank = math.ceil(sum(counts.values()) * share)
-    seen = 0
+    total = 0
     for bucket in sorted(counts):
-        seen += counts[bucket]
-        if seen >= rank:
+        total += counts[bucket]
+        if total >= rank:
             return duration_of(bucket)
     return None
 
@@ -116,7 +116,7 @@ def _success_rate(ended: Counter[str]) -> float | None:
 
 
 async def _count_ended(tx: Transaction, subscriber_id: str, status: str, since_at: int) -> int:
-    """Count deliveries that were made since a time and are dead or canceled, up to COUNT_MAX."""
+    """Count deliveries created since a time that are dead or canceled, up to COUNT_MAX."""
     since_id = first_id("dlv", since_at)
     row = await tx.one(
         "stats_count_ended",
