@@ -10,7 +10,7 @@ from service.api.usage import USAGE_DAYS_MAX
 from service.delivery.retry import first_due
 from service.model.attempt import Attempt
 from service.model.clock import DAY, now_ms
-from service.model.delivery import Due
+from service.model.delivery import DueDelivery
 from service.model.event import Event
 from service.model.generation import Generation
 from service.model.ids import new_id
@@ -19,7 +19,7 @@ from service.model.subscriber import Subscriber
 from service.store import callbacks as stored_callbacks
 from service.store import deliveries, events, generations, keys, subscribers
 from service.store.callbacks import Arrival
-from service.store.deliveries import Recorded
+from service.store.deliveries import AttemptRecord
 from service.store.sqlite.database import Transaction
 from service.store.stats import SLOT_MS
 
@@ -175,7 +175,7 @@ async def _add(tx: Transaction, subscriber_ids: Sequence[str], tenant: str, coun
                 value=value,
                 generation_id=one.id,
             )
-        await generations.record(tx, _exchange(one))
+        await generations.record_exchanges(tx, _exchange(one))
         await stored_callbacks.insert(tx, [_arrival(one, index)])
         told = await events.insert(tx, one.tenant, "generation.succeeded", one.view(), one.id)
         pair = [subscriber_ids[(index + more) % len(subscriber_ids)] for more in (0, 1)]
@@ -222,7 +222,7 @@ async def _owe(tx: Transaction, event: Event, two: list[Subscriber], index: int)
     await deliveries.insert_ended(tx, due, _recorded(due, "dead" if index % 3 else "delivered"))
 
 
-def _recorded(due: Due, status: str) -> Recorded:
+def _recorded(due: DueDelivery, status: str) -> AttemptRecord:
     attempt = Attempt(
         id=new_id("att", due.created_at),
         delivery_id=due.id,
@@ -236,7 +236,7 @@ def _recorded(due: Due, status: str) -> Recorded:
         response_headers=[],
         response_body=b"",
     )
-    return Recorded(
+    return AttemptRecord(
         tenant=due.tenant,
         subscriber_id=due.subscriber_id,
         generation_id=due.generation_id,

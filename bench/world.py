@@ -17,7 +17,7 @@ from service.model.generation import Generation
 from service.model.ids import new_id
 from service.model.subscriber import Subscriber
 from service.store import subscribers
-from service.store.rows import text
+from service.store.rows import json_text
 from service.store.sqlite.database import Database, Transaction
 from service.store.vault import Vault
 from service.upstream.callback_url import CallbackTokens, new_nonce
@@ -111,7 +111,7 @@ async def insert_generations(tx: Transaction, made: Sequence[Generation]) -> Non
     rows = [msgspec.structs.asdict(one) for one in made]
     for row in rows:
         for name in ("input", "metadata", "event_ids"):
-            row[name] = text(row[name])
+            row[name] = json_text(row[name])
     await tx.many("generation_insert", rows)
     await tx.many("generation_body_insert", rows)
     await tx.many("generation_update", rows)

@@ -40,34 +40,40 @@ SLOW = {"taken": 2, "slow": 6}
 POINTS = (
     Point("migrate"),
     Point("delivery.tenants.ensure"),
-    Point("store.reseal._tenants"),
-    Point("store.reseal._page"),
+    Point("store.reseal._reseal_tenants"),
+    Point("store.reseal._reseal_page"),
     Point("api.subscribers._insert", 3),
     Point("api.idempotency._claim", 12),
     Point("api.generations._get_or_accept", 12),
     Point("generations.submit._record", 10),
     Point("generations.submit._claim_due", creates=BUSY),
-    Point("store.keys.finish", 10),
+    Point("store.idempotency.store_answer", 10),
     Point("generations.ingest.receive", 4, trust="confirm"),
     Point("generations.ingest.Ingest.believe", 4, trust="body"),
     Point("store.callbacks.reject", forges=1.0),
     Point("generations.poll.Poller._record", 4, trust="confirm"),
     Point("generations.poll._record_blind", trust="confirm", creates=SLOW),
     Point("generations.poll.expire", creates=LOST),
-    Point("store.deliveries.record", 12),
+    Point("store.deliveries.record_attempts", 12),
     Point("delivery.dispatch._record_and_follow", 2),
     Point("api.subscribers._ping"),
     Point("store.deliveries.insert_ended", 2),
     Point("delivery.replay._start", 2),
     Point("delivery.replay._step", 2),
-    Point("store.retention._whole.stage", 3),
-    Point("store.deliveries.delete_past", aged=True),
-    Point("store.events.delete_past", aged=True),
-    Point("store.generations.delete_past", aged=True),
+    Point("store.retention._unreferenced.stage", 3),
+    Point("store.deliveries.delete_old", aged=True),
+    Point("store.events.delete_old", aged=True),
+    Point("store.generations.delete_old", aged=True),
     Point("store.subscribers.delete_orphans", aged=True),
 )
 # Commits that need a person's command or another process; tests/wire and tests/journeys have them.
-ELSEWHERE = ("api.keys", "api.signing_secret", "api.deliveries", "api.replays", "store.keys.touch")
+ELSEWHERE = (
+    "api.keys",
+    "api.signing_secret",
+    "api.deliveries",
+    "api.replays",
+    "store.keys.record_uses",
+)
 
 
 async def run(of: plan.Plan) -> Outcome:

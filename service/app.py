@@ -1,9 +1,9 @@
-"""Puts a process together: settings in, an ASGI application out."""
+"""Builds the ASGI application of a process from its settings."""
 
 import asyncio
 import contextlib
 import os
-import random  # noqa: TID251  jitter, where nobody gives another
+import random  # noqa: TID251  the default jitter
 import signal
 from collections.abc import Callable
 from functools import cached_property
@@ -37,11 +37,13 @@ if TYPE_CHECKING:
 
     from service.api.call import Parts
 
+SPARE_CONNECTIONS = 24  # For tests of subscribers, which take no slot.
+
 _log = log.get()
 
 
 class App:
-    """The service as an ASGI application. Callbacks go past the router, straight to the store."""
+    """The service as an ASGI application. Callbacks and `/healthz` bypass the API's router."""
 
     def __init__(
         self,
@@ -66,7 +68,7 @@ class App:
 
     @cached_property
     def parts(self) -> "Parts":
-        """The parts of the started process."""
+        """The parts of the started application."""
         from service.api.call import Parts  # noqa: PLC0415  cold start
 
         assert self._parts is not None, "the application has not been started"
@@ -74,13 +76,13 @@ class App:
 
     @cached_property
     def _api(self) -> asgi.App:
-        """The API, loaded for its first request: callbacks and probes need not wait for it."""
+        """The API, imported for its first request, so that callbacks and `/healthz` start fast."""
         from service.api import endpoint  # noqa: PLC0415  cold start
 
         return endpoint.build(self.parts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Handle an ASGI connection."""
         if scope["type"] == "http":
             method, path = scope["method"], scope["path"]
             if method == "POST" and path.startswith("/callbacks/"):
@@ -120,7 +122,7 @@ class App:
             ),
             tokens=CallbackTokens(settings.secret_keys, UPSTREAM),
             vault=Vault(settings.secret_keys),
-            redactor=_redactor(settings),
+            redactor=Redactor(settings.secrets, settings.public_url),
             clock=self._clock,
             jitter=self._jitter,
         )
@@ -135,13 +137,13 @@ class App:
         metrics.backlog.read = dispatcher.waiting
 
     async def stop(self) -> None:
-        """Finish what is under way within its time, then close everything."""
+        """Let work under way finish within `shutdown_seconds`, then close everything."""
         if self._parts is None or self.worker is None:
             return
         self.worker.stop()
         if self.worker.task is not None:
             await asyncio.gather(self.worker.task, return_exceptions=True)
-        with contextlib.suppress(TimeoutError):  # Upstream's answers are still to be recorded.
+        with contextlib.suppress(TimeoutError):  # So that upstream's answers are recorded.
             async with asyncio.timeout(self.settings.shutdown_seconds):
                 await self.parts.submitter.settle()
         close = getattr(self.parts.dispatcher.sender, "close", None)
@@ -154,11 +156,11 @@ class App:
         await receive()
         try:
             await self.start()
-        except Exception as error:  # noqa: BLE001  the server is told, and ends
+        except Exception as error:  # noqa: BLE001  reported to the server, which exits
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         if self.worker is not None and self.worker.task is not None:
-            self.worker.task.add_done_callback(_end_with_worker)
+            self.worker.task.add_done_callback(_end_process_if_failed)
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self.stop()
@@ -169,26 +171,15 @@ def _sender(settings: Settings) -> Sender:
     if settings.http_proxy:
         from service.delivery.webhook.proxy import ProxiedSender  # noqa: PLC0415  cold start
 
-        context = tls_context(settings.ca_file)
-        return ProxiedSender(settings.http_proxy, ssl_context=context)
+        return ProxiedSender(settings.http_proxy, ssl_context=tls_context(settings.ca_file))
     policy = egress.Policy(settings.allow_http, settings.allow_networks)
-    own = tls_context(settings.ca_file) if settings.ca_file else None
-    limits = Limits(connections=settings.max_in_flight + 24)
-    return WebhookSender(policy, ssl_context=own, limits=limits)
+    ssl_context = tls_context(settings.ca_file) if settings.ca_file else None
+    limits = Limits(connections=settings.max_in_flight + SPARE_CONNECTIONS)
+    return WebhookSender(policy, ssl_context=ssl_context, limits=limits)
 
 
-def _redactor(settings: Settings) -> Redactor:
-    secrets = (
-        settings.upstream_api_key,
-        settings.upstream_signature_secret,
-        settings.admin_key,
-        *settings.secret_keys,
-    )
-    return Redactor([secret for secret in secrets if secret], settings.public_url)
-
-
-def _end_with_worker(task: "asyncio.Task[None]") -> None:
-    """A worker that failed ends the process: the platform starts it anew, and nothing is lost."""
+def _end_process_if_failed(task: "asyncio.Task[None]") -> None:
+    """End the process if its worker failed, so that the platform restarts it."""
     if not task.cancelled() and task.exception() is not None:
         _log.error("worker.failed", exc_info=task.exception())
         os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The settings: read from the environment once, and refused when wrong."""
+"""Settings, read once from environment variables and validated."""
 
 import ipaddress
 import math
@@ -14,12 +14,12 @@ from service.model.errors import SettingsError
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 KEY_CHARACTERS_MIN = 32
 _DIGITS_MAX = 20
-_QUOTED_MAX = 200
+_QUOTED_CHARACTERS_MAX = 200
 SIGNATURE_SCHEMES = ("standard", "wavespeed", "kie")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Every setting, under its field's name. The `repr` shows no secret."""
+    """All settings. The `repr` shows no secret."""
 
     database_path: str = "genhook.db"
     public_url: str | None = None
@@ -55,16 +55,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def secrets(self) -> list[str]:
-        """Every secret among the settings, to be cut out of what is logged or shown."""
-        keys = (self.upstream_api_key, self.upstream_signature_secret, self.admin_key)
-        return [secret for secret in (*keys, *self.secret_keys) if secret]
+        """Return every secret in the settings: they are redacted in logs and answers."""
+        secrets = (
+            self.upstream_api_key,
+            self.upstream_signature_secret,
+            self.admin_key,
+            *self.secret_keys,
+        )
+        return [secret for secret in secrets if secret]
 
     def __repr__(self) -> str:
         return f"Settings(database_path={self.database_path!r}, public_url={self.public_url!r})"
 
 
 def _text(value: str) -> str:
-    if not value.isprintable():  # Nor are bytes that are not UTF-8.
+    if not value.isprintable():  # Bytes that are not UTF-8 are not printable either.
         raise ValueError("must be printable text in UTF-8")
     return value
 
@@ -76,14 +81,14 @@ def _secret(value: str) -> str:
 
 
 def _boolean(value: str) -> bool:
-    known = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-    if value.lower() not in known:
+    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if value.lower() not in words:
         raise ValueError("must be true or false")
-    return known[value.lower()]
+    return words[value.lower()]
 
 
 def _number(low: float, high: float) -> Callable[[str], float]:
-    def read(value: str) -> float:
+    def parse(value: str) -> float:
         try:
             number = float(value)
         except ValueError:
@@ -92,29 +97,29 @@ def _number(low: float, high: float) -> Callable[[str], float]:
             raise ValueError(f"must be a number from {low:g} to {high:g}")
         return number
 
-    return read
+    return parse
 
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
-    def read(value: str) -> int:
+    def parse(value: str) -> int:
         is_whole = value.isascii() and value.isdigit() and len(value) <= _DIGITS_MAX
         if not is_whole or not low <= int(value) <= high:
             raise ValueError(f"must be a whole number from {low} to {high}")
         return int(value)
 
-    return read
+    return parse
 
 
 def _choice(*words: str) -> Callable[[str], str]:
-    def read(value: str) -> str:
+    def parse(value: str) -> str:
         if value not in words:
             raise ValueError(f"must be one of: {', '.join(words)}")
         return value
 
-    return read
+    return parse
 
 
-def _database(value: str) -> str:
+def _database_path(value: str) -> str:
     prefix = "sqlite:///"
     if not value.startswith(prefix) or len(value) == len(prefix):
         raise ValueError("must look like sqlite:///genhook.db or sqlite:////var/lib/genhook.db")
@@ -123,13 +128,13 @@ def _database(value: str) -> str:
     return _text(value[len(prefix) :])
 
 
-def _certificates(value: str) -> str:
+def _ca_file(value: str) -> str:
     import ssl  # noqa: PLC0415  cold start
 
     try:
         ssl.create_default_context(cafile=_text(value))
-    except OSError:  # ssl.SSLError is one.
-        raise ValueError("must be a file of certificates in PEM that can be read") from None
+    except OSError:  # Includes ssl.SSLError.
+        raise ValueError("must be a readable file of certificates in PEM") from None
     return value
 
 
@@ -139,7 +144,7 @@ def _url(value: str) -> str:
     try:
         parts = urlsplit(value)
         host, port = parts.hostname, parts.port
-    except ValueError:  # Its message would quote the user information.
+    except ValueError:  # Its message could quote a password.
         raise ValueError("must be a URL whose host and port are well-formed") from None
     if parts.scheme not in ("http", "https") or not host or "@" in parts.netloc:
         raise ValueError("must be an absolute http(s) URL without user information")
@@ -172,20 +177,22 @@ def _networks(value: str) -> tuple[Network, ...]:
     try:
         return tuple(ipaddress.ip_network(part.strip()) for part in value.split(","))
     except ValueError as error:
-        detail = f": {error}" if len(value) <= _QUOTED_MAX and value.isprintable() else ""
+        detail = (
+            f": {error}" if len(value) <= _QUOTED_CHARACTERS_MAX and value.isprintable() else ""
+        )
         raise ValueError(f"must be networks such as 10.0.0.0/8, comma separated{detail}") from None
 
 
 class Variable(NamedTuple):
-    """An environment variable, the field it sets, and the function that reads its value."""
+    """An environment variable, the field that it sets, and the parser of its value."""
 
     name: str
     field: str
-    read: Callable[[str], Any]
+    parse: Callable[[str], Any]
 
 
 VARIABLES = (
-    Variable("GENHOOK_DATABASE_URL", "database_path", _database),
+    Variable("GENHOOK_DATABASE_URL", "database_path", _database_path),
     Variable("GENHOOK_PUBLIC_URL", "public_url", _url),
     Variable("GENHOOK_SECRET_KEYS", "secret_keys", _secret_keys),
     Variable("GENHOOK_ADMIN_KEY", "admin_key", _admin_key),
@@ -199,7 +206,7 @@ VARIABLES = (
     Variable("GENHOOK_ALLOW_HTTP", "allow_http", _boolean),
     Variable("GENHOOK_ALLOW_NETWORKS", "allow_networks", _networks),
     Variable("GENHOOK_HTTP_PROXY", "http_proxy", _url),
-    Variable("GENHOOK_CA_FILE", "ca_file", _certificates),
+    Variable("GENHOOK_CA_FILE", "ca_file", _ca_file),
     Variable("GENHOOK_HOST", "host", _text),
     Variable("PORT", "port", _integer(0, 65_535)),
     Variable("GENHOOK_LOG_LEVEL", "log_level", _choice("debug", "info", "warning", "error")),
@@ -219,9 +226,9 @@ VARIABLES = (
 )
 
 
-def _read(variable: Variable, text: str) -> Any:
+def _parse(variable: Variable, text: str) -> Any:
     try:
-        return variable.read(text)
+        return variable.parse(text)
     except ValueError as error:
         raise SettingsError(f"{variable.name} {error}.") from None
 
@@ -258,19 +265,19 @@ def _check(settings: Settings) -> None:
 
 
 def read_settings(environ: Mapping[str, str] | None = None, **overrides: object) -> Settings:
-    """Read the settings from `environ` (by default the process's own); `overrides` win.
+    """Read the settings from `environ` (by default `os.environ`); `overrides` take precedence.
 
-    SettingsError names the first variable that is missing or wrong.
+    Raises SettingsError, which names the first variable that is missing or wrong.
     """
-    environ = os.environ if environ is None else environ  # noqa: TID251  this is the place
-    values = {v.field: _read(v, environ[v.name]) for v in VARIABLES if environ.get(v.name)}
+    environ = os.environ if environ is None else environ  # noqa: TID251  the only module that reads it
+    values = {v.field: _parse(v, environ[v.name]) for v in VARIABLES if environ.get(v.name)}
     settings = Settings(**{**values, **overrides})
     _check(settings)
     return settings
 
 
-def unknown(environ: Mapping[str, str] | None = None) -> list[str]:
-    """The variables that start with `GENHOOK_` but are no setting; probably misspelled."""
-    environ = os.environ if environ is None else environ  # noqa: TID251  this is the place
+def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
+    """Return the variables that start with `GENHOOK_` but are not settings: likely misspelled."""
+    environ = os.environ if environ is None else environ  # noqa: TID251  the only module that reads it
     known = {variable.name for variable in VARIABLES}
     return sorted(n for n in environ if n.startswith("GENHOOK_") and n not in known)

@@ -13,7 +13,7 @@ from service.delivery.dispatch import Dispatcher
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
 from service.model import clock
-from service.model.errors import pointer
+from service.model.errors import json_pointer
 from service.model.key import Key
 from service.store.database import Database
 from service.store.pages import Page
@@ -198,4 +198,4 @@ def _field_error(text: str) -> FieldError:
     if field := _FIELD.match(message):
         steps.append(field["name"])
         message = "is required" if "missing" in message else "is not a field of this request"
-    return FieldError(pointer(*steps), message)
+    return FieldError(json_pointer(*steps), message)

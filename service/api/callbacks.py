@@ -25,7 +25,7 @@ async def list_(call: Call) -> Answer:
         generation_id=call.query_id("generation_id", "gen"),
     )
     # Those with an invalid token have no tenant.
-    read = callbacks.page_of_all if call.key.has("admin") else callbacks.page
+    read = callbacks.list_page_with_unowned if call.key.has("admin") else callbacks.list_page
     rows, after = await call.database.read(read, call.page("cb"), call.tenant, only)
     return listed([_view(row) for row in rows], after)
 

@@ -12,7 +12,7 @@ from service.context import Context
 from service.delivery import signing
 from service.delivery.webhook import egress
 from service.delivery.webhook.request import refuse_header
-from service.model.errors import pointer
+from service.model.errors import json_pointer
 from service.model.event import EVENT_TYPES
 from service.model.subscriber import Filter
 
@@ -40,9 +40,9 @@ def check_url(context: Context, url: str, at: str) -> None:
 def metadata_errors(metadata: Mapping[str, str], *at: str) -> list[FieldError]:
     """Return what is wrong with metadata; `at` are the steps to it."""
     if len(metadata) > METADATA_MAX:
-        return [FieldError(pointer(*at), f"must have at most {METADATA_MAX} entries")]
+        return [FieldError(json_pointer(*at), f"must have at most {METADATA_MAX} entries")]
     return [
-        FieldError(pointer(*at, name), METADATA_RULE)
+        FieldError(json_pointer(*at, name), METADATA_RULE)
         for name, value in metadata.items()
         if not METADATA_NAME.fullmatch(name) or len(value) > METADATA_VALUE_MAX or "\0" in value
     ]
@@ -56,7 +56,7 @@ def filter_errors(filter_: Filter) -> list[FieldError]:
         message = f"must be at most {FILTER_MODELS_MAX} models, each once"
         errors.append(FieldError("/filter/models", message))
     return errors + [
-        FieldError(pointer("filter", "models", index), MODEL_ID_RULE)
+        FieldError(json_pointer("filter", "models", index), MODEL_ID_RULE)
         for index, model in enumerate(models)
         if not MODEL_ID.fullmatch(model)
     ]
@@ -66,7 +66,7 @@ def type_errors(types: Sequence[str]) -> list[FieldError]:
     """Return what is wrong with a list of event types."""
     message = f"must be one of: {', '.join(EVENT_TYPES)}"
     errors = [
-        FieldError(pointer("event_types", index), message)
+        FieldError(json_pointer("event_types", index), message)
         for index, type_ in enumerate(types)
         if type_ not in EVENT_TYPES
     ]
@@ -80,7 +80,7 @@ def header_errors(headers: Mapping[str, str]) -> list[FieldError]:
     if len(headers) > HEADERS_MAX:
         return [FieldError("/headers", f"must have at most {HEADERS_MAX} entries")]
     errors = [
-        FieldError(pointer("headers", name), reason)
+        FieldError(json_pointer("headers", name), reason)
         for name, value in headers.items()
         if (reason := _refuse_header(name, value))
     ]
@@ -105,7 +105,7 @@ def redacted_errors(headers: Mapping[str, str], stored: Mapping[str, str]) -> li
     """
     message = f"{REDACTED} keeps the stored value, and none is stored"
     return [
-        FieldError(pointer("headers", name), message)
+        FieldError(json_pointer("headers", name), message)
         for name, value in headers.items()
         if value == REDACTED and name.lower() not in stored
     ]

@@ -15,8 +15,10 @@ async def list_(call: Call) -> Answer:
         subscriber_id=call.query_id("subscriber_id", "sub"),
         event_id=call.query_id("event_id", "evt"),
     )
-    rows, after = await call.database.read(deliveries.page, call.page("dlv"), call.tenant, only)
-    return listed([deliveries.delivery(row).view() for row in rows], after)
+    rows, after = await call.database.read(
+        deliveries.list_page, call.page("dlv"), call.tenant, only
+    )
+    return listed([deliveries.from_row(row).view() for row in rows], after)
 
 
 async def get(call: Call) -> Answer:
@@ -53,5 +55,5 @@ async def _retry(tx: Transaction, call: Call) -> Delivery:
     if subscriber.status == "disabled":
         raise subscriber_disabled()
     await deliveries.retry(tx, delivery)
-    tx.after_commit(call.context.inbox.look, delivery.subscriber_id)
+    tx.after_commit(call.context.inbox.refill, delivery.subscriber_id)
     return await _get(tx, call)

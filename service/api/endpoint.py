@@ -147,10 +147,10 @@ async def _find_key(context: Context, secret: str) -> Key | None:
         return _ADMIN_KEY
     if not secret.startswith(KEY_PREFIX):
         return None
-    key = await context.database.read(keys.find, secret)
+    key = await context.database.read(keys.get_by_secret, secret)
     if key is not None and (key.last_used_at or 0) < context.clock() - MINUTE:
         try:
-            await context.database.write_batched(keys.used, (key.id, context.clock()))
+            await context.database.write_batched(keys.record_uses, (key.id, context.clock()))
         except StorageError as error:
             _log.warning("key.use_not_noted", error=str(error))
     return key

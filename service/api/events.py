@@ -19,7 +19,7 @@ async def list_(call: Call) -> Answer:
         generation_id=call.query_id("generation_id", "gen"),
     )
     page = call.page("evt")
-    rows, after = await call.database.read(events.page, page, call.tenant, only)
+    rows, after = await call.database.read(events.list_page, page, call.tenant, only)
     if page.ascending and rows and after is None:
         after = rows[-1]["id"]
     bodies = [msgspec.Raw(row["body"]) for row in rows]

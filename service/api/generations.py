@@ -61,7 +61,7 @@ async def _get_or_accept(
     generation = await generations.get(tx, call.resource_id)
     if generation is not None:
         return generation, False
-    return await submit.accept(tx, call.context, call.tenant, call.resource_id, new), True
+    return await submit.store_new(tx, call.context, call.tenant, call.resource_id, new), True
 
 
 def _problem(generation: Generation, refusal: wire.Rejected) -> Problem:
@@ -133,8 +133,10 @@ async def list_(call: Call) -> Answer:
         created_before=call.query_time("created_before"),
         metadata=_query_metadata(call),
     )
-    rows, after = await call.database.read(generations.page, call.page("gen"), call.tenant, only)
-    return listed([generations.generation(row).view() for row in rows], after)
+    rows, after = await call.database.read(
+        generations.list_page, call.page("gen"), call.tenant, only
+    )
+    return listed([generations.from_row(row).view() for row in rows], after)
 
 
 def _query_metadata(call: Call) -> dict[str, str]:

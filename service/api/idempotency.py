@@ -12,7 +12,7 @@ from service.api.problem import Problem
 from service.model.clock import DAY, MINUTE
 from service.model.errors import StorageError
 from service.model.ids import new_id
-from service.store import keys
+from service.store import idempotency
 from service.store.database import Transaction
 
 RETENTION_MS = DAY
@@ -53,14 +53,14 @@ async def once(
     try:
         answer = await create(msgspec.structs.replace(call, resource_id=claimed))
         sealed = _seal(call, scoped, answer)
-        await database.write(keys.finish, call.tenant, scoped, answer.status, sealed)
+        await database.write(idempotency.store_answer, call.tenant, scoped, answer.status, sealed)
     except Problem:
-        await database.write(keys.release, call.tenant, scoped)
+        await database.write(idempotency.release, call.tenant, scoped)
         raise
     except StorageError:
         # The request has ended: a repeat need not wait, and finds what was created by its id.
         with contextlib.suppress(StorageError):
-            await database.write(keys.abandon, call.tenant, scoped, ABANDONED_MS)
+            await database.write(idempotency.age, call.tenant, scoped, ABANDONED_MS)
         raise
     return answer
 
@@ -69,9 +69,9 @@ async def _claim(
     tx: Transaction, call: Call, scoped: str, fingerprint: bytes, fresh_id: str
 ) -> Answer | str:
     """Return the stored answer, or the id of what to create; Problem if the key is in use."""
-    row = await keys.find_answer(tx, call.tenant, scoped)
+    row = await idempotency.get(tx, call.tenant, scoped)
     if row is None or row["created_at"] <= tx.now - RETENTION_MS:
-        await keys.claim(tx, call.tenant, scoped, fingerprint, fresh_id)
+        await idempotency.claim(tx, call.tenant, scoped, fingerprint, fresh_id)
         return fresh_id
     if row["request_sha256"] != fingerprint:
         detail = "This Idempotency-Key was used for another request."
@@ -82,7 +82,7 @@ async def _claim(
         detail = "The first request with this key is still running."
         raise Problem(409, "idempotency_key_in_use", detail, headers={"retry-after": "1"})
     resource_id: str = row["resource_id"]
-    await keys.claim(tx, call.tenant, scoped, fingerprint, resource_id)
+    await idempotency.claim(tx, call.tenant, scoped, fingerprint, resource_id)
     return resource_id
 
 

@@ -63,7 +63,7 @@ async def list_(call: Call) -> Answer:
     rows, after = await call.database.read(
         pages.read, pages.of_tenant("keys"), call.page("key"), {"tenant": call.tenant}
     )
-    return listed([keys.key(row).view() for row in rows], after)
+    return listed([keys.from_row(row).view() for row in rows], after)
 
 
 async def get(call: Call) -> Answer:

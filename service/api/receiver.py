@@ -41,7 +41,7 @@ class Receiver:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._ingest = ingest.Ingest(context)
+        self._proof_writer = ingest.ProofWriter(context)
         self._rejections = (0, 0)
         scheme = context.settings.upstream_signature
         self._scheme = SCHEMES[scheme] if scheme else None
@@ -138,20 +138,20 @@ class Receiver:
         except StorageError as error:
             _log.error("callback.not_stored", error=str(error))
 
-    async def _read(self, arrival: Arrival) -> ingest.ProvenCallback:
-        """Read a body that is believed, a large one beside the event loop."""
+    async def _read(self, arrival: Arrival) -> ingest.Proof:
+        """Read a body that is proof, a large one in a thread."""
         if len(arrival.body) <= READ_ON_LOOP_BYTES:
-            return ingest.proven(self._context, arrival)
-        return await asyncio.to_thread(ingest.proven, self._context, arrival)
+            return ingest.read_proof(self._context, arrival)
+        return await asyncio.to_thread(ingest.read_proof, self._context, arrival)
 
     async def _store(self, arrival: Arrival) -> str:
         database = self._context.database
         verdict: str | None
         if arrival.trust == "body":
-            proven = await self._read(arrival)
-            verdict = await database.write_batched(self._ingest.believe, proven)
+            proof = await self._read(arrival)
+            verdict = await database.write_batched(self._proof_writer.write, proof)
         else:
-            verdict = await database.write_batched(ingest.receive, arrival)
+            verdict = await database.write_batched(ingest.store_hints, arrival)
             self._context.signals.poll.set()
         if verdict is None:
             self._context.tokens.forget(arrival.generation_id)

@@ -98,7 +98,7 @@ async def list_(call: Call) -> Answer:
     rows, after = await call.database.read(
         pages.read, pages.of_tenant("replays"), call.page("rpl"), {"tenant": call.tenant}
     )
-    return listed([replays.replay(row).view() for row in rows], after)
+    return listed([replays.from_row(row).view() for row in rows], after)
 
 
 async def cancel(call: Call) -> Answer:

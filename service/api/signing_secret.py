@@ -30,6 +30,6 @@ async def _rotate(tx: Transaction, call: Call, secret: str, overlap_seconds: int
     sealed = await ensure(tx, call.context, tenant)
     old = signing_keys.unseal(vault, sealed, tenant)
     secrets = old.rotated(secret, overlap_seconds, tx.now)
-    await subscribers.change_tenant(tx, tenant, signing_keys.seal(vault, secrets, tenant))
+    await subscribers.update_tenant(tx, tenant, signing_keys.seal(vault, secrets, tenant))
     tx.after_commit(call.context.inbox.reload, None)
     return secrets

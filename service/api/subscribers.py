@@ -148,9 +148,9 @@ async def get(call: Call) -> Answer:
 async def list_(call: Call) -> Answer:
     """GET /v1/subscribers."""
     rows, after = await call.database.read(
-        pages.read, subscribers.LISTED, call.page("sub"), {"tenant": call.tenant}
+        pages.read, subscribers.LIST_SOURCE, call.page("sub"), {"tenant": call.tenant}
     )
-    return listed([subscribers.subscriber(row).view() for row in rows], after)
+    return listed([subscribers.from_row(row).view() for row in rows], after)
 
 
 async def update(call: Call) -> Answer:
@@ -170,7 +170,7 @@ async def _update(tx: Transaction, call: Call, body: Update) -> Subscriber:
     if isinstance(body.status, str) and body.status != old.status:
         changes |= _status_changes(old, body.status)
     tx.after_commit(call.context.inbox.reload, old.id)
-    new = await subscribers.change(tx, old, **changes, updated_at=tx.now)
+    new = await subscribers.update(tx, old, **changes, updated_at=tx.now)
     if new.status == "disabled" != old.status:
         await health.announce(tx, call.context, new)
     return new
@@ -224,7 +224,7 @@ async def _rotate(tx: Transaction, call: Call, secret: str, overlap_seconds: int
     old = await find(tx, call, call.path["id"])
     secrets = _unseal(call, old).rotated(secret, overlap_seconds, tx.now)
     sealed = signing_keys.seal(call.context.vault, secrets, old.id)
-    await subscribers.change(tx, old, sealed_secrets=sealed, updated_at=tx.now)
+    await subscribers.update(tx, old, sealed_secrets=sealed, updated_at=tx.now)
     tx.after_commit(call.context.inbox.reload, old.id)
     return secrets
 

@@ -33,7 +33,7 @@ async def metrics_(call: Call) -> Answer:
     ages = await call.database.read(stats.oldest_undelivered)
     metrics.owed_to.read = lambda: len(ages)
     metrics.oldest.read = lambda: max(ages.values(), default=0.0)
-    metrics.oldest_by_subscriber.values = dict(stats.worst(ages, SUBSCRIBER_LABELS_MAX))
+    metrics.oldest_by_subscriber.values = dict(stats.longest_waiting(ages, SUBSCRIBER_LABELS_MAX))
     return Answer(body=metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

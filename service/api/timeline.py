@@ -63,7 +63,7 @@ def _event(row: Row) -> Entry:
 
 
 def _attempt(row: Row) -> Entry:
-    attempt = deliveries.attempt(row)
+    attempt = deliveries.attempt_from_row(row)
     result = attempt.error_message or f"The subscriber answered {attempt.status_code}."
     detail = {
         "delivery_id": attempt.delivery_id,

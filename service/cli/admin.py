@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # They take most of a second to import, and `--help` needs no
     from service.app import App
     from service.context import Context
     from service.store.sqlite.database import Transaction
-    from service.worker import Done
+    from service.worker import WorkCounts
 
 KEYS_MAX = 1_000
 
@@ -132,7 +132,7 @@ def tick(options: argparse.Namespace, echo: Echo) -> int:
     return 0
 
 
-async def _tick(settings: Settings, seconds: float) -> "Done":
+async def _tick(settings: Settings, seconds: float) -> "WorkCounts":
     async with _started(settings) as app:
         assert app.worker is not None
         return await app.worker.tick(seconds)
@@ -221,7 +221,7 @@ async def _list(tx: "Transaction", _context: "Context") -> list[Key]:
 
     source = pages.Source(table="keys", where=[])
     rows, _ = await pages.read(tx, source, pages.Page(limit=KEYS_MAX), {})
-    return [keys.key(row) for row in rows]
+    return [keys.from_row(row) for row in rows]
 
 
 async def _revoke(tx: "Transaction", context: "Context", key_id: str) -> None:

@@ -17,7 +17,7 @@ from service.delivery import signing_keys
 from service.model.clock import MINUTE, now_ms, parse_rfc3339, rfc3339
 from service.model.errors import SettingsError
 from service.model.ids import time_of
-from service.settings import Settings, is_loopback, read_settings, unknown
+from service.settings import Settings, is_loopback, read_settings, unknown_variables
 from service.store.vault import Vault, VaultError
 
 DISK_FAIL_BYTES = 100 << 20
@@ -58,7 +58,7 @@ def doctor(options: argparse.Namespace, echo: Echo) -> int:
 
 def examine(now: int, *, online: bool) -> Iterator[Finding]:
     """Every finding; if the settings cannot be read, no other check is made."""
-    for name in unknown():
+    for name in unknown_variables():
         yield Finding("warn", "settings", f"{name} is not a setting: see docs/settings.md.")
     try:
         settings = read_settings()

@@ -119,13 +119,13 @@ def settings_of(options: argparse.Namespace) -> "Settings":
 
 def _configure_log(settings: "Settings") -> None:
     """Start to log, first about settings that are unknown or missing."""
-    from service.settings import unknown
+    from service.settings import unknown_variables
     from service.telemetry import log
     from service.telemetry.redact import Redactor
 
     redactor = Redactor(settings.secrets, settings.public_url)
     log.configure(settings.log_level, stream="stdout", redactor=redactor)
-    for name in unknown():
+    for name in unknown_variables():
         log.get().warning("settings.unknown", name=name, see="docs/settings.md")
     for name, value in (
         ("GENHOOK_UPSTREAM_API_KEY", settings.upstream_api_key),

@@ -1,8 +1,8 @@
-"""How many questions upstream may be asked: a token bucket, and the pause that a 429 asks for."""
+"""The rate limit of polls: a token bucket, and the pause that a 429 asks for."""
 
 
 class Budget:
-    """A token bucket over the rate towards upstream; times are milliseconds since the epoch."""
+    """A token bucket with a token for each poll. Times are milliseconds since the epoch."""
 
     def __init__(self, rate_per_second: float) -> None:
         self.rate = rate_per_second
@@ -12,10 +12,10 @@ class Budget:
         self.paused_until = 0
 
     def available(self, now: int) -> int:
-        """Return how many questions may be asked at `now`."""
+        """Return how many polls may be made at `now`."""
         if self.updated_at is not None and now > self.updated_at:
-            gained = (now - self.updated_at) * self.rate / 1_000
-            self.tokens = min(self.capacity, self.tokens + gained)
+            refill = (now - self.updated_at) * self.rate / 1_000
+            self.tokens = min(self.capacity, self.tokens + refill)
         self.updated_at = now
         return 0 if now < self.paused_until else int(self.tokens)
 
@@ -24,10 +24,10 @@ class Budget:
         self.tokens -= 1
 
     def pause(self, until: int) -> None:
-        """Ask nothing before `until`: upstream answered that it is asked too often."""
+        """Allow no poll before `until`: upstream answered 429."""
         self.paused_until = max(self.paused_until, until)
 
     def next_at(self, now: int) -> int:
-        """Return when a question may be asked again."""
+        """Return when the next poll may be made."""
         missing = max(0.0, 1.0 - self.tokens)
         return max(self.paused_until, now + int(missing / self.rate * 1_000) + 1)

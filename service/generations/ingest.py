@@ -24,7 +24,7 @@ _log = log.get()
 class Update(msgspec.Struct, frozen=True, kw_only=True):
     """What upstream reports about a generation, or that its deadline has passed.
 
-    It is made before the transaction and holds no callback URL of ours and no secret.
+    It is built before the transaction, and its callback URLs and secrets are redacted.
     """
 
     status: Literal["processing", "succeeded", "failed", "timed_out"]
@@ -34,7 +34,7 @@ class Update(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def update_of(context: Context, report: wire.Report) -> Update:
-    """Return a report as an update, secrets cut."""
+    """Return a report as an update, with secrets redacted."""
     return Update(
         status=report.state,
         task_id=report.task_id,
@@ -44,10 +44,10 @@ def update_of(context: Context, report: wire.Report) -> Update:
 
 
 class Batch:
-    """Generations that one transaction reads together, changes in Python and writes together.
+    """Generations that are read together, changed in memory and written together.
 
     Attributes:
-        generations: by id, as they are after the changes so far.
+        generations: by id, with the changes so far.
         now: the time of the transaction, milliseconds since the epoch.
 
     """
@@ -61,15 +61,15 @@ class Batch:
         self._events: list[tuple[Event, Generation]] = []
 
     def ingest(self, generation_id: str, update: Update) -> Generation:
-        """Apply what upstream reports; return the generation as it then is.
+        """Apply what upstream reports; return the changed generation.
 
-        The status moves along TRANSITIONS only: a repeated or late report changes nothing and
-        makes no event, so whichever of callback and poll comes first makes the one terminal event.
+        Only TRANSITIONS are allowed: a repeated or late report changes nothing and makes no event,
+        so the first of callback and poll makes the only terminal event.
         """
         generation = self.generations[generation_id]
-        if not generation.accepts(update.status):
+        if not generation.can_become(update.status):
             return generation
-        changes = _changes(self._context, generation, update, self.now)
+        changes = _status_changes(self._context, generation, update, self.now)
         generation = self.change(generation_id, **changes)
         type_, view = EVENT_TYPE_OF[update.status], generation.view()
         event = events.new_event(generation.tenant, type_, view, generation_id, self.now)
@@ -77,10 +77,10 @@ class Batch:
         return self.change(generation_id, event_ids=[*generation.event_ids, event.id])
 
     def change(self, generation_id: str, **changes: Any) -> Generation:
-        """Change fields of a generation; return it as it then is."""
+        """Change fields of a generation; return the changed generation."""
         before = self.generations[generation_id]
         after = msgspec.structs.replace(before, **changes)
-        assert after.status == before.status or before.accepts(after.status)
+        assert after.status == before.status or before.can_become(after.status)
         self.generations[generation_id] = after
         return after
 
@@ -96,90 +96,90 @@ class Batch:
         await fanout.fan_out(tx, self._context, self._events)
         ended = [generation for _, generation in self._events if generation.is_terminal]
         if ended:
-            await self._end(ended)
+            await self._write_outcomes(ended)
 
-    async def _end(self, ended: Sequence[Generation]) -> None:
+    async def _write_outcomes(self, ended: Sequence[Generation]) -> None:
+        """Add the usage of terminal generations, and delete confirmations that are not needed."""
         usage: Counter[tuple[str, str, str, str]] = Counter()
         for generation in ended:
             usage += generations.usage_of(generation)
-            self._tx.after_commit(_ended, self._context, generation)
+            self._tx.after_commit(_announce, self._context, generation)
         await generations.add_usage(self._tx, usage)
-        # A late result may still come after `timed_out`, so its callbacks stay to be confirmed.
-        over = [generation.id for generation in ended if generation.status != "timed_out"]
-        await generations.delete_confirmations(self._tx, over)
+        # A timed out generation may still get a result, so its callbacks are still confirmed.
+        final_ids = [generation.id for generation in ended if generation.status != "timed_out"]
+        await generations.delete_confirmations(self._tx, final_ids)
 
 
-async def receive(tx: Transaction, arrivals: Sequence[Arrival]) -> list[str | None]:
-    """Store callbacks as hints and have upstream asked; return the verdict of each.
+async def store_hints(tx: Transaction, arrivals: Sequence[Arrival]) -> list[str | None]:
+    """Store callbacks that are hints, and plan their confirmations; return the verdict of each.
 
-    None: the generation is gone or the token's nonce was revoked, and nothing was stored.
+    None: the generation was deleted or the token revoked, and nothing was stored.
     """
     stored = await callbacks.insert(tx, arrivals)
     await callbacks.plan_confirmations(tx, zip(arrivals, stored, strict=True))
-    return [one.verdict if one else None for one in stored]
+    return [callback.verdict if callback else None for callback in stored]
 
 
-class ProvenCallback(msgspec.Struct, frozen=True):
-    """A callback whose body is believed. `report` is None if the body is not readable."""
+class Proof(msgspec.Struct, frozen=True):
+    """A callback whose body is proof. `report` is None if the body is not readable."""
 
     arrival: Arrival
     report: wire.Report | None
     update: Update | None
 
 
-def proven(context: Context, arrival: Arrival) -> ProvenCallback:
-    """Read the body of a callback that is believed."""
+def read_proof(context: Context, arrival: Arrival) -> Proof:
+    """Read the body of a callback that is proof."""
     report = wire.read_callback(arrival.body)
-    return ProvenCallback(arrival, report, update_of(context, report) if report else None)
+    return Proof(arrival, report, update_of(context, report) if report else None)
 
 
-class Ingest:
-    """The batched unit of callbacks that are believed."""
+class ProofWriter:
+    """Stores callbacks that are proof, and applies them."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    async def believe(self, tx: Transaction, proven: Sequence[ProvenCallback]) -> list[str | None]:
-        """Store callbacks and what follows from their bodies; return the verdict of each."""
-        arrivals = [one.arrival for one in proven]
-        stored = await callbacks.insert(tx, arrivals)
+    async def write(self, tx: Transaction, proofs: Sequence[Proof]) -> list[str | None]:
+        """Store callbacks and the outcomes that they report; return the verdict of each."""
+        stored = await callbacks.insert(tx, [proof.arrival for proof in proofs])
         new = [
-            (callback, verdict)
-            for callback, verdict in zip(proven, stored, strict=True)
-            if verdict is not None and verdict.verdict in NEW_VERDICTS
+            (proof, callback)
+            for proof, callback in zip(proofs, stored, strict=True)
+            if callback is not None and callback.verdict in NEW_VERDICTS
         ]
-        ids = [callback.arrival.generation_id for callback, _ in new]
+        ids = [proof.arrival.generation_id for proof, _ in new]
         batch = Batch(tx, self._context, await generations.get_many(tx, ids))
         hints = [
-            (callback.arrival, verdict)
-            for callback, verdict in new
-            if not self._apply(tx, batch, callback)
+            (proof.arrival, callback)
+            for proof, callback in new
+            if not self._apply(tx, batch, proof)
         ]
         await batch.write()
         if hints:
             await callbacks.plan_confirmations(tx, hints)
             tx.after_commit(self._context.signals.poll.set)
-        return [one.verdict if one else None for one in stored]
+        return [callback.verdict if callback else None for callback in stored]
 
-    def _apply(self, tx: Transaction, batch: Batch, callback: ProvenCallback) -> bool:
-        """Apply a callback's body; False if upstream is to be asked as well."""
-        report, update = callback.report, callback.update
+    def _apply(self, tx: Transaction, batch: Batch, proof: Proof) -> bool:
+        """Apply a callback's report; return False if a confirmation is needed as well."""
+        report, update = proof.report, proof.update
         if report is None or update is None:
             return False
-        generation = batch.generations[callback.arrival.generation_id]
+        generation = batch.generations[proof.arrival.generation_id]
         if not report.recognised:
-            tx.after_commit(_log_unknown_word, report.word, generation.id)
+            tx.after_commit(_log_unknown_status, report.word, generation.id)
         batch.ingest(generation.id, update)
-        # Without a planned poll the create answer is late or lost: with this callback's task id
-        # upstream can be asked.
+        # Without a planned poll, the create answer is late or lost. A confirmation can use this
+        # callback's task id.
         return report.state != "processing" or generation.next_poll_at is not None
 
 
-def _log_unknown_word(word: str | None, generation_id: str) -> None:
+def _log_unknown_status(word: str | None, generation_id: str) -> None:
     _log.warning("upstream.unknown_word", word=word, generation_id=generation_id)
 
 
-def _changes(context: Context, old: Generation, update: Update, now: int) -> dict[str, Any]:
+def _status_changes(context: Context, old: Generation, update: Update, now: int) -> dict[str, Any]:
     changes: dict[str, Any] = {"status": update.status, "task_id": old.task_id or update.task_id}
     if update.status == "processing":
         return {**changes, "submitted_at": old.submitted_at or now}
@@ -199,7 +199,7 @@ def _changes(context: Context, old: Generation, update: Update, now: int) -> dic
     return changes
 
 
-def _ended(context: Context, generation: Generation) -> None:
+def _announce(context: Context, generation: Generation) -> None:
     metrics.generations.add(1, generation.status)
     _log.info(
         "generation.ended",

@@ -1,4 +1,4 @@
-"""Submit generations upstream: stored first, sent once, sent again only where that is safe."""
+"""Submit generations to upstream: stored first, sent once, repeated only where that is safe."""
 
 import asyncio
 import time
@@ -25,11 +25,11 @@ from service.upstream.client import NoAnswer, NotSent
 
 _log = log.get()
 UNKNOWN_MODEL_PATH = "/images/generations"
-Answer = wire.Accepted | wire.Rejected | NotSent | NoAnswer
+SubmissionAnswer = wire.Accepted | wire.Rejected | NotSent | NoAnswer
 
 
 class NewGeneration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a client asks for; api/generations.py has checked it."""
+    """A client's request for a generation, validated in api/generations.py."""
 
     model: str
     input: dict[str, Any]
@@ -37,27 +37,29 @@ class NewGeneration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     notify_url: str | None = None
 
 
-async def accept(
+async def store_new(
     tx: Transaction, context: Context, tenant: str, generation_id: str, new: NewGeneration
 ) -> Generation:
     """Store a generation that this process will submit at once.
 
-    It is stored as `sending`: should the process die now, nobody knows whether upstream took it,
-    and nobody sends it again.
+    It is stored as `sending`: if the process dies during the request, upstream may have the task,
+    so the submission is never repeated.
     """
     model = context.catalogue.get(new.model)
-    calls_back = context.settings.public_url is not None and model is not None and model.callbacks
-    notify = new.notify_url and await _notify_subscriber(tx, context, tenant, new.notify_url)
+    expects_callback = (
+        context.settings.public_url is not None and model is not None and model.callbacks
+    )
+    subscriber = new.notify_url and await _notify_subscriber(tx, context, tenant, new.notify_url)
     generation = Generation(
         id=generation_id,
         tenant=tenant,
         model=new.model,
         status="queued",
-        route="callback" if calls_back else "poll",
+        route="callback" if expects_callback else "poll",
         input=new.input,
         metadata=new.metadata,
         notify_url=new.notify_url,
-        notify_subscriber_id=notify.id if notify else None,
+        notify_subscriber_id=subscriber.id if subscriber else None,
         created_at=time_of(generation_id),
         deadline_at=tx.now + context.settings.deadline_seconds * SECOND,
         nonce=new_nonce(context.random_bytes),
@@ -68,8 +70,8 @@ async def accept(
     return generation
 
 
-class Submitted(msgspec.Struct, frozen=True):
-    """A generation after its submission, and upstream's refusal if it refused for good."""
+class SubmissionResult(msgspec.Struct, frozen=True):
+    """A generation after its submission, and upstream's refusal if upstream refused it."""
 
     generation: Generation
     refusal: wire.Rejected | None = None
@@ -80,19 +82,19 @@ class Submitter:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        self.in_flight: dict[str, asyncio.Task[Submitted]] = {}
+        self.in_flight: dict[str, asyncio.Task[SubmissionResult]] = {}
 
-    def start(self, generation: Generation) -> asyncio.Task[Submitted]:
-        """Submit a generation that is stored as `sending`, to the end, even if nobody waits."""
+    def start(self, generation: Generation) -> asyncio.Task[SubmissionResult]:
+        """Submit a generation that is stored as `sending`, even if the client hangs up."""
         task = asyncio.create_task(submit(self.context, generation), name=f"submit {generation.id}")
         self.in_flight[generation.id] = task
         task.add_done_callback(lambda _task: self.in_flight.pop(generation.id, None))
         return task
 
     async def run_due(self, now: int, limit: int = 20) -> tuple[int, int | None]:
-        """Submit again what upstream certainly did not accept and is due by `now`.
+        """Repeat submissions that upstream certainly did not take and that are due by `now`.
 
-        Returns how many, and when the next one is due.
+        Returns how many, and the next due time.
         """
         database = self.context.database
         due_at = await database.read(generations.next_submit)
@@ -103,21 +105,21 @@ class Submitter:
         return len(due), now
 
     async def settle(self) -> None:
-        """Wait for every submission under way; giving up the wait cancels none."""
+        """Wait for every submission under way; cancelling the wait cancels none."""
         if self.in_flight:
             await asyncio.wait(self.in_flight.values())
 
 
-async def submit(context: Context, generation: Generation) -> Submitted:
+async def submit(context: Context, generation: Generation) -> SubmissionResult:
     """Send a generation that is stored as `sending`, and record upstream's answer."""
-    started_at, began = context.clock(), time.monotonic()
+    started_at, timer_start = context.clock(), time.monotonic()
     path, body = _request(context, generation)
     answer = await context.client.create(path, body)
     exchange = Exchange(
         generation_id=generation.id,
         at=started_at,
         kind="submission",
-        duration_ms=round((time.monotonic() - began) * 1_000),
+        duration_ms=round((time.monotonic() - timer_start) * 1_000),
         status_code=answer.status if isinstance(answer, wire.Rejected) else None,
         outcome=_outcome(answer),
         detail=context.redactor.json(_detail(answer)),
@@ -134,12 +136,12 @@ async def submit(context: Context, generation: Generation) -> Submitted:
         duration_ms=exchange.duration_ms,
     )
     if isinstance(answer, wire.Rejected) and after.submission == "refused":
-        return Submitted(after, answer)
-    return Submitted(after)
+        return SubmissionResult(after, answer)
+    return SubmissionResult(after)
 
 
 async def _claim_due(tx: Transaction, limit: int) -> list[Generation]:
-    """Mark due submissions as `sending`; those past their deadline are left to `poll.expire`."""
+    """Mark due submissions as `sending`; `poll.expire` ends those past their deadline."""
     due = await generations.to_submit(tx, limit)
     claimed = [replace(generation, submission="sending", submit_at=None) for generation in due]
     await generations.update(tx, zip(due, claimed, strict=True))
@@ -149,17 +151,17 @@ async def _claim_due(tx: Transaction, limit: int) -> list[Generation]:
 async def _notify_subscriber(
     tx: Transaction, context: Context, tenant: str, url: str
 ) -> Subscriber:
-    """The tenant's subscriber for a `notify_url`: one for each URL, so that it has one lane.
+    """Return the tenant's subscriber for a `notify_url`: one for each URL, so that it has one lane.
 
-    If it was disabled, naming the URL again is how it is enabled.
+    A disabled one is enabled again.
     """
-    subscriber = await subscribers.for_notify(tx, tenant, url)
-    if subscriber is not None and subscriber.status == "disabled":
-        tx.after_commit(context.inbox.reload, subscriber.id)
+    stored = await subscribers.for_notify(tx, tenant, url)
+    if stored is not None and stored.status == "disabled":
+        tx.after_commit(context.inbox.reload, stored.id)
         changes = {**health.PROBED, "status": "active", "updated_at": tx.now}
-        return await subscribers.change(tx, subscriber, **changes)
-    if subscriber is not None:
-        return subscriber
+        return await subscribers.update(tx, stored, **changes)
+    if stored is not None:
+        return stored
     new = Subscriber(
         id=new_id("sub", tx.now),
         tenant=tenant,
@@ -174,6 +176,7 @@ async def _notify_subscriber(
 
 
 def _request(context: Context, generation: Generation) -> tuple[str, dict[str, Any]]:
+    """Return the path and the body of the request to upstream."""
     model = context.catalogue.get(generation.model)
     body = dict(generation.input)
     name = model.sent_as if model else generation.model
@@ -186,8 +189,8 @@ def _request(context: Context, generation: Generation) -> tuple[str, dict[str, A
     return model.path if model else UNKNOWN_MODEL_PATH, body
 
 
-def _update(context: Context, answer: Answer) -> Update | None:
-    """Return what an answer says about the generation itself, None if nothing."""
+def _update(context: Context, answer: SubmissionAnswer) -> Update | None:
+    """Return what an answer reports about the generation, if it does."""
     if isinstance(answer, wire.Accepted):
         return ingest.update_of(context, answer.report)
     if isinstance(answer, wire.Rejected) and answer.resend == "never":
@@ -197,15 +200,19 @@ def _update(context: Context, answer: Answer) -> Update | None:
 
 
 async def _record(
-    tx: Transaction, context: Context, answer: Answer, update: Update | None, exchange: Exchange
+    tx: Transaction,
+    context: Context,
+    answer: SubmissionAnswer,
+    update: Update | None,
+    exchange: Exchange,
 ) -> Generation:
-    """Record upstream's answer to a submission; return the generation as it then is."""
+    """Record upstream's answer to a submission; return the changed generation."""
     id_ = exchange.generation_id
     batch = Batch(tx, context, await generations.get_many(tx, [id_]))
     before = batch.generations[id_]
-    was_open = not before.is_terminal  # A callback or the deadline may have been faster.
+    was_open = not before.is_terminal  # A callback or the deadline may have come first.
     count = before.submit_count + 1
-    await generations.record(tx, [replace(exchange, number=count)])
+    await generations.record_exchanges(tx, [replace(exchange, number=count)])
     if update is not None and (was_open or isinstance(answer, wire.Accepted)):
         batch.ingest(id_, update)
     batch.change(id_, submit_count=count)
@@ -221,20 +228,20 @@ async def _record(
 
 
 def _change_submission(
-    context: Context, batch: Batch, id_: str, answer: Answer, *, was_open: bool
+    context: Context, batch: Batch, id_: str, answer: SubmissionAnswer, *, was_open: bool
 ) -> Generation:
-    """Change the submission of a generation as upstream's answer says."""
+    """Change the submission of a generation by upstream's answer."""
     generation = batch.generations[id_]
     if isinstance(answer, wire.Accepted):
         changes = _accepted_changes(context, generation, answer.report, batch.now)
         return batch.change(id_, **changes)
-    kind = answer.resend if isinstance(answer, wire.Rejected) else None
-    if was_open and kind == "never":
+    resend = answer.resend if isinstance(answer, wire.Rejected) else None
+    if was_open and resend == "never":
         return batch.change(id_, submission="refused")
-    if was_open and (kind == "later" or isinstance(answer, NotSent)):
+    if was_open and (resend == "later" or isinstance(answer, NotSent)):
         header = answer.retry_after if isinstance(answer, wire.Rejected) else None
         wait_ms = retry.parse_retry_after(header, batch.now)
-        due_at = schedule.submission_retry(
+        due_at = schedule.next_submission(
             generation.submit_count, batch.now, wait_ms, context.jitter()
         )
         return batch.change(id_, submission="waiting", submit_at=due_at)
@@ -255,13 +262,13 @@ def _accepted_changes(
     return changes
 
 
-def _outcome(answer: Answer) -> str:
+def _outcome(answer: SubmissionAnswer) -> str:
     if isinstance(answer, wire.Rejected):
         return {"never": "refused", "later": "put_off", "unknown": "lost"}[answer.resend]
     return {wire.Accepted: "taken", NotSent: "put_off", NoAnswer: "lost"}[type(answer)]
 
 
-def _detail(answer: Answer) -> str | None:
+def _detail(answer: SubmissionAnswer) -> str | None:
     if isinstance(answer, wire.Accepted):
         return answer.report.task_id
     return answer.message

@@ -9,7 +9,7 @@ from service.model.headers import joined_headers
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One HTTP request of a delivery. Without an answer there is no `status_code`, but an error."""
+    """One HTTP request of a delivery. Without an answer, it has an `error_code` and no status."""
 
     id: str
     delivery_id: str

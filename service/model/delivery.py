@@ -41,8 +41,8 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
-class Due(msgspec.Struct):
-    """The part of a pending delivery, its event and its subscriber that an attempt needs."""
+class DueDelivery(msgspec.Struct):
+    """What an attempt needs of a pending delivery, its event and its subscriber."""
 
     tenant: str
     id: str
@@ -53,4 +53,4 @@ class Due(msgspec.Struct):
     attempt_count: int
     trigger: str
     body: bytes  # The event's body, as it is stored.
-    ordered: bool  # Of the subscriber: events of one generation are delivered in order.
+    ordered: bool  # As Subscriber.ordered.

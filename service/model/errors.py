@@ -1,4 +1,4 @@
-"""The exceptions of genhook, and pointers to fields. Those of the API are in api/problem.py.
+"""The exceptions of genhook (those of the API are in api/problem.py), and JSON pointers.
 
 Exception
 ├── SettingsError      a setting is missing or wrong
@@ -8,8 +8,8 @@ Exception
 """
 
 
-def pointer(*steps: str | int) -> str:
-    """Return the JSON pointer (RFC 6901) that these names and indexes form."""
+def json_pointer(*steps: str | int) -> str:
+    """Return the JSON pointer (RFC 6901) with these names and indexes as its steps."""
     return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in steps)
 
 

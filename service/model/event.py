@@ -2,7 +2,7 @@
 
 import msgspec
 
-EVENT_TYPE_OF = {  # By the status that a generation enters.
+EVENT_TYPE_OF = {  # Keyed by the new status of the generation.
     "processing": "generation.submitted",
     "succeeded": "generation.succeeded",
     "failed": "generation.failed",

@@ -10,12 +10,12 @@ GenerationStatus = Literal["queued", "processing", "succeeded", "failed", "timed
 Submission = Literal["sending", "waiting", "taken", "lost", "refused"]
 OPEN = ("queued", "processing")
 TERMINAL = ("succeeded", "failed", "timed_out")
-# A callback URL stays valid for this long after the deadline: providers retry for days.
+# A callback URL stays valid for this long after the deadline: upstream may repeat it for days.
 CALLBACK_GRACE_MS = 7 * DAY
 TRANSITIONS: dict[str, tuple[str, ...]] = {
     "queued": ("processing", "succeeded", "failed", "timed_out"),
     "processing": ("succeeded", "failed", "timed_out"),
-    "timed_out": ("succeeded", "failed"),  # A late result counts: it was paid for.
+    "timed_out": ("succeeded", "failed"),  # A late result is accepted: it was paid for.
     "succeeded": (),
     "failed": (),
 }
@@ -24,9 +24,10 @@ TRANSITIONS: dict[str, tuple[str, ...]] = {
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """One request, its result, and when it is to be submitted or polled next.
 
-    submission: "sending" while a request to upstream is under way, or was when the process died;
-    "waiting" while upstream certainly has no task, until `submit_at`; "taken" if it has a task;
-    "lost" if it may have one, so that the request is never sent again; "refused" if it never will.
+    submission: "sending" while the request to upstream is under way, or was when the process died;
+    "waiting" while upstream certainly has no task: the request is repeated at `submit_at`; "taken"
+    if upstream has a task; "lost" if it may have one: the request is never repeated; "refused" if
+    upstream will never have one.
     """
 
     id: str
@@ -37,33 +38,33 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     input: dict[str, Any]  # The model's own parameters.
     metadata: dict[str, str]
     notify_url: str | None = None
-    notify_subscriber_id: str | None = None  # The subscriber that was made for `notify_url`.
-    task_id: str | None = None  # Upstream's id; None until upstream has named it.
+    notify_subscriber_id: str | None = None  # The subscriber created for `notify_url`.
+    task_id: str | None = None  # Upstream's id; None until genhook knows it.
     output: dict[str, Any] | None = None  # {"files": [...], "raw": upstream's JSON, redacted}
     error: dict[str, str] | None = None  # {"code", "message"}
     credits: int | None = None  # What upstream bills; None until it is known.
     created_at: int
-    submitted_at: int | None = None  # When upstream first proved that it has the task.
+    submitted_at: int | None = None  # When genhook first knew that upstream has the task.
     completed_at: int | None = None
     deadline_at: int
-    nonce: str  # Part of the callback token: with a new nonce, the old URL is revoked.
+    nonce: str  # Part of the callback token: a new nonce revokes the old URL.
     submission: Submission
     submit_at: int | None = None
     submit_count: int = 0
     next_poll_at: int | None = None
     poll_count: int = 0
-    trouble_count: int = 0  # Polls since the last one that upstream answered about the task.
-    late_poll_count: int = 0  # Planned polls after the deadline.
+    trouble_count: int = 0  # Consecutive polls without an answer about the task.
+    late_poll_count: int = 0  # Scheduled polls made after the deadline.
     last_poll_at: int | None = None
     event_ids: list[str] = []
 
-    def accepts(self, status: str) -> bool:
-        """Whether TRANSITIONS allow `status` next. The same status again is never allowed."""
+    def can_become(self, status: str) -> bool:
+        """Whether TRANSITIONS allow a change to `status`; never to the current status."""
         return status in TRANSITIONS[self.status]
 
     @property
     def is_terminal(self) -> bool:
-        """Whether there is an outcome, or the deadline has passed without one."""
+        """Whether the generation succeeded, failed or timed out."""
         return self.status in TERMINAL
 
     def view(self) -> dict[str, Any]:

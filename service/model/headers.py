@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 
 def joined_headers(lines: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return header lines by name; values of a repeated name are joined by commas."""
+    """Return the values by header name; values of a repeated name are joined by commas."""
     joined: dict[str, str] = {}
     for name, value in lines:
         joined[name] = f"{joined[name]}, {value}" if name in joined else value

@@ -1,4 +1,4 @@
-"""Ids: a prefix, `_` and a UUIDv7 (RFC 9562 section 5.7) in hex, so that they sort by time."""
+"""Ids: a prefix, `_` and a UUIDv7 (RFC 9562 section 5.7) in hex, which sorts by time."""
 
 import os
 import struct
@@ -17,7 +17,7 @@ os.register_at_fork(after_in_child=_random.clear)  # Two processes must not use 
 
 
 def new_id(prefix: str, now: int | None = None) -> str:
-    """Return an id of the time `now`. Ids of one process sort in the order of the calls.
+    """Return a new id with the time `now`. Ids of one process sort in the order of the calls.
 
     The 12 bits after the version count within a millisecond (RFC 9562 section 6.2, method 1). If
     the clock steps back, or the count overflows, the id's time is later than `now`.
@@ -32,12 +32,12 @@ def new_id(prefix: str, now: int | None = None) -> str:
 
 
 def first_id(prefix: str, at: int) -> str:
-    """Return a bound: it sorts after every id of an earlier time, before every other id."""
+    """Return the lower bound of ids with the time `at` or later; earlier ids sort before it."""
     return f"{prefix}_{max(at, 0):012x}"
 
 
 def time_of(identifier: str) -> int:
-    """Return the milliseconds since the epoch in an id that `new_id` made."""
+    """Return the time in an id, in milliseconds since the epoch."""
     return int(identifier[-32:-20], 16)
 
 

@@ -1,4 +1,4 @@
-"""An API key, its scopes, and the names that a tenant may have."""
+"""An API key, its scopes, and the rule for tenant names."""
 
 import base64
 import re

@@ -8,7 +8,7 @@ from service.model.clock import rfc3339, rfc3339_or_none
 
 
 class Replay(msgspec.Struct, frozen=True, kw_only=True):
-    """New deliveries to one subscriber of stored events: from `since_at`, before `until_at`."""
+    """New deliveries to one subscriber of the events from `since_at` until before `until_at`."""
 
     id: str
     tenant: str
@@ -21,9 +21,9 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool  # Only count the events.
     status: Literal["running", "done", "canceled"]
     total: int  # How many events there are to replay.
-    done: int = 0  # How many of them have a new delivery.
-    cursor: int  # The `seq` of the last event that was looked at.
-    last_seq: int  # The `seq` of the last event to look at.
+    done: int = 0  # How many of them have been replayed.
+    cursor: int  # The `seq` of the last event that was examined.
+    last_seq: int  # The `seq` of the last event to examine.
     due_at: int | None  # When to continue; None if nothing is left to do.
     created_at: int
     finished_at: int | None = None

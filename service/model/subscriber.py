@@ -15,7 +15,7 @@ class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metadata: dict[str, str] = {}
 
     def matches(self, model: str, metadata: dict[str, str]) -> bool:
-        """Whether the model is listed and every metadata value of the filter is equal."""
+        """Whether the filter has the model, and `metadata` every value of the filter."""
         if self.models and model not in self.models:
             return False
         return all(metadata.get(name) == value for name, value in self.metadata.items())
@@ -26,13 +26,13 @@ class Subscriber(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     tenant: str
-    is_notify: bool = False  # Made for a `notify_url`: it receives outcomes, and no list shows it.
+    is_notify: bool = False  # For a `notify_url`: it receives outcomes only and is in no list.
     url: str
     description: str = ""
     event_types: list[str] = []  # Empty: all types.
     filter: Filter = Filter()
-    header_names: list[str] = []  # Of the headers that the client added.
-    sealed_headers: bytes | None = None  # Their names and values.
+    header_names: list[str] = []  # Names of the headers that the client configured.
+    sealed_headers: bytes | None = None  # Names and values of these headers.
     sealed_secrets: bytes | None = None  # The signing secrets.
     status: Literal["active", "paused", "disabled"] = "active"
     disabled_reason: str | None = None
@@ -43,8 +43,8 @@ class Subscriber(msgspec.Struct, frozen=True, kw_only=True):
     payload: Literal["full", "thin", "cloudevents"] = "full"
     signature: Literal["v1", "v1a"] = "v1"
     failing_since: int | None = None  # The first failure since the last success.
-    slow_until: int | None = None  # Until when the receiver asked for fewer requests.
-    probing: bool = False  # One attempt at a time until one succeeds, after it was disabled.
+    slow_until: int | None = None  # Throttled until then: the receiver asked for fewer requests.
+    probing: bool = False  # Enabled again: one attempt at a time until one succeeds.
     created_at: int
     updated_at: int
 

@@ -1,7 +1,7 @@
-"""Callbacks as they arrived: stored with a verdict, raw body and headers apart."""
+"""Callbacks: stored with their verdict. Raw headers and body are in a table of their own."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -10,15 +10,15 @@ from service.model.ids import first_id
 from service.store import generations, pages
 from service.store.database import Row, Transaction
 from service.store.generations import CONFIRM_INTERVAL_MS
-from service.store.rows import encode, text
+from service.store.rows import encode, json_text
 
 REJECTED_MAX = 1_000
 REJECTED_BODY_BYTES = 4_096
-NEW_VERDICTS = ("accepted", "unreadable")  # Of callbacks that say something new, or may.
+NEW_VERDICTS = ("accepted", "unreadable")  # The callback may report something new.
 
 
 class Arrival(msgspec.Struct, kw_only=True):
-    """One inbound request, filled in as it is verified; its content is not believed yet."""
+    """A request to the callback URL, before its verdict. The receiver fills it in step by step."""
 
     id: str
     upstream: str
@@ -32,8 +32,8 @@ class Arrival(msgspec.Struct, kw_only=True):
     reason: str | None = None
 
 
-class Stored(msgspec.Struct, frozen=True):
-    """A stored arrival's verdict, and when upstream was last asked about its generation."""
+class StoredCallback(msgspec.Struct, frozen=True):
+    """The verdict of a stored callback, and the time of its generation's last poll."""
 
     verdict: str
     last_poll_at: int | None
@@ -49,25 +49,26 @@ def digest(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()[:32]
 
 
-async def insert(tx: Transaction, arrivals: Sequence[Arrival]) -> list[Stored | None]:
-    """Store arrivals, each with the verdict that follows from its generation's status.
+async def insert(tx: Transaction, arrivals: Sequence[Arrival]) -> list[StoredCallback | None]:
+    """Store callbacks, each with the verdict that follows from its generation's status.
 
-    None if no generation has the arrival's id and nonce: then nothing of it is stored.
+    The result is None, and nothing is stored, where no generation has that id and nonce.
     """
     pairs = [(arrival.generation_id, digest(arrival.body)) for arrival in arrivals]
-    states = {row["position"]: row for row in await tx.all("callbacks_look_up", pairs=text(pairs))}
-    stored: list[Stored | None] = []
+    states = await tx.all("callbacks_generation_states", pairs=json_text(pairs))
+    state_at = {row["position"]: row for row in states}
+    stored: list[StoredCallback | None] = []
     rows: list[dict[str, Any]] = []
-    earlier: set[tuple[str, str]] = set()
+    pairs_before: set[tuple[str, str]] = set()
     for position, (arrival, pair) in enumerate(zip(arrivals, pairs, strict=True)):
-        state = states.get(position)
+        state = state_at.get(position)
         if state is None or state["nonce"] != arrival.nonce:
             stored.append(None)
             continue
-        is_repeated = bool(state["is_repeated"]) or pair in earlier
+        is_repeated = bool(state["is_repeated"]) or pair in pairs_before
         verdict = _verdict(arrival, state["status"], is_repeated=is_repeated)
-        earlier.add(pair)
-        stored.append(Stored(verdict, state["last_poll_at"]))
+        pairs_before.add(pair)
+        stored.append(StoredCallback(verdict, state["last_poll_at"]))
         rows.append(_row(arrival, state["tenant"], verdict, pair[1]))
     await _insert_rows(tx, rows)
     return stored
@@ -102,9 +103,9 @@ async def _insert_rows(tx: Transaction, rows: Sequence[dict[str, Any]]) -> None:
 
 
 async def plan_confirmations(
-    tx: Transaction, callbacks: Iterable[tuple[Arrival, Stored | None]]
+    tx: Transaction, callbacks: Iterable[tuple[Arrival, StoredCallback | None]]
 ) -> None:
-    """Have upstream asked about new callbacks, at most once a second for each generation."""
+    """Plan the confirmation of new callbacks: at most one poll a second for each generation."""
     due_times = [
         (arrival.generation_id, max(tx.now, (stored.last_poll_at or 0) + CONFIRM_INTERVAL_MS))
         for arrival, stored in callbacks
@@ -114,13 +115,16 @@ async def plan_confirmations(
 
 
 async def reject(tx: Transaction, arrival: Arrival) -> None:
-    """Store a rejected callback for a while, its body cut to REJECTED_BODY_BYTES."""
-    owner = await tx.one("callback_tenant", generation_id=arrival.generation_id)
-    short = msgspec.structs.replace(arrival, body=arrival.body[:REJECTED_BODY_BYTES])
-    if owner is None:
-        short.generation_id = ""
-    # Without a digest: the same bytes, sent again and properly signed, are no duplicate.
-    row = _row(short, owner["tenant"] if owner else "", "rejected", "")
+    """Store a rejected callback, its body cut to REJECTED_BODY_BYTES."""
+    generation = await tx.one("generation_tenant", id=arrival.generation_id)
+    tenant = generation["tenant"] if generation else ""
+    truncated = msgspec.structs.replace(
+        arrival,
+        body=arrival.body[:REJECTED_BODY_BYTES],
+        generation_id=arrival.generation_id if generation else "",
+    )
+    # The digest is empty: a valid callback with the same body must not count as a duplicate.
+    row = _row(truncated, tenant, "rejected", "")
     await _insert_rows(tx, [{**row, "trust": None}])
 
 
@@ -135,14 +139,14 @@ async def of_generation(tx: Transaction, tenant: str, generation_id: str) -> lis
 
 
 async def latest_bodies(tx: Transaction, tenant: str, generation_id: str) -> list[bytes]:
-    """Return the newest few bodies: they may name the task if the create answer was lost."""
+    """Return the latest bodies. They may name the task if the answer to the submission was lost."""
     rows = await tx.all("callback_bodies_latest", tenant=tenant, generation_id=generation_id)
     return [row["body"] for row in rows]
 
 
 async def delete_old_rejected(tx: Transaction, before: int, limit: int) -> int:
-    """Delete rejected callbacks that are old or too many; return how many."""
-    rows: list[Mapping[str, Any]] = await tx.all(
+    """Delete rejected callbacks from before a time or beyond REJECTED_MAX; return how many."""
+    rows = await tx.all(
         "callbacks_rejected_old", before_id=first_id("cb", before), keep=REJECTED_MAX, limit=limit
     )
     keys = [dict(row) for row in rows]
@@ -158,12 +162,8 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     generation_id: str | None = None
 
 
-async def page(tx: Transaction, page: pages.Page, tenant: str, only: Filter) -> pages.Rows:
+async def list_page(tx: Transaction, page: pages.Page, tenant: str, only: Filter) -> pages.Rows:
     """Return a page of a tenant's callbacks."""
-    return await _page_of(tx, page, tenant, only)
-
-
-async def _page_of(tx: Transaction, page: pages.Page, tenant: str, only: Filter) -> pages.Rows:
     values = {**msgspec.structs.asdict(only), "tenant": tenant}
     where = ["c.tenant = :tenant"]
     if only.generation_id is not None:
@@ -179,13 +179,15 @@ async def _page_of(tx: Transaction, page: pages.Page, tenant: str, only: Filter)
     return await pages.read(tx, source, page, values)
 
 
-async def page_of_all(tx: Transaction, page: pages.Page, tenant: str, only: Filter) -> pages.Rows:
-    """Return a page of a tenant's callbacks and of the rejected ones that no token names."""
-    own, own_after = await _page_of(tx, page, tenant, only)
-    nameless, nameless_after = await _page_of(tx, page, "", only)
-    # What is beyond the nearer cursor was not looked at in both: it belongs to a later page.
-    cursors = [after for after in (own_after, nameless_after) if after is not None]
-    rows = sorted([*own, *nameless], key=lambda row: str(row["id"]), reverse=not page.ascending)
+async def list_page_with_unowned(
+    tx: Transaction, page: pages.Page, tenant: str, only: Filter
+) -> pages.Rows:
+    """Return a page of a tenant's callbacks and of the rejected ones that belong to no tenant."""
+    own, own_after = await list_page(tx, page, tenant, only)
+    unowned, unowned_after = await list_page(tx, page, "", only)
+    # Beyond the nearer cursor only one of the two lists was read: those rows are a later page's.
+    cursors = [after for after in (own_after, unowned_after) if after is not None]
+    rows = sorted([*own, *unowned], key=lambda row: str(row["id"]), reverse=not page.ascending)
     nearest = (min if page.ascending else max)(cursors, default=None)
     if nearest is not None:
         rows = [r for r in rows if (r["id"] <= nearest if page.ascending else r["id"] >= nearest)]

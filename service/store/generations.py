@@ -1,4 +1,4 @@
-"""Generations: read, insert, update; what is due; exchanges with upstream; usage."""
+"""Generations: their rows, due submissions and polls, exchanges with upstream, and usage."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from service.model.generation import Generation
 from service.model.ids import first_id, time_of
 from service.store import pages
 from service.store.database import Row, Transaction
-from service.store.rows import noun, text
+from service.store.rows import convert, json_text
 
 CONFIRM_INTERVAL_MS = SECOND
 _JSON = frozenset({"input", "metadata", "output", "error", "event_ids"})
@@ -22,19 +22,19 @@ _STATUS = (*_PLAN, "status", "credits", "completed_at", "submit_at", "event_ids"
 _COLUMNS = (*_STATUS, "task_id", "submitted_at", "submission", "submit_count")
 
 
-def generation(row: Row) -> Generation:
-    """Return the generation in a row of `generation_by_id` and its like."""
-    return noun(Generation, {**row, "created_at": time_of(row["id"])}, json=_JSON)
+def from_row(row: Row) -> Generation:
+    """Return the generation in a row of `generation_by_id` and similar statements."""
+    return convert(Generation, {**row, "created_at": time_of(row["id"])}, json=_JSON)
 
 
 class Exchange(msgspec.Struct, frozen=True, kw_only=True):
-    """One question to upstream and its answer in short.
+    """One submission or poll with its answer, as the timeline shows it.
 
     Attributes:
         kind: `submission` or `poll`.
-        number: counts the generation's exchanges of this kind; set when it is recorded.
+        number: counts the generation's exchanges of this kind; set when the exchange is stored.
         at: when it began, milliseconds since the epoch.
-        detail: what upstream said, secrets cut.
+        detail: upstream's status word or message, without secrets.
 
     """
 
@@ -51,7 +51,7 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
 async def insert(tx: Transaction, new: Generation) -> None:
     """Store a new generation with its input and metadata, and count it in the usage."""
     row = msgspec.structs.asdict(new)
-    row["input"], row["metadata"] = text(new.input), text(new.metadata)
+    row["input"], row["metadata"] = json_text(new.input), json_text(new.metadata)
     await tx.run("generation_insert", **row)
     await tx.run("generation_body_insert", id=new.id, input=row["input"], metadata=row["metadata"])
     metadata = [
@@ -63,23 +63,19 @@ async def insert(tx: Transaction, new: Generation) -> None:
 
 
 async def get(tx: Transaction, generation_id: str) -> Generation | None:
-    """Return the generation, whichever tenant's it is."""
+    """Return the generation, of any tenant."""
     row = await tx.one("generation_by_id", id=generation_id)
-    return generation(row) if row else None
+    return from_row(row) if row else None
 
 
 async def get_many(tx: Transaction, ids: Collection[str]) -> dict[str, Generation]:
     """Return the generations by id; ids without a generation are left out."""
-    rows = await tx.all("generations_by_id", ids=text(sorted(set(ids))))
-    return {row["id"]: generation(row) for row in rows}
+    rows = await tx.all("generations_by_id", ids=json_text(sorted(set(ids))))
+    return {row["id"]: from_row(row) for row in rows}
 
 
 async def update(tx: Transaction, changes: Iterable[tuple[Generation, Generation]]) -> None:
-    """Store changed generations, each as (before, after).
-
-    Only the columns of the smallest statement that holds all changes are written: every indexed
-    column that is set costs its index, changed or not.
-    """
+    """Store changed generations, each as (before, after)."""
     groups: dict[str, list[dict[str, Any]]] = {}
     bodies: list[dict[str, Any]] = []
     for before, after in changes:
@@ -87,10 +83,10 @@ async def update(tx: Transaction, changes: Iterable[tuple[Generation, Generation
         changed = {name for name, value in row.items() if value != getattr(before, name)}
         if changed:
             statement = _update_statement(changed)
-            row |= {"id": after.id, "event_ids": text(after.event_ids)}
+            row |= {"id": after.id, "event_ids": json_text(after.event_ids)}
             groups.setdefault(statement, []).append(row)
         if after.output != before.output or after.error != before.error:
-            output, error = _text_or_none(after.output), _text_or_none(after.error)
+            output, error = _json_or_none(after.output), _json_or_none(after.error)
             bodies.append({"id": after.id, "output": output, "error": error})
     for statement, rows in groups.items():
         await tx.many(statement, rows)
@@ -98,71 +94,78 @@ async def update(tx: Transaction, changes: Iterable[tuple[Generation, Generation
 
 
 def _update_statement(changed: set[str]) -> str:
+    """Return the UPDATE with the fewest columns that include all changed ones.
+
+    SQLite writes the index of every column that an UPDATE sets, even to the same value.
+    """
     if changed.issubset(_PLAN):
         return "generation_update_plan"
     return "generation_update_status" if changed.issubset(_STATUS) else "generation_update"
 
 
-def _text_or_none(value: object) -> str | None:
-    return None if value is None else text(value)
+def _json_or_none(value: object) -> str | None:
+    return None if value is None else json_text(value)
 
 
 async def to_submit(tx: Transaction, limit: int) -> list[Generation]:
     """Return generations that are due to be submitted again, the longest due first."""
-    return [generation(r) for r in await tx.all("generations_to_submit", now=tx.now, limit=limit)]
+    rows = await tx.all("generations_to_submit", now=tx.now, limit=limit)
+    return [from_row(row) for row in rows]
 
 
 async def to_poll(tx: Transaction, limit: int) -> list[Generation]:
-    """Return generations that upstream is to be asked about now, confirmations first."""
+    """Return generations that are due for a confirmation or a poll, confirmations first."""
     rows = await tx.all("generations_to_confirm", now=tx.now, limit=limit)
     if len(rows) < limit:
         rows += await tx.all("generations_to_poll", now=tx.now, limit=limit - len(rows))
     by_id = {row["id"]: row for row in rows}
-    return [generation(row) for row in by_id.values()]
+    return [from_row(row) for row in by_id.values()]
 
 
-async def _confirmations(tx: Transaction, ids: Collection[str]) -> dict[str, int]:
-    """Return when the confirmations of these generations are due; most have none."""
-    rows = await tx.all("confirmations_of", ids=text(sorted(set(ids))))
+async def _confirmation_due_times(tx: Transaction, ids: Collection[str]) -> dict[str, int]:
+    """Return the due times of planned confirmations by generation id; most have none."""
+    rows = await tx.all("confirmations_of", ids=json_text(sorted(set(ids))))
     return {row["generation_id"]: row["due_at"] for row in rows}
 
 
 async def plan_confirmations(tx: Transaction, due_times: Iterable[tuple[str, int]]) -> None:
-    """Have upstream asked about generations at a time, each as (generation id, due time)."""
+    """Plan confirmations, each as (generation id, due time)."""
     rows = [{"generation_id": id_, "due_at": due_at} for id_, due_at in due_times]
     await tx.many("confirmations_put", rows)
 
 
 async def delete_confirmations(tx: Transaction, ids: Collection[str]) -> None:
-    """Confirm nothing more about these generations."""
-    await tx.run("confirmations_delete", ids=text(sorted(ids)))
+    """Delete the planned confirmations of these generations."""
+    await tx.run("confirmations_delete", ids=json_text(sorted(ids)))
 
 
-async def confirmed(tx: Transaction, asked_at: Mapping[str, int]) -> None:
-    """Note that upstream was asked about generations, each at a time.
+async def complete_confirmations(tx: Transaction, polled_at: Mapping[str, int]) -> None:
+    """Delete the confirmations that polls have answered, as {generation id: time of poll}.
 
-    A callback that came later stays to be confirmed, CONFIRM_INTERVAL_MS after the question.
+    A confirmation that was due only after the poll stays: the poll may be older than its callback.
+    It is due CONFIRM_INTERVAL_MS after the poll at the earliest.
     """
-    due_times = await _confirmations(tx, asked_at)
+    due_times = await _confirmation_due_times(tx, polled_at)
     if not due_times:
         return
-    later = {id_: due_at for id_, due_at in due_times.items() if due_at > asked_at[id_]}
+    later = {id_: due_at for id_, due_at in due_times.items() if due_at > polled_at[id_]}
     await delete_confirmations(tx, due_times.keys() - later.keys())
     await plan_confirmations(
-        tx, [(id_, max(due, asked_at[id_] + CONFIRM_INTERVAL_MS)) for id_, due in later.items()]
+        tx, [(id_, max(due, polled_at[id_] + CONFIRM_INTERVAL_MS)) for id_, due in later.items()]
     )
 
 
 async def delay_confirmation(tx: Transaction, generation_id: str, due_at: int) -> None:
-    """Confirm the generation's callback, if one is to be confirmed, not before `due_at`."""
-    planned_at = (await _confirmations(tx, [generation_id])).get(generation_id)
+    """Delay the generation's confirmation until `due_at`, if one is planned for earlier."""
+    planned_at = (await _confirmation_due_times(tx, [generation_id])).get(generation_id)
     if planned_at is not None and planned_at < due_at:
         await plan_confirmations(tx, [(generation_id, due_at)])
 
 
-async def expired(tx: Transaction, limit: int) -> list[Generation]:
+async def to_expire(tx: Transaction, limit: int) -> list[Generation]:
     """Return open generations without a planned poll whose deadline has passed."""
-    return [generation(r) for r in await tx.all("generations_expired", now=tx.now, limit=limit)]
+    rows = await tx.all("generations_to_expire", now=tx.now, limit=limit)
+    return [from_row(row) for row in rows]
 
 
 async def next_submit(tx: Transaction) -> int | None:
@@ -172,7 +175,7 @@ async def next_submit(tx: Transaction) -> int | None:
 
 
 async def next_poll(tx: Transaction) -> int | None:
-    """Return when the next question after now is due."""
+    """Return when the next poll or confirmation after now is due."""
     names = ("generation_next_poll", "confirmation_next")
     rows = [await tx.one(name, now=tx.now) for name in names]
     return min((r["due_at"] for r in rows if r and r["due_at"] is not None), default=None)
@@ -184,14 +187,14 @@ async def next_deadline(tx: Transaction) -> int | None:
     return row["due_at"] if row else None
 
 
-async def has_task(tx: Transaction, task_id: str, but: str) -> bool:
-    """Return whether another generation than `but` has the task."""
-    return await tx.one("generation_by_task", task_id=task_id, id=but) is not None
+async def another_has_task(tx: Transaction, task_id: str, generation_id: str) -> bool:
+    """Return whether another generation than this one has the task."""
+    return await tx.one("generation_by_task", task_id=task_id, id=generation_id) is not None
 
 
-async def record(tx: Transaction, exchanges: Iterable[Exchange]) -> None:
+async def record_exchanges(tx: Transaction, exchanges: Iterable[Exchange]) -> None:
     """Store exchanges with upstream, for the timeline."""
-    await tx.many("exchange_insert", [msgspec.structs.asdict(one) for one in exchanges])
+    await tx.many("exchange_insert", [msgspec.structs.asdict(exchange) for exchange in exchanges])
 
 
 async def exchanges(tx: Transaction, generation_id: str) -> Sequence[Row]:
@@ -199,9 +202,9 @@ async def exchanges(tx: Transaction, generation_id: str) -> Sequence[Row]:
     return await tx.all("exchanges_of_generation", generation_id=generation_id)
 
 
-def _usage_key(of: Generation) -> tuple[str, str, str]:
-    """Return tenant, day and model: usage counts towards the day of the generation's creation."""
-    return of.tenant, rfc3339(of.created_at)[:10], of.model
+def _usage_key(generation: Generation) -> tuple[str, str, str]:
+    """Return tenant, day of creation and model, by which usage is counted."""
+    return generation.tenant, rfc3339(generation.created_at)[:10], generation.model
 
 
 def usage_of(ended: Generation) -> Counter[tuple[str, str, str, str]]:
@@ -227,34 +230,34 @@ async def usage(
     return await tx.all("usage_list", tenant=tenant, since=since, until=until, model=model)
 
 
-async def delete_past(
-    tx: Transaction, after: str, *, before: int, called_back: int, limit: int
+async def delete_old(
+    tx: Transaction, after: str, *, before: int, deadline_before: int, limit: int
 ) -> tuple[int, str | None]:
-    """Delete ended generations of the next batch of old ones, once their events are gone.
+    """Delete ended generations among the next `limit` old ones, once their events are deleted.
 
-    Everything stored about them is deleted too. A generation whose deadline is after `called_back`
-    stays: upstream may still repeat its callback. Returns how many were deleted, and the id to go
-    on after, None at the end.
+    Everything stored about them is deleted too. A generation stays until its deadline is before
+    `deadline_before`: upstream may still repeat its callback. Returns how many were deleted, and
+    the id to continue after, None at the end.
     """
     rows = await tx.all(
-        "generations_past",
+        "generations_old",
         after=after,
         before=before,
         before_id=first_id("gen", before),
-        called_back=called_back,
+        deadline_before=deadline_before,
         limit=limit,
     )
-    ended = [{"id": row["id"], "tenant": row["tenant"]} for row in rows if row["is_over"]]
+    deletable = [{"id": row["id"], "tenant": row["tenant"]} for row in rows if row["is_deletable"]]
     for name in (
         "generation_metadata_delete",
         "generation_body_delete",
         "exchanges_delete",
-        "callbacks_of_delete",
-        "callback_bodies_of_delete",
+        "callbacks_of_generation_delete",
+        "callback_bodies_of_generation_delete",
         "generation_delete",
     ):
-        await tx.many(name, ended)
-    return len(ended), rows[-1]["id"] if len(rows) == limit else None
+        await tx.many(name, deletable)
+    return len(deletable), rows[-1]["id"] if len(rows) == limit else None
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
@@ -271,8 +274,8 @@ _BODIES = "CROSS JOIN generation_bodies b ON b.generation_id = g.id"
 _WITH_BODIES = "g.*, b.input, b.metadata, b.output, b.error"
 
 
-async def page(tx: Transaction, page: pages.Page, tenant: str, only: Filter) -> pages.Rows:
-    """Return a page of a tenant's generations: by the first metadata value, model or status."""
+async def list_page(tx: Transaction, page: pages.Page, tenant: str, only: Filter) -> pages.Rows:
+    """Return a page of a tenant's generations."""
     values: dict[str, Any] = {"tenant": tenant, "status": only.status, "model": only.model}
     for number, (name, value) in enumerate(only.metadata.items()):
         values |= {f"name{number}": name, f"value{number}": value}
@@ -288,7 +291,7 @@ async def page(tx: Transaction, page: pages.Page, tenant: str, only: Filter) -> 
 
 
 def _source(only: Filter) -> pages.Source:
-    """Return the index to walk: that of the filter which leaves the fewest rows as a rule."""
+    """Return the source with the index of the most selective filter: metadata, model or status."""
     status = ["g.status = :status"] if only.status else []
     if only.metadata:
         model = ["g.model = :model"] if only.model else []
@@ -306,10 +309,8 @@ def _source(only: Filter) -> pages.Source:
         index, where = "generations_model", [*where, "g.model = :model"]
     elif only.status in ("failed", "timed_out"):
         index, status = "generations_failed", []
-        where += [
-            "g.status = :status",
-            "g.status IN ('failed', 'timed_out')",
-        ]  # As the index has it.
+        # The second condition is that of the partial index.
+        where += ["g.status = :status", "g.status IN ('failed', 'timed_out')"]
     return pages.Source(
         table=f"generations g INDEXED BY {index}",
         where=where,

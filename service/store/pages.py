@@ -1,8 +1,8 @@
 """Pages of lists: rows in the order of their ids, newest first by default.
 
-A list walks one index, usually one that begins with the tenant. Filters that this index does not
-answer are checked row by row, for LOOKED_AT_MAX rows of the index at most: a page may then be
-short, or even empty, and still have a cursor.
+A list reads one index in order, usually one that begins with the tenant. Filters that this index
+does not answer are checked row by row, for SCANNED_MAX rows of the index at most. A page can
+therefore be short, or even empty, and still have a cursor.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ import msgspec
 
 from service.store.database import Row, Transaction
 
-LOOKED_AT_MAX = 10_000
+SCANNED_MAX = 10_000
 Rows = tuple[list[Row], str | None]  # The rows of a page, and its cursor.
 
 
@@ -25,15 +25,16 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the rows of a list come from: fixed SQL over named values, never outside text.
+    """The parts of a list's SQL. They are constants of the code; values are bound by name.
 
     Attributes:
-        table: the table whose index is walked, with INDEXED BY where it must be that one.
+        table: the table to read, with INDEXED BY where SQLite must use a certain index.
         where: conditions that the index answers.
         joins: further tables that the columns and filters need.
         filters: conditions that are checked row by row.
-        key: the column that orders the list; `id` is its id where the key is another column.
-        cursor: how the id `:after` becomes a value of the key.
+        key: the column that orders the list.
+        id: the column of the id, if `key` is another one.
+        cursor: an expression for the key of the row with the id `:after`.
 
     """
 
@@ -48,9 +49,9 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def read(tx: Transaction, source: Source, page: Page, values: Mapping[str, Any]) -> Rows:
-    """Return the rows of a page, and the id to go on after, None at the end of the list.
+    """Return the rows of a page, and the id to continue after, None at the end of the list.
 
-    The succeeded generations of a model, the second page::
+    The second page of a model's succeeded generations, for example, is read by::
 
         SELECT g.*, b.input, b.metadata, b.output, b.error
         FROM generations g INDEXED BY generations_model
@@ -59,13 +60,13 @@ async def read(tx: Transaction, source: Source, page: Page, values: Mapping[str,
             AND g.status = :status
         ORDER BY g.id DESC LIMIT :limit
     """
-    before, order = ("<", "DESC") if not page.ascending else (">", "ASC")
+    beyond, up_to, order = (">", "<=", "ASC") if page.ascending else ("<", ">=", "DESC")
     where, values = list(source.where), {**values, "after": page.after}
     if page.after is not None:
-        where.append(f"{source.key} {before} {source.cursor}")
-    last = await _last_to_look_at(tx, source, where, order, values) if source.filters else None
+        where.append(f"{source.key} {beyond} {source.cursor}")
+    last = await _last_to_scan(tx, source, where, order, values) if source.filters else None
     if last is not None:
-        where.append(f"{source.key} {'<=' if page.ascending else '>='} :last")
+        where.append(f"{source.key} {up_to} :last")
         values["last"] = last["key"]
     sql = (
         f"SELECT {source.columns} FROM {source.table} {source.joins} "  # noqa: S608  fixed parts
@@ -78,18 +79,18 @@ async def read(tx: Transaction, source: Source, page: Page, values: Mapping[str,
     return rows, last["id"] if last else None
 
 
-async def _last_to_look_at(
+async def _last_to_scan(
     tx: Transaction, source: Source, where: Sequence[str], order: str, values: Mapping[str, Any]
 ) -> Row | None:
-    """Return key and id of the last row that this page may look at; None if it may see all."""
+    """Return key and id of the last of SCANNED_MAX rows; None if there are fewer."""
     sql = (
         f"SELECT {source.key} AS key, {source.id or source.key} AS id FROM {source.table} "  # noqa: S608
         f"WHERE {' AND '.join(where) or '1'} ORDER BY {source.key} {order} LIMIT 1 OFFSET :skipped"
     )
-    rows = await tx.select(sql, {**values, "skipped": LOOKED_AT_MAX - 1})
+    rows = await tx.select(sql, {**values, "skipped": SCANNED_MAX - 1})
     return rows[0] if rows else None
 
 
 def of_tenant(table: str) -> Source:
-    """Return the rows of a tenant in a table whose index or key is (tenant, id)."""
+    """Return the source of a tenant's rows in a table that has an index on (tenant, id)."""
     return Source(table=table, where=["tenant = :tenant"])

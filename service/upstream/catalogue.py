@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from service.model.errors import pointer
+from service.model.errors import json_pointer
 
 MAX_PROBLEMS = 50
 
@@ -221,11 +221,11 @@ def _explain(model: Model, error: Any) -> Iterator[tuple[str, str]]:
     match error.kind.name:
         case "additionalProperties":
             for name in kind["unexpected"]:
-                yield pointer(*path, name), _unknown_parameter(model, error, name)
+                yield json_pointer(*path, name), _unknown_parameter(model, error, name)
         case "required":
-            yield pointer(*path, kind["property"]), "is required"
+            yield json_pointer(*path, kind["property"]), "is required"
         case _:
-            yield pointer(*path), _message(model, error, kind)
+            yield json_pointer(*path), _message(model, error, kind)
 
 
 def _unknown_parameter(model: Model, error: Any, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Outcomes in one group: read together, changed in order, written together."""
+"""Outcomes in one commit: read together, changed in order, written together."""
 
 import asyncio
 from pathlib import Path
@@ -11,17 +11,17 @@ from tests.harness import Harness, completed, opened
 FAILED = {"data": {"task_id": "task1", "status": "failed", "error": "no luck"}}
 
 
-async def together(world: Harness, *callbacks: tuple[int, object]) -> list[httpx.Response]:
-    """Send callbacks whose units wait together, and so are one group."""
+async def send_together(world: Harness, *callbacks: tuple[int, object]) -> list[httpx.Response]:
+    """Send callbacks at the same time, so that they share a commit."""
     calls = [world.call_back(body, index=index) for index, body in callbacks]
     return list(await asyncio.gather(*calls))
 
 
-async def test_two_outcomes_of_one_generation_in_one_group_make_one_event(tmp_path: Path) -> None:
+async def test_two_outcomes_of_one_generation_in_one_commit_make_one_event(tmp_path: Path) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
         await world.subscribe()
         generation = await world.generate()
-        answers = await together(world, (0, completed("task1")), (0, FAILED), (0, FAILED))
+        answers = await send_together(world, (0, completed("task1")), (0, FAILED), (0, FAILED))
         assert [answer.status_code for answer in answers] == [200, 200, 200]
         await world.run()
         assert await status_of(world, generation["id"]) == "succeeded"
@@ -30,7 +30,7 @@ async def test_two_outcomes_of_one_generation_in_one_group_make_one_event(tmp_pa
         assert sorted(world.subscribers.types()) == sorted(types)
 
 
-async def test_many_outcomes_of_one_group_are_written_with_a_statement_for_each_table(
+async def test_many_outcomes_in_one_commit_need_few_statements(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
@@ -40,11 +40,11 @@ async def test_many_outcomes_of_one_group_are_written_with_a_statement_for_each_
         statements: list[str] = []
         await world.app.database.apply(lambda c: c.set_trace_callback(statements.append))
         bodies = [(number, completed(f"task{number + 1}")) for number in range(16)]
-        await together(world, *bodies)
+        await send_together(world, *bodies)
         await world.app.database.apply(lambda c: c.set_trace_callback(None))
         executed = [s for s in statements if not s.startswith(("--", "BEGIN", "COMMIT"))]
-        groups = sum(s.startswith("BEGIN") for s in statements)
-        assert groups < 16
+        commits = sum(s.startswith("BEGIN") for s in statements)
+        assert commits < 16
         assert len(executed) / 16 <= 8
         [counts] = await rows(
             world, "SELECT count(*) AS n FROM events WHERE type LIKE '%succeeded'"
@@ -52,7 +52,9 @@ async def test_many_outcomes_of_one_group_are_written_with_a_statement_for_each_
         assert counts["n"] == 16
 
 
-async def test_an_outcome_that_cannot_be_stored_fails_alone_in_its_group(tmp_path: Path) -> None:
+async def test_an_outcome_that_cannot_be_stored_does_not_fail_others_in_its_commit(
+    tmp_path: Path,
+) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
         first = await world.generate()
         second = await world.generate()
@@ -61,7 +63,7 @@ async def test_an_outcome_that_cannot_be_stored_fails_alone_in_its_group(tmp_pat
             f"WHEN NEW.generation_id = '{first['id']}' BEGIN SELECT RAISE(ABORT, 'no'); END"
         )
         await world.app.database.apply(lambda c: c.execute(sql))
-        answers = await together(world, (0, completed("task1")), (1, completed("task2")))
+        answers = await send_together(world, (0, completed("task1")), (1, completed("task2")))
         assert [answer.status_code for answer in answers] == [500, 200]
         assert await status_of(world, first["id"]) == "processing"
         assert await status_of(world, second["id"]) == "succeeded"

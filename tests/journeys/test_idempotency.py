@@ -134,7 +134,7 @@ async def test_after_a_crash_the_second_request_gets_what_the_first_one_created(
 
 
 @pytest.mark.parametrize(
-    "name", ["service.api.generations._get_or_accept", "service.store.keys.finish"]
+    "name", ["service.api.generations._get_or_accept", "service.store.idempotency.store_answer"]
 )
 async def test_after_storage_failed_the_key_is_free_at_once_and_nothing_is_created_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

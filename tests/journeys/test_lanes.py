@@ -154,7 +154,7 @@ async def test_a_change_reaches_a_lane_that_is_reading_at_that_moment(
 
         async with attached(world) as dispatcher:
             monkeypatch.setattr(database, "read", slow)
-            dispatcher.look(subscriber["id"])
+            dispatcher.refill(subscriber["id"])
             await gate.wait_for(1)
             path = f"/v1/subscribers/{subscriber['id']}"
             await world.client.patch(path, json={"url": OTHER_URL})
@@ -192,7 +192,7 @@ async def test_a_retry_that_falls_due_while_first_attempts_are_read_is_not_forgo
         subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0, 1, 1])
 
         async def slow(unit: Any, *args: Any) -> Any:
-            if unit is stored.due and args[2] is False:
+            if unit is stored.fetch_due and args[2] is False:
                 await reading()  # First attempts, while a retry is being recorded.
             return await Database.read(database, unit, *args)
 
@@ -203,7 +203,7 @@ async def test_a_retry_that_falls_due_while_first_attempts_are_read_is_not_forgo
             await dispatcher.run_due(world.clock())
             await sent.wait_for(1)
             monkeypatch.setattr(database, "read", slow)
-            dispatcher.look(subscriber["id"])
+            dispatcher.refill(subscriber["id"])
             await reading.wait_for(1)
             sent.is_open.set()
             while dispatcher.lanes[subscriber["id"]].held_ids:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from service.delivery import replay
-from service.store.deliveries import due as due_rows
+from service.store.deliveries import fetch_due
 from service.store.sqlite.database import Database
 from tests.harness import START, SUBSCRIBER_URL, Harness, opened
 from tests.journeys.gates import Gate, answer, attached, crash, deliveries
@@ -268,7 +268,7 @@ async def test_live_events_do_not_queue_behind_a_long_replay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replay, "BATCH", 2)
-    monkeypatch.setattr(replay, "AHEAD_MAX", 4)
+    monkeypatch.setattr(replay, "UNTRIED_MAX", 4)
     async with opened(tmp_path) as world:
         subscriber = await many(world, 10)
         path = f"/v1/subscribers/{subscriber['id']}"
@@ -291,7 +291,7 @@ async def test_live_events_do_not_queue_behind_a_long_replay(
 async def test_a_failing_receiver_does_not_stop_a_replay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replay, "AHEAD_MAX", 4)
+    monkeypatch.setattr(replay, "UNTRIED_MAX", 4)
     monkeypatch.setattr(replay, "BATCH", 2)
     async with opened(tmp_path) as world:
         subscriber = await many(world, 10)
@@ -402,13 +402,13 @@ async def test_canceling_reaches_what_was_read_a_moment_before(
 
         async def slow(unit: Any, *args: Any) -> Any:
             found = await Database.read(world.app.database, unit, *args)
-            if unit is due_rows and not gate.is_open.is_set():
+            if unit is fetch_due and not gate.is_open.is_set():
                 await gate()
             return found
 
         async with attached(world) as dispatcher:
             monkeypatch.setattr(context.database, "read", slow)
-            dispatcher.look(subscriber["id"])
+            dispatcher.refill(subscriber["id"])
             await gate.wait_for(1)
             await world.client.post(f"/v1/replays/{made['id']}/cancel")
             gate.is_open.set()

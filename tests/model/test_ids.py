@@ -12,7 +12,7 @@ from service.model.ids import first_id, new_id, time_of
 
 
 @pytest.fixture(autouse=True)
-def _own_state(monkeypatch: pytest.MonkeyPatch) -> None:
+def _new_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ids, "_state", {"ms": 0, "counter": 0})
 
 
@@ -48,7 +48,7 @@ def test_the_time_of_an_id_can_be_read_back(prefix: str) -> None:
         assert time_of(new_id(prefix, at)) == at
 
 
-def test_a_first_id_parts_earlier_ids_from_later_ones() -> None:
+def test_a_first_id_sorts_between_earlier_and_later_ids() -> None:
     earlier, later = new_id("gen", 999), new_id("gen", 1_000)
     assert earlier < first_id("gen", 1_000) < later
     assert first_id("gen", -5) < earlier

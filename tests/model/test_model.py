@@ -1,4 +1,4 @@
-"""The nouns: which states follow which, and which subscriber receives which event."""
+"""Transitions of a generation, and which subscriber receives which event."""
 
 import itertools
 from typing import Any, get_args
@@ -47,29 +47,29 @@ def test_every_state_is_open_or_terminal() -> None:
 
 def test_success_and_failure_are_final() -> None:
     for now, then in itertools.product(("succeeded", "failed"), STATES):
-        assert not generation(status=now).accepts(then)
+        assert not generation(status=now).can_become(then)
 
 
 def test_no_state_leads_to_itself_or_back_to_an_open_one() -> None:
-    for now, follow in TRANSITIONS.items():
-        assert now not in follow
-        assert "queued" not in follow
+    for now, next_states in TRANSITIONS.items():
+        assert now not in next_states
+        assert "queued" not in next_states
         if now in TERMINAL:
-            assert not set(follow) & set(OPEN)
+            assert not set(next_states) & set(OPEN)
 
 
 def test_a_result_after_the_deadline_counts() -> None:
     late = generation(status="timed_out")
-    assert [state for state in STATES if late.accepts(state)] == ["succeeded", "failed"]
+    assert [state for state in STATES if late.can_become(state)] == ["succeeded", "failed"]
 
 
 def test_every_state_that_can_be_entered_has_its_event() -> None:
-    entered = {state for follow in TRANSITIONS.values() for state in follow}
+    entered = {state for next_states in TRANSITIONS.values() for state in next_states}
     assert entered == set(EVENT_TYPE_OF)
     assert set(EVENT_TYPE_OF.values()) <= set(EVENT_TYPES)
 
 
-def test_the_view_of_a_generation_hides_its_nonce_and_its_plans() -> None:
+def test_the_view_of_a_generation_hides_its_nonce_and_due_times() -> None:
     view = generation(next_poll_at=5, submit_at=6).view()
     assert "n" * 22 not in repr(view)
     assert not {"nonce", "tenant", "submission", "next_poll_at", "submit_at"} & set(view)
@@ -88,14 +88,14 @@ def test_the_view_of_a_generation_hides_its_nonce_and_its_plans() -> None:
     ],
 )
 def test_a_filter_matches_if_all_of_its_fields_do(fields: dict[str, Any], matches: bool) -> None:  # noqa: FBT001
-    picky = subscriber(filter=Filter(**fields))
-    assert picky.subscribes_to("generation.failed", generation()) is matches
+    filtered = subscriber(filter=Filter(**fields))
+    assert filtered.subscribes_to("generation.failed", generation()) is matches
 
 
 def test_without_event_types_a_subscriber_receives_all() -> None:
     assert all(subscriber().subscribes_to(type_, generation()) for type_ in EVENT_TYPES)
-    picky = subscriber(event_types=["generation.failed"])
-    types = [type_ for type_ in EVENT_TYPES if picky.subscribes_to(type_, generation())]
+    filtered = subscriber(event_types=["generation.failed"])
+    types = [type_ for type_ in EVENT_TYPES if filtered.subscribes_to(type_, generation())]
     assert types == ["generation.failed"]
 
 

@@ -1,4 +1,4 @@
-"""A group of units: one transaction, and each way in which it can fail."""
+"""Groups of units: one transaction for all, and the ways in which it can fail."""
 
 import asyncio
 import sqlite3
@@ -36,20 +36,20 @@ async def put_and_raise(tx: Transaction, name: str) -> None:
     raise LookupError(name)
 
 
-async def put_and_note(tx: Transaction, name: str, noted: list[str]) -> None:
+async def put_and_call(tx: Transaction, name: str, calls: list[str]) -> None:
     await put(tx, name)
-    tx.after_commit(noted.append, name)
+    tx.after_commit(calls.append, name)
 
 
-async def names(database: Database) -> list[str]:
+async def stored_names(database: Database) -> list[str]:
     async def read(tx: Transaction) -> list[str]:
         return [row["name"] for row in await tx.select("SELECT name FROM things", {})]
 
     return sorted(await database.read(read))
 
 
-async def traced(database: Database) -> list[str]:
-    """The statements that the writer executes from now on."""
+async def trace(database: Database) -> list[str]:
+    """Return a list that gets every statement the writer executes from now on."""
     statements: list[str] = []
     await database.apply(lambda c: c.set_trace_callback(statements.append))
     return statements
@@ -59,10 +59,10 @@ async def results(*writes: Any) -> list[Any]:
     return list(await asyncio.gather(*writes, return_exceptions=True))
 
 
-async def test_a_group_without_a_fault_is_one_transaction_without_savepoints(
+async def test_a_group_that_succeeds_is_one_transaction_without_savepoints(
     database: Database,
 ) -> None:
-    statements = await traced(database)
+    statements = await trace(database)
     writes = [database.write(put, name) for name in "abc"]
     writes += [database.write_batched(put_all, name) for name in "de"]
     assert await results(*writes) == ["A", "B", "C", "D", "E"]
@@ -73,22 +73,22 @@ async def test_a_group_without_a_fault_is_one_transaction_without_savepoints(
 async def test_a_unit_that_raises_is_left_out_and_the_others_are_stored_once(
     database: Database,
 ) -> None:
-    noted: list[str] = []
-    outcome = await results(
-        database.write(put_and_note, "a", noted),
+    calls: list[str] = []
+    *alone, d, e = await results(
+        database.write(put_and_call, "a", calls),
         database.write(put_and_raise, "b"),
-        database.write(put_and_note, "c", noted),
+        database.write(put_and_call, "c", calls),
         database.write_batched(put_all, "d"),
         database.write_batched(put_all, "e"),
     )
-    assert [type(one) for one in outcome[:3]] == [type(None), LookupError, type(None)]
-    assert outcome[3:] == ["D", "E"]
-    assert await names(database) == ["a", "c", "d", "e"]
-    assert noted == ["a", "c"]
+    assert [type(result) for result in alone] == [type(None), LookupError, type(None)]
+    assert (d, e) == ("D", "E")
+    assert await stored_names(database) == ["a", "c", "d", "e"]
+    assert calls == ["a", "c"]
 
 
-async def test_a_failed_group_is_committed_in_one_second_transaction(database: Database) -> None:
-    statements = await traced(database)
+async def test_a_failed_group_is_run_again_in_one_second_transaction(database: Database) -> None:
+    statements = await trace(database)
     await results(database.write(put, "a"), database.write(put_and_raise, "b"))
     control = [s for s in statements if not s.startswith("INSERT")]
     assert control == [
@@ -98,52 +98,52 @@ async def test_a_failed_group_is_committed_in_one_second_transaction(database: D
     ]
 
 
-@pytest.mark.parametrize("at", [0, 1, 2])
-async def test_a_constraint_fails_for_its_own_unit_alone(database: Database, at: int) -> None:
-    await database.write(put, "taken")
-    units = ["a", "b"]
-    units.insert(at, "taken")
-    outcome = await results(*(database.write(put, name) for name in units))
-    assert [isinstance(one, sqlite3.IntegrityError) for one in outcome] == [
-        name == "taken" for name in units
+@pytest.mark.parametrize("position", [0, 1, 2])
+async def test_a_violated_constraint_fails_only_its_own_unit(
+    database: Database, position: int
+) -> None:
+    await database.write(put, "existing")
+    names = ["a", "b"]
+    names.insert(position, "existing")
+    outcomes = await results(*(database.write(put, name) for name in names))
+    assert [isinstance(outcome, sqlite3.IntegrityError) for outcome in outcomes] == [
+        name == "existing" for name in names
     ]
-    assert await names(database) == ["a", "b", "taken"]
+    assert await stored_names(database) == ["a", "b", "existing"]
 
 
-async def test_a_value_that_no_column_takes_fails_for_its_own_item_alone(
+async def test_a_value_that_sqlite_cannot_store_fails_only_its_own_item(
     database: Database,
 ) -> None:
     async def put_sizes(tx: Transaction, sizes: Sequence[int]) -> list[str]:
         return [await put(tx, f"size {size % 10}", size) for size in sizes]
 
-    outcome = await results(
+    outcomes = await results(
         *(database.write_batched(put_sizes, size) for size in (1, 2**64 + 2, 3))
     )
-    assert [type(one) for one in outcome] == [str, OverflowError, str]
-    assert await names(database) == ["size 1", "size 3"]
+    assert [type(outcome) for outcome in outcomes] == [str, OverflowError, str]
+    assert await stored_names(database) == ["size 1", "size 3"]
 
 
-async def test_a_disk_that_is_full_in_the_middle_stores_nothing_of_the_group(
-    database: Database,
-) -> None:
-    noted: list[str] = []
+async def test_if_the_disk_is_full_nothing_of_the_group_is_stored(database: Database) -> None:
+    calls: list[str] = []
     await database.apply(lambda c: c.execute("PRAGMA max_page_count=1").fetchall())
     large = "x" * 100_000
-    outcome = await results(
-        database.write(put_and_note, "a", noted),
+    outcomes = await results(
+        database.write(put_and_call, "a", calls),
         database.write(put, large),
-        database.write(put_and_note, "c", noted),
+        database.write(put_and_call, "c", calls),
     )
-    assert [type(one) for one in outcome] == [StorageError] * 3
-    assert await names(database) == []
-    assert noted == []
+    assert [type(outcome) for outcome in outcomes] == [StorageError] * 3
+    assert await stored_names(database) == []
+    assert calls == []
     await database.apply(lambda c: c.execute("PRAGMA max_page_count=100000").fetchall())
     assert await database.write(put, large) == large.upper()
 
 
 @contextmanager
 def locked(path: str) -> Any:
-    """Another process writes for a long time."""
+    """Hold the write lock of the database, as another process can."""
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     try:
@@ -153,30 +153,32 @@ def locked(path: str) -> Any:
         other.close()
 
 
-async def test_a_busy_database_fails_the_group_and_the_next_one_is_stored(
+async def test_a_locked_database_fails_the_group_and_the_next_one_is_stored(
     database: Database,
 ) -> None:
     await database.apply(lambda c: c.execute("PRAGMA busy_timeout=0").fetchall())
     with locked(database.path):
-        outcome = await results(database.write(put, "a"), database.write(put, "b"))
-    assert [type(one) for one in outcome] == [StorageError] * 2
-    assert await names(database) == []
+        outcomes = await results(database.write(put, "a"), database.write(put, "b"))
+    assert [type(outcome) for outcome in outcomes] == [StorageError] * 2
+    assert await stored_names(database) == []
     assert await database.write(put, "a") == "A"
 
 
-async def test_a_caller_that_is_cancelled_loses_only_its_own_answer(database: Database) -> None:
+async def test_the_unit_of_a_canceled_caller_is_still_stored(database: Database) -> None:
     writes = [asyncio.ensure_future(database.write(put, name)) for name in "abc"]
     writes[1].cancel()
     with suppress(asyncio.CancelledError):
         await writes[1]
     assert await results(writes[0], writes[2]) == ["A", "C"]
-    assert await names(database) == ["a", "b", "c"]
+    assert await stored_names(database) == ["a", "b", "c"]
 
 
-async def test_what_must_be_stored_survives_a_group_that_fails_beside_it(
+async def test_write_always_is_stored_when_another_unit_of_its_group_fails(
     database: Database,
 ) -> None:
-    outcome = await results(database.write_always(put, "a"), database.write(put_and_raise, "b"))
-    assert outcome[0] == "A"
-    assert isinstance(outcome[1], LookupError)
-    assert await names(database) == ["a"]
+    always, other = await results(
+        database.write_always(put, "a"), database.write(put_and_raise, "b")
+    )
+    assert always == "A"
+    assert isinstance(other, LookupError)
+    assert await stored_names(database) == ["a"]

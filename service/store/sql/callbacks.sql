@@ -1,5 +1,5 @@
--- name: callbacks_look_up
--- What decides the verdicts of a group of callbacks: [generation id, digest] pairs as JSON.
+-- name: callbacks_generation_states
+-- For each [generation id, body digest] of a JSON list: what the verdict of a callback depends on.
 SELECT p.key AS position, g.tenant, g.status, g.nonce, g.last_poll_at,
     EXISTS (SELECT 1 FROM callback_bodies b WHERE b.generation_id = g.id
         AND b.body_digest = json_extract(p.value, '$[1]')) AS is_repeated
@@ -12,9 +12,6 @@ VALUES (:tenant, :id, :generation_id, :upstream, :verdict, :reason, :trust, :bod
 -- name: callback_bodies_insert
 INSERT INTO callback_bodies (generation_id, body_digest, callback_id, headers, body)
 VALUES (:generation_id, :body_digest, :id, :headers, :body);
-
--- name: callback_tenant
-SELECT tenant FROM generations WHERE id = :generation_id;
 
 -- name: callback_by_id
 SELECT c.*, b.headers, b.body
@@ -47,9 +44,9 @@ DELETE FROM callbacks WHERE tenant = :tenant AND id = :id;
 DELETE FROM callback_bodies WHERE generation_id = :generation_id AND body_digest = :body_digest
     AND callback_id = :id;
 
--- name: callbacks_of_delete
+-- name: callbacks_of_generation_delete
 DELETE FROM callbacks WHERE (tenant, id) IN (
     SELECT :tenant, callback_id FROM callback_bodies WHERE generation_id = :id);
 
--- name: callback_bodies_of_delete
+-- name: callback_bodies_of_generation_delete
 DELETE FROM callback_bodies WHERE generation_id = :id;

@@ -16,8 +16,11 @@ SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM generations g JOIN generation_bodies b ON b.generation_id = g.id
 WHERE g.id = :id;
 
+-- name: generation_tenant
+SELECT tenant FROM generations WHERE id = :id;
+
 -- name: generations_by_id
--- The generations of a list of ids as JSON.
+-- :ids is a JSON list.
 SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM json_each(:ids) i CROSS JOIN generations g ON g.id = i.value
 JOIN generation_bodies b ON b.generation_id = g.id;
@@ -34,7 +37,7 @@ UPDATE generations SET status = :status, task_id = :task_id, credits = :credits,
 WHERE id = :id;
 
 -- name: generation_update_status
--- Without task_id, so that its index is not written.
+-- task_id is left out, so that its index is not written.
 UPDATE generations SET status = :status, credits = :credits, completed_at = :completed_at,
     submit_at = :submit_at, next_poll_at = :next_poll_at, poll_count = :poll_count,
     trouble_count = :trouble_count, late_poll_count = :late_poll_count,
@@ -42,7 +45,7 @@ UPDATE generations SET status = :status, credits = :credits, completed_at = :com
 WHERE id = :id;
 
 -- name: generation_update_plan
--- Without status and task_id, so that their indexes are not written.
+-- status and task_id are left out, so that their indexes are not written.
 UPDATE generations SET next_poll_at = :next_poll_at, poll_count = :poll_count,
     trouble_count = :trouble_count, late_poll_count = :late_poll_count,
     last_poll_at = :last_poll_at
@@ -81,7 +84,7 @@ WHERE next_poll_at IS NOT NULL AND next_poll_at > :now;
 SELECT min(due_at) AS due_at FROM confirmations WHERE due_at > :now;
 
 -- name: confirmations_of
--- The confirmations that are due or planned for a list of generation ids as JSON.
+-- :ids is a JSON list of generation ids.
 SELECT q.generation_id, q.due_at
 FROM json_each(:ids) i CROSS JOIN confirmations q ON q.generation_id = i.value;
 
@@ -92,7 +95,7 @@ ON CONFLICT (generation_id) DO UPDATE SET due_at = excluded.due_at;
 -- name: confirmations_delete
 DELETE FROM confirmations WHERE generation_id IN (SELECT value FROM json_each(:ids));
 
--- name: generations_expired
+-- name: generations_to_expire
 SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM generations g JOIN generation_bodies b ON b.generation_id = g.id
 WHERE g.status IN ('queued', 'processing') AND g.next_poll_at IS NULL AND g.deadline_at <= :now
@@ -124,13 +127,14 @@ SELECT day, model, generations, succeeded, failed, timed_out, credits FROM usage
 WHERE tenant = :tenant AND day >= :since AND day <= :until AND (:model IS NULL OR model = :model)
 ORDER BY day DESC, model LIMIT 10000;
 
--- name: generations_past
--- The next generations from before a time, and whether nothing is to come of them any more.
+-- name: generations_old
+-- The next generations from before a time. One can be deleted once it has ended, no poll,
+-- confirmation or callback is expected any more, and its events are deleted.
 SELECT g.id, g.tenant, g.status IN ('succeeded', 'failed', 'timed_out')
-    AND g.next_poll_at IS NULL AND g.completed_at < :before AND g.deadline_at < :called_back
+    AND g.next_poll_at IS NULL AND g.completed_at < :before AND g.deadline_at < :deadline_before
     AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
     AND NOT EXISTS (SELECT 1 FROM json_each(g.event_ids) i CROSS JOIN events e ON e.id = i.value)
-        AS is_over
+        AS is_deletable
 FROM generations g WHERE g.id > :after AND g.id < :before_id ORDER BY g.id LIMIT :limit;
 
 -- name: generation_delete

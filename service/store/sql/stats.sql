@@ -12,8 +12,8 @@ SELECT bucket, status, sum(count) AS count FROM attempt_latency
 WHERE subscriber_id = :subscriber_id AND slot_at > :since_at GROUP BY bucket, status;
 
 -- name: stats_oldest
--- The oldest of the deliveries that are due first and last, first attempts and retries apart:
--- ids are no column of the index, and all that a paused subscriber waits for may be a million.
+-- The smallest id among the deliveries at both ends of the due times. The index does not contain ids,
+-- and a paused subscriber may have a million pending deliveries, so not all of them are read.
 SELECT min(id) AS id FROM (
     SELECT * FROM (SELECT id FROM deliveries INDEXED BY deliveries_due
         WHERE status = 'pending' AND subscriber_id = :subscriber_id
@@ -35,7 +35,7 @@ VALUES (:subscriber_id, :slot_at, :bucket, :status, :count, :last_at)
 ON CONFLICT (subscriber_id, slot_at, bucket, status) DO UPDATE SET
     count = count + excluded.count, last_at = max(last_at, excluded.last_at);
 
--- name: stats_delete_past
+-- name: stats_delete_old
 DELETE FROM attempt_latency WHERE (subscriber_id, slot_at, bucket, status) IN (
     SELECT subscriber_id, slot_at, bucket, status FROM attempt_latency
     WHERE slot_at < :before ORDER BY slot_at LIMIT :limit);

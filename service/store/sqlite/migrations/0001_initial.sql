@@ -1,7 +1,7 @@
--- Times are integers of milliseconds since the epoch. JSON is text. Ids sort by time, and the time
--- in the id of a generation, callback, event or delivery is when it was made.
+-- Times are integers of milliseconds since the epoch. JSON is text. Ids sort by time, and the id of a
+-- generation, callback, event or delivery contains the time of its creation.
 -- Columns named sealed_* are encrypted under a key derived from GENHOOK_SECRET_KEYS.
--- Every index is written with its row: docs/performance.md says what each act may write.
+-- Every index costs a write for each row: docs/performance.md has the budget of each operation.
 
 CREATE TABLE tenants (
     id TEXT PRIMARY KEY,
@@ -55,31 +55,30 @@ CREATE TABLE generations (
     trouble_count INTEGER NOT NULL DEFAULT 0,
     late_poll_count INTEGER NOT NULL DEFAULT 0,
     last_poll_at INTEGER,
-    -- The ids of its events in order, as JSON: they are few, and an index would cost every event.
+    -- The ids of its events in order, as JSON: there are few, and an index would cost every event.
     event_ids TEXT NOT NULL DEFAULT '[]'
 ) WITHOUT ROWID;
 CREATE INDEX generations_tenant ON generations (tenant, id);
--- Most succeed, and open ones are among the newest: both are found by generations_tenant.
+-- Other statuses need none: most generations succeed, and open ones are among the newest.
 CREATE INDEX generations_failed ON generations (tenant, status, id)
     WHERE status IN ('failed', 'timed_out');
 CREATE INDEX generations_model ON generations (tenant, model, id);
 CREATE INDEX generations_poll ON generations (next_poll_at) WHERE next_poll_at IS NOT NULL;
 CREATE INDEX generations_submit ON generations (submit_at) WHERE submit_at IS NOT NULL;
--- A planned poll is never after the deadline, so only those without one need a place here.
+-- A planned poll is never after the deadline, so only generations without one are in here.
 CREATE INDEX generations_deadline ON generations (deadline_at)
     WHERE status IN ('queued', 'processing') AND next_poll_at IS NULL;
 CREATE INDEX generations_task ON generations (task_id) WHERE task_id IS NOT NULL;
 CREATE INDEX generations_notify ON generations (notify_subscriber_id)
     WHERE notify_subscriber_id IS NOT NULL;
 
--- Generations whose callback is to be confirmed: a small queue, apart so that a callback changes
--- nothing else.
+-- The queue of confirmations. In a table of its own, so that a callback need not update generations.
 CREATE TABLE confirmations (
     generation_id TEXT PRIMARY KEY,
     due_at INTEGER NOT NULL
 ) WITHOUT ROWID;
 
--- What is read with one generation, apart from what is looked up and updated.
+-- The large columns of a generation, apart from those that are searched and updated often.
 CREATE TABLE generation_bodies (
     generation_id TEXT PRIMARY KEY,
     input TEXT NOT NULL,
@@ -96,7 +95,7 @@ CREATE TABLE generation_metadata (
     PRIMARY KEY (tenant, name, value, generation_id)
 ) WITHOUT ROWID;
 
--- Every question to upstream about a generation, submissions and polls, with the answer in short.
+-- Submissions and polls of a generation with their answers, for its timeline.
 CREATE TABLE exchanges (
     generation_id TEXT NOT NULL,
     kind TEXT NOT NULL,
@@ -109,7 +108,7 @@ CREATE TABLE exchanges (
     PRIMARY KEY (generation_id, kind, number)
 ) WITHOUT ROWID;
 
--- tenant is '' until a token names one.
+-- tenant is '' if the callback has no valid token.
 CREATE TABLE callbacks (
     tenant TEXT NOT NULL,
     id TEXT NOT NULL,
@@ -123,7 +122,8 @@ CREATE TABLE callbacks (
 ) WITHOUT ROWID;
 CREATE INDEX callbacks_rejected ON callbacks (id) WHERE verdict = 'rejected';
 
--- By generation, so that this one tree also finds a generation's callbacks and a repeated body.
+-- The key begins with the generation, so that it also answers which callbacks a generation has and
+-- whether a body is repeated.
 CREATE TABLE callback_bodies (
     generation_id TEXT NOT NULL,
     body_digest TEXT NOT NULL,
@@ -133,8 +133,8 @@ CREATE TABLE callback_bodies (
     PRIMARY KEY (generation_id, body_digest, callback_id)
 ) WITHOUT ROWID;
 
--- seq is the order of commits. Once the newest events are deleted, their seqs are used again: cursors
--- are ids, and look for the newest event before a deleted one.
+-- seq is the order of commits. SQLite uses a seq again after the newest events are deleted, so cursors
+-- of lists are ids. The cursor of a deleted event stands for the event before it.
 CREATE TABLE events (
     seq INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
@@ -189,12 +189,12 @@ CREATE TABLE deliveries (
     last_error TEXT,
     PRIMARY KEY (tenant, id)
 ) WITHOUT ROWID;
--- First attempts and retries apart: many retries must not hide what was never tried.
+-- First attempts and retries are read separately: many due retries must not delay first attempts.
 CREATE INDEX deliveries_due ON deliveries (subscriber_id, (attempt_count > 0), due_at)
     WHERE status = 'pending';
 CREATE INDEX deliveries_event ON deliveries (event_id);
 CREATE INDEX deliveries_subscriber ON deliveries (subscriber_id, id);
--- The dead letters of a tenant and of a subscriber.
+-- Dead and canceled deliveries of a tenant, and of a subscriber.
 CREATE INDEX deliveries_ended ON deliveries (tenant, status, id)
     WHERE status IN ('dead', 'canceled');
 CREATE INDEX deliveries_ended_of ON deliveries (subscriber_id, status, id)
@@ -202,8 +202,8 @@ CREATE INDEX deliveries_ended_of ON deliveries (subscriber_id, status, id)
 CREATE INDEX deliveries_replay ON deliveries (replay_id, (attempt_count > 0))
     WHERE status = 'pending' AND replay_id IS NOT NULL;
 
--- How long attempts took and how they ended: counts by subscriber, five minutes, bucket and the
--- delivery's status after it (see store/stats.py).
+-- Counts of attempts by subscriber, slot of five minutes, bucket of duration, and the delivery's
+-- status after the attempt (see store/stats.py).
 CREATE TABLE attempt_latency (
     subscriber_id TEXT NOT NULL,
     slot_at INTEGER NOT NULL,
@@ -238,7 +238,7 @@ CREATE INDEX replays_tenant ON replays (tenant, id);
 CREATE INDEX replays_due ON replays (due_at) WHERE due_at IS NOT NULL;
 CREATE UNIQUE INDEX replays_running ON replays (subscriber_id) WHERE status = 'running';
 
--- A number that grows when subscribers or secrets are changed, for processes that hold them.
+-- A number that grows with changes of subscribers or secrets, so that processes reload them.
 CREATE TABLE revisions (
     noun TEXT PRIMARY KEY,
     number INTEGER NOT NULL
