@@ -36,13 +36,13 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True)
 def _own_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ids never go back in time, and every test has a time of its own."""
+    """Start ids anew: they never go back in time, and each test has its own time."""
     monkeypatch.setattr(ids, "_state", {"ms": 0, "counter": 0})
 
 
 @pytest.fixture
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of the surroundings, and a log that stays as the other tests know it."""
+    """Remove genhook's variables from the environment, and keep the log as it is."""
     for variable in VARIABLES:
         monkeypatch.delenv(variable.name, raising=False)
     monkeypatch.setattr(log, "configure", lambda *_, **__: None)
@@ -50,7 +50,7 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def database(bare_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Settings with which the commands on the database itself work."""
+    """Set the variables that commands on the database need; return its path."""
     path = tmp_path / "genhook.db"
     monkeypatch.setenv("GENHOOK_DATABASE_URL", f"sqlite:///{path}")
     monkeypatch.setenv("GENHOOK_SECRET_KEYS", SECRET_KEY)

@@ -32,12 +32,12 @@ class Secrets(msgspec.Struct, frozen=True):
     def rotated(self, new: str, overlap_seconds: int, now: int) -> "Secrets":
         """`new` signs from now on; the old one beside it for `overlap_seconds`."""
         old = Previous(self.current, now + overlap_seconds * SECOND)
-        kept = [p for p in (old, *self.previous) if p.expires_at > now]
-        return Secrets(new, tuple(kept[:PREVIOUS_MAX]), self.private_key)
+        valid = [p for p in (old, *self.previous) if p.expires_at > now]
+        return Secrets(new, tuple(valid[:PREVIOUS_MAX]), self.private_key)
 
 
 def new_secrets(random_bytes: Callable[[int], bytes], *, asymmetric: bool = False) -> Secrets:
-    """Fresh secrets; with an ed25519 key where `v1a` is wanted."""
+    """Create new secrets, with an Ed25519 key if `v1a` is asked for."""
     private_key = signing.new_keypair(random_bytes)[0] if asymmetric else None
     return Secrets(signing.new_secret(random_bytes), (), private_key)
 
@@ -67,7 +67,7 @@ def unseal_headers(vault: Vault, sealed: bytes | None, owner_id: str) -> dict[st
 
 
 class Signer:
-    """Signs messages with decoded keys; made once for a lane, not for each message."""
+    """Signs messages with keys that were decoded once for a lane, not for each message."""
 
     def __init__(self, secrets: Secrets) -> None:
         self._keys = [(signing.decode_secret(secrets.current), None)] + [

@@ -1,4 +1,4 @@
-"""What comes over a connection: a subscriber's answer by our parser, upstream's by httpx."""
+"""Checks how answers are read: a subscriber's by our parser, upstream's by httpx."""
 
 import asyncio
 import itertools
@@ -28,7 +28,7 @@ CODES = {"connection_closed", "protocol_error", "answer_too_large"}
 
 @cache
 def loop() -> asyncio.AbstractEventLoop:
-    """A loop for those who are not async."""
+    """Return a loop for tests that are not async."""
     return asyncio.new_event_loop()
 
 
@@ -36,7 +36,7 @@ def loop() -> asyncio.AbstractEventLoop:
 
 
 class Wire:
-    """The transport below a connection: it takes everything, and closes when told."""
+    """A transport that accepts every write and closes on `abort`."""
 
     def __init__(self) -> None:
         self.closing = False
@@ -55,7 +55,7 @@ class Wire:
 
 
 class Outcome(NamedTuple):
-    """What came of an exchange."""
+    """The result of an exchange: an answer, or the code and message of its error."""
 
     answer: Answer | None
     code: str
@@ -63,7 +63,7 @@ class Outcome(NamedTuple):
 
 
 def exchanged(pieces: Sequence[bytes]) -> Outcome:
-    """What an exchange makes of these pieces, one after the other, then the end."""
+    """Return the outcome of an exchange that receives these pieces and then ends."""
     lost: list[Connection] = []
     connection, transport = Connection("https://a.test", lost.append), Wire()
     connection.connection_made(transport)  # type: ignore[arg-type]  # what it uses of one
@@ -79,7 +79,7 @@ def exchanged(pieces: Sequence[bytes]) -> Outcome:
         if not waiter.done() and not connection._status:
             assert connection.received_bytes <= HEAD_BYTES
     connection.connection_lost(None)
-    assert waiter.done(), "an exchange without an end"
+    assert waiter.done(), "the exchange did not end"
     assert lost == [connection]
     assert not connection.is_usable() or not transport.closing
     error = waiter.exception()
@@ -90,7 +90,7 @@ def exchanged(pieces: Sequence[bytes]) -> Outcome:
 
 
 def check_answer(whole: bytes, cuts: Sequence[int]) -> Outcome:
-    """Bounded, ended, and the same wherever the network cuts it."""
+    """Check that an answer is bounded and read alike however the network splits it."""
     outcome = exchanged([whole] if whole else [])
     bounds = itertools.pairwise([0, *cuts, len(whole)])
     pieces = [whole[start:end] for start, end in bounds if start < end]
@@ -120,7 +120,7 @@ def _check_outcome(outcome: Outcome) -> None:
 
 
 class _Backend(httpcore.AsyncNetworkBackend):
-    """Connects at once, and reads what it was given."""
+    """Connects at once, and reads the given pieces."""
 
     def __init__(self, pieces: Sequence[bytes]) -> None:
         self._pieces = pieces
@@ -130,32 +130,34 @@ class _Backend(httpcore.AsyncNetworkBackend):
 
 
 def _client(pieces: Sequence[bytes]) -> Client:
-    def transport() -> httpx.AsyncHTTPTransport:
-        made = httpx.AsyncHTTPTransport(verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
-        made._pool = httpcore.AsyncConnectionPool(network_backend=_Backend(pieces))
-        return made
+    def new_transport() -> httpx.AsyncHTTPTransport:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        transport = httpx.AsyncHTTPTransport(verify=tls)
+        transport._pool = httpcore.AsyncConnectionPool(network_backend=_Backend(pieces))
+        return transport
 
     return Client(
         "http://upstream.test/api/v1",
         "aio_key",
         timeout_seconds=5,
         body_bytes_max=UPSTREAM_BODY_BYTES,
-        transport=transport,
+        transport=new_transport,
     )
 
 
 def check_response(pieces: Sequence[bytes]) -> None:
-    """An answer, or words for why there is none; a request that left is never `NotSent`."""
-    created, asked = loop().run_until_complete(both(pieces))
+    """Check that upstream's bytes give an answer, or a reason why there is none."""
+    created, task = loop().run_until_complete(both(pieces))
     assert isinstance(created, wire.CreateAnswer | NoAnswer), created
-    assert isinstance(asked, wire.PollAnswer)
+    assert isinstance(task, wire.PollAnswer)
     if isinstance(created, NoAnswer):
         assert len(created.message) <= 200
-    for answer in (created, asked):
+    for answer in (created, task):
         assert len(msgspec.json.encode(answer)) <= 16 * UPSTREAM_BODY_BYTES
 
 
 async def both(pieces: Sequence[bytes]) -> tuple[Any, Any]:
+    """Return the answers to a submission and to a poll; neither is NotSent, as both were sent."""
     results: list[Any] = []
     for ask in (lambda client: client.create("/images/generations", {"prompt": "a"}), _ask):
         client = _client(pieces)
@@ -173,5 +175,5 @@ def _ask(client: Client) -> Any:
 
 
 def check_url(url: str) -> None:
-    """A URL that was accepted can be asked."""
+    """Check that a URL which was accepted can be requested."""
     assert httpx.URL(url).host
