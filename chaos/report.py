@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from bench.machine import ROOT, processor
+from bench.machine import ROOT, describe_processor
 from bench.report import fill
 from chaos.outcome import Outcome
 
@@ -41,7 +41,7 @@ def fresh(date: str, seed: int, *, quick: bool) -> Report:
         "date": date,
         "seed": seed,
         "quick": quick,
-        "processor": processor(),
+        "processor": describe_processor(),
         "versions": versions(),
         "suites": {},
     }

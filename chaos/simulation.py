@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.machine import ROOT, python
+from bench.machine import ROOT, python_command
 from chaos import plan
 from chaos.outcome import Outcome
 from service.telemetry import log
@@ -42,7 +42,7 @@ async def run(of: plan.Plan) -> Outcome:
 async def _process(first: int, stop: int, seconds: float) -> Outcome:
     """What one process found, a line for each seed."""
     process = await asyncio.create_subprocess_exec(
-        *python("-m", "chaos.simulation", str(first), str(stop), str(seconds)),
+        *python_command("-m", "chaos.simulation", str(first), str(stop), str(seconds)),
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from bench import world as measured
-from bench.machine import ROOT, SAME_PATH, python
+from bench.machine import ROOT, SAME_PATH, python_command
 from bench.world import ADMIN_KEY, environment
 from chaos import wire
 from chaos.audience import Audience
@@ -28,7 +28,7 @@ LISTEN_SECONDS = 30
 END_SECONDS = 30
 TICK_SECONDS = 0.02
 SERVE = measured.SERVE
-SUBJECT = python("-m", "chaos.subject")
+SUBJECT = python_command("-m", "chaos.subject")
 SETTINGS = {
     "GENHOOK_DEADLINE_SECONDS": "8",
     "GENHOOK_SAFETY_POLL_SECONDS": "1",
