@@ -70,7 +70,7 @@ class Subject:
     @property
     def meter(self) -> Meter:
         """A meter of the service's writer."""
-        return Meter(self.world.app.parts.context.database)
+        return Meter(self.world.app.database)
 
     async def warm(self, generations: int) -> None:
         """Store the subscribers, and generations whose outcomes are delivered."""

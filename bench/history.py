@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench import callbacks, world
 from bench.plan import Plan
-from service.api.account import USAGE_DAYS_MAX
+from service.api.usage import USAGE_DAYS_MAX
 from service.delivery.retry import first_due
 from service.model.attempt import Attempt
 from service.model.clock import DAY, now_ms

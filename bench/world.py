@@ -17,7 +17,6 @@ from service.model.ids import new_id
 from service.model.subscriber import Subscriber
 from service.store import subscribers
 from service.store.rows import text
-from service.store.sqlite import schema
 from service.store.sqlite.database import Database, Transaction
 from service.store.vault import Vault
 from service.upstream.callback_url import CallbackTokens, new_nonce
@@ -39,7 +38,7 @@ async def open_database(path: Path) -> AsyncIterator[Database]:
     database = Database(str(path))
     await database.open()
     try:
-        await schema.migrate(database)
+        await database.migrate()
         yield database
     finally:
         await database.close()
@@ -110,7 +109,8 @@ async def insert_generations(tx: Transaction, generations: Sequence[Generation])
     """Store many generations by the store's own statements."""
     rows = [msgspec.structs.asdict(generation) for generation in generations]
     for row in rows:
-        row["input"], row["metadata"] = text(row["input"]), text(row["metadata"])
+        for name in ("input", "metadata", "event_ids"):
+            row[name] = text(row[name])
     await tx.many("generation_insert", rows)
     await tx.many("generation_body_insert", rows)
     await tx.many("generation_update", rows)

@@ -44,15 +44,15 @@ POINTS = (
     Point("reseal._tenants"),
     Point("reseal._page"),
     Point("subscribers._insert", 3),
-    Point("idempotency._begin", 12),
+    Point("idempotency._claim", 12),
     Point("generations._get_or_accept", 12),
     Point("submit._record", 10),
     Point("submit._claim_due", creates=BUSY),
     Point("keys.finish", 10),
     Point("ingest.receive", 4, trust="confirm"),
-    Point("ingest.believe", 4, trust="body"),
+    Point("ingest.Ingest.believe", 4, trust="body"),
     Point("callbacks.reject", forged_share=1.0),
-    Point("poll._record", 4, trust="confirm"),
+    Point("poll.Poller._record", 4, trust="confirm"),
     Point("poll._record_blind", trust="confirm", creates=SLOW),
     Point("poll.expire", creates=LOST),
     Point("deliveries.record", 12),
@@ -68,7 +68,10 @@ POINTS = (
     Point("subscribers.delete_orphans", aged=True),
 )
 # Units of commands that this suite does not send; tests/wire and tests/journeys cover them.
-ELSEWHERE = ("account.", "deliveries._retry", "replays.", "keys.used")
+ELSEWHERE = (
+    *("keys._insert", "keys.revoke", "keys.used", "signing_secret."),
+    *("deliveries._retry", "replays."),
+)
 
 
 async def run(plan: Plan) -> Outcome:

@@ -80,7 +80,7 @@ def wrap_commits(point: KillPoint) -> None:
     from service.store.sqlite import database, schema  # noqa: PLC0415  once the clock is wrapped
 
     real_commit: Callable[..., Any] = database._commit_group  # noqa: SLF001  it is attacked
-    real_migrate: Callable[..., Any] = schema._migrate  # noqa: SLF001  the same
+    real_migrate: Callable[..., Any] = schema.migrate
 
     def commit_group(connection: sqlite3.Connection, items: Sequence[Any], now: int) -> Any:
         matches = point.matches({unit_name(item.unit) for item in items})
@@ -95,7 +95,7 @@ def wrap_commits(point: KillPoint) -> None:
         return real_migrate(WatchedConnection(connection, point))
 
     database._commit_group = commit_group  # noqa: SLF001  it is attacked
-    schema._migrate = migrate  # noqa: SLF001  the same
+    schema.migrate = migrate
 
 
 def wrap_clock(path: str) -> None:

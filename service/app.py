@@ -1,6 +1,7 @@
 """Puts a process together: settings in, an ASGI application out."""
 
 import asyncio
+import contextlib
 import os
 import random  # noqa: TID251  jitter, where nobody gives another
 import signal
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from service.api import asgi
 from service.api.asgi import Receive, Scope, Send
-from service.api.parts import Parts
 from service.api.receiver import Receiver
 from service.context import UPSTREAM, Context
 from service.delivery import tenants
@@ -19,18 +19,22 @@ from service.delivery.dispatch import Send as SendWebhook
 from service.delivery.webhook import egress
 from service.delivery.webhook.sender import Limits, Sender, tls_context
 from service.generations.poll import Poller
+from service.generations.submit import Submitter
 from service.model.clock import Clock, now_ms
 from service.settings import Settings
-from service.store.sqlite import schema
 from service.store.sqlite.database import Database
+from service.store.sqlite.ownership import FileLock
 from service.store.vault import Vault
 from service.telemetry import log, metrics
+from service.telemetry.redact import Redactor
 from service.upstream.callback_url import CallbackTokens
 from service.upstream.client import Client
 from service.worker import Worker
 
 if TYPE_CHECKING:
     import httpx
+
+    from service.api.call import Parts
 
 _log = log.get()
 
@@ -48,19 +52,24 @@ class App:
         sender: SendWebhook | None = None,
     ) -> None:
         self.settings = settings
+        self.database = Database(
+            settings.database_path, clock=clock, queue_max=settings.write_queue
+        )
         self._clock = clock
         self._jitter = jitter
         self._transport = transport
         self._sender = sender
-        self._parts: Parts | None = None
+        self._parts: tuple[Context, Submitter, Poller, Deliverer, Worker] | None = None
         self._receiver: Receiver | None = None
         self.worker: Worker | None = None
 
-    @property
-    def parts(self) -> Parts:
+    @cached_property
+    def parts(self) -> "Parts":
         """The parts of the started process."""
+        from service.api.call import Parts  # noqa: PLC0415  cold start
+
         assert self._parts is not None, "the application has not been started"
-        return self._parts
+        return Parts(*self._parts)
 
     @cached_property
     def _api(self) -> asgi.App:
@@ -76,7 +85,7 @@ class App:
             if method == "POST" and path.startswith("/callbacks/"):
                 assert self._receiver is not None
                 await self._receiver(scope, receive, send)
-            elif method == "GET" and path == "/healthz":
+            elif path == "/healthz" and method in ("GET", "HEAD"):
                 await asgi.healthz(scope, send, self._clock())
             else:
                 await self._api(scope, receive, send)
@@ -85,22 +94,19 @@ class App:
 
     async def start(self, *, worker: bool | None = None) -> None:
         """Open the database, bring its schema up to date, and start the worker."""
-        settings = self.settings
-        database = Database(
-            settings.database_path, clock=self._clock, queue_max=settings.write_queue
-        )
-        await database.open()
+        await self.database.open()
         try:
-            await self._start(
-                database, worker=settings.worker == "embedded" if worker is None else worker
-            )
+            await self._start()
         except BaseException:
-            await database.close()
+            await self.database.close()
             raise
+        if self.settings.worker == "embedded" if worker is None else worker:
+            assert self.worker is not None
+            self.worker.start()
 
-    async def _start(self, database: Database, *, worker: bool) -> None:
-        settings = self.settings
-        await schema.migrate(database)
+    async def _start(self) -> None:
+        settings, database = self.settings, self.database
+        await database.migrate()
         context = Context(
             settings=settings,
             database=database,
@@ -113,20 +119,19 @@ class App:
             ),
             tokens=CallbackTokens(settings.secret_keys, UPSTREAM),
             vault=Vault(settings.secret_keys),
+            redactor=_redactor(settings),
             clock=self._clock,
             jitter=self._jitter,
         )
         await database.write(tenants.ensure, context, tenants.DEFAULT)
-        poller = Poller(context)
+        submitter, poller = Submitter(context), Poller(context)
         deliverer = Deliverer(context, self._sender or _sender(settings))
-        self.worker = Worker(context, poller, deliverer)
-        self._parts = Parts(context, poller, deliverer, self.worker)
+        self.worker = Worker(context, FileLock(database), submitter, poller, deliverer)
+        self._parts = (context, submitter, poller, deliverer, self.worker)
         self._receiver = Receiver(context)
         metrics.write_queue.read = lambda: database.queued
         metrics.in_flight.read = lambda: deliverer.slots.taken
         metrics.backlog.read = deliverer.waiting
-        if worker:
-            self.worker.start()
 
     async def stop(self) -> None:
         """Finish what is under way within its time, then close everything."""
@@ -135,14 +140,14 @@ class App:
         self.worker.stop()
         if self.worker.task is not None:
             await asyncio.gather(self.worker.task, return_exceptions=True)
-        submitting = self.parts.context.wakes.submitting
-        if submitting:  # Clients have hung up, but upstream's answers are still to be recorded.
-            await asyncio.wait(submitting.values(), timeout=self.settings.shutdown_seconds)
+        with contextlib.suppress(TimeoutError):  # Upstream's answers are still to be recorded.
+            async with asyncio.timeout(self.settings.shutdown_seconds):
+                await self.parts.submitter.settle()
         close = getattr(self.parts.deliverer.sender, "close", None)
         if close is not None:
             await close()
         await self.parts.context.client.close()
-        await self.parts.context.database.close()
+        await self.database.close()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -169,6 +174,16 @@ def _sender(settings: Settings) -> SendWebhook:
     own = tls_context(settings.ca_file) if settings.ca_file else None
     limits = Limits(connections=settings.max_in_flight + 24)
     return Sender(policy, ssl_context=own, limits=limits)
+
+
+def _redactor(settings: Settings) -> Redactor:
+    secrets = (
+        settings.upstream_api_key,
+        settings.upstream_signature_secret,
+        settings.admin_key,
+        *settings.secret_keys,
+    )
+    return Redactor([secret for secret in secrets if secret], settings.public_url)
 
 
 def _end_with_worker(task: "asyncio.Task[None]") -> None:

@@ -1,16 +1,17 @@
-"""What the verbs are given: settings, database, upstream, secrets, clock, and whom to wake."""
+"""What every verb needs: settings, database, upstream's client, secrets, clock and signals."""
 
 import asyncio
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from service.model.clock import Clock
 from service.model.delivery import Due
-from service.model.generation import CALLBACK_GRACE_MS, Generation
 from service.settings import Settings
-from service.store.sqlite.database import Database
+from service.store.database import Database
 from service.store.vault import Vault
+from service.telemetry.redact import Redactor
 from service.upstream import catalogue
 from service.upstream.callback_url import CallbackTokens
 from service.upstream.client import Client
@@ -18,57 +19,101 @@ from service.upstream.client import Client
 UPSTREAM = "apiinone"
 
 
-def _nobody(_due: Sequence[Due]) -> None:
-    """Nobody delivers in this process: the rows wait for one that does."""
+class Inbox(Protocol):
+    """Takes over committed deliveries in memory. The rows survive; this only saves the reading."""
+
+    def offer(self, deliveries: Sequence[Due]) -> None:
+        """Take deliveries that were just committed and are due now."""
+        ...
+
+    def look(self, subscriber_id: str) -> None:
+        """Read the subscriber's rows: some are due now or will be."""
+        ...
+
+    def reload(self, subscriber_id: str | None) -> None:
+        """Read the subscriber again, it has changed; None: any may have changed."""
+        ...
 
 
-@dataclass(slots=True)
-class Wakes:
-    """Who sleeps until there is work. Rows are what survives; these only make it fast."""
+class NoInbox:
+    """The inbox of a process that does not deliver: the rows wait for one that does."""
+
+    def offer(self, deliveries: Sequence[Due]) -> None:
+        """Leave the deliveries in their rows."""
+
+    def look(self, subscriber_id: str) -> None:
+        """Do nothing."""
+
+    def reload(self, subscriber_id: str | None) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """Wake the worker's loops before their next due time."""
 
     submit: asyncio.Event = field(default_factory=asyncio.Event)
     poll: asyncio.Event = field(default_factory=asyncio.Event)
     deadline: asyncio.Event = field(default_factory=asyncio.Event)
-    deliver: Callable[[Sequence[Due]], None] = _nobody
-    look: Callable[[str], None] = lambda _subscriber_id: None
-    reload: Callable[[str | None], None] = lambda _subscriber_id: None
     replay: asyncio.Event = field(default_factory=asyncio.Event)
-    submitting: dict[str, asyncio.Task[Generation]] = field(default_factory=dict)
-    ended: dict[str, set[asyncio.Event]] = field(default_factory=dict)
 
-    def nobody(self) -> None:
-        """Have nothing handed over: another process may deliver from now on."""
-        self.deliver = _nobody
-        self.look = self.reload = lambda _subscriber_id: None
-
-    def end(self, generation_id: str) -> None:
-        """Wake whoever waits for the generation's outcome."""
-        for event in self.ended.pop(generation_id, ()):
+    def set_all(self) -> None:
+        """Wake every loop: another process may have committed due rows."""
+        for event in (self.submit, self.poll, self.deadline, self.replay):
             event.set()
 
 
-@dataclass(frozen=True, slots=True)
+class Waiters:
+    """Requests that wait for the outcome of a generation."""
+
+    def __init__(self) -> None:
+        self._events: dict[str, set[asyncio.Event]] = {}
+
+    def add(self, generation_id: str) -> asyncio.Event:
+        """An event that is set once the generation has ended; `remove` it afterwards."""
+        event = asyncio.Event()
+        self._events.setdefault(generation_id, set()).add(event)
+        return event
+
+    def remove(self, generation_id: str, event: asyncio.Event) -> None:
+        """Forget an event that `add` returned."""
+        events = self._events.get(generation_id, set())
+        events.discard(event)
+        if not events:
+            self._events.pop(generation_id, None)
+
+    def wake(self, generation_id: str) -> None:
+        """Set the events of all who wait for the generation."""
+        for event in self._events.pop(generation_id, ()):
+            event.set()
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+
+@dataclass(slots=True)
 class Context:
-    """One process's parts, put together in app.py."""
+    """One process's parts, put together in app.py.
+
+    Attributes:
+        inbox: the dispatcher while this process has the right to work, else NoInbox.
+
+    """
 
     settings: Settings
     database: Database
     client: Client
     tokens: CallbackTokens
     vault: Vault
+    redactor: Redactor
     clock: Clock
     jitter: Callable[[], float]
     random_bytes: Callable[[int], bytes] = os.urandom
-    wakes: Wakes = field(default_factory=Wakes)
+    signals: Signals = field(default_factory=Signals)
+    waiters: Waiters = field(default_factory=Waiters)
+    inbox: Inbox = field(default_factory=NoInbox)
 
     @property
     def catalogue(self) -> catalogue.Catalogue:
-        """The models that upstream sells, read when they are first asked for."""
+        """The models that upstream sells, loaded when first needed."""
         return catalogue.load()
-
-    def callback_url(self, generation_id: str, nonce: str, deadline_at: int) -> str | None:
-        """Where upstream calls back about the generation; None where there is no public URL."""
-        if self.settings.public_url is None:
-            return None
-        token = self.tokens.mint(generation_id, nonce, deadline_at + CALLBACK_GRACE_MS)
-        return f"{self.settings.public_url}/callbacks/{UPSTREAM}/{token}"

@@ -1,4 +1,4 @@
-"""Every setting, read from the environment once and refused loudly when wrong."""
+"""The settings: read from the environment once, and refused when wrong."""
 
 import ipaddress
 import math
@@ -19,7 +19,7 @@ SIGNATURE_SCHEMES = ("standard", "wavespeed", "kie")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What genhook was told. Secrets never show in its `repr`."""
+    """Every setting, under its field's name. The `repr` shows no secret."""
 
     database_path: str = "genhook.db"
     public_url: str | None = None
@@ -53,12 +53,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     shutdown_seconds: float = 20.0
     retention_days: int = 30
 
+    @property
+    def secrets(self) -> list[str]:
+        """Every secret among the settings, to be cut out of what is logged or shown."""
+        keys = (self.upstream_api_key, self.upstream_signature_secret, self.admin_key)
+        return [secret for secret in (*keys, *self.secret_keys) if secret]
+
     def __repr__(self) -> str:
         return f"Settings(database_path={self.database_path!r}, public_url={self.public_url!r})"
 
 
 def _text(value: str) -> str:
-    if not value.isprintable():  # Bytes that are no UTF-8 are not, either.
+    if not value.isprintable():  # Nor are bytes that are not UTF-8.
         raise ValueError("must be printable text in UTF-8")
     return value
 
@@ -113,7 +119,7 @@ def _database(value: str) -> str:
     if not value.startswith(prefix) or len(value) == len(prefix):
         raise ValueError("must look like sqlite:///genhook.db or sqlite:////var/lib/genhook.db")
     if value == prefix + ":memory:":
-        raise ValueError("must be a file: what is in memory is gone with the process")
+        raise ValueError("must be a file: a database in memory ends with the process")
     return _text(value[len(prefix) :])
 
 
@@ -129,11 +135,11 @@ def _certificates(value: str) -> str:
 
 def _url(value: str) -> str:
     if not value.isascii() or not value.isprintable() or " " in value:
-        raise ValueError("must have no spaces or letters beyond ASCII")
+        raise ValueError("must be ASCII without spaces")
     try:
         parts = urlsplit(value)
         host, port = parts.hostname, parts.port
-    except ValueError:  # It would quote the user information.
+    except ValueError:  # Its message would quote the user information.
         raise ValueError("must be a URL whose host and port are well-formed") from None
     if parts.scheme not in ("http", "https") or not host or "@" in parts.netloc:
         raise ValueError("must be an absolute http(s) URL without user information")
@@ -158,7 +164,7 @@ def _secret_keys(value: str) -> tuple[str, ...]:
 
 def _admin_key(value: str) -> str:
     if not value.startswith("ghk_") or len(value) < KEY_CHARACTERS_MIN:
-        raise ValueError(f"must be ghk_ and more, at least {KEY_CHARACTERS_MIN} characters in all")
+        raise ValueError(f"must start with ghk_ and have at least {KEY_CHARACTERS_MIN} characters")
     return _secret(value)
 
 
@@ -166,12 +172,12 @@ def _networks(value: str) -> tuple[Network, ...]:
     try:
         return tuple(ipaddress.ip_network(part.strip()) for part in value.split(","))
     except ValueError as error:
-        said = f": {error}" if len(value) <= _QUOTED_MAX and value.isprintable() else ""
-        raise ValueError(f"must be networks such as 10.0.0.0/8, comma separated{said}") from None
+        detail = f": {error}" if len(value) <= _QUOTED_MAX and value.isprintable() else ""
+        raise ValueError(f"must be networks such as 10.0.0.0/8, comma separated{detail}") from None
 
 
 class Variable(NamedTuple):
-    """An environment variable, the field that it fills, and how it is read."""
+    """An environment variable, the field it sets, and the function that reads its value."""
 
     name: str
     field: str
@@ -213,14 +219,15 @@ VARIABLES = (
 )
 
 
-def _one(variable: Variable, text: str) -> Any:
+def _read(variable: Variable, text: str) -> Any:
     try:
         return variable.read(text)
     except ValueError as error:
         raise SettingsError(f"{variable.name} {error}.") from None
 
 
-def _loopback(url: str) -> bool:
+def is_loopback(url: str) -> bool:
+    """True if the URL's host is a loopback address or `localhost`."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -231,8 +238,8 @@ def _loopback(url: str) -> bool:
 def _check(settings: Settings) -> None:
     if not settings.secret_keys:
         raise SettingsError(
-            "GENHOOK_SECRET_KEYS is not set: give at least one key of 32 characters or more, "
-            "for example from `openssl rand -hex 32`, or try `genhook serve --dev`."
+            "GENHOOK_SECRET_KEYS is not set: it needs at least one key of 32 characters or more, "
+            "for example from `openssl rand -hex 32`; or try `genhook serve --dev`."
         )
     if bool(settings.upstream_signature) != bool(settings.upstream_signature_secret):
         raise SettingsError(
@@ -243,27 +250,27 @@ def _check(settings: Settings) -> None:
         ("GENHOOK_PUBLIC_URL", settings.public_url),
         ("GENHOOK_UPSTREAM_URL", settings.upstream_url),
     ):
-        if url and url.startswith("http:") and not (settings.allow_http or _loopback(url)):
+        if url and url.startswith("http:") and not (settings.allow_http or is_loopback(url)):
             raise SettingsError(
-                f"{name} must be https: secrets travel to it. "
+                f"{name} must be https, since secrets are sent to it. "
                 "GENHOOK_ALLOW_HTTP=true allows http on a network that you trust."
             )
 
 
 def read_settings(environ: Mapping[str, str] | None = None, **overrides: object) -> Settings:
-    """The settings in `environ` (the process's own by default), `overrides` before them.
+    """Read the settings from `environ` (by default the process's own); `overrides` win.
 
     SettingsError names the first variable that is missing or wrong.
     """
     environ = os.environ if environ is None else environ  # noqa: TID251  this is the place
-    found = {v.field: _one(v, environ[v.name]) for v in VARIABLES if environ.get(v.name)}
-    settings = Settings(**{**found, **overrides})
+    values = {v.field: _read(v, environ[v.name]) for v in VARIABLES if environ.get(v.name)}
+    settings = Settings(**{**values, **overrides})
     _check(settings)
     return settings
 
 
 def unknown(environ: Mapping[str, str] | None = None) -> list[str]:
-    """Names that look like settings and are none: a slip of the pen, worth a warning."""
+    """The variables that start with `GENHOOK_` but are no setting; probably misspelled."""
     environ = os.environ if environ is None else environ  # noqa: TID251  this is the place
     known = {variable.name for variable in VARIABLES}
     return sorted(n for n in environ if n.startswith("GENHOOK_") and n not in known)

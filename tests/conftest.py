@@ -1,14 +1,32 @@
 """Fixtures that every test may use."""
 
+import logging
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
+from hypothesis import HealthCheck, settings
 
 from service.model import ids
 from service.settings import VARIABLES
 from service.telemetry import log
+from tests.logs import Console
 
 SECRET_KEY = "0123456789abcdef0123456789abcdef"
+MEMORY = Path("/dev/shm")  # noqa: S108  pytest makes a folder in it that is the user's own
+MEMORY_BYTES_MIN = 1 << 30
+
+# A busy machine is no reason for a property to fail.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
+
+# Most of a test's time went into waiting for the disk. Databases in memory make every sync quick;
+# chaos/ attacks durability on a real disk.
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_BYTES_MIN:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))  # noqa: TID251  pytest reads it
 
 
 @pytest.fixture
@@ -27,7 +45,7 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable of the surroundings, and a log that stays as the other tests know it."""
     for variable in VARIABLES:
         monkeypatch.delenv(variable.name, raising=False)
-    monkeypatch.setattr(log, "configure", lambda *_: None)
+    monkeypatch.setattr(log, "configure", lambda *_, **__: None)
 
 
 @pytest.fixture
@@ -37,3 +55,14 @@ def database(bare_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("GENHOOK_DATABASE_URL", f"sqlite:///{path}")
     monkeypatch.setenv("GENHOOK_SECRET_KEYS", SECRET_KEY)
     return path
+
+
+@pytest.fixture
+def console(capsys: pytest.CaptureFixture[str]) -> Iterator[Console]:
+    """The log as a process has it, once it is configured; it is put back as it was."""
+    config = structlog.get_config()
+    root, handlers, level = logging.root, list(logging.root.handlers), logging.root.level
+    yield Console(capsys)
+    structlog.configure(**config)
+    root.handlers[:] = handlers
+    root.setLevel(level)

@@ -45,10 +45,10 @@ async def crash(world: Harness) -> App:
     """
     dead = world.app
     parts = dead.parts
-    under_way = [*parts.context.wakes.submitting.values(), *parts.poller.in_flight.values()]
+    under_way = [*parts.submitter.in_flight.values(), *parts.poller.in_flight.values()]
     under_way += [*parts.deliverer._tasks]
-    parts.context.database._queue.clear()
-    parts.context.database._enqueue = _gone  # type: ignore[method-assign]
+    dead.database._queue.clear()
+    dead.database._enqueue = _gone  # type: ignore[method-assign]
     for task in under_way:
         task.cancel()
     await asyncio.gather(*under_way, return_exceptions=True)
@@ -68,7 +68,7 @@ async def rows(world: Harness, sql: str, **values: object) -> list[Mapping[str, 
     async def unit(tx: Transaction) -> list[Mapping[str, Any]]:
         return [dict(row) for row in await tx.select(sql, values)]
 
-    return await world.app.parts.context.database.read(unit)
+    return await world.app.database.read(unit)
 
 
 async def story(world: Harness, generation_id: str) -> list[tuple[str, str]]:

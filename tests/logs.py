@@ -1,28 +1,36 @@
-"""What is logged, kept instead of printed."""
+"""The log in tests: a line as it is written, and what was written to standard output."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
 from typing import Any
 
 import pytest
+import structlog
 
 from service.telemetry import log
 
 
-class Kept:
-    """An output of the log that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.lines: list[dict[str, Any]] = []
-
-    def write(self, method: str, _number: int, event: dict[str, Any]) -> None:
-        self.lines.append({**event, "level": method})
+def render(event: dict[str, Any]) -> str:
+    """The line that is written of an event."""
+    line: Any = event
+    for processor in structlog.get_config()["processors"]:
+        line = processor(None, "info", line)
+    return str(line)
 
 
-@contextmanager
-def kept() -> Iterator[list[dict[str, Any]]]:
-    """The lines that are logged within."""
-    output = Kept()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(log, "_output", output)
-        yield output.lines
+class Console:
+    """Standard output, read since the last time."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def configure(self, level: str, *, terminal: bool = False, **options: Any) -> None:
+        """Log to standard output from this level on."""
+        log.configure(level, stream="stdout", terminal=terminal, background=False, **options)
+
+    def text(self) -> str:
+        """What was written."""
+        return self._capsys.readouterr().out
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What was written, decoded."""
+        return [json.loads(line) for line in self.text().splitlines()]

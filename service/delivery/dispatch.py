@@ -21,8 +21,8 @@ from service.model.event import Event
 from service.model.ids import new_id
 from service.model.subscriber import Subscriber
 from service.store import deliveries
+from service.store.database import Transaction
 from service.store.deliveries import Recorded
-from service.store.sqlite.database import Transaction
 from service.telemetry import log, metrics
 
 _log = log.get()

@@ -8,7 +8,7 @@ from service.delivery.attempt import FAILING_MAX_MS, Conclusion
 from service.delivery.lanes import Lane
 from service.model.subscriber import Subscriber
 from service.store import events, subscribers
-from service.store.sqlite.database import Transaction
+from service.store.database import Transaction
 from service.telemetry import log
 
 _log = log.get()
@@ -61,7 +61,7 @@ async def disable(
     disabled = await subscribers.change(
         tx, subscriber, status="disabled", disabled_reason=reason, updated_at=tx.now
     )
-    tx.after_commit(context.wakes.reload, disabled.id)
+    tx.after_commit(context.inbox.reload, disabled.id)
     await announce(tx, context, disabled)
     return disabled
 
@@ -74,8 +74,9 @@ async def announce(tx: Transaction, context: Context, disabled: Subscriber) -> N
         "disabled_reason": disabled.disabled_reason,
     }
     if not disabled.is_notify:  # Nobody knows a `notify_url` by its id.
-        event = await events.insert(tx, disabled.tenant, "subscriber.disabled", data, None)
-        await fanout.fan_out(tx, context, event, None)
+        event = events.new_event(disabled.tenant, "subscriber.disabled", data, None, tx.now)
+        await events.insert(tx, [event])
+        await fanout.fan_out(tx, context, [(event, None)])
     tx.after_commit(_logged, disabled)
 
 

@@ -13,7 +13,7 @@ from service.model.clock import SECOND
 from service.model.delivery import Due
 from service.model.subscriber import Subscriber
 from service.store import stats, subscribers
-from service.store.sqlite.database import Transaction
+from service.store.database import Transaction
 from service.store.vault import Vault
 
 READY_MAX = 200  # Deliveries of each kind that a lane holds in memory; others wait in their rows.

@@ -1,15 +1,16 @@
-"""Replay: stored events sent again to one subscriber, in batches that a crash does not repeat."""
+"""Replay: send stored events to one subscriber again, in batches that a crash does not repeat."""
+
+from typing import Literal
 
 import msgspec
 
 from service.context import Context
 from service.model.clock import SECOND
-from service.model.errors import Problem
 from service.model.event import EVENT_TYPES
 from service.model.replay import Replay
 from service.model.subscriber import Subscriber
 from service.store import deliveries, replays, subscribers
-from service.store.sqlite.database import Transaction
+from service.store.database import Transaction
 
 BATCH = 100  # Deliveries made in one transaction.
 WINDOW = 1_000  # Events looked at in one transaction.
@@ -20,21 +21,22 @@ CLOSED_WAIT_MS = 5 * SECOND
 CANCEL_BATCH = 500
 REPLAYS_AT_ONCE = 50
 _GENERATION_TYPES = tuple(t for t in EVENT_TYPES if t.startswith("generation."))
+Refusal = Literal["subscriber_disabled", "replay_running"]
 
 
-def wanted_types(subscriber: Subscriber, asked: list[str]) -> list[str]:
-    """The types to replay: those of generations unless others are asked for by name.
+def event_types(subscriber: Subscriber, requested: list[str]) -> list[str]:
+    """Return the event types to replay: the requested ones that the subscriber receives.
 
-    What the subscriber does not listen to is left out.
+    An empty request means the types of generations.
     """
-    types = asked or _GENERATION_TYPES
+    types = requested or _GENERATION_TYPES
     return [t for t in types if not subscriber.event_types or t in subscriber.event_types]
 
 
-async def start(context: Context, new: Replay, subscriber: Subscriber) -> Replay:
-    """Count what `new` is about and store it; Problem 409 if it cannot run.
+async def start(context: Context, new: Replay, subscriber: Subscriber) -> Replay | Refusal:
+    """Count the events that the replay is about, and store it; or return why it cannot run.
 
-    What happens after this moment is no part of it.
+    Events that are stored later are no part of it.
     """
     cursor, last_seq = await context.database.read(replays.bounds, new.since_at)
     until_at = min(new.until_at, context.clock() + 1)
@@ -43,20 +45,18 @@ async def start(context: Context, new: Replay, subscriber: Subscriber) -> Replay
     return await context.database.write(_start, context, new)
 
 
-async def _start(tx: Transaction, context: Context, new: Replay) -> Replay:
-    made = await replays.get(tx, new.id)
-    if made is not None:
-        return made  # By the same request, whose answer was lost.
+async def _start(tx: Transaction, context: Context, new: Replay) -> Replay | Refusal:
+    stored = await replays.get(tx, new.id)
+    if stored is not None:
+        return stored  # By the same request, whose answer was lost.
     if not new.dry_run:
         subscriber = await subscribers.get(tx, new.subscriber_id)
         if subscriber is None or subscriber.status == "disabled":
-            detail = "The subscriber is disabled; enable it first."
-            raise Problem(409, "subscriber_disabled", detail)
+            return "subscriber_disabled"
         if await replays.is_running(tx, new.subscriber_id):
-            detail = "A replay to this subscriber is running; wait for it or cancel it."
-            raise Problem(409, "conflict", detail)
+            return "replay_running"
     await replays.insert(tx, new)
-    tx.after_commit(context.wakes.replay.set)
+    tx.after_commit(context.signals.replay.set)
     return new
 
 
@@ -86,10 +86,10 @@ async def cancel(tx: Transaction, context: Context, replay: Replay) -> Replay:
     canceled = await replays.change(
         tx, replay, status="canceled", due_at=tx.now, finished_at=tx.now
     )
-    await deliveries.cancel_replayed(tx, replay.subscriber_id, replay.id, CANCEL_BATCH)
+    await deliveries.cancel_replayed(tx, replay.id, CANCEL_BATCH)
     await subscribers.touch(tx)
-    tx.after_commit(context.wakes.reload, replay.subscriber_id)
-    tx.after_commit(context.wakes.replay.set)
+    tx.after_commit(context.inbox.reload, replay.subscriber_id)
+    tx.after_commit(context.signals.replay.set)
     return canceled
 
 
@@ -140,15 +140,14 @@ async def _make(tx: Transaction, context: Context, replay: Replay, subscriber: S
         done=replay.done + len(due),
         due_at=tx.now + (round(len(due) * SECOND / rate) if rate else 0),
     )
-    tx.after_commit(context.wakes.deliver, due)
+    tx.after_commit(context.inbox.offer, due)
     return len(due)
 
 
 async def _cancel_more(tx: Transaction, context: Context, replay: Replay) -> int:
     """What one transaction could not cancel."""
-    subscriber_id = replay.subscriber_id
-    canceled = await deliveries.cancel_replayed(tx, subscriber_id, replay.id, CANCEL_BATCH)
+    canceled = await deliveries.cancel_replayed(tx, replay.id, CANCEL_BATCH)
     if canceled < CANCEL_BATCH:
         await replays.change(tx, replay, due_at=None)
-    tx.after_commit(context.wakes.reload, replay.subscriber_id)
+    tx.after_commit(context.inbox.reload, replay.subscriber_id)
     return 0

@@ -3,7 +3,7 @@
 from service.context import Context
 from service.delivery import signing_keys
 from service.store import subscribers
-from service.store.sqlite.database import Transaction
+from service.store.database import Transaction
 
 DEFAULT = "default"
 

@@ -2,58 +2,50 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from service.context import Context
 from service.delivery import retry
 from service.generations import ingest, schedule
-from service.generations.submit import poll_plan
-from service.model.clock import SECOND
+from service.generations.budget import Budget
+from service.generations.ingest import Batch, Update
+from service.model.clock import MINUTE, SECOND
 from service.model.generation import Generation
 from service.store import callbacks, generations
+from service.store.database import Transaction
 from service.store.generations import Exchange
-from service.store.sqlite.database import Transaction
 from service.telemetry import log, metrics
 from service.upstream import wire
 
 _log = log.get()
-Reply = wire.Report | wire.Absent | wire.Throttled | wire.Unwell
+Reply = wire.Report | wire.TaskNotFound | wire.Throttled | wire.UpstreamTrouble
 
 IN_FLIGHT_MAX = 32
 THROTTLED_MS = 5 * SECOND
+WAIT_MAX_MS = 5 * MINUTE  # A longer pause would hold up deadlines.
 BLIND_RETRY_MS = 5 * SECOND  # No task id yet: the create answer may still be on its way.
 
 
-class Budget:
-    """A token bucket over the rate towards upstream, and the pause that a 429 asks for."""
+TIMED_OUT = Update(
+    status="timed_out",
+    error={
+        "code": "deadline_exceeded",
+        "message": "No outcome by the deadline. A late result is still taken.",
+    },
+)
 
-    def __init__(self, rate_per_second: float) -> None:
-        self.rate = rate_per_second
-        self.capacity = max(1.0, rate_per_second)
-        self.tokens = self.capacity
-        self.updated_at: int | None = None
-        self.paused_until = 0
 
-    def available(self, now: int) -> int:
-        """How many questions may be asked at `now`."""
-        if self.updated_at is not None and now > self.updated_at:
-            gained = (now - self.updated_at) * self.rate / 1_000
-            self.tokens = min(self.capacity, self.tokens + gained)
-        self.updated_at = now
-        return 0 if now < self.paused_until else int(self.tokens)
+class Answered(msgspec.Struct, frozen=True):
+    """Upstream's answer to one question, read and cut of secrets before it is recorded."""
 
-    def spend(self) -> None:
-        """Take one token."""
-        self.tokens -= 1
-
-    def pause(self, until: int) -> None:
-        """Ask nothing before `until`: upstream said that we are too many."""
-        self.paused_until = max(self.paused_until, until)
-
-    def next_at(self, now: int) -> int:
-        """When a question may be asked again."""
-        missing = max(0.0, 1.0 - self.tokens)
-        return max(self.paused_until, now + int(missing / self.rate * 1_000) + 1)
+    task_id: str
+    reply: Reply
+    update: Update | None
+    exchange: Exchange
 
 
 class Poller:
@@ -104,13 +96,77 @@ class Poller:
 
     async def _ask(self, generation: Generation) -> None:
         try:
-            await ask(self.context, self.budget, generation)
+            await self._ask_and_record(generation)
         except Exception as error:  # noqa: BLE001  one question must not end the others
             _log.error("poll.failed", generation_id=generation.id, error=repr(error))
             self.budget.pause(self.context.clock() + SECOND)
         finally:
             self.in_flight.pop(generation.id, None)
-            self.context.wakes.poll.set()
+            self.context.signals.poll.set()
+
+    async def _ask_and_record(self, generation: Generation) -> None:
+        """Ask upstream about one generation and record the answer."""
+        context = self.context
+        task_id = generation.task_id or await context.database.read(_hinted_task, generation)
+        if task_id is None:
+            await context.database.write(_record_blind, generation.id)
+            return
+        asked_at, began = context.clock(), time.monotonic()
+        model = context.catalogue.get(generation.model)
+        path = (model.status_path if model else "/tasks/{task_id}").format(task_id=task_id)
+        reply = await context.client.ask(path)
+        exchange = Exchange(
+            generation_id=generation.id,
+            at=asked_at,
+            kind="poll",
+            duration_ms=round((time.monotonic() - began) * 1_000),
+            status_code=reply.status if isinstance(reply, wire.UpstreamTrouble) else None,
+            outcome=_outcome(reply),
+            detail=context.redactor.json(_detail(reply)),
+        )
+        if isinstance(reply, wire.Throttled):
+            now = context.clock()
+            self.budget.pause(now + _wait_ms(reply, now))
+        update = ingest.update_of(context, reply) if isinstance(reply, wire.Report) else None
+        answered = Answered(task_id, reply, update, exchange)
+        await context.database.write_batched(self._record, answered)
+        _log_poll(reply, exchange)
+
+    async def _record(self, tx: Transaction, answers: Sequence[Answered]) -> list[None]:
+        """Record answers: the exchanges, what they report, and when upstream is asked next."""
+        asked_at = {one.exchange.generation_id: one.exchange.at for one in answers}
+        batch = Batch(tx, self.context, await generations.get_many(tx, asked_at))
+        exchanges = [
+            replace(one.exchange, number=self._apply(batch, one))
+            for one in answers
+            if one.exchange.generation_id in batch.generations
+        ]
+        await generations.record(tx, exchanges)
+        await generations.confirmed(tx, asked_at)
+        await batch.write()
+        return [None] * len(answers)
+
+    def _apply(self, batch: Batch, answered: Answered) -> int:
+        """Change the generation as an answer says; return how many polls it has had."""
+        id_, reply = answered.exchange.generation_id, answered.reply
+        if answered.update is not None:
+            batch.ingest(id_, answered.update)
+        generation = batch.generations[id_]
+        changes: dict[str, Any] = {
+            "poll_count": generation.poll_count + 1,
+            "last_poll_at": answered.exchange.at,
+            "trouble_count": 0,
+        }
+        if isinstance(reply, wire.Report):
+            changes["task_id"] = generation.task_id or answered.task_id
+        elif not isinstance(reply, wire.Throttled):
+            changes["trouble_count"] = generation.trouble_count + 1
+        generation = batch.change(id_, **changes)
+        if answered.exchange.at >= generation.deadline_at and not generation.is_terminal:
+            generation = batch.ingest(id_, TIMED_OUT)
+        if generation.status not in ("succeeded", "failed"):
+            batch.change(id_, **_next(self.context, generation, reply, batch.now))
+        return generation.poll_count
 
 
 async def _look(tx: Transaction, limit: int) -> tuple[list[Generation], int | None]:
@@ -118,126 +174,73 @@ async def _look(tx: Transaction, limit: int) -> tuple[list[Generation], int | No
     return await generations.to_poll(tx, limit), await generations.next_poll(tx)
 
 
-async def ask(context: Context, budget: Budget, generation: Generation) -> None:
-    """Ask upstream about one generation and record the answer."""
-    task_id = generation.task_id or await context.database.read(_hinted_task, generation.id)
-    if task_id is None:
-        await context.database.write(_record_blind, generation.id)
-        return
-    asked_at, began = context.clock(), time.monotonic()
-    model = context.catalogue.get(generation.model)
-    path = (model.status_path if model else "/tasks/{task_id}").format(task_id=task_id)
-    reply = await context.client.ask(path)
-    exchange = Exchange(
-        generation_id=generation.id,
-        at=asked_at,
-        kind="poll",
-        duration_ms=round((time.monotonic() - began) * 1_000),
-        status_code=reply.status if isinstance(reply, wire.Unwell) else None,
-        outcome=_outcome(reply),
-        detail=ingest.cleaned(context, _detail(reply)),
-    )
-    await context.database.write(_record, context, budget, task_id, reply, exchange)
+def _log_poll(reply: Reply, exchange: Exchange) -> None:
     metrics.polls.add(1, exchange.outcome)
     _log.info(
         "poll",
-        generation_id=generation.id,
+        generation_id=exchange.generation_id,
         outcome=exchange.outcome,
         detail=exchange.detail,
         duration_ms=exchange.duration_ms,
     )
     if isinstance(reply, wire.Report) and not reply.recognised:
-        _log.warning("upstream.unknown_word", word=exchange.detail, generation_id=generation.id)
+        _log.warning(
+            "upstream.unknown_word", word=exchange.detail, generation_id=exchange.generation_id
+        )
 
 
 async def expire(tx: Transaction, context: Context, limit: int) -> int:
-    """End what has passed its deadline as `timed_out`; how many."""
+    """End generations as `timed_out` that passed their deadline with no poll planned."""
     expired = await generations.expired(tx, limit)
+    batch = Batch(tx, context, {generation.id: generation for generation in expired})
     for generation in expired:
-        error = {
-            "code": "deadline_exceeded",
-            "message": "No outcome by the deadline. A late result is still taken.",
-        }
-        news = ingest.News(generation_id=generation.id, status="timed_out", error=error)
-        await ingest.ingest(tx, context, news)
-        late = await generations.get(tx, generation.id)
-        assert late is not None
-        if late.submission != "waiting":  # A task may be there, if only a callback names it.
+        late = batch.ingest(generation.id, TIMED_OUT)
+        if late.submission != "waiting":  # Upstream may have it, if only a callback names it.
             due_at = schedule.after_deadline(late.deadline_at, 0, context.jitter())
-            await generations.change(tx, late, next_poll_at=due_at)
+            batch.change(late.id, next_poll_at=due_at)
+    await batch.write()
     return len(expired)
 
 
-async def _hinted_task(tx: Transaction, generation_id: str) -> str | None:
-    """The task id that callbacks name, where the create answer was lost.
+async def _hinted_task(tx: Transaction, generation: Generation) -> str | None:
+    """Return the task id that callbacks name, if the create answer was lost.
 
-    Only a hint: what upstream answers to our own key about it is what is published. A task that
-    another generation has is none of ours.
+    It is only a hint: what upstream answers to our own key about it is what is published. A task
+    that another generation has is not this one's.
     """
-    for body in await callbacks.latest_bodies(tx, generation_id):
+    for body in await callbacks.latest_bodies(tx, generation.tenant, generation.id):
         report = wire.read_callback(body)
-        if report and report.task_id:
-            taken = await tx.one("generation_by_task", task_id=report.task_id, id=generation_id)
-            if taken is None:
-                return report.task_id
+        if (
+            report
+            and report.task_id
+            and not await generations.has_task(tx, report.task_id, generation.id)
+        ):
+            return report.task_id
     return None
 
 
 async def _record_blind(tx: Transaction, generation_id: str) -> None:
-    """Nothing to ask about yet: come back while the submission is under way, else wait."""
+    """Plan what to do without a task id: wait for the submission, or for another callback."""
     generation = await generations.get(tx, generation_id)
     if generation is None or generation.task_id is not None:
         return
     if generation.submission == "sending" and not generation.is_terminal:
         await generations.delay_confirmation(tx, generation_id, tx.now + BLIND_RETRY_MS)
     else:
-        await generations.confirmed(tx, generation_id, tx.now)
-    await generations.change(tx, generation, next_poll_at=None)
+        await generations.confirmed(tx, {generation_id: tx.now})
+    await generations.update(tx, [(generation, replace(generation, next_poll_at=None))])
 
 
-async def _record(
-    tx: Transaction,
-    context: Context,
-    budget: Budget,
-    task_id: str,
-    reply: Reply,
-    exchange: Exchange,
-) -> None:
-    """Keep the exchange, let the news in, and plan the next question, in one transaction."""
-    await generations.record(tx, exchange)
-    await generations.confirmed(tx, exchange.generation_id, exchange.at)
-    generation = await generations.get(tx, exchange.generation_id)
-    assert generation is not None
-    trouble = isinstance(reply, wire.Unwell | wire.Absent)
-    changes: dict[str, Any] = {
-        "poll_count": generation.poll_count + 1,
-        "last_poll_at": exchange.at,
-        "trouble_count": generation.trouble_count + 1 if trouble else 0,
-    }
-    if isinstance(reply, wire.Report):
-        changes["task_id"] = generation.task_id or task_id
-        await ingest.ingest(tx, context, ingest.news_of(context, generation, reply))
-        latest = await generations.get(tx, generation.id)
-        assert latest is not None
-        generation = latest
-    generation = await generations.change(tx, generation, **changes)
+def _wait_ms(reply: wire.Throttled | wire.UpstreamTrouble, now: int) -> int:
+    """Return the wait that upstream asks for, THROTTLED_MS for a 429 that names none."""
+    wait_ms = retry.parse_retry_after(reply.retry_after, now)
     if isinstance(reply, wire.Throttled):
-        budget.pause(tx.now + _wait_ms(reply, tx.now))
-    if generation.status not in ("succeeded", "failed"):
-        plan = _next(context, generation, reply, tx.now)
-        await generations.change(tx, generation, **plan)
-
-
-def _wait_ms(reply: wire.Throttled | wire.Unwell, now: int) -> int:
-    """How long upstream asks to be left alone; a 429 that does not say means a moment."""
-    asked_ms = retry.parse_retry_after(reply.retry_after, now)
-    if isinstance(reply, wire.Throttled):
-        return THROTTLED_MS if asked_ms is None else max(asked_ms, SECOND)
-    return asked_ms or 0
+        wait_ms = THROTTLED_MS if wait_ms is None else max(wait_ms, SECOND)
+    return min(wait_ms or 0, WAIT_MAX_MS)
 
 
 def _next(context: Context, generation: Generation, reply: Reply, now: int) -> dict[str, Any]:
-    """When to ask again."""
+    """Return the changes that plan the next poll."""
     if isinstance(reply, wire.Throttled):  # Not an answer: it keeps its place behind the pause.
         return {"next_poll_at": now + _wait_ms(reply, now)}
     if generation.status == "timed_out":
@@ -249,22 +252,26 @@ def _next(context: Context, generation: Generation, reply: Reply, now: int) -> d
         return {"next_poll_at": due, "late_poll_count": late}
     if generation.trouble_count:
         due = schedule.after_trouble(generation.trouble_count, now, context.jitter())
-        if isinstance(reply, wire.Unwell):
+        if isinstance(reply, wire.UpstreamTrouble):
             due = max(due, now + _wait_ms(reply, now))
     else:
-        due = poll_plan(context, generation, generation.poll_count, now)
+        due = schedule.plan_poll(context, generation, generation.poll_count, now)
     return {"next_poll_at": min(due, generation.deadline_at)}
 
 
 def _outcome(reply: Reply) -> str:
     if isinstance(reply, wire.Report):
         return reply.state
-    return {wire.Absent: "absent", wire.Throttled: "throttled", wire.Unwell: "unwell"}[type(reply)]
+    return {
+        wire.TaskNotFound: "absent",
+        wire.Throttled: "throttled",
+        wire.UpstreamTrouble: "unwell",
+    }[type(reply)]
 
 
 def _detail(reply: Reply) -> str | None:
     if isinstance(reply, wire.Report):
         return reply.error_message if reply.state == "failed" else reply.word
-    if isinstance(reply, wire.Unwell):
+    if isinstance(reply, wire.UpstreamTrouble):
         return reply.message
     return reply.retry_after if isinstance(reply, wire.Throttled) else None

@@ -3,7 +3,9 @@
 # Everywhere here: times are milliseconds since the epoch, and `jitter` is drawn by the caller,
 # evenly from 0 up to but not including 1.
 
+from service.context import Context
 from service.model import clock
+from service.model.generation import Generation
 
 _POLL_SPREAD = 0.2
 _POLL_FIRST_MS = 2 * clock.SECOND
@@ -18,6 +20,21 @@ _TROUBLE_MAX_MS = 5 * clock.MINUTE
 _LATE_POLLS_MS = (10 * clock.MINUTE, clock.HOUR, 6 * clock.HOUR, 24 * clock.HOUR)
 _SUBMISSION_FIRST_MS = clock.SECOND
 _SUBMISSION_MAX_MS = clock.MINUTE
+
+
+def plan_poll(context: Context, generation: Generation, polls: int, now: int) -> int:
+    """Return when to ask about a generation after `polls`, by its model and its route."""
+    model = context.catalogue.get(generation.model)
+    return next_poll(
+        expects_callback=generation.route == "callback",
+        polls=polls,
+        submitted_at=generation.submitted_at or now,
+        now=now,
+        usual_seconds=model.usual_seconds if model else 2.0,
+        p95_seconds=model.p95_seconds if model else 60.0,
+        safety_seconds=context.settings.safety_poll_seconds,
+        jitter=context.jitter(),
+    )
 
 
 def next_poll(

@@ -1,1 +1,1 @@
-"""The nouns, their ids, times and errors."""
+"""The nouns, their ids, times and errors. `*_at` is in milliseconds since the epoch, UTC."""

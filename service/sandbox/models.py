@@ -1,4 +1,4 @@
-"""The models this sandbox offers: routes, credits, parameters, and which of them send callbacks."""
+"""The models of the sandbox: their routes, credits, parameters, and whether they call back."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,10 +21,11 @@ Prices = tuple[tuple[Mapping[str, str], int], ...]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Model:
-    """One value that `model` may take on one route (`path` is below /api/v1).
+    """One value that `model` may take on one route.
 
-    `needs` names fields that must be there, one of several where they are joined by `|`. `prices`
-    are exceptions from `credits`: the first whose fields all match the request counts.
+    path: below /api/v1. task_id: a pattern for `str.format`.
+    required: names of fields; of names joined by `|`, one is enough.
+    prices: exceptions from `credits`; the first whose fields all equal the request's applies.
     """
 
     value: str
@@ -32,10 +33,10 @@ class Model:
     task_id: str
     credits: int
     callbacks: bool
-    makes: str = "png"
+    extension: str = "png"
     files: int = 1
-    needs: tuple[str, ...] = ("prompt",)
-    prompt_most: int = 5000
+    required: tuple[str, ...] = ("prompt",)
+    prompt_length_max: int = 5000
     choices: Choices = dataclasses.field(default_factory=dict)
     ranges: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     prices: Prices = ()
@@ -48,7 +49,7 @@ _IMAGE_MODELS = (
         "n48{}_cv4",
         4,
         callbacks=False,
-        prompt_most=1000,
+        prompt_length_max=1000,
         choices={"quality": ("standard", "hd")},
     ),
     Model(
@@ -65,7 +66,7 @@ _IMAGE_MODELS = (
         ),
     ),
     Model("grok-imagine/text-to-image", IMAGES, "n31{}_grok", 5, callbacks=True),
-    Model("grok-imagine/upscale", IMAGES, "n31{}_grok", 12, callbacks=True, needs=("task_id",)),
+    Model("grok-imagine/upscale", IMAGES, "n31{}_grok", 12, callbacks=True, required=("task_id",)),
     Model(
         "kling-image-o1",
         IMAGES,
@@ -86,7 +87,7 @@ _IMAGE_MODELS = (
         )
         for tier, price in {"turbo": 8, "balanced": 13, "quality": 20}.items()
     ),
-    # The page of imagen-4 says both "send imagen-4" and, in its example, imagen4: both are taken.
+    # The page of imagen-4 says "send imagen-4", its example sends imagen4: both are accepted.
     *(
         Model(
             value,
@@ -112,10 +113,10 @@ _IMAGE_MODELS = (
         choices={"aspect_ratio": ("1:1", "2:3", "3:2"), "quality": ("medium", "high")},
         prices=(({"quality": "high"}, 28),),
     ),
-    # Nodes of the next three families are not public: their numbers are made up.
+    # The task ids of the next three families are not public: these are invented.
     *(
-        Model(f"recraft-{value}", IMAGES, "n64{}_recraft", price, callbacks=False, makes=makes)
-        for value, price, makes in (
+        Model(f"recraft-{value}", IMAGES, "n64{}_recraft", price, callbacks=False, extension=kind)
+        for value, price, kind in (
             ("v4-text-to-image", 10, "png"),
             ("v4-text-to-vector", 20, "svg"),
             ("v4-pro-text-to-image", 60, "png"),
@@ -136,7 +137,7 @@ _IMAGE_MODELS = (
         "n66{}_hunyuan",
         25,
         callbacks=False,
-        prompt_most=2000,
+        prompt_length_max=2000,
         choices={"type": ("text-to-image", "edit")},
     ),
     *(
@@ -146,14 +147,14 @@ _IMAGE_MODELS = (
             "n30{}_seed",
             12,
             callbacks=True,
-            needs=needs,
+            required=names,
             choices={"quality": ("basic", "high")},
         )
-        for verb, needs in {"text-to-image": ("prompt",), "edit": ("prompt", "image_urls")}.items()
+        for verb, names in {"text-to-image": ("prompt",), "edit": ("prompt", "image_urls")}.items()
     ),
 )
 
-# Where no page was seen (nodes of videos and tools, songs by credits), the numbers are made up.
+# The task ids of videos and tools and the credits of songs are not public: these are invented.
 _OTHER_MODELS = (
     Model(
         "kling-3",
@@ -161,20 +162,20 @@ _OTHER_MODELS = (
         "n75{}_kling3",
         300,
         callbacks=True,
-        makes="gif",
-        prompt_most=2500,
-        needs=("prompt|multi_prompt",),
+        extension="gif",
+        prompt_length_max=2500,
+        required=("prompt|multi_prompt",),
         choices={"mode": ("std", "pro")},
         ranges={"duration": (3, 15)},
     ),
-    Model("pixverse-5-6", VIDEOS, "n76{}_pixverse", 90, callbacks=False, makes="gif"),
+    Model("pixverse-5-6", VIDEOS, "n76{}_pixverse", 90, callbacks=False, extension="gif"),
     Model(
         "seedance-1-5-pro",
         VIDEOS,
         "n38{}_seedance",
         60,
         callbacks=False,
-        makes="gif",
+        extension="gif",
         choices={"duration": ("4", "8", "12")},
     ),
     Model(
@@ -183,8 +184,8 @@ _OTHER_MODELS = (
         "n58{}_tts",
         28,
         callbacks=True,
-        makes="wav",
-        needs=("dialogue",),
+        extension="wav",
+        required=("dialogue",),
     ),
     *(
         Model(
@@ -193,47 +194,49 @@ _OTHER_MODELS = (
             task_id,
             12,
             callbacks=True,
-            makes="wav",
+            extension="wav",
             files=2,
-            needs=needs,
+            required=names,
         )
-        for path, task_id, needs in (
+        for path, task_id, names in (
             (MUSIC, "gen{}ksv", ("gpt_description_prompt|prompt",)),
             (EXTEND, "gen{}bksv", ("audio_id",)),
             (UPLOAD_COVER, "upl{}", ("audio_id",)),
         )
         for version in ("v5", "v5-5", "v4-5", "v4", "v3-5")
     ),
-    Model("suno-cover", COVER, "cover{}", 1, callbacks=False, files=2, needs=("task_id|taskId",)),
-    Model("image-upscale", UPSCALE, "n32{}_upscale", 1, callbacks=True, needs=("image",)),
-    Model("bg-remover", REMOVE_BG, "n33{}_bgrm", 1, callbacks=False, needs=("image",)),
+    Model(
+        "suno-cover", COVER, "cover{}", 1, callbacks=False, files=2, required=("task_id|taskId",)
+    ),
+    Model("image-upscale", UPSCALE, "n32{}_upscale", 1, callbacks=True, required=("image",)),
+    Model("bg-remover", REMOVE_BG, "n33{}_bgrm", 1, callbacks=False, required=("image",)),
     Model(
         "face-swap",
         FACE_SWAP,
         "n34{}_faceswap",
         4,
         callbacks=False,
-        needs=("image", "face_image"),
+        required=("image", "face_image"),
         ranges={"target_index": (0, 10)},
     ),
 )
 
 MODELS = {(model.path, model.value): model for model in (*_IMAGE_MODELS, *_OTHER_MODELS)}
 PATHS = tuple(dict.fromkeys(model.path for model in MODELS.values()))
-_MUST_NAME = (IMAGES, VIDEOS)
+_NEED_MODEL = (IMAGES, VIDEOS)
 
 
-def on(path: str) -> list[Model]:
-    """The models of one route, its default first."""
+def of_route(path: str) -> list[Model]:
+    """Return the models of one route, its default first."""
     return [model for model in MODELS.values() if model.path == path]
 
 
 def find(path: str, value: object) -> Model:
-    """The model a request means; ValueError if the route has none of that name."""
-    if value is None and path not in _MUST_NAME:
-        return on(path)[0]
+    """Return the model that a request names; ValueError if the route has no such model."""
+    if value is None and path not in _NEED_MODEL:
+        return of_route(path)[0]
     model = MODELS.get((path, value)) if isinstance(value, str) else None
     if model is None:
-        known = ", ".join(model.value for model in on(path))
+        known = ", ".join(model.value for model in of_route(path))
         raise ValueError(f"model {value!r} is not one of {known}" if value else "model is required")
     return model

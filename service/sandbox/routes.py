@@ -1,4 +1,4 @@
-"""The routes under /api/v1: who may call, what is refused, and how a task is taken."""
+"""The routes below /api/v1: they check key and request, start tasks and report on them."""
 
 import json
 from collections.abc import AsyncIterator
@@ -10,16 +10,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from service.sandbox import misbehaviour, models, parameters, tasks, wire, work
-from service.sandbox.misbehaviour import Misbehaviour
+from service.sandbox import models, parameters, tasks, wire, work
+from service.sandbox.misbehaviour import Misbehaviour, parse, without_marks
 from service.sandbox.parameters import Body
 from service.sandbox.tasks import Sandbox, Task
 
 PREFIX = "/api/v1"
+_REQUESTED_ERROR = "the sandbox was asked for this error"
 
 
 def routes() -> list[Route]:
-    """Everything below /api/v1."""
+    """Return all routes below /api/v1."""
     creating = [Route(PREFIX + path, create, methods=["POST"]) for path in models.PATHS]
     return [
         *creating,
@@ -32,47 +33,47 @@ def routes() -> list[Route]:
 
 
 async def create(request: Request) -> Response:
-    """Take a task, or refuse it in the way that was asked for."""
+    """Accept a task, or refuse it as the prompt asks."""
     sandbox = _sandbox(request)
     key = _authorize(sandbox, request)
     body = await _read(request)
-    tasks.remember(sandbox, sandbox.creates, body)
-    model, asked = _understand(request.url.path.removeprefix(PREFIX), body)
+    tasks.append(sandbox, sandbox.creates, body)
+    model, misbehaviour = _parse(request.url.path.removeprefix(PREFIX), body)
     if key in sandbox.unfunded_keys:
         raise HTTPException(402, "insufficient credits")
-    if asked.rate_limit and tasks.is_limited(sandbox, body):
+    if misbehaviour.rate_limit and tasks.is_limited(sandbox, body):
         _refuse(429, "rate limit exceeded")
-    if asked.error:
-        _refuse(asked.error, "the sandbox was asked for this error")
-    if asked.body_error:
-        message = "the sandbox was asked for this error"
-        return JSONResponse(wire.envelope(None, code=asked.body_error, message=message))
-    task = _new_task(sandbox, request, model, body, asked)
-    tasks.take(sandbox, task)
+    if misbehaviour.error:
+        _refuse(misbehaviour.error, _REQUESTED_ERROR)
+    if misbehaviour.body_error:
+        code = misbehaviour.body_error
+        return JSONResponse(wire.envelope(None, code=code, message=_REQUESTED_ERROR))
+    task = _new_task(sandbox, request, model, body, misbehaviour)
+    tasks.add(sandbox, task)
     return await _answer(sandbox, task)
 
 
 async def show_task(request: Request) -> Response:
-    """What there is to know about a task of any kind."""
+    """Report on a task of any kind."""
     task, word = _poll(request, request.path_params["task_id"])
     return JSONResponse(wire.status(task, word))
 
 
 async def show_feed(request: Request) -> Response:
-    """The songs of a task; older clients say `workId`."""
-    asked_for = request.query_params.get("task_id") or request.query_params.get("workId")
-    task, word = _poll(request, asked_for)
+    """Report on the songs of a task; older clients send `workId`."""
+    task_id = request.query_params.get("task_id") or request.query_params.get("workId")
+    task, word = _poll(request, task_id)
     return JSONResponse(wire.feed(task, word))
 
 
 async def show_cover(request: Request) -> Response:
-    """The pictures for a song."""
+    """Report on the pictures for a song."""
     task, word = _poll(request, request.query_params.get("task_id"))
     return JSONResponse(wire.cover(task, word))
 
 
 async def align_lyrics(request: Request) -> Response:
-    """Answered at once: when which word of a song is sung."""
+    """Answer at once with the time of each word of a song."""
     sandbox = _sandbox(request)
     _authorize(sandbox, request)
     body = await _read(request)
@@ -83,7 +84,7 @@ async def align_lyrics(request: Request) -> Response:
 
 
 def base_url_of(sandbox: Sandbox, request: Request) -> str:
-    """Where this sandbox is reached, without a slash at the end."""
+    """Return the URL of this sandbox, without a slash at the end."""
     return (sandbox.base_url or str(request.base_url)).rstrip("/")
 
 
@@ -110,11 +111,11 @@ async def _read(request: Request) -> Body:
     return body
 
 
-def _understand(path: str, body: Body) -> tuple[models.Model, Misbehaviour]:
+def _parse(path: str, body: Body) -> tuple[models.Model, Misbehaviour]:
     try:
         model = models.find(path, body.get("model"))
         parameters.check(model, body)
-        return model, misbehaviour.parse(parameters.prompt_of(body))
+        return model, parse(parameters.prompt_of(body))
     except ValueError as error:
         raise HTTPException(400, str(error)) from error
 
@@ -125,17 +126,17 @@ def _refuse(status_code: int, message: str) -> NoReturn:
 
 
 def _new_task(
-    sandbox: Sandbox, request: Request, model: models.Model, body: Body, asked: Misbehaviour
+    sandbox: Sandbox, request: Request, model: models.Model, body: Body, misbehaviour: Misbehaviour
 ) -> Task:
     return Task(
         id=model.task_id.format(sandbox.token()),
         model=model,
         body=body,
-        prompt=misbehaviour.without_marks(parameters.prompt_of(body)),
-        misbehaviour=asked,
+        prompt=without_marks(parameters.prompt_of(body)),
+        misbehaviour=misbehaviour,
         base_url=base_url_of(sandbox, request),
         created_at=sandbox.now(),
-        poll_script=tasks.poll_script(asked),
+        poll_script=tasks.poll_script(misbehaviour),
     )
 
 
@@ -147,17 +148,17 @@ async def _answer(sandbox: Sandbox, task: Task) -> Response:
     if task.misbehaviour.early:
         await task.called_back.wait()
     answer = JSONResponse(wire.created(task))
-    return _severed(answer) if task.misbehaviour.lose_answer else answer
+    return _cut_off(answer) if task.misbehaviour.lose_answer else answer
 
 
-def _severed(answer: Response) -> Response:
-    # The status line leaves, the body does not: servers close the connection when an application
-    # fails in between. The error is httpx's own, so that a client in the same process sees it too.
-    async def nothing() -> AsyncIterator[bytes]:
+def _cut_off(answer: Response) -> Response:
+    # The head is sent, then the application fails, and the server closes the connection. The error
+    # is one of httpx, so that a client in the same process sees it as its own.
+    async def fail() -> AsyncIterator[bytes]:
         yield b""
         raise httpx.RemoteProtocolError("the sandbox was asked to close the connection")
 
-    return StreamingResponse(nothing(), headers=dict(answer.headers))
+    return StreamingResponse(fail(), headers=dict(answer.headers))
 
 
 def _poll(request: Request, task_id: str | None) -> tuple[Task, str | None]:
@@ -169,5 +170,5 @@ def _poll(request: Request, task_id: str | None) -> tuple[Task, str | None]:
     sandbox.polls[task.id] += 1
     answer = task.poll_script.popleft() if task.poll_script else None
     if isinstance(answer, int):
-        _refuse(answer, "the sandbox was asked for this error")
+        _refuse(answer, _REQUESTED_ERROR)
     return task, answer

@@ -1,4 +1,4 @@
-"""Sounds for audio models: two seconds of a pentatonic tune, by the standard library alone."""
+"""Sounds for audio models: two seconds of a random pentatonic tune."""
 
 import io
 import math
@@ -15,12 +15,12 @@ _LOUDNESS = 12_000
 
 
 def wav(scene: Scene) -> bytes:
-    """A mono 16-bit WAV file whose tune depends on the wish."""
-    chance = scene.chance()
-    key = chance.choice((196.0, 220.0, 261.6, 293.7))
+    """Return a mono 16-bit WAV file; its tune depends on the scene."""
+    rng = scene.rng()
+    key = rng.choice((196.0, 220.0, 261.6, 293.7))
     samples: list[int] = []
     for _ in range(_NOTES):
-        samples.extend(_note(key * 2 ** (chance.choice(_PENTATONIC) / 12)))
+        samples.extend(_note(key * 2 ** (rng.choice(_PENTATONIC) / 12)))
     target = io.BytesIO()
     with wave.open(target, "wb") as file:
         file.setnchannels(1)

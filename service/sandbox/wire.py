@@ -1,4 +1,4 @@
-"""The JSON that upstream speaks, odd corners included, such as `msg` and `taskId` on covers."""
+"""The JSON of upstream's answers, with its irregularities, such as `msg` and `taskId` of covers."""
 
 from typing import Any
 
@@ -21,12 +21,12 @@ _FAILURE = "the sandbox was asked to fail"
 
 
 def envelope(data: Json | None, *, code: int = 200, message: str = "success") -> Json:
-    """What is around every answer that is not an HTTP error."""
+    """Return the envelope of an answer that is no HTTP error."""
     return {"code": code, "message": message, "data": data}
 
 
 def error(status_code: int, message: str) -> Json:
-    """The body of every HTTP error."""
+    """Return the body of an HTTP error."""
     kind = "server_error" if status_code >= 500 else "bad_request"
     return {
         "error": {
@@ -38,11 +38,11 @@ def error(status_code: int, message: str) -> Json:
 
 
 def created(task: Task) -> Json:
-    """The answer to a create request; its `task_id` has another name or place on some routes."""
+    """Return the answer to a create request; some routes have another name for `task_id`."""
     if task.misbehaviour.sync:
-        finished = status(task)
-        del finished["data"]["task_id"]
-        return finished
+        answer = status(task)
+        del answer["data"]["task_id"]
+        return answer
     if task.model.path == models.COVER:
         return {"code": 200, "msg": "success", "data": {"taskId": task.id}}
     if task.model.path == models.UPLOAD_COVER:
@@ -51,7 +51,7 @@ def created(task: Task) -> Json:
 
 
 def status(task: Task, word: str | None = None) -> Json:
-    """What a poll is told, and what a callback says; `word` stands in for the true status."""
+    """Return the body of a poll's answer or a callback; `word` replaces the true status."""
     data: Json = {
         "task_id": task.id,
         "model": task.model.value,
@@ -71,29 +71,29 @@ def status(task: Task, word: str | None = None) -> Json:
 
 
 def partial(task: Task) -> Json:
-    """A callback on the way: the first result of a task that still runs."""
+    """Return a callback with the first result of a task that still runs."""
     answer = status(task, "processing")
     answer["data"]["output"] = output(task, task.file_urls[:1])
     return answer
 
 
 def forged(task: Task) -> Json:
-    """What a stranger would like to be believed."""
+    """Return a callback with a false result."""
     answer = status(task, COMPLETED)
-    answer["data"]["output"] = output(task, [f"https://evil.example/1.{task.model.makes}"])
+    answer["data"]["output"] = output(task, [f"https://evil.example/1.{task.model.extension}"])
     answer["data"]["credits"] = 0
     return answer
 
 
 def output(task: Task, urls: list[str]) -> Json:
-    """Result URLs under the name that the kind of file has."""
-    noun = _NOUNS[task.model.makes]
+    """Return result URLs under the key for their kind of file."""
+    noun = _NOUNS[task.model.extension]
     many = noun == "image" or len(urls) > 1
     return {f"{noun}_urls": urls} if many else {f"{noun}_url": urls[0]}
 
 
 def feed(task: Task, word: str | None = None) -> Json:
-    """The songs of a task: `type` says SUCCESS from the start, each clip's status is the truth."""
+    """Return the songs of a task. `type` is SUCCESS from the start; the clips have the status."""
     clip_status = {COMPLETED: "complete", FAILED: "error"}.get(task.status, "text")
     clips = [
         {
@@ -108,11 +108,11 @@ def feed(task: Task, word: str | None = None) -> Json:
         }
         for number, url in enumerate(task.file_urls, 1)
     ]
-    asked = {field: value for field, value in task.body.items() if field != "callback_url"}
+    request_body = {field: value for field, value in task.body.items() if field != "callback_url"}
     return envelope(
         {
             "type": word or ("FAILED" if task.status == FAILED else "SUCCESS"),
-            "request_body": asked,
+            "request_body": request_body,
             "response_data": clips,
             "created_at": clock.rfc3339(task.created_at),
         }
@@ -120,7 +120,7 @@ def feed(task: Task, word: str | None = None) -> Json:
 
 
 def cover(task: Task, word: str | None = None) -> Json:
-    """The pictures for a song."""
+    """Return the pictures for a song."""
     word = word or {COMPLETED: "SUCCESS", FAILED: "FAILED"}.get(task.status, RUNNING)
     data = {
         "taskId": task.id,
@@ -132,7 +132,7 @@ def cover(task: Task, word: str | None = None) -> Json:
 
 
 def lyrics(words: list[str]) -> Json:
-    """Two words a second."""
+    """Return the times of words: two in a second."""
     lines = [
         {"word": word, "start_s": n * 0.5, "end_s": n * 0.5 + 0.5} for n, word in enumerate(words)
     ]

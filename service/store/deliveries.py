@@ -1,6 +1,5 @@
 """Deliveries are the queue: due rows by lane, outcomes recorded in groups."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,18 +8,14 @@ import msgspec
 from service.model.attempt import Attempt
 from service.model.delivery import Delivery, Due
 from service.model.event import Event
-from service.model.ids import first_id, new_id
+from service.model.ids import first_id, new_id, time_of
 from service.model.subscriber import Subscriber
-from service.store import stats
+from service.store import pages, stats
+from service.store.database import Row, Transaction
 from service.store.rows import noun, text
-from service.store.sqlite.database import Row, Transaction
 
 CANCEL_BATCH = 500
 FETCH_BYTES = 8 * 1024 * 1024
-
-
-class TakeApart(Exception):  # noqa: N818  no error: the batch is run again, each item alone
-    """A batch is not all of one kind."""
 
 
 class Recorded(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +41,6 @@ def new_due(event: Event, subscriber: Subscriber, now: int, trigger: str) -> Due
         event_id=event.id,
         event_type=event.type,
         generation_id=event.generation_id,
-        created_at=now,
         attempt_count=0,
         trigger=trigger,
         ordered=subscriber.ordered,
@@ -54,56 +48,42 @@ def new_due(event: Event, subscriber: Subscriber, now: int, trigger: str) -> Due
     )
 
 
-async def insert(
-    tx: Transaction, event: Event, targets: Sequence[tuple[Subscriber, int]]
-) -> list[Due]:
-    """Store a delivery of `event` for each (subscriber, due time); return those due now."""
-    made = [
-        (new_due(event, subscriber, tx.now, "scheduled"), due_at) for subscriber, due_at in targets
+async def insert(tx: Transaction, targets: Sequence[tuple[Event, Subscriber, int]]) -> list[Due]:
+    """Store a delivery for each (event, subscriber, due time); return those due now."""
+    new = [
+        (new_due(event, subscriber, tx.now, "scheduled"), due_at)
+        for event, subscriber, due_at in targets
     ]
-    rows = [{**msgspec.structs.asdict(due), "due_at": due_at} for due, due_at in made]
+    rows = [{**msgspec.structs.asdict(due), "due_at": due_at} for due, due_at in new]
     await tx.many("deliveries_insert", rows)
-    await stats.count(tx, {(due.subscriber_id, "pending"): 1 for due, _ in made})
-    return [due for due, due_at in made if due_at <= tx.now]
+    return [due for due, due_at in new if due_at <= tx.now]
 
 
 async def insert_ended(tx: Transaction, due: Due, recorded: Recorded) -> None:
     """Store a delivery that was tried once and is over, as a test is."""
     await tx.many("deliveries_insert", [{**msgspec.structs.asdict(due), "due_at": tx.now}])
-    await stats.count(tx, {(due.subscriber_id, "pending"): 1})
     await record(tx, [recorded])
 
 
 async def retry(tx: Transaction, delivery: Delivery) -> None:
     """Make a pending or dead delivery due now, for one more attempt."""
     await tx.run("delivery_retry", tenant=delivery.tenant, id=delivery.id, now=tx.now)
-    if delivery.status == "dead":
-        await _moved(tx, delivery.subscriber_id, "dead", "pending", 1)
-
-
-async def _moved(tx: Transaction, subscriber_id: str, old: str, new: str, number: int) -> None:
-    await stats.count(tx, {(subscriber_id, old): -number, (subscriber_id, new): number})
 
 
 async def cancel(tx: Transaction, subscriber_id: str, limit: int) -> int:
-    """Cancel what is owed to a subscriber, the oldest first; how many went."""
-    canceled = await tx.run("deliveries_cancel", subscriber_id=subscriber_id, limit=limit)
-    await _moved(tx, subscriber_id, "pending", "canceled", canceled)
-    return canceled
+    """Cancel pending deliveries to a subscriber, at most `limit`; return how many."""
+    return await tx.run("deliveries_cancel", subscriber_id=subscriber_id, limit=limit)
 
 
 async def insert_replayed(tx: Transaction, due: Due, replay_id: str) -> None:
     """Store a delivery that a replay makes, due now."""
     row = {**msgspec.structs.asdict(due), "replay_id": replay_id, "due_at": tx.now}
     await tx.many("replay_deliveries_insert", [row])
-    await stats.count(tx, {(due.subscriber_id, "pending"): 1})
 
 
-async def cancel_replayed(tx: Transaction, subscriber_id: str, replay_id: str, limit: int) -> int:
-    """Cancel what a subscriber is still owed of a replay; how many went."""
-    canceled = await tx.run("replay_deliveries_cancel", id=replay_id, limit=limit)
-    await _moved(tx, subscriber_id, "pending", "canceled", canceled)
-    return canceled
+async def cancel_replayed(tx: Transaction, replay_id: str, limit: int) -> int:
+    """Cancel pending deliveries of a replay, at most `limit`; return how many."""
+    return await tx.run("replay_deliveries_cancel", id=replay_id, limit=limit)
 
 
 class Waiting(msgspec.Struct, frozen=True):
@@ -173,15 +153,7 @@ async def record(tx: Transaction, recorded: Sequence[Recorded]) -> list[None]:
             last_error=item.last_error,
         )
         rows.append(row)
-    moved = await tx.many("delivery_record", rows)
-    if moved < len(rows) > 1:
-        raise TakeApart  # One of them was canceled meanwhile: each tells alone whether it moved.
-    ended: Counter[tuple[str, str]] = Counter()
-    for row in rows[:moved]:
-        if row["status"] != "pending":
-            ended[row["subscriber_id"], row["status"]] += 1
-            ended[row["subscriber_id"], "pending"] -= 1
-    await stats.count(tx, ended)
+    await tx.many("delivery_record", rows)
     await tx.many("attempt_insert", rows)
     await stats.add(tx, rows)
     for row, item in zip(rows, recorded, strict=True):
@@ -192,8 +164,8 @@ async def record(tx: Transaction, recorded: Sequence[Recorded]) -> list[None]:
 
 
 def delivery(row: Row) -> Delivery:
-    """The delivery in a row."""
-    return noun(Delivery, row)
+    """Return the delivery in a row."""
+    return noun(Delivery, {**row, "created_at": time_of(row["id"])})
 
 
 def attempt(row: Row) -> Attempt:
@@ -233,9 +205,54 @@ async def delete_past(
         limit=limit,
     )
     over = [{"tenant": tenant, "id": row["id"]} for row in rows if row["is_over"]]
-    gone = Counter((row["subscriber_id"], row["status"]) for row in rows if row["is_over"])
     await tx.many("delivery_delete", over)
     await tx.many("attempts_delete", over)
-    await stats.count(tx, {key: -number for key, number in gone.items()})
-    await stats.forget(tx, gone)
     return len(over), rows[-1]["id"] if len(rows) == limit else None
+
+
+class Filter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which deliveries a list shows."""
+
+    status: str | None = None
+    subscriber_id: str | None = None
+    event_id: str | None = None
+
+
+async def page(tx: Transaction, page: pages.Page, tenant: str, only: Filter) -> pages.Rows:
+    """Return a page of a tenant's deliveries."""
+    values = {**msgspec.structs.asdict(only), "tenant": tenant}
+    if only.subscriber_id is not None:
+        # All deliveries to a subscriber are one tenant's: another's need not be looked at.
+        row = await tx.one("delivery_tenant", subscriber_id=only.subscriber_id)
+        if row is None or row["tenant"] != tenant:
+            return [], None
+    return await pages.read(tx, _source(only), page, values)
+
+
+_ENDED = "d.status IN ('dead', 'canceled')"  # As the partial indexes have it.
+
+
+def _source(only: Filter) -> pages.Source:
+    """Return the index to walk: that of an event, of a subscriber, of what ended, or of all."""
+    is_ended = only.status in ("dead", "canceled")
+    if only.event_id is not None:
+        index, where = "deliveries_event", ["d.event_id = :event_id"]
+    elif only.subscriber_id is not None and is_ended:
+        where = ["d.subscriber_id = :subscriber_id", "d.status = :status", _ENDED]
+        index = "deliveries_ended_of"
+    elif only.subscriber_id is not None:
+        index, where = "deliveries_subscriber", ["d.subscriber_id = :subscriber_id"]
+    elif is_ended:
+        where = ["d.tenant = :tenant", "d.status = :status", _ENDED]
+        index = "deliveries_ended"
+    else:
+        index, where = "", ["d.tenant = :tenant"]
+    names = [name for name, value in msgspec.structs.asdict(only).items() if value is not None]
+    filters = [f"d.{name} = :{name}" for name in ("tenant", *names)]
+    return pages.Source(
+        table=f"deliveries d INDEXED BY {index}" if index else "deliveries d",
+        where=where,
+        filters=[condition for condition in filters if condition not in where],
+        columns="d.*",
+        key="d.id",
+    )

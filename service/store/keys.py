@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import msgspec
 
 from service.model.key import Key
+from service.store.database import Row, Transaction
 from service.store.rows import noun, text
-from service.store.sqlite.database import Row, Transaction
 
 
 def digest(key: str) -> bytes:

@@ -7,18 +7,18 @@ import msgspec
 from service.model.clock import HOUR
 from service.model.delivery import Due
 from service.model.event import Event
-from service.model.ids import first_id
+from service.model.ids import first_id, time_of
 from service.model.replay import Replay
 from service.model.subscriber import Subscriber
 from service.store import deliveries, events
+from service.store.database import Row, Transaction
 from service.store.rows import noun, text
-from service.store.sqlite.database import Row, Transaction
 
 SKEW_MS = HOUR  # How far an event's time may be from that of its neighbours.
 
 
 class Window(msgspec.Struct, frozen=True):
-    """The next few events of a tenant: where they end, and the earliest time among them."""
+    """The next few events of a tenant: the last one's place, and the earliest time among them."""
 
     last_seq: int
     since_at: int
@@ -79,9 +79,10 @@ async def window(tx: Transaction, of: Replay, limit: int) -> Window | None:
     row = await tx.one(
         "replay_window", tenant=of.tenant, cursor=of.cursor, last_seq=of.last_seq, limit=limit
     )
-    if row is None or row["last_seq"] is None or row["since_at"] >= of.until_at + SKEW_MS:
+    if row is None or row["last_seq"] is None:
         return None
-    return Window(row["last_seq"], row["since_at"])
+    since_at = time_of(row["first_id"])
+    return Window(row["last_seq"], since_at) if since_at < of.until_at + SKEW_MS else None
 
 
 async def matches(
@@ -94,8 +95,8 @@ async def matches(
         tenant=of.tenant,
         cursor=of.cursor,
         last_seq=last_seq,
-        since_at=of.since_at,
-        until_at=of.until_at,
+        since_id=first_id("evt", of.since_at),
+        until_id=first_id("evt", of.until_at),
         event_types=text(of.event_types),
         subscriber_id=of.subscriber_id,
         only_dead=of.only_dead,

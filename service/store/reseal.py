@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from service.store import subscribers
-from service.store.sqlite.database import Database, Row, Transaction
+from service.store.database import Database, Row, Transaction
 from service.store.vault import Vault, VaultError
 from service.telemetry import log
 

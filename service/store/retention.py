@@ -22,7 +22,7 @@ from service.store import (
     stats,
     subscribers,
 )
-from service.store.sqlite.database import Database, Transaction
+from service.store.database import Database, Transaction
 
 BATCH = 500  # Rows looked at in one transaction.
 GENERATIONS_BATCH = 50  # Each takes its metadata, exchanges and callbacks with it.

@@ -4,7 +4,7 @@ from typing import TypeVar
 
 import msgspec
 
-from service.store.sqlite.database import Row
+from service.store.database import Row
 
 T = TypeVar("T", bound=msgspec.Struct)
 

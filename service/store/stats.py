@@ -1,7 +1,7 @@
-"""How a subscriber is doing: counts by status, how long attempts take, the oldest thing owed.
+"""How a subscriber is doing: counts by status, how long attempts take, its oldest delivery's age.
 
-Nothing here counts deliveries when it is asked: counts are kept as they change, and a latency is
-kept as a count in its bucket. Buckets grow by a tenth, so a quantile is exact to that.
+Deliveries are counted by index, up to COUNT_MAX. Attempts of the last day are counted in buckets
+of duration that grow by a tenth, so that a quantile is exact to a tenth.
 """
 
 import math
@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from service.model.clock import DAY, HOUR, MINUTE, SECOND
-from service.store.sqlite.database import Row, Transaction
+from service.model.ids import first_id, time_of
+from service.store.database import Transaction
 
 SLOT_MS = 5 * MINUTE  # How finely "the last hour" is known.
 KEPT_MS = DAY + SLOT_MS
@@ -20,23 +21,27 @@ GROWTH = 1.1
 BUCKET_MAX = 150  # Beyond the longest attempt that a setting allows.
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 STATUSES = ("pending", "delivered", "dead", "canceled")
+COUNT_MAX = 10_000
+OLDEST_OF = 1_000  # The oldest is looked for among so many that are due first, and due last.
 
 _LOG_GROWTH = math.log(GROWTH)
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
-    """What the API says about a subscriber's deliveries and attempts."""
+    """A subscriber's deliveries and attempts.
+
+    Attributes:
+        counts: pending and dead up to COUNT_MAX; delivered and canceled over the last day.
+        success_rate: delivered of delivered and dead over the last day; None without either.
+        hour, day: quantiles of the attempts' durations in milliseconds.
+
+    """
 
     counts: dict[str, int]
+    success_rate: float | None
     hour: dict[str, float | None]
     day: dict[str, float | None]
     oldest_undelivered_seconds: float | None
-
-    @property
-    def success_rate(self) -> float | None:
-        """Delivered of delivered and dead; None while there are neither."""
-        ended = self.counts["delivered"] + self.counts["dead"]
-        return self.counts["delivered"] / ended if ended else None
 
 
 def bucket_of(duration_ms: int) -> int:
@@ -65,71 +70,95 @@ def _quantile(counts: Mapping[int, int], share: float) -> float | None:
 
 
 async def add(tx: Transaction, attempts: Iterable[Mapping[str, Any]]) -> None:
-    """Count attempts, given as rows, towards the latency of their subscribers."""
-    counted: Counter[tuple[str, int, int]] = Counter()
-    last: dict[tuple[str, int, int], int] = {}
+    """Count attempts: rows with subscriber_id, started_at, duration_ms and the status after it."""
+    counts: Counter[tuple[str, int, int, str]] = Counter()
+    last_at: dict[tuple[str, int, int, str], int] = {}
     for row in attempts:
         at = row["started_at"]
-        key = row["subscriber_id"], at - at % SLOT_MS, bucket_of(row["duration_ms"])
-        counted[key] += 1
-        last[key] = max(last.get(key, 0), at)
+        bucket = bucket_of(row["duration_ms"])
+        key = row["subscriber_id"], at - at % SLOT_MS, bucket, row["status"]
+        counts[key] += 1
+        last_at[key] = max(last_at.get(key, 0), at)
+    names = ("subscriber_id", "slot_at", "bucket", "status")
     rows = [
-        {"subscriber_id": s, "slot_at": at, "bucket": b, "count": n, "last_at": last[s, at, b]}
-        for (s, at, b), n in counted.items()
+        {**dict(zip(names, key, strict=True)), "count": count, "last_at": last_at[key]}
+        for key, count in counts.items()
     ]
     await tx.many("stats_add", rows)
 
 
-async def count(tx: Transaction, changes: Mapping[tuple[str, str], int]) -> None:
-    """Note that there are so many more, or fewer, deliveries of each (subscriber id, status).
-
-    Whoever makes, moves or deletes deliveries says so here, in the same transaction.
-    """
-    await tx.many(
-        "stats_count",
-        [
-            {"subscriber_id": subscriber_id, "status": status, "count": number}
-            for (subscriber_id, status), number in changes.items()
-            if number
-        ],
-    )
-
-
-async def forget(tx: Transaction, keys: Iterable[tuple[str, str]]) -> None:
-    """Drop the counts that have come down to nothing."""
-    rows = [{"subscriber_id": subscriber_id, "status": status} for subscriber_id, status in keys]
-    await tx.many("stats_count_gone", rows)
-
-
 async def get(tx: Transaction, subscriber_id: str) -> Stats:
-    """How the subscriber is doing."""
-    counts = dict.fromkeys(STATUSES, 0)
-    for row in await tx.all("stats_counts", subscriber_id=subscriber_id):
-        counts[row["status"]] = row["count"]
-    oldest = await tx.one("stats_oldest", subscriber_id=subscriber_id)
+    """Return how the subscriber is doing."""
+    hour = await _attempts(tx, subscriber_id, tx.now - HOUR)
+    day = await _attempts(tx, subscriber_id, tx.now - DAY)
+    pending = await tx.one("stats_count_pending", subscriber_id=subscriber_id, limit=COUNT_MAX)
+    assert pending is not None
+    ended_today: Counter[str] = Counter()
+    for (_, status), count in day.items():
+        ended_today[status] += count
     return Stats(
-        counts=counts,
-        hour=quantiles(await _latency(tx, subscriber_id, tx.now - HOUR)),
-        day=quantiles(await _latency(tx, subscriber_id, tx.now - DAY)),
-        oldest_undelivered_seconds=_age_seconds(oldest, tx.now) if oldest else None,
+        counts={
+            "pending": pending["count"],
+            "delivered": ended_today["delivered"],
+            "dead": await _count_ended(tx, subscriber_id, "dead", 0),
+            "canceled": await _count_ended(tx, subscriber_id, "canceled", tx.now - DAY),
+        },
+        success_rate=_success_rate(ended_today),
+        hour=quantiles(_by_bucket(hour)),
+        day=quantiles(_by_bucket(day)),
+        oldest_undelivered_seconds=await _oldest_seconds(tx, subscriber_id),
     )
 
 
-def _age_seconds(of: Row, now: int) -> float:
-    created_at: int = of["created_at"]
-    return max(now - created_at, 0) / SECOND
+def _success_rate(ended: Counter[str]) -> float | None:
+    total = ended["delivered"] + ended["dead"]
+    return ended["delivered"] / total if total else None
 
 
-async def _latency(tx: Transaction, subscriber_id: str, since_at: int) -> dict[int, int]:
+async def _count_ended(tx: Transaction, subscriber_id: str, status: str, since_at: int) -> int:
+    """Count deliveries that were made since a time and are dead or canceled, up to COUNT_MAX."""
+    since_id = first_id("dlv", since_at)
+    row = await tx.one(
+        "stats_count_ended",
+        subscriber_id=subscriber_id,
+        status=status,
+        since_id=since_id,
+        limit=COUNT_MAX,
+    )
+    return row["count"] if row else 0
+
+
+async def _oldest_seconds(tx: Transaction, subscriber_id: str) -> float | None:
+    row = await tx.one("stats_oldest", subscriber_id=subscriber_id, limit=OLDEST_OF)
+    if row is None or row["id"] is None:
+        return None
+    return max(tx.now - time_of(row["id"]), 0) / SECOND
+
+
+async def _attempts(
+    tx: Transaction, subscriber_id: str, since_at: int
+) -> dict[tuple[int, str], int]:
+    """Count attempts since a time by (bucket, status)."""
     since_at -= SLOT_MS  # The slot that a time falls in began before it.
-    rows = await tx.all("stats_latency", subscriber_id=subscriber_id, since_at=since_at)
-    return {row["bucket"]: row["count"] for row in rows}
+    rows = await tx.all("stats_attempts", subscriber_id=subscriber_id, since_at=since_at)
+    return {(row["bucket"], row["status"]): row["count"] for row in rows}
 
 
-async def oldest_owed(tx: Transaction) -> dict[str, float]:
-    """How old the oldest delivery owed to each subscriber is, in seconds; whatever holds it."""
-    rows = await tx.all("stats_owed")
-    return {row["subscriber_id"]: _age_seconds(row, tx.now) for row in rows}
+def _by_bucket(attempts: Mapping[tuple[int, str], int]) -> Counter[int]:
+    counts: Counter[int] = Counter()
+    for (bucket, _), count in attempts.items():
+        counts[bucket] += count
+    return counts
+
+
+async def oldest_undelivered(tx: Transaction) -> dict[str, float]:
+    """Return the age of each subscriber's oldest pending delivery in seconds."""
+    ages: dict[str, float] = {}
+    for row in await tx.all("deliveries_lanes"):
+        age = await _oldest_seconds(tx, row["subscriber_id"])
+        if age is not None:
+            ages[row["subscriber_id"]] = age
+    return ages
 
 
 async def last_attempt_at(tx: Transaction, subscriber_id: str) -> int | None:

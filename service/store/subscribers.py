@@ -6,10 +6,14 @@ import msgspec
 
 from service.model.ids import first_id
 from service.model.subscriber import Subscriber
+from service.store import pages
+from service.store.database import Row, Transaction
 from service.store.rows import noun, text
-from service.store.sqlite.database import Row, Transaction
 
 _JSON = frozenset({"event_types", "filter", "header_names", "retry_schedule_seconds"})
+
+
+LISTED = pages.Source(table="subscribers", where=["tenant = :tenant", "is_notify = 0"])
 
 
 def subscriber(row: Row) -> Subscriber:

@@ -21,7 +21,7 @@ from service.delivery.webhook.request import (
     SendError,
 )
 from service.upstream import wire
-from service.upstream.client import Client, Lost, NotTaken
+from service.upstream.client import Client, NoAnswer, NotSent
 
 UPSTREAM_BODY_BYTES = 64 * 1024
 CODES = {"connection_closed", "protocol_error", "answer_too_large"}
@@ -147,12 +147,12 @@ def _client(pieces: Sequence[bytes]) -> Client:
 
 
 def hold_response(pieces: Sequence[bytes]) -> None:
-    """An answer, or words for why there is none; a request that left is never `NotTaken`."""
+    """An answer, or words for why there is none; a request that left is never `NotSent`."""
     created, asked = loop().run_until_complete(both(pieces))
-    assert isinstance(created, wire.Taken | wire.Refused | Lost), created
-    assert isinstance(asked, wire.Report | wire.Absent | wire.Throttled | wire.Unwell)
-    if isinstance(created, Lost):
-        assert len(created.reason) <= 200
+    assert isinstance(created, wire.CreateAnswer | NoAnswer), created
+    assert isinstance(asked, wire.TaskAnswer)
+    if isinstance(created, NoAnswer):
+        assert len(created.message) <= 200
     for answer in (created, asked):
         assert len(msgspec.json.encode(answer)) <= 16 * UPSTREAM_BODY_BYTES
 
@@ -166,7 +166,7 @@ async def both(pieces: Sequence[bytes]) -> tuple[Any, Any]:
             assert all(not each.cookies.jar for each in client._clients.values()), "a cookie stayed"
         finally:
             await client.close()
-    assert not isinstance(results[0], NotTaken)
+    assert not isinstance(results[0], NotSent)
     return results[0], results[1]
 
 

@@ -1,4 +1,4 @@
-"""What strangers really send: where fuzzing starts from, by target."""
+"""Realistic inputs for each target, from which fuzzing starts."""
 
 from collections.abc import Iterator
 
@@ -48,7 +48,7 @@ JSON_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nSet-Cookie:
 
 
 def of(target: str) -> Iterator[bytes]:
-    """Inputs that a target reads to their end."""
+    """Return inputs that a target reads to their end."""
     yield from {
         "upstream": _upstream,
         "response": _response,
@@ -64,7 +64,7 @@ def of(target: str) -> Iterator[bytes]:
 
 
 def bodies() -> Iterator[bytes]:
-    """Upstream's bodies as bytes."""
+    """Return upstream's bodies as bytes."""
     return map(msgspec.json.encode, BODIES)
 
 
@@ -93,12 +93,12 @@ def _settings() -> Iterator[bytes]:
 
 
 def _signed() -> Iterator[bytes]:
-    """One good signature by each scheme."""
+    """Return one valid signature for each scheme."""
     stamp, body = str(targets.NOW // 1_000), b'{"data":{"taskId":"k1"}}'
     for number, scheme in enumerate(targets.SCHEME_SECRETS):
         headers = dict.fromkeys(("webhook-timestamp", "x-webhook-timestamp"), stamp)
-        made = targets.made_signature(scheme, {**headers, "webhook-id": "m1"}, body)
-        yield bytes([number]) + f"m1\n{stamp}\n{made}\n".encode() + body
+        signature = targets.made_signature(scheme, {**headers, "webhook-id": "m1"}, body)
+        yield bytes([number]) + f"m1\n{stamp}\n{signature}\n".encode() + body
 
 
 def _requests() -> Iterator[bytes]:

@@ -22,9 +22,10 @@ from service.model import clock
 from service.model.errors import SettingsError
 from service.settings import VARIABLES, Settings, read_settings
 from service.store.vault import Vault
-from service.telemetry import log
+from service.telemetry.redact import Redactor
 from service.upstream import results, shapes, wire
 from service.upstream.callback_url import CallbackTokens, TokenError
+from tests import logs
 from tests.fuzz import answers, world
 
 Target = Callable[[bytes], object]
@@ -51,17 +52,17 @@ def hold_upstream(status: int, headers: Mapping[str, str], body: bytes) -> None:
     created = wire.read_create(status, headers, body)
     asked = wire.read_task(status, headers, body)
     called = wire.read_callback(body)
-    assert isinstance(created, wire.Taken | wire.Refused)
-    assert isinstance(asked, wire.Report | wire.Absent | wire.Throttled | wire.Unwell)
-    told = created.report if isinstance(created, wire.Taken) else None
+    assert isinstance(created, wire.CreateAnswer)
+    assert isinstance(asked, wire.TaskAnswer)
+    told = created.report if isinstance(created, wire.Accepted) else None
     for report in (told, asked, called):
         if isinstance(report, wire.Report):
             _hold_report(report, body)
     for answer in (created, asked):
-        if isinstance(answer, wire.Refused | wire.Throttled | wire.Unwell):
+        if isinstance(answer, wire.Rejected | wire.Throttled | wire.UpstreamTrouble):
             assert len(msgspec.json.encode(answer)) < 8_000
             assert len(answer.retry_after or "") <= 100
-    if isinstance(created, wire.Refused) and created.kind != "unknown":
+    if isinstance(created, wire.Rejected) and created.resend != "unknown":
         assert 400 <= created.status < 600, "only an error says that nothing was taken"
 
 
@@ -87,7 +88,7 @@ def _hold_cut(raw: Any) -> None:
     """A text that stands in it can be cut out of it, wherever else it stands."""
     needles = [text for text in _texts(msgspec.json.encode(raw)) if _is_needle(text)]
     for needle in needles[:3]:
-        left = _texts(msgspec.json.encode(wire.redact(raw, (needle,))))
+        left = _texts(msgspec.json.encode(Redactor([needle]).json(raw)))
         assert not any(needle in text for text in left)
 
 
@@ -316,10 +317,10 @@ def hold_log(before: str, secret: str, after: str) -> None:
     """A line about anything that holds a secret holds none."""
     text = before + secret + after
     event = {"event": text, "nested": {text: [text, {"deep": text}]}, "error": ValueError(text)}
-    line = log._render(log._complete("info", event))
+    line = logs.render(event)
     msgspec.json.decode(line)
     for hush in HUSH:
-        assert hush not in secret or hush.encode() not in line
+        assert hush not in secret or hush not in line
 
 
 # The service

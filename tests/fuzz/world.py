@@ -12,10 +12,10 @@ from urllib.parse import quote
 
 import httpx
 import msgspec
+import structlog
 
 from service.api.routes import OPERATIONS
-from service.telemetry import log
-from tests import logs
+from service.telemetry.redact import redact
 from tests.contract.contract import breaches
 from tests.contract.scenes import Ids, path_of, populate
 from tests.harness import ADMIN_KEY, Harness, opened
@@ -48,9 +48,9 @@ class World:
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Do it; nothing may be logged that is called an error."""
-        with logs.kept() as lines:
+        with structlog.testing.capture_logs() as lines:
             result = self._runner.run(work)
-        worst = [line for line in lines if line["level"] == "error"]
+        worst = [line for line in lines if line["log_level"] == "error"]
         assert not worst, worst
         return result
 
@@ -185,8 +185,8 @@ def _hold_body(found: Mapping[str, Any], body: bytes) -> None:
     if not any(hint in body for hint in HINTS):
         assert shown == body
     else:
-        assert shown in (body, log.redact(body.decode("latin-1")).encode("latin-1")) or (
-            shown.decode() == log.redact(body.decode())
+        assert shown in (body, redact(body.decode("latin-1")).encode("latin-1")) or (
+            shown.decode() == redact(body.decode())
         )
 
 

@@ -60,7 +60,7 @@ async def crash(world: Harness) -> Any:
     old = world.app
     worker = old.worker
     assert worker is not None
-    worker.release()
+    worker.ownership.release()
     world.app = world.new_app()
     await world.app.start(worker=False)
     return old
@@ -71,10 +71,10 @@ async def attached(world: Harness) -> AsyncIterator[Deliverer]:
     """What is committed is handed over in memory, as in a worker that runs; no loop does."""
     worker, deliverer = world.app.worker, world.app.parts.deliverer
     assert worker is not None
-    assert worker.acquire()
+    assert worker.ownership.acquire()
     worker.attach()
     try:
         yield deliverer
         await deliverer.settle()
     finally:
-        worker.release()
+        worker.ownership.release()

@@ -340,7 +340,7 @@ async def test_a_revoked_url_is_refused_though_it_was_used_before(tmp_path: Path
     async with opened(tmp_path, callback_trust="body") as world:
         generation = await world.generate()
         assert (await world.call_back({"status": "processing"})).status_code == 200
-        await world.app.parts.context.database.write(revoke)
+        await world.app.database.write(revoke)
         for _ in range(2):
             assert (await world.call_back()).status_code == 404
         assert await status_of(world, generation["id"]) == "processing"
@@ -437,7 +437,7 @@ async def test_many_callbacks_at_once_share_commits(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         for _ in range(64):
             await world.generate()
-        database = world.app.parts.context.database
+        database = world.app.database
         commit = database._commit
 
         async def counted(writer: Any, items: Any) -> None:
@@ -458,7 +458,7 @@ async def test_many_callbacks_at_once_share_commits(tmp_path: Path) -> None:
 async def test_no_answer_leaves_before_its_commit_has_ended(tmp_path: Path, trust: str) -> None:
     async with opened(tmp_path, callback_trust=trust) as world:
         await world.generate()
-        database = world.app.parts.context.database
+        database = world.app.database
         commit, begun, allowed = database._commit, asyncio.Event(), asyncio.Event()
 
         async def held(writer: Any, items: Any) -> None:
@@ -483,7 +483,7 @@ async def test_while_storage_fails_the_answer_is_503_and_never_2xx_nor_4xx(
 ) -> None:
     async with opened(tmp_path, callback_trust=trust) as world:
         generation = await world.generate()
-        database = world.app.parts.context.database
+        database = world.app.database
         await database.apply(lambda c: c.execute("PRAGMA query_only=ON"))
         answer = await world.call_back()
         assert answer.status_code == 503

@@ -49,7 +49,6 @@ def due(number: int, attempt_count: int = 0, body: bytes = b"{}") -> Due:
         event_id="evt_1",
         event_type="ping",
         generation_id=None,
-        created_at=0,
         attempt_count=attempt_count,
         trigger="scheduled",
         ordered=False,
@@ -316,7 +315,7 @@ async def test_a_change_reaches_a_lane_that_is_reading_at_that_moment(
 ) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE)
-        database = world.app.parts.context.database
+        database = world.app.database
         old, gate = await database.read(find, subscriber["id"]), Gate()
 
         async def slow(unit: Any, *args: Any) -> Any:
@@ -360,7 +359,7 @@ async def test_a_retry_that_falls_due_while_first_attempts_are_read_is_not_forgo
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened(tmp_path) as world:
-        database, sent, reading = world.app.parts.context.database, Gate(500), Gate()
+        database, sent, reading = world.app.database, Gate(500), Gate()
         answer(world, 500, sent)
         subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0, 1, 1])
 

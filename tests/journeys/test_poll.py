@@ -8,11 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
-from service.generations.poll import Budget
+from service.generations.budget import Budget
 from service.store import generations
 from service.store.sqlite.database import Transaction
 from tests.disaster import Held, status_of, story
 from tests.harness import Harness, completed, opened
+from tests.logs import Console
 
 POLLED = "ideogram-v3-turbo"  # No callbacks; usually done after 3 s.
 HOUR = 3_600
@@ -216,18 +217,16 @@ async def test_a_404_stays_open(tmp_path: Path) -> None:
         assert await status_of(world, generation["id"]) == "succeeded"
 
 
-async def test_an_unknown_word_stays_open_and_is_logged(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_an_unknown_word_stays_open_and_is_logged(tmp_path: Path, console: Console) -> None:
+    console.configure("info")
     async with opened(tmp_path) as world:
         generation = await world.generate(POLLED)
         world.upstream.poll_replies.append(running("PONDERING"))
         await world.run(3)
         assert await status_of(world, generation["id"]) == "processing"
         assert ("poll", "processing") in await story(world, generation["id"])
-        lines = [line for line in capsys.readouterr().out.splitlines() if "unknown_word" in line]
-        assert len(lines) == 1
-        assert "PONDERING" in lines[0]
+        lines = [line for line in console.lines() if line["event"] == "upstream.unknown_word"]
+        assert [line["word"] for line in lines] == ["PONDERING"]
         world.upstream.finish("task1")
         await world.run(10)
         assert await status_of(world, generation["id"]) == "succeeded"
@@ -412,7 +411,7 @@ async def test_nothing_that_is_due_between_two_looks_is_overlooked(
 async def test_a_question_that_cannot_be_recorded_is_asked_again(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         generation = await world.generate(POLLED)
-        database = world.app.parts.context.database
+        database = world.app.database
         answer = {"code": 200, "data": completed("task1")["data"]}
 
         def fails(_request: httpx.Request) -> httpx.Response:

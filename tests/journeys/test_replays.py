@@ -401,7 +401,7 @@ async def test_canceling_reaches_what_was_read_a_moment_before(
         await replay.run_due(context, world.clock())
 
         async def slow(unit: Any, *args: Any) -> Any:
-            found = await Database.read(context.database, unit, *args)
+            found = await Database.read(world.app.database, unit, *args)
             if unit is due_rows and not gate.is_open.is_set():
                 await gate()
             return found

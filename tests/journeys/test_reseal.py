@@ -24,12 +24,8 @@ async def test_secrets_sealed_under_an_old_key_are_sealed_under_the_newest(tmp_p
         made = await world.subscribe(headers={"x-token": "of-theirs"})
         secret = await world.get("/v1/signing-secret")
         await _with_keys(world, OLD, NEW)
-        assert (
-            await reseal.run(world.app.parts.context.database, world.app.parts.context.vault) == 2
-        )
-        assert (
-            await reseal.run(world.app.parts.context.database, world.app.parts.context.vault) == 0
-        )
+        assert await reseal.run(world.app.database, world.app.parts.context.vault) == 2
+        assert await reseal.run(world.app.database, world.app.parts.context.vault) == 0
         await _with_keys(world, NEW)
         kept = await world.get(f"/v1/subscribers/{made['id']}/secret")
         assert kept["secret"] == made["secret"]
@@ -47,9 +43,9 @@ async def test_without_sealing_anew_the_old_key_cannot_go(tmp_path: Path) -> Non
         [row] = await rows(world, "SELECT id, sealed_secrets FROM subscribers")
         with pytest.raises(VaultError):
             signing_keys.unseal(world.app.parts.context.vault, row["sealed_secrets"], made["id"])
-        assert (
-            await reseal.run(world.app.parts.context.database, world.app.parts.context.vault) == 0
-        ), "what cannot be read stays"
+        assert await reseal.run(world.app.database, world.app.parts.context.vault) == 0, (
+            "what cannot be read stays"
+        )
 
 
 async def test_more_subscribers_than_a_page_are_all_sealed_anew(tmp_path: Path) -> None:
@@ -58,6 +54,5 @@ async def test_more_subscribers_than_a_page_are_all_sealed_anew(tmp_path: Path) 
             await world.subscribe(f"http://127.0.0.1:7/{number}")
         await _with_keys(world, OLD, NEW)
         assert (
-            await reseal.run(world.app.parts.context.database, world.app.parts.context.vault)
-            == reseal.PAGE + 2
+            await reseal.run(world.app.database, world.app.parts.context.vault) == reseal.PAGE + 2
         )

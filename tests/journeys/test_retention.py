@@ -181,7 +181,7 @@ async def test_one_step_takes_no_more_than_its_batch(
         for index in range(5):
             await ended(world, index)
         world.clock.advance(40 * DAY)
-        database, sweep = world.app.parts.context.database, retention.Sweep()
+        database, sweep = world.app.database, retention.Sweep()
         taken, next_at = [], 0
         while next_at <= world.clock():
             deleted, next_at = await retention.run_due(database, sweep, 30, world.clock())

@@ -61,8 +61,8 @@ def seconds(world: Harness) -> int:
 
 
 async def reasons(world: Harness) -> list[str | None]:
-    found = await world.get("/v1/callbacks", order="asc")
-    return [callback["reason"] for callback in found["data"]]
+    page = await world.get("/v1/callbacks", order="asc")
+    return [callback["reason"] for callback in page["data"]]
 
 
 @pytest.mark.parametrize("scheme", ["standard", "wavespeed"])
@@ -84,8 +84,8 @@ async def test_a_signature_over_the_task_id_alone_leaves_the_body_a_hint(tmp_pat
         assert await status_of(world, generation["id"]) == "processing"
         world.upstream.finish("task1")
         await world.run()
-        found = await world.get(f"/v1/generations/{generation['id']}")
-        assert found["output"]["files"][0]["url"] == "https://cdn.example/1.png"
+        view = await world.get(f"/v1/generations/{generation['id']}")
+        assert view["output"]["files"][0]["url"] == "https://cdn.example/1.png"
 
 
 @schemes
@@ -123,9 +123,9 @@ async def test_a_signature_that_does_not_hold_is_a_401_and_nothing_is_believed(
         assert answer.status_code == 401
         assert answer.json()["code"] == "signature_invalid"
         assert await status_of(world, generation["id"]) == "processing"
-        [said] = await reasons(world)
-        assert said is not None
-        assert said.startswith(reason)
+        [stored] = await reasons(world)
+        assert stored is not None
+        assert stored.startswith(reason)
         await world.run()
         assert world.upstream.polls == []
 

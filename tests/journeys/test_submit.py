@@ -369,7 +369,7 @@ async def test_an_answer_is_recorded_though_the_client_has_hung_up(tmp_path: Pat
         world.upstream.create_replies.append(held.reply)
         asking = asyncio.create_task(create(world))
         await held.asked.wait()
-        under_way = [*world.app.parts.context.wakes.submitting.values()]
+        under_way = [*world.app.parts.submitter.in_flight.values()]
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
         held.release()
@@ -397,7 +397,7 @@ async def test_a_process_that_stops_waits_for_upstreams_answer(tmp_path: Path) -
 
 async def test_a_full_queue_does_not_lose_what_upstream_said(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
-        database = world.app.parts.context.database
+        database = world.app.database
 
         def fill(_request: httpx.Request) -> httpx.Response:
             database._queue_max = 0

@@ -1,4 +1,4 @@
-"""A sandbox in this process, with time in the test's hand and a receiver for its callbacks."""
+"""A sandbox in this process: the test controls its sleeps and receives its callbacks."""
 
 import asyncio
 import dataclasses
@@ -22,7 +22,7 @@ PROMPT = "A lighthouse at dusk"
 
 @dataclasses.dataclass
 class Received:
-    """A callback as it came, and how its task stood at that moment."""
+    """A callback as it was received, and the status of its task at that moment."""
 
     path: str
     content: bytes
@@ -36,10 +36,14 @@ class Received:
 
 @dataclasses.dataclass
 class Bench:
-    """`naps` are the seconds it slept, until `held` is set; `answers` is what receivers say."""
+    """A running sandbox and a client for it.
 
-    naps: list[float] = dataclasses.field(default_factory=list)
-    held: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    sleeps: the seconds of each sleep. released: ends all sleeps.
+    answers: what the receiver of callbacks answers next; 204 once it is empty.
+    """
+
+    sleeps: list[float] = dataclasses.field(default_factory=list)
+    released: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     received: list[Received] = dataclasses.field(default_factory=list)
     answers: list[int | Exception] = dataclasses.field(default_factory=list)
     app: Starlette = dataclasses.field(init=False)
@@ -51,8 +55,8 @@ class Bench:
         return sandbox
 
     async def sleep(self, seconds: float) -> None:
-        self.naps.append(seconds)
-        await self.held.wait()
+        self.sleeps.append(seconds)
+        await self.released.wait()
 
     def receive(self, request: httpx.Request) -> httpx.Response:
         newest = list(self.sandbox.tasks.values())[-1]
@@ -63,24 +67,24 @@ class Bench:
         return httpx.Response(answer)
 
     async def create(
-        self, path: str = "/images/generations", *, asking: str = "", **fields: Any
+        self, path: str = "/images/generations", *, directives: str = "", **fields: Any
     ) -> httpx.Response:
-        """POST a request for imagen4, or for what `fields` say; `asking` is the sandbox's mark."""
-        prompt = f"{PROMPT} [sandbox: {asking}]" if asking else PROMPT
+        """POST a request for imagen4, with `fields` changed and `directives` in the prompt."""
+        prompt = f"{PROMPT} [sandbox: {directives}]" if directives else PROMPT
         body = {"model": "imagen4", "prompt": prompt, "callback_url": CALLBACK_URL, **fields}
-        kept = {field: value for field, value in body.items() if value is not None}
-        return await self.client.post(f"/api/v1{path}", json=kept, headers=KEY)
+        sent = {field: value for field, value in body.items() if value is not None}
+        return await self.client.post(f"/api/v1{path}", json=sent, headers=KEY)
 
     async def poll(self, task_id: str) -> httpx.Response:
         return await self.client.get(f"/api/v1/tasks/{task_id}", headers=KEY)
 
     async def settle(self) -> None:
-        """Let all sleepers go on, and wait until no work is left."""
-        self.held.set()
+        """End all sleeps, and wait until no work is left."""
+        self.released.set()
         await asyncio.gather(*[task.work for task in self.sandbox.tasks.values() if task.work])
 
-    async def made(self, **fields: Any) -> Task:
-        """The task of a create request that was taken, its work done."""
+    async def finish(self, **fields: Any) -> Task:
+        """Return the task of an accepted create request, its work done."""
         response = await self.create(**fields)
         assert response.status_code == 200, response.text
         await self.settle()
@@ -89,7 +93,7 @@ class Bench:
 
 @asynccontextmanager
 async def opened(**options: Any) -> AsyncIterator[Bench]:
-    """A bench whose sandbox has these options of `create_app`, within its lifespan."""
+    """Open a bench whose sandbox has these options of `create_app`."""
     bench = Bench()
     tokens = map("{:04}".format, itertools.count(1))
     bench.app = create_app(

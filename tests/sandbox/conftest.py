@@ -1,4 +1,4 @@
-"""The bench that the tests of the sandbox work at."""
+"""The fixture of the sandbox's tests."""
 
 from collections.abc import AsyncIterator
 

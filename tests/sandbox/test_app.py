@@ -10,21 +10,21 @@ from service.sandbox.models import MODELS
 from tests.sandbox.bench import KEY, PROMPT, Bench, opened
 
 
-async def test_the_oldest_task_goes_when_there_are_too_many() -> None:
-    async with opened(keep=3) as bench:
-        bench.held.set()
+async def test_the_oldest_task_is_dropped_when_there_are_too_many() -> None:
+    async with opened(tasks_max=3) as bench:
+        bench.released.set()
         for _ in range(5):
-            task = await bench.made()
+            task = await bench.finish()
             await bench.poll(task.id)
-        kept = ["n470003_imagen4", "n470004_imagen4", "n470005_imagen4"]
-        assert list(bench.sandbox.tasks) == kept
-        assert list(bench.sandbox.polls) == kept
+        task_ids = ["n470003_imagen4", "n470004_imagen4", "n470005_imagen4"]
+        assert list(bench.sandbox.tasks) == task_ids
+        assert list(bench.sandbox.polls) == task_ids
         assert (await bench.poll("n470002_imagen4")).status_code == 404
         assert len(bench.sandbox.creates) == len(bench.sandbox.callbacks_sent) == 3
 
 
-async def test_a_task_that_goes_takes_its_work_with_it() -> None:
-    async with opened(keep=1) as bench:
+async def test_the_work_of_a_dropped_task_is_canceled() -> None:
+    async with opened(tasks_max=1) as bench:
         await bench.create()
         (oldest,) = bench.sandbox.tasks.values()
         await bench.create()
@@ -34,17 +34,17 @@ async def test_a_task_that_goes_takes_its_work_with_it() -> None:
         assert bench.received == []
 
 
-async def test_a_synchronous_result_goes_like_any_other() -> None:
-    async with opened(keep=1) as bench:
-        first = (await bench.create(asking="sync")).json()["data"]["output"]["image_urls"][0]
-        await bench.create(asking="sync")
+async def test_a_synchronous_result_is_dropped_like_any_other() -> None:
+    async with opened(tasks_max=1) as bench:
+        first = (await bench.create(directives="sync")).json()["data"]["output"]["image_urls"][0]
+        await bench.create(directives="sync")
         assert (await bench.client.get(first)).status_code == 404
 
 
 async def test_rate_limits_that_are_never_retried_are_forgotten() -> None:
-    async with opened(keep=2) as bench:
+    async with opened(tasks_max=2) as bench:
         for seed in range(5):
-            await bench.create(asking="rate-limit", seed=seed)
+            await bench.create(directives="rate-limit", seed=seed)
         assert len(bench.sandbox.limited) == 2
 
 
@@ -74,10 +74,10 @@ async def test_the_front_page_shows_a_call_every_model_and_every_directive(bench
     assert {model.value + "*" * model.callbacks for model in MODELS.values()} <= words
 
 
-async def test_the_front_page_never_shows_the_key_it_wants() -> None:
+async def test_the_front_page_never_shows_its_key() -> None:
     async with opened(api_key="aio_private") as bench:
         text = (await bench.client.get("/")).text
-        assert "wants its own (aio_dev" in text
+        assert "accepts only its own (aio_dev" in text
         assert "aio_private" not in text
 
 
@@ -93,17 +93,17 @@ async def test_each_request_is_one_line_in_the_log(
     ]
 
 
-@pytest.mark.parametrize("options", [{"speed": 0.0}, {"keep": 0}])
-def test_a_sandbox_that_could_not_work_is_refused(options: dict[str, float]) -> None:
+@pytest.mark.parametrize("options", [{"speed": 0.0}, {"tasks_max": 0}])
+def test_options_that_are_not_above_zero_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be above zero"):
         create_app(**options)  # type: ignore[arg-type]
 
 
-async def test_by_default_it_sleeps_in_earnest_and_makes_up_its_own_ids() -> None:
+async def test_by_default_it_really_sleeps_and_makes_random_ids() -> None:
     app = create_app(speed=1e6)
     async with app.router.lifespan_context(app), opened() as bench:
         bench.app = app
         bench.client._transport.app = app  # type: ignore[attr-defined]
-        task = await bench.made(callback_url=None)
+        task = await bench.finish(callback_url=None)
         assert (task.status, task.prompt) == ("completed", PROMPT)
         assert len(task.id) == len("n47_imagen4") + 12

@@ -31,7 +31,7 @@ def changed(**fields: object) -> Scene:
     return Scene(**{**values, **fields})
 
 
-def test_the_same_wish_gives_the_same_bytes() -> None:
+def test_equal_scenes_give_equal_bytes() -> None:
     assert pictures.png(SMALL) == pictures.png(changed())
 
 
@@ -46,7 +46,7 @@ def test_another_prompt_seed_model_or_number_gives_another_picture(
 
 
 def test_the_prompt_is_written_on_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Scene, "chance", lambda _: random.Random(1))
+    monkeypatch.setattr(Scene, "rng", lambda _: random.Random(1))
     first = opened_image(pictures.png(changed(prompt="iiii iiii iiii")))
     second = opened_image(pictures.png(changed(prompt="MMMM MMMM MMMM")))
     box = ImageChops.difference(first, second).getbbox()
@@ -67,34 +67,34 @@ def test_any_prompt_fits_on_any_size(width: int, height: int, prompt: str) -> No
     assert image.size == (width, height)
 
 
-async def test_pictures_have_the_size_that_was_asked_for(bench: Bench) -> None:
-    task = await bench.made(aspect_ratio="16:9")
+async def test_pictures_have_the_requested_size(bench: Bench) -> None:
+    task = await bench.finish(aspect_ratio="16:9")
     content, media_type = await read(bench, task.file_urls[0])
     image = opened_image(content)
     assert (image.format, image.size, media_type) == ("PNG", (1280, 720), "image/png")
 
 
 async def test_each_of_several_pictures_is_another(bench: Bench) -> None:
-    task = await bench.made(num_images=3)
+    task = await bench.finish(num_images=3)
     contents = [(await read(bench, url))[0] for url in task.file_urls]
     assert len(set(contents)) == 3
 
 
-async def test_another_task_with_the_same_wish_has_the_same_picture(bench: Bench) -> None:
-    first, second = await bench.made(seed=4), await bench.made(seed=4, asking="duplicate=2")
+async def test_another_task_with_the_same_request_has_the_same_picture(bench: Bench) -> None:
+    first, second = await bench.finish(seed=4), await bench.finish(seed=4, directives="duplicate=2")
     assert first.id != second.id
     assert await read(bench, first.file_urls[0]) == await read(bench, second.file_urls[0])
 
 
 async def test_a_vector_model_gives_a_vector(bench: Bench) -> None:
-    task = await bench.made(model="recraft-v4-text-to-vector", prompt="Fish & <chips>")
+    task = await bench.finish(model="recraft-v4-text-to-vector", prompt="Fish & <chips>")
     content, media_type = await read(bench, task.file_urls[0])
     assert media_type == "image/svg+xml"
     assert "".join(ET.fromstring(content).itertext()) == "Fish & <chips>"  # noqa: S314  our own
 
 
-async def test_a_video_is_an_animation_in_the_proportions_asked_for(bench: Bench) -> None:
-    task = await bench.made(path="/videos/generations", model="kling-3", aspect_ratio="9:16")
+async def test_a_video_is_an_animation_in_the_requested_proportions(bench: Bench) -> None:
+    task = await bench.finish(path="/videos/generations", model="kling-3", aspect_ratio="9:16")
     content, media_type = await read(bench, task.file_urls[0])
     image = opened_image(content)
     assert (image.format, image.size, media_type) == ("GIF", (270, 480), "image/gif")
@@ -102,7 +102,7 @@ async def test_a_video_is_an_animation_in_the_proportions_asked_for(bench: Bench
 
 
 async def test_a_song_is_two_different_sounds_of_two_seconds(bench: Bench) -> None:
-    task = await bench.made(path="/audio/music", model=None)
+    task = await bench.finish(path="/audio/music", model=None)
     tunes = []
     for url in task.file_urls:
         content, media_type = await read(bench, url)
@@ -114,14 +114,14 @@ async def test_a_song_is_two_different_sounds_of_two_seconds(bench: Bench) -> No
     assert max(memoryview(tunes[0]).cast("h")) > 5000
 
 
-def test_a_sound_is_the_same_for_the_same_wish() -> None:
+def test_a_sound_is_the_same_for_equal_scenes() -> None:
     assert sounds.wav(SMALL) == sounds.wav(changed())
     assert sounds.wav(SMALL) != sounds.wav(changed(prompt="A boat"))
 
 
 @pytest.mark.parametrize("name", ["0.png", "2.png", "1.gif", "1.svg"])
 async def test_a_file_that_no_task_made_is_not_found(bench: Bench, name: str) -> None:
-    task = await bench.made()
+    task = await bench.finish()
     response = await bench.client.get(f"/files/{task.id}/{name}")
     assert (response.status_code, response.json()["error"]["type"]) == (404, "not_found")
 
@@ -135,16 +135,16 @@ async def test_without_pillow_a_picture_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "service.sandbox.pictures", None)
     monkeypatch.delattr("service.sandbox.pictures")
-    task = await bench.made(prompt="A picture that no other test has drawn")
+    task = await bench.finish(prompt="A picture that no other test has drawn")
     response = await bench.client.get(task.file_urls[0])
     assert response.status_code == 501
     assert "pip install 'genhook[demo]'" in response.json()["error"]["message"]
 
 
-def test_drawn_files_are_kept_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_drawn_files_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sounds, "wav", lambda _: b"quick")
     files.draw.cache_clear()
-    for number in range(files.FILES_KEPT + 5):
+    for number in range(files.FILES_CACHED + 5):
         files.draw("wav", changed(number=number))
-    assert files.draw.cache_info().currsize == files.FILES_KEPT
+    assert files.draw.cache_info().currsize == files.FILES_CACHED
     files.draw.cache_clear()

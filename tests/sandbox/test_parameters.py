@@ -14,12 +14,14 @@ def model(value: str, path: str = IMAGES) -> Model:
 
 
 def test_the_image_models_that_send_callbacks_are_those_whose_pages_say_so() -> None:
-    sending = {found.task_id.partition("{}")[2] for found in models.on(IMAGES) if found.callbacks}
+    sending = {
+        each.task_id.partition("{}")[2] for each in models.of_route(IMAGES) if each.callbacks
+    }
     assert sending == {"_flux2", "_grok", "_imagen4", "_gptimg", "_seed"}
 
 
 def test_the_image_route_has_eleven_families() -> None:
-    assert len({found.task_id for found in models.on(IMAGES)}) == 11
+    assert len({each.task_id for each in models.of_route(IMAGES)}) == 11
 
 
 @pytest.mark.parametrize(
@@ -69,10 +71,10 @@ def test_a_size_has_several_names_and_spellings(
     assert size_of(body) == size
 
 
-@pytest.mark.parametrize("asked", ["7:1", "100x100", "4096x4096", "big", 5, ["1:1"]])
-def test_a_size_that_nobody_offers_is_refused(asked: object) -> None:
+@pytest.mark.parametrize("size", ["7:1", "100x100", "4096x4096", "big", 5, ["1:1"]])
+def test_an_unknown_size_is_refused(size: object) -> None:
     with pytest.raises(ValueError, match="size must be one of 1:1, 16:9"):
-        size_of({"size": asked})
+        size_of({"size": size})
 
 
 def test_every_text_of_a_request_is_its_prompt() -> None:
@@ -85,7 +87,7 @@ def test_every_text_of_a_request_is_its_prompt() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "body", "complaint"),
+    ("value", "body", "message"),
     [
         ("imagen4", {"prompt": None}, "prompt is required"),
         ("imagen4", {"prompt": "ab"}, "prompt must have 3 to 5000 characters"),
@@ -103,10 +105,8 @@ def test_every_text_of_a_request_is_its_prompt() -> None:
         ("imagen4", {"callback_url": 5}, "callback_url must be an absolute"),
     ],
 )
-def test_a_bad_parameter_is_refused_by_name(
-    value: str, body: dict[str, Any], complaint: str
-) -> None:
-    with pytest.raises(ValueError, match=complaint):
+def test_a_bad_parameter_is_refused_by_name(value: str, body: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         check(model(value), {"prompt": "A boat", **body})
 
 
@@ -120,7 +120,7 @@ def test_a_video_has_a_length_it_may_have(duration: object) -> None:
         check(model("kling-3", VIDEOS), {"prompt": "A boat", "duration": duration})
 
 
-def test_one_model_wants_its_duration_as_a_string() -> None:
+def test_one_model_takes_its_duration_as_a_string() -> None:
     body = {"prompt": "A boat", "duration": 8}
     with pytest.raises(ValueError, match="duration must be one of 4, 8, 12"):
         check(model("seedance-1-5-pro", VIDEOS), body)
@@ -132,11 +132,11 @@ def test_a_route_that_has_one_model_needs_no_name() -> None:
 
 
 @pytest.mark.parametrize("value", ["dall-e", 5, ["imagen4"], "chirp-v5"])
-def test_a_model_of_another_route_or_of_none_is_refused(value: object) -> None:
+def test_an_unknown_model_or_one_of_another_route_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="is not one of cogview-4, flux-2"):
         models.find(IMAGES, value)
 
 
-def test_the_image_route_wants_a_model_by_name() -> None:
+def test_the_image_route_requires_a_model() -> None:
     with pytest.raises(ValueError, match="model is required"):
         models.find(IMAGES, None)

@@ -1,4 +1,4 @@
-"""The routes, their shapes, and every way to be refused."""
+"""The routes, the shapes of their answers, and every refusal."""
 
 from typing import Any
 
@@ -26,8 +26,8 @@ def refused(response: httpx.Response) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: f"{model.path} {model.value}")
-async def test_every_model_takes_a_task_and_finishes_it(bench: Bench, model: Model) -> None:
-    task = await bench.made(path=model.path, **FIELDS, model=model.value)
+async def test_every_model_accepts_a_task_and_finishes_it(bench: Bench, model: Model) -> None:
+    task = await bench.finish(path=model.path, **FIELDS, model=model.value)
     assert task.id == model.task_id.format("0001")
     data = (await bench.poll(task.id)).json()["data"]
     assert (data["status"], data["task_id"]) == ("completed", task.id)
@@ -47,7 +47,7 @@ async def test_the_create_answer_is_an_envelope(bench: Bench) -> None:
 
 
 async def test_a_status_names_its_times_files_and_credits(bench: Bench) -> None:
-    task = await bench.made(num_images=2)
+    task = await bench.finish(num_images=2)
     assert (await bench.poll(task.id)).json() == {
         "code": 200,
         "message": "success",
@@ -78,7 +78,7 @@ async def test_the_bodies_of_create_requests_are_remembered(bench: Bench) -> Non
 
 async def test_links_start_with_the_base_url_if_there_is_one() -> None:
     async with opened(base_url="https://files.example/") as bench:
-        task = await bench.made()
+        task = await bench.finish()
         assert task.file_urls == [f"https://files.example/files/{task.id}/1.png"]
 
 
@@ -98,14 +98,14 @@ async def test_a_feed_says_success_while_its_clips_are_still_text(bench: Bench) 
     assert all(clip["audio_url"].endswith(".wav") for clip in done["response_data"])
 
 
-async def test_the_feed_of_a_failed_song_says_so(bench: Bench) -> None:
-    task = await bench.made(path="/audio/music", model=None, asking="fail")
+async def test_the_feed_of_a_failed_song_has_failed(bench: Bench) -> None:
+    task = await bench.finish(path="/audio/music", model=None, directives="fail")
     url = f"/api/v1/audio/music/feed?task_id={task.id}"
     feed = (await bench.client.get(url, headers=KEY)).json()["data"]
     assert (feed["type"], feed["response_data"][0]["status"]) == ("FAILED", "error")
 
 
-async def test_a_cover_speaks_in_camel_case_and_msg(bench: Bench) -> None:
+async def test_a_cover_has_camel_case_and_msg(bench: Bench) -> None:
     path = "/audio/music/cover/generate"
     created = (await bench.create(path, model=None, taskId="gen1ksv")).json()
     task_id = "cover0001"
@@ -128,7 +128,7 @@ async def test_an_upload_cover_is_answered_without_a_status(bench: Bench) -> Non
 
 
 async def test_lyrics_are_aligned_at_once(bench: Bench) -> None:
-    task = await bench.made(path="/audio/music", model=None)
+    task = await bench.finish(path="/audio/music", model=None)
     url = "/api/v1/audio/music/timestamped-lyrics"
     answer = await bench.client.post(url, json={"task_id": task.id}, headers=KEY)
     words = answer.json()["data"]["aligned_words"]
@@ -156,7 +156,7 @@ async def test_without_a_key_nothing_is_done(
     assert bench.sandbox.creates == []
 
 
-async def test_one_exact_key_may_be_demanded() -> None:
+async def test_with_an_api_key_only_that_key_is_accepted() -> None:
     async with opened(api_key="aio_only") as bench:
         assert (await bench.create()).status_code == 401
         bench.client.headers["Authorization"] = "Bearer aio_only"
@@ -165,7 +165,7 @@ async def test_one_exact_key_may_be_demanded() -> None:
         assert response.status_code == 200
 
 
-async def test_a_key_without_funds_is_told_so(bench: Bench) -> None:
+async def test_a_key_without_funds_is_answered_with_402(bench: Bench) -> None:
     bench.sandbox.unfunded_keys.add("aio_test")
     answer = refused(await bench.create())
     assert answer == (402, "insufficient_credits", "insufficient credits")
@@ -173,21 +173,21 @@ async def test_a_key_without_funds_is_told_so(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "complaint"),
+    ("fields", "text"),
     [
         ({"prompt": None}, "prompt is required"),
         ({"model": None}, "model is required"),
         ({"model": "dall-e"}, "model 'dall-e' is not one of cogview-4"),
         ({"aspect_ratio": "7:1"}, "aspect_ratio must be one of"),
-        ({"asking": "explode"}, "known: fail, lose-callback"),
+        ({"directives": "explode"}, "known: fail, lose-callback"),
     ],
 )
-async def test_a_bad_request_is_told_what_is_wrong(
-    bench: Bench, fields: dict[str, Any], complaint: str
+async def test_the_answer_to_a_bad_request_says_what_is_wrong(
+    bench: Bench, fields: dict[str, Any], text: str
 ) -> None:
     code, kind, message = refused(await bench.create(**fields))
     assert (code, kind) == (400, "bad_request")
-    assert complaint in message
+    assert text in message
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"x"', b"\xff", b"[" * 100_000])
@@ -203,10 +203,10 @@ async def test_an_unknown_task_is_not_found(bench: Bench) -> None:
 
 
 async def test_a_rate_limit_refuses_the_first_create_and_the_first_poll(bench: Bench) -> None:
-    first = await bench.create(asking="rate-limit")
+    first = await bench.create(directives="rate-limit")
     assert (refused(first)[:2], first.headers["Retry-After"]) == ((429, "rate_limit_error"), "1")
     other_url = "http://receiver.example/callbacks/apiinone/another"
-    second = await bench.create(asking="rate-limit", callback_url=other_url)
+    second = await bench.create(directives="rate-limit", callback_url=other_url)
     task_id = second.json()["data"]["task_id"]
     polls = [await bench.poll(task_id) for _ in range(2)]
     assert [poll.status_code for poll in polls] == [429, 200]
@@ -214,19 +214,19 @@ async def test_a_rate_limit_refuses_the_first_create_and_the_first_poll(bench: B
 
 
 async def test_each_generation_with_a_rate_limit_is_refused_once(bench: Bench) -> None:
-    answers = [await bench.create(asking="rate-limit") for _ in range(4)]
+    answers = [await bench.create(directives="rate-limit") for _ in range(4)]
     assert [answer.status_code for answer in answers] == [429, 200, 429, 200]
 
 
 @pytest.mark.parametrize("code", [302, 402, 429, 503])
-async def test_any_status_code_may_be_asked_for(bench: Bench, code: int) -> None:
-    response = await bench.create(asking=f"error={code}")
+async def test_any_status_code_can_be_requested(bench: Bench, code: int) -> None:
+    response = await bench.create(directives=f"error={code}")
     assert refused(response)[0] == code
     assert bench.sandbox.tasks == {}
 
 
 async def test_an_error_may_hide_in_the_body_of_a_200(bench: Bench) -> None:
-    response = await bench.create(asking="body-error=402")
+    response = await bench.create(directives="body-error=402")
     assert (response.status_code, response.json()["code"], response.json()["data"]) == (
         200,
         402,
@@ -235,16 +235,16 @@ async def test_an_error_may_hide_in_the_body_of_a_200(bench: Bench) -> None:
     assert bench.sandbox.tasks == {}
 
 
-async def test_a_lost_answer_leaves_a_task_that_was_taken(bench: Bench) -> None:
+async def test_a_lost_answer_leaves_an_accepted_task(bench: Bench) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
-        await bench.create(asking="lose-answer")
+        await bench.create(directives="lose-answer")
     await bench.settle()
     (task,) = bench.sandbox.tasks.values()
     assert (task.status, len(bench.received)) == ("completed", 1)
 
 
 async def test_a_synchronous_answer_has_results_and_no_task(bench: Bench) -> None:
-    data = (await bench.create(asking="sync")).json()["data"]
+    data = (await bench.create(directives="sync")).json()["data"]
     assert (data["status"], data["credits"], "task_id" in data) == ("completed", 8, False)
     assert (await bench.client.get(data["output"]["image_urls"][0])).status_code == 200
     assert bench.received == []
@@ -253,27 +253,27 @@ async def test_a_synchronous_answer_has_results_and_no_task(bench: Bench) -> Non
 
 
 async def test_a_synchronous_failure_is_in_the_answer_too(bench: Bench) -> None:
-    data = (await bench.create(asking="sync, fail")).json()["data"]
+    data = (await bench.create(directives="sync, fail")).json()["data"]
     assert (data["status"], data["credits"]) == ("failed", 0)
 
 
-async def test_polls_fail_as_often_as_asked(bench: Bench) -> None:
-    task = await bench.made(asking="polls-fail=3")
+async def test_polls_fail_as_often_as_requested(bench: Bench) -> None:
+    task = await bench.finish(directives="polls-fail=3")
     polls = [await bench.poll(task.id) for _ in range(4)]
     assert [poll.status_code for poll in polls] == [500, 500, 500, 200]
     assert refused(polls[0])[1] == "server_error"
     assert bench.sandbox.polls[task.id] == 4
 
 
-async def test_an_unknown_word_is_said_twice(bench: Bench) -> None:
-    task = await bench.made(asking="unknown-word")
+async def test_two_polls_have_an_unknown_word(bench: Bench) -> None:
+    task = await bench.finish(directives="unknown-word")
     answers = [(await bench.poll(task.id)).json()["data"] for _ in range(3)]
     assert [data["status"] for data in answers] == [UNKNOWN_WORD, UNKNOWN_WORD, "completed"]
     assert "output" not in answers[0]
 
 
-async def test_polls_misbehave_one_way_after_the_other(bench: Bench) -> None:
-    await bench.create(asking="rate-limit, polls-fail=1, unknown-word")
-    task = await bench.made(asking="rate-limit, polls-fail=1, unknown-word")
+async def test_misbehaviours_of_polls_follow_one_another(bench: Bench) -> None:
+    await bench.create(directives="rate-limit, polls-fail=1, unknown-word")
+    task = await bench.finish(directives="rate-limit, polls-fail=1, unknown-word")
     polls = [await bench.poll(task.id) for _ in range(5)]
     assert [poll.status_code for poll in polls] == [429, 500, 200, 200, 200]

@@ -205,7 +205,7 @@ class World(Harness):
 
     def _arm(self) -> None:
         """Put the crash before or after a commit of the running process."""
-        writer = self.app.parts.context.database._writer
+        writer = self.app.database._writer
         assert writer is not None
         self._died = asyncio.Event()
         commit = writer.apply
@@ -234,7 +234,7 @@ class World(Harness):
 
     async def _restart_after_crash(self) -> None:
         self.crashes += 1
-        database = self.app.parts.context.database
+        database = self.app.database
         stream = database._stream
         assert stream is not None
         stream.cancel()

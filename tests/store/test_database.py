@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.model.errors import Problem, StorageBusyError, StorageError
+from service.model.errors import StorageBusyError, StorageError
 from service.store.sqlite import database as module
 from service.store.sqlite.database import Database, Transaction
 
@@ -103,7 +103,7 @@ async def test_a_group_has_a_greatest_size(
 async def test_a_unit_that_fails_takes_nobody_with_it(database: Database) -> None:
     async def half(tx: Transaction) -> None:
         await put(tx, "half")
-        raise Problem(409, "conflict", "No.")
+        raise LookupError
 
     async def broken(tx: Transaction) -> None:
         await tx.select("SELECT nonsense FROM nowhere", {})
@@ -117,7 +117,7 @@ async def test_a_unit_that_fails_takes_nobody_with_it(database: Database) -> Non
         return_exceptions=True,
     )
     assert results[0] == results[4] == 1
-    assert isinstance(results[1], Problem)
+    assert isinstance(results[1], LookupError)
     assert isinstance(results[2], StorageError)
     assert isinstance(results[3], sqlite3.IntegrityError)
     assert await database.read(names_in) == ["after", "before"]
@@ -171,7 +171,7 @@ async def test_nothing_follows_a_unit_that_was_rolled_back(database: Database) -
 
     async def fails(tx: Transaction) -> None:
         tx.after_commit(seen.append, "alone")
-        raise Problem(409, "conflict", "No.")
+        raise LookupError
 
     async def batch(tx: Transaction, names: Sequence[str]) -> list[None]:
         for name in names:

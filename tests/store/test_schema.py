@@ -40,9 +40,9 @@ def test_migrations_are_numbered_without_a_gap() -> None:
 
 async def test_a_new_file_gets_every_table_and_index(tmp_path: Path) -> None:
     async with opened(tmp_path / "a.db") as database:
-        applied = await schema.migrate(database)
+        applied = await database.migrate()
         assert applied == [path.stem for _, path in schema.migrations()]
-        await schema.check(database)
+        assert await database.schema_problem() is None
         rows = await database.apply(
             lambda c: c.execute("SELECT name FROM sqlite_schema WHERE sql IS NOT NULL").fetchall()
         )
@@ -51,28 +51,31 @@ async def test_a_new_file_gets_every_table_and_index(tmp_path: Path) -> None:
 
 async def test_to_migrate_twice_changes_nothing(tmp_path: Path) -> None:
     async with opened(tmp_path / "a.db") as database:
-        await schema.migrate(database)
-        assert await schema.migrate(database) == []
+        await database.migrate()
+        assert await database.migrate() == []
     async with opened(tmp_path / "a.db") as database:
-        assert await schema.migrate(database) == []
+        assert await database.migrate() == []
 
 
 async def test_an_older_file_is_not_used_before_it_is_migrated(tmp_path: Path) -> None:
     async with opened(tmp_path / "a.db") as database:
-        with pytest.raises(StorageError, match="run genhook migrate"):
-            await schema.check(database)
-        await schema.migrate(database)
-        await schema.check(database)
+        problem = await database.schema_problem()
+        assert problem is not None
+        assert "run genhook migrate" in problem
+        await database.migrate()
+        assert await database.schema_problem() is None
 
 
 async def test_a_file_of_a_newer_version_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
     async with opened(tmp_path / "a.db") as database:
-        await schema.migrate(database)
+        await database.migrate()
         newer = schema.latest() + 1
         await database.apply(lambda c: c.execute(f"PRAGMA user_version={newer}"))
-        for refuses in (schema.migrate, schema.check):
-            with pytest.raises(StorageError, match="newer genhook"):
-                await refuses(database)
+        with pytest.raises(StorageError, match="newer genhook"):
+            await database.migrate()
+        problem = await database.schema_problem()
+        assert problem is not None
+        assert "newer genhook" in problem
         assert await database.apply(schema.version) == newer
 
 
@@ -86,7 +89,7 @@ async def test_a_migration_that_fails_leaves_nothing_behind(
     monkeypatch.setattr(schema, "_FOLDER", folder)
     async with opened(tmp_path / "a.db") as database:
         with pytest.raises(StorageError, match="good"):
-            await schema.migrate(database)
+            await database.migrate()
         assert await database.apply(schema.version) == 1
         rows = await database.apply(
             lambda c: c.execute("SELECT name FROM sqlite_schema").fetchall()
@@ -96,7 +99,7 @@ async def test_a_migration_that_fails_leaves_nothing_behind(
 
 async def test_two_processes_may_migrate_at_once(tmp_path: Path) -> None:
     async with opened(tmp_path / "a.db") as one, opened(tmp_path / "a.db") as other:
-        applied = [await schema.migrate(one), await schema.migrate(other)]
+        applied = [await one.migrate(), await other.migrate()]
     assert applied == [[path.stem for _, path in schema.migrations()], []]
 
 

@@ -1,4 +1,4 @@
-"""Callback tokens: what is minted is read, nothing else is, and the cache never says otherwise."""
+"""Callback tokens: only minted tokens are read, and the cache never changes an answer."""
 
 import hashlib
 import itertools
@@ -11,7 +11,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from service.model import ids
-from service.upstream.callback_url import CallbackTokens, Claim, TokenError, new_nonce
+from service.model.generation import CALLBACK_GRACE_MS, Generation
+from service.upstream.callback_url import (
+    CallbackTokens,
+    Claim,
+    TokenError,
+    callback_url,
+    new_nonce,
+)
 
 OLD, NEW = "o" * 32, "n" * 32
 NOW = 1_700_000_000_000
@@ -24,7 +31,7 @@ def tokens(*secret_keys: str, upstream: str = "apiinone", cache_size: int = 10) 
 
 
 def signed(claim: str) -> str:
-    """Anything, signed as the service signs its claims, by the library alone."""
+    """Sign any text as the service signs its claims, by the library alone."""
     signer = itsdangerous.Signer(
         NEW,
         salt="genhook.callback.apiinone",
@@ -60,7 +67,7 @@ def test_a_minted_token_is_read_as_what_it_was_minted_for() -> None:
 
 @settings(deadline=None)
 @given(WORD, WORD, st.integers(1, 9))
-def test_any_claim_survives_the_journey(generation_id: str, nonce: str, days: int) -> None:
+def test_every_claim_is_read_as_it_was_minted(generation_id: str, nonce: str, days: int) -> None:
     expires_at = NOW + days * 86_400_000
     token = tokens().mint(generation_id, nonce, expires_at)
     assert tokens().read(token, NOW) == Claim(generation_id, nonce, expires_at)
@@ -100,14 +107,14 @@ def test_a_token_of_another_key_or_upstream_is_forged() -> None:
     assert reason(tokens(OLD, upstream="other"), token) == "forged"
 
 
-def test_keys_rotate_all_are_read_and_the_newest_signs() -> None:
+def test_all_keys_verify_and_the_newest_signs() -> None:
     old = tokens(OLD).mint("gen_1", "nonce", LATER)
     new = tokens(OLD, NEW).mint("gen_1", "nonce", LATER)
     assert tokens(OLD, NEW).read(old, NOW) == tokens(NEW).read(new, NOW)
     assert reason(tokens(OLD), new) == "forged"
 
 
-def test_every_single_changed_character_makes_a_token_worthless() -> None:
+def test_a_token_with_one_changed_character_is_refused() -> None:
     reader = tokens()
     token = reader.mint("gen_1", "nonce", LATER)
     for at, other in itertools.product(range(len(token)), "A.B"):
@@ -117,7 +124,7 @@ def test_every_single_changed_character_makes_a_token_worthless() -> None:
     assert not reader._claims
 
 
-def test_a_token_has_one_spelling_only() -> None:
+def test_a_token_has_only_one_spelling() -> None:
     token = tokens().mint("gen_1", "nonce", LATER)
     lenient = itsdangerous.encoding.base64_decode
     accepted = []
@@ -125,7 +132,7 @@ def test_a_token_has_one_spelling_only() -> None:
         other = token[:-1] + last
         if lenient(other[-43:]) == lenient(token[-43:]):
             accepted.append(other)
-    assert len(accepted) == 4  # The library alone would take any of these.
+    assert len(accepted) == 4  # The library alone would accept all of these.
     for other in accepted:
         if other != token:
             assert reason(tokens(), other) == "forged"
@@ -137,15 +144,15 @@ def test_a_token_has_one_spelling_only() -> None:
     "token",
     ["", ".", "a", "a.b", "é" * 60, "\ud800" * 60, "a" * 513, "a" * 469 + "." + "A" * 43, "a\x00b"],
 )
-def test_what_cannot_be_a_token_is_malformed(token: str) -> None:
+def test_text_that_cannot_be_a_token_is_malformed(token: str) -> None:
     assert reason(tokens(), token) == "malformed"
 
 
-def test_length_is_checked_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    def sign(*_: object) -> None:
+def test_length_is_checked_before_the_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    def validate(*_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("service.upstream.callback_url._sign", sign)
+    monkeypatch.setattr(itsdangerous.Signer, "validate", validate)
     reader, end = tokens(), ".n.1." + "A" * 43
     assert reason(reader, "a" * (513 - len(end)) + end) == "malformed"
     with pytest.raises(AssertionError):
@@ -153,7 +160,7 @@ def test_length_is_checked_before_any_work(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @given(WORD, WORD, st.integers(0, 9**12))
-def test_what_the_library_signs_is_read_and_what_is_minted_the_library_reads(
+def test_tokens_are_exactly_those_of_the_library(
     generation_id: str, nonce: str, seconds: int
 ) -> None:
     assume(seconds < 10**12)
@@ -173,14 +180,14 @@ def test_a_good_signature_over_another_shape_is_malformed(claim: str) -> None:
 @pytest.mark.parametrize(
     ("generation_id", "nonce"), [("", "n"), ("g", ""), ("g.1", "n"), ("g", "é")]
 )
-def test_what_could_not_be_read_back_is_not_minted(generation_id: str, nonce: str) -> None:
+def test_a_token_that_could_not_be_read_is_not_minted(generation_id: str, nonce: str) -> None:
     with pytest.raises(ValueError, match="never be read"):
         tokens().mint(generation_id, nonce, LATER)
 
 
 @settings(deadline=None)
 @given(st.text(max_size=600))
-def test_whatever_a_stranger_sends_only_a_token_error_escapes(text: str) -> None:
+def test_any_text_that_was_not_minted_raises_a_token_error_and_nothing_else(text: str) -> None:
     reader = tokens()
     genuine = reader.mint("gen_1", "nonce", LATER)
     assume(text)
@@ -194,7 +201,7 @@ def test_a_token_too_long_to_be_read_is_not_minted() -> None:
         tokens().mint("g" * 600, "nonce", LATER)
 
 
-def test_every_token_that_is_minted_can_be_read() -> None:
+def test_every_minted_token_can_be_read() -> None:
     longest = 0
     for length in range(300, 500):
         generation_id = "g" * length
@@ -207,7 +214,7 @@ def test_every_token_that_is_minted_can_be_read() -> None:
     assert longest >= 510
 
 
-def test_a_token_that_was_read_is_not_verified_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_token_is_not_verified_again(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = tokens()
     verified = count_verifications(reader, monkeypatch)
     token = reader.mint("gen_1", "nonce", LATER)
@@ -215,7 +222,7 @@ def test_a_token_that_was_read_is_not_verified_again(monkeypatch: pytest.MonkeyP
     assert verified == [token]
 
 
-def test_a_forgotten_generation_is_verified_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forgotten_token_is_verified_again(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = tokens()
     verified = count_verifications(reader, monkeypatch)
     token = reader.mint("gen_1", "nonce", LATER)
@@ -226,22 +233,22 @@ def test_a_forgotten_generation_is_verified_anew(monkeypatch: pytest.MonkeyPatch
     assert verified == [token, token]
 
 
-def test_minting_puts_nothing_into_the_cache() -> None:
+def test_minting_does_not_fill_the_cache() -> None:
     reader = tokens()
     reader.mint("gen_1", "nonce", LATER)
     assert not reader._claims
 
 
-def test_expired_and_forged_tokens_push_nothing_out_of_the_cache() -> None:
+def test_expired_and_forged_tokens_evict_nothing_from_the_cache() -> None:
     reader = tokens(cache_size=1)
-    kept = reader.mint("gen_kept", "nonce", LATER)
-    reader.read(kept, NOW)
+    cached = reader.mint("gen_cached", "nonce", LATER)
+    reader.read(cached, NOW)
     reason(reader, reader.mint("gen_old", "nonce", NOW), NOW)
     reason(reader, tokens(OLD).mint("gen_2", "nonce", LATER))
-    assert list(reader._claims) == [kept]
+    assert list(reader._claims) == [cached]
 
 
-def test_a_generation_has_one_place_in_the_cache_whatever_its_nonce() -> None:
+def test_a_generation_has_one_entry_in_the_cache_for_all_its_nonces() -> None:
     reader = tokens(cache_size=3)
     for number in range(9):
         reader.read(reader.mint("gen_1", f"nonce{number}", LATER), NOW)
@@ -250,7 +257,7 @@ def test_a_generation_has_one_place_in_the_cache_whatever_its_nonce() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=30), st.integers(1, 4))
-def test_the_cache_is_bounded_and_always_tells_the_truth(numbers: list[int], size: int) -> None:
+def test_the_cache_is_bounded_and_never_wrong(numbers: list[int], size: int) -> None:
     reader = tokens(cache_size=size)
     minted = [reader.mint(f"gen_{number}", "nonce", LATER) for number in range(10)]
     for number in numbers:
@@ -262,7 +269,7 @@ def test_the_cache_is_bounded_and_always_tells_the_truth(numbers: list[int], siz
         }
 
 
-def test_the_oldest_entry_makes_room() -> None:
+def test_the_oldest_entry_is_evicted() -> None:
     reader = tokens(cache_size=2)
     first, second, third = (reader.mint(f"gen_{n}", "nonce", LATER) for n in range(3))
     for token in (first, second, third):
@@ -279,3 +286,30 @@ def test_a_nonce_is_128_bits_and_safe_in_a_url() -> None:
 def test_tokens_without_a_key_or_a_cache_are_refused(keys: list[str], size: int) -> None:
     with pytest.raises(ValueError, match="secret key"):
         CallbackTokens(keys, "apiinone", cache_size=size)
+
+
+GENERATION = Generation(
+    id="gen_1",
+    tenant="default",
+    model="imagen4",
+    status="queued",
+    route="callback",
+    input={},
+    metadata={},
+    created_at=NOW,
+    deadline_at=LATER,
+    nonce="nonce",
+    submission="sending",
+)
+
+
+def test_a_callback_url_is_valid_until_the_grace_after_the_deadline_ends() -> None:
+    url = callback_url(tokens(), "https://hooks.example", GENERATION)
+    assert url is not None
+    base, _, token = url.rpartition("/")
+    assert base == "https://hooks.example/callbacks/apiinone"
+    assert tokens().read(token, NOW) == Claim("gen_1", "nonce", LATER + CALLBACK_GRACE_MS)
+
+
+def test_without_a_public_url_there_is_no_callback_url() -> None:
+    assert callback_url(tokens(), None, GENERATION) is None

@@ -72,13 +72,13 @@ EXAMPLES: dict[str, tuple[dict[str, Any], int]] = {
 
 
 def model(name: str) -> Model:
-    found = catalogue.load().get(name)
-    assert found is not None
-    return found
+    entry = catalogue.load().get(name)
+    assert entry is not None
+    return entry
 
 
-def problems(name: str, **given: Any) -> list[tuple[str, str]]:
-    return catalogue.problems(model(name), given)
+def problems(name: str, **input_: Any) -> list[tuple[str, str]]:
+    return catalogue.problems(model(name), input_)
 
 
 def test_the_images_endpoint_has_eleven_models_and_five_with_callbacks() -> None:
@@ -101,10 +101,10 @@ def test_a_page_id_stands_for_the_value_in_its_example(
     base: int,
     callbacks: bool,  # noqa: FBT001  a column of the table
 ) -> None:
-    found = model(page)
-    assert (found.id, found.sends, found.family) == (example, example, page)
-    assert (found.provider, found.credits, found.callbacks) == (provider, base, callbacks)
-    assert (found.path, found.status_path) == (IMAGES, "/tasks/{task_id}")
+    entry = model(page)
+    assert (entry.id, entry.sent_as, entry.family) == (example, example, page)
+    assert (entry.provider, entry.credits, entry.callbacks) == (provider, base, callbacks)
+    assert (entry.path, entry.status_path) == (IMAGES, "/tasks/{task_id}")
 
 
 def test_every_value_of_model_has_an_example_here() -> None:
@@ -150,16 +150,16 @@ def test_an_empty_input_is_refused(each: Model) -> None:
 @pytest.mark.parametrize("each", EVERY_MODEL, ids=lambda each: each.id)
 def test_a_misspelt_parameter_is_refused_where_the_page_lists_them_all(each: Model) -> None:
     example, _ = EXAMPLES[each.id]
-    found = catalogue.problems(each, example | {"aspect_ration": "1:1"})
+    errors = catalogue.problems(each, example | {"aspect_ration": "1:1"})
     if each.family in {"grok-imagine", "bg-remover", "suno"}:
-        assert found == []
+        assert errors == []
     else:
-        ((pointer, message),) = found
+        ((pointer, message),) = errors
         assert pointer == "/aspect_ration"
         assert message.startswith(f"is not a parameter of {each.id}")
 
 
-def test_a_misspelt_parameter_is_told_its_likely_name() -> None:
+def test_a_misspelt_parameter_gets_a_suggestion() -> None:
     assert problems("imagen4", prompt="ramen", sed=1) == [
         ("/sed", "is not a parameter of imagen4; did you mean seed?")
     ]
@@ -167,14 +167,14 @@ def test_a_misspelt_parameter_is_told_its_likely_name() -> None:
 
 @pytest.mark.parametrize("name", ["model", "callback_url", "callBackUrl", "webhook_url"])
 @pytest.mark.parametrize("page", ["imagen4", "suno"])
-def test_what_genhook_sets_itself_is_refused_in_input(page: str, name: str) -> None:
+def test_a_parameter_that_genhook_sets_is_refused_in_input(page: str, name: str) -> None:
     ((pointer, message),) = problems(page, prompt="some words", **{name: "x"})
     assert pointer == f"/{name}"
     assert message == catalogue.RESERVED[name]
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "pointer", "message"),
+    ("name", "input_", "pointer", "message"),
     [
         ("imagen4", {"prompt": "hi"}, "/prompt", "must have at least 3 characters"),
         ("imagen4", {"prompt": "x" * 5001}, "/prompt", "must have at most 5000 characters"),
@@ -261,9 +261,9 @@ def test_what_genhook_sets_itself_is_refused_in_input(page: str, name: str) -> N
     ],
 )
 def test_a_mistake_is_named_with_its_place(
-    name: str, given: dict[str, Any], pointer: str, message: str
+    name: str, input_: dict[str, Any], pointer: str, message: str
 ) -> None:
-    assert problems(name, **given) == [(pointer, message)]
+    assert problems(name, **input_) == [(pointer, message)]
 
 
 def test_a_pointer_escapes_what_json_pointers_must() -> None:
@@ -285,7 +285,7 @@ def test_the_number_of_problems_is_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "cost"),
+    ("name", "input_", "cost"),
     [
         ("imagen4", {"num_images": 3}, 24),
         ("imagen4-ultra", {"num_images": 2}, 24),
@@ -315,9 +315,9 @@ def test_the_number_of_problems_is_bounded() -> None:
     ],
 )
 def test_credits_follow_the_parameters_that_upstream_bills_by(
-    name: str, given: dict[str, Any], cost: int
+    name: str, input_: dict[str, Any], cost: int
 ) -> None:
-    assert catalogue.credits(model(name), given) == cost
+    assert catalogue.credits(model(name), input_) == cost
 
 
 JSON = st.recursive(
@@ -331,8 +331,8 @@ JSON = st.recursive(
 def test_no_input_makes_validation_or_pricing_raise(each: Model, data: st.DataObject) -> None:
     names = st.sampled_from([*each.parameters["properties"], "callback_url", "other"])
     strange = data.draw(st.dictionaries(names, JSON))
-    found = catalogue.problems(each, strange)
-    assert all(message for _, message in found)
+    errors = catalogue.problems(each, strange)
+    assert all(message for _, message in errors)
     assert catalogue.credits(each, strange) >= 1
 
 
@@ -346,12 +346,12 @@ def test_no_input_makes_validation_or_pricing_raise(each: Model, data: st.DataOb
         ("kling-3", "/tasks/{task_id}"),
     ],
 )
-def test_suno_is_asked_on_routes_of_its_own(name: str, status_path: str) -> None:
+def test_suno_has_its_own_status_paths(name: str, status_path: str) -> None:
     assert model(name).status_path == status_path
 
 
-def test_suno_routes_without_a_model_field_are_sent_none() -> None:
-    assert {each.id for each in EVERY_MODEL if each.sends is None} == {
+def test_some_suno_routes_have_no_model_field() -> None:
+    assert {each.id for each in EVERY_MODEL if each.sent_as is None} == {
         "suno-cover",
         "suno-extend",
         "suno-timestamped-lyrics",
@@ -359,7 +359,7 @@ def test_suno_routes_without_a_model_field_are_sent_none() -> None:
     }
 
 
-def test_an_unknown_model_is_none_and_chat_is_not_sold_here() -> None:
+def test_an_unknown_model_or_a_chat_model_is_none() -> None:
     assert catalogue.load().get("imagen-5") is None
     assert catalogue.load().get("gemini") is None
 

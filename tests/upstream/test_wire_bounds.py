@@ -1,4 +1,4 @@
-"""Whatever the bytes: no exception, no outcome out of thin air, no more than the limits."""
+"""Any bytes: reading never raises, never invents an outcome, and keeps its limits."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ NAMES = """
 KEYS = st.sampled_from(NAMES.split())
 TEXTS = st.text(max_size=6) | st.sampled_from(
     [
-        *shapes.MEANING,
+        *shapes.STATE_OF_WORD,
         "SUCCESS",
         "https://a.test/1.png",
         "https://[",
@@ -41,7 +41,7 @@ HEADERS = st.dictionaries(
     st.text(max_size=12) | st.sampled_from(["audio/mpeg", "application/json"]),
 )
 UNKNOWN_WORDS = st.text(min_size=1, max_size=12).filter(
-    lambda word: word.strip() != "" and shapes.meaning(word) is None
+    lambda word: word.strip() != "" and shapes.state_of(word) is None
 )
 
 
@@ -51,13 +51,13 @@ def deep(count: int, opening: bytes, closing: bytes) -> bytes:
 
 def read_everything(status: int, headers: dict[str, str], body: bytes) -> None:
     created = wire.read_create(status, headers, body)
-    assert isinstance(created, wire.Taken | wire.Refused)
-    asked = wire.read_task(status, headers, body)
-    assert isinstance(asked, wire.Report | wire.Absent | wire.Throttled | wire.Unwell)
-    called = wire.read_callback(body)
-    assert called is None or isinstance(called, wire.Report)
-    for answer in (created, asked, called):
-        msgspec.json.encode(answer)
+    assert isinstance(created, wire.CreateAnswer)
+    answer = wire.read_task(status, headers, body)
+    assert isinstance(answer, wire.TaskAnswer)
+    report = wire.read_callback(body)
+    assert report is None or isinstance(report, wire.Report)
+    for value in (created, answer, report):
+        msgspec.json.encode(value)
 
 
 @given(STATUSES, HEADERS, st.binary(max_size=64))
@@ -94,8 +94,8 @@ def test_a_body_over_the_limit_is_unreadable() -> None:
 @given(UNKNOWN_WORDS, BODIES)
 def test_an_unknown_word_is_never_an_outcome(word: str, rest: Any) -> None:
     noise = rest if isinstance(rest, dict) else {"data": rest}
-    told = {key: value for key, value in noise.items() if key != "data"} | {"status": word}
-    body = msgspec.json.encode({"code": 200, "data": told})
+    data = {key: value for key, value in noise.items() if key != "data"} | {"status": word}
+    body = msgspec.json.encode({"code": 200, "data": data})
     for report in (wire.read_callback(body), wire.read_task(200, {}, body)):
         assert isinstance(report, wire.Report)
         assert (report.state, report.recognised, report.files) == ("processing", False, ())

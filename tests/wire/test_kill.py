@@ -50,7 +50,7 @@ def running(folder: Path, sandbox_url: str, trust: str) -> "Iterator[tuple[Any, 
 
 def client(url: str) -> httpx.AsyncClient:
     headers = {"authorization": f"Bearer {ADMIN_KEY}"}
-    return httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=20)
+    return httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=40)
 
 
 async def create(api: httpx.AsyncClient) -> None:

@@ -1,8 +1,7 @@
 -- name: deliveries_insert
 INSERT INTO deliveries (tenant, id, subscriber_id, event_id, event_type, generation_id, trigger,
-    due_at, created_at)
-VALUES (:tenant, :id, :subscriber_id, :event_id, :event_type, :generation_id, :trigger, :due_at,
-    :created_at);
+    due_at)
+VALUES (:tenant, :id, :subscriber_id, :event_id, :event_type, :generation_id, :trigger, :due_at);
 
 -- name: delivery_by_id
 SELECT * FROM deliveries WHERE tenant = :tenant AND id = :id;
@@ -26,7 +25,7 @@ SELECT lane.subscriber_id,
 FROM lane WHERE lane.subscriber_id IS NOT NULL;
 
 -- name: deliveries_due
-SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id, d.created_at,
+SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id,
     d.attempt_count, d.trigger, e.body
 FROM deliveries d INDEXED BY deliveries_due JOIN events e ON e.id = d.event_id
 WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
@@ -36,14 +35,14 @@ ORDER BY d.due_at LIMIT :limit;
 -- name: deliveries_due_ordered
 -- As deliveries_due, but an event waits while an earlier one of its generation is pending. It is
 -- looked for among the few events of that generation, never among all that the subscriber is owed.
-SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id, d.created_at,
+SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id,
     d.attempt_count, d.trigger, e.body
 FROM deliveries d INDEXED BY deliveries_due JOIN events e ON e.id = d.event_id
 WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
     AND (d.attempt_count > 0) = :retries AND d.due_at <= :now
-    AND NOT EXISTS (SELECT 1 FROM events pe INDEXED BY events_generation
-        CROSS JOIN deliveries pd INDEXED BY deliveries_event ON pd.event_id = pe.id
-        WHERE pe.generation_id = d.generation_id AND pd.subscriber_id = d.subscriber_id
+    AND NOT EXISTS (SELECT 1 FROM generations g CROSS JOIN json_each(g.event_ids) pe
+        CROSS JOIN deliveries pd INDEXED BY deliveries_event ON pd.event_id = pe.value
+        WHERE g.id = d.generation_id AND pd.subscriber_id = d.subscriber_id
             AND pd.status = 'pending' AND pd.id < d.id)
 ORDER BY d.due_at LIMIT :limit;
 
@@ -51,18 +50,18 @@ ORDER BY d.due_at LIMIT :limit;
 -- Later events of a generation wait for the retry of an earlier one.
 UPDATE deliveries SET due_at = max(due_at, :due_at)
 WHERE tenant = :tenant AND status = 'pending' AND id IN (
-    SELECT d.id FROM events e INDEXED BY events_generation
-    CROSS JOIN deliveries d INDEXED BY deliveries_event ON d.event_id = e.id
-    WHERE e.generation_id = :generation_id AND d.subscriber_id = :subscriber_id
+    SELECT d.id FROM generations g CROSS JOIN json_each(g.event_ids) e
+    CROSS JOIN deliveries d INDEXED BY deliveries_event ON d.event_id = e.value
+    WHERE g.id = :generation_id AND d.subscriber_id = :subscriber_id
         AND d.status = 'pending' AND d.id > :delivery_id);
 
 -- name: delivery_unhold
 -- The next event of the generation may go: the one before it has ended.
 UPDATE deliveries SET due_at = min(due_at, :now)
 WHERE tenant = :tenant AND status = 'pending' AND id = (
-    SELECT min(d.id) FROM events e INDEXED BY events_generation
-    CROSS JOIN deliveries d INDEXED BY deliveries_event ON d.event_id = e.id
-    WHERE e.generation_id = :generation_id AND d.subscriber_id = :subscriber_id
+    SELECT min(d.id) FROM generations g CROSS JOIN json_each(g.event_ids) e
+    CROSS JOIN deliveries d INDEXED BY deliveries_event ON d.event_id = e.value
+    WHERE g.id = :generation_id AND d.subscriber_id = :subscriber_id
         AND d.status = 'pending');
 
 -- name: delivery_next_due
@@ -71,10 +70,12 @@ WHERE status = 'pending' AND subscriber_id = :subscriber_id
     AND (attempt_count > 0) = :retries AND due_at > :now;
 
 -- name: delivery_record
+-- Only over the attempt before it: what a process that lost its right to work records changes nothing.
 UPDATE deliveries SET status = :status, attempt_count = :number, due_at = :due_at,
     delivered_at = :delivered_at, last_error = :last_error,
     trigger = CASE trigger WHEN 'manual' THEN 'scheduled' ELSE trigger END
-WHERE tenant = :tenant AND id = :delivery_id AND status = 'pending';
+WHERE tenant = :tenant AND id = :delivery_id AND status = 'pending'
+    AND attempt_count = :number - 1;
 
 -- name: delivery_retry
 UPDATE deliveries SET status = 'pending', due_at = :now, trigger = 'manual'
@@ -91,10 +92,10 @@ ON CONFLICT (delivery_id, number) DO NOTHING;
 SELECT * FROM attempts WHERE delivery_id = :delivery_id ORDER BY number LIMIT 100;
 
 -- name: attempts_of_generation
-SELECT a.*, d.subscriber_id, d.event_id FROM events e
-JOIN deliveries d ON d.event_id = e.id
-JOIN attempts a ON a.delivery_id = d.id
-WHERE e.generation_id = :generation_id
+SELECT a.*, d.subscriber_id, d.event_id FROM generations g
+CROSS JOIN json_each(g.event_ids) e CROSS JOIN deliveries d ON d.event_id = e.value
+CROSS JOIN attempts a ON a.delivery_id = d.id
+WHERE g.id = :generation_id
 ORDER BY a.started_at LIMIT 1000;
 
 -- name: delivery_tenant
@@ -104,8 +105,8 @@ WHERE subscriber_id = :subscriber_id LIMIT 1;
 
 -- name: deliveries_cancel
 UPDATE deliveries SET status = 'canceled', due_at = NULL
-WHERE (tenant, id) IN (SELECT d.tenant, d.id FROM deliveries d INDEXED BY deliveries_subscriber
-    WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id ORDER BY d.id LIMIT :limit);
+WHERE (tenant, id) IN (SELECT d.tenant, d.id FROM deliveries d INDEXED BY deliveries_due
+    WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id LIMIT :limit);
 
 -- name: deliveries_past
 -- The next of a tenant's deliveries from before a time, whatever their status.

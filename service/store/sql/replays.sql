@@ -32,8 +32,8 @@ SELECT max(seq) AS seq FROM events;
 
 -- name: replay_window
 -- The end of the next few events of the tenant, and the earliest time among them.
-SELECT max(seq) AS last_seq, min(created_at) AS since_at FROM (
-    SELECT seq, created_at FROM events
+SELECT max(seq) AS last_seq, min(id) AS first_id FROM (
+    SELECT seq, id FROM events
     WHERE tenant = :tenant AND seq > :cursor AND seq <= :last_seq ORDER BY seq LIMIT :limit);
 
 -- name: replay_matches
@@ -41,7 +41,7 @@ SELECT max(seq) AS last_seq, min(created_at) AS since_at FROM (
 -- delivery that was canceled says nothing.
 SELECT e.seq FROM events e
 WHERE e.tenant = :tenant AND e.seq > :cursor AND e.seq <= :last_seq
-    AND e.created_at >= :since_at AND e.created_at < :until_at
+    AND e.id >= :since_id AND e.id < :until_id
     AND e.type IN (SELECT value FROM json_each(:event_types))
     AND CASE (SELECT d.status FROM deliveries d INDEXED BY deliveries_event
             WHERE d.event_id = e.id AND d.subscriber_id = :subscriber_id
@@ -67,9 +67,9 @@ SELECT count(*) AS count FROM (SELECT 1 FROM deliveries INDEXED BY deliveries_re
 
 -- name: replay_deliveries_insert
 INSERT INTO deliveries (tenant, id, subscriber_id, event_id, event_type, generation_id, replay_id,
-    trigger, due_at, created_at)
+    trigger, due_at)
 VALUES (:tenant, :id, :subscriber_id, :event_id, :event_type, :generation_id, :replay_id,
-    'replay', :due_at, :created_at);
+    'replay', :due_at);
 
 -- name: replay_deliveries_cancel
 UPDATE deliveries SET status = 'canceled', due_at = NULL

@@ -4,40 +4,44 @@ import sqlite3
 from pathlib import Path
 
 from service.model.errors import StorageError
-from service.store.sqlite.database import Database
 
 _FOLDER = Path(__file__).parent / "migrations"
 
 
 def migrations() -> list[tuple[int, Path]]:
-    """Every migration that this version knows, in order."""
+    """Return every migration that this version knows, in order."""
     return sorted((int(path.name[:4]), path) for path in _FOLDER.glob("*.sql"))
 
 
 def latest() -> int:
-    """The schema version that this code needs."""
+    """Return the schema version that this code needs."""
     return migrations()[-1][0]
 
 
 def version(connection: sqlite3.Connection) -> int:
-    """The schema version of the file; 0 where it is new."""
+    """Return the schema version of the file; 0 if it is new."""
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
-def _check(connection: sqlite3.Connection) -> None:
-    found = version(connection)
-    if found > latest():
-        raise StorageError(
-            f"the database has schema {found}, made by a newer genhook; this one knows {latest()}"
+def problem(connection: sqlite3.Connection) -> str | None:
+    """Return why the schema is not the one that this code needs, None if it is."""
+    current, needed = version(connection), latest()
+    if current > needed:
+        return (
+            f"the database has schema {current}, made by a newer genhook; this one knows {needed}"
         )
-    if found < latest():
-        raise StorageError(
-            f"the database has schema {found}, this genhook needs {latest()}: run genhook migrate"
+    if current < needed:
+        return (
+            f"the database has schema {current}, this genhook needs {needed}: run genhook migrate"
         )
+    return None
 
 
-def _migrate(connection: sqlite3.Connection) -> list[str]:
-    """Apply what is missing, each migration in a transaction of its own."""
+def migrate(connection: sqlite3.Connection) -> list[str]:
+    """Apply the missing migrations, each in its own transaction; return their names.
+
+    StorageError if a newer version made the database.
+    """
     applied: list[str] = []
     for number, path in migrations():
         connection.execute("BEGIN IMMEDIATE")
@@ -52,35 +56,18 @@ def _migrate(connection: sqlite3.Connection) -> list[str]:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-    _check(connection)
+    message = problem(connection)
+    if message:
+        raise StorageError(message)
     return applied
 
 
 def _statements(script: str) -> list[str]:
-    """The script's statements one by one: executescript would commit behind our back."""
-    found, current = [], ""
+    """Split the script, since sqlite3's executescript would commit the transaction."""
+    statements, current = [], ""
     for line in script.splitlines(keepends=True):
         current += line
         if sqlite3.complete_statement(current):
-            found.append(current)
+            statements.append(current)
             current = ""
-    return found
-
-
-async def migrate(database: Database) -> list[str]:
-    """Bring the database to the latest schema; the names of what was applied.
-
-    StorageError if it was made by a newer version or is no database at all.
-    """
-    try:
-        return await database.apply(_migrate)
-    except sqlite3.Error as error:
-        raise StorageError(f"cannot migrate {database.path}: {error}") from error
-
-
-async def check(database: Database) -> None:
-    """StorageError unless the schema is the one that this code needs."""
-    try:
-        await database.apply(_check)
-    except sqlite3.Error as error:
-        raise StorageError(f"cannot read {database.path}: {error}") from error
+    return statements

@@ -1,5 +1,7 @@
--- Times are integers of milliseconds since the epoch. JSON is text.
+-- Times are integers of milliseconds since the epoch. JSON is text. Ids sort by time, and the time
+-- in the id of a generation, callback, event or delivery is when it was made.
 -- Columns named sealed_* are encrypted under a key derived from GENHOOK_SECRET_KEYS.
+-- Every index is written with its row: docs/performance.md says what each act may write.
 
 CREATE TABLE tenants (
     id TEXT PRIMARY KEY,
@@ -41,7 +43,6 @@ CREATE TABLE generations (
     notify_subscriber_id TEXT,
     task_id TEXT,
     credits INTEGER,
-    created_at INTEGER NOT NULL,
     submitted_at INTEGER,
     completed_at INTEGER,
     deadline_at INTEGER NOT NULL,
@@ -53,20 +54,20 @@ CREATE TABLE generations (
     poll_count INTEGER NOT NULL DEFAULT 0,
     trouble_count INTEGER NOT NULL DEFAULT 0,
     late_poll_count INTEGER NOT NULL DEFAULT 0,
-    last_poll_at INTEGER
+    last_poll_at INTEGER,
+    -- The ids of its events in order, as JSON: they are few, and an index would cost every event.
+    event_ids TEXT NOT NULL DEFAULT '[]'
 ) WITHOUT ROWID;
 CREATE INDEX generations_tenant ON generations (tenant, id);
-CREATE INDEX generations_status ON generations (tenant, status, id);
-CREATE INDEX generations_model ON generations (tenant, model, status, id);
--- Lists bound their times by ids, which sort by time. An id that was drawn more than a minute from
--- created_at, as when a request is repeated after a crash, is looked for here.
-CREATE INDEX generations_odd ON generations (tenant, id)
-    WHERE substr(id, 5, 12) NOT BETWEEN printf('%012x', created_at - 60000)
-        AND printf('%012x', created_at + 60000);
+-- Most succeed, and open ones are among the newest: both are found by generations_tenant.
+CREATE INDEX generations_failed ON generations (tenant, status, id)
+    WHERE status IN ('failed', 'timed_out');
+CREATE INDEX generations_model ON generations (tenant, model, id);
 CREATE INDEX generations_poll ON generations (next_poll_at) WHERE next_poll_at IS NOT NULL;
 CREATE INDEX generations_submit ON generations (submit_at) WHERE submit_at IS NOT NULL;
+-- A planned poll is never after the deadline, so only those without one need a place here.
 CREATE INDEX generations_deadline ON generations (deadline_at)
-    WHERE status IN ('queued', 'processing');
+    WHERE status IN ('queued', 'processing') AND next_poll_at IS NULL;
 CREATE INDEX generations_task ON generations (task_id) WHERE task_id IS NOT NULL;
 CREATE INDEX generations_notify ON generations (notify_subscriber_id)
     WHERE notify_subscriber_id IS NOT NULL;
@@ -95,55 +96,54 @@ CREATE TABLE generation_metadata (
     PRIMARY KEY (tenant, name, value, generation_id)
 ) WITHOUT ROWID;
 
--- Every exchange with upstream about a generation: submissions and polls.
+-- Every question to upstream about a generation, submissions and polls, with the answer in short.
 CREATE TABLE exchanges (
     generation_id TEXT NOT NULL,
-    at INTEGER NOT NULL,
     kind TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    at INTEGER NOT NULL,
     duration_ms INTEGER NOT NULL,
     status_code INTEGER,
     outcome TEXT NOT NULL,
-    detail TEXT
-);
-CREATE INDEX exchanges_generation ON exchanges (generation_id);
+    detail TEXT,
+    PRIMARY KEY (generation_id, kind, number)
+) WITHOUT ROWID;
 
 -- tenant is '' until a token names one.
 CREATE TABLE callbacks (
     tenant TEXT NOT NULL,
     id TEXT NOT NULL,
-    generation_id TEXT,
+    generation_id TEXT NOT NULL,
     upstream TEXT NOT NULL,
-    received_at INTEGER NOT NULL,
     verdict TEXT NOT NULL,
     reason TEXT,
     trust TEXT,
     body_digest TEXT NOT NULL,
     PRIMARY KEY (tenant, id)
 ) WITHOUT ROWID;
-CREATE INDEX callbacks_generation ON callbacks (generation_id, body_digest)
-    WHERE generation_id IS NOT NULL;
 CREATE INDEX callbacks_rejected ON callbacks (id) WHERE verdict = 'rejected';
--- Most are accepted, and cost nothing here.
-CREATE INDEX callbacks_verdict ON callbacks (tenant, verdict, id) WHERE verdict <> 'accepted';
 
+-- By generation, so that this one tree also finds a generation's callbacks and a repeated body.
 CREATE TABLE callback_bodies (
-    callback_id TEXT PRIMARY KEY,
+    generation_id TEXT NOT NULL,
+    body_digest TEXT NOT NULL,
+    callback_id TEXT NOT NULL,
     headers BLOB NOT NULL,
-    body BLOB NOT NULL
-);
+    body BLOB NOT NULL,
+    PRIMARY KEY (generation_id, body_digest, callback_id)
+) WITHOUT ROWID;
 
+-- seq is the order of commits. Once the newest events are deleted, their seqs are used again: cursors
+-- are ids, and look for the newest event before a deleted one.
 CREATE TABLE events (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    seq INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
     tenant TEXT NOT NULL,
     type TEXT NOT NULL,
     generation_id TEXT,
-    created_at INTEGER NOT NULL,
     body BLOB NOT NULL
 );
-CREATE INDEX events_tenant ON events (tenant, seq);
-CREATE INDEX events_type ON events (tenant, type, seq);
-CREATE INDEX events_generation ON events (generation_id) WHERE generation_id IS NOT NULL;
+CREATE INDEX events_tenant ON events (tenant, seq, type);
 
 CREATE TABLE subscribers (
     id TEXT PRIMARY KEY,
@@ -185,7 +185,6 @@ CREATE TABLE deliveries (
     trigger TEXT NOT NULL DEFAULT 'scheduled',
     attempt_count INTEGER NOT NULL DEFAULT 0,
     due_at INTEGER,
-    created_at INTEGER NOT NULL,
     delivered_at INTEGER,
     last_error TEXT,
     PRIMARY KEY (tenant, id)
@@ -194,30 +193,25 @@ CREATE TABLE deliveries (
 CREATE INDEX deliveries_due ON deliveries (subscriber_id, (attempt_count > 0), due_at)
     WHERE status = 'pending';
 CREATE INDEX deliveries_event ON deliveries (event_id);
--- What is owed too, the oldest first, whatever holds it back.
-CREATE INDEX deliveries_subscriber ON deliveries (subscriber_id, status, id);
--- Most are delivered, and are looked for among all.
-CREATE INDEX deliveries_status ON deliveries (tenant, status, id) WHERE status <> 'delivered';
+CREATE INDEX deliveries_subscriber ON deliveries (subscriber_id, id);
+-- The dead letters of a tenant and of a subscriber.
+CREATE INDEX deliveries_ended ON deliveries (tenant, status, id)
+    WHERE status IN ('dead', 'canceled');
+CREATE INDEX deliveries_ended_of ON deliveries (subscriber_id, status, id)
+    WHERE status IN ('dead', 'canceled');
 CREATE INDEX deliveries_replay ON deliveries (replay_id, (attempt_count > 0))
     WHERE status = 'pending' AND replay_id IS NOT NULL;
 
--- How many deliveries each subscriber has by status. Not by triggers: with one on deliveries, every
--- write to it costs half as much again.
-CREATE TABLE delivery_counts (
-    subscriber_id TEXT NOT NULL,
-    status TEXT NOT NULL,
-    count INTEGER NOT NULL,
-    PRIMARY KEY (subscriber_id, status)
-) WITHOUT ROWID;
-
--- How long attempts took: counts by subscriber, five minutes and bucket (see store/stats.py).
+-- How long attempts took and how they ended: counts by subscriber, five minutes, bucket and the
+-- delivery's status after it (see store/stats.py).
 CREATE TABLE attempt_latency (
     subscriber_id TEXT NOT NULL,
     slot_at INTEGER NOT NULL,
     bucket INTEGER NOT NULL,
+    status TEXT NOT NULL,
     count INTEGER NOT NULL,
     last_at INTEGER NOT NULL,
-    PRIMARY KEY (subscriber_id, slot_at, bucket)
+    PRIMARY KEY (subscriber_id, slot_at, bucket, status)
 ) WITHOUT ROWID;
 CREATE INDEX attempt_latency_slot ON attempt_latency (slot_at);
 

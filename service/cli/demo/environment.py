@@ -1,4 +1,4 @@
-"""The stage of the demo: upstream, service and subscriber behind real sockets on loopback."""
+"""Starts upstream, service and subscriber for the demo, on loopback sockets."""
 
 import contextlib
 import ipaddress
@@ -12,42 +12,41 @@ import httpx
 
 from service.app import App
 from service.cli import server
-from service.cli.demo import audience
-from service.cli.demo.audience import Audience
-from service.cli.serve import running_sandbox
+from service.cli.demo import subscriber
+from service.cli.demo.subscriber import Subscriber
 from service.settings import Settings
 
 UPSTREAM_KEY = "aio_demo"
-SAFETY_POLL_SECONDS = 3.0  # Above the two seconds that the sandbox works for a callback.
+SAFETY_POLL_SECONDS = 4.0  # Above the sandbox's 2 s, even less 20 % and on a busy machine.
 TIMEOUT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """A running service, its client, and who listens to it."""
+class Environment:
+    """A client for the running service, and the subscriber that it delivers to."""
 
     client: httpx.AsyncClient
-    audience: Audience
+    subscriber: Subscriber
 
-    async def ask(self, method: str, path: str, **options: Any) -> Any:
-        """Call the service's API; the decoded answer, httpx.HTTPError if it is a refusal."""
+    async def call(self, method: str, path: str, **options: Any) -> Any:
+        """Call the service's API and return the decoded answer; httpx.HTTPError for an error."""
         answer = await self.client.request(method, path, **options)
         if not answer.is_success:
-            said = f"{method} {path} was answered {answer.status_code}: {answer.text[:200]}"
-            raise httpx.HTTPError(said)
+            message = f"{method} {path} was answered {answer.status_code}: {answer.text[:200]}"
+            raise httpx.HTTPError(message)
         return answer.json()
 
 
 @contextlib.asynccontextmanager
-async def built(folder: Path) -> AsyncIterator[Stage]:
-    """Everything started, with its database in `folder` and the audience subscribed."""
-    listener = Audience()
+async def started(folder: Path) -> AsyncIterator[Environment]:
+    """Start everything, with the database in `folder`, and create the subscriber."""
+    receiver = Subscriber()
     async with contextlib.AsyncExitStack() as stack:
         upstream_url = await stack.enter_async_context(
-            running_sandbox(server.bind("127.0.0.1", 0), UPSTREAM_KEY)
+            server.running_sandbox(server.bind("127.0.0.1", 0), UPSTREAM_KEY)
         )
-        listener_url = await stack.enter_async_context(
-            server.running(audience.app(listener), server.bind("127.0.0.1", 0))
+        receiver_url = await stack.enter_async_context(
+            server.running(subscriber.app(receiver), server.bind("127.0.0.1", 0))
         )
         sock = server.bind("127.0.0.1", 0)
         settings = _settings(folder, server.url_of(sock), upstream_url)
@@ -60,10 +59,10 @@ async def built(folder: Path) -> AsyncIterator[Stage]:
                 trust_env=False,
             )
         )
-        stage = Stage(client, listener)
-        target = {"url": listener_url + audience.PATH}
-        listener.secret = (await stage.ask("POST", "/v1/subscribers", json=target))["secret"]
-        yield stage
+        environment = Environment(client, receiver)
+        new = {"url": receiver_url + subscriber.PATH}
+        receiver.secret = (await environment.call("POST", "/v1/subscribers", json=new))["secret"]
+        yield environment
 
 
 def _settings(folder: Path, url: str, upstream_url: str) -> Settings:
