@@ -1,4 +1,4 @@
-"""Reads what transactions cost a database off SQLite's statement trace and write-ahead log."""
+"""Reads the cost of transactions from SQLite's statement trace and write-ahead log."""
 
 import asyncio
 import re
@@ -15,12 +15,12 @@ from service.store.sqlite.database import Database
 LOG_SECONDS = 10.0
 PAGE_BYTES = 4_096
 WAL_HEADER_BYTES, FRAME_BYTES = 32, 24 + PAGE_BYTES
-Trace = list[tuple[str, int]]  # Each statement, and how many bytes the log had when it began.
+Trace = list[tuple[str, int]]  # A statement, and the size of the log when it started.
 CONTROL = re.compile(r"BEGIN|COMMIT|ROLLBACK|SAVEPOINT|RELEASE")
 
 
 class Transaction(msgspec.Struct, frozen=True):
-    """The statements of one transaction, its pages of the log, and the trees that they are of."""
+    """A transaction: its statements, the pages that it wrote to the log, and their trees."""
 
     statements: list[str]
     pages: list[int]
@@ -28,7 +28,7 @@ class Transaction(msgspec.Struct, frozen=True):
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """What some units cost together; `control` counts the BEGIN, COMMIT and savepoints of them."""
+    """The cost of some units; of the statements, `control` are BEGIN, COMMIT and savepoints."""
 
     units: int
     statements: int
@@ -39,7 +39,7 @@ class Cost(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, transactions: Sequence[Transaction], units: int) -> "Cost":
-        """What these transactions cost together, where they stored so many units."""
+        """Add up transactions that stored so many units."""
         statements = [statement for one in transactions for statement in one.statements]
         pages = sum(len(one.pages) for one in transactions)
         return cls(
@@ -51,25 +51,25 @@ class Cost(msgspec.Struct, frozen=True):
             trees=frozenset[str]().union(*(one.trees for one in transactions)),
         )
 
-    def each(self) -> dict[str, float]:
-        """What one unit cost."""
+    def per_unit(self) -> dict[str, float]:
+        """Return the cost of one unit by the name of the figure."""
         names = ("statements", "control", "pages", "bytes")
         return {name: getattr(self, name) / self.units for name in names}
 
 
 class Meter:
-    """Watches the writer of one database."""
+    """Reads the transactions of a database's writer."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._log = Path(f"{database.path}-wal")
 
     async def transactions(self, units: Awaitable[Any]) -> list[Transaction]:
-        """Every transaction of the writer while `units` run, in order."""
+        """Run `units`; return the writer's transactions meanwhile, in order."""
         trace: Trace = []
         async with asyncio.timeout(LOG_SECONDS):
             while not await self._database.apply(_start_trace, self._log, trace):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)  # The service's own checkpoint ends by itself.
+                await asyncio.sleep(0.01)  # A checkpoint of the service is running.
         with _growing_log(self._database.path):
             await units
             await self._database.apply(_stop_trace)
@@ -85,7 +85,7 @@ class Meter:
 
 
 def _start_trace(connection: sqlite3.Connection, wal: Path, trace: Trace) -> bool:
-    """Empty the log, then note every statement; False while another checkpoint runs."""
+    """Empty the log and start the trace; return False while another checkpoint runs."""
     busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     if not busy:
         connection.set_trace_callback(lambda sql: trace.append((sql, wal.stat().st_size)))
@@ -98,7 +98,7 @@ def _stop_trace(connection: sqlite3.Connection) -> None:
 
 @contextmanager
 def _growing_log(path: str) -> Iterator[None]:
-    """Hold a snapshot: then no checkpoint can have the writer start the log again."""
+    """Hold a snapshot, so that no checkpoint lets the writer restart the log."""
     with closing(sqlite3.connect(path, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM sqlite_schema").fetchone()
@@ -106,9 +106,9 @@ def _growing_log(path: str) -> Iterator[None]:
 
 
 def transactions_in(trace: Trace, wal: bytes) -> Iterator[Transaction]:
-    """Every transaction of a trace, with what the log grew by until the next one began.
+    """Yield every transaction of a trace, with the pages that were logged until the next one.
 
-    SQLite traces the statements of triggers as comments; they are part of what started them.
+    SQLite traces statements of triggers as comments; they do not count.
     """
     statements: list[str] = []
     from_byte, is_open = 0, False
@@ -123,12 +123,12 @@ def transactions_in(trace: Trace, wal: bytes) -> Iterator[Transaction]:
 
 
 def pages_in(wal: bytes, from_byte: int, to_byte: int) -> list[int]:
-    """The page of each frame in a part of a log (https://sqlite.org/fileformat2.html, 4.1)."""
+    """Return the page of each frame in a part of a log (sqlite.org/fileformat2.html, 4.1)."""
     starts = range(max(from_byte, WAL_HEADER_BYTES), to_byte, FRAME_BYTES)
     return [int.from_bytes(wal[at : at + 4], "big") for at in starts]
 
 
 def _trees_by_page(connection: sqlite3.Connection) -> dict[int, str]:
-    """The table or index that each page belongs to."""
+    """Return the table or index that each page belongs to."""
     rows = connection.execute("SELECT pageno, name FROM dbstat WHERE name <> 'sqlite_schema'")
     return {row[0]: row[1] for row in rows}
