@@ -29,6 +29,15 @@ if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_BYTES_MIN:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))  # noqa: TID251  pytest reads it
 
 
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """After a failure, print the seed of the order: `-q` hides it at the start."""
+    if terminalreporter.stats.keys() & {"failed", "error"}:
+        seed = config.getoption("randomly_seed", "none")
+        terminalreporter.write_line(f"To repeat this order: --randomly-seed={seed}")
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
