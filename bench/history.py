@@ -22,7 +22,7 @@ from service.store import callbacks as stored_callbacks
 from service.store import deliveries, events, generations, keys, subscribers
 from service.store.callbacks import Arrival
 from service.store.deliveries import AttemptRecord
-from service.store.sqlite.database import Transaction
+from service.store.sqlite.group import Transaction
 from service.store.stats import SLOT_MS
 
 ROWS = 1_000_000

@@ -17,7 +17,8 @@ from service.model.ids import new_id
 from service.model.subscriber import Subscriber
 from service.store import subscribers
 from service.store.rows import json_text
-from service.store.sqlite.database import Database, Transaction
+from service.store.sqlite.database import Database
+from service.store.sqlite.group import Transaction
 from service.store.vault import Vault
 from service.upstream.callback_url import CallbackTokens, new_nonce
 

@@ -77,9 +77,9 @@ class WatchedConnection:
 
 def wrap_commits(point: KillPoint) -> None:
     """Wrap the service's commits, so that the process can die before or after each of them."""
-    from service.store.sqlite import database, schema  # noqa: PLC0415  once the clock is wrapped
+    from service.store.sqlite import group, schema  # noqa: PLC0415  once the clock is wrapped
 
-    real_commit: Callable[..., Any] = database._commit_group  # noqa: SLF001  it is attacked
+    real_commit: Callable[..., Any] = group.commit_group
     real_migrate: Callable[..., Any] = schema.migrate
 
     def commit_group(connection: sqlite3.Connection, items: Sequence[Any], now: int) -> Any:
@@ -94,7 +94,7 @@ def wrap_commits(point: KillPoint) -> None:
     def migrate(connection: sqlite3.Connection) -> Any:
         return real_migrate(WatchedConnection(connection, point))
 
-    database._commit_group = commit_group  # noqa: SLF001  it is attacked
+    group.commit_group = commit_group
     schema.migrate = migrate
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 import httpx
 
 from service.app import App
-from service.store.sqlite.database import Transaction
+from service.store.sqlite.group import Transaction
 from tests.harness import Harness, Reply
 
 

@@ -16,8 +16,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-FUNCTION_LINES = 60
-MODULE_LINES = 400
+FUNCTION_LINES = 40
+MODULE_LINES = 350
 TEST_MODULE_LINES = 600
 POSITIONAL_PARAMETERS = 6
 SIZE_TOLERANCE = 0.05
@@ -255,11 +255,11 @@ def test_the_files_that_the_rules_read_are_found() -> None:
     assert "README.md" in markdown()
 
 
-def test_no_function_is_longer_than_sixty_lines() -> None:
+def test_no_function_is_longer_than_forty_lines() -> None:
     expect_none(complaints(long_functions, python()))
 
 
-def test_no_module_is_longer_than_four_hundred_lines_and_no_test_module_than_six_hundred() -> None:
+def test_no_module_is_longer_than_350_lines_and_no_test_module_than_six_hundred() -> None:
     expect_none(complaints(long_modules, python()))
 
 
@@ -316,19 +316,19 @@ def function_of(lines: int) -> str:
     return "async def long():\n" + "    pass\n" * (lines - 1)
 
 
-def test_a_function_of_sixty_one_lines_is_found() -> None:
-    assert complaints(long_functions, {"a.py": function_of(60)}) == []
-    assert complaints(long_functions, {"a.py": function_of(61)}) == [
-        "a.py: long has 61 lines; 60 are allowed"
+def test_a_function_of_forty_one_lines_is_found() -> None:
+    assert complaints(long_functions, {"a.py": function_of(40)}) == []
+    assert complaints(long_functions, {"a.py": function_of(41)}) == [
+        "a.py: long has 41 lines; 40 are allowed"
     ]
 
 
 def test_a_method_that_is_too_long_is_found() -> None:
-    body = function_of(61).replace("async def", "    def").replace("    pass", "        pass")
+    body = function_of(41).replace("async def", "    def").replace("    pass", "        pass")
     assert len(complaints(long_functions, {"a.py": "class A:\n" + body})) == 1
 
 
-@pytest.mark.parametrize(("path", "limit"), [("service/a.py", 400), ("tests/test_a.py", 600)])
+@pytest.mark.parametrize(("path", "limit"), [("service/a.py", 350), ("tests/test_a.py", 600)])
 def test_a_module_that_is_one_line_too_long_is_found(path: str, limit: int) -> None:
     assert complaints(long_modules, {path: "pass\n" * limit}) == []
     assert len(complaints(long_modules, {path: "pass\n" * (limit + 1)})) == 1

@@ -28,7 +28,7 @@ from service.settings import Settings, read_settings
 if TYPE_CHECKING:  # They take most of a second to import, and `--help` needs none of them.
     from service.app import App
     from service.context import Context
-    from service.store.sqlite.database import Transaction
+    from service.store.sqlite.group import Transaction
     from service.worker import WorkCounts
 
 KEYS_MAX = 1_000

@@ -42,9 +42,7 @@ def create_app(
     transport: httpx.AsyncBaseTransport | None = None,
     tasks_max: int = TASKS_MAX,
 ) -> Starlette:
-    """Return the simulation of API in One as an ASGI application.
-
-    Its state is in `app.state.sandbox`.
+    """Return the simulation of API in One as an ASGI application, its state in `app.state.sandbox`.
 
     base_url: start of the URLs of files; None for the URL of the request.
     api_key: the only accepted key; None accepts every key that starts with `aio_`.

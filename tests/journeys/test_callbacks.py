@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from service.model.clock import parse_rfc3339
-from service.store.sqlite.database import Transaction
+from service.store.sqlite.group import Transaction
 from service.upstream.callback_url import CallbackTokens
 from tests.faults import DelayedAnswer, rows, status_of, timeline_of
 from tests.harness import PUBLIC_URL, Harness, create_answer, opened, success_report

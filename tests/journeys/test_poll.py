@@ -10,7 +10,7 @@ import pytest
 
 from service.generations.budget import Budget
 from service.store import generations
-from service.store.sqlite.database import Transaction
+from service.store.sqlite.group import Transaction
 from tests.faults import DelayedAnswer, status_of, timeline_of
 from tests.harness import Harness, opened, success_report
 from tests.logs import Console

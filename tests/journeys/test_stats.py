@@ -11,7 +11,8 @@ import pytest
 
 from service.delivery.target import SendError
 from service.store import stats
-from service.store.sqlite.database import Database, Transaction
+from service.store.sqlite.database import Database
+from service.store.sqlite.group import Transaction
 from tests.harness import START, SUBSCRIBER_URL, Harness, opened
 from tests.journeys.gates import Gate, attach_worker, deliveries, queue_answers
 

@@ -215,7 +215,7 @@ class World(Harness):
         commit = writer.apply
 
         async def apply(do: Callable[..., Any], *args: object) -> Any:
-            when = self._count_down() if do.__name__ == "_commit_group" else None
+            when = self._count_down() if do.__name__ == "commit_group" else None
             if when == "before":
                 await self._die()
             result = await commit(do, *args)

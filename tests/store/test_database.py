@@ -10,7 +10,9 @@ import pytest
 
 from service.model.errors import StorageBusyError, StorageError
 from service.store.sqlite import database as database_module
-from service.store.sqlite.database import Database, Transaction
+from service.store.sqlite import group
+from service.store.sqlite.database import Database
+from service.store.sqlite.group import Transaction
 
 
 @pytest.fixture
@@ -46,13 +48,13 @@ async def names_in(tx: Transaction) -> list[str]:
 def record_group_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that gets the size of each group from now on."""
     sizes: list[int] = []
-    commit = database_module._commit_group
+    commit = group.commit_group
 
     def commit_and_record(connection: sqlite3.Connection, items: Sequence[Any], now: int) -> Any:
         sizes.append(len(items))
         return commit(connection, items, now)
 
-    monkeypatch.setattr(database_module, "_commit_group", commit_and_record)
+    monkeypatch.setattr(group, "commit_group", commit_and_record)
     return sizes
 
 
@@ -198,7 +200,7 @@ async def test_a_commit_that_fails_calls_nothing_after_it(
     def full(*_: Any) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(database_module, "_commit_group", full)
+    monkeypatch.setattr(group, "commit_group", full)
     with pytest.raises(StorageError, match="disk is full"):
         await database.write(unit)
     assert calls == []
@@ -258,7 +260,7 @@ async def test_write_always_is_retried_until_the_disk_has_room(
     database: Database, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     commit, full = (
-        database_module._commit_group,
+        group.commit_group,
         sqlite3.OperationalError("database or disk is full"),
     )
     failures = [full, full]
@@ -273,7 +275,7 @@ async def test_write_always_is_retried_until_the_disk_has_room(
         failures.pop()
         return []
 
-    monkeypatch.setattr(database_module, "_commit_group", failing)
+    monkeypatch.setattr(group, "commit_group", failing)
     monkeypatch.setattr(database_module, "RETRY_SECONDS", 0)
     always, once = database.write_always(put, "answer"), database.write(put, "other")
     with pytest.raises(StorageError, match="full"):
@@ -296,7 +298,7 @@ async def test_close_fails_a_write_always_that_is_still_retried(
     def failing(*_: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(database_module, "_commit_group", failing)
+    monkeypatch.setattr(group, "commit_group", failing)
     always = asyncio.ensure_future(database.write_always(put, "answer"))
     with pytest.raises(StorageError, match="full"):
         await database.write(put, "other")

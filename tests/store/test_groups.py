@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from service.model.errors import StorageError
-from service.store.sqlite.database import Database, Transaction
+from service.store.sqlite.database import Database
+from service.store.sqlite.group import Transaction
 
 
 @pytest.fixture

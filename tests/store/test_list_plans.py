@@ -12,7 +12,7 @@ from service.api.call import PAGING
 from service.api.routes import OPERATIONS
 from service.store import callbacks, deliveries, events, generations, pages, subscribers
 from service.store.database import Row
-from service.store.sqlite.database import Transaction
+from service.store.sqlite.group import Transaction
 
 FILTERS: dict[str, dict[str, Any]] = {
     "/v1/generations": {

@@ -13,7 +13,8 @@ from service.model.generation import Generation, GenerationStatus
 from service.store import deliveries, generations, pages
 from service.store.database import Row
 from service.store.generations import Filter
-from service.store.sqlite.database import Database, Transaction
+from service.store.sqlite.database import Database
+from service.store.sqlite.group import Transaction
 
 NOW = 1_795_000_000_000
 STATUSES: tuple[GenerationStatus, ...] = ("processing", "succeeded")

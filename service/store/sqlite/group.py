@@ -1,0 +1,176 @@
+"""Runs a group of units on SQLite in one transaction (docs/decisions/0002)."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from service.store.database import Row, Unit
+from service.store.sqlite.statements import statements
+
+T = TypeVar("T")
+AfterCommit = list[tuple[Callable[..., None], tuple[Any, ...]]]
+
+
+class Transaction:
+    """A transaction on one connection; see store/database.py."""
+
+    __slots__ = ("_after", "_connection", "now")
+
+    def __init__(self, connection: sqlite3.Connection, now: int, after: AfterCommit) -> None:
+        self._connection = connection
+        self._after = after
+        self.now = now
+
+    async def one(self, name: str, /, **values: object) -> Row | None:
+        """Return the first row of the statement, or None."""
+        row: Row | None = self._connection.execute(statements()[name], values).fetchone()
+        return row
+
+    async def all(self, name: str, /, **values: object) -> list[Row]:
+        """Return every row of the statement."""
+        return self._connection.execute(statements()[name], values).fetchall()
+
+    def each(self, name: str, /, **values: object) -> Iterable[Row]:
+        """Iterate over the rows of the statement."""
+        return self._connection.execute(statements()[name], values)
+
+    async def run(self, name: str, /, **values: object) -> int:
+        """Execute the statement; return how many rows it changed."""
+        return self._connection.execute(statements()[name], values).rowcount
+
+    async def many(self, name: str, rows: Iterable[Mapping[str, object]]) -> int:
+        """Execute the statement once for each of `rows`; return how many table rows changed."""
+        return self._connection.executemany(statements()[name], rows).rowcount
+
+    async def select(self, sql: str, values: Mapping[str, object]) -> list[Row]:
+        """Return the rows of SQL that the code has composed."""
+        return self._connection.execute(sql, values).fetchall()
+
+    def after_commit(self, do: Callable[..., None], *args: object) -> None:
+        """Call `do` on the event loop after the commit."""
+        self._after.append((do, args))
+
+
+class Item:
+    """A unit in the queue. Items of the same batched unit run in one call."""
+
+    __slots__ = ("always", "args", "batched", "error", "future", "result", "unit")
+
+    def __init__(
+        self,
+        unit: Unit[Any],
+        args: tuple[Any, ...],
+        *,
+        batched: bool = False,
+        always: bool = False,
+    ) -> None:
+        self.unit, self.args, self.batched, self.always = unit, args, batched, always
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+
+def _run_unit(unit: Coroutine[Any, Any, T]) -> T:
+    """Run a unit to its end, without an event loop."""
+    try:
+        unit.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    unit.close()
+    raise AssertionError("a unit of work awaited something that is not its transaction")
+
+
+def _batches(items: Sequence[Item]) -> Iterable[list[Item]]:
+    """Split a group into single units and batches, which hold all items of one batched unit."""
+    batches: dict[object, list[Item]] = {}
+    for item in items:
+        batches.setdefault(item.unit if item.batched else item, []).append(item)
+    return batches.values()
+
+
+def _run(
+    connection: sqlite3.Connection, batch: Sequence[Item], now: int, after: AfterCommit
+) -> None:
+    """Run one unit, or one batched unit with all its items."""
+    unit, transaction = batch[0].unit, Transaction(connection, now, after)
+    if not batch[0].batched:
+        batch[0].result = _run_unit(unit(transaction, *batch[0].args))
+        return
+    results = _run_unit(unit(transaction, [item.args[0] for item in batch]))
+    for item, result in zip(batch, results, strict=True):
+        item.result = result
+
+
+def _run_alone(connection: sqlite3.Connection, item: Item, now: int, after: AfterCommit) -> None:
+    """Run one unit of a failed group in a savepoint, so that only this unit fails if it raises."""
+    own: AfterCommit = []
+    connection.execute("SAVEPOINT unit")
+    try:
+        _run(connection, [item], now, own)
+    except BaseException as error:
+        if not connection.in_transaction:
+            raise  # SQLite has rolled back the transaction, as on a full disk: the group fails.
+        connection.execute("ROLLBACK TO unit")
+        item.error = error
+    else:
+        after.extend(own)
+    connection.execute("RELEASE unit")
+
+
+def _run_group(connection: sqlite3.Connection, items: Sequence[Item], now: int) -> AfterCommit:
+    """Run the units without savepoints, which would make SQLite copy every changed page."""
+    after: AfterCommit = []
+    for batch in _batches(items):
+        _run(connection, batch, now, after)
+    return after
+
+
+def _run_each(connection: sqlite3.Connection, items: Sequence[Item], now: int) -> AfterCommit:
+    """Run each unit in a savepoint of its own."""
+    after: AfterCommit = []
+    for item in items:
+        _run_alone(connection, item, now, after)
+    return after
+
+
+def _in_transaction(
+    connection: sqlite3.Connection,
+    run: Callable[[sqlite3.Connection, Sequence[Item], int], AfterCommit],
+    items: Sequence[Item],
+    now: int,
+) -> AfterCommit:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        after = run(connection, items, now)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return after
+
+
+def commit_group(connection: sqlite3.Connection, items: Sequence[Item], now: int) -> AfterCommit:
+    """Commit the items in one transaction, without those that fail."""
+    try:
+        return _in_transaction(connection, _run_group, items, now)
+    except Exception as error:
+        if len(items) == 1 or is_storage_failure(error):
+            raise  # A second run would fail in the same way.
+    return _in_transaction(connection, _run_each, items, now)
+
+
+def read(connection: sqlite3.Connection, unit: Unit[T], args: tuple[Any, ...], now: int) -> T:
+    """Run a unit on a snapshot and undo what it wrote."""
+    connection.execute("BEGIN")
+    try:
+        return _run_unit(unit(Transaction(connection, now, []), *args))
+    finally:
+        connection.execute("ROLLBACK")
+
+
+def is_storage_failure(error: BaseException | None) -> bool:
+    """Return whether the disk or a lock is at fault, not the unit: a retry may succeed."""
+    return isinstance(error, sqlite3.OperationalError)
