@@ -12,29 +12,29 @@ from service.store.database import Transaction
 async def fan_out(
     tx: Transaction, context: Context, event: Event, generation: Generation | None
 ) -> None:
-    """Owe `event` to every subscriber of its tenant that wants it, and hand over what is due."""
-    wanted = [
+    """Store a delivery for every subscriber that wants the event; hand over those due now."""
+    matching = [
         subscriber
         for subscriber in await _candidates(tx, event.tenant, generation)
         if subscriber.wants(event.type, generation)
     ]
-    if not wanted:
+    if not matching:
         return
-    targets = [(to, first_due(to.retry_schedule_seconds, tx.now)) for to in wanted]
+    targets = [(to, first_due(to.retry_schedule_seconds, tx.now)) for to in matching]
     due = await deliveries.insert(tx, event, targets)
     tx.after_commit(context.inbox.offer, due)
-    now = {delivery.subscriber_id for delivery in due}
-    for subscriber in wanted:
-        if subscriber.id not in now:
+    offered = {delivery.subscriber_id for delivery in due}
+    for subscriber in matching:
+        if subscriber.id not in offered:
             tx.after_commit(context.inbox.look, subscriber.id)  # Its first attempt is due later.
 
 
 async def _candidates(
     tx: Transaction, tenant: str, generation: Generation | None
 ) -> list[Subscriber]:
-    found = await subscribers.of_tenant(tx, tenant)
+    candidates = await subscribers.of_tenant(tx, tenant)
     if generation is not None and generation.notify_subscriber_id:
         notify = await subscribers.get(tx, generation.notify_subscriber_id)
         if notify is not None and notify.status != "disabled":
-            found.append(notify)
-    return found
+            candidates.append(notify)
+    return candidates
