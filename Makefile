@@ -6,11 +6,12 @@ STAMP := .venv/.installed
 PIP := -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet
 NEWEST := .venv/newest
+WORKERS ?= 2
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo run test check bench chaos mutants format constraints clean python
+.PHONY: help install demo run test lint check bench chaos mutants format constraints clean python
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,15 +24,25 @@ demo: $(STAMP) ## One generation by callback and one by polling, on this machine
 run: $(STAMP) ## Serve with throwaway keys, against the sandbox
 	@$(BIN)/genhook serve --dev --sandbox
 
-test: $(STAMP) ## Run the tests
-	@$(BIN)/pytest
+# COVERAGE=1 measures the branches that the tests take, and fails below the floor in pyproject.toml.
+test: $(STAMP) ## Run the tests, in parallel
+ifdef COVERAGE
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest -n $(WORKERS) --dist worksteal
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
+else
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal
+endif
 
-check: $(STAMP) ## Lint, format, types, import direction, tidiness
+lint: $(STAMP) ## The quick half of check: style, format, import direction, tidiness
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted: run make format."; exit 1; }
-	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/pytest -n 0 tests/test_tidy.py
+	@$(BIN)/pytest tests/test_tidy.py
+
+check: lint ## Everything that is checked without running the service: lint and types
+	@$(BIN)/mypy
 
 # NAMES="callbacks sender" picks measurements, BENCH=--quick takes three minutes instead of ten.
 bench: $(STAMP) ## Measure, and compare with the floors
@@ -64,7 +75,7 @@ constraints: python ## Pin the newest versions that pyproject.toml allows
 
 clean: ## Remove .venv and every cache; databases stay
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis \
-		.schemathesis .coverage dist
+		.schemathesis .coverage* dist
 	@find service tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 python:

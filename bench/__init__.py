@@ -1,1 +1,1 @@
-"""Measures genhook against its limits and against what people use instead."""
+"""Measures genhook against the limits of the machine and against other ways to do the same."""

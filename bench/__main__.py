@@ -1,4 +1,4 @@
-"""`python -m bench [NAME …]`: measures, compares with the floors, and fails where one is missed."""
+"""`python -m bench [NAME …]`: run the measurements and fail if any floor is missed."""
 
 import argparse
 import datetime
@@ -11,11 +11,12 @@ from pathlib import Path
 
 import uvloop
 
-from bench import callbacks, deliveries, idle, latency, lists, outgoing, report, start
-from bench.machine import LOAD_CORE, busy, on_core
+from bench import callbacks, counts, deliveries, idle, latency, lists, outgoing, report, start
+from bench.machine import LOAD_CORE, measure_noise, on_core
 from bench.plan import Figures, Measure, Plan
 
 MEASUREMENTS: dict[str, Measure] = {
+    "counts": counts.measure,
     "generator": callbacks.measure_generator,
     "callbacks": callbacks.measure,
     "one-client": callbacks.measure_one,
@@ -33,57 +34,57 @@ ROUNDS, SECONDS = 3, 2.5
 QUICK_ROUNDS, QUICK_SECONDS = 1, 1.5
 
 
-def options() -> argparse.Namespace:
-    """What the command line asks for."""
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(MEASUREMENTS))
     parser.add_argument("--quick", action="store_true", help="one short round, fewer rows")
     parser.add_argument("--rounds", type=int, help=f"rounds of each, {ROUNDS} by default")
-    given = parser.parse_args()
-    unknown = [name for name in given.names if name not in MEASUREMENTS]
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.names if name not in MEASUREMENTS]
     if unknown:
         parser.error(f"no such measurement: {', '.join(unknown)}")
-    return given
+    return arguments
 
 
 @contextmanager
-def folder() -> Iterator[Path]:
-    """A folder on the disk that the project is on, emptied on the way out."""
+def temporary_folder() -> Iterator[Path]:
+    """Make a folder on the project's disk (/tmp may be in memory), and delete it afterwards."""
     parent = Path(__file__).with_name("data")
     parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent) as made:
-        yield Path(made)
+    with tempfile.TemporaryDirectory(dir=parent) as path:
+        yield Path(path)
 
 
 async def run(names: list[str], plan: Plan) -> report.Results:
-    """Every measurement in turn."""
-    results = report.fresh(datetime.datetime.now(datetime.UTC).date().isoformat())
+    """Run the named measurements one after the other."""
+    results = report.new_results(datetime.datetime.now(datetime.UTC).date().isoformat())
     for name in names:
-        others = await busy()
-        if others * 100 > report.NOISE_PERCENT:
-            print(f"! the cores are {others:.0%} busy with something else: expect noise")
+        noise = await measure_noise()
+        if noise * 100 > report.NOISE_PERCENT:
+            print(f"! other programs use {noise:.0%} of a core: expect noise")
         figures, began = Figures(), time.perf_counter()
-        figures.add(others_percent_of_core=others * 100)
+        figures.add(others_percent_of_core=noise * 100)
         await MEASUREMENTS[name](plan, figures)
         gc.collect()
-        results["measurements"][name] = report.summed_up(figures)
+        results["measurements"][name] = report.summarize(figures)
         report.show(f"{name} ({time.perf_counter() - began:.0f} s)", results["measurements"][name])
     return results
 
 
 def main() -> int:
-    """Measure; 1 if a floor is missed."""
-    given = options()
-    names = given.names or list(MEASUREMENTS)
-    rounds = given.rounds or (QUICK_ROUNDS if given.quick else ROUNDS)
-    seconds = QUICK_SECONDS if given.quick else SECONDS
+    """Run the benchmarks; return 1 if a floor is missed."""
+    arguments = parse_arguments()
+    names = arguments.names or list(MEASUREMENTS)
+    rounds = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
+    seconds = QUICK_SECONDS if arguments.quick else SECONDS
     gc.disable()
-    with folder() as made, on_core(LOAD_CORE):
-        plan = Plan(rounds, seconds, made, given.quick)
+    with temporary_folder() as folder, on_core(LOAD_CORE):
+        plan = Plan(rounds, seconds, folder, arguments.quick)
         results = uvloop.run(run(names, plan))
-    if not given.quick:
-        report.write(report.with_older(results))
-    missed = report.missed(results, names)
+    if not arguments.quick:
+        report.write(report.merge_earlier(results))
+    missed = report.list_missed(results, names)
     for line in missed:
         print(f"MISSED {line}")
     return 1 if missed else 0

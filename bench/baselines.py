@@ -1,4 +1,4 @@
-"""What genhook is held against: a bare application, and the one that people write by hand.
+"""The applications that genhook is compared with: a bare server, and a hand-written handler.
 
 `python -m bench.baselines NAME PORT DATABASE` serves one of them.
 """
@@ -21,7 +21,7 @@ ANSWER = b'{"status":"ok"}'
 
 
 async def ceiling(scope: Scope, receive: Receive, send: Send) -> None:
-    """Reads the body and answers: as fast as this server gets."""
+    """Read the body and answer: nothing in this server can be faster."""
     if scope["type"] != "http":
         return
     more = True
@@ -32,8 +32,8 @@ async def ceiling(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": ANSWER})
 
 
-def by_hand(database: str) -> Any:
-    """FastAPI and the SQLAlchemy ORM: verified, deduplicated, committed, then answered."""
+def build_by_hand(database: str) -> Any:
+    """Build a FastAPI handler that verifies, deduplicates and commits by SQLAlchemy's ORM."""
     import sqlalchemy as sa  # noqa: PLC0415  heavy
     from fastapi import Depends, FastAPI, HTTPException, Request  # noqa: PLC0415  heavy
     from itsdangerous import BadSignature, URLSafeTimedSerializer  # noqa: PLC0415  heavy
@@ -74,8 +74,8 @@ def by_hand(database: str) -> Any:
         yield
 
     async def session() -> AsyncIterator[AsyncSession]:
-        async with sessions() as opened:
-            yield opened
+        async with sessions() as new_session:
+            yield new_session
 
     app = FastAPI(lifespan=lifespan)
 
@@ -108,9 +108,9 @@ def by_hand(database: str) -> Any:
 
 
 def main() -> None:
-    """Serve the baseline that the command line names."""
+    """Serve the baseline named on the command line."""
     name, port, database = sys.argv[1:]
-    app = ceiling if name == "ceiling" else by_hand(database)
+    app = ceiling if name == "ceiling" else build_by_hand(database)
     uvicorn.run(
         app,
         host="127.0.0.1",

@@ -1,8 +1,8 @@
-"""Callbacks: verified, deduplicated and committed before the answer; many clients, and one."""
+"""Callbacks, verified and committed before their answer: from many clients, and from one."""
 
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
@@ -10,19 +10,27 @@ from pathlib import Path
 import itsdangerous
 
 from bench import baselines, load, world
-from bench.machine import LOAD_CORE, SUBJECT_CORE, Running, free_port, python, started, sync_ms
+from bench.machine import (
+    LOAD_CORE,
+    SUBJECT_CORE,
+    Running,
+    find_free_port,
+    measure_sync_ms,
+    python_command,
+    start_process,
+)
 from bench.plan import Figures, Plan
 
 CONNECTIONS = 64
 BODY_BYTES = 1_024
 JSON = "content-type: application/json\r\n"
-FEW = 1_000  # generations that call back again and again: their tokens are in the cache
+CACHED = 1_000  # Generations in the run with cached tokens: fewer than the cache holds.
 
-Subject = Callable[[], "AsyncIterator[tuple[Running, int]]"]
+Subject = tuple[Running, int]  # A process, and the port that it listens on.
 
 
-def body(number: int) -> bytes:
-    """A callback of one kilobyte, unlike every other."""
+def build_body(number: int) -> bytes:
+    """Return a callback of one kilobyte; every number gives another body."""
     head = (
         b'{"code":200,"message":"success","data":{"task_id":"task_%012d","status":"completed",'
         b'"output":{"image_urls":["https://cdn.example/%d.png"]},"log":"' % (number, number)
@@ -30,36 +38,37 @@ def body(number: int) -> bytes:
     return head + b"x" * (BODY_BYTES - len(head) - 3) + b'"}}'
 
 
-def sequence(paths: list[str]) -> load.Requests:
-    """Requests to each path in turn, each with a body of its own."""
-    heads = [load.post(path, JSON, b"x" * BODY_BYTES)[:-BODY_BYTES] for path in paths]
+def cycle_requests(paths: list[str]) -> load.NextRequest:
+    """Return a function that builds a request to each path in turn, each with another body."""
+    heads = [load.build_post(path, JSON, b"x" * BODY_BYTES)[:-BODY_BYTES] for path in paths]
     numbers = count()
 
-    def make() -> bytes:
+    def next_request() -> bytes:
         number = next(numbers)
-        return heads[number % len(heads)] + body(number)
+        return heads[number % len(heads)] + build_body(number)
 
-    return make
+    return next_request
 
 
 @asynccontextmanager
-async def baseline(name: str, path: Path) -> AsyncIterator[tuple[Running, int]]:
-    """A baseline on the subject's core, with a new database."""
-    port = free_port()
+async def serve_baseline(name: str, path: Path) -> AsyncIterator[Subject]:
+    """Serve a baseline on the subject's core, with a new database."""
+    port = find_free_port()
     path.unlink(missing_ok=True)
-    with started(python("-m", "bench.baselines", name, str(port), str(path))) as running:
-        await running.answers(port)
+    command = python_command("-m", "bench.baselines", name, str(port), str(path))
+    with start_process(command) as running:
+        await running.wait_for_port(port)
         yield running, port
 
 
-def by_hand_paths(number: int) -> list[str]:
-    """Callback URLs of the application that people write by hand."""
+def sign_baseline_paths(number: int) -> list[str]:
+    """Return callback paths of the hand-written handler."""
     tokens = itsdangerous.URLSafeTimedSerializer(baselines.SECRET_KEY, salt=baselines.SALT)
     return [f"/callbacks/{tokens.dumps(f'gen_{index:032x}')}" for index in range(number)]
 
 
-def stored(path: Path) -> int:
-    """How many callbacks are in a database."""
+def count_callbacks(path: Path) -> int:
+    """Return the number of callbacks in a database."""
     connection = sqlite3.connect(path)
     try:
         return int(connection.execute("SELECT count(*) FROM callbacks").fetchone()[0])
@@ -67,125 +76,127 @@ def stored(path: Path) -> int:
         connection.close()
 
 
-async def template(plan: Plan, number: int) -> tuple[Path, list[str]]:
-    """A database with many open generations, to be copied, and their callback URLs."""
+async def make_template(plan: Plan, number: int) -> tuple[Path, list[str]]:
+    """Make a database with open generations, to be copied; return it and their callback paths."""
     path = plan.folder / "template.db"
-    async with world.database(path) as opened:
-        made = await world.add_generations(opened, number)
-    return path, [world.callback_path(one) for one in made]
+    async with world.open_database(path) as database:
+        generations = await world.add_generations(database, number)
+    return path, [world.callback_path(generation) for generation in generations]
 
 
-def fresh(of: Path) -> Path:
-    """A copy of a database that nobody has written to."""
-    path = of.with_name("measured.db")
-    for left in path.parent.glob(f"{path.name}*"):
-        left.unlink()
-    shutil.copy(of, path)
+def copy_database(source: Path) -> Path:
+    """Copy a database next to itself, replacing an earlier copy."""
+    path = source.with_name("measured.db")
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink()
+    shutil.copy(source, path)
     return path
 
 
-async def run(
-    figures: Figures, name: str, subject: tuple[Running, int], requests: load.Requests, plan: Plan
+async def load_subject(
+    figures: Figures, name: str, subject: Subject, next_request: load.NextRequest, plan: Plan
 ) -> int:
-    """Load one subject and note its rate, its cost and the generator's own; how many answers."""
+    """Load a subject, add its rate and costs to the figures, and return the number of answers."""
     running, port = subject
-    sent = count()
+    numbers = count()
 
-    def counted() -> bytes:
-        next(sent)
-        return requests()
+    def counted_request() -> bytes:
+        next(numbers)
+        return next_request()
 
-    before, switches = running.cpu_seconds(), running.switches()
-    found = await load.closed_loop(
-        port, counted, connections=CONNECTIONS, seconds=plan.seconds, warm_seconds=0.7
+    cpu_seconds, switches = running.cpu_seconds(), running.switches()
+    answers = await load.run_closed_loop(
+        port, counted_request, connections=CONNECTIONS, seconds=plan.seconds, warm_seconds=0.7
     )
-    found.check()
-    total = next(sent)
+    answers.check()
+    total = next(numbers)
     figures.add(
         **{
-            f"{name}_per_second": found.rate,
-            f"{name}_cpu_us": (running.cpu_seconds() - before) / total * 1e6,
+            f"{name}_per_second": answers.rate,
+            f"{name}_cpu_us": (running.cpu_seconds() - cpu_seconds) / total * 1e6,
             f"{name}_switches": (running.switches() - switches) / total,
-            f"{name}_p50_ms": found.quantile_ms(0.5),
-            f"{name}_p99_ms": found.quantile_ms(0.99),
-            f"{name}_generator_busy": found.cpu_seconds / found.seconds,
+            f"{name}_p50_ms": answers.quantile_ms(0.5),
+            f"{name}_p99_ms": answers.quantile_ms(0.99),
+            f"{name}_generator_busy": answers.cpu_seconds / answers.seconds,
         }
     )
     return total
 
 
 async def measure(plan: Plan, figures: Figures) -> None:
-    """64 connections: the ceiling, genhook, and the application that people write by hand.
+    """Measure 64 connections: bare server, genhook, and the hand-written handler.
 
-    genhook runs as `genhook serve` with its worker off, as does the baseline: reception only.
-    `first`: each callback is the first one of its generation, so that no token was seen before.
-    `again`: a thousand generations that call back again and again.
+    genhook runs as `genhook serve` with its worker off; the handler has no worker either. In
+    `first`, each callback is the first of its generation: no token is in the cache. In `again`, a
+    thousand generations call back repeatedly.
     """
-    of, paths = await template(plan, 24_000 * int(plan.seconds + 2))
-    hand_paths = by_hand_paths(FEW)
+    template, paths = await make_template(plan, 24_000 * int(plan.seconds + 2))
+    baseline_paths = sign_baseline_paths(CACHED)
     for _ in range(plan.rounds):
-        async with baseline("ceiling", plan.folder / "none.db") as subject:
-            await run(figures, "ceiling", subject, sequence(hand_paths), plan)
-        for name, some in (("first", paths), ("again", paths[:FEW])):
-            path = fresh(of)
-            async with world.served(path, GENHOOK_WORKER="off") as subject:
-                total = await run(figures, name, subject, sequence(some), plan)
-                note_threads(figures, name, subject[0])
-            assert stored(path) == total, "an acknowledged callback is not in the database"
+        async with serve_baseline("ceiling", plan.folder / "none.db") as subject:
+            await load_subject(figures, "ceiling", subject, cycle_requests(baseline_paths), plan)
+        for name, some in (("first", paths), ("again", paths[:CACHED])):
+            path = copy_database(template)
+            async with world.serve(path, GENHOOK_WORKER="off") as subject:
+                total = await load_subject(figures, name, subject, cycle_requests(some), plan)
+                add_loop_share(figures, name, subject[0])
+            assert count_callbacks(path) == total, "an acknowledged callback is not stored"
             figures.ratio(f"{name}_of_ceiling", f"{name}_per_second", "ceiling_per_second")
             figures.ratio(f"{name}_cpu_of_ceiling", "ceiling_cpu_us", f"{name}_cpu_us")
         path = plan.folder / "hand.db"
-        async with baseline("by-hand", path) as subject:
-            total = await run(figures, "by_hand", subject, sequence(hand_paths), plan)
-        assert stored(path) == total, "an acknowledged callback is not in the database"
+        async with serve_baseline("by-hand", path) as subject:
+            requests = cycle_requests(baseline_paths)
+            total = await load_subject(figures, "by_hand", subject, requests, plan)
+        assert count_callbacks(path) == total, "an acknowledged callback is not stored"
         figures.ratio("times_by_hand", "first_per_second", "by_hand_per_second")
 
 
-def note_threads(figures: Figures, name: str, running: Running) -> None:
-    """Which part of the process's time its event loop took; the rest is the writer's thread."""
-    loop = running.main_thread_seconds()
-    figures.add(**{f"{name}_loop_share": loop / running.cpu_seconds()})
+def add_loop_share(figures: Figures, name: str, running: Running) -> None:
+    """Add the event loop's share of the process's CPU time; the rest is the writer's thread."""
+    figures.add(**{f"{name}_loop_share": running.main_thread_seconds() / running.cpu_seconds()})
 
 
 async def measure_one(plan: Plan, figures: Figures) -> None:
-    """One client that waits for each answer: what a lone callback pays for its commit."""
-    of, paths = await template(plan, 3_000 * int(plan.seconds + 2))
+    """Measure one client that waits for each answer, and so pays for a whole commit each time."""
+    template, paths = await make_template(plan, 3_000 * int(plan.seconds + 2))
     for _ in range(plan.rounds):
-        async with baseline("ceiling", plan.folder / "none.db") as (_, port):
-            bare = await one_client(port, paths, plan.seconds)
-        path = fresh(of)
-        async with world.served(path, GENHOOK_WORKER="off") as (_, port):
-            found = await one_client(port, paths, plan.seconds)
+        async with serve_baseline("ceiling", plan.folder / "none.db") as (_, port):
+            bare = await load_one_client(port, paths, plan.seconds)
+        path = copy_database(template)
+        async with world.serve(path, GENHOOK_WORKER="off") as (_, port):
+            answers = await load_one_client(port, paths, plan.seconds)
         figures.add(
-            sync_ms=sync_ms(plan.folder),
+            sync_ms=measure_sync_ms(plan.folder),
             bare_p50_ms=bare.quantile_ms(0.5),
-            p50_ms=found.quantile_ms(0.5),
-            p99_ms=found.quantile_ms(0.99),
-            p999_ms=found.quantile_ms(0.999),
-            per_second=found.rate,
+            p50_ms=answers.quantile_ms(0.5),
+            p99_ms=answers.quantile_ms(0.99),
+            p999_ms=answers.quantile_ms(0.999),
+            per_second=answers.rate,
         )
 
 
-async def one_client(port: int, paths: list[str], seconds: float) -> load.Load:
-    """One connection's requests."""
-    found = await load.closed_loop(port, sequence(paths), connections=1, seconds=seconds)
-    found.check()
-    return found
+async def load_one_client(port: int, paths: list[str], seconds: float) -> load.Load:
+    """Send requests over one connection."""
+    answers = await load.run_closed_loop(
+        port, cycle_requests(paths), connections=1, seconds=seconds
+    )
+    answers.check()
+    return answers
 
 
 async def measure_generator(plan: Plan, figures: Figures) -> None:
-    """The load generator against a server that only counts bytes: its own ceiling."""
-    paths = by_hand_paths(1)
+    """Measure the load generator against a server that only counts bytes."""
+    paths = sign_baseline_paths(1)
     for _ in range(plan.rounds):
-        port = free_port()
-        with started(python("-m", "bench.receivers", str(port))) as running:
-            await running.answers(port)
-            found = await load.closed_loop(
-                port, sequence(paths), connections=CONNECTIONS, seconds=plan.seconds
+        port = find_free_port()
+        with start_process(python_command("-m", "bench.receivers", str(port))) as running:
+            await running.wait_for_port(port)
+            answers = await load.run_closed_loop(
+                port, cycle_requests(paths), connections=CONNECTIONS, seconds=plan.seconds
             )
-        found.check(b"204")
+        answers.check(b"204")
         figures.add(
-            per_second=found.rate,
-            cpu_us=found.cpu_seconds / found.count * 1e6,
+            per_second=answers.rate,
+            cpu_us=answers.cpu_seconds / answers.count * 1e6,
             cores=float(SUBJECT_CORE != LOAD_CORE) + 1,
         )

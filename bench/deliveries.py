@@ -1,4 +1,4 @@
-"""Deliveries that leave the real process: signed, sent, recorded; backlogs; slow subscribers."""
+"""Deliveries of the real process, signed, sent and recorded: backlogs and slow subscribers."""
 
 import asyncio
 import sqlite3
@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from bench import outgoing, world
-from bench.callbacks import fresh
+from bench.callbacks import copy_database
 from bench.history import multiply
-from bench.machine import free_port
+from bench.machine import find_free_port
 from bench.plan import Figures, Plan
-from bench.receivers import Counting, receiving
+from bench.receivers import Counting, serve_protocol
 from service.model.clock import now_ms
 
 SUBSCRIBERS = 20
@@ -23,31 +23,31 @@ SLOW_SECONDS = 2.0
 TIMEOUT_SECONDS = 60.0
 HOUR_MS = 3_600_000
 FEW = 10_000
-STEP = 618_033  # coprime with every count that is used: ranks times this are a permutation
+STEP = 618_033  # Coprime with every count here, so that ranks times this are a permutation.
 
 
-class Watch:
-    """How many deliveries have come, and when certain numbers were reached."""
+class Arrivals:
+    """Counts the deliveries that arrived at the receivers, by address."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
 
     @property
     def total(self) -> int:
-        """Deliveries that were answered."""
+        """All deliveries that arrived."""
         return sum(self.counts.values())
 
-    async def reaches(self, number: int) -> float:
-        """The moment by which `number` have come; AssertionError if they do not come in time."""
+    async def wait_for(self, number: int) -> float:
+        """Wait until `number` have arrived; return the time. AssertionError after a minute."""
         ends_at = time.perf_counter() + TIMEOUT_SECONDS
         while self.total < number:
-            assert time.perf_counter() < ends_at, f"only {self.total} of {number} came"
+            assert time.perf_counter() < ends_at, f"only {self.total} of {number} arrived"
             await asyncio.sleep(0.002)
         return time.perf_counter()
 
 
-def recorded(path: Path) -> int:
-    """How many deliveries are stored as delivered, each with an attempt."""
+def count_recorded(path: Path) -> int:
+    """Return the number of deliveries stored as delivered, each with an attempt."""
     connection = sqlite3.connect(path)
     try:
         statement = (
@@ -59,32 +59,32 @@ def recorded(path: Path) -> int:
         connection.close()
 
 
-async def backlog(
+async def make_backlog(
     path: Path, urls: list[str], count: int, due_at: Callable[[int], int], **fields: object
 ) -> None:
-    """A new database with `count` pending deliveries for subscribers at `urls`."""
-    for left in path.parent.glob(f"{path.name}*"):
-        left.unlink()
-    async with world.database(path) as opened:
-        ids = await world.add_subscribers(opened, urls, **fields)
-        await world.add_backlog(opened, ids, count, due_at)
+    """Make a database with `count` pending deliveries for subscribers at `urls`."""
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink()
+    async with world.open_database(path) as database:
+        ids = await world.add_subscribers(database, urls, **fields)
+        await world.add_backlog(database, ids, count, due_at)
 
 
 @asynccontextmanager
-async def receiver(watch: Watch) -> AsyncIterator[int]:
-    """A receiver on this side that counts; its port."""
-    async with receiving(lambda: Counting(watch.counts)) as port:
+async def serve_receiver(arrivals: Arrivals) -> AsyncIterator[int]:
+    """Serve a counting receiver in this process; yields its port."""
+    async with serve_protocol(lambda: Counting(arrivals.counts)) as port:
         yield port
 
 
-def inboxes(port: int, count: int) -> list[str]:
-    """URLs of as many subscribers, all of one receiver."""
+def inbox_urls(port: int, count: int) -> list[str]:
+    """Return the URLs of `count` subscribers behind one receiver."""
     return [f"http://127.0.0.1:{port}/inbox/{index:04d}" for index in range(count)]
 
 
 @dataclass(frozen=True)
-class Drained:
-    """Deliveries a second, and what each cost the whole process, its database's thread included."""
+class Throughput:
+    """Deliveries per second, and what each cost: in the whole process, and on its event loop."""
 
     per_second: float
     cpu_us: float
@@ -92,38 +92,38 @@ class Drained:
     switches: float
 
 
-async def drained(path: Path, watch: Watch, first: int, last: int) -> Drained:
-    """Serve the database until `last` deliveries have come, counted from the `first`."""
-    watch.counts.clear()
-    async with world.served(path) as (running, _):
-        began = await watch.reaches(first)
+async def drain(path: Path, arrivals: Arrivals, first: int, last: int) -> Throughput:
+    """Serve the database until `last` deliveries arrived; measure from the `first` one on."""
+    arrivals.counts.clear()
+    async with world.serve(path) as (running, _):
+        began = await arrivals.wait_for(first)
         before = (running.cpu_seconds(), running.main_thread_seconds(), running.switches())
-        came = watch.total
-        ended = await watch.reaches(last)
+        unmeasured = arrivals.total
+        ended = await arrivals.wait_for(last)
         after = (running.cpu_seconds(), running.main_thread_seconds(), running.switches())
-        done = watch.total - came
-        cpu, loop, switches = ((b - a) / done for a, b in zip(before, after, strict=True))
-        return Drained(done / (ended - began), cpu * 1e6, loop * 1e6, switches)
+        count = arrivals.total - unmeasured
+        cpu, loop, switches = ((b - a) / count for a, b in zip(before, after, strict=True))
+        return Throughput(count / (ended - began), cpu * 1e6, loop * 1e6, switches)
 
 
 async def measure(plan: Plan, figures: Figures) -> None:
-    """A backlog that is drained by `genhook serve`, 20 subscribers with 10 in flight each.
+    """Measure how fast `genhook serve` drains a backlog for 20 subscribers.
 
-    Beside it, the bare protocol of `sender` against the same receiver.
+    The bare protocol of `sender` runs against the same receiver for comparison.
     """
     count = plan.size(20_000) + 10_000
-    watch, path = Watch(), plan.folder / "deliveries.db"
-    async with receiver(watch) as port:
+    arrivals, path = Arrivals(), plan.folder / "deliveries.db"
+    async with serve_receiver(arrivals) as port:
         for _ in range(plan.rounds):
-            bare = await outgoing.client("bare", port, plan.seconds)
-            await backlog(path, inboxes(port, SUBSCRIBERS), count, lambda _: now_ms())
-            found = await drained(path, watch, 2_000, count)
-            assert recorded(path) == count, "a delivery that was answered is not recorded"
+            bare = await outgoing.run_client("bare", port, plan.seconds)
+            await make_backlog(path, inbox_urls(port, SUBSCRIBERS), count, lambda _: now_ms())
+            genhook = await drain(path, arrivals, 2_000, count)
+            assert count_recorded(path) == count, "an answered delivery is not recorded"
             figures.add(
-                per_second=found.per_second,
-                cpu_us=found.cpu_us,
-                loop_cpu_us=found.loop_us,
-                switches=found.switches,
+                per_second=genhook.per_second,
+                cpu_us=genhook.cpu_us,
+                loop_cpu_us=genhook.loop_us,
+                switches=genhook.switches,
                 bare_per_second=bare["per_second"],
                 bare_cpu_us=bare["cpu_us"],
             )
@@ -132,33 +132,37 @@ async def measure(plan: Plan, figures: Figures) -> None:
 
 
 async def measure_backlog(plan: Plan, figures: Figures) -> None:
-    """What a delivery costs with 20,000 waiting and with a million, in and out of order.
+    """Measure the cost of a delivery while 20,000 wait, and while a million wait.
 
-    Half of what waits is due; where it is scattered, due times have nothing to do with ids.
+    Half of them are due. In `ordered`, due times rise with the ids; in `scattered`, they do not.
     """
-    watch, many = Watch(), plan.size(1_000_000)
-    async with receiver(watch) as port:
-        urls = inboxes(port, SUBSCRIBERS)
+    arrivals, many = Arrivals(), plan.size(1_000_000)
+    async with serve_receiver(arrivals) as port:
+        urls = inbox_urls(port, SUBSCRIBERS)
         for kind in ("ordered", "scattered"):
-            await spread(plan.folder / f"{kind}.db", urls, many, is_scattered=kind == "scattered")
+            path = plan.folder / f"{kind}.db"
+            await make_spread_backlog(path, urls, many, is_scattered=kind == "scattered")
         for _ in range(plan.rounds):
-            await spread(plan.folder / "few.db", urls, 2 * FEW, is_scattered=False)
+            path = plan.folder / "few.db"
+            await make_spread_backlog(path, urls, 2 * FEW, is_scattered=False)
             for kind in ("few", "ordered", "scattered"):
                 path = plan.folder / f"{kind}.db"
-                found = await drained(path, watch, 1_000, FEW - 1_000)
-                wall_us = 1e6 / found.per_second
-                figures.add(**{f"{kind}_us": wall_us, f"{kind}_cpu_us": found.cpu_us})
+                genhook = await drain(path, arrivals, 1_000, FEW - 1_000)
+                wall_us = 1e6 / genhook.per_second
+                figures.add(**{f"{kind}_us": wall_us, f"{kind}_cpu_us": genhook.cpu_us})
             figures.ratio("ordered_ratio", "ordered_us", "few_us")
             figures.ratio("scattered_ratio", "scattered_us", "few_us")
 
 
-async def spread(path: Path, urls: list[str], count: int, *, is_scattered: bool) -> None:
-    """A backlog with due times from an hour ago to in an hour, in the order of the ids or in none.
+async def make_spread_backlog(
+    path: Path, urls: list[str], count: int, *, is_scattered: bool
+) -> None:
+    """Make a backlog with due times from an hour ago to an hour from now.
 
-    Made of few rows and copies of them: first their due times are ranks, then times.
+    FEW rows are inserted with ranks as due times; then rows are copied and ranks become times.
     """
     times = count // FEW
-    await backlog(path, urls, FEW, lambda index: index * times)
+    await make_backlog(path, urls, FEW, lambda index: index * times)
     rank = f"(due_at + {{k}}) * {STEP} % {count}" if is_scattered else "due_at + {k}"
     due_at = f"{now_ms() - HOUR_MS} + ({rank}) * {2 * HOUR_MS} / {count}"
     multiply(path, ("events", "deliveries"), times, {"due_at": due_at.format(k="k")})
@@ -171,23 +175,23 @@ async def spread(path: Path, urls: list[str], count: int, *, is_scattered: bool)
 
 
 async def measure_isolation(plan: Plan, figures: Figures) -> None:
-    """One subscriber in ten answers after two seconds: how the others fare, and without it."""
+    """Measure the throughput of healthy subscribers, without slow ones and with one in ten slow."""
     count = plan.size(20_000) + 10_000
     path = plan.folder / "isolation.db"
     hosts = [f"127.0.0.{number}" for number in range(1, SUBSCRIBERS + 1)]
     slow, fast = hosts[9::10], [host for host in hosts if host not in hosts[9::10]]
-    port = free_port()
-    await backlog(path, [f"http://{host}:{port}/inbox" for host in hosts], count, lambda _: 0)
+    port = find_free_port()
+    await make_backlog(path, [f"http://{host}:{port}/inbox" for host in hosts], count, lambda _: 0)
     part = count * len(fast) // len(hosts)
     for _ in range(plan.rounds):
-        for name, waiting in (("healthy", 0.0), ("one_in_ten_slow", SLOW_SECONDS)):
-            healthy, others = Watch(), Watch()
+        for name, delay_seconds in (("healthy", 0.0), ("one_in_ten_slow", SLOW_SECONDS)):
+            healthy, others = Arrivals(), Arrivals()
             async with (
-                receiving(partial(Counting, healthy.counts), fast, port),
-                receiving(partial(Counting, others.counts, waiting), slow, port),
+                serve_protocol(partial(Counting, healthy.counts), fast, port),
+                serve_protocol(partial(Counting, others.counts, delay_seconds), slow, port),
             ):
-                found = await drained(fresh(path), healthy, 2_000, part - 2_000)
-            figures.add(**{f"{name}_per_second": found.per_second})
-        # Healthy alone is of all: those that are slow in the second run take their share.
+                genhook = await drain(copy_database(path), healthy, 2_000, part - 2_000)
+            figures.add(**{f"{name}_per_second": genhook.per_second})
+        # In the first run all subscribers share the throughput, but only `fast` was counted.
         figures.rounds["healthy_per_second"][-1] *= len(hosts) / len(fast)
         figures.ratio("ratio", "one_in_ten_slow_per_second", "healthy_per_second")

@@ -1,43 +1,63 @@
-"""What must hold: every floor and ceiling, in one table. A run that misses one fails."""
+"""The bounds of the figures, in one table. A run that misses one of them fails."""
 
 from typing import Literal, NamedTuple
 
 
 class Floor(NamedTuple):
-    """A figure of a measurement, and what its median must not be under (or over)."""
+    """A bound for the median of one figure: at least (≥) or at most (≤) the limit."""
 
     measurement: str
     figure: str
     sign: Literal["≥", "≤"]
     limit: float
     unit: str
-    says: str
+    label: str
 
     def holds(self, value: float) -> bool:
-        """False for what is no number, too."""
+        """Return whether the value keeps the bound; NaN does not."""
         return value >= self.limit if self.sign == "≥" else value <= self.limit
 
 
+# "of 16": each of sixteen units that are stored in one batch.
 FLOORS = (
-    Floor("callbacks", "first_of_ceiling", "≥", 0.33, "", "durable callbacks, of the bare server"),
-    Floor("callbacks", "times_by_hand", "≥", 12, "x", "durable callbacks, over the one by hand"),
-    Floor("one-client", "p50_ms", "≤", 1.0, "ms", "a lone callback's answer, median"),
-    Floor("one-client", "p99_ms", "≤", 3.0, "ms", "a lone callback's answer, 99th percentile"),
-    Floor("start", "bare_starts", "≤", 8, "x", "start to first answer, in starts of Python alone"),
+    Floor("counts", "callback_batch_statements", "≤", 3.2, "", "callback of 16: statements"),
+    Floor("counts", "callback_batch_bytes", "≤", 5_000, "bytes", "callback of 16: WAL"),
+    Floor("counts", "callback_pages", "≤", 5.5, "", "single callback: pages"),
+    Floor("counts", "callback_trees", "≤", 3, "", "single callback: trees"),
+    Floor("counts", "outcome_batch_statements", "≤", 8, "", "outcome of 16: statements"),
+    Floor("counts", "outcome_batch_bytes", "≤", 17_000, "bytes", "outcome of 16: WAL"),
+    Floor("counts", "outcome_pages", "≤", 20, "", "single outcome: pages"),
+    Floor("counts", "outcome_for_ten_batch_statements", "≤", 17, "", "for ten, of 16: statements"),
+    Floor("counts", "outcome_for_ten_batch_bytes", "≤", 26_000, "bytes", "for ten, of 16: WAL"),
+    Floor("counts", "outcome_for_ten_pages", "≤", 27, "", "single outcome for ten: pages"),
+    Floor("counts", "polled_outcome_batch_statements", "≤", 9, "", "by poll, of 16: statements"),
+    Floor("counts", "polled_outcome_batch_bytes", "≤", 14_000, "bytes", "by poll, of 16: WAL"),
+    Floor("counts", "polled_outcome_pages", "≤", 20, "", "single outcome by poll: pages"),
+    Floor("counts", "poll_batch_statements", "≤", 5, "", "unchanged poll of 16: statements"),
+    Floor("counts", "poll_batch_bytes", "≤", 2_600, "bytes", "unchanged poll of 16: WAL"),
+    Floor("counts", "poll_pages", "≤", 5, "", "single unchanged poll: pages"),
+    Floor("counts", "attempt_statements", "≤", 5, "", "single recorded attempt: statements"),
+    Floor("counts", "attempt_pages", "≤", 4.5, "", "single recorded attempt: pages"),
+    Floor("counts", "attempt_trees", "≤", 3, "", "single recorded attempt: trees"),
+    Floor("callbacks", "first_of_ceiling", "≥", 0.33, "", "durable callbacks / bare server"),
+    Floor("callbacks", "times_by_hand", "≥", 12, "x", "durable callbacks / hand-written handler"),
+    Floor("one-client", "p50_ms", "≤", 1.0, "ms", "answer to a single client, median"),
+    Floor("one-client", "p99_ms", "≤", 3.0, "ms", "answer to a single client, p99"),
+    Floor("start", "bare_starts", "≤", 12, "x", "start to first answer / bare Python start"),
     Floor("start", "memory_mb", "≤", 50, "MB", "memory of an idle process"),
-    Floor("sender", "of_bare", "≥", 0.65, "", "the sender, of a bare protocol"),
-    Floor("sender", "times_aiohttp", "≥", 3, "x", "the sender, over aiohttp"),
-    Floor("deliveries", "of_bare", "≥", 0.18, "", "signed, recorded deliveries, of the same"),
-    Floor("latency", "one_p50_ms", "≤", 2.0, "ms", "callback in, webhook out, median"),
-    Floor("latency", "one_p99_ms", "≤", 5.0, "ms", "callback in, webhook out, 99th percentile"),
-    Floor("latency", "ten_p50_ms", "≤", 2.5, "ms", "the same for ten subscribers, median"),
-    Floor("latency", "ten_p99_ms", "≤", 6.0, "ms", "the same for ten, 99th percentile"),
-    Floor("backlog", "ordered_ratio", "≤", 1.15, "x", "a delivery of a million, of 10,000"),
-    Floor("backlog", "scattered_ratio", "≤", 2.5, "x", "the same, due in no order"),
-    Floor("idle", "percent_of_core", "≤", 2.0, "%", "CPU with a million deliveries not yet due"),
-    Floor("isolation", "ratio", "≥", 0.9, "", "the healthy while one in ten hangs"),
-    Floor("polling", "of_budget", "≥", 0.9, "", "questions a second, of the budget"),
-    Floor("polling", "of_budget", "≤", 1.1, "", "questions a second, of the budget"),
+    Floor("sender", "of_bare", "≥", 0.65, "", "sender / bare protocol"),
+    Floor("sender", "times_aiohttp", "≥", 3, "x", "sender / aiohttp"),
+    Floor("deliveries", "of_bare", "≥", 0.18, "", "recorded deliveries / bare protocol"),
+    Floor("latency", "one_p50_ms", "≤", 2.0, "ms", "callback in to webhook out, median"),
+    Floor("latency", "one_p99_ms", "≤", 5.0, "ms", "callback in to webhook out, p99"),
+    Floor("latency", "ten_p50_ms", "≤", 2.5, "ms", "the same, ten subscribers, median"),
+    Floor("latency", "ten_p99_ms", "≤", 6.0, "ms", "the same, ten subscribers, p99"),
+    Floor("backlog", "ordered_ratio", "≤", 1.15, "x", "delivery, 1,000,000 / 10,000 waiting"),
+    Floor("backlog", "scattered_ratio", "≤", 2.5, "x", "the same, random due times"),
+    Floor("idle", "percent_of_core", "≤", 2.0, "%", "CPU with 1,000,000 deliveries not yet due"),
+    Floor("isolation", "ratio", "≥", 0.9, "", "healthy subscribers while one in ten is slow"),
+    Floor("polling", "of_budget", "≥", 0.9, "", "polls per second / poll budget"),
+    Floor("polling", "of_budget", "≤", 1.1, "", "polls per second / poll budget"),
     Floor("polling", "memory_mb", "≤", 100, "MB", "memory with 10,000 open tasks"),
-    Floor("lists", "worst_p99_ms", "≤", 20, "ms", "the slowest list or count, a million rows"),
+    Floor("lists", "worst_p99_ms", "≤", 20, "ms", "slowest list or count, 1,000,000 rows"),
 )

@@ -1,94 +1,82 @@
-"""Callback in, webhook out: what a subscriber waits for an outcome that upstream has said."""
+"""The time from a callback to its webhooks, with `GENHOOK_CALLBACK_TRUST=body`."""
 
 import asyncio
 import re
 import time
-from itertools import count
 from pathlib import Path
 
 from bench import callbacks, load, world
-from bench.machine import sync_ms
+from bench.machine import measure_sync_ms
 from bench.plan import Figures, Plan
-from bench.receivers import Reading, receiving
+from bench.receivers import Reading, serve_protocol
 
 RATE = 100.0
 WARM = 100  # callbacks
 _GENERATION = re.compile(rb'"id":"(gen_[0-9a-f]{32})"')
 
 
-class Journeys:
-    """When each generation's callback left here, and when its webhooks came back."""
+class Latencies:
+    """The seconds from each callback to its answer, and to each of its webhooks."""
 
     def __init__(self) -> None:
-        self.sent: dict[bytes, float] = {}
-        self.seconds: list[float] = []
-        self.acknowledged: list[float] = []
-        self.strays = 0
+        self.sent_at: dict[bytes, float] = {}  # By the generation's id.
+        self.webhooks: list[float] = []
+        self.answers: list[float] = []
 
-    def got(self, body: bytes, at: float) -> None:
-        """A webhook came."""
-        found = _GENERATION.search(body)
-        if found and found[1] in self.sent:
-            self.seconds.append(at - self.sent[found[1]])
-        else:
-            self.strays += 1
+    def add_webhook(self, body: bytes, at: float) -> None:
+        """Note that a webhook arrived; those of the warm-up are ignored."""
+        match = _GENERATION.search(body)
+        if match and match[1] in self.sent_at:
+            self.webhooks.append(at - self.sent_at[match[1]])
 
 
-async def journeys(path: Path, fan_out: int, rate: float, seconds: float) -> Journeys:
-    """Callbacks at random moments, `rate` a second, each for `fan_out` subscribers."""
-    seen = Journeys()
-    async with receiving(lambda: Reading(seen.got)) as receiver:
-        async with world.database(path) as opened:
-            made = await world.add_generations(opened, round(rate * seconds * 1.5) + WARM)
-            urls = [f"http://127.0.0.1:{receiver}/{index}" for index in range(fan_out)]
-            await world.add_subscribers(opened, urls)
-        heads = [
-            (
-                one.id.encode(),
-                load.post(world.callback_path(one), callbacks.JSON, b"x" * callbacks.BODY_BYTES),
-            )
-            for one in made
-        ]
-        numbers = count()
+async def run(path: Path, fan_out: int, rate: float, seconds: float) -> Latencies:
+    """Send `rate` callbacks per second, each with an outcome for `fan_out` subscribers."""
+    latencies = Latencies()
+    async with serve_protocol(lambda: Reading(latencies.add_webhook)) as receiver_port:
+        async with world.open_database(path) as database:
+            number = round(rate * seconds * 1.5) + WARM
+            generations = await world.add_generations(database, number)
+            urls = [f"http://127.0.0.1:{receiver_port}/{index}" for index in range(fan_out)]
+            await world.add_subscribers(database, urls)
+        build_request = callbacks.cycle_requests([world.callback_path(g) for g in generations])
+        ids = iter([generation.id.encode() for generation in generations])
 
-        def make() -> bytes:
-            number = next(numbers)
-            id_, whole = heads[number]
-            request = whole[: -callbacks.BODY_BYTES] + callbacks.body(number)
-            seen.sent[id_] = time.perf_counter()
+        def next_request() -> bytes:
+            request = build_request()
+            latencies.sent_at[next(ids)] = time.perf_counter()
             return request
 
-        async with world.served(path, GENHOOK_CALLBACK_TRUST="body") as (_, port):
+        async with world.serve(path, GENHOOK_CALLBACK_TRUST="body") as (_, port):
             await asyncio.sleep(0.5)
-            (await load.at_rate(port, make, rate=rate, seconds=WARM / rate)).check()
+            (await load.run_at_rate(port, next_request, rate=rate, seconds=WARM / rate)).check()
             await asyncio.sleep(0.3)
-            seen.sent.clear()
-            seen.seconds.clear()
-            sent = await load.at_rate(port, make, rate=rate, seconds=seconds)
-            sent.check()
-            seen.acknowledged = sent.latencies
+            latencies.sent_at.clear()
+            latencies.webhooks.clear()
+            answers = await load.run_at_rate(port, next_request, rate=rate, seconds=seconds)
+            answers.check()
+            latencies.answers = answers.latencies
             for _ in range(100):
-                if len(seen.seconds) >= len(seen.sent) * fan_out:
+                if len(latencies.webhooks) >= len(latencies.sent_at) * fan_out:
                     break
                 await asyncio.sleep(0.05)
-    assert len(seen.seconds) == len(seen.sent) * fan_out, "a webhook is missing"
-    return seen
+    assert len(latencies.webhooks) == len(latencies.sent_at) * fan_out, "a webhook is missing"
+    return latencies
 
 
 async def measure(plan: Plan, figures: Figures) -> None:
-    """A hundred callbacks a second for one subscriber each, then fifty for ten each."""
+    """Measure 100 callbacks per second for one subscriber, then 50 for ten subscribers."""
     for _ in range(plan.rounds):
-        figures.add(sync_ms=sync_ms(plan.folder))
+        figures.add(sync_ms=measure_sync_ms(plan.folder))
         for name, fan_out, rate in (("one", 1, RATE), ("ten", 10, RATE / 2)):
             path = plan.folder / "latency.db"
-            for left in plan.folder.glob(f"{path.name}*"):
-                left.unlink()
-            seen = await journeys(path, fan_out, rate, plan.seconds)
-            found = seen.seconds
+            for file in plan.folder.glob(f"{path.name}*"):
+                file.unlink()
+            latencies = await run(path, fan_out, rate, plan.seconds)
             figures.add(
                 **{
-                    f"{name}_acknowledged_p50_ms": load.quantile(seen.acknowledged, 0.5) * 1e3,
-                    f"{name}_p50_ms": load.quantile(found, 0.5) * 1e3,
-                    f"{name}_p99_ms": load.quantile(found, 0.99) * 1e3,
+                    f"{name}_answer_p50_ms": load.quantile(latencies.answers, 0.5) * 1e3,
+                    f"{name}_p50_ms": load.quantile(latencies.webhooks, 0.5) * 1e3,
+                    f"{name}_p99_ms": load.quantile(latencies.webhooks, 0.99) * 1e3,
                 }
             )

@@ -1,4 +1,4 @@
-"""The load: keep-alive connections that send prebuilt bytes, closed loop or at a rate."""
+"""Load over keep-alive connections that send prebuilt bytes: in a closed loop, or at a rate."""
 
 import asyncio
 import random
@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 from bench.machine import HOST
 
-Requests = Callable[[], bytes]
+NextRequest = Callable[[], bytes]
 _now = time.perf_counter
 
 
 @dataclass
 class Load:
-    """What came of it. Latencies are seconds from a request's first byte to its answer's last."""
+    """What was measured. A latency lasts from a request's first byte to its answer's last byte."""
 
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
@@ -25,42 +25,42 @@ class Load:
 
     @property
     def count(self) -> int:
-        """Answers, whatever their status."""
+        """The number of answers, of any status."""
         return len(self.latencies)
 
     @property
     def rate(self) -> float:
-        """Answers a second."""
+        """Answers per second."""
         return self.count / self.seconds
 
     def quantile_ms(self, part: float) -> float:
-        """A latency that `part` of the requests stayed within."""
+        """Return the latency that `part` of the requests did not exceed."""
         return quantile(self.latencies, part) * 1e3
 
     def check(self, status: bytes = b"200") -> None:
-        """AssertionError unless every answer had this status."""
+        """Raise AssertionError unless every answer had this status."""
         assert set(self.statuses) == {status}, f"answers: {dict(self.statuses)}"
 
 
 def quantile(values: list[float], part: float) -> float:
-    """The value that `part` of the values do not exceed."""
+    """Return the value that `part` of the values do not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * part))]
 
 
-def post(path: str, headers: str, body: bytes) -> bytes:
-    """A request's bytes; `headers` are lines that end in CRLF."""
+def build_post(path: str, headers: str, body: bytes) -> bytes:
+    """Return a request's bytes; `headers` are lines that end in CRLF."""
     head = f"POST {path} HTTP/1.1\r\nhost: {HOST}\r\n{headers}content-length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
 class _Connection(asyncio.Protocol):
-    """One request at a time; `answered(self, status, seconds)` decides what comes next."""
+    """Sends one request at a time and calls `on_answer(self, status, seconds)` after each."""
 
     transport: asyncio.Transport
 
-    def __init__(self, answered: "Callable[[_Connection, bytes, float], None]") -> None:
-        self._answered = answered
+    def __init__(self, on_answer: "Callable[[_Connection, bytes, float], None]") -> None:
+        self._on_answer = on_answer
         self._buffer = b""
         self._sent_at = 0.0
 
@@ -80,72 +80,77 @@ class _Connection(asyncio.Protocol):
             length = int(data[at + 16 : data.find(b"\r", at)]) if at >= 0 else 0
             if len(data) >= head + 4 + length:
                 self._buffer = b""
-                self._answered(self, data[9:12], _now() - self._sent_at)
+                self._on_answer(self, data[9:12], _now() - self._sent_at)
                 return
         self._buffer = data
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  it is as bad
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  any end is an error
         if self._sent_at:
-            self._answered(self, b"gone", _now() - self._sent_at)
+            self._on_answer(self, b"gone", _now() - self._sent_at)
 
 
 class Client(_Connection):
-    """One connection, one question at a time."""
+    """A connection whose requests are awaited one by one."""
 
     def __init__(self) -> None:
-        super().__init__(Client._got)  # type: ignore[arg-type]  # of this class, not its base
+        super().__init__(Client._resolve)  # type: ignore[arg-type]  # of this class, not its base
         self._waiter: asyncio.Future[tuple[bytes, float]]
 
-    async def ask(self, request: bytes) -> tuple[bytes, float]:
-        """The status of the answer, and how many seconds it took."""
+    async def request(self, request: bytes) -> tuple[bytes, float]:
+        """Send the request; return the status of the answer and its latency in seconds."""
         self._waiter = asyncio.get_running_loop().create_future()
         self.send(request)
         return await self._waiter
 
-    def _got(self, status: bytes, seconds: float) -> None:
+    def _resolve(self, status: bytes, seconds: float) -> None:
         if not self._waiter.done():
             self._waiter.set_result((status, seconds))
 
 
 class _ClosedLoop:
-    """Each connection sends its next request as soon as it has the answer to the last one."""
+    """Has each connection send its next request as soon as the last one is answered."""
 
-    def __init__(self, requests: Requests, connections: int) -> None:
+    def __init__(self, next_request: NextRequest, connections: int) -> None:
         self.load = Load()
-        self.requests = requests
+        self.next_request = next_request
         self.measuring_from = 0.0
         self.ends_at = 0.0
         self.running = connections
         self.ended = asyncio.Event()
 
-    def answered(self, connection: _Connection, status: bytes, seconds: float) -> None:
+    def on_answer(self, connection: _Connection, status: bytes, seconds: float) -> None:
         now = _now()
         if now - seconds >= self.measuring_from and now < self.ends_at:
             self.load.latencies.append(seconds)
             self.load.statuses[status] += 1
         if now < self.ends_at and status != b"gone":
-            connection.send(self.requests())
+            connection.send(self.next_request())
             return
-        connection._sent_at = 0.0  # noqa: SLF001  its own loop
+        connection._sent_at = 0.0  # noqa: SLF001  the same module
         self.running -= 1
         if not self.running:
             self.ended.set()
 
 
-async def closed_loop(
-    port: int, requests: Requests, *, connections: int, seconds: float, warm_seconds: float = 0.5
+async def run_closed_loop(
+    port: int,
+    next_request: NextRequest,
+    *,
+    connections: int,
+    seconds: float,
+    warm_seconds: float = 0.5,
 ) -> Load:
-    """As many requests as `connections` can have answered in `seconds`, after a warm-up."""
+    """Send requests for `seconds` after a warm-up, one at a time over each connection."""
     loop = asyncio.get_running_loop()
-    run = _ClosedLoop(requests, connections)
+    run = _ClosedLoop(next_request, connections)
     opened = [
-        (await loop.create_connection(lambda: _Connection(run.answered), HOST, port))[1]
+        (await loop.create_connection(lambda: _Connection(run.on_answer), HOST, port))[1]
         for _ in range(connections)
     ]
     run.measuring_from = _now() + warm_seconds
     run.ends_at = run.measuring_from + seconds
     for connection in opened:
-        connection.send(requests())
+        connection.send(next_request())
     await asyncio.sleep(warm_seconds)
     before = cpu_seconds()
     await asyncio.sleep(seconds)
@@ -156,39 +161,39 @@ async def closed_loop(
     return run.load
 
 
-async def at_rate(
-    port: int, requests: Requests, *, rate: float, seconds: float, connections: int = 32
+async def run_at_rate(
+    port: int, next_request: NextRequest, *, rate: float, seconds: float, connections: int = 32
 ) -> Load:
-    """Requests at random moments, `rate` a second on average, whatever the answers take."""
+    """Send `rate` requests per second at random moments, whether or not answers have come."""
     loop = asyncio.get_running_loop()
     load, free, moments = Load(seconds=seconds), [], random.Random(7)
 
-    def answered(connection: _Connection, status: bytes, taken: float) -> None:
-        load.latencies.append(taken)
+    def on_answer(connection: _Connection, status: bytes, latency: float) -> None:
+        load.latencies.append(latency)
         load.statuses[status] += 1
         free.append(connection)
 
     for _ in range(connections):
-        _, connection = await loop.create_connection(lambda: _Connection(answered), HOST, port)
+        _, connection = await loop.create_connection(lambda: _Connection(on_answer), HOST, port)
         free.append(connection)
     opened = list(free)
     at = _now()
     ends_at = at + seconds
     while (at := at + moments.expovariate(rate)) < ends_at:
         await asyncio.sleep(max(0.0, at - _now()))
-        assert free, "every connection waits: the rate is too much"
-        free.pop().send(requests())
+        assert free, "every connection waits for an answer: the rate is too high"
+        free.pop().send(next_request())
     for _ in range(200):
         if len(free) == connections:
             break
         await asyncio.sleep(0.05)
     for connection in opened:
-        connection._sent_at = 0.0  # noqa: SLF001  its own loop
+        connection._sent_at = 0.0  # noqa: SLF001  the same module
         connection.transport.abort()
     return load
 
 
 def cpu_seconds() -> float:
-    """CPU seconds of this process."""
+    """Return the CPU seconds of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime

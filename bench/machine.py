@@ -1,4 +1,4 @@
-"""Where things run: cores, processes, what they cost, and the versions that were measured."""
+"""Cores, processes and their costs, ports, the disk, and the versions of everything measured."""
 
 import asyncio
 import importlib.metadata
@@ -36,36 +36,36 @@ PACKAGES = (
 
 
 class Running:
-    """A process that was started here, and what it has cost so far."""
+    """A process that we started, and what it has cost so far."""
 
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
         self.process = process
         self.pid = process.pid
 
     def cpu_seconds(self) -> float:
-        """CPU seconds of every thread that lives."""
-        return sum(map(_schedstat, Path(f"/proc/{self.pid}/task").iterdir()))
+        """Return the CPU seconds of all live threads."""
+        return sum(map(_cpu_seconds, Path(f"/proc/{self.pid}/task").iterdir()))
 
     def main_thread_seconds(self) -> float:
-        """CPU seconds of the first thread: the event loop's."""
-        return _schedstat(Path(f"/proc/{self.pid}/task/{self.pid}"))
+        """Return the CPU seconds of the first thread, which runs the event loop."""
+        return _cpu_seconds(Path(f"/proc/{self.pid}/task/{self.pid}"))
 
     def switches(self) -> int:
-        """How often its threads gave up the core, to wait or for each other."""
-        found = 0
+        """Count how often its threads gave up the core voluntarily."""
+        count = 0
         for task in Path(f"/proc/{self.pid}/task").iterdir():
             for line in (task / "status").read_text().splitlines():
                 if line.startswith("voluntary_ctxt_switches"):
-                    found += int(line.split()[1])
-        return found
+                    count += int(line.split()[1])
+        return count
 
     def memory_mb(self) -> float:
-        """Resident memory in units of 2**20 bytes."""
+        """Return the resident memory in units of 2**20 bytes."""
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
 
-    async def answers(self, port: int, seconds: float = 20.0) -> None:
-        """Wait until something listens; AssertionError if the process ends or time is up."""
+    async def wait_for_port(self, port: int, seconds: float = 20.0) -> None:
+        """Wait until the port listens; AssertionError if the process ends or the time is up."""
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + seconds
         while loop.time() < ends_at:
@@ -79,7 +79,7 @@ class Running:
         raise AssertionError("it did not listen in time")
 
     def stop(self) -> None:
-        """End it: politely, then not."""
+        """Terminate the process; kill it if that takes more than ten seconds."""
         self.process.terminate()
         try:
             self.process.wait(10)
@@ -88,7 +88,7 @@ class Running:
             self.process.wait()
 
 
-def _schedstat(task: Path) -> float:
+def _cpu_seconds(task: Path) -> float:
     try:
         return int((task / "schedstat").read_text().split()[0]) / 1e9
     except (FileNotFoundError, ProcessLookupError):
@@ -97,7 +97,7 @@ def _schedstat(task: Path) -> float:
 
 @contextmanager
 def on_core(core: int) -> Iterator[None]:
-    """Run on `core`; what is started meanwhile stays there."""
+    """Pin this process to `core`; a process that is started meanwhile stays pinned."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:
@@ -107,11 +107,11 @@ def on_core(core: int) -> Iterator[None]:
 
 
 @contextmanager
-def started(
+def start_process(
     arguments: Sequence[str], environment: Mapping[str, str] | None = None
 ) -> Iterator[Running]:
-    """A process on the subject's core, ended by its id on the way out. Its output goes nowhere."""
-    own = ("PORT", "GENHOOK_", "PYTHON")  # bytecode is kept, as wherever it is installed
+    """Start a process on the subject's core, discard its output, and stop it afterwards."""
+    own = ("PORT", "GENHOOK_", "PYTHON")  # Without PYTHON…: bytecode is cached, as in production.
     plain = {name: v for name, v in os.environ.items() if not name.startswith(own)}
     errors = None if "BENCH_ERRORS" in os.environ else subprocess.DEVNULL
     with on_core(SUBJECT_CORE):
@@ -129,34 +129,34 @@ def started(
         running.stop()
 
 
-def python(*arguments: str) -> list[str]:
-    """A command that runs this Python."""
+def python_command(*arguments: str) -> list[str]:
+    """Return a command that runs this Python interpreter."""
     return [sys.executable, *arguments]
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
+def find_free_port() -> int:
+    """Return a port on which nothing listens."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def sync_ms(folder: Path, times: int = 100) -> float:
-    """What it takes this disk to keep four kilobytes for good: the median of `times`."""
-    path, taken = folder / "sync", []
+def measure_sync_ms(folder: Path, times: int = 100) -> float:
+    """Measure how long this disk takes to write and sync four kilobytes: the median of `times`."""
+    path, seconds = folder / "sync", []
     with path.open("wb", buffering=0) as file:
         for _ in range(times):
             began = time.perf_counter()
             file.write(b"x" * 4_096)
             os.fdatasync(file.fileno())
-            taken.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - began)
     path.unlink()
-    return statistics.median(taken) * 1e3
+    return statistics.median(seconds) * 1e3
 
 
-async def busy(seconds: float = 0.5) -> float:
-    """Which part of a core the busiest of ours spends on something else, while we wait."""
+async def measure_noise(seconds: float = 0.5) -> float:
+    """Wait, and return the share of the busier core that other programs used meanwhile."""
     before = _jiffies()
     await asyncio.sleep(seconds)
     after = _jiffies()
@@ -168,24 +168,24 @@ async def busy(seconds: float = 0.5) -> float:
 
 
 def _jiffies() -> dict[int, tuple[int, int]]:
-    """Idle and all ticks of each core."""
-    found = {}
+    """Return the idle ticks and all ticks of each core."""
+    ticks_by_core = {}
     for line in Path("/proc/stat").read_text().splitlines():
         name, *ticks = line.split()
         if name.startswith("cpu") and name != "cpu":
             numbers = [int(tick) for tick in ticks]
-            found[int(name[3:])] = (numbers[3] + numbers[4], sum(numbers[:8]))
-    return found
+            ticks_by_core[int(name[3:])] = (numbers[3] + numbers[4], sum(numbers[:8]))
+    return ticks_by_core
 
 
-def versions() -> dict[str, str]:
-    """What was measured with."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version, **found}
+def list_versions() -> dict[str, str]:
+    """Return the versions of Python, SQLite and the packages that matter."""
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version, **packages}
 
 
-def processor() -> str:
-    """What the cores call themselves, and how many may be used."""
+def describe_processor() -> str:
+    """Return the name of the processor and the number of usable cores."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return f"{line.partition(':')[2].strip()}, {len(CORES)} cores"

@@ -1,6 +1,6 @@
-"""Outgoing requests: genhook's sender beside a bare protocol, aiohttp and httpx, on one core.
+"""Outgoing requests on one core: genhook's sender, a bare protocol, aiohttp and httpx.
 
-`python -m bench.outgoing NAME PORT IN_FLIGHT SECONDS` measures one of them.
+`python -m bench.outgoing NAME PORT IN_FLIGHT SECONDS` measures one of them and prints JSON.
 """
 
 import asyncio
@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable
 import uvloop
 
 from bench.load import cpu_seconds
-from bench.machine import HOST, SUBJECT_CORE, on_core, python
+from bench.machine import HOST, SUBJECT_CORE, on_core, python_command
 from bench.plan import Figures, Plan
-from bench.receivers import Counting, receiving
+from bench.receivers import Counting, serve_protocol
 
 IN_FLIGHT = 100
 WARM_SECONDS = 0.5
@@ -34,7 +34,7 @@ Post = Callable[[], Awaitable[int]]
 
 
 class _Bare(asyncio.Protocol):
-    """As little as there can be: bytes out, a status in."""
+    """Writes bytes and parses the status of the answer, and nothing else."""
 
     transport: asyncio.Transport
 
@@ -59,8 +59,8 @@ class _Bare(asyncio.Protocol):
         self.transport.write(request)
 
 
-async def bare(port: int) -> Post:
-    """The limit: a protocol per connection, the request's bytes made once."""
+async def open_bare(port: int) -> Post:
+    """Open the bare protocol, whose request is built only once."""
     loop = asyncio.get_running_loop()
     idle: list[_Bare] = []
     lines = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
@@ -79,24 +79,24 @@ async def bare(port: int) -> Post:
     return post
 
 
-async def genhook(port: int) -> Post:
-    """The sender as the service makes it."""
+async def open_genhook(port: int) -> Post:
+    """Open genhook's sender."""
     from ipaddress import ip_network  # noqa: PLC0415  only here
 
     from service.delivery.webhook import egress, request, sender  # noqa: PLC0415  only here
 
     policy = egress.Policy(allow_http=True, allow_networks=(ip_network("127.0.0.0/8"),))
-    made = sender.WebhookSender(policy)
+    genhook = sender.WebhookSender(policy)
     target = request.parse_target(f"http://{HOST}:{port}/inbox")
 
     async def post() -> int:
-        return (await made.send(target, HEADERS, BODY, 15)).status_code
+        return (await genhook.send(target, HEADERS, BODY, 15)).status_code
 
     return post
 
 
-async def with_aiohttp(port: int) -> Post:
-    """Aiohttp with what costs time switched off."""
+async def open_aiohttp(port: int) -> Post:
+    """Open aiohttp without its cookies, limits and decompression."""
     import aiohttp  # noqa: PLC0415  heavy
     from yarl import URL  # noqa: PLC0415  heavy
 
@@ -116,8 +116,8 @@ async def with_aiohttp(port: int) -> Post:
     return post
 
 
-async def with_httpx(port: int) -> Post:
-    """Httpx as it is."""
+async def open_httpx(port: int) -> Post:
+    """Open httpx with its defaults."""
     import httpx  # noqa: PLC0415  heavy
 
     client = httpx.AsyncClient(timeout=15)
@@ -129,11 +129,16 @@ async def with_httpx(port: int) -> Post:
     return post
 
 
-MAKE = {"bare": bare, "genhook": genhook, "aiohttp": with_aiohttp, "httpx": with_httpx}
+OPEN = {
+    "bare": open_bare,
+    "genhook": open_genhook,
+    "aiohttp": open_aiohttp,
+    "httpx": open_httpx,
+}
 
 
 async def _measure_client(name: str, port: int, in_flight: int, seconds: float) -> dict[str, float]:
-    post = await MAKE[name](port)
+    post = await OPEN[name](port)
     count, ends_at = 0, time.perf_counter() + WARM_SECONDS + seconds
 
     async def send_until_end() -> None:
@@ -145,43 +150,46 @@ async def _measure_client(name: str, port: int, in_flight: int, seconds: float) 
     tasks = [asyncio.create_task(send_until_end()) for _ in range(in_flight)]
     await asyncio.sleep(WARM_SECONDS)
     gc.collect()
-    first, cpu, began = count, cpu_seconds(), time.perf_counter()
+    before, cpu, began = count, cpu_seconds(), time.perf_counter()
     await asyncio.sleep(seconds)
-    done, took = count - first, time.perf_counter() - began
-    cost = (cpu_seconds() - cpu) / max(1, done) * 1e6
+    answers, elapsed = count - before, time.perf_counter() - began
+    cpu_us = (cpu_seconds() - cpu) / max(1, answers) * 1e6
     await asyncio.gather(*tasks)
-    asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # the end is the cleaning up
-    return {"per_second": done / took, "cpu_us": cost}
+    # The process ends here without closing anything, which some clients complain about.
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    return {"per_second": answers / elapsed, "cpu_us": cpu_us}
 
 
-async def client(name: str, port: int, seconds: float) -> dict[str, float]:
-    """One client in a process of its own, on the subject's core."""
-    arguments = python("-m", "bench.outgoing", name, str(port), str(IN_FLIGHT), str(seconds))
+async def run_client(name: str, port: int, seconds: float) -> dict[str, float]:
+    """Measure one client in its own process on the subject's core."""
+    arguments = (name, str(port), str(IN_FLIGHT), str(seconds))
     with on_core(SUBJECT_CORE):
-        process = await asyncio.create_subprocess_exec(*arguments, stdout=subprocess.PIPE)
+        process = await asyncio.create_subprocess_exec(
+            *python_command("-m", "bench.outgoing", *arguments), stdout=subprocess.PIPE
+        )
     try:
         output, _ = await asyncio.wait_for(process.communicate(), seconds + 30)
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    found: dict[str, float] = json.loads(output)
-    return found
+    result: dict[str, float] = json.loads(output)
+    return result
 
 
 async def measure(plan: Plan, figures: Figures) -> None:
-    """Each client in turn against the same receiver, 100 in flight, connections kept."""
+    """Measure the clients in turn against one receiver, 100 in flight over kept connections."""
     counts: Counter[str] = Counter()
-    async with receiving(lambda: Counting(counts)) as port:
+    async with serve_protocol(lambda: Counting(counts)) as port:
         for _ in range(plan.rounds):
             for name in CLIENTS:
                 before, began = cpu_seconds(), time.perf_counter()
-                found = await client(name, port, plan.seconds)
+                result = await run_client(name, port, plan.seconds)
                 busy = (cpu_seconds() - before) / (time.perf_counter() - began)
                 figures.add(
                     **{
-                        f"{name}_per_second": found["per_second"],
-                        f"{name}_cpu_us": found["cpu_us"],
+                        f"{name}_per_second": result["per_second"],
+                        f"{name}_cpu_us": result["cpu_us"],
                         f"{name}_receiver_busy": busy,
                     }
                 )
@@ -191,10 +199,10 @@ async def measure(plan: Plan, figures: Figures) -> None:
 
 
 def main() -> None:
-    """Measure the client that the command line names."""
+    """Measure the client named on the command line."""
     name, port, in_flight, seconds = sys.argv[1:]
-    found = uvloop.run(_measure_client(name, int(port), int(in_flight), float(seconds)))
-    sys.stdout.write(json.dumps(found))
+    result = uvloop.run(_measure_client(name, int(port), int(in_flight), float(seconds)))
+    sys.stdout.write(json.dumps(result))
 
 
 if __name__ == "__main__":

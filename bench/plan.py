@@ -1,4 +1,4 @@
-"""What a measurement is given, and what it gives back."""
+"""The plan that a measurement gets, and the figures that it fills."""
 
 import math
 import statistics
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how often, and a folder that is emptied afterwards."""
+    """How often and for how long to measure, and a folder that is deleted afterwards."""
 
     rounds: int
     seconds: float
@@ -18,29 +18,29 @@ class Plan:
     quick: bool
 
     def size(self, full: int) -> int:
-        """A number of rows: a tenth of them where it is to be quick."""
+        """Return a number of rows: all of `full`, or a tenth of them in a quick run."""
         return full // 10 if self.quick else full
 
 
 @dataclass
 class Figures:
-    """Every figure of a measurement, once for each round."""
+    """The figures of a measurement, each with one value for every round."""
 
     rounds: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, **figures: float) -> None:
-        """What one round gave."""
+        """Add the values of one round."""
         for name, value in figures.items():
             self.rounds[name].append(value)
 
     def ratio(self, name: str, over: str, under: str) -> None:
-        """A figure of the last round by another one of it."""
+        """Divide two figures of the last round, and add the quotient as a figure."""
         self.rounds[name].append(self.rounds[over][-1] / self.rounds[under][-1])
 
     def median(self, name: str) -> float:
-        """The middle round; not a number where there is none."""
-        found = self.rounds.get(name)
-        return statistics.median(found) if found else math.nan
+        """Return the median over the rounds; NaN if there is no such figure."""
+        values = self.rounds.get(name)
+        return statistics.median(values) if values else math.nan
 
 
 Measure = Callable[[Plan, Figures], Awaitable[None]]

@@ -1,7 +1,7 @@
-"""Runs a command of genhook under cProfile, each thread by itself, and prints where time went.
+"""Runs a command of genhook under cProfile, one profile for each thread.
 
-`python -m bench.profiled serve` prints when it is ended. Python functions look dearer than they
-are: believe the order, not the figures.
+`python -m bench.profiled serve` prints the profiles when the command ends. The profiler slows
+Python functions more than C functions: use the order of the lines rather than their figures.
 """
 
 import cProfile
@@ -17,33 +17,33 @@ LINES = 45
 _profiles: list[tuple[str, cProfile.Profile]] = []
 
 
-def profiled(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run` under a profile of its own."""
+def profile(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `run` so that each call has its own profile."""
 
     def wrapped(*args: Any, **named: Any) -> Any:
-        profile = cProfile.Profile()
-        _profiles.append((name, profile))
-        return profile.runcall(run, *args, **named)
+        profiler = cProfile.Profile()
+        _profiles.append((name, profiler))
+        return profiler.runcall(run, *args, **named)
 
     return wrapped
 
 
 def main() -> None:
-    """Run what the command line says, then print."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # for when the server has seen to it
-    threading.Thread.run = profiled("thread", threading.Thread.run)  # type: ignore[method-assign]
-    from service.cli import main  # noqa: PLC0415  its threads start after the line above
+    """Run the command, then print the profiles."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # Once the server has stopped.
+    threading.Thread.run = profile("thread", threading.Thread.run)  # type: ignore[method-assign]
+    from service.cli import main  # noqa: PLC0415  starts its threads after the line above
 
     try:
-        profiled("event loop", main.main)(sys.argv[1:])
+        profile("event loop", main.main)(sys.argv[1:])
     finally:
-        for name, profile in _profiles:
-            _print(name, profile)
+        for name, profiler in _profiles:
+            _print(name, profiler)
 
 
-def _print(name: str, profile: cProfile.Profile) -> None:
+def _print(name: str, profiler: cProfile.Profile) -> None:
     text = io.StringIO()
-    stats = pstats.Stats(profile, stream=text)
+    stats = pstats.Stats(profiler, stream=text)
     if stats.total_tt < 0.05:  # type: ignore[attr-defined]  # typeshed leaves it out
         return
     stats.strip_dirs().sort_stats("tottime").print_stats(LINES)

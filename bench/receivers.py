@@ -1,6 +1,6 @@
-"""Receivers of webhooks: one that counts, one that says what came.
+"""Servers for the measurements: receivers of webhooks, and an upstream.
 
-`python -m bench.receivers PORT` runs the counting one alone.
+`python -m bench.receivers PORT` runs the counting receiver alone.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import uvloop
 
-from bench.machine import free_port
+from bench.machine import find_free_port
 
 OK = b"HTTP/1.1 204 No Content\r\n\r\n"
 _BUSY = b'{"code":200,"message":"success","data":{"task_id":"t","status":"IN_PROGRESS"}}'
@@ -21,29 +21,29 @@ BUSY = _HEAD + b"content-length: %d\r\n\r\n" % len(_BUSY) + _BUSY
 
 
 class Counting(asyncio.Protocol):
-    """Takes requests that are all as long as the first one of their connection."""
+    """Counts requests; all requests of a connection must be as long as its first one."""
 
     transport: asyncio.Transport
 
     def __init__(self, counts: Counter[str], delay_seconds: float = 0.0) -> None:
         self._counts = counts
         self._delay_seconds = delay_seconds
-        self._size = self._got = 0
+        self._size = self._pending = 0
         self._head = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Told apart by the address that was connected to."""
+        """Remember the local address, under which requests are counted."""
         self.transport = transport  # type: ignore[assignment]  # a stream
         self._host = transport.get_extra_info("sockname")[0]
 
     def data_received(self, data: bytes) -> None:
-        """Count bytes; the first request says how many make one."""
+        """Count complete requests by their number of bytes."""
         if not self._size:
             self._head += data
             self._size = _size(self._head)
-        self._got += len(data)
-        while self._size and self._got >= self._size:
-            self._got -= self._size
+        self._pending += len(data)
+        while self._size and self._pending >= self._size:
+            self._pending -= self._size
             if self._delay_seconds:
                 asyncio.get_running_loop().call_later(self._delay_seconds, self._answer)
             else:
@@ -56,7 +56,7 @@ class Counting(asyncio.Protocol):
 
 
 def _size(data: bytes) -> int:
-    """How many bytes the first request in `data` has; 0 if that cannot be told yet."""
+    """Return the length of the first request in `data`; 0 while its head is incomplete."""
     head = data.find(b"\r\n\r\n")
     if head < 0:
         return 0
@@ -65,57 +65,57 @@ def _size(data: bytes) -> int:
 
 
 class Reading(asyncio.Protocol):
-    """Takes any requests and says when each body came."""
+    """Reads requests of any length and calls `on_body(body, time)` for each."""
 
     transport: asyncio.Transport
 
-    def __init__(self, got: Callable[[bytes, float], None]) -> None:
-        self._got = got
+    def __init__(self, on_body: Callable[[bytes, float], None]) -> None:
+        self._on_body = on_body
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Remember where to answer."""
+        """Keep the transport for answers."""
         self.transport = transport  # type: ignore[assignment]  # a stream
 
     def data_received(self, data: bytes) -> None:
-        """Every whole request in what has come."""
+        """Handle every complete request."""
         now = time.perf_counter()
         self._buffer += data
         while (size := _size(self._buffer)) and len(self._buffer) >= size:
             request, self._buffer = self._buffer[:size], self._buffer[size:]
-            self._got(request.partition(b"\r\n\r\n")[2], now)
+            self._on_body(request.partition(b"\r\n\r\n")[2], now)
             self.transport.write(OK)
 
 
 class Upstream(asyncio.Protocol):
-    """API in One, asked about tasks that never end; when it was asked is noted."""
+    """An API in One whose tasks never end; it notes the time of every poll."""
 
     transport: asyncio.Transport
 
-    def __init__(self, asked_at: list[float]) -> None:
-        self._asked_at = asked_at
+    def __init__(self, polled_at: list[float]) -> None:
+        self._polled_at = polled_at
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Remember where to answer."""
+        """Keep the transport for answers."""
         self.transport = transport  # type: ignore[assignment]  # a stream
 
     def data_received(self, data: bytes) -> None:
-        """Answer every whole question."""
+        """Answer every complete request."""
         self._buffer += data
         while (size := _size(self._buffer)) and len(self._buffer) >= size:
             self._buffer = self._buffer[size:]
-            self._asked_at.append(time.perf_counter())
+            self._polled_at.append(time.perf_counter())
             self.transport.write(BUSY)
 
 
 @asynccontextmanager
-async def receiving(
+async def serve_protocol(
     protocol: Callable[[], asyncio.Protocol], hosts: list[str] | None = None, port: int = 0
 ) -> AsyncIterator[int]:
-    """Servers on the same port of every host; the port."""
+    """Serve the protocol on one port of every host; yields the port."""
     loop = asyncio.get_running_loop()
-    port = port or free_port()
+    port = port or find_free_port()
     servers = [
         await loop.create_server(protocol, host, port, backlog=2_048)
         for host in hosts or ["127.0.0.1"]
@@ -127,10 +127,10 @@ async def receiving(
             server.close()
 
 
-async def _alone(port: int) -> None:
-    async with receiving(lambda: Counting(Counter()), port=port):
+async def _serve_alone(port: int) -> None:
+    async with serve_protocol(lambda: Counting(Counter()), port=port):
         await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    uvloop.run(_alone(int(sys.argv[1])))
+    uvloop.run(_serve_alone(int(sys.argv[1])))

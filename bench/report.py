@@ -1,4 +1,4 @@
-"""What came out: on the terminal, in results.json, and as a table in docs/performance.md."""
+"""Prints the results, and writes them to results.json and docs/performance.md."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.floors import FLOORS, Floor
-from bench.machine import ROOT, processor, versions
+from bench.machine import ROOT, describe_processor, list_versions
 from bench.plan import Figures
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -17,8 +17,8 @@ NOISE_PERCENT = 10
 Results = dict[str, Any]
 
 
-def number(value: float) -> str:
-    """Three figures that count, and no more."""
+def format_number(value: float) -> str:
+    """Format with three significant digits."""
     if math.isnan(value):
         return "none"
     if value == 0 or abs(value) >= 100:
@@ -26,8 +26,8 @@ def number(value: float) -> str:
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
-def summed_up(figures: Figures) -> dict[str, Any]:
-    """Median, lowest and highest of every figure."""
+def summarize(figures: Figures) -> dict[str, Any]:
+    """Return the median, lowest and highest value of every figure."""
     return {
         name: {
             "median": round(figures.median(name), 4),
@@ -39,18 +39,18 @@ def summed_up(figures: Figures) -> dict[str, Any]:
     }
 
 
-def show(name: str, found: dict[str, Any]) -> None:
-    """Every figure of a measurement, a line each."""
-    print(f"{name}")
-    for figure, of in found.items():
-        spread = f"({number(of['low'])} to {number(of['high'])})"
-        print(f"    {figure:34}{number(of['median']):>12}  {spread}")
+def show(title: str, summary: dict[str, Any]) -> None:
+    """Print a line for every figure of a measurement."""
+    print(title)
+    for name, figure in summary.items():
+        spread = f"({format_number(figure['low'])} to {format_number(figure['high'])})"
+        print(f"    {name:34}{format_number(figure['median']):>12}  {spread}")
 
 
-def missed(results: Results, names: list[str]) -> list[str]:
-    """A line for each floor of these measurements that does not hold."""
+def list_missed(results: Results, names: list[str]) -> list[str]:
+    """Return a line for each floor of these measurements that is missed."""
     return [
-        f"{floor.measurement}: {floor.says}: {number(_value(results, floor))}{floor.unit}, "
+        f"{floor.measurement}: {floor.label}: {format_number(_value(results, floor))}{floor.unit}, "
         f"must be {floor.sign} {floor.limit:g}{floor.unit}"
         for floor in FLOORS
         if floor.measurement in names and not floor.holds(_value(results, floor))
@@ -58,34 +58,38 @@ def missed(results: Results, names: list[str]) -> list[str]:
 
 
 def _value(results: Results, floor: Floor) -> float:
-    found = results["measurements"].get(floor.measurement, {}).get(floor.figure, {})
-    return float(found.get("median", math.nan))
+    figure = results["measurements"].get(floor.measurement, {}).get(floor.figure, {})
+    return float(figure.get("median", math.nan))
 
 
-def fresh(date: str) -> Results:
-    """Results of a run that has measured nothing yet."""
-    return {"date": date, "processor": processor(), "versions": versions(), "measurements": {}}
+def new_results(date: str) -> Results:
+    """Return the results of a run that has not measured anything yet."""
+    return {
+        "date": date,
+        "processor": describe_processor(),
+        "versions": list_versions(),
+        "measurements": {},
+    }
 
 
-def with_older(results: Results) -> Results:
-    """What an older run measured and this one did not stays, as long as it is the same machine."""
+def merge_earlier(results: Results) -> Results:
+    """Add what an earlier run measured and this one did not, if machine and versions are equal."""
     if RESULTS.exists():
-        older = json.loads(RESULTS.read_text("utf-8"))
-        same = ("processor", "versions")
-        if all(older[name] == results[name] for name in same):
-            kept = {**older["measurements"], **results["measurements"]}
-            return {**results, "measurements": kept}
+        earlier = json.loads(RESULTS.read_text("utf-8"))
+        if all(earlier[name] == results[name] for name in ("processor", "versions")):
+            measurements = {**earlier["measurements"], **results["measurements"]}
+            return {**results, "measurements": measurements}
     return results
 
 
 def write(results: Results) -> None:
-    """results.json, and the table in docs/performance.md."""
+    """Write results.json and the table in docs/performance.md."""
     RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
     fill(DOCUMENT, "bench", table(results))
 
 
 def fill(document: Path, name: str, text: str) -> None:
-    """Put `text` between the document's marks of that name."""
+    """Replace what stands between the document's `name` marks by `text`."""
     begins, ends = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, begin, rest = document.read_text("utf-8").partition(begins)
     _, end, after = rest.partition(ends)
@@ -95,32 +99,32 @@ def fill(document: Path, name: str, text: str) -> None:
 
 
 def _noise(results: Results) -> str:
-    busy = {
-        name: found["others_percent_of_core"]["median"]
-        for name, found in results["measurements"].items()
-        if found.get("others_percent_of_core", {}).get("median", 0) > NOISE_PERCENT
-    }
-    if not busy:
+    noisy = [
+        name
+        for name, summary in results["measurements"].items()
+        if summary.get("others_percent_of_core", {}).get("median", 0) > NOISE_PERCENT
+    ]
+    if not noisy:
         return ""
-    return f" Other programs kept the cores busy before {', '.join(busy)}: doubt those figures."
+    return f" Other programs used the cores before {', '.join(noisy)}: expect noise there."
 
 
 def table(results: Results) -> str:
-    """The floors as Markdown, with what was measured."""
-    said = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    """Return the floors and the measured figures as a Markdown table."""
+    packages = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     lines = [
-        f"Measured {results['date']} on {results['processor']}; {said}.{_noise(results)}",
+        f"Measured {results['date']} on {results['processor']}; {packages}.{_noise(results)}",
         "",
-        "| what | measured | lowest to highest round | must be | |",
+        "| figure | median | lowest to highest round | must be | |",
         "| --- | ---: | ---: | ---: | --- |",
     ]
     for floor in FLOORS:
-        found = results["measurements"].get(floor.measurement, {}).get(floor.figure)
-        if found is None:
+        figure = results["measurements"].get(floor.measurement, {}).get(floor.figure)
+        if figure is None:
             continue
-        spread = f"{number(found['low'])} to {number(found['high'])}"
-        verdict = "" if floor.holds(found["median"]) else "**missed**"
+        spread = f"{format_number(figure['low'])} to {format_number(figure['high'])}"
+        note = "" if floor.holds(figure["median"]) else "**missed**"
         limit = f"{floor.sign} {floor.limit:g} {floor.unit}".strip()
-        shown = f"{number(found['median'])} {floor.unit}".strip()
-        lines.append(f"| {floor.says} | {shown} | {spread} | {limit} | {verdict} |")
+        median = f"{format_number(figure['median'])} {floor.unit}".strip()
+        lines.append(f"| {floor.label} | {median} | {spread} | {limit} | {note} |")
     return "\n".join(lines)

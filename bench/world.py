@@ -1,8 +1,7 @@
-"""Worlds to measure in: databases with rows made by the service's own store, and its process."""
+"""Databases filled by the service's own store, and the process of the service."""
 
 import os
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,14 +9,14 @@ from typing import Any
 
 import msgspec
 
-from bench.machine import HOST, Running, free_port, started
+from bench.machine import HOST, Running, find_free_port, start_process
 from service.delivery import signing_keys
 from service.model.clock import now_ms, rfc3339
 from service.model.generation import Generation
 from service.model.ids import new_id
 from service.model.subscriber import Subscriber
 from service.store import subscribers
-from service.store.rows import text
+from service.store.rows import json_text
 from service.store.sqlite.database import Database, Transaction
 from service.store.vault import Vault
 from service.upstream.callback_url import CallbackTokens, new_nonce
@@ -34,22 +33,22 @@ tokens = CallbackTokens([SECRET_KEY], "apiinone")
 
 
 @asynccontextmanager
-async def database(path: Path) -> AsyncIterator[Database]:
-    """The service's database at `path`, with its schema."""
-    opened = Database(str(path))
-    await opened.open()
+async def open_database(path: Path) -> AsyncIterator[Database]:
+    """Open the service's database at `path` with its latest schema, and close it afterwards."""
+    database = Database(str(path))
+    await database.open()
     try:
-        await opened.migrate()
-        yield opened
+        await database.migrate()
+        yield database
     finally:
-        await opened.close()
+        await database.close()
 
 
 SERVE = [str(Path(sys.executable).with_name("genhook")), "serve"]
 
 
 def environment(path: Path, port: int, **variables: str) -> dict[str, str]:
-    """Settings of a service that knows nothing but this machine; its upstream is a dead port."""
+    """Return settings of a service on this machine; nothing listens at its upstream's address."""
     return {
         "GENHOOK_DATABASE_URL": f"sqlite:///{path}",
         "GENHOOK_SECRET_KEYS": SECRET_KEY,
@@ -65,17 +64,17 @@ def environment(path: Path, port: int, **variables: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def served(path: Path, **variables: str) -> AsyncIterator[tuple[Running, int]]:
-    """`genhook serve` on the subject's core, once it listens."""
-    port = free_port()
-    with started(SERVE, environment(path, port, **variables)) as running:
-        await running.answers(port)
+async def serve(path: Path, **variables: str) -> AsyncIterator[tuple[Running, int]]:
+    """Run `genhook serve` on the subject's core; yields once it listens."""
+    port = find_free_port()
+    with start_process(SERVE, environment(path, port, **variables)) as running:
+        await running.wait_for_port(port)
         yield running, port
 
 
-def generation(now: int, index: int, **changes: Any) -> Generation:
-    """A generation that upstream works on, and that nobody asks about for hours."""
-    made = Generation(
+def new_generation(now: int, index: int, **changes: Any) -> Generation:
+    """Return a generation in progress whose next poll is hours away."""
+    generation = Generation(
         id=new_id("gen", now),
         tenant=TENANT,
         model="imagen4-fast",
@@ -91,46 +90,47 @@ def generation(now: int, index: int, **changes: Any) -> Generation:
         submission="taken",
         next_poll_at=now + FAR_MS,
     )
-    return msgspec.structs.replace(made, **changes)
+    return msgspec.structs.replace(generation, **changes)
 
 
-async def in_chunks(
-    of: Database, count: int, insert: Callable[..., Any], make: Callable[[int], Any]
+async def insert_in_chunks(
+    database: Database, count: int, insert: Callable[..., Any], make: Callable[[int], Any]
 ) -> list[Any]:
-    """`count` things by their number, stored `CHUNK` at a time."""
-    made: list[Any] = []
+    """Make `count` rows by their number and store them, CHUNK in one transaction."""
+    rows: list[Any] = []
     for start in range(0, count, CHUNK):
         chunk = [make(index) for index in range(start, min(count, start + CHUNK))]
-        await of.write(insert, chunk)
-        made += chunk
-    return made
+        await database.write(insert, chunk)
+        rows += chunk
+    return rows
 
 
-async def insert_generations(tx: Transaction, made: Sequence[Generation]) -> None:
-    """Many generations at once, by the store's own statements."""
-    rows = [msgspec.structs.asdict(one) for one in made]
+async def insert_generations(tx: Transaction, generations: Sequence[Generation]) -> None:
+    """Store many generations by the store's own statements."""
+    rows = [msgspec.structs.asdict(generation) for generation in generations]
     for row in rows:
-        row["input"], row["metadata"] = text(row["input"]), text(row["metadata"])
+        for name in ("input", "metadata", "event_ids"):
+            row[name] = json_text(row[name])
     await tx.many("generation_insert", rows)
     await tx.many("generation_body_insert", rows)
     await tx.many("generation_update", rows)
 
 
-async def add_generations(of: Database, count: int, **changes: Any) -> list[Generation]:
-    """`count` open generations."""
+async def add_generations(database: Database, count: int, **changes: Any) -> list[Generation]:
+    """Store `count` open generations."""
     now = now_ms()
-    return await in_chunks(
-        of, count, insert_generations, lambda index: generation(now, index, **changes)
+    return await insert_in_chunks(
+        database, count, insert_generations, lambda index: new_generation(now, index, **changes)
     )
 
 
-async def add_subscribers(of: Database, urls: Sequence[str], **fields: Any) -> list[str]:
-    """A subscriber for each URL, with a secret of its own; their ids."""
+async def add_subscribers(database: Database, urls: Sequence[str], **fields: Any) -> list[str]:
+    """Store a subscriber with its own secret for each URL; return their ids."""
     vault, now = Vault([SECRET_KEY]), now_ms()
-    made = []
+    new = []
     for url in urls:
         id_ = new_id("sub", now)
-        made.append(
+        new.append(
             Subscriber(
                 id=id_,
                 tenant=TENANT,
@@ -143,28 +143,28 @@ async def add_subscribers(of: Database, urls: Sequence[str], **fields: Any) -> l
         )
 
     async def insert(tx: Transaction) -> None:
-        for one in made:
-            await subscribers.insert(tx, one)
+        for subscriber in new:
+            await subscribers.insert(tx, subscriber)
 
-    await of.write(insert)
-    return [one.id for one in made]
+    await database.write(insert)
+    return [subscriber.id for subscriber in new]
 
 
 EVENT = {"type": "generation.succeeded", "data": {"output": "x" * 800}}
 
 
 async def insert_events(tx: Transaction, rows: Sequence[dict[str, Any]]) -> None:
-    """Many events at once."""
+    """Store many events."""
     await tx.many("event_insert", rows)
 
 
 async def insert_deliveries(tx: Transaction, rows: Sequence[dict[str, Any]]) -> None:
-    """Many deliveries at once."""
+    """Store many deliveries."""
     await tx.many("deliveries_insert", rows)
 
 
-def event(now: int, index: int) -> dict[str, Any]:
-    """An event's row, its body about a kilobyte."""
+def new_event(now: int, index: int) -> dict[str, Any]:
+    """Return the row of an event with a body of about a kilobyte."""
     id_ = new_id("evt", now)
     body = msgspec.json.encode({"id": id_, "timestamp": rfc3339(now), **EVENT})
     return {
@@ -178,41 +178,38 @@ def event(now: int, index: int) -> dict[str, Any]:
 
 
 async def add_backlog(
-    of: Database,
+    database: Database,
     subscriber_ids: Sequence[str],
     count: int,
     due_at: Callable[[int], int],
     *,
     fan_out: int = 10,
 ) -> None:
-    """`count` pending deliveries, spread over the subscribers, `fan_out` of each event."""
+    """Store `count` pending deliveries for the subscribers in turn, `fan_out` of each event."""
     now = now_ms()
-    events = await in_chunks(of, -(-count // fan_out), insert_events, lambda i: event(now, i))
+    events = await insert_in_chunks(
+        database, -(-count // fan_out), insert_events, lambda index: new_event(now, index)
+    )
 
-    def delivery(index: int) -> dict[str, Any]:
-        about = events[index // fan_out]
+    def new_delivery(index: int) -> dict[str, Any]:
+        event = events[index // fan_out]
         return {
             "tenant": TENANT,
             "id": new_id("dlv", now),
             "subscriber_id": subscriber_ids[index % len(subscriber_ids)],
-            "event_id": about["id"],
-            "event_type": about["type"],
-            "generation_id": about["generation_id"],
+            "event_id": event["id"],
+            "event_type": event["type"],
+            "generation_id": event["generation_id"],
             "trigger": "scheduled",
             "due_at": due_at(index),
             "created_at": now,
         }
 
-    await in_chunks(of, count, insert_deliveries, delivery)
+    await insert_in_chunks(database, count, insert_deliveries, new_delivery)
 
 
-def callback_path(of: Generation) -> str:
-    """Where upstream calls back about the generation."""
-    token = tokens.mint(of.id, of.nonce, of.deadline_at + HOUR_MS)
+def callback_path(generation: Generation) -> str:
+    """Return the path to which upstream sends the generation's callbacks."""
+    expires_at = generation.deadline_at + HOUR_MS
+    token = tokens.mint(generation.id, generation.nonce, expires_at)
     return f"/callbacks/apiinone/{token}"
-
-
-def stopwatch() -> Callable[[], float]:
-    """A function that says how many seconds have passed since."""
-    began = time.perf_counter()
-    return lambda: time.perf_counter() - began

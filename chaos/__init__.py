@@ -1,1 +1,1 @@
-"""The promises, attacked from outside: real processes, real sockets, real files."""
+"""Attacks on the promises from outside, with real processes, sockets and files."""

@@ -1,4 +1,4 @@
-"""`python -m chaos [NAME …]`: attacks the promises, and fails where one is broken."""
+"""`python -m chaos [NAME …]`: attack the promises and fail if one is broken."""
 
 import argparse
 import asyncio
@@ -21,29 +21,31 @@ SUITES = ("kill", "storage", "simulation", "clock", "upstream", "subscribers", "
 MINUTES = 10.0
 FUZZ_SHARE = 1 / 8
 QUICK_FUZZED, QUICK_FUZZ_SECONDS = 2, 2.0
-BESIDE = tuple(name for name in SUITES if name != "subscribers")  # That one measures.
+BESIDE = tuple(name for name in SUITES if name != "subscribers")  # Which measures throughput.
 SIDE_BY_SIDE = 8
 
 
-def options() -> argparse.Namespace:
-    """What the command line asks for."""
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SUITES))
-    parser.add_argument("--quick", action="store_true", help="some tries of each, 90 s in all")
-    parser.add_argument("--seed", type=int, help="draws everything; printed if not given")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"about ({MINUTES:g})")
-    parser.add_argument("--only", metavar="LABEL", help="the one try of a suite to make")
-    given = parser.parse_args()
-    unknown = [name for name in given.names if name not in SUITES]
+    parser.add_argument("--quick", action="store_true", help="a few tries of each, 90 s in all")
+    parser.add_argument("--seed", type=int, help="the seed of all randomness; random by default")
+    parser.add_argument(
+        "--minutes", type=float, default=MINUTES, help=f"about, in all ({MINUTES:g})"
+    )
+    parser.add_argument("--only", metavar="LABEL", help="run only this try of a suite")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.names if name not in SUITES]
     if unknown:
         parser.error(f"no such suite: {', '.join(unknown)}")
-    if given.only and len(given.names) != 1:
+    if arguments.only and len(arguments.names) != 1:
         parser.error("--only needs the name of one suite")
-    return given
+    return arguments
 
 
 async def attack(name: str, plan: Plan) -> tuple[Outcome, float]:
-    """One suite, and how many seconds it took; Outcome.not_run says why where it cannot be."""
+    """Run a suite; return its outcome and the seconds it took."""
     began = time.perf_counter()
     plan.folder.mkdir(parents=True)
     try:
@@ -60,58 +62,58 @@ async def attack(name: str, plan: Plan) -> tuple[Outcome, float]:
 
 
 def _fuzz(module: Any, plan: Plan) -> Outcome:
-    """Every reader for a share of the minutes; or a few of them, by the seed, for seconds."""
-    found: Outcome
+    """Fuzz every target for a share of the minutes, or in a quick run a few for seconds."""
+    outcome: Outcome
     if plan.quick:
         names = random.Random(plan.seed).sample(module.NAMES, QUICK_FUZZED)
-        found = module.fuzz(names, QUICK_FUZZ_SECONDS, plan.folder)
+        outcome = module.fuzz(names, QUICK_FUZZ_SECONDS, plan.folder)
     else:
-        found = module.run(plan.minutes * FUZZ_SHARE, plan.folder)
-    return found
+        outcome = module.run(plan.minutes * FUZZ_SHARE, plan.folder)
+    return outcome
 
 
 async def attack_all(names: Sequence[str], plan: Plan) -> dict[str, dict[str, Any]]:
-    """Every suite, all beside each other but the one that measures."""
-    found = {}
+    """Run the suites side by side, then the one that measures throughput."""
+    suites = {}
     beside = [name for name in names if name in BESIDE]
     shared = replace(plan, slots=asyncio.Semaphore(SIDE_BY_SIDE))
     for name, result in zip(
-        beside, await asyncio.gather(*(attack(n, shared.of(n)) for n in beside)), strict=True
+        beside, await asyncio.gather(*(attack(n, shared.for_suite(n)) for n in beside)), strict=True
     ):
-        found[name] = report.of(*result)
+        suites[name] = report.summarize(*result)
     for name in names:
         if name not in beside:
-            found[name] = report.of(*await attack(name, plan.of(name)))
-    return found
+            suites[name] = report.summarize(*await attack(name, plan.for_suite(name)))
+    return suites
 
 
 def main() -> int:
-    """Attack; 1 if a promise is broken."""
-    given = options()
-    names = given.names or list(SUITES)
-    seed = random.randrange(1_000_000) if given.seed is None else given.seed
-    minutes = 1.0 if given.quick else given.minutes
+    """Run the suites; return 1 if a promise is broken."""
+    arguments = parse_arguments()
+    names = arguments.names or list(SUITES)
+    seed = random.randrange(1_000_000) if arguments.seed is None else arguments.seed
+    minutes = 1.0 if arguments.quick else arguments.minutes
     data = Path(__file__).with_name("data")
-    plan = Plan(seed, given.quick, minutes, data / f"{seed}-{os.getpid()}", only=given.only)
-    found = report.fresh(
-        datetime.datetime.now(datetime.UTC).date().isoformat(), seed, quick=given.quick
-    )
+    folder = data / f"{seed}-{os.getpid()}"
+    plan = Plan(seed, arguments.quick, minutes, folder, only=arguments.only)
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    results = report.new_report(today, seed, quick=arguments.quick)
     print(
-        f"seed {seed}; the same again: python -m chaos {' '.join(names)} --seed {seed}"
-        f"{' --quick' if given.quick else ''}",
+        f"seed {seed}; to repeat: python -m chaos {' '.join(names)} --seed {seed}"
+        f"{' --quick' if arguments.quick else ''}",
         flush=True,
     )
-    found["suites"] = asyncio.run(attack_all(names, plan))
-    report.show(found)
-    if report.is_broken(found):
-        print(f"The files of what broke are in {plan.folder}.")
+    results["suites"] = asyncio.run(attack_all(names, plan))
+    report.show(results)
+    if report.is_broken(results):
+        print(f"The files of the broken tries are in {plan.folder}.")
     else:
         shutil.rmtree(plan.folder, ignore_errors=True)
-    if given.only is None:
-        report.write(found)
-    if not given.quick and set(names) == set(SUITES):
-        report.write_document(found)
-    return 1 if report.is_broken(found) else 0
+    if arguments.only is None:
+        report.write(results)
+    if not arguments.quick and set(names) == set(SUITES):
+        report.write_document(results)
+    return 1 if report.is_broken(results) else 0
 
 
 if __name__ == "__main__":

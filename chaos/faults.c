@@ -1,10 +1,11 @@
-/* What goes wrong between SQLite and the disk, for files whose path starts with CHAOS_PREFIX.
+/* Faults between SQLite and the disk, for files whose path starts with CHAOS_PREFIX.
  *
- * The file CHAOS_FAULTS says what, and is read at every call, so that it can be changed:
+ * The file CHAOS_FAULTS names the fault; it is read at every call, so it can change at any time:
  *   none | enospc | eio | erofs | eiosync | slow MICROSECONDS | die N
- * die: kill -9 this process just before the N-th sync of a write-ahead log.
- * CHAOS_WRITES, if set, is a file that gets a line for each write ("w NAME OFFSET LENGTH"), cut
- * ("t NAME LENGTH 0") and completed sync ("s NAME 0 0"): it tells what a power failure may tear.
+ * die N: kill -9 this process just before the N-th sync of a write-ahead log.
+ * CHAOS_WRITES, if set, is a file that gets a line for each write ("w NAME OFFSET LENGTH"),
+ * truncation ("t NAME LENGTH 0") and completed sync ("s NAME 0 0"). From it follows which bytes a
+ * power failure may change.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -32,18 +33,18 @@ static int is_ours(int fd, char *path, size_t size) {
   return strncmp(path, prefix, strlen(prefix)) == 0;
 }
 
-static void control(char *said, size_t size) {
+static void read_fault(char *fault, size_t size) {
   const char *path = getenv("CHAOS_FAULTS");
-  said[0] = 0;
+  fault[0] = 0;
   if (!path) return;
   int fd = syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
   if (fd < 0) return;
-  ssize_t length = syscall(SYS_read, fd, said, size - 1);
-  said[length > 0 ? length : 0] = 0;
+  ssize_t length = syscall(SYS_read, fd, fault, size - 1);
+  fault[length > 0 ? length : 0] = 0;
   syscall(SYS_close, fd);
 }
 
-static void note(char what, const char *path, long long offset, long long length) {
+static void log_call(char what, const char *path, long long offset, long long length) {
   static int fd = -1;
   const char *file = getenv("CHAOS_WRITES");
   char line[512];
@@ -54,26 +55,26 @@ static void note(char what, const char *path, long long offset, long long length
   syscall(SYS_write, fd, line, size);
 }
 
-/* The error that a write meets now; 0 where it meets none. */
+/* The error number for a write; 0 without a fault. */
 static int write_error(void) {
-  char said[64];
-  control(said, sizeof said);
-  if (!strncmp(said, "enospc", 6)) return ENOSPC;
-  if (!strncmp(said, "eio", 3) && strncmp(said, "eiosync", 7)) return EIO;
-  if (!strncmp(said, "erofs", 5)) return EROFS;
+  char fault[64];
+  read_fault(fault, sizeof fault);
+  if (!strncmp(fault, "enospc", 6)) return ENOSPC;
+  if (!strncmp(fault, "eio", 3) && strncmp(fault, "eiosync", 7)) return EIO;
+  if (!strncmp(fault, "erofs", 5)) return EROFS;
   return 0;
 }
 
 static int sync_as(const char *name, int fd) {
-  char path[4096], said[64];
+  char path[4096], fault[64];
   int (*real)(int) = dlsym(RTLD_NEXT, name);
   if (!is_ours(fd, path, sizeof path)) return real(fd);
-  control(said, sizeof said);
-  if (!strncmp(said, "slow ", 5)) usleep(atoi(said + 5));
-  if (!strncmp(said, "eio", 3)) { errno = EIO; return -1; }
-  if (!strncmp(said, "die ", 4) && strstr(path, "-wal") && ++syncs >= atoi(said + 4)) kill(getpid(), SIGKILL);
+  read_fault(fault, sizeof fault);
+  if (!strncmp(fault, "slow ", 5)) usleep(atoi(fault + 5));
+  if (!strncmp(fault, "eio", 3)) { errno = EIO; return -1; }
+  if (!strncmp(fault, "die ", 4) && strstr(path, "-wal") && ++syncs >= atoi(fault + 4)) kill(getpid(), SIGKILL);
   int result = real(fd);
-  if (result == 0) note('s', path, 0, 0);
+  if (result == 0) log_call('s', path, 0, 0);
   return result;
 }
 
@@ -86,7 +87,7 @@ static ssize_t pwrite_as(const char *name, int fd, const void *data, size_t coun
   if (!is_ours(fd, path, sizeof path)) return real(fd, data, count, offset);
   int error = write_error();
   if (error) { errno = error; return -1; }
-  note('w', path, offset, count);
+  log_call('w', path, offset, count);
   return real(fd, data, count, offset);
 }
 
@@ -99,31 +100,31 @@ ssize_t write(int fd, const void *data, size_t count) {
   if (!is_ours(fd, path, sizeof path)) return real(fd, data, count);
   int error = write_error();
   if (error) { errno = error; return -1; }
-  note('w', path, lseek64(fd, 0, SEEK_CUR), count);
+  log_call('w', path, lseek64(fd, 0, SEEK_CUR), count);
   return real(fd, data, count);
 }
 
-static int cut_as(const char *name, int fd, off64_t length) {
+static int truncate_as(const char *name, int fd, off64_t length) {
   char path[4096];
   int (*real)(int, off64_t) = dlsym(RTLD_NEXT, name);
   if (!is_ours(fd, path, sizeof path)) return real(fd, length);
   int error = write_error();
   if (error) { errno = error; return -1; }
-  note('t', path, length, 0);
+  log_call('t', path, length, 0);
   return real(fd, length);
 }
 
-int ftruncate(int fd, off_t length) { return cut_as("ftruncate", fd, length); }
-int ftruncate64(int fd, off64_t length) { return cut_as("ftruncate64", fd, length); }
+int ftruncate(int fd, off_t length) { return truncate_as("ftruncate", fd, length); }
+int ftruncate64(int fd, off64_t length) { return truncate_as("ftruncate64", fd, length); }
 
-/* A file system that is read-only lets nobody open for writing either. */
+/* On a read-only file system, opening a file for writing fails too. */
 static int open_as(const char *name, const char *path, int flags, mode_t mode) {
-  char said[64];
+  char fault[64];
   int (*real)(const char *, int, ...) = dlsym(RTLD_NEXT, name);
   const char *prefix = getenv("CHAOS_PREFIX");
   if (prefix && (flags & (O_WRONLY | O_RDWR)) && !strncmp(path, prefix, strlen(prefix))) {
-    control(said, sizeof said);
-    if (!strncmp(said, "erofs", 5)) { errno = EROFS; return -1; }
+    read_fault(fault, sizeof fault);
+    if (!strncmp(fault, "erofs", 5)) { errno = EROFS; return -1; }
   }
   return real(path, flags, mode);
 }

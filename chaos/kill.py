@@ -1,37 +1,38 @@
-"""`kill -9`: at every commit of every unit of work, before it and after it, and at any instant."""
+"""`kill -9` before and after the commit of every unit of work, and at random moments."""
 
 import asyncio
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chaos import load, plan, promises
+from chaos import load, promises
 from chaos.outcome import Outcome
-from chaos.subject import census
-from chaos.world import SUBJECT, World, opened
+from chaos.plan import Plan, Try, run_tries
+from chaos.subject import read_reached
+from chaos.world import SUBJECT, World, open_world
 
 GENERATIONS, LOAD_SECONDS = 16, 1.6
 REACH_SECONDS = 25.0
-MORE_TRIES = 2
+MORE_TRIES = 2  # Where the point was not reached.
 RANDOM_TRIES, RANDOM_KILLS = 24, 3
 QUICK_POINTS, QUICK_RANDOM = 5, 3
 OLD_MS = 40 * 86_400_000
-FORGOTTEN_SHARE = 0.5
-# As if the minutes had passed for which the key of a request that died is in use.
+FORGOTTEN_SHARE = 0.5  # Of the worlds: idempotency keys of dead requests are freed.
+# Moves idempotency keys back by the minutes after which a dead request frees its key.
 FORGET_REQUESTS = "UPDATE idempotency SET created_at = created_at - 300000"
 SIDES = ("before", "after")
 
 
 @dataclass(frozen=True)
 class Point:
-    """A unit of work, up to how often it is let through, and what makes it happen."""
+    """A unit of work, at which of its first commits to die, and the settings that cause it."""
 
     unit: str
     times: int = 1
     trust: str | None = None
     creates: dict[str, int] = field(default_factory=dict)
-    forges: float | None = None
-    aged: bool = False  # Only where old rows are found, for which a service ran long ago.
+    forged_share: float | None = None
+    aged: bool = False  # Needs old rows, so a service with a clock in the past runs first.
 
 
 LOST = {"taken": 3, "closed": 3}
@@ -40,156 +41,165 @@ SLOW = {"taken": 2, "slow": 6}
 POINTS = (
     Point("migrate"),
     Point("tenants.ensure"),
-    Point("reseal._tenants"),
-    Point("reseal._page"),
-    Point("api.subscribers._insert", 3),
-    Point("api.idempotency._begin", 12),
-    Point("api.generations._get_or_accept", 12),
+    Point("reseal._reseal_tenants"),
+    Point("reseal._reseal_page"),
+    Point("subscribers._insert", 3),
+    Point("idempotency._claim", 12),
+    Point("generations._get_or_accept", 12),
     Point("submit._record", 10),
     Point("submit._claim_due", creates=BUSY),
-    Point("store.keys.finish", 10),
-    Point("ingest.receive", 4, trust="confirm"),
-    Point("ingest.believe", 4, trust="body"),
-    Point("store.callbacks.reject", forges=1.0),
-    Point("poll._record", 4, trust="confirm"),
-    Point("poll._record_blind", trust="confirm", creates=SLOW),
+    Point("idempotency.store_answer", 10),
+    Point("ingest.store_hints", 4, trust="confirm"),
+    Point("ingest.ProofWriter.write", 4, trust="body"),
+    Point("callbacks.reject", forged_share=1.0),
+    Point("poll.Poller._record", 4, trust="confirm"),
+    Point("poll._plan_without_task", trust="confirm", creates=SLOW),
     Point("poll.expire", creates=LOST),
-    Point("store.deliveries.record", 12),
-    Point("deliver._record_and_follow", 2),
-    Point("api.subscribers._ping"),
-    Point("store.deliveries.insert_ended", 2),
-    Point("replay._start", 2),
-    Point("replay._step", 2),
-    Point("retention._whole.stage", 3),
-    Point("store.deliveries.delete_past", aged=True),
-    Point("store.events.delete_past", aged=True),
-    Point("store.generations.delete_past", aged=True),
-    Point("store.subscribers.delete_orphans", aged=True),
+    Point("deliveries.record_attempts", 12),
+    Point("records._store_with_health", 2),
+    Point("subscribers._ping"),
+    Point("deliveries.insert_ended", 2),
+    Point("replay._store", 2),
+    Point("replay._run_batch", 2),
+    Point("retention._unreferenced.stage", 3),
+    Point("deliveries.delete_old", aged=True),
+    Point("events.delete_old", aged=True),
+    Point("generations.delete_old", aged=True),
+    Point("subscribers.delete_orphans", aged=True),
 )
-# Commits that need a person's command or another process; tests/wire and tests/journeys have them.
-ELSEWHERE = ("api.account", "api.deliveries", "api.replays", "store.keys.touch")
+# Units of commands that this suite does not send; tests/wire and tests/journeys cover them.
+ELSEWHERE = (
+    *("keys._insert", "keys.revoke", "keys.record_uses", "signing_secret."),
+    *("deliveries._retry", "replays."),
+)
 
 
-async def run(of: plan.Plan) -> Outcome:
-    """Die at every point, or at some of them where it is to be quick, and at random instants."""
-    lots = random.Random(of.seed)
+async def run(plan: Plan) -> Outcome:
+    """Die at every point, or at some of them in a quick run, and at random moments."""
+    rng = random.Random(plan.seed)
     pairs = [(point, side) for point in POINTS for side in SIDES]
     randoms = RANDOM_TRIES
-    if of.quick and of.only is None:
-        pairs, randoms = lots.sample(pairs, QUICK_POINTS), QUICK_RANDOM
-    tries = [_at_point(point, side) for point, side in pairs]
-    tries += [plan.Try(f"instant {number}", at_instants) for number in range(randoms)]
-    total = await plan.run(of, tries)
-    if not of.quick and of.only is None:
-        _all_hit(total)
+    if plan.quick and plan.only is None:
+        pairs, randoms = rng.sample(pairs, QUICK_POINTS), QUICK_RANDOM
+    tries = [_new_try(point, side) for point, side in pairs]
+    tries += [Try(f"instant {number}", kill_at_random) for number in range(randoms)]
+    total = await run_tries(plan, tries)
+    if not plan.quick and plan.only is None:
+        _check_points(total)
     return total
 
 
-def _at_point(point: Point, side: str) -> plan.Try:
-    async def attempt(folder: Path, seed: str, again: str) -> Outcome:
+def _new_try(point: Point, side: str) -> Try:
+    async def run_try(folder: Path, seed: str, repeat: str) -> Outcome:
         total = Outcome()
         for more in range(1 + MORE_TRIES):
-            found = await at_point(folder / str(more), f"{seed}+{more}", again, point, side)
-            total.add(found)
-            if found.faults[f"kill {side} {point.unit}"] or found.broken:
+            outcome = await kill_at(folder / str(more), f"{seed}+{more}", repeat, point, side)
+            total.add(outcome)
+            if outcome.faults[f"kill {side} {point.unit}"] or outcome.broken:
                 return total
-        total.check("the point was reached", holds=False, seen=f"{side} {point.unit}", again=again)
+        detail = f"{side} {point.unit}"
+        total.check("the point was reached", holds=False, detail=detail, repeat=repeat)
         return total
 
-    return plan.Try(f"{side} {point.unit}", attempt)
+    return Try(f"{side} {point.unit}", run_try)
 
 
-async def at_point(folder: Path, seed: str, again: str, point: Point, side: str) -> Outcome:
-    """One world whose service dies at the point, is started plainly, and comes to rest."""
-    judged, lots = Outcome(), random.Random(seed)
-    trust = point.trust or lots.choice(("confirm", "body"))
-    async with opened(folder, seed, trust) as world:
+async def kill_at(folder: Path, seed: str, repeat: str, point: Point, side: str) -> Outcome:
+    """Run a world whose service dies at the point and is started again normally."""
+    outcome, rng = Outcome(), random.Random(seed)
+    trust = point.trust or rng.choice(("confirm", "body"))
+    async with open_world(folder, seed, trust) as world:
         world.provider.weights = point.creates or world.provider.weights
-        world.provider.forges = world.provider.forges if point.forges is None else point.forges
+        if point.forged_share is not None:
+            world.provider.forged_share = point.forged_share
         extra = {"CHAOS_REACHED": str(world.reached)}
         if point.aged:
-            extra["CHAOS_OFFSET"] = await _long_ago(world)
-        extra["CHAOS_POINT"] = f"{side} {point.unit} {lots.randint(1, point.times)}"
+            extra["CHAOS_OFFSET"] = await _run_in_the_past(world)
+        extra["CHAOS_POINT"] = f"{side} {point.unit} {rng.randint(1, point.times)}"
         world.spawn(SUBJECT, **extra)
-        clients = world.at_once(load.run(world, GENERATIONS, LOAD_SECONDS))
-        status = await _death(world, clients)
+        clients = world.run_beside(load.run(world, GENERATIONS, LOAD_SECONDS))
+        status = await _wait_for_death(world, clients)
         if status is None:
             world.kill()
         else:
-            judged.check(
-                "it died by its own hand",
+            outcome.check(
+                "the service killed itself",
                 holds=status == -9,
-                seen=f"status {status}: {world.last_words()}",
-                again=again,
+                detail=f"status {status}: {world.log_end()}",
+                repeat=repeat,
             )
-        await _rise(world, clients, judged, again)
-        died, units = census(world.reached.read_text("utf-8"))
-        judged.faults.update({f"kill {name}": n for name, n in died.items()})
-        judged.notes.update({f"unit {name}": "committed" for name in units})
-    return judged
+        await _restart(world, clients, outcome, repeat)
+        deaths, units = read_reached(world.reached.read_text("utf-8"))
+        outcome.faults.update({f"kill {name}": n for name, n in deaths.items()})
+        outcome.notes.update({f"unit {name}": "committed" for name in units})
+    return outcome
 
 
-async def at_instants(folder: Path, seed: str, again: str) -> Outcome:
-    """One world whose service is killed from outside, again and again, whatever it does then."""
-    judged, lots = Outcome(), random.Random(seed)
-    async with opened(folder, seed, lots.choice(("confirm", "body"))) as world:
+async def kill_at_random(folder: Path, seed: str, repeat: str) -> Outcome:
+    """Run a world whose service is killed from outside at random moments."""
+    outcome, rng = Outcome(), random.Random(seed)
+    async with open_world(folder, seed, rng.choice(("confirm", "body"))) as world:
         world.spawn()
-        clients = world.at_once(load.run(world, GENERATIONS, LOAD_SECONDS * 2))
+        clients = world.run_beside(load.run(world, GENERATIONS, LOAD_SECONDS * 2))
         for _ in range(RANDOM_KILLS - 1):
-            await asyncio.sleep(lots.uniform(0.3, 2.0))
+            await asyncio.sleep(rng.uniform(0.3, 2.0))
             world.kill()
-            judged.faults["kill at any instant"] += 1
-            promises.look(world, world.copy(f"copy{world.restarts}"), judged, again)
-            await world.buried()
+            outcome.faults["kill at a random moment"] += 1
+            promises.check_files(world, world.copy(f"copy{world.restarts}"), outcome, repeat)
+            await world.drain_connections()
             world.spawn()
-        await asyncio.sleep(lots.uniform(0.8, 2.5))
+        await asyncio.sleep(rng.uniform(0.8, 2.5))
         world.kill()
-        judged.faults["kill at any instant"] += 1
-        await _rise(world, clients, judged, again)
-    return judged
+        outcome.faults["kill at a random moment"] += 1
+        await _restart(world, clients, outcome, repeat)
+    return outcome
 
 
-async def _death(world: World, clients: "asyncio.Task[None]") -> int | None:
-    """Wait until the process has died: its status; None if it does not."""
+async def _wait_for_death(world: World, clients: "asyncio.Task[None]") -> int | None:
+    """Wait until the process has died; return its status, or None if it does not die."""
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + REACH_SECONDS
     while loop.time() < ends_at:
-        status = await world.ended(0.2)
+        status = await world.wait_for_exit(0.2)
         if status is not None:
             return status
-        if clients.done() and await promises.settle(world, 0.1):
-            return await world.ended(1.0)
+        if clients.done() and await promises.wait_until_done(world, 0.1):
+            return await world.wait_for_exit(1.0)
     return None
 
 
-async def _rise(world: World, clients: "asyncio.Task[None]", judged: Outcome, again: str) -> None:
-    """Look at the files as the dead left them, start anew, and judge what it comes to."""
-    before = promises.look(world, world.copy("last"), judged, again)
-    await world.buried()
-    if world.lots.random() < FORGOTTEN_SHARE:
-        world.change(FORGET_REQUESTS)
-        judged.faults["clients that come back after minutes"] += 1
+async def _restart(
+    world: World, clients: "asyncio.Task[None]", outcome: Outcome, repeat: str
+) -> None:
+    """Check the files of the dead service, start it again, and check the promises."""
+    snapshot = promises.check_files(world, world.copy("last"), outcome, repeat)
+    await world.drain_connections()
+    if world.rng.random() < FORGOTTEN_SHARE:
+        world.execute(FORGET_REQUESTS)
+        outcome.faults["clients that repeat after minutes"] += 1
     await world.start()
     await clients
     await world.provider.settle()
-    await promises.settle(world)
+    await promises.wait_until_done(world)
     status = await world.stop()
-    judged.check("it ends when asked to", holds=status == 0, seen=f"status {status}", again=again)
-    promises.judge(world, judged, again, before)
-    judged.faults += world.provider.faults + +world.audience.faults
+    outcome.check(
+        "the service stops by SIGTERM", holds=status == 0, detail=f"status {status}", repeat=repeat
+    )
+    promises.check_world(world, outcome, repeat, snapshot)
+    outcome.faults += world.provider.faults + +world.subscribers.faults
 
 
-async def _long_ago(world: World) -> str:
-    """Have a service work for a while in the past; the file that moves its clock, now at rest."""
+async def _run_in_the_past(world: World) -> str:
+    """Run a service whose clock is 40 days behind; return the file that moves the clock."""
     offset = world.folder / "offset"
     offset.write_text(f"{-OLD_MS}")
-    world.audience.is_moody = False  # Or it has failed for 40 days by now, and is disabled.
+    world.subscribers.has_faults = False  # Failures 40 days ago would disable a subscriber.
     await world.start(SUBJECT, CHAOS_REACHED=str(world.reached), CHAOS_OFFSET=str(offset))
     await load.run(world, 8, 0.4, first=1_000)
     await world.provider.settle()
-    assert await promises.settle(world), "the past does not end"
+    assert await promises.wait_until_done(world), "work in the past is left"
     await world.stop()
-    world.audience.is_moody = True
+    world.subscribers.has_faults = True
     world.accepted.clear()
     world.provider.acknowledged.clear()
     world.reached.write_text("")
@@ -197,17 +207,17 @@ async def _long_ago(world: World) -> str:
     return str(offset)
 
 
-def _all_hit(total: Outcome) -> None:
-    """A full run has died on both sides of every unit, and knows every unit there is."""
+def _check_points(total: Outcome) -> None:
+    """Check that a full run died on both sides of every unit, and that POINTS names every unit."""
     for point in POINTS:
         for side in SIDES:
             name = f"kill {side} {point.unit}"
-            total.check("every commit was attacked", holds=bool(total.faults[name]), seen=name)
+            total.check("every commit was attacked", holds=bool(total.faults[name]), detail=name)
     known = {point.unit for point in POINTS}
-    found = {name.removeprefix("unit ") for name in total.notes if name.startswith("unit ")}
-    strange = [name for name in sorted(found - known) if not name.startswith(ELSEWHERE)]
-    total.check("every unit has a point", holds=not strange, seen=f"{strange}: add to POINTS")
+    units = {name.removeprefix("unit ") for name in total.notes if name.startswith("unit ")}
+    missing = [name for name in sorted(units - known) if not name.startswith(ELSEWHERE)]
+    total.check("every unit has a point", holds=not missing, detail=f"add to POINTS: {missing}")
     total.notes = {
-        "units": len(found & known),
+        "units": len(units & known),
         "kills": sum(n for name, n in total.faults.items() if name.startswith("kill ")),
     }

@@ -1,7 +1,7 @@
-"""`python -m chaos.mutants [NAME …]`: breaks the service one way at a time, and sees a test fail.
+"""`python -m chaos.mutants [NAME …]`: break the service in one way at a time; a test must fail.
 
-Each mutation of mutants.toml is made in a copy outside this folder, where the tests that guard the
-promise must fail. It fails where they pass, or where the text to change is no longer there.
+Each mutation of mutants.toml is made in a copy of the project, in which one of its tests must fail.
+The command fails if they pass, or if the text to change is not in its file exactly once.
 """
 
 import argparse
@@ -39,7 +39,7 @@ REASON_CHARACTERS = 100
 
 
 class Edit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`old` stands in `file` exactly once, and becomes `new`."""
+    """The text `old`, which `file` contains exactly once, and the text that replaces it."""
 
     file: str
     old: str
@@ -47,7 +47,7 @@ class Edit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Mutation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One way to break the service; `breaks` says what is no longer true, `tests` who guards it."""
+    """A way to break the service, the promise that it breaks, and the tests that must fail."""
 
     name: str
     breaks: str
@@ -55,8 +55,8 @@ class Mutation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     edits: list[Edit]
 
 
-class Found(msgspec.Struct, frozen=True):
-    """What came of one: the test that failed first and its reason, or why none can be named."""
+class Result(msgspec.Struct, frozen=True):
+    """The result of a mutation: the first test that failed and its message, or a reason."""
 
     verdict: Literal["caught", "survived", "unfit"]
     test: str = ""
@@ -64,21 +64,21 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The file mutants.toml."""
+    """The content of mutants.toml."""
 
     mutation: list[Mutation]
 
 
-def table() -> list[Mutation]:
-    """Every mutation there is, each under a name of its own."""
-    found = msgspec.toml.decode(Path(__file__).with_suffix(".toml").read_bytes(), type=Table)
-    names = [one.name for one in found.mutation]
+def load_mutations() -> list[Mutation]:
+    """Load every mutation; AssertionError if two have the same name."""
+    table = msgspec.toml.decode(Path(__file__).with_suffix(".toml").read_bytes(), type=Table)
+    names = [mutation.name for mutation in table.mutation]
     assert len(set(names)) == len(names), "two mutations have the same name"
-    return found.mutation
+    return table.mutation
 
 
-def copy(source: Path, to: Path) -> None:
-    """What the tests need, and nothing else."""
+def copy_project(source: Path, to: Path) -> None:
+    """Copy what the tests need, and nothing else."""
     to.mkdir()
     for name in COPIED:
         if (source / name).is_dir():
@@ -88,15 +88,15 @@ def copy(source: Path, to: Path) -> None:
 
 
 def mutate(folder: Path, mutation: Mutation) -> str:
-    """Make the edits; why that cannot be done, or nothing."""
+    """Make the edits; return the reason if that is not possible, else an empty text."""
     for edit in mutation.edits:
         path = folder / edit.file
         text = path.read_text("utf-8") if path.is_file() else ""
         count = text.count(edit.old)
         if count != 1:
-            return f"the text to change is {count} times in {edit.file}"
+            return f"{edit.file} contains the text to change {count} times"
         if edit.old == edit.new:
-            return f"nothing changes in {edit.file}"
+            return f"the edit of {edit.file} changes nothing"
         path.write_text(text.replace(edit.old, edit.new), "utf-8")
         if path.suffix == ".py":
             compile(path.read_text("utf-8"), edit.file, "exec")
@@ -104,9 +104,9 @@ def mutate(folder: Path, mutation: Mutation) -> str:
 
 
 def run(folder: Path, *command: str, seconds: float) -> subprocess.CompletedProcess[str] | None:
-    """Run this Python in the copy, which it imports and not the installed service; None: too long.
+    """Run Python in the copy, so that it imports the copy instead of the installed service.
 
-    What it started goes with it.
+    None if it takes too long; then everything that it started is killed.
     """
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("GENHOOK_")},
@@ -133,108 +133,110 @@ def run(folder: Path, *command: str, seconds: float) -> subprocess.CompletedProc
     return subprocess.CompletedProcess(command, process.returncode, output)
 
 
-def pytest(
+def run_tests(
     folder: Path, tests: Sequence[str], seconds: float
 ) -> subprocess.CompletedProcess[str] | None:
-    """Run the tests up to the first that fails."""
+    """Run the tests up to the first failure."""
     return run(folder, "-m", "pytest", "-x", *PYTEST, *tests, seconds=seconds)
 
 
-def judge(process: subprocess.CompletedProcess[str] | None) -> Found:
-    """Caught only if a test is named as failed: one that cannot be imported proves nothing."""
+def judge(process: subprocess.CompletedProcess[str] | None) -> Result:
+    """Return the result of a test run; an error before any test ran proves nothing."""
     if process is None:
-        return Found("unfit", reason=f"the tests took over {SECONDS_MAX} s")
+        return Result("unfit", reason=f"the tests took over {SECONDS_MAX} s")
     if process.returncode == 0:
-        return Found("survived")
+        return Result("survived")
     failed = _FAILED.search(process.stdout)
     if process.returncode != 1 or failed is None:
-        return Found("unfit", reason=process.stdout[-2_000:])
+        return Result("unfit", reason=process.stdout[-2_000:])
     reason = _REASON.search(process.stdout)
-    return Found("caught", test=failed[1], reason=reason[1][:REASON_CHARACTERS] if reason else "")
+    return Result("caught", test=failed[1], reason=reason[1][:REASON_CHARACTERS] if reason else "")
 
 
-def attempt(unmutated: Path, scratch: Path, mutation: Mutation) -> Found:
-    """One mutation in a copy of its own."""
+def try_mutation(unmutated: Path, scratch: Path, mutation: Mutation) -> Result:
+    """Try one mutation in its own copy."""
     folder = scratch / mutation.name
-    copy(unmutated, folder)
+    copy_project(unmutated, folder)
     try:
         if unfit := mutate(folder, mutation):
-            return Found("unfit", reason=unfit)
-        return judge(pytest(folder, mutation.tests, SECONDS_MAX))
+            return Result("unfit", reason=unfit)
+        return judge(run_tests(folder, mutation.tests, SECONDS_MAX))
     finally:
         shutil.rmtree(folder)
 
 
-def unmutated_passes(folder: Path, mutations: Sequence[Mutation]) -> bool:
-    """True if the copy imports itself, and its tests pass as long as nothing is broken."""
+def check_unmutated(folder: Path, mutations: Sequence[Mutation]) -> bool:
+    """Check that the copy imports itself, and that all tests pass without a mutation."""
     where = run(folder, "-c", "import service; print(service.__file__)", seconds=60)
     assert where is not None
     print(f"service is {where.stdout.strip()}", flush=True)
     if where.stdout.strip() != str(folder / "service" / "__init__.py"):
-        print("That is not the copy: nothing would be mutated.")
+        print("That is not the copy, so mutations would change nothing.")
         return False
     tests = sorted({test for mutation in mutations for test in mutation.tests})
-    process = pytest(folder, tests, UNMUTATED_SECONDS_MAX)
+    process = run_tests(folder, tests, UNMUTATED_SECONDS_MAX)
     if process is None or process.returncode != 0:
-        print(process.stdout[-4_000:] if process else "They took too long.")
-        print("The tests fail though nothing is broken: nothing would be proved.")
+        print(process.stdout[-4_000:] if process else "The tests took too long.")
+        print("The tests fail without a mutation, so a failure would prove nothing.")
         return False
-    said = [line for line in process.stdout.splitlines() if " passed" in line]
-    print(f"unmutated: {said[-1]}", flush=True)
+    lines = [line for line in process.stdout.splitlines() if " passed" in line]
+    print(f"unmutated: {lines[-1]}", flush=True)
     return True
 
 
-def attempt_all(unmutated: Path, mutations: Sequence[Mutation]) -> Iterator[tuple[Mutation, Found]]:
-    """Every mutation in turn, said as it ends."""
+def try_all(unmutated: Path, mutations: Sequence[Mutation]) -> Iterator[tuple[Mutation, Result]]:
+    """Try the mutations in turn, and print each result."""
     for mutation in mutations:
         began = time.perf_counter()
-        found = attempt(unmutated, unmutated.parent, mutation)
+        result = try_mutation(unmutated, unmutated.parent, mutation)
         seconds = time.perf_counter() - began
-        said = f"{found.test}: {found.reason}" if found.test else found.reason
-        print(f"{mutation.name}: {found.verdict} in {seconds:.0f} s {said}", flush=True)
-        yield mutation, found
+        detail = f"{result.test}: {result.reason}" if result.test else result.reason
+        print(f"{mutation.name}: {result.verdict} in {seconds:.0f} s {detail}", flush=True)
+        yield mutation, result
 
 
-def markdown(found: Sequence[tuple[Mutation, Found]], date: str) -> str:
-    """The table for docs/reliability.md."""
-    caught = sum(one.verdict == "caught" for _, one in found)
+def table(results: Sequence[tuple[Mutation, Result]], date: str) -> str:
+    """Return the table for docs/reliability.md."""
+    caught = sum(result.verdict == "caught" for _, result in results)
     lines = [
-        f"{date}: {caught} of {len(found)} caught.",
+        f"{date}: {caught} of {len(results)} caught.",
         "",
         "| mutation | promise it breaks | caught by |",
         "|---|---|---|",
     ]
-    for mutation, one in found:
-        by = f"`{one.test}`" if one.verdict == "caught" else f"**{one.verdict}**"
+    for mutation, result in results:
+        by = f"`{result.test}`" if result.verdict == "caught" else f"**{result.verdict}**"
         lines.append(f"| {mutation.name} | {mutation.breaks} | {by} |")
     return "\n".join(lines)
 
 
 def main() -> int:
-    """Break and test; 1 unless every mutation was caught."""
-    mutations = table()
+    """Try the mutations; return 1 unless every one was caught."""
+    mutations = load_mutations()
     parser = argparse.ArgumentParser(prog="python -m chaos.mutants", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="some mutations, else all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="all mutations by default")
     names = parser.parse_args().names
     unknown = sorted(set(names) - {mutation.name for mutation in mutations})
     if unknown:
         parser.error(f"no such mutation: {', '.join(unknown)}")
     chosen = [mutation for mutation in mutations if not names or mutation.name in names]
     os.nice(max(0, NICE - os.nice(0)))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # What was started ends as well.
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # So that started processes end as well.
     with tempfile.TemporaryDirectory(prefix="genhook-mutants-") as scratch:
         unmutated = Path(scratch).resolve() / "unmutated"
-        copy(ROOT, unmutated)
-        if not unmutated_passes(unmutated, chosen):
+        copy_project(ROOT, unmutated)
+        if not check_unmutated(unmutated, chosen):
             return 1
-        found = list(attempt_all(unmutated, chosen))
-    missed = [(mutation, one) for mutation, one in found if one.verdict != "caught"]
-    print(f"{len(found) - len(missed)} of {len(found)} caught")
-    for mutation, one in missed:
-        print(f"{one.verdict.upper()} {mutation.name}: {mutation.breaks} {one.reason}")
+        results = list(try_all(unmutated, chosen))
+    missed = [(mutation, result) for mutation, result in results if result.verdict != "caught"]
+    print(f"{len(results) - len(missed)} of {len(results)} caught")
+    for mutation, result in missed:
+        print(f"{result.verdict.upper()} {mutation.name}: {mutation.breaks} {result.reason}")
     if not names:
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        fill(DOCUMENT, "mutations", markdown(found, today))
+        fill(DOCUMENT, "mutations", table(results, today))
     return 1 if missed else 0
 
 

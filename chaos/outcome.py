@@ -1,4 +1,4 @@
-"""What a suite did, and what it found."""
+"""The result of a try or a suite."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -6,18 +6,19 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Broken:
-    """A promise that did not hold: which, what was seen, and the command that shows it again."""
+    """A promise that was broken, what shows it, and the command that repeats the try."""
 
     promise: str
-    seen: str
-    again: str = ""
+    detail: str
+    repeat: str = ""
 
 
 @dataclass
 class Outcome:
-    """Tries, faults by kind, checks made, promises broken; `not_run` says why nothing was tried.
+    """The tries, the faults by kind, the checks, and the broken promises.
 
-    `notes` are figures that are reported and not judged, by name.
+    `not_run` is the reason why a suite could not run. `notes` are figures by name that are
+    reported but not checked.
     """
 
     tries: int = 0
@@ -28,16 +29,16 @@ class Outcome:
     notes: dict[str, float | str] = field(default_factory=dict)
 
     def add(self, other: "Outcome") -> None:
-        """Count what another try did and found as well."""
+        """Add another outcome to this one."""
         self.tries += other.tries
         self.faults += other.faults
         self.checks += other.checks
         self.broken += other.broken
         self.notes |= other.notes
 
-    def check(self, promise: str, *, holds: bool, seen: str = "", again: str = "") -> bool:
-        """Count a check, and note what was seen where the promise does not hold."""
+    def check(self, promise: str, *, holds: bool, detail: str = "", repeat: str = "") -> bool:
+        """Count a check, and record the promise as broken unless it holds."""
         self.checks += 1
         if not holds:
-            self.broken.append(Broken(promise, seen, again))
+            self.broken.append(Broken(promise, detail, repeat))
         return holds

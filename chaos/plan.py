@@ -1,4 +1,4 @@
-"""What a suite is asked for, and how its tries are run side by side."""
+"""The plan of a suite, and how its tries run side by side."""
 
 import asyncio
 import shutil
@@ -14,9 +14,9 @@ SIDE_BY_SIDE = 4
 
 @dataclass(frozen=True)
 class Plan:
-    """`seed` draws everything; `minutes` bounds a full run of a suite that could go on for ever.
+    """The seed of all randomness, and the minutes of suites that have no end of their own.
 
-    `only`, if it is set, is the label of the one try to make.
+    `only`, if set, is the label of the single try to run.
     """
 
     seed: int
@@ -25,50 +25,50 @@ class Plan:
     folder: Path
     suite: str = ""
     only: str | None = None
-    slots: asyncio.Semaphore | None = None  # Where suites run beside each other: for all of them.
+    slots: asyncio.Semaphore | None = None  # Shared by all suites that run side by side.
 
-    def of(self, suite: str) -> "Plan":
-        """The same, for one suite, in a folder of its own."""
+    def for_suite(self, suite: str) -> "Plan":
+        """Return the plan for one suite, with its own folder."""
         return replace(self, suite=suite, folder=self.folder / suite)
 
-    def again(self, label: str) -> str:
-        """What to run to see a try again."""
+    def repeat_command(self, label: str) -> str:
+        """Return the command that repeats one try."""
         return f"python -m chaos {self.suite} --seed {self.seed} --only '{label}'"
 
 
 @dataclass(frozen=True)
 class Try:
-    """One try: its label, and what it does with a folder, its seed and the command to repeat it."""
+    """A label, and a function of a folder, a seed and the command that repeats the try."""
 
     label: str
-    attempt: Callable[[Path, str, str], Awaitable[Outcome]]
+    run: Callable[[Path, str, str], Awaitable[Outcome]]
 
 
-async def run(of: Plan, tries: Sequence[Try], side_by_side: int = SIDE_BY_SIDE) -> Outcome:
-    """Every try, some at a time; one that ends by an exception counts as a broken promise."""
+async def run_tries(plan: Plan, tries: Sequence[Try], side_by_side: int = SIDE_BY_SIDE) -> Outcome:
+    """Run the tries, some at a time; a try that raises counts as a broken promise."""
     total = Outcome()
-    slots = of.slots or asyncio.Semaphore(side_by_side)
-    wanted = [one for one in tries if of.only in (None, one.label)]
-    assert wanted, f"no try is called {of.only}"
+    slots = plan.slots or asyncio.Semaphore(side_by_side)
+    selected = [each for each in tries if plan.only in (None, each.label)]
+    assert selected, f"no try is called {plan.only}"
 
-    async def one(number: int, made: Try) -> None:
+    async def run_one(number: int, each: Try) -> None:
         async with slots:
-            total.add(await _attempt(of, number, made))
+            total.add(await _run_try(plan, number, each))
 
-    await asyncio.gather(*(one(number, made) for number, made in enumerate(wanted)))
+    await asyncio.gather(*(run_one(number, each) for number, each in enumerate(selected)))
     return total
 
 
-async def _attempt(plan: Plan, number: int, of: Try) -> Outcome:
-    again = plan.again(of.label)
+async def _run_try(plan: Plan, number: int, each: Try) -> Outcome:
+    repeat = plan.repeat_command(each.label)
     try:
-        found = await of.attempt(plan.folder / str(number), f"{plan.seed} {of.label}", again)
-    except Exception as error:  # noqa: BLE001  it is told, and the others go on
-        found = Outcome()
+        outcome = await each.run(plan.folder / str(number), f"{plan.seed} {each.label}", repeat)
+    except Exception as error:  # noqa: BLE001  it is reported, and the other tries go on
+        outcome = Outcome()
         where = traceback.extract_tb(error.__traceback__)[-1]
-        seen = f"{type(error).__name__} at {Path(where.filename).name}:{where.lineno}: {error}"
-        found.check("the try came to its end", holds=False, seen=seen, again=again)
-    found.tries += 1
-    if not found.broken:  # Else the files stay, to be looked at.
+        detail = f"{type(error).__name__} at {Path(where.filename).name}:{where.lineno}: {error}"
+        outcome.check("the try ran to its end", holds=False, detail=detail, repeat=repeat)
+    outcome.tries += 1
+    if not outcome.broken:  # Otherwise the files stay for inspection.
         shutil.rmtree(plan.folder / str(number), ignore_errors=True)
-    return found
+    return outcome

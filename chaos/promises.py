@@ -1,4 +1,4 @@
-"""What must be true of a world once it has come to rest, by its files and by what others saw."""
+"""Checks the promises by a world's files, and by what upstream and subscribers have noted."""
 
 import asyncio
 import time
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chaos.outcome import Outcome
-from chaos.provider import FORGED_HOST, SURE_NOT_TAKEN
+from chaos.provider import FORGED_HOST, SURELY_NOT_TAKEN
 from chaos.world import World
 from service.model.generation import TERMINAL
 
 SETTLE_SECONDS = 45.0
-ENDS = {"succeeded": "completed", "failed": "failed"}
+UPSTREAM_STATUS = {"succeeded": "completed", "failed": "failed"}
 OPEN_WORK = """
 SELECT (SELECT count(*) FROM generations WHERE status IN ('queued', 'processing'))
      + (SELECT count(*) FROM deliveries WHERE status = 'pending')
@@ -22,24 +22,25 @@ SELECT (SELECT count(*) FROM generations WHERE status IN ('queued', 'processing'
 
 
 @dataclass
-class Before:
-    """What a dead service's files said: what is recorded as delivered, and by how many attempts."""
+class Snapshot:
+    """The attempts of every delivery that a dead service had recorded as delivered, by its id."""
 
     delivered: dict[str, int] = field(default_factory=dict)
     phase: int = 0
 
 
-def look(world: World, path: Path, judged: Outcome, again: str) -> Before:
+def check_files(world: World, path: Path, outcome: Outcome, repeat: str) -> Snapshot:
     """Check the copied files of a service that was just killed."""
-    [found] = world.rows("PRAGMA integrity_check", path)
-    judged.check("1 stored", holds=found == {"integrity_check": "ok"}, seen=f"{found}", again=again)
-    _acknowledged(world, path, judged, again)
+    [row] = world.rows("PRAGMA integrity_check", path)
+    is_ok = row == {"integrity_check": "ok"}
+    outcome.check("1 stored", holds=is_ok, detail=f"{row}", repeat=repeat)
+    _check_acknowledged(world, path, outcome, repeat)
     rows = world.rows("SELECT id, attempt_count FROM deliveries WHERE status = 'delivered'", path)
-    return Before({row["id"]: row["attempt_count"] for row in rows}, world.audience.phase)
+    return Snapshot({row["id"]: row["attempt_count"] for row in rows}, world.subscribers.phase)
 
 
-async def settle(world: World, seconds: float = SETTLE_SECONDS) -> bool:
-    """Wait until nothing is left to do; False if that does not come."""
+async def wait_until_done(world: World, seconds: float = SETTLE_SECONDS) -> bool:
+    """Wait until no work is left; return False if the time is up first."""
     ends_at = time.monotonic() + seconds
     while time.monotonic() < ends_at:
         if world.rows(OPEN_WORK)[0]["count"] == 0:
@@ -48,87 +49,97 @@ async def settle(world: World, seconds: float = SETTLE_SECONDS) -> bool:
     return False
 
 
-def judge(world: World, judged: Outcome, again: str, before: Before | None = None) -> None:
-    """Every promise of design.md section 1 that a world at rest can show."""
-    _acknowledged(world, world.path, judged, again)
-    _generations(world, judged, again)
-    _events(world, judged, again)
-    _creates(world, judged, again)
-    _deliveries(world, judged, again)
-    _books(world, judged, again)
-    if before is not None:
-        not_again(world, before, judged, again)
-    for said in (*world.provider.wrong_answers, *world.strange):
-        judged.check("4 nothing unconfirmed, nothing refused", holds=False, seen=said, again=again)
+def check_world(
+    world: World, outcome: Outcome, repeat: str, snapshot: Snapshot | None = None
+) -> None:
+    """Check every promise that shows in a world without open work."""
+    _check_acknowledged(world, world.path, outcome, repeat)
+    _check_generations(world, outcome, repeat)
+    _check_events(world, outcome, repeat)
+    _check_creates(world, outcome, repeat)
+    _check_deliveries(world, outcome, repeat)
+    _check_tables(world, outcome, repeat)
+    if snapshot is not None:
+        check_not_repeated(world, snapshot, outcome, repeat)
+    for text in (*world.provider.wrong_answers, *world.wrong_answers):
+        outcome.check("4 every answer is right", holds=False, detail=text, repeat=repeat)
 
 
-def _acknowledged(world: World, path: Path, judged: Outcome, again: str) -> None:
+def _check_acknowledged(world: World, path: Path, outcome: Outcome, repeat: str) -> None:
     rows = world.rows("SELECT body FROM callback_bodies", path)
     missing = world.provider.acknowledged - {row["body"] for row in rows}
-    judged.check(
+    outcome.check(
         "1 stored before acknowledged",
         holds=not missing,
-        seen=f"{len(missing)} acknowledged and not on disk: {sorted(missing)[:2]}",
-        again=again,
+        detail=f"{len(missing)} acknowledged and not on disk: {sorted(missing)[:2]}",
+        repeat=repeat,
     )
 
 
-def _generations(world: World, judged: Outcome, again: str) -> None:
+def _check_generations(world: World, outcome: Outcome, repeat: str) -> None:
     rows = world.rows("SELECT id, status, submission, task_id FROM generations")
     known = {row["id"] for row in rows}
-    lost = [one for one in world.accepted.values() if one not in known]
-    judged.check("3 nothing is forgotten", holds=not lost, seen=f"gone: {lost[:3]}", again=again)
-    still = [row for row in rows if row["status"] not in TERMINAL]
-    judged.check("3 every generation ends", holds=not still, seen=f"open: {still[:3]}", again=again)
+    lost = [id_ for id_ in world.accepted.values() if id_ not in known]
+    outcome.check("3 nothing is lost", holds=not lost, detail=f"lost: {lost[:3]}", repeat=repeat)
+    open_ = [row for row in rows if row["status"] not in TERMINAL]
+    detail = f"open: {open_[:3]}"
+    outcome.check("3 every generation ends", holds=not open_, detail=detail, repeat=repeat)
     pending = world.rows("SELECT id, due_at FROM deliveries WHERE status = 'pending'")
-    judged.check(
-        "3 every delivery ends", holds=not pending, seen=f"pending: {pending[:3]}", again=again
+    outcome.check(
+        "3 every delivery ends", holds=not pending, detail=f"pending: {pending[:3]}", repeat=repeat
     )
 
 
-def _events(world: World, judged: Outcome, again: str) -> None:
-    """One terminal event each; after `timed_out`, a late result may bring one more."""
-    told: defaultdict[str, list[str]] = defaultdict(list)
+def _check_events(world: World, outcome: Outcome, repeat: str) -> None:
+    """Check that each generation has one terminal event, or a late one after `timed_out`."""
+    types: defaultdict[str, list[str]] = defaultdict(list)
     rows = world.rows("SELECT generation_id, type FROM events WHERE generation_id NOT NULL")
     for row in rows:
-        told[row["generation_id"]].append(row["type"].removeprefix("generation."))
+        types[row["generation_id"]].append(row["type"].removeprefix("generation."))
     wrong = []
     for row in world.rows("SELECT id, status FROM generations"):
-        ends = [word for word in told[row["id"]] if word != "submitted"]
+        terminal = [word for word in types[row["id"]] if word != "submitted"]
         expected = [row["status"]]
-        if ends not in (expected, ["timed_out", *expected]) or len(set(ends)) != len(ends):
-            wrong.append((row["id"], row["status"], told[row["id"]]))
-        if told[row["id"]].count("submitted") > 1:
-            wrong.append((row["id"], row["status"], told[row["id"]]))
-    judged.check("2 one outcome", holds=not wrong, seen=f"{wrong[:3]}", again=again)
-    truth = {task.prompt: task for task in world.provider.tasks.values()}
-    names = {id_: prompt for prompt, id_ in world.accepted.items()}
-    lies = [
+        is_repeated = len(set(terminal)) != len(terminal)
+        if terminal not in (expected, ["timed_out", *expected]) or is_repeated:
+            wrong.append((row["id"], row["status"], types[row["id"]]))
+        if types[row["id"]].count("submitted") > 1:
+            wrong.append((row["id"], row["status"], types[row["id"]]))
+    outcome.check("2 one outcome", holds=not wrong, detail=f"{wrong[:3]}", repeat=repeat)
+    tasks = {task.prompt: task for task in world.provider.tasks.values()}
+    prompts = {id_: prompt for prompt, id_ in world.accepted.items()}
+    unreported = [
         (id_, words)
-        for id_, words in told.items()
-        if (task := truth.get(names.get(id_, "")))
-        and not {ENDS[word] for word in words if word in ENDS} <= task.said
+        for id_, words in types.items()
+        if (task := tasks.get(prompts.get(id_, "")))
+        and not {UPSTREAM_STATUS[word] for word in words if word in UPSTREAM_STATUS}
+        <= task.reported
     ]
-    judged.check("4 only what upstream said", holds=not lies, seen=f"{lies[:3]}", again=again)
+    detail = f"{unreported[:3]}"
+    outcome.check("4 upstream reported it", holds=not unreported, detail=detail, repeat=repeat)
     forged = world.rows(f"SELECT id FROM events WHERE instr(body, '{FORGED_HOST}')")
-    judged.check("4 nothing forged", holds=not forged, seen=f"{forged[:3]}", again=again)
+    outcome.check(
+        "4 nothing forged is published", holds=not forged, detail=f"{forged[:3]}", repeat=repeat
+    )
 
 
-def _creates(world: World, judged: Outcome, again: str) -> None:
+def _check_creates(world: World, outcome: Outcome, repeat: str) -> None:
     twice = {
         prompt: outcomes
         for prompt, outcomes in world.provider.creates.items()
-        if any(outcome not in SURE_NOT_TAKEN for outcome in outcomes[:-1])
+        if any(outcome not in SURELY_NOT_TAKEN for outcome in outcomes[:-1])
     }
-    judged.check("5 never charged twice", holds=not twice, seen=f"sent again: {twice}", again=again)
+    outcome.check(
+        "5 never charged twice", holds=not twice, detail=f"sent again: {twice}", repeat=repeat
+    )
 
 
-def _deliveries(world: World, judged: Outcome, again: str) -> None:
-    """Who was owed an event got it, signed; nobody got what is not stored."""
-    got: defaultdict[str, set[str]] = defaultdict(set)
-    for one in world.audience.receipts:
-        if one.status in (200, 204):
-            got[one.name].add(one.webhook_id)
+def _check_deliveries(world: World, outcome: Outcome, repeat: str) -> None:
+    """Check that every subscriber received its events, each with a signature and one body."""
+    received: defaultdict[str, set[str]] = defaultdict(set)
+    for receipt in world.subscribers.receipts:
+        if receipt.status in (200, 204):
+            received[receipt.name].add(receipt.webhook_id)
     rows = world.rows(
         "SELECT s.url, d.event_id, d.event_type, d.status FROM deliveries d "
         "JOIN subscribers s ON s.id = d.subscriber_id"
@@ -137,45 +148,38 @@ def _deliveries(world: World, judged: Outcome, again: str) -> None:
         row
         for row in rows
         if row["status"] == "delivered"
-        and (name := row["url"].rpartition("/")[2]) in world.audience.secrets
-        and row["event_id"] not in got[name]
+        and (name := row["url"].rpartition("/")[2]) in world.subscribers.secrets
+        and row["event_id"] not in received[name]
     ]
-    judged.check("3 delivered means received", holds=not missed, seen=f"{missed[:3]}", again=again)
+    outcome.check(
+        "3 delivered means received", holds=not missed, detail=f"{missed[:3]}", repeat=repeat
+    )
     events = {
         row["id"] for row in world.rows("SELECT id FROM events WHERE type LIKE 'generation.%'")
     }
-    for name in ("well", "ordered"):
-        absent = events - got[name]
-        judged.check(
+    for name in ("healthy", "ordered"):
+        absent = events - received[name]
+        outcome.check(
             "3 every event reaches its subscriber",
             holds=not absent,
-            seen=f"{name} misses {len(absent)}: {sorted(absent)[:3]}",
-            again=again,
+            detail=f"{name} misses {len(absent)}: {sorted(absent)[:3]}",
+            repeat=repeat,
         )
-    wrong = world.audience.wrong
-    judged.check("3 signed, one id one body", holds=not wrong, seen=f"{wrong[:3]}", again=again)
-
-
-def _books(world: World, judged: Outcome, again: str) -> None:
-    """The tables agree with each other, whatever was interrupted."""
-    counted = Counter[tuple[str, str]]()
-    for row in world.rows(
-        "SELECT subscriber_id, status, count(*) AS n FROM deliveries GROUP BY 1, 2"
-    ):
-        counted[row["subscriber_id"], row["status"]] = row["n"]
-    kept = Counter[tuple[str, str]]()
-    for row in world.rows("SELECT subscriber_id, status, count FROM delivery_counts"):
-        kept[row["subscriber_id"], row["status"]] = row["count"]
-    judged.check(
-        "2 the counts are right",
-        holds=+kept == +counted,
-        seen=f"kept {dict(kept - counted)}, counted {dict(counted - kept)}",
-        again=again,
+    wrong = world.subscribers.wrong
+    outcome.check(
+        "3 signed, one id one body", holds=not wrong, detail=f"{wrong[:3]}", repeat=repeat
     )
+
+
+def _check_tables(world: World, outcome: Outcome, repeat: str) -> None:
+    """Check that the tables agree with each other."""
     for name, sql in ORPHANS.items():
         [row] = world.rows(sql)
-        judged.check(
-            "2 no half of a unit", holds=row["n"] == 0, seen=f"{row['n']} {name}", again=again
+        outcome.check(
+            "2 no unit is half stored",
+            holds=row["n"] == 0,
+            detail=f"{row['n']} {name}",
+            repeat=repeat,
         )
 
 
@@ -195,16 +199,19 @@ ORPHANS = {
 }
 
 
-def not_again(world: World, before: Before, judged: Outcome, again: str) -> None:
-    """What was recorded as delivered before the crash left no more, and no storm followed it."""
+def check_not_repeated(world: World, snapshot: Snapshot, outcome: Outcome, repeat: str) -> None:
+    """Check that a crash repeated no recorded delivery, and no attempt more often than recorded."""
     rows = world.rows("SELECT id, attempt_count FROM deliveries")
-    more = [
+    repeated = [
         row["id"]
         for row in rows
-        if row["id"] in before.delivered and row["attempt_count"] != before.delivered[row["id"]]
+        if row["id"] in snapshot.delivered and row["attempt_count"] != snapshot.delivered[row["id"]]
     ]
-    judged.check(
-        "3 nothing delivered is sent again", holds=not more, seen=f"{more[:3]}", again=again
+    outcome.check(
+        "3 nothing delivered is sent again",
+        holds=not repeated,
+        detail=f"{repeated[:3]}",
+        repeat=repeat,
     )
     attempted = Counter(
         (row["url"].rpartition("/")[2], row["event_id"])
@@ -212,12 +219,12 @@ def not_again(world: World, before: Before, judged: Outcome, again: str) -> None
             "SELECT s.url, d.event_id, d.id, a.number FROM attempts a "
             "JOIN deliveries d ON d.id = a.delivery_id JOIN subscribers s ON s.id = d.subscriber_id"
         )
-        if row["number"] > before.delivered.get(row["id"], 0)
+        if row["number"] > snapshot.delivered.get(row["id"], 0)
     )
-    seen = Counter(
-        (one.name, one.webhook_id)
-        for one in world.audience.receipts
-        if one.phase > before.phase and one.status
+    answered = Counter(
+        (receipt.name, receipt.webhook_id)
+        for receipt in world.subscribers.receipts
+        if receipt.phase > snapshot.phase and receipt.status
     )
-    storm = {key: n for key, n in seen.items() if n > attempted[key]}
-    judged.check("3 no storm after a crash", holds=not storm, seen=f"{storm}", again=again)
+    storm = {key: n for key, n in answered.items() if n > attempted[key]}
+    outcome.check("3 no storm after a crash", holds=not storm, detail=f"{storm}", repeat=repeat)

@@ -1,4 +1,4 @@
-"""API in One as it is on a bad day: it takes, refuses, stays silent, and calls back until heard."""
+"""An API in One on a bad day: it takes or refuses tasks, is slow or silent, and calls back."""
 
 import asyncio
 import json
@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from chaos.wire import Request, answer
+from chaos.wire import Request, build_answer
 
+# What becomes of a create request, by weight; all but `busy` and `refused` make a task.
 CREATES = {
     "taken": 12,
     "slow": 3,
@@ -23,151 +24,152 @@ CREATES = {
     "broken": 1,
 }
 FORGED_HOST = "forged.example"
-SURE_NOT_TAKEN = ("busy",)
+SURELY_NOT_TAKEN = ("busy",)  # Only after these may a submission be sent again.
 SILENT_SECONDS = 6.0
-CALL_SECONDS = 25.0
+CALLBACK_SECONDS = 25.0
 
 
 @dataclass
 class Task:
-    """Upstream's job for one generation, and how it will end."""
+    """A task, and the state in which it will end."""
 
     id: str
     prompt: str
     callback_url: str | None
-    ends: str
+    final_status: str
     is_over: bool = False
-    said: set[str] = field(default_factory=set)  # The ends that upstream has told of.
+    reported: set[str] = field(default_factory=set)  # Final statuses that upstream has reported.
 
     def data(self) -> dict[str, Any]:
-        """What upstream says of it now."""
+        """Report the task's present state."""
         if self.is_over:
-            self.said.add(self.ends)
-        said: dict[str, Any] = {"task_id": self.id, "status": "IN_PROGRESS"}
-        if self.is_over and self.ends == "completed":
+            self.reported.add(self.final_status)
+        data: dict[str, Any] = {"task_id": self.id, "status": "IN_PROGRESS"}
+        if self.is_over and self.final_status == "completed":
             url = f"https://cdn.example/{self.id}.png"
-            said.update(status="completed", output={"image_urls": [url]})
+            data.update(status="completed", output={"image_urls": [url]})
         elif self.is_over:
-            said.update(status="failed", error={"code": "unlucky", "message": "no such luck"})
-        return said
+            data.update(status="failed", error={"code": "unlucky", "message": "no such luck"})
+        return data
 
 
 class Provider:
-    """The upstream of one world; what it drew is drawn from `lots` alone."""
+    """The upstream of a world; all that is random comes from `rng`."""
 
-    def __init__(self, lots: random.Random) -> None:
-        self.lots = lots
-        self.creates: defaultdict[str, list[str]] = defaultdict(list)  # Prompt to outcomes.
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.creates: defaultdict[str, list[str]] = defaultdict(list)  # Outcomes by prompt.
         self.tasks: dict[str, Task] = {}
         self.acknowledged: set[bytes] = set()  # Bodies that were answered 2xx; no two are equal.
         self.wrong_answers: list[str] = []
         self.faults: Counter[str] = Counter()
         self.weights = dict(CREATES)
-        self.forges = 0.1  # The share of tasks about which somebody forges a callback.
+        self.forged_share = 0.1  # The share of tasks for which a forged callback is sent.
         self.loop = asyncio.get_running_loop()
         self._numbers = 0
         self._running: set[asyncio.Task[Any]] = set()
         self.outside = httpx.AsyncClient(trust_env=False, timeout=5)
 
     async def close(self) -> None:
-        """Call nobody back any more."""
+        """Cancel all work and callbacks."""
         for task in list(self._running):
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
         await self.outside.aclose()
 
     async def settle(self) -> None:
-        """Wait until every callback was heard or given up."""
+        """Wait until every callback was acknowledged or given up."""
         while self._running:
             await asyncio.wait(list(self._running))
 
     async def __call__(self, request: Request) -> bytes | None:
-        """Answer a create or a question."""
+        """Answer a create request or a poll; the handler of a `wire` server."""
         if request.method == "POST":
             return await self.create(json.loads(request.body))
         return await self.status(request)
 
     async def create(self, body: dict[str, Any]) -> bytes | None:
-        """Take the request, or not, by lot."""
-        [outcome] = self.lots.choices([*self.weights], [*self.weights.values()])
+        """Take the request or refuse it, by the weights."""
+        [outcome] = self.rng.choices([*self.weights], [*self.weights.values()])
         prompt = body["prompt"]
         self.creates[prompt].append(outcome)
         if outcome != "taken":
             self.faults[f"create {outcome}"] += 1
         if outcome == "busy":
-            return answer(self.lots.choice((429, 503)), {"error": {"code": 429}}, retry_after="1")
+            error = {"error": {"code": 429}}
+            return build_answer(self.rng.choice((429, 503)), error, retry_after="1")
         if outcome == "refused":
-            return answer(402, {"error": {"code": 402, "message": "no credits"}})
-        task = self.take(prompt, body.get("callback_url"))
+            return build_answer(402, {"error": {"code": 402, "message": "no credits"}})
+        task = self.start_task(prompt, body.get("callback_url"))
         return await self.answer_create(outcome, task)
 
     async def answer_create(self, outcome: str, task: Task) -> bytes | None:
-        """What upstream says once it has taken a request: the task, or less."""
+        """Answer a create request whose task exists, properly or not."""
         if outcome == "slow":
-            if task.callback_url and self.lots.random() < 0.5:
-                self.spawn(self.call(task, None))
-            await asyncio.sleep(self.lots.uniform(0.1, 0.6))
+            if task.callback_url and self.rng.random() < 0.5:
+                self.spawn(self.send_callback(task, None))
+            await asyncio.sleep(self.rng.uniform(0.1, 0.6))
         elif outcome == "silent":
             await asyncio.sleep(SILENT_SECONDS)
         elif outcome == "closed":
             return None
         elif outcome == "broken":
-            return answer(500, {"error": {"code": 500, "message": "oops"}})
-        return answer(200, {"code": 200, "message": "success", "data": task.data()})
+            return build_answer(500, {"error": {"code": 500, "message": "oops"}})
+        return build_answer(200, {"code": 200, "message": "success", "data": task.data()})
 
-    def take(self, prompt: str, callback_url: str | None) -> Task:
-        """Make a task, and work on it."""
-        ends = "completed" if self.lots.random() < 0.8 else "failed"
-        task = Task(f"task-{len(self.tasks)}-{prompt}", prompt, callback_url, ends)
+    def start_task(self, prompt: str, callback_url: str | None) -> Task:
+        """Make a task and start to work on it."""
+        final_status = "completed" if self.rng.random() < 0.8 else "failed"
+        task = Task(f"task-{len(self.tasks)}-{prompt}", prompt, callback_url, final_status)
         self.tasks[task.id] = task
         self.spawn(self.work(task))
         return task
 
     def spawn(self, work: Any) -> None:
-        """Run something until it ends or this provider is closed."""
+        """Run a coroutine until it ends or the provider is closed."""
         running = asyncio.create_task(work)
         self._running.add(running)
         running.add_done_callback(self._running.discard)
 
     async def status(self, request: Request) -> bytes | None:
-        """Say how the task is doing."""
+        """Answer a poll."""
         query = dict(part.split("=") for part in urlsplit(request.path).query.split("&") if part)
         task_id = query.get("task_id") or request.path.rpartition("/")[2]
         task = self.tasks.get(task_id)
         if task is None:
-            return answer(404, {"error": {"code": 404, "message": "no such task"}})
+            return build_answer(404, {"error": {"code": 404, "message": "no such task"}})
         return await self.answer_status(task)
 
     async def answer_status(self, task: Task) -> bytes | None:
-        """The truth about a task."""
-        return answer(200, {"code": 200, "message": "success", "data": task.data()})
+        """Answer a poll with the task's state."""
+        return build_answer(200, {"code": 200, "message": "success", "data": task.data()})
 
     async def work(self, task: Task) -> None:
-        """Finish the task after a while, and say so, as a provider does."""
-        await asyncio.sleep(self.lots.uniform(0.02, 0.8))
-        if task.callback_url and self.lots.random() < 0.3:
-            self.spawn(self.call(task, task.data()))
-        await asyncio.sleep(self.lots.uniform(0.02, 0.5))
+        """End the task after a while, and send callbacks."""
+        await asyncio.sleep(self.rng.uniform(0.02, 0.8))
+        if task.callback_url and self.rng.random() < 0.3:
+            self.spawn(self.send_callback(task, task.data()))
+        await asyncio.sleep(self.rng.uniform(0.02, 0.5))
         task.is_over = True
         if task.callback_url:
-            await self.tell(task)
+            await self.send_final_callbacks(task)
 
-    async def tell(self, task: Task) -> None:
-        """Call back about the end: twice at times, and seldom not at all."""
-        if self.lots.random() < self.forges:
+    async def send_final_callbacks(self, task: Task) -> None:
+        """Report the end by callback: mostly once, sometimes twice, rarely not at all."""
+        if self.rng.random() < self.forged_share:
             self.faults["callback forged"] += 1
-            self.spawn(self.forge(task))
-        draw = self.lots.random()
+            self.spawn(self.send_forged_callback(task))
+        draw = self.rng.random()
         if draw < 0.08:
             self.faults["callback lost"] += 1
             return
         if draw < 0.25:
             self.faults["callback twice"] += 1
-            self.spawn(self.call(task, task.data()))
-        await self.call(task, task.data())
+            self.spawn(self.send_callback(task, task.data()))
+        await self.send_callback(task, task.data())
 
-    async def call(self, task: Task, data: dict[str, Any] | None) -> None:
-        """One callback, repeated until it is acknowledged, with growing pauses; None: garbage."""
+    async def send_callback(self, task: Task, data: dict[str, Any] | None) -> None:
+        """Send a callback until it is acknowledged; an unreadable one where `data` is None."""
         assert task.callback_url is not None
         self._numbers += 1
         body = {"code": 200, "message": "success", "data": data, "number": self._numbers}
@@ -175,21 +177,21 @@ class Provider:
         if data is None:
             self.faults["callback unreadable"] += 1
             content = b"<html>" + content
-        ends_at, pause = self.loop.time() + CALL_SECONDS, 0.05
+        ends_at, pause = self.loop.time() + CALLBACK_SECONDS, 0.05
         while self.loop.time() < ends_at:
             with suppress(httpx.TransportError):
-                said = await self.outside.post(task.callback_url, content=content)
-                if 200 <= said.status_code < 300:
+                answer = await self.outside.post(task.callback_url, content=content)
+                if 200 <= answer.status_code < 300:
                     self.acknowledged.add(content)
                     return
-                if said.status_code < 500:
-                    self.wrong_answers.append(f"callback {content[:200]!r}: {said.status_code}")
+                if answer.status_code < 500:
+                    self.wrong_answers.append(f"callback {content[:200]!r}: {answer.status_code}")
                     return
             await asyncio.sleep(pause)
             pause = min(pause * 1.6, 1.0)
 
-    async def forge(self, task: Task) -> None:
-        """Somebody who guesses: it must be told 404, and must not be believed."""
+    async def send_forged_callback(self, task: Task) -> None:
+        """Send a callback with a guessed token: the answer must be 404 and the body ignored."""
         assert task.callback_url is not None
         data = {
             "task_id": task.id,
@@ -197,6 +199,6 @@ class Provider:
             "output": {"image_urls": [f"https://{FORGED_HOST}/1.png"]},
         }
         with suppress(httpx.TransportError):
-            said = await self.outside.post(task.callback_url[:-4] + "AAAA", json={"data": data})
-            if said.status_code < 500 and said.status_code != 404:
-                self.wrong_answers.append(f"forged callback: {said.status_code}")
+            answer = await self.outside.post(task.callback_url[:-4] + "AAAA", json={"data": data})
+            if answer.status_code < 500 and answer.status_code != 404:
+                self.wrong_answers.append(f"forged callback: {answer.status_code}")

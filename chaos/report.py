@@ -1,4 +1,4 @@
-"""What came of the attacks: on the terminal, in report.json, and as a table in the documents."""
+"""Prints the outcomes, and writes them to report.json and docs/reliability.md."""
 
 import importlib.metadata
 import json
@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from bench.machine import ROOT, processor
+from bench.machine import ROOT, describe_processor
 from bench.report import fill
 from chaos.outcome import Outcome
 
@@ -29,104 +29,105 @@ PACKAGES = (
 Report = dict[str, Any]
 
 
-def versions() -> dict[str, str]:
-    """What was attacked."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version, **found}
+def list_versions() -> dict[str, str]:
+    """Return the versions of Python, SQLite and the packages that were attacked."""
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version, **packages}
 
 
-def fresh(date: str, seed: int, *, quick: bool) -> Report:
-    """The report of a run that has attacked nothing yet."""
+def new_report(date: str, seed: int, *, quick: bool) -> Report:
+    """Return the report of a run without suites yet."""
     return {
         "date": date,
         "seed": seed,
         "quick": quick,
-        "processor": processor(),
-        "versions": versions(),
+        "processor": describe_processor(),
+        "versions": list_versions(),
         "suites": {},
     }
 
 
-def of(outcome: Outcome, seconds: float) -> dict[str, Any]:
-    """One suite of the report."""
+def summarize(outcome: Outcome, seconds: float) -> dict[str, Any]:
+    """Return the part of the report about one suite."""
     return {
         "seconds": round(seconds, 1),
         "tries": outcome.tries,
         "checks": outcome.checks,
         "faults": dict(sorted((+outcome.faults).items())),
-        "broken": [vars(one) for one in outcome.broken],
+        "broken": [vars(broken) for broken in outcome.broken],
         "notes": outcome.notes,
         "not_run": outcome.not_run,
     }
 
 
 def show(report: Report) -> None:
-    """The table, then every broken promise with what shows it again."""
+    """Print the table, then every broken promise with the command that repeats it."""
     print(f"{'suite':14}{'tries':>8}{'faults':>9}{'checks':>9}{'broken':>8}{'seconds':>9}")
-    for name, found in report["suites"].items():
-        if found["not_run"]:
-            print(f"{name:14}not run: {found['not_run']}")
+    for name, suite in report["suites"].items():
+        if suite["not_run"]:
+            print(f"{name:14}not run: {suite['not_run']}")
             continue
-        faults = sum(found["faults"].values())
-        counts = f"{found['tries']:>8}{faults:>9}{found['checks']:>9}{len(found['broken']):>8}"
-        print(f"{name:14}{counts}{found['seconds']:>9.0f}")
-    for name, found in report["suites"].items():
-        for one in found["broken"][:SHOWN_MAX]:
-            print(f"BROKEN {name}: {one['promise']}: {one['seen']}")
-            if one["again"]:
-                print(f"    again: {one['again']}")
-        more = len(found["broken"]) - SHOWN_MAX
+        faults = sum(suite["faults"].values())
+        counts = f"{suite['tries']:>8}{faults:>9}{suite['checks']:>9}{len(suite['broken']):>8}"
+        print(f"{name:14}{counts}{suite['seconds']:>9.0f}")
+    for name, suite in report["suites"].items():
+        for broken in suite["broken"][:SHOWN_MAX]:
+            print(f"BROKEN {name}: {broken['promise']}: {broken['detail']}")
+            if broken["repeat"]:
+                print(f"    repeat: {broken['repeat']}")
+        more = len(suite["broken"]) - SHOWN_MAX
         if more > 0:
             print(f"    and {more} more in {REPORT.name}")
 
 
 def is_broken(report: Report) -> bool:
-    """True if any promise did not hold."""
-    return any(found["broken"] for found in report["suites"].values())
+    """Return whether any promise was broken."""
+    return any(suite["broken"] for suite in report["suites"].values())
 
 
 def write(report: Report) -> None:
-    """report.json; and after a full run of every suite, the table in docs/reliability.md."""
+    """Write report.json."""
     REPORT.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def write_document(report: Report) -> None:
-    """The table in docs/reliability.md."""
+    """Write the table in docs/reliability.md."""
     fill(DOCUMENT, "chaos", table(report))
 
 
 def table(report: Report) -> str:
-    """The suites as Markdown, and the faults of each by kind."""
-    said = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    """Return the suites as a Markdown table, and the faults of each suite by kind."""
+    packages = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    run = f"Attacked {report['date']} with seed {report['seed']} on {report['processor']}"
     lines = [
-        f"Attacked {report['date']} with seed {report['seed']} on {report['processor']}; {said}.",
+        f"{run}; {packages}.",
         "",
         "| suite | tries | faults injected | checks | promises broken | seconds |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for name, found in report["suites"].items():
-        if found["not_run"]:
-            lines.append(f"| {name} | not run: {found['not_run']} | | | | |")
+    for name, suite in report["suites"].items():
+        if suite["not_run"]:
+            lines.append(f"| {name} | not run: {suite['not_run']} | | | | |")
             continue
-        counts = (found["tries"], sum(found["faults"].values()), found["checks"])
-        cells = " | ".join(f"{number:,}" for number in (*counts, len(found["broken"])))
-        lines.append(f"| {name} | {cells} | {found['seconds']:,.0f} |")
-    lines += ["", *_kinds(report)]
+        counts = (suite["tries"], sum(suite["faults"].values()), suite["checks"])
+        cells = " | ".join(f"{number:,}" for number in (*counts, len(suite["broken"])))
+        lines.append(f"| {name} | {cells} | {suite['seconds']:,.0f} |")
+    lines += ["", *_list_faults(report)]
     return "\n".join(lines)
 
 
-def _kinds(report: Report) -> list[str]:
-    """For each suite what was done to the service, and how often."""
+def _list_faults(report: Report) -> list[str]:
+    """List the faults of each suite and how often each was injected."""
     lines = []
-    for name, found in report["suites"].items():
-        if found["faults"]:
-            kinds = ", ".join(f"{kind} ({n:,})" for kind, n in found["faults"].items())
+    for name, suite in report["suites"].items():
+        if suite["faults"]:
+            kinds = ", ".join(f"{kind} ({n:,})" for kind, n in suite["faults"].items())
             lines.append(f"- **{name}**: {kinds}.")
-        if found["notes"]:
-            notes = ", ".join(f"{what}: {_said(of)}" for what, of in found["notes"].items())
+        if suite["notes"]:
+            notes = ", ".join(f"{label}: {_format(n)}" for label, n in suite["notes"].items())
             lines.append(f"  Measured: {notes}.")
     return lines
 
 
-def _said(value: float | str) -> str:
+def _format(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:,.3g}" if value < 100 else f"{value:,.0f}"

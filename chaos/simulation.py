@@ -1,6 +1,6 @@
-"""The simulation of tests/simulation, over many more seeds, in two processes.
+"""The simulation of tests/simulation with many more seeds, in two processes.
 
-`python -m chaos.simulation FIRST STOP SECONDS` runs seeds until one of both bounds is met.
+`python -m chaos.simulation FIRST STOP SECONDS` runs the seeds until the time is up.
 """
 
 import asyncio
@@ -11,65 +11,65 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.machine import ROOT, python
-from chaos import plan
+from bench.machine import ROOT, python_command
 from chaos.outcome import Outcome
+from chaos.plan import Plan
 from service.telemetry import log
 from tests.simulation.test_simulation import STEPS, simulate
 
 PROCESSES = 2
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  no power fails here: syncs would only cost time
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  this suite needs no durability
 SEEDS, SHARE = 4_000, 0.4  # Of the minutes of a full run.
 QUICK_SEEDS, QUICK_SECONDS = 60, 6.0
 
 
-async def run(of: plan.Plan) -> Outcome:
-    """Seeds from a start that the plan's seed gives, split over the processes."""
-    count, seconds = (QUICK_SEEDS, QUICK_SECONDS) if of.quick else (SEEDS, of.minutes * SHARE * 60)
-    first = 1_000 + of.seed * SEEDS
+async def run(plan: Plan) -> Outcome:
+    """Run seeds that follow from the plan's seed, split over the processes."""
+    count, seconds = (
+        (QUICK_SEEDS, QUICK_SECONDS) if plan.quick else (SEEDS, plan.minutes * SHARE * 60)
+    )
+    first = 1_000 + plan.seed * SEEDS
     share = count // PROCESSES
     starts = [first + number * share for number in range(PROCESSES)]
-    if of.only is not None:
-        starts, share = [int(of.only)], 1
+    if plan.only is not None:
+        starts, share = [int(plan.only)], 1
     total = Outcome()
-    found = await asyncio.gather(*(_process(start, start + share, seconds) for start in starts))
-    for one in found:
-        total.add(one)
+    processes = (_run_process(start, start + share, seconds) for start in starts)
+    for outcome in await asyncio.gather(*processes):
+        total.add(outcome)
     total.notes["seeds"] = total.tries
     return total
 
 
-async def _process(first: int, stop: int, seconds: float) -> Outcome:
-    """What one process found, a line for each seed."""
+async def _run_process(first: int, stop: int, seconds: float) -> Outcome:
+    """Run seeds in a process, which prints a line for each of them."""
     process = await asyncio.create_subprocess_exec(
-        *python("-m", "chaos.simulation", str(first), str(stop), str(seconds)),
+        *python_command("-m", "chaos.simulation", str(first), str(stop), str(seconds)),
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )
-    said, _ = await process.communicate()
-    found = Outcome()
-    for line in said.decode().splitlines():
+    output, _ = await process.communicate()
+    outcome = Outcome()
+    for line in output.decode().splitlines():
         if not line.startswith('{"seed"'):
-            continue  # What the service says meanwhile.
-        one = json.loads(line)
-        found.tries += 1
-        found.faults["crash at a commit"] += one["crashes"]
-        again = f"GENHOOK_SIMULATION_SEED={one['seed']} pytest tests/simulation"
-        found.checks += STEPS
-        found.check(
+            continue  # A line of the service's log.
+        result = json.loads(line)
+        outcome.tries += 1
+        outcome.faults["crash at a commit"] += result["crashes"]
+        outcome.checks += STEPS
+        outcome.check(
             "every promise, in simulation",
-            holds=one["error"] is None,
-            seen=f"seed {one['seed']}: {one['error']}",
-            again=again,
+            holds=result["error"] is None,
+            detail=f"seed {result['seed']}: {result['error']}",
+            repeat=f"GENHOOK_SIMULATION_SEED={result['seed']} pytest tests/simulation",
         )
-    found.check(
-        "the simulation ran", holds=process.returncode == 0 and found.tries > 0, seen=f"{first}"
-    )
-    return found
+    has_run = process.returncode == 0 and outcome.tries > 0
+    outcome.check("the simulation ran", holds=has_run, detail=f"first seed {first}")
+    return outcome
 
 
-async def _seeds(first: int, stop: int, seconds: float) -> None:
+async def _run_seeds(first: int, stop: int, seconds: float) -> None:
     log.configure("error")
     ends_at = time.monotonic() + seconds
     for seed in range(first, stop):
@@ -79,7 +79,7 @@ async def _seeds(first: int, stop: int, seconds: float) -> None:
         error, crashes = None, 0
         try:
             crashes = (await simulate(seed, folder)).crashes
-        except Exception as caught:  # noqa: BLE001  it is told
+        except Exception as caught:  # noqa: BLE001  it is reported
             error = f"{type(caught).__name__}: {caught}"[:500]
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -87,4 +87,4 @@ async def _seeds(first: int, stop: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_seeds(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])))
+    asyncio.run(_run_seeds(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])))

@@ -1,4 +1,4 @@
-"""The disk: full, failing, read-only, slow, torn by a power failure, locked, and damaged."""
+"""The disk: full, failing, read-only, slow, torn by a power failure, locked or damaged."""
 
 import asyncio
 import hashlib
@@ -9,10 +9,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from chaos import load, plan, promises
+from chaos import load, promises
 from chaos.faults import Disk, build
 from chaos.outcome import Outcome
-from chaos.world import SERVE, World, opened
+from chaos.plan import Plan, Try, run_tries
+from chaos.world import SERVE, World, open_world
 from service.store.sqlite import schema
 
 GENERATIONS, LOAD_SECONDS = 14, 2.0
@@ -24,142 +25,149 @@ DIE_SECONDS = 8.0
 LOCKED_SECONDS = 7.0  # Longer than SQLite waits for a lock.
 SENTENCE = re.compile(r"genhook: [^\n]+\.\n")
 
-Attempt = Callable[[Path, str, str], Awaitable[Outcome]]
+Run = Callable[[Path, str, str], Awaitable[Outcome]]
 
 
-async def run(of: plan.Plan) -> Outcome:
-    """Every fault of the disk; some of them where it is to be quick."""
-    shim = await asyncio.to_thread(build, of.folder)
-    if shim is None:
+async def run(plan: Plan) -> Outcome:
+    """Try every fault of the disk, or some of them in a quick run."""
+    library = await asyncio.to_thread(build, plan.folder)
+    if library is None:
         return Outcome(not_run="no C compiler: install one, or the package ziglang")
-    lots = random.Random(of.seed)
-    tries = [plan.Try(f"{fault} for a while", _failing(shim, fault)) for fault in FAULTS]
-    tries += [plan.Try(f"syncs of {us / 1_000:g} ms", _slow(shim, us)) for us in SLOW_US]
-    tries += [plan.Try("locked by another process", _locked)]
-    torn = [plan.Try(f"torn {number}", _torn(shim)) for number in range(TORN_TRIES)]
-    damaged = [plan.Try(f"damaged: {name}", _damaged(name)) for name in DAMAGES]
-    damaged += [plan.Try(f"{fault} at the start", _refused(shim, fault)) for fault in FAULTS[1:3]]
-    if of.quick and of.only is None:
-        tries, torn = lots.sample(tries[:-2], 2), torn[:QUICK_TORN]
-    return await plan.run(of, [*torn, *tries, *damaged])
+    rng = random.Random(plan.seed)
+    tries = [Try(f"{fault} for a while", _failing(library, fault)) for fault in FAULTS]
+    tries += [Try(f"syncs of {us / 1_000:g} ms", _slow(library, us)) for us in SLOW_US]
+    tries += [Try("locked by another process", _locked)]
+    torn = [Try(f"torn {number}", _torn(library)) for number in range(TORN_TRIES)]
+    damaged = [Try(f"damaged: {name}", _damaged(name)) for name in DAMAGES]
+    damaged += [
+        Try(f"{fault} at the start", _failing_start(library, fault)) for fault in FAULTS[1:3]
+    ]
+    if plan.quick and plan.only is None:
+        tries, torn = rng.sample(tries[:-2], 2), torn[:QUICK_TORN]
+    return await run_tries(plan, [*torn, *tries, *damaged])
 
 
-def _failing(shim: Path, fault: str) -> Attempt:
-    """The disk fails under load, and is well again: the service goes on by itself."""
+def _failing(library: Path, fault: str) -> Run:
+    """The disk fails under load and recovers: the service must recover by itself."""
 
-    async def attempt(folder: Path, seed: str, again: str) -> Outcome:
-        judged = Outcome()
-        lots = random.Random(seed)
-        async with opened(folder, seed, lots.choice(("confirm", "body"))) as world:
-            disk = Disk(shim, world.path)
+    async def run_try(folder: Path, seed: str, repeat: str) -> Outcome:
+        outcome = Outcome()
+        rng = random.Random(seed)
+        async with open_world(folder, seed, rng.choice(("confirm", "body"))) as world:
+            disk = Disk(library, world.path)
             await world.start(SERVE, **disk.variables())
-            clients = world.at_once(load.run(world, GENERATIONS, LOAD_SECONDS))
+            clients = world.run_beside(load.run(world, GENERATIONS, LOAD_SECONDS))
             for _ in range(2):
-                await asyncio.sleep(lots.uniform(0.4, 1.2))
-                disk.say(fault)
-                judged.faults[f"disk: {fault}"] += 1
-                await asyncio.sleep(lots.uniform(0.5, 1.5))
-                if lots.random() < 0.5:
-                    await _die_of_it(world, judged, again)
-                    disk.say("none")
+                await asyncio.sleep(rng.uniform(0.4, 1.2))
+                disk.set_fault(fault)
+                outcome.faults[f"disk: {fault}"] += 1
+                await asyncio.sleep(rng.uniform(0.5, 1.5))
+                if rng.random() < 0.5:
+                    await _kill(world, outcome, repeat)
+                    disk.set_fault("none")
                     world.spawn(SERVE, **disk.variables())
-                disk.say("none")
-            await _rest(world, clients, judged, again)
-            felt = "database failed" in (folder / "log").read_text("utf-8", "replace")
-            judged.check("the fault was felt", holds=felt, seen=fault, again=again)
-        return judged
+                disk.set_fault("none")
+            await _check_recovery(world, clients, outcome, repeat)
+            is_logged = "database failed" in (folder / "log").read_text("utf-8", "replace")
+            outcome.check("the fault was logged", holds=is_logged, detail=fault, repeat=repeat)
+        return outcome
 
-    return attempt
+    return run_try
 
 
-async def _die_of_it(world: World, judged: Outcome, again: str) -> None:
-    """Kill it while the disk fails: what was acknowledged meanwhile must be there."""
+async def _kill(world: World, outcome: Outcome, repeat: str) -> None:
+    """Kill the service while the disk fails: what it acknowledged must be stored."""
     world.kill()
-    judged.faults["kill while the disk fails"] += 1
-    promises.look(world, world.copy(f"failing{world.restarts}"), judged, again)
-    await world.buried()
+    outcome.faults["kill while the disk fails"] += 1
+    promises.check_files(world, world.copy(f"failing{world.restarts}"), outcome, repeat)
+    await world.drain_connections()
 
 
-def _slow(shim: Path, microseconds: int) -> Attempt:
-    async def attempt(folder: Path, seed: str, again: str) -> Outcome:
-        judged = Outcome()
-        async with opened(folder, seed) as world:
-            disk = Disk(shim, world.path)
-            disk.say(f"slow {microseconds}")
-            judged.faults[f"disk: syncs take {microseconds / 1_000:g} ms"] += 1
+def _slow(library: Path, microseconds: int) -> Run:
+    async def run_try(folder: Path, seed: str, repeat: str) -> Outcome:
+        outcome = Outcome()
+        async with open_world(folder, seed) as world:
+            disk = Disk(library, world.path)
+            disk.set_fault(f"slow {microseconds}")
+            outcome.faults[f"disk: syncs take {microseconds / 1_000:g} ms"] += 1
             await world.start(SERVE, **disk.variables())
-            clients = world.at_once(load.run(world, GENERATIONS, LOAD_SECONDS))
-            await _rest(world, clients, judged, again, SLOW_SETTLE_SECONDS)
-        return judged
+            clients = world.run_beside(load.run(world, GENERATIONS, LOAD_SECONDS))
+            await _check_recovery(world, clients, outcome, repeat, SLOW_SETTLE_SECONDS)
+        return outcome
 
-    return attempt
+    return run_try
 
 
-async def _locked(folder: Path, seed: str, again: str) -> Outcome:
-    """Another process holds the database's lock for longer than anybody waits."""
-    judged = Outcome()
-    async with opened(folder, seed) as world:
+async def _locked(folder: Path, seed: str, repeat: str) -> Outcome:
+    """Another process holds the database's lock for longer than the service waits."""
+    outcome = Outcome()
+    async with open_world(folder, seed) as world:
         await world.start()
-        clients = world.at_once(load.run(world, GENERATIONS, LOAD_SECONDS))
+        clients = world.run_beside(load.run(world, GENERATIONS, LOAD_SECONDS))
         await asyncio.sleep(0.8)
-        with _holding(world.path):
-            judged.faults["database locked by another process"] += 1
+        with _lock(world.path):
+            outcome.faults["database locked by another process"] += 1
             await asyncio.sleep(LOCKED_SECONDS)
-        await _rest(world, clients, judged, again)
-    return judged
+        await _check_recovery(world, clients, outcome, repeat)
+    return outcome
 
 
 @contextmanager
-def _holding(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> Iterator[None]:
     with closing(sqlite3.connect(path, isolation_level=None, timeout=5)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
         other.execute("ROLLBACK")
 
 
-async def _rest(
+async def _check_recovery(
     world: World,
     clients: "asyncio.Task[None]",
-    judged: Outcome,
-    again: str,
+    outcome: Outcome,
+    repeat: str,
     seconds: float = promises.SETTLE_SECONDS,
 ) -> None:
-    """Everything ends, in the same process, and every promise holds."""
+    """Check that the same process finishes all work, and that every promise holds."""
     await clients
     await world.provider.settle()
-    await promises.settle(world, seconds)
-    judged.check(
-        "it recovers by itself", holds=world.is_alive, seen=world.last_words(), again=again
+    await promises.wait_until_done(world, seconds)
+    outcome.check(
+        "the service recovers by itself",
+        holds=world.is_alive,
+        detail=world.log_end(),
+        repeat=repeat,
     )
     status = await world.stop()
-    judged.check("it ends when asked to", holds=status == 0, seen=f"status {status}", again=again)
-    promises.judge(world, judged, again)
-    judged.faults += world.provider.faults + +world.audience.faults
+    outcome.check(
+        "the service stops by SIGTERM", holds=status == 0, detail=f"status {status}", repeat=repeat
+    )
+    promises.check_world(world, outcome, repeat)
+    outcome.faults += world.provider.faults + +world.subscribers.faults
 
 
-def _torn(shim: Path) -> Attempt:
-    """The machine dies just before a sync: what that sync was about may be anything."""
+def _torn(library: Path) -> Run:
+    """The power fails just before a sync: bytes that were not synced may be anything."""
 
-    async def attempt(folder: Path, seed: str, again: str) -> Outcome:
-        judged, lots = Outcome(), random.Random(seed)
-        async with opened(folder, seed, lots.choice(("confirm", "body"))) as world:
-            disk = Disk(shim, world.path)
+    async def run_try(folder: Path, seed: str, repeat: str) -> Outcome:
+        outcome, rng = Outcome(), random.Random(seed)
+        async with open_world(folder, seed, rng.choice(("confirm", "body"))) as world:
+            disk = Disk(library, world.path)
             world.spawn(SERVE, **disk.variables())
-            clients = world.at_once(load.run(world, GENERATIONS, LOAD_SECONDS))
-            await asyncio.sleep(lots.uniform(0.8, 2.2))
-            disk.say(f"die {lots.randint(1, 6)}")
-            if await world.ended(DIE_SECONDS) is None:
-                world.kill()  # It did not sync so often.
-            judged.faults["bytes torn that were not synced"] += disk.tear(lots)
-            judged.faults["power failure"] += 1
-            before = promises.look(world, world.copy("torn"), judged, again)
-            await world.buried()
+            clients = world.run_beside(load.run(world, GENERATIONS, LOAD_SECONDS))
+            await asyncio.sleep(rng.uniform(0.8, 2.2))
+            disk.set_fault(f"die {rng.randint(1, 6)}")
+            if await world.wait_for_exit(DIE_SECONDS) is None:
+                world.kill()  # There were fewer syncs than that.
+            outcome.faults["bytes torn that were not synced"] += disk.tear(rng)
+            outcome.faults["power failure"] += 1
+            snapshot = promises.check_files(world, world.copy("torn"), outcome, repeat)
+            await world.drain_connections()
             await world.start()
-            await _rest(world, clients, judged, again)
-            promises.not_again(world, before, judged, again)
-        return judged
+            await _check_recovery(world, clients, outcome, repeat)
+            promises.check_not_repeated(world, snapshot, outcome, repeat)
+        return outcome
 
-    return attempt
+    return run_try
 
 
 def _no_header(path: Path) -> None:
@@ -197,56 +205,53 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 }
 
 
-def _damaged(name: str) -> Attempt:
-    """A file that is no good is refused in a sentence, and left as it is."""
+def _damaged(name: str) -> Run:
+    """The service must refuse a damaged file in one sentence, and leave it unchanged."""
 
-    async def attempt(folder: Path, seed: str, again: str) -> Outcome:
-        judged = Outcome()
-        async with opened(folder, seed) as world:
+    async def run_try(folder: Path, seed: str, repeat: str) -> Outcome:
+        outcome = Outcome()
+        async with open_world(folder, seed) as world:
             await world.start()
             await world.stop()
             for suffix in ("-wal", "-shm"):
                 Path(f"{world.path}{suffix}").unlink(missing_ok=True)
             DAMAGES[name](world.path)
-            judged.faults[f"database damaged: {name}"] += 1
-            before = _sha(world.path)
-            await _refuses(world, judged, again)
-            judged.check(
-                "the file is left alone", holds=_sha(world.path) == before, seen=name, again=again
-            )
-        return judged
+            outcome.faults[f"database damaged: {name}"] += 1
+            digest = _sha(world.path)
+            await _check_refusal(world, outcome, repeat)
+            is_equal = _sha(world.path) == digest
+            outcome.check("the file is unchanged", holds=is_equal, detail=name, repeat=repeat)
+        return outcome
 
-    return attempt
-
-
-def _refused(shim: Path, fault: str) -> Attempt:
-    """A disk that fails from the start: refused, too."""
-
-    async def attempt(folder: Path, seed: str, again: str) -> Outcome:
-        judged = Outcome()
-        async with opened(folder, seed) as world:
-            disk = Disk(shim, world.path)
-            disk.say(fault)
-            judged.faults[f"disk at the start: {fault}"] += 1
-            await _refuses(world, judged, again, **disk.variables())
-        return judged
-
-    return attempt
+    return run_try
 
 
-async def _refuses(world: World, judged: Outcome, again: str, **extra: str) -> None:
+def _failing_start(library: Path, fault: str) -> Run:
+    """The service must refuse to start on a failing disk, too."""
+
+    async def run_try(folder: Path, seed: str, repeat: str) -> Outcome:
+        outcome = Outcome()
+        async with open_world(folder, seed) as world:
+            disk = Disk(library, world.path)
+            disk.set_fault(fault)
+            outcome.faults[f"disk at the start: {fault}"] += 1
+            await _check_refusal(world, outcome, repeat, **disk.variables())
+        return outcome
+
+    return run_try
+
+
+async def _check_refusal(world: World, outcome: Outcome, repeat: str, **extra: str) -> None:
     (world.folder / "log").unlink(missing_ok=True)
     world.spawn(SERVE, **extra)
-    status = await world.ended(20)
+    status = await world.wait_for_exit(20)
     if status is None:
         world.kill()
-    said = world.last_words()
-    judged.check(
-        "a database that is no good is refused", holds=status == 1, seen=f"{status}", again=again
-    )
-    judged.check(
-        "refused in one sentence", holds=bool(SENTENCE.fullmatch(said)), seen=said, again=again
-    )
+    log = world.log_end()
+    is_sentence = bool(SENTENCE.fullmatch(log))
+    detail = f"status {status}"
+    outcome.check("the service refuses to start", holds=status == 1, detail=detail, repeat=repeat)
+    outcome.check("it says why in one sentence", holds=is_sentence, detail=log, repeat=repeat)
 
 
 def _sha(path: Path) -> str:

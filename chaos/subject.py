@@ -1,9 +1,10 @@
-"""`genhook serve` that kills itself at a named commit, and whose clock can be moved.
+"""`genhook serve` that kills itself at a chosen commit, and whose clock can be moved.
 
-CHAOS_POINT    "before submit._record 2": kill -9 just before the 2nd commit with that unit in it;
-               "after" is just after it, before anybody is told. The unit `migrate` is a migration.
-CHAOS_REACHED  file that gets a line for the point where it died, and one for each unit committed.
-CHAOS_OFFSET   file that holds milliseconds by which the wall clock is off.
+CHAOS_POINT    "before submit._record 2": `kill -9` just before the second commit that
+               contains this unit; "after" is just after it, before anything follows from it. The
+               unit `migrate` is a migration.
+CHAOS_REACHED  a file that gets a line for the point of death, and one for each kind of unit.
+CHAOS_OFFSET   a file with the milliseconds that are added to the wall clock.
 """
 
 import functools
@@ -20,85 +21,85 @@ OFFSET_BYTES = 24
 
 
 def unit_name(unit: Any) -> str:
-    """What a unit of work is called here: its module below service, and its own name."""
+    """Return the name of a unit of work: its module, without the packages, and its function."""
     while isinstance(unit, functools.partial):
         unit = unit.func
-    name = f"{unit.__module__}.{unit.__qualname__}"
-    return name.removeprefix("service.").replace("<locals>.", "")
+    module = unit.__module__.rpartition(".")[2]
+    return f"{module}.{unit.__qualname__}".replace("<locals>.", "")
 
 
-class Fate:
-    """Where this process dies, and what it has committed so far."""
+class KillPoint:
+    """The commit at which this process dies, and the units that it has committed so far."""
 
     def __init__(self, point: str, reached: str) -> None:
-        self.when, self.unit, times = (point or "never - 0").split()
-        self.left = int(times)
+        self.side, self.unit, times = (point or "never - 0").split()
+        self.remaining = int(times)
         self._file = os.open(reached, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self._seen: set[str] = set()
+        self._units: set[str] = set()
 
-    def meet(self, names: set[str]) -> bool:
-        """True if this commit is the one."""
-        for name in names - self._seen:
-            self._seen.add(name)
+    def matches(self, names: set[str]) -> bool:
+        """Record the units of a commit; return whether it is the commit to die at."""
+        for name in names - self._units:
+            self._units.add(name)
             os.write(self._file, f"unit {name}\n".encode())
         if self.unit in names:
-            self.left -= 1
-            return self.left == 0
+            self.remaining -= 1
+            return self.remaining == 0
         return False
 
-    def die(self, when: str) -> None:
-        """End here, if this is the side of the commit that was named."""
-        if when == self.when:
-            os.write(self._file, f"died {when} {self.unit}\n".encode())
+    def die(self, side: str) -> None:
+        """Kill this process if `side` is the chosen side of the commit."""
+        if side == self.side:
+            os.write(self._file, f"died {side} {self.unit}\n".encode())
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Watched:
-    """A connection whose COMMIT is a point to die at."""
+class WatchedConnection:
+    """A connection whose COMMIT can be the point of death."""
 
-    def __init__(self, connection: sqlite3.Connection, fate: Fate) -> None:
+    def __init__(self, connection: sqlite3.Connection, point: KillPoint) -> None:
         self._connection = connection
-        self._fate = fate
+        self._point = point
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
 
     def execute(self, sql: str) -> sqlite3.Cursor:
-        """As the connection does."""
-        meets = sql == "COMMIT" and self._fate.meet({"migrate"})
-        if meets:
-            self._fate.die("before")
+        """Execute the statement; die before or after it if it is the commit to die at."""
+        matches = sql == "COMMIT" and self._point.matches({"migrate"})
+        if matches:
+            self._point.die("before")
         cursor = self._connection.execute(sql)
-        if meets:
-            self._fate.die("after")
+        if matches:
+            self._point.die("after")
         return cursor
 
 
-def wrap_commits(fate: Fate) -> None:
-    """Put the point around the commits of the service."""
+def wrap_commits(point: KillPoint) -> None:
+    """Wrap the service's commits, so that the process can die before or after each of them."""
     from service.store.sqlite import database, schema  # noqa: PLC0415  once the clock is wrapped
 
     real_commit: Callable[..., Any] = database._commit_group  # noqa: SLF001  it is attacked
     real_migrate: Callable[..., Any] = schema.migrate
 
     def commit_group(connection: sqlite3.Connection, items: Sequence[Any], now: int) -> Any:
-        meets = fate.meet({unit_name(item.unit) for item in items})
-        if meets:
-            fate.die("before")
+        matches = point.matches({unit_name(item.unit) for item in items})
+        if matches:
+            point.die("before")
         after = real_commit(connection, items, now)
-        if meets:
-            fate.die("after")
+        if matches:
+            point.die("after")
         return after
 
     def migrate(connection: sqlite3.Connection) -> Any:
-        return real_migrate(Watched(connection, fate))
+        return real_migrate(WatchedConnection(connection, point))
 
     database._commit_group = commit_group  # noqa: SLF001  it is attacked
     schema.migrate = migrate
 
 
 def wrap_clock(path: str) -> None:
-    """Add to the wall clock what the file says."""
+    """Add the milliseconds in the file to the wall clock."""
     file = os.open(path, os.O_RDONLY)
     real = clock.now_ms
 
@@ -109,21 +110,21 @@ def wrap_clock(path: str) -> None:
 
 
 def main() -> int:
-    """Wrap, and serve."""
+    """Wrap the clock and the commits, then serve."""
     if path := os.environ.get("CHAOS_OFFSET"):
         wrap_clock(path)
     if reached := os.environ.get("CHAOS_REACHED"):
-        wrap_commits(Fate(os.environ.get("CHAOS_POINT", ""), reached))
+        wrap_commits(KillPoint(os.environ.get("CHAOS_POINT", ""), reached))
     from service.cli.main import main as serve  # noqa: PLC0415  once everything is wrapped
 
     return serve(["serve"])
 
 
-def census(text: str) -> tuple[Counter[str], set[str]]:
-    """What a file of CHAOS_REACHED tells: points where it died, and units that were committed."""
+def read_reached(text: str) -> tuple[Counter[str], set[str]]:
+    """Read a file of CHAOS_REACHED: the points of death, and the units that were committed."""
     lines = text.splitlines()
-    died = Counter(line.removeprefix("died ") for line in lines if line.startswith("died "))
-    return died, {line.removeprefix("unit ") for line in lines if line.startswith("unit ")}
+    deaths = Counter(line.removeprefix("died ") for line in lines if line.startswith("died "))
+    return deaths, {line.removeprefix("unit ") for line in lines if line.startswith("unit ")}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every kind of hostile subscriber at once, beside healthy ones, under load."""
+"""All kinds of hostile subscribers at once, beside healthy ones, under load."""
 
 import asyncio
 import time
@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import Running
-from chaos import load, plan, promises
+from chaos import load, promises
 from chaos.outcome import Outcome
-from chaos.world import World, opened
+from chaos.plan import Plan, Try, run_tries
+from chaos.world import World, open_world
 from tests.wire import receivers
 from tests.wire.receivers import Peer, Script
 
 GENERATIONS, QUICK_GENERATIONS, LOAD_SECONDS = 120, 12, 12.0
 SCHEDULE_SECONDS = [0, 1, 2]
-EARLY_MS = 60  # The clock that a schedule is held against is read a little after the attempt ends.
+EARLY_MS = 60  # The schedule begins when the attempt is concluded, shortly after it ended.
 SETTLE_SECONDS = 150.0
 RATIO_MIN, GROWTH_MB_MAX = 0.8, 100.0
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -25,13 +26,13 @@ CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
 
 
 async def never_reads(peer: Peer) -> None:
-    """The connection is taken, and nothing is read from it."""
+    """Accept the connection and read nothing from it."""
     await asyncio.sleep(60)
     await peer.gone()
 
 
 async def closes_kept(peer: Peer) -> None:
-    """Answers once, keeps the connection, and closes it when the next request is on its way."""
+    """Answer once, keep the connection, and reset it when the next request arrives."""
     await peer.request()
     await peer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
     await peer.request()
@@ -59,13 +60,13 @@ HOSTILE: dict[str, Script] = {
     "two-lengths": receivers.always(HEAD + b"content-length: 1\r\ncontent-length: 2\r\n\r\nab"),
     "closes-kept": closes_kept,
 }
-TAKES = ("huge-body", "drip-body", "closes-kept", "bad-chunks", "two-lengths")
-HEALTHY = ("well", "ordered")
+DELIVERED = ("huge-body", "drip-body", "closes-kept", "bad-chunks", "two-lengths")
+HEALTHY = ("healthy", "ordered")
 
 
 @dataclass
-class Went:
-    """What one world came to."""
+class Measured:
+    """The throughput, delay and memory of one world."""
 
     events_per_second: float
     slowest_seconds: float
@@ -73,113 +74,114 @@ class Went:
     peak_mb: float
 
 
-async def run(of: plan.Plan) -> Outcome:
-    """The same load without hostile subscribers and with them."""
-    count = QUICK_GENERATIONS if of.quick else GENERATIONS
-    went: dict[str, Went] = {}
+async def run(plan: Plan) -> Outcome:
+    """Run the same load with hostile subscribers and without them."""
+    count = QUICK_GENERATIONS if plan.quick else GENERATIONS
+    worlds: dict[str, Measured] = {}
 
-    def a_try(name: str, *, hostile: bool) -> plan.Try:
-        async def attempt(folder: Path, seed: str, again: str) -> Outcome:
-            judged, went[name] = await among(folder, seed, again, count, hostile=hostile)
-            return judged
+    def new_try(name: str, *, hostile: bool) -> Try:
+        async def run_try(folder: Path, seed: str, repeat: str) -> Outcome:
+            outcome, worlds[name] = await run_world(folder, seed, repeat, count, hostile=hostile)
+            return outcome
 
-        return plan.Try(name, attempt)
+        return Try(name, run_try)
 
-    tries = [a_try("beside hostile ones", hostile=True)]
-    if not of.quick:
-        tries.append(a_try("alone", hostile=False))
-    total = await plan.run(of, tries, side_by_side=1)
-    for name, one in went.items():
-        total.notes[f"events a second for each healthy subscriber, {name}"] = one.events_per_second
-        total.notes[f"seconds from an event to the slowest healthy subscriber, {name}"] = (
-            one.slowest_seconds
-        )
-        total.notes[f"MB of memory at most, {name}"] = one.peak_mb
-    if len(went) > 1:
-        alone, beside = went["alone"], went["beside hostile ones"]
+    tries = [new_try("beside hostile ones", hostile=True)]
+    if not plan.quick:
+        tries.append(new_try("alone", hostile=False))
+    total = await run_tries(plan, tries, side_by_side=1)
+    for name, world in worlds.items():
+        total.notes[f"events/s of each healthy subscriber, {name}"] = world.events_per_second
+        total.notes[f"seconds to the slowest healthy subscriber, {name}"] = world.slowest_seconds
+        total.notes[f"peak memory in MB, {name}"] = world.peak_mb
+    if len(worlds) > 1:
+        alone, beside = worlds["alone"], worlds["beside hostile ones"]
         ratio = beside.events_per_second / alone.events_per_second
-        total.notes["throughput beside hostile ones, of that alone"] = ratio
-        seen = f"throughput falls to {ratio:.2f}"
-        total.check("6 isolation", holds=ratio >= RATIO_MIN, seen=seen)
+        total.notes["throughput beside hostile ones / alone"] = ratio
+        detail = f"throughput falls to {ratio:.2f}"
+        total.check("6 isolation", holds=ratio >= RATIO_MIN, detail=detail)
     return total
 
 
-async def among(
-    folder: Path, seed: str, again: str, count: int, *, hostile: bool
-) -> tuple[Outcome, Went]:
-    """One world. Without hostile subscribers there are as many that answer at once."""
-    judged = Outcome()
-    async with opened(folder, seed) as world, _receiving(hostile=hostile) as urls:
+async def run_world(
+    folder: Path, seed: str, repeat: str, count: int, *, hostile: bool
+) -> tuple[Outcome, Measured]:
+    """Run one world; without `hostile`, the hostile subscribers are replaced by quick ones."""
+    outcome = Outcome()
+    async with open_world(folder, seed) as world, _serve_receivers(hostile=hostile) as urls:
         world.settings["GENHOOK_ATTEMPT_TIMEOUT_SECONDS"] = "1"
         world.provider.weights = {"taken": 1}
-        world.audience.is_moody = False
+        world.subscribers.has_faults = False
         await world.start()
         for url in urls.values():
             await _subscribe(world, url)
         assert world.process is not None
         process = Running(world.process)
-        before_mb, peak = process.memory_mb(), [0.0]
-        watch = world.at_once(_watch(process, peak))
+        start_mb, peak = process.memory_mb(), [0.0]
+        watch = world.run_beside(_watch_memory(process, peak))
         began = time.monotonic()
-        await world.at_once(load.run(world, count, LOAD_SECONDS * count / GENERATIONS))
-        healthy_seconds = await _until_told(world) - began
+        await world.run_beside(load.run(world, count, LOAD_SECONDS * count / GENERATIONS))
+        healthy_seconds = await _wait_for_healthy(world) - began
         await world.provider.settle()
-        await promises.settle(world, SETTLE_SECONDS)
+        await promises.wait_until_done(world, SETTLE_SECONDS)
         watch.cancel()
-        growth = process.memory_mb() - before_mb
+        growth = process.memory_mb() - start_mb
         status = await world.stop()
-        judged.check("it ends when asked to", holds=status == 0, seen=f"{status}", again=again)
-        promises.judge(world, judged, again)
+        outcome.check(
+            "the service stops by SIGTERM", holds=status == 0, detail=f"{status}", repeat=repeat
+        )
+        promises.check_world(world, outcome, repeat)
         if hostile:
-            judged.faults.update({f"attempt at {n}": c for n, c in _attempts(world, urls).items()})
-            _schedules(world, urls, judged, again)
-        judged.check(
-            "8 memory is bounded", holds=growth < GROWTH_MB_MAX, seen=f"{growth}", again=again
+            outcome.faults.update(
+                {f"attempt at {n}": c for n, c in _count_attempts(world, urls).items()}
+            )
+            _check_schedules(world, urls, outcome, repeat)
+        outcome.check(
+            "8 memory is bounded", holds=growth < GROWTH_MB_MAX, detail=f"{growth}", repeat=repeat
         )
-        told = sum(one.name == "well" for one in world.audience.receipts)
-        slowest = max(
-            (one.skew for one in world.audience.receipts if one.name in HEALTHY), default=0
-        )
-        return judged, Went(told / healthy_seconds, slowest, growth, peak[0])
+        receipts = [each for each in world.subscribers.receipts if each.name in HEALTHY]
+        count = sum(receipt.name == "healthy" for receipt in receipts)
+        slowest = max((receipt.age_seconds for receipt in receipts), default=0)
+        return outcome, Measured(count / healthy_seconds, slowest, growth, peak[0])
 
 
 @asynccontextmanager
-async def _receiving(*, hostile: bool) -> AsyncIterator[dict[str, str]]:
+async def _serve_receivers(*, hostile: bool) -> AsyncIterator[dict[str, str]]:
     async with AsyncExitStack() as stack:
         urls = {}
         for name, script in HOSTILE.items():
-            used = script if hostile else receivers.always(receivers.OK)
-            receiver = await stack.enter_async_context(receivers.receiving(used))
+            actual = script if hostile else receivers.always(receivers.OK)
+            receiver = await stack.enter_async_context(receivers.receiving(actual))
             urls[name] = receiver.url.replace("/webhooks", f"/{name}")
         yield urls
 
 
 async def _subscribe(world: World, url: str) -> None:
     body = {"url": url, "retry_schedule_seconds": SCHEDULE_SECONDS}
-    said = await world.api.post("/v1/subscribers", json=body)
-    assert said.status_code == 201, said.text
+    answer = await world.api.post("/v1/subscribers", json=body)
+    assert answer.status_code == 201, answer.text
 
 
-async def _watch(process: Running, peak: list[float]) -> None:
+async def _watch_memory(process: Running, peak: list[float]) -> None:
     while True:
         peak[0] = max(peak[0], process.memory_mb())
         await asyncio.sleep(0.2)
 
 
-async def _until_told(world: World) -> float:
-    """When the healthy subscribers have every event of every generation, once all have ended."""
+async def _wait_for_healthy(world: World) -> float:
+    """Wait until healthy subscribers have every event of all generations; return the time."""
     while True:
-        ended = world.rows("SELECT count(*) AS n FROM generations WHERE completed_at IS NULL")
+        unfinished = world.rows("SELECT count(*) AS n FROM generations WHERE completed_at IS NULL")
         owed = world.rows(
             "SELECT count(*) AS n FROM deliveries d JOIN subscribers s ON s.id = d.subscriber_id "
-            "WHERE d.status = 'pending' AND (s.url LIKE '%/well' OR s.url LIKE '%/ordered')"
+            "WHERE d.status = 'pending' AND (s.url LIKE '%/healthy' OR s.url LIKE '%/ordered')"
         )
-        if not ended[0]["n"] and not owed[0]["n"]:
+        if not unfinished[0]["n"] and not owed[0]["n"]:
             return time.monotonic()
         await asyncio.sleep(0.05)
 
 
-def _attempts(world: World, urls: dict[str, str]) -> dict[str, int]:
+def _count_attempts(world: World, urls: dict[str, str]) -> dict[str, int]:
     rows = world.rows(
         "SELECT s.url, sum(d.attempt_count) AS n FROM deliveries d "
         "JOIN subscribers s ON s.id = d.subscriber_id GROUP BY 1"
@@ -188,8 +190,8 @@ def _attempts(world: World, urls: dict[str, str]) -> dict[str, int]:
     return {names[row["url"]]: row["n"] for row in rows if row["url"] in names}
 
 
-def _schedules(world: World, urls: dict[str, str], judged: Outcome, again: str) -> None:
-    """Hostile ones are tried again by their schedule: never early, never more often."""
+def _check_schedules(world: World, urls: dict[str, str], outcome: Outcome, repeat: str) -> None:
+    """Check that hostile subscribers get retries by their schedule, neither early nor too many."""
     rows = world.rows(
         "SELECT s.url, d.id, d.status, a.number, a.started_at, a.duration_ms FROM attempts a "
         "JOIN deliveries d ON d.id = a.delivery_id JOIN subscribers s ON s.id = d.subscriber_id "
@@ -207,13 +209,15 @@ def _schedules(world: World, urls: dict[str, str], judged: Outcome, again: str) 
         due += SCHEDULE_SECONDS[earlier["number"]] * 1_000
         if row["started_at"] < due - EARLY_MS:
             early.append((names[row["url"]], row["number"], due - row["started_at"]))
-    judged.check("6 by schedule, never early", holds=not early, seen=f"{early[:3]}", again=again)
+    outcome.check(
+        "6 by schedule, never early", holds=not early, detail=f"{early[:3]}", repeat=repeat
+    )
     spent = [
         names[row["url"]]
         for row in before.values()
-        if row["url"] in names and names[row["url"]] not in TAKES
+        if row["url"] in names and names[row["url"]] not in DELIVERED
         if row["status"] != "dead" or row["number"] != len(SCHEDULE_SECONDS)
     ]
-    judged.check(
-        "3 hostile ones end as dead letters", holds=not spent, seen=f"{set(spent)}", again=again
+    outcome.check(
+        "3 hostile ones end as dead letters", holds=not spent, detail=f"{set(spent)}", repeat=repeat
     )

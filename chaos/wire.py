@@ -1,4 +1,4 @@
-"""A small HTTP server whose every answer is bytes of its script's own, or a closed connection."""
+"""A small HTTP server whose handler returns the bytes of an answer, or closes the connection."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ REQUEST_BYTES = 4 * 1024 * 1024
 
 
 class Request(NamedTuple):
-    """One request, whole."""
+    """A complete request."""
 
     method: str
     path: str
@@ -22,17 +22,17 @@ class Request(NamedTuple):
 Handler = Callable[[Request], Awaitable[bytes | None]]
 
 
-def answer(status: int, content: object = None, **headers: str) -> bytes:
-    """An answer with a JSON body."""
+def build_answer(status: int, content: object = None, **headers: str) -> bytes:
+    """Build an answer with a JSON body."""
     body = b"" if content is None else json.dumps(content).encode()
-    lines = [f"HTTP/1.1 {status} Said", f"content-length: {len(body)}"]
+    lines = [f"HTTP/1.1 {status} Status", f"content-length: {len(body)}"]
     lines += ["content-type: application/json"] if body else []
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-async def read(reader: asyncio.StreamReader) -> Request:
-    """The next request; IncompleteReadError where there is none."""
+async def read_request(reader: asyncio.StreamReader) -> Request:
+    """Read the next request; IncompleteReadError at the end of the connection."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     first, *lines = head.split("\r\n")
     pairs = (line.partition(":") for line in lines if line)
@@ -42,38 +42,38 @@ async def read(reader: asyncio.StreamReader) -> Request:
     return Request(method, path, headers, body)
 
 
-class Served(NamedTuple):
-    """Where a handler listens, and a task for each connection that is open."""
+class Server(NamedTuple):
+    """The port of a server, and a task for each of its open connections."""
 
     port: int
-    running: set[asyncio.Task[Any]]
+    connections: set[asyncio.Task[Any]]
 
 
 @asynccontextmanager
-async def serving(handler: Handler) -> AsyncIterator[Served]:
-    """The handler behind a free port. None from it closes the connection without an answer."""
-    running: set[asyncio.Task[Any]] = set()
+async def serve(handler: Handler) -> AsyncIterator[Server]:
+    """Serve the handler on a free port; if it returns None, the connection is closed."""
+    connections: set[asyncio.Task[Any]] = set()
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        running.add(task)
+        connections.add(task)
         try:
-            while (said := await handler(await read(reader))) is not None:
-                writer.write(said)
+            while (answer := await handler(await read_request(reader))) is not None:
+                writer.write(answer)
                 await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # The service went away: it was killed.
+            pass  # The service was killed or has closed the connection.
         finally:
             with suppress(ConnectionError):
                 writer.close()
-            running.discard(task)
+            connections.discard(task)
 
-    server = await asyncio.start_server(serve, HOST, 0, limit=REQUEST_BYTES, backlog=512)
+    server = await asyncio.start_server(serve_connection, HOST, 0, limit=REQUEST_BYTES, backlog=512)
     try:
-        yield Served(server.sockets[0].getsockname()[1], running)
+        yield Server(server.sockets[0].getsockname()[1], connections)
     finally:
         server.close()
-        for task in list(running):
+        for task in list(connections):
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await asyncio.gather(*connections, return_exceptions=True)

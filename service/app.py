@@ -1,9 +1,9 @@
-"""Puts a process together: settings in, an ASGI application out."""
+"""Builds the ASGI application of a process from its settings."""
 
 import asyncio
 import contextlib
 import os
-import random  # noqa: TID251  jitter, where nobody gives another
+import random  # noqa: TID251  the default jitter
 import signal
 from collections.abc import Callable
 from functools import cached_property
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from service.api import asgi
 from service.api.asgi import Receive, Scope, Send
-from service.api.parts import Parts
 from service.api.receiver import Receiver
 from service.context import UPSTREAM, Context
 from service.delivery import tenants
@@ -28,6 +27,7 @@ from service.store.sqlite.database import Database
 from service.store.sqlite.ownership import FileLock
 from service.store.vault import Vault
 from service.telemetry import log, metrics
+from service.telemetry.redact import Redactor
 from service.upstream.callback_url import CallbackTokens
 from service.upstream.client import Client
 from service.worker import Worker
@@ -35,11 +35,15 @@ from service.worker import Worker
 if TYPE_CHECKING:
     import httpx
 
+    from service.api.call import Parts
+
+SPARE_CONNECTIONS = 24  # For tests of subscribers, which take no slot.
+
 _log = log.get()
 
 
 class App:
-    """The service as an ASGI application. Callbacks go past the router, straight to the store."""
+    """The service as an ASGI application. Callbacks and `/healthz` bypass the API's router."""
 
     def __init__(
         self,
@@ -58,31 +62,33 @@ class App:
         self._jitter = jitter
         self._transport = transport
         self._sender = sender
-        self._parts: Parts | None = None
+        self._parts: tuple[Context, Submitter, Poller, Dispatcher, Worker] | None = None
         self._receiver: Receiver | None = None
         self.worker: Worker | None = None
 
-    @property
-    def parts(self) -> Parts:
-        """The parts of the started process."""
+    @cached_property
+    def parts(self) -> "Parts":
+        """The parts of the started application."""
+        from service.api.call import Parts  # noqa: PLC0415  cold start
+
         assert self._parts is not None, "the application has not been started"
-        return self._parts
+        return Parts(*self._parts)
 
     @cached_property
     def _api(self) -> asgi.App:
-        """The API, loaded for its first request: callbacks and probes need not wait for it."""
+        """The API, imported for its first request, so that callbacks and `/healthz` start fast."""
         from service.api import endpoint  # noqa: PLC0415  cold start
 
         return endpoint.build(self.parts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Handle an ASGI connection."""
         if scope["type"] == "http":
             method, path = scope["method"], scope["path"]
             if method == "POST" and path.startswith("/callbacks/"):
                 assert self._receiver is not None
                 await self._receiver(scope, receive, send)
-            elif method == "GET" and path == "/healthz":
+            elif path == "/healthz" and method in ("GET", "HEAD"):
                 await asgi.healthz(scope, send, self._clock())
             else:
                 await self._api(scope, receive, send)
@@ -116,6 +122,7 @@ class App:
             ),
             tokens=CallbackTokens(settings.secret_keys, UPSTREAM),
             vault=Vault(settings.secret_keys),
+            redactor=Redactor(settings.secrets, settings.public_url),
             clock=self._clock,
             jitter=self._jitter,
         )
@@ -123,20 +130,20 @@ class App:
         submitter, poller = Submitter(context), Poller(context)
         dispatcher = Dispatcher(context, self._sender or _sender(settings))
         self.worker = Worker(context, FileLock(database), submitter, poller, dispatcher)
-        self._parts = Parts(context, submitter, poller, dispatcher, self.worker)
+        self._parts = (context, submitter, poller, dispatcher, self.worker)
         self._receiver = Receiver(context)
         metrics.write_queue.read = lambda: database.queued
         metrics.in_flight.read = lambda: dispatcher.slots.taken
         metrics.backlog.read = dispatcher.waiting
 
     async def stop(self) -> None:
-        """Finish what is under way within its time, then close everything."""
+        """Let work under way finish within `shutdown_seconds`, then close everything."""
         if self._parts is None or self.worker is None:
             return
         self.worker.stop()
         if self.worker.task is not None:
             await asyncio.gather(self.worker.task, return_exceptions=True)
-        with contextlib.suppress(TimeoutError):  # Upstream's answers are still to be recorded.
+        with contextlib.suppress(TimeoutError):  # So that upstream's answers are recorded.
             async with asyncio.timeout(self.settings.shutdown_seconds):
                 await self.parts.submitter.settle()
         close = getattr(self.parts.dispatcher.sender, "close", None)
@@ -149,11 +156,11 @@ class App:
         await receive()
         try:
             await self.start()
-        except Exception as error:  # noqa: BLE001  the server is told, and ends
+        except Exception as error:  # noqa: BLE001  reported to the server, which exits
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         if self.worker is not None and self.worker.task is not None:
-            self.worker.task.add_done_callback(_end_with_worker)
+            self.worker.task.add_done_callback(_end_process_if_failed)
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self.stop()
@@ -164,16 +171,15 @@ def _sender(settings: Settings) -> Sender:
     if settings.http_proxy:
         from service.delivery.webhook.proxy import ProxiedSender  # noqa: PLC0415  cold start
 
-        context = tls_context(settings.ca_file)
-        return ProxiedSender(settings.http_proxy, ssl_context=context)
+        return ProxiedSender(settings.http_proxy, ssl_context=tls_context(settings.ca_file))
     policy = egress.Policy(settings.allow_http, settings.allow_networks)
-    own = tls_context(settings.ca_file) if settings.ca_file else None
-    limits = Limits(connections=settings.max_in_flight + 24)
-    return WebhookSender(policy, ssl_context=own, limits=limits)
+    ssl_context = tls_context(settings.ca_file) if settings.ca_file else None
+    limits = Limits(connections=settings.max_in_flight + SPARE_CONNECTIONS)
+    return WebhookSender(policy, ssl_context=ssl_context, limits=limits)
 
 
-def _end_with_worker(task: "asyncio.Task[None]") -> None:
-    """A worker that failed ends the process: the platform starts it anew, and nothing is lost."""
+def _end_process_if_failed(task: "asyncio.Task[None]") -> None:
+    """End the process if its worker failed, so that the platform restarts it."""
     if not task.cancelled() and task.exception() is not None:
         _log.error("worker.failed", exc_info=task.exception())
         os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""What every verb needs: settings, database, upstream's client, secrets, clock and signals."""
+"""The objects that all parts of a process share: settings, database, client, clock, signals."""
 
 import asyncio
 import os
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from service.model.clock import Clock
-from service.model.delivery import Due
-from service.model.generation import CALLBACK_GRACE_MS
+from service.model.delivery import DueDelivery
 from service.settings import Settings
 from service.store.database import Database
 from service.store.vault import Vault
+from service.telemetry.redact import Redactor
 from service.upstream import catalogue
 from service.upstream.callback_url import CallbackTokens
 from service.upstream.client import Client
@@ -20,28 +20,28 @@ UPSTREAM = "apiinone"
 
 
 class Inbox(Protocol):
-    """Takes over committed deliveries in memory. The rows survive; this only saves the reading."""
+    """Receives committed deliveries in memory, which saves reading their rows."""
 
-    def offer(self, deliveries: Sequence[Due]) -> None:
-        """Take deliveries that were just committed and are due now."""
+    def offer(self, deliveries: Sequence[DueDelivery]) -> None:
+        """Accept deliveries that were just committed and are due now."""
         ...
 
-    def look(self, subscriber_id: str) -> None:
-        """Read the subscriber's rows: some are due now or will be."""
+    def refill(self, subscriber_id: str) -> None:
+        """Read the due deliveries of a subscriber from the database: there are new ones."""
         ...
 
     def reload(self, subscriber_id: str | None) -> None:
-        """Read the subscriber again, it has changed; None: any may have changed."""
+        """Read a changed subscriber again; None: any subscriber may have changed."""
         ...
 
 
 class NoInbox:
-    """The inbox of a process that does not deliver: the rows wait for one that does."""
+    """The inbox of a process that is not the worker. The worker finds the rows itself."""
 
-    def offer(self, deliveries: Sequence[Due]) -> None:
-        """Leave the deliveries in their rows."""
+    def offer(self, deliveries: Sequence[DueDelivery]) -> None:
+        """Do nothing."""
 
-    def look(self, subscriber_id: str) -> None:
+    def refill(self, subscriber_id: str) -> None:
         """Do nothing."""
 
     def reload(self, subscriber_id: str | None) -> None:
@@ -50,7 +50,7 @@ class NoInbox:
 
 @dataclass(frozen=True, slots=True)
 class Signals:
-    """Wake the worker's loops before their next due time."""
+    """Events that wake the worker's loops before their next due time."""
 
     submit: asyncio.Event = field(default_factory=asyncio.Event)
     poll: asyncio.Event = field(default_factory=asyncio.Event)
@@ -64,26 +64,26 @@ class Signals:
 
 
 class Waiters:
-    """Requests that wait for the outcome of a generation."""
+    """API requests that wait for the outcome of a generation."""
 
     def __init__(self) -> None:
         self._events: dict[str, set[asyncio.Event]] = {}
 
     def add(self, generation_id: str) -> asyncio.Event:
-        """An event that is set once the generation has ended; `remove` it afterwards."""
+        """Return an event that is set once the generation is terminal; `remove` it afterwards."""
         event = asyncio.Event()
         self._events.setdefault(generation_id, set()).add(event)
         return event
 
     def remove(self, generation_id: str, event: asyncio.Event) -> None:
-        """Forget an event that `add` returned."""
+        """Remove an event that `add` returned."""
         events = self._events.get(generation_id, set())
         events.discard(event)
         if not events:
             self._events.pop(generation_id, None)
 
     def wake(self, generation_id: str) -> None:
-        """Set the events of all who wait for the generation."""
+        """Set the events of all requests that wait for the generation."""
         for event in self._events.pop(generation_id, ()):
             event.set()
 
@@ -93,10 +93,10 @@ class Waiters:
 
 @dataclass(slots=True)
 class Context:
-    """One process's parts, put together in app.py.
+    """The shared objects of one process, built in app.py.
 
     Attributes:
-        inbox: the dispatcher while this process has the right to work, else NoInbox.
+        inbox: the Deliverer while this process is the worker, else NoInbox.
 
     """
 
@@ -105,6 +105,7 @@ class Context:
     client: Client
     tokens: CallbackTokens
     vault: Vault
+    redactor: Redactor
     clock: Clock
     jitter: Callable[[], float]
     random_bytes: Callable[[int], bytes] = os.urandom
@@ -114,12 +115,5 @@ class Context:
 
     @property
     def catalogue(self) -> catalogue.Catalogue:
-        """The models that upstream sells, loaded when first needed."""
+        """The catalogue, loaded on first use."""
         return catalogue.load()
-
-    def callback_url(self, generation_id: str, nonce: str, deadline_at: int) -> str | None:
-        """Where upstream calls back about the generation; None without a public URL."""
-        if self.settings.public_url is None:
-            return None
-        token = self.tokens.mint(generation_id, nonce, deadline_at + CALLBACK_GRACE_MS)
-        return f"{self.settings.public_url}/callbacks/{UPSTREAM}/{token}"

@@ -1,4 +1,4 @@
-"""Every setting, read from the environment once and refused loudly when wrong."""
+"""Settings, read once from environment variables and validated."""
 
 import ipaddress
 import math
@@ -14,12 +14,12 @@ from service.model.errors import SettingsError
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 KEY_CHARACTERS_MIN = 32
 _DIGITS_MAX = 20
-_QUOTED_MAX = 200
+_QUOTED_CHARACTERS_MAX = 200
 SIGNATURE_SCHEMES = ("standard", "wavespeed", "kie")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What genhook was told. Secrets never show in its `repr`."""
+    """All settings. The `repr` shows no secret."""
 
     database_path: str = "genhook.db"
     public_url: str | None = None
@@ -53,12 +53,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     shutdown_seconds: float = 20.0
     retention_days: int = 30
 
+    @property
+    def secrets(self) -> list[str]:
+        """Return every secret in the settings: they are redacted in logs and answers."""
+        secrets = (
+            self.upstream_api_key,
+            self.upstream_signature_secret,
+            self.admin_key,
+            *self.secret_keys,
+        )
+        return [secret for secret in secrets if secret]
+
     def __repr__(self) -> str:
         return f"Settings(database_path={self.database_path!r}, public_url={self.public_url!r})"
 
 
 def _text(value: str) -> str:
-    if not value.isprintable():  # Bytes that are no UTF-8 are not, either.
+    if not value.isprintable():  # Bytes that are not UTF-8 are not printable either.
         raise ValueError("must be printable text in UTF-8")
     return value
 
@@ -70,14 +81,14 @@ def _secret(value: str) -> str:
 
 
 def _boolean(value: str) -> bool:
-    known = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-    if value.lower() not in known:
+    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if value.lower() not in words:
         raise ValueError("must be true or false")
-    return known[value.lower()]
+    return words[value.lower()]
 
 
 def _number(low: float, high: float) -> Callable[[str], float]:
-    def read(value: str) -> float:
+    def parse(value: str) -> float:
         try:
             number = float(value)
         except ValueError:
@@ -86,54 +97,54 @@ def _number(low: float, high: float) -> Callable[[str], float]:
             raise ValueError(f"must be a number from {low:g} to {high:g}")
         return number
 
-    return read
+    return parse
 
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
-    def read(value: str) -> int:
+    def parse(value: str) -> int:
         is_whole = value.isascii() and value.isdigit() and len(value) <= _DIGITS_MAX
         if not is_whole or not low <= int(value) <= high:
             raise ValueError(f"must be a whole number from {low} to {high}")
         return int(value)
 
-    return read
+    return parse
 
 
 def _choice(*words: str) -> Callable[[str], str]:
-    def read(value: str) -> str:
+    def parse(value: str) -> str:
         if value not in words:
             raise ValueError(f"must be one of: {', '.join(words)}")
         return value
 
-    return read
+    return parse
 
 
-def _database(value: str) -> str:
+def _database_path(value: str) -> str:
     prefix = "sqlite:///"
     if not value.startswith(prefix) or len(value) == len(prefix):
         raise ValueError("must look like sqlite:///genhook.db or sqlite:////var/lib/genhook.db")
     if value == prefix + ":memory:":
-        raise ValueError("must be a file: what is in memory is gone with the process")
+        raise ValueError("must be a file: a database in memory ends with the process")
     return _text(value[len(prefix) :])
 
 
-def _certificates(value: str) -> str:
+def _ca_file(value: str) -> str:
     import ssl  # noqa: PLC0415  cold start
 
     try:
         ssl.create_default_context(cafile=_text(value))
-    except OSError:  # ssl.SSLError is one.
-        raise ValueError("must be a file of certificates in PEM that can be read") from None
+    except OSError:  # Includes ssl.SSLError.
+        raise ValueError("must be a readable file of certificates in PEM") from None
     return value
 
 
 def _url(value: str) -> str:
     if not value.isascii() or not value.isprintable() or " " in value:
-        raise ValueError("must have no spaces or letters beyond ASCII")
+        raise ValueError("must be ASCII without spaces")
     try:
         parts = urlsplit(value)
         host, port = parts.hostname, parts.port
-    except ValueError:  # It would quote the user information.
+    except ValueError:  # Its message could quote a password.
         raise ValueError("must be a URL whose host and port are well-formed") from None
     if parts.scheme not in ("http", "https") or not host or "@" in parts.netloc:
         raise ValueError("must be an absolute http(s) URL without user information")
@@ -158,7 +169,7 @@ def _secret_keys(value: str) -> tuple[str, ...]:
 
 def _admin_key(value: str) -> str:
     if not value.startswith("ghk_") or len(value) < KEY_CHARACTERS_MIN:
-        raise ValueError(f"must be ghk_ and more, at least {KEY_CHARACTERS_MIN} characters in all")
+        raise ValueError(f"must start with ghk_ and have at least {KEY_CHARACTERS_MIN} characters")
     return _secret(value)
 
 
@@ -166,20 +177,22 @@ def _networks(value: str) -> tuple[Network, ...]:
     try:
         return tuple(ipaddress.ip_network(part.strip()) for part in value.split(","))
     except ValueError as error:
-        said = f": {error}" if len(value) <= _QUOTED_MAX and value.isprintable() else ""
-        raise ValueError(f"must be networks such as 10.0.0.0/8, comma separated{said}") from None
+        detail = (
+            f": {error}" if len(value) <= _QUOTED_CHARACTERS_MAX and value.isprintable() else ""
+        )
+        raise ValueError(f"must be networks such as 10.0.0.0/8, comma separated{detail}") from None
 
 
 class Variable(NamedTuple):
-    """An environment variable, the field that it fills, and how it is read."""
+    """An environment variable, the field that it sets, and the parser of its value."""
 
     name: str
     field: str
-    read: Callable[[str], Any]
+    parse: Callable[[str], Any]
 
 
 VARIABLES = (
-    Variable("GENHOOK_DATABASE_URL", "database_path", _database),
+    Variable("GENHOOK_DATABASE_URL", "database_path", _database_path),
     Variable("GENHOOK_PUBLIC_URL", "public_url", _url),
     Variable("GENHOOK_SECRET_KEYS", "secret_keys", _secret_keys),
     Variable("GENHOOK_ADMIN_KEY", "admin_key", _admin_key),
@@ -193,7 +206,7 @@ VARIABLES = (
     Variable("GENHOOK_ALLOW_HTTP", "allow_http", _boolean),
     Variable("GENHOOK_ALLOW_NETWORKS", "allow_networks", _networks),
     Variable("GENHOOK_HTTP_PROXY", "http_proxy", _url),
-    Variable("GENHOOK_CA_FILE", "ca_file", _certificates),
+    Variable("GENHOOK_CA_FILE", "ca_file", _ca_file),
     Variable("GENHOOK_HOST", "host", _text),
     Variable("PORT", "port", _integer(0, 65_535)),
     Variable("GENHOOK_LOG_LEVEL", "log_level", _choice("debug", "info", "warning", "error")),
@@ -213,14 +226,15 @@ VARIABLES = (
 )
 
 
-def _one(variable: Variable, text: str) -> Any:
+def _parse(variable: Variable, text: str) -> Any:
     try:
-        return variable.read(text)
+        return variable.parse(text)
     except ValueError as error:
         raise SettingsError(f"{variable.name} {error}.") from None
 
 
-def _loopback(url: str) -> bool:
+def is_loopback(url: str) -> bool:
+    """True if the URL's host is a loopback address or `localhost`."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -231,8 +245,8 @@ def _loopback(url: str) -> bool:
 def _check(settings: Settings) -> None:
     if not settings.secret_keys:
         raise SettingsError(
-            "GENHOOK_SECRET_KEYS is not set: give at least one key of 32 characters or more, "
-            "for example from `openssl rand -hex 32`, or try `genhook serve --dev`."
+            "GENHOOK_SECRET_KEYS is not set: it needs at least one key of 32 characters or more, "
+            "for example from `openssl rand -hex 32`; or try `genhook serve --dev`."
         )
     if bool(settings.upstream_signature) != bool(settings.upstream_signature_secret):
         raise SettingsError(
@@ -243,27 +257,27 @@ def _check(settings: Settings) -> None:
         ("GENHOOK_PUBLIC_URL", settings.public_url),
         ("GENHOOK_UPSTREAM_URL", settings.upstream_url),
     ):
-        if url and url.startswith("http:") and not (settings.allow_http or _loopback(url)):
+        if url and url.startswith("http:") and not (settings.allow_http or is_loopback(url)):
             raise SettingsError(
-                f"{name} must be https: secrets travel to it. "
+                f"{name} must be https, since secrets are sent to it. "
                 "GENHOOK_ALLOW_HTTP=true allows http on a network that you trust."
             )
 
 
 def read_settings(environ: Mapping[str, str] | None = None, **overrides: object) -> Settings:
-    """The settings in `environ` (the process's own by default), `overrides` before them.
+    """Read the settings from `environ` (by default `os.environ`); `overrides` take precedence.
 
-    SettingsError names the first variable that is missing or wrong.
+    Raises SettingsError, which names the first variable that is missing or wrong.
     """
-    environ = os.environ if environ is None else environ  # noqa: TID251  this is the place
-    found = {v.field: _one(v, environ[v.name]) for v in VARIABLES if environ.get(v.name)}
-    settings = Settings(**{**found, **overrides})
+    environ = os.environ if environ is None else environ  # noqa: TID251  the only module that reads it
+    values = {v.field: _parse(v, environ[v.name]) for v in VARIABLES if environ.get(v.name)}
+    settings = Settings(**{**values, **overrides})
     _check(settings)
     return settings
 
 
-def unknown(environ: Mapping[str, str] | None = None) -> list[str]:
-    """Names that look like settings and are none: a slip of the pen, worth a warning."""
-    environ = os.environ if environ is None else environ  # noqa: TID251  this is the place
+def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
+    """Return the variables that start with `GENHOOK_` but are not settings: likely misspelled."""
+    environ = os.environ if environ is None else environ  # noqa: TID251  the only module that reads it
     known = {variable.name for variable in VARIABLES}
     return sorted(n for n in environ if n.startswith("GENHOOK_") and n not in known)

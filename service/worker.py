@@ -1,10 +1,11 @@
-"""The loops that run due work until told to stop; only this module sleeps.
+"""The worker: the loops that do due work. Only this module sleeps.
 
-One process works on a database at a time: the one that holds its ownership. Others stand by and
-take over within a second of its death.
+One process at a time is the worker of a database: the one that holds its ownership. Others stand
+by and take over within a second of its death.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -29,8 +30,8 @@ CLEAN_PAUSE_MS = 100
 Step = Callable[[int], Awaitable[int | None]]
 
 
-class Done(msgspec.Struct):
-    """How many rows a tick worked on; `more` if some are still due."""
+class WorkCounts(msgspec.Struct):
+    """How many rows were worked on; `more` if some are still due."""
 
     submitted: int = 0
     polled: int = 0
@@ -39,9 +40,9 @@ class Done(msgspec.Struct):
     deleted: int = 0
     more: bool = False
 
-    def since(self, before: "Done", *, more: bool) -> "Done":
-        """Return the difference to an earlier count."""
-        return Done(
+    def since(self, before: "WorkCounts", *, more: bool) -> "WorkCounts":
+        """Return the difference from earlier counts."""
+        return WorkCounts(
             submitted=self.submitted - before.submitted,
             polled=self.polled - before.polled,
             attempted=self.attempted - before.attempted,
@@ -52,7 +53,7 @@ class Done(msgspec.Struct):
 
 
 class Worker:
-    """The loops of one process, run while it owns the database's work."""
+    """The loops of one process. They run while it holds the ownership of the database."""
 
     def __init__(
         self,
@@ -67,31 +68,31 @@ class Worker:
         self.submitter = submitter
         self.poller = poller
         self.dispatcher = dispatcher
-        self.done = Done()
+        self._counts = WorkCounts()  # Without `attempted`, which the dispatcher counts.
         self.task: asyncio.Task[None] | None = None
-        self._timer = asyncio.Event()
+        self._attempts_due = asyncio.Event()
         self._stopping = asyncio.Event()
         self._subscribers_revision = 0
         self._sweep = retention.Sweep()
-        self._ticking = asyncio.Lock()
-        self._cleaning = asyncio.Lock()
+        self._tick_lock = asyncio.Lock()
+        self._clean_lock = asyncio.Lock()
 
     @property
     def is_working(self) -> bool:
-        """True if this process is the one that works."""
+        """True if this process holds the ownership of the database."""
         return self.ownership.is_held
 
     @property
     def is_alive(self) -> bool:
-        """True unless the loops should run here and do not."""
+        """False if the loops were started and have ended."""
         return self.task is None or not self.task.done()
 
     def start(self) -> None:
-        """Run the loops in a task of their own; if one fails, the task ends with its error."""
+        """Run the loops in a new task; if one fails, the task ends with its error."""
         self.task = asyncio.create_task(self.run(), name="worker")
 
     def stop(self) -> None:
-        """Start nothing more; `run` returns once attempts under way have ended or time is up."""
+        """Start no more work; `run` returns once requests under way have ended or time is up."""
         self._stopping.set()
 
     async def run(self) -> None:
@@ -105,21 +106,21 @@ class Worker:
             self.ownership.release()
 
     async def _work(self) -> None:
-        """Run every loop until `stop`, then let what is under way end."""
+        """Run every loop until `stop`, then wait for the requests under way."""
         _log.info("worker.started")
         signals = self.context.signals
         async with asyncio.TaskGroup() as group:
             group.create_task(self._loop(self._submit, signals.submit))
             group.create_task(self._loop(self._poll, signals.poll))
             group.create_task(self._loop(self._expire, signals.deadline))
-            group.create_task(self._loop(self.dispatcher.run_due, self._timer))
+            group.create_task(self._loop(self.dispatcher.run_due, self._attempts_due))
             group.create_task(self._loop(self._replay, signals.replay))
-            group.create_task(self._loop(self._clean_gently, asyncio.Event()))
+            group.create_task(self._loop(self._clean_with_pauses, asyncio.Event()))
             group.create_task(self._loop(self._watch, asyncio.Event()))
         await self._finish()
 
     async def _take_over(self) -> bool:
-        """Try to own the work; False while another process does, or while the disk fails."""
+        """Try to become the worker; False while another process is, or while the disk fails."""
         try:
             if not self.ownership.acquire():
                 return False
@@ -134,57 +135,53 @@ class Worker:
         return True
 
     def attach(self) -> None:
-        """From now on, hand newly committed deliveries to our lanes."""
+        """Make this process's lanes receive newly committed deliveries."""
         self.context.inbox = self.dispatcher
-        self.dispatcher.on_timer = self._timer.set
+        self.dispatcher.on_timer = self._attempts_due.set
         self.dispatcher.is_open = True
 
-    async def tick(self, seconds: float) -> Done:
-        """Do due work for up to `seconds`; nothing while another tick runs here."""
-        if self._ticking.locked():
-            return Done(more=True)
-        async with self._ticking:
+    async def tick(self, seconds: float) -> WorkCounts:
+        """Do due work for up to `seconds`; do none while another tick of this process runs."""
+        if self._tick_lock.locked():
+            return WorkCounts(more=True)
+        async with self._tick_lock:
             return await self._tick(seconds)
 
-    async def _tick(self, seconds: float) -> Done:
-        acquired = not self.is_working
-        if acquired and not self.ownership.acquire():
-            return Done(more=True)
+    async def _tick(self, seconds: float) -> WorkCounts:
+        for_this_tick = not self.is_working
+        if for_this_tick and not self.ownership.acquire():
+            return WorkCounts(more=True)
         ends_at = asyncio.get_running_loop().time() + seconds
-        before = self._counts()
+        before = self._all_counts()
         try:
-            if acquired:
+            if for_this_tick:
                 self.attach()
             more = await self._work_until(ends_at)
         finally:
-            if acquired:
+            if for_this_tick:
                 await self._finish()
                 self.ownership.release()
-        return self._counts().since(before, more=more)
+        return self._all_counts().since(before, more=more)
 
     async def _work_until(self, ends_at: float) -> bool:
-        """Run every step again and again while it finds work; True if some is left."""
+        """Repeat every step until no row is due or time is up; return whether rows are due."""
         loop = asyncio.get_running_loop()
         while True:
             await self.dispatcher.scan()
             now = self.context.clock()
             steps = (self._submit, self._poll, self._expire, self._replay, self._clean)
             due_times = [await step(now) for step in (*steps, self.dispatcher.run_due)]
-            await self._settle(ends_at - loop.time())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(ends_at - loop.time(), 0)):
+                    await self._settle()
             is_due = any(at is not None and at <= self.context.clock() for at in due_times)
             if loop.time() >= ends_at or not is_due:
                 return is_due
 
-    async def _settle(self, seconds: float) -> bool:
-        """Wait until nothing is under way; False if that takes longer than `seconds`."""
-        try:
-            async with asyncio.timeout(max(seconds, 0)):
-                await self.submitter.settle()
-                await self.poller.settle()
-                await self.dispatcher.settle()
-        except TimeoutError:
-            return False
-        return True
+    async def _settle(self) -> None:
+        """Wait until no poll and no attempt is under way."""
+        await self.poller.settle()
+        await self.dispatcher.settle()
 
     async def _loop(self, step: Step, signal: asyncio.Event) -> None:
         while not self._stopping.is_set():
@@ -213,12 +210,12 @@ class Worker:
 
     async def _submit(self, now: int) -> int | None:
         count, next_at = await self.submitter.run_due(now)
-        self.done.submitted += count
+        self._counts.submitted += count
         return next_at
 
     async def _poll(self, now: int) -> int | None:
         count, next_at = await self.poller.run_due(now)
-        self.done.polled += count
+        self._counts.polled += count
         return next_at
 
     async def _expire(self, now: int) -> int | None:
@@ -226,42 +223,49 @@ class Worker:
         return next_at
 
     async def _clean(self, now: int) -> int:
-        if self._cleaning.locked():  # A tick beside the loop cleans already.
+        if self._clean_lock.locked():  # The loop or a tick is already cleaning.
             return now + SECOND
-        async with self._cleaning:
+        async with self._clean_lock:
             days = self.context.settings.retention_days
             database = self.context.database
             deleted, next_at = await retention.run_due(database, self._sweep, days, now)
-        self.done.deleted += deleted
+        self._counts.deleted += deleted
         return next_at
 
-    async def _clean_gently(self, now: int) -> int:
-        """Clean with a pause after each batch, so that other commits come between."""
+    async def _clean_with_pauses(self, now: int) -> int:
+        """Clean with a pause after each batch, so that other commits can run in between."""
         return max(await self._clean(now), now + CLEAN_PAUSE_MS)
 
     async def _replay(self, now: int) -> int | None:
         count, next_at = await replay.run_due(self.context, now)
-        self.done.replayed += count
+        self._counts.replayed += count
         return next_at
 
     async def _watch(self, now: int) -> int | None:
-        """Read due rows again after another process's commit, which no signal announced."""
+        """Wake the loops after a commit of another process, which set no signal here."""
         if await self.ownership.other_process_committed():
             self.context.signals.set_all()
-            revision = await self.context.database.read(subscribers.revision)
+            revision = await self.context.database.read(subscribers.get_revision)
             if revision != self._subscribers_revision:
                 self.dispatcher.reload(None)
             self._subscribers_revision = revision
             await self.dispatcher.scan()
         return now + int(WATCH_SECONDS * SECOND)
 
-    def _counts(self) -> Done:
-        return msgspec.structs.replace(self.done, attempted=self.dispatcher.attempted)
+    def _all_counts(self) -> WorkCounts:
+        return msgspec.structs.replace(self._counts, attempted=self.dispatcher.attempted)
 
     async def _finish(self) -> None:
-        """Give what is under way its time; what does not end is due again after the restart."""
+        """Wait up to `shutdown_seconds` for requests under way.
+
+        The rows of requests that do not end in time are still due after a restart.
+        """
         self.dispatcher.is_open = False
-        if not await self._settle(self.context.settings.shutdown_seconds):
+        try:
+            async with asyncio.timeout(self.context.settings.shutdown_seconds):
+                await self.submitter.settle()
+                await self._settle()
+        except TimeoutError:
             _log.warning("worker.stopped_late")
         self.context.inbox = NoInbox()
         self.dispatcher.forget()

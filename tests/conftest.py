@@ -1,14 +1,40 @@
 """Fixtures that every test may use."""
 
+import logging
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
+from hypothesis import HealthCheck, settings
 
 from service.model import ids
 from service.settings import VARIABLES
 from service.telemetry import log
+from tests.logs import Console
 
 SECRET_KEY = "0123456789abcdef0123456789abcdef"
+MEMORY = Path("/dev/shm")  # noqa: S108  pytest makes a folder in it that is the user's own
+MEMORY_BYTES_MIN = 1 << 30
+
+# A busy machine is no reason for a property to fail.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
+
+# Most of a test's time went into waiting for the disk. Databases in memory make every sync quick;
+# chaos/ attacks durability on a real disk.
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_BYTES_MIN:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))  # noqa: TID251  pytest reads it
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """After a failure, print the seed of the order: `-q` hides it at the start."""
+    if terminalreporter.stats.keys() & {"failed", "error"}:
+        seed = config.getoption("randomly_seed", "none")
+        terminalreporter.write_line(f"To repeat this order: --randomly-seed={seed}")
 
 
 @pytest.fixture
@@ -18,22 +44,33 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True)
 def _own_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ids never go back in time, and every test has a time of its own."""
+    """Start ids anew: they never go back in time, and each test has its own time."""
     monkeypatch.setattr(ids, "_state", {"ms": 0, "counter": 0})
 
 
 @pytest.fixture
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of the surroundings, and a log that stays as the other tests know it."""
+    """Remove genhook's variables from the environment, and keep the log as it is."""
     for variable in VARIABLES:
         monkeypatch.delenv(variable.name, raising=False)
-    monkeypatch.setattr(log, "configure", lambda *_: None)
+    monkeypatch.setattr(log, "configure", lambda *_, **__: None)
 
 
 @pytest.fixture
 def database(bare_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Settings with which the commands on the database itself work."""
+    """Set the variables that commands on the database need; return its path."""
     path = tmp_path / "genhook.db"
     monkeypatch.setenv("GENHOOK_DATABASE_URL", f"sqlite:///{path}")
     monkeypatch.setenv("GENHOOK_SECRET_KEYS", SECRET_KEY)
     return path
+
+
+@pytest.fixture
+def console(capsys: pytest.CaptureFixture[str]) -> Iterator[Console]:
+    """The log as a process has it, once it is configured; it is put back as it was."""
+    config = structlog.get_config()
+    root, handlers, level = logging.root, list(logging.root.handlers), logging.root.level
+    yield Console(capsys)
+    structlog.configure(**config)
+    root.handlers[:] = handlers
+    root.setLevel(level)

@@ -1,4 +1,4 @@
-"""A whole service in one process: driven clock, scripted upstream, scripted subscribers."""
+"""The whole service in one process, with a manual clock, a scripted upstream and subscribers."""
 
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -22,7 +22,7 @@ SUBSCRIBER_URL = "http://127.0.0.1:7/inbox"
 
 
 class ManualClock:
-    """Time that moves when a test says so."""
+    """A clock that stands still until a test advances it."""
 
     def __init__(self, now: int = START) -> None:
         self.now = now
@@ -38,7 +38,7 @@ Reply = httpx.Response | Exception | Callable[[httpx.Request], httpx.Response]
 
 
 class Upstream:
-    """A scripted upstream: replies in order, then the default; every request is kept."""
+    """A scripted upstream: its replies in order, then a default; it records every request."""
 
     def __init__(self) -> None:
         self.creates: list[dict[str, Any]] = []
@@ -58,7 +58,7 @@ class Upstream:
                 return self.on_create(body)
             if self.create_replies:
                 return self._play(self.create_replies.popleft(), request)
-            return httpx.Response(200, json=taken(f"task{len(self.creates)}"))
+            return httpx.Response(200, json=create_answer(f"task{len(self.creates)}"))
         task_id = request.url.params.get("task_id") or request.url.path.rpartition("/")[2]
         self.polls.append(task_id)
         if self.poll_replies:
@@ -83,20 +83,20 @@ class Upstream:
         self.tasks[task_id] = {"status": "failed", "error": {"code": "bad", "message": message}}
 
 
-def taken(task_id: str) -> dict[str, Any]:
-    """A create answer in upstream's envelope."""
+def create_answer(task_id: str) -> dict[str, Any]:
+    """Return upstream's answer to an accepted create request."""
     data = {"task_id": task_id, "status": "IN_PROGRESS"}
     return {"code": 200, "message": "success", "data": data}
 
 
-def completed(task_id: str, url: str = "https://cdn.example/1.png") -> dict[str, Any]:
-    """A callback body that reports success."""
+def success_report(task_id: str, url: str = "https://cdn.example/1.png") -> dict[str, Any]:
+    """Return a body with which upstream reports success, as callback or as answer to a poll."""
     data = {"task_id": task_id, "status": "completed", "output": {"image_urls": [url]}}
     return {"code": 200, "message": "success", "data": data}
 
 
-class Sent(msgspec.Struct):
-    """One webhook as a subscriber got it."""
+class SentWebhook(msgspec.Struct):
+    """One webhook that was sent to a subscriber."""
 
     url: str
     headers: dict[str, str]
@@ -110,11 +110,11 @@ class Sent(msgspec.Struct):
 
 
 class Subscribers:
-    """Every subscriber in the world: answers by URL, in order, then 200; keeps what was sent."""
+    """Scripted subscribers: each URL has its answers in order, then 200. Records every webhook."""
 
     def __init__(self, clock: ManualClock) -> None:
         self.clock = clock
-        self.sent: list[Sent] = []
+        self.webhooks: list[SentWebhook] = []
         self.answers: dict[str, deque[Any]] = defaultdict(deque)
         self.on_send: Callable[[str, str, bytes], int | SendError] | None = None
 
@@ -122,7 +122,7 @@ class Subscribers:
         self, target: Target, headers: Mapping[str, str], body: bytes, deadline_seconds: float
     ) -> Answer:
         assert deadline_seconds > 0
-        self.sent.append(Sent(target.url, dict(headers), body, self.clock()))
+        self.webhooks.append(SentWebhook(target.url, dict(headers), body, self.clock()))
         queue = self.answers[target.url]
         answer = queue.popleft() if queue else 200
         if self.on_send:
@@ -133,15 +133,15 @@ class Subscribers:
             answer = await answer()
         return answer if isinstance(answer, Answer) else Answer(answer, (), b"")
 
-    def to(self, url: str = SUBSCRIBER_URL) -> list[Sent]:
-        return [sent for sent in self.sent if sent.url == url]
+    def webhooks_to(self, url: str = SUBSCRIBER_URL) -> list[SentWebhook]:
+        return [webhook for webhook in self.webhooks if webhook.url == url]
 
-    def types(self, url: str = SUBSCRIBER_URL) -> list[str]:
-        return [sent.event["type"] for sent in self.to(url)]
+    def event_types(self, url: str = SUBSCRIBER_URL) -> list[str]:
+        return [webhook.event["type"] for webhook in self.webhooks_to(url)]
 
 
 class Harness:
-    """The service under test and the world around it."""
+    """The service under test, with its clock, upstream and subscribers."""
 
     def __init__(self, settings: Settings, clock: ManualClock) -> None:
         self.clock = clock
@@ -150,8 +150,8 @@ class Harness:
         self.settings = settings
         self.app = self.new_app()
         self.client = self.new_client(ADMIN_KEY)
-        # What upstream sends: it has no key.
-        self.outside = httpx.AsyncClient(transport=httpx.ASGITransport(self._asgi))
+        # Sends no key, as upstream does for callbacks.
+        self.anonymous = httpx.AsyncClient(transport=httpx.ASGITransport(self._asgi))
 
     async def _asgi(self, scope: Any, receive: Any, send: Any) -> None:
         await self.app(scope, receive, send)
@@ -173,13 +173,13 @@ class Harness:
         )
 
     async def restart(self) -> None:
-        """Stop cleanly and start again on the same file."""
+        """Stop the service cleanly and start it again on the same database."""
         await self.app.stop()
         self.app = self.new_app()
         await self.app.start(worker=False)
 
     async def run(self, seconds: float = 0) -> None:
-        """Move time on, then do everything that is due."""
+        """Advance the clock, then do all due work."""
         self.clock.advance(seconds)
         assert self.app.worker is not None
         await self.app.worker.tick(20)
@@ -187,36 +187,36 @@ class Harness:
     async def subscribe(self, url: str = SUBSCRIBER_URL, /, **fields: Any) -> dict[str, Any]:
         answer = await self.client.post("/v1/subscribers", json={"url": url, **fields})
         assert answer.status_code == 201, answer.text
-        found: dict[str, Any] = answer.json()
-        return found
+        subscriber: dict[str, Any] = answer.json()
+        return subscriber
 
     async def generate(self, model: str = "imagen4", /, **fields: Any) -> dict[str, Any]:
         body = {"model": model, "input": {"prompt": "a small harbour"}, **fields}
         answer = await self.client.post("/v1/generations", json=body)
         assert answer.status_code == 202, answer.text
-        found: dict[str, Any] = answer.json()
-        return found
+        generation: dict[str, Any] = answer.json()
+        return generation
 
     async def get(self, path: str, /, **query: Any) -> dict[str, Any]:
         answer = await self.client.get(path, params=query)
         assert answer.status_code == 200, answer.text
-        found: dict[str, Any] = answer.json()
-        return found
+        body: dict[str, Any] = answer.json()
+        return body
 
     async def call_back(self, body: Any = None, index: int = -1, **options: Any) -> httpx.Response:
-        """POST a callback to the URL of a create; JSON unless `content` is given."""
+        """POST a callback to the URL of a create request; without `body`, it reports success."""
         url = self.upstream.callback_url(index)
         assert urlsplit(url).path.startswith("/callbacks/apiinone/")
         if "content" not in options:
             options["json"] = (
-                completed(f"task{len(self.upstream.creates)}") if body is None else body
+                success_report(f"task{len(self.upstream.creates)}") if body is None else body
             )
-        return await self.outside.post(url, **options)
+        return await self.anonymous.post(url, **options)
 
 
 def settings(path: Path, **overrides: Any) -> Settings:
-    """Settings for tests: plain http and loopback subscribers, one secret key."""
-    given: dict[str, Any] = {
+    """Return settings for tests: subscribers may use plain http and loopback addresses."""
+    defaults: dict[str, Any] = {
         "database_path": str(path / "genhook.db"),
         "secret_keys": ("s" * 32,),
         "admin_key": ADMIN_KEY,
@@ -226,17 +226,17 @@ def settings(path: Path, **overrides: Any) -> Settings:
         "allow_http": True,
         "allow_networks": (ip_network("127.0.0.0/8"),),
     }
-    return Settings(**{**given, **overrides})
+    return Settings(**{**defaults, **overrides})
 
 
 @asynccontextmanager
 async def opened(path: Path, **overrides: Any) -> AsyncIterator[Harness]:
-    """A started service on a file below `path`, without its worker loops: `run` does due work."""
+    """Run the service on a database below `path`, without worker loops: `run` does due work."""
     harness = Harness(settings(path, **overrides), ManualClock())
     await harness.app.start(worker=False)
     try:
         yield harness
     finally:
         await harness.client.aclose()
-        await harness.outside.aclose()
+        await harness.anonymous.aclose()
         await harness.app.stop()

@@ -1,28 +1,36 @@
-"""What is logged, kept instead of printed."""
+"""Helpers to render and read the log in tests."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
 from typing import Any
 
 import pytest
+import structlog
 
 from service.telemetry import log
 
 
-class Kept:
-    """An output of the log that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.lines: list[dict[str, Any]] = []
-
-    def write(self, method: str, _number: int, event: dict[str, Any]) -> None:
-        self.lines.append({**event, "level": method})
+def render(event: dict[str, Any]) -> str:
+    """Return the line that the log writes for an event."""
+    line: Any = event
+    for processor in structlog.get_config()["processors"]:
+        line = processor(None, "info", line)
+    return str(line)
 
 
-@contextmanager
-def kept() -> Iterator[list[dict[str, Any]]]:
-    """The lines that are logged within."""
-    output = Kept()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(log, "_output", output)
-        yield output.lines
+class Console:
+    """The captured standard output; each read returns the text since the previous one."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def configure(self, level: str, *, terminal: bool = False, **options: Any) -> None:
+        """Log to standard output, at this level and above."""
+        log.configure(level, stream="stdout", terminal=terminal, background=False, **options)
+
+    def text(self) -> str:
+        """Return the text written since the last read."""
+        return self._capsys.readouterr().out
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the JSON lines written since the last read, decoded."""
+        return [json.loads(line) for line in self.text().splitlines()]

@@ -6,7 +6,7 @@ import certifi
 import pytest
 
 from service.model.errors import SettingsError
-from service.settings import VARIABLES, Settings, read_settings, unknown
+from service.settings import VARIABLES, Settings, read_settings, unknown_variables
 
 KEY = "k" * 32
 BASE = {"GENHOOK_SECRET_KEYS": KEY}
@@ -178,4 +178,4 @@ def test_settings_shown_by_accident_show_no_secret() -> None:
 
 def test_a_slip_of_the_pen_is_noticed() -> None:
     environ = {**BASE, "GENHOOK_PUBLIC_UR": "x", "GENHOOK_ALOW_HTTP": "1", "HOME": "/", "PORT": "1"}
-    assert unknown(environ) == ["GENHOOK_ALOW_HTTP", "GENHOOK_PUBLIC_UR"]
+    assert unknown_variables(environ) == ["GENHOOK_ALOW_HTTP", "GENHOOK_PUBLIC_UR"]

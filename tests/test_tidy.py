@@ -1,13 +1,14 @@
-"""The house rules that no linter holds.
+"""Checks the rules of this repository that no linter checks.
 
-Each is a function from a file to complaints, and each is shown a bad sample, for a check that
-cannot fail is no check.
+A rule is a function from a file to complaints. Each rule is also shown a bad sample, because a
+check that cannot fail checks nothing.
 """
 
 import ast
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -19,9 +20,13 @@ FUNCTION_LINES = 60
 MODULE_LINES = 400
 TEST_MODULE_LINES = 600
 POSITIONAL_PARAMETERS = 6
+SIZE_TOLERANCE = 0.05
 
 VAGUE_WORDS = re.compile(
     r"(^|_)(common|handler|helper|hook|job|manager|misc|payload|service|util)s?(_|$)"
+)
+PARTICIPLES = frozenset(
+    ("asked", "found", "given", "heard", "kept", "made", "said", "seen", "told", "wanted")
 )
 PRINTERS = ("service/cli/main.py", "service/cli/demo/")
 LEFTOVER = re.compile(r"\b(TO[D]O|FIX[M]E|XX[X])\b")
@@ -39,9 +44,9 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def texts(*patterns: str) -> dict[str, str]:
-    """Text by path from the root, of the files that match."""
-    found = sorted(path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file())
-    return {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in found}
+    """Return the text of the files that match, by path from the root."""
+    files = sorted(path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file())
+    return {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in files}
 
 
 def service() -> dict[str, str]:
@@ -64,21 +69,32 @@ def markdown() -> dict[str, str]:
     return texts("*.md", "docs/**/*.md")
 
 
-def hold(said: Iterable[str]) -> None:
-    """Fails with every complaint on a line of its own."""
-    lines = list(said)
+def expect_none(faults: Iterable[str]) -> None:
+    """Fail with every complaint on a line of its own."""
+    lines = list(faults)
     assert not lines, "\n".join(["", *lines])
 
 
 def complaints(rule: Rule, files: Mapping[str, str]) -> list[str]:
-    return [f"{path}: {said}" for path, text in files.items() for said in rule(path, text)]
+    return [f"{path}: {fault}" for path, text in files.items() for fault in rule(path, text)]
 
 
 # The rules
 
 
+@cache
+def tree(text: str) -> ast.Module:
+    """The syntax tree of a file, parsed once for all rules."""
+    return ast.parse(text)
+
+
+@cache
+def nodes(text: str) -> list[ast.AST]:
+    return list(ast.walk(tree(text)))
+
+
 def functions(text: str) -> Iterator[Function]:
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes(text):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
 
@@ -106,7 +122,7 @@ def long_signatures(_path: str, text: str) -> Iterator[str]:
 
 
 def undescribed_modules(_path: str, text: str) -> Iterator[str]:
-    summary, _, rest = (ast.get_docstring(ast.parse(text)) or "").partition("\n")
+    summary, _, rest = (ast.get_docstring(tree(text)) or "").partition("\n")
     if not summary.endswith("."):
         yield "does not open with a line that says what it does and ends with a full stop"
     elif rest and not rest.startswith("\n"):
@@ -128,8 +144,21 @@ def vague_names(path: str, _text: str) -> Iterator[str]:
             yield f"{name} is a module of the standard library"
 
 
+def participles(_path: str, text: str) -> Iterator[str]:
+    for node in nodes(text):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
+                pass
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                pass
+            case _:
+                continue
+        if name in PARTICIPLES:
+            yield f"line {node.lineno} names something {name}, not by its noun"
+
+
 def slow_middleware(_path: str, text: str) -> Iterator[str]:
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes(text):
         name = getattr(node, "id", None) or getattr(node, "attr", None)
         imported = isinstance(node, ast.alias) and node.name
         if "BaseHTTPMiddleware" in (name, imported):
@@ -139,14 +168,14 @@ def slow_middleware(_path: str, text: str) -> Iterator[str]:
 def stray_prints(path: str, text: str) -> Iterator[str]:
     if path.startswith(PRINTERS):
         return
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes(text):
         if isinstance(node, ast.Name) and node.id == "print":
             yield f"line {node.lineno} prints; only the command line and the demo do"
 
 
 def names_used(text: str) -> Iterator[str]:
-    """Attributes and whole strings: the two ways in which a statement can be called for."""
-    for node in ast.walk(ast.parse(text)):
+    """Return attributes and whole strings: code names a statement in one of these two ways."""
+    for node in nodes(text):
         if isinstance(node, ast.Attribute):
             yield node.attr
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -174,6 +203,38 @@ def undocumented_settings(code: str | None, documents: Mapping[str, str]) -> Ite
         yield from (f"{path} invents {name}" for name in sorted(named - known))
 
 
+def imported_by_serve(files: Mapping[str, str]) -> set[str]:
+    """Return the modules of the command line that `genhook serve` imports."""
+    waiting, modules = ["service/cli/main.py", "service/cli/serve.py"], set()
+    while waiting:
+        path = waiting.pop()
+        if path not in files or path in modules or not path.startswith("service/cli/"):
+            continue
+        modules.add(path)
+        for node in nodes(files[path]):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                package = node.module.replace(".", "/")
+                waiting += [f"{package}.py", *(f"{package}/{each.name}.py" for each in node.names)]
+    return modules
+
+
+def sizes(files: Mapping[str, str]) -> dict[str, int]:
+    """Return how many lines the service has, and how many the toolbox."""
+    toolbox = {path for path in files if path.startswith(("service/cli/", "service/sandbox/"))}
+    toolbox -= imported_by_serve(files)
+    lines = {path: len(text.splitlines()) for path, text in files.items()}
+    count = sum(lines[path] for path in toolbox)
+    return {"service": sum(lines.values()) - count, "toolbox": count}
+
+
+def misstated_sizes(readme: str, lines: Mapping[str, int]) -> Iterator[str]:
+    for name, count in lines.items():
+        sentence = re.search(rf"^The {name}\b.* has ([\d,]+)\b", readme, re.MULTILINE)
+        stated = int(sentence[1].replace(",", "")) if sentence else 0
+        if abs(stated - count) > count * SIZE_TOLERANCE:
+            yield f"README.md says that the {name} has {stated} lines; it has {count}"
+
+
 def broken_links(path: str, text: str) -> Iterator[str]:
     for inline, reference in LINK.findall(CODE.sub("", text)):
         target = unquote(inline or reference).partition("#")[0]
@@ -195,49 +256,57 @@ def test_the_files_that_the_rules_read_are_found() -> None:
 
 
 def test_no_function_is_longer_than_sixty_lines() -> None:
-    hold(complaints(long_functions, python()))
+    expect_none(complaints(long_functions, python()))
 
 
 def test_no_module_is_longer_than_four_hundred_lines_and_no_test_module_than_six_hundred() -> None:
-    hold(complaints(long_modules, python()))
+    expect_none(complaints(long_modules, python()))
 
 
 def test_no_function_takes_more_than_six_positional_parameters() -> None:
-    hold(complaints(long_signatures, python()))
+    expect_none(complaints(long_signatures, python()))
 
 
 def test_every_module_opens_with_one_line_that_says_what_it_does() -> None:
-    hold(complaints(undescribed_modules, service()))
+    expect_none(complaints(undescribed_modules, service()))
 
 
 def test_no_file_leaves_work_for_later() -> None:
-    hold(complaints(leftovers, sources()))
+    expect_none(complaints(leftovers, sources()))
 
 
 def test_no_module_has_a_vague_name_or_one_of_the_standard_library() -> None:
-    hold(complaints(vague_names, python()))
+    expect_none(complaints(vague_names, python()))
+
+
+def test_no_name_in_the_service_is_a_participle() -> None:
+    expect_none(complaints(participles, service()))
 
 
 def test_nothing_uses_the_slow_middleware() -> None:
-    hold(complaints(slow_middleware, python()))
+    expect_none(complaints(slow_middleware, python()))
 
 
 def test_nothing_prints_but_the_command_line_and_the_demo() -> None:
-    hold(complaints(stray_prints, python()))
+    expect_none(complaints(stray_prints, python()))
 
 
 def test_every_named_statement_is_used() -> None:
-    hold(complaints(unused_statements(service().values()), statements()))
+    expect_none(complaints(unused_statements(service().values()), statements()))
 
 
 def test_every_setting_is_documented_and_every_documented_setting_exists() -> None:
     code = service().get("service/settings.py")
     documents = dict.fromkeys(SETTINGS_DOCUMENTS, "") | texts(*SETTINGS_DOCUMENTS)
-    hold(undocumented_settings(code, documents))
+    expect_none(undocumented_settings(code, documents))
+
+
+def test_the_readme_says_how_large_the_service_and_its_toolbox_are() -> None:
+    expect_none(misstated_sizes(markdown()["README.md"], sizes(service())))
 
 
 def test_every_link_to_a_local_file_resolves() -> None:
-    hold(complaints(broken_links, markdown()))
+    expect_none(complaints(broken_links, markdown()))
 
 
 # Each rule can fail
@@ -298,6 +367,12 @@ def test_a_vague_or_taken_module_name_is_found(path: str) -> None:
     assert len(complaints(vague_names, {path: ""})) == 1
 
 
+@pytest.mark.parametrize("text", ["found = 1\n", "def f(given): ...\n", "def said(): ...\n"])
+def test_a_participle_as_a_name_is_found(text: str) -> None:
+    assert complaints(participles, {"a.py": "row = found(given='x').said\n"}) == []
+    assert len(complaints(participles, {"a.py": text})) == 1
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -350,3 +425,25 @@ def test_a_link_that_leads_nowhere_is_found(text: str) -> None:
     )
     assert complaints(broken_links, {"README.md": good}) == []
     assert len(complaints(broken_links, {"README.md": good + text})) == 1
+
+
+def test_what_serve_imports_counts_as_the_service() -> None:
+    files = {
+        "service/cli/main.py": "from service.cli.arguments import define\n",
+        "service/cli/arguments.py": "\n",
+        "service/cli/serve.py": "def serve():\n    from service.cli import server\n",
+        "service/cli/server.py": "from service.sandbox import create_app\n",
+        "service/cli/doctor.py": "\n\n\n",
+        "service/sandbox/__init__.py": "\n",
+        "service/app.py": "\n",
+    }
+    assert sizes(files) == {"service": 6, "toolbox": 4}
+
+
+def test_a_readme_that_states_a_wrong_size_is_found() -> None:
+    readme = "The service has 1,000 lines.\nThe toolbox (and more) has 100.\n"
+    assert list(misstated_sizes(readme, {"service": 1_040, "toolbox": 96})) == []
+    assert list(misstated_sizes(readme, {"service": 1_080, "toolbox": 96})) == [
+        "README.md says that the service has 1000 lines; it has 1080"
+    ]
+    assert len(list(misstated_sizes("", {"service": 1_000}))) == 1

@@ -1,4 +1,4 @@
-"""Plain ASGI: the body by bytes actually read, and problems as answers."""
+"""Plain ASGI: reading a body, sending a problem, /healthz, and request ids."""
 
 import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
@@ -6,9 +6,10 @@ from typing import Any
 
 import msgspec
 
-from service.model.errors import Problem
+from service.api.problem import PROBLEM_TYPE, Problem
+from service.model.clock import Clock
 from service.model.ids import new_id
-from service.telemetry import metrics
+from service.telemetry import log, metrics
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -16,20 +17,22 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-HEALTHY = {"status": "ok"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class BodyTooLargeError(Exception):
-    """More bytes came than the limit."""
+    """The body is over the limit."""
 
 
 class DisconnectedError(Exception):
-    """The client hung up before its request was complete."""
+    """The client disconnected before its request was complete."""
 
 
 async def read_body(scope: Scope, receive: Receive, bytes_max: int) -> bytes:
-    """The whole body; BodyTooLargeError past `bytes_max`, by what is read and what is announced."""
+    """Return the whole body.
+
+    BodyTooLargeError if it is over `bytes_max`, by its Content-Length or by the bytes received.
+    """
     message = await receive()
     body: bytes = message.get("body", b"")
     if not message.get("more_body") and message["type"] == "http.request":
@@ -53,47 +56,78 @@ async def read_body(scope: Scope, receive: Receive, bytes_max: int) -> bytes:
         size += len(part)
 
 
-def request_id_of(scope: Scope, now: int) -> str:
-    """The caller's own request id where it is harmless, else a new one."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            text: str = value.decode("latin-1")
-            if _REQUEST_ID.fullmatch(text):
-                return text
-    return new_id("req", now)
-
-
 async def healthz(scope: Scope, send: Send, now: int) -> None:
-    """GET /healthz: the process answers."""
-    await _answer(send, 200, "application/json", HEALTHY, request_id_of(scope, now))
+    """GET and HEAD /healthz: 200 if the process can answer."""
+    request_id = _request_id(scope, now)
+    await _send(send, 200, "application/json", {"status": "ok"}, request_id)
     metrics.requests.add(1, "200")
 
 
-async def problem(send: Send, found: Problem, request_id: str) -> None:
-    """Answer with a problem (RFC 9457)."""
-    headers = []
-    if found.retry_after_seconds is not None:
-        headers.append((b"retry-after", str(found.retry_after_seconds).encode()))
-    if found.status == 413:
-        headers.append((b"connection", b"close"))
-    document = found.document(request_id)
-    await _answer(send, found.status, "application/problem+json", document, request_id, headers)
+async def send_problem(send: Send, problem: Problem, request_id: str) -> None:
+    """Answer with a problem."""
+    headers = [(name.encode(), value.encode()) for name, value in problem.headers.items()]
+    document = problem.document(request_id)
+    await _send(send, problem.status, PROBLEM_TYPE, document, request_id, headers)
 
 
-async def _answer(
+async def _send(
     send: Send,
     status: int,
     media_type: str,
     content: Any,
     request_id: str,
-    more: Sequence[tuple[bytes, bytes]] = (),
+    more_headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> None:
     body = msgspec.json.encode(content)
     headers = [
         (b"content-type", media_type.encode()),
         (b"content-length", b"%d" % len(body)),
         (b"x-request-id", request_id.encode()),
-        *more,
+        *more_headers,
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+class RequestIds:
+    """Middleware: gives every request an id, in the log and in its answer; counts the answers.
+
+    The application finds the id in `scope["state"]["request_id"]`.
+    """
+
+    def __init__(self, app: App, clock: Clock) -> None:
+        self._app = app
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        request_id = _request_id(scope, self._clock())
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        is_answered = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal is_answered
+            if message["type"] == "http.response.start":
+                is_answered = True
+                message["headers"].append((b"x-request-id", request_id.encode()))
+                metrics.requests.add(1, str(message["status"]))
+            await send(message)
+
+        with log.request(request_id):
+            try:
+                await self._app(scope, receive, send_with_id)
+            except Exception:
+                # Starlette raises what it has logged and answered with 500 again, for the server.
+                if not is_answered:
+                    raise
+
+
+def _request_id(scope: Scope, now: int) -> str:
+    """Return the client's request id if it is safe to repeat, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            text: str = value.decode("latin-1")
+            if _REQUEST_ID.fullmatch(text):
+                return text
+    return new_id("req", now)

@@ -1,34 +1,66 @@
-"""One API call: who asks, what for, and the answer; bodies decoded and checked in one place."""
+"""An API call, what the process offers to answer it, and the answer."""
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from service.api.checks import MODEL_ID, MODEL_ID_RULE, escape
-from service.api.parts import Parts, Worker
+from service.api.problem import PROBLEM_TYPE, FieldError, Problem, invalid
 from service.context import Context
 from service.delivery.dispatch import Dispatcher
 from service.generations.poll import Poller
+from service.generations.submit import Submitter
 from service.model import clock
-from service.model.errors import FieldError, Problem, invalid
-from service.model.key import Key, Scope
+from service.model.errors import json_pointer
+from service.model.key import Key
+from service.store.database import Database
 from service.store.pages import Page
 
 T = TypeVar("T")
-LIMIT_MAX = 250
+LIMIT_DEFAULT, LIMIT_MAX = 50, 250
 PAGING = frozenset({"limit", "after", "order"})
+MODEL_ID = re.compile(r"[!-~]{1,128}")
+MODEL_ID_RULE = "must be 1 to 128 visible ASCII characters"
 
 _encode = msgspec.json.Encoder().encode
-_WHERE = re.compile(r"(?P<message>.*?)(?: - at `(?P<path>[^`]*)`)?", re.DOTALL)
+# The messages of msgspec: "Expected `int`, got `str` - at `$.filter.models[0]`".
+_MESSAGE = re.compile(r"(?P<message>.*?)(?: - at `(?P<path>[^`]*)`)?", re.DOTALL)
 _FIELD = re.compile(r"Object (?:missing required|contains unknown) field `(?P<name>[^`]*)`")
-_INTEGER = re.compile(r"0|[1-9][0-9]{0,8}")
 _STEP = re.compile(r"\.([^.\[]+)|\[([^\]]*)\]")
+_INTEGER = re.compile(r"0|[1-9][0-9]{0,8}")
+
+
+class Worker(Protocol):
+    """What the API needs of the process's worker."""
+
+    @property
+    def is_alive(self) -> bool:
+        """True unless the worker should run in this process and does not."""
+        ...
+
+    async def tick(self, seconds: float) -> Any:
+        """Do due work for up to `seconds`; return what was done."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of a started process that the API uses."""
+
+    context: Context
+    submitter: Submitter
+    poller: Poller
+    dispatcher: Dispatcher
+    worker: Worker
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """A request that was authenticated and found to be well-formed."""
+    """An authenticated request.
+
+    resource_id: the id of what the call creates; empty if it creates nothing.
+    """
 
     parts: Parts
     key: Key
@@ -41,97 +73,82 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def context(self) -> Context:
-        """What the verbs are given."""
+        """The context of the process."""
         return self.parts.context
 
     @property
-    def poller(self) -> Poller:
-        """Who asks upstream."""
-        return self.parts.poller
-
-    @property
-    def dispatcher(self) -> Dispatcher:
-        """Who sends webhooks."""
-        return self.parts.dispatcher
-
-    @property
-    def worker(self) -> Worker:
-        """Who does due work."""
-        return self.parts.worker
+    def database(self) -> Database:
+        """The database of the process."""
+        return self.parts.context.database
 
     @property
     def tenant(self) -> str:
-        """Whose rows the call is about."""
+        """The tenant that the key belongs to."""
         return self.key.tenant
 
-    def decode(self, kind: type[T], *, empty: bytes = b"") -> T:
-        """The body as `kind`, where there is none `empty`.
+    def decode(self, type_: type[T], *, empty: bytes = b"") -> T:
+        """Decode the body, or `empty` if there is no body.
 
-        Problem 400 if it is no JSON, 422 with a pointer if a field is wrong.
+        Problem 400 if it is not JSON, 422 with a pointer if a field is wrong.
         """
         try:
-            return msgspec.json.decode(self.body or empty, type=kind)
+            return msgspec.json.decode(self.body or empty, type=type_)
         except msgspec.ValidationError as error:
             raise invalid("The request has a wrong field.", _field_error(str(error))) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Problem(400, "invalid_json", f"The body is not JSON: {error}") from None
 
     def page(self, prefix: str) -> Page:
-        """`limit`, `after` and `order`; Problem 400 if one is wrong."""
-        limit = self.query_integer("limit", 50, 1, LIMIT_MAX)
+        """Read `limit`, `after` and `order` of the query; Problem 400 if one is wrong."""
+        limit = self.query_integer("limit", LIMIT_DEFAULT, 1, LIMIT_MAX)
         order = self.query_choice("order", ("asc", "desc"))
         after = self.query.get("after")
-        if after is not None and not re.fullmatch(rf"{prefix}_[0-9a-f]{{32}}", after):
+        if after is not None and not is_id(after, prefix):
             raise bad_query("after", "must be the `next` of an earlier page")
         return Page(limit=limit, after=after, ascending=order == "asc")
 
     def query_integer(self, name: str, default: int, low: int, high: int) -> int:
-        """A whole number in the query; Problem 400 unless it is from `low` to `high`."""
+        """Read an integer of the query; Problem 400 unless it is from `low` to `high`."""
         text = self.query.get(name, str(default))
         if not _INTEGER.fullmatch(text) or not low <= int(text) <= high:
             raise bad_query(name, f"must be a whole number from {low} to {high}")
         return int(text)
 
     def query_id(self, name: str, prefix: str) -> str | None:
-        """An id in the query; Problem 400 if it is not shaped like one of ours."""
+        """Read an id of the query; Problem 400 unless it is one with this prefix."""
         text = self.query.get(name)
-        if text is not None and not re.fullmatch(rf"{prefix}_[0-9a-f]{{32}}", text):
+        if text is not None and not is_id(text, prefix):
             raise bad_query(name, f"must be an id, {prefix}_ and 32 hexadecimal digits")
         return text
 
     def query_model(self) -> str | None:
-        """The `model` of the query; Problem 400 if no model can have that name."""
+        """Read `model` of the query; Problem 400 if no model can have this id."""
         model = self.query.get("model")
         if model is not None and not MODEL_ID.fullmatch(model):
             raise bad_query("model", MODEL_ID_RULE)
         return model
 
     def query_time(self, name: str) -> int | None:
-        """A time in the query as milliseconds; Problem 400 if it is none."""
+        """Read a time of the query, in milliseconds; Problem 400 if it is not RFC 3339."""
         text = self.query.get(name)
         if text is None:
             return None
         try:
-            return clock.parse_rfc3339(text.replace(" ", "+"))
+            return clock.parse_rfc3339(text.replace(" ", "+"))  # A `+` in a query is a space.
         except (ValueError, OverflowError):
-            raise bad_query(
-                name, "must be an RFC 3339 time, such as 2026-11-22T18:20:00Z"
-            ) from None
+            message = "must be an RFC 3339 time, such as 2026-11-22T18:20:00Z"
+            raise bad_query(name, message) from None
 
-    def query_choice(self, name: str, words: Sequence[str]) -> str | None:
-        """A word in the query; Problem 400 if it is none of `words`."""
-        word = self.query.get(name)
-        if word is not None and word not in words:
-            raise bad_query(name, f"must be one of: {', '.join(words)}")
-        return word
-
-    def may(self, scope: Scope) -> bool:
-        """True if the key has the scope; `admin` includes the others."""
-        return scope in self.key.scopes or "admin" in self.key.scopes
+    def query_choice(self, name: str, choices: Sequence[str]) -> str | None:
+        """Read a value of the query; Problem 400 unless it is one of `choices`."""
+        text = self.query.get(name)
+        if text is not None and text not in choices:
+            raise bad_query(name, f"must be one of: {', '.join(choices)}")
+        return text
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a handler answers: JSON by default."""
+    """The answer to a call: `content` as JSON, or the bytes of `body`."""
 
     status: int = 200
     content: Any = None
@@ -140,16 +157,26 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str] = {}
 
     def encoded(self) -> bytes:
-        """The body's bytes."""
-        if self.body is not None:
-            return self.body
-        return b"" if self.content is None else _encode(self.content)
+        """Return the bytes of the body."""
+        return _encode(self.content) if self.body is None else self.body
 
 
-def listed(rows: Sequence[Mapping[str, Any]], *, more: bool) -> Answer:
-    """A page of things that have an `id`."""
-    after = rows[-1]["id"] if more and rows else None
-    return Answer(content={"data": rows, "next": after})
+NO_CONTENT = Answer(status=204, body=b"")
+
+
+def problem_answer(problem: Problem, request_id: str) -> Answer:
+    """Return the answer that a problem stands for."""
+    return Answer(
+        status=problem.status,
+        content=problem.document(request_id),
+        media_type=PROBLEM_TYPE,
+        headers=problem.headers,
+    )
+
+
+def listed(views: Sequence[Any], after: str | None) -> Answer:
+    """Return a page of a list, and the cursor of the next one."""
+    return Answer(content={"data": views, "next": after})
 
 
 def bad_query(name: str, message: str) -> Problem:
@@ -158,13 +185,17 @@ def bad_query(name: str, message: str) -> Problem:
     return Problem(400, "invalid_query", f"The query parameter {name} {message}.", errors=(error,))
 
 
+def is_id(text: str, prefix: str) -> bool:
+    """Return whether the text has the form of an id with this prefix."""
+    return re.fullmatch(rf"{prefix}_[0-9a-f]{{32}}", text) is not None
+
+
 def _field_error(text: str) -> FieldError:
-    """What msgspec says, as a JSON pointer and a sentence."""
-    found = _WHERE.fullmatch(text)
-    message, path = (found["message"], found["path"] or "$") if found else (text, "$")
+    """Turn a message of msgspec into a JSON pointer and a sentence."""
+    match = _MESSAGE.fullmatch(text)
+    message, path = (match["message"], match["path"] or "$") if match else (text, "$")
     steps = [name or index for name, index in _STEP.findall(path)]
     if field := _FIELD.match(message):
         steps.append(field["name"])
         message = "is required" if "missing" in message else "is not a field of this request"
-    pointer = "".join("/" + escape(step) for step in steps)
-    return FieldError(pointer, message)
+    return FieldError(json_pointer(*steps), message)

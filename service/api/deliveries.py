@@ -1,61 +1,59 @@
-"""Deliveries: what was sent to whom, every attempt, and one more on request."""
+"""Deliveries: list them, get one with its attempts, retry one."""
 
 from service.api.call import Answer, Call, listed
+from service.api.problem import Problem, not_found, subscriber_disabled
 from service.model.attempt import Attempt
 from service.model.delivery import Delivery
-from service.model.errors import Problem, not_found
-from service.store import deliveries, pages, stats, subscribers
+from service.store import deliveries, stats, subscribers
 from service.store.database import Transaction
 
 
 async def list_(call: Call) -> Answer:
     """GET /v1/deliveries."""
-    only = pages.Deliveries(
+    only = deliveries.Filter(
         status=call.query_choice("status", stats.STATUSES),
         subscriber_id=call.query_id("subscriber_id", "sub"),
         event_id=call.query_id("event_id", "evt"),
     )
-    rows, more = await call.context.database.read(
-        pages.deliveries, call.page("dlv"), call.tenant, only
+    rows, after = await call.database.read(
+        deliveries.list_page, call.page("dlv"), call.tenant, only
     )
-    return listed([deliveries.delivery(row).view() for row in rows], more=more)
+    return listed([deliveries.from_row(row).view() for row in rows], after)
 
 
 async def get(call: Call) -> Answer:
-    """GET /v1/deliveries/{id}, with its attempts."""
-    found = await call.context.database.read(_get, call)
-    if found is None:
-        raise not_found("delivery")
-    delivery, attempts = found
+    """GET /v1/deliveries/{id}: with its attempts."""
+    delivery, attempts = await call.database.read(_get_with_attempts, call)
     return Answer(content={**delivery.view(), "attempts": [a.view() for a in attempts]})
 
 
-async def _get(tx: Transaction, call: Call) -> tuple[Delivery, list[Attempt]] | None:
-    delivery = await deliveries.get(tx, call.tenant, call.path["id"])
-    if delivery is None:
-        return None
+async def _get_with_attempts(tx: Transaction, call: Call) -> tuple[Delivery, list[Attempt]]:
+    delivery = await _get(tx, call)
     return delivery, await deliveries.attempts(tx, delivery.id)
 
 
+async def _get(tx: Transaction, call: Call) -> Delivery:
+    delivery = await deliveries.get(tx, call.tenant, call.path["id"])
+    if delivery is None:
+        raise not_found("delivery")
+    return delivery
+
+
 async def retry(call: Call) -> Answer:
-    """POST /v1/deliveries/{id}/retry: one more attempt now, of a dead one too."""
-    delivery = await call.context.database.write(_retry, call)
+    """POST /v1/deliveries/{id}/retry: one more attempt now, also of a dead delivery."""
+    delivery = await call.database.write(_retry, call)
     return Answer(status=202, content=delivery.view())
 
 
 async def _retry(tx: Transaction, call: Call) -> Delivery:
-    delivery = await deliveries.get(tx, call.tenant, call.path["id"])
-    if delivery is None:
-        raise not_found("delivery")
+    delivery = await _get(tx, call)
     if delivery.status not in ("pending", "dead"):
         raise Problem(409, "not_retryable", f"The delivery is {delivery.status}.")
     subscriber = await subscribers.get(tx, delivery.subscriber_id)
     if subscriber is None:
         raise Problem(409, "not_retryable", "The subscriber was deleted.")
     if subscriber.status == "disabled":
-        raise Problem(409, "subscriber_disabled", "The subscriber is disabled; enable it first.")
+        raise subscriber_disabled()
     await deliveries.retry(tx, delivery)
-    tx.after_commit(call.context.inbox.look, delivery.subscriber_id)
-    again = await deliveries.get(tx, call.tenant, delivery.id)
-    assert again is not None
-    return again
+    tx.after_commit(call.context.inbox.refill, delivery.subscriber_id)
+    return await _get(tx, call)

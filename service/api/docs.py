@@ -1,4 +1,4 @@
-"""A page that shows the contract: operations by tag, with their scope, parameters and answers."""
+"""The OpenAPI document as a page: operations by tag, with scope, parameters and answers."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -26,8 +26,8 @@ details,h2{border-color:#39424f}small{color:#9aa7b8}.get{color:#78aeed}.post{col
 
 @lru_cache(maxsize=1)
 def render(document: bytes) -> bytes:
-    """The whole page, self-contained. Parsing takes a while: call it on a thread."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # A tenth of the time, where it is.
+    """Return the page as HTML that loads nothing else. Slow: call it on a thread."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # Ten times faster, if installed.
     contract = yaml.load(document, Loader=loader)  # noqa: S506  both are safe loaders
     sections = "".join(_section(contract, tag) for tag in contract["tags"])
     title = f"{escape(contract['info']['title'])} {escape(contract['info']['version'])}"
@@ -35,7 +35,7 @@ def render(document: bytes) -> bytes:
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
         "<meta name=viewport content='width=device-width'>"
         f"<style>{_STYLE}</style><h1>{title}</h1><p>{escape(contract['info'].get('summary', ''))} "
-        "The contract itself is at <a href=/openapi.yaml>/openapi.yaml</a>.</p>"
+        "The document itself is at <a href=/openapi.yaml>/openapi.yaml</a>.</p>"
         f"<pre>{escape(contract['info'].get('description', ''))}</pre>{sections}</html>"
     )
     return page.encode()
@@ -53,17 +53,18 @@ def _section(contract: dict[str, Any], tag: dict[str, str]) -> str:
 
 
 def _operation(contract: dict[str, Any], where: str, methods: dict[str, Any], method: str) -> str:
-    """One operation; `where` is a path, or the type of an event that is sent to subscribers."""
+    """Show an operation; `where` is its path, or the type of the event that a webhook sends."""
     item = methods[method]
-    given = [*methods.get("parameters", ()), *item.get("parameters", ())]
-    takes = [(p["name"], p["in"], p) for p in (_resolve(contract, node) for node in given)]
-    takes += [(name, "body", field) for name, field in _fields(contract, item)]
+    shared, own = methods.get("parameters", ()), item.get("parameters", ())
+    parameters = [_resolve(contract, node) for node in (*shared, *own)]
+    inputs = [(each["name"], each["in"], each) for each in parameters]
+    inputs += [(name, "body", field) for name, field in _fields(contract, item)]
     answers = [(status, "", _resolve(contract, node)) for status, node in item["responses"].items()]
     scope = item.get("x-scope", "sent to subscribers")
     return (
         f"<details><summary><b class={method}>{method.upper()}</b> <code>{escape(where)}</code> "
         f"{escape(item['summary'])} <small>{escape(scope)}</small></summary>"
-        f"<p>{escape(item.get('description', ''))}</p>{_table(takes)}{_table(answers)}</details>"
+        f"<p>{escape(item.get('description', ''))}</p>{_table(inputs)}{_table(answers)}</details>"
     )
 
 
@@ -76,19 +77,19 @@ def _table(rows: Sequence[tuple[str, str, dict[str, Any]]]) -> str:
 
 
 def _fields(contract: dict[str, Any], item: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The fields of a JSON request body, where it is an object with named ones."""
+    """Yield the named fields of a JSON request body."""
     body = _resolve(contract, item.get("requestBody", {}))
     schema = body.get("content", {}).get("application/json", {}).get("schema", {})
-    whole = {} if "oneOf" in schema else _resolve(contract, schema)
-    for name, node in whole.get("properties", {}).items():
+    resolved = {} if "oneOf" in schema else _resolve(contract, schema)
+    for name, node in resolved.get("properties", {}).items():
         yield name, _resolve(contract, node)
 
 
 def _resolve(contract: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     """Follow a `$ref` within the document."""
     while "$ref" in node:
-        found: Any = contract
+        target: Any = contract
         for step in node["$ref"].removeprefix("#/").split("/"):
-            found = found[step.replace("~1", "/").replace("~0", "~")]
-        node = found
+            target = target[step.replace("~1", "/").replace("~0", "~")]
+        node = target
     return node

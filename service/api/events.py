@@ -1,33 +1,34 @@
-"""Events, read: also the pull interface, in order and from a cursor."""
+"""Events: list or pull them, get one."""
 
 import msgspec
 
 from service.api.call import Answer, Call
-from service.model.errors import not_found
+from service.api.problem import not_found
 from service.model.event import EVENT_TYPES
-from service.store import events, pages
+from service.store import events
 
 
 async def list_(call: Call) -> Answer:
     """GET /v1/events.
 
-    With `order=asc`, `next` is there as long as the page is not empty, so that a reader who has
-    caught up can come back for what is new.
+    With `order=asc`, `next` is null only on an empty page: a reader that has all events can
+    continue from its last page once there are more.
     """
-    only = pages.Events(
+    only = events.Filter(
         type=call.query_choice("type", EVENT_TYPES),
         generation_id=call.query_id("generation_id", "gen"),
     )
     page = call.page("evt")
-    rows, more = await call.context.database.read(pages.events, page, call.tenant, only)
-    after = rows[-1]["id"] if rows and (more or page.ascending) else None
+    rows, after = await call.database.read(events.list_page, page, call.tenant, only)
+    if page.ascending and rows and after is None:
+        after = rows[-1]["id"]
     bodies = [msgspec.Raw(row["body"]) for row in rows]
     return Answer(content={"data": bodies, "next": after})
 
 
 async def get(call: Call) -> Answer:
-    """GET /v1/events/{id}: the very bytes that subscribers get."""
-    event = await call.context.database.read(events.get, call.tenant, call.path["id"])
+    """GET /v1/events/{id}: the bytes that are sent to subscribers."""
+    event = await call.database.read(events.get, call.tenant, call.path["id"])
     if event is None:
         raise not_found("event")
     return Answer(body=event.body)

@@ -1,34 +1,39 @@
-"""Generations: ask for one, look at it, wait for it, read its story, have upstream asked."""
+"""Generations: create, list, get or wait for one, its timeline, refresh."""
 
 import asyncio
 
-from service.api.call import Answer, Call, bad_query, listed
-from service.api.checks import (
-    METADATA_MAX,
-    METADATA_NAME,
-    METADATA_RULE,
-    METADATA_VALUE_MAX,
+from service.api.call import (
     MODEL_ID,
     MODEL_ID_RULE,
-    check_url,
-    metadata_errors,
+    Answer,
+    Call,
+    bad_query,
+    listed,
+    problem_answer,
 )
+from service.api.checks import check_url, metadata_errors
+from service.api.problem import FieldError, Problem, invalid, not_found
 from service.api.timeline import timeline
 from service.generations import submit
 from service.generations.submit import NewGeneration
 from service.model.clock import SECOND
-from service.model.errors import FieldError, Problem, invalid, not_found
 from service.model.generation import OPEN, TERMINAL, Generation
-from service.store import generations, pages
+from service.store import generations
 from service.store.database import Transaction
 from service.upstream import catalogue, wire
 
 WAIT_SECONDS_MAX = 60
-_RECHECK_SECONDS = 1.0  # Another process may bring the outcome.
+_RECHECK_SECONDS = 1.0  # Another process may record the outcome and can wake nobody here.
+
+_REFUSALS = {  # A refused upstream key is genhook's fault; lack of credits stays 402.
+    401: (502, "upstream_unauthorized"),
+    403: (502, "upstream_unauthorized"),
+    402: (402, "upstream_payment_required"),
+}
 
 
 async def create(call: Call) -> Answer:
-    """POST /v1/generations: stored, submitted upstream, answered 202."""
+    """POST /v1/generations: 202 with the generation, stored and submitted."""
     new = call.decode(NewGeneration)
     if errors := _errors(call, new):
         raise invalid("The request has wrong fields.", *errors)
@@ -36,11 +41,12 @@ async def create(call: Call) -> Answer:
     if new.notify_url is not None:
         check_url(context, new.notify_url, "/notify_url")
     generation, is_new = await context.database.write(_get_or_accept, call, new)
-    if is_new:  # To the end even if the client hangs up: the answer must be recorded.
+    if is_new:  # To the end even if the client hangs up: upstream's answer must be recorded.
         submitted = await asyncio.shield(call.parts.submitter.start(generation))
         generation = submitted.generation
         if submitted.refusal is not None:
-            raise _refused(generation, submitted.refusal)
+            # Not raised: the generation exists, so this answer is kept for Idempotency-Key.
+            return problem_answer(_problem(generation, submitted.refusal), call.request_id)
     return Answer(status=202, content=generation.view())
 
 
@@ -49,124 +55,113 @@ async def _get_or_accept(
 ) -> tuple[Generation, bool]:
     """Return the generation, and whether it is new.
 
-    A request that is repeated after a crash finds the first one's generation, which is not sent a
-    second time.
+    A request that is repeated after a crash gets the generation of the first one, which is not
+    submitted again.
     """
     generation = await generations.get(tx, call.resource_id)
     if generation is not None:
         return generation, False
-    return await submit.accept(tx, call.context, call.tenant, call.resource_id, new), True
+    return await submit.store_new(tx, call.context, call.tenant, call.resource_id, new), True
 
 
-_REFUSALS = {
-    401: (502, "upstream_unauthorized"),
-    403: (502, "upstream_unauthorized"),
-    402: (402, "upstream_payment_required"),
-}
-
-
-def _refused(generation: Generation, refusal: wire.Refused) -> Problem:
-    """Upstream's refusal as a problem: a wrong upstream key is our fault, no credits stays 402."""
+def _problem(generation: Generation, refusal: wire.Rejected) -> Problem:
+    """Return the problem that upstream's refusal is."""
     status, code = _REFUSALS.get(refusal.status, (422, "upstream_refused"))
     assert generation.error is not None
-    detail = (
-        f"Upstream refused {generation.id} with {refusal.status}: {generation.error['message']}"
+    message = generation.error["message"]
+    return Problem(
+        status, code, f"Upstream refused {generation.id} with {refusal.status}: {message}"
     )
-    return Problem(status, code, detail)
 
 
 def _errors(call: Call, new: NewGeneration) -> list[FieldError]:
-    errors = [*_text_errors(new), *metadata_errors(new.metadata, "/metadata")]
+    errors = [*_text_errors(new), *metadata_errors(new.metadata, "metadata")]
     model = call.context.catalogue.get(new.model)
     if model is not None:
-        found = catalogue.problems(model, new.input)
-        errors += [FieldError(f"/input{pointer}", message) for pointer, message in found]
+        problems = catalogue.problems(model, new.input)
+        errors += [FieldError(f"/input{pointer}", message) for pointer, message in problems]
     return errors
 
 
 def _text_errors(new: NewGeneration) -> list[FieldError]:
     if not MODEL_ID.fullmatch(new.model):
         return [FieldError("/model", MODEL_ID_RULE)]
-    forbidden = [name for name in ("model", "callback_url") if name in new.input]
-    return [FieldError(f"/input/{name}", "is set by genhook") for name in forbidden]
+    names = [name for name in ("model", "callback_url") if name in new.input]
+    return [FieldError(f"/input/{name}", "is set by genhook") for name in names]
 
 
-async def get_one(call: Call) -> Generation:
-    """The generation that the path names, if it is the tenant's; else Problem 404."""
-    found = await call.context.database.read(generations.get, call.path["id"])
-    if found is None or found.tenant != call.tenant:
+async def _get(call: Call) -> Generation:
+    """Read the generation of the path; Problem 404 unless it is there and the tenant's."""
+    generation = await call.database.read(generations.get, call.path["id"])
+    if generation is None or generation.tenant != call.tenant:
         raise not_found("generation")
-    return found
+    return generation
 
 
 async def get(call: Call) -> Answer:
-    """GET /v1/generations/{id}, held with `?wait` until it is terminal."""
-    wait = call.query_integer("wait", 0, 0, WAIT_SECONDS_MAX)
-    generation = await get_one(call)
-    if wait and not generation.is_terminal:
-        generation = await _wait(call, generation, wait)
+    """GET /v1/generations/{id}: with `wait`, once it is terminal or the seconds have passed."""
+    wait_seconds = call.query_integer("wait", 0, 0, WAIT_SECONDS_MAX)
+    generation = await _get(call)
+    if wait_seconds and not generation.is_terminal:
+        generation = await _wait(call, generation.id, wait_seconds)
     return Answer(content=generation.view())
 
 
-async def _wait(call: Call, generation: Generation, seconds: float) -> Generation:
+async def _wait(call: Call, generation_id: str, seconds: float) -> Generation:
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + seconds
     waiters = call.context.waiters
-    ended = waiters.add(generation.id)
+    ended = waiters.add(generation_id)
     try:
-        while not (generation := await get_one(call)).is_terminal and loop.time() < ends_at:
+        while not (generation := await _get(call)).is_terminal and loop.time() < ends_at:
             try:
                 remaining = min(_RECHECK_SECONDS, ends_at - loop.time())
                 await asyncio.wait_for(ended.wait(), max(remaining, 0))
             except TimeoutError:
                 continue
     finally:
-        waiters.remove(generation.id, ended)
+        waiters.remove(generation_id, ended)
     return generation
 
 
 async def list_(call: Call) -> Answer:
     """GET /v1/generations."""
-    only = pages.Generations(
+    only = generations.Filter(
         status=call.query_choice("status", (*OPEN, *TERMINAL)),
         model=call.query_model(),
         created_after=call.query_time("created_after"),
         created_before=call.query_time("created_before"),
-        metadata=_wanted_metadata(call),
+        metadata=_query_metadata(call),
     )
-    rows, more = await call.context.database.read(
-        pages.generations, call.page("gen"), call.tenant, only
+    rows, after = await call.database.read(
+        generations.list_page, call.page("gen"), call.tenant, only
     )
-    return listed([generations.generation(row).view() for row in rows], more=more)
+    return listed([generations.from_row(row).view() for row in rows], after)
 
 
-def _wanted_metadata(call: Call) -> dict[str, str]:
+def _query_metadata(call: Call) -> dict[str, str]:
     prefix = "metadata."
-    wanted = {n.removeprefix(prefix): v for n, v in call.query.items() if n.startswith(prefix)}
-    if len(wanted) > METADATA_MAX:
-        raise bad_query("metadata", f"may be asked for {METADATA_MAX} names at most")
-    for name, value in wanted.items():
-        if not METADATA_NAME.fullmatch(name) or len(value) > METADATA_VALUE_MAX:
-            raise bad_query("metadata", METADATA_RULE)
-    return wanted
+    metadata = {n.removeprefix(prefix): v for n, v in call.query.items() if n.startswith(prefix)}
+    if errors := metadata_errors(metadata, "metadata"):
+        raise bad_query("metadata", errors[0].message)
+    return metadata
 
 
-async def story(call: Call) -> Answer:
+async def get_timeline(call: Call) -> Answer:
     """GET /v1/generations/{id}/timeline."""
-    generation = await get_one(call)
-    entries = await call.context.database.read(timeline, generation)
+    generation = await _get(call)
+    entries = await call.database.read(timeline, generation)
     return Answer(content={"data": entries, "next": None})
 
 
 async def refresh(call: Call) -> Answer:
-    """POST /v1/generations/{id}/refresh: ask upstream now, once a second at most."""
-    generation = await get_one(call)
+    """POST /v1/generations/{id}/refresh: ask upstream now, at most once a second."""
+    generation = await _get(call)
     if generation.status in ("succeeded", "failed"):
         return Answer(content=generation.view())
-    now = call.context.clock()
-    poller = call.poller
-    fresh = generation.last_poll_at is None or now - generation.last_poll_at >= SECOND
-    if generation.id in poller.in_flight or fresh:
+    poller, polled_at = call.parts.poller, generation.last_poll_at
+    may_ask = polled_at is None or call.context.clock() - polled_at >= SECOND
+    if generation.id in poller.in_flight or may_ask:
         await asyncio.shield(poller.start(generation))
-        generation = await get_one(call)
+        generation = await _get(call)
     return Answer(content=generation.view())

@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: the same request twice is answered once and stored, secrets sealed."""
+"""`Idempotency-Key`: a repeated request gets the stored answer. Answers are sealed at rest."""
 
 import contextlib
 import hashlib
@@ -8,18 +8,19 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from service.api.call import Answer, Call
+from service.api.problem import Problem
 from service.model.clock import DAY, MINUTE
-from service.model.errors import Problem, StorageError
+from service.model.errors import StorageError
 from service.model.ids import new_id
-from service.store import keys
+from service.store import idempotency
 from service.store.database import Transaction
 
-KEPT_MS = DAY
-ABANDONED_MS = 5 * MINUTE  # Longer than any request runs: its process has died.
-_NAME = re.compile(r"[\x21-\x7e]{1,255}")
+RETENTION_MS = DAY
+ABANDONED_MS = 5 * MINUTE  # No request runs for so long: its process has died.
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
-class _Kept(msgspec.Struct, frozen=True):
+class _StoredAnswer(msgspec.Struct, frozen=True):
     """An answer as it is sealed."""
 
     status: int
@@ -29,82 +30,74 @@ class _Kept(msgspec.Struct, frozen=True):
 
 
 async def once(
-    call: Call, operation: str, prefix: str, make: Callable[[Call], Awaitable[Answer]]
+    call: Call, operation: str, prefix: str, create: Callable[[Call], Awaitable[Answer]]
 ) -> Answer:
-    """Run `make` unless its answer is stored already.
+    """Answer with what `create` returns, or with its stored answer if the request is a repeat.
 
-    The id of what will be created is drawn first and kept with the key, so that a request that is
-    repeated after a crash finds what the first one made instead of making another.
+    The id of the new resource is stored with the key, before `create` runs. A request that is
+    repeated after a crash gets the same id, and `create` finds what the first one created.
     """
     fresh_id = new_id(prefix, call.context.clock())
-    name = call.headers.get("idempotency-key")
-    if name is None:
-        return await make(msgspec.structs.replace(call, resource_id=fresh_id))
-    if not _NAME.fullmatch(name):
-        raise Problem(
-            400, "invalid_header", "Idempotency-Key must be 1 to 255 visible ASCII characters."
-        )
-    scoped = f"{call.key.id}:{name}"
+    key = call.headers.get("idempotency-key")
+    if key is None:
+        return await create(msgspec.structs.replace(call, resource_id=fresh_id))
+    if not _KEY.fullmatch(key):
+        detail = "Idempotency-Key must be 1 to 255 visible ASCII characters."
+        raise Problem(400, "invalid_header", detail)
+    scoped = f"{call.key.id}:{key}"
     fingerprint = hashlib.sha256(operation.encode() + b"\0" + call.body).digest()
-    database = call.context.database
-    found = await database.write(_begin, call, scoped, fingerprint, fresh_id)
-    if isinstance(found, _Kept):
-        headers = {**found.headers, "Idempotency-Replayed": "true"}
-        return Answer(
-            status=found.status, media_type=found.media_type, body=found.body, headers=headers
-        )
+    database = call.database
+    claimed = await database.write(_claim, call, scoped, fingerprint, fresh_id)
+    if isinstance(claimed, Answer):
+        return claimed
     try:
-        answer = await _made(call, make, found)
-        kept = _Kept(answer.status, answer.media_type, answer.encoded(), dict(answer.headers))
-        sealed = call.context.vault.seal(msgspec.json.encode(kept), f"answer:{scoped}")
-        await database.write(keys.finish, call.tenant, scoped, answer.status, sealed)
+        answer = await create(msgspec.structs.replace(call, resource_id=claimed))
+        sealed = _seal(call, scoped, answer)
+        await database.write(idempotency.store_answer, call.tenant, scoped, answer.status, sealed)
     except Problem:
-        await database.write(keys.release, call.tenant, scoped)
+        await database.write(idempotency.release, call.tenant, scoped)
         raise
     except StorageError:
-        # Nobody runs it any more: who asks again finds what was made, under the same id.
+        # The request has ended: a repeat need not wait, and finds what was created by its id.
         with contextlib.suppress(StorageError):
-            await database.write(keys.abandon, call.tenant, scoped, ABANDONED_MS)
+            await database.write(idempotency.age, call.tenant, scoped, ABANDONED_MS)
         raise
     return answer
 
 
-async def _made(call: Call, make: Callable[[Call], Awaitable[Answer]], resource_id: str) -> Answer:
-    """What `make` answers; a refusal by upstream too, for its generation exists and has failed."""
-    try:
-        return await make(msgspec.structs.replace(call, resource_id=resource_id))
-    except Problem as problem:
-        if not problem.code.startswith("upstream_"):
-            raise
-        return Answer(
-            status=problem.status,
-            content=problem.document(call.request_id),
-            media_type="application/problem+json",
-        )
-
-
-async def _begin(
+async def _claim(
     tx: Transaction, call: Call, scoped: str, fingerprint: bytes, fresh_id: str
-) -> _Kept | str:
-    """The kept answer, or the id under which to make it; Problem if the key cannot be used."""
-    row = await keys.find_answer(tx, call.tenant, scoped)
-    if row is None or row["created_at"] <= tx.now - KEPT_MS:
-        await keys.claim(tx, call.tenant, scoped, fingerprint, fresh_id)
+) -> Answer | str:
+    """Return the stored answer, or the id of what to create; Problem if the key is in use."""
+    row = await idempotency.get(tx, call.tenant, scoped)
+    if row is None or row["created_at"] <= tx.now - RETENTION_MS:
+        await idempotency.claim(tx, call.tenant, scoped, fingerprint, fresh_id)
         return fresh_id
     if row["request_sha256"] != fingerprint:
-        raise Problem(
-            422, "idempotency_key_reused", "This Idempotency-Key came with another request before."
-        )
+        detail = "This Idempotency-Key was used for another request."
+        raise Problem(422, "idempotency_key_reused", detail)
     if row["sealed_answer"] is not None:
-        plain = call.context.vault.open(row["sealed_answer"], f"answer:{scoped}")
-        return msgspec.json.decode(plain, type=_Kept)
+        return _unseal(call, scoped, row["sealed_answer"])
     if row["created_at"] > tx.now - ABANDONED_MS:
-        raise Problem(
-            409,
-            "idempotency_key_in_use",
-            "The first request with this key is still running.",
-            retry_after_seconds=1,
-        )
+        detail = "The first request with this key is still running."
+        raise Problem(409, "idempotency_key_in_use", detail, headers={"retry-after": "1"})
     resource_id: str = row["resource_id"]
-    await keys.claim(tx, call.tenant, scoped, fingerprint, resource_id)
+    await idempotency.claim(tx, call.tenant, scoped, fingerprint, resource_id)
     return resource_id
+
+
+def _seal(call: Call, scoped: str, answer: Answer) -> bytes:
+    body, headers = answer.encoded(), dict(answer.headers)
+    stored = _StoredAnswer(answer.status, answer.media_type, body, headers)
+    return call.context.vault.seal(msgspec.json.encode(stored), f"answer:{scoped}")
+
+
+def _unseal(call: Call, scoped: str, sealed: bytes) -> Answer:
+    plain = call.context.vault.open(sealed, f"answer:{scoped}")
+    stored = msgspec.json.decode(plain, type=_StoredAnswer)
+    return Answer(
+        status=stored.status,
+        media_type=stored.media_type,
+        body=stored.body,
+        headers={**stored.headers, "Idempotency-Replayed": "true"},
+    )

@@ -1,19 +1,22 @@
-"""The catalogue of models, as clients see it."""
+"""Models: list the catalogue, get a model."""
 
 from typing import Any
 
 from service.api.call import Answer, Call
-from service.model.errors import not_found
+from service.api.problem import not_found
 from service.upstream.catalogue import Model
+
+_FIELDS = ("id", "family", "provider", "path", "credits", "parameters", "callbacks")
 
 
 async def list_(call: Call) -> Answer:
-    """GET /v1/models: every value that `model` may take."""
-    return Answer(content={"data": [_view(m) for m in call.context.catalogue.models], "next": None})
+    """GET /v1/models: every model, not paged."""
+    views = [_view(model) for model in call.context.catalogue.models]
+    return Answer(content={"data": views, "next": None})
 
 
 async def get(call: Call) -> Answer:
-    """GET /v1/models/{id}; a page id such as `imagen-4` finds the model that it stands for."""
+    """GET /v1/models/{id}; a page id such as `imagen-4` is an alias of one of its models."""
     model = call.context.catalogue.get(call.path["id"])
     if model is None:
         raise not_found("model")
@@ -21,12 +24,4 @@ async def get(call: Call) -> Answer:
 
 
 def _view(model: Model) -> dict[str, Any]:
-    return {
-        "id": model.id,
-        "family": model.family,
-        "provider": model.provider,
-        "path": model.path,
-        "credits": model.credits,
-        "parameters": model.parameters,
-        "callbacks": model.callbacks,
-    }
+    return {name: getattr(model, name) for name in _FIELDS}

@@ -1,22 +1,24 @@
-"""The fast path: callbacks are verified and stored before they are answered."""
+"""Receives callbacks from upstream: verify, store, then answer."""
+
+import asyncio
 
 import msgspec
 
 from service.api.asgi import (
     BodyTooLargeError,
     DisconnectedError,
-    Message,
     Receive,
     Scope,
     Send,
-    problem,
     read_body,
+    send_problem,
 )
+from service.api.problem import Problem, internal_error, unavailable
 from service.api.signatures import SCHEMES, SignatureError
 from service.context import UPSTREAM, Context
 from service.generations import ingest
 from service.model.clock import SECOND
-from service.model.errors import Problem, SettingsError, StorageError
+from service.model.errors import SettingsError, StorageError
 from service.model.ids import new_id
 from service.store import callbacks
 from service.store.callbacks import Arrival
@@ -24,11 +26,13 @@ from service.telemetry import log, metrics
 from service.upstream.callback_url import TokenError
 
 PREFIX = f"/callbacks/{UPSTREAM}/"
-REJECTIONS_PER_SECOND = 20  # More are answered, but not stored: strangers fill no disk.
+READ_ON_LOOP_BYTES = 65_536
+REJECTIONS_PER_SECOND = 20  # More are answered but not stored: forgers cannot fill the disk.
+HEADERS_MAX = 100  # More are not stored.
 
 _log = log.get()
 _OK = b'{"status":"ok"}'
-_HEADERS_KEPT = 100
+_OK_TYPE, _OK_LENGTH = (b"content-type", b"application/json"), (b"content-length", b"15")
 _validate = msgspec.json.Decoder(msgspec.Raw).decode
 
 
@@ -37,6 +41,7 @@ class Receiver:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._proof_writer = ingest.ProofWriter(context)
         self._rejections = (0, 0)
         scheme = context.settings.upstream_signature
         self._scheme = SCHEMES[scheme] if scheme else None
@@ -48,32 +53,28 @@ class Receiver:
             raise SettingsError(f"GENHOOK_UPSTREAM_SIGNATURE_SECRET: {error}.") from None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Verify, store, answer: 2xx is sent only after the commit."""
+        """Answer 200 after the callback is committed, else a problem."""
         now = self._context.clock()
         arrival = Arrival(
             id=new_id("cb", now),
             upstream=UPSTREAM,
             received_at=now,
-            headers=scope["headers"][:_HEADERS_KEPT],
+            headers=scope["headers"][:HEADERS_MAX],
         )
         request_id = "req" + arrival.id[2:]
         try:
             await self._verify(arrival, scope, receive)
             verdict = await self._store(arrival)
-        except Problem as found:
-            await problem(send, found, request_id)
+        except Problem as error:
+            await send_problem(send, error, request_id)
         except StorageError as error:
             _log.error("callback.not_stored", error=str(error), request_id=request_id)
-            busy = Problem(
-                503, "storage_unavailable", "The callback was not stored.", retry_after_seconds=1
-            )
-            await problem(send, busy, request_id)
+            await send_problem(send, unavailable("The callback was not stored."), request_id)
         except DisconnectedError:
             return
-        except Exception:  # noqa: BLE001  upstream is told to come again, the log the traceback
+        except Exception:  # noqa: BLE001  upstream sends the callback again after a 500
             _log.exception("callback.failed", request_id=request_id)
-            broken = Problem(500, "internal_error", "Something went wrong here.")
-            await problem(send, broken, request_id)
+            await send_problem(send, internal_error(), request_id)
         else:
             metrics.callbacks.add(1, verdict)
             await _answer_ok(send, request_id)
@@ -88,27 +89,28 @@ class Receiver:
             )
 
     async def _verify(self, arrival: Arrival, scope: Scope, receive: Receive) -> None:
-        """Fill in the arrival, once the token and, where there is one, the signature prove it."""
+        """Complete the arrival; Problem if its token, its size or its signature is not accepted."""
         path, settings = scope["path"], self._context.settings
         try:
             token = path[len(PREFIX) :] if path.startswith(PREFIX) else ""
             claim = self._context.tokens.read(token, arrival.received_at)
         except TokenError as error:
             await self._reject(arrival, f"token_{error.reason}")
-            raise Problem(404, "token_invalid", "There is nothing at this address.") from None
+            raise _token_invalid() from None
         arrival.generation_id, arrival.nonce = claim.generation_id, claim.nonce
         try:
             arrival.body = await read_body(scope, receive, settings.callback_body_bytes)
         except BodyTooLargeError as error:
             await self._reject(arrival, "body_too_large")
-            raise Problem(413, "body_too_large", str(error)) from None
+            headers = {"connection": "close"}
+            raise Problem(413, "body_too_large", str(error), headers=headers) from None
         arrival.readable = _readable(arrival.body)
-        proved = await self._proves_body(arrival)
+        proved = await self._verify_signature(arrival)
         if proved or settings.callback_trust == "body":
             arrival.trust = "body"
 
-    async def _proves_body(self, arrival: Arrival) -> bool:
-        """True if a signature proves the body; Problem 401 if one is due and does not hold."""
+    async def _verify_signature(self, arrival: Arrival) -> bool:
+        """Return whether a signature proves the body; Problem 401 if it is not valid."""
         if self._scheme is None:
             return False
         headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in arrival.headers}
@@ -116,13 +118,12 @@ class Receiver:
             self._scheme.verify(arrival.body, headers, self._secrets, arrival.received_at)
         except SignatureError as error:
             await self._reject(arrival, f"signature_{error.reason}")
-            raise Problem(
-                401, "signature_invalid", "The callback's signature does not hold."
-            ) from None
+            detail = "The callback's signature is not valid."
+            raise Problem(401, "signature_invalid", detail) from None
         return self._scheme.proves_body
 
     async def _reject(self, arrival: Arrival, reason: str) -> None:
-        """Store what was rejected, as far as there is room; the answer does not depend on it."""
+        """Store a rejected callback if few were this second; it is answered all the same."""
         metrics.callbacks.add(1, "rejected")
         second, count = self._rejections
         this_second = arrival.received_at // SECOND
@@ -137,19 +138,30 @@ class Receiver:
         except StorageError as error:
             _log.error("callback.not_stored", error=str(error))
 
+    async def _read(self, arrival: Arrival) -> ingest.Proof:
+        """Read a body that is proof, a large one in a thread."""
+        if len(arrival.body) <= READ_ON_LOOP_BYTES:
+            return ingest.read_proof(self._context, arrival)
+        return await asyncio.to_thread(ingest.read_proof, self._context, arrival)
+
     async def _store(self, arrival: Arrival) -> str:
         database = self._context.database
         verdict: str | None
         if arrival.trust == "body":
-            verdict = await database.write(ingest.believe, self._context, arrival)
+            proof = await self._read(arrival)
+            verdict = await database.write_batched(self._proof_writer.write, proof)
         else:
-            verdict = await database.write_batched(ingest.receive, arrival)
+            verdict = await database.write_batched(ingest.store_hints, arrival)
             self._context.signals.poll.set()
         if verdict is None:
             self._context.tokens.forget(arrival.generation_id)
             await self._reject(arrival, "token_revoked")
-            raise Problem(404, "token_invalid", "There is nothing at this address.")
+            raise _token_invalid()
         return verdict
+
+
+def _token_invalid() -> Problem:
+    return Problem(404, "token_invalid", "There is nothing at this address.")
 
 
 def _readable(body: bytes) -> bool:
@@ -161,14 +173,6 @@ def _readable(body: bytes) -> bool:
 
 
 async def _answer_ok(send: Send, request_id: str) -> None:
-    start: Message = {
-        "type": "http.response.start",
-        "status": 200,
-        "headers": [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"15"),
-            (b"x-request-id", request_id.encode()),
-        ],
-    }
-    await send(start)
+    headers = [_OK_TYPE, _OK_LENGTH, (b"x-request-id", request_id.encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": _OK})

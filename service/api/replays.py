@@ -1,22 +1,19 @@
-"""Replays: events that are stored, sent again; counted first where that is all that is wanted."""
+"""Replays: create, list, get, cancel."""
 
-import re
 from typing import Annotated, Literal
 
 import msgspec
 
-from service.api.call import Answer, Call, listed
-from service.api.checks import type_errors
-from service.api.subscribers import Rate
+from service.api import subscribers
+from service.api.call import Answer, Call, is_id, listed
+from service.api.checks import Rate, type_errors
+from service.api.problem import FieldError, Problem, invalid, not_found, subscriber_disabled
 from service.delivery import replay as replaying
 from service.model.clock import parse_rfc3339
-from service.model.errors import FieldError, Problem, invalid, not_found
 from service.model.replay import Replay
-from service.model.subscriber import Subscriber
-from service.store import pages, replays, subscribers
+from service.store import pages, replays
 from service.store.database import Transaction
 
-_SUBSCRIBER_ID = re.compile(r"sub_[0-9a-f]{32}")
 Time = Annotated[str, msgspec.Meta(max_length=64)]
 
 
@@ -33,10 +30,10 @@ class New(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 async def create(call: Call) -> Answer:
-    """POST /v1/replays: 202; a dry run is done at once."""
+    """POST /v1/replays: 202; a dry run is done already."""
     new = call.decode(New)
-    since_at, until_at = _checked(new)
-    subscriber = await call.context.database.read(_subscriber, call, new.subscriber_id)
+    since_at, until_at = _check(new)
+    subscriber = await call.database.read(subscribers.find, call, new.subscriber_id)
     now = call.context.clock()
     replay = Replay(
         id=call.resource_id,
@@ -44,7 +41,7 @@ async def create(call: Call) -> Answer:
         subscriber_id=new.subscriber_id,
         since_at=since_at,
         until_at=until_at,
-        event_types=replaying.wanted_types(subscriber, new.event_types),
+        event_types=replaying.event_types(subscriber, new.event_types),
         only_dead=new.only == "dead",
         rate_per_second=new.rate_per_second,
         dry_run=new.dry_run,
@@ -57,20 +54,18 @@ async def create(call: Call) -> Answer:
         finished_at=now if new.dry_run else None,
     )
     started = await replaying.start(call.context, replay, subscriber)
+    if started == "subscriber_disabled":
+        raise subscriber_disabled()
+    if started == "replay_running":
+        detail = "A replay to this subscriber is running; wait for it or cancel it."
+        raise Problem(409, "conflict", detail)
     return Answer(status=202, content=started.view())
 
 
-async def _subscriber(tx: Transaction, call: Call, subscriber_id: str) -> Subscriber:
-    found = await subscribers.get(tx, subscriber_id)
-    if found is None or found.tenant != call.tenant or found.is_notify:
-        raise not_found("subscriber")
-    return found
-
-
-def _checked(new: New) -> tuple[int, int]:
-    """The span in milliseconds; Problem 422 with every field that is wrong."""
-    errors: list[FieldError] = type_errors(new.event_types)
-    if not _SUBSCRIBER_ID.fullmatch(new.subscriber_id):
+def _check(new: New) -> tuple[int, int]:
+    """Return `since` and `until` in milliseconds; Problem 422 with every wrong field."""
+    errors = type_errors(new.event_types)
+    if not is_id(new.subscriber_id, "sub"):
         errors.append(FieldError("/subscriber_id", "must be the id of a subscriber"))
     times: list[int] = []
     for name, text in (("since", new.since), ("until", new.until)):
@@ -85,36 +80,37 @@ def _checked(new: New) -> tuple[int, int]:
     return times[0], times[1]
 
 
-def _own(call: Call, found: Replay | None) -> Replay:
-    if found is None or found.tenant != call.tenant:
+async def _get(tx: Transaction, call: Call) -> Replay:
+    replay = await replays.get(tx, call.path["id"])
+    if replay is None or replay.tenant != call.tenant:
         raise not_found("replay")
-    return found
+    return replay
 
 
 async def get(call: Call) -> Answer:
     """GET /v1/replays/{id}."""
-    found = await call.context.database.read(replays.get, call.path["id"])
-    return Answer(content=_own(call, found).view())
+    replay = await call.database.read(_get, call)
+    return Answer(content=replay.view())
 
 
 async def list_(call: Call) -> Answer:
     """GET /v1/replays."""
-    rows, more = await call.context.database.read(
-        pages.page, pages.REPLAYS, call.page("rpl"), ["tenant = :tenant"], {"tenant": call.tenant}
+    rows, after = await call.database.read(
+        pages.read, pages.of_tenant("replays"), call.page("rpl"), {"tenant": call.tenant}
     )
-    return listed([replays.replay(row).view() for row in rows], more=more)
+    return listed([replays.from_row(row).view() for row in rows], after)
 
 
 async def cancel(call: Call) -> Answer:
-    """POST /v1/replays/{id}/cancel: once is as good as twice; 409 if it is done."""
-    canceled = await call.context.database.write(_cancel, call)
-    return Answer(content=canceled.view())
+    """POST /v1/replays/{id}/cancel: canceling twice is like once; 409 if it is done."""
+    replay = await call.database.write(_cancel, call)
+    return Answer(content=replay.view())
 
 
 async def _cancel(tx: Transaction, call: Call) -> Replay:
-    replay = _own(call, await replays.get(tx, call.path["id"]))
+    replay = await _get(tx, call)
     if replay.status == "done":
-        raise Problem(409, "conflict", "The replay has made all its deliveries already.")
+        raise Problem(409, "conflict", "The replay is done: all its deliveries exist.")
     if replay.status == "canceled":
         return replay
     return await replaying.cancel(tx, call.context, replay)

@@ -1,39 +1,47 @@
-"""Every operation in one table: method, path, handler, and who may call."""
+"""The table of operations: method, path, function, scope, query parameters."""
 
 from collections.abc import Awaitable, Callable
 from typing import Literal, NamedTuple
 
 from service.api import (
-    account,
     callbacks,
     deliveries,
     events,
     generations,
+    keys,
     models,
     replays,
+    signing_secret,
     subscribers,
     system,
+    usage,
 )
 from service.api.call import PAGING, Answer, Call
+from service.model.key import Scope
 
-Who = Literal["open", "submit", "read", "manage", "admin"]
 NONE: frozenset[str] = frozenset()
 
 
 class Operation(NamedTuple):
     """One operation.
 
-    `makes` is the id prefix of what a POST creates: such a POST takes `Idempotency-Key`.
-    `reads`: it reads a body; so does every operation that makes something.
+    scope: what the key needs; `open` operations need no key, unless a setting closes them.
+    creates: the id prefix of what a POST creates; such a POST takes `Idempotency-Key`.
+    takes_body: whether it reads a body. An operation that creates always does.
     """
 
     method: str
     path: str
-    handler: Callable[[Call], Awaitable[Answer]]
-    who: Who
+    run: Callable[[Call], Awaitable[Answer]]
+    scope: Scope | Literal["open"]
     query: frozenset[str] = NONE
-    makes: str = ""
-    reads: bool = False
+    creates: str = ""
+    takes_body: bool = False
+
+    @property
+    def reads_body(self) -> bool:
+        """Whether the body is read and decoded."""
+        return self.takes_body or self.creates != ""
 
 
 _GENERATIONS = PAGING | {"status", "model", "created_after", "created_before", "metadata."}
@@ -42,48 +50,45 @@ _DELIVERIES = PAGING | {"status", "subscriber_id", "event_id"}
 _EVENTS = PAGING | {"type", "generation_id"}
 _WAIT, _SECONDS = frozenset({"wait"}), frozenset({"seconds"})
 _USAGE = frozenset({"since", "until", "model"})
+_SUBSCRIBER = "/v1/subscribers/{id}"
+_ROTATE, _ROTATE_OWN = f"{_SUBSCRIBER}/rotate-secret", "/v1/signing-secret/rotate"
 
 OPERATIONS = (
-    Operation("POST", "/v1/generations", generations.create, "submit", makes="gen"),
+    Operation("POST", "/v1/generations", generations.create, "submit", creates="gen"),
     Operation("GET", "/v1/generations", generations.list_, "read", _GENERATIONS),
     Operation("GET", "/v1/generations/{id}", generations.get, "read", _WAIT),
-    Operation("GET", "/v1/generations/{id}/timeline", generations.story, "read"),
+    Operation("GET", "/v1/generations/{id}/timeline", generations.get_timeline, "read"),
     Operation("POST", "/v1/generations/{id}/refresh", generations.refresh, "submit"),
     Operation("GET", "/v1/models", models.list_, "read"),
     Operation("GET", "/v1/models/{id:path}", models.get, "read"),
     Operation("GET", "/v1/callbacks", callbacks.list_, "read", _CALLBACKS),
     Operation("GET", "/v1/callbacks/{id}", callbacks.get, "read"),
-    Operation("POST", "/v1/subscribers", subscribers.create, "manage", makes="sub"),
+    Operation("POST", "/v1/subscribers", subscribers.create, "manage", creates="sub"),
     Operation("GET", "/v1/subscribers", subscribers.list_, "manage", PAGING),
-    Operation("GET", "/v1/subscribers/{id}", subscribers.get, "manage"),
-    Operation("PATCH", "/v1/subscribers/{id}", subscribers.update, "manage", reads=True),
-    Operation("DELETE", "/v1/subscribers/{id}", subscribers.delete, "manage"),
-    Operation("GET", "/v1/subscribers/{id}/secret", subscribers.secret, "manage"),
-    Operation(
-        "POST", "/v1/subscribers/{id}/rotate-secret", subscribers.rotate, "manage", reads=True
-    ),
-    Operation("POST", "/v1/subscribers/{id}/test", subscribers.test, "manage"),
-    Operation("GET", "/v1/subscribers/{id}/stats", subscribers.stats_, "read"),
-    Operation("GET", "/v1/signing-secret", account.signing_secret, "manage"),
-    Operation(
-        "POST", "/v1/signing-secret/rotate", account.rotate_signing_secret, "manage", reads=True
-    ),
+    Operation("GET", _SUBSCRIBER, subscribers.get, "manage"),
+    Operation("PATCH", _SUBSCRIBER, subscribers.update, "manage", takes_body=True),
+    Operation("DELETE", _SUBSCRIBER, subscribers.delete, "manage"),
+    Operation("GET", f"{_SUBSCRIBER}/secret", subscribers.get_secret, "manage"),
+    Operation("POST", _ROTATE, subscribers.rotate_secret, "manage", takes_body=True),
+    Operation("POST", f"{_SUBSCRIBER}/test", subscribers.test, "manage"),
+    Operation("GET", f"{_SUBSCRIBER}/stats", subscribers.get_stats, "read"),
+    Operation("GET", "/v1/signing-secret", signing_secret.get, "manage"),
+    Operation("POST", _ROTATE_OWN, signing_secret.rotate, "manage", takes_body=True),
     Operation("GET", "/v1/events", events.list_, "read", _EVENTS),
     Operation("GET", "/v1/events/{id}", events.get, "read"),
     Operation("GET", "/v1/deliveries", deliveries.list_, "read", _DELIVERIES),
     Operation("GET", "/v1/deliveries/{id}", deliveries.get, "read"),
     Operation("POST", "/v1/deliveries/{id}/retry", deliveries.retry, "manage"),
-    Operation("POST", "/v1/replays", replays.create, "manage", makes="rpl"),
+    Operation("POST", "/v1/replays", replays.create, "manage", creates="rpl"),
     Operation("GET", "/v1/replays", replays.list_, "manage", PAGING),
     Operation("GET", "/v1/replays/{id}", replays.get, "manage"),
     Operation("POST", "/v1/replays/{id}/cancel", replays.cancel, "manage"),
-    Operation("GET", "/v1/usage", account.usage, "read", _USAGE),
-    Operation("POST", "/v1/keys", account.create_key, "admin", makes="key"),
-    Operation("GET", "/v1/keys", account.list_keys, "admin", PAGING),
-    Operation("GET", "/v1/keys/{id}", account.get_key, "admin"),
-    Operation("DELETE", "/v1/keys/{id}", account.revoke_key, "admin"),
+    Operation("GET", "/v1/usage", usage.get, "read", _USAGE),
+    Operation("POST", "/v1/keys", keys.create, "admin", creates="key"),
+    Operation("GET", "/v1/keys", keys.list_, "admin", PAGING),
+    Operation("GET", "/v1/keys/{id}", keys.get, "admin"),
+    Operation("DELETE", "/v1/keys/{id}", keys.revoke, "admin"),
     Operation("POST", "/v1/tick", system.tick, "admin", _SECONDS),
-    Operation("GET", "/healthz", system.healthz, "open"),
     Operation("GET", "/readyz", system.readyz, "open"),
     Operation("GET", "/metrics", system.metrics_, "open"),
     Operation("GET", "/openapi.yaml", system.openapi, "open"),

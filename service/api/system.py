@@ -1,50 +1,44 @@
-"""Operations: health, readiness, metrics, the contract and a page that shows it, due work."""
+"""Operations: readiness, metrics, the OpenAPI document and its page, ticks."""
 
 import asyncio
 from importlib.resources import files
 from pathlib import Path
 
-from service.api.asgi import HEALTHY
 from service.api.call import Answer, Call
 from service.model.errors import StorageError
 from service.store import stats
 from service.telemetry import metrics
 
-TICK_SECONDS_MAX = 60
+TICK_SECONDS_DEFAULT, TICK_SECONDS_MAX = 10, 60
 SUBSCRIBER_LABELS_MAX = 20
 
 
-async def healthz(_call: Call) -> Answer:
-    """GET /healthz: the process answers."""
-    return Answer(content=HEALTHY)
-
-
 async def readyz(call: Call) -> Answer:
-    """GET /readyz: the database takes reads, its schema is ours, and somebody works."""
+    """GET /readyz: 200 if the database answers, its schema fits and the worker runs; else 503."""
     checks = {"database": "ok", "schema": "ok", "worker": "ok"}
     try:
-        checks["schema"] = await call.context.database.schema_problem() or "ok"
+        checks["schema"] = await call.database.schema_problem() or "ok"
     except StorageError as error:
-        checks["database"] = f"It does not answer: {error}."
-        checks["schema"] = "Not known."
-    if not call.worker.is_alive:
-        checks["worker"] = "It has stopped."
+        checks["database"] = f"The database does not answer: {error}."
+        checks["schema"] = "The schema is not known."
+    if not call.parts.worker.is_alive:
+        checks["worker"] = "The worker has stopped."
     ready = all(check == "ok" for check in checks.values())
     content = {"status": "ready" if ready else "unready", "checks": checks}
     return Answer(status=200 if ready else 503, content=content)
 
 
 async def metrics_(call: Call) -> Answer:
-    """GET /metrics, for Prometheus. A label per subscriber is only for those that wait longest."""
-    ages = await call.context.database.read(stats.oldest_owed)
+    """GET /metrics, for Prometheus. Only the subscribers that wait longest have a label."""
+    ages = await call.database.read(stats.oldest_undelivered)
     metrics.owed_to.read = lambda: len(ages)
     metrics.oldest.read = lambda: max(ages.values(), default=0.0)
-    metrics.oldest_by_subscriber.values = dict(stats.worst(ages, SUBSCRIBER_LABELS_MAX))
+    metrics.oldest_by_subscriber.values = dict(stats.longest_waiting(ages, SUBSCRIBER_LABELS_MAX))
     return Answer(body=metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def document() -> bytes:
-    """openapi.yaml, from the package or from the checkout."""
+    """Read openapi.yaml, from the package or the checkout."""
     packaged = Path(str(files("service"))) / "openapi.yaml"
     return (packaged if packaged.exists() else packaged.parents[1] / "openapi.yaml").read_bytes()
 
@@ -55,8 +49,8 @@ async def openapi(_call: Call) -> Answer:
 
 
 async def docs(_call: Call) -> Answer:
-    """GET /docs: the contract as a page, without scripts from elsewhere."""
-    from service.api import docs as page  # noqa: PLC0415  only here is YAML read
+    """GET /docs: the OpenAPI document as a page that loads nothing else."""
+    from service.api import docs as page  # noqa: PLC0415  only this reads YAML
 
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; "
@@ -68,6 +62,6 @@ async def docs(_call: Call) -> Answer:
 
 
 async def tick(call: Call) -> Answer:
-    """POST /v1/tick: due work, for platforms where no worker runs."""
-    seconds = call.query_integer("seconds", 10, 1, TICK_SECONDS_MAX)
-    return Answer(content=await call.worker.tick(seconds))
+    """POST /v1/tick: do due work, for platforms without a running worker."""
+    seconds = call.query_integer("seconds", TICK_SECONDS_DEFAULT, 1, TICK_SECONDS_MAX)
+    return Answer(content=await call.parts.worker.tick(seconds))

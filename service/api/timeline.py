@@ -1,14 +1,15 @@
-"""A generation's story in order: stored, submitted, callbacks, polls, events, attempts."""
+"""A generation's timeline: stored, submitted, callbacks, polls, events, attempts."""
 
 from typing import Any
 
 from service.model.clock import rfc3339
 from service.model.generation import Generation
+from service.model.ids import time_of
 from service.store import callbacks, deliveries, events, generations
 from service.store.database import Row, Transaction
 
 ENTRIES_MAX = 1_000
-Entry = tuple[int, int, dict[str, Any]]
+Entry = tuple[int, int, dict[str, Any]]  # Time, rank among entries of the same time, view.
 
 _SUBMISSION = {
     "taken": "Upstream took the submission.",
@@ -19,36 +20,31 @@ _SUBMISSION = {
 
 
 async def timeline(tx: Transaction, generation: Generation) -> list[dict[str, Any]]:
-    """Every entry, oldest first, at most ENTRIES_MAX."""
-    found = [
-        _entry(generation.created_at, 0, "stored", generation.id, "The request was stored.", {})
-    ]
+    """Return the entries, oldest first, at most ENTRIES_MAX."""
+    id_ = generation.id
+    entries = [_entry(generation.created_at, 0, "stored", id_, "The request was stored.", {})]
     if generation.submitted_at is not None:
         detail = {"task_id": generation.task_id}
         summary = "Upstream works on the generation."
-        found.append(_entry(generation.submitted_at, 2, "submitted", None, summary, detail))
-    found += [_exchange(row) for row in await generations.exchanges(tx, generation.id)]
-    found += [_callback(row) for row in await callbacks.of_generation(tx, generation.id)]
-    found += [_event(row) for row in await events.of_generation(tx, generation.id)]
-    found += [_attempt(r) for r in await deliveries.attempts_of_generation(tx, generation.id)]
-    found.sort(key=lambda entry: entry[:2])
-    return [entry for _at, _rank, entry in found[:ENTRIES_MAX]]
+        entries.append(_entry(generation.submitted_at, 2, "submitted", None, summary, detail))
+    entries += map(_exchange, await generations.exchanges(tx, id_))
+    entries += map(_callback, await callbacks.of_generation(tx, generation.tenant, id_))
+    entries += map(_event, await events.of_generation(tx, id_))
+    entries += map(_attempt, await deliveries.attempts_of_generation(tx, id_))
+    entries.sort(key=lambda entry: entry[:2])
+    return [view for _at, _rank, view in entries[:ENTRIES_MAX]]
 
 
 def _entry(
     at: int, rank: int, type_: str, id_: str | None, summary: str, detail: dict[str, Any]
 ) -> Entry:
-    shown = {"at": rfc3339(at), "type": type_, "id": id_, "summary": summary, "detail": detail}
-    return at, rank, shown
+    view = {"at": rfc3339(at), "type": type_, "id": id_, "summary": summary, "detail": detail}
+    return at, rank, view
 
 
 def _exchange(row: Row) -> Entry:
-    detail = {
-        "outcome": row["outcome"],
-        "status_code": row["status_code"],
-        "duration_ms": row["duration_ms"],
-        "said": row["detail"],
-    }
+    detail = {name: row[name] for name in ("outcome", "status_code", "duration_ms")}
+    detail["said"] = row["detail"]
     if row["kind"] == "submission":
         summary = _SUBMISSION[row["outcome"]]
         return _entry(row["at"], 1, "submission", None, summary, detail)
@@ -56,19 +52,19 @@ def _exchange(row: Row) -> Entry:
 
 
 def _callback(row: Row) -> Entry:
-    detail = {"verdict": row["verdict"], "reason": row["reason"], "trust": row["trust"]}
-    summary = f"A callback came: {row['verdict']}."
-    return _entry(row["received_at"], 3, "callback", row["id"], summary, detail)
+    detail = {name: row[name] for name in ("verdict", "reason", "trust")}
+    summary = f"A callback was received: {row['verdict']}."
+    return _entry(time_of(row["id"]), 3, "callback", row["id"], summary, detail)
 
 
 def _event(row: Row) -> Entry:
-    summary = f"The event {row['type']}."
-    return _entry(row["created_at"], 5, "event", row["id"], summary, {"type": row["type"]})
+    summary = f"The event {row['type']} was created."
+    return _entry(time_of(row["id"]), 5, "event", row["id"], summary, {"type": row["type"]})
 
 
 def _attempt(row: Row) -> Entry:
-    attempt = deliveries.attempt(row)
-    said = attempt.error_message or f"The subscriber answered {attempt.status_code}."
+    attempt = deliveries.attempt_from_row(row)
+    result = attempt.error_message or f"The subscriber answered {attempt.status_code}."
     detail = {
         "delivery_id": attempt.delivery_id,
         "subscriber_id": row["subscriber_id"],
@@ -78,5 +74,5 @@ def _attempt(row: Row) -> Entry:
         "error": attempt.view()["error"],
         "duration_ms": attempt.duration_ms,
     }
-    summary = f"Attempt {attempt.number}: {said}"
+    summary = f"Attempt {attempt.number}: {result}"
     return _entry(attempt.started_at, 6, "attempt", attempt.id, summary, detail)

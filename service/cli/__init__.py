@@ -1,1 +1,1 @@
-"""The command line: every way to run genhook, and clients of its API."""
+"""The command line: commands that run genhook, and commands that call its API."""

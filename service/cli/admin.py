@@ -3,46 +3,110 @@
 import argparse
 import asyncio
 import contextlib
-import re
-import secrets
+import os
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from service.app import App
 from service.cli import output
-from service.context import Context
-from service.delivery import tenants
+from service.cli.arguments import (
+    Echo,
+    add_command,
+    add_group,
+    add_json,
+    check,
+    define,
+    identifier,
+)
 from service.model.clock import now_ms
 from service.model.errors import CommandError
 from service.model.ids import new_id
-from service.model.key import Key
+from service.model.key import SCOPES, TENANT_NAME, TENANT_NAME_RULE, Key, new_key
 from service.settings import Settings, read_settings
-from service.store import keys, pages
-from service.store.database import Transaction
-from service.store.sqlite import schema
-from service.store.sqlite.database import Database
-from service.telemetry import log
-from service.worker import Done
 
-Say = Callable[[str], None]
+if TYPE_CHECKING:  # They take most of a second to import, and `--help` needs none of them.
+    from service.app import App
+    from service.context import Context
+    from service.store.sqlite.database import Transaction
+    from service.worker import WorkCounts
 
 KEYS_MAX = 1_000
-_TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
-def migrate(_options: argparse.Namespace, say: Say) -> int:
-    """Bring the database to the schema of this version, and say what that took."""
+def add_migrate(parser: argparse.ArgumentParser) -> None:
+    """The options of `genhook migrate`."""
+    define(parser, migrate, "GENHOOK_DATABASE_URL=sqlite:////var/lib/genhook.db genhook migrate")
+
+
+def add_tick(parser: argparse.ArgumentParser) -> None:
+    """The options of `genhook tick`."""
+    define(parser, tick, "* * * * * genhook tick --seconds 50")
+    parser.add_argument("--seconds", type=seconds, default=10.0, help="at most this long (10)")
+    add_json(parser)
+
+
+def add_keys(parser: argparse.ArgumentParser) -> None:
+    """The commands of `genhook keys`."""
+    group = add_group(parser)
+    create = add_command(
+        group,
+        "create",
+        "create an API key and show it, only this once",
+        create_key,
+        "genhook keys create --name 'web shop' --scopes submit,read",
+    )
+    create.add_argument("--name", required=True, type=name, help="what the key is for")
+    create.add_argument(
+        "--scopes",
+        required=True,
+        type=scopes,
+        help=f"of {', '.join(SCOPES)}, separated by commas",
+    )
+    create.add_argument("--tenant", default="default", help="whose rows it opens (default)")
+    add_json(create)
+    add_json(add_command(group, "list", "list every key", list_keys, "genhook keys list"))
+    example = "genhook keys revoke key_01a1f83ac6f470008f5b21d7c0e394a6"
+    revoke = add_command(group, "revoke", "revoke a key", revoke_key, example)
+    revoke.add_argument("id", type=identifier, metavar="ID")
+
+
+def seconds(text: str) -> float:
+    """A time of up to an hour."""
+    check(0 < float(text) <= 3_600, "above 0, at most 3600")
+    return float(text)
+
+
+def name(text: str) -> str:
+    """The name of a key."""
+    check(1 <= len(text) <= 100 and text.isprintable(), "1 to 100 printable characters")
+    return text
+
+
+def scopes(text: str) -> list[str]:
+    """Scopes, separated by commas."""
+    unique = list(dict.fromkeys(text.split(",")))
+    check(set(unique) <= {*SCOPES}, f"scopes, separated by commas, of: {', '.join(SCOPES)}")
+    return unique
+
+
+def migrate(_options: argparse.Namespace, echo: Echo) -> int:
+    """Bring the database to the schema of this version, and print each step."""
+    from service.store.sqlite import schema
+    from service.telemetry import log
+
     settings = read_settings()
     log.configure("warning")
-    for name in asyncio.run(_migrate(settings)):
-        say(f"applied {name}")
-    say(f"{settings.database_path} has schema {schema.latest()}, the one that this genhook needs.")
+    for step in asyncio.run(_migrate(settings)):
+        echo(f"applied {step}")
+    version = schema.latest()
+    echo(f"{settings.database_path} has schema {version}, the one that this genhook needs.")
     return 0
 
 
 async def _migrate(settings: Settings) -> list[str]:
+    from service.store.sqlite.database import Database
+
     database = Database(settings.database_path)
     await database.open()
     try:
@@ -51,29 +115,34 @@ async def _migrate(settings: Settings) -> list[str]:
         await database.close()
 
 
-def tick(options: argparse.Namespace, say: Say) -> int:
-    """Do what is due, once, for at most the given seconds."""
+def tick(options: argparse.Namespace, echo: Echo) -> int:
+    """Do due work, once, for at most so many seconds."""
+    from service.telemetry import log
+    from service.telemetry.redact import Redactor
+
     settings = read_settings()
-    log.configure(settings.log_level)
+    log.configure(settings.log_level, redactor=Redactor(settings.secrets, settings.public_url))
     done = asyncio.run(_tick(settings, options.seconds))
     if options.json:
-        say(msgspec.json.encode(done).decode())
+        echo(msgspec.json.encode(done).decode())
         return 0
     counts = {n: v for n, v in msgspec.structs.asdict(done).items() if n != "more" and v}
-    said = ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing was due"
-    say(f"{said}; more is due, or another process works on it" if done.more else said)
+    text = ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing was due"
+    echo(f"{text}; more is due, or another process works on it" if done.more else text)
     return 0
 
 
-async def _tick(settings: Settings, seconds: float) -> Done:
+async def _tick(settings: Settings, seconds: float) -> "WorkCounts":
     async with _started(settings) as app:
         assert app.worker is not None
         return await app.worker.tick(seconds)
 
 
 @contextlib.asynccontextmanager
-async def _started(settings: Settings) -> AsyncIterator[App]:
-    """The application with its database open, and nothing running."""
+async def _started(settings: Settings) -> AsyncIterator["App"]:
+    """Within, the application has its database open and nothing runs."""
+    from service.app import App
+
     app = App(settings)
     await app.start(worker=False)
     try:
@@ -82,13 +151,12 @@ async def _started(settings: Settings) -> AsyncIterator[App]:
         await app.stop()
 
 
-def create_key(options: argparse.Namespace, say: Say) -> int:
-    """Make an API key and show it, this once."""
-    log.configure("warning")
-    if not _TENANT.fullmatch(options.tenant):
-        raise CommandError("a tenant's name is 1 to 63 of a-z, 0-9, - and _.")
+def create_key(options: argparse.Namespace, echo: Echo) -> int:
+    """Create an API key and print it."""
+    if not TENANT_NAME.fullmatch(options.tenant):
+        raise CommandError(f"a tenant's name is {TENANT_NAME_RULE}.")
     now = now_ms()
-    new = Key(
+    key = Key(
         id=new_id("key", now),
         name=options.name,
         tenant=options.tenant,
@@ -97,56 +165,69 @@ def create_key(options: argparse.Namespace, say: Say) -> int:
         last_used_at=None,
         revoked_at=None,
     )
-    secret = "ghk_" + secrets.token_urlsafe(32)
-    asyncio.run(_write(read_settings(), _insert, new, secret))
-    view = {**new.view(), "key": secret}
+    secret = new_key(os.urandom)
+    _write(_insert, key, secret)
+    view = {**key.view(), "key": secret}
     if options.json:
-        say(msgspec.json.encode(view).decode())
+        echo(msgspec.json.encode(view).decode())
         return 0
-    for line in output.fields({**view, "scopes": ", ".join(new.scopes)}):
-        say(line)
-    say("The key is shown this once: what is stored is its SHA-256.")
+    for line in output.fields({**view, "scopes": ", ".join(key.scopes)}):
+        echo(line)
+    echo("The key is shown only this once: genhook stores its SHA-256.")
     return 0
 
 
-def list_keys(options: argparse.Namespace, say: Say) -> int:
-    """Every key of every tenant, newest first."""
-    log.configure("warning")
-    found: list[Key] = asyncio.run(_write(read_settings(), _list))
+def list_keys(options: argparse.Namespace, echo: Echo) -> int:
+    """Print every key of every tenant, newest first."""
+    every: list[Key] = _write(_list)
     if options.json:
-        say(msgspec.json.encode({"data": [key.view() for key in found]}).decode())
+        echo(msgspec.json.encode({"data": [key.view() for key in every]}).decode())
         return 0
-    for line in output.table([_row(key) for key in found]):
-        say(line)
+    for line in output.table([_row(key) for key in every]):
+        echo(line)
     return 0
 
 
-def revoke_key(options: argparse.Namespace, say: Say) -> int:
-    """From now on the key opens nothing, whoever's it is."""
+def revoke_key(options: argparse.Namespace, echo: Echo) -> int:
+    """Revoke a key of any tenant: it opens nothing any more."""
+    _write(_revoke, options.id)
+    echo(f"{options.id} is revoked.")
+    return 0
+
+
+def _write(unit: Callable[..., Any], *arguments: object) -> Any:
+    """Run one unit of work over the database of the settings."""
+    from service.telemetry import log
+
+    async def write() -> Any:
+        async with _started(read_settings()) as app:
+            context = app.parts.context
+            return await context.database.write(unit, context, *arguments)
+
     log.configure("warning")
-    asyncio.run(_write(read_settings(), _revoke, options.id))
-    say(f"{options.id} is revoked.")
-    return 0
+    return asyncio.run(write())
 
 
-async def _write(settings: Settings, unit: Callable[..., Any], *args: object) -> Any:
-    async with _started(settings) as app:
-        context = app.parts.context
-        return await context.database.write(unit, context, *args)
+async def _insert(tx: "Transaction", context: "Context", key: Key, secret: str) -> None:
+    from service.delivery import tenants
+    from service.store import keys
+
+    await tenants.ensure(tx, context, key.tenant)
+    await keys.insert(tx, key, secret)
 
 
-async def _insert(tx: Transaction, context: Context, new: Key, secret: str) -> None:
-    await tenants.ensure(tx, context, new.tenant)
-    await keys.insert(tx, new, secret)
+async def _list(tx: "Transaction", _context: "Context") -> list[Key]:
+    from service.store import keys, pages
+
+    source = pages.Source(table="keys", where=[])
+    rows, _ = await pages.read(tx, source, pages.Page(limit=KEYS_MAX), {})
+    return [keys.from_row(row) for row in rows]
 
 
-async def _list(tx: Transaction, _context: Context) -> list[Key]:
-    rows, _ = await pages.page(tx, pages.KEYS, pages.Page(limit=KEYS_MAX), [], {})
-    return [keys.key(row) for row in rows]
+async def _revoke(tx: "Transaction", context: "Context", key_id: str) -> None:
+    from service.store import keys
 
-
-async def _revoke(tx: Transaction, _context: Context, key_id: str) -> None:
-    if key_id not in {key.id for key in await _list(tx, _context)}:
+    if key_id not in {key.id for key in await _list(tx, context)}:
         raise CommandError(f"there is no key {key_id}: genhook keys list shows all.")
     await keys.revoke(tx, key_id)
 

@@ -1,35 +1,157 @@
-"""A thin client of a running service's API, and the commands that are one call or a few."""
+"""A client of a running service's API, and the commands that make one call or a few."""
 
 import argparse
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import urlsplit
 
 import msgspec
 
 from service.cli import output
+from service.cli.arguments import Echo, add_command, add_group, add_json, check, identifier
 from service.model.errors import CommandError
+from service.model.event import EVENT_TYPES
+from service.model.generation import OPEN, GenerationStatus
+from service.settings import is_loopback
 
 if TYPE_CHECKING:
-    import httpx
-
-Say = Callable[[str], None]
+    import httpx  # It takes a fifth of a second to import.
 
 TIMEOUT_SECONDS = 75.0  # Above the longest `?wait`.
 WAIT_SECONDS = 30
-_OPEN = ("queued", "processing")
 
 
 class UnreachableError(CommandError):
-    """Nobody answered: another try may find somebody."""
+    """The service did not answer, or cannot answer now; another try may succeed."""
+
+
+# Options
+
+
+def add_subscribers(parser: argparse.ArgumentParser) -> None:
+    """The commands of `genhook subscribers`."""
+    group = add_group(parser)
+    example = "sub_01a1f83ac6f470008f5b21d7c0e394a6"
+    listing = add_command(
+        group, "list", "list subscribers", list_subscribers, "genhook subscribers list"
+    )
+    add_paging(listing)
+    create = add_command(
+        group,
+        "create",
+        "subscribe a URL",
+        create_subscriber,
+        "genhook subscribers create https://shop.example/hooks --event-types generation.succeeded",
+    )
+    create.add_argument("target", metavar="URL")
+    add_event_types(create)
+    test = add_command(
+        group, "test", "send a ping now", test_subscriber, f"genhook subscribers test {example}"
+    )
+    delete = add_command(
+        group,
+        "delete",
+        "delete a subscriber",
+        delete_subscriber,
+        f"genhook subscribers delete {example}",
+    )
+    for command in (test, delete):
+        command.add_argument("id", type=identifier, metavar="ID")
+    for command in (listing, create, test, delete):
+        add_remote(command)
+
+
+def add_generations(parser: argparse.ArgumentParser) -> None:
+    """The commands of `genhook generations`."""
+    group = add_group(parser)
+    example = "gen_01a1f83ac6f470008f5b21d7c0e394a6"
+    get = add_command(
+        group, "get", "show a generation", get_generation, f"genhook generations get {example}"
+    )
+    timeline = add_command(
+        group,
+        "timeline",
+        "show what happened to a generation",
+        show_timeline,
+        f"genhook generations timeline {example}",
+    )
+    for command in (get, timeline):
+        command.add_argument("id", type=identifier, metavar="ID")
+    for command in (_add_create(group), get, _add_list(group), timeline):
+        add_remote(command)
+
+
+def _add_create(group: Any) -> argparse.ArgumentParser:
+    create = add_command(
+        group,
+        "create",
+        "create a generation",
+        create_generation,
+        "genhook generations create --model imagen4-fast --prompt 'A lighthouse at dusk' --wait",
+    )
+    create.add_argument("--model", required=True, help="the model's id in the catalogue")
+    create.add_argument("--prompt", help="the parameter `prompt`")
+    create.add_argument(
+        "--input", type=parameters, metavar="JSON", help="the model's parameters, as a JSON object"
+    )
+    create.add_argument("--wait", action="store_true", help="wait until there is an outcome")
+    return create
+
+
+def _add_list(group: Any) -> argparse.ArgumentParser:
+    listing = add_command(
+        group,
+        "list",
+        "list generations",
+        list_generations,
+        "genhook generations list --status failed",
+    )
+    listing.add_argument(
+        "--status", choices=get_args(GenerationStatus), help="only those with this status"
+    )
+    add_paging(listing)
+    return listing
+
+
+def add_remote(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name the service and the key."""
+    parser.add_argument(
+        "--url", help="the service (GENHOOK_PUBLIC_URL, or this machine at PORT or 8000)"
+    )
+    parser.add_argument("--key", help="an API key (GENHOOK_ADMIN_KEY)")
+    add_json(parser)
+
+
+def add_paging(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a list."""
+    parser.add_argument("--limit", type=int, help="at most this many (50)")
+    parser.add_argument("--after", metavar="ID", help="only older ones than this")
+
+
+def add_event_types(parser: argparse.ArgumentParser) -> None:
+    """Add `--event-types`."""
+    types = f"{', '.join(EVENT_TYPES[:-1])} or {EVENT_TYPES[-1]} (all)"
+    parser.add_argument("--event-types", nargs="+", default=[], metavar="TYPE", help=types)
+
+
+def parameters(text: str) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        value = msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        value = None
+    check(isinstance(value, dict), "a JSON object, such as '{\"num_images\": 2}'")
+    return dict(value)
+
+
+# The client
 
 
 def connect(options: argparse.Namespace) -> "httpx.Client":
     """A client of the service that the options name; CommandError without a key."""
-    import httpx  # noqa: PLC0415  cold start: a fifth of a second
+    import httpx
 
-    environ = os.environ  # noqa: TID251  what the options default to
+    environ = os.environ  # noqa: TID251  the defaults of the options
     own = f"http://127.0.0.1:{environ.get('PORT') or 8000}"
     url = options.url or environ.get("GENHOOK_PUBLIC_URL") or own
     key = options.key or environ.get("GENHOOK_ADMIN_KEY")
@@ -45,15 +167,9 @@ def connect(options: argparse.Namespace) -> "httpx.Client":
     )
 
 
-def is_loopback(url: str) -> bool:
-    """True if the URL names this machine by a loopback address or as localhost."""
-    host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
-
-
 def call(client: "httpx.Client", method: str, path: str, **options: Any) -> bytes:
-    """The body of the answer; CommandError if it is a problem, UnreachableError without one."""
-    import httpx  # noqa: PLC0415  cold start: a fifth of a second
+    """The body of a 2xx answer; else CommandError, UnreachableError if a retry may help."""
+    import httpx
 
     try:
         answer = client.request(method, path, **options)
@@ -62,43 +178,46 @@ def call(client: "httpx.Client", method: str, path: str, **options: Any) -> byte
         raise UnreachableError(f"no answer from {client.base_url}: {reason}.") from error
     if answer.is_success:
         return answer.content
-    raise _refusal(answer)
+    raise _error(answer)
 
 
 def ask(client: "httpx.Client", method: str, path: str, **options: Any) -> Any:
-    """As `call`, decoded."""
+    """As `call`, with the body decoded."""
     try:
         return msgspec.json.decode(call(client, method, path, **options))
     except msgspec.DecodeError as error:
-        raise CommandError(f"what answers at {client.base_url} is not genhook.") from error
+        raise CommandError(f"the server at {client.base_url} is not genhook.") from error
 
 
-def _refusal(answer: "httpx.Response") -> CommandError:
-    """A problem as one sentence with its code."""
+def _error(answer: "httpx.Response") -> CommandError:
+    """The problem in an answer as one sentence, with its code."""
     try:
         problem = msgspec.json.decode(answer.content)
-        wrong = "; ".join(f"{e['pointer']} {e['message']}" for e in problem.get("errors", []))
-        said = problem["detail"].rstrip(".") + (f": {wrong}" if wrong else "")
-        sentence = output.plain(f"{said} ({problem['code']}).")
+        fields = "; ".join(f"{e['pointer']} {e['message']}" for e in problem.get("errors", []))
+        detail = problem["detail"].rstrip(".") + (f": {fields}" if fields else "")
+        message = output.plain(f"{detail} ({problem['code']}).")
     except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
-        sentence = f"{answer.url} answered {answer.status_code}, and not as genhook does."
-    unwell = answer.status_code in (502, 503, 504)
-    return UnreachableError(sentence) if unwell else CommandError(sentence)
+        message = f"{answer.url} answered {answer.status_code}, but not with a problem of genhook."
+    is_unavailable = answer.status_code in (502, 503, 504)
+    return UnreachableError(message) if is_unavailable else CommandError(message)
 
 
-def show(options: argparse.Namespace, say: Say, found: Any, shown: list[str]) -> None:
-    """Say what was found: as JSON where that is asked for, else the lines."""
+# Commands
+
+
+def show(options: argparse.Namespace, echo: Echo, answer: Any, lines: list[str]) -> None:
+    """Print the answer as JSON with `--json`, else the lines."""
     if options.json:
-        say(msgspec.json.encode(found).decode())
+        echo(msgspec.json.encode(answer).decode())
         return
-    for line in shown:
-        say(line)
+    for line in lines:
+        echo(line)
 
 
-def _show_page(options: argparse.Namespace, say: Say, page: Any, names: tuple[str, ...]) -> int:
-    rows = [[_cell(thing[name]) for name in names] for thing in page["data"]]
+def _show_page(options: argparse.Namespace, echo: Echo, page: Any, names: tuple[str, ...]) -> int:
+    rows = [[_cell(item[name]) for name in names] for item in page["data"]]
     more = [f"more: --after {page['next']}"] if page["next"] else []
-    show(options, say, page, [*output.table(rows), *more] or ["There are none."])
+    show(options, echo, page, [*output.table(rows), *more] or ["There are none."])
     return 0
 
 
@@ -107,84 +226,83 @@ def _cell(value: object) -> object:
 
 
 def _paging(options: argparse.Namespace) -> dict[str, Any]:
-    given = {"limit": options.limit, "after": options.after}
-    return {name: value for name, value in given.items() if value is not None}
+    query = {"limit": options.limit, "after": options.after}
+    return {name: value for name, value in query.items() if value is not None}
 
 
-def list_subscribers(options: argparse.Namespace, say: Say) -> int:
-    """Subscribers, newest first."""
+def list_subscribers(options: argparse.Namespace, echo: Echo) -> int:
+    """List subscribers, newest first."""
     with connect(options) as client:
         page = ask(client, "GET", "/v1/subscribers", params=_paging(options))
-    return _show_page(options, say, page, ("id", "status", "url", "event_types"))
+    return _show_page(options, echo, page, ("id", "status", "url", "event_types"))
 
 
-def create_subscriber(options: argparse.Namespace, say: Say) -> int:
-    """A new subscriber, with its secret this once."""
+def create_subscriber(options: argparse.Namespace, echo: Echo) -> int:
+    """Create a subscriber and show its secret, only this once."""
     body = {"url": options.target, "event_types": options.event_types}
     with connect(options) as client:
-        found = ask(client, "POST", "/v1/subscribers", json=body)
+        subscriber = ask(client, "POST", "/v1/subscribers", json=body)
     names = ("id", "url", "event_types", "status", "secret")
-    shown = {name: _cell(found[name]) for name in names}
-    show(options, say, found, output.fields(shown))
+    lines = output.fields({name: _cell(subscriber[name]) for name in names})
+    show(options, echo, subscriber, lines)
     return 0
 
 
-def test_subscriber(options: argparse.Namespace, say: Say) -> int:
-    """A `ping` now; 1 unless the subscriber took it."""
+def test_subscriber(options: argparse.Namespace, echo: Echo) -> int:
+    """Send a `ping` now; 1 unless the subscriber answers 2xx."""
     with connect(options) as client:
-        found = ask(client, "POST", f"/v1/subscribers/{options.id}/test")
-    attempt = found["attempt"]
-    said = (attempt["error"] or {}).get("message") or f"It answered {attempt['status_code']}."
-    show(
-        options, say, found, [f"{output.plain(said).rstrip('.')}, in {attempt['duration_ms']} ms."]
-    )
+        answer = ask(client, "POST", f"/v1/subscribers/{options.id}/test")
+    attempt = answer["attempt"]
+    error = (attempt["error"] or {}).get("message")
+    result = output.plain(error or f"It answered {attempt['status_code']}").rstrip(".")
+    show(options, echo, answer, [f"{result}, in {attempt['duration_ms']} ms."])
     return 0 if 200 <= (attempt["status_code"] or 0) <= 299 else 1
 
 
-def delete_subscriber(options: argparse.Namespace, say: Say) -> int:
-    """A subscriber goes; what it is still owed is canceled."""
+def delete_subscriber(options: argparse.Namespace, echo: Echo) -> int:
+    """Delete a subscriber; its pending deliveries are canceled."""
     with connect(options) as client:
         call(client, "DELETE", f"/v1/subscribers/{options.id}")
-    show(options, say, {"id": options.id, "deleted": True}, [f"{options.id} is deleted."])
+    show(options, echo, {"id": options.id, "deleted": True}, [f"{options.id} is deleted."])
     return 0
 
 
-def create_generation(options: argparse.Namespace, say: Say) -> int:
-    """Ask for a generation; with --wait, 0 only if it succeeds."""
-    given = dict(options.input or {})
+def create_generation(options: argparse.Namespace, echo: Echo) -> int:
+    """Create a generation; with `--wait`, 1 unless it succeeds."""
+    values = dict(options.input or {})
     if options.prompt is not None:
-        given["prompt"] = options.prompt
+        values["prompt"] = options.prompt
+    body = {"model": options.model, "input": values}
     with connect(options) as client:
-        found = ask(
-            client, "POST", "/v1/generations", json={"model": options.model, "input": given}
-        )
-        while options.wait and found["status"] in _OPEN:
-            query = {"wait": WAIT_SECONDS}
-            found = ask(client, "GET", f"/v1/generations/{found['id']}", params=query)
-    show(options, say, found, output.generation(found))
-    return 1 if found["status"] in ("failed", "timed_out") else 0
+        generation = ask(client, "POST", "/v1/generations", json=body)
+        path = f"/v1/generations/{generation['id']}"
+        while options.wait and generation["status"] in OPEN:
+            generation = ask(client, "GET", path, params={"wait": WAIT_SECONDS})
+    show(options, echo, generation, output.generation(generation))
+    return 1 if generation["status"] in ("failed", "timed_out") else 0
 
 
-def get_generation(options: argparse.Namespace, say: Say) -> int:
-    """One generation."""
+def get_generation(options: argparse.Namespace, echo: Echo) -> int:
+    """Show a generation."""
     with connect(options) as client:
-        found = ask(client, "GET", f"/v1/generations/{options.id}")
-    show(options, say, found, output.generation(found))
+        generation = ask(client, "GET", f"/v1/generations/{options.id}")
+    show(options, echo, generation, output.generation(generation))
     return 0
 
 
-def list_generations(options: argparse.Namespace, say: Say) -> int:
-    """Generations, newest first."""
+def list_generations(options: argparse.Namespace, echo: Echo) -> int:
+    """List generations, newest first."""
     query = _paging(options) | ({"status": options.status} if options.status else {})
     with connect(options) as client:
         page = ask(client, "GET", "/v1/generations", params=query)
-    return _show_page(options, say, page, ("id", "status", "model", "route", "created_at"))
+    return _show_page(options, echo, page, ("id", "status", "model", "route", "created_at"))
 
 
-def show_timeline(options: argparse.Namespace, say: Say) -> int:
-    """A generation's story in order."""
+def show_timeline(options: argparse.Namespace, echo: Echo) -> int:
+    """Show what happened to a generation, in order."""
     with connect(options) as client:
-        story = ask(client, "GET", f"/v1/generations/{options.id}/timeline")
-    entries = story["data"]
-    show(options, say, story, [output.entry(entry, entries[0]["at"]) for entry in entries])
+        timeline = ask(client, "GET", f"/v1/generations/{options.id}/timeline")
+    entries = timeline["data"]
+    lines = [output.entry(entry, entries[0]["at"]) for entry in entries]
+    show(options, echo, timeline, lines)
     return 0

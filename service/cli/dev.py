@@ -1,4 +1,4 @@
-"""What `genhook serve --dev` makes up: throwaway keys, a database of its own, a sandbox."""
+"""What `genhook serve --dev` adds: throwaway keys, a database of its own, a sandbox."""
 
 import os
 from collections.abc import Mapping
@@ -28,44 +28,43 @@ Try it from another terminal:
 """
 
 
-def environ() -> dict[str, str]:
-    """The environment, with what `--dev` makes up where it says nothing."""
-    given = {n: v for n, v in os.environ.items() if v}  # noqa: TID251  only defaults go below it
-    url = given.setdefault("GENHOOK_DATABASE_URL", DATABASE_URL)
-    made = {
+def environment() -> dict[str, str]:
+    """The environment, with defaults for development beneath it."""
+    own = {name: value for name, value in os.environ.items() if value}  # noqa: TID251  see above
+    url = own.setdefault("GENHOOK_DATABASE_URL", DATABASE_URL)
+    defaults = {
         "GENHOOK_ALLOW_HTTP": "true",
         "GENHOOK_ALLOW_NETWORKS": "127.0.0.0/8,::1/128",
-        "GENHOOK_SHUTDOWN_SECONDS": "2",  # Who presses Ctrl-C is waiting.
+        "GENHOOK_SHUTDOWN_SECONDS": "2",  # Somebody pressed Ctrl-C and waits.
     }
-    if url.startswith("sqlite:///") and not {"GENHOOK_SECRET_KEYS", "GENHOOK_ADMIN_KEY"} <= {
-        *given
-    }:
-        made |= keys(keys_path(url.removeprefix("sqlite:///")))
-    return made | given
+    has_keys = {"GENHOOK_SECRET_KEYS", "GENHOOK_ADMIN_KEY"} <= own.keys()
+    if url.startswith("sqlite:///") and not has_keys:
+        defaults |= throwaway_keys(keys_path(url.removeprefix("sqlite:///")))
+    return defaults | own
 
 
 def keys_path(database_path: str) -> Path:
-    """Where the throwaway keys of a development database are."""
+    """The file with the throwaway keys of a development database."""
     return Path(f"{database_path}-keys")
 
 
-def keys(path: Path) -> Mapping[str, str]:
-    """The throwaway keys as variables, made at the first run and readable by their owner alone.
+def throwaway_keys(path: Path) -> Mapping[str, str]:
+    """The throwaway keys as variables; the first run creates the file, for its owner alone.
 
-    They are kept because the database is sealed under them: the next run has to open it.
-    CommandError if they cannot be.
+    The database is encrypted under them, so the next run needs the same. CommandError if the
+    file cannot be used.
     """
     try:
         if not path.exists():
-            _write(path)
+            _create_keys(path)
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"cannot keep throwaway keys in {path}: {error}.") from error
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
-def _write(path: Path) -> None:
-    import secrets  # noqa: PLC0415  cold start
+def _create_keys(path: Path) -> None:
+    import secrets
 
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(
@@ -74,8 +73,8 @@ def _write(path: Path) -> None:
         )
 
 
-def placed(settings: Settings, url: str, sandbox_url: str) -> Settings:
-    """The settings once both are at their URLs: the sandbox is upstream and can call back."""
+def with_sandbox(settings: Settings, url: str, sandbox_url: str) -> Settings:
+    """The settings with the sandbox as upstream, which calls back to `url`."""
     return msgspec.structs.replace(
         settings,
         upstream_url=f"{sandbox_url}/api/v1",
@@ -85,11 +84,11 @@ def placed(settings: Settings, url: str, sandbox_url: str) -> Settings:
 
 
 def banner(settings: Settings, url: str, sandbox_url: str | None) -> str:
-    """What is where, and two commands to paste. A key that we did not make is not printed."""
-    theirs = os.environ.get("GENHOOK_ADMIN_KEY")  # noqa: TID251  to know whose key it is
+    """The URLs, and two commands to paste. A key from the environment is not printed."""
+    has_key = os.environ.get("GENHOOK_ADMIN_KEY")  # noqa: TID251  only whether it is set
     return _BANNER.format(
         url=url,
         sandbox=f"  sandbox  {sandbox_url}\n" if sandbox_url else "",
-        keys="the environment's" if theirs else keys_path(settings.database_path),
-        export="" if theirs else f"  export GENHOOK_ADMIN_KEY={settings.admin_key}\n",
+        keys="from the environment" if has_key else keys_path(settings.database_path),
+        export="" if has_key else f"  export GENHOOK_ADMIN_KEY={settings.admin_key}\n",
     )

@@ -1,10 +1,10 @@
-"""`genhook doctor`: what keeps this installation from working, and what to do about it."""
+"""`genhook doctor`: finds what keeps this installation from working, and says what to do."""
 
 import argparse
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import quote, urlsplit
@@ -12,119 +12,124 @@ from urllib.parse import quote, urlsplit
 import msgspec
 
 from service.cli import output
-from service.cli.client import is_loopback
+from service.cli.arguments import Echo, add_json, define
 from service.delivery import signing_keys
 from service.model.clock import MINUTE, now_ms, parse_rfc3339, rfc3339
 from service.model.errors import SettingsError
-from service.settings import Settings, read_settings, unknown
-from service.store.sqlite import schema
+from service.model.ids import time_of
+from service.settings import Settings, is_loopback, read_settings, unknown_variables
 from service.store.vault import Vault, VaultError
-
-Say = Callable[[str], None]
 
 DISK_FAIL_BYTES = 100 << 20
 DISK_WARN_BYTES = 1 << 30
-CLOCK_OFF_MS = 2 * MINUTE  # Receivers of Standard Webhooks give five minutes.
+CLOCK_OFF_MS = 2 * MINUTE  # Receivers of Standard Webhooks allow five minutes.
 RELEASED_AT = parse_rfc3339("2026-01-01T00:00:00Z")
 ONLINE_SECONDS = 10.0
 DISTINCT_CHARACTERS_MIN = 10
 
+Level = Literal["ok", "warn", "fail"]
+
 
 class Finding(NamedTuple):
-    """What a check found, in a sentence; of a failure or a warning, also what to do."""
+    """The result of a check, as a sentence; a warning or a failure also says what to do."""
 
-    level: Literal["ok", "warn", "fail"]
+    level: Level
     about: str
-    said: str
+    message: str
 
 
-def doctor(options: argparse.Namespace, say: Say) -> int:
-    """Say what every check found; 1 if one failed."""
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    """The options of `genhook doctor`."""
+    define(parser, doctor, "genhook doctor --online")
+    parser.add_argument("--online", action="store_true", help="ask upstream too")
+    add_json(parser)
+
+
+def doctor(options: argparse.Namespace, echo: Echo) -> int:
+    """Print every finding; 1 if one is a failure."""
     findings = list(examine(now_ms(), online=options.online))
     if options.json:
-        say(msgspec.json.encode([finding._asdict() for finding in findings]).decode())
+        echo(msgspec.json.encode([finding._asdict() for finding in findings]).decode())
     else:
         for line in output.table(findings):
-            say(line)
+            echo(line)
     return int(any(finding.level == "fail" for finding in findings))
 
 
 def examine(now: int, *, online: bool) -> Iterator[Finding]:
-    """Every finding; settings that cannot be read are the only one."""
-    for name in unknown():
-        yield Finding("warn", "settings", f"{name} is no setting: see docs/settings.md.")
+    """Every finding; if the settings cannot be read, no other check is made."""
+    for name in unknown_variables():
+        yield Finding("warn", "settings", f"{name} is not a setting: see docs/settings.md.")
     try:
         settings = read_settings()
     except SettingsError as error:
         yield Finding("fail", "settings", str(error))
         return
     yield Finding("ok", "settings", "Every setting can be read.")
-    yield from _secrets(settings)
-    yield from _public_url(settings)
-    yield from _upstream(settings)
-    yield from _clock(now)
+    yield _secret_keys(settings)
+    yield from _admin_key(settings)
+    yield _public_url(settings)
+    yield _upstream(settings)
+    yield _clock(now)
     yield from _database(settings, now)
     if online:
         yield from _online(settings, now)
 
 
-def _secrets(settings: Settings) -> Iterator[Finding]:
-    weak = [k for k in settings.secret_keys if len(set(k)) < DISTINCT_CHARACTERS_MIN]
-    said = f"Secret keys: {len(settings.secret_keys)}; the last one signs and seals."
-    if weak:
-        said = "A secret key repeats itself: make one with `openssl rand -hex 32`."
-        yield Finding("fail", "keys", said)
-    elif len(set(settings.secret_keys)) < len(settings.secret_keys):
-        yield Finding("warn", "keys", "A secret key is there twice: once is enough.")
-    elif settings.admin_key in settings.secret_keys:
-        said = "The admin key is a secret key too: whoever calls the API could sign callbacks."
-        yield Finding("fail", "keys", said)
-    else:
-        yield Finding("ok", "keys", said)
+def _secret_keys(settings: Settings) -> Finding:
+    keys = settings.secret_keys
+    if any(len(set(key)) < DISTINCT_CHARACTERS_MIN for key in keys):
+        message = "A secret key repeats itself: make one with `openssl rand -hex 32`."
+        return Finding("fail", "keys", message)
+    if len(set(keys)) < len(keys):
+        return Finding("warn", "keys", "A secret key is listed twice: once is enough.")
+    if settings.admin_key in keys:
+        message = "The admin key is also a secret key: a client of the API could sign callbacks."
+        return Finding("fail", "keys", message)
+    return Finding("ok", "keys", f"Secret keys: {len(keys)}; the last one signs and encrypts.")
+
+
+def _admin_key(settings: Settings) -> Iterator[Finding]:
     if settings.admin_key is None:
-        said = "GENHOOK_ADMIN_KEY is not set: make API keys with `genhook keys create`."
-        yield Finding("warn", "admin key", said)
+        message = "GENHOOK_ADMIN_KEY is not set: make API keys with `genhook keys create`."
+        yield Finding("warn", "admin key", message)
     elif len(set(settings.admin_key)) < DISTINCT_CHARACTERS_MIN:
-        said = "The admin key repeats itself: make one with `openssl rand -hex 32`, after ghk_."
-        yield Finding("fail", "admin key", said)
+        message = "The admin key repeats itself: make one with `openssl rand -hex 32`, after ghk_."
+        yield Finding("fail", "admin key", message)
 
 
-def _public_url(settings: Settings) -> Iterator[Finding]:
+def _public_url(settings: Settings) -> Finding:
     url = settings.public_url
     if url is None:
-        said = "GENHOOK_PUBLIC_URL is not set: no callbacks are asked for, everything is polled."
-        yield Finding("warn", "public url", said)
+        message = "GENHOOK_PUBLIC_URL is not set: upstream is not asked to call back, only polled."
     elif is_loopback(url):
-        said = f"{url} is this machine: an upstream elsewhere cannot call back."
-        yield Finding("warn", "public url", said)
+        message = f"{url} is this machine: an upstream elsewhere cannot call back."
     elif urlsplit(url).scheme != "https":
-        said = f"{url} is not https: callback tokens can be read on the way."
-        yield Finding("warn", "public url", said)
+        message = f"{url} is not https: callback tokens can be read on the way."
     else:
-        yield Finding("ok", "public url", f"Callbacks come to {url}/callbacks/.")
+        return Finding("ok", "public url", f"Callbacks come to {url}/callbacks/.")
+    return Finding("warn", "public url", message)
 
 
-def _upstream(settings: Settings) -> Iterator[Finding]:
+def _upstream(settings: Settings) -> Finding:
     if settings.upstream_api_key:
-        yield Finding("ok", "upstream", f"{settings.upstream_url}, with a key.")
-        return
-    said = "GENHOOK_UPSTREAM_API_KEY is not set: upstream will refuse every generation."
-    yield Finding("fail", "upstream", said)
+        return Finding("ok", "upstream", f"{settings.upstream_url}, with a key.")
+    message = "GENHOOK_UPSTREAM_API_KEY is not set: upstream will refuse every generation."
+    return Finding("fail", "upstream", message)
 
 
-def _clock(now: int) -> Iterator[Finding]:
+def _clock(now: int) -> Finding:
     if now < RELEASED_AT:
-        said = f"It is not {rfc3339(now)}: set the clock, or no signature will be accepted."
-        yield Finding("fail", "clock", said)
-    else:
-        yield Finding("ok", "clock", f"It is {rfc3339(now)}.")
+        message = f"It is not {rfc3339(now)}: set the clock, or receivers refuse every signature."
+        return Finding("fail", "clock", message)
+    return Finding("ok", "clock", f"It is {rfc3339(now)}.")
 
 
 def _database(settings: Settings, now: int) -> Iterator[Finding]:
     path = Path(settings.database_path).absolute()
-    yield from _disk(path)
+    yield _disk(path.parent)
     if not path.exists():
-        yield Finding("warn", "database", f"{path} is not there yet: the first start makes it.")
+        yield Finding("warn", "database", f"{path} does not exist: the first start creates it.")
         return
     connection = None
     try:
@@ -139,60 +144,58 @@ def _database(settings: Settings, now: int) -> Iterator[Finding]:
             connection.close()
 
 
-def _disk(path: Path) -> Iterator[Finding]:
-    folder = path.parent
+def _disk(folder: Path) -> Finding:
     if not os.access(folder, os.W_OK):
-        yield Finding("fail", "disk", f"{folder} is not there or cannot be written to.")
-        return
+        return Finding("fail", "disk", f"{folder} does not exist or cannot be written to.")
     free = shutil.disk_usage(folder).free
-    level: Literal["ok", "warn", "fail"] = "ok"
-    if free < DISK_WARN_BYTES:
-        level = "fail" if free < DISK_FAIL_BYTES else "warn"
-    more = "" if level == "ok" else ": make room, or callbacks will be answered 503"
-    yield Finding(level, "disk", f"{free >> 20} MiB are free in {folder}{more}.")
+    message = f"{free >> 20} MiB are free in {folder}"
+    if free >= DISK_WARN_BYTES:
+        return Finding("ok", "disk", f"{message}.")
+    level: Level = "fail" if free < DISK_FAIL_BYTES else "warn"
+    return Finding(level, "disk", f"{message}: make room, or callbacks will be answered 503.")
 
 
 def _inside(connection: sqlite3.Connection, settings: Settings, now: int) -> Iterator[Finding]:
-    """What the database says of itself: schema, integrity, writes, seals, times."""
-    found = schema.version(connection)
-    if found != schema.latest():
-        older = found < schema.latest()
-        todo = "run `genhook migrate`" if older else "a newer genhook made it: run that one"
-        said = f"The schema is {found}, this genhook needs {schema.latest()}: {todo}."
-        yield Finding("fail" if not older else "warn", "schema", said)
+    """Check what the database holds: schema, integrity, writes, secrets, times."""
+    from service.store.sqlite import schema
+
+    version, latest = schema.version(connection), schema.latest()
+    if version != latest:
+        is_old = version < latest
+        action = "run `genhook migrate`" if is_old else "a newer genhook made it: run that one"
+        message = f"The schema is {version}, this genhook needs {latest}: {action}."
+        yield Finding("warn" if is_old else "fail", "schema", message)
         return
-    yield Finding("ok", "schema", f"The schema is {found}, the one that is needed.")
+    yield Finding("ok", "schema", f"The schema is {version}, which is the latest.")
     damage = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if damage != "ok":
         yield Finding("fail", "database", f"It is damaged, restore a backup: {damage}.")
         return
     connection.execute("BEGIN IMMEDIATE")
     connection.execute("ROLLBACK")
-    yield Finding("ok", "database", "It is whole, and takes writes.")
-    yield from _seals(connection, settings)
-    newest = connection.execute("SELECT max(created_at) FROM events").fetchone()[0] or 0
+    yield Finding("ok", "database", "It is intact and can be written to.")
+    yield _seals(connection, settings)
+    event = connection.execute("SELECT id FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+    newest = time_of(event[0]) if event else 0
     if newest > now + CLOCK_OFF_MS:
-        said = f"The newest event is of {rfc3339(newest)}: the clock went back."
-        yield Finding("warn", "clock", said)
+        message = f"The newest event is of {rfc3339(newest)}: the clock was set back."
+        yield Finding("warn", "clock", message)
 
 
-def _seals(connection: sqlite3.Connection, settings: Settings) -> Iterator[Finding]:
+def _seals(connection: sqlite3.Connection, settings: Settings) -> Finding:
     vault = Vault(settings.secret_keys)
     try:
         for tenant, sealed in connection.execute("SELECT id, sealed_secrets FROM tenants"):
             signing_keys.unseal(vault, sealed, tenant)
     except VaultError as error:
-        said = f"A secret cannot be opened, {error}: put the key that is missing first."
-        yield Finding("fail", "seals", said)
-    else:
-        yield Finding("ok", "seals", "The secret keys open what the database has sealed.")
+        message = f"A secret cannot be decrypted, {error}: put the missing key first."
+        return Finding("fail", "seals", message)
+    return Finding("ok", "seals", "The secret keys decrypt the stored signing secrets.")
 
 
 def _online(settings: Settings, now: int) -> Iterator[Finding]:
-    """Ask upstream about a task that there is not: free, and it says whether the key is good."""
-    import email.utils  # noqa: PLC0415  only online
-
-    import httpx  # noqa: PLC0415  only online
+    """Ask upstream about a task that does not exist: free, and it shows whether the key works."""
+    import httpx
 
     headers = {"user-agent": "genhook"}
     if settings.upstream_api_key:
@@ -201,19 +204,29 @@ def _online(settings: Settings, now: int) -> Iterator[Finding]:
     try:
         answer = httpx.get(url, headers=headers, timeout=ONLINE_SECONDS, trust_env=False)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        said = f"{settings.upstream_url} does not answer: {error or type(error).__name__}."
-        yield Finding("fail", "online", output.plain(said))
+        message = f"{settings.upstream_url} does not answer: {error or type(error).__name__}."
+        yield Finding("fail", "online", output.plain(message))
         return
-    if answer.status_code in (401, 403):
-        yield Finding("fail", "online", "Upstream refuses the key: check GENHOOK_UPSTREAM_API_KEY.")
-    elif answer.status_code >= 500:
-        yield Finding("warn", "online", f"Upstream is unwell: it answers {answer.status_code}.")
-    else:
-        yield Finding("ok", "online", "Upstream answers, and takes the key.")
+    yield _judged(answer.status_code)
+    yield from _upstream_clock(answer.headers.get("date", ""), now)
+
+
+def _judged(status: int) -> Finding:
+    if status in (401, 403):
+        message = "Upstream refuses the key: check GENHOOK_UPSTREAM_API_KEY."
+        return Finding("fail", "online", message)
+    if status >= 500:
+        return Finding("warn", "online", f"Upstream has trouble: it answers {status}.")
+    return Finding("ok", "online", "Upstream answers and accepts the key.")
+
+
+def _upstream_clock(date: str, now: int) -> Iterator[Finding]:
+    import email.utils
+
     try:
-        theirs = email.utils.parsedate_to_datetime(answer.headers["date"]).timestamp() * 1_000
-    except (KeyError, ValueError):
+        at = round(email.utils.parsedate_to_datetime(date).timestamp() * 1_000)
+    except ValueError:
         return
-    if abs(theirs - now) > CLOCK_OFF_MS:
-        said = f"Upstream's clock says {rfc3339(round(theirs))}: one of the two is wrong."
-        yield Finding("fail", "clock", said)
+    if abs(at - now) > CLOCK_OFF_MS:
+        message = f"Upstream's clock says {rfc3339(at)}: one of the two clocks is wrong."
+        yield Finding("fail", "clock", message)

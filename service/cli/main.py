@@ -1,59 +1,104 @@
-"""The command line: every way to run genhook, and thin clients of its API."""
+"""The command line: `genhook COMMAND`, its help, and how errors end it."""
 
 import argparse
-import gc
+import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from service import __version__
-from service.cli import options
+from service.cli.arguments import sentence
+
+
+class Command(NamedTuple):
+    """The module in service.cli whose `add_NAME` adds a command's options, and a summary."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "serve": Command("serve", "run the API, the receiver of callbacks and the worker"),
+    "work": Command("serve", "run the worker alone"),
+    "sandbox": Command("serve", "run a sandbox that behaves like API in One, on this machine"),
+    "demo": Command("demo", "show a callback, polling and a lost callback, on this machine alone"),
+    "migrate": Command("admin", "bring the database to the schema of this version"),
+    "tick": Command("admin", "do due work once, where no worker runs"),
+    "keys": Command("admin", "create, list and revoke API keys, in the database itself"),
+    "subscribers": Command("client", "manage the URLs that receive events"),
+    "generations": Command("client", "create generations and look at them"),
+    "listen": Command("listen", "print events as they come, and send them to a local URL"),
+    "replay": Command("replay", "send stored events to a subscriber again"),
+    "doctor": Command("doctor", "check settings, database, keys and clock"),
+}
+
+
+def parser(name: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the command line, with the options of the command of this name.
+
+    Only that command's module is imported. Without a name the parser lists every command.
+    """
+    root = argparse.ArgumentParser(
+        prog="genhook",
+        description="Webhook receiver for asynchronous generation APIs.",
+        epilog="Settings come from the environment; docs/settings.md has the table.",
+    )
+    root.add_argument("--version", action="store_true", help="print the version and stop")
+    root.set_defaults(run=None)
+    group = root.add_subparsers(title="commands", metavar="COMMAND")
+    for each in [name] if name in COMMANDS else COMMANDS:
+        module, summary = COMMANDS[each]
+        command = group.add_parser(each, help=summary, description=sentence(summary))
+        if each == name:
+            add_options = getattr(importlib.import_module(f"service.cli.{module}"), f"add_{name}")
+            add_options(command)
+    return root
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit status: 0 done, 1 failed, 2 asked for wrongly, 130 interrupted."""
+    """Run a command; its exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     words = sys.argv[1:] if arguments is None else arguments
-    parser = options.parser(words[0] if words else None)
-    given = parser.parse_args(words)
-    if given.version:
-        _say(f"genhook {__version__}")
+    root = parser(next((word for word in words if not word.startswith("-")), None))
+    options = root.parse_args(words)
+    if options.version:
+        echo(f"genhook {__version__}")
         return 0
-    if given.run is None:
-        parser.print_help()
+    if options.run is None:
+        root.print_help()
         return 2
-    return _run(given)
+    return _run(options)
 
 
-def _run(given: argparse.Namespace) -> int:
-    """Run the command; an error whose message is for people is told in one sentence."""
-    module, _, name = given.run.partition(":")
+def _run(options: argparse.Namespace) -> int:
+    """Run the command; print an error that is meant for people as one sentence."""
     try:
-        gc.disable()  # Imports make much that stays, and nothing to collect.
-        command = getattr(importlib.import_module(f"service.cli.{module}"), name)
-        gc.enable()
-        return int(command(given, _say))
+        return int(options.run(options, echo))
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # Whoever read has seen enough.
+    except BrokenPipeError:  # The reader of our output has closed it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         status = _status(error)
         if status is None:
             raise
-        print(f"genhook: {str(error).rstrip('.')}.", file=sys.stderr)
+        if sys.stderr is not None:  # None where it was closed at the start.
+            with contextlib.suppress(OSError):
+                print(f"genhook: {str(error).rstrip('.')}.", file=sys.stderr)
         return status
 
 
 def _status(error: Exception) -> int | None:
-    """The exit status of an error whose message is for people; None for any other."""
-    from service.model import errors  # noqa: PLC0415  cold start
+    """The exit status of an error that is meant for people; None for a fault of genhook."""
+    from service.model import errors
 
     if isinstance(error, errors.SettingsError):
         return 2
     return 1 if isinstance(error, errors.CommandError | errors.StorageError) else None
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)
+def echo(line: str) -> None:
+    """Print a line on standard output at once."""
+    print(line, flush=True)

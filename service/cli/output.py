@@ -1,4 +1,4 @@
-"""What the API answers, as lines for a person at a terminal."""
+"""Answers of the API as lines for people at a terminal."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,33 +18,32 @@ def table(rows: Iterable[Sequence[object]]) -> list[str]:
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
 
 
-def fields(thing: Mapping[str, object]) -> list[str]:
-    """A name and a value on each line; what is empty is left out."""
-    return table([(n, v) for n, v in thing.items() if v not in (None, "", [], {})] or [("", "")])
+def fields(values: Mapping[str, object]) -> list[str]:
+    """A name and a value on each line; empty values are left out."""
+    rows = [(name, value) for name, value in values.items() if value not in (None, "", [], {})]
+    return table(rows or [("", "")])
 
 
-def generation(found: Mapping[str, Any]) -> list[str]:
-    """A generation, its files one on each line."""
-    shown = {
-        name: found[name]
-        for name in ("id", "model", "status", "route", "task_id", "credits", "notify_url")
-    }
-    error = found["error"]
+def generation(view: Mapping[str, Any]) -> list[str]:
+    """A generation, then each of its files on a line."""
+    names = ("id", "model", "status", "route", "task_id", "credits", "notify_url")
+    error = view["error"]
+    shown = {name: view[name] for name in names}
     shown["error"] = error and f"{error['message']} ({error['code']})"
-    shown |= {name: found[name] for name in ("created_at", "completed_at")}
-    files = (found["output"] or {}).get("files", [])
+    shown |= {name: view[name] for name in ("created_at", "completed_at")}
+    files = (view["output"] or {}).get("files", [])
     return [*fields(shown), *(f"  {plain(file['url'])}" for file in files)]
 
 
-def entry(found: Mapping[str, Any], start_at: str) -> str:
-    """An entry of a timeline, with the seconds since `start_at` before it."""
-    seconds = (parse_rfc3339(found["at"]) - parse_rfc3339(start_at)) / 1_000
-    return f"{seconds:8.2f} s  {found['type']:<10}  {plain(said(found))}"
+def entry(view: Mapping[str, Any], start_at: str) -> str:
+    """An entry of a timeline, after the seconds since `start_at`."""
+    seconds = (parse_rfc3339(view["at"]) - parse_rfc3339(start_at)) / 1_000
+    return f"{seconds:8.2f} s  {view['type']:<10}  {plain(summary(view))}"
 
 
-def said(found: Mapping[str, Any]) -> str:
-    """What an entry says, with what else is worth knowing of it."""
-    detail = found["detail"]
+def summary(view: Mapping[str, Any]) -> str:
+    """The summary of an entry, with its reason or upstream's own words."""
+    detail = view["detail"]
     more = detail.get("reason") or detail.get("said")
-    summary = str(found["summary"]).rstrip(".")
-    return f"{summary} ({more})" if more else summary
+    text = str(view["summary"]).rstrip(".")
+    return f"{text} ({more})" if more else text

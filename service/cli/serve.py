@@ -1,157 +1,135 @@
-"""`genhook serve`, `work` and `sandbox`: settings, logs, sockets, signals."""
+"""`genhook serve`, `work` and `sandbox`: their options, settings, logs and sockets.
+
+What they run is imported once it is needed, so that help and wrong settings come at once.
+"""
 
 import argparse
-import asyncio
 import contextlib
 import gc
-import logging
-import socket
-from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
-from service.cli import dev, server
-from service.model.errors import SettingsError
-from service.settings import Settings, read_settings, unknown
-from service.telemetry import log
+from service.cli.arguments import Echo, check, define
 
 if TYPE_CHECKING:
+    from service.settings import Settings
+
+
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    """The options of `genhook serve`."""
+    define(parser, serve, "genhook serve --dev --sandbox")
+    parser.add_argument("--host", help="address to listen on (GENHOOK_HOST, 127.0.0.1)")
+    parser.add_argument("--port", type=port, help="port to listen on (PORT, 8000); 0: any free one")
+    parser.add_argument(
+        "--dev",
+        action="store_true",
+        help="create throwaway keys; allow http and targets on this machine",
+    )
+    parser.add_argument(
+        "--sandbox", action="store_true", help="with --dev: run a sandbox as upstream"
+    )
+
+
+def add_work(parser: argparse.ArgumentParser) -> None:
+    """The options of `genhook work`."""
+    define(parser, work, "GENHOOK_WORKER=off genhook work")
+
+
+def add_sandbox(parser: argparse.ArgumentParser) -> None:
+    """The options of `genhook sandbox`."""
+    define(parser, sandbox, "genhook sandbox --port 9000 --speed 10")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=port, default=9000, help="port to listen on (9000)")
+    parser.add_argument("--api-key", help="the only API key it accepts (any that starts with aio_)")
+    parser.add_argument(
+        "--speed", type=speed, default=1.0, help="how many times faster than real time (1)"
+    )
+
+
+def port(text: str) -> int:
+    """A port; 0 is any free one."""
+    check(text.isdecimal() and int(text) <= 65_535, "a port is from 0 to 65535")
+    return int(text)
+
+
+def speed(text: str) -> float:
+    """How many times faster than real time."""
+    check(0.01 <= float(text) <= 1_000, "from 0.01 to 1000")
+    return float(text)
+
+
+def serve(options: argparse.Namespace, echo: Echo) -> int:
+    """Run the service until a signal ends it: 0, or 1 if its worker failed."""
+    gc.disable()  # Until it serves: what a start allocates stays.
+    settings = settings_of(options)
+    _configure_log(settings)
     from service.app import App
-
-Say = Callable[[str], None]
-
-_log = log.get()
-
-
-def settings_for(options: argparse.Namespace) -> Settings:
-    """The environment's settings with the command's options before them."""
-    given = {"host": options.host, "port": options.port}
-    overrides = {name: value for name, value in given.items() if value is not None}
-    if options.sandbox and not options.dev:
-        raise SettingsError("--sandbox needs --dev: a sandbox is no upstream for production.")
-    return read_settings(dev.environ() if options.dev else None, **overrides)
-
-
-def serve(options: argparse.Namespace, say: Say) -> int:
-    """Run the service until a signal ends it: 0, or 1 where its worker failed."""
-    gc.disable()  # Until it serves: a start makes no garbage worth a collection.
-    settings = settings_for(options)
-    _note(settings)
-    from service.app import App  # noqa: PLC0415  settings are refused before it is loaded
+    from service.cli import dev, server
 
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(server.bind(settings.host, settings.port))
-        url, sandbox_url, upstream = server.url_of(sock), None, None
+        url, sandbox_url, sandbox_sock = server.url_of(sock), None, None
         if options.sandbox:
-            upstream = stack.enter_context(server.bind("127.0.0.1", 0))
-            sandbox_url = server.url_of(upstream)
-            settings = dev.placed(settings, url, sandbox_url)
+            sandbox_sock = stack.enter_context(server.bind("127.0.0.1", 0))
+            sandbox_url = server.url_of(sandbox_sock)
+            settings = dev.with_sandbox(settings, url, sandbox_url)
         if options.dev:
-            say(dev.banner(settings, url, sandbox_url))
-        return server.run(_serve(App(settings), sock, upstream))
+            echo(dev.banner(settings, url, sandbox_url))
+        return server.run(server.serve(App(settings), sock, sandbox_sock))
 
 
-def work(_options: argparse.Namespace, _say: Say) -> int:
-    """Run the worker alone until a signal ends it: 0, or 1 where it failed."""
+def work(_options: argparse.Namespace, _echo: Echo) -> int:
+    """Run the worker alone until a signal ends it: 0, or 1 if it failed."""
+    from service.settings import read_settings
+
     settings = read_settings()
-    _note(settings)
-    from service.app import App  # noqa: PLC0415  settings are refused before it is loaded
+    _configure_log(settings)
+    from service.app import App
+    from service.cli import server
 
-    return server.run(_work(App(settings)))
+    return server.run(server.work(App(settings)))
 
 
-def sandbox(options: argparse.Namespace, say: Say) -> int:
-    """Run API in One on this machine until a signal ends it."""
-    log.configure("info")
-    logging.getLogger("genhook.sandbox").setLevel(logging.INFO)
+def sandbox(options: argparse.Namespace, echo: Echo) -> int:
+    """Run a sandbox of API in One until a signal ends it."""
+    from service.cli import server
+    from service.telemetry import log
+
+    log.configure("info", stream="stdout")
     with server.bind(options.host, options.port) as sock:
         url = server.url_of(sock)
-        say(f"API in One, pretended, at {url}/api/v1. What it can do: curl {url}")
-        server.run(_sandbox(sock, options.api_key, options.speed))
+        echo(f"The sandbox of API in One is at {url}/api/v1. To see what it can do: curl {url}")
+        server.run(server.sandbox(sock, options.api_key, options.speed))
     return 0
 
 
-async def _serve(app: "App", sock: socket.socket, upstream: socket.socket | None) -> int:
-    """The application behind its socket, until a signal or its worker ends it."""
-    async with contextlib.AsyncExitStack() as stack:
-        if upstream is not None:
-            await stack.enter_async_context(running_sandbox(upstream, dev.UPSTREAM_KEY))
-        await app.start()
-        stack.push_async_callback(app.stop)
-        seconds = app.settings.shutdown_seconds
-        serving = server.new_server(app, lifespan="off", shutdown_seconds=seconds)
-        server.on_signals(lambda: _end(serving, app))
-        _when_worker_ends(app, serving.end)
-        _log.info("serving", url=server.url_of(sock))
-        gc.freeze()  # What start-up made lives as long as the process.
-        gc.set_threshold(10_000, 20, 50)  # A request makes much that is no cycle.
-        gc.enable()
-        await serving.serve(sockets=[sock])
-    return _status(app)
+def settings_of(options: argparse.Namespace) -> "Settings":
+    """The settings of the environment, with those of the command line before them."""
+    from service.cli import dev
+    from service.model.errors import SettingsError
+    from service.settings import read_settings
+
+    if options.sandbox and not options.dev:
+        raise SettingsError("--sandbox needs --dev: a sandbox is no upstream for production.")
+    overrides = {"host": options.host, "port": options.port}
+    return read_settings(
+        dev.environment() if options.dev else None,
+        **{name: value for name, value in overrides.items() if value is not None},
+    )
 
 
-async def _work(app: "App") -> int:
-    stopping = asyncio.Event()
-    server.on_signals(stopping.set)
-    await app.start(worker=True)
-    _when_worker_ends(app, stopping.set)
-    await stopping.wait()
-    await app.stop()
-    return _status(app)
+def _configure_log(settings: "Settings") -> None:
+    """Start to log, first about settings that are unknown or missing."""
+    from service.settings import unknown_variables
+    from service.telemetry import log
+    from service.telemetry.redact import Redactor
 
-
-async def _sandbox(sock: socket.socket, api_key: str | None, speed: float) -> None:
-    stopping = asyncio.Event()
-    server.on_signals(stopping.set)
-    async with running_sandbox(sock, api_key, speed):
-        await stopping.wait()
-
-
-@contextlib.asynccontextmanager
-async def running_sandbox(
-    sock: socket.socket, api_key: str | None, speed: float = 1.0
-) -> AsyncIterator[str]:
-    """A sandbox beside what else this process does; the URL it is at."""
-    from service.sandbox import create_app  # noqa: PLC0415  only where it is used
-
-    logging.getLogger("uvicorn.error").addFilter(_unless_asked_for)
-    async with server.running(create_app(api_key=api_key, speed=speed), sock) as url:
-        yield url
-
-
-def _unless_asked_for(record: logging.LogRecord) -> bool:
-    """False for what `[sandbox: lose-answer]` raises to have the connection closed."""
-    error = record.exc_info[1] if record.exc_info else None
-    return "sandbox was asked" not in str(error)
-
-
-def _note(settings: Settings) -> None:
-    log.configure(settings.log_level)
-    for name in unknown():
-        _log.warning("settings.unknown", name=name, see="docs/settings.md")
+    redactor = Redactor(settings.secrets, settings.public_url)
+    log.configure(settings.log_level, stream="stdout", redactor=redactor)
+    for name in unknown_variables():
+        log.get().warning("settings.unknown", name=name, see="docs/settings.md")
     for name, value in (
         ("GENHOOK_UPSTREAM_API_KEY", settings.upstream_api_key),
         ("GENHOOK_PUBLIC_URL", settings.public_url),
     ):
         if not value:
-            _log.warning("settings.missing", name=name, see="docs/settings.md")
-
-
-def _end(serving: server.Server, app: "App") -> None:
-    """Worker and open requests end side by side, so that `shutdown_seconds` pass only once."""
-    serving.end()
-    if app.worker is not None:
-        app.worker.stop()
-
-
-def _when_worker_ends(app: "App", end: Callable[[], None]) -> None:
-    """A worker that failed ends the process: the platform starts it anew, and nothing is lost."""
-    if app.worker is not None and app.worker.task is not None:
-        app.worker.task.add_done_callback(lambda _task: end())
-
-
-def _status(app: "App") -> int:
-    task = app.worker and app.worker.task
-    if not task or not task.done() or task.cancelled() or task.exception() is None:
-        return 0
-    _log.error("worker.failed", exc_info=task.exception())
-    return 1
+            log.get().warning("settings.missing", name=name, see="docs/settings.md")

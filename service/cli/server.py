@@ -1,36 +1,38 @@
-"""uvicorn as genhook runs it: the socket is bound first, and whoever runs it says when it ends."""
+"""What runs until a signal ends it (service, worker, sandbox), and uvicorn to serve it."""
 
 import asyncio
 import contextlib
+import gc
+import logging
 import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import uvicorn
 import uvloop
 
-from service.cli import lean
 from service.model.errors import CommandError
+from service.telemetry import log
 
-lean.defer("uvicorn")  # Its `__init__` loads its command line and its reloader.
-import uvicorn.config  # noqa: E402
-import uvicorn.server  # noqa: E402
-
-uvicorn.Config = uvicorn.config.Config  # type: ignore[misc]  # Its lifespan asks for it there.
+if TYPE_CHECKING:
+    from service.app import App
 
 T = TypeVar("T")
 
 KEEP_ALIVE_SECONDS = 30
 BACKLOG = 2_048
 
+_log = log.get()
 
-class Server(uvicorn.server.Server):
-    """Leaves signals alone: uvicorn would end the process by them, even after a clean end."""
+
+class Server(uvicorn.Server):
+    """A server that leaves signals to us: uvicorn would end the process by the signal it got."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """No signal is captured."""
+        """Capture no signal."""
         yield
 
     def end(self) -> None:
@@ -39,7 +41,7 @@ class Server(uvicorn.server.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; CommandError, in a sentence, where there can be none. Port 0: any."""
+    """A listening socket, on any free port for port 0; CommandError if there can be none."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     dual = host == "::" and socket.has_dualstack_ipv6()
     try:
@@ -47,13 +49,13 @@ def bind(host: str, port: int) -> socket.socket:
             (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=dual
         )
     except OSError as error:
-        number = error.errno or 0  # Below zero it is the resolver's.
+        number = error.errno or 0  # The resolver's own numbers are below zero.
         reason = (os.strerror(number) if number > 0 else str(error.strerror)).lower()
         raise CommandError(f"cannot listen on {host} port {port}: {reason}.") from error
 
 
 def url_of(sock: socket.socket) -> str:
-    """Where this machine reaches the socket, without a slash at the end."""
+    """The URL by which this machine reaches the socket, without a slash at the end."""
     host, port = sock.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  compared, not bound
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -62,15 +64,15 @@ def url_of(sock: socket.socket) -> str:
 def new_server(
     app: Any, *, lifespan: Literal["on", "off"] = "on", shutdown_seconds: float = 1.0
 ) -> Server:
-    """A server for the ASGI application; `shutdown_seconds` is what open requests get to end."""
-    config = uvicorn.config.Config(
+    """A server of the ASGI application; open requests get `shutdown_seconds` to end."""
+    config = uvicorn.Config(
         app,
         http="httptools",
         ws="none",
         access_log=False,
         log_config=None,
         server_header=False,
-        proxy_headers=False,  # Nothing depends on who calls from where.
+        proxy_headers=False,  # Nothing depends on the client's address.
         lifespan=lifespan,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
@@ -81,7 +83,7 @@ def new_server(
 
 @contextlib.asynccontextmanager
 async def running(app: Any, sock: socket.socket) -> AsyncIterator[str]:
-    """The application served beside what else this process does; the URL it is at."""
+    """Within, the ASGI application is served on this loop; yields its URL."""
     url, server = url_of(sock), new_server(app)
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     try:
@@ -91,11 +93,90 @@ async def running(app: Any, sock: socket.socket) -> AsyncIterator[str]:
         await serving
 
 
-def on_signals(do: Callable[[], object]) -> None:
-    """Have SIGTERM and SIGINT call `do` on the running loop, and do nothing else."""
+@contextlib.asynccontextmanager
+async def running_sandbox(
+    sock: socket.socket, api_key: str | None, speed: float = 1.0
+) -> AsyncIterator[str]:
+    """Within, a sandbox is served on this loop; yields its URL."""
+    from service.sandbox import create_app
+
+    logging.getLogger("uvicorn.error").addFilter(_is_no_requested_fault)
+    async with running(create_app(api_key=api_key, speed=speed), sock) as url:
+        yield url
+
+
+def _is_no_requested_fault(record: logging.LogRecord) -> bool:
+    """False for the error by which the sandbox closes a connection on `[sandbox: lose-answer]`."""
+    error = record.exc_info[1] if record.exc_info else None
+    return "sandbox was asked" not in str(error)
+
+
+async def serve(app: "App", sock: socket.socket, sandbox_sock: socket.socket | None) -> int:
+    """Run the service until a signal or a failed worker ends it; its exit status."""
+    async with contextlib.AsyncExitStack() as stack:
+        if sandbox_sock is not None:
+            key = app.settings.upstream_api_key
+            await stack.enter_async_context(running_sandbox(sandbox_sock, key))
+        await app.start()
+        stack.push_async_callback(app.stop)
+        seconds = app.settings.shutdown_seconds
+        server = new_server(app, lifespan="off", shutdown_seconds=seconds)
+        on_signals(lambda: _end(server, app))
+        _when_worker_ends(app, server.end)
+        _log.info("serving", url=url_of(sock))
+        gc.freeze()  # What exists now lives as long as the process.
+        gc.set_threshold(10_000, 20, 50)  # A request allocates much that is in no cycle.
+        gc.enable()
+        await server.serve(sockets=[sock])
+    return _status(app)
+
+
+async def work(app: "App") -> int:
+    """Run the worker alone until a signal or a failure ends it; the exit status."""
+    stopping = asyncio.Event()
+    on_signals(stopping.set)
+    await app.start(worker=True)
+    _when_worker_ends(app, stopping.set)
+    await stopping.wait()
+    await app.stop()
+    return _status(app)
+
+
+async def sandbox(sock: socket.socket, api_key: str | None, speed: float) -> None:
+    """Run a sandbox until a signal ends it; it logs each request."""
+    logging.getLogger("genhook.sandbox").setLevel(logging.INFO)
+    stopping = asyncio.Event()
+    on_signals(stopping.set)
+    async with running_sandbox(sock, api_key, speed):
+        await stopping.wait()
+
+
+def _end(server: Server, app: "App") -> None:
+    """End open requests and the worker side by side: `shutdown_seconds` pass only once."""
+    server.end()
+    if app.worker is not None:
+        app.worker.stop()
+
+
+def _when_worker_ends(app: "App", end: Callable[[], None]) -> None:
+    """Have a worker that fails end the process: the platform restarts it, and nothing is lost."""
+    if app.worker is not None and app.worker.task is not None:
+        app.worker.task.add_done_callback(lambda _task: end())
+
+
+def _status(app: "App") -> int:
+    task = app.worker and app.worker.task
+    if not task or not task.done() or task.cancelled() or task.exception() is None:
+        return 0
+    _log.error("worker.failed", exc_info=task.exception())
+    return 1
+
+
+def on_signals(action: Callable[[], object]) -> None:
+    """Have SIGTERM and SIGINT call `action` on the running loop, and do nothing else."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, do)
+        loop.add_signal_handler(number, action)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 
 import msgspec
+from msgspec.structs import replace
 
 from service.context import Context
 from service.delivery import formats, retry
@@ -13,7 +14,7 @@ from service.delivery.retry import Verdict
 from service.delivery.target import Answer, Sender, SendError
 from service.model.attempt import Attempt
 from service.model.clock import SECOND
-from service.model.delivery import Due
+from service.model.delivery import DueDelivery
 from service.model.event import Event
 from service.model.ids import new_id
 from service.model.subscriber import Subscriber
@@ -39,7 +40,9 @@ class Result(msgspec.Struct, frozen=True):
     ended_at: int
 
 
-async def attempt(context: Context, sender: Sender, recipient: Recipient, due: Due) -> Result:
+async def attempt(
+    context: Context, sender: Sender, recipient: Recipient, due: DueDelivery
+) -> Result:
     """Make one attempt and judge it, without storing it.
 
     It raises nothing: a delivery that cannot be sent would be due for ever. Every error counts as
@@ -84,14 +87,15 @@ async def send_test(
     result = await attempt(context, sender, recipient, due)
     # A test is over after one attempt, whatever a retry would have been due at.
     verdict = retry.DELIVERED if result.verdict.status == "delivered" else retry.DEAD
-    recorded = record_of(recipient, due, result.attempt, verdict, result.ended_at)
-    await context.database.write(deliveries.insert_ended, due, recorded)
+    record = record_of(recipient, due, result.attempt, verdict, result.ended_at)
+    record = replace(record, is_counted_now=True)
+    await context.database.write(deliveries.insert_ended, due, record)
     headers = {**result.message.headers, **dict.fromkeys(recipient.headers, "[redacted]")}
     body = result.message.body.decode()
     return result.attempt, {"url": subscriber.url, "headers": headers, "body": body}
 
 
-def _message(recipient: Recipient, due: Due, now: int) -> Message:
+def _message(recipient: Recipient, due: DueDelivery, now: int) -> Message:
     """Format and sign the event; names that genhook sets win over the subscriber's headers."""
     event = formats.format_event(recipient.subscriber.payload, due.body)
     headers = {
@@ -106,7 +110,9 @@ def _message(recipient: Recipient, due: Due, now: int) -> Message:
     return Message(headers, event.body)
 
 
-def _attempt(due: Due, answer: Answer | SendError, started_at: int, seconds: float) -> Attempt:
+def _attempt(
+    due: DueDelivery, answer: Answer | SendError, started_at: int, seconds: float
+) -> Attempt:
     reply = answer if isinstance(answer, Answer) else None
     error_code, error_message = _error(answer)
     return Attempt(
@@ -132,7 +138,7 @@ def _error(answer: Answer | SendError) -> tuple[str | None, str | None]:
     return f"status_{answer.status_code}", f"The receiver answered {answer.status_code}."
 
 
-def _count(result: Result, due: Due, seconds: float) -> None:
+def _count(result: Result, due: DueDelivery, seconds: float) -> None:
     metrics.attempts.add(1, result.verdict.word)
     metrics.attempt_seconds.observe(seconds, result.verdict.word)
     _log.info(

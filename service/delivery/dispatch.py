@@ -13,14 +13,16 @@ from service.delivery.records import Ended, record_of
 from service.delivery.slots import Slots
 from service.delivery.target import Sender
 from service.model.clock import MINUTE, SECOND
-from service.model.delivery import Due
+from service.model.delivery import DueDelivery
 from service.model.errors import StorageError
-from service.store import deliveries
+from service.store import deliveries, stats
+from service.store.deliveries import AttemptRecord
 from service.telemetry import log
 
 _log = log.get()
 LANES_MAX = 10_000  # Lanes with nothing to do are dropped when there are more.
 STORAGE_RETRY_MS = SECOND
+COUNT_EVERY_MS = SECOND  # Statistics are stored; a kill loses those of this time.
 TROUBLE_RETRY_MS = MINUTE  # For a lane that cannot be worked, as when its secret is unreadable.
 
 
@@ -40,10 +42,12 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._unrecorded: list[Ended] = []
         self._record_at = 0
+        self._counts = stats.AttemptCounts()
+        self._count_at = 0
 
     # The inbox.
 
-    def offer(self, due: Sequence[Due]) -> None:
+    def offer(self, due: Sequence[DueDelivery]) -> None:
         """Take deliveries that were just committed and are due now."""
         now = self.context.clock()
         for delivery in due:
@@ -52,7 +56,7 @@ class Dispatcher:
                 lane.expect(now, None)
             self._pump(lane, now)
 
-    def look(self, subscriber_id: str) -> None:
+    def refill(self, subscriber_id: str) -> None:
         """Read the subscriber's rows: some are due now or will be."""
         lane, now = self._lane(subscriber_id), self.context.clock()
         lane.expect(now, now)
@@ -72,7 +76,8 @@ class Dispatcher:
 
     async def scan(self) -> None:
         """Find the lanes that have rows, after a start or another process's commit."""
-        for subscriber_id, waiting in (await self.context.database.read(deliveries.lanes)).items():
+        due_times = await self.context.database.read(deliveries.next_due_times)
+        for subscriber_id, waiting in due_times.items():
             lane = self._lane(subscriber_id)
             times = (waiting.first_at, waiting.retry_at)
             lane.expect(*times)
@@ -93,12 +98,18 @@ class Dispatcher:
         times = [at for at, _ in self._timers[:1]]
         if self._unrecorded:
             times.append(self._record_at)
+        if self._counts and now >= self._count_at:
+            self._spawn(self._store_counts())
+        elif self._counts:
+            times.append(self._count_at)
         return min(times, default=None)
 
     async def settle(self) -> None:
         """Wait until nothing is under way or about to be."""
         while self._tasks:
             await asyncio.wait(self._tasks)
+        if self._counts:
+            await self._store_counts()
 
     def forget(self) -> None:
         """Drop what is in memory and not under way: another process may work from now on."""
@@ -147,7 +158,7 @@ class Dispatcher:
             self._spawn(self._run(lane, *taken))
         self._look_ahead(lane, now)
 
-    def _take(self, lane: Lane, now: int) -> tuple[Recipient, Due] | None:
+    def _take(self, lane: Lane, now: int) -> tuple[Recipient, DueDelivery] | None:
         """Take the lane's next delivery with a slot for it; None if none may leave now."""
         if not self.is_open:
             return None
@@ -208,7 +219,7 @@ class Dispatcher:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, lane: Lane, recipient: Recipient, due: Due) -> None:
+    async def _run(self, lane: Lane, recipient: Recipient, due: DueDelivery) -> None:
         """Make attempts of the lane, one after the other, as long as one may leave."""
         while True:
             result = await attempt(self.context, self.sender, recipient, due)
@@ -225,6 +236,23 @@ class Dispatcher:
                 return
             recipient, due = taken
 
+    def _count(self, record: AttemptRecord, now: int) -> None:
+        """Count a stored attempt, unless its statistics were stored with it."""
+        if record.is_counted_now:
+            return
+        if not self._counts:
+            self._count_at = now + COUNT_EVERY_MS
+            self.on_timer()
+        record.count_in(self._counts)
+
+    async def _store_counts(self) -> None:
+        """Store the statistics of the attempts since the last time."""
+        counts, self._counts = self._counts, stats.AttemptCounts()
+        try:
+            await self.context.database.write(stats.add, counts)
+        except StorageError as error:
+            _log.warning("attempts.uncounted", error=str(error))
+
     async def _record_again(self, ended: Ended) -> None:
         now = await self._record(ended, self.context.clock())
         if now is not None:
@@ -239,6 +267,7 @@ class Dispatcher:
         lane = ended.lane
         try:
             await records.store(self.context, ended, now)
+            self._count(ended.recorded, now)
             lane.expect(None, ended.verdict.due_at)
             if ended.recorded.ordered:  # The next event of its generation may be due.
                 lane.expect(now, now)

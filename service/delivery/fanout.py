@@ -1,4 +1,6 @@
-"""Fan an event out: a delivery for every subscriber that wants it, in the event's transaction."""
+"""Fan events out: insert a delivery for each subscriber to an event, in its transaction."""
+
+from collections.abc import Sequence
 
 from service.context import Context
 from service.delivery.retry import first_due
@@ -8,33 +10,46 @@ from service.model.subscriber import Subscriber
 from service.store import deliveries, subscribers
 from service.store.database import Transaction
 
+EventAndGeneration = tuple[Event, Generation | None]
 
-async def fan_out(
-    tx: Transaction, context: Context, event: Event, generation: Generation | None
-) -> None:
-    """Store a delivery for every subscriber that wants the event; hand over those due now."""
-    matching = [
-        subscriber
-        for subscriber in await _candidates(tx, event.tenant, generation)
-        if subscriber.wants(event.type, generation)
+
+async def fan_out(tx: Transaction, context: Context, events: Sequence[EventAndGeneration]) -> None:
+    """Insert the deliveries of events, and offer those that are due now to the inbox."""
+    new = [
+        (event, subscriber, first_due(subscriber.retry_schedule_seconds, tx.now))
+        for event, subscriber in await _match(tx, events)
     ]
-    if not matching:
+    if not new:
         return
-    targets = [(to, first_due(to.retry_schedule_seconds, tx.now)) for to in matching]
-    due = await deliveries.insert(tx, event, targets)
-    tx.after_commit(context.inbox.offer, due)
-    offered = {delivery.subscriber_id for delivery in due}
-    for subscriber in matching:
-        if subscriber.id not in offered:
-            tx.after_commit(context.inbox.look, subscriber.id)  # Its first attempt is due later.
+    due = await deliveries.insert(tx, new)
+    if due:
+        tx.after_commit(context.inbox.offer, due)
+    for subscriber_id in {subscriber.id for _, subscriber, due_at in new if due_at > tx.now}:
+        tx.after_commit(context.inbox.refill, subscriber_id)
 
 
-async def _candidates(
-    tx: Transaction, tenant: str, generation: Generation | None
-) -> list[Subscriber]:
-    candidates = await subscribers.of_tenant(tx, tenant)
-    if generation is not None and generation.notify_subscriber_id:
-        notify = await subscribers.get(tx, generation.notify_subscriber_id)
-        if notify is not None and notify.status != "disabled":
-            candidates.append(notify)
-    return candidates
+async def _match(
+    tx: Transaction, events: Sequence[EventAndGeneration]
+) -> list[tuple[Event, Subscriber]]:
+    """Pair each event with the subscribers of its tenant that subscribe to it."""
+    by_tenant = {
+        tenant: await subscribers.of_tenant(tx, tenant)
+        for tenant in dict.fromkeys(event.tenant for event, _ in events)
+    }
+    notify_subscribers = await _notify_subscribers(tx, [generation for _, generation in events])
+    pairs = []
+    for event, generation in events:
+        candidates = by_tenant[event.tenant]
+        if generation is not None and generation.notify_subscriber_id in notify_subscribers:
+            candidates = [*candidates, notify_subscribers[generation.notify_subscriber_id]]
+        pairs += [(event, s) for s in candidates if s.subscribes_to(event.type, generation)]
+    return pairs
+
+
+async def _notify_subscribers(
+    tx: Transaction, generations: Sequence[Generation | None]
+) -> dict[str, Subscriber]:
+    """Return the subscribers for the generations' `notify_url`s by id, without disabled ones."""
+    ids = {g.notify_subscriber_id for g in generations if g and g.notify_subscriber_id}
+    by_id = {id_: await subscribers.get(tx, id_) for id_ in sorted(ids)}
+    return {id_: s for id_, s in by_id.items() if s is not None and s.status != "disabled"}

@@ -42,11 +42,11 @@ async def apply(
     if subscriber is None or subscriber.status == "disabled":
         return subscriber
     if verdict.word == "delivered":
-        return await subscribers.change(tx, subscriber, failing_since=None, probing=False)
+        return await subscribers.update(tx, subscriber, failing_since=None, probing=False)
     changes: dict[str, Any] = {"failing_since": subscriber.failing_since or tx.now}
     if verdict.slow_until:
         changes["slow_until"] = max(verdict.slow_until, subscriber.slow_until or 0)
-    subscriber = await subscribers.change(tx, subscriber, **changes)
+    subscriber = await subscribers.update(tx, subscriber, **changes)
     reason = verdict.disabled_reason
     if reason is None and tx.now - changes["failing_since"] >= FAILING_MAX_MS:
         reason = "failing"
@@ -60,7 +60,7 @@ async def disable(
 
     Its pending deliveries stay pending. Events that come meanwhile are stored and can be replayed.
     """
-    disabled = await subscribers.change(
+    disabled = await subscribers.update(
         tx, subscriber, status="disabled", disabled_reason=reason, updated_at=tx.now
     )
     tx.after_commit(context.inbox.reload, disabled.id)
@@ -75,9 +75,10 @@ async def announce(tx: Transaction, context: Context, disabled: Subscriber) -> N
         "description": disabled.description,
         "disabled_reason": disabled.disabled_reason,
     }
-    if not disabled.is_notify:  # Clients do not know the id that stands for a `notify_url`.
-        event = await events.insert(tx, disabled.tenant, "subscriber.disabled", data, None)
-        await fanout.fan_out(tx, context, event, None)
+    if not disabled.is_notify:  # Clients do not know the id of a `notify_url`.
+        event = events.new_event(disabled.tenant, "subscriber.disabled", data, None, tx.now)
+        await events.insert(tx, [event])
+        await fanout.fan_out(tx, context, [(event, None)])
     tx.after_commit(_log_disabled, disabled)
 
 

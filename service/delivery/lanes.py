@@ -6,7 +6,7 @@ from service.delivery.recipient import Recipient
 from service.delivery.window import Window
 from service.model.attempt import Attempt
 from service.model.clock import SECOND
-from service.model.delivery import Due
+from service.model.delivery import DueDelivery
 from service.model.subscriber import Subscriber
 
 READY_MAX = 200  # Deliveries of each kind that a lane holds in memory; others wait in their rows.
@@ -23,7 +23,7 @@ class Backlog:
 
     def __init__(self, *, is_retries: bool) -> None:
         self.is_retries = is_retries
-        self.deliveries: deque[Due] = deque()
+        self.deliveries: deque[DueDelivery] = deque()
         self.body_bytes = 0
         self.in_flight = 0
         self.next_due_at: int | None = None  # Of rows that are not in memory.
@@ -42,12 +42,12 @@ class Backlog:
         """True if rows that are not in memory are due."""
         return self.next_due_at is not None and self.next_due_at <= now
 
-    def append(self, due: Due) -> None:
+    def append(self, due: DueDelivery) -> None:
         """Hold one more, at the end."""
         self.deliveries.append(due)
         self.body_bytes += len(due.body)
 
-    def popleft(self) -> Due:
+    def popleft(self) -> DueDelivery:
         """Take the one that waits the longest; it is in flight from now on."""
         due = self.deliveries.popleft()
         self.body_bytes -= len(due.body)
@@ -185,7 +185,7 @@ class Lane:
         """True if rows that are not in memory are due, which new deliveries must not overtake."""
         return self.is_loading or self.first_attempts.is_due(now)
 
-    def hold(self, due: Due) -> bool:
+    def hold(self, due: DueDelivery) -> bool:
         """Hold a delivery in memory; False if it is held already, or has to wait in its row."""
         backlog = self.retries if due.attempt_count else self.first_attempts
         is_closed = self.recipient is not None and not self.is_open
@@ -222,7 +222,7 @@ class Lane:
         until = max(self.slow_until, -int(-self.next_send_at // 1))
         return until if until > now else None
 
-    def pop_next(self, now: int) -> Due | None:
+    def pop_next(self, now: int) -> DueDelivery | None:
         """Take the next delivery that may leave; retries cannot take every place."""
         if not self.is_open or self.in_flight >= self.cap or self.blocked_until(now) is not None:
             return None
@@ -246,7 +246,7 @@ class Lane:
                 in_flight=self.in_flight,
             )
 
-    def release(self, due: Due) -> None:
+    def release(self, due: DueDelivery) -> None:
         """Let go of a delivery whose attempt is stored."""
         (self.retries if due.attempt_count else self.first_attempts).in_flight -= 1
         self.held_ids.discard(due.id)

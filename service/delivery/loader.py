@@ -41,7 +41,7 @@ async def _refill(context: Context, lane: Lane, backlog: Backlog) -> None:
     lane.recorded_while_loading.clear()  # The rows that are read now include what was stored.
     revision, held_ids = lane.revision, frozenset(lane.held_ids)
     fetched = await context.database.read(
-        deliveries.due,
+        deliveries.fetch_due,
         lane.subscriber_id,
         READY_MAX - len(backlog.deliveries),
         backlog.is_retries,

@@ -8,27 +8,27 @@ from service.delivery.lanes import Lane
 from service.delivery.recipient import Recipient
 from service.delivery.retry import Verdict
 from service.model.attempt import Attempt
-from service.model.delivery import Due
+from service.model.delivery import DueDelivery
 from service.model.subscriber import Subscriber
 from service.store import deliveries
 from service.store.database import Transaction
-from service.store.deliveries import Recorded
+from service.store.deliveries import AttemptRecord
 
 
 class Ended(msgspec.Struct, frozen=True):
     """An attempt that has ended and is not stored yet; it holds its slot until it is."""
 
     lane: Lane
-    due: Due
+    due: DueDelivery
     verdict: Verdict
-    recorded: Recorded
+    recorded: AttemptRecord
 
 
 def record_of(
-    recipient: Recipient, due: Due, attempt: Attempt, verdict: Verdict, now: int
-) -> Recorded:
+    recipient: Recipient, due: DueDelivery, attempt: Attempt, verdict: Verdict, now: int
+) -> AttemptRecord:
     """Return an attempt and the new state of its delivery as the store takes them."""
-    return Recorded(
+    return AttemptRecord(
         tenant=due.tenant,
         subscriber_id=due.subscriber_id,
         generation_id=due.generation_id,
@@ -38,6 +38,7 @@ def record_of(
         delivered_at=now if verdict.status == "delivered" else None,
         last_error=attempt.error_message,
         attempt=attempt,
+        is_counted_now=recipient.subscriber.rate_per_second is not None,
     )
 
 
@@ -45,7 +46,7 @@ async def store(context: Context, ended: Ended, now: int) -> None:
     """Store an attempt; in one commit with the subscriber's health, where that changes."""
     lane, verdict, database = ended.lane, ended.verdict, context.database
     if not health.is_changed_by(verdict, lane, now):
-        await database.write_batched(deliveries.record, ended.recorded)
+        await database.write_batched(deliveries.record_attempts, ended.recorded)
         return
     subscriber = await database.write(_store_with_health, context, ended)
     lane.pause_until(verdict.slow_until)
@@ -54,5 +55,5 @@ async def store(context: Context, ended: Ended, now: int) -> None:
 
 
 async def _store_with_health(tx: Transaction, context: Context, ended: Ended) -> Subscriber | None:
-    await deliveries.record(tx, [ended.recorded])
+    await deliveries.record_attempts(tx, [ended.recorded])
     return await health.apply(tx, context, ended.recorded.subscriber_id, ended.verdict)

@@ -1,60 +1,60 @@
-"""Replay: stored events sent again to one subscriber, in batches that a crash does not repeat."""
+"""Replay stored events to one subscriber, in batches that a crash does not repeat."""
+
+from typing import Literal
 
 import msgspec
 
 from service.context import Context
 from service.model.clock import SECOND
-from service.model.errors import Problem
 from service.model.event import EVENT_TYPES
 from service.model.replay import Replay
 from service.model.subscriber import Subscriber
 from service.store import deliveries, replays, subscribers
 from service.store.database import Transaction
 
-BATCH = 100  # Deliveries made in one transaction.
-WINDOW = 1_000  # Events looked at in one transaction.
-COUNT_WINDOW = 5_000  # The same while counting, which keeps no writer waiting.
-AHEAD_MAX = 1_000  # Untried deliveries of one replay: live events must not queue behind them.
-AHEAD_WAIT_MS = SECOND // 2
-CLOSED_WAIT_MS = 5 * SECOND
+BATCH = 100  # Deliveries inserted in one transaction.
+WINDOW = 1_000  # Events examined in one transaction.
+COUNT_WINDOW = 5_000  # Events counted in one read, which blocks no writer.
+UNTRIED_MAX = 1_000  # Deliveries of one replay without an attempt: new events queue behind them.
+UNTRIED_WAIT_MS = SECOND // 2
+INACTIVE_WAIT_MS = 5 * SECOND
 CANCEL_BATCH = 500
 REPLAYS_AT_ONCE = 50
 _GENERATION_TYPES = tuple(t for t in EVENT_TYPES if t.startswith("generation."))
+Refusal = Literal["subscriber_disabled", "replay_running"]
 
 
-def wanted_types(subscriber: Subscriber, asked: list[str]) -> list[str]:
-    """The types to replay: those of generations unless others are asked for by name.
+def event_types(subscriber: Subscriber, requested: list[str]) -> list[str]:
+    """Return the event types to replay: the requested ones that the subscriber receives.
 
-    What the subscriber does not listen to is left out.
+    An empty request means the types of generations.
     """
-    types = asked or _GENERATION_TYPES
+    types = requested or _GENERATION_TYPES
     return [t for t in types if not subscriber.event_types or t in subscriber.event_types]
 
 
-async def start(context: Context, new: Replay, subscriber: Subscriber) -> Replay:
-    """Count what `new` is about and store it; Problem 409 if it cannot run.
+async def start(context: Context, new: Replay, subscriber: Subscriber) -> Replay | Refusal:
+    """Count the events to replay and store the replay; or return why it cannot run.
 
-    What happens after this moment is no part of it.
+    Events that are stored later are not replayed.
     """
-    cursor, last_seq = await context.database.read(replays.bounds, new.since_at)
+    cursor, last_seq = await context.database.read(replays.seq_bounds, new.since_at)
     until_at = min(new.until_at, context.clock() + 1)
     new = msgspec.structs.replace(new, cursor=cursor, last_seq=last_seq, until_at=until_at)
     new = msgspec.structs.replace(new, total=await _count(context, new, subscriber))
-    return await context.database.write(_start, context, new)
+    return await context.database.write(_store, context, new)
 
 
-async def _start(tx: Transaction, context: Context, new: Replay) -> Replay:
-    made = await replays.get(tx, new.id)
-    if made is not None:
-        return made  # By the same request, whose answer was lost.
+async def _store(tx: Transaction, context: Context, new: Replay) -> Replay | Refusal:
+    stored = await replays.get(tx, new.id)
+    if stored is not None:
+        return stored  # An earlier request with the same Idempotency-Key.
     if not new.dry_run:
         subscriber = await subscribers.get(tx, new.subscriber_id)
         if subscriber is None or subscriber.status == "disabled":
-            detail = "The subscriber is disabled; enable it first."
-            raise Problem(409, "subscriber_disabled", detail)
+            return "subscriber_disabled"
         if await replays.is_running(tx, new.subscriber_id):
-            detail = "A replay to this subscriber is running; wait for it or cancel it."
-            raise Problem(409, "conflict", detail)
+            return "replay_running"
     await replays.insert(tx, new)
     tx.after_commit(context.signals.replay.set)
     return new
@@ -63,80 +63,86 @@ async def _start(tx: Transaction, context: Context, new: Replay) -> Replay:
 async def _count(context: Context, replay: Replay, subscriber: Subscriber) -> int:
     total, cursor = 0, replay.cursor
     while True:
-        at = msgspec.structs.replace(replay, cursor=cursor)
-        found = await context.database.read(_count_window, at, subscriber)
-        if found is None:
+        rest = msgspec.structs.replace(replay, cursor=cursor)
+        counted = await context.database.read(_count_window, rest, subscriber)
+        if counted is None:
             return total
-        count, cursor = found
+        count, cursor = counted
         total += count
 
 
 async def _count_window(
     tx: Transaction, replay: Replay, subscriber: Subscriber
 ) -> tuple[int, int] | None:
+    """Return how many events of the next window match, and its last `seq`; None: no more."""
     window = await replays.window(tx, replay, COUNT_WINDOW)
     if window is None:
         return None
-    found = await replays.matches(tx, replay, subscriber, window.last_seq, COUNT_WINDOW)
-    return len(found), window.last_seq
+    matches = await replays.matching_seqs(tx, replay, subscriber, window.last_seq, COUNT_WINDOW)
+    return len(matches), window.last_seq
 
 
 async def cancel(tx: Transaction, context: Context, replay: Replay) -> Replay:
-    """Make no more deliveries, and cancel those that are pending."""
-    canceled = await replays.change(
+    """Stop the replay and cancel its pending deliveries."""
+    canceled = await replays.update(
         tx, replay, status="canceled", due_at=tx.now, finished_at=tx.now
     )
-    await deliveries.cancel_replayed(tx, replay.subscriber_id, replay.id, CANCEL_BATCH)
-    await subscribers.touch(tx)
+    await deliveries.cancel_replayed(tx, replay.id, CANCEL_BATCH)
+    await subscribers.bump_revision(tx)
     tx.after_commit(context.inbox.reload, replay.subscriber_id)
     tx.after_commit(context.signals.replay.set)
     return canceled
 
 
 async def run_due(context: Context, now: int) -> tuple[int, int | None]:
-    """One batch of every replay that is due by `now`: deliveries made, and when to come again."""
+    """Run a batch of each due replay; return the number of deliveries and the next due time."""
     due_at = await context.database.read(replays.next_due)
     if due_at is None or due_at > now:
         return 0, due_at
-    made = 0
-    for replay_id in await context.database.read(replays.due, REPLAYS_AT_ONCE):
-        made += await context.database.write(_step, context, replay_id)
-    return made, await context.database.read(replays.next_due)
+    count = 0
+    for replay_id in await context.database.read(replays.list_due, REPLAYS_AT_ONCE):
+        count += await context.database.write(_run_batch, context, replay_id)
+    return count, await context.database.read(replays.next_due)
 
 
-async def _step(tx: Transaction, context: Context, replay_id: str) -> int:
-    """One batch, in one transaction with the note of how far it came."""
+async def _run_batch(tx: Transaction, context: Context, replay_id: str) -> int:
+    """Run a batch of a replay; the same transaction moves its cursor."""
     replay = await replays.get(tx, replay_id)
     if replay is None or replay.due_at is None:
         return 0
     if replay.status != "running":
-        return await _cancel_more(tx, context, replay)
+        return await _cancel_next(tx, context, replay)
     subscriber = await subscribers.get(tx, replay.subscriber_id)
     if subscriber is None:
         await cancel(tx, context, replay)
         return 0
     if subscriber.status != "active":
-        await replays.change(tx, replay, due_at=tx.now + CLOSED_WAIT_MS)
+        await replays.update(tx, replay, due_at=tx.now + INACTIVE_WAIT_MS)
         return 0
-    if await replays.ahead(tx, replay.id, AHEAD_MAX) >= AHEAD_MAX:
-        await replays.change(tx, replay, due_at=tx.now + AHEAD_WAIT_MS)
+    if await replays.count_untried(tx, replay.id, UNTRIED_MAX) >= UNTRIED_MAX:
+        await replays.update(tx, replay, due_at=tx.now + UNTRIED_WAIT_MS)
         return 0
-    return await _make(tx, context, replay, subscriber)
+    return await _deliver(tx, context, replay, subscriber)
 
 
-async def _make(tx: Transaction, context: Context, replay: Replay, subscriber: Subscriber) -> int:
+async def _deliver(
+    tx: Transaction, context: Context, replay: Replay, subscriber: Subscriber
+) -> int:
+    """Insert the next deliveries of a replay and move its cursor; return their number."""
     rate = replay.rate_per_second
     limit = BATCH if rate is None else min(max(int(rate), 1), BATCH)
     window = await replays.window(tx, replay, WINDOW)
     if window is None:
-        await replays.change(tx, replay, status="done", due_at=None, finished_at=tx.now)
+        await replays.update(tx, replay, status="done", due_at=None, finished_at=tx.now)
         return 0
-    found = await replays.matches(tx, replay, subscriber, window.last_seq, limit)
-    due = [d for seq in found if (d := await replays.deliver(tx, replay, subscriber, seq))]
-    await replays.change(
+    matches = await replays.matching_seqs(tx, replay, subscriber, window.last_seq, limit)
+    due = [
+        d for seq in matches if (d := await replays.insert_delivery(tx, replay, subscriber, seq))
+    ]
+    await replays.update(
         tx,
         replay,
-        cursor=found[-1] if len(found) == limit else window.last_seq,
+        cursor=matches[-1] if len(matches) == limit else window.last_seq,
         done=replay.done + len(due),
         due_at=tx.now + (round(len(due) * SECOND / rate) if rate else 0),
     )
@@ -144,11 +150,10 @@ async def _make(tx: Transaction, context: Context, replay: Replay, subscriber: S
     return len(due)
 
 
-async def _cancel_more(tx: Transaction, context: Context, replay: Replay) -> int:
-    """What one transaction could not cancel."""
-    subscriber_id = replay.subscriber_id
-    canceled = await deliveries.cancel_replayed(tx, subscriber_id, replay.id, CANCEL_BATCH)
+async def _cancel_next(tx: Transaction, context: Context, replay: Replay) -> int:
+    """Cancel the next pending deliveries of a canceled replay."""
+    canceled = await deliveries.cancel_replayed(tx, replay.id, CANCEL_BATCH)
     if canceled < CANCEL_BATCH:
-        await replays.change(tx, replay, due_at=None)
+        await replays.update(tx, replay, due_at=None)
     tx.after_commit(context.inbox.reload, replay.subscriber_id)
     return 0

@@ -33,12 +33,12 @@ class Secrets(msgspec.Struct, frozen=True):
     def rotated(self, new: str, overlap_seconds: int, now: int) -> "Secrets":
         """Return secrets with `new` as the current one; the old one signs for `overlap_seconds`."""
         old = Previous(self.current, now + overlap_seconds * SECOND)
-        live = [p for p in (old, *self.previous) if p.expires_at > now]
-        return Secrets(new, tuple(live[:PREVIOUS_MAX]), self.private_key)
+        valid = [p for p in (old, *self.previous) if p.expires_at > now]
+        return Secrets(new, tuple(valid[:PREVIOUS_MAX]), self.private_key)
 
 
 def new_secrets(random_bytes: Callable[[int], bytes], *, asymmetric: bool = False) -> Secrets:
-    """Return fresh secrets; `asymmetric` adds an ed25519 key for `v1a`."""
+    """Create new secrets, with an Ed25519 key if `v1a` is asked for."""
     private_key = signing.new_keypair(random_bytes)[0] if asymmetric else None
     return Secrets(signing.new_secret(random_bytes), (), private_key)
 

@@ -1,1 +1,1 @@
-"""The life of a generation: submit, poll, ingest."""
+"""What happens to a generation: it is submitted and polled, and reports are ingested."""

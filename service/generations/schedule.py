@@ -1,11 +1,14 @@
-"""When upstream is asked next, and when a submission that it put off is sent again."""
+"""When the next poll of a generation is due, and when a submission is repeated.
 
-# Everywhere here: times are milliseconds since the epoch, and `jitter` is drawn by the caller,
-# evenly from 0 up to but not including 1.
+Times are milliseconds since the epoch. `jitter` is a random number from 0 up to, but not
+including, 1.
+"""
 
+from service.context import Context
 from service.model import clock
+from service.model.generation import Generation
 
-_POLL_SPREAD = 0.2
+_JITTER_SHARE = 0.2
 _POLL_FIRST_MS = 2 * clock.SECOND
 _POLL_GROWTH = 1.5
 _POLL_QUICK_MAX_MS = 15 * clock.SECOND
@@ -20,6 +23,21 @@ _SUBMISSION_FIRST_MS = clock.SECOND
 _SUBMISSION_MAX_MS = clock.MINUTE
 
 
+def plan_poll(context: Context, generation: Generation, polls: int, now: int) -> int:
+    """Return when to poll a generation after `polls` polls, by its model and its route."""
+    model = context.catalogue.get(generation.model)
+    return next_poll(
+        expects_callback=generation.route == "callback",
+        polls=polls,
+        submitted_at=generation.submitted_at or now,
+        now=now,
+        usual_seconds=model.usual_seconds if model else 2.0,
+        p95_seconds=model.p95_seconds if model else 60.0,
+        safety_seconds=context.settings.safety_poll_seconds,
+        jitter=context.jitter(),
+    )
+
+
 def next_poll(
     *,
     expects_callback: bool,
@@ -31,55 +49,55 @@ def next_poll(
     safety_seconds: float | None,
     jitter: float,
 ) -> int:
-    """When to ask for an open task next, after `polls` that found it open; every delay ±20 %.
+    """Return when to poll an open task again, after `polls` polls. Every delay varies by ±20 %.
 
     Without a callback: at the model's usual time, then every 2 s, growing to 15 s, and every
-    minute once 5 minutes have passed since that usual time. With one: at the model's p95, at
-    least a minute, or after `safety_seconds` where that is set; then 2, 5, 10, 20 minutes apart,
-    or as many times `safety_seconds` where that is under a minute.
+    minute once 5 minutes have passed since the usual time. With a callback: after
+    `safety_seconds`, by default the model's p95 and at least a minute; then after 2, 5, 10 and 20
+    minutes, or 2, 5, 10 and 20 times `safety_seconds` if that is under a minute.
     """
     usual_ms = max(round(usual_seconds * clock.SECOND), _POLL_FIRST_MS)
     if polls == 0:
         safety_ms = _safety_poll_ms(p95_seconds, safety_seconds)
         first_ms = safety_ms if expects_callback else usual_ms
-        return max(submitted_at + _spread(first_ms, jitter), now)
+        return max(submitted_at + _with_jitter(first_ms, jitter), now)
     if expects_callback:
         delay_ms = _later_safety_poll_ms(polls, safety_seconds)
     elif now < submitted_at + usual_ms + _POLL_QUICK_FOR_MS:
         delay_ms = _quick_poll_ms(polls)
     else:
         delay_ms = _POLL_SLOW_MS
-    return now + _spread(delay_ms, jitter)
+    return now + _with_jitter(delay_ms, jitter)
 
 
-def after_trouble(consecutive: int, now: int, jitter: float) -> int:
-    """When to ask again after `consecutive` 5xx or timeouts: 5 s, doubling to 5 minutes, ±20 %."""
-    delay_ms = _doubling(_TROUBLE_FIRST_MS, consecutive, _TROUBLE_MAX_MS)
-    return now + _spread(delay_ms, jitter)
+def poll_after_trouble(failures: int, now: int, jitter: float) -> int:
+    """Return when to poll after consecutive failures: 5 s, doubling to 5 minutes, ±20 %."""
+    delay_ms = _doubled(_TROUBLE_FIRST_MS, failures, _TROUBLE_MAX_MS)
+    return now + _with_jitter(delay_ms, jitter)
 
 
-def after_deadline(deadline_at: int, late_polls: int, jitter: float) -> int | None:
-    """When to ask after a task that timed out, `late_polls` having been made; None: never again.
+def poll_after_deadline(deadline_at: int, late_polls: int, jitter: float) -> int | None:
+    """Return when to poll a timed out generation after `late_polls` late polls; None: never.
 
     10 minutes, 1, 6 and 24 hours after the deadline, ±20 %.
     """
     if late_polls >= len(_LATE_POLLS_MS):
         return None
-    return deadline_at + _spread(_LATE_POLLS_MS[late_polls], jitter)
+    return deadline_at + _with_jitter(_LATE_POLLS_MS[late_polls], jitter)
 
 
-def submission_retry(attempts: int, now: int, retry_after_ms: int | None, jitter: float) -> int:
-    """When to submit again what upstream certainly did not take, after `attempts`.
+def next_submission(attempts: int, now: int, retry_after_ms: int | None, jitter: float) -> int:
+    """Return when to repeat a submission that upstream certainly did not take.
 
-    1 s, doubling to a minute, or `retry_after_ms` if that is longer; up to 20 % is added.
+    After 1 s, doubling to a minute, or `retry_after_ms` if that is longer; up to 20 % is added.
     """
-    delay_ms = _doubling(_SUBMISSION_FIRST_MS, attempts, _SUBMISSION_MAX_MS)
+    delay_ms = _doubled(_SUBMISSION_FIRST_MS, attempts, _SUBMISSION_MAX_MS)
     floor_ms = max(delay_ms, retry_after_ms or 0)
-    return now + floor_ms + int(floor_ms * _POLL_SPREAD * jitter)
+    return now + floor_ms + int(floor_ms * _JITTER_SHARE * jitter)
 
 
 def _quick_poll_ms(polls: int) -> int:
-    steps = min(polls - 1, 10)  # The cap is reached long before.
+    steps = min(polls - 1, 10)  # The maximum is reached in fewer steps.
     return min(round(_POLL_FIRST_MS * _POLL_GROWTH**steps), _POLL_QUICK_MAX_MS)
 
 
@@ -90,7 +108,7 @@ def _safety_poll_ms(p95_seconds: float, safety_seconds: float | None) -> int:
 
 
 def _later_safety_poll_ms(polls: int, safety_seconds: float | None) -> int:
-    """A first poll after less than a minute draws the later ones in with it, to 2 s at least."""
+    """Scale the delay if the first safety poll is due in under a minute; 2 s at least."""
     delay_ms = _SAFETY_POLLS_MS[min(polls, len(_SAFETY_POLLS_MS)) - 1]
     first_ms = _safety_poll_ms(0, safety_seconds)
     if first_ms >= _SAFETY_POLL_MIN_MS:
@@ -98,9 +116,9 @@ def _later_safety_poll_ms(polls: int, safety_seconds: float | None) -> int:
     return max(delay_ms * first_ms // _SAFETY_POLL_MIN_MS, _POLL_FIRST_MS)
 
 
-def _doubling(first_ms: int, times: int, max_ms: int) -> int:
-    return min(first_ms << min(max(times - 1, 0), 16), max_ms)
+def _doubled(first_ms: int, count: int, max_ms: int) -> int:
+    return min(first_ms << min(max(count - 1, 0), 16), max_ms)
 
 
-def _spread(delay_ms: int, jitter: float) -> int:
-    return round(delay_ms * (1 - _POLL_SPREAD + 2 * _POLL_SPREAD * jitter))
+def _with_jitter(delay_ms: int, jitter: float) -> int:
+    return round(delay_ms * (1 - _JITTER_SHARE + 2 * _JITTER_SHARE * jitter))

@@ -1,1 +1,1 @@
-"""The nouns, their ids, times and errors."""
+"""Data types, ids, times and errors. Fields `*_at` are milliseconds since the epoch, UTC."""

@@ -1,4 +1,4 @@
-"""An attempt: one HTTP try of a delivery."""
+"""An attempt: one HTTP request of a delivery."""
 
 from typing import Any
 
@@ -9,22 +9,22 @@ from service.model.headers import joined_headers
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One HTTP try of a delivery."""
+    """One HTTP request of a delivery. Without an answer, it has an `error_code` and no status."""
 
     id: str
     delivery_id: str
-    number: int
-    trigger: str
+    number: int  # From 1, within the delivery.
+    trigger: str  # "scheduled", "manual", "replay" or "test".
     started_at: int
     duration_ms: int
     status_code: int | None
     error_code: str | None
     error_message: str | None
     response_headers: list[tuple[str, str]]
-    response_body: bytes
+    response_body: bytes  # The first 16 KiB.
 
     def view(self) -> dict[str, Any]:
-        """The attempt as the API shows it; the body as text, its strange bytes replaced."""
+        """Return the attempt as the API shows it: the body as text, invalid UTF-8 replaced."""
         error = self.error_code and {"code": self.error_code, "message": self.error_message}
         return {
             "id": self.id,

@@ -1,4 +1,4 @@
-"""The one place that reads the time: integer milliseconds since the epoch, and RFC 3339."""
+"""The current time in milliseconds since the epoch, and times as RFC 3339 text."""
 
 import datetime
 import re
@@ -20,29 +20,29 @@ _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
 def now_ms() -> int:
-    """Milliseconds since the epoch, by the wall clock."""
-    return time.time_ns() // 1_000_000  # noqa: TID251  this is the place
+    """Return the current time, in milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000  # noqa: TID251  the only place that reads the clock
 
 
 def rfc3339(at: int) -> str:
-    """`at` in UTC with milliseconds, as every time in the API is written."""
+    """Format a time as the API does: in UTC with milliseconds."""
     second, ms = divmod(at, SECOND)
-    return f"{_whole_second(second)}.{ms:03d}Z"
+    return f"{_format_second(second)}.{ms:03d}Z"
 
 
 @lru_cache(maxsize=4_096)
-def _whole_second(second: int) -> str:
+def _format_second(second: int) -> str:
     return (_EPOCH + datetime.timedelta(seconds=second)).isoformat()[:19]
 
 
 def parse_rfc3339(text: str) -> int:
-    """Milliseconds since the epoch; ValueError unless `text` is an RFC 3339 time with an offset."""
+    """Return milliseconds since the epoch; ValueError unless `text` is in RFC 3339."""
     if not _RFC3339.fullmatch(text):
         raise ValueError("a time looks like 2026-11-22T18:20:00Z")
     moment = datetime.datetime.fromisoformat(text.upper())
     return (moment - _EPOCH) // datetime.timedelta(milliseconds=1)
 
 
-def time_or_none(at: int | None) -> str | None:
-    """RFC 3339, or None where there is no time yet."""
+def rfc3339_or_none(at: int | None) -> str | None:
+    """Format a time as `rfc3339` does; return None for None."""
     return None if at is None else rfc3339(at)

@@ -4,11 +4,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from service.model.clock import rfc3339, time_or_none
+from service.model.clock import rfc3339, rfc3339_or_none
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
-    """One event for one subscriber; due until it is delivered, dead or canceled."""
+    """One event for one subscriber: pending until it is delivered, dead or canceled."""
 
     id: str
     tenant: str
@@ -19,13 +19,13 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     status: Literal["pending", "delivered", "dead", "canceled"]
     trigger: Literal["scheduled", "manual", "replay", "test"]
     attempt_count: int
-    due_at: int | None
+    due_at: int | None  # When the next attempt is due, while it is pending.
     created_at: int
     delivered_at: int | None
     last_error: str | None
 
     def view(self) -> dict[str, Any]:
-        """The delivery as the API lists it."""
+        """Return the delivery as the API lists it."""
         return {
             "id": self.id,
             "event_id": self.event_id,
@@ -34,15 +34,15 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
             "subscriber_id": self.subscriber_id,
             "status": self.status,
             "attempt_count": self.attempt_count,
-            "next_attempt_at": time_or_none(self.due_at) if self.status == "pending" else None,
+            "next_attempt_at": rfc3339_or_none(self.due_at) if self.status == "pending" else None,
             "created_at": rfc3339(self.created_at),
-            "delivered_at": time_or_none(self.delivered_at),
+            "delivered_at": rfc3339_or_none(self.delivered_at),
             "last_error": self.last_error,
         }
 
 
-class Due(msgspec.Struct):
-    """A delivery on its way to the sender: what an attempt needs, and nothing else."""
+class DueDelivery(msgspec.Struct):
+    """What an attempt needs of a pending delivery, its event and its subscriber."""
 
     tenant: str
     id: str
@@ -50,8 +50,7 @@ class Due(msgspec.Struct):
     event_id: str
     event_type: str
     generation_id: str | None
-    created_at: int
     attempt_count: int
     trigger: str
-    body: bytes
-    ordered: bool
+    body: bytes  # The event's body, as it is stored.
+    ordered: bool  # As Subscriber.ordered.

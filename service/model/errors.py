@@ -1,80 +1,29 @@
-"""Errors that people see: RFC 9457 problems with stable codes, and what the store raises.
+"""The exceptions of genhook (those of the API are in api/problem.py), and JSON pointers.
 
 Exception
-├── Problem            an answer of the API: status, code, sentence
-├── SettingsError      a setting that is missing or wrong
-├── CommandError       a command line that cannot do what it was asked to
-└── StorageError       the database could not keep what it was given
-    └── StorageBusyError    its queue is full
+├── SettingsError      a setting is missing or wrong
+├── CommandError       a command of the command line failed
+└── StorageError       the database failed: nothing was stored
+    └── StorageBusyError    the queue in front of the database is full
 """
 
-from http import HTTPStatus
 
-import msgspec
-
-
-class FieldError(msgspec.Struct, frozen=True):
-    """One wrong field: `pointer` is a JSON pointer (RFC 6901), or `?name` for a query parameter."""
-
-    pointer: str
-    message: str
-
-
-class Problem(Exception):  # noqa: N818  RFC 9457 calls it a problem
-    """An HTTP answer in `application/problem+json` (RFC 9457)."""
-
-    def __init__(
-        self,
-        status: int,
-        code: str,
-        detail: str,
-        *,
-        errors: tuple[FieldError, ...] = (),
-        retry_after_seconds: int | None = None,
-    ) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.code = code
-        self.detail = detail
-        self.errors = errors
-        self.retry_after_seconds = retry_after_seconds
-
-    def document(self, request_id: str) -> dict[str, object]:
-        """The problem as JSON; `errors` only where a field is to blame."""
-        document: dict[str, object] = {
-            "type": "about:blank",
-            "title": HTTPStatus(self.status).phrase,
-            "status": self.status,
-            "code": self.code,
-            "detail": self.detail,
-            "request_id": request_id,
-        }
-        if self.errors:
-            document["errors"] = self.errors
-        return document
-
-
-def invalid(detail: str, *errors: FieldError) -> Problem:
-    """422: the request is well-formed JSON, but a field in it is wrong."""
-    return Problem(422, "invalid_request", detail, errors=errors)
-
-
-def not_found(what: str) -> Problem:
-    """404, also for what belongs to another tenant."""
-    return Problem(404, "not_found", f"There is no such {what}.")
+def json_pointer(*steps: str | int) -> str:
+    """Return the JSON pointer (RFC 6901) with these names and indexes as its steps."""
+    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in steps)
 
 
 class SettingsError(Exception):
-    """A setting is missing or wrong; the message names the variable and says what to do."""
+    """A setting is missing or wrong. The message names the variable and the remedy."""
 
 
 class CommandError(Exception):
-    """A command cannot do what it was asked to; the message is a sentence for a terminal."""
+    """A command failed. The message is a sentence for the terminal."""
 
 
 class StorageError(Exception):
-    """The database failed: nothing of the unit was stored. Answered 503."""
+    """The database failed, and nothing of the unit of work was stored. Answered with 503."""
 
 
 class StorageBusyError(StorageError):
-    """The queue in front of the database is full. Answered 503."""
+    """The queue in front of the database is full. Answered with 503."""

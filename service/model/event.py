@@ -1,30 +1,22 @@
-"""An event: an immutable fact, its id the `webhook-id`."""
+"""An event: an immutable fact. Its id is the `webhook-id` of its deliveries."""
 
 import msgspec
 
-EVENT_TYPES = (
-    "generation.submitted",
-    "generation.succeeded",
-    "generation.failed",
-    "generation.timed_out",
-    "subscriber.disabled",
-    "ping",
-)
-EVENT_TYPE_OF = {
+EVENT_TYPE_OF = {  # Keyed by the new status of the generation.
     "processing": "generation.submitted",
     "succeeded": "generation.succeeded",
     "failed": "generation.failed",
     "timed_out": "generation.timed_out",
 }
+EVENT_TYPES = (*EVENT_TYPE_OF.values(), "subscriber.disabled", "ping")
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """An immutable fact; `body` is the exact bytes that are stored, signed and sent."""
+    """An immutable fact."""
 
-    seq: int
     id: str
     tenant: str
     type: str
     generation_id: str | None
     created_at: int
-    body: bytes
+    body: bytes  # JSON; exactly these bytes are stored, signed and sent.

@@ -4,63 +4,71 @@ from typing import Any, Literal
 
 import msgspec
 
-from service.model.clock import DAY, rfc3339, time_or_none
+from service.model.clock import DAY, rfc3339, rfc3339_or_none
 
 GenerationStatus = Literal["queued", "processing", "succeeded", "failed", "timed_out"]
 Submission = Literal["sending", "waiting", "taken", "lost", "refused"]
 OPEN = ("queued", "processing")
-CALLBACK_GRACE_MS = 7 * DAY  # A callback URL outlives the deadline: providers retry for days.
 TERMINAL = ("succeeded", "failed", "timed_out")
+# A callback URL stays valid for this long after the deadline: upstream may repeat it for days.
+CALLBACK_GRACE_MS = 7 * DAY
 TRANSITIONS: dict[str, tuple[str, ...]] = {
     "queued": ("processing", "succeeded", "failed", "timed_out"),
     "processing": ("succeeded", "failed", "timed_out"),
-    "timed_out": ("succeeded", "failed"),  # The result came late; it was paid for.
+    "timed_out": ("succeeded", "failed"),  # A late result is accepted: it was paid for.
     "succeeded": (),
     "failed": (),
 }
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
-    """One request and its result, with what genhook still has to do about it."""
+    """One request, its result, and when it is to be submitted or polled next.
+
+    submission: "sending" while the request to upstream is under way, or was when the process died;
+    "waiting" while upstream certainly has no task: the request is repeated at `submit_at`; "taken"
+    if upstream has a task; "lost" if it may have one: the request is never repeated; "refused" if
+    upstream will never have one.
+    """
 
     id: str
     tenant: str
     model: str
     status: GenerationStatus
-    route: Literal["callback", "poll"]
-    input: dict[str, Any]
+    route: Literal["callback", "poll"]  # How the outcome is expected.
+    input: dict[str, Any]  # The model's own parameters.
     metadata: dict[str, str]
     notify_url: str | None = None
-    notify_subscriber_id: str | None = None
-    task_id: str | None = None
-    output: dict[str, Any] | None = None
-    error: dict[str, str] | None = None
-    credits: int | None = None
+    notify_subscriber_id: str | None = None  # The subscriber created for `notify_url`.
+    task_id: str | None = None  # Upstream's id; None until genhook knows it.
+    output: dict[str, Any] | None = None  # {"files": [...], "raw": upstream's JSON, redacted}
+    error: dict[str, str] | None = None  # {"code", "message"}
+    credits: int | None = None  # What upstream bills; None until it is known.
     created_at: int
-    submitted_at: int | None = None
+    submitted_at: int | None = None  # When genhook first knew that upstream has the task.
     completed_at: int | None = None
     deadline_at: int
-    nonce: str
+    nonce: str  # Part of the callback token: a new nonce revokes the old URL.
     submission: Submission
     submit_at: int | None = None
     submit_count: int = 0
     next_poll_at: int | None = None
     poll_count: int = 0
-    trouble_count: int = 0
-    late_poll_count: int = 0
+    trouble_count: int = 0  # Consecutive polls without an answer about the task.
+    late_poll_count: int = 0  # Scheduled polls made after the deadline.
     last_poll_at: int | None = None
+    event_ids: list[str] = []
 
-    def accepts(self, status: str) -> bool:
-        """True if the generation may move to `status`: a terminal state is reached once."""
+    def can_become(self, status: str) -> bool:
+        """Whether TRANSITIONS allow a change to `status`; never to the current status."""
         return status in TRANSITIONS[self.status]
 
     @property
     def is_terminal(self) -> bool:
-        """True once there is an outcome, or the deadline has passed without one."""
+        """Whether the generation succeeded, failed or timed out."""
         return self.status in TERMINAL
 
     def view(self) -> dict[str, Any]:
-        """The generation as the API and events show it."""
+        """Return the generation as the API and events show it."""
         return {
             "id": self.id,
             "model": self.model,
@@ -74,7 +82,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
             "error": self.error,
             "credits": self.credits,
             "created_at": rfc3339(self.created_at),
-            "submitted_at": time_or_none(self.submitted_at),
-            "completed_at": time_or_none(self.completed_at),
+            "submitted_at": rfc3339_or_none(self.submitted_at),
+            "completed_at": rfc3339_or_none(self.completed_at),
             "deadline_at": rfc3339(self.deadline_at),
         }

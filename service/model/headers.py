@@ -1,10 +1,10 @@
-"""Header lines as people see them."""
+"""HTTP headers as the API shows them."""
 
 from collections.abc import Iterable
 
 
 def joined_headers(lines: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Header lines by name; the values of a name that came more than once joined by commas."""
+    """Return the values by header name; values of a repeated name are joined by commas."""
     joined: dict[str, str] = {}
     for name, value in lines:
         joined[name] = f"{joined[name]}, {value}" if name in joined else value

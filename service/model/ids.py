@@ -1,4 +1,4 @@
-"""Identifiers: a prefix and a UUIDv7 (RFC 9562 section 5.7) in hex, so that they sort by time."""
+"""Ids: a prefix, `_` and a UUIDv7 (RFC 9562 section 5.7) in hex, which sorts by time."""
 
 import os
 import struct
@@ -7,31 +7,38 @@ import threading
 from service.model import clock
 
 _state = {"ms": 0, "counter": 0}
-_lock = threading.Lock()  # Units of work draw ids on the database's thread.
-_tails: list[int] = []  # Random, drawn ahead: a system call for each id lets other threads in.
-_TAILS = 256
+_lock = threading.Lock()  # Units of work make ids on the database's thread.
+# Random numbers for the next ids, read 256 at a time: a system call for each id would let other
+# threads run.
+_random: list[int] = []
+_RANDOM_COUNT = 256
 
-os.register_at_fork(after_in_child=_tails.clear)  # Two processes never draw the same ones.
+os.register_at_fork(after_in_child=_random.clear)  # Two processes must not use the same numbers.
 
 
 def new_id(prefix: str, now: int | None = None) -> str:
-    """`prefix` and 32 hex digits; later calls of one process sort after earlier ones.
+    """Return a new id with the time `now`. Ids of one process sort in the order of the calls.
 
-    The 12 bits after the version count within a millisecond (RFC 9562 section 6.2, method 1), and
-    a clock that steps back is held at the latest millisecond seen.
+    The 12 bits after the version count within a millisecond (RFC 9562 section 6.2, method 1). If
+    the clock steps back, or the count overflows, the id's time is later than `now`.
     """
     moment = clock.now_ms() if now is None else now
     with _lock:
         ms, counter = _advance(moment)
-        if not _tails:
-            _tails.extend(struct.unpack(f"{_TAILS}Q", os.urandom(8 * _TAILS)))
-        tail = (_tails.pop() & 0x3FFFFFFFFFFFFFFF) | 0x8000000000000000
+        if not _random:
+            _random.extend(struct.unpack(f"{_RANDOM_COUNT}Q", os.urandom(8 * _RANDOM_COUNT)))
+        tail = (_random.pop() & 0x3FFFFFFFFFFFFFFF) | 0x8000000000000000
     return f"{prefix}_{ms:012x}7{counter:03x}{tail:016x}"
 
 
 def first_id(prefix: str, at: int) -> str:
-    """Not after any id that was drawn at or after `at`, and after every one drawn before."""
+    """Return the lower bound of ids with the time `at` or later; earlier ids sort before it."""
     return f"{prefix}_{max(at, 0):012x}"
+
+
+def time_of(identifier: str) -> int:
+    """Return the time in an id, in milliseconds since the epoch."""
+    return int(identifier[-32:-20], 16)
 
 
 def _advance(moment: int) -> tuple[int, int]:

@@ -1,34 +1,49 @@
-"""An API key and its scopes."""
+"""An API key, its scopes, and the rule for tenant names."""
 
-from typing import Any, Literal
+import base64
+import re
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import msgspec
 
-from service.model.clock import rfc3339, time_or_none
+from service.model.clock import rfc3339, rfc3339_or_none
 
 Scope = Literal["submit", "read", "manage", "admin"]
-SCOPES: tuple[Scope, ...] = ("submit", "read", "manage", "admin")
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+KEY_PREFIX = "ghk_"
+TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+TENANT_NAME_RULE = "1 to 63 of a-z, 0-9, - and _"
+
+
+def new_key(random_bytes: Callable[[int], bytes]) -> str:
+    """Return a new API key: `ghk_` and 32 random bytes in URL-safe base64."""
+    return KEY_PREFIX + base64.urlsafe_b64encode(random_bytes(32)).rstrip(b"=").decode()
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """An API key; only its SHA-256 is stored."""
+    """An API key. The key itself is not stored, only its SHA-256."""
 
     id: str
     name: str
     tenant: str
     scopes: list[Scope]
     created_at: int
-    last_used_at: int | None
-    revoked_at: int | None
+    last_used_at: int | None = None
+    revoked_at: int | None = None
+
+    def has(self, scope: Scope) -> bool:
+        """Whether the key has the scope; `admin` includes the others."""
+        return scope in self.scopes or "admin" in self.scopes
 
     def view(self) -> dict[str, Any]:
-        """The key as the API shows it, without the key."""
+        """Return the key as the API lists it."""
         return {
             "id": self.id,
             "name": self.name,
             "tenant": self.tenant,
             "scopes": self.scopes,
             "created_at": rfc3339(self.created_at),
-            "last_used_at": time_or_none(self.last_used_at),
-            "revoked_at": time_or_none(self.revoked_at),
+            "last_used_at": rfc3339_or_none(self.last_used_at),
+            "revoked_at": rfc3339_or_none(self.revoked_at),
         }

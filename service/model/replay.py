@@ -1,39 +1,35 @@
-"""A replay: new deliveries for events that are stored."""
+"""A replay: new deliveries of stored events."""
 
 from typing import Any, Literal
 
 import msgspec
 
-from service.model.clock import rfc3339, time_or_none
+from service.model.clock import rfc3339, rfc3339_or_none
 
 
 class Replay(msgspec.Struct, frozen=True, kw_only=True):
-    """New deliveries to one subscriber, for events of a span of time that are stored.
-
-    `cursor` is the place among events up to which deliveries were made, `last_seq` the last place
-    to look at. `due_at`: when to go on; None when there is nothing left to do.
-    """
+    """New deliveries to one subscriber of the events from `since_at` until before `until_at`."""
 
     id: str
     tenant: str
     subscriber_id: str
     since_at: int
     until_at: int
-    event_types: list[str]
-    only_dead: bool
+    event_types: list[str]  # Empty: all types.
+    only_dead: bool  # Only events whose last delivery to the subscriber is dead.
     rate_per_second: float | None
-    dry_run: bool
+    dry_run: bool  # Only count the events.
     status: Literal["running", "done", "canceled"]
-    total: int
-    done: int = 0
-    cursor: int
-    last_seq: int
-    due_at: int | None
+    total: int  # How many events there are to replay.
+    done: int = 0  # How many of them have been replayed.
+    cursor: int  # The `seq` of the last event that was examined.
+    last_seq: int  # The `seq` of the last event to examine.
+    due_at: int | None  # When to continue; None if nothing is left to do.
     created_at: int
     finished_at: int | None = None
 
     def view(self) -> dict[str, Any]:
-        """The replay as the API shows it."""
+        """Return the replay as the API shows it."""
         return {
             "id": self.id,
             "subscriber_id": self.subscriber_id,
@@ -42,5 +38,5 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
             "done": self.done,
             "dry_run": self.dry_run,
             "created_at": rfc3339(self.created_at),
-            "finished_at": time_or_none(self.finished_at),
+            "finished_at": rfc3339_or_none(self.finished_at),
         }

@@ -1,4 +1,4 @@
-"""API in One on this machine: for `genhook sandbox`, `genhook demo` and tests."""
+"""A simulation of API in One, for `genhook sandbox`, `genhook demo` and tests."""
 
 from service.sandbox.app import create_app
 

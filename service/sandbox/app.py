@@ -1,4 +1,4 @@
-"""Puts the sandbox together: state, routes, errors in upstream's shape, a log line per request."""
+"""The sandbox's ASGI application: state, routes, errors in upstream's shape, request log."""
 
 import asyncio
 import contextlib
@@ -23,11 +23,11 @@ from service.sandbox.tasks import Sandbox, Sleep
 
 log = logging.getLogger("genhook.sandbox")
 
-TASKS_KEPT = 10_000
-BODY_MOST_BYTES = 1 << 20
+TASKS_MAX = 10_000
+BODY_BYTES_MAX = 1 << 20
 
 
-def _token() -> str:
+def _random_part() -> str:
     return secrets.token_hex(6)
 
 
@@ -36,35 +36,41 @@ def create_app(
     base_url: str | None = None,
     api_key: str | None = None,
     speed: float = 1.0,
-    sleep: Sleep = asyncio.sleep,  # noqa: TID251  the work it pretends to do takes time
+    sleep: Sleep = asyncio.sleep,  # noqa: TID251  simulated work takes time
     now: clock.Clock = clock.now_ms,
-    token: Callable[[], str] = _token,
+    random_part: Callable[[], str] = _random_part,
     transport: httpx.AsyncBaseTransport | None = None,
-    keep: int = TASKS_KEPT,
+    tasks_max: int = TASKS_MAX,
 ) -> Starlette:
-    """API in One as an ASGI application; what it saw and did is in `app.state.sandbox`.
+    """Return the simulation of API in One as an ASGI application.
 
-    Links to files start with `base_url`, or with the URL that a request came to. `api_key` is the
-    one key that opens it, else any that starts with `aio_`. All waiting goes through `sleep`, in
-    seconds divided by `speed`. Callbacks leave through `transport`. `keep` tasks are remembered.
-    ValueError if `speed` or `keep` is not above zero.
+    Its state is in `app.state.sandbox`.
+
+    base_url: start of the URLs of files; None for the URL of the request.
+    api_key: the only accepted key; None accepts every key that starts with `aio_`.
+    speed: divides every simulated duration. sleep: waits for such a duration, in seconds.
+    random_part: makes the random part of a task id. transport: sends the callbacks.
+    tasks_max: how many tasks are stored.
+    ValueError if `speed` or `tasks_max` is not above zero.
     """
-    if speed <= 0 or keep <= 0:
-        raise ValueError("speed and keep must be above zero")
-    # No proxy from the environment: what it calls is on this machine.
+    if speed <= 0 or tasks_max <= 0:
+        raise ValueError("speed and tasks_max must be above zero")
+    # trust_env=False ignores proxies of the environment: callbacks go to this machine.
     client = httpx.AsyncClient(transport=transport, trust_env=False, timeout=work.TIMEOUT_SECONDS)
     app = Starlette(
         routes=[
             Route("/", welcome.show),
-            Route("/files/{task_id}/{number:int}.{makes}", files.show),
+            Route("/files/{task_id}/{number:int}.{extension}", files.show),
             *routes(),
         ],
-        middleware=[Middleware(_logged)],
+        middleware=[Middleware(_log_requests)],
         exception_handlers={HTTPException: _show_error},
         lifespan=_lifespan,
-        max_body_size=BODY_MOST_BYTES,
+        max_body_size=BODY_BYTES_MAX,
     )
-    app.state.sandbox = Sandbox(base_url, api_key, speed, sleep, now, token, client, keep)
+    app.state.sandbox = Sandbox(
+        base_url, api_key, speed, sleep, now, random_part, client, tasks_max
+    )
     return app
 
 
@@ -81,13 +87,13 @@ async def _show_error(_: Request, error: Any) -> Response:
     return JSONResponse(body, error.status_code, error.headers)
 
 
-def _logged(app: ASGIApp) -> ASGIApp:
-    async def logged(scope: Scope, receive: Receive, send: Send) -> None:
-        async def noted(message: Message) -> None:
+def _log_requests(app: ASGIApp) -> ASGIApp:
+    async def call_and_log(scope: Scope, receive: Receive, send: Send) -> None:
+        async def log_and_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 log.info("%s %s %d", scope["method"], scope["path"], message["status"])
             await send(message)
 
-        await app(scope, receive, noted if scope["type"] == "http" else send)
+        await app(scope, receive, log_and_send if scope["type"] == "http" else send)
 
-    return logged
+    return call_and_log

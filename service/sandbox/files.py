@@ -1,4 +1,4 @@
-"""Result files, drawn when somebody reads them and kept for a while."""
+"""Serves result files; each is drawn when it is first requested."""
 
 import asyncio
 import functools
@@ -13,36 +13,36 @@ from service.sandbox.scene import Scene
 from service.sandbox.tasks import Task
 
 MEDIA_TYPES = {"png": "image/png", "svg": "image/svg+xml", "gif": "image/gif", "wav": "audio/wav"}
-FILES_KEPT = 64
+FILES_CACHED = 64
 
 
 async def show(request: Request) -> Response:
-    """GET /files/{task_id}/{n}.{makes}: no key is asked for, as for any link upstream gives out."""
+    """GET /files/{task_id}/{number}.{extension}: needs no key, as at upstream."""
     task = request.app.state.sandbox.tasks.get(request.path_params["task_id"])
-    number, makes = request.path_params["number"], request.path_params["makes"]
-    if task is None or makes != task.model.makes:
+    number, extension = request.path_params["number"], request.path_params["extension"]
+    if task is None or extension != task.model.extension:
         raise HTTPException(404, "no such file")
     if not 1 <= number <= count_of(task.model, task.body):
         raise HTTPException(404, "no such file")
     try:
-        content = await asyncio.to_thread(draw, makes, scene_of(task, number))
+        content = await asyncio.to_thread(draw, extension, scene_of(task, number))
     except ImportError as error:
         raise HTTPException(501, "pictures need Pillow: pip install 'genhook[demo]'") from error
-    return Response(content, media_type=MEDIA_TYPES[makes])
+    return Response(content, media_type=MEDIA_TYPES[extension])
 
 
 def scene_of(task: Task, number: int) -> Scene:
-    """What file `number` of a task shows: a matter of prompt, seed, model and size alone."""
+    """Return the scene of file `number` of a task."""
     width, height = size_of(task.body)
     seed = task.body.get("seed") or 0
-    return Scene(task.prompt, seed, task.model.value, number, width, height)
+    return Scene(task.prompt, seed, task.model.name, number, width, height)
 
 
-@functools.lru_cache(maxsize=FILES_KEPT)
-def draw(makes: str, scene: Scene) -> bytes:
-    """The bytes of a file; ImportError if it is a picture and Pillow is not installed."""
-    if makes == "wav":
+@functools.lru_cache(maxsize=FILES_CACHED)
+def draw(extension: str, scene: Scene) -> bytes:
+    """Draw a file; ImportError for a picture if Pillow is not installed."""
+    if extension == "wav":
         return sounds.wav(scene)
-    from service.sandbox import pictures  # noqa: PLC0415  Pillow is loaded when a picture is drawn
+    from service.sandbox import pictures  # noqa: PLC0415  Pillow is imported for pictures only
 
-    return {"png": pictures.png, "svg": pictures.svg, "gif": pictures.gif}[makes](scene)
+    return {"png": pictures.png, "svg": pictures.svg, "gif": pictures.gif}[extension](scene)

@@ -10,11 +10,11 @@ _NUMBER = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Misbehaviour:
-    """What a prompt asked for; the defaults are an upstream that behaves."""
+    """The misbehaviour that a prompt requests; by default none. Times are in seconds."""
 
     fail: bool = False
     lose_callback: bool = False
-    duplicate: int = 1
+    duplicate: int = 1  # How many times each callback is sent.
     early: bool = False
     delay: float | None = None
     late: float = 0.0
@@ -24,60 +24,60 @@ class Misbehaviour:
     rate_limit: bool = False
     lose_answer: bool = False
     sync: bool = False
-    error: int = 0
-    body_error: int = 0
-    polls_fail: int = 0
+    error: int = 0  # A status code.
+    body_error: int = 0  # A code in the body.
+    polls_fail: int = 0  # How many polls fail.
     unknown_word: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Directive:
-    """What one word does, and between which numbers its value lies, if it takes one."""
+    """The effect of a directive and the range of its value; it takes no value without a minimum."""
 
-    does: str
-    least: int | None = None
-    most: int = 0
+    effect: str
+    minimum: int | None = None
+    maximum: int = 0
 
 
 DIRECTIVES = {
-    "fail": Directive("the task ends failed and costs nothing"),
+    "fail": Directive("the task fails and costs nothing"),
     "lose-callback": Directive("the callback is never sent"),
     "duplicate": Directive("the callback is sent this many times in all", 1, 20),
     "early": Directive("the callback is sent before the create request is answered"),
     "delay": Directive("the work takes this many seconds", 0, 3600),
-    "late": Directive("the callback comes this many seconds after completion", 0, 3600),
+    "late": Directive("the callback is sent this many seconds after completion", 0, 3600),
     "forge": Directive(
-        "while the task runs, false callbacks come: one to a wrong token, one lying"
+        "while the task runs, two false callbacks are sent: wrong token, false content"
     ),
-    "partial": Directive("while the task runs, a callback with a first result comes"),
+    "partial": Directive("while the task runs, a callback with the first result is sent"),
     "unreadable": Directive("the callback's body is not JSON"),
-    "rate-limit": Directive("the first create and the first poll are answered 429"),
-    "lose-answer": Directive("the task is taken, then the connection closes without an answer"),
-    "sync": Directive("the results are in the create answer, which names no task"),
+    "rate-limit": Directive("the first create request and the first poll are answered with 429"),
+    "lose-answer": Directive("the task is accepted, then the connection closes without an answer"),
+    "sync": Directive("the answer to the create request has the results and no task"),
     "error": Directive("the create request is answered with this status code", 300, 599),
     "body-error": Directive(
-        "the create request is answered 200 with this code in its body", 300, 599
+        "the create request is answered with 200 and this code in the body", 300, 599
     ),
-    "polls-fail": Directive("this many polls are answered 500", 1, 100),
-    "unknown-word": Directive("for two polls the status is a word that nobody knows"),
+    "polls-fail": Directive("this many polls are answered with 500", 1, 100),
+    "unknown-word": Directive("for two polls the status is an unknown word"),
 }
-_FRACTIONS = {"delay", "late"}
+_FRACTIONAL = {"delay", "late"}
 
 
 def parse(prompt: str) -> Misbehaviour:
-    """What the marks in `prompt` ask for; ValueError, naming what is known, for any other word."""
-    asked: dict[str, Any] = {}
+    """Read the marks in `prompt`; ValueError for an unknown or wrong directive."""
+    fields: dict[str, Any] = {}
     for mark in _MARK.finditer(prompt):
         if not mark[2]:
             raise ValueError("[sandbox: is not closed by ]")
         for item in mark[1].split(","):
             name, equals, value = (part.strip() for part in item.lower().partition("="))
-            asked[name.replace("-", "_")] = _value(name, value if equals else None)
-    return Misbehaviour(**asked)
+            fields[name.replace("-", "_")] = _value(name, value if equals else None)
+    return Misbehaviour(**fields)
 
 
 def without_marks(prompt: str) -> str:
-    """`prompt` as a person would read it, its marks cut out."""
+    """Return `prompt` without its marks."""
     return " ".join(_MARK.sub(" ", prompt).split())
 
 
@@ -85,21 +85,21 @@ def _value(name: str, value: str | None) -> bool | int | float:
     directive = DIRECTIVES.get(name)
     if directive is None:
         raise ValueError(f"unknown sandbox directive {name!r}; known: {', '.join(DIRECTIVES)}")
-    if directive.least is None:
+    if directive.minimum is None:
         if value is not None:
             raise ValueError(f"sandbox directive {name} takes no value")
         return True
     if value is None or not _NUMBER.fullmatch(value):
         raise ValueError(f"sandbox directive {name} needs a number, for example {name}=3")
-    number = float(value) if name in _FRACTIONS else _whole(name, value)
-    if not directive.least <= number <= directive.most:
+    number = float(value) if name in _FRACTIONAL else _whole_number(name, value)
+    if not directive.minimum <= number <= directive.maximum:
         raise ValueError(
-            f"sandbox directive {name} goes from {directive.least} to {directive.most}"
+            f"sandbox directive {name} goes from {directive.minimum} to {directive.maximum}"
         )
     return number
 
 
-def _whole(name: str, value: str) -> int:
+def _whole_number(name: str, value: str) -> int:
     if "." in value:
         raise ValueError(f"sandbox directive {name} needs a whole number")
     return int(value)

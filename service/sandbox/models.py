@@ -1,4 +1,4 @@
-"""The models this sandbox offers: routes, credits, parameters, and which of them send callbacks."""
+"""The models of the sandbox: their routes, credits, parameters, and whether they call back."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,38 +20,39 @@ Prices = tuple[tuple[Mapping[str, str], int], ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Model:
-    """One value that `model` may take on one route (`path` is below /api/v1).
+class SandboxModel:
+    """One value that `model` may have on one route.
 
-    `needs` names fields that must be there, one of several where they are joined by `|`. `prices`
-    are exceptions from `credits`: the first whose fields all match the request counts.
+    path: below /api/v1. task_id_pattern: for `str.format`; {} is the random part.
+    required: names of fields; of names joined by `|`, one suffices.
+    prices: exceptions to `credits`; the first whose fields all equal the request's applies.
     """
 
-    value: str
+    name: str
     path: str
-    task_id: str
+    task_id_pattern: str
     credits: int
     callbacks: bool
-    makes: str = "png"
+    extension: str = "png"
     files: int = 1
-    needs: tuple[str, ...] = ("prompt",)
-    prompt_most: int = 5000
+    required: tuple[str, ...] = ("prompt",)
+    prompt_length_max: int = 5000
     choices: Choices = dataclasses.field(default_factory=dict)
     ranges: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     prices: Prices = ()
 
 
 _IMAGE_MODELS = (
-    Model(
+    SandboxModel(
         "cogview-4",
         IMAGES,
         "n48{}_cv4",
         4,
         callbacks=False,
-        prompt_most=1000,
+        prompt_length_max=1000,
         choices={"quality": ("standard", "hd")},
     ),
-    Model(
+    SandboxModel(
         "flux-2",
         IMAGES,
         "n41{}_flux2",
@@ -64,9 +65,11 @@ _IMAGE_MODELS = (
             ({"resolution": "2K"}, 7),
         ),
     ),
-    Model("grok-imagine/text-to-image", IMAGES, "n31{}_grok", 5, callbacks=True),
-    Model("grok-imagine/upscale", IMAGES, "n31{}_grok", 12, callbacks=True, needs=("task_id",)),
-    Model(
+    SandboxModel("grok-imagine/text-to-image", IMAGES, "n31{}_grok", 5, callbacks=True),
+    SandboxModel(
+        "grok-imagine/upscale", IMAGES, "n31{}_grok", 12, callbacks=True, required=("task_id",)
+    ),
+    SandboxModel(
         "kling-image-o1",
         IMAGES,
         "n49{}_kio1",
@@ -76,7 +79,7 @@ _IMAGE_MODELS = (
         prices=(({"type": "ai-multi-shot"}, 16),),
     ),
     *(
-        Model(
+        SandboxModel(
             f"ideogram-v3-{tier}",
             IMAGES,
             "n63{}_ideogram",
@@ -86,24 +89,24 @@ _IMAGE_MODELS = (
         )
         for tier, price in {"turbo": 8, "balanced": 13, "quality": 20}.items()
     ),
-    # The page of imagen-4 says both "send imagen-4" and, in its example, imagen4: both are taken.
+    # The page of imagen-4 says "send imagen-4", its example sends imagen4: both are accepted.
     *(
-        Model(
-            value,
+        SandboxModel(
+            name,
             IMAGES,
             "n47{}_imagen4",
             price,
             callbacks=True,
             choices={"aspect_ratio": ("1:1", "4:3", "3:4", "16:9", "9:16")},
         )
-        for value, price in {
+        for name, price in {
             "imagen4-fast": 4,
             "imagen4": 8,
             "imagen4-ultra": 12,
             "imagen-4": 8,
         }.items()
     ),
-    Model(
+    SandboxModel(
         "gpt-image-1-5",
         IMAGES,
         "n42{}_gptimg",
@@ -112,17 +115,19 @@ _IMAGE_MODELS = (
         choices={"aspect_ratio": ("1:1", "2:3", "3:2"), "quality": ("medium", "high")},
         prices=(({"quality": "high"}, 28),),
     ),
-    # Nodes of the next three families are not public: their numbers are made up.
+    # The task ids of the next three families are not public: these are invented.
     *(
-        Model(f"recraft-{value}", IMAGES, "n64{}_recraft", price, callbacks=False, makes=makes)
-        for value, price, makes in (
+        SandboxModel(
+            f"recraft-{name}", IMAGES, "n64{}_recraft", price, callbacks=False, extension=kind
+        )
+        for name, price, kind in (
             ("v4-text-to-image", 10, "png"),
             ("v4-text-to-vector", 20, "svg"),
             ("v4-pro-text-to-image", 60, "png"),
             ("v4-pro-text-to-vector", 70, "svg"),
         )
     ),
-    Model(
+    SandboxModel(
         "ideogram-v4",
         IMAGES,
         "n65{}_ideogram4",
@@ -130,110 +135,112 @@ _IMAGE_MODELS = (
         callbacks=False,
         choices={"rendering_speed": ("TURBO", "BALANCED", "QUALITY")},
     ),
-    Model(
+    SandboxModel(
         "hunyuan-image-3",
         IMAGES,
         "n66{}_hunyuan",
         25,
         callbacks=False,
-        prompt_most=2000,
+        prompt_length_max=2000,
         choices={"type": ("text-to-image", "edit")},
     ),
     *(
-        Model(
+        SandboxModel(
             f"seedream/4.5-{verb}",
             IMAGES,
             "n30{}_seed",
             12,
             callbacks=True,
-            needs=needs,
+            required=names,
             choices={"quality": ("basic", "high")},
         )
-        for verb, needs in {"text-to-image": ("prompt",), "edit": ("prompt", "image_urls")}.items()
+        for verb, names in {"text-to-image": ("prompt",), "edit": ("prompt", "image_urls")}.items()
     ),
 )
 
-# Where no page was seen (nodes of videos and tools, songs by credits), the numbers are made up.
+# The task ids of videos and tools and the credits of songs are not public: these are invented.
 _OTHER_MODELS = (
-    Model(
+    SandboxModel(
         "kling-3",
         VIDEOS,
         "n75{}_kling3",
         300,
         callbacks=True,
-        makes="gif",
-        prompt_most=2500,
-        needs=("prompt|multi_prompt",),
+        extension="gif",
+        prompt_length_max=2500,
+        required=("prompt|multi_prompt",),
         choices={"mode": ("std", "pro")},
         ranges={"duration": (3, 15)},
     ),
-    Model("pixverse-5-6", VIDEOS, "n76{}_pixverse", 90, callbacks=False, makes="gif"),
-    Model(
+    SandboxModel("pixverse-5-6", VIDEOS, "n76{}_pixverse", 90, callbacks=False, extension="gif"),
+    SandboxModel(
         "seedance-1-5-pro",
         VIDEOS,
         "n38{}_seedance",
         60,
         callbacks=False,
-        makes="gif",
+        extension="gif",
         choices={"duration": ("4", "8", "12")},
     ),
-    Model(
+    SandboxModel(
         "elevenlabs-v3",
         SPEECH,
         "n58{}_tts",
         28,
         callbacks=True,
-        makes="wav",
-        needs=("dialogue",),
+        extension="wav",
+        required=("dialogue",),
     ),
     *(
-        Model(
+        SandboxModel(
             f"chirp-{version}",
             path,
             task_id,
             12,
             callbacks=True,
-            makes="wav",
+            extension="wav",
             files=2,
-            needs=needs,
+            required=names,
         )
-        for path, task_id, needs in (
+        for path, task_id, names in (
             (MUSIC, "gen{}ksv", ("gpt_description_prompt|prompt",)),
             (EXTEND, "gen{}bksv", ("audio_id",)),
             (UPLOAD_COVER, "upl{}", ("audio_id",)),
         )
         for version in ("v5", "v5-5", "v4-5", "v4", "v3-5")
     ),
-    Model("suno-cover", COVER, "cover{}", 1, callbacks=False, files=2, needs=("task_id|taskId",)),
-    Model("image-upscale", UPSCALE, "n32{}_upscale", 1, callbacks=True, needs=("image",)),
-    Model("bg-remover", REMOVE_BG, "n33{}_bgrm", 1, callbacks=False, needs=("image",)),
-    Model(
+    SandboxModel(
+        "suno-cover", COVER, "cover{}", 1, callbacks=False, files=2, required=("task_id|taskId",)
+    ),
+    SandboxModel("image-upscale", UPSCALE, "n32{}_upscale", 1, callbacks=True, required=("image",)),
+    SandboxModel("bg-remover", REMOVE_BG, "n33{}_bgrm", 1, callbacks=False, required=("image",)),
+    SandboxModel(
         "face-swap",
         FACE_SWAP,
         "n34{}_faceswap",
         4,
         callbacks=False,
-        needs=("image", "face_image"),
+        required=("image", "face_image"),
         ranges={"target_index": (0, 10)},
     ),
 )
 
-MODELS = {(model.path, model.value): model for model in (*_IMAGE_MODELS, *_OTHER_MODELS)}
+MODELS = {(model.path, model.name): model for model in (*_IMAGE_MODELS, *_OTHER_MODELS)}
 PATHS = tuple(dict.fromkeys(model.path for model in MODELS.values()))
-_MUST_NAME = (IMAGES, VIDEOS)
+_PATHS_REQUIRING_MODEL = (IMAGES, VIDEOS)
 
 
-def on(path: str) -> list[Model]:
-    """The models of one route, its default first."""
+def of_route(path: str) -> list[SandboxModel]:
+    """Return the models of one route, its default first."""
     return [model for model in MODELS.values() if model.path == path]
 
 
-def find(path: str, value: object) -> Model:
-    """The model a request means; ValueError if the route has none of that name."""
-    if value is None and path not in _MUST_NAME:
-        return on(path)[0]
-    model = MODELS.get((path, value)) if isinstance(value, str) else None
+def find(path: str, name: object) -> SandboxModel:
+    """Return the model that a request names; ValueError if the route has no such model."""
+    if name is None and path not in _PATHS_REQUIRING_MODEL:
+        return of_route(path)[0]
+    model = MODELS.get((path, name)) if isinstance(name, str) else None
     if model is None:
-        known = ", ".join(model.value for model in on(path))
-        raise ValueError(f"model {value!r} is not one of {known}" if value else "model is required")
+        known = ", ".join(model.name for model in of_route(path))
+        raise ValueError(f"model {name!r} is not one of {known}" if name else "model is required")
     return model

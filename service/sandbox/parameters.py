@@ -1,10 +1,10 @@
-"""Reads the body of a create request: its prompt, how many files, which size, what it costs."""
+"""Reads the body of a create request: its prompt, number of files, size and cost."""
 
 import re
 from typing import Any
 from urllib.parse import urlsplit
 
-from service.sandbox.models import SPEECH, Model
+from service.sandbox.models import SPEECH, SandboxModel
 
 Body = dict[str, Any]
 
@@ -19,14 +19,14 @@ _SIZES = {
     "21:9": (1344, 576),
 }
 _PIXELS = re.compile(r"([0-9]{3,4})[x*]([0-9]{3,4})")
-_LEAST_PIXELS = 256
-_MOST_PIXELS = 2048
-_MOST_IMAGES = 9
-_LEAST_PROMPT = 3
+_PIXELS_MIN = 256
+_PIXELS_MAX = 2048
+_IMAGES_MAX = 9
+_PROMPT_LENGTH_MIN = 3
 
 
 def prompt_of(body: Body) -> str:
-    """Every text a person wrote for the model, in one string; empty if there is none."""
+    """Return all texts for the model in one string."""
     texts = [body.get("prompt"), body.get("gpt_description_prompt")]
     for field in ("dialogue", "multi_prompt"):
         parts = body.get(field)
@@ -37,58 +37,65 @@ def prompt_of(body: Body) -> str:
     return "\n".join(text for text in texts if isinstance(text, str))
 
 
-def check(model: Model, body: Body) -> None:
-    """ValueError, in words for the caller, at the first parameter that upstream would refuse."""
-    for need in model.needs:
-        if not any(body.get(field) for field in need.split("|")):
-            raise ValueError(f"{need.replace('|', ' or ')} is required")
+def check(model: SandboxModel, body: Body) -> None:
+    """Raise ValueError for the first wrong parameter, with a message for the client."""
+    for names in model.required:
+        if not any(body.get(name) for name in names.split("|")):
+            raise ValueError(f"{names.replace('|', ' or ')} is required")
     _check_prompt(model, body)
     for field, allowed in model.choices.items():
         if field in body and body[field] not in allowed:
             raise ValueError(f"{field} must be one of {', '.join(allowed)}")
-    for field, (least, most) in {"num_images": (1, _MOST_IMAGES), **model.ranges}.items():
-        if field in body and not (_is_whole(body[field]) and least <= body[field] <= most):
-            raise ValueError(f"{field} must be a whole number from {least} to {most}")
-    if body.get("seed") is not None and not _is_whole(body["seed"]):
+    for field, (minimum, maximum) in {"num_images": (1, _IMAGES_MAX), **model.ranges}.items():
+        if field in body and not (
+            _is_whole_number(body[field]) and minimum <= body[field] <= maximum
+        ):
+            raise ValueError(f"{field} must be a whole number from {minimum} to {maximum}")
+    if body.get("seed") is not None and not _is_whole_number(body["seed"]):
         raise ValueError("seed must be a whole number")
     size_of(body)
     if model.callbacks:
         _check_callback_url(body.get("callback_url"))
 
 
-def count_of(model: Model, body: Body) -> int:
-    """How many files the request makes."""
-    return body.get("num_images", 1) if model.files == 1 and model.makes == "png" else model.files
+def count_of(model: SandboxModel, body: Body) -> int:
+    """Return how many files the request creates."""
+    has_num_images = model.files == 1 and model.extension == "png"
+    return body.get("num_images", 1) if has_num_images else model.files
 
 
 def size_of(body: Body) -> tuple[int, int]:
-    """Width and height in pixels; ValueError if the request names a size that nobody offers."""
-    asked = body.get("image_size") or body.get("size") or body.get("aspect_ratio") or "1:1"
-    if isinstance(asked, str) and asked in _SIZES:
-        return _SIZES[asked]
-    pixels = _PIXELS.fullmatch(asked) if isinstance(asked, str) else None
+    """Return width and height in pixels; ValueError for an unknown size."""
+    text = body.get("image_size") or body.get("size") or body.get("aspect_ratio") or "1:1"
+    if isinstance(text, str) and text in _SIZES:
+        return _SIZES[text]
+    pixels = _PIXELS.fullmatch(text) if isinstance(text, str) else None
     size = (int(pixels[1]), int(pixels[2])) if pixels else (0, 0)
-    if min(size) < _LEAST_PIXELS or max(size) > _MOST_PIXELS:
+    if min(size) < _PIXELS_MIN or max(size) > _PIXELS_MAX:
         raise ValueError(f"size must be one of {', '.join(_SIZES)} or from 256x256 to 2048x2048")
     return size
 
 
-def credits_of(model: Model, body: Body) -> int:
-    """What a success costs. Upstream bills each image, and speech by each thousand characters."""
-    rows = (price for fields, price in model.prices if fields.items() <= _texts(body).items())
+def credits_of(model: SandboxModel, body: Body) -> int:
+    """Return what a success costs. Images are billed singly, speech per 1000 characters."""
+    prices = (
+        price for fields, price in model.prices if fields.items() <= _text_fields(body).items()
+    )
     if model.path == SPEECH:
         units = -(-max(len(prompt_of(body)), 1) // 1000)
     else:
         units = 1 if model.files > 1 else count_of(model, body)
-    return next(rows, model.credits) * units
+    return next(prices, model.credits) * units
 
 
-def _check_prompt(model: Model, body: Body) -> None:
+def _check_prompt(model: SandboxModel, body: Body) -> None:
     if not isinstance(body.get("prompt", ""), str):
-        raise ValueError("prompt must be a string")  # noqa: TRY004  it is told to a client
+        raise ValueError("prompt must be a string")  # noqa: TRY004  for the client
     length = len(prompt_of(body))
-    if "prompt" in model.needs and not _LEAST_PROMPT <= length <= model.prompt_most:
-        raise ValueError(f"prompt must have {_LEAST_PROMPT} to {model.prompt_most} characters")
+    if "prompt" in model.required and not _PROMPT_LENGTH_MIN <= length <= model.prompt_length_max:
+        raise ValueError(
+            f"prompt must have {_PROMPT_LENGTH_MIN} to {model.prompt_length_max} characters"
+        )
 
 
 def _check_callback_url(url: object) -> None:
@@ -99,9 +106,9 @@ def _check_callback_url(url: object) -> None:
         raise ValueError("callback_url must be an absolute http or https URL")
 
 
-def _texts(body: Body) -> dict[str, str]:
+def _text_fields(body: Body) -> dict[str, str]:
     return {field: value for field, value in body.items() if isinstance(value, str)}
 
 
-def _is_whole(value: object) -> bool:
+def _is_whole_number(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""Pictures for image and video models: a seeded landscape with the prompt written into it."""
+"""Pictures for image and video models: a random landscape with the prompt written on it."""
 
 import colorsys
 import io
@@ -22,14 +22,14 @@ _PANEL_SHARE = 0.45
 
 
 def png(scene: Scene) -> bytes:
-    """A PNG of the scene's size."""
+    """Draw a PNG of the scene's size."""
     image = _landscape(scene, scene.width, scene.height, 0.0)
     _write_prompt(image, scene)
-    return _saved(image, "PNG", compress_level=4)
+    return _encode_image(image, "PNG", compress_level=4)
 
 
 def gif(scene: Scene) -> bytes:
-    """An endless animation in the scene's proportions, small enough to be drawn at once."""
+    """Draw an endless animation in the scene's proportions, at most 480 pixels wide and high."""
     scale = _FRAME_PIXELS / max(scene.width, scene.height)
     width, height = int(scene.width * scale), int(scene.height * scale)
     frames = []
@@ -37,16 +37,16 @@ def gif(scene: Scene) -> bytes:
         frame = _landscape(scene, width, height, number / _FRAMES)
         _write_prompt(frame, scene)
         frames.append(frame.quantize(128))
-    return _saved(
+    return _encode_image(
         frames[0], "GIF", save_all=True, append_images=frames[1:], duration=_FRAME_MS, loop=0
     )
 
 
 def svg(scene: Scene) -> bytes:
-    """The same idea for models that make vectors."""
-    chance = scene.chance()
-    top, bottom = (_hex(colour) for colour in _sky(chance.random()))
-    x, y = int(scene.width * chance.random()), int(scene.height * (0.2 + 0.3 * chance.random()))
+    """Draw a simpler landscape as SVG."""
+    rng = scene.rng()
+    top, bottom = (_hex(colour) for colour in _sky(rng.random()))
+    x, y = int(scene.width * rng.random()), int(scene.height * (0.2 + 0.3 * rng.random()))
     lines = "".join(
         f'<tspan x="40" dy="44">{escape(line)}</tspan>' for line in textwrap.wrap(scene.prompt, 44)
     )
@@ -62,16 +62,16 @@ def svg(scene: Scene) -> bytes:
 
 
 def _landscape(scene: Scene, width: int, height: int, phase: float) -> Image.Image:
-    """Sky, sun and hills; `phase` from 0 to 1 moves them once round."""
-    chance = scene.chance()
-    hue = chance.random()
+    """Draw sky, sun and hills; `phase` goes from 0 to 1 in one loop of the animation."""
+    rng = scene.rng()
+    hue = rng.random()
     top, bottom = _sky(hue)
     grey = Image.linear_gradient("L").resize((width, height), Image.Resampling.BICUBIC)
     image = ImageOps.colorize(grey, top, bottom)
-    _shine(image, chance.random(), 0.2 + 0.25 * chance.random(), phase)
-    mask = Image.new("L", (width * 2, height * 2))  # Drawn double, for smooth edges.
+    _draw_sun(image, rng.random(), 0.2 + 0.25 * rng.random(), phase)
+    mask = Image.new("L", (width * 2, height * 2))  # Twice the size, for smooth edges.
     for number in range(_HILLS):
-        waves = [(chance.uniform(1, 3 + number), chance.random()) for _ in range(3)]
+        waves = [(rng.uniform(1, 3 + number), rng.random()) for _ in range(3)]
         ridge = _ridge(width * 2, height * 2, number, waves, phase)
         mask.paste(0, (0, 0, *mask.size))
         ImageDraw.Draw(mask).polygon(ridge, fill=255)
@@ -81,10 +81,10 @@ def _landscape(scene: Scene, width: int, height: int, phase: float) -> Image.Ima
     return image
 
 
-def _shine(image: Image.Image, across: float, down: float, phase: float) -> None:
-    x = 0.15 + 0.7 * across
-    y = down + 0.04 * math.sin(math.tau * phase)
-    # A blurred disc is the glow; at a quarter of the size it costs next to nothing.
+def _draw_sun(image: Image.Image, x_share: float, y_share: float, phase: float) -> None:
+    x = 0.15 + 0.7 * x_share
+    y = y_share + 0.04 * math.sin(math.tau * phase)
+    # The glow is a blurred disc. A quarter of the size is enough, and much faster to blur.
     glow = _disc(image.width // 4, image.height // 4, x, y).filter(
         ImageFilter.GaussianBlur(min(image.size) / 36)
     )
@@ -103,22 +103,22 @@ def _ridge(
     width: int, height: int, number: int, waves: list[tuple[float, float]], phase: float
 ) -> list[tuple[float, float]]:
     base = height * (0.48 + 0.11 * number)
-    tall = height * 0.05
+    wave_height = height * 0.05
     points = [(0.0, float(height))]
     for x in range(0, width + 8, 8):
-        turn = sum(
-            math.sin(math.tau * (often * x / width + shift + phase)) / often
-            for often, shift in waves
+        elevation = sum(
+            math.sin(math.tau * (frequency * x / width + shift + phase)) / frequency
+            for frequency, shift in waves
         )
-        points.append((float(x), base - tall * turn))
+        points.append((float(x), base - wave_height * elevation))
     return [*points, (float(width), float(height))]
 
 
 def _write_prompt(image: Image.Image, scene: Scene) -> None:
-    """White on a dark panel: as large as fits, cut short if even small print does not."""
+    """Write the prompt on a dark panel in the largest font that fits; shorten it if none does."""
     margin = image.width // 24
-    room = (image.width - 4 * margin, int(image.height * _PANEL_SHARE))
-    font, lines = _fitted(scene.prompt or "(no prompt)", *room)
+    space = (image.width - 4 * margin, int(image.height * _PANEL_SHARE))
+    font, lines = _fit_text(scene.prompt or "(no prompt)", *space)
     small = _font(max(_SMALLEST_FONT, image.height // 56))
     line_height = int(font.size * 1.3)
     panel_height = line_height * len(lines) + int(small.size * 2) + margin
@@ -128,25 +128,25 @@ def _write_prompt(image: Image.Image, scene: Scene) -> None:
         (margin, top, image.width - margin, image.height - margin), margin // 2, fill=150
     )
     image.paste((12, 14, 24), mask=panel)
-    pen = ImageDraw.Draw(image)
+    draw = ImageDraw.Draw(image)
     for number, line in enumerate(lines):
-        pen.text((2 * margin, top + margin // 2 + number * line_height), line, "white", font)
-    pen.text(
+        draw.text((2 * margin, top + margin // 2 + number * line_height), line, "white", font)
+    draw.text(
         (2 * margin, image.height - margin * 1.5 - small.size), scene.caption, "#c8ccd8", small
     )
 
 
-def _fitted(text: str, width: int, height: int) -> tuple[ImageFont.FreeTypeFont, list[str]]:
+def _fit_text(text: str, width: int, height: int) -> tuple[ImageFont.FreeTypeFont, list[str]]:
     size = max(_SMALLEST_FONT, height // 7)
     while True:
         font = _font(size)
         columns = max(1, int(width / font.getlength("abcdefghijklmno") * 15))
         lines = textwrap.wrap(text, columns)
-        most = max(1, int(height / (size * 1.3)))
-        if len(lines) <= most:
+        lines_max = max(1, int(height / (size * 1.3)))
+        if len(lines) <= lines_max:
             return font, lines
         if size == _SMALLEST_FONT:
-            return font, [*lines[: most - 1], lines[most - 1] + " ..."]
+            return font, [*lines[: lines_max - 1], lines[lines_max - 1] + " ..."]
         size = max(_SMALLEST_FONT, int(size * 0.85))
 
 
@@ -161,8 +161,8 @@ def _sky(hue: float) -> tuple[Colour, Colour]:
 
 
 def _hill_colour(hue: float, number: int) -> Colour:
-    near = number / (_HILLS - 1)
-    return _rgb(hue + 0.1 - 0.12 * near, 0.4 + 0.3 * near, 0.8 - 0.6 * near)
+    nearness = number / (_HILLS - 1)
+    return _rgb(hue + 0.1 - 0.12 * nearness, 0.4 + 0.3 * nearness, 0.8 - 0.6 * nearness)
 
 
 def _rgb(hue: float, saturation: float, value: float) -> Colour:
@@ -174,7 +174,7 @@ def _hex(colour: Colour) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
-def _saved(image: Image.Image, form: str, **options: object) -> bytes:
+def _encode_image(image: Image.Image, file_format: str, **options: object) -> bytes:
     target = io.BytesIO()
-    image.save(target, form, **options)
+    image.save(target, file_format, **options)
     return target.getvalue()

@@ -1,4 +1,4 @@
-"""The routes under /api/v1: who may call, what is refused, and how a task is taken."""
+"""The routes below /api/v1: they check key and request, create tasks and report on them."""
 
 import json
 from collections.abc import AsyncIterator
@@ -10,19 +10,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from service.sandbox import misbehaviour, models, parameters, tasks, wire, work
-from service.sandbox.misbehaviour import Misbehaviour
+from service.sandbox import models, parameters, tasks, wire, work
+from service.sandbox.misbehaviour import Misbehaviour, parse, without_marks
 from service.sandbox.parameters import Body
 from service.sandbox.tasks import Sandbox, Task
 
 PREFIX = "/api/v1"
+_REQUESTED_ERROR = "the sandbox was asked for this error"
 
 
 def routes() -> list[Route]:
-    """Everything below /api/v1."""
-    creating = [Route(PREFIX + path, create, methods=["POST"]) for path in models.PATHS]
+    """Return all routes below /api/v1."""
+    create_routes = [Route(PREFIX + path, create, methods=["POST"]) for path in models.PATHS]
     return [
-        *creating,
+        *create_routes,
         Route(PREFIX + models.LYRICS, align_lyrics, methods=["POST"]),
         Route(PREFIX + "/audio/music/feed", show_feed),
         Route(PREFIX + "/audio/music/upload-cover/status", show_feed),
@@ -32,47 +33,47 @@ def routes() -> list[Route]:
 
 
 async def create(request: Request) -> Response:
-    """Take a task, or refuse it in the way that was asked for."""
+    """Create a task, or refuse to if the prompt requests that."""
     sandbox = _sandbox(request)
     key = _authorize(sandbox, request)
     body = await _read(request)
-    tasks.remember(sandbox, sandbox.creates, body)
-    model, asked = _understand(request.url.path.removeprefix(PREFIX), body)
+    tasks.append(sandbox, sandbox.create_bodies, body)
+    model, misbehaviour = _parse(request.url.path.removeprefix(PREFIX), body)
     if key in sandbox.unfunded_keys:
         raise HTTPException(402, "insufficient credits")
-    if asked.rate_limit and tasks.is_limited(sandbox, body):
+    if misbehaviour.rate_limit and tasks.refuse_first_of_two(sandbox, body):
         _refuse(429, "rate limit exceeded")
-    if asked.error:
-        _refuse(asked.error, "the sandbox was asked for this error")
-    if asked.body_error:
-        message = "the sandbox was asked for this error"
-        return JSONResponse(wire.envelope(None, code=asked.body_error, message=message))
-    task = _new_task(sandbox, request, model, body, asked)
-    tasks.take(sandbox, task)
+    if misbehaviour.error:
+        _refuse(misbehaviour.error, _REQUESTED_ERROR)
+    if misbehaviour.body_error:
+        code = misbehaviour.body_error
+        return JSONResponse(wire.envelope(None, code=code, message=_REQUESTED_ERROR))
+    task = _new_task(sandbox, request, model, body, misbehaviour)
+    tasks.add(sandbox, task)
     return await _answer(sandbox, task)
 
 
 async def show_task(request: Request) -> Response:
-    """What there is to know about a task of any kind."""
+    """Report on a task of any kind."""
     task, word = _poll(request, request.path_params["task_id"])
-    return JSONResponse(wire.status(task, word))
+    return JSONResponse(wire.report(task, word))
 
 
 async def show_feed(request: Request) -> Response:
-    """The songs of a task; older clients say `workId`."""
-    asked_for = request.query_params.get("task_id") or request.query_params.get("workId")
-    task, word = _poll(request, asked_for)
+    """Report on the songs of a task; older clients send `workId`."""
+    task_id = request.query_params.get("task_id") or request.query_params.get("workId")
+    task, word = _poll(request, task_id)
     return JSONResponse(wire.feed(task, word))
 
 
 async def show_cover(request: Request) -> Response:
-    """The pictures for a song."""
+    """Report on the pictures for a song."""
     task, word = _poll(request, request.query_params.get("task_id"))
     return JSONResponse(wire.cover(task, word))
 
 
 async def align_lyrics(request: Request) -> Response:
-    """Answered at once: when which word of a song is sung."""
+    """Answer at once with the time of each word of a song."""
     sandbox = _sandbox(request)
     _authorize(sandbox, request)
     body = await _read(request)
@@ -83,7 +84,7 @@ async def align_lyrics(request: Request) -> Response:
 
 
 def base_url_of(sandbox: Sandbox, request: Request) -> str:
-    """Where this sandbox is reached, without a slash at the end."""
+    """Return the URL of this sandbox without a trailing slash."""
     return (sandbox.base_url or str(request.base_url)).rstrip("/")
 
 
@@ -94,8 +95,8 @@ def _sandbox(request: Request) -> Sandbox:
 
 def _authorize(sandbox: Sandbox, request: Request) -> str:
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    known = key == sandbox.api_key if sandbox.api_key else key.startswith("aio_")
-    if scheme.lower() != "bearer" or not known:
+    is_valid = key == sandbox.api_key if sandbox.api_key else key.startswith("aio_")
+    if scheme.lower() != "bearer" or not is_valid:
         raise HTTPException(401, "Invalid API key")
     return key
 
@@ -110,11 +111,11 @@ async def _read(request: Request) -> Body:
     return body
 
 
-def _understand(path: str, body: Body) -> tuple[models.Model, Misbehaviour]:
+def _parse(path: str, body: Body) -> tuple[models.SandboxModel, Misbehaviour]:
     try:
         model = models.find(path, body.get("model"))
         parameters.check(model, body)
-        return model, misbehaviour.parse(parameters.prompt_of(body))
+        return model, parse(parameters.prompt_of(body))
     except ValueError as error:
         raise HTTPException(400, str(error)) from error
 
@@ -125,39 +126,43 @@ def _refuse(status_code: int, message: str) -> NoReturn:
 
 
 def _new_task(
-    sandbox: Sandbox, request: Request, model: models.Model, body: Body, asked: Misbehaviour
+    sandbox: Sandbox,
+    request: Request,
+    model: models.SandboxModel,
+    body: Body,
+    misbehaviour: Misbehaviour,
 ) -> Task:
     return Task(
-        id=model.task_id.format(sandbox.token()),
+        id=model.task_id_pattern.format(sandbox.random_part()),
         model=model,
         body=body,
-        prompt=misbehaviour.without_marks(parameters.prompt_of(body)),
-        misbehaviour=asked,
+        prompt=without_marks(parameters.prompt_of(body)),
+        misbehaviour=misbehaviour,
         base_url=base_url_of(sandbox, request),
         created_at=sandbox.now(),
-        poll_script=tasks.poll_script(asked),
+        poll_answers=tasks.poll_answers(misbehaviour),
     )
 
 
 async def _answer(sandbox: Sandbox, task: Task) -> Response:
     if task.misbehaviour.sync:
         work.finish(sandbox, task)
-        return JSONResponse(wire.created(task))
+        return JSONResponse(wire.create_answer(task))
     work.start(sandbox, task)
     if task.misbehaviour.early:
         await task.called_back.wait()
-    answer = JSONResponse(wire.created(task))
-    return _severed(answer) if task.misbehaviour.lose_answer else answer
+    answer = JSONResponse(wire.create_answer(task))
+    return _break_off(answer) if task.misbehaviour.lose_answer else answer
 
 
-def _severed(answer: Response) -> Response:
-    # The status line leaves, the body does not: servers close the connection when an application
-    # fails in between. The error is httpx's own, so that a client in the same process sees it too.
-    async def nothing() -> AsyncIterator[bytes]:
+def _break_off(answer: Response) -> Response:
+    # An error after the response head makes the server close the connection. It is an httpx error,
+    # so that a client in the same process sees what it would see over the network.
+    async def fail() -> AsyncIterator[bytes]:
         yield b""
         raise httpx.RemoteProtocolError("the sandbox was asked to close the connection")
 
-    return StreamingResponse(nothing(), headers=dict(answer.headers))
+    return StreamingResponse(fail(), headers=dict(answer.headers))
 
 
 def _poll(request: Request, task_id: str | None) -> tuple[Task, str | None]:
@@ -167,7 +172,7 @@ def _poll(request: Request, task_id: str | None) -> tuple[Task, str | None]:
     if task is None or task.misbehaviour.sync:
         raise HTTPException(404, "Task not found")
     sandbox.polls[task.id] += 1
-    answer = task.poll_script.popleft() if task.poll_script else None
+    answer = task.poll_answers.popleft() if task.poll_answers else None
     if isinstance(answer, int):
-        _refuse(answer, "the sandbox was asked for this error")
+        _refuse(answer, _REQUESTED_ERROR)
     return task, answer

@@ -1,12 +1,12 @@
-"""What a picture or a sound is made from, and the chance that is the same for the same wish."""
+"""The content of a picture or sound, and the random numbers to draw it with."""
 
 import dataclasses
-import random  # noqa: TID251  seeded by the request: the same wish gives the same bytes
+import random  # noqa: TID251  seeded by the request
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scene:
-    """A wish: file `number` for a prompt, in pixels."""
+    """File `number` of a request; equal scenes give equal bytes. Sizes are in pixels."""
 
     prompt: str
     seed: int
@@ -15,11 +15,11 @@ class Scene:
     width: int
     height: int
 
-    def chance(self) -> random.Random:
-        """A fresh generator that repeats itself for the same wish, on any machine."""
+    def rng(self) -> random.Random:
+        """Return a generator of random numbers, the same for equal scenes on every machine."""
         return random.Random(f"{self.model}|{self.seed}|{self.number}|{self.prompt}")
 
     @property
     def caption(self) -> str:
-        """The small print under a picture."""
+        """The small text under a picture."""
         return f"{self.model}  /  seed {self.seed}  /  no. {self.number}  /  genhook sandbox"

@@ -1,4 +1,4 @@
-"""Tasks as upstream keeps them, and the state of one sandbox; both bounded."""
+"""The tasks and the state of one sandbox; the size of all its collections is limited."""
 
 import asyncio
 import collections
@@ -12,7 +12,7 @@ import httpx
 
 from service.model import clock
 from service.sandbox.misbehaviour import Misbehaviour
-from service.sandbox.models import Model
+from service.sandbox.models import SandboxModel
 from service.sandbox.parameters import Body, count_of
 
 RUNNING = "IN_PROGRESS"
@@ -26,16 +26,19 @@ Entry = TypeVar("Entry")
 
 @dataclasses.dataclass(slots=True)
 class Task:
-    """One task; `poll_script` has the answers of its next polls: a status code, or a false word."""
+    """One task.
+
+    poll_answers: the answers to the next polls, in order: error status codes, false status words.
+    """
 
     id: str
-    model: Model
+    model: SandboxModel
     body: Body
     prompt: str
     misbehaviour: Misbehaviour
     base_url: str
     created_at: int
-    poll_script: collections.deque[int | str]
+    poll_answers: collections.deque[int | str]
     status: str = RUNNING
     completed_at: int | None = None
     called_back: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
@@ -43,19 +46,19 @@ class Task:
 
     @property
     def callback_url(self) -> str | None:
-        """Where it reports to; None for the models that are only polled."""
+        """Where to send callbacks; None if the model sends none."""
         return self.body.get("callback_url") if self.model.callbacks else None
 
     @property
     def file_urls(self) -> list[str]:
-        """Where its results are, from the start: they are drawn when somebody reads them."""
+        """The URLs of the results. They work at once: files are drawn when they are read."""
         numbers = range(1, count_of(self.model, self.body) + 1)
-        return [f"{self.base_url}/files/{self.id}/{n}.{self.model.makes}" for n in numbers]
+        return [f"{self.base_url}/files/{self.id}/{n}.{self.model.extension}" for n in numbers]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class CallbackSent:
-    """One HTTP try of a callback; no `status_code` if there was no answer."""
+class CallbackRequest:
+    """One HTTP request of a callback; `status_code` is None without an answer."""
 
     task_id: str
     url: str
@@ -66,9 +69,11 @@ class CallbackSent:
 
 @dataclasses.dataclass(slots=True)
 class Sandbox:
-    """All state: what tests look at (`creates`, `callbacks_sent`, `polls`) and what drives it.
+    """The state of a sandbox. Each list keeps its newest `tasks_max` entries.
 
-    A request with one of `unfunded_keys` is answered 402. The oldest entries beyond `keep` go.
+    create_bodies, callback_requests, polls: recorded for tests; polls are counted by task id.
+    unfunded_keys: keys whose create requests are answered with 402.
+    rate_rate_limited: digests of create requests that were answered with 429 and not yet repeated.
     """
 
     base_url: str | None
@@ -76,51 +81,54 @@ class Sandbox:
     speed: float
     sleep: Sleep
     now: clock.Clock
-    token: Callable[[], str]
+    random_part: Callable[[], str]
     client: httpx.AsyncClient
-    keep: int
+    tasks_max: int
     tasks: dict[str, Task] = dataclasses.field(default_factory=dict)
-    creates: list[Body] = dataclasses.field(default_factory=list)
-    callbacks_sent: list[CallbackSent] = dataclasses.field(default_factory=list)
+    create_bodies: list[Body] = dataclasses.field(default_factory=list)
+    callback_requests: list[CallbackRequest] = dataclasses.field(default_factory=list)
     polls: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     unfunded_keys: set[str] = dataclasses.field(default_factory=set)
-    limited: dict[str, bool] = dataclasses.field(default_factory=dict)
+    rate_limited: dict[str, bool] = dataclasses.field(default_factory=dict)
 
     async def pause(self, seconds: float) -> None:
-        """Sleep `seconds` of upstream's time."""
+        """Wait for `seconds` of simulated time."""
         if seconds > 0:
             await self.sleep(seconds / self.speed)
 
 
-def remember(sandbox: Sandbox, entries: list[Entry], entry: Entry) -> None:
-    """Append to one of the sandbox's records."""
+def append(sandbox: Sandbox, entries: list[Entry], entry: Entry) -> None:
+    """Append to one of the sandbox's lists, and drop the oldest entries beyond the limit."""
     entries.append(entry)
-    del entries[: -sandbox.keep]
+    del entries[: -sandbox.tasks_max]
 
 
-def take(sandbox: Sandbox, task: Task) -> None:
-    """Keep a new task; the oldest beyond the limit is dropped with whatever it was still doing."""
+def add(sandbox: Sandbox, task: Task) -> None:
+    """Store a new task; beyond the limit, drop the oldest task and cancel its work."""
     sandbox.tasks[task.id] = task
-    while len(sandbox.tasks) > sandbox.keep:
+    while len(sandbox.tasks) > sandbox.tasks_max:
         oldest = sandbox.tasks.pop(next(iter(sandbox.tasks)))
         sandbox.polls.pop(oldest.id, None)
         if oldest.work is not None:
             oldest.work.cancel()
 
 
-def poll_script(asked: Misbehaviour) -> collections.deque[int | str]:
-    """The answers that polls get before they hear the truth, in order."""
-    refused = [429] * asked.rate_limit + [500] * asked.polls_fail
-    return collections.deque([*refused, *[UNKNOWN_WORD] * (2 * asked.unknown_word)])
+def poll_answers(misbehaviour: Misbehaviour) -> collections.deque[int | str]:
+    """Return the answers of the first polls: status codes, then false status words."""
+    codes = [429] * misbehaviour.rate_limit + [500] * misbehaviour.polls_fail
+    return collections.deque([*codes, *[UNKNOWN_WORD] * (2 * misbehaviour.unknown_word)])
 
 
-def is_limited(sandbox: Sandbox, body: Body) -> bool:
-    """Every second time the same request comes, but for its callback_url, it is let through."""
-    same = {field: value for field, value in body.items() if field != "callback_url"}
-    digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
-    if sandbox.limited.pop(digest, False):
+def refuse_first_of_two(sandbox: Sandbox, body: Body) -> bool:
+    """Record a create request; return whether to answer it with 429.
+
+    The first of two equal requests is refused, the second accepted; callback_url is not compared.
+    """
+    fields = {field: value for field, value in body.items() if field != "callback_url"}
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    if sandbox.rate_limited.pop(digest, False):
         return False
-    sandbox.limited[digest] = True
-    while len(sandbox.limited) > sandbox.keep:
-        del sandbox.limited[next(iter(sandbox.limited))]
+    sandbox.rate_limited[digest] = True
+    while len(sandbox.rate_limited) > sandbox.tasks_max:
+        del sandbox.rate_limited[next(iter(sandbox.rate_limited))]
     return True

@@ -1,4 +1,4 @@
-"""The page at /: what this is, how to ask it for something, and how to make it misbehave."""
+"""The page at /: example requests, the models, and the directives for misbehaviour."""
 
 import textwrap
 
@@ -12,7 +12,7 @@ from service.sandbox.routes import PREFIX, base_url_of
 _PAGE = """\
 genhook sandbox: API in One on this machine. Nothing here costs anything.
 
-Any key that starts with aio_ opens it{but}.
+This sandbox accepts {accepted_keys}.
 
   curl {base}/images/generations \\
     -H 'Authorization: Bearer aio_sandbox' \\
@@ -25,7 +25,7 @@ Models (* sends callbacks, the others are polled)
 
 {models}
 
-Misbehaviour, asked for in the prompt, several separated by commas:
+Misbehaviour: write directives into the prompt, separated by commas.
 "A lighthouse at dusk [sandbox: duplicate=3, late=5]"
 
 {directives}
@@ -33,13 +33,13 @@ Misbehaviour, asked for in the prompt, several separated by commas:
 
 
 async def show(request: Request) -> PlainTextResponse:
-    """GET /, as plain text."""
+    """GET /: the page, as plain text."""
     sandbox = request.app.state.sandbox
     return PlainTextResponse(
         _PAGE.format(
-            but=", except that this one wants its own (aio_dev under genhook serve --dev)"
+            accepted_keys="only its own key (aio_dev with genhook serve --dev)"
             if sandbox.api_key
-            else "",
+            else "any key that starts with aio_",
             base=base_url_of(sandbox, request) + PREFIX,
             models="\n".join(_model_lines()),
             directives="\n".join(_directive_lines()),
@@ -50,7 +50,7 @@ async def show(request: Request) -> PlainTextResponse:
 def _model_lines() -> list[str]:
     lines = []
     for path in models.PATHS:
-        names = ", ".join(model.value + "*" * model.callbacks for model in models.on(path))
+        names = ", ".join(model.name + "*" * model.callbacks for model in models.of_route(path))
         lines.append(f"  POST {PREFIX}{path}")
         wrapped = textwrap.wrap(names, 92, break_on_hyphens=False, break_long_words=False)
         lines += [f"    {line}" for line in wrapped]
@@ -59,6 +59,6 @@ def _model_lines() -> list[str]:
 
 def _directive_lines() -> list[str]:
     return [
-        f"  {name if directive.least is None else f'{name}=N':<16}{directive.does}"
+        f"  {name if directive.minimum is None else f'{name}=N':<16}{directive.effect}"
         for name, directive in DIRECTIVES.items()
     ]

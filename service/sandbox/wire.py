@@ -1,4 +1,4 @@
-"""The JSON that upstream speaks, odd corners included, such as `msg` and `taskId` on covers."""
+"""The JSON that upstream sends, with its irregularities, such as `msg` and `taskId` of covers."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from service.sandbox.tasks import COMPLETED, FAILED, RUNNING, Task
 
 Json = dict[str, Any]
 
-_NOUNS = {"png": "image", "svg": "image", "gif": "video", "wav": "audio"}
+_KINDS = {"png": "image", "svg": "image", "gif": "video", "wav": "audio"}
 _ERROR_TYPES = {
     400: "bad_request",
     401: "authentication_error",
@@ -21,12 +21,12 @@ _FAILURE = "the sandbox was asked to fail"
 
 
 def envelope(data: Json | None, *, code: int = 200, message: str = "success") -> Json:
-    """What is around every answer that is not an HTTP error."""
+    """Return the envelope of an answer that is no HTTP error."""
     return {"code": code, "message": message, "data": data}
 
 
 def error(status_code: int, message: str) -> Json:
-    """The body of every HTTP error."""
+    """Return the body of an HTTP error."""
     kind = "server_error" if status_code >= 500 else "bad_request"
     return {
         "error": {
@@ -37,12 +37,12 @@ def error(status_code: int, message: str) -> Json:
     }
 
 
-def created(task: Task) -> Json:
-    """The answer to a create request; its `task_id` has another name or place on some routes."""
+def create_answer(task: Task) -> Json:
+    """Return the answer to a create request; some routes spell `task_id` differently."""
     if task.misbehaviour.sync:
-        finished = status(task)
-        del finished["data"]["task_id"]
-        return finished
+        answer = report(task)
+        del answer["data"]["task_id"]
+        return answer
     if task.model.path == models.COVER:
         return {"code": 200, "msg": "success", "data": {"taskId": task.id}}
     if task.model.path == models.UPLOAD_COVER:
@@ -50,11 +50,11 @@ def created(task: Task) -> Json:
     return envelope({"task_id": task.id, "status": RUNNING})
 
 
-def status(task: Task, word: str | None = None) -> Json:
-    """What a poll is told, and what a callback says; `word` stands in for the true status."""
+def report(task: Task, word: str | None = None) -> Json:
+    """Return the body of a poll's answer or of a callback; `word` replaces the true status."""
     data: Json = {
         "task_id": task.id,
-        "model": task.model.value,
+        "model": task.model.name,
         "status": word or task.status,
         "created_at": clock.rfc3339(task.created_at),
     }
@@ -70,30 +70,30 @@ def status(task: Task, word: str | None = None) -> Json:
     return envelope(data)
 
 
-def partial(task: Task) -> Json:
-    """A callback on the way: the first result of a task that still runs."""
-    answer = status(task, "processing")
+def partial_callback(task: Task) -> Json:
+    """Return a callback with the first result of a running task."""
+    answer = report(task, "processing")
     answer["data"]["output"] = output(task, task.file_urls[:1])
     return answer
 
 
-def forged(task: Task) -> Json:
-    """What a stranger would like to be believed."""
-    answer = status(task, COMPLETED)
-    answer["data"]["output"] = output(task, [f"https://evil.example/1.{task.model.makes}"])
+def forged_callback(task: Task) -> Json:
+    """Return a callback with a false result."""
+    answer = report(task, COMPLETED)
+    answer["data"]["output"] = output(task, [f"https://evil.example/1.{task.model.extension}"])
     answer["data"]["credits"] = 0
     return answer
 
 
 def output(task: Task, urls: list[str]) -> Json:
-    """Result URLs under the name that the kind of file has."""
-    noun = _NOUNS[task.model.makes]
-    many = noun == "image" or len(urls) > 1
-    return {f"{noun}_urls": urls} if many else {f"{noun}_url": urls[0]}
+    """Return result URLs under the key for their kind of file."""
+    kind = _KINDS[task.model.extension]
+    is_list = kind == "image" or len(urls) > 1
+    return {f"{kind}_urls": urls} if is_list else {f"{kind}_url": urls[0]}
 
 
 def feed(task: Task, word: str | None = None) -> Json:
-    """The songs of a task: `type` says SUCCESS from the start, each clip's status is the truth."""
+    """Return the songs of a task. `type` is SUCCESS from the start; the clips have the status."""
     clip_status = {COMPLETED: "complete", FAILED: "error"}.get(task.status, "text")
     clips = [
         {
@@ -103,16 +103,16 @@ def feed(task: Task, word: str | None = None) -> Json:
             "image_url": "",
             "title": task.body.get("title", ""),
             "duration": 2.0 if clip_status == "complete" else "",
-            "model_name": task.model.value,
+            "model_name": task.model.name,
             "error_message": _FAILURE if clip_status == "error" else None,
         }
         for number, url in enumerate(task.file_urls, 1)
     ]
-    asked = {field: value for field, value in task.body.items() if field != "callback_url"}
+    request_body = {field: value for field, value in task.body.items() if field != "callback_url"}
     return envelope(
         {
             "type": word or ("FAILED" if task.status == FAILED else "SUCCESS"),
-            "request_body": asked,
+            "request_body": request_body,
             "response_data": clips,
             "created_at": clock.rfc3339(task.created_at),
         }
@@ -120,7 +120,7 @@ def feed(task: Task, word: str | None = None) -> Json:
 
 
 def cover(task: Task, word: str | None = None) -> Json:
-    """The pictures for a song."""
+    """Return the pictures for a song."""
     word = word or {COMPLETED: "SUCCESS", FAILED: "FAILED"}.get(task.status, RUNNING)
     data = {
         "taskId": task.id,
@@ -132,8 +132,8 @@ def cover(task: Task, word: str | None = None) -> Json:
 
 
 def lyrics(words: list[str]) -> Json:
-    """Two words a second."""
-    lines = [
+    """Return the start and end of each word; each lasts half a second."""
+    entries = [
         {"word": word, "start_s": n * 0.5, "end_s": n * 0.5 + 0.5} for n, word in enumerate(words)
     ]
-    return envelope({"aligned_words": lines, "credits": 2})
+    return envelope({"aligned_words": entries, "credits": 2})

@@ -1,4 +1,4 @@
-"""What happens to a task after it is taken: the work takes its time, then callbacks leave."""
+"""The work on a task: wait for the task's duration, then send its callbacks."""
 
 import asyncio
 import json
@@ -7,38 +7,38 @@ import logging
 import httpx
 
 from service.sandbox import wire
-from service.sandbox.tasks import COMPLETED, FAILED, CallbackSent, Sandbox, Task, remember
+from service.sandbox.tasks import COMPLETED, FAILED, CallbackRequest, Sandbox, Task, append
 
 log = logging.getLogger("genhook.sandbox")
 
-CALLBACK_SECONDS = 2.0
-POLLED_SECONDS = 1.0
-RETRY_SECONDS = (1, 2, 4)
+CALLBACK_SECONDS = 2.0  # Duration of a task if its model sends callbacks.
+POLLED_SECONDS = 1.0  # Duration of any other task.
+RETRY_SECONDS = (1, 2, 4)  # Before each retry of a callback that got no 2xx.
 TIMEOUT_SECONDS = 10.0
 
-_UNREADABLE = b"<html>upstream is not itself today</html>"
+_UNREADABLE = b"<html>502 Bad Gateway</html>"
 
 
 def start(sandbox: Sandbox, task: Task) -> None:
-    """Let the work of `task` run on its own; it ends with the application."""
+    """Start the work on `task` in the background; `stop` ends it."""
     task.work = asyncio.get_running_loop().create_task(run(sandbox, task))
-    task.work.add_done_callback(_report)
-    # Here and not in run(), which never begins if it is cancelled first: "early" waits for this.
+    task.work.add_done_callback(_log_failure)
+    # "early" waits for this event. run() cannot set it: it never begins if it is canceled first.
     task.work.add_done_callback(lambda _: task.called_back.set())
 
 
 def finish(sandbox: Sandbox, task: Task) -> None:
-    """Bring the task to its end, at once."""
+    """Set the task's final status now."""
     task.status = FAILED if task.misbehaviour.fail else COMPLETED
     task.completed_at = sandbox.now()
 
 
 async def run(sandbox: Sandbox, task: Task) -> None:
-    """The life of one task."""
+    """Do the work on one task, up to its last callback."""
     seconds = _work_seconds(task)
     if task.callback_url and (task.misbehaviour.forge or task.misbehaviour.partial):
         await sandbox.pause(seconds / 2)
-        await _call_too_soon(sandbox, task, task.callback_url)
+        await _send_while_running(sandbox, task, task.callback_url)
         seconds /= 2
     await sandbox.pause(seconds)
     finish(sandbox, task)
@@ -48,39 +48,39 @@ async def run(sandbox: Sandbox, task: Task) -> None:
 
 async def stop(sandbox: Sandbox) -> None:
     """Cancel all work and close the connections."""
-    working = [task.work for task in sandbox.tasks.values() if task.work is not None]
-    for work in working:
+    works = [task.work for task in sandbox.tasks.values() if task.work is not None]
+    for work in works:
         work.cancel()
-    await asyncio.gather(*working, return_exceptions=True)
+    await asyncio.gather(*works, return_exceptions=True)
     await sandbox.client.aclose()
 
 
-def _report(work: asyncio.Task[None]) -> None:
+def _log_failure(work: asyncio.Task[None]) -> None:
     if not work.cancelled() and (error := work.exception()) is not None:
-        log.error("a task's work broke off", exc_info=error)
+        log.error("the work on a task failed", exc_info=error)
 
 
 def _work_seconds(task: Task) -> float:
-    asked = task.misbehaviour
-    if asked.delay is not None:
-        return asked.delay
-    if asked.early:
+    misbehaviour = task.misbehaviour
+    if misbehaviour.delay is not None:
+        return misbehaviour.delay
+    if misbehaviour.early:
         return 0.0
     return CALLBACK_SECONDS if task.model.callbacks else POLLED_SECONDS
 
 
-async def _call_too_soon(sandbox: Sandbox, task: Task, url: str) -> None:
+async def _send_while_running(sandbox: Sandbox, task: Task, url: str) -> None:
     if task.misbehaviour.partial:
-        await _post(sandbox, task, url, _encode(wire.partial(task)))
+        await _post(sandbox, task, url, _encode(wire.partial_callback(task)))
     if task.misbehaviour.forge:
-        lie = _encode(wire.forged(task))
-        await _post(sandbox, task, _wrong_token(url), lie, forged=True)
-        await _post(sandbox, task, url, lie, forged=True)
+        body = _encode(wire.forged_callback(task))
+        await _post(sandbox, task, _wrong_token(url), body, forged=True)
+        await _post(sandbox, task, url, body, forged=True)
 
 
 async def _call_back(sandbox: Sandbox, task: Task, url: str) -> None:
     await sandbox.pause(task.misbehaviour.late)
-    body = _UNREADABLE if task.misbehaviour.unreadable else _encode(wire.status(task))
+    body = _UNREADABLE if task.misbehaviour.unreadable else _encode(wire.report(task))
     for _ in range(task.misbehaviour.duplicate):
         for seconds in (0, *RETRY_SECONDS):
             await sandbox.pause(seconds)
@@ -105,8 +105,8 @@ async def _post(
         log.info("callback for %s got no answer: %s", task.id, type(error).__name__)
     else:
         log.info("callback for %s answered %d", task.id, status_code)
-    sent = CallbackSent(task.id, url, body, status_code, forged)
-    remember(sandbox, sandbox.callbacks_sent, sent)
+    sent = CallbackRequest(task.id, url, body, status_code, forged)
+    append(sandbox, sandbox.callback_requests, sent)
     return status_code is not None and 200 <= status_code <= 299
 
 
@@ -115,6 +115,6 @@ def _encode(answer: wire.Json) -> bytes:
 
 
 def _wrong_token(url: str) -> str:
-    # The first character, since the last one of base64 may carry bits that decoding ignores.
+    # Change the first character: decoders of base64 ignore some bits of the last one.
     head, slash, token = url.rpartition("/")
     return f"{head}{slash}{'B' if token.startswith('A') else 'A'}{token[1:]}"

@@ -1,7 +1,7 @@
-"""What the verbs know of a database: transactions of named statements, reads, the right to work.
+"""The interface of the database: transactions, reads and ownership. store/sqlite/ implements it.
 
 A unit of work is `async def unit(tx, …)`. It awaits nothing but its transaction, so that a
-database may run it more than once or together with others. store/sqlite/ implements this.
+database may run it again, or in one transaction with other units.
 """
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ Unit = Callable[..., Coroutine[Any, Any, T]]
 
 
 class Transaction(Protocol):
-    """One transaction: named statements in, rows out, and what to do once it is committed.
+    """One transaction. It executes named statements, and calls functions after its commit.
 
     Attributes:
         now: milliseconds since the epoch, the same for the whole transaction.
@@ -27,11 +27,11 @@ class Transaction(Protocol):
         ...
 
     async def all(self, name: str, /, **values: object) -> list[Row]:
-        """Return every row of the statement; the statement itself has a limit."""
+        """Return every row of the statement. The statement itself limits their number."""
         ...
 
     def each(self, name: str, /, **values: object) -> Iterable[Row]:
-        """Iterate over the rows of the statement, reading no further than the caller goes."""
+        """Iterate over the rows of the statement. A row is read when the caller asks for it."""
         ...
 
     async def run(self, name: str, /, **values: object) -> int:
@@ -43,11 +43,11 @@ class Transaction(Protocol):
         ...
 
     async def select(self, sql: str, values: Mapping[str, object]) -> list[Row]:
-        """Return the rows of SQL that is put together from fixed parts, as lists need."""
+        """Return the rows of SQL that the code has composed, as for lists."""
         ...
 
     def after_commit(self, do: Callable[..., None], *args: object) -> None:
-        """Call `do` on the event loop once the transaction is durable, never if it is not."""
+        """Call `do` on the event loop after the commit, but not after a rollback."""
         ...
 
 
@@ -56,39 +56,39 @@ class Database(Protocol):
 
     @property
     def queued(self) -> int:
-        """How many units wait for the next commit."""
+        """The number of units that wait for the next commit."""
         ...
 
     def write(self, unit: Unit[T], *args: object) -> Awaitable[T]:
-        """Run `unit(tx, *args)`; its result once it is committed.
+        """Run `unit(tx, *args)`. The awaitable returns its result after the commit.
 
-        The awaitable raises StorageError if it could not be stored, or what the unit raised (then
-        nothing of it is stored). StorageBusyError is raised at once if the queue is full.
+        The awaitable raises StorageError if the commit failed, or what the unit raised (the unit is
+        then rolled back). `write` itself raises StorageBusyError if the queue is full.
         """
         ...
 
     def write_batched(self, unit: Unit[Sequence[T]], item: object) -> Awaitable[T]:
-        """Like `write`, for a unit over a list: items that wait together share one call."""
+        """Like `write`, for a unit over a list: one call gets all items that wait for it."""
         ...
 
     def write_always(self, unit: Unit[T], *args: object) -> Awaitable[T]:
         """Like `write`, but never refused: retried every second until stored.
 
-        For answers that upstream will not repeat. The caller bounds how many there are.
+        For answers that upstream will not repeat. The caller limits how many of these calls wait.
         """
         ...
 
     async def read(self, unit: Unit[T], *args: object) -> T:
-        """Run `unit(tx, *args)` on a snapshot, beside the writer."""
+        """Run `unit(tx, *args)` on a snapshot, in parallel with the writer."""
         ...
 
     async def schema_problem(self) -> str | None:
-        """Return why the schema is not this version's, None if it is."""
+        """Return what is wrong with the version of the schema, or None."""
         ...
 
 
 class Ownership(Protocol):
-    """The right to do due work on a database: at most one process has it at a time."""
+    """The right to do the due work of a database. At most one process has it at a time."""
 
     @property
     def is_held(self) -> bool:
@@ -96,7 +96,7 @@ class Ownership(Protocol):
         ...
 
     def acquire(self) -> bool:
-        """Take the right if nobody has it. StorageError if that cannot be known."""
+        """Take the right if no process has it. StorageError if that cannot be determined."""
         ...
 
     def release(self) -> None:

@@ -1,30 +1,31 @@
-"""Deliveries are the queue: due rows by lane, outcomes recorded in groups."""
+"""Deliveries: the queue of webhooks. Due rows are read by subscriber, attempts stored in groups."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from service.model.attempt import Attempt
-from service.model.delivery import Delivery, Due
+from service.model.delivery import Delivery, DueDelivery
 from service.model.event import Event
-from service.model.ids import first_id, new_id
+from service.model.ids import first_id, new_id, time_of
 from service.model.subscriber import Subscriber
-from service.store import stats
+from service.store import pages, stats
 from service.store.database import Row, Transaction
-from service.store.rows import noun, text
+from service.store.rows import convert, json_text
 
 CANCEL_BATCH = 500
 FETCH_BYTES = 8 * 1024 * 1024
 
 
-class TakeApart(Exception):  # noqa: N818  no error: the batch is run again, each item alone
-    """A batch is not all of one kind."""
+class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt, and the state of its delivery after it.
 
+    Attributes:
+        is_counted_now: whether its statistics are stored with it, and not with others a second
+            later. A subscriber with a rate needs the time of its last attempt after a crash.
 
-class Recorded(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt and the state in which it leaves its delivery."""
+    """
 
     tenant: str
     subscriber_id: str
@@ -35,18 +36,23 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
     delivered_at: int | None
     last_error: str | None
     attempt: Attempt
+    is_counted_now: bool = False
+
+    def count_in(self, counts: stats.AttemptCounts) -> None:
+        """Count the attempt in the subscriber's statistics."""
+        attempt = self.attempt
+        counts.count(self.subscriber_id, attempt.started_at, attempt.duration_ms, self.status)
 
 
-def new_due(event: Event, subscriber: Subscriber, now: int, trigger: str) -> Due:
-    """A new delivery of `event` for `subscriber`, not stored yet."""
-    return Due(
+def new_due(event: Event, subscriber: Subscriber, now: int, trigger: str) -> DueDelivery:
+    """Return a new delivery of `event` for `subscriber`, not stored yet."""
+    return DueDelivery(
         tenant=event.tenant,
         id=new_id("dlv", now),
         subscriber_id=subscriber.id,
         event_id=event.id,
         event_type=event.type,
         generation_id=event.generation_id,
-        created_at=now,
         attempt_count=0,
         trigger=trigger,
         ordered=subscriber.ordered,
@@ -55,187 +61,220 @@ def new_due(event: Event, subscriber: Subscriber, now: int, trigger: str) -> Due
 
 
 async def insert(
-    tx: Transaction, event: Event, targets: Sequence[tuple[Subscriber, int]]
-) -> list[Due]:
-    """Store a delivery of `event` for each (subscriber, due time); return those due now."""
-    made = [
-        (new_due(event, subscriber, tx.now, "scheduled"), due_at) for subscriber, due_at in targets
+    tx: Transaction, targets: Sequence[tuple[Event, Subscriber, int]]
+) -> list[DueDelivery]:
+    """Store a delivery for each (event, subscriber, due time); return those due now."""
+    new = [
+        (new_due(event, subscriber, tx.now, "scheduled"), due_at)
+        for event, subscriber, due_at in targets
     ]
-    rows = [{**msgspec.structs.asdict(due), "due_at": due_at} for due, due_at in made]
+    rows = [{**msgspec.structs.asdict(due), "due_at": due_at} for due, due_at in new]
     await tx.many("deliveries_insert", rows)
-    await stats.count(tx, {(due.subscriber_id, "pending"): 1 for due, _ in made})
-    return [due for due, due_at in made if due_at <= tx.now]
+    return [due for due, due_at in new if due_at <= tx.now]
 
 
-async def insert_ended(tx: Transaction, due: Due, recorded: Recorded) -> None:
-    """Store a delivery that was tried once and is over, as a test is."""
+async def insert_ended(tx: Transaction, due: DueDelivery, record: AttemptRecord) -> None:
+    """Store a delivery together with its only attempt, as for a test event."""
     await tx.many("deliveries_insert", [{**msgspec.structs.asdict(due), "due_at": tx.now}])
-    await stats.count(tx, {(due.subscriber_id, "pending"): 1})
-    await record(tx, [recorded])
+    await record_attempts(tx, [record])
 
 
 async def retry(tx: Transaction, delivery: Delivery) -> None:
     """Make a pending or dead delivery due now, for one more attempt."""
     await tx.run("delivery_retry", tenant=delivery.tenant, id=delivery.id, now=tx.now)
-    if delivery.status == "dead":
-        await _moved(tx, delivery.subscriber_id, "dead", "pending", 1)
-
-
-async def _moved(tx: Transaction, subscriber_id: str, old: str, new: str, number: int) -> None:
-    await stats.count(tx, {(subscriber_id, old): -number, (subscriber_id, new): number})
 
 
 async def cancel(tx: Transaction, subscriber_id: str, limit: int) -> int:
-    """Cancel what is owed to a subscriber, the oldest first; how many went."""
-    canceled = await tx.run("deliveries_cancel", subscriber_id=subscriber_id, limit=limit)
-    await _moved(tx, subscriber_id, "pending", "canceled", canceled)
-    return canceled
+    """Cancel pending deliveries to a subscriber, at most `limit`; return how many."""
+    return await tx.run("deliveries_cancel", subscriber_id=subscriber_id, limit=limit)
 
 
-async def insert_replayed(tx: Transaction, due: Due, replay_id: str) -> None:
-    """Store a delivery that a replay makes, due now."""
+async def insert_replayed(tx: Transaction, due: DueDelivery, replay_id: str) -> None:
+    """Store a delivery of a replay, due now."""
     row = {**msgspec.structs.asdict(due), "replay_id": replay_id, "due_at": tx.now}
     await tx.many("replay_deliveries_insert", [row])
-    await stats.count(tx, {(due.subscriber_id, "pending"): 1})
 
 
-async def cancel_replayed(tx: Transaction, subscriber_id: str, replay_id: str, limit: int) -> int:
-    """Cancel what a subscriber is still owed of a replay; how many went."""
-    canceled = await tx.run("replay_deliveries_cancel", id=replay_id, limit=limit)
-    await _moved(tx, subscriber_id, "pending", "canceled", canceled)
-    return canceled
+async def cancel_replayed(tx: Transaction, replay_id: str, limit: int) -> int:
+    """Cancel pending deliveries of a replay, at most `limit`; return how many."""
+    return await tx.run("replay_deliveries_cancel", id=replay_id, limit=limit)
 
 
-class Waiting(msgspec.Struct, frozen=True):
-    """When the earliest first attempt and the earliest retry of a subscriber are due."""
+class NextDueTimes(msgspec.Struct, frozen=True):
+    """The due times of a subscriber's earliest first attempt and of its earliest retry."""
 
     first_at: int | None
     retry_at: int | None
 
 
-async def lanes(tx: Transaction) -> dict[str, Waiting]:
-    """What waits for each subscriber that is owed something."""
-    rows = await tx.all("deliveries_lanes")
-    return {row["subscriber_id"]: Waiting(row["first_at"], row["retry_at"]) for row in rows}
+async def next_due_times(tx: Transaction) -> dict[str, NextDueTimes]:
+    """Return the next due times of each subscriber that has pending deliveries."""
+    rows = await tx.all("deliveries_next_due_times")
+    return {row["subscriber_id"]: NextDueTimes(row["first_at"], row["retry_at"]) for row in rows}
 
 
-class Fetched(msgspec.Struct, frozen=True):
-    """Due deliveries of one kind; `more` of them are due, or the next is at `next_at`."""
+class DueBatch(msgspec.Struct, frozen=True):
+    """DueDelivery deliveries of a subscriber: first attempts or retries.
 
-    due: list[Due]
+    Attributes:
+        more: True if more of them may be due now.
+        next_at: when the next one is due, if `more` is False.
+
+    """
+
+    due: list[DueDelivery]
     more: bool
     next_at: int | None
 
 
-async def due(
+async def fetch_due(
     tx: Transaction,
     subscriber_id: str,
     limit: int,
-    retries: bool,  # noqa: FBT001  a unit's arguments have no names
+    retries: bool,  # noqa: FBT001  units take positional arguments
     ordered: bool,  # noqa: FBT001  the same
     known: frozenset[str],
-) -> Fetched:
-    """What is due for one subscriber, the longest due first: first attempts or `retries`.
+) -> DueBatch:
+    """Return due first attempts or `retries` of a subscriber, the longest due first.
 
-    At most `limit` that are not `known`, and no more than FETCH_BYTES of bodies. Where the
-    subscriber is `ordered`, what waits for an earlier event of its generation is left out.
+    Deliveries whose id is in `known` are skipped. The batch ends at `limit` deliveries or at
+    FETCH_BYTES of bodies. If the subscriber is `ordered`, deliveries that wait for an earlier event
+    of their generation are left out.
     """
     name = "deliveries_due_ordered" if ordered else "deliveries_due"
-    lane = {"subscriber_id": subscriber_id, "retries": retries, "now": tx.now}
-    found: list[Due] = []
+    values = {"subscriber_id": subscriber_id, "retries": retries, "now": tx.now}
+    due: list[DueDelivery] = []
     size = 0
-    rows: Iterable[Any] = tx.each(name, limit=limit + len(known), **lane)
+    rows: Iterable[Any] = tx.each(name, limit=limit + len(known), **values)
     for row in rows:
         if row["id"] in known:
             continue
         # The columns are selected in Due's order.
-        found.append(Due(*row, ordered))  # type: ignore[call-arg]
+        due.append(DueDelivery(*row, ordered))  # type: ignore[call-arg]
         size += len(row["body"])
-        if len(found) >= limit or size >= FETCH_BYTES:
-            return Fetched(found, more=True, next_at=None)
-    later = await tx.one("delivery_next_due", **lane)
-    return Fetched(found, more=False, next_at=later["due_at"] if later else None)
+        if len(due) >= limit or size >= FETCH_BYTES:
+            return DueBatch(due, more=True, next_at=None)
+    next_row = await tx.one("delivery_next_due", **values)
+    return DueBatch(due, more=False, next_at=next_row["due_at"] if next_row else None)
 
 
-async def record(tx: Transaction, recorded: Sequence[Recorded]) -> list[None]:
-    """Store attempts and what they did to their deliveries; those that ended meanwhile stay so."""
-    rows: list[dict[str, Any]] = []
-    for item in recorded:
-        row = msgspec.structs.asdict(item.attempt)
-        row["response_headers"] = text(item.attempt.response_headers)
-        row.update(
-            tenant=item.tenant,
-            subscriber_id=item.subscriber_id,
-            generation_id=item.generation_id,
-            status=item.status,
-            due_at=item.due_at,
-            delivered_at=item.delivered_at,
-            last_error=item.last_error,
-        )
-        rows.append(row)
-    moved = await tx.many("delivery_record", rows)
-    if moved < len(rows) > 1:
-        raise TakeApart  # One of them was canceled meanwhile: each tells alone whether it moved.
-    ended: Counter[tuple[str, str]] = Counter()
-    for row in rows[:moved]:
-        if row["status"] != "pending":
-            ended[row["subscriber_id"], row["status"]] += 1
-            ended[row["subscriber_id"], "pending"] -= 1
-    await stats.count(tx, ended)
+async def record_attempts(tx: Transaction, records: Sequence[AttemptRecord]) -> list[None]:
+    """Store attempts and update their deliveries; a delivery that is no longer pending stays so."""
+    rows = [_attempt_row(record) for record in records]
+    await tx.many("delivery_record", rows)
     await tx.many("attempt_insert", rows)
-    await stats.add(tx, rows)
-    for row, item in zip(rows, recorded, strict=True):
-        if item.ordered and item.generation_id is not None:
-            held = "deliveries_hold" if item.due_at is not None else "delivery_unhold"
-            await tx.run(held, now=tx.now, **row)
+    counts = stats.AttemptCounts()
+    for record in records:
+        if record.is_counted_now:
+            record.count_in(counts)
+    if counts:
+        await stats.add(tx, counts)
+    for row, record in zip(rows, records, strict=True):
+        if record.ordered and record.generation_id is not None:
+            is_retried = record.due_at is not None
+            statement = "deliveries_postpone" if is_retried else "delivery_make_due"
+            await tx.run(statement, now=tx.now, **row)
     return [None] * len(rows)
 
 
-def delivery(row: Row) -> Delivery:
-    """The delivery in a row."""
-    return noun(Delivery, row)
+def _attempt_row(record: AttemptRecord) -> dict[str, Any]:
+    row = msgspec.structs.asdict(record)
+    row |= msgspec.structs.asdict(row.pop("attempt"))
+    return {**row, "response_headers": json_text(row["response_headers"])}
 
 
-def attempt(row: Row) -> Attempt:
-    """The attempt in a row."""
-    return noun(Attempt, row, json=frozenset({"response_headers"}))
+def from_row(row: Row) -> Delivery:
+    """Return the delivery in a row."""
+    return convert(Delivery, {**row, "created_at": time_of(row["id"])})
+
+
+def attempt_from_row(row: Row) -> Attempt:
+    """Return the attempt in a row."""
+    return convert(Attempt, row, json=frozenset({"response_headers"}))
 
 
 async def get(tx: Transaction, tenant: str, delivery_id: str) -> Delivery | None:
-    """The delivery, if it is the tenant's."""
+    """Return the delivery, if it is the tenant's."""
     row = await tx.one("delivery_by_id", tenant=tenant, id=delivery_id)
-    return delivery(row) if row else None
+    return from_row(row) if row else None
 
 
 async def attempts(tx: Transaction, delivery_id: str) -> list[Attempt]:
-    """The attempts of a delivery in order."""
-    return [attempt(r) for r in await tx.all("attempts_of_delivery", delivery_id=delivery_id)]
+    """Return the attempts of a delivery in order."""
+    rows = await tx.all("attempts_of_delivery", delivery_id=delivery_id)
+    return [attempt_from_row(row) for row in rows]
 
 
 async def attempts_of_generation(tx: Transaction, generation_id: str) -> list[Row]:
-    """Every attempt to deliver any event of the generation."""
+    """Return every attempt to deliver an event of the generation."""
     return await tx.all("attempts_of_generation", generation_id=generation_id)
 
 
-async def delete_past(
+async def delete_old(
     tx: Transaction, after: str, *, tenant: str, before: int, limit: int
 ) -> tuple[int, str | None]:
-    """Look at a tenant's next old deliveries and delete what has ended, attempts included.
+    """Delete ended deliveries and their attempts among the tenant's next `limit` old deliveries.
 
-    How many rows went, and the id to go on after; None at the end.
+    Returns how many were deleted, and the id to continue after, None at the end.
     """
     rows = await tx.all(
-        "deliveries_past",
+        "deliveries_old",
         tenant=tenant,
         after=after,
         before=before,
         before_id=first_id("dlv", before),
         limit=limit,
     )
-    over = [{"tenant": tenant, "id": row["id"]} for row in rows if row["is_over"]]
-    gone = Counter((row["subscriber_id"], row["status"]) for row in rows if row["is_over"])
-    await tx.many("delivery_delete", over)
-    await tx.many("attempts_delete", over)
-    await stats.count(tx, {key: -number for key, number in gone.items()})
-    await stats.forget(tx, gone)
-    return len(over), rows[-1]["id"] if len(rows) == limit else None
+    deletable = [{"tenant": tenant, "id": row["id"]} for row in rows if row["is_deletable"]]
+    await tx.many("delivery_delete", deletable)
+    await tx.many("attempts_delete", deletable)
+    return len(deletable), rows[-1]["id"] if len(rows) == limit else None
+
+
+class Filter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which deliveries a list shows."""
+
+    status: str | None = None
+    subscriber_id: str | None = None
+    event_id: str | None = None
+
+
+async def list_page(tx: Transaction, page: pages.Page, tenant: str, only: Filter) -> pages.Rows:
+    """Return a page of a tenant's deliveries."""
+    values = {**msgspec.structs.asdict(only), "tenant": tenant}
+    if only.subscriber_id is not None:
+        # All deliveries to a subscriber belong to one tenant: for another the list is empty.
+        row = await tx.one("delivery_tenant", subscriber_id=only.subscriber_id)
+        if row is None or row["tenant"] != tenant:
+            return [], None
+    return await pages.read(tx, _source(only), page, values)
+
+
+# The condition of the partial indexes: SQLite uses them only if the query repeats it.
+_ENDED = "d.status IN ('dead', 'canceled')"
+
+
+def _source(only: Filter) -> pages.Source:
+    """Return the source with the index of the filter: event, subscriber, ended status or tenant."""
+    is_ended = only.status in ("dead", "canceled")
+    if only.event_id is not None:
+        index, where = "deliveries_event", ["d.event_id = :event_id"]
+    elif only.subscriber_id is not None and is_ended:
+        where = ["d.subscriber_id = :subscriber_id", "d.status = :status", _ENDED]
+        index = "deliveries_ended_of"
+    elif only.subscriber_id is not None:
+        index, where = "deliveries_subscriber", ["d.subscriber_id = :subscriber_id"]
+    elif is_ended:
+        where = ["d.tenant = :tenant", "d.status = :status", _ENDED]
+        index = "deliveries_ended"
+    else:
+        index, where = "", ["d.tenant = :tenant"]
+    names = [name for name, value in msgspec.structs.asdict(only).items() if value is not None]
+    filters = [f"d.{name} = :{name}" for name in ("tenant", *names)]
+    return pages.Source(
+        table=f"deliveries d INDEXED BY {index}" if index else "deliveries d",
+        where=where,
+        filters=[condition for condition in filters if condition not in where],
+        columns="d.*",
+        key="d.id",
+    )

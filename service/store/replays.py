@@ -1,48 +1,47 @@
-"""Replays: how far each has come, the events it is about, and the deliveries it made."""
+"""Replays: their rows, the stored events they match, and the deliveries they create."""
 
 from typing import Any
 
 import msgspec
 
 from service.model.clock import HOUR
-from service.model.delivery import Due
-from service.model.event import Event
-from service.model.ids import first_id
+from service.model.delivery import DueDelivery
+from service.model.ids import first_id, time_of
 from service.model.replay import Replay
 from service.model.subscriber import Subscriber
 from service.store import deliveries, events
 from service.store.database import Row, Transaction
-from service.store.rows import noun, text
+from service.store.rows import convert, json_text
 
-SKEW_MS = HOUR  # How far an event's time may be from that of its neighbours.
+SKEW_MS = HOUR  # The most by which the ids of two processes may be out of commit order.
 
 
 class Window(msgspec.Struct, frozen=True):
-    """The next few events of a tenant: where they end, and the earliest time among them."""
+    """The next few events of a tenant: the seq of the last one, and the earliest time of all."""
 
     last_seq: int
     since_at: int
 
 
-def replay(row: Row) -> Replay:
-    """The replay in a row."""
-    return noun(Replay, row, json=frozenset({"event_types"}))
+def from_row(row: Row) -> Replay:
+    """Return the replay in a row."""
+    return convert(Replay, row, json=frozenset({"event_types"}))
 
 
 async def insert(tx: Transaction, new: Replay) -> None:
     """Store a new replay."""
     row = msgspec.structs.asdict(new)
-    await tx.run("replay_insert", **{**row, "event_types": text(new.event_types)})
+    await tx.run("replay_insert", **{**row, "event_types": json_text(new.event_types)})
 
 
 async def get(tx: Transaction, replay_id: str) -> Replay | None:
-    """The replay, whoever's it is."""
+    """Return the replay, of any tenant."""
     row = await tx.one("replay_by_id", id=replay_id)
-    return replay(row) if row else None
+    return from_row(row) if row else None
 
 
-async def change(tx: Transaction, old: Replay, **changes: Any) -> Replay:
-    """`old` with `changes`, stored."""
+async def update(tx: Transaction, old: Replay, **changes: Any) -> Replay:
+    """Store `changes` to a replay; return the changed replay."""
     new = msgspec.structs.replace(old, **changes)
     names = ("id", "status", "done", "cursor", "due_at", "finished_at")
     await tx.run("replay_update", **{name: getattr(new, name) for name in names})
@@ -50,23 +49,23 @@ async def change(tx: Transaction, old: Replay, **changes: Any) -> Replay:
 
 
 async def is_running(tx: Transaction, subscriber_id: str) -> bool:
-    """True while a replay makes deliveries for the subscriber."""
+    """Return whether a replay creates deliveries for the subscriber."""
     return await tx.one("replay_running", subscriber_id=subscriber_id) is not None
 
 
-async def due(tx: Transaction, limit: int) -> list[str]:
-    """The replays with something to do by now, the longest due first."""
+async def list_due(tx: Transaction, limit: int) -> list[str]:
+    """Return the ids of due replays, the longest due first."""
     return [row["id"] for row in await tx.all("replays_due", now=tx.now, limit=limit)]
 
 
 async def next_due(tx: Transaction) -> int | None:
-    """When the next replay has something to do."""
+    """Return when the next replay is due."""
     row = await tx.one("replay_next_due")
     return row["due_at"] if row else None
 
 
-async def bounds(tx: Transaction, since_at: int) -> tuple[int, int]:
-    """Where to start looking for events since a time, and the last place there is by now."""
+async def seq_bounds(tx: Transaction, since_at: int) -> tuple[int, int]:
+    """Return the cursor to start from for events since a time, and the last seq there is now."""
     first = await tx.one("replay_first_seq", first_id=first_id("evt", since_at - SKEW_MS))
     last = await tx.one("replay_last_seq")
     assert last is not None
@@ -74,56 +73,62 @@ async def bounds(tx: Transaction, since_at: int) -> tuple[int, int]:
     return (first["seq"] - 1 if first else last_seq), last_seq
 
 
-async def window(tx: Transaction, of: Replay, limit: int) -> Window | None:
-    """The next `limit` events of the tenant after the cursor; None if there are none to look at."""
+async def window(tx: Transaction, replay: Replay, limit: int) -> Window | None:
+    """Return the next `limit` events of the tenant after the cursor; None if the replay is done."""
     row = await tx.one(
-        "replay_window", tenant=of.tenant, cursor=of.cursor, last_seq=of.last_seq, limit=limit
+        "replay_window",
+        tenant=replay.tenant,
+        cursor=replay.cursor,
+        last_seq=replay.last_seq,
+        limit=limit,
     )
-    if row is None or row["last_seq"] is None or row["since_at"] >= of.until_at + SKEW_MS:
+    if row is None or row["last_seq"] is None:
         return None
-    return Window(row["last_seq"], row["since_at"])
+    since_at = time_of(row["first_id"])
+    return Window(row["last_seq"], since_at) if since_at < replay.until_at + SKEW_MS else None
 
 
-async def matches(
-    tx: Transaction, of: Replay, subscriber: Subscriber, last_seq: int, limit: int
+async def matching_seqs(
+    tx: Transaction, replay: Replay, subscriber: Subscriber, last_seq: int, limit: int
 ) -> list[int]:
-    """Where the events up to `last_seq` are that the replay is about and the subscriber wants."""
-    wanted = subscriber.filter
+    """Return the seqs, up to `last_seq`, of events that the replay sends to its subscriber."""
+    models, metadata = subscriber.filter.models, subscriber.filter.metadata
     rows = await tx.all(
         "replay_matches",
-        tenant=of.tenant,
-        cursor=of.cursor,
+        tenant=replay.tenant,
+        cursor=replay.cursor,
         last_seq=last_seq,
-        since_at=of.since_at,
-        until_at=of.until_at,
-        event_types=text(of.event_types),
-        subscriber_id=of.subscriber_id,
-        only_dead=of.only_dead,
-        unfiltered=not (wanted.models or wanted.metadata),
-        models=text(wanted.models),
-        metadata=text(wanted.metadata),
+        since_id=first_id("evt", replay.since_at),
+        until_id=first_id("evt", replay.until_at),
+        event_types=json_text(replay.event_types),
+        subscriber_id=replay.subscriber_id,
+        only_dead=replay.only_dead,
+        unfiltered=not (models or metadata),
+        models=json_text(models),
+        metadata=json_text(metadata),
         limit=limit,
     )
     return [row["seq"] for row in rows]
 
 
-async def deliver(tx: Transaction, of: Replay, subscriber: Subscriber, seq: int) -> Due | None:
-    """Make a delivery of the event at `seq`; None if the event is gone."""
+async def insert_delivery(
+    tx: Transaction, replay: Replay, subscriber: Subscriber, seq: int
+) -> DueDelivery | None:
+    """Store a delivery of the event with this seq, due now; None if the event is deleted."""
     row = await tx.one("replay_event", seq=seq)
     if row is None:
         return None
-    event: Event = events.event(row)
-    due = deliveries.new_due(event, subscriber, tx.now, "replay")
-    await deliveries.insert_replayed(tx, due, of.id)
+    due = deliveries.new_due(events.from_row(row), subscriber, tx.now, "replay")
+    await deliveries.insert_replayed(tx, due, replay.id)
     return due
 
 
-async def ahead(tx: Transaction, replay_id: str, limit: int) -> int:
-    """How many of the replay's deliveries wait for their first attempt, counted up to `limit`."""
-    row = await tx.one("replay_ahead", id=replay_id, limit=limit)
+async def count_untried(tx: Transaction, replay_id: str, limit: int) -> int:
+    """Count the replay's deliveries that wait for their first attempt, up to `limit`."""
+    row = await tx.one("replay_count_untried", id=replay_id, limit=limit)
     return row["count"] if row else 0
 
 
-async def delete_past(tx: Transaction, before: int, limit: int) -> int:
-    """Delete replays that ended and are older; how many went."""
-    return await tx.run("replays_delete_past", before_id=first_id("rpl", before), limit=limit)
+async def delete_old(tx: Transaction, before: int, limit: int) -> int:
+    """Delete up to `limit` ended replays from before a time; return how many."""
+    return await tx.run("replays_delete_old", before_id=first_id("rpl", before), limit=limit)

@@ -1,4 +1,4 @@
-"""After a rotation of GENHOOK_SECRET_KEYS, seal every stored secret anew under the newest key."""
+"""After a rotation of GENHOOK_SECRET_KEYS, reseal every stored secret under the newest key."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,52 +13,52 @@ PAGE = 100
 
 
 async def run(database: Database, vault: Vault) -> int:
-    """Seal anew what an older key sealed; how many rows. Then that key may be taken away."""
-    count = await database.write(_tenants, vault)
+    """Reseal what an older key sealed; return how many rows. The older key can then be removed."""
+    count = await database.write(_reseal_tenants, vault)
     after: str | None = ""
     while after is not None:
-        done, after = await database.write(_page, vault, after)
-        count += done
+        page_count, after = await database.write(_reseal_page, vault, after)
+        count += page_count
     if count:
         _log.info("secrets.resealed", rows=count)
     return count
 
 
-async def _tenants(tx: Transaction, vault: Vault) -> int:
+async def _reseal_tenants(tx: Transaction, vault: Vault) -> int:
     count = 0
     for row in await subscribers.all_tenants(tx):
         changes = _changes(vault, row, {"sealed_secrets": f"secrets:{row['id']}"})
         if changes:
-            await subscribers.change_tenant(tx, row["id"], changes["sealed_secrets"])
+            await subscribers.update_tenant(tx, row["id"], changes["sealed_secrets"])
             count += 1
     return count
 
 
-async def _page(tx: Transaction, vault: Vault, after: str) -> tuple[int, str | None]:
-    """One page of subscribers: how many were sealed anew, and where the next page starts."""
-    rows = await subscribers.sealed_page(tx, after, PAGE)
+async def _reseal_page(tx: Transaction, vault: Vault, after: str) -> tuple[int, str | None]:
+    """Reseal a page of subscribers; return how many, and the id to continue after, or None."""
+    rows = await subscribers.list_sealed(tx, after, PAGE)
     count = 0
     for row in rows:
-        owners = {
+        contexts = {
             "sealed_secrets": f"secrets:{row['id']}",
             "sealed_headers": f"headers:{row['id']}",
         }
-        changes = _changes(vault, row, owners)
+        changes = _changes(vault, row, contexts)
         if changes:
             await subscribers.reseal(tx, row, changes)
             count += 1
     return count, rows[-1]["id"] if len(rows) == PAGE else None
 
 
-def _changes(vault: Vault, row: Row, owners: Mapping[str, str]) -> dict[str, Any]:
-    """The sealed columns of a row that an older key sealed, sealed by the newest."""
+def _changes(vault: Vault, row: Row, contexts: Mapping[str, str]) -> dict[str, Any]:
+    """Return the columns of a row that an older key sealed, resealed by the newest."""
     changes: dict[str, Any] = {}
-    for column, owner in owners.items():
+    for column, context in contexts.items():
         sealed = row[column]
         if sealed is None or vault.is_current(sealed):
             continue
         try:
-            changes[column] = vault.seal(vault.open(sealed, owner), owner)
+            changes[column] = vault.seal(vault.open(sealed, context), context)
         except VaultError as error:
             _log.error("secret.unreadable", id=row["id"], column=column, error=str(error))
     return changes

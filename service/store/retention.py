@@ -1,7 +1,7 @@
-"""Retention: what is old goes, in small indexed batches, and never what is still owed.
+"""Retention: delete old rows in small batches, but never a pending delivery or what it needs.
 
-What points to something goes before it: deliveries, then events, then generations. Ids sort by
-time, so what is old is the beginning of each table, and no index is needed for it.
+Rows are deleted before the rows they refer to: deliveries, then events, then generations. Ids sort
+by time, so old rows are at the beginning of each table and need no further index.
 """
 
 from collections import deque
@@ -17,26 +17,26 @@ from service.store import (
     deliveries,
     events,
     generations,
-    keys,
+    idempotency,
     replays,
     stats,
     subscribers,
 )
 from service.store.database import Database, Transaction
 
-BATCH = 500  # Rows looked at in one transaction.
-GENERATIONS_BATCH = 50  # Each takes its metadata, exchanges and callbacks with it.
-REJECTED_KEPT_MS = DAY
-ANSWERS_KEPT_MS = DAY
-SWEEP_EVERY_MS = HOUR
+BATCH = 500  # Rows read in one transaction.
+GENERATIONS_BATCH = 50  # Smaller: metadata, exchanges and callbacks are deleted with each.
+REJECTED_RETENTION_MS = DAY
+IDEMPOTENCY_RETENTION_MS = DAY
+SWEEP_INTERVAL_MS = HOUR
 
-# Deletes the next batch after an id: how many went, and where to go on, None at the end.
+# Deletes the next batch after an id; returns how many rows, and the id to continue after or None.
 Stage = Callable[[Transaction, str], Coroutine[Any, Any, tuple[int, str | None]]]
 
 
 @dataclass(slots=True)
 class Sweep:
-    """How far one sweep over the tables has come. Lost with the process: the next starts anew."""
+    """The progress of one sweep over the tables. It is not stored: a restart begins a new sweep."""
 
     stages: deque[Stage] = field(default_factory=deque)
     after: str = ""
@@ -46,7 +46,7 @@ class Sweep:
 async def run_due(
     database: Database, sweep: Sweep, retention_days: int, now: int
 ) -> tuple[int, int]:
-    """One batch of the sweep that is due by `now`: how many rows went, and when to come again."""
+    """Delete one batch, if the sweep is due; return how many rows, and when the next is due."""
     if now < sweep.next_at:
         return 0, sweep.next_at
     if not sweep.stages:
@@ -56,7 +56,7 @@ async def run_due(
     if after is None:
         sweep.stages.popleft()
     if not sweep.stages:
-        sweep.next_at = now + SWEEP_EVERY_MS
+        sweep.next_at = now + SWEEP_INTERVAL_MS
         return deleted, sweep.next_at
     return deleted, now
 
@@ -66,26 +66,26 @@ async def _stages(database: Database, retention_days: int, now: int) -> list[Sta
     tenants = await database.read(subscribers.all_tenants)
     batch: dict[str, Any] = {"before": before, "limit": BATCH}
     return [
-        _whole(callbacks.delete_old_rejected, now - REJECTED_KEPT_MS),
-        _whole(keys.delete_past_answers, now - ANSWERS_KEPT_MS),
-        _whole(stats.delete_past, now - stats.KEPT_MS),
-        _whole(replays.delete_past, before),
-        *[partial(deliveries.delete_past, tenant=tenant["id"], **batch) for tenant in tenants],
-        partial(events.delete_past, **batch),
+        _unreferenced(callbacks.delete_old_rejected, now - REJECTED_RETENTION_MS),
+        _unreferenced(idempotency.delete_old, now - IDEMPOTENCY_RETENTION_MS),
+        _unreferenced(stats.delete_old, now - stats.RETENTION_MS),
+        _unreferenced(replays.delete_old, before),
+        *[partial(deliveries.delete_old, tenant=tenant["id"], **batch) for tenant in tenants],
+        partial(events.delete_old, **batch),
         partial(
-            generations.delete_past,
+            generations.delete_old,
             before=before,
-            called_back=now - CALLBACK_GRACE_MS,
+            deadline_before=now - CALLBACK_GRACE_MS,
             limit=GENERATIONS_BATCH,
         ),
         partial(subscribers.delete_orphans, **batch),
     ]
 
 
-def _whole(
+def _unreferenced(
     delete: Callable[[Transaction, int, int], Coroutine[Any, Any, int]], before: int
 ) -> Stage:
-    """A stage over rows that nothing points to: the oldest go, for as long as there are any."""
+    """Return a stage for rows to which no other row refers: it needs no id to continue after."""
 
     async def stage(tx: Transaction, _after: str) -> tuple[int, str | None]:
         deleted = await delete(tx, before, BATCH)

@@ -1,4 +1,4 @@
-"""Between rows and nouns: JSON columns decoded, booleans made of integers."""
+"""Conversion between rows and structs: JSON columns are decoded, integers become booleans."""
 
 from typing import TypeVar
 
@@ -12,16 +12,16 @@ encode = msgspec.json.Encoder().encode
 decode = msgspec.json.decode
 
 
-def text(value: object) -> str:
-    """`value` as JSON text, for a TEXT column."""
+def json_text(value: object) -> str:
+    """Return `value` as JSON, for a TEXT column."""
     return encode(value).decode()
 
 
-def noun(kind: type[T], row: Row, *, json: frozenset[str] = frozenset()) -> T:
-    """The struct `kind` from a row, its `json` columns decoded and its types checked."""
+def convert(struct: type[T], row: Row, *, json: frozenset[str] = frozenset()) -> T:
+    """Return a row as a struct. The columns in `json` are decoded, and all types are checked."""
     values = dict(row)
     for name in json:
         value = values.get(name)
         if value is not None:
             values[name] = decode(value)
-    return msgspec.convert(values, kind, strict=False)
+    return msgspec.convert(values, struct, strict=False)

@@ -1,4 +1,4 @@
-"""Secrets at rest: sealed with AES-256-GCM under keys derived from the service's secret keys."""
+"""Secrets at rest: sealed with AES-256-GCM under keys derived from GENHOOK_SECRET_KEYS."""
 
 import hmac
 import os
@@ -10,13 +10,13 @@ _KEY_ID_BYTES = 4
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
 
-# The version in the label is the version of the format: sealed = key id, nonce, ciphertext, tag.
+# Sealed bytes are key id, nonce, ciphertext and tag; "v1" in the labels is the format's version.
 _KEY_LABEL = b"genhook.vault.v1.key"
 _KEY_ID_LABEL = b"genhook.vault.v1.key-id"
 
 
 class VaultError(Exception):
-    """Sealed bytes that cannot be opened; the message never quotes them."""
+    """Sealed bytes cannot be opened. The message never contains them."""
 
 
 class _Key(msgspec.Struct, frozen=True):
@@ -28,26 +28,26 @@ class _Key(msgspec.Struct, frozen=True):
 
 
 class Vault:
-    """Seals and opens small secrets; what is sealed says by which key, so that keys can rotate."""
+    """Seals and opens small secrets. Sealed bytes contain the id of their key: keys can rotate."""
 
     def __init__(
         self, secret_keys: Sequence[str], random_bytes: Callable[[int], bytes] = os.urandom
     ) -> None:
-        """`secret_keys` run from oldest to newest: all open, the newest seals."""
+        """Take the secret keys from oldest to newest. All of them open; the newest seals."""
         if not secret_keys:
             raise ValueError("a vault needs a secret key")
         self._keys = tuple(_derive(secret_key) for secret_key in secret_keys)
         self._random_bytes = random_bytes
 
     def seal(self, plain: bytes, context: str) -> bytes:
-        """`plain`, readable only here and only with the same `context` (what it belongs to)."""
+        """Seal `plain`. It can be opened only with the same `context`, which names its owner."""
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415  cold start
 
         key, nonce = self._keys[-1], self._random_bytes(_NONCE_BYTES)
         return key.id + nonce + AESGCM(key.secret).encrypt(nonce, plain, context.encode())
 
     def open(self, sealed: bytes, context: str) -> bytes:
-        """What was sealed; VaultError if the key is unknown, the bytes or the context differ."""
+        """Return the plain bytes. VaultError if the key, the bytes or the context are not right."""
         from cryptography.exceptions import InvalidTag  # noqa: PLC0415  cold start
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415  cold start
 
@@ -60,10 +60,10 @@ class Vault:
                 return AESGCM(key.secret).decrypt(nonce, rest, context.encode())
             except InvalidTag:
                 continue
-        raise VaultError("the sealed bytes were changed, or belong to something else")
+        raise VaultError("the sealed bytes were changed, or have another owner")
 
     def is_current(self, sealed: bytes) -> bool:
-        """Whether the newest key sealed it; if not, open it and seal it again."""
+        """Return whether the newest key sealed these bytes. If not, they should be resealed."""
         return sealed[:_KEY_ID_BYTES] == self._keys[-1].id
 
 
@@ -75,5 +75,5 @@ def _derive(secret_key: str) -> _Key:
 def _split(sealed: bytes) -> tuple[bytes, bytes, bytes]:
     nonce_end = _KEY_ID_BYTES + _NONCE_BYTES
     if len(sealed) < nonce_end + _TAG_BYTES:
-        raise VaultError("too short to have been sealed here")
+        raise VaultError("the sealed bytes are too short")
     return sealed[:_KEY_ID_BYTES], sealed[_KEY_ID_BYTES:nonce_end], sealed[nonce_end:]

@@ -1,230 +1,175 @@
-"""Structured logs: JSON unless on a terminal, and the one place that keeps secrets out of them.
+"""Structured log lines by structlog: JSON, or readable on a terminal, with every secret cut out."""
 
-On a terminal structlog draws the lines. JSON does without it: loading it takes longer than a bare
-start of Python, and its way through processors longer than the rest of a line.
-"""
-
-import asyncio
 import atexit
 import contextlib
 import logging
-import re
 import sys
-import traceback
-from collections.abc import Iterator, Mapping
-from contextvars import ContextVar
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Literal
 
 import msgspec
 
 from service.model import clock
+from service.telemetry import metrics
+from service.telemetry.redact import REDACTED, SLASH, Redactor, redact
+from service.telemetry.writer import LineWriter
 
-SLASH = r"(?:\\{0,4}/|%(?:25)?2[Ff])"  # Plain, escaped in JSON (in JSON), or percent-encoded.
-_SECRETS = re.compile(
-    rf"(?P<path>{SLASH}callbacks{SLASH}[A-Za-z0-9_-]{{1,64}}{SLASH})[^/\s?\"'\\]+"
-    r"|(?:ghk_|aio_|whsec_|whsk_)[A-Za-z0-9+/=_-]+"
-    r"|(?i:bearer)\s+[^\s\"'\\]+"
-)
-# One of them is in every secret; a search costs as much as the rest of a line.
-_HINTS = (b"ghk_", b"aio_", b"whs", b"callbacks", b"bearer")
-WRITE_SECONDS = 0.005  # What a process that is killed has not said yet.
+# structlog imports rich where it is installed, which takes a tenth of a second: hide it meanwhile.
+_rich: Any = sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+import structlog  # noqa: E402
+
+if _rich is None:
+    del sys.modules["rich"]
+
+__all__ = ["SLASH", "configure", "get", "redact", "request"]
+
+DRAIN_SECONDS = 1.0
+_SECRET_FIELDS = frozenset({"authorization", "secret", "token", "key", "nonce", "callback_url"})
 _PLAIN = frozenset({str, int, float, bool, type(None)})
-_SECRET_NAMES = frozenset({"authorization", "secret", "token", "key", "nonce", "callback_url"})
-_request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+Event = structlog.typing.EventDict
+Stream = Literal["stdout", "stderr"]
+Write = Callable[[str], None]
+
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
 
 
-def redact(text: str) -> str:
-    """`text` with every callback token, API key and signing secret replaced."""
-    return _SECRETS.sub(lambda found: (found["path"] or "") + "[redacted]", text)
+def get(**values: object) -> structlog.typing.FilteringBoundLogger:
+    """A logger that carries `values` in every line; it is set up at its first line."""
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(**values)
+    return logger
 
 
-def _complete(method: str, event: dict[str, Any]) -> dict[str, Any]:
-    """Level, time and request id; what has a secret's name or is no plain value made harmless."""
-    if "exc_info" in event:
-        raised = _traceback(event.pop("exc_info"))
-        if raised is not None:
-            event["exception"] = raised
-    if not (_SECRET_NAMES.isdisjoint(event) and _PLAIN.issuperset(map(type, event.values()))):
-        event = _redact_value(event)
-    event["level"] = method
+def request(request_id: str) -> contextlib.AbstractContextManager[None]:
+    """Within, and in tasks that start within, every line has the request's id."""
+    return structlog.contextvars.bound_contextvars(request_id=request_id)
+
+
+def configure(
+    level: str = "info",
+    *,
+    stream: Stream = "stderr",
+    redactor: Redactor | None = None,
+    terminal: bool | None = None,
+    background: bool = True,
+) -> None:
+    """Log from this level on to `stream`, and what libraries log from "warning" on.
+
+    Lines are for people if `terminal`, by default if the stream is one. A thread writes them,
+    and loggers keep this configuration; tests avoid both with `background=False`.
+    """
+    if terminal is None:
+        terminal = (file := getattr(sys, stream)) is not None and file.isatty()
+    _configure(
+        logging.getLevelNamesMapping()[level.upper()],
+        _from_a_thread(stream) if background else _at_once(stream),
+        redactor or Redactor(),
+        terminal=terminal,
+        cached=background,
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[_LibraryHandler()], force=True)
+
+
+def _configure(
+    level: int, write: Write, redactor: Redactor, *, terminal: bool, cached: bool
+) -> None:
+    render: structlog.typing.Processor = _to_json
+    if terminal:
+        plain = structlog.dev.plain_traceback
+        render = structlog.dev.ConsoleRenderer(exception_formatter=plain)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            _add_timestamp,
+            _hide_fields,
+            render,
+            _cut_secrets(redactor),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=lambda *_: _Output(write),
+        cache_logger_on_first_use=cached,
+    )
+
+
+def _add_timestamp(_logger: Any, _method: str, event: Event) -> Event:
     event["timestamp"] = clock.rfc3339(clock.now_ms())
-    if (request_id := _request_id.get()) is not None:
-        event.setdefault("request_id", request_id)
     return event
 
 
-def _traceback(raised: Any) -> str | None:
-    """The traceback of an exception, of a triple, or of what is being handled if it is True."""
-    if raised is True:
-        raised = sys.exc_info()
-    error = raised[1] if isinstance(raised, tuple) else raised
-    if not isinstance(error, BaseException):
-        return None
-    return "".join(traceback.format_exception(error)).rstrip()
+def _hide_fields(_logger: Any, _method: str, event: Event) -> Event:
+    """Replace what has a secret's name; show an object by its `repr`, which hides its fields."""
+    if _SECRET_FIELDS.isdisjoint(event) and _PLAIN.issuperset(map(type, event.values())):
+        return event
+    shown: Event = _shown(event)
+    return shown
 
 
-def _redact_value(value: Any) -> Any:
+def _shown(value: Any) -> Any:
     if type(value) in _PLAIN:
         return value
     if isinstance(value, dict):
         return {
-            str(name): "[redacted]" if name in _SECRET_NAMES else _redact_value(child)
+            str(name): REDACTED if name in _SECRET_FIELDS else _shown(child)
             for name, child in value.items()
         }
     if isinstance(value, list | tuple):
-        return [_redact_value(child) for child in value]
+        return [_shown(child) for child in value]
     return repr(value)
 
 
-def _render(event: Mapping[str, Any]) -> bytes:
-    """The line as JSON, every secret in it cut out."""
-    line = _encode(event)
-    lowered = line.lower()
-    for hint in _HINTS:
-        if hint in lowered:
-            return redact(line.decode()).encode()
-    return line
+def _to_json(_logger: Any, _method: str, event: Event) -> str:
+    return _encode(event).decode()
 
 
-class _Lines:
-    """Standard output, by lines: those of a few milliseconds are written together.
+def _cut_secrets(redactor: Redactor) -> structlog.typing.Processor:
+    def cut(_logger: Any, _method: str, line: Any) -> str:
+        return redactor.text(line) + "\n"
 
-    A write is a system call that lets other threads run, and has to wait for them.
-    """
+    return cut
 
-    def __init__(self) -> None:
-        self._waiting: list[bytes] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
 
-    def line(self, line: bytes) -> None:
-        """Write the line soon; at once where no loop runs, as in a thread."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            self._write(line)
-            return
-        self._waiting.append(line)
-        if self._loop is not loop:
-            self._loop = loop
-            loop.call_later(WRITE_SECONDS, self.flush)
+class _Output:
+    """Takes finished lines from structlog, which calls the method of the line's level."""
 
-    def flush(self) -> None:
-        """Write what waits."""
-        self._loop = None
-        if self._waiting:
-            lines, self._waiting = self._waiting, []
-            self._write(*lines)
+    def __init__(self, write: Write) -> None:
+        self.debug = self.info = self.warning = self.error = self.critical = write
 
-    def _write(self, *lines: bytes) -> None:
+
+def _from_a_thread(stream: Stream) -> Write:
+    """Write from a thread; the end of the process waits a second for what is still queued."""
+    file = getattr(sys, stream)
+    if file is None:  # It was closed when the process started.
+        return lambda _line: metrics.log_lines_dropped.add(1)
+    try:
+        writer = LineWriter(file.fileno())
+    except (OSError, ValueError):  # Something that is not a file took its place.
+        return _at_once(stream)
+    atexit.register(writer.drain, DRAIN_SECONDS)
+    return lambda line: writer.write(line.encode(errors="backslashreplace"))
+
+
+def _at_once(stream: Stream) -> Write:
+    """Write to the stream as it is at that moment."""
+
+    def write(line: str) -> None:
+        file = getattr(sys, stream)
         with contextlib.suppress(OSError, ValueError):  # Nobody reads: no reason to stop.
-            sys.stdout.buffer.write(b"\n".join((*lines, b"")))
-            sys.stdout.buffer.flush()
+            if file is not None:
+                file.write(line)
+                file.flush()
+
+    return write
 
 
-_lines = _Lines()
-atexit.register(_lines.flush)
-
-
-class Output(Protocol):
-    """Where lines go."""
-
-    def write(self, method: str, number: int, event: dict[str, Any]) -> None:
-        """Write a line, if its level is wanted."""
-        ...
-
-
-class _Json:
-    """Lines for machines."""
-
-    def __init__(self, least: int) -> None:
-        self._least = least
-
-    def write(self, method: str, number: int, event: dict[str, Any]) -> None:
-        if number >= self._least:
-            _lines.line(_render(_complete(method, event)))
-
-
-class _Terminal:
-    """Lines for people, drawn by structlog."""
-
-    def __init__(self, least: int) -> None:
-        # It imports rich where that is installed: a tenth of a second, for tracebacks in colour.
-        rich: Any = sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
-        from structlog.dev import ConsoleRenderer  # noqa: PLC0415  only where it is used
-
-        if rich is None:
-            del sys.modules["rich"]
-        self._least, self._draw = least, ConsoleRenderer()
-
-    def write(self, method: str, number: int, event: dict[str, Any]) -> None:
-        if number >= self._least:
-            line = self._draw(None, method, _complete(method, event))
-            sys.stdout.write(redact(f"{line}\n"))
-            sys.stdout.flush()
-
-
-class Logger:
-    """Carries its values into every line."""
-
-    __slots__ = ("_values",)
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = values
-
-    def debug(self, event: str, **values: Any) -> None:
-        """For whoever looks for a fault."""
-        _output.write("debug", logging.DEBUG, {"event": event, **self._values, **values})
-
-    def info(self, event: str, **values: Any) -> None:
-        """What happens all the time."""
-        _output.write("info", logging.INFO, {"event": event, **self._values, **values})
-
-    def warning(self, event: str, **values: Any) -> None:
-        """What somebody should look at one day."""
-        _output.write("warning", logging.WARNING, {"event": event, **self._values, **values})
-
-    def error(self, event: str, **values: Any) -> None:
-        """What somebody should look at now."""
-        _output.write("error", logging.ERROR, {"event": event, **self._values, **values})
-
-    def exception(self, event: str, **values: Any) -> None:
-        """As `error`, with the traceback of what is being handled."""
-        self.error(event, exc_info=True, **values)
-
-
-_output: Output = _Json(logging.INFO)
-
-
-def configure(level: str = "info", *, terminal: bool | None = None) -> None:
-    """Say which lines are wanted, and carry what libraries log into the same ones."""
-    global _output  # noqa: PLW0603  a process has one log
-    number = logging.getLevelNamesMapping()[level.upper()]
-    pretty = sys.stdout.isatty() if terminal is None else terminal
-    _output = _Terminal(number) if pretty else _Json(number)
-    logging.basicConfig(level=logging.WARNING, handlers=[_Bridge()], force=True)
-
-
-class _Bridge(logging.Handler):
-    """Carries what libraries log into the same lines."""
+class _LibraryHandler(logging.Handler):
+    """Sends what libraries log the same way."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        event = {"event": record.getMessage(), "library": record.name}
-        if record.exc_info:
-            event["exc_info"] = record.exc_info  # type: ignore[assignment]
-        _output.write(record.levelname.lower(), record.levelno, event)
+        level = min(max(record.levelno // 10 * 10, logging.DEBUG), logging.CRITICAL)
+        get(library=record.name).log(level, record.getMessage(), exc_info=record.exc_info)
 
 
-@contextlib.contextmanager
-def request(request_id: str) -> Iterator[None]:
-    """Within, and in tasks that start within, every line has the request's id."""
-    token = _request_id.set(request_id)
-    try:
-        yield
-    finally:
-        _request_id.reset(token)
-
-
-def get(**values: object) -> Logger:
-    """A logger that carries `values` in every line."""
-    return Logger(values)
+# What is logged before the settings are read goes to standard error.
+_configure(logging.INFO, _at_once("stderr"), Redactor(), terminal=False, cached=False)

@@ -1,4 +1,4 @@
-"""Counts kept as plain numbers; prometheus_client renders them when somebody asks."""
+"""Metrics as plain numbers; prometheus_client renders them on request."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,11 +8,11 @@ _ALL: "list[Counter | Histogram | Gauge | Gauges]" = []
 
 
 class Counter:
-    """A count for each combination of label values; labels come from fixed sets only."""
+    """A count for each combination of label values, which must come from fixed sets."""
 
     def __init__(self, name: str, description: str, labels: Sequence[str] = ()) -> None:
         self.name, self.description, self.labels = name, description, tuple(labels)
-        self.values: dict[tuple[str, ...], float] = {}
+        self.values: dict[tuple[str, ...], float] = {} if labels else {(): 0.0}
         _ALL.append(self)
 
     def add(self, amount: float, *labels: str) -> None:
@@ -20,7 +20,7 @@ class Counter:
         self.values[labels] = self.values.get(labels, 0) + amount
 
     def family(self) -> Any:
-        """The count as prometheus_client wants it."""
+        """The counts as prometheus_client takes them."""
         from prometheus_client.core import CounterMetricFamily  # noqa: PLC0415  cold start
 
         family = CounterMetricFamily(self.name, self.description, labels=self.labels)
@@ -30,7 +30,7 @@ class Counter:
 
 
 class Histogram:
-    """How long things take, in seconds, by one label."""
+    """Durations in seconds, by one label."""
 
     def __init__(self, name: str, description: str, label: str, bounds: Sequence[float]) -> None:
         self.name, self.description, self.label = name, description, label
@@ -48,7 +48,7 @@ class Histogram:
         self.sums[label] = self.sums.get(label, 0.0) + seconds
 
     def family(self) -> Any:
-        """The histogram as prometheus_client wants it."""
+        """The histogram as prometheus_client takes it."""
         from prometheus_client.core import HistogramMetricFamily  # noqa: PLC0415  cold start
 
         family = HistogramMetricFamily(self.name, self.description, labels=[self.label])
@@ -63,7 +63,7 @@ class Histogram:
 
 
 class Gauge:
-    """A value that is read when somebody asks."""
+    """A value that is read when the metrics are rendered."""
 
     def __init__(self, name: str, description: str) -> None:
         self.name, self.description = name, description
@@ -71,14 +71,14 @@ class Gauge:
         _ALL.append(self)
 
     def family(self) -> Any:
-        """The value as prometheus_client wants it."""
+        """The value as prometheus_client takes it."""
         from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415  cold start
 
         return GaugeMetricFamily(self.name, self.description, value=self.read())
 
 
 class Gauges:
-    """Values by one label, set before they are asked for; who sets them bounds their number."""
+    """Values by one label, set before rendering; the caller bounds their number."""
 
     def __init__(self, name: str, description: str, label: str) -> None:
         self.name, self.description, self.label = name, description, label
@@ -86,7 +86,7 @@ class Gauges:
         _ALL.append(self)
 
     def family(self) -> Any:
-        """The values as prometheus_client wants them."""
+        """The values as prometheus_client takes them."""
         from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415  cold start
 
         family = GaugeMetricFamily(self.name, self.description, labels=[self.label])
@@ -98,20 +98,21 @@ class Gauges:
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0)
 callbacks = Counter("genhook_callbacks", "Callbacks received, by verdict.", ["verdict"])
 submissions = Counter("genhook_submissions", "Submissions, by outcome.", ["outcome"])
-polls = Counter("genhook_polls", "Questions to upstream, by outcome.", ["outcome"])
+polls = Counter("genhook_polls", "Polls of upstream, by outcome.", ["outcome"])
 generations = Counter("genhook_generations_ended", "Generations, by outcome.", ["status"])
 attempts = Counter("genhook_attempts", "Delivery attempts, by outcome.", ["outcome"])
 attempt_seconds = Histogram("genhook_attempt_seconds", "Attempt duration.", "outcome", SECONDS)
 requests = Counter("genhook_requests", "API requests, by status code.", ["status"])
+log_lines_dropped = Counter("genhook_log_lines_dropped", "Log lines lost because nobody read them.")
 write_queue = Gauge("genhook_write_queue", "Units that wait for the next commit.")
 in_flight = Gauge("genhook_attempts_in_flight", "Attempts under way.")
-backlog = Gauge("genhook_deliveries_waiting", "Due deliveries held in memory for a slot.")
+backlog = Gauge("genhook_deliveries_waiting", "Due deliveries in memory that wait for a slot.")
 
-owed_to = Gauge("genhook_subscribers_owed", "Subscribers that are owed a delivery.")
-oldest = Gauge("genhook_oldest_undelivered_seconds", "Age of the oldest delivery owed to anybody.")
+owed_to = Gauge("genhook_subscribers_owed", "Subscribers with a pending delivery.")
+oldest = Gauge("genhook_oldest_undelivered_seconds", "Age of the oldest pending delivery.")
 oldest_by_subscriber = Gauges(
     "genhook_subscriber_oldest_undelivered_seconds",
-    "Age of the oldest delivery owed, of the subscribers that wait the longest.",
+    "Age of the oldest pending delivery, of the subscribers that wait the longest.",
     "subscriber_id",
 )
 

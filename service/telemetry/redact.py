@@ -1,13 +1,24 @@
-"""Cuts secrets out of decoded JSON, before anybody else sees it."""
+"""Cuts secrets out of text and decoded JSON: one place does it, for logs, rows and answers."""
 
-import functools
 import re
 import urllib.parse
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
 REDACTED = "[redacted]"
-DEPTH_MAX = 64  # What is deeper is replaced whole.
+DEPTH_MAX = 64  # Anything nested deeper is replaced whole.
+
+SLASH = r"(?:\\{0,4}/|%(?:25)?2[Ff])"  # Plain, escaped in JSON (in JSON), or percent-encoded.
+CALLBACK_CHARACTERS_MIN = len("/callbacks/a/t")
+_SHAPES = re.compile(
+    rf"(?P<path>{SLASH}callbacks{SLASH}[A-Za-z0-9_-]{{1,64}}{SLASH})[^/\s?\"'\\]+"
+    r"|(?:ghk_|aio_|whsec_|whsk_)[A-Za-z0-9+/=_-]+"
+    r"|(?i:bearer)\s+[^\s\"'\\]+"
+)
+# In lower case, every match contains one of these. `in` is much cheaper than the pattern.
+_HINTS = ("ghk_", "aio_", "whs", "callbacks", "bearer")
 
 _HIDDEN_KEYS = """
     callbackurl webhook webhookurl webhooksecret webhookhmackey notifyurl secret apikey
@@ -16,45 +27,82 @@ _HIDDEN_KEYS = """
 _HIDDEN = frozenset(_HIDDEN_KEYS.split())
 
 
-def redact(value: Any, needles: Collection[str]) -> Any:
-    """Return decoded JSON without secrets: "[redacted]" for each needle and each secret's key.
+class Redactor:
+    """Cuts these secrets, and everything that looks like a key or callback token of genhook.
 
-    A needle is also found percent-encoded, and as it stands in JSON within a string.
+    A secret is also cut where it is percent-encoded, or escaped as in a JSON string.
     """
-    return _redact(value, _pattern(tuple(needles)), DEPTH_MAX)
+
+    def __init__(self, secrets: Iterable[str] = (), public_url: str | None = None) -> None:
+        forms = {form for secret in secrets if secret for form in _forms(secret)}
+        self._forms = tuple(sorted(forms, key=lambda form: (-len(form), form)))
+        self._any_form = re.compile("|".join(map(re.escape, self._forms)) or r"(?!)")
+        self._callback_url = _callback_url(public_url)
+        self._harmless_length = min([CALLBACK_CHARACTERS_MIN, *map(len, forms)])
+
+    def text(self, text: str) -> str:
+        """Any text without the secrets, API keys, signing secrets and callback tokens.
+
+        Only the token of a callback URL is cut.
+        """
+        text = self._without_secrets(text)
+        lowered = text.lower()
+        for hint in _HINTS:
+            if hint in lowered:
+                return _SHAPES.sub(lambda match: (match["path"] or "") + REDACTED, text)
+        return text
+
+    def json(self, value: Any) -> Any:
+        """A copy of decoded JSON without the secrets, callback URLs and values of secret keys.
+
+        What only looks like an API key stays: prompts and names of files may.
+        """
+        return self._json(value, DEPTH_MAX)
+
+    def _json(self, value: Any, depth: int) -> Any:
+        if isinstance(value, str):
+            return self._string(value)
+        if not isinstance(value, (dict, list)):  # Faster than a union.
+            return value
+        if depth == 0:
+            return REDACTED
+        if isinstance(value, list):
+            return [self._json(item, depth - 1) for item in value]
+        return {
+            self._string(key): REDACTED if _is_hidden(key, child) else self._json(child, depth - 1)
+            for key, child in value.items()
+        }
+
+    def _string(self, text: str) -> str:
+        if len(text) < self._harmless_length:
+            return text
+        text = self._without_secrets(text)
+        return self._callback_url.sub(REDACTED, text) if "callbacks" in text else text
+
+    def _without_secrets(self, text: str) -> str:
+        for form in self._forms:
+            if form in text:
+                return self._any_form.sub(REDACTED, text)
+        return text
 
 
-@functools.lru_cache(maxsize=8)
-def _pattern(needles: tuple[str, ...]) -> re.Pattern[str]:
-    """Every form of every needle, the longest first; nothing at all where there is none."""
-    forms = {form for needle in needles if needle for form in _forms(needle)}
-    ordered = sorted(forms, key=lambda form: (-len(form), form))
-    return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+def _forms(secret: str) -> tuple[str, ...]:
+    in_json = msgspec.json.encode(secret).decode()[1:-1]
+    return secret, urllib.parse.quote(secret, safe=""), secret.replace("/", "\\/"), in_json
 
 
-def _forms(needle: str) -> tuple[str, ...]:
-    return needle, urllib.parse.quote(needle, safe=""), needle.replace("/", "\\/")
+def _callback_url(public_url: str | None) -> re.Pattern[str]:
+    """Any callback URL, one of ours with its host; never the text before or after it."""
+    base = public_url or ""
+    forms = {base, base.replace("/", "\\/"), urllib.parse.quote(base, safe="")}
+    host = "|".join(re.escape(form) for form in sorted(forms))
+    return re.compile(rf"(?:{host})?{SLASH}callbacks{SLASH}[a-z]{{1,32}}{SLASH}[A-Za-z0-9._~%-]+")
 
 
-def _redact(value: Any, forms: re.Pattern[str], depth: int) -> Any:
-    if isinstance(value, str):
-        return forms.sub(REDACTED, value)
-    if not isinstance(value, dict | list):
-        return value
-    if depth == 0:
-        return REDACTED
-    if isinstance(value, list):
-        return [_redact(item, forms, depth - 1) for item in value]
-    return {
-        _redact(key, forms, depth - 1): REDACTED
-        if _is_secret(key, child)
-        else _redact(child, forms, depth - 1)
-        for key, child in value.items()
-    }
-
-
-def _is_secret(key: str, child: Any) -> bool:
+def _is_hidden(key: str, child: Any) -> bool:
     # `token` may also be a number: how many were used.
-    return key.replace("_", "").replace("-", "").lower() in _HIDDEN and not isinstance(
-        child, int | float | None
-    )
+    name = key.replace("_", "").replace("-", "").lower()
+    return name in _HIDDEN and not isinstance(child, int | float | None)
+
+
+redact = Redactor().text  # For text in which only the shapes can be known.

@@ -1,4 +1,4 @@
-"""The models that upstream sells: where each is asked for, what it takes and what it costs."""
+"""The catalogue of upstream's models: their paths, parameters and credits."""
 
 import functools
 import itertools
@@ -9,15 +9,18 @@ from typing import Any
 
 import msgspec
 
+from service.model.errors import json_pointer
+
 MAX_PROBLEMS = 50
 
-_OURS = "is set by genhook; name a notify_url or a subscriber to be told of the result"
+_SET_BY_GENHOOK = "is set by genhook; use notify_url or a subscriber to receive the result"
+# Parameters that an input may not have, each with the message that says why.
 RESERVED = {
     "model": "belongs beside input, not in it",
-    "callback_url": _OURS,
-    "callBackUrl": _OURS,
-    "webhook": _OURS,
-    "webhook_url": _OURS,
+    "callback_url": _SET_BY_GENHOOK,
+    "callBackUrl": _SET_BY_GENHOOK,
+    "webhook": _SET_BY_GENHOOK,
+    "webhook_url": _SET_BY_GENHOOK,
 }
 
 
@@ -34,10 +37,12 @@ class Price(msgspec.Struct, frozen=True):
 class Model(msgspec.Struct, frozen=True):
     """One value that `model` may take.
 
-    `credits` is what the parameters' defaults cost. `parameters` is a JSON Schema (2020-12) of the
-    input. `sends` is what goes into the `model` field of the request, None where the route has
-    none. A result is rarely there before `usual_seconds` and usually by `p95_seconds`: the two ends
-    of the speed that the model's page prints. Paths are below the base URL.
+    family: the id of the model's page.
+    path, status_path: where to create a task and where to poll it, below the base URL.
+    credits: the price of an input that has only defaults.
+    parameters: a JSON Schema (2020-12) of the input.
+    usual_seconds, p95_seconds: the shortest and the longest duration that the model's page gives.
+    sent_as: the request's `model` field; None if the route has no such field.
     """
 
     id: str
@@ -50,19 +55,19 @@ class Model(msgspec.Struct, frozen=True):
     callbacks: bool
     usual_seconds: float
     p95_seconds: float
-    sends: str | None
+    sent_as: str | None
     notes: str
     price: Price
 
 
 class Catalogue(msgspec.Struct, frozen=True):
-    """Every model, sorted by id; `names` also knows the page ids, which are aliases."""
+    """Every model, sorted by id. `names` maps each model id and, as an alias, each page id."""
 
     models: tuple[Model, ...]
     names: dict[str, Model]
 
     def get(self, model_id: str) -> Model | None:
-        """Return the model of that id or page id; None if the catalogue does not know it."""
+        """Return the model with this id or page id; None if there is none."""
         return self.names.get(model_id)
 
 
@@ -84,8 +89,8 @@ class _Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     price: Price = Price()
     default: str | None = None
     status_path: str = "/tasks/{task_id}"
-    sends: bool = True
-    open: bool = False
+    model_field: bool = True
+    allow_unknown: bool = False
     notes: str = ""
 
 
@@ -99,15 +104,11 @@ def load() -> Catalogue:
     shared = tables.pop("shared")
     names: dict[str, Model] = {}
     for page, family in msgspec.convert(tables, dict[str, _Family]).items():
-        own = {value: _model(page, family, value, shared) for value in family.models}
-        names |= own
-        names[page] = own[family.default or page]
-    models = tuple(sorted({model.id: model for model in names.values()}.values(), key=_id))
-    return Catalogue(models, names)
-
-
-def _id(model: Model) -> str:
-    return model.id
+        models = {value: _model(page, family, value, shared) for value in family.models}
+        names |= models
+        names[page] = models[family.default or page]
+    by_id = {model.id: model for model in names.values()}
+    return Catalogue(tuple(by_id[id_] for id_ in sorted(by_id)), names)
 
 
 def _model(page: str, family: _Family, value: str, shared: dict[str, Any]) -> Model:
@@ -124,7 +125,7 @@ def _model(page: str, family: _Family, value: str, shared: dict[str, Any]) -> Mo
         callbacks=family.callbacks,
         usual_seconds=family.seconds[0],
         p95_seconds=family.seconds[1],
-        sends=value if family.sends else None,
+        sent_as=value if family.model_field else None,
         notes=family.notes,
         price=family.price,
     )
@@ -135,44 +136,46 @@ def _schema(family: _Family, variant: _Variant, shared: dict[str, Any]) -> dict[
     schema: dict[str, Any] = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "type": "object",
-        "properties": {name: _parameter(given, shared) for name, given in properties.items()},
+        "properties": {name: _parameter(entry, shared) for name, entry in properties.items()},
         "required": family.required if variant.required is None else variant.required,
-        "additionalProperties": family.open,
+        "additionalProperties": family.allow_unknown,
     }
     return schema | {"allOf": family.rules} if family.rules else schema
 
 
-def _parameter(given: str | dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
-    own = {"use": given} if isinstance(given, str) else given
-    start = shared[own["use"]] if "use" in own else {}
-    return start | {key: value for key, value in own.items() if key != "use"}
+def _parameter(entry: str | dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
+    own = {"use": entry} if isinstance(entry, str) else entry
+    base = shared[own["use"]] if "use" in own else {}
+    return base | {key: value for key, value in own.items() if key != "use"}
 
 
-def credits(model: Model, given: dict[str, Any]) -> int:  # noqa: A001  the design's word
-    """Return what upstream bills if it succeeds with this input; never raises on a strange input.
+def credits(model: Model, input_: dict[str, Any]) -> int:  # noqa: A001  the glossary's word
+    """Return what upstream bills for a success with this input; never raises.
 
-    Where the price of a combination is not known it is the model's base price.
+    An unknown combination of parameters has the model's base price.
     """
     price = model.price
     if price.per_1000_characters is not None:
-        return max(model.credits, math.ceil(_characters(given) * price.per_1000_characters / 1000))
-    key = " ".join(_word(_value(model, given, name)) for name in price.by)
+        return max(
+            model.credits, math.ceil(_count_characters(input_) * price.per_1000_characters / 1000)
+        )
+    key = " ".join(_price_key_part(_parameter_value(model, input_, name)) for name in price.by)
     if price.by and key not in price.credits:
         return model.credits
     amount = price.credits.get(key, model.credits)
     if price.times is not None:
-        amount *= _count(_value(model, given, price.times))
-    if price.doubled_by is not None and _value(model, given, price.doubled_by) is True:
+        amount *= _multiplier(_parameter_value(model, input_, price.times))
+    if price.doubled_by is not None and _parameter_value(model, input_, price.doubled_by) is True:
         amount *= 2
     return amount
 
 
-def _value(model: Model, given: dict[str, Any], name: str) -> Any:
-    return given.get(name, model.parameters["properties"][name].get("default"))
+def _parameter_value(model: Model, input_: dict[str, Any], name: str) -> Any:
+    return input_.get(name, model.parameters["properties"][name].get("default"))
 
 
-def _word(value: Any) -> str:
-    # JSON's spelling: the keys of a price table read "std true" and "720p 5".
+def _price_key_part(value: Any) -> str:
+    """Write a value as in the keys of a price table: "std true", "720p 5"."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer():
@@ -180,73 +183,73 @@ def _word(value: Any) -> str:
     return str(value)
 
 
-def _count(value: Any) -> int:
+def _multiplier(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return 1
     return max(1, int(value))
 
 
-def _characters(given: dict[str, Any]) -> int:
-    lines = given.get("dialogue")
+def _count_characters(input_: dict[str, Any]) -> int:
+    lines = input_.get("dialogue")
     if not isinstance(lines, list):
         return 0
     texts = (line.get("text") for line in lines if isinstance(line, dict))
     return sum(len(text) for text in texts if isinstance(text, str))
 
 
-def problems(model: Model, given: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return what upstream would refuse in this input: JSON pointers and messages, at most 50."""
-    found = [(f"/{name}", message) for name, message in RESERVED.items() if name in given]
-    rest = {name: value for name, value in given.items() if name not in RESERVED}
+def problems(model: Model, input_: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return why upstream would refuse this input: at most 50 pairs (JSON pointer, message)."""
+    errors = [(f"/{name}", message) for name, message in RESERVED.items() if name in input_]
+    rest = {name: value for name, value in input_.items() if name not in RESERVED}
     validator = _validator(msgspec.json.encode(model.parameters))
     try:
         for error in itertools.islice(validator.iter_errors(rest), MAX_PROBLEMS):
-            found.extend(_explain(model, error))
+            errors.extend(_explain(model, error))
     except ValueError as error:
-        found.append(("", f"cannot be checked: {error}"))
-    return list(dict.fromkeys(found))[:MAX_PROBLEMS]
+        errors.append(("", f"cannot be checked: {error}"))
+    return list(dict.fromkeys(errors))[:MAX_PROBLEMS]
 
 
 @functools.lru_cache(maxsize=256)
 def _validator(schema: bytes) -> Any:
-    # 30 ms and 6 MB that a process which only receives callbacks never pays.
+    # Imported late: it takes 30 ms and 6 MB, and only some processes check inputs.
     import jsonschema_rs  # noqa: PLC0415
 
     return jsonschema_rs.Draft202012Validator(schema.decode())
 
 
 def _explain(model: Model, error: Any) -> Iterator[tuple[str, str]]:
-    at, kind = _pointer(error.instance_path), error.kind.as_dict()
+    path, kind = error.instance_path, error.kind.as_dict()
     match error.kind.name:
         case "additionalProperties":
             for name in kind["unexpected"]:
-                yield f"{at}/{_escape(name)}", _unknown(model, error, name)
+                yield json_pointer(*path, name), _unknown_parameter(model, error, name)
         case "required":
-            yield f"{at}/{_escape(kind['property'])}", "is required"
+            yield json_pointer(*path, kind["property"]), "is required"
         case _:
-            yield at, _message(model, error, kind)
+            yield json_pointer(*path), _message(model, error, kind)
 
 
-def _unknown(model: Model, error: Any, name: str) -> str:
-    import difflib  # noqa: PLC0415  only a mistake needs it
+def _unknown_parameter(model: Model, error: Any, name: str) -> str:
+    import difflib  # noqa: PLC0415  only for an unknown name
 
-    known = _schema_at(model.parameters, error.schema_path)["properties"]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    known_names = _parent_schema(model.parameters, error.schema_path)["properties"]
+    matches = difflib.get_close_matches(name, known_names, n=1)
+    hint = f"; did you mean {matches[0]}?" if matches else ""
     return f"is not a parameter of {model.id}{hint}"
 
 
 def _message(model: Model, error: Any, kind: dict[str, Any]) -> str:
-    rule = _schema_at(model.parameters, error.schema_path)
+    rule = _parent_schema(model.parameters, error.schema_path)
     match error.kind.name:
         case "enum":
             return f"must be one of {', '.join(map(_quote, kind['options']))}"
         case "type":
-            return f"must be {_article(' or '.join(kind['types']))}"
+            return f"must be {_with_article(' or '.join(kind['types']))}"
         case "minLength" | "minItems":
-            return f"must have at least {_some(error, kind)}"
+            return f"must have at least {_quantity(error, kind)}"
         case "maxLength" | "maxItems":
-            return f"must have at most {_some(error, kind)}"
+            return f"must have at most {_quantity(error, kind)}"
         case "minimum":
             return f"must be at least {kind['limit']}"
         case "maximum":
@@ -259,7 +262,7 @@ def _message(model: Model, error: Any, kind: dict[str, Any]) -> str:
             return str(rule.get("description", f"breaks the rule {name}"))
 
 
-def _some(error: Any, kind: dict[str, Any]) -> str:
+def _quantity(error: Any, kind: dict[str, Any]) -> str:
     noun = "character" if error.kind.name.endswith("Length") else "item"
     return f"{kind['limit']} {noun}{'' if kind['limit'] == 1 else 's'}"
 
@@ -268,21 +271,13 @@ def _quote(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _article(noun: str) -> str:
+def _with_article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeio' else 'a'} {noun}"
 
 
-def _schema_at(schema: Any, path: list[str | int]) -> dict[str, Any]:
-    # The schema that holds the keyword which failed; the keyword is the path's last step.
-    for step in path[:-1]:
+def _parent_schema(schema: Any, keyword_path: list[str | int]) -> dict[str, Any]:
+    """Return the part of `schema` that contains the keyword at the end of `keyword_path`."""
+    for step in keyword_path[:-1]:
         schema = schema[step]
     assert isinstance(schema, dict)
     return schema
-
-
-def _pointer(path: list[str | int]) -> str:
-    return "".join(f"/{_escape(str(step))}" for step in path)
-
-
-def _escape(name: str) -> str:
-    return name.replace("~", "~0").replace("/", "~1")

@@ -1,4 +1,4 @@
-"""Upstream over HTTP: one create, one question, each with a deadline, a cap and no redirects."""
+"""Calls upstream over HTTP; each call has a time and a size limit and follows no redirect."""
 
 import asyncio
 import zlib
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     import httpx
 
 CONNECT_SECONDS = 10.0
-_PACKINGS = ("identity", "gzip", "x-gzip", "deflate")
+_ENCODINGS = ("identity", "gzip", "x-gzip", "deflate")
 _encode = msgspec.json.Encoder().encode
 
 
-class NotTaken(msgspec.Struct, frozen=True):
-    """Not one byte of the request can have arrived: it may be sent again."""
+class NotSent(msgspec.Struct, frozen=True):
+    """No byte of the request reached upstream: it may be sent again."""
 
-    reason: str
+    message: str
 
 
-class Lost(msgspec.Struct, frozen=True):
-    """The request may have arrived, but its answer did not: it must not be sent again."""
+class NoAnswer(msgspec.Struct, frozen=True):
+    """The request may have reached upstream, but no answer came back: it must not be sent again."""
 
-    reason: str
+    message: str
 
 
 class TooLargeError(Exception):
@@ -34,10 +34,10 @@ class TooLargeError(Exception):
 
 
 class Client:
-    """Upstream's HTTP API with our own key.
+    """Upstream's HTTP API, called with our own key.
 
-    Submissions never use a connection that was kept alive: one that upstream has just closed
-    would leave it uncertain whether the request was taken.
+    A create request never reuses a connection. If upstream closed it just then, we could not know
+    whether the request was accepted.
     """
 
     def __init__(
@@ -58,27 +58,27 @@ class Client:
 
     async def create(
         self, path: str, body: dict[str, Any]
-    ) -> wire.Taken | wire.Refused | NotTaken | Lost:
-        """Ask for a generation, once."""
+    ) -> wire.CreateAnswer | NotSent | NoAnswer:
+        """Send one create request; transport errors become `NotSent` or `NoAnswer`."""
         import httpx  # noqa: PLC0415  cold start: a fifth of a second
 
         try:
             answer = await self._exchange("POST", path, _encode(body), keep_alive=False)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            return NotTaken(_describe(error))
+            return NotSent(_describe(error))
         except (httpx.HTTPError, TimeoutError, TooLargeError) as error:
-            return Lost(_describe(error))
+            return NoAnswer(_describe(error))
         return wire.read_create(*answer)
 
-    async def ask(self, path: str) -> wire.Report | wire.Absent | wire.Throttled | wire.Unwell:
-        """Ask how a task is doing. Whatever goes wrong on the way is `Unwell`."""
+    async def poll(self, path: str) -> wire.PollAnswer:
+        """Poll a task; transport errors become `NoReport`."""
         import httpx  # noqa: PLC0415  cold start: a fifth of a second
 
         try:
             answer = await self._exchange("GET", path, None, keep_alive=True)
         except (httpx.HTTPError, TimeoutError, TooLargeError) as error:
-            return wire.Unwell(0, _describe(error))
-        return wire.read_task(*answer)
+            return wire.NoReport(0, _describe(error))
+        return wire.read_poll(*answer)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -93,28 +93,26 @@ class Client:
         headers = {"content-type": "application/json"} if body is not None else {}
         async with (
             asyncio.timeout(self._timeout_seconds),
-            client.stream(method, self._base_url + path, content=body, headers=headers) as answer,
+            client.stream(method, self._base_url + path, content=body, headers=headers) as response,
         ):
-            content = await self._read(answer)
-            return answer.status_code, dict(answer.headers), content
+            content = await self._read(response)
+            return response.status_code, dict(response.headers), content
 
-    async def _read(self, answer: "httpx.Response") -> bytes:
-        """The body; none if it is packed as nobody asked for, or badly: its status still counts.
+    async def _read(self, response: "httpx.Response") -> bytes:
+        """Read and decompress the body; it is empty if the encoding is unknown or broken.
 
-        It is read from the stream itself, since httpx unpacks a bomb, and a bomb of bombs, before
-        it can be measured.
+        The stream is read raw: httpx would decompress a whole chunk before its size can be checked.
         """
-        packing = answer.headers.get("content-encoding", "identity").strip().lower()
-        if packing not in _PACKINGS:
+        encoding = response.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in _ENCODINGS:
             return b""
-        # The head says whether it is gzip or zlib.
-        unpacking = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+        decompressor = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # Detects gzip and zlib.
         content = bytearray()
-        stream: Any = answer.stream
+        stream: Any = response.stream
         async for chunk in stream:
             room = self._body_bytes_max + 1 - len(content)
             try:
-                content += chunk if packing == "identity" else unpacking.decompress(chunk, room)
+                content += chunk if encoding == "identity" else decompressor.decompress(chunk, room)
             except zlib.error:
                 return b""
             if len(content) > self._body_bytes_max:
@@ -140,7 +138,7 @@ class Client:
             headers["authorization"] = f"Bearer {self._api_key}"
         return httpx.AsyncClient(
             headers=headers,
-            # None are kept: there is no end to how many can be set, and all would be sent back.
+            # Store no cookies: upstream could set any number, and all would be sent back.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             timeout=httpx.Timeout(self._timeout_seconds, connect=CONNECT_SECONDS),
             limits=httpx.Limits(

@@ -1,21 +1,20 @@
-"""The files and texts that a task's result holds, found by the names under which results stand."""
+"""Finds the files and texts of a result by their keys in the JSON."""
 
-import itertools
 import posixpath
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
 
 from service.model import clock
-from service.upstream import shapes
+from service.upstream import documents
 
 MAX_FILES = 100
 MAX_URL_CHARS = 8_192
 _YEAR_10000 = 253_402_300_800_000
 
-_TYPES = {
+_TYPE_BY_EXTENSION = {
     "png": "image/png",
     "jpg": "image/jpeg",
     "jpeg": "image/jpeg",
@@ -33,126 +32,128 @@ _TYPES = {
     "flac": "audio/flac",
     "json": "application/json",
 }
-# A URL without an extension is named by the key that it stood under.
-_TYPES_BY_KEY = {"video": "video/mp4", "audio": "audio/mpeg", "image": "image/png"}
+# For a URL without a known extension: the first of these words that its key contains.
+_TYPE_BY_KEY = {"video": "video/mp4", "audio": "audio/mpeg", "image": "image/png"}
 
-# Keys are compared in lower case, without underscores.
-_SURE_KEYS = """
+# Keys are compared in lower case, without underscores and hyphens. These hold only results.
+_RESULT_KEY_LIST = """
     output outputs result results resulturl resulturls resultjson taskresult info response
     responsedata data file files fileurl url urls downloadurl video videos videourl videourls audio
     audios audiourl audiourls resultimageurl resultvideourl
 """
-# The same names carry the pictures that went in, when upstream echoes the request.
-_UNSURE_KEYS = "image images imageurl imageurls"
-# What went in, where it goes, how to ask again: none of it is a result.
-_NEVER_PREFIXES = """
+# These hold results, or inputs where upstream repeats the request.
+_IMAGE_KEY_LIST = "image images imageurl imageurls"
+# Keys with these prefixes hold inputs, callback URLs or URLs of the task, never results.
+_EXCLUDED_PREFIX_LIST = """
     input origin source stream reference mask face request param prompt metadata model callback
     webhook notify status polling cancel doc help
 """
-_SURE = frozenset(_SURE_KEYS.split())
-_UNSURE = frozenset(_UNSURE_KEYS.split())
-_NEVER = tuple(_NEVER_PREFIXES.split())
+_RESULT_KEYS = frozenset(_RESULT_KEY_LIST.split())
+_IMAGE_KEYS = frozenset(_IMAGE_KEY_LIST.split())
+_EXCLUDED_PREFIXES = tuple(_EXCLUDED_PREFIX_LIST.split())
 _TEXT_KEYS = ("lyricParams", "alignedWords", "lyrics")
 
 
 class File(msgspec.Struct, frozen=True):
-    """One file of a result. `expires_at` is when its URL dies, in milliseconds, where known."""
+    """One file of a result. `expires_at` is when its URL expires, in milliseconds, where known."""
 
     url: str
     media_type: str
     expires_at: int | None = None
 
 
-def sure(shape: shapes.Shape) -> tuple[File, ...]:
-    """Return the files that stand under a name which only results have."""
-    return _files(file for place in _places(shape) for file in _under(place, _SURE))
+def find_in_result_keys(document: documents.Document) -> tuple[File, ...]:
+    """Return the files under keys that hold only results."""
+    return _deduplicate(_files_under(document, _RESULT_KEYS))
 
 
-def likely(shape: shapes.Shape) -> tuple[File, ...]:
-    """Return the sure files, else those under a name which request echoes have too."""
-    return sure(shape) or _files(
-        file for place in _places(shape) for file in _under(place, _UNSURE)
+def find_in_result_or_image_keys(document: documents.Document) -> tuple[File, ...]:
+    """Like `find_in_result_keys`; if it finds none, look under keys that may hold inputs."""
+    return find_in_result_keys(document) or _deduplicate(_files_under(document, _IMAGE_KEYS))
+
+
+def find_in_any_key(document: documents.Document) -> tuple[File, ...]:
+    """Like `find_in_result_or_image_keys`; if it finds none, take every URL not excluded.
+
+    For a task that reports success: it was billed, so an unknown key must not hide its result.
+    """
+    return find_in_result_or_image_keys(document) or _deduplicate(
+        _files_in_object(document.task, "", None, any_key=True)
     )
 
 
-def any_at_all(shape: shapes.Shape) -> tuple[File, ...]:
-    """Return the likely files, else every URL that is not plainly something else.
-
-    For a task that upstream calls finished: it was paid for, whatever name its result has.
-    """
-    return likely(shape) or _files(_inside(shape.node, "", None, anything=True))
+def find_in_clips(clips: Iterable[dict[str, Any]]) -> tuple[File, ...]:
+    """Return the files of these clips: audio, videos and cover pictures."""
+    return _deduplicate(file for clip in clips for file in _files_in_object(clip, "", None))
 
 
-def of_clips(clips: list[dict[str, Any]]) -> tuple[File, ...]:
-    """Return the files of these clips: sound, film and cover."""
-    return _files(file for clip in clips for file in _inside(clip, "", None))
+def has_text(document: documents.Document) -> bool:
+    """Whether the task has a result without a file: lyrics, even an empty list of them."""
+    values = [document.task.get(key) for key in _TEXT_KEYS]
+    return any(isinstance(v, list) or (isinstance(v, str) and bool(v.strip())) for v in values)
 
 
-def has_text(shape: shapes.Shape) -> bool:
-    """Whether there is a result without a file: the lyrics, an empty list of them too."""
-    return any(isinstance(shape.node.get(key), list) or _written(shape, key) for key in _TEXT_KEYS)
-
-
-def _written(shape: shapes.Shape, key: str) -> bool:
-    value = shape.node.get(key)
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _places(shape: shapes.Shape) -> Iterator[dict[str, Any]]:
-    yield shape.node
-    if shape.outer is not shape.node:
-        yield {key: value for key, value in shape.outer.items() if key != "data"}
-
-
-def _files(found: Iterator[File]) -> tuple[File, ...]:
-    by_url: dict[str, File] = {}
-    for file in found:
-        by_url.setdefault(file.url, file)
-        if len(by_url) == MAX_FILES:
+def _deduplicate(files: Iterable[File]) -> tuple[File, ...]:
+    """Return the first file of each URL, at most MAX_FILES."""
+    file_of_url: dict[str, File] = {}
+    for file in files:
+        file_of_url.setdefault(file.url, file)
+        if len(file_of_url) == MAX_FILES:
             break
-    return tuple(by_url.values())
+    return tuple(file_of_url.values())
 
 
-def _under(place: dict[str, Any], names: frozenset[str]) -> Iterator[File]:
-    expires_at = _expiry(place)
-    for key, value in place.items():
-        if _plain(key) in names:
-            yield from _walk(value, _plain(key), expires_at)
+def _files_under(document: documents.Document, keys: frozenset[str]) -> Iterator[File]:
+    """Yield the files under these keys of the task, then of the envelope around it."""
+    places = [document.task]
+    if document.root is not document.task:
+        places.append({name: value for name, value in document.root.items() if name != "data"})
+    for place in places:
+        expires_at = _expiry(place)
+        for name, value in place.items():
+            key = _normalize(name)
+            if key in keys:
+                yield from _files_in(value, key, expires_at)
 
 
-def _walk(
-    value: Any, key: str, expires_at: int | None, *, anything: bool = False
+def _files_in(
+    value: Any, key: str, expires_at: int | None, *, any_key: bool = False
 ) -> Iterator[File]:
     match value:
         case str() if key == "resultjson":
-            yield from _walk(shapes.decode(value.encode()), "results", expires_at)
-        case str() if is_url(value):
-            yield File(value, media_type(value, key), expires_at)
+            yield from _files_in(documents.decode(value.encode()), "results", expires_at)
+        case str() if _is_url(value):
+            yield File(value, _media_type(value, key), expires_at)
         case list():
-            walks = (_walk(item, key, expires_at, anything=anything) for item in value)
-            yield from itertools.chain.from_iterable(walks)
+            for item in value:
+                yield from _files_in(item, key, expires_at, any_key=any_key)
         case dict():
-            yield from _inside(value, key, expires_at, anything=anything)
+            yield from _files_in_object(value, key, expires_at, any_key=any_key)
 
 
-def _inside(
-    value: dict[str, Any], under: str, expires_at: int | None, *, anything: bool = False
+def _files_in_object(
+    value: dict[str, Any], parent_key: str, expires_at: int | None, *, any_key: bool = False
 ) -> Iterator[File]:
+    if parent_key == "urls":  # `urls: {get, cancel}` are URLs of the task.
+        return
     expires_at = _expiry(value) or expires_at
     for name, child in value.items():
-        key = _plain(name)
-        if key.startswith(_NEVER):
+        key = _normalize(name)
+        if key.startswith(_EXCLUDED_PREFIXES):
             continue
-        if isinstance(child, str) and not (anything or key in _SURE | _UNSURE or "url" in key):
+        if isinstance(child, str) and not (any_key or _may_hold_url(key)):
             continue
-        # `urls: {get, cancel}` are addresses of the task; `images: [{url}]` names its media above.
-        if under != "urls":
-            shown = under if key in {"url", "urls"} and under else key
-            yield from _walk(child, shown, expires_at, anything=anything)
+        # In `images: [{url}]` the parent's key tells the media type.
+        media_key = parent_key if parent_key and key in {"url", "urls"} else key
+        yield from _files_in(child, media_key, expires_at, any_key=any_key)
 
 
-def is_url(text: str) -> bool:
-    """Whether `text` is an http or https URL with a host and nothing unprintable."""
+def _may_hold_url(key: str) -> bool:
+    return key in _RESULT_KEYS or key in _IMAGE_KEYS or "url" in key
+
+
+def _is_url(text: str) -> bool:
+    """Whether `text` is an http or https URL with a host, printable and without spaces."""
     if not text.startswith(("http://", "https://")) or len(text) > MAX_URL_CHARS:
         return False
     if not text.isprintable() or " " in text:
@@ -163,34 +164,29 @@ def is_url(text: str) -> bool:
         return False
 
 
-def media_type(url: str, key: str) -> str:
-    """Guess the media type from the URL's extension, else from the key that it stood under."""
+def _media_type(url: str, key: str) -> str:
+    """Guess the media type from the URL's extension, else from the key above the URL."""
     extension = posixpath.splitext(urllib.parse.urlsplit(url).path)[1].removeprefix(".").lower()
-    by_key = (given for name, given in _TYPES_BY_KEY.items() if name in key)
-    return _TYPES.get(extension) or next(by_key, "application/octet-stream")
+    by_key = (media_type for kind, media_type in _TYPE_BY_KEY.items() if kind in key)
+    return _TYPE_BY_EXTENSION.get(extension) or next(by_key, "application/octet-stream")
 
 
-def _plain(key: str) -> str:
-    return key.replace("_", "").replace("-", "").lower()
+def _normalize(name: str) -> str:
+    return name.replace("_", "").replace("-", "").lower()
 
 
 def _expiry(place: dict[str, Any]) -> int | None:
-    given = place.get("expires_at", place.get("expiresAt"))
-    if isinstance(given, str):
-        return _parsed(given)
-    if isinstance(given, bool) or not isinstance(given, int | float) or given <= 0:
+    """Return `expires_at` in milliseconds; None unless it is a date from 1970 to 9999."""
+    value = place.get("expires_at", place.get("expiresAt"))
+    if isinstance(value, str):
+        try:
+            expires_at = clock.parse_rfc3339(value)
+        except (ValueError, OverflowError):
+            return None
+    elif isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
         return None
-    # Seconds until the year 5138, milliseconds since 1973: no moment that matters is both.
-    return _written_moment(int(given) if given >= 100_000_000_000 else int(given * clock.SECOND))
-
-
-def _parsed(text: str) -> int | None:
-    try:
-        return _written_moment(clock.parse_rfc3339(text))
-    except (ValueError, OverflowError):
-        return None
-
-
-def _written_moment(moment: int) -> int | None:
-    """`moment` if a date can be written for it, which years before 1970 and after 9999 cannot."""
-    return moment if 0 <= moment < _YEAR_10000 else None
+    else:
+        # Numbers below this are seconds (up to the year 5138), others milliseconds (from 1973).
+        in_milliseconds = value >= 100_000_000_000
+        expires_at = int(value if in_milliseconds else value * clock.SECOND)
+    return expires_at if 0 <= expires_at < _YEAR_10000 else None

@@ -1,4 +1,4 @@
-"""The page that shows the contract: whole, self-contained, and closed to everything else."""
+"""The page that shows openapi.yaml: complete, and it loads nothing else."""
 
 import re
 from collections.abc import AsyncIterator
@@ -17,7 +17,7 @@ LOADING = {"src", "href", "data", "action", "srcset", "poster", "background"}
 
 
 class Page(HTMLParser):
-    """What a page says in its summaries, and what it loads or runs."""
+    """The tags, attributes and texts of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -40,12 +40,12 @@ class Page(HTMLParser):
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[Harness]:
-    async with opened(tmp_path) as found:
-        yield found
+    async with opened(tmp_path) as harness:
+        yield harness
 
 
 async def fetched(world: Harness) -> httpx.Response:
-    answer = await world.outside.get("http://genhook/docs")
+    answer = await world.anonymous.get("http://genhook/docs")
     assert answer.status_code == 200
     return answer
 
@@ -87,7 +87,7 @@ async def test_the_page_loads_nothing_and_runs_nothing(world: Harness) -> None:
     assert "@import" not in style
 
 
-async def test_the_browser_is_told_to_load_nothing_either(world: Harness) -> None:
+async def test_the_policy_lets_the_browser_load_nothing(world: Harness) -> None:
     headers = (await fetched(world)).headers
     assert headers["content-type"] == "text/html; charset=utf-8"
     assert headers["x-content-type-options"] == "nosniff"
@@ -98,7 +98,7 @@ async def test_the_browser_is_told_to_load_nothing_either(world: Harness) -> Non
 
 
 async def test_the_document_is_served_as_it_is(world: Harness) -> None:
-    answer = await world.outside.get("http://genhook/openapi.yaml")
+    answer = await world.anonymous.get("http://genhook/openapi.yaml")
     assert answer.headers["content-type"].startswith("application/yaml")
     assert answer.content == document()
 
@@ -106,15 +106,15 @@ async def test_the_document_is_served_as_it_is(world: Harness) -> None:
 async def test_by_setting_the_page_needs_a_key(tmp_path: Path) -> None:
     async with opened(tmp_path, open_docs=False, open_metrics=False) as world:
         for path in ("/docs", "/openapi.yaml", "/metrics"):
-            assert (await world.outside.get(f"http://genhook{path}")).status_code == 401
+            assert (await world.anonymous.get(f"http://genhook{path}")).status_code == 401
             assert (await world.client.get(path)).status_code == 200
         key = {"name": "reader", "scopes": ["read"]}
-        made = (await world.client.post("/v1/keys", json=key)).json()
-        async with world.new_client(made["key"]) as reader:
+        created = (await world.client.post("/v1/keys", json=key)).json()
+        async with world.new_client(created["key"]) as reader:
             assert (await reader.get("/docs")).status_code == 200
             assert (await reader.get("/metrics")).status_code == 403
 
 
-def test_what_the_document_says_cannot_become_markup() -> None:
+def test_texts_of_the_document_cannot_become_markup() -> None:
     text = document().decode().replace("title: genhook", "title: <script>alert(1)</script>")
     assert "<script" not in render(text.encode()).decode()

@@ -1,4 +1,4 @@
-"""The doctor: what it finds of settings, database, keys and clock, and how bad that is."""
+"""The doctor: its findings about settings, database, keys and clock, and their levels."""
 
 import json
 import shlex
@@ -22,15 +22,15 @@ def run(line: str) -> int:
     return main.main(shlex.split(line))
 
 
-def found(**environ: str) -> Callable[[pytest.MonkeyPatch], dict[str, set[str]]]:
-    """Levels of what the doctor finds, by what they are about, in this environment."""
+def levels_of(**environ: str) -> Callable[[pytest.MonkeyPatch], dict[str, set[str]]]:
+    """The levels of the findings in this environment, by what they are about."""
 
     def examine(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
         for name, value in environ.items():
             monkeypatch.setenv(name, value)
         levels: dict[str, set[str]] = {}
         for finding in doctor.examine(NOW, online=False):
-            assert finding.said.endswith(".")
+            assert finding.message.endswith(".")
             levels.setdefault(finding.about, set()).add(finding.level)
         return levels
 
@@ -59,15 +59,13 @@ def found(**environ: str) -> Callable[[pytest.MonkeyPatch], dict[str, set[str]]]
 def test_the_doctor_judges_a_setting(
     name: str, value: str, about: str, level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert level in found(**{name: value})(monkeypatch)[about]
+    assert level in levels_of(**{name: value})(monkeypatch)[about]
 
 
-def test_the_doctor_is_content_with_a_database_that_is_well(
-    database: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert found()(monkeypatch)["database"] == {"warn"}
+def test_an_intact_database_is_ok(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert levels_of()(monkeypatch)["database"] == {"warn"}
     run("keys create --name x --scopes read")
-    levels = found()(monkeypatch)
+    levels = levels_of()(monkeypatch)
     assert (levels["database"], levels["schema"], levels["seals"]) == ({"ok"}, {"ok"}, {"ok"})
     assert database.exists()
 
@@ -80,7 +78,7 @@ def test_the_doctor_is_content_with_a_database_that_is_well(
         ("UPDATE tenants SET sealed_secrets=x'00'", "seals", "fail"),
     ],
 )
-def test_the_doctor_finds_what_ails_a_database(
+def test_the_doctor_finds_faults_of_a_database(
     statement: str, about: str, level: str, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("keys create --name x --scopes read")
@@ -88,14 +86,14 @@ def test_the_doctor_finds_what_ails_a_database(
     connection.execute(statement)
     connection.commit()
     connection.close()
-    assert found()(monkeypatch)[about] == {level}
+    assert levels_of()(monkeypatch)[about] == {level}
 
 
 def test_the_doctor_finds_a_database_of_other_keys(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("keys create --name x --scopes read")
-    assert found(GENHOOK_SECRET_KEYS=SECRET_KEY[::-1])(monkeypatch)["seals"] == {"fail"}
+    assert levels_of(GENHOOK_SECRET_KEYS=SECRET_KEY[::-1])(monkeypatch)["seals"] == {"fail"}
     assert database.exists()
 
 
@@ -103,7 +101,7 @@ def test_the_doctor_finds_a_file_that_is_no_database(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database.write_text("a diary, not a database, and long enough to be read as one\n" * 100)
-    assert found()(monkeypatch)["database"] == {"fail"}
+    assert levels_of()(monkeypatch)["database"] == {"fail"}
 
 
 @pytest.mark.usefixtures("database")

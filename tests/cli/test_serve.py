@@ -28,7 +28,7 @@ from service.model.errors import CommandError, SettingsError
 from service.settings import VARIABLES
 from service.telemetry import log
 from service.worker import Worker
-from tests.harness import settings
+from tests.harness import create_answer, settings
 
 SECRET_KEY = "0123456789abcdef0123456789abcdef"
 ADMIN_KEY = "ghk_0123456789abcdef0123456789abcdef"
@@ -42,30 +42,30 @@ class Running:
 
     def __init__(self, process: "subprocess.Popen[str]", ready: str) -> None:
         self.process = process
-        self.said: list[str] = []
+        self.lines: list[str] = []
         assert process.stdout is not None
         for line in process.stdout:
-            self.said.append(line)
+            self.lines.append(line)
             if ready in line:
                 return
         assert process.stderr is not None
-        pytest.fail("".join(self.said) + process.stderr.read())
+        pytest.fail("".join(self.lines) + process.stderr.read())
 
     @property
     def url(self) -> str:
-        found = re.search(r'"url":"(http://[^"]+)"|at (http://\S+)/api', self.said[-1])
-        assert found
-        return found[1] or found[2]
+        match = re.search(r'"url":"(http://[^"]+)"|at (http://\S+)/api', self.lines[-1])
+        assert match
+        return match[1] or match[2]
 
     def client(self, key: str = ADMIN_KEY) -> httpx.Client:
         headers = {"authorization": f"Bearer {key}"}
         return httpx.Client(base_url=self.url, headers=headers, trust_env=False, timeout=20)
 
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str, str]:
-        """Its status after a signal, and all that it said."""
+        """Its status after a signal, and all its output."""
         self.process.send_signal(number)
         out, err = self.process.communicate(timeout=END_SECONDS)
-        return self.process.returncode, "".join(self.said) + out, err
+        return self.process.returncode, "".join(self.lines) + out, err
 
 
 def start(folder: Path, *line: str, **environ: str) -> "subprocess.Popen[str]":
@@ -95,10 +95,23 @@ def started(
 
 
 def ended(folder: Path, *line: str, **environ: str) -> tuple[int, str]:
-    """The status of a genhook that ends by itself, and what it said of its errors."""
+    """The status of a genhook that ends by itself, and its standard error."""
     with start(folder, *line, **environ) as process:
         _, err = process.communicate(timeout=END_SECONDS)
         return process.returncode, err
+
+
+@contextmanager
+def served(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The URL of a server on this machine."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as receiver:
+        thread = threading.Thread(target=receiver.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{receiver.server_port}"
+        finally:
+            receiver.shutdown()
+            thread.join()
 
 
 # serve
@@ -114,21 +127,67 @@ def test_serve_answers_and_ends_with_zero_on_a_signal(tmp_path: Path, number: in
     assert (status, err) == (0, "")
 
 
+class SlowUpstream(http.server.BaseHTTPRequestHandler):
+    """Takes a submission, and answers when the test lets it."""
+
+    asked: threading.Event
+    released: threading.Event
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.asked.set()
+        self.released.wait(END_SECONDS)
+        body = json.dumps(create_answer("task1")).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def accepts(url: str) -> bool:
+    port = int(url.rpartition(":")[2])
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionError:  # Refused, or reset while the listening socket is closed.
+        return False
+    return True
+
+
 def test_a_request_under_way_is_answered_before_the_end(tmp_path: Path) -> None:
-    with (
-        started(tmp_path, "serve", "--dev", "--sandbox", "--port", "0", **KEYS) as running,
-        running.client() as client,
-        ThreadPoolExecutor() as pool,
-    ):
-        prompt = "A slow lighthouse [sandbox: early, delay=1]"  # answered once the work is done
-        body = {"model": "imagen4-fast", "input": {"prompt": prompt}}
-        answer = pool.submit(client.post, "/v1/generations", json=body)
-        with running.client() as other:
-            while not other.get("/v1/generations").json()["data"]:
+    events = {"asked": threading.Event(), "released": threading.Event()}
+    with served(type("Own", (SlowUpstream,), events)) as upstream:
+        keys = {"GENHOOK_UPSTREAM_URL": upstream, "GENHOOK_UPSTREAM_API_KEY": "aio_slow"}
+        with (
+            started(tmp_path, "serve", "--port", "0", **KEYS, **keys) as running,
+            running.client() as client,
+            ThreadPoolExecutor() as pool,
+        ):
+            body = {"model": "imagen4-fast", "input": {"prompt": "A slow lighthouse"}}
+            answer = pool.submit(client.post, "/v1/generations", json=body)
+            assert events["asked"].wait(END_SECONDS)
+            running.process.send_signal(signal.SIGTERM)
+            while accepts(running.url):
                 assert not answer.done()
-        status, _, err = running.end()
-        assert answer.result().status_code == 202
-    assert (status, err) == (0, "")
+            events["released"].set()
+            out, err = running.process.communicate(timeout=END_SECONDS)
+            assert answer.result().status_code == 202
+    assert (running.process.returncode, err) == (0, ""), out
+
+
+def test_a_reader_of_the_log_that_stalls_delays_no_answer_and_no_end(tmp_path: Path) -> None:
+    with started(tmp_path, "serve", "--port", "0", **KEYS) as running:
+        port = int(running.url.rpartition(":")[2])
+        for _ in range(600):  # Each is logged: more than a pipe holds, which is 64 KiB.
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.sendall(b"nonsense\r\n\r\n")
+                assert connection.recv(100).startswith(b"HTTP/1.1 400")
+        with running.client() as client:
+            assert "genhook_log_lines_dropped_total 0.0" in client.get("/metrics").text
+        running.process.terminate()
+        assert running.process.wait(END_SECONDS) == 0
 
 
 @pytest.mark.parametrize("command", ["serve", "work"])
@@ -173,8 +232,8 @@ async def test_a_worker_that_fails_ends_the_service_with_one(
     monkeypatch.setattr(Worker, "run", fail)
     monkeypatch.setattr(server, "on_signals", lambda _: None)
     sock = server.bind("127.0.0.1", 0)
-    assert await serve._serve(App(settings(tmp_path)), sock, None) == 1
-    assert await serve._work(App(settings(tmp_path))) == 1
+    assert await server.serve(App(settings(tmp_path)), sock, None) == 1
+    assert await server.work(App(settings(tmp_path))) == 1
 
 
 # --dev
@@ -183,27 +242,27 @@ async def test_a_worker_that_fails_ends_the_service_with_one(
 def test_a_second_development_run_opens_what_the_first_sealed(tmp_path: Path) -> None:
     line = ("serve", "--dev", "--port", "0")
     with started(tmp_path, *line) as running:
-        key = dev.keys(tmp_path / "genhook-dev.db-keys")["GENHOOK_ADMIN_KEY"]
+        key = dev.throwaway_keys(tmp_path / "genhook-dev.db-keys")["GENHOOK_ADMIN_KEY"]
         with running.client(key) as client:
             target = {"url": "http://127.0.0.1:9/"}
-            made = client.post("/v1/subscribers", json=target).json()
+            subscriber = client.post("/v1/subscribers", json=target).json()
         assert running.end()[0] == 0
     mode = (tmp_path / "genhook-dev.db-keys").stat().st_mode
     assert stat.S_IMODE(mode) == 0o600
     with started(tmp_path, *line) as running, running.client(key) as client:
-        found = client.get(f"/v1/subscribers/{made['id']}/secret").json()
-        assert found["secret"] == made["secret"]
+        answer = client.get(f"/v1/subscribers/{subscriber['id']}/secret").json()
+        assert answer["secret"] == subscriber["secret"]
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the commands are curl's")
-def test_what_the_banner_says_can_be_pasted(tmp_path: Path) -> None:
+def test_the_commands_of_the_banner_can_be_pasted(tmp_path: Path) -> None:
     with started(tmp_path, "serve", "--dev", "--sandbox", "--port", "0") as running:
-        pasted = "".join(running.said[:-1]).partition("terminal:\n")[2]
+        pasted = "".join(running.lines[:-1]).partition("terminal:\n")[2]
         done = subprocess.run(  # noqa: S603  our own words
             ["/bin/sh", "-c", pasted], capture_output=True, check=True, text=True
         )
-    found = json.loads(done.stdout)
-    assert (found["status"], found["route"]) == ("succeeded", "callback")
+    generation = json.loads(done.stdout)
+    assert (generation["status"], generation["route"]) == ("succeeded", "callback")
 
 
 def options(**given: Any) -> argparse.Namespace:
@@ -224,53 +283,55 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_options_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GENHOOK_SECRET_KEYS", SECRET_KEY)
     monkeypatch.setenv("PORT", "1234")
-    assert serve.settings_for(options()).port == 1234
-    found = serve.settings_for(options(port=0, host="127.0.0.2"))
-    assert (found.port, found.host) == (0, "127.0.0.2")
-    assert found.database_path == "genhook.db"
+    assert serve.settings_of(options()).port == 1234
+    changed = serve.settings_of(options(port=0, host="127.0.0.2"))
+    assert (changed.port, changed.host) == (0, "127.0.0.2")
+    assert changed.database_path == "genhook.db"
 
 
 @pytest.mark.usefixtures("alone")
-def test_the_environment_goes_before_what_development_makes_up(
+def test_the_environment_goes_before_the_defaults_of_development(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("GENHOOK_ADMIN_KEY", ADMIN_KEY)
     monkeypatch.setenv("GENHOOK_ALLOW_NETWORKS", "10.0.0.0/8")
-    found = serve.settings_for(options(dev=True))
-    assert found.admin_key == ADMIN_KEY
-    assert [str(network) for network in found.allow_networks] == ["10.0.0.0/8"]
-    assert found.database_path == "genhook-dev.db"
-    assert ADMIN_KEY not in dev.banner(found, "http://127.0.0.1:1", None)
-    again = serve.settings_for(options(dev=True))
-    assert again.secret_keys == found.secret_keys
+    first = serve.settings_of(options(dev=True))
+    assert first.admin_key == ADMIN_KEY
+    assert [str(network) for network in first.allow_networks] == ["10.0.0.0/8"]
+    assert first.database_path == "genhook-dev.db"
+    assert ADMIN_KEY not in dev.banner(first, "http://127.0.0.1:1", None)
+    again = serve.settings_of(options(dev=True))
+    assert again.secret_keys == first.secret_keys
 
 
 @pytest.mark.usefixtures("alone")
-def test_keys_that_are_given_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_from_the_environment_leave_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
-    serve.settings_for(options(dev=True))
+    serve.settings_of(options(dev=True))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("alone")
 def test_a_sandbox_is_refused_without_dev() -> None:
     with pytest.raises(SettingsError, match="--sandbox needs --dev"):
-        serve.settings_for(options(sandbox=True))
+        serve.settings_of(options(sandbox=True))
 
 
 @pytest.mark.usefixtures("alone")
-def test_keys_that_cannot_be_kept_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_that_cannot_be_stored_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GENHOOK_DATABASE_URL", "sqlite:////nowhere/genhook.db")
     with pytest.raises(CommandError, match="cannot keep throwaway keys in /nowhere"):
-        serve.settings_for(options(dev=True))
+        serve.settings_of(options(dev=True))
 
 
 @pytest.mark.parametrize(
     ("host", "url"),
     [("127.0.0.1", "http://127.0.0.1:{}"), ("127.0.0.3", "http://127.0.0.3:{}")],
 )
-def test_a_socket_says_where_it_is(host: str, url: str) -> None:
+def test_a_socket_has_a_url(host: str, url: str) -> None:
     with server.bind(host, 0) as sock:
         assert server.url_of(sock) == url.format(sock.getsockname()[1])
 
@@ -284,7 +345,7 @@ def test_an_address_of_another_machine_cannot_be_listened_on() -> None:
 
 
 def test_the_sandbox_keeps_quiet_about_what_it_is_asked_to_lose(tmp_path: Path) -> None:
-    with started(tmp_path, "sandbox", "--port", "0", ready="pretended") as running:
+    with started(tmp_path, "sandbox", "--port", "0", ready="sandbox of API in One") as running:
         with running.client("aio_x") as client:
             assert "genhook sandbox" in client.get("/").text
             body = {
@@ -320,7 +381,7 @@ def genhook(
     monkeypatch.delenv("GENHOOK_PUBLIC_URL", raising=False)
     monkeypatch.setenv("PORT", service.url.rpartition(":")[2])
     monkeypatch.setenv("GENHOOK_ADMIN_KEY", ADMIN_KEY)
-    monkeypatch.setattr(log, "configure", lambda *_: None)
+    monkeypatch.setattr(log, "configure", lambda *_, **__: None)
 
     def run(*line: str) -> tuple[int, Any]:
         status = main.main(line)
@@ -351,28 +412,23 @@ class Inbox(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def inbox() -> Iterator[tuple[str, list[tuple[dict[str, str], bytes]]]]:
     got: list[tuple[dict[str, str], bytes]] = []
-    kind = type("Own", (Inbox,), {"got": got})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind) as receiver:
-        thread = threading.Thread(target=receiver.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{receiver.server_port}/inbox", got
-        receiver.shutdown()
-        thread.join()
+    with served(type("Own", (Inbox,), {"got": got})) as url:
+        yield f"{url}/inbox", got
 
 
-def test_a_generation_is_asked_for_waited_for_and_looked_at(genhook: Command) -> None:
+def test_a_generation_is_created_awaited_and_shown(genhook: Command) -> None:
     prompt = "A lighthouse [sandbox: delay=0]"
     line = ("generations", "create", "--model", "imagen4-fast", "--prompt", prompt, "--wait")
-    status, said = genhook(*line, "--input", '{"seed": 7}')
+    status, text = genhook(*line, "--input", '{"seed": 7}')
     assert status == 0
-    assert re.search(r"status +succeeded\n", said)
-    assert "/files/" in said
+    assert re.search(r"status +succeeded\n", text)
+    assert "/files/" in text
     _, page = genhook("generations", "list", "--limit", "1", "--json")
-    found = page["data"][0]
-    assert found["input"] == {"prompt": prompt, "seed": 7}
-    assert found["id"] in genhook("generations", "get", found["id"])[1]
-    status, said = genhook("generations", "timeline", found["id"])
-    kinds = [line.split()[2] for line in said.splitlines()]
+    generation = page["data"][0]
+    assert generation["input"] == {"prompt": prompt, "seed": 7}
+    assert generation["id"] in genhook("generations", "get", generation["id"])[1]
+    status, text = genhook("generations", "timeline", generation["id"])
+    kinds = [line.split()[2] for line in text.splitlines()]
     assert status == 0
     assert kinds[0] == "stored"
     assert {"submission", "callback", "poll", "event"} <= set(kinds)
@@ -381,48 +437,51 @@ def test_a_generation_is_asked_for_waited_for_and_looked_at(genhook: Command) ->
 def test_a_generation_that_fails_is_the_status_of_waiting(genhook: Command) -> None:
     prompt = "Nothing [sandbox: fail, delay=0]"
     line = ("generations", "create", "--model", "imagen4-fast", "--prompt", prompt, "--wait")
-    status, found = genhook(*line, "--json")
-    assert (status, found["status"]) == (1, "failed")
+    status, generation = genhook(*line, "--json")
+    assert (status, generation["status"]) == (1, "failed")
 
 
-def test_a_subscriber_comes_is_tried_and_goes(
+def test_a_subscriber_is_created_tested_and_deleted(
     genhook: Command, inbox: tuple[str, list[tuple[dict[str, str], bytes]]]
 ) -> None:
     url, got = inbox
     line = ("subscribers", "create", url, "--event-types", "ping", "generation.failed")
-    status, made = genhook(*line, "--json")
-    assert (status, made["event_types"]) == (0, ["ping", "generation.failed"])
-    assert made["id"] in genhook("subscribers", "list")[1]
-    status, said = genhook("subscribers", "test", made["id"])
-    assert (status, said[:15]) == (0, "It answered 204")
+    status, subscriber = genhook(*line, "--json")
+    assert (status, subscriber["event_types"]) == (0, ["ping", "generation.failed"])
+    assert subscriber["id"] in genhook("subscribers", "list")[1]
+    status, text = genhook("subscribers", "test", subscriber["id"])
+    assert (status, text[:15]) == (0, "It answered 204")
     headers, body = got[0]
-    Webhook(made["secret"]).verify(body, headers)
-    assert genhook("subscribers", "delete", made["id"]) == (0, f"{made['id']} is deleted.\n")
-    assert made["id"] not in genhook("subscribers", "list")[1]
-    assert genhook("subscribers", "test", made["id"])[0] == 1
+    Webhook(subscriber["secret"]).verify(body, headers)
+    assert genhook("subscribers", "delete", subscriber["id"]) == (
+        0,
+        f"{subscriber['id']} is deleted.\n",
+    )
+    assert subscriber["id"] not in genhook("subscribers", "list")[1]
+    assert genhook("subscribers", "test", subscriber["id"])[0] == 1
 
 
-def test_a_ping_that_is_not_taken_is_the_status(genhook: Command) -> None:
+def test_a_ping_that_fails_is_the_status(genhook: Command) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
-    _, made = genhook("subscribers", "create", f"http://127.0.0.1:{port}/", "--json")
-    assert genhook("subscribers", "test", made["id"])[0] == 1
-    genhook("subscribers", "delete", made["id"])
+    _, subscriber = genhook("subscribers", "create", f"http://127.0.0.1:{port}/", "--json")
+    assert genhook("subscribers", "test", subscriber["id"])[0] == 1
+    genhook("subscribers", "delete", subscriber["id"])
 
 
-def test_what_is_listened_to_reaches_a_local_url_signed(
+def test_listening_sends_events_to_a_local_url_signed(
     genhook: Command, inbox: tuple[str, list[tuple[dict[str, str], bytes]]]
 ) -> None:
     url, got = inbox
     prompt = "A harbour [sandbox: delay=0]"
     genhook("generations", "create", "--model", "imagen4-fast", "--prompt", prompt, "--wait")
-    status, said = genhook("listen", "--once", "--forward-to", url)
+    status, text = genhook("listen", "--once", "--forward-to", url)
     assert status == 0
-    secret = re.search(r"signed with (whsec_\S+)", said)
+    secret = re.search(r"signed with (whsec_\S+)", text)
     assert secret
     events = [Webhook(secret[1]).verify(body, headers) for headers, body in got]
     assert {"generation.submitted", "generation.succeeded"} <= {e["type"] for e in events}
-    assert said.count("-> 204 in ") == len(events)
+    assert text.count("-> 204 in ") == len(events)
     ids = [event["id"] for event in events]
     assert len(set(ids)) == len(ids)
     _, rest = genhook("listen", "--once", "--after", ids[-2])
@@ -433,9 +492,9 @@ def test_what_is_listened_to_reaches_a_local_url_signed(
 def test_a_local_url_that_refuses_ends_nothing(genhook: Command) -> None:
     prompt = "A harbour [sandbox: delay=0]"
     genhook("generations", "create", "--model", "imagen4-fast", "--prompt", prompt, "--wait")
-    status, said = genhook("listen", "--once", "--forward-to", "http://127.0.0.1:1/")
+    status, text = genhook("listen", "--once", "--forward-to", "http://127.0.0.1:1/")
     assert status == 0
-    assert said.count("-> ") >= 2
+    assert text.count("-> ") >= 2
 
 
 def test_a_key_that_opens_nothing_is_one_sentence(

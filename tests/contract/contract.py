@@ -45,14 +45,14 @@ def accepts(schema: dict[str, Any], instance: Any) -> bool:
 
 def faults(schema: dict[str, Any], instance: Any) -> list[str]:
     """Where and why the instance does not fit a schema of the document."""
-    found = _validator(msgspec.json.encode(schema)).iter_errors(instance)
-    return [f"/{'/'.join(map(str, error.instance_path))}: {error.message}" for error in found]
+    errors = _validator(msgspec.json.encode(schema)).iter_errors(instance)
+    return [f"/{'/'.join(map(str, error.instance_path))}: {error.message}" for error in errors]
 
 
 @cache
 def _validator(schema: bytes) -> jsonschema_rs.Draft202012Validator:
-    whole = {"components": COMPONENTS, "allOf": [msgspec.json.decode(schema)]}
-    return jsonschema_rs.Draft202012Validator(whole, validate_formats=True)
+    document = {"components": COMPONENTS, "allOf": [msgspec.json.decode(schema)]}
+    return jsonschema_rs.Draft202012Validator(document, validate_formats=True)
 
 
 def name_of(method: str, path: str) -> str | None:
@@ -71,20 +71,20 @@ def breaches(response: httpx.Response) -> list[str]:
     request = response.request
     name = name_of(request.method, request.url.path)
     if name is None:
-        return _nobodys(response)
+        return _without_operation(response)
     documented = dict(operations())[name]["responses"].get(str(response.status_code))
     if documented is None:
         return [f"{name} answered {response.status_code}: {response.text[:300]}"]
     documented = resolve(documented)
-    found = [*_headers(documented, response), *_content(documented, response)]
-    return [f"{name} {response.status_code} {fault}" for fault in found]
+    all_faults = [*_headers(documented, response), *_content(documented, response)]
+    return [f"{name} {response.status_code} {fault}" for fault in all_faults]
 
 
-def _nobodys(response: httpx.Response) -> list[str]:
-    """Where no operation is: 404, or 405 with the methods that there are."""
-    wrong = [] if response.status_code in (404, 405) else ["is no operation, and was answered"]
+def _without_operation(response: httpx.Response) -> list[str]:
+    """The faults of an answer to a path or method of no operation: it must be 404 or 405."""
+    wrong = [] if response.status_code in (404, 405) else ["answers without an operation"]
     if response.headers.get("content-type") != PROBLEM:
-        return [*wrong, "the refusal is no problem"]
+        return [*wrong, "is not a problem"]
     wrong += [] if "x-request-id" in response.headers else ["has no X-Request-Id"]
     return wrong + faults(SCHEMAS["Problem"], response.json())
 

@@ -1,4 +1,4 @@
-"""A service with something of everything in it, and a second tenant with its own."""
+"""A service with rows of every noun, for one tenant or for two."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,16 +16,16 @@ Ids = dict[str, str]
 
 
 class Witness:
-    """Looks at every answer that a client gets; `breaches` collects what breaks the contract."""
+    """Checks every answer that a client gets; `breaches` says how they break the contract."""
 
     def __init__(self) -> None:
         self.breaches: list[str] = []
         self.succeeded: set[str | None] = set()
 
     def watch(self, client: httpx.AsyncClient) -> None:
-        client.event_hooks = {"response": [self._see]}
+        client.event_hooks = {"response": [self._check]}
 
-    async def _see(self, response: httpx.Response) -> None:
+    async def _check(self, response: httpx.Response) -> None:
         await response.aread()
         self.breaches += breaches(response)
         if response.is_success:
@@ -34,19 +34,19 @@ class Witness:
 
 async def populate(world: Harness, client: httpx.AsyncClient | None = None) -> Ids:
     """Rows of every noun for the client's tenant; one id of each, by its prefix."""
-    mine, world.client = world.client, client or world.client
+    own_client, world.client = world.client, client or world.client
     try:
         ids = {"sub": (await _subscribe(world))["id"]}
         ids["gen"] = (await _generate(world))["id"]
         for noun, path in (("cb", "callbacks"), ("evt", "events")):
             ids[noun] = (await world.get(f"/v1/{path}", generation_id=ids["gen"]))["data"][0]["id"]
         ids["dlv"] = (await world.get("/v1/deliveries", status="dead"))["data"][0]["id"]
-        ids["key"] = (await _made(world, "keys", {"name": "shop", "scopes": ["read"]}))["id"]
+        ids["key"] = (await _create(world, "keys", {"name": "shop", "scopes": ["read"]}))["id"]
         for dry_run in (True, False):  # The second is left running.
             replay = {"subscriber_id": ids["sub"], **SPAN, "only": "all", "dry_run": dry_run}
-            ids["rpl"] = (await _made(world, "replays", replay))["id"]
+            ids["rpl"] = (await _create(world, "replays", replay))["id"]
     finally:
-        world.client = mine
+        world.client = own_client
     return ids
 
 
@@ -64,31 +64,31 @@ async def _subscribe(world: Harness) -> dict[str, Any]:
 async def _generate(world: Harness) -> dict[str, Any]:
     """One that failed, then one that succeeded and was called back."""
     for end in (world.upstream.fail, world.upstream.finish):
-        found = await world.generate(metadata={"order_id": "1042"}, notify_url=NOTIFY_URL)
+        generation = await world.generate(metadata={"order_id": "1042"}, notify_url=NOTIFY_URL)
         task_id = f"task{len(world.upstream.creates)}"
         end(task_id)
         await world.call_back({"data": {"task_id": task_id, "status": "completed"}})
         await world.run(1)
-    return found
+    return generation
 
 
-async def _made(world: Harness, noun: str, body: dict[str, Any]) -> dict[str, Any]:
+async def _create(world: Harness, noun: str, body: dict[str, Any]) -> dict[str, Any]:
     answer = await world.client.post(f"/v1/{noun}", json=body)
     assert answer.is_success, answer.text
-    made: dict[str, Any] = answer.json()
-    return made
+    view: dict[str, Any] = answer.json()
+    return view
 
 
 async def another_tenant(world: Harness) -> httpx.AsyncClient:
     """An admin of the tenant `other`."""
     key = {"name": "other", "scopes": ["admin"], "tenant": "other"}
-    return world.new_client((await _made(world, "keys", key))["key"])
+    return world.new_client((await _create(world, "keys", key))["key"])
 
 
 async def client_with(world: Harness, *scopes: str) -> httpx.AsyncClient:
     """A client of the default tenant whose key has these scopes."""
-    made = await _made(world, "keys", {"name": " ".join(scopes), "scopes": scopes})
-    return world.new_client(made["key"])
+    key = await _create(world, "keys", {"name": " ".join(scopes), "scopes": scopes})
+    return world.new_client(key["key"])
 
 
 NOUNS = {
@@ -109,9 +109,9 @@ def path_of(operation: Operation, ids: Ids) -> str:
     return operation.path.replace("{id:path}", of).replace("{id}", of)
 
 
-def guarded(want: Callable[[Operation], bool] = lambda _operation: True) -> list[Operation]:
-    """The operations that need a key, of those that are wanted."""
-    return [each for each in OPERATIONS if each.who != "open" and want(each)]
+def guarded(chosen: Callable[[Operation], bool] = lambda _operation: True) -> list[Operation]:
+    """The chosen operations that need a key."""
+    return [each for each in OPERATIONS if each.scope != "open" and chosen(each)]
 
 
 def named(operation: Operation) -> str:

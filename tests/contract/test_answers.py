@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from service.api.call import PAGING
+from service.api.endpoint import ANSWERED_IN_FRONT
 from service.api.routes import OPERATIONS, Operation
 from tests.contract.contract import DOCUMENT, breaches, faults, operations, resolve
 from tests.contract.scenes import (
@@ -21,7 +22,7 @@ from tests.contract.scenes import (
     path_of,
     populate,
 )
-from tests.harness import ADMIN_KEY, SUBSCRIBER_URL, Harness, Sent, opened
+from tests.harness import ADMIN_KEY, SUBSCRIBER_URL, Harness, SentWebhook, opened
 
 FORMS = ("full", "thin", "cloudevents")
 SCOPES = ("submit", "read", "manage", "admin")
@@ -30,52 +31,48 @@ GENERATION = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[Harness]:
-    async with opened(tmp_path) as found:
-        yield found
-
-
-def reads(operation: Operation) -> bool:
-    return bool(operation.makes or operation.reads)
+    async with opened(tmp_path) as harness:
+        yield harness
 
 
 async def statuses(
-    client: httpx.AsyncClient, wanted: list[Operation], ids: Ids, **options: Any
+    client: httpx.AsyncClient, chosen: list[Operation], ids: Ids, **options: Any
 ) -> dict[str, tuple[int, str]]:
-    """What each of the operations answers to one kind of request: status and code."""
-    found: dict[str, tuple[int, str]] = {}
-    for each in wanted:
+    """The status and code with which each operation answers the same kind of request."""
+    answers: dict[str, tuple[int, str]] = {}
+    for each in chosen:
         answer = await client.request(each.method, path_of(each, ids), **options)
         assert breaches(answer) == []
         code = answer.json()["code"] if answer.status_code >= 400 else ""
-        found[named(each)] = (answer.status_code, code)
-    return found
+        answers[named(each)] = (answer.status_code, code)
+    return answers
 
 
-def every(wanted: list[Operation], status: int, code: str) -> dict[str, tuple[int, str]]:
-    assert wanted
-    return {named(each): (status, code) for each in wanted}
+def every(chosen: list[Operation], status: int, code: str) -> dict[str, tuple[int, str]]:
+    assert chosen
+    return {named(each): (status, code) for each in chosen}
 
 
 def test_the_document_and_the_table_of_routes_have_the_same_operations() -> None:
     served = {named(each) for each in OPERATIONS}
-    documented = {name for name, _ in operations()} - {"POST /callbacks/{upstream}/{token}"}
-    assert documented == served
+    served |= {f"{method} {path}" for path, method in ANSWERED_IN_FRONT}
+    assert {name for name, _ in operations()} == served
 
 
 def test_the_document_and_the_table_of_routes_agree_on_scopes_parameters_and_bodies() -> None:
     documented = dict(operations())
     for each in OPERATIONS:
         operation = documented[named(each)]
-        given = [resolve(node) for node in operation.get("parameters", [])]
-        query = {node["name"] for node in given if node["in"] == "query"}
+        parameters = [resolve(node) for node in operation.get("parameters", [])]
+        query = {node["name"] for node in parameters if node["in"] == "query"}
         known = {name.rstrip(".") for name in each.query}
-        makes = any(node["name"] == "Idempotency-Key" for node in given)
-        said = (operation["x-scope"], query, makes, "requestBody" in operation)
-        assert said == (each.who, known, bool(each.makes), reads(each)), named(each)
+        creates = any(node["name"] == "Idempotency-Key" for node in parameters)
+        rules = (operation["x-scope"], query, creates, "requestBody" in operation)
+        assert rules == (each.scope, known, bool(each.creates), each.reads_body), named(each)
 
 
-async def tell_everything(world: Harness, ids: Ids) -> None:
-    """Every operation once, with success; what deletes comes last."""
+async def call_everything(world: Harness, ids: Ids) -> None:
+    """Call every operation once, successfully; those that delete come last."""
     post, get = world.client.post, world.client.get
     await post("/v1/signing-secret/rotate", json={"overlap_seconds": 60})
     await post(f"/v1/subscribers/{ids['sub']}/rotate-secret")
@@ -85,6 +82,7 @@ async def tell_everything(world: Harness, ids: Ids) -> None:
     await post(f"/v1/deliveries/{ids['dlv']}/retry")
     await post(f"/v1/replays/{ids['rpl']}/cancel")
     await post("/v1/tick?seconds=5")
+    await get("/healthz")
     for each in OPERATIONS:
         if each.method == "GET":
             await get(path_of(each, ids))
@@ -95,8 +93,8 @@ async def tell_everything(world: Harness, ids: Ids) -> None:
 async def test_every_operation_answers_with_success_as_documented(world: Harness) -> None:
     witness = Witness()
     witness.watch(world.client)
-    witness.watch(world.outside)
-    await tell_everything(world, await populate(world))
+    witness.watch(world.anonymous)
+    await call_everything(world, await populate(world))
     assert witness.breaches == []
     assert witness.succeeded == {name for name, _ in operations()}
 
@@ -107,15 +105,15 @@ async def test_every_list_pages_through_all_its_rows_in_both_orders(world: Harne
     for each in OPERATIONS:
         if not each.query >= PAGING:
             continue
-        whole = (await world.get(each.path))["data"]
-        for order, expected in (("desc", whole), ("asc", whole[::-1])):
-            found: list[Any] = []
+        all_rows = (await world.get(each.path))["data"]
+        for order, expected in (("desc", all_rows), ("asc", all_rows[::-1])):
+            rows: list[Any] = []
             after: dict[str, str] = {}
             while page := (await world.get(each.path, limit=2, order=order, **after))["data"]:
-                found += page
+                rows += page
                 after = {"after": page[-1]["id"]}
-            assert found == expected, (each.path, order)
-        assert len(whole) >= 2, each.path
+            assert rows == expected, (each.path, order)
+        assert len(all_rows) >= 2, each.path
 
 
 async def test_a_list_ends_with_null_but_the_pull_of_events_never_does(world: Harness) -> None:
@@ -131,7 +129,7 @@ async def test_a_list_ends_with_null_but_the_pull_of_events_never_does(world: Ha
 
 
 async def test_events_reach_subscribers_as_the_webhooks_section_says(world: Harness) -> None:
-    made = [
+    subscribers = [
         await world.subscribe(f"http://127.0.0.1:7/{form}", payload=form, signature="v1a")
         for form in FORMS
     ]
@@ -142,33 +140,33 @@ async def test_events_reach_subscribers_as_the_webhooks_section_says(world: Harn
     world.subscribers.answers["http://127.0.0.1:7/gone"].append(410)
     await world.generate()
     await world.run()
-    for form, subscriber in zip(FORMS, made, strict=True):
+    for form, subscriber in zip(FORMS, subscribers, strict=True):
         await world.client.post(f"/v1/subscribers/{subscriber['id']}/test")
-        sent = world.subscribers.to(f"http://127.0.0.1:7/{form}")
+        sent = world.subscribers.webhooks_to(f"http://127.0.0.1:7/{form}")
         assert [fault for each in sent for fault in webhook_faults(each)] == []
         assert {type_of(each) for each in sent} == set(DOCUMENT["webhooks"])
         assert {"ce-type" in each.headers for each in sent} == {form == "cloudevents"}
 
 
-def type_of(sent: Sent) -> str:
+def type_of(sent: SentWebhook) -> str:
     return sent.headers.get("ce-type") or str(sent.event["type"])
 
 
-def webhook_faults(sent: Sent) -> list[str]:
+def webhook_faults(sent: SentWebhook) -> list[str]:
     """How a webhook breaks the contract."""
     webhook = DOCUMENT["webhooks"][type_of(sent)]["post"]
     media = webhook["requestBody"]["content"][sent.headers["content-type"]]
-    found = faults(media["schema"], sent.event)
+    errors = faults(media["schema"], sent.event)
     for parameter in map(resolve, webhook["parameters"]):
         value = sent.headers.get(parameter["name"])
         if value is not None or parameter.get("required"):
-            found += faults(parameter["schema"], value)
-    return found
+            errors += faults(parameter["schema"], value)
+    return errors
 
 
 async def test_an_event_is_read_byte_for_byte_as_it_was_sent(world: Harness) -> None:
     await populate(world)
-    sent = world.subscribers.to(SUBSCRIBER_URL)[0]
+    sent = world.subscribers.webhooks_to(SUBSCRIBER_URL)[0]
     answer = await world.client.get(f"/v1/events/{sent.event['id']}")
     assert answer.content == sent.body
 
@@ -186,38 +184,38 @@ async def test_with_every_scope_but_its_own_an_operation_answers_403(world: Harn
     ids = await populate(world)
     for scope in SCOPES:
         others = [each for each in SCOPES if each not in (scope, "admin")]
-        wanted = guarded(lambda each, scope=scope: each.who == scope)  # type: ignore[misc]
+        chosen = guarded(lambda each, scope=scope: each.scope == scope)  # type: ignore[misc]
         async with await client_with(world, *others) as client:
-            assert await statuses(client, wanted, ids) == every(wanted, 403, "forbidden")
+            assert await statuses(client, chosen, ids) == every(chosen, 403, "forbidden")
 
 
 async def test_with_its_own_scope_alone_an_operation_is_open(world: Harness) -> None:
     ids = await populate(world)
     for scope in SCOPES[:3]:
-        wanted = guarded(lambda each, scope=scope: each.who == scope)  # type: ignore[misc]
+        chosen = guarded(lambda each, scope=scope: each.scope == scope)  # type: ignore[misc]
         async with await client_with(world, scope) as client:
-            found = await statuses(client, wanted, ids)
-        assert all(status not in (401, 403) for status, _ in found.values()), found
+            answers = await statuses(client, chosen, ids)
+        assert all(status not in (401, 403) for status, _ in answers.values()), answers
 
 
 async def test_another_tenants_rows_answer_404_everywhere(world: Harness) -> None:
     ids = await populate(world)
     owned = guarded(lambda each: "{id}" in each.path)
     async with await another_tenant(world) as other:
-        found = await statuses(other, owned, ids, json={})
-        assert found == every(owned, 404, "not_found")
-        theirs = await populate(world, other)
-        assert (await other.get(f"/v1/generations/{theirs['gen']}")).status_code == 200
-        assert await statuses(world.client, owned, theirs, json={}) == found
+        answers = await statuses(other, owned, ids, json={})
+        assert answers == every(owned, 404, "not_found")
+        other_ids = await populate(world, other)
+        assert (await other.get(f"/v1/generations/{other_ids['gen']}")).status_code == 200
+        assert await statuses(world.client, owned, other_ids, json={}) == answers
         for each in OPERATIONS:
             if each.query >= PAGING and each.path != "/v1/keys":
-                mine, other_page = await world.get(each.path), (await other.get(each.path)).json()
-                known = {row["id"] for row in mine["data"]}
+                page, other_page = await world.get(each.path), (await other.get(each.path)).json()
+                known = {row["id"] for row in page["data"]}
                 assert known.isdisjoint(row["id"] for row in other_page["data"]), each.path
 
 
 @pytest.mark.parametrize("id_", ["gen_1", "nonsense", "evt_" + "0" * 32, "%00", "a%2Fb", "é"])
-async def test_an_id_that_was_never_given_out_answers_404(world: Harness, id_: str) -> None:
+async def test_an_unknown_id_answers_404(world: Harness, id_: str) -> None:
     owned = guarded(lambda each: "{id}" in each.path)
     ids = dict.fromkeys(("gen", "cb", "sub", "evt", "dlv", "rpl", "key"), id_)
     expected = every(owned, 404, "not_found")
@@ -232,9 +230,16 @@ async def test_an_unknown_query_parameter_answers_400(world: Harness) -> None:
 
 
 async def test_an_open_operation_ignores_the_query(world: Harness) -> None:
-    for each in OPERATIONS:
-        if each.who == "open":
-            assert (await world.client.get(each.path, params="probe=1")).status_code == 200
+    for path in ("/healthz", *(each.path for each in OPERATIONS if each.scope == "open")):
+        assert (await world.client.get(path, params="probe=1")).status_code == 200
+
+
+async def test_health_is_answered_before_the_api_is_loaded(world: Harness) -> None:
+    for method in ("GET", "HEAD"):
+        answer = await world.anonymous.request(method, "http://genhook/healthz")
+        assert answer.status_code == 200
+        assert answer.headers["x-request-id"]
+    assert "_api" not in vars(world.app)
 
 
 @pytest.mark.parametrize(
@@ -295,9 +300,9 @@ async def test_a_tick_takes_1_to_60_seconds(world: Harness, seconds: str) -> Non
     assert answer.json()["code"] == "invalid_query"
 
 
-async def test_a_body_that_is_no_json_answers_400(world: Harness) -> None:
+async def test_a_body_that_is_not_json_answers_400(world: Harness) -> None:
     ids = await populate(world)
-    readers = guarded(reads)
+    readers = guarded(lambda each: each.reads_body)
     expected = every(readers, 400, "invalid_json")
     for body in (b"{", b"\xff", b"NaN", b"{'a': 1}"):
         assert await statuses(world.client, readers, ids, content=body) == expected, body[:20]
@@ -305,23 +310,23 @@ async def test_a_body_that_is_no_json_answers_400(world: Harness) -> None:
 
 async def test_no_body_is_an_error_where_one_is_required(world: Harness) -> None:
     ids = await populate(world)
-    required = guarded(lambda each: reads(each) and "rotate" not in each.path)
+    required = guarded(lambda each: each.reads_body and "rotate" not in each.path)
     expected = every(required, 400, "invalid_json")
     assert await statuses(world.client, required, ids) == expected
 
 
 async def test_an_unknown_field_answers_422_and_points_to_it(world: Harness) -> None:
     ids = await populate(world)
-    readers = guarded(reads)
+    readers = guarded(lambda each: each.reads_body)
     expected = every(readers, 422, "invalid_request")
     assert await statuses(world.client, readers, ids, json={"no/such~field": 1}) == expected
     answer = await world.client.patch(f"/v1/subscribers/{ids['sub']}", json={"no/such~field": 1})
     assert answer.json()["errors"][0]["pointer"] == "/no~1such~0field"
 
 
-async def test_a_body_that_is_no_object_answers_422(world: Harness) -> None:
+async def test_a_body_that_is_not_an_object_answers_422(world: Harness) -> None:
     ids = await populate(world)
-    readers = guarded(reads)
+    readers = guarded(lambda each: each.reads_body)
     expected = every(readers, 422, "invalid_request")
     for body in (b"[]", b"null", b"1", b'"text"'):
         assert await statuses(world.client, readers, ids, content=body) == expected
@@ -329,14 +334,14 @@ async def test_a_body_that_is_no_object_answers_422(world: Harness) -> None:
 
 async def test_another_content_type_answers_415(world: Harness) -> None:
     ids = await populate(world)
-    readers = guarded(reads)
+    readers = guarded(lambda each: each.reads_body)
     for media_type in ("text/plain", "application/x-www-form-urlencoded", "application/jsonx"):
         options = {"content": b"{}", "headers": {"content-type": media_type}}
-        found = await statuses(world.client, readers, ids, **options)
-        assert found == every(readers, 415, "unsupported_media_type")
+        answers = await statuses(world.client, readers, ids, **options)
+        assert answers == every(readers, 415, "unsupported_media_type")
 
 
-async def test_a_content_type_with_a_charset_is_taken(world: Harness) -> None:
+async def test_a_content_type_with_a_charset_is_accepted(world: Harness) -> None:
     headers = {"content-type": "Application/JSON; charset=utf-8"}
     answer = await world.client.post("/v1/signing-secret/rotate", content=b"{}", headers=headers)
     assert answer.status_code == 200
@@ -344,15 +349,15 @@ async def test_a_content_type_with_a_charset_is_taken(world: Harness) -> None:
 
 async def test_a_body_over_the_limit_answers_413(tmp_path: Path) -> None:
     async with opened(tmp_path, request_body_bytes=1_024) as world:
-        readers = guarded(reads)
+        readers = guarded(lambda each: each.reads_body)
         body = b'{"a": "' + b"x" * 1_024 + b'"}'
-        found = await statuses(world.client, readers, {}, content=body)
-        assert found == every(readers, 413, "body_too_large")
+        answers = await statuses(world.client, readers, {}, content=body)
+        assert answers == every(readers, 413, "body_too_large")
 
 
-async def test_a_body_that_nobody_asked_for_is_not_read(world: Harness) -> None:
+async def test_an_unexpected_body_is_not_read(world: Harness) -> None:
     ids = await populate(world)
-    others = guarded(lambda each: not reads(each))
+    others = guarded(lambda each: not each.reads_body)
     headers = {"content-type": "text/plain"}
     for each in others:
         answer = await world.client.request(
@@ -386,13 +391,13 @@ async def test_an_unknown_path_answers_404_as_a_problem(world: Harness, path: st
 async def test_every_answer_names_its_request_and_a_problem_repeats_the_name(
     world: Harness,
 ) -> None:
-    given = {"x-request-id": "from-the-caller_1.2"}
-    answer = await world.client.get("/v1/generations/gen_1", headers=given)
-    assert answer.headers["x-request-id"] == given["x-request-id"] == answer.json()["request_id"]
+    own_id = "from-the-caller_1.2"
+    answer = await world.client.get("/v1/generations/gen_1", headers={"x-request-id": own_id})
+    assert answer.headers["x-request-id"] == own_id == answer.json()["request_id"]
     for harmful in ("a b", "x" * 65, "\u00e9", "<script>"):
         headers = {b"x-request-id": harmful.encode()}
         answer = await world.client.get("/v1/nowhere", headers=headers)
         assert re.fullmatch(r"req_[0-9a-f]{32}", answer.headers["x-request-id"])
         assert answer.json()["request_id"] == answer.headers["x-request-id"]
-    callback = await world.outside.post("http://genhook/callbacks/apiinone/nonsense")
+    callback = await world.anonymous.post("http://genhook/callbacks/apiinone/nonsense")
     assert callback.json()["request_id"] == callback.headers["x-request-id"]

@@ -97,7 +97,7 @@ REQUESTS = ("GenerationCreate", "SubscriberCreate", "SubscriberUpdate", "ReplayC
 
 
 def guarded() -> Iterator[tuple[str, dict[str, Any]]]:
-    return ((name, found) for name, found in operations() if found["x-scope"] not in OPEN)
+    return ((name, each) for name, each in operations() if each["x-scope"] not in OPEN)
 
 
 def walk(node: Any, at: str = "#") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -124,18 +124,18 @@ def repeated_keys(node: yaml.Node | None) -> Iterator[str]:
 
 def schemas(node: Any, at: str = "#") -> Iterator[tuple[str, dict[str, Any]]]:
     """Every JSON Schema below `node`: the mappings that are not a mapping of names to schemas."""
-    for where, found in walk(node, at):
+    for where, schema in walk(node, at):
         if not where.endswith("/properties"):
-            yield where, found
+            yield where, schema
 
 
 def properties(schema: dict[str, Any]) -> dict[str, Any]:
     """The properties of an object schema, those of what it builds on included."""
-    found: dict[str, Any] = {}
+    inherited: dict[str, Any] = {}
     for base in schema.get("allOf", []):
-        found |= properties(resolve(base))
+        inherited |= properties(resolve(base))
     own: dict[str, Any] = schema.get("properties", {})
-    return found | own
+    return inherited | own
 
 
 def parameters(path_and_operation: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -189,8 +189,8 @@ def examples() -> Iterator[tuple[str, dict[str, Any], Any]]:
     """Every example in the document with the schema that it illustrates."""
     for where, node in walk(DOCUMENT):
         schema = node.get("schema", node)
-        given = node.get("examples", [])
-        named = [each["value"] for each in given.values()] if isinstance(given, dict) else given
+        many = node.get("examples", [])
+        named = [each["value"] for each in many.values()] if isinstance(many, dict) else many
         single = [node["example"]] if "example" in node else []
         for instance in [*named, *single]:
             yield where, schema, instance
@@ -208,7 +208,7 @@ def test_no_mapping_of_the_document_has_a_key_twice() -> None:
 
 def test_every_route_of_the_design_is_there_with_its_scope_and_no_other() -> None:
     expected = {tuple(line.split()) for line in ROUTES.strip().splitlines()}
-    assert {(found["x-scope"], *name.split()) for name, found in operations()} == expected
+    assert {(each["x-scope"], *name.split()) for name, each in operations()} == expected
 
 
 def test_every_operation_has_an_id_a_summary_a_description_and_a_declared_tag() -> None:
@@ -231,8 +231,8 @@ def test_no_two_operations_share_an_id() -> None:
 def test_every_description_names_the_scope() -> None:
     for name, operation in operations():
         scope = operation["x-scope"]
-        said = "Scope: none" if scope in OPEN else f"Scope: `{scope}`."
-        assert said in operation["description"], name
+        sentence = "Scope: none" if scope in OPEN else f"Scope: `{scope}`."
+        assert sentence in operation["description"], name
 
 
 def test_only_open_routes_and_callbacks_go_without_a_key() -> None:
@@ -286,16 +286,16 @@ def test_each_code_has_one_status_and_is_documented_where_it_occurs() -> None:
             narrowed = response["content"]["application/problem+json"]["schema"]["properties"]
             for code in narrowed["code"]["enum"]:
                 statuses.setdefault(code, set()).add(narrowed["status"]["const"])
-    assert all(len(found) == 1 for found in statuses.values()), statuses
-    # A wrong method is no operation, so no operation can document it.
+    assert all(len(each) == 1 for each in statuses.values()), statuses
+    # No operation can document it: a wrong method belongs to none.
     known = set(SCHEMAS["Problem"]["properties"]["code"]["enum"])
     assert statuses.keys() == known - {"method_not_allowed"}
 
 
 def test_the_table_of_codes_is_the_list_of_codes() -> None:
     table = [line for line in DOCUMENT["info"]["description"].splitlines() if line.startswith("|")]
-    told = set(re.findall(r"`([a-z_]{8,})`", "\n".join(table)))
-    assert told == set(SCHEMAS["Problem"]["properties"]["code"]["enum"])
+    codes = set(re.findall(r"`([a-z_]{8,})`", "\n".join(table)))
+    assert codes == set(SCHEMAS["Problem"]["properties"]["code"]["enum"])
 
 
 def test_every_response_carries_the_request_id() -> None:
@@ -374,15 +374,15 @@ def test_the_nouns_have_the_fields_of_the_design(name: str) -> None:
 @pytest.mark.parametrize("name", [*REQUESTS, "Rotation"])
 def test_every_field_of_a_request_is_bounded(name: str) -> None:
     for field, schema in SCHEMAS[name]["properties"].items():
-        for where, found in schemas(schema):
-            assert bounded(resolve(found)), f"{name}.{field}{where}"
+        for where, part in schemas(schema):
+            assert bounded(resolve(part)), f"{name}.{field}{where}"
 
 
 def test_every_parameter_is_bounded() -> None:
     for name, operation in operations():
         for parameter in parameters((name, operation)):
-            for where, found in schemas(parameter["schema"]):
-                assert bounded(resolve(found)), f"{name} {parameter['name']}{where}"
+            for where, part in schemas(parameter["schema"]):
+                assert bounded(resolve(part)), f"{name} {parameter['name']}{where}"
 
 
 def test_secrets_are_in_the_answers_that_are_meant_to_hold_them_and_in_no_other() -> None:

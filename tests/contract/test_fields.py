@@ -18,8 +18,8 @@ SECRET = "whsec_" + "A" * 32
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[Harness]:
-    async with opened(tmp_path) as found:
-        yield found
+    async with opened(tmp_path) as harness:
+        yield harness
 
 
 def names(count: int) -> dict[str, str]:
@@ -90,8 +90,8 @@ BEYOND_SCHEMAS = ("/headers/Host", "/headers/Content-Type", "/headers/webhook-id
 async def test_a_field_ends_where_the_contract_says(
     world: Harness, noun: str, field: str, good: Any, bad: Any, pointer: str
 ) -> None:
-    taken, refused = ({**BASES[noun], field: value} for value in (good, bad))
-    answer = await world.client.post(f"/v1/{noun}", json=taken)
+    accepted, refused = ({**BASES[noun], field: value} for value in (good, bad))
+    answer = await world.client.post(f"/v1/{noun}", json=accepted)
     assert answer.is_success, answer.text
     assert breaches(answer) == []
     answer = await world.client.post(f"/v1/{noun}", json=refused)
@@ -99,7 +99,7 @@ async def test_a_field_ends_where_the_contract_says(
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
     assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
     schema = SCHEMAS[CREATES[noun]]
-    assert accepts(schema, taken)
+    assert accepts(schema, accepted)
     assert not accepts(schema, refused) or pointer in BEYOND_SCHEMAS or pointer == "/headers"
 
 
@@ -113,23 +113,25 @@ async def test_a_body_that_is_nested_too_deep_is_refused(world: Harness) -> None
 async def test_a_redacted_header_keeps_its_value_and_the_others_are_replaced(
     world: Harness,
 ) -> None:
-    made = await world.subscribe(headers={"X-Token": "hush", "X-Team": "pictures", "X-Old": "1"})
-    assert made["headers"] == dict.fromkeys(("X-Old", "X-Team", "X-Token"), "[redacted]")
-    path = f"/v1/subscribers/{made['id']}"
+    subscriber = await world.subscribe(
+        headers={"X-Token": "hush", "X-Team": "pictures", "X-Old": "1"}
+    )
+    assert subscriber["headers"] == dict.fromkeys(("X-Old", "X-Team", "X-Token"), "[redacted]")
+    path = f"/v1/subscribers/{subscriber['id']}"
     headers = {"x-token": "[redacted]", "X-Team": "sounds"}
     answer = await world.client.patch(path, json={"headers": headers})
     assert breaches(answer) == []
     assert set(answer.json()["headers"]) == {"x-token", "X-Team"}
     shown = (await world.client.post(f"{path}/test")).json()["request"]["headers"]
     assert {shown["x-token"], shown["X-Team"]} == {"[redacted]"}
-    sent = world.subscribers.to(URL)[-1].headers
+    sent = world.subscribers.webhooks_to(URL)[-1].headers
     assert (sent["x-token"], sent["X-Team"]) == ("hush", "sounds")
     assert "X-Old" not in sent
 
 
 async def test_a_redacted_header_without_a_stored_value_changes_nothing(world: Harness) -> None:
-    made = await world.subscribe(headers={"X-Token": "hush"})
-    path = f"/v1/subscribers/{made['id']}"
+    subscriber = await world.subscribe(headers={"X-Token": "hush"})
+    path = f"/v1/subscribers/{subscriber['id']}"
     change = {"description": "new", "headers": {"X-Token": "[redacted]", "X-New": "[redacted]"}}
     answer = await world.client.patch(path, json=change)
     assert breaches(answer) == []
@@ -139,8 +141,8 @@ async def test_a_redacted_header_without_a_stored_value_changes_nothing(world: H
 
 
 async def test_no_answer_shows_a_header_value(world: Harness) -> None:
-    made = await world.subscribe(headers={"X-Token": "hush-hush"})
-    path = f"/v1/subscribers/{made['id']}"
+    subscriber = await world.subscribe(headers={"X-Token": "hush-hush"})
+    path = f"/v1/subscribers/{subscriber['id']}"
     answers = [
         await world.client.get(path),
         await world.client.get("/v1/subscribers"),
@@ -148,11 +150,11 @@ async def test_no_answer_shows_a_header_value(world: Harness) -> None:
         await world.client.post(f"{path}/test"),
         await world.client.get("/v1/deliveries"),
     ]
-    assert world.subscribers.to(URL)[-1].headers["X-Token"] == "hush-hush"
+    assert world.subscribers.webhooks_to(URL)[-1].headers["X-Token"] == "hush-hush"
     assert all("hush-hush" not in answer.text for answer in answers)
 
 
-async def test_usage_shows_thirty_days_unless_told_otherwise(world: Harness) -> None:
+async def test_usage_shows_thirty_days_by_default(world: Harness) -> None:
     await world.generate()
     [today] = (await world.get("/v1/usage"))["data"]
     assert (today["day"], today["generations"]) == ("2026-11-18", 1)
@@ -175,7 +177,7 @@ async def test_usage_spans_at_most_366_days(world: Harness) -> None:
     assert first.json() == {"data": [], "next": None}
 
 
-async def test_usage_can_be_asked_for_one_model(world: Harness) -> None:
+async def test_usage_can_be_limited_to_one_model(world: Harness) -> None:
     await world.generate()
     await world.generate("unheard-of")
     rows = (await world.get("/v1/usage"))["data"]

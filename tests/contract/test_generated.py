@@ -1,4 +1,4 @@
-"""The running service against its contract, with what schemathesis makes of the document."""
+"""The running service against its contract, with requests that schemathesis generates."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +18,12 @@ from tests.contract.contract import DOCUMENT
 from tests.contract.scenes import NOUNS, SPAN, Ids, populate
 from tests.harness import ADMIN_KEY, SUBSCRIBER_URL, Harness, opened
 
+# Loading this plugin takes seconds, so pyproject.toml keeps it out of every other test run.
+pytest_plugins = ["schemathesis.pytest.plugin"]
+
 Case: TypeAlias = schemathesis.Case[Any]
 
-# Valid by its schema, and still refused: what a schema cannot say.
+# Valid by its schema and still refused, because a schema cannot express the rule.
 REFUSABLE = {
     "POST /v1/generations": "a known model's input has a schema of its own",
     "GET /v1/usage": "the span of two days has an order and a limit",
@@ -42,7 +45,7 @@ schema.config.generation.update(with_security_parameters=False)
 
 
 class Service:
-    """The service on a loop of its own, called from a test that is not async."""
+    """Runs the service on a loop of its own, for tests that are not async."""
 
     def __init__(self, portal: BlockingPortal, world: Harness, ids: Ids) -> None:
         self.portal, self.world, self.ids = portal, world, ids
@@ -50,9 +53,9 @@ class Service:
 
     def send(self, case: Case) -> httpx.Response:
         headers = {"authorization": f"Bearer {ADMIN_KEY}"}
-        given = case.as_transport_kwargs(base_url="http://genhook", headers=headers)
+        options = case.as_transport_kwargs(base_url="http://genhook", headers=headers)
         names = ("method", "url", "headers", "params", "json", "data", "files", "cookies")
-        prepared = requests.Request(**{n: given[n] for n in names if n in given}).prepare()
+        prepared = requests.Request(**{n: options[n] for n in names if n in options}).prepare()
         body: Any = prepared.body
         lines = [
             (name.encode(), value.encode("latin-1") if isinstance(value, str) else value)
@@ -70,13 +73,13 @@ def service(tmp_path: Path) -> Iterator[Service]:
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(opened(tmp_path)) as world,
     ):
-        found = Service(portal, world, portal.call(populate, world))
-        yield found
-    assert found.succeeded, "no request was answered with success: nothing was shown"
+        service = Service(portal, world, portal.call(populate, world))
+        yield service
+    assert service.succeeded, "no request succeeded, so the test shows nothing"
 
 
 def aim(case: Case, service: Service) -> None:
-    """Have valid data name rows that are there, and addresses that may be delivered to."""
+    """Let valid data name rows that exist and addresses that webhooks may go to."""
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return
     noun = NOUNS.get(case.path.split("/")[2] if case.path.startswith("/v1/") else "", "")
@@ -90,13 +93,13 @@ def aim(case: Case, service: Service) -> None:
     if "Idempotency-Key" in (case.headers or {}):
         case.headers["Idempotency-Key"] = str(uuid4())
     if isinstance(case.body, dict):
-        known = {"subscriber_id": service.ids["sub"], **SPAN}
-        known |= dict.fromkeys(("url", "notify_url"), SUBSCRIBER_URL)
-        case.body = whole({**case.body, **{n: known[n] for n in case.body.keys() & known}})
+        values = {"subscriber_id": service.ids["sub"], **SPAN}
+        values |= dict.fromkeys(("url", "notify_url"), SUBSCRIBER_URL)
+        case.body = whole({**case.body, **{n: values[n] for n in case.body.keys() & values}})
 
 
 def whole(value: Any) -> Any:
-    """5.0 as 5: a JSON Schema calls both integers, and the service only what is written as one."""
+    """Replace 5.0 by 5: a JSON Schema accepts both as integers, the service only the second."""
     if isinstance(value, dict):
         return {name: whole(each) for name, each in value.items()}
     if isinstance(value, list):
@@ -108,9 +111,9 @@ def whole(value: Any) -> Any:
 @settings(max_examples=12, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_answer_keeps_the_contract(case: Case, service: Service) -> None:
     aim(case, service)
-    wanted = [
+    selected = [
         check
         for check in CHECKS
         if check is not contract.positive_data_acceptance or case.operation.label not in REFUSABLE
     ]
-    case.validate_response(service.send(case), checks=wanted)
+    case.validate_response(service.send(case), checks=selected)

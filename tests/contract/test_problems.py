@@ -6,14 +6,14 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 
 from service.api import subscribers
 from service.store import generations
 from service.telemetry import metrics
-from tests import logs
 from tests.contract.contract import SCHEMAS, breaches
 from tests.contract.scenes import Ids, client_with, populate
-from tests.harness import PUBLIC_URL, Harness, opened, taken
+from tests.harness import PUBLIC_URL, Harness, create_answer, opened
 
 GENERATION = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
 KEYED = {"idempotency-key": "7d0c1c1e"}
@@ -24,8 +24,8 @@ def created(**options: Any) -> Provoke:
     """POST /v1/generations, with something wrong about it."""
 
     async def provoke(world: Harness, _ids: Ids) -> httpx.Response:
-        given = {"json": GENERATION, **options}
-        return await world.client.post("/v1/generations", **given)
+        request = {"json": GENERATION, **options}
+        return await world.client.post("/v1/generations", **request)
 
     return provoke
 
@@ -62,7 +62,7 @@ async def unsigned(world: Harness, _ids: Ids) -> httpx.Response:
 
 
 async def forged(world: Harness, _ids: Ids) -> httpx.Response:
-    return await world.outside.post(f"{PUBLIC_URL}/callbacks/apiinone/forged", json={})
+    return await world.anonymous.post(f"{PUBLIC_URL}/callbacks/apiinone/forged", json={})
 
 
 async def too_large(world: Harness, _ids: Ids) -> httpx.Response:
@@ -74,12 +74,12 @@ async def one_too_many(world: Harness, _ids: Ids) -> httpx.Response:
 
 
 async def while_the_first_runs(world: Harness, ids: Ids) -> httpx.Response:
-    """The second request comes while upstream is asked on account of the first."""
+    """The second request comes while the first one is being submitted."""
     second: list[httpx.Response] = []
 
     async def reply() -> httpx.Response:
         second.append(await created(headers=KEYED)(world, ids))
-        return httpx.Response(200, json=taken("task9"))
+        return httpx.Response(200, json=create_answer("task9"))
 
     world.upstream.create_replies.append(lambda _request: reply())  # type: ignore[arg-type, return-value]
     assert (await created(headers=KEYED)(world, ids)).status_code == 202
@@ -92,8 +92,8 @@ async def with_another_body(world: Harness, ids: Ids) -> httpx.Response:
 
 
 async def already_delivered(world: Harness, _ids: Ids) -> httpx.Response:
-    found = (await world.get("/v1/deliveries", status="delivered"))["data"][0]
-    return await world.client.post(f"/v1/deliveries/{found['id']}/retry")
+    delivery = (await world.get("/v1/deliveries", status="delivered"))["data"][0]
+    return await world.client.post(f"/v1/deliveries/{delivery['id']}/retry")
 
 
 async def to_a_disabled_one(world: Harness, ids: Ids) -> httpx.Response:
@@ -164,7 +164,7 @@ async def test_a_problem_has_its_status_and_is_as_documented(
         if code == "internal_error":
             monkeypatch.setattr(generations, "get", None)
         monkeypatch.setattr(subscribers, "SUBSCRIBERS_MAX", 2)
-        with logs.kept():  # A traceback is long, and is meant to be here.
+        with structlog.testing.capture_logs():  # A traceback is long, and is meant to be here.
             answer = await provoke(world, ids)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert breaches(answer) == []

@@ -8,7 +8,7 @@ from service.delivery import signing_keys
 from service.delivery.lanes import READY_BYTES_MAX, READY_MAX, Lane
 from service.delivery.recipient import Recipient
 from service.delivery.webhook.request import parse_target
-from service.model.delivery import Due
+from service.model.delivery import DueDelivery
 from service.model.subscriber import Subscriber
 from tests.harness import START, SUBSCRIBER_URL
 
@@ -33,15 +33,14 @@ def lane_of(**fields: Any) -> Lane:
     return lane
 
 
-def due(number: int, attempt_count: int = 0, body: bytes = b"{}") -> Due:
-    return Due(
+def due(number: int, attempt_count: int = 0, body: bytes = b"{}") -> DueDelivery:
+    return DueDelivery(
         tenant="default",
         id=f"dlv_{number}",
         subscriber_id="sub_1",
         event_id="evt_1",
         event_type="ping",
         generation_id=None,
-        created_at=0,
         attempt_count=attempt_count,
         trigger="scheduled",
         ordered=False,

@@ -1,4 +1,4 @@
-"""What comes over a connection: a subscriber's answer by our parser, upstream's by httpx."""
+"""Checks how answers are read: a subscriber's by our parser, upstream's by httpx."""
 
 import asyncio
 import itertools
@@ -20,7 +20,7 @@ from service.delivery.webhook.request import (
     READ_BYTES,
 )
 from service.upstream import wire
-from service.upstream.client import Client, Lost, NotTaken
+from service.upstream.client import Client, NoAnswer, NotSent
 
 UPSTREAM_BODY_BYTES = 64 * 1024
 CODES = {"connection_closed", "protocol_error", "answer_too_large"}
@@ -28,7 +28,7 @@ CODES = {"connection_closed", "protocol_error", "answer_too_large"}
 
 @cache
 def loop() -> asyncio.AbstractEventLoop:
-    """A loop for those who are not async."""
+    """Return a loop for tests that are not async."""
     return asyncio.new_event_loop()
 
 
@@ -36,7 +36,7 @@ def loop() -> asyncio.AbstractEventLoop:
 
 
 class Wire:
-    """The transport below a connection: it takes everything, and closes when told."""
+    """A transport that accepts every write and closes on `abort`."""
 
     def __init__(self) -> None:
         self.closing = False
@@ -55,7 +55,7 @@ class Wire:
 
 
 class Outcome(NamedTuple):
-    """What came of an exchange."""
+    """The result of an exchange: an answer, or the code and message of its error."""
 
     answer: Answer | None
     code: str
@@ -63,7 +63,7 @@ class Outcome(NamedTuple):
 
 
 def exchanged(pieces: Sequence[bytes]) -> Outcome:
-    """What an exchange makes of these pieces, one after the other, then the end."""
+    """Return the outcome of an exchange that receives these pieces and then ends."""
     lost: list[Connection] = []
     connection, transport = Connection("https://a.test", lost.append), Wire()
     connection.connection_made(transport)  # type: ignore[arg-type]  # what it uses of one
@@ -79,7 +79,7 @@ def exchanged(pieces: Sequence[bytes]) -> Outcome:
         if not waiter.done() and not connection._status:
             assert connection.received_bytes <= HEAD_BYTES
     connection.connection_lost(None)
-    assert waiter.done(), "an exchange without an end"
+    assert waiter.done(), "the exchange did not end"
     assert lost == [connection]
     assert not connection.is_usable() or not transport.closing
     error = waiter.exception()
@@ -89,19 +89,19 @@ def exchanged(pieces: Sequence[bytes]) -> Outcome:
     return Outcome(None, error.code, str(error))
 
 
-def hold_answer(whole: bytes, cuts: Sequence[int]) -> Outcome:
-    """Bounded, ended, and the same wherever the network cuts it."""
+def check_answer(whole: bytes, cuts: Sequence[int]) -> Outcome:
+    """Check that an answer is bounded and read alike however the network splits it."""
     outcome = exchanged([whole] if whole else [])
     bounds = itertools.pairwise([0, *cuts, len(whole)])
     pieces = [whole[start:end] for start, end in bounds if start < end]
     assert exchanged(pieces) == outcome, f"cut at {cuts}"
     if len(whole) <= 400:
         assert exchanged([whole[at : at + 1] for at in range(len(whole))]) == outcome, "by byte"
-    _hold_outcome(outcome)
+    _check_outcome(outcome)
     return outcome
 
 
-def _hold_outcome(outcome: Outcome) -> None:
+def _check_outcome(outcome: Outcome) -> None:
     answer = outcome.answer
     if answer is None:
         assert outcome.code in CODES
@@ -120,7 +120,7 @@ def _hold_outcome(outcome: Outcome) -> None:
 
 
 class _Backend(httpcore.AsyncNetworkBackend):
-    """Connects at once, and reads what it was given."""
+    """Connects at once, and reads the given pieces."""
 
     def __init__(self, pieces: Sequence[bytes]) -> None:
         self._pieces = pieces
@@ -130,32 +130,34 @@ class _Backend(httpcore.AsyncNetworkBackend):
 
 
 def _client(pieces: Sequence[bytes]) -> Client:
-    def transport() -> httpx.AsyncHTTPTransport:
-        made = httpx.AsyncHTTPTransport(verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
-        made._pool = httpcore.AsyncConnectionPool(network_backend=_Backend(pieces))
-        return made
+    def new_transport() -> httpx.AsyncHTTPTransport:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        transport = httpx.AsyncHTTPTransport(verify=tls)
+        transport._pool = httpcore.AsyncConnectionPool(network_backend=_Backend(pieces))
+        return transport
 
     return Client(
         "http://upstream.test/api/v1",
         "aio_key",
         timeout_seconds=5,
         body_bytes_max=UPSTREAM_BODY_BYTES,
-        transport=transport,
+        transport=new_transport,
     )
 
 
-def hold_response(pieces: Sequence[bytes]) -> None:
-    """An answer, or words for why there is none; a request that left is never `NotTaken`."""
-    created, asked = loop().run_until_complete(both(pieces))
-    assert isinstance(created, wire.Taken | wire.Refused | Lost), created
-    assert isinstance(asked, wire.Report | wire.Absent | wire.Throttled | wire.Unwell)
-    if isinstance(created, Lost):
-        assert len(created.reason) <= 200
-    for answer in (created, asked):
+def check_response(pieces: Sequence[bytes]) -> None:
+    """Check that upstream's bytes give an answer, or a reason why there is none."""
+    created, task = loop().run_until_complete(both(pieces))
+    assert isinstance(created, wire.CreateAnswer | NoAnswer), created
+    assert isinstance(task, wire.PollAnswer)
+    if isinstance(created, NoAnswer):
+        assert len(created.message) <= 200
+    for answer in (created, task):
         assert len(msgspec.json.encode(answer)) <= 16 * UPSTREAM_BODY_BYTES
 
 
 async def both(pieces: Sequence[bytes]) -> tuple[Any, Any]:
+    """Return the answers to a submission and to a poll; neither is NotSent, as both were sent."""
     results: list[Any] = []
     for ask in (lambda client: client.create("/images/generations", {"prompt": "a"}), _ask):
         client = _client(pieces)
@@ -164,14 +166,14 @@ async def both(pieces: Sequence[bytes]) -> tuple[Any, Any]:
             assert all(not each.cookies.jar for each in client._clients.values()), "a cookie stayed"
         finally:
             await client.close()
-    assert not isinstance(results[0], NotTaken)
+    assert not isinstance(results[0], NotSent)
     return results[0], results[1]
 
 
 def _ask(client: Client) -> Any:
-    return client.ask("/tasks/n1_a")
+    return client.poll("/tasks/n1_a")
 
 
-def hold_url(url: str) -> None:
-    """A URL that was accepted can be asked."""
+def check_url(url: str) -> None:
+    """Check that a URL which was accepted can be requested."""
     assert httpx.URL(url).host

@@ -1,4 +1,4 @@
-"""Ends the worlds that fuzzing opened."""
+"""Closes the worlds that a fuzz test opened."""
 
 from collections.abc import Iterator
 
@@ -9,6 +9,6 @@ from tests.fuzz import world
 
 @pytest.fixture(autouse=True)
 def worlds() -> Iterator[None]:
-    """Worlds of its own for each test, however many examples that has."""
+    """Give each test worlds of its own, which all its examples share."""
     yield
     world.close()

@@ -1,4 +1,4 @@
-"""What strangers really send: where fuzzing starts from, by target."""
+"""Realistic inputs for each target, from which fuzzing starts."""
 
 from collections.abc import Iterator
 
@@ -6,14 +6,14 @@ import msgspec
 
 from service.api.routes import OPERATIONS
 from tests.fuzz import targets
-from tests.harness import completed, taken
+from tests.harness import create_answer, success_report
 
 PNG = "https://cdn.example.com/out/1.png"
 CLIP = {"id": "c1", "audio_url": "https://cdn.example.com/1.mp3", "status": "complete"}
 FEED = {"type": "SUCCESS", "response_data": [CLIP, {**CLIP, "status": "text"}]}
 BODIES = (
-    taken("n47abcd_imagen4"),
-    completed("n47abcd_imagen4"),
+    create_answer("n47abcd_imagen4"),
+    success_report("n47abcd_imagen4"),
     {"id": "task_abc123", "status": "pending", "model": "kling-3"},
     {"code": 200, "data": FEED},
     {"code": 200, "msg": "success", "data": {"taskId": "cover1", "status": "SUCCESS"}},
@@ -48,7 +48,7 @@ JSON_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nSet-Cookie:
 
 
 def of(target: str) -> Iterator[bytes]:
-    """Inputs that a target reads to their end."""
+    """Return inputs that a target reads to their end."""
     yield from {
         "upstream": _upstream,
         "response": _response,
@@ -64,7 +64,7 @@ def of(target: str) -> Iterator[bytes]:
 
 
 def bodies() -> Iterator[bytes]:
-    """Upstream's bodies as bytes."""
+    """Return upstream's bodies as bytes."""
     return map(msgspec.json.encode, BODIES)
 
 
@@ -93,12 +93,12 @@ def _settings() -> Iterator[bytes]:
 
 
 def _signed() -> Iterator[bytes]:
-    """One good signature by each scheme."""
+    """Return one valid signature for each scheme."""
     stamp, body = str(targets.NOW // 1_000), b'{"data":{"taskId":"k1"}}'
     for number, scheme in enumerate(targets.SCHEME_SECRETS):
         headers = dict.fromkeys(("webhook-timestamp", "x-webhook-timestamp"), stamp)
-        made = targets.made_signature(scheme, {**headers, "webhook-id": "m1"}, body)
-        yield bytes([number]) + f"m1\n{stamp}\n{made}\n".encode() + body
+        signature = targets.valid_signature(scheme, {**headers, "webhook-id": "m1"}, body)
+        yield bytes([number]) + f"m1\n{stamp}\n{signature}\n".encode() + body
 
 
 def _requests() -> Iterator[bytes]:

@@ -1,8 +1,8 @@
-"""Every reader of strangers' bytes as a function of bytes: it returns, or a promise is broken.
+"""The targets of fuzzing: each passes bytes to one reader of foreign input, and checks the result.
 
 hypothesis (tests/fuzz/test_*.py) and atheris (chaos/fuzz.py) call the same functions. A target
-takes bytes apart and calls the `hold_` function that states the promise; a test calls that one
-where it knows better what to give.
+`read_x` splits the bytes into arguments and calls `check_x`, which holds the assertions. A test
+with better arguments calls `check_x` itself.
 """
 
 import base64
@@ -22,9 +22,10 @@ from service.model import clock
 from service.model.errors import SettingsError
 from service.settings import VARIABLES, Settings, read_settings
 from service.store.vault import Vault
-from service.telemetry import log
-from service.upstream import results, shapes, wire
+from service.telemetry.redact import Redactor
+from service.upstream import documents, results, wire
 from service.upstream.callback_url import CallbackTokens, TokenError
+from tests import logs
 from tests.fuzz import answers, world
 
 Target = Callable[[bytes], object]
@@ -39,39 +40,39 @@ SAFE_ID = re.compile(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*")
 
 
 def read_upstream(data: bytes) -> None:
-    """A byte for the status, a line for two headers, then the body."""
+    """Read a byte for the status, a line for two headers, then the body."""
     head, _, body = data.partition(b"\n")
     text = head[1:].decode("latin-1")
     status = STATUSES[head[0] % len(STATUSES)] if head else 200
-    hold_upstream(status, {"Content-Type": text, "retry-after": text}, body)
+    check_upstream(status, {"Content-Type": text, "retry-after": text}, body)
 
 
-def hold_upstream(status: int, headers: Mapping[str, str], body: bytes) -> None:
-    """Reading never raises, and what it gives is bounded and can be stored."""
+def check_upstream(status: int, headers: Mapping[str, str], body: bytes) -> None:
+    """Check that reading never raises, and that its result is bounded and can be stored."""
     created = wire.read_create(status, headers, body)
-    asked = wire.read_task(status, headers, body)
-    called = wire.read_callback(body)
-    assert isinstance(created, wire.Taken | wire.Refused)
-    assert isinstance(asked, wire.Report | wire.Absent | wire.Throttled | wire.Unwell)
-    told = created.report if isinstance(created, wire.Taken) else None
-    for report in (told, asked, called):
+    task = wire.read_poll(status, headers, body)
+    callback = wire.read_callback(body)
+    assert isinstance(created, wire.CreateAnswer)
+    assert isinstance(task, wire.PollAnswer)
+    accepted = created.report if isinstance(created, wire.Accepted) else None
+    for report in (accepted, task, callback):
         if isinstance(report, wire.Report):
-            _hold_report(report, body)
-    for answer in (created, asked):
-        if isinstance(answer, wire.Refused | wire.Throttled | wire.Unwell):
+            _check_report(report, body)
+    for answer in (created, task):
+        if isinstance(answer, wire.Rejected | wire.Throttled | wire.NoReport):
             assert len(msgspec.json.encode(answer)) < 8_000
             assert len(answer.retry_after or "") <= 100
-    if isinstance(created, wire.Refused) and created.kind != "unknown":
-        assert 400 <= created.status < 600, "only an error says that nothing was taken"
+    if isinstance(created, wire.Rejected) and created.resend != "unknown":
+        assert 400 <= created.status < 600, "only an error proves that upstream did not take it"
 
 
-def _hold_report(report: wire.Report, body: bytes) -> None:
+def _check_report(report: wire.Report, body: bytes) -> None:
     assert report.state == "succeeded" or not report.files
     assert report.state != "failed" or report.recognised
     assert len(report.files) <= results.MAX_FILES
-    assert len(report.word or "") <= shapes.MAX_WORD_CHARS
-    assert len(report.error_code or "") <= shapes.MAX_TEXT_CHARS
-    assert len(report.error_message or "") <= shapes.MAX_TEXT_CHARS
+    assert len(report.word or "") <= documents.MAX_WORD_CHARS
+    assert len(report.error_code or "") <= documents.MAX_TEXT_CHARS
+    assert len(report.error_message or "") <= documents.MAX_TEXT_CHARS
     if report.task_id is not None:
         assert SAFE_ID.fullmatch(report.task_id)
         assert len(report.task_id) <= 160
@@ -80,57 +81,57 @@ def _hold_report(report: wire.Report, body: bytes) -> None:
         assert file.url.startswith("data:") or len(file.url) <= results.MAX_URL_CHARS
         assert file.expires_at is None or clock.rfc3339(file.expires_at)
     assert len(msgspec.json.encode(report.raw)) <= 8 * len(body) + 8
-    _hold_cut(report.raw)
+    _check_redaction(report.raw)
 
 
-def _hold_cut(raw: Any) -> None:
-    """A text that stands in it can be cut out of it, wherever else it stands."""
+def _check_redaction(raw: Any) -> None:
+    """Check that any text of the document can be removed from it everywhere."""
     needles = [text for text in _texts(msgspec.json.encode(raw)) if _is_needle(text)]
     for needle in needles[:3]:
-        left = _texts(msgspec.json.encode(wire.redact(raw, (needle,))))
-        assert not any(needle in text for text in left)
+        redacted = _texts(msgspec.json.encode(Redactor([needle]).json(raw)))
+        assert not any(needle in text for text in redacted)
 
 
 def _is_needle(text: str) -> bool:
-    """Long as a secret is, and no part of what replaces it."""
+    """Return whether the text is as long as a secret and no part of the replacement."""
     return len(text) >= 8 and "[" not in text and "]" not in text and text not in "redacted"
 
 
 def _texts(document: bytes) -> list[str]:
-    """Every text in a JSON document, keys too."""
-    found: list[str] = []
+    """Return every text in a JSON document, keys included."""
+    texts: list[str] = []
     level = [msgspec.json.decode(document)]
     while level:
         value = level.pop()
         if isinstance(value, str):
-            found.append(value)
+            texts.append(value)
         elif isinstance(value, list):
             level += value
         elif isinstance(value, dict):
             level += [*value.keys(), *value.values()]
-    return found
+    return texts
 
 
 # What a subscriber answers
 
 
 def read_answer(data: bytes) -> None:
-    """A byte for where to cut, then what comes over the wire."""
+    """Read a byte for the places to split, then the bytes of the answer."""
     step = data[0] if data else 1
     whole = data[1:]
     cuts = list(range(1 + step % 7, len(whole), 1 + step))
-    answers.hold_answer(whole, cuts)
+    answers.check_answer(whole, cuts)
 
 
 def read_response(data: bytes) -> None:
-    """Upstream's side of a connection, cut in pieces by its first byte."""
+    """Read upstream's side of a connection in pieces; the first byte sets their size."""
     size = 1 + 16 * data[0] if data else 1
     whole = data[1:]
-    answers.hold_response([whole[at : at + size] for at in range(0, len(whole), size)])
+    answers.check_response([whole[at : at + size] for at in range(0, len(whole), size)])
 
 
 def read_retry_after(data: bytes) -> None:
-    """A header's value."""
+    """Read the value of a `Retry-After` header."""
     wait_ms = retry.parse_retry_after(data.decode("latin-1"), NOW)
     assert wait_ms is None or 0 <= wait_ms <= clock.DAY
 
@@ -143,7 +144,7 @@ NONCE = "bm9uY2Vub25jZW5vbmNlbm"
 
 @cache
 def token_reader() -> tuple[CallbackTokens, frozenset[str]]:
-    """A reader with an older and a newer key, and every token that it may open."""
+    """Return a reader with an older and a newer key, and every token that it may accept."""
     old, new = CallbackTokens([OLD_KEY], "apiinone"), CallbackTokens([OLD_KEY, NEW_KEY], "apiinone")
     minted = [each.mint(f"gen_{n:032x}", NONCE, LATER) for each in (old, new) for n in (1, 2)]
     for token in minted[:2]:
@@ -152,25 +153,25 @@ def token_reader() -> tuple[CallbackTokens, frozenset[str]]:
 
 
 def foreign_tokens() -> list[str]:
-    """Well-formed tokens of somebody else's: another key, another upstream, another derivation."""
+    """Return well-formed tokens of another key, upstream or key derivation."""
     others = [CallbackTokens([OTHER_KEY], "apiinone"), CallbackTokens([NEW_KEY], "kie")]
     return [other.mint(f"gen_{1:032x}", NONCE, LATER) for other in others]
 
 
 def read_token(data: bytes) -> None:
-    """A token as it stands in a path."""
-    hold_token(data.decode("utf-8", "surrogateescape"))
+    """Read a token as it is in a path."""
+    check_token(data.decode("utf-8", "surrogateescape"))
 
 
-def hold_token(text: str) -> None:
-    """Nothing opens but what was minted, to the letter."""
+def check_token(text: str) -> None:
+    """Check that only minted tokens are accepted, to the letter."""
     reader, genuine = token_reader()
     try:
         reader.read(text, NOW)
     except TokenError:
         assert text not in genuine
     else:
-        assert text in genuine, "a token that nobody minted opened a generation"
+        assert text in genuine, "a token that was not minted was accepted"
 
 
 # Settings
@@ -185,13 +186,13 @@ NAMES = tuple(variable.name for variable in VARIABLES)
 
 
 def read_setting(data: bytes) -> None:
-    """A byte for the variable, then its text as the environment has it."""
+    """Read a byte for the variable, then its value in the environment."""
     name = NAMES[data[0] % len(NAMES)] if data else NAMES[0]
-    hold_setting(name, data[1:].decode("utf-8", "surrogateescape").replace("\0", ""))
+    check_setting(name, data[1:].decode("utf-8", "surrogateescape").replace("\0", ""))
 
 
-def hold_setting(name: str, text: str) -> None:
-    """Refused in a short sentence that quotes no secret, or accepted and of use."""
+def check_setting(name: str, text: str) -> None:
+    """Check that a value is usable, or refused in a short sentence that quotes no secret."""
     environ = {"GENHOOK_SECRET_KEYS": "k" * 32, name: text}
     if name == "GENHOOK_UPSTREAM_SIGNATURE_SECRET":
         environ["GENHOOK_UPSTREAM_SIGNATURE"] = "kie"
@@ -200,19 +201,19 @@ def hold_setting(name: str, text: str) -> None:
     try:
         settings = read_settings(environ)
     except SettingsError as error:
-        said = str(error)
-        assert name in said
-        assert "must" in said or "is not set" in said or "go together" in said, said
-        assert said.isprintable(), "a sentence for a terminal and a log"
-        assert len(said) < 400
+        message = str(error)
+        assert name in message
+        assert re.search("must|is not set|go together", message), message
+        assert message.isprintable(), "terminals and logs print this sentence"
+        assert len(message) < 400
         for part in _secret_parts(name, text):
-            assert part not in said, f"{name} was quoted"
+            assert part not in message, f"{name} was quoted"
     else:
         _use(settings)
 
 
 def _secret_parts(name: str, text: str) -> list[str]:
-    """What must not be said again: a secret, each key of several, a URL's user information."""
+    """Return what a message must not quote: secrets, and the user information of a URL."""
     if name in SECRET:
         return [part for part in (text, *text.split(",")) if len(part) > 8]
     userinfo, at, _ = text.partition("://")[2].partition("@")
@@ -220,7 +221,7 @@ def _secret_parts(name: str, text: str) -> list[str]:
 
 
 def _use(settings: Settings) -> None:
-    """What a start does with them."""
+    """Use the settings as a start does."""
     tokens = CallbackTokens(settings.secret_keys, "apiinone")
     token = tokens.mint("gen_1", NONCE, LATER)
     assert tokens.read(token, NOW).nonce == NONCE
@@ -232,7 +233,7 @@ def _use(settings: Settings) -> None:
         assert text.isprintable()
     for url in (settings.public_url, settings.upstream_url, settings.http_proxy):
         if url:
-            answers.hold_url(url)
+            answers.check_url(url)
 
 
 # Signatures
@@ -252,17 +253,17 @@ SIGNED_HEADERS = (
 
 
 def read_signed(data: bytes) -> bool:
-    """A byte for the scheme, a line for each of three headers, then the body."""
+    """Read a byte for the scheme, a line for each of three headers, then the body."""
     lines = data[1:].split(b"\n", 3)
     lines += [b""] * (4 - len(lines))
     values = [line.decode("latin-1") for line in lines[:3]]
     headers = dict(zip(SIGNED_HEADERS[:3], values, strict=True))
     headers |= dict(zip(SIGNED_HEADERS[3:], values[1:], strict=True))
-    return hold_signed(list(SCHEME_SECRETS)[data[0] % 3] if data else "kie", headers, lines[3])
+    return check_signed(list(SCHEME_SECRETS)[data[0] % 3] if data else "kie", headers, lines[3])
 
 
-def hold_signed(scheme: str, headers: Mapping[str, str], body: bytes) -> bool:
-    """Only a SignatureError, or a signature that this function makes itself; True if it held."""
+def check_signed(scheme: str, headers: Mapping[str, str], body: bytes) -> bool:
+    """Check that an accepted signature is the one that this module computes; True if accepted."""
     secret = SCHEME_SECRETS[scheme]
     try:
         SCHEMES[scheme].verify(body, headers, [secret], NOW)
@@ -272,13 +273,13 @@ def hold_signed(scheme: str, headers: Mapping[str, str], body: bytes) -> bool:
     stamp = "x-webhook-timestamp" if scheme == "kie" else "webhook-timestamp"
     assert abs(NOW - int(headers[stamp]) * clock.SECOND) <= signatures.TOLERANCE_MS
     presented = headers["x-webhook-signature" if scheme == "kie" else "webhook-signature"]
-    assert made_signature(scheme, headers, body) in presented.split(" ") or scheme == "wavespeed"
-    assert made_signature(scheme, headers, body).lower() in presented.lower().split(" ")
+    assert valid_signature(scheme, headers, body) in presented.split(" ") or scheme == "wavespeed"
+    assert valid_signature(scheme, headers, body).lower() in presented.lower().split(" ")
     return True
 
 
-def made_signature(scheme: str, headers: Mapping[str, str], body: bytes) -> str:
-    """The one good signature, made without the service's code."""
+def valid_signature(scheme: str, headers: Mapping[str, str], body: bytes) -> str:
+    """Compute the one valid signature without the service's code."""
     if scheme == "kie":
         content = f"{_kie_id(body)}.{headers['x-webhook-timestamp']}".encode()
         mac = hmac.new(SCHEME_SECRETS["kie"].encode(), content, hashlib.sha256)
@@ -306,20 +307,20 @@ HUSH = ("0123456789abcdefQX", "WyJnZW4iXQ", "c2lnbmF0dXJl")
 
 
 def read_log(data: bytes) -> None:
-    """A byte for the secret, then the text around it."""
+    """Read a byte for the secret, then the text around it."""
     secret = SECRETS[data[0] % len(SECRETS)] if data else SECRETS[0]
     before, _, after = data[1:].decode("utf-8", "replace").partition("|")
-    hold_log(before, secret, after)
+    check_log(before, secret, after)
 
 
-def hold_log(before: str, secret: str, after: str) -> None:
-    """A line about anything that holds a secret holds none."""
+def check_log(before: str, secret: str, after: str) -> None:
+    """Check that a log line about a text with a secret does not contain it."""
     text = before + secret + after
     event = {"event": text, "nested": {text: [text, {"deep": text}]}, "error": ValueError(text)}
-    line = log._render(log._complete("info", event))
+    line = logs.render(event)
     msgspec.json.decode(line)
     for hush in HUSH:
-        assert hush not in secret or hush.encode() not in line
+        assert hush not in secret or hush not in line
 
 
 # The service

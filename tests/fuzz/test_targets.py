@@ -1,4 +1,4 @@
-"""Every target, with the real inputs and what hypothesis makes of them."""
+"""Every target, with realistic inputs and with changes of them."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from tests.fuzz import seeds
 from tests.fuzz.targets import TARGETS
 
-relaxed = settings(
+few_examples = settings(
     max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None
 )
 
 
-def mangled(draw: st.DrawFn, data: bytes) -> bytes:
-    """`data` with a few bytes changed, cut out, doubled or put in."""
+def changed(draw: st.DrawFn, data: bytes) -> bytes:
+    """Change, remove, double or insert a few bytes of `data`."""
     for _ in range(draw(st.integers(0, 4))):
         start = draw(st.integers(0, len(data)))
         end = draw(st.integers(start, min(len(data), start + 12)))
@@ -23,24 +23,23 @@ def mangled(draw: st.DrawFn, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_what_is_really_sent_is_read(name: str) -> None:
-    given_inputs = list(seeds.of(name))
-    assert given_inputs
-    for data in given_inputs:
+def test_realistic_inputs_are_read(name: str) -> None:
+    inputs = list(seeds.of(name))
+    assert inputs
+    for data in inputs:
         TARGETS[name](data)
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@relaxed
+@few_examples
 @given(data=st.data())
-def test_bytes_near_the_real_ones_break_nothing(name: str, data: st.DataObject) -> None:
+def test_inputs_near_the_realistic_ones_break_nothing(name: str, data: st.DataObject) -> None:
     start = data.draw(st.sampled_from(list(seeds.of(name))))
-    changed = data.draw(st.composite(mangled)(start))
-    TARGETS[name](changed)
+    TARGETS[name](data.draw(st.composite(changed)(start)))
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@relaxed
+@few_examples
 @given(data=st.binary(max_size=300))
 def test_any_bytes_break_nothing(name: str, data: bytes) -> None:
     TARGETS[name](data)

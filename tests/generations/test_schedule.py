@@ -1,4 +1,4 @@
-"""When upstream is asked and submitted to again, with bounds that hold for any input."""
+"""Due times of polls and repeated submissions, with bounds that hold for any input."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,20 +14,20 @@ NOW = 784_111_777_000  # 1994-11-06 08:49:37 UTC, the example date of RFC 9110
 ALMOST_ONE = 1 - 2**-53
 
 jitters = st.floats(0, 1, exclude_max=True)
-moments = st.integers(0, 4_000_000_000_000)
-relaxed = settings(deadline=None)
+times = st.integers(0, 4_000_000_000_000)
+no_time_limit = settings(deadline=None)
 
 
-def next_poll(polls: int, *, callback: bool, now: int = NOW, **changed: Any) -> int:
-    facts: Mapping[str, Any] = {
+def next_poll(polls: int, *, callback: bool, now: int = NOW, **overrides: Any) -> int:
+    arguments: Mapping[str, Any] = {
         "submitted_at": NOW,
         "usual_seconds": 10.0,
         "p95_seconds": 90.0,
         "safety_seconds": None,
         "jitter": 0.5,  # The middle: no jitter.
-        **changed,
+        **overrides,
     }
-    return schedule.next_poll(expects_callback=callback, polls=polls, now=now, **facts)
+    return schedule.next_poll(expects_callback=callback, polls=polls, now=now, **arguments)
 
 
 def test_without_a_callback_polls_start_at_the_usual_time_and_slow_down() -> None:
@@ -51,21 +51,21 @@ def test_with_a_callback_safety_polls_are_far_apart() -> None:
     assert gaps == [2 * MINUTE, 5 * MINUTE, 10 * MINUTE, *[20 * MINUTE] * 4]
 
 
-def test_the_first_safety_poll_takes_a_minute_at_least_unless_it_is_set() -> None:
+def test_the_first_safety_poll_is_after_a_minute_at_least_unless_it_is_set() -> None:
     assert next_poll(0, callback=True, p95_seconds=3.0) == NOW + MINUTE
     assert next_poll(0, callback=True, safety_seconds=3.0) == NOW + 3 * SECOND
     assert next_poll(0, callback=True, safety_seconds=0.0) == NOW
     assert next_poll(0, callback=False, safety_seconds=3.0) == NOW + 10 * SECOND
 
 
-def test_a_short_first_safety_poll_draws_the_later_ones_in_with_it() -> None:
+def test_a_short_first_safety_poll_shortens_the_later_delays() -> None:
     gaps = [next_poll(n, callback=True, safety_seconds=3.0) - NOW for n in range(1, 6)]
     assert gaps == [6 * SECOND, 15 * SECOND, 30 * SECOND, MINUTE, MINUTE]
     assert next_poll(1, callback=True, safety_seconds=0.0) == NOW + 2 * SECOND
     assert next_poll(1, callback=True, safety_seconds=90.0) == NOW + 2 * MINUTE
 
 
-def test_a_model_that_is_quick_is_not_asked_in_the_first_two_seconds() -> None:
+def test_a_quick_model_is_not_polled_in_the_first_two_seconds() -> None:
     assert next_poll(0, callback=False, usual_seconds=0.1) == NOW + 2 * SECOND
 
 
@@ -87,18 +87,18 @@ def test_polls_are_spread_by_a_fifth_both_ways(polls: int, *, callback: bool) ->
 seconds = st.floats(0, 86_400)
 
 
-@relaxed
+@no_time_limit
 @given(
     callback=st.booleans(),
     polls=st.integers(0, 100_000),
-    submitted_at=moments,
+    submitted_at=times,
     elapsed=st.integers(0, 10 * DAY),
     usual=seconds,
     p95=seconds,
     safety=st.one_of(st.none(), st.floats(-10, 86_400)),
     jitter=jitters,
 )
-def test_a_poll_is_never_in_the_past_nor_beyond_reason(
+def test_a_poll_is_never_due_in_the_past_or_beyond_its_bound(
     *,
     callback: bool,
     polls: int,
@@ -126,69 +126,71 @@ def test_a_poll_is_never_in_the_past_nor_beyond_reason(
         assert due - now >= 0.8 * 2 * SECOND
 
 
-@relaxed
+@no_time_limit
 @given(
     polls=st.integers(1, 1000),
     callback=st.booleans(),
     elapsed=st.integers(0, HOUR),
     jitter=jitters,
 )
-def test_polls_never_come_closer_together(
+def test_the_delay_between_polls_never_shrinks(
     *, polls: int, callback: bool, elapsed: int, jitter: float
 ) -> None:
     now = NOW + elapsed
-    one = next_poll(polls, callback=callback, now=now, jitter=jitter) - now
-    two = next_poll(polls + 1, callback=callback, now=now + one, jitter=jitter) - (now + one)
-    assert one <= two
+    first_at = next_poll(polls, callback=callback, now=now, jitter=jitter)
+    second_at = next_poll(polls + 1, callback=callback, now=first_at, jitter=jitter)
+    assert first_at - now <= second_at - first_at
 
 
-def test_trouble_backs_off_to_five_minutes() -> None:
-    waits = [schedule.after_trouble(count, NOW, 0.5) - NOW for count in range(1, 9)]
+def test_failed_polls_back_off_to_five_minutes() -> None:
+    waits = [schedule.poll_after_trouble(count, NOW, 0.5) - NOW for count in range(1, 9)]
     assert waits == [s * SECOND for s in (5, 10, 20, 40, 80, 160, 300, 300)]
 
 
-@relaxed
-@given(st.integers(0, 10**9), moments, jitters)
-def test_trouble_never_stops_the_asking(consecutive: int, now: int, jitter: float) -> None:
-    wait_ms = schedule.after_trouble(consecutive, now, jitter) - now
+@no_time_limit
+@given(st.integers(0, 10**9), times, jitters)
+def test_polls_continue_after_any_number_of_failures(
+    failures: int, now: int, jitter: float
+) -> None:
+    wait_ms = schedule.poll_after_trouble(failures, now, jitter) - now
     assert 4 * SECOND <= wait_ms <= 6 * MINUTE
-    assert schedule.after_trouble(consecutive + 1, now, jitter) - now >= wait_ms
+    assert schedule.poll_after_trouble(failures + 1, now, jitter) - now >= wait_ms
 
 
-def test_after_the_deadline_there_are_four_slow_polls_and_no_fifth() -> None:
-    late = [schedule.after_deadline(NOW, polls, 0.5) for polls in range(4)]
+def test_after_the_deadline_there_are_four_late_polls() -> None:
+    late = [schedule.poll_after_deadline(NOW, polls, 0.5) for polls in range(4)]
     assert late == [NOW + 10 * MINUTE, NOW + HOUR, NOW + 6 * HOUR, NOW + DAY]
-    assert schedule.after_deadline(NOW, 4, 0.5) is None
-    assert schedule.after_deadline(NOW, 400, 0.0) is None
+    assert schedule.poll_after_deadline(NOW, 4, 0.5) is None
+    assert schedule.poll_after_deadline(NOW, 400, 0.0) is None
 
 
-@relaxed
+@no_time_limit
 @given(jitters, jitters, st.integers(0, 2))
-def test_slow_polls_stay_in_order_whatever_the_jitter(a: float, b: float, polls: int) -> None:
+def test_late_polls_stay_in_order_with_any_jitter(a: float, b: float, polls: int) -> None:
     earlier, later = (
-        schedule.after_deadline(NOW, polls, a),
-        schedule.after_deadline(NOW, polls + 1, b),
+        schedule.poll_after_deadline(NOW, polls, a),
+        schedule.poll_after_deadline(NOW, polls + 1, b),
     )
     assert earlier is not None
     assert later is not None
     assert NOW < earlier < later
 
 
-def test_a_submission_is_put_off_by_a_second_doubling_to_a_minute() -> None:
-    waits = [schedule.submission_retry(count, NOW, None, 0.0) - NOW for count in range(1, 9)]
+def test_a_submission_is_repeated_after_a_second_doubling_to_a_minute() -> None:
+    waits = [schedule.next_submission(count, NOW, None, 0.0) - NOW for count in range(1, 9)]
     assert waits == [s * SECOND for s in (1, 2, 4, 8, 16, 32, 60, 60)]
 
 
-def test_a_submission_waits_as_long_as_upstream_asks() -> None:
-    assert schedule.submission_retry(1, NOW, 30 * SECOND, 0.0) == NOW + 30 * SECOND
-    assert schedule.submission_retry(7, NOW, 30 * SECOND, 0.0) == NOW + MINUTE
+def test_a_submission_waits_at_least_for_retry_after() -> None:
+    assert schedule.next_submission(1, NOW, 30 * SECOND, 0.0) == NOW + 30 * SECOND
+    assert schedule.next_submission(7, NOW, 30 * SECOND, 0.0) == NOW + MINUTE
 
 
-@relaxed
-@given(st.integers(0, 10**9), moments, st.one_of(st.none(), st.integers(0, DAY)), jitters)
+@no_time_limit
+@given(st.integers(0, 10**9), times, st.one_of(st.none(), st.integers(0, DAY)), jitters)
 def test_a_submission_is_never_repeated_early(
     attempts: int, now: int, retry_after_ms: int | None, jitter: float
 ) -> None:
-    wait_ms = schedule.submission_retry(attempts, now, retry_after_ms, jitter) - now
+    wait_ms = schedule.next_submission(attempts, now, retry_after_ms, jitter) - now
     floor_ms = max(SECOND, retry_after_ms or 0)
     assert floor_ms <= wait_ms <= 1.2 * max(floor_ms, MINUTE)

@@ -1,4 +1,4 @@
-"""Receivers that hold what they get until a test lets them go, and short ways to look around."""
+"""A gate that delays a subscriber's answers, and helpers for deliveries and workers."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,53 +10,57 @@ from tests.harness import SUBSCRIBER_URL, Harness
 
 
 class Gate:
-    """An answer that is given once the gate is opened; knows how many wait for it."""
+    """A subscriber's answer that is sent once `is_open` is set; counts the requests for it.
+
+    requests: all so far. waiting: those without an answer. most_waiting: the highest `waiting`.
+    """
 
     def __init__(self, answer: Any = 200) -> None:
         self.answer = answer
         self.is_open = asyncio.Event()
-        self.arrived = 0
-        self.held = 0
-        self.most_held = 0
-        self._more = asyncio.Event()
+        self.requests = 0
+        self.waiting = 0
+        self.most_waiting = 0
+        self._new_request = asyncio.Event()
 
     async def __call__(self) -> Any:
-        self.arrived += 1
-        self.held += 1
-        self.most_held = max(self.most_held, self.held)
-        self._more.set()
+        self.requests += 1
+        self.waiting += 1
+        self.most_waiting = max(self.most_waiting, self.waiting)
+        self._new_request.set()
         try:
             await self.is_open.wait()
         finally:
-            self.held -= 1
+            self.waiting -= 1
         return self.answer
 
     async def wait_for(self, count: int) -> None:
-        """Wait until so many have arrived in all."""
-        while self.arrived < count:
-            self._more.clear()
-            await self._more.wait()
+        """Wait until there were `count` requests in all."""
+        while self.requests < count:
+            self._new_request.clear()
+            await self._new_request.wait()
 
 
 async def deliveries(world: Harness, **query: Any) -> list[dict[str, Any]]:
-    """The deliveries of the default tenant, oldest first."""
-    found: list[dict[str, Any]] = (await world.get("/v1/deliveries", order="asc", **query))["data"]
-    return found
+    """Return the deliveries of the default tenant, oldest first."""
+    page = await world.get("/v1/deliveries", order="asc", **query)
+    rows: list[dict[str, Any]] = page["data"]
+    return rows
 
 
 async def delivery(world: Harness, **query: Any) -> dict[str, Any]:
-    """The only delivery, with its attempts."""
+    """Return the only delivery, with its attempts."""
     [only] = await deliveries(world, **query)
     return await world.get(f"/v1/deliveries/{only['id']}")
 
 
-def answer(world: Harness, *answers: Any, url: str = SUBSCRIBER_URL) -> None:
-    """What the receiver at `url` answers, in order; 200 after that."""
+def queue_answers(world: Harness, *answers: Any, url: str = SUBSCRIBER_URL) -> None:
+    """Add the next answers of the subscriber at `url`; after them it answers 200."""
     world.subscribers.answers[url].extend(answers)
 
 
-async def crash(world: Harness) -> Any:
-    """Start another process on the same file; the old one is gone, as far as the file knows."""
+async def take_over(world: Harness) -> Any:
+    """Start another application that takes over the database; return the old one, not stopped."""
     old = world.app
     worker = old.worker
     assert worker is not None
@@ -67,8 +71,8 @@ async def crash(world: Harness) -> Any:
 
 
 @asynccontextmanager
-async def attached(world: Harness) -> AsyncIterator[Dispatcher]:
-    """What is committed is handed over in memory, as in a worker that runs; no loop does."""
+async def attach_worker(world: Harness) -> AsyncIterator[Dispatcher]:
+    """Attach the worker: committed deliveries reach the lanes in memory, with no loop running."""
     worker, dispatcher = world.app.worker, world.app.parts.dispatcher
     assert worker is not None
     assert worker.ownership.acquire()

@@ -1,4 +1,4 @@
-"""Callbacks: stored before they are answered, believed only as far as they prove themselves."""
+"""Callbacks: stored before they are answered, and confirmed by a poll unless they are proof."""
 
 import asyncio
 import base64
@@ -12,23 +12,23 @@ import pytest
 from service.model.clock import parse_rfc3339
 from service.store.sqlite.database import Transaction
 from service.upstream.callback_url import CallbackTokens
-from tests.disaster import Held, rows, status_of, story
-from tests.harness import PUBLIC_URL, Harness, completed, opened, taken
+from tests.faults import DelayedAnswer, rows, status_of, timeline_of
+from tests.harness import PUBLIC_URL, Harness, create_answer, opened, success_report
 
-EVIL = completed("task1", "https://evil.example/1.png")
+FORGED = success_report("task1", "https://evil.example/1.png")
 DAY = 86_400
-HAPPY = ["generation.submitted", "generation.succeeded"]
+SUCCESS_EVENTS = ["generation.submitted", "generation.succeeded"]
 
 
 async def verdicts(world: Harness, **query: Any) -> list[str]:
-    """Verdicts of everything that came in, oldest first."""
-    found = await world.get("/v1/callbacks", order="asc", **query)
-    return [callback["verdict"] for callback in found["data"]]
+    """Return the verdicts of all callbacks, oldest first."""
+    listed = await world.get("/v1/callbacks", order="asc", **query)
+    return [callback["verdict"] for callback in listed["data"]]
 
 
 async def reasons(world: Harness) -> list[str | None]:
-    found = await world.get("/v1/callbacks", order="asc")
-    return [callback["reason"] for callback in found["data"]]
+    listed = await world.get("/v1/callbacks", order="asc")
+    return [callback["reason"] for callback in listed["data"]]
 
 
 async def test_a_callback_is_stored_with_its_raw_body_and_headers_before_it_is_answered(
@@ -50,23 +50,23 @@ async def test_a_callback_is_stored_with_its_raw_body_and_headers_before_it_is_a
         assert (shown["headers"]["x-try"], shown["headers"]["x-try-too"]) == ("1", "2")
 
 
-async def test_a_callback_is_a_hint_and_what_upstream_says_is_published(tmp_path: Path) -> None:
+async def test_a_hint_is_confirmed_and_only_upstreams_answer_is_published(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe()
         generation = await world.generate()
-        assert (await world.call_back(EVIL)).status_code == 200
+        assert (await world.call_back(FORGED)).status_code == 200
         assert await status_of(world, generation["id"]) == "processing"
         await world.run()
         assert await status_of(world, generation["id"]) == "processing"
         world.upstream.finish("task1", "https://cdn.example/good.png")
-        assert (await world.call_back({**EVIL, "again": True})).status_code == 200
+        assert (await world.call_back({**FORGED, "again": True})).status_code == 200
         await world.run(1)
-        found = await world.get(f"/v1/generations/{generation['id']}")
-        assert found["output"]["files"][0]["url"] == "https://cdn.example/good.png"
-        for sent in world.subscribers.sent:
+        stored = await world.get(f"/v1/generations/{generation['id']}")
+        assert stored["output"]["files"][0]["url"] == "https://cdn.example/good.png"
+        for sent in world.subscribers.webhooks:
             assert b"evil" not in sent.body
         await world.run(DAY)
-        assert sorted(world.subscribers.types()) == HAPPY
+        assert sorted(world.subscribers.event_types()) == SUCCESS_EVENTS
 
 
 async def test_a_forged_failure_does_not_fail_a_generation(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ async def test_a_forged_failure_does_not_fail_a_generation(tmp_path: Path) -> No
         assert await status_of(world, generation["id"]) == "succeeded"
 
 
-async def test_with_trust_in_bodies_the_outcome_is_applied_in_the_callbacks_own_commit(
+async def test_with_trust_in_bodies_the_callback_and_its_outcome_share_a_commit(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
@@ -88,12 +88,12 @@ async def test_with_trust_in_bodies_the_outcome_is_applied_in_the_callbacks_own_
         assert await status_of(world, generation["id"]) == "succeeded"
         await world.run(DAY)
         assert world.upstream.polls == []
-        assert sorted(world.subscribers.types()) == HAPPY
+        assert sorted(world.subscribers.event_types()) == SUCCESS_EVENTS
         [listed] = (await world.get("/v1/callbacks"))["data"]
         assert listed["trust"] == "body"
 
 
-async def test_the_same_body_again_is_a_duplicate_and_costs_no_question(tmp_path: Path) -> None:
+async def test_a_repeated_body_is_a_duplicate_and_causes_no_poll(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate()
         for _ in range(3):
@@ -103,7 +103,7 @@ async def test_the_same_body_again_is_a_duplicate_and_costs_no_question(tmp_path
         assert len(world.upstream.polls) == 1
 
 
-async def test_duplicates_of_one_group_are_told_apart_as_well(tmp_path: Path) -> None:
+async def test_duplicates_within_one_commit_are_detected(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate()
         answers = await asyncio.gather(*(world.call_back() for _ in range(8)))
@@ -116,12 +116,12 @@ async def test_the_same_body_for_another_generation_is_no_duplicate(tmp_path: Pa
         await world.generate()
         await world.generate()
         for index in (0, 1):
-            await world.call_back(completed("task"), index=index)
+            await world.call_back(success_report("task"), index=index)
         assert await verdicts(world) == ["accepted", "accepted"]
 
 
 @pytest.mark.parametrize("trust", ["confirm", "body"])
-async def test_what_comes_after_the_outcome_is_late_and_changes_nothing(
+async def test_a_callback_after_the_outcome_is_late_and_changes_nothing(
     tmp_path: Path, trust: str
 ) -> None:
     async with opened(tmp_path, callback_trust=trust) as world:
@@ -133,56 +133,56 @@ async def test_what_comes_after_the_outcome_is_late_and_changes_nothing(
         before = await world.get(f"/v1/generations/{generation['id']}")
         polls = list(world.upstream.polls)
         contradiction = {"data": {"task_id": "task1", "status": "failed", "error": "changed"}}
-        for body in (None, contradiction, EVIL):
+        for body in (None, contradiction, FORGED):
             assert (await world.call_back(body)).status_code == 200
         await world.run(DAY)
         assert await verdicts(world) == ["accepted", "late", "late", "late"]
         assert await world.get(f"/v1/generations/{generation['id']}") == before
         assert world.upstream.polls == polls
-        assert sorted(world.subscribers.types()) == HAPPY
+        assert sorted(world.subscribers.event_types()) == SUCCESS_EVENTS
 
 
-async def test_a_callback_that_overtakes_the_create_answer_is_found_by_its_token(
+async def test_a_callback_before_the_create_answer_is_matched_by_its_token(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path, shutdown_seconds=0) as world:
         await world.subscribe()
-        held = Held(httpx.Response(200, json=taken("task1")))
-        world.upstream.create_replies.append(held.reply)
-        asking = asyncio.create_task(world.generate())
-        await held.asked.wait()
+        delayed_answer = DelayedAnswer(httpx.Response(200, json=create_answer("task1")))
+        world.upstream.create_replies.append(delayed_answer.reply)
+        creating = asyncio.create_task(world.generate())
+        await delayed_answer.requested.wait()
         world.upstream.finish("task1")
         assert (await world.call_back({"status": "completed"})).status_code == 200  # No task id.
         await world.run()
         assert world.upstream.polls == []
-        held.release()
-        generation = await asking
+        delayed_answer.release()
+        generation = await creating
         assert generation["status"] == "processing"
         await world.run(5)
         assert world.upstream.polls == ["task1"]
         assert await status_of(world, generation["id"]) == "succeeded"
-        assert sorted(world.subscribers.types()) == HAPPY
+        assert sorted(world.subscribers.event_types()) == SUCCESS_EVENTS
 
 
-async def test_an_early_callback_that_is_believed_ends_the_generation_before_the_answer(
+async def test_proof_before_the_create_answer_completes_the_generation(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
         await world.subscribe()
-        held = Held(httpx.Response(200, json=taken("task1")))
-        world.upstream.create_replies.append(held.reply)
-        asking = asyncio.create_task(world.generate())
-        await held.asked.wait()
-        assert (await world.call_back(completed("task1"))).status_code == 200
-        held.release()
-        generation = await asking
+        delayed_answer = DelayedAnswer(httpx.Response(200, json=create_answer("task1")))
+        world.upstream.create_replies.append(delayed_answer.reply)
+        creating = asyncio.create_task(world.generate())
+        await delayed_answer.requested.wait()
+        assert (await world.call_back(success_report("task1"))).status_code == 200
+        delayed_answer.release()
+        generation = await creating
         assert (generation["status"], generation["task_id"]) == ("succeeded", "task1")
         await world.run(DAY)
-        assert world.subscribers.types() == ["generation.succeeded"]
+        assert world.subscribers.event_types() == ["generation.succeeded"]
         assert world.upstream.polls == []
 
 
-async def test_news_of_progress_has_upstream_asked_where_the_create_answer_was_lost(
+async def test_a_report_of_progress_after_a_lost_create_answer_causes_a_poll(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
@@ -201,7 +201,7 @@ async def test_news_of_progress_has_upstream_asked_where_the_create_answer_was_l
     ids=repr,
 )
 @pytest.mark.parametrize("trust", ["confirm", "body"])
-async def test_an_unreadable_body_is_kept_and_asked_about(
+async def test_an_unreadable_body_is_stored_and_causes_a_confirmation(
     tmp_path: Path, raw: bytes, trust: str
 ) -> None:
     async with opened(tmp_path, callback_trust=trust) as world:
@@ -215,7 +215,7 @@ async def test_an_unreadable_body_is_kept_and_asked_about(
         assert await status_of(world, generation["id"]) == "succeeded"
 
 
-async def test_a_body_that_is_no_text_is_shown_in_base64(tmp_path: Path) -> None:
+async def test_a_binary_body_is_shown_in_base64(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate()
         await world.call_back(content=b"\xff\x00 callbacks")
@@ -225,7 +225,7 @@ async def test_a_body_that_is_no_text_is_shown_in_base64(tmp_path: Path) -> None
         assert base64.b64decode(shown["body"]) == b"\xff\x00 callbacks"
 
 
-async def test_a_list_of_clips_without_a_task_id_is_good_enough(tmp_path: Path) -> None:
+async def test_a_list_of_clips_without_a_task_id_is_applied(tmp_path: Path) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
         generation = await world.generate()
         clip = {"id": "c1", "status": "complete", "audio_url": "https://cdn.example/1.mp3"}
@@ -241,12 +241,12 @@ async def _chunks(count: int) -> Any:
 
 
 @pytest.mark.parametrize("chunked", [True, False])
-async def test_a_body_over_the_limit_gets_413_and_nothing_of_it_is_believed(
+async def test_a_body_over_the_limit_gets_413_and_is_not_applied(
     tmp_path: Path, *, chunked: bool
 ) -> None:
     async with opened(tmp_path, callback_trust="body", callback_body_bytes=2_048) as world:
         generation = await world.generate()
-        body = completed("task1") | {"padding": "x" * 3_000}
+        body = success_report("task1") | {"padding": "x" * 3_000}
         options: dict[str, Any] = {"content": _chunks(4)} if chunked else {"body": body}
         answer = await world.call_back(**options)
         assert answer.status_code == 413
@@ -256,7 +256,7 @@ async def test_a_body_over_the_limit_gets_413_and_nothing_of_it_is_believed(
         assert await reasons(world) == ["body_too_large"]
 
 
-async def test_a_body_is_measured_by_what_is_read_and_not_by_what_it_says(tmp_path: Path) -> None:
+async def test_the_body_limit_does_not_rely_on_content_length(tmp_path: Path) -> None:
     async with opened(tmp_path, callback_body_bytes=2_048) as world:
         await world.generate()
         answer = await world.call_back(content=_chunks(3), headers={"content-length": "10"})
@@ -276,16 +276,16 @@ async def _bad_token(world: Harness, kind: str) -> str:
     bad = {
         "forged": _tokens(world, "x" * 32).mint(row["id"], row["nonce"], expires_at),
         "malformed": good[:-2],
-        "bent": good[:5] + ("A" if good[5] != "A" else "B") + good[6:],
+        "altered": good[:5] + ("A" if good[5] != "A" else "B") + good[6:],
         "expired": _tokens(world).mint(row["id"], row["nonce"], world.clock.now - 1_000),
         "revoked": _tokens(world).mint(row["id"], "n" * 22, expires_at),
-        "nobody's": _tokens(world).mint("gen_" + "0" * 32, row["nonce"], expires_at),
-        "another upstream's": CallbackTokens(world.settings.secret_keys, "other").mint(
+        "unknown generation": _tokens(world).mint("gen_" + "0" * 32, row["nonce"], expires_at),
+        "other upstream": CallbackTokens(world.settings.secret_keys, "other").mint(
             row["id"], row["nonce"], expires_at
         ),
         "empty": "",
         "long": "a" * 5_000,
-        "deeper": f"{good}/more",
+        "with suffix": f"{good}/more",
     }
     return bad[kind]
 
@@ -295,24 +295,24 @@ async def _bad_token(world: Harness, kind: str) -> str:
     [
         ("forged", "token_forged"),
         ("malformed", "token_malformed"),
-        ("bent", "token_forged"),
+        ("altered", "token_forged"),
         ("expired", "token_expired"),
         ("revoked", "token_revoked"),
-        ("nobody's", "token_revoked"),
-        ("another upstream's", "token_forged"),
+        ("unknown generation", "token_revoked"),
+        ("other upstream", "token_forged"),
         ("empty", "token_malformed"),
         ("long", "token_malformed"),
-        ("deeper", "token_malformed"),
+        ("with suffix", "token_malformed"),
     ],
 )
-async def test_a_token_that_opens_nothing_is_a_404_and_changes_nothing(
+async def test_an_invalid_token_is_a_404_and_changes_nothing(
     tmp_path: Path, kind: str, reason: str
 ) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
         generation = await world.generate()
         token = await _bad_token(world, kind)
         url = f"{PUBLIC_URL}/callbacks/apiinone/{token}"
-        answer = await world.outside.post(url, json=completed("task1"))
+        answer = await world.anonymous.post(url, json=success_report("task1"))
         assert answer.status_code == 404
         assert answer.json()["code"] == "token_invalid"
         assert await status_of(world, generation["id"]) == "processing"
@@ -320,7 +320,7 @@ async def test_a_token_that_opens_nothing_is_a_404_and_changes_nothing(
         assert await reasons(world) == [reason]
         await world.run()
         assert world.upstream.polls == []
-        # The good URL still works: a refusal poisons nothing.
+        # The valid URL still works after the rejection.
         assert (await world.call_back()).status_code == 200
         assert await status_of(world, generation["id"]) == "succeeded"
 
@@ -329,11 +329,11 @@ async def test_another_upstreams_path_is_a_404(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate()
         url = world.upstream.callback_url().replace("/apiinone/", "/elsewhere/")
-        assert (await world.outside.post(url, json={})).status_code == 404
-        assert (await world.outside.get(world.upstream.callback_url())).status_code == 405
+        assert (await world.anonymous.post(url, json={})).status_code == 404
+        assert (await world.anonymous.get(world.upstream.callback_url())).status_code == 405
 
 
-async def test_a_revoked_url_is_refused_though_it_was_used_before(tmp_path: Path) -> None:
+async def test_a_used_url_is_refused_once_it_is_revoked(tmp_path: Path) -> None:
     async def revoke(tx: Transaction) -> None:
         await tx.select("UPDATE generations SET nonce = 'another'", {})
 
@@ -346,7 +346,7 @@ async def test_a_revoked_url_is_refused_though_it_was_used_before(tmp_path: Path
         assert await status_of(world, generation["id"]) == "processing"
 
 
-async def test_a_url_lives_as_long_as_the_generation_and_a_grace(tmp_path: Path) -> None:
+async def test_a_callback_url_expires_seven_days_after_the_deadline(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         generation = await world.generate()
         deadline_at = parse_rfc3339(generation["deadline_at"])
@@ -364,35 +364,35 @@ async def test_a_url_minted_under_the_older_key_still_works_after_a_rotation(
     async with opened(tmp_path, secret_keys=(old,)) as before:
         await before.generate()
         url = before.upstream.callback_url()
-    async with opened(tmp_path, secret_keys=(old, new)) as during:
-        assert (await during.outside.post(url, json=completed("task1"))).status_code == 200
-        await during.generate()
-        newer = during.upstream.callback_url()
+    async with opened(tmp_path, secret_keys=(old, new)) as both:
+        assert (await both.anonymous.post(url, json=success_report("task1"))).status_code == 200
+        await both.generate()
+        newer = both.upstream.callback_url()
     async with opened(tmp_path, secret_keys=(new,)) as after:
-        assert (await after.outside.post(newer, json=completed("task2"))).status_code == 200
-        assert (await after.outside.post(url, json=completed("task3"))).status_code == 404
+        assert (await after.anonymous.post(newer, json=success_report("task2"))).status_code == 200
+        assert (await after.anonymous.post(url, json=success_report("task3"))).status_code == 404
 
 
-async def test_rejected_callbacks_are_kept_up_to_twenty_a_second(tmp_path: Path) -> None:
+async def test_at_most_twenty_rejected_callbacks_a_second_are_stored(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate()
         url = f"{PUBLIC_URL}/callbacks/apiinone/wrong"
         big = b"x" * 100_000
-        answers = [await world.outside.post(url, content=big) for _ in range(30)]
+        answers = [await world.anonymous.post(url, content=big) for _ in range(30)]
         assert {answer.status_code for answer in answers} == {404}
         assert len(await verdicts(world)) == 20
         world.clock.advance(1)
-        await world.outside.post(url, content=big)
+        await world.anonymous.post(url, content=big)
         assert len(await verdicts(world)) == 21
         [stored] = await rows(world, "SELECT max(length(body)) AS size FROM callback_bodies")
         assert stored["size"] <= 4_096
-        # They are nobody's: only an admin sees them.
+        # They belong to no tenant: only an admin sees them.
         key = (await world.client.post("/v1/keys", json={"name": "r", "scopes": ["read"]})).json()
         async with world.new_client(key["key"]) as reader:
             assert (await reader.get("/v1/callbacks")).json()["data"] == []
 
 
-async def test_upstream_is_asked_at_most_once_a_second_however_many_callbacks_come(
+async def test_any_number_of_callbacks_causes_at_most_one_poll_a_second(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path) as world:
@@ -408,22 +408,22 @@ async def test_upstream_is_asked_at_most_once_a_second_however_many_callbacks_co
         assert await status_of(world, generation["id"]) == "processing"
 
 
-async def test_a_callback_that_comes_while_upstream_is_asked_is_asked_about_again(
+async def test_a_callback_during_a_poll_causes_another_poll(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path) as world:
         generation = await world.generate()
-        still = {"code": 200, "data": {"task_id": "task1", "status": "processing"}}
-        held = Held(httpx.Response(200, json=still))
-        world.upstream.poll_replies.append(held.reply)
+        running = {"code": 200, "data": {"task_id": "task1", "status": "processing"}}
+        delayed_answer = DelayedAnswer(httpx.Response(200, json=running))
+        world.upstream.poll_replies.append(delayed_answer.reply)
         await world.call_back({"status": "first"})
-        ticking = asyncio.create_task(world.run())
-        await held.asked.wait()
+        tick = asyncio.create_task(world.run())
+        await delayed_answer.requested.wait()
         world.clock.advance(0.2)
         world.upstream.finish("task1")
         await world.call_back({"status": "completed"})
-        held.release()
-        await ticking
+        delayed_answer.release()
+        await tick
         assert await status_of(world, generation["id"]) == "processing"
         await world.run(0.7)
         assert world.upstream.polls == ["task1"]
@@ -440,13 +440,13 @@ async def test_many_callbacks_at_once_share_commits(tmp_path: Path) -> None:
         database = world.app.database
         commit = database._commit
 
-        async def counted(writer: Any, items: Any) -> None:
+        async def count_and_commit(writer: Any, items: Any) -> None:
             commits.append(len(items))
             await commit(writer, items)
 
-        database._commit = counted  # type: ignore[method-assign]
+        database._commit = count_and_commit  # type: ignore[method-assign]
         answers = await asyncio.gather(
-            *(world.call_back(completed(f"task{i + 1}"), index=i) for i in range(64))
+            *(world.call_back(success_report(f"task{i + 1}"), index=i) for i in range(64))
         )
         assert {answer.status_code for answer in answers} == {200}
         assert sum(commits) == 64
@@ -455,30 +455,30 @@ async def test_many_callbacks_at_once_share_commits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trust", ["confirm", "body"])
-async def test_no_answer_leaves_before_its_commit_has_ended(tmp_path: Path, trust: str) -> None:
+async def test_a_callback_is_answered_only_after_its_commit(tmp_path: Path, trust: str) -> None:
     async with opened(tmp_path, callback_trust=trust) as world:
         await world.generate()
         database = world.app.database
-        commit, begun, allowed = database._commit, asyncio.Event(), asyncio.Event()
+        commit, started, allowed = database._commit, asyncio.Event(), asyncio.Event()
 
-        async def held(writer: Any, items: Any) -> None:
-            begun.set()
+        async def wait_and_commit(writer: Any, items: Any) -> None:
+            started.set()
             await allowed.wait()
             await commit(writer, items)
 
-        database._commit = held  # type: ignore[method-assign]
+        database._commit = wait_and_commit  # type: ignore[method-assign]
         calling = asyncio.create_task(world.call_back())
-        await begun.wait()
-        seen = await verdicts(world)
-        answered = calling.done()
+        await started.wait()
+        stored = await verdicts(world)
+        is_answered = calling.done()
         allowed.set()
-        assert (seen, answered) == ([], False)
+        assert (stored, is_answered) == ([], False)
         assert (await calling).status_code == 200
         assert await verdicts(world) == ["accepted"]
 
 
 @pytest.mark.parametrize("trust", ["confirm", "body"])
-async def test_while_storage_fails_the_answer_is_503_and_never_2xx_nor_4xx(
+async def test_while_storage_fails_a_callback_is_answered_with_503(
     tmp_path: Path, trust: str
 ) -> None:
     async with opened(tmp_path, callback_trust=trust) as world:
@@ -490,9 +490,9 @@ async def test_while_storage_fails_the_answer_is_503_and_never_2xx_nor_4xx(
         assert answer.json()["code"] == "storage_unavailable"
         assert answer.headers["retry-after"] == "1"
         await database.apply(lambda c: c.execute("PRAGMA query_only=OFF"))
-        room, database._queue_max = database._queue_max, 0
+        queue_max, database._queue_max = database._queue_max, 0
         assert (await world.call_back()).status_code == 503
-        database._queue_max = room
+        database._queue_max = queue_max
         assert await verdicts(world) == []
         world.upstream.finish("task1")
         assert (await world.call_back()).status_code == 200
@@ -507,24 +507,24 @@ async def test_a_stopped_process_answers_503(tmp_path: Path) -> None:
         assert (await world.call_back()).status_code == 503
 
 
-async def test_a_surprise_is_a_500_and_nothing_is_stored(
+async def test_an_unexpected_error_is_a_500_and_stores_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def surprise(*_: Any) -> Any:
-        raise RuntimeError("a surprise")
+    async def fail(*_: Any) -> Any:
+        raise RuntimeError("unexpected")
 
     async with opened(tmp_path) as world:
         await world.generate()
         with monkeypatch.context() as patched:
-            patched.setattr("service.generations.ingest.callbacks.insert", surprise)
+            patched.setattr("service.generations.ingest.callbacks.insert", fail)
             answer = await world.call_back()
         assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
-        assert "surprise" not in answer.text
+        assert "unexpected" not in answer.text
         assert await verdicts(world) == []
         assert (await world.call_back()).status_code == 200
 
 
-async def test_a_client_that_hangs_up_halfway_leaves_nothing_behind(tmp_path: Path) -> None:
+async def test_a_callback_that_is_cut_off_is_not_stored(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate()
         messages = [
@@ -546,7 +546,7 @@ async def test_a_client_that_hangs_up_halfway_leaves_nothing_behind(tmp_path: Pa
         assert await verdicts(world) == []
 
 
-async def test_the_story_tells_of_every_callback(tmp_path: Path) -> None:
+async def test_the_timeline_lists_every_callback(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         generation = await world.generate()
         world.upstream.finish("task1")
@@ -554,5 +554,9 @@ async def test_the_story_tells_of_every_callback(tmp_path: Path) -> None:
         await world.call_back()
         await world.run()
         await world.call_back()
-        told = [said for kind, said in await story(world, generation["id"]) if kind == "callback"]
-        assert told == ["unreadable", "accepted", "late"]
+        verdicts = [
+            verdict
+            for kind, verdict in await timeline_of(world, generation["id"])
+            if kind == "callback"
+        ]
+        assert verdicts == ["unreadable", "accepted", "late"]

@@ -1,5 +1,6 @@
 """A delivery's life: every way from pending to delivered, dead or canceled, by a driven clock."""
 
+import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,14 @@ from service.delivery.retry import DEFAULT_RETRY_SECONDS
 from service.delivery.target import Answer, SendError
 from service.model.errors import StorageError
 from tests.harness import START, SUBSCRIBER_URL, opened
-from tests.journeys.gates import Gate, answer, attached, crash, deliveries, delivery
+from tests.journeys.gates import Gate, attach_worker, deliveries, delivery, queue_answers, take_over
 
 ONE = {"event_types": ["generation.submitted"]}
 OTHER_URL = "http://127.0.0.1:7/other"
 
 
 def seconds_of(world: Any, url: str = SUBSCRIBER_URL) -> list[float]:
-    return [(sent.at - START) / 1_000 for sent in world.subscribers.to(url)]
+    return [(sent.at - START) / 1_000 for sent in world.subscribers.webhooks_to(url)]
 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 299])
@@ -26,7 +27,7 @@ async def test_a_2xx_ends_a_delivery_delivered(tmp_path: Path, status: int) -> N
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE)
         generation = await world.generate()
-        answer(world, Answer(status, (("x-trace", "7"),), b"thanks"))
+        queue_answers(world, Answer(status, (("x-trace", "7"),), b"thanks"))
         await world.run()
         found = await delivery(world)
         assert found["status"] == "delivered"
@@ -48,7 +49,7 @@ async def test_any_other_answer_is_tried_again_and_no_redirect_is_followed(
 ) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE)
-        answer(world, Answer(status, (("location", OTHER_URL),), b""))
+        queue_answers(world, Answer(status, (("location", OTHER_URL),), b""))
         await world.generate()
         await world.run()
         found = await delivery(world)
@@ -57,7 +58,7 @@ async def test_any_other_answer_is_tried_again_and_no_redirect_is_followed(
         assert found["last_error"] == f"The receiver answered {status}."
         assert found["attempts"][0]["error"]["code"] == f"status_{status}"
         await world.run(5)
-        assert world.subscribers.to(OTHER_URL) == []
+        assert world.subscribers.webhooks_to(OTHER_URL) == []
         assert (await delivery(world))["status"] == "delivered"
 
 
@@ -66,7 +67,7 @@ async def test_the_default_schedule_is_kept_to_the_millisecond_and_ends_dead(
 ) -> None:
     async with opened(tmp_path) as world:
         created = await world.subscribe(**ONE)
-        answer(world, *[SendError("timeout", "No answer within 15 seconds.")] * 20)
+        queue_answers(world, *[SendError("timeout", "No answer within 15 seconds.")] * 20)
         await world.generate()
         due: list[float] = []
         at = 0.0
@@ -85,14 +86,14 @@ async def test_the_default_schedule_is_kept_to_the_millisecond_and_ends_dead(
         assert found["next_attempt_at"] is None
         assert found["last_error"] == "No answer within 15 seconds."
         await world.run(1_000_000)
-        assert len(world.subscribers.sent) == 10
-        assert {sent.headers["webhook-id"] for sent in world.subscribers.sent} == {
+        assert len(world.subscribers.webhooks) == 10
+        assert {sent.headers["webhook-id"] for sent in world.subscribers.webhooks} == {
             found["event_id"]
         }
-        assert len({sent.headers["webhook-timestamp"] for sent in world.subscribers.sent}) == 10
-        assert len({sent.body for sent in world.subscribers.sent}) == 1
+        assert len({sent.headers["webhook-timestamp"] for sent in world.subscribers.webhooks}) == 10
+        assert len({sent.body for sent in world.subscribers.webhooks}) == 1
         signer = Webhook(created["secret"])
-        for sent in world.subscribers.sent:
+        for sent in world.subscribers.webhooks:
             assert int(sent.headers["webhook-timestamp"]) == sent.at // 1_000
             moment = datetime.fromtimestamp(sent.at // 1_000, tz=UTC)
             expected = signer.sign(found["event_id"], moment, sent.body.decode())
@@ -102,8 +103,8 @@ async def test_the_default_schedule_is_kept_to_the_millisecond_and_ends_dead(
 async def test_a_retry_after_is_a_floor_and_is_capped_at_a_day(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE, retry_schedule_seconds=[0, 5, 5, 5])
-        answer(world, *[Answer(500, (("retry-after", text),), b"") for text in ("60", "1")])
-        answer(world, Answer(500, (("retry-after", "99999999"),), b""))
+        queue_answers(world, *[Answer(500, (("retry-after", text),), b"") for text in ("60", "1")])
+        queue_answers(world, Answer(500, (("retry-after", "99999999"),), b""))
         await world.generate()
         for _ in range(100):
             await world.run(5)
@@ -117,7 +118,7 @@ async def test_a_retry_after_is_a_floor_and_is_capped_at_a_day(tmp_path: Path) -
 async def test_abort_message_ends_one_delivery_and_leaves_the_subscriber(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE)
-        answer(world, Answer(400, (("webhook-delivery", "abort-message"),), b""))
+        queue_answers(world, Answer(400, (("webhook-delivery", "abort-message"),), b""))
         await world.generate()
         await world.run()
         assert (await delivery(world))["status"] == "dead"
@@ -131,7 +132,7 @@ async def test_abort_message_ends_one_delivery_and_leaves_the_subscriber(tmp_pat
 async def test_a_dead_delivery_gets_one_more_attempt_on_request(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE, retry_schedule_seconds=[0])
-        answer(world, 500, 500)
+        queue_answers(world, 500, 500)
         await world.generate()
         await world.run()
         dead = await delivery(world)
@@ -153,7 +154,7 @@ async def test_a_dead_delivery_gets_one_more_attempt_on_request(tmp_path: Path) 
 async def test_a_pending_delivery_does_not_wait_once_a_retry_is_asked_for(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE)
-        answer(world, 500, 500)
+        queue_answers(world, 500, 500)
         await world.generate()
         await world.run()
         pending = await delivery(world)
@@ -168,7 +169,7 @@ async def test_a_pending_delivery_does_not_wait_once_a_retry_is_asked_for(tmp_pa
 async def test_what_a_deleted_subscriber_was_owed_is_canceled(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE)
-        answer(world, 500)
+        queue_answers(world, 500)
         await world.generate()
         await world.run()
         gone = await world.client.delete(f"/v1/subscribers/{subscriber['id']}")
@@ -176,7 +177,7 @@ async def test_what_a_deleted_subscriber_was_owed_is_canceled(tmp_path: Path) ->
         await world.run(86_400)
         found = await delivery(world)
         assert (found["status"], found["next_attempt_at"]) == ("canceled", None)
-        assert len(world.subscribers.sent) == 1
+        assert len(world.subscribers.webhooks) == 1
         refused = await world.client.post(f"/v1/deliveries/{found['id']}/retry")
         assert (refused.status_code, refused.json()["code"]) == (409, "not_retryable")
 
@@ -193,7 +194,7 @@ async def test_more_than_one_transaction_holds_is_canceled_too(
         assert [d["status"] for d in await deliveries(world)].count("canceled") == 2
         await world.run()
         assert {d["status"] for d in await deliveries(world)} == {"canceled"}
-        assert world.subscribers.sent == []
+        assert world.subscribers.webhooks == []
 
 
 async def test_a_first_attempt_that_is_due_later_leaves_on_time_while_the_worker_runs(
@@ -201,12 +202,12 @@ async def test_a_first_attempt_that_is_due_later_leaves_on_time_while_the_worker
 ) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE, retry_schedule_seconds=[5])
-        async with attached(world) as dispatcher:
+        async with attach_worker(world) as dispatcher:
             await world.generate()
             await dispatcher.run_due(world.clock())
             await dispatcher.settle()
             assert await dispatcher.run_due(world.clock()) == START + 5_000
-            assert world.subscribers.sent == []
+            assert world.subscribers.webhooks == []
 
 
 async def test_a_delivery_that_cannot_be_sent_at_all_counts_its_attempts(tmp_path: Path) -> None:
@@ -216,7 +217,7 @@ async def test_a_delivery_that_cannot_be_sent_at_all_counts_its_attempts(tmp_pat
         def broken() -> Any:
             raise RuntimeError("a bug")
 
-        answer(world, broken, broken)
+        queue_answers(world, broken, broken)
         await world.generate()
         await world.run()
         await world.run(5)
@@ -248,7 +249,7 @@ async def test_while_storage_fails_the_slot_is_held_and_the_webhook_is_not_sent_
         await world.run(0.001)
         assert (await delivery(world))["status"] == "delivered"
         assert dispatcher.slots.taken == 0
-        assert len(world.subscribers.sent) == 1
+        assert len(world.subscribers.webhooks) == 1
 
 
 async def test_after_a_crash_only_what_was_not_recorded_is_sent_again_under_the_same_id(
@@ -259,19 +260,19 @@ async def test_after_a_crash_only_what_was_not_recorded_is_sent_again_under_the_
         await world.generate()
         await world.run()
         gate = Gate()
-        answer(world, gate)
+        queue_answers(world, gate)
         await world.generate()
         assert world.app.worker is not None
-        await world.app.worker.tick(0.05)
-        assert gate.held == 1  # The receiver has it, the database does not know.
-        old = await crash(world)
+        ticking = asyncio.create_task(world.app.worker.tick(20))
+        await gate.wait_for(1)  # The receiver has it, the database does not know.
+        old = await take_over(world)
         await world.run()
-        ids = [sent.headers["webhook-id"] for sent in world.subscribers.sent]
+        ids = [sent.headers["webhook-id"] for sent in world.subscribers.webhooks]
         assert len(ids) == 3
         assert ids[0] != ids[1] == ids[2]
         assert [found["status"] for found in await deliveries(world)] == ["delivered"] * 2
         gate.is_open.set()
-        await old.parts.dispatcher.settle()  # What the dead process says late changes nothing.
+        await ticking  # What the dead process records late changes nothing.
         late = (await deliveries(world))[1]
         assert (late["status"], late["attempt_count"]) == ("delivered", 1)
         await old.stop()
@@ -282,15 +283,15 @@ async def test_one_subscriber_in_ten_that_hangs_delays_nobody(tmp_path: Path) ->
     async with opened(tmp_path, shutdown_seconds=0, max_in_flight=12) as world:
         hanging, healthy = Gate(), Gate()
         healthy.is_open.set()
-        answer(world, *[hanging] * 20, url=urls[0])
+        queue_answers(world, *[hanging] * 20, url=urls[0])
         for url in urls:
             await world.subscribe(url, **ONE)
         for url in urls[1:]:
-            answer(world, *[healthy] * 20, url=url)
+            queue_answers(world, *[healthy] * 20, url=url)
         assert world.app.worker is not None
         world.app.worker.start()
         for _ in range(20):
             await world.generate()
         await healthy.wait_for(9 * 20)
-        assert hanging.held == hanging.arrived == 6  # Half of all slots, fewer than its window.
-        assert {len(world.subscribers.to(url)) for url in urls[1:]} == {20}
+        assert hanging.waiting == hanging.requests == 6  # Half of all slots, fewer than its window.
+        assert {len(world.subscribers.webhooks_to(url)) for url in urls[1:]} == {20}

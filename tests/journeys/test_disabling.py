@@ -7,7 +7,7 @@ import pytest
 
 from service.delivery.target import Answer, SendError
 from tests.harness import Harness, opened
-from tests.journeys.gates import Gate, answer, attached, deliveries
+from tests.journeys.gates import Gate, attach_worker, deliveries, queue_answers
 
 URL = "http://127.0.0.1:7/inbox"
 OTHER_URL = "http://127.0.0.1:7/other"
@@ -35,11 +35,11 @@ async def test_a_receiver_that_is_gone_is_disabled_at_once_and_the_others_hear_o
     async with opened(tmp_path) as world:
         gone = await world.subscribe(URL, description="old desk")
         await world.subscribe(OTHER_URL, filter={"models": ["nothing"]})
-        answer(world, said)
+        queue_answers(world, said)
         await world.generate()
         await world.run()
         assert await standing(world, gone) == ("disabled", "gone")
-        [told] = world.subscribers.to(OTHER_URL)
+        [told] = world.subscribers.webhooks_to(OTHER_URL)
         assert told.event["type"] == "subscriber.disabled"
         assert told.event["data"] == {
             "id": gone["id"],
@@ -50,7 +50,7 @@ async def test_a_receiver_that_is_gone_is_disabled_at_once_and_the_others_hear_o
         assert died["status"] == "dead"
         await world.generate()
         await world.run(DAY)
-        assert len(world.subscribers.to(URL)) == 1
+        assert len(world.subscribers.webhooks_to(URL)) == 1
         assert len(await deliveries(world, subscriber_id=gone["id"])) == 1
 
 
@@ -58,7 +58,7 @@ async def test_five_days_of_nothing_but_failure_disable(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0, DAY, DAY, DAY, DAY])
         await world.subscribe(OTHER_URL, event_types=["subscriber.disabled"])
-        answer(world, *[SendError("timeout", "No answer.")] * 20)
+        queue_answers(world, *[SendError("timeout", "No answer.")] * 20)
         await world.generate()
         await world.run()
         for _ in range(4):
@@ -71,14 +71,14 @@ async def test_five_days_of_nothing_but_failure_disable(tmp_path: Path) -> None:
         await world.run(1)
         assert await standing(world, subscriber) == ("disabled", "failing")
         await world.run()
-        [told] = world.subscribers.to(OTHER_URL)
+        [told] = world.subscribers.webhooks_to(OTHER_URL)
         assert told.event["data"]["disabled_reason"] == "failing"
 
 
 async def test_one_success_in_between_starts_the_five_days_anew(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0])
-        answer(world, 500, 500, 200, 500, 500)
+        queue_answers(world, 500, 500, 200, 500, 500)
         for _ in range(5):
             await world.generate()
             await world.run()
@@ -91,27 +91,27 @@ async def test_a_disabled_subscriber_keeps_its_backlog_and_is_probed_when_enable
 ) -> None:
     async with opened(tmp_path, shutdown_seconds=0) as world:
         subscriber = await world.subscribe(**ONE, max_in_flight=5)
-        answer(world, *[500] * 6)
+        queue_answers(world, *[500] * 6)
         for _ in range(6):
             await world.generate()
         await world.run()
         await set_status(world, subscriber, "disabled")
         assert await standing(world, subscriber) == ("disabled", "manual")
         await world.run(DAY)
-        assert len(world.subscribers.sent) == 6
+        assert len(world.subscribers.webhooks) == 6
         assert {found["status"] for found in await deliveries(world)} == {"pending"}
         refused = await world.client.post(
             f"/v1/deliveries/{(await deliveries(world))[0]['id']}/retry"
         )
         assert (refused.status_code, refused.json()["code"]) == (409, "subscriber_disabled")
         probe, rest = Gate(), Gate()
-        answer(world, probe, *[rest] * 5)
-        async with attached(world) as dispatcher:
+        queue_answers(world, probe, *[rest] * 5)
+        async with attach_worker(world) as dispatcher:
             await set_status(world, subscriber, "active")
             await dispatcher.run_due(world.clock())
             await probe.wait_for(1)
             await dispatcher.run_due(world.clock())
-            assert (probe.held, rest.held) == (1, 0)
+            assert (probe.waiting, rest.waiting) == (1, 0)
             probe.is_open.set()
             await rest.wait_for(3)  # A quarter of the five is for first attempts.
             rest.is_open.set()
@@ -124,25 +124,25 @@ async def test_a_probe_that_fails_keeps_the_lane_narrow(tmp_path: Path) -> None:
         await set_status(world, subscriber, "disabled")
         await set_status(world, subscriber, "active")
         gate = Gate(500)
-        answer(world, *[gate] * 4)
+        queue_answers(world, *[gate] * 4)
         for _ in range(4):
             await world.generate()
-        async with attached(world) as dispatcher:
+        async with attach_worker(world) as dispatcher:
             await dispatcher.scan()
             await dispatcher.run_due(world.clock())
             await gate.wait_for(1)
             gate.is_open.set()
             await gate.wait_for(4)
-        assert gate.most_held == 1
+        assert gate.most_waiting == 1
         await world.restart()
         gate = Gate()
-        answer(world, *[gate] * 4)
+        queue_answers(world, *[gate] * 4)
         world.clock.advance(5)
-        async with attached(world) as dispatcher:
+        async with attach_worker(world) as dispatcher:
             await dispatcher.scan()
             await dispatcher.run_due(world.clock())
             await gate.wait_for(1)
-            assert gate.held == 1
+            assert gate.waiting == 1
             gate.is_open.set()
 
 
@@ -160,7 +160,7 @@ async def test_what_happens_while_it_is_disabled_is_no_delivery_and_can_be_repla
         body = {"subscriber_id": subscriber["id"], "only": "all", **span}
         assert (await world.client.post("/v1/replays", json=body)).status_code == 202
         await world.run()
-        [sent] = world.subscribers.sent
+        [sent] = world.subscribers.webhooks
         assert sent.event["data"]["id"] == generation["id"]
 
 
@@ -169,14 +169,14 @@ async def test_a_notify_url_that_is_gone_is_tried_again_once_it_is_named_again(
 ) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
         await world.subscribe(OTHER_URL, event_types=["subscriber.disabled"])
-        answer(world, 410)
+        queue_answers(world, 410)
         for index in range(3):
             await world.generate(notify_url=URL if index != 1 else None)
             assert (await world.call_back()).status_code == 200
             await world.run()
         assert [found["status"] for found in await deliveries(world)] == ["dead", "delivered"]
-        assert len(world.subscribers.to(URL)) == 2
-        assert world.subscribers.to(OTHER_URL) == []
+        assert len(world.subscribers.webhooks_to(URL)) == 2
+        assert world.subscribers.webhooks_to(OTHER_URL) == []
 
 
 async def test_an_outcome_that_comes_after_disabling_changes_nothing_about_it(
@@ -186,8 +186,8 @@ async def test_an_outcome_that_comes_after_disabling_changes_nothing_about_it(
         subscriber = await world.subscribe(**ONE, max_in_flight=2)
         good, gone = Gate(200), Gate(410)
         gone.is_open.set()
-        answer(world, good, gone)
-        async with attached(world) as dispatcher:
+        queue_answers(world, good, gone)
+        async with attach_worker(world) as dispatcher:
             await world.generate()
             await good.wait_for(1)
             await world.generate()

@@ -12,7 +12,7 @@ from cloudevents.core.bindings.http import HTTPMessage, from_http_event
 from standardwebhooks import Webhook
 
 from service.delivery import formats
-from tests.harness import Harness, Sent, opened
+from tests.harness import Harness, SentWebhook, opened
 
 EVENT = {
     "id": "evt_1",
@@ -60,7 +60,9 @@ def test_the_body_of_a_cloud_event_is_the_data_byte_for_byte() -> None:
 
 def test_an_event_is_formatted_once_for_all_its_subscribers_unless_it_is_large() -> None:
     event = msgspec.json.encode({**EVENT, "id": "evt_shared"})
-    assert formats.format_event("thin", event) is formats.format_event("thin", bytes(bytearray(event)))
+    assert formats.format_event("thin", event) is formats.format_event(
+        "thin", bytes(bytearray(event))
+    )
     data = {"id": "gen_1", "status": "succeeded", "output": "x" * formats.CACHED_BYTES_MAX}
     large = msgspec.json.encode({**EVENT, "data": data})
     assert formats.format_event("thin", large) is not formats.format_event("thin", large)
@@ -72,11 +74,13 @@ def test_what_is_not_read_of_the_data_may_have_any_shape(payload: Any) -> None:
     assert formats.format_event(payload, odd).body
 
 
-async def sent_as(world: Harness, payload: str, **fields: Any) -> tuple[dict[str, Any], Sent]:
+async def sent_as(
+    world: Harness, payload: str, **fields: Any
+) -> tuple[dict[str, Any], SentWebhook]:
     made = await world.subscribe(payload=payload, event_types=["generation.submitted"], **fields)
     await world.generate()
     await world.run()
-    return made, world.subscribers.sent[-1]
+    return made, world.subscribers.webhooks[-1]
 
 
 @pytest.mark.parametrize("payload", ["full", "thin", "cloudevents"])
@@ -110,8 +114,8 @@ async def test_subscribers_of_each_form_get_the_same_event(tmp_path: Path) -> No
             await world.subscribe(f"http://127.0.0.1:7/{payload}", payload=payload)
         await world.generate()
         await world.run()
-        assert len({sent.headers["webhook-id"] for sent in world.subscribers.sent}) == 1
-        assert len({sent.body for sent in world.subscribers.sent}) == 3
+        assert len({sent.headers["webhook-id"] for sent in world.subscribers.webhooks}) == 1
+        assert len({sent.body for sent in world.subscribers.webhooks}) == 3
 
 
 async def test_an_asymmetric_signature_is_verified_by_openssl(tmp_path: Path) -> None:

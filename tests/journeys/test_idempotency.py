@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: the same request twice is done once, through crashes and refusals."""
+"""`Idempotency-Key`: a repeated request runs once, also after crashes and refusals."""
 
 import asyncio
 import sqlite3
@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.disaster import Held, crash, rows, status_of
-from tests.harness import SUBSCRIBER_URL, Harness, opened, taken
+from tests.faults import DelayedAnswer, crash, rows, status_of
+from tests.harness import SUBSCRIBER_URL, Harness, create_answer, opened
 
 BODY = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
 
@@ -44,15 +44,15 @@ async def test_another_body_under_the_same_key_is_refused(tmp_path: Path) -> Non
         assert len(world.upstream.creates) == 1
 
 
-async def test_while_the_first_request_runs_the_second_is_told_so(tmp_path: Path) -> None:
+async def test_while_the_first_request_runs_the_second_is_refused(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
-        held = Held(httpx.Response(200, json=taken("task1")))
-        world.upstream.create_replies.append(held.reply)
+        delayed_answer = DelayedAnswer(httpx.Response(200, json=create_answer("task1")))
+        world.upstream.create_replies.append(delayed_answer.reply)
         first = asyncio.create_task(post(world))
-        await held.asked.wait()
+        await delayed_answer.requested.wait()
         second = await post(world)
         assert (second.status_code, second.json()["code"]) == (409, "idempotency_key_in_use")
-        held.release()
+        delayed_answer.release()
         assert (await first).status_code == 202
         third = await post(world)
         assert third.json()["id"] == (await first).json()["id"]
@@ -69,9 +69,9 @@ async def test_many_at_once_make_one(tmp_path: Path) -> None:
 
 async def test_a_key_belongs_to_its_api_key_and_its_route(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
-        made = await world.client.post("/v1/keys", json={"name": "n", "scopes": ["submit"]})
+        created = await world.client.post("/v1/keys", json={"name": "n", "scopes": ["submit"]})
         await post(world)
-        async with world.new_client(made.json()["key"]) as other:
+        async with world.new_client(created.json()["key"]) as other:
             answer = await other.post(
                 "/v1/generations", json=BODY, headers={"Idempotency-Key": "k-1"}
             )
@@ -95,7 +95,7 @@ async def test_a_request_with_a_mistake_leaves_the_key_free(tmp_path: Path) -> N
         assert (await post(world)).status_code == 202
 
 
-async def test_a_refusal_by_upstream_is_an_answer_and_is_kept(tmp_path: Path) -> None:
+async def test_a_refusal_by_upstream_is_an_answer_and_is_stored(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         world.upstream.create_replies.append(
             httpx.Response(402, json={"error": {"code": 402, "message": "no credits"}})
@@ -110,14 +110,14 @@ async def test_a_refusal_by_upstream_is_an_answer_and_is_kept(tmp_path: Path) ->
         assert len(world.upstream.creates) == 1
 
 
-async def test_after_a_crash_the_second_request_finds_what_the_first_one_made(
+async def test_after_a_crash_the_second_request_gets_what_the_first_one_created(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path) as world:
-        held = Held(httpx.Response(200, json=taken("task1")))
-        world.upstream.create_replies.append(held.reply)
+        delayed_answer = DelayedAnswer(httpx.Response(200, json=create_answer("task1")))
+        world.upstream.create_replies.append(delayed_answer.reply)
         first = asyncio.create_task(post(world))
-        await held.asked.wait()
+        await delayed_answer.requested.wait()
         await crash(world)
         await asyncio.gather(first, return_exceptions=True)
         assert (await post(world)).status_code == 409
@@ -134,9 +134,9 @@ async def test_after_a_crash_the_second_request_finds_what_the_first_one_made(
 
 
 @pytest.mark.parametrize(
-    "name", ["service.api.generations._get_or_accept", "service.store.keys.finish"]
+    "name", ["service.api.generations._get_or_accept", "service.store.idempotency.store_answer"]
 )
-async def test_after_storage_failed_the_key_is_free_at_once_and_nothing_is_made_twice(
+async def test_after_storage_failed_the_key_is_free_at_once_and_nothing_is_created_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     async with opened(tmp_path) as world:
@@ -154,20 +154,20 @@ async def test_after_storage_failed_the_key_is_free_at_once_and_nothing_is_made_
         assert (await post(world)).json() == answer.json()
 
 
-async def test_secrets_in_kept_answers_are_sealed(tmp_path: Path) -> None:
+async def test_secrets_in_stored_answers_are_sealed(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         first = await post(world, path="/v1/subscribers", body={"url": SUBSCRIBER_URL})
         again = await post(world, path="/v1/subscribers", body={"url": SUBSCRIBER_URL})
         assert first.status_code == again.status_code == 201
         assert again.json()["secret"] == first.json()["secret"]
-        [kept] = await rows(world, "SELECT * FROM idempotency")
-        assert first.json()["secret"].encode() not in kept["sealed_answer"]
-        assert b"whsec_" not in kept["sealed_answer"]
+        [stored] = await rows(world, "SELECT * FROM idempotency")
+        assert first.json()["secret"].encode() not in stored["sealed_answer"]
+        assert b"whsec_" not in stored["sealed_answer"]
         assert len((await world.get("/v1/subscribers"))["data"]) == 1
 
 
 @pytest.mark.parametrize("key", ["", "a b", "x" * 256, "tab\there"])
-async def test_a_key_that_is_none_is_refused(tmp_path: Path, key: str) -> None:
+async def test_a_malformed_key_is_refused(tmp_path: Path, key: str) -> None:
     async with opened(tmp_path) as world:
         answer = await post(world, key)
         assert (answer.status_code, answer.json()["code"]) == (400, "invalid_header")

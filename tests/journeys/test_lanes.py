@@ -11,7 +11,7 @@ from service.delivery.window import START as START_SIZE
 from service.store import deliveries as stored
 from service.store.sqlite.database import Database
 from tests.harness import START, SUBSCRIBER_URL, opened
-from tests.journeys.gates import Gate, answer, attached, crash, deliveries, delivery
+from tests.journeys.gates import Gate, attach_worker, deliveries, delivery, queue_answers, take_over
 
 ONE = {"event_types": ["generation.submitted"]}
 OTHER_URL = "http://127.0.0.1:7/other"
@@ -25,7 +25,7 @@ async def test_two_backlogs_share_the_slots_however_few(tmp_path: Path, count: i
         for _ in range(12):
             await world.generate()
         await world.run()
-        order = [sent.url for sent in world.subscribers.sent]
+        order = [sent.url for sent in world.subscribers.webhooks]
         assert order.count(SUBSCRIBER_URL) == order.count(OTHER_URL) == 12
         half = order[: 12 + count]
         assert min(half.count(SUBSCRIBER_URL), half.count(OTHER_URL)) >= 3
@@ -34,7 +34,7 @@ async def test_two_backlogs_share_the_slots_however_few(tmp_path: Path, count: i
 async def test_no_more_attempts_are_under_way_than_the_subscriber_allows(tmp_path: Path) -> None:
     async with opened(tmp_path, shutdown_seconds=0) as world:
         gate = Gate()
-        answer(world, *[gate] * 10)
+        queue_answers(world, *[gate] * 10)
         await world.subscribe(**ONE, max_in_flight=3)
         assert world.app.worker is not None
         world.app.worker.start()
@@ -43,7 +43,7 @@ async def test_no_more_attempts_are_under_way_than_the_subscriber_allows(tmp_pat
         await gate.wait_for(3)
         gate.is_open.set()
         await gate.wait_for(10)
-        assert gate.most_held == 3
+        assert gate.most_waiting == 3
 
 
 async def test_a_lane_opens_while_a_burst_is_answered_quickly(tmp_path: Path) -> None:
@@ -55,15 +55,15 @@ async def test_a_lane_opens_while_a_burst_is_answered_quickly(tmp_path: Path) ->
             await world.generate()
         quick, gate = Gate(), Gate()
         quick.is_open.set()
-        answer(world, *[quick] * START_SIZE, *[gate] * 40)
-        async with attached(world) as dispatcher:
+        queue_answers(world, *[quick] * START_SIZE, *[gate] * 40)
+        async with attach_worker(world) as dispatcher:
             await world.client.patch(path, json={"status": "active"})
             await dispatcher.run_due(world.clock())
             await gate.wait_for(2 * START_SIZE)
             lane = dispatcher.lanes[subscriber["id"]]
-            assert (lane.in_flight, gate.held) == (2 * START_SIZE, 2 * START_SIZE)
+            assert (lane.in_flight, gate.waiting) == (2 * START_SIZE, 2 * START_SIZE)
             gate.is_open.set()
-        assert len(world.subscribers.sent) == 40
+        assert len(world.subscribers.webhooks) == 40
 
 
 async def test_a_rate_spaces_attempts_and_survives_a_restart(tmp_path: Path) -> None:
@@ -73,11 +73,11 @@ async def test_a_rate_spaces_attempts_and_survives_a_restart(tmp_path: Path) -> 
             await world.generate()
         for _ in range(25):
             await world.run(1)
-        assert [(sent.at - START) // 1_000 for sent in world.subscribers.sent] == [1, 11, 21]
+        assert [(sent.at - START) // 1_000 for sent in world.subscribers.webhooks] == [1, 11, 21]
         await world.restart()
         for _ in range(10):
             await world.run(1)
-        assert [(sent.at - START) // 1_000 for sent in world.subscribers.sent][3:] == [31]
+        assert [(sent.at - START) // 1_000 for sent in world.subscribers.webhooks][3:] == [31]
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
@@ -87,27 +87,27 @@ async def test_a_throttled_subscriber_gets_nothing_until_it_asked_for_more(
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE, max_in_flight=1)
         await world.subscribe(OTHER_URL, **ONE)
-        answer(world, Answer(status, (("retry-after", "120"),), b""))
+        queue_answers(world, Answer(status, (("retry-after", "120"),), b""))
         for _ in range(3):
             await world.generate()
         await world.run()
         await world.generate()
         await world.run(119)
-        assert len(world.subscribers.to(SUBSCRIBER_URL)) == 1
-        assert len(world.subscribers.to(OTHER_URL)) == 4
+        assert len(world.subscribers.webhooks_to(SUBSCRIBER_URL)) == 1
+        assert len(world.subscribers.webhooks_to(OTHER_URL)) == 4
         await world.restart()
         await world.run(0.999)
-        assert len(world.subscribers.to(SUBSCRIBER_URL)) == 1
+        assert len(world.subscribers.webhooks_to(SUBSCRIBER_URL)) == 1
         await world.run(0.001)
-        assert len(world.subscribers.to(SUBSCRIBER_URL)) == 5
+        assert len(world.subscribers.webhooks_to(SUBSCRIBER_URL)) == 5
 
 
 async def test_a_success_beside_it_does_not_lift_what_a_receiver_asked_for(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE, max_in_flight=2)
         throttled, good = Gate(Answer(429, (("retry-after", "60"),), b"")), Gate()
-        answer(world, throttled, good)
-        async with attached(world) as dispatcher:
+        queue_answers(world, throttled, good)
+        async with attach_worker(world) as dispatcher:
             await world.generate()
             await world.generate()
             await good.wait_for(1)
@@ -119,9 +119,9 @@ async def test_a_success_beside_it_does_not_lift_what_a_receiver_asked_for(tmp_p
         await world.restart()
         await world.generate()
         await world.run(59)
-        assert len(world.subscribers.sent) == 2
+        assert len(world.subscribers.webhooks) == 2
         await world.run(1)
-        assert len(world.subscribers.sent) == 4
+        assert len(world.subscribers.webhooks) == 4
 
 
 async def test_a_paused_subscriber_keeps_its_backlog_in_order(tmp_path: Path) -> None:
@@ -131,11 +131,11 @@ async def test_a_paused_subscriber_keeps_its_backlog_in_order(tmp_path: Path) ->
         await world.client.patch(path, json={"status": "paused"})
         made = [(await world.generate())["id"] for _ in range(5)]
         await world.run(3_600)
-        assert world.subscribers.sent == []
+        assert world.subscribers.webhooks == []
         assert {found["status"] for found in await deliveries(world)} == {"pending"}
         await world.client.patch(path, json={"status": "active"})
         await world.run()
-        assert [sent.event["data"]["id"] for sent in world.subscribers.sent] == made
+        assert [sent.event["data"]["id"] for sent in world.subscribers.webhooks] == made
 
 
 async def test_a_change_reaches_a_lane_that_is_reading_at_that_moment(
@@ -152,9 +152,9 @@ async def test_a_change_reaches_a_lane_that_is_reading_at_that_moment(
                 return old  # Read before the change, told after it.
             return await Database.read(database, unit, *args)
 
-        async with attached(world) as dispatcher:
+        async with attach_worker(world) as dispatcher:
             monkeypatch.setattr(database, "read", slow)
-            dispatcher.look(subscriber["id"])
+            dispatcher.refill(subscriber["id"])
             await gate.wait_for(1)
             path = f"/v1/subscribers/{subscriber['id']}"
             await world.client.patch(path, json={"url": OTHER_URL})
@@ -164,7 +164,7 @@ async def test_a_change_reaches_a_lane_that_is_reading_at_that_moment(
             for _ in range(2):
                 await dispatcher.run_due(world.clock())
                 await dispatcher.settle()
-        assert [sent.url for sent in world.subscribers.sent] == [OTHER_URL]
+        assert [sent.url for sent in world.subscribers.webhooks] == [OTHER_URL]
 
 
 async def test_a_subscriber_that_is_changed_while_its_rows_are_read_stalls_nothing(
@@ -173,14 +173,14 @@ async def test_a_subscriber_that_is_changed_while_its_rows_are_read_stalls_nothi
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE)
         await world.generate()
-        async with attached(world) as dispatcher:
+        async with attach_worker(world) as dispatcher:
             await dispatcher.scan()
             await dispatcher.run_due(world.clock())
             for _ in range(5):
                 dispatcher.reload(subscriber["id"])
                 await dispatcher.run_due(world.clock())
             await dispatcher.settle()
-            assert len(world.subscribers.sent) == 1
+            assert len(world.subscribers.webhooks) == 1
 
 
 async def test_a_retry_that_falls_due_while_first_attempts_are_read_is_not_forgotten(
@@ -188,22 +188,22 @@ async def test_a_retry_that_falls_due_while_first_attempts_are_read_is_not_forgo
 ) -> None:
     async with opened(tmp_path) as world:
         database, sent, reading = world.app.database, Gate(500), Gate()
-        answer(world, 500, sent)
+        queue_answers(world, 500, sent)
         subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0, 1, 1])
 
         async def slow(unit: Any, *args: Any) -> Any:
-            if unit is stored.due and args[2] is False:
+            if unit is stored.fetch_due and args[2] is False:
                 await reading()  # First attempts, while a retry is being recorded.
             return await Database.read(database, unit, *args)
 
-        async with attached(world) as dispatcher:
+        async with attach_worker(world) as dispatcher:
             await world.generate()
             await dispatcher.settle()
             world.clock.advance(1)
             await dispatcher.run_due(world.clock())
             await sent.wait_for(1)
             monkeypatch.setattr(database, "read", slow)
-            dispatcher.look(subscriber["id"])
+            dispatcher.refill(subscriber["id"])
             await reading.wait_for(1)
             sent.is_open.set()
             while dispatcher.lanes[subscriber["id"]].held_ids:
@@ -211,17 +211,17 @@ async def test_a_retry_that_falls_due_while_first_attempts_are_read_is_not_forgo
             world.clock.advance(1)
             reading.is_open.set()
             await dispatcher.settle()
-            assert len(world.subscribers.sent) == 3
+            assert len(world.subscribers.webhooks) == 3
 
 
 async def test_another_process_that_pauses_a_subscriber_is_heeded(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         gate = Gate()
-        answer(world, gate)
+        queue_answers(world, gate)
         subscriber = await world.subscribe(**ONE, max_in_flight=1)
         worker = world.app.worker
         assert worker is not None
-        async with attached(world) as dispatcher:
+        async with attach_worker(world) as dispatcher:
             await worker._watch(world.clock())
             await world.generate()
             await world.generate()
@@ -236,7 +236,7 @@ async def test_another_process_that_pauses_a_subscriber_is_heeded(tmp_path: Path
             gate.is_open.set()
             await dispatcher.run_due(world.clock())
             await dispatcher.settle()
-            assert len(world.subscribers.sent) == 1
+            assert len(world.subscribers.webhooks) == 1
 
 
 async def test_lanes_without_work_are_dropped_when_there_are_many(
@@ -244,13 +244,13 @@ async def test_lanes_without_work_are_dropped_when_there_are_many(
 ) -> None:
     monkeypatch.setattr("service.delivery.dispatch.LANES_MAX", 4)
     async with opened(tmp_path) as world:
-        async with attached(world) as dispatcher:
+        async with attach_worker(world) as dispatcher:
             dispatcher._lanes_max = 4
             for number in range(12):
                 await world.subscribe(f"http://127.0.0.1:7/{number}", **ONE)
                 await world.generate()
                 await dispatcher.settle()
-        assert len(world.subscribers.sent) == sum(range(13))
+        assert len(world.subscribers.webhooks) == sum(range(13))
         assert len(dispatcher.lanes) == 12  # All had work at the same time.
         dispatcher.lanes["sub_more"] = dispatcher._lane("sub_more")
         dispatcher._lanes_max = 4
@@ -265,11 +265,11 @@ async def test_a_tick_leaves_nothing_in_memory_that_another_process_might_send(
         await world.subscribe(**ONE)
         await world.run()
         await world.generate()
-        old = await crash(world)
+        old = await take_over(world)
         await world.run()
         assert (await delivery(world))["status"] == "delivered"
         mine, world.app = world.app, old
         await world.run()
         world.app = mine
         await old.stop()
-        assert len(world.subscribers.sent) == 1
+        assert len(world.subscribers.webhooks) == 1

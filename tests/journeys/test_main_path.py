@@ -5,10 +5,10 @@ from pathlib import Path
 
 from standardwebhooks import Webhook
 
-from tests.harness import Sent, opened
+from tests.harness import SentWebhook, opened
 
 
-def signed_by(secret: str, sent: Sent) -> str:
+def signed_by(secret: str, sent: SentWebhook) -> str:
     """The signature that the published library makes of what was sent."""
     at = datetime.fromtimestamp(int(sent.headers["webhook-timestamp"]), UTC)
     return Webhook(secret).sign(sent.headers["webhook-id"], at, sent.body.decode())
@@ -28,9 +28,9 @@ async def test_a_callback_is_confirmed_with_upstream_and_told_to_the_subscriber(
         assert seen["status"] == "succeeded"
         assert seen["output"]["files"][0]["url"] == "https://cdn.example/1.png"
         assert world.upstream.polls == ["task1"]
-        assert world.subscribers.types() == ["generation.submitted", "generation.succeeded"]
-        assert len(world.subscribers.sent) == 2
-        for sent in world.subscribers.sent:
+        assert world.subscribers.event_types() == ["generation.submitted", "generation.succeeded"]
+        assert len(world.subscribers.webhooks) == 2
+        for sent in world.subscribers.webhooks:
             assert signed_by(subscriber["secret"], sent) == sent.headers["webhook-signature"]
 
 
@@ -42,4 +42,4 @@ async def test_without_a_public_url_every_model_is_polled(tmp_path: Path) -> Non
         assert generation["route"] == "poll"
         world.upstream.finish("task1")
         await world.run(60)
-        assert world.subscribers.types()[-1] == "generation.succeeded"
+        assert world.subscribers.event_types()[-1] == "generation.succeeded"

@@ -5,14 +5,14 @@ from typing import Any
 
 from service.delivery.target import Answer
 from tests.harness import START, Harness, opened
-from tests.journeys.gates import Gate, answer, deliveries
+from tests.journeys.gates import Gate, deliveries, queue_answers
 
 
 def story(world: Harness) -> list[tuple[int, str, float]]:
     """Which generation, which event, when; in the order of sending."""
     found = []
     ids: list[str] = []
-    for sent in world.subscribers.sent:
+    for sent in world.subscribers.webhooks:
         id_ = sent.event["data"]["id"]
         if id_ not in ids:
             ids.append(id_)
@@ -24,7 +24,7 @@ def story(world: Harness) -> list[tuple[int, str, float]]:
 async def test_a_later_event_waits_for_the_retry_of_an_earlier_one(tmp_path: Path) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
         await world.subscribe(ordered=True)
-        answer(world, 500, 200, 500)
+        queue_answers(world, 500, 200, 500)
         await world.generate()
         await world.run()
         assert (await world.call_back()).status_code == 200
@@ -45,7 +45,7 @@ async def test_a_later_event_waits_for_the_retry_of_an_earlier_one(tmp_path: Pat
 async def test_while_an_earlier_event_is_under_way_the_later_one_waits(tmp_path: Path) -> None:
     async with opened(tmp_path, callback_trust="body", shutdown_seconds=0) as world:
         gate = Gate()
-        answer(world, gate)
+        queue_answers(world, gate)
         await world.subscribe(ordered=True)
         assert world.app.worker is not None
         world.app.worker.start()
@@ -54,7 +54,7 @@ async def test_while_an_earlier_event_is_under_way_the_later_one_waits(tmp_path:
         assert (await world.call_back()).status_code == 200
         after = Gate()
         after.is_open.set()
-        answer(world, after, after)
+        queue_answers(world, after, after)
         await world.generate()
         await after.wait_for(1)
         assert [(one, word) for one, word, _ in story(world)] == [
@@ -69,12 +69,12 @@ async def test_while_an_earlier_event_is_under_way_the_later_one_waits(tmp_path:
 async def test_the_death_of_an_earlier_event_releases_the_later_one(tmp_path: Path) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
         await world.subscribe(ordered=True, retry_schedule_seconds=[0, 60])
-        answer(world, 500, 500)
+        queue_answers(world, 500, 500)
         await world.generate()
         await world.run()
         assert (await world.call_back()).status_code == 200
         await world.run(59)
-        assert len(world.subscribers.sent) == 1
+        assert len(world.subscribers.webhooks) == 1
         await world.run(1)
         assert [word for _, word, _ in story(world)] == ["submitted", "submitted", "succeeded"]
         assert [d["status"] for d in await deliveries(world)] == ["dead", "delivered"]
@@ -87,13 +87,13 @@ async def test_order_holds_after_a_restart(tmp_path: Path) -> None:
         for index in range(5):
             body = {"code": 200, "data": {"task_id": f"task{index + 1}", "status": "failed"}}
             assert (await world.call_back(body, index=index)).status_code == 200
-        answer(world, *[500] * 5)
+        queue_answers(world, *[500] * 5)
         await world.run()
         await world.restart()
         await world.run(5)
         for generation in generations:
             of_one = [
-                s for s in world.subscribers.sent if s.event["data"]["id"] == generation["id"]
+                s for s in world.subscribers.webhooks if s.event["data"]["id"] == generation["id"]
             ]
             words = [sent.event["type"] for sent in of_one]
             assert words == ["generation.submitted"] * 2 + ["generation.failed"]
@@ -102,7 +102,7 @@ async def test_order_holds_after_a_restart(tmp_path: Path) -> None:
 async def test_asking_for_a_later_event_by_hand_does_not_break_the_order(tmp_path: Path) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
         await world.subscribe(ordered=True)
-        answer(world, 500)
+        queue_answers(world, 500)
         await world.generate()
         await world.run()
         assert (await world.call_back()).status_code == 200
@@ -117,7 +117,7 @@ async def test_asking_for_a_later_event_by_hand_does_not_break_the_order(tmp_pat
 async def test_without_order_a_later_event_does_not_wait(tmp_path: Path) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
         await world.subscribe()
-        answer(world, Answer(500, (), b""))
+        queue_answers(world, Answer(500, (), b""))
         await world.generate()
         await world.run()
         assert (await world.call_back()).status_code == 200

@@ -1,4 +1,4 @@
-"""Polling: on schedule, within its budget, confirmations first, and until the deadline."""
+"""Polls: on schedule, within the budget, confirmations first, and until the deadline."""
 
 import asyncio
 import itertools
@@ -8,38 +8,39 @@ from typing import Any
 import httpx
 import pytest
 
-from service.generations.poll import Budget
+from service.generations.budget import Budget
 from service.store import generations
 from service.store.sqlite.database import Transaction
-from tests.disaster import Held, status_of, story
-from tests.harness import Harness, completed, opened
+from tests.faults import DelayedAnswer, status_of, timeline_of
+from tests.harness import Harness, opened, success_report
+from tests.logs import Console
 
 POLLED = "ideogram-v3-turbo"  # No callbacks; usually done after 3 s.
 HOUR = 3_600
 
 
-def said(status: int, body: Any = None, **headers: str) -> httpx.Response:
+def response(status: int, body: Any = None, **headers: str) -> httpx.Response:
     return httpx.Response(status, json=body, headers=headers)
 
 
-def running(word: str = "IN_PROGRESS") -> httpx.Response:
-    return said(200, {"code": 200, "data": {"task_id": "task1", "status": word}})
+def still_running(word: str = "IN_PROGRESS") -> httpx.Response:
+    return response(200, {"code": 200, "data": {"task_id": "task1", "status": word}})
 
 
-async def polled_at(world: Harness, seconds: int, step: float = 1.0) -> list[float]:
-    """When upstream was asked, in seconds from now, within `seconds`."""
-    found: list[float] = []
+async def poll_times(world: Harness, seconds: int, step: float = 1.0) -> list[float]:
+    """Return when upstream was polled within `seconds`, in seconds from now."""
+    times: list[float] = []
     for tick in range(1, int(seconds / step) + 1):
         before = len(world.upstream.polls)
         await world.run(step)
-        found += [tick * step] * (len(world.upstream.polls) - before)
-    return found
+        times += [tick * step] * (len(world.upstream.polls) - before)
+    return times
 
 
-async def test_a_model_without_callbacks_is_asked_about_ever_more_slowly(tmp_path: Path) -> None:
+async def test_polls_of_a_model_without_callbacks_grow_apart(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate(POLLED)
-        first, *rest = await polled_at(world, 60)
+        first, *rest = await poll_times(world, 60)
         assert first == 3  # 3 s, 20 % less by this world's jitter, on a clock of whole seconds.
         gaps = [later - sooner for sooner, later in itertools.pairwise([first, *rest])]
         assert gaps == sorted(gaps)
@@ -47,39 +48,39 @@ async def test_a_model_without_callbacks_is_asked_about_ever_more_slowly(tmp_pat
         assert gaps[-1] == 12  # 15 s less 20 %.
 
 
-async def test_after_five_minutes_it_is_asked_once_a_minute(tmp_path: Path) -> None:
+async def test_after_five_minutes_polls_are_a_minute_apart(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate(POLLED)
         await world.run(400)
-        assert await polled_at(world, 200, step=4) == [48, 96, 144, 192]  # 60 s less 20 %.
+        assert await poll_times(world, 200, step=4) == [48, 96, 144, 192]  # 60 s less 20 %.
 
 
-async def test_where_a_callback_is_expected_upstream_is_left_alone_for_a_minute(
+async def test_while_a_callback_is_expected_only_safety_polls_are_made(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path) as world:
         await world.generate()
-        assert await polled_at(world, 3_000, step=8) == [48, 144, 384, 864, 1_824, 2_784]
+        assert await poll_times(world, 3_000, step=8) == [48, 144, 384, 864, 1_824, 2_784]
 
 
-async def test_a_lost_callback_is_made_up_for_by_the_safety_poll(tmp_path: Path) -> None:
+async def test_the_safety_poll_gets_the_outcome_of_a_lost_callback(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe()
         generation = await world.generate()
         world.upstream.finish("task1")
         await world.run(60)
         assert await status_of(world, generation["id"]) == "succeeded"
-        types = sorted(world.subscribers.types())
+        types = sorted(world.subscribers.event_types())
         assert types == ["generation.submitted", "generation.succeeded"]
 
 
-async def test_the_safety_poll_can_be_set(tmp_path: Path) -> None:
+async def test_the_delay_of_the_safety_poll_can_be_set(tmp_path: Path) -> None:
     async with opened(tmp_path, safety_poll_seconds=2.0) as world:
         await world.generate()
-        assert (await polled_at(world, 5))[0] == 2
+        assert (await poll_times(world, 5))[0] == 2
 
 
-async def test_upstream_is_asked_no_faster_than_the_budget(tmp_path: Path) -> None:
+async def test_polls_are_no_faster_than_the_budget(tmp_path: Path) -> None:
     async with opened(tmp_path, poll_rate_per_second=5.0) as world:
         for _ in range(40):
             await world.generate(POLLED)
@@ -95,7 +96,7 @@ async def test_upstream_is_asked_no_faster_than_the_budget(tmp_path: Path) -> No
         assert sorted(first_round) == sorted(f"task{i + 1}" for i in range(40))
 
 
-def test_the_budget_gains_by_time_up_to_one_second_and_never_more() -> None:
+def test_the_budget_refills_with_time_up_to_one_second() -> None:
     budget = Budget(4.0)
     assert budget.available(0) == 4
     for _ in range(4):
@@ -113,7 +114,7 @@ def test_the_budget_gains_by_time_up_to_one_second_and_never_more() -> None:
     assert budget.available(3_700_000) == 4
 
 
-def test_a_budget_of_less_than_one_a_second_still_asks() -> None:
+def test_a_budget_below_one_poll_a_second_still_allows_polls() -> None:
     budget = Budget(0.1)
     assert budget.available(0) == 1
     budget.spend()
@@ -121,27 +122,27 @@ def test_a_budget_of_less_than_one_a_second_still_asks() -> None:
     assert budget.available(10_001) == 1
 
 
-async def test_confirmations_of_callbacks_come_before_routine_questions(tmp_path: Path) -> None:
+async def test_confirmations_come_before_scheduled_polls(tmp_path: Path) -> None:
     async with opened(tmp_path, poll_rate_per_second=2.0) as world:
         for _ in range(6):
             await world.generate(POLLED)
         await world.generate()
         world.clock.advance(30)
-        await world.call_back(completed("task7"))
+        await world.call_back(success_report("task7"))
         await world.run()
         assert world.upstream.polls[0] == "task7"
         assert len(world.upstream.polls) == 2
 
 
 @pytest.mark.parametrize(("header", "seconds"), [({"Retry-After": "30"}, 30), ({}, 5)])
-async def test_a_429_pauses_every_question_for_as_long_as_it_says(
+async def test_a_429_pauses_every_poll_for_its_retry_after(
     tmp_path: Path, header: dict[str, str], seconds: int
 ) -> None:
     async with opened(tmp_path) as world:
         await world.generate(POLLED)
         world.clock.advance(1)
         await world.generate(POLLED)
-        world.upstream.poll_replies.append(said(429, None, **header))
+        world.upstream.poll_replies.append(response(429, None, **header))
         await world.run(2)
         assert world.upstream.polls == ["task1"]
         await world.run(seconds - 1)
@@ -150,13 +151,13 @@ async def test_a_429_pauses_every_question_for_as_long_as_it_says(
         assert sorted(world.upstream.polls[1:]) == ["task1", "task2"]
 
 
-async def test_a_confirmation_that_is_throttled_is_made_right_after_the_pause(
+async def test_a_throttled_confirmation_is_repeated_right_after_the_pause(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path) as world:
         generation = await world.generate()
         world.upstream.finish("task1")
-        world.upstream.poll_replies.append(said(429, None, **{"Retry-After": "7"}))
+        world.upstream.poll_replies.append(response(429, None, **{"Retry-After": "7"}))
         await world.call_back()
         await world.run()
         await world.run(6)
@@ -165,49 +166,57 @@ async def test_a_confirmation_that_is_throttled_is_made_right_after_the_pause(
         assert await status_of(world, generation["id"]) == "succeeded"
 
 
-TROUBLE = [said(500), said(503), said(200, {"code": 500}), httpx.ReadTimeout("slow"), said(404)]
+FAILED_POLLS = [
+    response(500),
+    response(503),
+    response(200, {"code": 500}),
+    httpx.ReadTimeout("slow"),
+    response(404),
+]
 
 
-@pytest.mark.parametrize("reply", TROUBLE, ids=lambda reply: repr(reply)[:30])
-async def test_trouble_backs_off_alone(tmp_path: Path, reply: httpx.Response | Exception) -> None:
+@pytest.mark.parametrize("reply", FAILED_POLLS, ids=lambda reply: repr(reply)[:30])
+async def test_failed_polls_back_off_for_their_generation_alone(
+    tmp_path: Path, reply: httpx.Response | Exception
+) -> None:
     async with opened(tmp_path) as world:
         await world.generate()
         await world.generate(POLLED)
         world.upstream.poll_replies.extend([reply] * 4)
-        await world.call_back(completed("task1"), index=0)
+        await world.call_back(success_report("task1"), index=0)
         times = [1.0 * tick for tick in range(33)]
-        seen: list[tuple[float, str]] = []
+        polls: list[tuple[float, str]] = []
         for at in times:
             before = len(world.upstream.polls)
             await world.run(0 if at == 0 else 1)
-            seen += [(at, task) for task in world.upstream.polls[before:]]
+            polls += [(at, task) for task in world.upstream.polls[before:]]
             if at == 0:
                 world.upstream.poll_replies.clear()
-                world.upstream.poll_replies.append(reply)  # For whoever comes next.
-        assert [at for at, task in seen if task == "task2"][:2] == [3, 7]
-        assert [at for at, task in seen if task == "task1"][:2] == [0, 4]
+                world.upstream.poll_replies.append(reply)  # For the next poll.
+        assert [at for at, task in polls if task == "task2"][:2] == [3, 7]
+        assert [at for at, task in polls if task == "task1"][:2] == [0, 4]
 
 
-async def test_trouble_is_asked_about_ever_more_slowly_up_to_five_minutes(tmp_path: Path) -> None:
+async def test_failed_polls_back_off_to_five_minutes(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate(POLLED)
-        world.upstream.poll_replies.extend([said(500)] * 40)
-        found = await polled_at(world, 1_400, step=4)
-        gaps = [later - sooner for sooner, later in itertools.pairwise(found)]
+        world.upstream.poll_replies.extend([response(500)] * 40)
+        times = await poll_times(world, 1_400, step=4)
+        gaps = [later - sooner for sooner, later in itertools.pairwise(times)]
         assert gaps == [4, 8, 16, 32, 64, 128, 240, 240, 240, 240]  # 5 s doubled, less 20 %.
 
 
-async def test_retry_after_wins_over_the_back_off(tmp_path: Path) -> None:
+async def test_retry_after_takes_precedence_over_the_back_off(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate(POLLED)
-        world.upstream.poll_replies.append(said(503, None, **{"Retry-After": "100"}))
-        assert await polled_at(world, 110) == [3, 103, 106, 110]
+        world.upstream.poll_replies.append(response(503, None, **{"Retry-After": "100"}))
+        assert await poll_times(world, 110) == [3, 103, 106, 110]
 
 
-async def test_a_404_stays_open(tmp_path: Path) -> None:
+async def test_a_generation_stays_open_after_a_404(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         generation = await world.generate(POLLED)
-        world.upstream.poll_replies.extend([said(404), said(404)])
+        world.upstream.poll_replies.extend([response(404), response(404)])
         await world.run(3)
         await world.run(5)
         assert await status_of(world, generation["id"]) == "processing"
@@ -216,35 +225,35 @@ async def test_a_404_stays_open(tmp_path: Path) -> None:
         assert await status_of(world, generation["id"]) == "succeeded"
 
 
-async def test_an_unknown_word_stays_open_and_is_logged(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+async def test_a_generation_with_an_unknown_status_word_stays_open(
+    tmp_path: Path, console: Console
 ) -> None:
+    console.configure("info")
     async with opened(tmp_path) as world:
         generation = await world.generate(POLLED)
-        world.upstream.poll_replies.append(running("PONDERING"))
+        world.upstream.poll_replies.append(still_running("PONDERING"))
         await world.run(3)
         assert await status_of(world, generation["id"]) == "processing"
-        assert ("poll", "processing") in await story(world, generation["id"])
-        lines = [line for line in capsys.readouterr().out.splitlines() if "unknown_word" in line]
-        assert len(lines) == 1
-        assert "PONDERING" in lines[0]
+        assert ("poll", "processing") in await timeline_of(world, generation["id"])
+        lines = [line for line in console.lines() if line["event"] == "upstream.unknown_word"]
+        assert [line["word"] for line in lines] == ["PONDERING"]
         world.upstream.finish("task1")
         await world.run(10)
         assert await status_of(world, generation["id"]) == "succeeded"
 
 
-async def test_a_failure_is_published_with_its_reason_and_costs_nothing(tmp_path: Path) -> None:
+async def test_a_failed_generation_has_its_error_and_costs_no_credits(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         generation = await world.generate(POLLED)
         world.upstream.fail("task1", "no such luck")
         await world.run(3)
-        found = await world.get(f"/v1/generations/{generation['id']}")
-        assert found["status"] == "failed"
-        assert found["error"] == {"code": "bad", "message": "no such luck"}
-        assert (found["credits"], found["output"]) == (0, None)
+        stored = await world.get(f"/v1/generations/{generation['id']}")
+        assert stored["status"] == "failed"
+        assert stored["error"] == {"code": "bad", "message": "no such luck"}
+        assert (stored["credits"], stored["output"]) == (0, None)
 
 
-async def test_at_its_deadline_a_generation_times_out_and_is_still_asked_about(
+async def test_a_generation_times_out_at_its_deadline_and_is_still_polled(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path) as world:
@@ -253,18 +262,23 @@ async def test_at_its_deadline_a_generation_times_out_and_is_still_asked_about(
         await world.run(HOUR - 1)
         assert await status_of(world, generation["id"]) == "processing"
         await world.run(1)
-        found = await world.get(f"/v1/generations/{generation['id']}")
-        assert found["status"] == "timed_out"
-        assert found["error"]["code"] == "deadline_exceeded"
-        late = await polled_at(world, 30 * HOUR, step=240)
-        minutes = [round(at / 60) for at in late]
+        stored = await world.get(f"/v1/generations/{generation['id']}")
+        assert stored["status"] == "timed_out"
+        assert stored["error"]["code"] == "deadline_exceeded"
+        late_polls = await poll_times(world, 30 * HOUR, step=240)
+        minutes = [round(at / 60) for at in late_polls]
         assert minutes == [8, 48, 288, 1_152]  # 10 min, 1, 6 and 24 h, less 20 %.
-        assert sorted(world.subscribers.types()) == ["generation.submitted", "generation.timed_out"]
+        assert sorted(world.subscribers.event_types()) == [
+            "generation.submitted",
+            "generation.timed_out",
+        ]
 
 
 @pytest.mark.parametrize("outcome", ["succeeded", "failed"])
-@pytest.mark.parametrize("by", ["poll", "callback", "refresh"])
-async def test_a_late_result_is_taken_and_told(tmp_path: Path, outcome: str, by: str) -> None:
+@pytest.mark.parametrize("source", ["poll", "callback", "refresh"])
+async def test_a_late_result_is_stored_and_delivered(
+    tmp_path: Path, outcome: str, source: str
+) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe()
         generation = await world.generate()
@@ -274,18 +288,18 @@ async def test_a_late_result_is_taken_and_told(tmp_path: Path, outcome: str, by:
             world.upstream.finish("task1")
         else:
             world.upstream.fail("task1")
-        if by == "callback":
+        if source == "callback":
             await world.call_back({"done": True})
             await world.run()
-        elif by == "refresh":
+        elif source == "refresh":
             await world.client.post(f"/v1/generations/{generation['id']}/refresh")
-        await world.run(10 * 60 if by == "poll" else 0)
-        found = await world.get(f"/v1/generations/{generation['id']}")
-        assert found["status"] == outcome
-        assert found["completed_at"] > found["deadline_at"]
+        await world.run(10 * 60 if source == "poll" else 0)
+        stored = await world.get(f"/v1/generations/{generation['id']}")
+        assert stored["status"] == outcome
+        assert stored["completed_at"] > stored["deadline_at"]
         await world.run(30 * HOUR)
-        told = ["generation.submitted", "generation.timed_out", f"generation.{outcome}"]
-        assert sorted(world.subscribers.types()) == sorted(told)
+        types = ["generation.submitted", "generation.timed_out", f"generation.{outcome}"]
+        assert sorted(world.subscribers.event_types()) == sorted(types)
 
 
 async def test_refreshing_does_not_use_up_the_late_polls(tmp_path: Path) -> None:
@@ -296,11 +310,11 @@ async def test_refreshing_does_not_use_up_the_late_polls(tmp_path: Path) -> None
             world.clock.advance(2)
             await world.client.post(f"/v1/generations/{generation['id']}/refresh")
         before = len(world.upstream.polls)
-        assert len(await polled_at(world, 30 * HOUR, step=240)) == 4
+        assert len(await poll_times(world, 30 * HOUR, step=240)) == 4
         assert len(world.upstream.polls) == before + 4
 
 
-async def test_the_deadline_is_kept_by_a_process_that_was_away(tmp_path: Path) -> None:
+async def test_a_deadline_that_passed_before_a_restart_is_enforced_after_it(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe()
         first = await world.generate()
@@ -310,28 +324,28 @@ async def test_the_deadline_is_kept_by_a_process_that_was_away(tmp_path: Path) -
         await world.run()
         for generation in (first, second):
             assert await status_of(world, generation["id"]) == "timed_out"
-        assert world.subscribers.types().count("generation.timed_out") == 2
+        assert world.subscribers.event_types().count("generation.timed_out") == 2
 
 
-async def test_a_poll_and_a_callback_with_the_same_news_yield_one_event(tmp_path: Path) -> None:
+async def test_a_poll_and_a_callback_with_the_same_outcome_make_one_event(tmp_path: Path) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
         await world.subscribe()
         generation = await world.generate()
-        answer = {"code": 200, "data": completed("task1")["data"]}
-        held = Held(said(200, answer))
-        world.upstream.poll_replies.append(held.reply)
-        ticking = asyncio.create_task(world.run(60))
-        await held.asked.wait()
-        assert (await world.call_back({**completed("task1"), "extra": 1})).status_code == 200
-        held.release()
-        await ticking
+        answer = {"code": 200, "data": success_report("task1")["data"]}
+        delayed_answer = DelayedAnswer(response(200, answer))
+        world.upstream.poll_replies.append(delayed_answer.reply)
+        tick = asyncio.create_task(world.run(60))
+        await delayed_answer.requested.wait()
+        assert (await world.call_back({**success_report("task1"), "extra": 1})).status_code == 200
+        delayed_answer.release()
+        await tick
         await world.run(24 * HOUR)
         assert await status_of(world, generation["id"]) == "succeeded"
-        types = sorted(world.subscribers.types())
+        types = sorted(world.subscribers.event_types())
         assert types == ["generation.submitted", "generation.succeeded"]
 
 
-async def test_contradictory_news_at_once_yield_one_event(tmp_path: Path) -> None:
+async def test_contradictory_outcomes_at_once_make_one_event(tmp_path: Path) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
         await world.subscribe()
         for _ in range(20):
@@ -339,24 +353,24 @@ async def test_contradictory_news_at_once_yield_one_event(tmp_path: Path) -> Non
         for number in range(1, 21):
             world.upstream.fail(f"task{number}")
         world.clock.advance(60)
-        ticking = asyncio.create_task(world.run())
+        tick = asyncio.create_task(world.run())
         answers = await asyncio.gather(
-            *(world.call_back(completed(f"task{i + 1}"), index=i) for i in range(20))
+            *(world.call_back(success_report(f"task{i + 1}"), index=i) for i in range(20))
         )
         assert {answer.status_code for answer in answers} == {200}
-        await ticking
+        await tick
         await world.run(60)
-        ended = [
+        ended_ids = [
             sent.event["data"]["id"]
-            for sent in world.subscribers.sent
+            for sent in world.subscribers.webhooks
             if sent.event["type"] in ("generation.succeeded", "generation.failed")
         ]
-        assert len(ended) == len(set(ended)) == 20
+        assert len(ended_ids) == len(set(ended_ids)) == 20
         events = (await world.get("/v1/events", limit=250))["data"]
         assert len(events) == 40
 
 
-async def test_refresh_asks_now_and_once_a_second_at_most(tmp_path: Path) -> None:
+async def test_refresh_polls_at_once_but_at_most_once_a_second(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         generation = await world.generate()
         path = f"/v1/generations/{generation['id']}/refresh"
@@ -372,7 +386,7 @@ async def test_refresh_asks_now_and_once_a_second_at_most(tmp_path: Path) -> Non
         assert len(world.upstream.polls) == 2
 
 
-async def test_refreshes_at_the_same_time_share_a_question(tmp_path: Path) -> None:
+async def test_refreshes_at_the_same_time_share_a_poll(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         generation = await world.generate()
         world.upstream.finish("task1")
@@ -382,7 +396,7 @@ async def test_refreshes_at_the_same_time_share_a_question(tmp_path: Path) -> No
         assert world.upstream.polls == ["task1"]
 
 
-async def test_without_a_task_there_is_nothing_to_refresh(tmp_path: Path) -> None:
+async def test_a_refresh_without_a_task_id_makes_no_poll(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         world.upstream.create_replies.append(httpx.ReadTimeout("slow"))
         generation = await world.generate()
@@ -391,35 +405,35 @@ async def test_without_a_task_there_is_nothing_to_refresh(tmp_path: Path) -> Non
         assert world.upstream.polls == []
 
 
-async def test_nothing_that_is_due_between_two_looks_is_overlooked(
+async def test_a_poll_that_becomes_due_during_the_read_is_not_missed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look = generations.to_poll
+    to_poll = generations.to_poll
 
-    async def slowly(tx: Transaction, limit: int) -> Any:
-        found = await look(tx, limit)
-        world.clock.advance(5)  # Time moves while the database is asked.
-        return found
+    async def slow_to_poll(tx: Transaction, limit: int) -> Any:
+        due = await to_poll(tx, limit)
+        world.clock.advance(5)  # Time passes during the read.
+        return due
 
     async with opened(tmp_path) as world:
         await world.generate(POLLED)
         due_at = world.clock.now + 2_400
-        monkeypatch.setattr(generations, "to_poll", slowly)
+        monkeypatch.setattr(generations, "to_poll", slow_to_poll)
         _, next_at = await world.app.parts.poller.run_due(world.clock.now)
         assert next_at == due_at
 
 
-async def test_a_question_that_cannot_be_recorded_is_asked_again(tmp_path: Path) -> None:
+async def test_a_poll_that_cannot_be_recorded_is_repeated(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         generation = await world.generate(POLLED)
         database = world.app.database
-        answer = {"code": 200, "data": completed("task1")["data"]}
+        answer = {"code": 200, "data": success_report("task1")["data"]}
 
-        def fails(_request: httpx.Request) -> httpx.Response:
+        def answer_and_fill_the_queue(_request: httpx.Request) -> httpx.Response:
             database._queue_max = 0
-            return said(200, answer)
+            return response(200, answer)
 
-        world.upstream.poll_replies.append(fails)
+        world.upstream.poll_replies.append(answer_and_fill_the_queue)
         world.clock.advance(3)
         await world.app.parts.poller.run_due(world.clock.now)
         await world.app.parts.poller.settle()
@@ -430,7 +444,7 @@ async def test_a_question_that_cannot_be_recorded_is_asked_again(tmp_path: Path)
         assert await status_of(world, generation["id"]) == "succeeded"
 
 
-async def test_two_ticks_at_once_do_the_work_once(tmp_path: Path) -> None:
+async def test_concurrent_ticks_do_the_work_once(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         for _ in range(5):
             await world.generate(POLLED)

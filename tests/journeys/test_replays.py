@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from service.delivery import replay
-from service.store.deliveries import due as due_rows
+from service.store.deliveries import fetch_due
 from service.store.sqlite.database import Database
 from tests.harness import START, SUBSCRIBER_URL, Harness, opened
-from tests.journeys.gates import Gate, answer, attached, crash, deliveries
+from tests.journeys.gates import Gate, attach_worker, deliveries, queue_answers, take_over
 
 OTHER_URL = "http://127.0.0.1:7/other"
 ONE = {"event_types": ["generation.submitted"]}
@@ -34,13 +34,13 @@ async def seen(world: Harness, made: dict[str, Any]) -> tuple[str, int, int]:
 
 
 def ids(world: Harness, url: str = SUBSCRIBER_URL) -> list[str]:
-    return [sent.headers["webhook-id"] for sent in world.subscribers.to(url)]
+    return [sent.headers["webhook-id"] for sent in world.subscribers.webhooks_to(url)]
 
 
 async def test_a_replay_of_dead_ones_sends_them_again_under_their_own_ids(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0])
-        answer(world, 500, 200, 500)
+        queue_answers(world, 500, 200, 500)
         for _ in range(3):
             await world.generate()
             await world.run()
@@ -68,7 +68,9 @@ async def test_a_replay_of_all_reaches_a_subscriber_that_came_later(tmp_path: Pa
         assert ids(world) == []
         await started(world, late, only="all")
         await world.run()
-        assert [sent.event["data"]["id"] for sent in world.subscribers.to(SUBSCRIBER_URL)] == made
+        assert [
+            sent.event["data"]["id"] for sent in world.subscribers.webhooks_to(SUBSCRIBER_URL)
+        ] == made
 
 
 async def test_the_subscribers_filter_and_the_asked_types_both_apply(tmp_path: Path) -> None:
@@ -127,13 +129,13 @@ async def test_a_dry_run_counts_and_sends_nothing(tmp_path: Path) -> None:
         assert (made["status"], made["total"], made["done"]) == ("done", 1, 0)
         assert made["finished_at"] == made["created_at"]
         await world.run(60)
-        assert len(world.subscribers.sent) == 1
+        assert len(world.subscribers.webhooks) == 1
 
 
 async def test_what_is_still_on_its_way_is_not_sent_twice(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE)
-        answer(world, 500)
+        queue_answers(world, 500)
         await world.generate()
         await world.generate()
         await world.run()
@@ -256,7 +258,7 @@ async def test_a_crash_between_batches_repeats_nothing(
         made = await started(world, subscriber, only="all")
         count, next_at = await replay.run_due(world.app.parts.context, world.clock())
         assert (count, next_at) == (3, START)
-        old = await crash(world)
+        old = await take_over(world)
         assert await seen(world, made) == ("running", 3, 8)
         await world.run()
         assert await seen(world, made) == ("done", 8, 8)
@@ -268,7 +270,7 @@ async def test_live_events_do_not_queue_behind_a_long_replay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replay, "BATCH", 2)
-    monkeypatch.setattr(replay, "AHEAD_MAX", 4)
+    monkeypatch.setattr(replay, "UNTRIED_MAX", 4)
     async with opened(tmp_path) as world:
         subscriber = await many(world, 10)
         path = f"/v1/subscribers/{subscriber['id']}"
@@ -280,7 +282,7 @@ async def test_live_events_do_not_queue_behind_a_long_replay(
         assert (await seen(world, made))[1] == 4  # The others wait until these were tried.
         live = await world.generate()
         await world.run(0.5)
-        order = [sent.event["data"]["id"] for sent in world.subscribers.sent]
+        order = [sent.event["data"]["id"] for sent in world.subscribers.webhooks]
         assert order.index(live["id"]) == 4
         for _ in range(10):
             await world.run(0.5)
@@ -291,11 +293,11 @@ async def test_live_events_do_not_queue_behind_a_long_replay(
 async def test_a_failing_receiver_does_not_stop_a_replay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replay, "AHEAD_MAX", 4)
+    monkeypatch.setattr(replay, "UNTRIED_MAX", 4)
     monkeypatch.setattr(replay, "BATCH", 2)
     async with opened(tmp_path) as world:
         subscriber = await many(world, 10)
-        answer(world, *[500] * 10)
+        queue_answers(world, *[500] * 10)
         made = await started(world, subscriber, only="all")
         for _ in range(10):
             await world.run(0.5)
@@ -329,7 +331,7 @@ async def test_a_canceled_replay_makes_no_more_and_what_is_pending_is_canceled(
     async with opened(tmp_path) as world:
         subscriber = await many(world, 8)
         live = await world.generate()
-        answer(world, *[500] * 9)
+        queue_answers(world, *[500] * 9)
         made = await started(world, subscriber, only="all")
         assert await replay.run_due(world.app.parts.context, world.clock()) == (3, START)
         for _ in range(2):
@@ -346,7 +348,7 @@ async def test_a_canceled_replay_makes_no_more_and_what_is_pending_is_canceled(
             "canceled",
         ]
         if at_once >= 3:
-            about = {sent.event["data"]["id"] for sent in world.subscribers.sent}
+            about = {sent.event["data"]["id"] for sent in world.subscribers.webhooks}
             assert about == {live["id"]}
         # A delivery that was canceled says nothing: a new replay starts from the beginning.
         assert (await started(world, subscriber, only="all", dry_run=True))["total"] == 8
@@ -357,7 +359,7 @@ async def test_after_a_canceled_replay_what_was_dead_is_still_to_be_replayed(
 ) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0, 60])
-        answer(world, *[500] * 3)
+        queue_answers(world, *[500] * 3)
         await world.generate()
         await world.run()
         await world.run(60)
@@ -377,9 +379,9 @@ async def test_canceling_reaches_what_is_held_in_memory(tmp_path: Path) -> None:
         path = f"/v1/subscribers/{subscriber['id']}"
         await world.client.patch(path, json={"max_in_flight": 1})
         gate = Gate()
-        answer(world, gate)
+        queue_answers(world, gate)
         made = await started(world, subscriber, only="all")
-        async with attached(world) as dispatcher:
+        async with attach_worker(world) as dispatcher:
             await replay.run_due(world.app.parts.context, world.clock())
             await gate.wait_for(1)
             await world.client.post(f"/v1/replays/{made['id']}/cancel")
@@ -402,19 +404,19 @@ async def test_canceling_reaches_what_was_read_a_moment_before(
 
         async def slow(unit: Any, *args: Any) -> Any:
             found = await Database.read(world.app.database, unit, *args)
-            if unit is due_rows and not gate.is_open.is_set():
+            if unit is fetch_due and not gate.is_open.is_set():
                 await gate()
             return found
 
-        async with attached(world) as dispatcher:
+        async with attach_worker(world) as dispatcher:
             monkeypatch.setattr(context.database, "read", slow)
-            dispatcher.look(subscriber["id"])
+            dispatcher.refill(subscriber["id"])
             await gate.wait_for(1)
             await world.client.post(f"/v1/replays/{made['id']}/cancel")
             gate.is_open.set()
             await dispatcher.settle()
             await dispatcher.run_due(world.clock())
-        assert world.subscribers.sent == []
+        assert world.subscribers.webhooks == []
 
 
 async def test_a_replay_that_is_done_cannot_be_canceled(tmp_path: Path) -> None:
@@ -445,7 +447,7 @@ async def test_when_the_subscriber_is_deleted_its_replay_is_canceled(tmp_path: P
         await world.client.delete(f"/v1/subscribers/{subscriber['id']}")
         await world.run()
         assert await seen(world, made) == ("canceled", 0, 2)
-        assert world.subscribers.sent == []
+        assert world.subscribers.webhooks == []
 
 
 async def test_a_tick_says_how_many_deliveries_it_made_for_replays(tmp_path: Path) -> None:

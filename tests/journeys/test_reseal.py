@@ -1,4 +1,4 @@
-"""Rotating GENHOOK_SECRET_KEYS: what is stored is sealed anew, then the old key may go."""
+"""Rotation of GENHOOK_SECRET_KEYS: secrets are resealed, then the old key can be removed."""
 
 from pathlib import Path
 
@@ -8,51 +8,54 @@ import pytest
 from service.delivery import signing_keys
 from service.store import reseal
 from service.store.vault import VaultError
-from tests.disaster import rows
+from tests.faults import rows
 from tests.harness import Harness, opened
 
 OLD, NEW = "s" * 32, "n" * 32
 
 
-async def _with_keys(world: Harness, *keys: str) -> None:
+async def restart_with_keys(world: Harness, *keys: str) -> None:
     world.settings = msgspec.structs.replace(world.settings, secret_keys=keys)
     await world.restart()
 
 
-async def test_secrets_sealed_under_an_old_key_are_sealed_under_the_newest(tmp_path: Path) -> None:
+async def run_reseal(world: Harness) -> int:
+    return await reseal.run(world.app.database, world.app.parts.context.vault)
+
+
+async def test_secrets_under_an_old_key_are_resealed_under_the_newest(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
-        made = await world.subscribe(headers={"x-token": "of-theirs"})
-        secret = await world.get("/v1/signing-secret")
-        await _with_keys(world, OLD, NEW)
-        assert await reseal.run(world.app.database, world.app.parts.context.vault) == 2
-        assert await reseal.run(world.app.database, world.app.parts.context.vault) == 0
-        await _with_keys(world, NEW)
-        kept = await world.get(f"/v1/subscribers/{made['id']}/secret")
-        assert kept["secret"] == made["secret"]
-        assert await world.get("/v1/signing-secret") == secret
+        subscriber = await world.subscribe(headers={"x-token": "secret"})
+        signing_secret = await world.get("/v1/signing-secret")
+        await restart_with_keys(world, OLD, NEW)
+        assert await run_reseal(world) == 2
+        assert await run_reseal(world) == 0
+        await restart_with_keys(world, NEW)
+        answer = await world.get(f"/v1/subscribers/{subscriber['id']}/secret")
+        assert answer["secret"] == subscriber["secret"]
+        assert await world.get("/v1/signing-secret") == signing_secret
         [row] = await rows(world, "SELECT id, sealed_headers FROM subscribers")
         vault = world.app.parts.context.vault
-        found = signing_keys.unseal_headers(vault, row["sealed_headers"], row["id"])
-        assert found == {"x-token": "of-theirs"}
+        headers = signing_keys.unseal_headers(vault, row["sealed_headers"], row["id"])
+        assert headers == {"x-token": "secret"}
 
 
-async def test_without_sealing_anew_the_old_key_cannot_go(tmp_path: Path) -> None:
+async def test_secrets_that_were_not_resealed_do_not_open_without_the_old_key(
+    tmp_path: Path,
+) -> None:
     async with opened(tmp_path) as world:
-        made = await world.subscribe()
-        await _with_keys(world, NEW)
+        subscriber = await world.subscribe()
+        await restart_with_keys(world, NEW)
         [row] = await rows(world, "SELECT id, sealed_secrets FROM subscribers")
+        vault = world.app.parts.context.vault
         with pytest.raises(VaultError):
-            signing_keys.unseal(world.app.parts.context.vault, row["sealed_secrets"], made["id"])
-        assert await reseal.run(world.app.database, world.app.parts.context.vault) == 0, (
-            "what cannot be read stays"
-        )
+            signing_keys.unseal(vault, row["sealed_secrets"], subscriber["id"])
+        assert await run_reseal(world) == 0, "secrets that do not open are not changed"
 
 
-async def test_more_subscribers_than_a_page_are_all_sealed_anew(tmp_path: Path) -> None:
+async def test_more_subscribers_than_a_page_are_all_resealed(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         for number in range(reseal.PAGE + 1):
             await world.subscribe(f"http://127.0.0.1:7/{number}")
-        await _with_keys(world, OLD, NEW)
-        assert (
-            await reseal.run(world.app.database, world.app.parts.context.vault) == reseal.PAGE + 2
-        )
+        await restart_with_keys(world, OLD, NEW)
+        assert await run_reseal(world) == reseal.PAGE + 2

@@ -8,20 +8,20 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
-from tests.harness import Harness, Sent, opened
-from tests.journeys.gates import answer
+from tests.harness import Harness, SentWebhook, opened
+from tests.journeys.gates import queue_answers
 
 ONE = {"event_types": ["generation.submitted"]}
 NOTIFY_URL = "http://127.0.0.1:7/notify"
 DAY = 86_400
 
 
-def signed_by(secret: str, sent: Sent) -> str:
+def signed_by(secret: str, sent: SentWebhook) -> str:
     at = datetime.fromtimestamp(int(sent.headers["webhook-timestamp"]), UTC)
     return Webhook(secret).sign(sent.headers["webhook-id"], at, sent.body.decode())
 
 
-def assert_signed(sent: Sent, *secrets: str) -> None:
+def assert_signed(sent: SentWebhook, *secrets: str) -> None:
     """Signed by these, in this order, and by nothing else."""
     assert sent.headers["webhook-signature"].split(" ") == [signed_by(s, sent) for s in secrets]
 
@@ -38,10 +38,10 @@ async def rotate(world: Harness, subscriber: dict[str, Any], **fields: Any) -> d
     return found
 
 
-async def latest(world: Harness) -> Sent:
+async def latest(world: Harness) -> SentWebhook:
     await world.generate()
     await world.run()
-    return world.subscribers.sent[-1]
+    return world.subscribers.webhooks[-1]
 
 
 async def test_both_secrets_sign_until_the_overlap_ends(tmp_path: Path) -> None:
@@ -63,13 +63,13 @@ async def test_both_secrets_sign_until_the_overlap_ends(tmp_path: Path) -> None:
 async def test_an_attempt_signs_with_the_secrets_of_its_own_moment(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         made = await world.subscribe(**ONE, retry_schedule_seconds=[0, 60, 60])
-        answer(world, 500, 500)
+        queue_answers(world, 500, 500)
         await world.generate()
         await world.run()
         rotated = await rotate(world, made, overlap_seconds=90)
         await world.run(60)
         await world.run(60)
-        first, second, third = world.subscribers.sent
+        first, second, third = world.subscribers.webhooks
         assert_signed(first, made["secret"])
         assert_signed(second, rotated["secret"], made["secret"])
         assert_signed(third, rotated["secret"])
@@ -134,12 +134,12 @@ async def test_the_tenants_own_secret_rotates_for_every_notify_url(tmp_path: Pat
         new = answered.json()["secret"]
         assert (await world.call_back({"data": {"status": "failed"}})).is_success
         await world.run()
-        assert_signed(world.subscribers.to(NOTIFY_URL)[-1], new, old)
+        assert_signed(world.subscribers.webhooks_to(NOTIFY_URL)[-1], new, old)
         await world.generate(notify_url=NOTIFY_URL)
         await world.run(DAY)
         assert (await world.call_back({"data": {"status": "failed"}})).is_success
         await world.run()
-        assert_signed(world.subscribers.to(NOTIFY_URL)[-1], new)
+        assert_signed(world.subscribers.webhooks_to(NOTIFY_URL)[-1], new)
 
 
 async def test_a_secret_survives_a_restart_and_is_never_in_the_file(tmp_path: Path) -> None:

@@ -1,42 +1,14 @@
 """Secrets stay in: no token, key or signing secret in logs, events, errors or lists."""
 
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import pytest
 
-from service.telemetry import log
 from tests.harness import ADMIN_KEY, PUBLIC_URL, Harness, opened
+from tests.logs import Console
 
 SIGNING = "whsec_" + "c2VjcmV0" * 4
-
-
-class Logged:
-    """The real log on standard output, read as text."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def start(self) -> None:
-        log.configure("debug", terminal=False)
-
-    def text(self) -> str:
-        log._lines.flush()
-        return self._capsys.readouterr().out
-
-
-@pytest.fixture
-def logged(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Logged]:
-    """The log, not configured yet; put back as it was."""
-    monkeypatch.setattr(log, "_output", log._output)
-    monkeypatch.setattr(log, "_lines", log._Lines())
-    root, handlers, level = logging.root, list(logging.root.handlers), logging.root.level
-    yield Logged(capsys)
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 def _token(world: Harness) -> str:
@@ -55,12 +27,12 @@ async def _everything(world: Harness) -> str:
             stories = [await world.client.get(f"{path}/{i['id']}/timeline") for i in listed]
             texts += [answer.text for answer in stories]
     texts.append((await world.client.get("/metrics")).text)
-    texts += [f"{sent.headers} {sent.body.decode()}" for sent in world.subscribers.sent]
+    texts += [f"{sent.headers} {sent.body.decode()}" for sent in world.subscribers.webhooks]
     return "\n".join(texts)
 
 
-async def test_a_callbacks_token_is_shown_nowhere(tmp_path: Path, logged: Logged) -> None:
-    logged.start()
+async def test_a_callbacks_token_is_shown_nowhere(tmp_path: Path, console: Console) -> None:
+    console.configure("debug")
     async with opened(tmp_path, public_url="https://hooks.example/base") as world:
         await world.subscribe()
         await world.generate()
@@ -69,10 +41,10 @@ async def test_a_callbacks_token_is_shown_nowhere(tmp_path: Path, logged: Logged
         raw = f'{{"status":"running","callback_url":"{url}","also":"{escaped}"}}'.encode()
         headers = {"x-original-url": url, "referer": url, "authorization": "Bearer hush-hush"}
         inside = url.replace("/base", "")  # As a proxy in front would pass it on.
-        await world.outside.post(inside, content=raw, headers=headers)
-        await world.outside.post(inside, content=b"\xff" + raw)
-        await world.outside.post(inside + "x", content=raw, headers=headers)  # Forged.
-        await world.outside.get(inside)
+        await world.anonymous.post(inside, content=raw, headers=headers)
+        await world.anonymous.post(inside, content=b"\xff" + raw)
+        await world.anonymous.post(inside + "x", content=raw, headers=headers)  # Forged.
+        await world.anonymous.get(inside)
         echo = {
             "task_id": "task1",
             "status": "completed",
@@ -83,7 +55,7 @@ async def test_a_callbacks_token_is_shown_nowhere(tmp_path: Path, logged: Logged
         world.upstream.poll_replies.append(httpx.Response(200, json={"code": 200, "data": echo}))
         await world.run()
         seen = await _everything(world)
-        lines = logged.text()
+        lines = console.text()
     assert "generation.succeeded" in seen
     assert "and so on" in seen
     assert "[redacted]" in seen
@@ -129,8 +101,8 @@ async def test_text_around_a_callback_url_is_kept(tmp_path: Path) -> None:
         assert kept == 'we called [redacted], "twice"; see https://up.example/callbacks for help'
 
 
-async def test_keys_and_signing_secrets_are_shown_nowhere(tmp_path: Path, logged: Logged) -> None:
-    logged.start()
+async def test_keys_and_signing_secrets_are_shown_nowhere(tmp_path: Path, console: Console) -> None:
+    console.configure("debug")
     settings = {
         "upstream_api_key": "sk-hush-hush-1234",
         "upstream_signature": "standard",
@@ -151,7 +123,7 @@ async def test_keys_and_signing_secrets_are_shown_nowhere(tmp_path: Path, logged
         world.upstream.poll_replies.append(httpx.Response(500, json=said))
         await world.run(70)
         shown = await _everything(world)
-        lines = logged.text()
+        lines = console.text()
     assert "Incorrect key: [redacted]" in refused.text
     secrets = ("sk-hush-hush-1234", SIGNING, "s" * 32, ADMIN_KEY, subscriber["secret"], logged_in)
     for text in (refused.text, shown, lines):

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from service.model.errors import SettingsError
-from tests.disaster import status_of
-from tests.harness import Harness, completed, opened
+from tests.faults import status_of
+from tests.harness import Harness, opened, success_report
 
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
-BODY = json.dumps(completed("task1")).encode()
+BODY = json.dumps(success_report("task1")).encode()
 Headers = dict[str, str]
 
 
@@ -61,8 +61,8 @@ def seconds(world: Harness) -> int:
 
 
 async def reasons(world: Harness) -> list[str | None]:
-    found = await world.get("/v1/callbacks", order="asc")
-    return [callback["reason"] for callback in found["data"]]
+    page = await world.get("/v1/callbacks", order="asc")
+    return [callback["reason"] for callback in page["data"]]
 
 
 @pytest.mark.parametrize("scheme", ["standard", "wavespeed"])
@@ -79,13 +79,13 @@ async def test_a_signature_over_the_task_id_alone_leaves_the_body_a_hint(tmp_pat
     async with opened(tmp_path, **signed("kie")) as world:
         generation = await world.generate()
         headers = kie(seconds(world))
-        evil = json.dumps(completed("task1", "https://evil.example/1.png")).encode()
+        evil = json.dumps(success_report("task1", "https://evil.example/1.png")).encode()
         assert (await world.call_back(content=evil, headers=headers)).status_code == 200
         assert await status_of(world, generation["id"]) == "processing"
         world.upstream.finish("task1")
         await world.run()
-        found = await world.get(f"/v1/generations/{generation['id']}")
-        assert found["output"]["files"][0]["url"] == "https://cdn.example/1.png"
+        view = await world.get(f"/v1/generations/{generation['id']}")
+        assert view["output"]["files"][0]["url"] == "https://cdn.example/1.png"
 
 
 @schemes
@@ -108,7 +108,7 @@ async def test_a_signature_that_does_not_hold_is_a_401_and_nothing_is_believed(
         generation = await world.generate()
         sign, at = SIGN[scheme], seconds(world)
         other = "whsec_" + base64.b64encode(b"another key of thirty-two bytes.").decode()
-        changed = json.dumps(completed("task2")).encode()
+        changed = json.dumps(success_report("task2")).encode()
         headers: Headers = {
             "none": {},
             "another secret": sign(at, BODY, other),
@@ -123,9 +123,9 @@ async def test_a_signature_that_does_not_hold_is_a_401_and_nothing_is_believed(
         assert answer.status_code == 401
         assert answer.json()["code"] == "signature_invalid"
         assert await status_of(world, generation["id"]) == "processing"
-        [said] = await reasons(world)
-        assert said is not None
-        assert said.startswith(reason)
+        [stored] = await reasons(world)
+        assert stored is not None
+        assert stored.startswith(reason)
         await world.run()
         assert world.upstream.polls == []
 
@@ -160,7 +160,7 @@ async def test_a_callback_that_is_replayed_within_its_window_changes_nothing(
             assert (await world.call_back(content=BODY, headers=headers)).status_code == 200
         await world.run(201)
         assert (await world.call_back(content=BODY, headers=headers)).status_code == 401
-        types = sorted(world.subscribers.types())
+        types = sorted(world.subscribers.event_types())
         assert types == ["generation.submitted", "generation.succeeded"]
 
 
@@ -169,7 +169,7 @@ async def test_a_signature_does_not_stand_in_for_the_token(tmp_path: Path) -> No
         await world.generate()
         url = world.upstream.callback_url()[:-1] + "_"
         headers = standard(seconds(world))
-        assert (await world.outside.post(url, content=BODY, headers=headers)).status_code == 404
+        assert (await world.anonymous.post(url, content=BODY, headers=headers)).status_code == 404
 
 
 @schemes

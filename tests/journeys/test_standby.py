@@ -1,4 +1,4 @@
-"""The worker that cannot begin: it waits for the disk, as it waits for another worker's end."""
+"""A worker that cannot start yet: it waits for the disk, or for another worker to stop."""
 
 import asyncio
 from pathlib import Path
@@ -12,8 +12,8 @@ from service.store.vault import Vault
 from tests.harness import Harness, opened
 
 
-async def begun(world: Harness) -> None:
-    """Wait until the worker works; it fails first if the worker ends."""
+async def wait_until_working(world: Harness) -> None:
+    """Wait until the worker works; fail if its task ends."""
     worker = world.app.worker
     assert worker is not None
     assert worker.task is not None
@@ -22,7 +22,7 @@ async def begun(world: Harness) -> None:
         await world.get("/v1/events")
 
 
-async def stopped(world: Harness) -> None:
+async def stop_worker(world: Harness) -> None:
     worker = world.app.worker
     assert worker is not None
     assert worker.task is not None
@@ -30,12 +30,12 @@ async def stopped(world: Harness) -> None:
     await asyncio.wait_for(worker.task, 10)
 
 
-async def test_a_lock_that_cannot_be_opened_is_tried_again(
+async def test_a_worker_starts_once_its_lock_can_be_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.worker.STANDBY_SECONDS", 0)
-    in_the_way = tmp_path / "genhook.db-worker"
-    in_the_way.mkdir()
+    obstacle = tmp_path / "genhook.db-worker"
+    obstacle.mkdir()
     async with opened(tmp_path) as world:
         worker = world.app.worker
         assert worker is not None
@@ -43,37 +43,37 @@ async def test_a_lock_that_cannot_be_opened_is_tried_again(
         await world.subscribe()
         assert not worker.is_working
         assert worker.is_alive
-        in_the_way.rmdir()
-        await begun(world)
+        obstacle.rmdir()
+        await wait_until_working(world)
         await world.generate()
-        while not world.subscribers.sent:
+        while not world.subscribers.webhooks:
             await world.get("/v1/events")
-        await stopped(world)
+        await stop_worker(world)
 
 
-async def test_a_disk_that_fails_while_the_worker_begins_is_waited_for(
+async def test_a_worker_starts_once_the_disk_works_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.worker.STANDBY_SECONDS", 0)
     failures = [StorageError("the database failed: disk I/O error")] * 3
-    real = reseal.run
+    run = reseal.run
 
-    async def failing(database: Database, vault: Vault) -> None:
+    async def fail_three_times(database: Database, vault: Vault) -> None:
         if failures:
             raise failures.pop()
-        await real(database, vault)
+        await run(database, vault)
 
-    monkeypatch.setattr(reseal, "run", failing)
+    monkeypatch.setattr(reseal, "run", fail_three_times)
     async with opened(tmp_path) as world:
         worker = world.app.worker
         assert worker is not None
         worker.start()
-        await begun(world)
+        await wait_until_working(world)
         assert failures == []
-        await stopped(world)
+        await stop_worker(world)
 
 
-async def test_while_one_process_works_another_stands_by_and_then_takes_over(
+async def test_a_second_worker_stands_by_until_the_first_one_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.worker.STANDBY_SECONDS", 0)
@@ -81,7 +81,7 @@ async def test_while_one_process_works_another_stands_by_and_then_takes_over(
         assert working.app.worker is not None
         assert waiting.app.worker is not None
         working.app.worker.start()
-        await begun(working)
+        await wait_until_working(working)
         waiting.app.worker.start()
         for _ in range(20):
             await waiting.get("/v1/events")
@@ -89,6 +89,6 @@ async def test_while_one_process_works_another_stands_by_and_then_takes_over(
         assert waiting.app.worker.is_alive
         await waiting.run()
         assert not waiting.app.worker.is_working
-        await stopped(working)
-        await begun(waiting)
-        await stopped(waiting)
+        await stop_worker(working)
+        await wait_until_working(waiting)
+        await stop_worker(waiting)

@@ -1,4 +1,4 @@
-"""Submissions: everything that upstream can say back, and that nothing is ever sent twice."""
+"""Submissions: every answer of upstream, and that no task is ever submitted twice."""
 
 import asyncio
 import itertools
@@ -9,13 +9,13 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.disaster import Held, crash, rows, status_of, story
-from tests.harness import PUBLIC_URL, Harness, opened, taken
+from tests.faults import DelayedAnswer, crash, rows, status_of, timeline_of
+from tests.harness import PUBLIC_URL, Harness, create_answer, opened
 
 PROMPT = {"prompt": "a small harbour"}
 
 
-def said(status: int, body: Any = None, **headers: str) -> httpx.Response:
+def response(status: int, body: Any = None, **headers: str) -> httpx.Response:
     return httpx.Response(status, json=body, headers=headers)
 
 
@@ -28,7 +28,7 @@ async def create(world: Harness, model: str = "imagen4", **fields: Any) -> httpx
     return await world.client.post("/v1/generations", json=body)
 
 
-async def test_what_upstream_takes_is_processing_and_answered_with_its_task(
+async def test_a_submission_that_upstream_takes_is_processing_with_a_task_id(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path) as world:
@@ -38,7 +38,7 @@ async def test_what_upstream_takes_is_processing_and_answered_with_its_task(
         assert generation["submitted_at"] == generation["created_at"]
         assert generation["metadata"] == {"order": "7"}
         assert await world.get(f"/v1/generations/{generation['id']}") == generation
-        assert await story(world, generation["id"]) == [
+        assert await timeline_of(world, generation["id"]) == [
             ("stored", ""),
             ("submission", "taken"),
             ("submitted", ""),
@@ -46,22 +46,22 @@ async def test_what_upstream_takes_is_processing_and_answered_with_its_task(
         ]
 
 
-async def test_a_generation_is_on_disk_before_upstream_hears_of_it(tmp_path: Path) -> None:
-    found: list[tuple[str, str]] = []
+async def test_a_generation_is_stored_before_it_is_submitted(tmp_path: Path) -> None:
+    stored: list[tuple[str, str]] = []
 
-    def look(_request: httpx.Request) -> httpx.Response:
+    def read_row(_request: httpx.Request) -> httpx.Response:
         connection = sqlite3.connect(tmp_path / "genhook.db")
-        found.extend(connection.execute("SELECT status, submission FROM generations"))
+        stored.extend(connection.execute("SELECT status, submission FROM generations"))
         connection.close()
-        return said(200, taken("task1"))
+        return response(200, create_answer("task1"))
 
     async with opened(tmp_path) as world:
-        world.upstream.create_replies.append(look)
+        world.upstream.create_replies.append(read_row)
         await world.generate()
-    assert found == [("queued", "sending")]
+    assert stored == [("queued", "sending")]
 
 
-async def test_upstream_gets_the_input_and_a_callback_url_of_ours(tmp_path: Path) -> None:
+async def test_upstream_receives_the_input_and_a_callback_url(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate()
         [sent] = world.upstream.creates
@@ -70,7 +70,7 @@ async def test_upstream_gets_the_input_and_a_callback_url_of_ours(tmp_path: Path
         assert sent == {"model": "imagen4", **PROMPT}
 
 
-async def test_a_model_without_callbacks_is_given_no_callback_url(tmp_path: Path) -> None:
+async def test_a_model_without_callbacks_is_sent_no_callback_url(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         generation = await world.generate("ideogram-v3-turbo")
         assert generation["route"] == "poll"
@@ -91,32 +91,32 @@ async def test_an_unknown_model_passes_through_with_a_callback_url_and_is_polled
         assert await status_of(world, generation["id"]) == "succeeded"
 
 
-async def test_an_alias_is_sent_as_the_value_that_upstream_knows(tmp_path: Path) -> None:
+async def test_an_alias_is_sent_as_the_name_that_upstream_knows(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         generation = await world.generate("imagen-4")
         assert generation["model"] == "imagen-4"
         assert world.upstream.creates[0]["model"] == "imagen4"
 
 
-NEVER = [
-    (said(400, refusal(400)), 422, "upstream_refused"),
-    (said(401, refusal(401)), 502, "upstream_unauthorized"),
-    (said(402, refusal(402)), 402, "upstream_payment_required"),
-    (said(403, refusal(403)), 502, "upstream_unauthorized"),
-    (said(404, refusal(404)), 422, "upstream_refused"),
-    (said(422, refusal(422)), 422, "upstream_refused"),
-    (said(200, {"code": 400, "message": "no"}), 422, "upstream_refused"),
-    (said(200, {"code": 401, "message": "no"}), 502, "upstream_unauthorized"),
-    (said(200, {"code": 402, "message": "no"}), 402, "upstream_payment_required"),
+REFUSED = [
+    (response(400, refusal(400)), 422, "upstream_refused"),
+    (response(401, refusal(401)), 502, "upstream_unauthorized"),
+    (response(402, refusal(402)), 402, "upstream_payment_required"),
+    (response(403, refusal(403)), 502, "upstream_unauthorized"),
+    (response(404, refusal(404)), 422, "upstream_refused"),
+    (response(422, refusal(422)), 422, "upstream_refused"),
+    (response(200, {"code": 400, "message": "no"}), 422, "upstream_refused"),
+    (response(200, {"code": 401, "message": "no"}), 502, "upstream_unauthorized"),
+    (response(200, {"code": 402, "message": "no"}), 402, "upstream_payment_required"),
 ]
 
 
 @pytest.mark.parametrize(
     ("reply", "status", "code"),
-    NEVER,
-    ids=[f"{r.status_code}-{c}-{i}" for i, (r, _, c) in enumerate(NEVER)],
+    REFUSED,
+    ids=[f"{r.status_code}-{c}-{i}" for i, (r, _, c) in enumerate(REFUSED)],
 )
-async def test_a_refusal_fails_the_generation_and_tells_the_caller(
+async def test_a_refusal_fails_the_generation_and_is_answered_with_a_problem(
     tmp_path: Path, reply: httpx.Response, status: int, code: str
 ) -> None:
     async with opened(tmp_path) as world:
@@ -134,21 +134,21 @@ async def test_a_refusal_fails_the_generation_and_tells_the_caller(
         await world.run(4_000)
         assert len(world.upstream.creates) == 1
         assert world.upstream.polls == []
-        assert world.subscribers.types() == ["generation.failed"]
-        types = [kind for kind, _ in await story(world, generation["id"])]
+        assert world.subscribers.event_types() == ["generation.failed"]
+        types = [kind for kind, _ in await timeline_of(world, generation["id"])]
         assert types == ["stored", "submission", "event", "attempt"]
 
 
-UNKNOWN = [
-    said(500),
-    said(502, refusal(502)),
-    said(504),
-    said(408),
+LOST = [
+    response(500),
+    response(502, refusal(502)),
+    response(504),
+    response(408),
     httpx.Response(200, text="<html>busy</html>"),
-    said(200, {"code": 200, "message": "success", "data": {}}),
-    said(200, {"code": 500, "message": "inner"}),
-    said(503, taken("task9")),  # Busy, and yet there is a task.
-    said(302, None, location="http://elsewhere.test/"),
+    response(200, {"code": 200, "message": "success", "data": {}}),
+    response(200, {"code": 500, "message": "inner"}),
+    response(503, create_answer("task9")),  # An error status, but with a task.
+    response(302, None, location="http://elsewhere.test/"),
     httpx.Response(200, content=b'{"data": "' + b"x" * 3_000 + b'"}'),
     httpx.ReadTimeout("slow"),
     httpx.ReadError("reset"),
@@ -159,8 +159,8 @@ UNKNOWN = [
 ]
 
 
-@pytest.mark.parametrize("reply", UNKNOWN, ids=lambda reply: repr(reply)[:40])
-async def test_what_upstream_may_have_taken_is_never_sent_again(
+@pytest.mark.parametrize("reply", LOST, ids=lambda reply: repr(reply)[:40])
+async def test_a_submission_that_upstream_may_have_taken_is_never_repeated(
     tmp_path: Path, reply: httpx.Response | Exception
 ) -> None:
     async with opened(tmp_path, upstream_body_bytes=2_048) as world:
@@ -170,29 +170,29 @@ async def test_what_upstream_may_have_taken_is_never_sent_again(
         assert answer.status_code == 202
         generation = answer.json()
         assert (generation["status"], generation["task_id"]) == ("queued", None)
-        assert ("submission", "lost") in await story(world, generation["id"])
+        assert ("submission", "lost") in await timeline_of(world, generation["id"])
         for _ in range(13):
             await world.run(300)
         await world.restart()
         await world.run(86_400)
         assert len(world.upstream.creates) == 1
         assert await status_of(world, generation["id"]) == "timed_out"
-        assert world.subscribers.types() == ["generation.timed_out"]
+        assert world.subscribers.event_types() == ["generation.timed_out"]
 
 
-LATER = [
-    said(429, refusal(429)),
-    said(503),
-    said(425),
-    said(200, {"code": 429, "message": "slow down"}),
+PUT_OFF = [
+    response(429, refusal(429)),
+    response(503),
+    response(425),
+    response(200, {"code": 429, "message": "slow down"}),
     httpx.ConnectError("refused"),
     httpx.ConnectTimeout("slow"),
     httpx.PoolTimeout("full"),
 ]
 
 
-@pytest.mark.parametrize("reply", LATER, ids=lambda reply: repr(reply)[:40])
-async def test_what_upstream_certainly_did_not_take_is_sent_again(
+@pytest.mark.parametrize("reply", PUT_OFF, ids=lambda reply: repr(reply)[:40])
+async def test_a_submission_that_upstream_certainly_did_not_take_is_repeated(
     tmp_path: Path, reply: httpx.Response | Exception
 ) -> None:
     async with opened(tmp_path) as world:
@@ -205,17 +205,19 @@ async def test_what_upstream_certainly_did_not_take_is_sent_again(
         assert len(world.upstream.creates) == 1
         await world.run(0.1)
         first, second = world.upstream.creates
-        assert first == second  # The same callback URL too: the first one never came to anything.
+        assert first == second  # With the same callback URL: upstream never used it.
         assert await status_of(world, generation["id"]) == "processing"
         await world.run(50)
         assert len(world.upstream.creates) == 2
         outcomes = [
-            said for kind, said in await story(world, generation["id"]) if kind == "submission"
+            outcome
+            for kind, outcome in await timeline_of(world, generation["id"])
+            if kind == "submission"
         ]
         assert outcomes == ["put_off", "taken"]
 
 
-async def test_submissions_are_put_off_for_longer_each_time(tmp_path: Path) -> None:
+async def test_repeated_submissions_back_off_to_a_minute(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         world.upstream.create_replies.extend([httpx.ConnectError("refused")] * 20)
         await create(world)
@@ -228,9 +230,9 @@ async def test_submissions_are_put_off_for_longer_each_time(tmp_path: Path) -> N
         assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
-async def test_retry_after_is_a_floor_for_the_next_submission(tmp_path: Path) -> None:
+async def test_the_next_submission_waits_at_least_for_retry_after(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
-        world.upstream.create_replies.append(said(429, None, **{"Retry-After": "90"}))
+        world.upstream.create_replies.append(response(429, None, **{"Retry-After": "90"}))
         await create(world)
         await world.run(89)
         assert len(world.upstream.creates) == 1
@@ -238,13 +240,13 @@ async def test_retry_after_is_a_floor_for_the_next_submission(tmp_path: Path) ->
         assert len(world.upstream.creates) == 2
 
 
-async def test_what_is_put_off_until_the_deadline_times_out_and_is_not_sent_after_it(
+async def test_a_submission_delayed_past_the_deadline_times_out_and_is_not_repeated(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path, deadline_seconds=100) as world:
         await world.subscribe()
-        world.upstream.create_replies.append(said(503, None, **{"Retry-After": "90"}))
-        world.upstream.create_replies.append(said(503, None, **{"Retry-After": "90"}))
+        world.upstream.create_replies.append(response(503, None, **{"Retry-After": "90"}))
+        world.upstream.create_replies.append(response(503, None, **{"Retry-After": "90"}))
         generation = (await create(world)).json()
         await world.run(90)
         assert len(world.upstream.creates) == 2
@@ -252,14 +254,14 @@ async def test_what_is_put_off_until_the_deadline_times_out_and_is_not_sent_afte
         await world.run(86_400)
         assert len(world.upstream.creates) == 2
         assert await status_of(world, generation["id"]) == "timed_out"
-        assert world.subscribers.types() == ["generation.timed_out"]
+        assert world.subscribers.event_types() == ["generation.timed_out"]
 
 
-async def test_a_result_that_comes_at_once_is_a_finished_generation(tmp_path: Path) -> None:
+async def test_a_result_in_the_create_answer_completes_the_generation(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe()
         body = {"code": 200, "data": {"image_urls": ["https://cdn.example/1.png"]}}
-        world.upstream.create_replies.append(said(200, body))
+        world.upstream.create_replies.append(response(200, body))
         generation = await world.generate("cogview-4")
         assert generation["status"] == "succeeded"
         assert generation["output"] == {
@@ -268,20 +270,20 @@ async def test_a_result_that_comes_at_once_is_a_finished_generation(tmp_path: Pa
         }
         assert generation["credits"] == 4
         await world.run(4_000)
-        assert world.subscribers.types() == ["generation.succeeded"]
+        assert world.subscribers.event_types() == ["generation.succeeded"]
         assert world.upstream.polls == []
 
 
-async def test_a_failure_that_comes_at_once_is_a_failed_generation(tmp_path: Path) -> None:
+async def test_a_failure_in_the_create_answer_fails_the_generation(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         data = {"task_id": "task1", "status": "failed", "error": {"code": "nsfw", "message": "no"}}
-        world.upstream.create_replies.append(said(200, {"code": 200, "data": data}))
+        world.upstream.create_replies.append(response(200, {"code": 200, "data": data}))
         generation = await world.generate()
         assert generation["status"] == "failed"
         assert generation["error"] == {"code": "nsfw", "message": "no"}
 
 
-async def test_raw_audio_is_a_finished_generation(tmp_path: Path) -> None:
+async def test_raw_audio_in_the_create_answer_completes_the_generation(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         sound = httpx.Response(200, content=b"ID3-sound", headers={"content-type": "audio/mpeg"})
         world.upstream.create_replies.append(sound)
@@ -292,39 +294,39 @@ async def test_raw_audio_is_a_finished_generation(tmp_path: Path) -> None:
         assert world.upstream.paths == ["/api/v1/audio/speech"]
 
 
-async def test_a_crash_while_sending_is_never_sent_again_and_rescued_by_the_callback(
+async def test_after_a_crash_while_sending_the_callback_completes_the_generation(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe()
-        held = Held(said(200, taken("task1")))
-        world.upstream.create_replies.append(held.reply)
-        asking = asyncio.create_task(create(world))
-        await held.asked.wait()
+        delayed_answer = DelayedAnswer(response(200, create_answer("task1")))
+        world.upstream.create_replies.append(delayed_answer.reply)
+        creating = asyncio.create_task(create(world))
+        await delayed_answer.requested.wait()
         await crash(world)
-        await asyncio.gather(asking, return_exceptions=True)
+        await asyncio.gather(creating, return_exceptions=True)
         await world.run(600)
         [generation] = (await world.get("/v1/generations"))["data"]
         assert generation["status"] == "queued"
         world.upstream.finish("task1")
         assert (await world.call_back()).status_code == 200
         await world.run()
-        assert world.upstream.polls == ["task1"]  # The id is the body's; the news is upstream's.
-        found = await world.get(f"/v1/generations/{generation['id']}")
-        assert (found["status"], found["task_id"]) == ("succeeded", "task1")
+        assert world.upstream.polls == ["task1"]  # The task id of the callback.
+        stored = await world.get(f"/v1/generations/{generation['id']}")
+        assert (stored["status"], stored["task_id"]) == ("succeeded", "task1")
         await world.run(86_400)
         assert len(world.upstream.creates) == 1
-        assert world.subscribers.types() == ["generation.succeeded"]
+        assert world.subscribers.event_types() == ["generation.succeeded"]
 
 
-async def test_a_crash_while_sending_again_is_never_sent_a_third_time(tmp_path: Path) -> None:
+async def test_after_a_crash_while_repeating_there_is_no_third_submission(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe()
-        held = Held(said(200, taken("task1")))
-        world.upstream.create_replies.extend([said(429, refusal(429)), held.reply])
+        delayed_answer = DelayedAnswer(response(200, create_answer("task1")))
+        world.upstream.create_replies.extend([response(429, refusal(429)), delayed_answer.reply])
         await create(world)
         sending = asyncio.create_task(world.run(2))
-        await held.asked.wait()
+        await delayed_answer.requested.wait()
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
         await crash(world)
@@ -332,10 +334,10 @@ async def test_a_crash_while_sending_again_is_never_sent_a_third_time(tmp_path: 
             await world.run(300)
         await world.run(86_400)
         assert len(world.upstream.creates) == 2
-        assert world.subscribers.types() == ["generation.timed_out"]
+        assert world.subscribers.event_types() == ["generation.timed_out"]
 
 
-async def test_a_task_that_belongs_to_another_generation_rescues_nobody(tmp_path: Path) -> None:
+async def test_the_task_id_of_another_generation_is_not_polled(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate()
         world.upstream.create_replies.append(httpx.ReadTimeout("slow"))
@@ -348,60 +350,60 @@ async def test_a_task_that_belongs_to_another_generation_rescues_nobody(tmp_path
         assert world.upstream.polls == []
 
 
-async def test_a_crash_without_a_callback_times_out_once(tmp_path: Path) -> None:
+async def test_after_a_crash_without_a_callback_the_generation_times_out(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe()
-        held = Held(said(200, taken("task1")))
-        world.upstream.create_replies.append(held.reply)
-        asking = asyncio.create_task(create(world))
-        await held.asked.wait()
+        delayed_answer = DelayedAnswer(response(200, create_answer("task1")))
+        world.upstream.create_replies.append(delayed_answer.reply)
+        creating = asyncio.create_task(create(world))
+        await delayed_answer.requested.wait()
         await crash(world)
-        await asyncio.gather(asking, return_exceptions=True)
+        await asyncio.gather(creating, return_exceptions=True)
         await world.run(3_600)
         await world.run(86_400)
-        assert world.subscribers.types() == ["generation.timed_out"]
+        assert world.subscribers.event_types() == ["generation.timed_out"]
         assert len(world.upstream.creates) == 1
 
 
-async def test_an_answer_is_recorded_though_the_client_has_hung_up(tmp_path: Path) -> None:
+async def test_an_answer_is_recorded_after_the_client_hung_up(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
-        held = Held(said(200, taken("task1")))
-        world.upstream.create_replies.append(held.reply)
-        asking = asyncio.create_task(create(world))
-        await held.asked.wait()
+        delayed_answer = DelayedAnswer(response(200, create_answer("task1")))
+        world.upstream.create_replies.append(delayed_answer.reply)
+        creating = asyncio.create_task(create(world))
+        await delayed_answer.requested.wait()
         under_way = [*world.app.parts.submitter.in_flight.values()]
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
-        held.release()
+        creating.cancel()
+        await asyncio.gather(creating, return_exceptions=True)
+        delayed_answer.release()
         await asyncio.gather(*under_way)
         [generation] = (await world.get("/v1/generations"))["data"]
         assert (generation["status"], generation["task_id"]) == ("processing", "task1")
 
 
-async def test_a_process_that_stops_waits_for_upstreams_answer(tmp_path: Path) -> None:
+async def test_stopping_waits_for_upstreams_answer(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
-        held = Held(said(200, taken("task1")))
-        world.upstream.create_replies.append(held.reply)
-        asking = asyncio.create_task(create(world))
-        await held.asked.wait()
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
+        delayed_answer = DelayedAnswer(response(200, create_answer("task1")))
+        world.upstream.create_replies.append(delayed_answer.reply)
+        creating = asyncio.create_task(create(world))
+        await delayed_answer.requested.wait()
+        creating.cancel()
+        await asyncio.gather(creating, return_exceptions=True)
         stopping = asyncio.create_task(world.restart())
         done, _ = await asyncio.wait({stopping}, timeout=0.05)
         assert not done
-        held.release()
+        delayed_answer.release()
         await stopping
         [generation] = (await world.get("/v1/generations"))["data"]
         assert generation["task_id"] == "task1"
 
 
-async def test_a_full_queue_does_not_lose_what_upstream_said(tmp_path: Path) -> None:
+async def test_a_full_queue_does_not_lose_upstreams_answer(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         database = world.app.database
 
         def fill(_request: httpx.Request) -> httpx.Response:
             database._queue_max = 0
-            return said(200, taken("task1"))
+            return response(200, create_answer("task1"))
 
         world.upstream.create_replies.append(fill)
         generation = await world.generate()
@@ -410,42 +412,42 @@ async def test_a_full_queue_does_not_lose_what_upstream_said(tmp_path: Path) -> 
         assert len(world.upstream.creates) == 1
 
 
-async def test_the_deadline_may_pass_while_upstream_thinks(tmp_path: Path) -> None:
+async def test_a_task_id_that_arrives_after_the_deadline_is_polled(tmp_path: Path) -> None:
     async with opened(tmp_path, shutdown_seconds=0) as world:
         await world.subscribe()
-        held = Held(said(200, taken("task1")))
-        world.upstream.create_replies.append(held.reply)
-        asking = asyncio.create_task(create(world))
-        await held.asked.wait()
+        delayed_answer = DelayedAnswer(response(200, create_answer("task1")))
+        world.upstream.create_replies.append(delayed_answer.reply)
+        creating = asyncio.create_task(create(world))
+        await delayed_answer.requested.wait()
         await world.run(3_600)
-        held.release()
-        answer = await asking
+        delayed_answer.release()
+        answer = await creating
         assert (answer.status_code, answer.json()["status"]) == (202, "timed_out")
         world.upstream.finish("task1")
-        await world.run(1_000)  # The task id came late, but it came: it is asked about.
-        assert world.subscribers.types() == ["generation.timed_out", "generation.succeeded"]
+        await world.run(1_000)  # Late polls use the task id.
+        assert world.subscribers.event_types() == ["generation.timed_out", "generation.succeeded"]
 
 
-async def test_a_refusal_after_the_callback_said_success_changes_nothing(tmp_path: Path) -> None:
+async def test_a_refusal_after_a_successful_callback_changes_nothing(tmp_path: Path) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
-        held = Held(said(400, refusal(400)))
-        world.upstream.create_replies.append(held.reply)
-        asking = asyncio.create_task(create(world))
-        await held.asked.wait()
+        delayed_answer = DelayedAnswer(response(400, refusal(400)))
+        world.upstream.create_replies.append(delayed_answer.reply)
+        creating = asyncio.create_task(create(world))
+        await delayed_answer.requested.wait()
         assert (await world.call_back()).status_code == 200
-        held.release()
-        answer = await asking
+        delayed_answer.release()
+        answer = await creating
         assert (answer.status_code, answer.json()["status"]) == (202, "succeeded")
 
 
-async def test_upstreams_words_are_shown_without_our_secrets(tmp_path: Path) -> None:
+async def test_upstreams_error_is_shown_without_secrets(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe()
 
         def echo(request: httpx.Request) -> httpx.Response:
             url = world.upstream.callback_url()
             key = request.headers["authorization"]
-            return said(400, refusal(400, f"{key} may not use {url} here", f"bad {url}"))
+            return response(400, refusal(400, f"{key} may not use {url} here", f"bad {url}"))
 
         world.upstream.create_replies.append(echo)
         answer = await create(world)
@@ -454,7 +456,12 @@ async def test_upstreams_words_are_shown_without_our_secrets(tmp_path: Path) -> 
         [generation] = (await world.get("/v1/generations"))["data"]
         timeline = await world.client.get(f"/v1/generations/{generation['id']}/timeline")
         events = await world.client.get("/v1/events")
-        texts = [answer.text, timeline.text, events.text, world.subscribers.sent[0].body.decode()]
+        texts = [
+            answer.text,
+            timeline.text,
+            events.text,
+            world.subscribers.webhooks[0].body.decode(),
+        ]
         for text in texts:
             assert "may not use" in text
             assert token not in text
@@ -465,7 +472,7 @@ async def test_upstreams_words_are_shown_without_our_secrets(tmp_path: Path) -> 
     ("url", "allowed"),
     [
         ("https://app.example/hook", True),
-        ("http://127.0.0.1:7/hook", True),  # By this test's settings.
+        ("http://127.0.0.1:7/hook", True),  # Allowed by the test's settings.
         ("http://10.0.0.1/hook", False),
         ("https://169.254.169.254/latest", False),
         ("https://[::ffff:10.0.0.1]/", False),
@@ -474,7 +481,7 @@ async def test_upstreams_words_are_shown_without_our_secrets(tmp_path: Path) -> 
         ("", False),
     ],
 )
-async def test_a_notify_url_is_refused_before_anything_is_sent(
+async def test_a_forbidden_notify_url_is_refused_before_the_submission(
     tmp_path: Path,
     url: str,
     allowed: bool,  # noqa: FBT001
@@ -491,10 +498,10 @@ async def test_a_notify_url_is_refused_before_anything_is_sent(
         assert (await world.get("/v1/generations"))["data"] == []
 
 
-async def test_a_notify_url_hears_of_its_generation_alone(tmp_path: Path) -> None:
+async def test_a_notify_url_receives_only_the_outcome_of_its_generation(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         url = "http://127.0.0.1:7/notify"
-        mine = await world.generate(notify_url=url)
+        notified = await world.generate(notify_url=url)
         await world.generate()
         world.upstream.finish("task1")
         world.upstream.finish("task2")
@@ -502,8 +509,10 @@ async def test_a_notify_url_hears_of_its_generation_alone(tmp_path: Path) -> Non
             body = {"data": {"task_id": f"task{index + 1}", "status": "completed"}}
             await world.call_back(body, index=index)
         await world.run()
-        assert [sent.event["data"]["id"] for sent in world.subscribers.to(url)] == [mine["id"]]
-        assert world.subscribers.types(url) == ["generation.succeeded"]
+        assert [sent.event["data"]["id"] for sent in world.subscribers.webhooks_to(url)] == [
+            notified["id"]
+        ]
+        assert world.subscribers.event_types(url) == ["generation.succeeded"]
 
 
 @pytest.mark.parametrize(
@@ -533,12 +542,12 @@ async def test_metadata_has_limits(
         assert world.upstream.creates == []
 
 
-async def test_what_the_catalogue_knows_to_be_wrong_is_refused_with_pointers(
+async def test_input_that_the_catalogue_forbids_is_refused_with_pointers(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path) as world:
-        given = {"prompt": "no", "aspect_ration": "1:1", "num_images": "two"}
-        answer = await create(world, input=given)
+        wrong_input = {"prompt": "no", "aspect_ration": "1:1", "num_images": "two"}
+        answer = await create(world, input=wrong_input)
         assert answer.status_code == 422
         problem = answer.json()
         assert problem["code"] == "invalid_request"
@@ -550,7 +559,7 @@ async def test_what_the_catalogue_knows_to_be_wrong_is_refused_with_pointers(
 
 
 @pytest.mark.parametrize("name", ["callback_url", "model"])
-async def test_what_genhook_sets_itself_cannot_be_given(tmp_path: Path, name: str) -> None:
+async def test_parameters_that_genhook_sets_are_refused(tmp_path: Path, name: str) -> None:
     async with opened(tmp_path) as world:
         for model in ("imagen4", "brand-new-9"):
             answer = await create(world, model, input={**PROMPT, name: "https://evil.example/"})

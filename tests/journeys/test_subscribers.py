@@ -8,14 +8,14 @@ import pytest
 from standardwebhooks import Webhook
 
 from service.delivery.target import SendError
-from tests.harness import SUBSCRIBER_URL, Sent, opened
-from tests.journeys.gates import answer, deliveries
+from tests.harness import SUBSCRIBER_URL, SentWebhook, opened
+from tests.journeys.gates import deliveries, queue_answers
 
 OTHER_URL = "http://127.0.0.1:7/other"
 NOTIFY_URL = "http://127.0.0.1:7/notify"
 
 
-def signed_by(secret: str, sent: Sent) -> str:
+def signed_by(secret: str, sent: SentWebhook) -> str:
     """What the published library makes of what was sent."""
     at = datetime.fromtimestamp(int(sent.headers["webhook-timestamp"]), UTC)
     return Webhook(secret).sign(sent.headers["webhook-id"], at, sent.body.decode())
@@ -44,7 +44,7 @@ async def test_a_subscriber_hears_of_exactly_what_it_asked_for(
         assert (await world.call_back(failed)).is_success
         await world.generate("imagen4-fast", metadata={"team": "b"})
         await world.run()
-        assert world.subscribers.types() == [f"generation.{word}" for word in heard]
+        assert world.subscribers.event_types() == [f"generation.{word}" for word in heard]
 
 
 async def test_what_is_sent_is_said_to_the_last_header(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ async def test_what_is_sent_is_said_to_the_last_header(tmp_path: Path) -> None:
         made = await world.subscribe(headers={"X-Team": "pictures", "Authorization": "Bearer s"})
         generation = await world.generate()
         await world.run()
-        [sent] = world.subscribers.sent
+        [sent] = world.subscribers.webhooks
         event = (await world.get("/v1/events"))["data"][0]
         assert sent.headers == {
             "X-Team": "pictures",
@@ -79,7 +79,7 @@ async def test_a_test_shows_what_was_sent_and_what_came_back(tmp_path: Path) -> 
         answered = await world.client.post(f"/v1/subscribers/{made['id']}/test")
         assert answered.status_code == 200
         shown = answered.json()
-        [sent] = world.subscribers.sent
+        [sent] = world.subscribers.webhooks
         assert shown["request"] == {
             "url": SUBSCRIBER_URL,
             "headers": {**sent.headers, "X-Team": "[redacted]"},
@@ -100,13 +100,13 @@ async def test_a_test_shows_what_was_sent_and_what_came_back(tmp_path: Path) -> 
 async def test_a_test_that_fails_is_an_answer_too_and_is_not_tried_again(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         made = await world.subscribe()
-        answer(world, SendError("connect_refused", "Nobody listens there."), 503)
+        queue_answers(world, SendError("connect_refused", "Nobody listens there."), 503)
         for code in ("connect_refused", "status_503"):
             answered = await world.client.post(f"/v1/subscribers/{made['id']}/test")
             assert answered.status_code == 200
             assert answered.json()["attempt"]["error"]["code"] == code
         await world.run(86_400)
-        assert len(world.subscribers.sent) == 2
+        assert len(world.subscribers.webhooks) == 2
         assert {found["status"] for found in await deliveries(world)} == {"dead"}
         seen = await world.get(f"/v1/subscribers/{made['id']}")
         assert seen["status"] == "active"
@@ -118,7 +118,7 @@ async def test_a_paused_subscriber_can_be_tested(tmp_path: Path) -> None:
         path = f"/v1/subscribers/{made['id']}"
         await world.client.patch(path, json={"status": "paused"})
         assert (await world.client.post(f"{path}/test")).status_code == 200
-        assert len(world.subscribers.sent) == 1
+        assert len(world.subscribers.webhooks) == 1
 
 
 async def test_a_notify_url_hears_the_outcome_signed_with_the_tenants_own_secret(
@@ -132,10 +132,10 @@ async def test_a_notify_url_hears_the_outcome_signed_with_the_tenants_own_secret
             assert (await world.call_back({"data": {"status": "failed"}}, index=index)).is_success
         await world.run()
         own = (await world.get("/v1/signing-secret"))["secret"]
-        [told] = world.subscribers.to(NOTIFY_URL)
+        [told] = world.subscribers.webhooks_to(NOTIFY_URL)
         assert told.event["type"] == "generation.failed"
         assert told.headers["webhook-signature"] == signed_by(own, told)
-        for sent in world.subscribers.to(SUBSCRIBER_URL):
+        for sent in world.subscribers.webhooks_to(SUBSCRIBER_URL):
             assert sent.headers["webhook-signature"] == signed_by(made["secret"], sent)
         listed = (await world.get("/v1/subscribers"))["data"]
         assert [one["id"] for one in listed] == [made["id"]]
@@ -157,21 +157,21 @@ async def test_one_notify_url_is_one_lane_and_is_hidden_from_the_api(tmp_path: P
             refused = await world.client.request(method, f"/v1/subscribers/{id_}{path}")
             assert refused.status_code == 404
         await world.run()
-        assert len(world.subscribers.to(NOTIFY_URL)) == 2
+        assert len(world.subscribers.webhooks_to(NOTIFY_URL)) == 2
 
 
 async def test_a_change_holds_for_the_next_attempt_of_what_is_already_owed(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         made = await world.subscribe(event_types=["generation.submitted"])
-        answer(world, 500)
+        queue_answers(world, 500)
         await world.generate()
         await world.run()
         path = f"/v1/subscribers/{made['id']}"
         changes = {"url": OTHER_URL, "headers": {"X-New": "1"}, "retry_schedule_seconds": [0, 0]}
         assert (await world.client.patch(path, json=changes)).status_code == 200
-        answer(world, 500, url=OTHER_URL)
+        queue_answers(world, 500, url=OTHER_URL)
         await world.run(5)
-        [sent] = world.subscribers.to(OTHER_URL)
+        [sent] = world.subscribers.webhooks_to(OTHER_URL)
         assert sent.headers["X-New"] == "1"
         assert (await deliveries(world))[0]["status"] == "dead"
 
@@ -186,4 +186,4 @@ async def test_a_subscriber_of_another_tenant_hears_nothing(tmp_path: Path) -> N
         await world.subscribe()
         await world.generate()
         await world.run()
-        assert [sent.url for sent in world.subscribers.sent] == [SUBSCRIBER_URL]
+        assert [sent.url for sent in world.subscribers.webhooks] == [SUBSCRIBER_URL]

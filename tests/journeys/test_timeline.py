@@ -1,4 +1,4 @@
-"""The timeline: a generation's story, complete and in order, for its own tenant only."""
+"""The timeline of a generation: complete, in order, and for its own tenant only."""
 
 import itertools
 from pathlib import Path
@@ -6,18 +6,17 @@ from typing import Any
 
 import httpx
 
-from tests.disaster import story
+from tests.faults import timeline_of
 from tests.harness import Harness, opened
 
 
 async def entries(world: Harness, generation_id: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = (await world.get(f"/v1/generations/{generation_id}/timeline"))[
-        "data"
-    ]
-    return found
+    page = await world.get(f"/v1/generations/{generation_id}/timeline")
+    data: list[dict[str, Any]] = page["data"]
+    return data
 
 
-async def test_the_story_of_a_generation_that_went_well(tmp_path: Path) -> None:
+async def test_the_timeline_of_a_generation_that_succeeds(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe()
         generation = await world.generate()
@@ -27,7 +26,7 @@ async def test_the_story_of_a_generation_that_went_well(tmp_path: Path) -> None:
             world.clock.advance(1)
             await world.call_back(body)
             await world.run(1)
-        assert await story(world, generation["id"]) == [
+        assert await timeline_of(world, generation["id"]) == [
             ("stored", ""),
             ("submission", "taken"),
             ("submitted", ""),
@@ -41,7 +40,7 @@ async def test_the_story_of_a_generation_that_went_well(tmp_path: Path) -> None:
         ]
 
 
-async def test_the_story_of_a_generation_that_went_badly(tmp_path: Path) -> None:
+async def test_the_timeline_of_a_generation_that_times_out(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe(event_types=["generation.timed_out"])
         world.upstream.create_replies.append(httpx.ConnectError("refused"))
@@ -54,11 +53,11 @@ async def test_the_story_of_a_generation_that_went_badly(tmp_path: Path) -> None
             await world.run(seconds)
         world.subscribers.answers["http://127.0.0.1:7/inbox"].append(500)
         await world.run()
-        seen = await story(world, generation["id"])
-        assert [said for kind, said in seen if kind == "submission"] == ["put_off", "taken"]
-        polls = [said for kind, said in seen if kind == "poll"]
+        timeline = await timeline_of(world, generation["id"])
+        assert [word for kind, word in timeline if kind == "submission"] == ["put_off", "taken"]
+        polls = [word for kind, word in timeline if kind == "poll"]
         assert polls[:4] == ["throttled", "unwell", "absent", "processing"]
-        assert [said for kind, said in seen if kind == "event"] == [
+        assert [word for kind, word in timeline if kind == "event"] == [
             "generation.submitted",
             "generation.timed_out",
         ]
@@ -75,19 +74,19 @@ async def test_every_entry_has_a_time_a_type_and_a_sentence_and_times_never_run_
             await world.call_back({"step": step})
         world.upstream.finish("task1")
         await world.run(30)
-        found = await entries(world, generation["id"])
-        assert len(found) > 12
-        for entry in found:
+        timeline = await entries(world, generation["id"])
+        assert len(timeline) > 12
+        for entry in timeline:
             assert set(entry) == {"at", "type", "id", "summary", "detail"}
             assert entry["summary"].endswith(".")
-        assert all(a["at"] <= b["at"] for a, b in itertools.pairwise(found))
+        assert all(a["at"] <= b["at"] for a, b in itertools.pairwise(timeline))
 
 
-async def test_what_upstream_said_and_how_long_it_took_is_told(tmp_path: Path) -> None:
+async def test_a_poll_shows_upstreams_answer_and_its_duration(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         generation = await world.generate("ideogram-v3-turbo")
-        said = {"code": 500, "message": "the machine is on fire"}
-        world.upstream.poll_replies.append(httpx.Response(503, json=said))
+        document = {"code": 500, "message": "the machine is on fire"}
+        world.upstream.poll_replies.append(httpx.Response(503, json=document))
         await world.run(3)
         [poll] = [e for e in await entries(world, generation["id"]) if e["type"] == "poll"]
         assert poll["detail"]["outcome"] == "unwell"
@@ -108,7 +107,7 @@ async def test_attempts_name_their_subscriber_and_what_it_answered(tmp_path: Pat
         assert {a["detail"]["subscriber_id"] for a in attempts} == {subscriber["id"]}
 
 
-async def test_another_tenant_sees_no_story(tmp_path: Path) -> None:
+async def test_another_tenant_sees_no_timeline(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         generation = await world.generate()
         body = {"name": "n", "scopes": ["read", "submit"], "tenant": "other"}

@@ -1,4 +1,4 @@
-"""The nouns: which states follow which, and who wants which event."""
+"""Transitions of a generation, and which subscriber receives which event."""
 
 import itertools
 from typing import Any, get_args
@@ -13,7 +13,7 @@ STATES = get_args(GenerationStatus)
 
 
 def generation(**fields: Any) -> Generation:
-    given: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "id": "gen_1",
         "tenant": "default",
         "model": "imagen4",
@@ -26,11 +26,11 @@ def generation(**fields: Any) -> Generation:
         "nonce": "n" * 22,
         "submission": "sending",
     }
-    return Generation(**{**given, **fields})
+    return Generation(**{**defaults, **fields})
 
 
 def subscriber(**fields: Any) -> Subscriber:
-    given: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "id": "sub_1",
         "tenant": "default",
         "url": "https://example.com/",
@@ -38,7 +38,7 @@ def subscriber(**fields: Any) -> Subscriber:
         "created_at": 0,
         "updated_at": 0,
     }
-    return Subscriber(**{**given, **fields})
+    return Subscriber(**{**defaults, **fields})
 
 
 def test_every_state_is_open_or_terminal() -> None:
@@ -47,36 +47,36 @@ def test_every_state_is_open_or_terminal() -> None:
 
 def test_success_and_failure_are_final() -> None:
     for now, then in itertools.product(("succeeded", "failed"), STATES):
-        assert not generation(status=now).accepts(then)
+        assert not generation(status=now).can_become(then)
 
 
-def test_nothing_leads_back_to_an_open_state_nor_twice_to_the_same() -> None:
-    for now, follow in TRANSITIONS.items():
-        assert now not in follow
-        assert "queued" not in follow
+def test_no_state_leads_to_itself_or_back_to_an_open_one() -> None:
+    for now, next_states in TRANSITIONS.items():
+        assert now not in next_states
+        assert "queued" not in next_states
         if now in TERMINAL:
-            assert not set(follow) & set(OPEN)
+            assert not set(next_states) & set(OPEN)
 
 
-def test_a_result_that_comes_after_the_deadline_is_still_taken() -> None:
+def test_a_result_after_the_deadline_counts() -> None:
     late = generation(status="timed_out")
-    assert [state for state in STATES if late.accepts(state)] == ["succeeded", "failed"]
+    assert [state for state in STATES if late.can_become(state)] == ["succeeded", "failed"]
 
 
 def test_every_state_that_can_be_entered_has_its_event() -> None:
-    entered = {state for follow in TRANSITIONS.values() for state in follow}
+    entered = {state for next_states in TRANSITIONS.values() for state in next_states}
     assert entered == set(EVENT_TYPE_OF)
     assert set(EVENT_TYPE_OF.values()) <= set(EVENT_TYPES)
 
 
-def test_the_view_of_a_generation_keeps_its_nonce_and_its_plans_in() -> None:
+def test_the_view_of_a_generation_hides_its_nonce_and_due_times() -> None:
     view = generation(next_poll_at=5, submit_at=6).view()
     assert "n" * 22 not in repr(view)
     assert not {"nonce", "tenant", "submission", "next_poll_at", "submit_at"} & set(view)
 
 
 @pytest.mark.parametrize(
-    ("given", "passes"),
+    ("fields", "matches"),
     [
         ({}, True),
         ({"models": ["imagen4"]}, True),
@@ -87,19 +87,20 @@ def test_the_view_of_a_generation_keeps_its_nonce_and_its_plans_in() -> None:
         ({"models": ["imagen4"], "metadata": {"order": "8"}}, False),
     ],
 )
-def test_a_filter_lets_pass_what_matches_all_of_it(given: dict[str, Any], passes: bool) -> None:  # noqa: FBT001
-    assert subscriber(filter=Filter(**given)).wants("generation.failed", generation()) is passes
+def test_a_filter_matches_if_all_of_its_fields_do(fields: dict[str, Any], matches: bool) -> None:  # noqa: FBT001
+    filtered = subscriber(filter=Filter(**fields))
+    assert filtered.subscribes_to("generation.failed", generation()) is matches
 
 
-def test_no_event_types_mean_all_of_them() -> None:
-    assert all(subscriber().wants(type_, generation()) for type_ in EVENT_TYPES)
-    picky = subscriber(event_types=["generation.failed"])
-    wanted = [type_ for type_ in EVENT_TYPES if picky.wants(type_, generation())]
-    assert wanted == ["generation.failed"]
+def test_without_event_types_a_subscriber_receives_all() -> None:
+    assert all(subscriber().subscribes_to(type_, generation()) for type_ in EVENT_TYPES)
+    filtered = subscriber(event_types=["generation.failed"])
+    types = [type_ for type_ in EVENT_TYPES if filtered.subscribes_to(type_, generation())]
+    assert types == ["generation.failed"]
 
 
-def test_a_notify_url_hears_of_outcomes_only() -> None:
+def test_a_notify_url_receives_outcomes_only() -> None:
     notify = subscriber(is_notify=True)
-    wanted = [type_ for type_ in EVENT_TYPES[:4] if notify.wants(type_, generation())]
-    assert wanted == ["generation.succeeded", "generation.failed", "generation.timed_out"]
-    assert not notify.wants("subscriber.disabled", None)
+    types = [type_ for type_ in EVENT_TYPES[:4] if notify.subscribes_to(type_, generation())]
+    assert types == ["generation.succeeded", "generation.failed", "generation.timed_out"]
+    assert not notify.subscribes_to("subscriber.disabled", None)

@@ -1,4 +1,4 @@
-"""One outcome: whatever is drawn, states follow TRANSITIONS and one terminal event is yielded."""
+"""Every history of a generation follows TRANSITIONS and ends with one terminal event."""
 
 import asyncio
 import tempfile
@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from service.model.event import EVENT_TYPE_OF
 from service.model.generation import TERMINAL, TRANSITIONS
-from tests.disaster import Held, crash, rows
-from tests.harness import Harness, completed, opened, taken
+from tests.faults import DelayedAnswer, crash, rows
+from tests.harness import Harness, create_answer, opened, success_report
 
 FINAL = ("generation.succeeded", "generation.failed")
 ANSWERS: dict[str, httpx.Response | Exception] = {
-    "taken": httpx.Response(200, json=taken("task1")),
+    "taken": httpx.Response(200, json=create_answer("task1")),
     "lost": httpx.ReadTimeout("slow"),
     "refused": httpx.Response(422, json={"error": {"code": 422, "message": "no"}}),
     "at once": httpx.Response(
@@ -27,8 +27,8 @@ ANSWERS: dict[str, httpx.Response | Exception] = {
 }
 BODIES: dict[str, Any] = {
     "progress": {"data": {"task_id": "task1", "status": "running"}},
-    "success": completed("task1"),
-    "other success": completed("task1", "https://cdn.example/2.png"),
+    "success": success_report("task1"),
+    "other success": success_report("task1", "https://cdn.example/2.png"),
     "failure": {"data": {"task_id": "task1", "status": "failed", "error": "changed its mind"}},
     "nonsense": b"\x00 not json",
     "odd word": {"data": {"task_id": "task1", "status": "PONDERING"}},
@@ -41,7 +41,7 @@ STATES: dict[str, Any] = {
 
 
 class Step(NamedTuple):
-    """Something that happens: its kind, and which one."""
+    """An action on the generation: its kind, and which variant."""
 
     kind: str
     which: Any = None
@@ -65,29 +65,29 @@ STEPS = st.one_of(
 
 
 def reachable(state: str) -> set[str]:
-    """The state and every state that can follow it."""
-    found = {state}
+    """Return the state and every state that can follow it."""
+    states = {state}
     for _ in TRANSITIONS:
-        found |= {after for before in found for after in TRANSITIONS[before]}
-    return found
+        states |= {after for before in states for after in TRANSITIONS[before]}
+    return states
 
 
 class History:
-    """One generation, and what is seen of it after each step."""
+    """One generation, checked after each step."""
 
     def __init__(self, world: Harness, answer: str) -> None:
         self.world = world
-        self.held = Held(ANSWERS[answer])
-        self.asking: asyncio.Task[httpx.Response] | None = None
+        self.create_answer = DelayedAnswer(ANSWERS[answer])
+        self.request: asyncio.Task[httpx.Response] | None = None
         self.status = "queued"
         self.events: list[str] = []
 
     async def begin(self) -> None:
-        self.world.upstream.create_replies.append(self.held.reply)
+        self.world.upstream.create_replies.append(self.create_answer.reply)
         body = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
-        asks = self.world.client.post("/v1/generations", json=body)
-        self.asking = asyncio.create_task(asks)
-        await self.held.asked.wait()
+        request = self.world.client.post("/v1/generations", json=body)
+        self.request = asyncio.create_task(request)
+        await self.create_answer.requested.wait()
 
     async def do(self, step: Step) -> None:
         world = self.world
@@ -105,7 +105,7 @@ class History:
             [row] = await rows(world, "SELECT id FROM generations")
             await world.client.post(f"/v1/generations/{row['id']}/refresh")
         elif step.kind == "both":
-            # A race on one loop: a poll, and a callback that is believed or not.
+            # A poll and a callback race on one loop.
             world.clock.advance(61)
             await asyncio.gather(world.run(), self.call_back(step.which), world.run())
         else:
@@ -113,25 +113,25 @@ class History:
             await self.answer()
 
     async def answer(self) -> None:
-        """Let upstream's answer arrive, if anybody still waits for it."""
-        self.held.release()
-        if self.asking is not None:
+        """Let upstream's answer arrive, if the request still waits for it."""
+        self.create_answer.release()
+        if self.request is not None:
             with suppress(asyncio.CancelledError):
-                await self.asking
-        self.asking = None
+                await self.request
+        self.request = None
 
     async def call_back(self, which: str) -> None:
         body = BODIES[which]
         options = {"content": body} if isinstance(body, bytes) else {"body": body}
         assert (await self.world.call_back(**options)).status_code == 200
 
-    async def look(self) -> None:
-        """The promises, after every step."""
+    async def check(self) -> None:
+        """Check the promises that hold after every step."""
         [row] = await rows(self.world, "SELECT id, status FROM generations")
         assert row["status"] in reachable(self.status)
         self.status = row["status"]
-        found = await rows(self.world, "SELECT type FROM events ORDER BY seq")
-        types = [one["type"] for one in found]
+        events = await rows(self.world, "SELECT type FROM events ORDER BY seq")
+        types = [event["type"] for event in events]
         assert types[: len(self.events)] == self.events, "an event was changed or lost"
         self.events = types
         assert len(types) == len(set(types)), "an event came twice"
@@ -148,27 +148,28 @@ async def live(path: Path, answer: str, trust: str, steps: Sequence[Step]) -> No
         await world.subscribe()
         history = History(world, answer)
         await history.begin()
-        await history.look()
+        await history.check()
         for step in steps:
             await history.do(step)
-            await history.look()
+            await history.check()
         await history.answer()
         for seconds in (3_601, 0, 90_000, 90_000):
             await world.run(seconds)
-            await history.look()
+            await history.check()
         assert history.status in TERMINAL
         event(f"{history.status} after {answer}")
-        await tell(world, history)
+        await check_end(world, history)
 
 
-async def tell(world: Harness, history: History) -> None:
-    """At the end: subscribers know what is stored, and the timeline is its story."""
+async def check_end(world: Harness, history: History) -> None:
+    """Check that subscribers, the timeline and usage agree with the stored events."""
     [row] = await rows(world, "SELECT id FROM generations")
-    told = {sent.headers["webhook-id"]: sent.event["type"] for sent in world.subscribers.sent}
-    assert sorted(told.values()) == sorted(history.events)
-    story = (await world.get(f"/v1/generations/{row['id']}/timeline"))["data"]
-    assert [one["at"] for one in story] == sorted(one["at"] for one in story)
-    assert [one["detail"]["type"] for one in story if one["type"] == "event"] == history.events
+    sent = {each.headers["webhook-id"]: each.event["type"] for each in world.subscribers.webhooks}
+    assert sorted(sent.values()) == sorted(history.events)
+    timeline = (await world.get(f"/v1/generations/{row['id']}/timeline"))["data"]
+    assert [entry["at"] for entry in timeline] == sorted(entry["at"] for entry in timeline)
+    types = [entry["detail"]["type"] for entry in timeline if entry["type"] == "event"]
+    assert types == history.events
     [usage] = await rows(world, "SELECT * FROM usage")
     counted = {name for name in TERMINAL if usage[name]}
     assert counted == {type_.removeprefix("generation.") for type_ in history.events} & {*TERMINAL}
@@ -185,7 +186,11 @@ HISTORIES = {
     max_examples=60,
     deadline=None,
     derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.function_scoped_fixture,  # each example has a folder of its own below it
+    ],
 )
 @given(**HISTORIES)
 @example("taken", "body", [Step("answer"), Step("both", "failure"), Step("both", "success")])
@@ -196,6 +201,8 @@ HISTORIES = {
 @example("lost", "body", [Step("answer"), Step("callback", "progress"), Step("upstream", "done")])
 @example("taken", "body", [Step("run", 3_601), Step("callback", "success"), Step("answer")])
 @example("refused", "body", [Step("callback", "success"), Step("answer")])
-def test_every_history_has_one_outcome(answer: str, trust: str, steps: list[Step]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+def test_every_history_has_one_outcome(
+    tmp_path: Path, answer: str, trust: str, steps: list[Step]
+) -> None:
+    with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
         asyncio.run(live(Path(folder), answer, trust, steps))

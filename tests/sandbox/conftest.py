@@ -1,13 +1,13 @@
-"""The bench that the tests of the sandbox work at."""
+"""The fixture of the sandbox's tests."""
 
 from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.sandbox.bench import Bench, opened
+from tests.sandbox.harness import SandboxHarness, running_sandbox
 
 
 @pytest.fixture
-async def bench() -> AsyncIterator[Bench]:
-    async with opened() as bench:
-        yield bench
+async def harness() -> AsyncIterator[SandboxHarness]:
+    async with running_sandbox() as harness:
+        yield harness

@@ -7,51 +7,51 @@ import pytest
 from service.sandbox import create_app
 from service.sandbox.misbehaviour import DIRECTIVES
 from service.sandbox.models import MODELS
-from tests.sandbox.bench import KEY, PROMPT, Bench, opened
+from tests.sandbox.harness import KEY, PROMPT, SandboxHarness, running_sandbox
 
 
-async def test_the_oldest_task_goes_when_there_are_too_many() -> None:
-    async with opened(keep=3) as bench:
-        bench.held.set()
+async def test_the_oldest_task_is_dropped_when_there_are_too_many() -> None:
+    async with running_sandbox(tasks_max=3) as harness:
+        harness.wake.set()
         for _ in range(5):
-            task = await bench.made()
-            await bench.poll(task.id)
-        kept = ["n470003_imagen4", "n470004_imagen4", "n470005_imagen4"]
-        assert list(bench.sandbox.tasks) == kept
-        assert list(bench.sandbox.polls) == kept
-        assert (await bench.poll("n470002_imagen4")).status_code == 404
-        assert len(bench.sandbox.creates) == len(bench.sandbox.callbacks_sent) == 3
+            task = await harness.finish()
+            await harness.poll(task.id)
+        task_ids = ["n470003_imagen4", "n470004_imagen4", "n470005_imagen4"]
+        assert list(harness.sandbox.tasks) == task_ids
+        assert list(harness.sandbox.polls) == task_ids
+        assert (await harness.poll("n470002_imagen4")).status_code == 404
+        assert len(harness.sandbox.create_bodies) == len(harness.sandbox.callback_requests) == 3
 
 
-async def test_a_task_that_goes_takes_its_work_with_it() -> None:
-    async with opened(keep=1) as bench:
-        await bench.create()
-        (oldest,) = bench.sandbox.tasks.values()
-        await bench.create()
+async def test_the_work_of_a_dropped_task_is_canceled() -> None:
+    async with running_sandbox(tasks_max=1) as harness:
+        await harness.create()
+        (oldest,) = harness.sandbox.tasks.values()
+        await harness.create()
         assert oldest.work is not None
         await asyncio.wait([oldest.work])
         assert oldest.work.cancelled()
-        assert bench.received == []
+        assert harness.callbacks == []
 
 
-async def test_a_synchronous_result_goes_like_any_other() -> None:
-    async with opened(keep=1) as bench:
-        first = (await bench.create(asking="sync")).json()["data"]["output"]["image_urls"][0]
-        await bench.create(asking="sync")
-        assert (await bench.client.get(first)).status_code == 404
+async def test_a_synchronous_result_is_dropped_like_any_other() -> None:
+    async with running_sandbox(tasks_max=1) as harness:
+        first = (await harness.create(directives="sync")).json()["data"]["output"]["image_urls"][0]
+        await harness.create(directives="sync")
+        assert (await harness.client.get(first)).status_code == 404
 
 
 async def test_rate_limits_that_are_never_retried_are_forgotten() -> None:
-    async with opened(keep=2) as bench:
+    async with running_sandbox(tasks_max=2) as harness:
         for seed in range(5):
-            await bench.create(asking="rate-limit", seed=seed)
-        assert len(bench.sandbox.limited) == 2
+            await harness.create(directives="rate-limit", seed=seed)
+        assert len(harness.sandbox.rate_limited) == 2
 
 
-async def test_a_body_that_is_too_large_is_not_read(bench: Bench) -> None:
-    response = await bench.create(prompt="x" * (1 << 20))
+async def test_a_body_that_is_too_large_is_not_read(harness: SandboxHarness) -> None:
+    response = await harness.create(prompt="x" * (1 << 20))
     assert response.status_code == 413
-    assert bench.sandbox.creates == []
+    assert harness.sandbox.create_bodies == []
 
 
 @pytest.mark.parametrize(
@@ -59,51 +59,53 @@ async def test_a_body_that_is_too_large_is_not_read(bench: Bench) -> None:
     [("GET", "/api/v1/nothing", 404), ("GET", "/api/v1/images/generations", 405)],
 )
 async def test_errors_of_routing_have_the_same_shape(
-    bench: Bench, method: str, path: str, code: int
+    harness: SandboxHarness, method: str, path: str, code: int
 ) -> None:
-    response = await bench.client.request(method, path, headers=KEY)
+    response = await harness.client.request(method, path, headers=KEY)
     assert (response.status_code, response.json()["error"]["code"]) == (code, code)
 
 
-async def test_the_front_page_shows_a_call_every_model_and_every_directive(bench: Bench) -> None:
-    response = await bench.client.get("/")
+async def test_the_front_page_shows_a_call_every_model_and_every_directive(
+    harness: SandboxHarness,
+) -> None:
+    response = await harness.client.get("/")
     assert response.headers["content-type"] == "text/plain; charset=utf-8"
     assert "curl http://sandbox.example/api/v1/images/generations" in response.text
     words = set(response.text.replace(",", " ").replace("=N", " ").split())
     assert set(DIRECTIVES) <= words
-    assert {model.value + "*" * model.callbacks for model in MODELS.values()} <= words
+    assert {model.name + "*" * model.callbacks for model in MODELS.values()} <= words
 
 
-async def test_the_front_page_never_shows_the_key_it_wants() -> None:
-    async with opened(api_key="aio_private") as bench:
-        text = (await bench.client.get("/")).text
-        assert "wants its own (aio_dev" in text
+async def test_the_front_page_never_shows_its_key() -> None:
+    async with running_sandbox(api_key="aio_private") as harness:
+        text = (await harness.client.get("/")).text
+        assert "accepts only its own key (aio_dev" in text
         assert "aio_private" not in text
 
 
 async def test_each_request_is_one_line_in_the_log(
-    bench: Bench, caplog: pytest.LogCaptureFixture
+    harness: SandboxHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", logger="genhook.sandbox"):
-        await bench.create(callback_url=None)
-        await bench.poll("n479999_imagen4")
+        await harness.create(callback_url=None)
+        await harness.poll("n479999_imagen4")
     assert caplog.messages == [
         "POST /api/v1/images/generations 200",
         "GET /api/v1/tasks/n479999_imagen4 404",
     ]
 
 
-@pytest.mark.parametrize("options", [{"speed": 0.0}, {"keep": 0}])
-def test_a_sandbox_that_could_not_work_is_refused(options: dict[str, float]) -> None:
+@pytest.mark.parametrize("options", [{"speed": 0.0}, {"tasks_max": 0}])
+def test_options_that_are_not_above_zero_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be above zero"):
         create_app(**options)  # type: ignore[arg-type]
 
 
-async def test_by_default_it_sleeps_in_earnest_and_makes_up_its_own_ids() -> None:
+async def test_by_default_it_really_sleeps_and_makes_random_ids() -> None:
     app = create_app(speed=1e6)
-    async with app.router.lifespan_context(app), opened() as bench:
-        bench.app = app
-        bench.client._transport.app = app  # type: ignore[attr-defined]
-        task = await bench.made(callback_url=None)
+    async with app.router.lifespan_context(app), running_sandbox() as harness:
+        harness.app = app
+        harness.client._transport.app = app  # type: ignore[attr-defined]
+        task = await harness.finish(callback_url=None)
         assert (task.status, task.prompt) == ("completed", PROMPT)
         assert len(task.id) == len("n47_imagen4") + 12

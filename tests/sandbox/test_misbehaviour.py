@@ -1,4 +1,4 @@
-"""What a prompt may ask for, and what it is told when it asks for something else."""
+"""Directives in a prompt, and the errors for wrong ones."""
 
 import dataclasses
 
@@ -17,21 +17,21 @@ def test_every_directive_is_a_field_and_every_field_a_directive() -> None:
 
 
 @pytest.mark.parametrize("name", DIRECTIVES)
-def test_every_directive_can_be_asked_for_alone(name: str) -> None:
-    least = DIRECTIVES[name].least
-    value = True if least is None else least + 2
-    asked = parse(f"x [sandbox: {name}]" if least is None else f"x [sandbox: {name}={value}]")
+def test_every_directive_works_alone(name: str) -> None:
+    minimum = DIRECTIVES[name].minimum
+    value = True if minimum is None else minimum + 2
+    mark = name if minimum is None else f"{name}={value}"
     expected = {**dataclasses.asdict(Misbehaviour()), name.replace("-", "_"): value}
-    assert dataclasses.asdict(asked) == expected
+    assert dataclasses.asdict(parse(f"x [sandbox: {mark}]")) == expected
 
 
 def test_several_directives_may_be_combined_in_one_mark_or_in_more() -> None:
-    asked = parse("[Sandbox: FAIL , duplicate = 3] A boat [sandbox:delay=0.5]")
-    assert asked == Misbehaviour(fail=True, duplicate=3, delay=0.5)
+    misbehaviour = parse("[Sandbox: FAIL , duplicate = 3] A boat [sandbox:delay=0.5]")
+    assert misbehaviour == Misbehaviour(fail=True, duplicate=3, delay=0.5)
 
 
 @pytest.mark.parametrize(
-    ("mark", "complaint"),
+    ("mark", "message"),
     [
         ("explode", "unknown sandbox directive 'explode'; known: fail, lose-callback, duplicate"),
         ("", "unknown sandbox directive ''"),
@@ -47,8 +47,8 @@ def test_several_directives_may_be_combined_in_one_mark_or_in_more() -> None:
         ("error=200", "error goes from 300 to 599"),
     ],
 )
-def test_a_mark_that_makes_no_sense_is_refused_in_words(mark: str, complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
+def test_a_wrong_mark_is_refused(mark: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         parse(f"x [sandbox: {mark}]")
 
 
@@ -57,5 +57,5 @@ def test_a_mark_that_is_never_closed_is_refused() -> None:
         parse("A boat [sandbox: fail")
 
 
-def test_the_words_left_for_the_picture_have_no_marks() -> None:
+def test_marks_are_cut_out_of_the_prompt() -> None:
     assert without_marks("[sandbox: fail] A  boat [sandbox: late=1]\nat sea") == "A boat at sea"

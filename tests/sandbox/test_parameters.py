@@ -1,29 +1,33 @@
-"""What the models accept and what they cost."""
+"""The parameters that models accept, and their credits."""
 
 from typing import Any
 
 import pytest
 
 from service.sandbox import models
-from service.sandbox.models import IMAGES, MODELS, MUSIC, SPEECH, UPSCALE, VIDEOS, Model
+from service.sandbox.models import IMAGES, MODELS, MUSIC, SPEECH, UPSCALE, VIDEOS, SandboxModel
 from service.sandbox.parameters import check, count_of, credits_of, prompt_of, size_of
 
 
-def model(value: str, path: str = IMAGES) -> Model:
-    return MODELS[path, value]
+def model(name: str, path: str = IMAGES) -> SandboxModel:
+    return MODELS[path, name]
 
 
 def test_the_image_models_that_send_callbacks_are_those_whose_pages_say_so() -> None:
-    sending = {found.task_id.partition("{}")[2] for found in models.on(IMAGES) if found.callbacks}
-    assert sending == {"_flux2", "_grok", "_imagen4", "_gptimg", "_seed"}
+    suffixes = {
+        each.task_id_pattern.partition("{}")[2]
+        for each in models.of_route(IMAGES)
+        if each.callbacks
+    }
+    assert suffixes == {"_flux2", "_grok", "_imagen4", "_gptimg", "_seed"}
 
 
 def test_the_image_route_has_eleven_families() -> None:
-    assert len({found.task_id for found in models.on(IMAGES)}) == 11
+    assert len({each.task_id_pattern for each in models.of_route(IMAGES)}) == 11
 
 
 @pytest.mark.parametrize(
-    ("value", "body", "price"),
+    ("name", "body", "price"),
     [
         ("imagen4-fast", {}, 4),
         ("imagen4", {}, 8),
@@ -37,8 +41,8 @@ def test_the_image_route_has_eleven_families() -> None:
         ("recraft-v4-pro-text-to-vector", {}, 70),
     ],
 )
-def test_images_cost_what_the_pages_say(value: str, body: dict[str, Any], price: int) -> None:
-    assert credits_of(model(value), {"prompt": "abc", **body}) == price
+def test_images_cost_what_the_pages_say(name: str, body: dict[str, Any], price: int) -> None:
+    assert credits_of(model(name), {"prompt": "abc", **body}) == price
 
 
 def test_speech_costs_by_each_thousand_characters_begun() -> None:
@@ -69,10 +73,10 @@ def test_a_size_has_several_names_and_spellings(
     assert size_of(body) == size
 
 
-@pytest.mark.parametrize("asked", ["7:1", "100x100", "4096x4096", "big", 5, ["1:1"]])
-def test_a_size_that_nobody_offers_is_refused(asked: object) -> None:
+@pytest.mark.parametrize("size", ["7:1", "100x100", "4096x4096", "big", 5, ["1:1"]])
+def test_an_unknown_size_is_refused(size: object) -> None:
     with pytest.raises(ValueError, match="size must be one of 1:1, 16:9"):
-        size_of({"size": asked})
+        size_of({"size": size})
 
 
 def test_every_text_of_a_request_is_its_prompt() -> None:
@@ -85,7 +89,7 @@ def test_every_text_of_a_request_is_its_prompt() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "body", "complaint"),
+    ("name", "body", "message"),
     [
         ("imagen4", {"prompt": None}, "prompt is required"),
         ("imagen4", {"prompt": "ab"}, "prompt must have 3 to 5000 characters"),
@@ -103,11 +107,9 @@ def test_every_text_of_a_request_is_its_prompt() -> None:
         ("imagen4", {"callback_url": 5}, "callback_url must be an absolute"),
     ],
 )
-def test_a_bad_parameter_is_refused_by_name(
-    value: str, body: dict[str, Any], complaint: str
-) -> None:
-    with pytest.raises(ValueError, match=complaint):
-        check(model(value), {"prompt": "A boat", **body})
+def test_a_bad_parameter_is_refused_by_name(name: str, body: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(model(name), {"prompt": "A boat", **body})
 
 
 def test_models_without_callbacks_ignore_even_a_bad_callback_url() -> None:
@@ -115,12 +117,12 @@ def test_models_without_callbacks_ignore_even_a_bad_callback_url() -> None:
 
 
 @pytest.mark.parametrize("duration", [2, 16, "5"])
-def test_a_video_has_a_length_it_may_have(duration: object) -> None:
+def test_a_duration_out_of_range_is_refused(duration: object) -> None:
     with pytest.raises(ValueError, match="duration must be a whole number from 3 to 15"):
         check(model("kling-3", VIDEOS), {"prompt": "A boat", "duration": duration})
 
 
-def test_one_model_wants_its_duration_as_a_string() -> None:
+def test_one_model_takes_its_duration_as_a_string() -> None:
     body = {"prompt": "A boat", "duration": 8}
     with pytest.raises(ValueError, match="duration must be one of 4, 8, 12"):
         check(model("seedance-1-5-pro", VIDEOS), body)
@@ -128,15 +130,15 @@ def test_one_model_wants_its_duration_as_a_string() -> None:
 
 
 def test_a_route_that_has_one_model_needs_no_name() -> None:
-    assert models.find(UPSCALE, None).value == "image-upscale"
+    assert models.find(UPSCALE, None).name == "image-upscale"
 
 
-@pytest.mark.parametrize("value", ["dall-e", 5, ["imagen4"], "chirp-v5"])
-def test_a_model_of_another_route_or_of_none_is_refused(value: object) -> None:
+@pytest.mark.parametrize("name", ["dall-e", 5, ["imagen4"], "chirp-v5"])
+def test_an_unknown_model_or_one_of_another_route_is_refused(name: object) -> None:
     with pytest.raises(ValueError, match="is not one of cogview-4, flux-2"):
-        models.find(IMAGES, value)
+        models.find(IMAGES, name)
 
 
-def test_the_image_route_wants_a_model_by_name() -> None:
+def test_the_image_route_requires_a_model() -> None:
     with pytest.raises(ValueError, match="model is required"):
         models.find(IMAGES, None)

@@ -1,4 +1,4 @@
-"""What must hold at every step of a simulation, and what must be true at its end."""
+"""Checks the promises at every step of a simulation and at its end."""
 
 from collections import defaultdict
 
@@ -11,7 +11,7 @@ OUTCOMES = ("generation.succeeded", "generation.failed")
 
 
 async def check_step(world: World) -> None:
-    """The promises that hold at any instant."""
+    """Check the promises that hold at any instant."""
     assert world.repeated == [], "a submission was sent again though it may have been taken"
     assert all(count == 1 for count in world.takes.values()), "charged twice"
     assert world.changed_bodies == [], "a webhook-id came with two bodies"
@@ -24,27 +24,27 @@ async def check_step(world: World) -> None:
 
 
 async def check_end(world: World) -> None:
-    """After the last deadline and the last retry everything has ended, and everybody was told."""
+    """Check that after the last deadline and retry everything has ended and was delivered."""
     await check_step(world)
     for generation in await world.stored("SELECT id, status, submission FROM generations"):
         assert generation["status"] in TERMINAL, generation
-    known = {row["id"] for row in await world.stored("SELECT id FROM generations")}
-    assert set(world.generations.values()) <= known, "an accepted generation is gone"
+    ids = {row["id"] for row in await world.stored("SELECT id FROM generations")}
+    assert set(world.generations.values()) <= ids, "an accepted generation is gone"
     pending = await world.stored("SELECT id, status FROM deliveries WHERE status = 'pending'")
     assert pending == [], pending
-    await _everybody_was_told(world)
+    await _every_event_was_delivered(world)
 
 
 async def _acknowledged_callbacks_are_stored(world: World) -> None:
-    kept = await world.stored(
+    bodies = await world.stored(
         "SELECT b.body, count(*) AS count FROM callback_bodies b "
         "JOIN callbacks c ON c.id = b.callback_id GROUP BY b.body"
     )
-    counts = {row["body"]: row["count"] for row in kept}
-    wanted: defaultdict[bytes, int] = defaultdict(int)
+    counts = {row["body"]: row["count"] for row in bodies}
+    acknowledged: defaultdict[bytes, int] = defaultdict(int)
     for body in world.acknowledged:
-        wanted[body] += 1
-    for body, count in wanted.items():
+        acknowledged[body] += 1
+    for body, count in acknowledged.items():
         assert counts.get(body, 0) >= count, "an acknowledged callback is not on disk"
 
 
@@ -55,15 +55,15 @@ async def _one_outcome_each(world: World) -> None:
     )
     for event in events:
         types[event["generation_id"]].append(event["type"])
-    for told in types.values():
-        outcomes = [type_ for type_ in told if type_ in OUTCOMES]
-        assert len(outcomes) <= 1, told
-        assert told.count("generation.timed_out") <= 1, told
+    for published in types.values():
+        outcomes = [type_ for type_ in published if type_ in OUTCOMES]
+        assert len(outcomes) <= 1, published
+        assert published.count("generation.timed_out") <= 1, published
         if outcomes:
-            assert told[-1] == outcomes[0], told
+            assert published[-1] == outcomes[0], published
 
 
-async def _everybody_was_told(world: World) -> None:
+async def _every_event_was_delivered(world: World) -> None:
     rows = await world.stored(
         "SELECT s.url, d.event_id, d.status, e.body FROM deliveries d "
         "JOIN subscribers s ON s.id = d.subscriber_id JOIN events e ON e.id = d.event_id"
@@ -73,4 +73,4 @@ async def _everybody_was_told(world: World) -> None:
             assert row["event_id"] in world.delivered[row["url"]], "recorded but never sent"
         assert msgspec.json.decode(row["body"])["id"] == row["event_id"]
     events = {row["id"] for row in await world.stored("SELECT id FROM events")}
-    assert events <= world.delivered[HOOKS[0]], "the subscriber that was well missed an event"
+    assert events <= world.delivered[HOOKS[0]], "the healthy subscriber missed an event"

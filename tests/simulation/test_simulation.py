@@ -1,4 +1,4 @@
-"""Seeds drive clock, network and crashes; a seed that fails is printed and fails again.
+"""A seed drives clock, network and crashes. A seed that fails is printed, and fails again.
 
 GENHOOK_SIMULATION_SEEDS=1000 pytest tests/simulation    more seeds
 GENHOOK_SIMULATION_SEED=17 pytest tests/simulation       one seed
@@ -27,7 +27,7 @@ def _seeds() -> list[range]:
 
 
 async def simulate(seed: int, path: Path) -> World:
-    """Run one seed to its end; AssertionError where a promise is broken."""
+    """Run one seed to its end. AssertionError if a promise is broken."""
     world = World(path, Random(seed))
     await world.open()
     try:
@@ -43,7 +43,7 @@ async def simulate(seed: int, path: Path) -> World:
 
 @pytest.mark.timeout(1_800)
 @pytest.mark.parametrize("seeds", _seeds(), ids=lambda seeds: f"{seeds.start}-{seeds.stop - 1}")
-async def test_the_promises_hold_whatever_a_seed_does(seeds: range, tmp_path: Path) -> None:
+async def test_the_promises_hold_for_every_seed(seeds: range, tmp_path: Path) -> None:
     for seed in seeds:
         folder = tmp_path / str(seed)
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""A world that a seed drives: clock, upstream, subscribers, crashes at every commit boundary."""
+"""A world that a seed drives: clock, upstream, subscribers, and crashes around every commit."""
 
 import asyncio
 from collections import defaultdict
@@ -12,21 +12,21 @@ import httpx
 
 from service.delivery.target import SendError
 from service.store.sqlite.connection import Connection
-from tests.disaster import crash, rows
-from tests.harness import Harness, ManualClock, completed, settings, taken
+from tests.faults import crash, rows
+from tests.harness import Harness, ManualClock, create_answer, settings, success_report
 
 MODELS = ("imagen4", "imagen4-fast", "ideogram-v3-turbo", "nobody-knows-this")
-HOOKS = tuple(f"http://127.0.0.1:7/{name}" for name in ("well", "moody", "ordered"))
+HOOKS = tuple(f"http://127.0.0.1:7/{name}" for name in ("healthy", "moody", "ordered"))
 CONNECT = httpx.ConnectError("refused")
 LOST = httpx.ReadTimeout("no answer")
 
 
-class Dead(Exception):  # noqa: N818  it is what the process is
+class Dead(Exception):  # noqa: N818  it describes the process
     """The process died during an action."""
 
 
 class World(Harness):
-    """A service in a world of faults. Every choice is drawn from `random`, and from it alone."""
+    """A service in a world of faults. `random` alone makes every choice."""
 
     def __init__(self, path: Path, random: Random) -> None:
         self.random = random
@@ -36,10 +36,14 @@ class World(Harness):
             ManualClock(),
         )
         self.prompts: list[str] = []
-        self.generations: dict[str, str] = {}  # Prompt to id, as far as the client was told.
-        self.takes: defaultdict[str, int] = defaultdict(int)  # Prompt to tasks upstream made.
-        self.unsure: set[str] = set()  # Prompts that upstream took or may have taken.
-        self.repeated: list[str] = []  # Prompts that were sent again although they were unsure.
+        self.generations: dict[str, str] = {}  # Prompt to id, if the client got an answer.
+        self.takes: defaultdict[str, int] = defaultdict(
+            int
+        )  # Prompt to number of tasks at upstream.
+        self.maybe_taken: set[str] = set()  # Prompts that upstream took or may have taken.
+        self.repeated: list[
+            str
+        ] = []  # Prompts that were sent again although they may have been taken.
         self.acknowledged: list[bytes] = []
         self.bodies: dict[str, bytes] = {}  # webhook-id to the body that came with it.
         self.delivered: defaultdict[str, set[str]] = defaultdict(set)  # URL to webhook-ids.
@@ -49,7 +53,7 @@ class World(Harness):
         self._died = asyncio.Event()
 
     async def open(self) -> None:
-        """Start the service and subscribe three subscribers, each of its own kind."""
+        """Start the service and create three subscribers: healthy, moody and ordered."""
         await self.app.start(worker=False)
         for url in HOOKS:
             await self.subscribe(url, ordered=url.endswith("ordered"))
@@ -58,13 +62,13 @@ class World(Harness):
         self._arm()
 
     async def close(self) -> None:
-        """Stop what still runs."""
+        """Close the clients and stop the service."""
         await self.client.aclose()
-        await self.outside.aclose()
+        await self.anonymous.aclose()
         await self.app.stop()
 
     async def step(self) -> str:
-        """One action of the world; its name. A crash on the way is part of it."""
+        """Run one random action, which a crash may end; return its name."""
         actions: list[tuple[int, Callable[[], Awaitable[object]]]] = [
             (5, self.submit),
             (5, self.finish_some),
@@ -75,11 +79,11 @@ class World(Harness):
         weights = [weight for weight, _ in actions]
         [(_, action)] = self.random.choices(actions, weights)
         with suppress(Dead):
-            await self.alive(action())
+            await self.run_or_die(action())
         return action.__name__
 
-    async def alive(self, action: Awaitable[object]) -> None:
-        """Run an action; if the process dies meanwhile, start it anew and raise Dead."""
+    async def run_or_die(self, action: Awaitable[object]) -> None:
+        """Run an action; if the process dies meanwhile, start a new one and raise Dead."""
         task = asyncio.ensure_future(action)
         died = asyncio.ensure_future(self._died.wait())
         await asyncio.wait({task, died}, return_when=asyncio.FIRST_COMPLETED)
@@ -93,7 +97,7 @@ class World(Harness):
         await task
 
     async def submit(self) -> None:
-        """A client asks for a generation; upstream may say anything, or take it and say nothing."""
+        """Create a generation; upstream may answer anything, or take it and not answer."""
         prompt = f"picture number {len(self.prompts)}"
         self.prompts.append(prompt)
         body = {"model": self.random.choice(MODELS), "input": {"prompt": prompt}}
@@ -104,61 +108,61 @@ class World(Harness):
             assert answer.status_code in (402, 422, 502), answer.text
 
     async def finish_some(self) -> None:
-        """Upstream's work goes on."""
+        """Let upstream finish some of its tasks."""
         for task_id in list(self.upstream.tasks):
             if self.random.random() < 0.5 and "output" not in self.upstream.tasks[task_id]:
                 ending = self.upstream.finish if self.random.random() < 0.7 else self.upstream.fail
                 ending(task_id)
 
     async def call_back_some(self) -> None:
-        """Upstream calls back: truly, again, early, too late, unreadably, or somebody forges."""
+        """Send a callback: true, repeated, early, late, unreadable or forged."""
         creates = [b for b in self.upstream.creates if "callback_url" in b and "task_id" in b]
         if not creates:
             return
         create = self.random.choice(creates)
         task_id = create["task_id"]
         url: str = create["callback_url"]
-        done = self.upstream.tasks.get(task_id, {})
-        body: Any = {"code": 200, "data": {"task_id": task_id, "status": "IN_PROGRESS", **done}}
+        task = self.upstream.tasks.get(task_id, {})
+        body: Any = {"code": 200, "data": {"task_id": task_id, "status": "IN_PROGRESS", **task}}
         kind = self.random.choice(("true", "true", "true", "again", "unreadable", "forged"))
         content = httpx.Request("POST", url, json=body).content
         if kind == "unreadable":
             content = b"<html>"
         elif kind == "forged":
-            forged = completed(task_id, "https://evil.example/x.png")
-            answer = await self.outside.post(url[:-4] + "AAAA", json=forged)
+            forged = success_report(task_id, "https://evil.example/x.png")
+            answer = await self.anonymous.post(url[:-4] + "AAAA", json=forged)
             assert answer.status_code == 404, answer.text
             return
         for _ in range(2 if kind == "again" else 1):
-            answer = await self.outside.post(url, content=content)
+            answer = await self.anonymous.post(url, content=content)
             assert answer.status_code == 200, answer.text
             self.acknowledged.append(content)
 
     async def pass_time(self) -> None:
-        """Time goes on, at times by much, and the worker does what is due."""
+        """Advance time by a little or a lot, and do the due work."""
         await self.run(self.random.choice((0, 0.2, 1, 3, 20, 70, 400, 2_000)))
 
     async def plan_crash(self) -> None:
-        """Die at one of the next commits: just before it, or just after."""
+        """Plan a crash just before or just after one of the next commits."""
         self._crash_in = self.random.randrange(6), self.random.choice(("before", "after"))
 
     async def settle(self) -> None:
-        """No more faults: every subscriber well, time enough for every deadline and retry."""
+        """End all faults, and advance time beyond every deadline and retry."""
         self._crash_in = None
         if self._died.is_set():
             await self._restart_after_crash()
-        self.subscribers.on_send = self._receive_well
+        self.subscribers.on_send = self._accept
         for seconds in (0, 60, 1_000, 4_000, 40_000, *(90_000,) * 6, 0):
             await self.finish_some()
             await self.run(seconds)
 
     async def stored(self, sql: str, **values: object) -> list[dict[str, Any]]:
-        """Rows as they are on disk."""
+        """Return rows as they are on disk."""
         return [dict(row) for row in await rows(self, sql, **values)]
 
     def _create(self, body: dict[str, Any]) -> httpx.Response:
         prompt = body["prompt"]
-        if prompt in self.unsure:
+        if prompt in self.maybe_taken:
             self.repeated.append(prompt)
         outcome = self.random.choice(
             ("taken", "taken", "taken", "refused", "busy", "lost", "lost-but-taken", "broken", "no")
@@ -169,7 +173,7 @@ class World(Harness):
             return httpx.Response(self.random.choice((429, 503)), headers={"retry-after": "2"})
         if outcome == "no":
             return httpx.Response(402, json={"error": {"code": 402, "message": "no credits"}})
-        self.unsure.add(prompt)
+        self.maybe_taken.add(prompt)
         body["task_id"] = f"task{len(self.upstream.creates)}"
         if outcome in ("lost", "broken"):
             return self._no_answer(outcome)
@@ -177,7 +181,7 @@ class World(Harness):
         self.upstream.tasks[body["task_id"]] = {"status": "IN_PROGRESS"}
         if outcome == "lost-but-taken":
             raise LOST
-        return httpx.Response(200, json=taken(body["task_id"]))
+        return httpx.Response(200, json=create_answer(body["task_id"]))
 
     @staticmethod
     def _no_answer(outcome: str) -> httpx.Response:
@@ -186,7 +190,7 @@ class World(Harness):
         return httpx.Response(500, text="oops")
 
     def _receive(self, url: str, webhook_id: str, body: bytes) -> int | SendError:
-        """A subscriber's answer; its body is checked against what the id came with before."""
+        """Answer as a subscriber; the body of an id must not change between attempts."""
         self._note(url, webhook_id, body)
         if url == HOOKS[1]:
             trouble = SendError("timeout", "no answer in time")
@@ -194,7 +198,7 @@ class World(Harness):
             return mood
         return 200
 
-    def _receive_well(self, url: str, webhook_id: str, body: bytes) -> int:
+    def _accept(self, url: str, webhook_id: str, body: bytes) -> int:
         self._note(url, webhook_id, body)
         return 200
 
@@ -204,7 +208,7 @@ class World(Harness):
         self.delivered[url].add(webhook_id)
 
     def _arm(self) -> None:
-        """Put the crash before or after a commit of the running process."""
+        """Wrap the commits of the running process, so that it can crash before or after one."""
         writer = self.app.database._writer
         assert writer is not None
         self._died = asyncio.Event()
@@ -230,7 +234,7 @@ class World(Harness):
 
     async def _die(self) -> None:
         self._died.set()
-        await asyncio.Event().wait()  # Nothing more happens in a dead process.
+        await asyncio.Event().wait()  # A dead process does nothing more.
 
     async def _restart_after_crash(self) -> None:
         self.crashes += 1

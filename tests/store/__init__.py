@@ -1,1 +1,1 @@
-"""The store, on real files."""
+"""Tests of the store, on database files."""

@@ -1,6 +1,6 @@
-"""Lists: whatever is asked for, the same rows as by looking at every one."""
+"""Lists of generations: every filter returns the same rows as a check of every generation."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,26 @@ import pytest
 
 from service.model.clock import HOUR, MINUTE
 from service.model.generation import Generation, GenerationStatus
-from service.store import generations, pages
+from service.store import deliveries, generations, pages
 from service.store.database import Row
+from service.store.generations import Filter
 from service.store.sqlite.database import Database, Transaction
 
 NOW = 1_795_000_000_000
 STATUSES: tuple[GenerationStatus, ...] = ("processing", "succeeded")
 MODELS = ("imagen4", "imagen4-fast")
+TIMES = (None, NOW - 1, NOW + 20 * MINUTE, NOW + 33 * MINUTE, NOW + 48 * MINUTE)
+METADATA: tuple[dict[str, str], ...] = (
+    {},
+    {"colour": "1"},
+    {"colour": "1", "size": "2"},
+    {"colour": "none"},
+)
 
 
-def generation(number: int, drawn_at: int, created_at: int, tenant: str = "one") -> Generation:
+def generation(number: int, created_at: int, tenant: str = "one") -> Generation:
     return Generation(
-        id=f"gen_{drawn_at:012x}7{number:019x}",
+        id=f"gen_{created_at:012x}7{number:019x}",
         tenant=tenant,
         model=MODELS[number % 2],
         status=STATUSES[number // 2 % 2],
@@ -35,126 +43,124 @@ def generation(number: int, drawn_at: int, created_at: int, tenant: str = "one")
     )
 
 
-def history() -> list[Generation]:
-    """A generation a minute; some were stored long after their id was drawn, or before it."""
-    late = {7: 3 * HOUR, 20: 2 * MINUTE, 33: -HOUR}
-    made = []
-    for number in range(48):
-        at = NOW + number * MINUTE
-        made.append(generation(number, at, at + late.get(number, 0)))
-    return [*made, generation(90, NOW, NOW, "two")]
+# One generation a minute, and one of another tenant.
+GENERATIONS = [
+    *(generation(number, NOW + number * MINUTE) for number in range(48)),
+    generation(90, NOW, "two"),
+]
 
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    """A database with that history."""
+    """A database with GENERATIONS."""
     opened = Database(str(tmp_path / "lists.db"))
     await opened.open()
     await opened.migrate()
 
     async def insert(tx: Transaction) -> None:
-        for one in history():
-            await generations.insert(tx, one)
+        for new in GENERATIONS:
+            await generations.insert(tx, new)
 
     await opened.write(insert)
     yield opened
     await opened.close()
 
 
-TIMES = (None, NOW - 1, NOW + 20 * MINUTE, NOW + 33 * MINUTE, NOW + 48 * MINUTE)
-METADATA: tuple[dict[str, str], ...] = (
-    {},
-    {"colour": "1"},
-    {"colour": "1", "size": "2"},
-    {"colour": "none"},
-)
-Keeps = Callable[[Generation], bool]
+def passes(only: Filter, candidate: Generation) -> bool:
+    """Return whether tenant "one" sees the generation with this filter."""
+    return (
+        candidate.tenant == "one"
+        and only.status in (None, candidate.status)
+        and only.model in (None, candidate.model)
+        and (only.created_after is None or candidate.created_at > only.created_after)
+        and (only.created_before is None or candidate.created_at < only.created_before)
+        and only.metadata.items() <= candidate.metadata.items()
+    )
 
 
-def keeps(only: pages.Generations) -> Keeps:
-    """True for the generations that are asked for."""
-
-    def kept(one: Generation) -> bool:
-        return (
-            one.tenant == "one"
-            and only.status in (None, one.status)
-            and only.model in (None, one.model)
-            and (only.created_after is None or one.created_at > only.created_after)
-            and (only.created_before is None or one.created_at < only.created_before)
-            and only.metadata.items() <= one.metadata.items()
-        )
-
-    return kept
-
-
-async def walked(database: Database, only: pages.Generations, *, ascending: bool) -> list[str]:
-    """Ids of every page, one after the other."""
-    found: list[str] = []
+async def ids_of_all_pages(database: Database, only: Filter, *, ascending: bool) -> list[str]:
+    ids: list[str] = []
     page = pages.Page(limit=5, ascending=ascending)
-    more = True
-    while more:
-        rows, more = await database.read(pages.generations, page, "one", only)
-        found += [row["id"] for row in rows]
-        page = msgspec.structs.replace(page, after=found[-1] if found else None)
-    return found
+    while True:
+        rows, after = await database.read(generations.list_page, page, "one", only)
+        assert len(rows) <= 5
+        ids += [row["id"] for row in rows]
+        if after is None:
+            return ids
+        page = msgspec.structs.replace(page, after=after)
 
 
+@pytest.mark.parametrize("scanned_max", [10_000, 7])
 @pytest.mark.parametrize("ascending", [False, True])
 @pytest.mark.parametrize("metadata", METADATA, ids=str)
-async def test_generations_are_those_that_looking_at_every_one_finds(
-    database: Database, metadata: dict[str, str], *, ascending: bool
+async def test_a_filter_returns_the_generations_that_pass_it(
+    database: Database,
+    metadata: dict[str, str],
+    scanned_max: int,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    ascending: bool,
 ) -> None:
-    every = history()
+    monkeypatch.setattr(pages, "SCANNED_MAX", scanned_max)
     sizes = set()
     for status, model, after, before in product(
         (None, *STATUSES), (None, *MODELS, "other"), TIMES, TIMES
     ):
-        only = pages.Generations(
+        only = Filter(
             status=status,
             model=model,
             created_after=after,
             created_before=before,
             metadata=metadata,
         )
-        wanted = sorted((g.id for g in every if keeps(only)(g)), reverse=not ascending)
-        assert await walked(database, only, ascending=ascending) == wanted, only
-        sizes.add(len(wanted))
+        ids = [candidate.id for candidate in GENERATIONS if passes(only, candidate)]
+        ids.sort(reverse=not ascending)
+        assert await ids_of_all_pages(database, only, ascending=ascending) == ids, only
+        sizes.add(len(ids))
     assert len(sizes) > 1 or metadata == {"colour": "none"}
 
 
-async def test_a_subscriber_of_another_tenant_has_no_deliveries_and_none_are_looked_at(
+async def test_a_subscriber_of_another_tenant_has_no_deliveries_and_none_are_read(
     database: Database,
 ) -> None:
-    rows = [
-        {
-            "tenant": "two",
-            "id": f"dlv_{number:032x}",
-            "subscriber_id": "sub_two",
-            "event_id": "evt_1",
-            "event_type": "ping",
-            "generation_id": None,
-            "trigger": "scheduled",
-            "due_at": NOW,
-            "created_at": NOW,
-        }
-        for number in range(3)
-    ]
+    row = {
+        "tenant": "two",
+        "subscriber_id": "sub_two",
+        "event_id": "evt_1",
+        "event_type": "ping",
+        "generation_id": None,
+        "trigger": "scheduled",
+        "due_at": NOW,
+    }
 
     async def insert(tx: Transaction) -> None:
+        rows = [{**row, "id": f"dlv_{number:032x}"} for number in range(3)]
         await tx.many("deliveries_insert", rows)
 
     await database.write(insert)
-    only = pages.Deliveries(subscriber_id="sub_two")
-    for tenant, count in (("two", 3), ("one", 0)):
-        found, more = await database.read(pages.deliveries, pages.Page(), tenant, only)
-        assert (len(found), more) == (count, False)
+    only = deliveries.Filter(subscriber_id="sub_two")
+    rows, after = await database.read(deliveries.list_page, pages.Page(), "two", only)
+    assert (len(rows), after) == (3, None)
 
-    async def refuse(tx: Transaction) -> tuple[list[Row], bool]:
-        class Blind(Transaction):
-            async def select(self, sql: str, values: Any) -> list[Row]:
-                raise AssertionError(sql, values)
+    class NoLists(Transaction):
+        async def select(self, sql: str, values: Any) -> list[Row]:
+            raise AssertionError(sql, values)
 
-        blind = Blind(tx._connection, tx.now, [])
-        return await pages.deliveries(blind, pages.Page(), "one", only)
+    async def read_without_lists(tx: Transaction) -> pages.Rows:
+        no_lists = NoLists(tx._connection, tx.now, [])
+        return await deliveries.list_page(no_lists, pages.Page(), "one", only)
 
-    assert await database.read(refuse) == ([], False)
+    assert await database.read(read_without_lists) == ([], None)
+
+
+async def test_a_page_checks_a_bounded_number_of_rows_and_the_next_continues_there(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "SCANNED_MAX", 10)
+    only = Filter(model="imagen4", status="succeeded", metadata={"colour": "none"})
+    assert await database.read(generations.list_page, pages.Page(), "one", only) == ([], None)
+    only = Filter(metadata={"colour": "1"}, model="other")
+    rows, after = await database.read(generations.list_page, pages.Page(), "one", only)
+    assert rows == []
+    newest_first = [new.id for new in reversed(GENERATIONS) if new.metadata["colour"] == "1"]
+    assert after == newest_first[9]

@@ -1,74 +1,23 @@
-"""Logs: JSON lines that hold everything but secrets."""
+"""Log lines: JSON that holds everything but secrets, from the service and its libraries."""
 
 import asyncio
 import json
 import logging
-from collections.abc import Iterator
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
-from service.telemetry import log
+from service.telemetry import log, metrics
+from service.telemetry.redact import Redactor
+from tests.logs import Console
 
 TOKEN = "WyJnZW4iLCJub25jZSIsMTIzXQ.c2lnbmF0dXJl-_x"  # The shape of one.
 
 
-class Console:
-    """What a process wrote to standard output."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def text(self) -> str:
-        log._lines.flush()
-        return self._capsys.readouterr().out
-
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.text().splitlines()]
-
-
-@pytest.fixture
-def console(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Console]:
-    """Standard output; the loggers are put back as they were."""
-    monkeypatch.setattr(log, "_output", log._output)
-    monkeypatch.setattr(log, "_lines", log._Lines())
-    root, handlers, level = logging.root, list(logging.root.handlers), logging.root.level
-    yield Console(capsys)
-    root.handlers[:] = handlers
-    root.setLevel(level)
-
-
-@pytest.mark.parametrize(
-    ("text", "kept"),
-    [
-        (f"POST /callbacks/apiinone/{TOKEN} 200", "POST /callbacks/apiinone/[redacted] 200"),
-        (f"https://a.example/callbacks/apiinone/{TOKEN}?x=1", "apiinone/[redacted]?x=1"),
-        (f'{{"url":"https:\\/\\/a.example\\/callbacks\\/apiinone\\/{TOKEN}"}}', '[redacted]"}'),
-        (f"?hook=https%3A%2F%2Fa.example%2Fcallbacks%2Fapiinone%2F{TOKEN} end", "[redacted] end"),
-        ("key ghk_0123456789abcdef is wrong", "key [redacted] is wrong"),
-        ("key aio_0123456789abcdef is wrong", "key [redacted] is wrong"),
-        ("secret whsec_aGVsbG8+/w== end", "secret [redacted] end"),
-        ("secret whsk_aGVsbG8+/w== end", "secret [redacted] end"),
-        ("Authorization: Bearer abc.def", "Authorization: [redacted]"),
-        ("AUTHORIZATION: BEARER abc.def", "AUTHORIZATION: [redacted]"),
-    ],
-)
-def test_secrets_are_cut_out_of_text_and_the_rest_stays(text: str, kept: str) -> None:
-    found = log.redact(text)
-    assert kept in found
-    for secret in (TOKEN, "0123456789abcdef", "aGVsbG8", "abc.def"):
-        assert secret not in found
-
-
-@pytest.mark.parametrize("text", ["", "a plain sentence", "gen_0123456789abcdef", "callbacks: 3"])
-def test_what_is_no_secret_stays_as_it_is(text: str) -> None:
-    assert log.redact(text) == text
-
-
 def test_lines_are_json_without_secrets_at_any_depth(console: Console) -> None:
-    log.configure("info", terminal=False)
+    console.configure("info")
     log.get(key="ghk_0123456789abcdef").info(
         "sent",
         url=f"/callbacks/apiinone/{TOKEN}",
@@ -86,15 +35,24 @@ def test_lines_are_json_without_secrets_at_any_depth(console: Console) -> None:
         assert secret not in text
 
 
-def test_a_traceback_is_redacted_too(console: Console) -> None:
-    log.configure("info", terminal=False)
+def test_a_traceback_is_text_and_redacted_too(console: Console) -> None:
+    console.configure("info")
     try:
         raise RuntimeError(f"cannot POST /callbacks/apiinone/{TOKEN}")  # noqa: TRY301
-    except RuntimeError:
+    except RuntimeError as error:
         log.get().exception("failed")
-    [line] = console.lines()
-    assert "RuntimeError: cannot POST /callbacks/apiinone/[redacted]" in line["exception"]
-    assert TOKEN not in json.dumps(line)
+        log.get().error("failed", exc_info=error)
+    for line in console.lines():
+        assert line["level"] == "error"
+        assert line["exception"].startswith("Traceback (most recent call last):\n")
+        assert "RuntimeError: cannot POST /callbacks/apiinone/[redacted]" in line["exception"]
+        assert TOKEN not in json.dumps(line)
+
+
+def test_without_an_exception_there_is_no_traceback(console: Console) -> None:
+    console.configure("info")
+    log.get().error("failed", exc_info=None)
+    assert "exception" not in console.lines()[0]
 
 
 @pytest.mark.parametrize(
@@ -107,12 +65,11 @@ def test_a_traceback_is_redacted_too(console: Console) -> None:
         "whsk_aGVsbG8+/w==",
         "bEaReR 0123456789abcdef",
         f"%2Fcallbacks%2Fapiinone%2F{TOKEN}",
+        'sk-"0123456789abcdef"\\/',
     ],
 )
-def test_every_secret_is_cut_out_of_a_line_however_it_is_spelt(
-    console: Console, secret: str
-) -> None:
-    log.configure("info", terminal=False)
+def test_every_secret_is_cut_out_of_a_line(console: Console, secret: str) -> None:
+    console.configure("info", redactor=Redactor(['sk-"0123456789abcdef"\\/']))
     log.get().info("sent", text=f"é {secret} é")
     [line] = console.lines()
     assert line["text"].startswith("é ")
@@ -120,25 +77,8 @@ def test_every_secret_is_cut_out_of_a_line_however_it_is_spelt(
     assert secret[-8:] not in line["text"]
 
 
-async def test_lines_of_a_moment_are_written_together_and_in_order(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    written: list[bytes] = []
-    lines = log._Lines()
-    monkeypatch.setattr(log, "WRITE_SECONDS", 0)
-    monkeypatch.setattr(lines, "_write", lambda *found: written.append(b" ".join(found)))
-    lines.line(b"first")
-    lines.line(b"second")
-    assert written == []
-    for _ in range(2):
-        await asyncio.sleep(0)  # noqa: TID251  a turn of the loop
-    assert written == [b"first second"]
-    await asyncio.to_thread(lines.line, b"third")
-    assert written == [b"first second", b"third"]
-
-
 async def test_requests_side_by_side_have_their_own_ids_in_their_lines(console: Console) -> None:
-    log.configure("info", terminal=False)
+    console.configure("info")
 
     async def serve(request_id: str) -> None:
         with log.request(request_id):
@@ -154,26 +94,84 @@ async def test_requests_side_by_side_have_their_own_ids_in_their_lines(console: 
     ]
 
 
-def test_what_libraries_log_comes_out_in_the_same_lines(console: Console) -> None:
-    log.configure("info", terminal=False)
-    logging.getLogger("some.library").warning("odd: %s", "Bearer abc.def")
+@pytest.mark.parametrize(
+    ("number", "level"), [(30, "warning"), (35, "warning"), (40, "error"), (99, "critical")]
+)
+def test_what_libraries_log_comes_out_in_the_same_lines(
+    console: Console, number: int, level: str
+) -> None:
+    console.configure("info")
+    logging.getLogger("some.library").log(number, "odd: %s", "Bearer abc.def")
     logging.getLogger("some.library").info("chatter")
     [line] = console.lines()
-    assert (line["library"], line["level"]) == ("some.library", "warning")
+    assert (line["library"], line["level"]) == ("some.library", level)
     assert line["event"] == "odd: [redacted]"
 
 
 def test_lines_below_the_level_are_left_out(console: Console) -> None:
-    log.configure("warning", terminal=False)
+    console.configure("warning")
     log.get().info("quiet")
     log.get().warning("loud")
     assert [line["event"] for line in console.lines()] == ["loud"]
 
 
 def test_on_a_terminal_lines_are_for_people_and_redacted_all_the_same(console: Console) -> None:
-    log.configure("info", terminal=True)
+    console.configure("info", terminal=True)
     log.get().info("sent", url=f"/callbacks/apiinone/{TOKEN}")
     text = console.text()
     assert "sent" in text
     assert "/callbacks/apiinone/[redacted]" in text
     assert TOKEN not in text
+
+
+class Closed:
+    """A stream whose reader has gone away."""
+
+    def write(self, _text: str) -> int:
+        raise BrokenPipeError
+
+
+@pytest.mark.usefixtures("console")
+@pytest.mark.parametrize("stream", [None, Closed()])
+def test_a_closed_stream_is_no_error(stream: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", stream)
+    log.configure("info", stream="stdout", terminal=False, background=False)
+    log.get().info("sent")
+
+
+@pytest.mark.usefixtures("console")
+def test_without_a_stream_lines_are_counted_as_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    before = metrics.log_lines_dropped.values[()]
+    log.configure("info")
+    log.get().info("sent")
+    assert metrics.log_lines_dropped.values[()] == before + 1
+
+
+def test_a_stream_that_is_not_a_file_is_written_at_once(console: Console) -> None:
+    log.configure("info", stream="stdout")
+    log.get().info("sent")
+    assert [line["event"] for line in console.lines()] == ["sent"]
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_process_that_ends_has_written_every_line_in_order(stream: str) -> None:
+    code = (
+        "from service.telemetry import log\n"
+        f"log.configure('info', stream={stream!r})\n"
+        "for number in range(3000): log.get().info('sent', number=number)\n"
+    )
+    done = subprocess.run(  # noqa: S603  our own code
+        [sys.executable, "-c", code], capture_output=True, check=True, text=True
+    )
+    lines = [json.loads(line) for line in getattr(done, stream).splitlines()]
+    assert [line["number"] for line in lines] == list(range(3_000))
+    assert len(done.stdout + done.stderr) == len(getattr(done, stream))
+
+
+def test_rich_is_not_imported_and_stays_importable() -> None:
+    code = (
+        "import sys\nfrom service.telemetry import log\nassert 'rich' not in sys.modules\n"
+        "import rich.console"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603  our own code

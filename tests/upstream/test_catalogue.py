@@ -1,4 +1,4 @@
-"""The catalogue against the pages it was copied from."""
+"""The catalogue agrees with the pages that it was copied from, and checks inputs."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ PAGES = [
     ("hunyuan-image-3", "hunyuan-image-3", "Tencent / WaveSpeed", 25, False),
 ]
 
-# Every value of `model`: the smallest input, or the page's example, and what it costs.
+# For every value of `model`: an accepted input, minimal or the page's example, and its credits.
 EXAMPLES: dict[str, tuple[dict[str, Any], int]] = {
     "bg-remover": ({"image": URL}, 1),
     "chirp-v3-5": ({"gpt_description_prompt": "a cheerful song"}, 5),
@@ -71,25 +71,25 @@ EXAMPLES: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-def model(name: str) -> Model:
-    found = catalogue.load().get(name)
-    assert found is not None
-    return found
+def find_model(name: str) -> Model:
+    entry = catalogue.load().get(name)
+    assert entry is not None
+    return entry
 
 
-def problems(name: str, **given: Any) -> list[tuple[str, str]]:
-    return catalogue.problems(model(name), given)
+def problems(name: str, **input_: Any) -> list[tuple[str, str]]:
+    return catalogue.problems(find_model(name), input_)
 
 
 def test_the_images_endpoint_has_eleven_models_and_five_with_callbacks() -> None:
-    families = {each.family: each.callbacks for each in EVERY_MODEL if each.path == IMAGES}
+    families = {model.family: model.callbacks for model in EVERY_MODEL if model.path == IMAGES}
     assert len(families) == 11
     assert sum(families.values()) == 5
 
 
 def test_imagen_4_is_the_sixth_by_base_credits() -> None:
-    families = {each.family for each in EVERY_MODEL if each.path == IMAGES}
-    ranked = sorted(families, key=lambda page: (model(page).credits, page))
+    families = {model.family for model in EVERY_MODEL if model.path == IMAGES}
+    ranked = sorted(families, key=lambda page: (find_model(page).credits, page))
     assert ranked.index("imagen-4") + 1 == 6
 
 
@@ -101,65 +101,65 @@ def test_a_page_id_stands_for_the_value_in_its_example(
     base: int,
     callbacks: bool,  # noqa: FBT001  a column of the table
 ) -> None:
-    found = model(page)
-    assert (found.id, found.sends, found.family) == (example, example, page)
-    assert (found.provider, found.credits, found.callbacks) == (provider, base, callbacks)
-    assert (found.path, found.status_path) == (IMAGES, "/tasks/{task_id}")
+    entry = find_model(page)
+    assert (entry.id, entry.sent_as, entry.family) == (example, example, page)
+    assert (entry.provider, entry.credits, entry.callbacks) == (provider, base, callbacks)
+    assert (entry.path, entry.status_path) == (IMAGES, "/tasks/{task_id}")
 
 
 def test_every_value_of_model_has_an_example_here() -> None:
-    assert sorted(EXAMPLES) == [each.id for each in EVERY_MODEL]
+    assert sorted(EXAMPLES) == [model.id for model in EVERY_MODEL]
 
 
-@pytest.mark.parametrize("each", EVERY_MODEL, ids=lambda each: each.id)
-def test_an_example_is_accepted_and_priced(each: Model) -> None:
-    example, cost = EXAMPLES[each.id]
-    assert catalogue.problems(each, example) == []
-    assert catalogue.credits(each, example) == cost
+@pytest.mark.parametrize("model", EVERY_MODEL, ids=lambda model: model.id)
+def test_an_example_is_accepted_and_priced(model: Model) -> None:
+    example, cost = EXAMPLES[model.id]
+    assert catalogue.problems(model, example) == []
+    assert catalogue.credits(model, example) == cost
 
 
-@pytest.mark.parametrize("each", EVERY_MODEL, ids=lambda each: each.id)
-def test_the_base_price_is_what_the_defaults_cost(each: Model) -> None:
-    assert catalogue.credits(each, {}) == each.credits
+@pytest.mark.parametrize("model", EVERY_MODEL, ids=lambda model: model.id)
+def test_the_base_price_is_what_the_defaults_cost(model: Model) -> None:
+    assert catalogue.credits(model, {}) == model.credits
 
 
-@pytest.mark.parametrize("each", EVERY_MODEL, ids=lambda each: each.id)
-def test_a_model_is_described_completely(each: Model) -> None:
-    assert 0 < each.usual_seconds < each.p95_seconds
-    assert each.path.startswith("/")
-    assert "{task_id}" in each.status_path
-    assert each.parameters["type"] == "object"
-    assert set(each.parameters["required"]) <= set(each.parameters["properties"])
-    assert set(each.price.by) <= set(each.parameters["properties"])
-    assert msgspec.json.decode(msgspec.json.encode(each), type=Model) == each
+@pytest.mark.parametrize("model", EVERY_MODEL, ids=lambda model: model.id)
+def test_a_model_is_described_completely(model: Model) -> None:
+    assert 0 < model.usual_seconds < model.p95_seconds
+    assert model.path.startswith("/")
+    assert "{task_id}" in model.status_path
+    assert model.parameters["type"] == "object"
+    assert set(model.parameters["required"]) <= set(model.parameters["properties"])
+    assert set(model.price.by) <= set(model.parameters["properties"])
+    assert msgspec.json.decode(msgspec.json.encode(model), type=Model) == model
 
 
-@pytest.mark.parametrize("each", EVERY_MODEL, ids=lambda each: each.id)
-def test_every_default_is_a_value_that_is_accepted(each: Model) -> None:
-    example, _ = EXAMPLES[each.id]
-    schemas = each.parameters["properties"].items()
+@pytest.mark.parametrize("model", EVERY_MODEL, ids=lambda model: model.id)
+def test_every_default_is_a_value_that_is_accepted(model: Model) -> None:
+    example, _ = EXAMPLES[model.id]
+    schemas = model.parameters["properties"].items()
     defaults = {name: schema["default"] for name, schema in schemas if "default" in schema}
-    assert catalogue.problems(each, defaults | example) == []
+    assert catalogue.problems(model, defaults | example) == []
 
 
-@pytest.mark.parametrize("each", EVERY_MODEL, ids=lambda each: each.id)
-def test_an_empty_input_is_refused(each: Model) -> None:
-    assert catalogue.problems(each, {}) != []
+@pytest.mark.parametrize("model", EVERY_MODEL, ids=lambda model: model.id)
+def test_an_empty_input_is_refused(model: Model) -> None:
+    assert catalogue.problems(model, {}) != []
 
 
-@pytest.mark.parametrize("each", EVERY_MODEL, ids=lambda each: each.id)
-def test_a_misspelt_parameter_is_refused_where_the_page_lists_them_all(each: Model) -> None:
-    example, _ = EXAMPLES[each.id]
-    found = catalogue.problems(each, example | {"aspect_ration": "1:1"})
-    if each.family in {"grok-imagine", "bg-remover", "suno"}:
-        assert found == []
+@pytest.mark.parametrize("model", EVERY_MODEL, ids=lambda model: model.id)
+def test_a_misspelt_parameter_is_refused_where_the_page_lists_them_all(model: Model) -> None:
+    example, _ = EXAMPLES[model.id]
+    errors = catalogue.problems(model, example | {"aspect_ration": "1:1"})
+    if model.family in {"grok-imagine", "bg-remover", "suno"}:
+        assert errors == []
     else:
-        ((pointer, message),) = found
+        ((pointer, message),) = errors
         assert pointer == "/aspect_ration"
-        assert message.startswith(f"is not a parameter of {each.id}")
+        assert message.startswith(f"is not a parameter of {model.id}")
 
 
-def test_a_misspelt_parameter_is_told_its_likely_name() -> None:
+def test_a_misspelt_parameter_gets_a_suggestion() -> None:
     assert problems("imagen4", prompt="ramen", sed=1) == [
         ("/sed", "is not a parameter of imagen4; did you mean seed?")
     ]
@@ -167,14 +167,14 @@ def test_a_misspelt_parameter_is_told_its_likely_name() -> None:
 
 @pytest.mark.parametrize("name", ["model", "callback_url", "callBackUrl", "webhook_url"])
 @pytest.mark.parametrize("page", ["imagen4", "suno"])
-def test_what_genhook_sets_itself_is_refused_in_input(page: str, name: str) -> None:
+def test_a_parameter_that_genhook_sets_is_refused_in_input(page: str, name: str) -> None:
     ((pointer, message),) = problems(page, prompt="some words", **{name: "x"})
     assert pointer == f"/{name}"
     assert message == catalogue.RESERVED[name]
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "pointer", "message"),
+    ("name", "input_", "pointer", "message"),
     [
         ("imagen4", {"prompt": "hi"}, "/prompt", "must have at least 3 characters"),
         ("imagen4", {"prompt": "x" * 5001}, "/prompt", "must have at most 5000 characters"),
@@ -244,7 +244,7 @@ def test_what_genhook_sets_itself_is_refused_in_input(page: str, name: str) -> N
             "suno",
             {"title": "Nothing"},
             "",
-            "needs gpt_description_prompt, or prompt for a song of your own",
+            "needs gpt_description_prompt (inspiration mode) or prompt (custom mode)",
         ),
         (
             "elevenlabs-v3",
@@ -260,13 +260,13 @@ def test_what_genhook_sets_itself_is_refused_in_input(page: str, name: str) -> N
         ),
     ],
 )
-def test_a_mistake_is_named_with_its_place(
-    name: str, given: dict[str, Any], pointer: str, message: str
+def test_a_wrong_parameter_is_reported_with_its_pointer(
+    name: str, input_: dict[str, Any], pointer: str, message: str
 ) -> None:
-    assert problems(name, **given) == [(pointer, message)]
+    assert problems(name, **input_) == [(pointer, message)]
 
 
-def test_a_pointer_escapes_what_json_pointers_must() -> None:
+def test_a_pointer_escapes_slashes_and_tildes() -> None:
     assert problems("imagen4", prompt="ramen", **{"a/b~c": 1})[0][0] == "/a~1b~0c"
 
 
@@ -285,7 +285,7 @@ def test_the_number_of_problems_is_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "cost"),
+    ("name", "input_", "cost"),
     [
         ("imagen4", {"num_images": 3}, 24),
         ("imagen4-ultra", {"num_images": 2}, 24),
@@ -315,9 +315,9 @@ def test_the_number_of_problems_is_bounded() -> None:
     ],
 )
 def test_credits_follow_the_parameters_that_upstream_bills_by(
-    name: str, given: dict[str, Any], cost: int
+    name: str, input_: dict[str, Any], cost: int
 ) -> None:
-    assert catalogue.credits(model(name), given) == cost
+    assert catalogue.credits(find_model(name), input_) == cost
 
 
 JSON = st.recursive(
@@ -328,12 +328,12 @@ JSON = st.recursive(
 
 
 @given(st.sampled_from(EVERY_MODEL), st.data())
-def test_no_input_makes_validation_or_pricing_raise(each: Model, data: st.DataObject) -> None:
-    names = st.sampled_from([*each.parameters["properties"], "callback_url", "other"])
-    strange = data.draw(st.dictionaries(names, JSON))
-    found = catalogue.problems(each, strange)
-    assert all(message for _, message in found)
-    assert catalogue.credits(each, strange) >= 1
+def test_no_input_makes_validation_or_pricing_raise(model: Model, data: st.DataObject) -> None:
+    names = st.sampled_from([*model.parameters["properties"], "callback_url", "other"])
+    input_ = data.draw(st.dictionaries(names, JSON))
+    errors = catalogue.problems(model, input_)
+    assert all(message for _, message in errors)
+    assert catalogue.credits(model, input_) >= 1
 
 
 @pytest.mark.parametrize(
@@ -346,12 +346,12 @@ def test_no_input_makes_validation_or_pricing_raise(each: Model, data: st.DataOb
         ("kling-3", "/tasks/{task_id}"),
     ],
 )
-def test_suno_is_asked_on_routes_of_its_own(name: str, status_path: str) -> None:
-    assert model(name).status_path == status_path
+def test_suno_has_its_own_status_paths(name: str, status_path: str) -> None:
+    assert find_model(name).status_path == status_path
 
 
-def test_suno_routes_without_a_model_field_are_sent_none() -> None:
-    assert {each.id for each in EVERY_MODEL if each.sends is None} == {
+def test_some_suno_routes_have_no_model_field() -> None:
+    assert {model.id for model in EVERY_MODEL if model.sent_as is None} == {
         "suno-cover",
         "suno-extend",
         "suno-timestamped-lyrics",
@@ -359,11 +359,11 @@ def test_suno_routes_without_a_model_field_are_sent_none() -> None:
     }
 
 
-def test_an_unknown_model_is_none_and_chat_is_not_sold_here() -> None:
+def test_an_unknown_model_or_a_chat_model_is_none() -> None:
     assert catalogue.load().get("imagen-5") is None
     assert catalogue.load().get("gemini") is None
 
 
 def test_the_catalogue_is_sorted_and_read_once() -> None:
-    assert [each.id for each in EVERY_MODEL] == sorted(each.id for each in EVERY_MODEL)
+    assert [model.id for model in EVERY_MODEL] == sorted(model.id for model in EVERY_MODEL)
     assert catalogue.load() is catalogue.load()

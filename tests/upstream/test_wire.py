@@ -1,4 +1,4 @@
-"""Every body that API in One, or a provider it resells, is known to send."""
+"""Reads every body that API in One, or a provider it resells, is known to send."""
 
 import base64
 from typing import Any
@@ -7,7 +7,15 @@ import msgspec
 import pytest
 
 from service.upstream import wire
-from service.upstream.wire import Absent, File, Refused, Report, Taken, Throttled, Unwell
+from service.upstream.results import File
+from service.upstream.wire import (
+    Accepted,
+    NoReport,
+    Rejected,
+    Report,
+    TaskNotFound,
+    Throttled,
+)
 
 PNG = "https://cdn.example.com/out/1.png"
 MP4 = "https://cdn.example.com/out/1.mp4"
@@ -15,29 +23,29 @@ MP3 = "https://cdn.example.com/out/1.mp3"
 JSON = {"content-type": "application/json"}
 
 
-def created(value: Any, status: int = 200) -> Taken | Refused:
+def read_create(value: Any, status: int = 200) -> Accepted | Rejected:
     return wire.read_create(status, JSON, msgspec.json.encode(value))
 
 
-def taken(value: Any) -> Report:
-    answer = created(value)
-    assert isinstance(answer, Taken)
+def read_accepted(value: Any) -> Report:
+    answer = read_create(value)
+    assert isinstance(answer, Accepted)
     return answer.report
 
 
-def refused(value: Any, status: int = 200) -> Refused:
-    answer = created(value, status)
-    assert isinstance(answer, Refused)
+def read_rejected(value: Any, status: int = 200) -> Rejected:
+    answer = read_create(value, status)
+    assert isinstance(answer, Rejected)
     return answer
 
 
-def asked(value: Any) -> Report:
-    answer = wire.read_task(200, JSON, msgspec.json.encode(value))
+def read_poll(value: Any) -> Report:
+    answer = wire.read_poll(200, JSON, msgspec.json.encode(value))
     assert isinstance(answer, Report)
     return answer
 
 
-def called(value: Any) -> Report:
+def read_callback(value: Any) -> Report:
     report = wire.read_callback(msgspec.json.encode(value))
     assert report is not None
     return report
@@ -90,23 +98,33 @@ def urls(report: Report) -> list[str]:
         ),
         ({"task_id": 4711, "task_status": "submitted"}, "4711", "submitted"),
     ],
-    ids=["G2", "G1", "Suno", "Suno cover", "UdioAPI", "APIMart", "Kling"],
+    ids=[
+        "API in One, envelope",
+        "API in One, root",
+        "Suno",
+        "Suno cover",
+        "UdioAPI",
+        "APIMart",
+        "Kling",
+    ],
 )
-def test_a_task_that_was_made_is_taken(body: Any, task_id: str, word: str | None) -> None:
-    report = taken(body)
+def test_an_answer_with_a_task_is_accepted(body: Any, task_id: str, word: str | None) -> None:
+    report = read_accepted(body)
     assert (report.state, report.task_id, report.word) == ("processing", task_id, word)
     assert report.recognised
     assert report.raw == body
 
 
 def test_a_url_beside_a_new_task_without_a_status_is_not_its_result() -> None:
-    report = taken({"code": 200, "data": {"task_id": "n1_a", "url": "https://a.test/tasks/n1_a"}})
+    report = read_accepted(
+        {"code": 200, "data": {"task_id": "n1_a", "url": "https://a.test/tasks/n1_a"}}
+    )
     assert (report.state, report.files) == ("processing", ())
 
 
 @pytest.mark.parametrize("task_id", ["../keys", "a/b", "..", "", "a b", "x" * 161, None, {}, True])
 def test_a_task_id_that_is_not_safe_in_a_path_is_none(task_id: Any) -> None:
-    assert refused({"code": 200, "data": {"task_id": task_id}}).kind == "unknown"
+    assert read_rejected({"code": 200, "data": {"task_id": task_id}}).resend == "unknown"
 
 
 # Create: the outcome at once
@@ -123,86 +141,86 @@ def test_a_task_id_that_is_not_safe_in_a_path_is_none(task_id: Any) -> None:
     ],
 )
 def test_results_without_a_task_are_a_finished_generation(body: Any) -> None:
-    report = taken(body)
+    report = read_accepted(body)
     assert (report.state, report.task_id) == ("succeeded", None)
     assert report.files == (File(PNG, "image/png"),)
 
 
 def test_lyrics_are_a_result_without_a_file() -> None:
     lyrics = [{"text": "It's a beautiful day", "start": 11.23, "end": 14.89, "type": "lyric"}]
-    report = taken({"code": 200, "message": "success", "data": {"lyricParams": lyrics}})
+    report = read_accepted({"code": 200, "message": "success", "data": {"lyricParams": lyrics}})
     assert (report.state, report.files) == ("succeeded", ())
 
 
-def test_raw_sound_becomes_a_data_url() -> None:
+def test_raw_audio_becomes_a_data_url() -> None:
     headers = {"Content-Type": "Audio/MPEG; charset=binary"}
     answer = wire.read_create(200, headers, b"\xff\xfbsound")
-    assert isinstance(answer, Taken)
+    assert isinstance(answer, Accepted)
     (file,) = answer.report.files
     prefix, _, encoded = file.url.partition(",")
     assert (prefix, file.media_type) == ("data:audio/mpeg;base64", "audio/mpeg")
     assert base64.b64decode(encoded) == b"\xff\xfbsound"
 
 
-@pytest.mark.parametrize("size", [0, wire.MAX_SOUND_BYTES + 1])
-def test_sound_that_is_empty_or_too_large_may_have_been_billed(size: int) -> None:
+@pytest.mark.parametrize("size", [0, wire.MAX_AUDIO_BYTES + 1])
+def test_audio_that_is_empty_or_too_large_may_have_been_billed(size: int) -> None:
     answer = wire.read_create(200, {"content-type": "audio/wav"}, bytes(size))
-    assert isinstance(answer, Refused)
-    assert (answer.kind, answer.code) == ("unknown", "unusable")
+    assert isinstance(answer, Rejected)
+    assert (answer.resend, answer.code) == ("unknown", "unusable")
 
 
 # Create: no task
 
 
-def test_the_documented_error_body_is_understood() -> None:
+def test_the_documented_error_body_is_read() -> None:
     error = {"code": 401, "message": "Invalid API key", "type": "authentication_error"}
-    answer = refused({"error": error}, status=401)
-    assert answer == Refused("never", 401, "authentication_error", "Invalid API key")
+    answer = read_rejected({"error": error}, status=401)
+    assert answer == Rejected("never", 401, "authentication_error", "Invalid API key")
 
 
 def test_an_error_code_in_a_200_body_counts_as_the_status() -> None:
-    answer = refused({"code": 402, "msg": "Insufficient credits", "data": None})
-    assert answer == Refused("never", 402, "402", "Insufficient credits")
-    answer = refused({"error": {"code": 400, "message": "Bad prompt"}})
-    assert answer == Refused("never", 400, "400", "Bad prompt")
+    answer = read_rejected({"code": 402, "msg": "Insufficient credits", "data": None})
+    assert answer == Rejected("never", 402, "402", "Insufficient credits")
+    answer = read_rejected({"error": {"code": 400, "message": "Bad prompt"}})
+    assert answer == Rejected("never", 400, "400", "Bad prompt")
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 409, 413, 415, 422, 451])
-def test_a_client_error_was_not_taken_and_never_will_be(status: int) -> None:
-    assert refused({"error": {"message": "no"}}, status).kind == "never"
-    assert refused({"code": status, "message": "no"}).kind == "never"
+def test_a_client_error_is_never_sent_again(status: int) -> None:
+    assert read_rejected({"error": {"message": "no"}}, status).resend == "never"
+    assert read_rejected({"code": status, "message": "no"}).resend == "never"
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_busy_upstream_may_be_asked_again(status: int) -> None:
+def test_a_busy_upstream_is_asked_again_later(status: int) -> None:
     headers = {"Retry-After": "7"}
     answer = wire.read_create(status, headers, b"busy")
-    assert answer == Refused("later", status, str(status), f"HTTP {status}", "7")
-    assert refused({"code": status, "message": "busy"}).kind == "later"
+    assert answer == Rejected("later", status, str(status), f"HTTP {status}", "7")
+    assert read_rejected({"code": status, "message": "busy"}).resend == "later"
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_busy_upstream_that_names_a_task_may_have_taken_it(status: int) -> None:
-    assert refused({"code": status, "data": {"task_id": "n1_a"}}).kind == "unknown"
-    assert refused({"task_id": "n1_a"}, status).kind == "unknown"
+def test_a_busy_upstream_that_names_a_task_may_have_accepted_it(status: int) -> None:
+    assert read_rejected({"code": status, "data": {"task_id": "n1_a"}}).resend == "unknown"
+    assert read_rejected({"task_id": "n1_a"}, status).resend == "unknown"
 
 
 @pytest.mark.parametrize("status", [302, 303, 408, 499, 500, 502, 504, 520])
-def test_anything_else_may_have_been_taken(status: int) -> None:
-    assert refused({"message": "?"}, status).kind == "unknown"
+def test_any_other_status_may_have_been_accepted(status: int) -> None:
+    assert read_rejected({"message": "?"}, status).resend == "unknown"
 
 
 @pytest.mark.parametrize("code", [500, 501, 531, 1001, -1])
-def test_an_odd_code_in_a_200_body_may_have_been_taken(code: int) -> None:
-    answer = refused({"code": code, "msg": "no luck"})
-    assert (answer.kind, answer.status, answer.message) == ("unknown", code, "no luck")
+def test_an_unknown_code_in_a_200_body_may_have_been_accepted(code: int) -> None:
+    answer = read_rejected({"code": code, "msg": "no luck"})
+    assert (answer.resend, answer.status, answer.message) == ("unknown", code, "no luck")
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"null", b'"ok"', b"{", b"\xff\xfe", b"[" * 9000])
-def test_a_2xx_that_cannot_be_read_may_have_been_taken(body: bytes) -> None:
+def test_a_2xx_that_cannot_be_read_may_have_been_accepted(body: bytes) -> None:
     answer = wire.read_create(200, JSON, body)
-    assert isinstance(answer, Refused)
-    assert (answer.kind, answer.code) == ("unknown", "unreadable")
+    assert isinstance(answer, Rejected)
+    assert (answer.resend, answer.code) == ("unknown", "unreadable")
 
 
 @pytest.mark.parametrize(
@@ -216,11 +234,11 @@ def test_a_2xx_that_cannot_be_read_may_have_been_taken(body: bytes) -> None:
         {"code": 200, "data": None},
     ],
 )
-def test_a_2xx_with_neither_task_nor_result_may_have_been_taken(body: Any) -> None:
-    assert refused(body).kind == "unknown"
+def test_a_2xx_with_neither_task_nor_result_may_have_been_accepted(body: Any) -> None:
+    assert read_rejected(body).resend == "unknown"
 
 
-# Asking: images and video, in every shape that a client was seen to expect
+# Polling: images and videos, in every form that a known client expects
 
 
 @pytest.mark.parametrize(
@@ -233,11 +251,11 @@ def test_a_2xx_with_neither_task_nor_result_may_have_been_taken(body: Any) -> No
         {"data": {"status": "finished", "files": [{"file_url": MP4, "file_type": "video"}]}},
         {"data": {"status": "success", "imageUrls": [], "videoUrls": [MP4]}},
         {"data": {"status": "completed", "result": MP4}},
-        {"data": {"status": "completed", "a_name_nobody_saw_yet": [{"here": MP4}]}},
+        {"data": {"status": "completed", "unknown_key": [{"here": MP4}]}},
     ],
 )
 def test_a_finished_video_is_found(body: Any) -> None:
-    report = asked(body)
+    report = read_poll(body)
     assert report.state == "succeeded"
     assert report.files == (File(MP4, "video/mp4"),)
 
@@ -253,58 +271,62 @@ def test_a_finished_video_is_found(body: Any) -> None:
     ],
 )
 def test_a_failed_task_says_why(body: Any, code: str | None, message: str | None) -> None:
-    report = asked(body)
+    report = read_poll(body)
     assert (report.state, report.error_code, report.error_message) == ("failed", code, message)
 
 
 @pytest.mark.parametrize("word", ["PENDING", "Queued", "in progress", "IN-PROGRESS", "generating"])
-def test_a_running_task_is_processing_though_urls_are_there(word: str) -> None:
-    report = asked({"data": {"task_id": "n1_a", "status": word, "output": [PNG]}})
+def test_a_running_task_is_processing_even_with_urls(word: str) -> None:
+    report = read_poll({"data": {"task_id": "n1_a", "status": word, "output": [PNG]}})
     assert (report.state, report.files, report.recognised) == ("processing", (), True)
 
 
 def test_an_unknown_word_stays_open_and_is_reported() -> None:
-    report = asked({"code": 200, "data": {"task_id": "n1_a", "status": "Melting", "output": [PNG]}})
+    report = read_poll(
+        {"code": 200, "data": {"task_id": "n1_a", "status": "Melting", "output": [PNG]}}
+    )
     assert (report.state, report.word, report.recognised) == ("processing", "Melting", False)
 
 
 def test_success_without_any_result_stays_open() -> None:
-    report = asked({"code": 200, "data": {"task_id": "n1_a", "status": "SUCCESS", "output": []}})
+    report = read_poll(
+        {"code": 200, "data": {"task_id": "n1_a", "status": "SUCCESS", "output": []}}
+    )
     assert (report.state, report.recognised) == ("processing", True)
 
 
-# Asking: no report
+# Polling: no report
 
 
-def test_an_unknown_task_is_absent() -> None:
+def test_an_unknown_task_is_not_found() -> None:
     error = b'{"error":{"code":404,"message":"not found"}}'
-    assert wire.read_task(404, JSON, error) == Absent()
-    assert wire.read_task(200, JSON, error) == Absent()
+    assert wire.read_poll(404, JSON, error) == TaskNotFound()
+    assert wire.read_poll(200, JSON, error) == TaskNotFound()
 
 
-def test_being_throttled_is_told_with_its_delay() -> None:
-    assert wire.read_task(429, {"RETRY-AFTER": "3"}, b"") == Throttled("3")
-    assert wire.read_task(200, JSON, b'{"code":429,"msg":"slow down"}') == Throttled(None)
+def test_a_throttled_answer_has_its_retry_after() -> None:
+    assert wire.read_poll(429, {"RETRY-AFTER": "3"}, b"") == Throttled("3")
+    assert wire.read_poll(200, JSON, b'{"code":429,"msg":"slow down"}') == Throttled(None)
 
 
 @pytest.mark.parametrize(
     ("status", "body", "expected"),
     [
-        (401, b'{"error":{"code":401}}', Unwell(401, "HTTP 401")),
-        (200, b'{"error":{"code":401,"message":"bad key"}}', Unwell(401, "bad key")),
-        (500, b"", Unwell(500, "HTTP 500")),
-        (302, b"", Unwell(302, "HTTP 302")),
-        (200, b"<html>", Unwell(200, "the answer is not a JSON object")),
-        (200, b'{"code":500,"msg":"oops"}', Unwell(500, "oops")),
-        (200, b'{"code":500,"msg":"?","data":{"status":"SUCCESS"}}', Unwell(500, "?")),
-        (200, b"{}", Unwell(200, "nothing about a task")),
-        (200, b'{"error":"Task store is down"}', Unwell(200, "Task store is down")),
+        (401, b'{"error":{"code":401}}', NoReport(401, "HTTP 401")),
+        (200, b'{"error":{"code":401,"message":"bad key"}}', NoReport(401, "bad key")),
+        (500, b"", NoReport(500, "HTTP 500")),
+        (302, b"", NoReport(302, "HTTP 302")),
+        (200, b"<html>", NoReport(200, "the answer is not a JSON object")),
+        (200, b'{"code":500,"msg":"oops"}', NoReport(500, "oops")),
+        (200, b'{"code":500,"msg":"?","data":{"status":"SUCCESS"}}', NoReport(500, "?")),
+        (200, b"{}", NoReport(200, "the answer says nothing about a task")),
+        (200, b'{"error":"Task store is down"}', NoReport(200, "Task store is down")),
     ],
 )
-def test_an_answer_that_says_nothing_of_the_task_is_unwell(
-    status: int, body: bytes, expected: Unwell
+def test_an_answer_that_says_nothing_about_the_task_is_upstream_trouble(
+    status: int, body: bytes, expected: NoReport
 ) -> None:
-    assert wire.read_task(status, {}, body) == expected
+    assert wire.read_poll(status, {}, body) == expected
 
 
 # Suno
@@ -322,39 +344,39 @@ def feed(*clips: dict[str, Any], type_: str = "SUCCESS") -> dict[str, Any]:
 
 def test_a_feed_with_every_clip_complete_has_succeeded() -> None:
     cover = "https://cdn.example.com/out/1.jpeg"
-    report = asked(feed(clip("complete", audio_url=MP3, image_url=cover), clip("complete")))
+    report = read_poll(feed(clip("complete", audio_url=MP3, image_url=cover), clip("complete")))
     assert (report.state, report.word) == ("succeeded", "SUCCESS")
     assert report.files == (File(MP3, "audio/mpeg"), File(cover, "image/jpeg"))
 
 
 @pytest.mark.parametrize("stages", [["text"], ["first", "complete"], ["complete", "text"], []])
 def test_a_feed_that_says_success_over_unfinished_clips_is_processing(stages: list[str]) -> None:
-    report = asked(feed(*(clip(stage, audio_url=MP3) for stage in stages)))
+    report = read_poll(feed(*(clip(stage, audio_url=MP3) for stage in stages)))
     assert (report.state, report.word, report.recognised) == ("processing", "SUCCESS", True)
 
 
 def test_one_finished_clip_is_a_result_when_the_other_failed() -> None:
-    report = asked(feed(clip("error", fail_message="no"), clip("complete", audio_url=MP3)))
+    report = read_poll(feed(clip("error", fail_message="no"), clip("complete", audio_url=MP3)))
     assert (report.state, urls(report)) == ("succeeded", [MP3])
 
 
 def test_a_feed_whose_clips_all_failed_has_failed() -> None:
-    report = asked(feed(clip("error", fail_message="Topic too long."), clip("error")))
+    report = read_poll(feed(clip("error", fail_message="Topic too long."), clip("error")))
     assert (report.state, report.error_message) == ("failed", "Topic too long.")
 
 
 def test_a_feed_with_an_unknown_clip_word_stays_open() -> None:
-    report = asked(feed(clip("complete", audio_url=MP3), clip("mixing")))
+    report = read_poll(feed(clip("complete", audio_url=MP3), clip("mixing")))
     assert (report.state, report.recognised) == ("processing", False)
 
 
 def test_a_failed_feed_has_failed() -> None:
-    assert asked(feed(type_="FAILED")).state == "failed"
+    assert read_poll(feed(type_="FAILED")).state == "failed"
 
 
-def test_a_cover_is_its_images() -> None:
+def test_the_files_of_a_cover_are_its_images() -> None:
     data = {"taskId": "cover1", "status": "SUCCESS", "images": [PNG, PNG + "?2"]}
-    report = asked({"code": 200, "msg": "success", "data": data})
+    report = read_poll({"code": 200, "msg": "success", "data": data})
     assert (report.state, report.task_id, urls(report)) == (
         "succeeded",
         "cover1",
@@ -364,19 +386,21 @@ def test_a_cover_is_its_images() -> None:
 
 @pytest.mark.parametrize("stage", ["text", "first"])
 def test_udioapi_calls_back_at_each_stage_with_a_bare_list(stage: str) -> None:
-    report = called([clip(stage), clip(stage, audio_url=MP3)])
+    report = read_callback([clip(stage), clip(stage, audio_url=MP3)])
     assert (report.state, report.task_id, report.word) == ("processing", None, stage)
 
 
 def test_udioapi_is_done_when_every_clip_is_complete() -> None:
-    report = called([clip("complete", audio_url=MP3), clip("complete", audio_url=MP3 + "?b")])
+    report = read_callback(
+        [clip("complete", audio_url=MP3), clip("complete", audio_url=MP3 + "?b")]
+    )
     assert (report.state, urls(report)) == ("succeeded", [MP3, MP3 + "?b"])
 
 
 # KIE
 
 
-def market(state: str, **more: Any) -> dict[str, Any]:
+def kie_job(state: str, **more: Any) -> dict[str, Any]:
     param = '{"input":{"image":"https://in.test/a.png"},"callBackUrl":"https://us.test/t"}'
     data = {"taskId": "k1", "model": "imagen4", "state": state, "param": param, **more}
     return {"code": 200, "msg": "success", "data": data}
@@ -384,49 +408,49 @@ def market(state: str, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("state", ["waiting", "queuing", "generating"])
 def test_a_kie_job_is_running(state: str) -> None:
-    assert called(market(state, resultJson="")).state == "processing"
+    assert read_callback(kie_job(state, resultJson="")).state == "processing"
 
 
 def test_a_kie_job_keeps_its_results_in_a_string_of_json() -> None:
-    report = called(market("success", resultJson=f'{{"resultUrls":["{PNG}"]}}', costTime=8))
+    report = read_callback(kie_job("success", resultJson=f'{{"resultUrls":["{PNG}"]}}', costTime=8))
     assert (report.state, report.task_id, urls(report)) == ("succeeded", "k1", [PNG])
 
 
 @pytest.mark.parametrize("broken", ["{", "", "[1]", '"x"', "nonsense"])
 def test_a_kie_job_with_broken_results_stays_open(broken: str) -> None:
-    assert called(market("success", resultJson=broken)).state == "processing"
+    assert read_callback(kie_job("success", resultJson=broken)).state == "processing"
 
 
 def test_a_kie_job_says_why_it_failed() -> None:
-    report = called(market("fail", failCode="422", failMsg="Prompt refused"))
+    report = read_callback(kie_job("fail", failCode="422", failMsg="Prompt rejected"))
     assert (report.state, report.error_code) == ("failed", "422")
-    assert report.error_message == "Prompt refused"
+    assert report.error_message == "Prompt rejected"
 
 
 def test_kie_4o_image_calls_back_without_a_word() -> None:
     data = {"taskId": "k1", "info": {"result_urls": [PNG]}}
-    report = called({"code": 200, "msg": "success", "data": data})
+    report = read_callback({"code": 200, "msg": "success", "data": data})
     assert (report.state, report.word, urls(report)) == ("succeeded", None, [PNG])
 
 
 def test_kie_flux_kontext_returns_the_result_and_not_the_original() -> None:
     info = {"originImageUrl": "https://in.test/a.png", "resultImageUrl": PNG}
-    report = called({"code": 200, "data": {"taskId": "k1", "info": info}})
+    report = read_callback({"code": 200, "data": {"taskId": "k1", "info": info}})
     assert (report.state, urls(report)) == ("succeeded", [PNG])
 
 
 @pytest.mark.parametrize("code", [400, 451, 500, 501, 531])
 def test_a_kie_callback_with_an_error_code_is_a_failure(code: int) -> None:
     data = {"taskId": "k1", "info": None}
-    report = called({"code": code, "msg": "credits refunded", "data": data})
+    report = read_callback({"code": code, "msg": "credits refunded", "data": data})
     assert (report.state, report.error_code) == ("failed", str(code))
     assert report.error_message == "credits refunded"
 
 
 def test_an_error_code_over_a_running_task_proves_nothing() -> None:
-    assert called({"code": 500, "data": {"task_id": "a1", "status": "processing"}}).state == (
-        "processing"
-    )
+    assert read_callback(
+        {"code": 500, "data": {"task_id": "a1", "status": "processing"}}
+    ).state == ("processing")
 
 
 @pytest.mark.parametrize(
@@ -436,7 +460,7 @@ def test_an_error_code_over_a_running_task_proves_nothing() -> None:
 def test_kie_suno_names_its_stage(stage: str, state: str) -> None:
     clips = [{"id": "c1", "audio_url": MP3, "source_audio_url": "https://s.test/a.mp3"}]
     data = {"callbackType": stage, "task_id": "k1", "data": clips}
-    report = called({"code": 200, "msg": "ok", "data": data})
+    report = read_callback({"code": 200, "msg": "ok", "data": data})
     assert (report.state, report.task_id) == (state, "k1")
     assert urls(report) == ([MP3] if state == "succeeded" else [])
 
@@ -446,22 +470,22 @@ def test_kie_suno_names_its_stage(stage: str, state: str) -> None:
 
 def wavespeed(status: str, **more: Any) -> dict[str, Any]:
     get = "https://api.wavespeed.test/predictions/w1/result"
-    made = {"id": "w1", "model": "m", "input": {"image": "https://in.test/a.png"}}
-    return {**made, "outputs": [], "urls": {"get": get}, "error": "", "status": status, **more}
+    task = {"id": "w1", "model": "m", "input": {"image": "https://in.test/a.png"}}
+    return {**task, "outputs": [], "urls": {"get": get}, "error": "", "status": status, **more}
 
 
 def test_wavespeed_completes_with_its_outputs_only() -> None:
-    report = called(wavespeed("completed", outputs=[PNG]))
+    report = read_callback(wavespeed("completed", outputs=[PNG]))
     assert (report.state, report.task_id, urls(report)) == ("succeeded", "w1", [PNG])
-    assert asked({"code": 200, "message": "success", "data": report.raw}).files == report.files
+    assert read_poll({"code": 200, "message": "success", "data": report.raw}).files == report.files
 
 
 def test_wavespeed_completed_without_outputs_stays_open() -> None:
-    assert called(wavespeed("completed")).state == "processing"
+    assert read_callback(wavespeed("completed")).state == "processing"
 
 
 def test_wavespeed_fails_with_an_error() -> None:
-    report = called(wavespeed("failed", error="nsfw"))
+    report = read_callback(wavespeed("failed", error="nsfw"))
     assert (report.state, report.error_message) == ("failed", "nsfw")
 
 
@@ -471,7 +495,7 @@ def test_wavespeed_fails_with_an_error() -> None:
 )
 def test_evolink_bodies_are_those_of_its_tasks(status: str, state: str) -> None:
     body = {"id": "task-unified-1", "object": "image.generation.task", "status": status}
-    report = called({**body, "type": "image", "progress": 100, "results": [PNG]})
+    report = read_callback({**body, "type": "image", "progress": 100, "results": [PNG]})
     assert (report.state, report.task_id) == (state, "task-unified-1")
     assert urls(report) == ([PNG] if state == "succeeded" else [])
 
@@ -479,39 +503,41 @@ def test_evolink_bodies_are_those_of_its_tasks(status: str, state: str) -> None:
 @pytest.mark.parametrize("expires_at", [1_800_000_000, 1_800_000_000_000, "2027-01-15T08:00:00Z"])
 def test_apimart_nests_urls_in_lists_and_says_when_they_expire(expires_at: Any) -> None:
     result = {"images": [{"url": [PNG], "expires_at": expires_at}]}
-    report = asked({"code": 200, "data": {"id": "a1", "status": "completed", "result": result}})
+    report = read_poll({"code": 200, "data": {"id": "a1", "status": "completed", "result": result}})
     assert report.state == "succeeded"
     assert report.files == (File(PNG, "image/png", 1_800_000_000_000),)
 
 
 def test_kling_relays_nest_results_under_task_result() -> None:
     result = {"images": [], "videos": [{"id": "v1", "url": "https://k.test/v/1", "duration": "5"}]}
-    report = called({"task_id": "k1", "task_status": "succeed", "task_result": result})
+    report = read_callback({"task_id": "k1", "task_status": "succeed", "task_result": result})
     assert report.files == (File("https://k.test/v/1", "video/mp4"),)
 
 
 def test_a_kling_relay_says_why_it_failed() -> None:
-    report = called({"task_id": "k1", "task_status": "failed", "task_status_msg": "risk control"})
+    report = read_callback(
+        {"task_id": "k1", "task_status": "failed", "task_status_msg": "risk control"}
+    )
     assert (report.state, report.error_message) == ("failed", "risk control")
 
 
 # Files
 
 
-def test_a_picture_that_was_sent_is_not_taken_for_the_result() -> None:
+def test_a_picture_that_was_sent_is_no_result() -> None:
     echo = {"image": "https://in.test/a.png", "input_urls": ["https://in.test/b.png"]}
     data = {"status": "SUCCESS", **echo, "output": {"video_url": MP4}}
-    assert urls(asked({"code": 200, "data": data})) == [MP4]
+    assert urls(read_poll({"code": 200, "data": data})) == [MP4]
 
 
 def test_without_a_word_a_picture_beside_a_task_may_be_the_one_that_was_sent() -> None:
-    report = called({"code": 200, "data": {"task_id": "n41_a", "image": PNG}})
+    report = read_callback({"code": 200, "data": {"task_id": "n41_a", "image": PNG}})
     assert (report.state, report.files) == ("processing", ())
 
 
 def test_a_type_that_echoes_a_parameter_is_not_a_status() -> None:
     data = {"task_id": "n41_a", "type": "pro", "output": [PNG]}
-    report = asked({"code": 200, "data": data})
+    report = read_poll({"code": 200, "data": data})
     assert (report.state, report.word, report.recognised) == ("succeeded", None, True)
 
 
@@ -521,7 +547,7 @@ def test_a_type_that_echoes_a_parameter_is_not_a_status() -> None:
 )
 def test_addresses_are_not_files(key: str) -> None:
     data = {"task_id": "n1_a", "status": "SUCCESS", key: "https://us.test/callbacks/apiinone/t"}
-    assert asked({"code": 200, "data": data}).files == ()
+    assert read_poll({"code": 200, "data": data}).files == ()
 
 
 @pytest.mark.parametrize(
@@ -539,12 +565,14 @@ def test_addresses_are_not_files(key: str) -> None:
     ],
 )
 def test_only_web_addresses_become_files(url: str) -> None:
-    assert asked({"data": {"task_id": "n1_a", "status": "SUCCESS", "output": [url]}}).files == ()
+    assert (
+        read_poll({"data": {"task_id": "n1_a", "status": "SUCCESS", "output": [url]}}).files == ()
+    )
 
 
-def test_files_are_told_once_and_their_number_is_bounded() -> None:
+def test_each_file_is_reported_once_and_their_number_is_bounded() -> None:
     many = [f"https://a.test/{number}.png" for number in range(500)]
-    report = asked({"data": {"status": "SUCCESS", "output": [PNG, PNG, *many]}})
+    report = read_poll({"data": {"status": "SUCCESS", "output": [PNG, PNG, *many]}})
     assert len(report.files) == 100
     assert len(set(urls(report))) == 100
 
@@ -564,4 +592,4 @@ def test_files_are_told_once_and_their_number_is_bounded() -> None:
 def test_a_media_type_is_guessed_by_extension_then_by_key(
     url: str, key: str, media_type: str
 ) -> None:
-    assert asked({"data": {"status": "SUCCESS", key: url}}).files == (File(url, media_type),)
+    assert read_poll({"data": {"status": "SUCCESS", key: url}}).files == (File(url, media_type),)

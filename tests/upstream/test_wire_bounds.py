@@ -1,4 +1,4 @@
-"""Whatever the bytes: no exception, no outcome out of thin air, no more than the limits."""
+"""Reading arbitrary bytes never raises, never invents an outcome, and keeps its limits."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from service.upstream import shapes, wire
+from service.upstream import documents, wire
 
 NAMES = """
     code message msg error data status state type task_status callbackType task_id taskId workId id
@@ -18,7 +18,7 @@ NAMES = """
 KEYS = st.sampled_from(NAMES.split())
 TEXTS = st.text(max_size=6) | st.sampled_from(
     [
-        *shapes.MEANING,
+        *documents.STATE_OF_WORD,
         "SUCCESS",
         "https://a.test/1.png",
         "https://[",
@@ -41,23 +41,23 @@ HEADERS = st.dictionaries(
     st.text(max_size=12) | st.sampled_from(["audio/mpeg", "application/json"]),
 )
 UNKNOWN_WORDS = st.text(min_size=1, max_size=12).filter(
-    lambda word: word.strip() != "" and shapes.meaning(word) is None
+    lambda word: word.strip() != "" and documents.state_of(word) is None
 )
 
 
-def deep(count: int, opening: bytes, closing: bytes) -> bytes:
+def nested(count: int, opening: bytes, closing: bytes) -> bytes:
     return opening * count + b"1" + closing * count
 
 
 def read_everything(status: int, headers: dict[str, str], body: bytes) -> None:
     created = wire.read_create(status, headers, body)
-    assert isinstance(created, wire.Taken | wire.Refused)
-    asked = wire.read_task(status, headers, body)
-    assert isinstance(asked, wire.Report | wire.Absent | wire.Throttled | wire.Unwell)
-    called = wire.read_callback(body)
-    assert called is None or isinstance(called, wire.Report)
-    for answer in (created, asked, called):
-        msgspec.json.encode(answer)
+    assert isinstance(created, wire.CreateAnswer)
+    answer = wire.read_poll(status, headers, body)
+    assert isinstance(answer, wire.PollAnswer)
+    report = wire.read_callback(body)
+    assert report is None or isinstance(report, wire.Report)
+    for value in (created, answer, report):
+        msgspec.json.encode(value)
 
 
 @given(STATUSES, HEADERS, st.binary(max_size=64))
@@ -76,27 +76,27 @@ def test_no_json_makes_reading_raise(status: int, headers: dict[str, str], body:
 @pytest.mark.parametrize("count", [65, 500, 5_000, 200_000])
 @pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"data":', b"}")])
 def test_json_nested_too_deeply_is_unreadable(count: int, opening: bytes, closing: bytes) -> None:
-    body = deep(count, opening, closing)
+    body = nested(count, opening, closing)
     read_everything(200, {}, body)
     assert wire.read_callback(body) is None
 
 
 def test_json_nested_less_deeply_is_read() -> None:
-    assert wire.read_callback(deep(shapes.MAX_DEPTH, b"[", b"]")) is not None
+    assert wire.read_callback(nested(documents.MAX_DEPTH, b"[", b"]")) is not None
 
 
 def test_a_body_over_the_limit_is_unreadable() -> None:
-    padding = b" " * (shapes.MAX_BODY_BYTES - 2)
+    padding = b" " * (documents.MAX_BODY_BYTES - 2)
     assert wire.read_callback(b"{}" + padding) is not None
     assert wire.read_callback(b"{}" + padding + b" ") is None
 
 
 @given(UNKNOWN_WORDS, BODIES)
 def test_an_unknown_word_is_never_an_outcome(word: str, rest: Any) -> None:
-    noise = rest if isinstance(rest, dict) else {"data": rest}
-    told = {key: value for key, value in noise.items() if key != "data"} | {"status": word}
-    body = msgspec.json.encode({"code": 200, "data": told})
-    for report in (wire.read_callback(body), wire.read_task(200, {}, body)):
+    envelope = rest if isinstance(rest, dict) else {"data": rest}
+    data = {key: value for key, value in envelope.items() if key != "data"} | {"status": word}
+    body = msgspec.json.encode({"code": 200, "data": data})
+    for report in (wire.read_callback(body), wire.read_poll(200, {}, body)):
         assert isinstance(report, wire.Report)
         assert (report.state, report.recognised, report.files) == ("processing", False, ())
 
@@ -107,7 +107,7 @@ def test_a_report_that_is_not_a_success_has_no_files(body: Any) -> None:
     assert report is not None
     assert report.state == "succeeded" or report.files == ()
     assert all(file.url.startswith(("http://", "https://")) for file in report.files)
-    assert len(report.error_message or "") <= shapes.MAX_TEXT_CHARS
+    assert len(report.error_message or "") <= documents.MAX_TEXT_CHARS
 
 
 @given(st.text(max_size=400))

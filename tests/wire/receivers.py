@@ -7,7 +7,7 @@ import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from service.delivery.target import Target
 from service.delivery.webhook.egress import Policy
@@ -18,6 +18,7 @@ LOCAL = Policy(
     allow_http=True,
     allow_networks=(ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128")),
 )
+T = TypeVar("T")
 HEADERS = {"content-type": "application/json", "webhook-id": "evt_1"}
 OK = b"HTTP/1.1 204 No Content\r\n\r\n"
 LOOPS = [
@@ -227,6 +228,30 @@ async def sending(policy: Policy = LOCAL, **settings: Any) -> AsyncIterator[Webh
         yield sender
     finally:
         await sender.close()
+
+
+class NotReachedError(Exception):
+    """The deadline passed before the sender got as far as the test needs."""
+
+
+def need(*, reached: bool) -> None:
+    """Raise NotReachedError unless the sender got as far as the test needs."""
+    if not reached:
+        raise NotReachedError
+
+
+async def patiently(attempt: Callable[[float], Awaitable[T]], seconds: float = 0.15) -> T:
+    """Call `attempt` with a deadline in seconds; after a NotReachedError, with four times as much.
+
+    A short deadline keeps the test quick. On a busy machine it can pass before the receiver has
+    even been reached, which shows nothing. The fourth and longest deadline decides.
+    """
+    for _ in range(3):
+        try:
+            return await attempt(seconds)
+        except NotReachedError:
+            seconds *= 4
+    return await attempt(seconds)
 
 
 def names(**addresses: Sequence[str]) -> Callable[[str, int], Awaitable[Sequence[str]]]:

@@ -16,7 +16,7 @@ import pytest
 
 from service.upstream.callback_url import CallbackTokens
 from tests.cli.test_serve import ADMIN_KEY, KEYS, SECRET_KEY, started
-from tests.harness import completed
+from tests.harness import success_report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +50,7 @@ def running(folder: Path, sandbox_url: str, trust: str) -> "Iterator[tuple[Any, 
 
 def client(url: str) -> httpx.AsyncClient:
     headers = {"authorization": f"Bearer {ADMIN_KEY}"}
-    return httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=20)
+    return httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=40)
 
 
 async def create(api: httpx.AsyncClient) -> None:
@@ -79,7 +79,7 @@ async def call_back_until_killed(
 
     async def send(sender: httpx.AsyncClient) -> None:
         for number in numbers:
-            body = {**completed(f"task-{number}"), "number": number}
+            body = {**success_report(f"task-{number}"), "number": number}
             answer = await sender.post(places[number % len(places)], json=body)
             assert answer.status_code == 200, answer.text
             acknowledged.add(number)

@@ -8,24 +8,34 @@ from contextlib import asynccontextmanager
 import pytest
 
 from service.delivery.target import SendError, Target
+from service.delivery.webhook.connection import tls_context
 from service.delivery.webhook.request import parse_target
 from service.delivery.webhook.sender import WebhookSender
 from tests.wire import receivers
-from tests.wire.receivers import HEADERS, LOOPS, Script, names, receiving, sending
+from tests.wire.receivers import (
+    HEADERS,
+    LOOPS,
+    Script,
+    names,
+    need,
+    patiently,
+    receiving,
+    sending,
+)
 
 pytestmark = pytest.mark.parametrize("anyio_backend", LOOPS, ids=["asyncio", "uvloop"])
 
-DEADLINE_SECONDS = 0.15
 
-
-async def timeout_of(sender: WebhookSender, target: Target, body: bytes = b"{}") -> SendError:
+async def timeout_of(
+    sender: WebhookSender, target: Target, deadline_seconds: float, body: bytes = b"{}"
+) -> SendError:
     loop = asyncio.get_running_loop()
     started_at = loop.time()
     with pytest.raises(SendError) as caught:
-        await sender.send(target, HEADERS, body, DEADLINE_SECONDS)
+        await sender.send(target, HEADERS, body, deadline_seconds)
     elapsed_seconds = loop.time() - started_at
     assert caught.value.code == "timeout"
-    assert DEADLINE_SECONDS * 0.9 < elapsed_seconds < DEADLINE_SECONDS + 3
+    assert deadline_seconds * 0.9 < elapsed_seconds < deadline_seconds + 3
     return caught.value
 
 
@@ -42,18 +52,29 @@ async def timeout_of(sender: WebhookSender, target: Target, body: bytes = b"{}")
     ids=["silence", "line breaks", "headers", "until closed", "length", "chunked"],
 )
 async def test_an_answer_that_does_not_end_is_cut(script: Script) -> None:
-    async with receiving(script) as receiver, sending() as sender:
-        await timeout_of(sender, receiver.target)
-        assert len(receiver.requests) == 1
+    async def attempt(seconds: float) -> None:
+        async with receiving(script) as receiver, sending() as sender:
+            await timeout_of(sender, receiver.target, seconds)
+            need(reached=receiver.requests != [])
+            assert len(receiver.requests) == 1
+
+    await patiently(attempt)
 
 
 async def test_a_receiver_that_does_not_read_is_cut() -> None:
-    async def script(peer: receivers.Peer) -> None:
-        peer._reader._transport.pause_reading()  # type: ignore[attr-defined]
-        await asyncio.Event().wait()
+    async def attempt(seconds: float) -> None:
+        heads: list[bytes] = []
 
-    async with receiving(script) as receiver, sending() as sender:
-        await timeout_of(sender, receiver.target, b"x" * 30_000_000)
+        async def script(peer: receivers.Peer) -> None:
+            heads.append(await peer.head())
+            peer._reader._transport.pause_reading()  # type: ignore[attr-defined]
+            await asyncio.Event().wait()
+
+        async with receiving(script) as receiver, sending() as sender:
+            await timeout_of(sender, receiver.target, seconds, b"x" * 30_000_000)
+            need(reached=heads != [])
+
+    await patiently(attempt)
 
 
 async def test_the_deadline_of_a_kept_connection_is_the_same() -> None:
@@ -62,10 +83,14 @@ async def test_the_deadline_of_a_kept_connection_is_the_same() -> None:
         await peer.write(receivers.OK)
         await receivers.hang(peer)
 
-    async with receiving(script) as receiver, sending() as sender:
-        await sender.send(receiver.target, HEADERS, b"{}", 5)
-        await timeout_of(sender, receiver.target)
-        assert receiver.connections == 1
+    async def attempt(seconds: float) -> None:
+        async with receiving(script) as receiver, sending() as sender:
+            await sender.send(receiver.target, HEADERS, b"{}", 5)
+            await timeout_of(sender, receiver.target, seconds)
+            need(reached=len(receiver.requests) == 2)
+            assert receiver.connections == 1
+
+    await patiently(attempt)
 
 
 @asynccontextmanager
@@ -81,27 +106,28 @@ async def full_backlog() -> AsyncIterator[int]:
 
 async def test_a_receiver_that_does_not_accept_is_cut() -> None:
     async with full_backlog() as port, sending() as sender:
-        await timeout_of(sender, parse_target(f"http://127.0.0.1:{port}/"))
+        await timeout_of(sender, parse_target(f"http://127.0.0.1:{port}/"), 0.15)
 
 
 async def test_addresses_that_all_hang_share_the_deadline() -> None:
     lookup = names(receiver_test=["127.0.0.1"] * 3)
     async with full_backlog() as port, sending(lookup=lookup) as sender:
-        await timeout_of(sender, parse_target(f"http://receiver.test:{port}/"))
+        await timeout_of(sender, parse_target(f"http://receiver.test:{port}/"), 0.15)
 
 
 async def test_a_handshake_that_hangs_is_cut() -> None:
-    connected = asyncio.Event()
+    context = tls_context()  # Loading the certificates takes longer than the short deadline.
 
-    async def script(peer: receivers.Peer) -> None:
-        connected.set()
-        await peer.gone()
+    async def attempt(seconds: float) -> None:
+        async with (
+            receiving(receivers.Peer.gone) as receiver,
+            sending(ssl_context=context) as sender,
+        ):
+            target = parse_target(f"https://127.0.0.1:{receiver.port}/")
+            await timeout_of(sender, target, seconds)
+            need(reached=receiver.connections == 1)
 
-    async with receiving(script) as receiver, sending() as sender:
-        await timeout_of(sender, parse_target(f"https://127.0.0.1:{receiver.port}/"))
-        async with asyncio.timeout(5):
-            await connected.wait()  # The receiver may notice the connection only after its end.
-        assert receiver.connections == 1
+    await patiently(attempt)
 
 
 async def test_a_name_server_that_hangs_is_cut() -> None:
@@ -110,23 +136,27 @@ async def test_a_name_server_that_hangs_is_cut() -> None:
         return []
 
     async with sending(lookup=lookup) as sender:
-        await timeout_of(sender, parse_target("http://receiver.test/"))
+        await timeout_of(sender, parse_target("http://receiver.test/"), 0.15)
 
 
 async def test_time_spent_on_a_name_is_missing_later() -> None:
-    async def lookup(_host: str, _port: int) -> Sequence[str]:
-        ready = asyncio.Event()
-        asyncio.get_running_loop().call_later(0.4, ready.set)
-        await ready.wait()
-        return ["127.0.0.1"]
-
-    async with (
-        receiving(receivers.hang, name="receiver.test") as receiver,
-        sending(lookup=lookup) as sender,
-    ):
+    async def attempt(seconds: float) -> None:
         loop = asyncio.get_running_loop()
-        started_at = loop.time()
-        with pytest.raises(SendError):
-            await sender.send(receiver.target, HEADERS, b"{}", 0.5)
-        assert loop.time() - started_at < 0.85
-        assert len(receiver.requests) == 1
+
+        async def lookup(_host: str, _port: int) -> Sequence[str]:
+            ready = asyncio.Event()
+            loop.call_later(seconds * 0.8, ready.set)
+            await ready.wait()
+            return ["127.0.0.1"]
+
+        async with (
+            receiving(receivers.hang, name="receiver.test") as receiver,
+            sending(lookup=lookup) as sender,
+        ):
+            started_at = loop.time()
+            with pytest.raises(SendError):
+                await sender.send(receiver.target, HEADERS, b"{}", seconds)
+            need(reached=loop.time() - started_at < seconds * 1.7)
+            need(reached=len(receiver.requests) == 1)
+
+    await patiently(attempt, 0.5)

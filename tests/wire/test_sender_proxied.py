@@ -13,7 +13,18 @@ from service.delivery.webhook.connection import tls_context
 from service.delivery.webhook.proxy import ProxiedSender
 from service.delivery.webhook.request import parse_target
 from tests.wire import receivers
-from tests.wire.receivers import HEADERS, OK, Peer, Receiver, Script, always, once, receiving
+from tests.wire.receivers import (
+    HEADERS,
+    OK,
+    Peer,
+    Receiver,
+    Script,
+    always,
+    need,
+    once,
+    patiently,
+    receiving,
+)
 
 TARGET = parse_target("http://receiver.test/webhooks")
 
@@ -38,6 +49,7 @@ async def error_of(script: Script, deadline_seconds: float = 5) -> SendError:
     async with receiving(script) as proxy, through(proxy) as sender:
         with pytest.raises(SendError) as caught:
             await sender.send(TARGET, HEADERS, b'{"id":1}', deadline_seconds)
+        need(reached=proxy.requests != [])
         assert len(proxy.requests) == 1
         return caught.value
 
@@ -98,7 +110,8 @@ async def test_an_answer_that_breaks_off_is_a_protocol_error() -> None:
     ],
 )
 async def test_an_answer_that_does_not_end_is_cut(script: Script) -> None:
-    assert (await error_of(script, 0.2)).code == "timeout"
+    error = await patiently(lambda seconds: error_of(script, seconds))
+    assert error.code == "timeout"
 
 
 async def test_what_is_not_http_is_a_protocol_error() -> None:

@@ -1,22 +1,30 @@
-"""`genhook demo`: sandbox, service and a subscriber on this machine, and three generations."""
+"""`genhook demo`: three generations through a sandbox, the service and a subscriber."""
 
 import argparse
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 
+from service.cli.arguments import Echo, define
 from service.model.errors import CommandError
 
-EXTRA = ("rich", "PIL", "standardwebhooks")
+EXTRA_PACKAGES = ("rich", "PIL", "standardwebhooks")
 
 
-def demo(options: argparse.Namespace, _say: Callable[[str], None]) -> int:
-    """Play every scene; 0 only if all that was promised held."""
-    if any(importlib.util.find_spec(name) is None for name in EXTRA):
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    """The options of `genhook demo`."""
+    define(parser, demo, "genhook demo --output pictures")
+    parser.add_argument(
+        "--output", default="demo-output", help="folder for the pictures (demo-output)"
+    )
+
+
+def demo(options: argparse.Namespace, _echo: Echo) -> int:
+    """Run every scenario; return 0 if all checks passed."""
+    if any(importlib.util.find_spec(name) is None for name in EXTRA_PACKAGES):
         raise CommandError("the demo needs its extra: pip install 'genhook[demo]'.")
-    from service.cli import server  # noqa: PLC0415  only once the extra is known to be there
-    from service.cli.demo.play import play  # noqa: PLC0415  the same
-    from service.telemetry import log  # noqa: PLC0415  only once the extra is known to be there
+    from service.cli import server
+    from service.cli.demo import scenarios
+    from service.telemetry import log
 
     log.configure("error")
-    return server.run(play(Path(options.output)))
+    return server.run(scenarios.run(Path(options.output)))

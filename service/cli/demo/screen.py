@@ -1,4 +1,4 @@
-"""What the demo shows: colours and a spinner on a terminal, the same lines plain elsewhere."""
+"""Prints the demo: with colours and a spinner on a terminal, as plain lines elsewhere."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,47 +12,47 @@ from service.cli import output
 
 
 def new_console() -> Console:
-    """A console on standard output that never breaks a line by itself."""
+    """Return a console on standard output that does not wrap lines."""
     return Console(highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
-def waiting(console: Console, what: str) -> Iterator[None]:
-    """Show that time passes, below the lines; nothing where the output is no terminal."""
+def waiting(console: Console, label: str) -> Iterator[None]:
+    """Show a spinner and the elapsed time below the lines; only on a terminal."""
     columns = (SpinnerColumn("line"), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as progress:
-        progress.add_task(what, total=None)
+        progress.add_task(label, total=None)
         yield
 
 
 def title(console: Console, text: str) -> None:
-    """The first line."""
+    """Print the title of the demo."""
     console.print(Text(text, "bold"))
 
 
-def heading(console: Console, number: int, name: str, about: str) -> None:
-    """A scene begins."""
+def heading(console: Console, number: int, name: str, description: str) -> None:
+    """Print the heading of a scenario."""
     console.print()
-    console.print(Text.assemble((f"{number}  {name}", "bold"), (f"  {about}", "dim")))
+    console.print(Text.assemble((f"{number}  {name}", "bold"), (f"  {description}", "dim")))
 
 
-def entry(console: Console, found: dict[str, Any], seconds: float, note: str) -> None:
-    """An entry of a timeline; `note` is what we know of it beyond the service's word."""
+def entry(console: Console, entry: dict[str, Any], seconds: float, note: str) -> None:
+    """Print an entry of a timeline, with its time since the start and a note."""
     console.print(
         Text.assemble(
             (f"{seconds:7.2f} s  ", "dim"),
-            (f"{found['type']:<10}  ", "cyan"),
-            output.plain(output.said(found)),
+            (f"{entry['type']:<10}  ", "cyan"),
+            output.plain(output.summary(entry)),
             (f"  {note}" if note else "", "green"),
         )
     )
 
 
-def verdict(console: Console, failures: list[str], said: str) -> None:
-    """What came of it: one good line, or every failure."""
+def result(console: Console, failures: list[str], summary: str) -> None:
+    """Print every failure, or the summary if there is none."""
     if not failures:
-        console.print(Text.assemble(("       ok    ", "green"), said))
+        console.print(Text.assemble(("       ok    ", "green"), summary))
     for failure in failures:
         console.print(Text.assemble(("   failed    ", "bold red"), output.plain(failure)))

@@ -1,40 +1,39 @@
--- name: callbacks_look_up
--- What decides the verdicts of a group of callbacks: [generation id, digest] pairs as JSON.
+-- name: callbacks_generation_states
+-- For each [generation id, body digest] of a JSON list: what the verdict of a callback depends on.
 SELECT p.key AS position, g.tenant, g.status, g.nonce, g.last_poll_at,
-    EXISTS (SELECT 1 FROM callbacks c WHERE c.generation_id = g.id
-        AND c.body_digest = json_extract(p.value, '$[1]')) AS seen
+    EXISTS (SELECT 1 FROM callback_bodies b WHERE b.generation_id = g.id
+        AND b.body_digest = json_extract(p.value, '$[1]')) AS is_repeated
 FROM json_each(:pairs) p CROSS JOIN generations g ON g.id = json_extract(p.value, '$[0]');
 
 -- name: callbacks_insert
-INSERT INTO callbacks (tenant, id, generation_id, upstream, received_at, verdict, reason, trust,
-    body_digest)
-VALUES (:tenant, :id, :generation_id, :upstream, :received_at, :verdict, :reason, :trust,
-    :body_digest);
+INSERT INTO callbacks (tenant, id, generation_id, upstream, verdict, reason, trust, body_digest)
+VALUES (:tenant, :id, :generation_id, :upstream, :verdict, :reason, :trust, :body_digest);
 
 -- name: callback_bodies_insert
-INSERT INTO callback_bodies (callback_id, headers, body) VALUES (:id, :headers, :body);
-
--- name: callback_tenant
-SELECT tenant FROM generations WHERE id = :generation_id;
+INSERT INTO callback_bodies (generation_id, body_digest, callback_id, headers, body)
+VALUES (:generation_id, :body_digest, :id, :headers, :body);
 
 -- name: callback_by_id
 SELECT c.*, b.headers, b.body
-FROM callbacks c JOIN callback_bodies b ON b.callback_id = c.id
+FROM callbacks c JOIN callback_bodies b ON b.generation_id = c.generation_id
+    AND b.body_digest = c.body_digest AND b.callback_id = c.id
 WHERE c.tenant = :tenant AND c.id = :id;
 
 -- name: callbacks_of_generation
-SELECT id, received_at, verdict, reason, trust FROM callbacks
-WHERE generation_id = :generation_id ORDER BY id LIMIT 1000;
+SELECT c.id, c.verdict, c.reason, c.trust
+FROM callback_bodies b CROSS JOIN callbacks c ON c.tenant = :tenant AND c.id = b.callback_id
+WHERE b.generation_id = :generation_id ORDER BY c.id LIMIT 1000;
 
 -- name: callback_bodies_latest
-SELECT b.body FROM callbacks c JOIN callback_bodies b ON b.callback_id = c.id
-WHERE c.generation_id = :generation_id AND c.verdict IN ('accepted', 'late')
+SELECT b.body
+FROM callback_bodies b CROSS JOIN callbacks c ON c.tenant = :tenant AND c.id = b.callback_id
+WHERE b.generation_id = :generation_id AND c.verdict IN ('accepted', 'late')
 ORDER BY c.id DESC LIMIT 3;
 
 -- name: callbacks_rejected_old
-SELECT tenant, id FROM callbacks
+SELECT tenant, id, generation_id, body_digest FROM callbacks
 WHERE verdict = 'rejected'
-    AND (received_at < :before OR id <= (SELECT id FROM callbacks WHERE verdict = 'rejected'
+    AND (id < :before_id OR id <= (SELECT id FROM callbacks WHERE verdict = 'rejected'
         ORDER BY id DESC LIMIT 1 OFFSET :keep))
 ORDER BY id LIMIT :limit;
 
@@ -42,11 +41,12 @@ ORDER BY id LIMIT :limit;
 DELETE FROM callbacks WHERE tenant = :tenant AND id = :id;
 
 -- name: callback_body_delete
-DELETE FROM callback_bodies WHERE callback_id = :id;
+DELETE FROM callback_bodies WHERE generation_id = :generation_id AND body_digest = :body_digest
+    AND callback_id = :id;
 
--- name: callback_bodies_of_delete
-DELETE FROM callback_bodies WHERE callback_id IN (
-    SELECT id FROM callbacks WHERE generation_id = :id);
+-- name: callbacks_of_generation_delete
+DELETE FROM callbacks WHERE (tenant, id) IN (
+    SELECT :tenant, callback_id FROM callback_bodies WHERE generation_id = :id);
 
--- name: callbacks_of_delete
-DELETE FROM callbacks WHERE generation_id = :id;
+-- name: callback_bodies_of_generation_delete
+DELETE FROM callback_bodies WHERE generation_id = :id;

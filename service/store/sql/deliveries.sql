@@ -1,14 +1,13 @@
 -- name: deliveries_insert
 INSERT INTO deliveries (tenant, id, subscriber_id, event_id, event_type, generation_id, trigger,
-    due_at, created_at)
-VALUES (:tenant, :id, :subscriber_id, :event_id, :event_type, :generation_id, :trigger, :due_at,
-    :created_at);
+    due_at)
+VALUES (:tenant, :id, :subscriber_id, :event_id, :event_type, :generation_id, :trigger, :due_at);
 
 -- name: delivery_by_id
 SELECT * FROM deliveries WHERE tenant = :tenant AND id = :id;
 
--- name: deliveries_lanes
--- A skip scan: one step for each subscriber that has something pending, however much it is.
+-- name: deliveries_next_due_times
+-- A skip scan: one step for each subscriber with pending deliveries, however many it has.
 WITH RECURSIVE lane (subscriber_id) AS (
     SELECT min(subscriber_id) FROM deliveries INDEXED BY deliveries_due WHERE status = 'pending'
     UNION ALL
@@ -26,7 +25,7 @@ SELECT lane.subscriber_id,
 FROM lane WHERE lane.subscriber_id IS NOT NULL;
 
 -- name: deliveries_due
-SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id, d.created_at,
+SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id,
     d.attempt_count, d.trigger, e.body
 FROM deliveries d INDEXED BY deliveries_due JOIN events e ON e.id = d.event_id
 WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
@@ -34,35 +33,35 @@ WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
 ORDER BY d.due_at LIMIT :limit;
 
 -- name: deliveries_due_ordered
--- As deliveries_due, but an event waits while an earlier one of its generation is pending. It is
--- looked for among the few events of that generation, never among all that the subscriber is owed.
-SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id, d.created_at,
+-- Like deliveries_due, but a delivery waits while an earlier event of its generation is pending. The
+-- subquery searches the few events of that generation, not all pending deliveries of the subscriber.
+SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id,
     d.attempt_count, d.trigger, e.body
 FROM deliveries d INDEXED BY deliveries_due JOIN events e ON e.id = d.event_id
 WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
     AND (d.attempt_count > 0) = :retries AND d.due_at <= :now
-    AND NOT EXISTS (SELECT 1 FROM events pe INDEXED BY events_generation
-        CROSS JOIN deliveries pd INDEXED BY deliveries_event ON pd.event_id = pe.id
-        WHERE pe.generation_id = d.generation_id AND pd.subscriber_id = d.subscriber_id
+    AND NOT EXISTS (SELECT 1 FROM generations g CROSS JOIN json_each(g.event_ids) pe
+        CROSS JOIN deliveries pd INDEXED BY deliveries_event ON pd.event_id = pe.value
+        WHERE g.id = d.generation_id AND pd.subscriber_id = d.subscriber_id
             AND pd.status = 'pending' AND pd.id < d.id)
 ORDER BY d.due_at LIMIT :limit;
 
--- name: deliveries_hold
--- Later events of a generation wait for the retry of an earlier one.
+-- name: deliveries_postpone
+-- Make the later events of a generation wait for the retry of an earlier one.
 UPDATE deliveries SET due_at = max(due_at, :due_at)
 WHERE tenant = :tenant AND status = 'pending' AND id IN (
-    SELECT d.id FROM events e INDEXED BY events_generation
-    CROSS JOIN deliveries d INDEXED BY deliveries_event ON d.event_id = e.id
-    WHERE e.generation_id = :generation_id AND d.subscriber_id = :subscriber_id
+    SELECT d.id FROM generations g CROSS JOIN json_each(g.event_ids) e
+    CROSS JOIN deliveries d INDEXED BY deliveries_event ON d.event_id = e.value
+    WHERE g.id = :generation_id AND d.subscriber_id = :subscriber_id
         AND d.status = 'pending' AND d.id > :delivery_id);
 
--- name: delivery_unhold
--- The next event of the generation may go: the one before it has ended.
+-- name: delivery_make_due
+-- Make the next event of a generation due, once the delivery of the one before it has ended.
 UPDATE deliveries SET due_at = min(due_at, :now)
 WHERE tenant = :tenant AND status = 'pending' AND id = (
-    SELECT min(d.id) FROM events e INDEXED BY events_generation
-    CROSS JOIN deliveries d INDEXED BY deliveries_event ON d.event_id = e.id
-    WHERE e.generation_id = :generation_id AND d.subscriber_id = :subscriber_id
+    SELECT min(d.id) FROM generations g CROSS JOIN json_each(g.event_ids) e
+    CROSS JOIN deliveries d INDEXED BY deliveries_event ON d.event_id = e.value
+    WHERE g.id = :generation_id AND d.subscriber_id = :subscriber_id
         AND d.status = 'pending');
 
 -- name: delivery_next_due
@@ -71,10 +70,12 @@ WHERE status = 'pending' AND subscriber_id = :subscriber_id
     AND (attempt_count > 0) = :retries AND due_at > :now;
 
 -- name: delivery_record
+-- The attempt must follow the last one: a process that has lost ownership can then change nothing.
 UPDATE deliveries SET status = :status, attempt_count = :number, due_at = :due_at,
     delivered_at = :delivered_at, last_error = :last_error,
     trigger = CASE trigger WHEN 'manual' THEN 'scheduled' ELSE trigger END
-WHERE tenant = :tenant AND id = :delivery_id AND status = 'pending';
+WHERE tenant = :tenant AND id = :delivery_id AND status = 'pending'
+    AND attempt_count = :number - 1;
 
 -- name: delivery_retry
 UPDATE deliveries SET status = 'pending', due_at = :now, trigger = 'manual'
@@ -91,26 +92,27 @@ ON CONFLICT (delivery_id, number) DO NOTHING;
 SELECT * FROM attempts WHERE delivery_id = :delivery_id ORDER BY number LIMIT 100;
 
 -- name: attempts_of_generation
-SELECT a.*, d.subscriber_id, d.event_id FROM events e
-JOIN deliveries d ON d.event_id = e.id
-JOIN attempts a ON a.delivery_id = d.id
-WHERE e.generation_id = :generation_id
+SELECT a.*, d.subscriber_id, d.event_id FROM generations g
+CROSS JOIN json_each(g.event_ids) e CROSS JOIN deliveries d ON d.event_id = e.value
+CROSS JOIN attempts a ON a.delivery_id = d.id
+WHERE g.id = :generation_id
 ORDER BY a.started_at LIMIT 1000;
 
 -- name: delivery_tenant
--- Whose deliveries to a subscriber are: all of them are one tenant's.
+-- All deliveries to a subscriber belong to one tenant.
 SELECT tenant FROM deliveries INDEXED BY deliveries_subscriber
 WHERE subscriber_id = :subscriber_id LIMIT 1;
 
 -- name: deliveries_cancel
 UPDATE deliveries SET status = 'canceled', due_at = NULL
-WHERE (tenant, id) IN (SELECT d.tenant, d.id FROM deliveries d INDEXED BY deliveries_subscriber
-    WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id ORDER BY d.id LIMIT :limit);
+WHERE (tenant, id) IN (SELECT d.tenant, d.id FROM deliveries d INDEXED BY deliveries_due
+    WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id LIMIT :limit);
 
--- name: deliveries_past
--- The next of a tenant's deliveries from before a time, whatever their status.
+-- name: deliveries_old
+-- A tenant's next deliveries from before a time. One can be deleted once it has ended and has had
+-- no attempt since that time.
 SELECT d.id, d.subscriber_id, d.status, d.status <> 'pending' AND NOT EXISTS (SELECT 1 FROM attempts a
-    WHERE a.delivery_id = d.id AND a.started_at >= :before) AS is_over
+    WHERE a.delivery_id = d.id AND a.started_at >= :before) AS is_deletable
 FROM deliveries d WHERE d.tenant = :tenant AND d.id > :after AND d.id < :before_id
 ORDER BY d.id LIMIT :limit;
 

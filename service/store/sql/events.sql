@@ -1,20 +1,22 @@
 -- name: event_insert
-INSERT INTO events (id, tenant, type, generation_id, created_at, body)
-VALUES (:id, :tenant, :type, :generation_id, :created_at, :body);
+INSERT INTO events (id, tenant, type, generation_id, body)
+VALUES (:id, :tenant, :type, :generation_id, :body);
 
 -- name: event_by_id
 SELECT * FROM events WHERE id = :id AND tenant = :tenant;
 
 -- name: events_of_generation
-SELECT id, type, created_at FROM events WHERE generation_id = :generation_id
-ORDER BY seq LIMIT 100;
+SELECT e.id, e.type FROM generations g CROSS JOIN json_each(g.event_ids) i
+CROSS JOIN events e ON e.id = i.value
+WHERE g.id = :generation_id ORDER BY e.seq;
 
--- name: events_past
--- The next events from before a time, and whether anybody still has to do with them.
+-- name: events_old
+-- The next events from before a time. One can be deleted once it has no delivery, and no running
+-- replay has still to read it.
 SELECT e.id, NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.id)
     AND NOT EXISTS (SELECT 1 FROM replays r INDEXED BY replays_running
         WHERE r.status = 'running' AND r.tenant = e.tenant
-            AND e.seq > r.cursor AND e.seq <= r.last_seq) AS is_over
+            AND e.seq > r.cursor AND e.seq <= r.last_seq) AS is_deletable
 FROM events e WHERE e.id > :after AND e.id < :before_id ORDER BY e.id LIMIT :limit;
 
 -- name: event_delete

@@ -1,8 +1,8 @@
 -- name: generation_insert
 INSERT INTO generations (id, tenant, model, status, route, notify_url, notify_subscriber_id,
-    created_at, deadline_at, nonce, submission)
+    deadline_at, nonce, submission)
 VALUES (:id, :tenant, :model, :status, :route, :notify_url, :notify_subscriber_id,
-    :created_at, :deadline_at, :nonce, :submission);
+    :deadline_at, :nonce, :submission);
 
 -- name: generation_body_insert
 INSERT INTO generation_bodies (generation_id, input, metadata) VALUES (:id, :input, :metadata);
@@ -16,6 +16,15 @@ SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM generations g JOIN generation_bodies b ON b.generation_id = g.id
 WHERE g.id = :id;
 
+-- name: generation_tenant
+SELECT tenant FROM generations WHERE id = :id;
+
+-- name: generations_by_id
+-- :ids is a JSON list.
+SELECT g.*, b.input, b.metadata, b.output, b.error
+FROM json_each(:ids) i CROSS JOIN generations g ON g.id = i.value
+JOIN generation_bodies b ON b.generation_id = g.id;
+
 -- name: generation_by_task
 SELECT id FROM generations WHERE task_id = :task_id AND id <> :id LIMIT 1;
 
@@ -24,7 +33,22 @@ UPDATE generations SET status = :status, task_id = :task_id, credits = :credits,
     submitted_at = :submitted_at, completed_at = :completed_at, submission = :submission,
     submit_at = :submit_at, submit_count = :submit_count, next_poll_at = :next_poll_at,
     poll_count = :poll_count, trouble_count = :trouble_count,
-    late_poll_count = :late_poll_count, last_poll_at = :last_poll_at
+    late_poll_count = :late_poll_count, last_poll_at = :last_poll_at, event_ids = :event_ids
+WHERE id = :id;
+
+-- name: generation_update_status
+-- task_id is left out, so that its index is not written.
+UPDATE generations SET status = :status, credits = :credits, completed_at = :completed_at,
+    submit_at = :submit_at, next_poll_at = :next_poll_at, poll_count = :poll_count,
+    trouble_count = :trouble_count, late_poll_count = :late_poll_count,
+    last_poll_at = :last_poll_at, event_ids = :event_ids
+WHERE id = :id;
+
+-- name: generation_update_plan
+-- status and task_id are left out, so that their indexes are not written.
+UPDATE generations SET next_poll_at = :next_poll_at, poll_count = :poll_count,
+    trouble_count = :trouble_count, late_poll_count = :late_poll_count,
+    last_poll_at = :last_poll_at
 WHERE id = :id;
 
 -- name: generation_body_update
@@ -59,33 +83,36 @@ WHERE next_poll_at IS NOT NULL AND next_poll_at > :now;
 -- name: confirmation_next
 SELECT min(due_at) AS due_at FROM confirmations WHERE due_at > :now;
 
+-- name: confirmations_of
+-- :ids is a JSON list of generation ids.
+SELECT q.generation_id, q.due_at
+FROM json_each(:ids) i CROSS JOIN confirmations q ON q.generation_id = i.value;
+
 -- name: confirmations_put
 INSERT INTO confirmations (generation_id, due_at) VALUES (:generation_id, :due_at)
 ON CONFLICT (generation_id) DO UPDATE SET due_at = excluded.due_at;
 
--- name: confirmation_done
--- What came while upstream was asked stays.
-DELETE FROM confirmations WHERE generation_id = :generation_id AND due_at <= :asked_at;
+-- name: confirmations_delete
+DELETE FROM confirmations WHERE generation_id IN (SELECT value FROM json_each(:ids));
 
--- name: confirmation_delay
-UPDATE confirmations SET due_at = max(due_at, :due_at) WHERE generation_id = :generation_id;
-
--- name: generations_expired
+-- name: generations_to_expire
 SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM generations g JOIN generation_bodies b ON b.generation_id = g.id
-WHERE g.status IN ('queued', 'processing') AND g.deadline_at <= :now
+WHERE g.status IN ('queued', 'processing') AND g.next_poll_at IS NULL AND g.deadline_at <= :now
 ORDER BY g.deadline_at LIMIT :limit;
 
 -- name: generation_next_deadline
-SELECT min(deadline_at) AS due_at FROM generations WHERE status IN ('queued', 'processing');
+SELECT min(deadline_at) AS due_at FROM generations
+WHERE status IN ('queued', 'processing') AND next_poll_at IS NULL;
 
 -- name: exchange_insert
-INSERT INTO exchanges (generation_id, at, kind, duration_ms, status_code, outcome, detail)
-VALUES (:generation_id, :at, :kind, :duration_ms, :status_code, :outcome, :detail);
+INSERT INTO exchanges (generation_id, kind, number, at, duration_ms, status_code, outcome, detail)
+VALUES (:generation_id, :kind, :number, :at, :duration_ms, :status_code, :outcome, :detail)
+ON CONFLICT (generation_id, kind, number) DO NOTHING;
 
 -- name: exchanges_of_generation
 SELECT at, kind, duration_ms, status_code, outcome, detail FROM exchanges
-WHERE generation_id = :generation_id ORDER BY rowid LIMIT 1000;
+WHERE generation_id = :generation_id ORDER BY at LIMIT 1000;
 
 -- name: usage_add
 INSERT INTO usage (tenant, day, model, generations, succeeded, failed, timed_out, credits)
@@ -100,12 +127,14 @@ SELECT day, model, generations, succeeded, failed, timed_out, credits FROM usage
 WHERE tenant = :tenant AND day >= :since AND day <= :until AND (:model IS NULL OR model = :model)
 ORDER BY day DESC, model LIMIT 10000;
 
--- name: generations_past
--- The next generations from before a time, and whether nothing is to come of them any more.
+-- name: generations_old
+-- The next generations from before a time. One can be deleted once it has ended, no poll,
+-- confirmation or callback is expected any more, and its events are deleted.
 SELECT g.id, g.tenant, g.status IN ('succeeded', 'failed', 'timed_out')
-    AND g.next_poll_at IS NULL AND g.completed_at < :before AND g.deadline_at < :called_back
+    AND g.next_poll_at IS NULL AND g.completed_at < :before AND g.deadline_at < :deadline_before
     AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
-    AND NOT EXISTS (SELECT 1 FROM events e WHERE e.generation_id = g.id) AS is_over
+    AND NOT EXISTS (SELECT 1 FROM json_each(g.event_ids) i CROSS JOIN events e ON e.id = i.value)
+        AS is_deletable
 FROM generations g WHERE g.id > :after AND g.id < :before_id ORDER BY g.id LIMIT :limit;
 
 -- name: generation_delete

@@ -24,24 +24,24 @@ SELECT id FROM replays WHERE due_at <= :now ORDER BY due_at LIMIT :limit;
 SELECT min(due_at) AS due_at FROM replays WHERE due_at IS NOT NULL;
 
 -- name: replay_first_seq
--- The place in the order of events from which on to look: ids sort by time, and so do places.
+-- The seq of the first event since a time: ids sort by time, and seqs nearly do.
 SELECT seq FROM events WHERE id >= :first_id ORDER BY id LIMIT 1;
 
 -- name: replay_last_seq
 SELECT max(seq) AS seq FROM events;
 
 -- name: replay_window
--- The end of the next few events of the tenant, and the earliest time among them.
-SELECT max(seq) AS last_seq, min(created_at) AS since_at FROM (
-    SELECT seq, created_at FROM events
+-- The last seq and the first id among the next events of the tenant.
+SELECT max(seq) AS last_seq, min(id) AS first_id FROM (
+    SELECT seq, id FROM events
     WHERE tenant = :tenant AND seq > :cursor AND seq <= :last_seq ORDER BY seq LIMIT :limit);
 
 -- name: replay_matches
--- Where the events are that a replay is about. What is still on its way is left to arrive, and a
--- delivery that was canceled says nothing.
+-- The seqs of the events that a replay sends again. An event whose latest delivery is pending is left
+-- out; canceled deliveries are ignored.
 SELECT e.seq FROM events e
 WHERE e.tenant = :tenant AND e.seq > :cursor AND e.seq <= :last_seq
-    AND e.created_at >= :since_at AND e.created_at < :until_at
+    AND e.id >= :since_id AND e.id < :until_id
     AND e.type IN (SELECT value FROM json_each(:event_types))
     AND CASE (SELECT d.status FROM deliveries d INDEXED BY deliveries_event
             WHERE d.event_id = e.id AND d.subscriber_id = :subscriber_id
@@ -51,31 +51,31 @@ WHERE e.tenant = :tenant AND e.seq > :cursor AND e.seq <= :last_seq
     AND (:unfiltered OR e.generation_id IS NULL OR EXISTS (SELECT 1 FROM generations g
         WHERE g.id = e.generation_id
             AND (:models = '[]' OR g.model IN (SELECT value FROM json_each(:models)))
-            AND NOT EXISTS (SELECT 1 FROM json_each(:metadata) wanted
+            AND NOT EXISTS (SELECT 1 FROM json_each(:metadata) pair
                 WHERE NOT EXISTS (SELECT 1 FROM generation_metadata m
-                    WHERE m.tenant = e.tenant AND m.name = wanted.key
-                        AND m.value = wanted.value AND m.generation_id = g.id))))
+                    WHERE m.tenant = e.tenant AND m.name = pair.key
+                        AND m.value = pair.value AND m.generation_id = g.id))))
 ORDER BY e.seq LIMIT :limit;
 
 -- name: replay_event
 SELECT * FROM events WHERE seq = :seq;
 
--- name: replay_ahead
--- How many deliveries of a replay have not been tried yet, as far as it matters.
+-- name: replay_count_untried
+-- How many deliveries of a replay wait for their first attempt, counted up to :limit.
 SELECT count(*) AS count FROM (SELECT 1 FROM deliveries INDEXED BY deliveries_replay
     WHERE status = 'pending' AND replay_id = :id AND (attempt_count > 0) = 0 LIMIT :limit);
 
 -- name: replay_deliveries_insert
 INSERT INTO deliveries (tenant, id, subscriber_id, event_id, event_type, generation_id, replay_id,
-    trigger, due_at, created_at)
+    trigger, due_at)
 VALUES (:tenant, :id, :subscriber_id, :event_id, :event_type, :generation_id, :replay_id,
-    'replay', :due_at, :created_at);
+    'replay', :due_at);
 
 -- name: replay_deliveries_cancel
 UPDATE deliveries SET status = 'canceled', due_at = NULL
 WHERE (tenant, id) IN (SELECT d.tenant, d.id FROM deliveries d INDEXED BY deliveries_replay
     WHERE d.status = 'pending' AND d.replay_id = :id AND d.replay_id IS NOT NULL LIMIT :limit);
 
--- name: replays_delete_past
+-- name: replays_delete_old
 DELETE FROM replays WHERE id IN (SELECT id FROM replays
     WHERE id < :before_id AND due_at IS NULL ORDER BY id LIMIT :limit);

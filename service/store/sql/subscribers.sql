@@ -42,26 +42,24 @@ ON CONFLICT (id) DO NOTHING;
 -- name: tenant_update
 UPDATE tenants SET sealed_secrets = :sealed_secrets WHERE id = :id;
 
--- name: subscribers_touch
+-- name: subscribers_bump_revision
 UPDATE revisions SET number = number + 1 WHERE noun = 'subscribers';
 
 -- name: subscribers_revision
 SELECT number FROM revisions WHERE noun = 'subscribers';
 
--- name: subscribers_notify_past
--- The next subscribers that stand for a notify_url, and whether anything still names them.
+-- name: subscribers_notify_old
+-- The next subscribers of a notify_url from before a time. An orphan has no generation and no
+-- delivery any more.
 SELECT s.id, NOT EXISTS (SELECT 1 FROM generations g WHERE g.notify_subscriber_id = s.id)
     AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.subscriber_id = s.id) AS is_orphan
 FROM subscribers s WHERE s.is_notify = 1 AND s.id > :after AND s.id < :before_id
 ORDER BY s.id LIMIT :limit;
 
--- name: subscribers_delete
-DELETE FROM subscribers WHERE id = :id;
-
 -- name: tenants_all
 SELECT id, sealed_secrets FROM tenants ORDER BY id;
 
--- name: subscribers_sealed
+-- name: subscribers_list_sealed
 SELECT id, sealed_secrets, sealed_headers FROM subscribers WHERE id > :after
 ORDER BY id LIMIT :limit;
 

@@ -1,4 +1,4 @@
-"""A connection to SQLite with a thread of its own, as aiosqlite has it, and its settings."""
+"""A connection to SQLite with its settings; aiosqlite runs it on a thread of its own."""
 
 import contextlib
 import os
@@ -11,31 +11,31 @@ import aiosqlite
 T = TypeVar("T")
 
 BUSY_MS = 5_000
-# Then the writer itself takes the log into the database and begins it anew. A longer log grows for
-# longer, and a file that grows is slower to sync.
+# At this size of the write-ahead log (WAL), a commit runs a checkpoint and the WAL starts over. A
+# higher limit lets the file grow for longer, and a growing file is slower to sync.
 WAL_PAGES_MAX = 4_000
 
 
 class Connection(aiosqlite.Connection):
-    """aiosqlite's thread and queue, with one more way in: a function over the raw connection."""
+    """An aiosqlite connection that also runs functions of the raw connection on its thread."""
 
     async def begin(self) -> None:
-        """Start the thread and connect."""
+        """Start the thread and open the file."""
         try:
             await self
         except sqlite3.Error:
-            self._thread.join()  # Told to stop already; it must not outlive the event loop.
+            self._thread.join()  # aiosqlite has stopped it; it must end before the event loop does.
             raise
 
     async def apply(self, do: Callable[..., T], *args: object) -> T:
-        """Run `do(connection, *args)` on the connection's thread, in one hop."""
+        """Run `do(connection, *args)` on the connection's thread."""
         result: T = await self._execute(do, self._conn, *args)  # type: ignore[no-untyped-call]
         return result
 
 
 def _connector(path: str, *, writes: bool) -> Callable[[], sqlite3.Connection]:
     def connect() -> sqlite3.Connection:
-        if writes:  # For its owner alone: SQLite gives the files beside it the same mode.
+        if writes:  # Only the owner may read the file. SQLite gives the WAL files the same mode.
             with contextlib.suppress(OSError):
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         connection = sqlite3.connect(
@@ -56,16 +56,16 @@ def _connector(path: str, *, writes: bool) -> Callable[[], sqlite3.Connection]:
 
 
 async def connect(path: str, *, writes: bool) -> Connection:
-    """Open the database; sqlite3.Error where that cannot be done."""
+    """Open the database. sqlite3.Error if that fails."""
     connection = Connection(_connector(path, writes=writes), 64)
     await connection.begin()
     return connection
 
 
 def checkpoint(connection: sqlite3.Connection) -> None:
-    """Take what is committed from the log into the database, without stopping the writer.
+    """Copy committed pages from the WAL into the database, while the writer goes on.
 
-    (https://sqlite.org/wal.html section 2.1). Left to a commit, whoever waits for it would wait for
-    this too.
+    If a commit ran the checkpoint, its callers would wait for both. See https://sqlite.org/wal.html,
+    section 2.1.
     """
     connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()

@@ -1,8 +1,8 @@
-"""SQLite: one writer with one commit stream, readers beside it, and the transactions they run.
+"""SQLite: one writer that commits units in groups, and readers in parallel (docs/decisions/0002).
 
-On SQLite a transaction never waits, so a whole group of units runs on the connection's thread in
-one go. The units that queue up while a commit runs are the next group: there is no timer, so a
-lone unit pays for one commit and a crowd shares it (docs/decisions/0002).
+Statements on SQLite block, so a whole group of units runs on the writer's thread without a switch.
+The units that queue up during a commit are the next group. There is no timer: a single unit is
+committed at once, and under load many units share one commit.
 """
 
 import asyncio
@@ -61,18 +61,18 @@ class Transaction:
         return self._connection.executemany(statements()[name], rows).rowcount
 
     async def select(self, sql: str, values: Mapping[str, object]) -> list[Row]:
-        """Return the rows of SQL that is put together from fixed parts."""
+        """Return the rows of SQL that the code has composed."""
         return self._connection.execute(sql, values).fetchall()
 
     def after_commit(self, do: Callable[..., None], *args: object) -> None:
-        """Call `do` on the event loop once the transaction is durable."""
+        """Call `do` on the event loop after the commit."""
         self._after.append((do, args))
 
 
 class _Item:
-    """A unit in the queue. Items of the same batched unit run as one call over all of them."""
+    """A unit in the queue. Items of the same batched unit run in one call."""
 
-    __slots__ = ("args", "batched", "error", "future", "lasting", "result", "unit")
+    __slots__ = ("always", "args", "batched", "error", "future", "result", "unit")
 
     def __init__(
         self,
@@ -80,16 +80,16 @@ class _Item:
         args: tuple[Any, ...],
         *,
         batched: bool = False,
-        lasting: bool = False,
+        always: bool = False,
     ) -> None:
-        self.unit, self.args, self.batched, self.lasting = unit, args, batched, lasting
+        self.unit, self.args, self.batched, self.always = unit, args, batched, always
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.result: Any = None
         self.error: BaseException | None = None
 
 
-def _complete(unit: Coroutine[Any, Any, T]) -> T:
-    """Run a unit that never waits to its end."""
+def _run_unit(unit: Coroutine[Any, Any, T]) -> T:
+    """Run a unit to its end, without an event loop."""
     try:
         unit.send(None)
     except StopIteration as stop:
@@ -100,7 +100,7 @@ def _complete(unit: Coroutine[Any, Any, T]) -> T:
 
 
 def _batches(items: Sequence[_Item]) -> Iterable[list[_Item]]:
-    """Return the group in order, all items of one batched unit together."""
+    """Split a group into single units and batches, which hold all items of one batched unit."""
     batches: dict[object, list[_Item]] = {}
     for item in items:
         batches.setdefault(item.unit if item.batched else item, []).append(item)
@@ -110,25 +110,25 @@ def _batches(items: Sequence[_Item]) -> Iterable[list[_Item]]:
 def _run(
     connection: sqlite3.Connection, batch: Sequence[_Item], now: int, after: AfterCommit
 ) -> None:
-    """Run one unit, or a batched unit over its items."""
+    """Run one unit, or one batched unit with all its items."""
     unit, transaction = batch[0].unit, Transaction(connection, now, after)
     if not batch[0].batched:
-        batch[0].result = _complete(unit(transaction, *batch[0].args))
+        batch[0].result = _run_unit(unit(transaction, *batch[0].args))
         return
-    results = _complete(unit(transaction, [item.args[0] for item in batch]))
+    results = _run_unit(unit(transaction, [item.args[0] for item in batch]))
     for item, result in zip(batch, results, strict=True):
         item.result = result
 
 
 def _run_alone(connection: sqlite3.Connection, item: _Item, now: int, after: AfterCommit) -> None:
-    """Run one unit of a group that failed, so that it fails alone if it fails again."""
+    """Run one unit of a failed group in a savepoint, so that only this unit fails if it raises."""
     own: AfterCommit = []
     connection.execute("SAVEPOINT unit")
     try:
         _run(connection, [item], now, own)
     except BaseException as error:
         if not connection.in_transaction:
-            raise  # SQLite rolled back everything, as when the disk is full: the group has failed.
+            raise  # SQLite has rolled back the transaction, as on a full disk: the group fails.
         connection.execute("ROLLBACK TO unit")
         item.error = error
     else:
@@ -137,15 +137,15 @@ def _run_alone(connection: sqlite3.Connection, item: _Item, now: int, after: Aft
 
 
 def _run_group(connection: sqlite3.Connection, items: Sequence[_Item], now: int) -> AfterCommit:
-    """Run the units as they are: a savepoint for each would make SQLite copy every page."""
+    """Run the units without savepoints, which would make SQLite copy every changed page."""
     after: AfterCommit = []
     for batch in _batches(items):
         _run(connection, batch, now, after)
     return after
 
 
-def _run_apart(connection: sqlite3.Connection, items: Sequence[_Item], now: int) -> AfterCommit:
-    """Run each unit by itself."""
+def _run_each(connection: sqlite3.Connection, items: Sequence[_Item], now: int) -> AfterCommit:
+    """Run each unit in a savepoint of its own."""
     after: AfterCommit = []
     for item in items:
         _run_alone(connection, item, now, after)
@@ -170,25 +170,25 @@ def _in_transaction(
 
 
 def _commit_group(connection: sqlite3.Connection, items: Sequence[_Item], now: int) -> AfterCommit:
-    """Commit the items in one transaction; if one of them fails, it alone is left out."""
+    """Commit the items in one transaction, without those that fail."""
     try:
         return _in_transaction(connection, _run_group, items, now)
     except Exception as error:
         if len(items) == 1 or _is_storage_failure(error):
-            raise  # Running them again would fail in the same way.
-    return _in_transaction(connection, _run_apart, items, now)
+            raise  # A second run would fail in the same way.
+    return _in_transaction(connection, _run_each, items, now)
 
 
 def _read(connection: sqlite3.Connection, unit: Unit[T], args: tuple[Any, ...], now: int) -> T:
     connection.execute("BEGIN")
     try:
-        return _complete(unit(Transaction(connection, now, []), *args))
+        return _run_unit(unit(Transaction(connection, now, []), *args))
     finally:
         connection.execute("ROLLBACK")
 
 
 def _is_storage_failure(error: BaseException | None) -> bool:
-    """True if the disk or a lock is at fault, not the unit: it may pass."""
+    """Return whether the disk or a lock is at fault, not the unit: a retry may succeed."""
     return isinstance(error, sqlite3.OperationalError)
 
 
@@ -198,8 +198,8 @@ def _storage_error(error: BaseException) -> BaseException:
     return StorageError(f"the database failed: {error}")
 
 
-def _settle(items: Sequence[_Item], failure: BaseException | None) -> None:
-    """Give every item's caller its result or its error."""
+def _resolve(items: Sequence[_Item], failure: BaseException | None) -> None:
+    """Set the result or the error of every item's future."""
     for item in items:
         if item.future.done():
             continue
@@ -217,13 +217,13 @@ def _split_retried(
     resolved: list[_Item] = []
     retried: list[_Item] = []
     for item in items:
-        retry = item.lasting and _is_storage_failure(failure or item.error)
+        retry = item.always and _is_storage_failure(failure or item.error)
         (retried if retry else resolved).append(item)
     return resolved, retried
 
 
-def _call(do: Callable[..., None], args: tuple[Any, ...]) -> None:
-    """Call what follows a commit; its failure must not end the commit stream."""
+def _call_after_commit(do: Callable[..., None], args: tuple[Any, ...]) -> None:
+    """Call a function after a commit. If it raises, later commits must still happen."""
     try:
         do(*args)
     except Exception:  # noqa: BLE001  see above
@@ -231,7 +231,7 @@ def _call(do: Callable[..., None], args: tuple[Any, ...]) -> None:
 
 
 class Database:
-    """The database of one process; see store/database.py. `close` finishes the queue."""
+    """The database of one process; see store/database.py."""
 
     def __init__(self, path: str, *, clock: Clock = now_ms, queue_max: int = 10_000) -> None:
         self.path = path
@@ -248,7 +248,7 @@ class Database:
         self._checkpoint: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Open the writer. StorageError if the file cannot be used."""
+        """Open the writer's connection. StorageError if the file cannot be opened."""
         try:
             self._writer = await connect(self.path, writes=True)
         except sqlite3.Error as error:
@@ -256,12 +256,12 @@ class Database:
         self._stream = asyncio.create_task(self._commit_stream(), name="commit-stream")
 
     async def close(self) -> None:
-        """Commit what is queued, then close every connection."""
+        """Commit the queue, then close every connection."""
         stream, self._stream = self._stream, None
         self._retry()
         if stream:
             await stream
-        _settle(self._retried, StorageError("the database is closed"))
+        _resolve(self._retried, StorageError("the database is closed"))
         if self._checkpoint_timer:
             self._checkpoint_timer.cancel()
         if self._checkpoint:
@@ -274,9 +274,9 @@ class Database:
             self._writer = None
 
     async def migrate(self) -> list[str]:
-        """Bring the schema to this version; return the names of the migrations applied.
+        """Apply the missing migrations; return their names.
 
-        StorageError if a newer version made the database, or if the file is no database.
+        StorageError if a newer genhook made the database, or if the file is not a database.
         """
         try:
             return await self.apply(schema.migrate)
@@ -284,40 +284,40 @@ class Database:
             raise StorageError(f"cannot migrate {self.path}: {error}") from error
 
     async def schema_problem(self) -> str | None:
-        """Return why the schema is not this version's, None if it is."""
+        """Return what is wrong with the version of the schema, or None."""
         return await self._on_reader(schema.problem)
 
     def write(self, unit: Unit[T], *args: object) -> Awaitable[T]:
-        """Run `unit(tx, *args)`; its result once it is committed."""
+        """Run `unit(tx, *args)`. The awaitable returns its result after the commit."""
         return self._enqueue(_Item(unit, args))
 
     def write_batched(self, unit: Unit[Sequence[T]], item: object) -> Awaitable[T]:
-        """Like `write`, for a unit over a list: items that wait together share one call."""
+        """Like `write`, for a unit over a list: one call gets all items that wait for it."""
         return self._enqueue(_Item(unit, (item,), batched=True))
 
     def write_always(self, unit: Unit[T], *args: object) -> Awaitable[T]:
         """Like `write`, but never refused: retried every second until stored or closed."""
-        return self._enqueue(_Item(unit, args, lasting=True))
+        return self._enqueue(_Item(unit, args, always=True))
 
     async def read(self, unit: Unit[T], *args: object) -> T:
-        """Run `unit(tx, *args)` on a snapshot, beside the writer."""
+        """Run `unit(tx, *args)` on a snapshot, in parallel with the writer."""
         result: T = await self._on_reader(_read, unit, args, self._clock())
         return result
 
     async def apply(self, do: Callable[..., T], *args: object) -> T:
-        """Run `do(connection, *args)` on the writer's own thread, between two groups."""
+        """Run `do(connection, *args)` on the writer's thread, between two groups."""
         assert self._writer is not None
         return await self._writer.apply(do, *args)
 
     @property
     def queued(self) -> int:
-        """How many units wait for the next group."""
+        """The number of units that wait for the next group."""
         return len(self._queue)
 
     def _enqueue(self, item: _Item) -> Awaitable[Any]:
         if self._stream is None:
             raise StorageError("the database is closed")
-        if len(self._queue) >= self._queue_max and not item.lasting:
+        if len(self._queue) >= self._queue_max and not item.always:
             raise StorageBusyError("the queue in front of the database is full")
         self._queue.append(item)
         self._wake.set()
@@ -360,21 +360,21 @@ class Database:
         after: AfterCommit = []
         try:
             after = await writer.apply(_commit_group, items, self._clock())
-        except Exception as error:  # noqa: BLE001  every caller gets it
+        except Exception as error:  # noqa: BLE001  it becomes every caller's error
             failure = error
         self._plan_checkpoint()
         resolved, retried = _split_retried(items, failure)
-        _settle(resolved, failure)
+        _resolve(resolved, failure)
         if retried:
             cause = str(failure or retried[0].error)
             _log.error("commit.failed", error=cause, retried=len(retried))
             self._retried += retried
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self._retry)
         for do, args in after:
-            _call(do, args)
+            _call_after_commit(do, args)
 
     def _retry(self) -> None:
-        """Queue what must be stored once more."""
+        """Queue the items of `write_always` again that could not be stored."""
         items, self._retried = self._retried, []
         for item in items:
             item.error = None
@@ -390,10 +390,10 @@ class Database:
         self._checkpoint = asyncio.create_task(self._run_checkpoint(), name="checkpoint")
 
     async def _run_checkpoint(self) -> None:
-        """Twice a second while there are commits, beside them, on a reader's thread."""
+        """Run a checkpoint on a reader's thread, in parallel with commits."""
         try:
             await self._on_reader(checkpoint)
         except StorageError as error:
-            _log.warning("checkpoint.failed", error=str(error))  # The next one catches up.
+            _log.warning("checkpoint.failed", error=str(error))  # The next checkpoint does more.
         finally:
             self._checkpoint_timer = None

@@ -1,4 +1,4 @@
-"""The right to work on an SQLite file: a lock that the kernel releases when its process dies."""
+"""Ownership of an SQLite file: a lock that the kernel releases when its process dies."""
 
 import fcntl
 import os
@@ -24,7 +24,7 @@ class FileLock:
         return self._file is not None
 
     def acquire(self) -> bool:
-        """Take the lock if nobody has it. StorageError if its file cannot be opened."""
+        """Take the lock if no process has it. StorageError if its file cannot be opened."""
         path = Path(f"{self._database.path}-worker")
         try:
             file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb+")

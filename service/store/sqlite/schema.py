@@ -1,4 +1,4 @@
-"""Numbered migrations, applied under the database's own lock and checked with one SELECT."""
+"""Numbered migrations. Each runs in a transaction; PRAGMA user_version is the last one applied."""
 
 import sqlite3
 from pathlib import Path
@@ -9,7 +9,7 @@ _FOLDER = Path(__file__).parent / "migrations"
 
 
 def migrations() -> list[tuple[int, Path]]:
-    """Return every migration that this version knows, in order."""
+    """Return the migrations of this genhook as (number, file), in order."""
     return sorted((int(path.name[:4]), path) for path in _FOLDER.glob("*.sql"))
 
 
@@ -24,7 +24,7 @@ def version(connection: sqlite3.Connection) -> int:
 
 
 def problem(connection: sqlite3.Connection) -> str | None:
-    """Return why the schema is not the one that this code needs, None if it is."""
+    """Return what is wrong with the version of the schema, or None."""
     current, needed = version(connection), latest()
     if current > needed:
         return (
@@ -40,7 +40,7 @@ def problem(connection: sqlite3.Connection) -> str | None:
 def migrate(connection: sqlite3.Connection) -> list[str]:
     """Apply the missing migrations, each in its own transaction; return their names.
 
-    StorageError if a newer version made the database.
+    StorageError if a newer genhook made the database.
     """
     applied: list[str] = []
     for number, path in migrations():
@@ -63,7 +63,7 @@ def migrate(connection: sqlite3.Connection) -> list[str]:
 
 
 def _statements(script: str) -> list[str]:
-    """Split the script, since sqlite3's executescript would commit the transaction."""
+    """Split a script into statements: sqlite3's executescript would commit the transaction."""
     statements, current = [], ""
     for line in script.splitlines(keepends=True):
         current += line

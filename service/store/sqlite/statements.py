@@ -1,4 +1,4 @@
-"""The SQL of `sql/*.sql`, by name."""
+"""The named SQL statements of `sql/*.sql`."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -7,11 +7,11 @@ from pathlib import Path
 
 @cache
 def statements() -> Mapping[str, str]:
-    """Every statement of `sql/*.sql` by its name: `-- name: NAME`, then its text up to the next."""
-    found: dict[str, str] = {}
+    """Return every statement by its name. A line `-- name: NAME` begins a statement."""
+    by_name: dict[str, str] = {}
     for file in sorted((Path(__file__).parent.parent / "sql").glob("*.sql")):
         for statement in file.read_text().split("-- name: ")[1:]:
-            name, _, text = statement.partition("\n")
-            assert name not in found, f"two statements are named {name}"
-            found[name] = text.strip()
-    return found
+            name, _, sql = statement.partition("\n")
+            assert name not in by_name, f"two statements are named {name}"
+            by_name[name] = sql.strip()
+    return by_name

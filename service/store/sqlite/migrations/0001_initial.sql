@@ -1,5 +1,7 @@
--- Times are integers of milliseconds since the epoch. JSON is text.
+-- Times are integers of milliseconds since the epoch. JSON is text. Ids sort by time, and the id of a
+-- generation, callback, event or delivery contains the time of its creation.
 -- Columns named sealed_* are encrypted under a key derived from GENHOOK_SECRET_KEYS.
+-- Every index costs a write for each row: docs/performance.md has the budget of each operation.
 
 CREATE TABLE tenants (
     id TEXT PRIMARY KEY,
@@ -41,7 +43,6 @@ CREATE TABLE generations (
     notify_subscriber_id TEXT,
     task_id TEXT,
     credits INTEGER,
-    created_at INTEGER NOT NULL,
     submitted_at INTEGER,
     completed_at INTEGER,
     deadline_at INTEGER NOT NULL,
@@ -53,32 +54,31 @@ CREATE TABLE generations (
     poll_count INTEGER NOT NULL DEFAULT 0,
     trouble_count INTEGER NOT NULL DEFAULT 0,
     late_poll_count INTEGER NOT NULL DEFAULT 0,
-    last_poll_at INTEGER
+    last_poll_at INTEGER,
+    -- The ids of its events in order, as JSON: there are few, and an index would cost every event.
+    event_ids TEXT NOT NULL DEFAULT '[]'
 ) WITHOUT ROWID;
 CREATE INDEX generations_tenant ON generations (tenant, id);
-CREATE INDEX generations_status ON generations (tenant, status, id);
-CREATE INDEX generations_model ON generations (tenant, model, status, id);
--- Lists bound their times by ids, which sort by time. An id that was drawn more than a minute from
--- created_at, as when a request is repeated after a crash, is looked for here.
-CREATE INDEX generations_odd ON generations (tenant, id)
-    WHERE substr(id, 5, 12) NOT BETWEEN printf('%012x', created_at - 60000)
-        AND printf('%012x', created_at + 60000);
+-- Other statuses need none: most generations succeed, and open ones are among the newest.
+CREATE INDEX generations_failed ON generations (tenant, status, id)
+    WHERE status IN ('failed', 'timed_out');
+CREATE INDEX generations_model ON generations (tenant, model, id);
 CREATE INDEX generations_poll ON generations (next_poll_at) WHERE next_poll_at IS NOT NULL;
 CREATE INDEX generations_submit ON generations (submit_at) WHERE submit_at IS NOT NULL;
+-- A planned poll is never after the deadline, so only generations without one are in here.
 CREATE INDEX generations_deadline ON generations (deadline_at)
-    WHERE status IN ('queued', 'processing');
+    WHERE status IN ('queued', 'processing') AND next_poll_at IS NULL;
 CREATE INDEX generations_task ON generations (task_id) WHERE task_id IS NOT NULL;
 CREATE INDEX generations_notify ON generations (notify_subscriber_id)
     WHERE notify_subscriber_id IS NOT NULL;
 
--- Generations whose callback is to be confirmed: a small queue, apart so that a callback changes
--- nothing else.
+-- The queue of confirmations. In a table of its own, so that a callback need not update generations.
 CREATE TABLE confirmations (
     generation_id TEXT PRIMARY KEY,
     due_at INTEGER NOT NULL
 ) WITHOUT ROWID;
 
--- What is read with one generation, apart from what is looked up and updated.
+-- The large columns of a generation, apart from those that are searched and updated often.
 CREATE TABLE generation_bodies (
     generation_id TEXT PRIMARY KEY,
     input TEXT NOT NULL,
@@ -95,55 +95,55 @@ CREATE TABLE generation_metadata (
     PRIMARY KEY (tenant, name, value, generation_id)
 ) WITHOUT ROWID;
 
--- Every exchange with upstream about a generation: submissions and polls.
+-- Submissions and polls of a generation with their answers, for its timeline.
 CREATE TABLE exchanges (
     generation_id TEXT NOT NULL,
-    at INTEGER NOT NULL,
     kind TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    at INTEGER NOT NULL,
     duration_ms INTEGER NOT NULL,
     status_code INTEGER,
     outcome TEXT NOT NULL,
-    detail TEXT
-);
-CREATE INDEX exchanges_generation ON exchanges (generation_id);
+    detail TEXT,
+    PRIMARY KEY (generation_id, kind, number)
+) WITHOUT ROWID;
 
--- tenant is '' until a token names one.
+-- tenant is '' if the callback has no valid token.
 CREATE TABLE callbacks (
     tenant TEXT NOT NULL,
     id TEXT NOT NULL,
-    generation_id TEXT,
+    generation_id TEXT NOT NULL,
     upstream TEXT NOT NULL,
-    received_at INTEGER NOT NULL,
     verdict TEXT NOT NULL,
     reason TEXT,
     trust TEXT,
     body_digest TEXT NOT NULL,
     PRIMARY KEY (tenant, id)
 ) WITHOUT ROWID;
-CREATE INDEX callbacks_generation ON callbacks (generation_id, body_digest)
-    WHERE generation_id IS NOT NULL;
 CREATE INDEX callbacks_rejected ON callbacks (id) WHERE verdict = 'rejected';
--- Most are accepted, and cost nothing here.
-CREATE INDEX callbacks_verdict ON callbacks (tenant, verdict, id) WHERE verdict <> 'accepted';
 
+-- The key begins with the generation, so that it also answers which callbacks a generation has and
+-- whether a body is repeated.
 CREATE TABLE callback_bodies (
-    callback_id TEXT PRIMARY KEY,
+    generation_id TEXT NOT NULL,
+    body_digest TEXT NOT NULL,
+    callback_id TEXT NOT NULL,
     headers BLOB NOT NULL,
-    body BLOB NOT NULL
-);
+    body BLOB NOT NULL,
+    PRIMARY KEY (generation_id, body_digest, callback_id)
+) WITHOUT ROWID;
 
+-- seq is the order of commits. SQLite uses a seq again after the newest events are deleted, so cursors
+-- of lists are ids. The cursor of a deleted event stands for the event before it.
 CREATE TABLE events (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    seq INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
     tenant TEXT NOT NULL,
     type TEXT NOT NULL,
     generation_id TEXT,
-    created_at INTEGER NOT NULL,
     body BLOB NOT NULL
 );
-CREATE INDEX events_tenant ON events (tenant, seq);
-CREATE INDEX events_type ON events (tenant, type, seq);
-CREATE INDEX events_generation ON events (generation_id) WHERE generation_id IS NOT NULL;
+CREATE INDEX events_tenant ON events (tenant, seq, type);
 
 CREATE TABLE subscribers (
     id TEXT PRIMARY KEY,
@@ -185,39 +185,33 @@ CREATE TABLE deliveries (
     trigger TEXT NOT NULL DEFAULT 'scheduled',
     attempt_count INTEGER NOT NULL DEFAULT 0,
     due_at INTEGER,
-    created_at INTEGER NOT NULL,
     delivered_at INTEGER,
     last_error TEXT,
     PRIMARY KEY (tenant, id)
 ) WITHOUT ROWID;
--- First attempts and retries apart: many retries must not hide what was never tried.
+-- First attempts and retries are read separately: many due retries must not delay first attempts.
 CREATE INDEX deliveries_due ON deliveries (subscriber_id, (attempt_count > 0), due_at)
     WHERE status = 'pending';
 CREATE INDEX deliveries_event ON deliveries (event_id);
--- What is owed too, the oldest first, whatever holds it back.
-CREATE INDEX deliveries_subscriber ON deliveries (subscriber_id, status, id);
--- Most are delivered, and are looked for among all.
-CREATE INDEX deliveries_status ON deliveries (tenant, status, id) WHERE status <> 'delivered';
+CREATE INDEX deliveries_subscriber ON deliveries (subscriber_id, id);
+-- Dead and canceled deliveries of a tenant, and of a subscriber.
+CREATE INDEX deliveries_ended ON deliveries (tenant, status, id)
+    WHERE status IN ('dead', 'canceled');
+CREATE INDEX deliveries_ended_of ON deliveries (subscriber_id, status, id)
+    WHERE status IN ('dead', 'canceled');
 CREATE INDEX deliveries_replay ON deliveries (replay_id, (attempt_count > 0))
     WHERE status = 'pending' AND replay_id IS NOT NULL;
 
--- How many deliveries each subscriber has by status. Not by triggers: with one on deliveries, every
--- write to it costs half as much again.
-CREATE TABLE delivery_counts (
-    subscriber_id TEXT NOT NULL,
-    status TEXT NOT NULL,
-    count INTEGER NOT NULL,
-    PRIMARY KEY (subscriber_id, status)
-) WITHOUT ROWID;
-
--- How long attempts took: counts by subscriber, five minutes and bucket (see store/stats.py).
+-- Counts of attempts by subscriber, slot of five minutes, bucket of duration, and the delivery's
+-- status after the attempt (see store/stats.py).
 CREATE TABLE attempt_latency (
     subscriber_id TEXT NOT NULL,
     slot_at INTEGER NOT NULL,
     bucket INTEGER NOT NULL,
+    status TEXT NOT NULL,
     count INTEGER NOT NULL,
     last_at INTEGER NOT NULL,
-    PRIMARY KEY (subscriber_id, slot_at, bucket)
+    PRIMARY KEY (subscriber_id, slot_at, bucket, status)
 ) WITHOUT ROWID;
 CREATE INDEX attempt_latency_slot ON attempt_latency (slot_at);
 
@@ -244,7 +238,7 @@ CREATE INDEX replays_tenant ON replays (tenant, id);
 CREATE INDEX replays_due ON replays (due_at) WHERE due_at IS NOT NULL;
 CREATE UNIQUE INDEX replays_running ON replays (subscriber_id) WHERE status = 'running';
 
--- A number that grows when subscribers or secrets are changed, for processes that hold them.
+-- A number that grows with changes of subscribers or secrets, so that processes reload them.
 CREATE TABLE revisions (
     noun TEXT PRIMARY KEY,
     number INTEGER NOT NULL

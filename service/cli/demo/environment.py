@@ -1,4 +1,4 @@
-"""The stage of the demo: upstream, service and subscriber behind real sockets on loopback."""
+"""Starts upstream, service and subscriber for the demo, on loopback sockets."""
 
 import contextlib
 import ipaddress
@@ -12,42 +12,43 @@ import httpx
 
 from service.app import App
 from service.cli import server
-from service.cli.demo import audience
-from service.cli.demo.audience import Audience
-from service.cli.serve import running_sandbox
+from service.cli.demo import subscriber
+from service.cli.demo.subscriber import Subscriber
 from service.settings import Settings
 
 UPSTREAM_KEY = "aio_demo"
-SAFETY_POLL_SECONDS = 3.0  # Above the two seconds that the sandbox works for a callback.
+SAFETY_POLL_SECONDS = (
+    4.0  # Jitter takes off up to 20 %; the callback, after 2 s, must still come first.
+)
 TIMEOUT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """A running service, its client, and who listens to it."""
+class Environment:
+    """A client of the running service, and the service's only subscriber."""
 
     client: httpx.AsyncClient
-    audience: Audience
+    subscriber: Subscriber
 
-    async def ask(self, method: str, path: str, **options: Any) -> Any:
-        """Call the service's API; the decoded answer, httpx.HTTPError if it is a refusal."""
+    async def call(self, method: str, path: str, **options: Any) -> Any:
+        """Call the service's API and return the decoded answer; httpx.HTTPError for an error."""
         answer = await self.client.request(method, path, **options)
         if not answer.is_success:
-            said = f"{method} {path} was answered {answer.status_code}: {answer.text[:200]}"
-            raise httpx.HTTPError(said)
+            message = f"{method} {path} was answered {answer.status_code}: {answer.text[:200]}"
+            raise httpx.HTTPError(message)
         return answer.json()
 
 
 @contextlib.asynccontextmanager
-async def built(folder: Path) -> AsyncIterator[Stage]:
-    """Everything started, with its database in `folder` and the audience subscribed."""
-    listener = Audience()
+async def running_environment(folder: Path) -> AsyncIterator[Environment]:
+    """Run upstream, subscriber and service, with the database in `folder`."""
+    demo_subscriber = Subscriber()
     async with contextlib.AsyncExitStack() as stack:
         upstream_url = await stack.enter_async_context(
-            running_sandbox(server.bind("127.0.0.1", 0), UPSTREAM_KEY)
+            server.running_sandbox(server.bind("127.0.0.1", 0), UPSTREAM_KEY)
         )
-        listener_url = await stack.enter_async_context(
-            server.running(audience.app(listener), server.bind("127.0.0.1", 0))
+        subscriber_url = await stack.enter_async_context(
+            server.running(subscriber.new_app(demo_subscriber), server.bind("127.0.0.1", 0))
         )
         sock = server.bind("127.0.0.1", 0)
         settings = _settings(folder, server.url_of(sock), upstream_url)
@@ -60,10 +61,11 @@ async def built(folder: Path) -> AsyncIterator[Stage]:
                 trust_env=False,
             )
         )
-        stage = Stage(client, listener)
-        target = {"url": listener_url + audience.PATH}
-        listener.secret = (await stage.ask("POST", "/v1/subscribers", json=target))["secret"]
-        yield stage
+        environment = Environment(client, demo_subscriber)
+        body = {"url": subscriber_url + subscriber.PATH}
+        created = await environment.call("POST", "/v1/subscribers", json=body)
+        demo_subscriber.secret = created["secret"]
+        yield environment
 
 
 def _settings(folder: Path, url: str, upstream_url: str) -> Settings:

@@ -1,4 +1,4 @@
-"""A sandbox in this process, with time in the test's hand and a receiver for its callbacks."""
+"""A sandbox in this process: the test controls its sleeps and receives its callbacks."""
 
 import asyncio
 import dataclasses
@@ -21,8 +21,8 @@ PROMPT = "A lighthouse at dusk"
 
 
 @dataclasses.dataclass
-class Received:
-    """A callback as it came, and how its task stood at that moment."""
+class ReceivedCallback:
+    """One callback, with the status of the newest task when it arrived."""
 
     path: str
     content: bytes
@@ -35,12 +35,16 @@ class Received:
 
 
 @dataclasses.dataclass
-class Bench:
-    """`naps` are the seconds it slept, until `held` is set; `answers` is what receivers say."""
+class SandboxHarness:
+    """A running sandbox and a client for it.
 
-    naps: list[float] = dataclasses.field(default_factory=list)
-    held: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
-    received: list[Received] = dataclasses.field(default_factory=list)
+    sleeps: the seconds of each sleep. wake: ends all sleeps. callbacks: all that were received.
+    answers: the next answers to callbacks; 204 once it is empty.
+    """
+
+    sleeps: list[float] = dataclasses.field(default_factory=list)
+    wake: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    callbacks: list[ReceivedCallback] = dataclasses.field(default_factory=list)
     answers: list[int | Exception] = dataclasses.field(default_factory=list)
     app: Starlette = dataclasses.field(init=False)
     client: httpx.AsyncClient = dataclasses.field(init=False)
@@ -51,36 +55,36 @@ class Bench:
         return sandbox
 
     async def sleep(self, seconds: float) -> None:
-        self.naps.append(seconds)
-        await self.held.wait()
+        self.sleeps.append(seconds)
+        await self.wake.wait()
 
     def receive(self, request: httpx.Request) -> httpx.Response:
         newest = list(self.sandbox.tasks.values())[-1]
-        self.received.append(Received(request.url.path, request.content, newest.status))
+        self.callbacks.append(ReceivedCallback(request.url.path, request.content, newest.status))
         answer = self.answers.pop(0) if self.answers else 204
         if isinstance(answer, Exception):
             raise answer
         return httpx.Response(answer)
 
     async def create(
-        self, path: str = "/images/generations", *, asking: str = "", **fields: Any
+        self, path: str = "/images/generations", *, directives: str = "", **fields: Any
     ) -> httpx.Response:
-        """POST a request for imagen4, or for what `fields` say; `asking` is the sandbox's mark."""
-        prompt = f"{PROMPT} [sandbox: {asking}]" if asking else PROMPT
+        """POST a request for imagen4, with `fields` changed and `directives` in the prompt."""
+        prompt = f"{PROMPT} [sandbox: {directives}]" if directives else PROMPT
         body = {"model": "imagen4", "prompt": prompt, "callback_url": CALLBACK_URL, **fields}
-        kept = {field: value for field, value in body.items() if value is not None}
-        return await self.client.post(f"/api/v1{path}", json=kept, headers=KEY)
+        sent_body = {field: value for field, value in body.items() if value is not None}
+        return await self.client.post(f"/api/v1{path}", json=sent_body, headers=KEY)
 
     async def poll(self, task_id: str) -> httpx.Response:
         return await self.client.get(f"/api/v1/tasks/{task_id}", headers=KEY)
 
     async def settle(self) -> None:
-        """Let all sleepers go on, and wait until no work is left."""
-        self.held.set()
+        """End all sleeps, and wait until no work is left."""
+        self.wake.set()
         await asyncio.gather(*[task.work for task in self.sandbox.tasks.values() if task.work])
 
-    async def made(self, **fields: Any) -> Task:
-        """The task of a create request that was taken, its work done."""
+    async def finish(self, **fields: Any) -> Task:
+        """Create a task, wait until its work is done and return it."""
         response = await self.create(**fields)
         assert response.status_code == 200, response.text
         await self.settle()
@@ -88,20 +92,20 @@ class Bench:
 
 
 @asynccontextmanager
-async def opened(**options: Any) -> AsyncIterator[Bench]:
-    """A bench whose sandbox has these options of `create_app`, within its lifespan."""
-    bench = Bench()
-    tokens = map("{:04}".format, itertools.count(1))
-    bench.app = create_app(
-        sleep=bench.sleep,
+async def running_sandbox(**options: Any) -> AsyncIterator[SandboxHarness]:
+    """Run a sandbox with these options of `create_app`."""
+    harness = SandboxHarness()
+    numbers = map("{:04}".format, itertools.count(1))
+    harness.app = create_app(
+        sleep=harness.sleep,
         now=lambda: NOW,
-        token=lambda: next(tokens),
-        transport=httpx.MockTransport(bench.receive),
+        random_part=lambda: next(numbers),
+        transport=httpx.MockTransport(harness.receive),
         **options,
     )
-    transport = httpx.ASGITransport(bench.app)
+    transport = httpx.ASGITransport(harness.app)
     async with (
-        bench.app.router.lifespan_context(bench.app),
-        httpx.AsyncClient(transport=transport, base_url="http://sandbox.example") as bench.client,
+        harness.app.router.lifespan_context(harness.app),
+        httpx.AsyncClient(transport=transport, base_url="http://sandbox.example") as harness.client,
     ):
-        yield bench
+        yield harness

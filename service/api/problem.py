@@ -1,0 +1,74 @@
+"""Problems: the API's answers when it refuses or fails (RFC 9457)."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+
+import msgspec
+
+PROBLEM_TYPE = "application/problem+json"
+
+
+class FieldError(msgspec.Struct, frozen=True):
+    """One wrong field: `pointer` is a JSON pointer (RFC 6901), or `?name` for a query parameter."""
+
+    pointer: str
+    message: str
+
+
+class Problem(Exception):  # noqa: N818  RFC 9457 calls it a problem
+    """An answer with an error status, a stable code and a sentence for people."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        errors: tuple[FieldError, ...] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.errors = errors
+        self.headers = headers or {}
+
+    def document(self, request_id: str) -> dict[str, object]:
+        """Return the body; it has `errors` only if fields are wrong."""
+        document: dict[str, object] = {
+            "type": "about:blank",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "code": self.code,
+            "detail": self.detail,
+            "request_id": request_id,
+        }
+        if self.errors:
+            document["errors"] = self.errors
+        return document
+
+
+def invalid(detail: str, *errors: FieldError) -> Problem:
+    """422: the body is JSON, but fields in it are wrong."""
+    return Problem(422, "invalid_request", detail, errors=errors)
+
+
+def not_found(noun: str) -> Problem:
+    """404: there is no such row, or it belongs to another tenant."""
+    return Problem(404, "not_found", f"There is no such {noun}.")
+
+
+def subscriber_disabled() -> Problem:
+    """409: nothing is delivered to a disabled subscriber."""
+    return Problem(409, "subscriber_disabled", "The subscriber is disabled; enable it first.")
+
+
+def unavailable(detail: str) -> Problem:
+    """503: the database is full, busy or gone."""
+    return Problem(503, "storage_unavailable", detail, headers={"retry-after": "1"})
+
+
+def internal_error() -> Problem:
+    """500: a fault of genhook; the log has the traceback."""
+    return Problem(500, "internal_error", "Something went wrong here.")

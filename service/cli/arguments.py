@@ -1,0 +1,55 @@
+"""What the commands' parsers share: examples, groups of commands, common options and checks."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+Echo = Callable[[str], None]  # Prints a line.
+Run = Callable[[argparse.Namespace, Echo], int]  # A command; it returns the exit status.
+Commands = Any  # argparse does not export the type of a group of parsers.
+
+
+def sentence(summary: str) -> str:
+    """The one-line summary of a command as the first line of its help."""
+    return f"{summary[0].upper()}{summary[1:]}."
+
+
+def define(parser: argparse.ArgumentParser, run: Run, example: str) -> None:
+    """Have the parser's command run this function, and its help end with this example."""
+    parser.set_defaults(run=run)
+    parser.epilog = f"example:\n  {example}"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+
+
+def add_group(parser: argparse.ArgumentParser) -> Commands:
+    """Make the command one that needs a further command."""
+    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+
+def add_command(
+    group: Commands, name: str, summary: str, run: Run, example: str
+) -> argparse.ArgumentParser:
+    """Add a command to a group."""
+    parser: argparse.ArgumentParser = group.add_parser(
+        name, help=summary, description=sentence(summary)
+    )
+    define(parser, run, example)
+    return parser
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add `--json`."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def check(condition: bool, message: str) -> None:  # noqa: FBT001  it reads like `assert`
+    """Refuse an option's value unless the condition holds; argparse prints the message."""
+    if not condition:
+        raise argparse.ArgumentTypeError(message)
+
+
+def identifier(text: str) -> str:
+    """The id of a row. It becomes a step of a URL's path, so nothing else may be in it."""
+    is_plain = text.replace("_", "").isalnum() and text.isascii() and len(text) <= 64
+    check(is_plain, "an id looks like gen_01a1f83ac6f470008f5b21d7c0e394a6")
+    return text

@@ -1,0 +1,141 @@
+"""`genhook listen`: prints events as they come, and sends them to a local URL."""
+
+import argparse
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from service.cli import output
+from service.cli.arguments import Echo, define
+from service.cli.client import UnreachableError, add_remote, ask, call, connect
+from service.delivery import signing
+from service.model.clock import SECOND, now_ms
+from service.model.errors import CommandError
+
+if TYPE_CHECKING:
+    import httpx
+
+Wait = Callable[[float], object]
+
+LISTEN_SECONDS = 1.0
+FORWARD_SECONDS = 15.0
+PAGE = 100
+
+
+class _Page(msgspec.Struct):
+    data: list[msgspec.Raw]
+    next: str | None
+
+
+class _Event(msgspec.Struct):
+    id: str
+    type: str
+    timestamp: str
+    data: dict[str, Any]
+
+
+def add_listen(parser: argparse.ArgumentParser) -> None:
+    """The options of `genhook listen`."""
+    define(parser, listen, "genhook listen --forward-to http://127.0.0.1:3000/hooks")
+    parser.add_argument("--forward-to", metavar="URL", help="POST each event there, signed")
+    parser.add_argument("--secret", help="whsec_… to sign with (a new one, which is printed)")
+    parser.add_argument("--after", metavar="EVENT_ID", help="start after this event (the newest)")
+    parser.add_argument(
+        "--once", action="store_true", help="start at the first event, stop after the newest"
+    )
+    add_remote(parser)
+
+
+def listen(options: argparse.Namespace, echo: Echo, wait: Wait | None = None) -> int:
+    """Print events as they come, and POST each to a local URL, signed as for a subscriber.
+
+    It starts at the next new event, after `--after`, or with `--once` at the first; then it ends
+    after the newest. It waits for a service that is unreachable. An event that the local URL
+    refuses is not sent again.
+    """
+    secret = options.secret or signing.new_secret(os.urandom)
+    key = _key(secret)
+    pause = wait or threading.Event().wait
+    with connect(options) as client:
+        after = options.after or (None if options.once else _newest(client))
+        if options.forward_to:
+            echo(f"forwarding to {options.forward_to}, signed with {secret}")
+        for body in _events(client, after, echo, None if options.once else pause):
+            event = msgspec.json.decode(body, type=_Event)
+            echo(body.decode() if options.json else _line(event))
+            if options.forward_to:
+                result = _forward(options.forward_to, key, event.id, body)
+                if not options.json:
+                    echo(f"{'':8}  {result}")
+    return 0
+
+
+def _key(secret: str) -> bytes:
+    try:
+        return signing.decode_secret(secret)
+    except ValueError as error:
+        raise CommandError(f"--secret cannot be used: {error}.") from error
+
+
+def _newest(client: "httpx.Client") -> str | None:
+    events = ask(client, "GET", "/v1/events", params={"limit": 1})["data"]
+    return events[0]["id"] if events else None
+
+
+def _events(
+    client: "httpx.Client", after: str | None, echo: Echo, pause: Wait | None
+) -> Iterator[bytes]:
+    """The exact bytes of each event after `after`; without `pause`, up to the newest one."""
+    is_reachable = True
+    while True:
+        try:
+            page = _page(client, after)
+        except UnreachableError as error:
+            if pause is None:
+                raise
+            if is_reachable:
+                echo(f"{error} Trying again.")
+            is_reachable, page = False, _Page([], None)
+        else:
+            is_reachable = True
+        yield from (bytes(raw) for raw in page.data)
+        after = page.next or after
+        if not page.data:
+            if pause is None:
+                return
+            pause(LISTEN_SECONDS)
+
+
+def _page(client: "httpx.Client", after: str | None) -> _Page:
+    query = {"order": "asc", "limit": PAGE} | ({"after": after} if after else {})
+    return msgspec.json.decode(call(client, "GET", "/v1/events", params=query), type=_Page)
+
+
+def _line(event: _Event) -> str:
+    about = event.data.get("id") or event.data.get("subscriber_id") or ""
+    return output.plain(f"{event.timestamp[11:19]}  {event.type:<22}  {event.id}  {about}").rstrip()
+
+
+def _forward(url: str, key: bytes, event_id: str, body: bytes) -> str:
+    """POST one event as a delivery would; the answer or the error as text."""
+    import httpx
+
+    seconds = now_ms() // SECOND
+    headers = {
+        "content-type": "application/json",
+        "user-agent": "genhook-listen",
+        "webhook-id": event_id,
+        "webhook-timestamp": str(seconds),
+        "webhook-signature": signing.sign(key, event_id, seconds, body),
+    }
+    began = time.perf_counter()
+    try:
+        # Not with the client: its key is for the service alone.
+        answer = httpx.post(url, content=body, headers=headers, timeout=FORWARD_SECONDS)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return output.plain(f"-> {str(error) or type(error).__name__}")
+    return f"-> {answer.status_code} in {(time.perf_counter() - began) * 1_000:.0f} ms"

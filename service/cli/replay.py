@@ -1,0 +1,140 @@
+"""`genhook replay`: sends stored events to a subscriber again, and shows the progress."""
+
+import argparse
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from service.cli.arguments import Echo, define, identifier
+from service.cli.client import add_event_types, add_remote, ask, connect, show
+from service.model.clock import DAY, HOUR, MINUTE, now_ms, parse_rfc3339, rfc3339
+from service.model.errors import CommandError
+
+if TYPE_CHECKING:
+    import httpx
+
+Wait = Callable[[float], object]
+Step = Callable[[int, int], None]  # Shows how many of how many events are sent.
+
+LOOK_SECONDS = 0.5
+_AGES = {"m": MINUTE, "h": HOUR, "d": DAY}
+
+
+def add_replay(parser: argparse.ArgumentParser) -> None:
+    """The options of `genhook replay`."""
+    example = "genhook replay sub_01a1f83ac6f470008f5b21d7c0e394a6 --since 24h --only all"
+    define(parser, replay, example)
+    parser.add_argument("id", type=identifier, metavar="SUBSCRIBER")
+    parser.add_argument(
+        "--since",
+        required=True,
+        type=moment,
+        help="from when on: an age (90m, 24h, 7d) or an RFC 3339 time",
+    )
+    parser.add_argument("--until", type=moment, help="until when, as for --since (now)")
+    parser.add_argument(
+        "--only",
+        choices=("dead", "all"),
+        default="dead",
+        help="events whose delivery is dead, or all (dead)",
+    )
+    add_event_types(parser)
+    parser.add_argument("--dry-run", action="store_true", help="count, but send nothing")
+    add_remote(parser)
+
+
+def moment(text: str) -> str:
+    """The value of an option as an RFC 3339 time."""
+    try:
+        return read_moment(text, now_ms())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def read_moment(text: str, now: int) -> str:
+    """An RFC 3339 time, from such a time or from an age such as `90m`, `24h` or `7d` at `now`.
+
+    ValueError if the text is neither.
+    """
+    try:
+        if text[-1:] in _AGES and text[:-1].isdecimal():
+            return rfc3339(now - int(text[:-1]) * _AGES[text[-1]])
+        return rfc3339(parse_rfc3339(text))
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"{text} is neither an age, such as 90m, 24h or 7d, nor a time, such as "
+            "2026-11-22T18:20:00Z"
+        ) from None
+
+
+def replay(options: argparse.Namespace, echo: Echo, wait: Wait | None = None) -> int:
+    """Send stored events again and show the progress; 1 if the replay is canceled."""
+    body = {
+        "subscriber_id": options.id,
+        "since": options.since,
+        "until": options.until or rfc3339(now_ms()),
+        "only": options.only,
+        "event_types": options.event_types,
+        "dry_run": options.dry_run,
+    }
+    with connect(options) as client:
+        view = ask(client, "POST", "/v1/replays", json=body)
+        with _progress(options, echo) as step:
+            view = _watch(client, view, step, wait or threading.Event().wait)
+    show(options, echo, view, [_result(view, dry_run=options.dry_run)])
+    return 1 if view["status"] == "canceled" else 0
+
+
+def _result(view: dict[str, Any], *, dry_run: bool) -> str:
+    count = view["total"] if dry_run else view["done"]
+    end = "canceled after" if view["status"] == "canceled" else "done:"
+    verb = "would be sent" if dry_run else "sent again"
+    return f"{view['id']} {end} {count} event{'s'[: count != 1]} {verb}."
+
+
+def _watch(client: "httpx.Client", view: dict[str, Any], step: Step, wait: Wait) -> dict[str, Any]:
+    """Show the progress until the replay ends; an interruption ends only the watching."""
+    path = f"/v1/replays/{view['id']}"
+    try:
+        while view["status"] == "running":
+            step(view["done"], view["total"])
+            wait(LOOK_SECONDS)
+            view = ask(client, "GET", path)
+    except KeyboardInterrupt:
+        raise CommandError(
+            f"{view['id']} goes on; POST {path}/cancel ends it, GET {path} shows it."
+        ) from None
+    step(view["done"], view["total"])
+    return view
+
+
+@contextlib.contextmanager
+def _progress(options: argparse.Namespace, echo: Echo) -> Iterator[Step]:
+    """A bar on a terminal if rich is installed, else a line for each change; nothing with JSON."""
+    if options.json:
+        yield lambda _done, _total: None
+        return
+    if sys.stdout is None or not sys.stdout.isatty():
+        yield _line_by_line(echo)
+        return
+    try:
+        from rich.progress import Progress  # It is an extra.
+    except ImportError:
+        yield _line_by_line(echo)
+        return
+    with Progress(transient=True) as bar:
+        task = bar.add_task("replaying", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _line_by_line(echo: Echo) -> Step:
+    last: list[tuple[int, int]] = []
+
+    def step(done: int, total: int) -> None:
+        if last != [(done, total)]:
+            last[:] = [(done, total)]
+            echo(f"{done} of {total}")
+
+    return step

@@ -1,0 +1,203 @@
+"""Reads the task id, status words and error from a JSON body of upstream.
+
+The versions of API in One and the providers that it resells use different names for the same
+values, and the body of the task route is not documented. So every known name is looked up in every
+object that may have it, and a body without any of them is not an error.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+MAX_BODY_BYTES = 4 * 1024 * 1024
+MAX_DEPTH = 64
+MAX_TEXT_CHARS = 500
+MAX_WORD_CHARS = 100
+
+State = Literal["processing", "succeeded", "failed"]
+JsonObject = dict[str, Any]
+
+_WORDS: dict[State, str] = {
+    "processing": "pending queued waiting queuing created processing generating running in_progress"
+    " text first submitted new",
+    "succeeded": "success succeeded succeed complete completed finished",
+    "failed": "fail failed failure error cancel canceled cancelled create_task_failed"
+    " generate_cover_failed",
+}
+STATE_OF_WORD = {word: state for state, words in _WORDS.items() for word in words.split()}
+
+_WORD_KEYS = ("status", "state", "task_status", "taskStatus", "callbackType")
+_ID_KEYS = ("task_id", "taskId", "workId", "work_id")
+_CODE_KEYS = ("failCode", "fail_code", "error_code", "errorCode")
+_MESSAGE_KEYS = (
+    "failMsg",
+    "fail_msg",
+    "fail_message",
+    "error_message",
+    "errorMessage",
+    "task_status_msg",
+    "fail_reason",
+    "extra_message",
+)
+_ENVELOPE_MESSAGE_KEYS = ("message", "msg", "detail")
+_TASK_ID = re.compile(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,159}")
+
+
+class Document(msgspec.Struct, frozen=True):
+    """A decoded body, with the object that describes the task.
+
+    raw: the decoded JSON. root: the outermost object; a list counts as its `data`.
+    task: the object that describes the task, often the root itself. clips: the parts of a song.
+    """
+
+    raw: JsonObject | list[Any]
+    root: JsonObject
+    task: JsonObject
+    clips: tuple[JsonObject, ...]
+
+
+def parse(body: bytes) -> Document | None:
+    """Decode a body and find the task in it; None if `decode` refuses the body.
+
+    The task is in an envelope (`{code, message, data: {…}}`), is the root, or is a list of clips.
+    """
+    raw = decode(body)
+    if raw is None:
+        return None
+    root = raw if isinstance(raw, dict) else {"data": raw}
+    data = root.get("data")
+    task = data if isinstance(data, dict) else root
+    if isinstance(data, list) and data and isinstance(data[0], dict) and _has_id_key(data[0]):
+        task = data[0]
+    return Document(raw, root, task, _clips(task))
+
+
+def decode(body: bytes) -> JsonObject | list[Any] | None:
+    """Return the JSON object or array; None for any other body, or one too large or deep."""
+    if len(body) > MAX_BODY_BYTES:
+        return None
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict | list) and not _is_too_deep(value) else None
+
+
+def _is_too_deep(value: JsonObject | list[Any]) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        children = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [child for group in children for child in group if isinstance(child, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def _clips(task: JsonObject) -> tuple[JsonObject, ...]:
+    """Return the objects of the first list in which at least one has a status word."""
+    for items in (task.get("response_data"), task.get("data")):
+        if isinstance(items, list):
+            clips = tuple(item for item in items if isinstance(item, dict))
+            if any(clip_words(clips)):
+                return clips
+    return ()
+
+
+def clip_words(clips: Iterable[JsonObject]) -> list[str | None]:
+    """Return the status word of each clip."""
+    return [_text(clip.get("status")) for clip in clips]
+
+
+def read_status_word(document: Document) -> str | None:
+    """Return the status word as written, at most 100 characters; None if there is none."""
+    word = _first_text(_values((document.task, document.root), _WORD_KEYS))
+    # Suno's feed has its status under `type`; elsewhere `type` repeats a parameter of the request.
+    if word is None and "response_data" in document.task:
+        word = _text(document.task.get("type"))
+    return word[:MAX_WORD_CHARS] if word else None
+
+
+def state_of(word: str | None) -> State | None:
+    """Return the state that a status word means, in any case; None for an unknown word."""
+    return STATE_OF_WORD.get(re.sub(r"[\s-]+", "_", word.strip().lower())) if word else None
+
+
+def read_task_id(document: Document) -> str | None:
+    """Return upstream's id for the task; None unless it is safe in a path: 1 to 160 characters."""
+    text = _first_text(_values((document.task, document.root), (*_ID_KEYS, "id")))
+    return text if text and _TASK_ID.fullmatch(text) else None
+
+
+def has_task_id(document: Document) -> bool:
+    """Whether the body has a task id; `id` does not count, as it may be a request's."""
+    return _has_id_key(document.task) or _has_id_key(document.root)
+
+
+def _has_id_key(object_: JsonObject) -> bool:
+    return any(_text(object_.get(key)) for key in _ID_KEYS)
+
+
+def read_error_code(document: Document) -> int | None:
+    """Return the body's numeric error code, which may come with HTTP 200; None if it has none."""
+    error = document.root.get("error")
+    values = (document.root.get("code"), error.get("code") if isinstance(error, dict) else None)
+    code = next((number for number in map(_number, values) if number is not None), None)
+    return None if _is_success(code) else code
+
+
+def _is_success(code: int | None) -> bool:
+    return code is None or code == 0 or 200 <= code <= 299
+
+
+def read_error(document: Document) -> tuple[str | None, str | None]:
+    """Return the code and the message of a failure, each at most 500 characters, or None."""
+    objects = (document.task, *document.clips, document.root)
+    errors = [object_["error"] for object_ in objects if isinstance(object_.get("error"), dict)]
+    return _first_text(_codes(document, objects, errors)), _first_text(
+        _messages(document, objects, errors)
+    )
+
+
+def _codes(
+    document: Document, objects: Sequence[JsonObject], errors: Sequence[JsonObject]
+) -> Iterator[Any]:
+    yield from _values(objects, _CODE_KEYS)
+    # A name as code ("content_policy") is more exact than the type ("authentication_error").
+    yield from (error.get("code") for error in errors if _number(error.get("code")) is None)
+    yield from _values(errors, ("type", "code"))
+    code = document.root.get("code")
+    if not _is_success(_number(code)) or (isinstance(code, str) and state_of(code) is None):
+        yield code
+
+
+def _messages(
+    document: Document, objects: Sequence[JsonObject], errors: Sequence[JsonObject]
+) -> Iterator[Any]:
+    yield from _values(objects, _MESSAGE_KEYS)
+    yield from _values(errors, ("message",))
+    yield from _values(objects, ("error",))
+    # The envelope of a failed task may have the message "success": that is no error message.
+    messages = _values((document.task, document.root), _ENVELOPE_MESSAGE_KEYS)
+    yield from (message for message in messages if state_of(_text(message)) is None)
+
+
+def _values(objects: Iterable[JsonObject], keys: Sequence[str]) -> Iterator[Any]:
+    return (object_.get(key) for object_ in objects for key in keys)
+
+
+def _first_text(values: Iterable[Any]) -> str | None:
+    return next((text for text in map(_text, values) if text), None)
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return None
+    return str(value).strip()[:MAX_TEXT_CHARS] or None
+
+
+def _number(value: Any) -> int | None:
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,0 +1,98 @@
+"""`genhook listen`: events as they come, from a service that may be away."""
+
+import argparse
+import json
+import shlex
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from service.cli import listen, main
+from service.model.clock import parse_rfc3339, rfc3339
+
+NOW = parse_rfc3339("2026-11-22T18:20:00Z")
+
+
+def run(line: str) -> int:
+    return main.main(shlex.split(line))
+
+
+Replies = Callable[[httpx.Request], httpx.Response]
+
+
+Reply = httpx.Response | Exception
+
+
+def served(monkeypatch: pytest.MonkeyPatch, replies: Replies) -> None:
+    """Have the command talk to a scripted service."""
+
+    def connect(_: argparse.Namespace) -> httpx.Client:
+        return httpx.Client(transport=httpx.MockTransport(replies), base_url="http://genhook")
+
+    monkeypatch.setattr(listen, "connect", connect)
+
+
+def event(number: int) -> bytes:
+    value = {"id": f"evt_{number}", "type": "ping", "timestamp": rfc3339(NOW), "data": {}}
+    return json.dumps(value, indent=number).encode()  # So that encoding it anew would show.
+
+
+def page(*events: bytes) -> httpx.Response:
+    ids = [json.loads(each)["id"] for each in events]
+    after = json.dumps(ids[-1] if ids else None).encode()
+    return httpx.Response(
+        200, content=b'{"data":[' + b",".join(events) + b'],"next":' + after + b"}"
+    )
+
+
+def listen_to(script: list[Reply], monkeypatch: pytest.MonkeyPatch, line: str = "") -> list[str]:
+    """Listen to a service with these answers, then interrupt; the `after` of each request."""
+    cursors: list[str] = []
+
+    def reply(request: httpx.Request) -> httpx.Response:
+        cursors.append(request.url.params.get("after", ""))
+        if not script:
+            raise KeyboardInterrupt
+        answer = script.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    served(monkeypatch, reply)
+    options = main.parser("listen").parse_args(["listen", *line.split()])
+    with pytest.raises(KeyboardInterrupt):
+        listen.listen(options, main.echo, lambda _: None)
+    return cursors
+
+
+def test_listening_starts_at_what_is_new_and_goes_on_from_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script: list[Reply] = [page(event(1)), page(event(2), event(3)), page()]
+    assert listen_to(script, monkeypatch) == ["", "evt_1", "evt_3", "evt_3"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines] == [
+        ["18:20:00", "ping", "evt_2"],
+        ["18:20:00", "ping", "evt_3"],
+    ]
+
+
+def test_listening_waits_for_a_service_that_is_away(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    away = httpx.ConnectError("refused")
+    busy = httpx.Response(503, json={"detail": "Not now.", "code": "storage_unavailable"})
+    script: list[Reply] = [away, busy, page(event(2))]
+    assert listen_to(script, monkeypatch, "--after evt_1 --json") == ["evt_1"] * 3 + ["evt_2"]
+    text = capsys.readouterr().out
+    assert text.count("Trying again.") == 1
+    assert event(2).decode() in text
+
+
+def test_listening_with_a_secret_that_is_none_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served(monkeypatch, lambda _: page())
+    assert run("listen --once --secret whsec_short") == 1
+    assert "--secret cannot be used" in capsys.readouterr().err

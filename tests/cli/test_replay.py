@@ -1,0 +1,122 @@
+"""`genhook replay`: times, and a replay that is watched until it ends."""
+
+import argparse
+import json
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from service.cli import main, replay
+from service.model.clock import parse_rfc3339, rfc3339
+from service.model.errors import CommandError
+
+NOW = parse_rfc3339("2026-11-22T18:20:00Z")
+
+
+def run(line: str) -> int:
+    return main.main(shlex.split(line))
+
+
+Replies = Callable[[httpx.Request], httpx.Response]
+
+
+def served(monkeypatch: pytest.MonkeyPatch, replies: Replies) -> None:
+    """Have the command talk to a scripted service."""
+
+    def connect(_: argparse.Namespace) -> httpx.Client:
+        return httpx.Client(transport=httpx.MockTransport(replies), base_url="http://genhook")
+
+    monkeypatch.setattr(replay, "connect", connect)
+
+
+# Times
+
+
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("90m", "2026-11-22T16:50:00.000Z"),
+        ("24h", "2026-11-21T18:20:00.000Z"),
+        ("7d", "2026-11-15T18:20:00.000Z"),
+        ("2026-11-22T19:20:00+01:00", "2026-11-22T18:20:00.000Z"),
+    ],
+)
+def test_a_moment_is_an_age_or_a_time(text: str, at: str) -> None:
+    assert replay.read_moment(text, NOW) == at
+
+
+def test_an_age_beyond_all_times_is_refused() -> None:
+    with pytest.raises(ValueError, match="neither an age"):
+        replay.read_moment("99999999999d", NOW)
+
+
+# Replays
+
+
+def replies_of(replays: list[dict[str, Any]], requests: list[httpx.Request]) -> Replies:
+    """A service whose replay is at the next of `replays` each time it is looked at."""
+
+    def reply(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        return httpx.Response(202, json=replays.pop(0))
+
+    return reply
+
+
+def replay_at(done: int, status: str = "running") -> dict[str, Any]:
+    return {"id": "rpl_1", "status": status, "done": done, "total": 40}
+
+
+def test_a_replay_is_watched_until_it_is_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests: list[httpx.Request] = []
+    states = [replay_at(0), replay_at(10), replay_at(10), replay_at(40, "done")]
+    served(monkeypatch, replies_of(states, requests))
+    options = main.parser("replay").parse_args(
+        ["replay", "sub_1", "--since", "24h", "--only", "all"]
+    )
+    waits: list[float] = []
+    assert replay.replay(options, main.echo, waits.append) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["0 of 40", "10 of 40", "40 of 40", "rpl_1 done: 40 events sent again."]
+    assert len(waits) == 3
+    body = json.loads(requests[0].content)
+    assert set(body) == {"subscriber_id", "since", "until", "only", "event_types", "dry_run"}
+    assert body["since"] < body["until"]
+
+
+@pytest.mark.parametrize(
+    ("line", "last", "status", "result"),
+    [
+        ("--dry-run", replay_at(0, "done"), 0, "rpl_1 done: 40 events would be sent."),
+        ("", replay_at(1, "canceled"), 1, "rpl_1 canceled after 1 event sent again."),
+    ],
+)
+def test_the_result_of_a_replay_is_printed(
+    line: str,
+    last: dict[str, Any],
+    status: int,
+    result: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    served(monkeypatch, replies_of([last], []))
+    assert run(f"replay sub_1 --since {rfc3339(NOW)} {line}") == status
+    assert capsys.readouterr().out.splitlines()[-1] == result
+
+
+def test_a_replay_goes_on_without_its_watcher(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    served(monkeypatch, replies_of([replay_at(0)], []))
+    options = main.parser("replay").parse_args(["replay", "sub_1", "--since", "1h"])
+    with pytest.raises(CommandError, match="rpl_1 goes on"):
+        replay.replay(options, main.echo, interrupt)
+    assert capsys.readouterr().out == "0 of 40\n"
