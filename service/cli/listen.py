@@ -130,7 +130,7 @@ def _forward(url: str, key: bytes, event_id: str, body: bytes) -> str:
         "user-agent": "genhook-listen",
         "webhook-id": event_id,
         "webhook-timestamp": str(seconds),
-        "webhook-signature": signing.signature_header([key], event_id, seconds, body),
+        "webhook-signature": signing.sign(key, event_id, seconds, body),
     }
     began = time.perf_counter()
     try:

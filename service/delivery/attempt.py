@@ -97,17 +97,17 @@ async def send_test(
 
 def _message(recipient: Recipient, due: DueDelivery, now: int) -> Message:
     """Format and sign the event; names that genhook sets win over the subscriber's headers."""
-    form = formats.form(recipient.subscriber.payload, due.body)
+    event = formats.format_event(recipient.subscriber.payload, due.body)
     headers = {
         **recipient.headers,
         "content-type": "application/json",
         "user-agent": "genhook",
-        **form.headers,
+        **event.headers,
         "webhook-id": due.event_id,
         "webhook-timestamp": str(now // SECOND),
-        "webhook-signature": recipient.signer.header(due.event_id, now, form.body),
+        "webhook-signature": recipient.signer.header(due.event_id, now, event.body),
     }
-    return Message(headers, form.body)
+    return Message(headers, event.body)
 
 
 def _attempt(

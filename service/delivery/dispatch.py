@@ -226,9 +226,10 @@ class Dispatcher:
             self.attempted += 1
             lane.learn(result.attempt, result.ended_at)
             recorded = record_of(recipient, due, result.attempt, result.verdict, result.ended_at)
-            if not await self._record(Ended(lane, due, result.verdict, recorded)):
+            ended = Ended(lane, due, result.verdict, recorded)
+            now = await self._record(ended, result.ended_at)
+            if now is None:
                 return
-            now = self.context.clock()
             taken = self._take(lane, now)
             self._pump(lane, now)
             if taken is None:
@@ -253,17 +254,19 @@ class Dispatcher:
             _log.warning("attempts.uncounted", error=str(error))
 
     async def _record_again(self, ended: Ended) -> None:
-        if await self._record(ended):
-            self._pump(ended.lane, self.context.clock())
+        now = await self._record(ended, self.context.clock())
+        if now is not None:
+            self._pump(ended.lane, now)
 
-    async def _record(self, ended: Ended) -> bool:
-        """Store an attempt and free its slot; False while the database fails: the slot is held.
+    async def _record(self, ended: Ended, now: int) -> int | None:
+        """Store an attempt, free its slot, and return the time by then.
 
-        The attempt itself is not repeated for that.
+        None while the database fails: the slot is held, and storing is tried again. The attempt
+        itself is not repeated for that.
         """
-        lane, now = ended.lane, self.context.clock()
+        lane = ended.lane
         try:
-            await records.store(self.context, ended)
+            await records.store(self.context, ended, now)
             self._count(ended.recorded, now)
             lane.expect(None, ended.verdict.due_at)
             if ended.recorded.ordered:  # The next event of its generation may be due.
@@ -273,12 +276,13 @@ class Dispatcher:
             self._unrecorded.append(ended)
             self._record_at = now + STORAGE_RETRY_MS
             self.on_timer()
-            return False
+            return None
         except Exception:  # noqa: BLE001  the row is still due, and read again later
             _log.exception("attempt.unrecorded", delivery_id=ended.due.id)
             lane.expect(now + TROUBLE_RETRY_MS, now + TROUBLE_RETRY_MS)
         lane.release(ended.due)
         self.slots.taken -= 1
+        now = self.context.clock()
         while waiting := self.slots.next_waiting():
             self._pump(waiting, now)
-        return True
+        return now

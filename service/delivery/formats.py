@@ -1,4 +1,4 @@
-"""The forms of a webhook: the whole event, a thin one, or CloudEvents 1.0 in binary mode."""
+"""The formats of a webhook: the whole event, a thin one, or CloudEvents 1.0 in binary mode."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -9,27 +9,27 @@ import msgspec
 
 Payload = Literal["full", "thin", "cloudevents"]
 CLOUDEVENTS_SOURCE = "urn:genhook:events"
-CACHED = 256  # Events whose forms are kept, for their other subscribers.
+CACHED = 256  # Formatted events, for the other subscribers of the same event.
 CACHED_BYTES_MAX = 64 * 1024
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
-class Form(msgspec.Struct, frozen=True):
-    """The bytes that are signed and sent, and the headers that belong to them."""
+class Formatted(msgspec.Struct, frozen=True):
+    """The body that is signed and sent, and the headers that belong to it."""
 
     body: bytes
     headers: Mapping[str, str]
 
 
-class _About(msgspec.Struct):
-    """What is read of an event's data."""
+class _Summary(msgspec.Struct):
+    """The part of an event's data that is read here."""
 
     id: str | None = None
     status: str | None = None
 
 
 class _Event(msgspec.Struct):
-    """An event with its data as it was written."""
+    """An event whose data stays as it was encoded."""
 
     id: str
     type: str
@@ -37,38 +37,38 @@ class _Event(msgspec.Struct):
     data: msgspec.Raw
 
 
-def form(payload: Payload, event: bytes) -> Form:
-    """`event`, as it is stored, in the form that a subscriber asked for."""
+def format_event(payload: Payload, event: bytes) -> Formatted:
+    """Return `event`, as it is stored, in a subscriber's format."""
     if payload == "full":
-        return Form(event, _NO_HEADERS)
-    make = _made if len(event) > CACHED_BYTES_MAX else _kept
+        return Formatted(event, _NO_HEADERS)
+    make = _format if len(event) > CACHED_BYTES_MAX else _cached
     return make(payload, event)
 
 
-def _made(payload: Payload, event: bytes) -> Form:
+def _format(payload: Payload, event: bytes) -> Formatted:
     decoded = msgspec.json.decode(event, type=_Event)
     return _thin(event, decoded) if payload == "thin" else _cloud_event(decoded)
 
 
-_kept = lru_cache(maxsize=CACHED)(_made)
+_cached = lru_cache(maxsize=CACHED)(_format)
 
 
-def _thin(event: bytes, decoded: _Event) -> Form:
-    """Which generation, and how it stands; an event about anything else is small already."""
+def _thin(event: bytes, decoded: _Event) -> Formatted:
+    """Return a generation's id and status only; events about anything else are small already."""
     if not decoded.type.startswith("generation."):
-        return Form(event, _NO_HEADERS)
-    about = msgspec.json.decode(decoded.data, type=_About)
+        return Formatted(event, _NO_HEADERS)
+    summary = msgspec.json.decode(decoded.data, type=_Summary)
     thin = {
         "id": decoded.id,
         "type": decoded.type,
         "timestamp": decoded.timestamp,
-        "data": {"id": about.id, "status": about.status},
+        "data": {"id": summary.id, "status": summary.status},
     }
-    return Form(msgspec.json.encode(thin), _NO_HEADERS)
+    return Formatted(msgspec.json.encode(thin), _NO_HEADERS)
 
 
-def _cloud_event(decoded: _Event) -> Form:
-    """The HTTP binding's binary content mode: the data is the body, the rest are headers."""
+def _cloud_event(decoded: _Event) -> Formatted:
+    """Return the HTTP binding's binary content mode: the data as body, the rest as headers."""
     headers = {
         "ce-specversion": "1.0",
         "ce-id": decoded.id,
@@ -77,5 +77,5 @@ def _cloud_event(decoded: _Event) -> Form:
         "ce-time": decoded.timestamp,
     }
     if decoded.type.startswith("generation."):
-        headers["ce-subject"] = msgspec.json.decode(decoded.data, type=_About).id or ""
-    return Form(bytes(decoded.data), headers)
+        headers["ce-subject"] = msgspec.json.decode(decoded.data, type=_Summary).id or ""
+    return Formatted(bytes(decoded.data), headers)

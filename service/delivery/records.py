@@ -42,10 +42,10 @@ def record_of(
     )
 
 
-async def store(context: Context, ended: Ended) -> None:
+async def store(context: Context, ended: Ended, now: int) -> None:
     """Store an attempt; in one commit with the subscriber's health, where that changes."""
     lane, verdict, database = ended.lane, ended.verdict, context.database
-    if not health.is_changed_by(verdict, lane, context.clock()):
+    if not health.is_changed_by(verdict, lane, now):
         await database.write_batched(deliveries.record_attempts, ended.recorded)
         return
     subscriber = await database.write(_store_with_health, context, ended)

@@ -1,4 +1,4 @@
-"""Signs what goes out: Standard Webhooks 1.0, `v1` (HMAC-SHA256) and `v1a` (ed25519)."""
+"""Signatures by Standard Webhooks 1.0: `v1` (HMAC-SHA256) and `v1a` (ed25519)."""
 
 import binascii
 import hmac
@@ -15,12 +15,12 @@ _ED25519_KEY_BYTES = 32
 
 
 def new_secret(random_bytes: Callable[[int], bytes]) -> str:
-    """A fresh symmetric secret: `whsec_` and the base64 of 32 bytes."""
+    """Return a fresh symmetric secret: `whsec_` and the base64 of 32 bytes."""
     return SECRET_PREFIX + _base64(random_bytes(_NEW_SECRET_BYTES))
 
 
 def decode_secret(text: str) -> bytes:
-    """The key inside a `whsec_` secret; ValueError, which never quotes it, if there is none."""
+    """Return the key inside a `whsec_` secret; ValueError, which never quotes it, if none is."""
     key = _decode(text, SECRET_PREFIX)
     if not SECRET_BYTES_MIN <= len(key) <= SECRET_BYTES_MAX:
         raise ValueError(
@@ -31,12 +31,19 @@ def decode_secret(text: str) -> bytes:
 
 
 def sign(key: bytes, message_id: str, timestamp: int, body: bytes) -> str:
-    """One `v1` signature; `timestamp` is in seconds, `body` the exact bytes that are sent."""
-    return _sign(key, _signed_content(message_id, timestamp, body))
+    """Return one `v1` signature; `timestamp` is in seconds, `body` the exact bytes sent."""
+    return _sign(prepare(key), _signed_content(message_id, timestamp, body))
 
 
-def signature_header(keys: Sequence[bytes], message_id: str, timestamp: int, body: bytes) -> str:
-    """The `webhook-signature` value: one `v1` for each of `keys`, in their order, newest first.
+def prepare(key: bytes) -> hmac.HMAC:
+    """Prepare a key for many signatures: that is a third of the cost of one."""
+    return hmac.new(key, digestmod="sha256")
+
+
+def signature_header(
+    keys: Sequence[hmac.HMAC], message_id: str, timestamp: int, body: bytes
+) -> str:
+    """Return the `webhook-signature` value: a `v1` for each prepared key, newest first.
 
     `timestamp` is in seconds. ValueError without a key: nothing leaves unsigned.
     """
@@ -47,9 +54,9 @@ def signature_header(keys: Sequence[bytes], message_id: str, timestamp: int, bod
 
 
 def new_keypair(random_bytes: Callable[[int], bytes]) -> tuple[str, str]:
-    """A fresh ed25519 pair, private then public.
+    """Return a fresh ed25519 pair, private then public.
 
-    The specification leaves the inside of `whsk_` open; as in Svix it is seed and public key.
+    The specification does not define the bytes in `whsk_`; as in Svix they are seed and public key.
     """
     seed = random_bytes(_ED25519_KEY_BYTES)
     public = _public_bytes(seed)
@@ -57,7 +64,7 @@ def new_keypair(random_bytes: Callable[[int], bytes]) -> tuple[str, str]:
 
 
 def decode_private_key(text: str) -> bytes:
-    """The 32-byte seed inside a `whsk_` key; ValueError unless its public half belongs to it."""
+    """Return the 32-byte seed inside a `whsk_` key; ValueError unless its public half fits."""
     pair = _decode(text, PRIVATE_KEY_PREFIX)
     seed, public = pair[:_ED25519_KEY_BYTES], pair[_ED25519_KEY_BYTES:]
     if len(pair) != 2 * _ED25519_KEY_BYTES or _public_bytes(seed) != public:
@@ -66,12 +73,12 @@ def decode_private_key(text: str) -> bytes:
 
 
 def public_key_of(private_key: str) -> str:
-    """The `whpk_` text to publish for a `whsk_` key; ValueError if that is none."""
+    """Return the `whpk_` text to publish for a `whsk_` key; ValueError if it is not one."""
     return PUBLIC_KEY_PREFIX + _base64(_public_bytes(decode_private_key(private_key)))
 
 
 def sign_asymmetric(seed: bytes, message_id: str, timestamp: int, body: bytes) -> str:
-    """One `v1a` signature, over the same content as `v1`; `timestamp` is in seconds."""
+    """Return one `v1a` signature, over the same content as `v1`; `timestamp` is in seconds."""
     from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415  cold start
 
     signer = ed25519.Ed25519PrivateKey.from_private_bytes(seed)
@@ -81,7 +88,7 @@ def sign_asymmetric(seed: bytes, message_id: str, timestamp: int, body: bytes) -
 def verify_asymmetric(
     public_key: str, message_id: str, timestamp: int, body: bytes, *, signature: str
 ) -> bool:
-    """Whether `signature` is this message's `v1a`; ValueError if `public_key` is no `whpk_`."""
+    """True if `signature` is this message's `v1a`; ValueError if `public_key` is no `whpk_`."""
     from cryptography.exceptions import InvalidSignature  # noqa: PLC0415  cold start
     from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415  cold start
 
@@ -98,9 +105,11 @@ def _signed_content(message_id: str, timestamp: int, body: bytes) -> bytes:
     return b"%b.%d.%b" % (message_id.encode(), timestamp, body)
 
 
-def _sign(key: bytes, content: bytes) -> str:
-    # hmac.digest would let other threads in, and wait for them.
-    return "v1," + _base64(hmac.new(key, content, "sha256").digest())
+def _sign(key: hmac.HMAC, content: bytes) -> str:
+    # hmac.digest would release the interpreter lock, and wait for it (decision 16).
+    mac = key.copy()
+    mac.update(content)
+    return "v1," + _base64(mac.digest())
 
 
 def _public_bytes(seed: bytes) -> bytes:
@@ -114,7 +123,7 @@ def _base64(data: bytes) -> str:
 
 
 def _decode(text: str, prefix: str) -> bytes:
-    """Strict base64 after `prefix`, in the one spelling that encoding gives."""
+    """Decode strict base64 after `prefix`, accepting only the spelling that encoding gives."""
     if not text.startswith(prefix):
         raise ValueError(f"expected a text that starts with {prefix}")
     encoded = text.removeprefix(prefix)

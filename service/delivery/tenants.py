@@ -1,4 +1,4 @@
-"""Tenants: who owns rows. Each has a secret of its own, which signs what goes to `notify_url`s."""
+"""Tenants: the owners of rows. Each has a secret of its own, which signs for its `notify_url`s."""
 
 from service.context import Context
 from service.delivery import signing_keys
@@ -9,7 +9,7 @@ DEFAULT = "default"
 
 
 async def ensure(tx: Transaction, context: Context, tenant: str) -> bytes:
-    """Make the tenant and its secret unless they are there; the sealed secrets."""
+    """Create the tenant and its secret unless it exists; return the sealed secrets."""
     sealed = await subscribers.tenant_secrets(tx, tenant)
     if sealed is None:
         secrets = signing_keys.new_secrets(context.random_bytes)

@@ -8,14 +8,14 @@ import msgspec
 from msgspec.structs import replace
 
 from service.context import Context
-from service.delivery import health, retry
+from service.delivery import retry
+from service.delivery.notify import subscriber_for
 from service.generations import ingest, schedule
 from service.generations.ingest import Batch, Update
 from service.model.clock import SECOND
 from service.model.generation import Generation
-from service.model.ids import new_id, time_of
-from service.model.subscriber import Subscriber
-from service.store import generations, subscribers
+from service.model.ids import time_of
+from service.store import generations
 from service.store.database import Transaction
 from service.store.generations import Exchange
 from service.telemetry import log, metrics
@@ -49,7 +49,7 @@ async def store_new(
     expects_callback = (
         context.settings.public_url is not None and model is not None and model.callbacks
     )
-    subscriber = new.notify_url and await _notify_subscriber(tx, context, tenant, new.notify_url)
+    subscriber = new.notify_url and await subscriber_for(tx, context, tenant, new.notify_url)
     generation = Generation(
         id=generation_id,
         tenant=tenant,
@@ -146,33 +146,6 @@ async def _claim_due(tx: Transaction, limit: int) -> list[Generation]:
     claimed = [replace(generation, submission="sending", submit_at=None) for generation in due]
     await generations.update(tx, zip(due, claimed, strict=True))
     return [generation for generation in claimed if generation.deadline_at > tx.now]
-
-
-async def _notify_subscriber(
-    tx: Transaction, context: Context, tenant: str, url: str
-) -> Subscriber:
-    """Return the tenant's subscriber for a `notify_url`: one for each URL, so that it has one lane.
-
-    A disabled one is enabled again.
-    """
-    stored = await subscribers.for_notify(tx, tenant, url)
-    if stored is not None and stored.status == "disabled":
-        tx.after_commit(context.inbox.reload, stored.id)
-        changes = {**health.PROBED, "status": "active", "updated_at": tx.now}
-        return await subscribers.update(tx, stored, **changes)
-    if stored is not None:
-        return stored
-    new = Subscriber(
-        id=new_id("sub", tx.now),
-        tenant=tenant,
-        is_notify=True,
-        url=url,
-        retry_schedule_seconds=list(retry.DEFAULT_RETRY_SECONDS),
-        created_at=tx.now,
-        updated_at=tx.now,
-    )
-    await subscribers.insert(tx, new)
-    return new
 
 
 def _request(context: Context, generation: Generation) -> tuple[str, dict[str, Any]]:

@@ -62,7 +62,7 @@ def test_any_message_is_signed_as_the_published_library_signs_it(
 def test_the_published_library_accepts_the_header_under_the_new_and_the_old_secret() -> None:
     new, old = signing.new_secret(os.urandom), signing.new_secret(os.urandom)
     timestamp = clock.now_ms() // clock.SECOND  # The library reads the wall clock by itself.
-    pair = [signing.decode_secret(new), signing.decode_secret(old)]
+    pair = [signing.prepare(signing.decode_secret(secret)) for secret in (new, old)]
     headers = {
         "webhook-id": MESSAGE_ID,
         "webhook-timestamp": str(timestamp),
@@ -80,7 +80,7 @@ def test_the_published_library_passes_over_an_asymmetric_signature() -> None:
     key, seed = signing.decode_secret(secret), signing.decode_private_key(PRIVATE_KEY)
     both = (
         signing.sign_asymmetric(seed, MESSAGE_ID, timestamp, BODY),
-        signing.signature_header([key], MESSAGE_ID, timestamp, BODY),
+        signing.signature_header([signing.prepare(key)], MESSAGE_ID, timestamp, BODY),
     )
     headers = {
         "webhook-id": MESSAGE_ID,
@@ -92,7 +92,8 @@ def test_the_published_library_passes_over_an_asymmetric_signature() -> None:
 
 def test_a_header_holds_one_signature_a_key_in_the_order_of_the_keys() -> None:
     new, old = b"n" * 32, b"o" * 32
-    header = signing.signature_header([new, old], MESSAGE_ID, TIMESTAMP, BODY)
+    prepared = [signing.prepare(new), signing.prepare(old)]
+    header = signing.signature_header(prepared, MESSAGE_ID, TIMESTAMP, BODY)
     assert header.split(" ") == [
         signing.sign(new, MESSAGE_ID, TIMESTAMP, BODY),
         signing.sign(old, MESSAGE_ID, TIMESTAMP, BODY),

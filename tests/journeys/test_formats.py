@@ -26,13 +26,13 @@ PING = msgspec.json.encode({**EVENT, "type": "ping", "data": {"subscriber_id": "
 
 
 def test_full_is_the_event_byte_for_byte() -> None:
-    form = formats.form("full", RAW)
-    assert form.body is RAW
-    assert form.headers == {}
+    formatted = formats.format_event("full", RAW)
+    assert formatted.body is RAW
+    assert formatted.headers == {}
 
 
-def test_thin_says_which_generation_and_how_it_stands() -> None:
-    assert msgspec.json.decode(formats.form("thin", msgspec.json.encode(EVENT)).body) == {
+def test_thin_is_the_id_and_the_status_of_a_generation() -> None:
+    assert msgspec.json.decode(formats.format_event("thin", msgspec.json.encode(EVENT)).body) == {
         "id": "evt_1",
         "type": "generation.succeeded",
         "timestamp": "2026-11-22T18:20:05.031Z",
@@ -41,13 +41,13 @@ def test_thin_says_which_generation_and_how_it_stands() -> None:
 
 
 def test_an_event_about_no_generation_is_thin_already() -> None:
-    assert formats.form("thin", PING).body == PING
+    assert formats.format_event("thin", PING).body == PING
 
 
 def test_the_body_of_a_cloud_event_is_the_data_byte_for_byte() -> None:
-    form = formats.form("cloudevents", RAW)
-    assert form.body == b'{"status":"succeeded" , "id":"gen_1","n":1.50}'
-    assert form.headers == {
+    formatted = formats.format_event("cloudevents", RAW)
+    assert formatted.body == b'{"status":"succeeded" , "id":"gen_1","n":1.50}'
+    assert formatted.headers == {
         "ce-specversion": "1.0",
         "ce-id": "evt_1",
         "ce-source": "urn:genhook:events",
@@ -55,21 +55,23 @@ def test_the_body_of_a_cloud_event_is_the_data_byte_for_byte() -> None:
         "ce-time": "2026-11-22T18:20:05.031Z",
         "ce-subject": "gen_1",
     }
-    assert "ce-subject" not in formats.form("cloudevents", PING).headers
+    assert "ce-subject" not in formats.format_event("cloudevents", PING).headers
 
 
-def test_a_form_is_made_once_for_all_who_share_it_unless_it_is_large() -> None:
+def test_an_event_is_formatted_once_for_all_its_subscribers_unless_it_is_large() -> None:
     event = msgspec.json.encode({**EVENT, "id": "evt_shared"})
-    assert formats.form("thin", event) is formats.form("thin", bytes(bytearray(event)))
+    assert formats.format_event("thin", event) is formats.format_event(
+        "thin", bytes(bytearray(event))
+    )
     data = {"id": "gen_1", "status": "succeeded", "output": "x" * formats.CACHED_BYTES_MAX}
     large = msgspec.json.encode({**EVENT, "data": data})
-    assert formats.form("thin", large) is not formats.form("thin", large)
+    assert formats.format_event("thin", large) is not formats.format_event("thin", large)
 
 
 @pytest.mark.parametrize("payload", ["thin", "cloudevents"])
 def test_what_is_not_read_of_the_data_may_have_any_shape(payload: Any) -> None:
     odd = msgspec.json.encode({**EVENT, "data": {"id": "gen_1", "status": "x", "files": {"id": 1}}})
-    assert formats.form(payload, odd).body
+    assert formats.format_event(payload, odd).body
 
 
 async def sent_as(
