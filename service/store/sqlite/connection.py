@@ -11,9 +11,9 @@ import aiosqlite
 T = TypeVar("T")
 
 BUSY_MS = 5_000
-# At this size of the write-ahead log (WAL), a commit runs a checkpoint and the WAL starts over. A
-# higher limit lets the file grow for longer, and a growing file is slower to sync.
-WAL_PAGES_MAX = 4_000
+# At this size of the write-ahead log (WAL), a commit runs a checkpoint itself. That is only for a
+# reader or a burst that held the planned ones up: a growing file is slower to sync.
+WAL_PAGES_MAX = 8_000
 
 
 class Connection(aiosqlite.Connection):
@@ -63,9 +63,8 @@ async def connect(path: str, *, writes: bool) -> Connection:
 
 
 def checkpoint(connection: sqlite3.Connection) -> None:
-    """Copy committed pages from the WAL into the database, while the writer goes on.
+    """Copy committed pages from the WAL into the database; see https://sqlite.org/wal.html, 2.1.
 
-    If a commit ran the checkpoint, its callers would wait for both. See https://sqlite.org/wal.html,
-    section 2.1.
+    If a commit ran the checkpoint, its callers would wait for both.
     """
     connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
