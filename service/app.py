@@ -133,7 +133,7 @@ class App:
         self._parts = (context, submitter, poller, dispatcher, self.worker)
         self._receiver = Receiver(context)
         metrics.write_queue.read = lambda: database.queued
-        metrics.in_flight.read = lambda: dispatcher.slots.taken
+        metrics.in_flight.read = lambda: dispatcher.slots.in_use
         metrics.backlog.read = dispatcher.waiting
 
     async def stop(self) -> None:

@@ -9,7 +9,7 @@ from service.delivery import loader, records
 from service.delivery.attempt import attempt
 from service.delivery.lanes import Lane
 from service.delivery.recipient import Recipient
-from service.delivery.records import Ended, record_of
+from service.delivery.records import EndedAttempt, record_of
 from service.delivery.slots import Slots
 from service.delivery.target import Sender
 from service.model.clock import MINUTE, SECOND
@@ -40,7 +40,7 @@ class Dispatcher:
         self._lanes_max = LANES_MAX
         self._timers: list[tuple[int, str]] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._unrecorded: list[Ended] = []
+        self._unrecorded: list[EndedAttempt] = []
         self._record_at = 0
         self._counts = stats.AttemptCounts()
         self._count_at = 0
@@ -85,16 +85,11 @@ class Dispatcher:
 
     async def run_due(self, now: int) -> int | None:
         """Start what is due by `now`; return when to be called next."""
-        if self._unrecorded and now >= self._record_at:
+        if now >= self._record_at:
             unrecorded, self._unrecorded = self._unrecorded, []
             for ended in unrecorded:
                 self._spawn(self._record_again(ended))
-        while self._timers and self._timers[0][0] <= now:
-            _, subscriber_id = heapq.heappop(self._timers)
-            lane = self.lanes.get(subscriber_id)
-            if lane is not None and (lane.wake_at is None or lane.wake_at <= now):
-                lane.wake_at = None
-                self._pump(lane, now)
+        self._pump_due(now)
         times = [at for at, _ in self._timers[:1]]
         if self._unrecorded:
             times.append(self._record_at)
@@ -105,11 +100,11 @@ class Dispatcher:
         return min(times, default=None)
 
     async def settle(self) -> None:
-        """Wait until nothing is under way or about to be."""
+        """Wait until nothing is under way or about to be; store what was counted before that."""
+        await self._store_counts()  # First, as the caller may not wait for an attempt that hangs.
         while self._tasks:
             await asyncio.wait(self._tasks)
-        if self._counts:
-            await self._store_counts()
+        await self._store_counts()
 
     def forget(self) -> None:
         """Drop what is in memory and not under way: another process may work from now on."""
@@ -147,6 +142,15 @@ class Dispatcher:
             if self._timers[0][0] == at:
                 self.on_timer()
 
+    def _pump_due(self, now: int) -> None:
+        """Pump the lanes whose time has come."""
+        while self._timers and self._timers[0][0] <= now:
+            _, subscriber_id = heapq.heappop(self._timers)
+            lane = self.lanes.get(subscriber_id)
+            if lane is not None and (lane.wake_at is None or lane.wake_at <= now):
+                lane.wake_at = None
+                self._pump(lane, now)
+
     def _pump(self, lane: Lane, now: int) -> None:
         """Start every attempt that may leave now, and plan for what comes after them."""
         if not self.is_open:
@@ -154,8 +158,8 @@ class Dispatcher:
         if lane.recipient is None:
             self._load(lane)
             return
-        while taken := self._take(lane, now):
-            self._spawn(self._run(lane, *taken))
+        while next_attempt := self._take(lane, now):
+            self._spawn(self._run(lane, *next_attempt))
         self._look_ahead(lane, now)
 
     def _take(self, lane: Lane, now: int) -> tuple[Recipient, DueDelivery] | None:
@@ -168,7 +172,7 @@ class Dispatcher:
         due = lane.pop_next(now)
         if due is None or lane.recipient is None:
             return None
-        self.slots.taken += 1
+        self.slots.in_use += 1
         return lane.recipient, due
 
     def _look_ahead(self, lane: Lane, now: int) -> None:
@@ -225,16 +229,16 @@ class Dispatcher:
             result = await attempt(self.context, self.sender, recipient, due)
             self.attempted += 1
             lane.learn(result.attempt, result.ended_at)
-            recorded = record_of(recipient, due, result.attempt, result.verdict, result.ended_at)
-            ended = Ended(lane, due, result.verdict, recorded)
+            record = record_of(recipient, due, result.attempt, result.verdict, result.ended_at)
+            ended = EndedAttempt(lane, due, result.verdict, record)
             now = await self._record(ended, result.ended_at)
             if now is None:
                 return
-            taken = self._take(lane, now)
+            next_attempt = self._take(lane, now)
             self._pump(lane, now)
-            if taken is None:
+            if next_attempt is None:
                 return
-            recipient, due = taken
+            recipient, due = next_attempt
 
     def _count(self, record: AttemptRecord, now: int) -> None:
         """Count a stored attempt, unless its statistics were stored with it."""
@@ -246,19 +250,21 @@ class Dispatcher:
         record.count_in(self._counts)
 
     async def _store_counts(self) -> None:
-        """Store the statistics of the attempts since the last time."""
+        """Store the statistics of the attempts since the last time, if there are any."""
+        if not self._counts:
+            return
         counts, self._counts = self._counts, stats.AttemptCounts()
         try:
             await self.context.database.write(stats.add, counts)
         except StorageError as error:
             _log.warning("attempts.uncounted", error=str(error))
 
-    async def _record_again(self, ended: Ended) -> None:
+    async def _record_again(self, ended: EndedAttempt) -> None:
         now = await self._record(ended, self.context.clock())
         if now is not None:
             self._pump(ended.lane, now)
 
-    async def _record(self, ended: Ended, now: int) -> int | None:
+    async def _record(self, ended: EndedAttempt, now: int) -> int | None:
         """Store an attempt, free its slot, and return the time by then.
 
         None while the database fails: the slot is held, and storing is tried again. The attempt
@@ -267,9 +273,9 @@ class Dispatcher:
         lane = ended.lane
         try:
             await records.store(self.context, ended, now)
-            self._count(ended.recorded, now)
+            self._count(ended.record, now)
             lane.expect(None, ended.verdict.due_at)
-            if ended.recorded.ordered:  # The next event of its generation may be due.
+            if ended.record.ordered:  # The next event of its generation may be due.
                 lane.expect(now, now)
         except StorageError as error:
             _log.error("attempt.unrecorded", delivery_id=ended.due.id, error=str(error))
@@ -281,7 +287,7 @@ class Dispatcher:
             _log.exception("attempt.unrecorded", delivery_id=ended.due.id)
             lane.expect(now + TROUBLE_RETRY_MS, now + TROUBLE_RETRY_MS)
         lane.release(ended.due)
-        self.slots.taken -= 1
+        self.slots.in_use -= 1
         now = self.context.clock()
         while waiting := self.slots.next_waiting():
             self._pump(waiting, now)

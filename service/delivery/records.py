@@ -15,13 +15,13 @@ from service.store.database import Transaction
 from service.store.deliveries import AttemptRecord
 
 
-class Ended(msgspec.Struct, frozen=True):
+class EndedAttempt(msgspec.Struct, frozen=True):
     """An attempt that has ended and is not stored yet; it holds its slot until it is."""
 
     lane: Lane
     due: DueDelivery
     verdict: Verdict
-    recorded: AttemptRecord
+    record: AttemptRecord
 
 
 def record_of(
@@ -42,11 +42,11 @@ def record_of(
     )
 
 
-async def store(context: Context, ended: Ended, now: int) -> None:
+async def store(context: Context, ended: EndedAttempt, now: int) -> None:
     """Store an attempt; in one commit with the subscriber's health, where that changes."""
     lane, verdict, database = ended.lane, ended.verdict, context.database
     if not health.is_changed_by(verdict, lane, now):
-        await database.write_batched(deliveries.record_attempts, ended.recorded)
+        await database.write_batched(deliveries.record_attempts, ended.record)
         return
     subscriber = await database.write(_store_with_health, context, ended)
     lane.pause_until(verdict.slow_until)
@@ -54,6 +54,8 @@ async def store(context: Context, ended: Ended, now: int) -> None:
         lane.set_health(subscriber)
 
 
-async def _store_with_health(tx: Transaction, context: Context, ended: Ended) -> Subscriber | None:
-    await deliveries.record_attempts(tx, [ended.recorded])
-    return await health.apply(tx, context, ended.recorded.subscriber_id, ended.verdict)
+async def _store_with_health(
+    tx: Transaction, context: Context, ended: EndedAttempt
+) -> Subscriber | None:
+    await deliveries.record_attempts(tx, [ended.record])
+    return await health.apply(tx, context, ended.record.subscriber_id, ended.verdict)

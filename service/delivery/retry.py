@@ -70,19 +70,19 @@ def decide(
     if 200 <= status_code < 300:
         return DELIVERED
     headers = dict(result.headers) if isinstance(result, Answer) else {}
-    wish = headers.get("webhook-delivery", "").strip().lower()
-    if status_code == 410 or wish == "disable":
+    instruction = headers.get("webhook-delivery", "").strip().lower()
+    if status_code == 410 or instruction == "disable":
         return GONE
-    if wish == "abort-message" or attempt_number >= len(schedule_seconds):
+    if instruction == "abort-message" or attempt_number >= len(schedule_seconds):
         return DEAD
     delay_ms = schedule_seconds[attempt_number] * clock.SECOND
-    asked_ms = parse_retry_after(headers.get("retry-after"), now)
+    requested_ms = parse_retry_after(headers.get("retry-after"), now)
     throttled = status_code in _THROTTLED
     return Verdict(
         word="retried",
         status="pending",
-        due_at=now + _wait_ms(delay_ms, asked_ms, jitter),
-        slow_until=now + _slow_ms(delay_ms, asked_ms) if throttled else None,
+        due_at=now + _wait_ms(delay_ms, requested_ms, jitter),
+        slow_until=now + _slow_ms(delay_ms, requested_ms) if throttled else None,
     )
 
 
@@ -106,20 +106,20 @@ def parse_retry_after(value: str | None, now: int) -> int | None:
     return min(max(at - now, 0), RETRY_AFTER_MAX_MS)
 
 
-def _wait_ms(delay_ms: int, asked_ms: int | None, jitter: float) -> int:
+def _wait_ms(delay_ms: int, requested_ms: int | None, jitter: float) -> int:
     """Add jitter to the longer of schedule and `Retry-After`: up to a tenth, at least a second.
 
     Short delays need it most: what failed together would come back together.
     """
-    floor_ms = max(delay_ms, asked_ms or 0)
+    floor_ms = max(delay_ms, requested_ms or 0)
     return floor_ms + int(max(floor_ms * _RETRY_SPREAD, _RETRY_SPREAD_MIN_MS) * jitter)
 
 
-def _slow_ms(delay_ms: int, asked_ms: int | None) -> int:
+def _slow_ms(delay_ms: int, requested_ms: int | None) -> int:
     """How long a throttled lane rests: as asked for; else the delay, at most 15 minutes.
 
     One 503 is too little to stop a lane for longer.
     """
-    if asked_ms is not None:
-        return max(asked_ms, SLOW_LANE_MIN_MS)
+    if requested_ms is not None:
+        return max(requested_ms, SLOW_LANE_MIN_MS)
     return min(max(delay_ms, SLOW_LANE_MIN_MS), SLOW_LANE_MAX_MS)

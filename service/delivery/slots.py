@@ -18,7 +18,7 @@ class Slots:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.taken = 0
+        self.in_use = 0
         self._reserve = count // FAILING_SHARE
         self._entries: dict[Lane, _Entry] = {}
         self._heap: list[_Entry] = []  # By the slots needed, then in turn; outdated ones too.
@@ -30,7 +30,7 @@ class Slots:
 
     def are_free_for(self, lane: Lane) -> bool:
         """True if the lane may start another attempt."""
-        return self.count - self.taken >= self.needed(lane)
+        return self.count - self.in_use >= self.needed(lane)
 
     def wait(self, lane: Lane) -> None:
         """Queue the lane until enough slots are free, at the place that it has by now."""
@@ -44,7 +44,7 @@ class Slots:
 
     def next_waiting(self) -> Lane | None:
         """Take the next lane with enough free slots; those that hold the fewest come first."""
-        while self._heap and self._heap[0][0] <= self.count - self.taken:
+        while self._heap and self._heap[0][0] <= self.count - self.in_use:
             entry = heapq.heappop(self._heap)
             lane = entry[2]
             if self._entries.get(lane) is entry:  # Else it has moved to another place.

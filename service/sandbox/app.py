@@ -48,8 +48,7 @@ def create_app(
     api_key: the only accepted key; None accepts every key that starts with `aio_`.
     speed: divides every simulated duration. sleep: waits for such a duration, in seconds.
     random_part: makes the random part of a task id. transport: sends the callbacks.
-    tasks_max: how many tasks are stored.
-    ValueError if `speed` or `tasks_max` is not above zero.
+    tasks_max: how many tasks are stored. ValueError if it or `speed` is not above zero.
     """
     if speed <= 0 or tasks_max <= 0:
         raise ValueError("speed and tasks_max must be above zero")

@@ -242,13 +242,13 @@ async def test_while_storage_fails_the_slot_is_held_and_the_webhook_is_not_sent_
             await world.run()
             await world.run(0.5)
             await world.run(0.5)
-            assert dispatcher.slots.taken == 1
+            assert dispatcher.slots.in_use == 1
             assert (await delivery(world))["status"] == "pending"
         await world.run(0.999)
         assert (await delivery(world))["status"] == "pending"
         await world.run(0.001)
         assert (await delivery(world))["status"] == "delivered"
-        assert dispatcher.slots.taken == 0
+        assert dispatcher.slots.in_use == 0
         assert len(world.subscribers.webhooks) == 1
 
 

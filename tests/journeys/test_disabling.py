@@ -192,7 +192,7 @@ async def test_an_outcome_that_comes_after_disabling_changes_nothing_about_it(
             await good.wait_for(1)
             await world.generate()
             await gone.wait_for(1)
-            while dispatcher.slots.taken > 1:
+            while dispatcher.slots.in_use > 1:
                 await standing(world, subscriber)
             good.is_open.set()
         assert await standing(world, subscriber) == ("disabled", "gone")

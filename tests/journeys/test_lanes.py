@@ -112,7 +112,7 @@ async def test_a_success_beside_it_does_not_lift_what_a_receiver_asked_for(tmp_p
             await world.generate()
             await good.wait_for(1)
             throttled.is_open.set()
-            while dispatcher.slots.taken == 2:
+            while dispatcher.slots.in_use == 2:
                 await world.get("/v1/subscribers")
             good.is_open.set()
         assert [d["status"] for d in await deliveries(world)] == ["pending", "delivered"]

@@ -1,5 +1,6 @@
 """Statistics of a subscriber: they agree with the rows, and read a bounded number of them."""
 
+import asyncio
 import sqlite3
 import statistics
 from collections import Counter
@@ -213,6 +214,23 @@ async def test_statistics_are_stored_a_second_later_and_when_the_worker_ends(
             assert next_at is not None
             assert next_at <= world.clock() + 1_000
         assert (await read(world, subscriber))["counts"]["delivered"] == 1
+
+
+async def test_statistics_are_stored_while_another_attempt_hangs(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        subscriber, gate = await world.subscribe(**ONE), Gate()
+        queue_answers(world, 200, gate)
+        async with attach_worker(world) as dispatcher:
+            await world.generate()
+            await world.generate()
+            await gate.wait_for(1)
+            while (await read(world, subscriber))["counts"]["pending"] != 1:
+                pass
+            settling = asyncio.ensure_future(dispatcher.settle())
+            while (await read(world, subscriber))["counts"]["delivered"] != 1:
+                pass
+            gate.is_open.set()
+            await settling
 
 
 async def test_a_subscriber_with_a_rate_has_its_last_attempt_stored_with_it(
