@@ -279,15 +279,11 @@ async def list_page(tx: Transaction, page: pages.Page, tenant: str, only: Filter
     values: dict[str, Any] = {"tenant": tenant, "status": only.status, "model": only.model}
     for number, (name, value) in enumerate(only.metadata.items()):
         values |= {f"name{number}": name, f"value{number}": value}
-    source = _source(only)
-    where = list(source.where)
-    if only.created_after is not None:
-        values["first_id"] = first_id("gen", only.created_after + 1)
-        where.append(f"{source.key} >= :first_id")
-    if only.created_before is not None:
-        values["last_id"] = first_id("gen", only.created_before)
-        where.append(f"{source.key} < :last_id")
-    return await pages.read(tx, replace(source, where=where), page, values)
+    lower = None if only.created_after is None else first_id("gen", only.created_after + 1)
+    upper = None if only.created_before is None else first_id("gen", only.created_before)
+    begin, end, further = (lower, upper, max) if page.ascending else (upper, lower, min)
+    after = further((bound for bound in (begin, page.after) if bound is not None), default=None)
+    return await pages.read(tx, _source(only), replace(page, after=after, until=end), values)
 
 
 def _source(only: Filter) -> pages.Source:

@@ -17,10 +17,11 @@ Rows = tuple[list[Row], str | None]  # The rows of a page, and its cursor.
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
-    """Which part of a list: up to `limit` rows after the row with the id `after`."""
+    """Which part of a list: up to `limit` rows after the id `after`, and none after `until`."""
 
     limit: int = 50
     after: str | None = None
+    until: str | None = None
     ascending: bool = False
 
 
@@ -61,13 +62,17 @@ async def read(tx: Transaction, source: Source, page: Page, values: Mapping[str,
         ORDER BY g.id DESC LIMIT :limit
     """
     beyond, up_to, order = (">", "<=", "ASC") if page.ascending else ("<", ">=", "DESC")
-    where, values = list(source.where), {**values, "after": page.after}
+    where, values = list(source.where), {**values, "after": page.after, "last": page.until}
     if page.after is not None:
         where.append(f"{source.key} {beyond} {source.cursor}")
-    last = await _last_to_scan(tx, source, where, order, values) if source.filters else None
+    # One bound for each end: SQLite checks a second one row by row, without a limit.
+    end = [f"{source.key} {up_to} :last"]
+    until = end if page.until is not None else []
+    scanned = [*where, *until]
+    last = await _last_to_scan(tx, source, scanned, order, values) if source.filters else None
     if last is not None:
-        where.append(f"{source.key} {up_to} :last")
         values["last"] = last["key"]
+    where += end if last is not None else until
     sql = (
         f"SELECT {source.columns} FROM {source.table} {source.joins} "  # noqa: S608  fixed parts
         f"WHERE {' AND '.join([*where, *source.filters]) or '1'} "

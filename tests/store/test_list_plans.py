@@ -148,7 +148,30 @@ async def test_filters_that_the_index_does_not_answer_check_a_bounded_number_of_
     connection: sqlite3.Connection, names: tuple[str, ...], *, is_bounded: bool
 ) -> None:
     tx = await explain(connection, "/v1/generations", names)
-    assert (":last" in tx.statements[-1]) == is_bounded
+    is_scan_bounded = "OFFSET" in tx.statements[0] and ":last" in tx.statements[-1]
+    assert is_scan_bounded == is_bounded
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+@pytest.mark.parametrize("names", [("generation_id",), ("generation_id", "type")], ids=str)
+async def test_events_of_a_generation_are_read_by_their_ids(
+    connection: sqlite3.Connection, names: tuple[str, ...], page: pages.Page
+) -> None:
+    tx = await explain(connection, "/v1/events", names, page)
+    steps = [step for plan in tx.plans for step in plan if " e " in step]
+    assert steps
+    assert all("(id=?" in step for step in steps)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+@pytest.mark.parametrize("names", [names for path, names in LISTS if "gen" in path], ids=str)
+async def test_a_range_of_ids_has_one_bound_on_each_side(
+    connection: sqlite3.Connection, names: tuple[str, ...], page: pages.Page
+) -> None:
+    tx = await explain(connection, "/v1/generations", names, page)
+    for sql in tx.statements:
+        bounds = re.findall(r"(?:g\.id|m\.generation_id) ([<>])", sql)
+        assert len(bounds) == len(set(bounds)), sql
 
 
 async def test_a_list_without_its_index_is_detected(connection: sqlite3.Connection) -> None:
