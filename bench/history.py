@@ -257,7 +257,6 @@ def _recorded(due: DueDelivery, status: str) -> AttemptRecord:
         status=status,
         due_at=None,
         delivered_at=created_at if status == "delivered" else None,
-        last_error=attempt.error_message,
         attempt=attempt,
     )
 

@@ -153,11 +153,6 @@ class Dispatcher:
 
     def _pump(self, lane: Lane, now: int) -> None:
         """Start every attempt that may leave now, and plan for what comes after them."""
-        if not self.is_open:
-            return
-        if lane.recipient is None:
-            self._load(lane)
-            return
         while next_attempt := self._take(lane, now):
             self._spawn(self._run(lane, *next_attempt))
         self._look_ahead(lane, now)
@@ -177,6 +172,10 @@ class Dispatcher:
 
     def _look_ahead(self, lane: Lane, now: int) -> None:
         """Read more rows, or set a timer for when the lane may go on."""
+        if not self.is_open:
+            return
+        if lane.recipient is None:
+            self._load(lane)
         if not lane.is_open:
             return
         needs_rows = lane.to_refill(now)
@@ -235,9 +234,10 @@ class Dispatcher:
             if now is None:
                 return
             next_attempt = self._take(lane, now)
-            self._pump(lane, now)
             if next_attempt is None:
+                self._look_ahead(lane, now)
                 return
+            self._pump(lane, now)
             recipient, due = next_attempt
 
     def _count(self, record: AttemptRecord, now: int) -> None:

@@ -1,5 +1,6 @@
 """A lane: the deliveries of one subscriber in memory, and which of them may leave now."""
 
+import math
 from collections import deque
 
 from service.delivery.recipient import Recipient
@@ -65,6 +66,8 @@ class Lane:
 
     Attributes:
         recipient: None until it is read, and again after the subscriber was changed.
+        is_open: whether the subscriber is known and active.
+        in_flight: how many attempts are under way or being stored.
         held_ids: the deliveries in memory: waiting, in flight or being stored.
         recorded_while_loading: stored since the current read of rows began, which may be older.
         revision: grows when the subscriber was changed, so that an older read is dropped.
@@ -77,7 +80,9 @@ class Lane:
         "failing_since",
         "first_attempts",
         "held_ids",
+        "in_flight",
         "is_loading",
+        "is_open",
         "next_send_at",
         "probing",
         "recipient",
@@ -94,6 +99,8 @@ class Lane:
     def __init__(self, subscriber_id: str) -> None:
         self.subscriber_id = subscriber_id
         self.recipient: Recipient | None = None
+        self.is_open = False
+        self.in_flight = 0
         self.first_attempts = Backlog(is_retries=False)
         self.retries = Backlog(is_retries=True)
         self.held_ids: set[str] = set()
@@ -114,6 +121,7 @@ class Lane:
         """Use the subscriber as it is stored now; drop what is held if it is not active."""
         subscriber = recipient.subscriber
         self.recipient = recipient
+        self.is_open = subscriber.status == "active"
         self.window.set_limit(subscriber.max_in_flight)
         self.pause_until(subscriber.slow_until)
         self.failing_since, self.probing = subscriber.failing_since, subscriber.probing
@@ -136,7 +144,7 @@ class Lane:
     def drop_recipient(self) -> None:
         """Forget the subscriber and what waits: the rows have it, and may have changed."""
         self.drop_waiting()
-        self.recipient = None
+        self.recipient, self.is_open = None, False
 
     def drop_waiting(self) -> None:
         """Drop what has not left yet, and every read of rows under way."""
@@ -148,19 +156,9 @@ class Lane:
     # What the lane has.
 
     @property
-    def in_flight(self) -> int:
-        """How many attempts are under way or being stored."""
-        return self.first_attempts.in_flight + self.retries.in_flight
-
-    @property
     def waiting(self) -> int:
         """How many deliveries are held until they may leave."""
         return len(self.first_attempts.deliveries) + len(self.retries.deliveries)
-
-    @property
-    def is_open(self) -> bool:
-        """True if the subscriber is known and active."""
-        return self.recipient is not None and self.recipient.subscriber.status == "active"
 
     @property
     def is_idle(self) -> bool:
@@ -187,7 +185,7 @@ class Lane:
 
     def hold(self, due: DueDelivery) -> bool:
         """Hold a delivery in memory; False if it is held already, or has to wait in its row."""
-        backlog = self.retries if due.attempt_count else self.first_attempts
+        backlog = self._backlog_of(due)
         is_closed = self.recipient is not None and not self.is_open
         if is_closed or due.id in self.held_ids or not backlog.has_room:
             return False
@@ -219,17 +217,20 @@ class Lane:
 
     def blocked_until(self, now: int) -> int | None:
         """Return until when a rate or the receiver lets nothing leave; None if something may."""
-        until = max(self.slow_until, -int(-self.next_send_at // 1))
+        until = max(self.slow_until, math.ceil(self.next_send_at))
         return until if until > now else None
 
     def pop_next(self, now: int) -> DueDelivery | None:
         """Take the next delivery that may leave; retries cannot take every place."""
-        if not self.is_open or self.in_flight >= self.cap or self.blocked_until(now) is not None:
+        if not self.is_open or self.in_flight >= self.cap:
+            return None
+        if now < self.slow_until or now < self.next_send_at:
             return None
         backlog = self._next_backlog()
         if backlog is None:
             return None
         self.turn += 1
+        self.in_flight += 1
         self._pace(now)
         return backlog.popleft()
 
@@ -248,17 +249,21 @@ class Lane:
 
     def release(self, due: DueDelivery) -> None:
         """Let go of a delivery whose attempt is stored."""
-        (self.retries if due.attempt_count else self.first_attempts).in_flight -= 1
+        self._backlog_of(due).in_flight -= 1
+        self.in_flight -= 1
         self.held_ids.discard(due.id)
         if self.is_loading:
             self.recorded_while_loading.add(due.id)
 
+    def _backlog_of(self, due: DueDelivery) -> Backlog:
+        return self.retries if due.attempt_count else self.first_attempts
+
     def _next_backlog(self) -> Backlog | None:
-        may_retry = bool(self.retries.deliveries) and self.retries.in_flight < self._retry_cap()
-        is_retry_turn = self.turn % RETRY_EVERY == RETRY_EVERY - 1
-        if self.first_attempts.deliveries and not (may_retry and is_retry_turn):
-            return self.first_attempts
-        return self.retries if may_retry else None
+        has_first = bool(self.first_attempts.deliveries)
+        if self.retries.deliveries and self.retries.in_flight < self._retry_cap():
+            is_retry_turn = self.turn % RETRY_EVERY == RETRY_EVERY - 1
+            return self.retries if is_retry_turn or not has_first else self.first_attempts
+        return self.first_attempts if has_first else None
 
     def _retry_cap(self) -> int:
         return self.cap if self.cap == 1 else self.cap - max(1, self.cap // 4)

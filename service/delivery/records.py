@@ -36,7 +36,6 @@ def record_of(
         status=verdict.status,
         due_at=verdict.due_at,
         delivered_at=now if verdict.status == "delivered" else None,
-        last_error=attempt.error_message,
         attempt=attempt,
         is_counted_now=recipient.subscriber.rate_per_second is not None,
     )

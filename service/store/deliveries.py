@@ -34,7 +34,6 @@ class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     due_at: int | None
     delivered_at: int | None
-    last_error: str | None
     attempt: Attempt
     is_counted_now: bool = False
 
@@ -178,9 +177,18 @@ async def record_attempts(tx: Transaction, records: Sequence[AttemptRecord]) -> 
 
 
 def _attempt_row(record: AttemptRecord) -> dict[str, Any]:
-    row = msgspec.structs.asdict(record)
-    row |= msgspec.structs.asdict(row.pop("attempt"))
-    return {**row, "response_headers": json_text(row["response_headers"])}
+    attempt = record.attempt
+    return {
+        **msgspec.structs.asdict(attempt),
+        "tenant": record.tenant,
+        "subscriber_id": record.subscriber_id,
+        "generation_id": record.generation_id,
+        "status": record.status,
+        "due_at": record.due_at,
+        "delivered_at": record.delivered_at,
+        "last_error": attempt.error_message,
+        "response_headers": json_text(attempt.response_headers),
+    }
 
 
 def from_row(row: Row) -> Delivery:

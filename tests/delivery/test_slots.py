@@ -7,7 +7,7 @@ from tests.delivery.test_lanes import due, lane_of
 
 def busy(in_flight: int, *, failing: bool = False) -> Lane:
     lane = lane_of(max_in_flight=100)
-    lane.first_attempts.in_flight = in_flight
+    lane.in_flight = in_flight
     lane.failing_since = 1 if failing else None
     lane.hold(due(1))
     return lane
@@ -52,7 +52,7 @@ def test_a_lane_that_holds_fewer_by_now_moves_up_and_is_served_once() -> None:
     slots.in_use = 4
     lane = busy(3)
     slots.wait(lane)
-    lane.first_attempts.in_flight = 0
+    lane.in_flight = 0
     slots.wait(lane)
     slots.in_use = 3
     assert slots.next_waiting() is lane

@@ -1,7 +1,7 @@
 """Query plans: due work comes from its partial index, and nothing reads a whole table."""
 
-import re
 import sqlite3
+from collections import defaultdict
 from collections.abc import Callable
 
 import pytest
@@ -46,8 +46,8 @@ def explain(connection: sqlite3.Connection) -> Explain:
     """A function that returns SQLite's plan of a named statement."""
 
     def plan(name: str) -> list[str]:
-        sql = statements()[name]
-        values = dict.fromkeys(re.findall(r":(\w+)", sql), "[]")
+        sql, bind = statements()[name]
+        values = bind(defaultdict(lambda: "[]"))
         return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
 
     return plan
@@ -100,7 +100,8 @@ def test_no_statement_reads_a_whole_table(explain: Explain) -> None:
 
 def test_a_scan_is_detected(explain: Explain, monkeypatch: pytest.MonkeyPatch) -> None:
     changed = dict(statements())
-    changed["worse"] = changed["generations_to_poll"].replace("g.next_poll_at", "+g.next_poll_at")
+    good = changed["generations_to_poll"]
+    changed["worse"] = good._replace(sql=good.sql.replace("g.next_poll_at", "+g.next_poll_at"))
     monkeypatch.setattr("tests.store.test_plans.statements", lambda: changed)
     plan = explain("worse")
     assert any(step.startswith("SCAN") for step in plan)

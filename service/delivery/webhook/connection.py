@@ -1,10 +1,10 @@
 """One HTTP/1.1 connection to a receiver that may be slow, broken or hostile."""
 
 import asyncio
-import enum
 import functools
 import ssl
 from collections.abc import Callable
+from typing import Literal
 
 import httptools
 
@@ -28,16 +28,16 @@ def tls_context(ca_file: str | None = None) -> ssl.SSLContext:
     return context
 
 
-class State(enum.Enum):
-    """What a connection is doing; from IDLE on in this order, and back to IDLE."""
-
-    CONNECTING = "connecting"
-    IDLE = "idle"  # Connected, and free for an exchange.
-    HEAD = "head"  # The request is written, the final answer's head is not complete.
-    BODY = "body"  # The head is complete, the body is not.
-    DONE = "done"  # The answer is complete, and another exchange may follow it.
-    LAST = "last"  # The answer is complete, and the connection ends with it.
-    CLOSED = "closed"  # Closed, or to be closed without another exchange.
+# What a connection is doing: from "idle" on in this order, and back to "idle".
+State = Literal[
+    "connecting",
+    "idle",  # Connected, and free for an exchange.
+    "head",  # The request is written, the final answer's head is not complete.
+    "body",  # The head is complete, the body is not.
+    "done",  # The answer is complete, and another exchange may follow it.
+    "last",  # The answer is complete, and the connection ends with it.
+    "closed",  # Closed, or to be closed without another exchange.
+]
 
 
 class _SurplusError(Exception):
@@ -73,7 +73,7 @@ class Connection(asyncio.Protocol):
         self.idle_since = 0.0  # By the event loop's clock.
         self.received_bytes = 0  # Of the current answer.
         self._lost = lost
-        self._state = State.CONNECTING
+        self._state: State = "connecting"
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[Answer] | None = None
         self._parser = httptools.HttpResponseParser(self)
@@ -81,7 +81,7 @@ class Connection(asyncio.Protocol):
     def exchange(self, request: bytes, waiter: asyncio.Future[Answer]) -> None:
         """Write `request`; `waiter` gets the answer, or a SendError."""
         assert self._transport is not None
-        self._state = State.HEAD
+        self._state = "head"
         self.received_bytes = 0
         self._waiter = waiter
         self._status = 0  # Of the final answer, once its head is complete.
@@ -93,13 +93,13 @@ class Connection(asyncio.Protocol):
 
     def is_usable(self) -> bool:
         """True if another exchange may start."""
-        if self._state is not State.IDLE or self._transport is None:
+        if self._state != "idle" or self._transport is None:
             return False
         return not self._transport.is_closing()
 
     def abort(self) -> None:
         """Close at once, dropping what is not written or read yet."""
-        self._state = State.CLOSED
+        self._state = "closed"
         if self._transport is not None and not self._transport.is_closing():
             self._transport.abort()
 
@@ -119,8 +119,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is open; for https the certificate was accepted."""
         self._transport = transport  # type: ignore[assignment]  # a stream: one was asked for
-        if self._state is State.CONNECTING:
-            self._state = State.IDLE
+        if self._state == "connecting":
+            self._state = "idle"
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes of an answer; close on bytes that belong to no request."""
@@ -137,7 +137,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Either side closed: that completes an answer without a length, or ends the exchange."""
         if self._waiter is not None and exc is None and self._ends_with_connection():
-            self._state = State.LAST
+            self._state = "last"
             self._finish()
         self.fail(SendError("connection_closed", "The receiver closed the connection too early."))
         self._lost(self)
@@ -146,12 +146,12 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """An interim or the final answer begins; after the final one, end the parsing."""
-        if self._state in (State.DONE, State.LAST):
+        if self._state in ("done", "last"):
             raise _SurplusError
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Store a header; drop trailers."""
-        if self._state is not State.HEAD:
+        if self._state != "head":
             return
         self._head_bytes += len(name) + len(value)
         if self._head_bytes > HEAD_BYTES:
@@ -164,7 +164,7 @@ class Connection(asyncio.Protocol):
         status = self._parser.get_status_code()
         if status >= 200:
             self._status = status
-            self._state = State.BODY
+            self._state = "body"
         elif status < 100 or status == 101:
             raise SendError("protocol_error", f"The receiver answered with status {status}.")
         else:
@@ -181,8 +181,8 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """An answer ends by its own length. Only here does the parser know about keep-alive."""
-        if self._state is State.BODY:
-            self._state = State.DONE if self._parser.should_keep_alive() else State.LAST
+        if self._state == "body":
+            self._state = "done" if self._parser.should_keep_alive() else "last"
 
     # The end of an exchange.
 
@@ -191,16 +191,16 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            if self._state not in (State.DONE, State.LAST):
+            if self._state not in ("done", "last"):
                 self.fail(_parse_error(error))
                 return
-            self._state = State.LAST  # Surplus bytes followed the answer.
-        if self._state in (State.DONE, State.LAST):
+            self._state = "last"  # Surplus bytes followed the answer.
+        if self._state in ("done", "last"):
             self._finish()
-        elif self._state is State.HEAD and self.received_bytes > HEAD_BYTES:
+        elif self._state == "head" and self.received_bytes > HEAD_BYTES:
             self.fail(_head_too_large())
-        elif self._state is State.BODY and self.received_bytes > READ_BYTES:
-            self._state = State.LAST
+        elif self._state == "body" and self.received_bytes > READ_BYTES:
+            self._state = "last"
             self._finish()
 
     def _finish(self) -> None:
@@ -209,15 +209,15 @@ class Connection(asyncio.Protocol):
         waiter, self._waiter = self._waiter, None
         # Unwritten bytes: the receiver answered before it had read the whole request.
         unwritten = self._transport.is_closing() or self._transport.get_write_buffer_size()
-        reusable = self._state is State.DONE and not unwritten
-        self._state = State.IDLE if reusable else State.CLOSED
+        reusable = self._state == "done" and not unwritten
+        self._state = "idle" if reusable else "closed"
         headers = [(_lower(name), value.decode("latin-1")) for name, value in self._headers]
         if waiter is not None and not waiter.done():
             waiter.set_result(Answer(self._status, tuple(headers), bytes(self._body)))
 
     def _ends_with_connection(self) -> bool:
         """True if only the end of the connection tells how long the answer is."""
-        if self._state is not State.BODY or len(self._headers) == HEADERS:
+        if self._state != "body" or len(self._headers) == HEADERS:
             return False  # A header that was dropped may have given the length.
         return not any(
             name.lower() == b"content-length"

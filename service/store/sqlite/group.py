@@ -24,24 +24,25 @@ class Transaction:
 
     async def one(self, name: str, /, **values: object) -> Row | None:
         """Return the first row of the statement, or None."""
-        row: Row | None = self._connection.execute(statements()[name], values).fetchone()
+        row: Row | None = self._execute(name, values).fetchone()
         return row
 
     async def all(self, name: str, /, **values: object) -> list[Row]:
         """Return every row of the statement."""
-        return self._connection.execute(statements()[name], values).fetchall()
+        return self._execute(name, values).fetchall()
 
     def each(self, name: str, /, **values: object) -> Iterable[Row]:
         """Iterate over the rows of the statement."""
-        return self._connection.execute(statements()[name], values)
+        return self._execute(name, values)
 
     async def run(self, name: str, /, **values: object) -> int:
         """Execute the statement; return how many rows it changed."""
-        return self._connection.execute(statements()[name], values).rowcount
+        return self._execute(name, values).rowcount
 
     async def many(self, name: str, rows: Iterable[Mapping[str, object]]) -> int:
         """Execute the statement once for each of `rows`; return how many table rows changed."""
-        return self._connection.executemany(statements()[name], rows).rowcount
+        sql, bind = statements()[name]
+        return self._connection.executemany(sql, map(bind, rows)).rowcount
 
     async def select(self, sql: str, values: Mapping[str, object]) -> list[Row]:
         """Return the rows of SQL that the code has composed."""
@@ -50,6 +51,10 @@ class Transaction:
     def after_commit(self, do: Callable[..., None], *args: object) -> None:
         """Call `do` on the event loop after the commit."""
         self._after.append((do, args))
+
+    def _execute(self, name: str, values: Mapping[str, object]) -> sqlite3.Cursor:
+        sql, bind = statements()[name]
+        return self._connection.execute(sql, bind(values))
 
 
 class Item:

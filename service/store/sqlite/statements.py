@@ -1,17 +1,47 @@
 """The named SQL statements of `sql/*.sql`."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
+from typing import Any, NamedTuple
+
+_PARAMETER = re.compile(r"'[^']*'|--[^\n]*|:(?P<name>\w+)")
+
+
+class Statement(NamedTuple):
+    """A statement with `?` for each parameter, and the function that puts values in their order.
+
+    SQLite's driver binds a sequence in less than half of the time that it takes for a mapping.
+    """
+
+    sql: str
+    bind: Callable[[Mapping[str, object]], tuple[Any, ...]]
 
 
 @cache
-def statements() -> Mapping[str, str]:
+def statements() -> Mapping[str, Statement]:
     """Return every statement by its name. A line `-- name: NAME` begins a statement."""
-    by_name: dict[str, str] = {}
+    by_name: dict[str, Statement] = {}
     for file in sorted((Path(__file__).parent.parent / "sql").glob("*.sql")):
         for statement in file.read_text().split("-- name: ")[1:]:
             name, _, sql = statement.partition("\n")
             assert name not in by_name, f"two statements are named {name}"
-            by_name[name] = sql.strip()
+            by_name[name] = _parse(sql.strip())
     return by_name
+
+
+def _parse(sql: str) -> Statement:
+    names: list[str] = []
+
+    def replace(match: re.Match[str]) -> str:
+        if match["name"] is None:
+            return match[0]
+        names.append(match["name"])
+        return "?"
+
+    sql = _PARAMETER.sub(replace, sql)
+    if len(names) > 1:
+        return Statement(sql, itemgetter(*names))
+    return Statement(sql, lambda values: tuple(values[name] for name in names))
