@@ -67,8 +67,13 @@ class Database(Protocol):
         """
         ...
 
-    def write_batched(self, unit: Unit[Sequence[T]], item: object) -> Awaitable[T]:
-        """Like `write`, for a unit over a list: one call gets all items that wait for it."""
+    def write_batched(
+        self, unit: Unit[Sequence[T]], item: object, *, may_wait: bool = False
+    ) -> Awaitable[T]:
+        """Like `write`, for a unit over a list: one call gets all items that wait for it.
+
+        If it `may_wait`, it waits some milliseconds for a group, which saves a commit.
+        """
         ...
 
     def write_always(self, unit: Unit[T], *args: object) -> Awaitable[T]:

@@ -234,7 +234,7 @@ async def test_while_storage_fails_the_slot_is_held_and_the_webhook_is_not_sent_
         await world.generate()
         context, dispatcher = world.app.parts.context, world.app.parts.dispatcher
 
-        def full(*_: object) -> Any:
+        def full(*_: object, **_options: object) -> Any:
             raise StorageError("the disk is full")
 
         with monkeypatch.context() as patched:

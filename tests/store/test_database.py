@@ -92,6 +92,38 @@ async def test_a_single_unit_is_committed_without_waiting_for_others(
     assert sizes == [1, 1]
 
 
+async def test_a_unit_that_may_wait_shares_the_next_commit(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "PATIENCE_SECONDS", 60.0)
+    sizes = record_group_sizes(monkeypatch)
+    patient = [database.write_batched(put_all, name, may_wait=True) for name in "ab"]
+    assert await database.read(names_in) == []
+    assert await asyncio.gather(database.write(put, "c"), *patient) == [1, "A", "B"]
+    assert sizes == [3]
+
+
+async def test_a_unit_that_may_wait_is_committed_alone_after_a_moment(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = record_group_sizes(monkeypatch)
+    async with asyncio.timeout(5):
+        assert await database.write_batched(put_all, "a", may_wait=True) == "A"
+        assert await database.write_batched(put_all, "b", may_wait=True) == "B"
+    assert sizes == [1, 1]
+
+
+async def test_close_commits_units_that_may_wait_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "PATIENCE_SECONDS", 60.0)
+    database = await open_database(tmp_path)
+    patient = database.write_batched(put_all, "a", may_wait=True)
+    async with asyncio.timeout(5):
+        await database.close()
+        assert await patient == "A"
+
+
 async def test_a_group_has_at_most_group_max_units(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,8 @@
 
 Statements on SQLite block, so a whole group of units runs on the writer's thread without a switch.
 The units that queue up during a commit are the next group. There is no timer: a single unit is
-committed at once, and under load many units share one commit.
+committed at once, and under load many units share one commit. Only units that may wait, such as
+records of attempts, wait a moment for others: each commit costs a sync of the disk.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ GROUP_MAX = 512
 READERS = 2
 CHECKPOINT_SECONDS = 0.25  # Often, so that each one is short.
 RETRY_SECONDS = 1.0
+PATIENCE_SECONDS = 0.02  # Of units that may wait for a group.
 
 
 def _storage_error(error: BaseException) -> BaseException:
@@ -75,6 +77,7 @@ class Database:
         self._queue_max = queue_max
         self._retried: list[group.Item] = []
         self._wake = asyncio.Event()
+        self._wake_timer: asyncio.TimerHandle | None = None
         self._readers: asyncio.Queue[Connection] = asyncio.Queue()
         self._reader_count = 0
         self._writer: Connection | None = None
@@ -126,9 +129,11 @@ class Database:
         """Run `unit(tx, *args)`. The awaitable returns its result after the commit."""
         return self._enqueue(group.Item(unit, args))
 
-    def write_batched(self, unit: Unit[Sequence[T]], item: object) -> Awaitable[T]:
+    def write_batched(
+        self, unit: Unit[Sequence[T]], item: object, *, may_wait: bool = False
+    ) -> Awaitable[T]:
         """Like `write`, for a unit over a list: one call gets all items that wait for it."""
-        return self._enqueue(group.Item(unit, (item,), batched=True))
+        return self._enqueue(group.Item(unit, (item,), batched=True), may_wait=may_wait)
 
     def write_always(self, unit: Unit[T], *args: object) -> Awaitable[T]:
         """Like `write`, but never refused: retried every second until stored or closed."""
@@ -149,13 +154,17 @@ class Database:
         """The number of units that wait for the next group."""
         return len(self._queue)
 
-    def _enqueue(self, item: group.Item) -> Awaitable[Any]:
+    def _enqueue(self, item: group.Item, *, may_wait: bool = False) -> Awaitable[Any]:
         if self._stream is None:
             raise StorageError("the database is closed")
         if len(self._queue) >= self._queue_max and not item.always:
             raise StorageBusyError("the queue in front of the database is full")
         self._queue.append(item)
-        self._wake.set()
+        if not may_wait:
+            self._wake.set()
+        elif self._wake_timer is None:
+            loop = asyncio.get_running_loop()
+            self._wake_timer = loop.call_later(PATIENCE_SECONDS, self._wake.set)
         return item.future
 
     async def _on_reader(self, do: Callable[..., T], *args: object) -> T:
@@ -183,12 +192,15 @@ class Database:
     async def _commit_stream(self) -> None:
         assert self._writer is not None
         while self._queue or self._stream is not None:
-            if not self._queue:
-                self._wake.clear()
-                await self._wake.wait()
-                continue
+            await self._wake.wait()
+            if self._wake_timer is not None:
+                self._wake_timer.cancel()
+                self._wake_timer = None
             items = [self._queue.popleft() for _ in range(min(len(self._queue), GROUP_MAX))]
-            await self._commit(self._writer, items)
+            if not self._queue and self._stream is not None:
+                self._wake.clear()
+            if items:
+                await self._commit(self._writer, items)
 
     async def _commit(self, writer: Connection, items: Sequence[group.Item]) -> None:
         failure: Exception | None = None
