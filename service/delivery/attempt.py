@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from service.context import Context
 from service.delivery import formats, retry
-from service.delivery.recipient import Recipient, read_recipient, unseal_recipient
+from service.delivery.recipient import Recipient, read_recipient
 from service.delivery.records import record_of
 from service.delivery.retry import Verdict
 from service.delivery.target import Answer, Sender, SendError
@@ -80,9 +80,8 @@ async def send_test(
 
     The values of the subscriber's own headers are redacted: they often are credentials.
     """
-    sealed = await context.database.read(read_recipient, subscriber.id)
-    assert sealed is not None
-    recipient = unseal_recipient(context.vault, sealed)
+    recipient = await context.database.read(read_recipient, context.vault, subscriber.id)
+    assert recipient is not None
     due = deliveries.new_due(event, subscriber, context.clock(), "test")
     result = await attempt(context, sender, recipient, due)
     # A test is over after one attempt, whatever a retry would have been due at.

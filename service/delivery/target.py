@@ -1,9 +1,19 @@
 """What delivery knows of a target: where an attempt goes, what it sends, what comes back."""
 
+import ipaddress
+import re
 from collections.abc import Mapping
 from typing import Literal, Protocol
+from urllib.parse import quote, urlsplit
 
 import msgspec
+
+URL_CHARACTERS = 2048
+PORTS = {"http": 80, "https": 443}
+_FORBIDDEN = re.compile(r"[\s\x00-\x1f\x7f-\x9f\\]")
+_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_PATH_SAFE = "/%:@!$&'()*+,;=-._~?[]"
 
 Code = Literal[
     "address_refused",
@@ -23,6 +33,8 @@ class Target(msgspec.Struct, frozen=True):
     """A subscriber's URL, parsed once; targets with the same `origin` share connections.
 
     Attributes:
+        url: in ASCII, the path and the query encoded.
+        host: in ASCII and lower case, an IPv6 address without brackets.
         head: the request line and the host header, as they are written.
 
     """
@@ -66,3 +78,75 @@ class Sender(Protocol):
     ) -> Answer:
         """POST the body and return the answer; SendError if there is none in time."""
         ...
+
+
+def parse_target(url: str) -> Target:
+    """Parse `url`; ValueError with a sentence for people if it cannot be sent to."""
+    if len(url) > URL_CHARACTERS:
+        raise ValueError(f"The URL is longer than {URL_CHARACTERS} characters.")
+    if _FORBIDDEN.search(url):
+        raise ValueError("The URL contains a space, a control character or a backslash.")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError("The URL's host or port is malformed.") from error
+    if parts.scheme not in PORTS:
+        raise ValueError("The URL must start with https:// or http://.")
+    if "@" in parts.netloc:
+        raise ValueError("The URL must not contain a user name or password.")
+    if "#" in url:
+        raise ValueError("The URL must not have a fragment: it would never be sent.")
+    if port == 0:
+        raise ValueError("Port 0 cannot be connected to.")
+    host = _host(parts.hostname or "", bracketed="[" in parts.netloc)
+    authority = f"[{host}]" if ":" in host else host
+    if port not in (None, PORTS[parts.scheme]):
+        authority += f":{port}"
+    origin = f"{parts.scheme}://{authority}"
+    query = f"?{parts.query}" if parts.query else ""
+    path = quote((parts.path or "/") + query, safe=_PATH_SAFE)
+    return Target(
+        url=origin + path,
+        origin=origin,
+        host=host,
+        port=port or PORTS[parts.scheme],
+        tls=parts.scheme == "https",
+        head=f"POST {path} HTTP/1.1\r\nhost: {authority}\r\n".encode("ascii"),
+    )
+
+
+def _host(name: str, *, bracketed: bool) -> str:
+    """Return `name` as it is resolved; ValueError if it is no host name and no plain address."""
+    if not name:
+        raise ValueError("The URL has no host.")
+    if bracketed and "%" in name:
+        raise ValueError("The URL's host is an address with a zone.")
+    if bracketed:
+        return _address(name, ipaddress.IPv6Address, "The URL's host is not a valid IPv6 address.")
+    if not name.isascii():
+        import idna  # noqa: PLC0415  its tables would slow every start, and few hosts need them
+
+        try:
+            name = idna.encode(name, uts46=True).decode("ascii")
+        except idna.IDNAError as error:
+            raise ValueError("The URL's host is not a valid international name.") from error
+    host = name.lower().removesuffix(".")
+    labels = host.split(".")
+    # Resolvers also accept 127.1, 0x7f000001, 2130706433 and 0177.0.0.1 as addresses.
+    if _NUMBER.fullmatch(labels[-1]):
+        return _address(
+            host, ipaddress.IPv4Address, "An IPv4 address must be four decimal numbers."
+        )
+    if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+        raise ValueError("The URL's host is not a valid host name.")
+    return host
+
+
+def _address(
+    text: str, kind: type[ipaddress.IPv4Address | ipaddress.IPv6Address], refusal: str
+) -> str:
+    try:
+        return str(kind(text))
+    except ValueError as error:
+        raise ValueError(refusal) from error

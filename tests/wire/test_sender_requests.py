@@ -2,7 +2,8 @@
 
 import pytest
 
-from service.delivery.webhook.request import encode_request, parse_target, refuse_header
+from service.delivery.target import parse_target
+from service.delivery.webhook.request import encode_request, refuse_header
 
 TARGET = parse_target("https://B\u00fccher.example:8443/w\u00e4g?q=a b".replace(" ", "%20"))
 

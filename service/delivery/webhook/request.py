@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping
 
 from service.delivery.target import Target
-from service.delivery.webhook import egress
 
 HEAD_BYTES = 32 * 1024  # Of an answer, interim answers included.
 HEADERS = 100  # Stored; the others are dropped.
@@ -17,48 +16,21 @@ READ_BYTES = 1024 * 1024
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 # Set by the sender itself, or able to change where a message ends.
-_OWN_HEADERS = frozenset(
-    {
-        "connection",
-        "content-length",
-        "expect",
-        "host",
-        "keep-alive",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
+_OWN_HEADER = re.compile(
+    "connection|content-length|expect|host|keep-alive|proxy-authorization|proxy-connection|te|"
+    "trailer|transfer-encoding|upgrade"
 )
-
-
-def parse_target(url: str) -> Target:
-    """Parse a URL for sending; ValueError as from `egress.split_url`."""
-    parts = egress.split_url(url)
-    head = f"POST {parts.path} HTTP/1.1\r\nhost: {parts.authority}\r\n"
-    return Target(
-        url=f"{parts.scheme}://{parts.authority}{parts.path}",
-        origin=f"{parts.scheme}://{parts.authority}",
-        host=parts.host,
-        port=parts.port,
-        tls=parts.scheme == "https",
-        head=head.encode("ascii"),
-    )
 
 
 def refuse_header(name: str, value: str) -> str | None:
     """Return why a header can never be sent, as a sentence; None if it can."""
     if not _TOKEN.fullmatch(name):
         return "A header's name may only have letters, digits and !#$%&'*+-.^_`|~."
-    if name.lower() in _OWN_HEADERS:
+    if _OWN_HEADER.fullmatch(name.lower()):
         return f"The header {name.lower()} is set by the sender."
     if any(character in value for character in "\r\n\0"):
         return "A header's value must not contain line breaks or NUL."
-    try:
-        value.encode("latin-1")
-    except UnicodeEncodeError:
+    if max(value, default="") > "\xff":
         return "A header's value must be Latin-1 text."
     return None
 
