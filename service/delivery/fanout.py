@@ -10,39 +10,29 @@ from service.model.subscriber import Subscriber
 from service.store import deliveries, subscribers
 from service.store.database import Transaction
 
-EventAndGeneration = tuple[Event, Generation | None]
 
-
-async def fan_out(tx: Transaction, context: Context, events: Sequence[EventAndGeneration]) -> None:
+async def fan_out(
+    tx: Transaction, context: Context, events: Sequence[tuple[Event, Generation | None]]
+) -> None:
     """Insert the deliveries of events, and offer those that are due now to the inbox."""
-    new = [
-        (event, subscriber, tx.now + subscriber.retry_schedule_seconds[0] * SECOND)
-        for event, subscriber in await _match(tx, events)
-    ]
-    if not new:
-        return
-    due = await deliveries.insert(tx, new)
-    if due:
-        tx.after_commit(context.inbox.offer, due)
-    for subscriber_id in {subscriber.id for _, subscriber, due_at in new if due_at > tx.now}:
-        tx.after_commit(context.inbox.refill, subscriber_id)
-
-
-async def _match(
-    tx: Transaction, events: Sequence[EventAndGeneration]
-) -> list[tuple[Event, Subscriber]]:
-    """Pair each event with the subscribers of its tenant that subscribe to it."""
-    by_tenant = {
-        tenant: await subscribers.of_tenant(tx, tenant)
-        for tenant in dict.fromkeys(event.tenant for event, _ in events)
-    }
+    tenants = dict.fromkeys(event.tenant for event, _ in events)
+    by_tenant = {tenant: await subscribers.of_tenant(tx, tenant) for tenant in tenants}
     ids = {g.notify_subscriber_id for _, g in events if g and g.notify_subscriber_id}
     by_id = {id_: await subscribers.get(tx, id_) for id_ in sorted(ids)}
-    pairs = []
+    new: list[tuple[Event, Subscriber, int]] = []
     for event, generation in events:
         candidates = by_tenant[event.tenant]
         notified = generation and by_id.get(generation.notify_subscriber_id or "")
         if notified and notified.status != "disabled":
             candidates = [*candidates, notified]
-        pairs += [(event, s) for s in candidates if s.subscribes_to(event.type, generation)]
-    return pairs
+        new += [
+            (event, subscriber, tx.now + subscriber.retry_schedule_seconds[0] * SECOND)
+            for subscriber in candidates
+            if subscriber.subscribes_to(event.type, generation)
+        ]
+    if not new:
+        return
+    if due := await deliveries.insert(tx, new):
+        tx.after_commit(context.inbox.offer, due)
+    for subscriber_id in {subscriber.id for _, subscriber, due_at in new if due_at > tx.now}:
+        tx.after_commit(context.inbox.refill, subscriber_id)

@@ -7,7 +7,6 @@ from typing import Literal
 import msgspec
 
 Payload = Literal["full", "thin", "cloudevents"]
-CLOUDEVENTS_SOURCE = "urn:genhook:events"
 CACHED = 256  # Formatted events, for the other subscribers of the same event.
 CACHED_BYTES_MAX = 64 * 1024
 
@@ -57,7 +56,7 @@ def _format(payload: Payload, event: bytes) -> Formatted:
     headers = {
         "ce-specversion": "1.0",
         "ce-id": decoded.id,
-        "ce-source": CLOUDEVENTS_SOURCE,
+        "ce-source": "urn:genhook:events",
         "ce-type": decoded.type,
         "ce-time": decoded.timestamp,
     }

@@ -95,12 +95,14 @@ async def run_due(context: Context, now: int) -> tuple[int, int | None]:
 
 
 async def _run_batch(tx: Transaction, context: Context, replay_id: str) -> int:
-    """Run a batch of a replay; the same transaction moves its cursor."""
+    """Run a batch of a replay, or cancel the next deliveries of a canceled one."""
     replay = await replays.get(tx, replay_id)
     if replay is None or replay.due_at is None:
         return 0
     if replay.status != "running":
-        await _cancel_next(tx, context, replay)
+        if await deliveries.cancel_replayed(tx, replay.id, CANCEL_BATCH) < CANCEL_BATCH:
+            await replays.update(tx, replay, due_at=None)
+        tx.after_commit(context.inbox.reload, replay.subscriber_id)
         return 0
     subscriber = await subscribers.get(tx, replay.subscriber_id)
     if subscriber is None:
@@ -137,11 +139,3 @@ async def _deliver(
     )
     tx.after_commit(context.inbox.offer, due)
     return len(due)
-
-
-async def _cancel_next(tx: Transaction, context: Context, replay: Replay) -> None:
-    """Cancel the next pending deliveries of a canceled replay."""
-    canceled = await deliveries.cancel_replayed(tx, replay.id, CANCEL_BATCH)
-    if canceled < CANCEL_BATCH:
-        await replays.update(tx, replay, due_at=None)
-    tx.after_commit(context.inbox.reload, replay.subscriber_id)

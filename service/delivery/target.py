@@ -10,9 +10,7 @@ import msgspec
 
 URL_CHARACTERS = 2048
 PORTS = {"http": 80, "https": 443}
-_FORBIDDEN = re.compile(r"[\s\x00-\x1f\x7f-\x9f\\]")
-_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
-_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _PATH_SAFE = "/%:@!$&'()*+,;=-._~?[]"
 
 Code = Literal[
@@ -77,14 +75,13 @@ class Sender(Protocol):
         self, target: Target, headers: Mapping[str, str], body: bytes, deadline_seconds: float
     ) -> Answer:
         """POST the body and return the answer; SendError if there is none in time."""
-        ...
 
 
 def parse_target(url: str) -> Target:
     """Parse `url`; ValueError with a sentence for people if it cannot be sent to."""
     if len(url) > URL_CHARACTERS:
         raise ValueError(f"The URL is longer than {URL_CHARACTERS} characters.")
-    if _FORBIDDEN.search(url):
+    if re.search(r"[\s\x00-\x1f\x7f-\x9f\\]", url):
         raise ValueError("The URL contains a space, a control character or a backslash.")
     try:
         parts = urlsplit(url)
@@ -134,11 +131,11 @@ def _host(name: str, *, bracketed: bool) -> str:
     host = name.lower().removesuffix(".")
     labels = host.split(".")
     # Resolvers also accept 127.1, 0x7f000001, 2130706433 and 0177.0.0.1 as addresses.
-    if _NUMBER.fullmatch(labels[-1]):
+    if re.fullmatch(r"[0-9]+|0x[0-9a-f]*", labels[-1]):
         return _address(
             host, ipaddress.IPv4Address, "An IPv4 address must be four decimal numbers."
         )
-    if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+    if len(host) > 253 or not all(re.fullmatch(_LABEL, label) for label in labels):
         raise ValueError("The URL's host is not a valid host name.")
     return host
 

@@ -14,9 +14,8 @@ BODY_BYTES = 16 * 1024  # Stored; the rest is dropped.
 # with a huge body still counts as a success.
 READ_BYTES = 1024 * 1024
 
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 # Set by the sender itself, or able to change where a message ends.
-_OWN_HEADER = re.compile(
+_OWN_HEADERS = (
     "connection|content-length|expect|host|keep-alive|proxy-authorization|proxy-connection|te|"
     "trailer|transfer-encoding|upgrade"
 )
@@ -24,9 +23,9 @@ _OWN_HEADER = re.compile(
 
 def refuse_header(name: str, value: str) -> str | None:
     """Return why a header can never be sent, as a sentence; None if it can."""
-    if not _TOKEN.fullmatch(name):
+    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
         return "A header's name may only have letters, digits and !#$%&'*+-.^_`|~."
-    if _OWN_HEADER.fullmatch(name.lower()):
+    if re.fullmatch(_OWN_HEADERS, name.lower()):
         return f"The header {name.lower()} is set by the sender."
     if any(character in value for character in "\r\n\0"):
         return "A header's value must not contain line breaks or NUL."

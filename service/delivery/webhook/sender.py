@@ -1,6 +1,7 @@
 """Sends webhooks: one POST each, to checked addresses, over connections that are reused."""
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Mapping
 
@@ -188,9 +189,8 @@ class WebhookSender:
             return
         self._open.remove(connection)
         self._slots.release()
-        idle = self._idle.get(connection.origin)
-        if idle and connection in idle:
-            idle.remove(connection)
+        with contextlib.suppress(KeyError, ValueError):  # It was not idle.
+            self._idle[connection.origin].remove(connection)
         if self._closed and not self._open:
             self._closed.set()
 
