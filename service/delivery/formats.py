@@ -11,8 +11,8 @@ CACHED = 256  # Formatted events, for the other subscribers of the same event.
 CACHED_BYTES_MAX = 64 * 1024
 
 
-class Formatted(msgspec.Struct, frozen=True):
-    """The body that is signed and sent, and the headers that belong to it."""
+class Message(msgspec.Struct, frozen=True):
+    """The body that is signed and sent, and headers that are sent with it."""
 
     body: bytes
     headers: Mapping[str, str] = {}
@@ -34,24 +34,24 @@ class _Event(msgspec.Struct):
     data: msgspec.Raw
 
 
-def format_event(payload: Payload, event: bytes) -> Formatted:
+def format_event(payload: Payload, event: bytes) -> Message:
     """Return `event`, as it is stored, in a subscriber's format."""
     if payload == "full":
-        return Formatted(event)
+        return Message(event)
     make = _format if len(event) > CACHED_BYTES_MAX else _cached
     return make(payload, event)
 
 
-def _format(payload: Payload, event: bytes) -> Formatted:
+def _format(payload: Payload, event: bytes) -> Message:
     decoded = msgspec.json.decode(event, type=_Event)
     summary = None
     if decoded.type.startswith("generation."):
         summary = msgspec.json.decode(decoded.data, type=_Summary)
     if payload == "thin":
         if summary is None:  # Events about anything else are small already.
-            return Formatted(event)
+            return Message(event)
         decoded.data = msgspec.Raw(msgspec.json.encode(summary))
-        return Formatted(msgspec.json.encode(decoded))
+        return Message(msgspec.json.encode(decoded))
     # The HTTP binding's binary content mode: the data as body, the rest as headers.
     headers = {
         "ce-specversion": "1.0",
@@ -62,7 +62,7 @@ def _format(payload: Payload, event: bytes) -> Formatted:
     }
     if summary is not None:
         headers["ce-subject"] = summary.id or ""
-    return Formatted(bytes(decoded.data), headers)
+    return Message(bytes(decoded.data), headers)
 
 
 _cached = lru_cache(maxsize=CACHED)(_format)

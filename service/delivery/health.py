@@ -24,45 +24,41 @@ PROBED: dict[str, Any] = {
 }
 
 
-def is_changed_by(verdict: Verdict, lane: Lane, now: int) -> bool:
-    """True if a verdict changes the subscriber's row; most do not, and cost no statement."""
+def changes_of(health: Lane | Subscriber, verdict: Verdict, now: int) -> dict[str, Any]:
+    """Return the subscriber's fields that a verdict changes; most change none.
+
+    A subscriber is disabled as `gone` or `failing`. Its pending deliveries stay pending. Events
+    that come meanwhile are stored and can be replayed.
+    """
+    changes: dict[str, Any] = {}
     if verdict.word == "delivered":
-        return lane.failing_since is not None or lane.probing
-    return (
-        verdict.disabled_reason is not None
-        or lane.failing_since is None
-        or now - lane.failing_since >= FAILING_MAX_MS
-        or (verdict.slow_until or 0) > lane.slow_until
-    )
+        if health.failing_since is not None or health.probing:
+            changes = {"failing_since": None, "probing": False}
+        return changes
+    if health.failing_since is None:
+        changes["failing_since"] = now
+    if (verdict.slow_until or 0) > (health.slow_until or 0):
+        changes["slow_until"] = verdict.slow_until
+    reason = verdict.disabled_reason
+    if reason is None and now - (health.failing_since or now) >= FAILING_MAX_MS:
+        reason = "failing"
+    if reason is not None:
+        changes |= {"status": "disabled", "disabled_reason": reason, "updated_at": now}
+    return changes
 
 
 async def apply(
     tx: Transaction, context: Context, subscriber_id: str, verdict: Verdict
 ) -> Subscriber | None:
-    """Store what a verdict changes of the subscriber; return the subscriber as it then is.
-
-    It is disabled as `gone` or `failing`. Its pending deliveries then stay pending; events that
-    come meanwhile are stored and can be replayed.
-    """
-    subscriber = await subscribers.get(tx, subscriber_id)
-    if subscriber is None or subscriber.status == "disabled":
-        return subscriber
-    if verdict.word == "delivered":
-        return await subscribers.update(tx, subscriber, failing_since=None, probing=False)
-    failing_since = subscriber.failing_since or tx.now
-    changes: dict[str, Any] = {"failing_since": failing_since}
-    if verdict.slow_until:
-        changes["slow_until"] = max(verdict.slow_until, subscriber.slow_until or 0)
-    reason = verdict.disabled_reason
-    if reason is None and tx.now - failing_since >= FAILING_MAX_MS:
-        reason = "failing"
-    if reason is None:
-        return await subscribers.update(tx, subscriber, **changes)
-    changes |= {"status": "disabled", "disabled_reason": reason, "updated_at": tx.now}
-    disabled = await subscribers.update(tx, subscriber, **changes)
-    tx.after_commit(context.inbox.reload, disabled.id)
-    await announce(tx, context, disabled)
-    return disabled
+    """Store what a verdict changes of the subscriber; return the subscriber as it then is."""
+    old = await subscribers.get(tx, subscriber_id)
+    if old is None or old.status == "disabled":
+        return old
+    new = await subscribers.update(tx, old, **changes_of(old, verdict, tx.now))
+    if new.status == "disabled":
+        tx.after_commit(context.inbox.reload, new.id)
+        await announce(tx, context, new)
+    return new
 
 
 async def announce(tx: Transaction, context: Context, disabled: Subscriber) -> None:

@@ -45,7 +45,7 @@ def record_of(
 async def store(context: Context, ended: EndedAttempt, now: int) -> None:
     """Store an attempt; in one commit with the subscriber's health, where that changes."""
     lane, verdict, database = ended.lane, ended.verdict, context.database
-    if not health.is_changed_by(verdict, lane, now):
+    if not health.changes_of(lane, verdict, now):
         await database.write_batched(deliveries.record_attempts, ended.record)
         return
     subscriber = await database.write(_store_with_health, context, ended)

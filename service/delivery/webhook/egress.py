@@ -45,16 +45,11 @@ _REFUSED: tuple[tuple[Network, str], ...] = tuple(
     }.items()
     for network in networks.split()
 )
-_LOW_32_BITS = tuple(
-    ipaddress.IPv6Network(network) for network in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48")
-)
-# Names whose addresses are known without a lookup.
-_LOOPBACK = ("127.0.0.1", "::1")
-_KNOWN_NAMES = {
-    "localhost": _LOOPBACK,
-    "localdomain": _LOOPBACK,
-    "ip6-localhost": _LOOPBACK,
-    "ip6-loopback": _LOOPBACK,
+_LOW_32_BITS = tuple(map(ipaddress.IPv6Network, ("::/96", "64:ff9b::/96", "64:ff9b:1::/48")))
+_KNOWN_NAMES = {  # Their addresses are known without a lookup.
+    **dict.fromkeys(
+        ("localhost", "localdomain", "ip6-localhost", "ip6-loopback"), ("127.0.0.1", "::1")
+    ),
     "metadata.google.internal": ("169.254.169.254", "fd20:ce::254"),
 }
 
