@@ -13,19 +13,13 @@ from service.store.vault import Vault
 
 
 class Recipient(msgspec.Struct, frozen=True):
-    """A subscriber, ready to be sent to.
-
-    Attributes:
-        headers: the subscriber's own, decrypted.
-        last_attempt_at: read only where the subscriber has a rate, which continues from there.
-
-    """
+    """A subscriber, ready to be sent to."""
 
     subscriber: Subscriber
     target: Target
-    headers: Mapping[str, str]
+    headers: Mapping[str, str]  # The subscriber's own, decrypted.
     signer: signing_keys.Signer
-    last_attempt_at: int | None = None
+    last_attempt_at: int | None = None  # Read only if there is a rate, which continues from there.
 
 
 async def read_recipient(tx: Transaction, vault: Vault, subscriber_id: str) -> Recipient | None:

@@ -25,22 +25,13 @@ SLOW_LANE_MAX_MS = 15 * clock.MINUTE
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What follows from an attempt, for its delivery and its subscriber.
+    """What follows from an attempt, for its delivery and its subscriber."""
 
-    Attributes:
-        word: `delivered`, `retried` or `dead`: the label in logs and metrics.
-        status: the delivery's status from now on.
-        due_at: when the next attempt is due; None unless the status is `pending`.
-        slow_until: set if the receiver asks for fewer requests: until then its lane rests.
-        disabled_reason: set if the subscriber is to be disabled.
-
-    """
-
-    word: str
-    status: str
-    due_at: int | None = None
-    slow_until: int | None = None
-    disabled_reason: str | None = None
+    word: str  # `delivered`, `retried` or `dead`: the label in logs and metrics.
+    status: str  # The delivery's status from now on.
+    due_at: int | None = None  # When the next attempt is due; None unless it is `pending`.
+    slow_until: int | None = None  # The lane rests until then: fewer requests were asked for.
+    disabled_reason: str | None = None  # Set if the subscriber is to be disabled.
 
 
 DELIVERED = Verdict(word="delivered", status="delivered")

@@ -28,36 +28,22 @@ Code = Literal[
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A subscriber's URL, parsed once; targets with the same `origin` share connections.
+    """A subscriber's URL, parsed once; targets with the same `origin` share connections."""
 
-    Attributes:
-        url: in ASCII, the path and the query encoded.
-        host: in ASCII and lower case, an IPv6 address without brackets.
-        head: the request line and the host header, as they are written.
-
-    """
-
-    url: str
+    url: str  # In ASCII, with path and query encoded.
     origin: str
-    host: str
+    host: str  # In ASCII and lower case; an IPv6 address has no brackets.
     port: int
     tls: bool
-    head: bytes
+    head: bytes  # The request line and the host header, as they are written.
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
-    """A receiver's final answer, whatever its status.
+    """A receiver's final answer, whatever its status."""
 
-    Attributes:
-        status_code: 200 to 999; redirects are not followed.
-        headers: names in lower case, repeated ones too, at most webhook.request.HEADERS.
-        body: the first webhook.request.BODY_BYTES as they came, not decompressed.
-
-    """
-
-    status_code: int
-    headers: tuple[tuple[str, str], ...]
-    body: bytes
+    status_code: int  # 200 to 999; redirects are not followed.
+    headers: tuple[tuple[str, str], ...]  # In lower case, at most webhook.request.HEADERS.
+    body: bytes  # The first webhook.request.BODY_BYTES as they came, not decompressed.
 
 
 class SendError(Exception):
@@ -88,14 +74,16 @@ def parse_target(url: str) -> Target:
         port = parts.port
     except ValueError as error:
         raise ValueError("The URL's host or port is malformed.") from error
-    if parts.scheme not in PORTS:
-        raise ValueError("The URL must start with https:// or http://.")
-    if "@" in parts.netloc:
-        raise ValueError("The URL must not contain a user name or password.")
-    if "#" in url:
-        raise ValueError("The URL must not have a fragment: it would never be sent.")
-    if port == 0:
-        raise ValueError("Port 0 cannot be connected to.")
+    refusals = {
+        "The URL must start with https:// or http://.": parts.scheme not in PORTS,
+        "The URL must not contain a user name or password.": "@" in parts.netloc,
+        "The URL must not have a fragment: it would never be sent.": "#" in url,
+        "Port 0 cannot be connected to.": port == 0,
+        "The URL has no host.": not parts.hostname,
+    }
+    for reason, applies in refusals.items():
+        if applies:
+            raise ValueError(reason)
     host = _host(parts.hostname or "", bracketed="[" in parts.netloc)
     authority = f"[{host}]" if ":" in host else host
     if port not in (None, PORTS[parts.scheme]):
@@ -115,11 +103,9 @@ def parse_target(url: str) -> Target:
 
 def _host(name: str, *, bracketed: bool) -> str:
     """Return `name` as it is resolved; ValueError if it is no host name and no plain address."""
-    if not name:
-        raise ValueError("The URL has no host.")
-    if bracketed and "%" in name:
-        raise ValueError("The URL's host is an address with a zone.")
     if bracketed:
+        if "%" in name:
+            raise ValueError("The URL's host is an address with a zone.")
         return _address(name, ipaddress.IPv6Address, "The URL's host is not a valid IPv6 address.")
     if not name.isascii():
         import idna  # noqa: PLC0415  its tables would slow every start, and few hosts need them
