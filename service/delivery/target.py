@@ -42,7 +42,8 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     """A receiver's final answer, whatever its status."""
 
     status_code: int  # 200 to 999; redirects are not followed.
-    headers: tuple[tuple[str, str], ...]  # In lower case, at most webhook.request.HEADERS.
+    # Names in lower case, repeated ones too, at most webhook.request.HEADERS.
+    headers: tuple[tuple[str, str], ...]
     body: bytes  # The first webhook.request.BODY_BYTES as they came, not decompressed.
 
 
