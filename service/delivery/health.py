@@ -30,11 +30,10 @@ def changes_of(health: Lane | Subscriber, verdict: Verdict, now: int) -> dict[st
     A subscriber is disabled as `gone` or `failing`. Its pending deliveries stay pending. Events
     that come meanwhile are stored and can be replayed.
     """
-    changes: dict[str, Any] = {}
     if verdict.word == "delivered":
-        if health.failing_since is not None or health.probing:
-            changes = {"failing_since": None, "probing": False}
-        return changes
+        is_well = health.failing_since is None and not health.probing
+        return {} if is_well else {"failing_since": None, "probing": False}
+    changes: dict[str, Any] = {}
     if health.failing_since is None:
         changes["failing_since"] = now
     if (verdict.slow_until or 0) > (health.slow_until or 0):

@@ -21,6 +21,7 @@ _OWN_HEADERS = (
 )
 
 
+@functools.lru_cache(maxsize=1024)
 def refuse_header(name: str) -> str | None:
     """Return why a header of this name can never be sent, as a sentence; None if it can."""
     if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
@@ -32,15 +33,11 @@ def refuse_header(name: str) -> str | None:
 
 def encode_request(target: Target, headers: Mapping[str, str], body: bytes) -> bytes:
     """Return the whole request; ValueError for a header that cannot be sent."""
-    text = "".join([f"{_name(name)}: {value}\r\n" for name, value in headers.items()])
+    for name in headers:
+        if reason := refuse_header(name):
+            raise ValueError(reason)
+    text = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if not text.count("\r") == text.count("\n") == len(headers) or "\0" in text:
         raise ValueError("A header's value must not contain line breaks or NUL.")
     length = b"content-length: %d\r\n\r\n" % len(body)
     return b"".join((target.head, text.encode("latin-1"), length, body))
-
-
-@functools.lru_cache(maxsize=1024)
-def _name(name: str) -> str:
-    if reason := refuse_header(name):
-        raise ValueError(reason)
-    return name
