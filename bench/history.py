@@ -9,9 +9,8 @@ from msgspec.structs import replace
 from bench import callbacks, world
 from bench.plan import Plan
 from service.api.usage import USAGE_DAYS_MAX
-from service.delivery.retry import first_due
 from service.model.attempt import Attempt
-from service.model.clock import DAY, now_ms
+from service.model.clock import DAY, SECOND, now_ms
 from service.model.delivery import DueDelivery
 from service.model.event import Event
 from service.model.generation import Generation
@@ -228,7 +227,7 @@ async def _add_deliveries(
 ) -> None:
     """Store a pending delivery for the first subscriber, and an ended one for the second."""
     pending, ended = pair
-    due_at = first_due(pending.retry_schedule_seconds, tx.now)
+    due_at = tx.now + pending.retry_schedule_seconds[0] * SECOND
     await deliveries.insert(tx, [(event, pending, due_at)])
     due = deliveries.new_due(event, ended, tx.now, "scheduled")
     await deliveries.insert_ended(tx, due, _recorded(due, "dead" if index % 3 else "delivered"))

@@ -83,11 +83,12 @@ async def open_genhook(port: int) -> Post:
     """Open genhook's sender."""
     from ipaddress import ip_network  # noqa: PLC0415  only here
 
-    from service.delivery.webhook import egress, request, sender  # noqa: PLC0415  only here
+    from service.delivery.target import parse_target  # noqa: PLC0415  only here
+    from service.delivery.webhook import egress, sender  # noqa: PLC0415  only here
 
     policy = egress.Policy(allow_http=True, allow_networks=(ip_network("127.0.0.0/8"),))
     genhook = sender.WebhookSender(policy)
-    target = request.parse_target(f"http://{HOST}:{port}/inbox")
+    target = parse_target(f"http://{HOST}:{port}/inbox")
 
     async def post() -> int:
         return (await genhook.send(target, HEADERS, BODY, 15)).status_code

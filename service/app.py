@@ -18,7 +18,7 @@ from service.delivery.dispatch import Dispatcher
 from service.delivery.target import Sender
 from service.delivery.webhook import egress
 from service.delivery.webhook.connection import tls_context
-from service.delivery.webhook.sender import Limits, WebhookSender
+from service.delivery.webhook.sender import WebhookSender
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
 from service.model.clock import Clock, now_ms
@@ -171,11 +171,11 @@ def _sender(settings: Settings) -> Sender:
     if settings.http_proxy:
         from service.delivery.webhook.proxy import ProxiedSender  # noqa: PLC0415  cold start
 
-        return ProxiedSender(settings.http_proxy, ssl_context=tls_context(settings.ca_file))
+        return ProxiedSender(settings.http_proxy, tls_context(settings.ca_file))
     policy = egress.Policy(settings.allow_http, settings.allow_networks)
     ssl_context = tls_context(settings.ca_file) if settings.ca_file else None
-    limits = Limits(connections=settings.max_in_flight + SPARE_CONNECTIONS)
-    return WebhookSender(policy, ssl_context=ssl_context, limits=limits)
+    connections = settings.max_in_flight + SPARE_CONNECTIONS
+    return WebhookSender(policy, ssl_context=ssl_context, connections=connections)
 
 
 def _end_process_if_failed(task: "asyncio.Task[None]") -> None:

@@ -1,14 +1,14 @@
 """One signed attempt to deliver: what is sent, what comes back, and what follows from it."""
 
 import time
-from collections.abc import Mapping
 
 import msgspec
 from msgspec.structs import replace
 
 from service.context import Context
 from service.delivery import formats, retry
-from service.delivery.recipient import Recipient, read_recipient, unseal_recipient
+from service.delivery.formats import Message
+from service.delivery.recipient import Recipient, read_recipient
 from service.delivery.records import record_of
 from service.delivery.retry import Verdict
 from service.delivery.target import Answer, Sender, SendError
@@ -22,13 +22,6 @@ from service.store import deliveries
 from service.telemetry import log, metrics
 
 _log = log.get()
-
-
-class Message(msgspec.Struct, frozen=True):
-    """The headers and the body of an attempt; the body is what is signed."""
-
-    headers: Mapping[str, str]
-    body: bytes
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -49,7 +42,7 @@ async def attempt(
     a failed attempt instead.
     """
     started_at, began = context.clock(), time.perf_counter()
-    message = Message({}, due.body)
+    message = Message(due.body)
     answer: Answer | SendError
     try:
         message = _message(recipient, due, started_at)
@@ -80,9 +73,8 @@ async def send_test(
 
     The values of the subscriber's own headers are redacted: they often are credentials.
     """
-    sealed = await context.database.read(read_recipient, subscriber.id)
-    assert sealed is not None
-    recipient = unseal_recipient(context.vault, sealed)
+    recipient = await context.database.read(read_recipient, context.vault, subscriber.id)
+    assert recipient is not None
     due = deliveries.new_due(event, subscriber, context.clock(), "test")
     result = await attempt(context, sender, recipient, due)
     # A test is over after one attempt, whatever a retry would have been due at.
@@ -107,7 +99,7 @@ def _message(recipient: Recipient, due: DueDelivery, now: int) -> Message:
         "webhook-timestamp": str(now // SECOND),
         "webhook-signature": recipient.signer.header(due.event_id, now, event.body),
     }
-    return Message(headers, event.body)
+    return Message(event.body, headers)
 
 
 def _attempt(

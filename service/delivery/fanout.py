@@ -3,53 +3,36 @@
 from collections.abc import Sequence
 
 from service.context import Context
-from service.delivery.retry import first_due
+from service.model.clock import SECOND
 from service.model.event import Event
 from service.model.generation import Generation
 from service.model.subscriber import Subscriber
 from service.store import deliveries, subscribers
 from service.store.database import Transaction
 
-EventAndGeneration = tuple[Event, Generation | None]
 
-
-async def fan_out(tx: Transaction, context: Context, events: Sequence[EventAndGeneration]) -> None:
+async def fan_out(
+    tx: Transaction, context: Context, events: Sequence[tuple[Event, Generation | None]]
+) -> None:
     """Insert the deliveries of events, and offer those that are due now to the inbox."""
-    new = [
-        (event, subscriber, first_due(subscriber.retry_schedule_seconds, tx.now))
-        for event, subscriber in await _match(tx, events)
-    ]
+    tenants = dict.fromkeys(event.tenant for event, _ in events)
+    by_tenant = {tenant: await subscribers.of_tenant(tx, tenant) for tenant in tenants}
+    ids = {g.notify_subscriber_id for _, g in events if g and g.notify_subscriber_id}
+    by_id = {id_: await subscribers.get(tx, id_) for id_ in sorted(ids)}
+    new: list[tuple[Event, Subscriber, int]] = []
+    for event, generation in events:
+        candidates = by_tenant[event.tenant]
+        notified = generation and by_id.get(generation.notify_subscriber_id or "")
+        if notified and notified.status != "disabled":
+            candidates = [*candidates, notified]
+        new += [
+            (event, subscriber, tx.now + subscriber.retry_schedule_seconds[0] * SECOND)
+            for subscriber in candidates
+            if subscriber.subscribes_to(event.type, generation)
+        ]
     if not new:
         return
-    due = await deliveries.insert(tx, new)
-    if due:
+    if due := await deliveries.insert(tx, new):
         tx.after_commit(context.inbox.offer, due)
     for subscriber_id in {subscriber.id for _, subscriber, due_at in new if due_at > tx.now}:
         tx.after_commit(context.inbox.refill, subscriber_id)
-
-
-async def _match(
-    tx: Transaction, events: Sequence[EventAndGeneration]
-) -> list[tuple[Event, Subscriber]]:
-    """Pair each event with the subscribers of its tenant that subscribe to it."""
-    by_tenant = {
-        tenant: await subscribers.of_tenant(tx, tenant)
-        for tenant in dict.fromkeys(event.tenant for event, _ in events)
-    }
-    notify_subscribers = await _notify_subscribers(tx, [generation for _, generation in events])
-    pairs = []
-    for event, generation in events:
-        candidates = by_tenant[event.tenant]
-        if generation is not None and generation.notify_subscriber_id in notify_subscribers:
-            candidates = [*candidates, notify_subscribers[generation.notify_subscriber_id]]
-        pairs += [(event, s) for s in candidates if s.subscribes_to(event.type, generation)]
-    return pairs
-
-
-async def _notify_subscribers(
-    tx: Transaction, generations: Sequence[Generation | None]
-) -> dict[str, Subscriber]:
-    """Return the subscribers for the generations' `notify_url`s by id, without disabled ones."""
-    ids = {g.notify_subscriber_id for g in generations if g and g.notify_subscriber_id}
-    by_id = {id_: await subscribers.get(tx, id_) for id_ in sorted(ids)}
-    return {id_: s for id_, s in by_id.items() if s is not None and s.status != "disabled"}

@@ -2,23 +2,20 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Literal
 
 import msgspec
 
 Payload = Literal["full", "thin", "cloudevents"]
-CLOUDEVENTS_SOURCE = "urn:genhook:events"
 CACHED = 256  # Formatted events, for the other subscribers of the same event.
 CACHED_BYTES_MAX = 64 * 1024
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
-class Formatted(msgspec.Struct, frozen=True):
-    """The body that is signed and sent, and the headers that belong to it."""
+class Message(msgspec.Struct, frozen=True):
+    """The body that is signed and sent, and headers that are sent with it."""
 
     body: bytes
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] = {}
 
 
 class _Summary(msgspec.Struct):
@@ -29,7 +26,7 @@ class _Summary(msgspec.Struct):
 
 
 class _Event(msgspec.Struct):
-    """An event whose data stays as it was encoded."""
+    """An event whose data stays as it was encoded, unless it is replaced."""
 
     id: str
     type: str
@@ -37,45 +34,35 @@ class _Event(msgspec.Struct):
     data: msgspec.Raw
 
 
-def format_event(payload: Payload, event: bytes) -> Formatted:
+def format_event(payload: Payload, event: bytes) -> Message:
     """Return `event`, as it is stored, in a subscriber's format."""
     if payload == "full":
-        return Formatted(event, _NO_HEADERS)
+        return Message(event)
     make = _format if len(event) > CACHED_BYTES_MAX else _cached
     return make(payload, event)
 
 
-def _format(payload: Payload, event: bytes) -> Formatted:
+def _format(payload: Payload, event: bytes) -> Message:
     decoded = msgspec.json.decode(event, type=_Event)
-    return _thin(event, decoded) if payload == "thin" else _cloud_event(decoded)
-
-
-_cached = lru_cache(maxsize=CACHED)(_format)
-
-
-def _thin(event: bytes, decoded: _Event) -> Formatted:
-    """Return a generation's id and status only; events about anything else are small already."""
-    if not decoded.type.startswith("generation."):
-        return Formatted(event, _NO_HEADERS)
-    summary = msgspec.json.decode(decoded.data, type=_Summary)
-    thin = {
-        "id": decoded.id,
-        "type": decoded.type,
-        "timestamp": decoded.timestamp,
-        "data": {"id": summary.id, "status": summary.status},
-    }
-    return Formatted(msgspec.json.encode(thin), _NO_HEADERS)
-
-
-def _cloud_event(decoded: _Event) -> Formatted:
-    """Return the HTTP binding's binary content mode: the data as body, the rest as headers."""
+    summary = None
+    if decoded.type.startswith("generation."):
+        summary = msgspec.json.decode(decoded.data, type=_Summary)
+    if payload == "thin":
+        if summary is None:  # Events about anything else are small already.
+            return Message(event)
+        decoded.data = msgspec.Raw(msgspec.json.encode(summary))
+        return Message(msgspec.json.encode(decoded))
+    # The HTTP binding's binary content mode: the data as body, the rest as headers.
     headers = {
         "ce-specversion": "1.0",
         "ce-id": decoded.id,
-        "ce-source": CLOUDEVENTS_SOURCE,
+        "ce-source": "urn:genhook:events",
         "ce-type": decoded.type,
         "ce-time": decoded.timestamp,
     }
-    if decoded.type.startswith("generation."):
-        headers["ce-subject"] = msgspec.json.decode(decoded.data, type=_Summary).id or ""
-    return Formatted(bytes(decoded.data), headers)
+    if summary is not None:
+        headers["ce-subject"] = summary.id or ""
+    return Message(bytes(decoded.data), headers)
+
+
+_cached = lru_cache(maxsize=CACHED)(_format)

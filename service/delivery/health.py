@@ -1,5 +1,6 @@
 """A subscriber's health: failing, throttled, disabled, probed, recovered."""
 
+from functools import partial
 from typing import Any
 
 from service.context import Context
@@ -23,65 +24,49 @@ PROBED: dict[str, Any] = {
 }
 
 
-def is_changed_by(verdict: Verdict, lane: Lane, now: int) -> bool:
-    """True if a verdict changes the subscriber's row; most do not, and cost no statement."""
+def changes_of(health: Lane | Subscriber, verdict: Verdict, now: int) -> dict[str, Any]:
+    """Return the subscriber's fields that a verdict changes; most change none.
+
+    A subscriber is disabled as `gone` or `failing`. Its pending deliveries stay pending. Events
+    that come meanwhile are stored and can be replayed.
+    """
     if verdict.word == "delivered":
-        return lane.failing_since is not None or lane.probing
-    if verdict.disabled_reason or lane.failing_since is None:
-        return True
-    if now - lane.failing_since >= FAILING_MAX_MS:
-        return True
-    return (verdict.slow_until or 0) > lane.slow_until
+        is_well = health.failing_since is None and not health.probing
+        return {} if is_well else {"failing_since": None, "probing": False}
+    changes: dict[str, Any] = {}
+    if health.failing_since is None:
+        changes["failing_since"] = now
+    if (verdict.slow_until or 0) > (health.slow_until or 0):
+        changes["slow_until"] = verdict.slow_until
+    reason = verdict.disabled_reason
+    if reason is None and now - (health.failing_since or now) >= FAILING_MAX_MS:
+        reason = "failing"
+    if reason is not None:
+        changes |= {"status": "disabled", "disabled_reason": reason, "updated_at": now}
+    return changes
 
 
 async def apply(
     tx: Transaction, context: Context, subscriber_id: str, verdict: Verdict
 ) -> Subscriber | None:
     """Store what a verdict changes of the subscriber; return the subscriber as it then is."""
-    subscriber = await subscribers.get(tx, subscriber_id)
-    if subscriber is None or subscriber.status == "disabled":
-        return subscriber
-    if verdict.word == "delivered":
-        return await subscribers.update(tx, subscriber, failing_since=None, probing=False)
-    changes: dict[str, Any] = {"failing_since": subscriber.failing_since or tx.now}
-    if verdict.slow_until:
-        changes["slow_until"] = max(verdict.slow_until, subscriber.slow_until or 0)
-    subscriber = await subscribers.update(tx, subscriber, **changes)
-    reason = verdict.disabled_reason
-    if reason is None and tx.now - changes["failing_since"] >= FAILING_MAX_MS:
-        reason = "failing"
-    return await disable(tx, context, subscriber, reason) if reason else subscriber
-
-
-async def disable(
-    tx: Transaction, context: Context, subscriber: Subscriber, reason: str
-) -> Subscriber:
-    """Disable a subscriber as `gone` or `failing`.
-
-    Its pending deliveries stay pending. Events that come meanwhile are stored and can be replayed.
-    """
-    disabled = await subscribers.update(
-        tx, subscriber, status="disabled", disabled_reason=reason, updated_at=tx.now
-    )
-    tx.after_commit(context.inbox.reload, disabled.id)
-    await announce(tx, context, disabled)
-    return disabled
+    old = await subscribers.get(tx, subscriber_id)
+    if old is None or old.status == "disabled":
+        return old
+    new = await subscribers.update(tx, old, **changes_of(old, verdict, tx.now))
+    if new.status == "disabled":
+        tx.after_commit(context.inbox.reload, new.id)
+        await announce(tx, context, new)
+    return new
 
 
 async def announce(tx: Transaction, context: Context, disabled: Subscriber) -> None:
     """Report that a subscriber was disabled and why, in an event and in the log."""
-    data = {
-        "id": disabled.id,
-        "description": disabled.description,
-        "disabled_reason": disabled.disabled_reason,
-    }
+    id_, reason = disabled.id, disabled.disabled_reason
+    data = {"id": id_, "description": disabled.description, "disabled_reason": reason}
     if not disabled.is_notify:  # Clients do not know the id of a `notify_url`.
         event = events.new_event(disabled.tenant, "subscriber.disabled", data, None, tx.now)
         await events.insert(tx, [event])
         await fanout.fan_out(tx, context, [(event, None)])
-    tx.after_commit(_log_disabled, disabled)
-
-
-def _log_disabled(disabled: Subscriber) -> None:
-    reason = disabled.disabled_reason
-    _log.warning("subscriber.disabled", subscriber_id=disabled.id, reason=reason)
+    warn = partial(_log.warning, "subscriber.disabled", subscriber_id=id_, reason=reason)
+    tx.after_commit(warn)

@@ -2,7 +2,7 @@
 
 from service.context import Context
 from service.delivery.lanes import READY_MAX, Backlog, Lane
-from service.delivery.recipient import read_recipient, unseal_recipient
+from service.delivery.recipient import read_recipient
 from service.store import deliveries
 
 
@@ -20,11 +20,11 @@ async def load(context: Context, lane: Lane) -> bool:
 
 async def _load_recipient(context: Context, lane: Lane) -> bool:
     revision = lane.revision
-    sealed = await context.database.read(read_recipient, lane.subscriber_id)
+    recipient = await context.database.read(read_recipient, context.vault, lane.subscriber_id)
     if lane.revision != revision:
         return True  # Changed meanwhile: it is read again.
-    if sealed is not None:
-        lane.set_recipient(unseal_recipient(context.vault, sealed))
+    if recipient is not None:
+        lane.set_recipient(recipient)
         return True
     lane.drop_waiting()
     limit = deliveries.CANCEL_BATCH

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 import msgspec
 
 from service.delivery import signing_keys
-from service.delivery.target import Target
-from service.delivery.webhook.request import parse_target
+from service.delivery.target import Target, parse_target
 from service.model.subscriber import Subscriber
 from service.store import stats, subscribers
 from service.store.database import Transaction
@@ -14,51 +13,33 @@ from service.store.vault import Vault
 
 
 class Recipient(msgspec.Struct, frozen=True):
-    """A subscriber, ready to be sent to.
-
-    Attributes:
-        headers: the subscriber's own, decrypted.
-        last_attempt_at: read only where the subscriber has a rate, which continues from there.
-
-    """
+    """A subscriber, ready to be sent to."""
 
     subscriber: Subscriber
     target: Target
-    headers: Mapping[str, str]
+    headers: Mapping[str, str]  # The subscriber's own, decrypted.
     signer: signing_keys.Signer
-    last_attempt_at: int | None = None
+    last_attempt_at: int | None = None  # Read only if there is a rate, which continues from there.
 
 
-class SealedRecipient(msgspec.Struct, frozen=True):
-    """A recipient as it is stored; the secrets are the tenant's for a `notify_url`."""
+async def read_recipient(tx: Transaction, vault: Vault, subscriber_id: str) -> Recipient | None:
+    """Read a recipient, whose secrets are the tenant's for a `notify_url`.
 
-    subscriber: Subscriber
-    sealed_secrets: bytes
-    last_attempt_at: int | None
-
-
-async def read_recipient(tx: Transaction, subscriber_id: str) -> SealedRecipient | None:
-    """Read a recipient; None if the subscriber was deleted."""
+    None if the subscriber was deleted. VaultError if a key is missing.
+    """
     subscriber = await subscribers.get(tx, subscriber_id)
     if subscriber is None:
         return None
-    sealed = subscriber.sealed_secrets
+    owner_id, sealed = subscriber.id, subscriber.sealed_secrets
     if subscriber.is_notify:
-        sealed = await subscribers.tenant_secrets(tx, subscriber.tenant)
+        owner_id = subscriber.tenant
+        sealed = await subscribers.tenant_secrets(tx, owner_id)
     assert sealed is not None
     has_rate = subscriber.rate_per_second is not None
-    last_attempt_at = await stats.last_attempt_at(tx, subscriber_id) if has_rate else None
-    return SealedRecipient(subscriber, sealed, last_attempt_at)
-
-
-def unseal_recipient(vault: Vault, sealed: SealedRecipient) -> Recipient:
-    """Decrypt secrets and headers and parse the URL; VaultError if a key is missing."""
-    subscriber = sealed.subscriber
-    owner_id = subscriber.tenant if subscriber.is_notify else subscriber.id
     return Recipient(
         subscriber=subscriber,
         target=parse_target(subscriber.url),
         headers=signing_keys.unseal_headers(vault, subscriber.sealed_headers, subscriber.id),
-        signer=signing_keys.Signer(signing_keys.unseal(vault, sealed.sealed_secrets, owner_id)),
-        last_attempt_at=sealed.last_attempt_at,
+        signer=signing_keys.Signer(signing_keys.unseal(vault, sealed, owner_id)),
+        last_attempt_at=await stats.last_attempt_at(tx, subscriber_id) if has_rate else None,
     )

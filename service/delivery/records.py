@@ -44,7 +44,7 @@ def record_of(
 async def store(context: Context, ended: EndedAttempt, now: int) -> None:
     """Store an attempt; in one commit with the subscriber's health, where that changes."""
     lane, verdict, database = ended.lane, ended.verdict, context.database
-    if not health.is_changed_by(verdict, lane, now):
+    if not health.changes_of(lane, verdict, now):
         # Nobody waits for this record: at worst, a crash repeats the webhook.
         may_wait = verdict.word == "delivered" and not (lane.waiting or ended.record.ordered)
         await database.write_batched(deliveries.record_attempts, ended.record, may_wait=may_wait)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-import msgspec
+from msgspec.structs import replace
 
 from service.context import Context
 from service.model.clock import SECOND
@@ -40,9 +40,20 @@ async def start(context: Context, new: Replay, subscriber: Subscriber) -> Replay
     """
     cursor, last_seq = await context.database.read(replays.seq_bounds, new.since_at)
     until_at = min(new.until_at, context.clock() + 1)
-    new = msgspec.structs.replace(new, cursor=cursor, last_seq=last_seq, until_at=until_at)
-    new = msgspec.structs.replace(new, total=await _count(context, new, subscriber))
-    return await context.database.write(_store, context, new)
+    new = replace(new, cursor=cursor, last_seq=last_seq, until_at=until_at)
+    examined = new
+    while counted := await context.database.read(_count_window, examined, subscriber):
+        examined = counted
+    return await context.database.write(_store, context, replace(new, total=examined.total))
+
+
+async def _count_window(tx: Transaction, replay: Replay, subscriber: Subscriber) -> Replay | None:
+    """Return the replay with the matches of the next window in its total; None: no more."""
+    window = await replays.window(tx, replay, COUNT_WINDOW)
+    if window is None:
+        return None
+    matches = await replays.matching_seqs(tx, replay, subscriber, window.last_seq, COUNT_WINDOW)
+    return replace(replay, cursor=window.last_seq, total=replay.total + len(matches))
 
 
 async def _store(tx: Transaction, context: Context, new: Replay) -> Replay | Refusal:
@@ -58,28 +69,6 @@ async def _store(tx: Transaction, context: Context, new: Replay) -> Replay | Ref
     await replays.insert(tx, new)
     tx.after_commit(context.signals.replay.set)
     return new
-
-
-async def _count(context: Context, replay: Replay, subscriber: Subscriber) -> int:
-    total, cursor = 0, replay.cursor
-    while True:
-        rest = msgspec.structs.replace(replay, cursor=cursor)
-        counted = await context.database.read(_count_window, rest, subscriber)
-        if counted is None:
-            return total
-        count, cursor = counted
-        total += count
-
-
-async def _count_window(
-    tx: Transaction, replay: Replay, subscriber: Subscriber
-) -> tuple[int, int] | None:
-    """Return how many events of the next window match, and its last `seq`; None: no more."""
-    window = await replays.window(tx, replay, COUNT_WINDOW)
-    if window is None:
-        return None
-    matches = await replays.matching_seqs(tx, replay, subscriber, window.last_seq, COUNT_WINDOW)
-    return len(matches), window.last_seq
 
 
 async def cancel(tx: Transaction, context: Context, replay: Replay) -> Replay:
@@ -106,23 +95,25 @@ async def run_due(context: Context, now: int) -> tuple[int, int | None]:
 
 
 async def _run_batch(tx: Transaction, context: Context, replay_id: str) -> int:
-    """Run a batch of a replay; the same transaction moves its cursor."""
+    """Run a batch of a replay, or cancel the next deliveries of a canceled one."""
     replay = await replays.get(tx, replay_id)
     if replay is None or replay.due_at is None:
         return 0
     if replay.status != "running":
-        return await _cancel_next(tx, context, replay)
+        if await deliveries.cancel_replayed(tx, replay.id, CANCEL_BATCH) < CANCEL_BATCH:
+            await replays.update(tx, replay, due_at=None)
+        tx.after_commit(context.inbox.reload, replay.subscriber_id)
+        return 0
     subscriber = await subscribers.get(tx, replay.subscriber_id)
     if subscriber is None:
         await cancel(tx, context, replay)
-        return 0
-    if subscriber.status != "active":
+    elif subscriber.status != "active":
         await replays.update(tx, replay, due_at=tx.now + INACTIVE_WAIT_MS)
-        return 0
-    if await replays.count_untried(tx, replay.id, UNTRIED_MAX) >= UNTRIED_MAX:
+    elif await replays.count_untried(tx, replay.id, UNTRIED_MAX) >= UNTRIED_MAX:
         await replays.update(tx, replay, due_at=tx.now + UNTRIED_WAIT_MS)
-        return 0
-    return await _deliver(tx, context, replay, subscriber)
+    else:
+        return await _deliver(tx, context, replay, subscriber)
+    return 0
 
 
 async def _deliver(
@@ -148,12 +139,3 @@ async def _deliver(
     )
     tx.after_commit(context.inbox.offer, due)
     return len(due)
-
-
-async def _cancel_next(tx: Transaction, context: Context, replay: Replay) -> int:
-    """Cancel the next pending deliveries of a canceled replay."""
-    canceled = await deliveries.cancel_replayed(tx, replay.id, CANCEL_BATCH)
-    if canceled < CANCEL_BATCH:
-        await replays.update(tx, replay, due_at=None)
-    tx.after_commit(context.inbox.reload, replay.subscriber_id)
-    return 0

@@ -25,32 +25,18 @@ SLOW_LANE_MAX_MS = 15 * clock.MINUTE
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What follows from an attempt, for its delivery and its subscriber.
+    """What follows from an attempt, for its delivery and its subscriber."""
 
-    Attributes:
-        word: `delivered`, `retried` or `dead`: the label in logs and metrics.
-        status: the delivery's status from now on.
-        due_at: when the next attempt is due; None unless the status is `pending`.
-        slow_until: set if the receiver asks for fewer requests: until then its lane rests.
-        disabled_reason: set if the subscriber is to be disabled.
-
-    """
-
-    word: str
-    status: str
-    due_at: int | None = None
-    slow_until: int | None = None
-    disabled_reason: str | None = None
+    word: str  # `delivered`, `retried` or `dead`: the label in logs and metrics.
+    status: str  # The delivery's status from now on.
+    due_at: int | None = None  # When the next attempt is due; None unless it is `pending`.
+    slow_until: int | None = None  # The lane rests until then: fewer requests were asked for.
+    disabled_reason: str | None = None  # Set if the subscriber is to be disabled.
 
 
 DELIVERED = Verdict(word="delivered", status="delivered")
 DEAD = Verdict(word="dead", status="dead")
 GONE = Verdict(word="dead", status="dead", disabled_reason="gone")
-
-
-def first_due(schedule_seconds: Sequence[int], now: int) -> int:
-    """When the first attempt is due: without jitter, since events are not synchronised."""
-    return now + schedule_seconds[0] * clock.SECOND
 
 
 def decide(
@@ -77,12 +63,17 @@ def decide(
         return DEAD
     delay_ms = schedule_seconds[attempt_number] * clock.SECOND
     requested_ms = parse_retry_after(headers.get("retry-after"), now)
+    # Short delays need the jitter most: what failed together would come back together.
+    floor_ms = max(delay_ms, requested_ms or 0)
+    spread_ms = max(floor_ms * _RETRY_SPREAD, _RETRY_SPREAD_MIN_MS)
+    # One 503 is too little to stop a lane for long, unless the receiver asks for it.
+    slow_ms = min(delay_ms, SLOW_LANE_MAX_MS) if requested_ms is None else requested_ms
     throttled = status_code in _THROTTLED
     return Verdict(
         word="retried",
         status="pending",
-        due_at=now + _wait_ms(delay_ms, requested_ms, jitter),
-        slow_until=now + _slow_ms(delay_ms, requested_ms) if throttled else None,
+        due_at=now + floor_ms + int(spread_ms * jitter),
+        slow_until=now + max(slow_ms, SLOW_LANE_MIN_MS) if throttled else None,
     )
 
 
@@ -104,22 +95,3 @@ def parse_retry_after(value: str | None, now: int) -> int | None:
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
     return min(max(at - now, 0), RETRY_AFTER_MAX_MS)
-
-
-def _wait_ms(delay_ms: int, requested_ms: int | None, jitter: float) -> int:
-    """Add jitter to the longer of schedule and `Retry-After`: up to a tenth, at least a second.
-
-    Short delays need it most: what failed together would come back together.
-    """
-    floor_ms = max(delay_ms, requested_ms or 0)
-    return floor_ms + int(max(floor_ms * _RETRY_SPREAD, _RETRY_SPREAD_MIN_MS) * jitter)
-
-
-def _slow_ms(delay_ms: int, requested_ms: int | None) -> int:
-    """How long a throttled lane rests: as asked for; else the delay, at most 15 minutes.
-
-    One 503 is too little to stop a lane for longer.
-    """
-    if requested_ms is not None:
-        return max(requested_ms, SLOW_LANE_MIN_MS)
-    return min(max(delay_ms, SLOW_LANE_MIN_MS), SLOW_LANE_MAX_MS)

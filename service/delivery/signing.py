@@ -2,7 +2,7 @@
 
 import binascii
 import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 SECRET_PREFIX = "whsec_"  # noqa: S105  a prefix, not a secret
 PRIVATE_KEY_PREFIX = "whsk_"
@@ -30,37 +30,32 @@ def decode_secret(text: str) -> bytes:
     return key
 
 
+def signed_content(message_id: str, timestamp: int, body: bytes) -> bytes:
+    """Return what is signed; `timestamp` is in seconds, `body` the exact bytes sent."""
+    return b"%b.%d.%b" % (message_id.encode(), timestamp, body)
+
+
 def sign(key: bytes, message_id: str, timestamp: int, body: bytes) -> str:
-    """Return one `v1` signature; `timestamp` is in seconds, `body` the exact bytes sent."""
-    return _sign(prepare(key), _signed_content(message_id, timestamp, body))
+    """Return one `v1` signature; `timestamp` is in seconds."""
+    content = signed_content(message_id, timestamp, body)
+    return sign_content(hmac.new(key, digestmod="sha256"), content)
 
 
-def prepare(key: bytes) -> hmac.HMAC:
-    """Prepare a key for many signatures: that is a third of the cost of one."""
-    return hmac.new(key, digestmod="sha256")
+def sign_content(key: hmac.HMAC, content: bytes) -> str:
+    """Return one `v1` signature; a key prepared for many saves a third of the cost of each."""
+    # hmac.digest would release the interpreter lock, and wait for it (decision 16).
+    mac = key.copy()
+    mac.update(content)
+    return "v1," + _base64(mac.digest())
 
 
-def signature_header(
-    keys: Sequence[hmac.HMAC], message_id: str, timestamp: int, body: bytes
-) -> str:
-    """Return the `webhook-signature` value: a `v1` for each prepared key, newest first.
-
-    `timestamp` is in seconds. ValueError without a key: nothing leaves unsigned.
-    """
-    if not keys:
-        raise ValueError("a message needs at least one key to be signed with")
-    content = _signed_content(message_id, timestamp, body)
-    return " ".join([_sign(key, content) for key in keys])
-
-
-def new_keypair(random_bytes: Callable[[int], bytes]) -> tuple[str, str]:
-    """Return a fresh ed25519 pair, private then public.
+def new_private_key(random_bytes: Callable[[int], bytes]) -> str:
+    """Return a fresh ed25519 key.
 
     The specification does not define the bytes in `whsk_`; as in Svix they are seed and public key.
     """
     seed = random_bytes(_ED25519_KEY_BYTES)
-    public = _public_bytes(seed)
-    return PRIVATE_KEY_PREFIX + _base64(seed + public), PUBLIC_KEY_PREFIX + _base64(public)
+    return PRIVATE_KEY_PREFIX + _base64(seed + _public_bytes(seed))
 
 
 def decode_private_key(text: str) -> bytes:
@@ -77,39 +72,11 @@ def public_key_of(private_key: str) -> str:
     return PUBLIC_KEY_PREFIX + _base64(_public_bytes(decode_private_key(private_key)))
 
 
-def sign_asymmetric(seed: bytes, message_id: str, timestamp: int, body: bytes) -> str:
-    """Return one `v1a` signature, over the same content as `v1`; `timestamp` is in seconds."""
+def sign_asymmetric(seed: bytes, content: bytes) -> str:
+    """Return the `v1a` signature of the same content as `v1`."""
     from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415  cold start
 
-    signer = ed25519.Ed25519PrivateKey.from_private_bytes(seed)
-    return "v1a," + _base64(signer.sign(_signed_content(message_id, timestamp, body)))
-
-
-def verify_asymmetric(
-    public_key: str, message_id: str, timestamp: int, body: bytes, *, signature: str
-) -> bool:
-    """True if `signature` is this message's `v1a`; ValueError if `public_key` is no `whpk_`."""
-    from cryptography.exceptions import InvalidSignature  # noqa: PLC0415  cold start
-    from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415  cold start
-
-    verifier = ed25519.Ed25519PublicKey.from_public_bytes(_decode(public_key, PUBLIC_KEY_PREFIX))
-    try:
-        proof = _decode(signature, "v1a,")
-        verifier.verify(proof, _signed_content(message_id, timestamp, body))
-    except (ValueError, InvalidSignature):
-        return False
-    return True
-
-
-def _signed_content(message_id: str, timestamp: int, body: bytes) -> bytes:
-    return b"%b.%d.%b" % (message_id.encode(), timestamp, body)
-
-
-def _sign(key: hmac.HMAC, content: bytes) -> str:
-    # hmac.digest would release the interpreter lock, and wait for it (decision 16).
-    mac = key.copy()
-    mac.update(content)
-    return "v1," + _base64(mac.digest())
+    return "v1a," + _base64(ed25519.Ed25519PrivateKey.from_private_bytes(seed).sign(content))
 
 
 def _public_bytes(seed: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """The secrets that sign for one subscriber or tenant, encrypted at rest, rotated with overlap."""
 
 import hmac
+import math
 from collections.abc import Callable
 
 import msgspec
@@ -26,10 +27,6 @@ class Secrets(msgspec.Struct, frozen=True):
     previous: tuple[Previous, ...] = ()
     private_key: str | None = None
 
-    def live(self, now: int) -> list[str]:
-        """Return the secrets that sign at `now`, newest first."""
-        return [self.current, *(p.secret for p in self.previous if p.expires_at > now)]
-
     def rotated(self, new: str, overlap_seconds: int, now: int) -> "Secrets":
         """Return secrets with `new` as the current one; the old one signs for `overlap_seconds`."""
         old = Previous(self.current, now + overlap_seconds * SECOND)
@@ -39,7 +36,7 @@ class Secrets(msgspec.Struct, frozen=True):
 
 def new_secrets(random_bytes: Callable[[int], bytes], *, asymmetric: bool = False) -> Secrets:
     """Create new secrets, with an Ed25519 key if `v1a` is asked for."""
-    private_key = signing.new_keypair(random_bytes)[0] if asymmetric else None
+    private_key = signing.new_private_key(random_bytes) if asymmetric else None
     return Secrets(signing.new_secret(random_bytes), (), private_key)
 
 
@@ -55,9 +52,7 @@ def unseal(vault: Vault, sealed: bytes, owner_id: str) -> Secrets:
 
 def seal_headers(vault: Vault, headers: dict[str, str], owner_id: str) -> bytes | None:
     """Encrypt a subscriber's own headers, which often contain credentials; None for none."""
-    if not headers:
-        return None
-    return vault.seal(msgspec.json.encode(headers), f"headers:{owner_id}")
+    return vault.seal(msgspec.json.encode(headers), f"headers:{owner_id}") if headers else None
 
 
 def unseal_headers(vault: Vault, sealed: bytes | None, owner_id: str) -> dict[str, str]:
@@ -67,24 +62,23 @@ def unseal_headers(vault: Vault, sealed: bytes | None, owner_id: str) -> dict[st
     return msgspec.json.decode(vault.open(sealed, f"headers:{owner_id}"), type=dict[str, str])
 
 
-def _prepare(secret: str) -> hmac.HMAC:
-    return signing.prepare(signing.decode_secret(secret))
-
-
 class Signer:
     """Signs messages with keys that are decoded and prepared once for a recipient."""
 
     def __init__(self, secrets: Secrets) -> None:
-        self._current = _prepare(secrets.current)
-        self._previous = [(_prepare(p.secret), p.expires_at) for p in secrets.previous]
+        expiries = [(secrets.current, math.inf), *map(msgspec.structs.astuple, secrets.previous)]
+        self._keys = [
+            (hmac.new(signing.decode_secret(secret), digestmod="sha256"), expires_at)
+            for secret, expires_at in expiries
+        ]
         self._seed = secrets.private_key and signing.decode_private_key(secrets.private_key)
 
     def header(self, message_id: str, now: int, body: bytes) -> str:
         """Return the `webhook-signature` value for a message that leaves at `now`."""
-        keys = [self._current]
-        keys += [key for key, expires_at in self._previous if expires_at > now]
-        timestamp = now // SECOND
-        value = signing.signature_header(keys, message_id, timestamp, body)
-        if not self._seed:
-            return value
-        return f"{value} {signing.sign_asymmetric(self._seed, message_id, timestamp, body)}"
+        content = signing.signed_content(message_id, now // SECOND, body)
+        signatures = [
+            signing.sign_content(key, content) for key, expires_at in self._keys if expires_at > now
+        ]
+        if self._seed:
+            signatures.append(signing.sign_asymmetric(self._seed, content))
+        return " ".join(signatures)

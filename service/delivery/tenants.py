@@ -1,7 +1,9 @@
-"""Tenants: the owners of rows. Each has a secret of its own, which signs for its `notify_url`s."""
+"""Tenants: the owners of rows, with a secret and with subscribers for their `notify_url`s."""
 
 from service.context import Context
-from service.delivery import signing_keys
+from service.delivery import health, retry, signing_keys
+from service.model.ids import new_id
+from service.model.subscriber import Subscriber
 from service.store import subscribers
 from service.store.database import Transaction
 
@@ -16,3 +18,28 @@ async def ensure(tx: Transaction, context: Context, tenant: str) -> bytes:
         sealed = signing_keys.seal(context.vault, secrets, tenant)
         await subscribers.insert_tenant(tx, tenant, sealed)
     return sealed
+
+
+async def subscriber_for(tx: Transaction, context: Context, tenant: str, url: str) -> Subscriber:
+    """Return the tenant's subscriber for a `notify_url`, inserted if there is none yet.
+
+    Each URL has one subscriber, and thereby one lane. A disabled one is enabled again.
+    """
+    stored = await subscribers.for_notify(tx, tenant, url)
+    if stored is None:
+        new = Subscriber(
+            id=new_id("sub", tx.now),
+            tenant=tenant,
+            is_notify=True,
+            url=url,
+            retry_schedule_seconds=list(retry.DEFAULT_RETRY_SECONDS),
+            created_at=tx.now,
+            updated_at=tx.now,
+        )
+        await subscribers.insert(tx, new)
+        return new
+    if stored.status != "disabled":
+        return stored
+    tx.after_commit(context.inbox.reload, stored.id)
+    changes = {**health.PROBED, "status": "active", "updated_at": tx.now}
+    return await subscribers.update(tx, stored, **changes)

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from service.context import Context
 from service.delivery import retry
-from service.delivery.notify import subscriber_for
+from service.delivery.tenants import subscriber_for
 from service.generations import ingest, schedule
 from service.generations.ingest import Batch, Update
 from service.model.clock import SECOND

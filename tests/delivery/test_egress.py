@@ -7,14 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.delivery.webhook.egress import (
-    EgressError,
-    Policy,
-    refuse_address,
-    refuse_url,
-    resolve,
-    split_url,
-)
+from service.delivery.target import SendError, parse_target
+from service.delivery.webhook.egress import Policy, refuse_address, refuse_url, resolve
 
 CLOSED = Policy()
 HTTP = Policy(allow_http=True)
@@ -269,18 +263,20 @@ def test_this_machine_has_its_names_where_loopback_is_allowed() -> None:
 def test_any_text_is_either_refused_or_a_url_in_plain_ascii(text: str) -> None:
     for url in (text, "https://" + text):
         if refuse_url(url, CLOSED) is None:
-            parts = split_url(url)
-            assert (parts.authority + parts.path).isascii()
-            assert not set(parts.authority + parts.path) & set(" \r\n\t\\#@\0")
+            target = parse_target(url)
+            assert target.url.isascii()
+            assert not set(target.url) & set(" \r\n\t\\#@\0")
 
 
 def test_a_url_is_taken_apart_and_encoded() -> None:
-    parts = split_url("HTTP://B\u00fccher.Example:8080/\u00e4%20b?q=\u20ac&r=<x>")
-    assert parts.scheme == "http"
-    assert parts.host == "xn--bcher-kva.example"
-    assert parts.port == 8080
-    assert parts.path == "/%C3%A4%20b?q=%E2%82%AC&r=%3Cx%3E"
-    assert parts.authority == "xn--bcher-kva.example:8080"
+    target = parse_target("HTTP://B\u00fccher.Example:8080/\u00e4%20b?q=\u20ac&r=<x>")
+    path = "/%C3%A4%20b?q=%E2%82%AC&r=%3Cx%3E"
+    assert target.origin == "http://xn--bcher-kva.example:8080"
+    assert target.url == target.origin + path
+    assert target.host == "xn--bcher-kva.example"
+    assert target.port == 8080
+    assert not target.tls
+    assert target.head.decode() == (f"POST {path} HTTP/1.1\r\nhost: xn--bcher-kva.example:8080\r\n")
 
 
 @pytest.mark.parametrize(
@@ -294,7 +290,7 @@ def test_a_url_is_taken_apart_and_encoded() -> None:
     ],
 )
 def test_a_host_header_has_a_port_where_it_is_unusual(url: str, authority: str) -> None:
-    assert split_url(url).authority == authority
+    assert parse_target(url).head.decode() == f"POST / HTTP/1.1\r\nhost: {authority}\r\n"
 
 
 # Names
@@ -318,7 +314,7 @@ async def test_allowed_addresses_keep_their_order_and_refused_ones_are_left_out(
 
 
 async def test_a_name_with_only_refused_addresses_is_refused_without_naming_them() -> None:
-    with pytest.raises(EgressError) as caught:
+    with pytest.raises(SendError) as caught:
         await resolve("example.com", 443, CLOSED, answering("10.0.0.1", "127.0.0.1"))
     assert caught.value.code == "address_refused"
     assert str(caught.value) == "example.com is a private address: not allowed."
@@ -328,13 +324,13 @@ async def test_a_name_with_only_refused_addresses_is_refused_without_naming_them
 async def test_a_name_without_addresses_is_a_dns_failure(
     lookup: Callable[[str, int], Awaitable[Sequence[str]]],
 ) -> None:
-    with pytest.raises(EgressError) as caught:
+    with pytest.raises(SendError) as caught:
         await resolve("example.com", 443, CLOSED, lookup)
     assert caught.value.code == "dns_failed"
 
 
 async def test_an_address_is_checked_and_not_looked_up() -> None:
     assert await resolve("1.1.1.1", 443, CLOSED, failing) == ["1.1.1.1"]
-    with pytest.raises(EgressError) as caught:
+    with pytest.raises(SendError) as caught:
         await resolve("::1", 443, CLOSED, failing)
     assert caught.value.code == "address_refused"

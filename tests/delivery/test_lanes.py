@@ -7,7 +7,7 @@ from typing import Any
 from service.delivery import signing_keys
 from service.delivery.lanes import READY_BYTES_MAX, READY_MAX, Lane
 from service.delivery.recipient import Recipient
-from service.delivery.webhook.request import parse_target
+from service.delivery.target import parse_target
 from service.model.delivery import DueDelivery
 from service.model.subscriber import Subscriber
 from tests.harness import START, SUBSCRIBER_URL

@@ -195,14 +195,6 @@ def test_who_asks_for_a_longer_wait_never_waits_less(a: int, b: int, jitter: flo
     assert late >= NOW + longer * SECOND
 
 
-@relaxed
-@given(schedules, moments)
-def test_the_first_attempt_is_due_after_the_first_delay_exactly(
-    schedule_seconds: list[int], now: int
-) -> None:
-    assert retry.first_due(schedule_seconds, now) == now + schedule_seconds[0] * SECOND
-
-
 # Retry-After
 
 

@@ -144,7 +144,8 @@ async def test_a_change_reaches_a_lane_that_is_reading_at_that_moment(
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE)
         database = world.app.database
-        old, gate = await database.read(read_recipient, subscriber["id"]), Gate()
+        vault, gate = world.app.parts.context.vault, Gate()
+        old = await database.read(read_recipient, vault, subscriber["id"])
 
         async def slow(unit: Any, *args: Any) -> Any:
             if unit is read_recipient and not gate.is_open.is_set():

@@ -9,9 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from service.delivery.target import Target
+from service.delivery.target import Target, parse_target
 from service.delivery.webhook.egress import Policy
-from service.delivery.webhook.request import parse_target
 from service.delivery.webhook.sender import WebhookSender
 
 LOCAL = Policy(

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from service.delivery.target import SendError, Target
+from service.delivery.target import SendError, Target, parse_target
 from service.delivery.webhook.egress import Policy
-from service.delivery.webhook.request import parse_target
-from service.delivery.webhook.sender import Limits, WebhookSender
+from service.delivery.webhook.sender import WebhookSender
 from tests.wire import receivers
 from tests.wire.receivers import (
     HEADERS,
@@ -81,8 +80,7 @@ async def test_no_more_are_kept_than_the_limit_says() -> None:
             await together.wait()
             await peer.write(OK)
 
-    limits = Limits(idle_per_origin=1)
-    async with receiving(script) as receiver, sending(limits=limits) as sender:
+    async with receiving(script) as receiver, sending(idle_per_origin=1) as sender:
         for connections in (3, 5):
             await asyncio.gather(*(post(sender, receiver.target) for _ in range(3)))
             assert receiver.connections == connections
@@ -97,8 +95,10 @@ async def test_a_connection_unused_for_too_long_is_closed() -> None:
         await peer.gone()
         closed.set()
 
-    limits = Limits(idle_seconds=0.05)
-    async with receiving(in_turn(script, always(OK))) as receiver, sending(limits=limits) as sender:
+    async with (
+        receiving(in_turn(script, always(OK))) as receiver,
+        sending(idle_seconds=0.05) as sender,
+    ):
         await post(sender, receiver.target)
         async with asyncio.timeout(5):
             await closed.wait()
@@ -122,7 +122,7 @@ async def test_connections_left_at_different_times_are_all_closed() -> None:
     async with (
         receiving(slow(0)) as one,
         receiving(slow(0.05)) as two,
-        sending(limits=Limits(idle_seconds=0.1)) as sender,
+        sending(idle_seconds=0.1) as sender,
     ):
         await asyncio.gather(post(sender, one.target), post(sender, two.target))
         async with asyncio.timeout(5):
@@ -130,11 +130,10 @@ async def test_connections_left_at_different_times_are_all_closed() -> None:
 
 
 async def test_an_unused_connection_gives_way_to_another_target() -> None:
-    limits = Limits(connections=1)
     async with (
         receiving(always(OK)) as one,
         receiving(always(OK)) as two,
-        sending(limits=limits) as sender,
+        sending(connections=1) as sender,
     ):
         for _ in range(2):
             assert await post(sender, one.target) == 204
@@ -143,19 +142,17 @@ async def test_an_unused_connection_gives_way_to_another_target() -> None:
 
 
 async def test_who_waits_for_a_connection_gets_the_next_one_that_is_free() -> None:
-    limits = Limits(connections=2)
     async with (
         receiving(always(OK)) as one,
         receiving(always(OK)) as two,
-        sending(limits=limits) as sender,
+        sending(connections=2) as sender,
     ):
         targets = [one.target, two.target] * 10
         assert await asyncio.gather(*(post(sender, target) for target in targets)) == [204] * 20
 
 
 async def test_waiting_for_a_connection_is_part_of_the_deadline() -> None:
-    limits = Limits(connections=1)
-    async with receiving(receivers.hang) as receiver, sending(limits=limits) as sender:
+    async with receiving(receivers.hang) as receiver, sending(connections=1) as sender:
         hanging = asyncio.ensure_future(post(sender, receiver.target))
         waiting = asyncio.ensure_future(post(sender, receiver.target, 0.1))
         with pytest.raises(SendError) as caught:
@@ -421,11 +418,10 @@ async def test_a_canceled_send_closes_its_connection() -> None:
 
 
 async def test_a_send_that_fails_gives_its_connection_back() -> None:
-    limits = Limits(connections=1)
     async with (
         receiving(receivers.hang) as silent,
         receiving(in_turn(once(b"no"), always(OK))) as receiver,
-        sending(limits=limits) as sender,
+        sending(connections=1) as sender,
     ):
         for target, seconds, code in (
             (silent.target, 0.1, "timeout"),
@@ -447,7 +443,7 @@ async def test_a_send_canceled_while_connecting_gives_its_connection_back() -> N
     async with (
         receiving(script) as silent,
         receiving(always(OK)) as receiver,
-        sending(limits=Limits(connections=1)) as sender,
+        sending(connections=1) as sender,
     ):
         for _ in range(2):
             target = parse_target(f"https://127.0.0.1:{silent.port}/")

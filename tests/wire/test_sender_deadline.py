@@ -7,9 +7,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from service.delivery.target import SendError, Target
+from service.delivery.target import SendError, Target, parse_target
 from service.delivery.webhook.connection import tls_context
-from service.delivery.webhook.request import parse_target
 from service.delivery.webhook.sender import WebhookSender
 from tests.wire import receivers
 from tests.wire.receivers import (

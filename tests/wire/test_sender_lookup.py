@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from service.delivery.webhook import dns as lookups
-from service.delivery.webhook.dns import SystemLookup
+from service.delivery.webhook import egress
+from service.delivery.webhook.egress import SystemLookup
 from tests.wire.receivers import HEADERS, OK, always, receiving, sending
 
 
@@ -41,7 +41,7 @@ async def test_a_slow_name_holds_one_thread_and_no_other_name(
             answered.wait(10)
         return ["192.0.2.1"]
 
-    monkeypatch.setattr(lookups, "_getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(egress, "_getaddrinfo", getaddrinfo)
     lookup = SystemLookup(threads=2)
     for _ in range(3):
         with pytest.raises(TimeoutError):

@@ -8,10 +8,9 @@ from contextlib import asynccontextmanager
 import pytest
 import trustme
 
-from service.delivery.target import Answer, SendError
+from service.delivery.target import Answer, SendError, parse_target
 from service.delivery.webhook.connection import tls_context
 from service.delivery.webhook.proxy import ProxiedSender
-from service.delivery.webhook.request import parse_target
 from tests.wire import receivers
 from tests.wire.receivers import (
     HEADERS,
@@ -33,7 +32,8 @@ TARGET = parse_target("http://receiver.test/webhooks")
 async def through(
     proxy: Receiver, context: ssl.SSLContext | None = None
 ) -> AsyncIterator[ProxiedSender]:
-    sender = ProxiedSender(f"http://me:secret@127.0.0.1:{proxy.port}", ssl_context=context)
+    url = f"http://me:secret@127.0.0.1:{proxy.port}"
+    sender = ProxiedSender(url, context or tls_context())
     try:
         yield sender
     finally:

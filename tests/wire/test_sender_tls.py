@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from service.delivery.target import SendError
+from service.delivery.target import SendError, parse_target
 from service.delivery.webhook.connection import tls_context
-from service.delivery.webhook.request import parse_target
 from tests.wire.receivers import HEADERS, LOOPS, OK, Peer, Script, always, names, receiving, sending
 
 pytestmark = pytest.mark.parametrize("anyio_backend", LOOPS, ids=["asyncio", "uvloop"])

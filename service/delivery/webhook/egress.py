@@ -1,19 +1,19 @@
 """Which addresses may be reached: URLs are checked at creation, addresses at each connection."""
 
+import asyncio
+import functools
 import ipaddress
-import re
+import socket
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Literal
-from urllib.parse import quote, urlsplit
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
+from service.delivery.target import SendError, parse_target
 
-URL_CHARACTERS = 2048
-PORTS = {"http": 80, "https": 443}
+THREADS = 32  # That look names up.
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 
 # The first match wins, so narrow networks stand before wide ones. From the IANA special-purpose
 # registries, and the metadata services outside the link-local network.
@@ -45,22 +45,13 @@ _REFUSED: tuple[tuple[Network, str], ...] = tuple(
     }.items()
     for network in networks.split()
 )
-_LOW_32_BITS = tuple(
-    ipaddress.IPv6Network(network) for network in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48")
-)
-# Names whose addresses are known without a lookup.
-_LOOPBACK = ("127.0.0.1", "::1")
-_KNOWN_NAMES = {
-    "localhost": _LOOPBACK,
-    "localdomain": _LOOPBACK,
-    "ip6-localhost": _LOOPBACK,
-    "ip6-loopback": _LOOPBACK,
+_LOW_32_BITS = tuple(map(ipaddress.IPv6Network, ("::/96", "64:ff9b::/96", "64:ff9b:1::/48")))
+_KNOWN_NAMES = {  # Their addresses are known without a lookup.
+    **dict.fromkeys(
+        ("localhost", "localdomain", "ip6-localhost", "ip6-loopback"), ("127.0.0.1", "::1")
+    ),
     "metadata.google.internal": ("169.254.169.254", "fd20:ce::254"),
 }
-_UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")
-_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
-_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_PATH_SAFE = "/%:@!$&'()*+,;=-._~?[]"
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -70,69 +61,21 @@ class Policy(msgspec.Struct, frozen=True):
     allow_networks: tuple[Network, ...] = ()
 
 
-class EgressError(Exception):
-    """There is no address to connect to."""
-
-    def __init__(self, code: Literal["address_refused", "dns_failed"], message: str) -> None:
-        super().__init__(message)
-        self.code: Literal["address_refused", "dns_failed"] = code
-
-
-class Url(msgspec.Struct, frozen=True):
-    """An http(s) URL in parts: `host` is ASCII and lower case, `path` has the query, encoded."""
-
-    scheme: str
-    host: str
-    port: int
-    path: str
-
-    @property
-    def authority(self) -> str:
-        """The value of a Host header: IPv6 in brackets, the port unless it is the default."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == PORTS[self.scheme] else f"{host}:{self.port}"
-
-
-def split_url(url: str) -> Url:
-    """Parse `url`; ValueError with a sentence for people if it cannot be sent to."""
-    if len(url) > URL_CHARACTERS:
-        raise ValueError(f"The URL is longer than {URL_CHARACTERS} characters.")
-    if _UNPRINTABLE.search(url) or "\\" in url:
-        raise ValueError("The URL contains a space, a control character or a backslash.")
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise ValueError("The URL's host or port is malformed.") from error
-    if parts.scheme not in PORTS:
-        raise ValueError("The URL must start with https:// or http://.")
-    if "@" in parts.netloc:
-        raise ValueError("The URL must not contain a user name or password.")
-    if "#" in url:
-        raise ValueError("The URL must not have a fragment: it would never be sent.")
-    if port == 0:
-        raise ValueError("Port 0 cannot be connected to.")
-    query = f"?{parts.query}" if parts.query else ""
-    return Url(
-        scheme=parts.scheme,
-        host=_host(parts.hostname or "", bracketed="[" in parts.netloc),
-        port=port or PORTS[parts.scheme],
-        path=quote((parts.path or "/") + query, safe=_PATH_SAFE),
-    )
-
-
 def refuse_url(url: str, policy: Policy) -> str | None:
     """Return why `url` can never be delivered to, as a sentence; None if it can.
 
     Names are not resolved here: their addresses are checked whenever a connection is made.
     """
     try:
-        parts = split_url(url)
+        target = parse_target(url)
     except ValueError as error:
         return str(error)
-    if parts.scheme == "http" and not policy.allow_http:
+    if not (target.tls or policy.allow_http):
         return "The URL must use https."
-    reasons = [refuse_address(ip, policy) for ip in _addresses_without_lookup(parts.host)]
+    host = target.host
+    top = host.rpartition(".")[2]  # Every name under localhost is localhost (RFC 6761).
+    addresses = _KNOWN_NAMES.get(host) or _KNOWN_NAMES.get(top) or _literal(host)
+    reasons = [refuse_address(ip, policy) for ip in addresses]
     if reasons and all(reasons):
         return f"The URL's host is {reasons[0]}, which is not allowed."
     return None
@@ -150,94 +93,43 @@ def refuse_address(ip: str, policy: Policy) -> str | None:
         address = ipaddress.ip_address(ip)
     except ValueError:
         return "not an address"
-    if not any(address in network for network in policy.allow_networks):
-        for network, kind in _REFUSED:
-            if address in network:
-                return kind
-    for embedded in _embedded(address):
-        if reason := refuse_address(str(embedded), policy):
-            return reason
-    return None
+    kind = next((kind for network, kind in _REFUSED if address in network), None)
+    if kind and not any(address in network for network in policy.allow_networks):
+        return kind
+    reasons = (refuse_address(str(ipv4), policy) for ipv4 in _embedded(address))
+    return next(filter(None, reasons), None)
 
 
 async def resolve(host: str, port: int, policy: Policy, lookup: Lookup) -> list[str]:
     """Return the addresses of `host` that may be connected to, in the order of `lookup`.
 
-    EgressError if there are none. The message contains no address, since the client that chose
+    SendError if there are none. The message contains no address, since the client that chose
     the URL can read it.
     """
-    literal = _literal(host)
     try:
-        addresses = [str(literal)] if literal else await lookup(host, port)
+        addresses = _literal(host) or await lookup(host, port)
     except (OSError, UnicodeError) as error:
-        raise EgressError("dns_failed", f"{host} could not be resolved.") from error
+        raise SendError("dns_failed", f"{host} could not be resolved.") from error
     if not addresses:
-        raise EgressError("dns_failed", f"{host} has no address.")
+        raise SendError("dns_failed", f"{host} has no address.")
     reasons = {ip: refuse_address(ip, policy) for ip in addresses}
     allowed = [ip for ip, reason in reasons.items() if reason is None]
     if not allowed:
-        raise EgressError("address_refused", f"{host} is {reasons[addresses[0]]}: not allowed.")
+        raise SendError("address_refused", f"{host} is {reasons[addresses[0]]}: not allowed.")
     return allowed
 
 
-def _host(name: str, *, bracketed: bool) -> str:
-    """Return `name` as it is resolved; ValueError if it is no host name and no plain address."""
-    if not name:
-        raise ValueError("The URL has no host.")
-    if bracketed:
-        return _ipv6(name)
-    host = _ascii(name).removesuffix(".")
-    labels = host.split(".")
-    if _NUMBER.fullmatch(labels[-1]):
-        return _ipv4(host)
-    if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        raise ValueError("The URL's host is not a valid host name.")
-    return host
-
-
-def _ascii(name: str) -> str:
-    if name.isascii():
-        return name.lower()
-    import idna  # noqa: PLC0415  its tables would slow every start, and few hosts need them
-
+def _literal(host: str) -> Sequence[str]:
+    """Return the host if it is an address; a name has to be looked up."""
     try:
-        return idna.encode(name, uts46=True).decode("ascii").lower()
-    except idna.IDNAError as error:
-        raise ValueError("The URL's host is not a valid international name.") from error
-
-
-def _ipv4(host: str) -> str:
-    # Resolvers also accept 127.1, 0x7f000001, 2130706433 and 0177.0.0.1 as addresses.
-    try:
-        return str(ipaddress.IPv4Address(host))
-    except ValueError as error:
-        raise ValueError("An IPv4 address must be four decimal numbers.") from error
-
-
-def _ipv6(host: str) -> str:
-    if "%" in host:
-        raise ValueError("The URL's host is an address with a zone.")
-    try:
-        return str(ipaddress.IPv6Address(host))
-    except ValueError as error:
-        raise ValueError("The URL's host is not a valid IPv6 address.") from error
-
-
-def _literal(host: str) -> Address | None:
-    try:
-        return ipaddress.ip_address(host)
+        return [str(ipaddress.ip_address(host))]
     except ValueError:
-        return None
+        return []
 
 
-def _addresses_without_lookup(host: str) -> tuple[str, ...]:
-    if _literal(host):
-        return (host,)
-    top = host.rpartition(".")[2]  # Every name under localhost is localhost (RFC 6761).
-    return _KNOWN_NAMES.get(host) or _KNOWN_NAMES.get(top) or ()
-
-
-def _embedded(address: Address) -> list[ipaddress.IPv4Address]:
+def _embedded(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
+) -> list[ipaddress.IPv4Address]:
     """Return every IPv4 address that a network might extract from an IPv6 address."""
     if isinstance(address, ipaddress.IPv4Address):
         return []
@@ -245,3 +137,40 @@ def _embedded(address: Address) -> list[ipaddress.IPv4Address]:
     if any(address in network for network in _LOW_32_BITS) and int(address) > 1:
         embedded.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
     return [ipv4 for ipv4 in embedded if ipv4]
+
+
+class SystemLookup:
+    """A Lookup over getaddrinfo, in threads of its own.
+
+    A thread that waits for a name server cannot be interrupted, and the event loop's own pool may
+    have only four. Here a name occupies one thread at most: all attempts that resolve it share one
+    lookup, which goes on even if the attempt that started it gives up.
+    """
+
+    def __init__(self, threads: int = THREADS) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="lookup")
+        self._running: dict[tuple[str, int], asyncio.Future[list[str]]] = {}
+
+    async def __call__(self, host: str, port: int) -> list[str]:
+        """Return the addresses of `host` in the system's order; OSError if it has none."""
+        key = (host, port)
+        if key not in self._running:
+            loop = asyncio.get_running_loop()
+            lookup = loop.run_in_executor(self._threads, _getaddrinfo, host, port)
+            self._running[key] = lookup
+            lookup.add_done_callback(functools.partial(self._finish, key))
+        return await asyncio.shield(self._running[key])
+
+    def close(self) -> None:
+        """Start no more lookups; threads that wait for a name server end by themselves."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _finish(self, key: tuple[str, int], lookup: asyncio.Future[list[str]]) -> None:
+        del self._running[key]
+        if not lookup.cancelled():
+            lookup.exception()  # Retrieved, as every waiter may have given up.
+
+
+def _getaddrinfo(host: str, port: int) -> list[str]:
+    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in infos))

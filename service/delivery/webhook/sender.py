@@ -1,26 +1,16 @@
 """Sends webhooks: one POST each, to checked addresses, over connections that are reused."""
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Mapping
-
-import msgspec
 
 from service.delivery.target import Answer, SendError, Target
 from service.delivery.webhook import egress
 from service.delivery.webhook.connection import Connection, tls_context
-from service.delivery.webhook.dns import SystemLookup
 from service.delivery.webhook.request import encode_request
 
 ADDRESSES = 4  # Tried in turn for one attempt.
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """How many connections there may be over all targets, and how long an idle one stays open."""
-
-    connections: int = 1024
-    idle_per_origin: int = 512
-    idle_seconds: float = 30.0
 
 
 class WebhookSender:
@@ -28,7 +18,8 @@ class WebhookSender:
 
     A new connection resolves the name anew and goes to an address that `policy` allows; a reused
     one stays on the address that was checked. Create it in the event loop that it runs in. Without
-    an `ssl_context`, one is made for the first https target.
+    an `ssl_context`, one is made for the first https target. `connections` is the limit over all
+    targets, and an idle connection is closed after `idle_seconds`.
     """
 
     def __init__(
@@ -37,15 +28,17 @@ class WebhookSender:
         *,
         ssl_context: ssl.SSLContext | None = None,
         lookup: egress.Lookup | None = None,
-        limits: Limits | None = None,
+        connections: int = 1024,
+        idle_per_origin: int = 512,
+        idle_seconds: float = 30.0,
     ) -> None:
         self._policy = policy
         self._ssl_context = ssl_context
-        self._system_lookup = SystemLookup()
-        self._lookup = lookup or self._system_lookup
-        self._limits = limits or Limits()
+        self._lookup = lookup or egress.SystemLookup()
+        self._idle_per_origin = idle_per_origin
+        self._idle_seconds = idle_seconds
         self._loop = asyncio.get_running_loop()
-        self._slots = asyncio.Semaphore(self._limits.connections)
+        self._slots = asyncio.Semaphore(connections)
         self._waiting = 0  # Sends that wait for one of the slots.
         self._open: set[Connection] = set()  # Connecting ones too: each holds a slot.
         self._idle: dict[str, list[Connection]] = {}  # By origin, longest idle first.
@@ -78,7 +71,8 @@ class WebhookSender:
     async def close(self) -> None:
         """Close all connections; exchanges under way end with `connection_closed`."""
         self._closed = asyncio.Event()
-        self._system_lookup.close()
+        if isinstance(self._lookup, egress.SystemLookup):
+            self._lookup.close()
         if self._sweep_timer:
             self._sweep_timer.cancel()
         for connection in list(self._open):
@@ -109,8 +103,6 @@ class WebhookSender:
                 addresses = await egress.resolve(
                     target.host, target.port, self._policy, self._lookup
                 )
-        except egress.EgressError as error:
-            raise SendError(error.code, str(error)) from error
         except TimeoutError as error:
             raise SendError("timeout", f"{target.host} was not resolved in time.") from error
         cause: OSError = TimeoutError()
@@ -126,6 +118,8 @@ class WebhookSender:
         raise _connect_error(cause, target) from cause
 
     async def _connect_to(self, ip: str, target: Target) -> Connection:
+        if target.tls and self._ssl_context is None:
+            self._ssl_context = tls_context()
         await self._take_slot()
         connection = Connection(target.origin, self._remove)
         self._open.add(connection)
@@ -134,7 +128,7 @@ class WebhookSender:
                 lambda: connection,
                 ip,
                 target.port,
-                ssl=self._tls() if target.tls else None,
+                ssl=self._ssl_context if target.tls else None,
                 server_hostname=target.host if target.tls else None,
             )
         except BaseException:
@@ -147,21 +141,16 @@ class WebhookSender:
         return connection
 
     async def _take_slot(self) -> None:
-        """Wait for one of `limits.connections`, closing the one that is idle for longest."""
+        """Wait for one of the slots, closing the one that is idle for longest."""
         if self._slots.locked():
-            lists = [idle for idle in self._idle.values() if idle]
-            if lists:
-                min(lists, key=_idle_since).pop(0).abort()
+            longest = min(filter(None, self._idle.values()), key=_idle_since, default=None)
+            if longest:
+                longest.pop(0).abort()
         self._waiting += 1
         try:
             await self._slots.acquire()
         finally:
             self._waiting -= 1
-
-    def _tls(self) -> ssl.SSLContext:
-        if self._ssl_context is None:
-            self._ssl_context = tls_context()
-        return self._ssl_context
 
     def _take_idle(self, origin: str) -> Connection | None:
         idle = self._idle.get(origin)
@@ -172,28 +161,26 @@ class WebhookSender:
         return None
 
     def _put_back(self, connection: Connection) -> None:
-        idle = self._idle.get(connection.origin)
-        if idle is None:
-            idle = self._idle[connection.origin] = []
-        full = len(idle) >= self._limits.idle_per_origin
+        idle = self._idle.setdefault(connection.origin, [])
+        full = len(idle) >= self._idle_per_origin
         if full or self._waiting or self._closed or not connection.is_usable():
             connection.abort()
             return
         connection.idle_since = self._loop.time()
         idle.append(connection)
         if self._sweep_timer is None:
-            self._sweep_timer = self._loop.call_later(self._limits.idle_seconds, self._sweep)
+            self._sweep_timer = self._loop.call_later(self._idle_seconds, self._sweep)
 
     def _sweep(self) -> None:
         """Close connections that are idle for too long, and plan the next sweep."""
         self._sweep_timer = None
-        horizon = self._loop.time() - self._limits.idle_seconds
+        horizon = self._loop.time() - self._idle_seconds
         for idle in self._idle.values():
             while idle and idle[0].idle_since <= horizon:
                 idle.pop(0).abort()
         self._idle = {origin: idle for origin, idle in self._idle.items() if idle}
         if self._idle:
-            due_at = min(map(_idle_since, self._idle.values())) + self._limits.idle_seconds
+            due_at = min(map(_idle_since, self._idle.values())) + self._idle_seconds
             self._sweep_timer = self._loop.call_at(due_at, self._sweep)
 
     def _remove(self, connection: Connection) -> None:
@@ -202,9 +189,8 @@ class WebhookSender:
             return
         self._open.remove(connection)
         self._slots.release()
-        idle = self._idle.get(connection.origin)
-        if idle and connection in idle:
-            idle.remove(connection)
+        with contextlib.suppress(KeyError, ValueError):  # It was not idle.
+            self._idle[connection.origin].remove(connection)
         if self._closed and not self._open:
             self._closed.set()
 
@@ -215,12 +201,13 @@ def _idle_since(idle: list[Connection]) -> float:
 
 def _connect_error(error: OSError, target: Target) -> SendError:
     """Translate why no connection was opened."""
-    if isinstance(error, TimeoutError):
-        return SendError("timeout", f"{target.host} could not be connected to in time.")
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return SendError("tls_failed", f"The certificate was refused: {error.verify_message}")
-    if isinstance(error, ConnectionRefusedError):
-        return SendError("connect_refused", f"{target.host} refused the connection.")
-    if isinstance(error, ssl.SSLError) or (target.tls and isinstance(error, ConnectionError)):
-        return SendError("tls_failed", f"{target.host} did not complete the TLS handshake.")
+    match error:
+        case TimeoutError():
+            return SendError("timeout", f"{target.host} could not be connected to in time.")
+        case ssl.SSLCertVerificationError():
+            return SendError("tls_failed", f"The certificate was refused: {error.verify_message}")
+        case ConnectionRefusedError():
+            return SendError("connect_refused", f"{target.host} refused the connection.")
+        case ssl.SSLError() | ConnectionError() if target.tls:
+            return SendError("tls_failed", f"{target.host} did not complete the TLS handshake.")
     return SendError("connect_failed", f"{target.host} could not be connected to.")
