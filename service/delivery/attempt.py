@@ -9,7 +9,6 @@ from service.context import Context
 from service.delivery import formats, retry
 from service.delivery.formats import Message
 from service.delivery.recipient import Recipient, read_recipient
-from service.delivery.records import record_of
 from service.delivery.retry import Verdict
 from service.delivery.target import Answer, Sender, SendError
 from service.model.attempt import Attempt
@@ -19,16 +18,18 @@ from service.model.event import Event
 from service.model.ids import new_id
 from service.model.subscriber import Subscriber
 from service.store import deliveries
+from service.store.deliveries import AttemptRecord
 from service.telemetry import log, metrics
 
 _log = log.get()
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What was sent, the attempt as it is to be stored, and what follows from it."""
+    """What was sent, the record that is to be stored, and what follows from the attempt."""
 
+    due: DueDelivery
     message: Message
-    attempt: Attempt
+    record: AttemptRecord
     verdict: Verdict
     ended_at: int
 
@@ -61,9 +62,10 @@ async def attempt(
         now=ended_at,
         jitter=context.jitter(),
     )
-    result = Result(message, _attempt(due, answer, started_at, seconds), verdict, ended_at)
-    _count(result, due, seconds)
-    return result
+    sent = _attempt(due, answer, started_at, seconds)
+    _count(sent, due, verdict.word, seconds)
+    record = _record(recipient, sent, due, verdict, ended_at)
+    return Result(due, message, record, verdict, ended_at)
 
 
 async def send_test(
@@ -78,13 +80,12 @@ async def send_test(
     due = deliveries.new_due(event, subscriber, context.clock(), "test")
     result = await attempt(context, sender, recipient, due)
     # A test is over after one attempt, whatever a retry would have been due at.
-    verdict = retry.DELIVERED if result.verdict.status == "delivered" else retry.DEAD
-    record = record_of(recipient, due, result.attempt, verdict, result.ended_at)
-    record = replace(record, is_counted_now=True)
+    status = "delivered" if result.record.status == "delivered" else "dead"
+    record = replace(result.record, status=status, due_at=None, is_counted_now=True)
     await context.database.write(deliveries.insert_ended, due, record)
     headers = {**result.message.headers, **dict.fromkeys(recipient.headers, "[redacted]")}
     body = result.message.body.decode()
-    return result.attempt, {"url": subscriber.url, "headers": headers, "body": body}
+    return record.attempt, {"url": subscriber.url, "headers": headers, "body": body}
 
 
 def _message(recipient: Recipient, due: DueDelivery, now: int) -> Message:
@@ -122,6 +123,22 @@ def _attempt(
     )
 
 
+def _record(
+    recipient: Recipient, attempt: Attempt, due: DueDelivery, verdict: Verdict, now: int
+) -> AttemptRecord:
+    return AttemptRecord(
+        tenant=due.tenant,
+        subscriber_id=due.subscriber_id,
+        generation_id=due.generation_id,
+        ordered=recipient.subscriber.ordered,
+        status=verdict.status,
+        due_at=verdict.due_at,
+        delivered_at=now if verdict.status == "delivered" else None,
+        attempt=attempt,
+        is_counted_now=recipient.subscriber.rate_per_second is not None,
+    )
+
+
 def _error(answer: Answer | SendError) -> tuple[str | None, str | None]:
     if isinstance(answer, SendError):
         return answer.code, str(answer)
@@ -130,17 +147,17 @@ def _error(answer: Answer | SendError) -> tuple[str | None, str | None]:
     return f"status_{answer.status_code}", f"The receiver answered {answer.status_code}."
 
 
-def _count(result: Result, due: DueDelivery, seconds: float) -> None:
-    metrics.attempts.add(1, result.verdict.word)
-    metrics.attempt_seconds.observe(seconds, result.verdict.word)
+def _count(attempt: Attempt, due: DueDelivery, outcome: str, seconds: float) -> None:
+    metrics.attempts.add(1, outcome)
+    metrics.attempt_seconds.observe(seconds, outcome)
     _log.info(
         "attempt",
         delivery_id=due.id,
         event_id=due.event_id,
         subscriber_id=due.subscriber_id,
-        number=result.attempt.number,
-        outcome=result.verdict.word,
-        status_code=result.attempt.status_code,
-        error=result.attempt.error_code,
-        duration_ms=result.attempt.duration_ms,
+        number=attempt.number,
+        outcome=outcome,
+        status_code=attempt.status_code,
+        error=attempt.error_code,
+        duration_ms=attempt.duration_ms,
     )

@@ -6,10 +6,9 @@ from collections.abc import Callable, Coroutine, Sequence
 
 from service.context import Context
 from service.delivery import loader, records
-from service.delivery.attempt import attempt
+from service.delivery.attempt import Result, attempt
 from service.delivery.lanes import Lane
 from service.delivery.recipient import Recipient
-from service.delivery.records import EndedAttempt, record_of
 from service.delivery.slots import Slots
 from service.delivery.target import Sender
 from service.model.clock import MINUTE, SECOND
@@ -40,7 +39,7 @@ class Dispatcher:
         self._lanes_max = LANES_MAX
         self._timers: list[tuple[int, str]] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._unrecorded: list[EndedAttempt] = []
+        self._unrecorded: list[tuple[Lane, Result]] = []
         self._record_at = 0
         self._counts = stats.AttemptCounts()
         self._count_at = 0
@@ -87,8 +86,8 @@ class Dispatcher:
         """Start what is due by `now`; return when to be called next."""
         if now >= self._record_at:
             unrecorded, self._unrecorded = self._unrecorded, []
-            for ended in unrecorded:
-                self._spawn(self._record_again(ended))
+            for lane, result in unrecorded:
+                self._spawn(self._record_again(lane, result))
         self._pump_due(now)
         times = [at for at, _ in self._timers[:1]]
         if self._unrecorded:
@@ -227,10 +226,8 @@ class Dispatcher:
         while True:
             result = await attempt(self.context, self.sender, recipient, due)
             self.attempted += 1
-            lane.learn(result.attempt, result.ended_at)
-            record = record_of(recipient, due, result.attempt, result.verdict, result.ended_at)
-            ended = EndedAttempt(lane, due, result.verdict, record)
-            now = await self._record(ended, result.ended_at)
+            lane.learn(result.record.attempt, result.ended_at)
+            now = await self._record(lane, result, result.ended_at)
             if now is None:
                 return
             next_attempt = self._take(lane, now)
@@ -259,34 +256,35 @@ class Dispatcher:
         except StorageError as error:
             _log.warning("attempts.uncounted", error=str(error))
 
-    async def _record_again(self, ended: EndedAttempt) -> None:
-        now = await self._record(ended, self.context.clock())
+    async def _record_again(self, lane: Lane, result: Result) -> None:
+        now = await self._record(lane, result, self.context.clock())
         if now is not None:
-            self._pump(ended.lane, now)
+            self._pump(lane, now)
 
-    async def _record(self, ended: EndedAttempt, now: int) -> int | None:
+    async def _record(self, lane: Lane, result: Result, now: int) -> int | None:
         """Store an attempt, free its slot, and return the time by then.
 
         None while the database fails: the slot is held, and storing is tried again. The attempt
         itself is not repeated for that.
         """
-        lane = ended.lane
+        due = result.due
         try:
-            await records.store(self.context, ended, now)
-            self._count(ended.record, now)
-            lane.expect(None, ended.verdict.due_at)
-            if ended.record.ordered:  # The next event of its generation may be due.
+            is_idle = not lane.waiting and 2 * self.slots.in_use < self.slots.count
+            await records.store(self.context, lane, result, now, may_wait=is_idle)
+            self._count(result.record, now)
+            lane.expect(None, result.verdict.due_at)
+            if result.record.ordered:  # The next event of its generation may be due.
                 lane.expect(now, now)
         except StorageError as error:
-            _log.error("attempt.unrecorded", delivery_id=ended.due.id, error=str(error))
-            self._unrecorded.append(ended)
+            _log.error("attempt.unrecorded", delivery_id=due.id, error=str(error))
+            self._unrecorded.append((lane, result))
             self._record_at = now + STORAGE_RETRY_MS
             self.on_timer()
             return None
         except Exception:  # noqa: BLE001  the row is still due, and read again later
-            _log.exception("attempt.unrecorded", delivery_id=ended.due.id)
+            _log.exception("attempt.unrecorded", delivery_id=due.id)
             lane.expect(now + TROUBLE_RETRY_MS, now + TROUBLE_RETRY_MS)
-        lane.release(ended.due)
+        lane.release(due)
         self.slots.in_use -= 1
         now = self.context.clock()
         while waiting := self.slots.next_waiting():

@@ -293,5 +293,6 @@ async def test_one_subscriber_in_ten_that_hangs_delays_nobody(tmp_path: Path) ->
         for _ in range(20):
             await world.generate()
         await healthy.wait_for(9 * 20)
+        await hanging.wait_for(6)
         assert hanging.waiting == hanging.requests == 6  # Half of all slots, fewer than its window.
         assert {len(world.subscribers.webhooks_to(url)) for url in urls[1:]} == {20}
