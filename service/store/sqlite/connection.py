@@ -4,12 +4,12 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import aiosqlite
 
 T = TypeVar("T")
-
 BUSY_MS = 5_000
 # At this size of the write-ahead log (WAL), a commit runs a checkpoint itself. That is only for a
 # reader or a burst that held the planned ones up: a growing file is slower to sync.
@@ -33,31 +33,27 @@ class Connection(aiosqlite.Connection):
         return result
 
 
-def _connector(path: str, *, writes: bool) -> Callable[[], sqlite3.Connection]:
-    def connect() -> sqlite3.Connection:
-        if writes:  # Only the owner may read the file. SQLite gives the WAL files the same mode.
-            with contextlib.suppress(OSError):
-                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        connection = sqlite3.connect(
-            path, isolation_level=None, check_same_thread=False, cached_statements=256
-        )
-        connection.row_factory = sqlite3.Row
-        connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
-        if writes:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES_MAX}")
-        else:
-            connection.execute("PRAGMA query_only=ON")
-        connection.execute("PRAGMA cache_size=-8000")
-        return connection
-
-    return connect
+def _open(path: str, *, writes: bool) -> sqlite3.Connection:
+    pragmas = [f"busy_timeout={BUSY_MS}", "cache_size=-8000"]
+    if writes:
+        pragmas += ["journal_mode=WAL", "synchronous=FULL", f"wal_autocheckpoint={WAL_PAGES_MAX}"]
+        # Only the owner may read the file. SQLite gives the WAL files the same mode.
+        with contextlib.suppress(OSError):
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    else:
+        pragmas.append("query_only=ON")
+    connection = sqlite3.connect(
+        path, isolation_level=None, check_same_thread=False, cached_statements=256
+    )
+    connection.row_factory = sqlite3.Row
+    for pragma in pragmas:
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
 
 
 async def connect(path: str, *, writes: bool) -> Connection:
     """Open the database. sqlite3.Error if that fails."""
-    connection = Connection(_connector(path, writes=writes), 64)
+    connection = Connection(partial(_open, path, writes=writes), 64)
     await connection.begin()
     return connection
 

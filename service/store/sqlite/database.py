@@ -8,7 +8,8 @@ committed at once, and under load many units share one commit.
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from service.model.clock import Clock, now_ms
@@ -27,42 +28,25 @@ CHECKPOINT_SECONDS = 0.25  # Often, so that each one is short.
 RETRY_SECONDS = 1.0
 
 
-def _storage_error(error: BaseException) -> BaseException:
-    if isinstance(error, sqlite3.IntegrityError) or not isinstance(error, sqlite3.Error):
-        return error
-    return StorageError(f"the database failed: {error}")
-
-
-def _resolve(items: Sequence[group.Item], failure: BaseException | None) -> None:
-    """Set the result or the error of every item's future."""
-    for item in items:
-        if item.future.done():
-            continue
-        error = failure or item.error
-        if error is None:
-            item.future.set_result(item.result)
-        else:
-            item.future.set_exception(_storage_error(error))
-
-
-def _split_retried(
-    items: Sequence[group.Item], failure: Exception | None
-) -> tuple[list[group.Item], list[group.Item]]:
-    """Split items into those to resolve now and those to retry."""
-    resolved: list[group.Item] = []
-    retried: list[group.Item] = []
-    for item in items:
-        retry = item.always and group.is_storage_failure(failure or item.error)
-        (retried if retry else resolved).append(item)
-    return resolved, retried
-
-
-def _call_after_commit(do: Callable[..., None], args: tuple[Any, ...]) -> None:
-    """Call a function after a commit. If it raises, later commits must still happen."""
+@contextmanager
+def _storage_errors(action: str) -> Iterator[None]:
+    """Raise StorageError for an error of SQLite."""
     try:
-        do(*args)
-    except Exception:  # noqa: BLE001  see above
-        _log.exception("commit.follow_up_failed")
+        yield
+    except sqlite3.Error as error:
+        raise StorageError(f"{action}: {error}") from error
+
+
+def _resolve(item: group.Item, error: BaseException | None) -> None:
+    """Set the result or the error of an item's future, unless its caller has canceled it."""
+    if item.future.done():
+        return
+    if error is None:
+        item.future.set_result(item.result)
+    elif isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
+        item.future.set_exception(StorageError(f"the database failed: {error}"))
+    else:
+        item.future.set_exception(error)
 
 
 class Database:
@@ -84,10 +68,8 @@ class Database:
 
     async def open(self) -> None:
         """Open the writer's connection. StorageError if the file cannot be opened."""
-        try:
+        with _storage_errors(f"cannot open {self.path}"):
             self._writer = await connect(self.path, writes=True)
-        except sqlite3.Error as error:
-            raise StorageError(f"cannot open {self.path}: {error}") from error
         self._stream = asyncio.create_task(self._commit_stream(), name="commit-stream")
 
     async def close(self) -> None:
@@ -96,7 +78,8 @@ class Database:
         self._retry()
         if stream:
             await stream
-        _resolve(self._retried, StorageError("the database is closed"))
+        for item in self._retried:
+            _resolve(item, StorageError("the database is closed"))
         if self._checkpoint_timer:
             self._checkpoint_timer.cancel()
         if self._checkpoint:
@@ -113,10 +96,8 @@ class Database:
 
         StorageError if a newer genhook made the database, or if the file is not a database.
         """
-        try:
+        with _storage_errors(f"cannot migrate {self.path}"):
             return await self.apply(schema.migrate)
-        except sqlite3.Error as error:
-            raise StorageError(f"cannot migrate {self.path}: {error}") from error
 
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the version of the schema, or None."""
@@ -159,14 +140,11 @@ class Database:
         return item.future
 
     async def _on_reader(self, do: Callable[..., T], *args: object) -> T:
-        try:
+        with _storage_errors(f"cannot open {self.path}"):
             reader = await self._reader()
-        except sqlite3.Error as error:
-            raise StorageError(f"cannot open {self.path}: {error}") from error
         try:
-            return await reader.apply(do, *args)
-        except sqlite3.Error as error:
-            raise StorageError(f"the database failed: {error}") from error
+            with _storage_errors("the database failed"):
+                return await reader.apply(do, *args)
         finally:
             self._readers.put_nowait(reader)
 
@@ -195,18 +173,26 @@ class Database:
         after: group.AfterCommit = []
         try:
             after = await writer.apply(group.commit_group, items, self._clock())
-        except Exception as error:  # noqa: BLE001  it becomes every caller's error
-            failure = error
+        except Exception as raised:  # noqa: BLE001  it becomes every caller's error
+            failure = raised
         self._plan_checkpoint()
-        resolved, retried = _split_retried(items, failure)
-        _resolve(resolved, failure)
+        retried: list[group.Item] = []
+        for item in items:
+            cause = failure or item.error
+            if item.always and group.is_storage_failure(cause):
+                retried.append(item)
+            else:
+                _resolve(item, cause)
         if retried:
-            cause = str(failure or retried[0].error)
-            _log.error("commit.failed", error=cause, retried=len(retried))
+            error = str(failure or retried[0].error)
+            _log.error("commit.failed", error=error, retried=len(retried))
             self._retried += retried
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self._retry)
         for do, args in after:
-            _call_after_commit(do, args)
+            try:
+                do(*args)
+            except Exception:  # noqa: BLE001  later commits must still happen
+                _log.exception("commit.follow_up_failed")
 
     def _retry(self) -> None:
         """Queue the items of `write_always` again that could not be stored."""

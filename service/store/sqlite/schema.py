@@ -26,15 +26,13 @@ def version(connection: sqlite3.Connection) -> int:
 def problem(connection: sqlite3.Connection) -> str | None:
     """Return what is wrong with the version of the schema, or None."""
     current, needed = version(connection), latest()
+    if current == needed:
+        return None
     if current > needed:
         return (
             f"the database has schema {current}, made by a newer genhook; this one knows {needed}"
         )
-    if current < needed:
-        return (
-            f"the database has schema {current}, this genhook needs {needed}: run genhook migrate"
-        )
-    return None
+    return f"the database has schema {current}, this genhook needs {needed}: run genhook migrate"
 
 
 def migrate(connection: sqlite3.Connection) -> list[str]:
@@ -56,8 +54,7 @@ def migrate(connection: sqlite3.Connection) -> list[str]:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-    message = problem(connection)
-    if message:
+    if message := problem(connection):
         raise StorageError(message)
     return applied
 
