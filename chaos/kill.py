@@ -62,10 +62,10 @@ POINTS = (
     Point("replay._store", 2),
     Point("replay._run_batch", 2),
     Point("retention._unreferenced.stage", 3),
-    Point("deliveries.delete_old", aged=True),
-    Point("events.delete_old", aged=True),
-    Point("generations.delete_old", aged=True),
-    Point("subscribers.delete_orphans", aged=True),
+    Point("retention._delete_old.deliveries_old", aged=True),
+    Point("retention._delete_old.events_old", aged=True),
+    Point("retention._delete_old.generations_old", aged=True),
+    Point("retention._delete_old.subscribers_notify_old", aged=True),
 )
 # Units of commands that this suite does not send; tests/wire and tests/journeys cover them.
 ELSEWHERE = (

@@ -21,11 +21,16 @@ OFFSET_BYTES = 24
 
 
 def unit_name(unit: Any) -> str:
-    """Return the name of a unit of work: its module, without the packages, and its function."""
+    """Return the name of a unit of work: its module, without the packages, and its function.
+
+    The first positional argument of a partial function follows, as in `module.function.argument`.
+    """
+    argument = ""
     while isinstance(unit, functools.partial):
+        argument = f".{unit.args[0]}" if unit.args else argument
         unit = unit.func
     module = unit.__module__.rpartition(".")[2]
-    return f"{module}.{unit.__qualname__}".replace("<locals>.", "")
+    return f"{module}.{unit.__qualname__}{argument}".replace("<locals>.", "")
 
 
 class KillPoint:

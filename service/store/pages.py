@@ -62,23 +62,21 @@ async def read(tx: Transaction, source: Source, page: Page, values: Mapping[str,
         ORDER BY g.id DESC LIMIT :limit
     """
     beyond, up_to, order = (">", "<=", "ASC") if page.ascending else ("<", ">=", "DESC")
-    where, values = list(source.where), {**values, "after": page.after, "last": page.until}
-    if page.after is not None:
-        where.append(f"{source.key} {beyond} {source.cursor}")
+    values = {**values, "after": page.after, "last": page.until, "limit": page.limit + 1}
+    begin = [] if page.after is None else [f"{source.key} {beyond} {source.cursor}"]
     # One bound for each end: SQLite checks a second one row by row, without a limit.
-    end = [f"{source.key} {up_to} :last"]
-    until = end if page.until is not None else []
-    scanned = [*where, *until]
-    last = await _last_to_scan(tx, source, scanned, order, values) if source.filters else None
+    end = [] if page.until is None else [f"{source.key} {up_to} :last"]
+    last = None
+    if source.filters:
+        last = await _last_to_scan(tx, source, [*source.where, *begin, *end], order, values)
     if last is not None:
-        values["last"] = last["key"]
-    where += end if last is not None else until
+        end, values["last"] = [f"{source.key} {up_to} :last"], last["key"]
     sql = (
         f"SELECT {source.columns} FROM {source.table} {source.joins} "  # noqa: S608  fixed parts
-        f"WHERE {' AND '.join([*where, *source.filters]) or '1'} "
+        f"WHERE {' AND '.join([*source.where, *begin, *end, *source.filters]) or '1'} "
         f"ORDER BY {source.key} {order} LIMIT :limit"
     )
-    rows = await tx.select(sql, {**values, "limit": page.limit + 1})
+    rows = await tx.select(sql, values)
     if len(rows) > page.limit:
         return rows[: page.limit], rows[page.limit - 1]["id"]
     return rows, last["id"] if last else None
