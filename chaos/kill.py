@@ -41,8 +41,7 @@ SLOW = {"taken": 2, "slow": 6}
 POINTS = (
     Point("migrate"),
     Point("tenants.ensure"),
-    Point("reseal._reseal_tenants"),
-    Point("reseal._reseal_page"),
+    Point("reseal._reseal_page", 2),
     Point("subscribers._insert", 3),
     Point("idempotency._claim", 12),
     Point("generations._get_or_accept", 12),

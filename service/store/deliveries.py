@@ -22,13 +22,7 @@ attempt_from_row = partial(decode_row, Attempt)
 
 
 class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt, and the state of its delivery after it.
-
-    Attributes:
-        is_counted_now: whether its statistics are stored with it, and not with others a second
-            later. A subscriber with a rate needs the time of its last attempt after a crash.
-
-    """
+    """One attempt, and the state of its delivery after it."""
 
     tenant: str
     subscriber_id: str
@@ -39,6 +33,8 @@ class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
     delivered_at: int | None
     last_error: str | None
     attempt: Attempt
+    # Whether its statistics are stored with it, and not with others a second later. A subscriber
+    # with a rate needs the time of its last attempt after a crash.
     is_counted_now: bool = False
 
     def count_in(self, counts: stats.AttemptCounts) -> None:
@@ -139,16 +135,15 @@ async def record_attempts(tx: Transaction, records: Sequence[AttemptRecord]) -> 
     await tx.many("delivery_record", rows)
     await tx.many("attempt_insert", rows)
     counts = stats.AttemptCounts()
-    for record in records:
+    for row, record in zip(rows, records, strict=True):
         if record.is_counted_now:
             record.count_in(counts)
-    if counts:
-        await stats.add(tx, counts)
-    for row, record in zip(rows, records, strict=True):
         if record.ordered and record.generation_id is not None:
             is_retried = record.due_at is not None
             statement = "deliveries_postpone" if is_retried else "delivery_make_due"
             await tx.run(statement, now=tx.now, **row)
+    if counts:
+        await stats.add(tx, counts)
     return [None] * len(rows)
 
 

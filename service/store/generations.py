@@ -13,15 +13,7 @@ from service.model.generation import Generation
 from service.model.ids import first_id
 from service.store import pages
 from service.store.database import Row, Transaction
-from service.store.rows import (
-    decode_row,
-    encode_columns,
-    encode_row,
-    json_text,
-    read_all,
-    read_number,
-    read_one,
-)
+from service.store.rows import decode_row, encode_json, json_text, read_all, read_number, read_one
 
 CONFIRM_INTERVAL_MS = SECOND
 from_row = partial(decode_row, Generation)
@@ -38,29 +30,21 @@ _UPDATES = {
 
 
 class Exchange(msgspec.Struct, frozen=True, kw_only=True):
-    """One submission or poll with its answer, as the timeline shows it.
-
-    Attributes:
-        kind: `submission` or `poll`.
-        number: counts the generation's exchanges of this kind; set when the exchange is stored.
-        at: when it began, milliseconds since the epoch.
-        detail: upstream's status word or message, without secrets.
-
-    """
+    """One submission or poll with its answer, as the timeline shows it."""
 
     generation_id: str
-    kind: str
-    number: int = 0
-    at: int
+    kind: str  # `submission` or `poll`.
+    number: int = 0  # Of the generation's exchanges of this kind; set when it is stored.
+    at: int  # When it began, milliseconds since the epoch.
     duration_ms: int
     status_code: int | None
     outcome: str
-    detail: str | None
+    detail: str | None  # Upstream's status word or message, without secrets.
 
 
 async def insert(tx: Transaction, new: Generation) -> None:
     """Store a new generation with its input and metadata, and count it in the usage."""
-    row = encode_row(new)
+    row = encode_json(msgspec.structs.asdict(new))
     await tx.run("generation_insert", **row)
     await tx.run("generation_body_insert", **row)
     metadata = [
@@ -95,7 +79,7 @@ async def update(tx: Transaction, changes: Iterable[tuple[Generation, Generation
             groups.setdefault(statement, []).append(row)
         if after.output != before.output or after.error != before.error:
             body = {"id": after.id, "output": after.output, "error": after.error}
-            bodies.append(encode_columns(body))
+            bodies.append(encode_json(body))
     for statement, rows in groups.items():
         await tx.many(statement, rows)
     await tx.many("generation_body_update", bodies)
@@ -115,12 +99,6 @@ async def to_poll(tx: Transaction, limit: int) -> list[Generation]:
     return list({generation.id: generation for generation in due}.values())
 
 
-async def _confirmation_due_times(tx: Transaction, ids: Collection[str]) -> dict[str, int]:
-    """Return the due times of planned confirmations by generation id; most have none."""
-    rows = await tx.all("confirmations_of", ids=json_text(sorted(set(ids))))
-    return {row["generation_id"]: row["due_at"] for row in rows}
-
-
 async def plan_confirmations(tx: Transaction, due_times: Iterable[tuple[str, int]]) -> None:
     """Plan confirmations, each as (generation id, due time)."""
     rows = [{"generation_id": id_, "due_at": due_at} for id_, due_at in due_times]
@@ -138,9 +116,10 @@ async def complete_confirmations(tx: Transaction, polled_at: Mapping[str, int]) 
     A confirmation that was due only after the poll stays: the poll may be older than its callback.
     It is due CONFIRM_INTERVAL_MS after the poll at the earliest.
     """
-    due_times = await _confirmation_due_times(tx, polled_at)
-    if not due_times:
+    planned = await tx.all("confirmations_of", ids=json_text(sorted(polled_at)))
+    if not planned:  # As for most.
         return
+    due_times = {row["generation_id"]: row["due_at"] for row in planned}
     later = {id_: due_at for id_, due_at in due_times.items() if due_at > polled_at[id_]}
     await delete_confirmations(tx, due_times.keys() - later.keys())
     await plan_confirmations(
@@ -150,9 +129,7 @@ async def complete_confirmations(tx: Transaction, polled_at: Mapping[str, int]) 
 
 async def delay_confirmation(tx: Transaction, generation_id: str, due_at: int) -> None:
     """Delay the generation's confirmation until `due_at`, if one is planned for earlier."""
-    planned_at = (await _confirmation_due_times(tx, [generation_id])).get(generation_id)
-    if planned_at is not None and planned_at < due_at:
-        await plan_confirmations(tx, [(generation_id, due_at)])
+    await tx.run("confirmation_delay", id=generation_id, due_at=due_at)
 
 
 async def to_expire(tx: Transaction, limit: int) -> list[Generation]:

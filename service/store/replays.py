@@ -8,7 +8,7 @@ import msgspec
 from service.model.clock import HOUR
 from service.model.delivery import DueDelivery
 from service.model.event import Event
-from service.model.ids import first_id, time_of
+from service.model.ids import first_id
 from service.model.replay import Replay
 from service.model.subscriber import Subscriber
 from service.store import deliveries
@@ -61,12 +61,9 @@ async def seq_bounds(tx: Transaction, since_at: int) -> tuple[int, int]:
 
 async def window_end(tx: Transaction, replay: Replay, limit: int) -> int | None:
     """Return the last seq of the tenant's next `limit` events; None if the replay is done."""
+    until_id = first_id("evt", replay.until_at + SKEW_MS)
     values = {"tenant": replay.tenant, "cursor": replay.cursor, "last_seq": replay.last_seq}
-    row = await tx.one("replay_window", limit=limit, **values)
-    if row is None or row["last_seq"] is None:
-        return None
-    last_seq: int = row["last_seq"]
-    return last_seq if time_of(row["first_id"]) < replay.until_at + SKEW_MS else None
+    return await read_number(tx, "replay_window", until_id=until_id, limit=limit, **values)
 
 
 async def matching_seqs(

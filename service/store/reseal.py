@@ -7,34 +7,32 @@ from service.telemetry import log
 
 _log = log.get()
 PAGE = 100
+# The statements that list sealed columns, and those that replace them.
+_STATEMENTS = {"tenants_sealed": "tenant_update", "subscribers_sealed": "subscriber_reseal"}
 
 
 async def run(database: Database, vault: Vault) -> int:
     """Reseal what an older key sealed; return how many rows. The older key can then be removed."""
-    count = await database.write(_reseal_tenants, vault)
-    after: str | None = ""
-    while after is not None:
-        page_count, after = await database.write(_reseal_page, vault, after)
-        count += page_count
+    count = 0
+    for name in _STATEMENTS:
+        after: str | None = ""
+        while after is not None:
+            page_count, after = await database.write(_reseal_page, vault, name, after)
+            count += page_count
     if count:
         _log.info("secrets.resealed", rows=count)
     return count
 
 
-async def _reseal_tenants(tx: Transaction, vault: Vault) -> int:
-    count = 0
-    for row in await subscribers.all_tenants(tx):
-        if changes := _changes(vault, row):
-            await subscribers.update_tenant(tx, row["id"], changes["sealed_secrets"])
-            count += 1
-    return count
-
-
-async def _reseal_page(tx: Transaction, vault: Vault, after: str) -> tuple[int, str | None]:
-    """Reseal a page of subscribers; return how many, and the id to continue after, or None."""
-    rows = await tx.all("subscribers_list_sealed", after=after, limit=PAGE)
+async def _reseal_page(
+    tx: Transaction, vault: Vault, name: str, after: str
+) -> tuple[int, str | None]:
+    """Reseal the next rows; return how many, and the id to continue after, or None."""
+    rows = await tx.all(name, after=after, limit=PAGE)
     resealed = [{**dict(row), **changes} for row in rows if (changes := _changes(vault, row))]
-    await tx.many("subscriber_reseal", resealed)
+    await tx.many(_STATEMENTS[name], resealed)
+    if resealed:
+        await subscribers.bump_revision(tx)
     return len(resealed), rows[-1]["id"] if len(rows) == PAGE else None
 
 

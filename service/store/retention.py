@@ -74,7 +74,7 @@ async def _stages(database: Database, retention_days: int, now: int) -> list[Sta
     batch: dict[str, Any] = {"before": before, "limit": BATCH}
     # A generation stays until its deadline is long past: upstream may still repeat its callback.
     generations = {"limit": GENERATIONS_BATCH, "deadline_before": now - CALLBACK_GRACE_MS}
-    tenants = [row["id"] for row in await database.read(subscribers.all_tenants)]
+    tenants = await database.read(subscribers.all_tenants)
     return [
         _unreferenced(callbacks.delete_old_rejected, now - REJECTED_RETENTION_MS),
         _unreferenced(partial(_delete, "idempotency_delete_old"), now - IDEMPOTENCY_RETENTION_MS),

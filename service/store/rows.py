@@ -25,11 +25,11 @@ def json_text(value: object) -> str:
 
 def encode_row(struct: msgspec.Struct) -> dict[str, Any]:
     """Return the fields of a struct as the values of its columns."""
-    return encode_columns(msgspec.structs.asdict(struct))
+    return encode_json(msgspec.structs.asdict(struct))
 
 
-def encode_columns(values: dict[str, Any]) -> dict[str, Any]:
-    """Encode the columns that hold JSON in place, and return them with the others."""
+def encode_json(values: dict[str, Any]) -> dict[str, Any]:
+    """Encode the columns that hold JSON in place; return all columns."""
     for name in JSON_COLUMNS:
         if values.get(name) is not None:
             values[name] = json_text(values[name])

@@ -31,18 +31,11 @@ _LOG_GROWTH = math.log(GROWTH)
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
-    """A subscriber's deliveries and attempts.
+    """A subscriber's deliveries and attempts; durations are in milliseconds."""
 
-    Attributes:
-        counts: pending and dead up to COUNT_MAX; delivered and canceled over the last day.
-        success_rate: share of delivered in delivered and dead over the last day, or None.
-        hour, day: quantiles of the attempts' durations in milliseconds.
-
-    """
-
-    counts: dict[str, int]
-    success_rate: float | None
-    hour: dict[str, float | None]
+    counts: dict[str, int]  # Pending and dead up to COUNT_MAX; the others over the last day.
+    success_rate: float | None  # Of delivered and dead over the last day.
+    hour: dict[str, float | None]  # Quantiles of the durations of the last hour.
     day: dict[str, float | None]
     oldest_undelivered_seconds: float | None
 
@@ -92,8 +85,11 @@ async def add(tx: Transaction, counts: AttemptCounts) -> None:
 
 async def get(tx: Transaction, subscriber_id: str) -> Stats:
     """Return the subscriber's statistics."""
-    hour = await _attempts(tx, subscriber_id, tx.now - HOUR)
-    day = await _attempts(tx, subscriber_id, tx.now - DAY)
+    # The slot that contains the beginning of the period began before it.
+    hour, day = [
+        await tx.all("stats_attempts", subscriber_id=subscriber_id, since_at=since_at - SLOT_MS)
+        for since_at in (tx.now - HOUR, tx.now - DAY)
+    ]
     by_status = _count_by("status", day)
     delivered, ended = by_status["delivered"], by_status["delivered"] + by_status["dead"]
     of = {"subscriber_id": subscriber_id, "limit": COUNT_MAX}
@@ -116,12 +112,6 @@ async def get(tx: Transaction, subscriber_id: str) -> Stats:
         day=quantiles(_count_by("bucket", day)),
         oldest_undelivered_seconds=await _oldest_seconds(tx, subscriber_id),
     )
-
-
-async def _attempts(tx: Transaction, subscriber_id: str, since_at: int) -> list[Row]:
-    """Count attempts since a time by bucket and status."""
-    since_at -= SLOT_MS  # The slot that contains `since_at` began before it.
-    return await tx.all("stats_attempts", subscriber_id=subscriber_id, since_at=since_at)
 
 
 def _count_by(column: str, attempts: Sequence[Row]) -> Counter[Any]:

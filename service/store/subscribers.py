@@ -7,7 +7,7 @@ import msgspec
 
 from service.model.subscriber import Subscriber
 from service.store import pages
-from service.store.database import Row, Transaction
+from service.store.database import Transaction
 from service.store.rows import decode_row, encode_row, read_all, read_number, read_one
 
 LIST_SOURCE = pages.Source(table="subscribers", where=["tenant = :tenant", "is_notify = 0"])
@@ -84,6 +84,6 @@ async def update_tenant(tx: Transaction, tenant: str, sealed_secrets: bytes) -> 
     await bump_revision(tx)
 
 
-async def all_tenants(tx: Transaction) -> list[Row]:
-    """Return every tenant's id and sealed secrets."""
-    return await tx.all("tenants_all")
+async def all_tenants(tx: Transaction) -> list[str]:
+    """Return the id of every tenant."""
+    return [row["id"] for row in await tx.all("tenants_all")]

@@ -57,9 +57,12 @@ FROM subscribers s WHERE s.is_notify = 1 AND s.id > :after AND s.id < :before_id
 ORDER BY s.id LIMIT :limit;
 
 -- name: tenants_all
-SELECT id, sealed_secrets FROM tenants ORDER BY id;
+SELECT id FROM tenants ORDER BY id;
 
--- name: subscribers_list_sealed
+-- name: tenants_sealed
+SELECT id, sealed_secrets FROM tenants WHERE id > :after ORDER BY id LIMIT :limit;
+
+-- name: subscribers_sealed
 SELECT id, sealed_secrets, sealed_headers FROM subscribers WHERE id > :after
 ORDER BY id LIMIT :limit;
 

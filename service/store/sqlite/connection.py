@@ -5,11 +5,11 @@ import os
 import sqlite3
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
 
 import aiosqlite
 
-T = TypeVar("T")
+from service.store.database import T
+
 BUSY_MS = 5_000
 # At this size of the write-ahead log (WAL), a commit runs a checkpoint itself. That is only for a
 # reader or a burst that held the planned ones up: a growing file is slower to sync.

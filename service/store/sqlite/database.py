@@ -10,17 +10,16 @@ import sqlite3
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from service.model.clock import Clock, now_ms
 from service.model.errors import StorageBusyError, StorageError
-from service.store.database import Unit
+from service.store.database import T, Unit
 from service.store.sqlite import group, schema
 from service.store.sqlite.connection import Connection, checkpoint, connect
 from service.telemetry import log
 
 _log = log.get()
-T = TypeVar("T")
 
 GROUP_MAX = 512
 READERS = 2
@@ -59,8 +58,10 @@ class Database:
         self._queue_max = queue_max
         self._retried: list[group.Item] = []
         self._wake = asyncio.Event()
-        self._readers: asyncio.Queue[Connection] = asyncio.Queue()
-        self._reader_count = 0
+        # The last one used is first, so that others are opened only for reads at the same time.
+        self._readers: asyncio.LifoQueue[Connection | None] = asyncio.LifoQueue()
+        for _ in range(READERS):
+            self._readers.put_nowait(None)
         self._writer: Connection | None = None
         self._stream: asyncio.Task[None] | None = None
         self._checkpoint_timer: asyncio.TimerHandle | None = None
@@ -84,9 +85,10 @@ class Database:
             self._checkpoint_timer.cancel()
         if self._checkpoint:
             await self._checkpoint
-        for _ in range(self._reader_count):
-            await (await self._readers.get()).close()
-        self._reader_count = 0
+        for reader in [await self._readers.get() for _ in range(READERS)]:
+            if reader:
+                await reader.close()
+            self._readers.put_nowait(None)
         if self._writer:
             await self._writer.close()
             self._writer = None
@@ -140,23 +142,15 @@ class Database:
         return item.future
 
     async def _on_reader(self, do: Callable[..., T], *args: object) -> T:
-        with _storage_errors(f"cannot open {self.path}"):
-            reader = await self._reader()
+        reader = await self._readers.get()
         try:
+            if reader is None:
+                with _storage_errors(f"cannot open {self.path}"):
+                    reader = await connect(self.path, writes=False)
             with _storage_errors("the database failed"):
                 return await reader.apply(do, *args)
         finally:
             self._readers.put_nowait(reader)
-
-    async def _reader(self) -> Connection:
-        if self._readers.empty() and self._reader_count < READERS:
-            self._reader_count += 1
-            try:
-                return await connect(self.path, writes=False)
-            except BaseException:
-                self._reader_count -= 1
-                raise
-        return await self._readers.get()
 
     async def _commit_stream(self) -> None:
         assert self._writer is not None
@@ -175,7 +169,9 @@ class Database:
             after = await writer.apply(group.commit_group, items, self._clock())
         except Exception as raised:  # noqa: BLE001  it becomes every caller's error
             failure = raised
-        self._plan_checkpoint()
+        loop = asyncio.get_running_loop()
+        if self._checkpoint_timer is None:
+            self._checkpoint_timer = loop.call_later(CHECKPOINT_SECONDS, self._start_checkpoint)
         retried: list[group.Item] = []
         for item in items:
             cause = failure or item.error
@@ -187,7 +183,7 @@ class Database:
             error = str(failure or retried[0].error)
             _log.error("commit.failed", error=error, retried=len(retried))
             self._retried += retried
-            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._retry)
+            loop.call_later(RETRY_SECONDS, self._retry)
         for do, args in after:
             try:
                 do(*args)
@@ -201,11 +197,6 @@ class Database:
             item.error = None
         self._queue.extend(items)
         self._wake.set()
-
-    def _plan_checkpoint(self) -> None:
-        if self._checkpoint_timer is None:
-            loop = asyncio.get_running_loop()
-            self._checkpoint_timer = loop.call_later(CHECKPOINT_SECONDS, self._start_checkpoint)
 
     def _start_checkpoint(self) -> None:
         self._checkpoint = asyncio.create_task(self._run_checkpoint(), name="checkpoint")

@@ -1,6 +1,7 @@
 """Numbered migrations. Each runs in a transaction; PRAGMA user_version is the last one applied."""
 
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 from service.model.errors import StorageError
@@ -59,12 +60,11 @@ def migrate(connection: sqlite3.Connection) -> list[str]:
     return applied
 
 
-def _statements(script: str) -> list[str]:
+def _statements(script: str) -> Iterator[str]:
     """Split a script into statements: sqlite3's executescript would commit the transaction."""
-    statements, current = [], ""
+    current = ""
     for line in script.splitlines(keepends=True):
         current += line
         if sqlite3.complete_statement(current):
-            statements.append(current)
+            yield current
             current = ""
-    return statements
