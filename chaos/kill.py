@@ -60,7 +60,7 @@ POINTS = (
     Point("deliveries.insert_ended", 2),
     Point("replay._store", 2),
     Point("replay._run_batch", 2),
-    Point("retention._unreferenced.stage", 3),
+    Point("retention._delete_unreferenced", 3),
     Point("retention._delete_old.deliveries_old", aged=True),
     Point("retention._delete_old.events_old", aged=True),
     Point("retention._delete_old.generations_old", aged=True),

@@ -23,14 +23,14 @@ OFFSET_BYTES = 24
 def unit_name(unit: Any) -> str:
     """Return the name of a unit of work: its module, without the packages, and its function.
 
-    The first positional argument of a partial function follows, as in `module.function.argument`.
+    The name of a statement follows if it is a partial function's, as in `module.function.name`.
     """
-    argument = ""
+    statement = ""
     while isinstance(unit, functools.partial):
-        argument = f".{unit.args[0]}" if unit.args else argument
+        statement += "".join(f".{value}" for value in unit.args if isinstance(value, str))
         unit = unit.func
     module = unit.__module__.rpartition(".")[2]
-    return f"{module}.{unit.__qualname__}{argument}".replace("<locals>.", "")
+    return f"{module}.{unit.__qualname__}{statement}".replace("<locals>.", "")
 
 
 class KillPoint:

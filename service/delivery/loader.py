@@ -27,8 +27,7 @@ async def _load_recipient(context: Context, lane: Lane) -> bool:
         lane.set_recipient(unseal_recipient(context.vault, sealed))
         return True
     lane.drop_waiting()
-    limit = deliveries.CANCEL_BATCH
-    while await context.database.write(deliveries.cancel, lane.subscriber_id, limit):
+    while await context.database.write(deliveries.cancel, lane.subscriber_id):
         pass
     return False
 

@@ -74,7 +74,7 @@ async def insert(
 
 async def insert_ended(tx: Transaction, due: DueDelivery, record: AttemptRecord) -> None:
     """Store a delivery together with its only attempt, as for a test event."""
-    await tx.many("deliveries_insert", [{**msgspec.structs.asdict(due), "due_at": tx.now}])
+    await tx.run("deliveries_insert", **msgspec.structs.asdict(due), due_at=tx.now)
     await record_attempts(tx, [record])
 
 
@@ -83,9 +83,9 @@ async def retry(tx: Transaction, delivery: Delivery) -> None:
     await tx.run("delivery_retry", tenant=delivery.tenant, id=delivery.id, now=tx.now)
 
 
-async def cancel(tx: Transaction, subscriber_id: str, limit: int) -> int:
-    """Cancel pending deliveries to a subscriber, at most `limit`; return how many."""
-    return await tx.run("deliveries_cancel", subscriber_id=subscriber_id, limit=limit)
+async def cancel(tx: Transaction, subscriber_id: str) -> int:
+    """Cancel pending deliveries to a subscriber, at most CANCEL_BATCH; return how many."""
+    return await tx.run("deliveries_cancel", subscriber_id=subscriber_id, limit=CANCEL_BATCH)
 
 
 async def cancel_replayed(tx: Transaction, replay_id: str, limit: int) -> int:

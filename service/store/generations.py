@@ -205,6 +205,10 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _BODIES = "CROSS JOIN generation_bodies b ON b.generation_id = g.id"
+_HAS_METADATA = (
+    "EXISTS (SELECT 1 FROM generation_metadata o WHERE o.tenant = :tenant "
+    "AND o.name = :name{0} AND o.value = :value{0} AND o.generation_id = g.id)"
+)
 
 
 async def list_page(tx: Transaction, page: pages.Page, tenant: str, only: Filter) -> pages.Rows:
@@ -229,7 +233,7 @@ def _source(only: Filter) -> pages.Source:
         joins = f"CROSS JOIN generations g ON g.id = m.generation_id {_BODIES}"
         where = ["m.tenant = :tenant", "m.name = :name0", "m.value = :value0"]
         filters += ["g.model = :model"] if only.model else []
-        filters += [_has_metadata(number) for number in range(1, len(only.metadata))]
+        filters += [_HAS_METADATA.format(number) for number in range(1, len(only.metadata))]
     elif only.model:
         table = "generations g INDEXED BY generations_model"
         where.append("g.model = :model")
@@ -241,11 +245,4 @@ def _source(only: Filter) -> pages.Source:
     columns = "g.*, b.input, b.metadata, b.output, b.error"
     return pages.Source(
         table=table, where=where, joins=joins, filters=filters, columns=columns, key=key
-    )
-
-
-def _has_metadata(number: int) -> str:
-    return (
-        "EXISTS (SELECT 1 FROM generation_metadata o WHERE o.tenant = :tenant "  # noqa: S608
-        f"AND o.name = :name{number} AND o.value = :value{number} AND o.generation_id = g.id)"
     )

@@ -92,8 +92,8 @@ async def insert_delivery(
     if event is None:
         return None
     due = deliveries.new_due(event, subscriber, tx.now, "replay")
-    row = {**msgspec.structs.asdict(due), "replay_id": replay.id, "due_at": tx.now}
-    await tx.run("replay_deliveries_insert", **row)
+    row = msgspec.structs.asdict(due)
+    await tx.run("replay_deliveries_insert", **row, replay_id=replay.id, due_at=tx.now)
     return due
 
 

@@ -74,12 +74,18 @@ async def _stages(database: Database, retention_days: int, now: int) -> list[Sta
     batch: dict[str, Any] = {"before": before, "limit": BATCH}
     # A generation stays until its deadline is long past: upstream may still repeat its callback.
     generations = {"limit": GENERATIONS_BATCH, "deadline_before": now - CALLBACK_GRACE_MS}
+    unreferenced = {
+        "idempotency_delete_old": now - IDEMPOTENCY_RETENTION_MS,
+        "stats_delete_old": now - stats.RETENTION_MS,
+        "replays_delete_old": before,
+    }
     tenants = await database.read(subscribers.all_tenants)
     return [
-        _unreferenced(callbacks.delete_old_rejected, now - REJECTED_RETENTION_MS),
-        _unreferenced(partial(_delete, "idempotency_delete_old"), now - IDEMPOTENCY_RETENTION_MS),
-        _unreferenced(partial(_delete, "stats_delete_old"), now - stats.RETENTION_MS),
-        _unreferenced(partial(_delete, "replays_delete_old"), before),
+        partial(_delete_unreferenced, callbacks.delete_old_rejected, now - REJECTED_RETENTION_MS),
+        *[
+            partial(_delete_unreferenced, partial(_delete, name), until)
+            for name, until in unreferenced.items()
+        ],
         *[partial(_delete_old, "deliveries_old", tenant=tenant, **batch) for tenant in tenants],
         partial(_delete_old, "events_old", **batch),
         partial(_delete_old, "generations_old", **{**batch, **generations}),
@@ -88,32 +94,32 @@ async def _stages(database: Database, retention_days: int, now: int) -> list[Sta
 
 
 async def _delete(name: str, tx: Transaction, before: int, limit: int) -> int:
+    # Replays are found by their id, the others by a time.
     return await tx.run(name, before=before, before_id=first_id("rpl", before), limit=limit)
 
 
-def _unreferenced(
-    delete: Callable[[Transaction, int, int], Coroutine[Any, Any, int]], before: int
-) -> Stage:
-    """Return a stage for rows to which no other row refers: it needs no id to continue after."""
-
-    async def stage(tx: Transaction, _after: str) -> tuple[int, str | None]:
-        deleted = await delete(tx, before, BATCH)
-        return deleted, "more" if deleted == BATCH else None
-
-    return stage
+async def _delete_unreferenced(
+    delete: Callable[[Transaction, int, int], Coroutine[Any, Any, int]],
+    before: int,
+    tx: Transaction,
+    _after: str,
+) -> tuple[int, str | None]:
+    """Delete rows to which no other row refers: they need no id to continue after."""
+    deleted = await delete(tx, before, BATCH)
+    return deleted, "more" if deleted == BATCH else None
 
 
 async def _delete_old(
-    name: str, tx: Transaction, after: str, *, before: int, limit: int, **values: object
+    name: str, tx: Transaction, after: str, **values: Any
 ) -> tuple[int, str | None]:
-    """Delete those of the next `limit` old rows that may be deleted, with all that belongs to them.
+    """Delete those of the next old rows that may be deleted, with all that belongs to them.
 
     Returns how many were deleted, and the id to continue after, None at the end.
     """
     prefix, deletes = _DELETES[name]
-    values |= {"before": before, "before_id": first_id(prefix, before), "limit": limit}
-    rows = await tx.all(name, after=after, **values)
+    before_id = first_id(prefix, values["before"])
+    rows = await tx.all(name, after=after, before_id=before_id, **values)
     deletable = [dict(row) for row in rows if row["is_deletable"]]
     for delete in deletes:
         await tx.many(delete, deletable)
-    return len(deletable), rows[-1]["id"] if len(rows) == limit else None
+    return len(deletable), rows[-1]["id"] if len(rows) == values["limit"] else None

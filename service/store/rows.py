@@ -15,7 +15,6 @@ JSON_COLUMNS = (
     *("filter", "header_names", "retry_schedule_seconds", "response_headers"),
 )
 encode = msgspec.json.Encoder().encode
-decode = msgspec.json.decode
 
 
 def json_text(value: object) -> str:
@@ -41,7 +40,7 @@ def decode_row(struct: type[T], row: Row) -> T:
     values = dict(row)
     for name in JSON_COLUMNS:
         if values.get(name) is not None:
-            values[name] = decode(values[name])
+            values[name] = msgspec.json.decode(values[name])
     if "created_at" not in values:
         values["created_at"] = time_of(values["id"])
     return msgspec.convert(values, struct, strict=False)

@@ -92,21 +92,13 @@ async def get(tx: Transaction, subscriber_id: str) -> Stats:
     ]
     by_status = _count_by("status", day)
     delivered, ended = by_status["delivered"], by_status["delivered"] + by_status["dead"]
-    of = {"subscriber_id": subscriber_id, "limit": COUNT_MAX}
-    pending = await read_number(tx, "stats_count_pending", **of)
-    dead, canceled = [
-        await read_number(
-            tx, "stats_count_ended", status=status, since_id=first_id("dlv", since_at), **of
-        )
-        for status, since_at in (("dead", 0), ("canceled", tx.now - DAY))
-    ]
+    since_id = first_id("dlv", tx.now - DAY)
+    [row] = await tx.all(
+        "stats_counts", subscriber_id=subscriber_id, since_id=since_id, limit=COUNT_MAX
+    )
+    counts = {**dict(row), "delivered": delivered}
     return Stats(
-        counts={
-            "pending": pending or 0,
-            "delivered": delivered,
-            "dead": dead or 0,
-            "canceled": canceled or 0,
-        },
+        counts={status: counts[status] for status in STATUSES},
         success_rate=delivered / ended if ended else None,
         hour=quantiles(_count_by("bucket", hour)),
         day=quantiles(_count_by("bucket", day)),

@@ -94,10 +94,7 @@ class Database:
             self._writer = None
 
     async def migrate(self) -> list[str]:
-        """Apply the missing migrations; return their names.
-
-        StorageError if a newer genhook made the database, or if the file is not a database.
-        """
+        """Apply the missing migrations; return their names. StorageError for any other file."""
         with _storage_errors(f"cannot migrate {self.path}"):
             return await self.apply(schema.migrate)
 
