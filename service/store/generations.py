@@ -1,6 +1,5 @@
 """Generations: their rows, due submissions and polls, exchanges with upstream, and usage."""
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -23,9 +22,9 @@ _PLAN = ("next_poll_at", "poll_count", "trouble_count", "late_poll_count", "last
 _STATUS = (*_PLAN, "status", "credits", "completed_at", "submit_at", "event_ids")
 _COLUMNS = (*_STATUS, "task_id", "submitted_at", "submission", "submit_count")
 _UPDATES = {
-    "generation_update_plan": frozenset(_PLAN),
-    "generation_update_status": frozenset(_STATUS),
-    "generation_update": frozenset(_COLUMNS),
+    frozenset(_PLAN): "generation_update_plan",
+    frozenset(_STATUS): "generation_update_status",
+    frozenset(_COLUMNS): "generation_update",
 }
 
 
@@ -46,7 +45,8 @@ async def insert(tx: Transaction, new: Generation) -> None:
     """Store a new generation with its input and metadata, and count it in the usage."""
     row = encode_json(msgspec.structs.asdict(new))
     await tx.run("generation_insert", **row)
-    await tx.run("generation_body_insert", **row)
+    body = {"id": new.id, "input": row["input"], "metadata": row["metadata"]}
+    await tx.run("generation_body_insert", **body)
     metadata = [
         {"tenant": new.tenant, "name": name, "value": value, "generation_id": new.id}
         for name, value in new.metadata.items()
@@ -74,7 +74,7 @@ async def update(tx: Transaction, changes: Iterable[tuple[Generation, Generation
         row = {name: getattr(after, name) for name in _COLUMNS}
         changed = {name for name, value in row.items() if value != getattr(before, name)}
         if changed:
-            statement = next(name for name, columns in _UPDATES.items() if changed <= columns)
+            statement = _UPDATES[next(filter(changed.issubset, _UPDATES))]
             row |= {"id": after.id, "event_ids": json_text(after.event_ids)}
             groups.setdefault(statement, []).append(row)
         if after.output != before.output or after.error != before.error:
@@ -169,22 +169,21 @@ async def exchanges(tx: Transaction, generation_id: str) -> Sequence[Row]:
     return await tx.all("exchanges_of_generation", generation_id=generation_id)
 
 
-def usage_of(generation: Generation) -> Counter[tuple[str, str, str, str]]:
+def usage_of(generation: Generation) -> dict[tuple[str, str, str, str], int]:
     """Return the usage of a generation that is new or has just ended, for `add_usage`."""
     key = generation.tenant, rfc3339(generation.created_at)[:10], generation.model
     column = generation.status if generation.is_terminal else "generations"
-    return Counter({(*key, column): 1, (*key, "credits"): generation.credits or 0})
+    return {(*key, column): 1, (*key, "credits"): generation.credits or 0}
 
 
-async def add_usage(tx: Transaction, counts: Counter[tuple[str, str, str, str]]) -> None:
+async def add_usage(tx: Transaction, counts: Mapping[tuple[str, str, str, str], int]) -> None:
     """Add counts to the usage, keyed by (tenant, day, model, column), the day that of creation."""
-    columns = ("generations", "succeeded", "failed", "timed_out", "credits")
-    rows = [
-        {"tenant": tenant, "day": day, "model": model}
-        | {column: counts[tenant, day, model, column] for column in columns}
-        for tenant, day, model in dict.fromkeys(key[:3] for key in counts)
-    ]
-    await tx.many("usage_add", rows)
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for (tenant, day, model, column), count in counts.items():
+        row = rows.setdefault((tenant, day, model), {"tenant": tenant, "day": day, "model": model})
+        row[column] = count
+    unused = dict.fromkeys(("generations", "succeeded", "failed", "timed_out", "credits"), 0)
+    await tx.many("usage_add", [unused | row for row in rows.values()])
 
 
 async def usage(

@@ -8,7 +8,7 @@ committed at once, and under load many units share one commit.
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,16 +36,18 @@ def _storage_errors(action: str) -> Iterator[None]:
         raise StorageError(f"{action}: {error}") from error
 
 
-def _resolve(item: group.Item, error: BaseException | None) -> None:
-    """Set the result or the error of an item's future, unless its caller has canceled it."""
-    if item.future.done():
-        return
-    if error is None:
-        item.future.set_result(item.result)
-    elif isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
-        item.future.set_exception(StorageError(f"the database failed: {error}"))
-    else:
-        item.future.set_exception(error)
+def _resolve(items: Iterable[group.Item], failure: BaseException | None) -> None:
+    """Set the result or the error of every item's future, unless its caller has canceled it."""
+    for item in items:
+        error = failure or item.error
+        if item.future.done():
+            continue
+        if error is None:
+            item.future.set_result(item.result)
+        elif isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
+            item.future.set_exception(StorageError(f"the database failed: {error}"))
+        else:
+            item.future.set_exception(error)
 
 
 class Database:
@@ -79,8 +81,7 @@ class Database:
         self._retry()
         if stream:
             await stream
-        for item in self._retried:
-            _resolve(item, StorageError("the database is closed"))
+        _resolve(self._retried, StorageError("the database is closed"))
         if self._checkpoint_timer:
             self._checkpoint_timer.cancel()
         if self._checkpoint:
@@ -144,8 +145,9 @@ class Database:
             if reader is None:
                 with _storage_errors(f"cannot open {self.path}"):
                     reader = await connect(self.path, writes=False)
-            with _storage_errors("the database failed"):
-                return await reader.apply(do, *args)
+            return await reader.apply(do, *args)
+        except sqlite3.Error as error:
+            raise StorageError(f"the database failed: {error}") from error
         finally:
             self._readers.put_nowait(reader)
 
@@ -164,21 +166,16 @@ class Database:
         after: group.AfterCommit = []
         try:
             after = await writer.apply(group.commit_group, items, self._clock())
-        except Exception as raised:  # noqa: BLE001  it becomes every caller's error
-            failure = raised
+        except Exception as error:  # noqa: BLE001  it becomes every caller's error
+            failure = error
         loop = asyncio.get_running_loop()
         if self._checkpoint_timer is None:
             self._checkpoint_timer = loop.call_later(CHECKPOINT_SECONDS, self._start_checkpoint)
-        retried: list[group.Item] = []
-        for item in items:
-            cause = failure or item.error
-            if item.always and group.is_storage_failure(cause):
-                retried.append(item)
-            else:
-                _resolve(item, cause)
+        retried = [i for i in items if i.always and group.is_storage_failure(failure or i.error)]
+        _resolve([item for item in items if item not in retried], failure)
         if retried:
-            error = str(failure or retried[0].error)
-            _log.error("commit.failed", error=error, retried=len(retried))
+            cause = str(failure or retried[0].error)
+            _log.error("commit.failed", error=cause, retried=len(retried))
             self._retried += retried
             loop.call_later(RETRY_SECONDS, self._retry)
         for do, args in after:
