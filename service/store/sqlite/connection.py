@@ -8,6 +8,7 @@ from functools import partial
 
 import aiosqlite
 
+from service.model.errors import StorageError
 from service.store.database import T
 
 BUSY_MS = 5_000
@@ -19,13 +20,13 @@ WAL_PAGES_MAX = 8_000
 class Connection(aiosqlite.Connection):
     """An aiosqlite connection that also runs functions of the raw connection on its thread."""
 
-    async def begin(self) -> None:
-        """Start the thread and open the file."""
+    async def begin(self, path: str) -> None:
+        """Start the thread and open the file. StorageError if that fails."""
         try:
             await self
-        except sqlite3.Error:
+        except sqlite3.Error as error:
             self._thread.join()  # aiosqlite has stopped it; it must end before the event loop does.
-            raise
+            raise StorageError(f"cannot open {path}: {error}") from error
 
     async def apply(self, do: Callable[..., T], *args: object) -> T:
         """Run `do(connection, *args)` on the connection's thread."""
@@ -52,9 +53,9 @@ def _open(path: str, *, writes: bool) -> sqlite3.Connection:
 
 
 async def connect(path: str, *, writes: bool) -> Connection:
-    """Open the database. sqlite3.Error if that fails."""
+    """Open the database. StorageError if that fails."""
     connection = Connection(partial(_open, path, writes=writes), 64)
-    await connection.begin()
+    await connection.begin(path)
     return connection
 
 

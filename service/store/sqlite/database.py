@@ -8,8 +8,7 @@ committed at once, and under load many units share one commit.
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from service.model.clock import Clock, now_ms
@@ -25,15 +24,6 @@ GROUP_MAX = 512
 READERS = 2
 CHECKPOINT_SECONDS = 0.25  # Often, so that each one is short.
 RETRY_SECONDS = 1.0
-
-
-@contextmanager
-def _storage_errors(action: str) -> Iterator[None]:
-    """Raise StorageError for an error of SQLite."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise StorageError(f"{action}: {error}") from error
 
 
 def _resolve(items: Iterable[group.Item], failure: BaseException | None) -> None:
@@ -71,8 +61,7 @@ class Database:
 
     async def open(self) -> None:
         """Open the writer's connection. StorageError if the file cannot be opened."""
-        with _storage_errors(f"cannot open {self.path}"):
-            self._writer = await connect(self.path, writes=True)
+        self._writer = await connect(self.path, writes=True)
         self._stream = asyncio.create_task(self._commit_stream(), name="commit-stream")
 
     async def close(self) -> None:
@@ -96,8 +85,10 @@ class Database:
 
     async def migrate(self) -> list[str]:
         """Apply the missing migrations; return their names. StorageError for any other file."""
-        with _storage_errors(f"cannot migrate {self.path}"):
+        try:
             return await self.apply(schema.migrate)
+        except sqlite3.Error as error:
+            raise StorageError(f"cannot migrate {self.path}: {error}") from error
 
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the version of the schema, or None."""
@@ -143,8 +134,7 @@ class Database:
         reader = await self._readers.get()
         try:
             if reader is None:
-                with _storage_errors(f"cannot open {self.path}"):
-                    reader = await connect(self.path, writes=False)
+                reader = await connect(self.path, writes=False)
             return await reader.apply(do, *args)
         except sqlite3.Error as error:
             raise StorageError(f"the database failed: {error}") from error
