@@ -108,8 +108,7 @@ class Database:
 
     async def read(self, unit: Unit[T], *args: object) -> T:
         """Run `unit(tx, *args)` on a snapshot, in parallel with the writer."""
-        result: T = await self._on_reader(group.read, unit, args, self._clock())
-        return result
+        return await self._on_reader(group.read, unit, args, self._clock())
 
     async def apply(self, do: Callable[..., T], *args: object) -> T:
         """Run `do(connection, *args)` on the writer's thread, between two groups."""
