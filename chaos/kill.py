@@ -41,8 +41,7 @@ SLOW = {"taken": 2, "slow": 6}
 POINTS = (
     Point("migrate"),
     Point("tenants.ensure"),
-    Point("reseal._reseal_tenants"),
-    Point("reseal._reseal_page"),
+    Point("reseal._reseal_page", 2),
     Point("subscribers._insert", 3),
     Point("idempotency._claim", 12),
     Point("generations._get_or_accept", 12),
@@ -61,11 +60,11 @@ POINTS = (
     Point("deliveries.insert_ended", 2),
     Point("replay._store", 2),
     Point("replay._run_batch", 2),
-    Point("retention._unreferenced.stage", 3),
-    Point("deliveries.delete_old", aged=True),
-    Point("events.delete_old", aged=True),
-    Point("generations.delete_old", aged=True),
-    Point("subscribers.delete_orphans", aged=True),
+    Point("retention._delete_unreferenced", 3),
+    Point("retention._delete_old.deliveries_old", aged=True),
+    Point("retention._delete_old.events_old", aged=True),
+    Point("retention._delete_old.generations_old", aged=True),
+    Point("retention._delete_old.subscribers_notify_old", aged=True),
 )
 # Units of commands that this suite does not send; tests/wire and tests/journeys cover them.
 ELSEWHERE = (

@@ -21,11 +21,16 @@ OFFSET_BYTES = 24
 
 
 def unit_name(unit: Any) -> str:
-    """Return the name of a unit of work: its module, without the packages, and its function."""
+    """Return the name of a unit of work: its module, without the packages, and its function.
+
+    The name of a statement follows if it is a partial function's, as in `module.function.name`.
+    """
+    statement = ""
     while isinstance(unit, functools.partial):
+        statement += "".join(f".{value}" for value in unit.args if isinstance(value, str))
         unit = unit.func
     module = unit.__module__.rpartition(".")[2]
-    return f"{module}.{unit.__qualname__}".replace("<locals>.", "")
+    return f"{module}.{unit.__qualname__}{statement}".replace("<locals>.", "")
 
 
 class KillPoint:

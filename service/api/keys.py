@@ -61,7 +61,7 @@ async def _insert(tx: Transaction, call: Call, key: Key, secret: str) -> None:
 async def list_(call: Call) -> Answer:
     """GET /v1/keys."""
     rows, after = await call.database.read(
-        pages.read, pages.of_tenant("keys"), call.page("key"), {"tenant": call.tenant}
+        pages.read, pages.Source(table="keys"), call.page("key"), {"tenant": call.tenant}
     )
     return listed([keys.from_row(row).view() for row in rows], after)
 

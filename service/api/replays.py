@@ -96,7 +96,7 @@ async def get(call: Call) -> Answer:
 async def list_(call: Call) -> Answer:
     """GET /v1/replays."""
     rows, after = await call.database.read(
-        pages.read, pages.of_tenant("replays"), call.page("rpl"), {"tenant": call.tenant}
+        pages.read, pages.Source(table="replays"), call.page("rpl"), {"tenant": call.tenant}
     )
     return listed([replays.from_row(row).view() for row in rows], after)
 

@@ -203,7 +203,7 @@ async def delete(call: Call) -> Answer:
 async def _delete(tx: Transaction, call: Call) -> None:
     old = await find(tx, call, call.path["id"])
     await subscribers.delete(tx, old)
-    await deliveries.cancel(tx, old.id, deliveries.CANCEL_BATCH)  # Its lane cancels the rest.
+    await deliveries.cancel(tx, old.id)  # Its lane cancels the rest.
     tx.after_commit(call.context.inbox.reload, old.id)
 
 

@@ -76,9 +76,8 @@ class Dispatcher:
     async def scan(self) -> None:
         """Find the lanes that have rows, after a start or another process's commit."""
         due_times = await self.context.database.read(deliveries.next_due_times)
-        for subscriber_id, waiting in due_times.items():
+        for subscriber_id, times in due_times.items():
             lane = self._lane(subscriber_id)
-            times = (waiting.first_at, waiting.retry_at)
             lane.expect(*times)
             self._wake(lane, min(at for at in times if at is not None))
 

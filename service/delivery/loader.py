@@ -27,8 +27,7 @@ async def _load_recipient(context: Context, lane: Lane) -> bool:
         lane.set_recipient(recipient)
         return True
     lane.drop_waiting()
-    limit = deliveries.CANCEL_BATCH
-    while await context.database.write(deliveries.cancel, lane.subscriber_id, limit):
+    while await context.database.write(deliveries.cancel, lane.subscriber_id):
         pass
     return False
 
@@ -40,7 +39,7 @@ async def _refill(context: Context, lane: Lane, backlog: Backlog) -> None:
     backlog.next_due_at = None
     lane.recorded_while_loading.clear()  # The rows that are read now include what was stored.
     revision, held_ids = lane.revision, frozenset(lane.held_ids)
-    fetched = await context.database.read(
+    due, next_at = await context.database.read(
         deliveries.fetch_due,
         lane.subscriber_id,
         READY_MAX - len(backlog.deliveries),
@@ -51,5 +50,5 @@ async def _refill(context: Context, lane: Lane, backlog: Backlog) -> None:
     if lane.revision != revision:
         return  # What was read may have been canceled meanwhile; it is read again.
     skipped = lane.recorded_while_loading | lane.held_ids
-    refused = [due for due in fetched.due if due.id not in skipped and not lane.hold(due)]
-    backlog.expect(context.clock() if refused or fetched.more else fetched.next_at)
+    refused = [d for d in due if d.id not in skipped and not lane.hold(d)]
+    backlog.expect(context.clock() if refused else next_at)

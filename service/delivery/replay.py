@@ -49,11 +49,11 @@ async def start(context: Context, new: Replay, subscriber: Subscriber) -> Replay
 
 async def _count_window(tx: Transaction, replay: Replay, subscriber: Subscriber) -> Replay | None:
     """Return the replay with the matches of the next window in its total; None: no more."""
-    window = await replays.window(tx, replay, COUNT_WINDOW)
-    if window is None:
+    end = await replays.window_end(tx, replay, COUNT_WINDOW)
+    if end is None:
         return None
-    matches = await replays.matching_seqs(tx, replay, subscriber, window.last_seq, COUNT_WINDOW)
-    return replace(replay, cursor=window.last_seq, total=replay.total + len(matches))
+    matches = await replays.matching_seqs(tx, replay, subscriber, end, COUNT_WINDOW)
+    return replace(replay, cursor=end, total=replay.total + len(matches))
 
 
 async def _store(tx: Transaction, context: Context, new: Replay) -> Replay | Refusal:
@@ -122,18 +122,18 @@ async def _deliver(
     """Insert the next deliveries of a replay and move its cursor; return their number."""
     rate = replay.rate_per_second
     limit = BATCH if rate is None else min(max(int(rate), 1), BATCH)
-    window = await replays.window(tx, replay, WINDOW)
-    if window is None:
+    end = await replays.window_end(tx, replay, WINDOW)
+    if end is None:
         await replays.update(tx, replay, status="done", due_at=None, finished_at=tx.now)
         return 0
-    matches = await replays.matching_seqs(tx, replay, subscriber, window.last_seq, limit)
+    matches = await replays.matching_seqs(tx, replay, subscriber, end, limit)
     due = [
         d for seq in matches if (d := await replays.insert_delivery(tx, replay, subscriber, seq))
     ]
     await replays.update(
         tx,
         replay,
-        cursor=matches[-1] if len(matches) == limit else window.last_seq,
+        cursor=matches[-1] if len(matches) == limit else end,
         done=replay.done + len(due),
         due_at=tx.now + (round(len(due) * SECOND / rate) if rate else 0),
     )

@@ -102,7 +102,7 @@ class Batch:
         """Add the usage of terminal generations, and delete confirmations that are not needed."""
         usage: Counter[tuple[str, str, str, str]] = Counter()
         for generation in ended:
-            usage += generations.usage_of(generation)
+            usage.update(generations.usage_of(generation))
             self._tx.after_commit(_announce, self._context, generation)
         await generations.add_usage(self._tx, usage)
         # A timed out generation may still get a result, so its callbacks are still confirmed.

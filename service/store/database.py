@@ -13,42 +13,30 @@ Unit = Callable[..., Coroutine[Any, Any, T]]
 
 
 class Transaction(Protocol):
-    """One transaction. It executes named statements, and calls functions after its commit.
+    """One transaction. It executes named statements, and calls functions after its commit."""
 
-    Attributes:
-        now: milliseconds since the epoch, the same for the whole transaction.
-
-    """
-
-    now: int
+    now: int  # Milliseconds since the epoch, the same for the whole transaction.
 
     async def one(self, name: str, /, **values: object) -> Row | None:
         """Return the first row of the statement, or None."""
-        ...
 
     async def all(self, name: str, /, **values: object) -> list[Row]:
         """Return every row of the statement. The statement itself limits their number."""
-        ...
 
     def each(self, name: str, /, **values: object) -> Iterable[Row]:
         """Iterate over the rows of the statement. A row is read when the caller asks for it."""
-        ...
 
     async def run(self, name: str, /, **values: object) -> int:
         """Execute the statement; return how many rows it changed."""
-        ...
 
     async def many(self, name: str, rows: Iterable[Mapping[str, object]]) -> int:
         """Execute the statement once for each of `rows`; return how many table rows changed."""
-        ...
 
     async def select(self, sql: str, values: Mapping[str, object]) -> list[Row]:
         """Return the rows of SQL that the code has composed, as for lists."""
-        ...
 
     def after_commit(self, do: Callable[..., None], *args: object) -> None:
         """Call `do` on the event loop after the commit, but not after a rollback."""
-        ...
 
 
 class Database(Protocol):
@@ -57,7 +45,6 @@ class Database(Protocol):
     @property
     def queued(self) -> int:
         """The number of units that wait for the next commit."""
-        ...
 
     def write(self, unit: Unit[T], *args: object) -> Awaitable[T]:
         """Run `unit(tx, *args)`. The awaitable returns its result after the commit.
@@ -65,7 +52,6 @@ class Database(Protocol):
         The awaitable raises StorageError if the commit failed, or what the unit raised (the unit is
         then rolled back). `write` itself raises StorageBusyError if the queue is full.
         """
-        ...
 
     def write_batched(
         self, unit: Unit[Sequence[T]], item: object, *, may_wait: bool = False
@@ -74,22 +60,18 @@ class Database(Protocol):
 
         If it `may_wait`, it waits some milliseconds for a group, which saves a commit.
         """
-        ...
 
     def write_always(self, unit: Unit[T], *args: object) -> Awaitable[T]:
         """Like `write`, but never refused: retried every second until stored.
 
         For answers that upstream will not repeat. The caller limits how many of these calls wait.
         """
-        ...
 
     async def read(self, unit: Unit[T], *args: object) -> T:
         """Run `unit(tx, *args)` on a snapshot, in parallel with the writer."""
-        ...
 
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the version of the schema, or None."""
-        ...
 
 
 class Ownership(Protocol):
@@ -98,16 +80,12 @@ class Ownership(Protocol):
     @property
     def is_held(self) -> bool:
         """True while this process has the right."""
-        ...
 
     def acquire(self) -> bool:
         """Take the right if no process has it. StorageError if that cannot be determined."""
-        ...
 
     def release(self) -> None:
         """Let another process have the right."""
-        ...
 
     async def other_process_committed(self) -> bool:
         """True if another process has committed since the last call."""
-        ...

@@ -1,6 +1,7 @@
 """Deliveries: the queue of webhooks. Due rows are read by subscriber, attempts stored in groups."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -8,24 +9,20 @@ import msgspec
 from service.model.attempt import Attempt
 from service.model.delivery import Delivery, DueDelivery
 from service.model.event import Event
-from service.model.ids import first_id, new_id, time_of
+from service.model.ids import new_id
 from service.model.subscriber import Subscriber
 from service.store import pages, stats
 from service.store.database import Row, Transaction
-from service.store.rows import convert, json_text
+from service.store.rows import decode_row, json_text, read_all, read_number, read_one
 
 CANCEL_BATCH = 500
 FETCH_BYTES = 8 * 1024 * 1024
+from_row = partial(decode_row, Delivery)
+attempt_from_row = partial(decode_row, Attempt)
 
 
 class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt, and the state of its delivery after it.
-
-    Attributes:
-        is_counted_now: whether its statistics are stored with it, and not with others a second
-            later. A subscriber with a rate needs the time of its last attempt after a crash.
-
-    """
+    """One attempt, and the state of its delivery after it."""
 
     tenant: str
     subscriber_id: str
@@ -35,6 +32,8 @@ class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
     due_at: int | None
     delivered_at: int | None
     attempt: Attempt
+    # Whether its statistics are stored with it, and not with others a second later. A subscriber
+    # with a rate needs the time of its last attempt after a crash.
     is_counted_now: bool = False
 
     def count_in(self, counts: stats.AttemptCounts) -> None:
@@ -74,7 +73,7 @@ async def insert(
 
 async def insert_ended(tx: Transaction, due: DueDelivery, record: AttemptRecord) -> None:
     """Store a delivery together with its only attempt, as for a test event."""
-    await tx.many("deliveries_insert", [{**msgspec.structs.asdict(due), "due_at": tx.now}])
+    await tx.run("deliveries_insert", **msgspec.structs.asdict(due), due_at=tx.now)
     await record_attempts(tx, [record])
 
 
@@ -83,15 +82,9 @@ async def retry(tx: Transaction, delivery: Delivery) -> None:
     await tx.run("delivery_retry", tenant=delivery.tenant, id=delivery.id, now=tx.now)
 
 
-async def cancel(tx: Transaction, subscriber_id: str, limit: int) -> int:
-    """Cancel pending deliveries to a subscriber, at most `limit`; return how many."""
-    return await tx.run("deliveries_cancel", subscriber_id=subscriber_id, limit=limit)
-
-
-async def insert_replayed(tx: Transaction, due: DueDelivery, replay_id: str) -> None:
-    """Store a delivery of a replay, due now."""
-    row = {**msgspec.structs.asdict(due), "replay_id": replay_id, "due_at": tx.now}
-    await tx.many("replay_deliveries_insert", [row])
+async def cancel(tx: Transaction, subscriber_id: str) -> int:
+    """Cancel pending deliveries to a subscriber, at most CANCEL_BATCH; return how many."""
+    return await tx.run("deliveries_cancel", subscriber_id=subscriber_id, limit=CANCEL_BATCH)
 
 
 async def cancel_replayed(tx: Transaction, replay_id: str, limit: int) -> int:
@@ -99,31 +92,10 @@ async def cancel_replayed(tx: Transaction, replay_id: str, limit: int) -> int:
     return await tx.run("replay_deliveries_cancel", id=replay_id, limit=limit)
 
 
-class NextDueTimes(msgspec.Struct, frozen=True):
-    """The due times of a subscriber's earliest first attempt and of its earliest retry."""
-
-    first_at: int | None
-    retry_at: int | None
-
-
-async def next_due_times(tx: Transaction) -> dict[str, NextDueTimes]:
-    """Return the next due times of each subscriber that has pending deliveries."""
+async def next_due_times(tx: Transaction) -> dict[str, tuple[int | None, int | None]]:
+    """Return when the first attempts and the retries of each subscriber are due next."""
     rows = await tx.all("deliveries_next_due_times")
-    return {row["subscriber_id"]: NextDueTimes(row["first_at"], row["retry_at"]) for row in rows}
-
-
-class DueBatch(msgspec.Struct, frozen=True):
-    """DueDelivery deliveries of a subscriber: first attempts or retries.
-
-    Attributes:
-        more: True if more of them may be due now.
-        next_at: when the next one is due, if `more` is False.
-
-    """
-
-    due: list[DueDelivery]
-    more: bool
-    next_at: int | None
+    return {row["subscriber_id"]: (row["first_at"], row["retry_at"]) for row in rows}
 
 
 async def fetch_due(
@@ -133,12 +105,12 @@ async def fetch_due(
     retries: bool,  # noqa: FBT001  units take positional arguments
     ordered: bool,  # noqa: FBT001  the same
     known: frozenset[str],
-) -> DueBatch:
-    """Return due first attempts or `retries` of a subscriber, the longest due first.
+) -> tuple[list[DueDelivery], int | None]:
+    """Return due first attempts or `retries` of a subscriber, and when the next one is due.
 
-    Deliveries whose id is in `known` are skipped. The batch ends at `limit` deliveries or at
-    FETCH_BYTES of bodies. If the subscriber is `ordered`, deliveries that wait for an earlier event
-    of their generation are left out.
+    The longest due come first. Deliveries whose id is in `known` are skipped. The list ends at
+    `limit` deliveries or at FETCH_BYTES of bodies; more may then be due now. If the subscriber is
+    `ordered`, deliveries that wait for an earlier event of their generation are left out.
     """
     name = "deliveries_due_ordered" if ordered else "deliveries_due"
     values = {"subscriber_id": subscriber_id, "retries": retries, "now": tx.now}
@@ -152,9 +124,8 @@ async def fetch_due(
         due.append(DueDelivery(*row, ordered))  # type: ignore[call-arg]
         size += len(row["body"])
         if len(due) >= limit or size >= FETCH_BYTES:
-            return DueBatch(due, more=True, next_at=None)
-    next_row = await tx.one("delivery_next_due", **values)
-    return DueBatch(due, more=False, next_at=next_row["due_at"] if next_row else None)
+            return due, tx.now
+    return due, await read_number(tx, "delivery_next_due", **values)
 
 
 async def record_attempts(tx: Transaction, records: Sequence[AttemptRecord]) -> list[None]:
@@ -163,80 +134,38 @@ async def record_attempts(tx: Transaction, records: Sequence[AttemptRecord]) -> 
     await tx.many("delivery_record", rows)
     await tx.many("attempt_insert", rows)
     counts = stats.AttemptCounts()
-    for record in records:
+    for row, record in zip(rows, records, strict=True):
         if record.is_counted_now:
             record.count_in(counts)
-    if counts:
-        await stats.add(tx, counts)
-    for row, record in zip(rows, records, strict=True):
         if record.ordered and record.generation_id is not None:
             is_retried = record.due_at is not None
             statement = "deliveries_postpone" if is_retried else "delivery_make_due"
             await tx.run(statement, now=tx.now, **row)
+    if counts:
+        await stats.add(tx, counts)
     return [None] * len(rows)
 
 
 def _attempt_row(record: AttemptRecord) -> dict[str, Any]:
-    attempt = record.attempt
-    return {
-        **msgspec.structs.asdict(attempt),
-        "tenant": record.tenant,
-        "subscriber_id": record.subscriber_id,
-        "generation_id": record.generation_id,
-        "status": record.status,
-        "due_at": record.due_at,
-        "delivered_at": record.delivered_at,
-        "last_error": attempt.error_message,
-        "response_headers": json_text(attempt.response_headers),
-    }
-
-
-def from_row(row: Row) -> Delivery:
-    """Return the delivery in a row."""
-    return convert(Delivery, {**row, "created_at": time_of(row["id"])})
-
-
-def attempt_from_row(row: Row) -> Attempt:
-    """Return the attempt in a row."""
-    return convert(Attempt, row, json=frozenset({"response_headers"}))
+    row = msgspec.structs.asdict(record) | msgspec.structs.asdict(record.attempt)
+    row["last_error"] = record.attempt.error_message
+    row["response_headers"] = json_text(record.attempt.response_headers)
+    return row
 
 
 async def get(tx: Transaction, tenant: str, delivery_id: str) -> Delivery | None:
     """Return the delivery, if it is the tenant's."""
-    row = await tx.one("delivery_by_id", tenant=tenant, id=delivery_id)
-    return from_row(row) if row else None
+    return await read_one(tx, Delivery, "delivery_by_id", tenant=tenant, id=delivery_id)
 
 
 async def attempts(tx: Transaction, delivery_id: str) -> list[Attempt]:
     """Return the attempts of a delivery in order."""
-    rows = await tx.all("attempts_of_delivery", delivery_id=delivery_id)
-    return [attempt_from_row(row) for row in rows]
+    return await read_all(tx, Attempt, "attempts_of_delivery", delivery_id=delivery_id)
 
 
 async def attempts_of_generation(tx: Transaction, generation_id: str) -> list[Row]:
     """Return every attempt to deliver an event of the generation."""
     return await tx.all("attempts_of_generation", generation_id=generation_id)
-
-
-async def delete_old(
-    tx: Transaction, after: str, *, tenant: str, before: int, limit: int
-) -> tuple[int, str | None]:
-    """Delete ended deliveries and their attempts among the tenant's next `limit` old deliveries.
-
-    Returns how many were deleted, and the id to continue after, None at the end.
-    """
-    rows = await tx.all(
-        "deliveries_old",
-        tenant=tenant,
-        after=after,
-        before=before,
-        before_id=first_id("dlv", before),
-        limit=limit,
-    )
-    deletable = [{"tenant": tenant, "id": row["id"]} for row in rows if row["is_deletable"]]
-    await tx.many("delivery_delete", deletable)
-    await tx.many("attempts_delete", deletable)
-    return len(deletable), rows[-1]["id"] if len(rows) == limit else None
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
@@ -258,31 +187,31 @@ async def list_page(tx: Transaction, page: pages.Page, tenant: str, only: Filter
     return await pages.read(tx, _source(only), page, values)
 
 
-# The condition of the partial indexes: SQLite uses them only if the query repeats it.
-_ENDED = "d.status IN ('dead', 'canceled')"
+# The indexes of a list with the columns that they answer, the most selective first.
+_INDEXES = (
+    (" INDEXED BY deliveries_event", ("event_id",)),
+    (" INDEXED BY deliveries_ended_of", ("subscriber_id", "status")),
+    (" INDEXED BY deliveries_subscriber", ("subscriber_id",)),
+    (" INDEXED BY deliveries_ended", ("tenant", "status")),
+    ("", ("tenant",)),
+)
+_ENDED = ("dead", "canceled")
 
 
 def _source(only: Filter) -> pages.Source:
-    """Return the source with the index of the filter: event, subscriber, ended status or tenant."""
-    is_ended = only.status in ("dead", "canceled")
-    if only.event_id is not None:
-        index, where = "deliveries_event", ["d.event_id = :event_id"]
-    elif only.subscriber_id is not None and is_ended:
-        where = ["d.subscriber_id = :subscriber_id", "d.status = :status", _ENDED]
-        index = "deliveries_ended_of"
-    elif only.subscriber_id is not None:
-        index, where = "deliveries_subscriber", ["d.subscriber_id = :subscriber_id"]
-    elif is_ended:
-        where = ["d.tenant = :tenant", "d.status = :status", _ENDED]
-        index = "deliveries_ended"
-    else:
-        index, where = "", ["d.tenant = :tenant"]
+    """Return the source with the first index that the filter can use."""
     names = [name for name, value in msgspec.structs.asdict(only).items() if value is not None]
-    filters = [f"d.{name} = :{name}" for name in ("tenant", *names)]
+    conditions = {name: f"d.{name} = :{name}" for name in ("tenant", *names)}
+    usable = conditions.keys() - ({"status"} if only.status not in _ENDED else set())
+    index, answered = next(each for each in _INDEXES if usable.issuperset(each[1]))
+    where = [conditions.pop(name) for name in answered]
+    if "status" in answered:
+        # The condition of the partial indexes: SQLite uses them only if the query repeats it.
+        where.append("d.status IN ('dead', 'canceled')")
     return pages.Source(
-        table=f"deliveries d INDEXED BY {index}" if index else "deliveries d",
+        table=f"deliveries d{index}",
         where=where,
-        filters=[condition for condition in filters if condition not in where],
+        filters=list(conditions.values()),
         columns="d.*",
         key="d.id",
     )

@@ -7,15 +7,10 @@ import msgspec
 
 from service.model.clock import rfc3339
 from service.model.event import Event
-from service.model.ids import first_id, new_id, time_of
+from service.model.ids import new_id, time_of
 from service.store import pages
 from service.store.database import Row, Transaction
-from service.store.rows import convert, encode
-
-
-def from_row(row: Row) -> Event:
-    """Return the event in a row."""
-    return convert(Event, {**row, "created_at": time_of(row["id"])})
+from service.store.rows import encode, read_one
 
 
 def new_event(
@@ -23,14 +18,13 @@ def new_event(
 ) -> Event:
     """Return a new event about `data`, not stored yet."""
     event_id = new_id("evt", now)
-    body = encode({"id": event_id, "type": type_, "timestamp": rfc3339(now), "data": data})
     return Event(
         id=event_id,
         tenant=tenant,
         type=type_,
         generation_id=generation_id,
         created_at=time_of(event_id),
-        body=body,
+        body=encode({"id": event_id, "type": type_, "timestamp": rfc3339(now), "data": data}),
     )
 
 
@@ -41,26 +35,12 @@ async def insert(tx: Transaction, events: Sequence[Event]) -> None:
 
 async def get(tx: Transaction, tenant: str, event_id: str) -> Event | None:
     """Return the event, if it is the tenant's."""
-    row = await tx.one("event_by_id", tenant=tenant, id=event_id)
-    return from_row(row) if row else None
+    return await read_one(tx, Event, "event_by_id", tenant=tenant, id=event_id)
 
 
 async def of_generation(tx: Transaction, generation_id: str) -> list[Row]:
     """Return id and type of the generation's events, in order."""
     return await tx.all("events_of_generation", generation_id=generation_id)
-
-
-async def delete_old(
-    tx: Transaction, after: str, *, before: int, limit: int
-) -> tuple[int, str | None]:
-    """Delete events without deliveries among the next `limit` old ones.
-
-    Returns how many were deleted, and the id to continue after, None at the end.
-    """
-    rows = await tx.all("events_old", after=after, before_id=first_id("evt", before), limit=limit)
-    deletable = [{"id": row["id"]} for row in rows if row["is_deletable"]]
-    await tx.many("event_delete", deletable)
-    return len(deletable), rows[-1]["id"] if len(rows) == limit else None
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,5 +76,4 @@ async def list_page(tx: Transaction, page: pages.Page, tenant: str, only: Filter
         id="e.id",
         cursor=_SEQ_OF_CURSOR,
     )
-    values = {**msgspec.structs.asdict(only), "tenant": tenant}
-    return await pages.read(tx, source, page, values)
+    return await pages.read(tx, source, page, {**msgspec.structs.asdict(only), "tenant": tenant})

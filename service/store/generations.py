@@ -1,7 +1,7 @@
 """Generations: their rows, due submissions and polls, exchanges with upstream, and usage."""
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -9,69 +9,61 @@ from msgspec.structs import replace
 
 from service.model.clock import SECOND, rfc3339
 from service.model.generation import Generation
-from service.model.ids import first_id, time_of
+from service.model.ids import first_id
 from service.store import pages
 from service.store.database import Row, Transaction
-from service.store.rows import convert, json_text
+from service.store.rows import decode_row, encode_json, json_text, read_all, read_number, read_one
 
 CONFIRM_INTERVAL_MS = SECOND
-_JSON = frozenset({"input", "metadata", "output", "error", "event_ids"})
-# The columns of generation_update_plan, and those that generation_update_status adds.
+from_row = partial(decode_row, Generation)
+# The UPDATEs with the columns that each sets, the fewest first: SQLite writes the index of every
+# column that an UPDATE sets, even to the same value.
 _PLAN = ("next_poll_at", "poll_count", "trouble_count", "late_poll_count", "last_poll_at")
 _STATUS = (*_PLAN, "status", "credits", "completed_at", "submit_at", "event_ids")
 _COLUMNS = (*_STATUS, "task_id", "submitted_at", "submission", "submit_count")
-
-
-def from_row(row: Row) -> Generation:
-    """Return the generation in a row of `generation_by_id` and similar statements."""
-    return convert(Generation, {**row, "created_at": time_of(row["id"])}, json=_JSON)
+_UPDATES = {
+    frozenset(_PLAN): "generation_update_plan",
+    frozenset(_STATUS): "generation_update_status",
+    frozenset(_COLUMNS): "generation_update",
+}
 
 
 class Exchange(msgspec.Struct, frozen=True, kw_only=True):
-    """One submission or poll with its answer, as the timeline shows it.
-
-    Attributes:
-        kind: `submission` or `poll`.
-        number: counts the generation's exchanges of this kind; set when the exchange is stored.
-        at: when it began, milliseconds since the epoch.
-        detail: upstream's status word or message, without secrets.
-
-    """
+    """One submission or poll with its answer, as the timeline shows it."""
 
     generation_id: str
-    kind: str
-    number: int = 0
-    at: int
+    kind: str  # `submission` or `poll`.
+    number: int = 0  # Of the generation's exchanges of this kind; set when it is stored.
+    at: int  # When it began, milliseconds since the epoch.
     duration_ms: int
     status_code: int | None
     outcome: str
-    detail: str | None
+    detail: str | None  # Upstream's status word or message, without secrets.
 
 
 async def insert(tx: Transaction, new: Generation) -> None:
     """Store a new generation with its input and metadata, and count it in the usage."""
-    row = msgspec.structs.asdict(new)
-    row["input"], row["metadata"] = json_text(new.input), json_text(new.metadata)
+    row = encode_json(msgspec.structs.asdict(new))
     await tx.run("generation_insert", **row)
-    await tx.run("generation_body_insert", id=new.id, input=row["input"], metadata=row["metadata"])
+    body = {"id": new.id, "input": row["input"], "metadata": row["metadata"]}
+    await tx.run("generation_body_insert", **body)
     metadata = [
         {"tenant": new.tenant, "name": name, "value": value, "generation_id": new.id}
         for name, value in new.metadata.items()
     ]
     await tx.many("generation_metadata_insert", metadata)
-    await add_usage(tx, {(*_usage_key(new), "generations"): 1})
+    await add_usage(tx, usage_of(new))
 
 
 async def get(tx: Transaction, generation_id: str) -> Generation | None:
     """Return the generation, of any tenant."""
-    row = await tx.one("generation_by_id", id=generation_id)
-    return from_row(row) if row else None
+    return await read_one(tx, Generation, "generation_by_id", id=generation_id)
 
 
 async def get_many(tx: Transaction, ids: Collection[str]) -> dict[str, Generation]:
     """Return the generations by id; ids without a generation are left out."""
-    rows = await tx.all("generations_by_id", ids=json_text(sorted(set(ids))))
-    return {row["id"]: from_row(row) for row in rows}
+    rows = await read_all(tx, Generation, "generations_by_id", ids=json_text(sorted(set(ids))))
+    return {generation.id: generation for generation in rows}
 
 
 async def update(tx: Transaction, changes: Iterable[tuple[Generation, Generation]]) -> None:
@@ -82,50 +74,29 @@ async def update(tx: Transaction, changes: Iterable[tuple[Generation, Generation
         row = {name: getattr(after, name) for name in _COLUMNS}
         changed = {name for name, value in row.items() if value != getattr(before, name)}
         if changed:
-            statement = _update_statement(changed)
+            statement = _UPDATES[next(filter(changed.issubset, _UPDATES))]
             row |= {"id": after.id, "event_ids": json_text(after.event_ids)}
             groups.setdefault(statement, []).append(row)
         if after.output != before.output or after.error != before.error:
-            output, error = _json_or_none(after.output), _json_or_none(after.error)
-            bodies.append({"id": after.id, "output": output, "error": error})
+            body = {"id": after.id, "output": after.output, "error": after.error}
+            bodies.append(encode_json(body))
     for statement, rows in groups.items():
         await tx.many(statement, rows)
     await tx.many("generation_body_update", bodies)
 
 
-def _update_statement(changed: set[str]) -> str:
-    """Return the UPDATE with the fewest columns that include all changed ones.
-
-    SQLite writes the index of every column that an UPDATE sets, even to the same value.
-    """
-    if changed.issubset(_PLAN):
-        return "generation_update_plan"
-    return "generation_update_status" if changed.issubset(_STATUS) else "generation_update"
-
-
-def _json_or_none(value: object) -> str | None:
-    return None if value is None else json_text(value)
-
-
 async def to_submit(tx: Transaction, limit: int) -> list[Generation]:
     """Return generations that are due to be submitted again, the longest due first."""
-    rows = await tx.all("generations_to_submit", now=tx.now, limit=limit)
-    return [from_row(row) for row in rows]
+    return await read_all(tx, Generation, "generations_to_submit", now=tx.now, limit=limit)
 
 
 async def to_poll(tx: Transaction, limit: int) -> list[Generation]:
     """Return generations that are due for a confirmation or a poll, confirmations first."""
-    rows = await tx.all("generations_to_confirm", now=tx.now, limit=limit)
-    if len(rows) < limit:
-        rows += await tx.all("generations_to_poll", now=tx.now, limit=limit - len(rows))
-    by_id = {row["id"]: row for row in rows}
-    return [from_row(row) for row in by_id.values()]
-
-
-async def _confirmation_due_times(tx: Transaction, ids: Collection[str]) -> dict[str, int]:
-    """Return the due times of planned confirmations by generation id; most have none."""
-    rows = await tx.all("confirmations_of", ids=json_text(sorted(set(ids))))
-    return {row["generation_id"]: row["due_at"] for row in rows}
+    due = await read_all(tx, Generation, "generations_to_confirm", now=tx.now, limit=limit)
+    if len(due) < limit:
+        rest = limit - len(due)
+        due += await read_all(tx, Generation, "generations_to_poll", now=tx.now, limit=rest)
+    return list({generation.id: generation for generation in due}.values())
 
 
 async def plan_confirmations(tx: Transaction, due_times: Iterable[tuple[str, int]]) -> None:
@@ -145,9 +116,10 @@ async def complete_confirmations(tx: Transaction, polled_at: Mapping[str, int]) 
     A confirmation that was due only after the poll stays: the poll may be older than its callback.
     It is due CONFIRM_INTERVAL_MS after the poll at the earliest.
     """
-    due_times = await _confirmation_due_times(tx, polled_at)
-    if not due_times:
+    planned = await tx.all("confirmations_of", ids=json_text(sorted(polled_at)))
+    if not planned:  # As for most.
         return
+    due_times = {row["generation_id"]: row["due_at"] for row in planned}
     later = {id_: due_at for id_, due_at in due_times.items() if due_at > polled_at[id_]}
     await delete_confirmations(tx, due_times.keys() - later.keys())
     await plan_confirmations(
@@ -157,34 +129,29 @@ async def complete_confirmations(tx: Transaction, polled_at: Mapping[str, int]) 
 
 async def delay_confirmation(tx: Transaction, generation_id: str, due_at: int) -> None:
     """Delay the generation's confirmation until `due_at`, if one is planned for earlier."""
-    planned_at = (await _confirmation_due_times(tx, [generation_id])).get(generation_id)
-    if planned_at is not None and planned_at < due_at:
-        await plan_confirmations(tx, [(generation_id, due_at)])
+    await tx.run("confirmation_delay", id=generation_id, due_at=due_at)
 
 
 async def to_expire(tx: Transaction, limit: int) -> list[Generation]:
     """Return open generations without a planned poll whose deadline has passed."""
-    rows = await tx.all("generations_to_expire", now=tx.now, limit=limit)
-    return [from_row(row) for row in rows]
+    return await read_all(tx, Generation, "generations_to_expire", now=tx.now, limit=limit)
 
 
 async def next_submit(tx: Transaction) -> int | None:
     """Return when the next submission is due."""
-    row = await tx.one("generation_next_submit")
-    return row["due_at"] if row else None
+    return await read_number(tx, "generation_next_submit")
 
 
 async def next_poll(tx: Transaction) -> int | None:
     """Return when the next poll or confirmation after now is due."""
     names = ("generation_next_poll", "confirmation_next")
-    rows = [await tx.one(name, now=tx.now) for name in names]
-    return min((r["due_at"] for r in rows if r and r["due_at"] is not None), default=None)
+    due_times = [await read_number(tx, name, now=tx.now) for name in names]
+    return min((at for at in due_times if at is not None), default=None)
 
 
 async def next_deadline(tx: Transaction) -> int | None:
     """Return when the next open generation without a planned poll reaches its deadline."""
-    row = await tx.one("generation_next_deadline")
-    return row["due_at"] if row else None
+    return await read_number(tx, "generation_next_deadline")
 
 
 async def another_has_task(tx: Transaction, task_id: str, generation_id: str) -> bool:
@@ -202,25 +169,21 @@ async def exchanges(tx: Transaction, generation_id: str) -> Sequence[Row]:
     return await tx.all("exchanges_of_generation", generation_id=generation_id)
 
 
-def _usage_key(generation: Generation) -> tuple[str, str, str]:
-    """Return tenant, day of creation and model, by which usage is counted."""
-    return generation.tenant, rfc3339(generation.created_at)[:10], generation.model
+def usage_of(generation: Generation) -> dict[tuple[str, str, str, str], int]:
+    """Return the usage of a generation that is new or has just ended, for `add_usage`."""
+    key = generation.tenant, rfc3339(generation.created_at)[:10], generation.model
+    column = generation.status if generation.is_terminal else "generations"
+    return {(*key, column): 1, (*key, "credits"): generation.credits or 0}
 
 
-def usage_of(ended: Generation) -> Counter[tuple[str, str, str, str]]:
-    """Return the usage of a generation that has just ended, for `add_usage`."""
-    key = _usage_key(ended)
-    return Counter({(*key, ended.status): 1, (*key, "credits"): ended.credits or 0})
-
-
-async def add_usage(tx: Transaction, counts: dict[tuple[str, str, str, str], int]) -> None:
-    """Add counts to the usage, keyed by (tenant, day, model, column)."""
+async def add_usage(tx: Transaction, counts: Mapping[tuple[str, str, str, str], int]) -> None:
+    """Add counts to the usage, keyed by (tenant, day, model, column), the day that of creation."""
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
     for (tenant, day, model, column), count in counts.items():
         row = rows.setdefault((tenant, day, model), {"tenant": tenant, "day": day, "model": model})
         row[column] = count
-    columns = ("generations", "succeeded", "failed", "timed_out", "credits")
-    await tx.many("usage_add", [{**dict.fromkeys(columns, 0), **row} for row in rows.values()])
+    unused = dict.fromkeys(("generations", "succeeded", "failed", "timed_out", "credits"), 0)
+    await tx.many("usage_add", [unused | row for row in rows.values()])
 
 
 async def usage(
@@ -228,36 +191,6 @@ async def usage(
 ) -> list[Row]:
     """Return a tenant's counts and credits by day and model, the newest day first."""
     return await tx.all("usage_list", tenant=tenant, since=since, until=until, model=model)
-
-
-async def delete_old(
-    tx: Transaction, after: str, *, before: int, deadline_before: int, limit: int
-) -> tuple[int, str | None]:
-    """Delete ended generations among the next `limit` old ones, once their events are deleted.
-
-    Everything stored about them is deleted too. A generation stays until its deadline is before
-    `deadline_before`: upstream may still repeat its callback. Returns how many were deleted, and
-    the id to continue after, None at the end.
-    """
-    rows = await tx.all(
-        "generations_old",
-        after=after,
-        before=before,
-        before_id=first_id("gen", before),
-        deadline_before=deadline_before,
-        limit=limit,
-    )
-    deletable = [{"id": row["id"], "tenant": row["tenant"]} for row in rows if row["is_deletable"]]
-    for name in (
-        "generation_metadata_delete",
-        "generation_body_delete",
-        "exchanges_delete",
-        "callbacks_of_generation_delete",
-        "callback_bodies_of_generation_delete",
-        "generation_delete",
-    ):
-        await tx.many(name, deletable)
-    return len(deletable), rows[-1]["id"] if len(rows) == limit else None
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
@@ -271,7 +204,10 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _BODIES = "CROSS JOIN generation_bodies b ON b.generation_id = g.id"
-_WITH_BODIES = "g.*, b.input, b.metadata, b.output, b.error"
+_HAS_METADATA = (
+    "EXISTS (SELECT 1 FROM generation_metadata o WHERE o.tenant = :tenant "
+    "AND o.name = :name{0} AND o.value = :value{0} AND o.generation_id = g.id)"
+)
 
 
 async def list_page(tx: Transaction, page: pages.Page, tenant: str, only: Filter) -> pages.Rows:
@@ -288,37 +224,24 @@ async def list_page(tx: Transaction, page: pages.Page, tenant: str, only: Filter
 
 def _source(only: Filter) -> pages.Source:
     """Return the source with the index of the most selective filter: metadata, model or status."""
-    status = ["g.status = :status"] if only.status else []
+    table, joins, key = "generations g INDEXED BY generations_tenant", _BODIES, "g.id"
+    where = ["g.tenant = :tenant"]
+    filters = ["g.status = :status"] if only.status else []
     if only.metadata:
-        model = ["g.model = :model"] if only.model else []
-        others = [_has_metadata(number) for number in range(1, len(only.metadata))]
-        return pages.Source(
-            table="generation_metadata m",
-            where=["m.tenant = :tenant", "m.name = :name0", "m.value = :value0"],
-            joins=f"CROSS JOIN generations g ON g.id = m.generation_id {_BODIES}",
-            filters=[*status, *model, *others],
-            columns=_WITH_BODIES,
-            key="m.generation_id",
-        )
-    index, where = "generations_tenant", ["g.tenant = :tenant"]
-    if only.model:
-        index, where = "generations_model", [*where, "g.model = :model"]
+        table, key = "generation_metadata m", "m.generation_id"
+        joins = f"CROSS JOIN generations g ON g.id = m.generation_id {_BODIES}"
+        where = ["m.tenant = :tenant", "m.name = :name0", "m.value = :value0"]
+        filters += ["g.model = :model"] if only.model else []
+        filters += [_HAS_METADATA.format(number) for number in range(1, len(only.metadata))]
+    elif only.model:
+        table = "generations g INDEXED BY generations_model"
+        where.append("g.model = :model")
     elif only.status in ("failed", "timed_out"):
-        index, status = "generations_failed", []
+        table = "generations g INDEXED BY generations_failed"
         # The second condition is that of the partial index.
-        where += ["g.status = :status", "g.status IN ('failed', 'timed_out')"]
+        where += [*filters, "g.status IN ('failed', 'timed_out')"]
+        filters = []
+    columns = "g.*, b.input, b.metadata, b.output, b.error"
     return pages.Source(
-        table=f"generations g INDEXED BY {index}",
-        where=where,
-        joins=_BODIES,
-        filters=status,
-        columns=_WITH_BODIES,
-        key="g.id",
-    )
-
-
-def _has_metadata(number: int) -> str:
-    return (
-        "EXISTS (SELECT 1 FROM generation_metadata o WHERE o.tenant = :tenant "  # noqa: S608
-        f"AND o.name = :name{number} AND o.value = :value{number} AND o.generation_id = g.id)"
+        table=table, where=where, joins=joins, filters=filters, columns=columns, key=key
     )

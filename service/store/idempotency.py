@@ -12,27 +12,16 @@ async def claim(
     tx: Transaction, tenant: str, key: str, request_sha256: bytes, resource_id: str
 ) -> None:
     """Store that a request with this key is running, and the id of the resource it creates."""
-    await tx.run(
-        "idempotency_claim",
-        tenant=tenant,
-        key=key,
-        request_sha256=request_sha256,
-        resource_id=resource_id,
-        created_at=tx.now,
-    )
+    request = {"request_sha256": request_sha256, "resource_id": resource_id, "created_at": tx.now}
+    await tx.run("idempotency_claim", tenant=tenant, key=key, **request)
 
 
 async def store_answer(
     tx: Transaction, tenant: str, key: str, status_code: int, sealed_answer: bytes
 ) -> None:
     """Store the answer of the request, for repeats."""
-    await tx.run(
-        "idempotency_store_answer",
-        tenant=tenant,
-        key=key,
-        status_code=status_code,
-        sealed_answer=sealed_answer,
-    )
+    answer = {"status_code": status_code, "sealed_answer": sealed_answer}
+    await tx.run("idempotency_store_answer", tenant=tenant, key=key, **answer)
 
 
 async def release(tx: Transaction, tenant: str, key: str) -> None:
@@ -43,8 +32,3 @@ async def release(tx: Transaction, tenant: str, key: str) -> None:
 async def age(tx: Transaction, tenant: str, key: str, age_ms: int) -> None:
     """Make a claim `age_ms` older, so that a repeated request may take it over at once."""
     await tx.run("idempotency_age", tenant=tenant, key=key, age_ms=age_ms)
-
-
-async def delete_old(tx: Transaction, before: int, limit: int) -> int:
-    """Delete up to `limit` idempotency keys from before a time; return how many."""
-    return await tx.run("idempotency_delete_old", before=before, limit=limit)

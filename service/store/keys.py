@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Sequence
-
-import msgspec
+from functools import partial
 
 from service.model.key import Key
-from service.store.database import Row, Transaction
-from service.store.rows import convert, json_text
+from service.store.database import Transaction
+from service.store.rows import decode_row, encode_row, read_one
+
+from_row = partial(decode_row, Key)
 
 
 def digest(secret: str) -> bytes:
@@ -15,27 +16,19 @@ def digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode()).digest()
 
 
-def from_row(row: Row) -> Key:
-    """Return the key in a row."""
-    return convert(Key, row, json=frozenset({"scopes"}))
-
-
 async def insert(tx: Transaction, new: Key, secret: str) -> None:
     """Store a new key."""
-    row = {**msgspec.structs.asdict(new), "scopes": json_text(new.scopes)}
-    await tx.run("key_insert", **row, key_sha256=digest(secret))
+    await tx.run("key_insert", **encode_row(new), key_sha256=digest(secret))
 
 
 async def get_by_secret(tx: Transaction, secret: str) -> Key | None:
     """Return the key with this secret, unless it is revoked."""
-    row = await tx.one("key_by_sha256", key_sha256=digest(secret))
-    return from_row(row) if row else None
+    return await read_one(tx, Key, "key_by_sha256", key_sha256=digest(secret))
 
 
 async def get(tx: Transaction, tenant: str, key_id: str) -> Key | None:
     """Return the key with this id, if it is the tenant's."""
-    row = await tx.one("key_by_id", tenant=tenant, id=key_id)
-    return from_row(row) if row else None
+    return await read_one(tx, Key, "key_by_id", tenant=tenant, id=key_id)
 
 
 async def revoke(tx: Transaction, key_id: str) -> None:

@@ -26,27 +26,16 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """The parts of a list's SQL. They are constants of the code; values are bound by name.
+    """The parts of a list's SQL. They are constants of the code; values are bound by name."""
 
-    Attributes:
-        table: the table to read, with INDEXED BY where SQLite must use a certain index.
-        where: conditions that the index answers.
-        joins: further tables that the columns and filters need.
-        filters: conditions that are checked row by row.
-        key: the column that orders the list.
-        id: the column of the id, if `key` is another one.
-        cursor: an expression for the key of the row with the id `:after`.
-
-    """
-
-    table: str
-    where: Sequence[str]
-    joins: str = ""
-    filters: Sequence[str] = ()
+    table: str  # With INDEXED BY where SQLite must use a certain index.
+    where: Sequence[str] = ("tenant = :tenant",)  # Conditions that the index answers.
+    joins: str = ""  # Further tables that the columns and filters need.
+    filters: Sequence[str] = ()  # Conditions that are checked row by row.
     columns: str = "*"
-    key: str = "id"
-    id: str | None = None
-    cursor: str = ":after"
+    key: str = "id"  # The column that orders the list.
+    id: str | None = None  # The column of the id, if `key` is another one.
+    cursor: str = ":after"  # An expression for the key of the row with the id `:after`.
 
 
 async def read(tx: Transaction, source: Source, page: Page, values: Mapping[str, Any]) -> Rows:
@@ -62,40 +51,28 @@ async def read(tx: Transaction, source: Source, page: Page, values: Mapping[str,
         ORDER BY g.id DESC LIMIT :limit
     """
     beyond, up_to, order = (">", "<=", "ASC") if page.ascending else ("<", ">=", "DESC")
-    where, values = list(source.where), {**values, "after": page.after, "last": page.until}
+    values = {**values, "after": page.after, "last": page.until, "limit": page.limit + 1}
+    where = list(source.where)
     if page.after is not None:
         where.append(f"{source.key} {beyond} {source.cursor}")
     # One bound for each end: SQLite checks a second one row by row, without a limit.
-    end = [f"{source.key} {up_to} :last"]
-    until = end if page.until is not None else []
-    scanned = [*where, *until]
-    last = await _last_to_scan(tx, source, scanned, order, values) if source.filters else None
+    end, last = [f"{source.key} {up_to} :last"], None
+    until = [] if page.until is None else end
+    if source.filters:
+        sql = (
+            f"SELECT {source.key} AS key, {source.id or source.key} AS id FROM {source.table} "  # noqa: S608
+            f"WHERE {' AND '.join([*where, *until]) or '1'} "
+            f"ORDER BY {source.key} {order} LIMIT 1 OFFSET {SCANNED_MAX - 1}"
+        )
+        last = next(iter(await tx.select(sql, values)), None)
     if last is not None:
-        values["last"] = last["key"]
-    where += end if last is not None else until
+        until, values["last"] = end, last["key"]
     sql = (
         f"SELECT {source.columns} FROM {source.table} {source.joins} "  # noqa: S608  fixed parts
-        f"WHERE {' AND '.join([*where, *source.filters]) or '1'} "
+        f"WHERE {' AND '.join([*where, *until, *source.filters]) or '1'} "
         f"ORDER BY {source.key} {order} LIMIT :limit"
     )
-    rows = await tx.select(sql, {**values, "limit": page.limit + 1})
+    rows = await tx.select(sql, values)
     if len(rows) > page.limit:
         return rows[: page.limit], rows[page.limit - 1]["id"]
     return rows, last["id"] if last else None
-
-
-async def _last_to_scan(
-    tx: Transaction, source: Source, where: Sequence[str], order: str, values: Mapping[str, Any]
-) -> Row | None:
-    """Return key and id of the last of SCANNED_MAX rows; None if there are fewer."""
-    sql = (
-        f"SELECT {source.key} AS key, {source.id or source.key} AS id FROM {source.table} "  # noqa: S608
-        f"WHERE {' AND '.join(where) or '1'} ORDER BY {source.key} {order} LIMIT 1 OFFSET :skipped"
-    )
-    rows = await tx.select(sql, {**values, "skipped": SCANNED_MAX - 1})
-    return rows[0] if rows else None
-
-
-def of_tenant(table: str) -> Source:
-    """Return the source of a tenant's rows in a table that has an index on (tenant, id)."""
-    return Source(table=table, where=["tenant = :tenant"])

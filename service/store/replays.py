@@ -1,50 +1,38 @@
 """Replays: their rows, the stored events they match, and the deliveries they create."""
 
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from service.model.clock import HOUR
 from service.model.delivery import DueDelivery
-from service.model.ids import first_id, time_of
+from service.model.event import Event
+from service.model.ids import first_id
 from service.model.replay import Replay
 from service.model.subscriber import Subscriber
-from service.store import deliveries, events
-from service.store.database import Row, Transaction
-from service.store.rows import convert, json_text
+from service.store import deliveries
+from service.store.database import Transaction
+from service.store.rows import decode_row, encode_row, json_text, read_number, read_one
 
 SKEW_MS = HOUR  # The most by which the ids of two processes may be out of commit order.
-
-
-class Window(msgspec.Struct, frozen=True):
-    """The next few events of a tenant: the seq of the last one, and the earliest time of all."""
-
-    last_seq: int
-    since_at: int
-
-
-def from_row(row: Row) -> Replay:
-    """Return the replay in a row."""
-    return convert(Replay, row, json=frozenset({"event_types"}))
+from_row = partial(decode_row, Replay)
 
 
 async def insert(tx: Transaction, new: Replay) -> None:
     """Store a new replay."""
-    row = msgspec.structs.asdict(new)
-    await tx.run("replay_insert", **{**row, "event_types": json_text(new.event_types)})
+    await tx.run("replay_insert", **encode_row(new))
 
 
 async def get(tx: Transaction, replay_id: str) -> Replay | None:
     """Return the replay, of any tenant."""
-    row = await tx.one("replay_by_id", id=replay_id)
-    return from_row(row) if row else None
+    return await read_one(tx, Replay, "replay_by_id", id=replay_id)
 
 
 async def update(tx: Transaction, old: Replay, **changes: Any) -> Replay:
-    """Store `changes` to a replay; return the changed replay."""
+    """Store `changes` to the progress of a replay; return the changed replay."""
     new = msgspec.structs.replace(old, **changes)
-    names = ("id", "status", "done", "cursor", "due_at", "finished_at")
-    await tx.run("replay_update", **{name: getattr(new, name) for name in names})
+    await tx.run("replay_update", **encode_row(new))
     return new
 
 
@@ -60,32 +48,22 @@ async def list_due(tx: Transaction, limit: int) -> list[str]:
 
 async def next_due(tx: Transaction) -> int | None:
     """Return when the next replay is due."""
-    row = await tx.one("replay_next_due")
-    return row["due_at"] if row else None
+    return await read_number(tx, "replay_next_due")
 
 
 async def seq_bounds(tx: Transaction, since_at: int) -> tuple[int, int]:
     """Return the cursor to start from for events since a time, and the last seq there is now."""
-    first = await tx.one("replay_first_seq", first_id=first_id("evt", since_at - SKEW_MS))
-    last = await tx.one("replay_last_seq")
-    assert last is not None
-    last_seq = last["seq"] or 0
-    return (first["seq"] - 1 if first else last_seq), last_seq
+    first_event = first_id("evt", since_at - SKEW_MS)
+    first_seq = await read_number(tx, "replay_first_seq", first_id=first_event)
+    last_seq = await read_number(tx, "replay_last_seq") or 0
+    return (last_seq if first_seq is None else first_seq - 1), last_seq
 
 
-async def window(tx: Transaction, replay: Replay, limit: int) -> Window | None:
-    """Return the next `limit` events of the tenant after the cursor; None if the replay is done."""
-    row = await tx.one(
-        "replay_window",
-        tenant=replay.tenant,
-        cursor=replay.cursor,
-        last_seq=replay.last_seq,
-        limit=limit,
-    )
-    if row is None or row["last_seq"] is None:
-        return None
-    since_at = time_of(row["first_id"])
-    return Window(row["last_seq"], since_at) if since_at < replay.until_at + SKEW_MS else None
+async def window_end(tx: Transaction, replay: Replay, limit: int) -> int | None:
+    """Return the last seq of the tenant's next `limit` events; None if the replay is done."""
+    until_id = first_id("evt", replay.until_at + SKEW_MS)
+    values = {"tenant": replay.tenant, "cursor": replay.cursor, "last_seq": replay.last_seq}
+    return await read_number(tx, "replay_window", until_id=until_id, limit=limit, **values)
 
 
 async def matching_seqs(
@@ -93,42 +71,32 @@ async def matching_seqs(
 ) -> list[int]:
     """Return the seqs, up to `last_seq`, of events that the replay sends to its subscriber."""
     models, metadata = subscriber.filter.models, subscriber.filter.metadata
-    rows = await tx.all(
-        "replay_matches",
-        tenant=replay.tenant,
-        cursor=replay.cursor,
-        last_seq=last_seq,
-        since_id=first_id("evt", replay.since_at),
-        until_id=first_id("evt", replay.until_at),
-        event_types=json_text(replay.event_types),
-        subscriber_id=replay.subscriber_id,
-        only_dead=replay.only_dead,
-        unfiltered=not (models or metadata),
-        models=json_text(models),
-        metadata=json_text(metadata),
-        limit=limit,
-    )
-    return [row["seq"] for row in rows]
+    values = {
+        **encode_row(replay),
+        "last_seq": last_seq,
+        "since_id": first_id("evt", replay.since_at),
+        "until_id": first_id("evt", replay.until_at),
+        "unfiltered": not (models or metadata),
+        "models": json_text(models),
+        "metadata": json_text(metadata),
+        "limit": limit,
+    }
+    return [row["seq"] for row in await tx.all("replay_matches", **values)]
 
 
 async def insert_delivery(
     tx: Transaction, replay: Replay, subscriber: Subscriber, seq: int
 ) -> DueDelivery | None:
     """Store a delivery of the event with this seq, due now; None if the event is deleted."""
-    row = await tx.one("replay_event", seq=seq)
-    if row is None:
+    event = await read_one(tx, Event, "replay_event", seq=seq)
+    if event is None:
         return None
-    due = deliveries.new_due(events.from_row(row), subscriber, tx.now, "replay")
-    await deliveries.insert_replayed(tx, due, replay.id)
+    due = deliveries.new_due(event, subscriber, tx.now, "replay")
+    row = msgspec.structs.asdict(due)
+    await tx.run("replay_deliveries_insert", **row, replay_id=replay.id, due_at=tx.now)
     return due
 
 
 async def count_untried(tx: Transaction, replay_id: str, limit: int) -> int:
     """Count the replay's deliveries that wait for their first attempt, up to `limit`."""
-    row = await tx.one("replay_count_untried", id=replay_id, limit=limit)
-    return row["count"] if row else 0
-
-
-async def delete_old(tx: Transaction, before: int, limit: int) -> int:
-    """Delete up to `limit` ended replays from before a time; return how many."""
-    return await tx.run("replays_delete_old", before_id=first_id("rpl", before), limit=limit)
+    return await read_number(tx, "replay_count_untried", id=replay_id, limit=limit) or 0

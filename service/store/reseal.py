@@ -1,8 +1,5 @@
 """After a rotation of GENHOOK_SECRET_KEYS, reseal every stored secret under the newest key."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from service.store import subscribers
 from service.store.database import Database, Row, Transaction
 from service.store.vault import Vault, VaultError
@@ -10,53 +7,42 @@ from service.telemetry import log
 
 _log = log.get()
 PAGE = 100
+# The statements that list sealed columns, and those that replace them.
+_STATEMENTS = {"tenants_sealed": "tenant_update", "subscribers_sealed": "subscriber_reseal"}
 
 
 async def run(database: Database, vault: Vault) -> int:
     """Reseal what an older key sealed; return how many rows. The older key can then be removed."""
-    count = await database.write(_reseal_tenants, vault)
-    after: str | None = ""
-    while after is not None:
-        page_count, after = await database.write(_reseal_page, vault, after)
-        count += page_count
+    count = 0
+    for name in _STATEMENTS:
+        after: str | None = ""
+        while after is not None:
+            page_count, after = await database.write(_reseal_page, vault, name, after)
+            count += page_count
     if count:
         _log.info("secrets.resealed", rows=count)
     return count
 
 
-async def _reseal_tenants(tx: Transaction, vault: Vault) -> int:
-    count = 0
-    for row in await subscribers.all_tenants(tx):
-        changes = _changes(vault, row, {"sealed_secrets": f"secrets:{row['id']}"})
-        if changes:
-            await subscribers.update_tenant(tx, row["id"], changes["sealed_secrets"])
-            count += 1
-    return count
+async def _reseal_page(
+    tx: Transaction, vault: Vault, name: str, after: str
+) -> tuple[int, str | None]:
+    """Reseal the next rows; return how many, and the id to continue after, or None."""
+    rows = await tx.all(name, after=after, limit=PAGE)
+    resealed = [{**dict(row), **changes} for row in rows if (changes := _changes(vault, row))]
+    await tx.many(_STATEMENTS[name], resealed)
+    if resealed:
+        await subscribers.bump_revision(tx)
+    return len(resealed), rows[-1]["id"] if len(rows) == PAGE else None
 
 
-async def _reseal_page(tx: Transaction, vault: Vault, after: str) -> tuple[int, str | None]:
-    """Reseal a page of subscribers; return how many, and the id to continue after, or None."""
-    rows = await subscribers.list_sealed(tx, after, PAGE)
-    count = 0
-    for row in rows:
-        contexts = {
-            "sealed_secrets": f"secrets:{row['id']}",
-            "sealed_headers": f"headers:{row['id']}",
-        }
-        changes = _changes(vault, row, contexts)
-        if changes:
-            await subscribers.reseal(tx, row, changes)
-            count += 1
-    return count, rows[-1]["id"] if len(rows) == PAGE else None
-
-
-def _changes(vault: Vault, row: Row, contexts: Mapping[str, str]) -> dict[str, Any]:
-    """Return the columns of a row that an older key sealed, resealed by the newest."""
-    changes: dict[str, Any] = {}
-    for column, context in contexts.items():
-        sealed = row[column]
-        if sealed is None or vault.is_current(sealed):
+def _changes(vault: Vault, row: Row) -> dict[str, bytes]:
+    """Return the `sealed_*` columns of a row that an older key sealed, resealed by the newest."""
+    changes: dict[str, bytes] = {}
+    for column, sealed in dict(row).items():
+        if column == "id" or sealed is None or vault.is_current(sealed):
             continue
+        context = f"{column.removeprefix('sealed_')}:{row['id']}"
         try:
             changes[column] = vault.seal(vault.open(sealed, context), context)
         except VaultError as error:

@@ -12,16 +12,8 @@ from typing import Any
 
 from service.model.clock import DAY, HOUR
 from service.model.generation import CALLBACK_GRACE_MS
-from service.store import (
-    callbacks,
-    deliveries,
-    events,
-    generations,
-    idempotency,
-    replays,
-    stats,
-    subscribers,
-)
+from service.model.ids import first_id
+from service.store import callbacks, stats, subscribers
 from service.store.database import Database, Transaction
 
 BATCH = 500  # Rows read in one transaction.
@@ -29,6 +21,24 @@ GENERATIONS_BATCH = 50  # Smaller: metadata, exchanges and callbacks are deleted
 REJECTED_RETENTION_MS = DAY
 IDEMPOTENCY_RETENTION_MS = DAY
 SWEEP_INTERVAL_MS = HOUR
+
+# By the statement that lists old rows: the prefix of their ids, and what is deleted with each.
+_DELETES = {
+    "deliveries_old": ("dlv", ("delivery_delete", "attempts_delete")),
+    "events_old": ("evt", ("event_delete",)),
+    "generations_old": (
+        "gen",
+        (
+            "generation_metadata_delete",
+            "generation_body_delete",
+            "exchanges_delete",
+            "callbacks_of_generation_delete",
+            "callback_bodies_of_generation_delete",
+            "generation_delete",
+        ),
+    ),
+    "subscribers_notify_old": ("sub", ("subscriber_delete",)),
+}
 
 # Deletes the next batch after an id; returns how many rows, and the id to continue after or None.
 Stage = Callable[[Transaction, str], Coroutine[Any, Any, tuple[int, str | None]]]
@@ -55,40 +65,61 @@ async def run_due(
     sweep.after = after or ""
     if after is None:
         sweep.stages.popleft()
-    if not sweep.stages:
-        sweep.next_at = now + SWEEP_INTERVAL_MS
-        return deleted, sweep.next_at
-    return deleted, now
+    sweep.next_at = now if sweep.stages else now + SWEEP_INTERVAL_MS
+    return deleted, sweep.next_at
 
 
 async def _stages(database: Database, retention_days: int, now: int) -> list[Stage]:
     before = now - retention_days * DAY
-    tenants = await database.read(subscribers.all_tenants)
     batch: dict[str, Any] = {"before": before, "limit": BATCH}
+    # A generation stays until its deadline is long past: upstream may still repeat its callback.
+    generations = {"limit": GENERATIONS_BATCH, "deadline_before": now - CALLBACK_GRACE_MS}
+    unreferenced = {
+        "idempotency_delete_old": now - IDEMPOTENCY_RETENTION_MS,
+        "stats_delete_old": now - stats.RETENTION_MS,
+        "replays_delete_old": before,
+    }
+    tenants = await database.read(subscribers.all_tenants)
     return [
-        _unreferenced(callbacks.delete_old_rejected, now - REJECTED_RETENTION_MS),
-        _unreferenced(idempotency.delete_old, now - IDEMPOTENCY_RETENTION_MS),
-        _unreferenced(stats.delete_old, now - stats.RETENTION_MS),
-        _unreferenced(replays.delete_old, before),
-        *[partial(deliveries.delete_old, tenant=tenant["id"], **batch) for tenant in tenants],
-        partial(events.delete_old, **batch),
-        partial(
-            generations.delete_old,
-            before=before,
-            deadline_before=now - CALLBACK_GRACE_MS,
-            limit=GENERATIONS_BATCH,
-        ),
-        partial(subscribers.delete_orphans, **batch),
+        partial(_delete_unreferenced, callbacks.delete_old_rejected, now - REJECTED_RETENTION_MS),
+        *[
+            partial(_delete_unreferenced, partial(_delete, name), until)
+            for name, until in unreferenced.items()
+        ],
+        *[partial(_delete_old, "deliveries_old", tenant=tenant, **batch) for tenant in tenants],
+        partial(_delete_old, "events_old", **batch),
+        partial(_delete_old, "generations_old", **{**batch, **generations}),
+        partial(_delete_old, "subscribers_notify_old", **batch),
     ]
 
 
-def _unreferenced(
-    delete: Callable[[Transaction, int, int], Coroutine[Any, Any, int]], before: int
-) -> Stage:
-    """Return a stage for rows to which no other row refers: it needs no id to continue after."""
+async def _delete(name: str, tx: Transaction, before: int, limit: int) -> int:
+    # Replays are found by their id, the others by a time.
+    return await tx.run(name, before=before, before_id=first_id("rpl", before), limit=limit)
 
-    async def stage(tx: Transaction, _after: str) -> tuple[int, str | None]:
-        deleted = await delete(tx, before, BATCH)
-        return deleted, "more" if deleted == BATCH else None
 
-    return stage
+async def _delete_unreferenced(
+    delete: Callable[[Transaction, int, int], Coroutine[Any, Any, int]],
+    before: int,
+    tx: Transaction,
+    _after: str,
+) -> tuple[int, str | None]:
+    """Delete rows to which no other row refers: they need no id to continue after."""
+    deleted = await delete(tx, before, BATCH)
+    return deleted, "more" if deleted == BATCH else None
+
+
+async def _delete_old(
+    name: str, tx: Transaction, after: str, **values: Any
+) -> tuple[int, str | None]:
+    """Delete those of the next old rows that may be deleted, with all that belongs to them.
+
+    Returns how many were deleted, and the id to continue after, None at the end.
+    """
+    prefix, deletes = _DELETES[name]
+    before_id = first_id(prefix, values["before"])
+    rows = await tx.all(name, after=after, before_id=before_id, **values)
+    deletable = [dict(row) for row in rows if row["is_deletable"]]
+    for delete in deletes:
+        await tx.many(delete, deletable)
+    return len(deletable), rows[-1]["id"] if len(rows) == values["limit"] else None

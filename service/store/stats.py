@@ -5,15 +5,18 @@ by duration. Each bucket is a tenth wider than the one before, so quantiles are 
 """
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import msgspec
 
 from service.model.clock import DAY, HOUR, MINUTE, SECOND
 from service.model.ids import first_id, time_of
-from service.store.database import Transaction
+from service.store.database import Row, Transaction
+from service.store.rows import read_number
 
 SLOT_MS = 5 * MINUTE  # Attempts are counted by slots of time: "the last hour" is exact to one slot.
 RETENTION_MS = DAY + SLOT_MS
@@ -28,18 +31,11 @@ _LOG_GROWTH = math.log(GROWTH)
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
-    """A subscriber's deliveries and attempts.
+    """A subscriber's deliveries and attempts; durations are in milliseconds."""
 
-    Attributes:
-        counts: pending and dead up to COUNT_MAX; delivered and canceled over the last day.
-        success_rate: share of delivered in delivered and dead over the last day, or None.
-        hour, day: quantiles of the attempts' durations in milliseconds.
-
-    """
-
-    counts: dict[str, int]
-    success_rate: float | None
-    hour: dict[str, float | None]
+    counts: dict[str, int]  # Pending and dead up to COUNT_MAX; the others over the last day.
+    success_rate: float | None  # Of delivered and dead over the last day.
+    hour: dict[str, float | None]  # Quantiles of the durations of the last hour.
     day: dict[str, float | None]
     oldest_undelivered_seconds: float | None
 
@@ -56,93 +52,65 @@ def duration_of(bucket: int) -> float:
 
 def quantiles(counts: Mapping[int, int]) -> dict[str, float | None]:
     """Return the quantiles of durations from the count in each bucket; None without any."""
-    return {name: _quantile(counts, share) for name, share in QUANTILES.items()}
+    buckets = sorted(counts)
+    cumulative = list(accumulate(counts[bucket] for bucket in buckets))
+    if not cumulative:
+        return dict.fromkeys(QUANTILES)
+    ranks = {name: math.ceil(cumulative[-1] * share) for name, share in QUANTILES.items()}
+    return {
+        name: duration_of(buckets[bisect_left(cumulative, rank)]) for name, rank in ranks.items()
+    }
 
 
-def _quantile(counts: Mapping[int, int], share: float) -> float | None:
-    rank = math.ceil(sum(counts.values()) * share)
-    cumulative = 0
-    for bucket in sorted(counts):
-        cumulative += counts[bucket]
-        if cumulative >= rank:
-            return duration_of(bucket)
-    return None
-
-
-class AttemptCounts:
-    """Attempts counted in memory, to be stored together.
+class AttemptCounts(dict[tuple[str, int, int, str], tuple[int, int]]):
+    """Attempts counted in memory, to be stored together: how many, and when the last one began.
 
     A count is for a subscriber, five minutes, a bucket of duration and the delivery's new status.
     """
-
-    def __init__(self) -> None:
-        self._counts: Counter[tuple[str, int, int, str]] = Counter()
-        self._last_at: dict[tuple[str, int, int, str], int] = {}
-
-    def __bool__(self) -> bool:
-        """True if there is something to store."""
-        return bool(self._counts)
 
     def count(self, subscriber_id: str, started_at: int, duration_ms: int, status: str) -> None:
         """Count one attempt."""
         slot_at = started_at - started_at % SLOT_MS
         key = subscriber_id, slot_at, bucket_of(duration_ms), status
-        self._counts[key] += 1
-        self._last_at[key] = max(self._last_at.get(key, 0), started_at)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each count."""
-        names = ("subscriber_id", "slot_at", "bucket", "status")
-        return [
-            {**dict(zip(names, key, strict=True)), "count": count, "last_at": self._last_at[key]}
-            for key, count in self._counts.items()
-        ]
+        count, last_at = self.get(key, (0, 0))
+        self[key] = count + 1, max(last_at, started_at)
 
 
 async def add(tx: Transaction, counts: AttemptCounts) -> None:
     """Add counts to those that are stored."""
-    await tx.many("stats_add", counts.rows())
+    columns = ("subscriber_id", "slot_at", "bucket", "status", "count", "last_at")
+    rows = [dict(zip(columns, key + count, strict=True)) for key, count in counts.items()]
+    await tx.many("stats_add", rows)
 
 
 async def get(tx: Transaction, subscriber_id: str) -> Stats:
     """Return the subscriber's statistics."""
-    hour = await _attempts(tx, subscriber_id, tx.now - HOUR)
-    day = await _attempts(tx, subscriber_id, tx.now - DAY)
-    pending = await tx.one("stats_count_pending", subscriber_id=subscriber_id, limit=COUNT_MAX)
-    assert pending is not None
-    by_status: Counter[str] = Counter()
-    for (_, status), count in day.items():
-        by_status[status] += count
+    # The slot that contains the beginning of the period began before it.
+    hour, day = [
+        await tx.all("stats_attempts", subscriber_id=subscriber_id, since_at=since_at - SLOT_MS)
+        for since_at in (tx.now - HOUR, tx.now - DAY)
+    ]
+    by_status = _count_by("status", day)
+    delivered, ended = by_status["delivered"], by_status["delivered"] + by_status["dead"]
+    since_id = first_id("dlv", tx.now - DAY)
+    [row] = await tx.all(
+        "stats_counts", subscriber_id=subscriber_id, since_id=since_id, limit=COUNT_MAX
+    )
+    counts = {**dict(row), "delivered": delivered}
     return Stats(
-        counts={
-            "pending": pending["count"],
-            "delivered": by_status["delivered"],
-            "dead": await _count_ended(tx, subscriber_id, "dead", 0),
-            "canceled": await _count_ended(tx, subscriber_id, "canceled", tx.now - DAY),
-        },
-        success_rate=_success_rate(by_status),
-        hour=quantiles(_by_bucket(hour)),
-        day=quantiles(_by_bucket(day)),
+        counts={status: counts[status] for status in STATUSES},
+        success_rate=delivered / ended if ended else None,
+        hour=quantiles(_count_by("bucket", hour)),
+        day=quantiles(_count_by("bucket", day)),
         oldest_undelivered_seconds=await _oldest_seconds(tx, subscriber_id),
     )
 
 
-def _success_rate(by_status: Counter[str]) -> float | None:
-    total = by_status["delivered"] + by_status["dead"]
-    return by_status["delivered"] / total if total else None
-
-
-async def _count_ended(tx: Transaction, subscriber_id: str, status: str, since_at: int) -> int:
-    """Count dead or canceled deliveries that were created since a time, up to COUNT_MAX."""
-    since_id = first_id("dlv", since_at)
-    row = await tx.one(
-        "stats_count_ended",
-        subscriber_id=subscriber_id,
-        status=status,
-        since_id=since_id,
-        limit=COUNT_MAX,
-    )
-    return row["count"] if row else 0
+def _count_by(column: str, attempts: Sequence[Row]) -> Counter[Any]:
+    counts: Counter[Any] = Counter()
+    for row in attempts:
+        counts[row[column]] += row["count"]
+    return counts
 
 
 async def _oldest_seconds(tx: Transaction, subscriber_id: str) -> float | None:
@@ -152,45 +120,16 @@ async def _oldest_seconds(tx: Transaction, subscriber_id: str) -> float | None:
     return max(tx.now - time_of(row["id"]), 0) / SECOND
 
 
-async def _attempts(
-    tx: Transaction, subscriber_id: str, since_at: int
-) -> dict[tuple[int, str], int]:
-    """Count attempts since a time by (bucket, status)."""
-    since_at -= SLOT_MS  # The slot that contains `since_at` began before it.
-    rows = await tx.all("stats_attempts", subscriber_id=subscriber_id, since_at=since_at)
-    return {(row["bucket"], row["status"]): row["count"] for row in rows}
-
-
-def _by_bucket(attempts: Mapping[tuple[int, str], int]) -> Counter[int]:
-    counts: Counter[int] = Counter()
-    for (bucket, _), count in attempts.items():
-        counts[bucket] += count
-    return counts
-
-
 async def oldest_undelivered(tx: Transaction) -> dict[str, float]:
     """Return the age of each subscriber's oldest pending delivery in seconds."""
-    ages: dict[str, float] = {}
-    for row in await tx.all("deliveries_next_due_times"):
-        age = await _oldest_seconds(tx, row["subscriber_id"])
-        if age is not None:
-            ages[row["subscriber_id"]] = age
-    return ages
+    ids = [row["subscriber_id"] for row in await tx.all("deliveries_next_due_times")]
+    ages = {id_: await _oldest_seconds(tx, id_) for id_ in ids}
+    return {id_: age for id_, age in ages.items() if age is not None}
 
 
 async def last_attempt_at(tx: Transaction, subscriber_id: str) -> int | None:
     """Return when the subscriber's latest attempt of the last hour began."""
-    row = await tx.one(
-        "stats_last_attempt", subscriber_id=subscriber_id, since_at=tx.now - HOUR - SLOT_MS
+    since_at = tx.now - HOUR - SLOT_MS
+    return await read_number(
+        tx, "stats_last_attempt", subscriber_id=subscriber_id, since_at=since_at
     )
-    return row["last_at"] if row else None
-
-
-async def delete_old(tx: Transaction, before: int, limit: int) -> int:
-    """Delete up to `limit` rows from before a time; return how many."""
-    return await tx.run("stats_delete_old", before=before, limit=limit)
-
-
-def longest_waiting(ages: Mapping[str, float], limit: int) -> Sequence[tuple[str, float]]:
-    """Return the `limit` subscribers with the oldest pending deliveries, and their ages."""
-    return sorted(ages.items(), key=lambda item: item[1], reverse=True)[:limit]

@@ -3,8 +3,7 @@
 import hmac
 import os
 from collections.abc import Callable, Sequence
-
-import msgspec
+from dataclasses import dataclass, field
 
 _KEY_ID_BYTES = 4
 _NONCE_BYTES = 12
@@ -19,12 +18,10 @@ class VaultError(Exception):
     """Sealed bytes cannot be opened. The message never contains them."""
 
 
-class _Key(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Key:
     id: bytes
-    secret: bytes
-
-    def __repr__(self) -> str:
-        return f"_Key(id={self.id.hex()})"
+    secret: bytes = field(repr=False)
 
 
 class Vault:
@@ -51,8 +48,11 @@ class Vault:
         from cryptography.exceptions import InvalidTag  # noqa: PLC0415  cold start
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415  cold start
 
-        key_id, nonce, rest = _split(sealed)
-        keys = [key for key in self._keys if key.id == key_id]
+        nonce_end = _KEY_ID_BYTES + _NONCE_BYTES
+        if len(sealed) < nonce_end + _TAG_BYTES:
+            raise VaultError("the sealed bytes are too short")
+        nonce, rest = sealed[_KEY_ID_BYTES:nonce_end], sealed[nonce_end:]
+        keys = [key for key in self._keys if key.id == sealed[:_KEY_ID_BYTES]]
         if not keys:
             raise VaultError("sealed under a key that is not among GENHOOK_SECRET_KEYS")
         for key in keys:
@@ -70,10 +70,3 @@ class Vault:
 def _derive(secret_key: str) -> _Key:
     secret = hmac.digest(secret_key.encode(), _KEY_LABEL, "sha256")
     return _Key(hmac.digest(secret, _KEY_ID_LABEL, "sha256")[:_KEY_ID_BYTES], secret)
-
-
-def _split(sealed: bytes) -> tuple[bytes, bytes, bytes]:
-    nonce_end = _KEY_ID_BYTES + _NONCE_BYTES
-    if len(sealed) < nonce_end + _TAG_BYTES:
-        raise VaultError("the sealed bytes are too short")
-    return sealed[:_KEY_ID_BYTES], sealed[_KEY_ID_BYTES:nonce_end], sealed[nonce_end:]

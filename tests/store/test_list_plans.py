@@ -97,7 +97,7 @@ async def explain(
             await events.list_page(tx, page, "default", events.Filter(**only))
         case table:
             is_subscribers = table == "subscribers"
-            source = subscribers.LIST_SOURCE if is_subscribers else pages.of_tenant(table)
+            source = subscribers.LIST_SOURCE if is_subscribers else pages.Source(table=table)
             await pages.read(tx, source, page, {"tenant": "default"})
     return tx
 

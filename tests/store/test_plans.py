@@ -22,7 +22,7 @@ DUE_WORK = {
     "deliveries_due": "deliveries_due",
     "deliveries_due_ordered": "deliveries_due",
     "delivery_next_due": "deliveries_due",
-    "stats_count_pending": "deliveries_due",
+    "stats_counts": "deliveries_due",
     "replays_due": "replays_due",
     "replay_next_due": "replays_due",
     "replay_count_untried": "deliveries_replay",
@@ -72,7 +72,7 @@ def test_deliveries_of_an_event_are_read_by_event_and_not_by_subscriber(
     assert not [step for step in plan if "deliveries_subscriber" in step], plan
 
 
-@pytest.mark.parametrize("name", ["deliveries_cancel", "stats_oldest", "stats_count_pending"])
+@pytest.mark.parametrize("name", ["deliveries_cancel", "stats_oldest", "stats_counts"])
 def test_pending_deliveries_of_a_subscriber_are_read_without_the_ended_ones(
     explain: Explain, name: str
 ) -> None:

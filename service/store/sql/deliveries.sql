@@ -111,7 +111,7 @@ WHERE (tenant, id) IN (SELECT d.tenant, d.id FROM deliveries d INDEXED BY delive
 -- name: deliveries_old
 -- A tenant's next deliveries from before a time. One can be deleted once it has ended and has had
 -- no attempt since that time.
-SELECT d.id, d.subscriber_id, d.status, d.status <> 'pending' AND NOT EXISTS (SELECT 1 FROM attempts a
+SELECT d.tenant, d.id, d.status <> 'pending' AND NOT EXISTS (SELECT 1 FROM attempts a
     WHERE a.delivery_id = d.id AND a.started_at >= :before) AS is_deletable
 FROM deliveries d WHERE d.tenant = :tenant AND d.id > :after AND d.id < :before_id
 ORDER BY d.id LIMIT :limit;

@@ -92,6 +92,9 @@ FROM json_each(:ids) i CROSS JOIN confirmations q ON q.generation_id = i.value;
 INSERT INTO confirmations (generation_id, due_at) VALUES (:generation_id, :due_at)
 ON CONFLICT (generation_id) DO UPDATE SET due_at = excluded.due_at;
 
+-- name: confirmation_delay
+UPDATE confirmations SET due_at = :due_at WHERE generation_id = :id AND due_at < :due_at;
+
 -- name: confirmations_delete
 DELETE FROM confirmations WHERE generation_id IN (SELECT value FROM json_each(:ids));
 

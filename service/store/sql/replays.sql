@@ -31,8 +31,8 @@ SELECT seq FROM events WHERE id >= :first_id ORDER BY id LIMIT 1;
 SELECT max(seq) AS seq FROM events;
 
 -- name: replay_window
--- The last seq and the first id among the next events of the tenant.
-SELECT max(seq) AS last_seq, min(id) AS first_id FROM (
+-- The last seq among the next events of the tenant, unless all their ids are too late.
+SELECT CASE WHEN min(id) < :until_id THEN max(seq) END AS last_seq FROM (
     SELECT seq, id FROM events
     WHERE tenant = :tenant AND seq > :cursor AND seq <= :last_seq ORDER BY seq LIMIT :limit);
 

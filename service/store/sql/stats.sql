@@ -1,11 +1,14 @@
--- name: stats_count_pending
-SELECT count(*) AS count FROM (SELECT 1 FROM deliveries INDEXED BY deliveries_due
-    WHERE status = 'pending' AND subscriber_id = :subscriber_id LIMIT :limit);
-
--- name: stats_count_ended
-SELECT count(*) AS count FROM (SELECT 1 FROM deliveries INDEXED BY deliveries_ended_of
-    WHERE status IN ('dead', 'canceled') AND status = :status
-        AND subscriber_id = :subscriber_id AND id >= :since_id LIMIT :limit);
+-- name: stats_counts
+-- Pending, dead and lately canceled deliveries of a subscriber, each counted up to :limit.
+SELECT * FROM
+    (SELECT count(*) AS pending FROM (SELECT 1 FROM deliveries INDEXED BY deliveries_due
+        WHERE status = 'pending' AND subscriber_id = :subscriber_id LIMIT :limit)),
+    (SELECT count(*) AS dead FROM (SELECT 1 FROM deliveries INDEXED BY deliveries_ended_of
+        WHERE status IN ('dead', 'canceled') AND status = 'dead'
+            AND subscriber_id = :subscriber_id LIMIT :limit)),
+    (SELECT count(*) AS canceled FROM (SELECT 1 FROM deliveries INDEXED BY deliveries_ended_of
+        WHERE status IN ('dead', 'canceled') AND status = 'canceled'
+            AND subscriber_id = :subscriber_id AND id >= :since_id LIMIT :limit));
 
 -- name: stats_attempts
 SELECT bucket, status, sum(count) AS count FROM attempt_latency

@@ -49,17 +49,20 @@ UPDATE revisions SET number = number + 1 WHERE noun = 'subscribers';
 SELECT number FROM revisions WHERE noun = 'subscribers';
 
 -- name: subscribers_notify_old
--- The next subscribers of a notify_url from before a time. An orphan has no generation and no
--- delivery any more.
+-- The next subscribers of a notify_url from before a time. One can be deleted once it
+-- has no generation and no delivery any more.
 SELECT s.id, NOT EXISTS (SELECT 1 FROM generations g WHERE g.notify_subscriber_id = s.id)
-    AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.subscriber_id = s.id) AS is_orphan
+    AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.subscriber_id = s.id) AS is_deletable
 FROM subscribers s WHERE s.is_notify = 1 AND s.id > :after AND s.id < :before_id
 ORDER BY s.id LIMIT :limit;
 
 -- name: tenants_all
-SELECT id, sealed_secrets FROM tenants ORDER BY id;
+SELECT id FROM tenants ORDER BY id;
 
--- name: subscribers_list_sealed
+-- name: tenants_sealed
+SELECT id, sealed_secrets FROM tenants WHERE id > :after ORDER BY id LIMIT :limit;
+
+-- name: subscribers_sealed
 SELECT id, sealed_secrets, sealed_headers FROM subscribers WHERE id > :after
 ORDER BY id LIMIT :limit;
 

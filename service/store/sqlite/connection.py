@@ -4,11 +4,12 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
 
 import aiosqlite
 
-T = TypeVar("T")
+from service.model.errors import StorageError
+from service.store.database import T
 
 BUSY_MS = 5_000
 # At this size of the write-ahead log (WAL), a commit runs a checkpoint itself. That is only for a
@@ -19,13 +20,13 @@ WAL_PAGES_MAX = 8_000
 class Connection(aiosqlite.Connection):
     """An aiosqlite connection that also runs functions of the raw connection on its thread."""
 
-    async def begin(self) -> None:
-        """Start the thread and open the file."""
+    async def begin(self, path: str) -> None:
+        """Start the thread and open the file. StorageError if that fails."""
         try:
             await self
-        except sqlite3.Error:
+        except sqlite3.Error as error:
             self._thread.join()  # aiosqlite has stopped it; it must end before the event loop does.
-            raise
+            raise StorageError(f"cannot open {path}: {error}") from error
 
     async def apply(self, do: Callable[..., T], *args: object) -> T:
         """Run `do(connection, *args)` on the connection's thread."""
@@ -33,32 +34,28 @@ class Connection(aiosqlite.Connection):
         return result
 
 
-def _connector(path: str, *, writes: bool) -> Callable[[], sqlite3.Connection]:
-    def connect() -> sqlite3.Connection:
-        if writes:  # Only the owner may read the file. SQLite gives the WAL files the same mode.
-            with contextlib.suppress(OSError):
-                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        connection = sqlite3.connect(
-            path, isolation_level=None, check_same_thread=False, cached_statements=256
-        )
-        connection.row_factory = sqlite3.Row
-        connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
-        if writes:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES_MAX}")
-        else:
-            connection.execute("PRAGMA query_only=ON")
-        connection.execute("PRAGMA cache_size=-8000")
-        return connection
-
-    return connect
+def _open(path: str, *, writes: bool) -> sqlite3.Connection:
+    pragmas = [f"busy_timeout={BUSY_MS}", "cache_size=-8000"]
+    if writes:
+        pragmas += ["journal_mode=WAL", "synchronous=FULL", f"wal_autocheckpoint={WAL_PAGES_MAX}"]
+        # Only the owner may read the file. SQLite gives the WAL files the same mode.
+        with contextlib.suppress(OSError):
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    else:
+        pragmas.append("query_only=ON")
+    connection = sqlite3.connect(
+        path, isolation_level=None, check_same_thread=False, cached_statements=256
+    )
+    connection.row_factory = sqlite3.Row
+    for pragma in pragmas:
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
 
 
 async def connect(path: str, *, writes: bool) -> Connection:
-    """Open the database. sqlite3.Error if that fails."""
-    connection = Connection(_connector(path, writes=writes), 64)
-    await connection.begin()
+    """Open the database. StorageError if that fails."""
+    connection = Connection(partial(_open, path, writes=writes), 64)
+    await connection.begin(path)
     return connection
 
 

@@ -9,18 +9,17 @@ records of attempts, wait a moment for others: each commit costs a sync of the d
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
 
 from service.model.clock import Clock, now_ms
 from service.model.errors import StorageBusyError, StorageError
-from service.store.database import Unit
+from service.store.database import T, Unit
 from service.store.sqlite import group, schema
 from service.store.sqlite.connection import Connection, checkpoint, connect
 from service.telemetry import log
 
 _log = log.get()
-T = TypeVar("T")
 
 GROUP_MAX = 512
 READERS = 2
@@ -29,42 +28,18 @@ RETRY_SECONDS = 1.0
 PATIENCE_SECONDS = 0.02  # Of units that may wait for a group.
 
 
-def _storage_error(error: BaseException) -> BaseException:
-    if isinstance(error, sqlite3.IntegrityError) or not isinstance(error, sqlite3.Error):
-        return error
-    return StorageError(f"the database failed: {error}")
-
-
-def _resolve(items: Sequence[group.Item], failure: BaseException | None) -> None:
-    """Set the result or the error of every item's future."""
+def _resolve(items: Iterable[group.Item], failure: BaseException | None) -> None:
+    """Set the result or the error of every item's future, unless its caller has canceled it."""
     for item in items:
+        error = failure or item.error
         if item.future.done():
             continue
-        error = failure or item.error
         if error is None:
             item.future.set_result(item.result)
+        elif isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
+            item.future.set_exception(StorageError(f"the database failed: {error}"))
         else:
-            item.future.set_exception(_storage_error(error))
-
-
-def _split_retried(
-    items: Sequence[group.Item], failure: Exception | None
-) -> tuple[list[group.Item], list[group.Item]]:
-    """Split items into those to resolve now and those to retry."""
-    resolved: list[group.Item] = []
-    retried: list[group.Item] = []
-    for item in items:
-        retry = item.always and group.is_storage_failure(failure or item.error)
-        (retried if retry else resolved).append(item)
-    return resolved, retried
-
-
-def _call_after_commit(do: Callable[..., None], args: tuple[Any, ...]) -> None:
-    """Call a function after a commit. If it raises, later commits must still happen."""
-    try:
-        do(*args)
-    except Exception:  # noqa: BLE001  see above
-        _log.exception("commit.follow_up_failed")
+            item.future.set_exception(error)
 
 
 class Database:
@@ -78,8 +53,10 @@ class Database:
         self._retried: list[group.Item] = []
         self._wake = asyncio.Event()
         self._wake_timer: asyncio.TimerHandle | None = None
-        self._readers: asyncio.Queue[Connection] = asyncio.Queue()
-        self._reader_count = 0
+        # The last one used is first, so that others are opened only for reads at the same time.
+        self._readers: asyncio.LifoQueue[Connection | None] = asyncio.LifoQueue()
+        for _ in range(READERS):
+            self._readers.put_nowait(None)
         self._writer: Connection | None = None
         self._stream: asyncio.Task[None] | None = None
         self._checkpoint_timer: asyncio.TimerHandle | None = None
@@ -87,10 +64,7 @@ class Database:
 
     async def open(self) -> None:
         """Open the writer's connection. StorageError if the file cannot be opened."""
-        try:
-            self._writer = await connect(self.path, writes=True)
-        except sqlite3.Error as error:
-            raise StorageError(f"cannot open {self.path}: {error}") from error
+        self._writer = await connect(self.path, writes=True)
         self._stream = asyncio.create_task(self._commit_stream(), name="commit-stream")
 
     async def close(self) -> None:
@@ -104,18 +78,16 @@ class Database:
             self._checkpoint_timer.cancel()
         if self._checkpoint:
             await self._checkpoint
-        for _ in range(self._reader_count):
-            await (await self._readers.get()).close()
-        self._reader_count = 0
+        for reader in [await self._readers.get() for _ in range(READERS)]:
+            if reader:
+                await reader.close()
+            self._readers.put_nowait(None)
         if self._writer:
             await self._writer.close()
             self._writer = None
 
     async def migrate(self) -> list[str]:
-        """Apply the missing migrations; return their names.
-
-        StorageError if a newer genhook made the database, or if the file is not a database.
-        """
+        """Apply the missing migrations; return their names. StorageError for any other file."""
         try:
             return await self.apply(schema.migrate)
         except sqlite3.Error as error:
@@ -141,8 +113,7 @@ class Database:
 
     async def read(self, unit: Unit[T], *args: object) -> T:
         """Run `unit(tx, *args)` on a snapshot, in parallel with the writer."""
-        result: T = await self._on_reader(group.read, unit, args, self._clock())
-        return result
+        return await self._on_reader(group.read, unit, args, self._clock())
 
     async def apply(self, do: Callable[..., T], *args: object) -> T:
         """Run `do(connection, *args)` on the writer's thread, between two groups."""
@@ -168,26 +139,15 @@ class Database:
         return item.future
 
     async def _on_reader(self, do: Callable[..., T], *args: object) -> T:
+        reader = await self._readers.get()
         try:
-            reader = await self._reader()
-        except sqlite3.Error as error:
-            raise StorageError(f"cannot open {self.path}: {error}") from error
-        try:
+            if reader is None:
+                reader = await connect(self.path, writes=False)
             return await reader.apply(do, *args)
         except sqlite3.Error as error:
             raise StorageError(f"the database failed: {error}") from error
         finally:
             self._readers.put_nowait(reader)
-
-    async def _reader(self) -> Connection:
-        if self._readers.empty() and self._reader_count < READERS:
-            self._reader_count += 1
-            try:
-                return await connect(self.path, writes=False)
-            except BaseException:
-                self._reader_count -= 1
-                raise
-        return await self._readers.get()
 
     async def _commit_stream(self) -> None:
         assert self._writer is not None
@@ -209,16 +169,21 @@ class Database:
             after = await writer.apply(group.commit_group, items, self._clock())
         except Exception as error:  # noqa: BLE001  it becomes every caller's error
             failure = error
-        self._plan_checkpoint()
-        resolved, retried = _split_retried(items, failure)
-        _resolve(resolved, failure)
+        loop = asyncio.get_running_loop()
+        if self._checkpoint_timer is None:
+            self._checkpoint_timer = loop.call_later(CHECKPOINT_SECONDS, self._start_checkpoint)
+        retried = [i for i in items if i.always and group.is_storage_failure(failure or i.error)]
+        _resolve([item for item in items if item not in retried], failure)
         if retried:
             cause = str(failure or retried[0].error)
             _log.error("commit.failed", error=cause, retried=len(retried))
             self._retried += retried
-            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._retry)
+            loop.call_later(RETRY_SECONDS, self._retry)
         for do, args in after:
-            _call_after_commit(do, args)
+            try:
+                do(*args)
+            except Exception:  # noqa: BLE001  later commits must still happen
+                _log.exception("commit.follow_up_failed")
 
     def _retry(self) -> None:
         """Queue the items of `write_always` again that could not be stored."""
@@ -227,11 +192,6 @@ class Database:
             item.error = None
         self._queue.extend(items)
         self._wake.set()
-
-    def _plan_checkpoint(self) -> None:
-        if self._checkpoint_timer is None:
-            loop = asyncio.get_running_loop()
-            self._checkpoint_timer = loop.call_later(CHECKPOINT_SECONDS, self._start_checkpoint)
 
     def _start_checkpoint(self) -> None:
         self._checkpoint = asyncio.create_task(self._run_checkpoint(), name="checkpoint")

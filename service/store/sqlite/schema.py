@@ -1,6 +1,7 @@
 """Numbered migrations. Each runs in a transaction; PRAGMA user_version is the last one applied."""
 
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 from service.model.errors import StorageError
@@ -26,15 +27,13 @@ def version(connection: sqlite3.Connection) -> int:
 def problem(connection: sqlite3.Connection) -> str | None:
     """Return what is wrong with the version of the schema, or None."""
     current, needed = version(connection), latest()
+    if current == needed:
+        return None
     if current > needed:
         return (
             f"the database has schema {current}, made by a newer genhook; this one knows {needed}"
         )
-    if current < needed:
-        return (
-            f"the database has schema {current}, this genhook needs {needed}: run genhook migrate"
-        )
-    return None
+    return f"the database has schema {current}, this genhook needs {needed}: run genhook migrate"
 
 
 def migrate(connection: sqlite3.Connection) -> list[str]:
@@ -56,18 +55,16 @@ def migrate(connection: sqlite3.Connection) -> list[str]:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-    message = problem(connection)
-    if message:
+    if message := problem(connection):
         raise StorageError(message)
     return applied
 
 
-def _statements(script: str) -> list[str]:
+def _statements(script: str) -> Iterator[str]:
     """Split a script into statements: sqlite3's executescript would commit the transaction."""
-    statements, current = [], ""
+    current = ""
     for line in script.splitlines(keepends=True):
         current += line
         if sqlite3.complete_statement(current):
-            statements.append(current)
+            yield current
             current = ""
-    return statements
