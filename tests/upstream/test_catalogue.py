@@ -11,7 +11,7 @@ from service.upstream import catalogue
 from service.upstream.catalogue import Model
 
 IMAGES = "/images/generations"
-EVERY_MODEL = catalogue.load().models
+EVERY_MODEL = catalogue.models()
 URL = "https://example.com/a.png"
 
 # page id, value in the page's example, provider, base credits, callbacks
