@@ -1,7 +1,8 @@
 """Apply what upstream reports to generations. Callbacks, polls and create answers all go here."""
 
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -14,11 +15,13 @@ from service.model.generation import Generation
 from service.store import callbacks, events, generations
 from service.store.callbacks import NEW_VERDICTS, Arrival
 from service.store.database import Transaction
+from service.store.generations import Exchange
 from service.telemetry import log, metrics
 from service.upstream import catalogue, wire
 from service.upstream.results import File
 
 _log = log.get()
+Answer = wire.CreateAnswer | wire.PollAnswer
 
 
 class Update(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,14 +36,69 @@ class Update(msgspec.Struct, frozen=True, kw_only=True):
     error: dict[str, str] | None = None
 
 
-def update_of(context: Context, report: wire.Report) -> Update:
-    """Return a report as an update, with secrets redacted."""
-    return Update(
-        status=report.state,
-        task_id=report.task_id,
-        output=_output(context, report) if report.state == "succeeded" else None,
-        error=_error(context, report) if report.state == "failed" else None,
+def update_of(context: Context, answer: Answer) -> Update | None:
+    """Return what an answer says about its generation, with secrets redacted; None if nothing."""
+    redact = context.redactor.json
+    if isinstance(answer, wire.Rejected) and answer.outcome == "refused":
+        return Update(
+            status="failed", error=redact({"code": answer.code, "message": answer.message})
+        )
+    if not isinstance(answer, wire.Report):
+        return None
+    output, error = None, None
+    if answer.state == "succeeded":
+        output = {"files": [_file(file) for file in answer.files], "raw": redact(answer.raw)}
+    elif answer.state == "failed":
+        message = answer.error_message or "Upstream reported a failure and gave no reason."
+        error = redact({"code": answer.error_code or "upstream_failed", "message": message})
+    return Update(status=answer.state, task_id=answer.task_id, output=output, error=error)
+
+
+def _file(file: File) -> dict[str, str]:
+    view = {"url": file.url, "media_type": file.media_type}
+    return view if file.expires_at is None else {**view, "expires_at": rfc3339(file.expires_at)}
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """Upstream's answer to a submission or a poll, with the update and the exchange to store.
+
+    task_id: the task that the poll was about; None for a submission.
+    """
+
+    answer: Answer
+    update: Update | None
+    exchange: Exchange
+    task_id: str | None
+
+
+async def ask(
+    context: Context,
+    generation_id: str,
+    request: Awaitable[Answer],
+    task_id: str | None = None,
+) -> Reply:
+    """Wait for upstream's answer to a submission, or to a poll about `task_id`."""
+    asked_at, timer_start = context.clock(), time.monotonic()
+    answer = await request
+    outcome: str
+    duration_ms = round((time.monotonic() - timer_start) * 1_000)
+    if not isinstance(answer, wire.Report):
+        outcome, detail = answer.outcome, answer.message or answer.retry_after
+    elif task_id is None:
+        outcome, detail = "taken", answer.task_id
+    else:
+        detail = answer.error_message if answer.state == "failed" else answer.word
+        outcome = answer.state
+    exchange = Exchange(
+        generation_id=generation_id,
+        kind="submission" if task_id is None else "poll",
+        at=asked_at,
+        duration_ms=duration_ms,
+        status_code=None if isinstance(answer, wire.Report) else answer.status,
+        outcome=outcome,
+        detail=context.redactor.json(detail),
     )
+    return Reply(answer, update_of(context, answer), exchange, task_id)
 
 
 class Batch:
@@ -95,19 +153,15 @@ class Batch:
         await events.insert(tx, [event for event, _ in self._events])
         await fanout.fan_out(tx, self._context, self._events)
         ended = [generation for _, generation in self._events if generation.is_terminal]
-        if ended:
-            await self._write_outcomes(ended)
-
-    async def _write_outcomes(self, ended: Sequence[Generation]) -> None:
-        """Add the usage of terminal generations, and delete confirmations that are not needed."""
         usage: Counter[tuple[str, str, str, str]] = Counter()
         for generation in ended:
             usage += generations.usage_of(generation)
-            self._tx.after_commit(_announce, self._context, generation)
-        await generations.add_usage(self._tx, usage)
-        # A timed out generation may still get a result, so its callbacks are still confirmed.
-        final_ids = [generation.id for generation in ended if generation.status != "timed_out"]
-        await generations.delete_confirmations(self._tx, final_ids)
+            tx.after_commit(_announce, self._context, generation)
+        if ended:
+            await generations.add_usage(tx, usage)
+            # A timed out generation may still get a result, so its callbacks are still confirmed.
+            final_ids = [generation.id for generation in ended if generation.status != "timed_out"]
+            await generations.delete_confirmations(tx, final_ids)
 
 
 async def store_hints(tx: Transaction, arrivals: Sequence[Arrival]) -> list[str | None]:
@@ -168,14 +222,15 @@ class ProofWriter:
             return False
         generation = batch.generations[proof.arrival.generation_id]
         if not report.recognised:
-            tx.after_commit(_log_unknown_status, report.word, generation.id)
+            tx.after_commit(log_unknown_word, report.word, generation.id)
         batch.ingest(generation.id, update)
         # Without a planned poll, the create answer is late or lost. A confirmation can use this
         # callback's task id.
         return report.state != "processing" or generation.next_poll_at is not None
 
 
-def _log_unknown_status(word: str | None, generation_id: str) -> None:
+def log_unknown_word(word: str | None, generation_id: str) -> None:
+    """Log a status word of upstream that is not in `documents.STATE_OF_WORD`."""
     _log.warning("upstream.unknown_word", word=word, generation_id=generation_id)
 
 
@@ -183,20 +238,20 @@ def _status_changes(context: Context, old: Generation, update: Update, now: int)
     changes: dict[str, Any] = {"status": update.status, "task_id": old.task_id or update.task_id}
     if update.status == "processing":
         return {**changes, "submitted_at": old.submitted_at or now}
-    changes.update(
-        completed_at=now,
-        output=update.output,
-        error=update.error,
-        next_poll_at=None,
-        submit_at=None,
-        late_poll_count=0,
-    )
-    if update.status == "succeeded":
-        model = context.catalogue.get(old.model)
-        changes["credits"] = model and catalogue.credits(model, old.input)
-    elif update.status == "failed":
-        changes["credits"] = 0
-    return changes
+    model = context.catalogue.get(old.model)
+    billed = 0 if update.status == "failed" else None
+    if update.status == "succeeded" and model is not None:
+        billed = catalogue.credits(model, old.input)
+    return {
+        **changes,
+        "completed_at": now,
+        "output": update.output,
+        "error": update.error,
+        "credits": billed,
+        "next_poll_at": None,
+        "submit_at": None,
+        "late_poll_count": 0,
+    }
 
 
 def _announce(context: Context, generation: Generation) -> None:
@@ -208,23 +263,3 @@ def _announce(context: Context, generation: Generation) -> None:
         model=generation.model,
     )
     context.waiters.wake(generation.id)
-
-
-def _output(context: Context, report: wire.Report) -> dict[str, Any]:
-    files = [_file(file) for file in report.files]
-    return {"files": files, "raw": context.redactor.json(report.raw)}
-
-
-def _file(file: File) -> dict[str, str]:
-    view = {"url": file.url, "media_type": file.media_type}
-    return view if file.expires_at is None else {**view, "expires_at": rfc3339(file.expires_at)}
-
-
-def _error(context: Context, report: wire.Report) -> dict[str, str]:
-    error: dict[str, str] = context.redactor.json(
-        {
-            "code": report.error_code or "upstream_failed",
-            "message": report.error_message or "Upstream reported a failure and gave no reason.",
-        }
-    )
-    return error

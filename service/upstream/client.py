@@ -17,18 +17,6 @@ _ENCODINGS = ("identity", "gzip", "x-gzip", "deflate")
 _encode = msgspec.json.Encoder().encode
 
 
-class NotSent(msgspec.Struct, frozen=True):
-    """No byte of the request reached upstream: it may be sent again."""
-
-    message: str
-
-
-class NoAnswer(msgspec.Struct, frozen=True):
-    """The request may have reached upstream, but no answer came back: it must not be sent again."""
-
-    message: str
-
-
 class TooLargeError(Exception):
     """Upstream's answer is larger than the limit."""
 
@@ -56,26 +44,24 @@ class Client:
         self._transport = transport
         self._clients: dict[bool, httpx.AsyncClient] = {}
 
-    async def create(
-        self, path: str, body: dict[str, Any]
-    ) -> wire.CreateAnswer | NotSent | NoAnswer:
-        """Send one create request; transport errors become `NotSent` or `NoAnswer`."""
+    async def create(self, path: str, body: dict[str, Any]) -> wire.CreateAnswer:
+        """Send one create request; without an answer, `Rejected` has no status."""
         import httpx  # noqa: PLC0415  cold start: a fifth of a second
 
         try:
-            answer = await self._exchange("POST", path, _encode(body), keep_alive=False)
+            answer = await self._exchange("POST", path, _encode(body))
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            return NotSent(_describe(error))
+            return wire.Rejected("put_off", None, "not_sent", _describe(error))
         except (httpx.HTTPError, TimeoutError, TooLargeError) as error:
-            return NoAnswer(_describe(error))
+            return wire.Rejected("lost", None, "no_answer", _describe(error))
         return wire.read_create(*answer)
 
     async def poll(self, path: str) -> wire.PollAnswer:
-        """Poll a task; transport errors become `NoReport`."""
+        """Poll a task; without an answer, `NoReport` has the status 0."""
         import httpx  # noqa: PLC0415  cold start: a fifth of a second
 
         try:
-            answer = await self._exchange("GET", path, None, keep_alive=True)
+            answer = await self._exchange("GET", path)
         except (httpx.HTTPError, TimeoutError, TooLargeError) as error:
             return wire.NoReport(0, _describe(error))
         return wire.read_poll(*answer)
@@ -87,9 +73,9 @@ class Client:
         self._clients.clear()
 
     async def _exchange(
-        self, method: str, path: str, body: bytes | None, *, keep_alive: bool
+        self, method: str, path: str, body: bytes | None = None
     ) -> tuple[int, dict[str, str], bytes]:
-        client = self._client(keep_alive=keep_alive)
+        client = self._client(keep_alive=body is None)
         headers = {"content-type": "application/json"} if body is not None else {}
         async with (
             asyncio.timeout(self._timeout_seconds),
@@ -120,34 +106,27 @@ class Client:
         return bytes(content)
 
     def _client(self, *, keep_alive: bool) -> "httpx.AsyncClient":
-        if keep_alive not in self._clients:
-            self._clients[keep_alive] = self._new_client(keep_alive=keep_alive)
-        return self._clients[keep_alive]
-
-    def _new_client(self, *, keep_alive: bool) -> "httpx.AsyncClient":
+        if keep_alive in self._clients:
+            return self._clients[keep_alive]
         from http.cookiejar import CookieJar, DefaultCookiePolicy  # noqa: PLC0415  cold start
 
         import httpx  # noqa: PLC0415  cold start: a fifth of a second
 
-        headers = {
-            "user-agent": "genhook",
-            "accept": "application/json",
-            "accept-encoding": "gzip",
-        }
+        headers = {"user-agent": "genhook", "accept": "application/json", "accept-encoding": "gzip"}
         if self._api_key:
             headers["authorization"] = f"Bearer {self._api_key}"
-        return httpx.AsyncClient(
+        idle_max = 16 if keep_alive else 0
+        self._clients[keep_alive] = httpx.AsyncClient(
             headers=headers,
             # Store no cookies: upstream could set any number, and all would be sent back.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             timeout=httpx.Timeout(self._timeout_seconds, connect=CONNECT_SECONDS),
-            limits=httpx.Limits(
-                max_connections=64, max_keepalive_connections=16 if keep_alive else 0
-            ),
+            limits=httpx.Limits(max_connections=64, max_keepalive_connections=idle_max),
             follow_redirects=False,
             trust_env=False,
             transport=self._transport() if self._transport else None,
         )
+        return self._clients[keep_alive]
 
 
 def _describe(error: BaseException) -> str:
