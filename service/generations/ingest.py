@@ -101,13 +101,22 @@ async def ask(
     return Reply(answer, update_of(context, answer), exchange, task_id)
 
 
+def log_exchange(exchange: Exchange, **more: str) -> None:
+    """Log a submission or a poll."""
+    _log.info(
+        exchange.kind,
+        generation_id=exchange.generation_id,
+        **more,
+        outcome=exchange.outcome,
+        detail=exchange.detail,
+        duration_ms=exchange.duration_ms,
+    )
+
+
 class Batch:
     """Generations that are read together, changed in memory and written together.
 
-    Attributes:
-        generations: by id, with the changes so far.
-        now: the time of the transaction, milliseconds since the epoch.
-
+    generations: by id, with the changes so far. now: the time of the transaction.
     """
 
     def __init__(self, tx: Transaction, context: Context, before: Mapping[str, Generation]) -> None:

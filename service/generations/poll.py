@@ -104,13 +104,7 @@ class Poller:
             self.budget.pause(now + _wait_ms(reply.answer, now))
         await database.write_batched(self._record, reply)
         metrics.polls.add(1, exchange.outcome)
-        _log.info(
-            "poll",
-            generation_id=generation.id,
-            outcome=exchange.outcome,
-            detail=exchange.detail,
-            duration_ms=exchange.duration_ms,
-        )
+        ingest.log_exchange(exchange)
         if isinstance(reply.answer, wire.Report) and not reply.answer.recognised:
             ingest.log_unknown_word(exchange.detail, generation.id)
 
@@ -179,12 +173,9 @@ async def _callback_task_id(tx: Transaction, generation: Generation) -> str | No
     """
     for body in await callbacks.latest_bodies(tx, generation.tenant, generation.id):
         report = wire.read_callback(body)
-        if (
-            report
-            and report.task_id
-            and not await generations.another_has_task(tx, report.task_id, generation.id)
-        ):
-            return report.task_id
+        task_id = report.task_id if report else None
+        if task_id and not await generations.another_has_task(tx, task_id, generation.id):
+            return task_id
     return None
 
 
@@ -228,5 +219,5 @@ def _next_poll(
         due_at = schedule.poll_after_trouble(generation.trouble_count, now, context.jitter())
         due_at = max(due_at, now + wait_ms)
     else:
-        due_at = schedule.plan_poll(context, generation, generation.poll_count, now)
+        due_at = schedule.next_poll(context, generation, generation.poll_count, now)
     return {"next_poll_at": min(due_at, generation.deadline_at)}

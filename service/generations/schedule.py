@@ -23,44 +23,22 @@ _SUBMISSION_FIRST_MS = clock.SECOND
 _SUBMISSION_MAX_MS = clock.MINUTE
 
 
-def plan_poll(context: Context, generation: Generation, polls: int, now: int) -> int:
-    """Return when to poll a generation after `polls` polls, by its model and its route."""
-    model = context.catalogue.get(generation.model)
-    return next_poll(
-        expects_callback=generation.route == "callback",
-        polls=polls,
-        submitted_at=generation.submitted_at or now,
-        now=now,
-        usual_seconds=model.usual_seconds if model else 2.0,
-        p95_seconds=model.p95_seconds if model else 60.0,
-        safety_seconds=context.settings.safety_poll_seconds,
-        jitter=context.jitter(),
-    )
-
-
-def next_poll(
-    *,
-    expects_callback: bool,
-    polls: int,
-    submitted_at: int,
-    now: int,
-    usual_seconds: float,
-    p95_seconds: float,
-    safety_seconds: float | None,
-    jitter: float,
-) -> int:
-    """Return when to poll an open task again, after `polls` polls. Every delay varies by ±20 %.
+def next_poll(context: Context, generation: Generation, polls: int, now: int) -> int:
+    """Return when to poll an open generation again, after `polls` polls, every delay ±20 %.
 
     Without a callback: at the model's usual time, then every 2 s, growing to 15 s, and every
     minute once 5 minutes have passed since the usual time. With a callback: after
-    `safety_seconds`, by default the model's p95 and at least a minute; then after 2, 5, 10 and 20
-    minutes, or 2, 5, 10 and 20 times `safety_seconds` if that is under a minute.
+    `safety_poll_seconds`, by default the model's p95 and at least a minute; then after 2, 5, 10
+    and 20 minutes, or 2, 5, 10 and 20 times `safety_poll_seconds` if that is under a minute.
     """
-    usual_ms = max(round(usual_seconds * clock.SECOND), _POLL_FIRST_MS)
-    if safety_seconds is None:
-        safety_ms = max(round(p95_seconds * clock.SECOND), _SAFETY_POLL_MIN_MS)
-    else:
-        safety_ms = round(max(safety_seconds, 0) * clock.SECOND)
+    model, jitter = context.catalogue.get(generation.model), context.jitter()
+    expects_callback = generation.route == "callback"
+    submitted_at = generation.submitted_at or now
+    usual_ms = max(round((model.usual_seconds if model else 2) * clock.SECOND), _POLL_FIRST_MS)
+    p95_ms = round((model.p95_seconds if model else 60) * clock.SECOND)
+    safety_ms = max(p95_ms, _SAFETY_POLL_MIN_MS)
+    if context.settings.safety_poll_seconds is not None:
+        safety_ms = round(max(context.settings.safety_poll_seconds, 0) * clock.SECOND)
     if polls == 0:
         first_ms = safety_ms if expects_callback else usual_ms
         return max(submitted_at + _with_jitter(first_ms, jitter), now)

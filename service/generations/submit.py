@@ -16,11 +16,10 @@ from service.model.generation import Generation
 from service.model.ids import time_of
 from service.store import generations
 from service.store.database import Transaction
-from service.telemetry import log, metrics
+from service.telemetry import metrics
 from service.upstream import wire
 from service.upstream.callback_url import callback_url, new_nonce
 
-_log = log.get()
 CLAIMED_MAX = 20
 UNKNOWN_MODEL_PATH = "/images/generations"
 # A generation after its submission, and upstream's refusal if upstream refused it.
@@ -109,14 +108,7 @@ async def submit(context: Context, generation: Generation) -> Submission:
     after = await context.database.write_always(_record, context, reply)
     answer, exchange = reply.answer, reply.exchange
     metrics.submissions.add(1, exchange.outcome)
-    _log.info(
-        "submission",
-        generation_id=generation.id,
-        model=generation.model,
-        outcome=exchange.outcome,
-        detail=exchange.detail,
-        duration_ms=exchange.duration_ms,
-    )
+    ingest.log_exchange(exchange, model=generation.model)
     is_refused = after.submission == "refused"
     return after, answer if is_refused and isinstance(answer, wire.Rejected) else None
 
@@ -168,7 +160,7 @@ def _change_submission(
     if isinstance(answer, wire.Report):
         next_poll_at = generation.next_poll_at
         if not generation.is_terminal and next_poll_at is None:
-            next_poll_at = schedule.plan_poll(context, generation, 0, now)
+            next_poll_at = schedule.next_poll(context, generation, 0, now)
         return batch.change(
             id_,
             submission="taken",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from service.settings import Settings
 from service.upstream import wire
 
 if TYPE_CHECKING:
@@ -30,17 +31,10 @@ class Client:
 
     def __init__(
         self,
-        base_url: str,
-        api_key: str | None,
-        *,
-        timeout_seconds: float,
-        body_bytes_max: int,
+        settings: Settings,
         transport: "Callable[[], httpx.AsyncBaseTransport] | None" = None,
     ) -> None:
-        self._base_url = base_url
-        self._api_key = api_key
-        self._timeout_seconds = timeout_seconds
-        self._body_bytes_max = body_bytes_max
+        self._settings = settings
         self._transport = transport
         self._clients: dict[bool, httpx.AsyncClient] = {}
 
@@ -77,9 +71,10 @@ class Client:
     ) -> tuple[int, dict[str, str], bytes]:
         client = self._client(keep_alive=body is None)
         headers = {"content-type": "application/json"} if body is not None else {}
+        url = self._settings.upstream_url + path
         async with (
-            asyncio.timeout(self._timeout_seconds),
-            client.stream(method, self._base_url + path, content=body, headers=headers) as response,
+            asyncio.timeout(self._settings.upstream_timeout_seconds),
+            client.stream(method, url, content=body, headers=headers) as response,
         ):
             content = await self._read(response)
             return response.status_code, dict(response.headers), content
@@ -92,17 +87,18 @@ class Client:
         encoding = response.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in _ENCODINGS:
             return b""
+        bytes_max = self._settings.upstream_body_bytes
         decompressor = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # Detects gzip and zlib.
         content = bytearray()
         stream: Any = response.stream
         async for chunk in stream:
-            room = self._body_bytes_max + 1 - len(content)
+            room = bytes_max + 1 - len(content)
             try:
                 content += chunk if encoding == "identity" else decompressor.decompress(chunk, room)
             except zlib.error:
                 return b""
-            if len(content) > self._body_bytes_max:
-                raise TooLargeError(f"the answer has over {self._body_bytes_max} bytes")
+            if len(content) > bytes_max:
+                raise TooLargeError(f"the answer has over {bytes_max} bytes")
         return bytes(content)
 
     def _client(self, *, keep_alive: bool) -> "httpx.AsyncClient":
@@ -113,14 +109,14 @@ class Client:
         import httpx  # noqa: PLC0415  cold start: a fifth of a second
 
         headers = {"user-agent": "genhook", "accept": "application/json", "accept-encoding": "gzip"}
-        if self._api_key:
-            headers["authorization"] = f"Bearer {self._api_key}"
+        if self._settings.upstream_api_key:
+            headers["authorization"] = f"Bearer {self._settings.upstream_api_key}"
         idle_max = 16 if keep_alive else 0
         self._clients[keep_alive] = httpx.AsyncClient(
             headers=headers,
             # Store no cookies: upstream could set any number, and all would be sent back.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-            timeout=httpx.Timeout(self._timeout_seconds, connect=CONNECT_SECONDS),
+            timeout=httpx.Timeout(self._settings.upstream_timeout_seconds, connect=CONNECT_SECONDS),
             limits=httpx.Limits(max_connections=64, max_keepalive_connections=idle_max),
             follow_redirects=False,
             trust_env=False,

@@ -19,6 +19,7 @@ from service.delivery.webhook.request import (
     HEADERS,
     READ_BYTES,
 )
+from service.settings import Settings
 from service.upstream import wire
 from service.upstream.client import Client
 
@@ -136,13 +137,13 @@ def _client(pieces: Sequence[bytes]) -> Client:
         transport._pool = httpcore.AsyncConnectionPool(network_backend=_Backend(pieces))
         return transport
 
-    return Client(
-        "http://upstream.test/api/v1",
-        "aio_key",
-        timeout_seconds=5,
-        body_bytes_max=UPSTREAM_BODY_BYTES,
-        transport=new_transport,
+    settings = Settings(
+        upstream_url="http://upstream.test/api/v1",
+        upstream_api_key="aio_key",
+        upstream_timeout_seconds=5,
+        upstream_body_bytes=UPSTREAM_BODY_BYTES,
     )
+    return Client(settings, new_transport)
 
 
 def check_response(pieces: Sequence[bytes]) -> None:
