@@ -20,13 +20,13 @@ from service.model.clock import SECOND
 from service.model.generation import OPEN, TERMINAL, Generation
 from service.store import generations
 from service.store.database import Transaction
-from service.upstream import catalogue, wire
+from service.upstream import catalogue
 
 WAIT_SECONDS_MAX = 60
 _RECHECK_SECONDS = 1.0  # Another process may record the outcome and can wake nobody here.
 
 # A refused upstream key is genhook's fault; lack of credits stays 402.
-_REFUSALS: dict[int | None, tuple[int, str]] = {
+_REFUSALS = {
     401: (502, "upstream_unauthorized"),
     403: (502, "upstream_unauthorized"),
     402: (402, "upstream_payment_required"),
@@ -64,14 +64,12 @@ async def _get_or_accept(
     return await submit.store_new(tx, call.context, call.tenant, call.resource_id, new), True
 
 
-def _problem(generation: Generation, refusal: wire.Rejected) -> Problem:
-    """Return the problem that upstream's refusal is."""
-    status, code = _REFUSALS.get(refusal.status, (422, "upstream_refused"))
+def _problem(generation: Generation, refusal: int) -> Problem:
+    """Return the problem that upstream's refusal is; `refusal` is its HTTP status."""
+    status, code = _REFUSALS.get(refusal, (422, "upstream_refused"))
     assert generation.error is not None
     message = generation.error["message"]
-    return Problem(
-        status, code, f"Upstream refused {generation.id} with {refusal.status}: {message}"
-    )
+    return Problem(status, code, f"Upstream refused {generation.id} with {refusal}: {message}")
 
 
 def _errors(call: Call, new: NewGeneration) -> list[FieldError]:

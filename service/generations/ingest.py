@@ -13,15 +13,11 @@ from service.model.clock import rfc3339
 from service.model.event import EVENT_TYPE_OF, Event
 from service.model.generation import Generation
 from service.store import callbacks, events, generations
-from service.store.callbacks import NEW_VERDICTS, Arrival
 from service.store.database import Transaction
-from service.store.generations import Exchange
 from service.telemetry import log, metrics
-from service.upstream import catalogue, wire
-from service.upstream.results import File
+from service.upstream import catalogue, results, wire
 
 _log = log.get()
-Answer = wire.CreateAnswer | wire.PollAnswer
 
 
 class Update(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,15 +32,12 @@ class Update(msgspec.Struct, frozen=True, kw_only=True):
     error: dict[str, str] | None = None
 
 
-def update_of(context: Context, answer: Answer) -> Update | None:
+def update_of(context: Context, answer: wire.Answer) -> Update | None:
     """Return what an answer says about its generation, with secrets redacted; None if nothing."""
     redact = context.redactor.json
-    if isinstance(answer, wire.Rejected) and answer.outcome == "refused":
-        return Update(
-            status="failed", error=redact({"code": answer.code, "message": answer.message})
-        )
-    if not isinstance(answer, wire.Report):
-        return None
+    if isinstance(answer, wire.NoReport):
+        error = redact({"code": answer.code, "message": answer.message})
+        return Update(status="failed", error=error) if answer.outcome == "refused" else None
     output, error = None, None
     if answer.state == "succeeded":
         output = {"files": [_file(file) for file in answer.files], "raw": redact(answer.raw)}
@@ -54,7 +47,7 @@ def update_of(context: Context, answer: Answer) -> Update | None:
     return Update(status=answer.state, task_id=answer.task_id, output=output, error=error)
 
 
-def _file(file: File) -> dict[str, str]:
+def _file(file: results.File) -> dict[str, str]:
     view = {"url": file.url, "media_type": file.media_type}
     return view if file.expires_at is None else {**view, "expires_at": rfc3339(file.expires_at)}
 
@@ -65,16 +58,16 @@ class Reply(msgspec.Struct, frozen=True):
     task_id: the task that the poll was about; None for a submission.
     """
 
-    answer: Answer
+    answer: wire.Answer
     update: Update | None
-    exchange: Exchange
+    exchange: generations.Exchange
     task_id: str | None
 
 
 async def ask(
     context: Context,
     generation_id: str,
-    request: Awaitable[Answer],
+    request: Awaitable[wire.Answer],
     task_id: str | None = None,
 ) -> Reply:
     """Wait for upstream's answer to a submission, or to a poll about `task_id`."""
@@ -82,27 +75,28 @@ async def ask(
     answer = await request
     outcome: str
     duration_ms = round((time.monotonic() - timer_start) * 1_000)
-    if not isinstance(answer, wire.Report):
+    if isinstance(answer, wire.NoReport):
         outcome, detail = answer.outcome, answer.message or answer.retry_after
     elif task_id is None:
         outcome, detail = "taken", answer.task_id
     else:
         detail = answer.error_message if answer.state == "failed" else answer.word
         outcome = answer.state
-    exchange = Exchange(
+    exchange = generations.Exchange(
         generation_id=generation_id,
         kind="submission" if task_id is None else "poll",
         at=asked_at,
         duration_ms=duration_ms,
-        status_code=None if isinstance(answer, wire.Report) else answer.status,
+        status_code=answer.status if isinstance(answer, wire.NoReport) else None,
         outcome=outcome,
         detail=context.redactor.json(detail),
     )
     return Reply(answer, update_of(context, answer), exchange, task_id)
 
 
-def log_exchange(exchange: Exchange, **more: str) -> None:
-    """Log a submission or a poll."""
+def announce(counter: metrics.Counter, exchange: generations.Exchange, **more: str) -> None:
+    """Count and log a submission or a poll."""
+    counter.add(1, exchange.outcome)
     _log.info(
         exchange.kind,
         generation_id=exchange.generation_id,
@@ -173,7 +167,7 @@ class Batch:
             await generations.delete_confirmations(tx, final_ids)
 
 
-async def store_hints(tx: Transaction, arrivals: Sequence[Arrival]) -> list[str | None]:
+async def store_hints(tx: Transaction, arrivals: Sequence[callbacks.Arrival]) -> list[str | None]:
     """Store callbacks that are hints, and plan their confirmations; return the verdict of each.
 
     None: the generation was deleted or the token revoked, and nothing was stored.
@@ -186,12 +180,12 @@ async def store_hints(tx: Transaction, arrivals: Sequence[Arrival]) -> list[str 
 class Proof(msgspec.Struct, frozen=True):
     """A callback whose body is proof. `report` is None if the body is not readable."""
 
-    arrival: Arrival
+    arrival: callbacks.Arrival
     report: wire.Report | None
     update: Update | None
 
 
-def read_proof(context: Context, arrival: Arrival) -> Proof:
+def read_proof(context: Context, arrival: callbacks.Arrival) -> Proof:
     """Read the body of a callback that is proof."""
     report = wire.read_callback(arrival.body)
     return Proof(arrival, report, update_of(context, report) if report else None)
@@ -209,7 +203,7 @@ class ProofWriter:
         new = [
             (proof, callback)
             for proof, callback in zip(proofs, stored, strict=True)
-            if callback is not None and callback.verdict in NEW_VERDICTS
+            if callback is not None and callback.verdict in callbacks.NEW_VERDICTS
         ]
         ids = [proof.arrival.generation_id for proof, _ in new]
         batch = Batch(tx, self._context, await generations.get_many(tx, ids))

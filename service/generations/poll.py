@@ -8,9 +8,8 @@ from msgspec.structs import replace
 
 from service.context import Context
 from service.delivery import retry
-from service.generations import ingest, schedule
-from service.generations.budget import Budget
-from service.generations.ingest import Answer, Batch, Reply, Update
+from service.generations import budget, ingest, schedule
+from service.generations.ingest import Batch, Reply, Update
 from service.model.clock import MINUTE, SECOND
 from service.model.generation import Generation
 from service.store import callbacks, generations
@@ -40,16 +39,15 @@ class Poller:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        self.budget = Budget(context.settings.poll_rate_per_second)
+        self.budget = budget.Budget(context.settings.poll_rate_per_second)
         self.in_flight: dict[str, asyncio.Task[None]] = {}
 
     async def run_due(self, now: int) -> tuple[int, int | None]:
         """Start due polls; return how many, and the next due time (None: wait for the signal)."""
-        if len(self.in_flight) >= IN_FLIGHT_MAX:
-            return 0, None
-        free = min(self.budget.available(now), IN_FLIGHT_MAX - len(self.in_flight))
+        room = IN_FLIGHT_MAX - len(self.in_flight)
+        free = min(self.budget.available(now), room)
         if free <= 0:
-            return 0, self.budget.next_at(now)
+            return 0, self.budget.next_at(now) if room > 0 else None
         due, next_at = await self.context.database.read(_read_due, free + len(self.in_flight))
         due = [generation for generation in due if generation.id not in self.in_flight][:free]
         for generation in due:
@@ -78,35 +76,30 @@ class Poller:
             await asyncio.wait(self.in_flight.values())
 
     async def _poll(self, generation: Generation) -> None:
-        try:
-            await self._ask_and_record(generation)
-        except Exception as error:  # noqa: BLE001  one poll must not end the others
-            _log.error("poll.failed", generation_id=generation.id, error=repr(error))
-            self.budget.pause(self.context.clock() + SECOND)
-        finally:
-            self.in_flight.pop(generation.id, None)
-            self.context.signals.poll.set()
-
-    async def _ask_and_record(self, generation: Generation) -> None:
         """Ask upstream about one generation and record the answer."""
         context = self.context
-        database = context.database
-        task_id = generation.task_id or await database.read(_callback_task_id, generation)
-        if task_id is None:
-            await database.write(_plan_without_task, generation.id)
-            return
-        model = context.catalogue.get(generation.model)
-        path = (model.status_path if model else "/tasks/{task_id}").format(task_id=task_id)
-        reply = await ingest.ask(context, generation.id, context.client.poll(path), task_id)
-        exchange = reply.exchange
-        if exchange.outcome == "throttled":
-            now = context.clock()
-            self.budget.pause(now + _wait_ms(reply.answer, now))
-        await database.write_batched(self._record, reply)
-        metrics.polls.add(1, exchange.outcome)
-        ingest.log_exchange(exchange)
-        if isinstance(reply.answer, wire.Report) and not reply.answer.recognised:
-            ingest.log_unknown_word(exchange.detail, generation.id)
+        try:
+            task_id = generation.task_id
+            task_id = task_id or await context.database.read(_callback_task_id, generation)
+            if task_id is None:
+                await context.database.write(_plan_without_task, generation.id)
+                return
+            model = context.catalogue.get(generation.model)
+            path = (model.status_path if model else "/tasks/{task_id}").format(task_id=task_id)
+            reply = await ingest.ask(context, generation.id, context.client.poll(path), task_id)
+            if reply.exchange.outcome == "throttled":
+                now = context.clock()
+                self.budget.pause(now + _wait_ms(reply.answer, now))
+            await context.database.write_batched(self._record, reply)
+            ingest.announce(metrics.polls, reply.exchange)
+            if isinstance(reply.answer, wire.Report) and not reply.answer.recognised:
+                ingest.log_unknown_word(reply.exchange.detail, generation.id)
+        except Exception as error:  # noqa: BLE001  one poll must not end the others
+            _log.error("poll.failed", generation_id=generation.id, error=repr(error))
+            self.budget.pause(context.clock() + SECOND)
+        finally:
+            self.in_flight.pop(generation.id, None)
+            context.signals.poll.set()
 
     async def _record(self, tx: Transaction, replies: Sequence[Reply]) -> list[None]:
         """Record answered polls: the exchanges, the reports, and when the next polls are due."""
@@ -191,7 +184,7 @@ async def _plan_without_task(tx: Transaction, generation_id: str) -> None:
     await generations.update(tx, [(generation, replace(generation, next_poll_at=None))])
 
 
-def _wait_ms(answer: Answer, now: int) -> int:
+def _wait_ms(answer: wire.Answer, now: int) -> int:
     """Return the delay that upstream asks for; THROTTLED_MS for a 429 without one."""
     if isinstance(answer, wire.Report):
         return 0
@@ -202,7 +195,7 @@ def _wait_ms(answer: Answer, now: int) -> int:
 
 
 def _next_poll(
-    context: Context, generation: Generation, answer: Answer, now: int
+    context: Context, generation: Generation, answer: wire.Answer, now: int
 ) -> dict[str, Any]:
     """Return the changes that plan the next poll."""
     wait_ms = _wait_ms(answer, now)

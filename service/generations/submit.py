@@ -7,10 +7,9 @@ import msgspec
 from msgspec.structs import replace
 
 from service.context import Context
-from service.delivery import retry
-from service.delivery.notify import subscriber_for
+from service.delivery import notify, retry
 from service.generations import ingest, schedule
-from service.generations.ingest import Answer, Batch, Reply
+from service.generations.ingest import Batch, Reply
 from service.model.clock import SECOND
 from service.model.generation import Generation
 from service.model.ids import time_of
@@ -22,8 +21,8 @@ from service.upstream.callback_url import callback_url, new_nonce
 
 CLAIMED_MAX = 20
 UNKNOWN_MODEL_PATH = "/images/generations"
-# A generation after its submission, and upstream's refusal if upstream refused it.
-Submission = tuple[Generation, wire.Rejected | None]
+# A generation after its submission, and the HTTP status with which upstream refused it, if it did.
+Submission = tuple[Generation, int | None]
 
 
 class NewGeneration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,10 +43,8 @@ async def store_new(
     so the submission is never repeated.
     """
     model = context.catalogue.get(new.model)
-    expects_callback = (
-        context.settings.public_url is not None and model is not None and model.callbacks
-    )
-    subscriber = new.notify_url and await subscriber_for(tx, context, tenant, new.notify_url)
+    expects_callback = model and model.callbacks and context.settings.public_url is not None
+    subscriber = new.notify_url and await notify.subscriber_for(tx, context, tenant, new.notify_url)
     generation = Generation(
         id=generation_id,
         tenant=tenant,
@@ -106,11 +103,8 @@ async def submit(context: Context, generation: Generation) -> Submission:
     path, body = _request(context, generation)
     reply = await ingest.ask(context, generation.id, context.client.create(path, body))
     after = await context.database.write_always(_record, context, reply)
-    answer, exchange = reply.answer, reply.exchange
-    metrics.submissions.add(1, exchange.outcome)
-    ingest.log_exchange(exchange, model=generation.model)
-    is_refused = after.submission == "refused"
-    return after, answer if is_refused and isinstance(answer, wire.Rejected) else None
+    ingest.announce(metrics.submissions, reply.exchange, model=generation.model)
+    return after, reply.exchange.status_code if after.submission == "refused" else None
 
 
 async def _claim_due(tx: Transaction) -> list[Generation]:
@@ -153,7 +147,7 @@ async def _record(tx: Transaction, context: Context, reply: Reply) -> Generation
 
 
 def _change_submission(
-    context: Context, batch: Batch, id_: str, answer: Answer, *, was_open: bool
+    context: Context, batch: Batch, id_: str, answer: wire.Answer, *, was_open: bool
 ) -> Generation:
     """Change the submission of a generation by upstream's answer."""
     generation, now = batch.generations[id_], batch.now

@@ -14,15 +14,11 @@ from service.model.errors import json_pointer
 
 MAX_PROBLEMS = 50
 
-_SET_BY_GENHOOK = "is set by genhook; use notify_url or a subscriber to receive the result"
 # Parameters that an input may not have, each with the message that says why.
-RESERVED = {
-    "model": "belongs beside input, not in it",
-    "callback_url": _SET_BY_GENHOOK,
-    "callBackUrl": _SET_BY_GENHOOK,
-    "webhook": _SET_BY_GENHOOK,
-    "webhook_url": _SET_BY_GENHOOK,
-}
+RESERVED = {"model": "belongs beside input, not in it"} | dict.fromkeys(
+    ("callback_url", "callBackUrl", "webhook", "webhook_url"),
+    "is set by genhook; use notify_url or a subscriber to receive the result",
+)
 
 
 Table = dict[str, Any]

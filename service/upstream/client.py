@@ -38,26 +38,26 @@ class Client:
         self._transport = transport
         self._clients: dict[bool, httpx.AsyncClient] = {}
 
-    async def create(self, path: str, body: dict[str, Any]) -> wire.CreateAnswer:
-        """Send one create request; without an answer, `Rejected` has no status."""
+    async def create(self, path: str, body: dict[str, Any]) -> wire.Answer:
+        """Send one create request; without an answer, `NoReport` has no status."""
         import httpx  # noqa: PLC0415  cold start: a fifth of a second
 
         try:
             answer = await self._exchange("POST", path, _encode(body))
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            return wire.Rejected("put_off", None, "not_sent", _describe(error))
+            return wire.NoReport("put_off", message=_describe(error))
         except (httpx.HTTPError, TimeoutError, TooLargeError) as error:
-            return wire.Rejected("lost", None, "no_answer", _describe(error))
+            return wire.NoReport("lost", message=_describe(error))
         return wire.read_create(*answer)
 
-    async def poll(self, path: str) -> wire.PollAnswer:
+    async def poll(self, path: str) -> wire.Answer:
         """Poll a task; without an answer, `NoReport` has the status 0."""
         import httpx  # noqa: PLC0415  cold start: a fifth of a second
 
         try:
             answer = await self._exchange("GET", path)
         except (httpx.HTTPError, TimeoutError, TooLargeError) as error:
-            return wire.NoReport(0, _describe(error))
+            return wire.NoReport("unwell", 0, _describe(error))
         return wire.read_poll(*answer)
 
     async def close(self) -> None:

@@ -12,13 +12,12 @@ import msgspec
 from msgspec.structs import replace
 
 from service.upstream import documents, results
-from service.upstream.results import File
 
 MAX_AUDIO_BYTES = 8 * 1024 * 1024
 
 # Codes that a provider sends in place of a status word for a task that failed (docs.kie.ai).
 _TASK_FAILED_CODES = frozenset({451, 501, 531})
-Outcome = Literal["refused", "put_off", "lost"]
+Outcome = Literal["refused", "put_off", "lost", "absent", "throttled", "unwell"]
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -30,7 +29,7 @@ class Report(msgspec.Struct, frozen=True):
 
     state: documents.State
     task_id: str | None = None
-    files: tuple[File, ...] = ()
+    files: tuple[results.File, ...] = ()
     error_code: str | None = None
     error_message: str | None = None
     word: str | None = None
@@ -38,79 +37,65 @@ class Report(msgspec.Struct, frozen=True):
     raw: Any = None
 
 
-class Rejected(msgspec.Struct, frozen=True):
-    """A create request that brought no task.
+class NoReport(msgspec.Struct, frozen=True):
+    """An answer that says nothing about a task, or no answer.
 
-    outcome: "refused": it was not accepted and never will be. "put_off": it was not accepted for
-    now, so it may be sent again. "lost": it may have been accepted and billed.
-    status: the HTTP status, or the error code of a body with HTTP 200; None without an answer.
-    retry_after: the header as written.
+    outcome of a create request: "refused": it was not accepted and never will be. "put_off": it was
+    not accepted for now, so it may be sent again. "lost": it may have been accepted and billed.
+    outcome of a poll: "absent": upstream does not know the task, or not yet. "throttled": it
+    received too many requests. "unwell": anything else.
+    status: the HTTP status, or the error code of a body with HTTP 200, where the outcome does not
+    say it. retry_after: the header as written. code: upstream's word for why it refused.
     """
 
     outcome: Outcome
-    status: int | None
-    code: str
-    message: str
-    retry_after: str | None = None
-
-
-class NoReport(msgspec.Struct, frozen=True):
-    """A poll got no answer, or one that says nothing about the task.
-
-    status: the HTTP status, the body's error code, or 0 without an answer; None unless "unwell".
-    retry_after: the header as written.
-    outcome: "absent": upstream does not know the task, or not yet. "throttled": it received too
-    many requests. "unwell": anything else.
-    """
-
     status: int | None = None
     message: str | None = None
     retry_after: str | None = None
-    outcome: Literal["absent", "throttled", "unwell"] = "unwell"
+    code: str | None = None
 
 
-CreateAnswer = Report | Rejected
-PollAnswer = Report | NoReport
+Answer = Report | NoReport
 
 
-def read_create(status: int, headers: Mapping[str, str], body: bytes) -> CreateAnswer:
+def read_create(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
     """Read the answer to a create request: a report has a task id, or already the outcome."""
     content_type = _header(headers, "content-type").lower()
     if _is_2xx(status) and content_type.startswith("audio/"):
         return _read_audio(status, content_type, body)
     document = documents.parse(body)
     if document is None or not _is_2xx(status):
-        return _read_rejected(status, headers, document)
+        return _no_task(status, headers, document)
     code, report = documents.read_error_code(document), _read_report(document)
     if report.word is None and documents.has_task_id(document):
         # The task is new: a URL beside its id is a URL of the task or an input, not a result.
         report = replace(report, state="processing", files=())
     has_error = code is not None or (report.word is None and document.root.get("error"))
     if has_error or (report.task_id is None and report.state == "processing"):
-        return _read_rejected(code or status, headers, document)
+        return _no_task(code or status, headers, document)
     return report
 
 
-def _read_audio(status: int, content_type: str, body: bytes) -> CreateAnswer:
+def _read_audio(status: int, content_type: str, body: bytes) -> Answer:
     if not 0 < len(body) <= MAX_AUDIO_BYTES:
         message = f"the audio has {len(body)} bytes; 1 to {MAX_AUDIO_BYTES} are accepted"
-        return Rejected("lost", status, "unusable", message)
+        return NoReport("lost", status, message, code="unusable")
     match = re.match(r"audio/[a-z0-9.+-]+", content_type)
     media_type = match[0] if match else "audio/mpeg"
     url = f"data:{media_type};base64,{base64.b64encode(body).decode()}"
-    return Report("succeeded", files=(File(url, media_type),))
+    return Report("succeeded", files=(results.File(url, media_type),))
 
 
-def _read_rejected(
+def _no_task(
     status: int, headers: Mapping[str, str], document: documents.Document | None
-) -> Rejected:
+) -> NoReport:
     default_code = str(status)
     if _is_2xx(status):
         default_code = "no_task" if document else "unreadable"
     code, message = documents.read_error(document) if document else (None, _no_json(status))
     message = message or "the answer holds neither a task nor a result"
     outcome = _outcome(status, document)
-    return Rejected(outcome, status, code or default_code, message, _retry_after(headers))
+    return NoReport(outcome, status, message, _retry_after(headers), code or default_code)
 
 
 def _no_json(status: int) -> str:
@@ -125,14 +110,14 @@ def _outcome(status: int, document: documents.Document | None) -> Outcome:
     return "refused" if 400 <= status <= 499 and status not in {408, 499} else "lost"
 
 
-def read_poll(status: int, headers: Mapping[str, str], body: bytes) -> PollAnswer:
+def read_poll(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
     """Read the answer to a poll."""
     document = documents.parse(body) if _is_2xx(status) else None
     if document is None:
         return _no_report(status, headers, _no_json(status))
     code, report = documents.read_error_code(document), _read_report(document)
-    if code in _TASK_FAILED_CODES and _error_code_means_failure(report):
-        return _as_failed(report, document)
+    if code in _TASK_FAILED_CODES:
+        report = _as_failed_by_code(report, document)
     says_nothing = not (report.word or report.task_id) and report.state == "processing"
     if report.state == "failed" or (code is None and not says_nothing):
         return report
@@ -142,10 +127,10 @@ def read_poll(status: int, headers: Mapping[str, str], body: bytes) -> PollAnswe
 
 def _no_report(status: int, headers: Mapping[str, str], message: str) -> NoReport:
     if status in {404, 410}:
-        return NoReport(outcome="absent")
+        return NoReport("absent")
     if status == 429:
-        return NoReport(retry_after=_retry_after(headers), outcome="throttled")
-    return NoReport(status, message, _retry_after(headers))
+        return NoReport("throttled", retry_after=_retry_after(headers))
+    return NoReport("unwell", status, message, _retry_after(headers))
 
 
 def read_callback(body: bytes) -> Report | None:
@@ -153,17 +138,15 @@ def read_callback(body: bytes) -> Report | None:
     document = documents.parse(body)
     if document is None:
         return None
-    report = _read_report(document)
-    code = documents.read_error_code(document)
-    if code is not None and code >= 400 and _error_code_means_failure(report):
-        return _as_failed(report, document)
-    return report
+    code, report = documents.read_error_code(document), _read_report(document)
+    return _as_failed_by_code(report, document) if code is not None and code >= 400 else report
 
 
-def _error_code_means_failure(report: Report) -> bool:
-    # It does without a status word, and beside one that means success. Beside one that means
-    # "processing" or is unknown, it proves nothing.
-    return report.word is None or report.state == "succeeded"
+def _as_failed_by_code(report: Report, document: documents.Document) -> Report:
+    # An error code means failure without a status word, and beside one that means success. Beside
+    # one that means "processing" or is unknown, it proves nothing.
+    means_failure = report.word is None or report.state == "succeeded"
+    return _as_failed(report, document) if means_failure else report
 
 
 def _read_report(document: documents.Document) -> Report:
@@ -179,9 +162,8 @@ def _read_report(document: documents.Document) -> Report:
         return _read_clips(report, document)
     # Suno's feed says SUCCESS from the start: without clips it has no result yet. Without a status
     # word, a picture beside a task id may be an input.
-    scope: results.Scope = "anything" if word else "images"
-    if "response_data" in document.task if word else task_id:
-        scope = "results"
+    results_only = "response_data" in document.task if word else task_id is not None
+    scope: results.Scope = "results" if results_only else ("anything" if word else "images")
     files = results.find(document, scope)
     # Success without a result counts as processing: the files may come later, or never.
     if files or (results.has_text(document) and (word or task_id is None)):
