@@ -65,23 +65,20 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 async def ask(
-    context: Context,
-    generation_id: str,
-    request: Awaitable[wire.Answer],
-    task_id: str | None = None,
+    context: Context, generation_id: str, request: Awaitable[wire.Answer], task_id: str | None
 ) -> Reply:
-    """Wait for upstream's answer to a submission, or to a poll about `task_id`."""
+    """Wait for upstream's answer to a poll about `task_id`; None: to a submission."""
     asked_at, timer_start = context.clock(), time.monotonic()
     answer = await request
-    outcome: str
     duration_ms = round((time.monotonic() - timer_start) * 1_000)
+    outcome: str
     if isinstance(answer, wire.NoReport):
         outcome, detail = answer.outcome, answer.message or answer.retry_after
     elif task_id is None:
         outcome, detail = "taken", answer.task_id
     else:
-        detail = answer.error_message if answer.state == "failed" else answer.word
         outcome = answer.state
+        detail = answer.error_message if outcome == "failed" else answer.word
     exchange = generations.Exchange(
         generation_id=generation_id,
         kind="submission" if task_id is None else "poll",
@@ -94,7 +91,9 @@ async def ask(
     return Reply(answer, update_of(context, answer), exchange, task_id)
 
 
-def announce(counter: metrics.Counter, exchange: generations.Exchange, **more: str) -> None:
+def announce_exchange(
+    counter: metrics.Counter, exchange: generations.Exchange, **more: str
+) -> None:
     """Count and log a submission or a poll."""
     counter.add(1, exchange.outcome)
     _log.info(
@@ -156,12 +155,10 @@ class Batch:
         await events.insert(tx, [event for event, _ in self._events])
         await fanout.fan_out(tx, self._context, self._events)
         ended = [generation for _, generation in self._events if generation.is_terminal]
-        usage: Counter[tuple[str, str, str, str]] = Counter()
         for generation in ended:
-            usage += generations.usage_of(generation)
-            tx.after_commit(_announce, self._context, generation)
+            tx.after_commit(_announce_end, self._context, generation)
         if ended:
-            await generations.add_usage(tx, usage)
+            await generations.add_usage(tx, sum(map(generations.usage_of, ended), Counter()))
             # A timed out generation may still get a result, so its callbacks are still confirmed.
             final_ids = [generation.id for generation in ended if generation.status != "timed_out"]
             await generations.delete_confirmations(tx, final_ids)
@@ -200,18 +197,11 @@ class ProofWriter:
     async def write(self, tx: Transaction, proofs: Sequence[Proof]) -> list[str | None]:
         """Store callbacks and the outcomes that they report; return the verdict of each."""
         stored = await callbacks.insert(tx, [proof.arrival for proof in proofs])
-        new = [
-            (proof, callback)
-            for proof, callback in zip(proofs, stored, strict=True)
-            if callback is not None and callback.verdict in callbacks.NEW_VERDICTS
-        ]
+        pairs = zip(proofs, stored, strict=True)
+        new = [(p, s) for p, s in pairs if s is not None and s.verdict in callbacks.NEW_VERDICTS]
         ids = [proof.arrival.generation_id for proof, _ in new]
         batch = Batch(tx, self._context, await generations.get_many(tx, ids))
-        hints = [
-            (proof.arrival, callback)
-            for proof, callback in new
-            if not self._apply(tx, batch, proof)
-        ]
+        hints = [(p.arrival, s) for p, s in new if not self._apply(tx, batch, p)]
         await batch.write()
         if hints:
             await callbacks.plan_confirmations(tx, hints)
@@ -257,7 +247,7 @@ def _status_changes(context: Context, old: Generation, update: Update, now: int)
     }
 
 
-def _announce(context: Context, generation: Generation) -> None:
+def _announce_end(context: Context, generation: Generation) -> None:
     metrics.generations.add(1, generation.status)
     _log.info(
         "generation.ended",

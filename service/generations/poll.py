@@ -64,11 +64,10 @@ class Poller:
 
     def start(self, generation: Generation) -> asyncio.Task[None]:
         """Poll one generation now, or return its poll that is under way."""
-        task = self.in_flight.get(generation.id)
-        if task is None:
-            task = asyncio.create_task(self._poll(generation), name=f"poll {generation.id}")
-            self.in_flight[generation.id] = task
-        return task
+        id_ = generation.id
+        if id_ not in self.in_flight:
+            self.in_flight[id_] = asyncio.create_task(self._poll(generation), name=f"poll {id_}")
+        return self.in_flight[id_]
 
     async def settle(self) -> None:
         """Wait for every poll under way; cancelling the wait cancels none."""
@@ -91,7 +90,7 @@ class Poller:
                 now = context.clock()
                 self.budget.pause(now + _wait_ms(reply.answer, now))
             await context.database.write_batched(self._record, reply)
-            ingest.announce(metrics.polls, reply.exchange)
+            ingest.announce_exchange(metrics.polls, reply.exchange)
             if isinstance(reply.answer, wire.Report) and not reply.answer.recognised:
                 ingest.log_unknown_word(reply.exchange.detail, generation.id)
         except Exception as error:  # noqa: BLE001  one poll must not end the others

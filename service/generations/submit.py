@@ -46,14 +46,11 @@ async def store_new(
     expects_callback = model and model.callbacks and context.settings.public_url is not None
     subscriber = new.notify_url and await notify.subscriber_for(tx, context, tenant, new.notify_url)
     generation = Generation(
+        **msgspec.structs.asdict(new),
         id=generation_id,
         tenant=tenant,
-        model=new.model,
         status="queued",
         route="callback" if expects_callback else "poll",
-        input=new.input,
-        metadata=new.metadata,
-        notify_url=new.notify_url,
         notify_subscriber_id=subscriber.id if subscriber else None,
         created_at=time_of(generation_id),
         deadline_at=tx.now + context.settings.deadline_seconds * SECOND,
@@ -89,7 +86,7 @@ class Submitter:
         if due_at is None or due_at > now:
             return 0, due_at
         due = await database.write(_claim_due)
-        await asyncio.gather(*(self.start(generation) for generation in due))
+        await asyncio.gather(*map(self.start, due))
         return len(due), now
 
     async def settle(self) -> None:
@@ -100,10 +97,16 @@ class Submitter:
 
 async def submit(context: Context, generation: Generation) -> Submission:
     """Send a generation that is stored as `sending`, and record upstream's answer."""
-    path, body = _request(context, generation)
-    reply = await ingest.ask(context, generation.id, context.client.create(path, body))
+    model = context.catalogue.get(generation.model)
+    url = None
+    if model is None or model.callbacks:
+        url = callback_url(context.tokens, context.settings.public_url, generation)
+    fields = {"model": model.sent_as if model else generation.model, "callback_url": url}
+    body = generation.input | {name: value for name, value in fields.items() if value is not None}
+    path = model.path if model else UNKNOWN_MODEL_PATH
+    reply = await ingest.ask(context, generation.id, context.client.create(path, body), None)
     after = await context.database.write_always(_record, context, reply)
-    ingest.announce(metrics.submissions, reply.exchange, model=generation.model)
+    ingest.announce_exchange(metrics.submissions, reply.exchange, model=generation.model)
     return after, reply.exchange.status_code if after.submission == "refused" else None
 
 
@@ -113,17 +116,6 @@ async def _claim_due(tx: Transaction) -> list[Generation]:
     claimed = [replace(generation, submission="sending", submit_at=None) for generation in due]
     await generations.update(tx, zip(due, claimed, strict=True))
     return [generation for generation in claimed if generation.deadline_at > tx.now]
-
-
-def _request(context: Context, generation: Generation) -> tuple[str, dict[str, Any]]:
-    """Return the path and the body of the request to upstream."""
-    model = context.catalogue.get(generation.model)
-    url = None
-    if model is None or model.callbacks:
-        url = callback_url(context.tokens, context.settings.public_url, generation)
-    own = {"model": model.sent_as if model else generation.model, "callback_url": url}
-    body = generation.input | {name: value for name, value in own.items() if value is not None}
-    return model.path if model else UNKNOWN_MODEL_PATH, body
 
 
 async def _record(tx: Transaction, context: Context, reply: Reply) -> Generation:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 10.0
 _ENCODINGS = ("identity", "gzip", "x-gzip", "deflate")
-_encode = msgspec.json.Encoder().encode
 
 
 class TooLargeError(Exception):
@@ -40,24 +39,14 @@ class Client:
 
     async def create(self, path: str, body: dict[str, Any]) -> wire.Answer:
         """Send one create request; without an answer, `NoReport` has no status."""
-        import httpx  # noqa: PLC0415  cold start: a fifth of a second
-
-        try:
-            answer = await self._exchange("POST", path, _encode(body))
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            return wire.NoReport("put_off", message=_describe(error))
-        except (httpx.HTTPError, TimeoutError, TooLargeError) as error:
-            return wire.NoReport("lost", message=_describe(error))
-        return wire.read_create(*answer)
+        answer = await self._exchange("POST", path, msgspec.json.encode(body))
+        return answer if isinstance(answer, wire.NoReport) else wire.read_create(*answer)
 
     async def poll(self, path: str) -> wire.Answer:
         """Poll a task; without an answer, `NoReport` has the status 0."""
-        import httpx  # noqa: PLC0415  cold start: a fifth of a second
-
-        try:
-            answer = await self._exchange("GET", path)
-        except (httpx.HTTPError, TimeoutError, TooLargeError) as error:
-            return wire.NoReport("unwell", 0, _describe(error))
+        answer = await self._exchange("GET", path)
+        if isinstance(answer, wire.NoReport):
+            return wire.NoReport("unwell", 0, answer.message)
         return wire.read_poll(*answer)
 
     async def close(self) -> None:
@@ -68,16 +57,25 @@ class Client:
 
     async def _exchange(
         self, method: str, path: str, body: bytes | None = None
-    ) -> tuple[int, dict[str, str], bytes]:
+    ) -> tuple[int, dict[str, str], bytes] | wire.NoReport:
+        """Return status, headers and body; without an answer, whether the request was sent."""
+        import httpx  # noqa: PLC0415  cold start: a fifth of a second
+
         client = self._client(keep_alive=body is None)
         headers = {"content-type": "application/json"} if body is not None else {}
         url = self._settings.upstream_url + path
-        async with (
-            asyncio.timeout(self._settings.upstream_timeout_seconds),
-            client.stream(method, url, content=body, headers=headers) as response,
-        ):
-            content = await self._read(response)
-            return response.status_code, dict(response.headers), content
+        try:
+            async with (
+                asyncio.timeout(self._settings.upstream_timeout_seconds),
+                client.stream(method, url, content=body, headers=headers) as response,
+            ):
+                content = await self._read(response)
+                return response.status_code, dict(response.headers), content
+        except (httpx.HTTPError, TimeoutError, TooLargeError) as error:
+            before_sending = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+            message = f"{type(error).__name__}: {str(error) or 'no answer in time'}"[:200]
+            outcome: wire.Outcome = "put_off" if isinstance(error, before_sending) else "lost"
+            return wire.NoReport(outcome, message=message)
 
     async def _read(self, response: "httpx.Response") -> bytes:
         """Read and decompress the body; it is empty if the encoding is unknown or broken.
@@ -123,8 +121,3 @@ class Client:
             transport=self._transport() if self._transport else None,
         )
         return self._clients[keep_alive]
-
-
-def _describe(error: BaseException) -> str:
-    text = str(error) or "no answer in time"
-    return f"{type(error).__name__}: {text}"[:200]
