@@ -34,9 +34,9 @@ def next_poll(context: Context, generation: Generation, polls: int, now: int) ->
     model, jitter = context.catalogue.get(generation.model), context.jitter()
     expects_callback = generation.route == "callback"
     submitted_at = generation.submitted_at or now
-    usual_ms = max(round((model.usual_seconds if model else 2) * clock.SECOND), _POLL_FIRST_MS)
-    p95_ms = round((model.p95_seconds if model else 60) * clock.SECOND)
-    safety_ms = max(p95_ms, _SAFETY_POLL_MIN_MS)
+    usual_seconds, p95_seconds = model.seconds if model else (2, 60)
+    usual_ms = max(round(usual_seconds * clock.SECOND), _POLL_FIRST_MS)
+    safety_ms = max(round(p95_seconds * clock.SECOND), _SAFETY_POLL_MIN_MS)
     if context.settings.safety_poll_seconds is not None:
         safety_ms = round(max(context.settings.safety_poll_seconds, 0) * clock.SECOND)
     if polls == 0:

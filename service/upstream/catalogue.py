@@ -51,7 +51,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path, status_path: where to create a task and where to poll it, below the base URL.
     credits: the price of an input that has only defaults.
     parameters: a JSON Schema (2020-12) of the input.
-    usual_seconds, p95_seconds: the shortest and the longest duration that the model's page gives.
+    seconds: the shortest and the longest duration that the page gives: the usual one and the p95.
     sent_as: the request's `model` field; None if the route has no such field.
     """
 
@@ -62,8 +62,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     credits: int
     parameters: dict[str, Any]
     callbacks: bool
-    usual_seconds: float
-    p95_seconds: float
+    seconds: tuple[float, float]
     sent_as: str | None
     status_path: str = "/tasks/{task_id}"
     notes: str = ""
@@ -98,7 +97,6 @@ def _model(
     own = {"credits": entry} if isinstance(entry, int) else entry
     properties = family["parameters"] | own.get("parameters", {})
     fields = {"required": [], "model_field": True, "allow_unknown": False, **family, **own}
-    usual_seconds, p95_seconds = fields.pop("seconds")
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "type": "object",
@@ -108,15 +106,8 @@ def _model(
     }
     if "rules" in fields:
         schema["allOf"] = fields.pop("rules")
-    fields |= {
-        "id": id_,
-        "family": page,
-        "parameters": schema,
-        "usual_seconds": usual_seconds,
-        "p95_seconds": p95_seconds,
-        "sent_as": id_ if fields.pop("model_field") else None,
-    }
-    return msgspec.convert(fields, Model)
+    fields["sent_as"] = id_ if fields.pop("model_field") else None
+    return msgspec.convert({**fields, "id": id_, "family": page, "parameters": schema}, Model)
 
 
 def _parameter(entry: str | Table, shared: dict[str, Table]) -> Table:

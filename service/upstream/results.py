@@ -65,9 +65,9 @@ def find(document: documents.Document, scope: Scope) -> tuple[File, ...]:
     return files
 
 
-def find_in_clips(clips: Iterable[dict[str, Any]]) -> tuple[File, ...]:
+def find_in_clips(clips: list[dict[str, Any]]) -> tuple[File, ...]:
     """Return the files of these clips: audio, videos and cover pictures."""
-    return _deduplicate(file for clip in clips for file in _files_in(clip, "", None))
+    return _deduplicate(_files_in(clips, "", None))
 
 
 def has_text(document: documents.Document) -> bool:

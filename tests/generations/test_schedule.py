@@ -48,9 +48,8 @@ def next_poll(
     safety_seconds: float | None = None,
     jitter: float = 0.5,  # The middle: no jitter.
 ) -> int:
-    model = SimpleNamespace(usual_seconds=usual_seconds, p95_seconds=p95_seconds)
     context = SimpleNamespace(
-        catalogue={"model": model},
+        catalogue={"model": SimpleNamespace(seconds=(usual_seconds, p95_seconds))},
         settings=Settings(safety_poll_seconds=safety_seconds),
         jitter=lambda: jitter,
     )
