@@ -188,38 +188,35 @@ def read_proof(context: Context, arrival: callbacks.Arrival) -> Proof:
     return Proof(arrival, report, update_of(context, report) if report else None)
 
 
-class ProofWriter:
-    """Stores callbacks that are proof, and applies them."""
+async def write_proofs(
+    tx: Transaction, proofs: Sequence[Proof], *, context: Context
+) -> list[str | None]:
+    """Store callbacks that are proof, and the outcomes that they report; return their verdicts."""
+    stored = await callbacks.insert(tx, [proof.arrival for proof in proofs])
+    pairs = zip(proofs, stored, strict=True)
+    new = [(p, s) for p, s in pairs if s is not None and s.verdict in callbacks.NEW_VERDICTS]
+    ids = [proof.arrival.generation_id for proof, _ in new]
+    batch = Batch(tx, context, await generations.get_many(tx, ids))
+    hints = [(p.arrival, s) for p, s in new if not _apply(tx, batch, p)]
+    await batch.write()
+    if hints:
+        await callbacks.plan_confirmations(tx, hints)
+        tx.after_commit(context.signals.poll.set)
+    return [callback.verdict if callback else None for callback in stored]
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
 
-    async def write(self, tx: Transaction, proofs: Sequence[Proof]) -> list[str | None]:
-        """Store callbacks and the outcomes that they report; return the verdict of each."""
-        stored = await callbacks.insert(tx, [proof.arrival for proof in proofs])
-        pairs = zip(proofs, stored, strict=True)
-        new = [(p, s) for p, s in pairs if s is not None and s.verdict in callbacks.NEW_VERDICTS]
-        ids = [proof.arrival.generation_id for proof, _ in new]
-        batch = Batch(tx, self._context, await generations.get_many(tx, ids))
-        hints = [(p.arrival, s) for p, s in new if not self._apply(tx, batch, p)]
-        await batch.write()
-        if hints:
-            await callbacks.plan_confirmations(tx, hints)
-            tx.after_commit(self._context.signals.poll.set)
-        return [callback.verdict if callback else None for callback in stored]
-
-    def _apply(self, tx: Transaction, batch: Batch, proof: Proof) -> bool:
-        """Apply a callback's report; return False if a confirmation is needed as well."""
-        report, update = proof.report, proof.update
-        if report is None or update is None:
-            return False
-        generation = batch.generations[proof.arrival.generation_id]
-        if not report.recognised:
-            tx.after_commit(log_unknown_word, report.word, generation.id)
-        batch.ingest(generation.id, update)
-        # Without a planned poll, the create answer is late or lost. A confirmation can use this
-        # callback's task id.
-        return report.state != "processing" or generation.next_poll_at is not None
+def _apply(tx: Transaction, batch: Batch, proof: Proof) -> bool:
+    """Apply a callback's report; return False if a confirmation is needed as well."""
+    report, update = proof.report, proof.update
+    if report is None or update is None:
+        return False
+    generation = batch.generations[proof.arrival.generation_id]
+    if not report.recognised:
+        tx.after_commit(log_unknown_word, report.word, generation.id)
+    batch.ingest(generation.id, update)
+    # Without a planned poll, the create answer is late or lost. A confirmation can use this
+    # callback's task id.
+    return report.state != "processing" or generation.next_poll_at is not None
 
 
 def log_unknown_word(word: str | None, generation_id: str) -> None:

@@ -25,12 +25,9 @@ THROTTLED_MS = 5 * SECOND
 WAIT_MAX_MS = 5 * MINUTE  # A longer pause would delay deadlines.
 NO_TASK_RETRY_MS = 5 * SECOND  # The create answer may still be on its way.
 
+DEADLINE_MESSAGE = "No outcome by the deadline. A late result is still accepted."
 TIMED_OUT = Update(
-    status="timed_out",
-    error={
-        "code": "deadline_exceeded",
-        "message": "No outcome by the deadline. A late result is still accepted.",
-    },
+    status="timed_out", error={"code": "deadline_exceeded", "message": DEADLINE_MESSAGE}
 )
 
 
@@ -136,10 +133,7 @@ class Poller:
 
 
 async def _read_due(tx: Transaction, limit: int) -> tuple[list[Generation], int | None]:
-    """Read due generations and the next due time in one snapshot.
-
-    Two reads could miss a row that becomes due in between.
-    """
+    """Read due generations and the next due time in one snapshot: two could miss a row."""
     return await generations.to_poll(tx, limit), await generations.next_poll(tx)
 
 
@@ -160,8 +154,7 @@ async def expire(tx: Transaction, context: Context) -> int:
 async def _callback_task_id(tx: Transaction, generation: Generation) -> str | None:
     """Return the task id that callbacks name, for a generation whose create answer was lost.
 
-    It is only a hint: upstream is polled about the task. Ids of other generations' tasks do not
-    count.
+    It is a hint for the next poll. Ids of other generations' tasks do not count.
     """
     for body in await callbacks.latest_bodies(tx, generation.tenant, generation.id):
         report = wire.read_callback(body)

@@ -77,10 +77,7 @@ class Submitter:
         return task
 
     async def run_due(self, now: int) -> tuple[int, int | None]:
-        """Repeat submissions that upstream certainly did not take and that are due by `now`.
-
-        Returns how many, and the next due time.
-        """
+        """Repeat due submissions that were put off; return how many, and the next due time."""
         database = self.context.database
         due_at = await database.read(generations.next_submit)
         if due_at is None or due_at > now:
