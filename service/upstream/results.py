@@ -114,9 +114,9 @@ def _files_in(
             expires_at = _expiry(value) or expires_at
             for name, child in value.items():
                 own_key = _normalize(name)
-                may_hold_url = any_key or "url" in own_key or own_key in _KNOWN_KEYS
                 if own_key.startswith(_EXCLUDED_PREFIXES):
                     continue
+                may_hold_url = any_key or "url" in own_key or own_key in _KNOWN_KEYS
                 if isinstance(child, str) and not may_hold_url:
                     continue
                 # In `images: [{url}]` the parent's key tells the media type.
