@@ -113,13 +113,7 @@ class App:
         context = Context(
             settings=settings,
             database=database,
-            client=Client(
-                settings.upstream_url,
-                settings.upstream_api_key,
-                timeout_seconds=settings.upstream_timeout_seconds,
-                body_bytes_max=settings.upstream_body_bytes,
-                transport=self._transport,
-            ),
+            client=Client(settings, self._transport),
             tokens=CallbackTokens(settings.secret_keys, UPSTREAM),
             vault=Vault(settings.secret_keys),
             redactor=Redactor(settings.secrets, settings.public_url),

@@ -114,6 +114,6 @@ class Context:
     inbox: Inbox = field(default_factory=NoInbox)
 
     @property
-    def catalogue(self) -> catalogue.Catalogue:
-        """The catalogue, loaded on first use."""
+    def catalogue(self) -> dict[str, catalogue.Model]:
+        """The models by id and by page id, loaded on first use."""
         return catalogue.load()

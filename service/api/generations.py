@@ -20,12 +20,13 @@ from service.model.clock import SECOND
 from service.model.generation import OPEN, TERMINAL, Generation
 from service.store import generations
 from service.store.database import Transaction
-from service.upstream import catalogue, wire
+from service.upstream import catalogue
 
 WAIT_SECONDS_MAX = 60
 _RECHECK_SECONDS = 1.0  # Another process may record the outcome and can wake nobody here.
 
-_REFUSALS = {  # A refused upstream key is genhook's fault; lack of credits stays 402.
+# A refused upstream key is genhook's fault; lack of credits stays 402.
+_REFUSALS = {
     401: (502, "upstream_unauthorized"),
     403: (502, "upstream_unauthorized"),
     402: (402, "upstream_payment_required"),
@@ -42,11 +43,10 @@ async def create(call: Call) -> Answer:
         check_url(context, new.notify_url, "/notify_url")
     generation, is_new = await context.database.write(_get_or_accept, call, new)
     if is_new:  # To the end even if the client hangs up: upstream's answer must be recorded.
-        submitted = await asyncio.shield(call.parts.submitter.start(generation))
-        generation = submitted.generation
-        if submitted.refusal is not None:
+        generation, refusal = await asyncio.shield(call.parts.submitter.start(generation))
+        if refusal is not None:
             # Not raised: the generation exists, so this answer is kept for Idempotency-Key.
-            return problem_answer(_problem(generation, submitted.refusal), call.request_id)
+            return problem_answer(_problem(generation, refusal), call.request_id)
     return Answer(status=202, content=generation.view())
 
 
@@ -64,14 +64,12 @@ async def _get_or_accept(
     return await submit.store_new(tx, call.context, call.tenant, call.resource_id, new), True
 
 
-def _problem(generation: Generation, refusal: wire.Rejected) -> Problem:
-    """Return the problem that upstream's refusal is."""
-    status, code = _REFUSALS.get(refusal.status, (422, "upstream_refused"))
+def _problem(generation: Generation, refusal: int) -> Problem:
+    """Return the problem that upstream's refusal is; `refusal` is its HTTP status."""
+    status, code = _REFUSALS.get(refusal, (422, "upstream_refused"))
     assert generation.error is not None
     message = generation.error["message"]
-    return Problem(
-        status, code, f"Upstream refused {generation.id} with {refusal.status}: {message}"
-    )
+    return Problem(status, code, f"Upstream refused {generation.id} with {refusal}: {message}")
 
 
 def _errors(call: Call, new: NewGeneration) -> list[FieldError]:

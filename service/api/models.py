@@ -4,14 +4,14 @@ from typing import Any
 
 from service.api.call import Answer, Call
 from service.api.problem import not_found
-from service.upstream.catalogue import Model
+from service.upstream import catalogue
 
 _FIELDS = ("id", "family", "provider", "path", "credits", "parameters", "callbacks")
 
 
-async def list_(call: Call) -> Answer:
+async def list_(_call: Call) -> Answer:
     """GET /v1/models: every model, not paged."""
-    views = [_view(model) for model in call.context.catalogue.models]
+    views = [_view(model) for model in catalogue.models()]
     return Answer(content={"data": views, "next": None})
 
 
@@ -23,5 +23,5 @@ async def get(call: Call) -> Answer:
     return Answer(content=_view(model))
 
 
-def _view(model: Model) -> dict[str, Any]:
+def _view(model: catalogue.Model) -> dict[str, Any]:
     return {name: getattr(model, name) for name in _FIELDS}

@@ -1,6 +1,7 @@
 """Receives callbacks from upstream: verify, store, then answer."""
 
 import asyncio
+import functools
 
 import msgspec
 
@@ -41,7 +42,7 @@ class Receiver:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._proof_writer = ingest.ProofWriter(context)
+        self._write_proofs = functools.partial(ingest.write_proofs, context=context)
         self._rejections = (0, 0)
         scheme = context.settings.upstream_signature
         self._scheme = SCHEMES[scheme] if scheme else None
@@ -149,7 +150,7 @@ class Receiver:
         verdict: str | None
         if arrival.trust == "body":
             proof = await self._read(arrival)
-            verdict = await database.write_batched(self._proof_writer.write, proof)
+            verdict = await database.write_batched(self._write_proofs, proof)
         else:
             verdict = await database.write_batched(ingest.store_hints, arrival)
             self._context.signals.poll.set()

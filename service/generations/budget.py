@@ -8,14 +8,13 @@ class Budget:
         self.rate = rate_per_second
         self.capacity = max(1.0, rate_per_second)
         self.tokens = self.capacity
-        self.updated_at: int | None = None
+        self.updated_at = 0
         self.paused_until = 0
 
     def available(self, now: int) -> int:
         """Return how many polls may be made at `now`."""
-        if self.updated_at is not None and now > self.updated_at:
-            refill = (now - self.updated_at) * self.rate / 1_000
-            self.tokens = min(self.capacity, self.tokens + refill)
+        refill = max(now - self.updated_at, 0) * self.rate / 1_000
+        self.tokens = min(self.capacity, self.tokens + refill)
         self.updated_at = now
         return 0 if now < self.paused_until else int(self.tokens)
 

@@ -1,7 +1,8 @@
 """Apply what upstream reports to generations. Callbacks, polls and create answers all go here."""
 
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -12,11 +13,9 @@ from service.model.clock import rfc3339
 from service.model.event import EVENT_TYPE_OF, Event
 from service.model.generation import Generation
 from service.store import callbacks, events, generations
-from service.store.callbacks import NEW_VERDICTS, Arrival
 from service.store.database import Transaction
 from service.telemetry import log, metrics
-from service.upstream import catalogue, wire
-from service.upstream.results import File
+from service.upstream import catalogue, results, wire
 
 _log = log.get()
 
@@ -33,23 +32,84 @@ class Update(msgspec.Struct, frozen=True, kw_only=True):
     error: dict[str, str] | None = None
 
 
-def update_of(context: Context, report: wire.Report) -> Update:
-    """Return a report as an update, with secrets redacted."""
-    return Update(
-        status=report.state,
-        task_id=report.task_id,
-        output=_output(context, report) if report.state == "succeeded" else None,
-        error=_error(context, report) if report.state == "failed" else None,
+def update_of(context: Context, answer: wire.Answer) -> Update | None:
+    """Return what an answer says about its generation, with secrets redacted; None if nothing."""
+    redact = context.redactor.json
+    if isinstance(answer, wire.NoReport):
+        error = redact({"code": answer.code, "message": answer.message})
+        return Update(status="failed", error=error) if answer.outcome == "refused" else None
+    output, error = None, None
+    if answer.state == "succeeded":
+        output = {"files": [_file(file) for file in answer.files], "raw": redact(answer.raw)}
+    elif answer.state == "failed":
+        message = answer.error_message or "Upstream reported a failure and gave no reason."
+        error = redact({"code": answer.error_code or "upstream_failed", "message": message})
+    return Update(status=answer.state, task_id=answer.task_id, output=output, error=error)
+
+
+def _file(file: results.File) -> dict[str, str]:
+    view = {"url": file.url, "media_type": file.media_type}
+    return view if file.expires_at is None else {**view, "expires_at": rfc3339(file.expires_at)}
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """Upstream's answer to a submission or a poll, with the update and the exchange to store.
+
+    task_id: the task that the poll was about; None for a submission.
+    """
+
+    answer: wire.Answer
+    update: Update | None
+    exchange: generations.Exchange
+    task_id: str | None
+
+
+async def ask(
+    context: Context, generation_id: str, request: Awaitable[wire.Answer], task_id: str | None
+) -> Reply:
+    """Wait for upstream's answer to a poll about `task_id`; None: to a submission."""
+    asked_at, timer_start = context.clock(), time.monotonic()
+    answer = await request
+    duration_ms = round((time.monotonic() - timer_start) * 1_000)
+    outcome: str
+    if isinstance(answer, wire.NoReport):
+        outcome, detail = answer.outcome, answer.message or answer.retry_after
+    elif task_id is None:
+        outcome, detail = "taken", answer.task_id
+    else:
+        outcome = answer.state
+        detail = answer.error_message if outcome == "failed" else answer.word
+    exchange = generations.Exchange(
+        generation_id=generation_id,
+        kind="submission" if task_id is None else "poll",
+        at=asked_at,
+        duration_ms=duration_ms,
+        status_code=answer.status if isinstance(answer, wire.NoReport) else None,
+        outcome=outcome,
+        detail=context.redactor.json(detail),
+    )
+    return Reply(answer, update_of(context, answer), exchange, task_id)
+
+
+def announce_exchange(
+    counter: metrics.Counter, exchange: generations.Exchange, **more: str
+) -> None:
+    """Count and log a submission or a poll."""
+    counter.add(1, exchange.outcome)
+    _log.info(
+        exchange.kind,
+        generation_id=exchange.generation_id,
+        **more,
+        outcome=exchange.outcome,
+        detail=exchange.detail,
+        duration_ms=exchange.duration_ms,
     )
 
 
 class Batch:
     """Generations that are read together, changed in memory and written together.
 
-    Attributes:
-        generations: by id, with the changes so far.
-        now: the time of the transaction, milliseconds since the epoch.
-
+    generations: by id, with the changes so far. now: the time of the transaction.
     """
 
     def __init__(self, tx: Transaction, context: Context, before: Mapping[str, Generation]) -> None:
@@ -95,22 +155,18 @@ class Batch:
         await events.insert(tx, [event for event, _ in self._events])
         await fanout.fan_out(tx, self._context, self._events)
         ended = [generation for _, generation in self._events if generation.is_terminal]
-        if ended:
-            await self._write_outcomes(ended)
-
-    async def _write_outcomes(self, ended: Sequence[Generation]) -> None:
-        """Add the usage of terminal generations, and delete confirmations that are not needed."""
         usage: Counter[tuple[str, str, str, str]] = Counter()
         for generation in ended:
             usage.update(generations.usage_of(generation))
-            self._tx.after_commit(_announce, self._context, generation)
-        await generations.add_usage(self._tx, usage)
-        # A timed out generation may still get a result, so its callbacks are still confirmed.
-        final_ids = [generation.id for generation in ended if generation.status != "timed_out"]
-        await generations.delete_confirmations(self._tx, final_ids)
+            tx.after_commit(_announce_end, self._context, generation)
+        if ended:
+            await generations.add_usage(tx, usage)
+            # A timed out generation may still get a result, so its callbacks are still confirmed.
+            final_ids = [generation.id for generation in ended if generation.status != "timed_out"]
+            await generations.delete_confirmations(tx, final_ids)
 
 
-async def store_hints(tx: Transaction, arrivals: Sequence[Arrival]) -> list[str | None]:
+async def store_hints(tx: Transaction, arrivals: Sequence[callbacks.Arrival]) -> list[str | None]:
     """Store callbacks that are hints, and plan their confirmations; return the verdict of each.
 
     None: the generation was deleted or the token revoked, and nothing was stored.
@@ -123,59 +179,50 @@ async def store_hints(tx: Transaction, arrivals: Sequence[Arrival]) -> list[str 
 class Proof(msgspec.Struct, frozen=True):
     """A callback whose body is proof. `report` is None if the body is not readable."""
 
-    arrival: Arrival
+    arrival: callbacks.Arrival
     report: wire.Report | None
     update: Update | None
 
 
-def read_proof(context: Context, arrival: Arrival) -> Proof:
+def read_proof(context: Context, arrival: callbacks.Arrival) -> Proof:
     """Read the body of a callback that is proof."""
     report = wire.read_callback(arrival.body)
     return Proof(arrival, report, update_of(context, report) if report else None)
 
 
-class ProofWriter:
-    """Stores callbacks that are proof, and applies them."""
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-
-    async def write(self, tx: Transaction, proofs: Sequence[Proof]) -> list[str | None]:
-        """Store callbacks and the outcomes that they report; return the verdict of each."""
-        stored = await callbacks.insert(tx, [proof.arrival for proof in proofs])
-        new = [
-            (proof, callback)
-            for proof, callback in zip(proofs, stored, strict=True)
-            if callback is not None and callback.verdict in NEW_VERDICTS
-        ]
-        ids = [proof.arrival.generation_id for proof, _ in new]
-        batch = Batch(tx, self._context, await generations.get_many(tx, ids))
-        hints = [
-            (proof.arrival, callback)
-            for proof, callback in new
-            if not self._apply(tx, batch, proof)
-        ]
-        await batch.write()
-        if hints:
-            await callbacks.plan_confirmations(tx, hints)
-            tx.after_commit(self._context.signals.poll.set)
-        return [callback.verdict if callback else None for callback in stored]
-
-    def _apply(self, tx: Transaction, batch: Batch, proof: Proof) -> bool:
-        """Apply a callback's report; return False if a confirmation is needed as well."""
-        report, update = proof.report, proof.update
-        if report is None or update is None:
-            return False
-        generation = batch.generations[proof.arrival.generation_id]
-        if not report.recognised:
-            tx.after_commit(_log_unknown_status, report.word, generation.id)
-        batch.ingest(generation.id, update)
-        # Without a planned poll, the create answer is late or lost. A confirmation can use this
-        # callback's task id.
-        return report.state != "processing" or generation.next_poll_at is not None
+async def write_proofs(
+    tx: Transaction, proofs: Sequence[Proof], *, context: Context
+) -> list[str | None]:
+    """Store callbacks that are proof, and the outcomes that they report; return their verdicts."""
+    stored = await callbacks.insert(tx, [proof.arrival for proof in proofs])
+    pairs = zip(proofs, stored, strict=True)
+    new = [(p, s) for p, s in pairs if s is not None and s.verdict in callbacks.NEW_VERDICTS]
+    ids = [proof.arrival.generation_id for proof, _ in new]
+    batch = Batch(tx, context, await generations.get_many(tx, ids))
+    hints = [(p.arrival, s) for p, s in new if not _apply(tx, batch, p)]
+    await batch.write()
+    if hints:
+        await callbacks.plan_confirmations(tx, hints)
+        tx.after_commit(context.signals.poll.set)
+    return [callback.verdict if callback else None for callback in stored]
 
 
-def _log_unknown_status(word: str | None, generation_id: str) -> None:
+def _apply(tx: Transaction, batch: Batch, proof: Proof) -> bool:
+    """Apply a callback's report; return False if a confirmation is needed as well."""
+    report, update = proof.report, proof.update
+    if report is None or update is None:
+        return False
+    generation = batch.generations[proof.arrival.generation_id]
+    if not report.recognised:
+        tx.after_commit(log_unknown_word, report.word, generation.id)
+    batch.ingest(generation.id, update)
+    # Without a planned poll, the create answer is late or lost. A confirmation can use this
+    # callback's task id.
+    return report.state != "processing" or generation.next_poll_at is not None
+
+
+def log_unknown_word(word: str | None, generation_id: str) -> None:
+    """Log a status word of upstream that is not in `documents.STATE_OF_WORD`."""
     _log.warning("upstream.unknown_word", word=word, generation_id=generation_id)
 
 
@@ -183,23 +230,23 @@ def _status_changes(context: Context, old: Generation, update: Update, now: int)
     changes: dict[str, Any] = {"status": update.status, "task_id": old.task_id or update.task_id}
     if update.status == "processing":
         return {**changes, "submitted_at": old.submitted_at or now}
-    changes.update(
-        completed_at=now,
-        output=update.output,
-        error=update.error,
-        next_poll_at=None,
-        submit_at=None,
-        late_poll_count=0,
-    )
-    if update.status == "succeeded":
-        model = context.catalogue.get(old.model)
-        changes["credits"] = model and catalogue.credits(model, old.input)
-    elif update.status == "failed":
-        changes["credits"] = 0
-    return changes
+    model = context.catalogue.get(old.model)
+    billed = 0 if update.status == "failed" else None
+    if update.status == "succeeded" and model is not None:
+        billed = catalogue.credits(model, old.input)
+    return {
+        **changes,
+        "completed_at": now,
+        "output": update.output,
+        "error": update.error,
+        "credits": billed,
+        "next_poll_at": None,
+        "submit_at": None,
+        "late_poll_count": 0,
+    }
 
 
-def _announce(context: Context, generation: Generation) -> None:
+def _announce_end(context: Context, generation: Generation) -> None:
     metrics.generations.add(1, generation.status)
     _log.info(
         "generation.ended",
@@ -208,23 +255,3 @@ def _announce(context: Context, generation: Generation) -> None:
         model=generation.model,
     )
     context.waiters.wake(generation.id)
-
-
-def _output(context: Context, report: wire.Report) -> dict[str, Any]:
-    files = [_file(file) for file in report.files]
-    return {"files": files, "raw": context.redactor.json(report.raw)}
-
-
-def _file(file: File) -> dict[str, str]:
-    view = {"url": file.url, "media_type": file.media_type}
-    return view if file.expires_at is None else {**view, "expires_at": rfc3339(file.expires_at)}
-
-
-def _error(context: Context, report: wire.Report) -> dict[str, str]:
-    error: dict[str, str] = context.redactor.json(
-        {
-            "code": report.error_code or "upstream_failed",
-            "message": report.error_message or "Upstream reported a failure and gave no reason.",
-        }
-    )
-    return error

@@ -23,48 +23,31 @@ _SUBMISSION_FIRST_MS = clock.SECOND
 _SUBMISSION_MAX_MS = clock.MINUTE
 
 
-def plan_poll(context: Context, generation: Generation, polls: int, now: int) -> int:
-    """Return when to poll a generation after `polls` polls, by its model and its route."""
-    model = context.catalogue.get(generation.model)
-    return next_poll(
-        expects_callback=generation.route == "callback",
-        polls=polls,
-        submitted_at=generation.submitted_at or now,
-        now=now,
-        usual_seconds=model.usual_seconds if model else 2.0,
-        p95_seconds=model.p95_seconds if model else 60.0,
-        safety_seconds=context.settings.safety_poll_seconds,
-        jitter=context.jitter(),
-    )
-
-
-def next_poll(
-    *,
-    expects_callback: bool,
-    polls: int,
-    submitted_at: int,
-    now: int,
-    usual_seconds: float,
-    p95_seconds: float,
-    safety_seconds: float | None,
-    jitter: float,
-) -> int:
-    """Return when to poll an open task again, after `polls` polls. Every delay varies by ±20 %.
+def next_poll(context: Context, generation: Generation, polls: int, now: int) -> int:
+    """Return when to poll an open generation again, after `polls` polls, every delay ±20 %.
 
     Without a callback: at the model's usual time, then every 2 s, growing to 15 s, and every
     minute once 5 minutes have passed since the usual time. With a callback: after
-    `safety_seconds`, by default the model's p95 and at least a minute; then after 2, 5, 10 and 20
-    minutes, or 2, 5, 10 and 20 times `safety_seconds` if that is under a minute.
+    `safety_poll_seconds`, by default the model's p95 and at least a minute; then after 2, 5, 10
+    and 20 minutes, or 2, 5, 10 and 20 times `safety_poll_seconds` if that is under a minute.
     """
+    model, jitter = context.catalogue.get(generation.model), context.jitter()
+    expects_callback = generation.route == "callback"
+    submitted_at = generation.submitted_at or now
+    usual_seconds, p95_seconds = model.seconds if model else (2, 60)
     usual_ms = max(round(usual_seconds * clock.SECOND), _POLL_FIRST_MS)
+    safety_ms = max(round(p95_seconds * clock.SECOND), _SAFETY_POLL_MIN_MS)
+    if context.settings.safety_poll_seconds is not None:
+        safety_ms = round(max(context.settings.safety_poll_seconds, 0) * clock.SECOND)
     if polls == 0:
-        safety_ms = _safety_poll_ms(p95_seconds, safety_seconds)
         first_ms = safety_ms if expects_callback else usual_ms
         return max(submitted_at + _with_jitter(first_ms, jitter), now)
     if expects_callback:
-        delay_ms = _later_safety_poll_ms(polls, safety_seconds)
+        delay_ms = _SAFETY_POLLS_MS[min(polls, len(_SAFETY_POLLS_MS)) - 1]
+        delay_ms = delay_ms * min(safety_ms, _SAFETY_POLL_MIN_MS) // _SAFETY_POLL_MIN_MS
+        delay_ms = max(delay_ms, _POLL_FIRST_MS)
     elif now < submitted_at + usual_ms + _POLL_QUICK_FOR_MS:
-        delay_ms = _quick_poll_ms(polls)
+        delay_ms = _grown(_POLL_FIRST_MS, _POLL_GROWTH, polls, _POLL_QUICK_MAX_MS)
     else:
         delay_ms = _POLL_SLOW_MS
     return now + _with_jitter(delay_ms, jitter)
@@ -72,7 +55,7 @@ def next_poll(
 
 def poll_after_trouble(failures: int, now: int, jitter: float) -> int:
     """Return when to poll after consecutive failures: 5 s, doubling to 5 minutes, ±20 %."""
-    delay_ms = _doubled(_TROUBLE_FIRST_MS, failures, _TROUBLE_MAX_MS)
+    delay_ms = _grown(_TROUBLE_FIRST_MS, 2, failures, _TROUBLE_MAX_MS)
     return now + _with_jitter(delay_ms, jitter)
 
 
@@ -91,33 +74,15 @@ def next_submission(attempts: int, now: int, retry_after_ms: int | None, jitter:
 
     After 1 s, doubling to a minute, or `retry_after_ms` if that is longer; up to 20 % is added.
     """
-    delay_ms = _doubled(_SUBMISSION_FIRST_MS, attempts, _SUBMISSION_MAX_MS)
+    delay_ms = _grown(_SUBMISSION_FIRST_MS, 2, attempts, _SUBMISSION_MAX_MS)
     floor_ms = max(delay_ms, retry_after_ms or 0)
     return now + floor_ms + int(floor_ms * _JITTER_SHARE * jitter)
 
 
-def _quick_poll_ms(polls: int) -> int:
-    steps = min(polls - 1, 10)  # The maximum is reached in fewer steps.
-    return min(round(_POLL_FIRST_MS * _POLL_GROWTH**steps), _POLL_QUICK_MAX_MS)
-
-
-def _safety_poll_ms(p95_seconds: float, safety_seconds: float | None) -> int:
-    if safety_seconds is not None:
-        return round(max(safety_seconds, 0) * clock.SECOND)
-    return max(round(p95_seconds * clock.SECOND), _SAFETY_POLL_MIN_MS)
-
-
-def _later_safety_poll_ms(polls: int, safety_seconds: float | None) -> int:
-    """Scale the delay if the first safety poll is due in under a minute; 2 s at least."""
-    delay_ms = _SAFETY_POLLS_MS[min(polls, len(_SAFETY_POLLS_MS)) - 1]
-    first_ms = _safety_poll_ms(0, safety_seconds)
-    if first_ms >= _SAFETY_POLL_MIN_MS:
-        return delay_ms
-    return max(delay_ms * first_ms // _SAFETY_POLL_MIN_MS, _POLL_FIRST_MS)
-
-
-def _doubled(first_ms: int, count: int, max_ms: int) -> int:
-    return min(first_ms << min(max(count - 1, 0), 16), max_ms)
+def _grown(first_ms: int, growth: float, count: int, max_ms: int) -> int:
+    """Return a delay that grows with each count after the first."""
+    steps = min(max(count - 1, 0), 16)  # Every maximum is reached in fewer steps.
+    return min(round(first_ms * growth**steps), max_ms)
 
 
 def _with_jitter(delay_ms: int, jitter: float) -> int:

@@ -1,7 +1,6 @@
 """Submit generations to upstream: stored first, sent once, repeated only where that is safe."""
 
 import asyncio
-import time
 from typing import Any
 
 import msgspec
@@ -11,21 +10,20 @@ from service.context import Context
 from service.delivery import retry
 from service.delivery.tenants import subscriber_for
 from service.generations import ingest, schedule
-from service.generations.ingest import Batch, Update
+from service.generations.ingest import Batch, Reply
 from service.model.clock import SECOND
 from service.model.generation import Generation
 from service.model.ids import time_of
 from service.store import generations
 from service.store.database import Transaction
-from service.store.generations import Exchange
-from service.telemetry import log, metrics
+from service.telemetry import metrics
 from service.upstream import wire
 from service.upstream.callback_url import callback_url, new_nonce
-from service.upstream.client import NoAnswer, NotSent
 
-_log = log.get()
+CLAIMED_MAX = 20
 UNKNOWN_MODEL_PATH = "/images/generations"
-SubmissionAnswer = wire.Accepted | wire.Rejected | NotSent | NoAnswer
+# A generation after its submission, and the HTTP status with which upstream refused it, if it did.
+Submission = tuple[Generation, int | None]
 
 
 class NewGeneration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -46,19 +44,14 @@ async def store_new(
     so the submission is never repeated.
     """
     model = context.catalogue.get(new.model)
-    expects_callback = (
-        context.settings.public_url is not None and model is not None and model.callbacks
-    )
+    expects_callback = model and model.callbacks and context.settings.public_url is not None
     subscriber = new.notify_url and await subscriber_for(tx, context, tenant, new.notify_url)
     generation = Generation(
+        **msgspec.structs.asdict(new),
         id=generation_id,
         tenant=tenant,
-        model=new.model,
         status="queued",
         route="callback" if expects_callback else "poll",
-        input=new.input,
-        metadata=new.metadata,
-        notify_url=new.notify_url,
         notify_subscriber_id=subscriber.id if subscriber else None,
         created_at=time_of(generation_id),
         deadline_at=tx.now + context.settings.deadline_seconds * SECOND,
@@ -70,38 +63,28 @@ async def store_new(
     return generation
 
 
-class SubmissionResult(msgspec.Struct, frozen=True):
-    """A generation after its submission, and upstream's refusal if upstream refused it."""
-
-    generation: Generation
-    refusal: wire.Rejected | None = None
-
-
 class Submitter:
     """The submissions under way in this process."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        self.in_flight: dict[str, asyncio.Task[SubmissionResult]] = {}
+        self.in_flight: dict[str, asyncio.Task[Submission]] = {}
 
-    def start(self, generation: Generation) -> asyncio.Task[SubmissionResult]:
+    def start(self, generation: Generation) -> asyncio.Task[Submission]:
         """Submit a generation that is stored as `sending`, even if the client hangs up."""
         task = asyncio.create_task(submit(self.context, generation), name=f"submit {generation.id}")
         self.in_flight[generation.id] = task
         task.add_done_callback(lambda _task: self.in_flight.pop(generation.id, None))
         return task
 
-    async def run_due(self, now: int, limit: int = 20) -> tuple[int, int | None]:
-        """Repeat submissions that upstream certainly did not take and that are due by `now`.
-
-        Returns how many, and the next due time.
-        """
+    async def run_due(self, now: int) -> tuple[int, int | None]:
+        """Repeat due submissions that were put off; return how many, and the next due time."""
         database = self.context.database
         due_at = await database.read(generations.next_submit)
         if due_at is None or due_at > now:
             return 0, due_at
-        due = await database.write(_claim_due, limit)
-        await asyncio.gather(*(self.start(generation) for generation in due))
+        due = await database.write(_claim_due)
+        await asyncio.gather(*map(self.start, due))
         return len(due), now
 
     async def settle(self) -> None:
@@ -110,138 +93,70 @@ class Submitter:
             await asyncio.wait(self.in_flight.values())
 
 
-async def submit(context: Context, generation: Generation) -> SubmissionResult:
+async def submit(context: Context, generation: Generation) -> Submission:
     """Send a generation that is stored as `sending`, and record upstream's answer."""
-    started_at, timer_start = context.clock(), time.monotonic()
-    path, body = _request(context, generation)
-    answer = await context.client.create(path, body)
-    exchange = Exchange(
-        generation_id=generation.id,
-        at=started_at,
-        kind="submission",
-        duration_ms=round((time.monotonic() - timer_start) * 1_000),
-        status_code=answer.status if isinstance(answer, wire.Rejected) else None,
-        outcome=_outcome(answer),
-        detail=context.redactor.json(_detail(answer)),
-    )
-    update = _update(context, answer)
-    after = await context.database.write_always(_record, context, answer, update, exchange)
-    metrics.submissions.add(1, exchange.outcome)
-    _log.info(
-        "submission",
-        generation_id=generation.id,
-        model=generation.model,
-        outcome=exchange.outcome,
-        detail=exchange.detail,
-        duration_ms=exchange.duration_ms,
-    )
-    if isinstance(answer, wire.Rejected) and after.submission == "refused":
-        return SubmissionResult(after, answer)
-    return SubmissionResult(after)
+    model = context.catalogue.get(generation.model)
+    url = None
+    if model is None or model.callbacks:
+        url = callback_url(context.tokens, context.settings.public_url, generation)
+    fields = {"model": model.sent_as if model else generation.model, "callback_url": url}
+    body = generation.input | {name: value for name, value in fields.items() if value is not None}
+    path = model.path if model else UNKNOWN_MODEL_PATH
+    reply = await ingest.ask(context, generation.id, context.client.create(path, body), None)
+    after = await context.database.write_always(_record, context, reply)
+    ingest.announce_exchange(metrics.submissions, reply.exchange, model=generation.model)
+    return after, reply.exchange.status_code if after.submission == "refused" else None
 
 
-async def _claim_due(tx: Transaction, limit: int) -> list[Generation]:
+async def _claim_due(tx: Transaction) -> list[Generation]:
     """Mark due submissions as `sending`; `poll.expire` ends those past their deadline."""
-    due = await generations.to_submit(tx, limit)
+    due = await generations.to_submit(tx, CLAIMED_MAX)
     claimed = [replace(generation, submission="sending", submit_at=None) for generation in due]
     await generations.update(tx, zip(due, claimed, strict=True))
     return [generation for generation in claimed if generation.deadline_at > tx.now]
 
 
-def _request(context: Context, generation: Generation) -> tuple[str, dict[str, Any]]:
-    """Return the path and the body of the request to upstream."""
-    model = context.catalogue.get(generation.model)
-    body = dict(generation.input)
-    name = model.sent_as if model else generation.model
-    if name is not None:
-        body["model"] = name
-    if model is None or model.callbacks:
-        url = callback_url(context.tokens, context.settings.public_url, generation)
-        if url is not None:
-            body["callback_url"] = url
-    return model.path if model else UNKNOWN_MODEL_PATH, body
-
-
-def _update(context: Context, answer: SubmissionAnswer) -> Update | None:
-    """Return what an answer reports about the generation, if it does."""
-    if isinstance(answer, wire.Accepted):
-        return ingest.update_of(context, answer.report)
-    if isinstance(answer, wire.Rejected) and answer.resend == "never":
-        error = context.redactor.json({"code": answer.code, "message": answer.message})
-        return Update(status="failed", error=error)
-    return None
-
-
-async def _record(
-    tx: Transaction,
-    context: Context,
-    answer: SubmissionAnswer,
-    update: Update | None,
-    exchange: Exchange,
-) -> Generation:
+async def _record(tx: Transaction, context: Context, reply: Reply) -> Generation:
     """Record upstream's answer to a submission; return the changed generation."""
-    id_ = exchange.generation_id
+    id_ = reply.exchange.generation_id
     batch = Batch(tx, context, await generations.get_many(tx, [id_]))
     before = batch.generations[id_]
     was_open = not before.is_terminal  # A callback or the deadline may have come first.
     count = before.submit_count + 1
-    await generations.record_exchanges(tx, [replace(exchange, number=count)])
-    if update is not None and (was_open or isinstance(answer, wire.Accepted)):
-        batch.ingest(id_, update)
+    await generations.record_exchanges(tx, [replace(reply.exchange, number=count)])
+    if reply.update is not None and (was_open or isinstance(reply.answer, wire.Report)):
+        batch.ingest(id_, reply.update)
     batch.change(id_, submit_count=count)
-    after = _change_submission(context, batch, id_, answer, was_open=was_open)
+    after = _change_submission(context, batch, id_, reply.answer, was_open=was_open)
     await batch.write()
-    for signal, due_at in (
-        (context.signals.poll, after.next_poll_at),
-        (context.signals.submit, after.submit_at),
-    ):
-        if due_at is not None:
-            tx.after_commit(signal.set)
+    if after.next_poll_at is not None:
+        tx.after_commit(context.signals.poll.set)
+    if after.submit_at is not None:
+        tx.after_commit(context.signals.submit.set)
     return after
 
 
 def _change_submission(
-    context: Context, batch: Batch, id_: str, answer: SubmissionAnswer, *, was_open: bool
+    context: Context, batch: Batch, id_: str, answer: wire.Answer, *, was_open: bool
 ) -> Generation:
     """Change the submission of a generation by upstream's answer."""
-    generation = batch.generations[id_]
-    if isinstance(answer, wire.Accepted):
-        changes = _accepted_changes(context, generation, answer.report, batch.now)
-        return batch.change(id_, **changes)
-    resend = answer.resend if isinstance(answer, wire.Rejected) else None
-    if was_open and resend == "never":
-        return batch.change(id_, submission="refused")
-    if was_open and (resend == "later" or isinstance(answer, NotSent)):
-        header = answer.retry_after if isinstance(answer, wire.Rejected) else None
-        wait_ms = retry.parse_retry_after(header, batch.now)
-        due_at = schedule.next_submission(
-            generation.submit_count, batch.now, wait_ms, context.jitter()
+    generation, now = batch.generations[id_], batch.now
+    if isinstance(answer, wire.Report):
+        next_poll_at = generation.next_poll_at
+        if not generation.is_terminal and next_poll_at is None:
+            next_poll_at = schedule.next_poll(context, generation, 0, now)
+        return batch.change(
+            id_,
+            submission="taken",
+            submit_at=None,
+            task_id=generation.task_id or answer.task_id,
+            submitted_at=generation.submitted_at or now,
+            next_poll_at=next_poll_at,
         )
+    if was_open and answer.outcome == "refused":
+        return batch.change(id_, submission="refused")
+    if was_open and answer.outcome == "put_off":
+        wait_ms = retry.parse_retry_after(answer.retry_after, now)
+        due_at = schedule.next_submission(generation.submit_count, now, wait_ms, context.jitter())
         return batch.change(id_, submission="waiting", submit_at=due_at)
     return batch.change(id_, submission="lost")
-
-
-def _accepted_changes(
-    context: Context, generation: Generation, report: wire.Report, now: int
-) -> dict[str, Any]:
-    changes: dict[str, Any] = {
-        "submission": "taken",
-        "submit_at": None,
-        "task_id": generation.task_id or report.task_id,
-        "submitted_at": generation.submitted_at or now,
-    }
-    if not generation.is_terminal and generation.next_poll_at is None:
-        changes["next_poll_at"] = schedule.plan_poll(context, generation, 0, now)
-    return changes
-
-
-def _outcome(answer: SubmissionAnswer) -> str:
-    if isinstance(answer, wire.Rejected):
-        return {"never": "refused", "later": "put_off", "unknown": "lost"}[answer.resend]
-    return {wire.Accepted: "taken", NotSent: "put_off", NoAnswer: "lost"}[type(answer)]
-
-
-def _detail(answer: SubmissionAnswer) -> str | None:
-    if isinstance(answer, wire.Accepted):
-        return answer.report.task_id
-    return answer.message

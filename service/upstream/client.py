@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from service.settings import Settings
 from service.upstream import wire
 
 if TYPE_CHECKING:
@@ -14,19 +15,6 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 10.0
 _ENCODINGS = ("identity", "gzip", "x-gzip", "deflate")
-_encode = msgspec.json.Encoder().encode
-
-
-class NotSent(msgspec.Struct, frozen=True):
-    """No byte of the request reached upstream: it may be sent again."""
-
-    message: str
-
-
-class NoAnswer(msgspec.Struct, frozen=True):
-    """The request may have reached upstream, but no answer came back: it must not be sent again."""
-
-    message: str
 
 
 class TooLargeError(Exception):
@@ -42,42 +30,23 @@ class Client:
 
     def __init__(
         self,
-        base_url: str,
-        api_key: str | None,
-        *,
-        timeout_seconds: float,
-        body_bytes_max: int,
+        settings: Settings,
         transport: "Callable[[], httpx.AsyncBaseTransport] | None" = None,
     ) -> None:
-        self._base_url = base_url
-        self._api_key = api_key
-        self._timeout_seconds = timeout_seconds
-        self._body_bytes_max = body_bytes_max
+        self._settings = settings
         self._transport = transport
         self._clients: dict[bool, httpx.AsyncClient] = {}
 
-    async def create(
-        self, path: str, body: dict[str, Any]
-    ) -> wire.CreateAnswer | NotSent | NoAnswer:
-        """Send one create request; transport errors become `NotSent` or `NoAnswer`."""
-        import httpx  # noqa: PLC0415  cold start: a fifth of a second
+    async def create(self, path: str, body: dict[str, Any]) -> wire.Answer:
+        """Send one create request; without an answer, `NoReport` has no status."""
+        answer = await self._exchange("POST", path, msgspec.json.encode(body))
+        return answer if isinstance(answer, wire.NoReport) else wire.read_create(*answer)
 
-        try:
-            answer = await self._exchange("POST", path, _encode(body), keep_alive=False)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            return NotSent(_describe(error))
-        except (httpx.HTTPError, TimeoutError, TooLargeError) as error:
-            return NoAnswer(_describe(error))
-        return wire.read_create(*answer)
-
-    async def poll(self, path: str) -> wire.PollAnswer:
-        """Poll a task; transport errors become `NoReport`."""
-        import httpx  # noqa: PLC0415  cold start: a fifth of a second
-
-        try:
-            answer = await self._exchange("GET", path, None, keep_alive=True)
-        except (httpx.HTTPError, TimeoutError, TooLargeError) as error:
-            return wire.NoReport(0, _describe(error))
+    async def poll(self, path: str) -> wire.Answer:
+        """Poll a task; without an answer, `NoReport` has the status 0."""
+        answer = await self._exchange("GET", path)
+        if isinstance(answer, wire.NoReport):
+            return wire.NoReport("unwell", 0, answer.message)
         return wire.read_poll(*answer)
 
     async def close(self) -> None:
@@ -87,16 +56,26 @@ class Client:
         self._clients.clear()
 
     async def _exchange(
-        self, method: str, path: str, body: bytes | None, *, keep_alive: bool
-    ) -> tuple[int, dict[str, str], bytes]:
-        client = self._client(keep_alive=keep_alive)
+        self, method: str, path: str, body: bytes | None = None
+    ) -> tuple[int, dict[str, str], bytes] | wire.NoReport:
+        """Return status, headers and body; without an answer, whether the request was sent."""
+        import httpx  # noqa: PLC0415  cold start: a fifth of a second
+
+        client = self._client(keep_alive=body is None)
         headers = {"content-type": "application/json"} if body is not None else {}
-        async with (
-            asyncio.timeout(self._timeout_seconds),
-            client.stream(method, self._base_url + path, content=body, headers=headers) as response,
-        ):
-            content = await self._read(response)
-            return response.status_code, dict(response.headers), content
+        url = self._settings.upstream_url + path
+        try:
+            async with (
+                asyncio.timeout(self._settings.upstream_timeout_seconds),
+                client.stream(method, url, content=body, headers=headers) as response,
+            ):
+                content = await self._read(response)
+                return response.status_code, dict(response.headers), content
+        except (httpx.HTTPError, TimeoutError, TooLargeError) as error:
+            before_sending = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+            message = f"{type(error).__name__}: {str(error) or 'no answer in time'}"[:200]
+            outcome: wire.Outcome = "put_off" if isinstance(error, before_sending) else "lost"
+            return wire.NoReport(outcome, message=message)
 
     async def _read(self, response: "httpx.Response") -> bytes:
         """Read and decompress the body; it is empty if the encoding is unknown or broken.
@@ -106,50 +85,39 @@ class Client:
         encoding = response.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in _ENCODINGS:
             return b""
+        bytes_max = self._settings.upstream_body_bytes
         decompressor = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # Detects gzip and zlib.
         content = bytearray()
         stream: Any = response.stream
         async for chunk in stream:
-            room = self._body_bytes_max + 1 - len(content)
+            room = bytes_max + 1 - len(content)
             try:
                 content += chunk if encoding == "identity" else decompressor.decompress(chunk, room)
             except zlib.error:
                 return b""
-            if len(content) > self._body_bytes_max:
-                raise TooLargeError(f"the answer has over {self._body_bytes_max} bytes")
+            if len(content) > bytes_max:
+                raise TooLargeError(f"the answer has over {bytes_max} bytes")
         return bytes(content)
 
     def _client(self, *, keep_alive: bool) -> "httpx.AsyncClient":
-        if keep_alive not in self._clients:
-            self._clients[keep_alive] = self._new_client(keep_alive=keep_alive)
-        return self._clients[keep_alive]
-
-    def _new_client(self, *, keep_alive: bool) -> "httpx.AsyncClient":
+        if keep_alive in self._clients:
+            return self._clients[keep_alive]
         from http.cookiejar import CookieJar, DefaultCookiePolicy  # noqa: PLC0415  cold start
 
         import httpx  # noqa: PLC0415  cold start: a fifth of a second
 
-        headers = {
-            "user-agent": "genhook",
-            "accept": "application/json",
-            "accept-encoding": "gzip",
-        }
-        if self._api_key:
-            headers["authorization"] = f"Bearer {self._api_key}"
-        return httpx.AsyncClient(
+        headers = {"user-agent": "genhook", "accept": "application/json", "accept-encoding": "gzip"}
+        if self._settings.upstream_api_key:
+            headers["authorization"] = f"Bearer {self._settings.upstream_api_key}"
+        idle_max = 16 if keep_alive else 0
+        self._clients[keep_alive] = httpx.AsyncClient(
             headers=headers,
             # Store no cookies: upstream could set any number, and all would be sent back.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-            timeout=httpx.Timeout(self._timeout_seconds, connect=CONNECT_SECONDS),
-            limits=httpx.Limits(
-                max_connections=64, max_keepalive_connections=16 if keep_alive else 0
-            ),
+            timeout=httpx.Timeout(self._settings.upstream_timeout_seconds, connect=CONNECT_SECONDS),
+            limits=httpx.Limits(max_connections=64, max_keepalive_connections=idle_max),
             follow_redirects=False,
             trust_env=False,
             transport=self._transport() if self._transport else None,
         )
-
-
-def _describe(error: BaseException) -> str:
-    text = str(error) or "no answer in time"
-    return f"{type(error).__name__}: {text}"[:200]
+        return self._clients[keep_alive]

@@ -31,17 +31,12 @@ STATE_OF_WORD = {word: state for state, words in _WORDS.items() for word in word
 _WORD_KEYS = ("status", "state", "task_status", "taskStatus", "callbackType")
 _ID_KEYS = ("task_id", "taskId", "workId", "work_id")
 _CODE_KEYS = ("failCode", "fail_code", "error_code", "errorCode")
-_MESSAGE_KEYS = (
-    "failMsg",
-    "fail_msg",
-    "fail_message",
-    "error_message",
-    "errorMessage",
-    "task_status_msg",
-    "fail_reason",
-    "extra_message",
-)
-_ENVELOPE_MESSAGE_KEYS = ("message", "msg", "detail")
+_MESSAGE_KEY_LIST = """
+    failMsg fail_msg fail_message error_message errorMessage task_status_msg fail_reason
+    extra_message
+"""
+_MESSAGE_KEYS = _MESSAGE_KEY_LIST.split()
+_NO_ERROR_CODES = {None, 0, *range(200, 300)}
 _TASK_ID = re.compile(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,159}")
 
 
@@ -69,8 +64,9 @@ def parse(body: bytes) -> Document | None:
     root = raw if isinstance(raw, dict) else {"data": raw}
     data = root.get("data")
     task = data if isinstance(data, dict) else root
-    if isinstance(data, list) and data and isinstance(data[0], dict) and _has_id_key(data[0]):
-        task = data[0]
+    first = data[0] if isinstance(data, list) and data else None
+    if isinstance(first, dict) and _first_text(_values((first,), _ID_KEYS)):
+        task = first
     return Document(raw, root, task, _clips(task))
 
 
@@ -132,11 +128,7 @@ def read_task_id(document: Document) -> str | None:
 
 def has_task_id(document: Document) -> bool:
     """Whether the body has a task id; `id` does not count, as it may be a request's."""
-    return _has_id_key(document.task) or _has_id_key(document.root)
-
-
-def _has_id_key(object_: JsonObject) -> bool:
-    return any(_text(object_.get(key)) for key in _ID_KEYS)
+    return _first_text(_values((document.task, document.root), _ID_KEYS)) is not None
 
 
 def read_error_code(document: Document) -> int | None:
@@ -144,43 +136,31 @@ def read_error_code(document: Document) -> int | None:
     error = document.root.get("error")
     values = (document.root.get("code"), error.get("code") if isinstance(error, dict) else None)
     code = next((number for number in map(_number, values) if number is not None), None)
-    return None if _is_success(code) else code
-
-
-def _is_success(code: int | None) -> bool:
-    return code is None or code == 0 or 200 <= code <= 299
+    return None if code in _NO_ERROR_CODES else code
 
 
 def read_error(document: Document) -> tuple[str | None, str | None]:
     """Return the code and the message of a failure, each at most 500 characters, or None."""
     objects = (document.task, *document.clips, document.root)
     errors = [object_["error"] for object_ in objects if isinstance(object_.get("error"), dict)]
-    return _first_text(_codes(document, objects, errors)), _first_text(
-        _messages(document, objects, errors)
-    )
-
-
-def _codes(
-    document: Document, objects: Sequence[JsonObject], errors: Sequence[JsonObject]
-) -> Iterator[Any]:
-    yield from _values(objects, _CODE_KEYS)
-    # A name as code ("content_policy") is more exact than the type ("authentication_error").
-    yield from (error.get("code") for error in errors if _number(error.get("code")) is None)
-    yield from _values(errors, ("type", "code"))
     code = document.root.get("code")
-    if not _is_success(_number(code)) or (isinstance(code, str) and state_of(code) is None):
-        yield code
-
-
-def _messages(
-    document: Document, objects: Sequence[JsonObject], errors: Sequence[JsonObject]
-) -> Iterator[Any]:
-    yield from _values(objects, _MESSAGE_KEYS)
-    yield from _values(errors, ("message",))
-    yield from _values(objects, ("error",))
+    is_word = isinstance(code, str) and state_of(code) is None
+    codes = (
+        *_values(objects, _CODE_KEYS),
+        # A name as code ("content_policy") is more exact than the type ("authentication_error").
+        *(error.get("code") for error in errors if _number(error.get("code")) is None),
+        *_values(errors, ("type", "code")),
+        code if is_word or _number(code) not in _NO_ERROR_CODES else None,
+    )
     # The envelope of a failed task may have the message "success": that is no error message.
-    messages = _values((document.task, document.root), _ENVELOPE_MESSAGE_KEYS)
-    yield from (message for message in messages if state_of(_text(message)) is None)
+    envelope = _values((document.task, document.root), ("message", "msg", "detail"))
+    messages = (
+        *_values(objects, _MESSAGE_KEYS),
+        *_values(errors, ("message",)),
+        *_values(objects, ("error",)),
+        *(message for message in envelope if state_of(_text(message)) is None),
+    )
+    return _first_text(codes), _first_text(messages)
 
 
 def _values(objects: Iterable[JsonObject], keys: Sequence[str]) -> Iterator[Any]:
@@ -188,7 +168,7 @@ def _values(objects: Iterable[JsonObject], keys: Sequence[str]) -> Iterator[Any]
 
 
 def _first_text(values: Iterable[Any]) -> str | None:
-    return next((text for text in map(_text, values) if text), None)
+    return next(filter(None, map(_text, values)), None)
 
 
 def _text(value: Any) -> str | None:

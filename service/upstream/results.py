@@ -1,9 +1,9 @@
 """Finds the files and texts of a result by their keys in the JSON."""
 
 import posixpath
-import urllib.parse
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -14,24 +14,12 @@ MAX_FILES = 100
 MAX_URL_CHARS = 8_192
 _YEAR_10000 = 253_402_300_800_000
 
-_TYPE_BY_EXTENSION = {
-    "png": "image/png",
-    "jpg": "image/jpeg",
-    "jpeg": "image/jpeg",
-    "webp": "image/webp",
-    "gif": "image/gif",
-    "avif": "image/avif",
-    "svg": "image/svg+xml",
-    "mp4": "video/mp4",
-    "mov": "video/quicktime",
-    "webm": "video/webm",
-    "mp3": "audio/mpeg",
-    "wav": "audio/wav",
-    "m4a": "audio/mp4",
-    "ogg": "audio/ogg",
-    "flac": "audio/flac",
-    "json": "application/json",
-}
+_EXTENSION_LIST = """
+    png=image/png jpg=image/jpeg jpeg=image/jpeg webp=image/webp gif=image/gif avif=image/avif
+    svg=image/svg+xml mp4=video/mp4 mov=video/quicktime webm=video/webm mp3=audio/mpeg
+    wav=audio/wav m4a=audio/mp4 ogg=audio/ogg flac=audio/flac json=application/json
+"""
+_TYPE_BY_EXTENSION = dict(pair.split("=") for pair in _EXTENSION_LIST.split())
 # For a URL without a known extension: the first of these words that its key contains.
 _TYPE_BY_KEY = {"video": "video/mp4", "audio": "audio/mpeg", "image": "image/png"}
 
@@ -41,17 +29,17 @@ _RESULT_KEY_LIST = """
     responsedata data file files fileurl url urls downloadurl video videos videourl videourls audio
     audios audiourl audiourls resultimageurl resultvideourl
 """
+_RESULT_KEYS = frozenset(_RESULT_KEY_LIST.split())
 # These hold results, or inputs where upstream repeats the request.
-_IMAGE_KEY_LIST = "image images imageurl imageurls"
+_IMAGE_KEYS = frozenset(("image", "images", "imageurl", "imageurls"))
+_KNOWN_KEYS = _RESULT_KEYS | _IMAGE_KEYS
 # Keys with these prefixes hold inputs, callback URLs or URLs of the task, never results.
 _EXCLUDED_PREFIX_LIST = """
     input origin source stream reference mask face request param prompt metadata model callback
     webhook notify status polling cancel doc help
 """
-_RESULT_KEYS = frozenset(_RESULT_KEY_LIST.split())
-_IMAGE_KEYS = frozenset(_IMAGE_KEY_LIST.split())
 _EXCLUDED_PREFIXES = tuple(_EXCLUDED_PREFIX_LIST.split())
-_TEXT_KEYS = ("lyricParams", "alignedWords", "lyrics")
+Scope = Literal["results", "images", "anything"]
 
 
 class File(msgspec.Struct, frozen=True):
@@ -62,35 +50,30 @@ class File(msgspec.Struct, frozen=True):
     expires_at: int | None = None
 
 
-def find_in_result_keys(document: documents.Document) -> tuple[File, ...]:
-    """Return the files under keys that hold only results."""
-    return _deduplicate(_files_under(document, _RESULT_KEYS))
+def find(document: documents.Document, scope: Scope) -> tuple[File, ...]:
+    """Return the files of a task's result: under keys that hold only results.
 
-
-def find_in_result_or_image_keys(document: documents.Document) -> tuple[File, ...]:
-    """Like `find_in_result_keys`; if it finds none, look under keys that may hold inputs."""
-    return find_in_result_keys(document) or _deduplicate(_files_under(document, _IMAGE_KEYS))
-
-
-def find_in_any_key(document: documents.Document) -> tuple[File, ...]:
-    """Like `find_in_result_or_image_keys`; if it finds none, take every URL not excluded.
-
-    For a task that reports success: it was billed, so an unknown key must not hide its result.
+    If there are none and the scope is "images" or "anything", look under keys of pictures, which
+    may be inputs. If there are still none and it is "anything", take every URL not excluded: for a
+    task that reports success. It was billed, so an unknown key must not hide its result.
     """
-    return find_in_result_or_image_keys(document) or _deduplicate(
-        _files_in_object(document.task, "", None, any_key=True)
-    )
+    files = _deduplicate(_files_under(document, _RESULT_KEYS))
+    if not files and scope != "results":
+        files = _deduplicate(_files_under(document, _IMAGE_KEYS))
+    if not files and scope == "anything":
+        files = _deduplicate(_files_in(document.task, "", None, any_key=True))
+    return files
 
 
-def find_in_clips(clips: Iterable[dict[str, Any]]) -> tuple[File, ...]:
+def find_in_clips(clips: list[dict[str, Any]]) -> tuple[File, ...]:
     """Return the files of these clips: audio, videos and cover pictures."""
-    return _deduplicate(file for clip in clips for file in _files_in_object(clip, "", None))
+    return _deduplicate(_files_in(clips, "", None))
 
 
 def has_text(document: documents.Document) -> bool:
     """Whether the task has a result without a file: lyrics, even an empty list of them."""
-    values = [document.task.get(key) for key in _TEXT_KEYS]
-    return any(isinstance(v, list) or (isinstance(v, str) and bool(v.strip())) for v in values)
+    values = [document.task.get(key) for key in ("lyricParams", "alignedWords", "lyrics")]
+    return any(isinstance(v, list) or (isinstance(v, str) and v.strip()) for v in values)
 
 
 def _deduplicate(files: Iterable[File]) -> tuple[File, ...]:
@@ -107,18 +90,18 @@ def _files_under(document: documents.Document, keys: frozenset[str]) -> Iterator
     """Yield the files under these keys of the task, then of the envelope around it."""
     places = [document.task]
     if document.root is not document.task:
-        places.append({name: value for name, value in document.root.items() if name != "data"})
+        places.append({**document.root, "data": None})
     for place in places:
         expires_at = _expiry(place)
         for name, value in place.items():
-            key = _normalize(name)
-            if key in keys:
+            if (key := _normalize(name)) in keys:
                 yield from _files_in(value, key, expires_at)
 
 
 def _files_in(
     value: Any, key: str, expires_at: int | None, *, any_key: bool = False
 ) -> Iterator[File]:
+    """Yield the files in a value and, for an object or array, below it; `key` is above it."""
     match value:
         case str() if key == "resultjson":
             yield from _files_in(documents.decode(value.encode()), "results", expires_at)
@@ -127,46 +110,33 @@ def _files_in(
         case list():
             for item in value:
                 yield from _files_in(item, key, expires_at, any_key=any_key)
-        case dict():
-            yield from _files_in_object(value, key, expires_at, any_key=any_key)
-
-
-def _files_in_object(
-    value: dict[str, Any], parent_key: str, expires_at: int | None, *, any_key: bool = False
-) -> Iterator[File]:
-    if parent_key == "urls":  # `urls: {get, cancel}` are URLs of the task.
-        return
-    expires_at = _expiry(value) or expires_at
-    for name, child in value.items():
-        key = _normalize(name)
-        if key.startswith(_EXCLUDED_PREFIXES):
-            continue
-        if isinstance(child, str) and not (any_key or _may_hold_url(key)):
-            continue
-        # In `images: [{url}]` the parent's key tells the media type.
-        media_key = parent_key if parent_key and key in {"url", "urls"} else key
-        yield from _files_in(child, media_key, expires_at, any_key=any_key)
-
-
-def _may_hold_url(key: str) -> bool:
-    return key in _RESULT_KEYS or key in _IMAGE_KEYS or "url" in key
+        case dict() if key != "urls":  # `urls: {get, cancel}` are URLs of the task.
+            expires_at = _expiry(value) or expires_at
+            for name, child in value.items():
+                own_key = _normalize(name)
+                if own_key.startswith(_EXCLUDED_PREFIXES):
+                    continue
+                may_hold_url = any_key or "url" in own_key or own_key in _KNOWN_KEYS
+                if isinstance(child, str) and not may_hold_url:
+                    continue
+                # In `images: [{url}]` the parent's key tells the media type.
+                media_key = key if key and own_key in {"url", "urls"} else own_key
+                yield from _files_in(child, media_key, expires_at, any_key=any_key)
 
 
 def _is_url(text: str) -> bool:
     """Whether `text` is an http or https URL with a host, printable and without spaces."""
-    if not text.startswith(("http://", "https://")) or len(text) > MAX_URL_CHARS:
-        return False
-    if not text.isprintable() or " " in text:
+    if len(text) > MAX_URL_CHARS or not text.isprintable() or " " in text:
         return False
     try:
-        return bool(urllib.parse.urlsplit(text).hostname)
+        return text.startswith(("http://", "https://")) and bool(urlsplit(text).hostname)
     except ValueError:
         return False
 
 
 def _media_type(url: str, key: str) -> str:
     """Guess the media type from the URL's extension, else from the key above the URL."""
-    extension = posixpath.splitext(urllib.parse.urlsplit(url).path)[1].removeprefix(".").lower()
+    extension = posixpath.splitext(urlsplit(url).path)[1].removeprefix(".").lower()
     by_key = (media_type for kind, media_type in _TYPE_BY_KEY.items() if kind in key)
     return _TYPE_BY_EXTENSION.get(extension) or next(by_key, "application/octet-stream")
 
@@ -187,6 +157,5 @@ def _expiry(place: dict[str, Any]) -> int | None:
         return None
     else:
         # Numbers below this are seconds (up to the year 5138), others milliseconds (from 1973).
-        in_milliseconds = value >= 100_000_000_000
-        expires_at = int(value if in_milliseconds else value * clock.SECOND)
+        expires_at = int(value * (clock.SECOND if value < 100_000_000_000 else 1))
     return expires_at if 0 <= expires_at < _YEAR_10000 else None

@@ -12,13 +12,12 @@ import msgspec
 from msgspec.structs import replace
 
 from service.upstream import documents, results
-from service.upstream.results import File
 
 MAX_AUDIO_BYTES = 8 * 1024 * 1024
 
 # Codes that a provider sends in place of a status word for a task that failed (docs.kie.ai).
 _TASK_FAILED_CODES = frozenset({451, 501, 531})
-_END_STATES = ("succeeded", "failed")
+Outcome = Literal["refused", "put_off", "lost", "absent", "throttled", "unwell"]
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -30,7 +29,7 @@ class Report(msgspec.Struct, frozen=True):
 
     state: documents.State
     task_id: str | None = None
-    files: tuple[File, ...] = ()
+    files: tuple[results.File, ...] = ()
     error_code: str | None = None
     error_message: str | None = None
     word: str | None = None
@@ -38,136 +37,100 @@ class Report(msgspec.Struct, frozen=True):
     raw: Any = None
 
 
-class Accepted(msgspec.Struct, frozen=True):
-    """Upstream accepted the request: the report has a task id, or already the outcome."""
-
-    report: Report
-
-
-class Rejected(msgspec.Struct, frozen=True):
-    """Upstream answered without a task.
-
-    resend: whether the request may be sent again. "never": it was not accepted and never will be.
-    "later": it was not accepted for now. "unknown": it may have been accepted and billed.
-    status: the HTTP status, or the error code of a body with HTTP 200.
-    retry_after: the header as written.
-    """
-
-    resend: Literal["never", "later", "unknown"]
-    status: int
-    code: str
-    message: str
-    retry_after: str | None = None
-
-
-class TaskNotFound(msgspec.Struct, frozen=True):
-    """Upstream does not know the task, or not yet."""
-
-
-class Throttled(msgspec.Struct, frozen=True):
-    """Upstream received too many requests; `retry_after` is the header as written."""
-
-    retry_after: str | None = None
-
-
 class NoReport(msgspec.Struct, frozen=True):
-    """A poll got no answer, or one that says nothing about the task.
+    """An answer that says nothing about a task, or no answer.
 
-    status: the HTTP status, the body's error code, or 0 without an answer.
+    outcome of a create request: "refused": it was not accepted and never will be. "put_off": it was
+    not accepted for now, so it may be sent again. "lost": it may have been accepted and billed.
+    outcome of a poll: "absent": upstream does not know the task, or not yet. "throttled": it
+    received too many requests. "unwell": anything else.
+    status: the HTTP status, or the error code of a body with HTTP 200, where the outcome does not
+    say it. retry_after: the header as written. code: upstream's word for why it refused.
     """
 
-    status: int
-    message: str
+    outcome: Outcome
+    status: int | None = None
+    message: str | None = None
     retry_after: str | None = None
+    code: str | None = None
 
 
-CreateAnswer = Accepted | Rejected
-PollAnswer = Report | TaskNotFound | Throttled | NoReport
+Answer = Report | NoReport
 
 
-def read_create(status: int, headers: Mapping[str, str], body: bytes) -> CreateAnswer:
-    """Read the answer to a create request."""
-    if _is_2xx(status) and _header(headers, "content-type").lower().startswith("audio/"):
-        return _read_audio(status, headers, body)
+def read_create(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
+    """Read the answer to a create request: a report has a task id, or already the outcome."""
+    content_type = _header(headers, "content-type").lower()
+    if _is_2xx(status) and content_type.startswith("audio/"):
+        return _read_audio(status, content_type, body)
     document = documents.parse(body)
     if document is None or not _is_2xx(status):
-        return _read_rejected(status, headers, document)
-    code = documents.read_error_code(document)
-    if code is not None:
-        return _read_rejected(code, headers, document)
-    report = _read_report(document)
-    if report.word is None and document.root.get("error"):
-        return _read_rejected(status, headers, document)
+        return _no_task(status, headers, document)
+    code, report = documents.read_error_code(document), _read_report(document)
     if report.word is None and documents.has_task_id(document):
         # The task is new: a URL beside its id is a URL of the task or an input, not a result.
         report = replace(report, state="processing", files=())
-    if report.task_id or report.state != "processing":
-        return Accepted(report)
-    return _read_rejected(status, headers, document)
-
-
-def _read_audio(status: int, headers: Mapping[str, str], body: bytes) -> CreateAnswer:
-    if not 0 < len(body) <= MAX_AUDIO_BYTES:
-        message = f"the audio has {len(body)} bytes; 1 to {MAX_AUDIO_BYTES} are accepted"
-        return Rejected("unknown", status, "unusable", message)
-    match = re.match(r"audio/[a-z0-9.+-]+", _header(headers, "content-type").lower())
-    media_type = match[0] if match else "audio/mpeg"
-    url = f"data:{media_type};base64,{base64.b64encode(body).decode()}"
-    return Accepted(Report("succeeded", files=(File(url, media_type),)))
-
-
-def _read_rejected(
-    status: int, headers: Mapping[str, str], document: documents.Document | None
-) -> Rejected:
-    code, message = documents.read_error(document) if document else (None, None)
-    default_code = "no_task" if _is_2xx(status) else str(status)
-    if document is None and _is_2xx(status):
-        default_code, message = "unreadable", "the answer is not a JSON object"
-    elif message is None:
-        message = "the answer holds neither a task nor a result" if document else f"HTTP {status}"
-    resend = _resend(status)
-    if resend == "later" and document and documents.has_task_id(document):
-        resend = "unknown"  # The body names a task: sending the request again may bill twice.
-    return Rejected(resend, status, code or default_code, message, _retry_after(headers))
-
-
-def _resend(status: int) -> Literal["never", "later", "unknown"]:
-    if status in {425, 429, 503}:
-        return "later"
-    # 408 and 499 report a broken connection: the request may have been read before it broke.
-    if 400 <= status <= 499 and status not in {408, 499}:
-        return "never"
-    return "unknown"
-
-
-def read_poll(status: int, headers: Mapping[str, str], body: bytes) -> PollAnswer:
-    """Read the answer to a poll."""
-    document = documents.parse(body) if _is_2xx(status) else None
-    if document is None:
-        message = "the answer is not a JSON object" if _is_2xx(status) else f"HTTP {status}"
-        return _answer_without_report(status, headers, message)
-    report = _read_report(document)
-    code = documents.read_error_code(document)
-    if report.state == "failed":
-        return report
-    if code in _TASK_FAILED_CODES and _error_code_means_failure(report):
-        return _as_failed(report, document)
-    if code is not None:
-        return _answer_without_report(
-            code, headers, documents.read_error(document)[1] or f"code {code}"
-        )
-    if report.state == "processing" and report.word is None and report.task_id is None:
-        message = documents.read_error(document)[1] or "the answer says nothing about a task"
-        return _answer_without_report(status, headers, message)
+    has_error = code is not None or (report.word is None and document.root.get("error"))
+    if has_error or (report.task_id is None and report.state == "processing"):
+        return _no_task(code or status, headers, document)
     return report
 
 
-def _answer_without_report(status: int, headers: Mapping[str, str], message: str) -> PollAnswer:
+def _read_audio(status: int, content_type: str, body: bytes) -> Answer:
+    if not 0 < len(body) <= MAX_AUDIO_BYTES:
+        message = f"the audio has {len(body)} bytes; 1 to {MAX_AUDIO_BYTES} are accepted"
+        return NoReport("lost", status, message, code="unusable")
+    match = re.match(r"audio/[a-z0-9.+-]+", content_type)
+    media_type = match[0] if match else "audio/mpeg"
+    url = f"data:{media_type};base64,{base64.b64encode(body).decode()}"
+    return Report("succeeded", files=(results.File(url, media_type),))
+
+
+def _no_task(
+    status: int, headers: Mapping[str, str], document: documents.Document | None
+) -> NoReport:
+    default_code = str(status)
+    if _is_2xx(status):
+        default_code = "no_task" if document else "unreadable"
+    code, message = documents.read_error(document) if document else (None, _no_json(status))
+    message = message or "the answer holds neither a task nor a result"
+    outcome = _outcome(status, document)
+    return NoReport(outcome, status, message, _retry_after(headers), code or default_code)
+
+
+def _no_json(status: int) -> str:
+    return "the answer is not a JSON object" if _is_2xx(status) else f"HTTP {status}"
+
+
+def _outcome(status: int, document: documents.Document | None) -> Outcome:
+    if status in {425, 429, 503}:
+        # If the body names a task, sending the request again may bill twice.
+        return "lost" if document and documents.has_task_id(document) else "put_off"
+    # 408 and 499 report a broken connection: the request may have been read before it broke.
+    return "refused" if 400 <= status <= 499 and status not in {408, 499} else "lost"
+
+
+def read_poll(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
+    """Read the answer to a poll."""
+    document = documents.parse(body) if _is_2xx(status) else None
+    if document is None:
+        return _no_report(status, headers, _no_json(status))
+    code, report = documents.read_error_code(document), _read_report(document)
+    if code in _TASK_FAILED_CODES:
+        report = _as_failed_by_code(report, document)
+    says_nothing = not (report.word or report.task_id) and report.state == "processing"
+    if report.state == "failed" or (code is None and not says_nothing):
+        return report
+    default = f"code {code}" if code else "the answer says nothing about a task"
+    return _no_report(code or status, headers, documents.read_error(document)[1] or default)
+
+
+def _no_report(status: int, headers: Mapping[str, str], message: str) -> NoReport:
     if status in {404, 410}:
-        return TaskNotFound()
+        return NoReport("absent")
     if status == 429:
-        return Throttled(_retry_after(headers))
-    return NoReport(status, message, _retry_after(headers))
+        return NoReport("throttled", retry_after=_retry_after(headers))
+    return NoReport("unwell", status, message, _retry_after(headers))
 
 
 def read_callback(body: bytes) -> Report | None:
@@ -175,34 +138,35 @@ def read_callback(body: bytes) -> Report | None:
     document = documents.parse(body)
     if document is None:
         return None
-    report = _read_report(document)
-    code = documents.read_error_code(document)
-    if code is not None and code >= 400 and _error_code_means_failure(report):
-        return _as_failed(report, document)
-    return report
+    code, report = documents.read_error_code(document), _read_report(document)
+    return _as_failed_by_code(report, document) if code is not None and code >= 400 else report
 
 
-def _error_code_means_failure(report: Report) -> bool:
-    # It does without a status word, and beside one that means success. Beside one that means
-    # "processing" or is unknown, it proves nothing.
-    return report.word is None or report.state == "succeeded"
+def _as_failed_by_code(report: Report, document: documents.Document) -> Report:
+    # An error code means failure without a status word, and beside one that means success. Beside
+    # one that means "processing" or is unknown, it proves nothing.
+    means_failure = report.word is None or report.state == "succeeded"
+    return _as_failed(report, document) if means_failure else report
 
 
 def _read_report(document: documents.Document) -> Report:
-    word = documents.read_status_word(document)
+    word, task_id = documents.read_status_word(document), documents.read_task_id(document)
     state = documents.state_of(word)
-    report = Report("processing", documents.read_task_id(document), word=word, raw=document.raw)
-    if word is not None and state is None:
-        return replace(report, recognised=False)
-    if state == "processing":
+    recognised = state is not None or word is None
+    report = Report("processing", task_id, word=word, recognised=recognised, raw=document.raw)
+    if state == "processing" or not recognised:
         return report
     if state == "failed":
         return _as_failed(report, document)
     if document.clips:
         return _read_clips(report, document)
-    files = _find_files(report, document)
+    # Suno's feed says SUCCESS from the start: without clips it has no result yet. Without a status
+    # word, a picture beside a task id may be an input.
+    results_only = "response_data" in document.task if word else task_id is not None
+    scope: results.Scope = "results" if results_only else ("anything" if word else "images")
+    files = results.find(document, scope)
     # Success without a result counts as processing: the files may come later, or never.
-    if files or (results.has_text(document) and (word or report.task_id is None)):
+    if files or (results.has_text(document) and (word or task_id is None)):
         return replace(report, state="succeeded", files=files)
     return report
 
@@ -212,25 +176,13 @@ def _as_failed(report: Report, document: documents.Document) -> Report:
     return replace(report, state="failed", files=(), error_code=code, error_message=message)
 
 
-def _find_files(report: Report, document: documents.Document) -> tuple[File, ...]:
-    # Suno's feed says SUCCESS from the start: without clips it has no result yet. Without a status
-    # word, a picture beside a task id may be an input.
-    if (report.word and "response_data" in document.task) or (not report.word and report.task_id):
-        return results.find_in_result_keys(document)
-    return (
-        results.find_in_any_key(document)
-        if report.word
-        else results.find_in_result_or_image_keys(document)
-    )
-
-
 def _read_clips(report: Report, document: documents.Document) -> Report:
     # The clips decide, not the task's own word: Suno says SUCCESS while its clips have only lyrics.
     # One clip that succeeded is a result if no other clip is unfinished.
     words = documents.clip_words(document.clips)
     states = [documents.state_of(word) for word in words]
     unfinished_words = [
-        w for w, state in zip(words, states, strict=True) if state not in _END_STATES
+        word for word, state in zip(words, states, strict=True) if state in (None, "processing")
     ]
     word = report.word or (unfinished_words or words)[0]
     report = replace(report, word=word, recognised=None not in states)

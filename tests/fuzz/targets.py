@@ -52,17 +52,22 @@ def check_upstream(status: int, headers: Mapping[str, str], body: bytes) -> None
     created = wire.read_create(status, headers, body)
     task = wire.read_poll(status, headers, body)
     callback = wire.read_callback(body)
-    assert isinstance(created, wire.CreateAnswer)
-    assert isinstance(task, wire.PollAnswer)
-    accepted = created.report if isinstance(created, wire.Accepted) else None
-    for report in (accepted, task, callback):
+    assert isinstance(created, wire.Answer)
+    assert isinstance(task, wire.Answer)
+    for report in (created, task, callback):
         if isinstance(report, wire.Report):
             _check_report(report, body)
     for answer in (created, task):
-        if isinstance(answer, wire.Rejected | wire.Throttled | wire.NoReport):
+        if isinstance(answer, wire.NoReport):
             assert len(msgspec.json.encode(answer)) < 8_000
             assert len(answer.retry_after or "") <= 100
-    if isinstance(created, wire.Rejected) and created.resend != "unknown":
+    if isinstance(task, wire.NoReport):
+        assert task.outcome in {"absent", "throttled", "unwell"}
+    if isinstance(created, wire.Report):
+        assert created.task_id or created.state != "processing"
+    if isinstance(created, wire.NoReport) and created.outcome != "lost":
+        assert created.outcome in {"refused", "put_off"}
+        assert created.status is not None
         assert 400 <= created.status < 600, "only an error proves that upstream did not take it"
 
 

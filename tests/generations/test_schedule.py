@@ -1,14 +1,18 @@
 """Due times of polls and repeated submissions, with bounds that hold for any input."""
 
-from collections.abc import Mapping
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from service.context import Context
 from service.generations import schedule
 from service.model.clock import DAY, HOUR, MINUTE, SECOND
+from service.model.generation import Generation
+from service.settings import Settings
 
 NOW = 784_111_777_000  # 1994-11-06 08:49:37 UTC, the example date of RFC 9110
 ALMOST_ONE = 1 - 2**-53
@@ -18,16 +22,40 @@ times = st.integers(0, 4_000_000_000_000)
 no_time_limit = settings(deadline=None)
 
 
-def next_poll(polls: int, *, callback: bool, now: int = NOW, **overrides: Any) -> int:
-    arguments: Mapping[str, Any] = {
-        "submitted_at": NOW,
-        "usual_seconds": 10.0,
-        "p95_seconds": 90.0,
-        "safety_seconds": None,
-        "jitter": 0.5,  # The middle: no jitter.
-        **overrides,
-    }
-    return schedule.next_poll(expects_callback=callback, polls=polls, now=now, **arguments)
+GENERATION = Generation(
+    id="gen_1",
+    tenant="default",
+    model="model",
+    status="processing",
+    route="callback",
+    input={},
+    metadata={},
+    created_at=NOW,
+    deadline_at=NOW + DAY,
+    nonce="nonce",
+    submission="taken",
+)
+
+
+def next_poll(
+    polls: int,
+    *,
+    callback: bool,
+    now: int = NOW,
+    submitted_at: int = NOW,
+    usual_seconds: float = 10.0,
+    p95_seconds: float = 90.0,
+    safety_seconds: float | None = None,
+    jitter: float = 0.5,  # The middle: no jitter.
+) -> int:
+    context = SimpleNamespace(
+        catalogue={"model": SimpleNamespace(seconds=(usual_seconds, p95_seconds))},
+        settings=Settings(safety_poll_seconds=safety_seconds),
+        jitter=lambda: jitter,
+    )
+    route: Any = "callback" if callback else "poll"
+    generation = replace(GENERATION, route=route, submitted_at=submitted_at)
+    return schedule.next_poll(cast("Context", context), generation, polls, now)
 
 
 def test_without_a_callback_polls_start_at_the_usual_time_and_slow_down() -> None:
@@ -110,11 +138,11 @@ def test_a_poll_is_never_due_in_the_past_or_beyond_its_bound(
     jitter: float,
 ) -> None:
     now = submitted_at + elapsed
-    due = schedule.next_poll(
-        expects_callback=callback,
-        polls=polls,
-        submitted_at=submitted_at,
+    due = next_poll(
+        polls,
+        callback=callback,
         now=now,
+        submitted_at=submitted_at,
         usual_seconds=usual,
         p95_seconds=p95,
         safety_seconds=safety,

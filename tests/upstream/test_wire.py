@@ -8,14 +8,7 @@ import pytest
 
 from service.upstream import wire
 from service.upstream.results import File
-from service.upstream.wire import (
-    Accepted,
-    NoReport,
-    Rejected,
-    Report,
-    TaskNotFound,
-    Throttled,
-)
+from service.upstream.wire import NoReport, Report
 
 PNG = "https://cdn.example.com/out/1.png"
 MP4 = "https://cdn.example.com/out/1.mp4"
@@ -23,19 +16,20 @@ MP3 = "https://cdn.example.com/out/1.mp3"
 JSON = {"content-type": "application/json"}
 
 
-def read_create(value: Any, status: int = 200) -> Accepted | Rejected:
+def read_create(value: Any, status: int = 200) -> wire.Answer:
     return wire.read_create(status, JSON, msgspec.json.encode(value))
 
 
 def read_accepted(value: Any) -> Report:
     answer = read_create(value)
-    assert isinstance(answer, Accepted)
-    return answer.report
+    assert isinstance(answer, Report)
+    return answer
 
 
-def read_rejected(value: Any, status: int = 200) -> Rejected:
+def read_rejected(value: Any, status: int = 200) -> NoReport:
     answer = read_create(value, status)
-    assert isinstance(answer, Rejected)
+    assert isinstance(answer, NoReport)
+    assert answer.outcome in {"refused", "put_off", "lost"}
     return answer
 
 
@@ -124,7 +118,7 @@ def test_a_url_beside_a_new_task_without_a_status_is_not_its_result() -> None:
 
 @pytest.mark.parametrize("task_id", ["../keys", "a/b", "..", "", "a b", "x" * 161, None, {}, True])
 def test_a_task_id_that_is_not_safe_in_a_path_is_none(task_id: Any) -> None:
-    assert read_rejected({"code": 200, "data": {"task_id": task_id}}).resend == "unknown"
+    assert read_rejected({"code": 200, "data": {"task_id": task_id}}).outcome == "lost"
 
 
 # Create: the outcome at once
@@ -155,8 +149,8 @@ def test_lyrics_are_a_result_without_a_file() -> None:
 def test_raw_audio_becomes_a_data_url() -> None:
     headers = {"Content-Type": "Audio/MPEG; charset=binary"}
     answer = wire.read_create(200, headers, b"\xff\xfbsound")
-    assert isinstance(answer, Accepted)
-    (file,) = answer.report.files
+    assert isinstance(answer, Report)
+    (file,) = answer.files
     prefix, _, encoded = file.url.partition(",")
     assert (prefix, file.media_type) == ("data:audio/mpeg;base64", "audio/mpeg")
     assert base64.b64decode(encoded) == b"\xff\xfbsound"
@@ -165,8 +159,8 @@ def test_raw_audio_becomes_a_data_url() -> None:
 @pytest.mark.parametrize("size", [0, wire.MAX_AUDIO_BYTES + 1])
 def test_audio_that_is_empty_or_too_large_may_have_been_billed(size: int) -> None:
     answer = wire.read_create(200, {"content-type": "audio/wav"}, bytes(size))
-    assert isinstance(answer, Rejected)
-    assert (answer.resend, answer.code) == ("unknown", "unusable")
+    assert isinstance(answer, NoReport)
+    assert (answer.outcome, answer.code) == ("lost", "unusable")
 
 
 # Create: no task
@@ -175,52 +169,52 @@ def test_audio_that_is_empty_or_too_large_may_have_been_billed(size: int) -> Non
 def test_the_documented_error_body_is_read() -> None:
     error = {"code": 401, "message": "Invalid API key", "type": "authentication_error"}
     answer = read_rejected({"error": error}, status=401)
-    assert answer == Rejected("never", 401, "authentication_error", "Invalid API key")
+    assert answer == NoReport("refused", 401, "Invalid API key", code="authentication_error")
 
 
 def test_an_error_code_in_a_200_body_counts_as_the_status() -> None:
     answer = read_rejected({"code": 402, "msg": "Insufficient credits", "data": None})
-    assert answer == Rejected("never", 402, "402", "Insufficient credits")
+    assert answer == NoReport("refused", 402, "Insufficient credits", code="402")
     answer = read_rejected({"error": {"code": 400, "message": "Bad prompt"}})
-    assert answer == Rejected("never", 400, "400", "Bad prompt")
+    assert answer == NoReport("refused", 400, "Bad prompt", code="400")
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 409, 413, 415, 422, 451])
 def test_a_client_error_is_never_sent_again(status: int) -> None:
-    assert read_rejected({"error": {"message": "no"}}, status).resend == "never"
-    assert read_rejected({"code": status, "message": "no"}).resend == "never"
+    assert read_rejected({"error": {"message": "no"}}, status).outcome == "refused"
+    assert read_rejected({"code": status, "message": "no"}).outcome == "refused"
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_busy_upstream_is_asked_again_later(status: int) -> None:
     headers = {"Retry-After": "7"}
     answer = wire.read_create(status, headers, b"busy")
-    assert answer == Rejected("later", status, str(status), f"HTTP {status}", "7")
-    assert read_rejected({"code": status, "message": "busy"}).resend == "later"
+    assert answer == NoReport("put_off", status, f"HTTP {status}", "7", str(status))
+    assert read_rejected({"code": status, "message": "busy"}).outcome == "put_off"
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_busy_upstream_that_names_a_task_may_have_accepted_it(status: int) -> None:
-    assert read_rejected({"code": status, "data": {"task_id": "n1_a"}}).resend == "unknown"
-    assert read_rejected({"task_id": "n1_a"}, status).resend == "unknown"
+    assert read_rejected({"code": status, "data": {"task_id": "n1_a"}}).outcome == "lost"
+    assert read_rejected({"task_id": "n1_a"}, status).outcome == "lost"
 
 
 @pytest.mark.parametrize("status", [302, 303, 408, 499, 500, 502, 504, 520])
 def test_any_other_status_may_have_been_accepted(status: int) -> None:
-    assert read_rejected({"message": "?"}, status).resend == "unknown"
+    assert read_rejected({"message": "?"}, status).outcome == "lost"
 
 
 @pytest.mark.parametrize("code", [500, 501, 531, 1001, -1])
 def test_an_unknown_code_in_a_200_body_may_have_been_accepted(code: int) -> None:
     answer = read_rejected({"code": code, "msg": "no luck"})
-    assert (answer.resend, answer.status, answer.message) == ("unknown", code, "no luck")
+    assert (answer.outcome, answer.status, answer.message) == ("lost", code, "no luck")
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"null", b'"ok"', b"{", b"\xff\xfe", b"[" * 9000])
 def test_a_2xx_that_cannot_be_read_may_have_been_accepted(body: bytes) -> None:
     answer = wire.read_create(200, JSON, body)
-    assert isinstance(answer, Rejected)
-    assert (answer.resend, answer.code) == ("unknown", "unreadable")
+    assert isinstance(answer, NoReport)
+    assert (answer.outcome, answer.code) == ("lost", "unreadable")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +229,7 @@ def test_a_2xx_that_cannot_be_read_may_have_been_accepted(body: bytes) -> None:
     ],
 )
 def test_a_2xx_with_neither_task_nor_result_may_have_been_accepted(body: Any) -> None:
-    assert read_rejected(body).resend == "unknown"
+    assert read_rejected(body).outcome == "lost"
 
 
 # Polling: images and videos, in every form that a known client expects
@@ -300,27 +294,29 @@ def test_success_without_any_result_stays_open() -> None:
 
 def test_an_unknown_task_is_not_found() -> None:
     error = b'{"error":{"code":404,"message":"not found"}}'
-    assert wire.read_poll(404, JSON, error) == TaskNotFound()
-    assert wire.read_poll(200, JSON, error) == TaskNotFound()
+    assert wire.read_poll(404, JSON, error) == NoReport("absent")
+    assert wire.read_poll(200, JSON, error) == NoReport("absent")
 
 
 def test_a_throttled_answer_has_its_retry_after() -> None:
-    assert wire.read_poll(429, {"RETRY-AFTER": "3"}, b"") == Throttled("3")
-    assert wire.read_poll(200, JSON, b'{"code":429,"msg":"slow down"}') == Throttled(None)
+    answer = wire.read_poll(429, {"RETRY-AFTER": "3"}, b"")
+    assert answer == NoReport("throttled", retry_after="3")
+    answer = wire.read_poll(200, JSON, b'{"code":429,"msg":"slow down"}')
+    assert answer == NoReport("throttled")
 
 
 @pytest.mark.parametrize(
     ("status", "body", "expected"),
     [
-        (401, b'{"error":{"code":401}}', NoReport(401, "HTTP 401")),
-        (200, b'{"error":{"code":401,"message":"bad key"}}', NoReport(401, "bad key")),
-        (500, b"", NoReport(500, "HTTP 500")),
-        (302, b"", NoReport(302, "HTTP 302")),
-        (200, b"<html>", NoReport(200, "the answer is not a JSON object")),
-        (200, b'{"code":500,"msg":"oops"}', NoReport(500, "oops")),
-        (200, b'{"code":500,"msg":"?","data":{"status":"SUCCESS"}}', NoReport(500, "?")),
-        (200, b"{}", NoReport(200, "the answer says nothing about a task")),
-        (200, b'{"error":"Task store is down"}', NoReport(200, "Task store is down")),
+        (401, b'{"error":{"code":401}}', NoReport("unwell", 401, "HTTP 401")),
+        (200, b'{"error":{"code":401,"message":"bad key"}}', NoReport("unwell", 401, "bad key")),
+        (500, b"", NoReport("unwell", 500, "HTTP 500")),
+        (302, b"", NoReport("unwell", 302, "HTTP 302")),
+        (200, b"<html>", NoReport("unwell", 200, "the answer is not a JSON object")),
+        (200, b'{"code":500,"msg":"oops"}', NoReport("unwell", 500, "oops")),
+        (200, b'{"code":500,"msg":"?","data":{"status":"SUCCESS"}}', NoReport("unwell", 500, "?")),
+        (200, b"{}", NoReport("unwell", 200, "the answer says nothing about a task")),
+        (200, b'{"error":"Task store is down"}', NoReport("unwell", 200, "Task store is down")),
     ],
 )
 def test_an_answer_that_says_nothing_about_the_task_is_upstream_trouble(

@@ -51,9 +51,9 @@ def nested(count: int, opening: bytes, closing: bytes) -> bytes:
 
 def read_everything(status: int, headers: dict[str, str], body: bytes) -> None:
     created = wire.read_create(status, headers, body)
-    assert isinstance(created, wire.CreateAnswer)
+    assert isinstance(created, wire.Answer)
     answer = wire.read_poll(status, headers, body)
-    assert isinstance(answer, wire.PollAnswer)
+    assert isinstance(answer, wire.Answer)
     report = wire.read_callback(body)
     assert report is None or isinstance(report, wire.Report)
     for value in (created, answer, report):
