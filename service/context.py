@@ -3,8 +3,9 @@
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
+
+from msgspec import Struct, field
 
 from service.model.clock import Clock
 from service.model.delivery import DueDelivery
@@ -48,8 +49,7 @@ class NoInbox:
         """Do nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Signals:
+class Signals(Struct, frozen=True):
     """Events that wake the worker's loops before their next due time."""
 
     submit: asyncio.Event = field(default_factory=asyncio.Event)
@@ -91,8 +91,7 @@ class Waiters:
         return len(self._events)
 
 
-@dataclass(slots=True)
-class Context:
+class Context(Struct, kw_only=True):
     """The shared objects of one process, built in app.py.
 
     Attributes:

@@ -3,6 +3,7 @@
 import re
 import urllib.parse
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -36,8 +37,7 @@ class Redactor:
     def __init__(self, secrets: Iterable[str] = (), public_url: str | None = None) -> None:
         forms = {form for secret in secrets if secret for form in _forms(secret)}
         self._forms = tuple(sorted(forms, key=lambda form: (-len(form), form)))
-        self._any_form = re.compile("|".join(map(re.escape, self._forms)) or r"(?!)")
-        self._callback_url = _callback_url(public_url)
+        self._base_url = public_url or ""
         self._harmless_length = min([CALLBACK_CHARACTERS_MIN, *map(len, forms)])
 
     def text(self, text: str) -> str:
@@ -79,6 +79,19 @@ class Redactor:
         text = self._without_secrets(text)
         return self._callback_url.sub(REDACTED, text) if "callbacks" in text else text
 
+    @cached_property
+    def _any_form(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self._forms)))
+
+    @cached_property
+    def _callback_url(self) -> re.Pattern[str]:
+        """Any callback URL, one of ours with its host; never the text before or after it."""
+        base = self._base_url
+        forms = {base, base.replace("/", "\\/"), urllib.parse.quote(base, safe="")}
+        host = "|".join(re.escape(form) for form in sorted(forms))
+        path = rf"{SLASH}callbacks{SLASH}[a-z]{{1,32}}{SLASH}[A-Za-z0-9._~%-]+"
+        return re.compile(f"(?:{host})?{path}")
+
     def _without_secrets(self, text: str) -> str:
         for form in self._forms:
             if form in text:
@@ -89,14 +102,6 @@ class Redactor:
 def _forms(secret: str) -> tuple[str, ...]:
     in_json = msgspec.json.encode(secret).decode()[1:-1]
     return secret, urllib.parse.quote(secret, safe=""), secret.replace("/", "\\/"), in_json
-
-
-def _callback_url(public_url: str | None) -> re.Pattern[str]:
-    """Any callback URL, one of ours with its host; never the text before or after it."""
-    base = public_url or ""
-    forms = {base, base.replace("/", "\\/"), urllib.parse.quote(base, safe="")}
-    host = "|".join(re.escape(form) for form in sorted(forms))
-    return re.compile(rf"(?:{host})?{SLASH}callbacks{SLASH}[a-z]{{1,32}}{SLASH}[A-Za-z0-9._~%-]+")
 
 
 def _is_hidden(key: str, child: Any) -> bool:
