@@ -3,7 +3,6 @@
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from msgspec import Struct, field
 
@@ -20,33 +19,21 @@ from service.upstream.client import Client
 UPSTREAM = "apiinone"
 
 
-class Inbox(Protocol):
-    """Receives committed deliveries in memory, which saves reading their rows."""
-
-    def offer(self, deliveries: Sequence[DueDelivery]) -> None:
-        """Accept deliveries that were just committed and are due now."""
-        ...
-
-    def refill(self, subscriber_id: str) -> None:
-        """Read the due deliveries of a subscriber from the database: there are new ones."""
-        ...
-
-    def reload(self, subscriber_id: str | None) -> None:
-        """Read a changed subscriber again; None: any subscriber may have changed."""
-        ...
+def _ignore(_news: object) -> None:
+    """Do nothing: the worker is another process, which finds the rows itself."""
 
 
-class NoInbox:
-    """The inbox of a process that is not the worker. The worker finds the rows itself."""
+class Inbox(Struct, frozen=True):
+    """Receives committed deliveries in memory, which saves reading their rows.
 
-    def offer(self, deliveries: Sequence[DueDelivery]) -> None:
-        """Do nothing."""
+    offer: takes deliveries that were just committed and are due now.
+    refill: reads the due deliveries of a subscriber from the database: there are new ones.
+    reload: reads a changed subscriber again; None: any subscriber may have changed.
+    """
 
-    def refill(self, subscriber_id: str) -> None:
-        """Do nothing."""
-
-    def reload(self, subscriber_id: str | None) -> None:
-        """Do nothing."""
+    offer: Callable[[Sequence[DueDelivery]], None] = _ignore
+    refill: Callable[[str], None] = _ignore
+    reload: Callable[[str | None], None] = _ignore
 
 
 class Signals(Struct, frozen=True):
@@ -92,12 +79,7 @@ class Waiters:
 
 
 class Context(Struct, kw_only=True):
-    """The shared objects of one process, built in app.py.
-
-    Attributes:
-        inbox: the Deliverer while this process is the worker, else NoInbox.
-
-    """
+    """The shared objects of one process, built in app.py."""
 
     settings: Settings
     database: Database
@@ -110,7 +92,7 @@ class Context(Struct, kw_only=True):
     random_bytes: Callable[[int], bytes] = os.urandom
     signals: Signals = field(default_factory=Signals)
     waiters: Waiters = field(default_factory=Waiters)
-    inbox: Inbox = field(default_factory=NoInbox)
+    inbox: Inbox = Inbox()  # The dispatcher's while this process is the worker.
 
     @property
     def catalogue(self) -> catalogue.Catalogue:

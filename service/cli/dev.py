@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from service.model.errors import CommandError
-from service.settings import Settings
+from service.settings import ENVIRONMENT, Settings
 
 DATABASE_URL = "sqlite:///genhook-dev.db"
 UPSTREAM_KEY = "aio_dev"
@@ -30,7 +30,7 @@ Try it from another terminal:
 
 def environment() -> dict[str, str]:
     """The environment, with defaults for development beneath it."""
-    own = {name: value for name, value in os.environ.items() if value}  # noqa: TID251  see above
+    own = {name: value for name, value in ENVIRONMENT.items() if value}
     url = own.setdefault("GENHOOK_DATABASE_URL", DATABASE_URL)
     defaults = {
         "GENHOOK_ALLOW_HTTP": "true",
@@ -85,7 +85,7 @@ def with_sandbox(settings: Settings, url: str, sandbox_url: str) -> Settings:
 
 def banner(settings: Settings, url: str, sandbox_url: str | None) -> str:
     """The URLs, and two commands to paste. A key from the environment is not printed."""
-    has_key = os.environ.get("GENHOOK_ADMIN_KEY")  # noqa: TID251  only whether it is set
+    has_key = ENVIRONMENT.get("GENHOOK_ADMIN_KEY")
     return _BANNER.format(
         url=url,
         sandbox=f"  sandbox  {sandbox_url}\n" if sandbox_url else "",

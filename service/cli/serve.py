@@ -106,13 +106,13 @@ def settings_of(options: argparse.Namespace) -> "Settings":
     """The settings of the environment, with those of the command line before them."""
     from service.cli import dev
     from service.model.errors import SettingsError
-    from service.settings import read_settings
+    from service.settings import ENVIRONMENT, read_settings
 
     if options.sandbox and not options.dev:
         raise SettingsError("--sandbox needs --dev: a sandbox is no upstream for production.")
     overrides = {"host": options.host, "port": options.port}
     return read_settings(
-        dev.environment() if options.dev else None,
+        dev.environment() if options.dev else ENVIRONMENT,
         **{name: value for name, value in overrides.items() if value is not None},
     )
 

@@ -69,9 +69,8 @@ class Running:
 
 
 def start(folder: Path, *line: str, **environ: str) -> "subprocess.Popen[str]":
-    known = {variable.name for variable in VARIABLES}
     surroundings = os.environ.items()  # noqa: TID251  handed on to a process
-    kept = {name: value for name, value in surroundings if name not in known}
+    kept = {name: value for name, value in surroundings if name not in VARIABLES}
     return subprocess.Popen(  # noqa: S603  our own code
         [sys.executable, "-c", MAIN, *line],
         cwd=folder,
@@ -230,7 +229,7 @@ async def test_a_worker_that_fails_ends_the_service_with_one(
         raise RuntimeError("no such luck")
 
     monkeypatch.setattr(Worker, "run", fail)
-    monkeypatch.setattr(server, "on_signals", lambda _: None)
+    monkeypatch.setattr(server, "on_signals", lambda *_: None)
     sock = server.bind("127.0.0.1", 0)
     assert await server.serve(App(settings(tmp_path)), sock, None) == 1
     assert await server.work(App(settings(tmp_path))) == 1
@@ -274,8 +273,8 @@ def options(**given: Any) -> argparse.Namespace:
 @pytest.fixture
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable of the surroundings, and a folder without databases."""
-    for variable in VARIABLES:
-        monkeypatch.delenv(variable.name, raising=False)
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
 
 
