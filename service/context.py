@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from weakref import WeakValueDictionary
 
 from msgspec import Struct, field
 
@@ -54,28 +55,17 @@ class Waiters:
     """API requests that wait for the outcome of a generation."""
 
     def __init__(self) -> None:
-        self._events: dict[str, set[asyncio.Event]] = {}
+        self._events: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
 
-    def add(self, generation_id: str) -> asyncio.Event:
-        """Return an event that is set once the generation is terminal; `remove` it afterwards."""
-        event = asyncio.Event()
-        self._events.setdefault(generation_id, set()).add(event)
-        return event
-
-    def remove(self, generation_id: str, event: asyncio.Event) -> None:
-        """Remove an event that `add` returned."""
-        events = self._events.get(generation_id, set())
-        events.discard(event)
-        if not events:
-            self._events.pop(generation_id, None)
+    def event(self, generation_id: str) -> asyncio.Event:
+        """Return an event that is set once the generation is terminal; hold it while you wait."""
+        return self._events.setdefault(generation_id, asyncio.Event())
 
     def wake(self, generation_id: str) -> None:
-        """Set the events of all requests that wait for the generation."""
-        for event in self._events.pop(generation_id, ()):
+        """Set the event of all requests that wait for the generation."""
+        event = self._events.pop(generation_id, None)
+        if event is not None:
             event.set()
-
-    def __len__(self) -> int:
-        return len(self._events)
 
 
 class Context(Struct, kw_only=True):

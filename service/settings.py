@@ -19,22 +19,30 @@ _QUOTED_CHARACTERS_MAX = 200
 SIGNATURE_SCHEMES = ("standard", "wavespeed", "kie")
 
 
+def _require(condition: bool, rule: str) -> None:  # noqa: FBT001  it reads like `assert`
+    if not condition:
+        raise ValueError(rule)
+
+
 def _text(value: str) -> str:
-    if not value.isprintable():  # Bytes that are not UTF-8 are not printable either.
-        raise ValueError("must be printable text in UTF-8")
+    # Bytes that are not UTF-8 are not printable either.
+    _require(value.isprintable(), "must be printable text in UTF-8")
     return value
 
 
+def _is_visible(value: str) -> bool:
+    return value.isascii() and value.isprintable() and " " not in value
+
+
 def _secret(value: str) -> str:
-    if not value.isascii() or not value.isprintable() or " " in value:
-        raise ValueError("must be visible ASCII characters, without spaces or line ends")
+    rule = "must be visible ASCII characters, without spaces or line ends"
+    _require(_is_visible(value), rule)
     return value
 
 
 def _boolean(value: str) -> bool:
     words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-    if value.lower() not in words:
-        raise ValueError("must be true or false")
+    _require(value.lower() in words, "must be true or false")
     return words[value.lower()]
 
 
@@ -43,15 +51,14 @@ def _number(value: str, low: float, high: float) -> float:
         number = float(value)
     except ValueError:
         number = math.nan
-    if not low <= number <= high:
-        raise ValueError(f"must be a number from {low:g} to {high:g}")
+    _require(low <= number <= high, f"must be a number from {low:g} to {high:g}")
     return number
 
 
 def _integer(value: str, low: int, high: int) -> int:
     is_whole = value.isascii() and value.isdigit() and len(value) <= _DIGITS_MAX
-    if not is_whole or not low <= int(value) <= high:
-        raise ValueError(f"must be a whole number from {low} to {high}")
+    is_within = is_whole and low <= int(value) <= high
+    _require(is_within, f"must be a whole number from {low} to {high}")
     return int(value)
 
 
@@ -60,18 +67,16 @@ def _body_bytes(value: str) -> int:
 
 
 def _choice(value: str, *words: str) -> str:
-    if value not in words:
-        raise ValueError(f"must be one of: {', '.join(words)}")
+    _require(value in words, f"must be one of: {', '.join(words)}")
     return value
 
 
 def _database_path(value: str) -> str:
-    prefix = "sqlite:///"
-    if not value.startswith(prefix) or len(value) == len(prefix):
-        raise ValueError("must look like sqlite:///genhook.db or sqlite:////var/lib/genhook.db")
-    if value == prefix + ":memory:":
-        raise ValueError("must be a file: a database in memory ends with the process")
-    return _text(value[len(prefix) :])
+    path = value.removeprefix("sqlite:///")
+    rule = "must look like sqlite:///genhook.db or sqlite:////var/lib/genhook.db"
+    _require(path not in (value, ""), rule)
+    _require(path != ":memory:", "must be a file: a database in memory ends with the process")
+    return _text(path)
 
 
 def _ca_file(value: str) -> str:
@@ -85,19 +90,17 @@ def _ca_file(value: str) -> str:
 
 
 def _url(value: str) -> str:
-    if not value.isascii() or not value.isprintable() or " " in value:
-        raise ValueError("must be ASCII without spaces")
+    _require(_is_visible(value), "must be ASCII without spaces")
     try:
         parts = urlsplit(value)
         host, port = parts.hostname, parts.port
     except ValueError:  # Its message could quote a password.
         raise ValueError("must be a URL whose host and port are well-formed") from None
-    if parts.scheme not in ("http", "https") or not host or "@" in parts.netloc:
-        raise ValueError("must be an absolute http(s) URL without user information")
-    if port == 0:
-        raise ValueError("must have a port from 1 to 65535")
-    if parts.query or parts.fragment:
-        raise ValueError("must have neither a query nor a fragment")
+    is_absolute = parts.scheme in ("http", "https") and bool(host) and "@" not in parts.netloc
+    _require(is_absolute, "must be an absolute http(s) URL without user information")
+    _require(port != 0, "must have a port from 1 to 65535")
+    has_more = bool(parts.query or parts.fragment)
+    _require(not has_more, "must have neither a query nor a fragment")
     return value.rstrip("/")
 
 
@@ -108,14 +111,17 @@ def _upstream_url(value: str) -> str:
 
 def _secret_keys(value: str) -> tuple[str, ...]:
     keys = tuple(_text(key.strip()) for key in value.split(","))
-    if any(len(key) < KEY_CHARACTERS_MIN for key in keys):
-        raise ValueError(f"each key must have at least {KEY_CHARACTERS_MIN} characters")
+    shortest = min(map(len, keys))
+    _require(
+        shortest >= KEY_CHARACTERS_MIN,
+        f"each key must have at least {KEY_CHARACTERS_MIN} characters",
+    )
     return keys
 
 
 def _admin_key(value: str) -> str:
-    if not value.startswith("ghk_") or len(value) < KEY_CHARACTERS_MIN:
-        raise ValueError(f"must start with ghk_ and have at least {KEY_CHARACTERS_MIN} characters")
+    is_key = value.startswith("ghk_") and len(value) >= KEY_CHARACTERS_MIN
+    _require(is_key, f"must start with ghk_ and have at least {KEY_CHARACTERS_MIN} characters")
     return _secret(value)
 
 
@@ -123,9 +129,8 @@ def _networks(value: str) -> tuple[Network, ...]:
     try:
         return tuple(ipaddress.ip_network(part.strip()) for part in value.split(","))
     except ValueError as error:
-        detail = (
-            f": {error}" if len(value) <= _QUOTED_CHARACTERS_MAX and value.isprintable() else ""
-        )
+        is_quotable = len(value) <= _QUOTED_CHARACTERS_MAX and value.isprintable()
+        detail = f": {error}" if is_quotable else ""
         raise ValueError(f"must be networks such as 10.0.0.0/8, comma separated{detail}") from None
 
 

@@ -1,6 +1,5 @@
 """What `genhook serve --dev` adds: throwaway keys, a database of its own, a sandbox."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -54,23 +53,19 @@ def throwaway_keys(path: Path) -> Mapping[str, str]:
     The database is encrypted under them, so the next run needs the same. CommandError if the
     file cannot be used.
     """
+    import secrets
+
     try:
         if not path.exists():
-            _create_keys(path)
+            path.touch(0o600, exist_ok=False)
+            path.write_text(
+                f"GENHOOK_SECRET_KEYS={secrets.token_urlsafe(32)}\n"
+                f"GENHOOK_ADMIN_KEY=ghk_{secrets.token_urlsafe(32)}\n"
+            )
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"cannot keep throwaway keys in {path}: {error}.") from error
     return dict(line.split("=", 1) for line in lines if "=" in line)
-
-
-def _create_keys(path: Path) -> None:
-    import secrets
-
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(
-            f"GENHOOK_SECRET_KEYS={secrets.token_urlsafe(32)}\n"
-            f"GENHOOK_ADMIN_KEY=ghk_{secrets.token_urlsafe(32)}\n"
-        )
 
 
 def with_sandbox(settings: Settings, url: str, sandbox_url: str) -> Settings:

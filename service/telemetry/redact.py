@@ -21,11 +21,22 @@ _SHAPES = re.compile(
 # In lower case, every match contains one of these. `in` is much cheaper than the pattern.
 _HINTS = ("ghk_", "aio_", "whs", "callbacks", "bearer")
 
-_HIDDEN_KEYS = """
-    callbackurl webhook webhookurl webhooksecret webhookhmackey notifyurl secret apikey
-    authorization accesstoken token password
-"""
-_HIDDEN = frozenset(_HIDDEN_KEYS.split())
+_HIDDEN = frozenset(
+    [
+        "callbackurl",
+        "webhook",
+        "webhookurl",
+        "webhooksecret",
+        "webhookhmackey",
+        "notifyurl",
+        "secret",
+        "apikey",
+        "authorization",
+        "accesstoken",
+        "token",
+        "password",
+    ]
+)
 
 
 class Redactor:
