@@ -66,8 +66,10 @@ class Worker:
             (self._counted("polled", self.poller.run_due), signals.poll),
             (self.poller.expire_due, signals.deadline),
             (self._counted("replayed", partial(replay.run_due, context)), signals.replay),
+            (self._clean, asyncio.Event()),
             (self.dispatcher.run_due, self._attempts_due),
         )
+        self._loops = (*self._steps, (self._watch, asyncio.Event()))
 
     @property
     def is_alive(self) -> bool:
@@ -78,12 +80,7 @@ class Worker:
     def has_failed(self) -> bool:
         """True if an error has ended the loops."""
         task = self.task
-        return (
-            task is not None
-            and task.done()
-            and not task.cancelled()
-            and task.exception() is not None
-        )
+        return bool(task and task.done() and not task.cancelled() and task.exception())
 
     def start(self) -> None:
         """Run the loops in a new task; if one fails, the task ends with its error."""
@@ -97,12 +94,14 @@ class Worker:
     def stop(self) -> None:
         """Start no more work; `run` returns once requests under way have ended or time is up."""
         self._stopping.set()
+        for _, signal in self._loops:
+            signal.set()
 
     async def run(self) -> None:
         """Wait for ownership, then run every loop until `stop`."""
         try:
             while not self._stopping.is_set() and not await self._take_over():
-                await self._sleep(self._stopping, STANDBY_SECONDS)
+                await _sleep(self._stopping, STANDBY_SECONDS)
             if self.ownership.is_held:
                 await self._work()
         except Exception:
@@ -115,10 +114,8 @@ class Worker:
         """Run every loop until `stop`, then wait for the requests under way."""
         _log.info("worker.started")
         async with asyncio.TaskGroup() as group:
-            for step, signal in self._steps:
+            for step, signal in self._loops:
                 group.create_task(self._loop(step, signal))
-            group.create_task(self._loop(self._clean_with_pauses, asyncio.Event()))
-            group.create_task(self._loop(self._watch, asyncio.Event()))
         await self._finish()
 
     async def _take_over(self) -> bool:
@@ -170,7 +167,7 @@ class Worker:
         while True:
             await self.dispatcher.scan()
             now = self.context.clock()
-            due_times = [await step(now) for step, _ in (*self._steps, (self._clean, None))]
+            due_times = [await step(now) for step, _ in self._steps]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(ends_at - loop.time(), 0)):
                     await self._settle()
@@ -194,19 +191,7 @@ class Worker:
             seconds = SLEEP_SECONDS_MAX
             if next_at is not None:
                 seconds = min(max(next_at - self.context.clock(), 0) / SECOND, seconds)
-            await self._sleep(signal, seconds)
-
-    async def _sleep(self, signal: asyncio.Event, seconds: float) -> None:
-        """Sleep until the signal, `stop`, or the end of `seconds`."""
-        if seconds <= 0:
-            await asyncio.sleep(0)  # noqa: TID251  the one module that sleeps
-            return
-        waits = [asyncio.ensure_future(e.wait()) for e in {signal, self._stopping}]
-        try:
-            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+            await _sleep(signal, seconds)
 
     def _counted(
         self, name: str, run_due: Callable[[int], Awaitable[tuple[int, int | None]]]
@@ -221,6 +206,7 @@ class Worker:
         return step
 
     async def _clean(self, now: int) -> int:
+        """Clean once; outside of ticks with a pause, so that other commits can run in between."""
         if self._clean_lock.locked():  # The loop or a tick is already cleaning.
             return now + SECOND
         async with self._clean_lock:
@@ -228,11 +214,7 @@ class Worker:
             database = self.context.database
             deleted, next_at = await retention.run_due(database, self._sweep, days, now)
         self._counts["deleted"] += deleted
-        return next_at
-
-    async def _clean_with_pauses(self, now: int) -> int:
-        """Clean with a pause after each batch, so that other commits can run in between."""
-        return max(await self._clean(now), now + CLEAN_PAUSE_MS)
+        return next_at if self._tick_lock.locked() else max(next_at, now + CLEAN_PAUSE_MS)
 
     async def _watch(self, now: int) -> int | None:
         """Wake the loops after a commit of another process, which set no signal here."""
@@ -259,3 +241,11 @@ class Worker:
             _log.warning("worker.stopped_late")
         self.context.inbox = Inbox()
         self.dispatcher.forget()
+
+
+async def _sleep(signal: asyncio.Event, seconds: float) -> None:
+    """Let others run; then sleep until the signal or the end of `seconds`."""
+    await asyncio.sleep(0)  # noqa: TID251  the one module that sleeps
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await signal.wait()
