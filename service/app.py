@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from service.api import asgi
 from service.api.asgi import Receive, Scope, Send
 from service.api.receiver import Receiver
-from service.context import UPSTREAM, Context
+from service.context import new_context
 from service.delivery import tenants
 from service.delivery.dispatch import Dispatcher
 from service.delivery.target import Sender
@@ -23,10 +23,6 @@ from service.model.clock import Clock, now_ms
 from service.settings import Settings
 from service.store.sqlite.database import Database
 from service.store.sqlite.ownership import FileLock
-from service.store.vault import Vault
-from service.telemetry.redact import Redactor
-from service.upstream.callback_url import CallbackTokens
-from service.upstream.client import Client
 from service.worker import Worker
 
 if TYPE_CHECKING:
@@ -38,8 +34,7 @@ SPARE_CONNECTIONS = 24  # For tests of subscribers, which take no slot.
 class App:
     """The service as an ASGI application. Callbacks and `/healthz` bypass the API's router."""
 
-    worker: Worker  # Both exist from `start` on.
-    _receiver: Receiver
+    worker: Worker  # It exists from `start` on.
 
     def __init__(
         self,
@@ -54,9 +49,10 @@ class App:
         self.database = Database(
             settings.database_path, clock=clock, queue_max=settings.write_queue
         )
-        self._clock = clock
-        self._jitter = jitter
-        self._transport = transport
+        self.context = new_context(
+            settings, self.database, clock=clock, jitter=jitter, transport=transport
+        )
+        self._receiver = Receiver(self.context)
         self._sender = sender
 
     @cached_property
@@ -73,7 +69,7 @@ class App:
             if method == "POST" and path.startswith("/callbacks/"):
                 await self._receiver(scope, receive, send)
             elif path == "/healthz" and method in ("GET", "HEAD"):
-                await asgi.healthz(scope, send, self._clock())
+                await asgi.healthz(scope, send, self.context.clock())
             else:
                 await self._api(scope, receive, send)
         elif scope["type"] == "lifespan":
@@ -84,35 +80,14 @@ class App:
         await self.database.open()
         try:
             await self.database.migrate()
-            await self._build()
+            await self.database.write(tenants.ensure, self.context, tenants.DEFAULT)
+            dispatcher = Dispatcher(self.context, self._sender or _sender(self.settings))
+            self.worker = Worker(self.context, FileLock(self.database), dispatcher)
         except BaseException:
             await self.database.close()
             raise
         if self.settings.worker == "embedded" if worker is None else worker:
             self.worker.start()
-
-    async def _build(self) -> None:
-        settings = self.settings
-        context = Context(
-            settings=settings,
-            database=self.database,
-            client=Client(
-                settings.upstream_url,
-                settings.upstream_api_key,
-                timeout_seconds=settings.upstream_timeout_seconds,
-                body_bytes_max=settings.upstream_body_bytes,
-                transport=self._transport,
-            ),
-            tokens=CallbackTokens(settings.secret_keys, UPSTREAM),
-            vault=Vault(settings.secret_keys),
-            redactor=Redactor(settings.secrets, settings.public_url),
-            clock=self._clock,
-            jitter=self._jitter,
-        )
-        await self.database.write(tenants.ensure, context, tenants.DEFAULT)
-        dispatcher = Dispatcher(context, self._sender or _sender(settings))
-        self.worker = Worker(context, FileLock(self.database), dispatcher)
-        self._receiver = Receiver(context)
 
     async def stop(self) -> None:
         """Let work under way finish within `shutdown_seconds`, then close everything."""
@@ -126,7 +101,7 @@ class App:
         close = getattr(worker.dispatcher.sender, "close", None)
         if close is not None:
             await close()
-        await worker.context.client.close()
+        await self.context.client.close()
         await self.database.close()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from msgspec import Struct, field
@@ -16,6 +17,9 @@ from service.telemetry.redact import Redactor
 from service.upstream import catalogue
 from service.upstream.callback_url import CallbackTokens
 from service.upstream.client import Client
+
+if TYPE_CHECKING:
+    import httpx
 
 UPSTREAM = "apiinone"
 
@@ -88,3 +92,30 @@ class Context(Struct, kw_only=True):
     def catalogue(self) -> catalogue.Catalogue:
         """The catalogue, loaded on first use."""
         return catalogue.load()
+
+
+def new_context(
+    settings: Settings,
+    database: Database,
+    *,
+    clock: Clock,
+    jitter: Callable[[], float],
+    transport: "Callable[[], httpx.AsyncBaseTransport] | None" = None,
+) -> Context:
+    """The shared objects that these settings ask for; `transport` replaces the way to upstream."""
+    return Context(
+        settings=settings,
+        database=database,
+        client=Client(
+            settings.upstream_url,
+            settings.upstream_api_key,
+            timeout_seconds=settings.upstream_timeout_seconds,
+            body_bytes_max=settings.upstream_body_bytes,
+            transport=transport,
+        ),
+        tokens=CallbackTokens(settings.secret_keys, UPSTREAM),
+        vault=Vault(settings.secret_keys),
+        redactor=Redactor(settings.secrets, settings.public_url),
+        clock=clock,
+        jitter=jitter,
+    )

@@ -98,25 +98,21 @@ class Worker:
             signal.set()
 
     async def run(self) -> None:
-        """Wait for ownership, then run every loop until `stop`."""
+        """Wait for ownership; run every loop until `stop`, then await the requests under way."""
         try:
             while not self._stopping.is_set() and not await self._take_over():
                 await _sleep(self._stopping, STANDBY_SECONDS)
             if self.ownership.is_held:
-                await self._work()
+                _log.info("worker.started")
+                async with asyncio.TaskGroup() as group:
+                    for step, signal in self._loops:
+                        group.create_task(self._loop(step, signal))
+                await self._finish()
         except Exception:
             _log.exception("worker.failed")
             raise
         finally:
             self.ownership.release()
-
-    async def _work(self) -> None:
-        """Run every loop until `stop`, then wait for the requests under way."""
-        _log.info("worker.started")
-        async with asyncio.TaskGroup() as group:
-            for step, signal in self._loops:
-                group.create_task(self._loop(step, signal))
-        await self._finish()
 
     async def _take_over(self) -> bool:
         """Try to become the worker; False while another process is, or while the disk fails."""

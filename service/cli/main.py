@@ -61,11 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.run is None:
         root.print_help()
         return 2
-    return _run(options)
-
-
-def _run(options: argparse.Namespace) -> int:
-    """Run the command; print an error that is meant for people as one sentence."""
     try:
         return int(options.run(options, echo))
     except KeyboardInterrupt:

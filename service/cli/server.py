@@ -8,9 +8,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import uvloop
 
@@ -31,8 +31,7 @@ if _uvicorn_main is _stand_in:
 if TYPE_CHECKING:
     from service.app import App
 
-T = TypeVar("T")
-
+run = uvloop.run
 KEEP_ALIVE_SECONDS = 30
 BACKLOG = 2_048
 
@@ -173,9 +172,3 @@ def on_signals(*actions: Callable[[], object]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, act)
-
-
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run `main` to its end, on uvloop."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)

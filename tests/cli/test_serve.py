@@ -23,7 +23,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from service.app import App
-from service.cli import dev, main, serve, server
+from service.cli import environment, main, server
 from service.model.errors import CommandError, SettingsError
 from service.settings import VARIABLES
 from service.telemetry import log
@@ -241,7 +241,7 @@ async def test_a_worker_that_fails_ends_the_service_with_one(
 def test_a_second_development_run_opens_what_the_first_sealed(tmp_path: Path) -> None:
     line = ("serve", "--dev", "--port", "0")
     with started(tmp_path, *line) as running:
-        key = dev.throwaway_keys(tmp_path / "genhook-dev.db-keys")["GENHOOK_ADMIN_KEY"]
+        key = environment.throwaway_keys(tmp_path / "genhook-dev.db-keys")["GENHOOK_ADMIN_KEY"]
         with running.client(key) as client:
             target = {"url": "http://127.0.0.1:9/"}
             subscriber = client.post("/v1/subscribers", json=target).json()
@@ -282,8 +282,8 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_options_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GENHOOK_SECRET_KEYS", SECRET_KEY)
     monkeypatch.setenv("PORT", "1234")
-    assert serve.settings_of(options()).port == 1234
-    changed = serve.settings_of(options(port=0, host="127.0.0.2"))
+    assert environment.settings_of(options()).port == 1234
+    changed = environment.settings_of(options(port=0, host="127.0.0.2"))
     assert (changed.port, changed.host) == (0, "127.0.0.2")
     assert changed.database_path == "genhook.db"
 
@@ -294,12 +294,12 @@ def test_the_environment_goes_before_the_defaults_of_development(
 ) -> None:
     monkeypatch.setenv("GENHOOK_ADMIN_KEY", ADMIN_KEY)
     monkeypatch.setenv("GENHOOK_ALLOW_NETWORKS", "10.0.0.0/8")
-    first = serve.settings_of(options(dev=True))
+    first = environment.settings_of(options(dev=True))
     assert first.admin_key == ADMIN_KEY
     assert [str(network) for network in first.allow_networks] == ["10.0.0.0/8"]
     assert first.database_path == "genhook-dev.db"
-    assert ADMIN_KEY not in dev.banner(first, "http://127.0.0.1:1", None)
-    again = serve.settings_of(options(dev=True))
+    assert ADMIN_KEY not in environment.banner(first, "http://127.0.0.1:1", None)
+    again = environment.settings_of(options(dev=True))
     assert again.secret_keys == first.secret_keys
 
 
@@ -309,21 +309,21 @@ def test_keys_from_the_environment_leave_no_file(
 ) -> None:
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
-    serve.settings_of(options(dev=True))
+    environment.settings_of(options(dev=True))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("alone")
 def test_a_sandbox_is_refused_without_dev() -> None:
     with pytest.raises(SettingsError, match="--sandbox needs --dev"):
-        serve.settings_of(options(sandbox=True))
+        environment.settings_of(options(sandbox=True))
 
 
 @pytest.mark.usefixtures("alone")
 def test_keys_that_cannot_be_stored_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GENHOOK_DATABASE_URL", "sqlite:////nowhere/genhook.db")
     with pytest.raises(CommandError, match="cannot keep throwaway keys in /nowhere"):
-        serve.settings_of(options(dev=True))
+        environment.settings_of(options(dev=True))
 
 
 @pytest.mark.parametrize(

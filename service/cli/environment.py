@@ -1,12 +1,13 @@
-"""What `genhook serve --dev` adds: throwaway keys, a database of its own, a sandbox."""
+"""What `genhook serve` starts with: settings and a log; with `--dev` also keys and a sandbox."""
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-from service.model.errors import CommandError
-from service.settings import ENVIRONMENT, Settings
+from service.model.errors import CommandError, SettingsError
+from service.settings import ENVIRONMENT, Settings, read_settings, unknown_variables
 
 DATABASE_URL = "sqlite:///genhook-dev.db"
 UPSTREAM_KEY = "aio_dev"
@@ -27,7 +28,35 @@ Try it from another terminal:
 """
 
 
-def environment() -> dict[str, str]:
+def settings_of(options: argparse.Namespace) -> Settings:
+    """The settings of the environment, with those of the command line before them."""
+    if options.sandbox and not options.dev:
+        raise SettingsError("--sandbox needs --dev: a sandbox is no upstream for production.")
+    overrides = {"host": options.host, "port": options.port}
+    return read_settings(
+        with_defaults() if options.dev else ENVIRONMENT,
+        **{name: value for name, value in overrides.items() if value is not None},
+    )
+
+
+def configure_log(settings: Settings) -> None:
+    """Start to log, first about settings that are unknown or missing."""
+    from service.telemetry import log
+    from service.telemetry.redact import Redactor
+
+    redactor = Redactor(settings.secrets, settings.public_url)
+    log.configure(settings.log_level, stream="stdout", redactor=redactor)
+    for name in unknown_variables():
+        log.get().warning("settings.unknown", name=name, see="docs/settings.md")
+    for name, value in (
+        ("GENHOOK_UPSTREAM_API_KEY", settings.upstream_api_key),
+        ("GENHOOK_PUBLIC_URL", settings.public_url),
+    ):
+        if not value:
+            log.get().warning("settings.missing", name=name, see="docs/settings.md")
+
+
+def with_defaults() -> dict[str, str]:
     """The environment, with defaults for development beneath it."""
     own = {name: value for name, value in ENVIRONMENT.items() if value}
     url = own.setdefault("GENHOOK_DATABASE_URL", DATABASE_URL)
