@@ -55,23 +55,6 @@ class Signals(Struct, frozen=True):
             event.set()
 
 
-class Waiters:
-    """API requests that wait for the outcome of a generation."""
-
-    def __init__(self) -> None:
-        self._events: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
-
-    def event(self, generation_id: str) -> asyncio.Event:
-        """Return an event that is set once the generation is terminal; hold it while you wait."""
-        return self._events.setdefault(generation_id, asyncio.Event())
-
-    def wake(self, generation_id: str) -> None:
-        """Set the event of all requests that wait for the generation."""
-        event = self._events.pop(generation_id, None)
-        if event is not None:
-            event.set()
-
-
 class Context(Struct, kw_only=True):
     """The shared objects of one process, built in app.py."""
 
@@ -85,7 +68,8 @@ class Context(Struct, kw_only=True):
     jitter: Callable[[], float]
     random_bytes: Callable[[int], bytes] = os.urandom
     signals: Signals = field(default_factory=Signals)
-    waiters: Waiters = field(default_factory=Waiters)
+    # By generation: set once it is terminal; an entry goes with the last request that waits for it.
+    waiters: WeakValueDictionary[str, asyncio.Event] = field(default_factory=WeakValueDictionary)
     inbox: Inbox = Inbox()  # The dispatcher's while this process is the worker.
 
     @property

@@ -111,7 +111,7 @@ async def get(call: Call) -> Answer:
 async def _wait(call: Call, generation_id: str, seconds: float) -> Generation:
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + seconds
-    ended = call.context.waiters.event(generation_id)
+    ended = call.context.waiters.setdefault(generation_id, asyncio.Event())
     while not (generation := await _get(call)).is_terminal and loop.time() < ends_at:
         with contextlib.suppress(TimeoutError):
             remaining = min(_RECHECK_SECONDS, ends_at - loop.time())

@@ -7,7 +7,13 @@ from pathlib import Path
 import msgspec
 
 from service.model.errors import CommandError, SettingsError
-from service.settings import ENVIRONMENT, Settings, read_settings, unknown_variables
+from service.settings import (
+    ENVIRONMENT,
+    VARIABLES,
+    Settings,
+    read_settings,
+    unknown_variables,
+)
 
 DATABASE_URL = "sqlite:///genhook-dev.db"
 UPSTREAM_KEY = "aio_dev"
@@ -48,11 +54,8 @@ def configure_log(settings: Settings) -> None:
     log.configure(settings.log_level, stream="stdout", redactor=redactor)
     for name in unknown_variables():
         log.get().warning("settings.unknown", name=name, see="docs/settings.md")
-    for name, value in (
-        ("GENHOOK_UPSTREAM_API_KEY", settings.upstream_api_key),
-        ("GENHOOK_PUBLIC_URL", settings.public_url),
-    ):
-        if not value:
+    for name in ("GENHOOK_UPSTREAM_API_KEY", "GENHOOK_PUBLIC_URL"):
+        if not getattr(settings, VARIABLES[name]):
             log.get().warning("settings.missing", name=name, see="docs/settings.md")
 
 

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,10 +41,7 @@ _log = log.get()
 class Server(uvicorn.server.Server):
     """A server that leaves signals to us: uvicorn would end the process by the signal it got."""
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture no signal."""
-        yield
+    capture_signals = contextlib.nullcontext  # type: ignore[assignment]
 
     def end(self) -> None:
         """Take no more connections, and end once the open ones have their answers."""

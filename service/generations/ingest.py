@@ -207,7 +207,9 @@ def _announce(context: Context, generation: Generation) -> None:
         status=generation.status,
         model=generation.model,
     )
-    context.waiters.wake(generation.id)
+    waiter = context.waiters.pop(generation.id, None)
+    if waiter is not None:
+        waiter.set()
 
 
 def _output(context: Context, report: wire.Report) -> dict[str, Any]:

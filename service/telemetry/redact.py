@@ -21,22 +21,11 @@ _SHAPES = re.compile(
 # In lower case, every match contains one of these. `in` is much cheaper than the pattern.
 _HINTS = ("ghk_", "aio_", "whs", "callbacks", "bearer")
 
-_HIDDEN = frozenset(
-    [
-        "callbackurl",
-        "webhook",
-        "webhookurl",
-        "webhooksecret",
-        "webhookhmackey",
-        "notifyurl",
-        "secret",
-        "apikey",
-        "authorization",
-        "accesstoken",
-        "token",
-        "password",
-    ]
-)
+_HIDDEN_KEYS = """
+    callbackurl webhook webhookurl webhooksecret webhookhmackey notifyurl secret apikey
+    authorization accesstoken token password
+"""
+_HIDDEN = frozenset(_HIDDEN_KEYS.split())
 
 
 class Redactor:
@@ -63,14 +52,11 @@ class Redactor:
                 return _SHAPES.sub(lambda match: (match["path"] or "") + REDACTED, text)
         return text
 
-    def json(self, value: Any) -> Any:
+    def json(self, value: Any, depth: int = DEPTH_MAX) -> Any:
         """A copy of decoded JSON without the secrets, callback URLs and values of secret keys.
 
         What only looks like an API key stays: prompts and names of files may.
         """
-        return self._json(value, DEPTH_MAX)
-
-    def _json(self, value: Any, depth: int) -> Any:
         if isinstance(value, str):
             return self._string(value)
         if not isinstance(value, (dict, list)):  # Faster than a union.
@@ -78,9 +64,9 @@ class Redactor:
         if depth == 0:
             return REDACTED
         if isinstance(value, list):
-            return [self._json(item, depth - 1) for item in value]
+            return [self.json(item, depth - 1) for item in value]
         return {
-            self._string(key): REDACTED if _is_hidden(key, child) else self._json(child, depth - 1)
+            self._string(key): REDACTED if _is_hidden(key, child) else self.json(child, depth - 1)
             for key, child in value.items()
         }
 
