@@ -7,12 +7,11 @@ import random  # noqa: TID251  the default jitter
 import signal
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from service.api import asgi
 from service.api.asgi import Receive, Scope, Send
 from service.api.receiver import Receiver
-from service.context import new_context
+from service.context import Transport, new_context
 from service.delivery import tenants
 from service.delivery.dispatch import Dispatcher
 from service.delivery.target import Sender
@@ -24,9 +23,6 @@ from service.settings import Settings
 from service.store.sqlite.database import Database
 from service.store.sqlite.ownership import FileLock
 from service.worker import Worker
-
-if TYPE_CHECKING:
-    import httpx
 
 SPARE_CONNECTIONS = 24  # For tests of subscribers, which take no slot.
 
@@ -42,7 +38,7 @@ class App:
         *,
         clock: Clock = now_ms,
         jitter: Callable[[], float] = random.random,
-        transport: "Callable[[], httpx.AsyncBaseTransport] | None" = None,
+        transport: Transport | None = None,
         sender: Sender | None = None,
     ) -> None:
         self.settings = settings

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 from weakref import WeakValueDictionary
 
 from msgspec import Struct, field
@@ -18,10 +18,8 @@ from service.upstream import catalogue
 from service.upstream.callback_url import CallbackTokens
 from service.upstream.client import Client
 
-if TYPE_CHECKING:
-    import httpx
-
 UPSTREAM = "apiinone"
+Transport = Callable[[], Any]  # Makes a transport of httpx, whose import waits for its first use.
 
 
 def _ignore(_news: object) -> None:
@@ -48,11 +46,6 @@ class Signals(Struct, frozen=True):
     poll: asyncio.Event = field(default_factory=asyncio.Event)
     deadline: asyncio.Event = field(default_factory=asyncio.Event)
     replay: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def set_all(self) -> None:
-        """Wake every loop: another process may have committed due rows."""
-        for event in (self.submit, self.poll, self.deadline, self.replay):
-            event.set()
 
 
 class Context(Struct, kw_only=True):
@@ -84,7 +77,7 @@ def new_context(
     *,
     clock: Clock,
     jitter: Callable[[], float],
-    transport: "Callable[[], httpx.AsyncBaseTransport] | None" = None,
+    transport: Transport | None = None,
 ) -> Context:
     """The shared objects that these settings ask for; `transport` replaces the way to upstream."""
     return Context(

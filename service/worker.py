@@ -215,7 +215,8 @@ class Worker:
     async def _watch(self, now: int) -> int | None:
         """Wake the loops after a commit of another process, which set no signal here."""
         if await self.ownership.other_process_committed():
-            self.context.signals.set_all()
+            for signal in msgspec.structs.astuple(self.context.signals):
+                signal.set()
             revision = await self.context.database.read(subscribers.get_revision)
             if revision != self._subscribers_revision:
                 self.dispatcher.reload(None)

@@ -11,7 +11,7 @@ import msgspec
 
 from service.model import clock
 from service.telemetry import metrics
-from service.telemetry.redact import REDACTED, SLASH, Redactor, redact
+from service.telemetry.redact import REDACTED, Redactor, redact
 from service.telemetry.writer import LineWriter
 
 # structlog imports these where they are installed, which takes a tenth of a second: hide them
@@ -23,7 +23,7 @@ import structlog  # noqa: E402
 for _name in _hidden:
     del sys.modules[_name]
 
-__all__ = ["SLASH", "configure", "get", "redact", "request"]
+__all__ = ["configure", "get", "redact", "request"]
 
 DRAIN_SECONDS = 1.0
 _SECRET_FIELDS = frozenset({"authorization", "secret", "token", "key", "nonce", "callback_url"})
