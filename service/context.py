@@ -49,7 +49,7 @@ class Signals(Struct, frozen=True):
 
 
 class Context(Struct, kw_only=True):
-    """The shared objects of one process, built in app.py."""
+    """The shared objects of one process."""
 
     settings: Settings
     database: Database
