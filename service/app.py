@@ -7,43 +7,30 @@ import random  # noqa: TID251  the default jitter
 import signal
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from service.api import asgi
 from service.api.asgi import Receive, Scope, Send
 from service.api.receiver import Receiver
-from service.context import UPSTREAM, Context
+from service.context import Transport, new_context
 from service.delivery import tenants
 from service.delivery.dispatch import Dispatcher
 from service.delivery.target import Sender
 from service.delivery.webhook import egress
 from service.delivery.webhook.connection import tls_context
 from service.delivery.webhook.sender import WebhookSender
-from service.generations.poll import Poller
-from service.generations.submit import Submitter
 from service.model.clock import Clock, now_ms
 from service.settings import Settings
 from service.store.sqlite.database import Database
 from service.store.sqlite.ownership import FileLock
-from service.store.vault import Vault
-from service.telemetry import log, metrics
-from service.telemetry.redact import Redactor
-from service.upstream.callback_url import CallbackTokens
-from service.upstream.client import Client
 from service.worker import Worker
 
-if TYPE_CHECKING:
-    import httpx
-
-    from service.api.call import Parts
-
 SPARE_CONNECTIONS = 24  # For tests of subscribers, which take no slot.
-
-_log = log.get()
 
 
 class App:
     """The service as an ASGI application. Callbacks and `/healthz` bypass the API's router."""
+
+    worker: Worker  # It exists from `start` on.
 
     def __init__(
         self,
@@ -51,45 +38,34 @@ class App:
         *,
         clock: Clock = now_ms,
         jitter: Callable[[], float] = random.random,
-        transport: "Callable[[], httpx.AsyncBaseTransport] | None" = None,
+        transport: Transport | None = None,
         sender: Sender | None = None,
     ) -> None:
         self.settings = settings
         self.database = Database(
             settings.database_path, clock=clock, queue_max=settings.write_queue
         )
-        self._clock = clock
-        self._jitter = jitter
-        self._transport = transport
+        self.context = new_context(
+            settings, self.database, clock=clock, jitter=jitter, transport=transport
+        )
+        self._receiver = Receiver(self.context)
         self._sender = sender
-        self._parts: tuple[Context, Submitter, Poller, Dispatcher, Worker] | None = None
-        self._receiver: Receiver | None = None
-        self.worker: Worker | None = None
-
-    @cached_property
-    def parts(self) -> "Parts":
-        """The parts of the started application."""
-        from service.api.call import Parts  # noqa: PLC0415  cold start
-
-        assert self._parts is not None, "the application has not been started"
-        return Parts(*self._parts)
 
     @cached_property
     def _api(self) -> asgi.App:
         """The API, imported for its first request, so that callbacks and `/healthz` start fast."""
         from service.api import endpoint  # noqa: PLC0415  cold start
 
-        return endpoint.build(self.parts)
+        return endpoint.build(self.worker)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle an ASGI connection."""
         if scope["type"] == "http":
             method, path = scope["method"], scope["path"]
             if method == "POST" and path.startswith("/callbacks/"):
-                assert self._receiver is not None
                 await self._receiver(scope, receive, send)
             elif path == "/healthz" and method in ("GET", "HEAD"):
-                await asgi.healthz(scope, send, self._clock())
+                await asgi.healthz(scope, send, self.context.clock())
             else:
                 await self._api(scope, receive, send)
         elif scope["type"] == "lifespan":
@@ -99,51 +75,29 @@ class App:
         """Open the database, bring its schema up to date, and start the worker."""
         await self.database.open()
         try:
-            await self._start()
+            await self.database.migrate()
+            await self.database.write(tenants.ensure, self.context, tenants.DEFAULT)
+            dispatcher = Dispatcher(self.context, self._sender or _sender(self.settings))
+            self.worker = Worker(self.context, FileLock(self.database), dispatcher)
         except BaseException:
             await self.database.close()
             raise
         if self.settings.worker == "embedded" if worker is None else worker:
-            assert self.worker is not None
             self.worker.start()
-
-    async def _start(self) -> None:
-        settings, database = self.settings, self.database
-        await database.migrate()
-        context = Context(
-            settings=settings,
-            database=database,
-            client=Client(settings, self._transport),
-            tokens=CallbackTokens(settings.secret_keys, UPSTREAM),
-            vault=Vault(settings.secret_keys),
-            redactor=Redactor(settings.secrets, settings.public_url),
-            clock=self._clock,
-            jitter=self._jitter,
-        )
-        await database.write(tenants.ensure, context, tenants.DEFAULT)
-        submitter, poller = Submitter(context), Poller(context)
-        dispatcher = Dispatcher(context, self._sender or _sender(settings))
-        self.worker = Worker(context, FileLock(database), submitter, poller, dispatcher)
-        self._parts = (context, submitter, poller, dispatcher, self.worker)
-        self._receiver = Receiver(context)
-        metrics.write_queue.read = lambda: database.queued
-        metrics.in_flight.read = lambda: dispatcher.slots.in_use
-        metrics.backlog.read = dispatcher.waiting
 
     async def stop(self) -> None:
         """Let work under way finish within `shutdown_seconds`, then close everything."""
-        if self._parts is None or self.worker is None:
-            return
-        self.worker.stop()
-        if self.worker.task is not None:
-            await asyncio.gather(self.worker.task, return_exceptions=True)
+        worker = self.worker
+        worker.stop()
+        if worker.task is not None:
+            await asyncio.wait([worker.task])
         with contextlib.suppress(TimeoutError):  # So that upstream's answers are recorded.
             async with asyncio.timeout(self.settings.shutdown_seconds):
-                await self.parts.submitter.settle()
-        close = getattr(self.parts.dispatcher.sender, "close", None)
+                await worker.submitter.settle()
+        close = getattr(worker.dispatcher.sender, "close", None)
         if close is not None:
             await close()
-        await self.parts.context.client.close()
+        await self.context.client.close()
         await self.database.close()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
@@ -153,12 +107,16 @@ class App:
         except Exception as error:  # noqa: BLE001  reported to the server, which exits
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
-        if self.worker is not None and self.worker.task is not None:
-            self.worker.task.add_done_callback(_end_process_if_failed)
+        self.worker.when_ended(self._end_process_if_failed)
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self.stop()
         await send({"type": "lifespan.shutdown.complete"})
+
+    def _end_process_if_failed(self) -> None:
+        """End the process if its worker failed, so that the platform restarts it."""
+        if self.worker.has_failed:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _sender(settings: Settings) -> Sender:
@@ -170,10 +128,3 @@ def _sender(settings: Settings) -> Sender:
     ssl_context = tls_context(settings.ca_file) if settings.ca_file else None
     connections = settings.max_in_flight + SPARE_CONNECTIONS
     return WebhookSender(policy, ssl_context=ssl_context, connections=connections)
-
-
-def _end_process_if_failed(task: "asyncio.Task[None]") -> None:
-    """End the process if its worker failed, so that the platform restarts it."""
-    if not task.cancelled() and task.exception() is not None:
-        _log.error("worker.failed", exc_info=task.exception())
-        os.kill(os.getpid(), signal.SIGTERM)

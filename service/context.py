@@ -3,8 +3,10 @@
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
+from weakref import WeakValueDictionary
+
+from msgspec import Struct, field
 
 from service.model.clock import Clock
 from service.model.delivery import DueDelivery
@@ -17,39 +19,27 @@ from service.upstream.callback_url import CallbackTokens
 from service.upstream.client import Client
 
 UPSTREAM = "apiinone"
+Transport = Callable[[], Any]  # Makes a transport of httpx, whose import waits for its first use.
 
 
-class Inbox(Protocol):
-    """Receives committed deliveries in memory, which saves reading their rows."""
-
-    def offer(self, deliveries: Sequence[DueDelivery]) -> None:
-        """Accept deliveries that were just committed and are due now."""
-        ...
-
-    def refill(self, subscriber_id: str) -> None:
-        """Read the due deliveries of a subscriber from the database: there are new ones."""
-        ...
-
-    def reload(self, subscriber_id: str | None) -> None:
-        """Read a changed subscriber again; None: any subscriber may have changed."""
-        ...
+def _ignore(_news: object) -> None:
+    """Do nothing: the worker is another process, which finds the rows itself."""
 
 
-class NoInbox:
-    """The inbox of a process that is not the worker. The worker finds the rows itself."""
+class Inbox(Struct, frozen=True):
+    """Receives committed deliveries in memory, which saves reading their rows.
 
-    def offer(self, deliveries: Sequence[DueDelivery]) -> None:
-        """Do nothing."""
+    offer: takes deliveries that were just committed and are due now.
+    refill: reads the due deliveries of a subscriber from the database: there are new ones.
+    reload: reads a changed subscriber again; None: any subscriber may have changed.
+    """
 
-    def refill(self, subscriber_id: str) -> None:
-        """Do nothing."""
-
-    def reload(self, subscriber_id: str | None) -> None:
-        """Do nothing."""
+    offer: Callable[[Sequence[DueDelivery]], None] = _ignore
+    refill: Callable[[str], None] = _ignore
+    reload: Callable[[str | None], None] = _ignore
 
 
-@dataclass(frozen=True, slots=True)
-class Signals:
+class Signals(Struct, frozen=True):
     """Events that wake the worker's loops before their next due time."""
 
     submit: asyncio.Event = field(default_factory=asyncio.Event)
@@ -57,48 +47,9 @@ class Signals:
     deadline: asyncio.Event = field(default_factory=asyncio.Event)
     replay: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def set_all(self) -> None:
-        """Wake every loop: another process may have committed due rows."""
-        for event in (self.submit, self.poll, self.deadline, self.replay):
-            event.set()
 
-
-class Waiters:
-    """API requests that wait for the outcome of a generation."""
-
-    def __init__(self) -> None:
-        self._events: dict[str, set[asyncio.Event]] = {}
-
-    def add(self, generation_id: str) -> asyncio.Event:
-        """Return an event that is set once the generation is terminal; `remove` it afterwards."""
-        event = asyncio.Event()
-        self._events.setdefault(generation_id, set()).add(event)
-        return event
-
-    def remove(self, generation_id: str, event: asyncio.Event) -> None:
-        """Remove an event that `add` returned."""
-        events = self._events.get(generation_id, set())
-        events.discard(event)
-        if not events:
-            self._events.pop(generation_id, None)
-
-    def wake(self, generation_id: str) -> None:
-        """Set the events of all requests that wait for the generation."""
-        for event in self._events.pop(generation_id, ()):
-            event.set()
-
-    def __len__(self) -> int:
-        return len(self._events)
-
-
-@dataclass(slots=True)
-class Context:
-    """The shared objects of one process, built in app.py.
-
-    Attributes:
-        inbox: the Deliverer while this process is the worker, else NoInbox.
-
-    """
+class Context(Struct, kw_only=True):
+    """The shared objects of one process."""
 
     settings: Settings
     database: Database
@@ -110,10 +61,32 @@ class Context:
     jitter: Callable[[], float]
     random_bytes: Callable[[int], bytes] = os.urandom
     signals: Signals = field(default_factory=Signals)
-    waiters: Waiters = field(default_factory=Waiters)
-    inbox: Inbox = field(default_factory=NoInbox)
+    # By generation: set once it is terminal; an entry goes with the last request that waits for it.
+    waiters: WeakValueDictionary[str, asyncio.Event] = field(default_factory=WeakValueDictionary)
+    inbox: Inbox = Inbox()  # The dispatcher's while this process is the worker.
 
     @property
     def catalogue(self) -> dict[str, catalogue.Model]:
         """The models by id and by page id, loaded on first use."""
         return catalogue.load()
+
+
+def new_context(
+    settings: Settings,
+    database: Database,
+    *,
+    clock: Clock,
+    jitter: Callable[[], float],
+    transport: Transport | None = None,
+) -> Context:
+    """The shared objects that these settings ask for; `transport` replaces the way to upstream."""
+    return Context(
+        settings=settings,
+        database=database,
+        client=Client(settings, transport),
+        tokens=CallbackTokens(settings.secret_keys, UPSTREAM),
+        vault=Vault(settings.secret_keys),
+        redactor=Redactor(settings.secrets, settings.public_url),
+        clock=clock,
+        jitter=jitter,
+    )

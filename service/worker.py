@@ -6,11 +6,13 @@ by and take over within a second of its death.
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import msgspec
 
-from service.context import Context, NoInbox
+from service.context import Context, Inbox
 from service.delivery import replay
 from service.delivery.dispatch import Dispatcher
 from service.generations.poll import Poller
@@ -40,84 +42,77 @@ class WorkCounts(msgspec.Struct):
     deleted: int = 0
     more: bool = False
 
-    def since(self, before: "WorkCounts", *, more: bool) -> "WorkCounts":
-        """Return the difference from earlier counts."""
-        return WorkCounts(
-            submitted=self.submitted - before.submitted,
-            polled=self.polled - before.polled,
-            attempted=self.attempted - before.attempted,
-            replayed=self.replayed - before.replayed,
-            deleted=self.deleted - before.deleted,
-            more=more,
-        )
-
 
 class Worker:
     """The loops of one process. They run while it holds the ownership of the database."""
 
-    def __init__(
-        self,
-        context: Context,
-        ownership: Ownership,
-        submitter: Submitter,
-        poller: Poller,
-        dispatcher: Dispatcher,
-    ) -> None:
+    def __init__(self, context: Context, ownership: Ownership, dispatcher: Dispatcher) -> None:
         self.context = context
         self.ownership = ownership
-        self.submitter = submitter
-        self.poller = poller
         self.dispatcher = dispatcher
-        self._counts = WorkCounts()  # Without `attempted`, which the dispatcher counts.
+        self.submitter = Submitter(context)
+        self.poller = Poller(context)
         self.task: asyncio.Task[None] | None = None
+        self._counts = Counter[str]()  # Without the attempts, which the dispatcher counts.
         self._attempts_due = asyncio.Event()
         self._stopping = asyncio.Event()
         self._subscribers_revision = 0
         self._sweep = retention.Sweep()
         self._tick_lock = asyncio.Lock()
         self._clean_lock = asyncio.Lock()
-
-    @property
-    def is_working(self) -> bool:
-        """True if this process holds the ownership of the database."""
-        return self.ownership.is_held
+        signals = context.signals
+        self._steps: tuple[tuple[Step, asyncio.Event], ...] = (
+            (self._counted("submitted", self.submitter.run_due), signals.submit),
+            (self._counted("polled", self.poller.run_due), signals.poll),
+            (self.poller.expire_due, signals.deadline),
+            (self._counted("replayed", partial(replay.run_due, context)), signals.replay),
+            (self._clean, asyncio.Event()),
+            (self.dispatcher.run_due, self._attempts_due),
+        )
+        self._loops = (*self._steps, (self._watch, asyncio.Event()))
 
     @property
     def is_alive(self) -> bool:
         """False if the loops were started and have ended."""
         return self.task is None or not self.task.done()
 
+    @property
+    def has_failed(self) -> bool:
+        """True if an error has ended the loops."""
+        task = self.task
+        return bool(task and task.done() and not task.cancelled() and task.exception())
+
     def start(self) -> None:
         """Run the loops in a new task; if one fails, the task ends with its error."""
         self.task = asyncio.create_task(self.run(), name="worker")
 
+    def when_ended(self, do: Callable[[], object]) -> None:
+        """Call `do` once the loops have ended, if they were started."""
+        if self.task is not None:
+            self.task.add_done_callback(lambda _task: do())
+
     def stop(self) -> None:
         """Start no more work; `run` returns once requests under way have ended or time is up."""
         self._stopping.set()
+        for _, signal in self._loops:
+            signal.set()
 
     async def run(self) -> None:
-        """Wait for ownership, then run every loop until `stop`."""
+        """Wait for ownership; run every loop until `stop`, then await the requests under way."""
         try:
             while not self._stopping.is_set() and not await self._take_over():
-                await self._sleep(self._stopping, STANDBY_SECONDS)
-            if self.is_working:
-                await self._work()
+                await _sleep(self._stopping, STANDBY_SECONDS)
+            if self.ownership.is_held:
+                _log.info("worker.started")
+                async with asyncio.TaskGroup() as group:
+                    for step, signal in self._loops:
+                        group.create_task(self._loop(step, signal))
+                await self._finish()
+        except Exception:
+            _log.exception("worker.failed")
+            raise
         finally:
             self.ownership.release()
-
-    async def _work(self) -> None:
-        """Run every loop until `stop`, then wait for the requests under way."""
-        _log.info("worker.started")
-        signals = self.context.signals
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._loop(self._submit, signals.submit))
-            group.create_task(self._loop(self._poll, signals.poll))
-            group.create_task(self._loop(self._expire, signals.deadline))
-            group.create_task(self._loop(self.dispatcher.run_due, self._attempts_due))
-            group.create_task(self._loop(self._replay, signals.replay))
-            group.create_task(self._loop(self._clean_with_pauses, asyncio.Event()))
-            group.create_task(self._loop(self._watch, asyncio.Event()))
-        await self._finish()
 
     async def _take_over(self) -> bool:
         """Try to become the worker; False while another process is, or while the disk fails."""
@@ -136,32 +131,31 @@ class Worker:
 
     def attach(self) -> None:
         """Make this process's lanes receive newly committed deliveries."""
-        self.context.inbox = self.dispatcher
+        self.context.inbox = Inbox(
+            self.dispatcher.offer, self.dispatcher.refill, self.dispatcher.reload
+        )
         self.dispatcher.on_timer = self._attempts_due.set
         self.dispatcher.is_open = True
 
     async def tick(self, seconds: float) -> WorkCounts:
         """Do due work for up to `seconds`; do none while another tick of this process runs."""
-        if self._tick_lock.locked():
+        for_this_tick = not self.ownership.is_held
+        if self._tick_lock.locked() or (for_this_tick and not self.ownership.acquire()):
             return WorkCounts(more=True)
         async with self._tick_lock:
-            return await self._tick(seconds)
-
-    async def _tick(self, seconds: float) -> WorkCounts:
-        for_this_tick = not self.is_working
-        if for_this_tick and not self.ownership.acquire():
-            return WorkCounts(more=True)
-        ends_at = asyncio.get_running_loop().time() + seconds
-        before = self._all_counts()
-        try:
-            if for_this_tick:
-                self.attach()
-            more = await self._work_until(ends_at)
-        finally:
-            if for_this_tick:
-                await self._finish()
-                self.ownership.release()
-        return self._all_counts().since(before, more=more)
+            ends_at = asyncio.get_running_loop().time() + seconds
+            self._counts.clear()
+            attempted = self.dispatcher.attempted
+            try:
+                if for_this_tick:
+                    self.attach()
+                more = await self._work_until(ends_at)
+            finally:
+                if for_this_tick:
+                    await self._finish()
+                    self.ownership.release()
+            attempted = self.dispatcher.attempted - attempted
+            return WorkCounts(**self._counts, attempted=attempted, more=more)
 
     async def _work_until(self, ends_at: float) -> bool:
         """Repeat every step until no row is due or time is up; return whether rows are due."""
@@ -169,8 +163,7 @@ class Worker:
         while True:
             await self.dispatcher.scan()
             now = self.context.clock()
-            steps = (self._submit, self._poll, self._expire, self._replay, self._clean)
-            due_times = [await step(now) for step in (*steps, self.dispatcher.run_due)]
+            due_times = [await step(now) for step, _ in self._steps]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(ends_at - loop.time(), 0)):
                     await self._settle()
@@ -194,66 +187,42 @@ class Worker:
             seconds = SLEEP_SECONDS_MAX
             if next_at is not None:
                 seconds = min(max(next_at - self.context.clock(), 0) / SECOND, seconds)
-            await self._sleep(signal, seconds)
+            await _sleep(signal, seconds)
 
-    async def _sleep(self, signal: asyncio.Event, seconds: float) -> None:
-        """Sleep until the signal, `stop`, or the end of `seconds`."""
-        if seconds <= 0:
-            await asyncio.sleep(0)  # noqa: TID251  the one module that sleeps
-            return
-        waits = [asyncio.ensure_future(e.wait()) for e in {signal, self._stopping}]
-        try:
-            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+    def _counted(
+        self, name: str, run_due: Callable[[int], Awaitable[tuple[int, int | None]]]
+    ) -> Step:
+        """Return a step that does due work and counts its rows under this name."""
 
-    async def _submit(self, now: int) -> int | None:
-        count, next_at = await self.submitter.run_due(now)
-        self._counts.submitted += count
-        return next_at
+        async def step(now: int) -> int | None:
+            count, next_at = await run_due(now)
+            self._counts[name] += count
+            return next_at
 
-    async def _poll(self, now: int) -> int | None:
-        count, next_at = await self.poller.run_due(now)
-        self._counts.polled += count
-        return next_at
-
-    async def _expire(self, now: int) -> int | None:
-        _, next_at = await self.poller.expire_due(now)
-        return next_at
+        return step
 
     async def _clean(self, now: int) -> int:
+        """Clean once; outside of ticks with a pause, so that other commits can run in between."""
         if self._clean_lock.locked():  # The loop or a tick is already cleaning.
             return now + SECOND
         async with self._clean_lock:
             days = self.context.settings.retention_days
             database = self.context.database
             deleted, next_at = await retention.run_due(database, self._sweep, days, now)
-        self._counts.deleted += deleted
-        return next_at
-
-    async def _clean_with_pauses(self, now: int) -> int:
-        """Clean with a pause after each batch, so that other commits can run in between."""
-        return max(await self._clean(now), now + CLEAN_PAUSE_MS)
-
-    async def _replay(self, now: int) -> int | None:
-        count, next_at = await replay.run_due(self.context, now)
-        self._counts.replayed += count
-        return next_at
+        self._counts["deleted"] += deleted
+        return next_at if self._tick_lock.locked() else max(next_at, now + CLEAN_PAUSE_MS)
 
     async def _watch(self, now: int) -> int | None:
         """Wake the loops after a commit of another process, which set no signal here."""
         if await self.ownership.other_process_committed():
-            self.context.signals.set_all()
+            for signal in msgspec.structs.astuple(self.context.signals):
+                signal.set()
             revision = await self.context.database.read(subscribers.get_revision)
             if revision != self._subscribers_revision:
                 self.dispatcher.reload(None)
             self._subscribers_revision = revision
             await self.dispatcher.scan()
         return now + int(WATCH_SECONDS * SECOND)
-
-    def _all_counts(self) -> WorkCounts:
-        return msgspec.structs.replace(self._counts, attempted=self.dispatcher.attempted)
 
     async def _finish(self) -> None:
         """Wait up to `shutdown_seconds` for requests under way.
@@ -267,5 +236,13 @@ class Worker:
                 await self._settle()
         except TimeoutError:
             _log.warning("worker.stopped_late")
-        self.context.inbox = NoInbox()
+        self.context.inbox = Inbox()
         self.dispatcher.forget()
+
+
+async def _sleep(signal: asyncio.Event, seconds: float) -> None:
+    """Let others run; then sleep until the signal or the end of `seconds`."""
+    await asyncio.sleep(0)  # noqa: TID251  the one module that sleeps
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await signal.wait()

@@ -51,8 +51,8 @@ def _own_ids(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove genhook's variables from the environment, and keep the log as it is."""
-    for variable in VARIABLES:
-        monkeypatch.delenv(variable.name, raising=False)
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(log, "configure", lambda *_, **__: None)
 
 

@@ -44,9 +44,9 @@ async def crash(world: Harness) -> App:
     that died.
     """
     dead = world.app
-    parts = dead.parts
-    under_way = [*parts.submitter.in_flight.values(), *parts.poller.in_flight.values()]
-    under_way += [*parts.dispatcher._tasks]
+    worker = dead.worker
+    under_way = [*worker.submitter.in_flight.values(), *worker.poller.in_flight.values()]
+    under_way += [*worker.dispatcher._tasks]
     dead.database._queue.clear()
     dead.database._enqueue = _cancel_write  # type: ignore[method-assign]
     for task in under_way:

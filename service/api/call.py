@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -32,8 +31,13 @@ _STEP = re.compile(r"\.([^.\[]+)|\[([^\]]*)\]")
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
-class Worker(Protocol):
-    """What the API needs of the process's worker."""
+class Parts(Protocol):
+    """The parts of a started process that the API uses: its worker, and what that works with."""
+
+    context: Context
+    submitter: Submitter
+    poller: Poller
+    dispatcher: Dispatcher
 
     @property
     def is_alive(self) -> bool:
@@ -43,17 +47,6 @@ class Worker(Protocol):
     async def tick(self, seconds: float) -> Any:
         """Do due work for up to `seconds`; return what was done."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """The parts of a started process that the API uses."""
-
-    context: Context
-    submitter: Submitter
-    poller: Poller
-    dispatcher: Dispatcher
-    worker: Worker
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):

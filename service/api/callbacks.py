@@ -7,8 +7,8 @@ import msgspec
 
 from service.api.call import Answer, Call, listed
 from service.api.problem import not_found
+from service.model.attempt import joined_headers
 from service.model.clock import rfc3339
-from service.model.headers import joined_headers
 from service.model.ids import time_of
 from service.store import callbacks
 from service.store.database import Row

@@ -1,6 +1,7 @@
 """Generations: create, list, get or wait for one, its timeline, refresh."""
 
 import asyncio
+import contextlib
 
 from service.api.call import (
     MODEL_ID,
@@ -108,17 +109,11 @@ async def get(call: Call) -> Answer:
 async def _wait(call: Call, generation_id: str, seconds: float) -> Generation:
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + seconds
-    waiters = call.context.waiters
-    ended = waiters.add(generation_id)
-    try:
-        while not (generation := await _get(call)).is_terminal and loop.time() < ends_at:
-            try:
-                remaining = min(_RECHECK_SECONDS, ends_at - loop.time())
-                await asyncio.wait_for(ended.wait(), max(remaining, 0))
-            except TimeoutError:
-                continue
-    finally:
-        waiters.remove(generation_id, ended)
+    ended = call.context.waiters.setdefault(generation_id, asyncio.Event())
+    while not (generation := await _get(call)).is_terminal and loop.time() < ends_at:
+        with contextlib.suppress(TimeoutError):
+            remaining = min(_RECHECK_SECONDS, ends_at - loop.time())
+            await asyncio.wait_for(ended.wait(), max(remaining, 0))
     return generation
 
 

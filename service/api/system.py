@@ -23,7 +23,7 @@ async def readyz(call: Call) -> Answer:
     except StorageError as error:
         checks["database"] = f"The database does not answer: {error}."
         checks["schema"] = "The schema is not known."
-    if not call.parts.worker.is_alive:
+    if not call.parts.is_alive:
         checks["worker"] = "The worker has stopped."
     ready = all(check == "ok" for check in checks.values())
     content = {"status": "ready" if ready else "unready", "checks": checks}
@@ -33,10 +33,14 @@ async def readyz(call: Call) -> Answer:
 async def metrics_(call: Call) -> Answer:
     """GET /metrics, for Prometheus. Only the subscribers that wait longest have a label."""
     ages = await call.database.read(stats.oldest_undelivered)
-    metrics.owed_to.read = lambda: len(ages)
-    metrics.oldest.read = lambda: max(ages.values(), default=0.0)
-    oldest = heapq.nlargest(SUBSCRIBER_LABELS_MAX, ages.items(), key=itemgetter(1))
-    metrics.oldest_by_subscriber.values = dict(oldest)
+    longest = heapq.nlargest(SUBSCRIBER_LABELS_MAX, ages.items(), key=itemgetter(1))
+    dispatcher = call.parts.dispatcher
+    metrics.write_queue.set(call.database.queued)
+    metrics.in_flight.set(dispatcher.slots.in_use)
+    metrics.backlog.set(dispatcher.waiting())
+    metrics.owed_to.set(len(ages))
+    metrics.oldest.set(max(ages.values(), default=0.0))
+    metrics.oldest_by_subscriber.values = {(subscriber_id,): age for subscriber_id, age in longest}
     return Answer(body=metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -67,4 +71,4 @@ async def docs(_call: Call) -> Answer:
 async def tick(call: Call) -> Answer:
     """POST /v1/tick: do due work, for platforms without a running worker."""
     seconds = call.query_integer("seconds", TICK_SECONDS_DEFAULT, 1, TICK_SECONDS_MAX)
-    return Answer(content=await call.parts.worker.tick(seconds))
+    return Answer(content=await call.parts.tick(seconds))

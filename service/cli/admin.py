@@ -201,7 +201,7 @@ def _write(unit: Callable[..., Any], *arguments: object) -> Any:
 
     async def write() -> Any:
         async with _started(read_settings()) as app:
-            context = app.parts.context
+            context = app.worker.context
             return await context.database.write(unit, context, *arguments)
 
     log.configure("warning")

@@ -6,32 +6,25 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from service import __version__
 from service.cli.arguments import sentence
+from service.model.errors import CommandError, SettingsError, StorageError
 
-
-class Command(NamedTuple):
-    """The module in service.cli whose `add_NAME` adds a command's options, and a summary."""
-
-    module: str
-    summary: str
-
-
+# The module in service.cli whose `add_NAME` adds the options of the command NAME, and a summary.
 COMMANDS = {
-    "serve": Command("serve", "run the API, the receiver of callbacks and the worker"),
-    "work": Command("serve", "run the worker alone"),
-    "sandbox": Command("serve", "run a sandbox that behaves like API in One, on this machine"),
-    "demo": Command("demo", "show a callback, polling and a lost callback, on this machine alone"),
-    "migrate": Command("admin", "bring the database to the schema of this version"),
-    "tick": Command("admin", "do due work once, where no worker runs"),
-    "keys": Command("admin", "create, list and revoke API keys, in the database itself"),
-    "subscribers": Command("client", "manage the URLs that receive events"),
-    "generations": Command("client", "create generations and look at them"),
-    "listen": Command("listen", "print events as they come, and send them to a local URL"),
-    "replay": Command("replay", "send stored events to a subscriber again"),
-    "doctor": Command("doctor", "check settings, database, keys and clock"),
+    "serve": ("serve", "run the API, the receiver of callbacks and the worker"),
+    "work": ("serve", "run the worker alone"),
+    "sandbox": ("serve", "run a sandbox that behaves like API in One, on this machine"),
+    "demo": ("demo", "show a callback, polling and a lost callback, on this machine alone"),
+    "migrate": ("admin", "bring the database to the schema of this version"),
+    "tick": ("admin", "do due work once, where no worker runs"),
+    "keys": ("admin", "create, list and revoke API keys, in the database itself"),
+    "subscribers": ("client", "manage the URLs that receive events"),
+    "generations": ("client", "create generations and look at them"),
+    "listen": ("listen", "print events as they come, and send them to a local URL"),
+    "replay": ("replay", "send stored events to a subscriber again"),
+    "doctor": ("doctor", "check settings, database, keys and clock"),
 }
 
 
@@ -68,11 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.run is None:
         root.print_help()
         return 2
-    return _run(options)
-
-
-def _run(options: argparse.Namespace) -> int:
-    """Run the command; print an error that is meant for people as one sentence."""
     try:
         return int(options.run(options, echo))
     except KeyboardInterrupt:
@@ -80,23 +68,11 @@ def _run(options: argparse.Namespace) -> int:
     except BrokenPipeError:  # The reader of our output has closed it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:
-        status = _status(error)
-        if status is None:
-            raise
+    except (CommandError, SettingsError, StorageError) as error:
         if sys.stderr is not None:  # None where it was closed at the start.
             with contextlib.suppress(OSError):
                 print(f"genhook: {str(error).rstrip('.')}.", file=sys.stderr)
-        return status
-
-
-def _status(error: Exception) -> int | None:
-    """The exit status of an error that is meant for people; None for a fault of genhook."""
-    from service.model import errors
-
-    if isinstance(error, errors.SettingsError):
-        return 2
-    return 1 if isinstance(error, errors.CommandError | errors.StorageError) else None
+        return 2 if isinstance(error, SettingsError) else 1
 
 
 def echo(line: str) -> None:

@@ -6,12 +6,8 @@ What they run is imported once it is needed, so that help and wrong settings com
 import argparse
 import contextlib
 import gc
-from typing import TYPE_CHECKING
 
 from service.cli.arguments import Echo, check, define
-
-if TYPE_CHECKING:
-    from service.settings import Settings
 
 
 def add_serve(parser: argparse.ArgumentParser) -> None:
@@ -60,10 +56,12 @@ def speed(text: str) -> float:
 def serve(options: argparse.Namespace, echo: Echo) -> int:
     """Run the service until a signal ends it: 0, or 1 if its worker failed."""
     gc.disable()  # Until it serves: what a start allocates stays.
-    settings = settings_of(options)
-    _configure_log(settings)
+    from service.cli import environment
+
+    settings = environment.settings_of(options)
+    environment.configure_log(settings)
     from service.app import App
-    from service.cli import dev, server
+    from service.cli import server
 
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(server.bind(settings.host, settings.port))
@@ -71,18 +69,19 @@ def serve(options: argparse.Namespace, echo: Echo) -> int:
         if options.sandbox:
             sandbox_sock = stack.enter_context(server.bind("127.0.0.1", 0))
             sandbox_url = server.url_of(sandbox_sock)
-            settings = dev.with_sandbox(settings, url, sandbox_url)
+            settings = environment.with_sandbox(settings, url, sandbox_url)
         if options.dev:
-            echo(dev.banner(settings, url, sandbox_url))
+            echo(environment.banner(settings, url, sandbox_url))
         return server.run(server.serve(App(settings), sock, sandbox_sock))
 
 
 def work(_options: argparse.Namespace, _echo: Echo) -> int:
     """Run the worker alone until a signal ends it: 0, or 1 if it failed."""
+    from service.cli import environment
     from service.settings import read_settings
 
     settings = read_settings()
-    _configure_log(settings)
+    environment.configure_log(settings)
     from service.app import App
     from service.cli import server
 
@@ -100,36 +99,3 @@ def sandbox(options: argparse.Namespace, echo: Echo) -> int:
         echo(f"The sandbox of API in One is at {url}/api/v1. To see what it can do: curl {url}")
         server.run(server.sandbox(sock, options.api_key, options.speed))
     return 0
-
-
-def settings_of(options: argparse.Namespace) -> "Settings":
-    """The settings of the environment, with those of the command line before them."""
-    from service.cli import dev
-    from service.model.errors import SettingsError
-    from service.settings import read_settings
-
-    if options.sandbox and not options.dev:
-        raise SettingsError("--sandbox needs --dev: a sandbox is no upstream for production.")
-    overrides = {"host": options.host, "port": options.port}
-    return read_settings(
-        dev.environment() if options.dev else None,
-        **{name: value for name, value in overrides.items() if value is not None},
-    )
-
-
-def _configure_log(settings: "Settings") -> None:
-    """Start to log, first about settings that are unknown or missing."""
-    from service.settings import unknown_variables
-    from service.telemetry import log
-    from service.telemetry.redact import Redactor
-
-    redactor = Redactor(settings.secrets, settings.public_url)
-    log.configure(settings.log_level, stream="stdout", redactor=redactor)
-    for name in unknown_variables():
-        log.get().warning("settings.unknown", name=name, see="docs/settings.md")
-    for name, value in (
-        ("GENHOOK_UPSTREAM_API_KEY", settings.upstream_api_key),
-        ("GENHOOK_PUBLIC_URL", settings.public_url),
-    ):
-        if not value:
-            log.get().warning("settings.missing", name=name, see="docs/settings.md")

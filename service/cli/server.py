@@ -7,33 +7,41 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+import sys
+from collections.abc import AsyncIterator, Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
-import uvicorn
 import uvloop
 
 from service.model.errors import CommandError
 from service.telemetry import log
 
+# uvicorn imports its own command line, with click and multiprocessing, which takes a fifteenth of
+# the start: a module in which every name is None stands in for it meanwhile.
+_stand_in: Any = ModuleType("uvicorn.main")
+_stand_in.__getattr__ = lambda _name: None
+_uvicorn_main = sys.modules.setdefault("uvicorn.main", _stand_in)
+import uvicorn.config  # noqa: E402
+import uvicorn.server  # noqa: E402
+
+if _uvicorn_main is _stand_in:
+    del sys.modules["uvicorn.main"]
+
 if TYPE_CHECKING:
     from service.app import App
 
-T = TypeVar("T")
-
+run = uvloop.run
 KEEP_ALIVE_SECONDS = 30
 BACKLOG = 2_048
 
 _log = log.get()
 
 
-class Server(uvicorn.Server):
+class Server(uvicorn.server.Server):
     """A server that leaves signals to us: uvicorn would end the process by the signal it got."""
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture no signal."""
-        yield
+    capture_signals = contextlib.nullcontext  # type: ignore[assignment]
 
     def end(self) -> None:
         """Take no more connections, and end once the open ones have their answers."""
@@ -65,7 +73,7 @@ def new_server(
     app: Any, *, lifespan: Literal["on", "off"] = "on", shutdown_seconds: float = 1.0
 ) -> Server:
     """A server of the ASGI application; open requests get `shutdown_seconds` to end."""
-    config = uvicorn.Config(
+    config = uvicorn.config.Config(
         app,
         http="httptools",
         ws="none",
@@ -113,22 +121,23 @@ def _is_no_requested_fault(record: logging.LogRecord) -> bool:
 
 async def serve(app: "App", sock: socket.socket, sandbox_sock: socket.socket | None) -> int:
     """Run the service until a signal or a failed worker ends it; its exit status."""
+    settings = app.settings
     async with contextlib.AsyncExitStack() as stack:
         if sandbox_sock is not None:
-            key = app.settings.upstream_api_key
-            await stack.enter_async_context(running_sandbox(sandbox_sock, key))
+            sandbox = running_sandbox(sandbox_sock, settings.upstream_api_key)
+            await stack.enter_async_context(sandbox)
         await app.start()
         stack.push_async_callback(app.stop)
-        seconds = app.settings.shutdown_seconds
-        server = new_server(app, lifespan="off", shutdown_seconds=seconds)
-        on_signals(lambda: _end(server, app))
-        _when_worker_ends(app, server.end)
+        server = new_server(app, lifespan="off", shutdown_seconds=settings.shutdown_seconds)
+        # Side by side, so that `shutdown_seconds` pass only once.
+        on_signals(server.end, app.worker.stop)
+        app.worker.when_ended(server.end)  # The platform restarts it, and nothing is lost.
         _log.info("serving", url=url_of(sock))
         gc.freeze()  # What exists now lives as long as the process.
         gc.set_threshold(10_000, 20, 50)  # A request allocates much that is in no cycle.
         gc.enable()
         await server.serve(sockets=[sock])
-    return _status(app)
+    return int(app.worker.has_failed)
 
 
 async def work(app: "App") -> int:
@@ -136,10 +145,10 @@ async def work(app: "App") -> int:
     stopping = asyncio.Event()
     on_signals(stopping.set)
     await app.start(worker=True)
-    _when_worker_ends(app, stopping.set)
+    app.worker.when_ended(stopping.set)
     await stopping.wait()
     await app.stop()
-    return _status(app)
+    return int(app.worker.has_failed)
 
 
 async def sandbox(sock: socket.socket, api_key: str | None, speed: float) -> None:
@@ -151,35 +160,12 @@ async def sandbox(sock: socket.socket, api_key: str | None, speed: float) -> Non
         await stopping.wait()
 
 
-def _end(server: Server, app: "App") -> None:
-    """End open requests and the worker side by side: `shutdown_seconds` pass only once."""
-    server.end()
-    if app.worker is not None:
-        app.worker.stop()
+def on_signals(*actions: Callable[[], object]) -> None:
+    """Have SIGTERM and SIGINT take these actions on the running loop, and do nothing else."""
 
+    def act() -> None:
+        for action in actions:
+            action()
 
-def _when_worker_ends(app: "App", end: Callable[[], None]) -> None:
-    """Have a worker that fails end the process: the platform restarts it, and nothing is lost."""
-    if app.worker is not None and app.worker.task is not None:
-        app.worker.task.add_done_callback(lambda _task: end())
-
-
-def _status(app: "App") -> int:
-    task = app.worker and app.worker.task
-    if not task or not task.done() or task.cancelled() or task.exception() is None:
-        return 0
-    _log.error("worker.failed", exc_info=task.exception())
-    return 1
-
-
-def on_signals(action: Callable[[], object]) -> None:
-    """Have SIGTERM and SIGINT call `action` on the running loop, and do nothing else."""
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, action)
-
-
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run `main` to its end, on uvloop."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
+        asyncio.get_running_loop().add_signal_handler(number, act)

@@ -92,7 +92,7 @@ async def ask(
 
 
 def announce_exchange(
-    counter: metrics.Counter, exchange: generations.Exchange, **more: str
+    counter: metrics.Numbers, exchange: generations.Exchange, **more: str
 ) -> None:
     """Count and log a submission or a poll."""
     counter.add(1, exchange.outcome)
@@ -254,4 +254,6 @@ def _announce_end(context: Context, generation: Generation) -> None:
         status=generation.status,
         model=generation.model,
     )
-    context.waiters.wake(generation.id)
+    waiter = context.waiters.pop(generation.id, None)
+    if waiter is not None:
+        waiter.set()

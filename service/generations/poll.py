@@ -52,12 +52,13 @@ class Poller:
             self.start(generation)
         return len(due), self.budget.next_at(now) if len(due) == free else next_at
 
-    async def expire_due(self, now: int) -> tuple[int, int | None]:
-        """Time out generations past their deadline; return how many, and the next deadline."""
+    async def expire_due(self, now: int) -> int | None:
+        """Time out generations past their deadline; return the next deadline."""
         deadline_at = await self.context.database.read(generations.next_deadline)
         if deadline_at is None or deadline_at > now:
-            return 0, deadline_at
-        return await self.context.database.write(expire, self.context), now
+            return deadline_at
+        await self.context.database.write(expire, self.context)
+        return now
 
     def start(self, generation: Generation) -> asyncio.Task[None]:
         """Poll one generation now, or return its poll that is under way."""

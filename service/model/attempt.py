@@ -1,11 +1,11 @@
 """An attempt: one HTTP request of a delivery."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from service.model.clock import rfc3339
-from service.model.headers import joined_headers
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,3 +37,11 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
             "response_headers": joined_headers(self.response_headers),
             "response_body": self.response_body.decode("utf-8", "replace"),
         }
+
+
+def joined_headers(lines: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return headers as the API shows them: values of a repeated name are joined by commas."""
+    joined: dict[str, str] = {}
+    for name, value in lines:
+        joined[name] = f"{joined[name]}, {value}" if name in joined else value
+    return joined

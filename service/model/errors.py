@@ -1,11 +1,4 @@
-"""The exceptions of genhook (those of the API are in api/problem.py), and JSON pointers.
-
-Exception
-├── SettingsError      a setting is missing or wrong
-├── CommandError       a command of the command line failed
-└── StorageError       the database failed: nothing was stored
-    └── StorageBusyError    the queue in front of the database is full
-"""
+"""The exceptions of genhook (those of the API are in api/problem.py), and JSON pointers."""
 
 
 def json_pointer(*steps: str | int) -> str:

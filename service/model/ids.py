@@ -24,11 +24,16 @@ def new_id(prefix: str, now: int | None = None) -> str:
     """
     moment = clock.now_ms() if now is None else now
     with _lock:
-        ms, counter = _advance(moment)
+        if moment > _state["ms"]:
+            _state["ms"], _state["counter"] = moment, 0
+        elif _state["counter"] < 0xFFF:
+            _state["counter"] += 1
+        else:
+            _state["ms"], _state["counter"] = _state["ms"] + 1, 0
         if not _random:
             _random.extend(struct.unpack(f"{_RANDOM_COUNT}Q", os.urandom(8 * _RANDOM_COUNT)))
         tail = (_random.pop() & 0x3FFFFFFFFFFFFFFF) | 0x8000000000000000
-    return f"{prefix}_{ms:012x}7{counter:03x}{tail:016x}"
+        return f"{prefix}_{_state['ms']:012x}7{_state['counter']:03x}{tail:016x}"
 
 
 def first_id(prefix: str, at: int) -> str:
@@ -39,13 +44,3 @@ def first_id(prefix: str, at: int) -> str:
 def time_of(identifier: str) -> int:
     """Return the time in an id, in milliseconds since the epoch."""
     return int(identifier[-32:-20], 16)
-
-
-def _advance(moment: int) -> tuple[int, int]:
-    if moment > _state["ms"]:
-        _state["ms"], _state["counter"] = moment, 0
-    elif _state["counter"] < 0xFFF:
-        _state["counter"] += 1
-    else:
-        _state["ms"], _state["counter"] = _state["ms"] + 1, 0
-    return _state["ms"], _state["counter"]

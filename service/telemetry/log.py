@@ -11,17 +11,19 @@ import msgspec
 
 from service.model import clock
 from service.telemetry import metrics
-from service.telemetry.redact import REDACTED, SLASH, Redactor, redact
+from service.telemetry.redact import REDACTED, Redactor, redact
 from service.telemetry.writer import LineWriter
 
-# structlog imports rich where it is installed, which takes a tenth of a second: hide it meanwhile.
-_rich: Any = sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+# structlog imports these where they are installed, which takes a tenth of a second: hide them
+# meanwhile.
+_hidden: dict[str, Any] = {n: None for n in ("rich", "greenlet") if n not in sys.modules}
+sys.modules |= _hidden
 import structlog  # noqa: E402
 
-if _rich is None:
-    del sys.modules["rich"]
+for _name in _hidden:
+    del sys.modules[_name]
 
-__all__ = ["SLASH", "configure", "get", "redact", "request"]
+__all__ = ["configure", "get", "redact", "request"]
 
 DRAIN_SECONDS = 1.0
 _SECRET_FIELDS = frozenset({"authorization", "secret", "token", "key", "nonce", "callback_url"})

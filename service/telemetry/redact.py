@@ -3,6 +3,7 @@
 import re
 import urllib.parse
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -36,8 +37,7 @@ class Redactor:
     def __init__(self, secrets: Iterable[str] = (), public_url: str | None = None) -> None:
         forms = {form for secret in secrets if secret for form in _forms(secret)}
         self._forms = tuple(sorted(forms, key=lambda form: (-len(form), form)))
-        self._any_form = re.compile("|".join(map(re.escape, self._forms)) or r"(?!)")
-        self._callback_url = _callback_url(public_url)
+        self._base_url = public_url or ""
         self._harmless_length = min([CALLBACK_CHARACTERS_MIN, *map(len, forms)])
 
     def text(self, text: str) -> str:
@@ -52,14 +52,11 @@ class Redactor:
                 return _SHAPES.sub(lambda match: (match["path"] or "") + REDACTED, text)
         return text
 
-    def json(self, value: Any) -> Any:
+    def json(self, value: Any, depth: int = DEPTH_MAX) -> Any:
         """A copy of decoded JSON without the secrets, callback URLs and values of secret keys.
 
         What only looks like an API key stays: prompts and names of files may.
         """
-        return self._json(value, DEPTH_MAX)
-
-    def _json(self, value: Any, depth: int) -> Any:
         if isinstance(value, str):
             return self._string(value)
         if not isinstance(value, (dict, list)):  # Faster than a union.
@@ -67,9 +64,9 @@ class Redactor:
         if depth == 0:
             return REDACTED
         if isinstance(value, list):
-            return [self._json(item, depth - 1) for item in value]
+            return [self.json(item, depth - 1) for item in value]
         return {
-            self._string(key): REDACTED if _is_hidden(key, child) else self._json(child, depth - 1)
+            self._string(key): REDACTED if _is_hidden(key, child) else self.json(child, depth - 1)
             for key, child in value.items()
         }
 
@@ -78,6 +75,19 @@ class Redactor:
             return text
         text = self._without_secrets(text)
         return self._callback_url.sub(REDACTED, text) if "callbacks" in text else text
+
+    @cached_property
+    def _any_form(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self._forms)))
+
+    @cached_property
+    def _callback_url(self) -> re.Pattern[str]:
+        """Any callback URL, one of ours with its host; never the text before or after it."""
+        base = self._base_url
+        forms = {base, base.replace("/", "\\/"), urllib.parse.quote(base, safe="")}
+        host = "|".join(re.escape(form) for form in sorted(forms))
+        path = rf"{SLASH}callbacks{SLASH}[a-z]{{1,32}}{SLASH}[A-Za-z0-9._~%-]+"
+        return re.compile(f"(?:{host})?{path}")
 
     def _without_secrets(self, text: str) -> str:
         for form in self._forms:
@@ -89,14 +99,6 @@ class Redactor:
 def _forms(secret: str) -> tuple[str, ...]:
     in_json = msgspec.json.encode(secret).decode()[1:-1]
     return secret, urllib.parse.quote(secret, safe=""), secret.replace("/", "\\/"), in_json
-
-
-def _callback_url(public_url: str | None) -> re.Pattern[str]:
-    """Any callback URL, one of ours with its host; never the text before or after it."""
-    base = public_url or ""
-    forms = {base, base.replace("/", "\\/"), urllib.parse.quote(base, safe="")}
-    host = "|".join(re.escape(form) for form in sorted(forms))
-    return re.compile(rf"(?:{host})?{SLASH}callbacks{SLASH}[a-z]{{1,32}}{SLASH}[A-Za-z0-9._~%-]+")
 
 
 def _is_hidden(key: str, child: Any) -> bool:

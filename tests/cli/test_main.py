@@ -82,8 +82,8 @@ def test_help_imports_nothing_that_it_does_not_need(line: str) -> None:
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main([]) == 2
     text = " ".join(capsys.readouterr().out.split())
-    for name, command in main.COMMANDS.items():
-        assert f" {name} {command.summary}" in text
+    for name, (_, summary) in main.COMMANDS.items():
+        assert f" {name} {summary}" in text
 
 
 def test_without_a_command_help_is_printed_and_the_status_is_two(

@@ -23,7 +23,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from service.app import App
-from service.cli import dev, main, serve, server
+from service.cli import environment, main, server
 from service.model.errors import CommandError, SettingsError
 from service.settings import VARIABLES
 from service.telemetry import log
@@ -69,9 +69,8 @@ class Running:
 
 
 def start(folder: Path, *line: str, **environ: str) -> "subprocess.Popen[str]":
-    known = {variable.name for variable in VARIABLES}
     surroundings = os.environ.items()  # noqa: TID251  handed on to a process
-    kept = {name: value for name, value in surroundings if name not in known}
+    kept = {name: value for name, value in surroundings if name not in VARIABLES}
     return subprocess.Popen(  # noqa: S603  our own code
         [sys.executable, "-c", MAIN, *line],
         cwd=folder,
@@ -223,6 +222,15 @@ def test_the_worker_alone_ends_with_zero_on_a_signal(tmp_path: Path) -> None:
     assert (status, err) == (0, "")
 
 
+def test_a_server_needs_no_command_line_of_uvicorn_and_leaves_it_importable() -> None:
+    code = (
+        "import sys\nfrom service.cli import server\n"
+        "assert not {'click', 'uvicorn.main'} & {*sys.modules}\n"
+        "import uvicorn.main\nassert uvicorn.main.Server is uvicorn.server.Server"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603  our own code
+
+
 async def test_a_worker_that_fails_ends_the_service_with_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,7 +238,7 @@ async def test_a_worker_that_fails_ends_the_service_with_one(
         raise RuntimeError("no such luck")
 
     monkeypatch.setattr(Worker, "run", fail)
-    monkeypatch.setattr(server, "on_signals", lambda _: None)
+    monkeypatch.setattr(server, "on_signals", lambda *_: None)
     sock = server.bind("127.0.0.1", 0)
     assert await server.serve(App(settings(tmp_path)), sock, None) == 1
     assert await server.work(App(settings(tmp_path))) == 1
@@ -242,7 +250,7 @@ async def test_a_worker_that_fails_ends_the_service_with_one(
 def test_a_second_development_run_opens_what_the_first_sealed(tmp_path: Path) -> None:
     line = ("serve", "--dev", "--port", "0")
     with started(tmp_path, *line) as running:
-        key = dev.throwaway_keys(tmp_path / "genhook-dev.db-keys")["GENHOOK_ADMIN_KEY"]
+        key = environment.throwaway_keys(tmp_path / "genhook-dev.db-keys")["GENHOOK_ADMIN_KEY"]
         with running.client(key) as client:
             target = {"url": "http://127.0.0.1:9/"}
             subscriber = client.post("/v1/subscribers", json=target).json()
@@ -274,8 +282,8 @@ def options(**given: Any) -> argparse.Namespace:
 @pytest.fixture
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable of the surroundings, and a folder without databases."""
-    for variable in VARIABLES:
-        monkeypatch.delenv(variable.name, raising=False)
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
 
 
@@ -283,8 +291,8 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_options_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GENHOOK_SECRET_KEYS", SECRET_KEY)
     monkeypatch.setenv("PORT", "1234")
-    assert serve.settings_of(options()).port == 1234
-    changed = serve.settings_of(options(port=0, host="127.0.0.2"))
+    assert environment.settings_of(options()).port == 1234
+    changed = environment.settings_of(options(port=0, host="127.0.0.2"))
     assert (changed.port, changed.host) == (0, "127.0.0.2")
     assert changed.database_path == "genhook.db"
 
@@ -295,12 +303,12 @@ def test_the_environment_goes_before_the_defaults_of_development(
 ) -> None:
     monkeypatch.setenv("GENHOOK_ADMIN_KEY", ADMIN_KEY)
     monkeypatch.setenv("GENHOOK_ALLOW_NETWORKS", "10.0.0.0/8")
-    first = serve.settings_of(options(dev=True))
+    first = environment.settings_of(options(dev=True))
     assert first.admin_key == ADMIN_KEY
     assert [str(network) for network in first.allow_networks] == ["10.0.0.0/8"]
     assert first.database_path == "genhook-dev.db"
-    assert ADMIN_KEY not in dev.banner(first, "http://127.0.0.1:1", None)
-    again = serve.settings_of(options(dev=True))
+    assert ADMIN_KEY not in environment.banner(first, "http://127.0.0.1:1", None)
+    again = environment.settings_of(options(dev=True))
     assert again.secret_keys == first.secret_keys
 
 
@@ -310,21 +318,21 @@ def test_keys_from_the_environment_leave_no_file(
 ) -> None:
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
-    serve.settings_of(options(dev=True))
+    environment.settings_of(options(dev=True))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("alone")
 def test_a_sandbox_is_refused_without_dev() -> None:
     with pytest.raises(SettingsError, match="--sandbox needs --dev"):
-        serve.settings_of(options(sandbox=True))
+        environment.settings_of(options(sandbox=True))
 
 
 @pytest.mark.usefixtures("alone")
 def test_keys_that_cannot_be_stored_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GENHOOK_DATABASE_URL", "sqlite:////nowhere/genhook.db")
     with pytest.raises(CommandError, match="cannot keep throwaway keys in /nowhere"):
-        serve.settings_of(options(dev=True))
+        environment.settings_of(options(dev=True))
 
 
 @pytest.mark.parametrize(

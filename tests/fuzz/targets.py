@@ -187,7 +187,7 @@ SECRET = {
     "GENHOOK_UPSTREAM_API_KEY",
     "GENHOOK_UPSTREAM_SIGNATURE_SECRET",
 }
-NAMES = tuple(variable.name for variable in VARIABLES)
+NAMES = tuple(VARIABLES)
 
 
 def read_setting(data: bytes) -> None:

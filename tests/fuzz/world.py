@@ -118,7 +118,7 @@ class World:
 
     def revoked(self) -> str:
         """Return a token that is signed with the right key but has another nonce."""
-        tokens, now = self.harness.app.parts.context.tokens, self.harness.clock()
+        tokens, now = self.harness.app.worker.context.tokens, self.harness.clock()
         claim = tokens.read(self.token(), now)
         return tokens.mint(claim.generation_id, "bm9uY2Vub25jZW5vbmNlbm", claim.expires_at)
 

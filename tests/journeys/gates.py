@@ -73,7 +73,7 @@ async def take_over(world: Harness) -> Any:
 @asynccontextmanager
 async def attach_worker(world: Harness) -> AsyncIterator[Dispatcher]:
     """Attach the worker: committed deliveries reach the lanes in memory, with no loop running."""
-    worker, dispatcher = world.app.worker, world.app.parts.dispatcher
+    worker, dispatcher = world.app.worker, world.app.worker.dispatcher
     assert worker is not None
     assert worker.ownership.acquire()
     worker.attach()

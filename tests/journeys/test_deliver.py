@@ -232,7 +232,7 @@ async def test_while_storage_fails_the_slot_is_held_and_the_webhook_is_not_sent_
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE)
         await world.generate()
-        context, dispatcher = world.app.parts.context, world.app.parts.dispatcher
+        context, dispatcher = world.app.worker.context, world.app.worker.dispatcher
 
         def full(*_: object, **_options: object) -> Any:
             raise StorageError("the disk is full")

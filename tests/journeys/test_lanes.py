@@ -144,7 +144,7 @@ async def test_a_change_reaches_a_lane_that_is_reading_at_that_moment(
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE)
         database = world.app.database
-        vault, gate = world.app.parts.context.vault, Gate()
+        vault, gate = world.app.context.vault, Gate()
         old = await database.read(read_recipient, vault, subscriber["id"])
 
         async def slow(unit: Any, *args: Any) -> Any:

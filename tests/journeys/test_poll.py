@@ -419,7 +419,7 @@ async def test_a_poll_that_becomes_due_during_the_read_is_not_missed(
         await world.generate(POLLED)
         due_at = world.clock.now + 2_400
         monkeypatch.setattr(generations, "to_poll", slow_to_poll)
-        _, next_at = await world.app.parts.poller.run_due(world.clock.now)
+        _, next_at = await world.app.worker.poller.run_due(world.clock.now)
         assert next_at == due_at
 
 
@@ -435,8 +435,8 @@ async def test_a_poll_that_cannot_be_recorded_is_repeated(tmp_path: Path) -> Non
 
         world.upstream.poll_replies.append(answer_and_fill_the_queue)
         world.clock.advance(3)
-        await world.app.parts.poller.run_due(world.clock.now)
-        await world.app.parts.poller.settle()
+        await world.app.worker.poller.run_due(world.clock.now)
+        await world.app.worker.poller.settle()
         assert await status_of(world, generation["id"]) == "processing"
         database._queue_max = 10_000
         world.upstream.finish("task1")

@@ -256,7 +256,7 @@ async def test_a_crash_between_batches_repeats_nothing(
     async with opened(tmp_path) as world:
         subscriber = await many(world, 8)
         made = await started(world, subscriber, only="all")
-        count, next_at = await replay.run_due(world.app.parts.context, world.clock())
+        count, next_at = await replay.run_due(world.app.worker.context, world.clock())
         assert (count, next_at) == (3, START)
         old = await take_over(world)
         assert await seen(world, made) == ("running", 3, 8)
@@ -276,7 +276,7 @@ async def test_live_events_do_not_queue_behind_a_long_replay(
         path = f"/v1/subscribers/{subscriber['id']}"
         await world.client.patch(path, json={"max_in_flight": 1})
         made = await started(world, subscriber, only="all")
-        context = world.app.parts.context
+        context = world.app.worker.context
         for _ in range(5):
             await replay.run_due(context, world.clock())
         assert (await seen(world, made))[1] == 4  # The others wait until these were tried.
@@ -333,7 +333,7 @@ async def test_a_canceled_replay_makes_no_more_and_what_is_pending_is_canceled(
         live = await world.generate()
         queue_answers(world, *[500] * 9)
         made = await started(world, subscriber, only="all")
-        assert await replay.run_due(world.app.parts.context, world.clock()) == (3, START)
+        assert await replay.run_due(world.app.worker.context, world.clock()) == (3, START)
         for _ in range(2):
             canceled = await world.client.post(f"/v1/replays/{made['id']}/cancel")
             assert (canceled.status_code, canceled.json()["status"]) == (200, "canceled")
@@ -382,7 +382,7 @@ async def test_canceling_reaches_what_is_held_in_memory(tmp_path: Path) -> None:
         queue_answers(world, gate)
         made = await started(world, subscriber, only="all")
         async with attach_worker(world) as dispatcher:
-            await replay.run_due(world.app.parts.context, world.clock())
+            await replay.run_due(world.app.worker.context, world.clock())
             await gate.wait_for(1)
             await world.client.post(f"/v1/replays/{made['id']}/cancel")
             gate.is_open.set()
@@ -399,7 +399,7 @@ async def test_canceling_reaches_what_was_read_a_moment_before(
     async with opened(tmp_path) as world:
         subscriber = await many(world, 2)
         made = await started(world, subscriber, only="all")
-        context, gate = world.app.parts.context, Gate()
+        context, gate = world.app.worker.context, Gate()
         await replay.run_due(context, world.clock())
 
         async def slow(unit: Any, *args: Any) -> Any:

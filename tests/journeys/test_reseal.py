@@ -20,7 +20,7 @@ async def restart_with_keys(world: Harness, *keys: str) -> None:
 
 
 async def run_reseal(world: Harness) -> int:
-    return await reseal.run(world.app.database, world.app.parts.context.vault)
+    return await reseal.run(world.app.database, world.app.worker.context.vault)
 
 
 async def test_secrets_under_an_old_key_are_resealed_under_the_newest(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ async def test_secrets_under_an_old_key_are_resealed_under_the_newest(tmp_path: 
         assert answer["secret"] == subscriber["secret"]
         assert await world.get("/v1/signing-secret") == signing_secret
         [row] = await rows(world, "SELECT id, sealed_headers FROM subscribers")
-        vault = world.app.parts.context.vault
+        vault = world.app.worker.context.vault
         headers = signing_keys.unseal_headers(vault, row["sealed_headers"], row["id"])
         assert headers == {"x-token": "secret"}
 
@@ -47,7 +47,7 @@ async def test_secrets_that_were_not_resealed_do_not_open_without_the_old_key(
         subscriber = await world.subscribe()
         await restart_with_keys(world, NEW)
         [row] = await rows(world, "SELECT id, sealed_secrets FROM subscribers")
-        vault = world.app.parts.context.vault
+        vault = world.app.worker.context.vault
         with pytest.raises(VaultError):
             signing_keys.unseal(vault, row["sealed_secrets"], subscriber["id"])
         assert await run_reseal(world) == 0, "secrets that do not open are not changed"

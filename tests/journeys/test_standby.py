@@ -17,7 +17,7 @@ async def wait_until_working(world: Harness) -> None:
     worker = world.app.worker
     assert worker is not None
     assert worker.task is not None
-    while not (worker.is_working and worker.dispatcher.is_open):
+    while not (worker.ownership.is_held and worker.dispatcher.is_open):
         assert not worker.task.done(), worker.task.exception()
         await world.get("/v1/events")
 
@@ -41,7 +41,7 @@ async def test_a_worker_starts_once_its_lock_can_be_opened(
         assert worker is not None
         worker.start()
         await world.subscribe()
-        assert not worker.is_working
+        assert not worker.ownership.is_held
         assert worker.is_alive
         obstacle.rmdir()
         await wait_until_working(world)
@@ -85,10 +85,10 @@ async def test_a_second_worker_stands_by_until_the_first_one_stops(
         waiting.app.worker.start()
         for _ in range(20):
             await waiting.get("/v1/events")
-        assert not waiting.app.worker.is_working
+        assert not waiting.app.worker.ownership.is_held
         assert waiting.app.worker.is_alive
         await waiting.run()
-        assert not waiting.app.worker.is_working
+        assert not waiting.app.worker.ownership.is_held
         await stop_worker(working)
         await wait_until_working(waiting)
         await stop_worker(waiting)

@@ -371,7 +371,7 @@ async def test_an_answer_is_recorded_after_the_client_hung_up(tmp_path: Path) ->
         world.upstream.create_replies.append(delayed_answer.reply)
         creating = asyncio.create_task(create(world))
         await delayed_answer.requested.wait()
-        under_way = [*world.app.parts.submitter.in_flight.values()]
+        under_way = [*world.app.worker.submitter.in_flight.values()]
         creating.cancel()
         await asyncio.gather(creating, return_exceptions=True)
         delayed_answer.release()

@@ -1,13 +1,19 @@
-"""What `genhook serve --dev` adds: throwaway keys, a database of its own, a sandbox."""
+"""What `genhook serve` starts with: settings and a log; with `--dev` also keys and a sandbox."""
 
-import os
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-from service.model.errors import CommandError
-from service.settings import Settings
+from service.model.errors import CommandError, SettingsError
+from service.settings import (
+    ENVIRONMENT,
+    VARIABLES,
+    Settings,
+    read_settings,
+    unknown_variables,
+)
 
 DATABASE_URL = "sqlite:///genhook-dev.db"
 UPSTREAM_KEY = "aio_dev"
@@ -28,9 +34,34 @@ Try it from another terminal:
 """
 
 
-def environment() -> dict[str, str]:
+def settings_of(options: argparse.Namespace) -> Settings:
+    """The settings of the environment, with those of the command line before them."""
+    if options.sandbox and not options.dev:
+        raise SettingsError("--sandbox needs --dev: a sandbox is no upstream for production.")
+    overrides = {"host": options.host, "port": options.port}
+    return read_settings(
+        with_defaults() if options.dev else ENVIRONMENT,
+        **{name: value for name, value in overrides.items() if value is not None},
+    )
+
+
+def configure_log(settings: Settings) -> None:
+    """Start to log, first about settings that are unknown or missing."""
+    from service.telemetry import log
+    from service.telemetry.redact import Redactor
+
+    redactor = Redactor(settings.secrets, settings.public_url)
+    log.configure(settings.log_level, stream="stdout", redactor=redactor)
+    for name in unknown_variables():
+        log.get().warning("settings.unknown", name=name, see="docs/settings.md")
+    for name in ("GENHOOK_UPSTREAM_API_KEY", "GENHOOK_PUBLIC_URL"):
+        if not getattr(settings, VARIABLES[name]):
+            log.get().warning("settings.missing", name=name, see="docs/settings.md")
+
+
+def with_defaults() -> dict[str, str]:
     """The environment, with defaults for development beneath it."""
-    own = {name: value for name, value in os.environ.items() if value}  # noqa: TID251  see above
+    own = {name: value for name, value in ENVIRONMENT.items() if value}
     url = own.setdefault("GENHOOK_DATABASE_URL", DATABASE_URL)
     defaults = {
         "GENHOOK_ALLOW_HTTP": "true",
@@ -54,23 +85,19 @@ def throwaway_keys(path: Path) -> Mapping[str, str]:
     The database is encrypted under them, so the next run needs the same. CommandError if the
     file cannot be used.
     """
+    import secrets
+
     try:
         if not path.exists():
-            _create_keys(path)
+            path.touch(0o600, exist_ok=False)
+            path.write_text(
+                f"GENHOOK_SECRET_KEYS={secrets.token_urlsafe(32)}\n"
+                f"GENHOOK_ADMIN_KEY=ghk_{secrets.token_urlsafe(32)}\n"
+            )
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"cannot keep throwaway keys in {path}: {error}.") from error
     return dict(line.split("=", 1) for line in lines if "=" in line)
-
-
-def _create_keys(path: Path) -> None:
-    import secrets
-
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(
-            f"GENHOOK_SECRET_KEYS={secrets.token_urlsafe(32)}\n"
-            f"GENHOOK_ADMIN_KEY=ghk_{secrets.token_urlsafe(32)}\n"
-        )
 
 
 def with_sandbox(settings: Settings, url: str, sandbox_url: str) -> Settings:
@@ -85,7 +112,7 @@ def with_sandbox(settings: Settings, url: str, sandbox_url: str) -> Settings:
 
 def banner(settings: Settings, url: str, sandbox_url: str | None) -> str:
     """The URLs, and two commands to paste. A key from the environment is not printed."""
-    has_key = os.environ.get("GENHOOK_ADMIN_KEY")  # noqa: TID251  only whether it is set
+    has_key = ENVIRONMENT.get("GENHOOK_ADMIN_KEY")
     return _BANNER.format(
         url=url,
         sandbox=f"  sandbox  {sandbox_url}\n" if sandbox_url else "",
