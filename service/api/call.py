@@ -1,4 +1,4 @@
-"""An API call, what the process offers to answer it, and the answer."""
+"""An API call, what the process offers to answer it, and answers in JSON."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import msgspec
+from starlette.responses import Response
 
-from service.api.problem import PROBLEM_TYPE, FieldError, Problem, invalid
+from service.api.problem import PROBLEM_TYPE, FieldError, Problem
 from service.context import Context
 from service.delivery.dispatch import Dispatcher
 from service.generations.poll import Poller
@@ -19,12 +20,12 @@ from service.store.database import Database
 from service.store.pages import Page
 
 T = TypeVar("T")
+Answer = Response  # What operations return.
 LIMIT_DEFAULT, LIMIT_MAX = 50, 250
 PAGING = frozenset({"limit", "after", "order"})
 MODEL_ID = re.compile(r"[!-~]{1,128}")
 MODEL_ID_RULE = "must be 1 to 128 visible ASCII characters"
 
-_encode = msgspec.json.Encoder().encode
 # The messages of msgspec: "Expected `int`, got `str` - at `$.filter.models[0]`".
 _MESSAGE = re.compile(r"(?P<message>.*?)(?: - at `(?P<path>[^`]*)`)?", re.DOTALL)
 _FIELD = re.compile(r"Object (?:missing required|contains unknown) field `(?P<name>[^`]*)`")
@@ -38,11 +39,9 @@ class Worker(Protocol):
     @property
     def is_alive(self) -> bool:
         """True unless the worker should run in this process and does not."""
-        ...
 
     async def tick(self, seconds: float) -> Any:
         """Do due work for up to `seconds`; return what was done."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,28 +62,16 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     parts: Parts
+    context: Context
+    database: Database
     key: Key
+    tenant: str
     path: Mapping[str, str]
     query: Mapping[str, str]
     headers: Mapping[str, str]
     body: bytes
     request_id: str
     resource_id: str = ""
-
-    @property
-    def context(self) -> Context:
-        """The context of the process."""
-        return self.parts.context
-
-    @property
-    def database(self) -> Database:
-        """The database of the process."""
-        return self.parts.context.database
-
-    @property
-    def tenant(self) -> str:
-        """The tenant that the key belongs to."""
-        return self.key.tenant
 
     def decode(self, type_: type[T], *, empty: bytes = b"") -> T:
         """Decode the body, or `empty` if there is no body.
@@ -94,7 +81,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         try:
             return msgspec.json.decode(self.body or empty, type=type_)
         except msgspec.ValidationError as error:
-            raise invalid("The request has a wrong field.", _field_error(str(error))) from None
+            detail, errors = "The request has a wrong field.", [_field_error(str(error))]
+            raise Problem(422, "invalid_request", detail, errors) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Problem(400, "invalid_json", f"The body is not JSON: {error}") from None
 
@@ -147,42 +135,26 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         return text
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to a call: `content` as JSON, or the bytes of `body`."""
-
-    status: int = 200
-    content: Any = None
-    body: bytes | None = None
-    media_type: str = "application/json"
-    headers: Mapping[str, str] = {}
-
-    def encoded(self) -> bytes:
-        """Return the bytes of the body."""
-        return _encode(self.content) if self.body is None else self.body
+def answer(content: Any, status: int = 200) -> Answer:
+    """Return an answer in JSON."""
+    return Answer(msgspec.json.encode(content), status, media_type="application/json")
 
 
-NO_CONTENT = Answer(status=204, body=b"")
-
-
-def problem_answer(problem: Problem, request_id: str) -> Answer:
-    """Return the answer that a problem stands for."""
-    return Answer(
-        status=problem.status,
-        content=problem.document(request_id),
-        media_type=PROBLEM_TYPE,
-        headers=problem.headers,
-    )
-
-
-def listed(views: Sequence[Any], after: str | None) -> Answer:
+def answer_list(views: Sequence[Any], after: str | None = None) -> Answer:
     """Return a page of a list, and the cursor of the next one."""
-    return Answer(content={"data": views, "next": after})
+    return answer({"data": views, "next": after})
+
+
+def answer_problem(problem: Problem, request_id: str) -> Answer:
+    """Return the answer that a problem stands for."""
+    body = msgspec.json.encode(problem.document(request_id))
+    return Answer(body, problem.status, problem.headers, PROBLEM_TYPE)
 
 
 def bad_query(name: str, message: str) -> Problem:
     """400: a query parameter is wrong or unknown."""
     error = FieldError(f"?{name}", message)
-    return Problem(400, "invalid_query", f"The query parameter {name} {message}.", errors=(error,))
+    return Problem(400, "invalid_query", f"The query parameter {name} {message}.", (error,))
 
 
 def is_id(text: str, prefix: str) -> bool:

@@ -34,7 +34,7 @@ def check_url(context: Context, url: str, at: str) -> None:
     """Problem 422 if webhooks can never be delivered to `url`; `at` is its JSON pointer."""
     policy = egress.Policy(context.settings.allow_http, context.settings.allow_networks)
     if reason := egress.refuse_url(url, policy):
-        raise Problem(422, "address_refused", reason, errors=(FieldError(at, reason),))
+        raise Problem(422, "address_refused", reason, [FieldError(at, reason)])
 
 
 def metadata_errors(metadata: Mapping[str, str], *at: str) -> list[FieldError]:

@@ -1,6 +1,6 @@
 """Deliveries: list them, get one with its attempts, retry one."""
 
-from service.api.call import Answer, Call, listed
+from service.api.call import Answer, Call, answer, answer_list
 from service.api.problem import Problem, not_found, subscriber_disabled
 from service.model.attempt import Attempt
 from service.model.delivery import Delivery
@@ -18,13 +18,13 @@ async def list_(call: Call) -> Answer:
     rows, after = await call.database.read(
         deliveries.list_page, call.page("dlv"), call.tenant, only
     )
-    return listed([deliveries.from_row(row).view() for row in rows], after)
+    return answer_list([deliveries.from_row(row).view() for row in rows], after)
 
 
 async def get(call: Call) -> Answer:
     """GET /v1/deliveries/{id}: with its attempts."""
     delivery, attempts = await call.database.read(_get_with_attempts, call)
-    return Answer(content={**delivery.view(), "attempts": [a.view() for a in attempts]})
+    return answer({**delivery.view(), "attempts": [a.view() for a in attempts]})
 
 
 async def _get_with_attempts(tx: Transaction, call: Call) -> tuple[Delivery, list[Attempt]]:
@@ -42,7 +42,7 @@ async def _get(tx: Transaction, call: Call) -> Delivery:
 async def retry(call: Call) -> Answer:
     """POST /v1/deliveries/{id}/retry: one more attempt now, also of a dead delivery."""
     delivery = await call.database.write(_retry, call)
-    return Answer(status=202, content=delivery.view())
+    return answer(delivery.view(), 202)
 
 
 async def _retry(tx: Transaction, call: Call) -> Delivery:

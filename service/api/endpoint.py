@@ -8,12 +8,11 @@ from urllib.parse import parse_qsl
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 
 from service.api import idempotency
 from service.api.asgi import App, BodyTooLargeError, DisconnectedError, RequestIds, read_body
-from service.api.call import Answer, Call, Parts, bad_query, problem_answer
+from service.api.call import Answer, Call, Parts, answer_problem, bad_query
 from service.api.problem import Problem, internal_error, unavailable
 from service.api.routes import OPERATIONS, Operation
 from service.context import Context
@@ -45,39 +44,34 @@ def build(parts: Parts) -> App:
     return RequestIds(app, parts.context.clock)
 
 
-async def _not_found(_request: Request) -> Response:
+async def _not_found(_request: Request) -> Answer:
     raise HTTPException(404)
 
 
-async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Request) -> Response:
+async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Request) -> Answer:
     operation = by_method["GET" if request.method == "HEAD" else request.method]
     key = await _authenticate(operation, parts, request)
-    query = _query(operation, request)
     call = Call(
         parts=parts,
+        context=parts.context,
+        database=parts.context.database,
         key=key,
+        tenant=key.tenant,
         path=request.path_params,
-        query=query,
+        query=_query(operation, request),
         headers=request.headers,
         body=await _body(operation, parts, request),
         request_id=request.state.request_id,
     )
     if operation.creates:
-        name = f"{operation.method} {operation.path}"
-        return _response(await idempotency.once(call, name, operation.creates, operation.run))
-    return _response(await operation.run(call))
+        return await idempotency.once(call, operation)
+    return await operation.run(call)
 
 
-def _response(answer: Answer) -> Response:
-    if answer.status == 204:
-        return Response(status_code=204, headers=dict(answer.headers))
-    return Response(answer.encoded(), answer.status, dict(answer.headers), answer.media_type)
-
-
-async def _refuse(request: Request, error: Exception) -> Response:
+async def _refuse(request: Request, error: Exception) -> Answer:
     """Answer an error with a problem."""
     problem = _problem(error, request.scope["path"])  # `request.url` fails on a bad query.
-    return _response(problem_answer(problem, request.state.request_id))
+    return answer_problem(problem, request.state.request_id)
 
 
 def _problem(error: Exception, path: str) -> Problem:
@@ -99,8 +93,8 @@ def _problem(error: Exception, path: str) -> Problem:
     return internal_error()
 
 
-async def _hang_up(_request: Request, _error: Exception) -> Response:
-    return Response(status_code=499)  # For the metric, as nginx counts hang-ups; nobody reads it.
+async def _hang_up(_request: Request, _error: Exception) -> Answer:
+    return Answer(status_code=499)  # For the metric, as nginx counts hang-ups; nobody reads it.
 
 
 _EXCEPTION_HANDLERS = {

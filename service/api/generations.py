@@ -7,12 +7,13 @@ from service.api.call import (
     MODEL_ID_RULE,
     Answer,
     Call,
+    answer,
+    answer_list,
+    answer_problem,
     bad_query,
-    listed,
-    problem_answer,
 )
 from service.api.checks import check_url, metadata_errors
-from service.api.problem import FieldError, Problem, invalid, not_found
+from service.api.problem import FieldError, Problem, not_found, refuse_fields
 from service.api.timeline import timeline
 from service.generations import submit
 from service.generations.submit import NewGeneration
@@ -35,8 +36,7 @@ _REFUSALS = {  # A refused upstream key is genhook's fault; lack of credits stay
 async def create(call: Call) -> Answer:
     """POST /v1/generations: 202 with the generation, stored and submitted."""
     new = call.decode(NewGeneration)
-    if errors := _errors(call, new):
-        raise invalid("The request has wrong fields.", *errors)
+    refuse_fields("The request has wrong fields.", _errors(call, new))
     context = call.context
     if new.notify_url is not None:
         check_url(context, new.notify_url, "/notify_url")
@@ -46,8 +46,8 @@ async def create(call: Call) -> Answer:
         generation = submitted.generation
         if submitted.refusal is not None:
             # Not raised: the generation exists, so this answer is kept for Idempotency-Key.
-            return problem_answer(_problem(generation, submitted.refusal), call.request_id)
-    return Answer(status=202, content=generation.view())
+            return answer_problem(_problem(generation, submitted.refusal), call.request_id)
+    return answer(generation.view(), 202)
 
 
 async def _get_or_accept(
@@ -104,7 +104,7 @@ async def get(call: Call) -> Answer:
     generation = await _get(call)
     if wait_seconds and not generation.is_terminal:
         generation = await _wait(call, generation.id, wait_seconds)
-    return Answer(content=generation.view())
+    return answer(generation.view())
 
 
 async def _wait(call: Call, generation_id: str, seconds: float) -> Generation:
@@ -136,7 +136,7 @@ async def list_(call: Call) -> Answer:
     rows, after = await call.database.read(
         generations.list_page, call.page("gen"), call.tenant, only
     )
-    return listed([generations.from_row(row).view() for row in rows], after)
+    return answer_list([generations.from_row(row).view() for row in rows], after)
 
 
 def _query_metadata(call: Call) -> dict[str, str]:
@@ -151,17 +151,17 @@ async def get_timeline(call: Call) -> Answer:
     """GET /v1/generations/{id}/timeline."""
     generation = await _get(call)
     entries = await call.database.read(timeline, generation)
-    return Answer(content={"data": entries, "next": None})
+    return answer_list(entries)
 
 
 async def refresh(call: Call) -> Answer:
     """POST /v1/generations/{id}/refresh: ask upstream now, at most once a second."""
     generation = await _get(call)
     if generation.status in ("succeeded", "failed"):
-        return Answer(content=generation.view())
+        return answer(generation.view())
     poller, polled_at = call.parts.poller, generation.last_poll_at
     may_ask = polled_at is None or call.context.clock() - polled_at >= SECOND
     if generation.id in poller.in_flight or may_ask:
         await asyncio.shield(poller.start(generation))
         generation = await _get(call)
-    return Answer(content=generation.view())
+    return answer(generation.view())

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 import msgspec
 
 from service.api import subscribers
-from service.api.call import Answer, Call, is_id, listed
+from service.api.call import Answer, Call, answer, answer_list, is_id
 from service.api.checks import Rate, type_errors
-from service.api.problem import FieldError, Problem, invalid, not_found, subscriber_disabled
+from service.api.problem import FieldError, Problem, not_found, refuse_fields, subscriber_disabled
 from service.delivery import replay as replaying
 from service.model.clock import parse_rfc3339
 from service.model.replay import Replay
@@ -59,7 +59,7 @@ async def create(call: Call) -> Answer:
     if started == "replay_running":
         detail = "A replay to this subscriber is running; wait for it or cancel it."
         raise Problem(409, "conflict", detail)
-    return Answer(status=202, content=started.view())
+    return answer(started.view(), 202)
 
 
 def _check(new: New) -> tuple[int, int]:
@@ -75,8 +75,7 @@ def _check(new: New) -> tuple[int, int]:
             errors.append(FieldError(f"/{name}", "must be an RFC 3339 time"))
     if len(times) == 2 and times[0] >= times[1]:
         errors.append(FieldError("/until", "must be after since"))
-    if errors:
-        raise invalid("The replay has wrong fields.", *errors)
+    refuse_fields("The replay has wrong fields.", errors)
     return times[0], times[1]
 
 
@@ -90,7 +89,7 @@ async def _get(tx: Transaction, call: Call) -> Replay:
 async def get(call: Call) -> Answer:
     """GET /v1/replays/{id}."""
     replay = await call.database.read(_get, call)
-    return Answer(content=replay.view())
+    return answer(replay.view())
 
 
 async def list_(call: Call) -> Answer:
@@ -98,13 +97,13 @@ async def list_(call: Call) -> Answer:
     rows, after = await call.database.read(
         pages.read, pages.of_tenant("replays"), call.page("rpl"), {"tenant": call.tenant}
     )
-    return listed([replays.from_row(row).view() for row in rows], after)
+    return answer_list([replays.from_row(row).view() for row in rows], after)
 
 
 async def cancel(call: Call) -> Answer:
     """POST /v1/replays/{id}/cancel: canceling twice is like once; 409 if it is done."""
     replay = await call.database.write(_cancel, call)
-    return Answer(content=replay.view())
+    return answer(replay.view())
 
 
 async def _cancel(tx: Transaction, call: Call) -> Replay:

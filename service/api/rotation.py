@@ -6,7 +6,7 @@ import msgspec
 
 from service.api.call import Call
 from service.api.checks import secret_errors
-from service.api.problem import invalid
+from service.api.problem import refuse_fields
 from service.delivery import signing
 from service.delivery.signing_keys import Secrets
 from service.model.clock import rfc3339
@@ -30,8 +30,7 @@ def read_rotation(call: Call) -> tuple[str, int]:
     rotation = call.decode(Rotation, empty=b"{}")
     if rotation.secret is None:
         return signing.new_secret(call.context.random_bytes), rotation.overlap_seconds
-    if errors := secret_errors(rotation.secret):
-        raise invalid("The secret cannot be used.", *errors)
+    refuse_fields("The secret cannot be used.", secret_errors(rotation.secret))
     return rotation.secret, rotation.overlap_seconds
 
 

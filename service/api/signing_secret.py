@@ -1,6 +1,6 @@
 """The tenant's own signing secret, which signs webhooks to `notify_url`s."""
 
-from service.api.call import Answer, Call
+from service.api.call import Answer, Call, answer
 from service.api.rotation import read_rotation, secrets_view
 from service.delivery import signing_keys
 from service.delivery.signing_keys import Secrets
@@ -15,14 +15,14 @@ async def get(call: Call) -> Answer:
     if sealed is None:
         sealed = await call.database.write(ensure, call.context, call.tenant)
     secrets = signing_keys.unseal(call.context.vault, sealed, call.tenant)
-    return Answer(content=secrets_view(secrets, call.context.clock()))
+    return answer(secrets_view(secrets, call.context.clock()))
 
 
 async def rotate(call: Call) -> Answer:
     """POST /v1/signing-secret/rotate: the old secret signs until the overlap ends."""
     secret, overlap_seconds = read_rotation(call)
     secrets = await call.database.write(_rotate, call, secret, overlap_seconds)
-    return Answer(content=secrets_view(secrets, call.context.clock()))
+    return answer(secrets_view(secrets, call.context.clock()))
 
 
 async def _rotate(tx: Transaction, call: Call, secret: str, overlap_seconds: int) -> Secrets:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from service.api.call import NO_CONTENT, Answer, Call, listed
+from service.api.call import Answer, Call, answer, answer_list
 from service.api.checks import (
     NO_NUL,
     REDACTED,
@@ -17,7 +17,7 @@ from service.api.checks import (
     secret_errors,
     type_errors,
 )
-from service.api.problem import FieldError, Problem, invalid, not_found
+from service.api.problem import FieldError, Problem, not_found, refuse_fields
 from service.api.rotation import read_rotation, secrets_view
 from service.delivery import health, signing_keys
 from service.delivery.attempt import send_test
@@ -92,7 +92,7 @@ async def create(call: Call) -> Answer:
         updated_at=now,
     )
     await context.database.write(_insert, subscriber)
-    return Answer(status=201, content={**subscriber.view(), "secret": secrets.current})
+    return answer({**subscriber.view(), "secret": secrets.current}, 201)
 
 
 async def _insert(tx: Transaction, new: Subscriber) -> None:
@@ -115,8 +115,7 @@ def _check(call: Call, body: New | Update) -> None:
     if isinstance(body, New):
         errors += redacted_errors(body.headers, stored={})
         errors += [] if body.secret is None else secret_errors(body.secret)
-    if errors:
-        raise invalid("The subscriber has wrong fields.", *errors)
+    refuse_fields("The subscriber has wrong fields.", errors)
     if isinstance(body.url, str):
         check_url(call.context, body.url, "/url")
 
@@ -142,7 +141,7 @@ async def _get(call: Call) -> Subscriber:
 
 async def get(call: Call) -> Answer:
     """GET /v1/subscribers/{id}."""
-    return Answer(content=(await _get(call)).view())
+    return answer((await _get(call)).view())
 
 
 async def list_(call: Call) -> Answer:
@@ -150,7 +149,7 @@ async def list_(call: Call) -> Answer:
     rows, after = await call.database.read(
         pages.read, subscribers.LIST_SOURCE, call.page("sub"), {"tenant": call.tenant}
     )
-    return listed([subscribers.from_row(row).view() for row in rows], after)
+    return answer_list([subscribers.from_row(row).view() for row in rows], after)
 
 
 async def update(call: Call) -> Answer:
@@ -158,7 +157,7 @@ async def update(call: Call) -> Answer:
     body = call.decode(Update)
     _check(call, body)
     subscriber = await call.database.write(_update, call, body)
-    return Answer(content=subscriber.view())
+    return answer(subscriber.view())
 
 
 async def _update(tx: Transaction, call: Call, body: Update) -> Subscriber:
@@ -181,8 +180,7 @@ def _seal_headers(call: Call, old: Subscriber, headers: Mapping[str, str]) -> by
     vault = call.context.vault
     opened = signing_keys.unseal_headers(vault, old.sealed_headers, old.id)
     stored = {name.lower(): value for name, value in opened.items()}
-    if errors := redacted_errors(headers, stored):
-        raise invalid("A header has no value.", *errors)
+    refuse_fields("A header has no value.", redacted_errors(headers, stored))
     values = {n: stored[n.lower()] if v == REDACTED else v for n, v in headers.items()}
     return signing_keys.seal_headers(vault, values, old.id)
 
@@ -197,7 +195,7 @@ def _status_changes(old: Subscriber, status: str) -> dict[str, Any]:
 async def delete(call: Call) -> Answer:
     """DELETE /v1/subscribers/{id}: its pending deliveries are canceled."""
     await call.database.write(_delete, call)
-    return NO_CONTENT
+    return Answer(status_code=204)
 
 
 async def _delete(tx: Transaction, call: Call) -> None:
@@ -210,14 +208,14 @@ async def _delete(tx: Transaction, call: Call) -> None:
 async def get_secret(call: Call) -> Answer:
     """GET /v1/subscribers/{id}/secret."""
     secrets = _unseal(call, await _get(call))
-    return Answer(content=secrets_view(secrets, call.context.clock()))
+    return answer(secrets_view(secrets, call.context.clock()))
 
 
 async def rotate_secret(call: Call) -> Answer:
     """POST /v1/subscribers/{id}/rotate-secret: the old secret signs until the overlap ends."""
     secret, overlap_seconds = read_rotation(call)
     secrets = await call.database.write(_rotate, call, secret, overlap_seconds)
-    return Answer(content=secrets_view(secrets, call.context.clock()))
+    return answer(secrets_view(secrets, call.context.clock()))
 
 
 async def _rotate(tx: Transaction, call: Call, secret: str, overlap_seconds: int) -> Secrets:
@@ -245,7 +243,7 @@ async def get_stats(call: Call) -> Answer:
         "latency_ms": {"hour": statistics.hour, "day": statistics.day},
         "oldest_undelivered_seconds": statistics.oldest_undelivered_seconds,
     }
-    return Answer(content=content)
+    return answer(content)
 
 
 async def test(call: Call) -> Answer:
@@ -254,7 +252,7 @@ async def test(call: Call) -> Answer:
     event = await call.database.write(_ping, subscriber)
     sender = call.parts.dispatcher.sender
     attempt, request = await send_test(call.context, sender, subscriber, event)
-    return Answer(content={"attempt": attempt.view(), "request": request})
+    return answer({"attempt": attempt.view(), "request": request})
 
 
 async def _ping(tx: Transaction, subscriber: Subscriber) -> Event:

@@ -4,7 +4,7 @@ import asyncio
 from importlib.resources import files
 from pathlib import Path
 
-from service.api.call import Answer, Call
+from service.api.call import Answer, Call, answer
 from service.model.errors import StorageError
 from service.store import stats
 from service.telemetry import metrics
@@ -25,7 +25,7 @@ async def readyz(call: Call) -> Answer:
         checks["worker"] = "The worker has stopped."
     ready = all(check == "ok" for check in checks.values())
     content = {"status": "ready" if ready else "unready", "checks": checks}
-    return Answer(status=200 if ready else 503, content=content)
+    return answer(content, 200 if ready else 503)
 
 
 async def metrics_(call: Call) -> Answer:
@@ -34,7 +34,7 @@ async def metrics_(call: Call) -> Answer:
     metrics.owed_to.read = lambda: len(ages)
     metrics.oldest.read = lambda: max(ages.values(), default=0.0)
     metrics.oldest_by_subscriber.values = dict(stats.longest_waiting(ages, SUBSCRIBER_LABELS_MAX))
-    return Answer(body=metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Answer(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def document() -> bytes:
@@ -45,7 +45,7 @@ def document() -> bytes:
 
 async def openapi(_call: Call) -> Answer:
     """GET /openapi.yaml."""
-    return Answer(body=document(), media_type="application/yaml")
+    return Answer(document(), media_type="application/yaml")
 
 
 async def docs(_call: Call) -> Answer:
@@ -58,10 +58,10 @@ async def docs(_call: Call) -> Answer:
     )
     headers = {"content-security-policy": policy, "x-content-type-options": "nosniff"}
     body = await asyncio.to_thread(page.render, document())
-    return Answer(body=body, media_type="text/html; charset=utf-8", headers=headers)
+    return Answer(body, 200, headers, "text/html; charset=utf-8")
 
 
 async def tick(call: Call) -> Answer:
     """POST /v1/tick: do due work, for platforms without a running worker."""
     seconds = call.query_integer("seconds", TICK_SECONDS_DEFAULT, 1, TICK_SECONDS_MAX)
-    return Answer(content=await call.parts.worker.tick(seconds))
+    return answer(await call.parts.worker.tick(seconds))

@@ -3,7 +3,7 @@
 import re
 from datetime import date
 
-from service.api.call import Answer, Call, bad_query
+from service.api.call import Answer, Call, answer_list, bad_query
 from service.model.clock import rfc3339
 from service.store import generations
 
@@ -17,7 +17,7 @@ async def get(call: Call) -> Answer:
     rows = await call.database.read(
         generations.usage, call.tenant, since.isoformat(), until.isoformat(), call.query_model()
     )
-    return Answer(content={"data": [dict(row) for row in rows], "next": None})
+    return answer_list([dict(row) for row in rows])
 
 
 def _span(call: Call) -> tuple[date, date]:
