@@ -111,10 +111,11 @@ def redacted_errors(headers: Mapping[str, str], stored: Mapping[str, str]) -> li
     ]
 
 
-def secret_errors(secret: str) -> list[FieldError]:
-    """Return what is wrong with a signing secret."""
+def secret_errors(secret: str | None) -> list[FieldError]:
+    """Return what is wrong with a signing secret; None is none."""
     try:
-        signing.decode_secret(secret)
+        if secret is not None:
+            signing.decode_secret(secret)
     except ValueError as error:
         return [FieldError("/secret", str(error))]
     return []

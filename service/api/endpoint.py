@@ -3,6 +3,8 @@
 import hmac
 from collections.abc import Mapping
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from urllib.parse import parse_qsl
 
 from starlette.applications import Starlette
@@ -11,7 +13,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from service.api import idempotency
-from service.api.asgi import App, BodyTooLargeError, DisconnectedError, RequestIds, read_body
+from service.api.asgi import App, BodyTooLargeError, DisconnectedError, read_body, with_request_ids
 from service.api.call import Answer, Call, Parts, answer_problem, bad_query
 from service.api.problem import Problem, internal_error, unavailable
 from service.api.routes import OPERATIONS, Operation
@@ -31,17 +33,13 @@ ANSWERED_IN_FRONT = (("/callbacks/{upstream}/{token}", "POST"), ("/healthz", "GE
 
 def build(parts: Parts) -> App:
     """Build the API as an ASGI application."""
-    operations: dict[str, dict[str, Operation]] = {}
-    for operation in OPERATIONS:
-        operations.setdefault(operation.path, {})[operation.method] = operation
-    routes = [
-        Route(path, partial(_serve, parts, by_method), methods=list(by_method))
-        for path, by_method in operations.items()
-    ]
-    routes += [Route(path, _not_found, methods=[method]) for path, method in ANSWERED_IN_FRONT]
+    routes = [Route(path, _not_found, methods=[method]) for path, method in ANSWERED_IN_FRONT]
+    for path, operations in groupby(OPERATIONS, key=attrgetter("path")):
+        by_method = {operation.method: operation for operation in operations}
+        routes.append(Route(path, partial(_serve, parts, by_method), methods=list(by_method)))
     app = Starlette(routes=routes, exception_handlers=_EXCEPTION_HANDLERS)
     app.router.redirect_slashes = False  # A redirected POST loses its body with many clients.
-    return RequestIds(app, parts.context.clock)
+    return with_request_ids(app, parts.context.clock)
 
 
 async def _not_found(_request: Request) -> Answer:
@@ -126,13 +124,11 @@ async def _authenticate(operation: Operation, parts: Parts, request: Request) ->
 
 def _scope(operation: Operation, settings: Settings) -> Scope | None:
     """Return the scope that the operation requires; None if it requires no key."""
-    if operation.scope != "open":
-        return operation.scope
-    if operation.path == "/metrics":
-        return None if settings.open_metrics else "admin"
-    if operation.path in ("/docs", "/openapi.yaml"):
-        return None if settings.open_docs else "read"
-    return None
+    if operation.path == "/metrics" and not settings.open_metrics:
+        return "admin"
+    if operation.path in ("/docs", "/openapi.yaml") and not settings.open_docs:
+        return "read"
+    return None if operation.scope == "open" else operation.scope
 
 
 async def _find_key(context: Context, secret: str) -> Key | None:

@@ -18,7 +18,7 @@ from service.api.checks import (
     type_errors,
 )
 from service.api.problem import FieldError, Problem, not_found, refuse_fields
-from service.api.rotation import read_rotation, secrets_view
+from service.api.signing_secret import answer_rotation, answer_secrets
 from service.delivery import health, signing_keys
 from service.delivery.attempt import send_test
 from service.delivery.retry import DEFAULT_RETRY_SECONDS
@@ -207,15 +207,12 @@ async def _delete(tx: Transaction, call: Call) -> None:
 
 async def get_secret(call: Call) -> Answer:
     """GET /v1/subscribers/{id}/secret."""
-    secrets = _unseal(call, await _get(call))
-    return answer(secrets_view(secrets, call.context.clock()))
+    return answer_secrets(call, _unseal(call, await _get(call)))
 
 
 async def rotate_secret(call: Call) -> Answer:
     """POST /v1/subscribers/{id}/rotate-secret: the old secret signs until the overlap ends."""
-    secret, overlap_seconds = read_rotation(call)
-    secrets = await call.database.write(_rotate, call, secret, overlap_seconds)
-    return answer(secrets_view(secrets, call.context.clock()))
+    return await answer_rotation(call, _rotate)
 
 
 async def _rotate(tx: Transaction, call: Call, secret: str, overlap_seconds: int) -> Secrets:

@@ -1,8 +1,4 @@
-"""Operations: readiness, metrics, the OpenAPI document and its page, ticks."""
-
-import asyncio
-from importlib.resources import files
-from pathlib import Path
+"""Operations: readiness, metrics, ticks."""
 
 from service.api.call import Answer, Call, answer
 from service.model.errors import StorageError
@@ -35,30 +31,6 @@ async def metrics_(call: Call) -> Answer:
     metrics.oldest.read = lambda: max(ages.values(), default=0.0)
     metrics.oldest_by_subscriber.values = dict(stats.longest_waiting(ages, SUBSCRIBER_LABELS_MAX))
     return Answer(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def document() -> bytes:
-    """Read openapi.yaml, from the package or the checkout."""
-    packaged = Path(str(files("service"))) / "openapi.yaml"
-    return (packaged if packaged.exists() else packaged.parents[1] / "openapi.yaml").read_bytes()
-
-
-async def openapi(_call: Call) -> Answer:
-    """GET /openapi.yaml."""
-    return Answer(document(), media_type="application/yaml")
-
-
-async def docs(_call: Call) -> Answer:
-    """GET /docs: the OpenAPI document as a page that loads nothing else."""
-    from service.api import docs as page  # noqa: PLC0415  only this reads YAML
-
-    policy = (
-        "default-src 'none'; style-src 'unsafe-inline'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    headers = {"content-security-policy": policy, "x-content-type-options": "nosniff"}
-    body = await asyncio.to_thread(page.render, document())
-    return Answer(body, 200, headers, "text/html; charset=utf-8")
 
 
 async def tick(call: Call) -> Answer:
