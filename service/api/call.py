@@ -23,8 +23,7 @@ T = TypeVar("T")
 Answer = Response  # What operations return.
 LIMIT_DEFAULT, LIMIT_MAX = 50, 250
 PAGING = frozenset({"limit", "after", "order"})
-MODEL_ID = re.compile(r"[!-~]{1,128}")
-MODEL_ID_RULE = "must be 1 to 128 visible ASCII characters"
+ID = "_[0-9a-f]{32}"  # After the prefix.
 
 # The messages of msgspec: "Expected `int`, got `str` - at `$.filter.models[0]`".
 _MESSAGE = re.compile(r"(?P<message>.*?)(?: - at `(?P<path>[^`]*)`)?", re.DOTALL)
@@ -89,11 +88,26 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     def page(self, prefix: str) -> Page:
         """Read `limit`, `after` and `order` of the query; Problem 400 if one is wrong."""
         limit = self.query_integer("limit", LIMIT_DEFAULT, 1, LIMIT_MAX)
-        order = self.query_choice("order", ("asc", "desc"))
-        after = self.query.get("after")
-        if after is not None and not is_id(after, prefix):
-            raise bad_query("after", "must be the `next` of an earlier page")
-        return Page(limit=limit, after=after, ascending=order == "asc")
+        ascending = self.query_choice("order", ("asc", "desc")) == "asc"
+        after = self.query_text("after", prefix + ID, "must be the `next` of an earlier page")
+        return Page(limit=limit, after=after, ascending=ascending)
+
+    def query_text(self, name: str, pattern: str, rule: str) -> str | None:
+        """Read a text of the query; Problem 400 with the rule unless it matches the pattern."""
+        text = self.query.get(name)
+        if text is not None and not re.fullmatch(pattern, text):
+            raise bad_query(name, rule)
+        return text
+
+    def query_id(self, name: str, prefix: str) -> str | None:
+        """Read an id of the query; Problem 400 unless it is one with this prefix."""
+        rule = f"must be an id, {prefix}_ and 32 hexadecimal digits"
+        return self.query_text(name, prefix + ID, rule)
+
+    def query_choice(self, name: str, choices: Sequence[str]) -> str | None:
+        """Read a value of the query; Problem 400 unless it is one of `choices`."""
+        pattern = "|".join(map(re.escape, choices))
+        return self.query_text(name, pattern, f"must be one of: {', '.join(choices)}")
 
     def query_integer(self, name: str, default: int, low: int, high: int) -> int:
         """Read an integer of the query; Problem 400 unless it is from `low` to `high`."""
@@ -102,37 +116,14 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
             raise bad_query(name, f"must be a whole number from {low} to {high}")
         return int(text)
 
-    def query_id(self, name: str, prefix: str) -> str | None:
-        """Read an id of the query; Problem 400 unless it is one with this prefix."""
-        text = self.query.get(name)
-        if text is not None and not is_id(text, prefix):
-            raise bad_query(name, f"must be an id, {prefix}_ and 32 hexadecimal digits")
-        return text
-
-    def query_model(self) -> str | None:
-        """Read `model` of the query; Problem 400 if no model can have this id."""
-        model = self.query.get("model")
-        if model is not None and not MODEL_ID.fullmatch(model):
-            raise bad_query("model", MODEL_ID_RULE)
-        return model
-
     def query_time(self, name: str) -> int | None:
         """Read a time of the query, in milliseconds; Problem 400 if it is not RFC 3339."""
         text = self.query.get(name)
-        if text is None:
-            return None
-        try:
-            return clock.parse_rfc3339(text.replace(" ", "+"))  # A `+` in a query is a space.
+        try:  # A `+` in a query is a space.
+            return None if text is None else clock.parse_rfc3339(text.replace(" ", "+"))
         except (ValueError, OverflowError):
-            message = "must be an RFC 3339 time, such as 2026-11-22T18:20:00Z"
-            raise bad_query(name, message) from None
-
-    def query_choice(self, name: str, choices: Sequence[str]) -> str | None:
-        """Read a value of the query; Problem 400 unless it is one of `choices`."""
-        text = self.query.get(name)
-        if text is not None and text not in choices:
-            raise bad_query(name, f"must be one of: {', '.join(choices)}")
-        return text
+            rule = "must be an RFC 3339 time, such as 2026-11-22T18:20:00Z"
+            raise bad_query(name, rule) from None
 
 
 def answer(content: Any, status: int = 200) -> Answer:
@@ -155,11 +146,6 @@ def bad_query(name: str, message: str) -> Problem:
     """400: a query parameter is wrong or unknown."""
     error = FieldError(f"?{name}", message)
     return Problem(400, "invalid_query", f"The query parameter {name} {message}.", (error,))
-
-
-def is_id(text: str, prefix: str) -> bool:
-    """Return whether the text has the form of an id with this prefix."""
-    return re.fullmatch(rf"{prefix}_[0-9a-f]{{32}}", text) is not None
 
 
 def _field_error(text: str) -> FieldError:

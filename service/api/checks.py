@@ -6,7 +6,6 @@ from typing import Annotated
 
 import msgspec
 
-from service.api.call import MODEL_ID, MODEL_ID_RULE
 from service.api.problem import FieldError, Problem
 from service.context import Context
 from service.delivery import signing
@@ -16,6 +15,8 @@ from service.model.errors import json_pointer
 from service.model.event import EVENT_TYPES
 from service.model.subscriber import Filter
 
+MODEL_ID = r"[!-~]{1,128}"
+MODEL_ID_RULE = "must be 1 to 128 visible ASCII characters"
 NO_NUL = r"^[^\x00]*$"  # Databases and terminals end a text there.
 METADATA_MAX = 20
 METADATA_VALUE_MAX = 500
@@ -58,7 +59,7 @@ def filter_errors(filter_: Filter) -> list[FieldError]:
     return errors + [
         FieldError(json_pointer("filter", "models", index), MODEL_ID_RULE)
         for index, model in enumerate(models)
-        if not MODEL_ID.fullmatch(model)
+        if not re.fullmatch(MODEL_ID, model)
     ]
 
 

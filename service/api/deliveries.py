@@ -15,9 +15,8 @@ async def list_(call: Call) -> Answer:
         subscriber_id=call.query_id("subscriber_id", "sub"),
         event_id=call.query_id("event_id", "evt"),
     )
-    rows, after = await call.database.read(
-        deliveries.list_page, call.page("dlv"), call.tenant, only
-    )
+    page = call.page("dlv")
+    rows, after = await call.database.read(deliveries.list_page, page, call.tenant, only)
     return answer_list([deliveries.from_row(row).view() for row in rows], after)
 
 
@@ -41,8 +40,7 @@ async def _get(tx: Transaction, call: Call) -> Delivery:
 
 async def retry(call: Call) -> Answer:
     """POST /v1/deliveries/{id}/retry: one more attempt now, also of a dead delivery."""
-    delivery = await call.database.write(_retry, call)
-    return answer(delivery.view(), 202)
+    return answer((await call.database.write(_retry, call)).view(), 202)
 
 
 async def _retry(tx: Transaction, call: Call) -> Delivery:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
-from urllib.parse import parse_qsl
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -26,6 +25,8 @@ from service.settings import Settings
 from service.store import keys
 from service.telemetry import log
 
+PARAMETERS_MAX = 100
+
 _log = log.get()
 # app.py answers these. Here they make the answer to another method a 405.
 ANSWERED_IN_FRONT = (("/callbacks/{upstream}/{token}", "POST"), ("/healthz", "GET"))
@@ -37,7 +38,7 @@ def build(parts: Parts) -> App:
     for path, operations in groupby(OPERATIONS, key=attrgetter("path")):
         by_method = {operation.method: operation for operation in operations}
         routes.append(Route(path, partial(_serve, parts, by_method), methods=list(by_method)))
-    app = Starlette(routes=routes, exception_handlers=_EXCEPTION_HANDLERS)
+    app = Starlette(routes=routes, exception_handlers=dict.fromkeys(_EXCEPTIONS, _refuse))
     app.router.redirect_slashes = False  # A redirected POST loses its body with many clients.
     return with_request_ids(app, parts.context.clock)
 
@@ -68,6 +69,8 @@ async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Requ
 
 async def _refuse(request: Request, error: Exception) -> Answer:
     """Answer an error with a problem."""
+    if isinstance(error, DisconnectedError):
+        return Answer(status_code=499)  # For the metric, as nginx counts hang-ups; nobody reads it.
     problem = _problem(error, request.scope["path"])  # `request.url` fails on a bad query.
     return answer_problem(problem, request.state.request_id)
 
@@ -91,14 +94,7 @@ def _problem(error: Exception, path: str) -> Problem:
     return internal_error()
 
 
-async def _hang_up(_request: Request, _error: Exception) -> Answer:
-    return Answer(status_code=499)  # For the metric, as nginx counts hang-ups; nobody reads it.
-
-
-_EXCEPTION_HANDLERS = {
-    **dict.fromkeys((Problem, HTTPException, StorageError, Exception), _refuse),
-    DisconnectedError: _hang_up,
-}
+_EXCEPTIONS = (Problem, HTTPException, StorageError, DisconnectedError, Exception)
 
 _NO_KEY = Key(id="", name="", tenant="", scopes=[], created_at=0)
 _ADMIN_KEY = Key(
@@ -151,12 +147,10 @@ def _query(operation: Operation, request: Request) -> dict[str, str]:
     query: dict[str, str] = {}
     if operation.scope == "open":
         return query  # Probes and browsers may append parameters of their own.
-    text = request.scope["query_string"].decode("latin-1")
-    try:
-        fields = parse_qsl(text, keep_blank_values=True, max_num_fields=100)
-    except ValueError:
-        raise Problem(400, "invalid_query", "There are more than 100 parameters.") from None
-    for name, value in fields:
+    if request.scope["query_string"].count(b"&") >= PARAMETERS_MAX:
+        detail = f"There are more than {PARAMETERS_MAX} parameters."
+        raise Problem(400, "invalid_query", detail)
+    for name, value in request.query_params.multi_items():
         known = "metadata." if name.startswith("metadata.") else name
         if known not in operation.query:
             raise bad_query(name[:64], "is unknown")

@@ -1,22 +1,14 @@
 """Generations: create, list, get or wait for one, its timeline, refresh."""
 
 import asyncio
+import contextlib
+import re
 
-from service.api.call import (
-    MODEL_ID,
-    MODEL_ID_RULE,
-    Answer,
-    Call,
-    answer,
-    answer_list,
-    answer_problem,
-    bad_query,
-)
-from service.api.checks import check_url, metadata_errors
+from service.api.call import Answer, Call, answer, answer_list, answer_problem, bad_query
+from service.api.checks import MODEL_ID, MODEL_ID_RULE, check_url, metadata_errors
 from service.api.problem import FieldError, Problem, not_found, refuse_fields
 from service.api.timeline import timeline
 from service.generations import submit
-from service.generations.submit import NewGeneration
 from service.model.clock import SECOND
 from service.model.generation import OPEN, TERMINAL, Generation
 from service.store import generations
@@ -35,12 +27,11 @@ _REFUSALS = {  # A refused upstream key is genhook's fault; lack of credits stay
 
 async def create(call: Call) -> Answer:
     """POST /v1/generations: 202 with the generation, stored and submitted."""
-    new = call.decode(NewGeneration)
+    new = call.decode(submit.NewGeneration)
     refuse_fields("The request has wrong fields.", _errors(call, new))
-    context = call.context
     if new.notify_url is not None:
-        check_url(context, new.notify_url, "/notify_url")
-    generation, is_new = await context.database.write(_get_or_accept, call, new)
+        check_url(call.context, new.notify_url, "/notify_url")
+    generation, is_new = await call.database.write(_get_or_accept, call, new)
     if is_new:  # To the end even if the client hangs up: upstream's answer must be recorded.
         submitted = await asyncio.shield(call.parts.submitter.start(generation))
         generation = submitted.generation
@@ -50,8 +41,22 @@ async def create(call: Call) -> Answer:
     return answer(generation.view(), 202)
 
 
+def _errors(call: Call, new: submit.NewGeneration) -> list[FieldError]:
+    errors = [
+        FieldError(f"/input/{name}", "is set by genhook")
+        for name in ("model", "callback_url")
+        if name in new.input
+    ]
+    if not re.fullmatch(MODEL_ID, new.model):
+        errors = [FieldError("/model", MODEL_ID_RULE)]
+    errors += metadata_errors(new.metadata, "metadata")
+    model = call.context.catalogue.get(new.model)
+    problems = catalogue.problems(model, new.input) if model is not None else ()
+    return errors + [FieldError(f"/input{pointer}", message) for pointer, message in problems]
+
+
 async def _get_or_accept(
-    tx: Transaction, call: Call, new: NewGeneration
+    tx: Transaction, call: Call, new: submit.NewGeneration
 ) -> tuple[Generation, bool]:
     """Return the generation, and whether it is new.
 
@@ -69,25 +74,8 @@ def _problem(generation: Generation, refusal: wire.Rejected) -> Problem:
     status, code = _REFUSALS.get(refusal.status, (422, "upstream_refused"))
     assert generation.error is not None
     message = generation.error["message"]
-    return Problem(
-        status, code, f"Upstream refused {generation.id} with {refusal.status}: {message}"
-    )
-
-
-def _errors(call: Call, new: NewGeneration) -> list[FieldError]:
-    errors = [*_text_errors(new), *metadata_errors(new.metadata, "metadata")]
-    model = call.context.catalogue.get(new.model)
-    if model is not None:
-        problems = catalogue.problems(model, new.input)
-        errors += [FieldError(f"/input{pointer}", message) for pointer, message in problems]
-    return errors
-
-
-def _text_errors(new: NewGeneration) -> list[FieldError]:
-    if not MODEL_ID.fullmatch(new.model):
-        return [FieldError("/model", MODEL_ID_RULE)]
-    names = [name for name in ("model", "callback_url") if name in new.input]
-    return [FieldError(f"/input/{name}", "is set by genhook") for name in names]
+    detail = f"Upstream refused {generation.id} with {refusal.status}: {message}"
+    return Problem(status, code, detail)
 
 
 async def _get(call: Call) -> Generation:
@@ -110,48 +98,38 @@ async def get(call: Call) -> Answer:
 async def _wait(call: Call, generation_id: str, seconds: float) -> Generation:
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + seconds
-    waiters = call.context.waiters
-    ended = waiters.add(generation_id)
+    ended = call.context.waiters.add(generation_id)
     try:
         while not (generation := await _get(call)).is_terminal and loop.time() < ends_at:
-            try:
-                remaining = min(_RECHECK_SECONDS, ends_at - loop.time())
-                await asyncio.wait_for(ended.wait(), max(remaining, 0))
-            except TimeoutError:
-                continue
+            remaining = min(_RECHECK_SECONDS, ends_at - loop.time())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), remaining)
     finally:
-        waiters.remove(generation_id, ended)
+        call.context.waiters.remove(generation_id, ended)
     return generation
 
 
 async def list_(call: Call) -> Answer:
     """GET /v1/generations."""
-    only = generations.Filter(
-        status=call.query_choice("status", (*OPEN, *TERMINAL)),
-        model=call.query_model(),
-        created_after=call.query_time("created_after"),
-        created_before=call.query_time("created_before"),
-        metadata=_query_metadata(call),
-    )
-    rows, after = await call.database.read(
-        generations.list_page, call.page("gen"), call.tenant, only
-    )
-    return answer_list([generations.from_row(row).view() for row in rows], after)
-
-
-def _query_metadata(call: Call) -> dict[str, str]:
     prefix = "metadata."
     metadata = {n.removeprefix(prefix): v for n, v in call.query.items() if n.startswith(prefix)}
+    only = generations.Filter(
+        status=call.query_choice("status", (*OPEN, *TERMINAL)),
+        model=call.query_text("model", MODEL_ID, MODEL_ID_RULE),
+        created_after=call.query_time("created_after"),
+        created_before=call.query_time("created_before"),
+        metadata=metadata,
+    )
     if errors := metadata_errors(metadata, "metadata"):
         raise bad_query("metadata", errors[0].message)
-    return metadata
+    page = call.page("gen")
+    rows, after = await call.database.read(generations.list_page, page, call.tenant, only)
+    return answer_list([generations.from_row(row).view() for row in rows], after)
 
 
 async def get_timeline(call: Call) -> Answer:
     """GET /v1/generations/{id}/timeline."""
-    generation = await _get(call)
-    entries = await call.database.read(timeline, generation)
-    return answer_list(entries)
+    return answer_list(await call.database.read(timeline, await _get(call)))
 
 
 async def refresh(call: Call) -> Answer:

@@ -1,11 +1,12 @@
 """Replays: create, list, get, cancel."""
 
+import re
 from typing import Annotated, Literal
 
 import msgspec
 
 from service.api import subscribers
-from service.api.call import Answer, Call, answer, answer_list, is_id
+from service.api.call import ID, Answer, Call, answer, answer_list
 from service.api.checks import Rate, type_errors
 from service.api.problem import FieldError, Problem, not_found, refuse_fields, subscriber_disabled
 from service.delivery import replay as replaying
@@ -65,7 +66,7 @@ async def create(call: Call) -> Answer:
 def _check(new: New) -> tuple[int, int]:
     """Return `since` and `until` in milliseconds; Problem 422 with every wrong field."""
     errors = type_errors(new.event_types)
-    if not is_id(new.subscriber_id, "sub"):
+    if not re.fullmatch("sub" + ID, new.subscriber_id):
         errors.append(FieldError("/subscriber_id", "must be the id of a subscriber"))
     times: list[int] = []
     for name, text in (("since", new.since), ("until", new.until)):
@@ -88,8 +89,7 @@ async def _get(tx: Transaction, call: Call) -> Replay:
 
 async def get(call: Call) -> Answer:
     """GET /v1/replays/{id}."""
-    replay = await call.database.read(_get, call)
-    return answer(replay.view())
+    return answer((await call.database.read(_get, call)).view())
 
 
 async def list_(call: Call) -> Answer:
@@ -102,14 +102,13 @@ async def list_(call: Call) -> Answer:
 
 async def cancel(call: Call) -> Answer:
     """POST /v1/replays/{id}/cancel: canceling twice is like once; 409 if it is done."""
-    replay = await call.database.write(_cancel, call)
-    return answer(replay.view())
+    return answer((await call.database.write(_cancel, call)).view())
 
 
 async def _cancel(tx: Transaction, call: Call) -> Replay:
     replay = await _get(tx, call)
     if replay.status == "done":
         raise Problem(409, "conflict", "The replay is done: all its deliveries exist.")
-    if replay.status == "canceled":
-        return replay
-    return await replaying.cancel(tx, call.context, replay)
+    if replay.status == "running":
+        replay = await replaying.cancel(tx, call.context, replay)
+    return replay
