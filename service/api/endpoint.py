@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from service.api import idempotency
 from service.api.asgi import App, BodyTooLargeError, DisconnectedError, read_body, with_request_ids
-from service.api.call import Answer, Call, Parts, answer_problem, bad_query
+from service.api.call import Answer, Call, Parts, answer, answer_problem, bad_query
 from service.api.problem import Problem, internal_error, unavailable
 from service.api.routes import OPERATIONS, Operation
 from service.context import Context
@@ -64,7 +64,14 @@ async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Requ
     )
     if operation.creates:
         return await idempotency.once(call, operation)
-    return await operation.run(call)
+    if operation.unit is None:
+        result = await operation.run(call)
+    else:
+        run = call.database.read if operation.unit == "read" else call.database.write
+        result = await run(operation.run, call)
+    if result is None:
+        return Answer(status_code=204)
+    return result if isinstance(result, Answer) else answer(result.view())
 
 
 async def _refuse(request: Request, error: Exception) -> Answer:

@@ -13,7 +13,7 @@ from service.model.clock import DAY, MINUTE
 from service.model.errors import StorageError
 from service.model.ids import new_id
 from service.store import idempotency
-from service.store.database import Transaction
+from service.store.database import Transaction, Unit
 
 RETENTION_MS = DAY
 ABANDONED_MS = 5 * MINUTE  # No request runs for so long: its process has died.
@@ -36,8 +36,9 @@ async def once(call: Call, operation: Operation) -> Answer:
     """
     fresh_id = new_id(operation.creates, call.context.clock())
     key = call.headers.get("idempotency-key")
+    run: Unit[Answer] = operation.run
     if key is None:
-        return await operation.run(msgspec.structs.replace(call, resource_id=fresh_id))
+        return await run(msgspec.structs.replace(call, resource_id=fresh_id))
     if not _KEY.fullmatch(key):
         detail = "Idempotency-Key must be 1 to 255 visible ASCII characters."
         raise Problem(400, "invalid_header", detail)
@@ -48,7 +49,7 @@ async def once(call: Call, operation: Operation) -> Answer:
     if isinstance(claimed, Answer):
         return claimed
     try:
-        answer = await operation.run(msgspec.structs.replace(call, resource_id=claimed))
+        answer = await run(msgspec.structs.replace(call, resource_id=claimed))
         stored = _StoredAnswer(answer.status_code, str(answer.media_type), bytes(answer.body))
         sealed = call.context.vault.seal(msgspec.json.encode(stored), f"answer:{scoped}")
         await database.write(idempotency.store_answer, call.tenant, scoped, stored.status, sealed)

@@ -60,20 +60,14 @@ async def list_(call: Call) -> Answer:
     return answer_list([keys.from_row(row).view() for row in rows], after)
 
 
-async def get(call: Call) -> Answer:
+async def get(tx: Transaction, call: Call) -> Key:
     """GET /v1/keys/{id}."""
-    return answer((await _get(call)).view())
-
-
-async def revoke(call: Call) -> Answer:
-    """DELETE /v1/keys/{id}: from now on the key is refused."""
-    key = await _get(call)
-    await call.database.write(keys.revoke, key.id)
-    return Answer(status_code=204)
-
-
-async def _get(call: Call) -> Key:
-    key = await call.database.read(keys.get, call.tenant, call.path["id"])
+    key = await keys.get(tx, call.tenant, call.path["id"])
     if key is None:
         raise not_found("key")
     return key
+
+
+async def revoke(tx: Transaction, call: Call) -> None:
+    """DELETE /v1/keys/{id}: from now on the key is refused."""
+    await keys.revoke(tx, (await get(tx, call)).id)

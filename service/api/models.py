@@ -11,8 +11,7 @@ _FIELDS = ("id", "family", "provider", "path", "credits", "parameters", "callbac
 
 async def list_(call: Call) -> Answer:
     """GET /v1/models: every model, not paged."""
-    views = [_view(model) for model in call.context.catalogue.models]
-    return answer_list(views)
+    return answer_list([_view(model) for model in call.context.catalogue.models])
 
 
 async def get(call: Call) -> Answer:

@@ -32,10 +32,9 @@ class New(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 async def create(call: Call) -> Answer:
     """POST /v1/replays: 202; a dry run is done already."""
-    new = call.decode(New)
+    new, now = call.decode(New), call.context.clock()
     since_at, until_at = _check(new)
     subscriber = await call.database.read(subscribers.find, call, new.subscriber_id)
-    now = call.context.clock()
     replay = Replay(
         id=call.resource_id,
         tenant=call.tenant,
@@ -80,16 +79,12 @@ def _check(new: New) -> tuple[int, int]:
     return times[0], times[1]
 
 
-async def _get(tx: Transaction, call: Call) -> Replay:
+async def get(tx: Transaction, call: Call) -> Replay:
+    """GET /v1/replays/{id}."""
     replay = await replays.get(tx, call.path["id"])
     if replay is None or replay.tenant != call.tenant:
         raise not_found("replay")
     return replay
-
-
-async def get(call: Call) -> Answer:
-    """GET /v1/replays/{id}."""
-    return answer((await call.database.read(_get, call)).view())
 
 
 async def list_(call: Call) -> Answer:
@@ -100,13 +95,9 @@ async def list_(call: Call) -> Answer:
     return answer_list([replays.from_row(row).view() for row in rows], after)
 
 
-async def cancel(call: Call) -> Answer:
+async def cancel(tx: Transaction, call: Call) -> Replay:
     """POST /v1/replays/{id}/cancel: canceling twice is like once; 409 if it is done."""
-    return answer((await call.database.write(_cancel, call)).view())
-
-
-async def _cancel(tx: Transaction, call: Call) -> Replay:
-    replay = await _get(tx, call)
+    replay = await get(tx, call)
     if replay.status == "done":
         raise Problem(409, "conflict", "The replay is done: all its deliveries exist.")
     if replay.status == "running":

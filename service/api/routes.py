@@ -3,8 +3,7 @@
 Operations with the same path stand together.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from service.api import (
     callbacks,
@@ -20,8 +19,9 @@ from service.api import (
     system,
     usage,
 )
-from service.api.call import PAGING, Answer, Call
+from service.api.call import PAGING
 from service.model.key import Scope
+from service.store.database import Unit
 
 
 class Operation(NamedTuple):
@@ -30,15 +30,19 @@ class Operation(NamedTuple):
     scope: what the key needs; `open` operations need no key, unless a setting closes them.
     creates: the id prefix of what a POST creates; such a POST takes `Idempotency-Key`.
     reads_body: whether it has a body; what creates has one.
+    unit: the transaction in which `run(tx, call)` runs; without it, `run(call)` makes its own.
+
+    What it returns is an answer, or a resource, which is answered with its view, or None for 204.
     """
 
     method: str
     path: str
-    run: Callable[[Call], Awaitable[Answer]]
+    run: Unit[Any]
     scope: Scope | Literal["open"]
     query: frozenset[str] = frozenset()
     creates: str = ""
     reads_body: bool = False
+    unit: Literal["read", "write"] | None = None
 
 
 _GENERATIONS = PAGING | {"status", "model", "created_after", "created_before", "metadata."}
@@ -66,29 +70,29 @@ OPERATIONS = (
         "POST", "/v1/subscribers", subscribers.create, "manage", creates="sub", reads_body=True
     ),
     Operation("GET", "/v1/subscribers", subscribers.list_, "manage", PAGING),
-    Operation("GET", _SUBSCRIBER, subscribers.get, "manage"),
+    Operation("GET", _SUBSCRIBER, subscribers.get, "manage", unit="read"),
     Operation("PATCH", _SUBSCRIBER, subscribers.update, "manage", reads_body=True),
-    Operation("DELETE", _SUBSCRIBER, subscribers.delete, "manage"),
-    Operation("GET", f"{_SUBSCRIBER}/secret", subscribers.get_secret, "manage"),
+    Operation("DELETE", _SUBSCRIBER, subscribers.delete, "manage", unit="write"),
+    Operation("GET", f"{_SUBSCRIBER}/secret", subscribers.get_secret, "manage", unit="read"),
     Operation("POST", _ROTATE, subscribers.rotate_secret, "manage", reads_body=True),
     Operation("POST", f"{_SUBSCRIBER}/test", subscribers.test, "manage"),
-    Operation("GET", f"{_SUBSCRIBER}/stats", subscribers.get_stats, "read"),
+    Operation("GET", f"{_SUBSCRIBER}/stats", subscribers.get_stats, "read", unit="read"),
     Operation("GET", "/v1/signing-secret", signing_secret.get, "manage"),
     Operation("POST", _ROTATE_OWN, signing_secret.rotate, "manage", reads_body=True),
     Operation("GET", "/v1/events", events.list_, "read", _EVENTS),
-    Operation("GET", "/v1/events/{id}", events.get, "read"),
+    Operation("GET", "/v1/events/{id}", events.get, "read", unit="read"),
     Operation("GET", "/v1/deliveries", deliveries.list_, "read", _DELIVERIES),
-    Operation("GET", "/v1/deliveries/{id}", deliveries.get, "read"),
-    Operation("POST", "/v1/deliveries/{id}/retry", deliveries.retry, "manage"),
+    Operation("GET", "/v1/deliveries/{id}", deliveries.get, "read", unit="read"),
+    Operation("POST", "/v1/deliveries/{id}/retry", deliveries.retry, "manage", unit="write"),
     Operation("POST", "/v1/replays", replays.create, "manage", creates="rpl", reads_body=True),
     Operation("GET", "/v1/replays", replays.list_, "manage", PAGING),
-    Operation("GET", "/v1/replays/{id}", replays.get, "manage"),
-    Operation("POST", "/v1/replays/{id}/cancel", replays.cancel, "manage"),
+    Operation("GET", "/v1/replays/{id}", replays.get, "manage", unit="read"),
+    Operation("POST", "/v1/replays/{id}/cancel", replays.cancel, "manage", unit="write"),
     Operation("GET", "/v1/usage", usage.get, "read", _USAGE),
     Operation("POST", "/v1/keys", keys.create, "admin", creates="key", reads_body=True),
     Operation("GET", "/v1/keys", keys.list_, "admin", PAGING),
-    Operation("GET", "/v1/keys/{id}", keys.get, "admin"),
-    Operation("DELETE", "/v1/keys/{id}", keys.revoke, "admin"),
+    Operation("GET", "/v1/keys/{id}", keys.get, "admin", unit="read"),
+    Operation("DELETE", "/v1/keys/{id}", keys.revoke, "admin", unit="write"),
     Operation("POST", "/v1/tick", system.tick, "admin", _SECONDS),
     Operation("GET", "/readyz", system.readyz, "open"),
     Operation("GET", "/metrics", system.metrics_, "open"),

@@ -121,13 +121,9 @@ async def find(tx: Transaction, call: Call, subscriber_id: str) -> Subscriber:
     return subscriber
 
 
-async def _get(call: Call) -> Subscriber:
-    return await call.database.read(find, call, call.path["id"])
-
-
-async def get(call: Call) -> Answer:
+async def get(tx: Transaction, call: Call) -> Subscriber:
     """GET /v1/subscribers/{id}."""
-    return answer((await _get(call)).view())
+    return await find(tx, call, call.path["id"])
 
 
 async def list_(call: Call) -> Answer:
@@ -145,7 +141,7 @@ async def update(call: Call) -> Answer:
 
 
 async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Subscriber:
-    old = await find(tx, call, call.path["id"])
+    old = await get(tx, call)
     changes = {**fields, "updated_at": tx.now}
     headers = changes.pop("headers", None)
     if headers is not None:
@@ -171,22 +167,17 @@ def _seal_headers(call: Call, old: Subscriber, headers: Mapping[str, str]) -> by
     return signing_keys.seal_headers(vault, values, old.id)
 
 
-async def delete(call: Call) -> Answer:
+async def delete(tx: Transaction, call: Call) -> None:
     """DELETE /v1/subscribers/{id}: its pending deliveries are canceled."""
-    await call.database.write(_delete, call)
-    return Answer(status_code=204)
-
-
-async def _delete(tx: Transaction, call: Call) -> None:
-    old = await find(tx, call, call.path["id"])
+    old = await get(tx, call)
     await subscribers.delete(tx, old)
     await deliveries.cancel(tx, old.id, deliveries.CANCEL_BATCH)  # Its lane cancels the rest.
     tx.after_commit(call.context.inbox.reload, old.id)
 
 
-async def get_secret(call: Call) -> Answer:
+async def get_secret(tx: Transaction, call: Call) -> Answer:
     """GET /v1/subscribers/{id}/secret."""
-    return answer_secrets(call, _unseal(call, await _get(call)))
+    return answer_secrets(call, _unseal(call, await get(tx, call)))
 
 
 async def rotate_secret(call: Call) -> Answer:
@@ -195,7 +186,7 @@ async def rotate_secret(call: Call) -> Answer:
 
 
 async def _rotate(tx: Transaction, call: Call, secret: str, overlap_seconds: int) -> Secrets:
-    old = await find(tx, call, call.path["id"])
+    old = await get(tx, call)
     secrets = _unseal(call, old).rotated(secret, overlap_seconds, tx.now)
     sealed = signing_keys.seal(call.context.vault, secrets, old.id)
     await subscribers.update(tx, old, sealed_secrets=sealed, updated_at=tx.now)
@@ -208,10 +199,10 @@ def _unseal(call: Call, subscriber: Subscriber) -> Secrets:
     return signing_keys.unseal(call.context.vault, subscriber.sealed_secrets, subscriber.id)
 
 
-async def get_stats(call: Call) -> Answer:
+async def get_stats(tx: Transaction, call: Call) -> Answer:
     """GET /v1/subscribers/{id}/stats."""
-    subscriber = await _get(call)
-    statistics = await call.database.read(stats.get, subscriber.id)
+    subscriber = await get(tx, call)
+    statistics = await stats.get(tx, subscriber.id)
     return answer(
         {
             "subscriber_id": subscriber.id,
@@ -225,15 +216,15 @@ async def get_stats(call: Call) -> Answer:
 
 async def test(call: Call) -> Answer:
     """POST /v1/subscribers/{id}/test: send one `ping` now; 200 with the attempt."""
-    subscriber = await _get(call)
-    event = await call.database.write(_ping, subscriber)
+    subscriber, event = await call.database.write(_ping, call)
     sender = call.parts.dispatcher.sender
     attempt, request = await send_test(call.context, sender, subscriber, event)
     return answer({"attempt": attempt.view(), "request": request})
 
 
-async def _ping(tx: Transaction, subscriber: Subscriber) -> Event:
+async def _ping(tx: Transaction, call: Call) -> tuple[Subscriber, Event]:
+    subscriber = await get(tx, call)
     data = {"subscriber_id": subscriber.id}
-    event = events.new_event(subscriber.tenant, "ping", data, None, tx.now)
+    event = events.new_event(call.tenant, "ping", data, None, tx.now)
     await events.insert(tx, [event])
-    return event
+    return subscriber, event

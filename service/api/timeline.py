@@ -24,12 +24,16 @@ async def timeline(tx: Transaction, generation: Generation) -> list[dict[str, An
     id_ = generation.id
     entries = [_entry(generation.created_at, 0, "stored", id_, "The request was stored.", {})]
     if generation.submitted_at is not None:
-        detail = {"task_id": generation.task_id}
-        summary = "Upstream works on the generation."
+        summary, detail = "Upstream works on the generation.", {"task_id": generation.task_id}
         entries.append(_entry(generation.submitted_at, 2, "submitted", None, summary, detail))
     entries += map(_exchange, await generations.exchanges(tx, id_))
-    entries += map(_callback, await callbacks.of_generation(tx, generation.tenant, id_))
-    entries += map(_event, await events.of_generation(tx, id_))
+    for row in await callbacks.of_generation(tx, generation.tenant, id_):
+        detail = {name: row[name] for name in ("verdict", "reason", "trust")}
+        summary = f"A callback was received: {row['verdict']}."
+        entries.append(_entry(time_of(row["id"]), 3, "callback", row["id"], summary, detail))
+    for row in await events.of_generation(tx, id_):
+        summary, detail = f"The event {row['type']} was created.", {"type": row["type"]}
+        entries.append(_entry(time_of(row["id"]), 5, "event", row["id"], summary, detail))
     entries += map(_attempt, await deliveries.attempts_of_generation(tx, id_))
     entries.sort(key=lambda entry: entry[:2])
     return [view for _at, _rank, view in entries[:ENTRIES_MAX]]
@@ -49,17 +53,6 @@ def _exchange(row: Row) -> Entry:
         summary = _SUBMISSION[row["outcome"]]
         return _entry(row["at"], 1, "submission", None, summary, detail)
     return _entry(row["at"], 4, "poll", None, f"Upstream was asked: {row['outcome']}.", detail)
-
-
-def _callback(row: Row) -> Entry:
-    detail = {name: row[name] for name in ("verdict", "reason", "trust")}
-    summary = f"A callback was received: {row['verdict']}."
-    return _entry(time_of(row["id"]), 3, "callback", row["id"], summary, detail)
-
-
-def _event(row: Row) -> Entry:
-    summary = f"The event {row['type']} was created."
-    return _entry(time_of(row["id"]), 5, "event", row["id"], summary, {"type": row["type"]})
 
 
 def _attempt(row: Row) -> Entry:
