@@ -32,10 +32,7 @@ class DisconnectedError(Exception):
 
 
 async def read_body(scope: Scope, receive: Receive, bytes_max: int) -> bytes:
-    """Return the whole body.
-
-    BodyTooLargeError if it is over `bytes_max`, by its Content-Length or by the bytes received.
-    """
+    """Return the body; BodyTooLargeError if it is over `bytes_max`, or says that it will be."""
     parts: list[bytes] = []
     size = 0
     while True:

@@ -20,8 +20,7 @@ from service.context import Context
 from service.delivery.tenants import DEFAULT
 from service.model.clock import MINUTE
 from service.model.errors import StorageBusyError, StorageError
-from service.model.key import KEY_PREFIX, Key, Scope
-from service.settings import Settings
+from service.model.key import KEY_PREFIX, Key
 from service.store import keys
 from service.telemetry import log
 
@@ -111,8 +110,12 @@ _ADMIN_KEY = Key(
 
 async def _authenticate(operation: Operation, parts: Parts, request: Request) -> Key:
     """Return the key of the request; Problem 401 if it is not valid, 403 if it lacks the scope."""
-    scope = _scope(operation, parts.context.settings)
-    if scope is None:
+    scope, settings = operation.scope, parts.context.settings
+    if operation.path == "/metrics" and not settings.open_metrics:
+        scope = "admin"
+    if operation.path in ("/docs", "/openapi.yaml") and not settings.open_docs:
+        scope = "read"
+    if scope == "open":
         return _NO_KEY
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     key = await _find_key(parts.context, secret.strip()) if scheme.lower() == "bearer" else None
@@ -123,15 +126,6 @@ async def _authenticate(operation: Operation, parts: Parts, request: Request) ->
     if not key.has(scope):
         raise Problem(403, "forbidden", f"The key lacks the scope {scope}.")
     return key
-
-
-def _scope(operation: Operation, settings: Settings) -> Scope | None:
-    """Return the scope that the operation requires; None if it requires no key."""
-    if operation.path == "/metrics" and not settings.open_metrics:
-        return "admin"
-    if operation.path in ("/docs", "/openapi.yaml") and not settings.open_docs:
-        return "read"
-    return None if operation.scope == "open" else operation.scope
 
 
 async def _find_key(context: Context, secret: str) -> Key | None:

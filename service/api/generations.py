@@ -3,16 +3,17 @@
 import asyncio
 import contextlib
 import re
+from typing import Any
 
 from service.api.call import Answer, Call, answer, answer_list, answer_problem, bad_query
 from service.api.checks import MODEL_ID, MODEL_ID_RULE, check_url, metadata_errors
 from service.api.problem import FieldError, Problem, not_found, refuse_fields
-from service.api.timeline import timeline
 from service.generations import submit
-from service.model.clock import SECOND
+from service.model.clock import SECOND, rfc3339
 from service.model.generation import OPEN, TERMINAL, Generation
-from service.store import generations
-from service.store.database import Transaction
+from service.model.ids import time_of
+from service.store import callbacks, deliveries, events, generations
+from service.store.database import Row, Transaction
 from service.upstream import catalogue, wire
 
 WAIT_SECONDS_MAX = 60
@@ -22,6 +23,15 @@ _REFUSALS = {  # A refused upstream key is genhook's fault; lack of credits stay
     401: (502, "upstream_unauthorized"),
     403: (502, "upstream_unauthorized"),
     402: (402, "upstream_payment_required"),
+}
+TIMELINE_MAX = 1_000
+# In the order of entries of the same time.
+_TYPES = ("stored", "submission", "submitted", "callback", "poll", "event", "attempt")
+_SUBMISSION = {
+    "taken": "Upstream took the submission.",
+    "refused": "Upstream refused the submission.",
+    "put_off": "Upstream did not take the submission; it will be sent again.",
+    "lost": "The answer to the submission was lost; it will not be sent again.",
 }
 
 
@@ -129,7 +139,51 @@ async def list_(call: Call) -> Answer:
 
 async def get_timeline(call: Call) -> Answer:
     """GET /v1/generations/{id}/timeline."""
-    return answer_list(await call.database.read(timeline, await _get(call)))
+    return answer_list(await call.database.read(_timeline, await _get(call)))
+
+
+async def _timeline(tx: Transaction, generation: Generation) -> list[dict[str, Any]]:
+    """Return the entries of a timeline, oldest first, at most TIMELINE_MAX."""
+    id_ = generation.id
+    entries = [_entry(generation.created_at, "stored", id_, "The request was stored.", {})]
+    if generation.submitted_at is not None:
+        summary, detail = "Upstream works on the generation.", {"task_id": generation.task_id}
+        entries.append(_entry(generation.submitted_at, "submitted", None, summary, detail))
+    entries += map(_exchange, await generations.exchanges(tx, id_))
+    for row in await callbacks.of_generation(tx, generation.tenant, id_):
+        detail = {name: row[name] for name in ("verdict", "reason", "trust")}
+        summary = f"A callback was received: {row['verdict']}."
+        entries.append(_entry(time_of(row["id"]), "callback", row["id"], summary, detail))
+    for row in await events.of_generation(tx, id_):
+        summary, detail = f"The event {row['type']} was created.", {"type": row["type"]}
+        entries.append(_entry(time_of(row["id"]), "event", row["id"], summary, detail))
+    entries += map(_attempt, await deliveries.attempts_of_generation(tx, id_))
+    entries.sort(key=lambda entry: (entry["at"], _TYPES.index(entry["type"])))
+    return entries[:TIMELINE_MAX]
+
+
+def _entry(
+    at: int, type_: str, id_: str | None, summary: str, detail: dict[str, Any]
+) -> dict[str, Any]:
+    return {"at": rfc3339(at), "type": type_, "id": id_, "summary": summary, "detail": detail}
+
+
+def _exchange(row: Row) -> dict[str, Any]:
+    detail = {name: row[name] for name in ("outcome", "status_code", "duration_ms")}
+    summary = f"Upstream was asked: {row['outcome']}."
+    if row["kind"] == "submission":
+        summary = _SUBMISSION[row["outcome"]]
+    return _entry(row["at"], row["kind"], None, summary, {**detail, "said": row["detail"]})
+
+
+def _attempt(row: Row) -> dict[str, Any]:
+    attempt = deliveries.attempt_from_row(row)
+    result = attempt.error_message or f"The subscriber answered {attempt.status_code}."
+    names = ("delivery_id", "subscriber_id", "event_id", "number", "status_code")
+    detail = {name: row[name] for name in names}
+    detail |= {"error": attempt.view()["error"], "duration_ms": attempt.duration_ms}
+    summary = f"Attempt {attempt.number}: {result}"
+    return _entry(attempt.started_at, "attempt", attempt.id, summary, detail)
 
 
 async def refresh(call: Call) -> Answer:

@@ -12,13 +12,11 @@ from service.model.key import SCOPES, TENANT_NAME, TENANT_NAME_RULE, Key, Scope,
 from service.store import keys, pages
 from service.store.database import Transaction
 
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern=NO_NUL)]
-
 
 class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of POST /v1/keys."""
 
-    name: Name
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern=NO_NUL)]
     scopes: Annotated[list[Scope], msgspec.Meta(min_length=1, max_length=len(SCOPES))]
     tenant: str | None = None
 
@@ -36,11 +34,9 @@ async def create(call: Call) -> Answer:
     if tenant != call.tenant != DEFAULT:
         detail = f"Only an admin of the tenant {DEFAULT} creates keys for other tenants."
         raise Problem(403, "forbidden", detail)
-    context = call.context
-    secret = new_key(context.random_bytes)
-    now = context.clock()
+    secret, now = new_key(call.context.random_bytes), call.context.clock()
     key = Key(id=call.resource_id, name=new.name, tenant=tenant, scopes=new.scopes, created_at=now)
-    await context.database.write(_insert, call, key, secret)
+    await call.database.write(_insert, call, key, secret)
     return answer({**key.view(), "key": secret}, 201)
 
 
