@@ -37,7 +37,8 @@ def build(parts: Parts) -> App:
     for path, operations in groupby(OPERATIONS, key=attrgetter("path")):
         by_method = {operation.method: operation for operation in operations}
         routes.append(Route(path, partial(_serve, parts, by_method), methods=list(by_method)))
-    app = Starlette(routes=routes, exception_handlers=dict.fromkeys(_EXCEPTIONS, _refuse))
+    errors = (Problem, HTTPException, StorageError, DisconnectedError, Exception)
+    app = Starlette(routes=routes, exception_handlers=dict.fromkeys(errors, _refuse))
     app.router.redirect_slashes = False  # A redirected POST loses its body with many clients.
     return with_request_ids(app, parts.context.clock)
 
@@ -99,8 +100,6 @@ def _problem(error: Exception, path: str) -> Problem:
     _log.exception("request.failed", path=path)
     return internal_error()
 
-
-_EXCEPTIONS = (Problem, HTTPException, StorageError, DisconnectedError, Exception)
 
 _NO_KEY = Key(id="", name="", tenant="", scopes=[], created_at=0)
 _ADMIN_KEY = Key(

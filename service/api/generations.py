@@ -88,9 +88,9 @@ def _problem(generation: Generation, refusal: wire.Rejected) -> Problem:
     return Problem(status, code, detail)
 
 
-async def _get(call: Call) -> Generation:
+async def _get(tx: Transaction, call: Call) -> Generation:
     """Read the generation of the path; Problem 404 unless it is there and the tenant's."""
-    generation = await call.database.read(generations.get, call.path["id"])
+    generation = await generations.get(tx, call.path["id"])
     if generation is None or generation.tenant != call.tenant:
         raise not_found("generation")
     return generation
@@ -98,25 +98,19 @@ async def _get(call: Call) -> Generation:
 
 async def get(call: Call) -> Answer:
     """GET /v1/generations/{id}: with `wait`, once it is terminal or the seconds have passed."""
-    wait_seconds = call.query_integer("wait", 0, 0, WAIT_SECONDS_MAX)
-    generation = await _get(call)
-    if wait_seconds and not generation.is_terminal:
-        generation = await _wait(call, generation.id, wait_seconds)
-    return answer(generation.view())
-
-
-async def _wait(call: Call, generation_id: str, seconds: float) -> Generation:
-    loop = asyncio.get_running_loop()
-    ends_at = loop.time() + seconds
-    ended = call.context.waiters.add(generation_id)
+    seconds = call.query_integer("wait", 0, 0, WAIT_SECONDS_MAX)
+    loop, waiters, id_ = asyncio.get_running_loop(), call.context.waiters, call.path["id"]
+    ends_at, ended = loop.time() + seconds, waiters.add(id_)
     try:
-        while not (generation := await _get(call)).is_terminal and loop.time() < ends_at:
+        while True:
+            generation = await call.database.read(_get, call)
             remaining = min(_RECHECK_SECONDS, ends_at - loop.time())
+            if generation.is_terminal or remaining <= 0:
+                return answer(generation.view())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), remaining)
     finally:
-        call.context.waiters.remove(generation_id, ended)
-    return generation
+        waiters.remove(id_, ended)
 
 
 async def list_(call: Call) -> Answer:
@@ -137,13 +131,9 @@ async def list_(call: Call) -> Answer:
     return answer_list([generations.from_row(row).view() for row in rows], after)
 
 
-async def get_timeline(call: Call) -> Answer:
-    """GET /v1/generations/{id}/timeline."""
-    return answer_list(await call.database.read(_timeline, await _get(call)))
-
-
-async def _timeline(tx: Transaction, generation: Generation) -> list[dict[str, Any]]:
-    """Return the entries of a timeline, oldest first, at most TIMELINE_MAX."""
+async def get_timeline(tx: Transaction, call: Call) -> Answer:
+    """GET /v1/generations/{id}/timeline: the entries, oldest first, at most TIMELINE_MAX."""
+    generation = await _get(tx, call)
     id_ = generation.id
     entries = [_entry(generation.created_at, "stored", id_, "The request was stored.", {})]
     if generation.submitted_at is not None:
@@ -159,7 +149,7 @@ async def _timeline(tx: Transaction, generation: Generation) -> list[dict[str, A
         entries.append(_entry(time_of(row["id"]), "event", row["id"], summary, detail))
     entries += map(_attempt, await deliveries.attempts_of_generation(tx, id_))
     entries.sort(key=lambda entry: (entry["at"], _TYPES.index(entry["type"])))
-    return entries[:TIMELINE_MAX]
+    return answer_list(entries[:TIMELINE_MAX])
 
 
 def _entry(
@@ -188,12 +178,12 @@ def _attempt(row: Row) -> dict[str, Any]:
 
 async def refresh(call: Call) -> Answer:
     """POST /v1/generations/{id}/refresh: ask upstream now, at most once a second."""
-    generation = await _get(call)
+    generation = await call.database.read(_get, call)
     if generation.status in ("succeeded", "failed"):
         return answer(generation.view())
     poller, polled_at = call.parts.poller, generation.last_poll_at
     may_ask = polled_at is None or call.context.clock() - polled_at >= SECOND
     if generation.id in poller.in_flight or may_ask:
         await asyncio.shield(poller.start(generation))
-        generation = await _get(call)
+        generation = await call.database.read(_get, call)
     return answer(generation.view())

@@ -3,6 +3,7 @@
 Operations with the same path stand together.
 """
 
+from collections.abc import Set as AbstractSet
 from typing import Any, Literal, NamedTuple
 
 from service.api import (
@@ -39,7 +40,7 @@ class Operation(NamedTuple):
     path: str
     run: Unit[Any]
     scope: Scope | Literal["open"]
-    query: frozenset[str] = frozenset()
+    query: AbstractSet[str] = frozenset()
     creates: str = ""
     reads_body: bool = False
     unit: Literal["read", "write"] | None = None
@@ -49,9 +50,8 @@ _GENERATIONS = PAGING | {"status", "model", "created_after", "created_before", "
 _CALLBACKS = PAGING | {"generation_id", "verdict"}
 _DELIVERIES = PAGING | {"status", "subscriber_id", "event_id"}
 _EVENTS = PAGING | {"type", "generation_id"}
-_WAIT, _SECONDS = frozenset({"wait"}), frozenset({"seconds"})
-_USAGE = frozenset({"since", "until", "model"})
 _SUBSCRIBER = "/v1/subscribers/{id}"
+_TIMELINE = "/v1/generations/{id}/timeline"
 _ROTATE, _ROTATE_OWN = f"{_SUBSCRIBER}/rotate-secret", "/v1/signing-secret/rotate"
 
 OPERATIONS = (
@@ -59,8 +59,8 @@ OPERATIONS = (
         "POST", "/v1/generations", generations.create, "submit", creates="gen", reads_body=True
     ),
     Operation("GET", "/v1/generations", generations.list_, "read", _GENERATIONS),
-    Operation("GET", "/v1/generations/{id}", generations.get, "read", _WAIT),
-    Operation("GET", "/v1/generations/{id}/timeline", generations.get_timeline, "read"),
+    Operation("GET", "/v1/generations/{id}", generations.get, "read", {"wait"}),
+    Operation("GET", _TIMELINE, generations.get_timeline, "read", unit="read"),
     Operation("POST", "/v1/generations/{id}/refresh", generations.refresh, "submit"),
     Operation("GET", "/v1/models", models.list_, "read"),
     Operation("GET", "/v1/models/{id:path}", models.get, "read"),
@@ -88,12 +88,12 @@ OPERATIONS = (
     Operation("GET", "/v1/replays", replays.list_, "manage", PAGING),
     Operation("GET", "/v1/replays/{id}", replays.get, "manage", unit="read"),
     Operation("POST", "/v1/replays/{id}/cancel", replays.cancel, "manage", unit="write"),
-    Operation("GET", "/v1/usage", usage.get, "read", _USAGE),
+    Operation("GET", "/v1/usage", usage.get, "read", {"since", "until", "model"}),
     Operation("POST", "/v1/keys", keys.create, "admin", creates="key", reads_body=True),
     Operation("GET", "/v1/keys", keys.list_, "admin", PAGING),
     Operation("GET", "/v1/keys/{id}", keys.get, "admin", unit="read"),
     Operation("DELETE", "/v1/keys/{id}", keys.revoke, "admin", unit="write"),
-    Operation("POST", "/v1/tick", system.tick, "admin", _SECONDS),
+    Operation("POST", "/v1/tick", system.tick, "admin", {"seconds"}),
     Operation("GET", "/readyz", system.readyz, "open"),
     Operation("GET", "/metrics", system.metrics_, "open"),
     Operation("GET", "/openapi.yaml", docs.get_document, "open"),
