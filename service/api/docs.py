@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
 from html import escape
 from importlib.resources import files
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,5 @@ def _table(rows: Sequence[tuple[str, str, dict[str, Any]]]) -> str:
 def _resolve(contract: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     """Follow a `$ref` within the document."""
     while "$ref" in node:
-        target: Any = contract
-        for step in node["$ref"].removeprefix("#/").split("/"):
-            target = target[step.replace("~1", "/").replace("~0", "~")]
-        node = target
+        node = reduce(getitem, node["$ref"].removeprefix("#/").split("/"), contract)
     return node

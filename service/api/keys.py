@@ -50,9 +50,8 @@ async def _insert(tx: Transaction, call: Call, key: Key, secret: str) -> None:
 
 async def list_(call: Call) -> Answer:
     """GET /v1/keys."""
-    rows, after = await call.database.read(
-        pages.read, pages.of_tenant("keys"), call.page("key"), {"tenant": call.tenant}
-    )
+    source, page, values = pages.of_tenant("keys"), call.page("key"), {"tenant": call.tenant}
+    rows, after = await call.database.read(pages.read, source, page, values)
     return answer_list([keys.from_row(row).view() for row in rows], after)
 
 

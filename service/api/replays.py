@@ -86,9 +86,8 @@ async def get(tx: Transaction, call: Call) -> Replay:
 
 async def list_(call: Call) -> Answer:
     """GET /v1/replays."""
-    rows, after = await call.database.read(
-        pages.read, pages.of_tenant("replays"), call.page("rpl"), {"tenant": call.tenant}
-    )
+    source, page, values = pages.of_tenant("replays"), call.page("rpl"), {"tenant": call.tenant}
+    rows, after = await call.database.read(pages.read, source, page, values)
     return answer_list([replays.from_row(row).view() for row in rows], after)
 
 

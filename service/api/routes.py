@@ -1,7 +1,4 @@
-"""The table of operations: method, path, function, scope, query parameters.
-
-Operations with the same path stand together.
-"""
+"""The table of operations, those of one path together: method, path, function, scope, query."""
 
 from collections.abc import Set as AbstractSet
 from typing import Any, Literal, NamedTuple

@@ -30,9 +30,8 @@ async def answer_rotation(call: Call, rotate: Unit[Secrets]) -> Answer:
     rotation = call.decode(Rotation, empty=b"{}")
     refuse_fields("The secret cannot be used.", secret_errors(rotation.secret))
     secret = rotation.secret or signing.new_secret(call.context.random_bytes)
-    return answer_secrets(
-        call, await call.database.write(rotate, call, secret, rotation.overlap_seconds)
-    )
+    secrets = await call.database.write(rotate, call, secret, rotation.overlap_seconds)
+    return answer_secrets(call, secrets)
 
 
 def answer_secrets(call: Call, secrets: Secrets) -> Answer:

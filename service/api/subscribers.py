@@ -128,9 +128,8 @@ async def get(tx: Transaction, call: Call) -> Subscriber:
 
 async def list_(call: Call) -> Answer:
     """GET /v1/subscribers."""
-    rows, after = await call.database.read(
-        pages.read, subscribers.LIST_SOURCE, call.page("sub"), {"tenant": call.tenant}
-    )
+    source, page, values = subscribers.LIST_SOURCE, call.page("sub"), {"tenant": call.tenant}
+    rows, after = await call.database.read(pages.read, source, page, values)
     return answer_list([subscribers.from_row(row).view() for row in rows], after)
 
 
