@@ -33,22 +33,25 @@ class DisconnectedError(Exception):
 
 async def read_body(scope: Scope, receive: Receive, bytes_max: int) -> bytes:
     """Return the body; BodyTooLargeError if it is over `bytes_max`, or says that it will be."""
-    parts: list[bytes] = []
-    size = 0
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    is_complete = not message.get("more_body") and message["type"] == "http.request"
+    if is_complete and len(body) <= bytes_max:
+        return body
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value[:18]) > bytes_max:
+            raise BodyTooLargeError(bytes_max)
+    parts, size = [body], len(body)
     while True:
-        message = await receive()
         if message["type"] == "http.disconnect":
             raise DisconnectedError
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
         if size > bytes_max:
             raise BodyTooLargeError(bytes_max)
         if not message.get("more_body"):
             return b"".join(parts)
-        if len(parts) == 1:
-            for name, value in scope["headers"]:
-                if name == b"content-length" and value.isdigit() and int(value[:18]) > bytes_max:
-                    raise BodyTooLargeError(bytes_max)
+        message = await receive()
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
 
 
 async def healthz(scope: Scope, send: Send, now: int) -> None:
