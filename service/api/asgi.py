@@ -1,7 +1,7 @@
 """Plain ASGI: reading a body, sending a problem, /healthz, and request ids."""
 
 import re
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 import msgspec
@@ -17,11 +17,14 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class BodyTooLargeError(Exception):
     """The body is over the limit."""
+
+    def __init__(self, bytes_max: int) -> None:
+        super().__init__(f"The body has more than {bytes_max} bytes.")
 
 
 class DisconnectedError(Exception):
@@ -29,81 +32,60 @@ class DisconnectedError(Exception):
 
 
 async def read_body(scope: Scope, receive: Receive, bytes_max: int) -> bytes:
-    """Return the whole body.
-
-    BodyTooLargeError if it is over `bytes_max`, by its Content-Length or by the bytes received.
-    """
+    """Return the body; BodyTooLargeError if it is over `bytes_max`, or says that it will be."""
     message = await receive()
     body: bytes = message.get("body", b"")
-    if not message.get("more_body") and message["type"] == "http.request":
-        if len(body) > bytes_max:
-            raise BodyTooLargeError(f"The body has more than {bytes_max} bytes.")
+    is_complete = not message.get("more_body") and message["type"] == "http.request"
+    if is_complete and len(body) <= bytes_max:
         return body
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value[:18]) > bytes_max:
-            raise BodyTooLargeError(f"The body has more than {bytes_max} bytes.")
+            raise BodyTooLargeError(bytes_max)
     parts, size = [body], len(body)
     while True:
         if message["type"] == "http.disconnect":
             raise DisconnectedError
         if size > bytes_max:
-            raise BodyTooLargeError(f"The body has more than {bytes_max} bytes.")
+            raise BodyTooLargeError(bytes_max)
         if not message.get("more_body"):
             return b"".join(parts)
         message = await receive()
-        part = message.get("body", b"")
-        parts.append(part)
-        size += len(part)
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
 
 
 async def healthz(scope: Scope, send: Send, now: int) -> None:
     """GET and HEAD /healthz: 200 if the process can answer."""
-    request_id = _request_id(scope, now)
-    await _send(send, 200, "application/json", {"status": "ok"}, request_id)
+    headers = {"x-request-id": _request_id(scope, now)}
+    await _send(send, 200, "application/json", {"status": "ok"}, headers)
     metrics.requests.add(1, "200")
 
 
 async def send_problem(send: Send, problem: Problem, request_id: str) -> None:
     """Answer with a problem."""
-    headers = [(name.encode(), value.encode()) for name, value in problem.headers.items()]
-    document = problem.document(request_id)
-    await _send(send, problem.status, PROBLEM_TYPE, document, request_id, headers)
+    headers = {"x-request-id": request_id, **problem.headers}
+    await _send(send, problem.status, PROBLEM_TYPE, problem.document(request_id), headers)
 
 
 async def _send(
-    send: Send,
-    status: int,
-    media_type: str,
-    content: Any,
-    request_id: str,
-    more_headers: Sequence[tuple[bytes, bytes]] = (),
+    send: Send, status: int, media_type: str, content: Any, headers: Mapping[str, str]
 ) -> None:
     body = msgspec.json.encode(content)
-    headers = [
-        (b"content-type", media_type.encode()),
-        (b"content-length", b"%d" % len(body)),
-        (b"x-request-id", request_id.encode()),
-        *more_headers,
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    headers = {"content-type": media_type, "content-length": str(len(body)), **headers}
+    lines = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": lines})
     await send({"type": "http.response.body", "body": body})
 
 
-class RequestIds:
-    """Middleware: gives every request an id, in the log and in its answer; counts the answers.
+def with_request_ids(app: App, clock: Clock) -> App:
+    """Return `app`, but every request has an id, in the log and in its answer, and is counted.
 
     The application finds the id in `scope["state"]["request_id"]`.
     """
 
-    def __init__(self, app: App, clock: Clock) -> None:
-        self._app = app
-        self._clock = clock
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        request_id = _request_id(scope, self._clock())
+    async def run(scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = _request_id(scope, clock())
         scope.setdefault("state", {})["request_id"] = request_id
-
         is_answered = False
 
         async def send_with_id(message: Message) -> None:
@@ -116,18 +98,18 @@ class RequestIds:
 
         with log.request(request_id):
             try:
-                await self._app(scope, receive, send_with_id)
+                await app(scope, receive, send_with_id)
             except Exception:
                 # Starlette raises what it has logged and answered with 500 again, for the server.
                 if not is_answered:
                     raise
 
+    return run
+
 
 def _request_id(scope: Scope, now: int) -> str:
     """Return the client's request id if it is safe to repeat, else a new one."""
     for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            text: str = value.decode("latin-1")
-            if _REQUEST_ID.fullmatch(text):
-                return text
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return str(value, "ascii")
     return new_id("req", now)

@@ -1,12 +1,13 @@
-"""An API call, what the process offers to answer it, and the answer."""
+"""An API call, what the process offers to answer it, and answers in JSON."""
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
+from starlette.responses import Response
 
-from service.api.problem import PROBLEM_TYPE, FieldError, Problem, invalid
+from service.api.problem import PROBLEM_TYPE, FieldError, Problem
 from service.context import Context
 from service.delivery.dispatch import Dispatcher
 from service.generations.poll import Poller
@@ -18,12 +19,11 @@ from service.store.database import Database
 from service.store.pages import Page
 
 T = TypeVar("T")
+Answer = Response  # What operations return.
 LIMIT_DEFAULT, LIMIT_MAX = 50, 250
 PAGING = frozenset({"limit", "after", "order"})
-MODEL_ID = re.compile(r"[!-~]{1,128}")
-MODEL_ID_RULE = "must be 1 to 128 visible ASCII characters"
+ID = "_[0-9a-f]{32}"  # After the prefix.
 
-_encode = msgspec.json.Encoder().encode
 # The messages of msgspec: "Expected `int`, got `str` - at `$.filter.models[0]`".
 _MESSAGE = re.compile(r"(?P<message>.*?)(?: - at `(?P<path>[^`]*)`)?", re.DOTALL)
 _FIELD = re.compile(r"Object (?:missing required|contains unknown) field `(?P<name>[^`]*)`")
@@ -42,11 +42,9 @@ class Parts(Protocol):
     @property
     def is_alive(self) -> bool:
         """True unless the worker should run in this process and does not."""
-        ...
 
     async def tick(self, seconds: float) -> Any:
         """Do due work for up to `seconds`; return what was done."""
-        ...
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,28 +54,16 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     parts: Parts
+    context: Context
+    database: Database
     key: Key
+    tenant: str
     path: Mapping[str, str]
     query: Mapping[str, str]
     headers: Mapping[str, str]
     body: bytes
     request_id: str
     resource_id: str = ""
-
-    @property
-    def context(self) -> Context:
-        """The context of the process."""
-        return self.parts.context
-
-    @property
-    def database(self) -> Database:
-        """The database of the process."""
-        return self.parts.context.database
-
-    @property
-    def tenant(self) -> str:
-        """The tenant that the key belongs to."""
-        return self.key.tenant
 
     def decode(self, type_: type[T], *, empty: bytes = b"") -> T:
         """Decode the body, or `empty` if there is no body.
@@ -87,18 +73,34 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         try:
             return msgspec.json.decode(self.body or empty, type=type_)
         except msgspec.ValidationError as error:
-            raise invalid("The request has a wrong field.", _field_error(str(error))) from None
+            detail, errors = "The request has a wrong field.", [_field_error(str(error))]
+            raise Problem(422, "invalid_request", detail, errors) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Problem(400, "invalid_json", f"The body is not JSON: {error}") from None
 
     def page(self, prefix: str) -> Page:
         """Read `limit`, `after` and `order` of the query; Problem 400 if one is wrong."""
         limit = self.query_integer("limit", LIMIT_DEFAULT, 1, LIMIT_MAX)
-        order = self.query_choice("order", ("asc", "desc"))
-        after = self.query.get("after")
-        if after is not None and not is_id(after, prefix):
-            raise bad_query("after", "must be the `next` of an earlier page")
-        return Page(limit=limit, after=after, ascending=order == "asc")
+        ascending = self.query_choice("order", ("asc", "desc")) == "asc"
+        after = self.query_text("after", prefix + ID, "must be the `next` of an earlier page")
+        return Page(limit=limit, after=after, ascending=ascending)
+
+    def query_text(self, name: str, pattern: str, rule: str) -> str | None:
+        """Read a text of the query; Problem 400 with the rule unless it matches the pattern."""
+        text = self.query.get(name)
+        if text is not None and not re.fullmatch(pattern, text):
+            raise bad_query(name, rule)
+        return text
+
+    def query_id(self, name: str, prefix: str) -> str | None:
+        """Read an id of the query; Problem 400 unless it is one with this prefix."""
+        rule = f"must be an id, {prefix}_ and 32 hexadecimal digits"
+        return self.query_text(name, prefix + ID, rule)
+
+    def query_choice(self, name: str, choices: Sequence[str]) -> str | None:
+        """Read a value of the query; Problem 400 unless it is one of `choices`."""
+        pattern = "|".join(map(re.escape, choices))
+        return self.query_text(name, pattern, f"must be one of: {', '.join(choices)}")
 
     def query_integer(self, name: str, default: int, low: int, high: int) -> int:
         """Read an integer of the query; Problem 400 unless it is from `low` to `high`."""
@@ -107,80 +109,36 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
             raise bad_query(name, f"must be a whole number from {low} to {high}")
         return int(text)
 
-    def query_id(self, name: str, prefix: str) -> str | None:
-        """Read an id of the query; Problem 400 unless it is one with this prefix."""
-        text = self.query.get(name)
-        if text is not None and not is_id(text, prefix):
-            raise bad_query(name, f"must be an id, {prefix}_ and 32 hexadecimal digits")
-        return text
-
-    def query_model(self) -> str | None:
-        """Read `model` of the query; Problem 400 if no model can have this id."""
-        model = self.query.get("model")
-        if model is not None and not MODEL_ID.fullmatch(model):
-            raise bad_query("model", MODEL_ID_RULE)
-        return model
-
     def query_time(self, name: str) -> int | None:
         """Read a time of the query, in milliseconds; Problem 400 if it is not RFC 3339."""
         text = self.query.get(name)
-        if text is None:
-            return None
-        try:
-            return clock.parse_rfc3339(text.replace(" ", "+"))  # A `+` in a query is a space.
+        try:  # A `+` in a query is a space.
+            return None if text is None else clock.parse_rfc3339(text.replace(" ", "+"))
         except (ValueError, OverflowError):
-            message = "must be an RFC 3339 time, such as 2026-11-22T18:20:00Z"
-            raise bad_query(name, message) from None
-
-    def query_choice(self, name: str, choices: Sequence[str]) -> str | None:
-        """Read a value of the query; Problem 400 unless it is one of `choices`."""
-        text = self.query.get(name)
-        if text is not None and text not in choices:
-            raise bad_query(name, f"must be one of: {', '.join(choices)}")
-        return text
+            rule = "must be an RFC 3339 time, such as 2026-11-22T18:20:00Z"
+            raise bad_query(name, rule) from None
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to a call: `content` as JSON, or the bytes of `body`."""
-
-    status: int = 200
-    content: Any = None
-    body: bytes | None = None
-    media_type: str = "application/json"
-    headers: Mapping[str, str] = {}
-
-    def encoded(self) -> bytes:
-        """Return the bytes of the body."""
-        return _encode(self.content) if self.body is None else self.body
+def answer(content: Any, status: int = 200) -> Answer:
+    """Return an answer in JSON."""
+    return Answer(msgspec.json.encode(content), status, media_type="application/json")
 
 
-NO_CONTENT = Answer(status=204, body=b"")
-
-
-def problem_answer(problem: Problem, request_id: str) -> Answer:
-    """Return the answer that a problem stands for."""
-    return Answer(
-        status=problem.status,
-        content=problem.document(request_id),
-        media_type=PROBLEM_TYPE,
-        headers=problem.headers,
-    )
-
-
-def listed(views: Sequence[Any], after: str | None) -> Answer:
+def answer_list(views: Sequence[Any], after: str | None = None) -> Answer:
     """Return a page of a list, and the cursor of the next one."""
-    return Answer(content={"data": views, "next": after})
+    return answer({"data": views, "next": after})
+
+
+def answer_problem(problem: Problem, request_id: str) -> Answer:
+    """Return the answer that a problem stands for."""
+    body = msgspec.json.encode(problem.document(request_id))
+    return Answer(body, problem.status, problem.headers, PROBLEM_TYPE)
 
 
 def bad_query(name: str, message: str) -> Problem:
     """400: a query parameter is wrong or unknown."""
     error = FieldError(f"?{name}", message)
-    return Problem(400, "invalid_query", f"The query parameter {name} {message}.", errors=(error,))
-
-
-def is_id(text: str, prefix: str) -> bool:
-    """Return whether the text has the form of an id with this prefix."""
-    return re.fullmatch(rf"{prefix}_[0-9a-f]{{32}}", text) is not None
+    return Problem(400, "invalid_query", f"The query parameter {name} {message}.", (error,))
 
 
 def _field_error(text: str) -> FieldError:

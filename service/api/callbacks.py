@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from service.api.call import Answer, Call, listed
+from service.api.call import Answer, Call, answer, answer_list
 from service.api.problem import not_found
 from service.model.attempt import joined_headers
 from service.model.clock import rfc3339
@@ -27,7 +27,7 @@ async def list_(call: Call) -> Answer:
     # Those with an invalid token have no tenant.
     read = callbacks.list_page_with_unowned if call.key.has("admin") else callbacks.list_page
     rows, after = await call.database.read(read, call.page("cb"), call.tenant, only)
-    return listed([_view(row) for row in rows], after)
+    return answer_list([_view(row) for row in rows], after)
 
 
 async def get(call: Call) -> Answer:
@@ -35,7 +35,7 @@ async def get(call: Call) -> Answer:
     for tenant in _tenants(call):
         row = await call.database.read(callbacks.get, tenant, call.path["id"])
         if row is not None:
-            return Answer(content={**_view(row), **_raw_view(row)})
+            return answer({**_view(row), **_raw_view(row)})
     raise not_found("callback")
 
 

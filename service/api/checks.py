@@ -6,7 +6,6 @@ from typing import Annotated
 
 import msgspec
 
-from service.api.call import MODEL_ID, MODEL_ID_RULE
 from service.api.problem import FieldError, Problem
 from service.context import Context
 from service.delivery import signing
@@ -16,17 +15,16 @@ from service.model.errors import json_pointer
 from service.model.event import EVENT_TYPES
 from service.model.subscriber import Filter
 
+MODEL_ID = r"[!-~]{1,128}"
+MODEL_ID_RULE = "must be 1 to 128 visible ASCII characters"
 NO_NUL = r"^[^\x00]*$"  # Databases and terminals end a text there.
 METADATA_MAX = 20
 METADATA_VALUE_MAX = 500
-METADATA_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+METADATA_NAME = r"[A-Za-z0-9_.-]{1,64}"
 METADATA_RULE = "needs a name of 1 to 64 of [A-Za-z0-9_.-], and a value of at most 500 characters"
 FILTER_MODELS_MAX = 100
 HEADERS_MAX = 20
 REDACTED = "[redacted]"  # In place of a header's value, which is never shown.
-_HEADER_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_HEADER_VALUE = re.compile(r"[ -~]{0,1000}")
-
 Rate = Annotated[float, msgspec.Meta(ge=0.01, le=1_000)]
 
 
@@ -34,7 +32,7 @@ def check_url(context: Context, url: str, at: str) -> None:
     """Problem 422 if webhooks can never be delivered to `url`; `at` is its JSON pointer."""
     policy = egress.Policy(context.settings.allow_http, context.settings.allow_networks)
     if reason := egress.refuse_url(url, policy):
-        raise Problem(422, "address_refused", reason, errors=(FieldError(at, reason),))
+        raise Problem(422, "address_refused", reason, [FieldError(at, reason)])
 
 
 def metadata_errors(metadata: Mapping[str, str], *at: str) -> list[FieldError]:
@@ -44,7 +42,7 @@ def metadata_errors(metadata: Mapping[str, str], *at: str) -> list[FieldError]:
     return [
         FieldError(json_pointer(*at, name), METADATA_RULE)
         for name, value in metadata.items()
-        if not METADATA_NAME.fullmatch(name) or len(value) > METADATA_VALUE_MAX or "\0" in value
+        if not re.fullmatch(METADATA_NAME, name) or len(value) > METADATA_VALUE_MAX or "\0" in value
     ]
 
 
@@ -55,21 +53,15 @@ def filter_errors(filter_: Filter) -> list[FieldError]:
     if len(models) > FILTER_MODELS_MAX or len(set(models)) != len(models):
         message = f"must be at most {FILTER_MODELS_MAX} models, each once"
         errors.append(FieldError("/filter/models", message))
-    return errors + [
-        FieldError(json_pointer("filter", "models", index), MODEL_ID_RULE)
-        for index, model in enumerate(models)
-        if not MODEL_ID.fullmatch(model)
-    ]
+    wrong = [index for index, model in enumerate(models) if not re.fullmatch(MODEL_ID, model)]
+    return errors + [FieldError(f"/filter/models/{index}", MODEL_ID_RULE) for index in wrong]
 
 
 def type_errors(types: Sequence[str]) -> list[FieldError]:
     """Return what is wrong with a list of event types."""
     message = f"must be one of: {', '.join(EVENT_TYPES)}"
-    errors = [
-        FieldError(json_pointer("event_types", index), message)
-        for index, type_ in enumerate(types)
-        if type_ not in EVENT_TYPES
-    ]
+    wrong = [index for index, type_ in enumerate(types) if type_ not in EVENT_TYPES]
+    errors = [FieldError(f"/event_types/{index}", message) for index in wrong]
     if len(set(types)) != len(types):
         errors.append(FieldError("/event_types", "contains a type twice"))
     return errors
@@ -91,7 +83,7 @@ def header_errors(headers: Mapping[str, str]) -> list[FieldError]:
 
 def _refuse_header(name: str, value: str) -> str | None:
     lower = name.lower()
-    if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+    if not re.fullmatch("[A-Za-z0-9_-]{1,64}", name) or not re.fullmatch("[ -~]{0,1000}", value):
         return "needs a name of 1 to 64 of [A-Za-z0-9_-], and a value of up to 1000 of ASCII"
     if lower.startswith(("webhook-", "ce-", "content-")) or lower == "user-agent":
         return f"The header {lower} is set by genhook."
@@ -99,22 +91,17 @@ def _refuse_header(name: str, value: str) -> str | None:
 
 
 def redacted_errors(headers: Mapping[str, str], stored: Mapping[str, str]) -> list[FieldError]:
-    """Return the headers that are `[redacted]` and of which no value is stored.
-
-    The names in `stored` are lower-case.
-    """
+    """Return the `[redacted]` headers without a value in `stored`, whose names are lower-case."""
     message = f"{REDACTED} keeps the stored value, and none is stored"
-    return [
-        FieldError(json_pointer("headers", name), message)
-        for name, value in headers.items()
-        if value == REDACTED and name.lower() not in stored
-    ]
+    names = [n for n, value in headers.items() if value == REDACTED and n.lower() not in stored]
+    return [FieldError(json_pointer("headers", name), message) for name in names]
 
 
-def secret_errors(secret: str) -> list[FieldError]:
-    """Return what is wrong with a signing secret."""
+def secret_errors(secret: str | None) -> list[FieldError]:
+    """Return what is wrong with a signing secret; None is none."""
     try:
-        signing.decode_secret(secret)
+        if secret is not None:
+            signing.decode_secret(secret)
     except ValueError as error:
         return [FieldError("/secret", str(error))]
     return []

@@ -1,8 +1,7 @@
 """Deliveries: list them, get one with its attempts, retry one."""
 
-from service.api.call import Answer, Call, listed
+from service.api.call import Answer, Call, answer, answer_list
 from service.api.problem import Problem, not_found, subscriber_disabled
-from service.model.attempt import Attempt
 from service.model.delivery import Delivery
 from service.store import deliveries, stats, subscribers
 from service.store.database import Transaction
@@ -15,21 +14,16 @@ async def list_(call: Call) -> Answer:
         subscriber_id=call.query_id("subscriber_id", "sub"),
         event_id=call.query_id("event_id", "evt"),
     )
-    rows, after = await call.database.read(
-        deliveries.list_page, call.page("dlv"), call.tenant, only
-    )
-    return listed([deliveries.from_row(row).view() for row in rows], after)
+    page = call.page("dlv")
+    rows, after = await call.database.read(deliveries.list_page, page, call.tenant, only)
+    return answer_list([deliveries.from_row(row).view() for row in rows], after)
 
 
-async def get(call: Call) -> Answer:
+async def get(tx: Transaction, call: Call) -> Answer:
     """GET /v1/deliveries/{id}: with its attempts."""
-    delivery, attempts = await call.database.read(_get_with_attempts, call)
-    return Answer(content={**delivery.view(), "attempts": [a.view() for a in attempts]})
-
-
-async def _get_with_attempts(tx: Transaction, call: Call) -> tuple[Delivery, list[Attempt]]:
     delivery = await _get(tx, call)
-    return delivery, await deliveries.attempts(tx, delivery.id)
+    attempts = await deliveries.attempts(tx, delivery.id)
+    return answer({**delivery.view(), "attempts": [attempt.view() for attempt in attempts]})
 
 
 async def _get(tx: Transaction, call: Call) -> Delivery:
@@ -39,13 +33,8 @@ async def _get(tx: Transaction, call: Call) -> Delivery:
     return delivery
 
 
-async def retry(call: Call) -> Answer:
+async def retry(tx: Transaction, call: Call) -> Answer:
     """POST /v1/deliveries/{id}/retry: one more attempt now, also of a dead delivery."""
-    delivery = await call.database.write(_retry, call)
-    return Answer(status=202, content=delivery.view())
-
-
-async def _retry(tx: Transaction, call: Call) -> Delivery:
     delivery = await _get(tx, call)
     if delivery.status not in ("pending", "dead"):
         raise Problem(409, "not_retryable", f"The delivery is {delivery.status}.")
@@ -56,4 +45,4 @@ async def _retry(tx: Transaction, call: Call) -> Delivery:
         raise subscriber_disabled()
     await deliveries.retry(tx, delivery)
     tx.after_commit(call.context.inbox.refill, delivery.subscriber_id)
-    return await _get(tx, call)
+    return answer((await _get(tx, call)).view(), 202)

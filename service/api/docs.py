@@ -1,11 +1,15 @@
-"""The OpenAPI document as a page: operations by tag, with scope, parameters and answers."""
+"""The OpenAPI document, as it is and as a page: operations by tag, with scope and parameters."""
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+import asyncio
+from collections.abc import Sequence
+from functools import lru_cache, partial, reduce
 from html import escape
+from importlib.resources import files
+from operator import getitem
+from pathlib import Path
 from typing import Any
 
-import yaml
+from service.api.call import Answer, Call
 
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:56rem;padding:1rem 1.25rem;
@@ -24,19 +28,44 @@ details,h2{border-color:#39424f}small{color:#9aa7b8}.get{color:#78aeed}.post{col
 """
 
 
+def document() -> bytes:
+    """Read openapi.yaml, from the package or the checkout."""
+    packaged = Path(str(files("service"))) / "openapi.yaml"
+    return (packaged if packaged.exists() else packaged.parents[1] / "openapi.yaml").read_bytes()
+
+
+async def get_document(_call: Call) -> Answer:
+    """GET /openapi.yaml."""
+    return Answer(document(), media_type="application/yaml")
+
+
+async def get(_call: Call) -> Answer:
+    """GET /docs: the document as a page that loads nothing else."""
+    policy = (
+        "default-src 'none'; style-src 'unsafe-inline'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    headers = {"content-security-policy": policy, "x-content-type-options": "nosniff"}
+    body = await asyncio.to_thread(render, document())
+    return Answer(body, 200, headers, "text/html; charset=utf-8")
+
+
 @lru_cache(maxsize=1)
 def render(document: bytes) -> bytes:
     """Return the page as HTML that loads nothing else. Slow: call it on a thread."""
+    import yaml  # noqa: PLC0415  only this reads YAML
+
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # Ten times faster, if installed.
     contract = yaml.load(document, Loader=loader)  # noqa: S506  both are safe loaders
     sections = "".join(_section(contract, tag) for tag in contract["tags"])
-    title = f"{escape(contract['info']['title'])} {escape(contract['info']['version'])}"
+    info = contract["info"]
+    title = f"{escape(info['title'])} {escape(info['version'])}"
     page = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
         "<meta name=viewport content='width=device-width'>"
-        f"<style>{_STYLE}</style><h1>{title}</h1><p>{escape(contract['info'].get('summary', ''))} "
+        f"<style>{_STYLE}</style><h1>{title}</h1><p>{escape(info.get('summary', ''))} "
         "The document itself is at <a href=/openapi.yaml>/openapi.yaml</a>.</p>"
-        f"<pre>{escape(contract['info'].get('description', ''))}</pre>{sections}</html>"
+        f"<pre>{escape(info.get('description', ''))}</pre>{sections}</html>"
     )
     return page.encode()
 
@@ -54,12 +83,14 @@ def _section(contract: dict[str, Any], tag: dict[str, str]) -> str:
 
 def _operation(contract: dict[str, Any], where: str, methods: dict[str, Any], method: str) -> str:
     """Show an operation; `where` is its path, or the type of the event that a webhook sends."""
-    item = methods[method]
-    shared, own = methods.get("parameters", ()), item.get("parameters", ())
-    parameters = [_resolve(contract, node) for node in (*shared, *own)]
+    item, resolve = methods[method], partial(_resolve, contract)
+    parameters = map(resolve, (*methods.get("parameters", ()), *item.get("parameters", ())))
     inputs = [(each["name"], each["in"], each) for each in parameters]
-    inputs += [(name, "body", field) for name, field in _fields(contract, item)]
-    answers = [(status, "", _resolve(contract, node)) for status, node in item["responses"].items()]
+    content = resolve(item.get("requestBody", {})).get("content", {})
+    schema = content.get("application/json", {}).get("schema", {})
+    fields = {} if "oneOf" in schema else resolve(schema).get("properties", {})
+    inputs += [(name, "body", resolve(field)) for name, field in fields.items()]
+    answers = [(status, "", resolve(node)) for status, node in item["responses"].items()]
     scope = item.get("x-scope", "sent to subscribers")
     return (
         f"<details><summary><b class={method}>{method.upper()}</b> <code>{escape(where)}</code> "
@@ -76,20 +107,8 @@ def _table(rows: Sequence[tuple[str, str, dict[str, Any]]]) -> str:
     return f"<table>{''.join(cells)}</table>"
 
 
-def _fields(contract: dict[str, Any], item: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the named fields of a JSON request body."""
-    body = _resolve(contract, item.get("requestBody", {}))
-    schema = body.get("content", {}).get("application/json", {}).get("schema", {})
-    resolved = {} if "oneOf" in schema else _resolve(contract, schema)
-    for name, node in resolved.get("properties", {}).items():
-        yield name, _resolve(contract, node)
-
-
 def _resolve(contract: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     """Follow a `$ref` within the document."""
     while "$ref" in node:
-        target: Any = contract
-        for step in node["$ref"].removeprefix("#/").split("/"):
-            target = target[step.replace("~1", "/").replace("~0", "~")]
-        node = target
+        node = reduce(getitem, node["$ref"].removeprefix("#/").split("/"), contract)
     return node

@@ -3,27 +3,28 @@
 import hmac
 from collections.abc import Mapping
 from functools import partial
-from urllib.parse import parse_qsl
+from itertools import groupby
+from operator import attrgetter
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 
 from service.api import idempotency
-from service.api.asgi import App, BodyTooLargeError, DisconnectedError, RequestIds, read_body
-from service.api.call import Answer, Call, Parts, bad_query, problem_answer
+from service.api.asgi import App, BodyTooLargeError, DisconnectedError, read_body, with_request_ids
+from service.api.call import Answer, Call, Parts, answer, answer_problem, bad_query
 from service.api.problem import Problem, internal_error, unavailable
 from service.api.routes import OPERATIONS, Operation
 from service.context import Context
 from service.delivery.tenants import DEFAULT
 from service.model.clock import MINUTE
 from service.model.errors import StorageBusyError, StorageError
-from service.model.key import KEY_PREFIX, Key, Scope
-from service.settings import Settings
+from service.model.key import KEY_PREFIX, Key
 from service.store import keys
 from service.telemetry import log
+
+PARAMETERS_MAX = 100
 
 _log = log.get()
 # app.py answers these. Here they make the answer to another method a 405.
@@ -32,52 +33,53 @@ ANSWERED_IN_FRONT = (("/callbacks/{upstream}/{token}", "POST"), ("/healthz", "GE
 
 def build(parts: Parts) -> App:
     """Build the API as an ASGI application."""
-    operations: dict[str, dict[str, Operation]] = {}
-    for operation in OPERATIONS:
-        operations.setdefault(operation.path, {})[operation.method] = operation
-    routes = [
-        Route(path, partial(_serve, parts, by_method), methods=list(by_method))
-        for path, by_method in operations.items()
-    ]
-    routes += [Route(path, _not_found, methods=[method]) for path, method in ANSWERED_IN_FRONT]
-    app = Starlette(routes=routes, exception_handlers=_EXCEPTION_HANDLERS)
+    routes = [Route(path, _not_found, methods=[method]) for path, method in ANSWERED_IN_FRONT]
+    for path, operations in groupby(OPERATIONS, key=attrgetter("path")):
+        by_method = {operation.method: operation for operation in operations}
+        routes.append(Route(path, partial(_serve, parts, by_method), methods=list(by_method)))
+    errors = (Problem, HTTPException, StorageError, DisconnectedError, Exception)
+    app = Starlette(routes=routes, exception_handlers=dict.fromkeys(errors, _refuse))
     app.router.redirect_slashes = False  # A redirected POST loses its body with many clients.
-    return RequestIds(app, parts.context.clock)
+    return with_request_ids(app, parts.context.clock)
 
 
-async def _not_found(_request: Request) -> Response:
+async def _not_found(_request: Request) -> Answer:
     raise HTTPException(404)
 
 
-async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Request) -> Response:
+async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Request) -> Answer:
     operation = by_method["GET" if request.method == "HEAD" else request.method]
     key = await _authenticate(operation, parts, request)
-    query = _query(operation, request)
     call = Call(
         parts=parts,
+        context=parts.context,
+        database=parts.context.database,
         key=key,
+        tenant=key.tenant,
         path=request.path_params,
-        query=query,
+        query=_query(operation, request),
         headers=request.headers,
         body=await _body(operation, parts, request),
         request_id=request.state.request_id,
     )
     if operation.creates:
-        name = f"{operation.method} {operation.path}"
-        return _response(await idempotency.once(call, name, operation.creates, operation.run))
-    return _response(await operation.run(call))
+        return await idempotency.once(call, operation)
+    if operation.unit is None:
+        result = await operation.run(call)
+    else:
+        run = call.database.read if operation.unit == "read" else call.database.write
+        result = await run(operation.run, call)
+    if result is None:
+        return Answer(status_code=204)
+    return result if isinstance(result, Answer) else answer(result.view())
 
 
-def _response(answer: Answer) -> Response:
-    if answer.status == 204:
-        return Response(status_code=204, headers=dict(answer.headers))
-    return Response(answer.encoded(), answer.status, dict(answer.headers), answer.media_type)
-
-
-async def _refuse(request: Request, error: Exception) -> Response:
+async def _refuse(request: Request, error: Exception) -> Answer:
     """Answer an error with a problem."""
+    if isinstance(error, DisconnectedError):
+        return Answer(status_code=499)  # For the metric, as nginx counts hang-ups; nobody reads it.
     problem = _problem(error, request.scope["path"])  # `request.url` fails on a bad query.
-    return _response(problem_answer(problem, request.state.request_id))
+    return answer_problem(problem, request.state.request_id)
 
 
 def _problem(error: Exception, path: str) -> Problem:
@@ -99,15 +101,6 @@ def _problem(error: Exception, path: str) -> Problem:
     return internal_error()
 
 
-async def _hang_up(_request: Request, _error: Exception) -> Response:
-    return Response(status_code=499)  # For the metric, as nginx counts hang-ups; nobody reads it.
-
-
-_EXCEPTION_HANDLERS = {
-    **dict.fromkeys((Problem, HTTPException, StorageError, Exception), _refuse),
-    DisconnectedError: _hang_up,
-}
-
 _NO_KEY = Key(id="", name="", tenant="", scopes=[], created_at=0)
 _ADMIN_KEY = Key(
     id="key_admin", name="GENHOOK_ADMIN_KEY", tenant=DEFAULT, scopes=["admin"], created_at=0
@@ -116,8 +109,12 @@ _ADMIN_KEY = Key(
 
 async def _authenticate(operation: Operation, parts: Parts, request: Request) -> Key:
     """Return the key of the request; Problem 401 if it is not valid, 403 if it lacks the scope."""
-    scope = _scope(operation, parts.context.settings)
-    if scope is None:
+    scope, settings = operation.scope, parts.context.settings
+    if operation.path == "/metrics" and not settings.open_metrics:
+        scope = "admin"
+    if operation.path in ("/docs", "/openapi.yaml") and not settings.open_docs:
+        scope = "read"
+    if scope == "open":
         return _NO_KEY
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     key = await _find_key(parts.context, secret.strip()) if scheme.lower() == "bearer" else None
@@ -128,17 +125,6 @@ async def _authenticate(operation: Operation, parts: Parts, request: Request) ->
     if not key.has(scope):
         raise Problem(403, "forbidden", f"The key lacks the scope {scope}.")
     return key
-
-
-def _scope(operation: Operation, settings: Settings) -> Scope | None:
-    """Return the scope that the operation requires; None if it requires no key."""
-    if operation.scope != "open":
-        return operation.scope
-    if operation.path == "/metrics":
-        return None if settings.open_metrics else "admin"
-    if operation.path in ("/docs", "/openapi.yaml"):
-        return None if settings.open_docs else "read"
-    return None
 
 
 async def _find_key(context: Context, secret: str) -> Key | None:
@@ -161,12 +147,10 @@ def _query(operation: Operation, request: Request) -> dict[str, str]:
     query: dict[str, str] = {}
     if operation.scope == "open":
         return query  # Probes and browsers may append parameters of their own.
-    text = request.scope["query_string"].decode("latin-1")
-    try:
-        fields = parse_qsl(text, keep_blank_values=True, max_num_fields=100)
-    except ValueError:
-        raise Problem(400, "invalid_query", "There are more than 100 parameters.") from None
-    for name, value in fields:
+    if request.scope["query_string"].count(b"&") >= PARAMETERS_MAX:
+        detail = f"There are more than {PARAMETERS_MAX} parameters."
+        raise Problem(400, "invalid_query", detail)
+    for name, value in request.query_params.multi_items():
         known = "metadata." if name.startswith("metadata.") else name
         if known not in operation.query:
             raise bad_query(name[:64], "is unknown")

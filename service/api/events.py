@@ -2,10 +2,11 @@
 
 import msgspec
 
-from service.api.call import Answer, Call
+from service.api.call import Answer, Call, answer_list
 from service.api.problem import not_found
 from service.model.event import EVENT_TYPES
 from service.store import events
+from service.store.database import Transaction
 
 
 async def list_(call: Call) -> Answer:
@@ -23,12 +24,12 @@ async def list_(call: Call) -> Answer:
     if page.ascending and rows and after is None:
         after = rows[-1]["id"]
     bodies = [msgspec.Raw(row["body"]) for row in rows]
-    return Answer(content={"data": bodies, "next": after})
+    return answer_list(bodies, after)
 
 
-async def get(call: Call) -> Answer:
+async def get(tx: Transaction, call: Call) -> Answer:
     """GET /v1/events/{id}: the bytes that are sent to subscribers."""
-    event = await call.database.read(events.get, call.tenant, call.path["id"])
+    event = await events.get(tx, call.tenant, call.path["id"])
     if event is None:
         raise not_found("event")
-    return Answer(body=event.body)
+    return Answer(event.body, media_type="application/json")

@@ -2,25 +2,18 @@
 
 import asyncio
 import contextlib
+import re
+from typing import Any
 
-from service.api.call import (
-    MODEL_ID,
-    MODEL_ID_RULE,
-    Answer,
-    Call,
-    bad_query,
-    listed,
-    problem_answer,
-)
-from service.api.checks import check_url, metadata_errors
-from service.api.problem import FieldError, Problem, invalid, not_found
-from service.api.timeline import timeline
+from service.api.call import Answer, Call, answer, answer_list, answer_problem, bad_query
+from service.api.checks import MODEL_ID, MODEL_ID_RULE, check_url, metadata_errors
+from service.api.problem import FieldError, Problem, not_found, refuse_fields
 from service.generations import submit
-from service.generations.submit import NewGeneration
-from service.model.clock import SECOND
+from service.model.clock import SECOND, rfc3339
 from service.model.generation import OPEN, TERMINAL, Generation
-from service.store import generations
-from service.store.database import Transaction
+from service.model.ids import time_of
+from service.store import callbacks, deliveries, events, generations
+from service.store.database import Row, Transaction
 from service.upstream import catalogue
 
 WAIT_SECONDS_MAX = 60
@@ -32,27 +25,48 @@ _REFUSALS = {
     403: (502, "upstream_unauthorized"),
     402: (402, "upstream_payment_required"),
 }
+TIMELINE_MAX = 1_000
+# In the order of entries of the same time.
+_TYPES = ("stored", "submission", "submitted", "callback", "poll", "event", "attempt")
+_SUBMISSION = {
+    "taken": "Upstream took the submission.",
+    "refused": "Upstream refused the submission.",
+    "put_off": "Upstream did not take the submission; it will be sent again.",
+    "lost": "The answer to the submission was lost; it will not be sent again.",
+}
 
 
 async def create(call: Call) -> Answer:
     """POST /v1/generations: 202 with the generation, stored and submitted."""
-    new = call.decode(NewGeneration)
-    if errors := _errors(call, new):
-        raise invalid("The request has wrong fields.", *errors)
-    context = call.context
+    new = call.decode(submit.NewGeneration)
+    refuse_fields("The request has wrong fields.", _errors(call, new))
     if new.notify_url is not None:
-        check_url(context, new.notify_url, "/notify_url")
-    generation, is_new = await context.database.write(_get_or_accept, call, new)
+        check_url(call.context, new.notify_url, "/notify_url")
+    generation, is_new = await call.database.write(_get_or_accept, call, new)
     if is_new:  # To the end even if the client hangs up: upstream's answer must be recorded.
         generation, refusal = await asyncio.shield(call.parts.submitter.start(generation))
         if refusal is not None:
             # Not raised: the generation exists, so this answer is kept for Idempotency-Key.
-            return problem_answer(_problem(generation, refusal), call.request_id)
-    return Answer(status=202, content=generation.view())
+            return answer_problem(_problem(generation, refusal), call.request_id)
+    return answer(generation.view(), 202)
+
+
+def _errors(call: Call, new: submit.NewGeneration) -> list[FieldError]:
+    errors = [
+        FieldError(f"/input/{name}", "is set by genhook")
+        for name in ("model", "callback_url")
+        if name in new.input
+    ]
+    if not re.fullmatch(MODEL_ID, new.model):
+        errors = [FieldError("/model", MODEL_ID_RULE)]
+    errors += metadata_errors(new.metadata, "metadata")
+    model = call.context.catalogue.get(new.model)
+    problems = catalogue.problems(model, new.input) if model is not None else ()
+    return errors + [FieldError(f"/input{pointer}", message) for pointer, message in problems]
 
 
 async def _get_or_accept(
-    tx: Transaction, call: Call, new: NewGeneration
+    tx: Transaction, call: Call, new: submit.NewGeneration
 ) -> tuple[Generation, bool]:
     """Return the generation, and whether it is new.
 
@@ -73,25 +87,9 @@ def _problem(generation: Generation, refusal: int) -> Problem:
     return Problem(status, code, f"Upstream refused {generation.id} with {refusal}: {message}")
 
 
-def _errors(call: Call, new: NewGeneration) -> list[FieldError]:
-    errors = [*_text_errors(new), *metadata_errors(new.metadata, "metadata")]
-    model = call.context.catalogue.get(new.model)
-    if model is not None:
-        problems = catalogue.problems(model, new.input)
-        errors += [FieldError(f"/input{pointer}", message) for pointer, message in problems]
-    return errors
-
-
-def _text_errors(new: NewGeneration) -> list[FieldError]:
-    if not MODEL_ID.fullmatch(new.model):
-        return [FieldError("/model", MODEL_ID_RULE)]
-    names = [name for name in ("model", "callback_url") if name in new.input]
-    return [FieldError(f"/input/{name}", "is set by genhook") for name in names]
-
-
-async def _get(call: Call) -> Generation:
+async def _get(tx: Transaction, call: Call) -> Generation:
     """Read the generation of the path; Problem 404 unless it is there and the tenant's."""
-    generation = await call.database.read(generations.get, call.path["id"])
+    generation = await generations.get(tx, call.path["id"])
     if generation is None or generation.tenant != call.tenant:
         raise not_found("generation")
     return generation
@@ -99,62 +97,90 @@ async def _get(call: Call) -> Generation:
 
 async def get(call: Call) -> Answer:
     """GET /v1/generations/{id}: with `wait`, once it is terminal or the seconds have passed."""
-    wait_seconds = call.query_integer("wait", 0, 0, WAIT_SECONDS_MAX)
-    generation = await _get(call)
-    if wait_seconds and not generation.is_terminal:
-        generation = await _wait(call, generation.id, wait_seconds)
-    return Answer(content=generation.view())
-
-
-async def _wait(call: Call, generation_id: str, seconds: float) -> Generation:
-    loop = asyncio.get_running_loop()
+    seconds = call.query_integer("wait", 0, 0, WAIT_SECONDS_MAX)
+    loop, id_ = asyncio.get_running_loop(), call.path["id"]
     ends_at = loop.time() + seconds
-    ended = call.context.waiters.setdefault(generation_id, asyncio.Event())
-    while not (generation := await _get(call)).is_terminal and loop.time() < ends_at:
+    ended = call.context.waiters.setdefault(id_, asyncio.Event())
+    while True:
+        generation = await call.database.read(_get, call)
+        remaining = min(_RECHECK_SECONDS, ends_at - loop.time())
+        if generation.is_terminal or remaining <= 0:
+            return answer(generation.view())
         with contextlib.suppress(TimeoutError):
-            remaining = min(_RECHECK_SECONDS, ends_at - loop.time())
-            await asyncio.wait_for(ended.wait(), max(remaining, 0))
-    return generation
+            await asyncio.wait_for(ended.wait(), remaining)
 
 
 async def list_(call: Call) -> Answer:
     """GET /v1/generations."""
-    only = generations.Filter(
-        status=call.query_choice("status", (*OPEN, *TERMINAL)),
-        model=call.query_model(),
-        created_after=call.query_time("created_after"),
-        created_before=call.query_time("created_before"),
-        metadata=_query_metadata(call),
-    )
-    rows, after = await call.database.read(
-        generations.list_page, call.page("gen"), call.tenant, only
-    )
-    return listed([generations.from_row(row).view() for row in rows], after)
-
-
-def _query_metadata(call: Call) -> dict[str, str]:
     prefix = "metadata."
     metadata = {n.removeprefix(prefix): v for n, v in call.query.items() if n.startswith(prefix)}
+    only = generations.Filter(
+        status=call.query_choice("status", (*OPEN, *TERMINAL)),
+        model=call.query_text("model", MODEL_ID, MODEL_ID_RULE),
+        created_after=call.query_time("created_after"),
+        created_before=call.query_time("created_before"),
+        metadata=metadata,
+    )
     if errors := metadata_errors(metadata, "metadata"):
         raise bad_query("metadata", errors[0].message)
-    return metadata
+    page = call.page("gen")
+    rows, after = await call.database.read(generations.list_page, page, call.tenant, only)
+    return answer_list([generations.from_row(row).view() for row in rows], after)
 
 
-async def get_timeline(call: Call) -> Answer:
-    """GET /v1/generations/{id}/timeline."""
-    generation = await _get(call)
-    entries = await call.database.read(timeline, generation)
-    return Answer(content={"data": entries, "next": None})
+async def get_timeline(tx: Transaction, call: Call) -> Answer:
+    """GET /v1/generations/{id}/timeline: the entries, oldest first, at most TIMELINE_MAX."""
+    generation = await _get(tx, call)
+    id_ = generation.id
+    entries = [_entry(generation.created_at, "stored", id_, "The request was stored.", {})]
+    if generation.submitted_at is not None:
+        summary, detail = "Upstream works on the generation.", {"task_id": generation.task_id}
+        entries.append(_entry(generation.submitted_at, "submitted", None, summary, detail))
+    entries += map(_exchange, await generations.exchanges(tx, id_))
+    for row in await callbacks.of_generation(tx, generation.tenant, id_):
+        detail = {name: row[name] for name in ("verdict", "reason", "trust")}
+        summary = f"A callback was received: {row['verdict']}."
+        entries.append(_entry(time_of(row["id"]), "callback", row["id"], summary, detail))
+    for row in await events.of_generation(tx, id_):
+        summary, detail = f"The event {row['type']} was created.", {"type": row["type"]}
+        entries.append(_entry(time_of(row["id"]), "event", row["id"], summary, detail))
+    entries += map(_attempt, await deliveries.attempts_of_generation(tx, id_))
+    entries.sort(key=lambda entry: (entry["at"], _TYPES.index(entry["type"])))
+    return answer_list(entries[:TIMELINE_MAX])
+
+
+def _entry(
+    at: int, type_: str, id_: str | None, summary: str, detail: dict[str, Any]
+) -> dict[str, Any]:
+    return {"at": rfc3339(at), "type": type_, "id": id_, "summary": summary, "detail": detail}
+
+
+def _exchange(row: Row) -> dict[str, Any]:
+    detail = {name: row[name] for name in ("outcome", "status_code", "duration_ms")}
+    summary = f"Upstream was asked: {row['outcome']}."
+    if row["kind"] == "submission":
+        summary = _SUBMISSION[row["outcome"]]
+    return _entry(row["at"], row["kind"], None, summary, {**detail, "said": row["detail"]})
+
+
+def _attempt(row: Row) -> dict[str, Any]:
+    attempt = deliveries.attempt_from_row(row)
+    result = attempt.error_message or f"The subscriber answered {attempt.status_code}."
+    names = ("delivery_id", "subscriber_id", "event_id", "number", "status_code")
+    detail = {name: row[name] for name in names}
+    detail |= {"error": attempt.view()["error"], "duration_ms": attempt.duration_ms}
+    summary = f"Attempt {attempt.number}: {result}"
+    return _entry(attempt.started_at, "attempt", attempt.id, summary, detail)
 
 
 async def refresh(call: Call) -> Answer:
     """POST /v1/generations/{id}/refresh: ask upstream now, at most once a second."""
-    generation = await _get(call)
+    generation = await call.database.read(_get, call)
     if generation.status in ("succeeded", "failed"):
-        return Answer(content=generation.view())
+        return answer(generation.view())
     poller, polled_at = call.parts.poller, generation.last_poll_at
     may_ask = polled_at is None or call.context.clock() - polled_at >= SECOND
     if generation.id in poller.in_flight or may_ask:
         await asyncio.shield(poller.start(generation))
-        generation = await _get(call)
-    return Answer(content=generation.view())
+        generation = await call.database.read(_get, call)
+    return answer(generation.view())

@@ -3,17 +3,17 @@
 import contextlib
 import hashlib
 import re
-from collections.abc import Awaitable, Callable
 
 import msgspec
 
 from service.api.call import Answer, Call
 from service.api.problem import Problem
+from service.api.routes import Operation
 from service.model.clock import DAY, MINUTE
 from service.model.errors import StorageError
 from service.model.ids import new_id
 from service.store import idempotency
-from service.store.database import Transaction
+from service.store.database import Transaction, Unit
 
 RETENTION_MS = DAY
 ABANDONED_MS = 5 * MINUTE  # No request runs for so long: its process has died.
@@ -26,34 +26,33 @@ class _StoredAnswer(msgspec.Struct, frozen=True):
     status: int
     media_type: str
     body: bytes
-    headers: dict[str, str] = {}
 
 
-async def once(
-    call: Call, operation: str, prefix: str, create: Callable[[Call], Awaitable[Answer]]
-) -> Answer:
-    """Answer with what `create` returns, or with its stored answer if the request is a repeat.
+async def once(call: Call, operation: Operation) -> Answer:
+    """Answer with what the operation returns, or its stored answer if the request is a repeat.
 
-    The id of the new resource is stored with the key, before `create` runs. A request that is
-    repeated after a crash gets the same id, and `create` finds what the first one created.
+    The id of the new resource is stored with the key, before the operation runs. A request that
+    is repeated after a crash gets the same id, and the operation finds what the first one created.
     """
-    fresh_id = new_id(prefix, call.context.clock())
+    fresh_id = new_id(operation.creates, call.context.clock())
     key = call.headers.get("idempotency-key")
+    run: Unit[Answer] = operation.run
     if key is None:
-        return await create(msgspec.structs.replace(call, resource_id=fresh_id))
+        return await run(msgspec.structs.replace(call, resource_id=fresh_id))
     if not _KEY.fullmatch(key):
         detail = "Idempotency-Key must be 1 to 255 visible ASCII characters."
         raise Problem(400, "invalid_header", detail)
-    scoped = f"{call.key.id}:{key}"
-    fingerprint = hashlib.sha256(operation.encode() + b"\0" + call.body).digest()
-    database = call.database
+    database, scoped = call.database, f"{call.key.id}:{key}"
+    request = f"{operation.method} {operation.path}\0".encode() + call.body
+    fingerprint = hashlib.sha256(request).digest()
     claimed = await database.write(_claim, call, scoped, fingerprint, fresh_id)
     if isinstance(claimed, Answer):
         return claimed
     try:
-        answer = await create(msgspec.structs.replace(call, resource_id=claimed))
-        sealed = _seal(call, scoped, answer)
-        await database.write(idempotency.store_answer, call.tenant, scoped, answer.status, sealed)
+        answer = await run(msgspec.structs.replace(call, resource_id=claimed))
+        stored = _StoredAnswer(answer.status_code, str(answer.media_type), bytes(answer.body))
+        sealed = call.context.vault.seal(msgspec.json.encode(stored), f"answer:{scoped}")
+        await database.write(idempotency.store_answer, call.tenant, scoped, stored.status, sealed)
     except Problem:
         await database.write(idempotency.release, call.tenant, scoped)
         raise
@@ -77,27 +76,13 @@ async def _claim(
         detail = "This Idempotency-Key was used for another request."
         raise Problem(422, "idempotency_key_reused", detail)
     if row["sealed_answer"] is not None:
-        return _unseal(call, scoped, row["sealed_answer"])
+        plain = call.context.vault.open(row["sealed_answer"], f"answer:{scoped}")
+        stored = msgspec.json.decode(plain, type=_StoredAnswer)
+        headers = {"Idempotency-Replayed": "true"}
+        return Answer(stored.body, stored.status, headers, stored.media_type)
     if row["created_at"] > tx.now - ABANDONED_MS:
         detail = "The first request with this key is still running."
         raise Problem(409, "idempotency_key_in_use", detail, headers={"retry-after": "1"})
     resource_id: str = row["resource_id"]
     await idempotency.claim(tx, call.tenant, scoped, fingerprint, resource_id)
     return resource_id
-
-
-def _seal(call: Call, scoped: str, answer: Answer) -> bytes:
-    body, headers = answer.encoded(), dict(answer.headers)
-    stored = _StoredAnswer(answer.status, answer.media_type, body, headers)
-    return call.context.vault.seal(msgspec.json.encode(stored), f"answer:{scoped}")
-
-
-def _unseal(call: Call, scoped: str, sealed: bytes) -> Answer:
-    plain = call.context.vault.open(sealed, f"answer:{scoped}")
-    stored = msgspec.json.decode(plain, type=_StoredAnswer)
-    return Answer(
-        status=stored.status,
-        media_type=stored.media_type,
-        body=stored.body,
-        headers={**stored.headers, "Idempotency-Replayed": "true"},
-    )

@@ -4,21 +4,19 @@ from typing import Annotated
 
 import msgspec
 
-from service.api.call import NO_CONTENT, Answer, Call, listed
+from service.api.call import Answer, Call, answer, answer_list
 from service.api.checks import NO_NUL
-from service.api.problem import FieldError, Problem, invalid, not_found
+from service.api.problem import FieldError, Problem, not_found, refuse_fields
 from service.delivery.tenants import DEFAULT, ensure
 from service.model.key import SCOPES, TENANT_NAME, TENANT_NAME_RULE, Key, Scope, new_key
 from service.store import keys, pages
 from service.store.database import Transaction
 
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern=NO_NUL)]
-
 
 class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of POST /v1/keys."""
 
-    name: Name
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern=NO_NUL)]
     scopes: Annotated[list[Scope], msgspec.Meta(min_length=1, max_length=len(SCOPES))]
     tenant: str | None = None
 
@@ -29,25 +27,17 @@ async def create(call: Call) -> Answer:
     tenant = call.tenant if new.tenant is None else new.tenant
     if not TENANT_NAME.fullmatch(tenant):
         error = FieldError("/tenant", f"must be {TENANT_NAME_RULE}")
-        raise invalid("The tenant's name cannot be used.", error)
+        refuse_fields("The tenant's name cannot be used.", [error])
     if len(set(new.scopes)) != len(new.scopes):
-        raise invalid(
-            "The same scope is there twice.", FieldError("/scopes", "contains a scope twice")
-        )
+        error = FieldError("/scopes", "contains a scope twice")
+        refuse_fields("The same scope is there twice.", [error])
     if tenant != call.tenant != DEFAULT:
         detail = f"Only an admin of the tenant {DEFAULT} creates keys for other tenants."
         raise Problem(403, "forbidden", detail)
-    context = call.context
-    secret = new_key(context.random_bytes)
-    key = Key(
-        id=call.resource_id,
-        name=new.name,
-        tenant=tenant,
-        scopes=new.scopes,
-        created_at=context.clock(),
-    )
-    await context.database.write(_insert, call, key, secret)
-    return Answer(status=201, content={**key.view(), "key": secret})
+    secret, now = new_key(call.context.random_bytes), call.context.clock()
+    key = Key(id=call.resource_id, name=new.name, tenant=tenant, scopes=new.scopes, created_at=now)
+    await call.database.write(_insert, call, key, secret)
+    return answer({**key.view(), "key": secret}, 201)
 
 
 async def _insert(tx: Transaction, call: Call, key: Key, secret: str) -> None:
@@ -60,26 +50,19 @@ async def _insert(tx: Transaction, call: Call, key: Key, secret: str) -> None:
 
 async def list_(call: Call) -> Answer:
     """GET /v1/keys."""
-    rows, after = await call.database.read(
-        pages.read, pages.Source(table="keys"), call.page("key"), {"tenant": call.tenant}
-    )
-    return listed([keys.from_row(row).view() for row in rows], after)
+    source, page, values = pages.Source(table="keys"), call.page("key"), {"tenant": call.tenant}
+    rows, after = await call.database.read(pages.read, source, page, values)
+    return answer_list([keys.from_row(row).view() for row in rows], after)
 
 
-async def get(call: Call) -> Answer:
+async def get(tx: Transaction, call: Call) -> Key:
     """GET /v1/keys/{id}."""
-    return Answer(content=(await _get(call)).view())
-
-
-async def revoke(call: Call) -> Answer:
-    """DELETE /v1/keys/{id}: from now on the key is refused."""
-    key = await _get(call)
-    await call.database.write(keys.revoke, key.id)
-    return NO_CONTENT
-
-
-async def _get(call: Call) -> Key:
-    key = await call.database.read(keys.get, call.tenant, call.path["id"])
+    key = await keys.get(tx, call.tenant, call.path["id"])
     if key is None:
         raise not_found("key")
     return key
+
+
+async def revoke(tx: Transaction, call: Call) -> None:
+    """DELETE /v1/keys/{id}: from now on the key is refused."""
+    await keys.revoke(tx, (await get(tx, call)).id)

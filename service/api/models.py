@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from service.api.call import Answer, Call
+from service.api.call import Answer, Call, answer, answer_list
 from service.api.problem import not_found
 from service.upstream import catalogue
 
@@ -11,8 +11,7 @@ _FIELDS = ("id", "family", "provider", "path", "credits", "parameters", "callbac
 
 async def list_(_call: Call) -> Answer:
     """GET /v1/models: every model, not paged."""
-    views = [_view(model) for model in catalogue.models()]
-    return Answer(content={"data": views, "next": None})
+    return answer_list([_view(model) for model in catalogue.models()])
 
 
 async def get(call: Call) -> Answer:
@@ -20,7 +19,7 @@ async def get(call: Call) -> Answer:
     model = call.context.catalogue.get(call.path["id"])
     if model is None:
         raise not_found("model")
-    return Answer(content=_view(model))
+    return answer(_view(model))
 
 
 def _view(model: catalogue.Model) -> dict[str, Any]:

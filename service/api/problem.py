@@ -1,6 +1,7 @@
 """Problems: the API's answers when it refuses or fails (RFC 9457)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 import msgspec
@@ -15,28 +16,19 @@ class FieldError(msgspec.Struct, frozen=True):
     message: str
 
 
+@dataclass(eq=False)
 class Problem(Exception):  # noqa: N818  RFC 9457 calls it a problem
     """An answer with an error status, a stable code and a sentence for people."""
 
-    def __init__(
-        self,
-        status: int,
-        code: str,
-        detail: str,
-        *,
-        errors: tuple[FieldError, ...] = (),
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.code = code
-        self.detail = detail
-        self.errors = errors
-        self.headers = headers or {}
+    status: int
+    code: str
+    detail: str
+    errors: Sequence[FieldError] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     def document(self, request_id: str) -> dict[str, object]:
         """Return the body; it has `errors` only if fields are wrong."""
-        document: dict[str, object] = {
+        document = {
             "type": "about:blank",
             "title": HTTPStatus(self.status).phrase,
             "status": self.status,
@@ -44,14 +36,13 @@ class Problem(Exception):  # noqa: N818  RFC 9457 calls it a problem
             "detail": self.detail,
             "request_id": request_id,
         }
-        if self.errors:
-            document["errors"] = self.errors
-        return document
+        return {**document, "errors": self.errors} if self.errors else document
 
 
-def invalid(detail: str, *errors: FieldError) -> Problem:
-    """422: the body is JSON, but fields in it are wrong."""
-    return Problem(422, "invalid_request", detail, errors=errors)
+def refuse_fields(detail: str, errors: Sequence[FieldError]) -> None:
+    """Problem 422 if there are errors: the body is JSON, but fields in it are wrong."""
+    if errors:
+        raise Problem(422, "invalid_request", detail, errors)
 
 
 def not_found(noun: str) -> Problem:

@@ -1,13 +1,14 @@
 """Replays: create, list, get, cancel."""
 
+import re
 from typing import Annotated, Literal
 
 import msgspec
 
 from service.api import subscribers
-from service.api.call import Answer, Call, is_id, listed
+from service.api.call import ID, Answer, Call, answer, answer_list
 from service.api.checks import Rate, type_errors
-from service.api.problem import FieldError, Problem, invalid, not_found, subscriber_disabled
+from service.api.problem import FieldError, Problem, not_found, refuse_fields, subscriber_disabled
 from service.delivery import replay as replaying
 from service.model.clock import parse_rfc3339
 from service.model.replay import Replay
@@ -31,10 +32,9 @@ class New(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 async def create(call: Call) -> Answer:
     """POST /v1/replays: 202; a dry run is done already."""
-    new = call.decode(New)
+    new, now = call.decode(New), call.context.clock()
     since_at, until_at = _check(new)
     subscriber = await call.database.read(subscribers.find, call, new.subscriber_id)
-    now = call.context.clock()
     replay = Replay(
         id=call.resource_id,
         tenant=call.tenant,
@@ -46,9 +46,6 @@ async def create(call: Call) -> Answer:
         rate_per_second=new.rate_per_second,
         dry_run=new.dry_run,
         status="done" if new.dry_run else "running",
-        total=0,
-        cursor=0,
-        last_seq=0,
         due_at=None if new.dry_run else now,
         created_at=now,
         finished_at=now if new.dry_run else None,
@@ -59,13 +56,13 @@ async def create(call: Call) -> Answer:
     if started == "replay_running":
         detail = "A replay to this subscriber is running; wait for it or cancel it."
         raise Problem(409, "conflict", detail)
-    return Answer(status=202, content=started.view())
+    return answer(started.view(), 202)
 
 
 def _check(new: New) -> tuple[int, int]:
     """Return `since` and `until` in milliseconds; Problem 422 with every wrong field."""
     errors = type_errors(new.event_types)
-    if not is_id(new.subscriber_id, "sub"):
+    if not re.fullmatch("sub" + ID, new.subscriber_id):
         errors.append(FieldError("/subscriber_id", "must be the id of a subscriber"))
     times: list[int] = []
     for name, text in (("since", new.since), ("until", new.until)):
@@ -75,42 +72,30 @@ def _check(new: New) -> tuple[int, int]:
             errors.append(FieldError(f"/{name}", "must be an RFC 3339 time"))
     if len(times) == 2 and times[0] >= times[1]:
         errors.append(FieldError("/until", "must be after since"))
-    if errors:
-        raise invalid("The replay has wrong fields.", *errors)
+    refuse_fields("The replay has wrong fields.", errors)
     return times[0], times[1]
 
 
-async def _get(tx: Transaction, call: Call) -> Replay:
+async def get(tx: Transaction, call: Call) -> Replay:
+    """GET /v1/replays/{id}."""
     replay = await replays.get(tx, call.path["id"])
     if replay is None or replay.tenant != call.tenant:
         raise not_found("replay")
     return replay
 
 
-async def get(call: Call) -> Answer:
-    """GET /v1/replays/{id}."""
-    replay = await call.database.read(_get, call)
-    return Answer(content=replay.view())
-
-
 async def list_(call: Call) -> Answer:
     """GET /v1/replays."""
-    rows, after = await call.database.read(
-        pages.read, pages.Source(table="replays"), call.page("rpl"), {"tenant": call.tenant}
-    )
-    return listed([replays.from_row(row).view() for row in rows], after)
+    source, page, values = pages.Source(table="replays"), call.page("rpl"), {"tenant": call.tenant}
+    rows, after = await call.database.read(pages.read, source, page, values)
+    return answer_list([replays.from_row(row).view() for row in rows], after)
 
 
-async def cancel(call: Call) -> Answer:
+async def cancel(tx: Transaction, call: Call) -> Replay:
     """POST /v1/replays/{id}/cancel: canceling twice is like once; 409 if it is done."""
-    replay = await call.database.write(_cancel, call)
-    return Answer(content=replay.view())
-
-
-async def _cancel(tx: Transaction, call: Call) -> Replay:
-    replay = await _get(tx, call)
+    replay = await get(tx, call)
     if replay.status == "done":
         raise Problem(409, "conflict", "The replay is done: all its deliveries exist.")
-    if replay.status == "canceled":
-        return replay
-    return await replaying.cancel(tx, call.context, replay)
+    if replay.status == "running":
+        replay = await replaying.cancel(tx, call.context, replay)
+    return replay

@@ -1,11 +1,12 @@
-"""The table of operations: method, path, function, scope, query parameters."""
+"""The table of operations, those of one path together: method, path, function, scope, query."""
 
-from collections.abc import Awaitable, Callable
-from typing import Literal, NamedTuple
+from collections.abc import Set as AbstractSet
+from typing import Any, Literal, NamedTuple
 
 from service.api import (
     callbacks,
     deliveries,
+    docs,
     events,
     generations,
     keys,
@@ -16,10 +17,9 @@ from service.api import (
     system,
     usage,
 )
-from service.api.call import PAGING, Answer, Call
+from service.api.call import PAGING
 from service.model.key import Scope
-
-NONE: frozenset[str] = frozenset()
+from service.store.database import Unit
 
 
 class Operation(NamedTuple):
@@ -27,70 +27,72 @@ class Operation(NamedTuple):
 
     scope: what the key needs; `open` operations need no key, unless a setting closes them.
     creates: the id prefix of what a POST creates; such a POST takes `Idempotency-Key`.
-    takes_body: whether it reads a body. An operation that creates always does.
+    reads_body: whether it has a body; what creates has one.
+    unit: the transaction in which `run(tx, call)` runs; without it, `run(call)` makes its own.
+
+    What it returns is an answer, or a resource, which is answered with its view, or None for 204.
     """
 
     method: str
     path: str
-    run: Callable[[Call], Awaitable[Answer]]
+    run: Unit[Any]
     scope: Scope | Literal["open"]
-    query: frozenset[str] = NONE
+    query: AbstractSet[str] = frozenset()
     creates: str = ""
-    takes_body: bool = False
-
-    @property
-    def reads_body(self) -> bool:
-        """Whether the body is read and decoded."""
-        return self.takes_body or self.creates != ""
+    reads_body: bool = False
+    unit: Literal["read", "write"] | None = None
 
 
 _GENERATIONS = PAGING | {"status", "model", "created_after", "created_before", "metadata."}
 _CALLBACKS = PAGING | {"generation_id", "verdict"}
 _DELIVERIES = PAGING | {"status", "subscriber_id", "event_id"}
 _EVENTS = PAGING | {"type", "generation_id"}
-_WAIT, _SECONDS = frozenset({"wait"}), frozenset({"seconds"})
-_USAGE = frozenset({"since", "until", "model"})
 _SUBSCRIBER = "/v1/subscribers/{id}"
+_TIMELINE = "/v1/generations/{id}/timeline"
 _ROTATE, _ROTATE_OWN = f"{_SUBSCRIBER}/rotate-secret", "/v1/signing-secret/rotate"
 
 OPERATIONS = (
-    Operation("POST", "/v1/generations", generations.create, "submit", creates="gen"),
+    Operation(
+        "POST", "/v1/generations", generations.create, "submit", creates="gen", reads_body=True
+    ),
     Operation("GET", "/v1/generations", generations.list_, "read", _GENERATIONS),
-    Operation("GET", "/v1/generations/{id}", generations.get, "read", _WAIT),
-    Operation("GET", "/v1/generations/{id}/timeline", generations.get_timeline, "read"),
+    Operation("GET", "/v1/generations/{id}", generations.get, "read", {"wait"}),
+    Operation("GET", _TIMELINE, generations.get_timeline, "read", unit="read"),
     Operation("POST", "/v1/generations/{id}/refresh", generations.refresh, "submit"),
     Operation("GET", "/v1/models", models.list_, "read"),
     Operation("GET", "/v1/models/{id:path}", models.get, "read"),
     Operation("GET", "/v1/callbacks", callbacks.list_, "read", _CALLBACKS),
     Operation("GET", "/v1/callbacks/{id}", callbacks.get, "read"),
-    Operation("POST", "/v1/subscribers", subscribers.create, "manage", creates="sub"),
+    Operation(
+        "POST", "/v1/subscribers", subscribers.create, "manage", creates="sub", reads_body=True
+    ),
     Operation("GET", "/v1/subscribers", subscribers.list_, "manage", PAGING),
-    Operation("GET", _SUBSCRIBER, subscribers.get, "manage"),
-    Operation("PATCH", _SUBSCRIBER, subscribers.update, "manage", takes_body=True),
-    Operation("DELETE", _SUBSCRIBER, subscribers.delete, "manage"),
-    Operation("GET", f"{_SUBSCRIBER}/secret", subscribers.get_secret, "manage"),
-    Operation("POST", _ROTATE, subscribers.rotate_secret, "manage", takes_body=True),
+    Operation("GET", _SUBSCRIBER, subscribers.get, "manage", unit="read"),
+    Operation("PATCH", _SUBSCRIBER, subscribers.update, "manage", reads_body=True),
+    Operation("DELETE", _SUBSCRIBER, subscribers.delete, "manage", unit="write"),
+    Operation("GET", f"{_SUBSCRIBER}/secret", subscribers.get_secret, "manage", unit="read"),
+    Operation("POST", _ROTATE, subscribers.rotate_secret, "manage", reads_body=True),
     Operation("POST", f"{_SUBSCRIBER}/test", subscribers.test, "manage"),
-    Operation("GET", f"{_SUBSCRIBER}/stats", subscribers.get_stats, "read"),
+    Operation("GET", f"{_SUBSCRIBER}/stats", subscribers.get_stats, "read", unit="read"),
     Operation("GET", "/v1/signing-secret", signing_secret.get, "manage"),
-    Operation("POST", _ROTATE_OWN, signing_secret.rotate, "manage", takes_body=True),
+    Operation("POST", _ROTATE_OWN, signing_secret.rotate, "manage", reads_body=True),
     Operation("GET", "/v1/events", events.list_, "read", _EVENTS),
-    Operation("GET", "/v1/events/{id}", events.get, "read"),
+    Operation("GET", "/v1/events/{id}", events.get, "read", unit="read"),
     Operation("GET", "/v1/deliveries", deliveries.list_, "read", _DELIVERIES),
-    Operation("GET", "/v1/deliveries/{id}", deliveries.get, "read"),
-    Operation("POST", "/v1/deliveries/{id}/retry", deliveries.retry, "manage"),
-    Operation("POST", "/v1/replays", replays.create, "manage", creates="rpl"),
+    Operation("GET", "/v1/deliveries/{id}", deliveries.get, "read", unit="read"),
+    Operation("POST", "/v1/deliveries/{id}/retry", deliveries.retry, "manage", unit="write"),
+    Operation("POST", "/v1/replays", replays.create, "manage", creates="rpl", reads_body=True),
     Operation("GET", "/v1/replays", replays.list_, "manage", PAGING),
-    Operation("GET", "/v1/replays/{id}", replays.get, "manage"),
-    Operation("POST", "/v1/replays/{id}/cancel", replays.cancel, "manage"),
-    Operation("GET", "/v1/usage", usage.get, "read", _USAGE),
-    Operation("POST", "/v1/keys", keys.create, "admin", creates="key"),
+    Operation("GET", "/v1/replays/{id}", replays.get, "manage", unit="read"),
+    Operation("POST", "/v1/replays/{id}/cancel", replays.cancel, "manage", unit="write"),
+    Operation("GET", "/v1/usage", usage.get, "read", {"since", "until", "model"}),
+    Operation("POST", "/v1/keys", keys.create, "admin", creates="key", reads_body=True),
     Operation("GET", "/v1/keys", keys.list_, "admin", PAGING),
-    Operation("GET", "/v1/keys/{id}", keys.get, "admin"),
-    Operation("DELETE", "/v1/keys/{id}", keys.revoke, "admin"),
-    Operation("POST", "/v1/tick", system.tick, "admin", _SECONDS),
+    Operation("GET", "/v1/keys/{id}", keys.get, "admin", unit="read"),
+    Operation("DELETE", "/v1/keys/{id}", keys.revoke, "admin", unit="write"),
+    Operation("POST", "/v1/tick", system.tick, "admin", {"seconds"}),
     Operation("GET", "/readyz", system.readyz, "open"),
     Operation("GET", "/metrics", system.metrics_, "open"),
-    Operation("GET", "/openapi.yaml", system.openapi, "open"),
-    Operation("GET", "/docs", system.docs, "open"),
+    Operation("GET", "/openapi.yaml", docs.get_document, "open"),
+    Operation("GET", "/docs", docs.get, "open"),
 )

@@ -2,6 +2,8 @@
 
 import binascii
 import hmac
+import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,7 +19,7 @@ Verify = Callable[[bytes, Headers, Secrets, int], None]
 
 TOLERANCE_MS = 300 * clock.SECOND
 HEADER_LENGTH_MAX = 4_096
-_TIMESTAMP_DIGITS_MAX = 12
+_TIMESTAMP = re.compile(r"[1-9][0-9]{0,11}")
 
 
 class SignatureError(Exception):
@@ -45,19 +47,17 @@ class Scheme(msgspec.Struct, frozen=True):
 
 def verify_standard(body: bytes, headers: Headers, secrets: Secrets, now: int) -> None:
     """Verify `v1` of Standard Webhooks 1.0: base64 of an HMAC-SHA256 with the decoded key."""
-    message_id, timestamp = _message(headers, now)
+    message_id, timestamp, signatures = _read(headers, "v1,", now)
     keys = _keys(secrets, signing.decode_secret)
-    expected = [signing.sign(key, message_id, timestamp, body) for key in keys]
-    _require_match(_signatures(headers, "v1,"), expected)
+    _require_match(signatures, [signing.sign(key, message_id, timestamp, body) for key in keys])
 
 
 def verify_wavespeed(body: bytes, headers: Headers, secrets: Secrets, now: int) -> None:
     """Verify WaveSpeedAI's `v3`: as `v1`, but hexadecimal, and the key is the secret's text."""
-    message_id, timestamp = _message(headers, now)
+    message_id, timestamp, signatures = _read(headers, "v3,", now)
     content = f"{message_id}.{timestamp}.".encode() + body
-    keys = _keys(secrets, read_wavespeed_secret)
-    expected = [f"v3,{hmac.digest(key, content, 'sha256').hex()}" for key in keys]
-    _require_match([text.lower() for text in _signatures(headers, "v3,")], expected)
+    macs = [hmac.digest(key, content, "sha256") for key in _keys(secrets, read_wavespeed_secret)]
+    _require_match([text.lower() for text in signatures], [f"v3,{mac.hex()}" for mac in macs])
 
 
 def verify_kie(body: bytes, headers: Headers, secrets: Secrets, now: int) -> None:
@@ -91,18 +91,15 @@ SCHEMES: Mapping[str, Scheme] = {
 }
 
 
-def _message(headers: Headers, now: int) -> tuple[str, int]:
-    """Return the id and the time in the headers of Standard Webhooks."""
-    return _header(headers, "webhook-id"), _fresh_timestamp(headers, "webhook-timestamp", now)
-
-
-def _signatures(headers: Headers, version: str) -> list[str]:
-    """Return the signatures of `version` in `webhook-signature`; there may be others."""
+def _read(headers: Headers, version: str, now: int) -> tuple[str, int, list[str]]:
+    """Return id, time and the signatures of `version` in the headers of Standard Webhooks."""
+    message_id = _header(headers, "webhook-id")
+    timestamp = _fresh_timestamp(headers, "webhook-timestamp", now)
     entries = _header(headers, "webhook-signature").split(" ")
     signatures = [entry for entry in entries if entry.startswith(version)]
     if not signatures:
         raise SignatureError("malformed")
-    return signatures
+    return message_id, timestamp, signatures
 
 
 def _header(headers: Headers, name: str) -> str:
@@ -117,7 +114,7 @@ def _header(headers: Headers, name: str) -> str:
 def _fresh_timestamp(headers: Headers, name: str, now: int) -> int:
     """Return the timestamp in seconds; it has no sign, fraction, space or leading zero."""
     text = _header(headers, name)
-    if not text.isdigit() or text[0] == "0" or len(text) > _TIMESTAMP_DIGITS_MAX:
+    if not _TIMESTAMP.fullmatch(text):
         raise SignatureError("malformed")
     if abs(now - int(text) * clock.SECOND) > TOLERANCE_MS:
         raise SignatureError("stale")
@@ -137,11 +134,9 @@ def _keys(secrets: Secrets, read: Callable[[str], bytes]) -> list[bytes]:
 
 def _require_match(presented: Sequence[str], expected: Sequence[str]) -> None:
     """Compare signatures as text, in constant time; the presented ones are never decoded."""
-    for one in expected:
-        for other in presented:
-            if hmac.compare_digest(one.encode(), other.encode()):
-                return
-    raise SignatureError("wrong")
+    pairs = itertools.product(expected, presented)
+    if not any(hmac.compare_digest(one.encode(), other.encode()) for one, other in pairs):
+        raise SignatureError("wrong")
 
 
 def _kie_task_id(body: bytes) -> str:
@@ -151,9 +146,8 @@ def _kie_task_id(body: bytes) -> str:
     except (ValueError, RecursionError):
         raise SignatureError("malformed") from None
     data = document.get("data") if isinstance(document, dict) else None
-    for node in (data, document):
-        for name in ("taskId", "task_id"):
-            task_id = node.get(name) if isinstance(node, dict) else None
-            if isinstance(task_id, str) and task_id:
-                return task_id
+    for node, name in itertools.product((data, document), ("taskId", "task_id")):
+        task_id = node.get(name) if isinstance(node, dict) else None
+        if isinstance(task_id, str) and task_id:
+            return task_id
     raise SignatureError("malformed")

@@ -5,20 +5,11 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from service.api.call import NO_CONTENT, Answer, Call, listed
-from service.api.checks import (
-    NO_NUL,
-    REDACTED,
-    Rate,
-    check_url,
-    filter_errors,
-    header_errors,
-    redacted_errors,
-    secret_errors,
-    type_errors,
-)
-from service.api.problem import FieldError, Problem, invalid, not_found
-from service.api.rotation import read_rotation, secrets_view
+from service.api import checks
+from service.api.call import Answer, Call, answer, answer_list
+from service.api.checks import NO_NUL, REDACTED, Rate
+from service.api.problem import Problem, not_found, refuse_fields
+from service.api.signing_secret import answer_rotation, answer_secrets
 from service.delivery import health, signing_keys
 from service.delivery.attempt import send_test
 from service.delivery.retry import DEFAULT_RETRY_SECONDS
@@ -75,24 +66,24 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 async def create(call: Call) -> Answer:
     """POST /v1/subscribers: 201 with the secret."""
     new = call.decode(New)
-    _check(call, new)
-    context, id_ = call.context, call.resource_id
+    fields = _check(call, new)
+    headers = fields.pop("headers")
+    context, id_, now = call.context, call.resource_id, call.context.clock()
     secrets = signing_keys.new_secrets(context.random_bytes, asymmetric=new.signature == "v1a")
     if new.secret is not None:
         secrets = msgspec.structs.replace(secrets, current=new.secret)
-    now = context.clock()
     subscriber = Subscriber(
-        **_fields(new),
+        **fields,
         id=id_,
         tenant=call.tenant,
-        header_names=sorted(new.headers),
-        sealed_headers=signing_keys.seal_headers(context.vault, new.headers, id_),
+        header_names=sorted(headers),
+        sealed_headers=signing_keys.seal_headers(context.vault, headers, id_),
         sealed_secrets=signing_keys.seal(context.vault, secrets, id_),
         created_at=now,
         updated_at=now,
     )
     await context.database.write(_insert, subscriber)
-    return Answer(status=201, content={**subscriber.view(), "secret": secrets.current})
+    return answer({**subscriber.view(), "secret": secrets.current}, 201)
 
 
 async def _insert(tx: Transaction, new: Subscriber) -> None:
@@ -103,29 +94,23 @@ async def _insert(tx: Transaction, new: Subscriber) -> None:
     await subscribers.insert(tx, new)
 
 
-def _check(call: Call, body: New | Update) -> None:
-    """Problem 422 if a field is wrong or the URL can never be delivered to."""
-    errors: list[FieldError] = []
-    if isinstance(body.event_types, list):
-        errors += type_errors(body.event_types)
-    if isinstance(body.headers, dict):
-        errors += header_errors(body.headers)
-    if isinstance(body.filter, Filter):
-        errors += filter_errors(body.filter)
-    if isinstance(body, New):
-        errors += redacted_errors(body.headers, stored={})
-        errors += [] if body.secret is None else secret_errors(body.secret)
-    if errors:
-        raise invalid("The subscriber has wrong fields.", *errors)
-    if isinstance(body.url, str):
-        check_url(call.context, body.url, "/url")
-
-
-def _fields(body: New | Update) -> dict[str, Any]:
-    """Return the set fields that a subscriber stores as they are."""
+def _check(call: Call, body: New | Update) -> dict[str, Any]:
+    """Return the fields that are set, without the secret; Problem 422 if one is wrong."""
     fields = msgspec.structs.asdict(body)
-    others = ("headers", "secret", "status")
-    return {n: v for n, v in fields.items() if v is not msgspec.UNSET and n not in others}
+    fields = {name: value for name, value in fields.items() if value is not msgspec.UNSET}
+    headers = fields.get("headers", {})
+    errors = [
+        *checks.type_errors(fields.get("event_types", [])),
+        *checks.header_errors(headers),
+        *checks.filter_errors(fields.get("filter", Filter())),
+    ]
+    if isinstance(body, New):
+        errors += checks.redacted_errors(headers, stored={})
+        errors += checks.secret_errors(fields.pop("secret"))
+    refuse_fields("The subscriber has wrong fields.", errors)
+    if "url" in fields:
+        checks.check_url(call.context, fields["url"], "/url")
+    return fields
 
 
 async def find(tx: Transaction, call: Call, subscriber_id: str) -> Subscriber:
@@ -136,41 +121,36 @@ async def find(tx: Transaction, call: Call, subscriber_id: str) -> Subscriber:
     return subscriber
 
 
-async def _get(call: Call) -> Subscriber:
-    return await call.database.read(find, call, call.path["id"])
-
-
-async def get(call: Call) -> Answer:
+async def get(tx: Transaction, call: Call) -> Subscriber:
     """GET /v1/subscribers/{id}."""
-    return Answer(content=(await _get(call)).view())
+    return await find(tx, call, call.path["id"])
 
 
 async def list_(call: Call) -> Answer:
     """GET /v1/subscribers."""
-    rows, after = await call.database.read(
-        pages.read, subscribers.LIST_SOURCE, call.page("sub"), {"tenant": call.tenant}
-    )
-    return listed([subscribers.from_row(row).view() for row in rows], after)
+    source, page, values = subscribers.LIST_SOURCE, call.page("sub"), {"tenant": call.tenant}
+    rows, after = await call.database.read(pages.read, source, page, values)
+    return answer_list([subscribers.from_row(row).view() for row in rows], after)
 
 
 async def update(call: Call) -> Answer:
     """PATCH /v1/subscribers/{id}: also pauses, disables and re-enables."""
-    body = call.decode(Update)
-    _check(call, body)
-    subscriber = await call.database.write(_update, call, body)
-    return Answer(content=subscriber.view())
+    fields = _check(call, call.decode(Update))
+    return answer((await call.database.write(_update, call, fields)).view())
 
 
-async def _update(tx: Transaction, call: Call, body: Update) -> Subscriber:
-    old = await find(tx, call, call.path["id"])
-    changes = _fields(body)
-    if isinstance(body.headers, dict):
-        changes["header_names"] = sorted(body.headers)
-        changes["sealed_headers"] = _seal_headers(call, old, body.headers)
-    if isinstance(body.status, str) and body.status != old.status:
-        changes |= _status_changes(old, body.status)
+async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Subscriber:
+    old = await get(tx, call)
+    changes = {**fields, "updated_at": tx.now}
+    headers = changes.pop("headers", None)
+    if headers is not None:
+        changes["header_names"] = sorted(headers)
+        changes["sealed_headers"] = _seal_headers(call, old, headers)
+    if fields.get("status", old.status) != old.status:
+        changes["disabled_reason"] = "manual" if fields["status"] == "disabled" else None
+        changes |= health.PROBED if old.status == "disabled" else {}
     tx.after_commit(call.context.inbox.reload, old.id)
-    new = await subscribers.update(tx, old, **changes, updated_at=tx.now)
+    new = await subscribers.update(tx, old, **changes)
     if new.status == "disabled" != old.status:
         await health.announce(tx, call.context, new)
     return new
@@ -181,47 +161,31 @@ def _seal_headers(call: Call, old: Subscriber, headers: Mapping[str, str]) -> by
     vault = call.context.vault
     opened = signing_keys.unseal_headers(vault, old.sealed_headers, old.id)
     stored = {name.lower(): value for name, value in opened.items()}
-    if errors := redacted_errors(headers, stored):
-        raise invalid("A header has no value.", *errors)
+    refuse_fields("A header has no value.", checks.redacted_errors(headers, stored))
     values = {n: stored[n.lower()] if v == REDACTED else v for n, v in headers.items()}
     return signing_keys.seal_headers(vault, values, old.id)
 
 
-def _status_changes(old: Subscriber, status: str) -> dict[str, Any]:
-    if status == "disabled":
-        return {"status": status, "disabled_reason": "manual"}
-    probed = health.PROBED if old.status == "disabled" else {}
-    return {"status": status, "disabled_reason": None, **probed}
-
-
-async def delete(call: Call) -> Answer:
+async def delete(tx: Transaction, call: Call) -> None:
     """DELETE /v1/subscribers/{id}: its pending deliveries are canceled."""
-    await call.database.write(_delete, call)
-    return NO_CONTENT
-
-
-async def _delete(tx: Transaction, call: Call) -> None:
-    old = await find(tx, call, call.path["id"])
+    old = await get(tx, call)
     await subscribers.delete(tx, old)
     await deliveries.cancel(tx, old.id)  # Its lane cancels the rest.
     tx.after_commit(call.context.inbox.reload, old.id)
 
 
-async def get_secret(call: Call) -> Answer:
+async def get_secret(tx: Transaction, call: Call) -> Answer:
     """GET /v1/subscribers/{id}/secret."""
-    secrets = _unseal(call, await _get(call))
-    return Answer(content=secrets_view(secrets, call.context.clock()))
+    return answer_secrets(call, _unseal(call, await get(tx, call)))
 
 
 async def rotate_secret(call: Call) -> Answer:
     """POST /v1/subscribers/{id}/rotate-secret: the old secret signs until the overlap ends."""
-    secret, overlap_seconds = read_rotation(call)
-    secrets = await call.database.write(_rotate, call, secret, overlap_seconds)
-    return Answer(content=secrets_view(secrets, call.context.clock()))
+    return await answer_rotation(call, _rotate)
 
 
 async def _rotate(tx: Transaction, call: Call, secret: str, overlap_seconds: int) -> Secrets:
-    old = await find(tx, call, call.path["id"])
+    old = await get(tx, call)
     secrets = _unseal(call, old).rotated(secret, overlap_seconds, tx.now)
     sealed = signing_keys.seal(call.context.vault, secrets, old.id)
     await subscribers.update(tx, old, sealed_secrets=sealed, updated_at=tx.now)
@@ -234,31 +198,32 @@ def _unseal(call: Call, subscriber: Subscriber) -> Secrets:
     return signing_keys.unseal(call.context.vault, subscriber.sealed_secrets, subscriber.id)
 
 
-async def get_stats(call: Call) -> Answer:
+async def get_stats(tx: Transaction, call: Call) -> Answer:
     """GET /v1/subscribers/{id}/stats."""
-    subscriber = await _get(call)
-    statistics = await call.database.read(stats.get, subscriber.id)
-    content = {
-        "subscriber_id": subscriber.id,
-        "counts": statistics.counts,
-        "success_rate": statistics.success_rate,
-        "latency_ms": {"hour": statistics.hour, "day": statistics.day},
-        "oldest_undelivered_seconds": statistics.oldest_undelivered_seconds,
-    }
-    return Answer(content=content)
+    subscriber = await get(tx, call)
+    statistics = await stats.get(tx, subscriber.id)
+    return answer(
+        {
+            "subscriber_id": subscriber.id,
+            "counts": statistics.counts,
+            "success_rate": statistics.success_rate,
+            "latency_ms": {"hour": statistics.hour, "day": statistics.day},
+            "oldest_undelivered_seconds": statistics.oldest_undelivered_seconds,
+        }
+    )
 
 
 async def test(call: Call) -> Answer:
     """POST /v1/subscribers/{id}/test: send one `ping` now; 200 with the attempt."""
-    subscriber = await _get(call)
-    event = await call.database.write(_ping, subscriber)
+    subscriber, event = await call.database.write(_ping, call)
     sender = call.parts.dispatcher.sender
     attempt, request = await send_test(call.context, sender, subscriber, event)
-    return Answer(content={"attempt": attempt.view(), "request": request})
+    return answer({"attempt": attempt.view(), "request": request})
 
 
-async def _ping(tx: Transaction, subscriber: Subscriber) -> Event:
+async def _ping(tx: Transaction, call: Call) -> tuple[Subscriber, Event]:
+    subscriber = await get(tx, call)
     data = {"subscriber_id": subscriber.id}
-    event = events.new_event(subscriber.tenant, "ping", data, None, tx.now)
+    event = events.new_event(call.tenant, "ping", data, None, tx.now)
     await events.insert(tx, [event])
-    return event
+    return subscriber, event

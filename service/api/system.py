@@ -1,12 +1,9 @@
-"""Operations: readiness, metrics, the OpenAPI document and its page, ticks."""
+"""Operations: readiness, metrics, ticks."""
 
-import asyncio
 import heapq
-from importlib.resources import files
 from operator import itemgetter
-from pathlib import Path
 
-from service.api.call import Answer, Call
+from service.api.call import Answer, Call, answer
 from service.model.errors import StorageError
 from service.store import stats
 from service.telemetry import metrics
@@ -27,7 +24,7 @@ async def readyz(call: Call) -> Answer:
         checks["worker"] = "The worker has stopped."
     ready = all(check == "ok" for check in checks.values())
     content = {"status": "ready" if ready else "unready", "checks": checks}
-    return Answer(status=200 if ready else 503, content=content)
+    return answer(content, 200 if ready else 503)
 
 
 async def metrics_(call: Call) -> Answer:
@@ -41,34 +38,10 @@ async def metrics_(call: Call) -> Answer:
     metrics.owed_to.set(len(ages))
     metrics.oldest.set(max(ages.values(), default=0.0))
     metrics.oldest_by_subscriber.values = {(subscriber_id,): age for subscriber_id, age in longest}
-    return Answer(body=metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def document() -> bytes:
-    """Read openapi.yaml, from the package or the checkout."""
-    packaged = Path(str(files("service"))) / "openapi.yaml"
-    return (packaged if packaged.exists() else packaged.parents[1] / "openapi.yaml").read_bytes()
-
-
-async def openapi(_call: Call) -> Answer:
-    """GET /openapi.yaml."""
-    return Answer(body=document(), media_type="application/yaml")
-
-
-async def docs(_call: Call) -> Answer:
-    """GET /docs: the OpenAPI document as a page that loads nothing else."""
-    from service.api import docs as page  # noqa: PLC0415  only this reads YAML
-
-    policy = (
-        "default-src 'none'; style-src 'unsafe-inline'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    headers = {"content-security-policy": policy, "x-content-type-options": "nosniff"}
-    body = await asyncio.to_thread(page.render, document())
-    return Answer(body=body, media_type="text/html; charset=utf-8", headers=headers)
+    return Answer(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 async def tick(call: Call) -> Answer:
     """POST /v1/tick: do due work, for platforms without a running worker."""
     seconds = call.query_integer("seconds", TICK_SECONDS_DEFAULT, 1, TICK_SECONDS_MAX)
-    return Answer(content=await call.parts.tick(seconds))
+    return answer(await call.parts.tick(seconds))

@@ -20,10 +20,10 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
     rate_per_second: float | None
     dry_run: bool  # Only count the events.
     status: Literal["running", "done", "canceled"]
-    total: int  # How many events there are to replay.
+    total: int = 0  # How many events there are to replay.
     done: int = 0  # How many of them have been replayed.
-    cursor: int  # The `seq` of the last event that was examined.
-    last_seq: int  # The `seq` of the last event to examine.
+    cursor: int = 0  # The `seq` of the last event that was examined.
+    last_seq: int = 0  # The `seq` of the last event to examine.
     due_at: int | None  # When to continue; None if nothing is left to do.
     created_at: int
     finished_at: int | None = None

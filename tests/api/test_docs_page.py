@@ -8,8 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.api.docs import render
-from service.api.system import document
+from service.api.docs import document, render
 from tests.contract.contract import DOCUMENT, operations
 from tests.harness import Harness, opened
 
