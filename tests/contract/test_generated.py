@@ -95,6 +95,9 @@ def aim(case: Case, service: Service) -> None:
     if isinstance(case.body, dict):
         values = {"subscriber_id": service.ids["sub"], **SPAN}
         values |= dict.fromkeys(("url", "notify_url"), SUBSCRIBER_URL)
+        if isinstance(headers := case.body.get("headers"), dict):
+            # A JSON Schema cannot say that names are the same in any case.
+            values["headers"] = {name.lower(): value for name, value in headers.items()}
         case.body = whole({**case.body, **{n: values[n] for n in case.body.keys() & values}})
 
 
