@@ -10,9 +10,10 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from service.api import idempotency
-from service.api.asgi import App, BodyTooLargeError, DisconnectedError, read_body, with_request_ids
+from service.api.asgi import DisconnectedError, read_body, with_request_ids
 from service.api.call import Answer, Call, Parts, answer, answer_problem, bad_query
 from service.api.problem import Problem, internal_error, unavailable
 from service.api.routes import OPERATIONS, Operation
@@ -31,7 +32,7 @@ _log = log.get()
 ANSWERED_IN_FRONT = (("/callbacks/{upstream}/{token}", "POST"), ("/healthz", "GET"))
 
 
-def build(parts: Parts) -> App:
+def build(parts: Parts) -> ASGIApp:
     """Build the API as an ASGI application."""
     routes = [Route(path, _not_found, methods=[method]) for path, method in ANSWERED_IN_FRONT]
     for path, operations in groupby(OPERATIONS, key=attrgetter("path")):
@@ -166,10 +167,7 @@ async def _body(operation: Operation, parts: Parts, request: Request) -> bytes:
     if not operation.reads_body:
         return b""
     limit = parts.context.settings.request_body_bytes
-    try:
-        body = await read_body(request.scope, request.receive, limit)
-    except BodyTooLargeError as error:
-        raise Problem(413, "body_too_large", str(error)) from None
+    body = await read_body(request.scope, request.receive, limit)
     media_type = request.headers.get("content-type", "application/json").partition(";")[0]
     if body and media_type.strip().lower() != "application/json":
         raise Problem(415, "unsupported_media_type", "Send the body as application/json.")

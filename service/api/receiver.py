@@ -4,16 +4,9 @@ import asyncio
 import functools
 
 import msgspec
+from starlette.types import Receive, Scope, Send
 
-from service.api.asgi import (
-    BodyTooLargeError,
-    DisconnectedError,
-    Receive,
-    Scope,
-    Send,
-    read_body,
-    send_problem,
-)
+from service.api.asgi import DisconnectedError, read_body, send_problem
 from service.api.problem import Problem, internal_error, unavailable
 from service.api.signatures import SCHEMES, SignatureError
 from service.context import UPSTREAM, Context
@@ -101,10 +94,10 @@ class Receiver:
         arrival.generation_id, arrival.nonce = claim.generation_id, claim.nonce
         try:
             arrival.body = await read_body(scope, receive, settings.callback_body_bytes)
-        except BodyTooLargeError as error:
-            await self._reject(arrival, "body_too_large")
-            headers = {"connection": "close"}
-            raise Problem(413, "body_too_large", str(error), headers=headers) from None
+        except Problem as problem:
+            await self._reject(arrival, problem.code)
+            problem.headers = {"connection": "close"}
+            raise
         arrival.readable = _readable(arrival.body)
         proved = await self._verify_signature(arrival)
         if proved or settings.callback_trust == "body":
