@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from service.api import checks
 from service.api.call import Answer, Call, answer, answer_list
@@ -21,59 +22,51 @@ from service.store.database import Transaction
 
 SUBSCRIBERS_MAX = 1_000
 
-Description = Annotated[str, msgspec.Meta(max_length=500, pattern=NO_NUL)]
-InFlight = Annotated[int, msgspec.Meta(ge=1, le=100)]
 Delay = Annotated[int, msgspec.Meta(ge=0, le=604_800)]
-Schedule = Annotated[list[Delay], msgspec.Meta(min_length=1, max_length=20)]
-Payload = Literal["full", "thin", "cloudevents"]
 
 
-class New(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What both bodies may set; the defaults are those of Subscriber."""
+
+    description: Annotated[str, msgspec.Meta(max_length=500, pattern=NO_NUL)] | UnsetType = UNSET
+    event_types: list[str] | UnsetType = UNSET
+    filter: Filter | UnsetType = UNSET
+    headers: dict[str, str] | UnsetType = UNSET
+    max_in_flight: Annotated[int, msgspec.Meta(ge=1, le=100)] | UnsetType = UNSET
+    rate_per_second: Rate | UnsetType | None = UNSET
+    retry_schedule_seconds: (
+        Annotated[list[Delay], msgspec.Meta(min_length=1, max_length=20)] | UnsetType
+    ) = UNSET
+    ordered: bool | UnsetType = UNSET
+    payload: Literal["full", "thin", "cloudevents"] | UnsetType = UNSET
+
+
+class New(Fields, frozen=True, kw_only=True):
     """The body of POST /v1/subscribers."""
 
     url: str
-    description: Description = ""
-    event_types: list[str] = []
-    filter: Filter = Filter()
-    headers: dict[str, str] = {}
-    max_in_flight: InFlight = 100
-    rate_per_second: Rate | None = None
-    retry_schedule_seconds: Schedule = msgspec.field(
-        default_factory=lambda: list(DEFAULT_RETRY_SECONDS)
-    )
-    ordered: bool = False
-    payload: Payload = "full"
     signature: Literal["v1", "v1a"] = "v1"
     secret: str | None = None
 
 
-class Update(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Update(Fields, frozen=True, kw_only=True):
     """The body of PATCH /v1/subscribers/{id}; fields that are unset do not change."""
 
-    url: str | msgspec.UnsetType = msgspec.UNSET
-    description: Description | msgspec.UnsetType = msgspec.UNSET
-    event_types: list[str] | msgspec.UnsetType = msgspec.UNSET
-    filter: Filter | msgspec.UnsetType = msgspec.UNSET
-    headers: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
-    status: Literal["active", "paused", "disabled"] | msgspec.UnsetType = msgspec.UNSET
-    max_in_flight: InFlight | msgspec.UnsetType = msgspec.UNSET
-    rate_per_second: Rate | msgspec.UnsetType | None = msgspec.UNSET
-    retry_schedule_seconds: Schedule | msgspec.UnsetType = msgspec.UNSET
-    ordered: bool | msgspec.UnsetType = msgspec.UNSET
-    payload: Payload | msgspec.UnsetType = msgspec.UNSET
+    url: str | UnsetType = UNSET
+    status: Literal["active", "paused", "disabled"] | UnsetType = UNSET
 
 
 async def create(call: Call) -> Answer:
     """POST /v1/subscribers: 201 with the secret."""
     new = call.decode(New)
     fields = _check(call, new)
-    headers = fields.pop("headers")
+    headers = fields.pop("headers", {})
     context, id_, now = call.context, call.resource_id, call.context.clock()
     secrets = signing_keys.new_secrets(context.random_bytes, asymmetric=new.signature == "v1a")
     if new.secret is not None:
         secrets = msgspec.structs.replace(secrets, current=new.secret)
     subscriber = Subscriber(
-        **fields,
+        **{"retry_schedule_seconds": list(DEFAULT_RETRY_SECONDS), **fields},
         id=id_,
         tenant=call.tenant,
         header_names=sorted(headers),
@@ -97,7 +90,7 @@ async def _insert(tx: Transaction, new: Subscriber) -> None:
 def _check(call: Call, body: New | Update) -> dict[str, Any]:
     """Return the fields that are set, without the secret; Problem 422 if one is wrong."""
     fields = msgspec.structs.asdict(body)
-    fields = {name: value for name, value in fields.items() if value is not msgspec.UNSET}
+    fields = {name: value for name, value in fields.items() if value is not UNSET}
     headers = fields.get("headers", {})
     errors = [
         *checks.type_errors(fields.get("event_types", [])),
