@@ -37,12 +37,11 @@ class Receiver:
         self._context = context
         self._write_proofs = functools.partial(ingest.write_proofs, context=context)
         self._rejections = (0, 0)
-        scheme = context.settings.upstream_signature
-        self._scheme = SCHEMES[scheme] if scheme else None
-        self._secrets = [context.settings.upstream_signature_secret or ""]
+        settings = context.settings
+        self._scheme = SCHEMES.get(settings.upstream_signature or "")
         try:
             if self._scheme is not None:
-                self._scheme.read_secret(self._secrets[0])
+                self._key = self._scheme.read_secret(settings.upstream_signature_secret or "")
         except ValueError as error:
             raise SettingsError(f"GENHOOK_UPSTREAM_SIGNATURE_SECRET: {error}.") from None
 
@@ -109,7 +108,7 @@ class Receiver:
             return False
         headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in arrival.headers}
         try:
-            self._scheme.verify(arrival.body, headers, self._secrets, arrival.received_at)
+            self._scheme.verify(arrival.body, headers, self._key, arrival.received_at)
         except SignatureError as error:
             await self._reject(arrival, f"signature_{error.reason}")
             detail = "The callback's signature is not valid."
