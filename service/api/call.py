@@ -1,7 +1,7 @@
 """An API call, what the process offers to answer it, and answers in JSON."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -15,8 +15,9 @@ from service.generations.submit import Submitter
 from service.model import clock
 from service.model.errors import json_pointer
 from service.model.key import Key
-from service.store.database import Database
-from service.store.pages import Page
+from service.store import pages
+from service.store.database import Database, Row, Transaction, Unit
+from service.store.pages import Page, Rows, Source
 
 T = TypeVar("T")
 Answer = Response  # What operations return.
@@ -127,6 +128,22 @@ def answer(content: Any, status: int = 200) -> Answer:
 def answer_list(views: Sequence[Any], after: str | None = None) -> Answer:
     """Return a page of a list, and the cursor of the next one."""
     return answer({"data": views, "next": after})
+
+
+async def answer_page(
+    call: Call, prefix: str, read: Unit[Rows], only: Any, from_row: Callable[[Row], Any]
+) -> Answer:
+    """Return the page of a list that the query asks for; `prefix` is that of its ids.
+
+    `read(tx, page, tenant, only)` returns its rows, `from_row(row)` a resource.
+    """
+    rows, after = await call.database.read(read, call.page(prefix), call.tenant, only)
+    return answer_list([from_row(row).view() for row in rows], after)
+
+
+async def read_own(tx: Transaction, page: Page, tenant: str, source: Source) -> Rows:
+    """Return a page of the tenant's rows of a source, without a filter."""
+    return await pages.read(tx, source, page, {"tenant": tenant})
 
 
 def answer_problem(problem: Problem, request_id: str) -> Answer:

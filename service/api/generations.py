@@ -1,11 +1,20 @@
-"""Generations: create, list, get or wait for one, its timeline, refresh."""
+"""Generations: create, list, get or wait for one, its timeline, refresh; usage by model and day."""
 
 import asyncio
 import contextlib
 import re
+from datetime import date
 from typing import Any
 
-from service.api.call import Answer, Call, answer, answer_list, answer_problem, bad_query
+from service.api.call import (
+    Answer,
+    Call,
+    answer,
+    answer_list,
+    answer_page,
+    answer_problem,
+    bad_query,
+)
 from service.api.checks import MODEL_ID, MODEL_ID_RULE, check_url, metadata_errors
 from service.api.problem import FieldError, Problem, not_found, refuse_fields
 from service.generations import submit
@@ -26,6 +35,7 @@ _REFUSALS = {
     402: (402, "upstream_payment_required"),
 }
 TIMELINE_MAX = 1_000
+USAGE_DAYS, USAGE_DAYS_MAX = 30, 366
 # In the order of entries of the same time.
 _TYPES = ("stored", "submission", "submitted", "callback", "poll", "event", "attempt")
 _SUBMISSION = {
@@ -46,8 +56,12 @@ async def create(call: Call) -> Answer:
     if is_new:  # To the end even if the client hangs up: upstream's answer must be recorded.
         generation, refusal = await asyncio.shield(call.parts.submitter.start(generation))
         if refusal is not None:
+            status, code = _REFUSALS.get(refusal, (422, "upstream_refused"))
+            assert generation.error is not None
+            message = generation.error["message"]
+            detail = f"Upstream refused {generation.id} with {refusal}: {message}"
             # Not raised: the generation exists, so this answer is kept for Idempotency-Key.
-            return answer_problem(_problem(generation, refusal), call.request_id)
+            return answer_problem(Problem(status, code, detail), call.request_id)
     return answer(generation.view(), 202)
 
 
@@ -77,14 +91,6 @@ async def _get_or_accept(
     if generation is not None:
         return generation, False
     return await submit.store_new(tx, call.context, call.tenant, call.resource_id, new), True
-
-
-def _problem(generation: Generation, refusal: int) -> Problem:
-    """Return the problem that upstream's refusal is; `refusal` is its HTTP status."""
-    status, code = _REFUSALS.get(refusal, (422, "upstream_refused"))
-    assert generation.error is not None
-    message = generation.error["message"]
-    return Problem(status, code, f"Upstream refused {generation.id} with {refusal}: {message}")
 
 
 async def _get(tx: Transaction, call: Call) -> Generation:
@@ -123,9 +129,7 @@ async def list_(call: Call) -> Answer:
     )
     if errors := metadata_errors(metadata, "metadata"):
         raise bad_query("metadata", errors[0].message)
-    page = call.page("gen")
-    rows, after = await call.database.read(generations.list_page, page, call.tenant, only)
-    return answer_list([generations.from_row(row).view() for row in rows], after)
+    return await answer_page(call, "gen", generations.list_page, only, generations.from_row)
 
 
 async def get_timeline(tx: Transaction, call: Call) -> Answer:
@@ -184,3 +188,26 @@ async def refresh(call: Call) -> Answer:
         await asyncio.shield(poller.start(generation))
         generation = await call.database.read(_get, call)
     return answer(generation.view())
+
+
+async def get_usage(call: Call) -> Answer:
+    """GET /v1/usage: from `since` to `until`, by default the 30 days that end today (UTC)."""
+    until = _day(call, "until") or date.fromisoformat(rfc3339(call.context.clock())[:10])
+    since = _day(call, "since") or date.fromordinal(max(1, until.toordinal() - USAGE_DAYS + 1))
+    if since > until:
+        raise bad_query("since", "must not be after until")
+    if (until - since).days >= USAGE_DAYS_MAX:
+        raise bad_query("since", f"must be less than {USAGE_DAYS_MAX} days before until")
+    model = call.query_text("model", MODEL_ID, MODEL_ID_RULE)
+    days = since.isoformat(), until.isoformat()
+    rows = await call.database.read(generations.usage, call.tenant, *days, model)
+    return answer_list([dict(row) for row in rows])
+
+
+def _day(call: Call, name: str) -> date | None:
+    rule = "must be a day, such as 2026-11-22"
+    text = call.query_text(name, "[0-9]{4}-[0-9]{2}-[0-9]{2}", rule)
+    try:
+        return None if text is None else date.fromisoformat(text)
+    except ValueError:
+        raise bad_query(name, rule) from None

@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import TypeVar
 
 import msgspec
 
+T = TypeVar("T")
 PROBLEM_TYPE = "application/problem+json"
 
 
@@ -48,6 +50,13 @@ def refuse_fields(detail: str, errors: Sequence[FieldError]) -> None:
 def not_found(noun: str) -> Problem:
     """404: there is no such row, or it belongs to another tenant."""
     return Problem(404, "not_found", f"There is no such {noun}.")
+
+
+def found(noun: str, resource: T | None) -> T:
+    """Return the resource; Problem 404 if there is none."""
+    if resource is None:
+        raise not_found(noun)
+    return resource
 
 
 def subscriber_disabled() -> Problem:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from service.api import subscribers
-from service.api.call import ID, Answer, Call, answer, answer_list
+from service.api.call import ID, Answer, Call, answer, answer_page, read_own
 from service.api.checks import Rate, type_errors
 from service.api.problem import FieldError, Problem, not_found, refuse_fields, subscriber_disabled
 from service.delivery import replay as replaying
@@ -86,9 +86,8 @@ async def get(tx: Transaction, call: Call) -> Replay:
 
 async def list_(call: Call) -> Answer:
     """GET /v1/replays."""
-    source, page, values = pages.Source(table="replays"), call.page("rpl"), {"tenant": call.tenant}
-    rows, after = await call.database.read(pages.read, source, page, values)
-    return answer_list([replays.from_row(row).view() for row in rows], after)
+    source = pages.Source(table="replays")
+    return await answer_page(call, "rpl", read_own, source, replays.from_row)
 
 
 async def cancel(tx: Transaction, call: Call) -> Replay:

@@ -15,7 +15,6 @@ from service.api import (
     signing_secret,
     subscribers,
     system,
-    usage,
 )
 from service.api.call import PAGING
 from service.model.key import Scope
@@ -85,7 +84,7 @@ OPERATIONS = (
     Operation("GET", "/v1/replays", replays.list_, "manage", PAGING),
     Operation("GET", "/v1/replays/{id}", replays.get, "manage", unit="read"),
     Operation("POST", "/v1/replays/{id}/cancel", replays.cancel, "manage", unit="write"),
-    Operation("GET", "/v1/usage", usage.get, "read", {"since", "until", "model"}),
+    Operation("GET", "/v1/usage", generations.get_usage, "read", {"since", "until", "model"}),
     Operation("POST", "/v1/keys", keys.create, "admin", creates="key", reads_body=True),
     Operation("GET", "/v1/keys", keys.list_, "admin", PAGING),
     Operation("GET", "/v1/keys/{id}", keys.get, "admin", unit="read"),

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from service.api import checks
-from service.api.call import Answer, Call, answer, answer_list
+from service.api.call import Answer, Call, answer, answer_page, read_own
 from service.api.checks import NO_NUL, REDACTED, Rate
 from service.api.problem import Problem, not_found, refuse_fields
 from service.api.signing_secret import answer_rotation, answer_secrets
@@ -17,7 +17,7 @@ from service.delivery.retry import DEFAULT_RETRY_SECONDS
 from service.delivery.signing_keys import Secrets
 from service.model.event import Event
 from service.model.subscriber import Filter, Subscriber
-from service.store import deliveries, events, pages, stats, subscribers
+from service.store import deliveries, events, stats, subscribers
 from service.store.database import Transaction
 
 SUBSCRIBERS_MAX = 1_000
@@ -121,9 +121,8 @@ async def get(tx: Transaction, call: Call) -> Subscriber:
 
 async def list_(call: Call) -> Answer:
     """GET /v1/subscribers."""
-    source, page, values = subscribers.LIST_SOURCE, call.page("sub"), {"tenant": call.tenant}
-    rows, after = await call.database.read(pages.read, source, page, values)
-    return answer_list([subscribers.from_row(row).view() for row in rows], after)
+    source = subscribers.LIST_SOURCE
+    return await answer_page(call, "sub", read_own, source, subscribers.from_row)
 
 
 async def update(call: Call) -> Answer:
@@ -195,15 +194,14 @@ async def get_stats(tx: Transaction, call: Call) -> Answer:
     """GET /v1/subscribers/{id}/stats."""
     subscriber = await get(tx, call)
     statistics = await stats.get(tx, subscriber.id)
-    return answer(
-        {
-            "subscriber_id": subscriber.id,
-            "counts": statistics.counts,
-            "success_rate": statistics.success_rate,
-            "latency_ms": {"hour": statistics.hour, "day": statistics.day},
-            "oldest_undelivered_seconds": statistics.oldest_undelivered_seconds,
-        }
-    )
+    content = {
+        "subscriber_id": subscriber.id,
+        "counts": statistics.counts,
+        "success_rate": statistics.success_rate,
+        "latency_ms": {"hour": statistics.hour, "day": statistics.day},
+        "oldest_undelivered_seconds": statistics.oldest_undelivered_seconds,
+    }
+    return answer(content)
 
 
 async def test(call: Call) -> Answer:
