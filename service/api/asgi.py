@@ -2,9 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
-import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problem import PROBLEM_TYPE, Problem
@@ -44,20 +42,19 @@ def _announced_bytes(scope: Scope) -> int:
 async def healthz(scope: Scope, send: Send, now: int) -> None:
     """GET and HEAD /healthz: 200 if the process can answer."""
     headers = {"x-request-id": _request_id(scope, now)}
-    await _send(send, 200, "application/json", {"status": "ok"}, headers)
+    await _send(send, 200, "application/json", b'{"status":"ok"}', headers)
     metrics.requests.add(1, "200")
 
 
 async def send_problem(send: Send, problem: Problem, request_id: str) -> None:
     """Answer with a problem."""
     headers = {"x-request-id": request_id, **problem.headers}
-    await _send(send, problem.status, PROBLEM_TYPE, problem.document(request_id), headers)
+    await _send(send, problem.status, PROBLEM_TYPE, problem.body(request_id), headers)
 
 
 async def _send(
-    send: Send, status: int, media_type: str, content: Any, headers: Mapping[str, str]
+    send: Send, status: int, media_type: str, body: bytes, headers: Mapping[str, str]
 ) -> None:
-    body = msgspec.json.encode(content)
     headers = {"content-type": media_type, "content-length": str(len(body)), **headers}
     lines = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": lines})

@@ -12,7 +12,6 @@ from service.context import Context
 from service.delivery.dispatch import Dispatcher
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
-from service.model import clock
 from service.model.errors import json_pointer
 from service.model.key import Key
 from service.store import pages
@@ -81,10 +80,11 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
     def page(self, prefix: str) -> Page:
         """Read `limit`, `after` and `order` of the query; Problem 400 if one is wrong."""
-        limit = self.query_integer("limit", LIMIT_DEFAULT, 1, LIMIT_MAX)
-        ascending = self.query_choice("order", ("asc", "desc")) == "asc"
-        after = self.query_text("after", prefix + ID, "must be the `next` of an earlier page")
-        return Page(limit=limit, after=after, ascending=ascending)
+        return Page(
+            limit=self.query_integer("limit", LIMIT_DEFAULT, 1, LIMIT_MAX),
+            ascending=self.query_choice("order", ("asc", "desc")) == "asc",
+            after=self.query_text("after", prefix + ID, "must be the `next` of an earlier page"),
+        )
 
     def query_text(self, name: str, pattern: str, rule: str) -> str | None:
         """Read a text of the query; Problem 400 with the rule unless it matches the pattern."""
@@ -110,13 +110,11 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
             raise bad_query(name, f"must be a whole number from {low} to {high}")
         return int(text)
 
-    def query_time(self, name: str) -> int | None:
-        """Read a time of the query, in milliseconds; Problem 400 if it is not RFC 3339."""
-        text = self.query.get(name)
-        try:  # A `+` in a query is a space.
-            return None if text is None else clock.parse_rfc3339(text.replace(" ", "+"))
+    def query_value(self, name: str, parse: Callable[[str], T], rule: str) -> T | None:
+        """Read a value of the query; Problem 400 with the rule if `parse` raises ValueError."""
+        try:
+            return parse(self.query[name]) if name in self.query else None
         except (ValueError, OverflowError):
-            rule = "must be an RFC 3339 time, such as 2026-11-22T18:20:00Z"
             raise bad_query(name, rule) from None
 
 
@@ -148,8 +146,7 @@ async def read_own(tx: Transaction, page: Page, tenant: str, source: Source) -> 
 
 def answer_problem(problem: Problem, request_id: str) -> Answer:
     """Return the answer that a problem stands for."""
-    body = msgspec.json.encode(problem.document(request_id))
-    return Answer(body, problem.status, problem.headers, PROBLEM_TYPE)
+    return Answer(problem.body(request_id), problem.status, problem.headers, PROBLEM_TYPE)
 
 
 def bad_query(name: str, message: str) -> Problem:

@@ -60,8 +60,8 @@ def _section(contract: dict[str, Any], tag: dict[str, str]) -> str:
         for method, item in methods.items()
         if isinstance(item, dict) and tag["name"] in item.get("tags", ())
     ]
-    intro = escape(tag.get("description", ""))
-    return f"<h2>{escape(tag['name'])}</h2><p>{intro}</p>{''.join(operations)}"
+    name, intro = escape(tag["name"]), escape(tag.get("description", ""))
+    return f"<h2>{name}</h2><p>{intro}</p>{''.join(operations)}"
 
 
 def _operation(contract: dict[str, Any], where: str, methods: dict[str, Any], method: str) -> str:

@@ -4,7 +4,10 @@ import asyncio
 import contextlib
 import re
 from datetime import date
+from functools import partial
 from typing import Any
+
+import msgspec
 
 from service.api.call import (
     Answer,
@@ -18,7 +21,7 @@ from service.api.call import (
 from service.api.checks import MODEL_ID, MODEL_ID_RULE, check_url, metadata_errors
 from service.api.problem import FieldError, Problem, not_found, refuse_fields
 from service.generations import submit
-from service.model.clock import SECOND, rfc3339
+from service.model.clock import SECOND, parse_rfc3339, rfc3339
 from service.model.generation import OPEN, TERMINAL, Generation
 from service.model.ids import time_of
 from service.store import callbacks, deliveries, events, generations
@@ -36,6 +39,8 @@ _REFUSALS = {
 }
 TIMELINE_MAX = 1_000
 USAGE_DAYS, USAGE_DAYS_MAX = 30, 366
+_TIME_RULE = "must be an RFC 3339 time, such as 2026-11-22T18:20:00Z"
+_parse_day = partial(msgspec.convert, type=date)
 # In the order of entries of the same time.
 _TYPES = ("stored", "submission", "submitted", "callback", "poll", "event", "attempt")
 _SUBMISSION = {
@@ -116,6 +121,10 @@ async def get(call: Call) -> Answer:
             await asyncio.wait_for(ended.wait(), remaining)
 
 
+def _parse_time(text: str) -> int:
+    return parse_rfc3339(text.replace(" ", "+"))  # A `+` in a query is a space.
+
+
 async def list_(call: Call) -> Answer:
     """GET /v1/generations."""
     prefix = "metadata."
@@ -123,8 +132,8 @@ async def list_(call: Call) -> Answer:
     only = generations.Filter(
         status=call.query_choice("status", (*OPEN, *TERMINAL)),
         model=call.query_text("model", MODEL_ID, MODEL_ID_RULE),
-        created_after=call.query_time("created_after"),
-        created_before=call.query_time("created_before"),
+        created_after=call.query_value("created_after", _parse_time, _TIME_RULE),
+        created_before=call.query_value("created_before", _parse_time, _TIME_RULE),
         metadata=metadata,
     )
     if errors := metadata_errors(metadata, "metadata"):
@@ -161,18 +170,21 @@ def _entry(
 
 def _exchange(row: Row) -> dict[str, Any]:
     detail = {name: row[name] for name in ("outcome", "status_code", "duration_ms")}
-    summary = f"Upstream was asked: {row['outcome']}."
-    if row["kind"] == "submission":
-        summary = _SUBMISSION[row["outcome"]]
+    is_submission, outcome = row["kind"] == "submission", row["outcome"]
+    summary = _SUBMISSION[outcome] if is_submission else f"Upstream was asked: {outcome}."
     return _entry(row["at"], row["kind"], None, summary, {**detail, "said": row["detail"]})
 
 
 def _attempt(row: Row) -> dict[str, Any]:
     attempt = deliveries.attempt_from_row(row)
     result = attempt.error_message or f"The subscriber answered {attempt.status_code}."
-    names = ("delivery_id", "subscriber_id", "event_id", "number", "status_code")
-    detail = {name: row[name] for name in names}
-    detail |= {"error": attempt.view()["error"], "duration_ms": attempt.duration_ms}
+    detail = {
+        **{name: row[name] for name in ("delivery_id", "subscriber_id", "event_id")},
+        "number": attempt.number,
+        "status_code": attempt.status_code,
+        "error": attempt.view()["error"],
+        "duration_ms": attempt.duration_ms,
+    }
     summary = f"Attempt {attempt.number}: {result}"
     return _entry(attempt.started_at, "attempt", attempt.id, summary, detail)
 
@@ -192,8 +204,9 @@ async def refresh(call: Call) -> Answer:
 
 async def get_usage(call: Call) -> Answer:
     """GET /v1/usage: from `since` to `until`, by default the 30 days that end today (UTC)."""
-    until = _day(call, "until") or date.fromisoformat(rfc3339(call.context.clock())[:10])
-    since = _day(call, "since") or date.fromordinal(max(1, until.toordinal() - USAGE_DAYS + 1))
+    read_day = partial(call.query_value, parse=_parse_day, rule="must be a day, such as 2026-11-22")
+    until = read_day("until") or date.fromisoformat(rfc3339(call.context.clock())[:10])
+    since = read_day("since") or date.fromordinal(max(1, until.toordinal() - USAGE_DAYS + 1))
     if since > until:
         raise bad_query("since", "must not be after until")
     if (until - since).days >= USAGE_DAYS_MAX:
@@ -202,12 +215,3 @@ async def get_usage(call: Call) -> Answer:
     days = since.isoformat(), until.isoformat()
     rows = await call.database.read(generations.usage, call.tenant, *days, model)
     return answer_list([dict(row) for row in rows])
-
-
-def _day(call: Call, name: str) -> date | None:
-    rule = "must be a day, such as 2026-11-22"
-    text = call.query_text(name, "[0-9]{4}-[0-9]{2}-[0-9]{2}", rule)
-    try:
-        return None if text is None else date.fromisoformat(text)
-    except ValueError:
-        raise bad_query(name, rule) from None

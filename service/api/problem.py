@@ -28,8 +28,8 @@ class Problem(Exception):  # noqa: N818  RFC 9457 calls it a problem
     errors: Sequence[FieldError] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
 
-    def document(self, request_id: str) -> dict[str, object]:
-        """Return the body; it has `errors` only if fields are wrong."""
+    def body(self, request_id: str) -> bytes:
+        """Return the body in JSON; it has `errors` only if fields are wrong."""
         document = {
             "type": "about:blank",
             "title": HTTPStatus(self.status).phrase,
@@ -38,7 +38,8 @@ class Problem(Exception):  # noqa: N818  RFC 9457 calls it a problem
             "detail": self.detail,
             "request_id": request_id,
         }
-        return {**document, "errors": self.errors} if self.errors else document
+        errors = {"errors": self.errors} if self.errors else {}
+        return msgspec.json.encode({**document, **errors})
 
 
 def refuse_fields(detail: str, errors: Sequence[FieldError]) -> None:

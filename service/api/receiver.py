@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+from typing import NoReturn
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -88,15 +89,13 @@ class Receiver:
             token = path[len(PREFIX) :] if path.startswith(PREFIX) else ""
             claim = self._context.tokens.read(token, arrival.received_at)
         except TokenError as error:
-            await self._reject(arrival, f"token_{error.reason}")
-            raise _token_invalid() from None
+            await self._reject(arrival, f"token_{error.reason}", _token_invalid())
         arrival.generation_id, arrival.nonce = claim.generation_id, claim.nonce
         try:
             arrival.body = await read_body(scope, receive, settings.callback_body_bytes)
         except Problem as problem:
-            await self._reject(arrival, problem.code)
             problem.headers = {"connection": "close"}
-            raise
+            await self._reject(arrival, problem.code, problem)
         arrival.readable = _readable(arrival.body)
         proved = await self._verify_signature(arrival)
         if proved or settings.callback_trust == "body":
@@ -110,46 +109,41 @@ class Receiver:
         try:
             self._scheme.verify(arrival.body, headers, self._key, arrival.received_at)
         except SignatureError as error:
-            await self._reject(arrival, f"signature_{error.reason}")
-            detail = "The callback's signature is not valid."
-            raise Problem(401, "signature_invalid", detail) from None
+            problem = Problem(401, "signature_invalid", "The callback's signature is not valid.")
+            await self._reject(arrival, f"signature_{error.reason}", problem)
         return self._scheme.proves_body
 
-    async def _reject(self, arrival: Arrival, reason: str) -> None:
-        """Store a rejected callback if few were this second; it is answered all the same."""
+    async def _reject(self, arrival: Arrival, reason: str, problem: Problem) -> NoReturn:
+        """Raise the problem; before, store the callback if few were rejected this second."""
         metrics.callbacks.add(1, "rejected")
         second, count = self._rejections
         this_second = arrival.received_at // SECOND
         count = count + 1 if second == this_second else 1
         self._rejections = (this_second, count)
-        if count > REJECTIONS_PER_SECOND:
-            return
-        _log.info("callback", callback_id=arrival.id, verdict="rejected", reason=reason)
-        arrival.reason = reason
-        try:
-            await self._context.database.write(callbacks.reject, arrival)
-        except StorageError as error:
-            _log.error("callback.not_stored", error=str(error))
-
-    async def _read(self, arrival: Arrival) -> ingest.Proof:
-        """Read a body that is proof, a large one in a thread."""
-        if len(arrival.body) <= READ_ON_LOOP_BYTES:
-            return ingest.read_proof(self._context, arrival)
-        return await asyncio.to_thread(ingest.read_proof, self._context, arrival)
+        if count <= REJECTIONS_PER_SECOND:
+            _log.info("callback", callback_id=arrival.id, verdict="rejected", reason=reason)
+            arrival.reason = reason
+            try:
+                await self._context.database.write(callbacks.reject, arrival)
+            except StorageError as error:
+                _log.error("callback.not_stored", error=str(error))
+        raise problem
 
     async def _store(self, arrival: Arrival) -> str:
         database = self._context.database
         verdict: str | None
         if arrival.trust == "body":
-            proof = await self._read(arrival)
+            if len(arrival.body) <= READ_ON_LOOP_BYTES:
+                proof = ingest.read_proof(self._context, arrival)
+            else:
+                proof = await asyncio.to_thread(ingest.read_proof, self._context, arrival)
             verdict = await database.write_batched(self._write_proofs, proof)
         else:
             verdict = await database.write_batched(ingest.store_hints, arrival)
             self._context.signals.poll.set()
         if verdict is None:
             self._context.tokens.forget(arrival.generation_id)
-            await self._reject(arrival, "token_revoked")
-            raise _token_invalid()
+            await self._reject(arrival, "token_revoked", _token_invalid())
         return verdict
 
 

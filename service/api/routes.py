@@ -43,9 +43,7 @@ class Operation(NamedTuple):
 
 
 _GENERATIONS = PAGING | {"status", "model", "created_after", "created_before", "metadata."}
-_CALLBACKS = PAGING | {"generation_id", "verdict"}
 _DELIVERIES = PAGING | {"status", "subscriber_id", "event_id"}
-_EVENTS = PAGING | {"type", "generation_id"}
 _SUBSCRIBER = "/v1/subscribers/{id}"
 _TIMELINE = "/v1/generations/{id}/timeline"
 _ROTATE, _ROTATE_OWN = f"{_SUBSCRIBER}/rotate-secret", "/v1/signing-secret/rotate"
@@ -60,7 +58,9 @@ OPERATIONS = (
     Operation("POST", "/v1/generations/{id}/refresh", generations.refresh, "submit"),
     Operation("GET", "/v1/models", models.list_, "read"),
     Operation("GET", "/v1/models/{id:path}", models.get, "read"),
-    Operation("GET", "/v1/callbacks", callbacks.list_, "read", _CALLBACKS),
+    Operation(
+        "GET", "/v1/callbacks", callbacks.list_, "read", PAGING | {"generation_id", "verdict"}
+    ),
     Operation("GET", "/v1/callbacks/{id}", callbacks.get, "read"),
     Operation(
         "POST", "/v1/subscribers", subscribers.create, "manage", creates="sub", reads_body=True
@@ -75,7 +75,7 @@ OPERATIONS = (
     Operation("GET", f"{_SUBSCRIBER}/stats", subscribers.get_stats, "read", unit="read"),
     Operation("GET", "/v1/signing-secret", signing_secret.get, "manage"),
     Operation("POST", _ROTATE_OWN, signing_secret.rotate, "manage", reads_body=True),
-    Operation("GET", "/v1/events", events.list_, "read", _EVENTS),
+    Operation("GET", "/v1/events", events.list_, "read", PAGING | {"type", "generation_id"}),
     Operation("GET", "/v1/events/{id}", events.get, "read", unit="read"),
     Operation("GET", "/v1/deliveries", deliveries.list_, "read", _DELIVERIES),
     Operation("GET", "/v1/deliveries/{id}", deliveries.get, "read", unit="read"),

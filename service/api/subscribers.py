@@ -125,10 +125,9 @@ async def list_(call: Call) -> Answer:
     return await answer_page(call, "sub", read_own, source, subscribers.from_row)
 
 
-async def update(call: Call) -> Answer:
+async def update(call: Call) -> Subscriber:
     """PATCH /v1/subscribers/{id}: also pauses, disables and re-enables."""
-    fields = _check(call, call.decode(Update))
-    return answer((await call.database.write(_update, call, fields)).view())
+    return await call.database.write(_update, call, _check(call, call.decode(Update)))
 
 
 async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Subscriber:
@@ -207,14 +206,14 @@ async def get_stats(tx: Transaction, call: Call) -> Answer:
 async def test(call: Call) -> Answer:
     """POST /v1/subscribers/{id}/test: send one `ping` now; 200 with the attempt."""
     subscriber, event = await call.database.write(_ping, call)
-    sender = call.parts.dispatcher.sender
-    attempt, request = await send_test(call.context, sender, subscriber, event)
+    attempt, request = await send_test(
+        call.context, call.parts.dispatcher.sender, subscriber, event
+    )
     return answer({"attempt": attempt.view(), "request": request})
 
 
 async def _ping(tx: Transaction, call: Call) -> tuple[Subscriber, Event]:
     subscriber = await get(tx, call)
-    data = {"subscriber_id": subscriber.id}
-    event = events.new_event(call.tenant, "ping", data, None, tx.now)
+    event = events.new_event(call.tenant, "ping", {"subscriber_id": subscriber.id}, None, tx.now)
     await events.insert(tx, [event])
     return subscriber, event
