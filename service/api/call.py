@@ -66,10 +66,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     resource_id: str = ""
 
     def decode(self, type_: type[T], *, empty: bytes = b"") -> T:
-        """Decode the body, or `empty` if there is no body.
-
-        Problem 400 if it is not JSON, 422 with a pointer if a field is wrong.
-        """
+        """Decode the body, else `empty`; Problem 400 if it is not JSON, 422 if a field is wrong."""
         try:
             return msgspec.json.decode(self.body or empty, type=type_)
         except msgspec.ValidationError as error:
@@ -158,7 +155,8 @@ def bad_query(name: str, message: str) -> Problem:
 def _field_error(text: str) -> FieldError:
     """Turn a message of msgspec into a JSON pointer and a sentence."""
     match = _MESSAGE.fullmatch(text)
-    message, path = (match["message"], match["path"] or "$") if match else (text, "$")
+    assert match is not None
+    message, path = match["message"], match["path"] or ""
     steps = [name or index for name, index in _STEP.findall(path)]
     if field := _FIELD.match(message):
         steps.append(field["name"])

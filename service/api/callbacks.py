@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from service.api.call import Answer, Call, answer, answer_list
-from service.api.problem import found
+from service.api.problem import require
 from service.model.attempt import joined_headers
 from service.model.clock import rfc3339
 from service.model.ids import time_of
@@ -35,7 +35,7 @@ async def get(call: Call) -> Answer:
     row = await call.database.read(callbacks.get, call.tenant, call.path["id"])
     if row is None and call.key.has("admin"):
         row = await call.database.read(callbacks.get, "", call.path["id"])
-    row = found("callback", row)
+    row = require("callback", row)
     return answer({**_view(row), **_raw_view(row)})
 
 

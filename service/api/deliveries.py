@@ -1,7 +1,7 @@
 """Deliveries: list them, get one with its attempts, retry one."""
 
 from service.api.call import Answer, Call, answer, answer_page
-from service.api.problem import Problem, found, subscriber_disabled
+from service.api.problem import Problem, require, subscriber_disabled
 from service.model.delivery import Delivery
 from service.store import deliveries, stats, subscribers
 from service.store.database import Transaction
@@ -25,7 +25,7 @@ async def get(tx: Transaction, call: Call) -> Answer:
 
 
 async def _get(tx: Transaction, call: Call) -> Delivery:
-    return found("delivery", await deliveries.get(tx, call.tenant, call.path["id"]))
+    return require("delivery", await deliveries.get(tx, call.tenant, call.path["id"]))
 
 
 async def retry(tx: Transaction, call: Call) -> Answer:

@@ -3,7 +3,7 @@
 import msgspec
 
 from service.api.call import Answer, Call, answer_list
-from service.api.problem import found
+from service.api.problem import require
 from service.model.event import EVENT_TYPES
 from service.store import events
 from service.store.database import Transaction
@@ -28,5 +28,5 @@ async def list_(call: Call) -> Answer:
 
 async def get(tx: Transaction, call: Call) -> Answer:
     """GET /v1/events/{id}: the bytes that are sent to subscribers."""
-    event = found("event", await events.get(tx, call.tenant, call.path["id"]))
+    event = require("event", await events.get(tx, call.tenant, call.path["id"]))
     return Answer(event.body, media_type="application/json")

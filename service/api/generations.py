@@ -145,26 +145,25 @@ async def get_timeline(tx: Transaction, call: Call) -> Answer:
     """GET /v1/generations/{id}/timeline: the entries, oldest first, at most TIMELINE_MAX."""
     generation = await _get(tx, call)
     id_ = generation.id
-    entries = [_entry(generation.created_at, "stored", id_, "The request was stored.", {})]
+    entries = [_entry(generation.created_at, "stored", id_, "The request was stored.")]
     if generation.submitted_at is not None:
-        summary, detail = "Upstream works on the generation.", {"task_id": generation.task_id}
-        entries.append(_entry(generation.submitted_at, "submitted", None, summary, detail))
+        at, task_id = generation.submitted_at, generation.task_id
+        summary = "Upstream works on the generation."
+        entries.append(_entry(at, "submitted", None, summary, task_id=task_id))
     entries += map(_exchange, await generations.exchanges(tx, id_))
     for row in await callbacks.of_generation(tx, generation.tenant, id_):
         detail = {name: row[name] for name in ("verdict", "reason", "trust")}
         summary = f"A callback was received: {row['verdict']}."
-        entries.append(_entry(time_of(row["id"]), "callback", row["id"], summary, detail))
+        entries.append(_entry(time_of(row["id"]), "callback", row["id"], summary, **detail))
     for row in await events.of_generation(tx, id_):
-        summary, detail = f"The event {row['type']} was created.", {"type": row["type"]}
-        entries.append(_entry(time_of(row["id"]), "event", row["id"], summary, detail))
+        summary = f"The event {row['type']} was created."
+        entries.append(_entry(time_of(row["id"]), "event", row["id"], summary, type=row["type"]))
     entries += map(_attempt, await deliveries.attempts_of_generation(tx, id_))
     entries.sort(key=lambda entry: (entry["at"], _TYPES.index(entry["type"])))
     return answer_list(entries[:TIMELINE_MAX])
 
 
-def _entry(
-    at: int, type_: str, id_: str | None, summary: str, detail: dict[str, Any]
-) -> dict[str, Any]:
+def _entry(at: int, type_: str, id_: str | None, summary: str, **detail: Any) -> dict[str, Any]:
     return {"at": rfc3339(at), "type": type_, "id": id_, "summary": summary, "detail": detail}
 
 
@@ -172,21 +171,17 @@ def _exchange(row: Row) -> dict[str, Any]:
     detail = {name: row[name] for name in ("outcome", "status_code", "duration_ms")}
     is_submission, outcome = row["kind"] == "submission", row["outcome"]
     summary = _SUBMISSION[outcome] if is_submission else f"Upstream was asked: {outcome}."
-    return _entry(row["at"], row["kind"], None, summary, {**detail, "said": row["detail"]})
+    return _entry(row["at"], row["kind"], None, summary, **detail, said=row["detail"])
 
 
 def _attempt(row: Row) -> dict[str, Any]:
     attempt = deliveries.attempt_from_row(row)
     result = attempt.error_message or f"The subscriber answered {attempt.status_code}."
-    detail = {
-        **{name: row[name] for name in ("delivery_id", "subscriber_id", "event_id")},
-        "number": attempt.number,
-        "status_code": attempt.status_code,
-        "error": attempt.view()["error"],
-        "duration_ms": attempt.duration_ms,
-    }
+    names = ("delivery_id", "subscriber_id", "event_id", "number", "status_code")
+    detail = {name: row[name] for name in names}
+    detail |= {"error": attempt.view()["error"], "duration_ms": attempt.duration_ms}
     summary = f"Attempt {attempt.number}: {result}"
-    return _entry(attempt.started_at, "attempt", attempt.id, summary, detail)
+    return _entry(attempt.started_at, "attempt", attempt.id, summary, **detail)
 
 
 async def refresh(call: Call) -> Answer:

@@ -6,7 +6,7 @@ import msgspec
 
 from service.api.call import Answer, Call, answer, answer_page, read_own
 from service.api.checks import NO_NUL
-from service.api.problem import FieldError, Problem, found, refuse_fields
+from service.api.problem import FieldError, Problem, conflict, refuse_fields, require
 from service.delivery.tenants import DEFAULT, ensure
 from service.model.key import SCOPES, TENANT_NAME, TENANT_NAME_RULE, Key, Scope, new_key
 from service.store import keys, pages
@@ -42,8 +42,7 @@ async def create(call: Call) -> Answer:
 
 async def _insert(tx: Transaction, call: Call, key: Key, secret: str) -> None:
     if await keys.get(tx, key.tenant, key.id) is not None:
-        detail = "The first request created this key; revoke it and try again."
-        raise Problem(409, "conflict", detail)
+        raise conflict("The first request created this key; revoke it and try again.")
     await ensure(tx, call.context, key.tenant)
     await keys.insert(tx, key, secret)
 
@@ -55,7 +54,7 @@ async def list_(call: Call) -> Answer:
 
 async def get(tx: Transaction, call: Call) -> Key:
     """GET /v1/keys/{id}."""
-    return found("key", await keys.get(tx, call.tenant, call.path["id"]))
+    return require("key", await keys.get(tx, call.tenant, call.path["id"]))
 
 
 async def revoke(tx: Transaction, call: Call) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -53,23 +54,18 @@ def not_found(noun: str) -> Problem:
     return Problem(404, "not_found", f"There is no such {noun}.")
 
 
-def found(noun: str, resource: T | None) -> T:
+def require(noun: str, resource: T | None) -> T:
     """Return the resource; Problem 404 if there is none."""
     if resource is None:
         raise not_found(noun)
     return resource
 
 
-def subscriber_disabled() -> Problem:
-    """409: nothing is delivered to a disabled subscriber."""
-    return Problem(409, "subscriber_disabled", "The subscriber is disabled; enable it first.")
-
-
-def unavailable(detail: str) -> Problem:
-    """503: the database is full, busy or gone."""
-    return Problem(503, "storage_unavailable", detail, headers={"retry-after": "1"})
-
-
-def internal_error() -> Problem:
-    """500: a fault of genhook; the log has the traceback."""
-    return Problem(500, "internal_error", "Something went wrong here.")
+conflict = partial(Problem, 409, "conflict")
+subscriber_disabled = partial(
+    Problem, 409, "subscriber_disabled", "The subscriber is disabled; enable it first."
+)
+# The database is full, busy or gone.
+unavailable = partial(Problem, 503, "storage_unavailable", headers={"retry-after": "1"})
+# A fault of genhook; the log has the traceback.
+internal_error = partial(Problem, 500, "internal_error", "Something went wrong here.")

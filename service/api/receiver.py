@@ -1,7 +1,7 @@
 """Receives callbacks from upstream: verify, store, then answer."""
 
 import asyncio
-import functools
+from functools import partial
 from typing import NoReturn
 
 import msgspec
@@ -28,6 +28,7 @@ HEADERS_MAX = 100  # More are not stored.
 _log = log.get()
 _OK = b'{"status":"ok"}'
 _OK_TYPE, _OK_LENGTH = (b"content-type", b"application/json"), (b"content-length", b"15")
+_token_invalid = partial(Problem, 404, "token_invalid", "There is nothing at this address.")
 _validate = msgspec.json.Decoder(msgspec.Raw).decode
 
 
@@ -36,7 +37,7 @@ class Receiver:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._write_proofs = functools.partial(ingest.write_proofs, context=context)
+        self._write_proofs = partial(ingest.write_proofs, context=context)
         self._rejections = (0, 0)
         settings = context.settings
         self._scheme = SCHEMES.get(settings.upstream_signature or "")
@@ -93,25 +94,22 @@ class Receiver:
         arrival.generation_id, arrival.nonce = claim.generation_id, claim.nonce
         try:
             arrival.body = await read_body(scope, receive, settings.callback_body_bytes)
-        except Problem as problem:
-            problem.headers = {"connection": "close"}
-            await self._reject(arrival, problem.code, problem)
+        except Problem as error:
+            error.headers = {"connection": "close"}
+            await self._reject(arrival, error.code, error)
         arrival.readable = _readable(arrival.body)
-        proved = await self._verify_signature(arrival)
+        proved = False
+        if self._scheme is not None:
+            headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in arrival.headers}
+            try:
+                self._scheme.verify(arrival.body, headers, self._key, arrival.received_at)
+            except SignatureError as error:
+                detail = "The callback's signature is not valid."
+                problem = Problem(401, "signature_invalid", detail)
+                await self._reject(arrival, f"signature_{error.reason}", problem)
+            proved = self._scheme.proves_body
         if proved or settings.callback_trust == "body":
             arrival.trust = "body"
-
-    async def _verify_signature(self, arrival: Arrival) -> bool:
-        """Return whether a signature proves the body; Problem 401 if it is not valid."""
-        if self._scheme is None:
-            return False
-        headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in arrival.headers}
-        try:
-            self._scheme.verify(arrival.body, headers, self._key, arrival.received_at)
-        except SignatureError as error:
-            problem = Problem(401, "signature_invalid", "The callback's signature is not valid.")
-            await self._reject(arrival, f"signature_{error.reason}", problem)
-        return self._scheme.proves_body
 
     async def _reject(self, arrival: Arrival, reason: str, problem: Problem) -> NoReturn:
         """Raise the problem; before, store the callback if few were rejected this second."""
@@ -145,10 +143,6 @@ class Receiver:
             self._context.tokens.forget(arrival.generation_id)
             await self._reject(arrival, "token_revoked", _token_invalid())
         return verdict
-
-
-def _token_invalid() -> Problem:
-    return Problem(404, "token_invalid", "There is nothing at this address.")
 
 
 def _readable(body: bytes) -> bool:

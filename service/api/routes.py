@@ -44,6 +44,7 @@ class Operation(NamedTuple):
 
 _GENERATIONS = PAGING | {"status", "model", "created_after", "created_before", "metadata."}
 _DELIVERIES = PAGING | {"status", "subscriber_id", "event_id"}
+_CALLBACKS = PAGING | {"generation_id", "verdict"}
 _SUBSCRIBER = "/v1/subscribers/{id}"
 _TIMELINE = "/v1/generations/{id}/timeline"
 _ROTATE, _ROTATE_OWN = f"{_SUBSCRIBER}/rotate-secret", "/v1/signing-secret/rotate"
@@ -58,9 +59,7 @@ OPERATIONS = (
     Operation("POST", "/v1/generations/{id}/refresh", generations.refresh, "submit"),
     Operation("GET", "/v1/models", models.list_, "read"),
     Operation("GET", "/v1/models/{id:path}", models.get, "read"),
-    Operation(
-        "GET", "/v1/callbacks", callbacks.list_, "read", PAGING | {"generation_id", "verdict"}
-    ),
+    Operation("GET", "/v1/callbacks", callbacks.list_, "read", _CALLBACKS),
     Operation("GET", "/v1/callbacks/{id}", callbacks.get, "read"),
     Operation(
         "POST", "/v1/subscribers", subscribers.create, "manage", creates="sub", reads_body=True

@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 from service.api import checks
 from service.api.call import Answer, Call, answer, answer_page, read_own
 from service.api.checks import NO_NUL, REDACTED, Rate
-from service.api.problem import Problem, not_found, refuse_fields
+from service.api.problem import conflict, not_found, refuse_fields
 from service.api.signing_secret import answer_rotation, answer_secrets
 from service.delivery import health, signing_keys
 from service.delivery.attempt import send_test
@@ -81,9 +81,9 @@ async def create(call: Call) -> Answer:
 
 async def _insert(tx: Transaction, new: Subscriber) -> None:
     if await subscribers.count(tx, new.tenant) >= SUBSCRIBERS_MAX:
-        raise Problem(409, "conflict", f"A tenant has at most {SUBSCRIBERS_MAX} subscribers.")
+        raise conflict(f"A tenant has at most {SUBSCRIBERS_MAX} subscribers.")
     if await subscribers.get(tx, new.id) is not None:
-        raise Problem(409, "conflict", "The first request created this subscriber; list them.")
+        raise conflict("The first request created this subscriber; list them.")
     await subscribers.insert(tx, new)
 
 
@@ -121,8 +121,7 @@ async def get(tx: Transaction, call: Call) -> Subscriber:
 
 async def list_(call: Call) -> Answer:
     """GET /v1/subscribers."""
-    source = subscribers.LIST_SOURCE
-    return await answer_page(call, "sub", read_own, source, subscribers.from_row)
+    return await answer_page(call, "sub", read_own, subscribers.LIST_SOURCE, subscribers.from_row)
 
 
 async def update(call: Call) -> Subscriber:
@@ -206,9 +205,8 @@ async def get_stats(tx: Transaction, call: Call) -> Answer:
 async def test(call: Call) -> Answer:
     """POST /v1/subscribers/{id}/test: send one `ping` now; 200 with the attempt."""
     subscriber, event = await call.database.write(_ping, call)
-    attempt, request = await send_test(
-        call.context, call.parts.dispatcher.sender, subscriber, event
-    )
+    sender = call.parts.dispatcher.sender
+    attempt, request = await send_test(call.context, sender, subscriber, event)
     return answer({"attempt": attempt.view(), "request": request})
 
 
