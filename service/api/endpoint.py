@@ -77,29 +77,27 @@ async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Requ
 
 async def _refuse(request: Request, error: Exception) -> Answer:
     """Answer an error with a problem."""
-    if isinstance(error, DisconnectedError):
-        return Answer(status_code=499)  # For the metric, as nginx counts hang-ups; nobody reads it.
-    problem = _problem(error, request.scope["path"])  # `request.url` fails on a bad query.
-    return answer_problem(problem, request.state.request_id)
-
-
-def _problem(error: Exception, path: str) -> Problem:
+    path = request.scope["path"]  # `request.url` fails on a bad query.
     match error:
+        case DisconnectedError():  # For the metric, as nginx counts hang-ups; nobody reads it.
+            return Answer(status_code=499)
         case Problem():
-            return error
+            problem = error
         case HTTPException(status_code=405, headers=headers):  # Starlette's `Allow` has no order.
-            allow = ", ".join(sorted((headers or {})["Allow"].split(", ")))
+            allow = {"allow": ", ".join(sorted((headers or {})["Allow"].split(", ")))}
             detail = "This path does not take this method."
-            return Problem(405, "method_not_allowed", detail, headers={"allow": allow})
+            problem = Problem(405, "method_not_allowed", detail, headers=allow)
         case HTTPException():
-            return Problem(404, "not_found", "There is nothing at this path.")
+            problem = Problem(404, "not_found", "There is nothing at this path.")
         case StorageBusyError():
-            return unavailable("Too many requests are waiting to be stored.")
+            problem = unavailable("Too many requests are waiting to be stored.")
         case StorageError():
             _log.error("request.not_stored", path=path, error=str(error))
-            return unavailable("The database did not store the request.")
-    _log.exception("request.failed", path=path)
-    return internal_error()
+            problem = unavailable("The database did not store the request.")
+        case _:
+            _log.exception("request.failed", path=path)
+            problem = internal_error()
+    return answer_problem(problem, request.state.request_id)
 
 
 _NO_KEY = Key(id="", name="", tenant="", scopes=[], created_at=0)

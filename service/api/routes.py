@@ -45,7 +45,7 @@ class Operation(NamedTuple):
 _GENERATIONS = PAGING | {"status", "model", "created_after", "created_before", "metadata."}
 _DELIVERIES = PAGING | {"status", "subscriber_id", "event_id"}
 _CALLBACKS = PAGING | {"generation_id", "verdict"}
-_SUBSCRIBER = "/v1/subscribers/{id}"
+_SUBSCRIBERS, _SUBSCRIBER = "/v1/subscribers", "/v1/subscribers/{id}"
 _TIMELINE = "/v1/generations/{id}/timeline"
 _ROTATE, _ROTATE_OWN = f"{_SUBSCRIBER}/rotate-secret", "/v1/signing-secret/rotate"
 
@@ -61,10 +61,8 @@ OPERATIONS = (
     Operation("GET", "/v1/models/{id:path}", models.get, "read"),
     Operation("GET", "/v1/callbacks", callbacks.list_, "read", _CALLBACKS),
     Operation("GET", "/v1/callbacks/{id}", callbacks.get, "read"),
-    Operation(
-        "POST", "/v1/subscribers", subscribers.create, "manage", creates="sub", reads_body=True
-    ),
-    Operation("GET", "/v1/subscribers", subscribers.list_, "manage", PAGING),
+    Operation("POST", _SUBSCRIBERS, subscribers.create, "manage", creates="sub", reads_body=True),
+    Operation("GET", _SUBSCRIBERS, subscribers.list_, "manage", PAGING),
     Operation("GET", _SUBSCRIBER, subscribers.get, "manage", unit="read"),
     Operation("PATCH", _SUBSCRIBER, subscribers.update, "manage", reads_body=True),
     Operation("DELETE", _SUBSCRIBER, subscribers.delete, "manage", unit="write"),
