@@ -6,13 +6,11 @@ from typing import Any
 
 import msgspec
 
-from service.model.ids import first_id
 from service.store import generations, pages
 from service.store.database import Row, Transaction
 from service.store.generations import CONFIRM_INTERVAL_MS
 from service.store.rows import encode, json_text
 
-REJECTED_MAX = 1_000
 REJECTED_BODY_BYTES = 4_096
 NEW_VERDICTS = ("accepted", "unreadable")  # The callback may report something new.
 
@@ -39,37 +37,27 @@ class StoredCallback(msgspec.Struct, frozen=True):
     last_poll_at: int | None
 
 
-def encode_headers(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """Return header lines as JSON, for the table of raw bodies."""
-    return encode([(n.decode("latin-1"), v.decode("latin-1")) for n, v in headers])
-
-
-def digest(body: bytes) -> str:
-    """Return the first 128 bits of the body's SHA-256, to recognise a repeated body."""
-    return hashlib.sha256(body).hexdigest()[:32]
-
-
 async def insert(tx: Transaction, arrivals: Sequence[Arrival]) -> list[StoredCallback | None]:
     """Store callbacks, each with the verdict that follows from its generation's status.
 
     The result is None, and nothing is stored, where no generation has that id and nonce.
     """
-    pairs = [(arrival.generation_id, digest(arrival.body)) for arrival in arrivals]
+    # 128 bits of a body's SHA-256 are enough to recognise a repeated body.
+    pairs = [(a.generation_id, hashlib.sha256(a.body).hexdigest()[:32]) for a in arrivals]
     states = await tx.all("callbacks_generation_states", pairs=json_text(pairs))
     state_at = {row["position"]: row for row in states}
-    stored: list[StoredCallback | None] = []
+    stored: list[StoredCallback | None] = [None] * len(arrivals)
     rows: list[dict[str, Any]] = []
     pairs_before: set[tuple[str, str]] = set()
     for position, (arrival, pair) in enumerate(zip(arrivals, pairs, strict=True)):
         state = state_at.get(position)
         if state is None or state["nonce"] != arrival.nonce:
-            stored.append(None)
             continue
         is_repeated = bool(state["is_repeated"]) or pair in pairs_before
         verdict = _verdict(arrival, state["status"], is_repeated=is_repeated)
         pairs_before.add(pair)
-        stored.append(StoredCallback(verdict, state["last_poll_at"]))
-        rows.append(_row(arrival, state["tenant"], verdict, pair[1]))
+        stored[position] = StoredCallback(verdict, state["last_poll_at"])
+        rows.append(_row(arrival, tenant=state["tenant"], verdict=verdict, body_digest=pair[1]))
     await _insert_rows(tx, rows)
     return stored
 
@@ -82,19 +70,10 @@ def _verdict(arrival: Arrival, status: str, *, is_repeated: bool) -> str:
     return "accepted" if arrival.readable else "unreadable"
 
 
-def _row(arrival: Arrival, tenant: str, verdict: str, body_digest: str) -> dict[str, Any]:
-    return {
-        "tenant": tenant,
-        "id": arrival.id,
-        "generation_id": arrival.generation_id,
-        "upstream": arrival.upstream,
-        "verdict": verdict,
-        "reason": arrival.reason,
-        "trust": arrival.trust,
-        "body_digest": body_digest,
-        "headers": encode_headers(arrival.headers),
-        "body": arrival.body,
-    }
+def _row(arrival: Arrival, **columns: Any) -> dict[str, Any]:
+    """Return the values of a callback's columns; its header lines are stored as JSON."""
+    headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in arrival.headers]
+    return {**msgspec.structs.asdict(arrival), "headers": encode(headers), **columns}
 
 
 async def _insert_rows(tx: Transaction, rows: Sequence[dict[str, Any]]) -> None:
@@ -117,15 +96,17 @@ async def plan_confirmations(
 async def reject(tx: Transaction, arrival: Arrival) -> None:
     """Store a rejected callback, its body cut to REJECTED_BODY_BYTES."""
     generation = await tx.one("generation_tenant", id=arrival.generation_id)
-    tenant = generation["tenant"] if generation else ""
-    truncated = msgspec.structs.replace(
+    row = _row(
         arrival,
-        body=arrival.body[:REJECTED_BODY_BYTES],
+        tenant=generation["tenant"] if generation else "",
         generation_id=arrival.generation_id if generation else "",
+        verdict="rejected",
+        trust=None,
+        body=arrival.body[:REJECTED_BODY_BYTES],
+        # It is empty: a valid callback with the same body must not count as a duplicate.
+        body_digest="",
     )
-    # The digest is empty: a valid callback with the same body must not count as a duplicate.
-    row = _row(truncated, tenant, "rejected", "")
-    await _insert_rows(tx, [{**row, "trust": None}])
+    await _insert_rows(tx, [row])
 
 
 async def get(tx: Transaction, tenant: str, callback_id: str) -> Row | None:
@@ -142,17 +123,6 @@ async def latest_bodies(tx: Transaction, tenant: str, generation_id: str) -> lis
     """Return the latest bodies. They may name the task if the answer to the submission was lost."""
     rows = await tx.all("callback_bodies_latest", tenant=tenant, generation_id=generation_id)
     return [row["body"] for row in rows]
-
-
-async def delete_old_rejected(tx: Transaction, before: int, limit: int) -> int:
-    """Delete rejected callbacks from before a time or beyond REJECTED_MAX; return how many."""
-    rows = await tx.all(
-        "callbacks_rejected_old", before_id=first_id("cb", before), keep=REJECTED_MAX, limit=limit
-    )
-    keys = [dict(row) for row in rows]
-    await tx.many("callback_delete", keys)
-    await tx.many("callback_body_delete", keys)
-    return len(keys)
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):

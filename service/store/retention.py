@@ -13,17 +13,19 @@ from typing import Any
 from service.model.clock import DAY, HOUR
 from service.model.generation import CALLBACK_GRACE_MS
 from service.model.ids import first_id
-from service.store import callbacks, stats, subscribers
+from service.store import stats, subscribers
 from service.store.database import Database, Transaction
 
 BATCH = 500  # Rows read in one transaction.
 GENERATIONS_BATCH = 50  # Smaller: metadata, exchanges and callbacks are deleted with each.
+REJECTED_MAX = 1_000
 REJECTED_RETENTION_MS = DAY
 IDEMPOTENCY_RETENTION_MS = DAY
 SWEEP_INTERVAL_MS = HOUR
 
 # By the statement that lists old rows: the prefix of their ids, and what is deleted with each.
 _DELETES = {
+    "callbacks_rejected_old": ("cb", ("callback_delete", "callback_body_delete")),
     "deliveries_old": ("dlv", ("delivery_delete", "attempts_delete")),
     "events_old": ("evt", ("event_delete",)),
     "generations_old": (
@@ -79,13 +81,15 @@ async def _stages(database: Database, retention_days: int, now: int) -> list[Sta
         "stats_delete_old": now - stats.RETENTION_MS,
         "replays_delete_old": before,
     }
+    rejected: dict[str, Any] = {
+        "before": now - REJECTED_RETENTION_MS,
+        "keep": REJECTED_MAX,
+        "limit": BATCH,
+    }
     tenants = await database.read(subscribers.all_tenants)
     return [
-        partial(_delete_unreferenced, callbacks.delete_old_rejected, now - REJECTED_RETENTION_MS),
-        *[
-            partial(_delete_unreferenced, partial(_delete, name), until)
-            for name, until in unreferenced.items()
-        ],
+        partial(_delete_old, "callbacks_rejected_old", **rejected),
+        *[partial(_delete_unreferenced, name, until) for name, until in unreferenced.items()],
         *[partial(_delete_old, "deliveries_old", tenant=tenant, **batch) for tenant in tenants],
         partial(_delete_old, "events_old", **batch),
         partial(_delete_old, "generations_old", **{**batch, **generations}),
@@ -93,19 +97,13 @@ async def _stages(database: Database, retention_days: int, now: int) -> list[Sta
     ]
 
 
-async def _delete(name: str, tx: Transaction, before: int, limit: int) -> int:
-    # Replays are found by their id, the others by a time.
-    return await tx.run(name, before=before, before_id=first_id("rpl", before), limit=limit)
-
-
 async def _delete_unreferenced(
-    delete: Callable[[Transaction, int, int], Coroutine[Any, Any, int]],
-    before: int,
-    tx: Transaction,
-    _after: str,
+    name: str, before: int, tx: Transaction, _after: str
 ) -> tuple[int, str | None]:
     """Delete rows to which no other row refers: they need no id to continue after."""
-    deleted = await delete(tx, before, BATCH)
+    # Replays are found by their id, the others by a time.
+    before_id = first_id("rpl", before)
+    deleted = await tx.run(name, before=before, before_id=before_id, limit=BATCH)
     return deleted, "more" if deleted == BATCH else None
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from service.model.errors import StorageError
+from service.store.sqlite.connection import transaction
 
 _FOLDER = Path(__file__).parent / "migrations"
 
@@ -43,18 +44,12 @@ def migrate(connection: sqlite3.Connection) -> list[str]:
     """
     applied: list[str] = []
     for number, path in migrations():
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        with transaction(connection):
             if version(connection) < number:
                 for statement in _statements(path.read_text()):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version={number}")
                 applied.append(path.stem)
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
     if message := problem(connection):
         raise StorageError(message)
     return applied
