@@ -2,32 +2,31 @@
 
 from service.api.call import Answer, Call, answer, answer_list
 from service.api.problem import Problem, not_found, subscriber_disabled
+from service.model.attempt import Attempt
 from service.model.delivery import Delivery
-from service.store import deliveries, stats, subscribers
+from service.model.subscriber import Subscriber
+from service.store import deliveries, rows, stats
 from service.store.database import Transaction
 
 
 async def list_(call: Call) -> Answer:
     """GET /v1/deliveries."""
-    only = deliveries.Filter(
-        status=call.query_choice("status", stats.STATUSES),
-        subscriber_id=call.query_id("subscriber_id", "sub"),
-        event_id=call.query_id("event_id", "evt"),
-    )
+    status = call.query_choice("status", stats.STATUSES)
+    only = status, call.query_id("subscriber_id", "sub"), call.query_id("event_id", "evt")
     page = call.page("dlv")
-    rows, after = await call.database.read(deliveries.list_page, page, call.tenant, only)
-    return answer_list([deliveries.from_row(row).view() for row in rows], after)
+    items, after = await call.database.read(deliveries.list_page, page, call.tenant, *only)
+    return answer_list([rows.decode_row(Delivery, row).view() for row in items], after)
 
 
 async def get(tx: Transaction, call: Call) -> Answer:
     """GET /v1/deliveries/{id}: with its attempts."""
     delivery = await _get(tx, call)
-    attempts = await deliveries.attempts(tx, delivery.id)
+    attempts = await rows.read_all(tx, Attempt, "attempts_of_delivery", delivery_id=delivery.id)
     return answer({**delivery.view(), "attempts": [attempt.view() for attempt in attempts]})
 
 
 async def _get(tx: Transaction, call: Call) -> Delivery:
-    delivery = await deliveries.get(tx, call.tenant, call.path["id"])
+    delivery = await rows.read_by_id(tx, Delivery, call.path["id"], call.tenant)
     if delivery is None:
         raise not_found("delivery")
     return delivery
@@ -38,7 +37,7 @@ async def retry(tx: Transaction, call: Call) -> Answer:
     delivery = await _get(tx, call)
     if delivery.status not in ("pending", "dead"):
         raise Problem(409, "not_retryable", f"The delivery is {delivery.status}.")
-    subscriber = await subscribers.get(tx, delivery.subscriber_id)
+    subscriber = await rows.read_by_id(tx, Subscriber, delivery.subscriber_id)
     if subscriber is None:
         raise Problem(409, "not_retryable", "The subscriber was deleted.")
     if subscriber.status == "disabled":

@@ -9,10 +9,11 @@ from service.api.call import Answer, Call, answer, answer_list, answer_problem, 
 from service.api.checks import MODEL_ID, MODEL_ID_RULE, check_url, metadata_errors
 from service.api.problem import FieldError, Problem, not_found, refuse_fields
 from service.generations import submit
+from service.model.attempt import Attempt
 from service.model.clock import SECOND, rfc3339
 from service.model.generation import OPEN, TERMINAL, Generation
 from service.model.ids import time_of
-from service.store import callbacks, deliveries, events, generations
+from service.store import generations, rows
 from service.store.database import Row, Transaction
 from service.upstream import catalogue
 
@@ -73,7 +74,7 @@ async def _get_or_accept(
     A request that is repeated after a crash gets the generation of the first one, which is not
     submitted again.
     """
-    generation = await generations.get(tx, call.resource_id)
+    generation = await rows.read_by_id(tx, Generation, call.resource_id)
     if generation is not None:
         return generation, False
     return await submit.store_new(tx, call.context, call.tenant, call.resource_id, new), True
@@ -89,7 +90,7 @@ def _problem(generation: Generation, refusal: int) -> Problem:
 
 async def _get(tx: Transaction, call: Call) -> Generation:
     """Read the generation of the path; Problem 404 unless it is there and the tenant's."""
-    generation = await generations.get(tx, call.path["id"])
+    generation = await rows.read_by_id(tx, Generation, call.path["id"])
     if generation is None or generation.tenant != call.tenant:
         raise not_found("generation")
     return generation
@@ -124,8 +125,8 @@ async def list_(call: Call) -> Answer:
     if errors := metadata_errors(metadata, "metadata"):
         raise bad_query("metadata", errors[0].message)
     page = call.page("gen")
-    rows, after = await call.database.read(generations.list_page, page, call.tenant, only)
-    return answer_list([generations.from_row(row).view() for row in rows], after)
+    items, after = await call.database.read(generations.list_page, page, call.tenant, only)
+    return answer_list([rows.decode_row(Generation, row).view() for row in items], after)
 
 
 async def get_timeline(tx: Transaction, call: Call) -> Answer:
@@ -136,15 +137,16 @@ async def get_timeline(tx: Transaction, call: Call) -> Answer:
     if generation.submitted_at is not None:
         summary, detail = "Upstream works on the generation.", {"task_id": generation.task_id}
         entries.append(_entry(generation.submitted_at, "submitted", None, summary, detail))
-    entries += map(_exchange, await generations.exchanges(tx, id_))
-    for row in await callbacks.of_generation(tx, generation.tenant, id_):
+    exchanges, callbacks, events, attempts = await generations.timeline(tx, generation)
+    entries += map(_exchange, exchanges)
+    for row in callbacks:
         detail = {name: row[name] for name in ("verdict", "reason", "trust")}
         summary = f"A callback was received: {row['verdict']}."
         entries.append(_entry(time_of(row["id"]), "callback", row["id"], summary, detail))
-    for row in await events.of_generation(tx, id_):
+    for row in events:
         summary, detail = f"The event {row['type']} was created.", {"type": row["type"]}
         entries.append(_entry(time_of(row["id"]), "event", row["id"], summary, detail))
-    entries += map(_attempt, await deliveries.attempts_of_generation(tx, id_))
+    entries += map(_attempt, attempts)
     entries.sort(key=lambda entry: (entry["at"], _TYPES.index(entry["type"])))
     return answer_list(entries[:TIMELINE_MAX])
 
@@ -164,7 +166,7 @@ def _exchange(row: Row) -> dict[str, Any]:
 
 
 def _attempt(row: Row) -> dict[str, Any]:
-    attempt = deliveries.attempt_from_row(row)
+    attempt = rows.decode_row(Attempt, row)
     result = attempt.error_message or f"The subscriber answered {attempt.status_code}."
     names = ("delivery_id", "subscriber_id", "event_id", "number", "status_code")
     detail = {name: row[name] for name in names}

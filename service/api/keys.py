@@ -9,7 +9,7 @@ from service.api.checks import NO_NUL
 from service.api.problem import FieldError, Problem, not_found, refuse_fields
 from service.delivery.tenants import DEFAULT, ensure
 from service.model.key import SCOPES, TENANT_NAME, TENANT_NAME_RULE, Key, Scope, new_key
-from service.store import keys, pages
+from service.store import keys, pages, rows
 from service.store.database import Transaction
 
 
@@ -41,23 +41,23 @@ async def create(call: Call) -> Answer:
 
 
 async def _insert(tx: Transaction, call: Call, key: Key, secret: str) -> None:
-    if await keys.get(tx, key.tenant, key.id) is not None:
+    if await rows.read_by_id(tx, Key, key.id, key.tenant) is not None:
         detail = "The first request created this key; revoke it and try again."
         raise Problem(409, "conflict", detail)
     await ensure(tx, call.context, key.tenant)
-    await keys.insert(tx, key, secret)
+    await rows.insert(tx, key, key_sha256=keys.digest(secret))
 
 
 async def list_(call: Call) -> Answer:
     """GET /v1/keys."""
     source, page, values = pages.Source(table="keys"), call.page("key"), {"tenant": call.tenant}
-    rows, after = await call.database.read(pages.read, source, page, values)
-    return answer_list([keys.from_row(row).view() for row in rows], after)
+    items, after = await call.database.read(pages.read, source, page, values)
+    return answer_list([rows.decode_row(Key, row).view() for row in items], after)
 
 
 async def get(tx: Transaction, call: Call) -> Key:
     """GET /v1/keys/{id}."""
-    key = await keys.get(tx, call.tenant, call.path["id"])
+    key = await rows.read_by_id(tx, Key, call.path["id"], call.tenant)
     if key is None:
         raise not_found("key")
     return key

@@ -12,7 +12,7 @@ from service.api.problem import FieldError, Problem, not_found, refuse_fields, s
 from service.delivery import replay as replaying
 from service.model.clock import parse_rfc3339
 from service.model.replay import Replay
-from service.store import pages, replays
+from service.store import pages, rows
 from service.store.database import Transaction
 
 Time = Annotated[str, msgspec.Meta(max_length=64)]
@@ -78,7 +78,7 @@ def _check(new: New) -> tuple[int, int]:
 
 async def get(tx: Transaction, call: Call) -> Replay:
     """GET /v1/replays/{id}."""
-    replay = await replays.get(tx, call.path["id"])
+    replay = await rows.read_by_id(tx, Replay, call.path["id"])
     if replay is None or replay.tenant != call.tenant:
         raise not_found("replay")
     return replay
@@ -87,8 +87,8 @@ async def get(tx: Transaction, call: Call) -> Replay:
 async def list_(call: Call) -> Answer:
     """GET /v1/replays."""
     source, page, values = pages.Source(table="replays"), call.page("rpl"), {"tenant": call.tenant}
-    rows, after = await call.database.read(pages.read, source, page, values)
-    return answer_list([replays.from_row(row).view() for row in rows], after)
+    items, after = await call.database.read(pages.read, source, page, values)
+    return answer_list([rows.decode_row(Replay, row).view() for row in items], after)
 
 
 async def cancel(tx: Transaction, call: Call) -> Replay:

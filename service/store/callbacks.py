@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from service.store import generations, pages
+from service.store import pages
 from service.store.database import Row, Transaction
 from service.store.generations import CONFIRM_INTERVAL_MS
 from service.store.rows import encode, json_text
@@ -85,12 +85,15 @@ async def plan_confirmations(
     tx: Transaction, callbacks: Iterable[tuple[Arrival, StoredCallback | None]]
 ) -> None:
     """Plan the confirmation of new callbacks: at most one poll a second for each generation."""
-    due_times = [
-        (arrival.generation_id, max(tx.now, (stored.last_poll_at or 0) + CONFIRM_INTERVAL_MS))
+    rows = [
+        {
+            "generation_id": arrival.generation_id,
+            "due_at": max(tx.now, (stored.last_poll_at or 0) + CONFIRM_INTERVAL_MS),
+        }
         for arrival, stored in callbacks
         if stored is not None and stored.verdict in NEW_VERDICTS
     ]
-    await generations.plan_confirmations(tx, due_times)
+    await tx.many("confirmations_put", rows)
 
 
 async def reject(tx: Transaction, arrival: Arrival) -> None:
@@ -114,47 +117,32 @@ async def get(tx: Transaction, tenant: str, callback_id: str) -> Row | None:
     return await tx.one("callback_by_id", tenant=tenant, id=callback_id)
 
 
-async def of_generation(tx: Transaction, tenant: str, generation_id: str) -> list[Row]:
-    """Return the callbacks of a generation, in the order of their arrival."""
-    return await tx.all("callbacks_of_generation", tenant=tenant, generation_id=generation_id)
-
-
 async def latest_bodies(tx: Transaction, tenant: str, generation_id: str) -> list[bytes]:
     """Return the latest bodies. They may name the task if the answer to the submission was lost."""
     rows = await tx.all("callback_bodies_latest", tenant=tenant, generation_id=generation_id)
     return [row["body"] for row in rows]
 
 
-class Filter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which callbacks a list shows."""
-
-    verdict: str | None = None
-    generation_id: str | None = None
-
-
-async def list_page(tx: Transaction, page: pages.Page, tenant: str, only: Filter) -> pages.Rows:
-    """Return a page of a tenant's callbacks."""
-    values = {**msgspec.structs.asdict(only), "tenant": tenant}
+async def list_page(
+    tx: Transaction, page: pages.Page, tenant: str, verdict: str | None, generation_id: str | None
+) -> pages.Rows:
+    """Return a page of a tenant's callbacks, of one verdict or generation if they are not None."""
+    values = {"tenant": tenant, "verdict": verdict, "generation_id": generation_id}
     where = ["c.tenant = :tenant"]
-    if only.generation_id is not None:
+    if generation_id is not None:
         ids = "SELECT callback_id FROM callback_bodies WHERE generation_id = :generation_id"
         where.append(f"c.id IN ({ids})")
-    source = pages.Source(
-        table="callbacks c",
-        where=where,
-        filters=[] if only.verdict is None else ["c.verdict = :verdict"],
-        columns="c.*",
-        key="c.id",
-    )
+    filters = [] if verdict is None else ["c.verdict = :verdict"]
+    source = pages.Source(table="callbacks c", where=where, filters=filters)
     return await pages.read(tx, source, page, values)
 
 
 async def list_page_with_unowned(
-    tx: Transaction, page: pages.Page, tenant: str, only: Filter
+    tx: Transaction, page: pages.Page, tenant: str, *only: str | None
 ) -> pages.Rows:
     """Return a page of a tenant's callbacks and of the rejected ones that belong to no tenant."""
-    own, own_after = await list_page(tx, page, tenant, only)
-    unowned, unowned_after = await list_page(tx, page, "", only)
+    own, own_after = await list_page(tx, page, tenant, *only)
+    unowned, unowned_after = await list_page(tx, page, "", *only)
     # Beyond the nearer cursor only one of the two lists was read: those rows are a later page's.
     cursors = [after for after in (own_after, unowned_after) if after is not None]
     rows = sorted([*own, *unowned], key=lambda row: str(row["id"]), reverse=not page.ascending)

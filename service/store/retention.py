@@ -42,8 +42,8 @@ _DELETES = {
     "subscribers_notify_old": ("sub", ("subscriber_delete",)),
 }
 
-# Deletes the next batch after an id; returns how many rows, and the id to continue after or None.
-Stage = Callable[[Transaction, str], Coroutine[Any, Any, tuple[int, str | None]]]
+Progress = tuple[int, str | None]  # How many rows were deleted, and the id to continue after.
+Stage = Callable[[Transaction, str], Coroutine[Any, Any, Progress]]  # Deletes a batch after an id.
 
 
 @dataclass(slots=True)
@@ -81,14 +81,10 @@ async def _stages(database: Database, retention_days: int, now: int) -> list[Sta
         "stats_delete_old": now - stats.RETENTION_MS,
         "replays_delete_old": before,
     }
-    rejected: dict[str, Any] = {
-        "before": now - REJECTED_RETENTION_MS,
-        "keep": REJECTED_MAX,
-        "limit": BATCH,
-    }
+    rejected = {"before": now - REJECTED_RETENTION_MS, "keep": REJECTED_MAX}
     tenants = await database.read(subscribers.all_tenants)
     return [
-        partial(_delete_old, "callbacks_rejected_old", **rejected),
+        partial(_delete_old, "callbacks_rejected_old", **{**batch, **rejected}),
         *[partial(_delete_unreferenced, name, until) for name, until in unreferenced.items()],
         *[partial(_delete_old, "deliveries_old", tenant=tenant, **batch) for tenant in tenants],
         partial(_delete_old, "events_old", **batch),
@@ -97,23 +93,15 @@ async def _stages(database: Database, retention_days: int, now: int) -> list[Sta
     ]
 
 
-async def _delete_unreferenced(
-    name: str, before: int, tx: Transaction, _after: str
-) -> tuple[int, str | None]:
+async def _delete_unreferenced(name: str, before: int, tx: Transaction, _after: str) -> Progress:
     """Delete rows to which no other row refers: they need no id to continue after."""
     # Replays are found by their id, the others by a time.
-    before_id = first_id("rpl", before)
-    deleted = await tx.run(name, before=before, before_id=before_id, limit=BATCH)
+    deleted = await tx.run(name, before=before, before_id=first_id("rpl", before), limit=BATCH)
     return deleted, "more" if deleted == BATCH else None
 
 
-async def _delete_old(
-    name: str, tx: Transaction, after: str, **values: Any
-) -> tuple[int, str | None]:
-    """Delete those of the next old rows that may be deleted, with all that belongs to them.
-
-    Returns how many were deleted, and the id to continue after, None at the end.
-    """
+async def _delete_old(name: str, tx: Transaction, after: str, **values: Any) -> Progress:
+    """Delete those of the next old rows that may be deleted, with all that belongs to them."""
     prefix, deletes = _DELETES[name]
     before_id = first_id(prefix, values["before"])
     rows = await tx.all(name, after=after, before_id=before_id, **values)

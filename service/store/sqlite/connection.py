@@ -20,14 +20,6 @@ WAL_PAGES_MAX = 8_000
 class Connection(aiosqlite.Connection):
     """An aiosqlite connection that also runs functions of the raw connection on its thread."""
 
-    async def begin(self, path: str) -> None:
-        """Start the thread and open the file. StorageError if that fails."""
-        try:
-            await self
-        except sqlite3.Error as error:
-            self._thread.join()  # aiosqlite has stopped it; it must end before the event loop does.
-            raise StorageError(f"cannot open {path}: {error}") from error
-
     async def apply(self, do: Callable[..., T], *args: object) -> T:
         """Run `do(connection, *args)` on the connection's thread."""
         result: T = await self._execute(do, self._conn, *args)  # type: ignore[no-untyped-call]
@@ -55,7 +47,12 @@ def _open(path: str, *, writes: bool) -> sqlite3.Connection:
 async def connect(path: str, *, writes: bool) -> Connection:
     """Open the database. StorageError if that fails."""
     connection = Connection(partial(_open, path, writes=writes), 64)
-    await connection.begin(path)
+    try:
+        await connection
+    except sqlite3.Error as error:
+        # aiosqlite has stopped the thread, which must end before the event loop does.
+        connection._thread.join()  # noqa: SLF001
+        raise StorageError(f"cannot open {path}: {error}") from error
     return connection
 
 

@@ -87,10 +87,10 @@ def _run(
 ) -> None:
     """Run one unit, or one batched unit with all its items."""
     unit, transaction = batch[0].unit, Transaction(connection, now, after)
-    if not batch[0].batched:
-        batch[0].result = _run_unit(unit(transaction, *batch[0].args))
-        return
-    results = _run_unit(unit(transaction, [item.args[0] for item in batch]))
+    if batch[0].batched:
+        results = _run_unit(unit(transaction, [item.args[0] for item in batch]))
+    else:
+        results = [_run_unit(unit(transaction, *batch[0].args))]
     for item, result in zip(batch, results, strict=True):
         item.result = result
 

@@ -38,10 +38,7 @@ def problem(connection: sqlite3.Connection) -> str | None:
 
 
 def migrate(connection: sqlite3.Connection) -> list[str]:
-    """Apply the missing migrations, each in its own transaction; return their names.
-
-    StorageError if a newer genhook made the database.
-    """
+    """Apply the missing migrations; return their names. StorageError if the schema is newer."""
     applied: list[str] = []
     for number, path in migrations():
         with transaction(connection):
