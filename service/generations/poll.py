@@ -135,7 +135,7 @@ class Poller:
 
 async def _read_due(tx: Transaction, limit: int) -> tuple[list[Generation], int | None]:
     """Read due generations and the next due time in one snapshot: two could miss a row."""
-    return (await generations.list_due(tx, "poll", limit), await generations.next_due(tx, "poll"))
+    return await generations.list_due(tx, "poll", limit), await generations.next_due(tx, "poll")
 
 
 async def expire(tx: Transaction, context: Context) -> int:

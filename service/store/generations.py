@@ -84,9 +84,8 @@ async def update(tx: Transaction, changes: Iterable[tuple[Generation, Generation
             row |= {"id": after.id, "event_ids": json_text(after.event_ids)}
             groups.setdefault(statement, []).append(row)
         if after.output != before.output or after.error != before.error:
-            bodies.append(
-                encode_json({"id": after.id, "output": after.output, "error": after.error})
-            )
+            body = {"id": after.id, "output": after.output, "error": after.error}
+            bodies.append(encode_json(body))
     for statement, rows in groups.items():
         await tx.many(statement, rows)
     await tx.many("generation_body_update", bodies)
