@@ -18,7 +18,7 @@ from service.model.ids import new_id, time_of
 from service.model.key import Key
 from service.model.subscriber import Subscriber
 from service.store import callbacks as stored_callbacks
-from service.store import deliveries, events, generations, keys, subscribers
+from service.store import deliveries, events, generations, keys, rows
 from service.store.callbacks import Arrival
 from service.store.deliveries import AttemptRecord
 from service.store.sqlite.group import Transaction
@@ -151,7 +151,7 @@ async def _add_key(tx: Transaction) -> None:
         last_used_at=None,
         revoked_at=None,
     )
-    await keys.insert(tx, key, QUIET_KEY)
+    await rows.insert(tx, key, key_sha256=keys.digest(QUIET_KEY))
     for index in range(RARE):
         generation = world.new_generation(tx.now, index)
         await stored_callbacks.reject(tx, _arrival(generation, index))
@@ -190,7 +190,7 @@ async def _add(tx: Transaction, subscriber_ids: Sequence[str], tenant: str, coun
 
 
 async def _subscriber(tx: Transaction, id_: str) -> Subscriber:
-    subscriber = await subscribers.get(tx, id_)
+    subscriber = await rows.read_by_id(tx, Subscriber, id_)
     assert subscriber is not None
     return subscriber
 

@@ -15,7 +15,7 @@ from service.model.clock import now_ms, rfc3339
 from service.model.generation import Generation
 from service.model.ids import new_id
 from service.model.subscriber import Subscriber
-from service.store import subscribers
+from service.store import rows
 from service.store.rows import json_text
 from service.store.sqlite.database import Database
 from service.store.sqlite.group import Transaction
@@ -145,7 +145,7 @@ async def add_subscribers(database: Database, urls: Sequence[str], **fields: Any
 
     async def insert(tx: Transaction) -> None:
         for subscriber in new:
-            await subscribers.insert(tx, subscriber)
+            await rows.insert(tx, subscriber)
 
     await database.write(insert)
     return [subscriber.id for subscriber in new]

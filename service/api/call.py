@@ -15,8 +15,9 @@ from service.generations.submit import Submitter
 from service.model.errors import json_pointer
 from service.model.key import Key
 from service.store import pages
-from service.store.database import Database, Row, Transaction, Unit
+from service.store.database import Database, Transaction, Unit
 from service.store.pages import Page, Rows, Source
+from service.store.rows import decode_row
 
 T = TypeVar("T")
 Answer = Response  # What operations return.
@@ -126,14 +127,14 @@ def answer_list(views: Sequence[Any], after: str | None = None) -> Answer:
 
 
 async def answer_page(
-    call: Call, prefix: str, read: Unit[Rows], only: Any, from_row: Callable[[Row], Any]
+    call: Call, prefix: str, noun: type[Any], read: Unit[Rows], *only: object
 ) -> Answer:
     """Return the page of a list that the query asks for; `prefix` is that of its ids.
 
-    `read(tx, page, tenant, only)` returns its rows, `from_row(row)` a resource.
+    `read(tx, page, tenant, *only)` returns its rows, each of which decodes to a `noun`.
     """
-    rows, after = await call.database.read(read, call.page(prefix), call.tenant, only)
-    return answer_list([from_row(row).view() for row in rows], after)
+    rows, after = await call.database.read(read, call.page(prefix), call.tenant, *only)
+    return answer_list([decode_row(noun, row).view() for row in rows], after)
 
 
 async def read_own(tx: Transaction, page: Page, tenant: str, source: Source) -> Rows:

@@ -20,13 +20,11 @@ _SECRET_HEADERS = ("authorization", "cookie", "proxy-authorization")
 
 async def list_(call: Call) -> Answer:
     """GET /v1/callbacks."""
-    only = callbacks.Filter(
-        verdict=call.query_choice("verdict", VERDICTS),
-        generation_id=call.query_id("generation_id", "gen"),
-    )
+    verdict = call.query_choice("verdict", VERDICTS)
+    only = verdict, call.query_id("generation_id", "gen")
     # Those with an invalid token have no tenant.
     read = callbacks.list_page_with_unowned if call.key.has("admin") else callbacks.list_page
-    rows, after = await call.database.read(read, call.page("cb"), call.tenant, only)
+    rows, after = await call.database.read(read, call.page("cb"), call.tenant, *only)
     return answer_list([_view(row) for row in rows], after)
 
 

@@ -2,30 +2,29 @@
 
 from service.api.call import Answer, Call, answer, answer_page
 from service.api.problem import Problem, require, subscriber_disabled
+from service.model.attempt import Attempt
 from service.model.delivery import Delivery
-from service.store import deliveries, stats, subscribers
+from service.model.subscriber import Subscriber
+from service.store import deliveries, rows, stats
 from service.store.database import Transaction
 
 
 async def list_(call: Call) -> Answer:
     """GET /v1/deliveries."""
-    only = deliveries.Filter(
-        status=call.query_choice("status", stats.STATUSES),
-        subscriber_id=call.query_id("subscriber_id", "sub"),
-        event_id=call.query_id("event_id", "evt"),
-    )
-    return await answer_page(call, "dlv", deliveries.list_page, only, deliveries.from_row)
+    status = call.query_choice("status", stats.STATUSES)
+    only = status, call.query_id("subscriber_id", "sub"), call.query_id("event_id", "evt")
+    return await answer_page(call, "dlv", Delivery, deliveries.list_page, *only)
 
 
 async def get(tx: Transaction, call: Call) -> Answer:
     """GET /v1/deliveries/{id}: with its attempts."""
     delivery = await _get(tx, call)
-    attempts = await deliveries.attempts(tx, delivery.id)
+    attempts = await rows.read_all(tx, Attempt, "attempts_of_delivery", delivery_id=delivery.id)
     return answer({**delivery.view(), "attempts": [attempt.view() for attempt in attempts]})
 
 
 async def _get(tx: Transaction, call: Call) -> Delivery:
-    return require("delivery", await deliveries.get(tx, call.tenant, call.path["id"]))
+    return require("delivery", await rows.read_by_id(tx, Delivery, call.path["id"], call.tenant))
 
 
 async def retry(tx: Transaction, call: Call) -> Answer:
@@ -33,7 +32,7 @@ async def retry(tx: Transaction, call: Call) -> Answer:
     delivery = await _get(tx, call)
     if delivery.status not in ("pending", "dead"):
         raise Problem(409, "not_retryable", f"The delivery is {delivery.status}.")
-    subscriber = await subscribers.get(tx, delivery.subscriber_id)
+    subscriber = await rows.read_by_id(tx, Subscriber, delivery.subscriber_id)
     if subscriber is None:
         raise Problem(409, "not_retryable", "The subscriber was deleted.")
     if subscriber.status == "disabled":

@@ -21,10 +21,11 @@ from service.api.call import (
 from service.api.checks import MODEL_ID, MODEL_ID_RULE, check_url, metadata_errors
 from service.api.problem import FieldError, Problem, not_found, refuse_fields
 from service.generations import submit
+from service.model.attempt import Attempt
 from service.model.clock import SECOND, parse_rfc3339, rfc3339
 from service.model.generation import OPEN, TERMINAL, Generation
 from service.model.ids import time_of
-from service.store import callbacks, deliveries, events, generations
+from service.store import generations, rows
 from service.store.database import Row, Transaction
 from service.upstream import catalogue
 
@@ -92,7 +93,7 @@ async def _get_or_accept(
     A request that is repeated after a crash gets the generation of the first one, which is not
     submitted again.
     """
-    generation = await generations.get(tx, call.resource_id)
+    generation = await rows.read_by_id(tx, Generation, call.resource_id)
     if generation is not None:
         return generation, False
     return await submit.store_new(tx, call.context, call.tenant, call.resource_id, new), True
@@ -100,7 +101,7 @@ async def _get_or_accept(
 
 async def _get(tx: Transaction, call: Call) -> Generation:
     """Read the generation of the path; Problem 404 unless it is there and the tenant's."""
-    generation = await generations.get(tx, call.path["id"])
+    generation = await rows.read_by_id(tx, Generation, call.path["id"])
     if generation is None or generation.tenant != call.tenant:
         raise not_found("generation")
     return generation
@@ -138,7 +139,7 @@ async def list_(call: Call) -> Answer:
     )
     if errors := metadata_errors(metadata, "metadata"):
         raise bad_query("metadata", errors[0].message)
-    return await answer_page(call, "gen", generations.list_page, only, generations.from_row)
+    return await answer_page(call, "gen", Generation, generations.list_page, only)
 
 
 async def get_timeline(tx: Transaction, call: Call) -> Answer:
@@ -150,15 +151,16 @@ async def get_timeline(tx: Transaction, call: Call) -> Answer:
         at, task_id = generation.submitted_at, generation.task_id
         summary = "Upstream works on the generation."
         entries.append(_entry(at, "submitted", None, summary, task_id=task_id))
-    entries += map(_exchange, await generations.exchanges(tx, id_))
-    for row in await callbacks.of_generation(tx, generation.tenant, id_):
+    exchanges, callbacks, events, attempts = await generations.timeline(tx, generation)
+    entries += map(_exchange, exchanges)
+    for row in callbacks:
         detail = {name: row[name] for name in ("verdict", "reason", "trust")}
         summary = f"A callback was received: {row['verdict']}."
         entries.append(_entry(time_of(row["id"]), "callback", row["id"], summary, **detail))
-    for row in await events.of_generation(tx, id_):
+    for row in events:
         summary = f"The event {row['type']} was created."
         entries.append(_entry(time_of(row["id"]), "event", row["id"], summary, type=row["type"]))
-    entries += map(_attempt, await deliveries.attempts_of_generation(tx, id_))
+    entries += map(_attempt, attempts)
     entries.sort(key=lambda entry: (entry["at"], _TYPES.index(entry["type"])))
     return answer_list(entries[:TIMELINE_MAX])
 
@@ -175,7 +177,7 @@ def _exchange(row: Row) -> dict[str, Any]:
 
 
 def _attempt(row: Row) -> dict[str, Any]:
-    attempt = deliveries.attempt_from_row(row)
+    attempt = rows.decode_row(Attempt, row)
     result = attempt.error_message or f"The subscriber answered {attempt.status_code}."
     names = ("delivery_id", "subscriber_id", "event_id", "number", "status_code")
     detail = {name: row[name] for name in names}

@@ -9,7 +9,7 @@ from service.api.checks import NO_NUL
 from service.api.problem import FieldError, Problem, conflict, refuse_fields, require
 from service.delivery.tenants import DEFAULT, ensure
 from service.model.key import SCOPES, TENANT_NAME, TENANT_NAME_RULE, Key, Scope, new_key
-from service.store import keys, pages
+from service.store import keys, pages, rows
 from service.store.database import Transaction
 
 
@@ -41,20 +41,20 @@ async def create(call: Call) -> Answer:
 
 
 async def _insert(tx: Transaction, call: Call, key: Key, secret: str) -> None:
-    if await keys.get(tx, key.tenant, key.id) is not None:
+    if await rows.read_by_id(tx, Key, key.id, key.tenant) is not None:
         raise conflict("The first request created this key; revoke it and try again.")
     await ensure(tx, call.context, key.tenant)
-    await keys.insert(tx, key, secret)
+    await rows.insert(tx, key, key_sha256=keys.digest(secret))
 
 
 async def list_(call: Call) -> Answer:
     """GET /v1/keys."""
-    return await answer_page(call, "key", read_own, pages.Source(table="keys"), keys.from_row)
+    return await answer_page(call, "key", Key, read_own, pages.Source(table="keys"))
 
 
 async def get(tx: Transaction, call: Call) -> Key:
     """GET /v1/keys/{id}."""
-    return require("key", await keys.get(tx, call.tenant, call.path["id"]))
+    return require("key", await rows.read_by_id(tx, Key, call.path["id"], call.tenant))
 
 
 async def revoke(tx: Transaction, call: Call) -> None:

@@ -12,7 +12,7 @@ from service.api.problem import FieldError, conflict, not_found, refuse_fields, 
 from service.delivery import replay as replaying
 from service.model.clock import parse_rfc3339
 from service.model.replay import Replay
-from service.store import pages, replays
+from service.store import pages, rows
 from service.store.database import Transaction
 
 Time = Annotated[str, msgspec.Meta(max_length=64)]
@@ -77,7 +77,7 @@ def _check(new: New) -> tuple[int, int]:
 
 async def get(tx: Transaction, call: Call) -> Replay:
     """GET /v1/replays/{id}."""
-    replay = await replays.get(tx, call.path["id"])
+    replay = await rows.read_by_id(tx, Replay, call.path["id"])
     if replay is None or replay.tenant != call.tenant:
         raise not_found("replay")
     return replay
@@ -85,7 +85,7 @@ async def get(tx: Transaction, call: Call) -> Replay:
 
 async def list_(call: Call) -> Answer:
     """GET /v1/replays."""
-    return await answer_page(call, "rpl", read_own, pages.Source(table="replays"), replays.from_row)
+    return await answer_page(call, "rpl", Replay, read_own, pages.Source(table="replays"))
 
 
 async def cancel(tx: Transaction, call: Call) -> Replay:

@@ -17,7 +17,7 @@ from service.delivery.retry import DEFAULT_RETRY_SECONDS
 from service.delivery.signing_keys import Secrets
 from service.model.event import Event
 from service.model.subscriber import Filter, Subscriber
-from service.store import deliveries, events, stats, subscribers
+from service.store import deliveries, events, rows, stats, subscribers
 from service.store.database import Transaction
 
 SUBSCRIBERS_MAX = 1_000
@@ -80,11 +80,12 @@ async def create(call: Call) -> Answer:
 
 
 async def _insert(tx: Transaction, new: Subscriber) -> None:
-    if await subscribers.count(tx, new.tenant) >= SUBSCRIBERS_MAX:
+    count = await rows.read_number(tx, "subscribers_count", tenant=new.tenant) or 0
+    if count >= SUBSCRIBERS_MAX:
         raise conflict(f"A tenant has at most {SUBSCRIBERS_MAX} subscribers.")
-    if await subscribers.get(tx, new.id) is not None:
+    if await rows.read_by_id(tx, Subscriber, new.id) is not None:
         raise conflict("The first request created this subscriber; list them.")
-    await subscribers.insert(tx, new)
+    await rows.insert(tx, new)
 
 
 def _check(call: Call, body: New | Update) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def _check(call: Call, body: New | Update) -> dict[str, Any]:
 
 async def find(tx: Transaction, call: Call, subscriber_id: str) -> Subscriber:
     """Read a subscriber; Problem 404 unless it is there, the tenant's and not a `notify_url`."""
-    subscriber = await subscribers.get(tx, subscriber_id)
+    subscriber = await rows.read_by_id(tx, Subscriber, subscriber_id)
     if subscriber is None or subscriber.tenant != call.tenant or subscriber.is_notify:
         raise not_found("subscriber")
     return subscriber
@@ -121,7 +122,7 @@ async def get(tx: Transaction, call: Call) -> Subscriber:
 
 async def list_(call: Call) -> Answer:
     """GET /v1/subscribers."""
-    return await answer_page(call, "sub", read_own, subscribers.LIST_SOURCE, subscribers.from_row)
+    return await answer_page(call, "sub", Subscriber, read_own, subscribers.LIST_SOURCE)
 
 
 async def update(call: Call) -> Subscriber:
@@ -191,15 +192,7 @@ def _unseal(call: Call, subscriber: Subscriber) -> Secrets:
 async def get_stats(tx: Transaction, call: Call) -> Answer:
     """GET /v1/subscribers/{id}/stats."""
     subscriber = await get(tx, call)
-    statistics = await stats.get(tx, subscriber.id)
-    content = {
-        "subscriber_id": subscriber.id,
-        "counts": statistics.counts,
-        "success_rate": statistics.success_rate,
-        "latency_ms": {"hour": statistics.hour, "day": statistics.day},
-        "oldest_undelivered_seconds": statistics.oldest_undelivered_seconds,
-    }
-    return answer(content)
+    return answer(await stats.get(tx, subscriber.id))
 
 
 async def test(call: Call) -> Answer:

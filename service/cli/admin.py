@@ -210,18 +210,18 @@ def _write(unit: Callable[..., Any], *arguments: object) -> Any:
 
 async def _insert(tx: "Transaction", context: "Context", key: Key, secret: str) -> None:
     from service.delivery import tenants
-    from service.store import keys
+    from service.store import keys, rows
 
     await tenants.ensure(tx, context, key.tenant)
-    await keys.insert(tx, key, secret)
+    await rows.insert(tx, key, key_sha256=keys.digest(secret))
 
 
 async def _list(tx: "Transaction", _context: "Context") -> list[Key]:
-    from service.store import keys, pages
+    from service.store import pages, rows
 
     source = pages.Source(table="keys", where=[])
-    rows, _ = await pages.read(tx, source, pages.Page(limit=KEYS_MAX), {})
-    return [keys.from_row(row) for row in rows]
+    items, _ = await pages.read(tx, source, pages.Page(limit=KEYS_MAX), {})
+    return [rows.decode_row(Key, row) for row in items]
 
 
 async def _revoke(tx: "Transaction", context: "Context", key_id: str) -> None:

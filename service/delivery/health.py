@@ -9,7 +9,7 @@ from service.delivery.lanes import Lane
 from service.delivery.retry import Verdict
 from service.model.clock import DAY
 from service.model.subscriber import Subscriber
-from service.store import events, subscribers
+from service.store import events, rows, subscribers
 from service.store.database import Transaction
 from service.telemetry import log
 
@@ -50,7 +50,7 @@ async def apply(
     tx: Transaction, context: Context, subscriber_id: str, verdict: Verdict
 ) -> Subscriber | None:
     """Store what a verdict changes of the subscriber; return the subscriber as it then is."""
-    old = await subscribers.get(tx, subscriber_id)
+    old = await rows.read_by_id(tx, Subscriber, subscriber_id)
     if old is None or old.status == "disabled":
         return old
     new = await subscribers.update(tx, old, **changes_of(old, verdict, tx.now))

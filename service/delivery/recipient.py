@@ -7,7 +7,7 @@ import msgspec
 from service.delivery import signing_keys
 from service.delivery.target import Target, parse_target
 from service.model.subscriber import Subscriber
-from service.store import stats, subscribers
+from service.store import rows, stats, subscribers
 from service.store.database import Transaction
 from service.store.vault import Vault
 
@@ -27,7 +27,7 @@ async def read_recipient(tx: Transaction, vault: Vault, subscriber_id: str) -> R
 
     None if the subscriber was deleted. VaultError if a key is missing.
     """
-    subscriber = await subscribers.get(tx, subscriber_id)
+    subscriber = await rows.read_by_id(tx, Subscriber, subscriber_id)
     if subscriber is None:
         return None
     owner_id, sealed = subscriber.id, subscriber.sealed_secrets

@@ -9,7 +9,7 @@ from service.model.clock import SECOND
 from service.model.event import EVENT_TYPES
 from service.model.replay import Replay
 from service.model.subscriber import Subscriber
-from service.store import deliveries, replays, subscribers
+from service.store import deliveries, replays, rows, subscribers
 from service.store.database import Transaction
 
 BATCH = 100  # Deliveries inserted in one transaction.
@@ -18,7 +18,6 @@ COUNT_WINDOW = 5_000  # Events counted in one read, which blocks no writer.
 UNTRIED_MAX = 1_000  # Deliveries of one replay without an attempt: new events queue behind them.
 UNTRIED_WAIT_MS = SECOND // 2
 INACTIVE_WAIT_MS = 5 * SECOND
-CANCEL_BATCH = 500
 REPLAYS_AT_ONCE = 50
 _GENERATION_TYPES = tuple(t for t in EVENT_TYPES if t.startswith("generation."))
 Refusal = Literal["subscriber_disabled", "replay_running"]
@@ -57,26 +56,24 @@ async def _count_window(tx: Transaction, replay: Replay, subscriber: Subscriber)
 
 
 async def _store(tx: Transaction, context: Context, new: Replay) -> Replay | Refusal:
-    stored = await replays.get(tx, new.id)
+    stored = await rows.read_by_id(tx, Replay, new.id)
     if stored is not None:
         return stored  # An earlier request with the same Idempotency-Key.
     if not new.dry_run:
-        subscriber = await subscribers.get(tx, new.subscriber_id)
+        subscriber = await rows.read_by_id(tx, Subscriber, new.subscriber_id)
         if subscriber is None or subscriber.status == "disabled":
             return "subscriber_disabled"
         if await replays.is_running(tx, new.subscriber_id):
             return "replay_running"
-    await replays.insert(tx, new)
+    await rows.insert(tx, new)
     tx.after_commit(context.signals.replay.set)
     return new
 
 
 async def cancel(tx: Transaction, context: Context, replay: Replay) -> Replay:
     """Stop the replay and cancel its pending deliveries."""
-    canceled = await replays.update(
-        tx, replay, status="canceled", due_at=tx.now, finished_at=tx.now
-    )
-    await deliveries.cancel_replayed(tx, replay.id, CANCEL_BATCH)
+    canceled = await rows.update(tx, replay, status="canceled", due_at=tx.now, finished_at=tx.now)
+    await deliveries.cancel_replayed(tx, replay.id)
     await subscribers.bump_revision(tx)
     tx.after_commit(context.inbox.reload, replay.subscriber_id)
     tx.after_commit(context.signals.replay.set)
@@ -96,21 +93,21 @@ async def run_due(context: Context, now: int) -> tuple[int, int | None]:
 
 async def _run_batch(tx: Transaction, context: Context, replay_id: str) -> int:
     """Run a batch of a replay, or cancel the next deliveries of a canceled one."""
-    replay = await replays.get(tx, replay_id)
+    replay = await rows.read_by_id(tx, Replay, replay_id)
     if replay is None or replay.due_at is None:
         return 0
     if replay.status != "running":
-        if await deliveries.cancel_replayed(tx, replay.id, CANCEL_BATCH) < CANCEL_BATCH:
-            await replays.update(tx, replay, due_at=None)
+        if await deliveries.cancel_replayed(tx, replay.id) < deliveries.CANCEL_BATCH:
+            await rows.update(tx, replay, due_at=None)
         tx.after_commit(context.inbox.reload, replay.subscriber_id)
         return 0
-    subscriber = await subscribers.get(tx, replay.subscriber_id)
+    subscriber = await rows.read_by_id(tx, Subscriber, replay.subscriber_id)
     if subscriber is None:
         await cancel(tx, context, replay)
     elif subscriber.status != "active":
-        await replays.update(tx, replay, due_at=tx.now + INACTIVE_WAIT_MS)
+        await rows.update(tx, replay, due_at=tx.now + INACTIVE_WAIT_MS)
     elif await replays.count_untried(tx, replay.id, UNTRIED_MAX) >= UNTRIED_MAX:
-        await replays.update(tx, replay, due_at=tx.now + UNTRIED_WAIT_MS)
+        await rows.update(tx, replay, due_at=tx.now + UNTRIED_WAIT_MS)
     else:
         return await _deliver(tx, context, replay, subscriber)
     return 0
@@ -124,13 +121,13 @@ async def _deliver(
     limit = BATCH if rate is None else min(max(int(rate), 1), BATCH)
     end = await replays.window_end(tx, replay, WINDOW)
     if end is None:
-        await replays.update(tx, replay, status="done", due_at=None, finished_at=tx.now)
+        await rows.update(tx, replay, status="done", due_at=None, finished_at=tx.now)
         return 0
     matches = await replays.matching_seqs(tx, replay, subscriber, end, limit)
     due = [
         d for seq in matches if (d := await replays.insert_delivery(tx, replay, subscriber, seq))
     ]
-    await replays.update(
+    await rows.update(
         tx,
         replay,
         cursor=matches[-1] if len(matches) == limit else end,

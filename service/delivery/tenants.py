@@ -4,7 +4,7 @@ from service.context import Context
 from service.delivery import health, retry, signing_keys
 from service.model.ids import new_id
 from service.model.subscriber import Subscriber
-from service.store import subscribers
+from service.store import rows, subscribers
 from service.store.database import Transaction
 
 DEFAULT = "default"
@@ -25,7 +25,7 @@ async def subscriber_for(tx: Transaction, context: Context, tenant: str, url: st
 
     Each URL has one subscriber, and thereby one lane. A disabled one is enabled again.
     """
-    stored = await subscribers.for_notify(tx, tenant, url)
+    stored = await rows.read_one(tx, Subscriber, "subscriber_notify", tenant=tenant, url=url)
     if stored is None:
         new = Subscriber(
             id=new_id("sub", tx.now),
@@ -36,7 +36,7 @@ async def subscriber_for(tx: Transaction, context: Context, tenant: str, url: st
             created_at=tx.now,
             updated_at=tx.now,
         )
-        await subscribers.insert(tx, new)
+        await rows.insert(tx, new)
         return new
     if stored.status != "disabled":
         return stored

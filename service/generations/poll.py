@@ -12,7 +12,7 @@ from service.generations import budget, ingest, schedule
 from service.generations.ingest import Batch, Reply, Update
 from service.model.clock import MINUTE, SECOND
 from service.model.generation import Generation
-from service.store import callbacks, generations
+from service.store import callbacks, generations, rows
 from service.store.database import Transaction
 from service.telemetry import log, metrics
 from service.upstream import wire
@@ -54,7 +54,7 @@ class Poller:
 
     async def expire_due(self, now: int) -> int | None:
         """Time out generations past their deadline; return the next deadline."""
-        deadline_at = await self.context.database.read(generations.next_deadline)
+        deadline_at = await self.context.database.read(generations.next_due, "expire")
         if deadline_at is None or deadline_at > now:
             return deadline_at
         await self.context.database.write(expire, self.context)
@@ -135,12 +135,12 @@ class Poller:
 
 async def _read_due(tx: Transaction, limit: int) -> tuple[list[Generation], int | None]:
     """Read due generations and the next due time in one snapshot: two could miss a row."""
-    return await generations.to_poll(tx, limit), await generations.next_poll(tx)
+    return await generations.list_due(tx, "poll", limit), await generations.next_due(tx, "poll")
 
 
 async def expire(tx: Transaction, context: Context) -> int:
     """Time out generations that are past their deadline and have no planned poll."""
-    expired = await generations.to_expire(tx, EXPIRED_MAX)
+    expired = await generations.list_due(tx, "expire", EXPIRED_MAX)
     batch = Batch(tx, context, {generation.id: generation for generation in expired})
     for generation in expired:
         batch.ingest(generation.id, TIMED_OUT)
@@ -167,7 +167,7 @@ async def _callback_task_id(tx: Transaction, generation: Generation) -> str | No
 
 async def _plan_without_task(tx: Transaction, generation_id: str) -> None:
     """Plan the next poll without a task id: after the submission, or after another callback."""
-    generation = await generations.get(tx, generation_id)
+    generation = await rows.read_by_id(tx, Generation, generation_id)
     if generation is None or generation.task_id is not None:
         return
     if generation.submission == "sending" and not generation.is_terminal:

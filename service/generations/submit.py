@@ -80,7 +80,7 @@ class Submitter:
     async def run_due(self, now: int) -> tuple[int, int | None]:
         """Repeat due submissions that were put off; return how many, and the next due time."""
         database = self.context.database
-        due_at = await database.read(generations.next_submit)
+        due_at = await database.read(generations.next_due, "submit")
         if due_at is None or due_at > now:
             return 0, due_at
         due = await database.write(_claim_due)
@@ -110,7 +110,7 @@ async def submit(context: Context, generation: Generation) -> Submission:
 
 async def _claim_due(tx: Transaction) -> list[Generation]:
     """Mark due submissions as `sending`; `poll.expire` ends those past their deadline."""
-    due = await generations.to_submit(tx, CLAIMED_MAX)
+    due = await generations.list_due(tx, "submit", CLAIMED_MAX)
     claimed = [replace(generation, submission="sending", submit_at=None) for generation in due]
     await generations.update(tx, zip(due, claimed, strict=True))
     return [generation for generation in claimed if generation.deadline_at > tx.now]

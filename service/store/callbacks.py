@@ -6,13 +6,11 @@ from typing import Any
 
 import msgspec
 
-from service.model.ids import first_id
-from service.store import generations, pages
+from service.store import pages
 from service.store.database import Row, Transaction
 from service.store.generations import CONFIRM_INTERVAL_MS
 from service.store.rows import encode, json_text
 
-REJECTED_MAX = 1_000
 REJECTED_BODY_BYTES = 4_096
 NEW_VERDICTS = ("accepted", "unreadable")  # The callback may report something new.
 
@@ -39,37 +37,27 @@ class StoredCallback(msgspec.Struct, frozen=True):
     last_poll_at: int | None
 
 
-def encode_headers(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """Return header lines as JSON, for the table of raw bodies."""
-    return encode([(n.decode("latin-1"), v.decode("latin-1")) for n, v in headers])
-
-
-def digest(body: bytes) -> str:
-    """Return the first 128 bits of the body's SHA-256, to recognise a repeated body."""
-    return hashlib.sha256(body).hexdigest()[:32]
-
-
 async def insert(tx: Transaction, arrivals: Sequence[Arrival]) -> list[StoredCallback | None]:
     """Store callbacks, each with the verdict that follows from its generation's status.
 
     The result is None, and nothing is stored, where no generation has that id and nonce.
     """
-    pairs = [(arrival.generation_id, digest(arrival.body)) for arrival in arrivals]
+    # 128 bits of a body's SHA-256 are enough to recognise a repeated body.
+    pairs = [(a.generation_id, hashlib.sha256(a.body).hexdigest()[:32]) for a in arrivals]
     states = await tx.all("callbacks_generation_states", pairs=json_text(pairs))
     state_at = {row["position"]: row for row in states}
-    stored: list[StoredCallback | None] = []
+    stored: list[StoredCallback | None] = [None] * len(arrivals)
     rows: list[dict[str, Any]] = []
     pairs_before: set[tuple[str, str]] = set()
     for position, (arrival, pair) in enumerate(zip(arrivals, pairs, strict=True)):
         state = state_at.get(position)
         if state is None or state["nonce"] != arrival.nonce:
-            stored.append(None)
             continue
         is_repeated = bool(state["is_repeated"]) or pair in pairs_before
         verdict = _verdict(arrival, state["status"], is_repeated=is_repeated)
         pairs_before.add(pair)
-        stored.append(StoredCallback(verdict, state["last_poll_at"]))
-        rows.append(_row(arrival, state["tenant"], verdict, pair[1]))
+        stored[position] = StoredCallback(verdict, state["last_poll_at"])
+        rows.append(_row(arrival, tenant=state["tenant"], verdict=verdict, body_digest=pair[1]))
     await _insert_rows(tx, rows)
     return stored
 
@@ -82,19 +70,10 @@ def _verdict(arrival: Arrival, status: str, *, is_repeated: bool) -> str:
     return "accepted" if arrival.readable else "unreadable"
 
 
-def _row(arrival: Arrival, tenant: str, verdict: str, body_digest: str) -> dict[str, Any]:
-    return {
-        "tenant": tenant,
-        "id": arrival.id,
-        "generation_id": arrival.generation_id,
-        "upstream": arrival.upstream,
-        "verdict": verdict,
-        "reason": arrival.reason,
-        "trust": arrival.trust,
-        "body_digest": body_digest,
-        "headers": encode_headers(arrival.headers),
-        "body": arrival.body,
-    }
+def _row(arrival: Arrival, **columns: Any) -> dict[str, Any]:
+    """Return the values of a callback's columns; its header lines are stored as JSON."""
+    headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in arrival.headers]
+    return {**msgspec.structs.asdict(arrival), "headers": encode(headers), **columns}
 
 
 async def _insert_rows(tx: Transaction, rows: Sequence[dict[str, Any]]) -> None:
@@ -106,36 +85,36 @@ async def plan_confirmations(
     tx: Transaction, callbacks: Iterable[tuple[Arrival, StoredCallback | None]]
 ) -> None:
     """Plan the confirmation of new callbacks: at most one poll a second for each generation."""
-    due_times = [
-        (arrival.generation_id, max(tx.now, (stored.last_poll_at or 0) + CONFIRM_INTERVAL_MS))
+    rows = [
+        {
+            "generation_id": arrival.generation_id,
+            "due_at": max(tx.now, (stored.last_poll_at or 0) + CONFIRM_INTERVAL_MS),
+        }
         for arrival, stored in callbacks
         if stored is not None and stored.verdict in NEW_VERDICTS
     ]
-    await generations.plan_confirmations(tx, due_times)
+    await tx.many("confirmations_put", rows)
 
 
 async def reject(tx: Transaction, arrival: Arrival) -> None:
     """Store a rejected callback, its body cut to REJECTED_BODY_BYTES."""
     generation = await tx.one("generation_tenant", id=arrival.generation_id)
-    tenant = generation["tenant"] if generation else ""
-    truncated = msgspec.structs.replace(
+    row = _row(
         arrival,
-        body=arrival.body[:REJECTED_BODY_BYTES],
+        tenant=generation["tenant"] if generation else "",
         generation_id=arrival.generation_id if generation else "",
+        verdict="rejected",
+        trust=None,
+        body=arrival.body[:REJECTED_BODY_BYTES],
+        # It is empty: a valid callback with the same body must not count as a duplicate.
+        body_digest="",
     )
-    # The digest is empty: a valid callback with the same body must not count as a duplicate.
-    row = _row(truncated, tenant, "rejected", "")
-    await _insert_rows(tx, [{**row, "trust": None}])
+    await _insert_rows(tx, [row])
 
 
 async def get(tx: Transaction, tenant: str, callback_id: str) -> Row | None:
     """Return one callback with its raw headers and body."""
     return await tx.one("callback_by_id", tenant=tenant, id=callback_id)
-
-
-async def of_generation(tx: Transaction, tenant: str, generation_id: str) -> list[Row]:
-    """Return the callbacks of a generation, in the order of their arrival."""
-    return await tx.all("callbacks_of_generation", tenant=tenant, generation_id=generation_id)
 
 
 async def latest_bodies(tx: Transaction, tenant: str, generation_id: str) -> list[bytes]:
@@ -144,47 +123,26 @@ async def latest_bodies(tx: Transaction, tenant: str, generation_id: str) -> lis
     return [row["body"] for row in rows]
 
 
-async def delete_old_rejected(tx: Transaction, before: int, limit: int) -> int:
-    """Delete rejected callbacks from before a time or beyond REJECTED_MAX; return how many."""
-    rows = await tx.all(
-        "callbacks_rejected_old", before_id=first_id("cb", before), keep=REJECTED_MAX, limit=limit
-    )
-    keys = [dict(row) for row in rows]
-    await tx.many("callback_delete", keys)
-    await tx.many("callback_body_delete", keys)
-    return len(keys)
-
-
-class Filter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which callbacks a list shows."""
-
-    verdict: str | None = None
-    generation_id: str | None = None
-
-
-async def list_page(tx: Transaction, page: pages.Page, tenant: str, only: Filter) -> pages.Rows:
-    """Return a page of a tenant's callbacks."""
-    values = {**msgspec.structs.asdict(only), "tenant": tenant}
+async def list_page(
+    tx: Transaction, page: pages.Page, tenant: str, verdict: str | None, generation_id: str | None
+) -> pages.Rows:
+    """Return a page of a tenant's callbacks, of one verdict or generation if they are not None."""
+    values = {"tenant": tenant, "verdict": verdict, "generation_id": generation_id}
     where = ["c.tenant = :tenant"]
-    if only.generation_id is not None:
+    if generation_id is not None:
         ids = "SELECT callback_id FROM callback_bodies WHERE generation_id = :generation_id"
         where.append(f"c.id IN ({ids})")
-    source = pages.Source(
-        table="callbacks c",
-        where=where,
-        filters=[] if only.verdict is None else ["c.verdict = :verdict"],
-        columns="c.*",
-        key="c.id",
-    )
+    filters = [] if verdict is None else ["c.verdict = :verdict"]
+    source = pages.Source(table="callbacks c", where=where, filters=filters)
     return await pages.read(tx, source, page, values)
 
 
 async def list_page_with_unowned(
-    tx: Transaction, page: pages.Page, tenant: str, only: Filter
+    tx: Transaction, page: pages.Page, tenant: str, *only: str | None
 ) -> pages.Rows:
     """Return a page of a tenant's callbacks and of the rejected ones that belong to no tenant."""
-    own, own_after = await list_page(tx, page, tenant, only)
-    unowned, unowned_after = await list_page(tx, page, "", only)
+    own, own_after = await list_page(tx, page, tenant, *only)
+    unowned, unowned_after = await list_page(tx, page, "", *only)
     # Beyond the nearer cursor only one of the two lists was read: those rows are a later page's.
     cursors = [after for after in (own_after, unowned_after) if after is not None]
     rows = sorted([*own, *unowned], key=lambda row: str(row["id"]), reverse=not page.ascending)

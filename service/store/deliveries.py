@@ -1,7 +1,6 @@
 """Deliveries: the queue of webhooks. Due rows are read by subscriber, attempts stored in groups."""
 
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -12,13 +11,11 @@ from service.model.event import Event
 from service.model.ids import new_id
 from service.model.subscriber import Subscriber
 from service.store import pages, stats
-from service.store.database import Row, Transaction
-from service.store.rows import decode_row, json_text, read_all, read_number, read_one
+from service.store.database import Transaction
+from service.store.rows import json_text, read_number
 
 CANCEL_BATCH = 500
 FETCH_BYTES = 8 * 1024 * 1024
-from_row = partial(decode_row, Delivery)
-attempt_from_row = partial(decode_row, Attempt)
 
 
 class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,10 +59,7 @@ async def insert(
     tx: Transaction, targets: Sequence[tuple[Event, Subscriber, int]]
 ) -> list[DueDelivery]:
     """Store a delivery for each (event, subscriber, due time); return those due now."""
-    new = [
-        (new_due(event, subscriber, tx.now, "scheduled"), due_at)
-        for event, subscriber, due_at in targets
-    ]
+    new = [(new_due(e, s, tx.now, "scheduled"), due_at) for e, s, due_at in targets]
     rows = [{**msgspec.structs.asdict(due), "due_at": due_at} for due, due_at in new]
     await tx.many("deliveries_insert", rows)
     return [due for due, due_at in new if due_at <= tx.now]
@@ -87,9 +81,9 @@ async def cancel(tx: Transaction, subscriber_id: str) -> int:
     return await tx.run("deliveries_cancel", subscriber_id=subscriber_id, limit=CANCEL_BATCH)
 
 
-async def cancel_replayed(tx: Transaction, replay_id: str, limit: int) -> int:
-    """Cancel pending deliveries of a replay, at most `limit`; return how many."""
-    return await tx.run("replay_deliveries_cancel", id=replay_id, limit=limit)
+async def cancel_replayed(tx: Transaction, replay_id: str) -> int:
+    """Cancel pending deliveries of a replay, at most CANCEL_BATCH; return how many."""
+    return await tx.run("replay_deliveries_cancel", id=replay_id, limit=CANCEL_BATCH)
 
 
 async def next_due_times(tx: Transaction) -> dict[str, tuple[int | None, int | None]]:
@@ -147,44 +141,28 @@ async def record_attempts(tx: Transaction, records: Sequence[AttemptRecord]) -> 
 
 
 def _attempt_row(record: AttemptRecord) -> dict[str, Any]:
-    row = msgspec.structs.asdict(record) | msgspec.structs.asdict(record.attempt)
-    row["last_error"] = record.attempt.error_message
-    row["response_headers"] = json_text(record.attempt.response_headers)
-    return row
+    headers = json_text(record.attempt.response_headers)
+    more = {"last_error": record.attempt.error_message, "response_headers": headers}
+    return msgspec.structs.asdict(record) | msgspec.structs.asdict(record.attempt) | more
 
 
-async def get(tx: Transaction, tenant: str, delivery_id: str) -> Delivery | None:
-    """Return the delivery, if it is the tenant's."""
-    return await read_one(tx, Delivery, "delivery_by_id", tenant=tenant, id=delivery_id)
-
-
-async def attempts(tx: Transaction, delivery_id: str) -> list[Attempt]:
-    """Return the attempts of a delivery in order."""
-    return await read_all(tx, Attempt, "attempts_of_delivery", delivery_id=delivery_id)
-
-
-async def attempts_of_generation(tx: Transaction, generation_id: str) -> list[Row]:
-    """Return every attempt to deliver an event of the generation."""
-    return await tx.all("attempts_of_generation", generation_id=generation_id)
-
-
-class Filter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which deliveries a list shows."""
-
-    status: str | None = None
-    subscriber_id: str | None = None
-    event_id: str | None = None
-
-
-async def list_page(tx: Transaction, page: pages.Page, tenant: str, only: Filter) -> pages.Rows:
-    """Return a page of a tenant's deliveries."""
-    values = {**msgspec.structs.asdict(only), "tenant": tenant}
-    if only.subscriber_id is not None:
+async def list_page(
+    tx: Transaction,
+    page: pages.Page,
+    tenant: str,
+    status: str | None,
+    subscriber_id: str | None,
+    event_id: str | None,
+) -> pages.Rows:
+    """Return a page of a tenant's deliveries, only those with the values that are not None."""
+    values = {"tenant": tenant, "status": status}
+    values |= {"subscriber_id": subscriber_id, "event_id": event_id}
+    if subscriber_id is not None:
         # All deliveries to a subscriber belong to one tenant: for another the list is empty.
-        row = await tx.one("delivery_tenant", subscriber_id=only.subscriber_id)
+        row = await tx.one("delivery_tenant", subscriber_id=subscriber_id)
         if row is None or row["tenant"] != tenant:
             return [], None
-    return await pages.read(tx, _source(only), page, values)
+    return await pages.read(tx, _source(values), page, values)
 
 
 # The indexes of a list with the columns that they answer, the most selective first.
@@ -198,20 +176,15 @@ _INDEXES = (
 _ENDED = ("dead", "canceled")
 
 
-def _source(only: Filter) -> pages.Source:
+def _source(values: Mapping[str, str | None]) -> pages.Source:
     """Return the source with the first index that the filter can use."""
-    names = [name for name, value in msgspec.structs.asdict(only).items() if value is not None]
-    conditions = {name: f"d.{name} = :{name}" for name in ("tenant", *names)}
-    usable = conditions.keys() - ({"status"} if only.status not in _ENDED else set())
+    names = [name for name, value in values.items() if value is not None]
+    conditions = {name: f"d.{name} = :{name}" for name in names}
+    usable = conditions.keys() - ({"status"} if values["status"] not in _ENDED else set())
     index, answered = next(each for each in _INDEXES if usable.issuperset(each[1]))
     where = [conditions.pop(name) for name in answered]
     if "status" in answered:
         # The condition of the partial indexes: SQLite uses them only if the query repeats it.
         where.append("d.status IN ('dead', 'canceled')")
-    return pages.Source(
-        table=f"deliveries d{index}",
-        where=where,
-        filters=list(conditions.values()),
-        columns="d.*",
-        key="d.id",
-    )
+    table, filters = f"deliveries d{index}", list(conditions.values())
+    return pages.Source(table=table, where=where, filters=filters)

@@ -8,9 +8,8 @@ import msgspec
 from service.model.clock import rfc3339
 from service.model.event import Event
 from service.model.ids import new_id, time_of
-from service.store import pages
-from service.store.database import Row, Transaction
-from service.store.rows import encode, read_one
+from service.store import pages, rows
+from service.store.database import Transaction
 
 
 def new_event(
@@ -24,30 +23,13 @@ def new_event(
         type=type_,
         generation_id=generation_id,
         created_at=time_of(event_id),
-        body=encode({"id": event_id, "type": type_, "timestamp": rfc3339(now), "data": data}),
+        body=rows.encode({"id": event_id, "type": type_, "timestamp": rfc3339(now), "data": data}),
     )
 
 
 async def insert(tx: Transaction, events: Sequence[Event]) -> None:
     """Store new events in this order."""
     await tx.many("event_insert", [msgspec.structs.asdict(event) for event in events])
-
-
-async def get(tx: Transaction, tenant: str, event_id: str) -> Event | None:
-    """Return the event, if it is the tenant's."""
-    return await read_one(tx, Event, "event_by_id", tenant=tenant, id=event_id)
-
-
-async def of_generation(tx: Transaction, generation_id: str) -> list[Row]:
-    """Return id and type of the generation's events, in order."""
-    return await tx.all("events_of_generation", generation_id=generation_id)
-
-
-class Filter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which events a list shows."""
-
-    type: str | None = None
-    generation_id: str | None = None
 
 
 # The seq of the event; once retention has deleted it, the seq of the event before it. The ids of
@@ -58,22 +40,19 @@ _SEQ_OF_CURSOR = (
 )
 
 
-async def list_page(tx: Transaction, page: pages.Page, tenant: str, only: Filter) -> pages.Rows:
-    """Return a page of a tenant's events, in commit order."""
+async def list_page(
+    tx: Transaction, page: pages.Page, tenant: str, type_: str | None, generation_id: str | None
+) -> pages.Rows:
+    """Return a page of a tenant's events in commit order, of one type or generation if not None."""
     table, where, filters = "events e INDEXED BY events_tenant", ["e.tenant = :tenant"], []
-    if only.generation_id is not None:
+    if generation_id is not None:
         ids = "SELECT value FROM generations g, json_each(g.event_ids) WHERE g.id = :generation_id"
         # The + keeps SQLite from reading all events of the tenant instead of these few.
         table, where, filters = "events e", [f"e.id IN ({ids})"], ["+e.tenant = :tenant"]
-    if only.type is not None:
+    if type_ is not None:
         filters.append("e.type = :type")
     source = pages.Source(
-        table=table,
-        where=where,
-        filters=filters,
-        columns="e.*",
-        key="e.seq",
-        id="e.id",
-        cursor=_SEQ_OF_CURSOR,
+        table=table, where=where, filters=filters, key="e.seq", id="e.id", cursor=_SEQ_OF_CURSOR
     )
-    return await pages.read(tx, source, page, {**msgspec.structs.asdict(only), "tenant": tenant})
+    values = {"tenant": tenant, "type": type_, "generation_id": generation_id}
+    return await pages.read(tx, source, page, values)

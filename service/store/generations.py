@@ -1,8 +1,7 @@
 """Generations: their rows, due submissions and polls, exchanges with upstream, and usage."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec.structs import replace
@@ -12,10 +11,9 @@ from service.model.generation import Generation
 from service.model.ids import first_id
 from service.store import pages
 from service.store.database import Row, Transaction
-from service.store.rows import decode_row, encode_json, json_text, read_all, read_number, read_one
+from service.store.rows import encode_json, encode_row, json_text, read_all, read_number
 
 CONFIRM_INTERVAL_MS = SECOND
-from_row = partial(decode_row, Generation)
 # The UPDATEs with the columns that each sets, the fewest first: SQLite writes the index of every
 # column that an UPDATE sets, even to the same value.
 _PLAN = ("next_poll_at", "poll_count", "trouble_count", "late_poll_count", "last_poll_at")
@@ -25,6 +23,20 @@ _UPDATES = {
     frozenset(_PLAN): "generation_update_plan",
     frozenset(_STATUS): "generation_update_status",
     frozenset(_COLUMNS): "generation_update",
+}
+_TIMELINE = (
+    *("exchanges_of_generation", "callbacks_of_generation"),
+    *("events_of_generation", "attempts_of_generation"),
+)
+Work = Literal["submit", "poll", "expire"]
+# The statements that list the generations that are due, and those that tell when the next one is.
+_DUE: dict[Work, tuple[Sequence[str], Sequence[str]]] = {
+    "submit": (["generations_to_submit"], ["generation_next_submit"]),
+    "poll": (
+        ["generations_to_confirm", "generations_to_poll"],
+        ["generation_next_poll", "confirmation_next"],
+    ),
+    "expire": (["generations_to_expire"], ["generation_next_deadline"]),
 }
 
 
@@ -43,21 +55,15 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
 
 async def insert(tx: Transaction, new: Generation) -> None:
     """Store a new generation with its input and metadata, and count it in the usage."""
-    row = encode_json(msgspec.structs.asdict(new))
+    row = encode_row(new)
     await tx.run("generation_insert", **row)
-    body = {"id": new.id, "input": row["input"], "metadata": row["metadata"]}
-    await tx.run("generation_body_insert", **body)
+    await tx.run("generation_body_insert", **row)
     metadata = [
         {"tenant": new.tenant, "name": name, "value": value, "generation_id": new.id}
         for name, value in new.metadata.items()
     ]
     await tx.many("generation_metadata_insert", metadata)
     await add_usage(tx, usage_of(new))
-
-
-async def get(tx: Transaction, generation_id: str) -> Generation | None:
-    """Return the generation, of any tenant."""
-    return await read_one(tx, Generation, "generation_by_id", id=generation_id)
 
 
 async def get_many(tx: Transaction, ids: Collection[str]) -> dict[str, Generation]:
@@ -85,24 +91,24 @@ async def update(tx: Transaction, changes: Iterable[tuple[Generation, Generation
     await tx.many("generation_body_update", bodies)
 
 
-async def to_submit(tx: Transaction, limit: int) -> list[Generation]:
-    """Return generations that are due to be submitted again, the longest due first."""
-    return await read_all(tx, Generation, "generations_to_submit", now=tx.now, limit=limit)
+async def list_due(tx: Transaction, work: Work, limit: int) -> list[Generation]:
+    """Return generations that are due for `work`, the longest due first.
+
+    Those to poll begin with the due confirmations. Those to expire have no planned poll.
+    """
+    due: dict[str, Generation] = {}
+    for name in _DUE[work][0]:
+        if limit > 0:
+            more = await read_all(tx, Generation, name, now=tx.now, limit=limit)
+            limit -= len(more)
+            due |= {generation.id: generation for generation in more}
+    return list(due.values())
 
 
-async def to_poll(tx: Transaction, limit: int) -> list[Generation]:
-    """Return generations that are due for a confirmation or a poll, confirmations first."""
-    due = await read_all(tx, Generation, "generations_to_confirm", now=tx.now, limit=limit)
-    if len(due) < limit:
-        rest = limit - len(due)
-        due += await read_all(tx, Generation, "generations_to_poll", now=tx.now, limit=rest)
-    return list({generation.id: generation for generation in due}.values())
-
-
-async def plan_confirmations(tx: Transaction, due_times: Iterable[tuple[str, int]]) -> None:
-    """Plan confirmations, each as (generation id, due time)."""
-    rows = [{"generation_id": id_, "due_at": due_at} for id_, due_at in due_times]
-    await tx.many("confirmations_put", rows)
+async def next_due(tx: Transaction, work: Work) -> int | None:
+    """Return when the next generation is due for `work`; the next poll after now."""
+    due_times = [await read_number(tx, name, now=tx.now) for name in _DUE[work][1]]
+    return min((at for at in due_times if at is not None), default=None)
 
 
 async def delete_confirmations(tx: Transaction, ids: Collection[str]) -> None:
@@ -122,36 +128,16 @@ async def complete_confirmations(tx: Transaction, polled_at: Mapping[str, int]) 
     due_times = {row["generation_id"]: row["due_at"] for row in planned}
     later = {id_: due_at for id_, due_at in due_times.items() if due_at > polled_at[id_]}
     await delete_confirmations(tx, due_times.keys() - later.keys())
-    await plan_confirmations(
-        tx, [(id_, max(due, polled_at[id_] + CONFIRM_INTERVAL_MS)) for id_, due in later.items()]
-    )
+    rows = [
+        {"generation_id": id_, "due_at": max(due_at, polled_at[id_] + CONFIRM_INTERVAL_MS)}
+        for id_, due_at in later.items()
+    ]
+    await tx.many("confirmations_put", rows)
 
 
 async def delay_confirmation(tx: Transaction, generation_id: str, due_at: int) -> None:
     """Delay the generation's confirmation until `due_at`, if one is planned for earlier."""
     await tx.run("confirmation_delay", id=generation_id, due_at=due_at)
-
-
-async def to_expire(tx: Transaction, limit: int) -> list[Generation]:
-    """Return open generations without a planned poll whose deadline has passed."""
-    return await read_all(tx, Generation, "generations_to_expire", now=tx.now, limit=limit)
-
-
-async def next_submit(tx: Transaction) -> int | None:
-    """Return when the next submission is due."""
-    return await read_number(tx, "generation_next_submit")
-
-
-async def next_poll(tx: Transaction) -> int | None:
-    """Return when the next poll or confirmation after now is due."""
-    names = ("generation_next_poll", "confirmation_next")
-    due_times = [await read_number(tx, name, now=tx.now) for name in names]
-    return min((at for at in due_times if at is not None), default=None)
-
-
-async def next_deadline(tx: Transaction) -> int | None:
-    """Return when the next open generation without a planned poll reaches its deadline."""
-    return await read_number(tx, "generation_next_deadline")
 
 
 async def another_has_task(tx: Transaction, task_id: str, generation_id: str) -> bool:
@@ -164,9 +150,10 @@ async def record_exchanges(tx: Transaction, exchanges: Iterable[Exchange]) -> No
     await tx.many("exchange_insert", [msgspec.structs.asdict(exchange) for exchange in exchanges])
 
 
-async def exchanges(tx: Transaction, generation_id: str) -> Sequence[Row]:
-    """Return every exchange with upstream about the generation, in order."""
-    return await tx.all("exchanges_of_generation", generation_id=generation_id)
+async def timeline(tx: Transaction, generation: Generation) -> list[list[Row]]:
+    """Return the generation's exchanges with upstream, callbacks, events and attempts, in order."""
+    values = {"tenant": generation.tenant, "generation_id": generation.id}
+    return [await tx.all(name, **values) for name in _TIMELINE]
 
 
 def usage_of(generation: Generation) -> dict[tuple[str, str, str, str], int]:

@@ -2,13 +2,10 @@
 
 import hashlib
 from collections.abc import Sequence
-from functools import partial
 
 from service.model.key import Key
+from service.store import rows
 from service.store.database import Transaction
-from service.store.rows import decode_row, encode_row, read_one
-
-from_row = partial(decode_row, Key)
 
 
 def digest(secret: str) -> bytes:
@@ -16,19 +13,9 @@ def digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode()).digest()
 
 
-async def insert(tx: Transaction, new: Key, secret: str) -> None:
-    """Store a new key."""
-    await tx.run("key_insert", **encode_row(new), key_sha256=digest(secret))
-
-
 async def get_by_secret(tx: Transaction, secret: str) -> Key | None:
     """Return the key with this secret, unless it is revoked."""
-    return await read_one(tx, Key, "key_by_sha256", key_sha256=digest(secret))
-
-
-async def get(tx: Transaction, tenant: str, key_id: str) -> Key | None:
-    """Return the key with this id, if it is the tenant's."""
-    return await read_one(tx, Key, "key_by_id", tenant=tenant, id=key_id)
+    return await rows.read_one(tx, Key, "key_by_sha256", key_sha256=digest(secret))
 
 
 async def revoke(tx: Transaction, key_id: str) -> None:

@@ -1,8 +1,5 @@
 """Replays: their rows, the stored events they match, and the deliveries they create."""
 
-from functools import partial
-from typing import Any
-
 import msgspec
 
 from service.model.clock import HOUR
@@ -11,29 +8,10 @@ from service.model.event import Event
 from service.model.ids import first_id
 from service.model.replay import Replay
 from service.model.subscriber import Subscriber
-from service.store import deliveries
+from service.store import deliveries, rows
 from service.store.database import Transaction
-from service.store.rows import decode_row, encode_row, json_text, read_number, read_one
 
 SKEW_MS = HOUR  # The most by which the ids of two processes may be out of commit order.
-from_row = partial(decode_row, Replay)
-
-
-async def insert(tx: Transaction, new: Replay) -> None:
-    """Store a new replay."""
-    await tx.run("replay_insert", **encode_row(new))
-
-
-async def get(tx: Transaction, replay_id: str) -> Replay | None:
-    """Return the replay, of any tenant."""
-    return await read_one(tx, Replay, "replay_by_id", id=replay_id)
-
-
-async def update(tx: Transaction, old: Replay, **changes: Any) -> Replay:
-    """Store `changes` to the progress of a replay; return the changed replay."""
-    new = msgspec.structs.replace(old, **changes)
-    await tx.run("replay_update", **encode_row(new))
-    return new
 
 
 async def is_running(tx: Transaction, subscriber_id: str) -> bool:
@@ -48,14 +26,14 @@ async def list_due(tx: Transaction, limit: int) -> list[str]:
 
 async def next_due(tx: Transaction) -> int | None:
     """Return when the next replay is due."""
-    return await read_number(tx, "replay_next_due")
+    return await rows.read_number(tx, "replay_next_due")
 
 
 async def seq_bounds(tx: Transaction, since_at: int) -> tuple[int, int]:
     """Return the cursor to start from for events since a time, and the last seq there is now."""
-    first_event = first_id("evt", since_at - SKEW_MS)
-    first_seq = await read_number(tx, "replay_first_seq", first_id=first_event)
-    last_seq = await read_number(tx, "replay_last_seq") or 0
+    first = first_id("evt", since_at - SKEW_MS)
+    first_seq = await rows.read_number(tx, "replay_first_seq", first_id=first)
+    last_seq = await rows.read_number(tx, "replay_last_seq") or 0
     return (last_seq if first_seq is None else first_seq - 1), last_seq
 
 
@@ -63,7 +41,7 @@ async def window_end(tx: Transaction, replay: Replay, limit: int) -> int | None:
     """Return the last seq of the tenant's next `limit` events; None if the replay is done."""
     until_id = first_id("evt", replay.until_at + SKEW_MS)
     values = {"tenant": replay.tenant, "cursor": replay.cursor, "last_seq": replay.last_seq}
-    return await read_number(tx, "replay_window", until_id=until_id, limit=limit, **values)
+    return await rows.read_number(tx, "replay_window", until_id=until_id, limit=limit, **values)
 
 
 async def matching_seqs(
@@ -72,13 +50,13 @@ async def matching_seqs(
     """Return the seqs, up to `last_seq`, of events that the replay sends to its subscriber."""
     models, metadata = subscriber.filter.models, subscriber.filter.metadata
     values = {
-        **encode_row(replay),
+        **rows.encode_row(replay),
         "last_seq": last_seq,
         "since_id": first_id("evt", replay.since_at),
         "until_id": first_id("evt", replay.until_at),
         "unfiltered": not (models or metadata),
-        "models": json_text(models),
-        "metadata": json_text(metadata),
+        "models": rows.json_text(models),
+        "metadata": rows.json_text(metadata),
         "limit": limit,
     }
     return [row["seq"] for row in await tx.all("replay_matches", **values)]
@@ -88,15 +66,15 @@ async def insert_delivery(
     tx: Transaction, replay: Replay, subscriber: Subscriber, seq: int
 ) -> DueDelivery | None:
     """Store a delivery of the event with this seq, due now; None if the event is deleted."""
-    event = await read_one(tx, Event, "replay_event", seq=seq)
+    event = await rows.read_one(tx, Event, "replay_event", seq=seq)
     if event is None:
         return None
     due = deliveries.new_due(event, subscriber, tx.now, "replay")
-    row = msgspec.structs.asdict(due)
-    await tx.run("replay_deliveries_insert", **row, replay_id=replay.id, due_at=tx.now)
+    values = {**msgspec.structs.asdict(due), "replay_id": replay.id, "due_at": tx.now}
+    await tx.run("replay_deliveries_insert", **values)
     return due
 
 
 async def count_untried(tx: Transaction, replay_id: str, limit: int) -> int:
     """Count the replay's deliveries that wait for their first attempt, up to `limit`."""
-    return await read_number(tx, "replay_count_untried", id=replay_id, limit=limit) or 0
+    return await rows.read_number(tx, "replay_count_untried", id=replay_id, limit=limit) or 0

@@ -13,17 +13,19 @@ from typing import Any
 from service.model.clock import DAY, HOUR
 from service.model.generation import CALLBACK_GRACE_MS
 from service.model.ids import first_id
-from service.store import callbacks, stats, subscribers
+from service.store import stats, subscribers
 from service.store.database import Database, Transaction
 
 BATCH = 500  # Rows read in one transaction.
 GENERATIONS_BATCH = 50  # Smaller: metadata, exchanges and callbacks are deleted with each.
+REJECTED_MAX = 1_000
 REJECTED_RETENTION_MS = DAY
 IDEMPOTENCY_RETENTION_MS = DAY
 SWEEP_INTERVAL_MS = HOUR
 
 # By the statement that lists old rows: the prefix of their ids, and what is deleted with each.
 _DELETES = {
+    "callbacks_rejected_old": ("cb", ("callback_delete", "callback_body_delete")),
     "deliveries_old": ("dlv", ("delivery_delete", "attempts_delete")),
     "events_old": ("evt", ("event_delete",)),
     "generations_old": (
@@ -40,8 +42,8 @@ _DELETES = {
     "subscribers_notify_old": ("sub", ("subscriber_delete",)),
 }
 
-# Deletes the next batch after an id; returns how many rows, and the id to continue after or None.
-Stage = Callable[[Transaction, str], Coroutine[Any, Any, tuple[int, str | None]]]
+Progress = tuple[int, str | None]  # How many rows were deleted, and the id to continue after.
+Stage = Callable[[Transaction, str], Coroutine[Any, Any, Progress]]  # Deletes a batch after an id.
 
 
 @dataclass(slots=True)
@@ -79,13 +81,11 @@ async def _stages(database: Database, retention_days: int, now: int) -> list[Sta
         "stats_delete_old": now - stats.RETENTION_MS,
         "replays_delete_old": before,
     }
+    rejected = {"before": now - REJECTED_RETENTION_MS, "keep": REJECTED_MAX}
     tenants = await database.read(subscribers.all_tenants)
     return [
-        partial(_delete_unreferenced, callbacks.delete_old_rejected, now - REJECTED_RETENTION_MS),
-        *[
-            partial(_delete_unreferenced, partial(_delete, name), until)
-            for name, until in unreferenced.items()
-        ],
+        partial(_delete_old, "callbacks_rejected_old", **{**batch, **rejected}),
+        *[partial(_delete_unreferenced, name, until) for name, until in unreferenced.items()],
         *[partial(_delete_old, "deliveries_old", tenant=tenant, **batch) for tenant in tenants],
         partial(_delete_old, "events_old", **batch),
         partial(_delete_old, "generations_old", **{**batch, **generations}),
@@ -93,29 +93,15 @@ async def _stages(database: Database, retention_days: int, now: int) -> list[Sta
     ]
 
 
-async def _delete(name: str, tx: Transaction, before: int, limit: int) -> int:
-    # Replays are found by their id, the others by a time.
-    return await tx.run(name, before=before, before_id=first_id("rpl", before), limit=limit)
-
-
-async def _delete_unreferenced(
-    delete: Callable[[Transaction, int, int], Coroutine[Any, Any, int]],
-    before: int,
-    tx: Transaction,
-    _after: str,
-) -> tuple[int, str | None]:
+async def _delete_unreferenced(name: str, before: int, tx: Transaction, _after: str) -> Progress:
     """Delete rows to which no other row refers: they need no id to continue after."""
-    deleted = await delete(tx, before, BATCH)
+    # Replays are found by their id, the others by a time.
+    deleted = await tx.run(name, before=before, before_id=first_id("rpl", before), limit=BATCH)
     return deleted, "more" if deleted == BATCH else None
 
 
-async def _delete_old(
-    name: str, tx: Transaction, after: str, **values: Any
-) -> tuple[int, str | None]:
-    """Delete those of the next old rows that may be deleted, with all that belongs to them.
-
-    Returns how many were deleted, and the id to continue after, None at the end.
-    """
+async def _delete_old(name: str, tx: Transaction, after: str, **values: Any) -> Progress:
+    """Delete those of the next old rows that may be deleted, with all that belongs to them."""
     prefix, deletes = _DELETES[name]
     before_id = first_id(prefix, values["before"])
     rows = await tx.all(name, after=after, before_id=before_id, **values)

@@ -1,9 +1,11 @@
 """Rows as structs and structs as rows: some columns hold JSON, and integers become booleans."""
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
+from service.model import delivery, event, generation, key, replay, subscriber
 from service.model.ids import time_of
 from service.store.database import Row, Transaction
 
@@ -14,6 +16,15 @@ JSON_COLUMNS = (
     *("input", "metadata", "output", "error", "event_ids", "scopes", "event_types"),
     *("filter", "header_names", "retry_schedule_seconds", "response_headers"),
 )
+# The statements that read a noun by its id, insert it and update it.
+_STATEMENTS: dict[type[msgspec.Struct], Sequence[str]] = {
+    delivery.Delivery: ["delivery_by_id"],
+    event.Event: ["event_by_id"],
+    generation.Generation: ["generation_by_id"],
+    key.Key: ["key_by_id", "key_insert"],
+    replay.Replay: ["replay_by_id", "replay_insert", "replay_update"],
+    subscriber.Subscriber: ["subscriber_by_id", "subscriber_insert", "subscriber_update"],
+}
 encode = msgspec.json.Encoder().encode
 
 
@@ -52,6 +63,25 @@ async def read_one(tx: Transaction, struct: type[T], name: str, /, **values: obj
     return None if row is None else decode_row(struct, row)
 
 
+async def read_by_id(
+    tx: Transaction, struct: type[T], id_: str, tenant: str | None = None
+) -> T | None:
+    """Return the noun with this id. Keys, events and deliveries are read only of a tenant."""
+    return await read_one(tx, struct, _STATEMENTS[struct][0], id=id_, tenant=tenant)
+
+
+async def insert(tx: Transaction, new: msgspec.Struct, **columns: object) -> None:
+    """Store a new noun, with further columns that its struct does not have."""
+    await tx.run(_STATEMENTS[type(new)][1], **encode_row(new), **columns)
+
+
+async def update(tx: Transaction, old: T, **changes: Any) -> T:
+    """Store `changes` to a noun; return the changed one."""
+    new = msgspec.structs.replace(old, **changes)
+    await tx.run(_STATEMENTS[type(new)][2], **encode_row(new))
+    return new
+
+
 async def read_all(tx: Transaction, struct: type[T], name: str, /, **values: object) -> list[T]:
     """Return every row of the statement as a struct."""
     return [decode_row(struct, row) for row in await tx.all(name, **values)]
@@ -60,5 +90,4 @@ async def read_all(tx: Transaction, struct: type[T], name: str, /, **values: obj
 async def read_number(tx: Transaction, name: str, /, **values: object) -> int | None:
     """Return the only column of the statement's first row; None without a row."""
     row = await tx.one(name, **values)
-    number: int | None = next(iter(dict(row).values())) if row else None
-    return number
+    return next(iter(dict(row).values())) if row else None

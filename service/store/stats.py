@@ -11,12 +11,10 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-import msgspec
-
 from service.model.clock import DAY, HOUR, MINUTE, SECOND
 from service.model.ids import first_id, time_of
+from service.store import rows
 from service.store.database import Row, Transaction
-from service.store.rows import read_number
 
 SLOT_MS = 5 * MINUTE  # Attempts are counted by slots of time: "the last hour" is exact to one slot.
 RETENTION_MS = DAY + SLOT_MS
@@ -28,16 +26,6 @@ COUNT_MAX = 10_000
 OLDEST_SAMPLE = 1_000  # The oldest is searched among this many that are due first, and due last.
 
 _LOG_GROWTH = math.log(GROWTH)
-
-
-class Stats(msgspec.Struct, frozen=True, kw_only=True):
-    """A subscriber's deliveries and attempts; durations are in milliseconds."""
-
-    counts: dict[str, int]  # Pending and dead up to COUNT_MAX; the others over the last day.
-    success_rate: float | None  # Of delivered and dead over the last day.
-    hour: dict[str, float | None]  # Quantiles of the durations of the last hour.
-    day: dict[str, float | None]
-    oldest_undelivered_seconds: float | None
 
 
 def bucket_of(duration_ms: int) -> int:
@@ -83,8 +71,8 @@ async def add(tx: Transaction, counts: AttemptCounts) -> None:
     await tx.many("stats_add", rows)
 
 
-async def get(tx: Transaction, subscriber_id: str) -> Stats:
-    """Return the subscriber's statistics."""
+async def get(tx: Transaction, subscriber_id: str) -> dict[str, Any]:
+    """Return the subscriber's statistics as the API shows them."""
     # The slot that contains the beginning of the period began before it.
     hour, day = [
         await tx.all("stats_attempts", subscriber_id=subscriber_id, since_at=since_at - SLOT_MS)
@@ -92,18 +80,17 @@ async def get(tx: Transaction, subscriber_id: str) -> Stats:
     ]
     by_status = _count_by("status", day)
     delivered, ended = by_status["delivered"], by_status["delivered"] + by_status["dead"]
-    since_id = first_id("dlv", tx.now - DAY)
-    [row] = await tx.all(
-        "stats_counts", subscriber_id=subscriber_id, since_id=since_id, limit=COUNT_MAX
-    )
+    values = {"since_id": first_id("dlv", tx.now - DAY), "limit": COUNT_MAX}
+    [row] = await tx.all("stats_counts", subscriber_id=subscriber_id, **values)
     counts = {**dict(row), "delivered": delivered}
-    return Stats(
-        counts={status: counts[status] for status in STATUSES},
-        success_rate=delivered / ended if ended else None,
-        hour=quantiles(_count_by("bucket", hour)),
-        day=quantiles(_count_by("bucket", day)),
-        oldest_undelivered_seconds=await _oldest_seconds(tx, subscriber_id),
-    )
+    latency = {"hour": _count_by("bucket", hour), "day": _count_by("bucket", day)}
+    return {
+        "subscriber_id": subscriber_id,
+        "counts": {status: counts[status] for status in STATUSES},
+        "success_rate": delivered / ended if ended else None,
+        "latency_ms": {period: quantiles(buckets) for period, buckets in latency.items()},
+        "oldest_undelivered_seconds": await _oldest_seconds(tx, subscriber_id),
+    }
 
 
 def _count_by(column: str, attempts: Sequence[Row]) -> Counter[Any]:
@@ -130,6 +117,6 @@ async def oldest_undelivered(tx: Transaction) -> dict[str, float]:
 async def last_attempt_at(tx: Transaction, subscriber_id: str) -> int | None:
     """Return when the subscriber's latest attempt of the last hour began."""
     since_at = tx.now - HOUR - SLOT_MS
-    return await read_number(
+    return await rows.read_number(
         tx, "stats_last_attempt", subscriber_id=subscriber_id, since_at=since_at
     )

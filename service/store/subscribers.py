@@ -1,31 +1,17 @@
 """Subscribers and tenants, with their sealed secrets."""
 
-from functools import partial
 from typing import Any
 
-import msgspec
-
 from service.model.subscriber import Subscriber
-from service.store import pages
+from service.store import pages, rows
 from service.store.database import Transaction
-from service.store.rows import decode_row, encode_row, read_all, read_number, read_one
 
 LIST_SOURCE = pages.Source(table="subscribers", where=["tenant = :tenant", "is_notify = 0"])
-from_row = partial(decode_row, Subscriber)
-
-
-async def insert(tx: Transaction, new: Subscriber) -> None:
-    """Store a new subscriber."""
-    await tx.run("subscriber_insert", **encode_row(new))
 
 
 async def update(tx: Transaction, old: Subscriber, **changes: Any) -> Subscriber:
-    """Store `changes` to a subscriber; return the changed subscriber.
-
-    If `updated_at` is among the changes, other processes reload the subscriber.
-    """
-    new = msgspec.structs.replace(old, **changes)
-    await tx.run("subscriber_update", **encode_row(new))
+    """Store `changes`; with `updated_at` among them, other processes reload the subscriber."""
+    new = await rows.update(tx, old, **changes)
     if "updated_at" in changes:
         await bump_revision(tx)
     return new
@@ -38,27 +24,7 @@ async def bump_revision(tx: Transaction) -> None:
 
 async def get_revision(tx: Transaction) -> int:
     """Return the number that grows with every `bump_revision`."""
-    return await read_number(tx, "subscribers_revision") or 0
-
-
-async def get(tx: Transaction, subscriber_id: str) -> Subscriber | None:
-    """Return the subscriber, of any tenant."""
-    return await read_one(tx, Subscriber, "subscriber_by_id", id=subscriber_id)
-
-
-async def for_notify(tx: Transaction, tenant: str, url: str) -> Subscriber | None:
-    """Return the tenant's hidden subscriber for a `notify_url`."""
-    return await read_one(tx, Subscriber, "subscriber_notify", tenant=tenant, url=url)
-
-
-async def of_tenant(tx: Transaction, tenant: str) -> list[Subscriber]:
-    """Return the tenant's subscribers, without the disabled and those of a `notify_url`."""
-    return await read_all(tx, Subscriber, "subscribers_of_tenant", tenant=tenant)
-
-
-async def count(tx: Transaction, tenant: str) -> int:
-    """Count the tenant's subscribers, without those of a `notify_url`."""
-    return await read_number(tx, "subscribers_count", tenant=tenant) or 0
+    return await rows.read_number(tx, "subscribers_revision") or 0
 
 
 async def delete(tx: Transaction, old: Subscriber) -> None:

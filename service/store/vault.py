@@ -9,10 +9,6 @@ _KEY_ID_BYTES = 4
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
 
-# Sealed bytes are key id, nonce, ciphertext and tag; "v1" in the labels is the format's version.
-_KEY_LABEL = b"genhook.vault.v1.key"
-_KEY_ID_LABEL = b"genhook.vault.v1.key-id"
-
 
 class VaultError(Exception):
     """Sealed bytes cannot be opened. The message never contains them."""
@@ -48,6 +44,7 @@ class Vault:
         from cryptography.exceptions import InvalidTag  # noqa: PLC0415  cold start
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415  cold start
 
+        # Sealed bytes are key id, nonce, ciphertext and tag.
         nonce_end = _KEY_ID_BYTES + _NONCE_BYTES
         if len(sealed) < nonce_end + _TAG_BYTES:
             raise VaultError("the sealed bytes are too short")
@@ -68,5 +65,7 @@ class Vault:
 
 
 def _derive(secret_key: str) -> _Key:
-    secret = hmac.digest(secret_key.encode(), _KEY_LABEL, "sha256")
-    return _Key(hmac.digest(secret, _KEY_ID_LABEL, "sha256")[:_KEY_ID_BYTES], secret)
+    # "v1" in the labels is the format's version.
+    secret = hmac.digest(secret_key.encode(), b"genhook.vault.v1.key", "sha256")
+    key_id = hmac.digest(secret, b"genhook.vault.v1.key-id", "sha256")
+    return _Key(key_id[:_KEY_ID_BYTES], secret)

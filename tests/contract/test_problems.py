@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from service.api import subscribers
-from service.store import generations
+from service.store import rows
 from service.telemetry import metrics
 from tests.contract.contract import SCHEMAS, breaches
 from tests.contract.scenes import Ids, client_with, populate
@@ -162,7 +162,7 @@ async def test_a_problem_has_its_status_and_is_as_documented(
     async with opened(tmp_path, **SETTINGS.get(code, {})) as world:
         ids = {} if code == "signature_invalid" else await populate(world)
         if code == "internal_error":
-            monkeypatch.setattr(generations, "get", None)
+            monkeypatch.setattr(rows, "read_by_id", None)
         monkeypatch.setattr(subscribers, "SUBSCRIBERS_MAX", 2)
         with structlog.testing.capture_logs():  # A traceback is long, and is meant to be here.
             answer = await provoke(world, ids)

@@ -327,7 +327,7 @@ async def test_a_canceled_replay_makes_no_more_and_what_is_pending_is_canceled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     monkeypatch.setattr(replay, "BATCH", 3)
-    monkeypatch.setattr(replay, "CANCEL_BATCH", at_once)
+    monkeypatch.setattr("service.store.deliveries.CANCEL_BATCH", at_once)
     async with opened(tmp_path) as world:
         subscriber = await many(world, 8)
         live = await world.generate()

@@ -294,7 +294,7 @@ async def test_answer_read_a_bounded_number_of_rows(tmp_path: Path) -> None:
             steps += 1
             return 0
 
-        async def get_and_count_steps(tx: Transaction) -> stats.Stats:
+        async def get_and_count_steps(tx: Transaction) -> dict[str, Any]:
             tx._connection.set_progress_handler(count_step, 1_000)
             return await stats.get(tx, subscriber["id"])
 

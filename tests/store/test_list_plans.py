@@ -89,12 +89,14 @@ async def explain(
         case "generations":
             await generations.list_page(tx, page, "default", generations.Filter(**only))
         case "callbacks":
-            filters = callbacks.Filter(**only)
-            await callbacks.list_page_with_unowned(tx, page, "default", filters)
+            values = map(only.get, ("verdict", "generation_id"))
+            await callbacks.list_page_with_unowned(tx, page, "default", *values)
         case "deliveries":
-            await deliveries.list_page(tx, page, "default", deliveries.Filter(**only))
+            await deliveries.list_page(
+                tx, page, "default", *map(only.get, ("status", "subscriber_id", "event_id"))
+            )
         case "events":
-            await events.list_page(tx, page, "default", events.Filter(**only))
+            await events.list_page(tx, page, "default", *map(only.get, ("type", "generation_id")))
         case table:
             is_subscribers = table == "subscribers"
             source = subscribers.LIST_SOURCE if is_subscribers else pages.Source(table=table)

@@ -31,7 +31,8 @@ WHERE b.generation_id = :generation_id AND c.verdict IN ('accepted', 'late')
 ORDER BY c.id DESC LIMIT 3;
 
 -- name: callbacks_rejected_old
-SELECT tenant, id, generation_id, body_digest FROM callbacks
+-- The oldest rejected callbacks, from before a time or beyond the number to keep.
+SELECT tenant, id, generation_id, body_digest, 1 AS is_deletable FROM callbacks
 WHERE verdict = 'rejected'
     AND (id < :before_id OR id <= (SELECT id FROM callbacks WHERE verdict = 'rejected'
         ORDER BY id DESC LIMIT 1 OFFSET :keep))

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import aiosqlite
@@ -19,14 +19,6 @@ WAL_PAGES_MAX = 8_000
 
 class Connection(aiosqlite.Connection):
     """An aiosqlite connection that also runs functions of the raw connection on its thread."""
-
-    async def begin(self, path: str) -> None:
-        """Start the thread and open the file. StorageError if that fails."""
-        try:
-            await self
-        except sqlite3.Error as error:
-            self._thread.join()  # aiosqlite has stopped it; it must end before the event loop does.
-            raise StorageError(f"cannot open {path}: {error}") from error
 
     async def apply(self, do: Callable[..., T], *args: object) -> T:
         """Run `do(connection, *args)` on the connection's thread."""
@@ -55,7 +47,12 @@ def _open(path: str, *, writes: bool) -> sqlite3.Connection:
 async def connect(path: str, *, writes: bool) -> Connection:
     """Open the database. StorageError if that fails."""
     connection = Connection(partial(_open, path, writes=writes), 64)
-    await connection.begin(path)
+    try:
+        await connection
+    except sqlite3.Error as error:
+        # aiosqlite has stopped the thread, which must end before the event loop does.
+        connection._thread.join()  # noqa: SLF001
+        raise StorageError(f"cannot open {path}: {error}") from error
     return connection
 
 
@@ -65,3 +62,16 @@ def checkpoint(connection: sqlite3.Connection) -> None:
     If a commit ran the checkpoint, its callers would wait for both.
     """
     connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Commit what the body writes, or roll it back if the body or the commit fails."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

@@ -175,8 +175,9 @@ class Database:
         retried = [i for i in items if i.always and group.is_storage_failure(failure or i.error)]
         _resolve([item for item in items if item not in retried], failure)
         if retried:
-            cause = str(failure or retried[0].error)
-            _log.error("commit.failed", error=cause, retried=len(retried))
+            _log.error(
+                "commit.failed", error=str(failure or retried[0].error), retried=len(retried)
+            )
             self._retried += retried
             loop.call_later(RETRY_SECONDS, self._retry)
         for do, args in after:

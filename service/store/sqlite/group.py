@@ -3,12 +3,13 @@
 import asyncio
 import sqlite3
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
-from service.store.database import Row, Unit
+from service.store.database import Row, T, Unit
+from service.store.sqlite.connection import transaction
 from service.store.sqlite.statements import statements
 
-T = TypeVar("T")
 AfterCommit = list[tuple[Callable[..., None], tuple[Any, ...]]]
 
 
@@ -57,23 +58,17 @@ class Transaction:
         return self._connection.execute(sql, bind(values))
 
 
+@dataclass(slots=True, eq=False)
 class Item:
     """A unit in the queue. Items of the same batched unit run in one call."""
 
-    __slots__ = ("always", "args", "batched", "error", "future", "result", "unit")
-
-    def __init__(
-        self,
-        unit: Unit[Any],
-        args: tuple[Any, ...],
-        *,
-        batched: bool = False,
-        always: bool = False,
-    ) -> None:
-        self.unit, self.args, self.batched, self.always = unit, args, batched, always
-        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.result: Any = None
-        self.error: BaseException | None = None
+    unit: Unit[Any]
+    args: tuple[Any, ...]
+    batched: bool = False
+    always: bool = False
+    future: asyncio.Future[Any] = field(default_factory=asyncio.Future)
+    result: Any = None
+    error: BaseException | None = None
 
 
 def _run_unit(unit: Coroutine[Any, Any, T]) -> T:
@@ -87,23 +82,15 @@ def _run_unit(unit: Coroutine[Any, Any, T]) -> T:
     raise AssertionError("a unit of work awaited something that is not its transaction")
 
 
-def _batches(items: Sequence[Item]) -> Iterable[list[Item]]:
-    """Split a group into single units and batches, which hold all items of one batched unit."""
-    batches: dict[object, list[Item]] = {}
-    for item in items:
-        batches.setdefault(item.unit if item.batched else item, []).append(item)
-    return batches.values()
-
-
 def _run(
     connection: sqlite3.Connection, batch: Sequence[Item], now: int, after: AfterCommit
 ) -> None:
     """Run one unit, or one batched unit with all its items."""
     unit, transaction = batch[0].unit, Transaction(connection, now, after)
-    if not batch[0].batched:
-        batch[0].result = _run_unit(unit(transaction, *batch[0].args))
-        return
-    results = _run_unit(unit(transaction, [item.args[0] for item in batch]))
+    if batch[0].batched:
+        results = _run_unit(unit(transaction, [item.args[0] for item in batch]))
+    else:
+        results = [_run_unit(unit(transaction, *batch[0].args))]
     for item, result in zip(batch, results, strict=True):
         item.result = result
 
@@ -127,44 +114,27 @@ def _run_alone(connection: sqlite3.Connection, item: Item, now: int, after: Afte
 def _run_group(connection: sqlite3.Connection, items: Sequence[Item], now: int) -> AfterCommit:
     """Run the units without savepoints, which would make SQLite copy every changed page."""
     after: AfterCommit = []
-    for batch in _batches(items):
-        _run(connection, batch, now, after)
-    return after
-
-
-def _run_each(connection: sqlite3.Connection, items: Sequence[Item], now: int) -> AfterCommit:
-    """Run each unit in a savepoint of its own."""
-    after: AfterCommit = []
+    batches: dict[object, list[Item]] = {}
     for item in items:
-        _run_alone(connection, item, now, after)
-    return after
-
-
-def _in_transaction(
-    connection: sqlite3.Connection,
-    run: Callable[[sqlite3.Connection, Sequence[Item], int], AfterCommit],
-    items: Sequence[Item],
-    now: int,
-) -> AfterCommit:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        after = run(connection, items, now)
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
+        batches.setdefault(item.unit if item.batched else item, []).append(item)
+    for batch in batches.values():
+        _run(connection, batch, now, after)
     return after
 
 
 def commit_group(connection: sqlite3.Connection, items: Sequence[Item], now: int) -> AfterCommit:
     """Commit the items in one transaction, without those that fail."""
     try:
-        return _in_transaction(connection, _run_group, items, now)
+        with transaction(connection):
+            return _run_group(connection, items, now)
     except Exception as error:
         if len(items) == 1 or is_storage_failure(error):
             raise  # A second run would fail in the same way.
-    return _in_transaction(connection, _run_each, items, now)
+    after: AfterCommit = []
+    with transaction(connection):
+        for item in items:
+            _run_alone(connection, item, now, after)
+    return after
 
 
 def read(connection: sqlite3.Connection, unit: Unit[T], args: tuple[Any, ...], now: int) -> T:

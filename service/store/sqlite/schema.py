@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from service.model.errors import StorageError
+from service.store.sqlite.connection import transaction
 
 _FOLDER = Path(__file__).parent / "migrations"
 
@@ -37,24 +38,15 @@ def problem(connection: sqlite3.Connection) -> str | None:
 
 
 def migrate(connection: sqlite3.Connection) -> list[str]:
-    """Apply the missing migrations, each in its own transaction; return their names.
-
-    StorageError if a newer genhook made the database.
-    """
+    """Apply the missing migrations; return their names. StorageError if the schema is newer."""
     applied: list[str] = []
     for number, path in migrations():
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        with transaction(connection):
             if version(connection) < number:
                 for statement in _statements(path.read_text()):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version={number}")
                 applied.append(path.stem)
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
     if message := problem(connection):
         raise StorageError(message)
     return applied

@@ -33,15 +33,8 @@ def statements() -> Mapping[str, Statement]:
 
 
 def _parse(sql: str) -> Statement:
-    names: list[str] = []
-
-    def replace(match: re.Match[str]) -> str:
-        if match["name"] is None:
-            return match[0]
-        names.append(match["name"])
-        return "?"
-
-    sql = _PARAMETER.sub(replace, sql)
+    names = [match["name"] for match in _PARAMETER.finditer(sql) if match["name"]]
+    sql = _PARAMETER.sub(lambda match: "?" if match["name"] else match[0], sql)
     if len(names) > 1:
         return Statement(sql, itemgetter(*names))
     return Statement(sql, lambda values: tuple(values[name] for name in names))
