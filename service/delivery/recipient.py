@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from service.delivery import signing_keys
+from service.delivery import signing
 from service.delivery.target import Target, parse_target
 from service.model.subscriber import Subscriber
 from service.store import stats, subscribers
@@ -18,7 +18,7 @@ class Recipient(msgspec.Struct, frozen=True):
     subscriber: Subscriber
     target: Target
     headers: Mapping[str, str]  # The subscriber's own, decrypted.
-    signer: signing_keys.Signer
+    signer: signing.Signer
     last_attempt_at: int | None = None  # Read only if there is a rate, which continues from there.
 
 
@@ -39,7 +39,7 @@ async def read_recipient(tx: Transaction, vault: Vault, subscriber_id: str) -> R
     return Recipient(
         subscriber=subscriber,
         target=parse_target(subscriber.url),
-        headers=signing_keys.unseal_headers(vault, subscriber.sealed_headers, subscriber.id),
-        signer=signing_keys.Signer(signing_keys.unseal(vault, sealed, owner_id)),
+        headers=signing.unseal_headers(vault, subscriber.sealed_headers, subscriber.id),
+        signer=signing.Signer(signing.unseal(vault, sealed, owner_id)),
         last_attempt_at=await stats.last_attempt_at(tx, subscriber_id) if has_rate else None,
     )

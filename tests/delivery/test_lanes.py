@@ -4,7 +4,7 @@ import itertools
 import os
 from typing import Any
 
-from service.delivery import signing_keys
+from service.delivery import signing
 from service.delivery.lanes import READY_BYTES_MAX, READY_MAX, Lane
 from service.delivery.recipient import Recipient
 from service.delivery.target import parse_target
@@ -23,7 +23,7 @@ def recipient(**fields: Any) -> Recipient:
         updated_at=0,
         **fields,
     )
-    signer = signing_keys.Signer(signing_keys.new_secrets(os.urandom))
+    signer = signing.Signer(signing.new_secrets(os.urandom))
     return Recipient(subscriber, parse_target(SUBSCRIBER_URL), {}, signer)
 
 
