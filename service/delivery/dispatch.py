@@ -6,9 +6,8 @@ from collections.abc import Callable, Coroutine, Sequence
 
 from service.context import Context
 from service.delivery import health
-from service.delivery.attempt import Result, attempt
+from service.delivery.attempt import Recipient, Result, attempt
 from service.delivery.lanes import Lane, load
-from service.delivery.recipient import Recipient
 from service.delivery.slots import Slots
 from service.delivery.target import Sender
 from service.model.clock import MINUTE, SECOND

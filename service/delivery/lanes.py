@@ -8,7 +8,7 @@ import msgspec
 from msgspec import field
 
 from service.context import Context
-from service.delivery.recipient import Recipient, read_recipient
+from service.delivery.attempt import Recipient, read_recipient
 from service.delivery.window import Window
 from service.model.attempt import Attempt
 from service.model.clock import SECOND

@@ -18,13 +18,12 @@ PUBLIC_KEY_PREFIX = "whpk_"
 SECRET_BYTES_MIN = 24
 SECRET_BYTES_MAX = 64
 PREVIOUS_MAX = 10  # Secrets that still sign after their rotation.
-_NEW_SECRET_BYTES = 32
-_ED25519_KEY_BYTES = 32
+_KEY_BYTES = 32  # Of a new secret, and of each half of an ed25519 key.
 
 
 def new_secret(random_bytes: Callable[[int], bytes]) -> str:
     """Return a fresh symmetric secret: `whsec_` and the base64 of 32 bytes."""
-    return SECRET_PREFIX + _base64(random_bytes(_NEW_SECRET_BYTES))
+    return SECRET_PREFIX + _base64(random_bytes(_KEY_BYTES))
 
 
 def decode_secret(text: str) -> bytes:
@@ -62,15 +61,15 @@ def new_private_key(random_bytes: Callable[[int], bytes]) -> str:
 
     The specification does not define the bytes in `whsk_`; as in Svix they are seed and public key.
     """
-    seed = random_bytes(_ED25519_KEY_BYTES)
+    seed = random_bytes(_KEY_BYTES)
     return PRIVATE_KEY_PREFIX + _base64(seed + _public_bytes(seed))
 
 
 def decode_private_key(text: str) -> bytes:
     """Return the 32-byte seed inside a `whsk_` key; ValueError unless its public half fits."""
     pair = _decode(text, PRIVATE_KEY_PREFIX)
-    seed, public = pair[:_ED25519_KEY_BYTES], pair[_ED25519_KEY_BYTES:]
-    if len(pair) != 2 * _ED25519_KEY_BYTES or _public_bytes(seed) != public:
+    seed, public = pair[:_KEY_BYTES], pair[_KEY_BYTES:]
+    if len(pair) != 2 * _KEY_BYTES or _public_bytes(seed) != public:
         raise ValueError("a private key holds 64 bytes: an ed25519 seed and its public key")
     return seed
 

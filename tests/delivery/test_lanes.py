@@ -5,8 +5,8 @@ import os
 from typing import Any
 
 from service.delivery import signing
+from service.delivery.attempt import Recipient
 from service.delivery.lanes import READY_BYTES_MAX, READY_MAX, Lane
-from service.delivery.recipient import Recipient
 from service.delivery.target import parse_target
 from service.model.delivery import DueDelivery
 from service.model.subscriber import Subscriber

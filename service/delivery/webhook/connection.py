@@ -60,7 +60,6 @@ class Connection(asyncio.Protocol):
         self._waiter = waiter
         self._status = 0  # Of the final answer, once its head is complete.
         self._headers: list[tuple[bytes, bytes]] = []
-        self._head_bytes = 0
         self._interim_answers = 0
         self._body = bytearray()
         self._transport.write(message)
@@ -124,12 +123,7 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Store a header; drop trailers."""
-        if self._state != "head":
-            return
-        self._head_bytes += len(name) + len(value)
-        if self._head_bytes > request.HEAD_BYTES:
-            raise request.head_too_large()
-        if len(self._headers) < request.HEADERS:
+        if self._state == "head" and len(self._headers) < request.HEADERS:
             self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:

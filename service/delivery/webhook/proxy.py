@@ -54,11 +54,10 @@ class ProxiedSender:
     async def _exchange(self, post: httpx.Request) -> Answer:
         response = await self._transport.handle_async_request(post)
         async with contextlib.aclosing(response):
-            body, read = bytearray(), 0
+            body = bytearray()
             async for part in response.aiter_raw():
-                read += len(part)
                 body += part[: request.BODY_BYTES - len(body)]
-                if read > request.READ_BYTES:
+                if response.num_bytes_downloaded > request.READ_BYTES:
                     break
         raw = response.headers.raw
         if sum(len(name) + len(value) for name, value in raw) > request.HEAD_BYTES:
