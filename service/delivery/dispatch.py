@@ -49,7 +49,9 @@ class Dispatcher:
         now = self.context.clock()
         for delivery in due:
             lane = self._lane(delivery.subscriber_id)
-            if delivery.ordered or lane.has_older_rows(now) or not lane.hold(delivery):
+            # None overtakes older ones that are due, and are only in their rows.
+            has_older = lane.is_loading or lane.first_attempts.is_due(now)
+            if delivery.ordered or has_older or not lane.hold(delivery):
                 lane.expect(now, None)
             self._pump(lane, now)
 

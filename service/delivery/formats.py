@@ -42,9 +42,8 @@ def format_event(payload: str, event: bytes) -> Message:
 
 def _format(payload: str, event: bytes) -> Message:
     decoded = msgspec.json.decode(event, type=_Event)
-    summary = None
-    if decoded.type.startswith("generation."):
-        summary = msgspec.json.decode(decoded.data, type=_Summary)
+    is_generation = decoded.type.startswith("generation.")
+    summary = msgspec.json.decode(decoded.data, type=_Summary) if is_generation else None
     if payload == "thin":
         if summary is None:  # Events about anything else are small already.
             return Message(event)

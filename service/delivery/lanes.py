@@ -134,10 +134,6 @@ class Lane(msgspec.Struct, eq=False):
         self.first_attempts.expect(first_at)
         self.retries.expect(retry_at)
 
-    def has_older_rows(self, now: int) -> bool:
-        """True if rows that are not in memory are due, which new deliveries must not overtake."""
-        return self.is_loading or self.first_attempts.is_due(now)
-
     def hold(self, due: DueDelivery) -> bool:
         """Hold a delivery in memory; False if it is held already, or has to wait in its row."""
         backlog = self._backlog_of(due)

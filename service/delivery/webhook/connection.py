@@ -141,10 +141,9 @@ class Connection(asyncio.Protocol):
                 raise SendError("protocol_error", "The receiver sent 1xx answers without end.")
 
     def on_body(self, body: bytes) -> None:
-        """Store a part of the body, without its chunk framing, up to request.BODY_BYTES."""
-        room = request.BODY_BYTES - len(self._body)
-        if room > 0:
-            self._body += body[:room]
+        """Store a part of the body, without its chunk framing, up to BODY_BYTES."""
+        if len(self._body) < request.BODY_BYTES:
+            self._body += body[: request.BODY_BYTES - len(self._body)]
 
     def on_message_complete(self) -> None:
         """An answer ends by its own length. Only here does the parser know about keep-alive."""
