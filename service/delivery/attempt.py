@@ -4,7 +4,6 @@ import time
 from collections.abc import Mapping
 
 import msgspec
-from msgspec.structs import replace
 
 from service.context import Context
 from service.delivery import formats, retry, signing
@@ -114,7 +113,7 @@ async def send_test(
     result = await attempt(context, sender, recipient, due)
     # A test is over after one attempt, whatever a retry would have been due at.
     status = "delivered" if result.record.status == "delivered" else "dead"
-    record = replace(result.record, status=status, due_at=None, is_counted_now=True)
+    record = msgspec.structs.replace(result.record, status=status, due_at=None, is_counted_now=True)
     await context.database.write(deliveries.insert_ended, due, record)
     headers = {**result.message.headers, **dict.fromkeys(recipient.headers, "[redacted]")}
     body = result.message.body.decode()

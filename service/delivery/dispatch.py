@@ -113,10 +113,6 @@ class Dispatcher:
             lane.wake_at = lane.first_attempts.next_due_at = lane.retries.next_due_at = None
         self._drop_idle_lanes()
 
-    def waiting(self) -> int:
-        """How many deliveries are held in memory for a slot."""
-        return sum(lane.waiting for lane in self.lanes.values())
-
     # Lanes.
 
     def _lane(self, subscriber_id: str) -> Lane:

@@ -59,7 +59,7 @@ async def record(context: Context, lane: Lane, result: Result, now: int, *, may_
         await database.write_batched(deliveries.record_attempts, attempt, may_wait=may_wait)
         return
     subscriber = await database.write(_record_with_health, context, result)
-    lane.pause_until(verdict.slow_until)
+    lane.slow_until = max(lane.slow_until, verdict.slow_until or 0)
     if subscriber is not None:
         lane.set_health(subscriber)
 

@@ -4,8 +4,7 @@ import math
 from collections import deque
 from functools import partial
 
-import msgspec
-from msgspec import field
+from msgspec import Struct, field
 
 from service.context import Context
 from service.delivery.attempt import Recipient, read_recipient
@@ -23,7 +22,7 @@ RETRY_EVERY = 4  # Where first attempts and retries wait, every fourth to leave 
 LATE_MS = 50.0  # A timer that is late by less than this does not slow the rate down.
 
 
-class Backlog(msgspec.Struct, eq=False):
+class Backlog(Struct, eq=False):
     """A lane's first attempts, or its retries: those in memory, and when others are due."""
 
     is_retries: bool
@@ -47,7 +46,7 @@ class Backlog(msgspec.Struct, eq=False):
         return self.next_due_at is not None and self.next_due_at <= now
 
 
-class Lane(msgspec.Struct, eq=False):
+class Lane(Struct, eq=False):
     """The queue of one subscriber, with its own pace and its own limits."""
 
     subscriber_id: str
@@ -62,7 +61,7 @@ class Lane(msgspec.Struct, eq=False):
     turn: int = 0  # Attempts that have left.
     window: Window = field(default_factory=Window)
     next_send_at: float = 0.0
-    slow_until: int = 0
+    slow_until: int = 0  # Nothing leaves before, as the receiver asked.
     wake_at: int | None = None  # When the dispatcher looks at the lane next.
     is_loading: bool = False
     # Stored since the current read of rows began, which may be older.
@@ -77,7 +76,7 @@ class Lane(msgspec.Struct, eq=False):
         self.recipient = recipient
         self.is_open = subscriber.status == "active"
         self.window.set_limit(subscriber.max_in_flight)
-        self.pause_until(subscriber.slow_until)
+        self.slow_until = max(self.slow_until, subscriber.slow_until or 0)
         self.failing_since, self.probing = subscriber.failing_since, subscriber.probing
         if subscriber.rate_per_second and recipient.last_attempt_at is not None:
             next_at = recipient.last_attempt_at + SECOND / subscriber.rate_per_second
@@ -90,10 +89,6 @@ class Lane(msgspec.Struct, eq=False):
         if self.probing and not subscriber.probing:
             self.window = Window(subscriber.max_in_flight)
         self.failing_since, self.probing = subscriber.failing_since, subscriber.probing
-
-    def pause_until(self, at: int | None) -> None:
-        """Let nothing leave before `at`, as the receiver asked."""
-        self.slow_until = max(self.slow_until, at or 0)
 
     def drop_recipient(self) -> None:
         """Forget the subscriber and what waits: the rows have it, and may have changed."""
