@@ -62,8 +62,8 @@ class ProxiedSender:
         raw = response.headers.raw
         if sum(len(name) + len(value) for name, value in raw) > request.HEAD_BYTES:
             raise request.head_too_large()
-        kept = raw[: request.HEADERS]
-        headers = [(n.decode("latin-1").lower(), v.decode("latin-1")) for n, v in kept]
+        lines = raw[: request.HEADERS]
+        headers = [(n.decode("latin-1").lower(), v.decode("latin-1")) for n, v in lines]
         return Answer(response.status_code, tuple(headers), bytes(body))
 
 
