@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from bench.machine import HOST, Running, find_free_port, start_process
-from service.delivery import signing_keys
+from service.delivery import signing
 from service.model.clock import now_ms, rfc3339
 from service.model.generation import Generation
 from service.model.ids import new_id
@@ -136,7 +136,7 @@ async def add_subscribers(database: Database, urls: Sequence[str], **fields: Any
                 id=id_,
                 tenant=TENANT,
                 url=url,
-                sealed_secrets=signing_keys.seal(vault, signing_keys.new_secrets(os.urandom), id_),
+                sealed_secrets=signing.seal(vault, signing.new_secrets(os.urandom), id_),
                 created_at=now,
                 updated_at=now,
                 **{"retry_schedule_seconds": NO_RETRY_SECONDS, **fields},

@@ -7,8 +7,8 @@ import msgspec
 from service.api.call import Answer, Call, answer
 from service.api.checks import secret_errors
 from service.api.problem import refuse_fields
-from service.delivery import signing, signing_keys
-from service.delivery.signing_keys import Secrets
+from service.delivery import signing
+from service.delivery.signing import Secrets
 from service.delivery.tenants import ensure
 from service.model.clock import rfc3339
 from service.store import subscribers
@@ -48,7 +48,7 @@ async def get(call: Call) -> Answer:
     sealed = await call.database.read(subscribers.tenant_secrets, call.tenant)
     if sealed is None:
         sealed = await call.database.write(ensure, call.context, call.tenant)
-    return answer_secrets(call, signing_keys.unseal(call.context.vault, sealed, call.tenant))
+    return answer_secrets(call, signing.unseal(call.context.vault, sealed, call.tenant))
 
 
 async def rotate(call: Call) -> Answer:
@@ -58,8 +58,8 @@ async def rotate(call: Call) -> Answer:
 
 async def _rotate(tx: Transaction, call: Call, secret: str, overlap_seconds: int) -> Secrets:
     vault, tenant = call.context.vault, call.tenant
-    old = signing_keys.unseal(vault, await ensure(tx, call.context, tenant), tenant)
+    old = signing.unseal(vault, await ensure(tx, call.context, tenant), tenant)
     secrets = old.rotated(secret, overlap_seconds, tx.now)
-    await subscribers.update_tenant(tx, tenant, signing_keys.seal(vault, secrets, tenant))
+    await subscribers.update_tenant(tx, tenant, signing.seal(vault, secrets, tenant))
     tx.after_commit(call.context.inbox.reload, None)
     return secrets

@@ -11,10 +11,10 @@ from service.api.call import Answer, Call, answer, answer_page, read_own
 from service.api.checks import NO_NUL, REDACTED, Rate
 from service.api.problem import conflict, not_found, refuse_fields
 from service.api.signing_secret import answer_rotation, answer_secrets
-from service.delivery import health, signing_keys
+from service.delivery import health, signing
 from service.delivery.attempt import send_test
 from service.delivery.retry import DEFAULT_RETRY_SECONDS
-from service.delivery.signing_keys import Secrets
+from service.delivery.signing import Secrets
 from service.model.event import Event
 from service.model.subscriber import Filter, Subscriber
 from service.store import deliveries, events, rows, stats, subscribers
@@ -62,7 +62,7 @@ async def create(call: Call) -> Answer:
     fields = _check(call, new)
     headers = fields.pop("headers", {})
     context, id_, now = call.context, call.resource_id, call.context.clock()
-    secrets = signing_keys.new_secrets(context.random_bytes, asymmetric=new.signature == "v1a")
+    secrets = signing.new_secrets(context.random_bytes, asymmetric=new.signature == "v1a")
     if new.secret is not None:
         secrets = msgspec.structs.replace(secrets, current=new.secret)
     subscriber = Subscriber(
@@ -70,8 +70,8 @@ async def create(call: Call) -> Answer:
         id=id_,
         tenant=call.tenant,
         header_names=sorted(headers),
-        sealed_headers=signing_keys.seal_headers(context.vault, headers, id_),
-        sealed_secrets=signing_keys.seal(context.vault, secrets, id_),
+        sealed_headers=signing.seal_headers(context.vault, headers, id_),
+        sealed_secrets=signing.seal(context.vault, secrets, id_),
         created_at=now,
         updated_at=now,
     )
@@ -150,11 +150,11 @@ async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Sub
 def _seal_headers(call: Call, old: Subscriber, headers: Mapping[str, str]) -> bytes | None:
     """Seal the headers; one that is `[redacted]` keeps the value stored under its name."""
     vault = call.context.vault
-    opened = signing_keys.unseal_headers(vault, old.sealed_headers, old.id)
+    opened = signing.unseal_headers(vault, old.sealed_headers, old.id)
     stored = {name.lower(): value for name, value in opened.items()}
     refuse_fields("A header has no value.", checks.redacted_errors(headers, stored))
     values = {n: stored[n.lower()] if v == REDACTED else v for n, v in headers.items()}
-    return signing_keys.seal_headers(vault, values, old.id)
+    return signing.seal_headers(vault, values, old.id)
 
 
 async def delete(tx: Transaction, call: Call) -> None:
@@ -178,7 +178,7 @@ async def rotate_secret(call: Call) -> Answer:
 async def _rotate(tx: Transaction, call: Call, secret: str, overlap_seconds: int) -> Secrets:
     old = await get(tx, call)
     secrets = _unseal(call, old).rotated(secret, overlap_seconds, tx.now)
-    sealed = signing_keys.seal(call.context.vault, secrets, old.id)
+    sealed = signing.seal(call.context.vault, secrets, old.id)
     await subscribers.update(tx, old, sealed_secrets=sealed, updated_at=tx.now)
     tx.after_commit(call.context.inbox.reload, old.id)
     return secrets
@@ -186,7 +186,7 @@ async def _rotate(tx: Transaction, call: Call, secret: str, overlap_seconds: int
 
 def _unseal(call: Call, subscriber: Subscriber) -> Secrets:
     assert subscriber.sealed_secrets is not None
-    return signing_keys.unseal(call.context.vault, subscriber.sealed_secrets, subscriber.id)
+    return signing.unseal(call.context.vault, subscriber.sealed_secrets, subscriber.id)
 
 
 async def get_stats(tx: Transaction, call: Call) -> Answer:

@@ -34,7 +34,7 @@ async def metrics_(call: Call) -> Answer:
     dispatcher = call.parts.dispatcher
     metrics.write_queue.set(call.database.queued)
     metrics.in_flight.set(dispatcher.slots.in_use)
-    metrics.backlog.set(dispatcher.waiting())
+    metrics.backlog.set(sum(lane.waiting for lane in dispatcher.lanes.values()))
     metrics.owed_to.set(len(ages))
     metrics.oldest.set(max(ages.values(), default=0.0))
     metrics.oldest_by_subscriber.values = {(subscriber_id,): age for subscriber_id, age in longest}

@@ -13,7 +13,7 @@ import msgspec
 
 from service.cli import output
 from service.cli.arguments import Echo, add_json, define
-from service.delivery import signing_keys
+from service.delivery import signing
 from service.model.clock import MINUTE, now_ms, parse_rfc3339, rfc3339
 from service.model.errors import SettingsError
 from service.model.ids import time_of
@@ -186,7 +186,7 @@ def _seals(connection: sqlite3.Connection, settings: Settings) -> Finding:
     vault = Vault(settings.secret_keys)
     try:
         for tenant, sealed in connection.execute("SELECT id, sealed_secrets FROM tenants"):
-            signing_keys.unseal(vault, sealed, tenant)
+            signing.unseal(vault, sealed, tenant)
     except VaultError as error:
         message = f"A secret cannot be decrypted, {error}: put the missing key first."
         return Finding("fail", "seals", message)

@@ -1,27 +1,36 @@
-"""One signed attempt to deliver: what is sent, what comes back, and what follows from it."""
+"""One signed attempt to deliver: to whom, what is sent, what comes back, and what follows."""
 
 import time
+from collections.abc import Mapping
 
 import msgspec
-from msgspec.structs import replace
 
 from service.context import Context
-from service.delivery import formats, retry
+from service.delivery import formats, retry, signing
 from service.delivery.formats import Message
-from service.delivery.recipient import Recipient, read_recipient
-from service.delivery.retry import Verdict
-from service.delivery.target import Answer, Sender, SendError
+from service.delivery.target import Answer, Sender, SendError, Target, parse_target
 from service.model.attempt import Attempt
 from service.model.clock import SECOND
 from service.model.delivery import DueDelivery
 from service.model.event import Event
 from service.model.ids import new_id
 from service.model.subscriber import Subscriber
-from service.store import deliveries
-from service.store.deliveries import AttemptRecord
+from service.store import deliveries, rows, stats, subscribers
+from service.store.database import Transaction
+from service.store.vault import Vault
 from service.telemetry import log, metrics
 
 _log = log.get()
+
+
+class Recipient(msgspec.Struct, frozen=True):
+    """A subscriber, ready to be sent to."""
+
+    subscriber: Subscriber
+    target: Target
+    headers: Mapping[str, str]  # The subscriber's own, decrypted.
+    signer: signing.Signer
+    last_attempt_at: int | None = None  # Read only if there is a rate, which continues from there.
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -29,9 +38,32 @@ class Result(msgspec.Struct, frozen=True):
 
     due: DueDelivery
     message: Message
-    record: AttemptRecord
-    verdict: Verdict
+    record: deliveries.AttemptRecord
+    verdict: retry.Verdict
     ended_at: int
+
+
+async def read_recipient(tx: Transaction, vault: Vault, subscriber_id: str) -> Recipient | None:
+    """Read a recipient, whose secrets are the tenant's for a `notify_url`.
+
+    None if the subscriber was deleted. VaultError if a key is missing.
+    """
+    subscriber = await rows.read_by_id(tx, Subscriber, subscriber_id)
+    if subscriber is None:
+        return None
+    owner_id, sealed = subscriber.id, subscriber.sealed_secrets
+    if subscriber.is_notify:
+        owner_id = subscriber.tenant
+        sealed = await subscribers.tenant_secrets(tx, owner_id)
+    assert sealed is not None
+    has_rate = subscriber.rate_per_second is not None
+    return Recipient(
+        subscriber=subscriber,
+        target=parse_target(subscriber.url),
+        headers=signing.unseal_headers(vault, subscriber.sealed_headers, subscriber.id),
+        signer=signing.Signer(signing.unseal(vault, sealed, owner_id)),
+        last_attempt_at=await stats.last_attempt_at(tx, subscriber_id) if has_rate else None,
+    )
 
 
 async def attempt(
@@ -81,7 +113,7 @@ async def send_test(
     result = await attempt(context, sender, recipient, due)
     # A test is over after one attempt, whatever a retry would have been due at.
     status = "delivered" if result.record.status == "delivered" else "dead"
-    record = replace(result.record, status=status, due_at=None, is_counted_now=True)
+    record = msgspec.structs.replace(result.record, status=status, due_at=None, is_counted_now=True)
     await context.database.write(deliveries.insert_ended, due, record)
     headers = {**result.message.headers, **dict.fromkeys(recipient.headers, "[redacted]")}
     body = result.message.body.decode()
@@ -107,7 +139,11 @@ def _attempt(
     due: DueDelivery, answer: Answer | SendError, started_at: int, seconds: float
 ) -> Attempt:
     reply = answer if isinstance(answer, Answer) else None
-    error_code, error_message = _error(answer)
+    error: tuple[str | None, str | None] = (None, None)
+    if isinstance(answer, SendError):
+        error = answer.code, str(answer)
+    elif not 200 <= answer.status_code < 300:
+        error = f"status_{answer.status_code}", f"The receiver answered {answer.status_code}."
     return Attempt(
         id=new_id("att", started_at),
         delivery_id=due.id,
@@ -116,17 +152,17 @@ def _attempt(
         started_at=started_at,
         duration_ms=round(seconds * 1_000),
         status_code=reply.status_code if reply else None,
-        error_code=error_code,
-        error_message=error_message,
+        error_code=error[0],
+        error_message=error[1],
         response_headers=list(reply.headers) if reply else [],
         response_body=reply.body if reply else b"",
     )
 
 
 def _record(
-    recipient: Recipient, attempt: Attempt, due: DueDelivery, verdict: Verdict, now: int
-) -> AttemptRecord:
-    return AttemptRecord(
+    recipient: Recipient, attempt: Attempt, due: DueDelivery, verdict: retry.Verdict, now: int
+) -> deliveries.AttemptRecord:
+    return deliveries.AttemptRecord(
         tenant=due.tenant,
         subscriber_id=due.subscriber_id,
         generation_id=due.generation_id,
@@ -137,14 +173,6 @@ def _record(
         attempt=attempt,
         is_counted_now=recipient.subscriber.rate_per_second is not None,
     )
-
-
-def _error(answer: Answer | SendError) -> tuple[str | None, str | None]:
-    if isinstance(answer, SendError):
-        return answer.code, str(answer)
-    if 200 <= answer.status_code < 300:
-        return None, None
-    return f"status_{answer.status_code}", f"The receiver answered {answer.status_code}."
 
 
 def _count(attempt: Attempt, due: DueDelivery, outcome: str, seconds: float) -> None:

@@ -5,17 +5,15 @@ import heapq
 from collections.abc import Callable, Coroutine, Sequence
 
 from service.context import Context
-from service.delivery import loader, records
-from service.delivery.attempt import Result, attempt
-from service.delivery.lanes import Lane
-from service.delivery.recipient import Recipient
+from service.delivery import health
+from service.delivery.attempt import Recipient, Result, attempt
+from service.delivery.lanes import Lane, load
 from service.delivery.slots import Slots
 from service.delivery.target import Sender
 from service.model.clock import MINUTE, SECOND
 from service.model.delivery import DueDelivery
 from service.model.errors import StorageError
 from service.store import deliveries, stats
-from service.store.deliveries import AttemptRecord
 from service.telemetry import log
 
 _log = log.get()
@@ -51,7 +49,9 @@ class Dispatcher:
         now = self.context.clock()
         for delivery in due:
             lane = self._lane(delivery.subscriber_id)
-            if delivery.ordered or lane.has_older_rows(now) or not lane.hold(delivery):
+            # None overtakes older ones that are due, and are only in their rows.
+            has_older = lane.is_loading or lane.first_attempts.is_due(now)
+            if delivery.ordered or has_older or not lane.hold(delivery):
                 lane.expect(now, None)
             self._pump(lane, now)
 
@@ -65,7 +65,7 @@ class Dispatcher:
         """Read the subscriber again, it has changed; None: any may have changed."""
         now = self.context.clock()
         lanes = self.lanes.values() if subscriber_id is None else [self._lane(subscriber_id)]
-        for lane in list(lanes):
+        for lane in lanes:
             lane.drop_recipient()
             lane.slow_until = 0
             lane.expect(now, now)
@@ -85,17 +85,17 @@ class Dispatcher:
         """Start what is due by `now`; return when to be called next."""
         if now >= self._record_at:
             unrecorded, self._unrecorded = self._unrecorded, []
-            for lane, result in unrecorded:
-                self._spawn(self._record_again(lane, result))
-        self._pump_due(now)
-        times = [at for at, _ in self._timers[:1]]
-        if self._unrecorded:
-            times.append(self._record_at)
+            for each in unrecorded:
+                self._spawn(self._record_again(*each))
         if self._counts and now >= self._count_at:
             self._spawn(self._store_counts())
-        elif self._counts:
-            times.append(self._count_at)
-        return min(times, default=None)
+        while self._timers and self._timers[0][0] <= now:
+            _, subscriber_id = heapq.heappop(self._timers)
+            lane = self.lanes.get(subscriber_id)
+            if lane is not None and (lane.wake_at is None or lane.wake_at <= now):
+                lane.wake_at = None
+                self._pump(lane, now)
+        return self._timers[0][0] if self._timers else None
 
     async def settle(self) -> None:
         """Wait until nothing is under way or about to be; store what was counted before that."""
@@ -113,10 +113,6 @@ class Dispatcher:
             lane.wake_at = lane.first_attempts.next_due_at = lane.retries.next_due_at = None
         self._drop_idle_lanes()
 
-    def waiting(self) -> int:
-        """How many deliveries are held in memory for a slot."""
-        return sum(lane.waiting for lane in self.lanes.values())
-
     # Lanes.
 
     def _lane(self, subscriber_id: str) -> Lane:
@@ -129,25 +125,19 @@ class Dispatcher:
         return lane
 
     def _drop_idle_lanes(self) -> None:
-        for lane in [lane for lane in self.lanes.values() if lane.is_idle]:
-            del self.lanes[lane.subscriber_id]
+        self.lanes = {id_: lane for id_, lane in self.lanes.items() if not lane.is_idle}
 
     def _wake(self, lane: Lane, at: int) -> None:
         """Pump the lane at `at`, unless it is pumped earlier."""
         if lane.wake_at is None or at < lane.wake_at:
             lane.wake_at = at
-            heapq.heappush(self._timers, (at, lane.subscriber_id))
-            if self._timers[0][0] == at:
-                self.on_timer()
+            self._set_timer(at, lane.subscriber_id)
 
-    def _pump_due(self, now: int) -> None:
-        """Pump the lanes whose time has come."""
-        while self._timers and self._timers[0][0] <= now:
-            _, subscriber_id = heapq.heappop(self._timers)
-            lane = self.lanes.get(subscriber_id)
-            if lane is not None and (lane.wake_at is None or lane.wake_at <= now):
-                lane.wake_at = None
-                self._pump(lane, now)
+    def _set_timer(self, at: int, subscriber_id: str = "") -> None:
+        """Let `run_due` be called at `at`, for a lane or for what is to be stored."""
+        heapq.heappush(self._timers, (at, subscriber_id))
+        if self._timers[0][0] == at:
+            self.on_timer()
 
     def _pump(self, lane: Lane, now: int) -> None:
         """Start every attempt that may leave now, and plan for what comes after them."""
@@ -196,14 +186,15 @@ class Dispatcher:
     async def _run_load(self, lane: Lane) -> None:
         exists, retry_ms = True, None
         try:
-            exists = await loader.load(self.context, lane)
+            exists = await load(self.context, lane)
         except StorageError as error:
             retry_ms = STORAGE_RETRY_MS
             _log.warning("lane.unread", subscriber_id=lane.subscriber_id, error=str(error))
         except Exception:  # noqa: BLE001  one lane's trouble must not end the others
             retry_ms = TROUBLE_RETRY_MS
             _log.exception("lane.failed", subscriber_id=lane.subscriber_id)
-        lane.end_loading()
+        lane.is_loading = False
+        lane.recorded_while_loading.clear()
         now = self.context.clock()
         if not exists:
             self.lanes.pop(lane.subscriber_id, None)
@@ -236,13 +227,13 @@ class Dispatcher:
             self._pump(lane, now)
             recipient, due = next_attempt
 
-    def _count(self, record: AttemptRecord, now: int) -> None:
+    def _count(self, record: deliveries.AttemptRecord, now: int) -> None:
         """Count a stored attempt, unless its statistics were stored with it."""
         if record.is_counted_now:
             return
         if not self._counts:
             self._count_at = now + COUNT_EVERY_MS
-            self.on_timer()
+            self._set_timer(self._count_at)
         record.count_in(self._counts)
 
     async def _store_counts(self) -> None:
@@ -269,7 +260,7 @@ class Dispatcher:
         due = result.due
         try:
             is_idle = not lane.waiting and 2 * self.slots.in_use < self.slots.count
-            await records.store(self.context, lane, result, now, may_wait=is_idle)
+            await health.record(self.context, lane, result, now, may_wait=is_idle)
             self._count(result.record, now)
             lane.expect(None, result.verdict.due_at)
             if result.record.ordered:  # The next event of its generation may be due.
@@ -278,7 +269,7 @@ class Dispatcher:
             _log.error("attempt.unrecorded", delivery_id=due.id, error=str(error))
             self._unrecorded.append((lane, result))
             self._record_at = now + STORAGE_RETRY_MS
-            self.on_timer()
+            self._set_timer(self._record_at)
             return None
         except Exception:  # noqa: BLE001  the row is still due, and read again later
             _log.exception("attempt.unrecorded", delivery_id=due.id)

@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Literal
 
 import msgspec
 
-Payload = Literal["full", "thin", "cloudevents"]
 CACHED = 256  # Formatted events, for the other subscribers of the same event.
 CACHED_BYTES_MAX = 64 * 1024
 
@@ -34,19 +32,18 @@ class _Event(msgspec.Struct):
     data: msgspec.Raw
 
 
-def format_event(payload: Payload, event: bytes) -> Message:
-    """Return `event`, as it is stored, in a subscriber's format."""
+def format_event(payload: str, event: bytes) -> Message:
+    """Return `event`, as it is stored, in the format of a `Subscriber.payload`."""
     if payload == "full":
         return Message(event)
     make = _format if len(event) > CACHED_BYTES_MAX else _cached
     return make(payload, event)
 
 
-def _format(payload: Payload, event: bytes) -> Message:
+def _format(payload: str, event: bytes) -> Message:
     decoded = msgspec.json.decode(event, type=_Event)
-    summary = None
-    if decoded.type.startswith("generation."):
-        summary = msgspec.json.decode(decoded.data, type=_Summary)
+    is_generation = decoded.type.startswith("generation.")
+    summary = msgspec.json.decode(decoded.data, type=_Summary) if is_generation else None
     if payload == "thin":
         if summary is None:  # Events about anything else are small already.
             return Message(event)

@@ -1,15 +1,16 @@
-"""A subscriber's health: failing, throttled, disabled, probed, recovered."""
+"""A subscriber's health, stored with its attempts: failing, throttled, disabled, recovered."""
 
 from functools import partial
 from typing import Any
 
 from service.context import Context
 from service.delivery import fanout
+from service.delivery.attempt import Result
 from service.delivery.lanes import Lane
 from service.delivery.retry import Verdict
 from service.model.clock import DAY
 from service.model.subscriber import Subscriber
-from service.store import events, rows, subscribers
+from service.store import deliveries, events, rows, subscribers
 from service.store.database import Transaction
 from service.telemetry import log
 
@@ -46,14 +47,32 @@ def changes_of(health: Lane | Subscriber, verdict: Verdict, now: int) -> dict[st
     return changes
 
 
-async def apply(
-    tx: Transaction, context: Context, subscriber_id: str, verdict: Verdict
+async def record(context: Context, lane: Lane, result: Result, now: int, *, may_wait: bool) -> None:
+    """Store an attempt; in one commit with the subscriber's health, where that changes.
+
+    may_wait: whether nobody needs the slot, so that the record may wait for other units.
+    """
+    attempt, verdict, database = result.record, result.verdict, context.database
+    if not changes_of(lane, verdict, now):
+        # At worst, a crash meanwhile repeats the webhook.
+        may_wait &= verdict.word == "delivered" and not attempt.ordered
+        await database.write_batched(deliveries.record_attempts, attempt, may_wait=may_wait)
+        return
+    subscriber = await database.write(_record_with_health, context, result)
+    lane.slow_until = max(lane.slow_until, verdict.slow_until or 0)
+    if subscriber is not None:
+        lane.set_health(subscriber)
+
+
+async def _record_with_health(
+    tx: Transaction, context: Context, result: Result
 ) -> Subscriber | None:
-    """Store what a verdict changes of the subscriber; return the subscriber as it then is."""
-    old = await rows.read_by_id(tx, Subscriber, subscriber_id)
+    """Store an attempt and what it changes; return the subscriber as it then is."""
+    await deliveries.record_attempts(tx, [result.record])
+    old = await rows.read_by_id(tx, Subscriber, result.record.subscriber_id)
     if old is None or old.status == "disabled":
         return old
-    new = await subscribers.update(tx, old, **changes_of(old, verdict, tx.now))
+    new = await subscribers.update(tx, old, **changes_of(old, result.verdict, tx.now))
     if new.status == "disabled":
         tx.after_commit(context.inbox.reload, new.id)
         await announce(tx, context, new)

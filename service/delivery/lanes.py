@@ -2,13 +2,18 @@
 
 import math
 from collections import deque
+from functools import partial
 
-from service.delivery.recipient import Recipient
+from msgspec import Struct, field
+
+from service.context import Context
+from service.delivery.attempt import Recipient, read_recipient
 from service.delivery.window import Window
 from service.model.attempt import Attempt
 from service.model.clock import SECOND
 from service.model.delivery import DueDelivery
 from service.model.subscriber import Subscriber
+from service.store import deliveries
 
 READY_MAX = 200  # Deliveries of each kind that a lane holds in memory; others wait in their rows.
 READY_BYTES_MAX = 8 * 1024 * 1024  # Of their bodies.
@@ -17,17 +22,14 @@ RETRY_EVERY = 4  # Where first attempts and retries wait, every fourth to leave 
 LATE_MS = 50.0  # A timer that is late by less than this does not slow the rate down.
 
 
-class Backlog:
+class Backlog(Struct, eq=False):
     """A lane's first attempts, or its retries: those in memory, and when others are due."""
 
-    __slots__ = ("body_bytes", "deliveries", "in_flight", "is_retries", "next_due_at")
-
-    def __init__(self, *, is_retries: bool) -> None:
-        self.is_retries = is_retries
-        self.deliveries: deque[DueDelivery] = deque()
-        self.body_bytes = 0
-        self.in_flight = 0
-        self.next_due_at: int | None = None  # Of rows that are not in memory.
+    is_retries: bool
+    deliveries: deque[DueDelivery] = field(default_factory=deque)
+    body_bytes: int = 0
+    in_flight: int = 0
+    next_due_at: int | None = None  # Of rows that are not in memory.
 
     @property
     def has_room(self) -> bool:
@@ -43,77 +45,28 @@ class Backlog:
         """True if rows that are not in memory are due."""
         return self.next_due_at is not None and self.next_due_at <= now
 
-    def append(self, due: DueDelivery) -> None:
-        """Hold one more, at the end."""
-        self.deliveries.append(due)
-        self.body_bytes += len(due.body)
 
-    def popleft(self) -> DueDelivery:
-        """Take the one that waits the longest; it is in flight from now on."""
-        due = self.deliveries.popleft()
-        self.body_bytes -= len(due.body)
-        self.in_flight += 1
-        return due
+class Lane(Struct, eq=False):
+    """The queue of one subscriber, with its own pace and its own limits."""
 
-    def clear(self) -> None:
-        """Hold nothing; the rows are still due."""
-        self.deliveries.clear()
-        self.body_bytes = 0
-
-
-class Lane:
-    """The queue of one subscriber, with its own pace and its own limits.
-
-    Attributes:
-        recipient: None until it is read, and again after the subscriber was changed.
-        is_open: whether the subscriber is known and active.
-        in_flight: how many attempts are under way or being stored.
-        held_ids: the deliveries in memory: waiting, in flight or being stored.
-        recorded_while_loading: stored since the current read of rows began, which may be older.
-        revision: grows when the subscriber was changed, so that an older read is dropped.
-        turn: how many attempts have left.
-        wake_at: when the dispatcher looks at the lane next.
-
-    """
-
-    __slots__ = (
-        "failing_since",
-        "first_attempts",
-        "held_ids",
-        "in_flight",
-        "is_loading",
-        "is_open",
-        "next_send_at",
-        "probing",
-        "recipient",
-        "recorded_while_loading",
-        "retries",
-        "revision",
-        "slow_until",
-        "subscriber_id",
-        "turn",
-        "wake_at",
-        "window",
-    )
-
-    def __init__(self, subscriber_id: str) -> None:
-        self.subscriber_id = subscriber_id
-        self.recipient: Recipient | None = None
-        self.is_open = False
-        self.in_flight = 0
-        self.first_attempts = Backlog(is_retries=False)
-        self.retries = Backlog(is_retries=True)
-        self.held_ids: set[str] = set()
-        self.recorded_while_loading: set[str] = set()
-        self.is_loading = False
-        self.revision = 0
-        self.turn = 0
-        self.window = Window()
-        self.next_send_at = 0.0
-        self.slow_until = 0
-        self.wake_at: int | None = None
-        self.failing_since: int | None = None
-        self.probing = False
+    subscriber_id: str
+    recipient: Recipient | None = None  # Until it is read, and after the subscriber was changed.
+    is_open: bool = False  # Whether the subscriber is known and active.
+    failing_since: int | None = None
+    probing: bool = False
+    first_attempts: Backlog = field(default_factory=partial(Backlog, is_retries=False))
+    retries: Backlog = field(default_factory=partial(Backlog, is_retries=True))
+    held_ids: set[str] = field(default_factory=set)  # Waiting, in flight or being stored.
+    in_flight: int = 0  # Attempts that are under way or being stored.
+    turn: int = 0  # Attempts that have left.
+    window: Window = field(default_factory=Window)
+    next_send_at: float = 0.0
+    slow_until: int = 0  # Nothing leaves before, as the receiver asked.
+    wake_at: int | None = None  # When the dispatcher looks at the lane next.
+    is_loading: bool = False
+    # Stored since the current read of rows began, which may be older.
+    recorded_while_loading: set[str] = field(default_factory=set)
+    revision: int = 0  # Grows when the subscriber was changed, so that an older read is dropped.
 
     # The subscriber.
 
@@ -123,7 +76,7 @@ class Lane:
         self.recipient = recipient
         self.is_open = subscriber.status == "active"
         self.window.set_limit(subscriber.max_in_flight)
-        self.pause_until(subscriber.slow_until)
+        self.slow_until = max(self.slow_until, subscriber.slow_until or 0)
         self.failing_since, self.probing = subscriber.failing_since, subscriber.probing
         if subscriber.rate_per_second and recipient.last_attempt_at is not None:
             next_at = recipient.last_attempt_at + SECOND / subscriber.rate_per_second
@@ -137,10 +90,6 @@ class Lane:
             self.window = Window(subscriber.max_in_flight)
         self.failing_since, self.probing = subscriber.failing_since, subscriber.probing
 
-    def pause_until(self, at: int | None) -> None:
-        """Let nothing leave before `at`, as the receiver asked."""
-        self.slow_until = max(self.slow_until, at or 0)
-
     def drop_recipient(self) -> None:
         """Forget the subscriber and what waits: the rows have it, and may have changed."""
         self.drop_waiting()
@@ -150,7 +99,8 @@ class Lane:
         """Drop what has not left yet, and every read of rows under way."""
         for backlog in (self.first_attempts, self.retries):
             self.held_ids.difference_update(due.id for due in backlog.deliveries)
-            backlog.clear()
+            backlog.deliveries.clear()
+            backlog.body_bytes = 0
         self.revision += 1
 
     # What the lane has.
@@ -179,10 +129,6 @@ class Lane:
         self.first_attempts.expect(first_at)
         self.retries.expect(retry_at)
 
-    def has_older_rows(self, now: int) -> bool:
-        """True if rows that are not in memory are due, which new deliveries must not overtake."""
-        return self.is_loading or self.first_attempts.is_due(now)
-
     def hold(self, due: DueDelivery) -> bool:
         """Hold a delivery in memory; False if it is held already, or has to wait in its row."""
         backlog = self._backlog_of(due)
@@ -190,7 +136,8 @@ class Lane:
         if is_closed or due.id in self.held_ids or not backlog.has_room:
             return False
         self.held_ids.add(due.id)
-        backlog.append(due)
+        backlog.deliveries.append(due)
+        backlog.body_bytes += len(due.body)
         return True
 
     def to_refill(self, now: int) -> list[Backlog]:
@@ -208,11 +155,6 @@ class Lane:
         times = [at for backlog in backlogs if (at := backlog.next_due_at) and at > now]
         return min(times, default=None)
 
-    def end_loading(self) -> None:
-        """Note that no read of rows is under way."""
-        self.is_loading = False
-        self.recorded_while_loading.clear()
-
     # What leaves.
 
     def blocked_until(self, now: int) -> int | None:
@@ -222,29 +164,32 @@ class Lane:
 
     def pop_next(self, now: int) -> DueDelivery | None:
         """Take the next delivery that may leave; retries cannot take every place."""
-        if not self.is_open or self.in_flight >= self.cap:
+        if self.recipient is None or not self.is_open:
             return None
-        if now < self.slow_until or now < self.next_send_at:
+        if self.in_flight >= self.cap or now < self.slow_until or now < self.next_send_at:
             return None
         backlog = self._next_backlog()
         if backlog is None:
             return None
         self.turn += 1
         self.in_flight += 1
-        self._pace(now)
-        return backlog.popleft()
+        rate = self.recipient.subscriber.rate_per_second
+        if rate:
+            on_time = now - self.next_send_at <= LATE_MS
+            self.next_send_at = (self.next_send_at if on_time else now) + SECOND / rate
+        backlog.in_flight += 1
+        due = backlog.deliveries.popleft()
+        backlog.body_bytes -= len(due.body)
+        return due
 
     def learn(self, attempt: Attempt, now: int) -> None:
         """Open or close the window by an attempt that has just ended, and is still in flight."""
         code = attempt.status_code
         if code is None or code == 429 or code >= 500:
-            self.window.failed(started_at=attempt.started_at, now=now)
+            self.window.failed(attempt.started_at, now)
         else:
             self.window.answered(
-                attempt.duration_ms,
-                started_at=attempt.started_at,
-                now=now,
-                in_flight=self.in_flight,
+                attempt.duration_ms, attempt.started_at, now=now, in_flight=self.in_flight
             )
 
     def release(self, due: DueDelivery) -> None:
@@ -260,17 +205,54 @@ class Lane:
 
     def _next_backlog(self) -> Backlog | None:
         has_first = bool(self.first_attempts.deliveries)
-        if self.retries.deliveries and self.retries.in_flight < self._retry_cap():
-            is_retry_turn = self.turn % RETRY_EVERY == RETRY_EVERY - 1
-            return self.retries if is_retry_turn or not has_first else self.first_attempts
+        if not self.retries.deliveries:
+            return self.first_attempts if has_first else None
+        is_retry_turn = self.turn % RETRY_EVERY == RETRY_EVERY - 1
+        has_place = self.retries.in_flight < max(1, self.cap - max(1, self.cap // 4))
+        if has_place and (is_retry_turn or not has_first):
+            return self.retries
         return self.first_attempts if has_first else None
 
-    def _retry_cap(self) -> int:
-        return self.cap if self.cap == 1 else self.cap - max(1, self.cap // 4)
 
-    def _pace(self, now: int) -> None:
-        assert self.recipient is not None
-        rate = self.recipient.subscriber.rate_per_second
-        if rate:
-            on_time = now - self.next_send_at <= LATE_MS
-            self.next_send_at = (self.next_send_at if on_time else now) + SECOND / rate
+async def load(context: Context, lane: Lane) -> bool:
+    """Read the lane's subscriber, or else rows that are due; False if the subscriber is deleted.
+
+    One call at a time for each lane: `lane.is_loading` is set meanwhile.
+    """
+    if lane.recipient is not None:
+        for backlog in lane.to_refill(context.clock()):
+            await _refill(context, lane, backlog)
+        return True
+    revision = lane.revision
+    recipient = await context.database.read(read_recipient, context.vault, lane.subscriber_id)
+    if lane.revision != revision:
+        return True  # Changed meanwhile: it is read again.
+    if recipient is not None:
+        lane.set_recipient(recipient)
+        return True
+    lane.drop_waiting()
+    while await context.database.write(deliveries.cancel, lane.subscriber_id):
+        pass
+    return False
+
+
+async def _refill(context: Context, lane: Lane, backlog: Backlog) -> None:
+    """Fetch deliveries that are due and not in memory."""
+    if lane.recipient is None:
+        return  # Changed meanwhile: it is read first.
+    backlog.next_due_at = None
+    lane.recorded_while_loading.clear()  # The rows that are read now include what was stored.
+    revision, held_ids = lane.revision, frozenset(lane.held_ids)
+    due, next_at = await context.database.read(
+        deliveries.fetch_due,
+        lane.subscriber_id,
+        READY_MAX - len(backlog.deliveries),
+        backlog.is_retries,
+        lane.recipient.subscriber.ordered,
+        held_ids,
+    )
+    if lane.revision != revision:
+        return  # What was read may have been canceled meanwhile; it is read again.
+    skipped = lane.recorded_while_loading | lane.held_ids
+    refused = [d for d in due if d.id not in skipped and not lane.hold(d)]
+    backlog.expect(context.clock() if refused else next_at)

@@ -1,8 +1,15 @@
-"""Signatures by Standard Webhooks 1.0: `v1` (HMAC-SHA256) and `v1a` (ed25519)."""
+"""Signatures by Standard Webhooks 1.0: `v1` (HMAC-SHA256) and `v1a` (ed25519), and their keys."""
 
 import binascii
 import hmac
+import math
 from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from service.model.clock import SECOND
+from service.store.vault import Vault
 
 SECRET_PREFIX = "whsec_"  # noqa: S105  a prefix, not a secret
 PRIVATE_KEY_PREFIX = "whsk_"
@@ -10,13 +17,13 @@ PUBLIC_KEY_PREFIX = "whpk_"
 
 SECRET_BYTES_MIN = 24
 SECRET_BYTES_MAX = 64
-_NEW_SECRET_BYTES = 32
-_ED25519_KEY_BYTES = 32
+PREVIOUS_MAX = 10  # Secrets that still sign after their rotation.
+_KEY_BYTES = 32  # Of a new secret, and of each half of an ed25519 key.
 
 
 def new_secret(random_bytes: Callable[[int], bytes]) -> str:
     """Return a fresh symmetric secret: `whsec_` and the base64 of 32 bytes."""
-    return SECRET_PREFIX + _base64(random_bytes(_NEW_SECRET_BYTES))
+    return SECRET_PREFIX + _base64(random_bytes(_KEY_BYTES))
 
 
 def decode_secret(text: str) -> bytes:
@@ -54,15 +61,15 @@ def new_private_key(random_bytes: Callable[[int], bytes]) -> str:
 
     The specification does not define the bytes in `whsk_`; as in Svix they are seed and public key.
     """
-    seed = random_bytes(_ED25519_KEY_BYTES)
+    seed = random_bytes(_KEY_BYTES)
     return PRIVATE_KEY_PREFIX + _base64(seed + _public_bytes(seed))
 
 
 def decode_private_key(text: str) -> bytes:
     """Return the 32-byte seed inside a `whsk_` key; ValueError unless its public half fits."""
     pair = _decode(text, PRIVATE_KEY_PREFIX)
-    seed, public = pair[:_ED25519_KEY_BYTES], pair[_ED25519_KEY_BYTES:]
-    if len(pair) != 2 * _ED25519_KEY_BYTES or _public_bytes(seed) != public:
+    seed, public = pair[:_KEY_BYTES], pair[_KEY_BYTES:]
+    if len(pair) != 2 * _KEY_BYTES or _public_bytes(seed) != public:
         raise ValueError("a private key holds 64 bytes: an ed25519 seed and its public key")
     return seed
 
@@ -74,15 +81,17 @@ def public_key_of(private_key: str) -> str:
 
 def sign_asymmetric(seed: bytes, content: bytes) -> str:
     """Return the `v1a` signature of the same content as `v1`."""
-    from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415  cold start
-
-    return "v1a," + _base64(ed25519.Ed25519PrivateKey.from_private_bytes(seed).sign(content))
+    return "v1a," + _base64(_ed25519_key(seed).sign(content))
 
 
 def _public_bytes(seed: bytes) -> bytes:
+    return bytes(_ed25519_key(seed).public_key().public_bytes_raw())
+
+
+def _ed25519_key(seed: bytes) -> Any:
     from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415  cold start
 
-    return ed25519.Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
+    return ed25519.Ed25519PrivateKey.from_private_bytes(seed)
 
 
 def _base64(data: bytes) -> str:
@@ -101,3 +110,74 @@ def _decode(text: str, prefix: str) -> bytes:
     if not data or _base64(data) != encoded:
         raise ValueError(f"expected base64, with its padding, after {prefix}")
     return data
+
+
+class Previous(msgspec.Struct, frozen=True):
+    """A secret that still signs beside the current one until `expires_at`."""
+
+    secret: str
+    expires_at: int
+
+
+class Secrets(msgspec.Struct, frozen=True):
+    """The current secret, those that it replaced, and an ed25519 key for `v1a`."""
+
+    current: str
+    previous: tuple[Previous, ...] = ()
+    private_key: str | None = None
+
+    def rotated(self, new: str, overlap_seconds: int, now: int) -> "Secrets":
+        """Return secrets with `new` as the current one; the old one signs for `overlap_seconds`."""
+        old = Previous(self.current, now + overlap_seconds * SECOND)
+        valid = [p for p in (old, *self.previous) if p.expires_at > now]
+        return Secrets(new, tuple(valid[:PREVIOUS_MAX]), self.private_key)
+
+
+def new_secrets(random_bytes: Callable[[int], bytes], *, asymmetric: bool = False) -> Secrets:
+    """Create new secrets, with an Ed25519 key if `v1a` is asked for."""
+    private_key = new_private_key(random_bytes) if asymmetric else None
+    return Secrets(new_secret(random_bytes), (), private_key)
+
+
+def seal(vault: Vault, secrets: Secrets, owner_id: str) -> bytes:
+    """Encrypt secrets for the row of `owner_id`; in another row they cannot be read."""
+    return vault.seal(msgspec.json.encode(secrets), f"secrets:{owner_id}")
+
+
+def unseal(vault: Vault, sealed: bytes, owner_id: str) -> Secrets:
+    """Decrypt what `seal` returned; VaultError if the key is missing or the row was changed."""
+    return msgspec.json.decode(vault.open(sealed, f"secrets:{owner_id}"), type=Secrets)
+
+
+def seal_headers(vault: Vault, headers: dict[str, str], owner_id: str) -> bytes | None:
+    """Encrypt a subscriber's own headers, which often contain credentials; None for none."""
+    return vault.seal(msgspec.json.encode(headers), f"headers:{owner_id}") if headers else None
+
+
+def unseal_headers(vault: Vault, sealed: bytes | None, owner_id: str) -> dict[str, str]:
+    """Decrypt what `seal_headers` returned."""
+    if sealed is None:
+        return {}
+    return msgspec.json.decode(vault.open(sealed, f"headers:{owner_id}"), type=dict[str, str])
+
+
+class Signer:
+    """Signs messages with keys that are decoded and prepared once for a recipient."""
+
+    def __init__(self, secrets: Secrets) -> None:
+        expiries = [(secrets.current, math.inf), *map(msgspec.structs.astuple, secrets.previous)]
+        self._keys = [
+            (hmac.new(decode_secret(secret), digestmod="sha256"), expires_at)
+            for secret, expires_at in expiries
+        ]
+        self._seed = secrets.private_key and decode_private_key(secrets.private_key)
+
+    def header(self, message_id: str, now: int, body: bytes) -> str:
+        """Return the `webhook-signature` value for a message that leaves at `now`."""
+        content = signed_content(message_id, now // SECOND, body)
+        signatures = [
+            sign_content(key, content) for key, expires_at in self._keys if expires_at > now
+        ]
+        if self._seed:
+            signatures.append(sign_asymmetric(self._seed, content))
+        return " ".join(signatures)

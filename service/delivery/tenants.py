@@ -1,7 +1,7 @@
 """Tenants: the owners of rows, with a secret and with subscribers for their `notify_url`s."""
 
 from service.context import Context
-from service.delivery import health, retry, signing_keys
+from service.delivery import health, retry, signing
 from service.model.ids import new_id
 from service.model.subscriber import Subscriber
 from service.store import rows, subscribers
@@ -14,8 +14,8 @@ async def ensure(tx: Transaction, context: Context, tenant: str) -> bytes:
     """Create the tenant and its secret unless it exists; return the sealed secrets."""
     sealed = await subscribers.tenant_secrets(tx, tenant)
     if sealed is None:
-        secrets = signing_keys.new_secrets(context.random_bytes)
-        sealed = signing_keys.seal(context.vault, secrets, tenant)
+        secrets = signing.new_secrets(context.random_bytes)
+        sealed = signing.seal(context.vault, secrets, tenant)
         await subscribers.insert_tenant(tx, tenant, sealed)
     return sealed
 

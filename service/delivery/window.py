@@ -35,7 +35,7 @@ class Window:
         self.limit = limit
         self.size = max(min(self.size, limit), min(FLOOR, limit))
 
-    def answered(self, latency_ms: int, *, started_at: int, now: int, in_flight: int) -> None:
+    def answered(self, latency_ms: int, started_at: int, *, now: int, in_flight: int) -> None:
         """Learn from an answer that is no failure; `in_flight` counts its attempt too."""
         if started_at < self._cut_at:
             return  # From before the latest cut: it tells nothing about the size since then.
@@ -44,28 +44,22 @@ class Window:
         self._lowest_ms = min(self._lowest_ms, latency_ms)
         self._smooth_ms += (latency_ms - self._smooth_ms) / SMOOTHING
         slow_ms = max(SLOW_MS, SLOW_FACTOR * self._lowest_ms)
-        if self._smooth_ms > slow_ms:
-            self._slow(now)
-        elif latency_ms <= slow_ms and 2 * in_flight >= self.size:
-            # Only in use to its half or more: else an answer tells nothing about this size.
-            self._open(is_quick=latency_ms <= max(QUICK_MS, QUICK_FACTOR * self._lowest_ms))
-
-    def failed(self, *, started_at: int, now: int) -> None:
-        """Learn from an attempt without an answer, or one that the receiver was too busy for."""
-        if started_at >= self._cut_at:
-            self._cut(now)
-
-    def _open(self, *, is_quick: bool) -> None:
-        self._credit += self.size if self._is_doubling and is_quick else 1
-        if self._credit >= self.size:
-            self._credit = 0
-            self.size = min(self.size + 1, self.limit)
-
-    def _slow(self, now: int) -> None:
-        if self.size <= min(FLOOR, self.limit):
+        if self._smooth_ms > slow_ms and self.size <= min(FLOOR, self.limit):
             # With so few under way, this is the receiver's own latency, not a queue of ours.
             self._lowest_ms, self._is_doubling = self._smooth_ms, True
-        else:
+        elif self._smooth_ms > slow_ms:
+            self._cut(now)
+        elif latency_ms <= slow_ms and 2 * in_flight >= self.size:
+            # Only in use to its half or more: else an answer tells nothing about this size.
+            is_quick = latency_ms <= max(QUICK_MS, QUICK_FACTOR * self._lowest_ms)
+            self._credit += self.size if self._is_doubling and is_quick else 1
+            if self._credit >= self.size:
+                self._credit = 0
+                self.size = min(self.size + 1, self.limit)
+
+    def failed(self, started_at: int, now: int) -> None:
+        """Learn from an attempt without an answer, or one that the receiver was too busy for."""
+        if started_at >= self._cut_at:
             self._cut(now)
 
     def _cut(self, now: int) -> None:

@@ -4,9 +4,9 @@ import itertools
 import os
 from typing import Any
 
-from service.delivery import signing_keys
+from service.delivery import signing
+from service.delivery.attempt import Recipient
 from service.delivery.lanes import READY_BYTES_MAX, READY_MAX, Lane
-from service.delivery.recipient import Recipient
 from service.delivery.target import parse_target
 from service.model.delivery import DueDelivery
 from service.model.subscriber import Subscriber
@@ -23,7 +23,7 @@ def recipient(**fields: Any) -> Recipient:
         updated_at=0,
         **fields,
     )
-    signer = signing_keys.Signer(signing_keys.new_secrets(os.urandom))
+    signer = signing.Signer(signing.new_secrets(os.urandom))
     return Recipient(subscriber, parse_target(SUBSCRIBER_URL), {}, signer)
 
 

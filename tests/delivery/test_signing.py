@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from service.delivery import signing
-from service.delivery.signing_keys import Previous, Secrets, Signer
+from service.delivery.signing import Previous, Secrets, Signer
 from service.model import clock
 
 # The vector that the test suites of the reference libraries share.

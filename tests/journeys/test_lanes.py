@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.delivery.recipient import read_recipient
+from service.delivery.attempt import read_recipient
 from service.delivery.target import Answer
 from service.delivery.window import START as START_SIZE
 from service.store import deliveries as stored

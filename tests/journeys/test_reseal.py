@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from service.delivery import signing_keys
+from service.delivery import signing
 from service.store import reseal
 from service.store.vault import VaultError
 from tests.faults import rows
@@ -36,7 +36,7 @@ async def test_secrets_under_an_old_key_are_resealed_under_the_newest(tmp_path: 
         assert await world.get("/v1/signing-secret") == signing_secret
         [row] = await rows(world, "SELECT id, sealed_headers FROM subscribers")
         vault = world.app.worker.context.vault
-        headers = signing_keys.unseal_headers(vault, row["sealed_headers"], row["id"])
+        headers = signing.unseal_headers(vault, row["sealed_headers"], row["id"])
         assert headers == {"x-token": "secret"}
 
 
@@ -49,7 +49,7 @@ async def test_secrets_that_were_not_resealed_do_not_open_without_the_old_key(
         [row] = await rows(world, "SELECT id, sealed_secrets FROM subscribers")
         vault = world.app.worker.context.vault
         with pytest.raises(VaultError):
-            signing_keys.unseal(vault, row["sealed_secrets"], subscriber["id"])
+            signing.unseal(vault, row["sealed_secrets"], subscriber["id"])
         assert await run_reseal(world) == 0, "secrets that do not open are not changed"
 
 

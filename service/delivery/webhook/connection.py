@@ -9,13 +9,7 @@ from typing import Literal
 import httptools
 
 from service.delivery.target import Answer, SendError
-from service.delivery.webhook.request import (
-    BODY_BYTES,
-    HEAD_BYTES,
-    HEADERS,
-    INTERIM_ANSWERS,
-    READ_BYTES,
-)
+from service.delivery.webhook import request
 
 
 def tls_context(ca_file: str | None = None) -> ssl.SSLContext:
@@ -40,10 +34,6 @@ State = Literal[
 ]
 
 
-class _SurplusError(Exception):
-    """Bytes after the end of the answer; they are not parsed."""
-
-
 class Connection(asyncio.Protocol):
     """One exchange at a time, and the next one as long as `is_usable`.
 
@@ -51,22 +41,6 @@ class Connection(asyncio.Protocol):
     exception in one of them ends the parsing: `feed_data` raises its own error with that exception
     as context.
     """
-
-    __slots__ = (
-        "_body",
-        "_head_bytes",
-        "_headers",
-        "_interim_answers",
-        "_lost",
-        "_parser",
-        "_state",
-        "_status",
-        "_transport",
-        "_waiter",
-        "idle_since",
-        "origin",
-        "received_bytes",
-    )
 
     def __init__(self, origin: str, lost: Callable[["Connection"], None]) -> None:
         self.origin = origin
@@ -78,24 +52,22 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[Answer] | None = None
         self._parser = httptools.HttpResponseParser(self)
 
-    def exchange(self, request: bytes, waiter: asyncio.Future[Answer]) -> None:
-        """Write `request`; `waiter` gets the answer, or a SendError."""
+    def exchange(self, message: bytes, waiter: asyncio.Future[Answer]) -> None:
+        """Write a request; `waiter` gets the answer, or a SendError."""
         assert self._transport is not None
         self._state = "head"
         self.received_bytes = 0
         self._waiter = waiter
         self._status = 0  # Of the final answer, once its head is complete.
         self._headers: list[tuple[bytes, bytes]] = []
-        self._head_bytes = 0
         self._interim_answers = 0
         self._body = bytearray()
-        self._transport.write(request)
+        self._transport.write(message)
 
     def is_usable(self) -> bool:
         """True if another exchange may start."""
-        if self._state != "idle" or self._transport is None:
-            return False
-        return not self._transport.is_closing()
+        transport = self._transport
+        return self._state == "idle" and transport is not None and not transport.is_closing()
 
     def abort(self) -> None:
         """Close at once, dropping what is not written or read yet."""
@@ -128,7 +100,7 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         # Cut at the limit, so that an answer means the same however the network cut it.
-        limit = READ_BYTES if self._status else HEAD_BYTES
+        limit = request.READ_BYTES if self._status else request.HEAD_BYTES
         room = limit + 1 - self.received_bytes
         self._parse(data[:room])
         if len(data) > room:
@@ -147,16 +119,11 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """An interim or the final answer begins; after the final one, end the parsing."""
         if self._state in ("done", "last"):
-            raise _SurplusError
+            raise SendError("protocol_error", "Bytes follow the answer.")  # It ends as "last".
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Store a header; drop trailers."""
-        if self._state != "head":
-            return
-        self._head_bytes += len(name) + len(value)
-        if self._head_bytes > HEAD_BYTES:
-            raise _head_too_large()
-        if len(self._headers) < HEADERS:
+        if self._state == "head" and len(self._headers) < request.HEADERS:
             self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -170,14 +137,13 @@ class Connection(asyncio.Protocol):
         else:
             self._interim_answers += 1
             self._headers.clear()
-            if self._interim_answers > INTERIM_ANSWERS:
+            if self._interim_answers > request.INTERIM_ANSWERS:
                 raise SendError("protocol_error", "The receiver sent 1xx answers without end.")
 
     def on_body(self, body: bytes) -> None:
         """Store a part of the body, without its chunk framing, up to BODY_BYTES."""
-        room = BODY_BYTES - len(self._body)
-        if room > 0:
-            self._body += body[:room]
+        if len(self._body) < request.BODY_BYTES:
+            self._body += body[: request.BODY_BYTES - len(self._body)]
 
     def on_message_complete(self) -> None:
         """An answer ends by its own length. Only here does the parser know about keep-alive."""
@@ -192,14 +158,16 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if self._state not in ("done", "last"):
-                self.fail(_parse_error(error))
+                ours = error.__context__
+                broken = SendError("protocol_error", f"The answer is not valid HTTP/1.1: {error}.")
+                self.fail(ours if isinstance(ours, SendError) else broken)
                 return
             self._state = "last"  # Surplus bytes followed the answer.
         if self._state in ("done", "last"):
             self._finish()
-        elif self._state == "head" and self.received_bytes > HEAD_BYTES:
-            self.fail(_head_too_large())
-        elif self._state == "body" and self.received_bytes > READ_BYTES:
+        elif self._state == "head" and self.received_bytes > request.HEAD_BYTES:
+            self.fail(request.head_too_large())
+        elif self._state == "body" and self.received_bytes > request.READ_BYTES:
             self._state = "last"
             self._finish()
 
@@ -217,7 +185,7 @@ class Connection(asyncio.Protocol):
 
     def _ends_with_connection(self) -> bool:
         """True if only the end of the connection tells how long the answer is."""
-        if self._state != "body" or len(self._headers) == HEADERS:
+        if self._state != "body" or len(self._headers) == request.HEADERS:
             return False  # A header that was dropped may have given the length.
         return not any(
             name.lower() == b"content-length"
@@ -229,14 +197,3 @@ class Connection(asyncio.Protocol):
 @functools.lru_cache(maxsize=256)
 def _lower(name: bytes) -> str:
     return name.decode("latin-1").lower()
-
-
-def _head_too_large() -> SendError:
-    return SendError("answer_too_large", f"The answer's headers are over {HEAD_BYTES} bytes.")
-
-
-def _parse_error(error: Exception) -> SendError:
-    """The SendError that one of our callbacks raised, else `protocol_error`."""
-    if isinstance(error.__context__, SendError):
-        return error.__context__
-    return SendError("protocol_error", f"The answer is not valid HTTP/1.1: {error}.")

@@ -8,13 +8,7 @@ from collections.abc import Mapping
 import httpx
 
 from service.delivery.target import Answer, SendError, Target
-from service.delivery.webhook.request import (
-    BODY_BYTES,
-    HEAD_BYTES,
-    HEADERS,
-    READ_BYTES,
-    encode_request,
-)
+from service.delivery.webhook import request
 
 CONNECTIONS = 256
 
@@ -41,11 +35,13 @@ class ProxiedSender:
 
         httpx does not distinguish it from an answer that is not valid.
         """
-        encode_request(target, headers, b"")  # Raises ValueError for headers that cannot be sent.
-        request = httpx.Request("POST", target.url, headers=headers, content=body)
+        request.encode_request(
+            target, headers, b""
+        )  # Raises ValueError for headers that cannot be sent.
+        post = httpx.Request("POST", target.url, headers=headers, content=body)
         try:
             async with asyncio.timeout(deadline_seconds):
-                return await self._exchange(request)
+                return await self._exchange(post)
         except TimeoutError as error:
             raise SendError("timeout", "There was no complete answer in time.") from error
         except httpx.HTTPError as error:
@@ -55,20 +51,19 @@ class ProxiedSender:
         """Close all connections."""
         await self._transport.aclose()
 
-    async def _exchange(self, request: httpx.Request) -> Answer:
-        response = await self._transport.handle_async_request(request)
+    async def _exchange(self, post: httpx.Request) -> Answer:
+        response = await self._transport.handle_async_request(post)
         async with contextlib.aclosing(response):
-            body, read = bytearray(), 0
+            body = bytearray()
             async for part in response.aiter_raw():
-                read += len(part)
-                body += part[: BODY_BYTES - len(body)]
-                if read > READ_BYTES:
+                body += part[: request.BODY_BYTES - len(body)]
+                if response.num_bytes_downloaded > request.READ_BYTES:
                     break
         raw = response.headers.raw
-        if sum(len(name) + len(value) for name, value in raw) > HEAD_BYTES:
-            message = f"The answer's headers are over {HEAD_BYTES} bytes."
-            raise SendError("answer_too_large", message)
-        headers = [(n.decode("latin-1").lower(), v.decode("latin-1")) for n, v in raw[:HEADERS]]
+        if sum(len(name) + len(value) for name, value in raw) > request.HEAD_BYTES:
+            raise request.head_too_large()
+        lines = raw[: request.HEADERS]
+        headers = [(n.decode("latin-1").lower(), v.decode("latin-1")) for n, v in lines]
         return Answer(response.status_code, tuple(headers), bytes(body))
 
 

@@ -4,7 +4,7 @@ import functools
 import re
 from collections.abc import Mapping
 
-from service.delivery.target import Target
+from service.delivery.target import SendError, Target
 
 HEAD_BYTES = 32 * 1024  # Of an answer, interim answers included.
 HEADERS = 100  # Stored; the others are dropped.
@@ -41,3 +41,8 @@ def encode_request(target: Target, headers: Mapping[str, str], body: bytes) -> b
         raise ValueError("A header's value must not contain line breaks or NUL.")
     length = b"content-length: %d\r\n\r\n" % len(body)
     return b"".join((target.head, text.encode("latin-1"), length, body))
+
+
+def head_too_large() -> SendError:
+    """The error for an answer whose head is over its limit."""
+    return SendError("answer_too_large", f"The answer's headers are over {HEAD_BYTES} bytes.")

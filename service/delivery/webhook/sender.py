@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import Mapping
+from operator import attrgetter
 
 from service.delivery.target import Answer, SendError, Target
 from service.delivery.webhook import egress
@@ -143,9 +144,10 @@ class WebhookSender:
     async def _take_slot(self) -> None:
         """Wait for one of the slots, closing the one that is idle for longest."""
         if self._slots.locked():
-            longest = min(filter(None, self._idle.values()), key=_idle_since, default=None)
+            oldest = (idle[0] for idle in self._idle.values() if idle)
+            longest = min(oldest, key=attrgetter("idle_since"), default=None)
             if longest:
-                longest.pop(0).abort()
+                self._idle[longest.origin].pop(0).abort()
         self._waiting += 1
         try:
             await self._slots.acquire()
@@ -180,7 +182,8 @@ class WebhookSender:
                 idle.pop(0).abort()
         self._idle = {origin: idle for origin, idle in self._idle.items() if idle}
         if self._idle:
-            due_at = min(map(_idle_since, self._idle.values())) + self._idle_seconds
+            idle_since = min(idle[0].idle_since for idle in self._idle.values())
+            due_at = idle_since + self._idle_seconds
             self._sweep_timer = self._loop.call_at(due_at, self._sweep)
 
     def _remove(self, connection: Connection) -> None:
@@ -193,10 +196,6 @@ class WebhookSender:
             self._idle[connection.origin].remove(connection)
         if self._closed and not self._open:
             self._closed.set()
-
-
-def _idle_since(idle: list[Connection]) -> float:
-    return idle[0].idle_since
 
 
 def _connect_error(error: OSError, target: Target) -> SendError:
