@@ -14,14 +14,12 @@ from service.telemetry import metrics
 from service.telemetry.redact import REDACTED, Redactor, redact
 from service.telemetry.writer import LineWriter
 
-# structlog imports these where they are installed, which takes a tenth of a second: hide them
-# meanwhile.
-_hidden: dict[str, Any] = {n: None for n in ("rich", "greenlet") if n not in sys.modules}
-sys.modules |= _hidden
+# structlog imports rich where it is installed, which takes a tenth of a second: hide it meanwhile.
+_rich: Any = sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
 import structlog  # noqa: E402
 
-for _name in _hidden:
-    del sys.modules[_name]
+if _rich is None:
+    del sys.modules["rich"]
 
 __all__ = ["configure", "get", "redact", "request"]
 
