@@ -90,13 +90,19 @@ async def to_submit(tx: Transaction, limit: int) -> list[Generation]:
     return await read_all(tx, Generation, "generations_to_submit", now=tx.now, limit=limit)
 
 
-async def to_poll(tx: Transaction, limit: int) -> list[Generation]:
-    """Return generations that are due for a confirmation or a poll, confirmations first."""
+async def to_poll(tx: Transaction, limit: int) -> tuple[list[Generation], int | None]:
+    """Return generations that are due for a confirmation or a poll, confirmations first.
+
+    With them comes when the next one after now is due: two snapshots could miss a row.
+    """
     due = await read_all(tx, Generation, "generations_to_confirm", now=tx.now, limit=limit)
     if len(due) < limit:
         rest = limit - len(due)
         due += await read_all(tx, Generation, "generations_to_poll", now=tx.now, limit=rest)
-    return list({generation.id: generation for generation in due}.values())
+    names = ("generation_next_poll", "confirmation_next")
+    due_times = [await read_number(tx, name, now=tx.now) for name in names]
+    next_at = min((at for at in due_times if at is not None), default=None)
+    return list({generation.id: generation for generation in due}.values()), next_at
 
 
 async def plan_confirmations(tx: Transaction, due_times: Iterable[tuple[str, int]]) -> None:
@@ -140,13 +146,6 @@ async def to_expire(tx: Transaction, limit: int) -> list[Generation]:
 async def next_submit(tx: Transaction) -> int | None:
     """Return when the next submission is due."""
     return await read_number(tx, "generation_next_submit")
-
-
-async def next_poll(tx: Transaction) -> int | None:
-    """Return when the next poll or confirmation after now is due."""
-    names = ("generation_next_poll", "confirmation_next")
-    due_times = [await read_number(tx, name, now=tx.now) for name in names]
-    return min((at for at in due_times if at is not None), default=None)
 
 
 async def next_deadline(tx: Transaction) -> int | None:

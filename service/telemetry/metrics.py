@@ -4,6 +4,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import accumulate
+from types import SimpleNamespace
 from typing import Any, Literal
 
 _ALL: "list[Numbers | Histogram]" = []
@@ -86,22 +87,14 @@ oldest_by_subscriber = _gauge(
 )
 
 
-class _Collector:
-    def collect(self) -> Iterable[Any]:
-        from prometheus_client import core  # noqa: PLC0415  cold start
-
-        for metric in _ALL:
-            new_family = getattr(core, f"{metric.kind}MetricFamily")
-            family = new_family(metric.name, metric.description, labels=metric.labels)
-            for row in metric.rows():
-                family.add_metric(*row)
-            yield family
-
-
 def render() -> bytes:
     """Every metric in Prometheus' text format."""
-    from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415  cold start
+    from prometheus_client import core, generate_latest  # noqa: PLC0415  cold start
 
-    registry = CollectorRegistry()
-    registry.register(_Collector())
-    return generate_latest(registry)
+    families = []
+    for metric in _ALL:
+        new_family = getattr(core, f"{metric.kind}MetricFamily")
+        families.append(new_family(metric.name, metric.description, labels=metric.labels))
+        for row in metric.rows():
+            families[-1].add_metric(*row)
+    return generate_latest(SimpleNamespace(collect=lambda: families))

@@ -45,12 +45,19 @@ class Document(msgspec.Struct, frozen=True):
 
     raw: the decoded JSON. root: the outermost object; a list counts as its `data`.
     task: the object that describes the task, often the root itself. clips: the parts of a song.
+    word: the status word as written, at most 100 characters. task_id: upstream's id for the task,
+    if it is safe in a path. has_task_id: whether there is any; `id` does not count, as it may be a
+    request's. code: the numeric error code, which may come with HTTP 200.
     """
 
     raw: JsonObject | list[Any]
     root: JsonObject
     task: JsonObject
     clips: tuple[JsonObject, ...]
+    word: str | None
+    task_id: str | None
+    has_task_id: bool
+    code: int | None
 
 
 def parse(body: bytes) -> Document | None:
@@ -67,7 +74,18 @@ def parse(body: bytes) -> Document | None:
     first = data[0] if isinstance(data, list) and data else None
     if isinstance(first, dict) and _first_text(_values((first,), _ID_KEYS)):
         task = first
-    return Document(raw, root, task, _clips(task))
+    places = (task, root)
+    id_ = _first_text(_values(places, (*_ID_KEYS, "id")))
+    return Document(
+        raw=raw,
+        root=root,
+        task=task,
+        clips=_clips(task),
+        word=_status_word(task, root),
+        task_id=id_ if id_ and _TASK_ID.fullmatch(id_) else None,
+        has_task_id=_first_text(_values(places, _ID_KEYS)) is not None,
+        code=_error_code(root),
+    )
 
 
 def decode(body: bytes) -> JsonObject | list[Any] | None:
@@ -106,12 +124,11 @@ def clip_words(clips: Iterable[JsonObject]) -> list[str | None]:
     return [_text(clip.get("status")) for clip in clips]
 
 
-def read_status_word(document: Document) -> str | None:
-    """Return the status word as written, at most 100 characters; None if there is none."""
-    word = _first_text(_values((document.task, document.root), _WORD_KEYS))
+def _status_word(task: JsonObject, root: JsonObject) -> str | None:
+    word = _first_text(_values((task, root), _WORD_KEYS))
     # Suno's feed has its status under `type`; elsewhere `type` repeats a parameter of the request.
-    if word is None and "response_data" in document.task:
-        word = _text(document.task.get("type"))
+    if word is None and "response_data" in task:
+        word = _text(task.get("type"))
     return word[:MAX_WORD_CHARS] if word else None
 
 
@@ -120,21 +137,9 @@ def state_of(word: str | None) -> State | None:
     return STATE_OF_WORD.get(re.sub(r"[\s-]+", "_", word.strip().lower())) if word else None
 
 
-def read_task_id(document: Document) -> str | None:
-    """Return upstream's id for the task; None unless it is safe in a path: 1 to 160 characters."""
-    text = _first_text(_values((document.task, document.root), (*_ID_KEYS, "id")))
-    return text if text and _TASK_ID.fullmatch(text) else None
-
-
-def has_task_id(document: Document) -> bool:
-    """Whether the body has a task id; `id` does not count, as it may be a request's."""
-    return _first_text(_values((document.task, document.root), _ID_KEYS)) is not None
-
-
-def read_error_code(document: Document) -> int | None:
-    """Return the body's numeric error code, which may come with HTTP 200; None if it has none."""
-    error = document.root.get("error")
-    values = (document.root.get("code"), error.get("code") if isinstance(error, dict) else None)
+def _error_code(root: JsonObject) -> int | None:
+    error = root.get("error")
+    values = (root.get("code"), error.get("code") if isinstance(error, dict) else None)
     code = next((number for number in map(_number, values) if number is not None), None)
     return None if code in _NO_ERROR_CODES else code
 

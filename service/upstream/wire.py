@@ -1,6 +1,6 @@
 """Reads what upstream sends: answers to create requests and polls, and callbacks.
 
-No bytes make these functions raise. They redact nothing: `telemetry.redact` does that.
+No bytes make these functions raise. Names of headers are in lower case. Nothing is redacted here.
 """
 
 import base64
@@ -60,14 +60,14 @@ Answer = Report | NoReport
 
 def read_create(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
     """Read the answer to a create request: a report has a task id, or already the outcome."""
-    content_type = _header(headers, "content-type").lower()
+    content_type = headers.get("content-type", "").lower()
     if _is_2xx(status) and content_type.startswith("audio/"):
         return _read_audio(status, content_type, body)
     document = documents.parse(body)
     if document is None or not _is_2xx(status):
         return _no_task(status, headers, document)
-    code, report = documents.read_error_code(document), _read_report(document)
-    if report.word is None and documents.has_task_id(document):
+    code, report = document.code, _read_report(document)
+    if report.word is None and document.has_task_id:
         # The task is new: a URL beside its id is a URL of the task or an input, not a result.
         report = replace(report, state="processing", files=())
     has_error = code is not None or (report.word is None and document.root.get("error"))
@@ -105,7 +105,7 @@ def _no_json(status: int) -> str:
 def _outcome(status: int, document: documents.Document | None) -> Outcome:
     if status in {425, 429, 503}:
         # If the body names a task, sending the request again may bill twice.
-        return "lost" if document and documents.has_task_id(document) else "put_off"
+        return "lost" if document and document.has_task_id else "put_off"
     # 408 and 499 report a broken connection: the request may have been read before it broke.
     return "refused" if 400 <= status <= 499 and status not in {408, 499} else "lost"
 
@@ -115,7 +115,7 @@ def read_poll(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
     document = documents.parse(body) if _is_2xx(status) else None
     if document is None:
         return _no_report(status, headers, _no_json(status))
-    code, report = documents.read_error_code(document), _read_report(document)
+    code, report = document.code, _read_report(document)
     if code in _TASK_FAILED_CODES:
         report = _as_failed_by_code(report, document)
     says_nothing = not (report.word or report.task_id) and report.state == "processing"
@@ -138,8 +138,8 @@ def read_callback(body: bytes) -> Report | None:
     document = documents.parse(body)
     if document is None:
         return None
-    code, report = documents.read_error_code(document), _read_report(document)
-    return _as_failed_by_code(report, document) if code is not None and code >= 400 else report
+    report, has_failed = _read_report(document), (document.code or 0) >= 400
+    return _as_failed_by_code(report, document) if has_failed else report
 
 
 def _as_failed_by_code(report: Report, document: documents.Document) -> Report:
@@ -150,7 +150,7 @@ def _as_failed_by_code(report: Report, document: documents.Document) -> Report:
 
 
 def _read_report(document: documents.Document) -> Report:
-    word, task_id = documents.read_status_word(document), documents.read_task_id(document)
+    word, task_id = document.word, document.task_id
     state = documents.state_of(word)
     recognised = state is not None or word is None
     report = Report("processing", task_id, word=word, recognised=recognised, raw=document.raw)
@@ -199,9 +199,5 @@ def _is_2xx(status: int) -> bool:
     return 200 <= status <= 299
 
 
-def _header(headers: Mapping[str, str], name: str) -> str:
-    return next((value for key, value in headers.items() if key.lower() == name), "")
-
-
 def _retry_after(headers: Mapping[str, str]) -> str | None:
-    return _header(headers, "retry-after")[:100] or None
+    return headers.get("retry-after", "")[:100] or None

@@ -8,9 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.generations.budget import Budget
+from service.generations.poll import Budget
 from service.store import generations
-from service.store.sqlite.group import Transaction
 from tests.faults import DelayedAnswer, status_of, timeline_of
 from tests.harness import Harness, opened, success_report
 from tests.logs import Console
@@ -408,17 +407,17 @@ async def test_a_refresh_without_a_task_id_makes_no_poll(tmp_path: Path) -> None
 async def test_a_poll_that_becomes_due_during_the_read_is_not_missed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    to_poll = generations.to_poll
+    read_all = generations.read_all
 
-    async def slow_to_poll(tx: Transaction, limit: int) -> Any:
-        due = await to_poll(tx, limit)
+    async def slow_read_all(*names: Any, **values: Any) -> Any:
+        due = await read_all(*names, **values)
         world.clock.advance(5)  # Time passes during the read.
         return due
 
     async with opened(tmp_path) as world:
         await world.generate(POLLED)
         due_at = world.clock.now + 2_400
-        monkeypatch.setattr(generations, "to_poll", slow_to_poll)
+        monkeypatch.setattr(generations, "read_all", slow_read_all)
         _, next_at = await world.app.worker.poller.run_due(world.clock.now)
         assert next_at == due_at
 
