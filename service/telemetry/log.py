@@ -100,12 +100,8 @@ def _add_timestamp(_logger: Any, _method: str, event: Event) -> Event:
 
 def _hide_fields(_logger: Any, _method: str, event: Event) -> Event:
     """Replace what has a secret's name; show an object by its `repr`, which hides its fields."""
-    if _SECRET_FIELDS.isdisjoint(event):
-        for value in event.values():
-            if type(value) not in _PLAIN:
-                break
-        else:
-            return event
+    if _SECRET_FIELDS.isdisjoint(event) and _PLAIN.issuperset(map(type, event.values())):
+        return event
     shown: Event = _shown(event)
     return shown
 

@@ -13,6 +13,7 @@ from service.upstream import wire
 if TYPE_CHECKING:
     import httpx
 
+Transport = Callable[[], Any]  # Makes a transport of httpx, whose import waits for its first use.
 CONNECT_SECONDS = 10.0
 _ENCODINGS = ("identity", "gzip", "x-gzip", "deflate")
 
@@ -28,11 +29,7 @@ class Client:
     whether the request was accepted.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        transport: "Callable[[], httpx.AsyncBaseTransport] | None" = None,
-    ) -> None:
+    def __init__(self, settings: Settings, transport: Transport | None = None) -> None:
         self._settings = settings
         self._transport = transport
         self._clients: dict[bool, httpx.AsyncClient] = {}

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from service.upstream import documents, results
 
 MAX_AUDIO_BYTES = 8 * 1024 * 1024
+_SUCCESS = range(200, 300)
 
 # Codes that a provider sends in place of a status word for a task that failed (docs.kie.ai).
 _TASK_FAILED_CODES = frozenset({451, 501, 531})
@@ -61,10 +62,10 @@ Answer = Report | NoReport
 def read_create(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
     """Read the answer to a create request: a report has a task id, or already the outcome."""
     content_type = headers.get("content-type", "").lower()
-    if _is_2xx(status) and content_type.startswith("audio/"):
+    if status in _SUCCESS and content_type.startswith("audio/"):
         return _read_audio(status, content_type, body)
     document = documents.parse(body)
-    if document is None or not _is_2xx(status):
+    if document is None or status not in _SUCCESS:
         return _no_task(status, headers, document)
     code, report = document.code, _read_report(document)
     if report.word is None and document.has_task_id:
@@ -90,29 +91,26 @@ def _no_task(
     status: int, headers: Mapping[str, str], document: documents.Document | None
 ) -> NoReport:
     default_code = str(status)
-    if _is_2xx(status):
+    if status in _SUCCESS:
         default_code = "no_task" if document else "unreadable"
     code, message = documents.read_error(document) if document else (None, _no_json(status))
     message = message or "the answer holds neither a task nor a result"
-    outcome = _outcome(status, document)
+    if status in {425, 429, 503}:
+        # If the body names a task, sending the request again may bill twice.
+        outcome: Outcome = "lost" if document and document.has_task_id else "put_off"
+    else:
+        # 408 and 499 report a broken connection: the request may have been read before it broke.
+        outcome = "refused" if 400 <= status <= 499 and status not in {408, 499} else "lost"
     return NoReport(outcome, status, message, _retry_after(headers), code or default_code)
 
 
 def _no_json(status: int) -> str:
-    return "the answer is not a JSON object" if _is_2xx(status) else f"HTTP {status}"
-
-
-def _outcome(status: int, document: documents.Document | None) -> Outcome:
-    if status in {425, 429, 503}:
-        # If the body names a task, sending the request again may bill twice.
-        return "lost" if document and document.has_task_id else "put_off"
-    # 408 and 499 report a broken connection: the request may have been read before it broke.
-    return "refused" if 400 <= status <= 499 and status not in {408, 499} else "lost"
+    return "the answer is not a JSON object" if status in _SUCCESS else f"HTTP {status}"
 
 
 def read_poll(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
     """Read the answer to a poll."""
-    document = documents.parse(body) if _is_2xx(status) else None
+    document = documents.parse(body) if status in _SUCCESS else None
     if document is None:
         return _no_report(status, headers, _no_json(status))
     code, report = document.code, _read_report(document)
@@ -193,10 +191,6 @@ def _read_clips(report: Report, document: documents.Document) -> Report:
         return _as_failed(report, document)
     files = results.find_in_clips(succeeded)
     return replace(report, state="succeeded", files=files) if files else report
-
-
-def _is_2xx(status: int) -> bool:
-    return 200 <= status <= 299
 
 
 def _retry_after(headers: Mapping[str, str]) -> str | None:
