@@ -25,16 +25,11 @@ def _ignore(_news: object) -> None:
 
 
 class Inbox(Struct, frozen=True):
-    """Receives committed deliveries in memory, which saves reading their rows.
+    """Receives committed deliveries in memory, which saves reading their rows."""
 
-    offer: takes deliveries that were just committed and are due now.
-    refill: reads the due deliveries of a subscriber from the database: there are new ones.
-    reload: reads a changed subscriber again; None: any subscriber may have changed.
-    """
-
-    offer: Callable[[Sequence[DueDelivery]], None] = _ignore
-    refill: Callable[[str], None] = _ignore
-    reload: Callable[[str | None], None] = _ignore
+    offer: Callable[[Sequence[DueDelivery]], None] = _ignore  # Deliveries that are due now.
+    refill: Callable[[str], None] = _ignore  # A subscriber with new deliveries in the database.
+    reload: Callable[[str | None], None] = _ignore  # A changed subscriber; None: maybe any.
 
 
 class Signals(Struct, frozen=True):

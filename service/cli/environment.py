@@ -7,13 +7,7 @@ from pathlib import Path
 import msgspec
 
 from service.model.errors import CommandError, SettingsError
-from service.settings import (
-    ENVIRONMENT,
-    VARIABLES,
-    Settings,
-    read_settings,
-    unknown_variables,
-)
+from service.settings import ENVIRONMENT, VARIABLES, Settings, read_settings, unknown_variables
 
 DATABASE_URL = "sqlite:///genhook-dev.db"
 UPSTREAM_KEY = "aio_dev"
@@ -70,21 +64,12 @@ def with_defaults() -> dict[str, str]:
     }
     has_keys = {"GENHOOK_SECRET_KEYS", "GENHOOK_ADMIN_KEY"} <= own.keys()
     if url.startswith("sqlite:///") and not has_keys:
-        defaults |= throwaway_keys(keys_path(url.removeprefix("sqlite:///")))
+        defaults |= throwaway_keys(Path(url.removeprefix("sqlite:///") + "-keys"))
     return defaults | own
 
 
-def keys_path(database_path: str) -> Path:
-    """The file with the throwaway keys of a development database."""
-    return Path(f"{database_path}-keys")
-
-
 def throwaway_keys(path: Path) -> Mapping[str, str]:
-    """The throwaway keys as variables; the first run creates the file, for its owner alone.
-
-    The database is encrypted under them, so the next run needs the same. CommandError if the
-    file cannot be used.
-    """
+    """The keys of a development database, created by its first run; CommandError if it cannot."""
     import secrets
 
     try:
@@ -116,6 +101,6 @@ def banner(settings: Settings, url: str, sandbox_url: str | None) -> str:
     return _BANNER.format(
         url=url,
         sandbox=f"  sandbox  {sandbox_url}\n" if sandbox_url else "",
-        keys="from the environment" if has_key else keys_path(settings.database_path),
+        keys="from the environment" if has_key else f"{settings.database_path}-keys",
         export="" if has_key else f"  export GENHOOK_ADMIN_KEY={settings.admin_key}\n",
     )

@@ -1,7 +1,4 @@
-"""`genhook serve`, `work` and `sandbox`: their options, settings, logs and sockets.
-
-What they run is imported once it is needed, so that help and wrong settings come at once.
-"""
+"""`genhook serve`, `work` and `sandbox`; what they run is imported once it is needed."""
 
 import argparse
 import contextlib
@@ -15,14 +12,11 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     define(parser, serve, "genhook serve --dev --sandbox")
     parser.add_argument("--host", help="address to listen on (GENHOOK_HOST, 127.0.0.1)")
     parser.add_argument("--port", type=port, help="port to listen on (PORT, 8000); 0: any free one")
-    parser.add_argument(
-        "--dev",
-        action="store_true",
-        help="create throwaway keys; allow http and targets on this machine",
-    )
-    parser.add_argument(
-        "--sandbox", action="store_true", help="with --dev: run a sandbox as upstream"
-    )
+    for name, summary in (
+        ("--dev", "create throwaway keys; allow http and targets on this machine"),
+        ("--sandbox", "with --dev: run a sandbox as upstream"),
+    ):
+        parser.add_argument(name, action="store_true", help=summary)
 
 
 def add_work(parser: argparse.ArgumentParser) -> None:

@@ -21,10 +21,7 @@ _log = log.get()
 
 
 class Update(msgspec.Struct, frozen=True, kw_only=True):
-    """What upstream reports about a generation, or that its deadline has passed.
-
-    It is built before the transaction, and its callback URLs and secrets are redacted.
-    """
+    """What upstream reports, without secrets, about a generation, or that its deadline passed."""
 
     status: Literal["processing", "succeeded", "failed", "timed_out"]
     task_id: str | None = None
@@ -53,15 +50,12 @@ def _file(file: results.File) -> dict[str, str]:
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """Upstream's answer to a submission or a poll, with the update and the exchange to store.
-
-    task_id: the task that the poll was about; None for a submission.
-    """
+    """Upstream's answer to a submission or a poll, with the update and the exchange to store."""
 
     answer: wire.Answer
     update: Update | None
     exchange: generations.Exchange
-    task_id: str | None
+    task_id: str | None  # The task that the poll was about; None for a submission.
 
 
 async def ask(
@@ -107,13 +101,10 @@ def announce_exchange(
 
 
 class Batch:
-    """Generations that are read together, changed in memory and written together.
-
-    generations: by id, with the changes so far. now: the time of the transaction.
-    """
+    """Generations that are read together, changed in memory and written together."""
 
     def __init__(self, tx: Transaction, context: Context, before: Mapping[str, Generation]) -> None:
-        self.generations = dict(before)
+        self.generations = dict(before)  # By id, with the changes so far.
         self.now = tx.now
         self._tx = tx
         self._context = context
@@ -177,10 +168,10 @@ async def store_hints(tx: Transaction, arrivals: Sequence[callbacks.Arrival]) ->
 
 
 class Proof(msgspec.Struct, frozen=True):
-    """A callback whose body is proof. `report` is None if the body is not readable."""
+    """A callback whose body is proof."""
 
     arrival: callbacks.Arrival
-    report: wire.Report | None
+    report: wire.Report | None  # None if the body is not readable.
     update: Update | None
 
 

@@ -32,10 +32,7 @@ TIMED_OUT = Update(
 
 
 class Budget:
-    """A token bucket with a token for each poll, and the pause that a 429 asks for.
-
-    Times are milliseconds since the epoch.
-    """
+    """A token bucket with a token for each poll, and the pause that a 429 asks for."""
 
     def __init__(self, rate_per_second: float) -> None:
         self.rate = rate_per_second
@@ -182,10 +179,7 @@ async def expire(tx: Transaction, context: Context) -> None:
 
 
 async def _callback_task_id(tx: Transaction, generation: Generation) -> str | None:
-    """Return the task id that callbacks name, for a generation whose create answer was lost.
-
-    It is a hint for the next poll. Ids of other generations' tasks do not count.
-    """
+    """Return the task id that callbacks name; ids of other generations' tasks do not count."""
     for body in await callbacks.latest_bodies(tx, generation.tenant, generation.id):
         report = wire.read_callback(body)
         task_id = report.task_id if report else None

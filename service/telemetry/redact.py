@@ -41,10 +41,7 @@ class Redactor:
         self._harmless_length = min([CALLBACK_CHARACTERS_MIN, *map(len, forms)])
 
     def text(self, text: str) -> str:
-        """Any text without the secrets, API keys, signing secrets and callback tokens.
-
-        Only the token of a callback URL is cut.
-        """
+        """Any text without the secrets, API keys, signing secrets and tokens of callback URLs."""
         text = self._without_secrets(text)
         lowered = text.lower()
         for hint in _HINTS:

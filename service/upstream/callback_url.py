@@ -25,15 +25,11 @@ _LAST_CHARACTERS = frozenset("AEIMQUYcgkosw048")
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """The content of a valid token.
-
-    nonce: must equal the generation's stored nonce, or the token has been revoked.
-    expires_at: milliseconds since the epoch, a whole second.
-    """
+    """The content of a valid token."""
 
     generation_id: str
-    nonce: str
-    expires_at: int
+    nonce: str  # Must equal the generation's stored nonce, or the token has been revoked.
+    expires_at: int  # Milliseconds since the epoch, a whole second.
 
 
 def new_nonce(random_bytes: Callable[[int], bytes]) -> str:
@@ -45,7 +41,6 @@ class CallbackTokens:
     """Mints and reads the callback tokens of one upstream, with a cache of verified tokens.
 
     The cache holds one token for each generation, so that the holder of one token cannot fill it.
-    `forget` removes an entry, as does a read after its expiry. A full cache removes its oldest one.
     """
 
     cache_size = 10_000
@@ -92,10 +87,8 @@ class CallbackTokens:
         return claim
 
     def forget(self, generation_id: str) -> None:
-        """Remove the generation's token from the cache, for example when its nonce is revoked."""
-        token = self._token_of.pop(generation_id, None)
-        if token is not None:
-            del self._claims[token]
+        """Remove the generation's token from the cache."""
+        self._claims.pop(self._token_of.pop(generation_id, ""), None)
 
     def _verify(self, token: str) -> Claim | Refusal:
         match = _TOKEN.fullmatch(token) if len(token) <= TOKEN_LENGTH_MAX else None

@@ -25,8 +25,7 @@ class TooLargeError(Exception):
 class Client:
     """Upstream's HTTP API, called with our own key.
 
-    A create request never reuses a connection. If upstream closed it just then, we could not know
-    whether the request was accepted.
+    A create request never reuses a connection: if upstream closed it just then, it may be lost.
     """
 
     def __init__(self, settings: Settings, transport: Transport | None = None) -> None:

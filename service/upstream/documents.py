@@ -1,8 +1,7 @@
 """Reads the task id, status words and error from a JSON body of upstream.
 
-The versions of API in One and the providers that it resells use different names for the same
-values, and the body of the task route is not documented. So every known name is looked up in every
-object that may have it, and a body without any of them is not an error.
+Its versions and the providers that it resells use different names for the same values. So every
+known name is looked up in every object that may have it; a body without any of them is no error.
 """
 
 import re
@@ -41,23 +40,16 @@ _TASK_ID = re.compile(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,159}")
 
 
 class Document(msgspec.Struct, frozen=True):
-    """A decoded body, with the object that describes the task.
-
-    raw: the decoded JSON. root: the outermost object; a list counts as its `data`.
-    task: the object that describes the task, often the root itself. clips: the parts of a song.
-    word: the status word as written, at most 100 characters. task_id: upstream's id for the task,
-    if it is safe in a path. has_task_id: whether there is any; `id` does not count, as it may be a
-    request's. code: the numeric error code, which may come with HTTP 200.
-    """
+    """A decoded body, with the object that describes the task."""
 
     raw: JsonObject | list[Any]
-    root: JsonObject
-    task: JsonObject
-    clips: tuple[JsonObject, ...]
-    word: str | None
-    task_id: str | None
-    has_task_id: bool
-    code: int | None
+    root: JsonObject  # The outermost object; a list counts as its `data`.
+    task: JsonObject  # Often the root itself.
+    clips: tuple[JsonObject, ...]  # The parts of a song.
+    word: str | None  # The status word as written, at most 100 characters.
+    task_id: str | None  # Upstream's id for the task, if it is safe in a path.
+    has_task_id: bool  # Whether there is any; `id` does not count, as it may be a request's.
+    code: int | None  # The numeric error code, which may come with HTTP 200.
 
 
 def parse(body: bytes) -> Document | None:
@@ -90,10 +82,8 @@ def parse(body: bytes) -> Document | None:
 
 def decode(body: bytes) -> JsonObject | list[Any] | None:
     """Return the JSON object or array; None for any other body, or one too large or deep."""
-    if len(body) > MAX_BODY_BYTES:
-        return None
     try:
-        value = msgspec.json.decode(body)
+        value = msgspec.json.decode(body) if len(body) <= MAX_BODY_BYTES else None
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict | list) and not _is_too_deep(value) else None

@@ -22,20 +22,16 @@ Outcome = Literal["refused", "put_off", "lost", "absent", "throttled", "unwell"]
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What one body says about a task.
-
-    word: the status word as written. recognised: false if that word is unknown; the state is then
-    "processing". raw: the decoded JSON, not redacted.
-    """
+    """What one body says about a task."""
 
     state: documents.State
     task_id: str | None = None
     files: tuple[results.File, ...] = ()
     error_code: str | None = None
     error_message: str | None = None
-    word: str | None = None
-    recognised: bool = True
-    raw: Any = None
+    word: str | None = None  # The status word as written.
+    recognised: bool = True  # False if that word is unknown; the state is then "processing".
+    raw: Any = None  # The decoded JSON, not redacted.
 
 
 class NoReport(msgspec.Struct, frozen=True):
@@ -45,15 +41,13 @@ class NoReport(msgspec.Struct, frozen=True):
     not accepted for now, so it may be sent again. "lost": it may have been accepted and billed.
     outcome of a poll: "absent": upstream does not know the task, or not yet. "throttled": it
     received too many requests. "unwell": anything else.
-    status: the HTTP status, or the error code of a body with HTTP 200, where the outcome does not
-    say it. retry_after: the header as written. code: upstream's word for why it refused.
     """
 
     outcome: Outcome
-    status: int | None = None
+    status: int | None = None  # Or the error code of a body with HTTP 200.
     message: str | None = None
-    retry_after: str | None = None
-    code: str | None = None
+    retry_after: str | None = None  # The header as written.
+    code: str | None = None  # Upstream's word for why it refused.
 
 
 Answer = Report | NoReport
