@@ -4,13 +4,10 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
-
 from service.model.errors import CommandError, SettingsError
 from service.settings import ENVIRONMENT, VARIABLES, Settings, read_settings, unknown_variables
 
 DATABASE_URL = "sqlite:///genhook-dev.db"
-UPSTREAM_KEY = "aio_dev"
 
 _BANNER = """\
 genhook --dev: plain http and targets on this machine are allowed. Not for production.
@@ -83,16 +80,6 @@ def throwaway_keys(path: Path) -> Mapping[str, str]:
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"cannot keep throwaway keys in {path}: {error}.") from error
     return dict(line.split("=", 1) for line in lines if "=" in line)
-
-
-def with_sandbox(settings: Settings, url: str, sandbox_url: str) -> Settings:
-    """The settings with the sandbox as upstream, which calls back to `url`."""
-    return msgspec.structs.replace(
-        settings,
-        upstream_url=f"{sandbox_url}/api/v1",
-        upstream_api_key=UPSTREAM_KEY,
-        public_url=settings.public_url or url,
-    )
 
 
 def banner(settings: Settings, url: str, sandbox_url: str | None) -> str:

@@ -54,6 +54,8 @@ def serve(options: argparse.Namespace, echo: Echo) -> int:
 
     settings = environment.settings_of(options)
     environment.configure_log(settings)
+    import msgspec
+
     from service.app import App
     from service.cli import server
 
@@ -63,7 +65,12 @@ def serve(options: argparse.Namespace, echo: Echo) -> int:
         if options.sandbox:
             sandbox_sock = stack.enter_context(server.bind("127.0.0.1", 0))
             sandbox_url = server.url_of(sandbox_sock)
-            settings = environment.with_sandbox(settings, url, sandbox_url)
+            settings = msgspec.structs.replace(
+                settings,
+                upstream_url=f"{sandbox_url}/api/v1",
+                upstream_api_key="aio_dev",
+                public_url=settings.public_url or url,  # Where the sandbox calls back.
+            )
         if options.dev:
             echo(environment.banner(settings, url, sandbox_url))
         return server.run(server.serve(App(settings), sock, sandbox_sock))

@@ -105,7 +105,6 @@ class Poller:
             await asyncio.wait(self.in_flight.values())
 
     async def _poll(self, generation: Generation) -> None:
-        """Ask upstream about one generation and record the answer."""
         context = self.context
         try:
             task_id = generation.task_id

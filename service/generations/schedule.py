@@ -74,7 +74,6 @@ def next_submission(attempts: int, now: int, retry_after_ms: int | None, jitter:
 
 
 def _grown(count: int, first_ms: int, max_ms: int, *, growth: float = 2) -> int:
-    """Return a delay that grows with each count after the first."""
     steps = min(max(count - 1, 0), 16)  # Every maximum is reached in fewer steps.
     return min(round(first_ms * growth**steps), max_ms)
 

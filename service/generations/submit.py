@@ -139,7 +139,6 @@ async def _record(tx: Transaction, context: Context, reply: Reply) -> Generation
 def _change_submission(
     context: Context, batch: Batch, id_: str, answer: wire.Answer, *, was_open: bool
 ) -> Generation:
-    """Change the submission of a generation by upstream's answer."""
     generation, now = batch.generations[id_], batch.now
     if isinstance(answer, wire.Report):
         next_poll_at = generation.next_poll_at

@@ -11,7 +11,7 @@ import msgspec
 
 from service.model import clock
 from service.telemetry import metrics
-from service.telemetry.redact import REDACTED, Redactor, redact
+from service.telemetry.redact import REDACTED, Redactor
 from service.telemetry.writer import LineWriter
 
 # structlog imports rich where it is installed, which takes a tenth of a second: hide it meanwhile.
@@ -20,8 +20,6 @@ import structlog  # noqa: E402
 
 if _rich is None:
     del sys.modules["rich"]
-
-__all__ = ["configure", "get", "redact", "request"]
 
 DRAIN_SECONDS = 1.0
 _SECRET_FIELDS = frozenset({"authorization", "secret", "token", "key", "nonce", "callback_url"})

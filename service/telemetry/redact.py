@@ -37,6 +37,7 @@ class Redactor:
     def __init__(self, secrets: Iterable[str] = (), public_url: str | None = None) -> None:
         forms = {form for secret in secrets if secret for form in _forms(secret)}
         self._forms = tuple(sorted(forms, key=lambda form: (-len(form), form)))
+        self._any_form = re.compile("|".join(map(re.escape, self._forms)))
         self._base_url = public_url or ""
         self._harmless_length = min([CALLBACK_CHARACTERS_MIN, *map(len, forms)])
 
@@ -72,10 +73,6 @@ class Redactor:
             return text
         text = self._without_secrets(text)
         return self._callback_url.sub(REDACTED, text) if "callbacks" in text else text
-
-    @cached_property
-    def _any_form(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, self._forms)))
 
     @cached_property
     def _callback_url(self) -> re.Pattern[str]:

@@ -83,7 +83,11 @@ class CallbackTokens:
             self.forget(claim.generation_id)
             return "expired"
         if cached is None:
-            self._remember(token, claim)
+            self.forget(claim.generation_id)
+            if len(self._token_of) >= self.cache_size:
+                self.forget(next(iter(self._token_of)))  # In insertion order: the oldest entry.
+            self._claims[token] = claim
+            self._token_of[claim.generation_id] = token
         return claim
 
     def forget(self, generation_id: str) -> None:
@@ -98,13 +102,6 @@ class CallbackTokens:
             return "forged"
         generation_id, nonce, seconds = match.groups()
         return Claim(generation_id, nonce, int(seconds) * clock.SECOND)
-
-    def _remember(self, token: str, claim: Claim) -> None:
-        self.forget(claim.generation_id)
-        if len(self._token_of) >= self.cache_size:
-            self.forget(next(iter(self._token_of)))  # In insertion order: the oldest entry.
-        self._claims[token] = claim
-        self._token_of[claim.generation_id] = token
 
 
 def callback_url(

@@ -174,7 +174,6 @@ def _explain(model: Model, error: Any) -> Iterator[tuple[str, str]]:
 
 
 def _message(name: str, kind: dict[str, Any], rule: dict[str, Any]) -> str:
-    """Return why a value breaks the rule that has the keyword `name`."""
     match name:
         case "enum":
             options = [msgspec.json.encode(option).decode() for option in kind["options"]]

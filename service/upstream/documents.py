@@ -68,6 +68,9 @@ def parse(body: bytes) -> Document | None:
         task = first
     places = (task, root)
     id_ = _first_text(_values(places, (*_ID_KEYS, "id")))
+    error = root.get("error")
+    codes = (root.get("code"), error.get("code") if isinstance(error, dict) else None)
+    code = next((number for number in map(_number, codes) if number is not None), None)
     return Document(
         raw=raw,
         root=root,
@@ -76,7 +79,7 @@ def parse(body: bytes) -> Document | None:
         word=_status_word(task, root),
         task_id=id_ if id_ and _TASK_ID.fullmatch(id_) else None,
         has_task_id=_first_text(_values(places, _ID_KEYS)) is not None,
-        code=_error_code(root),
+        code=None if code in _NO_ERROR_CODES else code,
     )
 
 
@@ -125,13 +128,6 @@ def _status_word(task: JsonObject, root: JsonObject) -> str | None:
 def state_of(word: str | None) -> State | None:
     """Return the state that a status word means, in any case; None for an unknown word."""
     return STATE_OF_WORD.get(re.sub(r"[\s-]+", "_", word.strip().lower())) if word else None
-
-
-def _error_code(root: JsonObject) -> int | None:
-    error = root.get("error")
-    values = (root.get("code"), error.get("code") if isinstance(error, dict) else None)
-    code = next((number for number in map(_number, values) if number is not None), None)
-    return None if code in _NO_ERROR_CODES else code
 
 
 def read_error(document: Document) -> tuple[str | None, str | None]:
