@@ -64,7 +64,6 @@ async def ask(
     """Wait for upstream's answer to a poll about `task_id`; None: to a submission."""
     asked_at, timer_start = context.clock(), time.monotonic()
     answer = await request
-    duration_ms = round((time.monotonic() - timer_start) * 1_000)
     outcome: str
     if isinstance(answer, wire.NoReport):
         outcome, detail = answer.outcome, answer.message or answer.retry_after
@@ -77,7 +76,7 @@ async def ask(
         generation_id=generation_id,
         kind="submission" if task_id is None else "poll",
         at=asked_at,
-        duration_ms=duration_ms,
+        duration_ms=round((time.monotonic() - timer_start) * 1_000),
         status_code=answer.status if isinstance(answer, wire.NoReport) else None,
         outcome=outcome,
         detail=context.redactor.json(detail),
@@ -158,7 +157,7 @@ class Batch:
 
 
 async def store_hints(tx: Transaction, arrivals: Sequence[callbacks.Arrival]) -> list[str | None]:
-    """Store callbacks that are hints, and plan their confirmations; return the verdict of each.
+    """Store callbacks that are hints, and plan their confirmations; return their verdicts.
 
     None: the generation was deleted or the token revoked, and nothing was stored.
     """
@@ -239,12 +238,7 @@ def _status_changes(context: Context, old: Generation, update: Update, now: int)
 
 def _announce_end(context: Context, generation: Generation) -> None:
     metrics.generations.add(1, generation.status)
-    _log.info(
-        "generation.ended",
-        generation_id=generation.id,
-        status=generation.status,
-        model=generation.model,
-    )
-    waiter = context.waiters.pop(generation.id, None)
-    if waiter is not None:
+    id_, status = generation.id, generation.status
+    _log.info("generation.ended", generation_id=id_, status=status, model=generation.model)
+    if waiter := context.waiters.pop(id_, None):
         waiter.set()

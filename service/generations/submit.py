@@ -38,11 +38,7 @@ class NewGeneration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 async def store_new(
     tx: Transaction, context: Context, tenant: str, generation_id: str, new: NewGeneration
 ) -> Generation:
-    """Store a generation that this process will submit at once.
-
-    It is stored as `sending`: if the process dies during the request, upstream may have the task,
-    so the submission is never repeated.
-    """
+    """Store a generation that this process will submit at once, as `sending`."""
     model = context.catalogue.get(new.model)
     expects_callback = model and model.callbacks and context.settings.public_url is not None
     subscriber = new.notify_url and await subscriber_for(tx, context, tenant, new.notify_url)

@@ -29,10 +29,7 @@ _HIDDEN = frozenset(_HIDDEN_KEYS.split())
 
 
 class Redactor:
-    """Cuts these secrets, and everything that looks like a key or callback token of genhook.
-
-    A secret is also cut where it is percent-encoded, or escaped as in a JSON string.
-    """
+    """Cuts these secrets, also encoded ones, and what looks like a key or token of genhook."""
 
     def __init__(self, secrets: Iterable[str] = (), public_url: str | None = None) -> None:
         forms = {form for secret in secrets if secret for form in _forms(secret)}

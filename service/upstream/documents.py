@@ -53,10 +53,7 @@ class Document(msgspec.Struct, frozen=True):
 
 
 def parse(body: bytes) -> Document | None:
-    """Decode a body and find the task in it; None if `decode` refuses the body.
-
-    The task is in an envelope (`{code, message, data: {…}}`), is the root, or is a list of clips.
-    """
+    """Decode a body and find its task: in an envelope's `data`, or the root; None: no JSON."""
     raw = decode(body)
     if raw is None:
         return None
