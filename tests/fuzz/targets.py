@@ -24,7 +24,7 @@ from service.settings import VARIABLES, Settings, read_settings
 from service.store.vault import Vault
 from service.telemetry.redact import Redactor
 from service.upstream import documents, results, wire
-from service.upstream.callback_url import CallbackTokens
+from service.upstream.callback_url import CallbackTokens, Claim
 from tests import logs
 from tests.fuzz import answers, world
 
@@ -227,7 +227,9 @@ def _use(settings: Settings) -> None:
     """Use the settings as a start does."""
     tokens = CallbackTokens(settings.secret_keys, "apiinone")
     token = tokens.mint("gen_1", NONCE, LATER)
-    assert tokens.read(token, NOW).nonce == NONCE
+    claim = tokens.read(token, NOW)
+    assert isinstance(claim, Claim)
+    assert claim.nonce == NONCE
     vault = Vault(settings.secret_keys)
     assert vault.open(vault.seal(b"plain", "c"), "c") == b"plain"
     if settings.upstream_signature and settings.upstream_signature_secret:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from service.generations.poll import Budget
-from service.store import generations
+from service.store import generations, rows
 from tests.faults import DelayedAnswer, status_of, timeline_of
 from tests.harness import Harness, opened, success_report
 from tests.logs import Console
@@ -407,7 +407,7 @@ async def test_a_refresh_without_a_task_id_makes_no_poll(tmp_path: Path) -> None
 async def test_a_poll_that_becomes_due_during_the_read_is_not_missed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_all = generations.read_all
+    read_all = rows.read_all
 
     async def slow_read_all(*names: Any, **values: Any) -> Any:
         due = await read_all(*names, **values)
