@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from bench import callbacks, world
 from bench.plan import Plan
-from service.api.usage import USAGE_DAYS_MAX
+from service.api.generations import USAGE_DAYS_MAX
 from service.model.attempt import Attempt
 from service.model.clock import DAY, SECOND, now_ms
 from service.model.delivery import DueDelivery

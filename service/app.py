@@ -8,8 +8,9 @@ import signal
 from collections.abc import Callable
 from functools import cached_property
 
+from starlette.types import ASGIApp, Receive, Scope, Send
+
 from service.api import asgi
-from service.api.asgi import Receive, Scope, Send
 from service.api.receiver import Receiver
 from service.context import UPSTREAM, Context
 from service.delivery import tenants
@@ -63,7 +64,7 @@ class App:
         self._sender = sender
 
     @cached_property
-    def _api(self) -> asgi.App:
+    def _api(self) -> ASGIApp:
         """The API, imported for its first request, so that callbacks and `/healthz` start fast."""
         from service.api import endpoint  # noqa: PLC0415  cold start
 

@@ -1,30 +1,16 @@
 """Plain ASGI: reading a body, sending a problem, /healthz, and request ids."""
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Mapping
 
-import msgspec
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problem import PROBLEM_TYPE, Problem
 from service.model.clock import Clock
 from service.model.ids import new_id
 from service.telemetry import log, metrics
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-
-
-class BodyTooLargeError(Exception):
-    """The body is over the limit."""
-
-    def __init__(self, bytes_max: int) -> None:
-        super().__init__(f"The body has more than {bytes_max} bytes.")
 
 
 class DisconnectedError(Exception):
@@ -32,52 +18,50 @@ class DisconnectedError(Exception):
 
 
 async def read_body(scope: Scope, receive: Receive, bytes_max: int) -> bytes:
-    """Return the body; BodyTooLargeError if it is over `bytes_max`, or says that it will be."""
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    is_complete = not message.get("more_body") and message["type"] == "http.request"
-    if is_complete and len(body) <= bytes_max:
-        return body
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit() and int(value[:18]) > bytes_max:
-            raise BodyTooLargeError(bytes_max)
-    parts, size = [body], len(body)
-    while True:
+    """Return the body; Problem 413 if it is over `bytes_max`, or says that it will be."""
+    parts: list[bytes] = []
+    size, is_complete = 0, False
+    while not is_complete:
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise DisconnectedError
-        if size > bytes_max:
-            raise BodyTooLargeError(bytes_max)
-        if not message.get("more_body"):
-            return b"".join(parts)
-        message = await receive()
         parts.append(message.get("body", b""))
         size += len(parts[-1])
+        is_complete = not message.get("more_body")
+        announced = 0 if is_complete else _announced_bytes(scope)
+        if size > bytes_max or announced > bytes_max:
+            raise Problem(413, "body_too_large", f"The body has more than {bytes_max} bytes.")
+    return b"".join(parts)
+
+
+def _announced_bytes(scope: Scope) -> int:
+    lengths = [value for name, value in scope["headers"] if name == b"content-length"]
+    return max((int(length[:18]) for length in lengths if length.isdigit()), default=0)
 
 
 async def healthz(scope: Scope, send: Send, now: int) -> None:
     """GET and HEAD /healthz: 200 if the process can answer."""
     headers = {"x-request-id": _request_id(scope, now)}
-    await _send(send, 200, "application/json", {"status": "ok"}, headers)
+    await _send(send, 200, "application/json", b'{"status":"ok"}', headers)
     metrics.requests.add(1, "200")
 
 
 async def send_problem(send: Send, problem: Problem, request_id: str) -> None:
     """Answer with a problem."""
     headers = {"x-request-id": request_id, **problem.headers}
-    await _send(send, problem.status, PROBLEM_TYPE, problem.document(request_id), headers)
+    await _send(send, problem.status, PROBLEM_TYPE, problem.body(request_id), headers)
 
 
 async def _send(
-    send: Send, status: int, media_type: str, content: Any, headers: Mapping[str, str]
+    send: Send, status: int, media_type: str, body: bytes, headers: Mapping[str, str]
 ) -> None:
-    body = msgspec.json.encode(content)
     headers = {"content-type": media_type, "content-length": str(len(body)), **headers}
     lines = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": lines})
     await send({"type": "http.response.body", "body": body})
 
 
-def with_request_ids(app: App, clock: Clock) -> App:
+def with_request_ids(app: ASGIApp, clock: Clock) -> ASGIApp:
     """Return `app`, but every request has an id, in the log and in its answer, and is counted.
 
     The application finds the id in `scope["state"]["request_id"]`.

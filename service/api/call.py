@@ -1,7 +1,7 @@
 """An API call, what the process offers to answer it, and answers in JSON."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -12,11 +12,11 @@ from service.context import Context
 from service.delivery.dispatch import Dispatcher
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
-from service.model import clock
 from service.model.errors import json_pointer
 from service.model.key import Key
-from service.store.database import Database
-from service.store.pages import Page
+from service.store import pages
+from service.store.database import Database, Row, Transaction, Unit
+from service.store.pages import Page, Rows, Source
 
 T = TypeVar("T")
 Answer = Response  # What operations return.
@@ -66,10 +66,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     resource_id: str = ""
 
     def decode(self, type_: type[T], *, empty: bytes = b"") -> T:
-        """Decode the body, or `empty` if there is no body.
-
-        Problem 400 if it is not JSON, 422 with a pointer if a field is wrong.
-        """
+        """Decode the body, else `empty`; Problem 400 if it is not JSON, 422 if a field is wrong."""
         try:
             return msgspec.json.decode(self.body or empty, type=type_)
         except msgspec.ValidationError as error:
@@ -80,10 +77,11 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
     def page(self, prefix: str) -> Page:
         """Read `limit`, `after` and `order` of the query; Problem 400 if one is wrong."""
-        limit = self.query_integer("limit", LIMIT_DEFAULT, 1, LIMIT_MAX)
-        ascending = self.query_choice("order", ("asc", "desc")) == "asc"
-        after = self.query_text("after", prefix + ID, "must be the `next` of an earlier page")
-        return Page(limit=limit, after=after, ascending=ascending)
+        return Page(
+            limit=self.query_integer("limit", LIMIT_DEFAULT, 1, LIMIT_MAX),
+            ascending=self.query_choice("order", ("asc", "desc")) == "asc",
+            after=self.query_text("after", prefix + ID, "must be the `next` of an earlier page"),
+        )
 
     def query_text(self, name: str, pattern: str, rule: str) -> str | None:
         """Read a text of the query; Problem 400 with the rule unless it matches the pattern."""
@@ -109,13 +107,11 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
             raise bad_query(name, f"must be a whole number from {low} to {high}")
         return int(text)
 
-    def query_time(self, name: str) -> int | None:
-        """Read a time of the query, in milliseconds; Problem 400 if it is not RFC 3339."""
-        text = self.query.get(name)
-        try:  # A `+` in a query is a space.
-            return None if text is None else clock.parse_rfc3339(text.replace(" ", "+"))
+    def query_value(self, name: str, parse: Callable[[str], T], rule: str) -> T | None:
+        """Read a value of the query; Problem 400 with the rule if `parse` raises ValueError."""
+        try:
+            return parse(self.query[name]) if name in self.query else None
         except (ValueError, OverflowError):
-            rule = "must be an RFC 3339 time, such as 2026-11-22T18:20:00Z"
             raise bad_query(name, rule) from None
 
 
@@ -129,10 +125,25 @@ def answer_list(views: Sequence[Any], after: str | None = None) -> Answer:
     return answer({"data": views, "next": after})
 
 
+async def answer_page(
+    call: Call, prefix: str, read: Unit[Rows], only: Any, from_row: Callable[[Row], Any]
+) -> Answer:
+    """Return the page of a list that the query asks for; `prefix` is that of its ids.
+
+    `read(tx, page, tenant, only)` returns its rows, `from_row(row)` a resource.
+    """
+    rows, after = await call.database.read(read, call.page(prefix), call.tenant, only)
+    return answer_list([from_row(row).view() for row in rows], after)
+
+
+async def read_own(tx: Transaction, page: Page, tenant: str, source: Source) -> Rows:
+    """Return a page of the tenant's rows of a source, without a filter."""
+    return await pages.read(tx, source, page, {"tenant": tenant})
+
+
 def answer_problem(problem: Problem, request_id: str) -> Answer:
     """Return the answer that a problem stands for."""
-    body = msgspec.json.encode(problem.document(request_id))
-    return Answer(body, problem.status, problem.headers, PROBLEM_TYPE)
+    return Answer(problem.body(request_id), problem.status, problem.headers, PROBLEM_TYPE)
 
 
 def bad_query(name: str, message: str) -> Problem:
@@ -144,7 +155,8 @@ def bad_query(name: str, message: str) -> Problem:
 def _field_error(text: str) -> FieldError:
     """Turn a message of msgspec into a JSON pointer and a sentence."""
     match = _MESSAGE.fullmatch(text)
-    message, path = (match["message"], match["path"] or "$") if match else (text, "$")
+    assert match is not None
+    message, path = match["message"], match["path"] or ""
     steps = [name or index for name, index in _STEP.findall(path)]
     if field := _FIELD.match(message):
         steps.append(field["name"])

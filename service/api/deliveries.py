@@ -1,7 +1,7 @@
 """Deliveries: list them, get one with its attempts, retry one."""
 
-from service.api.call import Answer, Call, answer, answer_list
-from service.api.problem import Problem, not_found, subscriber_disabled
+from service.api.call import Answer, Call, answer, answer_page
+from service.api.problem import Problem, require, subscriber_disabled
 from service.model.delivery import Delivery
 from service.store import deliveries, stats, subscribers
 from service.store.database import Transaction
@@ -14,9 +14,7 @@ async def list_(call: Call) -> Answer:
         subscriber_id=call.query_id("subscriber_id", "sub"),
         event_id=call.query_id("event_id", "evt"),
     )
-    page = call.page("dlv")
-    rows, after = await call.database.read(deliveries.list_page, page, call.tenant, only)
-    return answer_list([deliveries.from_row(row).view() for row in rows], after)
+    return await answer_page(call, "dlv", deliveries.list_page, only, deliveries.from_row)
 
 
 async def get(tx: Transaction, call: Call) -> Answer:
@@ -27,10 +25,7 @@ async def get(tx: Transaction, call: Call) -> Answer:
 
 
 async def _get(tx: Transaction, call: Call) -> Delivery:
-    delivery = await deliveries.get(tx, call.tenant, call.path["id"])
-    if delivery is None:
-        raise not_found("delivery")
-    return delivery
+    return require("delivery", await deliveries.get(tx, call.tenant, call.path["id"]))
 
 
 async def retry(tx: Transaction, call: Call) -> Answer:

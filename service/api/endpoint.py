@@ -10,9 +10,10 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from service.api import idempotency
-from service.api.asgi import App, BodyTooLargeError, DisconnectedError, read_body, with_request_ids
+from service.api.asgi import DisconnectedError, read_body, with_request_ids
 from service.api.call import Answer, Call, Parts, answer, answer_problem, bad_query
 from service.api.problem import Problem, internal_error, unavailable
 from service.api.routes import OPERATIONS, Operation
@@ -31,7 +32,7 @@ _log = log.get()
 ANSWERED_IN_FRONT = (("/callbacks/{upstream}/{token}", "POST"), ("/healthz", "GET"))
 
 
-def build(parts: Parts) -> App:
+def build(parts: Parts) -> ASGIApp:
     """Build the API as an ASGI application."""
     routes = [Route(path, _not_found, methods=[method]) for path, method in ANSWERED_IN_FRONT]
     for path, operations in groupby(OPERATIONS, key=attrgetter("path")):
@@ -76,29 +77,27 @@ async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Requ
 
 async def _refuse(request: Request, error: Exception) -> Answer:
     """Answer an error with a problem."""
-    if isinstance(error, DisconnectedError):
-        return Answer(status_code=499)  # For the metric, as nginx counts hang-ups; nobody reads it.
-    problem = _problem(error, request.scope["path"])  # `request.url` fails on a bad query.
-    return answer_problem(problem, request.state.request_id)
-
-
-def _problem(error: Exception, path: str) -> Problem:
+    path = request.scope["path"]  # `request.url` fails on a bad query.
     match error:
+        case DisconnectedError():  # For the metric, as nginx counts hang-ups; nobody reads it.
+            return Answer(status_code=499)
         case Problem():
-            return error
+            problem = error
         case HTTPException(status_code=405, headers=headers):  # Starlette's `Allow` has no order.
-            allow = ", ".join(sorted((headers or {})["Allow"].split(", ")))
+            allow = {"allow": ", ".join(sorted((headers or {})["Allow"].split(", ")))}
             detail = "This path does not take this method."
-            return Problem(405, "method_not_allowed", detail, headers={"allow": allow})
+            problem = Problem(405, "method_not_allowed", detail, headers=allow)
         case HTTPException():
-            return Problem(404, "not_found", "There is nothing at this path.")
+            problem = Problem(404, "not_found", "There is nothing at this path.")
         case StorageBusyError():
-            return unavailable("Too many requests are waiting to be stored.")
+            problem = unavailable("Too many requests are waiting to be stored.")
         case StorageError():
             _log.error("request.not_stored", path=path, error=str(error))
-            return unavailable("The database did not store the request.")
-    _log.exception("request.failed", path=path)
-    return internal_error()
+            problem = unavailable("The database did not store the request.")
+        case _:
+            _log.exception("request.failed", path=path)
+            problem = internal_error()
+    return answer_problem(problem, request.state.request_id)
 
 
 _NO_KEY = Key(id="", name="", tenant="", scopes=[], created_at=0)
@@ -166,10 +165,7 @@ async def _body(operation: Operation, parts: Parts, request: Request) -> bytes:
     if not operation.reads_body:
         return b""
     limit = parts.context.settings.request_body_bytes
-    try:
-        body = await read_body(request.scope, request.receive, limit)
-    except BodyTooLargeError as error:
-        raise Problem(413, "body_too_large", str(error)) from None
+    body = await read_body(request.scope, request.receive, limit)
     media_type = request.headers.get("content-type", "application/json").partition(";")[0]
     if body and media_type.strip().lower() != "application/json":
         raise Problem(415, "unsupported_media_type", "Send the body as application/json.")

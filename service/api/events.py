@@ -3,7 +3,7 @@
 import msgspec
 
 from service.api.call import Answer, Call, answer_list
-from service.api.problem import not_found
+from service.api.problem import require
 from service.model.event import EVENT_TYPES
 from service.store import events
 from service.store.database import Transaction
@@ -23,13 +23,10 @@ async def list_(call: Call) -> Answer:
     rows, after = await call.database.read(events.list_page, page, call.tenant, only)
     if page.ascending and rows and after is None:
         after = rows[-1]["id"]
-    bodies = [msgspec.Raw(row["body"]) for row in rows]
-    return answer_list(bodies, after)
+    return answer_list([msgspec.Raw(row["body"]) for row in rows], after)
 
 
 async def get(tx: Transaction, call: Call) -> Answer:
     """GET /v1/events/{id}: the bytes that are sent to subscribers."""
-    event = await events.get(tx, call.tenant, call.path["id"])
-    if event is None:
-        raise not_found("event")
+    event = require("event", await events.get(tx, call.tenant, call.path["id"]))
     return Answer(event.body, media_type="application/json")

@@ -1,15 +1,27 @@
-"""Generations: create, list, get or wait for one, its timeline, refresh."""
+"""Generations: create, list, get or wait for one, its timeline, refresh; usage by model and day."""
 
 import asyncio
 import contextlib
 import re
+from datetime import date
+from functools import partial
 from typing import Any
 
-from service.api.call import Answer, Call, answer, answer_list, answer_problem, bad_query
+import msgspec
+
+from service.api.call import (
+    Answer,
+    Call,
+    answer,
+    answer_list,
+    answer_page,
+    answer_problem,
+    bad_query,
+)
 from service.api.checks import MODEL_ID, MODEL_ID_RULE, check_url, metadata_errors
 from service.api.problem import FieldError, Problem, not_found, refuse_fields
 from service.generations import submit
-from service.model.clock import SECOND, rfc3339
+from service.model.clock import SECOND, parse_rfc3339, rfc3339
 from service.model.generation import OPEN, TERMINAL, Generation
 from service.model.ids import time_of
 from service.store import callbacks, deliveries, events, generations
@@ -26,6 +38,9 @@ _REFUSALS = {
     402: (402, "upstream_payment_required"),
 }
 TIMELINE_MAX = 1_000
+USAGE_DAYS, USAGE_DAYS_MAX = 30, 366
+_TIME_RULE = "must be an RFC 3339 time, such as 2026-11-22T18:20:00Z"
+_parse_day = partial(msgspec.convert, type=date)
 # In the order of entries of the same time.
 _TYPES = ("stored", "submission", "submitted", "callback", "poll", "event", "attempt")
 _SUBMISSION = {
@@ -46,8 +61,12 @@ async def create(call: Call) -> Answer:
     if is_new:  # To the end even if the client hangs up: upstream's answer must be recorded.
         generation, refusal = await asyncio.shield(call.parts.submitter.start(generation))
         if refusal is not None:
+            status, code = _REFUSALS.get(refusal, (422, "upstream_refused"))
+            assert generation.error is not None
+            message = generation.error["message"]
+            detail = f"Upstream refused {generation.id} with {refusal}: {message}"
             # Not raised: the generation exists, so this answer is kept for Idempotency-Key.
-            return answer_problem(_problem(generation, refusal), call.request_id)
+            return answer_problem(Problem(status, code, detail), call.request_id)
     return answer(generation.view(), 202)
 
 
@@ -79,14 +98,6 @@ async def _get_or_accept(
     return await submit.store_new(tx, call.context, call.tenant, call.resource_id, new), True
 
 
-def _problem(generation: Generation, refusal: int) -> Problem:
-    """Return the problem that upstream's refusal is; `refusal` is its HTTP status."""
-    status, code = _REFUSALS.get(refusal, (422, "upstream_refused"))
-    assert generation.error is not None
-    message = generation.error["message"]
-    return Problem(status, code, f"Upstream refused {generation.id} with {refusal}: {message}")
-
-
 async def _get(tx: Transaction, call: Call) -> Generation:
     """Read the generation of the path; Problem 404 unless it is there and the tenant's."""
     generation = await generations.get(tx, call.path["id"])
@@ -110,6 +121,10 @@ async def get(call: Call) -> Answer:
             await asyncio.wait_for(ended.wait(), remaining)
 
 
+def _parse_time(text: str) -> int:
+    return parse_rfc3339(text.replace(" ", "+"))  # A `+` in a query is a space.
+
+
 async def list_(call: Call) -> Answer:
     """GET /v1/generations."""
     prefix = "metadata."
@@ -117,50 +132,46 @@ async def list_(call: Call) -> Answer:
     only = generations.Filter(
         status=call.query_choice("status", (*OPEN, *TERMINAL)),
         model=call.query_text("model", MODEL_ID, MODEL_ID_RULE),
-        created_after=call.query_time("created_after"),
-        created_before=call.query_time("created_before"),
+        created_after=call.query_value("created_after", _parse_time, _TIME_RULE),
+        created_before=call.query_value("created_before", _parse_time, _TIME_RULE),
         metadata=metadata,
     )
     if errors := metadata_errors(metadata, "metadata"):
         raise bad_query("metadata", errors[0].message)
-    page = call.page("gen")
-    rows, after = await call.database.read(generations.list_page, page, call.tenant, only)
-    return answer_list([generations.from_row(row).view() for row in rows], after)
+    return await answer_page(call, "gen", generations.list_page, only, generations.from_row)
 
 
 async def get_timeline(tx: Transaction, call: Call) -> Answer:
     """GET /v1/generations/{id}/timeline: the entries, oldest first, at most TIMELINE_MAX."""
     generation = await _get(tx, call)
     id_ = generation.id
-    entries = [_entry(generation.created_at, "stored", id_, "The request was stored.", {})]
+    entries = [_entry(generation.created_at, "stored", id_, "The request was stored.")]
     if generation.submitted_at is not None:
-        summary, detail = "Upstream works on the generation.", {"task_id": generation.task_id}
-        entries.append(_entry(generation.submitted_at, "submitted", None, summary, detail))
+        at, task_id = generation.submitted_at, generation.task_id
+        summary = "Upstream works on the generation."
+        entries.append(_entry(at, "submitted", None, summary, task_id=task_id))
     entries += map(_exchange, await generations.exchanges(tx, id_))
     for row in await callbacks.of_generation(tx, generation.tenant, id_):
         detail = {name: row[name] for name in ("verdict", "reason", "trust")}
         summary = f"A callback was received: {row['verdict']}."
-        entries.append(_entry(time_of(row["id"]), "callback", row["id"], summary, detail))
+        entries.append(_entry(time_of(row["id"]), "callback", row["id"], summary, **detail))
     for row in await events.of_generation(tx, id_):
-        summary, detail = f"The event {row['type']} was created.", {"type": row["type"]}
-        entries.append(_entry(time_of(row["id"]), "event", row["id"], summary, detail))
+        summary = f"The event {row['type']} was created."
+        entries.append(_entry(time_of(row["id"]), "event", row["id"], summary, type=row["type"]))
     entries += map(_attempt, await deliveries.attempts_of_generation(tx, id_))
     entries.sort(key=lambda entry: (entry["at"], _TYPES.index(entry["type"])))
     return answer_list(entries[:TIMELINE_MAX])
 
 
-def _entry(
-    at: int, type_: str, id_: str | None, summary: str, detail: dict[str, Any]
-) -> dict[str, Any]:
+def _entry(at: int, type_: str, id_: str | None, summary: str, **detail: Any) -> dict[str, Any]:
     return {"at": rfc3339(at), "type": type_, "id": id_, "summary": summary, "detail": detail}
 
 
 def _exchange(row: Row) -> dict[str, Any]:
     detail = {name: row[name] for name in ("outcome", "status_code", "duration_ms")}
-    summary = f"Upstream was asked: {row['outcome']}."
-    if row["kind"] == "submission":
-        summary = _SUBMISSION[row["outcome"]]
-    return _entry(row["at"], row["kind"], None, summary, {**detail, "said": row["detail"]})
+    is_submission, outcome = row["kind"] == "submission", row["outcome"]
+    summary = _SUBMISSION[outcome] if is_submission else f"Upstream was asked: {outcome}."
+    return _entry(row["at"], row["kind"], None, summary, **detail, said=row["detail"])
 
 
 def _attempt(row: Row) -> dict[str, Any]:
@@ -170,7 +181,7 @@ def _attempt(row: Row) -> dict[str, Any]:
     detail = {name: row[name] for name in names}
     detail |= {"error": attempt.view()["error"], "duration_ms": attempt.duration_ms}
     summary = f"Attempt {attempt.number}: {result}"
-    return _entry(attempt.started_at, "attempt", attempt.id, summary, detail)
+    return _entry(attempt.started_at, "attempt", attempt.id, summary, **detail)
 
 
 async def refresh(call: Call) -> Answer:
@@ -184,3 +195,18 @@ async def refresh(call: Call) -> Answer:
         await asyncio.shield(poller.start(generation))
         generation = await call.database.read(_get, call)
     return answer(generation.view())
+
+
+async def get_usage(call: Call) -> Answer:
+    """GET /v1/usage: from `since` to `until`, by default the 30 days that end today (UTC)."""
+    read_day = partial(call.query_value, parse=_parse_day, rule="must be a day, such as 2026-11-22")
+    until = read_day("until") or date.fromisoformat(rfc3339(call.context.clock())[:10])
+    since = read_day("since") or date.fromordinal(max(1, until.toordinal() - USAGE_DAYS + 1))
+    if since > until:
+        raise bad_query("since", "must not be after until")
+    if (until - since).days >= USAGE_DAYS_MAX:
+        raise bad_query("since", f"must be less than {USAGE_DAYS_MAX} days before until")
+    model = call.query_text("model", MODEL_ID, MODEL_ID_RULE)
+    days = since.isoformat(), until.isoformat()
+    rows = await call.database.read(generations.usage, call.tenant, *days, model)
+    return answer_list([dict(row) for row in rows])

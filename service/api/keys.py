@@ -4,9 +4,9 @@ from typing import Annotated
 
 import msgspec
 
-from service.api.call import Answer, Call, answer, answer_list
+from service.api.call import Answer, Call, answer, answer_page, read_own
 from service.api.checks import NO_NUL
-from service.api.problem import FieldError, Problem, not_found, refuse_fields
+from service.api.problem import FieldError, Problem, conflict, refuse_fields, require
 from service.delivery.tenants import DEFAULT, ensure
 from service.model.key import SCOPES, TENANT_NAME, TENANT_NAME_RULE, Key, Scope, new_key
 from service.store import keys, pages
@@ -42,25 +42,19 @@ async def create(call: Call) -> Answer:
 
 async def _insert(tx: Transaction, call: Call, key: Key, secret: str) -> None:
     if await keys.get(tx, key.tenant, key.id) is not None:
-        detail = "The first request created this key; revoke it and try again."
-        raise Problem(409, "conflict", detail)
+        raise conflict("The first request created this key; revoke it and try again.")
     await ensure(tx, call.context, key.tenant)
     await keys.insert(tx, key, secret)
 
 
 async def list_(call: Call) -> Answer:
     """GET /v1/keys."""
-    source, page, values = pages.Source(table="keys"), call.page("key"), {"tenant": call.tenant}
-    rows, after = await call.database.read(pages.read, source, page, values)
-    return answer_list([keys.from_row(row).view() for row in rows], after)
+    return await answer_page(call, "key", read_own, pages.Source(table="keys"), keys.from_row)
 
 
 async def get(tx: Transaction, call: Call) -> Key:
     """GET /v1/keys/{id}."""
-    key = await keys.get(tx, call.tenant, call.path["id"])
-    if key is None:
-        raise not_found("key")
-    return key
+    return require("key", await keys.get(tx, call.tenant, call.path["id"]))
 
 
 async def revoke(tx: Transaction, call: Call) -> None:

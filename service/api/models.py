@@ -3,7 +3,7 @@
 from typing import Any
 
 from service.api.call import Answer, Call, answer, answer_list
-from service.api.problem import not_found
+from service.api.problem import require
 from service.upstream import catalogue
 
 _FIELDS = ("id", "family", "provider", "path", "credits", "parameters", "callbacks")
@@ -16,10 +16,7 @@ async def list_(_call: Call) -> Answer:
 
 async def get(call: Call) -> Answer:
     """GET /v1/models/{id}; a page id such as `imagen-4` is an alias of one of its models."""
-    model = call.context.catalogue.get(call.path["id"])
-    if model is None:
-        raise not_found("model")
-    return answer(_view(model))
+    return answer(_view(require("model", call.context.catalogue.get(call.path["id"]))))
 
 
 def _view(model: catalogue.Model) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
+from typing import TypeVar
 
 import msgspec
 
+T = TypeVar("T")
 PROBLEM_TYPE = "application/problem+json"
 
 
@@ -26,8 +29,8 @@ class Problem(Exception):  # noqa: N818  RFC 9457 calls it a problem
     errors: Sequence[FieldError] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
 
-    def document(self, request_id: str) -> dict[str, object]:
-        """Return the body; it has `errors` only if fields are wrong."""
+    def body(self, request_id: str) -> bytes:
+        """Return the body in JSON; it has `errors` only if fields are wrong."""
         document = {
             "type": "about:blank",
             "title": HTTPStatus(self.status).phrase,
@@ -36,7 +39,8 @@ class Problem(Exception):  # noqa: N818  RFC 9457 calls it a problem
             "detail": self.detail,
             "request_id": request_id,
         }
-        return {**document, "errors": self.errors} if self.errors else document
+        errors = {"errors": self.errors} if self.errors else {}
+        return msgspec.json.encode({**document, **errors})
 
 
 def refuse_fields(detail: str, errors: Sequence[FieldError]) -> None:
@@ -50,16 +54,18 @@ def not_found(noun: str) -> Problem:
     return Problem(404, "not_found", f"There is no such {noun}.")
 
 
-def subscriber_disabled() -> Problem:
-    """409: nothing is delivered to a disabled subscriber."""
-    return Problem(409, "subscriber_disabled", "The subscriber is disabled; enable it first.")
+def require(noun: str, resource: T | None) -> T:
+    """Return the resource; Problem 404 if there is none."""
+    if resource is None:
+        raise not_found(noun)
+    return resource
 
 
-def unavailable(detail: str) -> Problem:
-    """503: the database is full, busy or gone."""
-    return Problem(503, "storage_unavailable", detail, headers={"retry-after": "1"})
-
-
-def internal_error() -> Problem:
-    """500: a fault of genhook; the log has the traceback."""
-    return Problem(500, "internal_error", "Something went wrong here.")
+conflict = partial(Problem, 409, "conflict")
+subscriber_disabled = partial(
+    Problem, 409, "subscriber_disabled", "The subscriber is disabled; enable it first."
+)
+# The database is full, busy or gone.
+unavailable = partial(Problem, 503, "storage_unavailable", headers={"retry-after": "1"})
+# A fault of genhook; the log has the traceback.
+internal_error = partial(Problem, 500, "internal_error", "Something went wrong here.")

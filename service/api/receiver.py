@@ -1,19 +1,13 @@
 """Receives callbacks from upstream: verify, store, then answer."""
 
 import asyncio
-import functools
+from functools import partial
+from typing import NoReturn
 
 import msgspec
+from starlette.types import Receive, Scope, Send
 
-from service.api.asgi import (
-    BodyTooLargeError,
-    DisconnectedError,
-    Receive,
-    Scope,
-    Send,
-    read_body,
-    send_problem,
-)
+from service.api.asgi import DisconnectedError, read_body, send_problem
 from service.api.problem import Problem, internal_error, unavailable
 from service.api.signatures import SCHEMES, SignatureError
 from service.context import UPSTREAM, Context
@@ -33,6 +27,7 @@ HEADERS_MAX = 100  # More are not stored.
 _log = log.get()
 _OK = b'{"status":"ok"}'
 _OK_TYPE, _OK_LENGTH = (b"content-type", b"application/json"), (b"content-length", b"15")
+_token_invalid = partial(Problem, 404, "token_invalid", "There is nothing at this address.")
 _validate = msgspec.json.Decoder(msgspec.Raw).decode
 
 
@@ -41,14 +36,13 @@ class Receiver:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._write_proofs = functools.partial(ingest.write_proofs, context=context)
+        self._write_proofs = partial(ingest.write_proofs, context=context)
         self._rejections = (0, 0)
-        scheme = context.settings.upstream_signature
-        self._scheme = SCHEMES[scheme] if scheme else None
-        self._secrets = [context.settings.upstream_signature_secret or ""]
+        settings = context.settings
+        self._scheme = SCHEMES.get(settings.upstream_signature or "")
         try:
             if self._scheme is not None:
-                self._scheme.read_secret(self._secrets[0])
+                self._key = self._scheme.read_secret(settings.upstream_signature_secret or "")
         except ValueError as error:
             raise SettingsError(f"GENHOOK_UPSTREAM_SIGNATURE_SECRET: {error}.") from None
 
@@ -94,73 +88,59 @@ class Receiver:
         token = path[len(PREFIX) :] if path.startswith(PREFIX) else ""
         claim = self._context.tokens.read(token, arrival.received_at)
         if isinstance(claim, str):
-            await self._reject(arrival, f"token_{claim}")
-            raise _token_invalid()
+            await self._reject(arrival, f"token_{claim}", _token_invalid())
         arrival.generation_id, arrival.nonce = claim.generation_id, claim.nonce
         try:
             arrival.body = await read_body(scope, receive, settings.callback_body_bytes)
-        except BodyTooLargeError as error:
-            await self._reject(arrival, "body_too_large")
-            headers = {"connection": "close"}
-            raise Problem(413, "body_too_large", str(error), headers=headers) from None
+        except Problem as error:
+            error.headers = {"connection": "close"}
+            await self._reject(arrival, error.code, error)
         arrival.readable = _readable(arrival.body)
-        proved = await self._verify_signature(arrival)
+        proved = False
+        if self._scheme is not None:
+            headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in arrival.headers}
+            try:
+                self._scheme.verify(arrival.body, headers, self._key, arrival.received_at)
+            except SignatureError as error:
+                detail = "The callback's signature is not valid."
+                problem = Problem(401, "signature_invalid", detail)
+                await self._reject(arrival, f"signature_{error.reason}", problem)
+            proved = self._scheme.proves_body
         if proved or settings.callback_trust == "body":
             arrival.trust = "body"
 
-    async def _verify_signature(self, arrival: Arrival) -> bool:
-        """Return whether a signature proves the body; Problem 401 if it is not valid."""
-        if self._scheme is None:
-            return False
-        headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in arrival.headers}
-        try:
-            self._scheme.verify(arrival.body, headers, self._secrets, arrival.received_at)
-        except SignatureError as error:
-            await self._reject(arrival, f"signature_{error.reason}")
-            detail = "The callback's signature is not valid."
-            raise Problem(401, "signature_invalid", detail) from None
-        return self._scheme.proves_body
-
-    async def _reject(self, arrival: Arrival, reason: str) -> None:
-        """Store a rejected callback if few were this second; it is answered all the same."""
+    async def _reject(self, arrival: Arrival, reason: str, problem: Problem) -> NoReturn:
+        """Raise the problem; before, store the callback if few were rejected this second."""
         metrics.callbacks.add(1, "rejected")
         second, count = self._rejections
         this_second = arrival.received_at // SECOND
         count = count + 1 if second == this_second else 1
         self._rejections = (this_second, count)
-        if count > REJECTIONS_PER_SECOND:
-            return
-        _log.info("callback", callback_id=arrival.id, verdict="rejected", reason=reason)
-        arrival.reason = reason
-        try:
-            await self._context.database.write(callbacks.reject, arrival)
-        except StorageError as error:
-            _log.error("callback.not_stored", error=str(error))
-
-    async def _read(self, arrival: Arrival) -> ingest.Proof:
-        """Read a body that is proof, a large one in a thread."""
-        if len(arrival.body) <= READ_ON_LOOP_BYTES:
-            return ingest.read_proof(self._context, arrival)
-        return await asyncio.to_thread(ingest.read_proof, self._context, arrival)
+        if count <= REJECTIONS_PER_SECOND:
+            _log.info("callback", callback_id=arrival.id, verdict="rejected", reason=reason)
+            arrival.reason = reason
+            try:
+                await self._context.database.write(callbacks.reject, arrival)
+            except StorageError as error:
+                _log.error("callback.not_stored", error=str(error))
+        raise problem
 
     async def _store(self, arrival: Arrival) -> str:
         database = self._context.database
         verdict: str | None
         if arrival.trust == "body":
-            proof = await self._read(arrival)
+            if len(arrival.body) <= READ_ON_LOOP_BYTES:
+                proof = ingest.read_proof(self._context, arrival)
+            else:
+                proof = await asyncio.to_thread(ingest.read_proof, self._context, arrival)
             verdict = await database.write_batched(self._write_proofs, proof)
         else:
             verdict = await database.write_batched(ingest.store_hints, arrival)
             self._context.signals.poll.set()
         if verdict is None:
             self._context.tokens.forget(arrival.generation_id)
-            await self._reject(arrival, "token_revoked")
-            raise _token_invalid()
+            await self._reject(arrival, "token_revoked", _token_invalid())
         return verdict
-
-
-def _token_invalid() -> Problem:
-    return Problem(404, "token_invalid", "There is nothing at this address.")
 
 
 def _readable(body: bytes) -> bool:

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 import msgspec
 
 from service.api import subscribers
-from service.api.call import ID, Answer, Call, answer, answer_list
+from service.api.call import ID, Answer, Call, answer, answer_page, read_own
 from service.api.checks import Rate, type_errors
-from service.api.problem import FieldError, Problem, not_found, refuse_fields, subscriber_disabled
+from service.api.problem import FieldError, conflict, not_found, refuse_fields, subscriber_disabled
 from service.delivery import replay as replaying
 from service.model.clock import parse_rfc3339
 from service.model.replay import Replay
@@ -54,8 +54,7 @@ async def create(call: Call) -> Answer:
     if started == "subscriber_disabled":
         raise subscriber_disabled()
     if started == "replay_running":
-        detail = "A replay to this subscriber is running; wait for it or cancel it."
-        raise Problem(409, "conflict", detail)
+        raise conflict("A replay to this subscriber is running; wait for it or cancel it.")
     return answer(started.view(), 202)
 
 
@@ -86,16 +85,14 @@ async def get(tx: Transaction, call: Call) -> Replay:
 
 async def list_(call: Call) -> Answer:
     """GET /v1/replays."""
-    source, page, values = pages.Source(table="replays"), call.page("rpl"), {"tenant": call.tenant}
-    rows, after = await call.database.read(pages.read, source, page, values)
-    return answer_list([replays.from_row(row).view() for row in rows], after)
+    return await answer_page(call, "rpl", read_own, pages.Source(table="replays"), replays.from_row)
 
 
 async def cancel(tx: Transaction, call: Call) -> Replay:
     """POST /v1/replays/{id}/cancel: canceling twice is like once; 409 if it is done."""
     replay = await get(tx, call)
     if replay.status == "done":
-        raise Problem(409, "conflict", "The replay is done: all its deliveries exist.")
+        raise conflict("The replay is done: all its deliveries exist.")
     if replay.status == "running":
         replay = await replaying.cancel(tx, call.context, replay)
     return replay

@@ -15,7 +15,6 @@ from service.api import (
     signing_secret,
     subscribers,
     system,
-    usage,
 )
 from service.api.call import PAGING
 from service.model.key import Scope
@@ -44,10 +43,9 @@ class Operation(NamedTuple):
 
 
 _GENERATIONS = PAGING | {"status", "model", "created_after", "created_before", "metadata."}
-_CALLBACKS = PAGING | {"generation_id", "verdict"}
 _DELIVERIES = PAGING | {"status", "subscriber_id", "event_id"}
-_EVENTS = PAGING | {"type", "generation_id"}
-_SUBSCRIBER = "/v1/subscribers/{id}"
+_CALLBACKS = PAGING | {"generation_id", "verdict"}
+_SUBSCRIBERS, _SUBSCRIBER = "/v1/subscribers", "/v1/subscribers/{id}"
 _TIMELINE = "/v1/generations/{id}/timeline"
 _ROTATE, _ROTATE_OWN = f"{_SUBSCRIBER}/rotate-secret", "/v1/signing-secret/rotate"
 
@@ -63,10 +61,8 @@ OPERATIONS = (
     Operation("GET", "/v1/models/{id:path}", models.get, "read"),
     Operation("GET", "/v1/callbacks", callbacks.list_, "read", _CALLBACKS),
     Operation("GET", "/v1/callbacks/{id}", callbacks.get, "read"),
-    Operation(
-        "POST", "/v1/subscribers", subscribers.create, "manage", creates="sub", reads_body=True
-    ),
-    Operation("GET", "/v1/subscribers", subscribers.list_, "manage", PAGING),
+    Operation("POST", _SUBSCRIBERS, subscribers.create, "manage", creates="sub", reads_body=True),
+    Operation("GET", _SUBSCRIBERS, subscribers.list_, "manage", PAGING),
     Operation("GET", _SUBSCRIBER, subscribers.get, "manage", unit="read"),
     Operation("PATCH", _SUBSCRIBER, subscribers.update, "manage", reads_body=True),
     Operation("DELETE", _SUBSCRIBER, subscribers.delete, "manage", unit="write"),
@@ -76,7 +72,7 @@ OPERATIONS = (
     Operation("GET", f"{_SUBSCRIBER}/stats", subscribers.get_stats, "read", unit="read"),
     Operation("GET", "/v1/signing-secret", signing_secret.get, "manage"),
     Operation("POST", _ROTATE_OWN, signing_secret.rotate, "manage", reads_body=True),
-    Operation("GET", "/v1/events", events.list_, "read", _EVENTS),
+    Operation("GET", "/v1/events", events.list_, "read", PAGING | {"type", "generation_id"}),
     Operation("GET", "/v1/events/{id}", events.get, "read", unit="read"),
     Operation("GET", "/v1/deliveries", deliveries.list_, "read", _DELIVERIES),
     Operation("GET", "/v1/deliveries/{id}", deliveries.get, "read", unit="read"),
@@ -85,7 +81,7 @@ OPERATIONS = (
     Operation("GET", "/v1/replays", replays.list_, "manage", PAGING),
     Operation("GET", "/v1/replays/{id}", replays.get, "manage", unit="read"),
     Operation("POST", "/v1/replays/{id}/cancel", replays.cancel, "manage", unit="write"),
-    Operation("GET", "/v1/usage", usage.get, "read", {"since", "until", "model"}),
+    Operation("GET", "/v1/usage", generations.get_usage, "read", {"since", "until", "model"}),
     Operation("POST", "/v1/keys", keys.create, "admin", creates="key", reads_body=True),
     Operation("GET", "/v1/keys", keys.list_, "admin", PAGING),
     Operation("GET", "/v1/keys/{id}", keys.get, "admin", unit="read"),

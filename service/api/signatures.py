@@ -1,10 +1,11 @@
-"""Verifies signatures of callbacks: one function for each scheme that upstream may use."""
+"""Verifies signatures of callbacks, by each scheme that upstream may use."""
 
 import binascii
 import hmac
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -14,8 +15,7 @@ from service.model import clock
 
 Reason = Literal["missing", "malformed", "stale", "wrong"]
 Headers = Mapping[str, str]
-Secrets = Sequence[bytes | str]
-Verify = Callable[[bytes, Headers, Secrets, int], None]
+Signed = tuple[bytes, list[str]]  # What is signed, and the signatures that are presented for it.
 
 TOLERANCE_MS = 300 * clock.SECOND
 HEADER_LENGTH_MAX = 4_096
@@ -31,42 +31,54 @@ class SignatureError(Exception):
 
 
 class Scheme(msgspec.Struct, frozen=True):
-    """A signature scheme.
+    """A signature scheme: an HMAC-SHA256, shown as text.
 
-    verify: returns if one of the secrets signed the callback; raises SignatureError otherwise, and
-        nothing else. Header names are lower-case, `now` is in milliseconds. A secret is the
-        configured text or the key itself; one without a key verifies nothing.
-    read_secret: returns the key of a configured text; ValueError with a sentence if there is none.
+    read: returns what is signed, and the signatures in the headers, whose names are lower-case;
+        SignatureError if they cannot be read, or if the time in them is far from `now`.
+    read_secret: returns the key of a configured text; ValueError with a sentence if there is none,
+        because anybody can sign with an empty key.
+    show: returns the text of a MAC.
     proves_body: whether the signature covers the body, or only the task's id.
     """
 
-    verify: Verify
+    read: Callable[[bytes, Headers, int], Signed]
     read_secret: Callable[[str], bytes]
+    show: Callable[[bytes], str]
     proves_body: bool
 
-
-def verify_standard(body: bytes, headers: Headers, secrets: Secrets, now: int) -> None:
-    """Verify `v1` of Standard Webhooks 1.0: base64 of an HMAC-SHA256 with the decoded key."""
-    message_id, timestamp, signatures = _read(headers, "v1,", now)
-    keys = _keys(secrets, signing.decode_secret)
-    _require_match(signatures, [signing.sign(key, message_id, timestamp, body) for key in keys])
-
-
-def verify_wavespeed(body: bytes, headers: Headers, secrets: Secrets, now: int) -> None:
-    """Verify WaveSpeedAI's `v3`: as `v1`, but hexadecimal, and the key is the secret's text."""
-    message_id, timestamp, signatures = _read(headers, "v3,", now)
-    content = f"{message_id}.{timestamp}.".encode() + body
-    macs = [hmac.digest(key, content, "sha256") for key in _keys(secrets, read_wavespeed_secret)]
-    _require_match([text.lower() for text in signatures], [f"v3,{mac.hex()}" for mac in macs])
+    def verify(self, body: bytes, headers: Headers, key: bytes, now: int) -> None:
+        """SignatureError unless the key signed the callback; `now` is in milliseconds."""
+        content, presented = self.read(body, headers, now)
+        expected = self.show(hmac.new(key, content, "sha256").digest()).encode()
+        # As text, in constant time; the presented signatures are never decoded.
+        if not any(hmac.compare_digest(expected, each.encode()) for each in presented):
+            raise SignatureError("wrong")
 
 
-def verify_kie(body: bytes, headers: Headers, secrets: Secrets, now: int) -> None:
-    """Verify kie.ai's scheme: base64 of an HMAC-SHA256 of task id and time, not of the body."""
-    presented = _header(headers, "x-webhook-signature")
+def _read_webhook(version: str, body: bytes, headers: Headers, now: int) -> Signed:
+    """Read Standard Webhooks 1.0: id, time and body are signed, by signatures of versions."""
+    message_id = _header(headers, "webhook-id")
+    timestamp = _fresh_timestamp(headers, "webhook-timestamp", now)
+    entries = _header(headers, "webhook-signature").split(" ")
+    signatures = [entry.removeprefix(version) for entry in entries if entry.startswith(version)]
+    if not signatures:
+        raise SignatureError("malformed")
+    return signing.signed_content(message_id, timestamp, body), signatures
+
+
+def _read_wavespeed(body: bytes, headers: Headers, now: int) -> Signed:
+    content, signatures = _read_webhook("v3,", body, headers, now)
+    return content, [signature.lower() for signature in signatures]
+
+
+def _read_kie(body: bytes, headers: Headers, now: int) -> Signed:
+    signature = _header(headers, "x-webhook-signature")
     timestamp = _fresh_timestamp(headers, "x-webhook-timestamp", now)
-    content = f"{_kie_task_id(body)}.{timestamp}".encode()
-    macs = [hmac.digest(key, content, "sha256") for key in _keys(secrets, read_kie_secret)]
-    _require_match([presented], [binascii.b2a_base64(mac, newline=False).decode() for mac in macs])
+    return f"{_kie_task_id(body)}.{timestamp}".encode(), [signature]
+
+
+def _base64(mac: bytes) -> str:
+    return binascii.b2a_base64(mac, newline=False).decode()
 
 
 def read_wavespeed_secret(text: str) -> bytes:
@@ -82,24 +94,6 @@ def read_kie_secret(text: str) -> bytes:
     if not text:
         raise ValueError("a kie.ai secret is not empty")
     return text.encode()
-
-
-SCHEMES: Mapping[str, Scheme] = {
-    "standard": Scheme(verify_standard, signing.decode_secret, proves_body=True),
-    "wavespeed": Scheme(verify_wavespeed, read_wavespeed_secret, proves_body=True),
-    "kie": Scheme(verify_kie, read_kie_secret, proves_body=False),
-}
-
-
-def _read(headers: Headers, version: str, now: int) -> tuple[str, int, list[str]]:
-    """Return id, time and the signatures of `version` in the headers of Standard Webhooks."""
-    message_id = _header(headers, "webhook-id")
-    timestamp = _fresh_timestamp(headers, "webhook-timestamp", now)
-    entries = _header(headers, "webhook-signature").split(" ")
-    signatures = [entry for entry in entries if entry.startswith(version)]
-    if not signatures:
-        raise SignatureError("malformed")
-    return message_id, timestamp, signatures
 
 
 def _header(headers: Headers, name: str) -> str:
@@ -121,24 +115,6 @@ def _fresh_timestamp(headers: Headers, name: str, now: int) -> int:
     return int(text)
 
 
-def _keys(secrets: Secrets, read: Callable[[str], bytes]) -> list[bytes]:
-    """Return the keys of the secrets, without empty ones: anybody can sign with an empty key."""
-    keys = []
-    for secret in secrets:
-        try:
-            keys.append(read(secret) if isinstance(secret, str) else secret)
-        except ValueError:
-            continue  # Start-up refuses such a secret; here it only must not verify anything.
-    return [key for key in keys if key]
-
-
-def _require_match(presented: Sequence[str], expected: Sequence[str]) -> None:
-    """Compare signatures as text, in constant time; the presented ones are never decoded."""
-    pairs = itertools.product(expected, presented)
-    if not any(hmac.compare_digest(one.encode(), other.encode()) for one, other in pairs):
-        raise SignatureError("wrong")
-
-
 def _kie_task_id(body: bytes) -> str:
     """Return the task's id: kie.ai documents `data.taskId`, shows `data.task_id`, sends others."""
     try:
@@ -151,3 +127,13 @@ def _kie_task_id(body: bytes) -> str:
         if isinstance(task_id, str) and task_id:
             return task_id
     raise SignatureError("malformed")
+
+
+# kie.ai signs the task's id and the time, not the body. WaveSpeedAI's key is the secret's text.
+SCHEMES: Mapping[str, Scheme] = {
+    "standard": Scheme(
+        partial(_read_webhook, "v1,"), signing.decode_secret, _base64, proves_body=True
+    ),
+    "wavespeed": Scheme(_read_wavespeed, read_wavespeed_secret, bytes.hex, proves_body=True),
+    "kie": Scheme(_read_kie, read_kie_secret, _base64, proves_body=False),
+}

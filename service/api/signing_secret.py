@@ -23,10 +23,7 @@ class Rotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 async def answer_rotation(call: Call, rotate: Unit[Secrets]) -> Answer:
-    """Run `rotate(tx, call, secret, overlap_seconds)` with the secret of the body, or a new one.
-
-    Problem 422 if the body's secret cannot sign.
-    """
+    """Run `rotate(tx, call, secret, overlap_seconds)` with a new secret, or that of the body."""
     rotation = call.decode(Rotation, empty=b"{}")
     refuse_fields("The secret cannot be used.", secret_errors(rotation.secret))
     secret = rotation.secret or signing.new_secret(call.context.random_bytes)

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from service.api import checks
-from service.api.call import Answer, Call, answer, answer_list
+from service.api.call import Answer, Call, answer, answer_page, read_own
 from service.api.checks import NO_NUL, REDACTED, Rate
-from service.api.problem import Problem, not_found, refuse_fields
+from service.api.problem import conflict, not_found, refuse_fields
 from service.api.signing_secret import answer_rotation, answer_secrets
 from service.delivery import health, signing_keys
 from service.delivery.attempt import send_test
@@ -16,64 +17,56 @@ from service.delivery.retry import DEFAULT_RETRY_SECONDS
 from service.delivery.signing_keys import Secrets
 from service.model.event import Event
 from service.model.subscriber import Filter, Subscriber
-from service.store import deliveries, events, pages, stats, subscribers
+from service.store import deliveries, events, stats, subscribers
 from service.store.database import Transaction
 
 SUBSCRIBERS_MAX = 1_000
 
-Description = Annotated[str, msgspec.Meta(max_length=500, pattern=NO_NUL)]
-InFlight = Annotated[int, msgspec.Meta(ge=1, le=100)]
 Delay = Annotated[int, msgspec.Meta(ge=0, le=604_800)]
-Schedule = Annotated[list[Delay], msgspec.Meta(min_length=1, max_length=20)]
-Payload = Literal["full", "thin", "cloudevents"]
 
 
-class New(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What both bodies may set; the defaults are those of Subscriber."""
+
+    description: Annotated[str, msgspec.Meta(max_length=500, pattern=NO_NUL)] | UnsetType = UNSET
+    event_types: list[str] | UnsetType = UNSET
+    filter: Filter | UnsetType = UNSET
+    headers: dict[str, str] | UnsetType = UNSET
+    max_in_flight: Annotated[int, msgspec.Meta(ge=1, le=100)] | UnsetType = UNSET
+    rate_per_second: Rate | UnsetType | None = UNSET
+    retry_schedule_seconds: (
+        Annotated[list[Delay], msgspec.Meta(min_length=1, max_length=20)] | UnsetType
+    ) = UNSET
+    ordered: bool | UnsetType = UNSET
+    payload: Literal["full", "thin", "cloudevents"] | UnsetType = UNSET
+
+
+class New(Fields, frozen=True, kw_only=True):
     """The body of POST /v1/subscribers."""
 
     url: str
-    description: Description = ""
-    event_types: list[str] = []
-    filter: Filter = Filter()
-    headers: dict[str, str] = {}
-    max_in_flight: InFlight = 100
-    rate_per_second: Rate | None = None
-    retry_schedule_seconds: Schedule = msgspec.field(
-        default_factory=lambda: list(DEFAULT_RETRY_SECONDS)
-    )
-    ordered: bool = False
-    payload: Payload = "full"
     signature: Literal["v1", "v1a"] = "v1"
     secret: str | None = None
 
 
-class Update(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Update(Fields, frozen=True, kw_only=True):
     """The body of PATCH /v1/subscribers/{id}; fields that are unset do not change."""
 
-    url: str | msgspec.UnsetType = msgspec.UNSET
-    description: Description | msgspec.UnsetType = msgspec.UNSET
-    event_types: list[str] | msgspec.UnsetType = msgspec.UNSET
-    filter: Filter | msgspec.UnsetType = msgspec.UNSET
-    headers: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
-    status: Literal["active", "paused", "disabled"] | msgspec.UnsetType = msgspec.UNSET
-    max_in_flight: InFlight | msgspec.UnsetType = msgspec.UNSET
-    rate_per_second: Rate | msgspec.UnsetType | None = msgspec.UNSET
-    retry_schedule_seconds: Schedule | msgspec.UnsetType = msgspec.UNSET
-    ordered: bool | msgspec.UnsetType = msgspec.UNSET
-    payload: Payload | msgspec.UnsetType = msgspec.UNSET
+    url: str | UnsetType = UNSET
+    status: Literal["active", "paused", "disabled"] | UnsetType = UNSET
 
 
 async def create(call: Call) -> Answer:
     """POST /v1/subscribers: 201 with the secret."""
     new = call.decode(New)
     fields = _check(call, new)
-    headers = fields.pop("headers")
+    headers = fields.pop("headers", {})
     context, id_, now = call.context, call.resource_id, call.context.clock()
     secrets = signing_keys.new_secrets(context.random_bytes, asymmetric=new.signature == "v1a")
     if new.secret is not None:
         secrets = msgspec.structs.replace(secrets, current=new.secret)
     subscriber = Subscriber(
-        **fields,
+        **{"retry_schedule_seconds": list(DEFAULT_RETRY_SECONDS), **fields},
         id=id_,
         tenant=call.tenant,
         header_names=sorted(headers),
@@ -88,16 +81,16 @@ async def create(call: Call) -> Answer:
 
 async def _insert(tx: Transaction, new: Subscriber) -> None:
     if await subscribers.count(tx, new.tenant) >= SUBSCRIBERS_MAX:
-        raise Problem(409, "conflict", f"A tenant has at most {SUBSCRIBERS_MAX} subscribers.")
+        raise conflict(f"A tenant has at most {SUBSCRIBERS_MAX} subscribers.")
     if await subscribers.get(tx, new.id) is not None:
-        raise Problem(409, "conflict", "The first request created this subscriber; list them.")
+        raise conflict("The first request created this subscriber; list them.")
     await subscribers.insert(tx, new)
 
 
 def _check(call: Call, body: New | Update) -> dict[str, Any]:
     """Return the fields that are set, without the secret; Problem 422 if one is wrong."""
     fields = msgspec.structs.asdict(body)
-    fields = {name: value for name, value in fields.items() if value is not msgspec.UNSET}
+    fields = {name: value for name, value in fields.items() if value is not UNSET}
     headers = fields.get("headers", {})
     errors = [
         *checks.type_errors(fields.get("event_types", [])),
@@ -128,15 +121,12 @@ async def get(tx: Transaction, call: Call) -> Subscriber:
 
 async def list_(call: Call) -> Answer:
     """GET /v1/subscribers."""
-    source, page, values = subscribers.LIST_SOURCE, call.page("sub"), {"tenant": call.tenant}
-    rows, after = await call.database.read(pages.read, source, page, values)
-    return answer_list([subscribers.from_row(row).view() for row in rows], after)
+    return await answer_page(call, "sub", read_own, subscribers.LIST_SOURCE, subscribers.from_row)
 
 
-async def update(call: Call) -> Answer:
+async def update(call: Call) -> Subscriber:
     """PATCH /v1/subscribers/{id}: also pauses, disables and re-enables."""
-    fields = _check(call, call.decode(Update))
-    return answer((await call.database.write(_update, call, fields)).view())
+    return await call.database.write(_update, call, _check(call, call.decode(Update)))
 
 
 async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Subscriber:
@@ -202,15 +192,14 @@ async def get_stats(tx: Transaction, call: Call) -> Answer:
     """GET /v1/subscribers/{id}/stats."""
     subscriber = await get(tx, call)
     statistics = await stats.get(tx, subscriber.id)
-    return answer(
-        {
-            "subscriber_id": subscriber.id,
-            "counts": statistics.counts,
-            "success_rate": statistics.success_rate,
-            "latency_ms": {"hour": statistics.hour, "day": statistics.day},
-            "oldest_undelivered_seconds": statistics.oldest_undelivered_seconds,
-        }
-    )
+    content = {
+        "subscriber_id": subscriber.id,
+        "counts": statistics.counts,
+        "success_rate": statistics.success_rate,
+        "latency_ms": {"hour": statistics.hour, "day": statistics.day},
+        "oldest_undelivered_seconds": statistics.oldest_undelivered_seconds,
+    }
+    return answer(content)
 
 
 async def test(call: Call) -> Answer:
@@ -223,7 +212,6 @@ async def test(call: Call) -> Answer:
 
 async def _ping(tx: Transaction, call: Call) -> tuple[Subscriber, Event]:
     subscriber = await get(tx, call)
-    data = {"subscriber_id": subscriber.id}
-    event = events.new_event(call.tenant, "ping", data, None, tx.now)
+    event = events.new_event(call.tenant, "ping", {"subscriber_id": subscriber.id}, None, tx.now)
     await events.insert(tx, [event])
     return subscriber, event

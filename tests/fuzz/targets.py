@@ -271,7 +271,7 @@ def check_signed(scheme: str, headers: Mapping[str, str], body: bytes) -> bool:
     """Check that an accepted signature is the one that this module computes; True if accepted."""
     secret = SCHEME_SECRETS[scheme]
     try:
-        SCHEMES[scheme].verify(body, headers, [secret], NOW)
+        SCHEMES[scheme].verify(body, headers, SCHEMES[scheme].read_secret(secret), NOW)
     except SignatureError as error:
         assert error.reason in {"missing", "malformed", "stale", "wrong"}  # noqa: PT017
         return False
