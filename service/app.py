@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api import asgi
 from service.api.receiver import Receiver
-from service.context import Transport, new_context
+from service.context import UPSTREAM, Context
 from service.delivery import tenants
 from service.delivery.dispatch import Dispatcher
 from service.delivery.target import Sender
@@ -23,6 +23,10 @@ from service.model.clock import Clock, now_ms
 from service.settings import Settings
 from service.store.sqlite.database import Database
 from service.store.sqlite.ownership import FileLock
+from service.store.vault import Vault
+from service.telemetry.redact import Redactor
+from service.upstream.callback_url import CallbackTokens
+from service.upstream.client import Client, Transport
 from service.worker import Worker
 
 SPARE_CONNECTIONS = 24  # For tests of subscribers, which take no slot.
@@ -46,8 +50,15 @@ class App:
         self.database = Database(
             settings.database_path, clock=clock, queue_max=settings.write_queue
         )
-        self.context = new_context(
-            settings, self.database, clock=clock, jitter=jitter, transport=transport
+        self.context = Context(
+            settings=settings,
+            database=self.database,
+            client=Client(settings, transport),
+            tokens=CallbackTokens(settings.secret_keys, UPSTREAM),
+            vault=Vault(settings.secret_keys),
+            redactor=Redactor(settings.secrets, settings.public_url),
+            clock=clock,
+            jitter=jitter,
         )
         self._receiver = Receiver(self.context)
         self._sender = sender

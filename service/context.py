@@ -3,7 +3,6 @@
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 from weakref import WeakValueDictionary
 
 from msgspec import Struct, field
@@ -19,7 +18,6 @@ from service.upstream.callback_url import CallbackTokens
 from service.upstream.client import Client
 
 UPSTREAM = "apiinone"
-Transport = Callable[[], Any]  # Makes a transport of httpx, whose import waits for its first use.
 
 
 def _ignore(_news: object) -> None:
@@ -27,16 +25,11 @@ def _ignore(_news: object) -> None:
 
 
 class Inbox(Struct, frozen=True):
-    """Receives committed deliveries in memory, which saves reading their rows.
+    """Receives committed deliveries in memory, which saves reading their rows."""
 
-    offer: takes deliveries that were just committed and are due now.
-    refill: reads the due deliveries of a subscriber from the database: there are new ones.
-    reload: reads a changed subscriber again; None: any subscriber may have changed.
-    """
-
-    offer: Callable[[Sequence[DueDelivery]], None] = _ignore
-    refill: Callable[[str], None] = _ignore
-    reload: Callable[[str | None], None] = _ignore
+    offer: Callable[[Sequence[DueDelivery]], None] = _ignore  # Deliveries that are due now.
+    refill: Callable[[str], None] = _ignore  # A subscriber with new deliveries in the database.
+    reload: Callable[[str | None], None] = _ignore  # A changed subscriber; None: maybe any.
 
 
 class Signals(Struct, frozen=True):
@@ -69,24 +62,3 @@ class Context(Struct, kw_only=True):
     def catalogue(self) -> dict[str, catalogue.Model]:
         """The models by id and by page id, loaded on first use."""
         return catalogue.load()
-
-
-def new_context(
-    settings: Settings,
-    database: Database,
-    *,
-    clock: Clock,
-    jitter: Callable[[], float],
-    transport: Transport | None = None,
-) -> Context:
-    """The shared objects that these settings ask for; `transport` replaces the way to upstream."""
-    return Context(
-        settings=settings,
-        database=database,
-        client=Client(settings, transport),
-        tokens=CallbackTokens(settings.secret_keys, UPSTREAM),
-        vault=Vault(settings.secret_keys),
-        redactor=Redactor(settings.secrets, settings.public_url),
-        clock=clock,
-        jitter=jitter,
-    )

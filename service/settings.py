@@ -15,6 +15,7 @@ ENVIRONMENT: Mapping[str, str] = os.environ  # noqa: TID251  the only module tha
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 KEY_CHARACTERS_MIN = 32
 _DIGITS_MAX = 20
+_BODY_BYTES = (1_024, 67_108_864)
 _QUOTED_CHARACTERS_MAX = 200
 SIGNATURE_SCHEMES = ("standard", "wavespeed", "kie")
 
@@ -35,8 +36,7 @@ def _is_visible(value: str) -> bool:
 
 
 def _secret(value: str) -> str:
-    rule = "must be visible ASCII characters, without spaces or line ends"
-    _require(_is_visible(value), rule)
+    _require(_is_visible(value), "must be visible ASCII characters, without spaces or line ends")
     return value
 
 
@@ -60,10 +60,6 @@ def _integer(value: str, low: int, high: int) -> int:
     is_within = is_whole and low <= int(value) <= high
     _require(is_within, f"must be a whole number from {low} to {high}")
     return int(value)
-
-
-def _body_bytes(value: str) -> int:
-    return _integer(value, 1_024, 67_108_864)
 
 
 def _choice(value: str, *words: str) -> str:
@@ -99,8 +95,7 @@ def _url(value: str) -> str:
     is_absolute = parts.scheme in ("http", "https") and bool(host) and "@" not in parts.netloc
     _require(is_absolute, "must be an absolute http(s) URL without user information")
     _require(port != 0, "must have a port from 1 to 65535")
-    has_more = bool(parts.query or parts.fragment)
-    _require(not has_more, "must have neither a query nor a fragment")
+    _require(not (parts.query or parts.fragment), "must have neither a query nor a fragment")
     return value.rstrip("/")
 
 
@@ -111,11 +106,8 @@ def _upstream_url(value: str) -> str:
 
 def _secret_keys(value: str) -> tuple[str, ...]:
     keys = tuple(_text(key.strip()) for key in value.split(","))
-    shortest = min(map(len, keys))
-    _require(
-        shortest >= KEY_CHARACTERS_MIN,
-        f"each key must have at least {KEY_CHARACTERS_MIN} characters",
-    )
+    is_long = min(map(len, keys)) >= KEY_CHARACTERS_MIN
+    _require(is_long, f"each key must have at least {KEY_CHARACTERS_MIN} characters")
     return keys
 
 
@@ -135,57 +127,39 @@ def _networks(value: str) -> tuple[Network, ...]:
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """All settings: type, variable, parser and its limits, default. The `repr` shows no secret."""
+    """All settings: type, parser and its limits, default. The `repr` shows no secret."""
 
-    database_path: Annotated[str, "GENHOOK_DATABASE_URL", _database_path] = "genhook.db"
-    public_url: Annotated[str | None, "GENHOOK_PUBLIC_URL", _url] = None
-    secret_keys: Annotated[tuple[str, ...], "GENHOOK_SECRET_KEYS", _secret_keys] = ()
-    admin_key: Annotated[str | None, "GENHOOK_ADMIN_KEY", _admin_key] = None
-    upstream_url: Annotated[str, "GENHOOK_UPSTREAM_URL", _upstream_url] = "https://apiin.one/api/v1"
-    upstream_api_key: Annotated[str | None, "GENHOOK_UPSTREAM_API_KEY", _secret] = None
-    upstream_signature: Annotated[
-        str | None, "GENHOOK_UPSTREAM_SIGNATURE", _choice, *SIGNATURE_SCHEMES
-    ] = None
-    upstream_signature_secret: Annotated[str | None, "GENHOOK_UPSTREAM_SIGNATURE_SECRET", _text] = (
-        None
-    )
-    callback_trust: Annotated[
-        Literal["confirm", "body"], "GENHOOK_CALLBACK_TRUST", _choice, "confirm", "body"
-    ] = "confirm"
-    safety_poll_seconds: Annotated[
-        float | None, "GENHOOK_SAFETY_POLL_SECONDS", _number, 0.05, 86_400
-    ] = None
-    worker: Annotated[Literal["embedded", "off"], "GENHOOK_WORKER", _choice, "embedded", "off"] = (
-        "embedded"
-    )
-    allow_http: Annotated[bool, "GENHOOK_ALLOW_HTTP", _boolean] = False
-    allow_networks: Annotated[tuple[Network, ...], "GENHOOK_ALLOW_NETWORKS", _networks] = ()
-    http_proxy: Annotated[str | None, "GENHOOK_HTTP_PROXY", _url] = None
-    ca_file: Annotated[str | None, "GENHOOK_CA_FILE", _ca_file] = None
-    host: Annotated[str, "GENHOOK_HOST", _text] = "127.0.0.1"
-    port: Annotated[int, "PORT", _integer, 0, 65_535] = 8000
-    log_level: Annotated[str, "GENHOOK_LOG_LEVEL", _choice, "debug", "info", "warning", "error"] = (
-        "info"
-    )
-    open_docs: Annotated[bool, "GENHOOK_OPEN_DOCS", _boolean] = True
-    open_metrics: Annotated[bool, "GENHOOK_OPEN_METRICS", _boolean] = True
-    callback_body_bytes: Annotated[int, "GENHOOK_CALLBACK_BODY_BYTES", _body_bytes] = 1_048_576
-    request_body_bytes: Annotated[int, "GENHOOK_REQUEST_BODY_BYTES", _body_bytes] = 1_048_576
-    upstream_body_bytes: Annotated[int, "GENHOOK_UPSTREAM_BODY_BYTES", _body_bytes] = 8_388_608
-    upstream_timeout_seconds: Annotated[
-        float, "GENHOOK_UPSTREAM_TIMEOUT_SECONDS", _number, 0.1, 600
-    ] = 60.0
-    write_queue: Annotated[int, "GENHOOK_WRITE_QUEUE", _integer, 1, 1_000_000] = 10_000
-    poll_rate_per_second: Annotated[
-        float, "GENHOOK_POLL_RATE_PER_SECOND", _number, 0.01, 10_000
-    ] = 10.0
-    deadline_seconds: Annotated[int, "GENHOOK_DEADLINE_SECONDS", _integer, 1, 604_800] = 3_600
-    attempt_timeout_seconds: Annotated[
-        float, "GENHOOK_ATTEMPT_TIMEOUT_SECONDS", _number, 0.1, 120
-    ] = 15.0
-    max_in_flight: Annotated[int, "GENHOOK_MAX_IN_FLIGHT", _integer, 1, 10_000] = 1_000
-    shutdown_seconds: Annotated[float, "GENHOOK_SHUTDOWN_SECONDS", _number, 0, 600] = 20.0
-    retention_days: Annotated[int, "GENHOOK_RETENTION_DAYS", _integer, 1, 3_650] = 30
+    database_path: Annotated[str, _database_path] = "genhook.db"
+    public_url: Annotated[str | None, _url] = None
+    secret_keys: Annotated[tuple[str, ...], _secret_keys] = ()
+    admin_key: Annotated[str | None, _admin_key] = None
+    upstream_url: Annotated[str, _upstream_url] = "https://apiin.one/api/v1"
+    upstream_api_key: Annotated[str | None, _secret] = None
+    upstream_signature: Annotated[str | None, _choice, *SIGNATURE_SCHEMES] = None
+    upstream_signature_secret: Annotated[str | None, _text] = None
+    callback_trust: Annotated[Literal["confirm", "body"], _choice, "confirm", "body"] = "confirm"
+    safety_poll_seconds: Annotated[float | None, _number, 0.05, 86_400] = None
+    worker: Annotated[Literal["embedded", "off"], _choice, "embedded", "off"] = "embedded"
+    allow_http: Annotated[bool, _boolean] = False
+    allow_networks: Annotated[tuple[Network, ...], _networks] = ()
+    http_proxy: Annotated[str | None, _url] = None
+    ca_file: Annotated[str | None, _ca_file] = None
+    host: Annotated[str, _text] = "127.0.0.1"
+    port: Annotated[int, _integer, 0, 65_535] = 8000
+    log_level: Annotated[str, _choice, "debug", "info", "warning", "error"] = "info"
+    open_docs: Annotated[bool, _boolean] = True
+    open_metrics: Annotated[bool, _boolean] = True
+    callback_body_bytes: Annotated[int, _integer, *_BODY_BYTES] = 1_048_576
+    request_body_bytes: Annotated[int, _integer, *_BODY_BYTES] = 1_048_576
+    upstream_body_bytes: Annotated[int, _integer, *_BODY_BYTES] = 8_388_608
+    upstream_timeout_seconds: Annotated[float, _number, 0.1, 600] = 60.0
+    write_queue: Annotated[int, _integer, 1, 1_000_000] = 10_000
+    poll_rate_per_second: Annotated[float, _number, 0.01, 10_000] = 10.0
+    deadline_seconds: Annotated[int, _integer, 1, 604_800] = 3_600
+    attempt_timeout_seconds: Annotated[float, _number, 0.1, 120] = 15.0
+    max_in_flight: Annotated[int, _integer, 1, 10_000] = 1_000
+    shutdown_seconds: Annotated[float, _number, 0, 600] = 20.0
+    retention_days: Annotated[int, _integer, 1, 3_650] = 30
 
     @property
     def secrets(self) -> list[str]:
@@ -197,7 +171,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return f"Settings(database_path={self.database_path!r}, public_url={self.public_url!r})"
 
 
-VARIABLES = {kind.__metadata__[0]: field for field, kind in Settings.__annotations__.items()}
+_OTHER_NAMES = {"database_path": "GENHOOK_DATABASE_URL", "port": "PORT"}
+# The field of each variable. The others are GENHOOK_ and the name of the field.
+VARIABLES = {
+    _OTHER_NAMES.get(field, f"GENHOOK_{field.upper()}"): field for field in Settings.__annotations__
+}
 
 
 def is_loopback(url: str) -> bool:
@@ -237,8 +215,8 @@ def read_settings(environ: Mapping[str, str] = ENVIRONMENT, **overrides: object)
     Raises SettingsError, which names the first variable that is missing or wrong.
     """
     values: dict[str, Any] = {}
-    for field, kind in Settings.__annotations__.items():
-        name, parse, *limits = kind.__metadata__
+    for name, field in VARIABLES.items():
+        parse, *limits = Settings.__annotations__[field].__metadata__
         if text := environ.get(name):
             try:
                 values[field] = parse(text, *limits)

@@ -1,7 +1,6 @@
-"""The worker: the loops that do due work. Only this module sleeps.
+"""The worker: the loops that do due work, in the process that owns the database.
 
-One process at a time is the worker of a database: the one that holds its ownership. Others stand
-by and take over within a second of its death.
+Others stand by and take over within a second of its death. Only this module sleeps.
 """
 
 import asyncio
@@ -131,11 +130,10 @@ class Worker:
 
     def attach(self) -> None:
         """Make this process's lanes receive newly committed deliveries."""
-        self.context.inbox = Inbox(
-            self.dispatcher.offer, self.dispatcher.refill, self.dispatcher.reload
-        )
-        self.dispatcher.on_timer = self._attempts_due.set
-        self.dispatcher.is_open = True
+        dispatcher = self.dispatcher
+        self.context.inbox = Inbox(dispatcher.offer, dispatcher.refill, dispatcher.reload)
+        dispatcher.on_timer = self._attempts_due.set
+        dispatcher.is_open = True
 
     async def tick(self, seconds: float) -> WorkCounts:
         """Do due work for up to `seconds`; do none while another tick of this process runs."""
@@ -172,7 +170,6 @@ class Worker:
                 return is_due
 
     async def _settle(self) -> None:
-        """Wait until no poll and no attempt is under way."""
         await self.poller.settle()
         await self.dispatcher.settle()
 
@@ -206,8 +203,7 @@ class Worker:
         if self._clean_lock.locked():  # The loop or a tick is already cleaning.
             return now + SECOND
         async with self._clean_lock:
-            days = self.context.settings.retention_days
-            database = self.context.database
+            database, days = self.context.database, self.context.settings.retention_days
             deleted, next_at = await retention.run_due(database, self._sweep, days, now)
         self._counts["deleted"] += deleted
         return next_at if self._tick_lock.locked() else max(next_at, now + CLEAN_PAUSE_MS)

@@ -12,7 +12,7 @@ from service.model.clock import rfc3339
 from service.model.ids import time_of
 from service.store import callbacks
 from service.store.database import Row
-from service.telemetry import log
+from service.telemetry.redact import redact
 
 VERDICTS = ("accepted", "duplicate", "late", "unreadable", "rejected")
 _SECRET_HEADERS = ("authorization", "cookie", "proxy-authorization")
@@ -52,12 +52,11 @@ def _view(row: Row) -> dict[str, Any]:
 def _raw_view(row: Row) -> dict[str, Any]:
     lines = msgspec.json.decode(row["headers"], type=list[tuple[str, str]])
     headers = joined_headers(
-        (name, "[redacted]" if name in _SECRET_HEADERS else log.redact(value))
-        for name, value in lines
+        (name, "[redacted]" if name in _SECRET_HEADERS else redact(value)) for name, value in lines
     )
     try:
-        body, encoding = log.redact(row["body"].decode()), "utf-8"
+        body, encoding = redact(row["body"].decode()), "utf-8"
     except UnicodeDecodeError:
-        redacted = log.redact(row["body"].decode("latin-1")).encode("latin-1")
+        redacted = redact(row["body"].decode("latin-1")).encode("latin-1")
         body, encoding = base64.b64encode(redacted).decode(), "base64"
     return {"headers": headers, "body": body, "body_encoding": encoding}

@@ -18,7 +18,6 @@ from service.model.ids import new_id
 from service.store import callbacks
 from service.store.callbacks import Arrival
 from service.telemetry import log, metrics
-from service.upstream.callback_url import TokenError
 
 PREFIX = f"/callbacks/{UPSTREAM}/"
 READ_ON_LOOP_BYTES = 65_536
@@ -86,11 +85,10 @@ class Receiver:
     async def _verify(self, arrival: Arrival, scope: Scope, receive: Receive) -> None:
         """Complete the arrival; Problem if its token, its size or its signature is not accepted."""
         path, settings = scope["path"], self._context.settings
-        try:
-            token = path[len(PREFIX) :] if path.startswith(PREFIX) else ""
-            claim = self._context.tokens.read(token, arrival.received_at)
-        except TokenError as error:
-            await self._reject(arrival, f"token_{error.reason}", _token_invalid())
+        token = path[len(PREFIX) :] if path.startswith(PREFIX) else ""
+        claim = self._context.tokens.read(token, arrival.received_at)
+        if isinstance(claim, str):
+            await self._reject(arrival, f"token_{claim}", _token_invalid())
         arrival.generation_id, arrival.nonce = claim.generation_id, claim.nonce
         try:
             arrival.body = await read_body(scope, receive, settings.callback_body_bytes)

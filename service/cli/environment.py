@@ -4,19 +4,10 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
-
 from service.model.errors import CommandError, SettingsError
-from service.settings import (
-    ENVIRONMENT,
-    VARIABLES,
-    Settings,
-    read_settings,
-    unknown_variables,
-)
+from service.settings import ENVIRONMENT, VARIABLES, Settings, read_settings, unknown_variables
 
 DATABASE_URL = "sqlite:///genhook-dev.db"
-UPSTREAM_KEY = "aio_dev"
 
 _BANNER = """\
 genhook --dev: plain http and targets on this machine are allowed. Not for production.
@@ -70,21 +61,12 @@ def with_defaults() -> dict[str, str]:
     }
     has_keys = {"GENHOOK_SECRET_KEYS", "GENHOOK_ADMIN_KEY"} <= own.keys()
     if url.startswith("sqlite:///") and not has_keys:
-        defaults |= throwaway_keys(keys_path(url.removeprefix("sqlite:///")))
+        defaults |= throwaway_keys(Path(url.removeprefix("sqlite:///") + "-keys"))
     return defaults | own
 
 
-def keys_path(database_path: str) -> Path:
-    """The file with the throwaway keys of a development database."""
-    return Path(f"{database_path}-keys")
-
-
 def throwaway_keys(path: Path) -> Mapping[str, str]:
-    """The throwaway keys as variables; the first run creates the file, for its owner alone.
-
-    The database is encrypted under them, so the next run needs the same. CommandError if the
-    file cannot be used.
-    """
+    """The keys of a development database, created by its first run; CommandError if it cannot."""
     import secrets
 
     try:
@@ -100,22 +82,12 @@ def throwaway_keys(path: Path) -> Mapping[str, str]:
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
-def with_sandbox(settings: Settings, url: str, sandbox_url: str) -> Settings:
-    """The settings with the sandbox as upstream, which calls back to `url`."""
-    return msgspec.structs.replace(
-        settings,
-        upstream_url=f"{sandbox_url}/api/v1",
-        upstream_api_key=UPSTREAM_KEY,
-        public_url=settings.public_url or url,
-    )
-
-
 def banner(settings: Settings, url: str, sandbox_url: str | None) -> str:
     """The URLs, and two commands to paste. A key from the environment is not printed."""
     has_key = ENVIRONMENT.get("GENHOOK_ADMIN_KEY")
     return _BANNER.format(
         url=url,
         sandbox=f"  sandbox  {sandbox_url}\n" if sandbox_url else "",
-        keys="from the environment" if has_key else keys_path(settings.database_path),
+        keys="from the environment" if has_key else f"{settings.database_path}-keys",
         export="" if has_key else f"  export GENHOOK_ADMIN_KEY={settings.admin_key}\n",
     )

@@ -1,7 +1,4 @@
-"""`genhook serve`, `work` and `sandbox`: their options, settings, logs and sockets.
-
-What they run is imported once it is needed, so that help and wrong settings come at once.
-"""
+"""`genhook serve`, `work` and `sandbox`; what they run is imported once it is needed."""
 
 import argparse
 import contextlib
@@ -15,14 +12,11 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     define(parser, serve, "genhook serve --dev --sandbox")
     parser.add_argument("--host", help="address to listen on (GENHOOK_HOST, 127.0.0.1)")
     parser.add_argument("--port", type=port, help="port to listen on (PORT, 8000); 0: any free one")
-    parser.add_argument(
-        "--dev",
-        action="store_true",
-        help="create throwaway keys; allow http and targets on this machine",
-    )
-    parser.add_argument(
-        "--sandbox", action="store_true", help="with --dev: run a sandbox as upstream"
-    )
+    for name, summary in (
+        ("--dev", "create throwaway keys; allow http and targets on this machine"),
+        ("--sandbox", "with --dev: run a sandbox as upstream"),
+    ):
+        parser.add_argument(name, action="store_true", help=summary)
 
 
 def add_work(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +54,8 @@ def serve(options: argparse.Namespace, echo: Echo) -> int:
 
     settings = environment.settings_of(options)
     environment.configure_log(settings)
+    import msgspec
+
     from service.app import App
     from service.cli import server
 
@@ -69,7 +65,12 @@ def serve(options: argparse.Namespace, echo: Echo) -> int:
         if options.sandbox:
             sandbox_sock = stack.enter_context(server.bind("127.0.0.1", 0))
             sandbox_url = server.url_of(sandbox_sock)
-            settings = environment.with_sandbox(settings, url, sandbox_url)
+            settings = msgspec.structs.replace(
+                settings,
+                upstream_url=f"{sandbox_url}/api/v1",
+                upstream_api_key="aio_dev",
+                public_url=settings.public_url or url,  # Where the sandbox calls back.
+            )
         if options.dev:
             echo(environment.banner(settings, url, sandbox_url))
         return server.run(server.serve(App(settings), sock, sandbox_sock))

@@ -7,26 +7,14 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
+import uvicorn
 import uvloop
 
 from service.model.errors import CommandError
 from service.telemetry import log
-
-# uvicorn imports its own command line, with click and multiprocessing, which takes a fifteenth of
-# the start: a module in which every name is None stands in for it meanwhile.
-_stand_in: Any = ModuleType("uvicorn.main")
-_stand_in.__getattr__ = lambda _name: None
-_uvicorn_main = sys.modules.setdefault("uvicorn.main", _stand_in)
-import uvicorn.config  # noqa: E402
-import uvicorn.server  # noqa: E402
-
-if _uvicorn_main is _stand_in:
-    del sys.modules["uvicorn.main"]
 
 if TYPE_CHECKING:
     from service.app import App
@@ -38,7 +26,7 @@ BACKLOG = 2_048
 _log = log.get()
 
 
-class Server(uvicorn.server.Server):
+class Server(uvicorn.Server):
     """A server that leaves signals to us: uvicorn would end the process by the signal it got."""
 
     capture_signals = contextlib.nullcontext  # type: ignore[assignment]
@@ -73,7 +61,7 @@ def new_server(
     app: Any, *, lifespan: Literal["on", "off"] = "on", shutdown_seconds: float = 1.0
 ) -> Server:
     """A server of the ASGI application; open requests get `shutdown_seconds` to end."""
-    config = uvicorn.config.Config(
+    config = uvicorn.Config(
         app,
         http="httptools",
         ws="none",

@@ -21,10 +21,7 @@ _log = log.get()
 
 
 class Update(msgspec.Struct, frozen=True, kw_only=True):
-    """What upstream reports about a generation, or that its deadline has passed.
-
-    It is built before the transaction, and its callback URLs and secrets are redacted.
-    """
+    """What upstream reports, without secrets, about a generation, or that its deadline passed."""
 
     status: Literal["processing", "succeeded", "failed", "timed_out"]
     task_id: str | None = None
@@ -53,15 +50,12 @@ def _file(file: results.File) -> dict[str, str]:
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """Upstream's answer to a submission or a poll, with the update and the exchange to store.
-
-    task_id: the task that the poll was about; None for a submission.
-    """
+    """Upstream's answer to a submission or a poll, with the update and the exchange to store."""
 
     answer: wire.Answer
     update: Update | None
     exchange: generations.Exchange
-    task_id: str | None
+    task_id: str | None  # The task that the poll was about; None for a submission.
 
 
 async def ask(
@@ -70,7 +64,6 @@ async def ask(
     """Wait for upstream's answer to a poll about `task_id`; None: to a submission."""
     asked_at, timer_start = context.clock(), time.monotonic()
     answer = await request
-    duration_ms = round((time.monotonic() - timer_start) * 1_000)
     outcome: str
     if isinstance(answer, wire.NoReport):
         outcome, detail = answer.outcome, answer.message or answer.retry_after
@@ -83,7 +76,7 @@ async def ask(
         generation_id=generation_id,
         kind="submission" if task_id is None else "poll",
         at=asked_at,
-        duration_ms=duration_ms,
+        duration_ms=round((time.monotonic() - timer_start) * 1_000),
         status_code=answer.status if isinstance(answer, wire.NoReport) else None,
         outcome=outcome,
         detail=context.redactor.json(detail),
@@ -107,13 +100,10 @@ def announce_exchange(
 
 
 class Batch:
-    """Generations that are read together, changed in memory and written together.
-
-    generations: by id, with the changes so far. now: the time of the transaction.
-    """
+    """Generations that are read together, changed in memory and written together."""
 
     def __init__(self, tx: Transaction, context: Context, before: Mapping[str, Generation]) -> None:
-        self.generations = dict(before)
+        self.generations = dict(before)  # By id, with the changes so far.
         self.now = tx.now
         self._tx = tx
         self._context = context
@@ -167,7 +157,7 @@ class Batch:
 
 
 async def store_hints(tx: Transaction, arrivals: Sequence[callbacks.Arrival]) -> list[str | None]:
-    """Store callbacks that are hints, and plan their confirmations; return the verdict of each.
+    """Store callbacks that are hints, and plan their confirmations; return their verdicts.
 
     None: the generation was deleted or the token revoked, and nothing was stored.
     """
@@ -177,10 +167,10 @@ async def store_hints(tx: Transaction, arrivals: Sequence[callbacks.Arrival]) ->
 
 
 class Proof(msgspec.Struct, frozen=True):
-    """A callback whose body is proof. `report` is None if the body is not readable."""
+    """A callback whose body is proof."""
 
     arrival: callbacks.Arrival
-    report: wire.Report | None
+    report: wire.Report | None  # None if the body is not readable.
     update: Update | None
 
 
@@ -248,12 +238,7 @@ def _status_changes(context: Context, old: Generation, update: Update, now: int)
 
 def _announce_end(context: Context, generation: Generation) -> None:
     metrics.generations.add(1, generation.status)
-    _log.info(
-        "generation.ended",
-        generation_id=generation.id,
-        status=generation.status,
-        model=generation.model,
-    )
-    waiter = context.waiters.pop(generation.id, None)
-    if waiter is not None:
+    id_, status = generation.id, generation.status
+    _log.info("generation.ended", generation_id=id_, status=status, model=generation.model)
+    if waiter := context.waiters.pop(id_, None):
         waiter.set()

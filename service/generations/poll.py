@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from service.context import Context
 from service.delivery import retry
-from service.generations import budget, ingest, schedule
+from service.generations import ingest, schedule
 from service.generations.ingest import Batch, Reply, Update
 from service.model.clock import MINUTE, SECOND
 from service.model.generation import Generation
@@ -31,12 +31,43 @@ TIMED_OUT = Update(
 )
 
 
+class Budget:
+    """A token bucket with a token for each poll, and the pause that a 429 asks for."""
+
+    def __init__(self, rate_per_second: float) -> None:
+        self.rate = rate_per_second
+        self.capacity = max(1.0, rate_per_second)
+        self.tokens = self.capacity
+        self.updated_at = 0
+        self.paused_until = 0
+
+    def available(self, now: int) -> int:
+        """Return how many polls may be made at `now`."""
+        refill = max(now - self.updated_at, 0) * self.rate / 1_000
+        self.tokens = min(self.capacity, self.tokens + refill)
+        self.updated_at = now
+        return 0 if now < self.paused_until else int(self.tokens)
+
+    def spend(self) -> None:
+        """Take one token."""
+        self.tokens -= 1
+
+    def pause(self, until: int) -> None:
+        """Allow no poll before `until`: upstream answered 429."""
+        self.paused_until = max(self.paused_until, until)
+
+    def next_at(self, now: int) -> int:
+        """Return when the next poll may be made."""
+        missing = max(0.0, 1.0 - self.tokens)
+        return max(self.paused_until, now + int(missing / self.rate * 1_000) + 1)
+
+
 class Poller:
     """The polls under way in this process, and the budget that they share."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        self.budget = budget.Budget(context.settings.poll_rate_per_second)
+        self.budget = Budget(context.settings.poll_rate_per_second)
         self.in_flight: dict[str, asyncio.Task[None]] = {}
 
     async def run_due(self, now: int) -> tuple[int, int | None]:
@@ -45,7 +76,8 @@ class Poller:
         free = min(self.budget.available(now), room)
         if free <= 0:
             return 0, self.budget.next_at(now) if room > 0 else None
-        due, next_at = await self.context.database.read(_read_due, free + len(self.in_flight))
+        limit = free + len(self.in_flight)
+        due, next_at = await self.context.database.read(_read_due, limit)
         due = [generation for generation in due if generation.id not in self.in_flight][:free]
         for generation in due:
             self.budget.spend()
@@ -73,7 +105,6 @@ class Poller:
             await asyncio.wait(self.in_flight.values())
 
     async def _poll(self, generation: Generation) -> None:
-        """Ask upstream about one generation and record the answer."""
         context = self.context
         try:
             task_id = generation.task_id
@@ -138,7 +169,7 @@ async def _read_due(tx: Transaction, limit: int) -> tuple[list[Generation], int 
     return await generations.list_due(tx, "poll", limit), await generations.next_due(tx, "poll")
 
 
-async def expire(tx: Transaction, context: Context) -> int:
+async def expire(tx: Transaction, context: Context) -> None:
     """Time out generations that are past their deadline and have no planned poll."""
     expired = await generations.list_due(tx, "expire", EXPIRED_MAX)
     batch = Batch(tx, context, {generation.id: generation for generation in expired})
@@ -149,14 +180,10 @@ async def expire(tx: Transaction, context: Context) -> int:
             due_at = schedule.poll_after_deadline(generation.deadline_at, 0, context.jitter())
             batch.change(generation.id, next_poll_at=due_at)
     await batch.write()
-    return len(expired)
 
 
 async def _callback_task_id(tx: Transaction, generation: Generation) -> str | None:
-    """Return the task id that callbacks name, for a generation whose create answer was lost.
-
-    It is a hint for the next poll. Ids of other generations' tasks do not count.
-    """
+    """Return the task id that callbacks name; ids of other generations' tasks do not count."""
     for body in await callbacks.latest_bodies(tx, generation.tenant, generation.id):
         report = wire.read_callback(body)
         task_id = report.task_id if report else None

@@ -1,7 +1,6 @@
 """When the next poll of a generation is due, and when a submission is repeated.
 
-Times are milliseconds since the epoch. `jitter` is a random number from 0 up to, but not
-including, 1.
+Times are milliseconds since the epoch. `jitter` is a random number from 0 to below 1.
 """
 
 from service.context import Context
@@ -10,17 +9,14 @@ from service.model.generation import Generation
 
 _JITTER_SHARE = 0.2
 _POLL_FIRST_MS = 2 * clock.SECOND
-_POLL_GROWTH = 1.5
-_POLL_QUICK_MAX_MS = 15 * clock.SECOND
+_POLL_QUICK_MS = (_POLL_FIRST_MS, 15 * clock.SECOND)  # The first delay and the longest.
 _POLL_QUICK_FOR_MS = 5 * clock.MINUTE
 _POLL_SLOW_MS = clock.MINUTE
 _SAFETY_POLL_MIN_MS = clock.MINUTE
 _SAFETY_POLLS_MS = tuple(minutes * clock.MINUTE for minutes in (2, 5, 10, 20))
-_TROUBLE_FIRST_MS = 5 * clock.SECOND
-_TROUBLE_MAX_MS = 5 * clock.MINUTE
+_TROUBLE_MS = (5 * clock.SECOND, 5 * clock.MINUTE)
 _LATE_POLLS_MS = (10 * clock.MINUTE, clock.HOUR, 6 * clock.HOUR, 24 * clock.HOUR)
-_SUBMISSION_FIRST_MS = clock.SECOND
-_SUBMISSION_MAX_MS = clock.MINUTE
+_SUBMISSION_MS = (clock.SECOND, clock.MINUTE)
 
 
 def next_poll(context: Context, generation: Generation, polls: int, now: int) -> int:
@@ -47,7 +43,7 @@ def next_poll(context: Context, generation: Generation, polls: int, now: int) ->
         delay_ms = delay_ms * min(safety_ms, _SAFETY_POLL_MIN_MS) // _SAFETY_POLL_MIN_MS
         delay_ms = max(delay_ms, _POLL_FIRST_MS)
     elif now < submitted_at + usual_ms + _POLL_QUICK_FOR_MS:
-        delay_ms = _grown(_POLL_FIRST_MS, _POLL_GROWTH, polls, _POLL_QUICK_MAX_MS)
+        delay_ms = _grown(polls, *_POLL_QUICK_MS, growth=1.5)
     else:
         delay_ms = _POLL_SLOW_MS
     return now + _with_jitter(delay_ms, jitter)
@@ -55,8 +51,7 @@ def next_poll(context: Context, generation: Generation, polls: int, now: int) ->
 
 def poll_after_trouble(failures: int, now: int, jitter: float) -> int:
     """Return when to poll after consecutive failures: 5 s, doubling to 5 minutes, ±20 %."""
-    delay_ms = _grown(_TROUBLE_FIRST_MS, 2, failures, _TROUBLE_MAX_MS)
-    return now + _with_jitter(delay_ms, jitter)
+    return now + _with_jitter(_grown(failures, *_TROUBLE_MS), jitter)
 
 
 def poll_after_deadline(deadline_at: int, late_polls: int, jitter: float) -> int | None:
@@ -74,13 +69,11 @@ def next_submission(attempts: int, now: int, retry_after_ms: int | None, jitter:
 
     After 1 s, doubling to a minute, or `retry_after_ms` if that is longer; up to 20 % is added.
     """
-    delay_ms = _grown(_SUBMISSION_FIRST_MS, 2, attempts, _SUBMISSION_MAX_MS)
-    floor_ms = max(delay_ms, retry_after_ms or 0)
+    floor_ms = max(_grown(attempts, *_SUBMISSION_MS), retry_after_ms or 0)
     return now + floor_ms + int(floor_ms * _JITTER_SHARE * jitter)
 
 
-def _grown(first_ms: int, growth: float, count: int, max_ms: int) -> int:
-    """Return a delay that grows with each count after the first."""
+def _grown(count: int, first_ms: int, max_ms: int, *, growth: float = 2) -> int:
     steps = min(max(count - 1, 0), 16)  # Every maximum is reached in fewer steps.
     return min(round(first_ms * growth**steps), max_ms)
 

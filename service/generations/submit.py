@@ -38,11 +38,7 @@ class NewGeneration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 async def store_new(
     tx: Transaction, context: Context, tenant: str, generation_id: str, new: NewGeneration
 ) -> Generation:
-    """Store a generation that this process will submit at once.
-
-    It is stored as `sending`: if the process dies during the request, upstream may have the task,
-    so the submission is never repeated.
-    """
+    """Store a generation that this process will submit at once, as `sending`."""
     model = context.catalogue.get(new.model)
     expects_callback = model and model.callbacks and context.settings.public_url is not None
     subscriber = new.notify_url and await subscriber_for(tx, context, tenant, new.notify_url)
@@ -139,7 +135,6 @@ async def _record(tx: Transaction, context: Context, reply: Reply) -> Generation
 def _change_submission(
     context: Context, batch: Batch, id_: str, answer: wire.Answer, *, was_open: bool
 ) -> Generation:
-    """Change the submission of a generation by upstream's answer."""
     generation, now = batch.generations[id_], batch.now
     if isinstance(answer, wire.Report):
         next_poll_at = generation.next_poll_at

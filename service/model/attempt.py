@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from service.model.clock import rfc3339
+from service.model.view import view_of
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,12 +27,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
         """Return the attempt as the API shows it: the body as text, invalid UTF-8 replaced."""
         error = self.error_code and {"code": self.error_code, "message": self.error_message}
         return {
-            "id": self.id,
-            "number": self.number,
-            "trigger": self.trigger,
-            "started_at": rfc3339(self.started_at),
-            "duration_ms": self.duration_ms,
-            "status_code": self.status_code,
+            **view_of(self, "id", "number", "trigger", "started_at", "duration_ms", "status_code"),
             "error": error or None,
             "response_headers": joined_headers(self.response_headers),
             "response_body": self.response_body.decode("utf-8", "replace"),

@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from service.model.clock import rfc3339, rfc3339_or_none
+from service.model.clock import rfc3339_or_none
+from service.model.view import view_of
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,17 +28,10 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     def view(self) -> dict[str, Any]:
         """Return the delivery as the API lists it."""
         return {
-            "id": self.id,
-            "event_id": self.event_id,
-            "event_type": self.event_type,
-            "generation_id": self.generation_id,
-            "subscriber_id": self.subscriber_id,
-            "status": self.status,
-            "attempt_count": self.attempt_count,
+            **view_of(self, "id", "event_id", "event_type", "generation_id", "subscriber_id"),
+            **view_of(self, "status", "attempt_count"),
             "next_attempt_at": rfc3339_or_none(self.due_at) if self.status == "pending" else None,
-            "created_at": rfc3339(self.created_at),
-            "delivered_at": rfc3339_or_none(self.delivered_at),
-            "last_error": self.last_error,
+            **view_of(self, "created_at", "delivered_at", "last_error"),
         }
 
 

@@ -7,7 +7,13 @@ import msgspec
 from service.model.clock import DAY, rfc3339, rfc3339_or_none
 
 GenerationStatus = Literal["queued", "processing", "succeeded", "failed", "timed_out"]
-Submission = Literal["sending", "waiting", "taken", "lost", "refused"]
+Submission = Literal[
+    "sending",  # The request to upstream is under way, or was when the process died.
+    "waiting",  # Upstream certainly has no task: the request is repeated at `submit_at`.
+    "taken",  # Upstream has a task.
+    "lost",  # Upstream may have a task: the request is never repeated.
+    "refused",  # Upstream will never have a task.
+]
 OPEN = ("queued", "processing")
 TERMINAL = ("succeeded", "failed", "timed_out")
 # A callback URL stays valid for this long after the deadline: upstream may repeat it for days.
@@ -22,13 +28,7 @@ TRANSITIONS: dict[str, tuple[str, ...]] = {
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
-    """One request, its result, and when it is to be submitted or polled next.
-
-    submission: "sending" while the request to upstream is under way, or was when the process died;
-    "waiting" while upstream certainly has no task: the request is repeated at `submit_at`; "taken"
-    if upstream has a task; "lost" if it may have one: the request is never repeated; "refused" if
-    upstream will never have one.
-    """
+    """One request, its result, and when it is to be submitted or polled next."""
 
     id: str
     tenant: str

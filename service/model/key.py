@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from service.model.clock import rfc3339, rfc3339_or_none
+from service.model.view import view_of
 
 Scope = Literal["submit", "read", "manage", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -38,12 +38,4 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
 
     def view(self) -> dict[str, Any]:
         """Return the key as the API lists it."""
-        return {
-            "id": self.id,
-            "name": self.name,
-            "tenant": self.tenant,
-            "scopes": self.scopes,
-            "created_at": rfc3339(self.created_at),
-            "last_used_at": rfc3339_or_none(self.last_used_at),
-            "revoked_at": rfc3339_or_none(self.revoked_at),
-        }
+        return view_of(self, *self.__struct_fields__)

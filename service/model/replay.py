@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from service.model.clock import rfc3339, rfc3339_or_none
+from service.model.view import view_of
 
 
 class Replay(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,13 +30,5 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
 
     def view(self) -> dict[str, Any]:
         """Return the replay as the API shows it."""
-        return {
-            "id": self.id,
-            "subscriber_id": self.subscriber_id,
-            "status": self.status,
-            "total": self.total,
-            "done": self.done,
-            "dry_run": self.dry_run,
-            "created_at": rfc3339(self.created_at),
-            "finished_at": rfc3339_or_none(self.finished_at),
-        }
+        names = ("id", "subscriber_id", "status", "total", "done", "dry_run")
+        return view_of(self, *names, "created_at", "finished_at")

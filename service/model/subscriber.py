@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from service.model.clock import rfc3339
 from service.model.generation import Generation
+from service.model.view import view_of
 
 
 class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,20 +59,9 @@ class Subscriber(msgspec.Struct, frozen=True, kw_only=True):
     def view(self) -> dict[str, Any]:
         """Return the subscriber as the API shows it: without header values and secrets."""
         return {
-            "id": self.id,
-            "url": self.url,
-            "description": self.description,
-            "event_types": self.event_types,
-            "filter": self.filter,
+            **view_of(self, "id", "url", "description", "event_types", "filter"),
             "headers": dict.fromkeys(self.header_names, "[redacted]"),
-            "status": self.status,
-            "disabled_reason": self.disabled_reason,
-            "max_in_flight": self.max_in_flight,
-            "rate_per_second": self.rate_per_second,
-            "retry_schedule_seconds": self.retry_schedule_seconds,
-            "ordered": self.ordered,
-            "payload": self.payload,
-            "signature": self.signature,
-            "created_at": rfc3339(self.created_at),
-            "updated_at": rfc3339(self.updated_at),
+            **view_of(self, "status", "disabled_reason", "max_in_flight", "rate_per_second"),
+            **view_of(self, "retry_schedule_seconds", "ordered", "payload", "signature"),
+            **view_of(self, "created_at", "updated_at"),
         }

@@ -11,19 +11,15 @@ import msgspec
 
 from service.model import clock
 from service.telemetry import metrics
-from service.telemetry.redact import REDACTED, Redactor, redact
+from service.telemetry.redact import REDACTED, Redactor
 from service.telemetry.writer import LineWriter
 
-# structlog imports these where they are installed, which takes a tenth of a second: hide them
-# meanwhile.
-_hidden: dict[str, Any] = {n: None for n in ("rich", "greenlet") if n not in sys.modules}
-sys.modules |= _hidden
+# structlog imports rich where it is installed, which takes a tenth of a second: hide it meanwhile.
+_rich: Any = sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
 import structlog  # noqa: E402
 
-for _name in _hidden:
-    del sys.modules[_name]
-
-__all__ = ["configure", "get", "redact", "request"]
+if _rich is None:
+    del sys.modules["rich"]
 
 DRAIN_SECONDS = 1.0
 _SECRET_FIELDS = frozenset({"authorization", "secret", "token", "key", "nonce", "callback_url"})
@@ -102,12 +98,8 @@ def _add_timestamp(_logger: Any, _method: str, event: Event) -> Event:
 
 def _hide_fields(_logger: Any, _method: str, event: Event) -> Event:
     """Replace what has a secret's name; show an object by its `repr`, which hides its fields."""
-    if _SECRET_FIELDS.isdisjoint(event):
-        for value in event.values():
-            if type(value) not in _PLAIN:
-                break
-        else:
-            return event
+    if _SECRET_FIELDS.isdisjoint(event) and _PLAIN.issuperset(map(type, event.values())):
+        return event
     shown: Event = _shown(event)
     return shown
 

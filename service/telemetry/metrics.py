@@ -1,9 +1,11 @@
 """Metrics as plain numbers; prometheus_client renders them on request."""
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import accumulate
+from types import SimpleNamespace
 from typing import Any, Literal
 
 _ALL: "list[Numbers | Histogram]" = []
@@ -16,12 +18,12 @@ class Numbers:
         self, kind: Literal["Counter", "Gauge"], name: str, description: str, *labels: str
     ) -> None:
         self.kind, self.name, self.description, self.labels = kind, name, description, labels
-        self.values: dict[tuple[str, ...], float] = {} if labels else {(): 0.0}
+        self.values: dict[tuple[str, ...], float] = defaultdict(float, {} if labels else {(): 0})
         _ALL.append(self)
 
     def add(self, amount: float, *labels: str) -> None:
         """Add `amount` to the number with these label values."""
-        self.values[labels] = self.values.get(labels, 0) + amount
+        self.values[labels] += amount
 
     def set(self, number: float) -> None:
         """Set the number of a metric without labels."""
@@ -40,17 +42,14 @@ class Histogram:
     def __init__(self, name: str, description: str, label: str, bounds: Sequence[float]) -> None:
         self.name, self.description, self.labels = name, description, (label,)
         self.bounds = tuple(bounds)
-        self.counts: dict[str, list[int]] = {}
-        self.sums: dict[str, float] = {}
+        self.counts: dict[str, list[int]] = defaultdict(lambda: [0] * (len(bounds) + 1))
+        self.sums: dict[str, float] = defaultdict(float)
         _ALL.append(self)
 
     def observe(self, seconds: float, label: str) -> None:
         """Count one duration."""
-        counts = self.counts.get(label)
-        if counts is None:
-            counts = self.counts[label] = [0] * (len(self.bounds) + 1)
-        counts[bisect_left(self.bounds, seconds)] += 1
-        self.sums[label] = self.sums.get(label, 0.0) + seconds
+        self.counts[label][bisect_left(self.bounds, seconds)] += 1
+        self.sums[label] += seconds
 
     def rows(self) -> Iterable[tuple[Any, ...]]:
         """What `add_metric` of prometheus_client takes."""
@@ -86,22 +85,14 @@ oldest_by_subscriber = _gauge(
 )
 
 
-class _Collector:
-    def collect(self) -> Iterable[Any]:
-        from prometheus_client import core  # noqa: PLC0415  cold start
-
-        for metric in _ALL:
-            new_family = getattr(core, f"{metric.kind}MetricFamily")
-            family = new_family(metric.name, metric.description, labels=metric.labels)
-            for row in metric.rows():
-                family.add_metric(*row)
-            yield family
-
-
 def render() -> bytes:
     """Every metric in Prometheus' text format."""
-    from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415  cold start
+    from prometheus_client import core, generate_latest  # noqa: PLC0415  cold start
 
-    registry = CollectorRegistry()
-    registry.register(_Collector())
-    return generate_latest(registry)
+    families = []
+    for metric in _ALL:
+        new_family = getattr(core, f"{metric.kind}MetricFamily")
+        families.append(new_family(metric.name, metric.description, labels=metric.labels))
+        for row in metric.rows():
+            families[-1].add_metric(*row)
+    return generate_latest(SimpleNamespace(collect=lambda: families))

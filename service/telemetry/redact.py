@@ -29,22 +29,17 @@ _HIDDEN = frozenset(_HIDDEN_KEYS.split())
 
 
 class Redactor:
-    """Cuts these secrets, and everything that looks like a key or callback token of genhook.
-
-    A secret is also cut where it is percent-encoded, or escaped as in a JSON string.
-    """
+    """Cuts these secrets, also encoded ones, and what looks like a key or token of genhook."""
 
     def __init__(self, secrets: Iterable[str] = (), public_url: str | None = None) -> None:
         forms = {form for secret in secrets if secret for form in _forms(secret)}
         self._forms = tuple(sorted(forms, key=lambda form: (-len(form), form)))
+        self._any_form = re.compile("|".join(map(re.escape, self._forms)))
         self._base_url = public_url or ""
         self._harmless_length = min([CALLBACK_CHARACTERS_MIN, *map(len, forms)])
 
     def text(self, text: str) -> str:
-        """Any text without the secrets, API keys, signing secrets and callback tokens.
-
-        Only the token of a callback URL is cut.
-        """
+        """Any text without the secrets, API keys, signing secrets and tokens of callback URLs."""
         text = self._without_secrets(text)
         lowered = text.lower()
         for hint in _HINTS:
@@ -75,10 +70,6 @@ class Redactor:
             return text
         text = self._without_secrets(text)
         return self._callback_url.sub(REDACTED, text) if "callbacks" in text else text
-
-    @cached_property
-    def _any_form(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, self._forms)))
 
     @cached_property
     def _callback_url(self) -> re.Pattern[str]:

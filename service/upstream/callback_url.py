@@ -12,10 +12,9 @@ import msgspec
 from service.model import clock
 from service.model.generation import CALLBACK_GRACE_MS, Generation
 
-TokenErrorReason = Literal["forged", "expired", "malformed"]
+Refusal = Literal["forged", "expired", "malformed"]  # Recorded; the caller only sees a 404.
 
 TOKEN_LENGTH_MAX = 512
-CACHE_SIZE_DEFAULT = 10_000
 _NONCE_BYTES = 16
 
 # Generation id, nonce, second of expiry, and a SHA-256 in 43 characters of URL-safe base64.
@@ -25,24 +24,12 @@ _TOKEN = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([0-9]{1,12})\.[A-Za-z
 _LAST_CHARACTERS = frozenset("AEIMQUYcgkosw048")
 
 
-class TokenError(Exception):
-    """A token that is not valid. `reason` is recorded; the caller only sees a 404."""
-
-    def __init__(self, reason: TokenErrorReason) -> None:
-        super().__init__(f"the callback token is {reason}")
-        self.reason: TokenErrorReason = reason
-
-
 class Claim(msgspec.Struct, frozen=True):
-    """The content of a valid token.
-
-    nonce: must equal the generation's stored nonce, or the token has been revoked.
-    expires_at: milliseconds since the epoch, a whole second.
-    """
+    """The content of a valid token."""
 
     generation_id: str
-    nonce: str
-    expires_at: int
+    nonce: str  # Must equal the generation's stored nonce, or the token has been revoked.
+    expires_at: int  # Milliseconds since the epoch, a whole second.
 
 
 def new_nonce(random_bytes: Callable[[int], bytes]) -> str:
@@ -54,19 +41,14 @@ class CallbackTokens:
     """Mints and reads the callback tokens of one upstream, with a cache of verified tokens.
 
     The cache holds one token for each generation, so that the holder of one token cannot fill it.
-    `forget` removes an entry, as does a read after its expiry. A full cache removes its oldest one.
     """
 
-    def __init__(
-        self,
-        secret_keys: Sequence[str],
-        upstream: str,
-        *,
-        cache_size: int = CACHE_SIZE_DEFAULT,
-    ) -> None:
+    cache_size = 10_000
+
+    def __init__(self, secret_keys: Sequence[str], upstream: str) -> None:
         """`secret_keys` are ordered from oldest to newest: the newest signs, all verify."""
-        if not secret_keys or cache_size < 1:
-            raise ValueError("callback tokens need a secret key and a cache size of at least 1")
+        if not secret_keys:
+            raise ValueError("callback tokens need a secret key")
         self.upstream = upstream
         self._signer = itsdangerous.Signer(
             list(secret_keys),
@@ -77,7 +59,6 @@ class CallbackTokens:
         # Derive the keys once: the library would derive them for each token and take twice as long.
         self._signer.secret_keys = [self._signer.derive_key(k) for k in self._signer.secret_keys]
         self._signer.key_derivation = "none"
-        self._cache_size = cache_size
         self._claims: dict[str, Claim] = {}
         self._token_of: dict[str, str] = {}
 
@@ -92,38 +73,35 @@ class CallbackTokens:
             raise ValueError("a part of the callback token is too long or has an invalid character")
         return token
 
-    def read(self, token: str, now: int) -> Claim:
-        """Return the claim of `token`; TokenError unless we signed it and it is valid at `now`."""
+    def read(self, token: str, now: int) -> Claim | Refusal:
+        """Return the claim of `token`; a refusal unless we signed it and it is valid at `now`."""
         cached = self._claims.get(token)
         claim = cached or self._verify(token)
+        if isinstance(claim, str):
+            return claim
         if now >= claim.expires_at:
             self.forget(claim.generation_id)
-            raise TokenError("expired")
+            return "expired"
         if cached is None:
-            self._remember(token, claim)
+            self.forget(claim.generation_id)
+            if len(self._token_of) >= self.cache_size:
+                self.forget(next(iter(self._token_of)))  # In insertion order: the oldest entry.
+            self._claims[token] = claim
+            self._token_of[claim.generation_id] = token
         return claim
 
     def forget(self, generation_id: str) -> None:
-        """Remove the generation's token from the cache, for example when its nonce is revoked."""
-        token = self._token_of.pop(generation_id, None)
-        if token is not None:
-            del self._claims[token]
+        """Remove the generation's token from the cache."""
+        self._claims.pop(self._token_of.pop(generation_id, ""), None)
 
-    def _verify(self, token: str) -> Claim:
+    def _verify(self, token: str) -> Claim | Refusal:
         match = _TOKEN.fullmatch(token) if len(token) <= TOKEN_LENGTH_MAX else None
         if match is None:
-            raise TokenError("malformed")
+            return "malformed"
         if token[-1] not in _LAST_CHARACTERS or not self._signer.validate(token):
-            raise TokenError("forged")
+            return "forged"
         generation_id, nonce, seconds = match.groups()
         return Claim(generation_id, nonce, int(seconds) * clock.SECOND)
-
-    def _remember(self, token: str, claim: Claim) -> None:
-        self.forget(claim.generation_id)
-        if len(self._token_of) >= self._cache_size:
-            self.forget(next(iter(self._token_of)))  # In insertion order: the oldest entry.
-        self._claims[token] = claim
-        self._token_of[claim.generation_id] = token
 
 
 def callback_url(

@@ -20,7 +20,6 @@ RESERVED = {"model": "belongs beside input, not in it"} | dict.fromkeys(
     "is set by genhook; use notify_url or a subscriber to receive the result",
 )
 
-
 Table = dict[str, Any]
 # Messages about limits by JSON Schema's keyword; a limit of 1 takes their last "s".
 _LIMITS = {
@@ -45,26 +44,18 @@ class Price(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One value that `model` may take.
-
-    family: the id of the model's page.
-    path, status_path: where to create a task and where to poll it, below the base URL.
-    credits: the price of an input that has only defaults.
-    parameters: a JSON Schema (2020-12) of the input.
-    seconds: the shortest and the longest duration that the page gives: the usual one and the p95.
-    sent_as: the request's `model` field; None if the route has no such field.
-    """
+    """One value that `model` may take."""
 
     id: str
-    family: str
+    family: str  # The id of the model's page.
     provider: str
-    path: str
-    credits: int
-    parameters: dict[str, Any]
+    path: str  # Where to create a task, below the base URL.
+    credits: int  # The price of an input that has only defaults.
+    parameters: dict[str, Any]  # A JSON Schema (2020-12) of the input.
     callbacks: bool
-    seconds: tuple[float, float]
-    sent_as: str | None
-    status_path: str = "/tasks/{task_id}"
+    seconds: tuple[float, float]  # The durations that the page gives: the usual one and the p95.
+    sent_as: str | None  # The request's `model` field; None if the route has no such field.
+    status_path: str = "/tasks/{task_id}"  # Where to poll a task, below the base URL.
     notes: str = ""
     price: Price = Price()
 
@@ -116,10 +107,7 @@ def _parameter(entry: str | Table, shared: dict[str, Table]) -> Table:
 
 
 def credits(model: Model, input_: dict[str, Any]) -> int:  # noqa: A001  the glossary's word
-    """Return what upstream bills for a success with this input; never raises.
-
-    An unknown combination of parameters has the model's base price.
-    """
+    """Return what upstream bills for a success with this input: the base price if unknown."""
     price, schemas = model.price, model.parameters["properties"]
     defaults = {name: schema.get("default") for name, schema in schemas.items()}
     values: dict[Any, Any] = defaults | input_
@@ -186,7 +174,6 @@ def _explain(model: Model, error: Any) -> Iterator[tuple[str, str]]:
 
 
 def _message(name: str, kind: dict[str, Any], rule: dict[str, Any]) -> str:
-    """Return why a value breaks the rule that has the keyword `name`."""
     match name:
         case "enum":
             options = [msgspec.json.encode(option).decode() for option in kind["options"]]

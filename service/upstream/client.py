@@ -2,7 +2,7 @@
 
 import asyncio
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,6 +13,8 @@ from service.upstream import wire
 if TYPE_CHECKING:
     import httpx
 
+Transport = Callable[[], Any]  # Makes a transport of httpx, whose import waits for its first use.
+Read = Callable[[int, Mapping[str, str], bytes], wire.Answer]
 CONNECT_SECONDS = 10.0
 _ENCODINGS = ("identity", "gzip", "x-gzip", "deflate")
 
@@ -24,30 +26,21 @@ class TooLargeError(Exception):
 class Client:
     """Upstream's HTTP API, called with our own key.
 
-    A create request never reuses a connection. If upstream closed it just then, we could not know
-    whether the request was accepted.
+    A create request never reuses a connection: if upstream closed it just then, it may be lost.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        transport: "Callable[[], httpx.AsyncBaseTransport] | None" = None,
-    ) -> None:
+    def __init__(self, settings: Settings, transport: Transport | None = None) -> None:
         self._settings = settings
         self._transport = transport
         self._clients: dict[bool, httpx.AsyncClient] = {}
 
     async def create(self, path: str, body: dict[str, Any]) -> wire.Answer:
         """Send one create request; without an answer, `NoReport` has no status."""
-        answer = await self._exchange("POST", path, msgspec.json.encode(body))
-        return answer if isinstance(answer, wire.NoReport) else wire.read_create(*answer)
+        return await self._exchange("POST", path, wire.read_create, msgspec.json.encode(body))
 
     async def poll(self, path: str) -> wire.Answer:
         """Poll a task; without an answer, `NoReport` has the status 0."""
-        answer = await self._exchange("GET", path)
-        if isinstance(answer, wire.NoReport):
-            return wire.NoReport("unwell", 0, answer.message)
-        return wire.read_poll(*answer)
+        return await self._exchange("GET", path, wire.read_poll)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -56,9 +49,8 @@ class Client:
         self._clients.clear()
 
     async def _exchange(
-        self, method: str, path: str, body: bytes | None = None
-    ) -> tuple[int, dict[str, str], bytes] | wire.NoReport:
-        """Return status, headers and body; without an answer, whether the request was sent."""
+        self, method: str, path: str, read: Read, body: bytes | None = None
+    ) -> wire.Answer:
         import httpx  # noqa: PLC0415  cold start: a fifth of a second
 
         client = self._client(keep_alive=body is None)
@@ -70,10 +62,12 @@ class Client:
                 client.stream(method, url, content=body, headers=headers) as response,
             ):
                 content = await self._read(response)
-                return response.status_code, dict(response.headers), content
+                return read(response.status_code, response.headers, content)
         except (httpx.HTTPError, TimeoutError, TooLargeError) as error:
             before_sending = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
             message = f"{type(error).__name__}: {str(error) or 'no answer in time'}"[:200]
+            if body is None:
+                return wire.NoReport("unwell", 0, message)
             outcome: wire.Outcome = "put_off" if isinstance(error, before_sending) else "lost"
             return wire.NoReport(outcome, message=message)
 

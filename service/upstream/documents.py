@@ -1,8 +1,7 @@
 """Reads the task id, status words and error from a JSON body of upstream.
 
-The versions of API in One and the providers that it resells use different names for the same
-values, and the body of the task route is not documented. So every known name is looked up in every
-object that may have it, and a body without any of them is not an error.
+Its versions and the providers that it resells use different names for the same values. So every
+known name is looked up in every object that may have it; a body without any of them is no error.
 """
 
 import re
@@ -41,23 +40,20 @@ _TASK_ID = re.compile(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,159}")
 
 
 class Document(msgspec.Struct, frozen=True):
-    """A decoded body, with the object that describes the task.
-
-    raw: the decoded JSON. root: the outermost object; a list counts as its `data`.
-    task: the object that describes the task, often the root itself. clips: the parts of a song.
-    """
+    """A decoded body, with the object that describes the task."""
 
     raw: JsonObject | list[Any]
-    root: JsonObject
-    task: JsonObject
-    clips: tuple[JsonObject, ...]
+    root: JsonObject  # The outermost object; a list counts as its `data`.
+    task: JsonObject  # Often the root itself.
+    clips: tuple[JsonObject, ...]  # The parts of a song.
+    word: str | None  # The status word as written, at most 100 characters.
+    task_id: str | None  # Upstream's id for the task, if it is safe in a path.
+    has_task_id: bool  # Whether there is any; `id` does not count, as it may be a request's.
+    code: int | None  # The numeric error code, which may come with HTTP 200.
 
 
 def parse(body: bytes) -> Document | None:
-    """Decode a body and find the task in it; None if `decode` refuses the body.
-
-    The task is in an envelope (`{code, message, data: {…}}`), is the root, or is a list of clips.
-    """
+    """Decode a body and find its task: in an envelope's `data`, or the root; None: no JSON."""
     raw = decode(body)
     if raw is None:
         return None
@@ -67,15 +63,27 @@ def parse(body: bytes) -> Document | None:
     first = data[0] if isinstance(data, list) and data else None
     if isinstance(first, dict) and _first_text(_values((first,), _ID_KEYS)):
         task = first
-    return Document(raw, root, task, _clips(task))
+    places = (task, root)
+    id_ = _first_text(_values(places, (*_ID_KEYS, "id")))
+    error = root.get("error")
+    codes = (root.get("code"), error.get("code") if isinstance(error, dict) else None)
+    code = next((number for number in map(_number, codes) if number is not None), None)
+    return Document(
+        raw=raw,
+        root=root,
+        task=task,
+        clips=_clips(task),
+        word=_status_word(task, root),
+        task_id=id_ if id_ and _TASK_ID.fullmatch(id_) else None,
+        has_task_id=_first_text(_values(places, _ID_KEYS)) is not None,
+        code=None if code in _NO_ERROR_CODES else code,
+    )
 
 
 def decode(body: bytes) -> JsonObject | list[Any] | None:
     """Return the JSON object or array; None for any other body, or one too large or deep."""
-    if len(body) > MAX_BODY_BYTES:
-        return None
     try:
-        value = msgspec.json.decode(body)
+        value = msgspec.json.decode(body) if len(body) <= MAX_BODY_BYTES else None
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict | list) and not _is_too_deep(value) else None
@@ -106,37 +114,17 @@ def clip_words(clips: Iterable[JsonObject]) -> list[str | None]:
     return [_text(clip.get("status")) for clip in clips]
 
 
-def read_status_word(document: Document) -> str | None:
-    """Return the status word as written, at most 100 characters; None if there is none."""
-    word = _first_text(_values((document.task, document.root), _WORD_KEYS))
+def _status_word(task: JsonObject, root: JsonObject) -> str | None:
+    word = _first_text(_values((task, root), _WORD_KEYS))
     # Suno's feed has its status under `type`; elsewhere `type` repeats a parameter of the request.
-    if word is None and "response_data" in document.task:
-        word = _text(document.task.get("type"))
+    if word is None and "response_data" in task:
+        word = _text(task.get("type"))
     return word[:MAX_WORD_CHARS] if word else None
 
 
 def state_of(word: str | None) -> State | None:
     """Return the state that a status word means, in any case; None for an unknown word."""
     return STATE_OF_WORD.get(re.sub(r"[\s-]+", "_", word.strip().lower())) if word else None
-
-
-def read_task_id(document: Document) -> str | None:
-    """Return upstream's id for the task; None unless it is safe in a path: 1 to 160 characters."""
-    text = _first_text(_values((document.task, document.root), (*_ID_KEYS, "id")))
-    return text if text and _TASK_ID.fullmatch(text) else None
-
-
-def has_task_id(document: Document) -> bool:
-    """Whether the body has a task id; `id` does not count, as it may be a request's."""
-    return _first_text(_values((document.task, document.root), _ID_KEYS)) is not None
-
-
-def read_error_code(document: Document) -> int | None:
-    """Return the body's numeric error code, which may come with HTTP 200; None if it has none."""
-    error = document.root.get("error")
-    values = (document.root.get("code"), error.get("code") if isinstance(error, dict) else None)
-    code = next((number for number in map(_number, values) if number is not None), None)
-    return None if code in _NO_ERROR_CODES else code
 
 
 def read_error(document: Document) -> tuple[str | None, str | None]:

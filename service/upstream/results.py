@@ -125,7 +125,6 @@ def _files_in(
 
 
 def _is_url(text: str) -> bool:
-    """Whether `text` is an http or https URL with a host, printable and without spaces."""
     if len(text) > MAX_URL_CHARS or not text.isprintable() or " " in text:
         return False
     try:

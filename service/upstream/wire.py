@@ -1,6 +1,6 @@
 """Reads what upstream sends: answers to create requests and polls, and callbacks.
 
-No bytes make these functions raise. They redact nothing: `telemetry.redact` does that.
+No bytes make these functions raise. Names of headers are in lower case. Nothing is redacted here.
 """
 
 import base64
@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from service.upstream import documents, results
 
 MAX_AUDIO_BYTES = 8 * 1024 * 1024
+_SUCCESS = range(200, 300)
 
 # Codes that a provider sends in place of a status word for a task that failed (docs.kie.ai).
 _TASK_FAILED_CODES = frozenset({451, 501, 531})
@@ -21,20 +22,16 @@ Outcome = Literal["refused", "put_off", "lost", "absent", "throttled", "unwell"]
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What one body says about a task.
-
-    word: the status word as written. recognised: false if that word is unknown; the state is then
-    "processing". raw: the decoded JSON, not redacted.
-    """
+    """What one body says about a task."""
 
     state: documents.State
     task_id: str | None = None
     files: tuple[results.File, ...] = ()
     error_code: str | None = None
     error_message: str | None = None
-    word: str | None = None
-    recognised: bool = True
-    raw: Any = None
+    word: str | None = None  # The status word as written.
+    recognised: bool = True  # False if that word is unknown; the state is then "processing".
+    raw: Any = None  # The decoded JSON, not redacted.
 
 
 class NoReport(msgspec.Struct, frozen=True):
@@ -44,15 +41,13 @@ class NoReport(msgspec.Struct, frozen=True):
     not accepted for now, so it may be sent again. "lost": it may have been accepted and billed.
     outcome of a poll: "absent": upstream does not know the task, or not yet. "throttled": it
     received too many requests. "unwell": anything else.
-    status: the HTTP status, or the error code of a body with HTTP 200, where the outcome does not
-    say it. retry_after: the header as written. code: upstream's word for why it refused.
     """
 
     outcome: Outcome
-    status: int | None = None
+    status: int | None = None  # Or the error code of a body with HTTP 200.
     message: str | None = None
-    retry_after: str | None = None
-    code: str | None = None
+    retry_after: str | None = None  # The header as written.
+    code: str | None = None  # Upstream's word for why it refused.
 
 
 Answer = Report | NoReport
@@ -60,14 +55,14 @@ Answer = Report | NoReport
 
 def read_create(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
     """Read the answer to a create request: a report has a task id, or already the outcome."""
-    content_type = _header(headers, "content-type").lower()
-    if _is_2xx(status) and content_type.startswith("audio/"):
+    content_type = headers.get("content-type", "").lower()
+    if status in _SUCCESS and content_type.startswith("audio/"):
         return _read_audio(status, content_type, body)
     document = documents.parse(body)
-    if document is None or not _is_2xx(status):
+    if document is None or status not in _SUCCESS:
         return _no_task(status, headers, document)
-    code, report = documents.read_error_code(document), _read_report(document)
-    if report.word is None and documents.has_task_id(document):
+    code, report = document.code, _read_report(document)
+    if report.word is None and document.has_task_id:
         # The task is new: a URL beside its id is a URL of the task or an input, not a result.
         report = replace(report, state="processing", files=())
     has_error = code is not None or (report.word is None and document.root.get("error"))
@@ -90,32 +85,29 @@ def _no_task(
     status: int, headers: Mapping[str, str], document: documents.Document | None
 ) -> NoReport:
     default_code = str(status)
-    if _is_2xx(status):
+    if status in _SUCCESS:
         default_code = "no_task" if document else "unreadable"
     code, message = documents.read_error(document) if document else (None, _no_json(status))
     message = message or "the answer holds neither a task nor a result"
-    outcome = _outcome(status, document)
+    if status in {425, 429, 503}:
+        # If the body names a task, sending the request again may bill twice.
+        outcome: Outcome = "lost" if document and document.has_task_id else "put_off"
+    else:
+        # 408 and 499 report a broken connection: the request may have been read before it broke.
+        outcome = "refused" if 400 <= status <= 499 and status not in {408, 499} else "lost"
     return NoReport(outcome, status, message, _retry_after(headers), code or default_code)
 
 
 def _no_json(status: int) -> str:
-    return "the answer is not a JSON object" if _is_2xx(status) else f"HTTP {status}"
-
-
-def _outcome(status: int, document: documents.Document | None) -> Outcome:
-    if status in {425, 429, 503}:
-        # If the body names a task, sending the request again may bill twice.
-        return "lost" if document and documents.has_task_id(document) else "put_off"
-    # 408 and 499 report a broken connection: the request may have been read before it broke.
-    return "refused" if 400 <= status <= 499 and status not in {408, 499} else "lost"
+    return "the answer is not a JSON object" if status in _SUCCESS else f"HTTP {status}"
 
 
 def read_poll(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
     """Read the answer to a poll."""
-    document = documents.parse(body) if _is_2xx(status) else None
+    document = documents.parse(body) if status in _SUCCESS else None
     if document is None:
         return _no_report(status, headers, _no_json(status))
-    code, report = documents.read_error_code(document), _read_report(document)
+    code, report = document.code, _read_report(document)
     if code in _TASK_FAILED_CODES:
         report = _as_failed_by_code(report, document)
     says_nothing = not (report.word or report.task_id) and report.state == "processing"
@@ -138,8 +130,8 @@ def read_callback(body: bytes) -> Report | None:
     document = documents.parse(body)
     if document is None:
         return None
-    code, report = documents.read_error_code(document), _read_report(document)
-    return _as_failed_by_code(report, document) if code is not None and code >= 400 else report
+    report, has_failed = _read_report(document), (document.code or 0) >= 400
+    return _as_failed_by_code(report, document) if has_failed else report
 
 
 def _as_failed_by_code(report: Report, document: documents.Document) -> Report:
@@ -150,7 +142,7 @@ def _as_failed_by_code(report: Report, document: documents.Document) -> Report:
 
 
 def _read_report(document: documents.Document) -> Report:
-    word, task_id = documents.read_status_word(document), documents.read_task_id(document)
+    word, task_id = document.word, document.task_id
     state = documents.state_of(word)
     recognised = state is not None or word is None
     report = Report("processing", task_id, word=word, recognised=recognised, raw=document.raw)
@@ -195,13 +187,5 @@ def _read_clips(report: Report, document: documents.Document) -> Report:
     return replace(report, state="succeeded", files=files) if files else report
 
 
-def _is_2xx(status: int) -> bool:
-    return 200 <= status <= 299
-
-
-def _header(headers: Mapping[str, str], name: str) -> str:
-    return next((value for key, value in headers.items() if key.lower() == name), "")
-
-
 def _retry_after(headers: Mapping[str, str]) -> str | None:
-    return _header(headers, "retry-after")[:100] or None
+    return headers.get("retry-after", "")[:100] or None

@@ -222,15 +222,6 @@ def test_the_worker_alone_ends_with_zero_on_a_signal(tmp_path: Path) -> None:
     assert (status, err) == (0, "")
 
 
-def test_a_server_needs_no_command_line_of_uvicorn_and_leaves_it_importable() -> None:
-    code = (
-        "import sys\nfrom service.cli import server\n"
-        "assert not {'click', 'uvicorn.main'} & {*sys.modules}\n"
-        "import uvicorn.main\nassert uvicorn.main.Server is uvicorn.server.Server"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603  our own code
-
-
 async def test_a_worker_that_fails_ends_the_service_with_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

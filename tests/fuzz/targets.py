@@ -24,7 +24,7 @@ from service.settings import VARIABLES, Settings, read_settings
 from service.store.vault import Vault
 from service.telemetry.redact import Redactor
 from service.upstream import documents, results, wire
-from service.upstream.callback_url import CallbackTokens, TokenError
+from service.upstream.callback_url import CallbackTokens, Claim
 from tests import logs
 from tests.fuzz import answers, world
 
@@ -44,7 +44,7 @@ def read_upstream(data: bytes) -> None:
     head, _, body = data.partition(b"\n")
     text = head[1:].decode("latin-1")
     status = STATUSES[head[0] % len(STATUSES)] if head else 200
-    check_upstream(status, {"Content-Type": text, "retry-after": text}, body)
+    check_upstream(status, {"content-type": text, "retry-after": text}, body)
 
 
 def check_upstream(status: int, headers: Mapping[str, str], body: bytes) -> None:
@@ -171,9 +171,7 @@ def read_token(data: bytes) -> None:
 def check_token(text: str) -> None:
     """Check that only minted tokens are accepted, to the letter."""
     reader, genuine = token_reader()
-    try:
-        reader.read(text, NOW)
-    except TokenError:
+    if isinstance(reader.read(text, NOW), str):
         assert text not in genuine
     else:
         assert text in genuine, "a token that was not minted was accepted"
@@ -229,7 +227,9 @@ def _use(settings: Settings) -> None:
     """Use the settings as a start does."""
     tokens = CallbackTokens(settings.secret_keys, "apiinone")
     token = tokens.mint("gen_1", NONCE, LATER)
-    assert tokens.read(token, NOW).nonce == NONCE
+    claim = tokens.read(token, NOW)
+    assert isinstance(claim, Claim)
+    assert claim.nonce == NONCE
     vault = Vault(settings.secret_keys)
     assert vault.open(vault.seal(b"plain", "c"), "c") == b"plain"
     if settings.upstream_signature and settings.upstream_signature_secret:

@@ -16,6 +16,7 @@ import structlog
 
 from service.api.routes import OPERATIONS
 from service.telemetry.redact import redact
+from service.upstream.callback_url import Claim
 from tests.contract.contract import breaches
 from tests.contract.scenes import Ids, path_of, populate
 from tests.harness import ADMIN_KEY, Harness, opened
@@ -120,6 +121,7 @@ class World:
         """Return a token that is signed with the right key but has another nonce."""
         tokens, now = self.harness.app.worker.context.tokens, self.harness.clock()
         claim = tokens.read(self.token(), now)
+        assert isinstance(claim, Claim)
         return tokens.mint(claim.generation_id, "bm9uY2Vub25jZW5vbmNlbm", claim.expires_at)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from service.generations.budget import Budget
+from service.generations.poll import Budget
 from service.store import generations
-from service.store.sqlite.group import Transaction
+from service.store.database import Transaction
 from tests.faults import DelayedAnswer, status_of, timeline_of
 from tests.harness import Harness, opened, success_report
 from tests.logs import Console

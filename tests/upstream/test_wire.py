@@ -147,7 +147,7 @@ def test_lyrics_are_a_result_without_a_file() -> None:
 
 
 def test_raw_audio_becomes_a_data_url() -> None:
-    headers = {"Content-Type": "Audio/MPEG; charset=binary"}
+    headers = {"content-type": "Audio/MPEG; charset=binary"}
     answer = wire.read_create(200, headers, b"\xff\xfbsound")
     assert isinstance(answer, Report)
     (file,) = answer.files
@@ -187,7 +187,7 @@ def test_a_client_error_is_never_sent_again(status: int) -> None:
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_busy_upstream_is_asked_again_later(status: int) -> None:
-    headers = {"Retry-After": "7"}
+    headers = {"retry-after": "7"}
     answer = wire.read_create(status, headers, b"busy")
     assert answer == NoReport("put_off", status, f"HTTP {status}", "7", str(status))
     assert read_rejected({"code": status, "message": "busy"}).outcome == "put_off"
@@ -299,7 +299,7 @@ def test_an_unknown_task_is_not_found() -> None:
 
 
 def test_a_throttled_answer_has_its_retry_after() -> None:
-    answer = wire.read_poll(429, {"RETRY-AFTER": "3"}, b"")
+    answer = wire.read_poll(429, {"retry-after": "3"}, b"")
     assert answer == NoReport("throttled", retry_after="3")
     answer = wire.read_poll(200, JSON, b'{"code":429,"msg":"slow down"}')
     assert answer == NoReport("throttled")

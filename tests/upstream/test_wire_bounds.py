@@ -37,7 +37,7 @@ VALUES = st.recursive(
 BODIES = st.dictionaries(KEYS, VALUES, max_size=8) | st.lists(VALUES, max_size=4)
 STATUSES = st.sampled_from([200, 201, 202, 204, 301, 400, 401, 404, 429, 500, 503]) | st.integers()
 HEADERS = st.dictionaries(
-    st.sampled_from(["content-type", "Retry-After", "x"]),
+    st.sampled_from(["content-type", "retry-after", "x"]),
     st.text(max_size=12) | st.sampled_from(["audio/mpeg", "application/json"]),
 )
 UNKNOWN_WORDS = st.text(min_size=1, max_size=12).filter(
