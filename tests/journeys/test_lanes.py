@@ -20,11 +20,19 @@ OTHER_URL = "http://127.0.0.1:7/other"
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
 async def test_two_backlogs_share_the_slots_however_few(tmp_path: Path, count: int) -> None:
     async with opened(tmp_path, max_in_flight=count) as world:
+        gate = Gate()
         for url in (SUBSCRIBER_URL, OTHER_URL):
             await world.subscribe(url, **ONE)
-        for _ in range(12):
-            await world.generate()
-        await world.run()
+            queue_answers(world, *[gate] * 12, url=url)
+        async with attach_worker(world) as dispatcher:
+            for _ in range(12):
+                await world.generate()
+            lanes = dispatcher.lanes.values()
+            while not all(lane.recipient for lane in lanes):
+                await world.app.database.schema_problem()  # Both are read in parallel.
+            waiting = sum(lane.waiting for lane in lanes)
+            assert waiting + dispatcher.slots.in_use == 24
+            gate.is_open.set()
         order = [sent.url for sent in world.subscribers.webhooks]
         assert order.count(SUBSCRIBER_URL) == order.count(OTHER_URL) == 12
         half = order[: 12 + count]
