@@ -184,6 +184,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float, "GENHOOK_ATTEMPT_TIMEOUT_SECONDS", _number, 0.1, 120
     ] = 15.0
     max_in_flight: Annotated[int, "GENHOOK_MAX_IN_FLIGHT", _integer, 1, 10_000] = 1_000
+    head_seconds: Annotated[float, "GENHOOK_HEAD_SECONDS", _number, 0.1, 600] = 10.0
+    body_seconds: Annotated[float, "GENHOOK_BODY_SECONDS", _number, 0.1, 600] = 30.0
     shutdown_seconds: Annotated[float, "GENHOOK_SHUTDOWN_SECONDS", _number, 0, 600] = 20.0
     retention_days: Annotated[int, "GENHOOK_RETENTION_DAYS", _integer, 1, 3_650] = 30
 

@@ -9,11 +9,13 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import uvloop
 
+from service.cli import entrance
 from service.model.errors import CommandError
 from service.telemetry import log
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 run = uvloop.run
 KEEP_ALIVE_SECONDS = 30
+CONNECTIONS_MAX = 4_096
 BACKLOG = 2_048
 
 _log = log.get()
@@ -70,12 +73,23 @@ def url_of(sock: socket.socket) -> str:
 
 
 def new_server(
-    app: Any, *, lifespan: Literal["on", "off"] = "on", shutdown_seconds: float = 1.0
+    app: Any,
+    *,
+    lifespan: Literal["on", "off"] = "on",
+    shutdown_seconds: float = 1.0,
+    head_seconds: float = 10.0,
+    body_seconds: float = 30.0,
 ) -> Server:
     """A server of the ASGI application; open requests get `shutdown_seconds` to end."""
+    protocol = partial(
+        entrance.Protocol,
+        head_seconds=head_seconds,
+        body_seconds=body_seconds,
+        connections_max=CONNECTIONS_MAX,
+    )
     config = uvicorn.config.Config(
         app,
-        http="httptools",
+        http=protocol,  # type: ignore[arg-type]  # it is only called
         ws="none",
         access_log=False,
         log_config=None,
@@ -128,7 +142,13 @@ async def serve(app: "App", sock: socket.socket, sandbox_sock: socket.socket | N
             await stack.enter_async_context(sandbox)
         await app.start()
         stack.push_async_callback(app.stop)
-        server = new_server(app, lifespan="off", shutdown_seconds=settings.shutdown_seconds)
+        server = new_server(
+            app,
+            lifespan="off",
+            shutdown_seconds=settings.shutdown_seconds,
+            head_seconds=settings.head_seconds,
+            body_seconds=settings.body_seconds,
+        )
         # Side by side, so that `shutdown_seconds` pass only once.
         on_signals(server.end, app.worker.stop)
         app.worker.when_ended(server.end)  # The platform restarts it, and nothing is lost.
