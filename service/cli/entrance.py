@@ -22,6 +22,7 @@ FRAMING_PER_BYTE = 8  # Of a chunked body: a chunk of one byte has five bytes ar
 CHUNKED_SLICE_BYTES = 4 * 1024  # Other requests may follow in it, and all are parsed at once.
 BODY_SLICE_BYTES = 64 * 1024
 AHEAD_MAX = 8  # Requests that are parsed while an earlier one is answered.
+LINGER_SECONDS = 1.0
 LOG_EVERY_MS = 1_000
 
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
@@ -88,8 +89,9 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse what may be parsed now."""
         self._unset_keepalive_if_required()
-        self._unparsed += data
-        self._parse()
+        if self._refusal is None:
+            self._unparsed += data
+            self._parse()
 
     def on_message_begin(self) -> None:
         """A request begins, perhaps in the same slice as the end of a chunked body."""
@@ -187,18 +189,23 @@ class Protocol(HttpToolsProtocol):
         is_begun = self._awaited == "body"  # The refused request has a cycle of its own.
         if self.pipeline or (self.cycle and not self.cycle.response_complete and not is_begun):
             return  # Until on_response_complete.
-        if self.transport.is_closing():
-            return
         code, detail = _PROBLEMS[status]
         _log_refusal(status, code)
-        if not (is_begun and self.cycle and self.cycle.response_started):
-            line = STATUS_LINE[status]
-            problem = {"type": "about:blank", "title": line[13:-2].decode(), "status": status}
-            body = msgspec.json.encode({**problem, "code": code, "detail": detail})
-            head = b"content-type: application/problem+json\r\nconnection: close\r\n"
-            length = b"content-length: %d\r\n\r\n" % len(body)
-            self.transport.write(b"".join((line, head, length, body)))
-        self.transport.close()
+        if self.transport.is_closing() or (is_begun and self.cycle.response_started):
+            self.transport.close()
+            return
+        line = STATUS_LINE[status]
+        problem = {"type": "about:blank", "title": line[13:-2].decode(), "status": status}
+        body = msgspec.json.encode({**problem, "code": code, "detail": detail})
+        head = b"content-type: application/problem+json\r\nconnection: close\r\n"
+        length = b"content-length: %d\r\n\r\n" % len(body)
+        self.transport.write(b"".join((line, head, length, body)))
+        # What is still on its way is read and dropped: it would reset the connection, and the
+        # client would not see the answer.
+        self.flow.is_held = False  # type: ignore[attr-defined]
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
 
 def _body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
