@@ -184,6 +184,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float, "GENHOOK_ATTEMPT_TIMEOUT_SECONDS", _number, 0.1, 120
     ] = 15.0
     max_in_flight: Annotated[int, "GENHOOK_MAX_IN_FLIGHT", _integer, 1, 10_000] = 1_000
+    connections_max: Annotated[int, "GENHOOK_CONNECTIONS_MAX", _integer, 16, 100_000] = 4_096
     head_seconds: Annotated[float, "GENHOOK_HEAD_SECONDS", _number, 0.1, 600] = 10.0
     body_seconds: Annotated[float, "GENHOOK_BODY_SECONDS", _number, 0.1, 600] = 30.0
     shutdown_seconds: Annotated[float, "GENHOOK_SHUTDOWN_SECONDS", _number, 0, 600] = 20.0

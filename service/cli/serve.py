@@ -61,8 +61,9 @@ def serve(options: argparse.Namespace, echo: Echo) -> int:
     settings = environment.settings_of(options)
     environment.configure_log(settings)
     from service.app import App
-    from service.cli import server
+    from service.cli import descriptors, server
 
+    settings = descriptors.raise_limit(settings)
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(server.bind(settings.host, settings.port))
         url, sandbox_url, sandbox_sock = server.url_of(sock), None, None
@@ -83,9 +84,9 @@ def work(_options: argparse.Namespace, _echo: Echo) -> int:
     settings = read_settings()
     environment.configure_log(settings)
     from service.app import App
-    from service.cli import server
+    from service.cli import descriptors, server
 
-    return server.run(server.work(App(settings)))
+    return server.run(server.work(App(descriptors.raise_limit(settings))))
 
 
 def sandbox(options: argparse.Namespace, echo: Echo) -> int:

@@ -77,6 +77,7 @@ def new_server(
     *,
     lifespan: Literal["on", "off"] = "on",
     shutdown_seconds: float = 1.0,
+    connections_max: int = CONNECTIONS_MAX,
     head_seconds: float = 10.0,
     body_seconds: float = 30.0,
 ) -> Server:
@@ -85,7 +86,7 @@ def new_server(
         entrance.Protocol,
         head_seconds=head_seconds,
         body_seconds=body_seconds,
-        connections_max=CONNECTIONS_MAX,
+        connections_max=connections_max,
     )
     config = uvicorn.config.Config(
         app,
@@ -146,6 +147,7 @@ async def serve(app: "App", sock: socket.socket, sandbox_sock: socket.socket | N
             app,
             lifespan="off",
             shutdown_seconds=settings.shutdown_seconds,
+            connections_max=settings.connections_max,
             head_seconds=settings.head_seconds,
             body_seconds=settings.body_seconds,
         )

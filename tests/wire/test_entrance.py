@@ -173,9 +173,8 @@ async def test_a_body_in_tiny_chunks_is_read_and_endless_framing_is_refused() ->
         assert status_of(await answer_to(port, trailers)) == 431
 
 
-async def test_a_connection_too_many_is_503(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "CONNECTIONS_MAX", 1)
-    async with serving() as port:
+async def test_a_connection_too_many_is_503() -> None:
+    async with serving(connections_max=1) as port:
         _, first = await asyncio.open_connection("127.0.0.1", port)
         assert status_of(await answer_to(port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")) == 503
         first.close()
