@@ -93,7 +93,7 @@ def aim(case: Case, service: Service) -> None:
     if "Idempotency-Key" in (case.headers or {}):
         case.headers["Idempotency-Key"] = str(uuid4())
     if isinstance(case.body, dict):
-        values = {"subscriber_id": service.ids["sub"], **SPAN}
+        values: dict[str, Any] = {"subscriber_id": service.ids["sub"], **SPAN}
         values |= dict.fromkeys(("url", "notify_url"), SUBSCRIBER_URL)
         if isinstance(headers := case.body.get("headers"), dict):
             # A JSON Schema cannot say that names are the same in any case.
