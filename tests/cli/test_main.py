@@ -47,7 +47,8 @@ COMMANDS = {
 
 def test_the_commands_of_the_design_are_all_there() -> None:
     words = {name.split()[1] for name in COMMANDS}
-    running, own = {"serve", "work", "sandbox", "demo"}, {"migrate", "tick", "keys", "doctor"}
+    running = {"serve", "work", "sandbox", "demo"}
+    own = {"migrate", "tick", "backup", "keys", "doctor"}
     assert words == running | own | {"subscribers", "generations", "listen", "replay"}
 
 
