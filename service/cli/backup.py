@@ -22,17 +22,18 @@ def backup(options: argparse.Namespace, echo: Echo) -> int:
     source, target = Path(read_settings().database_path), options.file
     if not source.exists():
         raise CommandError(f"there is no database at {source}")
+    taken = CommandError(f"{target} exists already: a backup overwrites nothing")
+    if target.exists():
+        raise taken
     partial = target.with_name(f".{target.name}.partial")
     try:
-        if target.exists():
-            raise FileExistsError
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()  # Of a backup that was ended halfway.
         os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         _copy(source, partial)
         os.link(partial, target)  # Unlike a rename, it fails if the file exists.
     except FileExistsError:
-        raise CommandError(f"{target} exists already: a backup overwrites nothing") from None
+        raise taken from None
     except (OSError, sqlite3.Error) as error:
         raise CommandError(f"the backup failed: {error}") from error
     finally:
