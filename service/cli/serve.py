@@ -13,7 +13,7 @@ from service.cli.arguments import Echo, check, define
 def add_serve(parser: argparse.ArgumentParser) -> None:
     """The options of `genhook serve`."""
     define(parser, serve, "genhook serve --dev --sandbox")
-    parser.add_argument("--host", help="address to listen on (GENHOOK_HOST, 127.0.0.1)")
+    parser.add_argument("--host", type=host, help="address to listen on (GENHOOK_HOST, 127.0.0.1)")
     parser.add_argument("--port", type=port, help="port to listen on (PORT, 8000); 0: any free one")
     parser.add_argument(
         "--dev",
@@ -33,12 +33,20 @@ def add_work(parser: argparse.ArgumentParser) -> None:
 def add_sandbox(parser: argparse.ArgumentParser) -> None:
     """The options of `genhook sandbox`."""
     define(parser, sandbox, "genhook sandbox --port 9000 --speed 10")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    parser.add_argument(
+        "--host", type=host, default="127.0.0.1", help="address to listen on (127.0.0.1)"
+    )
     parser.add_argument("--port", type=port, default=9000, help="port to listen on (9000)")
     parser.add_argument("--api-key", help="the only API key it accepts (any that starts with aio_)")
     parser.add_argument(
         "--speed", type=speed, default=1.0, help="how many times faster than real time (1)"
     )
+
+
+def host(text: str) -> str:
+    """An address; an empty one, as of a variable that is not set, would mean every address."""
+    check(bool(text.strip()), "an address, such as 127.0.0.1, or 0.0.0.0 for every one")
+    return text
 
 
 def port(text: str) -> int:
