@@ -158,6 +158,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     deadline_seconds: Annotated[int, _integer, 1, 604_800] = 3_600
     attempt_timeout_seconds: Annotated[float, _number, 0.1, 120] = 15.0
     max_in_flight: Annotated[int, _integer, 1, 10_000] = 1_000
+    connections_max: Annotated[int, _integer, 16, 100_000] = 4_096
+    head_seconds: Annotated[float, _number, 0.1, 600] = 10.0
+    body_seconds: Annotated[float, _number, 0.1, 600] = 30.0
     shutdown_seconds: Annotated[float, _number, 0, 600] = 20.0
     retention_days: Annotated[int, _integer, 1, 3_650] = 30
 

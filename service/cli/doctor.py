@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import resource
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from service.cli import output
+from service.cli import descriptors, output
 from service.cli.arguments import Echo, add_json, define
 from service.delivery import signing
 from service.model.clock import MINUTE, now_ms, parse_rfc3339, rfc3339
@@ -71,6 +72,7 @@ def examine(now: int, *, online: bool) -> Iterator[Finding]:
     yield _public_url(settings)
     yield _upstream(settings)
     yield _clock(now)
+    yield _descriptors(settings)
     yield from _database(settings, now)
     if online:
         yield from _online(settings, now)
@@ -109,6 +111,18 @@ def _public_url(settings: Settings) -> Finding:
     else:
         return Finding("ok", "public url", f"Callbacks come to {url}/callbacks/.")
     return Finding("warn", "public url", message)
+
+
+def _descriptors(settings: Settings) -> Finding:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = descriptors.needed_for(settings)
+    if hard == resource.RLIM_INFINITY or hard >= needed:
+        return Finding("ok", "descriptors", f"Up to {needed} are allowed, as the limits ask for.")
+    message = (
+        f"The hard limit is {hard}, and the limits ask for {needed}: fewer connections are used. "
+        "Raise it (ulimit -Hn, LimitNOFILE), or lower GENHOOK_MAX_IN_FLIGHT."
+    )
+    return Finding("warn", "descriptors", message)
 
 
 def _upstream(settings: Settings) -> Finding:

@@ -18,6 +18,7 @@ COMMANDS = {
     "sandbox": ("serve", "run a sandbox that behaves like API in One, on this machine"),
     "demo": ("demo", "show a callback, polling and a lost callback, on this machine alone"),
     "migrate": ("admin", "bring the database to the schema of this version"),
+    "backup": ("backup", "copy the database to a file, while the service runs"),
     "tick": ("admin", "do due work once, where no worker runs"),
     "keys": ("admin", "create, list and revoke API keys, in the database itself"),
     "subscribers": ("client", "manage the URLs that receive events"),

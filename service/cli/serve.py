@@ -10,7 +10,7 @@ from service.cli.arguments import Echo, check, define
 def add_serve(parser: argparse.ArgumentParser) -> None:
     """The options of `genhook serve`."""
     define(parser, serve, "genhook serve --dev --sandbox")
-    parser.add_argument("--host", help="address to listen on (GENHOOK_HOST, 127.0.0.1)")
+    parser.add_argument("--host", type=host, help="address to listen on (GENHOOK_HOST, 127.0.0.1)")
     parser.add_argument("--port", type=port, help="port to listen on (PORT, 8000); 0: any free one")
     for name, summary in (
         ("--dev", "create throwaway keys; allow http and targets on this machine"),
@@ -27,12 +27,20 @@ def add_work(parser: argparse.ArgumentParser) -> None:
 def add_sandbox(parser: argparse.ArgumentParser) -> None:
     """The options of `genhook sandbox`."""
     define(parser, sandbox, "genhook sandbox --port 9000 --speed 10")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    parser.add_argument(
+        "--host", type=host, default="127.0.0.1", help="address to listen on (127.0.0.1)"
+    )
     parser.add_argument("--port", type=port, default=9000, help="port to listen on (9000)")
     parser.add_argument("--api-key", help="the only API key it accepts (any that starts with aio_)")
     parser.add_argument(
         "--speed", type=speed, default=1.0, help="how many times faster than real time (1)"
     )
+
+
+def host(text: str) -> str:
+    """An address; an empty one, as of a variable that is not set, would mean every address."""
+    check(bool(text.strip()), "an address, such as 127.0.0.1, or 0.0.0.0 for every one")
+    return text
 
 
 def port(text: str) -> int:
@@ -57,8 +65,9 @@ def serve(options: argparse.Namespace, echo: Echo) -> int:
     import msgspec
 
     from service.app import App
-    from service.cli import server
+    from service.cli import descriptors, server
 
+    settings = descriptors.raise_limit(settings)
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(server.bind(settings.host, settings.port))
         url, sandbox_url, sandbox_sock = server.url_of(sock), None, None
@@ -84,9 +93,9 @@ def work(_options: argparse.Namespace, _echo: Echo) -> int:
     settings = read_settings()
     environment.configure_log(settings)
     from service.app import App
-    from service.cli import server
+    from service.cli import descriptors, server
 
-    return server.run(server.work(App(settings)))
+    return server.run(server.work(App(descriptors.raise_limit(settings))))
 
 
 def sandbox(options: argparse.Namespace, echo: Echo) -> int:

@@ -8,11 +8,13 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import uvicorn
 import uvloop
 
+from service.cli import entrance
 from service.model.errors import CommandError
 from service.telemetry import log
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 run = uvloop.run
 KEEP_ALIVE_SECONDS = 30
+CONNECTIONS_MAX = 4_096
 BACKLOG = 2_048
 
 _log = log.get()
@@ -58,12 +61,24 @@ def url_of(sock: socket.socket) -> str:
 
 
 def new_server(
-    app: Any, *, lifespan: Literal["on", "off"] = "on", shutdown_seconds: float = 1.0
+    app: Any,
+    *,
+    lifespan: Literal["on", "off"] = "on",
+    shutdown_seconds: float = 1.0,
+    connections_max: int = CONNECTIONS_MAX,
+    head_seconds: float = 10.0,
+    body_seconds: float = 30.0,
 ) -> Server:
     """A server of the ASGI application; open requests get `shutdown_seconds` to end."""
+    protocol = partial(
+        entrance.Protocol,
+        head_seconds=head_seconds,
+        body_seconds=body_seconds,
+        connections_max=connections_max,
+    )
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=protocol,  # type: ignore[arg-type]  # it is only called
         ws="none",
         access_log=False,
         log_config=None,
@@ -116,7 +131,14 @@ async def serve(app: "App", sock: socket.socket, sandbox_sock: socket.socket | N
             await stack.enter_async_context(sandbox)
         await app.start()
         stack.push_async_callback(app.stop)
-        server = new_server(app, lifespan="off", shutdown_seconds=settings.shutdown_seconds)
+        server = new_server(
+            app,
+            lifespan="off",
+            shutdown_seconds=settings.shutdown_seconds,
+            connections_max=settings.connections_max,
+            head_seconds=settings.head_seconds,
+            body_seconds=settings.body_seconds,
+        )
         # Side by side, so that `shutdown_seconds` pass only once.
         on_signals(server.end, app.worker.stop)
         app.worker.when_ended(server.end)  # The platform restarts it, and nothing is lost.

@@ -47,7 +47,8 @@ COMMANDS = {
 
 def test_the_commands_of_the_design_are_all_there() -> None:
     words = {name.split()[1] for name in COMMANDS}
-    running, own = {"serve", "work", "sandbox", "demo"}, {"migrate", "tick", "keys", "doctor"}
+    running = {"serve", "work", "sandbox", "demo"}
+    own = {"migrate", "tick", "backup", "keys", "doctor"}
     assert words == running | own | {"subscribers", "generations", "listen", "replay"}
 
 
@@ -103,6 +104,8 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("nothing", "invalid choice"),
         ("serve --port 65536", "a port is from 0 to 65535"),
+        ("serve --host ''", "an address, such as 127.0.0.1"),
+        ("sandbox --host ' '", "an address, such as 127.0.0.1"),
         ("sandbox --speed 0", "from 0.01 to 1000"),
         ("sandbox --speed much", "invalid speed value"),
         ("tick --seconds nan", "above 0"),

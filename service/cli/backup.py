@@ -1,0 +1,58 @@
+"""`genhook backup`: a copy of the database in one file, while the service runs."""
+
+import argparse
+import contextlib
+import os
+import sqlite3
+from pathlib import Path
+
+from service.cli.arguments import Echo, define
+from service.model.errors import CommandError
+from service.settings import read_settings
+
+
+def add_backup(parser: argparse.ArgumentParser) -> None:
+    """The options of `genhook backup`."""
+    define(parser, backup, "genhook backup /backup/genhook-$(date +%F).db")
+    parser.add_argument("file", metavar="FILE", type=Path, help="where to write it; a new file")
+
+
+def backup(options: argparse.Namespace, echo: Echo) -> int:
+    """Copy the database to FILE and check the copy; never overwrite a file."""
+    source, target = Path(read_settings().database_path), options.file
+    if not source.exists():
+        raise CommandError(f"there is no database at {source}")
+    taken = CommandError(f"{target} exists already: a backup overwrites nothing")
+    if target.exists():
+        raise taken
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()  # Of a backup that was ended halfway.
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        _copy(source, partial)
+        os.link(partial, target)  # Unlike a rename, it fails if the file exists.
+    except FileExistsError:
+        raise taken from None
+    except (OSError, sqlite3.Error) as error:
+        raise CommandError(f"the backup failed: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    echo(f"{target} is a complete copy of {source}, of {target.stat().st_size >> 10} KiB.")
+    return 0
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy one snapshot in one step; the steps of SQLite's backup API start anew at each commit."""
+    with contextlib.closing(sqlite3.connect(source, isolation_level=None)) as connection:
+        connection.execute("PRAGMA busy_timeout=5000")
+        connection.execute("VACUUM INTO ?", (str(target),))
+    with contextlib.closing(sqlite3.connect(target, isolation_level=None)) as connection:
+        [[verdict]] = connection.execute("PRAGMA quick_check(1)").fetchall()
+    if verdict != "ok":
+        raise CommandError(f"the backup failed: {verdict}")
+    descriptor = os.open(target, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,44 @@
+"""File descriptors: connections that go out must leave room for those that come in."""
+
+import resource
+
+import msgspec
+
+from service.settings import Settings
+from service.telemetry import log
+
+OWN = 128  # For the database, upstream, logs, and tests of subscribers.
+
+_log = log.get()
+
+
+def raise_limit(settings: Settings) -> Settings:
+    """Raise the soft limit as far as needed; return the settings that it allows.
+
+    A soft limit of 1,024 is usual, and a process that needs more is to raise it itself
+    (https://0pointer.net/blog/file-descriptor-limits.html).
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = needed_for(settings)
+    if 0 <= soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if not 0 <= soft < needed:
+        return settings
+    connections = min(settings.connections_max, max(soft - OWN, 2) // 2)
+    in_flight = max(1, min(settings.max_in_flight, soft - OWN - connections))
+    _log.warning(
+        "descriptors.few",
+        allowed=soft,
+        needed=needed,
+        max_in_flight=in_flight,
+        connections_max=connections,
+    )
+    return msgspec.structs.replace(
+        settings, max_in_flight=in_flight, connections_max=max(1, connections)
+    )
+
+
+def needed_for(settings: Settings) -> int:
+    """Return how many descriptors these settings may use."""
+    return OWN + settings.max_in_flight + settings.connections_max

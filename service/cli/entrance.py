@@ -1,0 +1,226 @@
+"""The entrance: uvicorn's HTTP/1.1 protocol, with limits that hold before any handler runs.
+
+uvicorn itself limits neither the head of a request, nor the time until it is complete, nor how many
+requests a client may send ahead. A client that offers an upgrade loses its body there
+(https://github.com/Kludex/uvicorn/issues/2722); RFC 9110, 7.8 lets a server ignore the offer.
+"""
+
+import asyncio
+import re
+from typing import Any
+
+import httptools
+import msgspec
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from service.model.clock import now_ms
+from service.telemetry import log, metrics
+
+HEAD_BYTES = 64 * 1024
+FRAMING_PER_BYTE = 8  # Of a chunked body: a chunk of one byte has five bytes around it.
+CHUNKED_SLICE_BYTES = 4 * 1024  # Other requests may follow in it, and all are parsed at once.
+BODY_SLICE_BYTES = 64 * 1024
+AHEAD_MAX = 8  # Requests that are parsed while an earlier one is answered.
+LINGER_SECONDS = 1.0
+LOG_EVERY_MS = 1_000
+
+_END_OF_HEAD = re.compile(rb"\n\r?\n")
+_OFFER = re.compile(rb"(?i)(?<=\n)upgrade[ \t]*:[^\n]*\n")
+_PROBLEMS = {
+    400: ("bad_request", "The request is not valid HTTP/1.1."),
+    408: ("request_timeout", "The request was not complete in time."),
+    431: ("head_too_large", f"The head of a request may have {HEAD_BYTES} bytes."),
+    503: ("overloaded", "There are too many connections."),
+}
+_log = log.get()
+_refusals = {"logged_at": 0, "unlogged": 0}
+
+
+class _Flow(FlowControl):
+    """Does not resume reading while what was read is not parsed yet."""
+
+    is_held = False
+
+    def resume_reading(self) -> None:
+        if not self.is_held:
+            super().resume_reading()
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection. Each refusal is a problem, and closes the connection."""
+
+    def __init__(
+        self,
+        *args: Any,
+        head_seconds: float,
+        body_seconds: float,
+        connections_max: int,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._seconds = {"head": head_seconds, "body": body_seconds}
+        self._connections_max = connections_max
+        self._unparsed = bytearray()
+        self._head = bytearray()  # The next request's, until it is complete.
+        self._awaited: str | None = "head"
+        self._body_left: int | None = 0  # None: the body is chunked.
+        self._framing_bytes = 0
+        self._is_in_head = False  # The parser is, behind a chunked body.
+        self._timer: asyncio.TimerHandle | None = None
+        self._timed: str | None = None  # What the timer waits for.
+        self._refusal: int | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Refuse a connection too many; else wait for the first request."""
+        super().connection_made(transport)
+        self.flow = _Flow(transport)
+        if len(self.connections) > self._connections_max:
+            self._refuse(503)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget what was not parsed."""
+        self._unparsed.clear()
+        self._awaited = None
+        self._watch()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what may be parsed now."""
+        self._unset_keepalive_if_required()
+        if self._refusal is None:
+            self._unparsed += data
+            self._parse()
+
+    def on_message_begin(self) -> None:
+        """A request begins, perhaps in the same slice as the end of a chunked body."""
+        self._awaited, self._is_in_head = "head", True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """The head is complete; its body follows, which may be empty."""
+        self._awaited, self._is_in_head = "body", False
+        self._framing_bytes = 0
+        self._body_left = _body_length(self.headers)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Count what is left, and what is framing."""
+        self._framing_bytes -= len(body) * FRAMING_PER_BYTE
+        if self._body_left is not None:
+            self._body_left -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The next bytes belong to another request, if there is one."""
+        self._awaited = None
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Go on with the requests that were sent ahead."""
+        super().on_response_complete()
+        if self._refusal is not None:
+            self._refuse(self._refusal)
+        elif self._unparsed and self.parser is not None:
+            self._unset_keepalive_if_required()
+            self._parse()
+
+    def _parse(self) -> None:
+        while self._unparsed and self._refusal is None and len(self.pipeline) < AHEAD_MAX:
+            if self._awaited == "body" or self._is_in_head:
+                size = BODY_SLICE_BYTES if self._body_left else CHUNKED_SLICE_BYTES
+                size = min(size, self._body_left or size)
+                data = bytes(self._unparsed[:size])
+                del self._unparsed[:size]
+                self._feed(data)
+            elif head := self._take_head():
+                self._feed(head)
+        is_held = self.flow.is_held = bool(self._unparsed)  # type: ignore[attr-defined]
+        if is_held:
+            self.flow.pause_reading()
+        elif not self.pipeline:
+            self.flow.resume_reading()
+        self._watch()
+
+    def _take_head(self) -> bytes:
+        """Return the next head once it is complete, without an offer to upgrade."""
+        self._awaited = "head"
+        searched_from = max(0, len(self._head) - 2)
+        self._head += self._unparsed
+        self._unparsed.clear()
+        end = _END_OF_HEAD.search(self._head, searched_from)
+        if (len(self._head) if end is None else end.end()) > HEAD_BYTES:
+            self._refuse(431)
+            return b""
+        if end is None:
+            return b""
+        head = bytes(self._head[: end.end()])
+        self._unparsed += self._head[end.end() :]  # The body, or another request.
+        self._head.clear()
+        return _OFFER.sub(b"", head) if b"upgrade" in head.lower() else head
+
+    def _feed(self, data: bytes) -> None:
+        self._framing_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._refuse(400)
+        except httptools.HttpParserUpgrade:  # CONNECT, or an offer behind a chunked body.
+            self._refuse(400)
+        if self._framing_bytes > HEAD_BYTES:
+            self._refuse(431)
+
+    def _watch(self) -> None:
+        """Set the timer for what the connection waits for, unless it runs already."""
+        if self._awaited == self._timed:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timed = None, self._awaited
+        if self._awaited is not None:
+            seconds = self._seconds[self._awaited]
+            self._timer = self.loop.call_later(seconds, self._refuse, 408)
+
+    def _refuse(self, status: int) -> None:
+        """Answer with a problem after the answers to earlier requests, and close."""
+        self._unparsed.clear()
+        self._refusal = status
+        is_begun = self._awaited == "body"  # The refused request has a cycle of its own.
+        if self.pipeline or (self.cycle and not self.cycle.response_complete and not is_begun):
+            return  # Until on_response_complete.
+        code, detail = _PROBLEMS[status]
+        _log_refusal(status, code)
+        if self.transport.is_closing() or (is_begun and self.cycle.response_started):
+            self.transport.close()
+            return
+        line = STATUS_LINE[status]
+        problem = {"type": "about:blank", "title": line[13:-2].decode(), "status": status}
+        body = msgspec.json.encode({**problem, "code": code, "detail": detail})
+        head = b"content-type: application/problem+json\r\nconnection: close\r\n"
+        length = b"content-length: %d\r\n\r\n" % len(body)
+        self.transport.write(b"".join((line, head, length, body)))
+        # What is still on its way is read and dropped: it would reset the connection, and the
+        # client would not see the answer.
+        self.flow.is_held = False  # type: ignore[attr-defined]
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+
+def _body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
+    """Return the length that the head gives; None for a chunked body."""
+    fields = dict(headers)
+    # The parser has refused what is no number, and lengths that differ.
+    return None if b"transfer-encoding" in fields else int(fields.get(b"content-length", 0))
+
+
+def _log_refusal(status: int, code: str) -> None:
+    """Log at most one refusal a second, with the number of those since the last line."""
+    metrics.requests.add(1, str(status))
+    now = now_ms()
+    if now - _refusals["logged_at"] < LOG_EVERY_MS:
+        _refusals["unlogged"] += 1
+        return
+    _log.warning("request.refused", status=status, code=code, unlogged=_refusals["unlogged"])
+    _refusals.update(logged_at=now, unlogged=0)

@@ -1,0 +1,100 @@
+"""`genhook backup`: a complete copy, made beside a service that goes on writing."""
+
+import sqlite3
+import stat
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from service.cli import main
+
+
+@pytest.fixture(autouse=True)
+def path(database: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """The path of a new database."""
+    assert main.main(["migrate"]) == 0
+    capsys.readouterr()
+    return database
+
+
+def fill(path: Path, count: int) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE numbers (n INTEGER, half TEXT)")
+        rows = [(n, "x" * 500) for n in range(count)]
+        connection.executemany("INSERT INTO numbers VALUES (?, ?)", rows)
+
+
+def test_a_backup_ends_and_is_complete_while_others_commit(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, ended = tmp_path / "copy.db", threading.Event()
+    fill(path, 20_000)
+    commits = [0]
+
+    def write_pairs() -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            while not ended.is_set():
+                connection.execute("BEGIN IMMEDIATE")
+                connection.executemany("INSERT INTO numbers VALUES (-1, ?)", [("a",), ("b",)])
+                connection.execute("COMMIT")
+                commits[0] += 1
+
+    writer = threading.Thread(target=write_pairs)
+    writer.start()
+    try:
+        assert main.main(["backup", str(copy)]) == 0
+    finally:
+        ended.set()
+        writer.join()
+    assert commits[0] > 0
+    assert f"{copy} is a complete copy of {path}" in capsys.readouterr().out
+    with closing(sqlite3.connect(copy)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        counts = connection.execute("SELECT n < 0, count(*) FROM numbers GROUP BY 1").fetchall()
+    assert dict(counts)[0] == 20_000
+    assert dict(counts).get(1, 0) % 2 == 0, "half a transaction was copied"
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+
+
+def test_a_backup_is_a_database_of_this_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy.db"
+    assert main.main(["backup", str(copy)]) == 0
+    monkeypatch.setenv("GENHOOK_DATABASE_URL", f"sqlite:///{copy}")
+    capsys.readouterr()
+    assert main.main(["migrate"]) == 0
+    assert "applied" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"precious"])
+def test_a_backup_overwrites_nothing(
+    tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy.db"
+    copy.write_bytes(content)
+    assert main.main(["backup", str(copy)]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert copy.read_bytes() == content
+    assert sorted(tmp_path.glob(".*partial")) == []
+
+
+def test_a_backup_that_was_ended_halfway_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / ".copy.db.partial").write_bytes(b"half")
+    assert main.main(["backup", str(tmp_path / "copy.db")]) == 0
+
+
+def test_a_folder_that_does_not_exist_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["backup", "/nowhere/copy.db"]) == 1
+    assert "the backup failed" in capsys.readouterr().err
+
+
+def test_without_a_database_there_is_nothing_to_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GENHOOK_DATABASE_URL", f"sqlite:///{tmp_path}/none.db")
+    assert main.main(["backup", str(tmp_path / "copy.db")]) == 1
+    assert "there is no database" in capsys.readouterr().err
+    assert not (tmp_path / "none.db").exists()

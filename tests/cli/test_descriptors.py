@@ -1,0 +1,55 @@
+"""File descriptors: the limit is raised at start, and what it does not allow is not used."""
+
+import resource
+
+import pytest
+
+from service.cli import descriptors
+from service.settings import Settings
+from tests.harness import settings as make_settings
+from tests.logs import Console
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """[soft, hard], as the process sees and sets them."""
+    limits = [1_024, 20_000]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: tuple(limits))
+
+    def setrlimit(_: int, both: tuple[int, int]) -> None:
+        limits[:] = both
+
+    monkeypatch.setattr(resource, "setrlimit", setrlimit)
+    return limits
+
+
+@pytest.fixture
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    folder = tmp_path_factory.mktemp("settings")
+    return make_settings(folder, max_in_flight=1_000, connections_max=4_096)
+
+
+def test_the_soft_limit_is_raised_to_what_is_needed(limits: list[int], settings: Settings) -> None:
+    assert descriptors.raise_limit(settings) == settings
+    assert limits == [descriptors.needed_for(settings), 20_000]
+
+
+def test_a_limit_that_is_enough_is_left_alone(limits: list[int], settings: Settings) -> None:
+    limits[:] = [50_000, 50_000]
+    assert descriptors.raise_limit(settings) == settings
+    assert limits == [50_000, 50_000]
+
+
+@pytest.mark.parametrize("hard", [64, 300, 1_024, 2_000, 5_000])
+def test_too_few_are_shared_between_both_directions_and_logged(
+    limits: list[int], settings: Settings, hard: int, console: Console
+) -> None:
+    console.configure("info")
+    limits[:] = [min(hard, 1_024), hard]
+    allowed = descriptors.raise_limit(settings)
+    assert limits[0] == hard
+    assert allowed.max_in_flight >= 1
+    assert allowed.connections_max >= 1
+    if hard > 300:
+        assert allowed.max_in_flight + allowed.connections_max + descriptors.OWN <= hard
+    assert [line["event"] for line in console.lines()] == ["descriptors.few"]

@@ -1,0 +1,235 @@
+"""The entrance: what a client may send, how much of it, and for how long, over real sockets."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from service.cli import entrance, server
+from tests.logs import Console
+
+LIMIT = entrance.HEAD_BYTES
+OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n"
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Answer with the method, the path and the length of the body."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        body, more = body + message["body"], message["more_body"]
+    text = f"{scope['method']} {scope['path']} {len(body)};".encode()
+    headers = [(b"content-length", b"%d" % len(text))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": text})
+
+
+@asynccontextmanager
+async def serving(app: Any = echo, **options: Any) -> AsyncIterator[int]:
+    """Serve the application; yields the port."""
+    sock = server.bind("127.0.0.1", 0)
+    running = server.new_server(app, lifespan="off", **options)
+    task = asyncio.create_task(running.serve(sockets=[sock]))
+    try:
+        yield sock.getsockname()[1]
+    finally:
+        running.end()
+        await task
+
+
+async def answer_to(port: int, *segments: bytes, until_closed: bool = True) -> bytes:
+    """Send segments, each for itself; return what comes back until the server closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for segment in segments:
+            writer.write(segment)
+            await writer.drain()
+            await asyncio.to_thread(lambda: None)  # The server's turn.
+        async with asyncio.timeout(10):
+            return await reader.read(-1 if until_closed else 65_536)
+    finally:
+        writer.close()
+
+
+def post(path: str, body: bytes, *, more: bytes = b"", close: bool = True) -> bytes:
+    ending = b"Connection: close\r\n" if close else b""
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n".encode()
+    return head + more + ending + b"\r\n" + body
+
+
+def status_of(answer: bytes) -> int:
+    return int(answer.split()[1])
+
+
+def texts(answer: bytes) -> list[str]:
+    """Return what `echo` answered, in order."""
+    parts = answer.split(b"\r\n\r\n")[1:]
+    return [part.split(b";")[0].decode() for part in parts]
+
+
+@pytest.mark.parametrize("name", ["one value", "many headers", "a target", "a name"])
+async def test_a_head_over_the_limit_is_431_and_the_connection_closes(name: str) -> None:
+    heads = {
+        "one value": b"GET / HTTP/1.1\r\nX: " + b"a" * LIMIT,
+        "many headers": b"GET / HTTP/1.1\r\n" + b"X-A: b\r\n" * (LIMIT // 8),
+        "a target": b"GET /" + b"a" * LIMIT,
+        "a name": b"GET / HTTP/1.1\r\n" + b"a" * LIMIT,
+    }
+    async with serving() as port:
+        answer = await answer_to(port, heads[name])
+    assert status_of(answer) == 431
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "head_too_large"
+
+
+async def test_a_head_at_the_limit_is_served() -> None:
+    head = b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: "
+    head += b"a" * (LIMIT - len(head) - 4) + b"\r\n\r\n"
+    async with serving() as port:
+        assert texts(await answer_to(port, head)) == ["GET /a 0"]
+        assert status_of(await answer_to(port, head.replace(b"X: ", b"XX: "))) == 431
+
+
+@pytest.mark.parametrize("cut", [None, 1, 40, -20, -1])
+async def test_an_offer_to_upgrade_is_ignored_and_the_body_is_kept(cut: int | None) -> None:
+    request = post("/a", b"hello, body", more=OFFER, close=False)
+    segments = [request] if cut is None else [request[:cut], request[cut:]]
+    async with serving() as port:
+        answer = await answer_to(port, *segments, until_closed=False)
+    assert texts(answer) == ["POST /a 11"]
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost:", post("/", b"{}")[:-1]])
+async def test_what_is_not_complete_in_time_is_408(sent: bytes) -> None:
+    async with serving(head_seconds=0.1, body_seconds=0.1) as port:
+        assert status_of(await answer_to(port, sent)) == 408
+
+
+async def test_a_connection_that_waits_for_its_next_request_is_not_408() -> None:
+    async with serving(head_seconds=0.1, body_seconds=0.1) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(2):
+            writer.write(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = await reader.readuntil(b";")
+            assert texts(answer) == ["GET /a 0"]
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await reader.read(1)
+        writer.close()
+
+
+async def test_requests_that_are_sent_ahead_are_answered_in_order_and_few_are_parsed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ahead: list[int] = []
+    parse = entrance.Protocol._parse
+
+    def parse_and_measure(protocol: entrance.Protocol) -> None:
+        parse(protocol)
+        ahead.append(len(protocol.pipeline))
+
+    monkeypatch.setattr(entrance.Protocol, "_parse", parse_and_measure)
+    count = 2_000
+    requests = [f"GET /{n} HTTP/1.1\r\nHost: x\r\n\r\n".encode() for n in range(count - 1)]
+    last = f"GET /{count - 1} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+    async with serving() as port:
+        answer = await answer_to(port, b"".join([*requests, last]))
+    assert texts(answer) == [f"GET /{n} 0" for n in range(count)]
+    assert max(ahead) <= entrance.AHEAD_MAX
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"NONSENSE\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+async def test_a_malformed_request_is_400_after_the_answers_before_it(bad: bytes) -> None:
+    async with serving() as port:
+        answer = await answer_to(port, post("/first", b"abc", close=False) + bad)
+    first, _, second = answer.partition(b";")
+    assert texts(first) == ["POST /first 3"]
+    assert status_of(second) == 400
+    assert json.loads(second.partition(b"\r\n\r\n")[2])["code"] == "bad_request"
+
+
+async def test_a_body_in_tiny_chunks_is_read_and_endless_framing_is_refused() -> None:
+    head = b"POST /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunks = b"1\r\nx\r\n" * 50_000 + b"0\r\n\r\n"
+    async with serving() as port:
+        assert texts(await answer_to(port, head + chunks)) == ["POST /a 50000"]
+        assert status_of(await answer_to(port, head + b"1;" + b"a" * 2 * LIMIT)) == 431
+        trailers = head + b"0\r\n" + b"X-A: b\r\n" * (LIMIT // 4)
+        assert status_of(await answer_to(port, trailers)) == 431
+
+
+async def test_a_connection_too_many_is_503() -> None:
+    async with serving(connections_max=1) as port:
+        _, first = await asyncio.open_connection("127.0.0.1", port)
+        assert status_of(await answer_to(port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")) == 503
+        first.close()
+
+
+async def test_a_thousand_malformed_requests_leave_few_lines(console: Console) -> None:
+    console.configure("info")
+    async with serving() as port:
+        for _ in range(50):
+            await answer_to(port, b"NONSENSE\r\n\r\n")
+    lines = [line for line in console.lines() if line["event"] == "request.refused"]
+    assert len(lines) <= 10
+    assert {"status", "code", "unlogged"} <= lines[0].keys() if lines else True
+
+
+REQUESTS = st.lists(
+    st.tuples(
+        st.binary(max_size=40),
+        st.sampled_from(["length", "chunked"]),
+        st.sampled_from([b"", OFFER, b"X-Upgrade: h2c\r\n"]),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def encoded(requests: Sequence[tuple[bytes, str, bytes]]) -> bytes:
+    """Return the requests as one stream; chunked ones make no offer."""
+    stream = b""
+    for number, (body, framing, more) in enumerate(requests):
+        ending = b"Connection: close\r\n" if number == len(requests) - 1 else b""
+        head = f"POST /{number} HTTP/1.1\r\nHost: x\r\n".encode()
+        after_chunked = number > 0 and requests[number - 1][1] == "chunked"
+        more = b"" if framing == "chunked" or after_chunked or ending else more  # noqa: PLW2901
+        if framing == "length":
+            stream += head + b"Content-Length: %d\r\n" % len(body) + more + ending + b"\r\n" + body
+        else:
+            parts = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
+            stream += head + b"Transfer-Encoding: chunked\r\n" + ending + b"\r\n" + parts
+            stream += b"0\r\n\r\n"
+    return stream
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(requests=REQUESTS, cuts=st.lists(st.integers(0, 600), max_size=6))
+def test_requests_are_answered_the_same_however_the_network_cuts_them(
+    requests: list[tuple[bytes, str, bytes]], cuts: list[int]
+) -> None:
+    stream = encoded(requests)
+    bounds = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
+    segments = [stream[a:b] for a, b in pairwise(bounds)]
+
+    async def run() -> bytes:
+        async with serving() as port:
+            return await answer_to(port, *segments)
+
+    bodies = [f"POST /{n} {len(body)}" for n, (body, _, _) in enumerate(requests)]
+    assert texts(asyncio.run(run())) == bodies
