@@ -18,19 +18,19 @@ from service.model.clock import now_ms
 from service.telemetry import log, metrics
 
 HEAD_BYTES = 64 * 1024
+HEAD_LINES = 256  # Each header takes many times its bytes in memory.
 FRAMING_PER_BYTE = 8  # Of a chunked body: a chunk of one byte has five bytes around it.
-CHUNKED_SLICE_BYTES = 4 * 1024  # Other requests may follow in it, and all are parsed at once.
-BODY_SLICE_BYTES = 64 * 1024
+SLICE_BYTES = 64 * 1024  # Of a body, parsed at once.
 AHEAD_MAX = 8  # Requests that are parsed while an earlier one is answered.
 LINGER_SECONDS = 1.0
 LOG_EVERY_MS = 1_000
 
-_END_OF_HEAD = re.compile(rb"\n\r?\n")
+_EMPTY_LINE = re.compile(rb"\n\r?\n")  # Ends a head, and a chunked body.
 _OFFER = re.compile(rb"(?i)(?<=\n)upgrade[ \t]*:[^\n]*\n")
 _PROBLEMS = {
     400: ("bad_request", "The request is not valid HTTP/1.1."),
     408: ("request_timeout", "The request was not complete in time."),
-    431: ("head_too_large", f"The head of a request may have {HEAD_BYTES} bytes."),
+    431: ("head_too_large", f"A head may have {HEAD_BYTES} bytes and {HEAD_LINES} lines."),
     503: ("overloaded", "There are too many connections."),
 }
 _log = log.get()
@@ -66,7 +66,9 @@ class Protocol(HttpToolsProtocol):
         self._awaited: str | None = "head"
         self._body_left: int | None = 0  # None: the body is chunked.
         self._framing_bytes = 0
-        self._is_in_head = False  # The parser is, behind a chunked body.
+        self._last_bytes = b""  # Of a chunked body.
+        self._active: Any = None  # The request that is answered now.
+        self._is_half_closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._timed: str | None = None  # What the timer waits for.
         self._refusal: int | None = None
@@ -80,11 +82,20 @@ class Protocol(HttpToolsProtocol):
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget what was not parsed."""
+        """Forget what was not parsed; tell every request that its client has gone."""
         self._unparsed.clear()
         self._awaited = None
         self._watch()
+        for cycle in (self._active, *(cycle for cycle, _ in self.pipeline)):
+            _disconnect(cycle)
+        self.pipeline.clear()
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep the connection while requests of a client that sends no more are answered."""
+        self._is_half_closed = True
+        is_complete = self._awaited is None or (self._awaited == "head" and not self._head)
+        return is_complete and self._is_answering()
 
     def data_received(self, data: bytes) -> None:
         """Parse what may be parsed now."""
@@ -93,17 +104,12 @@ class Protocol(HttpToolsProtocol):
             self._unparsed += data
             self._parse()
 
-    def on_message_begin(self) -> None:
-        """A request begins, perhaps in the same slice as the end of a chunked body."""
-        self._awaited, self._is_in_head = "head", True
-        super().on_message_begin()
-
     def on_headers_complete(self) -> None:
         """The head is complete; its body follows, which may be empty."""
-        self._awaited, self._is_in_head = "body", False
-        self._framing_bytes = 0
+        self._framing_bytes, self._last_bytes = 0, b""
         self._body_left = _body_length(self.headers)
-        super().on_headers_complete()
+        super().on_headers_complete()  # Raises for a target that is none.
+        self._awaited = "body"
 
     def on_body(self, body: bytes) -> None:
         """Count what is left, and what is framing."""
@@ -125,15 +131,22 @@ class Protocol(HttpToolsProtocol):
         elif self._unparsed and self.parser is not None:
             self._unset_keepalive_if_required()
             self._parse()
+        if self._is_half_closed and not self._is_answering():
+            self.transport.close()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._active = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _is_answering(self) -> bool:
+        return bool(self.pipeline or self._unparsed) or not (
+            self._active is None or self._active.response_complete
+        )
 
     def _parse(self) -> None:
         while self._unparsed and self._refusal is None and len(self.pipeline) < AHEAD_MAX:
-            if self._awaited == "body" or self._is_in_head:
-                size = BODY_SLICE_BYTES if self._body_left else CHUNKED_SLICE_BYTES
-                size = min(size, self._body_left or size)
-                data = bytes(self._unparsed[:size])
-                del self._unparsed[:size]
-                self._feed(data)
+            if self._awaited == "body":
+                self._feed(self._take_body())
             elif head := self._take_head():
                 self._feed(head)
         is_held = self.flow.is_held = bool(self._unparsed)  # type: ignore[attr-defined]
@@ -143,14 +156,27 @@ class Protocol(HttpToolsProtocol):
             self.flow.resume_reading()
         self._watch()
 
+    def _take_body(self) -> bytes:
+        """Return the next part of a body, but nothing of the request that may follow it."""
+        size = min(SLICE_BYTES, self._body_left or SLICE_BYTES)
+        if self._body_left is None and (
+            end := _EMPTY_LINE.search(self._last_bytes + self._unparsed[:size])
+        ):
+            size = end.end() - len(self._last_bytes)
+        data = bytes(self._unparsed[:size])
+        del self._unparsed[:size]
+        self._last_bytes = (self._last_bytes + data)[-2:] if self._body_left is None else b""
+        return data
+
     def _take_head(self) -> bytes:
         """Return the next head once it is complete, without an offer to upgrade."""
         self._awaited = "head"
         searched_from = max(0, len(self._head) - 2)
         self._head += self._unparsed
         self._unparsed.clear()
-        end = _END_OF_HEAD.search(self._head, searched_from)
-        if (len(self._head) if end is None else end.end()) > HEAD_BYTES:
+        end = _EMPTY_LINE.search(self._head, searched_from)
+        size = len(self._head) if end is None else end.end()
+        if size > HEAD_BYTES or self._head.count(b"\n", 0, size) > HEAD_LINES:
             self._refuse(431)
             return b""
         if end is None:
@@ -166,7 +192,7 @@ class Protocol(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserError:
             self._refuse(400)
-        except httptools.HttpParserUpgrade:  # CONNECT, or an offer behind a chunked body.
+        except httptools.HttpParserUpgrade:  # CONNECT: what follows is no HTTP.
             self._refuse(400)
         if self._framing_bytes > HEAD_BYTES:
             self._refuse(431)
@@ -191,7 +217,9 @@ class Protocol(HttpToolsProtocol):
             return  # Until on_response_complete.
         code, detail = _PROBLEMS[status]
         _log_refusal(status, code)
-        if self.transport.is_closing() or (is_begun and self.cycle.response_started):
+        is_answered = is_begun and self.cycle.response_started
+        _disconnect(self.cycle)
+        if self.transport.is_closing() or is_answered:
             self.transport.close()
             return
         line = STATUS_LINE[status]
@@ -206,6 +234,13 @@ class Protocol(HttpToolsProtocol):
         self.flow.resume_reading()
         self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+
+def _disconnect(cycle: Any) -> None:
+    """Let a request that is not answered yet know that nobody reads its answer."""
+    if cycle is not None and not cycle.response_complete:
+        cycle.disconnected = True
+        cycle.message_event.set()
 
 
 def _body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
