@@ -62,10 +62,10 @@ async def test_a_put_off_answer_after_the_proof_repeats_nothing(tmp_path: Path) 
         await world.call_back(PROGRESS)
         delayed_answer.release()
         await creating
-        await world.run(100)
-        assert len(world.upstream.creates) == 1
         [row] = await rows(world, "SELECT submission, submit_at FROM generations")
         assert dict(row) == {"submission": "taken", "submit_at": None}
+        await world.run(100)
+        assert len(world.upstream.creates) == 1
 
 
 async def test_a_late_callback_is_asked_about_until_upstream_answers(tmp_path: Path) -> None:
