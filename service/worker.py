@@ -170,6 +170,7 @@ class Worker:
                 return is_due
 
     async def _settle(self) -> None:
+        await self.submitter.settle_repeated()
         await self.poller.settle()
         await self.dispatcher.settle()
 

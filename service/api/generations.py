@@ -194,7 +194,9 @@ async def refresh(call: Call) -> Answer:
     poller, polled_at = call.parts.poller, generation.last_poll_at
     may_ask = polled_at is None or call.context.clock() - polled_at >= SECOND
     if generation.id in poller.in_flight or may_ask:
-        await asyncio.shield(poller.start(generation))
+        task = poller.refresh(generation, call.context.clock())
+        if task is not None:  # Without a token of the budget, the answer is what is stored.
+            await asyncio.shield(task)
         generation = await call.database.read(_get, call)
     return answer(generation.view())
 

@@ -18,6 +18,7 @@ from service.telemetry import log, metrics
 from service.upstream import catalogue, results, wire
 
 _log = log.get()
+NUMBER_MAX = 2**53
 
 
 class Update(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +50,11 @@ def _file(file: results.File) -> dict[str, str]:
     return view if file.expires_at is None else {**view, "expires_at": rfc3339(file.expires_at)}
 
 
+def clamp(number: int | None) -> int | None:
+    """Return a number of a stranger within the range that every reader of JSON can hold."""
+    return None if number is None else max(-NUMBER_MAX, min(number, NUMBER_MAX))
+
+
 class Reply(msgspec.Struct, frozen=True):
     """Upstream's answer to a submission or a poll, with the update and the exchange to store."""
 
@@ -77,7 +83,7 @@ async def ask(
         kind="submission" if task_id is None else "poll",
         at=asked_at,
         duration_ms=round((time.monotonic() - timer_start) * 1_000),
-        status_code=answer.status if isinstance(answer, wire.NoReport) else None,
+        status_code=clamp(answer.status) if isinstance(answer, wire.NoReport) else None,
         outcome=outcome,
         detail=context.redactor.json(detail),
     )
@@ -120,6 +126,8 @@ class Batch:
         if not generation.can_become(update.status):
             return generation
         changes = _status_changes(self._context, generation, update, self.now)
+        if update.status in ("processing", "succeeded"):  # Even if no task id is known.
+            changes |= submission_changes(generation, "taken")
         generation = self.change(generation_id, **changes)
         type_, view = EVENT_TYPE_OF[update.status], generation.view()
         event = events.new_event(generation.tenant, type_, view, generation_id, self.now)
@@ -129,10 +137,17 @@ class Batch:
     def change(self, generation_id: str, **changes: Any) -> Generation:
         """Change fields of a generation; return the changed generation."""
         before = self.generations[generation_id]
+        if changes.get("task_id") is not None:
+            # By whichever door a task id comes, it proves that upstream has the submission.
+            changes |= submission_changes(before, "taken")
         after = msgspec.structs.replace(before, **changes)
         assert after.status == before.status or before.can_become(after.status)
         self.generations[generation_id] = after
         return after
+
+    def before(self, generation_id: str) -> Generation:
+        """Return the generation without the changes."""
+        return self._before[generation_id]
 
     async def write(self) -> None:
         """Store the changed generations, their events, the deliveries and the usage."""
@@ -185,11 +200,19 @@ async def write_proofs(
 ) -> list[str | None]:
     """Store callbacks that are proof, and the outcomes that they report; return their verdicts."""
     stored = await callbacks.insert(tx, [proof.arrival for proof in proofs])
-    pairs = zip(proofs, stored, strict=True)
+    pairs = list(zip(proofs, stored, strict=True))
     new = [(p, s) for p, s in pairs if s is not None and s.verdict in callbacks.NEW_VERDICTS]
     ids = [proof.arrival.generation_id for proof, _ in new]
     batch = Batch(tx, context, await generations.get_many(tx, ids))
     hints = [(p.arrival, s) for p, s in new if not _apply(tx, batch, p)]
+    ended = {id_ for id_, generation in batch.generations.items() if generation.is_terminal}
+    hints += [
+        (proof.arrival, callback)
+        for proof, callback in pairs
+        if callback is not None
+        and callback.verdict == "duplicate"
+        and proof.arrival.generation_id not in ended
+    ]
     await batch.write()
     if hints:
         await callbacks.plan_confirmations(tx, hints)
@@ -223,7 +246,7 @@ def _status_changes(context: Context, old: Generation, update: Update, now: int)
     model = context.catalogue.get(old.model)
     billed = 0 if update.status == "failed" else None
     if update.status == "succeeded" and model is not None:
-        billed = catalogue.credits(model, old.input)
+        billed = clamp(catalogue.credits(model, old.input))
     return {
         **changes,
         "completed_at": now,
@@ -234,6 +257,15 @@ def _status_changes(context: Context, old: Generation, update: Update, now: int)
         "submit_at": None,
         "late_poll_count": 0,
     }
+
+
+def submission_changes(
+    generation: Generation, submission: str, submit_at: int | None = None
+) -> dict[str, Any]:
+    """Return the changes that give a submission its next state; none if it cannot become that."""
+    if not generation.can_submission_become(submission):
+        return {}
+    return {"submission": submission, "submit_at": submit_at}
 
 
 def _announce_end(context: Context, generation: Generation) -> None:

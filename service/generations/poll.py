@@ -1,4 +1,4 @@
-"""Poll upstream about generations: confirmations first, within a budget, until the deadline."""
+"""Poll upstream about generations: within a budget with shares, until the deadline."""
 
 import asyncio
 from collections.abc import Sequence
@@ -7,10 +7,11 @@ from typing import Any
 from msgspec.structs import replace
 
 from service.context import Context
-from service.delivery import retry
-from service.generations import ingest, schedule
+from service.generations import budget, hints, ingest, schedule
+from service.generations.budget import Budget, Places, tenant_owner
 from service.generations.ingest import Batch, Reply, Update
-from service.model.clock import MINUTE, SECOND
+from service.model.clock import DAY, SECOND
+from service.model.errors import StorageError
 from service.model.generation import Generation
 from service.store import callbacks, generations, rows
 from service.store.database import Transaction
@@ -21,45 +22,15 @@ _log = log.get()
 
 IN_FLIGHT_MAX = 32
 EXPIRED_MAX = 100
-THROTTLED_MS = 5 * SECOND
-WAIT_MAX_MS = 5 * MINUTE  # A longer pause would delay deadlines.
 NO_TASK_RETRY_MS = 5 * SECOND  # The create answer may still be on its way.
+HARD_END_MS = DAY  # So long after its deadline a generation ends that could never be asked about.
 
 DEADLINE_MESSAGE = "No outcome by the deadline. A late result is still accepted."
 TIMED_OUT = Update(
     status="timed_out", error={"code": "deadline_exceeded", "message": DEADLINE_MESSAGE}
 )
-
-
-class Budget:
-    """A token bucket with a token for each poll, and the pause that a 429 asks for."""
-
-    def __init__(self, rate_per_second: float) -> None:
-        self.rate = rate_per_second
-        self.capacity = max(1.0, rate_per_second)
-        self.tokens = self.capacity
-        self.updated_at = 0
-        self.paused_until = 0
-
-    def available(self, now: int) -> int:
-        """Return how many polls may be made at `now`."""
-        refill = max(now - self.updated_at, 0) * self.rate / 1_000
-        self.tokens = min(self.capacity, self.tokens + refill)
-        self.updated_at = now
-        return 0 if now < self.paused_until else int(self.tokens)
-
-    def spend(self) -> None:
-        """Take one token."""
-        self.tokens -= 1
-
-    def pause(self, until: int) -> None:
-        """Allow no poll before `until`: upstream answered 429."""
-        self.paused_until = max(self.paused_until, until)
-
-    def next_at(self, now: int) -> int:
-        """Return when the next poll may be made."""
-        missing = max(0.0, 1.0 - self.tokens)
-        return max(self.paused_until, now + int(missing / self.rate * 1_000) + 1)
+NOT_ASKED_MESSAGE = "Upstream could not be asked for a day after the deadline."
+NOT_ASKED = Update(status="timed_out", error={"code": "not_asked", "message": NOT_ASKED_MESSAGE})
 
 
 class Poller:
@@ -67,37 +38,115 @@ class Poller:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        self.budget = Budget(context.settings.poll_rate_per_second)
+        rate = context.settings.poll_rate_per_second
+        self.budget = Budget(rate)
+        self.refreshes = Budget(rate / budget.REFRESH_SHARE)
+        self.places = Places(IN_FLIGHT_MAX)
         self.in_flight: dict[str, asyncio.Task[None]] = {}
+        self._hints_first = True
 
     async def run_due(self, now: int) -> tuple[int, int | None]:
         """Start due polls; return how many, and the next due time (None: wait for the signal)."""
-        room = IN_FLIGHT_MAX - len(self.in_flight)
-        free = min(self.budget.available(now), room)
+        room = self.places.free
+        free = min(self.budget.available(now) or self.budget.may_probe(now), room)
         if free <= 0:
-            return 0, self.budget.next_at(now) if room > 0 else None
-        limit = free + len(self.in_flight)
-        due, next_at = await self.context.database.read(_read_due, limit)
-        due = [generation for generation in due if generation.id not in self.in_flight][:free]
-        for generation in due:
-            self.budget.spend()
-            self.start(generation)
-        return len(due), self.budget.next_at(now) if len(due) == free else next_at
+            return 0, self._next_token_at(now) if room > 0 else None
+        choice = generations.Choice(
+            limit=free + len(self.in_flight),
+            models=self._full_models(),
+            tenants=self.places.full("tenant "),
+        )
+        due, polls, next_at = await self.context.database.read(_read_due, choice)
+        started = 0
+        for generation in self._shared(due, polls, free):
+            if started < free and self._start(generation) is not None:
+                self.budget.spend()
+                started += 1
+        return started, self._next_token_at(now) if started == free else next_at
+
+    def _next_token_at(self, now: int) -> int:
+        """Return when the next poll may be made, a probe during a pause included."""
+        next_at, probe_at = self.budget.next_at(now), self.budget.probe_at
+        return probe_at if now < probe_at < self.budget.paused_until else next_at
+
+    def _full_models(self) -> list[str]:
+        """Return the models whose route has no further place."""
+        full = set(self.places.full("route "))
+        if not full:
+            return []
+        return [id_ for id_, model in self.context.catalogue.items() if model.status_path in full]
+
+    def _shared(
+        self, due: Sequence[Generation], polls: Sequence[Generation], free: int
+    ) -> list[Generation]:
+        """Return confirmations and polls in order: while both wait, half of the tokens for each."""
+        due = [generation for generation in due if generation.id not in self.in_flight]
+        ids = self.in_flight.keys() | {generation.id for generation in due}
+        polls = [generation for generation in polls if generation.id not in ids]
+        share = free
+        if due and polls:
+            share = free // 2 + (free % 2 if self._hints_first else 0)
+            self._hints_first = not self._hints_first if free % 2 else self._hints_first
+        return [*due[:share], *polls, *due[share:]]
 
     async def expire_due(self, now: int) -> int | None:
         """Time out generations past their deadline; return the next deadline."""
         deadline_at = await self.context.database.read(generations.next_due, "expire")
         if deadline_at is None or deadline_at > now:
             return deadline_at
-        await self.context.database.write(expire, self.context)
+        try:
+            await self.context.database.write(expire, self.context)
+        except StorageError:
+            raise
+        except Exception:  # noqa: BLE001  one row must not hold the others
+            await self._expire_each()
         return now
 
-    def start(self, generation: Generation) -> asyncio.Task[None]:
-        """Poll one generation now, or return its poll that is under way."""
+    async def _expire_each(self) -> None:
+        """Time out generations one by one; one that cannot be is looked at again later."""
+        due = await self.context.database.read(generations.list_due, "expire", EXPIRED_MAX)
+        for generation in due:
+            try:
+                await self.context.database.write(expire, self.context, generation.id)
+            except StorageError:
+                raise
+            except Exception as error:  # noqa: BLE001  one row must not hold the others
+                _log.error("expire.failed", generation_id=generation.id, error=repr(error))
+                await self.context.database.write(_move_on, self.context, generation)
+
+    def refresh(self, generation: Generation, now: int) -> asyncio.Task[None] | None:
+        """Poll a generation for a client, or return its poll that is under way.
+
+        None: there is no token or place for it now. Refreshes have a share of the budget.
+        """
+        if generation.id in self.in_flight:
+            return self.in_flight[generation.id]
+        if self.budget.available(now) < 1:
+            return None
+        if self.refreshes.available(now) < 1 and not self.budget.is_unused:
+            return None
+        task = self._start(generation)
+        if task is not None:
+            self.budget.spend()
+            self.refreshes.tokens = max(self.refreshes.tokens - 1, 0.0)
+        return task
+
+    def _start(self, generation: Generation) -> asyncio.Task[None] | None:
+        """Poll one generation now, unless its tenant or its route has no place."""
         id_ = generation.id
-        if id_ not in self.in_flight:
-            self.in_flight[id_] = asyncio.create_task(self._poll(generation), name=f"poll {id_}")
-        return self.in_flight[id_]
+        route = budget.status_path(self.context.catalogue, generation)
+        owners = (f"route {route}", tenant_owner(generation))
+        if id_ in self.in_flight or not self.places.take(*owners):
+            return None
+        task = asyncio.create_task(self._poll(generation), name=f"poll {id_}")
+        task.add_done_callback(lambda _task: self._end(id_, *owners))
+        self.in_flight[id_] = task
+        return task
+
+    def _end(self, id_: str, *owners: str) -> None:
+        self.in_flight.pop(id_, None)
+        self.places.give_back(*owners)
+        self.context.signals.poll.set()
 
     async def settle(self) -> None:
         """Wait for every poll under way; cancelling the wait cancels none."""
@@ -107,45 +156,58 @@ class Poller:
     async def _poll(self, generation: Generation) -> None:
         context = self.context
         try:
-            task_id = generation.task_id
-            task_id = task_id or await context.database.read(_callback_task_id, generation)
-            if task_id is None:
-                await context.database.write(_plan_without_task, generation.id)
-                return
-            model = context.catalogue.get(generation.model)
-            path = (model.status_path if model else "/tasks/{task_id}").format(task_id=task_id)
-            reply = await ingest.ask(context, generation.id, context.client.poll(path), task_id)
-            if reply.exchange.outcome == "throttled":
-                now = context.clock()
-                self.budget.pause(now + _wait_ms(reply.answer, now))
-            await context.database.write_batched(self._record, reply)
-            ingest.announce_exchange(metrics.polls, reply.exchange)
-            if isinstance(reply.answer, wire.Report) and not reply.answer.recognised:
-                ingest.log_unknown_word(reply.exchange.detail, generation.id)
-        except Exception as error:  # noqa: BLE001  one poll must not end the others
+            await self._ask(generation)
+        except StorageError as error:
             _log.error("poll.failed", generation_id=generation.id, error=repr(error))
             self.budget.pause(context.clock() + SECOND)
-        finally:
-            self.in_flight.pop(generation.id, None)
-            context.signals.poll.set()
+        except Exception as error:  # noqa: BLE001  one poll must not end the others
+            _log.error("poll.failed", generation_id=generation.id, error=repr(error))
+            await self._move_on(generation)
+
+    async def _move_on(self, generation: Generation) -> None:
+        try:
+            await self.context.database.write(_move_on, self.context, generation)
+        except Exception as error:  # noqa: BLE001  it is tried again after the pause
+            _log.error("poll.stuck", generation_id=generation.id, error=repr(error))
+            self.budget.pause(self.context.clock() + SECOND)
+
+    async def _ask(self, generation: Generation) -> None:
+        context = self.context
+        task_id = generation.task_id
+        task_id = task_id or await context.database.read(_callback_task_id, generation)
+        if task_id is None:
+            await context.database.write(_plan_without_task, context, generation.id)
+            return
+        path = budget.status_path(context.catalogue, generation).format(task_id=task_id)
+        reply = await ingest.ask(context, generation.id, context.client.poll(path), task_id)
+        if reply.exchange.outcome == "throttled":
+            now = context.clock()
+            self.budget.pause(now + budget.wait_ms(context, reply.answer, now))
+        await context.database.write_batched(self._record, reply)
+        ingest.announce_exchange(metrics.polls, reply.exchange)
+        if isinstance(reply.answer, wire.Report) and not reply.answer.recognised:
+            ingest.log_unknown_word(reply.exchange.detail, generation.id)
 
     async def _record(self, tx: Transaction, replies: Sequence[Reply]) -> list[None]:
         """Record answered polls: the exchanges, the reports, and when the next polls are due."""
-        asked_at = {reply.exchange.generation_id: reply.exchange.at for reply in replies}
-        batch = Batch(tx, self.context, await generations.get_many(tx, asked_at))
+        by_id = {reply.exchange.generation_id: reply for reply in replies}
+        batch = Batch(tx, self.context, await generations.get_many(tx, by_id))
         exchanges = [
             replace(reply.exchange, number=self._apply(batch, reply))
             for reply in replies
             if reply.exchange.generation_id in batch.generations
         ]
         await generations.record_exchanges(tx, exchanges)
-        await generations.complete_confirmations(tx, asked_at)
+        await hints.use_hints(tx, self.context, batch, by_id)
         await batch.write()
+        if any(generation.submit_at is not None for generation in batch.generations.values()):
+            tx.after_commit(self.context.signals.submit.set)  # A hint may have held it.
         return [None] * len(replies)
 
     def _apply(self, batch: Batch, reply: Reply) -> int:
         """Change the generation by the answer; return its number of polls."""
         id_, asked_at = reply.exchange.generation_id, reply.exchange.at
+        before = batch.generations[id_]
         if reply.update is not None:
             batch.ingest(id_, reply.update)
         generation = batch.generations[id_]
@@ -157,21 +219,56 @@ class Poller:
             last_poll_at=asked_at,
             trouble_count=generation.trouble_count + 1 if in_trouble else 0,
         )
-        if asked_at >= generation.deadline_at and not generation.is_terminal:
-            generation = batch.ingest(id_, TIMED_OUT)
+        if not generation.is_terminal and (end := _end_of(generation, reply)):
+            generation = batch.ingest(id_, end)
         if generation.status not in ("succeeded", "failed"):
-            batch.change(id_, **_next_poll(self.context, generation, reply.answer, batch.now))
+            batch.change(id_, **_next_poll(self.context, before, generation, reply, batch.now))
         return generation.poll_count
 
 
-async def _read_due(tx: Transaction, limit: int) -> tuple[list[Generation], int | None]:
-    """Read due generations and the next due time in one snapshot: two could miss a row."""
-    return await generations.list_due(tx, "poll", limit), await generations.next_due(tx, "poll")
+def _end_of(generation: Generation, reply: Reply) -> Update | None:
+    """Return the end of a generation that was asked about at or after its deadline without one.
+
+    A 429 is no answer about the task: the question is repeated, for HARD_END_MS at most.
+    """
+    is_throttled = reply.exchange.outcome == "throttled"
+    ends_at = generation.deadline_at + (HARD_END_MS if is_throttled else 0)
+    if reply.exchange.at < ends_at:
+        return None
+    return NOT_ASKED if is_throttled else TIMED_OUT
 
 
-async def expire(tx: Transaction, context: Context) -> None:
-    """Time out generations that are past their deadline and have no planned poll."""
+async def _read_due(
+    tx: Transaction, choice: generations.Choice
+) -> tuple[list[Generation], list[Generation], int | None]:
+    """Read due confirmations, due polls and the next due time in one snapshot.
+
+    Two snapshots could miss a row. Overdue polls come before planned ones.
+    """
+    confirmations = await generations.list_confirmations(tx, choice)
+    polls = await generations.list_polls(tx, choice)
+    return confirmations, polls, await generations.next_due(tx, "poll")
+
+
+async def _move_on(tx: Transaction, context: Context, generation: Generation) -> None:
+    """Move a row that cannot be worked behind the others, with a back-off of its own."""
+    count = generation.trouble_count + 1
+    due_at = schedule.poll_after_trouble(count, tx.now, context.jitter())
+    if tx.now >= generation.deadline_at + HARD_END_MS and not generation.is_terminal:
+        batch = Batch(tx, context, await generations.get_many(tx, [generation.id]))
+        batch.ingest(generation.id, NOT_ASKED)
+        await batch.write()
+        return
+    await generations.move_on(tx, generation.id, due_at, count)
+
+
+async def expire(tx: Transaction, context: Context, only_id: str | None = None) -> None:
+    """Time out generations that are past their deadline and cannot be asked about.
+
+    They have no planned poll, and no callback waits for its confirmation.
+    """
     expired = await generations.list_due(tx, "expire", EXPIRED_MAX)
+    expired = [generation for generation in expired if only_id in (None, generation.id)]
     batch = Batch(tx, context, {generation.id: generation for generation in expired})
     for generation in expired:
         batch.ingest(generation.id, TIMED_OUT)
@@ -192,45 +289,43 @@ async def _callback_task_id(tx: Transaction, generation: Generation) -> str | No
     return None
 
 
-async def _plan_without_task(tx: Transaction, generation_id: str) -> None:
+async def _plan_without_task(tx: Transaction, context: Context, generation_id: str) -> None:
     """Plan the next poll without a task id: after the submission, or after another callback."""
     generation = await rows.read_by_id(tx, Generation, generation_id)
     if generation is None or generation.task_id is not None:
         return
-    if generation.submission == "sending" and not generation.is_terminal:
+    if generation.submission == "sending" and tx.now < generation.deadline_at:
         await generations.delay_confirmation(tx, generation_id, tx.now + NO_TASK_RETRY_MS)
     else:
         await generations.complete_confirmations(tx, {generation_id: tx.now})
-    await generations.update(tx, [(generation, replace(generation, next_poll_at=None))])
-
-
-def _wait_ms(answer: wire.Answer, now: int) -> int:
-    """Return the delay that upstream asks for; THROTTLED_MS for a 429 without one."""
-    if isinstance(answer, wire.Report):
-        return 0
-    wait_ms = retry.parse_retry_after(answer.retry_after, now)
-    if answer.outcome == "throttled":
-        wait_ms = THROTTLED_MS if wait_ms is None else max(wait_ms, SECOND)
-    return min(wait_ms or 0, WAIT_MAX_MS)
+    # A callback came, and it names no task that could be asked about: it is not certain any more
+    # that upstream has none, so the submission is not repeated.
+    await generations.update(
+        tx, [(generation, replace(generation, next_poll_at=None, submit_at=None))]
+    )
+    tx.after_commit(context.signals.deadline.set)
 
 
 def _next_poll(
-    context: Context, generation: Generation, answer: wire.Answer, now: int
+    context: Context, before: Generation, generation: Generation, reply: Reply, now: int
 ) -> dict[str, Any]:
-    """Return the changes that plan the next poll."""
-    wait_ms = _wait_ms(answer, now)
-    if isinstance(answer, wire.NoReport) and answer.outcome == "throttled":
-        return {"next_poll_at": now + wait_ms}  # Repeat the poll right after the pause.
+    """Return the changes that plan the next poll. Only a planned poll advances the plan."""
+    planned_at = before.next_poll_at
+    was_planned = planned_at is not None and planned_at <= reply.exchange.at
+    if generation.next_poll_at is not None and not was_planned:
+        return {}  # A confirmation or a refresh.
+    wait_ms = budget.wait_ms(context, reply.answer, now)
+    if reply.exchange.outcome == "throttled" and generation.status == before.status:
+        return {"next_poll_at": now + wait_ms} if was_planned else {}
     if generation.status == "timed_out":
         # Count planned polls only, so that a client's refresh does not use them up.
-        planned_at = generation.next_poll_at
-        was_planned = planned_at is not None and planned_at <= (generation.last_poll_at or now)
-        count = generation.late_poll_count + was_planned
+        count = generation.late_poll_count + (was_planned and before.status == "timed_out")
         late_at = schedule.poll_after_deadline(generation.deadline_at, count, context.jitter())
         return {"next_poll_at": late_at, "late_poll_count": count}
     if generation.trouble_count:
         due_at = schedule.poll_after_trouble(generation.trouble_count, now, context.jitter())
         due_at = max(due_at, now + wait_ms)
     else:
-        due_at = schedule.next_poll(context, generation, generation.poll_count, now)
+        polls = schedule.planned_polls(context, generation, now)
+        due_at = schedule.next_poll(context, generation, polls, now)
     return {"next_poll_at": min(due_at, generation.deadline_at)}

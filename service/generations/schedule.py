@@ -13,7 +13,8 @@ _POLL_QUICK_MS = (_POLL_FIRST_MS, 15 * clock.SECOND)  # The first delay and the 
 _POLL_QUICK_FOR_MS = 5 * clock.MINUTE
 _POLL_SLOW_MS = clock.MINUTE
 _SAFETY_POLL_MIN_MS = clock.MINUTE
-_SAFETY_POLLS_MS = tuple(minutes * clock.MINUTE for minutes in (2, 5, 10, 20))
+_SAFETY_POLLS_MS = tuple(minutes * clock.MINUTE for minutes in (2, 5, 10))
+_UNKNOWN_SECONDS = (2, 60)  # The usual time and the p95 of a model that is not in the catalogue.
 _TROUBLE_MS = (5 * clock.SECOND, 5 * clock.MINUTE)
 _LATE_POLLS_MS = (10 * clock.MINUTE, clock.HOUR, 6 * clock.HOUR, 24 * clock.HOUR)
 _SUBMISSION_MS = (clock.SECOND, clock.MINUTE)
@@ -24,25 +25,65 @@ def next_poll(context: Context, generation: Generation, polls: int, now: int) ->
 
     Without a callback: at the model's usual time, then every 2 s, growing to 15 s, and every
     minute once 5 minutes have passed since the usual time. With a callback: after
-    `safety_poll_seconds`, by default the model's p95 and at least a minute; then after 2, 5, 10
-    and 20 minutes, or 2, 5, 10 and 20 times `safety_poll_seconds` if that is under a minute.
+    `safety_poll_seconds`, by default the model's p95 and at least a minute; then after 2, 5 and
+    every 10 minutes, or as many times `safety_poll_seconds` if that is under a minute.
     """
-    model, jitter = context.catalogue.get(generation.model), context.jitter()
-    expects_callback = generation.route == "callback"
-    submitted_at = generation.submitted_at or now
-    usual_seconds, p95_seconds = model.seconds if model else (2, 60)
-    usual_ms = max(round(usual_seconds * clock.SECOND), _POLL_FIRST_MS)
-    safety_ms = max(round(p95_seconds * clock.SECOND), _SAFETY_POLL_MIN_MS)
-    if context.settings.safety_poll_seconds is not None:
-        safety_ms = round(max(context.settings.safety_poll_seconds, 0) * clock.SECOND)
+    if generation.route == "callback":
+        return _next_safety_poll(context, generation, polls, now)
+    return _next_quick_poll(context, generation, polls, now)
+
+
+def next_poll_without_callback(context: Context, generation: Generation, now: int) -> int:
+    """Return when an open generation would be polled next if no callback were expected."""
+    return _next_quick_poll(context, generation, generation.poll_count, now)
+
+
+def planned_polls(context: Context, generation: Generation, now: int) -> int:
+    """Return how many planned polls of an open generation have passed, at least 1.
+
+    With a callback the place in the plan follows from the time, and not from the number of polls,
+    so that questions outside of the plan (confirmations, refreshes) do not advance it.
+    """
+    if generation.route != "callback":
+        return generation.poll_count
+    passed_ms = now - (generation.submitted_at or now)
+    first_ms = planned_ms = _first_safety_ms(context, generation)
+    for count in range(1, len(_SAFETY_POLLS_MS)):
+        planned_ms += _safety_delay_ms(first_ms, count)
+        if passed_ms < _with_jitter(planned_ms, 0):  # The soonest that it can have been made.
+            return count
+    return len(_SAFETY_POLLS_MS)
+
+
+def _next_safety_poll(context: Context, generation: Generation, polls: int, now: int) -> int:
+    jitter, first_ms = context.jitter(), _first_safety_ms(context, generation)
     if polls == 0:
-        first_ms = safety_ms if expects_callback else usual_ms
-        return max(submitted_at + _with_jitter(first_ms, jitter), now)
-    if expects_callback:
-        delay_ms = _SAFETY_POLLS_MS[min(polls, len(_SAFETY_POLLS_MS)) - 1]
-        delay_ms = delay_ms * min(safety_ms, _SAFETY_POLL_MIN_MS) // _SAFETY_POLL_MIN_MS
-        delay_ms = max(delay_ms, _POLL_FIRST_MS)
-    elif now < submitted_at + usual_ms + _POLL_QUICK_FOR_MS:
+        return max((generation.submitted_at or now) + _with_jitter(first_ms, jitter), now)
+    delay_ms = max(_safety_delay_ms(first_ms, polls), _POLL_FIRST_MS)
+    return now + _with_jitter(delay_ms, jitter)
+
+
+def _first_safety_ms(context: Context, generation: Generation) -> int:
+    if context.settings.safety_poll_seconds is not None:
+        return round(max(context.settings.safety_poll_seconds, 0) * clock.SECOND)
+    model = context.catalogue.get(generation.model)
+    p95_seconds = model.seconds[1] if model else _UNKNOWN_SECONDS[1]
+    return max(round(p95_seconds * clock.SECOND), _SAFETY_POLL_MIN_MS)
+
+
+def _safety_delay_ms(first_ms: int, polls: int) -> int:
+    delay_ms = _SAFETY_POLLS_MS[min(polls, len(_SAFETY_POLLS_MS)) - 1]
+    return delay_ms * min(first_ms, _SAFETY_POLL_MIN_MS) // _SAFETY_POLL_MIN_MS
+
+
+def _next_quick_poll(context: Context, generation: Generation, polls: int, now: int) -> int:
+    model, jitter = context.catalogue.get(generation.model), context.jitter()
+    submitted_at = generation.submitted_at or now
+    usual_seconds = model.seconds[0] if model else _UNKNOWN_SECONDS[0]
+    usual_ms = max(round(usual_seconds * clock.SECOND), _POLL_FIRST_MS)
+    if polls == 0:
+        return max(submitted_at + _with_jitter(usual_ms, jitter), now)
+    if now < submitted_at + usual_ms + _POLL_QUICK_FOR_MS:
         delay_ms = _grown(polls, *_POLL_QUICK_MS, growth=1.5)
     else:
         delay_ms = _POLL_SLOW_MS

@@ -26,6 +26,15 @@ TRANSITIONS: dict[str, tuple[str, ...]] = {
     "failed": (),
 }
 
+# What is not listed here never follows: above all, `taken` is never sent again.
+SUBMISSION_TRANSITIONS: dict[str, tuple[str, ...]] = {
+    "sending": ("taken", "waiting", "lost", "refused"),
+    "waiting": ("sending", "taken"),
+    "taken": (),
+    "lost": (),
+    "refused": (),
+}
+
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """One request, its result, and when it is to be submitted or polled next."""
@@ -61,6 +70,10 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     def can_become(self, status: str) -> bool:
         """Whether TRANSITIONS allow a change to `status`; never to the current status."""
         return status in TRANSITIONS[self.status]
+
+    def can_submission_become(self, submission: str) -> bool:
+        """Whether SUBMISSION_TRANSITIONS allow a change to `submission`; never to the same."""
+        return submission in SUBMISSION_TRANSITIONS[self.submission]
 
     @property
     def is_terminal(self) -> bool:

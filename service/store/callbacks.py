@@ -13,6 +13,7 @@ from service.store.rows import encode, json_text
 
 REJECTED_BODY_BYTES = 4_096
 NEW_VERDICTS = ("accepted", "unreadable")  # The callback may report something new.
+HINT_VERDICTS = (*NEW_VERDICTS, "duplicate")  # Upstream is asked because of the callback.
 
 
 class Arrival(msgspec.Struct, kw_only=True):
@@ -84,14 +85,17 @@ async def _insert_rows(tx: Transaction, rows: Sequence[dict[str, Any]]) -> None:
 async def plan_confirmations(
     tx: Transaction, callbacks: Iterable[tuple[Arrival, StoredCallback | None]]
 ) -> None:
-    """Plan the confirmation of new callbacks: at most one poll a second for each generation."""
+    """Plan the confirmation of callbacks: at most one poll a second for each generation.
+
+    A repeated callback is no news, but it is still a hint: the task may be known only now.
+    """
     rows = [
         {
             "generation_id": arrival.generation_id,
             "due_at": max(tx.now, (stored.last_poll_at or 0) + CONFIRM_INTERVAL_MS),
         }
         for arrival, stored in callbacks
-        if stored is not None and stored.verdict in NEW_VERDICTS
+        if stored is not None and stored.verdict in HINT_VERDICTS
     ]
     await tx.many("confirmations_put", rows)
 
@@ -121,6 +125,11 @@ async def latest_bodies(tx: Transaction, tenant: str, generation_id: str) -> lis
     """Return the latest bodies. They may name the task if the answer to the submission was lost."""
     rows = await tx.all("callback_bodies_latest", tenant=tenant, generation_id=generation_id)
     return [row["body"] for row in rows]
+
+
+async def latest(tx: Transaction, tenant: str, generation_id: str) -> Row | None:
+    """Return the id and the body of the latest callback with a good token."""
+    return await tx.one("callback_latest", tenant=tenant, generation_id=generation_id)
 
 
 async def list_page(

@@ -29,15 +29,21 @@ _TIMELINE = (
     *("events_of_generation", "attempts_of_generation"),
 )
 Work = Literal["submit", "poll", "expire"]
+OVERDUE_LOOK_MAX = 1_000  # So many of the longest due polls are looked at for overdue ones.
 # The statements that list the generations that are due, and those that tell when the next one is.
 _DUE: dict[Work, tuple[Sequence[str], Sequence[str]]] = {
     "submit": (["generations_to_submit"], ["generation_next_submit"]),
-    "poll": (
-        ["generations_to_confirm", "generations_to_poll"],
-        ["generation_next_poll", "confirmation_next"],
-    ),
+    "poll": (["generations_to_poll"], ["generation_next_poll", "confirmation_next"]),
     "expire": (["generations_to_expire"], ["generation_next_deadline"]),
 }
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """How many due generations are read, and of which models and tenants none."""
+
+    limit: int
+    models: Sequence[str] = ()
+    tenants: Sequence[str] = ()
 
 
 class Exchange(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,26 +100,62 @@ async def update(tx: Transaction, changes: Iterable[tuple[Generation, Generation
 async def list_due(tx: Transaction, work: Work, limit: int) -> list[Generation]:
     """Return generations that are due for `work`, the longest due first.
 
-    Those to poll begin with the due confirmations. Those to expire have no planned poll.
+    Those to expire have no planned poll and no planned confirmation.
     """
-    due: dict[str, Generation] = {}
+    due: list[Generation] = []
     for name in _DUE[work][0]:
-        if limit > 0:
-            more = await read_all(tx, Generation, name, now=tx.now, limit=limit)
-            limit -= len(more)
-            due |= {generation.id: generation for generation in more}
-    return list(due.values())
+        due += await _list_by_choice(tx, name, Choice(limit))
+    return due
 
 
-async def next_due(tx: Transaction, work: Work) -> int | None:
-    """Return when the next generation is due for `work`; the next poll after now."""
-    due_times = [await read_number(tx, name, now=tx.now) for name in _DUE[work][1]]
+async def list_submissions(tx: Transaction, choice: Choice) -> list[Generation]:
+    """Return generations whose submission is due again, the longest due first."""
+    return await _list_by_choice(tx, "generations_to_submit", choice)
+
+
+async def list_confirmations(tx: Transaction, choice: Choice) -> list[Generation]:
+    """Return generations whose confirmation is due, the longest due first."""
+    return await _list_by_choice(tx, "generations_to_confirm", choice)
+
+
+async def list_polls(tx: Transaction, choice: Choice) -> list[Generation]:
+    """Return generations whose poll is due: overdue ones first, then the longest due."""
+    due = await _list_by_choice(tx, "generations_to_poll", choice)
+    if len(due) < choice.limit:
+        overdue = [g for g in due if g.deadline_at <= tx.now and not g.is_terminal]
+    else:
+        overdue = await _list_by_choice(tx, "generations_overdue", choice, look=OVERDUE_LOOK_MAX)
+    return list({generation.id: generation for generation in (*overdue, *due)}.values())
+
+
+async def _list_by_choice(
+    tx: Transaction, name: str, choice: Choice, **values: int
+) -> list[Generation]:
+    models, tenants = json_text(choice.models), json_text(choice.tenants)
+    more = {"limit": choice.limit, "models": models, "tenants": tenants, **values}
+    return await read_all(tx, Generation, name, now=tx.now, **more)
+
+
+async def move_on(tx: Transaction, generation_id: str, due_at: int, trouble_count: int) -> None:
+    """Plan the poll and the confirmation of a row that could not be worked for `due_at`."""
+    await tx.run("generation_move_on", id=generation_id, due_at=due_at, trouble_count=trouble_count)
+    await delay_confirmation(tx, generation_id, due_at)
+
+
+async def next_due(tx: Transaction, work: Work, tenants: Sequence[str] = ()) -> int | None:
+    """Return when the next generation is due for `work`; the next poll after now.
+
+    `tenants` are left out, as they get no place, for submissions.
+    """
+    without = json_text(tenants)
+    due_times = [await read_number(tx, name, now=tx.now, tenants=without) for name in _DUE[work][1]]
     return min((at for at in due_times if at is not None), default=None)
 
 
 async def delete_confirmations(tx: Transaction, ids: Collection[str]) -> None:
     """Delete the planned confirmations of these generations."""
-    await tx.run("confirmations_delete", ids=json_text(sorted(ids)))
+    if ids:
+        await tx.run("confirmations_delete", ids=json_text(sorted(ids)))
 
 
 async def complete_confirmations(tx: Transaction, polled_at: Mapping[str, int]) -> None:
@@ -122,16 +164,24 @@ async def complete_confirmations(tx: Transaction, polled_at: Mapping[str, int]) 
     A confirmation that was due only after the poll stays: the poll may be older than its callback.
     It is due CONFIRM_INTERVAL_MS after the poll at the earliest.
     """
-    planned = await tx.all("confirmations_of", ids=json_text(sorted(polled_at)))
-    if not planned:  # As for most.
-        return
-    due_times = {row["generation_id"]: row["due_at"] for row in planned}
+    due_times = await confirmations_of(tx, polled_at)
     later = {id_: due_at for id_, due_at in due_times.items() if due_at > polled_at[id_]}
     await delete_confirmations(tx, due_times.keys() - later.keys())
-    rows = [
-        {"generation_id": id_, "due_at": max(due_at, polled_at[id_] + CONFIRM_INTERVAL_MS)}
-        for id_, due_at in later.items()
-    ]
+    interval_ms = CONFIRM_INTERVAL_MS
+    await plan_confirmations(
+        tx, {id_: max(due_at, polled_at[id_] + interval_ms) for id_, due_at in later.items()}
+    )
+
+
+async def confirmations_of(tx: Transaction, ids: Collection[str]) -> dict[str, int]:
+    """Return when the planned confirmations of these generations are due, by id."""
+    planned = await tx.all("confirmations_of", ids=json_text(sorted(ids)))
+    return {row["generation_id"]: row["due_at"] for row in planned}
+
+
+async def plan_confirmations(tx: Transaction, due_times: Mapping[str, int]) -> None:
+    """Plan the confirmations of these generations, as {generation id: due time}."""
+    rows = [{"generation_id": id_, "due_at": due_at} for id_, due_at in due_times.items()]
     await tx.many("confirmations_put", rows)
 
 

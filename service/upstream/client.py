@@ -16,11 +16,46 @@ if TYPE_CHECKING:
 Transport = Callable[[], Any]  # Makes a transport of httpx, whose import waits for its first use.
 Read = Callable[[int, Mapping[str, str], bytes], wire.Answer]
 CONNECT_SECONDS = 10.0
+CONNECTIONS_MAX = 64  # As many as there are places for submissions: none waits in the pool.
+LOCATION_CHARS_MAX = 300
+_REDIRECTS = range(300, 400)
 _ENCODINGS = ("identity", "gzip", "x-gzip", "deflate")
 
 
 class TooLargeError(Exception):
     """Upstream's answer is larger than the limit."""
+
+
+class Progress:
+    """How far a request came, from httpcore's `trace` extension (httpcore's documentation).
+
+    It is the fact that decides whether a submission may be sent again, not the type of an error:
+    the same timeout can fire before the connection is made and after the request was read.
+    """
+
+    def __init__(self, *, is_known: bool) -> None:
+        self._is_known = is_known  # Whether the transport tells; a scripted one may not.
+        self._was_written = False
+
+    async def note(self, event: str, _info: Mapping[str, Any]) -> None:
+        """Note an event of the connection."""
+        self._is_known = True
+        self._was_written |= event.endswith(".send_request_headers.started")
+
+    def never_left(self, error: Exception) -> bool:
+        """Whether no byte of the request was written before `error`."""
+        import httpx  # noqa: PLC0415  cold start: a fifth of a second
+
+        if self._is_known:
+            return not self._was_written
+        return isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+
+
+def _redirected(response: "httpx.Response") -> wire.NoReport:
+    """Return what a redirected submission means: it was certainly not taken."""
+    location = response.headers.get("location", "")[:LOCATION_CHARS_MAX] or "nowhere"
+    message = f"Upstream redirects submissions to {location}; correct GENHOOK_UPSTREAM_URL."
+    return wire.NoReport("refused", response.status_code, message, code="redirected")
 
 
 class Client:
@@ -56,19 +91,27 @@ class Client:
         client = self._client(keep_alive=body is None)
         headers = {"content-type": "application/json"} if body is not None else {}
         url = self._settings.upstream_url + path
+        progress = Progress(is_known=self._transport is None)
         try:
             async with (
                 asyncio.timeout(self._settings.upstream_timeout_seconds),
-                client.stream(method, url, content=body, headers=headers) as response,
+                client.stream(
+                    method,
+                    url,
+                    content=body,
+                    headers=headers,
+                    extensions={"trace": progress.note},
+                ) as response,
             ):
+                if body is not None and response.status_code in _REDIRECTS:
+                    return _redirected(response)
                 content = await self._read(response)
                 return read(response.status_code, response.headers, content)
         except (httpx.HTTPError, TimeoutError, TooLargeError) as error:
-            before_sending = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
             message = f"{type(error).__name__}: {str(error) or 'no answer in time'}"[:200]
             if body is None:
                 return wire.NoReport("unwell", 0, message)
-            outcome: wire.Outcome = "put_off" if isinstance(error, before_sending) else "lost"
+            outcome: wire.Outcome = "put_off" if progress.never_left(error) else "lost"
             return wire.NoReport(outcome, message=message)
 
     async def _read(self, response: "httpx.Response") -> bytes:
@@ -109,7 +152,9 @@ class Client:
             # Store no cookies: upstream could set any number, and all would be sent back.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             timeout=httpx.Timeout(self._settings.upstream_timeout_seconds, connect=CONNECT_SECONDS),
-            limits=httpx.Limits(max_connections=64, max_keepalive_connections=idle_max),
+            limits=httpx.Limits(
+                max_connections=CONNECTIONS_MAX, max_keepalive_connections=idle_max
+            ),
             follow_redirects=False,
             trust_env=False,
             transport=self._transport() if self._transport else None,

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.generations.poll import Budget
+from service.generations.budget import Budget
 from service.store import generations
 from service.store.database import Transaction
 from tests.faults import DelayedAnswer, status_of, timeline_of
@@ -60,7 +60,16 @@ async def test_while_a_callback_is_expected_only_safety_polls_are_made(
 ) -> None:
     async with opened(tmp_path) as world:
         await world.generate()
-        assert await poll_times(world, 3_000, step=8) == [48, 144, 384, 864, 1_824, 2_784]
+        assert await poll_times(world, 3_000, step=8) == [
+            48,
+            144,
+            384,
+            864,
+            1_344,
+            1_824,
+            2_304,
+            2_784,
+        ]
 
 
 async def test_the_safety_poll_gets_the_outcome_of_a_lost_callback(tmp_path: Path) -> None:

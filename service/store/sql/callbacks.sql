@@ -30,6 +30,12 @@ FROM callback_bodies b CROSS JOIN callbacks c ON c.tenant = :tenant AND c.id = b
 WHERE b.generation_id = :generation_id AND c.verdict IN ('accepted', 'late')
 ORDER BY c.id DESC LIMIT 3;
 
+-- name: callback_latest
+SELECT c.id, b.body
+FROM callback_bodies b CROSS JOIN callbacks c ON c.tenant = :tenant AND c.id = b.callback_id
+WHERE b.generation_id = :generation_id AND c.verdict IN ('accepted', 'unreadable', 'duplicate')
+ORDER BY c.id DESC LIMIT 1;
+
 -- name: callbacks_rejected_old
 -- The oldest rejected callbacks, from before a time or beyond the number to keep.
 SELECT tenant, id, generation_id, body_digest, 1 AS is_deletable FROM callbacks

@@ -55,26 +55,54 @@ WHERE id = :id;
 UPDATE generation_bodies SET output = :output, error = :error WHERE generation_id = :id;
 
 -- name: generations_to_submit
+-- A callback that waits for its confirmation holds the submission: upstream may have the task.
 SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM generations g JOIN generation_bodies b ON b.generation_id = g.id
-WHERE g.submit_at IS NOT NULL AND g.submit_at <= :now
+WHERE g.submit_at IS NOT NULL AND g.submit_at <= :now AND g.submission = 'waiting'
+    AND g.task_id IS NULL AND g.tenant NOT IN (SELECT value FROM json_each(:tenants))
+    AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
 ORDER BY g.submit_at LIMIT :limit;
 
 -- name: generation_next_submit
-SELECT min(submit_at) AS due_at FROM generations WHERE submit_at IS NOT NULL;
+SELECT g.submit_at AS due_at FROM generations g
+WHERE g.submit_at IS NOT NULL AND g.submission = 'waiting' AND g.task_id IS NULL
+    AND g.tenant NOT IN (SELECT value FROM json_each(:tenants))
+    AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
+ORDER BY g.submit_at LIMIT 1;
 
 -- name: generations_to_confirm
+-- :models and :tenants are JSON lists of those that get no further place.
 SELECT g.*, b.input, b.metadata, b.output, b.error
-FROM confirmations q CROSS JOIN generations g ON g.id = q.generation_id
-JOIN generation_bodies b ON b.generation_id = g.id
-WHERE q.due_at <= :now
-ORDER BY q.generation_id LIMIT :limit;
+FROM (SELECT q.generation_id FROM confirmations q CROSS JOIN generations g ON g.id = q.generation_id
+    WHERE q.due_at <= :now AND g.model NOT IN (SELECT value FROM json_each(:models))
+        AND g.tenant NOT IN (SELECT value FROM json_each(:tenants))
+    ORDER BY q.due_at LIMIT :limit) q
+CROSS JOIN generations g ON g.id = q.generation_id
+CROSS JOIN generation_bodies b ON b.generation_id = g.id;
 
 -- name: generations_to_poll
 SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM generations g JOIN generation_bodies b ON b.generation_id = g.id
 WHERE g.next_poll_at IS NOT NULL AND g.next_poll_at <= :now
+    AND g.model NOT IN (SELECT value FROM json_each(:models))
+    AND g.tenant NOT IN (SELECT value FROM json_each(:tenants))
 ORDER BY g.next_poll_at LIMIT :limit;
+
+-- name: generations_overdue
+-- Of the :look longest due polls, those of open generations past their deadline.
+SELECT g.*, b.input, b.metadata, b.output, b.error
+FROM (SELECT id, status, deadline_at FROM generations
+    WHERE next_poll_at IS NOT NULL AND next_poll_at <= :now
+    ORDER BY next_poll_at LIMIT :look) q
+CROSS JOIN generations g ON g.id = q.id
+CROSS JOIN generation_bodies b ON b.generation_id = g.id
+WHERE q.status IN ('queued', 'processing') AND q.deadline_at <= :now
+    AND g.model NOT IN (SELECT value FROM json_each(:models))
+    AND g.tenant NOT IN (SELECT value FROM json_each(:tenants))
+LIMIT :limit;
+
+-- name: generation_move_on
+UPDATE generations SET next_poll_at = :due_at, trouble_count = :trouble_count WHERE id = :id;
 
 -- name: generation_next_poll
 SELECT min(next_poll_at) AS due_at FROM generations
@@ -102,11 +130,14 @@ DELETE FROM confirmations WHERE generation_id IN (SELECT value FROM json_each(:i
 SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM generations g JOIN generation_bodies b ON b.generation_id = g.id
 WHERE g.status IN ('queued', 'processing') AND g.next_poll_at IS NULL AND g.deadline_at <= :now
+    AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
 ORDER BY g.deadline_at LIMIT :limit;
 
 -- name: generation_next_deadline
-SELECT min(deadline_at) AS due_at FROM generations
-WHERE status IN ('queued', 'processing') AND next_poll_at IS NULL;
+SELECT g.deadline_at AS due_at FROM generations g
+WHERE g.status IN ('queued', 'processing') AND g.next_poll_at IS NULL AND g.deadline_at > 0
+    AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
+ORDER BY g.deadline_at LIMIT 1;
 
 -- name: exchange_insert
 INSERT INTO exchanges (generation_id, kind, number, at, duration_ms, status_code, outcome, detail)

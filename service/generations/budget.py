@@ -1,0 +1,147 @@
+"""How often upstream may be asked: the rate, the pause after a 429, the shares and the places."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from service.context import Context
+from service.delivery import retry
+from service.model.clock import MINUTE, SECOND
+from service.model.generation import Generation
+from service.upstream import wire
+from service.upstream.catalogue import Model
+
+THROTTLED_MS = 5 * SECOND  # The pause after a 429 without Retry-After.
+PAUSE_MAX_MS = 5 * MINUTE
+PAUSE_SHARE_OF_DEADLINE = 10  # No pause is longer than a tenth of the time to the deadline.
+PROBE_MS = MINUTE  # While everything is paused, one question a minute goes through.
+REFRESH_SHARE = 10  # Refreshes get a tenth of the rate, and what nobody else uses.
+UNKNOWN_MODEL_PATH = "/tasks/{task_id}"
+# A Retry-After of more seconds than this is a clock time: seconds, or milliseconds, since 1970.
+_EPOCH_SECONDS, _EPOCH_MS = 1_000_000_000, 1_000_000_000_000
+
+
+class Budget:
+    """A token bucket with a token for each poll, and the pause that a 429 asks for."""
+
+    def __init__(self, rate_per_second: float) -> None:
+        self.rate = rate_per_second
+        self.capacity = max(1.0, rate_per_second)
+        self.tokens = self.capacity
+        self.updated_at = 0
+        self.paused_until = 0
+        self.probe_at = 0
+
+    def available(self, now: int) -> int:
+        """Return how many polls may be made at `now`."""
+        refill = max(now - self.updated_at, 0) * self.rate / 1_000
+        self.tokens = min(self.capacity, self.tokens + refill)
+        self.updated_at = now
+        return 0 if now < self.paused_until else int(self.tokens)
+
+    def may_probe(self, now: int) -> bool:
+        """Whether one poll may be made although everything is paused."""
+        return self.probe_at <= now < self.paused_until and self.tokens >= 1
+
+    def spend(self) -> None:
+        """Take one token."""
+        self.tokens -= 1
+        self.probe_at = self.updated_at + PROBE_MS
+
+    def pause(self, until: int) -> None:
+        """Allow no poll before `until`: upstream answered 429."""
+        self.paused_until = max(self.paused_until, until)
+
+    def next_at(self, now: int) -> int:
+        """Return when the next poll may be made."""
+        missing = max(0.0, 1.0 - self.tokens)
+        refilled_at = now + int(missing / self.rate * 1_000) + 1
+        return max(self.paused_until, refilled_at)
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether at least half of the tokens are left: nobody waits for one."""
+        return self.tokens >= max(1.0, self.capacity / 2)
+
+
+class Places:
+    """Places for requests under way: a bound on all, and half of it for each owner of a kind.
+
+    An owner is a tenant, or a route of upstream that may hang.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.owner_max = size // 2
+        self.taken = 0
+        self._by_owner = Counter[str]()
+
+    @property
+    def free(self) -> int:
+        """How many places are free."""
+        return self.size - self.taken
+
+    def take(self, *owners: str) -> bool:
+        """Take a place for these owners; False if there is none for them."""
+        if self.free <= 0 or any(self._by_owner[owner] >= self.owner_max for owner in owners):
+            return False
+        self.taken += 1
+        self._by_owner.update(owners)
+        return True
+
+    def give_back(self, *owners: str) -> None:
+        """Give a place back that was taken for these owners."""
+        self.taken -= 1
+        self._by_owner.subtract(owners)
+        self._by_owner += Counter()  # Forgets those without a place.
+
+    def full(self, prefix: str) -> list[str]:
+        """Return the owners, without their prefix, that get no further place."""
+        return [
+            owner.removeprefix(prefix)
+            for owner, count in self._by_owner.items()
+            if owner.startswith(prefix) and count >= self.owner_max
+        ]
+
+
+def tenant_owner(generation: Generation) -> str:
+    """Return the name of a generation's tenant as an owner of places."""
+    return f"tenant {generation.tenant}"
+
+
+def status_path(models: Mapping[str, Model], generation: Generation) -> str:
+    """Return the route at which upstream is asked about a generation."""
+    model = models.get(generation.model)
+    return model.status_path if model else UNKNOWN_MODEL_PATH
+
+
+def pause_max_ms(context: Context) -> int:
+    """Return the longest pause that upstream may ask for."""
+    deadline_ms: Any = context.settings.deadline_seconds * SECOND
+    return int(min(PAUSE_MAX_MS, max(deadline_ms // PAUSE_SHARE_OF_DEADLINE, SECOND)))
+
+
+def asked_pause_ms(context: Context, value: str | None, now: int) -> int | None:
+    """Return the pause that a Retry-After asks for, bounded; None if it asks for none.
+
+    It is a number of seconds, an HTTP date, or the seconds or milliseconds since 1970.
+    """
+    text = (value or "").strip()
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else 0
+    if number >= _EPOCH_MS:
+        asked_ms: int | None = number - now
+    elif number >= _EPOCH_SECONDS:
+        asked_ms = number * SECOND - now
+    else:
+        asked_ms = retry.parse_retry_after(value, now)
+    return None if asked_ms is None else min(max(asked_ms, 0), pause_max_ms(context))
+
+
+def wait_ms(context: Context, answer: wire.Answer, now: int) -> int:
+    """Return the delay that an answer to a poll asks for; THROTTLED_MS for a 429 without one."""
+    if isinstance(answer, wire.Report):
+        return 0
+    asked_ms = asked_pause_ms(context, answer.retry_after, now)
+    if answer.outcome == "throttled":
+        asked_ms = THROTTLED_MS if asked_ms is None else max(asked_ms, SECOND)
+    return min(asked_ms or 0, pause_max_ms(context))

@@ -1,0 +1,78 @@
+"""Hints: callbacks that are no proof. A hint is used up by an answer about its task."""
+
+from collections.abc import Mapping
+
+from service.context import Context
+from service.generations import budget, schedule
+from service.generations.ingest import Batch, Reply
+from service.model.clock import SECOND
+from service.model.generation import CALLBACK_GRACE_MS, Generation
+from service.model.ids import time_of
+from service.store import callbacks, generations
+from service.store.database import Transaction
+from service.upstream import wire
+
+ABSENT_MAX = 6  # A hint about a task that upstream does not know is given up after so many 404s.
+# The task route of many services lags behind their callbacks. When the callback says that the task
+# ended and the route does not, upstream is asked so long after the callback: 1, 2, 4, … s apart.
+LAG_MS = tuple(seconds * SECOND for seconds in (1, 3, 7, 15, 30, 60))
+
+
+async def use_hints(
+    tx: Transaction, context: Context, batch: Batch, replies: Mapping[str, Reply]
+) -> None:
+    """Delete the hints that were answered; plan the next question for those that were not.
+
+    A hint that came only after the question stays: the answer may be older than the hint.
+    """
+    answered: list[str] = []
+    due: dict[str, int] = {}
+    for id_, due_at in (await generations.confirmations_of(tx, replies.keys())).items():
+        asked_at = replies[id_].exchange.at
+        again_at: int | None = due_at
+        if id_ not in batch.generations or batch.generations[id_].status in ("succeeded", "failed"):
+            again_at = None
+        elif due_at <= asked_at:
+            again_at = await _ask_again_at(tx, context, batch, replies[id_])
+        if again_at is None:
+            answered.append(id_)
+        else:
+            due[id_] = max(again_at, asked_at + generations.CONFIRM_INTERVAL_MS)
+    await generations.delete_confirmations(tx, answered)
+    await generations.plan_confirmations(tx, due)
+
+
+async def _ask_again_at(
+    tx: Transaction, context: Context, batch: Batch, reply: Reply
+) -> int | None:
+    """Return when to ask about a hint again; None: it is used up."""
+    generation = batch.generations[reply.exchange.generation_id]
+    if isinstance(reply.answer, wire.NoReport):
+        return _repeat_at(context, generation, reply.answer, tx.now)
+    latest = await callbacks.latest(tx, generation.tenant, generation.id)
+    if latest is None:
+        return None
+    asked_at, called_back_at = reply.exchange.at, time_of(latest["id"])
+    report = wire.read_callback(latest["body"])
+    if report is not None and report.state != "processing":
+        lags = (called_back_at + lag_ms for lag_ms in LAG_MS)
+        return next((at for at in lags if at > asked_at), None)
+    is_first = (batch.before(generation.id).last_poll_at or 0) < called_back_at
+    if generation.is_terminal or not is_first:
+        return None
+    # It still works: the next question is no later than without callbacks.
+    return schedule.next_poll_without_callback(context, generation, tx.now)
+
+
+def _repeat_at(
+    context: Context, generation: Generation, answer: wire.NoReport, now: int
+) -> int | None:
+    """Return when to repeat a question that got no answer about the task; None: never."""
+    is_unknown = answer.outcome == "absent" and generation.trouble_count >= ABSENT_MAX
+    if is_unknown or now > generation.deadline_at + CALLBACK_GRACE_MS:
+        return None
+    wait_ms = budget.wait_ms(context, answer, now)
+    if answer.outcome == "throttled":
+        return now + wait_ms
+    trouble_count = generation.trouble_count
+    return max(schedule.poll_after_trouble(trouble_count, now, context.jitter()), now + wait_ms)

@@ -1,0 +1,79 @@
+"""Places for submissions: what finds none is a row that waits, and nobody holds all of them."""
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+
+import httpx
+
+from service.generations import submit
+from tests.faults import DelayedAnswer, rows
+from tests.harness import Harness, create_answer, opened
+
+
+async def counts(world: Harness) -> dict[str, int]:
+    found = await rows(world, "SELECT submission, count(*) AS n FROM generations GROUP BY 1")
+    return {row["submission"]: row["n"] for row in found}
+
+
+async def test_what_finds_no_place_waits_as_a_row_and_is_submitted_later(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        delayed_answer = DelayedAnswer(httpx.Response(503))
+        world.upstream.create_replies.extend([delayed_answer.reply] * 100)
+        creating = [asyncio.create_task(world.generate()) for _ in range(50)]
+        limit = submit.PLACES // 2  # All are of one tenant.
+        done, _ = await asyncio.wait(creating[limit:], timeout=5)
+        assert len(done) == 50 - limit
+        assert await counts(world) == {"sending": limit, "waiting": 50 - limit}
+        assert len(world.upstream.creates) == limit
+        world.upstream.create_replies.clear()
+        delayed_answer.release()
+        await asyncio.gather(*creating)
+        for _ in range(5):
+            await world.run(1)
+        assert await counts(world) == {"taken": 50}
+
+
+async def test_submissions_that_hang_do_not_hold_the_others(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        world.upstream.create_replies.extend([httpx.Response(503)] * 60)
+        for _ in range(60):
+            await world.generate()
+        world.clock.advance(2)
+        hanging = DelayedAnswer(httpx.Response(200, json=create_answer("slow")))
+        world.upstream.create_replies.extend([hanging.reply] * 3)
+        submitter = world.app.worker.submitter
+        for _ in range(4):
+            await submitter.run_due(world.clock.now)
+            others = [*submitter.in_flight.values()]
+            await asyncio.wait(others, timeout=0.2)
+        assert Counter(await counts(world)) == {"sending": 3, "taken": 57}
+        hanging.release()
+        await submitter.settle()
+
+
+async def test_an_answer_that_cannot_be_stored_leaves_a_generation_that_is_not_sent_again(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        sql = "CREATE TRIGGER refuse BEFORE INSERT ON events BEGIN SELECT RAISE(ABORT, 'no'); END"
+        await world.app.database.apply(lambda c: c.execute(sql))
+        world.upstream.create_replies.append(httpx.Response(503))
+        await world.generate()
+        await world.run(2)
+        [row] = await rows(world, "SELECT submission, task_id FROM generations")
+        assert row["submission"] == "taken"
+        await world.run(100)
+        assert len(world.upstream.creates) == 2
+
+
+async def test_a_redirected_submission_fails_with_the_location(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        moved = httpx.Response(301, headers={"location": "https://new.test/v2"})
+        world.upstream.create_replies.append(moved)
+        body = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
+        answer = await world.client.post("/v1/generations", json=body)
+        assert answer.status_code == 422
+        assert "https://new.test/v2" in answer.json()["detail"]
+        [row] = await rows(world, "SELECT status, submission FROM generations")
+        assert dict(row) == {"status": "failed", "submission": "refused"}

@@ -1,0 +1,68 @@
+"""Whether a submission was written is known by fact, on real connections."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.upstream import wire
+from service.upstream.client import Client, Progress
+from tests.harness import settings
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def served(path: Path, handler: Handler, scheme: str = "http") -> AsyncIterator[Client]:
+    server = await asyncio.start_server(handler, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    url = f"{scheme}://127.0.0.1:{port}"
+    client = Client(settings(path, upstream_url=url, upstream_timeout_seconds=0.3))
+    try:
+        yield client
+    finally:
+        await client.close()
+        server.close()
+
+
+async def outcome_of(client: Client) -> str:
+    answer = await client.create("/images/generations", {"prompt": "a small harbour"})
+    assert isinstance(answer, wire.NoReport)
+    return answer.outcome
+
+
+async def test_a_timeout_is_judged_by_what_was_written_before_it() -> None:
+    progress = Progress(is_known=True)
+    await progress.note("connection.connect_tcp.started", {})
+    assert progress.never_left(TimeoutError())
+    await progress.note("http11.send_request_headers.started", {})
+    assert not progress.never_left(TimeoutError())
+    assert not progress.never_left(httpx.ConnectTimeout("slow"))
+
+
+@pytest.mark.parametrize("is_hanging", [True, False])
+async def test_a_submission_that_was_written_and_has_no_answer_is_lost(
+    tmp_path: Path, *, is_hanging: bool
+) -> None:
+    ended = asyncio.Event()
+
+    async def read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if is_hanging:
+            await ended.wait()
+        writer.close()
+
+    async with served(tmp_path, read) as client:
+        assert await outcome_of(client) == "lost"
+        ended.set()
+
+
+async def test_a_submission_without_a_connection_is_put_off(tmp_path: Path) -> None:
+    async def close(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with served(tmp_path, close, "https") as client:
+        assert await outcome_of(client) == "put_off"
