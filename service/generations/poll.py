@@ -3,13 +3,15 @@
 import asyncio
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 from msgspec.structs import replace
 
 from service.context import Context
 from service.delivery import retry
-from service.generations import ingest, schedule
+from service.generations import ingest, judge, schedule
 from service.generations.ingest import Batch, Reply, Update
+from service.generations.sightings import Sightings
 from service.model.clock import MINUTE, SECOND
 from service.model.generation import Generation
 from service.store import callbacks, generations, rows
@@ -23,6 +25,7 @@ IN_FLIGHT_MAX = 32
 EXPIRED_MAX = 100
 THROTTLED_MS = 5 * SECOND
 WAIT_MAX_MS = 5 * MINUTE  # A longer pause would delay deadlines.
+POSSIBLE_POLL_MS = 15 * SECOND  # After an answer that proves an outcome only when it is repeated.
 NO_TASK_RETRY_MS = 5 * SECOND  # The create answer may still be on its way.
 
 DEADLINE_MESSAGE = "No outcome by the deadline. A late result is still accepted."
@@ -69,6 +72,7 @@ class Poller:
         self.context = context
         self.budget = Budget(context.settings.poll_rate_per_second)
         self.in_flight: dict[str, asyncio.Task[None]] = {}
+        self.sightings = Sightings()
 
     async def run_due(self, now: int) -> tuple[int, int | None]:
         """Start due polls; return how many, and the next due time (None: wait for the signal)."""
@@ -113,8 +117,11 @@ class Poller:
                 await context.database.write(_plan_without_task, generation.id)
                 return
             model = context.catalogue.get(generation.model)
-            path = (model.status_path if model else "/tasks/{task_id}").format(task_id=task_id)
+            # Ids are opaque: what they hold is encoded, so that it changes no path.
+            encoded_id = quote(task_id, safe="")
+            path = (model.status_path if model else "/tasks/{task_id}").format(task_id=encoded_id)
             reply = await ingest.ask(context, generation.id, context.client.poll(path), task_id)
+            reply = await judge.judge(context, self.sightings, generation, reply)
             if reply.exchange.outcome == "throttled":
                 now = context.clock()
                 self.budget.pause(now + _wait_ms(reply.answer, now))
@@ -149,7 +156,7 @@ class Poller:
         if reply.update is not None:
             batch.ingest(id_, reply.update)
         generation = batch.generations[id_]
-        in_trouble = reply.exchange.outcome in ("absent", "unwell")
+        in_trouble = reply.exchange.outcome in ("absent", "unwell", "other_task")
         generation = batch.change(
             id_,
             task_id=generation.task_id or (reply.task_id if reply.update else None),
@@ -158,10 +165,19 @@ class Poller:
             trouble_count=generation.trouble_count + 1 if in_trouble else 0,
         )
         if asked_at >= generation.deadline_at and not generation.is_terminal:
-            generation = batch.ingest(id_, TIMED_OUT)
+            generation = batch.ingest(id_, _timed_out(reply))
         if generation.status not in ("succeeded", "failed"):
             batch.change(id_, **_next_poll(self.context, generation, reply.answer, batch.now))
         return generation.poll_count
+
+
+def _timed_out(reply: Reply) -> Update:
+    """Return the end by the deadline, with the last that upstream said as its reason."""
+    answer = reply.answer
+    is_unknown = isinstance(answer, wire.Report) and (answer.possible or not answer.recognised)
+    code = "unknown_status" if is_unknown else "deadline_exceeded"
+    reason = f" Upstream last said: {reply.exchange.detail}" if reply.exchange.detail else ""
+    return replace(TIMED_OUT, error={"code": code, "message": DEADLINE_MESSAGE + reason})
 
 
 async def _read_due(tx: Transaction, limit: int) -> tuple[list[Generation], int | None]:
@@ -233,4 +249,6 @@ def _next_poll(
         due_at = max(due_at, now + wait_ms)
     else:
         due_at = schedule.next_poll(context, generation, generation.poll_count, now)
+        if isinstance(answer, wire.Report) and answer.possible:
+            due_at = min(due_at, now + POSSIBLE_POLL_MS)
     return {"next_poll_at": min(due_at, generation.deadline_at)}

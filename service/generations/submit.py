@@ -150,7 +150,8 @@ def _change_submission(
         )
     if was_open and answer.outcome == "refused":
         return batch.change(id_, submission="refused")
-    if was_open and answer.outcome == "put_off":
+    is_spent = answer.repeats_max is not None and generation.submit_count > answer.repeats_max
+    if was_open and answer.outcome == "put_off" and not is_spent:
         wait_ms = retry.parse_retry_after(answer.retry_after, now)
         due_at = schedule.next_submission(generation.submit_count, now, wait_ms, context.jitter())
         return batch.change(id_, submission="waiting", submit_at=due_at)
