@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Literal
+from urllib.parse import urljoin
 
 import msgspec
 
@@ -14,11 +15,11 @@ from service.model.event import EVENT_TYPE_OF, Event
 from service.model.generation import Generation
 from service.store import callbacks, events, generations
 from service.store.database import Transaction
+from service.store.rows import json_text
 from service.telemetry import log, metrics
-from service.upstream import catalogue, results, wire
+from service.upstream import catalogue, documents, results, wire
 
 _log = log.get()
-NUMBER_MAX = 2**53
 
 
 class Update(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,21 +39,28 @@ def update_of(context: Context, answer: wire.Answer) -> Update | None:
         return Update(status="failed", error=error) if answer.outcome == "refused" else None
     output, error = None, None
     if answer.state == "succeeded":
-        output = {"files": [_file(file) for file in answer.files], "raw": redact(answer.raw)}
+        files = [_file(context, file) for file in answer.files]
+        output = {"files": files, "raw": redact(answer.raw)}
     elif answer.state == "failed":
-        message = answer.error_message or "Upstream reported a failure and gave no reason."
+        # Without a known reason, what upstream said is shown; it is cut after the redaction.
+        answer_text = json_text(redact(answer.raw))[: documents.MAX_TEXT_CHARS]
+        message = answer.error_message or f"Upstream reported a failure: {answer_text}"
         error = redact({"code": answer.error_code or "upstream_failed", "message": message})
     return Update(status=answer.state, task_id=answer.task_id, output=output, error=error)
 
 
-def _file(file: results.File) -> dict[str, str]:
-    view = {"url": file.url, "media_type": file.media_type}
+def _file(context: Context, file: results.File) -> dict[str, str | None]:
+    url = file.url
+    if url is not None:
+        # RFC 3986: without a scheme or a host it is relative to upstream.
+        url = context.redactor.json(urljoin(context.settings.upstream_url, url))
+    view: dict[str, str | None] = {"url": url, "media_type": file.media_type}
     return view if file.expires_at is None else {**view, "expires_at": rfc3339(file.expires_at)}
 
 
 def clamp(number: int | None) -> int | None:
     """Return a number of a stranger within the range that every reader of JSON can hold."""
-    return None if number is None else max(-NUMBER_MAX, min(number, NUMBER_MAX))
+    return None if number is None else max(-documents.NUMBER_MAX, min(number, documents.NUMBER_MAX))
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -85,7 +93,7 @@ async def ask(
         duration_ms=round((time.monotonic() - timer_start) * 1_000),
         status_code=clamp(answer.status) if isinstance(answer, wire.NoReport) else None,
         outcome=outcome,
-        detail=context.redactor.json(detail),
+        detail=context.redactor.json(detail)[: documents.MAX_TEXT_CHARS] if detail else detail,
     )
     return Reply(answer, update_of(context, answer), exchange, task_id)
 
@@ -204,7 +212,11 @@ async def write_proofs(
     new = [(p, s) for p, s in pairs if s is not None and s.verdict in callbacks.NEW_VERDICTS]
     ids = [proof.arrival.generation_id for proof, _ in new]
     batch = Batch(tx, context, await generations.get_many(tx, ids))
-    hints = [(p.arrival, s) for p, s in new if not _apply(tx, batch, p)]
+    hints = [
+        (p.arrival, s)
+        for p, s in new
+        if await _names_other_task(tx, batch, p) or not _apply(tx, batch, p)
+    ]
     ended = {id_ for id_, generation in batch.generations.items() if generation.is_terminal}
     hints += [
         (proof.arrival, callback)
@@ -220,6 +232,18 @@ async def write_proofs(
     return [callback.verdict if callback else None for callback in stored]
 
 
+async def _names_other_task(tx: Transaction, batch: Batch, proof: Proof) -> bool:
+    """Whether a callback names another task than its generation's: it is no proof, only a hint.
+
+    A signature covers the body and not the URL, so a body can be sent to another generation's URL.
+    """
+    ids = proof.report.task_ids if proof.report else ()
+    generation = batch.generations[proof.arrival.generation_id]
+    if not ids or generation.task_id is not None:
+        return bool(ids) and generation.task_id not in ids
+    return await generations.another_has_task(tx, ids[0], generation.id)
+
+
 def _apply(tx: Transaction, batch: Batch, proof: Proof) -> bool:
     """Apply a callback's report; return False if a confirmation is needed as well."""
     report, update = proof.report, proof.update
@@ -229,13 +253,15 @@ def _apply(tx: Transaction, batch: Batch, proof: Proof) -> bool:
     if not report.recognised:
         tx.after_commit(log_unknown_word, report.word, generation.id)
     batch.ingest(generation.id, update)
+    if report.possible is not None or not report.is_proof:
+        return False  # One body does not prove it: upstream is asked.
     # Without a planned poll, the create answer is late or lost. A confirmation can use this
     # callback's task id.
     return report.state != "processing" or generation.next_poll_at is not None
 
 
 def log_unknown_word(word: str | None, generation_id: str) -> None:
-    """Log a status word of upstream that is not in `documents.STATE_OF_WORD`."""
+    """Log a status word of upstream that is not in `vocabulary.STATE_OF_WORD`."""
     _log.warning("upstream.unknown_word", word=word, generation_id=generation_id)
 
 

@@ -3,13 +3,15 @@
 import asyncio
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 from msgspec.structs import replace
 
 from service.context import Context
-from service.generations import budget, hints, ingest, schedule
+from service.generations import budget, hints, ingest, judge, schedule
 from service.generations.budget import Budget, Places, tenant_owner
 from service.generations.ingest import Batch, Reply, Update
+from service.generations.sightings import Sightings
 from service.model.clock import DAY, SECOND
 from service.model.errors import StorageError
 from service.model.generation import Generation
@@ -22,6 +24,7 @@ _log = log.get()
 
 IN_FLIGHT_MAX = 32
 EXPIRED_MAX = 100
+POSSIBLE_POLL_MS = 15 * SECOND  # After an answer that proves an outcome only when it is repeated.
 NO_TASK_RETRY_MS = 5 * SECOND  # The create answer may still be on its way.
 HARD_END_MS = DAY  # So long after its deadline a generation ends that could never be asked about.
 
@@ -44,6 +47,7 @@ class Poller:
         self.places = Places(IN_FLIGHT_MAX)
         self.in_flight: dict[str, asyncio.Task[None]] = {}
         self._hints_first = True
+        self.sightings = Sightings()
 
     async def run_due(self, now: int) -> tuple[int, int | None]:
         """Start due polls; return how many, and the next due time (None: wait for the signal)."""
@@ -178,8 +182,11 @@ class Poller:
         if task_id is None:
             await context.database.write(_plan_without_task, context, generation.id)
             return
-        path = budget.status_path(context.catalogue, generation).format(task_id=task_id)
+        # Ids are opaque: what they hold is encoded, so that it changes no path.
+        encoded_id = quote(task_id, safe="")
+        path = budget.status_path(context.catalogue, generation).format(task_id=encoded_id)
         reply = await ingest.ask(context, generation.id, context.client.poll(path), task_id)
+        reply = await judge.judge(context, self.sightings, generation, reply)
         if reply.exchange.outcome == "throttled":
             now = context.clock()
             self.budget.pause(now + budget.wait_ms(context, reply.answer, now))
@@ -211,7 +218,7 @@ class Poller:
         if reply.update is not None:
             batch.ingest(id_, reply.update)
         generation = batch.generations[id_]
-        in_trouble = reply.exchange.outcome in ("absent", "unwell")
+        in_trouble = reply.exchange.outcome in ("absent", "unwell", "other_task")
         generation = batch.change(
             id_,
             task_id=generation.task_id or (reply.task_id if reply.update else None),
@@ -235,7 +242,16 @@ def _end_of(generation: Generation, reply: Reply) -> Update | None:
     ends_at = generation.deadline_at + (HARD_END_MS if is_throttled else 0)
     if reply.exchange.at < ends_at:
         return None
-    return NOT_ASKED if is_throttled else TIMED_OUT
+    return NOT_ASKED if is_throttled else _timed_out(reply)
+
+
+def _timed_out(reply: Reply) -> Update:
+    """Return the end by the deadline, with the last that upstream said as its reason."""
+    answer = reply.answer
+    is_unknown = isinstance(answer, wire.Report) and (answer.possible or not answer.recognised)
+    code = "unknown_status" if is_unknown else "deadline_exceeded"
+    reason = f" Upstream last said: {reply.exchange.detail}" if reply.exchange.detail else ""
+    return replace(TIMED_OUT, error={"code": code, "message": DEADLINE_MESSAGE + reason})
 
 
 async def _read_due(
@@ -328,4 +344,6 @@ def _next_poll(
     else:
         polls = schedule.planned_polls(context, generation, now)
         due_at = schedule.next_poll(context, generation, polls, now)
+        if isinstance(reply.answer, wire.Report) and reply.answer.possible:
+            due_at = min(due_at, now + POSSIBLE_POLL_MS)
     return {"next_poll_at": min(due_at, generation.deadline_at)}

@@ -208,7 +208,8 @@ def _change_submission(
         )
     if was_open and answer.outcome == "refused":
         return batch.change(id_, **ingest.submission_changes(generation, "refused"))
-    if was_open and answer.outcome == "put_off":
+    is_spent = answer.repeats_max is not None and generation.submit_count > answer.repeats_max
+    if was_open and answer.outcome == "put_off" and not is_spent:
         wait_ms = budget.asked_pause_ms(context, answer.retry_after, now)
         due_at = schedule.next_submission(generation.submit_count, now, wait_ms, context.jitter())
         return batch.change(id_, **ingest.submission_changes(generation, "waiting", due_at))

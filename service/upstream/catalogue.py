@@ -13,6 +13,7 @@ import msgspec
 from service.model.errors import json_pointer
 
 MAX_PROBLEMS = 50
+CREDITS_MAX = 1_000_000_000  # Of one generation: sums of it fit in every column, too.
 
 # Parameters that an input may not have, each with the message that says why.
 RESERVED = {"model": "belongs beside input, not in it"} | dict.fromkeys(
@@ -107,7 +108,14 @@ def _parameter(entry: str | Table, shared: dict[str, Table]) -> Table:
 
 
 def credits(model: Model, input_: dict[str, Any]) -> int:  # noqa: A001  the glossary's word
-    """Return what upstream bills for a success with this input: the base price if unknown."""
+    """Return what upstream bills for a success with this input: the base price if unknown.
+
+    At most CREDITS_MAX: the client's numbers have no limit, those of a column do.
+    """
+    return min(_credits(model, input_), CREDITS_MAX)
+
+
+def _credits(model: Model, input_: dict[str, Any]) -> int:
     price, schemas = model.price, model.parameters["properties"]
     defaults = {name: schema.get("default") for name, schema in schemas.items()}
     values: dict[Any, Any] = defaults | input_

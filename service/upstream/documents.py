@@ -6,102 +6,124 @@ known name is looked up in every object that may have it; a body without any of 
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-MAX_BODY_BYTES = 4 * 1024 * 1024
-MAX_DEPTH = 64
+from service.upstream import lenient
+from service.upstream.vocabulary import FLAG_KEYS, State, state_of, state_of_flag
+
 MAX_TEXT_CHARS = 500
 MAX_WORD_CHARS = 100
+MAX_ID_CHARS = 512
+NUMBER_MAX = 2**53  # Every reader of JSON and every column holds an integer up to this.
 
-State = Literal["processing", "succeeded", "failed"]
 JsonObject = dict[str, Any]
 
-_WORDS: dict[State, str] = {
-    "processing": "pending queued waiting queuing created processing generating running in_progress"
-    " text first submitted new",
-    "succeeded": "success succeeded succeed complete completed finished",
-    "failed": "fail failed failure error cancel canceled cancelled create_task_failed"
-    " generate_cover_failed",
-}
-STATE_OF_WORD = {word: state for state, words in _WORDS.items() for word in words.split()}
-
 _WORD_KEYS = ("status", "state", "task_status", "taskStatus", "callbackType")
+_PART_KEYS = ("response_data", "data", "results", "outputs", "images", "videos", "clips")
 _ID_KEYS = ("task_id", "taskId", "workId", "work_id")
 _CODE_KEYS = ("failCode", "fail_code", "error_code", "errorCode")
 _MESSAGE_KEY_LIST = """
     failMsg fail_msg fail_message error_message errorMessage task_status_msg fail_reason
-    extra_message
+    failure_reason failureReason extra_message status_msg
 """
 _MESSAGE_KEYS = _MESSAGE_KEY_LIST.split()
 _NO_ERROR_CODES = {None, 0, *range(200, 300)}
-_TASK_ID = re.compile(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,159}")
 
 
 class Document(msgspec.Struct, frozen=True):
     """A decoded body, with the object that describes the task."""
 
     raw: JsonObject | list[Any]
+    is_whole: bool  # False if the body was cut: what is missing may be anything.
     root: JsonObject  # The outermost object; a list counts as its `data`.
     task: JsonObject  # Often the root itself.
-    clips: tuple[JsonObject, ...]  # The parts of a song.
-    word: str | None  # The status word as written, at most 100 characters.
-    task_id: str | None  # Upstream's id for the task, if it is safe in a path.
+    clips: tuple[JsonObject, ...]  # The parts of a task that have status words of their own.
+    word: str | None  # The status word of the task as written, at most 100 characters.
+    state: State | None  # What that word, or a flag in its place, means; None if unknown.
+    task_ids: tuple[str, ...]  # Every id that the body gives the task, never one of an input.
     has_task_id: bool  # Whether there is any; `id` does not count, as it may be a request's.
     code: int | None  # The numeric error code, which may come with HTTP 200.
+
+    @property
+    def task_id(self) -> str | None:
+        """Upstream's id for the task."""
+        return self.task_ids[0] if self.task_ids else None
+
+    @property
+    def is_about_task(self) -> bool:
+        """Whether the body is about a task: it names it, or has `data` in an envelope."""
+        return bool(self.task_ids) or self.task is not self.root
 
 
 def parse(body: bytes) -> Document | None:
     """Decode a body and find its task: in an envelope's `data`, or the root; None: no JSON."""
-    raw = decode(body)
-    if raw is None:
+    decoded = lenient.decode(body)
+    if decoded is None:
         return None
+    raw = decoded.value
     root = raw if isinstance(raw, dict) else {"data": raw}
-    data = root.get("data")
-    task = data if isinstance(data, dict) else root
-    first = data[0] if isinstance(data, list) and data else None
-    if isinstance(first, dict) and _first_text(_values((first,), _ID_KEYS)):
-        task = first
-    places = (task, root)
-    id_ = _first_text(_values(places, (*_ID_KEYS, "id")))
-    error = root.get("error")
-    codes = (root.get("code"), error.get("code") if isinstance(error, dict) else None)
-    code = next((number for number in map(_number, codes) if number is not None), None)
+    task = _task(root)
+    ids = _own_ids(task) or _own_ids(root)
+    # The words of an envelope are about the request, but for an envelope that names the task.
+    word_holder = root if task is not root and not _own_ids(task) and ids else task
+    word = _status_word(task) or _status_word(word_holder)
+    flag = next((state for f in _values((task,), FLAG_KEYS) if (state := state_of_flag(f))), None)
     return Document(
         raw=raw,
+        is_whole=decoded.is_whole,
         root=root,
         task=task,
         clips=_clips(task),
-        word=_status_word(task, root),
-        task_id=id_ if id_ and _TASK_ID.fullmatch(id_) else None,
-        has_task_id=_first_text(_values(places, _ID_KEYS)) is not None,
-        code=None if code in _NO_ERROR_CODES else code,
+        word=word or (f"successFlag means {flag}" if flag else None),
+        state=state_of(word) if word else flag,
+        task_ids=ids,
+        has_task_id=_first_text(_values((task, root), _ID_KEYS)) is not None,
+        code=_code(root),
     )
 
 
-def decode(body: bytes) -> JsonObject | list[Any] | None:
-    """Return the JSON object or array; None for any other body, or one too large or deep."""
-    try:
-        value = msgspec.json.decode(body) if len(body) <= MAX_BODY_BYTES else None
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict | list) and not _is_too_deep(value) else None
+def _task(root: JsonObject) -> JsonObject:
+    data = root.get("data")
+    if isinstance(data, dict):
+        return data
+    first = data[0] if isinstance(data, list) and data else None
+    return first if isinstance(first, dict) and _first_text(_values((first,), _ID_KEYS)) else root
 
 
-def _is_too_deep(value: JsonObject | list[Any]) -> bool:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        children = (each.values() if isinstance(each, dict) else each for each in level)
-        level = [child for group in children for child in group if isinstance(child, dict | list)]
-        if not level:
-            return False
-    return True
+def _own_ids(object_: JsonObject) -> tuple[str, ...]:
+    """Return the ids that an object gives itself; `id` only where no key says "task"."""
+    texts = [_id(value) for value in _values((object_,), _ID_KEYS)]
+    ids = tuple(dict.fromkeys(text for text in texts if text))
+    # Beside `data`, the id of an envelope may be that of the request.
+    own = None if ids or isinstance(object_.get("data"), dict) else _id(object_.get("id"))
+    return (own,) if own else ids
+
+
+def _id(value: Any) -> str | None:
+    """Return an id as written; None if no path can hold it. Ids are opaque: any text may be one."""
+    text = _text(value, MAX_ID_CHARS + 1)
+    # A server or a proxy would read dots as steps in the path, also encoded.
+    return text if text and len(text) <= MAX_ID_CHARS and text not in {".", ".."} else None
+
+
+def _code(root: JsonObject) -> int | None:
+    """Return the error code of the envelope."""
+    error, base = root.get("error"), root.get("base_resp")  # MiniMax's envelope.
+    codes = (
+        root.get("code"),
+        error.get("code") if isinstance(error, dict) else None,
+        base.get("status_code") if isinstance(base, dict) else None,
+    )
+    code = next((number for number in map(_number, codes) if number is not None), None)
+    return None if code in _NO_ERROR_CODES else code
 
 
 def _clips(task: JsonObject) -> tuple[JsonObject, ...]:
     """Return the objects of the first list in which at least one has a status word."""
-    for items in (task.get("response_data"), task.get("data")):
+    for key in _PART_KEYS:
+        items = task.get(key)
         if isinstance(items, list):
             clips = tuple(item for item in items if isinstance(item, dict))
             if any(clip_words(clips)):
@@ -114,23 +136,19 @@ def clip_words(clips: Iterable[JsonObject]) -> list[str | None]:
     return [_text(clip.get("status")) for clip in clips]
 
 
-def _status_word(task: JsonObject, root: JsonObject) -> str | None:
-    word = _first_text(_values((task, root), _WORD_KEYS))
+def _status_word(task: JsonObject) -> str | None:
+    word = _first_text(_values((task,), _WORD_KEYS))
     # Suno's feed has its status under `type`; elsewhere `type` repeats a parameter of the request.
     if word is None and "response_data" in task:
         word = _text(task.get("type"))
     return word[:MAX_WORD_CHARS] if word else None
 
 
-def state_of(word: str | None) -> State | None:
-    """Return the state that a status word means, in any case; None for an unknown word."""
-    return STATE_OF_WORD.get(re.sub(r"[\s-]+", "_", word.strip().lower())) if word else None
-
-
 def read_error(document: Document) -> tuple[str | None, str | None]:
     """Return the code and the message of a failure, each at most 500 characters, or None."""
     objects = (document.task, *document.clips, document.root)
-    errors = [object_["error"] for object_ in objects if isinstance(object_.get("error"), dict)]
+    nested = _values(objects, ("error", "base_resp", "detail"))
+    errors = [error for error in nested if isinstance(error, dict)]
     code = document.root.get("code")
     is_word = isinstance(code, str) and state_of(code) is None
     codes = (
@@ -144,11 +162,32 @@ def read_error(document: Document) -> tuple[str | None, str | None]:
     envelope = _values((document.task, document.root), ("message", "msg", "detail"))
     messages = (
         *_values(objects, _MESSAGE_KEYS),
-        *_values(errors, ("message",)),
+        *_values(errors, ("message", "msg", "detail", "reason", *_MESSAGE_KEYS)),
         *_values(objects, ("error",)),
         *(message for message in envelope if state_of(_text(message)) is None),
     )
     return _first_text(codes), _first_text(messages)
+
+
+def has_error(task: JsonObject) -> bool:
+    """Whether an object holds an error of its own: a text, a code or an object with one."""
+    values = [task.get(key) for key in ("error", "errorMessage", "error_message", "failMsg")]
+    return any(_is_error(value) for value in values)
+
+
+def _is_error(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_is_error(value.get(key)) for key in ("message", "msg", "code", "type"))
+    if isinstance(value, str):
+        text = value.strip().lower()
+        return text not in {"", "none", "null", "no error", "0"} and state_of(text) != "succeeded"
+    return _number(value) not in _NO_ERROR_CODES
+
+
+def is_partial(task: JsonObject) -> bool:
+    """Whether the task says that it is not complete: a progress below 100."""
+    text = str(task.get("progress", "")).strip().removesuffix("%")
+    return bool(re.fullmatch(r"[0-9]{1,3}(\.[0-9]+)?", text)) and float(text) < 100
 
 
 def _values(objects: Iterable[JsonObject], keys: Sequence[str]) -> Iterator[Any]:
@@ -159,13 +198,18 @@ def _first_text(values: Iterable[Any]) -> str | None:
     return next(filter(None, map(_text, values)), None)
 
 
-def _text(value: Any) -> str | None:
+def _text(value: Any, chars: int = MAX_TEXT_CHARS) -> str | None:
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
-    return str(value).strip()[:MAX_TEXT_CHARS] or None
+    if isinstance(value, int) and value.bit_length() > 4 * lenient.DIGITS_MAX:
+        return None  # Python refuses to write it.
+    return str(value).strip()[:chars] or None
 
 
 def _number(value: Any) -> int | None:
+    """Return an integer, clamped to what every column holds."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
         return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return max(-NUMBER_MAX, min(value, NUMBER_MAX))

@@ -8,10 +8,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from service.model import clock
-from service.upstream import documents
+from service.upstream import documents, lenient, links
 
 MAX_FILES = 100
-MAX_URL_CHARS = 8_192
 _YEAR_10000 = 253_402_300_800_000
 
 _EXTENSION_LIST = """
@@ -27,7 +26,8 @@ _TYPE_BY_KEY = {"video": "video/mp4", "audio": "audio/mpeg", "image": "image/png
 _RESULT_KEY_LIST = """
     output outputs result results resulturl resulturls resultjson taskresult info response
     responsedata data file files fileurl url urls downloadurl video videos videourl videourls audio
-    audios audiourl audiourls resultimageurl resultvideourl
+    audios audiourl audiourls resultimageurl resultvideourl b64json imagebase64 gcsuri
+    bytesbase64encoded sample
 """
 _RESULT_KEYS = frozenset(_RESULT_KEY_LIST.split())
 # These hold results, or inputs where upstream repeats the request.
@@ -43,9 +43,12 @@ Scope = Literal["results", "images", "anything"]
 
 
 class File(msgspec.Struct, frozen=True):
-    """One file of a result. `expires_at` is when its URL expires, in milliseconds, where known."""
+    """One file of a result. `expires_at` is when its URL expires, in milliseconds, where known.
 
-    url: str
+    A URL that begins with a slash is relative to upstream. None: the file is in the JSON itself.
+    """
+
+    url: str | None
     media_type: str
     expires_at: int | None = None
 
@@ -77,13 +80,18 @@ def has_text(document: documents.Document) -> bool:
 
 
 def _deduplicate(files: Iterable[File]) -> tuple[File, ...]:
-    """Return the first file of each URL, at most MAX_FILES."""
-    file_of_url: dict[str, File] = {}
+    """Return the first file of each URL, and each without one, at most MAX_FILES."""
+    urls: set[str] = set()
+    unique: list[File] = []
     for file in files:
-        file_of_url.setdefault(file.url, file)
-        if len(file_of_url) == MAX_FILES:
+        if file.url in urls:
+            continue
+        unique.append(file)
+        if file.url is not None:
+            urls.add(file.url)
+        if len(unique) == MAX_FILES:
             break
-    return tuple(file_of_url.values())
+    return tuple(unique)
 
 
 def _files_under(document: documents.Document, keys: frozenset[str]) -> Iterator[File]:
@@ -104,9 +112,11 @@ def _files_in(
     """Yield the files in a value and, for an object or array, below it; `key` is above it."""
     match value:
         case str() if key == "resultjson":
-            yield from _files_in(documents.decode(value.encode()), "results", expires_at)
-        case str() if _is_url(value):
-            yield File(value, _media_type(value, key), expires_at)
+            decoded = lenient.decode(value.encode())
+            yield from _files_in(decoded.value if decoded else None, "results", expires_at)
+        case str() if (link := links.read(value)) and not (any_key and links.is_relative(link)):
+            media_type = link.media_type or _media_type(link.url or "", key)
+            yield File(link.url, media_type, expires_at)
         case list():
             for item in value:
                 yield from _files_in(item, key, expires_at, any_key=any_key)
@@ -116,21 +126,13 @@ def _files_in(
                 own_key = _normalize(name)
                 if own_key.startswith(_EXCLUDED_PREFIXES):
                     continue
-                may_hold_url = any_key or "url" in own_key or own_key in _KNOWN_KEYS
+                is_link_key = "url" in own_key or "uri" in own_key
+                may_hold_url = any_key or is_link_key or own_key in _KNOWN_KEYS
                 if isinstance(child, str) and not may_hold_url:
                     continue
                 # In `images: [{url}]` the parent's key tells the media type.
                 media_key = key if key and own_key in {"url", "urls"} else own_key
                 yield from _files_in(child, media_key, expires_at, any_key=any_key)
-
-
-def _is_url(text: str) -> bool:
-    if len(text) > MAX_URL_CHARS or not text.isprintable() or " " in text:
-        return False
-    try:
-        return text.startswith(("http://", "https://")) and bool(urlsplit(text).hostname)
-    except ValueError:
-        return False
 
 
 def _media_type(url: str, key: str) -> str:

@@ -11,27 +11,35 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
-from service.upstream import documents, results
+from service.upstream import documents, results, vocabulary
 
 MAX_AUDIO_BYTES = 8 * 1024 * 1024
 _SUCCESS = range(200, 300)
 
-# Codes that a provider sends in place of a status word for a task that failed (docs.kie.ai).
-_TASK_FAILED_CODES = frozenset({451, 501, 531})
-Outcome = Literal["refused", "put_off", "lost", "absent", "throttled", "unwell"]
+# 303 is not among them: it is also how a server shows what it has made.
+_REDIRECTS = frozenset({301, 302, 307, 308})
+# How often a submission is sent again that was declined with a code that nobody knows.
+UNKNOWN_REPEATS_MAX = 5
+Outcome = Literal[
+    "refused", "put_off", "lost", "absent", "throttled", "unwell", "other_task", "undecided"
+]
 
 
 class Report(msgspec.Struct, frozen=True):
     """What one body says about a task."""
 
-    state: documents.State
+    state: vocabulary.State
     task_id: str | None = None
+    task_ids: tuple[str, ...] = ()  # Every id that the body gives the task.
     files: tuple[results.File, ...] = ()
     error_code: str | None = None
     error_message: str | None = None
     word: str | None = None  # The status word as written.
     recognised: bool = True  # False if that word is unknown; the state is then "processing".
     raw: Any = None  # The decoded JSON, not redacted.
+    # An outcome that one answer does not prove; the state is then "processing".
+    possible: "Report | None" = None
+    is_proof: bool = True  # False for a callback that was cut, or whose code speaks of trouble.
 
 
 class NoReport(msgspec.Struct, frozen=True):
@@ -40,7 +48,7 @@ class NoReport(msgspec.Struct, frozen=True):
     outcome of a create request: "refused": it was not accepted and never will be. "put_off": it was
     not accepted for now, so it may be sent again. "lost": it may have been accepted and billed.
     outcome of a poll: "absent": upstream does not know the task, or not yet. "throttled": it
-    received too many requests. "unwell": anything else.
+    received too many requests. "other_task": it named another task. "unwell": anything else.
     """
 
     outcome: Outcome
@@ -48,6 +56,7 @@ class NoReport(msgspec.Struct, frozen=True):
     message: str | None = None
     retry_after: str | None = None  # The header as written.
     code: str | None = None  # Upstream's word for why it refused.
+    repeats_max: int | None = None  # Of a submission that is put off; None: until the deadline.
 
 
 Answer = Report | NoReport
@@ -60,14 +69,18 @@ def read_create(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
         return _read_audio(status, content_type, body)
     document = documents.parse(body)
     if document is None or status not in _SUCCESS:
-        return _no_task(status, headers, document)
+        return _no_task(status, headers, document, body)
     code, report = document.code, _read_report(document)
     if report.word is None and document.has_task_id:
         # The task is new: a URL beside its id is a URL of the task or an input, not a result.
+        report = replace(report, state="processing", files=(), possible=None)
+    if report.possible and report.task_id is None:
+        report = report.possible  # There is no task that could be asked about.
+    if not document.is_whole and report.state != "processing":
         report = replace(report, state="processing", files=())
     has_error = code is not None or (report.word is None and document.root.get("error"))
     if has_error or (report.task_id is None and report.state == "processing"):
-        return _no_task(code or status, headers, document)
+        return _no_task(status, headers, document, body)
     return report
 
 
@@ -82,46 +95,96 @@ def _read_audio(status: int, content_type: str, body: bytes) -> Answer:
 
 
 def _no_task(
-    status: int, headers: Mapping[str, str], document: documents.Document | None
+    status: int, headers: Mapping[str, str], document: documents.Document | None, body: bytes
 ) -> NoReport:
-    default_code = str(status)
-    if status in _SUCCESS:
-        default_code = "no_task" if document else "unreadable"
-    code, message = documents.read_error(document) if document else (None, _no_json(status))
-    message = message or "the answer holds neither a task nor a result"
+    outcome = _outcome_of_status(status) if status not in _SUCCESS else _outcome_of_body(document)
+    if outcome == "put_off" and document and document.has_task_id:
+        outcome = "lost"  # The body names a task: sending the request again may bill twice.
+    code = document.code if document and status in _SUCCESS else None
+    default_code = str(code or status)
+    if status in _SUCCESS and code is None:
+        default_code = "no_task" if document and document.is_whole else "unreadable"
+    own_code, message = documents.read_error(document) if document else (None, None)
+    known = document is not None and code in vocabulary.CODES_AGAIN | vocabulary.CODES_NEVER
+    is_unknown = outcome == "put_off" and status in _SUCCESS and not known
+    return NoReport(
+        outcome,
+        code or status,
+        message or _text_of(status, headers, body, "the answer holds neither a task nor a result"),
+        _retry_after(headers),
+        own_code or default_code,
+        UNKNOWN_REPEATS_MAX if is_unknown else None,
+    )
+
+
+def _outcome_of_status(status: int) -> Outcome:
     if status in {425, 429, 503}:
-        # If the body names a task, sending the request again may bill twice.
-        outcome: Outcome = "lost" if document and document.has_task_id else "put_off"
-    else:
-        # 408 and 499 report a broken connection: the request may have been read before it broke.
-        outcome = "refused" if 400 <= status <= 499 and status not in {408, 499} else "lost"
-    return NoReport(outcome, status, message, _retry_after(headers), code or default_code)
+        return "put_off"
+    # 408 and 499 report a broken connection: the request may have been read before it broke.
+    is_never = 400 <= status <= 499 and status not in {408, 499}
+    return "refused" if is_never or status in _REDIRECTS else "lost"
 
 
-def _no_json(status: int) -> str:
-    return "the answer is not a JSON object" if status in _SUCCESS else f"HTTP {status}"
+def _outcome_of_body(document: documents.Document | None) -> Outcome:
+    """Read the codes of a body with HTTP 2xx by their table: they are not HTTP statuses."""
+    if document is None or not document.is_whole:
+        return "lost"
+    if document.code in vocabulary.CODES_AGAIN:
+        return "put_off"
+    if document.code in vocabulary.CODES_NEVER:
+        return "refused"
+    # Nobody knows the code. An error that names nothing was certainly not taken.
+    is_error = isinstance(document.root.get("error"), dict) or document.root.get("success") is False
+    return "put_off" if is_error and not document.task_ids else "lost"
+
+
+def _text_of(status: int, headers: Mapping[str, str], body: bytes, default: str) -> str:
+    """Return what upstream said, as it said it, where no known name holds a reason."""
+    if status in _REDIRECTS:
+        location = headers.get("location", "")[: documents.MAX_TEXT_CHARS]
+        return f"HTTP {status}: upstream is at {location or 'another address'}"
+    text = " ".join(body[:4_096].decode("utf-8", "replace").split())[: documents.MAX_TEXT_CHARS]
+    begin = default if status in _SUCCESS else f"HTTP {status}"
+    return f"{begin}: {text}" if text else begin
 
 
 def read_poll(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
-    """Read the answer to a poll."""
+    """Read the answer to a poll. Whether it is about the task that was asked about is not known."""
     document = documents.parse(body) if status in _SUCCESS else None
     if document is None:
-        return _no_report(status, headers, _no_json(status))
-    code, report = document.code, _read_report(document)
-    if code in _TASK_FAILED_CODES:
-        report = _as_failed_by_code(report, document)
-    says_nothing = not (report.word or report.task_id) and report.state == "processing"
-    if report.state == "failed" or (code is None and not says_nothing):
+        return _no_report(status, headers, body, "the answer is not a JSON object")
+    if not document.is_whole:
+        return _no_report(status, headers, body, "the answer was cut off")
+    report = _read_report(document)
+    says_nothing = not (report.word or report.task_id or report.possible)
+    if _is_trouble(document):
+        default = f"code {document.code}"
+    elif says_nothing and report.state == "processing":
+        default = "the answer says nothing about a task"
+    else:
         return report
-    default = f"code {code}" if code else "the answer says nothing about a task"
-    return _no_report(code or status, headers, documents.read_error(document)[1] or default)
+    message = documents.read_error(document)[1]
+    return _no_report(document.code or status, headers, body, default, message)
 
 
-def _no_report(status: int, headers: Mapping[str, str], message: str) -> NoReport:
+def _is_trouble(document: documents.Document) -> bool:
+    """Whether the body's code says that the question went wrong, which ends no task."""
+    ends = vocabulary.ends_task(document.code) and bool(document.task_ids)
+    return document.code is not None and not ends
+
+
+def _no_report(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    default: str,
+    message: str | None = None,
+) -> NoReport:
     if status in {404, 410}:
-        return NoReport("absent")
+        return NoReport("absent", message=message)
     if status == 429:
         return NoReport("throttled", retry_after=_retry_after(headers))
+    message = message or _text_of(status, headers, body, default)
     return NoReport("unwell", status, message, _retry_after(headers))
 
 
@@ -130,37 +193,64 @@ def read_callback(body: bytes) -> Report | None:
     document = documents.parse(body)
     if document is None:
         return None
-    report, has_failed = _read_report(document), (document.code or 0) >= 400
-    return _as_failed_by_code(report, document) if has_failed else report
-
-
-def _as_failed_by_code(report: Report, document: documents.Document) -> Report:
-    # An error code means failure without a status word, and beside one that means success. Beside
-    # one that means "processing" or is unknown, it proves nothing.
-    means_failure = report.word is None or report.state == "succeeded"
-    return _as_failed(report, document) if means_failure else report
+    report = _read_report(document)
+    if document.is_whole and not _is_trouble(document):
+        return report
+    task_id, ids = report.task_id, report.task_ids
+    return Report("processing", task_id, ids, raw=document.raw, is_proof=False)
 
 
 def _read_report(document: documents.Document) -> Report:
-    word, task_id = document.word, document.task_id
-    state = documents.state_of(word)
-    recognised = state is not None or word is None
-    report = Report("processing", task_id, word=word, recognised=recognised, raw=document.raw)
-    if state == "processing" or not recognised:
-        return report
-    if state == "failed":
+    word, state = document.word, document.state
+    report = Report(
+        "processing",
+        document.task_id,
+        document.task_ids,
+        word=word,
+        recognised=state is not None or word is None,
+        raw=document.raw,
+    )
+    if vocabulary.ends_task(document.code) and document.task_ids and state in (None, "succeeded"):
         return _as_failed(report, document)
+    if state == "failed":
+        # The word of an envelope that names no task says how the request went.
+        if document.is_about_task:
+            return _as_failed(report, document)
+        return replace(report, word=None, recognised=True)
+    if state is None and document.is_about_task and documents.has_error(document.task):
+        return _as_failed(report, document)
+    if state == "processing":
+        return report
     if document.clips:
         return _read_clips(report, document)
+    return _read_success(report, document)
+
+
+def _read_success(report: Report, document: documents.Document) -> Report:
+    """Read a body with a word that means success, an unknown one or none."""
     # Suno's feed says SUCCESS from the start: without clips it has no result yet. Without a status
     # word, a picture beside a task id may be an input.
-    results_only = "response_data" in document.task if word else task_id is not None
-    scope: results.Scope = "results" if results_only else ("anything" if word else "images")
+    is_known = document.state == "succeeded"
+    is_feed = "response_data" in document.task
+    results_only = is_feed if is_known else report.task_id is not None or report.word is not None
+    scope: results.Scope = "results" if results_only else ("anything" if is_known else "images")
     files = results.find(document, scope)
-    # Success without a result counts as processing: the files may come later, or never.
-    if files or (results.has_text(document) and (word or task_id is None)):
-        return replace(report, state="succeeded", files=files)
+    has_text = results.has_text(document) and (is_known or report.task_id is None)
+    success = replace(report, state="succeeded", files=files)
+    is_proof = is_known or (report.word is None and (report.task_id is None or _is_kie(document)))
+    if (files or has_text) and is_proof:
+        return success
+    if is_known and not is_feed and document.is_about_task:
+        return replace(report, possible=success)  # The files may come a moment later, or never.
+    if files and not documents.is_partial(document.task):
+        return replace(report, possible=success)
     return report
+
+
+def _is_kie(document: documents.Document) -> bool:
+    # KIE's callbacks for 4o images and Flux Kontext have no word: code 200 beside `info` is success
+    # (docs.kie.ai/4o-image-api/generate-4-o-image-callbacks).
+    return document.root.get("code") == 200 and isinstance(document.task.get("info"), dict)
 
 
 def _as_failed(report: Report, document: documents.Document) -> Report:
@@ -172,7 +262,7 @@ def _read_clips(report: Report, document: documents.Document) -> Report:
     # The clips decide, not the task's own word: Suno says SUCCESS while its clips have only lyrics.
     # One clip that succeeded is a result if no other clip is unfinished.
     words = documents.clip_words(document.clips)
-    states = [documents.state_of(word) for word in words]
+    states = [vocabulary.state_of(word) for word in words]
     unfinished_words = [
         word for word, state in zip(words, states, strict=True) if state in (None, "processing")
     ]
@@ -184,7 +274,8 @@ def _read_clips(report: Report, document: documents.Document) -> Report:
     if not succeeded:
         return _as_failed(report, document)
     files = results.find_in_clips(succeeded)
-    return replace(report, state="succeeded", files=files) if files else report
+    success = replace(report, state="succeeded", files=files)
+    return success if files else replace(report, possible=success)
 
 
 def _retry_after(headers: Mapping[str, str]) -> str | None:

@@ -45,7 +45,7 @@ def read_callback(value: Any) -> Report:
     return report
 
 
-def urls(report: Report) -> list[str]:
+def urls(report: Report) -> list[str | None]:
     return [file.url for file in report.files]
 
 
@@ -116,11 +116,6 @@ def test_a_url_beside_a_new_task_without_a_status_is_not_its_result() -> None:
     assert (report.state, report.files) == ("processing", ())
 
 
-@pytest.mark.parametrize("task_id", ["../keys", "a/b", "..", "", "a b", "x" * 161, None, {}, True])
-def test_a_task_id_that_is_not_safe_in_a_path_is_none(task_id: Any) -> None:
-    assert read_rejected({"code": 200, "data": {"task_id": task_id}}).outcome == "lost"
-
-
 # Create: the outcome at once
 
 
@@ -151,6 +146,7 @@ def test_raw_audio_becomes_a_data_url() -> None:
     answer = wire.read_create(200, headers, b"\xff\xfbsound")
     assert isinstance(answer, Report)
     (file,) = answer.files
+    assert file.url is not None
     prefix, _, encoded = file.url.partition(",")
     assert (prefix, file.media_type) == ("data:audio/mpeg;base64", "audio/mpeg")
     assert base64.b64decode(encoded) == b"\xff\xfbsound"
@@ -189,7 +185,7 @@ def test_a_client_error_is_never_sent_again(status: int) -> None:
 def test_a_busy_upstream_is_asked_again_later(status: int) -> None:
     headers = {"retry-after": "7"}
     answer = wire.read_create(status, headers, b"busy")
-    assert answer == NoReport("put_off", status, f"HTTP {status}", "7", str(status))
+    assert answer == NoReport("put_off", status, f"HTTP {status}: busy", "7", str(status))
     assert read_rejected({"code": status, "message": "busy"}).outcome == "put_off"
 
 
@@ -199,7 +195,7 @@ def test_a_busy_upstream_that_names_a_task_may_have_accepted_it(status: int) -> 
     assert read_rejected({"task_id": "n1_a"}, status).outcome == "lost"
 
 
-@pytest.mark.parametrize("status", [302, 303, 408, 499, 500, 502, 504, 520])
+@pytest.mark.parametrize("status", [303, 408, 499, 500, 502, 504, 520])
 def test_any_other_status_may_have_been_accepted(status: int) -> None:
     assert read_rejected({"message": "?"}, status).outcome == "lost"
 
@@ -223,7 +219,6 @@ def test_a_2xx_that_cannot_be_read_may_have_been_accepted(body: bytes) -> None:
         {},
         [],
         {"code": 200},
-        {"success": False},
         {"id": "req_1", "error": "no"},
         {"code": 200, "data": None},
     ],
@@ -258,9 +253,13 @@ def test_a_finished_video_is_found(body: Any) -> None:
     ("body", "code", "message"),
     [
         ({"data": {"status": "FAILED", "error": "Content policy"}}, None, "Content policy"),
-        ({"status": "error", "error": {"code": "nsfw", "message": "No"}}, "nsfw", "No"),
+        ({"id": "t", "status": "error", "error": {"code": "nsfw", "message": "No"}}, "nsfw", "No"),
         ({"code": 200, "message": "success", "data": {"status": "failed"}}, None, None),
-        ({"code": 501, "msg": "Generation failed", "data": {}}, "501", "Generation failed"),
+        ({"code": 501, "msg": "It failed", "data": {"taskId": "t"}}, "501", "It failed"),
+        ({"data": {"task_id": "t", "error": "Content policy"}}, None, "Content policy"),
+        ({"data": {"task_id": "t", "status": "Melting", "error": "Too hot"}}, None, "Too hot"),
+        ({"data": {"taskId": "t", "successFlag": 3, "errorMessage": "No"}}, None, "No"),
+        ({"id": "t", "status": "Content Moderated"}, None, None),
         ({"data": {"status": "cancelled", "errorMessage": "by you"}}, None, "by you"),
     ],
 )
@@ -295,7 +294,7 @@ def test_success_without_any_result_stays_open() -> None:
 def test_an_unknown_task_is_not_found() -> None:
     error = b'{"error":{"code":404,"message":"not found"}}'
     assert wire.read_poll(404, JSON, error) == NoReport("absent")
-    assert wire.read_poll(200, JSON, error) == NoReport("absent")
+    assert wire.read_poll(200, JSON, error) == NoReport("absent", message="not found")
 
 
 def test_a_throttled_answer_has_its_retry_after() -> None:
@@ -308,14 +307,18 @@ def test_a_throttled_answer_has_its_retry_after() -> None:
 @pytest.mark.parametrize(
     ("status", "body", "expected"),
     [
-        (401, b'{"error":{"code":401}}', NoReport("unwell", 401, "HTTP 401")),
+        (401, b'{"error":{}}', NoReport("unwell", 401, 'HTTP 401: {"error":{}}')),
         (200, b'{"error":{"code":401,"message":"bad key"}}', NoReport("unwell", 401, "bad key")),
         (500, b"", NoReport("unwell", 500, "HTTP 500")),
-        (302, b"", NoReport("unwell", 302, "HTTP 302")),
-        (200, b"<html>", NoReport("unwell", 200, "the answer is not a JSON object")),
+        (302, b"", NoReport("unwell", 302, "HTTP 302: upstream is at another address")),
+        (200, b"<html>", NoReport("unwell", 200, "the answer is not a JSON object: <html>")),
+        (200, b'{"status":"error","message":"busy"}', NoReport("unwell", 200, "busy")),
+        (200, b'{"code":429,"status":"error"}', NoReport("throttled")),
+        (200, b'{"code":401,"status":"fail","message":"no"}', NoReport("unwell", 401, "no")),
+        (200, b'{"code":500,"msg":"?","data":{"taskId":"t"}}', NoReport("unwell", 500, "?")),
         (200, b'{"code":500,"msg":"oops"}', NoReport("unwell", 500, "oops")),
         (200, b'{"code":500,"msg":"?","data":{"status":"SUCCESS"}}', NoReport("unwell", 500, "?")),
-        (200, b"{}", NoReport("unwell", 200, "the answer says nothing about a task")),
+        (200, b"{}", NoReport("unwell", 200, "the answer says nothing about a task: {}")),
         (200, b'{"error":"Task store is down"}', NoReport("unwell", 200, "Task store is down")),
     ],
 )
@@ -435,7 +438,7 @@ def test_kie_flux_kontext_returns_the_result_and_not_the_original() -> None:
     assert (report.state, urls(report)) == ("succeeded", [PNG])
 
 
-@pytest.mark.parametrize("code", [400, 451, 500, 501, 531])
+@pytest.mark.parametrize("code", [400, 451, 501, 531])
 def test_a_kie_callback_with_an_error_code_is_a_failure(code: int) -> None:
     data = {"taskId": "k1", "info": None}
     report = read_callback({"code": code, "msg": "credits refunded", "data": data})
@@ -534,7 +537,8 @@ def test_without_a_word_a_picture_beside_a_task_may_be_the_one_that_was_sent() -
 def test_a_type_that_echoes_a_parameter_is_not_a_status() -> None:
     data = {"task_id": "n41_a", "type": "pro", "output": [PNG]}
     report = read_poll({"code": 200, "data": data})
-    assert (report.state, report.word, report.recognised) == ("succeeded", None, True)
+    assert (report.state, report.word, report.recognised) == ("processing", None, True)
+    assert report.possible is not None
 
 
 @pytest.mark.parametrize(
@@ -550,12 +554,10 @@ def test_addresses_are_not_files(key: str) -> None:
     "url",
     [
         "ftp://a.test/1.png",
-        "data:image/png;base64,AAAA",
         "javascript:alert(1)",
-        "/1.png",
+        "//",
         "https://",
         "https://[::1",
-        "https://a.test/a b.png",
         "https://a.test/a\n.png",
         "https://a.test/" + "x" * 9_000,
     ],

@@ -1,0 +1,63 @@
+"""Counts what several answers have to say before it is believed: in memory, bounded.
+
+A process that dies forgets it and only asks a few times more.
+"""
+
+from collections import OrderedDict
+
+import msgspec
+
+from service.model.clock import SECOND
+
+SIGHTINGS_MAX = 10_000  # Generations whose answers are remembered.
+FILES_SPAN_MS = 60 * SECOND  # Files beside an unknown word stay the same for this long,
+FILES_ANSWERS = 3  # in so many answers, before they count as the result.
+LINK_SPAN_MS = 45 * SECOND  # The files of a task that says it is done may come within this time.
+LINK_ANSWERS = 4
+ALIAS_ANSWERS = 3  # Answers with the same other id before it counts as another name of the task.
+
+
+class Sighting(msgspec.Struct):
+    """What the answers about one generation said, how often, and since when."""
+
+    content: str
+    count: int
+    first_at: int
+
+
+class Sightings:
+    """The latest sighting of each generation, and which generations met another task's id."""
+
+    def __init__(self) -> None:
+        self._by_generation: OrderedDict[str, Sighting] = OrderedDict()
+        self._met_by: OrderedDict[str, str | None] = OrderedDict()  # None: several generations.
+
+    def note(self, generation_id: str, content: str, now: int) -> Sighting:
+        """Count an answer; one that says something else begins anew."""
+        sighting = self._by_generation.pop(generation_id, None)
+        if sighting is None or sighting.content != content:
+            sighting = Sighting(content, 0, now)
+        sighting.count += 1
+        self._by_generation[generation_id] = sighting
+        if len(self._by_generation) > SIGHTINGS_MAX:
+            self._by_generation.popitem(last=False)
+        return sighting
+
+    def is_alias(self, generation_id: str, other_id: str, now: int) -> bool:
+        """Count an answer that names another task; whether that id is this task's other name.
+
+        Resellers show the id of the service behind them. An id that a second generation meets is
+        never a name of either.
+        """
+        met_by = self._met_by.setdefault(other_id, generation_id)
+        self._met_by.move_to_end(other_id)
+        if len(self._met_by) > SIGHTINGS_MAX:
+            self._met_by.popitem(last=False)
+        if met_by != generation_id:
+            self._met_by[other_id] = None
+            return False
+        return self.note(generation_id, f"task {other_id}", now).count >= ALIAS_ANSWERS
+
+    def forget(self, generation_id: str) -> None:
+        """Forget what was said about a generation that has ended."""
+        self._by_generation.pop(generation_id, None)

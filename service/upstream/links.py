@@ -1,0 +1,73 @@
+"""Reads a link, or a file that is written into the JSON, as people write them."""
+
+import base64
+import re
+from urllib.parse import urlsplit
+
+import msgspec
+
+MAX_URL_CHARS = 8_192
+_INLINE_MIN_CHARS = 64  # Shorter texts of these letters may be anything.
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
+_HEAD_CHARS = 32
+# The first bytes of a file: where they are, what they are, and its media type.
+_SIGNATURES = (
+    (0, b"\x89PNG\r\n", "image/png"),
+    (0, b"\xff\xd8\xff", "image/jpeg"),
+    (0, b"GIF8", "image/gif"),
+    (8, b"WEBP", "image/webp"),
+    (8, b"WAVE", "audio/wav"),
+    (4, b"ftyp", "video/mp4"),
+    (0, b"\x1aE\xdf\xa3", "video/webm"),
+    (0, b"ID3", "audio/mpeg"),
+    (0, b"OggS", "audio/ogg"),
+    (0, b"fLaC", "audio/flac"),
+)
+
+
+class Link(msgspec.Struct, frozen=True):
+    """Where a file is: a URL, or None with the media type of a file inside the JSON."""
+
+    url: str | None
+    media_type: str | None = None
+
+
+def read(text: str) -> Link | None:
+    """Return the link that a text is; None if it is none.
+
+    A URL may have any case of scheme, spaces (they are encoded) or no host: it is then relative to
+    upstream (RFC 3986). Of a data URI or base64 only the media type is returned.
+    """
+    if inline := _inline_type(text):
+        return Link(None, inline)
+    text = text.strip()
+    if not text or len(text) > MAX_URL_CHARS or not text.isprintable():
+        return None
+    scheme, colon, rest = text.partition(":")
+    lowered = scheme.lower()
+    if text.startswith("/"):
+        return Link(text.replace(" ", "%20")) if len(text.strip("/")) > 0 else None
+    if not colon or lowered not in {"http", "https", "gs", "s3"}:
+        return None
+    url = f"{lowered}:{rest}".replace(" ", "%20")
+    try:
+        has_host = rest.startswith("//") and bool(urlsplit(url).netloc and urlsplit(url).hostname)
+    except ValueError:
+        return None
+    return Link(url) if has_host else None
+
+
+def is_relative(link: Link) -> bool:
+    """Whether the link is relative to upstream: under an unknown key it may be any path."""
+    return link.url is not None and link.url.startswith("/")
+
+
+def _inline_type(text: str) -> str | None:
+    """Return the media type of a data URI, or of base64 that begins as a known kind of file."""
+    if text[:5].lower() == "data:" and "," in text[:256]:
+        return re.split("[;,]", text[5:256])[0].strip().lower() or "text/plain"
+    if len(text) < _INLINE_MIN_CHARS or not _BASE64.fullmatch(text[:_HEAD_CHARS]):
+        return None
+    head = base64.b64decode(text[:_HEAD_CHARS], altchars=b"-_" if set(text) & {"-", "_"} else None)
+    matches = (kind for at, magic, kind in _SIGNATURES if head[at:].startswith(magic))
+    return next(matches, None)

@@ -1,0 +1,166 @@
+"""Upstream's answers are compared with the question, and one answer may not be enough."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from service.generations.sightings import Sightings
+from service.upstream import catalogue
+from tests.harness import SUBSCRIBER_URL, Harness, create_answer, opened, success_report
+
+PNG = "https://cdn.example/1.png"
+
+
+def told(task_id: str, **data: Any) -> httpx.Response:
+    return httpx.Response(200, json={"code": 200, "data": {"task_id": task_id, **data}})
+
+
+async def poll(world: Harness, *answers: httpx.Response, seconds: float = 400) -> dict[str, Any]:
+    """Let upstream answer the next polls of the first generation; return it."""
+    for answer in answers:
+        world.upstream.poll_replies.append(answer)
+        await world.run(seconds)
+    page = await world.get("/v1/generations")
+    generation: dict[str, Any] = page["data"][-1]
+    return generation
+
+
+@pytest.mark.parametrize("word", ["SUCCESS", "FAILED"])
+async def test_an_answer_that_names_another_task_is_not_applied(tmp_path: Path, word: str) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.subscribe()
+        await world.generate()
+        stranger = told("stranger", status=word, images=[PNG + "?stranger"])
+        generation = await poll(world, stranger)
+        assert generation["status"] == "processing"
+        world.upstream.finish("task1")
+        generation = await poll(world, told("task1", status="SUCCESS", images=[PNG]))
+        assert [file["url"] for file in generation["output"]["files"]] == [PNG]
+        events = world.subscribers.webhooks_to(SUBSCRIBER_URL)
+        assert all(b"stranger" not in webhook.body for webhook in events)
+
+
+async def test_an_id_that_comes_three_times_is_another_name_of_the_task(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        answer = told("behind", status="SUCCESS", images=[PNG])
+        assert (await poll(world, answer, answer))["status"] == "processing"
+        generation = await poll(world, answer)
+        assert (generation["status"], generation["task_id"]) == ("succeeded", "task1")
+
+
+async def test_the_task_of_another_generation_is_never_another_name(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        await world.generate()
+        world.upstream.poll_replies.clear()
+        world.upstream.tasks["task1"] = {"task_id": "task2", "status": "SUCCESS", "output": [PNG]}
+        for _ in range(6):
+            await world.run(300)
+        first = (await world.get("/v1/generations"))["data"][-1]
+        assert first["status"] == "processing"
+
+
+def test_an_id_that_a_second_generation_meets_is_no_name() -> None:
+    sightings = Sightings()
+    assert [sightings.is_alias("gen_a", "x", at) for at in range(3)] == [False, False, True]
+    assert not sightings.is_alias("gen_b", "x", 3)
+    assert not sightings.is_alias("gen_a", "x", 4)
+
+
+async def test_a_believed_callback_that_names_another_task_is_a_hint(tmp_path: Path) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        await world.generate()
+        generation = await world.generate()
+        await world.call_back(success_report("task1"), index=1)
+        shown = await world.get(f"/v1/generations/{generation['id']}")
+        assert shown["status"] == "processing"
+        await world.run()
+        assert world.upstream.polls == ["task2"]
+        await world.call_back(success_report("task2"), index=1)
+        shown = await world.get(f"/v1/generations/{generation['id']}")
+        assert shown["status"] == "succeeded"
+
+
+async def test_a_task_that_is_done_ends_though_it_has_no_link(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        answer = told("task1", status="SUCCESS", text="what was said")
+        generation = await poll(world, answer, answer, answer, seconds=15)
+        assert generation["status"] == "processing"
+        generation = await poll(world, answer, seconds=15)
+        assert (generation["status"], generation["output"]["files"]) == ("succeeded", [])
+        assert generation["output"]["raw"]["data"]["text"] == "what was said"
+
+
+async def test_files_beside_an_unknown_word_need_three_answers_in_a_minute(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        answer = told("task1", status="Melted", output=[PNG])
+        assert (await poll(world, answer, answer, seconds=30))["status"] == "processing"
+        generation = await poll(world, answer, seconds=30)
+        assert generation["status"] == "succeeded"
+
+
+async def test_an_unknown_word_alone_ends_at_the_deadline_with_its_reason(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        generation = await poll(world, told("task1", status="Melting"), seconds=3_600)
+        assert generation["status"] == "timed_out"
+        assert generation["error"]["code"] == "unknown_status"
+        assert "Melting" in generation["error"]["message"]
+
+
+async def test_secrets_are_cut_out_of_the_urls_of_files(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None, upstream_api_key="sk-live-0123456789") as world:
+        await world.generate()
+        images = [f"{PNG}?key=sk-live-0123456789", "/files/a.png"]
+        generation = await poll(world, told("task1", status="SUCCESS", images=images))
+        urls = [file["url"] for file in generation["output"]["files"]]
+        assert urls == [f"{PNG}?key=[redacted]", "http://upstream.test/files/a.png"]
+
+
+async def test_an_opaque_id_is_encoded_in_the_path(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        paths: list[bytes] = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            paths.append(request.url.raw_path)
+            return told("../a b?c#d", status="SUCCESS", images=[PNG])
+
+        world.upstream.create_replies.append(httpx.Response(200, json=create_answer("../a b?c#d")))
+        world.upstream.poll_replies.append(answer)
+        await world.generate()
+        await world.run(60)
+        assert paths == [b"/api/v1/tasks/..%2Fa%20b%3Fc%23d"]
+        assert (await world.get("/v1/generations"))["data"][0]["status"] == "succeeded"
+
+
+async def test_a_failure_without_a_known_reason_shows_what_upstream_said(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        generation = await poll(world, told("task1", status="FAILED", odd={"why": "too blue"}))
+        assert "too blue" in generation["error"]["message"]
+
+
+async def test_a_submission_declined_with_an_unknown_code_is_repeated_with_a_bound(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        answer = {"success": False, "message": "?"}
+        world.upstream.on_create = lambda _: httpx.Response(200, json=answer)
+        await world.generate()
+        for _ in range(12):
+            await world.run(60)
+        assert len(world.upstream.creates) == 6
+
+
+@pytest.mark.parametrize("count", [10**19, 1e300, 2**62])
+def test_credits_fit_in_a_column_whatever_the_input(count: float) -> None:
+    model = catalogue.load()["imagen4"]
+    amount = catalogue.credits(model, {"prompt": "x", "num_images": count})
+    assert amount == catalogue.CREDITS_MAX
+    assert msgspec.json.encode(amount)

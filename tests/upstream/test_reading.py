@@ -1,0 +1,155 @@
+"""Reads links, codes, envelopes and odd characters of strangers: the rules of reading."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from service.upstream import wire
+from service.upstream.results import File
+from service.upstream.wire import NoReport, Report
+from tests.upstream.test_wire import JSON, PNG, read_accepted, read_poll, read_rejected, urls
+
+DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5Erk=="
+
+
+@pytest.mark.parametrize(
+    ("text", "url", "media_type"),
+    [
+        ("HTTPS://a.test/A.png", "https://a.test/A.png", "image/png"),
+        ("https://a.test/a b.png", "https://a.test/a%20b.png", "image/png"),
+        ("/files/a.png", "/files/a.png", "image/png"),
+        ("//cdn.test/a.png", "//cdn.test/a.png", "image/png"),
+        ("gs://bucket/a.mp4", "gs://bucket/a.mp4", "video/mp4"),
+        ("s3://bucket/a.mp4", "s3://bucket/a.mp4", "video/mp4"),
+        ("data:image/webp;base64,AAAA", None, "image/webp"),
+        (DOT, None, "image/png"),
+        ("/9j/" + "A" * 80, None, "image/jpeg"),
+    ],
+)
+def test_links_are_read_as_people_write_them(text: str, url: str | None, media_type: str) -> None:
+    report = read_poll({"data": {"task_id": "n1_a", "status": "SUCCESS", "output": [text]}})
+    assert (report.state, report.files) == ("succeeded", (File(url, media_type),))
+
+
+# Codes of bodies
+
+
+@pytest.mark.parametrize("code", [23, 425, 429, 430, 455, 503, 1002])
+def test_a_code_that_means_come_again_is_sent_again(code: int) -> None:
+    answer = read_rejected({"code": code, "msg": "later", "data": None})
+    assert (answer.outcome, answer.repeats_max) == ("put_off", None)
+
+
+@pytest.mark.parametrize("code", [418, 433, 499])
+def test_an_unknown_code_is_not_final_because_of_its_size(code: int) -> None:
+    assert read_rejected({"code": code, "msg": "?", "data": None}).outcome == "lost"
+
+
+@pytest.mark.parametrize("body", [{"success": False}, {"error": {"code": 1234, "message": "?"}}])
+def test_an_error_without_an_id_is_sent_again_with_a_bound(body: Any) -> None:
+    answer = read_rejected(body)
+    assert (answer.outcome, answer.repeats_max) == ("put_off", wire.UNKNOWN_REPEATS_MAX)
+
+
+def test_an_error_that_names_a_task_may_have_been_accepted() -> None:
+    assert read_rejected({"id": "t", "error": {"code": 1234, "message": "?"}}).outcome == "lost"
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_was_not_taken_and_its_location_is_said(status: int) -> None:
+    answer = wire.read_create(status, {"location": "https://new.test/v2"}, b"")
+    assert isinstance(answer, NoReport)
+    assert (answer.outcome, answer.status) == ("refused", status)
+    assert answer.message == f"HTTP {status}: upstream is at https://new.test/v2"
+
+
+# The envelope, the task and the parts
+
+
+def test_a_word_of_the_envelope_is_not_the_tasks() -> None:
+    data = {"task_id": "n1_a", "progress": 40, "preview": PNG, "output": [PNG]}
+    report = read_poll({"status": "success", "data": data})
+    assert (report.state, report.word, report.possible) == ("processing", None, None)
+
+
+def test_a_final_word_above_open_parts_is_still_working() -> None:
+    parts = [{"url": PNG, "status": "completed"}, {"status": "processing"}]
+    assert read_poll({"id": "t", "status": "completed", "results": parts}).state == "processing"
+
+
+def test_the_id_in_an_echo_is_not_the_tasks() -> None:
+    echo = {"input": {"task_id": "old"}, "param": {"taskId": "old"}, "parent": {"id": "old"}}
+    report = read_poll({"data": {"task_id": "new", "status": "SUCCESS", "output": [PNG], **echo}})
+    assert report.task_ids == ("new",)
+
+
+def test_success_without_a_link_is_possible_with_all_that_upstream_gave() -> None:
+    report = read_poll({"data": {"task_id": "t", "status": "SUCCESS", "text": "what was said"}})
+    assert report.state == "processing"
+    assert report.possible is not None
+    assert (report.possible.state, report.possible.raw) == ("succeeded", report.raw)
+
+
+# Odd characters
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'\xef\xbb\xbf{"data":{"task_id":"t","status":"SUCCESS","output":["https://a.test/1.png"]}}',
+        b'{"x":NaN,"data":{"task_id":"t","status":"SUCCESS","output":["https://a.test/1.png"]}}',
+        b'{"x":"\\ud800","data":{"task_id":"t","status":"SUCCESS","output":["https://a.test/1.png"]}}',
+        b'{"x":"a\x01\n","data":{"task_id":"t","status":"SUCCESS","output":["https://a.test/1.png"]}}',
+        b'{"x":"\xc3","data":{"task_id":"t","status":"SUCCESS","output":["https://a.test/1.png"]}}',
+        b'{"x":1e999,"data":{"task_id":"t","status":"SUCCESS","output":["https://a.test/1.png"]}}',
+        b'{"data":{"task_id":"t","status":"SUCCESS","output":["https://a.test/1.png"]}}\n<!-- -->',
+        b'{"x":' + b"9" * 5_000 + b',"id":"t","status":"SUCCESS","output":"https://a.test/1.png"}',
+        b'{"id":"t","status":"SUCCESS","output":"https://a.test/1.png","x":' + b"[" * 2_000
+        + b"]" * 2_000 + b"}",
+    ],
+)  # fmt: skip
+def test_one_odd_character_hides_no_result(odd: bytes) -> None:
+    answer = wire.read_poll(200, JSON, odd)
+    assert isinstance(answer, Report)
+    assert (answer.state, answer.task_id, urls(answer)) == ("succeeded", "t", [PNG_SHORT])
+    msgspec.json.encode(answer)
+
+
+PNG_SHORT = "https://a.test/1.png"
+
+
+def test_a_body_that_was_cut_may_name_a_task_but_ends_nothing() -> None:
+    body = b'{"code":200,"data":{"task_id":"t","status":"FAILED","error":"no","log":"and so'
+    created = wire.read_create(200, JSON, body)
+    assert isinstance(created, Report)
+    assert (created.state, created.task_id) == ("processing", "t")
+    polled = wire.read_poll(200, JSON, body)
+    assert isinstance(polled, NoReport)
+    assert polled.outcome == "unwell"
+    called = wire.read_callback(body)
+    assert called is not None
+    assert called.state == "processing"
+
+
+@pytest.mark.parametrize("code", [10**30, -(10**30), 2**63])
+def test_numbers_for_columns_are_clamped(code: int) -> None:
+    answer = wire.read_poll(200, JSON, msgspec.json.encode({"code": code, "msg": "?"}))
+    assert isinstance(answer, NoReport)
+    assert abs(answer.status or 0) == 2**53
+
+
+# Ids
+
+
+@pytest.mark.parametrize("task_id", ["..", ".", "", "x" * 513, None, {}, True])
+def test_a_task_id_that_no_path_can_hold_is_none_and_is_said(task_id: Any) -> None:
+    answer = read_rejected({"code": 200, "data": {"task_id": task_id}})
+    assert answer.outcome == "lost"
+    assert answer.message is not None
+    assert "task_id" in answer.message
+
+
+@pytest.mark.parametrize("task_id", ["../keys", "a/b", "a b", "veo3:17#é?%", "x" * 512, 10**40])
+def test_a_task_id_is_any_text(task_id: Any) -> None:
+    assert read_accepted({"code": 200, "data": {"task_id": task_id}}).task_id == str(task_id)
