@@ -59,7 +59,7 @@ async def read_recipient(tx: Transaction, vault: Vault, subscriber_id: str) -> R
     has_rate = subscriber.rate_per_second is not None
     return Recipient(
         subscriber=subscriber,
-        target=parse_target(subscriber.url),
+        target=parse_target(subscriber.url, subscriber.tenant),
         headers=signing.unseal_headers(vault, subscriber.sealed_headers, subscriber.id),
         signer=signing.Signer(signing.unseal(vault, sealed, owner_id)),
         last_attempt_at=await stats.last_attempt_at(tx, subscriber_id) if has_rate else None,
