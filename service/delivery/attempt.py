@@ -8,7 +8,7 @@ import msgspec
 from service.context import Context
 from service.delivery import formats, retry, signing
 from service.delivery.formats import Message
-from service.delivery.target import Answer, Sender, SendError, Target, parse_target
+from service.delivery.target import Answer, Sender, SenderClosed, SendError, Target, parse_target
 from service.model.attempt import Attempt
 from service.model.clock import SECOND
 from service.model.delivery import DueDelivery
@@ -71,8 +71,8 @@ async def attempt(
 ) -> Result:
     """Make one attempt and judge it, without storing it.
 
-    It raises nothing: a delivery that cannot be sent would be due for ever. Every error counts as
-    a failed attempt instead.
+    It raises nothing but SenderClosed: a delivery that cannot be sent would be due for ever. Every
+    error counts as a failed attempt instead.
     """
     started_at, began = context.clock(), time.perf_counter()
     message = Message(due.body)
@@ -81,6 +81,8 @@ async def attempt(
         message = _message(recipient, due, started_at)
         seconds_max = context.settings.attempt_timeout_seconds
         answer = await sender.send(recipient.target, message.headers, message.body, seconds_max)
+    except SenderClosed:
+        raise
     except SendError as error:
         answer = error
     except Exception as error:  # noqa: BLE001  see above

@@ -8,6 +8,7 @@ from msgspec import Struct, field
 
 from service.context import Context
 from service.delivery.attempt import Recipient, read_recipient
+from service.delivery.receivers import Receiver, Receivers
 from service.delivery.window import Window
 from service.model.attempt import Attempt
 from service.model.clock import SECOND
@@ -60,6 +61,7 @@ class Lane(Struct, eq=False):
     in_flight: int = 0  # Attempts that are under way or being stored.
     turn: int = 0  # Attempts that have left.
     window: Window = field(default_factory=Window)
+    receiver: Receiver = field(default_factory=Receiver)
     next_send_at: float = 0.0
     slow_until: int = 0  # Nothing leaves before, as the receiver asked.
     wake_at: int | None = None  # When the dispatcher looks at the lane next.
@@ -70,12 +72,15 @@ class Lane(Struct, eq=False):
 
     # The subscriber.
 
-    def set_recipient(self, recipient: Recipient) -> None:
+    def set_recipient(self, recipient: Recipient, receiver: Receiver) -> None:
         """Use the subscriber as it is stored now; drop what is held if it is not active."""
         subscriber = recipient.subscriber
-        self.recipient = recipient
+        self.recipient, self.receiver = recipient, receiver
         self.is_open = subscriber.status == "active"
-        self.window.set_limit(subscriber.max_in_flight)
+        if subscriber.is_notify:
+            self.window = receiver.window
+        else:
+            self.window.set_limit(subscriber.max_in_flight)
         self.slow_until = max(self.slow_until, subscriber.slow_until or 0)
         self.failing_since, self.probing = subscriber.failing_since, subscriber.probing
         if subscriber.rate_per_second and recipient.last_attempt_at is not None:
@@ -86,7 +91,7 @@ class Lane(Struct, eq=False):
 
     def set_health(self, subscriber: Subscriber) -> None:
         """Take over what an attempt changed; after a successful probe the window starts anew."""
-        if self.probing and not subscriber.probing:
+        if self.probing and not subscriber.probing and not subscriber.is_notify:
             self.window = Window(subscriber.max_in_flight)
         self.failing_since, self.probing = subscriber.failing_since, subscriber.probing
 
@@ -159,14 +164,14 @@ class Lane(Struct, eq=False):
 
     def blocked_until(self, now: int) -> int | None:
         """Return until when a rate or the receiver lets nothing leave; None if something may."""
-        until = max(self.slow_until, math.ceil(self.next_send_at))
+        until = max(self.slow_until, self.receiver.slow_until, math.ceil(self.next_send_at))
         return until if until > now else None
 
     def pop_next(self, now: int) -> DueDelivery | None:
         """Take the next delivery that may leave; retries cannot take every place."""
         if self.recipient is None or not self.is_open:
             return None
-        if self.in_flight >= self.cap or now < self.slow_until or now < self.next_send_at:
+        if self.in_flight >= self.cap or self.blocked_until(now) is not None:
             return None
         backlog = self._next_backlog()
         if backlog is None:
@@ -182,14 +187,17 @@ class Lane(Struct, eq=False):
         backlog.body_bytes -= len(due.body)
         return due
 
-    def learn(self, attempt: Attempt, now: int) -> None:
-        """Open or close the window by an attempt that has just ended, and is still in flight."""
+    def learn(self, attempt: Attempt, now: int, *, in_flight: int) -> None:
+        """Open or close the window by an attempt that has just ended, and is still in flight.
+
+        in_flight: of all lanes that share the window, this attempt included.
+        """
         code = attempt.status_code
         if code is None or code == 429 or code >= 500:
             self.window.failed(attempt.started_at, now)
         else:
             self.window.answered(
-                attempt.duration_ms, attempt.started_at, now=now, in_flight=self.in_flight
+                attempt.duration_ms, attempt.started_at, now=now, in_flight=in_flight
             )
 
     def release(self, due: DueDelivery) -> None:
@@ -214,7 +222,7 @@ class Lane(Struct, eq=False):
         return self.first_attempts if has_first else None
 
 
-async def load(context: Context, lane: Lane) -> bool:
+async def load(context: Context, receivers: Receivers, lane: Lane) -> bool:
     """Read the lane's subscriber, or else rows that are due; False if the subscriber is deleted.
 
     One call at a time for each lane: `lane.is_loading` is set meanwhile.
@@ -228,7 +236,8 @@ async def load(context: Context, lane: Lane) -> bool:
     if lane.revision != revision:
         return True  # Changed meanwhile: it is read again.
     if recipient is not None:
-        lane.set_recipient(recipient)
+        receiver = receivers.find(recipient.subscriber, recipient.target.origin)
+        lane.set_recipient(recipient, receiver)
         return True
     lane.drop_waiting()
     while await context.database.write(deliveries.cancel, lane.subscriber_id):

@@ -7,6 +7,7 @@ from typing import Any
 from service.delivery import signing
 from service.delivery.attempt import Recipient
 from service.delivery.lanes import READY_BYTES_MAX, READY_MAX, Lane
+from service.delivery.receivers import Receiver
 from service.delivery.target import parse_target
 from service.model.delivery import DueDelivery
 from service.model.subscriber import Subscriber
@@ -14,22 +15,16 @@ from tests.harness import START, SUBSCRIBER_URL
 
 
 def recipient(**fields: Any) -> Recipient:
-    subscriber = Subscriber(
-        id="sub_1",
-        tenant="default",
-        url=SUBSCRIBER_URL,
-        retry_schedule_seconds=[0],
-        created_at=0,
-        updated_at=0,
-        **fields,
-    )
+    defaults: dict[str, Any] = {"id": "sub_1", "tenant": "default", "url": SUBSCRIBER_URL}
+    times = {"created_at": 0, "updated_at": 0}
+    subscriber = Subscriber(**{**defaults, "retry_schedule_seconds": [0], **times, **fields})
     signer = signing.Signer(signing.new_secrets(os.urandom))
-    return Recipient(subscriber, parse_target(SUBSCRIBER_URL), {}, signer)
+    return Recipient(subscriber, parse_target(subscriber.url), {}, signer)
 
 
-def lane_of(**fields: Any) -> Lane:
-    lane = Lane("sub_1")
-    lane.set_recipient(recipient(**fields))
+def lane_of(receiver: Receiver | None = None, **fields: Any) -> Lane:
+    lane = Lane(fields.get("id", "sub_1"))
+    lane.set_recipient(recipient(**fields), receiver or Receiver())
     return lane
 
 
@@ -102,7 +97,7 @@ def test_a_delivery_is_held_once() -> None:
 def test_a_closed_lane_holds_nothing() -> None:
     lane = lane_of()
     lane.hold(due(1))
-    lane.set_recipient(recipient(status="paused"))
+    lane.set_recipient(recipient(status="paused"), Receiver())
     assert lane.waiting == 0
     assert not lane.hold(due(2))
     assert popped(lane) == []
