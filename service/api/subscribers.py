@@ -9,18 +9,19 @@ from msgspec import UNSET, UnsetType
 from service.api import checks
 from service.api.call import Answer, Call, answer, answer_page, read_own
 from service.api.checks import NO_NUL, REDACTED, Rate
-from service.api.problem import conflict, not_found, refuse_fields
+from service.api.problem import Problem, conflict, not_found, refuse_fields, unavailable
 from service.api.signing_secret import answer_rotation, answer_secrets
 from service.delivery import health, signing
-from service.delivery.attempt import send_test
+from service.delivery.ping import send_test
 from service.delivery.retry import DEFAULT_RETRY_SECONDS
 from service.delivery.signing import Secrets
-from service.model.event import Event
+from service.delivery.target import SenderClosed
 from service.model.subscriber import Filter, Subscriber
-from service.store import deliveries, events, rows, stats, subscribers
+from service.store import deliveries, rows, stats, subscribers
 from service.store.database import Transaction
 
 SUBSCRIBERS_MAX = 1_000
+TOO_MANY_TESTS = "Other tests of the subscriber, or attempts of the tenant, are still under way."
 
 Delay = Annotated[int, msgspec.Meta(ge=0, le=604_800)]
 
@@ -197,14 +198,12 @@ async def get_stats(tx: Transaction, call: Call) -> Answer:
 
 async def test(call: Call) -> Answer:
     """POST /v1/subscribers/{id}/test: send one `ping` now; 200 with the attempt."""
-    subscriber, event = await call.database.write(_ping, call)
-    sender = call.parts.dispatcher.sender
-    attempt, request = await send_test(call.context, sender, subscriber, event)
+    subscriber = await call.database.read(get, call)
+    try:
+        tested = await send_test(call.parts.dispatcher, subscriber)
+    except SenderClosed as error:
+        raise unavailable("The service stops.") from error
+    if tested is None:
+        raise Problem(429, "too_many_tests", TOO_MANY_TESTS, headers={"retry-after": "1"})
+    attempt, request = tested
     return answer({"attempt": attempt.view(), "request": request})
-
-
-async def _ping(tx: Transaction, call: Call) -> tuple[Subscriber, Event]:
-    subscriber = await get(tx, call)
-    event = events.new_event(call.tenant, "ping", {"subscriber_id": subscriber.id}, None, tx.now)
-    await events.insert(tx, [event])
-    return subscriber, event

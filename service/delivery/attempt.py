@@ -12,7 +12,6 @@ from service.delivery.target import Answer, Sender, SenderClosed, SendError, Tar
 from service.model.attempt import Attempt
 from service.model.clock import SECOND
 from service.model.delivery import DueDelivery
-from service.model.event import Event
 from service.model.ids import new_id
 from service.model.subscriber import Subscriber
 from service.store import deliveries, rows, stats, subscribers
@@ -100,26 +99,6 @@ async def attempt(
     _count(sent, due, verdict.word, seconds)
     record = _record(recipient, sent, due, verdict, ended_at)
     return Result(due, message, record, verdict, ended_at)
-
-
-async def send_test(
-    context: Context, sender: Sender, subscriber: Subscriber, event: Event
-) -> tuple[Attempt, dict[str, object]]:
-    """Send an event to one subscriber now, once; return the attempt, and exactly what was sent.
-
-    The values of the subscriber's own headers are redacted: they often are credentials.
-    """
-    recipient = await context.database.read(read_recipient, context.vault, subscriber.id)
-    assert recipient is not None
-    due = deliveries.new_due(event, subscriber, context.clock(), "test")
-    result = await attempt(context, sender, recipient, due)
-    # A test is over after one attempt, whatever a retry would have been due at.
-    status = "delivered" if result.record.status == "delivered" else "dead"
-    record = msgspec.structs.replace(result.record, status=status, due_at=None, is_counted_now=True)
-    await context.database.write(deliveries.insert_ended, due, record)
-    headers = {**result.message.headers, **dict.fromkeys(recipient.headers, "[redacted]")}
-    body = result.message.body.decode()
-    return record.attempt, {"url": subscriber.url, "headers": headers, "body": body}
 
 
 def _message(recipient: Recipient, due: DueDelivery, now: int) -> Message:

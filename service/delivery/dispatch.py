@@ -2,6 +2,7 @@
 
 import asyncio
 import heapq
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 
 from service.context import Context
@@ -33,6 +34,7 @@ class Dispatcher:
         self.lanes: dict[str, Lane] = {}
         self.receivers = Receivers()
         self.slots = Slots(context.settings.max_in_flight)
+        self.tests = Counter[str]()  # Test deliveries under way, by subscriber.
         self.attempted = 0
         self.is_open = False  # Until this process has the right to work.
         self.on_timer: Callable[[], None] = lambda: None
@@ -290,6 +292,10 @@ class Dispatcher:
             _log.exception("attempt.unrecorded", delivery_id=due.id)
             lane.expect(now + TROUBLE_RETRY_MS, now + TROUBLE_RETRY_MS)
         self._release(lane, due)
+        return self.pump_waiting()
+
+    def pump_waiting(self) -> int:
+        """Let lanes go on that waited for the slots that are free now; return the time."""
         now = self.context.clock()
         while waiting := self.slots.next_waiting():
             self._pump(waiting, now)

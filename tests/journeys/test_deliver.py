@@ -9,7 +9,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from service.delivery.retry import DEFAULT_RETRY_SECONDS
-from service.delivery.target import Answer, SendError
+from service.delivery.target import Answer, SenderClosed, SendError
 from service.model.errors import StorageError
 from tests.harness import START, SUBSCRIBER_URL, opened
 from tests.journeys.gates import Gate, attach_worker, deliveries, delivery, queue_answers, take_over
@@ -224,6 +224,25 @@ async def test_a_delivery_that_cannot_be_sent_at_all_counts_its_attempts(tmp_pat
         found = await delivery(world)
         assert (found["status"], found["attempt_count"]) == ("dead", 2)
         assert found["attempts"][0]["error"]["code"] == "internal_error"
+
+
+async def test_our_own_end_is_not_recorded_as_the_receivers_failure(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0])
+
+        async def stop() -> int:
+            raise SenderClosed
+
+        queue_answers(world, stop)
+        await world.generate()
+        await world.run()
+        assert world.app.worker.dispatcher.slots.in_use == 0
+        found = await delivery(world)
+        assert (found["status"], found["attempt_count"]) == ("pending", 0)
+        assert (await world.get(f"/v1/subscribers/{subscriber['id']}"))["status"] == "active"
+        await world.restart()
+        await world.run()
+        assert (await delivery(world))["status"] == "delivered"
 
 
 async def test_while_storage_fails_the_slot_is_held_and_the_webhook_is_not_sent_again(
