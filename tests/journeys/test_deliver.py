@@ -234,9 +234,9 @@ async def test_our_own_end_is_not_recorded_as_the_receivers_failure(tmp_path: Pa
             raise SenderClosed
 
         queue_answers(world, stop)
-        await world.generate()
-        await world.run()
-        assert world.app.worker.dispatcher.slots.in_use == 0
+        async with attach_worker(world) as dispatcher:
+            await world.generate()
+        assert (len(world.subscribers.webhooks), dispatcher.slots.in_use) == (1, 0)
         found = await delivery(world)
         assert (found["status"], found["attempt_count"]) == ("pending", 0)
         assert (await world.get(f"/v1/subscribers/{subscriber['id']}"))["status"] == "active"
