@@ -18,8 +18,10 @@ from service.store import deliveries, rows, stats, subscribers
 from service.store.database import Transaction
 from service.store.vault import Vault
 from service.telemetry import log, metrics
+from service.telemetry.redact import Redactor
 
 _log = log.get()
+SECRET_CHARACTERS_MIN = 6  # A shorter value of a subscriber's header is not cut out of answers.
 
 
 class Recipient(msgspec.Struct, frozen=True):
@@ -29,6 +31,7 @@ class Recipient(msgspec.Struct, frozen=True):
     target: Target
     headers: Mapping[str, str]  # The subscriber's own, decrypted.
     signer: signing.Signer
+    redactor: Redactor | None = None  # Cuts the values of these headers out of answers.
     last_attempt_at: int | None = None  # Read only if there is a rate, which continues from there.
 
 
@@ -56,11 +59,13 @@ async def read_recipient(tx: Transaction, vault: Vault, subscriber_id: str) -> R
         sealed = await subscribers.tenant_secrets(tx, owner_id)
     assert sealed is not None
     has_rate = subscriber.rate_per_second is not None
+    headers = signing.unseal_headers(vault, subscriber.sealed_headers, subscriber.id)
     return Recipient(
         subscriber=subscriber,
         target=parse_target(subscriber.url, subscriber.tenant),
-        headers=signing.unseal_headers(vault, subscriber.sealed_headers, subscriber.id),
+        headers=headers,
         signer=signing.Signer(signing.unseal(vault, sealed, owner_id)),
+        redactor=_redactor_of(headers),
         last_attempt_at=await stats.last_attempt_at(tx, subscriber_id) if has_rate else None,
     )
 
@@ -95,6 +100,8 @@ async def attempt(
         now=ended_at,
         jitter=context.jitter(),
     )
+    if isinstance(answer, Answer) and recipient.redactor is not None:
+        answer = _without_echoes(answer, recipient.redactor)
     sent = _attempt(due, answer, started_at, seconds)
     _count(sent, due, verdict.word, seconds)
     record = _record(recipient, sent, due, verdict, ended_at)
@@ -114,6 +121,20 @@ def _message(recipient: Recipient, due: DueDelivery, now: int) -> Message:
         "webhook-signature": recipient.signer.header(due.event_id, now, event.body),
     }
     return Message(event.body, headers)
+
+
+def _redactor_of(headers: Mapping[str, str]) -> Redactor | None:
+    """Return what cuts the values of the headers, also without their scheme (`Bearer …`)."""
+    values = {part for value in headers.values() for part in (value, value.rpartition(" ")[2])}
+    secrets = {value for value in values if len(value) >= SECRET_CHARACTERS_MIN}
+    return Redactor(secrets) if secrets else None
+
+
+def _without_echoes(answer: Answer, redactor: Redactor) -> Answer:
+    """Return the answer as it may be stored: a receiver may repeat what it was sent."""
+    headers = tuple((name, redactor.text(value)) for name, value in answer.headers)
+    body = redactor.text(answer.body.decode(errors="surrogateescape"))
+    return Answer(answer.status_code, headers, body.encode(errors="surrogateescape"))
 
 
 def _attempt(

@@ -62,6 +62,7 @@ class Dispatcher:
     def refill(self, subscriber_id: str) -> None:
         """Read the subscriber's rows: some are due now or will be."""
         lane, now = self._lane(subscriber_id), self.context.clock()
+        lane.read_again |= lane.held_ids
         lane.expect(now, now)
         self._pump(lane, now)
 
@@ -280,7 +281,8 @@ class Dispatcher:
             await health.record(self.context, lane, result, now, may_wait=is_idle)
             self._count(result.record, now)
             lane.expect(None, result.verdict.due_at)
-            if result.record.ordered:  # The next event of its generation may be due.
+            if result.record.ordered or due.id in lane.read_again:
+                # The next event of its generation may be due, or a retry that was asked for.
                 lane.expect(now, now)
         except StorageError as error:
             _log.error("attempt.unrecorded", delivery_id=due.id, error=str(error))

@@ -58,6 +58,7 @@ class Lane(Struct, eq=False):
     first_attempts: Backlog = field(default_factory=partial(Backlog, is_retries=False))
     retries: Backlog = field(default_factory=partial(Backlog, is_retries=True))
     held_ids: set[str] = field(default_factory=set)  # Waiting, in flight or being stored.
+    read_again: set[str] = field(default_factory=set)  # Held ones that may have been changed.
     in_flight: int = 0  # Attempts that are under way or being stored.
     turn: int = 0  # Attempts that have left.
     window: Window = field(default_factory=Window)
@@ -104,6 +105,7 @@ class Lane(Struct, eq=False):
         """Drop what has not left yet, and every read of rows under way."""
         for backlog in (self.first_attempts, self.retries):
             self.held_ids.difference_update(due.id for due in backlog.deliveries)
+            self.read_again &= self.held_ids
             backlog.deliveries.clear()
             backlog.body_bytes = 0
         self.revision += 1
@@ -205,6 +207,7 @@ class Lane(Struct, eq=False):
         self._backlog_of(due).in_flight -= 1
         self.in_flight -= 1
         self.held_ids.discard(due.id)
+        self.read_again.discard(due.id)
         if self.is_loading:
             self.recorded_while_loading.add(due.id)
 

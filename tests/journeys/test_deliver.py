@@ -245,6 +245,40 @@ async def test_our_own_end_is_not_recorded_as_the_receivers_failure(tmp_path: Pa
         assert (await delivery(world))["status"] == "delivered"
 
 
+@pytest.mark.parametrize("schedule", [[0, 36_000], [0]])
+@pytest.mark.parametrize("later", [0, 1])
+async def test_a_retry_that_is_asked_for_during_an_attempt_is_made(
+    tmp_path: Path, schedule: list[int], later: int
+) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(**ONE, retry_schedule_seconds=schedule)
+        gate = Gate(500)
+        queue_answers(world, gate)
+        async with attach_worker(world):
+            await world.generate()
+            await gate.wait_for(1)
+            world.clock.advance(later)
+            path = f"/v1/deliveries/{(await delivery(world))['id']}/retry"
+            assert (await world.client.post(path)).status_code == 202
+            gate.is_open.set()
+        found = await delivery(world)
+        assert (found["status"], found["attempt_count"]) == ("delivered", 2)
+        assert [each["trigger"] for each in found["attempts"]] == ["scheduled", "manual"]
+
+
+async def test_one_retry_makes_one_attempt(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(**ONE, retry_schedule_seconds=[0, 36_000, 36_000])
+        queue_answers(world, 500, 500)
+        await world.generate()
+        await world.run()
+        path = f"/v1/deliveries/{(await delivery(world))['id']}/retry"
+        assert (await world.client.post(path)).status_code == 202
+        await world.run()
+        found = await delivery(world)
+        assert (found["status"], found["attempt_count"]) == ("pending", 2)
+
+
 async def test_while_storage_fails_the_slot_is_held_and_the_webhook_is_not_sent_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,9 +71,15 @@ WHERE status = 'pending' AND subscriber_id = :subscriber_id
 
 -- name: delivery_record
 -- The attempt must follow the last one: a process that has lost ownership can then change nothing.
-UPDATE deliveries SET status = :status, attempt_count = :number, due_at = :due_at,
-    delivered_at = :delivered_at, last_error = :last_error,
-    trigger = CASE trigger WHEN 'manual' THEN 'scheduled' ELSE trigger END
+-- A retry that a person asked for while the attempt was under way stays due, unless it is delivered.
+UPDATE deliveries SET attempt_count = :number, delivered_at = :delivered_at,
+    last_error = :last_error,
+    status = CASE WHEN :status <> 'delivered' AND trigger = 'manual' AND (due_at > :started_at
+        OR due_at = :started_at AND :trigger <> 'manual') THEN 'pending' ELSE :status END,
+    due_at = CASE WHEN :status <> 'delivered' AND trigger = 'manual' AND (due_at > :started_at
+        OR due_at = :started_at AND :trigger <> 'manual') THEN due_at ELSE :due_at END,
+    trigger = CASE WHEN trigger = 'manual' AND NOT (due_at > :started_at
+        OR due_at = :started_at AND :trigger <> 'manual') THEN 'scheduled' ELSE trigger END
 WHERE tenant = :tenant AND id = :delivery_id AND status = 'pending'
     AND attempt_count = :number - 1;
 
