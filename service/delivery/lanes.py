@@ -54,6 +54,7 @@ class Lane(Struct, eq=False):
     recipient: Recipient | None = None  # Until it is read, and after the subscriber was changed.
     is_open: bool = False  # Whether the subscriber is known and active.
     failing_since: int | None = None
+    last_failed_at: int | None = None
     probing: bool = False
     first_attempts: Backlog = field(default_factory=partial(Backlog, is_retries=False))
     retries: Backlog = field(default_factory=partial(Backlog, is_retries=True))
@@ -83,7 +84,7 @@ class Lane(Struct, eq=False):
         else:
             self.window.set_limit(subscriber.max_in_flight)
         self.slow_until = max(self.slow_until, subscriber.slow_until or 0)
-        self.failing_since, self.probing = subscriber.failing_since, subscriber.probing
+        self._take_health(subscriber)
         if subscriber.rate_per_second and recipient.last_attempt_at is not None:
             next_at = recipient.last_attempt_at + SECOND / subscriber.rate_per_second
             self.next_send_at = max(self.next_send_at, next_at)
@@ -94,7 +95,11 @@ class Lane(Struct, eq=False):
         """Take over what an attempt changed; after a successful probe the window starts anew."""
         if self.probing and not subscriber.probing and not subscriber.is_notify:
             self.window = Window(subscriber.max_in_flight)
+        self._take_health(subscriber)
+
+    def _take_health(self, subscriber: Subscriber) -> None:
         self.failing_since, self.probing = subscriber.failing_since, subscriber.probing
+        self.last_failed_at = subscriber.last_failed_at
 
     def drop_recipient(self) -> None:
         """Forget the subscriber and what waits: the rows have it, and may have changed."""
