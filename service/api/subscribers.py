@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 from service.api import checks
 from service.api.call import Answer, Call, answer, answer_page, read_own
 from service.api.checks import NO_NUL, REDACTED, Rate
-from service.api.problem import Problem, conflict, not_found, refuse_fields, unavailable
+from service.api.problem import FieldError, Problem, conflict, not_found, refuse_fields, unavailable
 from service.api.signing_secret import answer_rotation, answer_secrets
 from service.delivery import health, signing
 from service.delivery.ping import send_test
@@ -21,6 +21,7 @@ from service.store import deliveries, rows, stats, subscribers
 from service.store.database import Transaction
 
 SUBSCRIBERS_MAX = 1_000
+ONLY_STATUS = "Of the subscriber of a notify_url, only the status can change."
 TOO_MANY_TESTS = "Other tests of the subscriber, or attempts of the tenant, are still under way."
 
 Delay = Annotated[int, msgspec.Meta(ge=0, le=604_800)]
@@ -117,7 +118,14 @@ async def find(tx: Transaction, call: Call, subscriber_id: str) -> Subscriber:
 
 
 async def get(tx: Transaction, call: Call) -> Subscriber:
-    """GET /v1/subscribers/{id}."""
+    """GET /v1/subscribers/{id}: also that of a `notify_url`, which is in no list."""
+    subscriber = await rows.read_by_id(tx, Subscriber, call.path["id"])
+    if subscriber is None or subscriber.tenant != call.tenant:
+        raise not_found("subscriber")
+    return subscriber
+
+
+async def _get_listed(tx: Transaction, call: Call) -> Subscriber:
     return await find(tx, call, call.path["id"])
 
 
@@ -133,6 +141,9 @@ async def update(call: Call) -> Subscriber:
 
 async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Subscriber:
     old = await get(tx, call)
+    if old.is_notify:  # The request that names the URL decides everything else.
+        fixed = [FieldError(f"/{name}", ONLY_STATUS) for name in fields if name != "status"]
+        refuse_fields("The subscriber has fields that cannot change.", fixed)
     changes = {**fields, "updated_at": tx.now}
     headers = changes.pop("headers", None)
     if headers is not None:
@@ -168,7 +179,7 @@ async def delete(tx: Transaction, call: Call) -> None:
 
 async def get_secret(tx: Transaction, call: Call) -> Answer:
     """GET /v1/subscribers/{id}/secret."""
-    return answer_secrets(call, _unseal(call, await get(tx, call)))
+    return answer_secrets(call, _unseal(call, await _get_listed(tx, call)))
 
 
 async def rotate_secret(call: Call) -> Answer:
@@ -177,7 +188,7 @@ async def rotate_secret(call: Call) -> Answer:
 
 
 async def _rotate(tx: Transaction, call: Call, secret: str, overlap_seconds: int) -> Secrets:
-    old = await get(tx, call)
+    old = await _get_listed(tx, call)
     secrets = _unseal(call, old).rotated(secret, overlap_seconds, tx.now)
     sealed = signing.seal(call.context.vault, secrets, old.id)
     await subscribers.update(tx, old, sealed_secrets=sealed, updated_at=tx.now)

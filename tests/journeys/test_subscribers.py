@@ -176,23 +176,44 @@ async def test_a_notify_url_hears_the_outcome_signed_with_the_tenants_own_secret
         assert [one["id"] for one in listed] == [made["id"]]
 
 
-async def test_one_notify_url_is_one_lane_and_is_hidden_from_the_api(tmp_path: Path) -> None:
+async def test_one_notify_url_has_one_subscriber_that_is_in_no_list(tmp_path: Path) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
         for index in range(2):
             await world.generate(notify_url=NOTIFY_URL)
             assert (await world.call_back({"data": {"status": "failed"}}, index=index)).is_success
         [id_] = {found["subscriber_id"] for found in await deliveries(world)}
-        for method, path in (
-            ("GET", ""),
-            ("DELETE", ""),
-            ("GET", "/secret"),
-            ("POST", "/test"),
-            ("GET", "/stats"),
-        ):
+        for method, path in (("GET", "/secret"), ("POST", "/rotate-secret")):
             refused = await world.client.request(method, f"/v1/subscribers/{id_}{path}")
             assert refused.status_code == 404
+        assert (await world.get("/v1/subscribers"))["data"] == []
         await world.run()
         assert len(world.subscribers.webhooks_to(NOTIFY_URL)) == 2
+
+
+async def test_the_subscriber_of_a_notify_url_is_seen_enabled_and_deleted_by_its_id(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        queue_answers(world, 410, url=NOTIFY_URL)
+        for _ in range(2):
+            await world.generate(notify_url=NOTIFY_URL)
+        for index in range(2):
+            assert (await world.call_back({"data": {"status": "failed"}}, index=index)).is_success
+            await world.run()
+        path = f"/v1/subscribers/{(await deliveries(world))[0]['subscriber_id']}"
+        seen = await world.get(path)
+        assert (seen["url"], seen["status"], seen["disabled_reason"]) == (
+            NOTIFY_URL,
+            "disabled",
+            "gone",
+        )
+        assert (await world.client.patch(path, json={"url": OTHER_URL})).status_code == 422
+        assert (await world.client.patch(path, json={"status": "active"})).status_code == 200
+        assert (await world.get(path))["status"] == "active"
+        assert (await world.client.post(f"{path}/test")).status_code == 200
+        assert (await world.get(f"{path}/stats"))["counts"]["dead"] == 1
+        assert (await world.client.delete(path)).status_code == 204
+        assert (await world.client.get(path)).status_code == 404
 
 
 async def test_a_change_holds_for_the_next_attempt_of_what_is_already_owed(tmp_path: Path) -> None:

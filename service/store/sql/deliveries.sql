@@ -122,6 +122,12 @@ SELECT d.tenant, d.id, d.status <> 'pending' AND NOT EXISTS (SELECT 1 FROM attem
 FROM deliveries d WHERE d.tenant = :tenant AND d.id > :after AND d.id < :before_id
 ORDER BY d.id LIMIT :limit;
 
+-- name: delivery_cancel_disabled
+-- What a disabled subscriber is owed ends after the retention; the next sweep deletes it.
+UPDATE deliveries SET status = 'canceled', due_at = NULL
+WHERE tenant = :tenant AND id = :id AND status = 'pending' AND EXISTS (SELECT 1 FROM subscribers s
+    WHERE s.id = deliveries.subscriber_id AND s.status = 'disabled');
+
 -- name: delivery_delete
 DELETE FROM deliveries WHERE tenant = :tenant AND id = :id;
 
