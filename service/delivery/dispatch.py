@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from service.context import Context
 from service.delivery import health
 from service.delivery.attempt import Recipient, Result, attempt
-from service.delivery.lanes import Lane, load
+from service.delivery.lanes import Bodies, Lane, load
 from service.delivery.receivers import Receivers
 from service.delivery.slots import Slots
 from service.delivery.target import Sender, SenderClosed
@@ -32,6 +32,7 @@ class Dispatcher:
         self.context = context
         self.sender = sender
         self.lanes: dict[str, Lane] = {}
+        self.bodies = Bodies()
         self.receivers = Receivers()
         self.slots = Slots(context.settings.max_in_flight)
         self.tests = Counter[str]()  # Test deliveries under way, by subscriber.
@@ -126,7 +127,7 @@ class Dispatcher:
             if len(self.lanes) >= self._lanes_max:
                 self._drop_idle_lanes()
                 self._lanes_max = max(LANES_MAX, 2 * len(self.lanes))
-            lane = self.lanes[subscriber_id] = Lane(subscriber_id)
+            lane = self.lanes[subscriber_id] = Lane(subscriber_id, self.bodies)
         return lane
 
     def _drop_idle_lanes(self) -> None:

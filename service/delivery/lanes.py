@@ -18,6 +18,7 @@ from service.store import deliveries
 
 READY_MAX = 200  # Deliveries of each kind that a lane holds in memory; others wait in their rows.
 READY_BYTES_MAX = 8 * 1024 * 1024  # Of their bodies.
+BODIES_BYTES_MAX = 64 * 1024 * 1024  # Of all lanes; over it a lane reads one delivery at a time.
 REFILL_BELOW = READY_MAX // 4
 RETRY_EVERY = 4  # Where first attempts and retries wait, every fourth to leave is a retry.
 LATE_MS = 50.0  # A timer that is late by less than this does not slow the rate down.
@@ -47,10 +48,22 @@ class Backlog(Struct, eq=False):
         return self.next_due_at is not None and self.next_due_at <= now
 
 
+class Bodies(Struct, eq=False):
+    """The bodies that all lanes hold in memory, those under way included."""
+
+    held_bytes: int = 0
+
+    @property
+    def are_full(self) -> bool:
+        """True if a lane may hold no more than the next delivery of each kind."""
+        return self.held_bytes >= BODIES_BYTES_MAX
+
+
 class Lane(Struct, eq=False):
     """The queue of one subscriber, with its own pace and its own limits."""
 
     subscriber_id: str
+    bodies: Bodies = field(default_factory=Bodies)  # Shared with the other lanes.
     recipient: Recipient | None = None  # Until it is read, and after the subscriber was changed.
     is_open: bool = False  # Whether the subscriber is known and active.
     failing_since: int | None = None
@@ -111,6 +124,7 @@ class Lane(Struct, eq=False):
         for backlog in (self.first_attempts, self.retries):
             self.held_ids.difference_update(due.id for due in backlog.deliveries)
             self.read_again &= self.held_ids
+            self.bodies.held_bytes -= backlog.body_bytes
             backlog.deliveries.clear()
             backlog.body_bytes = 0
         self.revision += 1
@@ -145,8 +159,9 @@ class Lane(Struct, eq=False):
         """Hold a delivery in memory; False if it is held already, or has to wait in its row."""
         backlog = self._backlog_of(due)
         is_closed = self.recipient is not None and not self.is_open
-        if is_closed or due.id in self.held_ids or not backlog.has_room:
+        if is_closed or due.id in self.held_ids or not self.room_in(backlog):
             return False
+        self.bodies.held_bytes += len(due.body)
         self.held_ids.add(due.id)
         backlog.deliveries.append(due)
         backlog.body_bytes += len(due.body)
@@ -158,8 +173,16 @@ class Lane(Struct, eq=False):
         return [
             backlog
             for backlog in (self.first_attempts, self.retries)
-            if backlog.is_due(now) and len(backlog.deliveries) < below and backlog.has_room
+            if backlog.is_due(now) and len(backlog.deliveries) < below and self.room_in(backlog)
         ]
+
+    def room_in(self, backlog: Backlog) -> int:
+        """How many more deliveries may be held, as far as is known before their bodies are."""
+        if not backlog.has_room:
+            return 0
+        if self.bodies.are_full:
+            return 0 if backlog.deliveries else 1
+        return READY_MAX - len(backlog.deliveries)
 
     def next_due_at(self, now: int) -> int | None:
         """Return when rows that are not in memory will be due next."""
@@ -212,6 +235,7 @@ class Lane(Struct, eq=False):
         self._backlog_of(due).in_flight -= 1
         self.in_flight -= 1
         self.held_ids.discard(due.id)
+        self.bodies.held_bytes -= len(due.body)
         self.read_again.discard(due.id)
         if self.is_loading:
             self.recorded_while_loading.add(due.id)
@@ -255,15 +279,15 @@ async def load(context: Context, receivers: Receivers, lane: Lane) -> bool:
 
 async def _refill(context: Context, lane: Lane, backlog: Backlog) -> None:
     """Fetch deliveries that are due and not in memory."""
-    if lane.recipient is None:
-        return  # Changed meanwhile: it is read first.
+    if lane.recipient is None or not lane.room_in(backlog):
+        return  # Changed meanwhile: it is read first, or when there is room again.
     backlog.next_due_at = None
     lane.recorded_while_loading.clear()  # The rows that are read now include what was stored.
     revision, held_ids = lane.revision, frozenset(lane.held_ids)
     due, next_at = await context.database.read(
         deliveries.fetch_due,
         lane.subscriber_id,
-        READY_MAX - len(backlog.deliveries),
+        lane.room_in(backlog),
         backlog.is_retries,
         lane.recipient.subscriber.ordered,
         held_ids,

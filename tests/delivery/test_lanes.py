@@ -4,9 +4,11 @@ import itertools
 import os
 from typing import Any
 
-from service.delivery import signing
+import pytest
+
+from service.delivery import lanes, signing
 from service.delivery.attempt import Recipient
-from service.delivery.lanes import READY_BYTES_MAX, READY_MAX, Lane
+from service.delivery.lanes import READY_BYTES_MAX, READY_MAX, Bodies, Lane
 from service.delivery.receivers import Receiver
 from service.delivery.target import parse_target
 from service.model.delivery import DueDelivery
@@ -130,3 +132,25 @@ def test_after_a_rest_a_lane_does_not_make_up_for_it() -> None:
     assert popped(lane, START) == ["dlv_0"]
     assert popped(lane, START + 60_000) == ["dlv_1"]
     assert lane.blocked_until(START + 60_000) == START + 61_000
+
+
+def test_all_lanes_share_one_budget_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "BODIES_BYTES_MAX", 1_000)
+    bodies = Bodies()
+    many = [Lane(f"sub_{number}", bodies) for number in range(3)]
+    for lane in many:
+        lane.set_recipient(recipient(id=lane.subscriber_id), Receiver())
+    first, second, third = many
+    assert [first.hold(due(number, body=b"x" * 500)) for number in range(3)] == [True, True, False]
+    assert second.hold(due(3, body=b"x" * 500))  # Each lane goes on, one by one.
+    assert not second.hold(due(4))
+    assert second.room_in(third.first_attempts) == 1
+    second.drop_waiting()
+    assert bodies.held_bytes == 1_000
+    leaving = first.pop_next(START)
+    assert leaving is not None
+    assert bodies.held_bytes == 1_000  # What is under way counts.
+    first.release(leaving)
+    assert bodies.held_bytes == 500
+    assert second.hold(due(5))
+    assert second.hold(due(6))
