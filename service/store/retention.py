@@ -111,6 +111,6 @@ async def _delete_old(name: str, tx: Transaction, after: str, **values: Any) -> 
     for delete in deletes:
         await tx.many(delete, deletable)
     if name == "deliveries_old":
-        kept = [dict(row) for row in rows if not row["is_deletable"]]
-        await tx.many("delivery_cancel_disabled", kept)
+        others = [dict(row) for row in rows if not row["is_deletable"]]
+        await tx.many("delivery_cancel_disabled", others)
     return len(deletable), rows[-1]["id"] if len(rows) == values["limit"] else None
