@@ -29,7 +29,7 @@ from service.upstream.callback_url import CallbackTokens
 from service.upstream.client import Client, Transport
 from service.worker import Worker
 
-SPARE_CONNECTIONS = 24  # For tests of subscribers, which take no slot.
+SPARE_CONNECTIONS = 24  # Beyond the slots, for connections that are still being closed.
 
 
 class App:
@@ -132,11 +132,12 @@ class App:
 
 
 def _sender(settings: Settings) -> Sender:
+    connections = settings.max_in_flight + SPARE_CONNECTIONS
     if settings.http_proxy:
         from service.delivery.webhook.proxy import ProxiedSender  # noqa: PLC0415  cold start
 
-        return ProxiedSender(settings.http_proxy, tls_context(settings.ca_file))
+        context = tls_context(settings.ca_file)
+        return ProxiedSender(settings.http_proxy, context, connections=connections)
     policy = egress.Policy(settings.allow_http, settings.allow_networks)
     ssl_context = tls_context(settings.ca_file) if settings.ca_file else None
-    connections = settings.max_in_flight + SPARE_CONNECTIONS
     return WebhookSender(policy, ssl_context=ssl_context, connections=connections)

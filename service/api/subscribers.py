@@ -9,18 +9,20 @@ from msgspec import UNSET, UnsetType
 from service.api import checks
 from service.api.call import Answer, Call, answer, answer_page, read_own
 from service.api.checks import NO_NUL, REDACTED, Rate
-from service.api.problem import conflict, not_found, refuse_fields
+from service.api.problem import FieldError, Problem, conflict, not_found, refuse_fields, unavailable
 from service.api.signing_secret import answer_rotation, answer_secrets
 from service.delivery import health, signing
-from service.delivery.attempt import send_test
+from service.delivery.ping import send_test
 from service.delivery.retry import DEFAULT_RETRY_SECONDS
 from service.delivery.signing import Secrets
-from service.model.event import Event
+from service.delivery.target import SenderClosed
 from service.model.subscriber import Filter, Subscriber
-from service.store import deliveries, events, rows, stats, subscribers
+from service.store import deliveries, rows, stats, subscribers
 from service.store.database import Transaction
 
 SUBSCRIBERS_MAX = 1_000
+ONLY_STATUS = "Of the subscriber of a notify_url, only the status can change."
+TOO_MANY_TESTS = "Other tests of the subscriber, or attempts of the tenant, are still under way."
 
 Delay = Annotated[int, msgspec.Meta(ge=0, le=604_800)]
 
@@ -116,7 +118,14 @@ async def find(tx: Transaction, call: Call, subscriber_id: str) -> Subscriber:
 
 
 async def get(tx: Transaction, call: Call) -> Subscriber:
-    """GET /v1/subscribers/{id}."""
+    """GET /v1/subscribers/{id}: also that of a `notify_url`, which is in no list."""
+    subscriber = await rows.read_by_id(tx, Subscriber, call.path["id"])
+    if subscriber is None or subscriber.tenant != call.tenant:
+        raise not_found("subscriber")
+    return subscriber
+
+
+async def _get_listed(tx: Transaction, call: Call) -> Subscriber:
     return await find(tx, call, call.path["id"])
 
 
@@ -132,6 +141,9 @@ async def update(call: Call) -> Subscriber:
 
 async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Subscriber:
     old = await get(tx, call)
+    if old.is_notify:  # The request that names the URL decides everything else.
+        fixed = [FieldError(f"/{name}", ONLY_STATUS) for name in fields if name != "status"]
+        refuse_fields("The subscriber has fields that cannot change.", fixed)
     changes = {**fields, "updated_at": tx.now}
     headers = changes.pop("headers", None)
     if headers is not None:
@@ -167,7 +179,7 @@ async def delete(tx: Transaction, call: Call) -> None:
 
 async def get_secret(tx: Transaction, call: Call) -> Answer:
     """GET /v1/subscribers/{id}/secret."""
-    return answer_secrets(call, _unseal(call, await get(tx, call)))
+    return answer_secrets(call, _unseal(call, await _get_listed(tx, call)))
 
 
 async def rotate_secret(call: Call) -> Answer:
@@ -176,7 +188,7 @@ async def rotate_secret(call: Call) -> Answer:
 
 
 async def _rotate(tx: Transaction, call: Call, secret: str, overlap_seconds: int) -> Secrets:
-    old = await get(tx, call)
+    old = await _get_listed(tx, call)
     secrets = _unseal(call, old).rotated(secret, overlap_seconds, tx.now)
     sealed = signing.seal(call.context.vault, secrets, old.id)
     await subscribers.update(tx, old, sealed_secrets=sealed, updated_at=tx.now)
@@ -197,14 +209,12 @@ async def get_stats(tx: Transaction, call: Call) -> Answer:
 
 async def test(call: Call) -> Answer:
     """POST /v1/subscribers/{id}/test: send one `ping` now; 200 with the attempt."""
-    subscriber, event = await call.database.write(_ping, call)
-    sender = call.parts.dispatcher.sender
-    attempt, request = await send_test(call.context, sender, subscriber, event)
+    subscriber = await call.database.read(get, call)
+    try:
+        tested = await send_test(call.parts.dispatcher, subscriber)
+    except SenderClosed as error:
+        raise unavailable("The service stops.") from error
+    if tested is None:
+        raise Problem(429, "too_many_tests", TOO_MANY_TESTS, headers={"retry-after": "1"})
+    attempt, request = tested
     return answer({"attempt": attempt.view(), "request": request})
-
-
-async def _ping(tx: Transaction, call: Call) -> tuple[Subscriber, Event]:
-    subscriber = await get(tx, call)
-    event = events.new_event(call.tenant, "ping", {"subscriber_id": subscriber.id}, None, tx.now)
-    await events.insert(tx, [event])
-    return subscriber, event

@@ -8,19 +8,20 @@ import msgspec
 from service.context import Context
 from service.delivery import formats, retry, signing
 from service.delivery.formats import Message
-from service.delivery.target import Answer, Sender, SendError, Target, parse_target
+from service.delivery.target import Answer, Sender, SenderClosed, SendError, Target, parse_target
 from service.model.attempt import Attempt
 from service.model.clock import SECOND
 from service.model.delivery import DueDelivery
-from service.model.event import Event
 from service.model.ids import new_id
 from service.model.subscriber import Subscriber
 from service.store import deliveries, rows, stats, subscribers
 from service.store.database import Transaction
 from service.store.vault import Vault
 from service.telemetry import log, metrics
+from service.telemetry.redact import Redactor
 
 _log = log.get()
+SECRET_CHARACTERS_MIN = 6  # A shorter value of a subscriber's header is not cut out of answers.
 
 
 class Recipient(msgspec.Struct, frozen=True):
@@ -30,6 +31,7 @@ class Recipient(msgspec.Struct, frozen=True):
     target: Target
     headers: Mapping[str, str]  # The subscriber's own, decrypted.
     signer: signing.Signer
+    redactor: Redactor | None = None  # Cuts the values of these headers out of answers.
     last_attempt_at: int | None = None  # Read only if there is a rate, which continues from there.
 
 
@@ -41,6 +43,7 @@ class Result(msgspec.Struct, frozen=True):
     record: deliveries.AttemptRecord
     verdict: retry.Verdict
     ended_at: int
+    longest_delay_ms: int  # Of the subscriber's schedule.
 
 
 async def read_recipient(tx: Transaction, vault: Vault, subscriber_id: str) -> Recipient | None:
@@ -57,11 +60,13 @@ async def read_recipient(tx: Transaction, vault: Vault, subscriber_id: str) -> R
         sealed = await subscribers.tenant_secrets(tx, owner_id)
     assert sealed is not None
     has_rate = subscriber.rate_per_second is not None
+    headers = signing.unseal_headers(vault, subscriber.sealed_headers, subscriber.id)
     return Recipient(
         subscriber=subscriber,
-        target=parse_target(subscriber.url),
-        headers=signing.unseal_headers(vault, subscriber.sealed_headers, subscriber.id),
+        target=parse_target(subscriber.url, subscriber.tenant),
+        headers=headers,
         signer=signing.Signer(signing.unseal(vault, sealed, owner_id)),
+        redactor=_redactor_of(headers),
         last_attempt_at=await stats.last_attempt_at(tx, subscriber_id) if has_rate else None,
     )
 
@@ -71,8 +76,8 @@ async def attempt(
 ) -> Result:
     """Make one attempt and judge it, without storing it.
 
-    It raises nothing: a delivery that cannot be sent would be due for ever. Every error counts as
-    a failed attempt instead.
+    It raises nothing but SenderClosed: a delivery that cannot be sent would be due for ever. Every
+    error counts as a failed attempt instead.
     """
     started_at, began = context.clock(), time.perf_counter()
     message = Message(due.body)
@@ -81,6 +86,8 @@ async def attempt(
         message = _message(recipient, due, started_at)
         seconds_max = context.settings.attempt_timeout_seconds
         answer = await sender.send(recipient.target, message.headers, message.body, seconds_max)
+    except SenderClosed:
+        raise
     except SendError as error:
         answer = error
     except Exception as error:  # noqa: BLE001  see above
@@ -94,30 +101,13 @@ async def attempt(
         now=ended_at,
         jitter=context.jitter(),
     )
+    if isinstance(answer, Answer) and recipient.redactor is not None:
+        answer = _without_echoes(answer, recipient.redactor)
     sent = _attempt(due, answer, started_at, seconds)
     _count(sent, due, verdict.word, seconds)
     record = _record(recipient, sent, due, verdict, ended_at)
-    return Result(due, message, record, verdict, ended_at)
-
-
-async def send_test(
-    context: Context, sender: Sender, subscriber: Subscriber, event: Event
-) -> tuple[Attempt, dict[str, object]]:
-    """Send an event to one subscriber now, once; return the attempt, and exactly what was sent.
-
-    The values of the subscriber's own headers are redacted: they often are credentials.
-    """
-    recipient = await context.database.read(read_recipient, context.vault, subscriber.id)
-    assert recipient is not None
-    due = deliveries.new_due(event, subscriber, context.clock(), "test")
-    result = await attempt(context, sender, recipient, due)
-    # A test is over after one attempt, whatever a retry would have been due at.
-    status = "delivered" if result.record.status == "delivered" else "dead"
-    record = msgspec.structs.replace(result.record, status=status, due_at=None, is_counted_now=True)
-    await context.database.write(deliveries.insert_ended, due, record)
-    headers = {**result.message.headers, **dict.fromkeys(recipient.headers, "[redacted]")}
-    body = result.message.body.decode()
-    return record.attempt, {"url": subscriber.url, "headers": headers, "body": body}
+    longest_delay_ms = max(recipient.subscriber.retry_schedule_seconds) * SECOND
+    return Result(due, message, record, verdict, ended_at, longest_delay_ms)
 
 
 def _message(recipient: Recipient, due: DueDelivery, now: int) -> Message:
@@ -133,6 +123,20 @@ def _message(recipient: Recipient, due: DueDelivery, now: int) -> Message:
         "webhook-signature": recipient.signer.header(due.event_id, now, event.body),
     }
     return Message(event.body, headers)
+
+
+def _redactor_of(headers: Mapping[str, str]) -> Redactor | None:
+    """Return what cuts the values of the headers, also without their scheme (`Bearer …`)."""
+    values = {part for value in headers.values() for part in (value, value.rpartition(" ")[2])}
+    secrets = {value for value in values if len(value) >= SECRET_CHARACTERS_MIN}
+    return Redactor(secrets) if secrets else None
+
+
+def _without_echoes(answer: Answer, redactor: Redactor) -> Answer:
+    """Return the answer as it may be stored: a receiver may repeat what it was sent."""
+    headers = tuple((name, redactor.text(value)) for name, value in answer.headers)
+    body = redactor.text(answer.body.decode(errors="surrogateescape"))
+    return Answer(answer.status_code, headers, body.encode(errors="surrogateescape"))
 
 
 def _attempt(

@@ -2,14 +2,16 @@
 
 import asyncio
 import heapq
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 
 from service.context import Context
 from service.delivery import health
 from service.delivery.attempt import Recipient, Result, attempt
-from service.delivery.lanes import Lane, load
+from service.delivery.lanes import Bodies, Lane, load
+from service.delivery.receivers import Receivers
 from service.delivery.slots import Slots
-from service.delivery.target import Sender
+from service.delivery.target import Sender, SenderClosed
 from service.model.clock import MINUTE, SECOND
 from service.model.delivery import DueDelivery
 from service.model.errors import StorageError
@@ -30,7 +32,10 @@ class Dispatcher:
         self.context = context
         self.sender = sender
         self.lanes: dict[str, Lane] = {}
+        self.bodies = Bodies()
+        self.receivers = Receivers()
         self.slots = Slots(context.settings.max_in_flight)
+        self.tests = Counter[str]()  # Test deliveries under way, by subscriber.
         self.attempted = 0
         self.is_open = False  # Until this process has the right to work.
         self.on_timer: Callable[[], None] = lambda: None
@@ -58,6 +63,7 @@ class Dispatcher:
     def refill(self, subscriber_id: str) -> None:
         """Read the subscriber's rows: some are due now or will be."""
         lane, now = self._lane(subscriber_id), self.context.clock()
+        lane.read_again |= lane.held_ids
         lane.expect(now, now)
         self._pump(lane, now)
 
@@ -67,7 +73,7 @@ class Dispatcher:
         lanes = self.lanes.values() if subscriber_id is None else [self._lane(subscriber_id)]
         for lane in lanes:
             lane.drop_recipient()
-            lane.slow_until = 0
+            lane.slow_until = lane.receiver.slow_until = 0
             lane.expect(now, now)
             self._wake(lane, now)
 
@@ -121,7 +127,7 @@ class Dispatcher:
             if len(self.lanes) >= self._lanes_max:
                 self._drop_idle_lanes()
                 self._lanes_max = max(LANES_MAX, 2 * len(self.lanes))
-            lane = self.lanes[subscriber_id] = Lane(subscriber_id)
+            lane = self.lanes[subscriber_id] = Lane(subscriber_id, self.bodies)
         return lane
 
     def _drop_idle_lanes(self) -> None:
@@ -147,15 +153,15 @@ class Dispatcher:
 
     def _take(self, lane: Lane, now: int) -> tuple[Recipient, DueDelivery] | None:
         """Take the lane's next delivery with a slot for it; None if none may leave now."""
-        if not self.is_open:
+        if not self.is_open or lane.recipient is None or not lane.is_open:
             return None
         if not self.slots.are_free_for(lane):
             self.slots.wait(lane)
             return None
         due = lane.pop_next(now)
-        if due is None or lane.recipient is None:
+        if due is None:
             return None
-        self.slots.in_use += 1
+        self.slots.take(lane, due.id)
         return lane.recipient, due
 
     def _look_ahead(self, lane: Lane, now: int) -> None:
@@ -186,7 +192,7 @@ class Dispatcher:
     async def _run_load(self, lane: Lane) -> None:
         exists, retry_ms = True, None
         try:
-            exists = await load(self.context, lane)
+            exists = await load(self.context, self.receivers, lane)
         except StorageError as error:
             retry_ms = STORAGE_RETRY_MS
             _log.warning("lane.unread", subscriber_id=lane.subscriber_id, error=str(error))
@@ -214,9 +220,13 @@ class Dispatcher:
     async def _run(self, lane: Lane, recipient: Recipient, due: DueDelivery) -> None:
         """Make attempts of the lane, one after the other, as long as one may leave."""
         while True:
-            result = await attempt(self.context, self.sender, recipient, due)
+            try:
+                result = await attempt(self.context, self.sender, recipient, due)
+            except SenderClosed:  # The row is still due, for whoever works next.
+                self._release(lane, due)
+                return
             self.attempted += 1
-            lane.learn(result.record.attempt, result.ended_at)
+            self._learn(lane, recipient, result)
             now = await self._record(lane, result, result.ended_at)
             if now is None:
                 return
@@ -226,6 +236,15 @@ class Dispatcher:
                 return
             self._pump(lane, now)
             recipient, due = next_attempt
+
+    def _learn(self, lane: Lane, recipient: Recipient, result: Result) -> None:
+        """Let the lane, and with it its receiver, follow how the attempt went."""
+        is_notify, attempted = recipient.subscriber.is_notify, result.record.attempt
+        slow_until = result.verdict.slow_until
+        if slow_until is not None and (is_notify or attempted.status_code == 429):
+            self.receivers.rest(lane.receiver, slow_until)
+        in_flight = self.slots.held_by_receiver(result.due.id) if is_notify else lane.in_flight
+        lane.learn(attempted, result.ended_at, in_flight=in_flight)
 
     def _count(self, record: deliveries.AttemptRecord, now: int) -> None:
         """Count a stored attempt, unless its statistics were stored with it."""
@@ -263,7 +282,8 @@ class Dispatcher:
             await health.record(self.context, lane, result, now, may_wait=is_idle)
             self._count(result.record, now)
             lane.expect(None, result.verdict.due_at)
-            if result.record.ordered:  # The next event of its generation may be due.
+            if result.record.ordered or due.id in lane.read_again:
+                # The next event of its generation may be due, or a retry that was asked for.
                 lane.expect(now, now)
         except StorageError as error:
             _log.error("attempt.unrecorded", delivery_id=due.id, error=str(error))
@@ -274,9 +294,16 @@ class Dispatcher:
         except Exception:  # noqa: BLE001  the row is still due, and read again later
             _log.exception("attempt.unrecorded", delivery_id=due.id)
             lane.expect(now + TROUBLE_RETRY_MS, now + TROUBLE_RETRY_MS)
-        lane.release(due)
-        self.slots.in_use -= 1
+        self._release(lane, due)
+        return self.pump_waiting()
+
+    def pump_waiting(self) -> int:
+        """Let lanes go on that waited for the slots that are free now; return the time."""
         now = self.context.clock()
         while waiting := self.slots.next_waiting():
             self._pump(waiting, now)
         return now
+
+    def _release(self, lane: Lane, due: DueDelivery) -> None:
+        lane.release(due)
+        self.slots.release(due.id)

@@ -7,8 +7,7 @@ from service.context import Context
 from service.delivery import fanout
 from service.delivery.attempt import Result
 from service.delivery.lanes import Lane
-from service.delivery.retry import Verdict
-from service.model.clock import DAY
+from service.model.clock import DAY, HOUR
 from service.model.subscriber import Subscriber
 from service.store import deliveries, events, rows, subscribers
 from service.store.database import Transaction
@@ -16,31 +15,40 @@ from service.telemetry import log
 
 _log = log.get()
 FAILING_MAX_MS = 5 * DAY  # Of failures without a success; then the subscriber is disabled.
+# Between two failures, beyond the longest delay of the schedule; after more, the days count anew.
+FAILING_GAP_MS = DAY
+FAILED_EVERY_MS = HOUR  # The time of the last failure is stored no more often.
 # What re-enabling changes: attempts are made one at a time until one succeeds.
 PROBED: dict[str, Any] = {
     "disabled_reason": None,
     "failing_since": None,
+    "last_failed_at": None,
     "probing": True,
     "slow_until": None,
 }
 
 
-def changes_of(health: Lane | Subscriber, verdict: Verdict, now: int) -> dict[str, Any]:
-    """Return the subscriber's fields that a verdict changes; most change none.
+def changes_of(health: Lane | Subscriber, result: Result, now: int) -> dict[str, Any]:
+    """Return the subscriber's fields that an attempt changes; most change none.
 
     A subscriber is disabled as `gone` or `failing`. Its pending deliveries stay pending. Events
     that come meanwhile are stored and can be replayed.
     """
+    verdict = result.verdict
     if verdict.word == "delivered":
         is_well = health.failing_since is None and not health.probing
         return {} if is_well else {"failing_since": None, "probing": False}
     changes: dict[str, Any] = {}
-    if health.failing_since is None:
-        changes["failing_since"] = now
+    # Two failures far apart are no days of failure, nor is a clock that jumped.
+    since, last_at = health.failing_since, health.last_failed_at or health.failing_since or 0
+    if since is None or now - last_at > FAILING_GAP_MS + result.longest_delay_ms + FAILED_EVERY_MS:
+        since = changes["failing_since"] = now
+    if since == now or now - last_at >= FAILED_EVERY_MS:
+        changes["last_failed_at"] = now
     if (verdict.slow_until or 0) > (health.slow_until or 0):
         changes["slow_until"] = verdict.slow_until
     reason = verdict.disabled_reason
-    if reason is None and now - (health.failing_since or now) >= FAILING_MAX_MS:
+    if reason is None and now - since >= FAILING_MAX_MS:
         reason = "failing"
     if reason is not None:
         changes |= {"status": "disabled", "disabled_reason": reason, "updated_at": now}
@@ -53,7 +61,7 @@ async def record(context: Context, lane: Lane, result: Result, now: int, *, may_
     may_wait: whether nobody needs the slot, so that the record may wait for other units.
     """
     attempt, verdict, database = result.record, result.verdict, context.database
-    if not changes_of(lane, verdict, now):
+    if not changes_of(lane, result, now):
         # At worst, a crash meanwhile repeats the webhook.
         may_wait &= verdict.word == "delivered" and not attempt.ordered
         await database.write_batched(deliveries.record_attempts, attempt, may_wait=may_wait)
@@ -72,7 +80,7 @@ async def _record_with_health(
     old = await rows.read_by_id(tx, Subscriber, result.record.subscriber_id)
     if old is None or old.status == "disabled":
         return old
-    new = await subscribers.update(tx, old, **changes_of(old, result.verdict, tx.now))
+    new = await subscribers.update(tx, old, **changes_of(old, result, tx.now))
     if new.status == "disabled":
         tx.after_commit(context.inbox.reload, new.id)
         await announce(tx, context, new)

@@ -8,6 +8,7 @@ from msgspec import Struct, field
 
 from service.context import Context
 from service.delivery.attempt import Recipient, read_recipient
+from service.delivery.receivers import Receiver, Receivers
 from service.delivery.window import Window
 from service.model.attempt import Attempt
 from service.model.clock import SECOND
@@ -17,6 +18,7 @@ from service.store import deliveries
 
 READY_MAX = 200  # Deliveries of each kind that a lane holds in memory; others wait in their rows.
 READY_BYTES_MAX = 8 * 1024 * 1024  # Of their bodies.
+BODIES_BYTES_MAX = 64 * 1024 * 1024  # Of all lanes; over it a lane reads one delivery at a time.
 REFILL_BELOW = READY_MAX // 4
 RETRY_EVERY = 4  # Where first attempts and retries wait, every fourth to leave is a retry.
 LATE_MS = 50.0  # A timer that is late by less than this does not slow the rate down.
@@ -46,20 +48,35 @@ class Backlog(Struct, eq=False):
         return self.next_due_at is not None and self.next_due_at <= now
 
 
+class Bodies(Struct, eq=False):
+    """The bodies that all lanes hold in memory, those under way included."""
+
+    held_bytes: int = 0
+
+    @property
+    def are_full(self) -> bool:
+        """True if a lane may hold no more than the next delivery of each kind."""
+        return self.held_bytes >= BODIES_BYTES_MAX
+
+
 class Lane(Struct, eq=False):
     """The queue of one subscriber, with its own pace and its own limits."""
 
     subscriber_id: str
+    bodies: Bodies = field(default_factory=Bodies)  # Shared with the other lanes.
     recipient: Recipient | None = None  # Until it is read, and after the subscriber was changed.
     is_open: bool = False  # Whether the subscriber is known and active.
     failing_since: int | None = None
+    last_failed_at: int | None = None
     probing: bool = False
     first_attempts: Backlog = field(default_factory=partial(Backlog, is_retries=False))
     retries: Backlog = field(default_factory=partial(Backlog, is_retries=True))
     held_ids: set[str] = field(default_factory=set)  # Waiting, in flight or being stored.
+    read_again: set[str] = field(default_factory=set)  # Held ones that may have been changed.
     in_flight: int = 0  # Attempts that are under way or being stored.
     turn: int = 0  # Attempts that have left.
     window: Window = field(default_factory=Window)
+    receiver: Receiver = field(default_factory=Receiver)
     next_send_at: float = 0.0
     slow_until: int = 0  # Nothing leaves before, as the receiver asked.
     wake_at: int | None = None  # When the dispatcher looks at the lane next.
@@ -70,14 +87,17 @@ class Lane(Struct, eq=False):
 
     # The subscriber.
 
-    def set_recipient(self, recipient: Recipient) -> None:
+    def set_recipient(self, recipient: Recipient, receiver: Receiver) -> None:
         """Use the subscriber as it is stored now; drop what is held if it is not active."""
         subscriber = recipient.subscriber
-        self.recipient = recipient
+        self.recipient, self.receiver = recipient, receiver
         self.is_open = subscriber.status == "active"
-        self.window.set_limit(subscriber.max_in_flight)
+        if subscriber.is_notify:
+            self.window = receiver.window
+        else:
+            self.window.set_limit(subscriber.max_in_flight)
         self.slow_until = max(self.slow_until, subscriber.slow_until or 0)
-        self.failing_since, self.probing = subscriber.failing_since, subscriber.probing
+        self._take_health(subscriber)
         if subscriber.rate_per_second and recipient.last_attempt_at is not None:
             next_at = recipient.last_attempt_at + SECOND / subscriber.rate_per_second
             self.next_send_at = max(self.next_send_at, next_at)
@@ -86,9 +106,13 @@ class Lane(Struct, eq=False):
 
     def set_health(self, subscriber: Subscriber) -> None:
         """Take over what an attempt changed; after a successful probe the window starts anew."""
-        if self.probing and not subscriber.probing:
+        if self.probing and not subscriber.probing and not subscriber.is_notify:
             self.window = Window(subscriber.max_in_flight)
+        self._take_health(subscriber)
+
+    def _take_health(self, subscriber: Subscriber) -> None:
         self.failing_since, self.probing = subscriber.failing_since, subscriber.probing
+        self.last_failed_at = subscriber.last_failed_at
 
     def drop_recipient(self) -> None:
         """Forget the subscriber and what waits: the rows have it, and may have changed."""
@@ -99,6 +123,8 @@ class Lane(Struct, eq=False):
         """Drop what has not left yet, and every read of rows under way."""
         for backlog in (self.first_attempts, self.retries):
             self.held_ids.difference_update(due.id for due in backlog.deliveries)
+            self.read_again &= self.held_ids
+            self.bodies.held_bytes -= backlog.body_bytes
             backlog.deliveries.clear()
             backlog.body_bytes = 0
         self.revision += 1
@@ -133,8 +159,9 @@ class Lane(Struct, eq=False):
         """Hold a delivery in memory; False if it is held already, or has to wait in its row."""
         backlog = self._backlog_of(due)
         is_closed = self.recipient is not None and not self.is_open
-        if is_closed or due.id in self.held_ids or not backlog.has_room:
+        if is_closed or due.id in self.held_ids or not self.room_in(backlog):
             return False
+        self.bodies.held_bytes += len(due.body)
         self.held_ids.add(due.id)
         backlog.deliveries.append(due)
         backlog.body_bytes += len(due.body)
@@ -146,8 +173,16 @@ class Lane(Struct, eq=False):
         return [
             backlog
             for backlog in (self.first_attempts, self.retries)
-            if backlog.is_due(now) and len(backlog.deliveries) < below and backlog.has_room
+            if backlog.is_due(now) and len(backlog.deliveries) < below and self.room_in(backlog)
         ]
+
+    def room_in(self, backlog: Backlog) -> int:
+        """How many more deliveries may be held, as far as is known before their bodies are."""
+        if not backlog.has_room:
+            return 0
+        if self.bodies.are_full:
+            return 0 if backlog.deliveries else 1
+        return READY_MAX - len(backlog.deliveries)
 
     def next_due_at(self, now: int) -> int | None:
         """Return when rows that are not in memory will be due next."""
@@ -159,14 +194,14 @@ class Lane(Struct, eq=False):
 
     def blocked_until(self, now: int) -> int | None:
         """Return until when a rate or the receiver lets nothing leave; None if something may."""
-        until = max(self.slow_until, math.ceil(self.next_send_at))
+        until = max(self.slow_until, self.receiver.slow_until, math.ceil(self.next_send_at))
         return until if until > now else None
 
     def pop_next(self, now: int) -> DueDelivery | None:
         """Take the next delivery that may leave; retries cannot take every place."""
         if self.recipient is None or not self.is_open:
             return None
-        if self.in_flight >= self.cap or now < self.slow_until or now < self.next_send_at:
+        if self.in_flight >= self.cap or self.blocked_until(now) is not None:
             return None
         backlog = self._next_backlog()
         if backlog is None:
@@ -182,14 +217,17 @@ class Lane(Struct, eq=False):
         backlog.body_bytes -= len(due.body)
         return due
 
-    def learn(self, attempt: Attempt, now: int) -> None:
-        """Open or close the window by an attempt that has just ended, and is still in flight."""
+    def learn(self, attempt: Attempt, now: int, *, in_flight: int) -> None:
+        """Open or close the window by an attempt that has just ended, and is still in flight.
+
+        in_flight: of all lanes that share the window, this attempt included.
+        """
         code = attempt.status_code
         if code is None or code == 429 or code >= 500:
             self.window.failed(attempt.started_at, now)
         else:
             self.window.answered(
-                attempt.duration_ms, attempt.started_at, now=now, in_flight=self.in_flight
+                attempt.duration_ms, attempt.started_at, now=now, in_flight=in_flight
             )
 
     def release(self, due: DueDelivery) -> None:
@@ -197,6 +235,8 @@ class Lane(Struct, eq=False):
         self._backlog_of(due).in_flight -= 1
         self.in_flight -= 1
         self.held_ids.discard(due.id)
+        self.bodies.held_bytes -= len(due.body)
+        self.read_again.discard(due.id)
         if self.is_loading:
             self.recorded_while_loading.add(due.id)
 
@@ -214,7 +254,7 @@ class Lane(Struct, eq=False):
         return self.first_attempts if has_first else None
 
 
-async def load(context: Context, lane: Lane) -> bool:
+async def load(context: Context, receivers: Receivers, lane: Lane) -> bool:
     """Read the lane's subscriber, or else rows that are due; False if the subscriber is deleted.
 
     One call at a time for each lane: `lane.is_loading` is set meanwhile.
@@ -228,7 +268,8 @@ async def load(context: Context, lane: Lane) -> bool:
     if lane.revision != revision:
         return True  # Changed meanwhile: it is read again.
     if recipient is not None:
-        lane.set_recipient(recipient)
+        receiver = receivers.find(recipient.subscriber, recipient.target.origin)
+        lane.set_recipient(recipient, receiver)
         return True
     lane.drop_waiting()
     while await context.database.write(deliveries.cancel, lane.subscriber_id):
@@ -238,15 +279,15 @@ async def load(context: Context, lane: Lane) -> bool:
 
 async def _refill(context: Context, lane: Lane, backlog: Backlog) -> None:
     """Fetch deliveries that are due and not in memory."""
-    if lane.recipient is None:
-        return  # Changed meanwhile: it is read first.
+    if lane.recipient is None or not lane.room_in(backlog):
+        return  # Changed meanwhile: it is read first, or when there is room again.
     backlog.next_due_at = None
     lane.recorded_while_loading.clear()  # The rows that are read now include what was stored.
     revision, held_ids = lane.revision, frozenset(lane.held_ids)
     due, next_at = await context.database.read(
         deliveries.fetch_due,
         lane.subscriber_id,
-        READY_MAX - len(backlog.deliveries),
+        lane.room_in(backlog),
         backlog.is_retries,
         lane.recipient.subscriber.ordered,
         held_ids,

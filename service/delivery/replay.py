@@ -102,7 +102,7 @@ async def _run_batch(tx: Transaction, context: Context, replay_id: str) -> int:
         tx.after_commit(context.inbox.reload, replay.subscriber_id)
         return 0
     subscriber = await rows.read_by_id(tx, Subscriber, replay.subscriber_id)
-    if subscriber is None:
+    if subscriber is None or subscriber.status == "disabled":
         await cancel(tx, context, replay)
     elif subscriber.status != "active":
         await rows.update(tx, replay, due_at=tx.now + INACTIVE_WAIT_MS)

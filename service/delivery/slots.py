@@ -1,58 +1,181 @@
-"""The slots: how many attempts all lanes together may have under way, shared fairly."""
+"""The slots: how many attempts all lanes together may have under way, shared fairly.
+
+Slots belong to lanes, lanes to receivers, receivers to tenants, and each level has its share.
+"""
 
 import heapq
 import itertools
 
+from msgspec import Struct, field
+
 from service.delivery.lanes import Lane
+from service.delivery.window import Window
 
 FAILING_SHARE = 4  # A quarter of the slots is not for lanes that fail.
-_Entry = tuple[int, int, Lane]
+# How many slots a share may hold for each one that is free. A hanging lane alone takes half of all,
+# a hanging tenant four fifths; neither can take the last one.
+LANE_WEIGHT, RECEIVER_WEIGHT, TENANT_WEIGHT = 1, 2, 4
+
+_Entry = tuple[int, int, int, "Share"]  # Slots needed, slots held, turn.
+
+
+class Share(Struct, eq=False):
+    """What a lane, a receiver or a tenant holds, and who of it waits."""
+
+    key: str
+    parent: "Share | None" = None
+    weight: int = LANE_WEIGHT
+    held: int = 0
+    shares: "dict[str, Share]" = field(default_factory=dict)
+    lane: Lane | None = None  # While it waits.
+    window: Window | None = None  # Of a receiver whose lanes share one.
+    queue: list[_Entry] = field(default_factory=list)  # A heap, with outdated entries too.
+    entry: _Entry | None = None  # The current one, in the queue of the parent.
+
+    def share(self, key: str, weight: int) -> "Share":
+        """Return the part of this share that has the key."""
+        if key not in self.shares:
+            self.shares[key] = Share(key, self, weight)
+        return self.shares[key]
+
+    @property
+    def is_full(self) -> bool:
+        """True if the receiver has as many attempts under way as its window allows."""
+        return self.window is not None and self.held >= self.window.size
+
+    def first(self) -> "Share | None":
+        """Return the one below that needs the fewest slots, of those that wait."""
+        while self.queue and self.queue[0][3].entry is not self.queue[0]:
+            heapq.heappop(self.queue)
+        return self.queue[0][3] if self.queue else None
 
 
 class Slots:
-    """The attempts that all lanes may have under way, and the lanes that wait for one.
-
-    A lane may start another attempt only while the free slots outnumber the ones it holds. A
-    hanging lane therefore can never take the last slot, however many each lane may have.
-    """
+    """The attempts that all lanes may have under way, and the lanes that wait for one."""
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.in_use = 0
+        self._root = Share("")
         self._reserve = count // FAILING_SHARE
-        self._entries: dict[Lane, _Entry] = {}
-        self._heap: list[_Entry] = []  # By the slots needed, then in turn; outdated ones too.
+        self._taken: dict[str, Share] = {}  # By delivery.
         self._turn = itertools.count()
 
-    def needed(self, lane: Lane) -> int:
-        """How many slots must be free for the lane to start another attempt."""
-        return lane.in_flight + 1 + (self._reserve if lane.failing_since is not None else 0)
+    @property
+    def in_use(self) -> int:
+        """How many attempts are under way."""
+        return self._root.held
 
     def are_free_for(self, lane: Lane) -> bool:
         """True if the lane may start another attempt."""
-        return self.count - self.in_use >= self.needed(lane)
+        share = self._share_of(lane)
+        receiver = share.parent
+        assert receiver is not None
+        tenant = receiver.parent
+        assert tenant is not None
+        needed = max(
+            share.held + self._reserve_for(lane),
+            receiver.held // RECEIVER_WEIGHT,
+            tenant.held // TENANT_WEIGHT,
+        )
+        is_free = not receiver.is_full and self._is_enough(needed)
+        self._drop_unused(share)
+        return is_free
+
+    def take(self, lane: Lane, delivery_id: str) -> None:
+        """Take a slot for an attempt of the lane."""
+        share: Share | None = self._share_of(lane)
+        assert share is not None
+        self._taken[delivery_id] = share
+        self._hold(share, 1)
+
+    def release(self, delivery_id: str) -> None:
+        """Free the slot of an attempt."""
+        share = self._taken.pop(delivery_id)
+        self._hold(share, -1)
+        self._drop_unused(share)
+
+    def held_by_receiver(self, delivery_id: str) -> int:
+        """How many attempts its receiver has under way, beside an attempt and with it."""
+        receiver = self._taken[delivery_id].parent
+        assert receiver is not None
+        return receiver.held
 
     def wait(self, lane: Lane) -> None:
-        """Queue the lane until enough slots are free, at the place that it has by now."""
-        entry = self._entries.get(lane)
-        needed = self.needed(lane)
-        if lane.waiting and (entry is None or needed < entry[0]):
-            self._entries[lane] = entry = (needed, next(self._turn), lane)
-            heapq.heappush(self._heap, entry)
-            if len(self._heap) > 2 * len(self._entries) + 64:
-                self._heap = sorted(self._entries.values())
+        """Queue the lane until enough slots are free for it, its receiver and its tenant."""
+        if lane.waiting:
+            share = self._share_of(lane)
+            share.lane = lane
+            self._place(share)
 
     def next_waiting(self) -> Lane | None:
         """Take the next lane with enough free slots; those that hold the fewest come first."""
-        while self._heap and self._heap[0][0] <= self.count - self.in_use:
-            entry = heapq.heappop(self._heap)
-            lane = entry[2]
-            if self._entries.get(lane) is entry:  # Else it has moved to another place.
-                del self._entries[lane]
-                return lane
-        return None
+        share = self._root
+        while below := share.first():
+            assert below.entry is not None
+            if share is self._root and not self._is_enough(below.entry[0]):
+                return None
+            share = below
+        lane = share.lane
+        if lane is not None:
+            share.lane = None
+            self._place(share)
+            self._drop_unused(share)
+        return lane
 
     def forget(self) -> None:
         """Let no lane wait."""
-        self._entries.clear()
-        self._heap.clear()
+        for tenant in self._root.shares.values():
+            for receiver in tenant.shares.values():
+                for share in receiver.shares.values():
+                    share.lane = None
+                    self._place(share)
+
+    def _is_enough(self, needed: int) -> bool:
+        return self.count - self.in_use > needed
+
+    def _reserve_for(self, lane: Lane | None) -> int:
+        return self._reserve if lane is not None and lane.failing_since is not None else 0
+
+    def _share_of(self, lane: Lane) -> Share:
+        recipient = lane.recipient
+        assert recipient is not None
+        subscriber, origin = recipient.subscriber, recipient.target.origin
+        tenant = self._root.share(subscriber.tenant, TENANT_WEIGHT)
+        key = f"notify {origin}" if subscriber.is_notify else origin
+        receiver = tenant.share(key, RECEIVER_WEIGHT)
+        if subscriber.is_notify:
+            receiver.window = lane.window
+        return receiver.share(subscriber.id, LANE_WEIGHT)
+
+    def _hold(self, share: Share, change: int) -> None:
+        each: Share | None = share
+        while each is not None:
+            each.held += change
+            each = each.parent
+        self._place(share)
+
+    def _place(self, share: Share) -> None:
+        """Queue the share and those above it at the places that they have by now."""
+        while (parent := share.parent) is not None:
+            below = share.first()
+            needed = None
+            if share.lane is not None:
+                needed = share.held + self._reserve_for(share.lane)
+            elif below is not None and below.entry is not None and not share.is_full:
+                needed = max(share.held // share.weight, below.entry[0])
+            if needed is None:
+                share.entry = None
+            elif share.entry is None or share.entry[:2] != (needed, share.held):
+                share.entry = (needed, share.held, next(self._turn), share)
+                heapq.heappush(parent.queue, share.entry)
+                if len(parent.queue) > 2 * len(parent.shares) + 64:
+                    parent.queue = [e for e in parent.queue if e[3].entry is e]
+                    heapq.heapify(parent.queue)
+            share = parent
+
+    def _drop_unused(self, share: Share) -> None:
+        """Forget shares that hold nothing and wait for nothing."""
+        while (parent := share.parent) and not (share.held or share.shares or share.lane):
+            share.entry = None
+            del parent.shares[share.key]
+            share = parent

@@ -36,6 +36,7 @@ class Target(msgspec.Struct, frozen=True):
     port: int
     tls: bool
     head: bytes  # The request line and the host header, as they are written.
+    tenant: str = ""  # Whose attempts share the look-ups of names.
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -55,16 +56,23 @@ class SendError(Exception):
         self.code = code
 
 
+class SenderClosed(Exception):  # noqa: N818  it is no error of the attempt
+    """Our own end ended the attempt, not the receiver: it counts as not made."""
+
+
 class Sender(Protocol):
     """Carries one attempt to its target: webhook/sender.py, or webhook/proxy.py through a proxy."""
 
     async def send(
         self, target: Target, headers: Mapping[str, str], body: bytes, deadline_seconds: float
     ) -> Answer:
-        """POST the body and return the answer; SendError if there is none in time."""
+        """POST the body and return the answer; SendError if there is none in time.
+
+        SenderClosed if the sender was closed meanwhile.
+        """
 
 
-def parse_target(url: str) -> Target:
+def parse_target(url: str, tenant: str = "") -> Target:
     """Parse `url`; ValueError with a sentence for people if it cannot be sent to."""
     if len(url) > URL_CHARACTERS:
         raise ValueError(f"The URL is longer than {URL_CHARACTERS} characters.")
@@ -99,6 +107,7 @@ def parse_target(url: str) -> Target:
         port=port or PORTS[parts.scheme],
         tls=parts.scheme == "https",
         head=f"POST {path} HTTP/1.1\r\nhost: {authority}\r\n".encode("ascii"),
+        tenant=tenant,
     )
 
 

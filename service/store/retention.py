@@ -1,5 +1,7 @@
 """Retention: delete old rows in small batches, but never a pending delivery or what it needs.
 
+Old pending deliveries to a disabled subscriber are canceled, and deleted by the next sweep.
+
 Rows are deleted before the rows they refer to: deliveries, then events, then generations. Ids sort
 by time, so old rows are at the beginning of each table and need no further index.
 """
@@ -108,4 +110,7 @@ async def _delete_old(name: str, tx: Transaction, after: str, **values: Any) -> 
     deletable = [dict(row) for row in rows if row["is_deletable"]]
     for delete in deletes:
         await tx.many(delete, deletable)
+    if name == "deliveries_old":
+        others = [dict(row) for row in rows if not row["is_deletable"]]
+        await tx.many("delivery_cancel_disabled", others)
     return len(deletable), rows[-1]["id"] if len(rows) == values["limit"] else None

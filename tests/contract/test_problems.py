@@ -9,6 +9,7 @@ import pytest
 import structlog
 
 from service.api import subscribers
+from service.delivery.ping import TESTS_MAX
 from service.store import rows
 from service.telemetry import metrics
 from tests.contract.contract import SCHEMAS, breaches
@@ -103,6 +104,11 @@ async def to_a_disabled_one(world: Harness, ids: Ids) -> httpx.Response:
     return await world.client.post(f"/v1/deliveries/{ids['dlv']}/retry")
 
 
+async def a_test_too_many(world: Harness, ids: Ids) -> httpx.Response:
+    world.app.worker.dispatcher.tests[ids["sub"]] = TESTS_MAX
+    return await world.client.post(f"/v1/subscribers/{ids['sub']}/test")
+
+
 async def without_a_database(world: Harness, ids: Ids) -> httpx.Response:
     await world.app.database.close()
     return await created()(world, ids)
@@ -129,6 +135,7 @@ PROVOCATIONS: dict[str, tuple[int, Provoke]] = {
     "idempotency_key_reused": (422, with_another_body),
     "upstream_refused": (422, refused_upstream(400)),
     "address_refused": (422, created(json={**GENERATION, "notify_url": "http://10.0.0.1/"})),
+    "too_many_tests": (429, a_test_too_many),
     "internal_error": (500, requested("GET", "/v1/generations/{gen}")),
     "upstream_unauthorized": (502, refused_upstream(401)),
     "storage_unavailable": (503, without_a_database),

@@ -4,9 +4,12 @@ import itertools
 import os
 from typing import Any
 
-from service.delivery import signing
+import pytest
+
+from service.delivery import lanes, signing
 from service.delivery.attempt import Recipient
-from service.delivery.lanes import READY_BYTES_MAX, READY_MAX, Lane
+from service.delivery.lanes import READY_BYTES_MAX, READY_MAX, Bodies, Lane
+from service.delivery.receivers import Receiver
 from service.delivery.target import parse_target
 from service.model.delivery import DueDelivery
 from service.model.subscriber import Subscriber
@@ -14,22 +17,16 @@ from tests.harness import START, SUBSCRIBER_URL
 
 
 def recipient(**fields: Any) -> Recipient:
-    subscriber = Subscriber(
-        id="sub_1",
-        tenant="default",
-        url=SUBSCRIBER_URL,
-        retry_schedule_seconds=[0],
-        created_at=0,
-        updated_at=0,
-        **fields,
-    )
+    defaults: dict[str, Any] = {"id": "sub_1", "tenant": "default", "url": SUBSCRIBER_URL}
+    times = {"created_at": 0, "updated_at": 0}
+    subscriber = Subscriber(**{**defaults, "retry_schedule_seconds": [0], **times, **fields})
     signer = signing.Signer(signing.new_secrets(os.urandom))
-    return Recipient(subscriber, parse_target(SUBSCRIBER_URL), {}, signer)
+    return Recipient(subscriber, parse_target(subscriber.url), {}, signer)
 
 
-def lane_of(**fields: Any) -> Lane:
-    lane = Lane("sub_1")
-    lane.set_recipient(recipient(**fields))
+def lane_of(receiver: Receiver | None = None, **fields: Any) -> Lane:
+    lane = Lane(fields.get("id", "sub_1"))
+    lane.set_recipient(recipient(**fields), receiver or Receiver())
     return lane
 
 
@@ -102,7 +99,7 @@ def test_a_delivery_is_held_once() -> None:
 def test_a_closed_lane_holds_nothing() -> None:
     lane = lane_of()
     lane.hold(due(1))
-    lane.set_recipient(recipient(status="paused"))
+    lane.set_recipient(recipient(status="paused"), Receiver())
     assert lane.waiting == 0
     assert not lane.hold(due(2))
     assert popped(lane) == []
@@ -135,3 +132,25 @@ def test_after_a_rest_a_lane_does_not_make_up_for_it() -> None:
     assert popped(lane, START) == ["dlv_0"]
     assert popped(lane, START + 60_000) == ["dlv_1"]
     assert lane.blocked_until(START + 60_000) == START + 61_000
+
+
+def test_all_lanes_share_one_budget_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "BODIES_BYTES_MAX", 1_000)
+    bodies = Bodies()
+    many = [Lane(f"sub_{number}", bodies) for number in range(3)]
+    for lane in many:
+        lane.set_recipient(recipient(id=lane.subscriber_id), Receiver())
+    first, second, third = many
+    assert [first.hold(due(number, body=b"x" * 500)) for number in range(3)] == [True, True, False]
+    assert second.hold(due(3, body=b"x" * 500))  # Each lane goes on, one by one.
+    assert not second.hold(due(4))
+    assert second.room_in(third.first_attempts) == 1
+    second.drop_waiting()
+    assert bodies.held_bytes == 1_000
+    leaving = first.pop_next(START)
+    assert leaving is not None
+    assert bodies.held_bytes == 1_000  # What is under way counts.
+    first.release(leaving)
+    assert bodies.held_bytes == 500
+    assert second.hold(due(5))
+    assert second.hold(due(6))

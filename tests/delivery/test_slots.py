@@ -1,60 +1,143 @@
 """The slots that all lanes share."""
 
+import itertools
+from typing import Any
+
 from service.delivery.lanes import Lane
+from service.delivery.receivers import Receiver
 from service.delivery.slots import Slots
 from tests.delivery.test_lanes import due, lane_of
 
+_number = itertools.count()
 
-def busy(in_flight: int, *, failing: bool = False) -> Lane:
-    lane = lane_of(max_in_flight=100)
-    lane.in_flight = in_flight
+
+def lane_with(slots: Slots, held: int, *, failing: bool = False, **fields: Any) -> Lane:
+    """A lane of its own receiver and tenant, with attempts under way and one that waits."""
+    number = next(_number)
+    defaults = {"id": f"sub_{number}", "url": f"http://{number}.test/", "tenant": f"t{number}"}
+    lane = lane_of(**{**defaults, **fields})
     lane.failing_since = 1 if failing else None
+    for index in range(held):
+        slots.take(lane, f"{lane.subscriber_id} {index}")
     lane.hold(due(1))
     return lane
 
 
+def release(slots: Slots, lane: Lane, index: int = 0) -> None:
+    slots.release(f"{lane.subscriber_id} {index}")
+
+
 def test_a_lane_takes_more_only_while_more_is_free_than_it_holds() -> None:
     slots = Slots(10)
-    slots.in_use = 5
-    assert slots.are_free_for(busy(4))
-    assert not slots.are_free_for(busy(5))
-    slots.in_use = 9
-    assert slots.are_free_for(busy(0))
-    assert not slots.are_free_for(busy(1))
+    first = lane_with(slots, 4)
+    lane_with(slots, 1)
+    assert slots.are_free_for(first)
+    slots.take(first, "fifth")
+    assert not slots.are_free_for(first)
+    assert slots.are_free_for(lane_with(slots, 1))
+    assert not slots.are_free_for(lane_with(slots, 2))
+    assert not slots.are_free_for(lane_with(slots, 1))
 
 
 def test_lanes_that_fail_never_get_the_last_quarter() -> None:
     slots = Slots(8)
-    slots.in_use = 5
-    assert slots.are_free_for(busy(0, failing=True))
-    slots.in_use = 6
-    assert not slots.are_free_for(busy(0, failing=True))
-    assert slots.are_free_for(busy(0))
+    for _ in range(5):
+        lane_with(slots, 1)
+    assert slots.are_free_for(lane_with(slots, 0, failing=True))
+    lane_with(slots, 1)
+    assert not slots.are_free_for(lane_with(slots, 0, failing=True))
+    assert slots.are_free_for(lane_with(slots, 0))
 
 
 def test_lanes_that_hold_the_fewest_are_served_first_and_then_in_turn() -> None:
     slots = Slots(8)
-    slots.in_use = 8
-    greedy, first, second = busy(3), busy(0), busy(0)
+    greedy, first, second = (lane_with(slots, held) for held in (3, 0, 0))
+    others = [lane_with(slots, 1) for _ in range(5)]
     for lane in (greedy, first, second):
         slots.wait(lane)
     assert slots.next_waiting() is None
-    slots.in_use = 7
+    release(slots, others[0])
     assert slots.next_waiting() is first
     assert slots.next_waiting() is second
     assert slots.next_waiting() is None
-    slots.in_use = 4
+    for other in others[1:4]:
+        release(slots, other)
     assert slots.next_waiting() is greedy
 
 
 def test_a_lane_that_holds_fewer_by_now_moves_up_and_is_served_once() -> None:
     slots = Slots(4)
-    slots.in_use = 4
-    lane = busy(3)
+    lane = lane_with(slots, 3)
+    lane_with(slots, 1)
     slots.wait(lane)
-    lane.in_flight = 0
-    slots.wait(lane)
-    slots.in_use = 3
+    for index in range(3):
+        release(slots, lane, index)
     assert slots.next_waiting() is lane
-    slots.in_use = 0
     assert slots.next_waiting() is None
+
+
+def test_however_many_lanes_a_tenant_has_it_leaves_slots_to_the_others() -> None:
+    slots = Slots(100)
+    taken = 0
+    for index in range(200):
+        lane = lane_with(slots, 0, tenant="greedy", url=f"http://{index}.test/")
+        if slots.are_free_for(lane):
+            slots.take(lane, f"greedy {index}")
+            taken += 1
+    assert taken == 80
+    for _ in range(4):
+        other = lane_with(slots, 0)
+        assert slots.are_free_for(other)
+        slots.take(other, other.subscriber_id)
+
+
+def test_however_many_lanes_lead_to_a_receiver_it_leaves_slots_to_the_others() -> None:
+    slots = Slots(90)
+    taken = 0
+    for index in range(90):
+        lane = lane_with(slots, 0, tenant="one", url=f"http://same.test/{index}")
+        if slots.are_free_for(lane):
+            slots.take(lane, f"same {index}")
+            taken += 1
+    assert taken == 60
+    assert slots.are_free_for(lane_with(slots, 0, tenant="one"))
+
+
+def test_tenants_that_hold_the_fewest_are_served_first() -> None:
+    slots = Slots(40)
+    greedy = [lane_with(slots, 1, tenant="greedy") for _ in range(30)]
+    lane_with(slots, 10)
+    modest = lane_with(slots, 0, tenant="modest")
+    for lane in (*greedy, modest):
+        slots.wait(lane)
+    assert slots.next_waiting() is None
+    release(slots, greedy[0])
+    assert slots.next_waiting() is modest
+    assert slots.next_waiting() is None
+
+
+def test_notify_urls_of_one_receiver_share_its_window() -> None:
+    slots, receiver = Slots(100), Receiver()
+    same: dict[str, Any] = {"receiver": receiver, "is_notify": True, "tenant": "one"}
+    lanes = [lane_with(slots, 0, url=f"http://same.test/?job={i}", **same) for i in range(20)]
+    size = receiver.window.size
+    for lane in lanes[:size]:
+        assert slots.are_free_for(lane)
+        slots.take(lane, lane.subscriber_id)
+    last = lanes[size]
+    assert not slots.are_free_for(last)
+    slots.wait(last)
+    assert slots.next_waiting() is None
+    slots.release(lanes[0].subscriber_id)
+    assert slots.next_waiting() is last
+
+
+def test_nothing_is_kept_of_lanes_that_hold_nothing() -> None:
+    slots = Slots(4)
+    lanes = [lane_with(slots, 1) for _ in range(4)]
+    waiting = lane_with(slots, 0)
+    slots.wait(waiting)
+    for lane in lanes:
+        release(slots, lane)
+    assert slots.next_waiting() is waiting
+    assert (slots.in_use, slots._root.shares) == (0, {})

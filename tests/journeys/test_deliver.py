@@ -9,7 +9,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from service.delivery.retry import DEFAULT_RETRY_SECONDS
-from service.delivery.target import Answer, SendError
+from service.delivery.target import Answer, SenderClosed, SendError
 from service.model.errors import StorageError
 from tests.harness import START, SUBSCRIBER_URL, opened
 from tests.journeys.gates import Gate, attach_worker, deliveries, delivery, queue_answers, take_over
@@ -224,6 +224,59 @@ async def test_a_delivery_that_cannot_be_sent_at_all_counts_its_attempts(tmp_pat
         found = await delivery(world)
         assert (found["status"], found["attempt_count"]) == ("dead", 2)
         assert found["attempts"][0]["error"]["code"] == "internal_error"
+
+
+async def test_our_own_end_is_not_recorded_as_the_receivers_failure(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0])
+
+        async def stop() -> int:
+            raise SenderClosed
+
+        queue_answers(world, stop)
+        async with attach_worker(world) as dispatcher:
+            await world.generate()
+        assert (len(world.subscribers.webhooks), dispatcher.slots.in_use) == (1, 0)
+        found = await delivery(world)
+        assert (found["status"], found["attempt_count"]) == ("pending", 0)
+        assert (await world.get(f"/v1/subscribers/{subscriber['id']}"))["status"] == "active"
+        await world.restart()
+        await world.run()
+        assert (await delivery(world))["status"] == "delivered"
+
+
+@pytest.mark.parametrize("schedule", [[0, 36_000], [0]])
+@pytest.mark.parametrize("later", [0, 1])
+async def test_a_retry_that_is_asked_for_during_an_attempt_is_made(
+    tmp_path: Path, schedule: list[int], later: int
+) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(**ONE, retry_schedule_seconds=schedule)
+        gate = Gate(500)
+        queue_answers(world, gate)
+        async with attach_worker(world):
+            await world.generate()
+            await gate.wait_for(1)
+            world.clock.advance(later)
+            path = f"/v1/deliveries/{(await delivery(world))['id']}/retry"
+            assert (await world.client.post(path)).status_code == 202
+            gate.is_open.set()
+        found = await delivery(world)
+        assert (found["status"], found["attempt_count"]) == ("delivered", 2)
+        assert [each["trigger"] for each in found["attempts"]] == ["scheduled", "manual"]
+
+
+async def test_one_retry_makes_one_attempt(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(**ONE, retry_schedule_seconds=[0, 36_000, 36_000])
+        queue_answers(world, 500, 500)
+        await world.generate()
+        await world.run()
+        path = f"/v1/deliveries/{(await delivery(world))['id']}/retry"
+        assert (await world.client.post(path)).status_code == 202
+        await world.run()
+        found = await delivery(world)
+        assert (found["status"], found["attempt_count"]) == ("pending", 2)
 
 
 async def test_while_storage_fails_the_slot_is_held_and_the_webhook_is_not_sent_again(

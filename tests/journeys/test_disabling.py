@@ -75,6 +75,21 @@ async def test_five_days_of_nothing_but_failure_disable(tmp_path: Path) -> None:
         assert told.event["data"]["disabled_reason"] == "failing"
 
 
+async def test_two_failures_far_apart_are_no_five_days_of_failure(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0])
+        queue_answers(world, *[500] * 20)
+        for pause in (0, 6, 6):
+            await world.generate()
+            await world.run(pause * DAY)
+        assert await standing(world, subscriber) == ("active", None)
+        for _ in range(5):
+            assert await standing(world, subscriber) == ("active", None)
+            await world.generate()
+            await world.run(DAY)
+        assert await standing(world, subscriber) == ("disabled", "failing")
+
+
 async def test_one_success_in_between_starts_the_five_days_anew(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0])

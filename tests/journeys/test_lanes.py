@@ -15,6 +15,7 @@ from tests.journeys.gates import Gate, attach_worker, deliveries, delivery, queu
 
 ONE = {"event_types": ["generation.submitted"]}
 OTHER_URL = "http://127.0.0.1:7/other"
+ELSEWHERE_URL = "http://127.0.0.1:8/inbox"
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
@@ -94,7 +95,7 @@ async def test_a_throttled_subscriber_gets_nothing_until_it_asked_for_more(
 ) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE, max_in_flight=1)
-        await world.subscribe(OTHER_URL, **ONE)
+        await world.subscribe(ELSEWHERE_URL, **ONE)
         queue_answers(world, Answer(status, (("retry-after", "120"),), b""))
         for _ in range(3):
             await world.generate()
@@ -102,12 +103,48 @@ async def test_a_throttled_subscriber_gets_nothing_until_it_asked_for_more(
         await world.generate()
         await world.run(119)
         assert len(world.subscribers.webhooks_to(SUBSCRIBER_URL)) == 1
-        assert len(world.subscribers.webhooks_to(OTHER_URL)) == 4
+        assert len(world.subscribers.webhooks_to(ELSEWHERE_URL)) == 4
         await world.restart()
         await world.run(0.999)
         assert len(world.subscribers.webhooks_to(SUBSCRIBER_URL)) == 1
         await world.run(0.001)
         assert len(world.subscribers.webhooks_to(SUBSCRIBER_URL)) == 5
+
+
+async def test_a_429_rests_every_subscriber_of_the_receiver(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(**ONE, max_in_flight=1)
+        queue_answers(world, Answer(429, (("retry-after", "60"),), b""))
+        await world.generate()
+        await world.run()
+        for url in (OTHER_URL, ELSEWHERE_URL):
+            await world.subscribe(url, **ONE)
+        await world.generate()
+        await world.run(59)
+        assert [sent.url for sent in world.subscribers.webhooks] == [SUBSCRIBER_URL, ELSEWHERE_URL]
+        await world.run(1)
+        assert len(world.subscribers.webhooks_to(OTHER_URL)) == 1
+
+
+async def test_notify_urls_that_differ_in_their_query_are_one_receiver(tmp_path: Path) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        gate = Gate(Answer(429, (("retry-after", "60"),), b""))
+        urls = [f"{SUBSCRIBER_URL}?job={number}" for number in range(30)]
+        async with attach_worker(world) as dispatcher:
+            for url in urls:
+                queue_answers(world, gate, url=url)
+                await world.generate(notify_url=url)
+                assert (await world.call_back()).status_code == 200
+            await gate.wait_for(START_SIZE)
+            while any(lane.is_loading for lane in dispatcher.lanes.values()):
+                await world.get("/v1/subscribers")
+            assert gate.requests == dispatcher.slots.in_use == START_SIZE
+            gate.is_open.set()
+        assert gate.requests == START_SIZE
+        for url in urls:
+            world.subscribers.answers[url].clear()
+        await world.run(70)
+        assert len({sent.url for sent in world.subscribers.webhooks}) == len(urls)
 
 
 async def test_a_success_beside_it_does_not_lift_what_a_receiver_asked_for(tmp_path: Path) -> None:

@@ -170,6 +170,20 @@ async def test_a_second_replay_to_the_same_subscriber_waits_its_turn(tmp_path: P
         assert (await ask(world, subscriber, only="all")).status_code == 202
 
 
+async def test_a_replay_ends_when_its_subscriber_gets_disabled(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe(**ONE)
+        for _ in range(5):
+            await world.generate()
+        await world.run()
+        made = await started(world, subscriber, only="all", rate_per_second=1)
+        queue_answers(world, 410)
+        await world.run(1)
+        await world.run(10)
+        assert (await seen(world, made))[0] == "canceled"
+        assert "pending" not in {found["status"] for found in await deliveries(world)}
+
+
 async def test_a_disabled_subscriber_gets_no_replay(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE)

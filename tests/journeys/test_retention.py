@@ -203,3 +203,34 @@ async def test_a_tick_returns_how_many_rows_were_deleted(tmp_path: Path) -> None
         result = (await world.client.post("/v1/tick")).json()
         assert result["deleted"] >= 4
         assert result["more"] is False
+
+
+async def test_what_a_disabled_subscriber_is_owed_ends_after_the_retention(tmp_path: Path) -> None:
+    async with opened(tmp_path, callback_trust="body", retention_days=2) as world:
+        subscriber = await world.subscribe(**ONE)
+        path = f"/v1/subscribers/{subscriber['id']}"
+        await world.client.patch(path, json={"status": "paused"})
+        await fail_generation(world)
+        await run_days(world, 4)
+        [owed] = await deliveries(world)
+        assert owed["status"] == "pending"
+        await world.client.patch(path, json={"status": "disabled"})
+        await world.run(retention.SWEEP_INTERVAL_MS / 1_000)
+        await run_days(world, 1)
+        assert await deliveries(world) == []
+        assert count_rows(world, "deliveries", "attempts") == {"deliveries": 0, "attempts": 0}
+
+
+async def test_what_a_disabled_subscriber_is_owed_stays_within_the_retention(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, callback_trust="body", retention_days=5) as world:
+        subscriber = await world.subscribe(**ONE)
+        path = f"/v1/subscribers/{subscriber['id']}"
+        await world.client.patch(path, json={"status": "paused"})
+        await fail_generation(world)
+        await world.client.patch(path, json={"status": "disabled"})
+        await run_days(world, 4)
+        await world.client.patch(path, json={"status": "active"})
+        await world.run()
+        assert (await deliveries(world))[0]["status"] == "delivered"

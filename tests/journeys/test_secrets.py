@@ -5,7 +5,9 @@ from pathlib import Path
 
 import httpx
 
-from tests.harness import ADMIN_KEY, PUBLIC_URL, Harness, opened
+from service.delivery.target import Answer
+from service.store.database import Transaction
+from tests.harness import ADMIN_KEY, PUBLIC_URL, SUBSCRIBER_URL, Harness, opened
 from tests.logs import Console
 
 SIGNING = "whsec_" + "c2VjcmV0" * 4
@@ -131,3 +133,26 @@ async def test_keys_and_signing_secrets_are_shown_nowhere(tmp_path: Path, consol
             assert secret not in text
     assert "hush-hush-5678" not in lines
     assert PUBLIC_URL not in lines
+
+
+async def _bodies(tx: Transaction, delivery_id: str) -> bytes:
+    rows = await tx.all("attempts_of_delivery", delivery_id=delivery_id)
+    return b"".join(row["response_body"] + row["response_headers"].encode() for row in rows)
+
+
+async def test_a_receiver_that_echoes_its_headers_does_not_show_them(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        secrets = {"authorization": "Bearer top-secret-of-theirs", "x-api-key": "hush-hush"}
+        await world.subscribe(headers=secrets)
+        body = json.dumps({**secrets, "token": "top-secret-of-theirs", "also": "seen"}).encode()
+        echo = Answer(400, (("x-echo", "hush-hush"), ("x-more", "seen")), body + b"\xff")
+        world.subscribers.answers[SUBSCRIBER_URL].append(echo)
+        await world.generate()
+        await world.run()
+        [delivery] = (await world.get("/v1/deliveries"))["data"]
+        shown = (await world.client.get(f"/v1/deliveries/{delivery['id']}")).text
+        found = await world.app.database.read(_bodies, delivery["id"])
+    assert shown.count("seen") == 2
+    for secret in ("top-secret-of-theirs", "hush-hush"):
+        assert secret not in shown
+        assert secret.encode() not in found

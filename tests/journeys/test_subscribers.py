@@ -1,5 +1,6 @@
 """Subscribers: who hears of what, what exactly is sent, and how a change takes hold."""
 
+import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from standardwebhooks import Webhook
 
 from service.delivery.target import SendError
 from tests.harness import SUBSCRIBER_URL, SentWebhook, opened
-from tests.journeys.gates import deliveries, queue_answers
+from tests.journeys.gates import Gate, deliveries, queue_answers
 
 OTHER_URL = "http://127.0.0.1:7/other"
 NOTIFY_URL = "http://127.0.0.1:7/notify"
@@ -112,6 +113,40 @@ async def test_a_test_that_fails_is_an_answer_too_and_is_not_tried_again(tmp_pat
         assert seen["status"] == "active"
 
 
+async def test_tests_take_slots_so_that_they_delay_no_delivery(tmp_path: Path) -> None:
+    async with opened(tmp_path, max_in_flight=20) as world:
+        gate = Gate()
+        paths = []
+        for number in range(30):
+            url = f"http://127.0.0.1:{100 + number}/"
+            paths.append(f"/v1/subscribers/{(await world.subscribe(url))['id']}/test")
+            queue_answers(world, gate, gate, url=url)
+        tests = [asyncio.ensure_future(world.client.post(path)) for path in paths * 2]
+        await gate.wait_for(1)
+        slots = world.app.worker.dispatcher.slots
+        while sum(test.done() for test in tests) < len(tests) - slots.in_use:
+            await world.get("/v1/subscribers")
+        assert slots.in_use == gate.most_waiting == 16
+        gate.is_open.set()
+        answers = await asyncio.gather(*tests)
+        assert sorted(answer.status_code for answer in answers) == [200] * 16 + [429] * 44
+        assert slots.in_use == 0
+        assert (await world.client.post(paths[0])).status_code == 200
+
+
+async def test_of_one_subscriber_two_tests_run_at_once(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        gate = Gate()
+        queue_answers(world, gate, gate)
+        path = f"/v1/subscribers/{(await world.subscribe())['id']}/test"
+        tests = [asyncio.ensure_future(world.client.post(path)) for _ in range(2)]
+        await gate.wait_for(2)
+        assert (await world.client.post(path)).status_code == 429
+        gate.is_open.set()
+        assert [answer.status_code for answer in await asyncio.gather(*tests)] == [200, 200]
+        assert (await world.client.post(path)).status_code == 200
+
+
 async def test_a_paused_subscriber_can_be_tested(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         made = await world.subscribe()
@@ -141,23 +176,44 @@ async def test_a_notify_url_hears_the_outcome_signed_with_the_tenants_own_secret
         assert [one["id"] for one in listed] == [made["id"]]
 
 
-async def test_one_notify_url_is_one_lane_and_is_hidden_from_the_api(tmp_path: Path) -> None:
+async def test_one_notify_url_has_one_subscriber_that_is_in_no_list(tmp_path: Path) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
         for index in range(2):
             await world.generate(notify_url=NOTIFY_URL)
             assert (await world.call_back({"data": {"status": "failed"}}, index=index)).is_success
         [id_] = {found["subscriber_id"] for found in await deliveries(world)}
-        for method, path in (
-            ("GET", ""),
-            ("DELETE", ""),
-            ("GET", "/secret"),
-            ("POST", "/test"),
-            ("GET", "/stats"),
-        ):
+        for method, path in (("GET", "/secret"), ("POST", "/rotate-secret")):
             refused = await world.client.request(method, f"/v1/subscribers/{id_}{path}")
             assert refused.status_code == 404
+        assert (await world.get("/v1/subscribers"))["data"] == []
         await world.run()
         assert len(world.subscribers.webhooks_to(NOTIFY_URL)) == 2
+
+
+async def test_the_subscriber_of_a_notify_url_is_seen_enabled_and_deleted_by_its_id(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        queue_answers(world, 410, url=NOTIFY_URL)
+        for _ in range(2):
+            await world.generate(notify_url=NOTIFY_URL)
+        for index in range(2):
+            assert (await world.call_back({"data": {"status": "failed"}}, index=index)).is_success
+            await world.run()
+        path = f"/v1/subscribers/{(await deliveries(world))[0]['subscriber_id']}"
+        seen = await world.get(path)
+        assert (seen["url"], seen["status"], seen["disabled_reason"]) == (
+            NOTIFY_URL,
+            "disabled",
+            "gone",
+        )
+        assert (await world.client.patch(path, json={"url": OTHER_URL})).status_code == 422
+        assert (await world.client.patch(path, json={"status": "active"})).status_code == 200
+        assert (await world.get(path))["status"] == "active"
+        assert (await world.client.post(f"{path}/test")).status_code == 200
+        assert (await world.get(f"{path}/stats"))["counts"]["dead"] == 1
+        assert (await world.client.delete(path)).status_code == 204
+        assert (await world.client.get(path)).status_code == 404
 
 
 async def test_a_change_holds_for_the_next_attempt_of_what_is_already_owed(tmp_path: Path) -> None:

@@ -4,13 +4,16 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trustme
 
+from service import app
 from service.delivery.target import Answer, SendError, parse_target
 from service.delivery.webhook.connection import tls_context
 from service.delivery.webhook.proxy import ProxiedSender
+from tests.harness import settings
 from tests.wire import receivers
 from tests.wire.receivers import (
     HEADERS,
@@ -180,3 +183,10 @@ async def test_many_at_once_are_all_sent() -> None:
     async with receiving(always(OK)) as proxy, through(proxy) as sender:
         answers = await asyncio.gather(*(sender.send(TARGET, HEADERS, b"{}", 5) for _ in range(20)))
         assert [answer.status_code for answer in answers] == [204] * 20
+
+
+async def test_the_proxy_gets_a_connection_for_each_slot(tmp_path: Path) -> None:
+    sender = app._sender(settings(tmp_path, http_proxy="http://127.0.0.1:9", max_in_flight=700))
+    assert isinstance(sender, ProxiedSender)
+    assert sender._transport._pool._max_connections >= 700
+    await sender.close()

@@ -8,7 +8,7 @@ from typing import Literal
 
 import httptools
 
-from service.delivery.target import Answer, SendError
+from service.delivery.target import Answer, SenderClosed, SendError
 from service.delivery.webhook import request
 
 
@@ -53,7 +53,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
 
     def exchange(self, message: bytes, waiter: asyncio.Future[Answer]) -> None:
-        """Write a request; `waiter` gets the answer, or a SendError."""
+        """Write a request; `waiter` gets the answer, or a SendError or SenderClosed."""
         assert self._transport is not None
         self._state = "head"
         self.received_bytes = 0
@@ -75,7 +75,7 @@ class Connection(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.abort()
 
-    def fail(self, error: SendError) -> None:
+    def fail(self, error: SendError | SenderClosed) -> None:
         """End the exchange with `error`, if one is running, and close the connection."""
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():

@@ -1,19 +1,17 @@
 """Which addresses may be reached: URLs are checked at creation, addresses at each connection."""
 
 import asyncio
-import functools
 import ipaddress
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
 from service.delivery.target import SendError, parse_target
+from service.delivery.webhook.lookups import PLACES, Lookup
 
-THREADS = 32  # That look names up.
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 
 # The first match wins, so narrow networks stand before wide ones. From the IANA special-purpose
 # registries, and the metadata services outside the link-local network.
@@ -140,35 +138,19 @@ def _embedded(
 
 
 class SystemLookup:
-    """A Lookup over getaddrinfo, in threads of its own.
+    """A Lookup over getaddrinfo in its own threads: the event loop's pool may have only four."""
 
-    A thread that waits for a name server cannot be interrupted, and the event loop's own pool may
-    have only four. Here a name occupies one thread at most: all attempts that resolve it share one
-    lookup, which goes on even if the attempt that started it gives up.
-    """
-
-    def __init__(self, threads: int = THREADS) -> None:
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="lookup")
-        self._running: dict[tuple[str, int], asyncio.Future[list[str]]] = {}
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(PLACES, thread_name_prefix="lookup")
 
     async def __call__(self, host: str, port: int) -> list[str]:
         """Return the addresses of `host` in the system's order; OSError if it has none."""
-        key = (host, port)
-        if key not in self._running:
-            loop = asyncio.get_running_loop()
-            lookup = loop.run_in_executor(self._threads, _getaddrinfo, host, port)
-            self._running[key] = lookup
-            lookup.add_done_callback(functools.partial(self._finish, key))
-        return await asyncio.shield(self._running[key])
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, _getaddrinfo, host, port)
 
     def close(self) -> None:
         """Start no more lookups; threads that wait for a name server end by themselves."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-    def _finish(self, key: tuple[str, int], lookup: asyncio.Future[list[str]]) -> None:
-        del self._running[key]
-        if not lookup.cancelled():
-            lookup.exception()  # Retrieved, as every waiter may have given up.
 
 
 def _getaddrinfo(host: str, port: int) -> list[str]:

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 
 import httpx
 
-from service.delivery.target import Answer, SendError, Target
+from service.delivery.target import Answer, SenderClosed, SendError, Target
 from service.delivery.webhook import request
-
-CONNECTIONS = 256
 
 
 class ProxiedSender:
@@ -20,12 +18,15 @@ class ProxiedSender:
     add headers and read proxies from the environment.
     """
 
-    def __init__(self, proxy_url: str, ssl_context: ssl.SSLContext) -> None:
+    def __init__(
+        self, proxy_url: str, ssl_context: ssl.SSLContext, *, connections: int = 1024
+    ) -> None:
+        self._is_closed = False
         self._transport = httpx.AsyncHTTPTransport(
             verify=ssl_context,
             trust_env=False,
             proxy=proxy_url,
-            limits=httpx.Limits(max_connections=CONNECTIONS, keepalive_expiry=30.0),
+            limits=httpx.Limits(max_connections=connections, keepalive_expiry=30.0),
         )
 
     async def send(
@@ -44,11 +45,16 @@ class ProxiedSender:
                 return await self._exchange(post)
         except TimeoutError as error:
             raise SendError("timeout", "There was no complete answer in time.") from error
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, RuntimeError) as error:
+            if self._is_closed:
+                raise SenderClosed from error
+            if isinstance(error, RuntimeError):
+                raise
             raise _send_error(error) from error
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; whoever waits for an answer gets SenderClosed."""
+        self._is_closed = True
         await self._transport.aclose()
 
     async def _exchange(self, post: httpx.Request) -> Answer:

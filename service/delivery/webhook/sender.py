@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 
-from service.delivery.target import Answer, SendError, Target
+from service.delivery.target import Answer, SenderClosed, SendError, Target
 from service.delivery.webhook import egress
 from service.delivery.webhook.connection import Connection, tls_context
+from service.delivery.webhook.lookups import Addresses, Lookup, Lookups
 from service.delivery.webhook.request import encode_request
 
 ADDRESSES = 4  # Tried in turn for one attempt.
@@ -28,14 +29,15 @@ class WebhookSender:
         policy: egress.Policy,
         *,
         ssl_context: ssl.SSLContext | None = None,
-        lookup: egress.Lookup | None = None,
+        lookup: Lookup | None = None,
         connections: int = 1024,
         idle_per_origin: int = 512,
         idle_seconds: float = 30.0,
     ) -> None:
         self._policy = policy
         self._ssl_context = ssl_context
-        self._lookup = lookup or egress.SystemLookup()
+        self._system_lookup = None if lookup else egress.SystemLookup()
+        self._lookups = Lookups(lookup or self._system_lookup)  # type: ignore[arg-type]
         self._idle_per_origin = idle_per_origin
         self._idle_seconds = idle_seconds
         self._loop = asyncio.get_running_loop()
@@ -51,8 +53,9 @@ class WebhookSender:
     ) -> Answer:
         """POST `body` to `target`; return the receiver's answer, or raise SendError.
 
-        `deadline_seconds` covers resolving, connecting, TLS, writing, and the whole answer.
-        ValueError for headers that cannot be sent (`request.refuse_header`).
+        `deadline_seconds` covers resolving, connecting, TLS, writing, and the whole answer, but not
+        the wait for a place to resolve the name (webhook/lookups.py). ValueError for headers that
+        cannot be sent (`request.refuse_header`).
 
         A request is written a second time only if it went out on a reused connection that the
         receiver had already closed: the connection ended without one byte of an answer.
@@ -66,18 +69,19 @@ class WebhookSender:
             except SendError as error:
                 if error.code != "connection_closed" or connection.received_bytes:
                     raise
-        connection = await self._connect(target, ends_at)
+        connection, ends_at = await self._connect(target, ends_at)
         return await self._exchange(connection, request, ends_at)
 
     async def close(self) -> None:
-        """Close all connections; exchanges under way end with `connection_closed`."""
+        """Close all connections; whoever waits for an answer gets SenderClosed."""
         self._closed = asyncio.Event()
-        if isinstance(self._lookup, egress.SystemLookup):
-            self._lookup.close()
+        self._lookups.close()
+        if self._system_lookup:
+            self._system_lookup.close()
         if self._sweep_timer:
             self._sweep_timer.cancel()
         for connection in list(self._open):
-            connection.fail(SendError("connection_closed", "The sender was closed."))
+            connection.fail(SenderClosed())
         if self._open:
             await self._closed.wait()
 
@@ -95,27 +99,49 @@ class WebhookSender:
         self._put_back(connection)
         return answer
 
-    async def _connect(self, target: Target, ends_at: float) -> Connection:
-        """Open a connection to one of the target's addresses, tried in turn."""
+    async def _connect(self, target: Target, ends_at: float) -> tuple[Connection, float]:
+        """Open a connection to one of the target's addresses, tried in turn.
+
+        Return it with the end of the attempt, which is later by the wait for a place.
+        """
         if not (target.tls or self._policy.allow_http):
             raise SendError("address_refused", "The URL must use https.")
+
+        async def lookup(host: str, port: int) -> Sequence[str]:
+            nonlocal ends_at
+            asked_at = self._loop.time()
+            running = await self._lookups.start(host, port, target.tenant)
+            ends_at += self._loop.time() - asked_at
+            return await self._finish_lookup(running, host, ends_at)
+
+        addresses = await egress.resolve(target.host, target.port, self._policy, lookup)
+        return await self._connect_to_any(addresses[:ADDRESSES], target, ends_at), ends_at
+
+    async def _finish_lookup(self, running: Addresses, host: str, ends_at: float) -> Sequence[str]:
         try:
             async with asyncio.timeout_at(ends_at):
-                addresses = await egress.resolve(
-                    target.host, target.port, self._policy, self._lookup
-                )
+                return await asyncio.shield(running)
         except TimeoutError as error:
-            raise SendError("timeout", f"{target.host} was not resolved in time.") from error
+            raise SendError("timeout", f"{host} was not resolved in time.") from error
+        except asyncio.CancelledError:
+            if running.cancelled():  # By `close`, not the attempt's own.
+                raise SenderClosed from None
+            raise
+
+    async def _connect_to_any(
+        self, addresses: Sequence[str], target: Target, ends_at: float
+    ) -> Connection:
         cause: OSError = TimeoutError()
-        tried = addresses[:ADDRESSES]
-        for index, ip in enumerate(tried):
+        for index, ip in enumerate(addresses):
             # An equal share of the time that is left, so that each address gets its turn.
-            seconds = (ends_at - self._loop.time()) / (len(tried) - index)
+            seconds = (ends_at - self._loop.time()) / (len(addresses) - index)
             try:
                 async with asyncio.timeout(seconds):
                     return await self._connect_to(ip, target)
             except OSError as error:
                 cause = error
+            if self._closed:
+                raise SenderClosed
         raise _connect_error(cause, target) from cause
 
     async def _connect_to(self, ip: str, target: Target) -> Connection:
@@ -136,7 +162,10 @@ class WebhookSender:
             connection.abort()
             self._remove(connection)
             raise
-        if self._closed or not connection.is_usable():
+        if self._closed:
+            connection.abort()
+            raise SenderClosed
+        if not connection.is_usable():
             connection.abort()
             raise SendError("connection_closed", "The connection was closed before its use.")
         return connection

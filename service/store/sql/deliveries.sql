@@ -71,9 +71,15 @@ WHERE status = 'pending' AND subscriber_id = :subscriber_id
 
 -- name: delivery_record
 -- The attempt must follow the last one: a process that has lost ownership can then change nothing.
-UPDATE deliveries SET status = :status, attempt_count = :number, due_at = :due_at,
-    delivered_at = :delivered_at, last_error = :last_error,
-    trigger = CASE trigger WHEN 'manual' THEN 'scheduled' ELSE trigger END
+-- A retry that a person asked for while the attempt was under way stays due, unless it is delivered.
+UPDATE deliveries SET attempt_count = :number, delivered_at = :delivered_at,
+    last_error = :last_error,
+    status = CASE WHEN :status <> 'delivered' AND trigger = 'manual' AND (due_at > :started_at
+        OR due_at = :started_at AND :trigger <> 'manual') THEN 'pending' ELSE :status END,
+    due_at = CASE WHEN :status <> 'delivered' AND trigger = 'manual' AND (due_at > :started_at
+        OR due_at = :started_at AND :trigger <> 'manual') THEN due_at ELSE :due_at END,
+    trigger = CASE WHEN trigger = 'manual' AND NOT (due_at > :started_at
+        OR due_at = :started_at AND :trigger <> 'manual') THEN 'scheduled' ELSE trigger END
 WHERE tenant = :tenant AND id = :delivery_id AND status = 'pending'
     AND attempt_count = :number - 1;
 
@@ -115,6 +121,12 @@ SELECT d.tenant, d.id, d.status <> 'pending' AND NOT EXISTS (SELECT 1 FROM attem
     WHERE a.delivery_id = d.id AND a.started_at >= :before) AS is_deletable
 FROM deliveries d WHERE d.tenant = :tenant AND d.id > :after AND d.id < :before_id
 ORDER BY d.id LIMIT :limit;
+
+-- name: delivery_cancel_disabled
+-- What a disabled subscriber is owed ends after the retention; the next sweep deletes it.
+UPDATE deliveries SET status = 'canceled', due_at = NULL
+WHERE tenant = :tenant AND id = :id AND status = 'pending' AND EXISTS (SELECT 1 FROM subscribers s
+    WHERE s.id = deliveries.subscriber_id AND s.status = 'disabled');
 
 -- name: delivery_delete
 DELETE FROM deliveries WHERE tenant = :tenant AND id = :id;

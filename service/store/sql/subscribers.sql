@@ -13,8 +13,8 @@ UPDATE subscribers SET url = :url, description = :description, event_types = :ev
     sealed_secrets = :sealed_secrets, status = :status, disabled_reason = :disabled_reason,
     max_in_flight = :max_in_flight, rate_per_second = :rate_per_second,
     retry_schedule_seconds = :retry_schedule_seconds, ordered = :ordered, payload = :payload,
-    signature = :signature, failing_since = :failing_since, slow_until = :slow_until,
-    probing = :probing, updated_at = :updated_at
+    signature = :signature, failing_since = :failing_since, last_failed_at = :last_failed_at,
+    slow_until = :slow_until, probing = :probing, updated_at = :updated_at
 WHERE id = :id;
 
 -- name: subscriber_by_id

@@ -165,6 +165,7 @@ CREATE TABLE subscribers (
     payload TEXT NOT NULL DEFAULT 'full',
     signature TEXT NOT NULL DEFAULT 'v1',
     failing_since INTEGER,
+    last_failed_at INTEGER,
     slow_until INTEGER,
     probing INTEGER NOT NULL DEFAULT 0,
     created_at INTEGER NOT NULL,

@@ -1,0 +1,68 @@
+"""A test of a subscriber: one `ping` now, in a slot of its lane."""
+
+import msgspec
+
+from service.delivery.attempt import Recipient, attempt, read_recipient
+from service.delivery.dispatch import Dispatcher
+from service.delivery.lanes import Lane
+from service.model.attempt import Attempt
+from service.model.event import Event
+from service.model.ids import new_id
+from service.model.subscriber import Subscriber
+from service.store import deliveries, events
+from service.store.database import Transaction
+
+TESTS_MAX = 2  # Tests of one subscriber under way.
+
+
+async def send_test(
+    dispatcher: Dispatcher, subscriber: Subscriber
+) -> tuple[Attempt, dict[str, object]] | None:
+    """Send a `ping` to one subscriber once; return the attempt, and exactly what was sent.
+
+    None if too many tests are under way, or attempts of its tenant: a test takes a slot like any
+    attempt, so that tests delay no delivery. SenderClosed if the process stops meanwhile.
+    """
+    context = dispatcher.context
+    recipient = await context.database.read(read_recipient, context.vault, subscriber.id)
+    if recipient is None:
+        return None
+    subscriber, lane = recipient.subscriber, Lane(subscriber.id)
+    lane.set_recipient(recipient, dispatcher.receivers.find(subscriber, recipient.target.origin))
+    lane.failing_since = subscriber.failing_since
+    tests, slots = dispatcher.tests, dispatcher.slots
+    if tests[subscriber.id] >= TESTS_MAX or not slots.are_free_for(lane):
+        return None
+    test_id = new_id("dlv", context.clock())
+    tests[subscriber.id] += 1
+    slots.take(lane, test_id)
+    try:
+        return await _send(dispatcher, recipient)
+    finally:
+        tests[subscriber.id] -= 1
+        if not tests[subscriber.id]:
+            del tests[subscriber.id]
+        slots.release(test_id)
+        dispatcher.pump_waiting()
+
+
+async def _send(dispatcher: Dispatcher, recipient: Recipient) -> tuple[Attempt, dict[str, object]]:
+    """Make the attempt and store it; the values of the subscriber's own headers are redacted."""
+    context, subscriber = dispatcher.context, recipient.subscriber
+    event = await context.database.write(_store_ping, subscriber)
+    due = deliveries.new_due(event, subscriber, context.clock(), "test")
+    result = await attempt(context, dispatcher.sender, recipient, due)
+    # A test is over after one attempt, whatever a retry would have been due at.
+    status = "delivered" if result.record.status == "delivered" else "dead"
+    record = msgspec.structs.replace(result.record, status=status, due_at=None, is_counted_now=True)
+    await context.database.write(deliveries.insert_ended, due, record)
+    headers = {**result.message.headers, **dict.fromkeys(recipient.headers, "[redacted]")}
+    body = result.message.body.decode()
+    return record.attempt, {"url": subscriber.url, "headers": headers, "body": body}
+
+
+async def _store_ping(tx: Transaction, subscriber: Subscriber) -> Event:
+    data = {"subscriber_id": subscriber.id}
+    event = events.new_event(subscriber.tenant, "ping", data, None, tx.now)
+    await events.insert(tx, [event])
+    return event
