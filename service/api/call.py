@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from starlette.responses import Response
@@ -48,10 +48,18 @@ class Parts(Protocol):
         """Do due work for up to `seconds`; return what was done."""
 
 
+class Claim(NamedTuple):
+    """What a request claims: an idempotency key, for the request with this SHA-256."""
+
+    key: str
+    request_sha256: bytes
+
+
 class Call(msgspec.Struct, frozen=True, kw_only=True):
     """An authenticated request.
 
     resource_id: the id of what the call creates; empty if it creates nothing.
+    claim: its `Idempotency-Key`, which is stored with what it creates.
     """
 
     parts: Parts
@@ -65,6 +73,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     request_id: str
     resource_id: str = ""
+    claim: Claim | None = None
 
     def decode(self, type_: type[T], *, empty: bytes = b"") -> T:
         """Decode the body, else `empty`; Problem 400 if it is not JSON, 422 if a field is wrong."""

@@ -64,7 +64,8 @@ async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Requ
         request_id=request.state.request_id,
     )
     if operation.creates:
-        return await idempotency.once(call, operation)
+        name = f"{operation.method} {operation.path}"
+        return await idempotency.once(call, name, operation.creates, operation.run)
     if operation.unit is None:
         result = await operation.run(call)
     else:

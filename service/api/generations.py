@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from service.api import idempotency
 from service.api.call import (
     Answer,
     Call,
@@ -58,17 +59,19 @@ async def create(call: Call) -> Answer:
     refuse_fields("The request has wrong fields.", _errors(call, new))
     if new.notify_url is not None:
         check_url(call.context, new.notify_url, "/notify_url")
-    generation, is_new = await call.database.write(_get_or_accept, call, new)
-    if is_new:  # To the end even if the client hangs up: upstream's answer must be recorded.
-        generation, refusal = await asyncio.shield(call.parts.submitter.start(generation))
-        if refusal is not None:
-            status, code = _REFUSALS.get(refusal, (422, "upstream_refused"))
-            assert generation.error is not None
-            message = generation.error["message"]
-            detail = f"Upstream refused {generation.id} with {refusal}: {message}"
-            # Not raised: the generation exists, so this answer is kept for Idempotency-Key.
-            return answer_problem(Problem(status, code, detail), call.request_id)
-    return answer(generation.view(), 202)
+    accepted = call.context, call.tenant, call.resource_id, new
+    generation = await idempotency.create(call, submit.store_new, *accepted)
+    # To the end even if the client hangs up: upstream's answer must be recorded.
+    generation, refusal = await asyncio.shield(call.parts.submitter.start(generation))
+    if refusal is None:
+        return await idempotency.keep(call, answer(generation.view(), 202))
+    status, code = _REFUSALS.get(refusal, (422, "upstream_refused"))
+    assert generation.error is not None
+    message = generation.error["message"]
+    detail = f"Upstream refused {generation.id} with {refusal}: {message}"
+    # Not raised: the generation exists, so this answer is kept for Idempotency-Key.
+    problem = answer_problem(Problem(status, code, detail), call.request_id)
+    return await idempotency.keep(call, problem)
 
 
 def _errors(call: Call, new: submit.NewGeneration) -> list[FieldError]:
@@ -83,20 +86,6 @@ def _errors(call: Call, new: submit.NewGeneration) -> list[FieldError]:
     model = call.context.catalogue.get(new.model)
     problems = catalogue.problems(model, new.input) if model is not None else ()
     return errors + [FieldError(f"/input{pointer}", message) for pointer, message in problems]
-
-
-async def _get_or_accept(
-    tx: Transaction, call: Call, new: submit.NewGeneration
-) -> tuple[Generation, bool]:
-    """Return the generation, and whether it is new.
-
-    A request that is repeated after a crash gets the generation of the first one, which is not
-    submitted again.
-    """
-    generation = await rows.read_by_id(tx, Generation, call.resource_id)
-    if generation is not None:
-        return generation, False
-    return await submit.store_new(tx, call.context, call.tenant, call.resource_id, new), True
 
 
 async def _get(tx: Transaction, call: Call) -> Generation:

@@ -4,9 +4,10 @@ from typing import Annotated
 
 import msgspec
 
+from service.api import idempotency
 from service.api.call import Answer, Call, answer, answer_page, read_own
 from service.api.checks import NO_NUL
-from service.api.problem import FieldError, Problem, conflict, refuse_fields, require
+from service.api.problem import FieldError, Problem, refuse_fields, require
 from service.delivery.tenants import DEFAULT, ensure
 from service.model.key import SCOPES, TENANT_NAME, TENANT_NAME_RULE, Key, Scope, new_key
 from service.store import keys, pages, rows
@@ -36,15 +37,13 @@ async def create(call: Call) -> Answer:
         raise Problem(403, "forbidden", detail)
     secret, now = new_key(call.context.random_bytes), call.context.clock()
     key = Key(id=call.resource_id, name=new.name, tenant=tenant, scopes=new.scopes, created_at=now)
-    await call.database.write(_insert, call, key, secret)
-    return answer({**key.view(), "key": secret}, 201)
+    return await idempotency.create(call, _insert, call, key, secret)
 
 
-async def _insert(tx: Transaction, call: Call, key: Key, secret: str) -> None:
-    if await rows.read_by_id(tx, Key, key.id, key.tenant) is not None:
-        raise conflict("The first request created this key; revoke it and try again.")
+async def _insert(tx: Transaction, call: Call, key: Key, secret: str) -> Answer:
     await ensure(tx, call.context, key.tenant)
     await rows.insert(tx, key, key_sha256=keys.digest(secret))
+    return answer({**key.view(), "key": secret}, 201)
 
 
 async def list_(call: Call) -> Answer:

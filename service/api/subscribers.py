@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from service.api import checks
+from service.api import checks, idempotency
 from service.api.call import Answer, Call, answer, answer_page, read_own
 from service.api.checks import NO_NUL, REDACTED, Rate
 from service.api.problem import conflict, not_found, refuse_fields
@@ -75,17 +75,15 @@ async def create(call: Call) -> Answer:
         created_at=now,
         updated_at=now,
     )
-    await context.database.write(_insert, subscriber)
-    return answer({**subscriber.view(), "secret": secrets.current}, 201)
+    return await idempotency.create(call, _insert, subscriber, secrets.current)
 
 
-async def _insert(tx: Transaction, new: Subscriber) -> None:
+async def _insert(tx: Transaction, new: Subscriber, secret: str) -> Answer:
     count = await rows.read_number(tx, "subscribers_count", tenant=new.tenant) or 0
     if count >= SUBSCRIBERS_MAX:
         raise conflict(f"A tenant has at most {SUBSCRIBERS_MAX} subscribers.")
-    if await rows.read_by_id(tx, Subscriber, new.id) is not None:
-        raise conflict("The first request created this subscriber; list them.")
     await rows.insert(tx, new)
+    return answer({**new.view(), "secret": secret}, 201)
 
 
 def _check(call: Call, body: New | Update) -> dict[str, Any]:
