@@ -13,7 +13,7 @@ from service.delivery.dispatch import Dispatcher
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
 from service.model.errors import json_pointer
-from service.model.key import Key
+from service.model.key import TENANT_NAME, TENANT_NAME_RULE, Key
 from service.store import pages
 from service.store.database import Database, Transaction, Unit
 from service.store.pages import Page, Rows, Source
@@ -109,6 +109,14 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         """Read a value of the query; Problem 400 unless it is one of `choices`."""
         pattern = "|".join(map(re.escape, choices))
         return self.query_text(name, pattern, f"must be one of: {', '.join(choices)}")
+
+    def query_tenant(self) -> str:
+        """Read `tenant` of the query, by default the key's; Problem 403 if it may not see it."""
+        tenant = self.query_text("tenant", TENANT_NAME.pattern, f"must be {TENANT_NAME_RULE}")
+        if tenant not in (None, self.tenant) and not self.key.has("operator"):
+            detail = "Only a key with the scope operator sees other tenants."
+            raise Problem(403, "forbidden", detail)
+        return tenant or self.tenant
 
     def query_integer(self, name: str, default: int, low: int, high: int) -> int:
         """Read an integer of the query; Problem 400 unless it is from `low` to `high`."""

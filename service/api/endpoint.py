@@ -64,7 +64,9 @@ async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Requ
         request_id=request.state.request_id,
     )
     if operation.creates:
-        name = f"{operation.method} {operation.path}"
+        # An admin must not get the answer to an operator's request.
+        is_operator = operation.for_operators and call.key.has("operator")
+        name = f"{operation.method} {operation.path}{' by an operator' * is_operator}"
         return await idempotency.once(call, name, operation.creates, operation.run)
     if operation.unit is None:
         result = await operation.run(call)
@@ -103,7 +105,11 @@ async def _refuse(request: Request, error: Exception) -> Answer:
 
 _NO_KEY = Key(id="", name="", tenant="", scopes=[], created_at=0)
 _ADMIN_KEY = Key(
-    id="key_admin", name="GENHOOK_ADMIN_KEY", tenant=DEFAULT, scopes=["admin"], created_at=0
+    id="key_admin",
+    name="GENHOOK_ADMIN_KEY",
+    tenant=DEFAULT,
+    scopes=["admin", "operator"],
+    created_at=0,
 )
 
 
@@ -111,7 +117,7 @@ async def _authenticate(operation: Operation, parts: Parts, request: Request) ->
     """Return the key of the request; Problem 401 if it is not valid, 403 if it lacks the scope."""
     scope, settings = operation.scope, parts.context.settings
     if operation.path == "/metrics" and not settings.open_metrics:
-        scope = "admin"
+        scope = "operator"  # They count for all tenants.
     if operation.path in ("/docs", "/openapi.yaml") and not settings.open_docs:
         scope = "read"
     if scope == "open":
@@ -122,7 +128,7 @@ async def _authenticate(operation: Operation, parts: Parts, request: Request) ->
         headers = {"www-authenticate": "Bearer"}
         detail = "A valid API key is required: Authorization: Bearer ghk_…"
         raise Problem(401, "unauthorized", detail, headers=headers)
-    if not key.has(scope):
+    if not (key.has(scope) or (operation.for_operators and key.has("operator"))):
         raise Problem(403, "forbidden", f"The key lacks the scope {scope}.")
     return key
 

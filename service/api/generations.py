@@ -198,6 +198,6 @@ async def get_usage(call: Call) -> Answer:
     if (until - since).days >= USAGE_DAYS_MAX:
         raise bad_query("since", f"must be less than {USAGE_DAYS_MAX} days before until")
     model = call.query_text("model", MODEL_ID, MODEL_ID_RULE)
-    days = since.isoformat(), until.isoformat()
-    rows = await call.database.read(generations.usage, call.tenant, *days, model)
+    days, tenant = (since.isoformat(), until.isoformat()), call.query_tenant()
+    rows = await call.database.read(generations.usage, tenant, *days, model)
     return answer_list([dict(row) for row in rows])

@@ -25,6 +25,7 @@ class Operation(NamedTuple):
     """One operation.
 
     scope: what the key needs; `open` operations need no key, unless a setting closes them.
+    for_operators: whether a key with the scope `operator` may call it too, across tenants.
     creates: the id prefix of what a POST creates; such a POST takes `Idempotency-Key`.
     reads_body: whether it has a body; what creates has one.
     unit: the transaction in which `run(tx, call)` runs; without it, `run(call)` makes its own.
@@ -40,11 +41,13 @@ class Operation(NamedTuple):
     creates: str = ""
     reads_body: bool = False
     unit: Literal["read", "write"] | None = None
+    for_operators: bool = False
 
 
 _GENERATIONS = PAGING | {"status", "model", "created_after", "created_before", "metadata."}
 _DELIVERIES = PAGING | {"status", "subscriber_id", "event_id"}
 _CALLBACKS = PAGING | {"generation_id", "verdict"}
+_USAGE = {"since", "until", "model", "tenant"}
 _SUBSCRIBERS, _SUBSCRIBER = "/v1/subscribers", "/v1/subscribers/{id}"
 _TIMELINE = "/v1/generations/{id}/timeline"
 _ROTATE, _ROTATE_OWN = f"{_SUBSCRIBER}/rotate-secret", "/v1/signing-secret/rotate"
@@ -59,8 +62,8 @@ OPERATIONS = (
     Operation("POST", "/v1/generations/{id}/refresh", generations.refresh, "submit"),
     Operation("GET", "/v1/models", models.list_, "read"),
     Operation("GET", "/v1/models/{id:path}", models.get, "read"),
-    Operation("GET", "/v1/callbacks", callbacks.list_, "read", _CALLBACKS),
-    Operation("GET", "/v1/callbacks/{id}", callbacks.get, "read"),
+    Operation("GET", "/v1/callbacks", callbacks.list_, "read", _CALLBACKS, for_operators=True),
+    Operation("GET", "/v1/callbacks/{id}", callbacks.get, "read", for_operators=True),
     Operation("POST", _SUBSCRIBERS, subscribers.create, "manage", creates="sub", reads_body=True),
     Operation("GET", _SUBSCRIBERS, subscribers.list_, "manage", PAGING),
     Operation("GET", _SUBSCRIBER, subscribers.get, "manage", unit="read"),
@@ -81,12 +84,14 @@ OPERATIONS = (
     Operation("GET", "/v1/replays", replays.list_, "manage", PAGING),
     Operation("GET", "/v1/replays/{id}", replays.get, "manage", unit="read"),
     Operation("POST", "/v1/replays/{id}/cancel", replays.cancel, "manage", unit="write"),
-    Operation("GET", "/v1/usage", generations.get_usage, "read", {"since", "until", "model"}),
-    Operation("POST", "/v1/keys", keys.create, "admin", creates="key", reads_body=True),
-    Operation("GET", "/v1/keys", keys.list_, "admin", PAGING),
-    Operation("GET", "/v1/keys/{id}", keys.get, "admin", unit="read"),
-    Operation("DELETE", "/v1/keys/{id}", keys.revoke, "admin", unit="write"),
-    Operation("POST", "/v1/tick", system.tick, "admin", {"seconds"}),
+    Operation("GET", "/v1/usage", generations.get_usage, "read", _USAGE, for_operators=True),
+    Operation(
+        "POST", "/v1/keys", keys.create, "admin", creates="key", reads_body=True, for_operators=True
+    ),
+    Operation("GET", "/v1/keys", keys.list_, "admin", PAGING | {"tenant"}, for_operators=True),
+    Operation("GET", "/v1/keys/{id}", keys.get, "admin", unit="read", for_operators=True),
+    Operation("DELETE", "/v1/keys/{id}", keys.revoke, "admin", unit="write", for_operators=True),
+    Operation("POST", "/v1/tick", system.tick, "operator", {"seconds"}),
     Operation("GET", "/readyz", system.readyz, "open"),
     Operation("GET", "/metrics", system.metrics_, "open"),
     Operation("GET", "/openapi.yaml", docs.get_document, "open"),
