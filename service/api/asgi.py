@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -10,6 +12,9 @@ from service.model.clock import Clock
 from service.model.ids import new_id
 from service.telemetry import log, metrics
 
+NOSNIFF = (b"x-content-type-options", b"nosniff")
+PATH_CHARACTERS_MAX = 200  # Of a path in the log.
+_log = log.get()
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -56,7 +61,7 @@ async def _send(
     send: Send, status: int, media_type: str, body: bytes, headers: Mapping[str, str]
 ) -> None:
     headers = {"content-type": media_type, "content-length": str(len(body)), **headers}
-    lines = [(name.encode(), value.encode()) for name, value in headers.items()]
+    lines = [(name.encode(), value.encode()) for name, value in headers.items()] + [NOSNIFF]
     await send({"type": "http.response.start", "status": status, "headers": lines})
     await send({"type": "http.response.body", "body": body})
 
@@ -64,20 +69,25 @@ async def _send(
 def with_request_ids(app: ASGIApp, clock: Clock) -> ASGIApp:
     """Return `app`, but every request has an id, in the log and in its answer, and is counted.
 
-    The application finds the id in `scope["state"]["request_id"]`.
+    The application finds the id in `scope["state"]["request_id"]`. There it leaves the `key` of the
+    request and the `code` of a problem, for the log.
     """
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:
         request_id = _request_id(scope, clock())
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
         is_answered = False
 
         async def send_with_id(message: Message) -> None:
             nonlocal is_answered
             if message["type"] == "http.response.start":
                 is_answered = True
-                message["headers"].append((b"x-request-id", request_id.encode()))
+                message["headers"] += [(b"x-request-id", request_id.encode()), NOSNIFF]
+                if "key" in state:  # What needs a key may be a secret, or somebody's picture.
+                    message["headers"].append((b"cache-control", b"no-store"))
                 metrics.requests.add(1, str(message["status"]))
+                _log_refusal(scope, message["status"])
             await send(message)
 
         with log.request(request_id):
@@ -89,6 +99,23 @@ def with_request_ids(app: ASGIApp, clock: Clock) -> ASGIApp:
                     raise
 
     return run
+
+
+def _log_refusal(scope: Scope, status: int) -> None:
+    """Leave a line about a request that was refused, so that its request id leads somewhere."""
+    if not (400 <= status < 500 or status == 503) or status == 499:  # 499: it hung up.
+        return
+    state: dict[str, Any] = scope["state"]
+    key = state.get("key")
+    _log.info(
+        "request.refused",
+        status=status,
+        code=state.get("code"),
+        method=scope["method"],
+        path=quote(scope["path"])[:PATH_CHARACTERS_MAX],
+        key_id=key.id if key else None,
+        tenant=key.tenant if key else None,
+    )
 
 
 def _request_id(scope: Scope, now: int) -> str:

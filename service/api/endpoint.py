@@ -6,6 +6,7 @@ from functools import partial
 from itertools import groupby
 from operator import attrgetter
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -26,6 +27,7 @@ from service.store import keys
 from service.telemetry import log
 
 PARAMETERS_MAX = 100
+_AUDITED = ("tenant", "scopes", "subscriber_id")  # Of what was created.
 
 _log = log.get()
 # app.py answers these. Here they make the answer to another method a 405.
@@ -63,6 +65,13 @@ async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Requ
         body=await _body(operation, parts, request),
         request_id=request.state.request_id,
     )
+    result = await _run(call, operation)
+    if operation.audit:
+        _log_act(call, operation, result)
+    return result
+
+
+async def _run(call: Call, operation: Operation) -> Answer:
     if operation.creates:
         # An admin must not get the answer to an operator's request.
         is_operator = operation.for_operators and call.key.has("operator")
@@ -76,6 +85,19 @@ async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Requ
     if result is None:
         return Answer(status_code=204)
     return result if isinstance(result, Answer) else answer(result.view())
+
+
+def _log_act(call: Call, operation: Operation, result: Answer) -> None:
+    """Leave a line about who changed or saw what; none if nothing happened."""
+    if result.status_code >= 400 or "idempotency-replayed" in result.headers:
+        return
+    id_, details = call.path.get("id"), {}
+    if operation.creates:
+        view = msgspec.json.decode(result.body)
+        id_ = view["id"]
+        details = {f"of_{name}": view[name] for name in _AUDITED if name in view}
+    who = {"key_id": call.key.id, "tenant": call.tenant}
+    _log.info("audit", act=operation.audit, id=id_, **who, **details)
 
 
 async def _refuse(request: Request, error: Exception) -> Answer:
@@ -100,6 +122,7 @@ async def _refuse(request: Request, error: Exception) -> Answer:
         case _:
             _log.exception("request.failed", path=path)
             problem = internal_error()
+    request.state.code = problem.code
     return answer_problem(problem, request.state.request_id)
 
 
@@ -128,6 +151,7 @@ async def _authenticate(operation: Operation, parts: Parts, request: Request) ->
         headers = {"www-authenticate": "Bearer"}
         detail = "A valid API key is required: Authorization: Bearer ghk_…"
         raise Problem(401, "unauthorized", detail, headers=headers)
+    request.state.key = key
     if not (key.has(scope) or (operation.for_operators and key.has("operator"))):
         raise Problem(403, "forbidden", f"The key lacks the scope {scope}.")
     return key
