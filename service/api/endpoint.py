@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from service.api import idempotency
 from service.api.asgi import DisconnectedError, read_body, with_request_ids
 from service.api.call import Answer, Call, Parts, answer, answer_problem, bad_query
-from service.api.problem import Problem, internal_error, unavailable
+from service.api.problem import Problem, internal_error, secret_unreadable, unavailable
 from service.api.routes import OPERATIONS, Operation
 from service.context import Context
 from service.delivery.tenants import DEFAULT
@@ -24,6 +24,7 @@ from service.model.clock import MINUTE
 from service.model.errors import StorageBusyError, StorageError
 from service.model.key import KEY_PREFIX, Key
 from service.store import keys
+from service.store.vault import VaultError
 from service.telemetry import log
 
 PARAMETERS_MAX = 100
@@ -40,7 +41,7 @@ def build(parts: Parts) -> ASGIApp:
     for path, operations in groupby(OPERATIONS, key=attrgetter("path")):
         by_method = {operation.method: operation for operation in operations}
         routes.append(Route(path, partial(_serve, parts, by_method), methods=list(by_method)))
-    errors = (Problem, HTTPException, StorageError, DisconnectedError, Exception)
+    errors = (Problem, HTTPException, StorageError, VaultError, DisconnectedError, Exception)
     app = Starlette(routes=routes, exception_handlers=dict.fromkeys(errors, _refuse))
     app.router.redirect_slashes = False  # A redirected POST loses its body with many clients.
     return with_request_ids(app, parts.context.clock)
@@ -119,6 +120,9 @@ async def _refuse(request: Request, error: Exception) -> Answer:
         case StorageError():
             _log.error("request.not_stored", path=path, error=str(error))
             problem = unavailable("The database did not store the request.")
+        case VaultError():
+            _log.error("secret.unreadable", path=path, error=str(error))
+            problem = secret_unreadable()
         case _:
             _log.exception("request.failed", path=path)
             problem = internal_error()

@@ -28,7 +28,7 @@ class Operation(NamedTuple):
     for_operators: whether a key with the scope `operator` may call it too, across tenants.
     creates: the id prefix of what a POST creates; such a POST takes `Idempotency-Key`.
     reads_body: whether it has a body; what creates has one.
-    audit: the act, if it is one on keys, secrets, subscribers or replays: it leaves a line in the log.
+    audit: the act, if it is one on keys, secrets, subscribers or replays: it is logged.
     unit: the transaction in which `run(tx, call)` runs; without it, `run(call)` makes its own.
 
     What it returns is an answer, or a resource, which is answered with its view, or None for 204.

@@ -10,6 +10,7 @@ import structlog
 
 from service.api import subscribers
 from service.store import rows
+from service.store.vault import Vault
 from service.telemetry import metrics
 from tests.contract.contract import SCHEMAS, breaches
 from tests.contract.scenes import Ids, client_with, populate
@@ -108,6 +109,11 @@ async def without_a_database(world: Harness, ids: Ids) -> httpx.Response:
     return await created()(world, ids)
 
 
+async def under_another_secret_key(world: Harness, ids: Ids) -> httpx.Response:
+    world.app.context.vault = Vault(("another" * 5,))
+    return await world.client.get(f"/v1/subscribers/{ids['sub']}/secret")
+
+
 PROVOCATIONS: dict[str, tuple[int, Provoke]] = {
     "invalid_json": (400, created(json=None, content=b"{")),
     "invalid_query": (400, requested("GET", "/v1/events?colour=red")),
@@ -123,6 +129,7 @@ PROVOCATIONS: dict[str, tuple[int, Provoke]] = {
     "idempotency_key_in_use": (409, while_the_first_runs),
     "not_retryable": (409, already_delivered),
     "subscriber_disabled": (409, to_a_disabled_one),
+    "secret_unreadable": (409, under_another_secret_key),
     "body_too_large": (413, too_large),
     "unsupported_media_type": (415, created(headers={"content-type": "text/json"})),
     "invalid_request": (422, created(json={**GENERATION, "input": {"prompt": 1}})),
