@@ -1,7 +1,10 @@
 """Plain ASGI: reading a body, sending a problem, /healthz, and request ids."""
 
+import asyncio
 import re
-from collections.abc import Mapping
+import types
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -22,8 +25,46 @@ class DisconnectedError(Exception):
     """The client disconnected before its request was complete."""
 
 
-async def read_body(scope: Scope, receive: Receive, bytes_max: int) -> bytes:
-    """Return the body; Problem 413 if it is over `bytes_max`, or says that it will be."""
+async def read_body(scope: Scope, receive: Receive, bytes_max: int, seconds: float) -> bytes:
+    """Return the body; Problem 413 if it is over `bytes_max`, or says that it will be.
+
+    Problem 408 if it is not complete after `seconds`. A timer costs more than reading a body that
+    is there already, as most are: it starts only when the reading has to wait.
+    """
+    reading = _read_parts(scope, receive, bytes_max)
+    try:
+        future = reading.send(None)
+    except StopIteration as stop:
+        body: bytes = stop.value
+        return body
+    try:
+        async with asyncio.timeout(seconds):
+            return await _go_on(reading, future)
+    except TimeoutError:
+        detail = f"The body was not complete after {seconds:g} s."
+        headers = {"connection": "close"}
+        raise Problem(408, "request_timeout", detail, headers=headers) from None
+
+
+@types.coroutine
+def _go_on(reading: Coroutine[Any, Any, bytes], future: Any) -> Generator[Any, Any, bytes]:
+    """Await a coroutine that was started by hand and waits for `future`."""
+    step: Callable[[], Any]
+    while True:
+        try:
+            result = yield future
+        except BaseException as error:  # noqa: BLE001  the timeout, or the server's cancellation
+            step = partial(reading.throw, error)
+        else:
+            step = partial(reading.send, result)
+        try:
+            future = step()
+        except StopIteration as stop:
+            body: bytes = stop.value
+            return body
+
+
+async def _read_parts(scope: Scope, receive: Receive, bytes_max: int) -> bytes:
     parts: list[bytes] = []
     size, is_complete = 0, False
     while not is_complete:

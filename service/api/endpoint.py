@@ -199,8 +199,9 @@ def _query(operation: Operation, request: Request) -> dict[str, str]:
 async def _body(operation: Operation, parts: Parts, request: Request) -> bytes:
     if not operation.reads_body:
         return b""
-    limit = parts.context.settings.request_body_bytes
-    body = await read_body(request.scope, request.receive, limit)
+    settings = parts.context.settings
+    limits = settings.request_body_bytes, settings.body_seconds
+    body = await read_body(request.scope, request.receive, *limits)
     media_type = request.headers.get("content-type", "application/json").partition(";")[0]
     if body and media_type.strip().lower() != "application/json":
         raise Problem(415, "unsupported_media_type", "Send the body as application/json.")

@@ -91,7 +91,9 @@ class Receiver:
             await self._reject(arrival, f"token_{claim}", _token_invalid())
         arrival.generation_id, arrival.nonce = claim.generation_id, claim.nonce
         try:
-            arrival.body = await read_body(scope, receive, settings.callback_body_bytes)
+            arrival.body = await read_body(
+                scope, receive, settings.callback_body_bytes, settings.body_seconds
+            )
         except Problem as error:
             error.headers = {"connection": "close"}
             await self._reject(arrival, error.code, error)

@@ -1,6 +1,7 @@
 """Each code of the contract, provoked: the status it has, and an answer as documented."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,14 @@ async def without_a_database(world: Harness, ids: Ids) -> httpx.Response:
     return await created()(world, ids)
 
 
+async def without_an_end(world: Harness, _ids: Ids) -> httpx.Response:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    return await world.client.post("/v1/generations", content=body())
+
+
 async def under_another_secret_key(world: Harness, ids: Ids) -> httpx.Response:
     world.app.context.vault = Vault(("another" * 5,))
     return await world.client.get(f"/v1/subscribers/{ids['sub']}/secret")
@@ -130,6 +139,7 @@ PROVOCATIONS: dict[str, tuple[int, Provoke]] = {
     "not_retryable": (409, already_delivered),
     "subscriber_disabled": (409, to_a_disabled_one),
     "secret_unreadable": (409, under_another_secret_key),
+    "request_timeout": (408, without_an_end),
     "body_too_large": (413, too_large),
     "unsupported_media_type": (415, created(headers={"content-type": "text/json"})),
     "invalid_request": (422, created(json={**GENERATION, "input": {"prompt": 1}})),
@@ -140,11 +150,12 @@ PROVOCATIONS: dict[str, tuple[int, Provoke]] = {
     "upstream_unauthorized": (502, refused_upstream(401)),
     "storage_unavailable": (503, without_a_database),
 }
-SETTINGS: dict[str, dict[str, str]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
+    "request_timeout": {"body_seconds": 0.0},
     "signature_invalid": {
         "upstream_signature": "standard",
         "upstream_signature_secret": "whsec_" + "A" * 32,
-    }
+    },
 }
 
 
