@@ -13,7 +13,7 @@ from service.model.ids import time_of
 from service.store import callbacks
 from service.store.database import Row, Unit
 from service.store.pages import Rows
-from service.telemetry.redact import redact
+from service.telemetry.redact import REDACTED, Redactor
 
 VERDICTS = ("accepted", "duplicate", "late", "unreadable", "rejected")
 # The tenant of callbacks with an invalid token. They may be meant for any, so operators see them.
@@ -40,7 +40,7 @@ async def get(call: Call) -> Answer:
     if row is None and call.key.has("operator"):
         row = await call.database.read(callbacks.get, UNOWNED, call.path["id"])
     row = require("callback", row)
-    return answer({**_view(row), **_raw_view(row)})
+    return answer({**_view(row), **_raw_view(row, call.context.redactor)})
 
 
 def _view(row: Row) -> dict[str, Any]:
@@ -55,14 +55,15 @@ def _view(row: Row) -> dict[str, Any]:
     }
 
 
-def _raw_view(row: Row) -> dict[str, Any]:
+def _raw_view(row: Row, redactor: Redactor) -> dict[str, Any]:
     lines = msgspec.json.decode(row["headers"], type=list[tuple[str, str]])
     headers = joined_headers(
-        (name, "[redacted]" if name in _SECRET_HEADERS else redact(value)) for name, value in lines
+        (name, REDACTED if name in _SECRET_HEADERS else redactor.text(value))
+        for name, value in lines
     )
     try:
-        body, encoding = redact(row["body"].decode()), "utf-8"
+        body, encoding = redactor.text(row["body"].decode()), "utf-8"
     except UnicodeDecodeError:
-        redacted = redact(row["body"].decode("latin-1")).encode("latin-1")
+        redacted = redactor.text(row["body"].decode("latin-1")).encode("latin-1")
         body, encoding = base64.b64encode(redacted).decode(), "base64"
     return {"headers": headers, "body": body, "body_encoding": encoding}

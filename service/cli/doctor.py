@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import quote, urlsplit
 
-import msgspec
-
 from service.cli import descriptors, output
 from service.cli.arguments import Echo, add_json, define
 from service.delivery import signing
@@ -49,7 +47,7 @@ def doctor(options: argparse.Namespace, echo: Echo) -> int:
     """Print every finding; 1 if one is a failure."""
     findings = list(examine(now_ms(), online=options.online))
     if options.json:
-        echo(msgspec.json.encode([finding._asdict() for finding in findings]).decode())
+        echo(output.json_line([finding._asdict() for finding in findings]))
     else:
         for line in output.table(findings):
             echo(line)
