@@ -26,6 +26,7 @@ from service.model.attempt import Attempt
 from service.model.clock import SECOND, parse_rfc3339, rfc3339
 from service.model.generation import OPEN, TERMINAL, Generation
 from service.model.ids import time_of
+from service.model.key import Key
 from service.store import generations, rows
 from service.store.database import Row, Transaction
 from service.upstream import catalogue
@@ -109,6 +110,15 @@ async def get(call: Call) -> Answer:
             return answer(generation.view())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(ended.wait(), remaining)
+        await call.database.read(_require_live_key, call)
+
+
+async def _require_live_key(tx: Transaction, call: Call) -> None:
+    """Problem 401 if the key was revoked while its request waited."""
+    key = await rows.read_by_id(tx, Key, call.key.id, call.tenant)
+    if key is not None and key.revoked_at is not None:  # GENHOOK_ADMIN_KEY has no row.
+        detail = "The key was revoked while the request waited."
+        raise Problem(401, "unauthorized", detail, headers={"www-authenticate": "Bearer"})
 
 
 def _parse_time(text: str) -> int:

@@ -1,5 +1,6 @@
 """The scope `operator` reaches across tenants; `admin` ends at its tenant."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,21 @@ async def test_ticks_and_closed_metrics_are_for_operators(tmp_path: Path) -> Non
         assert await ticks_and_metrics(world.client) == [200, 200]
         async with await client_with(world, "admin") as admin:
             assert await ticks_and_metrics(admin) == [403, 403]
+
+
+async def test_a_revoked_keys_long_poll_gets_no_outcome(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        generation = await world.generate()
+        async with await client_with(world, "read") as reader:
+            path = f"/v1/generations/{generation['id']}"
+            waiting = asyncio.create_task(reader.get(f"{path}?wait=30"))
+            while generation["id"] not in world.app.context.waiters:
+                await world.client.get(path)
+            [key] = [k for k in await page(world.client, "/v1/keys") if k["name"] == "read"]
+            await world.client.delete(f"/v1/keys/{key['id']}")
+            world.upstream.finish("task1")
+            await world.call_back()
+            await world.run()
+            answer = await waiting
+        assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
+        assert (await world.get(path))["status"] == "succeeded"
