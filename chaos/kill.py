@@ -42,9 +42,7 @@ POINTS = (
     Point("migrate"),
     Point("tenants.ensure"),
     Point("reseal._reseal_page", 2),
-    Point("subscribers._insert", 3),
-    Point("idempotency._claim", 12),
-    Point("generations._get_or_accept", 12),
+    Point("idempotency._create", 12),
     Point("submit._record", 10),
     Point("submit._claim_due", creates=BUSY),
     Point("idempotency.store_answer", 10),
@@ -58,7 +56,6 @@ POINTS = (
     Point("records._store_with_health", 2),
     Point("subscribers._ping"),
     Point("deliveries.insert_ended", 2),
-    Point("replay._store", 2),
     Point("replay._run_batch", 2),
     Point("retention._delete_old.callbacks_rejected_old"),
     Point("retention._delete_unreferenced.idempotency_delete_old"),
@@ -71,7 +68,7 @@ POINTS = (
 )
 # Units of commands that this suite does not send; tests/wire and tests/journeys cover them.
 ELSEWHERE = (
-    *("keys._insert", "keys.revoke", "keys.record_uses", "signing_secret."),
+    *("keys.revoke", "keys.record_uses", "signing_secret."),
     *("deliveries._retry", "replays."),
 )
 

@@ -24,7 +24,7 @@ from service.settings import Settings
 from service.store.sqlite.database import Database
 from service.store.sqlite.ownership import FileLock
 from service.store.vault import Vault
-from service.telemetry.redact import Redactor
+from service.telemetry.redact import make_redactor
 from service.upstream.callback_url import CallbackTokens
 from service.upstream.client import Client, Transport
 from service.worker import Worker
@@ -56,7 +56,7 @@ class App:
             client=Client(settings, transport),
             tokens=CallbackTokens(settings.secret_keys, UPSTREAM),
             vault=Vault(settings.secret_keys),
-            redactor=Redactor(settings.secrets, settings.public_url),
+            redactor=make_redactor(settings),
             clock=clock,
             jitter=jitter,
         )

@@ -56,6 +56,8 @@ class Context(Struct, kw_only=True):
     signals: Signals = field(default_factory=Signals)
     # By generation: set once it is terminal; an entry goes with the last request that waits for it.
     waiters: WeakValueDictionary[str, asyncio.Event] = field(default_factory=WeakValueDictionary)
+    # The requests with an `Idempotency-Key` that run in this process, by tenant and key.
+    claims: dict[tuple[str, str], bytes] = field(default_factory=dict)
     inbox: Inbox = Inbox()  # The dispatcher's while this process is the worker.
 
     @property

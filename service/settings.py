@@ -14,6 +14,7 @@ from service.model.errors import SettingsError
 ENVIRONMENT: Mapping[str, str] = os.environ  # noqa: TID251  the only module that reads it
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 KEY_CHARACTERS_MIN = 32
+DISTINCT_CHARACTERS_MIN = 8  # A random key of 32 hexadecimal digits has more.
 _DIGITS_MAX = 20
 _BODY_BYTES = (1_024, 67_108_864)
 _QUOTED_CHARACTERS_MAX = 200
@@ -38,6 +39,10 @@ def _is_visible(value: str) -> bool:
 def _secret(value: str) -> str:
     _require(_is_visible(value), "must be visible ASCII characters, without spaces or line ends")
     return value
+
+
+def _is_varied(key: str) -> bool:
+    return len(set(key)) >= DISTINCT_CHARACTERS_MIN
 
 
 def _boolean(value: str) -> bool:
@@ -68,6 +73,8 @@ def _choice(value: str, *words: str) -> str:
 
 
 def _database_path(value: str) -> str:
+    is_postgres = value.startswith(("postgres:", "postgresql:", "postgresql+"))
+    _require(not is_postgres, "names PostgreSQL, which genhook does not support yet: use SQLite")
     path = value.removeprefix("sqlite:///")
     rule = "must look like sqlite:///genhook.db or sqlite:////var/lib/genhook.db"
     _require(path not in (value, ""), rule)
@@ -108,12 +115,17 @@ def _secret_keys(value: str) -> tuple[str, ...]:
     keys = tuple(_text(key.strip()) for key in value.split(","))
     is_long = min(map(len, keys)) >= KEY_CHARACTERS_MIN
     _require(is_long, f"each key must have at least {KEY_CHARACTERS_MIN} characters")
+    _require(
+        all(map(_is_varied, keys)), "has a key that repeats itself: use `openssl rand -hex 32`"
+    )
     return keys
 
 
 def _admin_key(value: str) -> str:
     is_key = value.startswith("ghk_") and len(value) >= KEY_CHARACTERS_MIN
     _require(is_key, f"must start with ghk_ and have at least {KEY_CHARACTERS_MIN} characters")
+    is_varied = _is_varied(value.removeprefix("ghk_"))
+    _require(is_varied, "repeats itself: use `openssl rand -hex 32`, after ghk_")
     return _secret(value)
 
 
@@ -195,6 +207,11 @@ def _check(settings: Settings) -> None:
         raise SettingsError(
             "GENHOOK_SECRET_KEYS is not set: it needs at least one key of 32 characters or more, "
             "for example from `openssl rand -hex 32`; or try `genhook serve --dev`."
+        )
+    if settings.admin_key in settings.secret_keys:
+        raise SettingsError(
+            "GENHOOK_ADMIN_KEY is also one of GENHOOK_SECRET_KEYS: "
+            "a client of the API could sign callbacks."
         )
     if bool(settings.upstream_signature) != bool(settings.upstream_signature_secret):
         raise SettingsError(

@@ -15,7 +15,7 @@ from service.app import App
 from service.delivery.target import Answer, SendError, Target
 from service.settings import Settings
 
-ADMIN_KEY = "ghk_" + "a" * 40
+ADMIN_KEY = "ghk_" + "0123456789abcdef" * 3
 START = 1_795_000_000_000
 PUBLIC_URL = "http://127.0.0.1:9"
 SUBSCRIBER_URL = "http://127.0.0.1:7/inbox"

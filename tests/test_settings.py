@@ -8,7 +8,8 @@ import pytest
 from service.model.errors import SettingsError
 from service.settings import VARIABLES, Settings, read_settings, unknown_variables
 
-KEY = "k" * 32
+KEY = "0123456789abcdef" * 2
+OTHER_KEY = "fedcba9876543210" * 3
 BASE = {"GENHOOK_SECRET_KEYS": KEY}
 
 
@@ -26,8 +27,8 @@ def test_without_a_secret_key_the_service_does_not_start() -> None:
 GOOD = {
     "GENHOOK_DATABASE_URL": ("sqlite:////var/lib/genhook.db", "/var/lib/genhook.db"),
     "GENHOOK_PUBLIC_URL": ("https://hooks.example/base/", "https://hooks.example/base"),
-    "GENHOOK_SECRET_KEYS": (f"{KEY}, {'n' * 40}", (KEY, "n" * 40)),
-    "GENHOOK_ADMIN_KEY": ("ghk_" + "a" * 28, "ghk_" + "a" * 28),
+    "GENHOOK_SECRET_KEYS": (f"{KEY}, {OTHER_KEY}", (KEY, OTHER_KEY)),
+    "GENHOOK_ADMIN_KEY": (f"ghk_{OTHER_KEY}", f"ghk_{OTHER_KEY}"),
     "GENHOOK_UPSTREAM_URL": ("https://up.example", "https://up.example/api/v1"),
     "GENHOOK_UPSTREAM_API_KEY": ("aio_1", "aio_1"),
     "GENHOOK_CALLBACK_TRUST": ("body", "body"),
@@ -97,6 +98,11 @@ BAD = [
     ("GENHOOK_SECRET_KEYS", "hush-hush"),
     ("GENHOOK_SECRET_KEYS", f"{KEY},hush-hush"),
     ("GENHOOK_SECRET_KEYS", f"{KEY},"),
+    ("GENHOOK_SECRET_KEYS", "k" * 64),
+    ("GENHOOK_SECRET_KEYS", f"{KEY},{'hush-hu' * 9}"),
+    ("GENHOOK_ADMIN_KEY", "ghk_" + "k" * 64),
+    ("GENHOOK_DATABASE_URL", "postgresql://app:hush-hush@db/genhook"),
+    ("GENHOOK_DATABASE_URL", "postgres://app:hush-hush@db/genhook"),
     ("GENHOOK_ADMIN_KEY", "hush-hush" * 9),
     ("GENHOOK_ADMIN_KEY", "ghk_hush-hush"),
     ("GENHOOK_ADMIN_KEY", "ghk_hush-hush" + "ä" * 40),
@@ -156,6 +162,18 @@ def test_a_signature_and_its_secret_go_together() -> None:
     assert read_settings({**BASE, **scheme, **secret}).upstream_signature == "standard"
 
 
+def test_the_admin_key_must_not_be_a_secret_key_too() -> None:
+    key = f"ghk_{OTHER_KEY}"
+    keys = {"GENHOOK_SECRET_KEYS": f"{KEY},{key}", "GENHOOK_ADMIN_KEY": key}
+    with pytest.raises(SettingsError, match="GENHOOK_ADMIN_KEY is also one of"):
+        read_settings(keys)
+
+
+def test_a_postgresql_url_is_told_that_it_is_not_supported() -> None:
+    with pytest.raises(SettingsError, match="does not support yet"):
+        read_settings({**BASE, "GENHOOK_DATABASE_URL": "postgresql+asyncpg://db/genhook"})
+
+
 def test_overrides_come_before_the_environment() -> None:
     assert read_settings({**BASE, "PORT": "1"}, port=2).port == 2
     assert read_settings({}, secret_keys=(KEY,)).secret_keys == (KEY,)
@@ -166,7 +184,7 @@ def test_settings_shown_by_accident_show_no_secret() -> None:
         read_settings(
             {
                 **BASE,
-                "GENHOOK_ADMIN_KEY": "ghk_" + "a" * 30,
+                "GENHOOK_ADMIN_KEY": f"ghk_{OTHER_KEY}",
                 "GENHOOK_UPSTREAM_API_KEY": "aio_hush-hush",
                 "GENHOOK_UPSTREAM_SIGNATURE": "kie",
                 "GENHOOK_UPSTREAM_SIGNATURE_SECRET": "hush-hush",
@@ -174,7 +192,7 @@ def test_settings_shown_by_accident_show_no_secret() -> None:
         )
     )
     assert "genhook.db" in shown
-    for secret in (KEY, "a" * 30, "hush-hush"):
+    for secret in (KEY, OTHER_KEY, "hush-hush"):
         assert secret not in shown
 
 

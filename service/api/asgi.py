@@ -1,7 +1,12 @@
 """Plain ASGI: reading a body, sending a problem, /healthz, and request ids."""
 
+import asyncio
 import re
-from collections.abc import Mapping
+import types
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from functools import partial
+from typing import Any
+from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -10,6 +15,9 @@ from service.model.clock import Clock
 from service.model.ids import new_id
 from service.telemetry import log, metrics
 
+NOSNIFF = (b"x-content-type-options", b"nosniff")
+PATH_CHARACTERS_MAX = 200  # Of a path in the log.
+_log = log.get()
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -17,8 +25,46 @@ class DisconnectedError(Exception):
     """The client disconnected before its request was complete."""
 
 
-async def read_body(scope: Scope, receive: Receive, bytes_max: int) -> bytes:
-    """Return the body; Problem 413 if it is over `bytes_max`, or says that it will be."""
+async def read_body(scope: Scope, receive: Receive, bytes_max: int, seconds: float) -> bytes:
+    """Return the body; Problem 413 if it is over `bytes_max`, or says that it will be.
+
+    Problem 408 if it is not complete after `seconds`. A timer costs more than reading a body that
+    is there already, as most are: it starts only when the reading has to wait.
+    """
+    reading = _read_parts(scope, receive, bytes_max)
+    try:
+        future = reading.send(None)
+    except StopIteration as stop:
+        body: bytes = stop.value
+        return body
+    try:
+        async with asyncio.timeout(seconds):
+            return await _go_on(reading, future)
+    except TimeoutError:
+        detail = f"The body was not complete after {seconds:g} s."
+        headers = {"connection": "close"}
+        raise Problem(408, "request_timeout", detail, headers=headers) from None
+
+
+@types.coroutine
+def _go_on(reading: Coroutine[Any, Any, bytes], future: Any) -> Generator[Any, Any, bytes]:
+    """Await a coroutine that was started by hand and waits for `future`."""
+    step: Callable[[], Any]
+    while True:
+        try:
+            result = yield future
+        except BaseException as error:  # noqa: BLE001  the timeout, or the server's cancellation
+            step = partial(reading.throw, error)
+        else:
+            step = partial(reading.send, result)
+        try:
+            future = step()
+        except StopIteration as stop:
+            body: bytes = stop.value
+            return body
+
+
+async def _read_parts(scope: Scope, receive: Receive, bytes_max: int) -> bytes:
     parts: list[bytes] = []
     size, is_complete = 0, False
     while not is_complete:
@@ -56,7 +102,7 @@ async def _send(
     send: Send, status: int, media_type: str, body: bytes, headers: Mapping[str, str]
 ) -> None:
     headers = {"content-type": media_type, "content-length": str(len(body)), **headers}
-    lines = [(name.encode(), value.encode()) for name, value in headers.items()]
+    lines = [(name.encode(), value.encode()) for name, value in headers.items()] + [NOSNIFF]
     await send({"type": "http.response.start", "status": status, "headers": lines})
     await send({"type": "http.response.body", "body": body})
 
@@ -64,20 +110,25 @@ async def _send(
 def with_request_ids(app: ASGIApp, clock: Clock) -> ASGIApp:
     """Return `app`, but every request has an id, in the log and in its answer, and is counted.
 
-    The application finds the id in `scope["state"]["request_id"]`.
+    The application finds the id in `scope["state"]["request_id"]`. There it leaves the `key` of the
+    request and the `code` of a problem, for the log.
     """
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:
         request_id = _request_id(scope, clock())
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
         is_answered = False
 
         async def send_with_id(message: Message) -> None:
             nonlocal is_answered
             if message["type"] == "http.response.start":
                 is_answered = True
-                message["headers"].append((b"x-request-id", request_id.encode()))
+                message["headers"] += [(b"x-request-id", request_id.encode()), NOSNIFF]
+                if "key" in state:  # What needs a key may be a secret, or somebody's picture.
+                    message["headers"].append((b"cache-control", b"no-store"))
                 metrics.requests.add(1, str(message["status"]))
+                _log_refusal(scope, message["status"])
             await send(message)
 
         with log.request(request_id):
@@ -89,6 +140,23 @@ def with_request_ids(app: ASGIApp, clock: Clock) -> ASGIApp:
                     raise
 
     return run
+
+
+def _log_refusal(scope: Scope, status: int) -> None:
+    """Leave a line about a request that was refused, so that its request id leads somewhere."""
+    if not (400 <= status < 500 or status == 503) or status == 499:  # 499: it hung up.
+        return
+    state: dict[str, Any] = scope["state"]
+    key = state.get("key")
+    _log.info(
+        "request.refused",
+        status=status,
+        code=state.get("code"),
+        method=scope["method"],
+        path=quote(scope["path"])[:PATH_CHARACTERS_MAX],
+        key_id=key.id if key else None,
+        tenant=key.tenant if key else None,
+    )
 
 
 def _request_id(scope: Scope, now: int) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from starlette.responses import Response
@@ -13,7 +13,7 @@ from service.delivery.dispatch import Dispatcher
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
 from service.model.errors import json_pointer
-from service.model.key import Key
+from service.model.key import TENANT_NAME, TENANT_NAME_RULE, Key
 from service.store import pages
 from service.store.database import Database, Transaction, Unit
 from service.store.pages import Page, Rows, Source
@@ -48,10 +48,18 @@ class Parts(Protocol):
         """Do due work for up to `seconds`; return what was done."""
 
 
+class Claim(NamedTuple):
+    """What a request claims: an idempotency key, for the request with this SHA-256."""
+
+    key: str
+    request_sha256: bytes
+
+
 class Call(msgspec.Struct, frozen=True, kw_only=True):
     """An authenticated request.
 
     resource_id: the id of what the call creates; empty if it creates nothing.
+    claim: its `Idempotency-Key`, which is stored with what it creates.
     """
 
     parts: Parts
@@ -65,6 +73,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     request_id: str
     resource_id: str = ""
+    claim: Claim | None = None
 
     def decode(self, type_: type[T], *, empty: bytes = b"") -> T:
         """Decode the body, else `empty`; Problem 400 if it is not JSON, 422 if a field is wrong."""
@@ -100,6 +109,14 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         """Read a value of the query; Problem 400 unless it is one of `choices`."""
         pattern = "|".join(map(re.escape, choices))
         return self.query_text(name, pattern, f"must be one of: {', '.join(choices)}")
+
+    def query_tenant(self) -> str:
+        """Read `tenant` of the query, by default the key's; Problem 403 if it may not see it."""
+        tenant = self.query_text("tenant", TENANT_NAME.pattern, f"must be {TENANT_NAME_RULE}")
+        if tenant not in (None, self.tenant) and not self.key.has("operator"):
+            detail = "Only a key with the scope operator sees other tenants."
+            raise Problem(403, "forbidden", detail)
+        return tenant or self.tenant
 
     def query_integer(self, name: str, default: int, low: int, high: int) -> int:
         """Read an integer of the query; Problem 400 unless it is from `low` to `high`."""

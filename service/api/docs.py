@@ -30,7 +30,7 @@ async def get(_call: Call) -> Answer:
         "default-src 'none'; style-src 'unsafe-inline'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-    headers = {"content-security-policy": policy, "x-content-type-options": "nosniff"}
+    headers = {"content-security-policy": policy}
     body = await asyncio.to_thread(render, document())
     return Answer(body, 200, headers, "text/html; charset=utf-8")
 

@@ -6,6 +6,7 @@ from functools import partial
 from itertools import groupby
 from operator import attrgetter
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp
 from service.api import idempotency
 from service.api.asgi import DisconnectedError, read_body, with_request_ids
 from service.api.call import Answer, Call, Parts, answer, answer_problem, bad_query
-from service.api.problem import Problem, internal_error, unavailable
+from service.api.problem import Problem, internal_error, secret_unreadable, unavailable
 from service.api.routes import OPERATIONS, Operation
 from service.context import Context
 from service.delivery.tenants import DEFAULT
@@ -23,9 +24,11 @@ from service.model.clock import MINUTE
 from service.model.errors import StorageBusyError, StorageError
 from service.model.key import KEY_PREFIX, Key
 from service.store import keys
+from service.store.vault import VaultError
 from service.telemetry import log
 
 PARAMETERS_MAX = 100
+_AUDITED = ("tenant", "scopes", "subscriber_id")  # Of what was created.
 
 _log = log.get()
 # app.py answers these. Here they make the answer to another method a 405.
@@ -38,7 +41,7 @@ def build(parts: Parts) -> ASGIApp:
     for path, operations in groupby(OPERATIONS, key=attrgetter("path")):
         by_method = {operation.method: operation for operation in operations}
         routes.append(Route(path, partial(_serve, parts, by_method), methods=list(by_method)))
-    errors = (Problem, HTTPException, StorageError, DisconnectedError, Exception)
+    errors = (Problem, HTTPException, StorageError, VaultError, DisconnectedError, Exception)
     app = Starlette(routes=routes, exception_handlers=dict.fromkeys(errors, _refuse))
     app.router.redirect_slashes = False  # A redirected POST loses its body with many clients.
     return with_request_ids(app, parts.context.clock)
@@ -63,8 +66,18 @@ async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Requ
         body=await _body(operation, parts, request),
         request_id=request.state.request_id,
     )
+    result = await _run(call, operation)
+    if operation.audit:
+        _log_act(call, operation, result)
+    return result
+
+
+async def _run(call: Call, operation: Operation) -> Answer:
     if operation.creates:
-        return await idempotency.once(call, operation)
+        # An admin must not get the answer to an operator's request.
+        is_operator = operation.for_operators and call.key.has("operator")
+        name = f"{operation.method} {operation.path}{' by an operator' * is_operator}"
+        return await idempotency.once(call, name, operation.creates, operation.run)
     if operation.unit is None:
         result = await operation.run(call)
     else:
@@ -73,6 +86,19 @@ async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Requ
     if result is None:
         return Answer(status_code=204)
     return result if isinstance(result, Answer) else answer(result.view())
+
+
+def _log_act(call: Call, operation: Operation, result: Answer) -> None:
+    """Leave a line about who changed or saw what; none if nothing happened."""
+    if result.status_code >= 400 or "idempotency-replayed" in result.headers:
+        return
+    id_, details = call.path.get("id"), {}
+    if operation.creates:
+        view = msgspec.json.decode(result.body)
+        id_ = view["id"]
+        details = {f"of_{name}": view[name] for name in _AUDITED if name in view}
+    who = {"key_id": call.key.id, "tenant": call.tenant}
+    _log.info("audit", act=operation.audit, id=id_, **who, **details)
 
 
 async def _refuse(request: Request, error: Exception) -> Answer:
@@ -94,15 +120,23 @@ async def _refuse(request: Request, error: Exception) -> Answer:
         case StorageError():
             _log.error("request.not_stored", path=path, error=str(error))
             problem = unavailable("The database did not store the request.")
+        case VaultError():
+            _log.error("secret.unreadable", path=path, error=str(error))
+            problem = secret_unreadable()
         case _:
             _log.exception("request.failed", path=path)
             problem = internal_error()
+    request.state.code = problem.code
     return answer_problem(problem, request.state.request_id)
 
 
 _NO_KEY = Key(id="", name="", tenant="", scopes=[], created_at=0)
 _ADMIN_KEY = Key(
-    id="key_admin", name="GENHOOK_ADMIN_KEY", tenant=DEFAULT, scopes=["admin"], created_at=0
+    id="key_admin",
+    name="GENHOOK_ADMIN_KEY",
+    tenant=DEFAULT,
+    scopes=["admin", "operator"],
+    created_at=0,
 )
 
 
@@ -110,7 +144,7 @@ async def _authenticate(operation: Operation, parts: Parts, request: Request) ->
     """Return the key of the request; Problem 401 if it is not valid, 403 if it lacks the scope."""
     scope, settings = operation.scope, parts.context.settings
     if operation.path == "/metrics" and not settings.open_metrics:
-        scope = "admin"
+        scope = "operator"  # They count for all tenants.
     if operation.path in ("/docs", "/openapi.yaml") and not settings.open_docs:
         scope = "read"
     if scope == "open":
@@ -121,7 +155,8 @@ async def _authenticate(operation: Operation, parts: Parts, request: Request) ->
         headers = {"www-authenticate": "Bearer"}
         detail = "A valid API key is required: Authorization: Bearer ghk_…"
         raise Problem(401, "unauthorized", detail, headers=headers)
-    if not key.has(scope):
+    request.state.key = key
+    if not (key.has(scope) or (operation.for_operators and key.has("operator"))):
         raise Problem(403, "forbidden", f"The key lacks the scope {scope}.")
     return key
 
@@ -164,8 +199,9 @@ def _query(operation: Operation, request: Request) -> dict[str, str]:
 async def _body(operation: Operation, parts: Parts, request: Request) -> bytes:
     if not operation.reads_body:
         return b""
-    limit = parts.context.settings.request_body_bytes
-    body = await read_body(request.scope, request.receive, limit)
+    settings = parts.context.settings
+    limits = settings.request_body_bytes, settings.body_seconds
+    body = await read_body(request.scope, request.receive, *limits)
     media_type = request.headers.get("content-type", "application/json").partition(";")[0]
     if body and media_type.strip().lower() != "application/json":
         raise Problem(415, "unsupported_media_type", "Send the body as application/json.")

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from service.api import idempotency
 from service.api.call import (
     Answer,
     Call,
@@ -25,6 +26,7 @@ from service.model.attempt import Attempt
 from service.model.clock import SECOND, parse_rfc3339, rfc3339
 from service.model.generation import OPEN, TERMINAL, Generation
 from service.model.ids import time_of
+from service.model.key import Key
 from service.store import generations, rows
 from service.store.database import Row, Transaction
 from service.upstream import catalogue
@@ -58,17 +60,19 @@ async def create(call: Call) -> Answer:
     refuse_fields("The request has wrong fields.", _errors(call, new))
     if new.notify_url is not None:
         check_url(call.context, new.notify_url, "/notify_url")
-    generation, is_new = await call.database.write(_get_or_accept, call, new)
-    if is_new:  # To the end even if the client hangs up: upstream's answer must be recorded.
-        generation, refusal = await asyncio.shield(call.parts.submitter.start(generation))
-        if refusal is not None:
-            status, code = _REFUSALS.get(refusal, (422, "upstream_refused"))
-            assert generation.error is not None
-            message = generation.error["message"]
-            detail = f"Upstream refused {generation.id} with {refusal}: {message}"
-            # Not raised: the generation exists, so this answer is kept for Idempotency-Key.
-            return answer_problem(Problem(status, code, detail), call.request_id)
-    return answer(generation.view(), 202)
+    accepted = call.context, call.tenant, call.resource_id, new
+    generation = await idempotency.create(call, submit.store_new, *accepted)
+    # To the end even if the client hangs up: upstream's answer must be recorded.
+    generation, refusal = await asyncio.shield(call.parts.submitter.start(generation))
+    if refusal is None:
+        return await idempotency.keep(call, answer(generation.view(), 202))
+    status, code = _REFUSALS.get(refusal, (422, "upstream_refused"))
+    assert generation.error is not None
+    message = generation.error["message"]
+    detail = f"Upstream refused {generation.id} with {refusal}: {message}"
+    # Not raised: the generation exists, so this answer is kept for Idempotency-Key.
+    problem = answer_problem(Problem(status, code, detail), call.request_id)
+    return await idempotency.keep(call, problem)
 
 
 def _errors(call: Call, new: submit.NewGeneration) -> list[FieldError]:
@@ -83,20 +87,6 @@ def _errors(call: Call, new: submit.NewGeneration) -> list[FieldError]:
     model = call.context.catalogue.get(new.model)
     problems = catalogue.problems(model, new.input) if model is not None else ()
     return errors + [FieldError(f"/input{pointer}", message) for pointer, message in problems]
-
-
-async def _get_or_accept(
-    tx: Transaction, call: Call, new: submit.NewGeneration
-) -> tuple[Generation, bool]:
-    """Return the generation, and whether it is new.
-
-    A request that is repeated after a crash gets the generation of the first one, which is not
-    submitted again.
-    """
-    generation = await rows.read_by_id(tx, Generation, call.resource_id)
-    if generation is not None:
-        return generation, False
-    return await submit.store_new(tx, call.context, call.tenant, call.resource_id, new), True
 
 
 async def _get(tx: Transaction, call: Call) -> Generation:
@@ -120,6 +110,15 @@ async def get(call: Call) -> Answer:
             return answer(generation.view())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(ended.wait(), remaining)
+        await call.database.read(_require_live_key, call)
+
+
+async def _require_live_key(tx: Transaction, call: Call) -> None:
+    """Problem 401 if the key was revoked while its request waited."""
+    key = await rows.read_by_id(tx, Key, call.key.id, call.tenant)
+    if key is not None and key.revoked_at is not None:  # GENHOOK_ADMIN_KEY has no row.
+        detail = "The key was revoked while the request waited."
+        raise Problem(401, "unauthorized", detail, headers={"www-authenticate": "Bearer"})
 
 
 def _parse_time(text: str) -> int:
@@ -211,6 +210,6 @@ async def get_usage(call: Call) -> Answer:
     if (until - since).days >= USAGE_DAYS_MAX:
         raise bad_query("since", f"must be less than {USAGE_DAYS_MAX} days before until")
     model = call.query_text("model", MODEL_ID, MODEL_ID_RULE)
-    days = since.isoformat(), until.isoformat()
-    rows = await call.database.read(generations.usage, call.tenant, *days, model)
+    days, tenant = (since.isoformat(), until.isoformat()), call.query_tenant()
+    rows = await call.database.read(generations.usage, tenant, *days, model)
     return answer_list([dict(row) for row in rows])

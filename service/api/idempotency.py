@@ -1,23 +1,31 @@
-"""`Idempotency-Key`: a repeated request gets the stored answer. Answers are sealed at rest."""
+"""`Idempotency-Key`: a repeated request gets the stored answer. Answers are sealed at rest.
+
+A key belongs to the tenant, so that a client may change its API key between two tries. The claim
+of a key is stored in the transaction that creates the resource: there is never one without the
+other, whenever a process dies.
+"""
 
 import contextlib
 import hashlib
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
-from service.api.call import Answer, Call
-from service.api.problem import Problem
-from service.api.routes import Operation
-from service.model.clock import DAY, MINUTE
+from service.api.call import Answer, Call, Claim, answer
+from service.api.problem import Problem, require
+from service.model.clock import DAY
 from service.model.errors import StorageError
+from service.model.generation import Generation
 from service.model.ids import new_id
-from service.store import idempotency
-from service.store.database import Transaction, Unit
+from service.store import idempotency, rows
+from service.store.database import Row, T, Transaction, Unit
+from service.telemetry import log
 
 RETENTION_MS = DAY
-ABANDONED_MS = 5 * MINUTE  # No request runs for so long: its process has died.
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_log = log.get()
 
 
 class _StoredAnswer(msgspec.Struct, frozen=True):
@@ -28,61 +36,121 @@ class _StoredAnswer(msgspec.Struct, frozen=True):
     body: bytes
 
 
-async def once(call: Call, operation: Operation) -> Answer:
-    """Answer with what the operation returns, or its stored answer if the request is a repeat.
+class _ClaimedError(Exception):
+    """Another process stored the claim first: the transaction is undone, and its row answers."""
 
-    The id of the new resource is stored with the key, before the operation runs. A request that
-    is repeated after a crash gets the same id, and the operation finds what the first one created.
+    def __init__(self, row: Row) -> None:
+        self.row = row
+
+
+async def once(call: Call, name: str, prefix: str, run: Unit[Answer]) -> Answer:
+    """Answer with what `run(call)` returns, or with its stored answer if the request is a repeat.
+
+    name: of the operation, since a key is good for one. prefix: of the id of what it creates.
     """
-    fresh_id = new_id(operation.creates, call.context.clock())
+    fresh_id = new_id(prefix, call.context.clock())
     key = call.headers.get("idempotency-key")
-    run: Unit[Answer] = operation.run
     if key is None:
         return await run(msgspec.structs.replace(call, resource_id=fresh_id))
     if not _KEY.fullmatch(key):
         detail = "Idempotency-Key must be 1 to 255 visible ASCII characters."
         raise Problem(400, "invalid_header", detail)
-    database, scoped = call.database, f"{call.key.id}:{key}"
-    request = f"{operation.method} {operation.path}\0".encode() + call.body
-    fingerprint = hashlib.sha256(request).digest()
-    claimed = await database.write(_claim, call, scoped, fingerprint, fresh_id)
-    if isinstance(claimed, Answer):
-        return claimed
-    try:
-        answer = await run(msgspec.structs.replace(call, resource_id=claimed))
-        stored = _StoredAnswer(answer.status_code, str(answer.media_type), bytes(answer.body))
-        sealed = call.context.vault.seal(msgspec.json.encode(stored), f"answer:{scoped}")
-        await database.write(idempotency.store_answer, call.tenant, scoped, stored.status, sealed)
-    except Problem:
-        await database.write(idempotency.release, call.tenant, scoped)
-        raise
-    except StorageError:
-        # The request has ended: a repeat need not wait, and finds what was created by its id.
-        with contextlib.suppress(StorageError):
-            await database.write(idempotency.age, call.tenant, scoped, ABANDONED_MS)
-        raise
-    return answer
+    claim = Claim(key, hashlib.sha256(f"{name}\0".encode() + call.body).digest())
+    with _running(call, claim):
+        row = await call.database.read(_find, call.tenant, claim)
+        if row is not None:
+            return await _answer_again(call, claim, row)
+        try:
+            return await run(msgspec.structs.replace(call, resource_id=fresh_id, claim=claim))
+        except _ClaimedError as error:
+            return await _answer_again(call, claim, error.row)
 
 
-async def _claim(
-    tx: Transaction, call: Call, scoped: str, fingerprint: bytes, fresh_id: str
-) -> Answer | str:
-    """Return the stored answer, or the id of what to create; Problem if the key is in use."""
-    row = await idempotency.get(tx, call.tenant, scoped)
-    if row is None or row["created_at"] <= tx.now - RETENTION_MS:
-        await idempotency.claim(tx, call.tenant, scoped, fingerprint, fresh_id)
-        return fresh_id
-    if row["request_sha256"] != fingerprint:
-        detail = "This Idempotency-Key was used for another request."
-        raise Problem(422, "idempotency_key_reused", detail)
-    if row["sealed_answer"] is not None:
-        plain = call.context.vault.open(row["sealed_answer"], f"answer:{scoped}")
-        stored = msgspec.json.decode(plain, type=_StoredAnswer)
-        headers = {"Idempotency-Replayed": "true"}
-        return Answer(stored.body, stored.status, headers, stored.media_type)
-    if row["created_at"] > tx.now - ABANDONED_MS:
+async def create(call: Call, unit: Unit[T], *args: object) -> T:
+    """Run `unit(tx, *args)`, which creates the resource of the call, and store the claim with it.
+
+    If the unit returns the answer, that is stored too. Otherwise `keep` stores it once it is known.
+    """
+    return await call.database.write(_create, call, unit, args)
+
+
+async def _create(tx: Transaction, call: Call, unit: Unit[T], args: tuple[object, ...]) -> T:
+    claim = call.claim
+    if claim is not None and (row := await _find(tx, call.tenant, claim)) is not None:
+        raise _ClaimedError(row)
+    result = await unit(tx, *args)
+    if claim is not None:
+        sealed = _seal(call, claim, result) if isinstance(result, Answer) else None
+        request = claim.key, claim.request_sha256, call.resource_id
+        await idempotency.claim(tx, call.tenant, *request, sealed)
+    return result
+
+
+async def keep(call: Call, late: Answer) -> Answer:
+    """Store the answer of a request whose resource was created before; return it."""
+    if call.claim is not None:
+        sealed = _seal(call, call.claim, late)
+        try:
+            await call.database.write(
+                idempotency.store_answer, call.tenant, call.claim.key, call.resource_id, sealed
+            )
+        except StorageError as error:  # A repeat gets the resource as it then is.
+            _log.warning("answer.not_kept", error=str(error))
+    return late
+
+
+@contextlib.contextmanager
+def _running(call: Call, claim: Claim) -> Iterator[None]:
+    """Refuse a request while this process works on the same one.
+
+    This is known in memory, not by the age of a row: it ends with the request, or with its process.
+    """
+    name, running = (call.tenant, claim.key), call.context.claims
+    if name in running:
+        _require_same(claim, running[name])
         detail = "The first request with this key is still running."
         raise Problem(409, "idempotency_key_in_use", detail, headers={"retry-after": "1"})
-    resource_id: str = row["resource_id"]
-    await idempotency.claim(tx, call.tenant, scoped, fingerprint, resource_id)
-    return resource_id
+    running[name] = claim.request_sha256
+    try:
+        yield
+    finally:
+        del running[name]
+
+
+def _require_same(claim: Claim, request_sha256: bytes) -> None:
+    if claim.request_sha256 != request_sha256:
+        detail = "This Idempotency-Key was used for another request."
+        raise Problem(422, "idempotency_key_reused", detail)
+
+
+async def _find(tx: Transaction, tenant: str, claim: Claim) -> Row | None:
+    """Return the row of the claim's key unless it is too old; Problem if another request has it."""
+    row = await idempotency.get(tx, tenant, claim.key)
+    if row is None or row["created_at"] <= tx.now - RETENTION_MS:
+        return None
+    _require_same(claim, row["request_sha256"])
+    return row
+
+
+async def _answer_again(call: Call, claim: Claim, row: Row) -> Answer:
+    """Return the stored answer. Without one the resource is a generation: answer as it is now."""
+    sealed = row["sealed_answer"]
+    if sealed is None:
+        generation = await call.database.read(rows.read_by_id, Generation, row["resource_id"])
+        again = answer(require("generation", generation).view(), 202)
+    else:
+        plain = call.context.vault.open(sealed, _owner(call, claim))
+        stored = msgspec.json.decode(plain, type=_StoredAnswer)
+        again = Answer(stored.body, stored.status, media_type=stored.media_type)
+    again.headers["Idempotency-Replayed"] = "true"
+    return again
+
+
+def _seal(call: Call, claim: Claim, fresh: Any) -> tuple[int, bytes]:
+    stored = _StoredAnswer(fresh.status_code, str(fresh.media_type), bytes(fresh.body))
+    sealed = call.context.vault.seal(msgspec.json.encode(stored), _owner(call, claim))
+    return stored.status, sealed
+
+
+def _owner(call: Call, claim: Claim) -> str:
+    return f"answer:{call.tenant}:{claim.key}"

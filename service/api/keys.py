@@ -4,10 +4,11 @@ from typing import Annotated
 
 import msgspec
 
+from service.api import idempotency
 from service.api.call import Answer, Call, answer, answer_page, read_own
 from service.api.checks import NO_NUL
-from service.api.problem import FieldError, Problem, conflict, refuse_fields, require
-from service.delivery.tenants import DEFAULT, ensure
+from service.api.problem import FieldError, Problem, refuse_fields, require
+from service.delivery.tenants import ensure
 from service.model.key import SCOPES, TENANT_NAME, TENANT_NAME_RULE, Key, Scope, new_key
 from service.store import keys, pages, rows
 from service.store.database import Transaction
@@ -31,30 +32,30 @@ async def create(call: Call) -> Answer:
     if len(set(new.scopes)) != len(new.scopes):
         error = FieldError("/scopes", "contains a scope twice")
         refuse_fields("The same scope is there twice.", [error])
-    if tenant != call.tenant != DEFAULT:
-        detail = f"Only an admin of the tenant {DEFAULT} creates keys for other tenants."
+    if (tenant != call.tenant or "operator" in new.scopes) and not call.key.has("operator"):
+        detail = "Only a key with the scope operator makes keys for other tenants or operators."
         raise Problem(403, "forbidden", detail)
     secret, now = new_key(call.context.random_bytes), call.context.clock()
     key = Key(id=call.resource_id, name=new.name, tenant=tenant, scopes=new.scopes, created_at=now)
-    await call.database.write(_insert, call, key, secret)
-    return answer({**key.view(), "key": secret}, 201)
+    return await idempotency.create(call, _insert, call, key, secret)
 
 
-async def _insert(tx: Transaction, call: Call, key: Key, secret: str) -> None:
-    if await rows.read_by_id(tx, Key, key.id, key.tenant) is not None:
-        raise conflict("The first request created this key; revoke it and try again.")
+async def _insert(tx: Transaction, call: Call, key: Key, secret: str) -> Answer:
     await ensure(tx, call.context, key.tenant)
     await rows.insert(tx, key, key_sha256=keys.digest(secret))
+    return answer({**key.view(), "key": secret}, 201)
 
 
 async def list_(call: Call) -> Answer:
     """GET /v1/keys."""
+    call = msgspec.structs.replace(call, tenant=call.query_tenant())
     return await answer_page(call, "key", Key, read_own, pages.Source(table="keys"))
 
 
 async def get(tx: Transaction, call: Call) -> Key:
     """GET /v1/keys/{id}."""
-    return require("key", await rows.read_by_id(tx, Key, call.path["id"], call.tenant))
+    tenant = None if call.key.has("operator") else call.tenant
+    return require("key", await rows.read_by_id(tx, Key, call.path["id"], tenant))
 
 
 async def revoke(tx: Transaction, call: Call) -> None:

@@ -7,7 +7,7 @@ from typing import NoReturn
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from service.api.asgi import DisconnectedError, read_body, send_problem
+from service.api.asgi import NOSNIFF, DisconnectedError, read_body, send_problem
 from service.api.problem import Problem, internal_error, unavailable
 from service.api.signatures import SCHEMES, SignatureError
 from service.context import UPSTREAM, Context
@@ -91,7 +91,9 @@ class Receiver:
             await self._reject(arrival, f"token_{claim}", _token_invalid())
         arrival.generation_id, arrival.nonce = claim.generation_id, claim.nonce
         try:
-            arrival.body = await read_body(scope, receive, settings.callback_body_bytes)
+            arrival.body = await read_body(
+                scope, receive, settings.callback_body_bytes, settings.body_seconds
+            )
         except Problem as error:
             error.headers = {"connection": "close"}
             await self._reject(arrival, error.code, error)
@@ -117,7 +119,13 @@ class Receiver:
         count = count + 1 if second == this_second else 1
         self._rejections = (this_second, count)
         if count <= REJECTIONS_PER_SECOND:
-            _log.info("callback", callback_id=arrival.id, verdict="rejected", reason=reason)
+            _log.info(
+                "callback",
+                callback_id=arrival.id,
+                verdict="rejected",
+                reason=reason,
+                request_id="req" + arrival.id[2:],
+            )
             arrival.reason = reason
             try:
                 await self._context.database.write(callbacks.reject, arrival)
@@ -152,6 +160,6 @@ def _readable(body: bytes) -> bool:
 
 
 async def _answer_ok(send: Send, request_id: str) -> None:
-    headers = [_OK_TYPE, _OK_LENGTH, (b"x-request-id", request_id.encode())]
+    headers = [_OK_TYPE, _OK_LENGTH, NOSNIFF, (b"x-request-id", request_id.encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": _OK})

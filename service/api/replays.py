@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from service.api import subscribers
+from service.api import idempotency, subscribers
 from service.api.call import ID, Answer, Call, answer, answer_page, read_own
 from service.api.checks import Rate, type_errors
 from service.api.problem import FieldError, conflict, not_found, refuse_fields, subscriber_disabled
@@ -50,7 +50,12 @@ async def create(call: Call) -> Answer:
         created_at=now,
         finished_at=now if new.dry_run else None,
     )
-    started = await replaying.start(call.context, replay, subscriber)
+    counted = await replaying.count(call.context, replay, subscriber)
+    return await idempotency.create(call, _store, call, counted)
+
+
+async def _store(tx: Transaction, call: Call, new: Replay) -> Answer:
+    started = await replaying.store(tx, call.context, new)
     if started == "subscriber_disabled":
         raise subscriber_disabled()
     if started == "replay_running":

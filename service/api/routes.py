@@ -25,8 +25,10 @@ class Operation(NamedTuple):
     """One operation.
 
     scope: what the key needs; `open` operations need no key, unless a setting closes them.
+    for_operators: whether a key with the scope `operator` may call it too, across tenants.
     creates: the id prefix of what a POST creates; such a POST takes `Idempotency-Key`.
     reads_body: whether it has a body; what creates has one.
+    audit: the act, if it is one on keys, secrets, subscribers or replays: it is logged.
     unit: the transaction in which `run(tx, call)` runs; without it, `run(call)` makes its own.
 
     What it returns is an answer, or a resource, which is answered with its view, or None for 204.
@@ -40,11 +42,14 @@ class Operation(NamedTuple):
     creates: str = ""
     reads_body: bool = False
     unit: Literal["read", "write"] | None = None
+    for_operators: bool = False
+    audit: str = ""
 
 
 _GENERATIONS = PAGING | {"status", "model", "created_after", "created_before", "metadata."}
 _DELIVERIES = PAGING | {"status", "subscriber_id", "event_id"}
 _CALLBACKS = PAGING | {"generation_id", "verdict"}
+_USAGE = {"since", "until", "model", "tenant"}
 _SUBSCRIBERS, _SUBSCRIBER = "/v1/subscribers", "/v1/subscribers/{id}"
 _TIMELINE = "/v1/generations/{id}/timeline"
 _ROTATE, _ROTATE_OWN = f"{_SUBSCRIBER}/rotate-secret", "/v1/signing-secret/rotate"
@@ -59,34 +64,108 @@ OPERATIONS = (
     Operation("POST", "/v1/generations/{id}/refresh", generations.refresh, "submit"),
     Operation("GET", "/v1/models", models.list_, "read"),
     Operation("GET", "/v1/models/{id:path}", models.get, "read"),
-    Operation("GET", "/v1/callbacks", callbacks.list_, "read", _CALLBACKS),
-    Operation("GET", "/v1/callbacks/{id}", callbacks.get, "read"),
-    Operation("POST", _SUBSCRIBERS, subscribers.create, "manage", creates="sub", reads_body=True),
+    Operation("GET", "/v1/callbacks", callbacks.list_, "read", _CALLBACKS, for_operators=True),
+    Operation("GET", "/v1/callbacks/{id}", callbacks.get, "read", for_operators=True),
+    Operation(
+        "POST",
+        _SUBSCRIBERS,
+        subscribers.create,
+        "manage",
+        creates="sub",
+        reads_body=True,
+        audit="subscriber.create",
+    ),
     Operation("GET", _SUBSCRIBERS, subscribers.list_, "manage", PAGING),
     Operation("GET", _SUBSCRIBER, subscribers.get, "manage", unit="read"),
-    Operation("PATCH", _SUBSCRIBER, subscribers.update, "manage", reads_body=True),
-    Operation("DELETE", _SUBSCRIBER, subscribers.delete, "manage", unit="write"),
-    Operation("GET", f"{_SUBSCRIBER}/secret", subscribers.get_secret, "manage", unit="read"),
-    Operation("POST", _ROTATE, subscribers.rotate_secret, "manage", reads_body=True),
-    Operation("POST", f"{_SUBSCRIBER}/test", subscribers.test, "manage"),
+    Operation(
+        "PATCH",
+        _SUBSCRIBER,
+        subscribers.update,
+        "manage",
+        reads_body=True,
+        audit="subscriber.change",
+    ),
+    Operation(
+        "DELETE", _SUBSCRIBER, subscribers.delete, "manage", unit="write", audit="subscriber.delete"
+    ),
+    Operation(
+        "GET",
+        f"{_SUBSCRIBER}/secret",
+        subscribers.get_secret,
+        "manage",
+        unit="read",
+        audit="secret.show",
+    ),
+    Operation(
+        "POST", _ROTATE, subscribers.rotate_secret, "manage", reads_body=True, audit="secret.rotate"
+    ),
+    Operation("POST", f"{_SUBSCRIBER}/test", subscribers.test, "manage", audit="subscriber.test"),
     Operation("GET", f"{_SUBSCRIBER}/stats", subscribers.get_stats, "read", unit="read"),
-    Operation("GET", "/v1/signing-secret", signing_secret.get, "manage"),
-    Operation("POST", _ROTATE_OWN, signing_secret.rotate, "manage", reads_body=True),
+    Operation(
+        "GET", "/v1/signing-secret", signing_secret.get, "manage", audit="signing_secret.show"
+    ),
+    Operation(
+        "POST",
+        _ROTATE_OWN,
+        signing_secret.rotate,
+        "manage",
+        reads_body=True,
+        audit="signing_secret.rotate",
+    ),
     Operation("GET", "/v1/events", events.list_, "read", PAGING | {"type", "generation_id"}),
     Operation("GET", "/v1/events/{id}", events.get, "read", unit="read"),
     Operation("GET", "/v1/deliveries", deliveries.list_, "read", _DELIVERIES),
     Operation("GET", "/v1/deliveries/{id}", deliveries.get, "read", unit="read"),
-    Operation("POST", "/v1/deliveries/{id}/retry", deliveries.retry, "manage", unit="write"),
-    Operation("POST", "/v1/replays", replays.create, "manage", creates="rpl", reads_body=True),
+    Operation(
+        "POST",
+        "/v1/deliveries/{id}/retry",
+        deliveries.retry,
+        "manage",
+        unit="write",
+        audit="delivery.retry",
+    ),
+    Operation(
+        "POST",
+        "/v1/replays",
+        replays.create,
+        "manage",
+        creates="rpl",
+        reads_body=True,
+        audit="replay.create",
+    ),
     Operation("GET", "/v1/replays", replays.list_, "manage", PAGING),
     Operation("GET", "/v1/replays/{id}", replays.get, "manage", unit="read"),
-    Operation("POST", "/v1/replays/{id}/cancel", replays.cancel, "manage", unit="write"),
-    Operation("GET", "/v1/usage", generations.get_usage, "read", {"since", "until", "model"}),
-    Operation("POST", "/v1/keys", keys.create, "admin", creates="key", reads_body=True),
-    Operation("GET", "/v1/keys", keys.list_, "admin", PAGING),
-    Operation("GET", "/v1/keys/{id}", keys.get, "admin", unit="read"),
-    Operation("DELETE", "/v1/keys/{id}", keys.revoke, "admin", unit="write"),
-    Operation("POST", "/v1/tick", system.tick, "admin", {"seconds"}),
+    Operation(
+        "POST",
+        "/v1/replays/{id}/cancel",
+        replays.cancel,
+        "manage",
+        unit="write",
+        audit="replay.cancel",
+    ),
+    Operation("GET", "/v1/usage", generations.get_usage, "read", _USAGE, for_operators=True),
+    Operation(
+        "POST",
+        "/v1/keys",
+        keys.create,
+        "admin",
+        creates="key",
+        reads_body=True,
+        for_operators=True,
+        audit="key.create",
+    ),
+    Operation("GET", "/v1/keys", keys.list_, "admin", PAGING | {"tenant"}, for_operators=True),
+    Operation("GET", "/v1/keys/{id}", keys.get, "admin", unit="read", for_operators=True),
+    Operation(
+        "DELETE",
+        "/v1/keys/{id}",
+        keys.revoke,
+        "admin",
+        unit="write",
+        for_operators=True,
+        audit="key.revoke",
+    ),
+    Operation("POST", "/v1/tick", system.tick, "operator", {"seconds"}),
     Operation("GET", "/readyz", system.readyz, "open"),
     Operation("GET", "/metrics", system.metrics_, "open"),
     Operation("GET", "/openapi.yaml", docs.get_document, "open"),

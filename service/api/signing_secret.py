@@ -13,6 +13,7 @@ from service.delivery.tenants import ensure
 from service.model.clock import rfc3339
 from service.store import subscribers
 from service.store.database import Transaction, Unit
+from service.store.vault import VaultError
 
 
 class Rotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -29,6 +30,23 @@ async def answer_rotation(call: Call, rotate: Unit[Secrets]) -> Answer:
     secret = rotation.secret or signing.new_secret(call.context.random_bytes)
     secrets = await call.database.write(rotate, call, secret, rotation.overlap_seconds)
     return answer_secrets(call, secrets)
+
+
+def rotate_sealed(
+    call: Call, sealed: bytes, owner_id: str, rotation: tuple[str, int], now: int, **kind: bool
+) -> tuple[Secrets, bytes]:
+    """Return the rotated secrets of an owner, plain and sealed.
+
+    rotation: the new secret, and the seconds of the overlap. Secrets that cannot be decrypted,
+    since their secret key was lost, are replaced: nobody can sign with them any more.
+    """
+    vault = call.context.vault
+    try:
+        secrets = signing.unseal(vault, sealed, owner_id).rotated(*rotation, now)
+    except VaultError:
+        fresh = signing.new_secrets(call.context.random_bytes, **kind)
+        secrets = msgspec.structs.replace(fresh, current=rotation[0])
+    return secrets, signing.seal(vault, secrets, owner_id)
 
 
 def answer_secrets(call: Call, secrets: Secrets) -> Answer:
@@ -57,9 +75,9 @@ async def rotate(call: Call) -> Answer:
 
 
 async def _rotate(tx: Transaction, call: Call, secret: str, overlap_seconds: int) -> Secrets:
-    vault, tenant = call.context.vault, call.tenant
-    old = signing.unseal(vault, await ensure(tx, call.context, tenant), tenant)
-    secrets = old.rotated(secret, overlap_seconds, tx.now)
-    await subscribers.update_tenant(tx, tenant, signing.seal(vault, secrets, tenant))
+    tenant, rotation = call.tenant, (secret, overlap_seconds)
+    old = await ensure(tx, call.context, tenant)
+    secrets, sealed = rotate_sealed(call, old, tenant, rotation, tx.now)
+    await subscribers.update_tenant(tx, tenant, sealed)
     tx.after_commit(call.context.inbox.reload, None)
     return secrets

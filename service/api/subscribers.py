@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from service.api import checks
+from service.api import checks, idempotency
 from service.api.call import Answer, Call, answer, answer_page, read_own
 from service.api.checks import NO_NUL, REDACTED, Rate
 from service.api.problem import FieldError, Problem, conflict, not_found, refuse_fields, unavailable
-from service.api.signing_secret import answer_rotation, answer_secrets
+from service.api.signing_secret import answer_rotation, answer_secrets, rotate_sealed
 from service.delivery import health, signing
 from service.delivery.ping import send_test
 from service.delivery.retry import DEFAULT_RETRY_SECONDS
@@ -19,6 +19,7 @@ from service.delivery.target import SenderClosed
 from service.model.subscriber import Filter, Subscriber
 from service.store import deliveries, rows, stats, subscribers
 from service.store.database import Transaction
+from service.store.vault import VaultError
 
 SUBSCRIBERS_MAX = 1_000
 ONLY_STATUS = "Of the subscriber of a notify_url, only the status can change."
@@ -77,17 +78,15 @@ async def create(call: Call) -> Answer:
         created_at=now,
         updated_at=now,
     )
-    await context.database.write(_insert, subscriber)
-    return answer({**subscriber.view(), "secret": secrets.current}, 201)
+    return await idempotency.create(call, _insert, subscriber, secrets.current)
 
 
-async def _insert(tx: Transaction, new: Subscriber) -> None:
+async def _insert(tx: Transaction, new: Subscriber, secret: str) -> Answer:
     count = await rows.read_number(tx, "subscribers_count", tenant=new.tenant) or 0
     if count >= SUBSCRIBERS_MAX:
         raise conflict(f"A tenant has at most {SUBSCRIBERS_MAX} subscribers.")
-    if await rows.read_by_id(tx, Subscriber, new.id) is not None:
-        raise conflict("The first request created this subscriber; list them.")
     await rows.insert(tx, new)
+    return answer({**new.view(), "secret": secret}, 201)
 
 
 def _check(call: Call, body: New | Update) -> dict[str, Any]:
@@ -162,7 +161,10 @@ async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Sub
 def _seal_headers(call: Call, old: Subscriber, headers: Mapping[str, str]) -> bytes | None:
     """Seal the headers; one that is `[redacted]` keeps the value stored under its name."""
     vault = call.context.vault
-    opened = signing.unseal_headers(vault, old.sealed_headers, old.id)
+    try:
+        opened = signing.unseal_headers(vault, old.sealed_headers, old.id)
+    except VaultError:  # The secret key was lost: every value must be given again.
+        opened = {}
     stored = {name.lower(): value for name, value in opened.items()}
     refuse_fields("A header has no value.", checks.redacted_errors(headers, stored))
     values = {n: stored[n.lower()] if v == REDACTED else v for n, v in headers.items()}
@@ -189,8 +191,11 @@ async def rotate_secret(call: Call) -> Answer:
 
 async def _rotate(tx: Transaction, call: Call, secret: str, overlap_seconds: int) -> Secrets:
     old = await _get_listed(tx, call)
-    secrets = _unseal(call, old).rotated(secret, overlap_seconds, tx.now)
-    sealed = signing.seal(call.context.vault, secrets, old.id)
+    assert old.sealed_secrets is not None
+    rotation, is_asymmetric = (secret, overlap_seconds), old.signature == "v1a"
+    secrets, sealed = rotate_sealed(
+        call, old.sealed_secrets, old.id, rotation, tx.now, asymmetric=is_asymmetric
+    )
     await subscribers.update(tx, old, sealed_secrets=sealed, updated_at=tx.now)
     tx.after_commit(call.context.inbox.reload, old.id)
     return secrets

@@ -118,10 +118,10 @@ async def _migrate(settings: Settings) -> list[str]:
 def tick(options: argparse.Namespace, echo: Echo) -> int:
     """Do due work, once, for at most so many seconds."""
     from service.telemetry import log
-    from service.telemetry.redact import Redactor
+    from service.telemetry.redact import make_redactor
 
     settings = read_settings()
-    log.configure(settings.log_level, redactor=Redactor(settings.secrets, settings.public_url))
+    log.configure(settings.log_level, redactor=make_redactor(settings))
     done = asyncio.run(_tick(settings, options.seconds))
     if options.json:
         echo(msgspec.json.encode(done).decode())
@@ -169,7 +169,7 @@ def create_key(options: argparse.Namespace, echo: Echo) -> int:
     _write(_insert, key, secret)
     view = {**key.view(), "key": secret}
     if options.json:
-        echo(msgspec.json.encode(view).decode())
+        echo(output.json_line(view))
         return 0
     for line in output.fields({**view, "scopes": ", ".join(key.scopes)}):
         echo(line)
@@ -181,7 +181,7 @@ def list_keys(options: argparse.Namespace, echo: Echo) -> int:
     """Print every key of every tenant, newest first."""
     every: list[Key] = _write(_list)
     if options.json:
-        echo(msgspec.json.encode({"data": [key.view() for key in every]}).decode())
+        echo(output.json_line({"data": [key.view() for key in every]}))
         return 0
     for line in output.table([_row(key) for key in every]):
         echo(line)

@@ -208,7 +208,7 @@ def _error(answer: "httpx.Response") -> CommandError:
 def show(options: argparse.Namespace, echo: Echo, answer: Any, lines: list[str]) -> None:
     """Print the answer as JSON with `--json`, else the lines."""
     if options.json:
-        echo(msgspec.json.encode(answer).decode())
+        echo(output.json_line(answer))
         return
     for line in lines:
         echo(line)

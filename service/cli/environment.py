@@ -39,9 +39,9 @@ def settings_of(options: argparse.Namespace) -> Settings:
 def configure_log(settings: Settings) -> None:
     """Start to log, first about settings that are unknown or missing."""
     from service.telemetry import log
-    from service.telemetry.redact import Redactor
+    from service.telemetry.redact import make_redactor
 
-    redactor = Redactor(settings.secrets, settings.public_url)
+    redactor = make_redactor(settings)
     log.configure(settings.log_level, stream="stdout", redactor=redactor)
     for name in unknown_variables():
         log.get().warning("settings.unknown", name=name, see="docs/settings.md")

@@ -66,7 +66,7 @@ def listen(options: argparse.Namespace, echo: Echo, wait: Wait | None = None) ->
             echo(f"forwarding to {options.forward_to}, signed with {secret}")
         for body in _events(client, after, echo, None if options.once else pause):
             event = msgspec.json.decode(body, type=_Event)
-            echo(body.decode() if options.json else _line(event))
+            echo(output.harmless(body.decode()) if options.json else _line(event))
             if options.forward_to:
                 result = _forward(options.forward_to, key, event.id, body)
                 if not options.json:

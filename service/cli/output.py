@@ -1,14 +1,40 @@
 """Answers of the API as lines for people at a terminal."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from service.model.clock import parse_rfc3339
+
+# DEL, C1 controls, separators of lines, and formats such as marks that turn the direction of text.
+_STEERING = re.compile(
+    "[\\x7f-\\x9f\\xad\\u061c\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff\\ufff9-\\ufffb]"
+)
 
 
 def plain(text: object) -> str:
     """`text` on one line, without the control characters that could steer a terminal."""
     return "".join(c if c.isprintable() else " " for c in str("" if text is None else text))
+
+
+def json_line(content: object) -> str:
+    """Content as JSON on one line, in which nothing can steer a terminal."""
+    return harmless(msgspec.json.encode(content).decode())
+
+
+def harmless(json: str) -> str:
+    """The same JSON, with what could steer a terminal escaped.
+
+    JSON itself escapes only the oldest control characters. The others stand in strings only, where
+    an escape means the same.
+    """
+    return json if json.isascii() and "\x7f" not in json else _STEERING.sub(_escape, json)
+
+
+def _escape(match: re.Match[str]) -> str:
+    return f"\\u{ord(match[0]):04x}"
 
 
 def table(rows: Iterable[Sequence[object]]) -> list[str]:

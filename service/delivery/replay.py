@@ -32,18 +32,15 @@ def event_types(subscriber: Subscriber, requested: list[str]) -> list[str]:
     return [t for t in types if not subscriber.event_types or t in subscriber.event_types]
 
 
-async def start(context: Context, new: Replay, subscriber: Subscriber) -> Replay | Refusal:
-    """Count the events to replay and store the replay; or return why it cannot run.
-
-    Events that are stored later are not replayed.
-    """
+async def count(context: Context, new: Replay, subscriber: Subscriber) -> Replay:
+    """Return the replay with its number of events; those that are stored later are not replayed."""
     cursor, last_seq = await context.database.read(replays.seq_bounds, new.since_at)
     until_at = min(new.until_at, context.clock() + 1)
     new = replace(new, cursor=cursor, last_seq=last_seq, until_at=until_at)
     examined = new
     while counted := await context.database.read(_count_window, examined, subscriber):
         examined = counted
-    return await context.database.write(_store, context, replace(new, total=examined.total))
+    return replace(new, total=examined.total)
 
 
 async def _count_window(tx: Transaction, replay: Replay, subscriber: Subscriber) -> Replay | None:
@@ -55,10 +52,8 @@ async def _count_window(tx: Transaction, replay: Replay, subscriber: Subscriber)
     return replace(replay, cursor=end, total=replay.total + len(matches))
 
 
-async def _store(tx: Transaction, context: Context, new: Replay) -> Replay | Refusal:
-    stored = await rows.read_by_id(tx, Replay, new.id)
-    if stored is not None:
-        return stored  # An earlier request with the same Idempotency-Key.
+async def store(tx: Transaction, context: Context, new: Replay) -> Replay | Refusal:
+    """Store the replay, which starts; or return why it cannot run."""
     if not new.dry_run:
         subscriber = await rows.read_by_id(tx, Subscriber, new.subscriber_id)
         if subscriber is None or subscriber.status == "disabled":

@@ -127,9 +127,13 @@ class Secrets(msgspec.Struct, frozen=True):
     private_key: str | None = None
 
     def rotated(self, new: str, overlap_seconds: int, now: int) -> "Secrets":
-        """Return secrets with `new` as the current one; the old one signs for `overlap_seconds`."""
-        old = Previous(self.current, now + overlap_seconds * SECOND)
-        valid = [p for p in (old, *self.previous) if p.expires_at > now]
+        """Return secrets with `new` as the current one; the old one signs for `overlap_seconds`.
+
+        0 seconds end every overlap, for it is the answer to a leak. `new` may be the current one.
+        """
+        replaced = [Previous(self.current, now + overlap_seconds * SECOND), *self.previous]
+        valid = [p for p in replaced if p.expires_at > now and p.secret != new]
+        valid = valid if overlap_seconds else []
         return Secrets(new, tuple(valid[:PREVIOUS_MAX]), self.private_key)
 
 

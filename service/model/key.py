@@ -9,7 +9,7 @@ import msgspec
 
 from service.model.view import view_of
 
-Scope = Literal["submit", "read", "manage", "admin"]
+Scope = Literal["submit", "read", "manage", "admin", "operator"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 KEY_PREFIX = "ghk_"
 TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
@@ -33,8 +33,11 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     revoked_at: int | None = None
 
     def has(self, scope: Scope) -> bool:
-        """Whether the key has the scope; `admin` includes the others."""
-        return scope in self.scopes or "admin" in self.scopes
+        """Whether the key has the scope; `admin` includes the others of its tenant.
+
+        `operator` reaches across tenants, so no other scope includes it.
+        """
+        return scope in self.scopes or (scope != "operator" and "admin" in self.scopes)
 
     def view(self) -> dict[str, Any]:
         """Return the key as the API lists it."""

@@ -66,7 +66,10 @@ async def read_one(tx: Transaction, struct: type[T], name: str, /, **values: obj
 async def read_by_id(
     tx: Transaction, struct: type[T], id_: str, tenant: str | None = None
 ) -> T | None:
-    """Return the noun with this id. Keys, events and deliveries are read only of a tenant."""
+    """Return the noun with this id. Keys, events and deliveries are read only of a tenant.
+
+    For a key, None is any tenant.
+    """
     return await read_one(tx, struct, _STATEMENTS[struct][0], id=id_, tenant=tenant)
 
 

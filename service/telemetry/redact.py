@@ -4,7 +4,7 @@ import re
 import urllib.parse
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -98,4 +98,18 @@ def _is_hidden(key: str, child: Any) -> bool:
     return name in _HIDDEN and not isinstance(child, int | float | None)
 
 
-redact = Redactor().text  # For text in which only the shapes can be known.
+class Secrets(Protocol):
+    """What the settings know about secrets."""
+
+    @property
+    def secrets(self) -> Iterable[str]:
+        """Every secret in the settings."""
+
+    @property
+    def public_url(self) -> str | None:
+        """The URL with which callback URLs start."""
+
+
+def make_redactor(settings: Secrets) -> Redactor:
+    """Make a redactor of the real secrets, for logs, rows and answers alike."""
+    return Redactor(settings.secrets, settings.public_url)

@@ -42,10 +42,10 @@ def levels_of(**environ: str) -> Callable[[pytest.MonkeyPatch], dict[str, set[st
     ("name", "value", "about", "level"),
     [
         ("GENHOOK_SECRET_KEYS", SECRET_KEY, "keys", "ok"),
-        ("GENHOOK_SECRET_KEYS", "a" * 40, "keys", "fail"),
+        ("GENHOOK_SECRET_KEYS", "a" * 40, "settings", "fail"),
         ("GENHOOK_SECRET_KEYS", f"{SECRET_KEY},{SECRET_KEY}", "keys", "warn"),
         ("GENHOOK_SECRET_KEYS", "short", "settings", "fail"),
-        ("GENHOOK_ADMIN_KEY", "ghk_" + "a" * 40, "admin key", "fail"),
+        ("GENHOOK_ADMIN_KEY", "ghk_" + "a" * 40, "settings", "fail"),
         ("GENHOOK_ADMIN_KEY", "", "admin key", "warn"),
         ("GENHOOK_PUBLIC_URL", "", "public url", "warn"),
         ("GENHOOK_PUBLIC_URL", "http://127.0.0.1:8000", "public url", "warn"),

@@ -25,7 +25,7 @@ from tests.contract.scenes import (
 from tests.harness import ADMIN_KEY, SUBSCRIBER_URL, Harness, SentWebhook, opened
 
 FORMS = ("full", "thin", "cloudevents")
-SCOPES = ("submit", "read", "manage", "admin")
+SCOPES = ("submit", "read", "manage", "admin", "operator")
 GENERATION = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
 
 
@@ -69,6 +69,7 @@ def test_the_document_and_the_table_of_routes_agree_on_scopes_parameters_and_bod
         creates = any(node["name"] == "Idempotency-Key" for node in parameters)
         rules = (operation["x-scope"], query, creates, "requestBody" in operation)
         assert rules == (each.scope, known, bool(each.creates), each.reads_body), named(each)
+        assert operation.get("x-operators", False) == each.for_operators, named(each)
 
 
 async def call_everything(world: Harness, ids: Ids) -> None:
@@ -183,16 +184,22 @@ async def test_without_a_key_every_guarded_operation_answers_401(world: Harness)
 async def test_with_every_scope_but_its_own_an_operation_answers_403(world: Harness) -> None:
     ids = await populate(world)
     for scope in SCOPES:
-        others = [each for each in SCOPES if each not in (scope, "admin")]
+        including = "operator" if scope == "operator" else "admin"
+        others = [each for each in SCOPES if each not in (scope, including)]
         chosen = guarded(lambda each, scope=scope: each.scope == scope)  # type: ignore[misc]
-        async with await client_with(world, *others) as client:
-            assert await statuses(client, chosen, ids) == every(chosen, 403, "forbidden")
+        for operators in (True, False):
+            closed = [each for each in chosen if each.for_operators == operators]
+            scopes = [each for each in others if not (operators and each == "operator")]
+            async with await client_with(world, *scopes) as client:
+                expected = {named(each): (403, "forbidden") for each in closed}
+                assert await statuses(client, closed, ids) == expected
 
 
 async def test_with_its_own_scope_alone_an_operation_is_open(world: Harness) -> None:
     ids = await populate(world)
-    for scope in SCOPES[:3]:
-        chosen = guarded(lambda each, scope=scope: each.scope == scope)  # type: ignore[misc]
+    for scope in (*SCOPES[:3], "operator"):
+        is_operator = scope == "operator"
+        chosen = [e for e in guarded() if e.scope == scope or (is_operator and e.for_operators)]
         async with await client_with(world, scope) as client:
             answers = await statuses(client, chosen, ids)
         assert all(status not in (401, 403) for status, _ in answers.values()), answers
@@ -206,7 +213,8 @@ async def test_another_tenants_rows_answer_404_everywhere(world: Harness) -> Non
         assert answers == every(owned, 404, "not_found")
         other_ids = await populate(world, other)
         assert (await other.get(f"/v1/generations/{other_ids['gen']}")).status_code == 200
-        assert await statuses(world.client, owned, other_ids, json={}) == answers
+        async with await client_with(world, "admin") as client:  # No operator.
+            assert await statuses(client, owned, other_ids, json={}) == answers
         for each in OPERATIONS:
             if each.query >= PAGING and each.path != "/v1/keys":
                 page, other_page = await world.get(each.path), (await other.get(each.path)).json()

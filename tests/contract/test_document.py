@@ -56,7 +56,7 @@ ROUTES = """
     admin   GET     /v1/keys
     admin   GET     /v1/keys/{id}
     admin   DELETE  /v1/keys/{id}
-    admin   POST    /v1/tick
+    operator POST    /v1/tick
     open    GET     /healthz
     open    GET     /readyz
     open    GET     /metrics

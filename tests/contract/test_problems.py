@@ -1,6 +1,7 @@
 """Each code of the contract, provoked: the status it has, and an answer as documented."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import structlog
 from service.api import subscribers
 from service.delivery.ping import TESTS_MAX
 from service.store import rows
+from service.store.vault import Vault
 from service.telemetry import metrics
 from tests.contract.contract import SCHEMAS, breaches
 from tests.contract.scenes import Ids, client_with, populate
@@ -114,6 +116,19 @@ async def without_a_database(world: Harness, ids: Ids) -> httpx.Response:
     return await created()(world, ids)
 
 
+async def without_an_end(world: Harness, _ids: Ids) -> httpx.Response:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    return await world.client.post("/v1/generations", content=body())
+
+
+async def under_another_secret_key(world: Harness, ids: Ids) -> httpx.Response:
+    world.app.context.vault = Vault(("another" * 5,))
+    return await world.client.get(f"/v1/subscribers/{ids['sub']}/secret")
+
+
 PROVOCATIONS: dict[str, tuple[int, Provoke]] = {
     "invalid_json": (400, created(json=None, content=b"{")),
     "invalid_query": (400, requested("GET", "/v1/events?colour=red")),
@@ -129,6 +144,8 @@ PROVOCATIONS: dict[str, tuple[int, Provoke]] = {
     "idempotency_key_in_use": (409, while_the_first_runs),
     "not_retryable": (409, already_delivered),
     "subscriber_disabled": (409, to_a_disabled_one),
+    "secret_unreadable": (409, under_another_secret_key),
+    "request_timeout": (408, without_an_end),
     "body_too_large": (413, too_large),
     "unsupported_media_type": (415, created(headers={"content-type": "text/json"})),
     "invalid_request": (422, created(json={**GENERATION, "input": {"prompt": 1}})),
@@ -140,11 +157,12 @@ PROVOCATIONS: dict[str, tuple[int, Provoke]] = {
     "upstream_unauthorized": (502, refused_upstream(401)),
     "storage_unavailable": (503, without_a_database),
 }
-SETTINGS: dict[str, dict[str, str]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
+    "request_timeout": {"body_seconds": 0.0},
     "signature_invalid": {
         "upstream_signature": "standard",
         "upstream_signature_secret": "whsec_" + "A" * 32,
-    }
+    },
 }
 
 

@@ -199,7 +199,7 @@ def read_setting(data: bytes) -> None:
 
 def check_setting(name: str, text: str) -> None:
     """Check that a value is usable, or refused in a short sentence that quotes no secret."""
-    environ = {"GENHOOK_SECRET_KEYS": "k" * 32, name: text}
+    environ = {"GENHOOK_SECRET_KEYS": "0123456789abcdef" * 2, name: text}
     if name == "GENHOOK_UPSTREAM_SIGNATURE_SECRET":
         environ["GENHOOK_UPSTREAM_SIGNATURE"] = "kie"
     if name == "GENHOOK_UPSTREAM_SIGNATURE":

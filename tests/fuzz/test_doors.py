@@ -211,7 +211,7 @@ def test_a_setting_is_usable_or_refused_in_a_sentence(name: str, text: str, star
 )
 def test_a_wrong_setting_is_not_quoted_and_does_not_break_the_start(name: str, text: str) -> None:
     with pytest.raises(SettingsError, match=f"^{name} .*must"):
-        read_settings({"GENHOOK_SECRET_KEYS": "k" * 32, name: text})
+        read_settings({"GENHOOK_SECRET_KEYS": "0123456789abcdef" * 2, name: text})
     targets.check_setting(name, text)
 
 

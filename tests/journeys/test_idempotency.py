@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service.api.routes import OPERATIONS
 from tests.faults import DelayedAnswer, crash, rows, status_of
 from tests.harness import SUBSCRIBER_URL, Harness, create_answer, opened
 
@@ -67,17 +68,21 @@ async def test_many_at_once_make_one(tmp_path: Path) -> None:
         assert len(world.upstream.creates) == 1
 
 
-async def test_a_key_belongs_to_its_api_key_and_its_route(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("tenant", "submissions"), [("default", 1), ("other", 2)])
+async def test_a_key_belongs_to_the_tenant_so_that_a_rotated_api_key_does_not_pay_twice(
+    tmp_path: Path, tenant: str, submissions: int
+) -> None:
     async with opened(tmp_path) as world:
-        created = await world.client.post("/v1/keys", json={"name": "n", "scopes": ["submit"]})
-        await post(world)
+        new = {"name": "n", "scopes": ["submit"], "tenant": tenant}
+        created = await world.client.post("/v1/keys", json=new)
+        first = await post(world)
         async with world.new_client(created.json()["key"]) as other:
-            answer = await other.post(
-                "/v1/generations", json=BODY, headers={"Idempotency-Key": "k-1"}
-            )
-            assert answer.status_code == 202
-            assert "idempotency-replayed" not in answer.headers
-        assert len(world.upstream.creates) == 2
+            headers = {"Idempotency-Key": "k-1"}
+            again = await other.post("/v1/generations", json=BODY, headers=headers)
+        assert again.status_code == 202
+        assert (again.content == first.content) == (submissions == 1)
+        assert ("idempotency-replayed" in again.headers) == (submissions == 1)
+        assert len(world.upstream.creates) == submissions
 
 
 async def test_a_key_is_forgotten_after_a_day(tmp_path: Path) -> None:
@@ -120,10 +125,10 @@ async def test_after_a_crash_the_second_request_gets_what_the_first_one_created(
         await delayed_answer.requested.wait()
         await crash(world)
         await asyncio.gather(first, return_exceptions=True)
-        assert (await post(world)).status_code == 409
-        world.clock.advance(300)
-        again = await post(world)
+        again = await post(world)  # At once: nobody runs the first request any more.
         assert again.status_code == 202
+        assert again.headers["idempotency-replayed"] == "true"
+        assert again.json()["status"] == "queued"
         [stored] = await rows(world, "SELECT id FROM generations")
         assert again.json()["id"] == stored["id"]
         assert len(world.upstream.creates) == 1
@@ -133,25 +138,78 @@ async def test_after_a_crash_the_second_request_gets_what_the_first_one_created(
         assert await status_of(world, stored["id"]) == "succeeded"
 
 
-@pytest.mark.parametrize(
-    "name", ["service.api.generations._get_or_accept", "service.store.idempotency.store_answer"]
-)
-async def test_after_storage_failed_the_key_is_free_at_once_and_nothing_is_created_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+async def fails(*_: Any, **__: Any) -> Any:
+    raise sqlite3.OperationalError("disk I/O error")
+
+
+CREATIONS: dict[str, dict[str, Any]] = {
+    "/v1/generations": BODY,
+    "/v1/subscribers": {"url": SUBSCRIBER_URL},
+    "/v1/keys": {"name": "n", "scopes": ["read"]},
+    "/v1/replays": {"since": "2026-11-18T00:00:00Z", "until": "2026-12-18T00:00:00Z"},
+}
+
+
+def test_every_operation_that_creates_is_tried_here() -> None:
+    assert {each.path for each in OPERATIONS if each.creates} == set(CREATIONS)
+
+
+@pytest.mark.parametrize("path", CREATIONS)
+@pytest.mark.parametrize("names", [("rows.insert", "generations.insert"), ("idempotency.claim",)])
+async def test_what_is_created_and_its_claim_are_stored_together_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], path: str
 ) -> None:
     async with opened(tmp_path) as world:
-
-        async def fails(*_: Any) -> Any:
-            raise sqlite3.OperationalError("disk I/O error")
-
+        body = CREATIONS[path]
+        if path == "/v1/replays":
+            body = {**body, "subscriber_id": (await world.subscribe())["id"]}
+        table = path.rpartition("/")[2]
+        before = len(await rows(world, f"SELECT id FROM {table}"))  # noqa: S608
         with monkeypatch.context() as patched:
-            patched.setattr(name, fails)
-            assert (await post(world)).status_code == 503
-        answer = await post(world)
-        assert answer.status_code == 202
+            for name in names:
+                patched.setattr(f"service.store.{name}", fails)
+            assert (await post(world, body=body, path=path)).status_code == 503
+        assert world.upstream.creates == []
+        assert len(await rows(world, f"SELECT id FROM {table}")) == before  # noqa: S608
+        assert await rows(world, "SELECT key FROM idempotency") == []
+        first = await post(world, body=body, path=path)
+        assert first.status_code in (201, 202)
+        assert "idempotency-replayed" not in first.headers
+        again = await post(world, body=body, path=path)
+        assert (again.status_code, again.content) == (first.status_code, first.content)
+        assert len(await rows(world, f"SELECT id FROM {table}")) == before + 1  # noqa: S608
+
+
+async def test_an_answer_that_could_not_be_kept_is_given_and_a_repeat_gets_what_was_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        with monkeypatch.context() as patched:
+            patched.setattr("service.store.idempotency.store_answer", fails)
+            first = await post(world)
+        assert first.status_code == 202
+        world.upstream.finish("task1")
+        await world.run(60)
+        again = await post(world)
+        assert (again.status_code, again.json()["status"]) == (202, "succeeded")
+        assert again.json()["id"] == first.json()["id"]
         assert len(world.upstream.creates) == 1
-        assert len(await rows(world, "SELECT id FROM generations")) == 1
-        assert (await post(world)).json() == answer.json()
+
+
+async def test_another_process_answers_a_repeat_with_the_generation_as_it_is(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world, opened(tmp_path) as other:
+        delayed_answer = DelayedAnswer(httpx.Response(200, json=create_answer("task1")))
+        world.upstream.create_replies.append(delayed_answer.reply)
+        first = asyncio.create_task(post(world))
+        await delayed_answer.requested.wait()
+        again = await post(other)
+        assert (again.status_code, again.json()["status"]) == (202, "queued")
+        delayed_answer.release()
+        assert (await first).json()["id"] == again.json()["id"]
+        assert (await post(other)).content == (await first).content
+        assert other.upstream.creates == []
 
 
 async def test_secrets_in_stored_answers_are_sealed(tmp_path: Path) -> None:

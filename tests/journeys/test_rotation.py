@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from standardwebhooks import Webhook
 
@@ -98,6 +99,70 @@ async def test_rotating_twice_keeps_every_secret_that_is_still_in_its_time(tmp_p
         assert_signed(await latest(world), third["secret"], second["secret"], made["secret"])
         await world.run(60)
         assert_signed(await latest(world), third["secret"], made["secret"])
+
+
+@pytest.mark.parametrize("kept", ["", "secret"])
+async def test_a_rotation_without_overlap_ends_every_overlap(tmp_path: Path, kept: str) -> None:
+    async with opened(tmp_path) as world:
+        made = await world.subscribe(**ONE)
+        await rotate(world, made, overlap_seconds=600)
+        current = await rotate(world, made, overlap_seconds=600)
+        secret = {kept: current[kept]} if kept else {}
+        last = await rotate(world, made, overlap_seconds=0, **secret)
+        assert (last["secret"] == current["secret"]) == bool(kept)
+        assert last["previous_expires_at"] is None
+        assert_signed(await latest(world), last["secret"])
+
+
+async def test_rotating_to_the_current_secret_signs_once_with_it(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        made = await world.subscribe(**ONE)
+        await rotate(world, made, secret=made["secret"], overlap_seconds=600)
+        assert_signed(await latest(world), made["secret"])
+
+
+@pytest.mark.parametrize("signature", ["v1", "v1a"])
+async def test_after_a_secret_key_was_lost_a_rotation_repairs(
+    tmp_path: Path, signature: str
+) -> None:
+    async with opened(tmp_path) as world:
+        made = await world.subscribe(**ONE, signature=signature, headers={"X-Team": "a"})
+        world.settings = msgspec.structs.replace(
+            world.settings, secret_keys=("lost-and-found" * 3,)
+        )
+        await world.restart()
+        path = f"/v1/subscribers/{made['id']}"
+        for method, route in (("GET", "/secret"), ("POST", "/test")):
+            refused = await world.client.request(method, path + route)
+            assert (refused.status_code, refused.json()["code"]) == (409, "secret_unreadable")
+        rotated = await rotate(world, made)
+        assert rotated["secret"] != made["secret"]
+        assert (rotated["public_key"] is None) == (signature == "v1")
+        kept = await world.client.patch(path, json={"headers": {"X-Team": "[redacted]"}})
+        assert kept.status_code == 422  # Its value is lost too.
+        given = await world.client.patch(path, json={"headers": {"X-Team": "b"}})
+        assert given.status_code == 200
+        tested = await world.client.post(path + "/test")
+        assert tested.json()["attempt"]["status_code"] == 200
+        assert (
+            signed_by(rotated["secret"], world.subscribers.webhooks[-1])
+            in (world.subscribers.webhooks[-1].headers["webhook-signature"])
+        )
+
+
+async def test_after_a_secret_key_was_lost_the_tenants_own_secret_can_be_rotated(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        await world.get("/v1/signing-secret")
+        world.settings = msgspec.structs.replace(
+            world.settings, secret_keys=("lost-and-found" * 3,)
+        )
+        await world.restart()
+        refused = await world.client.get("/v1/signing-secret")
+        assert (refused.status_code, refused.json()["code"]) == (409, "secret_unreadable")
+        rotated = await world.client.post("/v1/signing-secret/rotate", json={})
+        assert (await world.get("/v1/signing-secret")) == rotated.json()
 
 
 async def test_a_secret_of_ones_own_is_taken_and_a_weak_one_refused(tmp_path: Path) -> None:

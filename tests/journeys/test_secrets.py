@@ -1,5 +1,6 @@
 """Secrets stay in: no token, key or signing secret in logs, events, errors or lists."""
 
+import base64
 import json
 from pathlib import Path
 
@@ -156,3 +157,18 @@ async def test_a_receiver_that_echoes_its_headers_does_not_show_them(tmp_path: P
     for secret in ("top-secret-of-theirs", "hush-hush"):
         assert secret not in shown
         assert secret.encode() not in found
+
+
+async def test_a_callback_is_shown_without_a_key_whatever_its_shape(tmp_path: Path) -> None:
+    key = "sk-live-0123456789"
+    async with opened(tmp_path, upstream_api_key=key) as world:
+        await world.generate()
+        for body in (b'{"debug": "called with %s"}', b"\xff called with %s"):
+            await world.call_back(content=body % key.encode(), headers={"x-debug": f"key={key}"})
+        for callback in (await world.get("/v1/callbacks"))["data"]:
+            shown = await world.get(f"/v1/callbacks/{callback['id']}")
+            text = shown["body"]
+            if shown["body_encoding"] == "base64":
+                text = base64.b64decode(text).decode("latin-1")
+            assert "called with [redacted]" in text
+            assert shown["headers"]["x-debug"] == "key=[redacted]"

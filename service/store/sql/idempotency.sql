@@ -2,22 +2,16 @@
 SELECT * FROM idempotency WHERE tenant = :tenant AND key = :key;
 
 -- name: idempotency_claim
-INSERT INTO idempotency (tenant, key, request_sha256, resource_id, created_at)
-VALUES (:tenant, :key, :request_sha256, :resource_id, :created_at)
+INSERT INTO idempotency (tenant, key, request_sha256, resource_id, status_code, sealed_answer,
+    created_at)
+VALUES (:tenant, :key, :request_sha256, :resource_id, :status_code, :sealed_answer, :created_at)
 ON CONFLICT (tenant, key) DO UPDATE SET request_sha256 = excluded.request_sha256,
     resource_id = excluded.resource_id, created_at = excluded.created_at,
-    status_code = NULL, sealed_answer = NULL;
+    status_code = excluded.status_code, sealed_answer = excluded.sealed_answer;
 
 -- name: idempotency_store_answer
 UPDATE idempotency SET status_code = :status_code, sealed_answer = :sealed_answer
-WHERE tenant = :tenant AND key = :key;
-
--- name: idempotency_release
-DELETE FROM idempotency WHERE tenant = :tenant AND key = :key AND status_code IS NULL;
-
--- name: idempotency_age
-UPDATE idempotency SET created_at = created_at - :age_ms
-WHERE tenant = :tenant AND key = :key AND status_code IS NULL;
+WHERE tenant = :tenant AND key = :key AND resource_id = :resource_id;
 
 -- name: idempotency_delete_old
 DELETE FROM idempotency WHERE (tenant, key) IN (SELECT tenant, key FROM idempotency

@@ -6,7 +6,8 @@ VALUES (:id, :tenant, :name, :key_sha256, :scopes, :created_at);
 SELECT * FROM keys WHERE key_sha256 = :key_sha256 AND revoked_at IS NULL;
 
 -- name: key_by_id
-SELECT * FROM keys WHERE id = :id AND tenant = :tenant;
+-- A tenant of NULL stands for any.
+SELECT * FROM keys WHERE id = :id AND tenant = coalesce(:tenant, tenant);
 
 -- name: key_revoke
 UPDATE keys SET revoked_at = :now WHERE id = :id AND revoked_at IS NULL;
