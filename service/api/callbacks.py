@@ -24,7 +24,7 @@ async def list_(call: Call) -> Answer:
     only = verdict, call.query_id("generation_id", "gen")
     # Those with an invalid token have no tenant.
     read = callbacks.list_page_with_unowned if call.key.has("admin") else callbacks.list_page
-    rows, after = await call.database.read(read, call.page("cb"), call.tenant, *only)
+    rows, after = await call.database.search(call.tenant, read, call.page("cb"), call.tenant, *only)
     return answer_list([_view(row) for row in rows], after)
 
 

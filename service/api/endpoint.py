@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,9 +21,10 @@ from service.api.routes import OPERATIONS, Operation
 from service.context import Context
 from service.delivery.tenants import DEFAULT
 from service.model.clock import MINUTE
-from service.model.errors import StorageBusyError, StorageError
+from service.model.errors import SearchTooLongError, StorageBusyError, StorageError
 from service.model.key import KEY_PREFIX, Key
 from service.store import keys
+from service.store.database import Unit
 from service.telemetry import log
 
 PARAMETERS_MAX = 100
@@ -68,11 +70,16 @@ async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Requ
     if operation.unit is None:
         result = await operation.run(call)
     else:
-        run = call.database.read if operation.unit == "read" else call.database.write
-        result = await run(operation.run, call)
+        result = await _run_unit(call, operation.unit, operation.run)
     if result is None:
         return Answer(status_code=204)
     return result if isinstance(result, Answer) else answer(result.view())
+
+
+async def _run_unit(call: Call, kind: str, unit: Unit[Any]) -> Any:
+    if kind == "search":
+        return await call.database.search(call.tenant, unit, call)
+    return await (call.database.read if kind == "read" else call.database.write)(unit, call)
 
 
 async def _refuse(request: Request, error: Exception) -> Answer:
@@ -89,6 +96,9 @@ async def _refuse(request: Request, error: Exception) -> Answer:
             problem = Problem(405, "method_not_allowed", detail, headers=allow)
         case HTTPException():
             problem = Problem(404, "not_found", "There is nothing at this path.")
+        case SearchTooLongError():
+            detail = "The search looks at too much: add a filter, or ask for a shorter time."
+            problem = Problem(400, "invalid_query", detail)
         case StorageBusyError():
             problem = unavailable("Too many requests are waiting to be stored.")
         case StorageError():

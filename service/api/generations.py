@@ -210,5 +210,5 @@ async def get_usage(call: Call) -> Answer:
         raise bad_query("since", f"must be less than {USAGE_DAYS_MAX} days before until")
     model = call.query_text("model", MODEL_ID, MODEL_ID_RULE)
     days = since.isoformat(), until.isoformat()
-    rows = await call.database.read(generations.usage, call.tenant, *days, model)
+    rows = await call.database.search(call.tenant, generations.usage, call.tenant, *days, model)
     return answer_list([dict(row) for row in rows])

@@ -39,7 +39,7 @@ class Operation(NamedTuple):
     query: AbstractSet[str] = frozenset()
     creates: str = ""
     reads_body: bool = False
-    unit: Literal["read", "write"] | None = None
+    unit: Literal["read", "search", "write"] | None = None
 
 
 _GENERATIONS = PAGING | {"status", "model", "created_after", "created_before", "metadata."}
@@ -55,7 +55,7 @@ OPERATIONS = (
     ),
     Operation("GET", "/v1/generations", generations.list_, "read", _GENERATIONS),
     Operation("GET", "/v1/generations/{id}", generations.get, "read", {"wait"}),
-    Operation("GET", _TIMELINE, generations.get_timeline, "read", unit="read"),
+    Operation("GET", _TIMELINE, generations.get_timeline, "read", unit="search"),
     Operation("POST", "/v1/generations/{id}/refresh", generations.refresh, "submit"),
     Operation("GET", "/v1/models", models.list_, "read"),
     Operation("GET", "/v1/models/{id:path}", models.get, "read"),
@@ -69,7 +69,7 @@ OPERATIONS = (
     Operation("GET", f"{_SUBSCRIBER}/secret", subscribers.get_secret, "manage", unit="read"),
     Operation("POST", _ROTATE, subscribers.rotate_secret, "manage", reads_body=True),
     Operation("POST", f"{_SUBSCRIBER}/test", subscribers.test, "manage"),
-    Operation("GET", f"{_SUBSCRIBER}/stats", subscribers.get_stats, "read", unit="read"),
+    Operation("GET", f"{_SUBSCRIBER}/stats", subscribers.get_stats, "read", unit="search"),
     Operation("GET", "/v1/signing-secret", signing_secret.get, "manage"),
     Operation("POST", _ROTATE_OWN, signing_secret.rotate, "manage", reads_body=True),
     Operation("GET", "/v1/events", events.list_, "read", PAGING | {"type", "generation_id"}),

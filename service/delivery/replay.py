@@ -41,7 +41,7 @@ async def start(context: Context, new: Replay, subscriber: Subscriber) -> Replay
     until_at = min(new.until_at, context.clock() + 1)
     new = replace(new, cursor=cursor, last_seq=last_seq, until_at=until_at)
     examined = new
-    while counted := await context.database.read(_count_window, examined, subscriber):
+    while counted := await context.database.search(new.tenant, _count_window, examined, subscriber):
         examined = counted
     return await context.database.write(_store, context, replace(new, total=examined.total))
 

@@ -68,7 +68,13 @@ class Database(Protocol):
         """
 
     async def read(self, unit: Unit[T], *args: object) -> T:
-        """Run `unit(tx, *args)` on a snapshot, in parallel with the writer."""
+        """Run `unit(tx, *args)`, a short one, on a snapshot, in parallel with the writer."""
+
+    async def search(self, tenant: str, unit: Unit[T], *args: object) -> T:
+        """Like `read`, for a unit that may take long: one of a tenant at a time.
+
+        SearchTooLongError if it takes too many steps.
+        """
 
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the version of the schema, or None."""
