@@ -65,12 +65,14 @@ async def test_a_reader_waits_its_turn_behind_no_loop_of_reads(readers: Readers)
     loops = [asyncio.create_task(read_in_a_loop(number)) for number in range(loop_count)]
     await are_running.wait()
     before = sum(reads)
-    async with asyncio.timeout(10):
-        assert await readers.read(one) == 1
-    assert sum(reads) - before <= 4 * loop_count
-    for loop in loops:
-        loop.cancel()
-    await asyncio.gather(*loops, return_exceptions=True)
+    try:
+        async with asyncio.timeout(10):
+            assert await readers.read(one) == 1
+        assert sum(reads) - before <= 4 * loop_count
+    finally:
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
 
 
 async def test_searches_of_all_tenants_leave_a_reader_for_short_reads(readers: Readers) -> None:

@@ -98,6 +98,8 @@ class Readers:
         for turn in list(self._turns):
             if not self._free:
                 return
+            if turn.reader.done():
+                continue  # Its caller was canceled and is about to leave the line.
             if turn.tenant is not None:
                 if len(self._searching) >= SEARCHES_MAX or turn.tenant in self._searching:
                     continue
