@@ -35,6 +35,9 @@ class Transaction(Protocol):
     async def select(self, sql: str, values: Mapping[str, object]) -> list[Row]:
         """Return the rows of SQL that the code has composed, as for lists."""
 
+    def scan(self, sql: str, values: Mapping[str, object]) -> Iterable[Row]:
+        """Iterate over the rows of SQL that the code has composed, one row in memory at a time."""
+
     def after_commit(self, do: Callable[..., None], *args: object) -> None:
         """Call `do` on the event loop after the commit, but not after a rollback."""
 

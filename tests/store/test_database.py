@@ -446,3 +446,21 @@ async def test_a_path_that_cannot_be_opened_is_a_storage_error(tmp_path: Path, n
 async def test_every_error_of_sqlite_on_the_writer_is_a_storage_error(database: Database) -> None:
     with pytest.raises(StorageError, match="no such table"):
         await database.apply(lambda c: c.execute("SELECT * FROM nowhere"))
+
+
+async def test_the_wal_shrinks_after_a_long_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.store.sqlite.connection.WAL_KEPT_BYTES", 100_000)
+    database = await open_database(tmp_path)
+    wal = tmp_path / "test.db-wal"
+    reader = sqlite3.connect(tmp_path / "test.db", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM things").fetchone()
+    await database.write(put, "x" * 2_000_000)
+    assert wal.stat().st_size > 1_000_000
+    reader.close()
+    await run_checkpoint(database)
+    await database.write(put, "small")
+    assert wal.stat().st_size <= 100_000
+    await database.close()
