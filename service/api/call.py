@@ -150,7 +150,9 @@ async def answer_page(
 
     `read(tx, page, tenant, *only)` returns its rows, each of which decodes to a `noun`.
     """
-    rows, after = await call.database.read(read, call.page(prefix), call.tenant, *only)
+    rows, after = await call.database.search(
+        call.tenant, read, call.page(prefix), call.tenant, *only
+    )
     return answer_list([decode_row(noun, row).view() for row in rows], after)
 
 

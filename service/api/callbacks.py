@@ -28,7 +28,7 @@ async def list_(call: Call) -> Answer:
     tenant = call.tenant if call.key.has("read") else UNOWNED
     is_both = call.key.has("operator") and tenant != UNOWNED
     read: Unit[Rows] = callbacks.list_page_with_unowned if is_both else callbacks.list_page
-    rows, after = await call.database.read(read, call.page("cb"), tenant, *only)
+    rows, after = await call.database.search(call.tenant, read, call.page("cb"), tenant, *only)
     return answer_list([_view(row) for row in rows], after)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
+from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
@@ -21,9 +22,10 @@ from service.api.routes import OPERATIONS, Operation
 from service.context import Context
 from service.delivery.tenants import DEFAULT
 from service.model.clock import MINUTE
-from service.model.errors import StorageBusyError, StorageError
+from service.model.errors import SearchTooLongError, StorageBusyError, StorageError
 from service.model.key import KEY_PREFIX, Key
 from service.store import keys
+from service.store.database import Unit
 from service.store.vault import VaultError
 from service.telemetry import log
 
@@ -81,8 +83,7 @@ async def _run(call: Call, operation: Operation) -> Answer:
     if operation.unit is None:
         result = await operation.run(call)
     else:
-        run = call.database.read if operation.unit == "read" else call.database.write
-        result = await run(operation.run, call)
+        result = await _run_unit(call, operation.unit, operation.run)
     if result is None:
         return Answer(status_code=204)
     return result if isinstance(result, Answer) else answer(result.view())
@@ -101,6 +102,12 @@ def _log_act(call: Call, operation: Operation, result: Answer) -> None:
     _log.info("audit", act=operation.audit, id=id_, **who, **details)
 
 
+async def _run_unit(call: Call, kind: str, unit: Unit[Any]) -> Any:
+    if kind == "search":
+        return await call.database.search(call.tenant, unit, call)
+    return await (call.database.read if kind == "read" else call.database.write)(unit, call)
+
+
 async def _refuse(request: Request, error: Exception) -> Answer:
     """Answer an error with a problem."""
     path = request.scope["path"]  # `request.url` fails on a bad query.
@@ -115,6 +122,9 @@ async def _refuse(request: Request, error: Exception) -> Answer:
             problem = Problem(405, "method_not_allowed", detail, headers=allow)
         case HTTPException():
             problem = Problem(404, "not_found", "There is nothing at this path.")
+        case SearchTooLongError():
+            detail = "The search looks at too much: add a filter, or ask for a shorter time."
+            problem = Problem(400, "invalid_query", detail)
         case StorageBusyError():
             problem = unavailable("Too many requests are waiting to be stored.")
         case StorageError():

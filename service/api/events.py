@@ -18,7 +18,9 @@ async def list_(call: Call) -> Answer:
     type_ = call.query_choice("type", EVENT_TYPES)
     only = type_, call.query_id("generation_id", "gen")
     page = call.page("evt")
-    items, after = await call.database.read(events.list_page, page, call.tenant, *only)
+    items, after = await call.database.search(
+        call.tenant, events.list_page, page, call.tenant, *only
+    )
     if page.ascending and items and after is None:
         after = items[-1]["id"]
     bodies = [msgspec.Raw(row["body"]) for row in items]

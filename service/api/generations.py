@@ -211,5 +211,5 @@ async def get_usage(call: Call) -> Answer:
         raise bad_query("since", f"must be less than {USAGE_DAYS_MAX} days before until")
     model = call.query_text("model", MODEL_ID, MODEL_ID_RULE)
     days, tenant = (since.isoformat(), until.isoformat()), call.query_tenant()
-    rows = await call.database.read(generations.usage, tenant, *days, model)
+    rows = await call.database.search(call.tenant, generations.usage, tenant, *days, model)
     return answer_list([dict(row) for row in rows])

@@ -41,7 +41,7 @@ class Operation(NamedTuple):
     query: AbstractSet[str] = frozenset()
     creates: str = ""
     reads_body: bool = False
-    unit: Literal["read", "write"] | None = None
+    unit: Literal["read", "search", "write"] | None = None
     for_operators: bool = False
     audit: str = ""
 
@@ -60,7 +60,7 @@ OPERATIONS = (
     ),
     Operation("GET", "/v1/generations", generations.list_, "read", _GENERATIONS),
     Operation("GET", "/v1/generations/{id}", generations.get, "read", {"wait"}),
-    Operation("GET", _TIMELINE, generations.get_timeline, "read", unit="read"),
+    Operation("GET", _TIMELINE, generations.get_timeline, "read", unit="search"),
     Operation("POST", "/v1/generations/{id}/refresh", generations.refresh, "submit"),
     Operation("GET", "/v1/models", models.list_, "read"),
     Operation("GET", "/v1/models/{id:path}", models.get, "read"),
@@ -100,7 +100,7 @@ OPERATIONS = (
         "POST", _ROTATE, subscribers.rotate_secret, "manage", reads_body=True, audit="secret.rotate"
     ),
     Operation("POST", f"{_SUBSCRIBER}/test", subscribers.test, "manage", audit="subscriber.test"),
-    Operation("GET", f"{_SUBSCRIBER}/stats", subscribers.get_stats, "read", unit="read"),
+    Operation("GET", f"{_SUBSCRIBER}/stats", subscribers.get_stats, "read", unit="search"),
     Operation(
         "GET", "/v1/signing-secret", signing_secret.get, "manage", audit="signing_secret.show"
     ),

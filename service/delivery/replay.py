@@ -38,7 +38,7 @@ async def count(context: Context, new: Replay, subscriber: Subscriber) -> Replay
     until_at = min(new.until_at, context.clock() + 1)
     new = replace(new, cursor=cursor, last_seq=last_seq, until_at=until_at)
     examined = new
-    while counted := await context.database.read(_count_window, examined, subscriber):
+    while counted := await context.database.search(new.tenant, _count_window, examined, subscriber):
         examined = counted
     return replace(new, total=examined.total)
 

@@ -20,3 +20,7 @@ class StorageError(Exception):
 
 class StorageBusyError(StorageError):
     """The queue in front of the database is full. Answered with 503."""
+
+
+class SearchTooLongError(StorageError):
+    """A search took too many steps: the client has to ask for less. Answered with 400."""

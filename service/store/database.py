@@ -35,6 +35,9 @@ class Transaction(Protocol):
     async def select(self, sql: str, values: Mapping[str, object]) -> list[Row]:
         """Return the rows of SQL that the code has composed, as for lists."""
 
+    def scan(self, sql: str, values: Mapping[str, object]) -> Iterable[Row]:
+        """Iterate over the rows of SQL that the code has composed, one row in memory at a time."""
+
     def after_commit(self, do: Callable[..., None], *args: object) -> None:
         """Call `do` on the event loop after the commit, but not after a rollback."""
 
@@ -68,7 +71,13 @@ class Database(Protocol):
         """
 
     async def read(self, unit: Unit[T], *args: object) -> T:
-        """Run `unit(tx, *args)` on a snapshot, in parallel with the writer."""
+        """Run `unit(tx, *args)`, a short one, on a snapshot, in parallel with the writer."""
+
+    async def search(self, tenant: str, unit: Unit[T], *args: object) -> T:
+        """Like `read`, for a unit that may take long: one of a tenant at a time.
+
+        SearchTooLongError if it takes too many steps.
+        """
 
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the version of the schema, or None."""

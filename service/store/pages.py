@@ -13,6 +13,7 @@ import msgspec
 from service.store.database import Row, Transaction
 
 SCANNED_MAX = 10_000
+PAGE_BYTES = 4 << 20  # Of the rows of a page; a single larger row is a page of its own.
 Rows = tuple[list[Row], str | None]  # The rows of a page, and its cursor.
 
 
@@ -72,7 +73,11 @@ async def read(tx: Transaction, source: Source, page: Page, values: Mapping[str,
         f"WHERE {' AND '.join([*where, *until, *source.filters]) or '1'} "
         f"ORDER BY {source.key} {order} LIMIT :limit"
     )
-    rows = await tx.select(sql, values)
-    if len(rows) > page.limit:
-        return rows[: page.limit], rows[page.limit - 1]["id"]
+    rows: list[Row] = []
+    size = 0
+    for row in tx.scan(sql, values):
+        size += sum(len(value) for value in tuple(row) if isinstance(value, (str, bytes)))
+        if rows and (len(rows) == page.limit or size > PAGE_BYTES):
+            return rows, rows[-1]["id"]
+        rows.append(row)
     return rows, last["id"] if last else None

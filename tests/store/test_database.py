@@ -11,6 +11,7 @@ import pytest
 from service.model.errors import StorageBusyError, StorageError
 from service.store.sqlite import database as database_module
 from service.store.sqlite import group
+from service.store.sqlite import readers as readers_module
 from service.store.sqlite.database import Database
 from service.store.sqlite.group import Transaction
 
@@ -420,8 +421,8 @@ async def test_readers_that_cannot_be_opened_do_not_count_towards_the_maximum(
         raise sqlite3.OperationalError("unable to open database file")
 
     with monkeypatch.context() as patched:
-        patched.setattr(database_module, "connect", fails)
-        for _ in range(database_module.READERS + 1):
+        patched.setattr(readers_module, "connect", fails)
+        for _ in range(readers_module.READERS + 1):
             with pytest.raises(StorageError, match="unable to open"):
                 async with asyncio.timeout(10):
                     await database.read(names_in)
@@ -440,3 +441,26 @@ async def test_units_get_the_time_of_their_transaction(database: Database) -> No
 async def test_a_path_that_cannot_be_opened_is_a_storage_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(StorageError, match="cannot open"):
         await Database(str(tmp_path / name)).open()
+
+
+async def test_every_error_of_sqlite_on_the_writer_is_a_storage_error(database: Database) -> None:
+    with pytest.raises(StorageError, match="no such table"):
+        await database.apply(lambda c: c.execute("SELECT * FROM nowhere"))
+
+
+async def test_the_wal_shrinks_after_a_long_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.store.sqlite.connection.WAL_KEPT_BYTES", 100_000)
+    database = await open_database(tmp_path)
+    wal = tmp_path / "test.db-wal"
+    reader = sqlite3.connect(tmp_path / "test.db", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM things").fetchone()
+    await database.write(put, "x" * 2_000_000)
+    assert wal.stat().st_size > 1_000_000
+    reader.close()
+    await run_checkpoint(database)
+    await database.write(put, "small")
+    assert wal.stat().st_size <= 100_000
+    await database.close()

@@ -70,6 +70,9 @@ class ExplainingTransaction(Transaction):
         return {"tenant": "default"}
 
     async def select(self, sql: str, values: Any) -> list[Row]:
+        return self.scan(sql, values)
+
+    def scan(self, sql: str, values: Any) -> list[Row]:
         rows = self._connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)
         self.plans.append([row[3] for row in rows])
         self.statements.append(sql)

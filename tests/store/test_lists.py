@@ -144,7 +144,7 @@ async def test_a_subscriber_of_another_tenant_has_no_deliveries_and_none_are_rea
     assert (len(rows), after) == (3, None)
 
     class NoLists(Transaction):
-        async def select(self, sql: str, values: Any) -> list[Row]:
+        def scan(self, sql: str, values: Any) -> list[Row]:
             raise AssertionError(sql, values)
 
     async def read_without_lists(tx: Transaction) -> pages.Rows:
@@ -165,3 +165,27 @@ async def test_a_page_checks_a_bounded_number_of_rows_and_the_next_continues_the
     assert rows == []
     newest_first = [new.id for new in reversed(GENERATIONS) if new.metadata["colour"] == "1"]
     assert after == newest_first[9]
+
+
+async def test_a_page_ends_early_at_its_limit_of_bytes_and_continues(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "PAGE_BYTES", 700)
+    seen: list[str] = []
+    after: str | None = None
+    while True:
+        page = pages.Page(limit=40, after=after)
+        rows, after = await database.read(generations.list_page, page, "one", Filter())
+        assert 1 <= len(rows) < 10
+        seen += [row["id"] for row in rows]
+        if after is None:
+            break
+    assert seen == sorted((g.id for g in GENERATIONS if g.tenant == "one"), reverse=True)
+
+
+async def test_a_row_larger_than_the_limit_is_a_page_of_its_own(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "PAGE_BYTES", 1)
+    rows, after = await database.read(generations.list_page, pages.Page(), "one", Filter())
+    assert [row["id"] for row in rows] == [after]

@@ -3,7 +3,7 @@
 import re
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -94,6 +94,17 @@ async def test_a_migration_that_fails_is_rolled_back(
             lambda c: c.execute("SELECT name FROM sqlite_schema").fetchall()
         )
         assert [row["name"] for row in rows] == ["good"]
+
+
+def test_the_last_statement_of_a_migration_needs_no_semicolon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "0001_two.sql").write_text("CREATE TABLE a (x);\nCREATE TABLE b (y)\n")
+    monkeypatch.setattr(schema, "_FOLDER", tmp_path)
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        schema.migrate(connection)
+        names = [row[0] for row in connection.execute("SELECT name FROM sqlite_schema")]
+    assert names == ["a", "b"]
 
 
 async def test_two_processes_may_migrate_at_once(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ BUSY_MS = 5_000
 # At this size of the write-ahead log (WAL), a commit runs a checkpoint itself. That is only for a
 # reader or a burst that held the planned ones up: a growing file is slower to sync.
 WAL_PAGES_MAX = 8_000
+WAL_KEPT_BYTES = 16 << 20  # A WAL that a long reader made larger is cut to this when it restarts.
 
 
 class Connection(aiosqlite.Connection):
@@ -30,6 +31,7 @@ def _open(path: str, *, writes: bool) -> sqlite3.Connection:
     pragmas = [f"busy_timeout={BUSY_MS}", "cache_size=-8000"]
     if writes:
         pragmas += ["journal_mode=WAL", "synchronous=FULL", f"wal_autocheckpoint={WAL_PAGES_MAX}"]
+        pragmas.append(f"journal_size_limit={WAL_KEPT_BYTES}")
         # Only the owner may read the file. SQLite gives the WAL files the same mode.
         with contextlib.suppress(OSError):
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))

@@ -17,12 +17,12 @@ from service.model.errors import StorageBusyError, StorageError
 from service.store.database import T, Unit
 from service.store.sqlite import group, schema
 from service.store.sqlite.connection import Connection, checkpoint, connect
+from service.store.sqlite.readers import Readers
 from service.telemetry import log
 
 _log = log.get()
 
 GROUP_MAX = 512
-READERS = 2
 CHECKPOINT_SECONDS = 0.25  # Often, so that each one is short.
 RETRY_SECONDS = 1.0
 PATIENCE_SECONDS = 0.02  # Of units that may wait for a group.
@@ -53,10 +53,7 @@ class Database:
         self._retried: list[group.Item] = []
         self._wake = asyncio.Event()
         self._wake_timer: asyncio.TimerHandle | None = None
-        # The last one used is first, so that others are opened only for reads at the same time.
-        self._readers: asyncio.LifoQueue[Connection | None] = asyncio.LifoQueue()
-        for _ in range(READERS):
-            self._readers.put_nowait(None)
+        self._readers = Readers(path)
         self._writer: Connection | None = None
         self._stream: asyncio.Task[None] | None = None
         self._checkpoint_timer: asyncio.TimerHandle | None = None
@@ -78,10 +75,7 @@ class Database:
             self._checkpoint_timer.cancel()
         if self._checkpoint:
             await self._checkpoint
-        for reader in [await self._readers.get() for _ in range(READERS)]:
-            if reader:
-                await reader.close()
-            self._readers.put_nowait(None)
+        await self._readers.close()
         if self._writer:
             await self._writer.close()
             self._writer = None
@@ -90,12 +84,14 @@ class Database:
         """Apply the missing migrations; return their names. StorageError for any other file."""
         try:
             return await self.apply(schema.migrate)
-        except sqlite3.Error as error:
-            raise StorageError(f"cannot migrate {self.path}: {error}") from error
+        except StorageError as error:
+            if error.__cause__ is None:
+                raise  # It says itself what is wrong with the schema.
+            raise StorageError(f"cannot migrate {self.path}: {error.__cause__}") from error
 
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the version of the schema, or None."""
-        return await self._on_reader(schema.problem)
+        return await self._readers.read(schema.problem)
 
     def write(self, unit: Unit[T], *args: object) -> Awaitable[T]:
         """Run `unit(tx, *args)`. The awaitable returns its result after the commit."""
@@ -112,13 +108,20 @@ class Database:
         return self._enqueue(group.Item(unit, args, always=True))
 
     async def read(self, unit: Unit[T], *args: object) -> T:
-        """Run `unit(tx, *args)` on a snapshot, in parallel with the writer."""
-        return await self._on_reader(group.read, unit, args, self._clock())
+        """Run `unit(tx, *args)`, a short one, on a snapshot, in parallel with the writer."""
+        return await self._readers.read(group.read, unit, args, self._clock())
+
+    async def search(self, tenant: str, unit: Unit[T], *args: object) -> T:
+        """Like `read`, for a unit that may take long: one of a tenant at a time."""
+        return await self._readers.search(tenant, group.read, unit, args, self._clock())
 
     async def apply(self, do: Callable[..., T], *args: object) -> T:
         """Run `do(connection, *args)` on the writer's thread, between two groups."""
         assert self._writer is not None
-        return await self._writer.apply(do, *args)
+        try:
+            return await self._writer.apply(do, *args)
+        except sqlite3.Error as error:
+            raise StorageError(f"the database failed: {error}") from error
 
     @property
     def queued(self) -> int:
@@ -137,17 +140,6 @@ class Database:
             loop = asyncio.get_running_loop()
             self._wake_timer = loop.call_later(PATIENCE_SECONDS, self._wake.set)
         return item.future
-
-    async def _on_reader(self, do: Callable[..., T], *args: object) -> T:
-        reader = await self._readers.get()
-        try:
-            if reader is None:
-                reader = await connect(self.path, writes=False)
-            return await reader.apply(do, *args)
-        except sqlite3.Error as error:
-            raise StorageError(f"the database failed: {error}") from error
-        finally:
-            self._readers.put_nowait(reader)
 
     async def _commit_stream(self) -> None:
         assert self._writer is not None
@@ -206,7 +198,7 @@ class Database:
         """
         try:
             await self.apply(checkpoint)
-        except sqlite3.Error as error:
+        except StorageError as error:
             _log.warning("checkpoint.failed", error=str(error))  # The next checkpoint does more.
         finally:
             self._checkpoint_timer = None

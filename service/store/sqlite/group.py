@@ -49,6 +49,10 @@ class Transaction:
         """Return the rows of SQL that the code has composed."""
         return self._connection.execute(sql, values).fetchall()
 
+    def scan(self, sql: str, values: Mapping[str, object]) -> Iterable[Row]:
+        """Iterate over the rows of SQL that the code has composed."""
+        return self._connection.execute(sql, values)
+
     def after_commit(self, do: Callable[..., None], *args: object) -> None:
         """Call `do` on the event loop after the commit."""
         self._after.append((do, args))

@@ -60,3 +60,5 @@ def _statements(script: str) -> Iterator[str]:
         if sqlite3.complete_statement(current):
             yield current
             current = ""
+    if current.strip():  # The last one without a semicolon, or a comment.
+        yield current

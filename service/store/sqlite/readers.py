@@ -1,0 +1,134 @@
+"""The connections that read: handed over in turn, with a share for each kind of reading.
+
+A reader that gets free goes straight to the one who has waited longest and may have it, so nobody
+overtakes by asking again at once. Searches, which may take long, leave a reader free for short
+reads, and each tenant searches on one reader at a time, for a limited number of steps.
+"""
+
+import asyncio
+import sqlite3
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from service.model.errors import SearchTooLongError, StorageError
+from service.store.database import T
+from service.store.sqlite.connection import Connection, connect
+
+READERS = 3
+SEARCHES_MAX = READERS - 1  # One reader is kept for short reads, such as keys and lanes.
+# Steps of SQLite's virtual machine: about a second of a core. Lists look at 10,000 rows for a page,
+# with fewer than 100 steps for each filter of a row.
+SEARCH_STEPS_MAX = 20_000_000
+_STEPS_BETWEEN_CHECKS = 10_000
+
+
+@dataclass(slots=True, eq=False)
+class _Turn:
+    """A caller that waits for a reader; `tenant` is None for a short read."""
+
+    tenant: str | None = None
+    reader: asyncio.Future[Connection | None] = field(default_factory=asyncio.Future)
+
+
+class Readers:
+    """The readers of one database file. Each is opened when it is needed first."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        # The last one used is taken first, so that others are opened only for reads in parallel.
+        self._free: list[Connection | None] = [None] * READERS
+        self._turns: deque[_Turn] = deque()
+        self._searching: set[str | None] = set()
+
+    async def read(self, do: Callable[..., T], *args: object) -> T:
+        """Run `do(connection, *args)` on a reader. It should take a few milliseconds at most."""
+        return await self._run(_Turn(), do, *args)
+
+    async def search(self, tenant: str, do: Callable[..., T], *args: object) -> T:
+        """Run `do(connection, *args)`, which may take long, when it is the tenant's turn.
+
+        SearchTooLongError after SEARCH_STEPS_MAX. If its caller is canceled it still runs to its
+        end and counts as the tenant's: hanging up makes no place for another one.
+        """
+        search = asyncio.ensure_future(self._run(_Turn(tenant), _limited, do, *args))
+        search.add_done_callback(_retrieve_error)
+        return await asyncio.shield(search)
+
+    async def close(self) -> None:
+        """Close every reader, after the reads under way."""
+        readers = [await self._take(_Turn()) for _ in range(READERS)]
+        for reader in readers:
+            if reader:
+                await reader.close()
+            self._give_back(None)
+
+    async def _run(self, turn: _Turn, do: Callable[..., T], *args: object) -> T:
+        reader = await self._take(turn)
+        try:
+            if reader is None:
+                reader = await connect(self._path, writes=False)
+            return await reader.apply(do, *args)
+        except sqlite3.Error as error:
+            raise StorageError(f"the database failed: {error}") from error
+        finally:
+            self._searching.discard(turn.tenant)
+            self._give_back(reader)
+
+    async def _take(self, turn: _Turn) -> Connection | None:
+        """Wait for a reader. A connection that is not open yet is None."""
+        self._turns.append(turn)
+        self._hand_over()
+        try:
+            return await turn.reader
+        except asyncio.CancelledError:
+            if turn in self._turns:
+                self._turns.remove(turn)
+            else:
+                self._searching.discard(turn.tenant)
+                self._give_back(turn.reader.result())
+            raise
+
+    def _give_back(self, reader: Connection | None) -> None:
+        self._free.append(reader)
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Give free readers to those who wait, in turn, except searches that have to wait."""
+        for turn in list(self._turns):
+            if not self._free:
+                return
+            if turn.reader.done():
+                continue  # Its caller was canceled and is about to leave the line.
+            if turn.tenant is not None:
+                if len(self._searching) >= SEARCHES_MAX or turn.tenant in self._searching:
+                    continue
+                self._searching.add(turn.tenant)
+            self._turns.remove(turn)
+            turn.reader.set_result(self._free.pop())
+
+
+def _limited(connection: sqlite3.Connection, do: Callable[..., T], *args: object) -> T:
+    """Run `do(connection, *args)`; SearchTooLongError if it takes more than SEARCH_STEPS_MAX."""
+    checks = 0
+
+    def is_too_long() -> bool:
+        nonlocal checks
+        checks += 1
+        return checks > SEARCH_STEPS_MAX // _STEPS_BETWEEN_CHECKS
+
+    connection.set_progress_handler(is_too_long, _STEPS_BETWEEN_CHECKS)
+    try:
+        return do(connection, *args)
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+            raise SearchTooLongError("the search took too many steps") from error
+        raise
+    finally:
+        connection.set_progress_handler(None, 0)
+
+
+def _retrieve_error(search: asyncio.Future[T]) -> None:
+    """Mark the error of a search as seen, though its caller may be gone."""
+    if not search.cancelled():
+        search.exception()
