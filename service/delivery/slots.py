@@ -51,8 +51,3 @@ class Slots:
                 del self._entries[lane]
                 return lane
         return None
-
-    def forget(self) -> None:
-        """Let no lane wait."""
-        self._entries.clear()
-        self._heap.clear()

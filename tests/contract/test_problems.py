@@ -1,5 +1,6 @@
 """Each code of the contract, provoked: the status it has, and an answer as documented."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,24 @@ async def without_a_database(world: Harness, ids: Ids) -> httpx.Response:
     return await created()(world, ids)
 
 
+async def while_it_stops(world: Harness, ids: Ids) -> httpx.Response:
+    submitting = asyncio.Event()
+
+    async def hang() -> httpx.Response:
+        submitting.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    world.app.context.client.create = lambda *_: hang()  # type: ignore[assignment]
+    request: asyncio.Future[httpx.Response] = asyncio.ensure_future(created()(world, ids))
+    await submitting.wait()
+    world.app.begin_stop()
+    request.cancel()  # As the server does once its time is up.
+    answer = await request
+    await world.app.worker.finish(0)
+    return answer
+
+
 PROVOCATIONS: dict[str, tuple[int, Provoke]] = {
     "invalid_json": (400, created(json=None, content=b"{")),
     "invalid_query": (400, requested("GET", "/v1/events?colour=red")),
@@ -132,6 +151,7 @@ PROVOCATIONS: dict[str, tuple[int, Provoke]] = {
     "internal_error": (500, requested("GET", "/v1/generations/{gen}")),
     "upstream_unauthorized": (502, refused_upstream(401)),
     "storage_unavailable": (503, without_a_database),
+    "stopping": (503, while_it_stops),
 }
 SETTINGS: dict[str, dict[str, str]] = {
     "signature_invalid": {
