@@ -7,28 +7,34 @@ import random  # noqa: TID251  the default jitter
 import signal
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import asgi
+from service.api.problem import Problem, not_found
 from service.api.receiver import Receiver
 from service.context import UPSTREAM, Context
 from service.delivery import tenants
-from service.delivery.dispatch import Dispatcher
 from service.delivery.target import Sender
 from service.delivery.webhook import egress
 from service.delivery.webhook.connection import tls_context
 from service.delivery.webhook.sender import WebhookSender
 from service.model.clock import Clock, now_ms
+from service.model.ids import new_id
 from service.settings import Settings
 from service.store.sqlite.database import Database
 from service.store.sqlite.ownership import FileLock
 from service.store.vault import Vault
+from service.telemetry import log
 from service.telemetry.redact import make_redactor
 from service.upstream.callback_url import CallbackTokens
 from service.upstream.client import Client, Transport
 from service.worker import Worker
 
+_log = log.get()
+CLOSE_SECONDS = 1.0
+OBSERVED = ("/healthz", "/readyz", "/metrics")
 SPARE_CONNECTIONS = 24  # Beyond the slots, for connections that are still being closed.
 
 
@@ -79,38 +85,76 @@ class App:
             elif path == "/healthz" and method in ("GET", "HEAD"):
                 await asgi.healthz(scope, send, self.context.clock())
             else:
-                await self._api(scope, receive, send)
+                await self._answer(scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
 
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer by the API, also a request that is ended because the process stops."""
+        is_begun = False
+
+        async def send_once(message: Message) -> None:
+            nonlocal is_begun
+            is_begun = True
+            await send(message)
+
+        try:
+            await self._api(scope, receive, send_once)
+        except asyncio.CancelledError:
+            if not self.context.stopping.is_set():
+                raise
+            if not is_begun:
+                problem = Problem(
+                    503, "stopping", "The process stops.", headers={"retry-after": "1"}
+                )
+                await asgi.send_problem(send, problem, new_id("req", self.context.clock()))
+
+    async def observe(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle an ASGI connection of a worker: its health and its metrics, nothing else."""
+        if scope["type"] != "http" or scope["path"] in OBSERVED:
+            await self(scope, receive, send)
+            return
+        problem = not_found("page of a worker")
+        await asgi.send_problem(send, problem, new_id("req", self.context.clock()))
+
     async def start(self, *, worker: bool | None = None) -> None:
         """Open the database, bring its schema up to date, and start the worker."""
+        self.context.stopping.clear()
+        self.__dict__.pop("_api", None)  # Of an earlier start, with the worker of that.
         await self.database.open()
         try:
             await self.database.migrate()
             await self.database.write(tenants.ensure, self.context, tenants.DEFAULT)
-            dispatcher = Dispatcher(self.context, self._sender or _sender(self.settings))
-            self.worker = Worker(self.context, FileLock(self.database), dispatcher)
+            sender = self._sender or _sender(self.settings)
+            self.worker = Worker(self.context, FileLock(self.database), sender)
         except BaseException:
             await self.database.close()
             raise
         if self.settings.worker == "embedded" if worker is None else worker:
             self.worker.start()
 
-    async def stop(self) -> None:
-        """Let work under way finish within `shutdown_seconds`, then close everything."""
-        worker = self.worker
-        worker.stop()
-        if worker.task is not None:
-            await asyncio.wait([worker.task])
-        with contextlib.suppress(TimeoutError):  # So that upstream's answers are recorded.
-            async with asyncio.timeout(self.settings.shutdown_seconds):
-                await worker.submitter.settle()
-        close = getattr(worker.dispatcher.sender, "close", None)
-        if close is not None:
-            await close()
-        await self.context.client.close()
-        await self.database.close()
+    def begin_stop(self) -> None:
+        """Start no more work, and answer at once what only waits."""
+        self.context.stopping.set()
+        for waiter in list(self.context.waiters.values()):
+            waiter.set()
+        self.worker.stop()
+
+    async def stop(self, ends_at: float | None = None) -> None:
+        """Let work under way finish until `ends_at` of the loop's clock, then close everything.
+
+        By default that is within `shutdown_seconds`.
+        """
+        if ends_at is None:
+            ends_at = asyncio.get_running_loop().time() + self.settings.shutdown_seconds
+        self.begin_stop()
+        async with contextlib.AsyncExitStack() as stack:  # From the last to the first, in any case.
+            stack.push_async_callback(self.database.close)
+            stack.push_async_callback(_close, self.context.client)
+            stack.push_async_callback(_close, self.worker.sender)
+            if self.context.watching is not None:
+                stack.callback(self.context.watching.cancel)
+            await self.worker.finish(ends_at)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -141,3 +185,14 @@ def _sender(settings: Settings) -> Sender:
     policy = egress.Policy(settings.allow_http, settings.allow_networks)
     ssl_context = tls_context(settings.ca_file) if settings.ca_file else None
     return WebhookSender(policy, ssl_context=ssl_context, connections=connections)
+
+
+async def _close(edge: Any) -> None:
+    """Close connections to others, who may answer nothing: no wait is longer than a second."""
+    close = getattr(edge, "close", None)
+    if close is not None:
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await close()
+        except Exception as error:  # noqa: BLE001  the others are closed in any case
+            _log.warning("stop.not_closed", edge=type(edge).__name__, error=repr(error))

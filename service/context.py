@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 from msgspec import Struct, field
@@ -20,16 +21,42 @@ from service.upstream.client import Client
 UPSTREAM = "apiinone"
 
 
-def _ignore(_news: object) -> None:
-    """Do nothing: the worker is another process, which finds the rows itself."""
+class Lanes(Protocol):
+    """What receives committed deliveries in memory: the dispatcher of a session."""
+
+    def offer(self, due: Sequence[DueDelivery]) -> None:
+        """Take deliveries that are due now."""
+
+    def refill(self, subscriber_id: str) -> None:
+        """Read the rows of a subscriber with new deliveries in the database."""
+
+    def reload(self, subscriber_id: str | None) -> None:
+        """Read a changed subscriber again; None: any may have changed."""
 
 
-class Inbox(Struct, frozen=True):
-    """Receives committed deliveries in memory, which saves reading their rows."""
+class Inbox:
+    """Hands committed deliveries to the session that works now, which saves reading their rows.
 
-    offer: Callable[[Sequence[DueDelivery]], None] = _ignore  # Deliveries that are due now.
-    refill: Callable[[str], None] = _ignore  # A subscriber with new deliveries in the database.
-    reload: Callable[[str | None], None] = _ignore  # A changed subscriber; None: maybe any.
+    The session is looked up when the commit has happened, not when its unit began: nothing reaches
+    one that is over. Without a session the worker is another process, which finds the rows itself.
+    """
+
+    lanes: Lanes | None = None
+
+    def offer(self, due: Sequence[DueDelivery]) -> None:
+        """Hand over deliveries that are due now."""
+        if self.lanes is not None:
+            self.lanes.offer(due)
+
+    def refill(self, subscriber_id: str) -> None:
+        """Tell of a subscriber with new deliveries in the database."""
+        if self.lanes is not None:
+            self.lanes.refill(subscriber_id)
+
+    def reload(self, subscriber_id: str | None) -> None:
+        """Tell of a changed subscriber; None: any may have changed."""
+        if self.lanes is not None:
+            self.lanes.reload(subscriber_id)
 
 
 class Signals(Struct, frozen=True):
@@ -58,7 +85,9 @@ class Context(Struct, kw_only=True):
     waiters: WeakValueDictionary[str, asyncio.Event] = field(default_factory=WeakValueDictionary)
     # The requests with an `Idempotency-Key` that run in this process, by tenant and key.
     claims: dict[tuple[str, str], bytes] = field(default_factory=dict)
-    inbox: Inbox = Inbox()  # The dispatcher's while this process is the worker.
+    watching: asyncio.Task[None] | None = None  # Looks for outcomes that others recorded.
+    inbox: Inbox = field(default_factory=Inbox)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)  # Set: nothing may wait.
 
     @property
     def catalogue(self) -> dict[str, catalogue.Model]:

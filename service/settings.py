@@ -158,6 +158,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ca_file: Annotated[str | None, _ca_file] = None
     host: Annotated[str, _text] = "127.0.0.1"
     port: Annotated[int, _integer, 0, 65_535] = 8000
+    work_port: Annotated[int | None, _integer, 0, 65_535] = None
     log_level: Annotated[str, _choice, "debug", "info", "warning", "error"] = "info"
     open_docs: Annotated[bool, _boolean] = True
     open_metrics: Annotated[bool, _boolean] = True

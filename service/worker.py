@@ -5,30 +5,28 @@ Others stand by and take over within a second of its death. Only this module sle
 
 import asyncio
 import contextlib
-from collections import Counter
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 
-from service.context import Context, Inbox
-from service.delivery import replay
+from service.context import Context
 from service.delivery.dispatch import Dispatcher
+from service.delivery.target import Sender
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
 from service.model.clock import SECOND
 from service.model.errors import StorageError
-from service.store import reseal, retention, subscribers
+from service.session import Session, Step
+from service.store import reseal, retention
 from service.store.database import Ownership
 from service.telemetry import log
 
 _log = log.get()
 STANDBY_SECONDS = 1.0
-WATCH_SECONDS = 0.1
 SLEEP_SECONDS_MAX = 30.0
-CLEAN_PAUSE_MS = 100
-
-Step = Callable[[int], Awaitable[int | None]]
+RECORD_AGAIN_SECONDS = 1.0
+BACKOFF_SECONDS_MAX = 60.0  # Of a loop whose step fails again and again.
 
 
 class WorkCounts(msgspec.Struct):
@@ -43,32 +41,36 @@ class WorkCounts(msgspec.Struct):
 
 
 class Worker:
-    """The loops of one process. They run while it holds the ownership of the database."""
+    """The loops of one process. They run while it holds the ownership of the database.
 
-    def __init__(self, context: Context, ownership: Ownership, dispatcher: Dispatcher) -> None:
+    What belongs to the ownership is in `session`. Submitter and poller belong to the process, which
+    uses them for requests of clients too: they hold requests under way and upstream's budget.
+    """
+
+    def __init__(self, context: Context, ownership: Ownership, sender: Sender) -> None:
         self.context = context
         self.ownership = ownership
-        self.dispatcher = dispatcher
+        self.sender = sender
         self.submitter = Submitter(context)
         self.poller = Poller(context)
         self.task: asyncio.Task[None] | None = None
-        self._counts = Counter[str]()  # Without the attempts, which the dispatcher counts.
-        self._attempts_due = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._subscribers_revision = 0
+        # Where the last sweep is. It may be old: what it passed stays deleted.
         self._sweep = retention.Sweep()
+        self.session = self._new_session()  # Not open: it receives nothing and attempts nothing.
         self._tick_lock = asyncio.Lock()
-        self._clean_lock = asyncio.Lock()
-        signals = context.signals
-        self._steps: tuple[tuple[Step, asyncio.Event], ...] = (
-            (self._counted("submitted", self.submitter.run_due), signals.submit),
-            (self._counted("polled", self.poller.run_due), signals.poll),
-            (self.poller.expire_due, signals.deadline),
-            (self._counted("replayed", partial(replay.run_due, context)), signals.replay),
-            (self._clean, asyncio.Event()),
-            (self.dispatcher.run_due, self._attempts_due),
-        )
-        self._loops = (*self._steps, (self._watch, asyncio.Event()))
+        self._late_steps: set[asyncio.Task[int | None]] = set()  # Of ticks whose time was up.
+        self._tick_rest: asyncio.Task[None] | None = None  # Ends the session of the last tick.
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """The dispatcher of the session; before the first and after the last one it is closed."""
+        return self.session.dispatcher
+
+    @property
+    def is_off(self) -> bool:
+        """True if the loops were not started."""
+        return self.task is None
 
     @property
     def is_alive(self) -> bool:
@@ -91,150 +93,237 @@ class Worker:
             self.task.add_done_callback(lambda _task: do())
 
     def stop(self) -> None:
-        """Start no more work; `run` returns once requests under way have ended or time is up."""
+        """Start no more work; `run` returns once requests under way have ended."""
         self._stopping.set()
-        for _, signal in self._loops:
+        self.session.pause()
+        for _, signal in self.session.loops:
             signal.set()
+
+    async def finish(self, ends_at: float) -> None:
+        """After `stop`: wait for work under way until `ends_at` of the loop's clock, then end it.
+
+        The rows of what is ended are due after a restart, as after a crash.
+        """
+        own = [task for task in (self.task, self._tick_rest) if task is not None]
+        await _wait(own, ends_at)
+        requests = [*self.submitter.in_flight.values(), *self.poller.in_flight.values()]
+        await _wait(requests, ends_at)  # Those of clients, who may have hung up.
+        late = [task for task in (*own, *requests, *self._late_steps) if not task.done()]
+        if late:
+            _log.warning("worker.stopped_late", ended=[task.get_name() for task in late[:10]])
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late)
 
     async def run(self) -> None:
         """Wait for ownership; run every loop until `stop`, then await the requests under way."""
         try:
-            while not self._stopping.is_set() and not await self._take_over():
-                await _sleep(self._stopping, STANDBY_SECONDS)
+            await self._stand_by()
             if self.ownership.is_held:
                 _log.info("worker.started")
                 async with asyncio.TaskGroup() as group:
-                    for step, signal in self._loops:
+                    for step, signal in self.session.loops:
                         group.create_task(self._loop(step, signal))
-                await self._finish()
+                await self._settle()
         except Exception:
             _log.exception("worker.failed")
             raise
         finally:
-            self.ownership.release()
+            await self._end_session()
+            _log.info("worker.stopped")
+
+    async def _stand_by(self) -> None:
+        """Return as the owner, or once stopped; whatever fails meanwhile is tried again."""
+        has_waited = False
+        while not self._stopping.is_set():
+            try:
+                if await self._take_over():
+                    if has_waited:
+                        _log.info("worker.took_over")
+                    return
+                if not has_waited:
+                    _log.info("worker.standing_by")
+                has_waited = True
+            except StorageError as error:
+                _log.error("worker.storage_failed", error=str(error))
+            except Exception:  # noqa: BLE001  it must not end the process, which serves clients
+                _log.exception("worker.not_started")
+            await _sleep(self._stopping, STANDBY_SECONDS)
 
     async def _take_over(self) -> bool:
-        """Try to become the worker; False while another process is, or while the disk fails."""
-        try:
-            if not self.ownership.acquire():
-                return False
-            await reseal.run(self.context.database, self.context.vault)
-            self.attach()
-            await self.dispatcher.scan()
-        except StorageError as error:
-            _log.error("worker.storage_failed", error=str(error))
-            self.dispatcher.is_open = False
-            self.ownership.release()
+        """Try to become the worker; False while another process is."""
+        if not self.ownership.acquire():
             return False
+        try:
+            await reseal.run(self.context.database, self.context.vault)
+            self.session = self._new_session()
+            await self.session.open()
+        except BaseException:
+            await self._end_session()
+            raise
         return True
 
-    def attach(self) -> None:
-        """Make this process's lanes receive newly committed deliveries."""
-        dispatcher = self.dispatcher
-        self.context.inbox = Inbox(dispatcher.offer, dispatcher.refill, dispatcher.reload)
-        dispatcher.on_timer = self._attempts_due.set
-        dispatcher.is_open = True
+    def _new_session(self) -> Session:
+        requests = (self.submitter, self.poller)
+        return Session(self.context, self.ownership, self.sender, *requests, self._sweep)
 
-    async def tick(self, seconds: float) -> WorkCounts:
-        """Do due work for up to `seconds`; do none while another tick of this process runs."""
-        for_this_tick = not self.ownership.is_held
-        if self._tick_lock.locked() or (for_this_tick and not self.ownership.acquire()):
-            return WorkCounts(more=True)
-        async with self._tick_lock:
-            ends_at = asyncio.get_running_loop().time() + seconds
-            self._counts.clear()
-            attempted = self.dispatcher.attempted
-            try:
-                if for_this_tick:
-                    self.attach()
-                more = await self._work_until(ends_at)
-            finally:
-                if for_this_tick:
-                    await self._finish()
-                    self.ownership.release()
-            attempted = self.dispatcher.attempted - attempted
-            return WorkCounts(**self._counts, attempted=attempted, more=more)
-
-    async def _work_until(self, ends_at: float) -> bool:
-        """Repeat every step until no row is due or time is up; return whether rows are due."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await self.dispatcher.scan()
-            now = self.context.clock()
-            due_times = [await step(now) for step, _ in self._steps]
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(ends_at - loop.time(), 0)):
-                    await self._settle()
-            is_due = any(at is not None and at <= self.context.clock() for at in due_times)
-            if loop.time() >= ends_at or not is_due:
-                return is_due
-
-    async def _settle(self) -> None:
-        await self.submitter.settle_repeated()
-        await self.poller.settle()
-        await self.dispatcher.settle()
+    async def _end_session(self) -> None:
+        """Throw the session away before another process may work."""
+        try:
+            await self.session.close()
+        finally:
+            self.ownership.release()
 
     async def _loop(self, step: Step, signal: asyncio.Event) -> None:
+        """Repeat a step when it is due or signalled. Whatever fails is logged and backed off."""
+        failures = 0
         while not self._stopping.is_set():
             signal.clear()
             try:
                 next_at = await step(self.context.clock())
-            except StorageError as error:
-                _log.error("worker.storage_failed", error=str(error))
-                next_at = self.context.clock() + SECOND
-            seconds = SLEEP_SECONDS_MAX
+            except Exception as error:  # noqa: BLE001  one step must not end the others
+                failures += 1
+                seconds = _log_failure(step, error, failures)
+                # Not the signal, which would repeat a step that cannot be done at once.
+                await _sleep(self._stopping, seconds)
+                continue
+            failures, seconds = 0, SLEEP_SECONDS_MAX
             if next_at is not None:
                 seconds = min(max(next_at - self.context.clock(), 0) / SECOND, seconds)
-            await _sleep(signal, seconds)
+            if not self._stopping.is_set():
+                await _sleep(signal, seconds)
 
-    def _counted(
-        self, name: str, run_due: Callable[[int], Awaitable[tuple[int, int | None]]]
-    ) -> Step:
-        """Return a step that does due work and counts its rows under this name."""
+    async def _settle(self) -> None:
+        """Wait for everything under way."""
+        await self.submitter.settle()
+        await self.poller.settle()
+        await self.dispatcher.settle()
 
-        async def step(now: int) -> int | None:
-            count, next_at = await run_due(now)
-            self._counts[name] += count
-            return next_at
+    # Ticks.
 
-        return step
+    async def tick(self, seconds: float) -> WorkCounts:
+        """Do due work for up to `seconds`; do none while another tick or process works.
 
-    async def _clean(self, now: int) -> int:
-        """Clean once; outside of ticks with a pause, so that other commits can run in between."""
-        if self._clean_lock.locked():  # The loop or a tick is already cleaning.
-            return now + SECOND
-        async with self._clean_lock:
-            database, days = self.context.database, self.context.settings.retention_days
-            deleted, next_at = await retention.run_due(database, self._sweep, days, now)
-        self._counts["deleted"] += deleted
-        return next_at if self._tick_lock.locked() else max(next_at, now + CLEAN_PAUSE_MS)
-
-    async def _watch(self, now: int) -> int | None:
-        """Wake the loops after a commit of another process, which set no signal here."""
-        if await self.ownership.other_process_committed():
-            for signal in msgspec.structs.astuple(self.context.signals):
-                signal.set()
-            revision = await self.context.database.read(subscribers.get_revision)
-            if revision != self._subscribers_revision:
-                self.dispatcher.reload(None)
-            self._subscribers_revision = revision
-            await self.dispatcher.scan()
-        return now + int(WATCH_SECONDS * SECOND)
-
-    async def _finish(self) -> None:
-        """Wait up to `shutdown_seconds` for requests under way.
-
-        The rows of requests that do not end in time are still due after a restart.
+        What is under way by then goes on without the caller, and its session ends with it.
         """
-        self.dispatcher.is_open = False
+        if self._tick_lock.locked():
+            return WorkCounts(more=True)
+        async with self._tick_lock:
+            ends_at = asyncio.get_running_loop().time() + seconds
+            is_guest = self.ownership.is_held and self._tick_rest is None
+            if not (is_guest or await self._take_over_for_tick()):
+                return WorkCounts(more=True)
+            session = self.session
+            session.begin_tick()
+            try:
+                more = await self._work_until(ends_at)
+            finally:
+                counts = session.end_tick()
+                if not is_guest:
+                    await self._end_tick()
+            return WorkCounts(**counts, more=more)
+
+    async def _take_over_for_tick(self) -> bool:
+        """Own the database for a tick, perhaps still in the session of the last one."""
+        if self._tick_rest is not None and self._tick_rest.cancel():
+            await asyncio.wait([self._tick_rest])
+        self._tick_rest = None
+        if not self.ownership.is_held:
+            if not self.ownership.acquire():
+                return False
+            self.session = self._new_session()
+        self.session.resume()
+        return True
+
+    async def _end_tick(self) -> None:
+        """End the session of a tick, or have it end once what is under way has ended."""
+        self.session.pause()
+        in_flight = (*self.submitter.in_flight, *self.poller.in_flight, *self._late_steps)
+        if self.dispatcher.is_settled and not in_flight:
+            await self._end_session()
+        else:
+            self._tick_rest = asyncio.create_task(self._finish_tick(), name="rest of a tick")
+
+    async def _finish_tick(self) -> None:
         try:
-            async with asyncio.timeout(self.context.settings.shutdown_seconds):
-                await self.submitter.settle()
+            if self._late_steps:
+                await asyncio.wait(self._late_steps)
+            await self._settle()
+            while not (self.dispatcher.is_settled or self._stopping.is_set()):
+                await _sleep(self._stopping, RECORD_AGAIN_SECONDS)  # The disk failed.
+                await self.dispatcher.run_due(self.context.clock())
                 await self._settle()
-        except TimeoutError:
-            _log.warning("worker.stopped_late")
-        self.context.inbox = Inbox()
-        self.dispatcher.forget()
+        except asyncio.CancelledError:
+            if not self._stopping.is_set():
+                raise  # The next tick goes on in this session.
+        except Exception:  # noqa: BLE001  the rows are still due, and another process may work
+            _log.exception("worker.step_failed", step="the rest of a tick")
+        await self._end_session()
+
+    async def _work_until(self, ends_at: float) -> bool:
+        """Repeat every step until no row is due or time is up; return whether rows are due."""
+        loop, has_failed = asyncio.get_running_loop(), False
+        steps = [step for step, _ in self.session.steps]
+        while True:
+            await self.dispatcher.scan()
+            now = self.context.clock()
+            due_times: list[int | None] = []
+            for step in [*steps]:
+                try:
+                    due_times.append(await self._run_step(step, now, ends_at))
+                except TimeoutError:
+                    return True
+                except StorageError:
+                    raise
+                except Exception as error:  # noqa: BLE001  one step must not end the others
+                    _log_failure(step, error, 1)
+                    steps.remove(step)
+                    has_failed = True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(ends_at - loop.time(), 0)):
+                    await self.poller.settle()
+                    await self.dispatcher.settle()
+            is_due = any(at is not None and at <= self.context.clock() for at in due_times)
+            if loop.time() >= ends_at or not is_due:
+                return is_due or has_failed
+
+    async def _run_step(self, step: Step, now: int, ends_at: float) -> int | None:
+        """Run one step; TimeoutError at `ends_at`, and the step ends without the tick.
+
+        It is not cancelled: a submission that is cancelled under way is lost.
+        """
+        task = asyncio.create_task(step(now), name="step of a tick")
+        self._late_steps.add(task)
+        task.add_done_callback(self._drop_step)
+        await asyncio.wait([task], timeout=max(ends_at - asyncio.get_running_loop().time(), 0))
+        if not task.done():
+            raise TimeoutError
+        return task.result()
+
+    def _drop_step(self, task: asyncio.Task[int | None]) -> None:
+        self._late_steps.discard(task)
+        if not task.cancelled():
+            task.exception()  # Retrieved: the tick may be over.
+
+
+def _log_failure(step: Step, error: Exception, failures: int) -> float:
+    """Log that a step failed; return for how many seconds its loop backs off."""
+    name = getattr(step, "__name__", "step")
+    if isinstance(error, StorageError):  # It is the disk's, and may be over at any moment.
+        _log.error("worker.storage_failed", step=name, error=str(error))
+        return 1.0
+    seconds: float = min(2.0 ** (failures - 1), BACKOFF_SECONDS_MAX)
+    _log.error("worker.step_failed", step=name, retry_seconds=seconds, exc_info=error)
+    return seconds
+
+
+async def _wait(tasks: Iterable[asyncio.Task[Any]], ends_at: float) -> None:
+    """Wait for all tasks until `ends_at` of the loop's clock."""
+    under_way = [task for task in tasks if not task.done()]
+    if under_way:
+        seconds = max(ends_at - asyncio.get_running_loop().time(), 0)
+        await asyncio.wait(under_way, timeout=seconds)
 
 
 async def _sleep(signal: asyncio.Event, seconds: float) -> None:

@@ -34,6 +34,7 @@ GOOD = {
     "GENHOOK_CALLBACK_TRUST": ("body", "body"),
     "GENHOOK_SAFETY_POLL_SECONDS": ("0.5", 0.5),
     "GENHOOK_WORKER": ("off", "off"),
+    "GENHOOK_WORK_PORT": ("9100", 9100),
     "GENHOOK_ALLOW_HTTP": ("TRUE", True),
     "GENHOOK_ALLOW_NETWORKS": (
         "127.0.0.0/8, ::1/128",

@@ -38,7 +38,14 @@ class Parts(Protocol):
     context: Context
     submitter: Submitter
     poller: Poller
-    dispatcher: Dispatcher
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """What delivers in this process; it is empty while another process works."""
+
+    @property
+    def is_off(self) -> bool:
+        """True if no worker was started in this process."""
 
     @property
     def is_alive(self) -> bool:

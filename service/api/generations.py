@@ -1,7 +1,6 @@
 """Generations: create, list, get or wait for one, its timeline, refresh; usage by model and day."""
 
 import asyncio
-import contextlib
 import re
 from datetime import date
 from functools import partial
@@ -21,6 +20,7 @@ from service.api.call import (
 )
 from service.api.checks import MODEL_ID, MODEL_ID_RULE, check_url, metadata_errors
 from service.api.problem import FieldError, Problem, not_found, refuse_fields
+from service.api.waiting import wait_for_end
 from service.generations import submit
 from service.model.attempt import Attempt
 from service.model.clock import SECOND, parse_rfc3339, rfc3339
@@ -32,7 +32,6 @@ from service.store.database import Row, Transaction
 from service.upstream import catalogue
 
 WAIT_SECONDS_MAX = 60
-_RECHECK_SECONDS = 1.0  # Another process may record the outcome and can wake nobody here.
 
 # A refused upstream key is genhook's fault; lack of credits stays 402.
 _REFUSALS = {
@@ -98,18 +97,20 @@ async def _get(tx: Transaction, call: Call) -> Generation:
 
 
 async def get(call: Call) -> Answer:
-    """GET /v1/generations/{id}: with `wait`, once it is terminal or the seconds have passed."""
+    """GET /v1/generations/{id}: with `wait`, once it is terminal or the seconds have passed.
+
+    A process that stops answers at once, with the generation as it is.
+    """
     seconds = call.query_integer("wait", 0, 0, WAIT_SECONDS_MAX)
     loop, id_ = asyncio.get_running_loop(), call.path["id"]
     ends_at = loop.time() + seconds
     ended = call.context.waiters.setdefault(id_, asyncio.Event())
     while True:
         generation = await call.database.read(_get, call)
-        remaining = min(_RECHECK_SECONDS, ends_at - loop.time())
-        if generation.is_terminal or remaining <= 0:
+        is_over = loop.time() >= ends_at or call.context.stopping.is_set()
+        if generation.is_terminal or is_over:
             return answer(generation.view())
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(ended.wait(), remaining)
+        await wait_for_end(call.context, ended, ends_at)
         await call.database.read(_require_live_key, call)
 
 

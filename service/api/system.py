@@ -10,10 +10,14 @@ from service.telemetry import metrics
 
 TICK_SECONDS_DEFAULT, TICK_SECONDS_MAX = 10, 60
 SUBSCRIBER_LABELS_MAX = 20
+NO_WORKER = "Nobody works here: it takes `genhook work` or ticks to do due work."
 
 
 async def readyz(call: Call) -> Answer:
-    """GET /readyz: 200 if the database answers, its schema fits and the worker runs; else 503."""
+    """GET /readyz: 200 if the database answers, its schema fits and the worker runs; else 503.
+
+    A process without a worker is ready, too, and says that it has none.
+    """
     checks = {"database": "ok", "schema": "ok", "worker": "ok"}
     try:
         checks["schema"] = await call.database.schema_problem() or "ok"
@@ -23,6 +27,8 @@ async def readyz(call: Call) -> Answer:
     if not call.parts.is_alive:
         checks["worker"] = "The worker has stopped."
     ready = all(check == "ok" for check in checks.values())
+    if call.parts.is_off:
+        checks["worker"] = NO_WORKER
     content = {"status": "ready" if ready else "unready", "checks": checks}
     return answer(content, 200 if ready else 503)
 

@@ -95,7 +95,11 @@ def work(_options: argparse.Namespace, _echo: Echo) -> int:
     from service.app import App
     from service.cli import descriptors, server
 
-    return server.run(server.work(App(descriptors.raise_limit(settings))))
+    app = App(descriptors.raise_limit(settings))
+    if settings.work_port is None:
+        return server.run(server.work(app, None))
+    with server.bind(settings.host, settings.work_port) as sock:
+        return server.run(server.work(app, sock))
 
 
 def sandbox(options: argparse.Namespace, echo: Echo) -> int:

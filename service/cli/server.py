@@ -5,9 +5,8 @@ import contextlib
 import gc
 import logging
 import os
-import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +14,7 @@ import uvicorn
 import uvloop
 
 from service.cli import entrance
+from service.cli.stopping import Stop, on_signals
 from service.model.errors import CommandError
 from service.telemetry import log
 
@@ -25,6 +25,7 @@ run = uvloop.run
 KEEP_ALIVE_SECONDS = 30
 CONNECTIONS_MAX = 4_096
 BACKLOG = 2_048
+SANDBOX_STOP_SECONDS = 5.0
 
 _log = log.get()
 
@@ -33,10 +34,19 @@ class Server(uvicorn.Server):
     """A server that leaves signals to us: uvicorn would end the process by the signal it got."""
 
     capture_signals = contextlib.nullcontext  # type: ignore[assignment]
+    _ends_at: float | None = None
 
-    def end(self) -> None:
-        """Take no more connections, and end once the open ones have their answers."""
+    def end(self, ends_at: float | None = None) -> None:
+        """Take no more connections; end once the open ones have their answers, or at `ends_at`."""
         self.should_exit = True
+        self._ends_at = ends_at
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for open requests until `ends_at` of the loop's clock."""
+        if self._ends_at is not None:
+            seconds = max(self._ends_at - asyncio.get_running_loop().time(), 0)
+            self.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]
+        await super().shutdown(sockets)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -64,12 +74,11 @@ def new_server(
     app: Any,
     *,
     lifespan: Literal["on", "off"] = "on",
-    shutdown_seconds: float = 1.0,
     connections_max: int = CONNECTIONS_MAX,
     head_seconds: float = 10.0,
     body_seconds: float = 30.0,
 ) -> Server:
-    """A server of the ASGI application; open requests get `shutdown_seconds` to end."""
+    """A server of the ASGI application; open requests get a second to end."""
     protocol = partial(
         entrance.Protocol,
         head_seconds=head_seconds,
@@ -78,6 +87,7 @@ def new_server(
     )
     config = uvicorn.Config(
         app,
+        interface="asgi3",
         http=protocol,  # type: ignore[arg-type]  # it is only called
         ws="none",
         access_log=False,
@@ -87,7 +97,7 @@ def new_server(
         lifespan=lifespan,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=max(1, round(shutdown_seconds)),
+        timeout_graceful_shutdown=1,  # Unless `end` says more.
     )
     return Server(config)
 
@@ -130,52 +140,56 @@ async def serve(app: "App", sock: socket.socket, sandbox_sock: socket.socket | N
             sandbox = running_sandbox(sandbox_sock, settings.upstream_api_key)
             await stack.enter_async_context(sandbox)
         await app.start()
-        stack.push_async_callback(app.stop)
-        server = new_server(
-            app,
-            lifespan="off",
-            shutdown_seconds=settings.shutdown_seconds,
-            connections_max=settings.connections_max,
-            head_seconds=settings.head_seconds,
-            body_seconds=settings.body_seconds,
-        )
-        # Side by side, so that `shutdown_seconds` pass only once.
-        on_signals(server.end, app.worker.stop)
-        app.worker.when_ended(server.end)  # The platform restarts it, and nothing is lost.
-        _log.info("serving", url=url_of(sock))
+        await _run(app, _server_of(app, app), sock)
+    return int(app.worker.has_failed)
+
+
+async def work(app: "App", sock: socket.socket | None) -> int:
+    """Run the worker until a signal or a failure ends it, with its health on `sock`; its status."""
+    await app.start(worker=True)
+    await _run(app, _server_of(app, app.observe), sock)
+    return int(app.worker.has_failed)
+
+
+async def _run(app: "App", server: Server, sock: socket.socket | None) -> None:
+    """Serve a started application until it is to stop, then stop it: both within one deadline."""
+    stopping = asyncio.Event()
+    # Side by side, so that the seconds pass only once.
+    stop = Stop(
+        app.settings.shutdown_seconds,
+        app.begin_stop,
+        stopping.set,
+        lambda: server.end(stop.work_ends_at),
+    )
+    try:
+        on_signals(stop)
+        app.worker.when_ended(stop.begin)  # The platform restarts it, and nothing is lost.
+        if sock is not None:
+            _log.info("serving", url=url_of(sock))
         gc.freeze()  # What exists now lives as long as the process.
         gc.set_threshold(10_000, 20, 50)  # A request allocates much that is in no cycle.
         gc.enable()
-        await server.serve(sockets=[sock])
-    return int(app.worker.has_failed)
+        await (server.serve(sockets=[sock]) if sock else stopping.wait())
+    finally:
+        await app.stop(stop.work_ends_at)
+        _log.info("stopped")
 
 
-async def work(app: "App") -> int:
-    """Run the worker alone until a signal or a failure ends it; the exit status."""
-    stopping = asyncio.Event()
-    on_signals(stopping.set)
-    await app.start(worker=True)
-    app.worker.when_ended(stopping.set)
-    await stopping.wait()
-    await app.stop()
-    return int(app.worker.has_failed)
+def _server_of(app: "App", asgi: Any) -> Server:
+    settings = app.settings
+    return new_server(
+        asgi,
+        lifespan="off",
+        connections_max=settings.connections_max,
+        head_seconds=settings.head_seconds,
+        body_seconds=settings.body_seconds,
+    )
 
 
 async def sandbox(sock: socket.socket, api_key: str | None, speed: float) -> None:
     """Run a sandbox until a signal ends it; it logs each request."""
     logging.getLogger("genhook.sandbox").setLevel(logging.INFO)
     stopping = asyncio.Event()
-    on_signals(stopping.set)
+    on_signals(Stop(SANDBOX_STOP_SECONDS, stopping.set))
     async with running_sandbox(sock, api_key, speed):
         await stopping.wait()
-
-
-def on_signals(*actions: Callable[[], object]) -> None:
-    """Have SIGTERM and SIGINT take these actions on the running loop, and do nothing else."""
-
-    def act() -> None:
-        for action in actions:
-            action()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, act)

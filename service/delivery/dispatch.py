@@ -110,14 +110,23 @@ class Dispatcher:
             await asyncio.wait(self._tasks)
         await self._store_counts()
 
-    def forget(self) -> None:
-        """Drop what is in memory and not under way: another process may work from now on."""
+    @property
+    def is_settled(self) -> bool:
+        """True if nothing is under way or still to be stored."""
+        return not (self._tasks or self._counts or self._unrecorded)
+
+    async def close(self) -> None:
+        """End what is under way, without recording it, and drop everything: the rows stay due."""
+        self.is_open = False
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self.lanes.clear()
         self._timers.clear()
-        self.slots.forget()
-        for lane in self.lanes.values():
-            lane.drop_recipient()
-            lane.wake_at = lane.first_attempts.next_due_at = lane.retries.next_due_at = None
-        self._drop_idle_lanes()
+        self._unrecorded.clear()
+        self.slots = Slots(self.slots.count)
 
     # Lanes.
 

@@ -122,14 +122,6 @@ class Slots:
             self._drop_unused(share)
         return lane
 
-    def forget(self) -> None:
-        """Let no lane wait."""
-        for tenant in self._root.shares.values():
-            for receiver in tenant.shares.values():
-                for share in receiver.shares.values():
-                    share.lane = None
-                    self._place(share)
-
     def _is_enough(self, needed: int) -> bool:
         return self.count - self.in_use > needed
 

@@ -200,6 +200,12 @@ async def record_exchanges(tx: Transaction, exchanges: Iterable[Exchange]) -> No
     await tx.many("exchange_insert", [msgspec.structs.asdict(exchange) for exchange in exchanges])
 
 
+async def ended(tx: Transaction, ids: Collection[str]) -> list[str]:
+    """Return those of the generations that have ended; their bodies are not read."""
+    rows = await tx.all("generations_ended", ids=json_text(sorted(ids)))
+    return [row["id"] for row in rows]
+
+
 async def timeline(tx: Transaction, generation: Generation) -> list[list[Row]]:
     """Return the generation's exchanges with upstream, callbacks, events and attempts, in order."""
     values = {"tenant": generation.tenant, "generation_id": generation.id}

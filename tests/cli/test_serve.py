@@ -232,7 +232,7 @@ async def test_a_worker_that_fails_ends_the_service_with_one(
     monkeypatch.setattr(server, "on_signals", lambda *_: None)
     sock = server.bind("127.0.0.1", 0)
     assert await server.serve(App(settings(tmp_path)), sock, None) == 1
-    assert await server.work(App(settings(tmp_path))) == 1
+    assert await server.work(App(settings(tmp_path)), None) == 1
 
 
 # --dev

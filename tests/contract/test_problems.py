@@ -129,6 +129,24 @@ async def under_another_secret_key(world: Harness, ids: Ids) -> httpx.Response:
     return await world.client.get(f"/v1/subscribers/{ids['sub']}/secret")
 
 
+async def while_it_stops(world: Harness, ids: Ids) -> httpx.Response:
+    submitting = asyncio.Event()
+
+    async def hang() -> httpx.Response:
+        submitting.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    world.app.context.client.create = lambda *_: hang()  # type: ignore[assignment]
+    request: asyncio.Future[httpx.Response] = asyncio.ensure_future(created()(world, ids))
+    await submitting.wait()
+    world.app.begin_stop()
+    request.cancel()  # As the server does once its time is up.
+    answer = await request
+    await world.app.worker.finish(0)
+    return answer
+
+
 PROVOCATIONS: dict[str, tuple[int, Provoke]] = {
     "invalid_json": (400, created(json=None, content=b"{")),
     "invalid_query": (400, requested("GET", "/v1/events?colour=red")),
@@ -156,6 +174,7 @@ PROVOCATIONS: dict[str, tuple[int, Provoke]] = {
     "internal_error": (500, requested("GET", "/v1/generations/{gen}")),
     "upstream_unauthorized": (502, refused_upstream(401)),
     "storage_unavailable": (503, without_a_database),
+    "stopping": (503, while_it_stops),
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "request_timeout": {"body_seconds": 0.0},

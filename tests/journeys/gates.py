@@ -73,10 +73,9 @@ async def take_over(world: Harness) -> Any:
 @asynccontextmanager
 async def attach_worker(world: Harness) -> AsyncIterator[Dispatcher]:
     """Attach the worker: committed deliveries reach the lanes in memory, with no loop running."""
-    worker, dispatcher = world.app.worker, world.app.worker.dispatcher
-    assert worker is not None
-    assert worker.ownership.acquire()
-    worker.attach()
+    worker = world.app.worker
+    assert await worker._take_over_for_tick()
+    dispatcher = worker.dispatcher
     try:
         yield dispatcher
         await dispatcher.settle()

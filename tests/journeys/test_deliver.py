@@ -285,7 +285,7 @@ async def test_while_storage_fails_the_slot_is_held_and_the_webhook_is_not_sent_
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE)
         await world.generate()
-        context, dispatcher = world.app.worker.context, world.app.worker.dispatcher
+        context = world.app.worker.context
 
         def full(*_: object, **_options: object) -> Any:
             raise StorageError("the disk is full")
@@ -295,6 +295,7 @@ async def test_while_storage_fails_the_slot_is_held_and_the_webhook_is_not_sent_
             await world.run()
             await world.run(0.5)
             await world.run(0.5)
+            dispatcher = world.app.worker.dispatcher
             assert dispatcher.slots.in_use == 1
             assert (await delivery(world))["status"] == "pending"
         await world.run(0.999)

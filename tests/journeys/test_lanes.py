@@ -268,7 +268,7 @@ async def test_another_process_that_pauses_a_subscriber_is_heeded(tmp_path: Path
         worker = world.app.worker
         assert worker is not None
         async with attach_worker(world) as dispatcher:
-            await worker._watch(world.clock())
+            await worker.session.watch(world.clock())
             await world.generate()
             await world.generate()
             await gate.wait_for(1)
@@ -278,7 +278,7 @@ async def test_another_process_that_pauses_a_subscriber_is_heeded(tmp_path: Path
             await world.client.patch(path, json={"status": "paused"})
             await world.app.stop()
             world.app = mine
-            await worker._watch(world.clock())
+            await worker.session.watch(world.clock())
             gate.is_open.set()
             await dispatcher.run_due(world.clock())
             await dispatcher.settle()

@@ -25,6 +25,11 @@ SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM json_each(:ids) i CROSS JOIN generations g ON g.id = i.value
 JOIN generation_bodies b ON b.generation_id = g.id;
 
+-- name: generations_ended
+-- :ids is a JSON list.
+SELECT g.id FROM json_each(:ids) i CROSS JOIN generations g ON g.id = i.value
+WHERE g.status NOT IN ('queued', 'processing');
+
 -- name: generation_by_task
 SELECT id FROM generations WHERE task_id = :task_id AND id <> :id LIMIT 1;
 

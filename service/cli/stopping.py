@@ -1,0 +1,71 @@
+"""Stopping: one deadline from the first signal to the end of the process, whatever hangs."""
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+from service.telemetry import log
+
+_log = log.get()
+# Of the deadline, this share is for closing connections and the database, at most a second.
+CLOSE_SHARE, CLOSE_SECONDS_MAX = 0.1, 1.0
+END_SECONDS_MIN = 1.0  # Even where nothing may be waited for, closing takes a moment.
+# A terminal signals the whole group of processes, and a supervisor in it repeats that at once.
+REPEATED_SECONDS = 0.5
+LOG_SECONDS = 0.2
+
+
+class Stop:
+    """The end of a process. `work_ends_at` is on the loop's clock, and set by the first signal."""
+
+    def __init__(self, seconds: float, *actions: Callable[[], object]) -> None:
+        self.work_ends_at: float | None = None
+        self._seconds = seconds
+        self._actions = actions
+        self._signalled_at: float | None = None
+
+    def on_signal(self, number: int) -> None:
+        """Begin to stop; at a second signal end at once."""
+        now = asyncio.get_running_loop().time()
+        if self._signalled_at is None:
+            self._signalled_at = now
+            _log.info("stopping", signal=signal.Signals(number).name, seconds=self._seconds)
+            # A thread, since the loop may be what hangs, or a thread that the process waits for.
+            timer = threading.Timer(max(self._seconds, END_SECONDS_MIN), _end)
+            timer.daemon = True
+            timer.start()
+            self.begin()
+        elif now - self._signalled_at >= REPEATED_SECONDS:
+            _end_by(number)
+
+    def begin(self) -> None:
+        """Set the deadline and take the actions, once."""
+        if self.work_ends_at is not None:
+            return
+        seconds = self._seconds - min(self._seconds * CLOSE_SHARE, CLOSE_SECONDS_MAX)
+        self.work_ends_at = asyncio.get_running_loop().time() + seconds
+        for action in self._actions:
+            action()
+
+
+def on_signals(stop: Stop) -> None:
+    """Have SIGTERM and SIGINT stop the process, and do nothing else."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.on_signal, number)
+
+
+def _end() -> None:
+    """End the process without waiting for anything: what is stored is on disk already."""
+    _log.error("stop.forced")
+    threading.Event().wait(LOG_SECONDS)  # For the thread that writes the log.
+    os._exit(1)
+
+
+def _end_by(number: int) -> None:
+    """End the process at once, as the signal does where nobody handles it."""
+    asyncio.get_running_loop().remove_signal_handler(number)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)

@@ -1,0 +1,154 @@
+"""A session: what a worker keeps in memory while it holds the right to work on the database.
+
+It begins with that right and is thrown away whole with it: another process may work afterwards, and
+what this one remembers would be old. The rows are the queue; a hand-over in memory only saves
+reading them, so a full look at the rows stands behind every hand-over.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from service.context import Context
+from service.delivery import replay
+from service.delivery.dispatch import Dispatcher
+from service.delivery.target import Sender
+from service.generations.poll import Poller
+from service.generations.submit import Submitter
+from service.model.clock import MINUTE, SECOND
+from service.store import retention, subscribers
+from service.store.database import Ownership
+
+WATCH_SECONDS = 0.1
+LOOK_EVERY_MS = MINUTE  # How long a hand-over that was missed can stay unnoticed.
+CLEAN_PAUSE_MS = 100
+
+Step = Callable[[int], Coroutine[Any, Any, int | None]]  # Returns when to be called next.
+
+
+class Session:
+    """The lanes with their slots, the steps of the loops, and what was seen of other processes.
+
+    `steps` are due work, each with the event that wakes its loop; `loops` has the watch as well.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        ownership: Ownership,
+        sender: Sender,
+        submitter: Submitter,
+        poller: Poller,
+        sweep: retention.Sweep,
+    ) -> None:
+        self.context = context
+        self.ownership = ownership
+        self.dispatcher = Dispatcher(context, sender)
+        self._counts = Counter[str]()  # Without the attempts, which the dispatcher counts.
+        self._attempted_before = 0
+        self._in_tick = False
+        self._sweep = sweep
+        self._is_cleaning = False
+        self._look_at: int | None = None  # None: the rows were not looked at yet.
+        self._subscribers_revision = 0
+        signals, attempts_due = context.signals, asyncio.Event()
+        self.dispatcher.on_timer = attempts_due.set
+        self.steps: tuple[tuple[Step, asyncio.Event], ...] = (
+            (self._counted("submitted", submitter.run_due), signals.submit),
+            (self._counted("polled", poller.run_due), signals.poll),
+            (poller.expire_due, signals.deadline),
+            (self._counted("replayed", partial(replay.run_due, context)), signals.replay),
+            (self._clean, asyncio.Event()),
+            (self.dispatcher.run_due, attempts_due),
+        )
+        self.loops: tuple[tuple[Step, asyncio.Event], ...] = (
+            *self.steps,
+            (self.watch, asyncio.Event()),
+        )
+
+    async def open(self) -> None:
+        """Take what is committed from now on, and find what the rows hold already.
+
+        In this order: what another process commits after the first line is seen by `watch`, what
+        this one commits after the second line is handed over, and the look finds everything else.
+        """
+        await self.ownership.other_process_committed()
+        self.resume()
+        await self.look(self.context.clock())
+
+    def resume(self) -> None:
+        """Take what is committed from now on, and let attempts start."""
+        self.context.inbox.lanes = self.dispatcher
+        self.dispatcher.is_open = True
+
+    def pause(self) -> None:
+        """Start no more attempts; those under way go on."""
+        self.dispatcher.is_open = False
+        if self.context.inbox.lanes is self.dispatcher:
+            self.context.inbox.lanes = None
+
+    async def close(self) -> None:
+        """End what is under way, and drop all memory. Rows of attempts that end here stay due."""
+        self.pause()
+        await self.dispatcher.close()
+
+    async def look(self, now: int) -> int:
+        """Find all lanes that have rows, and wake every loop; return when to look again."""
+        self._look_at = now  # Until the look has succeeded, it is due.
+        for signal in msgspec.structs.astuple(self.context.signals):
+            signal.set()
+        revision = await self.context.database.read(subscribers.get_revision)
+        if revision != self._subscribers_revision:
+            self.dispatcher.reload(None)
+            self._subscribers_revision = revision
+        await self.dispatcher.scan()
+        self._look_at = now + LOOK_EVERY_MS
+        return self._look_at
+
+    async def watch(self, now: int) -> int:
+        """Look at the rows after a commit of another process, and once a minute in any case."""
+        has_committed = await self.ownership.other_process_committed()
+        if has_committed or self._look_at is None or now >= self._look_at:
+            await self.look(now)
+        return now + int(WATCH_SECONDS * SECOND)
+
+    def begin_tick(self) -> None:
+        """Count what is done from now on."""
+        self._counts.clear()
+        self._attempted_before = self.dispatcher.attempted
+        self._in_tick = True
+
+    def end_tick(self) -> dict[str, int]:
+        """Return how many rows were worked on since the tick began."""
+        self._in_tick = False
+        return {**self._counts, "attempted": self.dispatcher.attempted - self._attempted_before}
+
+    def _counted(
+        self, name: str, run_due: Callable[[int], Coroutine[Any, Any, tuple[int, int | None]]]
+    ) -> Step:
+        """Return a step that does due work and counts its rows under this name."""
+
+        async def step(now: int) -> int | None:
+            count, next_at = await run_due(now)
+            self._counts[name] += count
+            return next_at
+
+        step.__name__ = name
+        return step
+
+    async def _clean(self, now: int) -> int:
+        """Clean once; outside of ticks with a pause, so that other commits can run in between."""
+        if self._is_cleaning:  # The loop or a tick is already cleaning.
+            return now + SECOND
+        self._is_cleaning = True
+        try:
+            database, days = self.context.database, self.context.settings.retention_days
+            deleted, next_at = await retention.run_due(database, self._sweep, days, now)
+        finally:
+            self._is_cleaning = False
+        self._counts["deleted"] += deleted
+        return next_at if self._in_tick else max(next_at, now + CLEAN_PAUSE_MS)

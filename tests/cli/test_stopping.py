@@ -1,0 +1,111 @@
+"""Signals to serve and work as processes of their own, and the health of a worker alone."""
+
+import json
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import monotonic
+
+from tests.cli.test_serve import (
+    END_SECONDS,
+    KEYS,
+    SlowUpstream,
+    served,
+    started,
+)
+
+BODY = {"model": "imagen4-fast", "input": {"prompt": "A slow lighthouse"}}
+UPSTREAM_KEY = {"GENHOOK_UPSTREAM_API_KEY": "aio_slow"}
+
+
+def hanging(asked: threading.Event, released: threading.Event) -> type[SlowUpstream]:
+    return type("Hanging", (SlowUpstream,), {"asked": asked, "released": released})
+
+
+def test_an_upstream_that_hangs_holds_a_stop_no_longer_than_the_setting(tmp_path: Path) -> None:
+    asked, released = threading.Event(), threading.Event()
+    with served(hanging(asked, released)) as upstream:
+        environ = {**KEYS, **UPSTREAM_KEY, "GENHOOK_UPSTREAM_URL": upstream}
+        line = ("serve", "--port", "0")
+        with (
+            started(tmp_path, *line, **environ, GENHOOK_SHUTDOWN_SECONDS="1") as running,
+            running.client() as client,
+            ThreadPoolExecutor() as pool,
+        ):
+            answer = pool.submit(client.post, "/v1/generations", json=BODY)
+            assert asked.wait(END_SECONDS)
+            began = monotonic()
+            status, out, err = running.end()
+            assert monotonic() - began < 5
+            assert answer.result().status_code == 503
+            assert answer.result().json()["code"] == "stopping"
+        released.set()
+    assert (status, err) == (0, "")
+    assert "Traceback" not in out
+    events = [json.loads(line)["event"] for line in out.splitlines()]
+    assert events.index("stopping") < events.index("worker.stopped") < events.index("stopped")
+    assert "never retrieved" not in out
+
+
+def test_a_long_poll_is_answered_at_once_on_a_signal(tmp_path: Path) -> None:
+    with (
+        started(tmp_path, "serve", "--dev", "--sandbox", "--port", "0", **KEYS) as running,
+        running.client() as client,
+        ThreadPoolExecutor() as pool,
+    ):
+        body = {"model": "imagen4-fast", "input": {"prompt": "[sandbox: delay=60] A lighthouse"}}
+        id_ = client.post("/v1/generations", json=body).json()["id"]
+        answer = pool.submit(client.get, f"/v1/generations/{id_}?wait=50")
+        while "1.0" not in client.get("/metrics").text:
+            pass
+        status, out, _ = running.end()
+        assert answer.result().status_code == 200
+        assert answer.result().json()["status"] == "processing"
+    assert status == 0
+    assert "Traceback" not in out
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+    asked, released = threading.Event(), threading.Event()
+    with served(hanging(asked, released)) as upstream:
+        environ = {**KEYS, **UPSTREAM_KEY, "GENHOOK_UPSTREAM_URL": upstream}
+        with (
+            started(tmp_path, "serve", "--port", "0", **environ) as running,
+            running.client() as client,
+            ThreadPoolExecutor() as pool,
+        ):
+            pool.submit(client.post, "/v1/generations", json=BODY)
+            assert asked.wait(END_SECONDS)
+            began = monotonic()
+            while running.process.poll() is None:  # Those of the first half second count as one.
+                running.process.send_signal(signal.SIGINT)
+            assert monotonic() - began < 10
+            assert running.process.returncode == -signal.SIGINT
+            assert running.process.stderr is not None
+            assert running.process.stderr.read() == ""
+        released.set()
+
+
+def test_a_worker_alone_serves_its_health_and_its_metrics_and_nothing_else(tmp_path: Path) -> None:
+    port = {"GENHOOK_WORK_PORT": "0"}
+    with started(tmp_path, "work", **KEYS, **port) as running, running.client() as client:
+        assert client.get("/healthz").json() == {"status": "ok"}
+        ready = client.get("/readyz")
+        assert (ready.status_code, ready.json()["checks"]["worker"]) == (200, "ok")
+        assert "genhook_polls_total" in client.get("/metrics").text
+        for path in ("/v1/generations", "/docs", "/callbacks/apiinone/x"):
+            assert client.get(path).status_code == 404
+            assert client.post(path).status_code == 404
+        status, _, err = running.end()
+    assert (status, err) == (0, "")
+
+
+def test_a_process_without_a_worker_says_so_and_is_ready(tmp_path: Path) -> None:
+    environ = {**KEYS, "GENHOOK_WORKER": "off"}
+    with started(tmp_path, "serve", "--port", "0", **environ) as running:
+        with running.client() as client:
+            ready = client.get("/readyz")
+        running.end()
+    assert ready.status_code == 200
+    assert ready.json()["checks"]["worker"].startswith("Nobody works here")

@@ -1,0 +1,208 @@
+"""A session: what a worker remembers ends with its right to work, and the rows stand behind it."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.app import App
+from service.model.clock import MINUTE
+from service.model.errors import StorageError
+from service.session import Session
+from tests.harness import Harness, opened
+from tests.journeys.gates import Gate, delivery, queue_answers
+
+ONE: dict[str, Any] = {"event_types": ["generation.submitted"]}
+
+
+@asynccontextmanager
+async def another_process(world: Harness) -> AsyncIterator[App]:
+    """Within, requests of `world` go to another process on the same database."""
+    mine, world.app = world.app, world.new_app()
+    await world.app.start(worker=False)
+    try:
+        yield world.app
+    finally:
+        await world.app.stop()
+        world.app = mine
+
+
+async def wait_until(world: Harness, is_so: Callable[[], object]) -> None:
+    while not is_so():
+        await world.get("/v1/events")
+
+
+async def test_nothing_is_handed_to_a_session_that_could_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> int:
+        raise StorageError("disk I/O error")
+
+    async with opened(tmp_path) as world:
+        await world.subscribe(**ONE)
+        worker = world.app.worker
+        with monkeypatch.context() as patched:
+            patched.setattr(Session, "look", fail)
+            with pytest.raises(StorageError):
+                await worker._take_over()
+        await world.generate()
+        assert not worker.dispatcher.lanes
+        async with another_process(world):
+            await world.run()
+        await world.run()
+        assert len(world.subscribers.webhooks) == 1
+
+
+async def test_a_commit_is_handed_to_the_session_that_works_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe(**ONE)
+        worker = world.app.worker
+        assert await worker._take_over()
+        refill = worker.context.inbox.refill  # As a unit notes it before its commit.
+        first = worker.session
+        await worker._end_session()
+        assert await worker._take_over()
+        await world.generate()
+        refill(subscriber["id"])
+        assert (list(first.dispatcher.lanes), len(worker.dispatcher.lanes)) == ([], 1)
+        await worker.dispatcher.settle()
+        await worker._end_session()
+        assert worker.context.inbox.lanes is None
+
+
+async def test_what_is_under_way_at_the_end_of_a_session_is_due_again(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        gate = Gate()
+        queue_answers(world, gate)
+        await world.subscribe(**ONE)
+        worker = world.app.worker
+        assert await worker._take_over()
+        await world.generate()
+        await gate.wait_for(1)
+        await worker._end_session()
+        assert (gate.waiting, worker.dispatcher.lanes) == (0, {})
+        stored = await delivery(world)
+        assert (stored["status"], stored["attempts"]) == ("pending", [])
+        await world.run()
+        assert (await delivery(world))["status"] == "delivered"
+
+
+async def test_what_another_process_commits_during_a_take_over_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(**ONE)
+        worker, look = world.app.worker, Session.look
+
+        async def look_then_miss(session: Session, now: int) -> int:
+            next_at = await look(session, now)
+            async with another_process(world):
+                await world.generate()
+            return next_at
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Session, "look", look_then_miss)
+            assert await worker._take_over()
+        await worker.session.watch(world.clock())
+        await worker.dispatcher.run_due(world.clock())
+        await worker.dispatcher.settle()
+        assert len(world.subscribers.webhooks) == 1
+        await worker._end_session()
+
+
+@pytest.mark.parametrize("milliseconds", [MINUTE - 1, MINUTE])
+async def test_a_full_look_at_the_rows_finds_within_a_minute_what_was_not_handed_over(
+    tmp_path: Path, milliseconds: int
+) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(**ONE)
+        worker = world.app.worker
+        assert await worker._take_over()
+        worker.context.inbox.lanes = None  # Whatever the reason may be.
+        await world.generate()
+        world.clock.now += milliseconds
+        await worker.session.watch(world.clock())
+        await worker.dispatcher.run_due(world.clock())
+        await worker.dispatcher.settle()
+        assert len(world.subscribers.webhooks) == (milliseconds == MINUTE)
+        await worker._end_session()
+
+
+async def test_a_look_that_failed_is_repeated_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(**ONE)
+        worker = world.app.worker
+        assert await worker._take_over()
+        async with another_process(world):
+            await world.generate()
+
+        async def fail(*_: object) -> None:
+            raise StorageError("disk I/O error")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(worker.dispatcher, "scan", fail)
+            with pytest.raises(StorageError):
+                await worker.session.watch(world.clock())
+        await worker.session.watch(world.clock())
+        await worker.dispatcher.run_due(world.clock())
+        await worker.dispatcher.settle()
+        assert len(world.subscribers.webhooks) == 1
+        await worker._end_session()
+
+
+STEPS = ("submitted", "polled", "expire_due", "replayed", "_clean", "run_due", "watch")
+
+
+@pytest.mark.parametrize("name", STEPS)
+async def test_a_step_that_fails_ends_neither_the_others_nor_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    failed = asyncio.Event()
+
+    async def fail(_now: int) -> int | None:
+        failed.set()
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async with opened(tmp_path) as world:
+        worker, new_session = world.app.worker, world.app.worker._new_session
+
+        def new_failing_session() -> Session:
+            session = new_session()
+            assert [step.__name__ for step, _ in session.loops] == list(STEPS)
+            session.loops = tuple(
+                (fail if step.__name__ == name else step, signal) for step, signal in session.loops
+            )
+            return session
+
+        monkeypatch.setattr(worker, "_new_session", new_failing_session)
+        worker.start()
+        await failed.wait()
+        await world.subscribe(**ONE)
+        await world.generate()
+        await wait_until(world, lambda: world.subscribers.webhooks)
+        assert worker.is_alive
+
+
+async def test_a_step_that_fails_in_a_tick_ends_neither_the_others_nor_the_tick(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(**ONE)
+        await world.generate()
+
+        async def fail(_now: int) -> int | None:
+            raise OverflowError
+
+        monkeypatch.setattr(world.app.worker.poller, "expire_due", fail)
+        done = await world.app.worker.tick(20)
+        assert done.more
+        assert len(world.subscribers.webhooks) == 1
+        assert not world.app.worker.ownership.is_held

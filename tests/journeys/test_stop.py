@@ -1,0 +1,165 @@
+"""Stopping and ticks keep their time, whatever hangs; no test here waits for real seconds."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service import app as app_module
+from service.cli.stopping import Stop
+from service.model.errors import StorageError
+from service.upstream import wire
+from tests.harness import Harness, opened
+from tests.journeys.gates import Gate, delivery, queue_answers
+
+ONE: dict[str, Any] = {"event_types": ["generation.submitted"]}
+
+
+class HangingUpstream:
+    """Answers no submission until `answers` is set."""
+
+    def __init__(self, world: Harness) -> None:
+        self.asked, self.answers = asyncio.Event(), asyncio.Event()
+        self._create = world.app.context.client.create
+        world.app.context.client.create = self.create  # type: ignore[method-assign]
+
+    async def create(self, path: str, body: dict[str, Any]) -> wire.Answer:
+        self.asked.set()
+        await self.answers.wait()
+        return await self._create(path, body)
+
+
+@asynccontextmanager
+async def put_off_submission(path: Path, **overrides: Any) -> AsyncIterator[Harness]:
+    """Within, a submission is due that upstream has put off."""
+    async with opened(path, **overrides) as world:
+        world.upstream.create_replies.append(httpx.Response(503, json={}))
+        await world.generate()
+        world.clock.advance(5)
+        yield world
+
+
+async def test_a_submission_that_hangs_holds_a_stop_no_longer_than_its_deadline(
+    tmp_path: Path,
+) -> None:
+    async with put_off_submission(tmp_path, shutdown_seconds=0) as world:
+        upstream = HangingUpstream(world)
+        world.app.worker.start()
+        await upstream.asked.wait()
+        await world.app.stop()
+        assert not world.app.worker.submitter.in_flight
+        assert not world.app.worker.ownership.is_held
+        assert not world.app.worker.has_failed
+        with pytest.raises(StorageError, match="closed"):
+            world.app.database.write(None)  # type: ignore[arg-type]
+        await world.app.start(worker=False)
+
+
+async def test_our_own_end_is_not_held_against_a_receiver(tmp_path: Path) -> None:
+    async with opened(tmp_path, shutdown_seconds=0) as world:
+        gate = Gate()
+        queue_answers(world, gate)
+        await world.subscribe(**ONE)
+        world.app.worker.start()
+        await world.generate()
+        await gate.wait_for(1)
+        await world.app.stop()
+        world.app = world.new_app()
+        await world.app.start(worker=False)
+        stored = await delivery(world)
+        assert (stored["status"], stored["attempts"]) == ("pending", [])
+
+
+async def test_work_under_way_may_finish_until_the_deadline(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        gate = Gate()
+        queue_answers(world, gate)
+        await world.subscribe(**ONE)
+        world.app.worker.start()
+        await world.generate()
+        await gate.wait_for(1)
+        stopping = asyncio.create_task(world.app.stop())
+        await asyncio.wait([stopping], timeout=0)
+        gate.is_open.set()
+        await stopping
+        world.app = world.new_app()
+        await world.app.start(worker=False)
+        assert (await delivery(world))["status"] == "delivered"
+
+
+@pytest.mark.parametrize("edge", ["raises", "hangs"])
+async def test_a_stop_closes_the_database_whatever_else_cannot_be_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edge: str
+) -> None:
+    monkeypatch.setattr(app_module, "CLOSE_SECONDS", 0)
+
+    async def close() -> None:
+        if edge == "raises":
+            raise RuntimeError("no such luck")
+        await asyncio.Event().wait()
+
+    async with opened(tmp_path) as world:
+        monkeypatch.setattr(world.subscribers, "close", close, raising=False)
+        monkeypatch.setattr(world.app.context.client, "close", close)
+        await world.app.stop()
+        with pytest.raises(StorageError, match="closed"):
+            world.app.database.write(None)  # type: ignore[arg-type]
+        await world.app.start(worker=False)
+
+
+async def test_a_stopped_application_can_start_again(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.generate()
+        await world.app.stop()
+        await world.app.start(worker=False)
+        await world.generate()
+        await world.run()
+        assert not world.app.context.stopping.is_set()
+
+
+async def test_a_tick_ends_on_time_though_a_submission_hangs(tmp_path: Path) -> None:
+    async with put_off_submission(tmp_path) as world:
+        upstream, worker = HangingUpstream(world), world.app.worker
+        tick = asyncio.create_task(worker.tick(0.2))
+        done = await asyncio.wait_for(tick, 10)
+        assert done.more
+        assert upstream.asked.is_set()
+        assert worker.submitter.in_flight  # It is not cancelled: it would be lost.
+        upstream.answers.set()
+        while worker.ownership.is_held:
+            await world.get("/v1/events")
+        assert len(world.upstream.creates) == 2
+        assert not worker.submitter.in_flight
+
+
+async def test_an_attempt_that_outlives_its_tick_is_recorded_by_its_session(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        gate = Gate()
+        queue_answers(world, gate)
+        await world.subscribe(**ONE)
+        await world.generate()
+        worker = world.app.worker
+        assert (await worker.tick(0.2)).attempted == 0
+        session = worker.session
+        assert (await worker.tick(0.2)).attempted == 0  # In the same session: nothing is repeated.
+        assert worker.session is session
+        gate.is_open.set()
+        while worker.ownership.is_held:
+            await world.get("/v1/events")
+        assert (await delivery(world))["status"] == "delivered"
+        assert gate.requests == 1
+
+
+async def test_all_that_may_finish_has_nine_tenths_of_the_time() -> None:
+    began = []
+    stop = Stop(5.0, lambda: began.append(stop.work_ends_at))
+    now = asyncio.get_running_loop().time()
+    stop.begin()
+    stop.begin()
+    [ends_at] = began
+    assert ends_at is not None
+    assert 4.5 <= ends_at - now < 5.0
