@@ -18,10 +18,10 @@ help: ## List these targets
 
 install: $(STAMP) ## Make .venv with genhook and its tools, at the versions of constraints.txt
 
-demo: $(STAMP) ## One generation by callback and one by polling, on this machine alone
+demo: $(STAMP) ## Show a callback, polling and a lost callback; needs no account
 	@$(BIN)/genhook demo
 
-run: $(STAMP) ## Serve with throwaway keys, against the sandbox
+run: $(STAMP) ## Serve with throwaway keys and the sandbox as upstream
 	@$(BIN)/genhook serve --dev --sandbox
 
 # COVERAGE=1 measures the branches that the tests take, and fails below the floor in pyproject.toml.
@@ -45,17 +45,17 @@ check: lint ## Everything that is checked without running the service: lint and 
 	@$(BIN)/mypy
 
 # NAMES="callbacks sender" picks measurements, BENCH=--quick takes three minutes instead of ten.
-bench: $(STAMP) ## Measure, and compare with the floors
+bench: $(STAMP) ## Measure, and compare with the targets in bench/floors.py
 	@$(BIN)/python $(INSTALL) --constraint constraints.txt --group bench
 	@$(BIN)/python -m bench $(BENCH) $(NAMES)
 
 # NAMES="kill storage" picks suites, CHAOS=--quick takes 90 seconds instead of about ten minutes.
-chaos: $(STAMP) ## Attack the promises: kill -9, bad disks, a lying upstream, hostile subscribers
+chaos: $(STAMP) ## Inject faults: kill -9, bad disks, a faulty upstream, hostile subscribers
 	@$(BIN)/python $(INSTALL) --constraint constraints.txt --group chaos
 	@$(BIN)/python -m chaos $(CHAOS) $(NAMES)
 
 # NAMES="no-sync two-workers" picks mutations. All of them take about five minutes.
-mutants: $(STAMP) ## Break the service in N ways, and see the tests fail
+mutants: $(STAMP) ## Mutation tests: break the service in many ways, and expect tests to fail
 	@$(BIN)/python -m chaos.mutants $(NAMES)
 
 format: $(STAMP) ## Format, and repair what the linter can

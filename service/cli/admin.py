@@ -42,7 +42,9 @@ def add_migrate(parser: argparse.ArgumentParser) -> None:
 def add_tick(parser: argparse.ArgumentParser) -> None:
     """The options of `genhook tick`."""
     define(parser, tick, "* * * * * genhook tick --seconds 50")
-    parser.add_argument("--seconds", type=seconds, default=10.0, help="at most this long (10)")
+    parser.add_argument(
+        "--seconds", type=seconds, default=10.0, help="work for at most this many seconds (10)"
+    )
     add_json(parser)
 
 
@@ -52,7 +54,7 @@ def add_keys(parser: argparse.ArgumentParser) -> None:
     create = add_command(
         group,
         "create",
-        "create an API key and show it, only this once",
+        "create an API key and print it; it cannot be shown again",
         create_key,
         "genhook keys create --name 'web shop' --scopes submit,read",
     )
@@ -61,9 +63,13 @@ def add_keys(parser: argparse.ArgumentParser) -> None:
         "--scopes",
         required=True,
         type=scopes,
-        help=f"of {', '.join(SCOPES)}, separated by commas",
+        help=f"one or more of {', '.join(SCOPES)}, separated by commas",
     )
-    create.add_argument("--tenant", default="default", help="whose rows it opens (default)")
+    create.add_argument(
+        "--tenant",
+        default="default",
+        help="the tenant whose data the key gives access to (default)",
+    )
     add_json(create)
     add_json(add_command(group, "list", "list every key", list_keys, "genhook keys list"))
     example = "genhook keys revoke key_01a1f83ac6f470008f5b21d7c0e394a6"

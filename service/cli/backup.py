@@ -14,7 +14,9 @@ from service.settings import read_settings
 def add_backup(parser: argparse.ArgumentParser) -> None:
     """The options of `genhook backup`."""
     define(parser, backup, "genhook backup /backup/genhook-$(date +%F).db")
-    parser.add_argument("file", metavar="FILE", type=Path, help="where to write it; a new file")
+    parser.add_argument(
+        "file", metavar="FILE", type=Path, help="the file to write; it must not exist"
+    )
 
 
 def backup(options: argparse.Namespace, echo: Echo) -> int:

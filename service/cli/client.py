@@ -39,14 +39,18 @@ def add_subscribers(parser: argparse.ArgumentParser) -> None:
     create = add_command(
         group,
         "create",
-        "subscribe a URL",
+        "create a subscriber: a URL that receives events",
         create_subscriber,
         "genhook subscribers create https://shop.example/hooks --event-types generation.succeeded",
     )
     create.add_argument("target", metavar="URL")
     add_event_types(create)
     test = add_command(
-        group, "test", "send a ping now", test_subscriber, f"genhook subscribers test {example}"
+        group,
+        "test",
+        "send a ping and show the answer",
+        test_subscriber,
+        f"genhook subscribers test {example}",
     )
     delete = add_command(
         group,
@@ -71,7 +75,7 @@ def add_generations(parser: argparse.ArgumentParser) -> None:
     timeline = add_command(
         group,
         "timeline",
-        "show what happened to a generation",
+        "show the steps of a generation, with their times",
         show_timeline,
         f"genhook generations timeline {example}",
     )
@@ -90,11 +94,13 @@ def _add_create(group: Any) -> argparse.ArgumentParser:
         "genhook generations create --model imagen4-fast --prompt 'A lighthouse at dusk' --wait",
     )
     create.add_argument("--model", required=True, help="the model's id in the catalogue")
-    create.add_argument("--prompt", help="the parameter `prompt`")
+    create.add_argument("--prompt", help="the model's parameter `prompt`")
     create.add_argument(
         "--input", type=parameters, metavar="JSON", help="the model's parameters, as a JSON object"
     )
-    create.add_argument("--wait", action="store_true", help="wait until there is an outcome")
+    create.add_argument(
+        "--wait", action="store_true", help="wait until the generation has an outcome"
+    )
     return create
 
 
@@ -116,7 +122,7 @@ def _add_list(group: Any) -> argparse.ArgumentParser:
 def add_remote(parser: argparse.ArgumentParser) -> None:
     """Add the options that name the service and the key."""
     parser.add_argument(
-        "--url", help="the service (GENHOOK_PUBLIC_URL, or this machine at PORT or 8000)"
+        "--url", help="URL of the service (GENHOOK_PUBLIC_URL, or this machine at PORT or 8000)"
     )
     parser.add_argument("--key", help="an API key (GENHOOK_ADMIN_KEY)")
     add_json(parser)
@@ -124,13 +130,13 @@ def add_remote(parser: argparse.ArgumentParser) -> None:
 
 def add_paging(parser: argparse.ArgumentParser) -> None:
     """Add the options of a list."""
-    parser.add_argument("--limit", type=int, help="at most this many (50)")
-    parser.add_argument("--after", metavar="ID", help="only older ones than this")
+    parser.add_argument("--limit", type=int, help="list at most this many (50)")
+    parser.add_argument("--after", metavar="ID", help="list only what is older than this id")
 
 
 def add_event_types(parser: argparse.ArgumentParser) -> None:
     """Add `--event-types`."""
-    types = f"{', '.join(EVENT_TYPES[:-1])} or {EVENT_TYPES[-1]} (all)"
+    types = f"{', '.join(EVENT_TYPES[:-1])} or {EVENT_TYPES[-1]} (all of them)"
     parser.add_argument("--event-types", nargs="+", default=[], metavar="TYPE", help=types)
 
 

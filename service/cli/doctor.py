@@ -39,7 +39,7 @@ class Finding(NamedTuple):
 def add_doctor(parser: argparse.ArgumentParser) -> None:
     """The options of `genhook doctor`."""
     define(parser, doctor, "genhook doctor --online")
-    parser.add_argument("--online", action="store_true", help="ask upstream too")
+    parser.add_argument("--online", action="store_true", help="also send a request to upstream")
     add_json(parser)
 
 

@@ -41,11 +41,15 @@ class _Event(msgspec.Struct):
 def add_listen(parser: argparse.ArgumentParser) -> None:
     """The options of `genhook listen`."""
     define(parser, listen, "genhook listen --forward-to http://127.0.0.1:3000/hooks")
-    parser.add_argument("--forward-to", metavar="URL", help="POST each event there, signed")
-    parser.add_argument("--secret", help="whsec_… to sign with (a new one, which is printed)")
-    parser.add_argument("--after", metavar="EVENT_ID", help="start after this event (the newest)")
+    parser.add_argument("--forward-to", metavar="URL", help="POST each event to this URL, signed")
     parser.add_argument(
-        "--once", action="store_true", help="start at the first event, stop after the newest"
+        "--secret", help="secret to sign with, whsec_… (creates and prints a new one)"
+    )
+    parser.add_argument(
+        "--after", metavar="EVENT_ID", help="start after this event (the newest event)"
+    )
+    parser.add_argument(
+        "--once", action="store_true", help="start at the oldest event, exit after the newest"
     )
     add_remote(parser)
 

@@ -13,17 +13,17 @@ from service.model.errors import CommandError, SettingsError, StorageError
 
 # The module in service.cli whose `add_NAME` adds the options of the command NAME, and a summary.
 COMMANDS = {
-    "serve": ("serve", "run the API, the receiver of callbacks and the worker"),
-    "work": ("serve", "run the worker alone"),
-    "sandbox": ("serve", "run a sandbox that behaves like API in One, on this machine"),
-    "demo": ("demo", "show a callback, polling and a lost callback, on this machine alone"),
-    "migrate": ("admin", "bring the database to the schema of this version"),
-    "backup": ("backup", "copy the database to a file, while the service runs"),
-    "tick": ("admin", "do due work once, where no worker runs"),
-    "keys": ("admin", "create, list and revoke API keys, in the database itself"),
+    "serve": ("serve", "serve the API and callbacks; run the worker unless GENHOOK_WORKER=off"),
+    "work": ("serve", "run only the worker, which polls, delivers and repeats submissions"),
+    "sandbox": ("serve", "run a simulated API in One on this machine"),
+    "demo": ("demo", "show a callback, polling and a lost callback; needs no network or account"),
+    "migrate": ("admin", "migrate the database to the schema of this version"),
+    "backup": ("backup", "copy the database to a file; the service may run meanwhile"),
+    "tick": ("admin", "do the due work once, where no worker runs all the time"),
+    "keys": ("admin", "create, list and revoke API keys, directly in the database"),
     "subscribers": ("client", "manage the URLs that receive events"),
     "generations": ("client", "create generations and look at them"),
-    "listen": ("listen", "print events as they come, and send them to a local URL"),
+    "listen": ("listen", "print new events, and send them to a local URL if you name one"),
     "replay": ("replay", "send stored events to a subscriber again"),
     "doctor": ("doctor", "check settings, database, keys and clock"),
 }
@@ -37,9 +37,9 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
         prog="genhook",
         description="Webhook receiver for asynchronous generation APIs.",
-        epilog="Settings come from the environment; docs/settings.md has the table.",
+        epilog="Settings are environment variables; docs/settings.md lists them.",
     )
-    root.add_argument("--version", action="store_true", help="print the version and stop")
+    root.add_argument("--version", action="store_true", help="print the version and exit")
     root.set_defaults(run=None)
     group = root.add_subparsers(title="commands", metavar="COMMAND")
     for each in [name] if name in COMMANDS else COMMANDS:

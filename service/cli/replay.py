@@ -26,22 +26,22 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
     """The options of `genhook replay`."""
     example = "genhook replay sub_01a1f83ac6f470008f5b21d7c0e394a6 --since 24h --only all"
     define(parser, replay, example)
-    parser.add_argument("id", type=identifier, metavar="SUBSCRIBER")
+    parser.add_argument("id", type=identifier, metavar="SUBSCRIBER", help="id of the subscriber")
     parser.add_argument(
         "--since",
         required=True,
         type=moment,
-        help="from when on: an age (90m, 24h, 7d) or an RFC 3339 time",
+        help="start of the period: an age (90m, 24h, 7d) or an RFC 3339 time",
     )
-    parser.add_argument("--until", type=moment, help="until when, as for --since (now)")
+    parser.add_argument("--until", type=moment, help="end of the period, in the same form (now)")
     parser.add_argument(
         "--only",
         choices=("dead", "all"),
         default="dead",
-        help="events whose delivery is dead, or all (dead)",
+        help="dead: events whose delivery is dead; all: every event (dead)",
     )
     add_event_types(parser)
-    parser.add_argument("--dry-run", action="store_true", help="count, but send nothing")
+    parser.add_argument("--dry-run", action="store_true", help="only count the events")
     add_remote(parser)
 
 

@@ -11,17 +11,19 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     """The options of `genhook serve`."""
     define(parser, serve, "genhook serve --dev --sandbox")
     parser.add_argument("--host", type=host, help="address to listen on (GENHOOK_HOST, 127.0.0.1)")
-    parser.add_argument("--port", type=port, help="port to listen on (PORT, 8000); 0: any free one")
+    parser.add_argument(
+        "--port", type=port, help="port to listen on (PORT, 8000); 0 is any free port"
+    )
     for name, summary in (
-        ("--dev", "create throwaway keys; allow http and targets on this machine"),
-        ("--sandbox", "with --dev: run a sandbox as upstream"),
+        ("--dev", "for trying out: create throwaway keys, allow http and local targets"),
+        ("--sandbox", "run a sandbox and use it as upstream; needs --dev"),
     ):
         parser.add_argument(name, action="store_true", help=summary)
 
 
 def add_work(parser: argparse.ArgumentParser) -> None:
     """The options of `genhook work`."""
-    define(parser, work, "GENHOOK_WORKER=off genhook work")
+    define(parser, work, "genhook work")
 
 
 def add_sandbox(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +35,7 @@ def add_sandbox(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=port, default=9000, help="port to listen on (9000)")
     parser.add_argument("--api-key", help="the only API key it accepts (any that starts with aio_)")
     parser.add_argument(
-        "--speed", type=speed, default=1.0, help="how many times faster than real time (1)"
+        "--speed", type=speed, default=1.0, help="speed, as a multiple of real time (1)"
     )
 
 

@@ -111,12 +111,6 @@ class Submitter:
         self._repeated |= {self.start(generation) for generation in due}
         return len(due), now
 
-    async def settle_repeated(self) -> None:
-        """Wait for the submissions that `run_due` started; cancelling the wait cancels none."""
-        self._repeated = {task for task in self._repeated if not task.done()}
-        if self._repeated:
-            await asyncio.wait(self._repeated)
-
     async def settle(self) -> None:
         """Wait for every submission under way; cancelling the wait cancels none."""
         if self.in_flight:
