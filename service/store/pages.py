@@ -5,7 +5,7 @@ does not answer are checked row by row, for SCANNED_MAX rows of the index at mos
 therefore be short, or even empty, and still have a cursor.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -73,11 +73,19 @@ async def read(tx: Transaction, source: Source, page: Page, values: Mapping[str,
         f"WHERE {' AND '.join([*where, *until, *source.filters]) or '1'} "
         f"ORDER BY {source.key} {order} LIMIT :limit"
     )
+    rows, is_cut = _take(tx.scan(sql, values), page.limit)
+    if is_cut:
+        return rows, rows[-1]["id"]
+    return rows, last["id"] if last else None
+
+
+def _take(scanned: Iterable[Row], limit: int) -> tuple[list[Row], bool]:
+    """Return the rows of a page, and whether more were left: beyond its limit or PAGE_BYTES."""
     rows: list[Row] = []
     size = 0
-    for row in tx.scan(sql, values):
+    for row in scanned:
         size += sum(len(value) for value in tuple(row) if isinstance(value, (str, bytes)))
-        if rows and (len(rows) == page.limit or size > PAGE_BYTES):
-            return rows, rows[-1]["id"]
+        if rows and (len(rows) == limit or size > PAGE_BYTES):
+            return rows, True
         rows.append(row)
-    return rows, last["id"] if last else None
+    return rows, False
