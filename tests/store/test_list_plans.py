@@ -120,7 +120,7 @@ def faults(plan: Collection[str], page: pages.Page) -> list[str]:
 
 def test_every_filter_of_the_api_is_covered() -> None:
     filters = {
-        operation.path: operation.query - PAGING
+        operation.path: operation.query - PAGING - {"tenant"}  # An operator chooses whose rows.
         for operation in OPERATIONS
         if operation.method == "GET" and operation.query >= PAGING
     }
