@@ -165,7 +165,9 @@ class Protocol(HttpToolsProtocol):
             size = end.end() - len(self._last_bytes)
         data = bytes(self._unparsed[:size])
         del self._unparsed[:size]
-        self._last_bytes = (self._last_bytes + data)[-2:] if self._body_left is None else b""
+        if self._body_left is None:
+            # Never a whole empty line, so that the next part is not empty.
+            self._last_bytes = (self._last_bytes + data)[-2:].replace(b"\n\n", b"\n")
         return data
 
     def _take_head(self) -> bytes:

@@ -165,6 +165,14 @@ async def test_a_malformed_request_is_400_after_the_answers_before_it(bad: bytes
     assert json.loads(second.partition(b"\r\n\r\n")[2])["code"] == "bad_request"
 
 
+@pytest.mark.parametrize("body", [b"\n\n\n", b"\r\n\r\n", b"0\r\n\r\n", b"\n" * 300])
+async def test_empty_lines_in_a_chunked_body_end_nothing(body: bytes) -> None:
+    head = b"POST /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    async with serving() as port:
+        assert texts(await answer_to(port, head + chunked)) == [f"POST /a {len(body)}"]
+
+
 async def test_a_body_in_tiny_chunks_is_read_and_endless_framing_is_refused() -> None:
     head = b"POST /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunks = b"1\r\nx\r\n" * 50_000 + b"0\r\n\r\n"
