@@ -6,7 +6,6 @@ import types
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from functools import partial
 from typing import Any
-from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,6 +16,7 @@ from service.telemetry import log, metrics
 
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 PATH_CHARACTERS_MAX = 200  # Of a path in the log.
+_SHOWN_SEGMENT = re.compile(r"[a-z0-9_-]{0,40}")  # Names and ids, never a callback's token.
 _log = log.get()
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
@@ -142,6 +142,12 @@ def with_request_ids(app: ASGIApp, clock: Clock) -> ASGIApp:
     return run
 
 
+def _shown_path(path: str) -> str:
+    """Return a path for the log, without segments that may be or hold a callback's token."""
+    segments = path[:PATH_CHARACTERS_MAX].split("/")
+    return "/".join([s if _SHOWN_SEGMENT.fullmatch(s) else "[hidden]" for s in segments])
+
+
 def _log_refusal(scope: Scope, status: int) -> None:
     """Leave a line about a request that was refused, so that its request id leads somewhere."""
     if not (400 <= status < 500 or status == 503) or status == 499:  # 499: it hung up.
@@ -153,7 +159,7 @@ def _log_refusal(scope: Scope, status: int) -> None:
         status=status,
         code=state.get("code"),
         method=scope["method"],
-        path=quote(scope["path"])[:PATH_CHARACTERS_MAX],
+        path=_shown_path(scope["path"]),
         key_id=key.id if key else None,
         tenant=key.tenant if key else None,
     )

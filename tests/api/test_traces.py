@@ -164,3 +164,29 @@ async def test_no_answer_is_sniffed_and_none_that_needs_a_key_is_kept_by_a_cache
         assert answer.headers.get_list("x-content-type-options") == ["nosniff"], answer.url
         if answer.is_success and "/v1/" in str(answer.url):
             assert answer.headers["cache-control"] == "no-store", answer.url
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//callbacks/apiinone/{token}",
+        "/CALLBACKS/apiinone/{token}",
+        "/%63allbacks/apiinone/{token}",
+        "/{token}",
+        "/v1/generations/{token}",
+        "/v1/../callbacks/apiinone/{token}x",
+    ],
+)
+async def test_no_line_about_a_refused_request_holds_a_token(
+    tmp_path: Path, console: Console, path: str
+) -> None:
+    console.configure("info")
+    async with opened(tmp_path) as world:
+        await world.generate()
+        token = world.upstream.callback_url().rpartition("/")[2]
+        answer = await world.client.get(path.format(token=token))
+        assert 400 <= answer.status_code < 500
+    _, nonce, _, signature = token.split(".")
+    assert of(console, "request.refused")
+    assert nonce not in console.text()
+    assert signature not in console.text()
