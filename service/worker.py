@@ -197,6 +197,7 @@ class Worker:
     async def _settle(self) -> None:
         """Wait for everything under way."""
         await self.submitter.settle()
+        await self.submitter.settle()
         await self.poller.settle()
         await self.dispatcher.settle()
 
@@ -282,9 +283,9 @@ class Worker:
                     has_failed = True
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(ends_at - loop.time(), 0)):
-                    await self.poller.settle()
-                    await self.dispatcher.settle()
+                    await self._settle()
             is_due = any(at is not None and at <= self.context.clock() for at in due_times)
+            is_due |= bool(self.submitter.in_flight)
             if loop.time() >= ends_at or not is_due:
                 return is_due or has_failed
 

@@ -115,14 +115,18 @@ async def test_a_429_rests_every_subscriber_of_the_receiver(tmp_path: Path) -> N
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE, max_in_flight=1)
         queue_answers(world, Answer(429, (("retry-after", "60"),), b""))
-        await world.generate()
-        await world.run()
-        for url in (OTHER_URL, ELSEWHERE_URL):
-            await world.subscribe(url, **ONE)
-        await world.generate()
-        await world.run(59)
-        assert [sent.url for sent in world.subscribers.webhooks] == [SUBSCRIBER_URL, ELSEWHERE_URL]
-        await world.run(1)
+        async with attach_worker(world) as dispatcher:
+            await world.generate()
+            await dispatcher.settle()
+            for url in (OTHER_URL, ELSEWHERE_URL):
+                await world.subscribe(url, **ONE)
+            await world.generate()
+            await dispatcher.settle()
+            sent = [webhook.url for webhook in world.subscribers.webhooks]
+            assert sent == [SUBSCRIBER_URL, ELSEWHERE_URL]
+            world.clock.advance(60)
+            await dispatcher.run_due(world.clock.now)
+            await dispatcher.settle()
         assert len(world.subscribers.webhooks_to(OTHER_URL)) == 1
 
 

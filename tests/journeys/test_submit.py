@@ -148,7 +148,6 @@ LOST = [
     response(200, {"code": 200, "message": "success", "data": {}}),
     response(200, {"code": 500, "message": "inner"}),
     response(503, create_answer("task9")),  # An error status, but with a task.
-    response(303, None, location="http://elsewhere.test/"),
     httpx.Response(200, content=b'{"data": "' + b"x" * 3_000 + b'"}'),
     httpx.ReadTimeout("slow"),
     httpx.ReadError("reset"),
