@@ -283,9 +283,11 @@ class Worker:
                     has_failed = True
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(ends_at - loop.time(), 0)):
-                    await self._settle()
+                    await self.submitter.settle_repeated()
+                    await self.poller.settle()
+                    await self.dispatcher.settle()
             is_due = any(at is not None and at <= self.context.clock() for at in due_times)
-            is_due |= bool(self.submitter.in_flight)
+            is_due |= bool(self.submitter.repeated)
             if loop.time() >= ends_at or not is_due:
                 return is_due or has_failed
 

@@ -71,7 +71,7 @@ class Submitter:
         self.context = context
         self.places = budget.Places(PLACES)
         self.in_flight: dict[str, asyncio.Task[Submission]] = {}
-        self._repeated: set[asyncio.Task[Submission]] = set()
+        self.repeated: set[asyncio.Task[Submission]] = set()
 
     def start(self, generation: Generation) -> asyncio.Task[Submission]:
         """Submit a generation that is stored as `sending`, even if the client hangs up.
@@ -88,8 +88,8 @@ class Submitter:
 
     def _end(self, generation_id: str, owner: str | None) -> None:
         task = self.in_flight.pop(generation_id, None)
-        if task in self._repeated:
-            self._repeated.discard(task)
+        if task in self.repeated:
+            self.repeated.discard(task)
             if not task.cancelled() and (error := task.exception()):
                 # The row stays `sending`: upstream may have a task, so it is never sent again.
                 _log.error("submission.failed", generation_id=generation_id, error=repr(error))
@@ -108,8 +108,13 @@ class Submitter:
             return 0, due_at
         choice = generations.Choice(min(places.free, places.owner_max), tenants=full)
         due = await database.write(_claim_due, choice)
-        self._repeated |= {self.start(generation) for generation in due}
+        self.repeated |= {self.start(generation) for generation in due}
         return len(due), now
+
+    async def settle_repeated(self) -> None:
+        """Wait for the submissions that `run_due` started; cancelling the wait cancels none."""
+        if self.repeated:
+            await asyncio.wait(self.repeated)
 
     async def settle(self) -> None:
         """Wait for every submission under way; cancelling the wait cancels none."""
