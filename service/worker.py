@@ -197,7 +197,6 @@ class Worker:
     async def _settle(self) -> None:
         """Wait for everything under way."""
         await self.submitter.settle()
-        await self.submitter.settle()
         await self.poller.settle()
         await self.dispatcher.settle()
 

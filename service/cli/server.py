@@ -16,6 +16,7 @@ import uvloop
 from service.cli import entrance
 from service.cli.stopping import Stop, on_signals
 from service.model.errors import CommandError
+from service.settings import Settings
 from service.telemetry import log
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 run = uvloop.run
 KEEP_ALIVE_SECONDS = 30
-CONNECTIONS_MAX = 4_096
 BACKLOG = 2_048
 SANDBOX_STOP_SECONDS = 5.0
 
@@ -74,16 +74,18 @@ def new_server(
     app: Any,
     *,
     lifespan: Literal["on", "off"] = "on",
-    connections_max: int = CONNECTIONS_MAX,
-    head_seconds: float = 10.0,
-    body_seconds: float = 30.0,
+    settings: Settings | None = None,
 ) -> Server:
-    """A server of the ASGI application; open requests get a second to end."""
+    """A server of the ASGI application, with the limits of the settings, or their defaults.
+
+    Open requests get a second to end.
+    """
+    limits = settings or Settings()
     protocol = partial(
         entrance.Protocol,
-        head_seconds=head_seconds,
-        body_seconds=body_seconds,
-        connections_max=connections_max,
+        head_seconds=limits.head_seconds,
+        body_seconds=limits.body_seconds,
+        connections_max=limits.connections_max,
     )
     config = uvicorn.Config(
         app,
@@ -140,14 +142,14 @@ async def serve(app: "App", sock: socket.socket, sandbox_sock: socket.socket | N
             sandbox = running_sandbox(sandbox_sock, settings.upstream_api_key)
             await stack.enter_async_context(sandbox)
         await app.start()
-        await _run(app, _server_of(app, app), sock)
+        await _run(app, new_server(app, lifespan="off", settings=app.settings), sock)
     return int(app.worker.has_failed)
 
 
 async def work(app: "App", sock: socket.socket | None) -> int:
     """Run the worker until a signal or a failure ends it, with its health on `sock`; its status."""
     await app.start(worker=True)
-    await _run(app, _server_of(app, app.observe), sock)
+    await _run(app, new_server(app.observe, lifespan="off", settings=app.settings), sock)
     return int(app.worker.has_failed)
 
 
@@ -173,17 +175,6 @@ async def _run(app: "App", server: Server, sock: socket.socket | None) -> None:
     finally:
         await app.stop(stop.work_ends_at)
         _log.info("stopped")
-
-
-def _server_of(app: "App", asgi: Any) -> Server:
-    settings = app.settings
-    return new_server(
-        asgi,
-        lifespan="off",
-        connections_max=settings.connections_max,
-        head_seconds=settings.head_seconds,
-        body_seconds=settings.body_seconds,
-    )
 
 
 async def sandbox(sock: socket.socket, api_key: str | None, speed: float) -> None:

@@ -39,11 +39,11 @@ class Result(msgspec.Struct, frozen=True):
     """What was sent, the record that is to be stored, and what follows from the attempt."""
 
     due: DueDelivery
+    recipient: Recipient
     message: Message
     record: deliveries.AttemptRecord
     verdict: retry.Verdict
     ended_at: int
-    longest_delay_ms: int  # Of the subscriber's schedule.
 
 
 async def read_recipient(tx: Transaction, vault: Vault, subscriber_id: str) -> Recipient | None:
@@ -106,8 +106,7 @@ async def attempt(
     sent = _attempt(due, answer, started_at, seconds)
     _count(sent, due, verdict.word, seconds)
     record = _record(recipient, sent, due, verdict, ended_at)
-    longest_delay_ms = max(recipient.subscriber.retry_schedule_seconds) * SECOND
-    return Result(due, message, record, verdict, ended_at, longest_delay_ms)
+    return Result(due, recipient, message, record, verdict, ended_at)
 
 
 def _message(recipient: Recipient, due: DueDelivery, now: int) -> Message:

@@ -7,7 +7,7 @@ from service.context import Context
 from service.delivery import fanout
 from service.delivery.attempt import Result
 from service.delivery.lanes import Lane
-from service.model.clock import DAY, HOUR
+from service.model.clock import DAY, HOUR, SECOND
 from service.model.subscriber import Subscriber
 from service.store import deliveries, events, rows, subscribers
 from service.store.database import Transaction
@@ -41,7 +41,8 @@ def changes_of(health: Lane | Subscriber, result: Result, now: int) -> dict[str,
     changes: dict[str, Any] = {}
     # Two failures far apart are no days of failure, nor is a clock that jumped.
     since, last_at = health.failing_since, health.last_failed_at or health.failing_since or 0
-    if since is None or now - last_at > FAILING_GAP_MS + result.longest_delay_ms + FAILED_EVERY_MS:
+    longest_delay_ms = max(result.recipient.subscriber.retry_schedule_seconds) * SECOND
+    if since is None or now - last_at > FAILING_GAP_MS + longest_delay_ms + FAILED_EVERY_MS:
         since = changes["failing_since"] = now
     if since == now or now - last_at >= FAILED_EVERY_MS:
         changes["last_failed_at"] = now

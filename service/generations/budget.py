@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 from service.context import Context
 from service.delivery import retry
@@ -117,8 +116,8 @@ def status_path(models: Mapping[str, Model], generation: Generation) -> str:
 
 def pause_max_ms(context: Context) -> int:
     """Return the longest pause that upstream may ask for."""
-    deadline_ms: Any = context.settings.deadline_seconds * SECOND
-    return int(min(PAUSE_MAX_MS, max(deadline_ms // PAUSE_SHARE_OF_DEADLINE, SECOND)))
+    deadline_ms = context.settings.deadline_seconds * SECOND
+    return min(PAUSE_MAX_MS, max(deadline_ms // PAUSE_SHARE_OF_DEADLINE, SECOND))
 
 
 def asked_pause_ms(context: Context, value: str | None, now: int) -> int | None:

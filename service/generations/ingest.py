@@ -58,11 +58,6 @@ def _file(context: Context, file: results.File) -> dict[str, str | None]:
     return view if file.expires_at is None else {**view, "expires_at": rfc3339(file.expires_at)}
 
 
-def clamp(number: int | None) -> int | None:
-    """Return a number of a stranger within the range that every reader of JSON can hold."""
-    return None if number is None else max(-documents.NUMBER_MAX, min(number, documents.NUMBER_MAX))
-
-
 class Reply(msgspec.Struct, frozen=True):
     """Upstream's answer to a submission or a poll, with the update and the exchange to store."""
 
@@ -91,7 +86,7 @@ async def ask(
         kind="submission" if task_id is None else "poll",
         at=asked_at,
         duration_ms=round((time.monotonic() - timer_start) * 1_000),
-        status_code=clamp(answer.status) if isinstance(answer, wire.NoReport) else None,
+        status_code=documents.clamp(answer.status) if isinstance(answer, wire.NoReport) else None,
         outcome=outcome,
         detail=context.redactor.json(detail)[: documents.MAX_TEXT_CHARS] if detail else detail,
     )
@@ -272,7 +267,7 @@ def _status_changes(context: Context, old: Generation, update: Update, now: int)
     model = context.catalogue.get(old.model)
     billed = 0 if update.status == "failed" else None
     if update.status == "succeeded" and model is not None:
-        billed = clamp(catalogue.credits(model, old.input))
+        billed = documents.clamp(catalogue.credits(model, old.input))
     return {
         **changes,
         "completed_at": now,

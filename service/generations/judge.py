@@ -40,8 +40,7 @@ async def judge(
         answer = replace(answer.possible, task_id=answer.task_id)
     if answer is reply.answer:
         return reply
-    outcome = answer.state
-    exchange = replace(reply.exchange, outcome=outcome)
+    exchange = replace(reply.exchange, outcome=answer.state)
     update = ingest.update_of(context, answer)
     return replace(reply, answer=answer, update=update, exchange=exchange)
 

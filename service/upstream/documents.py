@@ -212,4 +212,9 @@ def _number(value: Any) -> int | None:
         return int(value)
     if not isinstance(value, int) or isinstance(value, bool):
         return None
-    return max(-NUMBER_MAX, min(value, NUMBER_MAX))
+    return clamp(value)
+
+
+def clamp(number: int | None) -> int | None:
+    """Return a number of a stranger within the range that every reader of JSON can hold."""
+    return None if number is None else max(-NUMBER_MAX, min(number, NUMBER_MAX))

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from service.cli import entrance, server
+from service.settings import Settings
 from tests.logs import Console
 
 LIMIT = entrance.HEAD_BYTES
@@ -36,7 +37,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 async def serving(app: Any = echo, **options: Any) -> AsyncIterator[int]:
     """Serve the application; yields the port."""
     sock = server.bind("127.0.0.1", 0)
-    running = server.new_server(app, lifespan="off", **options)
+    running = server.new_server(app, lifespan="off", settings=Settings(**options))
     task = asyncio.create_task(running.serve(sockets=[sock]))
     try:
         yield sock.getsockname()[1]
