@@ -23,7 +23,7 @@ from service.api.problem import FieldError, Problem, not_found, refuse_fields
 from service.api.waiting import wait_for_end
 from service.generations import submit
 from service.model.attempt import Attempt
-from service.model.clock import SECOND, parse_rfc3339, rfc3339
+from service.model.clock import parse_rfc3339, rfc3339
 from service.model.generation import OPEN, TERMINAL, Generation
 from service.model.ids import time_of
 from service.model.key import Key
@@ -191,13 +191,10 @@ async def refresh(call: Call) -> Answer:
     generation = await call.database.read(_get, call)
     if generation.status in ("succeeded", "failed"):
         return answer(generation.view())
-    poller, polled_at = call.parts.poller, generation.last_poll_at
-    may_ask = polled_at is None or call.context.clock() - polled_at >= SECOND
-    if generation.id in poller.in_flight or may_ask:
-        task = poller.refresh(generation, call.context.clock())
-        if task is not None:  # Without a token of the budget, the answer is what is stored.
-            await asyncio.shield(task)
-        generation = await call.database.read(_get, call)
+    task = call.parts.poller.refresh(generation, call.context.clock())
+    if task is not None:  # Without a poll, the answer is what is stored.
+        await asyncio.shield(task)
+    generation = await call.database.read(_get, call)
     return answer(generation.view())
 
 

@@ -46,6 +46,7 @@ class Poller:
         self.refreshes = Budget(rate / budget.REFRESH_SHARE)
         self.places = Places(IN_FLIGHT_MAX)
         self.in_flight: dict[str, asyncio.Task[None]] = {}
+        self._refreshed_at: dict[str, int] = {}  # Those of the last second.
         self._hints_first = True
         self.sightings = Sightings()
 
@@ -121,10 +122,18 @@ class Poller:
     def refresh(self, generation: Generation, now: int) -> asyncio.Task[None] | None:
         """Poll a generation for a client, or return its poll that is under way.
 
-        None: there is no token or place for it now. Refreshes have a share of the budget.
+        None: it was polled within the last second, or there is no token or place for it now.
+        Refreshes have a share of the budget.
         """
-        if generation.id in self.in_flight:
-            return self.in_flight[generation.id]
+        id_ = generation.id
+        if id_ in self.in_flight:
+            return self.in_flight[id_]
+        recent = {key: at for key, at in self._refreshed_at.items() if 0 <= now - at < SECOND}
+        self._refreshed_at = recent
+        # The generation may have been read before a poll of this second was recorded.
+        last_poll_at = recent.get(id_) or generation.last_poll_at
+        if last_poll_at is not None and now - last_poll_at < SECOND:
+            return None
         if self.budget.available(now) < 1:
             return None
         if self.refreshes.available(now) < 1 and not self.budget.is_unused:
@@ -132,6 +141,7 @@ class Poller:
         task = self._start(generation)
         if task is not None:
             self.budget.spend()
+            self._refreshed_at[id_] = now
             self.refreshes.tokens = max(self.refreshes.tokens - 1, 0.0)
         return task
 

@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from service.generations.budget import Budget
-from service.store import generations
+from service.model.generation import Generation
+from service.store import generations, rows
 from service.store.database import Transaction
 from tests.faults import DelayedAnswer, status_of, timeline_of
 from tests.harness import Harness, opened, success_report
@@ -403,6 +404,23 @@ async def test_refreshes_at_the_same_time_share_a_poll(tmp_path: Path) -> None:
         answers = await asyncio.gather(*(world.client.post(path) for _ in range(8)))
         assert {answer.json()["status"] for answer in answers} == {"succeeded"}
         assert world.upstream.polls == ["task1"]
+
+
+async def test_a_refresh_that_read_before_another_was_recorded_polls_no_second_time(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        created = await world.generate()
+        database = world.app.context.database
+        before = await database.read(rows.read_by_id, Generation, created["id"])
+        poller, now = world.app.worker.poller, world.clock.now
+        assert before is not None
+        first = poller.refresh(before, now)
+        assert first is not None
+        await first
+        assert poller.refresh(before, now) is None
+        assert poller.refresh(before, now + 1_000) is not None
+        await poller.settle()
 
 
 async def test_a_refresh_without_a_task_id_makes_no_poll(tmp_path: Path) -> None:
