@@ -76,3 +76,13 @@ def _repeat_at(
         return now + wait_ms
     trouble_count = generation.trouble_count
     return max(schedule.poll_after_trouble(trouble_count, now, context.jitter()), now + wait_ms)
+
+
+async def task_id_of_callbacks(tx: Transaction, generation: Generation) -> str | None:
+    """Return the task id that callbacks name; ids of other generations' tasks do not count."""
+    for body in await callbacks.latest_bodies(tx, generation.tenant, generation.id):
+        report = wire.read_callback(body)
+        task_id = report.task_id if report else None
+        if task_id and not await generations.another_has_task(tx, task_id, generation.id):
+            return task_id
+    return None

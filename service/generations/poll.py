@@ -15,7 +15,7 @@ from service.generations.sightings import Sightings
 from service.model.clock import DAY, SECOND
 from service.model.errors import StorageError
 from service.model.generation import Generation
-from service.store import callbacks, generations, rows
+from service.store import generations, rows
 from service.store.database import Transaction
 from service.telemetry import log, metrics
 from service.upstream import wire
@@ -188,7 +188,7 @@ class Poller:
     async def _ask(self, generation: Generation) -> None:
         context = self.context
         task_id = generation.task_id
-        task_id = task_id or await context.database.read(_callback_task_id, generation)
+        task_id = task_id or await context.database.read(hints.task_id_of_callbacks, generation)
         if task_id is None:
             await context.database.write(_plan_without_task, context, generation.id)
             return
@@ -303,16 +303,6 @@ async def expire(tx: Transaction, context: Context, only_id: str | None = None) 
             due_at = schedule.poll_after_deadline(generation.deadline_at, 0, context.jitter())
             batch.change(generation.id, next_poll_at=due_at)
     await batch.write()
-
-
-async def _callback_task_id(tx: Transaction, generation: Generation) -> str | None:
-    """Return the task id that callbacks name; ids of other generations' tasks do not count."""
-    for body in await callbacks.latest_bodies(tx, generation.tenant, generation.id):
-        report = wire.read_callback(body)
-        task_id = report.task_id if report else None
-        if task_id and not await generations.another_has_task(tx, task_id, generation.id):
-            return task_id
-    return None
 
 
 async def _plan_without_task(tx: Transaction, context: Context, generation_id: str) -> None:
