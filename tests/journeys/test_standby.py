@@ -27,7 +27,7 @@ async def stop_worker(world: Harness) -> None:
     assert worker is not None
     assert worker.task is not None
     worker.stop()
-    await asyncio.wait_for(worker.task, 10)
+    await asyncio.wait_for(worker.task, 60)
 
 
 async def test_a_worker_starts_once_its_lock_can_be_opened(

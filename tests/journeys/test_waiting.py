@@ -78,4 +78,4 @@ async def test_nobody_is_looked_for_once_nobody_waits(
         assert (await request).json()["status"] == "succeeded"
         watching = world.app.context.watching
         assert watching is not None
-        await asyncio.wait_for(watching, 10)
+        await asyncio.wait_for(watching, 60)

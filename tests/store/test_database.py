@@ -108,7 +108,7 @@ async def test_a_unit_that_may_wait_is_committed_alone_after_a_moment(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = record_group_sizes(monkeypatch)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert await database.write_batched(put_all, "a", may_wait=True) == "A"
         assert await database.write_batched(put_all, "b", may_wait=True) == "B"
     assert sizes == [1, 1]
@@ -120,7 +120,7 @@ async def test_close_commits_units_that_may_wait_at_once(
     monkeypatch.setattr(database_module, "PATIENCE_SECONDS", 60.0)
     database = await open_database(tmp_path)
     patient = database.write_batched(put_all, "a", may_wait=True)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await database.close()
         assert await patient == "A"
 
@@ -250,7 +250,7 @@ async def test_commits_go_on_if_a_function_after_a_commit_raises(database: Datab
         tx.after_commit(calls.append, "next")
         return "stored"
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert await database.write(unit) == "stored"
         assert await database.write(put, "a") == 1
     assert calls == ["next"]
@@ -408,7 +408,7 @@ async def test_readers_cannot_write(database: Database) -> None:
 
     with pytest.raises(StorageError, match="readonly"):
         await database.read(writes)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         names = await asyncio.gather(*(database.read(names_in) for _ in range(20)))
     assert names == [[]] * 20
 
@@ -424,9 +424,9 @@ async def test_readers_that_cannot_be_opened_do_not_count_towards_the_maximum(
         patched.setattr(readers_module, "connect", fails)
         for _ in range(readers_module.READERS + 1):
             with pytest.raises(StorageError, match="unable to open"):
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     await database.read(names_in)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert await database.read(names_in) == []
 
 

@@ -17,12 +17,12 @@ NO_CONTENT = Answer(204, (), b"")
 
 async def answer_of(script: Script) -> Answer:
     async with receiving(script) as receiver, sending() as sender:
-        answer = await sender.send(receiver.target, HEADERS, b'{"id":1}', 5)
+        answer = await sender.send(receiver.target, HEADERS, b'{"id":1}', 60)
         assert len(receiver.requests) == 1
         return answer
 
 
-async def error_of(script: Script, deadline_seconds: float = 5) -> SendError:
+async def error_of(script: Script, deadline_seconds: float = 60) -> SendError:
     async with receiving(script) as receiver, sending() as sender:
         with pytest.raises(SendError) as caught:
             await sender.send(receiver.target, HEADERS, b'{"id":1}', deadline_seconds)
@@ -34,7 +34,7 @@ async def error_of(script: Script, deadline_seconds: float = 5) -> SendError:
 async def connections_after_two(script: Script) -> int:
     async with receiving(script) as receiver, sending() as sender:
         for _ in range(2):
-            answer = await sender.send(receiver.target, HEADERS, b"{}", 5)
+            answer = await sender.send(receiver.target, HEADERS, b"{}", 60)
             assert answer.status_code in {200, 204}
             assert answer.body in {b"", b"ok"}
         assert len(receiver.requests) == 2
@@ -43,7 +43,7 @@ async def connections_after_two(script: Script) -> int:
 
 async def test_a_request_is_one_plain_post() -> None:
     async with receiving(always(OK)) as receiver, sending() as sender:
-        await sender.send(receiver.target, HEADERS, b'{"id":1}', 5)
+        await sender.send(receiver.target, HEADERS, b'{"id":1}', 60)
         assert receiver.requests == [
             b"POST /webhooks?from=genhook HTTP/1.1\r\n"
             b"host: 127.0.0.1:%d\r\n"
@@ -98,7 +98,7 @@ async def test_a_cookie_is_not_sent_back() -> None:
     cookie = b"HTTP/1.1 204 OK\r\nSet-Cookie: a=b\r\n\r\n"
     async with receiving(always(cookie)) as receiver, sending() as sender:
         for _ in range(2):
-            await sender.send(receiver.target, HEADERS, b"{}", 5)
+            await sender.send(receiver.target, HEADERS, b"{}", 60)
         assert receiver.requests[0] == receiver.requests[1]
 
 
@@ -185,7 +185,7 @@ async def test_a_huge_body_leaves_its_status_and_loses_the_connection(
 ) -> None:
     async with receiving(receivers.flood(start, part)) as receiver, sending() as sender:
         for _ in range(2):
-            answer = await sender.send(receiver.target, HEADERS, b"{}", 5)
+            answer = await sender.send(receiver.target, HEADERS, b"{}", 60)
             assert answer.status_code == 200
             assert answer.body == b"x" * 16384
         assert receiver.connections == 2
@@ -296,10 +296,10 @@ async def test_a_late_second_answer_ends_the_connection() -> None:
         receiving(receivers.in_turn(script, always(OK))) as receiver,
         sending() as sender,
     ):
-        await sender.send(receiver.target, HEADERS, b"{}", 5)
+        await sender.send(receiver.target, HEADERS, b"{}", 60)
         told.set()
         await gone.wait()
-        answer = await sender.send(receiver.target, HEADERS, b"{}", 5)
+        answer = await sender.send(receiver.target, HEADERS, b"{}", 60)
         assert answer.status_code == 204
         assert receiver.connections == 2
 
@@ -318,7 +318,7 @@ async def test_an_answer_before_the_request_was_taken_is_an_answer() -> None:
     body = b"x" * 30_000_000
     async with receiving(script) as receiver, sending() as sender:
         for number in (1, 2):
-            answer = await sender.send(receiver.target, HEADERS, body, 2)
+            answer = await sender.send(receiver.target, HEADERS, body, 60)
             assert answer.status_code == 413
             assert receiver.connections == number
 
@@ -331,7 +331,7 @@ async def test_what_comes_before_the_request_is_no_answer(banner: bytes) -> None
 
     async with receiving(script) as receiver, sending() as sender:
         answers = await asyncio.gather(
-            *(sender.send(receiver.target, HEADERS, b"{}", 2) for _ in range(20)),
+            *(sender.send(receiver.target, HEADERS, b"{}", 60) for _ in range(20)),
             return_exceptions=True,
         )
         for answer in answers:  # Whether it was asked for is a race that the receiver may win.

@@ -84,7 +84,7 @@ async def test_the_deadline_of_a_kept_connection_is_the_same() -> None:
 
     async def attempt(seconds: float) -> None:
         async with receiving(script) as receiver, sending() as sender:
-            await sender.send(receiver.target, HEADERS, b"{}", 5)
+            await sender.send(receiver.target, HEADERS, b"{}", 60)
             await timeout_of(sender, receiver.target, seconds)
             need(reached=len(receiver.requests) == 2)
             assert receiver.connections == 1

@@ -28,7 +28,7 @@ async def test_a_name_that_cannot_be_is_an_error() -> None:
 
 async def test_a_sender_uses_it_by_default() -> None:
     async with receiving(always(OK), name="localhost") as receiver, sending() as sender:
-        assert (await sender.send(receiver.target, HEADERS, b"{}", 5)).status_code == 204
+        assert (await sender.send(receiver.target, HEADERS, b"{}", 60)).status_code == 204
 
 
 class Names:

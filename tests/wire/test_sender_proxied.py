@@ -45,10 +45,10 @@ async def through(
 
 async def answer_of(script: Script) -> Answer:
     async with receiving(script) as proxy, through(proxy) as sender:
-        return await sender.send(TARGET, HEADERS, b'{"id":1}', 5)
+        return await sender.send(TARGET, HEADERS, b'{"id":1}', 60)
 
 
-async def error_of(script: Script, deadline_seconds: float = 5) -> SendError:
+async def error_of(script: Script, deadline_seconds: float = 60) -> SendError:
     async with receiving(script) as proxy, through(proxy) as sender:
         with pytest.raises(SendError) as caught:
             await sender.send(TARGET, HEADERS, b'{"id":1}', deadline_seconds)
@@ -59,7 +59,7 @@ async def error_of(script: Script, deadline_seconds: float = 5) -> SendError:
 
 async def test_the_proxy_gets_the_whole_url_and_nothing_is_added() -> None:
     async with receiving(always(OK)) as proxy, through(proxy) as sender:
-        answer = await sender.send(TARGET, HEADERS, b'{"id":1}', 5)
+        answer = await sender.send(TARGET, HEADERS, b'{"id":1}', 60)
         assert answer == Answer(204, (), b"")
         head, _, body = proxy.requests[0].partition(b"\r\n\r\n")
         first, *lines = head.split(b"\r\n")
@@ -78,7 +78,7 @@ async def test_a_redirect_is_not_followed_and_a_cookie_not_sent_back() -> None:
     answer = b"HTTP/1.1 302 Go\r\nLocation: /b\r\nSet-Cookie: a=b\r\nContent-Length: 0\r\n\r\n"
     async with receiving(always(answer)) as proxy, through(proxy) as sender:
         for _ in range(2):
-            assert (await sender.send(TARGET, HEADERS, b"{}", 5)).status_code == 302
+            assert (await sender.send(TARGET, HEADERS, b"{}", 60)).status_code == 302
         assert len(proxy.requests) == 2
         assert b"cookie" not in proxy.requests[1].lower()
 
@@ -142,11 +142,11 @@ async def test_an_https_receiver_is_reached_through_a_tunnel_and_verified() -> N
         receiving(tunnel) as proxy,
     ):
         async with through(proxy, context) as sender:
-            answer = await sender.send(receiver.target, HEADERS, b"{}", 5)
+            answer = await sender.send(receiver.target, HEADERS, b"{}", 60)
             assert answer.status_code == 204
         async with through(proxy) as sender:
             with pytest.raises(SendError) as caught:
-                await sender.send(receiver.target, HEADERS, b"{}", 5)
+                await sender.send(receiver.target, HEADERS, b"{}", 60)
             assert caught.value.code == "tls_failed"
         assert len(receiver.requests) == 1
 
@@ -158,7 +158,7 @@ async def test_a_proxy_that_refuses_is_a_failure_to_connect() -> None:
 
     async with receiving(script) as proxy, through(proxy) as sender:
         with pytest.raises(SendError) as caught:
-            await sender.send(parse_target("https://receiver.test/"), HEADERS, b"{}", 5)
+            await sender.send(parse_target("https://receiver.test/"), HEADERS, b"{}", 60)
         assert caught.value.code == "connect_failed"
         assert "403 Private address" in str(caught.value)
 
@@ -168,7 +168,7 @@ async def test_a_proxy_that_is_not_there_is_a_failure_to_connect() -> None:
         pass
     async with through(proxy) as sender:
         with pytest.raises(SendError) as caught:
-            await sender.send(TARGET, HEADERS, b"{}", 5)
+            await sender.send(TARGET, HEADERS, b"{}", 60)
         assert caught.value.code == "connect_failed"
 
 
@@ -181,7 +181,9 @@ async def test_a_header_that_changes_the_request_is_refused() -> None:
 
 async def test_many_at_once_are_all_sent() -> None:
     async with receiving(always(OK)) as proxy, through(proxy) as sender:
-        answers = await asyncio.gather(*(sender.send(TARGET, HEADERS, b"{}", 5) for _ in range(20)))
+        answers = await asyncio.gather(
+            *(sender.send(TARGET, HEADERS, b"{}", 60) for _ in range(20))
+        )
         assert [answer.status_code for answer in answers] == [204] * 20
 
 

@@ -39,7 +39,7 @@ async def refusal_of(server: ssl.SSLContext, client: ssl.SSLContext | None) -> S
         sending(lookup=LOOKUP, ssl_context=client) as sender,
     ):
         with pytest.raises(SendError) as caught:
-            await sender.send(receiver.target, HEADERS, b"{}", 5)
+            await sender.send(receiver.target, HEADERS, b"{}", 60)
         assert caught.value.code == "tls_failed"
         assert receiver.requests == []
         return caught.value
@@ -52,7 +52,7 @@ async def test_a_trusted_receiver_is_sent_to_over_a_kept_connection(authority: t
         sending(lookup=LOOKUP, ssl_context=trusting(authority)) as sender,
     ):
         for _ in range(3):
-            answer = await sender.send(receiver.target, HEADERS, b"{}", 5)
+            answer = await sender.send(receiver.target, HEADERS, b"{}", 60)
             assert answer.status_code == 204
         assert receiver.connections == 1
         assert b"host: receiver.test:%d\r\n" % receiver.port in receiver.requests[0]
@@ -64,7 +64,7 @@ async def test_an_address_can_be_certified(authority: trustme.CA) -> None:
         receiving(always(OK), tls=server) as receiver,
         sending(ssl_context=trusting(authority)) as sender,
     ):
-        assert (await sender.send(receiver.target, HEADERS, b"{}", 5)).status_code == 204
+        assert (await sender.send(receiver.target, HEADERS, b"{}", 60)).status_code == 204
 
 
 async def test_an_extra_authority_is_read_from_a_file(
@@ -77,7 +77,7 @@ async def test_an_extra_authority_is_read_from_a_file(
         receiving(always(OK), tls=server, name="receiver.test") as receiver,
         sending(lookup=LOOKUP, ssl_context=tls_context(str(file))) as sender,
     ):
-        assert (await sender.send(receiver.target, HEADERS, b"{}", 5)).status_code == 204
+        assert (await sender.send(receiver.target, HEADERS, b"{}", 60)).status_code == 204
 
 
 async def test_an_unknown_authority_is_refused(authority: trustme.CA) -> None:
@@ -116,7 +116,7 @@ async def test_a_receiver_without_a_handshake_is_refused(script: Script) -> None
     async with receiving(script) as receiver, sending() as sender:
         target = parse_target(f"https://127.0.0.1:{receiver.port}/")
         with pytest.raises(SendError) as caught:
-            await sender.send(target, HEADERS, b"{}", 5)
+            await sender.send(target, HEADERS, b"{}", 60)
         assert caught.value.code == "tls_failed"
 
 
