@@ -18,6 +18,7 @@ from service.cli.arguments import (
     check,
     define,
     identifier,
+    number,
 )
 from service.model.clock import now_ms
 from service.model.errors import CommandError
@@ -79,8 +80,7 @@ def add_keys(parser: argparse.ArgumentParser) -> None:
 
 def seconds(text: str) -> float:
     """A time of up to an hour."""
-    check(0 < float(text) <= 3_600, "above 0, at most 3600")
-    return float(text)
+    return number(text, 0.01, 3_600)
 
 
 def name(text: str) -> str:

@@ -1,6 +1,7 @@
 """What the commands' parsers share: examples, groups of commands, common options and checks."""
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,16 @@ def check(condition: bool, message: str) -> None:  # noqa: FBT001  it reads like
     """Refuse an option's value unless the condition holds; argparse prints the message."""
     if not condition:
         raise argparse.ArgumentTypeError(message)
+
+
+def number(text: str, low: float, high: float) -> float:
+    """A number from `low` to `high`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    check(low <= value <= high, f"a number from {low:g} to {high:g}")
+    return value
 
 
 def identifier(text: str) -> str:

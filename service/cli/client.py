@@ -43,7 +43,7 @@ def add_subscribers(parser: argparse.ArgumentParser) -> None:
         create_subscriber,
         "genhook subscribers create https://shop.example/hooks --event-types generation.succeeded",
     )
-    create.add_argument("target", metavar="URL")
+    create.add_argument("target", metavar="URL", help="the URL that receives events")
     add_event_types(create)
     test = add_command(
         group,
@@ -122,9 +122,11 @@ def _add_list(group: Any) -> argparse.ArgumentParser:
 def add_remote(parser: argparse.ArgumentParser) -> None:
     """Add the options that name the service and the key."""
     parser.add_argument(
-        "--url", help="URL of the service (GENHOOK_PUBLIC_URL, or this machine at PORT or 8000)"
+        "--url",
+        metavar="SERVICE",
+        help="URL of the service (GENHOOK_URL, GENHOOK_PUBLIC_URL, or this machine and PORT)",
     )
-    parser.add_argument("--key", help="an API key (GENHOOK_ADMIN_KEY)")
+    parser.add_argument("--key", help="an API key (GENHOOK_API_KEY, GENHOOK_ADMIN_KEY)")
     add_json(parser)
 
 
@@ -136,8 +138,15 @@ def add_paging(parser: argparse.ArgumentParser) -> None:
 
 def add_event_types(parser: argparse.ArgumentParser) -> None:
     """Add `--event-types`."""
-    types = f"{', '.join(EVENT_TYPES[:-1])} or {EVENT_TYPES[-1]} (all of them)"
-    parser.add_argument("--event-types", nargs="+", default=[], metavar="TYPE", help=types)
+    summary = f"one or more of {', '.join(EVENT_TYPES)}, separated by commas (all of them)"
+    parser.add_argument(
+        "--event-types", type=split_commas, default=[], metavar="TYPES", help=summary
+    )
+
+
+def split_commas(text: str) -> list[str]:
+    """Texts, separated by commas."""
+    return [part.strip() for part in text.split(",")]
 
 
 def parameters(text: str) -> dict[str, Any]:
@@ -159,10 +168,10 @@ def connect(options: argparse.Namespace) -> "httpx.Client":
 
     environ = os.environ  # noqa: TID251  the defaults of the options
     own = f"http://127.0.0.1:{environ.get('PORT') or 8000}"
-    url = options.url or environ.get("GENHOOK_PUBLIC_URL") or own
-    key = options.key or environ.get("GENHOOK_ADMIN_KEY")
+    url = options.url or environ.get("GENHOOK_URL") or environ.get("GENHOOK_PUBLIC_URL") or own
+    key = options.key or environ.get("GENHOOK_API_KEY") or environ.get("GENHOOK_ADMIN_KEY")
     if not key:
-        raise CommandError("a key is needed: give --key, or set GENHOOK_ADMIN_KEY.")
+        raise CommandError("a key is needed: give --key, or set GENHOOK_API_KEY.")
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
         raise CommandError(f"{url} is no URL of a service: --url looks like {own}.")
     return httpx.Client(
@@ -199,9 +208,14 @@ def _error(answer: "httpx.Response") -> CommandError:
     """The problem in an answer as one sentence, with its code."""
     try:
         problem = msgspec.json.decode(answer.content)
-        fields = "; ".join(f"{e['pointer']} {e['message']}" for e in problem.get("errors", []))
+        errors = [e for e in problem.get("errors", []) if e["message"] != problem["detail"]]
+        fields = "; ".join(f"{e['pointer']} {e['message']}" for e in errors)
         detail = problem["detail"].rstrip(".") + (f": {fields}" if fields else "")
-        message = output.plain(f"{detail} ({problem['code']}).")
+        # A key that is good for another service is the likely cause.
+        speaker = (
+            f", says {answer.url.copy_with(raw_path=b'')}" if answer.status_code == 401 else ""
+        )
+        message = output.plain(f"{detail} ({problem['code']}){speaker}.")
     except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
         message = f"{answer.url} answered {answer.status_code}, but not with a problem of genhook."
     is_unavailable = answer.status_code in (502, 503, 504)
@@ -240,7 +254,7 @@ def list_subscribers(options: argparse.Namespace, echo: Echo) -> int:
     """List subscribers, newest first."""
     with connect(options) as client:
         page = ask(client, "GET", "/v1/subscribers", params=_paging(options))
-    return _show_page(options, echo, page, ("id", "status", "url", "event_types"))
+    return _show_page(options, echo, page, ("id", "status", "url", "event_types", "description"))
 
 
 def create_subscriber(options: argparse.Namespace, echo: Echo) -> int:

@@ -61,7 +61,7 @@ def examine(now: int, *, online: bool) -> Iterator[Finding]:
     try:
         settings = read_settings()
     except SettingsError as error:
-        yield Finding("fail", "settings", str(error))
+        yield from (Finding("fail", "settings", problem) for problem in error.problems)
         return
     yield Finding("ok", "settings", "Every setting can be read.")
     yield _secret_keys(settings)

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,10 @@ COMMANDS = {
     "serve": ("serve", "serve the API and callbacks; run the worker unless GENHOOK_WORKER=off"),
     "work": ("serve", "run only the worker, which polls, delivers and repeats submissions"),
     "sandbox": ("serve", "run a simulated API in One on this machine"),
-    "demo": ("demo", "show a callback, polling and a lost callback; needs no network or account"),
+    "demo": (
+        "demo",
+        "show a generation by callback, one by polling, and one whose callback is lost",
+    ),
     "migrate": ("admin", "migrate the database to the schema of this version"),
     "backup": ("backup", "copy the database to a file; the service may run meanwhile"),
     "tick": ("admin", "do the due work once, where no worker runs all the time"),
@@ -54,20 +58,22 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     words = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):  # Whatever a terminal cannot show, it shows so.
+        sys.stdout.reconfigure(errors="backslashreplace")
     root = parser(next((word for word in words if not word.startswith("-")), None))
     options = root.parse_args(words)
-    if options.version:
-        echo(f"genhook {__version__}")
-        return 0
-    if options.run is None:
-        root.print_help()
-        return 2
     try:
+        if options.version:
+            echo(f"genhook {__version__}")
+            return 0
+        if options.run is None:
+            root.print_help()
+            return 2
         return int(options.run(options, echo))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # The reader of our output has closed it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
     except (CommandError, SettingsError, StorageError) as error:
         if sys.stderr is not None:  # None where it was closed at the start.
@@ -77,5 +83,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def echo(line: str) -> None:
-    """Print a line on standard output at once."""
-    print(line, flush=True)
+    """Print a line on standard output at once; CommandError if that fails, as on a full disk."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _drop_output()
+        raise CommandError(f"the output cannot be written: {error.strerror}") from error
+
+
+def _drop_output() -> None:
+    """Send what is still buffered nowhere, so that the end of the process does not fail on it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import gc
 
-from service.cli.arguments import Echo, check, define
+from service.cli.arguments import Echo, check, define, number
 
 
 def add_serve(parser: argparse.ArgumentParser) -> None:
@@ -53,8 +53,7 @@ def port(text: str) -> int:
 
 def speed(text: str) -> float:
     """How many times faster than real time."""
-    check(0.01 <= float(text) <= 1_000, "from 0.01 to 1000")
-    return float(text)
+    return number(text, 0.01, 1_000)
 
 
 def serve(options: argparse.Namespace, echo: Echo) -> int:
@@ -63,7 +62,7 @@ def serve(options: argparse.Namespace, echo: Echo) -> int:
     from service.cli import environment
 
     settings = environment.settings_of(options)
-    environment.configure_log(settings)
+    environment.configure_log(settings, has_sandbox=options.sandbox)
     import msgspec
 
     from service.app import App

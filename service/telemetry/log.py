@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, Literal
@@ -74,7 +75,8 @@ def _configure(
     render: structlog.typing.Processor = _to_json
     if terminal:
         plain = structlog.dev.plain_traceback
-        render = structlog.dev.ConsoleRenderer(exception_formatter=plain)
+        colors = not os.environ.get("NO_COLOR")  # noqa: TID251  a convention: no-color.org
+        render = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
