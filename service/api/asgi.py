@@ -13,9 +13,11 @@ from service.api.problem import PROBLEM_TYPE, Problem
 from service.model.clock import Clock
 from service.model.ids import new_id
 from service.telemetry import log, metrics
+from service.telemetry.brake import Brake
 
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 PATH_CHARACTERS_MAX = 200  # Of a path in the log.
+STRANGERS_LOGGED_PER_SECOND = 20  # Refused requests without a valid key.
 _SHOWN_SEGMENT = re.compile(r"[a-z0-9_-]{0,40}")  # Names and ids, never a callback's token.
 _log = log.get()
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -113,9 +115,11 @@ def with_request_ids(app: ASGIApp, clock: Clock) -> ASGIApp:
     The application finds the id in `scope["state"]["request_id"]`. There it leaves the `key` of the
     request and the `code` of a problem, for the log.
     """
+    strangers = Brake(STRANGERS_LOGGED_PER_SECOND)
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = _request_id(scope, clock())
+        now = clock()
+        request_id = _request_id(scope, now)
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         is_answered = False
@@ -128,7 +132,7 @@ def with_request_ids(app: ASGIApp, clock: Clock) -> ASGIApp:
                 if "key" in state:  # What needs a key may be a secret, or somebody's picture.
                     message["headers"].append((b"cache-control", b"no-store"))
                 metrics.requests.add(1, str(message["status"]))
-                _log_refusal(scope, message["status"])
+                _log_refusal(scope, message["status"], strangers, now)
             await send(message)
 
         with log.request(request_id):
@@ -148,12 +152,18 @@ def _shown_path(path: str) -> str:
     return "/".join([s if _SHOWN_SEGMENT.fullmatch(s) else "[hidden]" for s in segments])
 
 
-def _log_refusal(scope: Scope, status: int) -> None:
-    """Leave a line about a request that was refused, so that its request id leads somewhere."""
+def _log_refusal(scope: Scope, status: int, strangers: Brake, now: int) -> None:
+    """Leave a line about a request that was refused, so that its request id leads somewhere.
+
+    Strangers must not fill the disk with lines: of theirs, only some are logged.
+    """
     if not (400 <= status < 500 or status == 503) or status == 499:  # 499: it hung up.
         return
     state: dict[str, Any] = scope["state"]
     key = state.get("key")
+    unlogged = 0 if key else strangers.admit(now)
+    if unlogged is None:
+        return
     _log.info(
         "request.refused",
         status=status,
@@ -162,6 +172,7 @@ def _log_refusal(scope: Scope, status: int) -> None:
         path=_shown_path(scope["path"]),
         key_id=key.id if key else None,
         tenant=key.tenant if key else None,
+        **({"unlogged": unlogged} if unlogged else {}),
     )
 
 

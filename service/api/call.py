@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import msgspec
 from starlette.responses import Response
 
+from service.api.field_errors import field_error
 from service.api.problem import PROBLEM_TYPE, FieldError, Problem
 from service.context import Context
 from service.delivery.dispatch import Dispatcher
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
-from service.model.errors import json_pointer
 from service.model.key import TENANT_NAME, TENANT_NAME_RULE, Key
 from service.store import pages
 from service.store.database import Database, Transaction, Unit
@@ -25,10 +25,6 @@ LIMIT_DEFAULT, LIMIT_MAX = 50, 250
 PAGING = frozenset({"limit", "after", "order"})
 ID = "_[0-9a-f]{32}"  # After the prefix.
 
-# The messages of msgspec: "Expected `int`, got `str` - at `$.filter.models[0]`".
-_MESSAGE = re.compile(r"(?P<message>.*?)(?: - at `(?P<path>[^`]*)`)?", re.DOTALL)
-_FIELD = re.compile(r"Object (?:missing required|contains unknown) field `(?P<name>[^`]*)`")
-_STEP = re.compile(r"\.([^.\[]+)|\[([^\]]*)\]")
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
@@ -87,7 +83,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         try:
             return msgspec.json.decode(self.body or empty, type=type_)
         except msgspec.ValidationError as error:
-            detail, errors = "The request has a wrong field.", [_field_error(str(error))]
+            detail, errors = "The request has a wrong field.", [field_error(str(error))]
             raise Problem(422, "invalid_request", detail, errors) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Problem(400, "invalid_json", f"The body is not JSON: {error}") from None
@@ -177,15 +173,3 @@ def bad_query(name: str, message: str) -> Problem:
     """400: a query parameter is wrong or unknown."""
     error = FieldError(f"?{name}", message)
     return Problem(400, "invalid_query", f"The query parameter {name} {message}.", (error,))
-
-
-def _field_error(text: str) -> FieldError:
-    """Turn a message of msgspec into a JSON pointer and a sentence."""
-    match = _MESSAGE.fullmatch(text)
-    assert match is not None
-    message, path = match["message"], match["path"] or ""
-    steps = [name or index for name, index in _STEP.findall(path)]
-    if field := _FIELD.match(message):
-        steps.append(field["name"])
-        message = "is required" if "missing" in message else "is not a field of this request"
-    return FieldError(json_pointer(*steps), message)

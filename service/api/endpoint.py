@@ -30,6 +30,7 @@ from service.store.vault import VaultError
 from service.telemetry import log
 
 PARAMETERS_MAX = 100
+_KEY_NEEDED = "An API key is needed: Authorization: Bearer ghk_…"
 _AUDITED = ("tenant", "scopes", "subscriber_id")  # Of what was created.
 
 _log = log.get()
@@ -163,7 +164,7 @@ async def _authenticate(operation: Operation, parts: Parts, request: Request) ->
     key = await _find_key(parts.context, secret.strip()) if scheme.lower() == "bearer" else None
     if key is None:
         headers = {"www-authenticate": "Bearer"}
-        detail = "A valid API key is required: Authorization: Bearer ghk_…"
+        detail = "The API key is unknown or revoked." if secret else _KEY_NEEDED
         raise Problem(401, "unauthorized", detail, headers=headers)
     request.state.key = key
     if not (key.has(scope) or (operation.for_operators and key.has("operator"))):

@@ -15,7 +15,8 @@ from service.delivery import health, signing
 from service.delivery.ping import send_test
 from service.delivery.retry import DEFAULT_RETRY_SECONDS
 from service.delivery.signing import Secrets
-from service.delivery.target import SenderClosed
+from service.delivery.target import SenderClosed, parse_target
+from service.model.errors import json_pointer
 from service.model.subscriber import Filter, Subscriber
 from service.store import deliveries, rows, stats, subscribers
 from service.store.database import Transaction
@@ -23,6 +24,7 @@ from service.store.vault import VaultError
 
 SUBSCRIBERS_MAX = 1_000
 ONLY_STATUS = "Of the subscriber of a notify_url, only the status can change."
+OTHER_ORIGIN = "must be given with its value: a stored value stays with its origin"
 TOO_MANY_TESTS = "Other tests of the subscriber, or attempts of the tenant, are still under way."
 
 Delay = Annotated[int, msgspec.Meta(ge=0, le=604_800)]
@@ -145,6 +147,7 @@ async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Sub
         refuse_fields("The subscriber has fields that cannot change.", fixed)
     changes = {**fields, "updated_at": tx.now}
     headers = changes.pop("headers", None)
+    _check_headers_follow(old, fields)
     if headers is not None:
         changes["header_names"] = sorted(headers)
         changes["sealed_headers"] = _seal_headers(call, old, headers)
@@ -156,6 +159,16 @@ async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Sub
     if new.status == "disabled" != old.status:
         await health.announce(tx, call.context, new)
     return new
+
+
+def _check_headers_follow(old: Subscriber, fields: Mapping[str, Any]) -> None:
+    """Problem 422 if stored header values would go to another origin, which could read them."""
+    kept = old.header_names
+    if "headers" in fields:
+        kept = [name for name, value in fields["headers"].items() if value == REDACTED]
+    if kept and parse_target(fields.get("url", old.url)).origin != parse_target(old.url).origin:
+        errors = [FieldError(json_pointer("headers", name), OTHER_ORIGIN) for name in kept]
+        refuse_fields("The URL has another origin than before.", errors)
 
 
 def _seal_headers(call: Call, old: Subscriber, headers: Mapping[str, str]) -> bytes | None:

@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.model.clock import now_ms
 from service.telemetry import log, metrics
+from service.telemetry.brake import Brake
 
 HEAD_BYTES = 64 * 1024
 HEAD_LINES = 256  # Each header takes many times its bytes in memory.
@@ -23,7 +24,7 @@ FRAMING_PER_BYTE = 8  # Of a chunked body: a chunk of one byte has five bytes ar
 SLICE_BYTES = 64 * 1024  # Of a body, parsed at once.
 AHEAD_MAX = 8  # Requests that are parsed while an earlier one is answered.
 LINGER_SECONDS = 1.0
-LOG_EVERY_MS = 1_000
+LOGGED_PER_SECOND = 1
 
 _EMPTY_LINE = re.compile(rb"\n\r?\n")  # Ends a head, and a chunked body.
 _OFFER = re.compile(rb"(?i)(?<=\n)upgrade[ \t]*:[^\n]*\n")
@@ -34,7 +35,7 @@ _PROBLEMS = {
     503: ("overloaded", "There are too many connections."),
 }
 _log = log.get()
-_refusals = {"logged_at": 0, "unlogged": 0}
+_brake = Brake(LOGGED_PER_SECOND)
 
 
 class _Flow(FlowControl):
@@ -255,9 +256,6 @@ def _body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
 def _log_refusal(status: int, code: str) -> None:
     """Log at most one refusal a second, with the number of those since the last line."""
     metrics.requests.add(1, str(status))
-    now = now_ms()
-    if now - _refusals["logged_at"] < LOG_EVERY_MS:
-        _refusals["unlogged"] += 1
-        return
-    _log.warning("request.refused", status=status, code=code, unlogged=_refusals["unlogged"])
-    _refusals.update(logged_at=now, unlogged=0)
+    unlogged = _brake.admit(now_ms())
+    if unlogged is not None:
+        _log.warning("request.refused", status=status, code=code, unlogged=unlogged)

@@ -59,6 +59,8 @@ BOUNDS: list[tuple[str, str, Any, Any, str]] = [
     ("subscribers", "secret", None, SECRET.removeprefix("whsec_"), "/secret"),
     ("keys", "name", "x" * 100, "x" * 101, "/name"),
     ("keys", "name", "x", "", "/name"),
+    ("keys", "name", "é", "a\x1b[31m", "/name"),
+    ("keys", "name", "x", "\x9b", "/name"),
     ("keys", "scopes", ["admin"], [], "/scopes"),
     ("keys", "scopes", ["read", "submit"], ["read", "read"], "/scopes"),
     ("keys", "scopes", ["manage"], ["owner"], "/scopes/0"),
@@ -127,6 +129,30 @@ async def test_a_redacted_header_keeps_its_value_and_the_others_are_replaced(
     sent = world.subscribers.webhooks_to(URL)[-1].headers
     assert (sent["x-token"], sent["X-Team"]) == ("hush", "sounds")
     assert "X-Old" not in sent
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"url": "http://127.0.0.1:8/inbox"}, 422),
+        ({"url": "http://127.0.0.1:8/inbox", "headers": {"X-Token": "[redacted]"}}, 422),
+        ({"url": "http://127.0.0.1:8/inbox", "headers": {"X-Token": "new"}}, 200),
+        ({"url": "http://127.0.0.1:8/inbox", "headers": {}}, 200),
+        ({"url": "http://127.0.0.1:7/other"}, 200),
+        ({"headers": {"X-Token": "[redacted]"}}, 200),
+    ],
+)
+async def test_a_stored_header_value_does_not_follow_the_url_to_another_origin(
+    world: Harness, change: dict[str, Any], status: int
+) -> None:
+    subscriber = await world.subscribe(headers={"X-Token": "hush"})
+    path = f"/v1/subscribers/{subscriber['id']}"
+    answer = await world.client.patch(path, json=change)
+    assert breaches(answer) == []
+    assert answer.status_code == status
+    if status == 422:
+        assert [error["pointer"] for error in answer.json()["errors"]] == ["/headers/X-Token"]
+        assert (await world.get(path))["url"] == subscriber["url"]
 
 
 async def test_a_redacted_header_without_a_stored_value_changes_nothing(world: Harness) -> None:
