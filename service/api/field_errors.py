@@ -58,8 +58,8 @@ def field_error(text: str) -> FieldError:
         message = "is required" if "missing" in message else "is not a field of this request"
         return FieldError(json_pointer(*steps), message)
     for pattern, translate in _RULES:
-        if found := pattern.fullmatch(message):
-            message = translate(found)
+        if rule_match := pattern.fullmatch(message):
+            message = translate(rule_match)
     if _ANY_ENTRY in steps:
         steps = steps[: steps.index(_ANY_ENTRY)]
         message = f"has an entry that {message}"

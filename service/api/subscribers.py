@@ -163,11 +163,11 @@ async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Sub
 
 def _check_headers_follow(old: Subscriber, fields: Mapping[str, Any]) -> None:
     """Problem 422 if stored header values would go to another origin, which could read them."""
-    kept = old.header_names
+    names = old.header_names
     if "headers" in fields:
-        kept = [name for name, value in fields["headers"].items() if value == REDACTED]
-    if kept and parse_target(fields.get("url", old.url)).origin != parse_target(old.url).origin:
-        errors = [FieldError(json_pointer("headers", name), OTHER_ORIGIN) for name in kept]
+        names = [name for name, value in fields["headers"].items() if value == REDACTED]
+    if names and parse_target(fields.get("url", old.url)).origin != parse_target(old.url).origin:
+        errors = [FieldError(json_pointer("headers", name), OTHER_ORIGIN) for name in names]
         refuse_fields("The URL has another origin than before.", errors)
 
 
