@@ -11,13 +11,16 @@ import msgspec
 REDACTED = "[redacted]"
 DEPTH_MAX = 64  # Anything nested deeper is replaced whole.
 
-SLASH = r"(?:\\{0,4}/|%(?:25)?2[Ff])"  # Plain, escaped in JSON (in JSON), or percent-encoded.
+# Plain, escaped in JSON (in JSON), percent-encoded, or in HTML.
+SLASH = r"(?:\\{0,4}/|%(?:25)?2[Ff]|\\{1,4}u002[Ff]|&#(?:x2[Ff]|47);|&sol;)"
 CALLBACK_CHARACTERS_MIN = len("/callbacks/a/t")
 _SHAPES = re.compile(
     rf"(?P<path>{SLASH}callbacks{SLASH}[A-Za-z0-9_-]{{1,64}}{SLASH})[^/\s?\"'\\]+"
     r"|(?:ghk_|aio_|whsec_|whsk_)[A-Za-z0-9+/=_-]+"
     r"|(?i:bearer)\s+[^\s\"'\\]+"
 )
+# A callback token without its URL: as upstream/callback_url.py mints it.
+_TOKEN = re.compile(r"gen_[0-9a-f]{32}\.[A-Za-z0-9_-]{22}\.[0-9]{1,12}\.[A-Za-z0-9_-]{43}")
 # In lower case, every match contains one of these. `in` is much cheaper than the pattern.
 _HINTS = ("ghk_", "aio_", "whs", "callbacks", "bearer")
 
@@ -40,7 +43,7 @@ class Redactor:
 
     def text(self, text: str) -> str:
         """Any text without the secrets, API keys, signing secrets and tokens of callback URLs."""
-        text = self._without_secrets(text)
+        text = _without_token(self._without_secrets(text))
         lowered = text.lower()
         for hint in _HINTS:
             if hint in lowered:
@@ -69,7 +72,8 @@ class Redactor:
         if len(text) < self._harmless_length:
             return text
         text = self._without_secrets(text)
-        return self._callback_url.sub(REDACTED, text) if "callbacks" in text else text
+        text = self._callback_url.sub(REDACTED, text) if "callbacks" in text else text
+        return _without_token(text)
 
     @cached_property
     def _callback_url(self) -> re.Pattern[str]:
@@ -85,6 +89,10 @@ class Redactor:
             if form in text:
                 return self._any_form.sub(REDACTED, text)
         return text
+
+
+def _without_token(text: str) -> str:
+    return _TOKEN.sub(REDACTED, text) if "gen_" in text else text
 
 
 def _forms(secret: str) -> tuple[str, ...]:

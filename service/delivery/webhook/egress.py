@@ -44,6 +44,7 @@ _REFUSED: tuple[tuple[Network, str], ...] = tuple(
     for network in networks.split()
 )
 _LOW_32_BITS = tuple(map(ipaddress.IPv6Network, ("::/96", "64:ff9b::/96", "64:ff9b:1::/48")))
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
 _KNOWN_NAMES = {  # Their addresses are known without a lookup.
     **dict.fromkeys(
         ("localhost", "localdomain", "ip6-localhost", "ip6-loopback"), ("127.0.0.1", "::1")
@@ -134,6 +135,15 @@ def _embedded(
     embedded = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
     if any(address in network for network in _LOW_32_BITS) and int(address) > 1:
         embedded.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    if address in _LOCAL_NAT64:  # A translator may use any length of prefix in it (RFC 6052).
+        bits = int(address)
+        numbers = (
+            (bits >> 64 & 0xFFFF) << 16 | bits >> 40 & 0xFFFF,  # /48
+            (bits >> 64 & 0xFF) << 24 | bits >> 32 & 0xFFFFFF,  # /56
+            bits >> 24 & 0xFFFFFFFF,  # /64
+        )
+        # Below 0.0.0.0/8 it is no address, but the zeros of another form.
+        embedded += [ipaddress.IPv4Address(number) for number in numbers if number >> 24]
     return [ipv4 for ipv4 in embedded if ipv4]
 
 

@@ -38,8 +38,14 @@ def problem(connection: sqlite3.Connection) -> str | None:
 
 
 def migrate(connection: sqlite3.Connection) -> list[str]:
-    """Apply the missing migrations; return their names. StorageError if the schema is newer."""
+    """Apply the missing migrations; return their names.
+
+    StorageError if the schema is newer, or if the file is another program's.
+    """
     applied: list[str] = []
+    tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchone()
+    if version(connection) == 0 and tables is not None:
+        raise StorageError("the database has tables of another program, and none of genhook")
     for number, path in migrations():
         with transaction(connection):
             if version(connection) < number:
