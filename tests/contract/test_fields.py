@@ -26,6 +26,7 @@ def names(count: int) -> dict[str, str]:
     return {f"X-{number}": "1" for number in range(count)}
 
 
+PROXY_HEADER = "/headers/X-Smokescreen-Role"
 # The largest that passes, the smallest that does not, and where the fault is.
 BOUNDS: list[tuple[str, str, Any, Any, str]] = [
     ("subscribers", "description", "x" * 500, "x" * 501, "/description"),
@@ -46,6 +47,7 @@ BOUNDS: list[tuple[str, str, Any, Any, str]] = [
     ("subscribers", "headers", {"Hosted": "1"}, {"Host": "x"}, "/headers/Host"),
     ("subscribers", "headers", {"Contents": "1"}, {"Content-Type": "x"}, "/headers/Content-Type"),
     ("subscribers", "headers", {"Webhook": "1"}, {"webhook-id": "x"}, "/headers/webhook-id"),
+    ("subscribers", "headers", {"X-Smoke": "1"}, {"X-Smokescreen-Role": "x"}, PROXY_HEADER),
     ("subscribers", "max_in_flight", 100, 101, "/max_in_flight"),
     ("subscribers", "max_in_flight", 1, 0, "/max_in_flight"),
     ("subscribers", "rate_per_second", 0.01, 0.009, "/rate_per_second"),
@@ -85,7 +87,13 @@ CREATES = {
     "keys": "KeyCreate",
     "generations": "GenerationCreate",
 }
-BEYOND_SCHEMAS = ("/headers/Host", "/headers/Content-Type", "/headers/webhook-id", "/headers/X-A")
+BEYOND_SCHEMAS = (
+    "/headers/Host",
+    "/headers/Content-Type",
+    "/headers/webhook-id",
+    "/headers/X-A",
+    PROXY_HEADER,
+)
 
 
 @pytest.mark.parametrize(("noun", "field", "good", "bad", "pointer"), BOUNDS)

@@ -19,6 +19,7 @@ _OWN_HEADERS = (
     "connection|content-length|expect|host|keep-alive|proxy-authorization|proxy-connection|te|"
     "trailer|transfer-encoding|upgrade"
 )
+_PROXY_PREFIXES = ("proxy-", "x-smokescreen-")  # An outgoing proxy would read them as orders.
 
 
 @functools.lru_cache(maxsize=1024)
@@ -28,6 +29,8 @@ def refuse_header(name: str) -> str | None:
         return "A header's name may only have letters, digits and !#$%&'*+-.^_`|~."
     if re.fullmatch(_OWN_HEADERS, name.lower()):
         return f"The header {name.lower()} is set by the sender."
+    if name.lower().startswith(_PROXY_PREFIXES):
+        return f"The header {name.lower()} is for proxies, not for receivers."
     return None
 
 
