@@ -164,6 +164,8 @@ def parameters(text: str) -> dict[str, Any]:
 
 def connect(options: argparse.Namespace) -> "httpx.Client":
     """A client of the service that the options name; CommandError without a key."""
+    import ssl
+
     import httpx
 
     environ = os.environ  # noqa: TID251  the defaults of the options
@@ -179,6 +181,8 @@ def connect(options: argparse.Namespace) -> "httpx.Client":
         headers={"authorization": f"Bearer {key}", "user-agent": "genhook"},
         timeout=TIMEOUT_SECONDS,
         trust_env=not is_loopback(url),  # No proxy leads to this machine.
+        # This context reads SSL_CERT_FILE, as httpx does where it trusts the environment.
+        verify=ssl.create_default_context() if url.startswith("https:") else True,
     )
 
 

@@ -9,9 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import trustme
 
 from service.app import App
 from service.cli import client, doctor, main
@@ -457,3 +459,16 @@ def test_event_types_do_not_swallow_the_url() -> None:
     options = main.parser("subscribers").parse_args(line.split())
     assert options.event_types == ["ping", "generation.failed"]
     assert options.target == "https://a.example/"
+
+
+def test_the_certificates_of_the_environment_count_for_this_machine_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ca.pem"
+    trustme.CA(organization_name="ours").cert_pem.write_to_path(str(path))
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    options = argparse.Namespace(url="https://localhost:8443", key="ghk_x")
+    with client.connect(options) as connected:
+        transport: Any = connected._transport
+        [trusted] = transport._pool._ssl_context.get_ca_certs()
+    assert "ours" in str(trusted["subject"])
