@@ -28,10 +28,10 @@ class DisconnectedError(Exception):
 
 
 async def read_body(scope: Scope, receive: Receive, bytes_max: int, seconds: float) -> bytes:
-    """Return the body; Problem 413 if it is over `bytes_max`, or says that it will be.
+    """Return the body; Problem 413 if it is over `bytes_max`, or if its Content-Length is.
 
-    Problem 408 if it is not complete after `seconds`. A timer costs more than reading a body that
-    is there already, as most are: it starts only when the reading has to wait.
+    Problem 408 if it is not complete after `seconds`. Most bodies have arrived already, and a timer
+    costs more than reading them: so it starts only when the reading has to wait.
     """
     reading = _read_parts(scope, receive, bytes_max)
     try:
@@ -50,7 +50,7 @@ async def read_body(scope: Scope, receive: Receive, bytes_max: int, seconds: flo
 
 @types.coroutine
 def _go_on(reading: Coroutine[Any, Any, bytes], future: Any) -> Generator[Any, Any, bytes]:
-    """Await a coroutine that was started by hand and waits for `future`."""
+    """Continue a coroutine whose first step has run, and which waits for `future`."""
     step: Callable[[], Any]
     while True:
         try:
@@ -110,10 +110,10 @@ async def _send(
 
 
 def with_request_ids(app: ASGIApp, clock: Clock) -> ASGIApp:
-    """Return `app`, but every request has an id, in the log and in its answer, and is counted.
+    """Wrap `app`: give every request an id, in the log and in its answer, and count it.
 
-    The application finds the id in `scope["state"]["request_id"]`. There it leaves the `key` of the
-    request and the `code` of a problem, for the log.
+    The application finds the id in `scope["state"]["request_id"]`. In the same place it stores the
+    `key` of the request and the `code` of a problem, for the log.
     """
     strangers = Brake(STRANGERS_LOGGED_PER_SECOND)
 
@@ -129,17 +129,17 @@ def with_request_ids(app: ASGIApp, clock: Clock) -> ASGIApp:
             if message["type"] == "http.response.start":
                 is_answered = True
                 message["headers"] += [(b"x-request-id", request_id.encode()), NOSNIFF]
-                if "key" in state:  # What needs a key may be a secret, or somebody's picture.
+                if "key" in state:  # The answer may hold a secret, or a person's picture.
                     message["headers"].append((b"cache-control", b"no-store"))
                 metrics.requests.add(1, str(message["status"]))
                 _log_refusal(scope, message["status"], strangers, now)
             await send(message)
 
-        with log.request(request_id):
+        with log.bind_request(request_id):
             try:
                 await app(scope, receive, send_with_id)
             except Exception:
-                # Starlette raises what it has logged and answered with 500 again, for the server.
+                # Starlette answers with 500, and raises for the server what it has logged.
                 if not is_answered:
                     raise
 
@@ -157,7 +157,7 @@ def _log_refusal(scope: Scope, status: int, strangers: Brake, now: int) -> None:
 
     Strangers must not fill the disk with lines: of theirs, only some are logged.
     """
-    if not (400 <= status < 500 or status == 503) or status == 499:  # 499: it hung up.
+    if not (400 <= status < 500 or status == 503) or status == 499:  # 499: the client hung up.
         return
     state: dict[str, Any] = scope["state"]
     key = state.get("key")

@@ -29,7 +29,7 @@ _INTEGER = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 class Parts(Protocol):
-    """The parts of a started process that the API uses: its worker, and what that works with."""
+    """What the API uses of a started process: its worker, and the parts of that worker."""
 
     context: Context
     submitter: Submitter
@@ -37,7 +37,7 @@ class Parts(Protocol):
 
     @property
     def dispatcher(self) -> Dispatcher:
-        """What delivers in this process; it is empty while another process works."""
+        """The dispatcher of this process; it has no lanes while another process works."""
 
     @property
     def is_off(self) -> bool:
@@ -52,7 +52,7 @@ class Parts(Protocol):
 
 
 class Claim(NamedTuple):
-    """What a request claims: an idempotency key, for the request with this SHA-256."""
+    """An idempotency key that a request claims, and the SHA-256 of that request."""
 
     key: str
     request_sha256: bytes
@@ -147,16 +147,16 @@ def answer_list(views: Sequence[Any], after: str | None = None) -> Answer:
 
 
 async def answer_page(
-    call: Call, prefix: str, noun: type[Any], read: Unit[Rows], *only: object
+    call: Call, prefix: str, data_type: type[Any], read: Unit[Rows], *filters: object
 ) -> Answer:
-    """Return the page of a list that the query asks for; `prefix` is that of its ids.
+    """Return the page of a list that the query asks for; its ids start with `prefix`.
 
-    `read(tx, page, tenant, *only)` returns its rows, each of which decodes to a `noun`.
+    `read(tx, page, tenant, *filters)` returns its rows, each of which decodes to a `data_type`.
     """
     rows, after = await call.database.search(
-        call.tenant, read, call.page(prefix), call.tenant, *only
+        call.tenant, read, call.page(prefix), call.tenant, *filters
     )
-    return answer_list([decode_row(noun, row).view() for row in rows], after)
+    return answer_list([decode_row(data_type, row).view() for row in rows], after)
 
 
 async def read_own(tx: Transaction, page: Page, tenant: str, source: Source) -> Rows:
@@ -165,7 +165,7 @@ async def read_own(tx: Transaction, page: Page, tenant: str, source: Source) -> 
 
 
 def answer_problem(problem: Problem, request_id: str) -> Answer:
-    """Return the answer that a problem stands for."""
+    """Return a problem as an answer."""
     return Answer(problem.body(request_id), problem.status, problem.headers, PROBLEM_TYPE)
 
 

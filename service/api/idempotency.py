@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 
@@ -29,7 +28,7 @@ _log = log.get()
 
 
 class _StoredAnswer(msgspec.Struct, frozen=True):
-    """An answer as it is sealed."""
+    """An answer as it is stored, once it is sealed."""
 
     status: int
     media_type: str
@@ -37,7 +36,7 @@ class _StoredAnswer(msgspec.Struct, frozen=True):
 
 
 class _ClaimedError(Exception):
-    """Another process stored the claim first: the transaction is undone, and its row answers."""
+    """Another process stored the claim first: roll back, and answer from the row it stored."""
 
     def __init__(self, row: Row) -> None:
         self.row = row
@@ -46,7 +45,7 @@ class _ClaimedError(Exception):
 async def once(call: Call, name: str, prefix: str, run: Unit[Answer]) -> Answer:
     """Answer with what `run(call)` returns, or with its stored answer if the request is a repeat.
 
-    name: of the operation, since a key is good for one. prefix: of the id of what it creates.
+    name: that of the operation, since a key is valid for one. prefix: that of the id it creates.
     """
     fresh_id = new_id(prefix, call.context.clock())
     key = call.headers.get("idempotency-key")
@@ -86,24 +85,24 @@ async def _create(tx: Transaction, call: Call, unit: Unit[T], args: tuple[object
     return result
 
 
-async def keep(call: Call, late: Answer) -> Answer:
+async def keep(call: Call, response: Answer) -> Answer:
     """Store the answer of a request whose resource was created before; return it."""
     if call.claim is not None:
-        sealed = _seal(call, call.claim, late)
+        sealed = _seal(call, call.claim, response)
         try:
             await call.database.write(
                 idempotency.store_answer, call.tenant, call.claim.key, call.resource_id, sealed
             )
         except StorageError as error:  # A repeat gets the resource as it then is.
             _log.warning("answer.not_kept", error=str(error))
-    return late
+    return response
 
 
 @contextlib.contextmanager
 def _running(call: Call, claim: Claim) -> Iterator[None]:
     """Refuse a request while this process works on the same one.
 
-    This is known in memory, not by the age of a row: it ends with the request, or with its process.
+    Memory says which requests run, not the age of a row: no mark outlives its request or process.
     """
     name, running = (call.tenant, claim.key), call.context.claims
     if name in running:
@@ -137,17 +136,18 @@ async def _answer_again(call: Call, claim: Claim, row: Row) -> Answer:
     sealed = row["sealed_answer"]
     if sealed is None:
         generation = await call.database.read(rows.read_by_id, Generation, row["resource_id"])
-        again = answer(require("generation", generation).view(), 202)
+        response = answer(require("generation", generation).view(), 202)
     else:
         plain = call.context.vault.open(sealed, _owner(call, claim))
         stored = msgspec.json.decode(plain, type=_StoredAnswer)
-        again = Answer(stored.body, stored.status, media_type=stored.media_type)
-    again.headers["Idempotency-Replayed"] = "true"
-    return again
+        response = Answer(stored.body, stored.status, media_type=stored.media_type)
+    response.headers["Idempotency-Replayed"] = "true"
+    return response
 
 
-def _seal(call: Call, claim: Claim, fresh: Any) -> tuple[int, bytes]:
-    stored = _StoredAnswer(fresh.status_code, str(fresh.media_type), bytes(fresh.body))
+def _seal(call: Call, claim: Claim, response: Answer) -> tuple[int, bytes]:
+    body = bytes(response.body)
+    stored = _StoredAnswer(response.status_code, str(response.media_type), body)
     sealed = call.context.vault.seal(msgspec.json.encode(stored), _owner(call, claim))
     return stored.status, sealed
 

@@ -42,7 +42,7 @@ class Receiver:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._write_proofs = partial(ingest.write_proofs, context=context)
-        self._rejections = (0, 0)
+        self._rejections = (0, 0)  # The second of the last one, and the number in that second.
         settings = context.settings
         self._scheme = SCHEMES.get(settings.upstream_signature or "")
         try:
@@ -117,7 +117,7 @@ class Receiver:
             arrival.trust = "body"
 
     async def _reject(self, arrival: Arrival, reason: str, problem: Problem) -> NoReturn:
-        """Raise the problem; before, store the callback if few were rejected this second."""
+        """Store the callback, unless too many were rejected this second; then raise the problem."""
         metrics.callbacks.add(1, "rejected")
         second, count = self._rejections
         this_second = arrival.received_at // SECOND

@@ -56,7 +56,7 @@ class Scheme(msgspec.Struct, frozen=True):
 
 
 def _read_webhook(version: str, body: bytes, headers: Headers, now: int) -> Signed:
-    """Read Standard Webhooks 1.0: id, time and body are signed, by signatures of versions."""
+    """Read Standard Webhooks 1.0: id, time and body are signed; each signature has a version."""
     message_id = _header(headers, "webhook-id")
     timestamp = _fresh_timestamp(headers, "webhook-timestamp", now)
     entries = _header(headers, "webhook-signature").split(" ")

@@ -31,7 +31,7 @@ Delay = Annotated[int, msgspec.Meta(ge=0, le=604_800)]
 
 
 class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What both bodies may set; the defaults are those of Subscriber."""
+    """The fields that both bodies may set; their defaults are those of Subscriber."""
 
     description: Annotated[str, msgspec.Meta(max_length=500, pattern=NO_NUL)] | UnsetType = UNSET
     event_types: list[str] | UnsetType = UNSET
@@ -142,9 +142,9 @@ async def update(call: Call) -> Subscriber:
 
 async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Subscriber:
     old = await get(tx, call)
-    if old.is_notify:  # The request that names the URL decides everything else.
-        fixed = [FieldError(f"/{name}", ONLY_STATUS) for name in fields if name != "status"]
-        refuse_fields("The subscriber has fields that cannot change.", fixed)
+    if old.is_notify:  # The request for the generation decides everything else.
+        errors = [FieldError(f"/{name}", ONLY_STATUS) for name in fields if name != "status"]
+        refuse_fields("The subscriber has fields that cannot change.", errors)
     changes = {**fields, "updated_at": tx.now}
     headers = changes.pop("headers", None)
     _check_headers_follow(old, fields)
