@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from service.cli import output
-from service.cli.arguments import Echo, add_command, add_group, add_json, check, identifier
+from service.cli.arguments import Echo, add_command, add_group, add_json, check, parse_id
 from service.model.errors import CommandError
 from service.model.event import EVENT_TYPES
 from service.model.generation import OPEN, GenerationStatus
@@ -29,7 +29,7 @@ class UnreachableError(CommandError):
 
 
 def add_subscribers(parser: argparse.ArgumentParser) -> None:
-    """The commands of `genhook subscribers`."""
+    """Add the commands of `genhook subscribers`."""
     group = add_group(parser)
     example = "sub_01a1f83ac6f470008f5b21d7c0e394a6"
     listing = add_command(
@@ -60,13 +60,13 @@ def add_subscribers(parser: argparse.ArgumentParser) -> None:
         f"genhook subscribers delete {example}",
     )
     for command in (test, delete):
-        command.add_argument("id", type=identifier, metavar="ID")
+        command.add_argument("id", type=parse_id, metavar="ID")
     for command in (listing, create, test, delete):
         add_remote(command)
 
 
 def add_generations(parser: argparse.ArgumentParser) -> None:
-    """The commands of `genhook generations`."""
+    """Add the commands of `genhook generations`."""
     group = add_group(parser)
     example = "gen_01a1f83ac6f470008f5b21d7c0e394a6"
     get = add_command(
@@ -80,7 +80,7 @@ def add_generations(parser: argparse.ArgumentParser) -> None:
         f"genhook generations timeline {example}",
     )
     for command in (get, timeline):
-        command.add_argument("id", type=identifier, metavar="ID")
+        command.add_argument("id", type=parse_id, metavar="ID")
     for command in (_add_create(group), get, _add_list(group), timeline):
         add_remote(command)
 
@@ -96,7 +96,10 @@ def _add_create(group: Any) -> argparse.ArgumentParser:
     create.add_argument("--model", required=True, help="the model's id in the catalogue")
     create.add_argument("--prompt", help="the model's parameter `prompt`")
     create.add_argument(
-        "--input", type=parameters, metavar="JSON", help="the model's parameters, as a JSON object"
+        "--input",
+        type=parse_parameters,
+        metavar="JSON",
+        help="the model's parameters, as a JSON object",
     )
     create.add_argument(
         "--wait", action="store_true", help="wait until the generation has an outcome"
@@ -145,12 +148,12 @@ def add_event_types(parser: argparse.ArgumentParser) -> None:
 
 
 def split_commas(text: str) -> list[str]:
-    """Texts, separated by commas."""
+    """Split a text at its commas."""
     return [part.strip() for part in text.split(",")]
 
 
-def parameters(text: str) -> dict[str, Any]:
-    """A JSON object."""
+def parse_parameters(text: str) -> dict[str, Any]:
+    """Read a JSON object."""
     try:
         value = msgspec.json.decode(text)
     except msgspec.DecodeError:
@@ -163,31 +166,37 @@ def parameters(text: str) -> dict[str, Any]:
 
 
 def connect(options: argparse.Namespace) -> "httpx.Client":
-    """A client of the service that the options name; CommandError without a key."""
+    """Return a client of the service that the options name; CommandError without a key."""
     import ssl
 
     import httpx
 
     environ = os.environ  # noqa: TID251  the defaults of the options
-    own = f"http://127.0.0.1:{environ.get('PORT') or 8000}"
-    url = options.url or environ.get("GENHOOK_URL") or environ.get("GENHOOK_PUBLIC_URL") or own
+    local_url = f"http://127.0.0.1:{environ.get('PORT') or 8000}"
+    url = (
+        options.url or environ.get("GENHOOK_URL") or environ.get("GENHOOK_PUBLIC_URL") or local_url
+    )
     key = options.key or environ.get("GENHOOK_API_KEY") or environ.get("GENHOOK_ADMIN_KEY")
     if not key:
         raise CommandError("a key is needed: give --key, or set GENHOOK_API_KEY.")
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-        raise CommandError(f"{url} is no URL of a service: --url looks like {own}.")
+        raise CommandError(f"{url} is no URL of a service: --url looks like {local_url}.")
+    is_own = is_loopback(url)
     return httpx.Client(
         base_url=url,
         headers={"authorization": f"Bearer {key}", "user-agent": "genhook"},
         timeout=TIMEOUT_SECONDS,
-        trust_env=not is_loopback(url),  # No proxy leads to this machine.
-        # This context reads SSL_CERT_FILE, as httpx does where it trusts the environment.
-        verify=ssl.create_default_context() if url.startswith("https:") else True,
+        trust_env=not is_own,  # No proxy leads to this machine.
+        # This context reads SSL_CERT_FILE, as httpx does if it trusts the environment.
+        verify=ssl.create_default_context() if is_own and url.startswith("https:") else True,
     )
 
 
 def call(client: "httpx.Client", method: str, path: str, **options: Any) -> bytes:
-    """The body of a 2xx answer; else CommandError, UnreachableError if a retry may help."""
+    """Send a request; return the body of a 2xx answer.
+
+    CommandError for any other answer; UnreachableError if a retry may help.
+    """
     import httpx
 
     try:
@@ -201,7 +210,7 @@ def call(client: "httpx.Client", method: str, path: str, **options: Any) -> byte
 
 
 def ask(client: "httpx.Client", method: str, path: str, **options: Any) -> Any:
-    """As `call`, with the body decoded."""
+    """Send a request as `call` does; return the decoded body."""
     try:
         return msgspec.json.decode(call(client, method, path, **options))
     except msgspec.DecodeError as error:
@@ -209,17 +218,15 @@ def ask(client: "httpx.Client", method: str, path: str, **options: Any) -> Any:
 
 
 def _error(answer: "httpx.Response") -> CommandError:
-    """The problem in an answer as one sentence, with its code."""
+    """Return the problem in an answer as one sentence, with its code."""
     try:
         problem = msgspec.json.decode(answer.content)
         errors = [e for e in problem.get("errors", []) if e["message"] != problem["detail"]]
         fields = "; ".join(f"{e['pointer']} {e['message']}" for e in errors)
         detail = problem["detail"].rstrip(".") + (f": {fields}" if fields else "")
         # A key that is good for another service is the likely cause.
-        speaker = (
-            f", says {answer.url.copy_with(raw_path=b'')}" if answer.status_code == 401 else ""
-        )
-        message = output.plain(f"{detail} ({problem['code']}){speaker}.")
+        source = f", says {answer.url.copy_with(raw_path=b'')}" if answer.status_code == 401 else ""
+        message = output.plain(f"{detail} ({problem['code']}){source}.")
     except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
         message = f"{answer.url} answered {answer.status_code}, but not with a problem of genhook."
     is_unavailable = answer.status_code in (502, 503, 504)

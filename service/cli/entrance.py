@@ -20,7 +20,7 @@ from service.telemetry.brake import Brake
 
 HEAD_BYTES = 64 * 1024
 HEAD_LINES = 256  # Each header takes many times its bytes in memory.
-FRAMING_PER_BYTE = 8  # Of a chunked body: a chunk of one byte has five bytes around it.
+FRAMING_PER_BYTE = 8  # For each byte in a chunked body; a chunk of one byte has five around it.
 SLICE_BYTES = 64 * 1024  # Of a body, parsed at once.
 AHEAD_MAX = 8  # Requests that are parsed while an earlier one is answered.
 LINGER_SECONDS = 1.0
@@ -39,7 +39,7 @@ _brake = Brake(LOGGED_PER_SECOND)
 
 
 class _Flow(FlowControl):
-    """Does not resume reading while what was read is not parsed yet."""
+    """Flow control that stays paused while bytes that were read wait to be parsed."""
 
     is_held = False
 
@@ -49,7 +49,10 @@ class _Flow(FlowControl):
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection. Each refusal is a problem, and closes the connection."""
+    """One connection. Each refusal is a problem, and closes the connection.
+
+    uvicorn calls a request together with its answer a cycle.
+    """
 
     def __init__(
         self,
@@ -64,7 +67,7 @@ class Protocol(HttpToolsProtocol):
         self._connections_max = connections_max
         self._unparsed = bytearray()
         self._head = bytearray()  # The next request's, until it is complete.
-        self._awaited: str | None = "head"
+        self._awaited: str | None = "head"  # What the client has to send: "head", "body", nothing.
         self._body_left: int | None = 0  # None: the body is chunked.
         self._framing_bytes = 0
         self._last_bytes = b""  # Of a chunked body.
@@ -75,7 +78,7 @@ class Protocol(HttpToolsProtocol):
         self._refusal: int | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Refuse a connection too many; else wait for the first request."""
+        """Refuse the connection if there are too many; else wait for its first request."""
         super().connection_made(transport)
         self.flow = _Flow(transport)
         if len(self.connections) > self._connections_max:
@@ -109,7 +112,7 @@ class Protocol(HttpToolsProtocol):
         """The head is complete; its body follows, which may be empty."""
         self._framing_bytes, self._last_bytes = 0, b""
         self._body_left = _body_length(self.headers)
-        super().on_headers_complete()  # Raises for a target that is none.
+        super().on_headers_complete()  # It raises an error if the target is not valid.
         self._awaited = "body"
 
     def on_body(self, body: bytes) -> None:
@@ -167,7 +170,7 @@ class Protocol(HttpToolsProtocol):
         data = bytes(self._unparsed[:size])
         del self._unparsed[:size]
         if self._body_left is None:
-            # Never a whole empty line, so that the next part is not empty.
+            # A whole empty line would match again, and the next part would be empty.
             self._last_bytes = (self._last_bytes + data)[-2:].replace(b"\n\n", b"\n")
         return data
 

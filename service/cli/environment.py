@@ -30,7 +30,7 @@ _DATABASE = """
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """The settings of the environment, with those of the command line before them."""
+    """Read the settings of the environment; those of the command line come before them."""
     if options.sandbox and not options.dev:
         raise SettingsError("--sandbox needs --dev: a sandbox is no upstream for production.")
     overrides = {"host": options.host, "port": options.port}
@@ -55,7 +55,7 @@ def configure_log(settings: Settings, *, has_sandbox: bool = False) -> None:
 
 
 def with_defaults() -> dict[str, str]:
-    """The environment, with defaults for development beneath it."""
+    """Return the environment, with defaults for development where it sets nothing."""
     own = {name: value for name, value in ENVIRONMENT.items() if value}
     url = own.setdefault("GENHOOK_DATABASE_URL", DATABASE_URL)
     defaults = {
@@ -70,7 +70,7 @@ def with_defaults() -> dict[str, str]:
 
 
 def throwaway_keys(path: Path) -> Mapping[str, str]:
-    """The keys of a development database, created by its first run; CommandError if it cannot."""
+    """Return the keys of a development database; its first run creates them, else CommandError."""
     import secrets
 
     try:
@@ -87,7 +87,7 @@ def throwaway_keys(path: Path) -> Mapping[str, str]:
 
 
 def banner(settings: Settings, url: str, sandbox_url: str | None) -> str:
-    """The URLs, and commands to paste. A key from the environment is not printed."""
+    """Return the URLs, and commands to paste. A key from the environment is not printed."""
     has_key = ENVIRONMENT.get("GENHOOK_ADMIN_KEY")
     path = Path(settings.database_path).absolute()
     keys = f"{settings.database_path}-keys"

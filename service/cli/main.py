@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from service import __version__
-from service.cli.arguments import sentence
+from service.cli.arguments import to_sentence
 from service.model.errors import CommandError, SettingsError, StorageError
 
 # The module in service.cli whose `add_NAME` adds the options of the command NAME, and a summary.
@@ -34,7 +34,7 @@ COMMANDS = {
 
 
 def parser(name: str | None = None) -> argparse.ArgumentParser:
-    """The parser of the command line, with the options of the command of this name.
+    """Return the parser of the command line, with the options of the command of this name.
 
     Only that command's module is imported. Without a name the parser lists every command.
     """
@@ -48,7 +48,7 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
     group = root.add_subparsers(title="commands", metavar="COMMAND")
     for each in [name] if name in COMMANDS else COMMANDS:
         module, summary = COMMANDS[each]
-        command = group.add_parser(each, help=summary, description=sentence(summary))
+        command = group.add_parser(each, help=summary, description=to_sentence(summary))
         if each == name:
             add_options = getattr(importlib.import_module(f"service.cli.{module}"), f"add_{name}")
             add_options(command)
@@ -56,9 +56,9 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run a command; return 0 if done, 1 if failed, 2 for wrong usage, 130 if interrupted."""
     words = sys.argv[1:] if arguments is None else arguments
-    if isinstance(sys.stdout, io.TextIOWrapper):  # Whatever a terminal cannot show, it shows so.
+    if isinstance(sys.stdout, io.TextIOWrapper):  # What it cannot show is escaped.
         sys.stdout.reconfigure(errors="backslashreplace")
     root = parser(next((word for word in words if not word.startswith("-")), None))
     options = root.parse_args(words)
