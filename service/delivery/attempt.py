@@ -125,7 +125,7 @@ def _message(recipient: Recipient, due: DueDelivery, now: int) -> Message:
 
 
 def _redactor_of(headers: Mapping[str, str]) -> Redactor | None:
-    """Return what cuts the values of the headers, also without their scheme (`Bearer …`)."""
+    """Return a redactor of the headers' values, with and without their scheme (`Bearer …`)."""
     values = {part for value in headers.values() for part in (value, value.rpartition(" ")[2])}
     secrets = {value for value in values if len(value) >= SECRET_CHARACTERS_MIN}
     return Redactor(secrets) if secrets else None

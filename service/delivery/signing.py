@@ -27,7 +27,7 @@ def new_secret(random_bytes: Callable[[int], bytes]) -> str:
 
 
 def decode_secret(text: str) -> bytes:
-    """Return the key inside a `whsec_` secret; ValueError, which never quotes it, if none is."""
+    """Return the key in a `whsec_` secret; else ValueError, whose message never quotes it."""
     key = _decode(text, SECRET_PREFIX)
     if not SECRET_BYTES_MIN <= len(key) <= SECRET_BYTES_MAX:
         raise ValueError(

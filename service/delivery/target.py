@@ -36,7 +36,7 @@ class Target(msgspec.Struct, frozen=True):
     port: int
     tls: bool
     head: bytes  # The request line and the host header, as they are written.
-    tenant: str = ""  # Whose attempts share the look-ups of names.
+    tenant: str = ""  # Whose attempts share the lookups of names.
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -57,7 +57,7 @@ class SendError(Exception):
 
 
 class SenderClosed(Exception):  # noqa: N818  it is no error of the attempt
-    """Our own end ended the attempt, not the receiver: it counts as not made."""
+    """The sender was closed during the attempt, which counts as not made."""
 
 
 class Sender(Protocol):

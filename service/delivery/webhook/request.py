@@ -10,8 +10,8 @@ HEAD_BYTES = 32 * 1024  # Of an answer, interim answers included.
 HEADERS = 100  # Stored; the others are dropped.
 INTERIM_ANSWERS = 8
 BODY_BYTES = 16 * 1024  # Stored; the rest is dropped.
-# Of an answer that is read; then the connection is closed. The status is known by then, so a 2xx
-# with a huge body still counts as a success.
+# So much of an answer is read before the connection is closed. The status is known by then, so a
+# 2xx with a huge body still counts as a success.
 READ_BYTES = 1024 * 1024
 
 # Set by the sender itself, or able to change where a message ends.
@@ -47,5 +47,5 @@ def encode_request(target: Target, headers: Mapping[str, str], body: bytes) -> b
 
 
 def head_too_large() -> SendError:
-    """The error for an answer whose head is over its limit."""
+    """Return the error for an answer whose head is over its limit."""
     return SendError("answer_too_large", f"The answer's headers are over {HEAD_BYTES} bytes.")
