@@ -16,8 +16,8 @@ from service.telemetry import log, metrics
 from service.telemetry.brake import Brake
 
 NOSNIFF = (b"x-content-type-options", b"nosniff")
-PATH_CHARACTERS_MAX = 200  # Of a path in the log.
-STRANGERS_LOGGED_PER_SECOND = 20  # Refused requests without a valid key.
+PATH_CHARACTERS_MAX = 200  # The log shows no more of a path.
+STRANGERS_LOGGED_PER_SECOND = 20  # Lines about refused requests without a valid key.
 _SHOWN_SEGMENT = re.compile(r"[a-z0-9_-]{0,40}")  # Names and ids, never a callback's token.
 _log = log.get()
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")

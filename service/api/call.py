@@ -23,7 +23,7 @@ T = TypeVar("T")
 Answer = Response  # What operations return.
 LIMIT_DEFAULT, LIMIT_MAX = 50, 250
 PAGING = frozenset({"limit", "after", "order"})
-ID = "_[0-9a-f]{32}"  # After the prefix.
+ID = "_[0-9a-f]{32}"  # What follows the prefix of an id.
 
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,8}")
 
@@ -97,24 +97,24 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def query_text(self, name: str, pattern: str, rule: str) -> str | None:
-        """Read a text of the query; Problem 400 with the rule unless it matches the pattern."""
+        """Read a text from the query; Problem 400 with the rule unless it matches the pattern."""
         text = self.query.get(name)
         if text is not None and not re.fullmatch(pattern, text):
             raise bad_query(name, rule)
         return text
 
     def query_id(self, name: str, prefix: str) -> str | None:
-        """Read an id of the query; Problem 400 unless it is one with this prefix."""
+        """Read an id from the query; Problem 400 unless it is one with this prefix."""
         rule = f"must be an id, {prefix}_ and 32 hexadecimal digits"
         return self.query_text(name, prefix + ID, rule)
 
     def query_choice(self, name: str, choices: Sequence[str]) -> str | None:
-        """Read a value of the query; Problem 400 unless it is one of `choices`."""
+        """Read a value from the query; Problem 400 unless it is one of `choices`."""
         pattern = "|".join(map(re.escape, choices))
         return self.query_text(name, pattern, f"must be one of: {', '.join(choices)}")
 
     def query_tenant(self) -> str:
-        """Read `tenant` of the query, by default the key's; Problem 403 if it may not see it."""
+        """Read `tenant` from the query, else the key's; Problem 403 if the key may not see it."""
         tenant = self.query_text("tenant", TENANT_NAME.pattern, f"must be {TENANT_NAME_RULE}")
         if tenant not in (None, self.tenant) and not self.key.has("operator"):
             detail = "Only a key with the scope operator sees other tenants."
@@ -122,14 +122,14 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         return tenant or self.tenant
 
     def query_integer(self, name: str, default: int, low: int, high: int) -> int:
-        """Read an integer of the query; Problem 400 unless it is from `low` to `high`."""
+        """Read an integer from the query; Problem 400 unless it is from `low` to `high`."""
         text = self.query.get(name, str(default))
         if not _INTEGER.fullmatch(text) or not low <= int(text) <= high:
             raise bad_query(name, f"must be a whole number from {low} to {high}")
         return int(text)
 
     def query_value(self, name: str, parse: Callable[[str], T], rule: str) -> T | None:
-        """Read a value of the query; Problem 400 with the rule if `parse` raises ValueError."""
+        """Read a value from the query; Problem 400 with the rule if `parse` raises ValueError."""
         try:
             return parse(self.query[name]) if name in self.query else None
         except (ValueError, OverflowError):

@@ -31,7 +31,7 @@ HEADER_RULE = (
     "needs a name of 1 to 64 characters of [A-Za-z0-9_-], "
     "and a value of at most 1000 printable ASCII characters"
 )
-REDACTED = "[redacted]"  # In place of a header's value, which is never shown.
+REDACTED = "[redacted]"  # It is shown in place of a header's value.
 Rate = Annotated[float, msgspec.Meta(ge=0.01, le=1_000)]
 
 

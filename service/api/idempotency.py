@@ -28,7 +28,7 @@ _log = log.get()
 
 
 class _StoredAnswer(msgspec.Struct, frozen=True):
-    """An answer as it is stored, once it is sealed."""
+    """An answer in the form that is sealed and stored."""
 
     status: int
     media_type: str
@@ -102,7 +102,7 @@ async def keep(call: Call, response: Answer) -> Answer:
 def _running(call: Call, claim: Claim) -> Iterator[None]:
     """Refuse a request while this process works on the same one.
 
-    Memory says which requests run, not the age of a row: no mark outlives its request or process.
+    The process remembers which requests run: a mark in a row would outlive a process that dies.
     """
     name, running = (call.tenant, claim.key), call.context.claims
     if name in running:
