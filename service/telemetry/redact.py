@@ -11,7 +11,7 @@ import msgspec
 REDACTED = "[redacted]"
 DEPTH_MAX = 64  # Anything nested deeper is replaced whole.
 
-# Plain, escaped in JSON (in JSON), percent-encoded, or in HTML.
+# A slash: plain, escaped in JSON once or twice, percent-encoded, or as an entity of HTML.
 SLASH = r"(?:\\{0,4}/|%(?:25)?2[Ff]|\\{1,4}u002[Ff]|&#(?:x2[Ff]|47);|&sol;)"
 CALLBACK_CHARACTERS_MIN = len("/callbacks/a/t")
 _SHAPES = re.compile(
