@@ -21,7 +21,7 @@ from service.telemetry.brake import Brake
 HEAD_BYTES = 64 * 1024
 HEAD_LINES = 256  # Each header takes many times its bytes in memory.
 FRAMING_PER_BYTE = 8  # For each byte in a chunked body; a chunk of one byte has five around it.
-SLICE_BYTES = 64 * 1024  # Of a body, parsed at once.
+SLICE_BYTES = 64 * 1024  # So much of a body is parsed at once.
 AHEAD_MAX = 8  # Requests that are parsed while an earlier one is answered.
 LINGER_SECONDS = 1.0
 LOGGED_PER_SECOND = 1
@@ -66,11 +66,11 @@ class Protocol(HttpToolsProtocol):
         self._seconds = {"head": head_seconds, "body": body_seconds}
         self._connections_max = connections_max
         self._unparsed = bytearray()
-        self._head = bytearray()  # The next request's, until it is complete.
+        self._head = bytearray()  # The head of the next request, until it is complete.
         self._awaited: str | None = "head"  # What the client has to send: "head", "body", nothing.
         self._body_left: int | None = 0  # None: the body is chunked.
         self._framing_bytes = 0
-        self._last_bytes = b""  # Of a chunked body.
+        self._last_bytes = b""  # The last bytes that were read of a chunked body.
         self._active: Any = None  # The request that is answered now.
         self._is_half_closed = False
         self._timer: asyncio.TimerHandle | None = None
@@ -116,7 +116,7 @@ class Protocol(HttpToolsProtocol):
         self._awaited = "body"
 
     def on_body(self, body: bytes) -> None:
-        """Count what is left, and what is framing."""
+        """Count the bytes that are left, and those of framing."""
         self._framing_bytes -= len(body) * FRAMING_PER_BYTE
         if self._body_left is not None:
             self._body_left -= len(body)
@@ -220,7 +220,7 @@ class Protocol(HttpToolsProtocol):
         self._refusal = status
         is_begun = self._awaited == "body"  # The refused request has a cycle of its own.
         if self.pipeline or (self.cycle and not self.cycle.response_complete and not is_begun):
-            return  # Until on_response_complete.
+            return  # on_response_complete comes back to it.
         code, detail = _PROBLEMS[status]
         _log_refusal(status, code)
         is_answered = is_begun and self.cycle.response_started
