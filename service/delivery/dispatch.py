@@ -21,7 +21,7 @@ from service.telemetry import log
 _log = log.get()
 LANES_MAX = 10_000  # Lanes with nothing to do are dropped when there are more.
 STORAGE_RETRY_MS = SECOND
-COUNT_EVERY_MS = SECOND  # Statistics are stored; a kill loses those of this time.
+COUNT_EVERY_MS = SECOND  # Statistics are stored so often; a kill loses the latest.
 TROUBLE_RETRY_MS = MINUTE  # For a lane that cannot be worked, as when its secret is unreadable.
 
 
@@ -37,7 +37,7 @@ class Dispatcher:
         self.slots = Slots(context.settings.max_in_flight)
         self.tests = Counter[str]()  # Test deliveries under way, by subscriber.
         self.attempted = 0
-        self.is_open = False  # Until this process has the right to work.
+        self.is_open = False  # True while this process has the right to work.
         self.on_timer: Callable[[], None] = lambda: None
         self._lanes_max = LANES_MAX
         self._timers: list[tuple[int, str]] = []
@@ -68,7 +68,7 @@ class Dispatcher:
         self._pump(lane, now)
 
     def reload(self, subscriber_id: str | None) -> None:
-        """Read a subscriber that has changed again; None: read all again, for any may have."""
+        """Read a subscriber anew, because it changed; with None all, since any may have changed."""
         now = self.context.clock()
         lanes = self.lanes.values() if subscriber_id is None else [self._lane(subscriber_id)]
         for lane in lanes:

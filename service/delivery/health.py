@@ -15,9 +15,10 @@ from service.telemetry import log
 
 _log = log.get()
 FAILING_MAX_MS = 5 * DAY  # After so long with failures only, the subscriber is disabled.
-# The most between two failures, beyond the longest delay of the schedule; else the days start anew.
+# The longest gap between two failures, added to the longest delay of the schedule. After a longer
+# gap the days start anew.
 FAILING_GAP_MS = DAY
-FAILED_EVERY_MS = HOUR  # The time of the last failure is stored no more often.
+FAILED_EVERY_MS = HOUR  # The time of the last failure is stored at most so often.
 # What re-enabling changes: attempts are made one at a time until one succeeds.
 PROBED: dict[str, Any] = {
     "disabled_reason": None,

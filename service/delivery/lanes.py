@@ -17,8 +17,8 @@ from service.model.subscriber import Subscriber
 from service.store import deliveries
 
 READY_MAX = 200  # Deliveries of each kind that a lane holds in memory; others wait in their rows.
-READY_BYTES_MAX = 8 * 1024 * 1024  # Of their bodies.
-BODIES_BYTES_MAX = 64 * 1024 * 1024  # Of all lanes; over it a lane reads one delivery at a time.
+READY_BYTES_MAX = 8 * 1024 * 1024  # All their bodies together.
+BODIES_BYTES_MAX = 64 * 1024 * 1024  # In all lanes; above it a lane reads one at a time.
 REFILL_BELOW = READY_MAX // 4
 RETRY_EVERY = 4  # While both kinds wait, every fourth attempt that starts is a retry.
 LATE_MS = 50.0  # A timer that is late by less than this does not slow the rate down.
@@ -31,7 +31,7 @@ class Backlog(Struct, eq=False):
     deliveries: deque[DueDelivery] = field(default_factory=deque)
     body_bytes: int = 0
     in_flight: int = 0
-    next_due_at: int | None = None  # Of rows that are not in memory.
+    next_due_at: int | None = None  # When rows that are not in memory are due.
 
     @property
     def has_room(self) -> bool:
@@ -64,7 +64,7 @@ class Lane(Struct, eq=False):
 
     subscriber_id: str
     bodies: Bodies = field(default_factory=Bodies)  # Shared with the other lanes.
-    recipient: Recipient | None = None  # Until it is read, and after the subscriber was changed.
+    recipient: Recipient | None = None  # None until it is read, and after a change.
     is_open: bool = False  # Whether the subscriber is known and active.
     failing_since: int | None = None
     last_failed_at: int | None = None

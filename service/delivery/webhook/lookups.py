@@ -17,7 +17,7 @@ PLACES = 128  # Lookups under way at once, each in a thread; one half is for sus
 SLOW_SECONDS = 0.5  # A lookup that takes longer makes its name suspect.
 SUSPECT_SECONDS = 30.0  # For so long a name that failed or was slow waits apart.
 SUSPECTS_MAX = 10_000  # Names that are remembered; the oldest are forgotten first.
-WAIT_SECONDS = 60.0  # For a place; this time is no part of the attempt's own.
+WAIT_SECONDS = 60.0  # The longest wait for a place; it is not part of the attempt's time.
 
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 Addresses = asyncio.Future[Sequence[str]]
@@ -68,7 +68,7 @@ class Half:
         return wait
 
     def drop(self, wait: _Wait) -> None:
-        """Let a wait go for which no attempt is left."""
+        """Drop a wait that no attempt needs any more."""
         waits = self.waiting.get(wait.tenant, {})
         if waits.get(wait.name) is wait:
             del waits[wait.name]

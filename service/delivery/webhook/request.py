@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from service.delivery.target import SendError, Target
 
-HEAD_BYTES = 32 * 1024  # Of an answer, interim answers included.
+HEAD_BYTES = 32 * 1024  # The heads of one answer, interim answers included.
 HEADERS = 100  # Stored; the others are dropped.
 INTERIM_ANSWERS = 8
 BODY_BYTES = 16 * 1024  # Stored; the rest is dropped.
