@@ -76,20 +76,20 @@ async def _read_parts(scope: Scope, receive: Receive, bytes_max: int) -> bytes:
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         is_complete = not message.get("more_body")
-        announced = 0 if is_complete else _announced_bytes(scope)
+        announced = 0 if is_complete else _read_content_length(scope)
         if size > bytes_max or announced > bytes_max:
             raise Problem(413, "body_too_large", f"The body has more than {bytes_max} bytes.")
     return b"".join(parts)
 
 
-def _announced_bytes(scope: Scope) -> int:
+def _read_content_length(scope: Scope) -> int:
     lengths = [value for name, value in scope["headers"] if name == b"content-length"]
     return max((int(length[:18]) for length in lengths if length.isdigit()), default=0)
 
 
 async def healthz(scope: Scope, send: Send, now: int) -> None:
     """GET and HEAD /healthz: 200 if the process can answer."""
-    headers = {"x-request-id": _request_id(scope, now)}
+    headers = {"x-request-id": _choose_request_id(scope, now)}
     await _send(send, 200, "application/json", b'{"status":"ok"}', headers)
     metrics.requests.add(1, "200")
 
@@ -119,7 +119,7 @@ def with_request_ids(app: ASGIApp, clock: Clock) -> ASGIApp:
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:
         now = clock()
-        request_id = _request_id(scope, now)
+        request_id = _choose_request_id(scope, now)
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         is_answered = False
@@ -146,7 +146,7 @@ def with_request_ids(app: ASGIApp, clock: Clock) -> ASGIApp:
     return run
 
 
-def _shown_path(path: str) -> str:
+def _hide_segments(path: str) -> str:
     """Return a path for the log, without segments that may be or hold a callback's token."""
     segments = path[:PATH_CHARACTERS_MAX].split("/")
     return "/".join([s if _SHOWN_SEGMENT.fullmatch(s) else "[hidden]" for s in segments])
@@ -169,14 +169,14 @@ def _log_refusal(scope: Scope, status: int, strangers: Brake, now: int) -> None:
         status=status,
         code=state.get("code"),
         method=scope["method"],
-        path=_shown_path(scope["path"]),
+        path=_hide_segments(scope["path"]),
         key_id=key.id if key else None,
         tenant=key.tenant if key else None,
         **({"unlogged": unlogged} if unlogged else {}),
     )
 
 
-def _request_id(scope: Scope, now: int) -> str:
+def _choose_request_id(scope: Scope, now: int) -> str:
     """Return the client's request id if it is safe to repeat, else a new one."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):

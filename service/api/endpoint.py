@@ -64,9 +64,9 @@ async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Requ
         key=key,
         tenant=key.tenant,
         path=request.path_params,
-        query=_query(operation, request),
+        query=_read_query(operation, request),
         headers=request.headers,
-        body=await _body(operation, parts, request),
+        body=await _read_json(operation, parts, request),
         request_id=request.state.request_id,
     )
     result = await _run(call, operation)
@@ -187,7 +187,7 @@ async def _find_key(context: Context, secret: str) -> Key | None:
     return key
 
 
-def _query(operation: Operation, request: Request) -> dict[str, str]:
+def _read_query(operation: Operation, request: Request) -> dict[str, str]:
     """Return the query; Problem 400 if a parameter is unknown, repeated or not text."""
     query: dict[str, str] = {}
     if operation.scope == "open":
@@ -207,7 +207,7 @@ def _query(operation: Operation, request: Request) -> dict[str, str]:
     return query
 
 
-async def _body(operation: Operation, parts: Parts, request: Request) -> bytes:
+async def _read_json(operation: Operation, parts: Parts, request: Request) -> bytes:
     if not operation.reads_body:
         return b""
     settings = parts.context.settings

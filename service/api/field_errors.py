@@ -26,11 +26,11 @@ _BOUNDS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"
 _RULES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
     (
         re.compile(r"Expected `([^`]*)`, got `([^`]*)`"),
-        lambda match: f"must be {_nouns(match[1])}, not {_nouns(match[2])}",
+        lambda match: f"must be {_to_nouns(match[1])}, not {_to_nouns(match[2])}",
     ),
     (
         re.compile(r"Expected `([^`]*)` of length (>=|<=) (\d+)"),
-        lambda match: f"must have {_BOUNDS[match[2]]} {_count(int(match[3]), match[1])}",
+        lambda match: f"must have {_BOUNDS[match[2]]} {_to_count(int(match[3]), match[1])}",
     ),
     (
         re.compile(r"Expected `[^`]*` (>=|<=|>|<) (\S+)"),
@@ -66,11 +66,11 @@ def field_error(text: str) -> FieldError:
     return FieldError(json_pointer(*steps), message)
 
 
-def _nouns(types: str) -> str:
+def _to_nouns(types: str) -> str:
     return " or ".join(_NOUNS.get(each, each) for each in types.split(" | "))
 
 
-def _count(number: int, type_: str) -> str:
+def _to_count(number: int, type_: str) -> str:
     unit = _UNITS.get(type_, "item")
     plural = unit.removesuffix("y") + "ies" if unit.endswith("y") else f"{unit}s"
     return f"{number} {unit if number == 1 else plural}"

@@ -55,7 +55,7 @@ async def once(call: Call, name: str, prefix: str, run: Unit[Answer]) -> Answer:
         detail = "Idempotency-Key must be 1 to 255 visible ASCII characters."
         raise Problem(400, "invalid_header", detail)
     claim = Claim(key, hashlib.sha256(f"{name}\0".encode() + call.body).digest())
-    with _running(call, claim):
+    with _mark_running(call, claim):
         row = await call.database.read(_find, call.tenant, claim)
         if row is not None:
             return await _answer_again(call, claim, row)
@@ -99,7 +99,7 @@ async def keep(call: Call, response: Answer) -> Answer:
 
 
 @contextlib.contextmanager
-def _running(call: Call, claim: Claim) -> Iterator[None]:
+def _mark_running(call: Call, claim: Claim) -> Iterator[None]:
     """Refuse a request while this process works on the same one.
 
     The process remembers which requests run: a mark in a row would outlive a process that dies.
@@ -138,7 +138,7 @@ async def _answer_again(call: Call, claim: Claim, row: Row) -> Answer:
         generation = await call.database.read(rows.read_by_id, Generation, row["resource_id"])
         response = answer(require("generation", generation).view(), 202)
     else:
-        plain = call.context.vault.open(sealed, _owner(call, claim))
+        plain = call.context.vault.open(sealed, _owner_of(call, claim))
         stored = msgspec.json.decode(plain, type=_StoredAnswer)
         response = Answer(stored.body, stored.status, media_type=stored.media_type)
     response.headers["Idempotency-Replayed"] = "true"
@@ -148,9 +148,9 @@ async def _answer_again(call: Call, claim: Claim, row: Row) -> Answer:
 def _seal(call: Call, claim: Claim, response: Answer) -> tuple[int, bytes]:
     body = bytes(response.body)
     stored = _StoredAnswer(response.status_code, str(response.media_type), body)
-    sealed = call.context.vault.seal(msgspec.json.encode(stored), _owner(call, claim))
+    sealed = call.context.vault.seal(msgspec.json.encode(stored), _owner_of(call, claim))
     return stored.status, sealed
 
 
-def _owner(call: Call, claim: Claim) -> str:
+def _owner_of(call: Call, claim: Claim) -> str:
     return f"answer:{call.tenant}:{claim.key}"

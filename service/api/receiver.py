@@ -102,7 +102,7 @@ class Receiver:
         except Problem as error:
             error.headers = {"connection": "close"}
             await self._reject(arrival, error.code, error)
-        arrival.readable = _readable(arrival.body)
+        arrival.readable = _is_readable(arrival.body)
         proved = False
         if self._scheme is not None:
             headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in arrival.headers}
@@ -132,14 +132,14 @@ class Receiver:
                 request_id="req" + arrival.id[2:],
             )
             arrival.reason = reason
-            arrival.headers = self._stored_headers(arrival.headers)
+            arrival.headers = self._cut_secrets(arrival.headers)
             try:
                 await self._context.database.write(callbacks.reject, arrival)
             except StorageError as error:
                 _log.error("callback.not_stored", error=str(error))
         raise problem
 
-    def _stored_headers(self, headers: Headers) -> Headers:
+    def _cut_secrets(self, headers: Headers) -> Headers:
         """Return the headers without secrets, such as the URL that a proxy in front adds."""
         cut = self._context.redactor.text
         text = b"\n".join([value for _, value in headers]).decode("latin-1")
@@ -156,7 +156,7 @@ class Receiver:
         ]
 
     async def _store(self, arrival: Arrival) -> str:
-        arrival.headers = self._stored_headers(arrival.headers)
+        arrival.headers = self._cut_secrets(arrival.headers)
         database = self._context.database
         verdict: str | None
         if arrival.trust == "body":
@@ -174,7 +174,7 @@ class Receiver:
         return verdict
 
 
-def _readable(body: bytes) -> bool:
+def _is_readable(body: bytes) -> bool:
     try:
         _validate(body)
     except (msgspec.DecodeError, RecursionError):
