@@ -35,7 +35,7 @@ class Redactor:
     """Cuts these secrets, also encoded ones, and what looks like a key or token of genhook."""
 
     def __init__(self, secrets: Iterable[str] = (), public_url: str | None = None) -> None:
-        forms = {form for secret in secrets if secret for form in _forms(secret)}
+        forms = {form for secret in secrets if secret for form in _list_forms(secret)}
         self._forms = tuple(sorted(forms, key=lambda form: (-len(form), form)))
         self._any_form = re.compile("|".join(map(re.escape, self._forms)))
         self._base_url = public_url or ""
@@ -43,7 +43,7 @@ class Redactor:
 
     def text(self, text: str) -> str:
         """Return a text without the secrets, API keys, signing secrets and callback tokens."""
-        text = _without_token(self._without_secrets(text))
+        text = _cut_token(self._cut_secrets(text))
         lowered = text.lower()
         for hint in _HINTS:
             if hint in lowered:
@@ -56,7 +56,7 @@ class Redactor:
         What only looks like an API key stays: prompts and names of files may.
         """
         if isinstance(value, str):
-            return self._string(value)
+            return self._cut_string(value)
         if not isinstance(value, (dict, list)):  # Faster than a union.
             return value
         if depth == 0:
@@ -64,16 +64,18 @@ class Redactor:
         if isinstance(value, list):
             return [self.json(item, depth - 1) for item in value]
         return {
-            self._string(key): REDACTED if _is_hidden(key, child) else self.json(child, depth - 1)
+            self._cut_string(key): REDACTED
+            if _is_hidden(key, child)
+            else self.json(child, depth - 1)
             for key, child in value.items()
         }
 
-    def _string(self, text: str) -> str:
+    def _cut_string(self, text: str) -> str:
         if len(text) < self._harmless_length:
             return text
-        text = self._without_secrets(text)
+        text = self._cut_secrets(text)
         text = self._callback_url.sub(REDACTED, text) if "callbacks" in text else text
-        return _without_token(text)
+        return _cut_token(text)
 
     @cached_property
     def _callback_url(self) -> re.Pattern[str]:
@@ -84,18 +86,18 @@ class Redactor:
         path = rf"{SLASH}callbacks{SLASH}[a-z]{{1,32}}{SLASH}[A-Za-z0-9._~%-]+"
         return re.compile(f"(?:{host})?{path}")
 
-    def _without_secrets(self, text: str) -> str:
+    def _cut_secrets(self, text: str) -> str:
         for form in self._forms:
             if form in text:
                 return self._any_form.sub(REDACTED, text)
         return text
 
 
-def _without_token(text: str) -> str:
+def _cut_token(text: str) -> str:
     return _TOKEN.sub(REDACTED, text) if "gen_" in text else text
 
 
-def _forms(secret: str) -> tuple[str, ...]:
+def _list_forms(secret: str) -> tuple[str, ...]:
     in_json = msgspec.json.encode(secret).decode()[1:-1]
     return secret, urllib.parse.quote(secret, safe=""), secret.replace("/", "\\/"), in_json
 
