@@ -142,13 +142,13 @@ def tick(options: argparse.Namespace, echo: Echo) -> int:
 
 
 async def _tick(settings: Settings, seconds: float) -> "WorkCounts":
-    async with _started(settings) as app:
+    async with _open_app(settings) as app:
         assert app.worker is not None
         return await app.worker.tick(seconds)
 
 
 @contextlib.asynccontextmanager
-async def _started(settings: Settings) -> AsyncIterator["App"]:
+async def _open_app(settings: Settings) -> AsyncIterator["App"]:
     """Open the database of an application during the block; no worker runs."""
     from service.app import App
 
@@ -192,7 +192,7 @@ def list_keys(options: argparse.Namespace, echo: Echo) -> int:
     if options.json:
         echo(output.json_line({"data": [key.view() for key in keys]}))
         return 0
-    for line in output.table([_row(key) for key in keys]):
+    for line in output.table([_to_row(key) for key in keys]):
         echo(line)
     return 0
 
@@ -209,7 +209,7 @@ def _write(unit: Callable[..., Any], *arguments: object) -> Any:
     from service.telemetry import log
 
     async def write() -> Any:
-        async with _started(read_settings()) as app:
+        async with _open_app(read_settings()) as app:
             context = app.worker.context
             return await context.database.write(unit, context, *arguments)
 
@@ -241,6 +241,6 @@ async def _revoke(tx: "Transaction", context: "Context", key_id: str) -> None:
     await keys.revoke(tx, key_id)
 
 
-def _row(key: Key) -> tuple[str, ...]:
+def _to_row(key: Key) -> tuple[str, ...]:
     state = "revoked" if key.revoked_at else "live"
     return key.id, state, key.tenant, ",".join(key.scopes), key.name

@@ -206,7 +206,7 @@ def call(client: "httpx.Client", method: str, path: str, **options: Any) -> byte
         raise UnreachableError(f"no answer from {client.base_url}: {reason}.") from error
     if answer.is_success:
         return answer.content
-    raise _error(answer)
+    raise _to_error(answer)
 
 
 def ask(client: "httpx.Client", method: str, path: str, **options: Any) -> Any:
@@ -217,7 +217,7 @@ def ask(client: "httpx.Client", method: str, path: str, **options: Any) -> Any:
         raise CommandError(f"the server at {client.base_url} is not genhook.") from error
 
 
-def _error(answer: "httpx.Response") -> CommandError:
+def _to_error(answer: "httpx.Response") -> CommandError:
     """Return the problem in an answer as one sentence, with its code."""
     try:
         problem = msgspec.json.decode(answer.content)
@@ -246,17 +246,17 @@ def show(options: argparse.Namespace, echo: Echo, answer: Any, lines: list[str])
 
 
 def _show_page(options: argparse.Namespace, echo: Echo, page: Any, names: tuple[str, ...]) -> int:
-    rows = [[_cell(item[name]) for name in names] for item in page["data"]]
+    rows = [[_to_cell(item[name]) for name in names] for item in page["data"]]
     more = [f"more: --after {page['next']}"] if page["next"] else []
     show(options, echo, page, [*output.table(rows), *more] or ["There are none."])
     return 0
 
 
-def _cell(value: object) -> object:
+def _to_cell(value: object) -> object:
     return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _paging(options: argparse.Namespace) -> dict[str, Any]:
+def _read_paging(options: argparse.Namespace) -> dict[str, Any]:
     query = {"limit": options.limit, "after": options.after}
     return {name: value for name, value in query.items() if value is not None}
 
@@ -264,7 +264,7 @@ def _paging(options: argparse.Namespace) -> dict[str, Any]:
 def list_subscribers(options: argparse.Namespace, echo: Echo) -> int:
     """List subscribers, newest first."""
     with connect(options) as client:
-        page = ask(client, "GET", "/v1/subscribers", params=_paging(options))
+        page = ask(client, "GET", "/v1/subscribers", params=_read_paging(options))
     return _show_page(options, echo, page, ("id", "status", "url", "event_types", "description"))
 
 
@@ -274,7 +274,7 @@ def create_subscriber(options: argparse.Namespace, echo: Echo) -> int:
     with connect(options) as client:
         subscriber = ask(client, "POST", "/v1/subscribers", json=body)
     names = ("id", "url", "event_types", "status", "secret")
-    lines = output.fields({name: _cell(subscriber[name]) for name in names})
+    lines = output.fields({name: _to_cell(subscriber[name]) for name in names})
     show(options, echo, subscriber, lines)
     return 0
 
@@ -323,7 +323,7 @@ def get_generation(options: argparse.Namespace, echo: Echo) -> int:
 
 def list_generations(options: argparse.Namespace, echo: Echo) -> int:
     """List generations, newest first."""
-    query = _paging(options) | ({"status": options.status} if options.status else {})
+    query = _read_paging(options) | ({"status": options.status} if options.status else {})
     with connect(options) as client:
         page = ask(client, "GET", "/v1/generations", params=query)
     return _show_page(options, echo, page, ("id", "status", "model", "route", "created_at"))

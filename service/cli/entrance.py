@@ -111,7 +111,7 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is complete; its body follows, which may be empty."""
         self._framing_bytes, self._last_bytes = 0, b""
-        self._body_left = _body_length(self.headers)
+        self._body_left = _read_body_length(self.headers)
         super().on_headers_complete()  # It raises an error if the target is not valid.
         self._awaited = "body"
 
@@ -249,7 +249,7 @@ def _disconnect(cycle: Any) -> None:
         cycle.message_event.set()
 
 
-def _body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
+def _read_body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
     """Return the length that the head gives; None for a chunked body."""
     fields = dict(headers)
     # The parser has refused what is no number, and lengths that differ.
