@@ -203,7 +203,7 @@ class Lane(Struct, eq=False):
             return None
         if self.in_flight >= self.cap or self.blocked_until(now) is not None:
             return None
-        backlog = self._next_backlog()
+        backlog = self._choose_backlog()
         if backlog is None:
             return None
         self.turn += 1
@@ -243,7 +243,7 @@ class Lane(Struct, eq=False):
     def _backlog_of(self, due: DueDelivery) -> Backlog:
         return self.retries if due.attempt_count else self.first_attempts
 
-    def _next_backlog(self) -> Backlog | None:
+    def _choose_backlog(self) -> Backlog | None:
         has_first = bool(self.first_attempts.deliveries)
         if not self.retries.deliveries:
             return self.first_attempts if has_first else None

@@ -73,7 +73,7 @@ def refuse_url(url: str, policy: Policy) -> str | None:
         return "The URL must use https."
     host = target.host
     top = host.rpartition(".")[2]  # Every name under localhost is localhost (RFC 6761).
-    addresses = _KNOWN_NAMES.get(host) or _KNOWN_NAMES.get(top) or _literal(host)
+    addresses = _KNOWN_NAMES.get(host) or _KNOWN_NAMES.get(top) or _read_literal(host)
     reasons = [refuse_address(ip, policy) for ip in addresses]
     if reasons and all(reasons):
         return f"The URL's host is {reasons[0]}, which is not allowed."
@@ -95,7 +95,7 @@ def refuse_address(ip: str, policy: Policy) -> str | None:
     kind = next((kind for network, kind in _REFUSED if address in network), None)
     if kind and not any(address in network for network in policy.allow_networks):
         return kind
-    reasons = (refuse_address(str(ipv4), policy) for ipv4 in _embedded(address))
+    reasons = (refuse_address(str(ipv4), policy) for ipv4 in _list_embedded(address))
     return next(filter(None, reasons), None)
 
 
@@ -106,7 +106,7 @@ async def resolve(host: str, port: int, policy: Policy, lookup: Lookup) -> list[
     the URL can read it.
     """
     try:
-        addresses = _literal(host) or await lookup(host, port)
+        addresses = _read_literal(host) or await lookup(host, port)
     except (OSError, UnicodeError) as error:
         raise SendError("dns_failed", f"{host} could not be resolved.") from error
     if not addresses:
@@ -118,7 +118,7 @@ async def resolve(host: str, port: int, policy: Policy, lookup: Lookup) -> list[
     return allowed
 
 
-def _literal(host: str) -> Sequence[str]:
+def _read_literal(host: str) -> Sequence[str]:
     """Return the host if it is an address; a name has to be looked up."""
     try:
         return [str(ipaddress.ip_address(host))]
@@ -126,7 +126,7 @@ def _literal(host: str) -> Sequence[str]:
         return []
 
 
-def _embedded(
+def _list_embedded(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address,
 ) -> list[ipaddress.IPv4Address]:
     """Return every IPv4 address that a network might extract from an IPv6 address."""
