@@ -7,7 +7,6 @@ import msgspec
 
 from service.api.call import Answer, Call, answer, answer_list
 from service.api.problem import require
-from service.api.receiver import SECRET_HEADERS
 from service.model.attempt import joined_headers
 from service.model.clock import rfc3339
 from service.model.ids import time_of
@@ -19,6 +18,7 @@ from service.telemetry.redact import REDACTED, Redactor
 VERDICTS = ("accepted", "duplicate", "late", "unreadable", "rejected")
 # The tenant of callbacks with an invalid token: each may be meant for any, so operators see them.
 UNOWNED = ""
+_SECRET_HEADERS = ("authorization", "cookie", "proxy-authorization")
 
 
 async def list_(call: Call) -> Answer:
@@ -58,7 +58,7 @@ def _view(row: Row) -> dict[str, Any]:
 def _raw_view(row: Row, redactor: Redactor) -> dict[str, Any]:
     lines = msgspec.json.decode(row["headers"], type=list[tuple[str, str]])
     headers = joined_headers(
-        (name, REDACTED if name in SECRET_HEADERS else redactor.text(value))
+        (name, REDACTED if name in _SECRET_HEADERS else redactor.text(value))
         for name, value in lines
     )
     try:

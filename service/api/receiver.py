@@ -1,7 +1,6 @@
 """Receives callbacks from upstream: verify, store, then answer."""
 
 import asyncio
-from collections.abc import Sequence
 from functools import partial
 from typing import NoReturn
 
@@ -19,16 +18,12 @@ from service.model.ids import new_id
 from service.store import callbacks
 from service.store.callbacks import Arrival
 from service.telemetry import log, metrics
-from service.telemetry.redact import REDACTED
 
 PREFIX = f"/callbacks/{UPSTREAM}/"
 READ_ON_LOOP_BYTES = 65_536
 REJECTIONS_PER_SECOND = 20  # More are answered but not stored: forgers cannot fill the disk.
 HEADERS_MAX = 100  # More are not stored.
-SECRET_HEADERS = ("authorization", "cookie", "proxy-authorization")
 
-Headers = Sequence[tuple[bytes, bytes]]
-_SECRET_NAMES = frozenset(name.encode() for name in SECRET_HEADERS)
 _log = log.get()
 _OK = b'{"status":"ok"}'
 _OK_TYPE, _OK_LENGTH = (b"content-type", b"application/json"), (b"content-length", b"15")
@@ -132,31 +127,13 @@ class Receiver:
                 request_id="req" + arrival.id[2:],
             )
             arrival.reason = reason
-            arrival.headers = self._cut_secrets(arrival.headers)
             try:
                 await self._context.database.write(callbacks.reject, arrival)
             except StorageError as error:
                 _log.error("callback.not_stored", error=str(error))
         raise problem
 
-    def _cut_secrets(self, headers: Headers) -> Headers:
-        """Return the headers without secrets, such as the URL that a proxy in front adds."""
-        cut = self._context.redactor.text
-        text = b"\n".join([value for _, value in headers]).decode("latin-1")
-        if cut(text) == text and _SECRET_NAMES.isdisjoint([name for name, _ in headers]):
-            return headers  # As nearly always: one look at all of them is enough.
-        return [
-            (
-                n,
-                REDACTED.encode()
-                if n in _SECRET_NAMES
-                else cut(v.decode("latin-1")).encode("latin-1"),
-            )
-            for n, v in headers
-        ]
-
     async def _store(self, arrival: Arrival) -> str:
-        arrival.headers = self._cut_secrets(arrival.headers)
         database = self._context.database
         verdict: str | None
         if arrival.trust == "body":

@@ -192,7 +192,7 @@ def list_keys(options: argparse.Namespace, echo: Echo) -> int:
     if options.json:
         echo(output.json_line({"data": [key.view() for key in keys]}))
         return 0
-    for line in output.table([_to_row(key) for key in keys]):
+    for line in output.table([_to_row(key) for key in keys]) or ["There are none."]:
         echo(line)
     return 0
 
