@@ -89,7 +89,7 @@ def _read_content_length(scope: Scope) -> int:
 
 async def healthz(scope: Scope, send: Send, now: int) -> None:
     """GET and HEAD /healthz: 200 if the process can answer."""
-    headers = {"x-request-id": _choose_request_id(scope, now)}
+    headers = {"x-request-id": _request_id(scope, now)}
     await _send(send, 200, "application/json", b'{"status":"ok"}', headers)
     metrics.requests.add(1, "200")
 
@@ -118,8 +118,7 @@ def with_request_ids(app: ASGIApp, clock: Clock) -> ASGIApp:
     strangers = Brake(STRANGERS_LOGGED_PER_SECOND)
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:
-        now = clock()
-        request_id = _choose_request_id(scope, now)
+        request_id = _request_id(scope, clock())
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         is_answered = False
@@ -132,7 +131,7 @@ def with_request_ids(app: ASGIApp, clock: Clock) -> ASGIApp:
                 if "key" in state:  # The answer may hold a secret, or a person's picture.
                     message["headers"].append((b"cache-control", b"no-store"))
                 metrics.requests.add(1, str(message["status"]))
-                _log_refusal(scope, message["status"], strangers, now)
+                _log_refusal(scope, message["status"], strangers, clock())
             await send(message)
 
         with log.bind_request(request_id):
@@ -176,7 +175,7 @@ def _log_refusal(scope: Scope, status: int, strangers: Brake, now: int) -> None:
     )
 
 
-def _choose_request_id(scope: Scope, now: int) -> str:
+def _request_id(scope: Scope, now: int) -> str:
     """Return the client's request id if it is safe to repeat, else a new one."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):

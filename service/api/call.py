@@ -147,16 +147,16 @@ def answer_list(views: Sequence[Any], after: str | None = None) -> Answer:
 
 
 async def answer_page(
-    call: Call, prefix: str, data_type: type[Any], read: Unit[Rows], *filters: object
+    call: Call, prefix: str, noun: type[Any], read: Unit[Rows], *filters: object
 ) -> Answer:
     """Return the page of a list that the query asks for; its ids start with `prefix`.
 
-    `read(tx, page, tenant, *filters)` returns its rows, each of which decodes to a `data_type`.
+    `read(tx, page, tenant, *filters)` returns its rows, each of which decodes to a `noun`.
     """
     rows, after = await call.database.search(
         call.tenant, read, call.page(prefix), call.tenant, *filters
     )
-    return answer_list([decode_row(data_type, row).view() for row in rows], after)
+    return answer_list([decode_row(noun, row).view() for row in rows], after)
 
 
 async def read_own(tx: Transaction, page: Page, tenant: str, source: Source) -> Rows:

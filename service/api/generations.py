@@ -61,7 +61,7 @@ async def create(call: Call) -> Answer:
         check_url(call.context, new.notify_url, "/notify_url")
     accepted = call.context, call.tenant, call.resource_id, new
     generation = await idempotency.create(call, submit.store_new, *accepted)
-    # It goes on to its end even if the client hangs up: upstream's answer must be recorded.
+    # To the end even if the client hangs up: upstream's answer must be recorded.
     generation, refusal = await asyncio.shield(call.parts.submitter.start(generation))
     if refusal is None:
         return await idempotency.keep(call, answer(generation.view(), 202))
@@ -69,7 +69,7 @@ async def create(call: Call) -> Answer:
     assert generation.error is not None
     message = generation.error["message"]
     detail = f"Upstream refused {generation.id} with {refusal}: {message}"
-    # Returned, not raised: the generation exists, so the answer is stored for Idempotency-Key.
+    # Not raised: the generation exists, so this answer is kept for Idempotency-Key.
     problem = answer_problem(Problem(status, code, detail), call.request_id)
     return await idempotency.keep(call, problem)
 
@@ -130,7 +130,7 @@ async def list_(call: Call) -> Answer:
     """GET /v1/generations."""
     prefix = "metadata."
     metadata = {n.removeprefix(prefix): v for n, v in call.query.items() if n.startswith(prefix)}
-    filter_ = generations.Filter(
+    only = generations.Filter(
         status=call.query_choice("status", (*OPEN, *TERMINAL)),
         model=call.query_text("model", MODEL_ID, MODEL_ID_RULE),
         created_after=call.query_value("created_after", _parse_time, _TIME_RULE),
@@ -139,7 +139,7 @@ async def list_(call: Call) -> Answer:
     )
     if errors := metadata_errors(metadata, "metadata"):
         raise bad_query("metadata", errors[0].message)
-    return await answer_page(call, "gen", Generation, generations.list_page, filter_)
+    return await answer_page(call, "gen", Generation, generations.list_page, only)
 
 
 async def get_timeline(tx: Transaction, call: Call) -> Answer:
@@ -192,7 +192,7 @@ async def refresh(call: Call) -> Answer:
     if generation.status in ("succeeded", "failed"):
         return answer(generation.view())
     task = call.parts.poller.refresh(generation, call.context.clock())
-    if task is not None:  # Without a new poll, what is stored is the answer.
+    if task is not None:  # Without a poll, the answer is what is stored.
         await asyncio.shield(task)
     generation = await call.database.read(_get, call)
     return answer(generation.view())

@@ -85,17 +85,17 @@ async def _create(tx: Transaction, call: Call, unit: Unit[T], args: tuple[object
     return result
 
 
-async def keep(call: Call, response: Answer) -> Answer:
+async def keep(call: Call, late: Answer) -> Answer:
     """Store the answer of a request whose resource was created before; return it."""
     if call.claim is not None:
-        sealed = _seal(call, call.claim, response)
+        sealed = _seal(call, call.claim, late)
         try:
             await call.database.write(
                 idempotency.store_answer, call.tenant, call.claim.key, call.resource_id, sealed
             )
         except StorageError as error:  # A repeat gets the resource as it then is.
             _log.warning("answer.not_kept", error=str(error))
-    return response
+    return late
 
 
 @contextlib.contextmanager

@@ -16,7 +16,6 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.model.clock import now_ms
 from service.telemetry import log, metrics
-from service.telemetry.brake import Brake
 
 HEAD_BYTES = 64 * 1024
 HEAD_LINES = 256  # Each header takes many times its bytes in memory.
@@ -24,7 +23,7 @@ FRAMING_PER_BYTE = 8  # For each byte in a chunked body; a chunk of one byte has
 SLICE_BYTES = 64 * 1024  # So much of a body is parsed at once.
 AHEAD_MAX = 8  # Requests that are parsed while an earlier one is answered.
 LINGER_SECONDS = 1.0
-LOGGED_PER_SECOND = 1
+LOG_EVERY_MS = 1_000
 
 _EMPTY_LINE = re.compile(rb"\n\r?\n")  # Ends a head, and a chunked body.
 _OFFER = re.compile(rb"(?i)(?<=\n)upgrade[ \t]*:[^\n]*\n")
@@ -35,7 +34,7 @@ _PROBLEMS = {
     503: ("overloaded", "There are too many connections."),
 }
 _log = log.get()
-_brake = Brake(LOGGED_PER_SECOND)
+_refusals = {"logged_at": 0, "unlogged": 0}
 
 
 class _Flow(FlowControl):
@@ -220,7 +219,7 @@ class Protocol(HttpToolsProtocol):
         self._refusal = status
         is_begun = self._awaited == "body"  # The refused request has a cycle of its own.
         if self.pipeline or (self.cycle and not self.cycle.response_complete and not is_begun):
-            return  # on_response_complete comes back to it.
+            return  # Until on_response_complete.
         code, detail = _PROBLEMS[status]
         _log_refusal(status, code)
         is_answered = is_begun and self.cycle.response_started
@@ -259,6 +258,9 @@ def _read_body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
 def _log_refusal(status: int, code: str) -> None:
     """Log at most one refusal a second, with the number of those since the last line."""
     metrics.requests.add(1, str(status))
-    unlogged = _brake.admit(now_ms())
-    if unlogged is not None:
-        _log.warning("request.refused", status=status, code=code, unlogged=unlogged)
+    now = now_ms()
+    if now - _refusals["logged_at"] < LOG_EVERY_MS:
+        _refusals["unlogged"] += 1
+        return
+    _log.warning("request.refused", status=status, code=code, unlogged=_refusals["unlogged"])
+    _refusals.update(logged_at=now, unlogged=0)

@@ -53,7 +53,7 @@ class Dispatcher:
         """Take deliveries that were just committed and are due now."""
         now = self.context.clock()
         for delivery in due:
-            lane = self._find_lane(delivery.subscriber_id)
+            lane = self._lane(delivery.subscriber_id)
             # It must not overtake older ones that are due and are only in their rows.
             has_older = lane.is_loading or lane.first_attempts.is_due(now)
             if delivery.ordered or has_older or not lane.hold(delivery):
@@ -62,15 +62,15 @@ class Dispatcher:
 
     def refill(self, subscriber_id: str) -> None:
         """Read the subscriber's rows: some are due now or will be."""
-        lane, now = self._find_lane(subscriber_id), self.context.clock()
+        lane, now = self._lane(subscriber_id), self.context.clock()
         lane.read_again |= lane.held_ids
         lane.expect(now, now)
         self._pump(lane, now)
 
     def reload(self, subscriber_id: str | None) -> None:
-        """Read a subscriber anew, because it changed; with None all, since any may have changed."""
+        """Read the subscriber again, it has changed; None: any may have changed."""
         now = self.context.clock()
-        lanes = self.lanes.values() if subscriber_id is None else [self._find_lane(subscriber_id)]
+        lanes = self.lanes.values() if subscriber_id is None else [self._lane(subscriber_id)]
         for lane in lanes:
             lane.drop_recipient()
             lane.slow_until = lane.receiver.slow_until = 0
@@ -83,7 +83,7 @@ class Dispatcher:
         """Find the lanes that have rows, after a start or another process's commit."""
         due_times = await self.context.database.read(deliveries.next_due_times)
         for subscriber_id, times in due_times.items():
-            lane = self._find_lane(subscriber_id)
+            lane = self._lane(subscriber_id)
             lane.expect(*times)
             self._wake(lane, min(at for at in times if at is not None))
 
@@ -130,7 +130,7 @@ class Dispatcher:
 
     # Lanes.
 
-    def _find_lane(self, subscriber_id: str) -> Lane:
+    def _lane(self, subscriber_id: str) -> Lane:
         lane = self.lanes.get(subscriber_id)
         if lane is None:
             if len(self.lanes) >= self._lanes_max:

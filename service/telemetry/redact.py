@@ -11,16 +11,13 @@ import msgspec
 REDACTED = "[redacted]"
 DEPTH_MAX = 64  # Anything nested deeper is replaced whole.
 
-# A slash: plain, escaped in JSON once or twice, percent-encoded, or as an entity of HTML.
-SLASH = r"(?:\\{0,4}/|%(?:25)?2[Ff]|\\{1,4}u002[Ff]|&#(?:x2[Ff]|47);|&sol;)"
+SLASH = r"(?:\\{0,4}/|%(?:25)?2[Ff])"  # Plain, escaped in JSON (in JSON), or percent-encoded.
 CALLBACK_CHARACTERS_MIN = len("/callbacks/a/t")
 _SHAPES = re.compile(
     rf"(?P<path>{SLASH}callbacks{SLASH}[A-Za-z0-9_-]{{1,64}}{SLASH})[^/\s?\"'\\]+"
     r"|(?:ghk_|aio_|whsec_|whsk_)[A-Za-z0-9+/=_-]+"
     r"|(?i:bearer)\s+[^\s\"'\\]+"
 )
-# A callback token without its URL: as upstream/callback_url.py mints it.
-_TOKEN = re.compile(r"gen_[0-9a-f]{32}\.[A-Za-z0-9_-]{22}\.[0-9]{1,12}\.[A-Za-z0-9_-]{43}")
 # In lower case, every match contains one of these. `in` is much cheaper than the pattern.
 _HINTS = ("ghk_", "aio_", "whs", "callbacks", "bearer")
 
@@ -35,7 +32,7 @@ class Redactor:
     """Cuts these secrets, also encoded ones, and what looks like a key or token of genhook."""
 
     def __init__(self, secrets: Iterable[str] = (), public_url: str | None = None) -> None:
-        forms = {form for secret in secrets if secret for form in _list_forms(secret)}
+        forms = {form for secret in secrets if secret for form in _forms(secret)}
         self._forms = tuple(sorted(forms, key=lambda form: (-len(form), form)))
         self._any_form = re.compile("|".join(map(re.escape, self._forms)))
         self._base_url = public_url or ""
@@ -43,7 +40,7 @@ class Redactor:
 
     def text(self, text: str) -> str:
         """Return a text without the secrets, API keys, signing secrets and callback tokens."""
-        text = _cut_token(self._cut_secrets(text))
+        text = self._without_secrets(text)
         lowered = text.lower()
         for hint in _HINTS:
             if hint in lowered:
@@ -56,7 +53,7 @@ class Redactor:
         What only looks like an API key stays: prompts and names of files may.
         """
         if isinstance(value, str):
-            return self._cut_string(value)
+            return self._string(value)
         if not isinstance(value, (dict, list)):  # Faster than a union.
             return value
         if depth == 0:
@@ -64,40 +61,33 @@ class Redactor:
         if isinstance(value, list):
             return [self.json(item, depth - 1) for item in value]
         return {
-            self._cut_string(key): REDACTED
-            if _is_hidden(key, child)
-            else self.json(child, depth - 1)
+            self._string(key): REDACTED if _is_hidden(key, child) else self.json(child, depth - 1)
             for key, child in value.items()
         }
 
-    def _cut_string(self, text: str) -> str:
+    def _string(self, text: str) -> str:
         if len(text) < self._harmless_length:
             return text
-        text = self._cut_secrets(text)
-        text = self._callback_url.sub(REDACTED, text) if "callbacks" in text else text
-        return _cut_token(text)
+        text = self._without_secrets(text)
+        return self._callback_url.sub(REDACTED, text) if "callbacks" in text else text
 
     @cached_property
     def _callback_url(self) -> re.Pattern[str]:
-        """The pattern of any callback URL, of ours with the host, without the text around it."""
+        """Any callback URL, one of ours with its host; never the text before or after it."""
         base = self._base_url
         forms = {base, base.replace("/", "\\/"), urllib.parse.quote(base, safe="")}
         host = "|".join(re.escape(form) for form in sorted(forms))
         path = rf"{SLASH}callbacks{SLASH}[a-z]{{1,32}}{SLASH}[A-Za-z0-9._~%-]+"
         return re.compile(f"(?:{host})?{path}")
 
-    def _cut_secrets(self, text: str) -> str:
+    def _without_secrets(self, text: str) -> str:
         for form in self._forms:
             if form in text:
                 return self._any_form.sub(REDACTED, text)
         return text
 
 
-def _cut_token(text: str) -> str:
-    return _TOKEN.sub(REDACTED, text) if "gen_" in text else text
-
-
-def _list_forms(secret: str) -> tuple[str, ...]:
+def _forms(secret: str) -> tuple[str, ...]:
     in_json = msgspec.json.encode(secret).decode()[1:-1]
     return secret, urllib.parse.quote(secret, safe=""), secret.replace("/", "\\/"), in_json
 

@@ -302,9 +302,9 @@ async def test_lanes_without_work_are_dropped_when_there_are_many(
                 await dispatcher.settle()
         assert len(world.subscribers.webhooks) == sum(range(13))
         assert len(dispatcher.lanes) == 12  # All had work at the same time.
-        dispatcher.lanes["sub_more"] = dispatcher._find_lane("sub_more")
+        dispatcher.lanes["sub_more"] = dispatcher._lane("sub_more")
         dispatcher._lanes_max = 4
-        dispatcher._find_lane("sub_one_more")
+        dispatcher._lane("sub_one_more")
         assert list(dispatcher.lanes) == ["sub_one_more"]
 
 
