@@ -131,10 +131,10 @@ def with_request_ids(app: ASGIApp, clock: Clock) -> ASGIApp:
                 if "key" in state:  # The answer may hold a secret, or a person's picture.
                     message["headers"].append((b"cache-control", b"no-store"))
                 metrics.requests.add(1, str(message["status"]))
-                _log_refusal(scope, message["status"], strangers, clock())
+                _log_refusal(scope, message["status"], lambda: strangers.admit(clock()))
             await send(message)
 
-        with log.bind_request(request_id):
+        with log.request(request_id):
             try:
                 await app(scope, receive, send_with_id)
             except Exception:
@@ -151,16 +151,16 @@ def _hide_segments(path: str) -> str:
     return "/".join([s if _SHOWN_SEGMENT.fullmatch(s) else "[hidden]" for s in segments])
 
 
-def _log_refusal(scope: Scope, status: int, strangers: Brake, now: int) -> None:
+def _log_refusal(scope: Scope, status: int, admit: Callable[[], int | None] = lambda: 0) -> None:
     """Leave a line about a request that was refused, so that its request id leads somewhere.
 
-    Strangers must not fill the disk with lines: of theirs, only some are logged.
+    Strangers must not fill the disk with lines: `admit` brakes those without a valid key.
     """
     if not (400 <= status < 500 or status == 503) or status == 499:  # 499: the client hung up.
         return
     state: dict[str, Any] = scope["state"]
     key = state.get("key")
-    unlogged = 0 if key else strangers.admit(now)
+    unlogged = 0 if key else admit()
     if unlogged is None:
         return
     _log.info(

@@ -39,7 +39,7 @@ def get(**values: object) -> structlog.typing.FilteringBoundLogger:
     return logger
 
 
-def bind_request(request_id: str) -> contextlib.AbstractContextManager[None]:
+def request(request_id: str) -> contextlib.AbstractContextManager[None]:
     """Put the request's id into every line of the block, and of tasks that start in it."""
     return structlog.contextvars.bound_contextvars(request_id=request_id)
 

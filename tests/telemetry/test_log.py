@@ -91,7 +91,7 @@ async def test_requests_side_by_side_have_their_own_ids_in_their_lines(console: 
     console.configure("info")
 
     async def serve(request_id: str) -> None:
-        with log.bind_request(request_id):
+        with log.request(request_id):
             await asyncio.sleep(0)  # noqa: TID251  the other's turn
             log.get().info("served", who=request_id)
 
