@@ -18,7 +18,7 @@ help: ## List these targets
 
 install: $(STAMP) ## Make .venv with genhook and its tools, at the versions of constraints.txt
 
-demo: $(STAMP) ## Show a callback, polling and a lost callback; needs no account
+demo: $(STAMP) ## Show a generation by callback, one by polling, and one whose callback is lost
 	@$(BIN)/genhook demo
 
 run: $(STAMP) ## Serve with throwaway keys and the sandbox as upstream

@@ -192,6 +192,8 @@ _OTHER_NAMES = {"database_path": "GENHOOK_DATABASE_URL", "port": "PORT"}
 VARIABLES = {
     _OTHER_NAMES.get(field, f"GENHOOK_{field.upper()}"): field for field in Settings.__annotations__
 }
+# The command line as a client of a running service reads these; they are no settings of it.
+CLIENT_VARIABLES = ("GENHOOK_URL", "GENHOOK_API_KEY")
 
 
 def is_loopback(url: str) -> bool:
@@ -233,16 +235,19 @@ def _check(settings: Settings) -> None:
 def read_settings(environ: Mapping[str, str] = ENVIRONMENT, **overrides: object) -> Settings:
     """Read the settings from `environ`; `overrides` take precedence.
 
-    Raises SettingsError, which names the first variable that is missing or wrong.
+    Raises SettingsError, which names every variable that is wrong, or else one that is missing.
     """
     values: dict[str, Any] = {}
+    problems: list[str] = []
     for name, field in VARIABLES.items():
         parse, *limits = Settings.__annotations__[field].__metadata__
         if text := environ.get(name):
             try:
                 values[field] = parse(text, *limits)
             except ValueError as error:
-                raise SettingsError(f"{name} {error}.") from None
+                problems.append(f"{name} {error}.")
+    if problems:
+        raise SettingsError(*problems)
     settings = Settings(**{**values, **overrides})
     _check(settings)
     return settings
@@ -250,4 +255,5 @@ def read_settings(environ: Mapping[str, str] = ENVIRONMENT, **overrides: object)
 
 def unknown_variables(environ: Mapping[str, str] = ENVIRONMENT) -> list[str]:
     """The variables that start with `GENHOOK_` but are not settings: likely misspelled."""
-    return sorted(name for name in environ.keys() - VARIABLES if name.startswith("GENHOOK_"))
+    known = {*VARIABLES, *CLIENT_VARIABLES}
+    return sorted(name for name in environ.keys() - known if name.startswith("GENHOOK_"))

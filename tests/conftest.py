@@ -12,7 +12,7 @@ import structlog
 from hypothesis import HealthCheck, settings
 
 from service.model import ids
-from service.settings import VARIABLES
+from service.settings import CLIENT_VARIABLES, VARIABLES
 from service.telemetry import log
 from tests.logs import Console
 
@@ -51,7 +51,7 @@ def _own_ids(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove genhook's variables from the environment, and keep the log as it is."""
-    for name in VARIABLES:
+    for name in (*VARIABLES, *CLIENT_VARIABLES):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(log, "configure", lambda *_, **__: None)
 

@@ -140,6 +140,14 @@ def test_a_bad_value_is_refused_in_a_sentence_that_names_the_variable(name: str,
     assert "could not convert" not in said
 
 
+def test_every_wrong_variable_is_named_at_once() -> None:
+    with pytest.raises(SettingsError) as refusal:
+        read_settings({**BASE, "PORT": "x", "GENHOOK_MAX_IN_FLIGHT": "0"})
+    named = [problem.split()[0] for problem in refusal.value.problems]
+    assert named == ["PORT", "GENHOOK_MAX_IN_FLIGHT"]
+    assert str(refusal.value) == " ".join(refusal.value.problems)
+
+
 def test_an_empty_variable_is_as_good_as_none() -> None:
     assert read_settings({**dict.fromkeys(VARIABLES, ""), **BASE}) == read_settings(BASE)
 
@@ -199,4 +207,5 @@ def test_settings_shown_by_accident_show_no_secret() -> None:
 
 def test_a_slip_of_the_pen_is_noticed() -> None:
     environ = {**BASE, "GENHOOK_PUBLIC_UR": "x", "GENHOOK_ALOW_HTTP": "1", "HOME": "/", "PORT": "1"}
+    environ |= {"GENHOOK_URL": "x", "GENHOOK_API_KEY": "x"}  # The command line reads these.
     assert unknown_variables(environ) == ["GENHOOK_ALOW_HTTP", "GENHOOK_PUBLIC_UR"]

@@ -13,9 +13,11 @@ from service.api.problem import PROBLEM_TYPE, Problem
 from service.model.clock import Clock
 from service.model.ids import new_id
 from service.telemetry import log, metrics
+from service.telemetry.brake import Brake
 
 NOSNIFF = (b"x-content-type-options", b"nosniff")
-PATH_CHARACTERS_MAX = 200  # Of a path in the log.
+PATH_CHARACTERS_MAX = 200  # The log shows no more of a path.
+STRANGERS_LOGGED_PER_SECOND = 20  # Lines about refused requests without a valid key.
 _SHOWN_SEGMENT = re.compile(r"[a-z0-9_-]{0,40}")  # Names and ids, never a callback's token.
 _log = log.get()
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -26,10 +28,10 @@ class DisconnectedError(Exception):
 
 
 async def read_body(scope: Scope, receive: Receive, bytes_max: int, seconds: float) -> bytes:
-    """Return the body; Problem 413 if it is over `bytes_max`, or says that it will be.
+    """Return the body; Problem 413 if it is over `bytes_max`, or if its Content-Length is.
 
-    Problem 408 if it is not complete after `seconds`. A timer costs more than reading a body that
-    is there already, as most are: it starts only when the reading has to wait.
+    Problem 408 if it is not complete after `seconds`. Most bodies have arrived already, and a timer
+    costs more than reading them: so it starts only when the reading has to wait.
     """
     reading = _read_parts(scope, receive, bytes_max)
     try:
@@ -48,7 +50,7 @@ async def read_body(scope: Scope, receive: Receive, bytes_max: int, seconds: flo
 
 @types.coroutine
 def _go_on(reading: Coroutine[Any, Any, bytes], future: Any) -> Generator[Any, Any, bytes]:
-    """Await a coroutine that was started by hand and waits for `future`."""
+    """Continue a coroutine whose first step has run, and which waits for `future`."""
     step: Callable[[], Any]
     while True:
         try:
@@ -74,13 +76,13 @@ async def _read_parts(scope: Scope, receive: Receive, bytes_max: int) -> bytes:
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         is_complete = not message.get("more_body")
-        announced = 0 if is_complete else _announced_bytes(scope)
+        announced = 0 if is_complete else _read_content_length(scope)
         if size > bytes_max or announced > bytes_max:
             raise Problem(413, "body_too_large", f"The body has more than {bytes_max} bytes.")
     return b"".join(parts)
 
 
-def _announced_bytes(scope: Scope) -> int:
+def _read_content_length(scope: Scope) -> int:
     lengths = [value for name, value in scope["headers"] if name == b"content-length"]
     return max((int(length[:18]) for length in lengths if length.isdigit()), default=0)
 
@@ -108,11 +110,12 @@ async def _send(
 
 
 def with_request_ids(app: ASGIApp, clock: Clock) -> ASGIApp:
-    """Return `app`, but every request has an id, in the log and in its answer, and is counted.
+    """Wrap `app`: give every request an id, in the log and in its answer, and count it.
 
-    The application finds the id in `scope["state"]["request_id"]`. There it leaves the `key` of the
-    request and the `code` of a problem, for the log.
+    The application finds the id in `scope["state"]["request_id"]`. In the same place it stores the
+    `key` of the request and the `code` of a problem, for the log.
     """
+    strangers = Brake(STRANGERS_LOGGED_PER_SECOND)
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:
         request_id = _request_id(scope, clock())
@@ -125,43 +128,50 @@ def with_request_ids(app: ASGIApp, clock: Clock) -> ASGIApp:
             if message["type"] == "http.response.start":
                 is_answered = True
                 message["headers"] += [(b"x-request-id", request_id.encode()), NOSNIFF]
-                if "key" in state:  # What needs a key may be a secret, or somebody's picture.
+                if "key" in state:  # The answer may hold a secret, or a person's picture.
                     message["headers"].append((b"cache-control", b"no-store"))
                 metrics.requests.add(1, str(message["status"]))
-                _log_refusal(scope, message["status"])
+                _log_refusal(scope, message["status"], lambda: strangers.admit(clock()))
             await send(message)
 
         with log.request(request_id):
             try:
                 await app(scope, receive, send_with_id)
             except Exception:
-                # Starlette raises what it has logged and answered with 500 again, for the server.
+                # Starlette answers with 500, and raises for the server what it has logged.
                 if not is_answered:
                     raise
 
     return run
 
 
-def _shown_path(path: str) -> str:
+def _hide_segments(path: str) -> str:
     """Return a path for the log, without segments that may be or hold a callback's token."""
     segments = path[:PATH_CHARACTERS_MAX].split("/")
     return "/".join([s if _SHOWN_SEGMENT.fullmatch(s) else "[hidden]" for s in segments])
 
 
-def _log_refusal(scope: Scope, status: int) -> None:
-    """Leave a line about a request that was refused, so that its request id leads somewhere."""
-    if not (400 <= status < 500 or status == 503) or status == 499:  # 499: it hung up.
+def _log_refusal(scope: Scope, status: int, admit: Callable[[], int | None] = lambda: 0) -> None:
+    """Leave a line about a request that was refused, so that its request id leads somewhere.
+
+    Strangers must not fill the disk with lines: `admit` brakes those without a valid key.
+    """
+    if not (400 <= status < 500 or status == 503) or status == 499:  # 499: the client hung up.
         return
     state: dict[str, Any] = scope["state"]
     key = state.get("key")
+    unlogged = 0 if key else admit()
+    if unlogged is None:
+        return
     _log.info(
         "request.refused",
         status=status,
         code=state.get("code"),
         method=scope["method"],
-        path=_shown_path(scope["path"]),
+        path=_hide_segments(scope["path"]),
         key_id=key.id if key else None,
         tenant=key.tenant if key else None,
+        **({"unlogged": unlogged} if unlogged else {}),
     )
 
 

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import msgspec
 from starlette.responses import Response
 
+from service.api.field_errors import field_error
 from service.api.problem import PROBLEM_TYPE, FieldError, Problem
 from service.context import Context
 from service.delivery.dispatch import Dispatcher
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
-from service.model.errors import json_pointer
 from service.model.key import TENANT_NAME, TENANT_NAME_RULE, Key
 from service.store import pages
 from service.store.database import Database, Transaction, Unit
@@ -23,17 +23,13 @@ T = TypeVar("T")
 Answer = Response  # What operations return.
 LIMIT_DEFAULT, LIMIT_MAX = 50, 250
 PAGING = frozenset({"limit", "after", "order"})
-ID = "_[0-9a-f]{32}"  # After the prefix.
+ID = "_[0-9a-f]{32}"  # What follows the prefix of an id.
 
-# The messages of msgspec: "Expected `int`, got `str` - at `$.filter.models[0]`".
-_MESSAGE = re.compile(r"(?P<message>.*?)(?: - at `(?P<path>[^`]*)`)?", re.DOTALL)
-_FIELD = re.compile(r"Object (?:missing required|contains unknown) field `(?P<name>[^`]*)`")
-_STEP = re.compile(r"\.([^.\[]+)|\[([^\]]*)\]")
 _INTEGER = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 class Parts(Protocol):
-    """The parts of a started process that the API uses: its worker, and what that works with."""
+    """What the API uses of a started process: its worker, and the parts of that worker."""
 
     context: Context
     submitter: Submitter
@@ -41,7 +37,7 @@ class Parts(Protocol):
 
     @property
     def dispatcher(self) -> Dispatcher:
-        """What delivers in this process; it is empty while another process works."""
+        """The dispatcher of this process; it has no lanes while another process works."""
 
     @property
     def is_off(self) -> bool:
@@ -56,7 +52,7 @@ class Parts(Protocol):
 
 
 class Claim(NamedTuple):
-    """What a request claims: an idempotency key, for the request with this SHA-256."""
+    """An idempotency key that a request claims, and the SHA-256 of that request."""
 
     key: str
     request_sha256: bytes
@@ -87,7 +83,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         try:
             return msgspec.json.decode(self.body or empty, type=type_)
         except msgspec.ValidationError as error:
-            detail, errors = "The request has a wrong field.", [_field_error(str(error))]
+            detail, errors = "The request has a wrong field.", [field_error(str(error))]
             raise Problem(422, "invalid_request", detail, errors) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Problem(400, "invalid_json", f"The body is not JSON: {error}") from None
@@ -101,24 +97,24 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def query_text(self, name: str, pattern: str, rule: str) -> str | None:
-        """Read a text of the query; Problem 400 with the rule unless it matches the pattern."""
+        """Read a text from the query; Problem 400 with the rule unless it matches the pattern."""
         text = self.query.get(name)
         if text is not None and not re.fullmatch(pattern, text):
             raise bad_query(name, rule)
         return text
 
     def query_id(self, name: str, prefix: str) -> str | None:
-        """Read an id of the query; Problem 400 unless it is one with this prefix."""
+        """Read an id from the query; Problem 400 unless it is one with this prefix."""
         rule = f"must be an id, {prefix}_ and 32 hexadecimal digits"
         return self.query_text(name, prefix + ID, rule)
 
     def query_choice(self, name: str, choices: Sequence[str]) -> str | None:
-        """Read a value of the query; Problem 400 unless it is one of `choices`."""
+        """Read a value from the query; Problem 400 unless it is one of `choices`."""
         pattern = "|".join(map(re.escape, choices))
         return self.query_text(name, pattern, f"must be one of: {', '.join(choices)}")
 
     def query_tenant(self) -> str:
-        """Read `tenant` of the query, by default the key's; Problem 403 if it may not see it."""
+        """Read `tenant` from the query, else the key's; Problem 403 if the key may not see it."""
         tenant = self.query_text("tenant", TENANT_NAME.pattern, f"must be {TENANT_NAME_RULE}")
         if tenant not in (None, self.tenant) and not self.key.has("operator"):
             detail = "Only a key with the scope operator sees other tenants."
@@ -126,14 +122,14 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         return tenant or self.tenant
 
     def query_integer(self, name: str, default: int, low: int, high: int) -> int:
-        """Read an integer of the query; Problem 400 unless it is from `low` to `high`."""
+        """Read an integer from the query; Problem 400 unless it is from `low` to `high`."""
         text = self.query.get(name, str(default))
         if not _INTEGER.fullmatch(text) or not low <= int(text) <= high:
             raise bad_query(name, f"must be a whole number from {low} to {high}")
         return int(text)
 
     def query_value(self, name: str, parse: Callable[[str], T], rule: str) -> T | None:
-        """Read a value of the query; Problem 400 with the rule if `parse` raises ValueError."""
+        """Read a value from the query; Problem 400 with the rule if `parse` raises ValueError."""
         try:
             return parse(self.query[name]) if name in self.query else None
         except (ValueError, OverflowError):
@@ -151,14 +147,14 @@ def answer_list(views: Sequence[Any], after: str | None = None) -> Answer:
 
 
 async def answer_page(
-    call: Call, prefix: str, noun: type[Any], read: Unit[Rows], *only: object
+    call: Call, prefix: str, noun: type[Any], read: Unit[Rows], *filters: object
 ) -> Answer:
-    """Return the page of a list that the query asks for; `prefix` is that of its ids.
+    """Return the page of a list that the query asks for; its ids start with `prefix`.
 
-    `read(tx, page, tenant, *only)` returns its rows, each of which decodes to a `noun`.
+    `read(tx, page, tenant, *filters)` returns its rows, each of which decodes to a `noun`.
     """
     rows, after = await call.database.search(
-        call.tenant, read, call.page(prefix), call.tenant, *only
+        call.tenant, read, call.page(prefix), call.tenant, *filters
     )
     return answer_list([decode_row(noun, row).view() for row in rows], after)
 
@@ -169,7 +165,7 @@ async def read_own(tx: Transaction, page: Page, tenant: str, source: Source) -> 
 
 
 def answer_problem(problem: Problem, request_id: str) -> Answer:
-    """Return the answer that a problem stands for."""
+    """Return a problem as an answer."""
     return Answer(problem.body(request_id), problem.status, problem.headers, PROBLEM_TYPE)
 
 
@@ -177,15 +173,3 @@ def bad_query(name: str, message: str) -> Problem:
     """400: a query parameter is wrong or unknown."""
     error = FieldError(f"?{name}", message)
     return Problem(400, "invalid_query", f"The query parameter {name} {message}.", (error,))
-
-
-def _field_error(text: str) -> FieldError:
-    """Turn a message of msgspec into a JSON pointer and a sentence."""
-    match = _MESSAGE.fullmatch(text)
-    assert match is not None
-    message, path = match["message"], match["path"] or ""
-    steps = [name or index for name, index in _STEP.findall(path)]
-    if field := _FIELD.match(message):
-        steps.append(field["name"])
-        message = "is required" if "missing" in message else "is not a field of this request"
-    return FieldError(json_pointer(*steps), message)

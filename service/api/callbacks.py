@@ -16,7 +16,7 @@ from service.store.pages import Rows
 from service.telemetry.redact import REDACTED, Redactor
 
 VERDICTS = ("accepted", "duplicate", "late", "unreadable", "rejected")
-# The tenant of callbacks with an invalid token. They may be meant for any, so operators see them.
+# The tenant of callbacks with an invalid token: each may be meant for any, so operators see them.
 UNOWNED = ""
 _SECRET_HEADERS = ("authorization", "cookie", "proxy-authorization")
 
@@ -24,11 +24,11 @@ _SECRET_HEADERS = ("authorization", "cookie", "proxy-authorization")
 async def list_(call: Call) -> Answer:
     """GET /v1/callbacks."""
     verdict = call.query_choice("verdict", VERDICTS)
-    only = verdict, call.query_id("generation_id", "gen")
+    filters = verdict, call.query_id("generation_id", "gen")
     tenant = call.tenant if call.key.has("read") else UNOWNED
-    is_both = call.key.has("operator") and tenant != UNOWNED
-    read: Unit[Rows] = callbacks.list_page_with_unowned if is_both else callbacks.list_page
-    rows, after = await call.database.search(call.tenant, read, call.page("cb"), tenant, *only)
+    sees_unowned = call.key.has("operator") and tenant != UNOWNED
+    read: Unit[Rows] = callbacks.list_page_with_unowned if sees_unowned else callbacks.list_page
+    rows, after = await call.database.search(call.tenant, read, call.page("cb"), tenant, *filters)
     return answer_list([_view(row) for row in rows], after)
 
 

@@ -18,29 +18,36 @@ from service.model.subscriber import Filter
 MODEL_ID = r"[!-~]{1,128}"
 MODEL_ID_RULE = "must be 1 to 128 visible ASCII characters"
 NO_NUL = r"^[^\x00]*$"  # Databases and terminals end a text there.
+NO_CONTROLS = r"^[^\x00-\x1f\x7f-\x9f]*$"  # They could steer a terminal that shows a name.
 METADATA_MAX = 20
 METADATA_VALUE_MAX = 500
 METADATA_NAME = r"[A-Za-z0-9_.-]{1,64}"
-METADATA_RULE = "needs a name of 1 to 64 of [A-Za-z0-9_.-], and a value of at most 500 characters"
+METADATA_RULE = (
+    "needs a name of 1 to 64 characters of [A-Za-z0-9_.-], and a value of at most 500 characters"
+)
 FILTER_MODELS_MAX = 100
 HEADERS_MAX = 20
-REDACTED = "[redacted]"  # In place of a header's value, which is never shown.
+HEADER_RULE = (
+    "needs a name of 1 to 64 characters of [A-Za-z0-9_-], "
+    "and a value of at most 1000 printable ASCII characters"
+)
+REDACTED = "[redacted]"  # It is shown in place of a header's value.
 Rate = Annotated[float, msgspec.Meta(ge=0.01, le=1_000)]
 
 
-def check_url(context: Context, url: str, at: str) -> None:
-    """Problem 422 if webhooks can never be delivered to `url`; `at` is its JSON pointer."""
+def check_url(context: Context, url: str, pointer: str) -> None:
+    """Problem 422 if webhooks can never be delivered to `url`; `pointer` is where it stands."""
     policy = egress.Policy(context.settings.allow_http, context.settings.allow_networks)
     if reason := egress.refuse_url(url, policy):
-        raise Problem(422, "address_refused", reason, [FieldError(at, reason)])
+        raise Problem(422, "address_refused", reason, [FieldError(pointer, reason)])
 
 
-def metadata_errors(metadata: Mapping[str, str], *at: str) -> list[FieldError]:
-    """Return what is wrong with metadata; `at` are the steps to it."""
+def metadata_errors(metadata: Mapping[str, str], *steps: str) -> list[FieldError]:
+    """Return what is wrong with metadata; `steps` are those of its JSON pointer."""
     if len(metadata) > METADATA_MAX:
-        return [FieldError(json_pointer(*at), f"must have at most {METADATA_MAX} entries")]
+        return [FieldError(json_pointer(*steps), f"must have at most {METADATA_MAX} entries")]
     return [
-        FieldError(json_pointer(*at, name), METADATA_RULE)
+        FieldError(json_pointer(*steps, name), METADATA_RULE)
         for name, value in metadata.items()
         if not re.fullmatch(METADATA_NAME, name) or len(value) > METADATA_VALUE_MAX or "\0" in value
     ]
@@ -84,21 +91,21 @@ def header_errors(headers: Mapping[str, str]) -> list[FieldError]:
 def _refuse_header(name: str, value: str) -> str | None:
     lower = name.lower()
     if not re.fullmatch("[A-Za-z0-9_-]{1,64}", name) or not re.fullmatch("[ -~]{0,1000}", value):
-        return "needs a name of 1 to 64 of [A-Za-z0-9_-], and a value of up to 1000 of ASCII"
+        return HEADER_RULE
     if lower.startswith(("webhook-", "ce-", "content-")) or lower == "user-agent":
         return f"The header {lower} is set by genhook."
     return refuse_header(name)
 
 
 def redacted_errors(headers: Mapping[str, str], stored: Mapping[str, str]) -> list[FieldError]:
-    """Return the `[redacted]` headers without a value in `stored`, whose names are lower-case."""
+    """Return an error for each `[redacted]` header that is not in `stored` (lower-case names)."""
     message = f"{REDACTED} keeps the stored value, and none is stored"
     names = [n for n, value in headers.items() if value == REDACTED and n.lower() not in stored]
     return [FieldError(json_pointer("headers", name), message) for name in names]
 
 
 def secret_errors(secret: str | None) -> list[FieldError]:
-    """Return what is wrong with a signing secret; None is none."""
+    """Return what is wrong with a signing secret, if one is given."""
     try:
         if secret is not None:
             signing.decode_secret(secret)

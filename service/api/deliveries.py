@@ -12,8 +12,8 @@ from service.store.database import Transaction
 async def list_(call: Call) -> Answer:
     """GET /v1/deliveries."""
     status = call.query_choice("status", stats.STATUSES)
-    only = status, call.query_id("subscriber_id", "sub"), call.query_id("event_id", "evt")
-    return await answer_page(call, "dlv", Delivery, deliveries.list_page, *only)
+    filters = status, call.query_id("subscriber_id", "sub"), call.query_id("event_id", "evt")
+    return await answer_page(call, "dlv", Delivery, deliveries.list_page, *filters)
 
 
 async def get(tx: Transaction, call: Call) -> Answer:

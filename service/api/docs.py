@@ -48,14 +48,14 @@ def render(document: bytes) -> bytes:
         title=f"{escape(info['title'])} {escape(info['version'])}",
         summary=escape(info.get("summary", "")),
         description=escape(info.get("description", "")),
-        sections="".join(_section(contract, tag) for tag in contract["tags"]),
+        sections="".join(_render_section(contract, tag) for tag in contract["tags"]),
     )
     return page.encode()
 
 
-def _section(contract: dict[str, Any], tag: dict[str, str]) -> str:
+def _render_section(contract: dict[str, Any], tag: dict[str, str]) -> str:
     operations = [
-        _operation(contract, where, methods, method)
+        _render_operation(contract, where, methods, method)
         for where, methods in (*contract["paths"].items(), *contract["webhooks"].items())
         for method, item in methods.items()
         if isinstance(item, dict) and tag["name"] in item.get("tags", ())
@@ -64,7 +64,9 @@ def _section(contract: dict[str, Any], tag: dict[str, str]) -> str:
     return f"<h2>{name}</h2><p>{intro}</p>{''.join(operations)}"
 
 
-def _operation(contract: dict[str, Any], where: str, methods: dict[str, Any], method: str) -> str:
+def _render_operation(
+    contract: dict[str, Any], where: str, methods: dict[str, Any], method: str
+) -> str:
     """Show an operation; `where` is its path, or the type of the event that a webhook sends."""
     item, resolve = methods[method], partial(_resolve, contract)
     parameters = map(resolve, (*methods.get("parameters", ()), *item.get("parameters", ())))
@@ -78,11 +80,12 @@ def _operation(contract: dict[str, Any], where: str, methods: dict[str, Any], me
     return (
         f"<details><summary><b class={method}>{method.upper()}</b> <code>{escape(where)}</code> "
         f"{escape(item['summary'])} <small>{escape(scope)}</small></summary>"
-        f"<p>{escape(item.get('description', ''))}</p>{_table(inputs)}{_table(answers)}</details>"
+        f"<p>{escape(item.get('description', ''))}</p>"
+        f"{_render_table(inputs)}{_render_table(answers)}</details>"
     )
 
 
-def _table(rows: Sequence[tuple[str, str, dict[str, Any]]]) -> str:
+def _render_table(rows: Sequence[tuple[str, str, dict[str, Any]]]) -> str:
     cells = [
         f"<tr><td><code>{escape(name)}</code><td>{kind}<td>{escape(node.get('description', ''))}"
         for name, kind, node in rows

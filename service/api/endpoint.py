@@ -30,10 +30,11 @@ from service.store.vault import VaultError
 from service.telemetry import log
 
 PARAMETERS_MAX = 100
-_AUDITED = ("tenant", "scopes", "subscriber_id")  # Of what was created.
+_KEY_NEEDED = "An API key is needed: Authorization: Bearer ghk_…"
+_AUDITED = ("tenant", "scopes", "subscriber_id")  # Fields of what an act created.
 
 _log = log.get()
-# app.py answers these. Here they make the answer to another method a 405.
+# app.py answers these. They are routes here too, so that another method is answered 405.
 ANSWERED_IN_FRONT = (("/callbacks/{upstream}/{token}", "POST"), ("/healthz", "GET"))
 
 
@@ -63,9 +64,9 @@ async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Requ
         key=key,
         tenant=key.tenant,
         path=request.path_params,
-        query=_query(operation, request),
+        query=_read_query(operation, request),
         headers=request.headers,
-        body=await _body(operation, parts, request),
+        body=await _read_json(operation, parts, request),
         request_id=request.state.request_id,
     )
     result = await _run(call, operation)
@@ -76,7 +77,7 @@ async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Requ
 
 async def _run(call: Call, operation: Operation) -> Answer:
     if operation.creates:
-        # An admin must not get the answer to an operator's request.
+        # An admin must not get the stored answer to an operator's request.
         is_operator = operation.for_operators and call.key.has("operator")
         name = f"{operation.method} {operation.path}{' by an operator' * is_operator}"
         return await idempotency.once(call, name, operation.creates, operation.run)
@@ -90,7 +91,7 @@ async def _run(call: Call, operation: Operation) -> Answer:
 
 
 def _log_act(call: Call, operation: Operation, result: Answer) -> None:
-    """Leave a line about who changed or saw what; none if nothing happened."""
+    """Log who changed or saw what, unless nothing happened."""
     if result.status_code >= 400 or "idempotency-replayed" in result.headers:
         return
     id_, details = call.path.get("id"), {}
@@ -112,8 +113,8 @@ async def _refuse(request: Request, error: Exception) -> Answer:
     """Answer an error with a problem."""
     path = request.scope["path"]  # `request.url` fails on a bad query.
     match error:
-        case DisconnectedError():  # For the metric, as nginx counts hang-ups; nobody reads it.
-            return Answer(status_code=499)
+        case DisconnectedError():
+            return Answer(status_code=499)  # As nginx counts who hung up; only the metric shows it.
         case Problem():
             problem = error
         case HTTPException(status_code=405, headers=headers):  # Starlette's `Allow` has no order.
@@ -154,7 +155,7 @@ async def _authenticate(operation: Operation, parts: Parts, request: Request) ->
     """Return the key of the request; Problem 401 if it is not valid, 403 if it lacks the scope."""
     scope, settings = operation.scope, parts.context.settings
     if operation.path == "/metrics" and not settings.open_metrics:
-        scope = "operator"  # They count for all tenants.
+        scope = "operator"  # The metrics are those of all tenants.
     if operation.path in ("/docs", "/openapi.yaml") and not settings.open_docs:
         scope = "read"
     if scope == "open":
@@ -163,7 +164,7 @@ async def _authenticate(operation: Operation, parts: Parts, request: Request) ->
     key = await _find_key(parts.context, secret.strip()) if scheme.lower() == "bearer" else None
     if key is None:
         headers = {"www-authenticate": "Bearer"}
-        detail = "A valid API key is required: Authorization: Bearer ghk_…"
+        detail = "The API key is unknown or revoked." if secret else _KEY_NEEDED
         raise Problem(401, "unauthorized", detail, headers=headers)
     request.state.key = key
     if not (key.has(scope) or (operation.for_operators and key.has("operator"))):
@@ -186,7 +187,7 @@ async def _find_key(context: Context, secret: str) -> Key | None:
     return key
 
 
-def _query(operation: Operation, request: Request) -> dict[str, str]:
+def _read_query(operation: Operation, request: Request) -> dict[str, str]:
     """Return the query; Problem 400 if a parameter is unknown, repeated or not text."""
     query: dict[str, str] = {}
     if operation.scope == "open":
@@ -206,7 +207,7 @@ def _query(operation: Operation, request: Request) -> dict[str, str]:
     return query
 
 
-async def _body(operation: Operation, parts: Parts, request: Request) -> bytes:
+async def _read_json(operation: Operation, parts: Parts, request: Request) -> bytes:
     if not operation.reads_body:
         return b""
     settings = parts.context.settings

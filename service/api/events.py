@@ -1,4 +1,4 @@
-"""Events: list or pull them, get one."""
+"""Events: list them, pull new ones, get one."""
 
 import msgspec
 
@@ -16,10 +16,10 @@ async def list_(call: Call) -> Answer:
     continue from its last page once there are more.
     """
     type_ = call.query_choice("type", EVENT_TYPES)
-    only = type_, call.query_id("generation_id", "gen")
+    filters = type_, call.query_id("generation_id", "gen")
     page = call.page("evt")
     items, after = await call.database.search(
-        call.tenant, events.list_page, page, call.tenant, *only
+        call.tenant, events.list_page, page, call.tenant, *filters
     )
     if page.ascending and items and after is None:
         after = items[-1]["id"]

@@ -43,7 +43,7 @@ TIMELINE_MAX = 1_000
 USAGE_DAYS, USAGE_DAYS_MAX = 30, 366
 _TIME_RULE = "must be an RFC 3339 time, such as 2026-11-22T18:20:00Z"
 _parse_day = partial(msgspec.convert, type=date)
-# In the order of entries of the same time.
+# The order of entries that have the same time.
 _TYPES = ("stored", "submission", "submitted", "callback", "poll", "event", "attempt")
 _SUBMISSION = {
     "taken": "Upstream took the submission.",

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 
@@ -29,7 +28,7 @@ _log = log.get()
 
 
 class _StoredAnswer(msgspec.Struct, frozen=True):
-    """An answer as it is sealed."""
+    """An answer in the form that is sealed and stored."""
 
     status: int
     media_type: str
@@ -37,7 +36,7 @@ class _StoredAnswer(msgspec.Struct, frozen=True):
 
 
 class _ClaimedError(Exception):
-    """Another process stored the claim first: the transaction is undone, and its row answers."""
+    """Another process stored the claim first: roll back, and answer from the row it stored."""
 
     def __init__(self, row: Row) -> None:
         self.row = row
@@ -46,7 +45,7 @@ class _ClaimedError(Exception):
 async def once(call: Call, name: str, prefix: str, run: Unit[Answer]) -> Answer:
     """Answer with what `run(call)` returns, or with its stored answer if the request is a repeat.
 
-    name: of the operation, since a key is good for one. prefix: of the id of what it creates.
+    name: that of the operation, since a key is valid for one. prefix: that of the id it creates.
     """
     fresh_id = new_id(prefix, call.context.clock())
     key = call.headers.get("idempotency-key")
@@ -56,7 +55,7 @@ async def once(call: Call, name: str, prefix: str, run: Unit[Answer]) -> Answer:
         detail = "Idempotency-Key must be 1 to 255 visible ASCII characters."
         raise Problem(400, "invalid_header", detail)
     claim = Claim(key, hashlib.sha256(f"{name}\0".encode() + call.body).digest())
-    with _running(call, claim):
+    with _mark_running(call, claim):
         row = await call.database.read(_find, call.tenant, claim)
         if row is not None:
             return await _answer_again(call, claim, row)
@@ -100,10 +99,10 @@ async def keep(call: Call, late: Answer) -> Answer:
 
 
 @contextlib.contextmanager
-def _running(call: Call, claim: Claim) -> Iterator[None]:
+def _mark_running(call: Call, claim: Claim) -> Iterator[None]:
     """Refuse a request while this process works on the same one.
 
-    This is known in memory, not by the age of a row: it ends with the request, or with its process.
+    The process remembers which requests run: a mark in a row would outlive a process that dies.
     """
     name, running = (call.tenant, claim.key), call.context.claims
     if name in running:
@@ -137,20 +136,21 @@ async def _answer_again(call: Call, claim: Claim, row: Row) -> Answer:
     sealed = row["sealed_answer"]
     if sealed is None:
         generation = await call.database.read(rows.read_by_id, Generation, row["resource_id"])
-        again = answer(require("generation", generation).view(), 202)
+        response = answer(require("generation", generation).view(), 202)
     else:
-        plain = call.context.vault.open(sealed, _owner(call, claim))
+        plain = call.context.vault.open(sealed, _owner_of(call, claim))
         stored = msgspec.json.decode(plain, type=_StoredAnswer)
-        again = Answer(stored.body, stored.status, media_type=stored.media_type)
-    again.headers["Idempotency-Replayed"] = "true"
-    return again
+        response = Answer(stored.body, stored.status, media_type=stored.media_type)
+    response.headers["Idempotency-Replayed"] = "true"
+    return response
 
 
-def _seal(call: Call, claim: Claim, fresh: Any) -> tuple[int, bytes]:
-    stored = _StoredAnswer(fresh.status_code, str(fresh.media_type), bytes(fresh.body))
-    sealed = call.context.vault.seal(msgspec.json.encode(stored), _owner(call, claim))
+def _seal(call: Call, claim: Claim, response: Answer) -> tuple[int, bytes]:
+    body = bytes(response.body)
+    stored = _StoredAnswer(response.status_code, str(response.media_type), body)
+    sealed = call.context.vault.seal(msgspec.json.encode(stored), _owner_of(call, claim))
     return stored.status, sealed
 
 
-def _owner(call: Call, claim: Claim) -> str:
+def _owner_of(call: Call, claim: Claim) -> str:
     return f"answer:{call.tenant}:{claim.key}"

@@ -6,7 +6,7 @@ import msgspec
 
 from service.api import idempotency
 from service.api.call import Answer, Call, answer, answer_page, read_own
-from service.api.checks import NO_NUL
+from service.api.checks import NO_CONTROLS
 from service.api.problem import FieldError, Problem, refuse_fields, require
 from service.delivery.tenants import ensure
 from service.model.key import SCOPES, TENANT_NAME, TENANT_NAME_RULE, Key, Scope, new_key
@@ -17,7 +17,7 @@ from service.store.database import Transaction
 class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of POST /v1/keys."""
 
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern=NO_NUL)]
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern=NO_CONTROLS)]
     scopes: Annotated[list[Scope], msgspec.Meta(min_length=1, max_length=len(SCOPES))]
     tenant: str | None = None
 

@@ -37,7 +37,7 @@ class Receiver:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._write_proofs = partial(ingest.write_proofs, context=context)
-        self._rejections = (0, 0)
+        self._rejections = (0, 0)  # The second of the last one, and the number in that second.
         settings = context.settings
         self._scheme = SCHEMES.get(settings.upstream_signature or "")
         try:
@@ -97,7 +97,7 @@ class Receiver:
         except Problem as error:
             error.headers = {"connection": "close"}
             await self._reject(arrival, error.code, error)
-        arrival.readable = _readable(arrival.body)
+        arrival.readable = _is_readable(arrival.body)
         proved = False
         if self._scheme is not None:
             headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in arrival.headers}
@@ -112,7 +112,7 @@ class Receiver:
             arrival.trust = "body"
 
     async def _reject(self, arrival: Arrival, reason: str, problem: Problem) -> NoReturn:
-        """Raise the problem; before, store the callback if few were rejected this second."""
+        """Store the callback, unless too many were rejected this second; then raise the problem."""
         metrics.callbacks.add(1, "rejected")
         second, count = self._rejections
         this_second = arrival.received_at // SECOND
@@ -151,7 +151,7 @@ class Receiver:
         return verdict
 
 
-def _readable(body: bytes) -> bool:
+def _is_readable(body: bytes) -> bool:
     try:
         _validate(body)
     except (msgspec.DecodeError, RecursionError):

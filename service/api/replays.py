@@ -94,7 +94,7 @@ async def list_(call: Call) -> Answer:
 
 
 async def cancel(tx: Transaction, call: Call) -> Replay:
-    """POST /v1/replays/{id}/cancel: canceling twice is like once; 409 if it is done."""
+    """POST /v1/replays/{id}/cancel: canceling again changes nothing; 409 if it is done."""
     replay = await get(tx, call)
     if replay.status == "done":
         raise conflict("The replay is done: all its deliveries exist.")

@@ -27,11 +27,11 @@ class Operation(NamedTuple):
     scope: what the key needs; `open` operations need no key, unless a setting closes them.
     for_operators: whether a key with the scope `operator` may call it too, across tenants.
     creates: the id prefix of what a POST creates; such a POST takes `Idempotency-Key`.
-    reads_body: whether it has a body; what creates has one.
-    audit: the act, if it is one on keys, secrets, subscribers or replays: it is logged.
+    reads_body: whether the request has a body; one that creates something has.
+    audit: the name of the act in the log, if it acts on keys, secrets, subscribers or replays.
     unit: the transaction in which `run(tx, call)` runs; without it, `run(call)` makes its own.
 
-    What it returns is an answer, or a resource, which is answered with its view, or None for 204.
+    `run` returns an answer, or a resource, whose view is the answer, or None, which is a 204.
     """
 
     method: str

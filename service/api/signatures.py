@@ -56,10 +56,10 @@ class Scheme(msgspec.Struct, frozen=True):
 
 
 def _read_webhook(version: str, body: bytes, headers: Headers, now: int) -> Signed:
-    """Read Standard Webhooks 1.0: id, time and body are signed, by signatures of versions."""
-    message_id = _header(headers, "webhook-id")
-    timestamp = _fresh_timestamp(headers, "webhook-timestamp", now)
-    entries = _header(headers, "webhook-signature").split(" ")
+    """Read Standard Webhooks 1.0: id, time and body are signed; each signature has a version."""
+    message_id = _read_header(headers, "webhook-id")
+    timestamp = _read_timestamp(headers, "webhook-timestamp", now)
+    entries = _read_header(headers, "webhook-signature").split(" ")
     signatures = [entry.removeprefix(version) for entry in entries if entry.startswith(version)]
     if not signatures:
         raise SignatureError("malformed")
@@ -72,12 +72,12 @@ def _read_wavespeed(body: bytes, headers: Headers, now: int) -> Signed:
 
 
 def _read_kie(body: bytes, headers: Headers, now: int) -> Signed:
-    signature = _header(headers, "x-webhook-signature")
-    timestamp = _fresh_timestamp(headers, "x-webhook-timestamp", now)
-    return f"{_kie_task_id(body)}.{timestamp}".encode(), [signature]
+    signature = _read_header(headers, "x-webhook-signature")
+    timestamp = _read_timestamp(headers, "x-webhook-timestamp", now)
+    return f"{_read_kie_task_id(body)}.{timestamp}".encode(), [signature]
 
 
-def _base64(mac: bytes) -> str:
+def _encode_base64(mac: bytes) -> str:
     return binascii.b2a_base64(mac, newline=False).decode()
 
 
@@ -96,7 +96,7 @@ def read_kie_secret(text: str) -> bytes:
     return text.encode()
 
 
-def _header(headers: Headers, name: str) -> str:
+def _read_header(headers: Headers, name: str) -> str:
     value = headers.get(name, "")
     if not value:
         raise SignatureError("missing")
@@ -105,9 +105,9 @@ def _header(headers: Headers, name: str) -> str:
     return value
 
 
-def _fresh_timestamp(headers: Headers, name: str, now: int) -> int:
+def _read_timestamp(headers: Headers, name: str, now: int) -> int:
     """Return the timestamp in seconds; it has no sign, fraction, space or leading zero."""
-    text = _header(headers, name)
+    text = _read_header(headers, name)
     if not _TIMESTAMP.fullmatch(text):
         raise SignatureError("malformed")
     if abs(now - int(text) * clock.SECOND) > TOLERANCE_MS:
@@ -115,7 +115,7 @@ def _fresh_timestamp(headers: Headers, name: str, now: int) -> int:
     return int(text)
 
 
-def _kie_task_id(body: bytes) -> str:
+def _read_kie_task_id(body: bytes) -> str:
     """Return the task's id: kie.ai documents `data.taskId`, shows `data.task_id`, sends others."""
     try:
         document: Any = msgspec.json.decode(body)
@@ -132,8 +132,8 @@ def _kie_task_id(body: bytes) -> str:
 # kie.ai signs the task's id and the time, not the body. WaveSpeedAI's key is the secret's text.
 SCHEMES: Mapping[str, Scheme] = {
     "standard": Scheme(
-        partial(_read_webhook, "v1,"), signing.decode_secret, _base64, proves_body=True
+        partial(_read_webhook, "v1,"), signing.decode_secret, _encode_base64, proves_body=True
     ),
     "wavespeed": Scheme(_read_wavespeed, read_wavespeed_secret, bytes.hex, proves_body=True),
-    "kie": Scheme(_read_kie, read_kie_secret, _base64, proves_body=False),
+    "kie": Scheme(_read_kie, read_kie_secret, _encode_base64, proves_body=False),
 }

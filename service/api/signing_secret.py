@@ -1,4 +1,4 @@
-"""Signing secrets: the tenant's own, for webhooks to `notify_url`s, and how any is rotated."""
+"""Signing secrets: the tenant's own, which signs for `notify_url`s, and the rotation of any."""
 
 from typing import Annotated
 
@@ -37,8 +37,9 @@ def rotate_sealed(
 ) -> tuple[Secrets, bytes]:
     """Return the rotated secrets of an owner, plain and sealed.
 
-    rotation: the new secret, and the seconds of the overlap. Secrets that cannot be decrypted,
-    since their secret key was lost, are replaced: nobody can sign with them any more.
+    rotation: the new secret, and the seconds of the overlap. kind: as `signing.new_secrets` takes
+    it. Secrets that cannot be decrypted, because their secret key was lost, are replaced: nobody
+    can sign with them any more.
     """
     vault = call.context.vault
     try:

@@ -15,7 +15,8 @@ from service.delivery import health, signing
 from service.delivery.ping import send_test
 from service.delivery.retry import DEFAULT_RETRY_SECONDS
 from service.delivery.signing import Secrets
-from service.delivery.target import SenderClosed
+from service.delivery.target import SenderClosed, parse_target
+from service.model.errors import json_pointer
 from service.model.subscriber import Filter, Subscriber
 from service.store import deliveries, rows, stats, subscribers
 from service.store.database import Transaction
@@ -23,13 +24,14 @@ from service.store.vault import VaultError
 
 SUBSCRIBERS_MAX = 1_000
 ONLY_STATUS = "Of the subscriber of a notify_url, only the status can change."
+OTHER_ORIGIN = "must be given with its value: a stored value stays with its origin"
 TOO_MANY_TESTS = "Other tests of the subscriber, or attempts of the tenant, are still under way."
 
 Delay = Annotated[int, msgspec.Meta(ge=0, le=604_800)]
 
 
 class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What both bodies may set; the defaults are those of Subscriber."""
+    """The fields that both bodies may set; their defaults are those of Subscriber."""
 
     description: Annotated[str, msgspec.Meta(max_length=500, pattern=NO_NUL)] | UnsetType = UNSET
     event_types: list[str] | UnsetType = UNSET
@@ -140,11 +142,12 @@ async def update(call: Call) -> Subscriber:
 
 async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Subscriber:
     old = await get(tx, call)
-    if old.is_notify:  # The request that names the URL decides everything else.
-        fixed = [FieldError(f"/{name}", ONLY_STATUS) for name in fields if name != "status"]
-        refuse_fields("The subscriber has fields that cannot change.", fixed)
+    if old.is_notify:  # The request for the generation decides everything else.
+        errors = [FieldError(f"/{name}", ONLY_STATUS) for name in fields if name != "status"]
+        refuse_fields("The subscriber has fields that cannot change.", errors)
     changes = {**fields, "updated_at": tx.now}
     headers = changes.pop("headers", None)
+    _check_headers_follow(old, fields)
     if headers is not None:
         changes["header_names"] = sorted(headers)
         changes["sealed_headers"] = _seal_headers(call, old, headers)
@@ -156,6 +159,16 @@ async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Sub
     if new.status == "disabled" != old.status:
         await health.announce(tx, call.context, new)
     return new
+
+
+def _check_headers_follow(old: Subscriber, fields: Mapping[str, Any]) -> None:
+    """Problem 422 if stored header values would go to another origin, which could read them."""
+    names = old.header_names
+    if "headers" in fields:
+        names = [name for name, value in fields["headers"].items() if value == REDACTED]
+    if names and parse_target(fields.get("url", old.url)).origin != parse_target(old.url).origin:
+        errors = [FieldError(json_pointer("headers", name), OTHER_ORIGIN) for name in names]
+        refuse_fields("The URL has another origin than before.", errors)
 
 
 def _seal_headers(call: Call, old: Subscriber, headers: Mapping[str, str]) -> bytes | None:

@@ -17,7 +17,8 @@ from service.cli.arguments import (
     add_json,
     check,
     define,
-    identifier,
+    parse_id,
+    parse_number,
 )
 from service.model.clock import now_ms
 from service.model.errors import CommandError
@@ -35,21 +36,24 @@ KEYS_MAX = 1_000
 
 
 def add_migrate(parser: argparse.ArgumentParser) -> None:
-    """The options of `genhook migrate`."""
+    """Add the options of `genhook migrate`."""
     define(parser, migrate, "GENHOOK_DATABASE_URL=sqlite:////var/lib/genhook.db genhook migrate")
 
 
 def add_tick(parser: argparse.ArgumentParser) -> None:
-    """The options of `genhook tick`."""
+    """Add the options of `genhook tick`."""
     define(parser, tick, "* * * * * genhook tick --seconds 50")
     parser.add_argument(
-        "--seconds", type=seconds, default=10.0, help="work for at most this many seconds (10)"
+        "--seconds",
+        type=parse_seconds,
+        default=10.0,
+        help="work for at most this many seconds (10)",
     )
     add_json(parser)
 
 
 def add_keys(parser: argparse.ArgumentParser) -> None:
-    """The commands of `genhook keys`."""
+    """Add the commands of `genhook keys`."""
     group = add_group(parser)
     create = add_command(
         group,
@@ -58,11 +62,11 @@ def add_keys(parser: argparse.ArgumentParser) -> None:
         create_key,
         "genhook keys create --name 'web shop' --scopes submit,read",
     )
-    create.add_argument("--name", required=True, type=name, help="what the key is for")
+    create.add_argument("--name", required=True, type=parse_name, help="what the key is for")
     create.add_argument(
         "--scopes",
         required=True,
-        type=scopes,
+        type=parse_scopes,
         help=f"one or more of {', '.join(SCOPES)}, separated by commas",
     )
     create.add_argument(
@@ -74,23 +78,22 @@ def add_keys(parser: argparse.ArgumentParser) -> None:
     add_json(add_command(group, "list", "list every key", list_keys, "genhook keys list"))
     example = "genhook keys revoke key_01a1f83ac6f470008f5b21d7c0e394a6"
     revoke = add_command(group, "revoke", "revoke a key", revoke_key, example)
-    revoke.add_argument("id", type=identifier, metavar="ID")
+    revoke.add_argument("id", type=parse_id, metavar="ID")
 
 
-def seconds(text: str) -> float:
-    """A time of up to an hour."""
-    check(0 < float(text) <= 3_600, "above 0, at most 3600")
-    return float(text)
+def parse_seconds(text: str) -> float:
+    """Read a time of up to an hour."""
+    return parse_number(text, 0.01, 3_600)
 
 
-def name(text: str) -> str:
-    """The name of a key."""
+def parse_name(text: str) -> str:
+    """Read the name of a key."""
     check(1 <= len(text) <= 100 and text.isprintable(), "1 to 100 printable characters")
     return text
 
 
-def scopes(text: str) -> list[str]:
-    """Scopes, separated by commas."""
+def parse_scopes(text: str) -> list[str]:
+    """Read scopes that are separated by commas."""
     unique = list(dict.fromkeys(text.split(",")))
     check(set(unique) <= {*SCOPES}, f"scopes, separated by commas, of: {', '.join(SCOPES)}")
     return unique
@@ -122,7 +125,7 @@ async def _migrate(settings: Settings) -> list[str]:
 
 
 def tick(options: argparse.Namespace, echo: Echo) -> int:
-    """Do due work, once, for at most so many seconds."""
+    """Do due work once, for at most `--seconds`."""
     from service.telemetry import log
     from service.telemetry.redact import make_redactor
 
@@ -139,14 +142,14 @@ def tick(options: argparse.Namespace, echo: Echo) -> int:
 
 
 async def _tick(settings: Settings, seconds: float) -> "WorkCounts":
-    async with _started(settings) as app:
+    async with _open_app(settings) as app:
         assert app.worker is not None
         return await app.worker.tick(seconds)
 
 
 @contextlib.asynccontextmanager
-async def _started(settings: Settings) -> AsyncIterator["App"]:
-    """Within, the application has its database open and nothing runs."""
+async def _open_app(settings: Settings) -> AsyncIterator["App"]:
+    """Open the database of an application during the block; no worker runs."""
     from service.app import App
 
     app = App(settings)
@@ -185,11 +188,11 @@ def create_key(options: argparse.Namespace, echo: Echo) -> int:
 
 def list_keys(options: argparse.Namespace, echo: Echo) -> int:
     """Print every key of every tenant, newest first."""
-    every: list[Key] = _write(_list)
+    keys: list[Key] = _write(_list)
     if options.json:
-        echo(output.json_line({"data": [key.view() for key in every]}))
+        echo(output.json_line({"data": [key.view() for key in keys]}))
         return 0
-    for line in output.table([_row(key) for key in every]):
+    for line in output.table([_to_row(key) for key in keys]) or ["There are none."]:
         echo(line)
     return 0
 
@@ -206,7 +209,7 @@ def _write(unit: Callable[..., Any], *arguments: object) -> Any:
     from service.telemetry import log
 
     async def write() -> Any:
-        async with _started(read_settings()) as app:
+        async with _open_app(read_settings()) as app:
             context = app.worker.context
             return await context.database.write(unit, context, *arguments)
 
@@ -238,6 +241,6 @@ async def _revoke(tx: "Transaction", context: "Context", key_id: str) -> None:
     await keys.revoke(tx, key_id)
 
 
-def _row(key: Key) -> tuple[str, ...]:
+def _to_row(key: Key) -> tuple[str, ...]:
     state = "revoked" if key.revoked_at else "live"
     return key.id, state, key.tenant, ",".join(key.scopes), key.name

@@ -1,6 +1,7 @@
 """What the commands' parsers share: examples, groups of commands, common options and checks."""
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,13 +10,13 @@ Run = Callable[[argparse.Namespace, Echo], int]  # A command; it returns the exi
 Commands = Any  # argparse does not export the type of a group of parsers.
 
 
-def sentence(summary: str) -> str:
-    """The one-line summary of a command as the first line of its help."""
+def to_sentence(summary: str) -> str:
+    """Turn the summary of a command into the first line of its help."""
     return f"{summary[0].upper()}{summary[1:]}."
 
 
 def define(parser: argparse.ArgumentParser, run: Run, example: str) -> None:
-    """Have the parser's command run this function, and its help end with this example."""
+    """Let the parser's command run this function, and end its help with this example."""
     parser.set_defaults(run=run)
     parser.epilog = f"example:\n  {example}"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -31,7 +32,7 @@ def add_command(
 ) -> argparse.ArgumentParser:
     """Add a command to a group."""
     parser: argparse.ArgumentParser = group.add_parser(
-        name, help=summary, description=sentence(summary)
+        name, help=summary, description=to_sentence(summary)
     )
     define(parser, run, example)
     return parser
@@ -48,8 +49,18 @@ def check(condition: bool, message: str) -> None:  # noqa: FBT001  it reads like
         raise argparse.ArgumentTypeError(message)
 
 
-def identifier(text: str) -> str:
-    """The id of a row. It becomes a step of a URL's path, so nothing else may be in it."""
+def parse_number(text: str, low: float, high: float) -> float:
+    """Read a number from `low` to `high`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    check(low <= value <= high, f"a number from {low:g} to {high:g}")
+    return value
+
+
+def parse_id(text: str) -> str:
+    """Read the id of a row. It becomes a step of a URL's path, so nothing else may be in it."""
     is_plain = text.replace("_", "").isalnum() and text.isascii() and len(text) <= 64
     check(is_plain, "an id looks like gen_01a1f83ac6f470008f5b21d7c0e394a6")
     return text

@@ -12,7 +12,7 @@ from service.settings import read_settings
 
 
 def add_backup(parser: argparse.ArgumentParser) -> None:
-    """The options of `genhook backup`."""
+    """Add the options of `genhook backup`."""
     define(parser, backup, "genhook backup /backup/genhook-$(date +%F).db")
     parser.add_argument(
         "file", metavar="FILE", type=Path, help="the file to write; it must not exist"
@@ -24,18 +24,18 @@ def backup(options: argparse.Namespace, echo: Echo) -> int:
     source, target = Path(read_settings().database_path), options.file
     if not source.exists():
         raise CommandError(f"there is no database at {source}")
-    taken = CommandError(f"{target} exists already: a backup overwrites nothing")
+    exists_already = CommandError(f"{target} exists already: a backup overwrites nothing")
     if target.exists():
-        raise taken
+        raise exists_already
     partial = target.with_name(f".{target.name}.partial")
     try:
         with contextlib.suppress(FileNotFoundError):
-            partial.unlink()  # Of a backup that was ended halfway.
+            partial.unlink()  # A backup that was ended halfway has left it.
         os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         _copy(source, partial)
         os.link(partial, target)  # Unlike a rename, it fails if the file exists.
     except FileExistsError:
-        raise taken from None
+        raise exists_already from None
     except (OSError, sqlite3.Error) as error:
         raise CommandError(f"the backup failed: {error}") from error
     finally:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from service.cli import output
-from service.cli.arguments import Echo, add_command, add_group, add_json, check, identifier
+from service.cli.arguments import Echo, add_command, add_group, add_json, check, parse_id
 from service.model.errors import CommandError
 from service.model.event import EVENT_TYPES
 from service.model.generation import OPEN, GenerationStatus
@@ -29,7 +29,7 @@ class UnreachableError(CommandError):
 
 
 def add_subscribers(parser: argparse.ArgumentParser) -> None:
-    """The commands of `genhook subscribers`."""
+    """Add the commands of `genhook subscribers`."""
     group = add_group(parser)
     example = "sub_01a1f83ac6f470008f5b21d7c0e394a6"
     listing = add_command(
@@ -43,7 +43,7 @@ def add_subscribers(parser: argparse.ArgumentParser) -> None:
         create_subscriber,
         "genhook subscribers create https://shop.example/hooks --event-types generation.succeeded",
     )
-    create.add_argument("target", metavar="URL")
+    create.add_argument("target", metavar="URL", help="the URL that receives events")
     add_event_types(create)
     test = add_command(
         group,
@@ -60,13 +60,13 @@ def add_subscribers(parser: argparse.ArgumentParser) -> None:
         f"genhook subscribers delete {example}",
     )
     for command in (test, delete):
-        command.add_argument("id", type=identifier, metavar="ID")
+        command.add_argument("id", type=parse_id, metavar="ID")
     for command in (listing, create, test, delete):
         add_remote(command)
 
 
 def add_generations(parser: argparse.ArgumentParser) -> None:
-    """The commands of `genhook generations`."""
+    """Add the commands of `genhook generations`."""
     group = add_group(parser)
     example = "gen_01a1f83ac6f470008f5b21d7c0e394a6"
     get = add_command(
@@ -80,7 +80,7 @@ def add_generations(parser: argparse.ArgumentParser) -> None:
         f"genhook generations timeline {example}",
     )
     for command in (get, timeline):
-        command.add_argument("id", type=identifier, metavar="ID")
+        command.add_argument("id", type=parse_id, metavar="ID")
     for command in (_add_create(group), get, _add_list(group), timeline):
         add_remote(command)
 
@@ -96,7 +96,10 @@ def _add_create(group: Any) -> argparse.ArgumentParser:
     create.add_argument("--model", required=True, help="the model's id in the catalogue")
     create.add_argument("--prompt", help="the model's parameter `prompt`")
     create.add_argument(
-        "--input", type=parameters, metavar="JSON", help="the model's parameters, as a JSON object"
+        "--input",
+        type=parse_parameters,
+        metavar="JSON",
+        help="the model's parameters, as a JSON object",
     )
     create.add_argument(
         "--wait", action="store_true", help="wait until the generation has an outcome"
@@ -122,9 +125,11 @@ def _add_list(group: Any) -> argparse.ArgumentParser:
 def add_remote(parser: argparse.ArgumentParser) -> None:
     """Add the options that name the service and the key."""
     parser.add_argument(
-        "--url", help="URL of the service (GENHOOK_PUBLIC_URL, or this machine at PORT or 8000)"
+        "--url",
+        metavar="SERVICE",
+        help="URL of the service (GENHOOK_URL, GENHOOK_PUBLIC_URL, or this machine and PORT)",
     )
-    parser.add_argument("--key", help="an API key (GENHOOK_ADMIN_KEY)")
+    parser.add_argument("--key", help="an API key (GENHOOK_API_KEY, GENHOOK_ADMIN_KEY)")
     add_json(parser)
 
 
@@ -136,12 +141,19 @@ def add_paging(parser: argparse.ArgumentParser) -> None:
 
 def add_event_types(parser: argparse.ArgumentParser) -> None:
     """Add `--event-types`."""
-    types = f"{', '.join(EVENT_TYPES[:-1])} or {EVENT_TYPES[-1]} (all of them)"
-    parser.add_argument("--event-types", nargs="+", default=[], metavar="TYPE", help=types)
+    summary = f"one or more of {', '.join(EVENT_TYPES)}, separated by commas (all of them)"
+    parser.add_argument(
+        "--event-types", type=split_commas, default=[], metavar="TYPES", help=summary
+    )
 
 
-def parameters(text: str) -> dict[str, Any]:
-    """A JSON object."""
+def split_commas(text: str) -> list[str]:
+    """Split a text at its commas."""
+    return [part.strip() for part in text.split(",")]
+
+
+def parse_parameters(text: str) -> dict[str, Any]:
+    """Read a JSON object."""
     try:
         value = msgspec.json.decode(text)
     except msgspec.DecodeError:
@@ -154,27 +166,37 @@ def parameters(text: str) -> dict[str, Any]:
 
 
 def connect(options: argparse.Namespace) -> "httpx.Client":
-    """A client of the service that the options name; CommandError without a key."""
+    """Return a client of the service that the options name; CommandError without a key."""
+    import ssl
+
     import httpx
 
     environ = os.environ  # noqa: TID251  the defaults of the options
-    own = f"http://127.0.0.1:{environ.get('PORT') or 8000}"
-    url = options.url or environ.get("GENHOOK_PUBLIC_URL") or own
-    key = options.key or environ.get("GENHOOK_ADMIN_KEY")
+    local_url = f"http://127.0.0.1:{environ.get('PORT') or 8000}"
+    url = (
+        options.url or environ.get("GENHOOK_URL") or environ.get("GENHOOK_PUBLIC_URL") or local_url
+    )
+    key = options.key or environ.get("GENHOOK_API_KEY") or environ.get("GENHOOK_ADMIN_KEY")
     if not key:
-        raise CommandError("a key is needed: give --key, or set GENHOOK_ADMIN_KEY.")
+        raise CommandError("a key is needed: give --key, or set GENHOOK_API_KEY.")
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-        raise CommandError(f"{url} is no URL of a service: --url looks like {own}.")
+        raise CommandError(f"{url} is no URL of a service: --url looks like {local_url}.")
+    is_own = is_loopback(url)
     return httpx.Client(
         base_url=url,
         headers={"authorization": f"Bearer {key}", "user-agent": "genhook"},
         timeout=TIMEOUT_SECONDS,
-        trust_env=not is_loopback(url),  # No proxy leads to this machine.
+        trust_env=not is_own,  # No proxy leads to this machine.
+        # This context reads SSL_CERT_FILE, as httpx does if it trusts the environment.
+        verify=ssl.create_default_context() if is_own and url.startswith("https:") else True,
     )
 
 
 def call(client: "httpx.Client", method: str, path: str, **options: Any) -> bytes:
-    """The body of a 2xx answer; else CommandError, UnreachableError if a retry may help."""
+    """Send a request; return the body of a 2xx answer.
+
+    CommandError for any other answer; UnreachableError if a retry may help.
+    """
     import httpx
 
     try:
@@ -184,24 +206,27 @@ def call(client: "httpx.Client", method: str, path: str, **options: Any) -> byte
         raise UnreachableError(f"no answer from {client.base_url}: {reason}.") from error
     if answer.is_success:
         return answer.content
-    raise _error(answer)
+    raise _to_error(answer)
 
 
 def ask(client: "httpx.Client", method: str, path: str, **options: Any) -> Any:
-    """As `call`, with the body decoded."""
+    """Send a request as `call` does; return the decoded body."""
     try:
         return msgspec.json.decode(call(client, method, path, **options))
     except msgspec.DecodeError as error:
         raise CommandError(f"the server at {client.base_url} is not genhook.") from error
 
 
-def _error(answer: "httpx.Response") -> CommandError:
-    """The problem in an answer as one sentence, with its code."""
+def _to_error(answer: "httpx.Response") -> CommandError:
+    """Return the problem in an answer as one sentence, with its code."""
     try:
         problem = msgspec.json.decode(answer.content)
-        fields = "; ".join(f"{e['pointer']} {e['message']}" for e in problem.get("errors", []))
+        errors = [e for e in problem.get("errors", []) if e["message"] != problem["detail"]]
+        fields = "; ".join(f"{e['pointer']} {e['message']}" for e in errors)
         detail = problem["detail"].rstrip(".") + (f": {fields}" if fields else "")
-        message = output.plain(f"{detail} ({problem['code']}).")
+        # A key that is good for another service is the likely cause.
+        source = f", says {answer.url.copy_with(raw_path=b'')}" if answer.status_code == 401 else ""
+        message = output.plain(f"{detail} ({problem['code']}){source}.")
     except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
         message = f"{answer.url} answered {answer.status_code}, but not with a problem of genhook."
     is_unavailable = answer.status_code in (502, 503, 504)
@@ -221,17 +246,17 @@ def show(options: argparse.Namespace, echo: Echo, answer: Any, lines: list[str])
 
 
 def _show_page(options: argparse.Namespace, echo: Echo, page: Any, names: tuple[str, ...]) -> int:
-    rows = [[_cell(item[name]) for name in names] for item in page["data"]]
+    rows = [[_to_cell(item[name]) for name in names] for item in page["data"]]
     more = [f"more: --after {page['next']}"] if page["next"] else []
     show(options, echo, page, [*output.table(rows), *more] or ["There are none."])
     return 0
 
 
-def _cell(value: object) -> object:
+def _to_cell(value: object) -> object:
     return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _paging(options: argparse.Namespace) -> dict[str, Any]:
+def _read_paging(options: argparse.Namespace) -> dict[str, Any]:
     query = {"limit": options.limit, "after": options.after}
     return {name: value for name, value in query.items() if value is not None}
 
@@ -239,8 +264,8 @@ def _paging(options: argparse.Namespace) -> dict[str, Any]:
 def list_subscribers(options: argparse.Namespace, echo: Echo) -> int:
     """List subscribers, newest first."""
     with connect(options) as client:
-        page = ask(client, "GET", "/v1/subscribers", params=_paging(options))
-    return _show_page(options, echo, page, ("id", "status", "url", "event_types"))
+        page = ask(client, "GET", "/v1/subscribers", params=_read_paging(options))
+    return _show_page(options, echo, page, ("id", "status", "url", "event_types", "description"))
 
 
 def create_subscriber(options: argparse.Namespace, echo: Echo) -> int:
@@ -249,7 +274,7 @@ def create_subscriber(options: argparse.Namespace, echo: Echo) -> int:
     with connect(options) as client:
         subscriber = ask(client, "POST", "/v1/subscribers", json=body)
     names = ("id", "url", "event_types", "status", "secret")
-    lines = output.fields({name: _cell(subscriber[name]) for name in names})
+    lines = output.fields({name: _to_cell(subscriber[name]) for name in names})
     show(options, echo, subscriber, lines)
     return 0
 
@@ -298,7 +323,7 @@ def get_generation(options: argparse.Namespace, echo: Echo) -> int:
 
 def list_generations(options: argparse.Namespace, echo: Echo) -> int:
     """List generations, newest first."""
-    query = _paging(options) | ({"status": options.status} if options.status else {})
+    query = _read_paging(options) | ({"status": options.status} if options.status else {})
     with connect(options) as client:
         page = ask(client, "GET", "/v1/generations", params=query)
     return _show_page(options, echo, page, ("id", "status", "model", "route", "created_at"))

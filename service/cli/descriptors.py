@@ -7,7 +7,7 @@ import msgspec
 from service.settings import Settings
 from service.telemetry import log
 
-OWN = 128  # For the database, upstream, logs, and tests of subscribers.
+OWN_DESCRIPTORS = 128  # For the database, upstream, logs, and tests of subscribers.
 
 _log = log.get()
 
@@ -15,7 +15,7 @@ _log = log.get()
 def raise_limit(settings: Settings) -> Settings:
     """Raise the soft limit as far as needed; return the settings that it allows.
 
-    A soft limit of 1,024 is usual, and a process that needs more is to raise it itself
+    A soft limit of 1,024 is usual, and a process that needs more should raise it itself
     (https://0pointer.net/blog/file-descriptor-limits.html).
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -25,8 +25,8 @@ def raise_limit(settings: Settings) -> Settings:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if not 0 <= soft < needed:
         return settings
-    connections = min(settings.connections_max, max(soft - OWN, 2) // 2)
-    in_flight = max(1, min(settings.max_in_flight, soft - OWN - connections))
+    connections = min(settings.connections_max, max(soft - OWN_DESCRIPTORS, 2) // 2)
+    in_flight = max(1, min(settings.max_in_flight, soft - OWN_DESCRIPTORS - connections))
     _log.warning(
         "descriptors.few",
         allowed=soft,
@@ -41,4 +41,4 @@ def raise_limit(settings: Settings) -> Settings:
 
 def needed_for(settings: Settings) -> int:
     """Return how many descriptors these settings may use."""
-    return OWN + settings.max_in_flight + settings.connections_max
+    return OWN_DESCRIPTORS + settings.max_in_flight + settings.connections_max

@@ -37,7 +37,7 @@ class Finding(NamedTuple):
 
 
 def add_doctor(parser: argparse.ArgumentParser) -> None:
-    """The options of `genhook doctor`."""
+    """Add the options of `genhook doctor`."""
     define(parser, doctor, "genhook doctor --online")
     parser.add_argument("--online", action="store_true", help="also send a request to upstream")
     add_json(parser)
@@ -55,13 +55,13 @@ def doctor(options: argparse.Namespace, echo: Echo) -> int:
 
 
 def examine(now: int, *, online: bool) -> Iterator[Finding]:
-    """Every finding; if the settings cannot be read, no other check is made."""
+    """Yield every finding; if the settings cannot be read, no other check is made."""
     for name in unknown_variables():
         yield Finding("warn", "settings", f"{name} is not a setting: see docs/settings.md.")
     try:
         settings = read_settings()
     except SettingsError as error:
-        yield Finding("fail", "settings", str(error))
+        yield from (Finding("fail", "settings", problem) for problem in error.problems)
         return
     yield Finding("ok", "settings", "Every setting can be read.")
     yield _secret_keys(settings)

@@ -19,8 +19,8 @@ from service.telemetry import log, metrics
 
 HEAD_BYTES = 64 * 1024
 HEAD_LINES = 256  # Each header takes many times its bytes in memory.
-FRAMING_PER_BYTE = 8  # Of a chunked body: a chunk of one byte has five bytes around it.
-SLICE_BYTES = 64 * 1024  # Of a body, parsed at once.
+FRAMING_PER_BYTE = 8  # For each byte in a chunked body; a chunk of one byte has five around it.
+SLICE_BYTES = 64 * 1024  # So much of a body is parsed at once.
 AHEAD_MAX = 8  # Requests that are parsed while an earlier one is answered.
 LINGER_SECONDS = 1.0
 LOG_EVERY_MS = 1_000
@@ -38,7 +38,7 @@ _refusals = {"logged_at": 0, "unlogged": 0}
 
 
 class _Flow(FlowControl):
-    """Does not resume reading while what was read is not parsed yet."""
+    """Flow control that stays paused while bytes that were read wait to be parsed."""
 
     is_held = False
 
@@ -48,7 +48,10 @@ class _Flow(FlowControl):
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection. Each refusal is a problem, and closes the connection."""
+    """One connection. Each refusal is a problem, and closes the connection.
+
+    uvicorn calls a request together with its answer a cycle.
+    """
 
     def __init__(
         self,
@@ -62,11 +65,11 @@ class Protocol(HttpToolsProtocol):
         self._seconds = {"head": head_seconds, "body": body_seconds}
         self._connections_max = connections_max
         self._unparsed = bytearray()
-        self._head = bytearray()  # The next request's, until it is complete.
-        self._awaited: str | None = "head"
+        self._head = bytearray()  # The head of the next request, until it is complete.
+        self._awaited: str | None = "head"  # What the client has to send: "head", "body", nothing.
         self._body_left: int | None = 0  # None: the body is chunked.
         self._framing_bytes = 0
-        self._last_bytes = b""  # Of a chunked body.
+        self._last_bytes = b""  # The last bytes that were read of a chunked body.
         self._active: Any = None  # The request that is answered now.
         self._is_half_closed = False
         self._timer: asyncio.TimerHandle | None = None
@@ -74,7 +77,7 @@ class Protocol(HttpToolsProtocol):
         self._refusal: int | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Refuse a connection too many; else wait for the first request."""
+        """Refuse the connection if there are too many; else wait for its first request."""
         super().connection_made(transport)
         self.flow = _Flow(transport)
         if len(self.connections) > self._connections_max:
@@ -107,12 +110,12 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is complete; its body follows, which may be empty."""
         self._framing_bytes, self._last_bytes = 0, b""
-        self._body_left = _body_length(self.headers)
-        super().on_headers_complete()  # Raises for a target that is none.
+        self._body_left = _read_body_length(self.headers)
+        super().on_headers_complete()  # It raises an error if the target is not valid.
         self._awaited = "body"
 
     def on_body(self, body: bytes) -> None:
-        """Count what is left, and what is framing."""
+        """Count the bytes that are left, and those of framing."""
         self._framing_bytes -= len(body) * FRAMING_PER_BYTE
         if self._body_left is not None:
             self._body_left -= len(body)
@@ -166,7 +169,7 @@ class Protocol(HttpToolsProtocol):
         data = bytes(self._unparsed[:size])
         del self._unparsed[:size]
         if self._body_left is None:
-            # Never a whole empty line, so that the next part is not empty.
+            # A whole empty line would match again, and the next part would be empty.
             self._last_bytes = (self._last_bytes + data)[-2:].replace(b"\n\n", b"\n")
         return data
 
@@ -245,7 +248,7 @@ def _disconnect(cycle: Any) -> None:
         cycle.message_event.set()
 
 
-def _body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
+def _read_body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
     """Return the length that the head gives; None for a chunked body."""
     fields = dict(headers)
     # The parser has refused what is no number, and lengths that differ.

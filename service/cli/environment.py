@@ -22,11 +22,15 @@ Try it from another terminal:
     -d '{{"model": "imagen4-fast", "input": {{"prompt": "A lighthouse at dusk"}}}}' \\
     | grep -o 'gen_[0-9a-f]*' | head -n 1)
   curl -s "{url}/v1/generations/$id?wait=30" -H "Authorization: Bearer $GENHOOK_ADMIN_KEY"
+{database}"""
+_DATABASE = """
+  # Commands that open the database, such as genhook keys list, need its settings too:
+  export $(cat {keys}) GENHOOK_DATABASE_URL=sqlite:///{path}
 """
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """The settings of the environment, with those of the command line before them."""
+    """Read the settings of the environment; those of the command line come before them."""
     if options.sandbox and not options.dev:
         raise SettingsError("--sandbox needs --dev: a sandbox is no upstream for production.")
     overrides = {"host": options.host, "port": options.port}
@@ -36,8 +40,8 @@ def settings_of(options: argparse.Namespace) -> Settings:
     )
 
 
-def configure_log(settings: Settings) -> None:
-    """Start to log, first about settings that are unknown or missing."""
+def configure_log(settings: Settings, *, has_sandbox: bool = False) -> None:
+    """Start to log, first about settings that are unknown or missing; a sandbox supplies those."""
     from service.telemetry import log
     from service.telemetry.redact import make_redactor
 
@@ -46,12 +50,12 @@ def configure_log(settings: Settings) -> None:
     for name in unknown_variables():
         log.get().warning("settings.unknown", name=name, see="docs/settings.md")
     for name in ("GENHOOK_UPSTREAM_API_KEY", "GENHOOK_PUBLIC_URL"):
-        if not getattr(settings, VARIABLES[name]):
+        if not has_sandbox and not getattr(settings, VARIABLES[name]):
             log.get().warning("settings.missing", name=name, see="docs/settings.md")
 
 
 def with_defaults() -> dict[str, str]:
-    """The environment, with defaults for development beneath it."""
+    """Return the environment, with defaults for development where it sets nothing."""
     own = {name: value for name, value in ENVIRONMENT.items() if value}
     url = own.setdefault("GENHOOK_DATABASE_URL", DATABASE_URL)
     defaults = {
@@ -66,7 +70,7 @@ def with_defaults() -> dict[str, str]:
 
 
 def throwaway_keys(path: Path) -> Mapping[str, str]:
-    """The keys of a development database, created by its first run; CommandError if it cannot."""
+    """Return the keys of a development database; its first run creates them, else CommandError."""
     import secrets
 
     try:
@@ -83,11 +87,15 @@ def throwaway_keys(path: Path) -> Mapping[str, str]:
 
 
 def banner(settings: Settings, url: str, sandbox_url: str | None) -> str:
-    """The URLs, and two commands to paste. A key from the environment is not printed."""
+    """Return the URLs, and commands to paste. A key from the environment is not printed."""
     has_key = ENVIRONMENT.get("GENHOOK_ADMIN_KEY")
+    path = Path(settings.database_path).absolute()
+    keys = f"{settings.database_path}-keys"
+    export = "" if has_key else f"  export GENHOOK_ADMIN_KEY={settings.admin_key}\n"
     return _BANNER.format(
         url=url,
         sandbox=f"  sandbox  {sandbox_url}\n" if sandbox_url else "",
-        keys="from the environment" if has_key else f"{settings.database_path}-keys",
-        export="" if has_key else f"  export GENHOOK_ADMIN_KEY={settings.admin_key}\n",
+        keys="from the environment" if has_key else keys,
+        export=f"  export GENHOOK_URL={url}\n{export}",
+        database="" if has_key else _DATABASE.format(keys=f"{path}-keys", path=path),
     )

@@ -6,11 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import msgspec
 
 from service.cli import output
-from service.cli.arguments import Echo, define
+from service.cli.arguments import Echo, check, define
 from service.cli.client import UnreachableError, add_remote, ask, call, connect
 from service.delivery import signing
 from service.model.clock import SECOND, now_ms
@@ -39,9 +40,11 @@ class _Event(msgspec.Struct):
 
 
 def add_listen(parser: argparse.ArgumentParser) -> None:
-    """The options of `genhook listen`."""
+    """Add the options of `genhook listen`."""
     define(parser, listen, "genhook listen --forward-to http://127.0.0.1:3000/hooks")
-    parser.add_argument("--forward-to", metavar="URL", help="POST each event to this URL, signed")
+    parser.add_argument(
+        "--forward-to", type=parse_url, metavar="URL", help="POST each event to this URL, signed"
+    )
     parser.add_argument(
         "--secret", help="secret to sign with, whsec_… (creates and prints a new one)"
     )
@@ -54,50 +57,63 @@ def add_listen(parser: argparse.ArgumentParser) -> None:
     add_remote(parser)
 
 
+def parse_url(text: str) -> str:
+    """Read an absolute http(s) URL."""
+    try:
+        parts = urlsplit(text)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        is_url = False
+    check(is_url, "a URL, such as http://127.0.0.1:3000/hooks")
+    return text
+
+
 def listen(options: argparse.Namespace, echo: Echo, wait: Wait | None = None) -> int:
     """Print events as they come, and POST each to a local URL, signed as for a subscriber.
 
-    It starts at the next new event, after `--after`, or with `--once` at the first; then it ends
-    after the newest. It waits for a service that is unreachable. An event that the local URL
-    refuses is not sent again.
+    It starts with the next new event, or after the one that `--after` names. With `--once` it
+    starts with the oldest and ends after the newest. It waits for a service that is unreachable. An
+    event that the local URL refuses is not sent again; with `--once` the status is 1 then.
     """
     secret = options.secret or signing.new_secret(os.urandom)
-    key = _key(secret)
+    key = _decode_key(secret)
     pause = wait or threading.Event().wait
+    is_refused = False
     with connect(options) as client:
-        after = options.after or (None if options.once else _newest(client))
+        after = options.after or (None if options.once else _find_newest(client))
         if options.forward_to:
             echo(f"forwarding to {options.forward_to}, signed with {secret}")
-        for body in _events(client, after, echo, None if options.once else pause):
+        for body in _read_events(client, after, echo, None if options.once else pause):
             event = msgspec.json.decode(body, type=_Event)
-            echo(output.harmless(body.decode()) if options.json else _line(event))
+            echo(output.harmless(body.decode()) if options.json else _format_event(event))
             if options.forward_to:
-                result = _forward(options.forward_to, key, event.id, body)
+                is_accepted, result = _forward(options.forward_to, key, event.id, body)
+                is_refused |= not is_accepted
                 if not options.json:
                     echo(f"{'':8}  {result}")
-    return 0
+    return int(is_refused)
 
 
-def _key(secret: str) -> bytes:
+def _decode_key(secret: str) -> bytes:
     try:
         return signing.decode_secret(secret)
     except ValueError as error:
         raise CommandError(f"--secret cannot be used: {error}.") from error
 
 
-def _newest(client: "httpx.Client") -> str | None:
+def _find_newest(client: "httpx.Client") -> str | None:
     events = ask(client, "GET", "/v1/events", params={"limit": 1})["data"]
     return events[0]["id"] if events else None
 
 
-def _events(
+def _read_events(
     client: "httpx.Client", after: str | None, echo: Echo, pause: Wait | None
 ) -> Iterator[bytes]:
-    """The exact bytes of each event after `after`; without `pause`, up to the newest one."""
+    """Yield the exact bytes of each event after `after`; without `pause`, up to the newest one."""
     is_reachable = True
     while True:
         try:
-            page = _page(client, after)
+            page = _read_page(client, after)
         except UnreachableError as error:
             if pause is None:
                 raise
@@ -114,18 +130,18 @@ def _events(
             pause(LISTEN_SECONDS)
 
 
-def _page(client: "httpx.Client", after: str | None) -> _Page:
+def _read_page(client: "httpx.Client", after: str | None) -> _Page:
     query = {"order": "asc", "limit": PAGE} | ({"after": after} if after else {})
     return msgspec.json.decode(call(client, "GET", "/v1/events", params=query), type=_Page)
 
 
-def _line(event: _Event) -> str:
+def _format_event(event: _Event) -> str:
     about = event.data.get("id") or event.data.get("subscriber_id") or ""
     return output.plain(f"{event.timestamp[11:19]}  {event.type:<22}  {event.id}  {about}").rstrip()
 
 
-def _forward(url: str, key: bytes, event_id: str, body: bytes) -> str:
-    """POST one event as a delivery would; the answer or the error as text."""
+def _forward(url: str, key: bytes, event_id: str, body: bytes) -> tuple[bool, str]:
+    """POST one event as a delivery would; return whether it got a 2xx, and the result as text."""
     import httpx
 
     seconds = now_ms() // SECOND
@@ -141,5 +157,6 @@ def _forward(url: str, key: bytes, event_id: str, body: bytes) -> str:
         # Not with the client: its key is for the service alone.
         answer = httpx.post(url, content=body, headers=headers, timeout=FORWARD_SECONDS)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return output.plain(f"-> {str(error) or type(error).__name__}")
-    return f"-> {answer.status_code} in {(time.perf_counter() - began) * 1_000:.0f} ms"
+        return False, output.plain(f"-> {str(error) or type(error).__name__}")
+    milliseconds = (time.perf_counter() - began) * 1_000
+    return answer.is_success, f"-> {answer.status_code} in {milliseconds:.0f} ms"

@@ -3,12 +3,13 @@
 import argparse
 import contextlib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 from service import __version__
-from service.cli.arguments import sentence
+from service.cli.arguments import to_sentence
 from service.model.errors import CommandError, SettingsError, StorageError
 
 # The module in service.cli whose `add_NAME` adds the options of the command NAME, and a summary.
@@ -16,7 +17,10 @@ COMMANDS = {
     "serve": ("serve", "serve the API and callbacks; run the worker unless GENHOOK_WORKER=off"),
     "work": ("serve", "run only the worker, which polls, delivers and repeats submissions"),
     "sandbox": ("serve", "run a simulated API in One on this machine"),
-    "demo": ("demo", "show a callback, polling and a lost callback; needs no network or account"),
+    "demo": (
+        "demo",
+        "show a generation by callback, one by polling, and one whose callback is lost",
+    ),
     "migrate": ("admin", "migrate the database to the schema of this version"),
     "backup": ("backup", "copy the database to a file; the service may run meanwhile"),
     "tick": ("admin", "do the due work once, where no worker runs all the time"),
@@ -30,7 +34,7 @@ COMMANDS = {
 
 
 def parser(name: str | None = None) -> argparse.ArgumentParser:
-    """The parser of the command line, with the options of the command of this name.
+    """Return the parser of the command line, with the options of the command of this name.
 
     Only that command's module is imported. Without a name the parser lists every command.
     """
@@ -44,7 +48,7 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
     group = root.add_subparsers(title="commands", metavar="COMMAND")
     for each in [name] if name in COMMANDS else COMMANDS:
         module, summary = COMMANDS[each]
-        command = group.add_parser(each, help=summary, description=sentence(summary))
+        command = group.add_parser(each, help=summary, description=to_sentence(summary))
         if each == name:
             add_options = getattr(importlib.import_module(f"service.cli.{module}"), f"add_{name}")
             add_options(command)
@@ -52,22 +56,24 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run a command; return 0 if done, 1 if failed, 2 for wrong usage, 130 if interrupted."""
     words = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):  # What it cannot show is escaped.
+        sys.stdout.reconfigure(errors="backslashreplace")
     root = parser(next((word for word in words if not word.startswith("-")), None))
     options = root.parse_args(words)
-    if options.version:
-        echo(f"genhook {__version__}")
-        return 0
-    if options.run is None:
-        root.print_help()
-        return 2
     try:
+        if options.version:
+            echo(f"genhook {__version__}")
+            return 0
+        if options.run is None:
+            root.print_help()
+            return 2
         return int(options.run(options, echo))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # The reader of our output has closed it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
     except (CommandError, SettingsError, StorageError) as error:
         if sys.stderr is not None:  # None where it was closed at the start.
@@ -77,5 +83,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def echo(line: str) -> None:
-    """Print a line on standard output at once."""
-    print(line, flush=True)
+    """Print a line on standard output at once; CommandError if that fails, as on a full disk."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _drop_output()
+        raise CommandError(f"the output cannot be written: {error.strerror}") from error
+
+
+def _drop_output() -> None:
+    """Send what is still buffered nowhere, so that the end of the process does not fail on it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -15,20 +15,20 @@ _STEERING = re.compile(
 
 
 def plain(text: object) -> str:
-    """`text` on one line, without the control characters that could steer a terminal."""
+    """Return `text` on one line, without the control characters that could steer a terminal."""
     return "".join(c if c.isprintable() else " " for c in str("" if text is None else text))
 
 
 def json_line(content: object) -> str:
-    """Content as JSON on one line, in which nothing can steer a terminal."""
+    """Return content as JSON on one line, in which nothing can steer a terminal."""
     return harmless(msgspec.json.encode(content).decode())
 
 
 def harmless(json: str) -> str:
-    """The same JSON, with what could steer a terminal escaped.
+    """Return the same JSON; what could steer a terminal is escaped.
 
-    JSON itself escapes only the oldest control characters. The others stand in strings only, where
-    an escape means the same.
+    JSON itself escapes only the control characters of ASCII. The others stand in strings only,
+    where an escape means the same.
     """
     return json if json.isascii() and "\x7f" not in json else _STEERING.sub(_escape, json)
 
@@ -38,20 +38,20 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def table(rows: Iterable[Sequence[object]]) -> list[str]:
-    """Rows as lines, their columns aligned."""
+    """Return rows as lines with aligned columns."""
     cells = [[plain(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
 
 
 def fields(values: Mapping[str, object]) -> list[str]:
-    """A name and a value on each line; empty values are left out."""
+    """Return a line for each name and value; empty values are left out."""
     rows = [(name, value) for name, value in values.items() if value not in (None, "", [], {})]
     return table(rows or [("", "")])
 
 
 def generation(view: Mapping[str, Any]) -> list[str]:
-    """A generation, then each of its files on a line."""
+    """Return the lines of a generation, with one for each of its files."""
     names = ("id", "model", "status", "route", "task_id", "credits", "notify_url")
     error = view["error"]
     shown = {name: view[name] for name in names}
@@ -62,13 +62,13 @@ def generation(view: Mapping[str, Any]) -> list[str]:
 
 
 def entry(view: Mapping[str, Any], start_at: str) -> str:
-    """An entry of a timeline, after the seconds since `start_at`."""
+    """Return the line of a timeline's entry, which starts with the seconds since `start_at`."""
     seconds = (parse_rfc3339(view["at"]) - parse_rfc3339(start_at)) / 1_000
     return f"{seconds:8.2f} s  {view['type']:<10}  {plain(summary(view))}"
 
 
 def summary(view: Mapping[str, Any]) -> str:
-    """The summary of an entry, with its reason or upstream's own words."""
+    """Return the summary of an entry, with its reason or upstream's own words."""
     detail = view["detail"]
     more = detail.get("reason") or detail.get("said")
     text = str(view["summary"]).rstrip(".")

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from service.cli.arguments import Echo, define, identifier
+from service.cli.arguments import Echo, define, parse_id
 from service.cli.client import add_event_types, add_remote, ask, connect, show
 from service.model.clock import DAY, HOUR, MINUTE, now_ms, parse_rfc3339, rfc3339
 from service.model.errors import CommandError
@@ -23,17 +23,19 @@ _AGES = {"m": MINUTE, "h": HOUR, "d": DAY}
 
 
 def add_replay(parser: argparse.ArgumentParser) -> None:
-    """The options of `genhook replay`."""
+    """Add the options of `genhook replay`."""
     example = "genhook replay sub_01a1f83ac6f470008f5b21d7c0e394a6 --since 24h --only all"
     define(parser, replay, example)
-    parser.add_argument("id", type=identifier, metavar="SUBSCRIBER", help="id of the subscriber")
+    parser.add_argument("id", type=parse_id, metavar="SUBSCRIBER", help="id of the subscriber")
     parser.add_argument(
         "--since",
         required=True,
-        type=moment,
+        type=parse_moment,
         help="start of the period: an age (90m, 24h, 7d) or an RFC 3339 time",
     )
-    parser.add_argument("--until", type=moment, help="end of the period, in the same form (now)")
+    parser.add_argument(
+        "--until", type=parse_moment, help="end of the period, in the same form (now)"
+    )
     parser.add_argument(
         "--only",
         choices=("dead", "all"),
@@ -45,8 +47,8 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
     add_remote(parser)
 
 
-def moment(text: str) -> str:
-    """The value of an option as an RFC 3339 time."""
+def parse_moment(text: str) -> str:
+    """Read the value of an option as an RFC 3339 time."""
     try:
         return read_moment(text, now_ms())
     except ValueError as error:
@@ -54,7 +56,7 @@ def moment(text: str) -> str:
 
 
 def read_moment(text: str, now: int) -> str:
-    """An RFC 3339 time, from such a time or from an age such as `90m`, `24h` or `7d` at `now`.
+    """Return an RFC 3339 time, from such a time or from an age at `now`: `90m`, `24h`, `7d`.
 
     ValueError if the text is neither.
     """
@@ -81,13 +83,13 @@ def replay(options: argparse.Namespace, echo: Echo, wait: Wait | None = None) ->
     }
     with connect(options) as client:
         view = ask(client, "POST", "/v1/replays", json=body)
-        with _progress(options, echo) as step:
+        with _show_progress(options, echo) as step:
             view = _watch(client, view, step, wait or threading.Event().wait)
-    show(options, echo, view, [_result(view, dry_run=options.dry_run)])
+    show(options, echo, view, [_format_result(view, dry_run=options.dry_run)])
     return 1 if view["status"] == "canceled" else 0
 
 
-def _result(view: dict[str, Any], *, dry_run: bool) -> str:
+def _format_result(view: dict[str, Any], *, dry_run: bool) -> str:
     count = view["total"] if dry_run else view["done"]
     end = "canceled after" if view["status"] == "canceled" else "done:"
     verb = "would be sent" if dry_run else "sent again"
@@ -111,25 +113,25 @@ def _watch(client: "httpx.Client", view: dict[str, Any], step: Step, wait: Wait)
 
 
 @contextlib.contextmanager
-def _progress(options: argparse.Namespace, echo: Echo) -> Iterator[Step]:
-    """A bar on a terminal if rich is installed, else a line for each change; nothing with JSON."""
+def _show_progress(options: argparse.Namespace, echo: Echo) -> Iterator[Step]:
+    """Show a bar on a terminal that has rich, else a line for each change; nothing with JSON."""
     if options.json:
         yield lambda _done, _total: None
         return
     if sys.stdout is None or not sys.stdout.isatty():
-        yield _line_by_line(echo)
+        yield _make_line_printer(echo)
         return
     try:
         from rich.progress import Progress  # It is an extra.
     except ImportError:
-        yield _line_by_line(echo)
+        yield _make_line_printer(echo)
         return
     with Progress(transient=True) as bar:
         task = bar.add_task("replaying", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _line_by_line(echo: Echo) -> Step:
+def _make_line_printer(echo: Echo) -> Step:
     last: list[tuple[int, int]] = []
 
     def step(done: int, total: int) -> None:

@@ -4,15 +4,17 @@ import argparse
 import contextlib
 import gc
 
-from service.cli.arguments import Echo, check, define
+from service.cli.arguments import Echo, check, define, parse_number
 
 
 def add_serve(parser: argparse.ArgumentParser) -> None:
-    """The options of `genhook serve`."""
+    """Add the options of `genhook serve`."""
     define(parser, serve, "genhook serve --dev --sandbox")
-    parser.add_argument("--host", type=host, help="address to listen on (GENHOOK_HOST, 127.0.0.1)")
     parser.add_argument(
-        "--port", type=port, help="port to listen on (PORT, 8000); 0 is any free port"
+        "--host", type=parse_host, help="address to listen on (GENHOOK_HOST, 127.0.0.1)"
+    )
+    parser.add_argument(
+        "--port", type=parse_port, help="port to listen on (PORT, 8000); 0 is any free port"
     )
     for name, summary in (
         ("--dev", "for trying out: create throwaway keys, allow http and local targets"),
@@ -22,48 +24,47 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def add_work(parser: argparse.ArgumentParser) -> None:
-    """The options of `genhook work`."""
+    """Add the options of `genhook work`."""
     define(parser, work, "genhook work")
 
 
 def add_sandbox(parser: argparse.ArgumentParser) -> None:
-    """The options of `genhook sandbox`."""
+    """Add the options of `genhook sandbox`."""
     define(parser, sandbox, "genhook sandbox --port 9000 --speed 10")
     parser.add_argument(
-        "--host", type=host, default="127.0.0.1", help="address to listen on (127.0.0.1)"
+        "--host", type=parse_host, default="127.0.0.1", help="address to listen on (127.0.0.1)"
     )
-    parser.add_argument("--port", type=port, default=9000, help="port to listen on (9000)")
+    parser.add_argument("--port", type=parse_port, default=9000, help="port to listen on (9000)")
     parser.add_argument("--api-key", help="the only API key it accepts (any that starts with aio_)")
     parser.add_argument(
-        "--speed", type=speed, default=1.0, help="speed, as a multiple of real time (1)"
+        "--speed", type=parse_speed, default=1.0, help="speed, as a multiple of real time (1)"
     )
 
 
-def host(text: str) -> str:
-    """An address; an empty one, as of a variable that is not set, would mean every address."""
+def parse_host(text: str) -> str:
+    """Read an address. Empty, as from a variable that is not set, it would mean every address."""
     check(bool(text.strip()), "an address, such as 127.0.0.1, or 0.0.0.0 for every one")
     return text
 
 
-def port(text: str) -> int:
-    """A port; 0 is any free one."""
+def parse_port(text: str) -> int:
+    """Read a port; 0 is any free one."""
     check(text.isdecimal() and int(text) <= 65_535, "a port is from 0 to 65535")
     return int(text)
 
 
-def speed(text: str) -> float:
-    """How many times faster than real time."""
-    check(0.01 <= float(text) <= 1_000, "from 0.01 to 1000")
-    return float(text)
+def parse_speed(text: str) -> float:
+    """Read how many times faster than real time a sandbox runs."""
+    return parse_number(text, 0.01, 1_000)
 
 
 def serve(options: argparse.Namespace, echo: Echo) -> int:
     """Run the service until a signal ends it: 0, or 1 if its worker failed."""
-    gc.disable()  # Until it serves: what a start allocates stays.
+    gc.disable()  # Until it serves: what is allocated at the start is not garbage.
     from service.cli import environment
 
     settings = environment.settings_of(options)
-    environment.configure_log(settings)
+    environment.configure_log(settings, has_sandbox=options.sandbox)
     import msgspec
 
     from service.app import App

@@ -31,7 +31,7 @@ _log = log.get()
 
 
 class Server(uvicorn.Server):
-    """A server that leaves signals to us: uvicorn would end the process by the signal it got."""
+    """A server that ignores signals: uvicorn would end the process by the signal it got."""
 
     capture_signals = contextlib.nullcontext  # type: ignore[assignment]
     _ends_at: float | None = None
@@ -50,7 +50,7 @@ class Server(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket, on any free port for port 0; CommandError if there can be none."""
+    """Return a listening socket; port 0 is any free port. CommandError if there can be none."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     dual = host == "::" and socket.has_dualstack_ipv6()
     try:
@@ -64,7 +64,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def url_of(sock: socket.socket) -> str:
-    """The URL by which this machine reaches the socket, without a slash at the end."""
+    """Return the URL by which this machine reaches the socket, without a slash at the end."""
     host, port = sock.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  compared, not bound
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -76,7 +76,7 @@ def new_server(
     lifespan: Literal["on", "off"] = "on",
     settings: Settings | None = None,
 ) -> Server:
-    """A server of the ASGI application, with the limits of the settings, or their defaults.
+    """Return a server of the ASGI application, with the limits of the settings or their defaults.
 
     Open requests get a second to end.
     """
@@ -106,7 +106,7 @@ def new_server(
 
 @contextlib.asynccontextmanager
 async def running(app: Any, sock: socket.socket) -> AsyncIterator[str]:
-    """Within, the ASGI application is served on this loop; yields its URL."""
+    """Serve the ASGI application on this loop during the block; yield its URL."""
     url, server = url_of(sock), new_server(app)
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     try:
@@ -120,22 +120,22 @@ async def running(app: Any, sock: socket.socket) -> AsyncIterator[str]:
 async def running_sandbox(
     sock: socket.socket, api_key: str | None, speed: float = 1.0
 ) -> AsyncIterator[str]:
-    """Within, a sandbox is served on this loop; yields its URL."""
+    """Serve a sandbox on this loop during the block; yield its URL."""
     from service.sandbox import create_app
 
-    logging.getLogger("uvicorn.error").addFilter(_is_no_requested_fault)
+    logging.getLogger("uvicorn.error").addFilter(_is_unexpected)
     async with running(create_app(api_key=api_key, speed=speed), sock) as url:
         yield url
 
 
-def _is_no_requested_fault(record: logging.LogRecord) -> bool:
-    """False for the error by which the sandbox closes a connection on `[sandbox: lose-answer]`."""
+def _is_unexpected(record: logging.LogRecord) -> bool:
+    """False for the error with which the sandbox loses an answer that it was asked to lose."""
     error = record.exc_info[1] if record.exc_info else None
     return "sandbox was asked" not in str(error)
 
 
 async def serve(app: "App", sock: socket.socket, sandbox_sock: socket.socket | None) -> int:
-    """Run the service until a signal or a failed worker ends it; its exit status."""
+    """Run the service until a signal or a failed worker ends it; return the exit status."""
     settings = app.settings
     async with contextlib.AsyncExitStack() as stack:
         if sandbox_sock is not None:
@@ -147,7 +147,7 @@ async def serve(app: "App", sock: socket.socket, sandbox_sock: socket.socket | N
 
 
 async def work(app: "App", sock: socket.socket | None) -> int:
-    """Run the worker until a signal or a failure ends it, with its health on `sock`; its status."""
+    """Run the worker, with its health on `sock`, until a signal or failure; return the status."""
     await app.start(worker=True)
     await _run(app, new_server(app.observe, lifespan="off", settings=app.settings), sock)
     return int(app.worker.has_failed)
@@ -156,7 +156,7 @@ async def work(app: "App", sock: socket.socket | None) -> int:
 async def _run(app: "App", server: Server, sock: socket.socket | None) -> None:
     """Serve a started application until it is to stop, then stop it: both within one deadline."""
     stopping = asyncio.Event()
-    # Side by side, so that the seconds pass only once.
+    # The application and the server stop at the same time: the seconds pass only once.
     stop = Stop(
         app.settings.shutdown_seconds,
         app.begin_stop,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from service.telemetry import log
 
 _log = log.get()
-# Of the deadline, this share is for closing connections and the database, at most a second.
+# This share of the time, at most a second, is for closing connections and the database.
 CLOSE_SHARE, CLOSE_SECONDS_MAX = 0.1, 1.0
 END_SECONDS_MIN = 1.0  # Even where nothing may be waited for, closing takes a moment.
 # A terminal signals the whole group of processes, and a supervisor in it repeats that at once.
@@ -51,7 +51,7 @@ class Stop:
 
 
 def on_signals(stop: Stop) -> None:
-    """Have SIGTERM and SIGINT stop the process, and do nothing else."""
+    """Let SIGTERM and SIGINT call `stop` instead of ending the process."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.on_signal, number)

@@ -83,7 +83,7 @@ async def attempt(
     message = Message(due.body)
     answer: Answer | SendError
     try:
-        message = _message(recipient, due, started_at)
+        message = _make_message(recipient, due, started_at)
         seconds_max = context.settings.attempt_timeout_seconds
         answer = await sender.send(recipient.target, message.headers, message.body, seconds_max)
     except SenderClosed:
@@ -102,14 +102,14 @@ async def attempt(
         jitter=context.jitter(),
     )
     if isinstance(answer, Answer) and recipient.redactor is not None:
-        answer = _without_echoes(answer, recipient.redactor)
-    sent = _attempt(due, answer, started_at, seconds)
+        answer = _cut_echoes(answer, recipient.redactor)
+    sent = _make_attempt(due, answer, started_at, seconds)
     _count(sent, due, verdict.word, seconds)
-    record = _record(recipient, sent, due, verdict, ended_at)
+    record = _make_record(recipient, sent, due, verdict, ended_at)
     return Result(due, recipient, message, record, verdict, ended_at)
 
 
-def _message(recipient: Recipient, due: DueDelivery, now: int) -> Message:
+def _make_message(recipient: Recipient, due: DueDelivery, now: int) -> Message:
     """Format and sign the event; names that genhook sets win over the subscriber's headers."""
     event = formats.format_event(recipient.subscriber.payload, due.body)
     headers = {
@@ -125,20 +125,20 @@ def _message(recipient: Recipient, due: DueDelivery, now: int) -> Message:
 
 
 def _redactor_of(headers: Mapping[str, str]) -> Redactor | None:
-    """Return what cuts the values of the headers, also without their scheme (`Bearer …`)."""
+    """Return a redactor of the headers' values, with and without their scheme (`Bearer …`)."""
     values = {part for value in headers.values() for part in (value, value.rpartition(" ")[2])}
     secrets = {value for value in values if len(value) >= SECRET_CHARACTERS_MIN}
     return Redactor(secrets) if secrets else None
 
 
-def _without_echoes(answer: Answer, redactor: Redactor) -> Answer:
+def _cut_echoes(answer: Answer, redactor: Redactor) -> Answer:
     """Return the answer as it may be stored: a receiver may repeat what it was sent."""
     headers = tuple((name, redactor.text(value)) for name, value in answer.headers)
     body = redactor.text(answer.body.decode(errors="surrogateescape"))
     return Answer(answer.status_code, headers, body.encode(errors="surrogateescape"))
 
 
-def _attempt(
+def _make_attempt(
     due: DueDelivery, answer: Answer | SendError, started_at: int, seconds: float
 ) -> Attempt:
     reply = answer if isinstance(answer, Answer) else None
@@ -162,7 +162,7 @@ def _attempt(
     )
 
 
-def _record(
+def _make_record(
     recipient: Recipient, attempt: Attempt, due: DueDelivery, verdict: retry.Verdict, now: int
 ) -> deliveries.AttemptRecord:
     return deliveries.AttemptRecord(

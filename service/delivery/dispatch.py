@@ -1,4 +1,4 @@
-"""The dispatcher: which lane makes its attempts now, and where each attempt ends."""
+"""The dispatcher decides which lane makes an attempt now, and stores how each attempt went."""
 
 import asyncio
 import heapq
@@ -21,7 +21,7 @@ from service.telemetry import log
 _log = log.get()
 LANES_MAX = 10_000  # Lanes with nothing to do are dropped when there are more.
 STORAGE_RETRY_MS = SECOND
-COUNT_EVERY_MS = SECOND  # Statistics are stored; a kill loses those of this time.
+COUNT_EVERY_MS = SECOND  # Statistics are stored so often; a kill loses the latest.
 TROUBLE_RETRY_MS = MINUTE  # For a lane that cannot be worked, as when its secret is unreadable.
 
 
@@ -37,7 +37,7 @@ class Dispatcher:
         self.slots = Slots(context.settings.max_in_flight)
         self.tests = Counter[str]()  # Test deliveries under way, by subscriber.
         self.attempted = 0
-        self.is_open = False  # Until this process has the right to work.
+        self.is_open = False  # True while this process has the right to work.
         self.on_timer: Callable[[], None] = lambda: None
         self._lanes_max = LANES_MAX
         self._timers: list[tuple[int, str]] = []
@@ -54,7 +54,7 @@ class Dispatcher:
         now = self.context.clock()
         for delivery in due:
             lane = self._lane(delivery.subscriber_id)
-            # None overtakes older ones that are due, and are only in their rows.
+            # It must not overtake older ones that are due and are only in their rows.
             has_older = lane.is_loading or lane.first_attempts.is_due(now)
             if delivery.ordered or has_older or not lane.hold(delivery):
                 lane.expect(now, None)
@@ -104,7 +104,7 @@ class Dispatcher:
         return self._timers[0][0] if self._timers else None
 
     async def settle(self) -> None:
-        """Wait until nothing is under way or about to be; store what was counted before that."""
+        """Wait until no attempt is under way or about to start; store the statistics."""
         await self._store_counts()  # First, as the caller may not wait for an attempt that hangs.
         while self._tasks:
             await asyncio.wait(self._tasks)
@@ -155,7 +155,7 @@ class Dispatcher:
             self.on_timer()
 
     def _pump(self, lane: Lane, now: int) -> None:
-        """Start every attempt that may leave now, and plan for what comes after them."""
+        """Start every attempt that may leave now, and plan what follows them."""
         while next_attempt := self._take(lane, now):
             self._spawn(self._run(lane, *next_attempt))
         self._look_ahead(lane, now)
@@ -247,7 +247,7 @@ class Dispatcher:
             recipient, due = next_attempt
 
     def _learn(self, lane: Lane, recipient: Recipient, result: Result) -> None:
-        """Let the lane, and with it its receiver, follow how the attempt went."""
+        """Adapt the lane, and with it its receiver, to how the attempt went."""
         is_notify, attempted = recipient.subscriber.is_notify, result.record.attempt
         slow_until = result.verdict.slow_until
         if slow_until is not None and (is_notify or attempted.status_code == 429):
@@ -280,10 +280,10 @@ class Dispatcher:
             self._pump(lane, now)
 
     async def _record(self, lane: Lane, result: Result, now: int) -> int | None:
-        """Store an attempt, free its slot, and return the time by then.
+        """Store an attempt, free its slot, and return the time at the end.
 
-        None while the database fails: the slot is held, and storing is tried again. The attempt
-        itself is not repeated for that.
+        None while the database fails: the slot stays taken, and the record is tried again. That
+        does not repeat the attempt itself.
         """
         due = result.due
         try:
@@ -307,7 +307,7 @@ class Dispatcher:
         return self.pump_waiting()
 
     def pump_waiting(self) -> int:
-        """Let lanes go on that waited for the slots that are free now; return the time."""
+        """Let lanes that waited for slots go on, now that some are free; return the time."""
         now = self.context.clock()
         while waiting := self.slots.next_waiting():
             self._pump(waiting, now)

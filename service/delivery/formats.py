@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import msgspec
 
-CACHED = 256  # Formatted events, for the other subscribers of the same event.
+CACHED = 256  # Formatted events that are kept for other subscribers of the same event.
 CACHED_BYTES_MAX = 64 * 1024
 
 

@@ -14,10 +14,11 @@ from service.store.database import Transaction
 from service.telemetry import log
 
 _log = log.get()
-FAILING_MAX_MS = 5 * DAY  # Of failures without a success; then the subscriber is disabled.
-# Between two failures, beyond the longest delay of the schedule; after more, the days count anew.
+FAILING_MAX_MS = 5 * DAY  # After so long with failures only, the subscriber is disabled.
+# The longest gap between two failures, added to the longest delay of the schedule. After a longer
+# gap the days start anew.
 FAILING_GAP_MS = DAY
-FAILED_EVERY_MS = HOUR  # The time of the last failure is stored no more often.
+FAILED_EVERY_MS = HOUR  # The time of the last failure is stored at most so often.
 # What re-enabling changes: attempts are made one at a time until one succeeds.
 PROBED: dict[str, Any] = {
     "disabled_reason": None,
@@ -39,7 +40,7 @@ def changes_of(health: Lane | Subscriber, result: Result, now: int) -> dict[str,
         is_well = health.failing_since is None and not health.probing
         return {} if is_well else {"failing_since": None, "probing": False}
     changes: dict[str, Any] = {}
-    # Two failures far apart are no days of failure, nor is a clock that jumped.
+    # Two failures far apart are not days of failure, and neither is a jump of the clock.
     since, last_at = health.failing_since, health.last_failed_at or health.failing_since or 0
     longest_delay_ms = max(result.recipient.subscriber.retry_schedule_seconds) * SECOND
     if since is None or now - last_at > FAILING_GAP_MS + longest_delay_ms + FAILED_EVERY_MS:

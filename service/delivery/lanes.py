@@ -17,10 +17,10 @@ from service.model.subscriber import Subscriber
 from service.store import deliveries
 
 READY_MAX = 200  # Deliveries of each kind that a lane holds in memory; others wait in their rows.
-READY_BYTES_MAX = 8 * 1024 * 1024  # Of their bodies.
-BODIES_BYTES_MAX = 64 * 1024 * 1024  # Of all lanes; over it a lane reads one delivery at a time.
+READY_BYTES_MAX = 8 * 1024 * 1024  # All their bodies together.
+BODIES_BYTES_MAX = 64 * 1024 * 1024  # In all lanes; above it a lane reads one at a time.
 REFILL_BELOW = READY_MAX // 4
-RETRY_EVERY = 4  # Where first attempts and retries wait, every fourth to leave is a retry.
+RETRY_EVERY = 4  # While both kinds wait, every fourth attempt that starts is a retry.
 LATE_MS = 50.0  # A timer that is late by less than this does not slow the rate down.
 
 
@@ -31,7 +31,7 @@ class Backlog(Struct, eq=False):
     deliveries: deque[DueDelivery] = field(default_factory=deque)
     body_bytes: int = 0
     in_flight: int = 0
-    next_due_at: int | None = None  # Of rows that are not in memory.
+    next_due_at: int | None = None  # When rows that are not in memory are due.
 
     @property
     def has_room(self) -> bool:
@@ -64,7 +64,7 @@ class Lane(Struct, eq=False):
 
     subscriber_id: str
     bodies: Bodies = field(default_factory=Bodies)  # Shared with the other lanes.
-    recipient: Recipient | None = None  # Until it is read, and after the subscriber was changed.
+    recipient: Recipient | None = None  # None until it is read, and after a change.
     is_open: bool = False  # Whether the subscriber is known and active.
     failing_since: int | None = None
     last_failed_at: int | None = None
@@ -74,11 +74,11 @@ class Lane(Struct, eq=False):
     held_ids: set[str] = field(default_factory=set)  # Waiting, in flight or being stored.
     read_again: set[str] = field(default_factory=set)  # Held ones that may have been changed.
     in_flight: int = 0  # Attempts that are under way or being stored.
-    turn: int = 0  # Attempts that have left.
+    turn: int = 0  # Attempts that have started.
     window: Window = field(default_factory=Window)
     receiver: Receiver = field(default_factory=Receiver)
     next_send_at: float = 0.0
-    slow_until: int = 0  # Nothing leaves before, as the receiver asked.
+    slow_until: int = 0  # No attempt starts before: the receiver asked for that.
     wake_at: int | None = None  # When the dispatcher looks at the lane next.
     is_loading: bool = False
     # Stored since the current read of rows began, which may be older.
@@ -177,7 +177,7 @@ class Lane(Struct, eq=False):
         ]
 
     def room_in(self, backlog: Backlog) -> int:
-        """How many more deliveries may be held, as far as is known before their bodies are."""
+        """Return how many more deliveries may be held; their bodies' sizes are not known yet."""
         if not backlog.has_room:
             return 0
         if self.bodies.are_full:
@@ -198,12 +198,12 @@ class Lane(Struct, eq=False):
         return until if until > now else None
 
     def pop_next(self, now: int) -> DueDelivery | None:
-        """Take the next delivery that may leave; retries cannot take every place."""
+        """Take the next delivery that may leave; retries cannot take every slot."""
         if self.recipient is None or not self.is_open:
             return None
         if self.in_flight >= self.cap or self.blocked_until(now) is not None:
             return None
-        backlog = self._next_backlog()
+        backlog = self._choose_backlog()
         if backlog is None:
             return None
         self.turn += 1
@@ -243,13 +243,13 @@ class Lane(Struct, eq=False):
     def _backlog_of(self, due: DueDelivery) -> Backlog:
         return self.retries if due.attempt_count else self.first_attempts
 
-    def _next_backlog(self) -> Backlog | None:
+    def _choose_backlog(self) -> Backlog | None:
         has_first = bool(self.first_attempts.deliveries)
         if not self.retries.deliveries:
             return self.first_attempts if has_first else None
         is_retry_turn = self.turn % RETRY_EVERY == RETRY_EVERY - 1
-        has_place = self.retries.in_flight < max(1, self.cap - max(1, self.cap // 4))
-        if has_place and (is_retry_turn or not has_first):
+        has_slot = self.retries.in_flight < max(1, self.cap - max(1, self.cap // 4))
+        if has_slot and (is_retry_turn or not has_first):
             return self.retries
         return self.first_attempts if has_first else None
 

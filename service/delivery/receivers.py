@@ -33,7 +33,7 @@ class Receivers:
         receiver = self._receivers.get(key)
         if receiver is None:
             receiver = self._receivers[key] = Receiver()
-        if subscriber.is_notify:  # Stored with the one that was asked to wait.
+        if subscriber.is_notify:  # Its row stores until when the receiver asked to wait.
             self.rest(receiver, subscriber.slow_until or 0)
         return receiver
 

@@ -23,11 +23,11 @@ _KEY_BYTES = 32  # Of a new secret, and of each half of an ed25519 key.
 
 def new_secret(random_bytes: Callable[[int], bytes]) -> str:
     """Return a fresh symmetric secret: `whsec_` and the base64 of 32 bytes."""
-    return SECRET_PREFIX + _base64(random_bytes(_KEY_BYTES))
+    return SECRET_PREFIX + _encode_base64(random_bytes(_KEY_BYTES))
 
 
 def decode_secret(text: str) -> bytes:
-    """Return the key inside a `whsec_` secret; ValueError, which never quotes it, if none is."""
+    """Return the key in a `whsec_` secret; else ValueError, whose message never quotes it."""
     key = _decode(text, SECRET_PREFIX)
     if not SECRET_BYTES_MIN <= len(key) <= SECRET_BYTES_MAX:
         raise ValueError(
@@ -53,7 +53,7 @@ def sign_content(key: hmac.HMAC, content: bytes) -> str:
     # hmac.digest would release the interpreter lock, and wait for it (decision 16).
     mac = key.copy()
     mac.update(content)
-    return "v1," + _base64(mac.digest())
+    return "v1," + _encode_base64(mac.digest())
 
 
 def new_private_key(random_bytes: Callable[[int], bytes]) -> str:
@@ -62,39 +62,39 @@ def new_private_key(random_bytes: Callable[[int], bytes]) -> str:
     The specification does not define the bytes in `whsk_`; as in Svix they are seed and public key.
     """
     seed = random_bytes(_KEY_BYTES)
-    return PRIVATE_KEY_PREFIX + _base64(seed + _public_bytes(seed))
+    return PRIVATE_KEY_PREFIX + _encode_base64(seed + _make_public_bytes(seed))
 
 
 def decode_private_key(text: str) -> bytes:
     """Return the 32-byte seed inside a `whsk_` key; ValueError unless its public half fits."""
     pair = _decode(text, PRIVATE_KEY_PREFIX)
     seed, public = pair[:_KEY_BYTES], pair[_KEY_BYTES:]
-    if len(pair) != 2 * _KEY_BYTES or _public_bytes(seed) != public:
+    if len(pair) != 2 * _KEY_BYTES or _make_public_bytes(seed) != public:
         raise ValueError("a private key holds 64 bytes: an ed25519 seed and its public key")
     return seed
 
 
 def public_key_of(private_key: str) -> str:
     """Return the `whpk_` text to publish for a `whsk_` key; ValueError if it is not one."""
-    return PUBLIC_KEY_PREFIX + _base64(_public_bytes(decode_private_key(private_key)))
+    return PUBLIC_KEY_PREFIX + _encode_base64(_make_public_bytes(decode_private_key(private_key)))
 
 
 def sign_asymmetric(seed: bytes, content: bytes) -> str:
     """Return the `v1a` signature of the same content as `v1`."""
-    return "v1a," + _base64(_ed25519_key(seed).sign(content))
+    return "v1a," + _encode_base64(_load_ed25519_key(seed).sign(content))
 
 
-def _public_bytes(seed: bytes) -> bytes:
-    return bytes(_ed25519_key(seed).public_key().public_bytes_raw())
+def _make_public_bytes(seed: bytes) -> bytes:
+    return bytes(_load_ed25519_key(seed).public_key().public_bytes_raw())
 
 
-def _ed25519_key(seed: bytes) -> Any:
+def _load_ed25519_key(seed: bytes) -> Any:
     from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415  cold start
 
     return ed25519.Ed25519PrivateKey.from_private_bytes(seed)
 
 
-def _base64(data: bytes) -> str:
+def _encode_base64(data: bytes) -> str:
     return binascii.b2a_base64(data, newline=False).decode()
 
 
@@ -107,7 +107,7 @@ def _decode(text: str, prefix: str) -> bytes:
         data = binascii.a2b_base64(encoded)
     except ValueError:
         data = b""
-    if not data or _base64(data) != encoded:
+    if not data or _encode_base64(data) != encoded:
         raise ValueError(f"expected base64, with its padding, after {prefix}")
     return data
 

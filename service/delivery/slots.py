@@ -20,7 +20,7 @@ _Entry = tuple[int, int, int, "Share"]  # Slots needed, slots held, turn.
 
 
 class Share(Struct, eq=False):
-    """What a lane, a receiver or a tenant holds, and who of it waits."""
+    """The slots that a lane, a receiver or a tenant holds, and which of its parts wait."""
 
     key: str
     parent: "Share | None" = None
@@ -44,7 +44,7 @@ class Share(Struct, eq=False):
         return self.window is not None and self.held >= self.window.size
 
     def first(self) -> "Share | None":
-        """Return the one below that needs the fewest slots, of those that wait."""
+        """Return the waiting part that needs the fewest slots."""
         while self.queue and self.queue[0][3].entry is not self.queue[0]:
             heapq.heappop(self.queue)
         return self.queue[0][3] if self.queue else None
@@ -95,7 +95,7 @@ class Slots:
         self._drop_unused(share)
 
     def held_by_receiver(self, delivery_id: str) -> int:
-        """How many attempts its receiver has under way, beside an attempt and with it."""
+        """Return how many attempts the receiver of a delivery has under way, this one included."""
         receiver = self._taken[delivery_id].parent
         assert receiver is not None
         return receiver.held
@@ -147,7 +147,7 @@ class Slots:
         self._place(share)
 
     def _place(self, share: Share) -> None:
-        """Queue the share and those above it at the places that they have by now."""
+        """Move the share and those above it to where they now belong in their queues."""
         while (parent := share.parent) is not None:
             below = share.first()
             needed = None

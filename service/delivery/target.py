@@ -36,7 +36,7 @@ class Target(msgspec.Struct, frozen=True):
     port: int
     tls: bool
     head: bytes  # The request line and the host header, as they are written.
-    tenant: str = ""  # Whose attempts share the look-ups of names.
+    tenant: str = ""  # Whose attempts share the lookups of names.
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -57,7 +57,7 @@ class SendError(Exception):
 
 
 class SenderClosed(Exception):  # noqa: N818  it is no error of the attempt
-    """Our own end ended the attempt, not the receiver: it counts as not made."""
+    """The sender was closed during the attempt, which counts as not made."""
 
 
 class Sender(Protocol):
@@ -93,7 +93,7 @@ def parse_target(url: str, tenant: str = "") -> Target:
     for reason, applies in refusals.items():
         if applies:
             raise ValueError(reason)
-    host = _host(parts.hostname or "", bracketed="[" in parts.netloc)
+    host = _parse_host(parts.hostname or "", bracketed="[" in parts.netloc)
     authority = f"[{host}]" if ":" in host else host
     if port not in (None, PORTS[parts.scheme]):
         authority += f":{port}"
@@ -111,12 +111,14 @@ def parse_target(url: str, tenant: str = "") -> Target:
     )
 
 
-def _host(name: str, *, bracketed: bool) -> str:
+def _parse_host(name: str, *, bracketed: bool) -> str:
     """Return `name` as it is resolved; ValueError if it is no host name and no plain address."""
     if bracketed:
         if "%" in name:
             raise ValueError("The URL's host is an address with a zone.")
-        return _address(name, ipaddress.IPv6Address, "The URL's host is not a valid IPv6 address.")
+        return _parse_address(
+            name, ipaddress.IPv6Address, "The URL's host is not a valid IPv6 address."
+        )
     if not name.isascii():
         import idna  # noqa: PLC0415  its tables would slow every start, and few hosts need them
 
@@ -128,7 +130,7 @@ def _host(name: str, *, bracketed: bool) -> str:
     labels = host.split(".")
     # Resolvers also accept 127.1, 0x7f000001, 2130706433 and 0177.0.0.1 as addresses.
     if re.fullmatch(r"[0-9]+|0x[0-9a-f]*", labels[-1]):
-        return _address(
+        return _parse_address(
             host, ipaddress.IPv4Address, "An IPv4 address must be four decimal numbers."
         )
     if len(host) > 253 or not all(re.fullmatch(_LABEL, label) for label in labels):
@@ -136,7 +138,7 @@ def _host(name: str, *, bracketed: bool) -> str:
     return host
 
 
-def _address(
+def _parse_address(
     text: str, kind: type[ipaddress.IPv4Address | ipaddress.IPv6Address], refusal: str
 ) -> str:
     try:

@@ -8,7 +8,7 @@ QUICK_MS = 50  # An answer is quick up to this, or to twice the lowest latency.
 QUICK_FACTOR = 2
 SLOW_MS = 250  # Answers are slow above this and above three times the lowest latency.
 SLOW_FACTOR = 3
-SMOOTHING = 8  # The weight of the latest latency is one in so many.
+SMOOTHING = 8  # The latest latency is one part in so many of the smoothed one.
 
 
 class Window:
@@ -25,7 +25,7 @@ class Window:
         self.limit = limit
         self.size = min(START, limit)
         self._is_doubling = True
-        self._credit = 0  # Answers that count towards one more.
+        self._credit = 0  # Answers so far that count towards one more slot.
         self._cut_at = 0
         self._lowest_ms: float | None = None
         self._smooth_ms = 0.0
@@ -38,7 +38,7 @@ class Window:
     def answered(self, latency_ms: int, started_at: int, *, now: int, in_flight: int) -> None:
         """Learn from an answer that is no failure; `in_flight` counts its attempt too."""
         if started_at < self._cut_at:
-            return  # From before the latest cut: it tells nothing about the size since then.
+            return  # It began before the latest cut, and says nothing about the size since then.
         if self._lowest_ms is None:
             self._lowest_ms = self._smooth_ms = latency_ms
         self._lowest_ms = min(self._lowest_ms, latency_ms)
@@ -50,7 +50,7 @@ class Window:
         elif self._smooth_ms > slow_ms:
             self._cut(now)
         elif latency_ms <= slow_ms and 2 * in_flight >= self.size:
-            # Only in use to its half or more: else an answer tells nothing about this size.
+            # While less than half is in use, an answer says nothing about this size.
             is_quick = latency_ms <= max(QUICK_MS, QUICK_FACTOR * self._lowest_ms)
             self._credit += self.size if self._is_doubling and is_quick else 1
             if self._credit >= self.size:

@@ -7,7 +7,11 @@ def json_pointer(*steps: str | int) -> str:
 
 
 class SettingsError(Exception):
-    """A setting is missing or wrong. The message names the variable and the remedy."""
+    """Settings are missing or wrong. Each of `problems` names a variable and the remedy."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(" ".join(problems))
+        self.problems = problems
 
 
 class CommandError(Exception):

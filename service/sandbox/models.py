@@ -178,7 +178,7 @@ _OTHER_MODELS = (
         VIDEOS,
         "n38{}_seedance",
         60,
-        callbacks=False,
+        callbacks=True,
         extension="gif",
         choices={"duration": ("4", "8", "12")},
     ),
@@ -204,10 +204,10 @@ _OTHER_MODELS = (
         )
         for path, task_id, names in (
             (MUSIC, "gen{}ksv", ("gpt_description_prompt|prompt",)),
-            (EXTEND, "gen{}bksv", ("audio_id",)),
+            (EXTEND, "gen{}bksv", ("origin_task_id|audio_id",)),
             (UPLOAD_COVER, "upl{}", ("audio_id",)),
         )
-        for version in ("v5", "v5-5", "v4-5", "v4", "v3-5")
+        for version in ("v5", "v5-5", "v4-5", "v4-5-plus", "v4-0", "v3-5")
     ),
     SandboxModel(
         "suno-cover", COVER, "cover{}", 1, callbacks=False, files=2, required=("task_id|taskId",)

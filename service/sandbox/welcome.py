@@ -9,17 +9,19 @@ from service.sandbox import models
 from service.sandbox.misbehaviour import DIRECTIVES
 from service.sandbox.routes import PREFIX, base_url_of
 
+DEV_KEY = "aio_dev"  # Of the sandbox that `genhook serve --dev --sandbox` runs.
+
 _PAGE = """\
 genhook sandbox: API in One on this machine. Nothing here costs anything.
 
 This sandbox accepts {accepted_keys}.
 
   curl {base}/images/generations \\
-    -H 'Authorization: Bearer aio_sandbox' \\
+    -H 'Authorization: Bearer {key}' \\
     -H 'Content-Type: application/json' \\
-    -d '{{"model": "imagen4", "prompt": "A lighthouse at dusk", "callback_url": "http://127.0.0.1:9000/"}}'
+    -d '{{"model": "imagen4", "prompt": "A lighthouse at dusk", "callback_url": "http://127.0.0.1:3000/hooks"}}'
 
-  curl -H 'Authorization: Bearer aio_sandbox' {base}/tasks/TASK_ID
+  curl -H 'Authorization: Bearer {key}' {base}/tasks/TASK_ID
 
 Models (* sends callbacks, the others are polled)
 
@@ -37,9 +39,10 @@ async def show(request: Request) -> PlainTextResponse:
     sandbox = request.app.state.sandbox
     return PlainTextResponse(
         _PAGE.format(
-            accepted_keys="only its own key (aio_dev with genhook serve --dev)"
+            accepted_keys=f"only its own key ({DEV_KEY} with genhook serve --dev)"
             if sandbox.api_key
             else "any key that starts with aio_",
+            key={None: "aio_sandbox", DEV_KEY: DEV_KEY}.get(sandbox.api_key, "YOUR_KEY"),
             base=base_url_of(sandbox, request) + PREFIX,
             models="\n".join(_model_lines()),
             directives="\n".join(_directive_lines()),

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, Literal
@@ -33,13 +34,13 @@ _encode = msgspec.json.Encoder(enc_hook=repr).encode
 
 
 def get(**values: object) -> structlog.typing.FilteringBoundLogger:
-    """A logger that carries `values` in every line; it is set up at its first line."""
+    """Return a logger that puts `values` into every line; it is set up at its first line."""
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(**values)
     return logger
 
 
 def request(request_id: str) -> contextlib.AbstractContextManager[None]:
-    """Within, and in tasks that start within, every line has the request's id."""
+    """Put the request's id into every line of the block, and of tasks that start in it."""
     return structlog.contextvars.bound_contextvars(request_id=request_id)
 
 
@@ -60,7 +61,7 @@ def configure(
         terminal = (file := getattr(sys, stream)) is not None and file.isatty()
     _configure(
         logging.getLevelNamesMapping()[level.upper()],
-        _from_a_thread(stream) if background else _at_once(stream),
+        _make_background_writer(stream) if background else _make_direct_writer(stream),
         redactor or Redactor(),
         terminal=terminal,
         cached=background,
@@ -74,7 +75,8 @@ def _configure(
     render: structlog.typing.Processor = _to_json
     if terminal:
         plain = structlog.dev.plain_traceback
-        render = structlog.dev.ConsoleRenderer(exception_formatter=plain)
+        colors = not os.environ.get("NO_COLOR")  # noqa: TID251  a convention: no-color.org
+        render = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -97,23 +99,23 @@ def _add_timestamp(_logger: Any, _method: str, event: Event) -> Event:
 
 
 def _hide_fields(_logger: Any, _method: str, event: Event) -> Event:
-    """Replace what has a secret's name; show an object by its `repr`, which hides its fields."""
+    """Replace values with a secret's name; show objects by their `repr`, which hides secrets."""
     if _SECRET_FIELDS.isdisjoint(event) and _PLAIN.issuperset(map(type, event.values())):
         return event
-    shown: Event = _shown(event)
-    return shown
+    harmless: Event = _show(event)
+    return harmless
 
 
-def _shown(value: Any) -> Any:
+def _show(value: Any) -> Any:
     if type(value) in _PLAIN:
         return value
     if isinstance(value, dict):
         return {
-            str(name): REDACTED if name in _SECRET_FIELDS else _shown(child)
+            str(name): REDACTED if name in _SECRET_FIELDS else _show(child)
             for name, child in value.items()
         }
     if isinstance(value, list | tuple):
-        return [_shown(child) for child in value]
+        return [_show(child) for child in value]
     return repr(value)
 
 
@@ -135,25 +137,25 @@ class _Output:
         self.debug = self.info = self.warning = self.error = self.critical = write
 
 
-def _from_a_thread(stream: Stream) -> Write:
-    """Write from a thread; the end of the process waits a second for what is still queued."""
+def _make_background_writer(stream: Stream) -> Write:
+    """Write from a thread; at its end the process waits a second for lines that are queued."""
     file = getattr(sys, stream)
     if file is None:  # It was closed when the process started.
         return lambda _line: metrics.log_lines_dropped.add(1)
     try:
         writer = LineWriter(file.fileno())
     except (OSError, ValueError):  # Something that is not a file took its place.
-        return _at_once(stream)
+        return _make_direct_writer(stream)
     atexit.register(writer.drain, DRAIN_SECONDS)
     return lambda line: writer.write(line.encode(errors="backslashreplace"))
 
 
-def _at_once(stream: Stream) -> Write:
-    """Write to the stream as it is at that moment."""
+def _make_direct_writer(stream: Stream) -> Write:
+    """Write without a queue to what `sys` calls the stream at that moment."""
 
     def write(line: str) -> None:
         file = getattr(sys, stream)
-        with contextlib.suppress(OSError, ValueError):  # Nobody reads: no reason to stop.
+        with contextlib.suppress(OSError, ValueError):  # That nobody reads is no reason to stop.
             if file is not None:
                 file.write(line)
                 file.flush()
@@ -162,7 +164,7 @@ def _at_once(stream: Stream) -> Write:
 
 
 class _LibraryHandler(logging.Handler):
-    """Sends what libraries log the same way."""
+    """Hands what libraries log to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
         level = min(max(record.levelno // 10 * 10, logging.DEBUG), logging.CRITICAL)
@@ -170,4 +172,4 @@ class _LibraryHandler(logging.Handler):
 
 
 # What is logged before the settings are read goes to standard error.
-_configure(logging.INFO, _at_once("stderr"), Redactor(), terminal=False, cached=False)
+_configure(logging.INFO, _make_direct_writer("stderr"), Redactor(), terminal=False, cached=False)

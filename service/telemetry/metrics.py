@@ -30,7 +30,7 @@ class Numbers:
         self.values[()] = number
 
     def rows(self) -> Iterable[tuple[Any, ...]]:
-        """What `add_metric` of prometheus_client takes."""
+        """Return what `add_metric` of prometheus_client takes."""
         return self.values.items()
 
 
@@ -52,7 +52,7 @@ class Histogram:
         self.sums[label] += seconds
 
     def rows(self) -> Iterable[tuple[Any, ...]]:
-        """What `add_metric` of prometheus_client takes."""
+        """Yield what `add_metric` of prometheus_client takes."""
         edges = [*(f"{bound:g}" for bound in self.bounds), "+Inf"]
         for label, counts in self.counts.items():
             totals = map(float, accumulate(counts))
@@ -86,7 +86,7 @@ oldest_by_subscriber = _gauge(
 
 
 def render() -> bytes:
-    """Every metric in Prometheus' text format."""
+    """Return every metric in Prometheus' text format."""
     from prometheus_client import core, generate_latest  # noqa: PLC0415  cold start
 
     families = []

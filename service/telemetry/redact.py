@@ -1,4 +1,4 @@
-"""Cuts secrets out of text and decoded JSON: one place does it, for logs, rows and answers."""
+"""Cuts secrets out of text and decoded JSON, for logs, rows and answers alike."""
 
 import re
 import urllib.parse
@@ -39,7 +39,7 @@ class Redactor:
         self._harmless_length = min([CALLBACK_CHARACTERS_MIN, *map(len, forms)])
 
     def text(self, text: str) -> str:
-        """Any text without the secrets, API keys, signing secrets and tokens of callback URLs."""
+        """Return a text without the secrets, API keys, signing secrets and callback tokens."""
         text = self._without_secrets(text)
         lowered = text.lower()
         for hint in _HINTS:
@@ -48,7 +48,7 @@ class Redactor:
         return text
 
     def json(self, value: Any, depth: int = DEPTH_MAX) -> Any:
-        """A copy of decoded JSON without the secrets, callback URLs and values of secret keys.
+        """Return a copy of decoded JSON without secrets, callback URLs and values of secret keys.
 
         What only looks like an API key stays: prompts and names of files may.
         """

@@ -13,7 +13,7 @@ BYTES_MAX = 8 << 20
 
 
 class LineWriter:
-    """A bounded queue of lines, and the thread that writes what waits in one go.
+    """A bounded queue of lines, and the thread that writes all that wait at once.
 
     A line that does not fit, or that cannot be written, is dropped and counted.
     """
@@ -22,7 +22,7 @@ class LineWriter:
         self._descriptor = descriptor
         self._lines: list[bytes] = []
         self._bytes = 0
-        self._waking: asyncio.AbstractEventLoop | None = None
+        self._waking: asyncio.AbstractEventLoop | None = None  # It will wake the thread.
         # Reentrant: a collection of garbage may log in the middle of `write`.
         self._lock = threading.RLock()
         self._wake: SimpleQueue[threading.Event | None] = SimpleQueue()

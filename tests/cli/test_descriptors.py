@@ -51,5 +51,5 @@ def test_too_few_are_shared_between_both_directions_and_logged(
     assert allowed.max_in_flight >= 1
     assert allowed.connections_max >= 1
     if hard > 300:
-        assert allowed.max_in_flight + allowed.connections_max + descriptors.OWN <= hard
+        assert allowed.max_in_flight + allowed.connections_max + descriptors.OWN_DESCRIPTORS <= hard
     assert [line["event"] for line in console.lines()] == ["descriptors.few"]

@@ -37,6 +37,16 @@ def levels_of(**environ: str) -> Callable[[pytest.MonkeyPatch], dict[str, set[st
     return examine
 
 
+def test_the_doctor_names_every_wrong_setting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PORT", "x")
+    monkeypatch.setenv("GENHOOK_WRITE_QUEUE", "0")
+    assert run("doctor") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[2] for line in lines] == ["PORT", "GENHOOK_WRITE_QUEUE"]
+
+
 @pytest.mark.usefixtures("database")
 @pytest.mark.parametrize(
     ("name", "value", "about", "level"),

@@ -9,9 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import trustme
 
 from service.app import App
 from service.cli import client, doctor, main
@@ -107,8 +109,11 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         ("serve --host ''", "an address, such as 127.0.0.1"),
         ("sandbox --host ' '", "an address, such as 127.0.0.1"),
         ("sandbox --speed 0", "from 0.01 to 1000"),
-        ("sandbox --speed much", "invalid speed value"),
-        ("tick --seconds nan", "above 0"),
+        ("sandbox --speed much", "a number from 0.01 to 1000"),
+        ("tick --seconds nan", "a number from 0.01 to 3600"),
+        ("tick --seconds abc", "a number from 0.01 to 3600"),
+        ("listen --forward-to nope", "a URL, such as http://127.0.0.1:3000/hooks"),
+        ("listen --forward-to http://[", "a URL, such as http://127.0.0.1:3000/hooks"),
         ("keys", "COMMAND"),
         ("keys create --name x --scopes submit,everything", "separated by commas"),
         ("keys create --name= --scopes read", "1 to 100 printable characters"),
@@ -173,6 +178,30 @@ def test_an_interruption_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(doctor, "doctor", interrupt)
     assert run("doctor") == 130
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the full device of Linux")
+def test_an_output_that_cannot_be_written_is_one_sentence() -> None:
+    code = "from service.cli import main; raise SystemExit(main.main(['--version']))"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(  # noqa: S603  our own code
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == b"genhook: the output cannot be written: No space left on device.\n"
+
+
+def test_an_output_in_ascii_gets_what_it_cannot_show_escaped() -> None:
+    code = (
+        "from service.cli import doctor, main\n"
+        "doctor.doctor = lambda options, echo: echo('\\xe9') or 0\n"
+        "raise SystemExit(main.main(['doctor']))"
+    )
+    environ = {**os.environ, "PYTHONIOENCODING": "ascii"}  # noqa: TID251  handed on
+    done = subprocess.run(  # noqa: S603  our own code
+        [sys.executable, "-c", code], capture_output=True, check=True, env=environ
+    )
+    assert done.stdout == b"\\xe9\n"
 
 
 def test_a_closed_output_is_no_error() -> None:
@@ -327,6 +356,16 @@ PROBLEM = {
             httpx.Response(422, json=PROBLEM),
             "The request has wrong fields: /input/prompt is required (invalid_request).",
         ),
+        (
+            httpx.Response(
+                422, json={**PROBLEM, "errors": [{"pointer": "/url", "message": PROBLEM["detail"]}]}
+            ),
+            "genhook: The request has wrong fields (invalid_request).",
+        ),
+        (
+            httpx.Response(401, json={"detail": "It is unknown.", "code": "unauthorized"}),
+            "It is unknown (unauthorized), says http://genhook.",
+        ),
         (httpx.Response(502, text="<html>"), "http://genhook/v1/generations answered 502"),
         (httpx.Response(404, json=[]), "http://genhook/v1/generations answered 404"),
         (httpx.Response(200, text="hello"), "is not genhook"),
@@ -367,3 +406,69 @@ def test_a_service_that_cannot_be_asked_is_one_sentence(
 ) -> None:
     assert run(line) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("environ", "url", "key"),
+    [
+        ({"GENHOOK_ADMIN_KEY": "ghk_admin"}, "http://127.0.0.1:8000", "ghk_admin"),
+        (
+            {"GENHOOK_ADMIN_KEY": "ghk_admin", "GENHOOK_API_KEY": "ghk_own", "PORT": "1"},
+            "http://127.0.0.1:1",
+            "ghk_own",
+        ),
+        (
+            {"GENHOOK_API_KEY": "ghk_own", "GENHOOK_PUBLIC_URL": "https://a.example"},
+            "https://a.example",
+            "ghk_own",
+        ),
+        (
+            {
+                "GENHOOK_API_KEY": "ghk_own",
+                "GENHOOK_PUBLIC_URL": "https://a.example",
+                "GENHOOK_URL": "https://b.example",
+            },
+            "https://b.example",
+            "ghk_own",
+        ),
+    ],
+)
+def test_the_environment_names_the_service_and_the_key(
+    environ: dict[str, str], url: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PORT", raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with client.connect(argparse.Namespace(url=None, key=None)) as connected:
+        assert str(connected.base_url) == url
+        assert connected.headers["authorization"] == f"Bearer {key}"
+
+
+def test_a_list_of_subscribers_shows_their_descriptions(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    view = {"id": "sub_1", "status": "active", "url": "https://a.example/", "event_types": []}
+    page = {"data": [{**view, "description": "the web shop"}], "next": None}
+    served(monkeypatch, lambda _: httpx.Response(200, json=page))
+    assert run("subscribers list") == 0
+    assert "the web shop" in capsys.readouterr().out
+
+
+def test_event_types_do_not_swallow_the_url() -> None:
+    line = "subscribers create --event-types ping,generation.failed https://a.example/"
+    options = main.parser("subscribers").parse_args(line.split())
+    assert options.event_types == ["ping", "generation.failed"]
+    assert options.target == "https://a.example/"
+
+
+def test_the_certificates_of_the_environment_count_for_this_machine_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ca.pem"
+    trustme.CA(organization_name="ours").cert_pem.write_to_path(str(path))
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    options = argparse.Namespace(url="https://localhost:8443", key="ghk_x")
+    with client.connect(options) as connected:
+        transport: Any = connected._transport
+        [trusted] = transport._pool._ssl_context.get_ca_certs()
+    assert "ours" in str(trusted["subject"])

@@ -26,6 +26,7 @@ def names(count: int) -> dict[str, str]:
     return {f"X-{number}": "1" for number in range(count)}
 
 
+PROXY_HEADER = "/headers/X-Smokescreen-Role"
 # The largest that passes, the smallest that does not, and where the fault is.
 BOUNDS: list[tuple[str, str, Any, Any, str]] = [
     ("subscribers", "description", "x" * 500, "x" * 501, "/description"),
@@ -46,6 +47,7 @@ BOUNDS: list[tuple[str, str, Any, Any, str]] = [
     ("subscribers", "headers", {"Hosted": "1"}, {"Host": "x"}, "/headers/Host"),
     ("subscribers", "headers", {"Contents": "1"}, {"Content-Type": "x"}, "/headers/Content-Type"),
     ("subscribers", "headers", {"Webhook": "1"}, {"webhook-id": "x"}, "/headers/webhook-id"),
+    ("subscribers", "headers", {"X-Smoke": "1"}, {"X-Smokescreen-Role": "x"}, PROXY_HEADER),
     ("subscribers", "max_in_flight", 100, 101, "/max_in_flight"),
     ("subscribers", "max_in_flight", 1, 0, "/max_in_flight"),
     ("subscribers", "rate_per_second", 0.01, 0.009, "/rate_per_second"),
@@ -59,6 +61,8 @@ BOUNDS: list[tuple[str, str, Any, Any, str]] = [
     ("subscribers", "secret", None, SECRET.removeprefix("whsec_"), "/secret"),
     ("keys", "name", "x" * 100, "x" * 101, "/name"),
     ("keys", "name", "x", "", "/name"),
+    ("keys", "name", "é", "a\x1b[31m", "/name"),
+    ("keys", "name", "x", "\x9b", "/name"),
     ("keys", "scopes", ["admin"], [], "/scopes"),
     ("keys", "scopes", ["read", "submit"], ["read", "read"], "/scopes"),
     ("keys", "scopes", ["manage"], ["owner"], "/scopes/0"),
@@ -83,7 +87,13 @@ CREATES = {
     "keys": "KeyCreate",
     "generations": "GenerationCreate",
 }
-BEYOND_SCHEMAS = ("/headers/Host", "/headers/Content-Type", "/headers/webhook-id", "/headers/X-A")
+BEYOND_SCHEMAS = (
+    "/headers/Host",
+    "/headers/Content-Type",
+    "/headers/webhook-id",
+    "/headers/X-A",
+    PROXY_HEADER,
+)
 
 
 @pytest.mark.parametrize(("noun", "field", "good", "bad", "pointer"), BOUNDS)
@@ -127,6 +137,30 @@ async def test_a_redacted_header_keeps_its_value_and_the_others_are_replaced(
     sent = world.subscribers.webhooks_to(URL)[-1].headers
     assert (sent["x-token"], sent["X-Team"]) == ("hush", "sounds")
     assert "X-Old" not in sent
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"url": "http://127.0.0.1:8/inbox"}, 422),
+        ({"url": "http://127.0.0.1:8/inbox", "headers": {"X-Token": "[redacted]"}}, 422),
+        ({"url": "http://127.0.0.1:8/inbox", "headers": {"X-Token": "new"}}, 200),
+        ({"url": "http://127.0.0.1:8/inbox", "headers": {}}, 200),
+        ({"url": "http://127.0.0.1:7/other"}, 200),
+        ({"headers": {"X-Token": "[redacted]"}}, 200),
+    ],
+)
+async def test_a_stored_header_value_does_not_follow_the_url_to_another_origin(
+    world: Harness, change: dict[str, Any], status: int
+) -> None:
+    subscriber = await world.subscribe(headers={"X-Token": "hush"})
+    path = f"/v1/subscribers/{subscriber['id']}"
+    answer = await world.client.patch(path, json=change)
+    assert breaches(answer) == []
+    assert answer.status_code == status
+    if status == 422:
+        assert [error["pointer"] for error in answer.json()["errors"]] == ["/headers/X-Token"]
+        assert (await world.get(path))["url"] == subscriber["url"]
 
 
 async def test_a_redacted_header_without_a_stored_value_changes_nothing(world: Harness) -> None:

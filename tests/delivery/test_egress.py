@@ -143,6 +143,21 @@ def test_a_named_form_opens_only_the_ipv4_addresses_that_pass_alone(
     assert refuse_address(inside, allowing(network, "127.0.0.0/8")) is None
 
 
+@pytest.mark.parametrize(
+    "inside",
+    [
+        "64:ff9b:1:a00:0:800:808:808",  # 10.0.0.8 after a prefix of 48 bits
+        "64:ff9b:1:a:0:8:808:808",  # of 56 bits
+        "64:ff9b:1:0:a:0:800:0",  # of 64 bits
+        "64:ff9b:1::a00:8",  # of 96 bits
+    ],
+)
+def test_a_local_translators_form_opens_no_private_address_at_any_length(inside: str) -> None:
+    policy = allowing("64:ff9b:1::/48")
+    assert refuse_address(inside, policy) == "a private address"
+    assert refuse_address("64:ff9b:1::808:808", policy) is None
+
+
 def test_loopback_can_be_opened() -> None:
     policy = allowing("127.0.0.0/8", "::1/128")
     assert refuse_address("127.0.0.1", policy) is None

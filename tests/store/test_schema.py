@@ -48,6 +48,27 @@ async def test_a_new_file_gets_every_table_and_index(tmp_path: Path) -> None:
     assert {row["name"] for row in rows} - {"sqlite_sequence", "sqlite_stat1"} == declared_names()
 
 
+async def test_a_file_of_another_program_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE songs (title TEXT)")
+        connection.commit()
+    async with opened(path) as database:
+        with pytest.raises(StorageError, match="tables of another program"):
+            await database.migrate()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == [("songs",)]
+
+
+async def test_a_file_that_was_deleted_meanwhile_is_a_schema_problem(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    async with opened(path) as database:
+        await database.migrate()
+        assert await database.schema_problem() is None
+        path.unlink()
+        assert "was deleted" in str(await database.schema_problem())
+
+
 async def test_a_second_migrate_changes_nothing(tmp_path: Path) -> None:
     async with opened(tmp_path / "a.db") as database:
         await database.migrate()

@@ -35,6 +35,16 @@ def test_lines_are_json_without_secrets_at_any_depth(console: Console) -> None:
         assert secret not in text
 
 
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_colors_on_a_terminal_can_be_refused(
+    no_color: str, monkeypatch: pytest.MonkeyPatch, console: Console
+) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+    console.configure("info", terminal=True)
+    log.get().info("sent")
+    assert ("\x1b[" in console.text()) is (no_color == "")
+
+
 def test_a_traceback_is_text_and_redacted_too(console: Console) -> None:
     console.configure("info")
     try:

@@ -160,7 +160,7 @@ async def test_a_proxy_that_refuses_is_a_failure_to_connect() -> None:
         with pytest.raises(SendError) as caught:
             await sender.send(parse_target("https://receiver.test/"), HEADERS, b"{}", 60)
         assert caught.value.code == "connect_failed"
-        assert "403 Private address" in str(caught.value)
+        assert str(caught.value) == "The outgoing proxy refused: 403."
 
 
 async def test_a_proxy_that_is_not_there_is_a_failure_to_connect() -> None:

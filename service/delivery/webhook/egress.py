@@ -44,6 +44,7 @@ _REFUSED: tuple[tuple[Network, str], ...] = tuple(
     for network in networks.split()
 )
 _LOW_32_BITS = tuple(map(ipaddress.IPv6Network, ("::/96", "64:ff9b::/96", "64:ff9b:1::/48")))
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
 _KNOWN_NAMES = {  # Their addresses are known without a lookup.
     **dict.fromkeys(
         ("localhost", "localdomain", "ip6-localhost", "ip6-loopback"), ("127.0.0.1", "::1")
@@ -72,7 +73,7 @@ def refuse_url(url: str, policy: Policy) -> str | None:
         return "The URL must use https."
     host = target.host
     top = host.rpartition(".")[2]  # Every name under localhost is localhost (RFC 6761).
-    addresses = _KNOWN_NAMES.get(host) or _KNOWN_NAMES.get(top) or _literal(host)
+    addresses = _KNOWN_NAMES.get(host) or _KNOWN_NAMES.get(top) or _read_literal(host)
     reasons = [refuse_address(ip, policy) for ip in addresses]
     if reasons and all(reasons):
         return f"The URL's host is {reasons[0]}, which is not allowed."
@@ -94,7 +95,7 @@ def refuse_address(ip: str, policy: Policy) -> str | None:
     kind = next((kind for network, kind in _REFUSED if address in network), None)
     if kind and not any(address in network for network in policy.allow_networks):
         return kind
-    reasons = (refuse_address(str(ipv4), policy) for ipv4 in _embedded(address))
+    reasons = (refuse_address(str(ipv4), policy) for ipv4 in _list_embedded(address))
     return next(filter(None, reasons), None)
 
 
@@ -105,7 +106,7 @@ async def resolve(host: str, port: int, policy: Policy, lookup: Lookup) -> list[
     the URL can read it.
     """
     try:
-        addresses = _literal(host) or await lookup(host, port)
+        addresses = _read_literal(host) or await lookup(host, port)
     except (OSError, UnicodeError) as error:
         raise SendError("dns_failed", f"{host} could not be resolved.") from error
     if not addresses:
@@ -117,7 +118,7 @@ async def resolve(host: str, port: int, policy: Policy, lookup: Lookup) -> list[
     return allowed
 
 
-def _literal(host: str) -> Sequence[str]:
+def _read_literal(host: str) -> Sequence[str]:
     """Return the host if it is an address; a name has to be looked up."""
     try:
         return [str(ipaddress.ip_address(host))]
@@ -125,7 +126,7 @@ def _literal(host: str) -> Sequence[str]:
         return []
 
 
-def _embedded(
+def _list_embedded(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address,
 ) -> list[ipaddress.IPv4Address]:
     """Return every IPv4 address that a network might extract from an IPv6 address."""
@@ -134,6 +135,15 @@ def _embedded(
     embedded = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
     if any(address in network for network in _LOW_32_BITS) and int(address) > 1:
         embedded.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    if address in _LOCAL_NAT64:  # A translator may use any length of prefix in it (RFC 6052).
+        bits = int(address)
+        numbers = (
+            (bits >> 64 & 0xFFFF) << 16 | bits >> 40 & 0xFFFF,  # /48
+            (bits >> 64 & 0xFF) << 24 | bits >> 32 & 0xFFFFFF,  # /56
+            bits >> 24 & 0xFFFFFFFF,  # /64
+        )
+        # Below 0.0.0.0/8 it is no address, but the zeros of another form.
+        embedded += [ipaddress.IPv4Address(number) for number in numbers if number >> 24]
     return [ipv4 for ipv4 in embedded if ipv4]
 
 

@@ -1,4 +1,4 @@
-"""Look-ups of names in turn: who gets a thread, so that a dead name holds up nobody else.
+"""Lookups of names: which one gets a thread next, so that a dead name delays no other.
 
 A thread that waits for a name server cannot be interrupted. Names that failed or were slow lately
 therefore wait apart, for one half of the places, and no tenant can take all of either half.
@@ -13,11 +13,11 @@ import msgspec
 
 from service.delivery.target import SenderClosed, SendError
 
-PLACES = 128  # Look-ups under way at once, each in a thread; one half is for suspect names.
-SLOW_SECONDS = 0.5  # A look-up that takes longer makes its name suspect.
+PLACES = 128  # Lookups under way at once, each in a thread; one half is for suspect names.
+SLOW_SECONDS = 0.5  # A lookup that takes longer makes its name suspect.
 SUSPECT_SECONDS = 30.0  # For so long a name that failed or was slow waits apart.
 SUSPECTS_MAX = 10_000  # Names that are remembered; the oldest are forgotten first.
-WAIT_SECONDS = 60.0  # For a place; this time is no part of the attempt's own.
+WAIT_SECONDS = 60.0  # The longest wait for a place; it is not part of the attempt's time.
 
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 Addresses = asyncio.Future[Sequence[str]]
@@ -34,7 +34,7 @@ class _Wait(msgspec.Struct, eq=False):
 
 
 class Half:
-    """Places of one kind: in use, and waited for. It has no clock and no threads."""
+    """One half of the places: who has them and who waits for one. It has no clock or threads."""
 
     def __init__(self, places: int) -> None:
         self.places = places
@@ -68,7 +68,7 @@ class Half:
         return wait
 
     def drop(self, wait: _Wait) -> None:
-        """Let a wait go for which no attempt is left."""
+        """Drop a wait that no attempt needs any more."""
         waits = self.waiting.get(wait.tenant, {})
         if waits.get(wait.name) is wait:
             del waits[wait.name]
@@ -77,7 +77,7 @@ class Half:
 
 
 class _Run(msgspec.Struct, eq=False):
-    """A look-up under way."""
+    """A lookup under way."""
 
     tenant: str
     half: Half
@@ -86,7 +86,7 @@ class _Run(msgspec.Struct, eq=False):
 
 
 class Lookups:
-    """Look-ups by `lookup`, each name once at a time, at most `places` at once."""
+    """Lookups by `lookup`, each name once at a time, at most `places` at once."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Lookups:
         self._is_closed = False
 
     async def start(self, host: str, port: int, tenant: str) -> Addresses:
-        """Wait for a place, at most WAIT_SECONDS; return the look-up of the name once it runs."""
+        """Wait for a place, at most WAIT_SECONDS; return the lookup of the name once it runs."""
         name = host, port
         if self._is_closed:
             raise SenderClosed
@@ -131,7 +131,7 @@ class Lookups:
                 half.drop(wait)
 
     def close(self) -> None:
-        """Start no more look-ups; whoever waits for one gets SenderClosed."""
+        """Start no more lookups; whoever waits for one gets SenderClosed."""
         self._is_closed = True
         for half in (self._suspect, self._fresh):
             waits = [wait for waits in half.waiting.values() for wait in waits.values()]
@@ -156,7 +156,7 @@ class Lookups:
         return lookup
 
     def _set_apart(self, name: _Name) -> None:
-        """A look-up takes long: it goes on in the half of the suspect ones, once there is room."""
+        """Move a lookup that takes long to the half for suspect names, once there is room."""
         self._remember(name[0])
         self._overlong[name] = self._runs[name]
         self._hand_on()
@@ -181,7 +181,7 @@ class Lookups:
             del self._suspect_until[next(iter(self._suspect_until))]
 
     def _hand_on(self) -> None:
-        """Give free places away: slow look-ups move first, which frees places for fresh names."""
+        """Give free places away: slow lookups move first, which frees places for fresh names."""
         for name, run in list(self._overlong.items()):
             if self._suspect.is_free_for(run.tenant):
                 del self._overlong[name]

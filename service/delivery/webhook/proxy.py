@@ -80,7 +80,9 @@ def _send_error(error: httpx.HTTPError) -> SendError:
         cause = earlier
     match error:
         case httpx.ProxyError():
-            return SendError("connect_failed", f"The outgoing proxy refused: {error}.")
+            # Not in its own words: they may name internal addresses, and the tenant reads this.
+            status = str(error)[:3] if str(error)[:3].isdecimal() else "no status"
+            return SendError("connect_failed", f"The outgoing proxy refused: {status}.")
         case httpx.ConnectError() if isinstance(cause, ssl.SSLError):
             return SendError("tls_failed", "The receiver's TLS handshake or certificate failed.")
         case httpx.ConnectError():

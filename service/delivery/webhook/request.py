@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from service.delivery.target import SendError, Target
 
-HEAD_BYTES = 32 * 1024  # Of an answer, interim answers included.
+HEAD_BYTES = 32 * 1024  # The heads of one answer, interim answers included.
 HEADERS = 100  # Stored; the others are dropped.
 INTERIM_ANSWERS = 8
 BODY_BYTES = 16 * 1024  # Stored; the rest is dropped.
-# Of an answer that is read; then the connection is closed. The status is known by then, so a 2xx
-# with a huge body still counts as a success.
+# So much of an answer is read before the connection is closed. The status is known by then, so a
+# 2xx with a huge body still counts as a success.
 READ_BYTES = 1024 * 1024
 
 # Set by the sender itself, or able to change where a message ends.
@@ -19,6 +19,7 @@ _OWN_HEADERS = (
     "connection|content-length|expect|host|keep-alive|proxy-authorization|proxy-connection|te|"
     "trailer|transfer-encoding|upgrade"
 )
+_PROXY_PREFIXES = ("proxy-", "x-smokescreen-")  # An outgoing proxy would read them as orders.
 
 
 @functools.lru_cache(maxsize=1024)
@@ -28,6 +29,8 @@ def refuse_header(name: str) -> str | None:
         return "A header's name may only have letters, digits and !#$%&'*+-.^_`|~."
     if re.fullmatch(_OWN_HEADERS, name.lower()):
         return f"The header {name.lower()} is set by the sender."
+    if name.lower().startswith(_PROXY_PREFIXES):
+        return f"The header {name.lower()} is for proxies, not for receivers."
     return None
 
 
@@ -44,5 +47,5 @@ def encode_request(target: Target, headers: Mapping[str, str], body: bytes) -> b
 
 
 def head_too_large() -> SendError:
-    """The error for an answer whose head is over its limit."""
+    """Return the error for an answer whose head is over its limit."""
     return SendError("answer_too_large", f"The answer's headers are over {HEAD_BYTES} bytes.")

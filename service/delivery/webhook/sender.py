@@ -41,9 +41,9 @@ class WebhookSender:
         self._idle_per_origin = idle_per_origin
         self._idle_seconds = idle_seconds
         self._loop = asyncio.get_running_loop()
-        self._slots = asyncio.Semaphore(connections)
-        self._waiting = 0  # Sends that wait for one of the slots.
-        self._open: set[Connection] = set()  # Connecting ones too: each holds a slot.
+        self._places = asyncio.Semaphore(connections)
+        self._waiting = 0  # Sends that wait for one of the places.
+        self._open: set[Connection] = set()  # Connecting ones too: each holds a place.
         self._idle: dict[str, list[Connection]] = {}  # By origin, longest idle first.
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._closed: asyncio.Event | None = None
@@ -147,7 +147,7 @@ class WebhookSender:
     async def _connect_to(self, ip: str, target: Target) -> Connection:
         if target.tls and self._ssl_context is None:
             self._ssl_context = tls_context()
-        await self._take_slot()
+        await self._take_place()
         connection = Connection(target.origin, self._remove)
         self._open.add(connection)
         try:
@@ -170,16 +170,16 @@ class WebhookSender:
             raise SendError("connection_closed", "The connection was closed before its use.")
         return connection
 
-    async def _take_slot(self) -> None:
-        """Wait for one of the slots, closing the one that is idle for longest."""
-        if self._slots.locked():
+    async def _take_place(self) -> None:
+        """Wait for a place; if all are taken, close the connection that is idle for longest."""
+        if self._places.locked():
             oldest = (idle[0] for idle in self._idle.values() if idle)
             longest = min(oldest, key=attrgetter("idle_since"), default=None)
             if longest:
                 self._idle[longest.origin].pop(0).abort()
         self._waiting += 1
         try:
-            await self._slots.acquire()
+            await self._places.acquire()
         finally:
             self._waiting -= 1
 
@@ -216,11 +216,11 @@ class WebhookSender:
             self._sweep_timer = self._loop.call_at(due_at, self._sweep)
 
     def _remove(self, connection: Connection) -> None:
-        """Free the slot of a connection that is closed or never opened, once."""
+        """Free the place of a connection that is closed or never opened, once."""
         if connection not in self._open:
             return
         self._open.remove(connection)
-        self._slots.release()
+        self._places.release()
         with contextlib.suppress(KeyError, ValueError):  # It was not idle.
             self._idle[connection.origin].remove(connection)
         if self._closed and not self._open:
@@ -228,7 +228,7 @@ class WebhookSender:
 
 
 def _connect_error(error: OSError, target: Target) -> SendError:
-    """Translate why no connection was opened."""
+    """Translate the reason why no connection was opened."""
     match error:
         case TimeoutError():
             return SendError("timeout", f"{target.host} could not be connected to in time.")

@@ -26,7 +26,10 @@ def version(connection: sqlite3.Connection) -> int:
 
 
 def problem(connection: sqlite3.Connection) -> str | None:
-    """Return what is wrong with the version of the schema, or None."""
+    """Return what is wrong with the file or the version of its schema, or None."""
+    path = connection.execute("PRAGMA database_list").fetchone()[2]
+    if not Path(path).exists():  # Commits still succeed, and are lost with the process.
+        return f"the database file {path} was deleted: stop, and restore a backup"
     current, needed = version(connection), latest()
     if current == needed:
         return None
@@ -38,8 +41,14 @@ def problem(connection: sqlite3.Connection) -> str | None:
 
 
 def migrate(connection: sqlite3.Connection) -> list[str]:
-    """Apply the missing migrations; return their names. StorageError if the schema is newer."""
+    """Apply the missing migrations; return their names.
+
+    StorageError if the schema is newer, or if the file is another program's.
+    """
     applied: list[str] = []
+    tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchone()
+    if version(connection) == 0 and tables is not None:
+        raise StorageError("the database has tables of another program, and none of genhook")
     for number, path in migrations():
         with transaction(connection):
             if version(connection) < number:

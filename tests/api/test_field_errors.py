@@ -1,0 +1,57 @@
+"""What is said about wrong fields: words of JSON, not of msgspec."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness import opened
+
+URL = {"url": "http://127.0.0.1:7/inbox"}
+WRONG: list[tuple[str, dict[str, Any], str, str]] = [
+    ("subscribers", {**URL, "max_in_flight": 101}, "/max_in_flight", "must be at most 100"),
+    ("subscribers", {**URL, "payload": "x"}, "/payload", "cannot be 'x'; /docs lists the"),
+    ("subscribers", {**URL, "description": "\0"}, "/description", "contains a character that"),
+    (
+        "subscribers",
+        {**URL, "description": "x" * 501},
+        "/description",
+        "must have at most 500 characters",
+    ),
+    (
+        "subscribers",
+        {**URL, "retry_schedule_seconds": []},
+        "/retry_schedule_seconds",
+        "must have at least 1 entry",
+    ),
+    (
+        "subscribers",
+        {**URL, "rate_per_second": "x"},
+        "/rate_per_second",
+        "must be a number or null, not a string",
+    ),
+    ("subscribers", {**URL, "filter": {"models": [1]}}, "/filter/models/0", "must be a string,"),
+    ("subscribers", {**URL, "colour": 1}, "/colour", "is not a field of this request"),
+    ("subscribers", {}, "/url", "is required"),
+    (
+        "generations",
+        {"model": "m", "input": {}, "metadata": {"a": 1}},
+        "/metadata",
+        "has an entry that must be a string, not a whole number",
+    ),
+    ("generations", {"model": "m", "input": []}, "/input", "must be an object, not an array"),
+    ("keys", {"name": "\x1b[31m", "scopes": ["read"]}, "/name", "contains a character that"),
+]
+
+
+@pytest.mark.parametrize(("noun", "body", "pointer", "message"), WRONG)
+async def test_a_wrong_field_is_named_in_the_words_of_json(
+    tmp_path: Path, noun: str, body: dict[str, Any], pointer: str, message: str
+) -> None:
+    async with opened(tmp_path) as world:
+        answer = await world.client.post(f"/v1/{noun}", json=body)
+    assert answer.status_code == 422
+    [error] = answer.json()["errors"]
+    assert error["pointer"] == pointer
+    assert error["message"].startswith(message)
+    assert "`" not in error["message"]
