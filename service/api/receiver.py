@@ -62,6 +62,7 @@ class Receiver:
         except Problem as error:
             await send_problem(send, error, request_id)
         except StorageError as error:
+            metrics.callbacks.add(1, "not_stored")
             _log.error("callback.not_stored", error=str(error), request_id=request_id)
             await send_problem(send, unavailable("The callback was not stored."), request_id)
         except DisconnectedError:
@@ -134,16 +135,16 @@ class Receiver:
         raise problem
 
     async def _store(self, arrival: Arrival) -> str:
-        database = self._context.database
+        write = partial(self._context.database.write_batched, held_bytes=len(arrival.body))
         verdict: str | None
         if arrival.trust == "body":
             if len(arrival.body) <= READ_ON_LOOP_BYTES:
                 proof = ingest.read_proof(self._context, arrival)
             else:
                 proof = await asyncio.to_thread(ingest.read_proof, self._context, arrival)
-            verdict = await database.write_batched(self._write_proofs, proof)
+            verdict = await write(self._write_proofs, proof)
         else:
-            verdict = await database.write_batched(ingest.store_hints, arrival)
+            verdict = await write(ingest.store_hints, arrival)
             self._context.signals.poll.set()
         if verdict is None:
             self._context.tokens.forget(arrival.generation_id)
