@@ -29,6 +29,7 @@ _TIMELINE = (
     *("events_of_generation", "attempts_of_generation"),
 )
 Work = Literal["submit", "poll", "expire"]
+EXCHANGES_MAX = 1_000  # Of each kind of a generation: the timeline shows no more.
 OVERDUE_LOOK_MAX = 1_000  # So many of the longest due polls are looked at for overdue ones.
 # The statements that list the generations that are due, and those that tell when the next one is.
 _DUE: dict[Work, tuple[Sequence[str], Sequence[str]]] = {
@@ -197,7 +198,8 @@ async def another_has_task(tx: Transaction, task_id: str, generation_id: str) ->
 
 async def record_exchanges(tx: Transaction, exchanges: Iterable[Exchange]) -> None:
     """Store exchanges with upstream, for the timeline."""
-    await tx.many("exchange_insert", [msgspec.structs.asdict(exchange) for exchange in exchanges])
+    shown = [exchange for exchange in exchanges if exchange.number <= EXCHANGES_MAX]
+    await tx.many("exchange_insert", map(msgspec.structs.asdict, shown))
 
 
 async def ended(tx: Transaction, ids: Collection[str]) -> list[str]:

@@ -26,6 +26,8 @@ _HIDDEN_KEYS = """
     authorization accesstoken token password
 """
 _HIDDEN = frozenset(_HIDDEN_KEYS.split())
+_TOKEN = re.compile(r"gen_[0-9a-f]+\.[\w-]+\.[0-9]+\.[\w-]+")  # Of a callback, without its URL.
+_HIDDEN_HEADER = re.compile(r"(?i:authorization|cookie|token|secret|password|api-?key)")
 
 
 class Redactor:
@@ -46,6 +48,12 @@ class Redactor:
             if hint in lowered:
                 return _SHAPES.sub(lambda match: (match["path"] or "") + REDACTED, text)
         return text
+
+    def header(self, name: str, value: str) -> str:
+        """The value of a header without secrets; nothing of it if its name says that it is one."""
+        if _HIDDEN_HEADER.search(name):
+            return REDACTED
+        return self.text(_TOKEN.sub(REDACTED, value) if "gen_" in value else value)
 
     def json(self, value: Any, depth: int = DEPTH_MAX) -> Any:
         """A copy of decoded JSON without the secrets, callback URLs and values of secret keys.

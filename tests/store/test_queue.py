@@ -86,7 +86,7 @@ async def test_nobody_waits_for_a_disk_that_hangs(
         always = database.write_always(write)
         for late in (committing, waiting):
             with pytest.raises(StorageBusyError, match="in time"):
-                await late
+                await asyncio.wait_for(late, 10)
         with pytest.raises(StorageBusyError, match="in time"):
             database.write(write)
         assert await database.write_problem() == "the database did not commit in time"
