@@ -7,7 +7,9 @@ records of attempts, wait a moment for others: each commit costs a sync of the d
 """
 
 import asyncio
+import contextlib
 import math
+import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
@@ -55,6 +57,9 @@ class Database:
     def __init__(self, path: str, *, clock: Clock = now_ms, queue_max: int = 10_000) -> None:
         self.path = path
         self._clock = clock
+        # Of the file itself, for the lock on it. It is closed after every connection: closing any
+        # descriptor of a file drops the locks that SQLite holds on it for this process (POSIX).
+        self.descriptor = -1
         self._queue = Queue(queue_max)
         self._retried: list[group.Item] = []
         self._wake = asyncio.Event()
@@ -71,6 +76,11 @@ class Database:
     async def open(self) -> None:
         """Open the writer's connection. StorageError if the file cannot be opened."""
         self._writer = await connect(self.path, writes=True)
+        try:
+            self.descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            await self._writer.close()
+            raise StorageError(f"cannot open {self.path}: {error.strerror}") from error
         self._stream = asyncio.create_task(self._commit_stream(), name="commit-stream")
 
     async def close(self) -> None:
@@ -89,6 +99,9 @@ class Database:
         if self._writer:
             await self._writer.close()
             self._writer = None
+        with contextlib.suppress(OSError):
+            os.close(self.descriptor)
+        self.descriptor = -1
 
     async def migrate(self) -> list[str]:
         """Apply the missing migrations; return their names. StorageError for any other file."""
