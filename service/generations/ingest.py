@@ -219,7 +219,9 @@ async def write_proofs(
     hints = [
         (p.arrival, s)
         for p, s in new
-        if await _names_other_task(tx, batch, p) or not _apply(tx, batch, p)
+        if p.arrival.generation_id not in batch.generations  # Its row cannot be decoded.
+        or await _names_other_task(tx, batch, p)
+        or not _apply(tx, batch, p)
     ]
     ended = {id_ for id_, generation in batch.generations.items() if generation.is_terminal}
     hints += [

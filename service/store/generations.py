@@ -6,14 +6,23 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
-from service.model.clock import SECOND, rfc3339
+from service.model.clock import MINUTE, SECOND, rfc3339
+from service.model.errors import UnreadableError
 from service.model.generation import Generation
 from service.model.ids import first_id
 from service.store import pages
 from service.store.database import Row, Transaction
-from service.store.rows import encode_json, encode_row, json_text, read_all, read_number
+from service.store.rows import (
+    decode_rows,
+    encode_json,
+    encode_row,
+    json_text,
+    read_all,
+    read_number,
+)
 
 CONFIRM_INTERVAL_MS = SECOND
+SET_ASIDE_MS = 10 * MINUTE  # A row that cannot be decoded is looked at again so much later.
 # The UPDATEs with the columns that each sets, the fewest first: SQLite writes the index of every
 # column that an UPDATE sets, even to the same value.
 _PLAN = ("next_poll_at", "poll_count", "trouble_count", "late_poll_count", "last_poll_at")
@@ -132,15 +141,28 @@ async def list_polls(tx: Transaction, choice: Choice) -> list[Generation]:
 async def _list_by_choice(
     tx: Transaction, name: str, choice: Choice, **values: int
 ) -> list[Generation]:
+    """Return generations that are due; UnreadableError if some cannot be decoded."""
     models, tenants = json_text(choice.models), json_text(choice.tenants)
     more = {"limit": choice.limit, "models": models, "tenants": tenants, **values}
-    return await read_all(tx, Generation, name, now=tx.now, **more)
+    found = await tx.all(name, now=tx.now, **more)
+    due = decode_rows(Generation, found)
+    if len(due) < len(found):
+        raise UnreadableError({row["id"] for row in found} - {generation.id for generation in due})
+    return due
 
 
 async def move_on(tx: Transaction, generation_id: str, due_at: int, trouble_count: int) -> None:
     """Plan the poll and the confirmation of a row that could not be worked for `due_at`."""
     await tx.run("generation_move_on", id=generation_id, due_at=due_at, trouble_count=trouble_count)
     await delay_confirmation(tx, generation_id, due_at)
+
+
+async def set_aside(tx: Transaction, ids: Collection[str]) -> None:
+    """Plan all work of rows that cannot be decoded for SET_ASIDE_MS later."""
+    due_at = tx.now + SET_ASIDE_MS
+    for id_ in sorted(ids):
+        await tx.run("generation_set_aside", id=id_, due_at=due_at)
+        await delay_confirmation(tx, id_, due_at)
 
 
 async def next_due(tx: Transaction, work: Work, tenants: Sequence[str] = ()) -> int | None:
