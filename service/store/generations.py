@@ -144,10 +144,12 @@ async def _list_by_choice(
     """Return generations that are due; UnreadableError if some cannot be decoded."""
     models, tenants = json_text(choice.models), json_text(choice.tenants)
     more = {"limit": choice.limit, "models": models, "tenants": tenants, **values}
-    found = await tx.all(name, now=tx.now, **more)
-    due = decode_rows(Generation, found)
-    if len(due) < len(found):
-        raise UnreadableError({row["id"] for row in found} - {generation.id for generation in due})
+    candidates = await tx.all(name, now=tx.now, **more)
+    due = decode_rows(Generation, candidates)
+    if len(due) < len(candidates):
+        raise UnreadableError(
+            {row["id"] for row in candidates} - {generation.id for generation in due}
+        )
     return due
 
 

@@ -66,8 +66,12 @@ DELETE FROM callback_bodies WHERE generation_id = :generation_id AND body_digest
     AND callback_id = :id;
 
 -- name: callbacks_of_generation_delete
+-- The first :most, which are those of callback_bodies_of_generation_delete.
 DELETE FROM callbacks WHERE (tenant, id) IN (
-    SELECT :tenant, callback_id FROM callback_bodies WHERE generation_id = :id);
+    SELECT :tenant, callback_id FROM callback_bodies WHERE generation_id = :id
+    ORDER BY body_digest, callback_id LIMIT :most);
 
 -- name: callback_bodies_of_generation_delete
-DELETE FROM callback_bodies WHERE generation_id = :id;
+DELETE FROM callback_bodies WHERE (generation_id, body_digest, callback_id) IN (
+    SELECT generation_id, body_digest, callback_id FROM callback_bodies WHERE generation_id = :id
+    ORDER BY body_digest, callback_id LIMIT :most);

@@ -196,4 +196,5 @@ DELETE FROM generation_metadata WHERE (tenant, name, value, generation_id) IN (
     WHERE b.generation_id = :id);
 
 -- name: exchanges_delete
-DELETE FROM exchanges WHERE generation_id = :id;
+DELETE FROM exchanges WHERE (generation_id, kind, number) IN (
+    SELECT generation_id, kind, number FROM exchanges WHERE generation_id = :id LIMIT :most);
