@@ -144,10 +144,8 @@ class Receiver:
             bytes_max -= len(name) + len(value)
             if bytes_max < 0:
                 break
-            text = value.decode("latin-1")
-            text = self._context.redactor.header(name.decode("latin-1"), text)
-            lines.append((name, text.encode("latin-1")))
-        arrival.headers = lines
+            lines.append((name, value))
+        arrival.headers = self._context.redactor.headers(lines)
 
     async def _store(self, arrival: Arrival) -> StoredCallback:
         write = partial(self._context.database.write_batched, held_bytes=len(arrival.body))

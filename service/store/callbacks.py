@@ -83,7 +83,7 @@ async def insert(tx: Transaction, arrivals: Sequence[Arrival]) -> list[StoredCal
     """
     # 128 bits of a body's SHA-256 are enough to recognise a repeated body.
     pairs = [(a.generation_id, hashlib.sha256(a.body).hexdigest()[:32]) for a in arrivals]
-    states = await tx.all("callbacks_generation_states", pairs=json_text(pairs), most=CALLBACKS_MAX)
+    states = await tx.all("callbacks_generation_states", pairs=json_text(pairs))
     state_at = {row["position"]: row for row in states}
     stored: list[StoredCallback | None] = [None] * len(arrivals)
     rows: list[dict[str, Any]] = []

@@ -1,15 +1,14 @@
 -- name: callbacks_generation_states
 -- For each [generation id, body digest] of a JSON list: what the verdict of a callback depends on,
--- and how many callbacks the generation keeps, :most at most, with how many bytes. Rejected ones,
--- whose digest is empty, are bounded by themselves.
+-- and how many callbacks the generation keeps, with how many bytes. Rejected ones, whose digest is
+-- empty, are bounded by themselves.
 SELECT p.key AS position, g.tenant, g.status, g.nonce, g.last_poll_at,
     EXISTS (SELECT 1 FROM callback_bodies b WHERE b.generation_id = g.id
         AND b.body_digest = json_extract(p.value, '$[1]')) AS is_repeated,
-    (SELECT count(*) FROM (SELECT 1 FROM callback_bodies b
-        WHERE b.generation_id = g.id AND b.body_digest > '' LIMIT :most)) AS kept_count,
-    (SELECT total(size) FROM (SELECT length(b.headers) + length(b.body) AS size
-        FROM callback_bodies b
-        WHERE b.generation_id = g.id AND b.body_digest > '' LIMIT :most)) AS kept_bytes
+    (SELECT count(*) FROM callback_bodies b
+        WHERE b.generation_id = g.id AND b.body_digest > '') AS kept_count,
+    (SELECT total(length(b.headers) + length(b.body)) FROM callback_bodies b
+        WHERE b.generation_id = g.id AND b.body_digest > '') AS kept_bytes
 FROM json_each(:pairs) p CROSS JOIN generations g ON g.id = json_extract(p.value, '$[0]');
 
 -- name: callbacks_insert
