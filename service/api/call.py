@@ -17,7 +17,7 @@ from service.model.key import TENANT_NAME, TENANT_NAME_RULE, Key
 from service.store import pages
 from service.store.database import Database, Transaction, Unit
 from service.store.pages import Page, Rows, Source
-from service.store.rows import decode_row
+from service.store.rows import decode_rows
 
 T = TypeVar("T")
 Answer = Response  # What operations return.
@@ -156,7 +156,7 @@ async def answer_page(
     rows, after = await call.database.search(
         call.tenant, read, call.page(prefix), call.tenant, *filters
     )
-    return answer_list([decode_row(noun, row).view() for row in rows], after)
+    return answer_list([decoded.view() for decoded in decode_rows(noun, rows)], after)
 
 
 async def read_own(tx: Transaction, page: Page, tenant: str, source: Source) -> Rows:

@@ -106,7 +106,9 @@ def _log_act(call: Call, operation: Operation, result: Answer) -> None:
 async def _run_unit(call: Call, kind: str, unit: Unit[Any]) -> Any:
     if kind == "search":
         return await call.database.search(call.tenant, unit, call)
-    return await (call.database.read if kind == "read" else call.database.write)(unit, call)
+    if kind == "read":
+        return await call.database.read(unit, call)
+    return await call.database.write(unit, call, held_bytes=len(call.body))
 
 
 async def _refuse(request: Request, error: Exception) -> Answer:

@@ -70,7 +70,7 @@ async def create(call: Call, unit: Unit[T], *args: object) -> T:
 
     If the unit returns the answer, that is stored too. Otherwise `keep` stores it once it is known.
     """
-    return await call.database.write(_create, call, unit, args)
+    return await call.database.write(_create, call, unit, args, held_bytes=len(call.body))
 
 
 async def _create(tx: Transaction, call: Call, unit: Unit[T], args: tuple[object, ...]) -> T:

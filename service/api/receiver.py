@@ -16,17 +16,18 @@ from service.model.clock import SECOND
 from service.model.errors import SettingsError, StorageError
 from service.model.ids import new_id
 from service.store import callbacks
-from service.store.callbacks import Arrival
+from service.store.callbacks import Arrival, StoredCallback
 from service.telemetry import log, metrics
 
 PREFIX = f"/callbacks/{UPSTREAM}/"
 READ_ON_LOOP_BYTES = 65_536
 REJECTIONS_PER_SECOND = 20  # More are answered but not stored: forgers cannot fill the disk.
 HEADERS_MAX = 100  # More are not stored.
+REJECTED_HEADERS_BYTES = 4_096
 
 _log = log.get()
-_OK = b'{"status":"ok"}'
-_OK_TYPE, _OK_LENGTH = (b"content-type", b"application/json"), (b"content-length", b"15")
+_OK, _OK_NOT_KEPT = b'{"status":"ok"}', b'{"status":"ok","kept":false}'
+_OK_TYPE = (b"content-type", b"application/json")
 _token_invalid = partial(Problem, 404, "token_invalid", "There is nothing at this address.")
 _validate = msgspec.json.Decoder(msgspec.Raw).decode
 
@@ -58,10 +59,11 @@ class Receiver:
         request_id = "req" + arrival.id[2:]
         try:
             await self._verify(arrival, scope, receive)
-            verdict = await self._store(arrival)
+            stored = await self._store(arrival)
         except Problem as error:
             await send_problem(send, error, request_id)
         except StorageError as error:
+            metrics.callbacks.add(1, "not_stored")
             _log.error("callback.not_stored", error=str(error), request_id=request_id)
             await send_problem(send, unavailable("The callback was not stored."), request_id)
         except DisconnectedError:
@@ -70,13 +72,14 @@ class Receiver:
             _log.exception("callback.failed", request_id=request_id)
             await send_problem(send, internal_error(), request_id)
         else:
-            metrics.callbacks.add(1, verdict)
-            await _answer_ok(send, request_id)
+            metrics.callbacks.add(1, stored.verdict if stored.is_kept else "not_kept")
+            await _answer_ok(send, request_id, is_kept=bool(stored.is_kept))
             _log.info(
                 "callback",
                 callback_id=arrival.id,
                 generation_id=arrival.generation_id,
-                verdict=verdict,
+                verdict=stored.verdict,
+                kept=stored.is_kept,
                 trust=arrival.trust,
                 bytes=len(arrival.body),
                 request_id=request_id,
@@ -100,7 +103,7 @@ class Receiver:
         arrival.readable = _is_readable(arrival.body)
         proved = False
         if self._scheme is not None:
-            headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in arrival.headers}
+            headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in scope["headers"]}
             try:
                 self._scheme.verify(arrival.body, headers, self._key, arrival.received_at)
             except SignatureError as error:
@@ -127,28 +130,44 @@ class Receiver:
                 request_id="req" + arrival.id[2:],
             )
             arrival.reason = reason
+            self._cut_headers(arrival, REJECTED_HEADERS_BYTES)
             try:
                 await self._context.database.write(callbacks.reject, arrival)
             except StorageError as error:
                 _log.error("callback.not_stored", error=str(error))
         raise problem
 
-    async def _store(self, arrival: Arrival) -> str:
-        database = self._context.database
-        verdict: str | None
+    def _cut_headers(self, arrival: Arrival, bytes_max: int) -> None:
+        """Leave out the secrets in the headers, and the lines for which there is no room."""
+        lines: list[tuple[bytes, bytes]] = []
+        for name, value in arrival.headers:
+            bytes_max -= len(name) + len(value)
+            if bytes_max < 0:
+                break
+            lines.append((name, value))
+        arrival.headers = self._context.redactor.headers(lines)
+
+    async def _store(self, arrival: Arrival) -> StoredCallback:
+        write = partial(self._context.database.write_batched, held_bytes=len(arrival.body))
+        stored: StoredCallback | None
+        self._cut_headers(arrival, callbacks.HEADERS_BYTES_MAX)
         if arrival.trust == "body":
             if len(arrival.body) <= READ_ON_LOOP_BYTES:
                 proof = ingest.read_proof(self._context, arrival)
             else:
                 proof = await asyncio.to_thread(ingest.read_proof, self._context, arrival)
-            verdict = await database.write_batched(self._write_proofs, proof)
+            stored = await write(self._write_proofs, proof)
         else:
-            verdict = await database.write_batched(ingest.store_hints, arrival)
+            stored = await write(ingest.store_hints, arrival)
             self._context.signals.poll.set()
-        if verdict is None:
+        if stored is not None and stored.is_kept is None:
+            # The generation has had many callbacks: there is room only for one that reports an end.
+            await asyncio.to_thread(ingest.read_end, arrival)
+            return await self._store(arrival)
+        if stored is None:
             self._context.tokens.forget(arrival.generation_id)
             await self._reject(arrival, "token_revoked", _token_invalid())
-        return verdict
+        return stored
 
 
 def _is_readable(body: bytes) -> bool:
@@ -159,7 +178,9 @@ def _is_readable(body: bytes) -> bool:
     return body.lstrip()[:1] in (b"{", b"[")
 
 
-async def _answer_ok(send: Send, request_id: str) -> None:
-    headers = [_OK_TYPE, _OK_LENGTH, NOSNIFF, (b"x-request-id", request_id.encode())]
+async def _answer_ok(send: Send, request_id: str, *, is_kept: bool) -> None:
+    body = _OK if is_kept else _OK_NOT_KEPT
+    length = (b"content-length", b"%d" % len(body))
+    headers = [_OK_TYPE, length, NOSNIFF, (b"x-request-id", request_id.encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": _OK})
+    await send({"type": "http.response.body", "body": body})

@@ -137,7 +137,8 @@ async def list_(call: Call) -> Answer:
 
 async def update(call: Call) -> Subscriber:
     """PATCH /v1/subscribers/{id}: also pauses, disables and re-enables."""
-    return await call.database.write(_update, call, _check(call, call.decode(Update)))
+    fields = _check(call, call.decode(Update))
+    return await call.database.write(_update, call, fields, held_bytes=len(call.body))
 
 
 async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Subscriber:

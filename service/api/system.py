@@ -21,6 +21,8 @@ async def readyz(call: Call) -> Answer:
     checks = {"database": "ok", "schema": "ok", "worker": "ok"}
     try:
         checks["schema"] = await call.database.schema_problem() or "ok"
+        problem = await call.database.write_problem()
+        checks["database"] = f"The database cannot store: {problem}." if problem else "ok"
     except StorageError as error:
         checks["database"] = f"The database does not answer: {error}."
         checks["schema"] = "The schema is not known."

@@ -70,6 +70,7 @@ def examine(now: int, *, online: bool) -> Iterator[Finding]:
     yield _upstream(settings)
     yield _clock(now)
     yield _descriptors(settings)
+    yield _sqlite(sqlite3.sqlite_version_info)
     yield from _database(settings, now)
     if online:
         yield from _online(settings, now)
@@ -127,6 +128,21 @@ def _clock(now: int) -> Finding:
     return Finding("ok", "clock", f"It is {rfc3339(now)}.")
 
 
+def _sqlite(version: tuple[int, int, int]) -> Finding:
+    """The WAL-reset fault (https://sqlite.org/wal.html) was also fixed in 3.44.6 and 3.50.7."""
+    name = f"SQLite {'.'.join(map(str, version))}"
+    is_fixed = version >= (3, 51, 3) or any(
+        first <= version < (first[0], first[1] + 1) for first in ((3, 44, 6), (3, 50, 7))
+    )
+    if is_fixed:
+        return Finding("ok", "sqlite", f"{name} is linked.")
+    message = (
+        f"{name} may lose a commit if two processes write to one database at once, which 3.51.3 "
+        "mends. One process is safe: update SQLite before you run more."
+    )
+    return Finding("warn", "sqlite", message)
+
+
 def _database(settings: Settings, now: int) -> Iterator[Finding]:
     path = Path(settings.database_path).absolute()
     yield _disk(path.parent)
@@ -173,8 +189,8 @@ def _inside(connection: sqlite3.Connection, settings: Settings, now: int) -> Ite
     if damage != "ok":
         yield Finding("fail", "database", f"It is damaged, restore a backup: {damage}.")
         return
-    connection.execute("BEGIN IMMEDIATE")
-    connection.execute("ROLLBACK")
+    # A commit that changes nothing: only with one does a full or failing disk show itself.
+    connection.execute("UPDATE revisions SET number = number")
     yield Finding("ok", "database", "It is intact and can be written to.")
     yield _seals(connection, settings)
     event = connection.execute("SELECT id FROM events ORDER BY seq DESC LIMIT 1").fetchone()

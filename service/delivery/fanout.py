@@ -21,7 +21,12 @@ async def fan_out(
         for tenant in tenants
     }
     ids = {g.notify_subscriber_id for _, g in events if g and g.notify_subscriber_id}
-    by_id = {id_: await rows.read_by_id(tx, Subscriber, id_) for id_ in sorted(ids)}
+    # A subscriber that cannot be decoded gets nothing: it must not hold up the generation.
+    by_id = {
+        subscriber.id: subscriber
+        for id_ in sorted(ids)
+        for subscriber in await rows.read_all(tx, Subscriber, "subscriber_by_id", id=id_)
+    }
     new: list[tuple[Event, Subscriber, int]] = []
     for event, generation in events:
         candidates = by_tenant[event.tenant]

@@ -174,14 +174,23 @@ class Batch:
             await generations.delete_confirmations(tx, final_ids)
 
 
-async def store_hints(tx: Transaction, arrivals: Sequence[callbacks.Arrival]) -> list[str | None]:
+def read_end(arrival: callbacks.Arrival) -> wire.Report | None:
+    """Read the body of a callback, and note whether it reports an end."""
+    report = wire.read_callback(arrival.body)
+    arrival.reports_end = report is not None and report.state != "processing"
+    return report
+
+
+async def store_hints(
+    tx: Transaction, arrivals: Sequence[callbacks.Arrival]
+) -> list[callbacks.StoredCallback | None]:
     """Store callbacks that are hints, and plan their confirmations; return their verdicts.
 
     None: the generation was deleted or the token revoked, and nothing was stored.
     """
     stored = await callbacks.insert(tx, arrivals)
     await callbacks.plan_confirmations(tx, zip(arrivals, stored, strict=True))
-    return [callback.verdict if callback else None for callback in stored]
+    return stored
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -194,13 +203,13 @@ class Proof(msgspec.Struct, frozen=True):
 
 def read_proof(context: Context, arrival: callbacks.Arrival) -> Proof:
     """Read the body of a callback that is proof."""
-    report = wire.read_callback(arrival.body)
+    report = read_end(arrival)
     return Proof(arrival, report, update_of(context, report) if report else None)
 
 
 async def write_proofs(
     tx: Transaction, proofs: Sequence[Proof], *, context: Context
-) -> list[str | None]:
+) -> list[callbacks.StoredCallback | None]:
     """Store callbacks that are proof, and the outcomes that they report; return their verdicts."""
     stored = await callbacks.insert(tx, [proof.arrival for proof in proofs])
     pairs = list(zip(proofs, stored, strict=True))
@@ -210,7 +219,9 @@ async def write_proofs(
     hints = [
         (p.arrival, s)
         for p, s in new
-        if await _names_other_task(tx, batch, p) or not _apply(tx, batch, p)
+        if p.arrival.generation_id not in batch.generations  # Its row cannot be decoded.
+        or await _names_other_task(tx, batch, p)
+        or not _apply(tx, batch, p)
     ]
     ended = {id_ for id_, generation in batch.generations.items() if generation.is_terminal}
     hints += [
@@ -224,7 +235,7 @@ async def write_proofs(
     if hints:
         await callbacks.plan_confirmations(tx, hints)
         tx.after_commit(context.signals.poll.set)
-    return [callback.verdict if callback else None for callback in stored]
+    return stored
 
 
 async def _names_other_task(tx: Transaction, batch: Batch, proof: Proof) -> bool:

@@ -12,6 +12,12 @@ from service.store.generations import CONFIRM_INTERVAL_MS
 from service.store.rows import encode, json_text
 
 REJECTED_BODY_BYTES = 4_096
+HEADERS_BYTES_MAX = 16_384
+# Whoever knows the URL of a generation must not fill the disk with it. The last places are for
+# callbacks that report an end, so that whatever came before, the outcome is kept as it came.
+CALLBACKS_MAX, PROGRESS_MAX = 100, 90
+PROGRESS_BYTES_MAX = 3 << 20  # And a last body: 4 MiB with the default limit of a body.
+NOT_KEPT = "body_not_kept"
 NEW_VERDICTS = ("accepted", "unreadable")  # The callback may report something new.
 HINT_VERDICTS = (*NEW_VERDICTS, "duplicate")  # Upstream is asked because of the callback.
 
@@ -29,19 +35,51 @@ class Arrival(msgspec.Struct, kw_only=True):
     body: bytes = b""
     readable: bool = False
     reason: str | None = None
+    reports_end: bool | None = None  # None: the body was not read yet.
 
 
 class StoredCallback(msgspec.Struct, frozen=True):
-    """The verdict of a stored callback, and the time of its generation's last poll."""
+    """The verdict of a callback, and the time of its generation's last poll.
+
+    is_kept: False if its generation has so many callbacks that this one left no row; None if it
+    left none because that depends on `reports_end`.
+    """
 
     verdict: str
     last_poll_at: int | None
+    is_kept: bool | None
+
+
+class _Room(msgspec.Struct):
+    """How many callbacks a generation keeps already, and how many bytes of them."""
+
+    count: int
+    size: int
+
+    def fit(self, row: dict[str, Any]) -> bool | None:
+        """Cut a row to its digest if its generation has no room for more; see `is_kept`."""
+        size = len(row["headers"]) + len(row["body"])
+        has_place = self.count < PROGRESS_MAX
+        is_whole = has_place and self.size + size <= PROGRESS_BYTES_MAX
+        if not is_whole and row["body"]:
+            has_last_place = self.count < CALLBACKS_MAX and self.size <= PROGRESS_BYTES_MAX
+            if has_last_place and row["reports_end"] is None:
+                return None
+            is_whole = has_last_place and row["reports_end"]
+        if not (is_whole or has_place):
+            return False
+        if not is_whole:
+            row.update(headers=b"[]", body=b"", reason=NOT_KEPT)
+        self.count += 1
+        self.size += len(row["headers"]) + len(row["body"])
+        return True
 
 
 async def insert(tx: Transaction, arrivals: Sequence[Arrival]) -> list[StoredCallback | None]:
     """Store callbacks, each with the verdict that follows from its generation's status.
 
-    The result is None, and nothing is stored, where no generation has that id and nonce.
+    The result is None, and nothing is stored, where no generation has that id and nonce. A repeated
+    body is stored once.
     """
     # 128 bits of a body's SHA-256 are enough to recognise a repeated body.
     pairs = [(a.generation_id, hashlib.sha256(a.body).hexdigest()[:32]) for a in arrivals]
@@ -50,6 +88,7 @@ async def insert(tx: Transaction, arrivals: Sequence[Arrival]) -> list[StoredCal
     stored: list[StoredCallback | None] = [None] * len(arrivals)
     rows: list[dict[str, Any]] = []
     pairs_before: set[tuple[str, str]] = set()
+    rooms: dict[str, _Room] = {}
     for position, (arrival, pair) in enumerate(zip(arrivals, pairs, strict=True)):
         state = state_at.get(position)
         if state is None or state["nonce"] != arrival.nonce:
@@ -57,8 +96,14 @@ async def insert(tx: Transaction, arrivals: Sequence[Arrival]) -> list[StoredCal
         is_repeated = bool(state["is_repeated"]) or pair in pairs_before
         verdict = _verdict(arrival, state["status"], is_repeated=is_repeated)
         pairs_before.add(pair)
-        stored[position] = StoredCallback(verdict, state["last_poll_at"])
-        rows.append(_row(arrival, tenant=state["tenant"], verdict=verdict, body_digest=pair[1]))
+        row = _row(arrival, tenant=state["tenant"], verdict=verdict, body_digest=pair[1])
+        if is_repeated:
+            row["body"] = b""
+        room = rooms.setdefault(pair[0], _Room(state["kept_count"], state["kept_bytes"]))
+        is_kept = room.fit(row)
+        stored[position] = StoredCallback(verdict, state["last_poll_at"], is_kept)
+        if is_kept:
+            rows.append(row)
     await _insert_rows(tx, rows)
     return stored
 

@@ -49,15 +49,21 @@ class Database(Protocol):
     def queued(self) -> int:
         """The number of units that wait for the next commit."""
 
-    def write(self, unit: Unit[T], *args: object) -> Awaitable[T]:
+    def write(self, unit: Unit[T], *args: object, held_bytes: int = 0) -> Awaitable[T]:
         """Run `unit(tx, *args)`. The awaitable returns its result after the commit.
 
-        The awaitable raises StorageError if the commit failed, or what the unit raised (the unit is
-        then rolled back). `write` itself raises StorageBusyError if the queue is full.
+        The awaitable raises StorageError if the commit failed or took too long, or what the unit
+        raised (the unit is then rolled back). `write` itself raises StorageBusyError if the queue
+        is full, which is bounded in units and in `held_bytes`, those of the request's body.
         """
 
     def write_batched(
-        self, unit: Unit[Sequence[T]], item: object, *, may_wait: bool = False
+        self,
+        unit: Unit[Sequence[T]],
+        item: object,
+        *,
+        held_bytes: int = 0,
+        may_wait: bool = False,
     ) -> Awaitable[T]:
         """Like `write`, for a unit over a list: one call gets all items that wait for it.
 
@@ -81,6 +87,9 @@ class Database(Protocol):
 
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the version of the schema, or None."""
+
+    async def write_problem(self) -> str | None:
+        """Return why commits fail, or None. It tries one if there was none for a while."""
 
 
 class Ownership(Protocol):

@@ -6,14 +6,23 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
-from service.model.clock import SECOND, rfc3339
+from service.model.clock import MINUTE, SECOND, rfc3339
+from service.model.errors import UnreadableError
 from service.model.generation import Generation
 from service.model.ids import first_id
 from service.store import pages
 from service.store.database import Row, Transaction
-from service.store.rows import encode_json, encode_row, json_text, read_all, read_number
+from service.store.rows import (
+    decode_rows,
+    encode_json,
+    encode_row,
+    json_text,
+    read_all,
+    read_number,
+)
 
 CONFIRM_INTERVAL_MS = SECOND
+SET_ASIDE_MS = 10 * MINUTE  # A row that cannot be decoded is looked at again so much later.
 # The UPDATEs with the columns that each sets, the fewest first: SQLite writes the index of every
 # column that an UPDATE sets, even to the same value.
 _PLAN = ("next_poll_at", "poll_count", "trouble_count", "late_poll_count", "last_poll_at")
@@ -29,6 +38,7 @@ _TIMELINE = (
     *("events_of_generation", "attempts_of_generation"),
 )
 Work = Literal["submit", "poll", "expire"]
+EXCHANGES_MAX = 1_000  # Of each kind of a generation: the timeline shows no more.
 OVERDUE_LOOK_MAX = 1_000  # So many of the longest due polls are looked at for overdue ones.
 # The statements that list the generations that are due, and those that tell when the next one is.
 _DUE: dict[Work, tuple[Sequence[str], Sequence[str]]] = {
@@ -131,15 +141,30 @@ async def list_polls(tx: Transaction, choice: Choice) -> list[Generation]:
 async def _list_by_choice(
     tx: Transaction, name: str, choice: Choice, **values: int
 ) -> list[Generation]:
+    """Return generations that are due; UnreadableError if some cannot be decoded."""
     models, tenants = json_text(choice.models), json_text(choice.tenants)
     more = {"limit": choice.limit, "models": models, "tenants": tenants, **values}
-    return await read_all(tx, Generation, name, now=tx.now, **more)
+    candidates = await tx.all(name, now=tx.now, **more)
+    due = decode_rows(Generation, candidates)
+    if len(due) < len(candidates):
+        raise UnreadableError(
+            {row["id"] for row in candidates} - {generation.id for generation in due}
+        )
+    return due
 
 
 async def move_on(tx: Transaction, generation_id: str, due_at: int, trouble_count: int) -> None:
     """Plan the poll and the confirmation of a row that could not be worked for `due_at`."""
     await tx.run("generation_move_on", id=generation_id, due_at=due_at, trouble_count=trouble_count)
     await delay_confirmation(tx, generation_id, due_at)
+
+
+async def set_aside(tx: Transaction, ids: Collection[str]) -> None:
+    """Plan all work of rows that cannot be decoded for SET_ASIDE_MS later."""
+    due_at = tx.now + SET_ASIDE_MS
+    for id_ in sorted(ids):
+        await tx.run("generation_set_aside", id=id_, due_at=due_at)
+        await delay_confirmation(tx, id_, due_at)
 
 
 async def next_due(tx: Transaction, work: Work, tenants: Sequence[str] = ()) -> int | None:
@@ -197,7 +222,8 @@ async def another_has_task(tx: Transaction, task_id: str, generation_id: str) ->
 
 async def record_exchanges(tx: Transaction, exchanges: Iterable[Exchange]) -> None:
     """Store exchanges with upstream, for the timeline."""
-    await tx.many("exchange_insert", [msgspec.structs.asdict(exchange) for exchange in exchanges])
+    shown = [exchange for exchange in exchanges if exchange.number <= EXCHANGES_MAX]
+    await tx.many("exchange_insert", map(msgspec.structs.asdict, shown))
 
 
 async def ended(tx: Transaction, ids: Collection[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from service.model.clock import HOUR
+from service.model.clock import HOUR, MINUTE
 from service.model.delivery import DueDelivery
 from service.model.event import Event
 from service.model.ids import first_id
@@ -11,6 +11,7 @@ from service.model.subscriber import Subscriber
 from service.store import deliveries, rows
 from service.store.database import Transaction
 
+SET_ASIDE_MS = MINUTE
 SKEW_MS = HOUR  # The most by which the ids of two processes may be out of commit order.
 
 
@@ -22,6 +23,11 @@ async def is_running(tx: Transaction, subscriber_id: str) -> bool:
 async def list_due(tx: Transaction, limit: int) -> list[str]:
     """Return the ids of due replays, the longest due first."""
     return [row["id"] for row in await tx.all("replays_due", now=tx.now, limit=limit)]
+
+
+async def set_aside(tx: Transaction, replay_id: str) -> None:
+    """Plan the next batch of a replay that cannot be worked for SET_ASIDE_MS later."""
+    await tx.run("replay_set_aside", id=replay_id, due_at=tx.now + SET_ASIDE_MS)
 
 
 async def next_due(tx: Transaction) -> int | None:

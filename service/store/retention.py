@@ -7,7 +7,7 @@ by time, so old rows are at the beginning of each table and need no further inde
 """
 
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,7 +19,8 @@ from service.store import stats, subscribers
 from service.store.database import Database, Transaction
 
 BATCH = 500  # Rows read in one transaction.
-GENERATIONS_BATCH = 50  # Smaller: metadata, exchanges and callbacks are deleted with each.
+GENERATIONS_BATCH = 50  # Smaller: metadata and bodies are deleted with each.
+PARTS_BATCH = 500  # Callbacks, or exchanges, of generations: one may have thousands.
 REJECTED_MAX = 1_000
 REJECTED_RETENTION_MS = DAY
 IDEMPOTENCY_RETENTION_MS = DAY
@@ -35,13 +36,19 @@ _DELETES = {
         (
             "generation_metadata_delete",
             "generation_body_delete",
-            "exchanges_delete",
-            "callbacks_of_generation_delete",
-            "callback_bodies_of_generation_delete",
             "generation_delete",
         ),
     ),
     "subscribers_notify_old": ("sub", ("subscriber_delete",)),
+}
+
+# What is deleted before the rows themselves, in portions.
+_PARTS = {
+    "generations_old": (
+        "exchanges_delete",
+        "callbacks_of_generation_delete",
+        "callback_bodies_of_generation_delete",
+    ),
 }
 
 Progress = tuple[int, str | None]  # How many rows were deleted, and the id to continue after.
@@ -108,9 +115,24 @@ async def _delete_old(name: str, tx: Transaction, after: str, **values: Any) -> 
     before_id = first_id(prefix, values["before"])
     rows = await tx.all(name, after=after, before_id=before_id, **values)
     deletable = [dict(row) for row in rows if row["is_deletable"]]
+    whole = await _delete_parts(tx, _PARTS.get(name, ()), deletable)
     for delete in deletes:
-        await tx.many(delete, deletable)
+        await tx.many(delete, whole)
+    if len(whole) < len(deletable):
+        return len(whole), whole[-1]["id"] if whole else after
     if name == "deliveries_old":
         others = [dict(row) for row in rows if not row["is_deletable"]]
         await tx.many("delivery_cancel_disabled", others)
     return len(deletable), rows[-1]["id"] if len(rows) == values["limit"] else None
+
+
+async def _delete_parts(
+    tx: Transaction, statements: Sequence[str], rows: Sequence[dict[str, Any]]
+) -> Sequence[dict[str, Any]]:
+    """Delete PARTS_BATCH parts of rows by each statement; return the rows with none left."""
+    room = PARTS_BATCH
+    for count, row in enumerate(rows):
+        room -= max([await tx.run(name, **row, most=room) for name in statements], default=0)
+        if room <= 0:
+            return rows[:count]
+    return rows

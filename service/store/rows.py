@@ -1,6 +1,6 @@
 """Rows as structs and structs as rows: some columns hold JSON, and integers become booleans."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -8,8 +8,10 @@ import msgspec
 from service.model import delivery, event, generation, key, replay, subscriber
 from service.model.ids import time_of
 from service.store.database import Row, Transaction
+from service.telemetry import log
 
 T = TypeVar("T", bound=msgspec.Struct)
+_log = log.get()
 
 # The columns of any table that hold JSON.
 JSON_COLUMNS = (
@@ -57,6 +59,17 @@ def decode_row(struct: type[T], row: Row) -> T:
     return msgspec.convert(values, struct, strict=False)
 
 
+def decode_rows(struct: type[T], rows: Iterable[Row]) -> list[T]:
+    """Return the rows as structs, without those that cannot be decoded: one holds up no other."""
+    decoded: list[T] = []
+    for row in rows:
+        try:
+            decoded.append(decode_row(struct, row))
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            _log.error("row.unreadable", noun=struct.__name__, id=row["id"], error=str(error))
+    return decoded
+
+
 async def read_one(tx: Transaction, struct: type[T], name: str, /, **values: object) -> T | None:
     """Return the first row of the statement as a struct, or None."""
     row = await tx.one(name, **values)
@@ -86,8 +99,8 @@ async def update(tx: Transaction, old: T, **changes: Any) -> T:
 
 
 async def read_all(tx: Transaction, struct: type[T], name: str, /, **values: object) -> list[T]:
-    """Return every row of the statement as a struct."""
-    return [decode_row(struct, row) for row in await tx.all(name, **values)]
+    """Return every row of the statement that can be decoded as a struct."""
+    return decode_rows(struct, await tx.all(name, **values))
 
 
 async def read_number(tx: Transaction, name: str, /, **values: object) -> int | None:

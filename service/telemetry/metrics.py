@@ -62,7 +62,9 @@ class Histogram:
 _counter = partial(Numbers, "Counter")
 _gauge = partial(Numbers, "Gauge")
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0)
-callbacks = _counter("genhook_callbacks", "Callbacks received, by verdict.", "verdict")
+callbacks = _counter(
+    "genhook_callbacks", "Callbacks received, by verdict; `not_stored`: answered 503.", "verdict"
+)
 submissions = _counter("genhook_submissions", "Submissions, by outcome.", "outcome")
 polls = _counter("genhook_polls", "Polls of upstream, by outcome.", "outcome")
 generations = _counter("genhook_generations_ended", "Generations, by outcome.", "status")

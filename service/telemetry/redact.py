@@ -3,7 +3,7 @@
 import re
 import urllib.parse
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 import msgspec
@@ -26,6 +26,8 @@ _HIDDEN_KEYS = """
     authorization accesstoken token password
 """
 _HIDDEN = frozenset(_HIDDEN_KEYS.split())
+_TOKEN = re.compile(r"gen_[0-9a-f]+\.[\w-]+\.[0-9]+\.[\w-]+")  # Of a callback, without its URL.
+_HIDDEN_HEADER = re.compile(rb"(?i:authorization|cookie|token|secret|password|api-?key)")
 
 
 class Redactor:
@@ -46,6 +48,21 @@ class Redactor:
             if hint in lowered:
                 return _SHAPES.sub(lambda match: (match["path"] or "") + REDACTED, text)
         return text
+
+    def header(self, name: str, value: str) -> str:
+        """The value of a header without secrets; nothing of it if its name says that it is one."""
+        return REDACTED if _names_secret(name.encode()) else self._header_text(value)
+
+    def headers(self, lines: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """The lines of headers without secrets, as `header` cuts them."""
+        cut = [(n, b"[redacted]" if _names_secret(n) else v) for n, v in lines]
+        text = b"\n".join([value for _, value in cut]).decode("latin-1")
+        if self._header_text(text) == text:  # As nearly always. One look costs less than ten.
+            return cut
+        return [(n, self._header_text(v.decode("latin-1")).encode("latin-1")) for n, v in cut]
+
+    def _header_text(self, text: str) -> str:
+        return self.text(_TOKEN.sub(REDACTED, text) if "gen_" in text else text)
 
     def json(self, value: Any, depth: int = DEPTH_MAX) -> Any:
         """Return a copy of decoded JSON without secrets, callback URLs and values of secret keys.
@@ -90,6 +107,11 @@ class Redactor:
 def _forms(secret: str) -> tuple[str, ...]:
     in_json = msgspec.json.encode(secret).decode()[1:-1]
     return secret, urllib.parse.quote(secret, safe=""), secret.replace("/", "\\/"), in_json
+
+
+@lru_cache(maxsize=1_024)
+def _names_secret(header: bytes) -> bool:
+    return _HIDDEN_HEADER.search(header) is not None
 
 
 def _is_hidden(key: str, child: Any) -> bool:

@@ -86,6 +86,11 @@ def test_an_intact_database_is_ok(database: Path, monkeypatch: pytest.MonkeyPatc
         ("PRAGMA user_version=0", "schema", "warn"),
         ("PRAGMA user_version=999", "schema", "fail"),
         ("UPDATE tenants SET sealed_secrets=x'00'", "seals", "fail"),
+        (
+            "CREATE TRIGGER full BEFORE UPDATE ON revisions BEGIN SELECT raise(FAIL, 'full'); END",
+            "database",
+            "fail",
+        ),
     ],
 )
 def test_the_doctor_finds_faults_of_a_database(
@@ -97,6 +102,27 @@ def test_the_doctor_finds_faults_of_a_database(
     connection.commit()
     connection.close()
     assert levels_of()(monkeypatch)[about] == {level}
+
+
+@pytest.mark.parametrize(
+    ("version", "level"),
+    [
+        ((3, 40, 1), "warn"),
+        ((3, 44, 5), "warn"),
+        ((3, 44, 6), "ok"),
+        ((3, 45, 0), "warn"),
+        ((3, 50, 7), "ok"),
+        ((3, 51, 2), "warn"),
+        ((3, 51, 3), "ok"),
+        ((4, 0, 0), "ok"),
+    ],
+)
+def test_the_doctor_names_an_sqlite_that_may_lose_commits(
+    version: tuple[int, int, int], level: str
+) -> None:
+    finding = doctor._sqlite(version)
+    assert finding.level == level
+    assert ("3.51.3" in finding.message) == (level == "warn" or version == (3, 51, 3))
 
 
 def test_the_doctor_finds_a_database_of_other_keys(

@@ -87,7 +87,7 @@ FIELDS = {
 }
 
 # Fields that an answer may leave out; the others are always there, null where unknown.
-OPTIONAL = {"errors", "expires_at"}
+OPTIONAL = {"errors", "expires_at", "kept"}
 
 # What describes an event in CloudEvents' binary mode.
 CE_HEADERS = {f"ce-{word}" for word in ("specversion", "id", "source", "type", "time", "subject")}

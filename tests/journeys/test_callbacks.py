@@ -490,9 +490,9 @@ async def test_while_storage_fails_a_callback_is_answered_with_503(
         assert answer.json()["code"] == "storage_unavailable"
         assert answer.headers["retry-after"] == "1"
         await database.apply(lambda c: c.execute("PRAGMA query_only=OFF"))
-        queue_max, database._queue_max = database._queue_max, 0
+        queue_max, database._queue.items_max = database._queue.items_max, 0
         assert (await world.call_back()).status_code == 503
-        database._queue_max = queue_max
+        database._queue.items_max = queue_max
         assert await verdicts(world) == []
         world.upstream.finish("task1")
         assert (await world.call_back()).status_code == 200

@@ -457,7 +457,7 @@ async def test_a_poll_that_cannot_be_recorded_is_repeated(tmp_path: Path) -> Non
         answer = {"code": 200, "data": success_report("task1")["data"]}
 
         def answer_and_fill_the_queue(_request: httpx.Request) -> httpx.Response:
-            database._queue_max = 0
+            database._queue.items_max = 0
             return response(200, answer)
 
         world.upstream.poll_replies.append(answer_and_fill_the_queue)
@@ -465,7 +465,7 @@ async def test_a_poll_that_cannot_be_recorded_is_repeated(tmp_path: Path) -> Non
         await world.app.worker.poller.run_due(world.clock.now)
         await world.app.worker.poller.settle()
         assert await status_of(world, generation["id"]) == "processing"
-        database._queue_max = 10_000
+        database._queue.items_max = 10_000
         world.upstream.finish("task1")
         await world.run(1)
         assert await status_of(world, generation["id"]) == "succeeded"

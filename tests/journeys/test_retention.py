@@ -9,6 +9,7 @@ import pytest
 
 from service.delivery import replay
 from service.store import retention
+from service.store.sqlite.group import Transaction
 from tests.harness import Harness, opened
 from tests.journeys.gates import deliveries, queue_answers
 from tests.journeys.test_stats import count_deliveries
@@ -234,3 +235,36 @@ async def test_what_a_disabled_subscriber_is_owed_stays_within_the_retention(
         await world.client.patch(path, json={"status": "active"})
         await world.run()
         assert (await deliveries(world))[0]["status"] == "delivered"
+
+
+async def test_one_step_deletes_few_callbacks_of_a_generation_with_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "PARTS_BATCH", 5)
+    steps: list[tuple[int, int]] = []
+    delete_old = retention._delete_old
+
+    async def record(name: str, tx: Transaction, after: str, **values: Any) -> retention.Progress:
+        before = count_rows(world, "callbacks", "callback_bodies")
+        progress = await delete_old(name, tx, after, **values)
+        left = [
+            (await tx.select(f"SELECT count(*) AS n FROM {table}", {}))[0]["n"]  # noqa: S608
+            for table in before
+        ]
+        steps.append((before["callbacks"] - left[0], before["callback_bodies"] - left[1]))
+        return progress
+
+    monkeypatch.setattr(retention, "_delete_old", record)
+    async with opened(tmp_path, callback_trust="body", retention_days=1) as world:
+        for _ in range(3):
+            await fail_generation(world)
+        for number in range(12):
+            await world.call_back({"number": number}, index=1)
+        await run_days(world, 28)
+        assert count_rows(world, "generations", "callbacks", "callback_bodies") == {
+            "generations": 0,
+            "callbacks": 0,
+            "callback_bodies": 0,
+        }
+    assert max(steps) <= (5, 5)
+    assert all(callbacks == bodies for callbacks, bodies in steps)

@@ -1,6 +1,8 @@
 """A worker that cannot start yet: it waits for the disk, or for another worker to stop."""
 
 import asyncio
+import errno
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -30,20 +32,23 @@ async def stop_worker(world: Harness) -> None:
     await asyncio.wait_for(worker.task, 60)
 
 
-async def test_a_worker_starts_once_its_lock_can_be_opened(
+async def test_a_worker_starts_once_its_lock_can_be_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
     monkeypatch.setattr("service.worker.STANDBY_SECONDS", 0)
-    obstacle = tmp_path / "genhook.db-worker"
-    obstacle.mkdir()
     async with opened(tmp_path) as world:
+        flock = fcntl.flock
+        monkeypatch.setattr(fcntl, "flock", fail)
         worker = world.app.worker
         assert worker is not None
         worker.start()
         await world.subscribe()
         assert not worker.ownership.is_held
         assert worker.is_alive
-        obstacle.rmdir()
+        monkeypatch.setattr(fcntl, "flock", flock)
         await wait_until_working(world)
         await world.generate()
         while not world.subscribers.webhooks:

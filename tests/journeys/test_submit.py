@@ -401,7 +401,7 @@ async def test_a_full_queue_does_not_lose_upstreams_answer(tmp_path: Path) -> No
         database = world.app.database
 
         def fill(_request: httpx.Request) -> httpx.Response:
-            database._queue_max = 0
+            database._queue.items_max = 0
             return response(200, create_answer("task1"))
 
         world.upstream.create_replies.append(fill)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.faults import timeline_of
 from tests.harness import Harness, opened
@@ -118,3 +119,14 @@ async def test_another_tenant_sees_no_timeline(tmp_path: Path) -> None:
             assert (await stranger.get(f"{path}/timeline")).status_code == 404
             assert (await stranger.post(f"{path}/refresh")).status_code == 404
         assert world.upstream.polls == []
+
+
+async def test_a_timeline_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.store.generations.EXCHANGES_MAX", 2)
+    async with opened(tmp_path) as world:
+        generation = await world.generate("cogview-4")
+        for _ in range(5):
+            await world.run(60)
+        assert len(world.upstream.polls) == 5
+        timeline = await timeline_of(world, generation["id"])
+        assert [word for kind, word in timeline if kind == "poll"] == ["processing"] * 2

@@ -1,8 +1,14 @@
 -- name: callbacks_generation_states
--- For each [generation id, body digest] of a JSON list: what the verdict of a callback depends on.
+-- For each [generation id, body digest] of a JSON list: what the verdict of a callback depends on,
+-- and how many callbacks the generation keeps, with how many bytes. Rejected ones, whose digest is
+-- empty, are bounded by themselves.
 SELECT p.key AS position, g.tenant, g.status, g.nonce, g.last_poll_at,
     EXISTS (SELECT 1 FROM callback_bodies b WHERE b.generation_id = g.id
-        AND b.body_digest = json_extract(p.value, '$[1]')) AS is_repeated
+        AND b.body_digest = json_extract(p.value, '$[1]')) AS is_repeated,
+    (SELECT count(*) FROM callback_bodies b
+        WHERE b.generation_id = g.id AND b.body_digest > '') AS kept_count,
+    (SELECT total(length(b.headers) + length(b.body)) FROM callback_bodies b
+        WHERE b.generation_id = g.id AND b.body_digest > '') AS kept_bytes
 FROM json_each(:pairs) p CROSS JOIN generations g ON g.id = json_extract(p.value, '$[0]');
 
 -- name: callbacks_insert
@@ -14,7 +20,11 @@ INSERT INTO callback_bodies (generation_id, body_digest, callback_id, headers, b
 VALUES (:generation_id, :body_digest, :id, :headers, :body);
 
 -- name: callback_by_id
-SELECT c.*, b.headers, b.body
+-- A repeated body is stored with the first callback that had it.
+SELECT c.*, b.headers, CASE WHEN length(b.body) > 0 OR b.body_digest = '' THEN b.body ELSE (
+    SELECT f.body FROM callback_bodies f
+    WHERE f.generation_id = b.generation_id AND f.body_digest = b.body_digest
+    ORDER BY length(f.body) DESC LIMIT 1) END AS body
 FROM callbacks c JOIN callback_bodies b ON b.generation_id = c.generation_id
     AND b.body_digest = c.body_digest AND b.callback_id = c.id
 WHERE c.tenant = :tenant AND c.id = :id;
@@ -27,11 +37,14 @@ WHERE b.generation_id = :generation_id ORDER BY c.id LIMIT 1000;
 -- name: callback_bodies_latest
 SELECT b.body
 FROM callback_bodies b CROSS JOIN callbacks c ON c.tenant = :tenant AND c.id = b.callback_id
-WHERE b.generation_id = :generation_id AND c.verdict IN ('accepted', 'late')
+WHERE b.generation_id = :generation_id AND c.verdict IN ('accepted', 'late') AND length(b.body) > 0
 ORDER BY c.id DESC LIMIT 3;
 
 -- name: callback_latest
-SELECT c.id, b.body
+SELECT c.id, CASE WHEN length(b.body) > 0 THEN b.body ELSE (
+    SELECT f.body FROM callback_bodies f
+    WHERE f.generation_id = b.generation_id AND f.body_digest = b.body_digest
+    ORDER BY length(f.body) DESC LIMIT 1) END AS body
 FROM callback_bodies b CROSS JOIN callbacks c ON c.tenant = :tenant AND c.id = b.callback_id
 WHERE b.generation_id = :generation_id AND c.verdict IN ('accepted', 'unreadable', 'duplicate')
 ORDER BY c.id DESC LIMIT 1;
@@ -52,8 +65,12 @@ DELETE FROM callback_bodies WHERE generation_id = :generation_id AND body_digest
     AND callback_id = :id;
 
 -- name: callbacks_of_generation_delete
+-- The first :most, which are those of callback_bodies_of_generation_delete.
 DELETE FROM callbacks WHERE (tenant, id) IN (
-    SELECT :tenant, callback_id FROM callback_bodies WHERE generation_id = :id);
+    SELECT :tenant, callback_id FROM callback_bodies WHERE generation_id = :id
+    ORDER BY body_digest, callback_id LIMIT :most);
 
 -- name: callback_bodies_of_generation_delete
-DELETE FROM callback_bodies WHERE generation_id = :id;
+DELETE FROM callback_bodies WHERE (generation_id, body_digest, callback_id) IN (
+    SELECT generation_id, body_digest, callback_id FROM callback_bodies WHERE generation_id = :id
+    ORDER BY body_digest, callback_id LIMIT :most);

@@ -109,6 +109,11 @@ LIMIT :limit;
 -- name: generation_move_on
 UPDATE generations SET next_poll_at = :due_at, trouble_count = :trouble_count WHERE id = :id;
 
+-- name: generation_set_aside
+UPDATE generations SET next_poll_at = :due_at,
+    submit_at = CASE WHEN submit_at IS NULL THEN NULL ELSE :due_at END
+WHERE id = :id;
+
 -- name: generation_next_poll
 SELECT min(next_poll_at) AS due_at FROM generations
 WHERE next_poll_at IS NOT NULL AND next_poll_at > :now;
@@ -169,10 +174,12 @@ ORDER BY day DESC, model LIMIT 10000;
 -- name: generations_old
 -- The next generations from before a time. One can be deleted once it has ended, no poll,
 -- confirmation or callback is expected any more, and its events are deleted.
-SELECT g.id, g.tenant, g.status IN ('succeeded', 'failed', 'timed_out')
+-- One whose columns are no JSON stays, but it holds up no other.
+SELECT g.id, g.tenant, g.status IN ('succeeded', 'failed', 'timed_out') AND json_valid(g.event_ids)
     AND g.next_poll_at IS NULL AND g.completed_at < :before AND g.deadline_at < :deadline_before
     AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
-    AND NOT EXISTS (SELECT 1 FROM json_each(g.event_ids) i CROSS JOIN events e ON e.id = i.value)
+    AND NOT EXISTS (SELECT 1 FROM json_each(
+            CASE WHEN json_valid(g.event_ids) THEN g.event_ids ELSE '[]' END) i CROSS JOIN events e ON e.id = i.value)
         AS is_deletable
 FROM generations g WHERE g.id > :after AND g.id < :before_id ORDER BY g.id LIMIT :limit;
 
@@ -184,8 +191,10 @@ DELETE FROM generation_bodies WHERE generation_id = :id;
 
 -- name: generation_metadata_delete
 DELETE FROM generation_metadata WHERE (tenant, name, value, generation_id) IN (
-    SELECT :tenant, m.key, m.value, :id FROM generation_bodies b, json_each(b.metadata) m
+    SELECT :tenant, m.key, m.value, :id FROM generation_bodies b, json_each(
+        CASE WHEN json_valid(b.metadata) THEN b.metadata ELSE '{}' END) m
     WHERE b.generation_id = :id);
 
 -- name: exchanges_delete
-DELETE FROM exchanges WHERE generation_id = :id;
+DELETE FROM exchanges WHERE (generation_id, kind, number) IN (
+    SELECT generation_id, kind, number FROM exchanges WHERE generation_id = :id LIMIT :most);

@@ -17,6 +17,9 @@ UPDATE replays SET status = :status, done = :done, cursor = :cursor, due_at = :d
     finished_at = :finished_at
 WHERE id = :id;
 
+-- name: replay_set_aside
+UPDATE replays SET due_at = :due_at WHERE id = :id;
+
 -- name: replays_due
 SELECT id FROM replays WHERE due_at <= :now ORDER BY due_at LIMIT :limit;
 

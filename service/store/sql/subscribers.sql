@@ -45,6 +45,9 @@ UPDATE tenants SET sealed_secrets = :sealed_secrets WHERE id = :id;
 -- name: subscribers_bump_revision
 UPDATE revisions SET number = number + 1 WHERE noun = 'subscribers';
 
+-- name: subscribers_touch_revision
+UPDATE revisions SET number = number WHERE noun = 'subscribers';
+
 -- name: subscribers_revision
 SELECT number FROM revisions WHERE noun = 'subscribers';
 

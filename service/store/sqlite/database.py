@@ -7,17 +7,20 @@ records of attempts, wait a moment for others: each commit costs a sync of the d
 """
 
 import asyncio
+import contextlib
+import math
+import os
 import sqlite3
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from service.model.clock import Clock, now_ms
-from service.model.errors import StorageBusyError, StorageError
-from service.store.database import T, Unit
+from service.model.errors import StorageError
+from service.store.database import T, Transaction, Unit
 from service.store.sqlite import group, schema
 from service.store.sqlite.connection import Connection, checkpoint, connect
 from service.store.sqlite.readers import Readers
+from service.store.sqlite.write_queue import STALLED, Queue
 from service.telemetry import log
 
 _log = log.get()
@@ -26,6 +29,8 @@ GROUP_MAX = 512
 CHECKPOINT_SECONDS = 0.25  # Often, so that each one is short.
 RETRY_SECONDS = 1.0
 PATIENCE_SECONDS = 0.02  # Of units that may wait for a group.
+FAILING_SECONDS = 5.0  # So long after a failed commit `write_problem` still tells of it.
+PROBE_SECONDS = 10.0  # If the last commit is older, `write_problem` tries one.
 
 
 def _resolve(items: Iterable[group.Item], failure: BaseException | None) -> None:
@@ -36,10 +41,14 @@ def _resolve(items: Iterable[group.Item], failure: BaseException | None) -> None
             continue
         if error is None:
             item.future.set_result(item.result)
-        elif isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
+        elif _is_of_database(error):
             item.future.set_exception(StorageError(f"the database failed: {error}"))
         else:
             item.future.set_exception(error)
+
+
+def _is_of_database(error: BaseException | None) -> bool:
+    return isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError)
 
 
 class Database:
@@ -48,8 +57,10 @@ class Database:
     def __init__(self, path: str, *, clock: Clock = now_ms, queue_max: int = 10_000) -> None:
         self.path = path
         self._clock = clock
-        self._queue: deque[group.Item] = deque()
-        self._queue_max = queue_max
+        # Of the file itself, for the lock on it. It is closed after every connection: closing any
+        # descriptor of a file drops the locks that SQLite holds on it for this process (POSIX).
+        self.descriptor = -1
+        self._queue = Queue(queue_max)
         self._retried: list[group.Item] = []
         self._wake = asyncio.Event()
         self._wake_timer: asyncio.TimerHandle | None = None
@@ -58,10 +69,18 @@ class Database:
         self._stream: asyncio.Task[None] | None = None
         self._checkpoint_timer: asyncio.TimerHandle | None = None
         self._checkpoint: asyncio.Task[None] | None = None
+        # Times of the loop's clock, and why the last failed commit failed.
+        self._committed_at, self._failed_at, self._failure = -math.inf, -math.inf, ""
+        self._probe: asyncio.Future[str | None] | None = None
 
     async def open(self) -> None:
         """Open the writer's connection. StorageError if the file cannot be opened."""
         self._writer = await connect(self.path, writes=True)
+        try:
+            self.descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            await self._writer.close()
+            raise StorageError(f"cannot open {self.path}: {error.strerror}") from error
         self._stream = asyncio.create_task(self._commit_stream(), name="commit-stream")
 
     async def close(self) -> None:
@@ -70,6 +89,7 @@ class Database:
         self._retry()
         if stream:
             await stream
+        self._queue.clear()
         _resolve(self._retried, StorageError("the database is closed"))
         if self._checkpoint_timer:
             self._checkpoint_timer.cancel()
@@ -79,6 +99,9 @@ class Database:
         if self._writer:
             await self._writer.close()
             self._writer = None
+        with contextlib.suppress(OSError):
+            os.close(self.descriptor)
+        self.descriptor = -1
 
     async def migrate(self) -> list[str]:
         """Apply the missing migrations; return their names. StorageError for any other file."""
@@ -93,15 +116,41 @@ class Database:
         """Return what is wrong with the version of the schema, or None."""
         return await self._readers.read(schema.problem)
 
-    def write(self, unit: Unit[T], *args: object) -> Awaitable[T]:
+    async def write_problem(self) -> str | None:
+        """Return why commits fail, or None. It tries one if there was none for a while."""
+        now = asyncio.get_running_loop().time()
+        if self._queue.is_stalled:
+            return STALLED
+        if now - self._failed_at < FAILING_SECONDS:
+            return self._failure
+        if now - self._committed_at < PROBE_SECONDS:
+            return None
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.ensure_future(self._try_commit())
+        return await asyncio.shield(self._probe)
+
+    async def _try_commit(self) -> str | None:
+        try:
+            await self.write(_touch)
+        except StorageError as error:
+            return str(error)
+        return None
+
+    def write(self, unit: Unit[T], *args: object, held_bytes: int = 0) -> Awaitable[T]:
         """Run `unit(tx, *args)`. The awaitable returns its result after the commit."""
-        return self._enqueue(group.Item(unit, args))
+        return self._enqueue(group.Item(unit, args, held_bytes=held_bytes))
 
     def write_batched(
-        self, unit: Unit[Sequence[T]], item: object, *, may_wait: bool = False
+        self,
+        unit: Unit[Sequence[T]],
+        item: object,
+        *,
+        held_bytes: int = 0,
+        may_wait: bool = False,
     ) -> Awaitable[T]:
         """Like `write`, for a unit over a list: one call gets all items that wait for it."""
-        return self._enqueue(group.Item(unit, (item,), batched=True), may_wait=may_wait)
+        new = group.Item(unit, (item,), batched=True, held_bytes=held_bytes)
+        return self._enqueue(new, may_wait=may_wait)
 
     def write_always(self, unit: Unit[T], *args: object) -> Awaitable[T]:
         """Like `write`, but never refused: retried every second until stored or closed."""
@@ -131,9 +180,7 @@ class Database:
     def _enqueue(self, item: group.Item, *, may_wait: bool = False) -> Awaitable[Any]:
         if self._stream is None:
             raise StorageError("the database is closed")
-        if len(self._queue) >= self._queue_max and not item.always:
-            raise StorageBusyError("the queue in front of the database is full")
-        self._queue.append(item)
+        self._queue.put(item)
         if not may_wait:
             self._wake.set()
         elif self._wake_timer is None:
@@ -148,7 +195,7 @@ class Database:
             if self._wake_timer is not None:
                 self._wake_timer.cancel()
                 self._wake_timer = None
-            items = [self._queue.popleft() for _ in range(min(len(self._queue), GROUP_MAX))]
+            items = self._queue.take(GROUP_MAX)
             if not self._queue and self._stream is not None:
                 self._wake.clear()
             if items:
@@ -162,6 +209,8 @@ class Database:
         except Exception as error:  # noqa: BLE001  it becomes every caller's error
             failure = error
         loop = asyncio.get_running_loop()
+        self._note(loop.time(), [failure] if failure else [item.error for item in items])
+        self._queue.finish()
         if self._checkpoint_timer is None:
             self._checkpoint_timer = loop.call_later(CHECKPOINT_SECONDS, self._start_checkpoint)
         retried = [i for i in items if i.always and group.is_storage_failure(failure or i.error)]
@@ -178,12 +227,20 @@ class Database:
             except Exception:  # noqa: BLE001  later commits must still happen
                 _log.exception("commit.follow_up_failed")
 
+    def _note(self, now: float, errors: Sequence[BaseException | None]) -> None:
+        """Remember how a commit ended, for `write_problem`."""
+        failure = next(filter(_is_of_database, errors), None)
+        if failure is not None:
+            self._failed_at, self._failure = now, str(failure)
+        elif None in errors:
+            self._committed_at = now
+
     def _retry(self) -> None:
         """Queue the items of `write_always` again that could not be stored."""
         items, self._retried = self._retried, []
         for item in items:
             item.error = None
-        self._queue.extend(items)
+            self._queue.put(item)
         self._wake.set()
 
     def _start_checkpoint(self) -> None:
@@ -202,3 +259,8 @@ class Database:
             _log.warning("checkpoint.failed", error=str(error))  # The next checkpoint does more.
         finally:
             self._checkpoint_timer = None
+
+
+async def _touch(tx: Transaction) -> None:
+    """Write a row as it is: whether the disk takes it is all that is asked."""
+    await tx.run("subscribers_touch_revision")

@@ -1,6 +1,7 @@
 """Runs a group of units on SQLite in one transaction (docs/decisions/0002)."""
 
 import asyncio
+import math
 import sqlite3
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -70,6 +71,8 @@ class Item:
     args: tuple[Any, ...]
     batched: bool = False
     always: bool = False
+    held_bytes: int = 0  # Of what a client or upstream sent, which waits in memory.
+    ends_at: float = math.inf  # When its caller stops waiting, by the loop's clock.
     future: asyncio.Future[Any] = field(default_factory=asyncio.Future)
     result: Any = None
     error: BaseException | None = None

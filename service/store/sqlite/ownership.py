@@ -3,46 +3,54 @@
 import fcntl
 import os
 import sqlite3
-from pathlib import Path
-from typing import IO
 
 from service.model.errors import StorageError
 from service.store.sqlite.database import Database
 
+# Elsewhere `flock` and the locks of SQLite, which are POSIX locks, exclude each other.
+LOCKS_THE_DATABASE = os.uname().sysname == "Linux"
+
 
 class FileLock:
-    """Ownership of a database file, by `flock` on a file beside it."""
+    """Ownership of a database file, by `flock` on the file itself.
+
+    It is its inode that is locked, so every name leads to the same lock, and none can be deleted.
+    On other systems than Linux the lock is on a file beside the database, where its links lead.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._file: IO[bytes] | None = None
+        self._descriptor = -1  # Of the file beside the database, if that is locked.
         self._data_version = 0
-
-    @property
-    def is_held(self) -> bool:
-        """True while this process has the lock."""
-        return self._file is not None
+        self.is_held = False
 
     def acquire(self) -> bool:
-        """Take the lock if no process has it. StorageError if its file cannot be opened."""
-        path = Path(f"{self._database.path}-worker")
+        """Take the lock if no process has it. StorageError if that cannot be determined."""
         try:
-            file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb+")
-        except OSError as error:
-            raise StorageError(f"cannot open {path}: {error.strerror}") from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
+            fcntl.flock(self._open(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             return False
-        self._file = file
+        except OSError as error:
+            raise StorageError(f"cannot lock {self._database.path}: {error.strerror}") from error
+        self.is_held = True
         return True
+
+    def _open(self) -> int:
+        if LOCKS_THE_DATABASE:
+            return self._database.descriptor
+        if self._descriptor < 0:
+            path = f"{os.path.realpath(self._database.path)}-worker"
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        return self._descriptor
 
     def release(self) -> None:
         """Let another process have the lock."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self.is_held:
+            fcntl.flock(self._open(), fcntl.LOCK_UN)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        self.is_held = False
 
     async def other_process_committed(self) -> bool:
         """True if another process has committed since the last call; False at the first."""

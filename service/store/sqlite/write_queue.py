@@ -1,0 +1,97 @@
+"""The queue in front of the writer: bounded in units, in bytes and in seconds.
+
+A unit that waits holds the body of its request in memory, so a number of units alone is no bound.
+No caller waits longer than WAIT_SECONDS, whatever the disk does.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from service.model.errors import StorageBusyError
+from service.store.sqlite.group import Item
+
+QUEUE_BYTES_MAX = 64 << 20  # Of the bodies whose units wait for a commit or are in one.
+WAIT_SECONDS = 5.0
+STALLED = "the database did not commit in time"
+
+
+class Queue:
+    """The units that wait for a commit, and those that are in one."""
+
+    def __init__(self, items_max: int, bytes_max: int = QUEUE_BYTES_MAX) -> None:
+        self.items_max = items_max
+        self.bytes_max = bytes_max
+        self.is_stalled = False  # Callers of the commit under way have stopped waiting.
+        self._waiting: deque[Item] = deque()
+        self._committing: Sequence[Item] = ()
+        self._held_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, item: Item) -> None:
+        """Add an item. StorageBusyError if it has to be refused, which `always` never is."""
+        if not item.always:
+            self._admit(item)
+        self._held_bytes += item.held_bytes
+        self._waiting.append(item)
+
+    def _admit(self, item: Item) -> None:
+        if self.is_stalled:
+            raise StorageBusyError(STALLED)
+        held_bytes = self._held_bytes + item.held_bytes
+        # One body may be larger than the bound: it is admitted if it is the only one.
+        is_over = held_bytes > self.bytes_max and self._held_bytes > 0
+        if (is_over and item.held_bytes) or len(self._waiting) >= self.items_max:
+            raise StorageBusyError("the queue in front of the database is full")
+        loop = asyncio.get_running_loop()
+        item.ends_at = loop.time() + WAIT_SECONDS
+        if self._timer is None:
+            self._timer = loop.call_at(item.ends_at, self.end_waits)
+
+    def take(self, limit: int) -> Sequence[Item]:
+        """Return the next items, which are in a commit until `finish`."""
+        count = min(len(self._waiting), limit)
+        self._committing = [self._waiting.popleft() for _ in range(count)]
+        return self._committing
+
+    def finish(self) -> None:
+        """End the commit of the items that were taken."""
+        self._release(self._committing)
+        self._committing, self.is_stalled = (), False
+
+    def clear(self) -> None:
+        """Forget everything that waits."""
+        self._release(self._waiting)
+        self._waiting.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def end_waits(self) -> None:
+        """Fail the items that have waited for too long. Those not in a commit are not run at all.
+
+        Of those in a commit nobody knows yet whether they are stored, as after a crash.
+        """
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+
+        def is_late(item: Item) -> bool:
+            return item.ends_at <= now
+
+        self.is_stalled |= any(map(is_late, self._committing))
+        dropped = list(filter(is_late, self._waiting))
+        for item in (*filter(is_late, self._committing), *dropped):
+            if not item.future.done():
+                item.future.set_exception(StorageBusyError(STALLED))
+        if dropped:
+            self._waiting = deque(item for item in self._waiting if not is_late(item))
+            self._release(dropped)
+        items = (*self._committing, *self._waiting)
+        ends = [item.ends_at for item in items if not (item.always or is_late(item))]
+        self._timer = loop.call_at(min(ends), self.end_waits) if ends else None
+
+    def _release(self, items: Iterable[Item]) -> None:
+        self._held_bytes -= sum(item.held_bytes for item in items)

@@ -1,0 +1,139 @@
+"""The queue in front of the database: bounded in bytes and seconds; a failing disk is told."""
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from service.model.errors import StorageBusyError, StorageError
+from service.store.sqlite import database as database_module
+from service.store.sqlite import write_queue as queue_module
+from service.store.sqlite.database import Database
+from service.store.sqlite.group import Transaction
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    opened = Database(str(tmp_path / "test.db"), clock=lambda: 7)
+    await opened.open()
+    await opened.migrate()
+    yield opened
+    await opened.close()
+
+
+@contextmanager
+def hanging(database: Database) -> Iterator[None]:
+    """Let the disk hang: the writer's thread waits until the end of the context."""
+    disk = threading.Event()
+    hang = asyncio.ensure_future(database.apply(lambda _: disk.wait()))
+    try:
+        yield
+    finally:
+        disk.set()
+        hang.add_done_callback(lambda done: done.result())
+
+
+async def write(tx: Transaction) -> int:
+    return await tx.run("subscribers_bump_revision")
+
+
+async def write_all(tx: Transaction, items: list[str]) -> list[int]:
+    return [await write(tx) for _ in items]
+
+
+async def revision(database: Database) -> int:
+    rows = await database.apply(
+        lambda connection: connection.execute("SELECT number FROM revisions").fetchall()
+    )
+    return int(rows[0][0])
+
+
+async def test_the_queue_is_bounded_in_bytes(database: Database) -> None:
+    database._queue.bytes_max = 100
+    with hanging(database):
+        waiting = [database.write(write, held_bytes=60), database.write(write, held_bytes=40)]
+        await asyncio.sleep(0)  # noqa: TID251  they are in a commit, and still held
+        with pytest.raises(StorageBusyError, match="full"):
+            database.write(write, held_bytes=1)
+        with pytest.raises(StorageBusyError, match="full"):
+            database.write_batched(write_all, "item", held_bytes=1)
+        waiting.append(database.write(write))  # It holds no body.
+    assert await asyncio.gather(*waiting) == [1, 1, 1]
+    assert await database.write(write, held_bytes=100) == 1
+
+
+async def test_a_body_above_the_bound_is_stored_if_it_is_the_only_one(database: Database) -> None:
+    database._queue.bytes_max = 100
+    large = database.write(write, held_bytes=1_000)
+    with pytest.raises(StorageBusyError):
+        database.write(write, held_bytes=1)
+    assert await large == 1
+    assert await database.write(write, held_bytes=1_000) == 1
+
+
+async def test_nobody_waits_for_a_disk_that_hangs(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_module, "WAIT_SECONDS", 0)
+    with hanging(database):
+        committing = database.write(write, held_bytes=1)
+        await asyncio.sleep(0)  # noqa: TID251  it is in a commit now
+        waiting = database.write(write, held_bytes=1)
+        always = database.write_always(write)
+        for late in (committing, waiting):
+            with pytest.raises(StorageBusyError, match="in time"):
+                await asyncio.wait_for(late, 10)
+        with pytest.raises(StorageBusyError, match="in time"):
+            database.write(write)
+        assert await database.write_problem() == "the database did not commit in time"
+        assert database.queued == 1
+    assert await always == 1
+    assert await revision(database) == 2, "a unit that was given up in the queue has run"
+    monkeypatch.setattr(queue_module, "WAIT_SECONDS", 5)
+    assert await database.write(write) == 1
+    assert await database.write_problem() is None
+    assert database._queue._held_bytes == 0
+
+
+async def test_a_failed_commit_is_told_and_a_later_one_tried(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await database.write_problem() is None
+    await database.apply(lambda c: c.execute("PRAGMA query_only=ON"))
+    assert await database.write_problem() is None, "a commit is tried though one was just made"
+    monkeypatch.setattr(database_module, "PROBE_SECONDS", 0)
+    assert "readonly" in str(await database.write_problem())
+    await database.apply(lambda c: c.execute("PRAGMA query_only=OFF"))
+    assert await database.write(write) == 1
+    assert "readonly" in str(await database.write_problem()), "failures are told for a while"
+    monkeypatch.setattr(database_module, "FAILING_SECONDS", 0)
+    assert await database.write_problem() is None
+
+
+async def test_a_unit_that_raises_is_no_fault_of_the_disk(database: Database) -> None:
+    async def fail(_tx: Transaction) -> None:
+        raise sqlite3.IntegrityError("UNIQUE")
+
+    with pytest.raises(sqlite3.IntegrityError):
+        await database.write(fail)
+    assert await database.write_problem() is None
+
+
+async def test_those_who_ask_together_share_a_trial(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = []
+
+    async def touch(tx: Transaction) -> None:
+        trials.append(tx)
+        raise StorageError("failing")
+
+    monkeypatch.setattr(database_module, "PROBE_SECONDS", 0)
+    monkeypatch.setattr(database_module, "_touch", touch)
+    problems = await asyncio.gather(*(database.write_problem() for _ in range(5)))
+    assert problems == ["failing"] * 5
+    assert len(trials) == 1
