@@ -82,7 +82,7 @@ async def task_id_of_callbacks(tx: Transaction, generation: Generation) -> str |
     """Return the task id that callbacks name; ids of other generations' tasks do not count."""
     for body in await callbacks.latest_bodies(tx, generation.tenant, generation.id):
         report = wire.read_callback(body)
-        task_id = report.task_id if report else None
-        if task_id and not await generations.another_has_task(tx, task_id, generation.id):
-            return task_id
+        ids = report.task_ids if report else ()
+        if ids and not await generations.another_has_task(tx, ids, generation.id):
+            return ids[0]
     return None

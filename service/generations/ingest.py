@@ -236,7 +236,7 @@ async def _names_other_task(tx: Transaction, batch: Batch, proof: Proof) -> bool
     generation = batch.generations[proof.arrival.generation_id]
     if not ids or generation.task_id is not None:
         return bool(ids) and generation.task_id not in ids
-    return await generations.another_has_task(tx, ids[0], generation.id)
+    return await generations.another_has_task(tx, ids, generation.id)
 
 
 def _apply(tx: Transaction, batch: Batch, proof: Proof) -> bool:

@@ -14,42 +14,98 @@ from service.generations.sightings import (
 )
 from service.model.generation import Generation
 from service.store import generations
+from service.store.database import Transaction
 from service.store.rows import json_text
+from service.telemetry import log
 from service.upstream import wire
+
+_log = log.get()
+
+CONFLICT_CODE = "task_id_conflict"
+CONFLICT_MESSAGE = "Upstream answered with the task of another generation"
+
+
+async def judge_submission(
+    tx: Transaction, context: Context, generation: Generation, reply: Reply
+) -> Reply:
+    """Return the reply to a submission with what may be applied of it.
+
+    Two generations of equal model and input may share a task: some upstreams remove duplicates.
+    Any other id that genhook knows already is another generation's.
+    """
+    answer = reply.answer
+    if not isinstance(answer, wire.Report) or not answer.task_ids:
+        return reply
+    if generation.task_id is not None:
+        if generation.task_id in answer.task_ids:
+            return reply
+        # A confirmed callback was first, and named the task. This answer only says "taken".
+        answer = wire.Report("processing", generation.task_id)
+        return replace(reply, answer=answer, update=ingest.update_of(context, answer))
+    owner = await generations.owner_of_tasks(tx, answer.task_ids, generation.id)
+    if owner is None or owner == (generation.model, generation.input):
+        return reply
+    message = context.redactor.json(f"{CONFLICT_MESSAGE}: {answer.task_ids[0]}.")
+    _log.warning("submission.task_id_conflict", generation_id=generation.id)
+    update = ingest.Update(status="failed", error={"code": CONFLICT_CODE, "message": message})
+    # It may have been billed, so it is not sent again.
+    reply = _with(context, reply, wire.NoReport("lost", message=message))
+    return replace(reply, update=update)
 
 
 async def judge(
     context: Context, sightings: Sightings, generation: Generation, reply: Reply
 ) -> Reply:
-    """Return the reply with what may be applied of it."""
+    """Return the reply to a poll with what may be applied of it."""
     answer = reply.answer
     if not isinstance(answer, wire.Report):
         return reply
     now = reply.exchange.at
     if answer.task_ids and reply.task_id not in answer.task_ids:
         other_id = answer.task_ids[0]
-        database = context.database
-        is_known = await database.read(generations.another_has_task, other_id, generation.id)
-        if is_known or not sightings.is_alias(generation.id, other_id, now):
-            return _as_trouble(context, reply, other_id)
+        if not await _is_alias(context, sightings, generation, other_id, now):
+            message = f"the answer names another task: {other_id}"
+            message = context.redactor.json(message)
+            return _with(context, reply, wire.NoReport("other_task", message=message))
         # The task keeps the id by which it can be asked about.
         answer = replace(answer, task_id=reply.task_id)
     elif answer.possible is None:
         sightings.forget(generation.id)
     if answer.possible and _is_proved(sightings, generation, answer, now):
         answer = replace(answer.possible, task_id=answer.task_id)
-    if answer is reply.answer:
-        return reply
-    exchange = replace(reply.exchange, outcome=answer.state)
-    update = ingest.update_of(context, answer)
+    return reply if answer is reply.answer else _with(context, reply, answer)
+
+
+def _with(context: Context, reply: Reply, answer: wire.Answer) -> Reply:
+    """Return the reply as if upstream had given this answer."""
+    is_report = isinstance(answer, wire.Report)
+    exchange = replace(
+        reply.exchange,
+        outcome=answer.state if isinstance(answer, wire.Report) else answer.outcome,
+        detail=reply.exchange.detail if isinstance(answer, wire.Report) else answer.message,
+    )
+    update = ingest.update_of(context, answer) if is_report else None
     return replace(reply, answer=answer, update=update, exchange=exchange)
 
 
-def _as_trouble(context: Context, reply: Reply, other_id: str) -> Reply:
-    message = context.redactor.json(f"the answer names another task: {other_id}")
-    answer = wire.NoReport("other_task", message=message)
-    exchange = replace(reply.exchange, outcome=answer.outcome, detail=message)
-    return replace(reply, answer=answer, update=None, exchange=exchange)
+async def _is_alias(
+    context: Context, sightings: Sightings, generation: Generation, other_id: str, now: int
+) -> bool:
+    """Whether an id is another name of this generation's task; learn it when it comes often.
+
+    Resellers show the id of the service behind them. A name is kept in rows, and one that a second
+    generation meets is revoked for good.
+    """
+    database = context.database
+    if await database.read(generations.another_has_task, [other_id], generation.id):
+        if await database.read(generations.is_name, other_id, generation.id) is False:
+            await database.write(generations.revoke_name, other_id)
+        return False
+    is_name = await database.read(generations.is_name, other_id, generation.id)
+    if is_name is None and sightings.is_alias(generation.id, other_id, now):
+        await database.write(generations.learn_name, other_id, generation.id)
+        is_name = await database.read(generations.is_name, other_id, generation.id)
+    return bool(is_name)
 
 
 def _is_proved(sightings: Sightings, generation: Generation, answer: wire.Report, now: int) -> bool:

@@ -36,6 +36,7 @@ _DELETES = {
             "generation_metadata_delete",
             "generation_body_delete",
             "exchanges_delete",
+            "task_names_delete",
             "callbacks_of_generation_delete",
             "callback_bodies_of_generation_delete",
             "generation_delete",

@@ -1,5 +1,6 @@
 """Upstream's answers are compared with the question, and one answer may not be enough."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +165,127 @@ def test_credits_fit_in_a_column_whatever_the_input(count: float) -> None:
     amount = catalogue.credits(model, {"prompt": "x", "num_images": count})
     assert amount == catalogue.CREDITS_MAX
     assert msgspec.json.encode(amount)
+
+
+# Tasks that two generations have
+
+
+async def create(world: Harness, *answers: Any, **input_: Any) -> dict[str, Any]:
+    world.upstream.create_replies.extend(httpx.Response(200, json=answer) for answer in answers)
+    return await world.generate(**input_)
+
+
+async def shown(world: Harness, generation: dict[str, Any]) -> dict[str, Any]:
+    return await world.get(f"/v1/generations/{generation['id']}")
+
+
+async def test_equal_generations_share_a_task_and_one_answer_ends_both(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.subscribe()
+        first = await create(world, create_answer("shared"))
+        second = await create(world, create_answer("shared"))
+        world.upstream.finish("shared")
+        answer = await world.client.post(f"/v1/generations/{second['id']}/refresh")
+        assert answer.json()["status"] == "succeeded"
+        assert (await shown(world, first))["status"] == "succeeded"
+        assert world.upstream.polls == ["shared"]
+        await world.run(60)
+        assert world.subscribers.event_types().count("generation.succeeded") == 2
+        assert world.upstream.polls == ["shared"]
+
+
+@pytest.mark.parametrize("answer", [create_answer("task1"), success_report("task1")])
+async def test_a_create_answer_with_the_task_of_another_generation_is_a_conflict(
+    tmp_path: Path, answer: dict[str, Any]
+) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        first = await world.generate(input={"prompt": "a cat"})
+        second = await create(world, answer, input={"prompt": "a dog"})
+        second = await shown(world, second)
+        assert (second["status"], second["error"]["code"]) == ("failed", "task_id_conflict")
+        assert second["task_id"] is None
+        assert len(world.upstream.creates) == 2
+        world.upstream.finish("task1")
+        await world.run(60)
+        assert (await shown(world, first))["status"] == "succeeded"
+        assert (await shown(world, second))["output"] is None
+        assert len(world.upstream.creates) == 2
+
+
+async def test_a_create_answer_after_a_confirmed_callback_gives_no_other_task(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        gate, answered = asyncio.Event(), asyncio.Event()
+        client_create = world.app.context.client.create
+
+        async def create_late(path: str, body: dict[str, Any]) -> Any:
+            answer = await client_create(path, body)
+            answered.set()
+            await gate.wait()
+            return answer
+
+        world.app.context.client.create = create_late  # type: ignore[method-assign]
+        world.upstream.create_replies.append(httpx.Response(200, json=success_report("stranger")))
+        request = asyncio.create_task(world.generate())
+        await answered.wait()
+        await world.call_back({"task_id": "own", "status": "processing"})
+        await world.run()
+        gate.set()
+        generation = await shown(world, await request)
+        assert (generation["status"], generation["task_id"]) == ("processing", "own")
+
+
+# Other names of tasks
+
+
+async def test_a_learned_name_is_kept_over_a_restart_and_proves_what_takes_several_answers(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        working = told("behind", status="IN_PROGRESS")
+        await poll(world, working, working, working)
+        await world.restart()
+        done = told("behind", status="SUCCESS", text="what was said")
+        generation = await poll(world, done, done, done, seconds=60)
+        assert generation["status"] == "processing"
+        generation = await poll(world, done, seconds=60)
+        assert (generation["status"], generation["task_id"]) == ("succeeded", "task1")
+
+
+async def test_a_name_that_a_second_generation_meets_is_revoked_for_good(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        working = told("behind", status="IN_PROGRESS")
+        await poll(world, working, working, working)
+        second = await world.generate(input={"prompt": "another"})
+        world.upstream.tasks["task1"] = {"status": "IN_PROGRESS"}
+        world.upstream.tasks["task2"] = {"task_id": "behind", "status": "SUCCESS", "output": [PNG]}
+        await world.run(300)
+        await world.restart()
+        done = {"task_id": "behind", "status": "SUCCESS", "output": [PNG]}
+        world.upstream.tasks |= {"task1": done, "task2": done}
+        for _ in range(4):
+            await world.run(300)
+        page = await world.get("/v1/generations")
+        assert [generation["status"] for generation in page["data"]] == ["processing"] * 2
+        assert (await shown(world, second))["task_id"] == "task2"
+
+
+async def test_a_learned_name_is_never_believed_in_a_callback(tmp_path: Path) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        generation = await world.generate()
+        working = told("behind", status="IN_PROGRESS")
+        await poll(world, working, working, working, seconds=700)
+        await world.call_back(success_report("behind"))
+        assert (await shown(world, generation))["status"] == "processing"
+
+
+async def test_the_create_answer_with_a_learned_name_is_a_conflict(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        working = told("behind", status="IN_PROGRESS")
+        await poll(world, working, working, working)
+        second = await create(world, create_answer("behind"), input={"prompt": "another"})
+        assert (await shown(world, second))["error"]["code"] == "task_id_conflict"
