@@ -1,11 +1,15 @@
 """Compares upstream's answer with the question, and decides what one answer does not prove."""
 
+from collections.abc import Mapping
+
 from msgspec.structs import replace
 
 from service.context import Context
-from service.generations import ingest
-from service.generations.ingest import Reply
+from service.generations import budget, ingest
+from service.generations.ingest import Batch, Reply
 from service.generations.sightings import (
+    DECLINED_ANSWERS,
+    DECLINED_SPAN_MS,
     FILES_ANSWERS,
     FILES_SPAN_MS,
     LINK_ANSWERS,
@@ -16,7 +20,7 @@ from service.model.generation import Generation
 from service.store import generations
 from service.store.database import Transaction
 from service.store.rows import json_text
-from service.telemetry import log
+from service.telemetry import log, metrics
 from service.upstream import wire
 
 _log = log.get()
@@ -53,14 +57,29 @@ async def judge_submission(
     return replace(reply, update=update)
 
 
+def share_outcomes(batch: Batch, replies: Mapping[str, Reply]) -> None:
+    """Give the outcome of a task to all that share it: one question, an outcome for each."""
+    for id_, other in list(batch.generations.items()):
+        for reply in () if id_ in replies else replies.values():
+            asked = batch.generations[reply.exchange.generation_id]
+            is_shared = (other.task_id, other.model, other.input) == (
+                *(asked.task_id, asked.model, asked.input),
+            )
+            if is_shared and reply.update and reply.update.status in ("succeeded", "failed"):
+                batch.ingest(id_, reply.update)
+
+
 async def judge(
     context: Context, sightings: Sightings, generation: Generation, reply: Reply
 ) -> Reply:
     """Return the reply to a poll with what may be applied of it."""
     answer = reply.answer
-    if not isinstance(answer, wire.Report):
-        return reply
+    if isinstance(answer, wire.NoReport):
+        return _judge_decline(context, sightings, generation, reply, answer)
     now = reply.exchange.at
+    if reply.task_id in answer.task_ids:
+        route = budget.status_path(context.catalogue, generation)
+        sightings.routes.note_answer(route, generation.id, now)
     if answer.task_ids and reply.task_id not in answer.task_ids:
         other_id = answer.task_ids[0]
         if not await _is_alias(context, sightings, generation, other_id, now):
@@ -74,6 +93,38 @@ async def judge(
     if answer.possible and _is_proved(sightings, generation, answer, now):
         answer = replace(answer.possible, task_id=answer.task_id)
     return reply if answer is reply.answer else _with(context, reply, answer)
+
+
+def _judge_decline(
+    context: Context,
+    sightings: Sightings,
+    generation: Generation,
+    reply: Reply,
+    answer: wire.NoReport,
+) -> Reply:
+    """Return the failure that a question's repeated refusal means, or the reply as it is.
+
+    It is about the task only where another task was answered about meanwhile on the same route;
+    else the route is in trouble.
+    """
+    now, routes = reply.exchange.at, sightings.routes
+    if answer.code is None:
+        return reply
+    content = json_text(["declined", answer.code, answer.message])
+    sighting = sightings.note(generation.id, content, now)
+    if sighting.count < DECLINED_ANSWERS or now - sighting.first_at < DECLINED_SPAN_MS:
+        return reply
+    route = budget.status_path(context.catalogue, generation)
+    if routes.answered_another(route, generation.id, sighting.first_at):
+        code, message = answer.code, answer.message
+        failure = wire.Report("failed", reply.task_id, error_code=code, error_message=message)
+        return _with(context, reply, failure)
+    if route not in routes.troubled:
+        routes.troubled.add(route)
+        metrics.troubled_routes.add(1)
+        message = context.redactor.json(answer.message)
+        _log.warning("upstream.route_declines", route=route, code=answer.code, message=message)
+    return reply
 
 
 def _with(context: Context, reply: Reply, answer: wire.Answer) -> Reply:

@@ -1,7 +1,7 @@
 """Poll upstream about generations: within a budget with shares, until the deadline."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -215,7 +215,7 @@ class Poller:
             if reply.exchange.generation_id in batch.generations
         ]
         await generations.record_exchanges(tx, exchanges)
-        _share_outcomes(batch, by_id)
+        judge.share_outcomes(batch, by_id)
         await hints.use_hints(tx, self.context, batch, by_id)
         await batch.write()
         if any(generation.submit_at is not None for generation in batch.generations.values()):
@@ -242,18 +242,6 @@ class Poller:
         if generation.status not in ("succeeded", "failed"):
             batch.change(id_, **_next_poll(self.context, before, generation, reply, batch.now))
         return generation.poll_count
-
-
-def _share_outcomes(batch: Batch, replies: Mapping[str, Reply]) -> None:
-    """Give the outcome of a task to all that share it: one question, an outcome for each."""
-    for id_, other in list(batch.generations.items()):
-        for reply in () if id_ in replies else replies.values():
-            asked = batch.generations[reply.exchange.generation_id]
-            is_shared = (other.task_id, other.model, other.input) == (
-                *(asked.task_id, asked.model, asked.input),
-            )
-            if is_shared and reply.update and reply.update.status in ("succeeded", "failed"):
-                batch.ingest(id_, reply.update)
 
 
 def _end_of(generation: Generation, reply: Reply) -> Update | None:

@@ -55,7 +55,9 @@ class NoReport(msgspec.Struct, frozen=True):
     status: int | None = None  # Or the error code of a body with HTTP 200.
     message: str | None = None
     retry_after: str | None = None  # The header as written.
-    code: str | None = None  # Upstream's word for why it refused.
+    # Upstream's word for why it refused a submission; the code of an envelope without any task that
+    # declined a question, which may be about the task.
+    code: str | None = None
     repeats_max: int | None = None  # Of a submission that is put off; None: until the deadline.
 
 
@@ -150,11 +152,13 @@ def _text_of(status: int, headers: Mapping[str, str], body: bytes, default: str)
 
 def read_poll(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
     """Read the answer to a poll. Whether it is about the task that was asked about is not known."""
-    document = documents.parse(body) if status in _SUCCESS else None
+    document = documents.parse(body) if status in _SUCCESS or _may_decline(status) else None
     if document is None:
         return _no_report(status, headers, body, "the answer is not a JSON object")
     if not document.is_whole:
         return _no_report(status, headers, body, "the answer was cut off")
+    if status not in _SUCCESS:
+        return _no_report(status, headers, body, "", documents.read_error(document)[1], document)
     report = _read_report(document)
     says_nothing = not (report.word or report.task_id or report.possible)
     if _is_trouble(document):
@@ -164,7 +168,13 @@ def read_poll(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
     else:
         return report
     message = documents.read_error(document)[1]
-    return _no_report(document.code or status, headers, body, default, message)
+    return _no_report(document.code or status, headers, body, default, message, document)
+
+
+def _may_decline(code: int | None) -> bool:
+    """Whether a code may be about the task although the envelope names none: most of 4xx."""
+    others = vocabulary.QUESTION_TROUBLE | vocabulary.CODES_AGAIN
+    return code is not None and 400 <= code <= 499 and code not in others
 
 
 def _is_trouble(document: documents.Document) -> bool:
@@ -179,13 +189,16 @@ def _no_report(
     body: bytes,
     default: str,
     message: str | None = None,
+    document: documents.Document | None = None,
 ) -> NoReport:
     if status in {404, 410}:
         return NoReport("absent", message=message)
     if status == 429:
         return NoReport("throttled", retry_after=_retry_after(headers))
     message = message or _text_of(status, headers, body, default)
-    return NoReport("unwell", status, message, _retry_after(headers))
+    is_declined = document is not None and not document.task_ids and _may_decline(status)
+    code = str(status) if is_declined else None
+    return NoReport("unwell", status, message, _retry_after(headers), code)
 
 
 def read_callback(body: bytes) -> Report | None:

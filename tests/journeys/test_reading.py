@@ -289,3 +289,90 @@ async def test_the_create_answer_with_a_learned_name_is_a_conflict(tmp_path: Pat
         await poll(world, working, working, working)
         second = await create(world, create_answer("behind"), input={"prompt": "another"})
         assert (await shown(world, second))["error"]["code"] == "task_id_conflict"
+
+
+# Envelopes without a task
+
+
+def declined(status: int = 200, code: int = 422, message: str = "no such size") -> httpx.Response:
+    return httpx.Response(status, json={"code": code, "msg": message, "data": None})
+
+
+async def poll_first(
+    world: Harness, answer: httpx.Response, *, times: int, other: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Let upstream answer so often about the first generation, and about others in the same way."""
+
+    def play(request: httpx.Request) -> httpx.Response:
+        task_id = request.url.path.rpartition("/")[2]
+        return answer if task_id == "task1" or other is None else told(task_id, **other)
+
+    for _ in range(times):
+        world.upstream.poll_replies.extend([play] * 2)
+        await world.run(330)
+    page = await world.get("/v1/generations")
+    generation: dict[str, Any] = page["data"][-1]
+    return generation
+
+
+@pytest.mark.parametrize("status", [200, 422])
+async def test_a_question_that_is_declined_five_times_alike_fails_its_generation(
+    tmp_path: Path, status: int
+) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        await world.generate()
+        working = {"status": "IN_PROGRESS"}
+        generation = await poll_first(world, declined(status), times=4, other=working)
+        assert generation["status"] == "processing"
+        generation = await poll_first(world, declined(status), times=1, other=working)
+        assert generation["status"] == "failed"
+        assert generation["error"] == {"code": "422", "message": "no such size"}
+
+
+async def test_a_route_that_declines_all_questions_ends_nothing_and_is_shown(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        await world.generate()
+        generation = await poll_first(world, declined(), times=7)
+        assert generation["status"] == "processing"
+        ready = await world.get("/readyz")
+        assert ready["status"] == "ready"
+        assert "/tasks/{task_id}" in ready["checks"]["upstream"]
+        await poll_first(world, told("task1", status="IN_PROGRESS"), times=1)
+        assert (await world.get("/readyz"))["checks"]["upstream"] == "ok"
+
+
+@pytest.mark.parametrize("code", [401, 402, 403, 408, 425, 430, 455, 500, 503])
+@pytest.mark.parametrize("status", [200, None])
+async def test_trouble_with_the_question_never_ends_a_generation(
+    tmp_path: Path, code: int, status: int | None
+) -> None:
+    async with opened(tmp_path, public_url=None, deadline_seconds=86_400) as world:
+        await world.generate()
+        await world.generate()
+        answer = declined(status or code, code, "the key was rotated")
+        generation = await poll_first(world, answer, times=7, other={"status": "IN_PROGRESS"})
+        assert generation["status"] == "processing"
+        world.upstream.finish("task1")
+        await world.run(600)
+        page = await world.get("/v1/generations", status="succeeded")
+        assert len(page["data"]) == 1
+
+
+async def test_a_moved_task_route_ends_nothing_and_is_the_reason_at_the_deadline(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        moved = httpx.Response(308, headers={"location": "https://new.test/v2/tasks"})
+        generation = await poll(world, moved, moved, seconds=300)
+        assert generation["status"] == "processing"
+        generation = await poll(world, moved, seconds=3_000)
+        assert generation["status"] == "timed_out"
+        assert "https://new.test/v2/tasks" in generation["error"]["message"]
+        world.upstream.finish("task1")
+        await world.run(600)
+        assert (await shown(world, generation))["status"] == "succeeded"
