@@ -61,9 +61,9 @@ def share_outcomes(batch: Batch, replies: Mapping[str, Reply]) -> None:
     """Give the outcome of a task to all that share it: one question, an outcome for each."""
     for id_, other in list(batch.generations.items()):
         for reply in () if id_ in replies else replies.values():
-            asked = batch.generations[reply.exchange.generation_id]
+            source = batch.generations[reply.exchange.generation_id]
             is_shared = (other.task_id, other.model, other.input) == (
-                *(asked.task_id, asked.model, asked.input),
+                *(source.task_id, source.model, source.input),
             )
             if is_shared and reply.update and reply.update.status in ("succeeded", "failed"):
                 batch.ingest(id_, reply.update)

@@ -1,8 +1,10 @@
 """Cuts secrets out of text and decoded JSON: one place does it, for logs, rows and answers."""
 
+import base64
+import html
 import re
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -11,13 +13,20 @@ import msgspec
 REDACTED = "[redacted]"
 DEPTH_MAX = 64  # Anything nested deeper is replaced whole.
 
-SLASH = r"(?:\\{0,4}/|%(?:25)?2[Ff])"  # Plain, escaped in JSON (in JSON), or percent-encoded.
+SLASH = r"(?:\\{0,16}/|%(?:25)?2[Ff])"  # Plain, escaped in JSON (in JSON), or percent-encoded.
 CALLBACK_CHARACTERS_MIN = len("/callbacks/a/t")
 _SHAPES = re.compile(
     rf"(?P<path>{SLASH}callbacks{SLASH}[A-Za-z0-9_-]{{1,64}}{SLASH})[^/\s?\"'\\]+"
     r"|(?:ghk_|aio_|whsec_|whsk_)[A-Za-z0-9+/=_-]+"
     r"|(?i:bearer)\s+[^\s\"'\\]+"
 )
+# The token of a callback URL has its own shape: it needs no URL around it to be known.
+_TOKEN = re.compile(r"gen_[A-Za-z0-9]+\.[A-Za-z0-9_-]+\.[0-9]{1,12}\.[A-Za-z0-9_-]+")
+_ESCAPES = ("%", "&", "\\u", "\\U")  # Text without them hides nothing.
+_ESCAPED = re.compile(r"\\+[uU]([0-9A-Fa-f]{4})|\\+/")
+_WORD = re.compile(r"[^\s\"'<>{}\[\],]+")
+UNESCAPES_MAX = 4  # So often escapes are undone that stand within escapes.
+_BASE64_CHARACTERS_MIN = 12  # A shorter piece of base64 may be anything.
 # In lower case, every match contains one of these. `in` is much cheaper than the pattern.
 _HINTS = ("ghk_", "aio_", "whs", "callbacks", "bearer")
 
@@ -42,6 +51,7 @@ class Redactor:
         """Any text without the secrets, API keys, signing secrets and tokens of callback URLs."""
         text = self._without_secrets(text)
         lowered = text.lower()
+        text = _TOKEN.sub(REDACTED, text) if "gen_" in text else text
         for hint in _HINTS:
             if hint in lowered:
                 return _SHAPES.sub(lambda match: (match["path"] or "") + REDACTED, text)
@@ -69,7 +79,8 @@ class Redactor:
         if len(text) < self._harmless_length:
             return text
         text = self._without_secrets(text)
-        return self._callback_url.sub(REDACTED, text) if "callbacks" in text else text
+        text = self._callback_url.sub(REDACTED, text) if "callbacks" in text else text
+        return _TOKEN.sub(REDACTED, text) if "gen_" in text else text
 
     @cached_property
     def _callback_url(self) -> re.Pattern[str]:
@@ -83,13 +94,41 @@ class Redactor:
     def _without_secrets(self, text: str) -> str:
         for form in self._forms:
             if form in text:
-                return self._any_form.sub(REDACTED, text)
-        return text
+                text = self._any_form.sub(REDACTED, text)
+                break
+        if not any(escape in text for escape in _ESCAPES) or not self._hides_secret(text):
+            return text
+        text = _WORD.sub(lambda word: REDACTED if self._hides_secret(word[0]) else word[0], text)
+        return REDACTED if self._hides_secret(text) else text
+
+    def _hides_secret(self, text: str) -> bool:
+        """Whether a secret or token appears when the escapes of JSON, URLs and HTML are undone."""
+        for _ in range(UNESCAPES_MAX):
+            plain = _ESCAPED.sub(lambda escape: chr(int(escape[1] or "2f", 16)), text)
+            plain = html.unescape(urllib.parse.unquote(plain))
+            if plain == text:
+                break
+            if any(form in plain for form in self._forms) or _appears(_TOKEN, plain, text):
+                return True
+            text = plain
+        return False
 
 
-def _forms(secret: str) -> tuple[str, ...]:
+def _appears(pattern: re.Pattern[str], plain: str, text: str) -> bool:
+    """Whether something matches in the plain text that does not in the text as it was written."""
+    return pattern.search(plain) is not None and pattern.search(text) is None
+
+
+def _forms(secret: str) -> Iterator[str]:
     in_json = msgspec.json.encode(secret).decode()[1:-1]
-    return secret, urllib.parse.quote(secret, safe=""), secret.replace("/", "\\/"), in_json
+    yield from (secret, urllib.parse.quote(secret, safe=""), secret.replace("/", "\\/"), in_json)
+    # In base64, what a secret looks like depends on how many bytes stand before it.
+    for before in range(3):
+        encoded = base64.b64encode(b"\0" * before + secret.encode()).decode().rstrip("=")
+        # The first and the last character also hold bits of what is beside the secret.
+        piece = encoded[-(-before * 8 // 6) : -1]
+        if len(piece) >= _BASE64_CHARACTERS_MIN:
+            yield from (piece, piece.replace("+", "-").replace("/", "_"))
 
 
 def _is_hidden(key: str, child: Any) -> bool:
