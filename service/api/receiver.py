@@ -1,6 +1,5 @@
 """Receives callbacks from upstream: verify, store, then answer."""
 
-import asyncio
 from functools import partial
 from typing import NoReturn
 
@@ -18,9 +17,9 @@ from service.model.ids import new_id
 from service.store import callbacks
 from service.store.callbacks import Arrival
 from service.telemetry import log, metrics
+from service.upstream import reading
 
 PREFIX = f"/callbacks/{UPSTREAM}/"
-READ_ON_LOOP_BYTES = 65_536
 REJECTIONS_PER_SECOND = 20  # More are answered but not stored: forgers cannot fill the disk.
 HEADERS_MAX = 100  # More are not stored.
 
@@ -137,10 +136,8 @@ class Receiver:
         database = self._context.database
         verdict: str | None
         if arrival.trust == "body":
-            if len(arrival.body) <= READ_ON_LOOP_BYTES:
-                proof = ingest.read_proof(self._context, arrival)
-            else:
-                proof = await asyncio.to_thread(ingest.read_proof, self._context, arrival)
+            read_proof = partial(ingest.read_proof, self._context, arrival)
+            proof = await reading.read(len(arrival.body), read_proof)
             verdict = await database.write_batched(self._write_proofs, proof)
         else:
             verdict = await database.write_batched(ingest.store_hints, arrival)

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import urljoin
 
@@ -17,7 +18,7 @@ from service.store import callbacks, events, generations
 from service.store.database import Transaction
 from service.store.rows import json_text
 from service.telemetry import log, metrics
-from service.upstream import catalogue, documents, results, wire
+from service.upstream import catalogue, documents, reading, results, wire
 
 _log = log.get()
 
@@ -47,6 +48,12 @@ def update_of(context: Context, answer: wire.Answer) -> Update | None:
         message = answer.error_message or f"Upstream reported a failure: {answer_text}"
         error = redact({"code": answer.error_code or "upstream_failed", "message": message})
     return Update(status=answer.state, task_id=answer.task_id, output=output, error=error)
+
+
+async def make_update(context: Context, answer: wire.Answer) -> Update | None:
+    """Return what `update_of` returns; what is large is redacted outside of the event loop."""
+    size_bytes = answer.size_bytes if isinstance(answer, wire.Report) else 0
+    return await reading.read(size_bytes, partial(update_of, context, answer))
 
 
 def _file(context: Context, file: results.File) -> dict[str, str | None]:
@@ -90,7 +97,7 @@ async def ask(
         outcome=outcome,
         detail=context.redactor.json(detail)[: documents.MAX_TEXT_CHARS] if detail else detail,
     )
-    return Reply(answer, update_of(context, answer), exchange, task_id)
+    return Reply(answer, await make_update(context, answer), exchange, task_id)
 
 
 def announce_exchange(

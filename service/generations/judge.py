@@ -53,7 +53,7 @@ async def judge_submission(
     _log.warning("submission.task_id_conflict", generation_id=generation.id)
     update = ingest.Update(status="failed", error={"code": CONFLICT_CODE, "message": message})
     # It may have been billed, so it is not sent again.
-    reply = _with(context, reply, wire.NoReport("lost", message=message))
+    reply = await _with(context, reply, wire.NoReport("lost", message=message))
     return replace(reply, update=update)
 
 
@@ -75,7 +75,7 @@ async def judge(
     """Return the reply to a poll with what may be applied of it."""
     answer = reply.answer
     if isinstance(answer, wire.NoReport):
-        return _judge_decline(context, sightings, generation, reply, answer)
+        return await _judge_decline(context, sightings, generation, reply, answer)
     now = reply.exchange.at
     if reply.task_id in answer.task_ids:
         route = budget.status_path(context.catalogue, generation)
@@ -85,17 +85,17 @@ async def judge(
         if not await _is_alias(context, sightings, generation, other_id, now):
             message = f"the answer names another task: {other_id}"
             message = context.redactor.json(message)
-            return _with(context, reply, wire.NoReport("other_task", message=message))
+            return await _with(context, reply, wire.NoReport("other_task", message=message))
         # The task keeps the id by which it can be asked about.
         answer = replace(answer, task_id=reply.task_id)
     elif answer.possible is None:
         sightings.forget(generation.id)
     if answer.possible and _is_proved(sightings, generation, answer, now):
         answer = replace(answer.possible, task_id=answer.task_id)
-    return reply if answer is reply.answer else _with(context, reply, answer)
+    return reply if answer is reply.answer else await _with(context, reply, answer)
 
 
-def _judge_decline(
+async def _judge_decline(
     context: Context,
     sightings: Sightings,
     generation: Generation,
@@ -118,7 +118,7 @@ def _judge_decline(
     if routes.answered_another(route, generation.id, sighting.first_at):
         code, message = answer.code, answer.message
         failure = wire.Report("failed", reply.task_id, error_code=code, error_message=message)
-        return _with(context, reply, failure)
+        return await _with(context, reply, failure)
     if route not in routes.troubled:
         routes.troubled.add(route)
         metrics.troubled_routes.add(1)
@@ -127,7 +127,7 @@ def _judge_decline(
     return reply
 
 
-def _with(context: Context, reply: Reply, answer: wire.Answer) -> Reply:
+async def _with(context: Context, reply: Reply, answer: wire.Answer) -> Reply:
     """Return the reply as if upstream had given this answer."""
     is_report = isinstance(answer, wire.Report)
     exchange = replace(
@@ -135,7 +135,7 @@ def _with(context: Context, reply: Reply, answer: wire.Answer) -> Reply:
         outcome=answer.state if isinstance(answer, wire.Report) else answer.outcome,
         detail=reply.exchange.detail if isinstance(answer, wire.Report) else answer.message,
     )
-    update = ingest.update_of(context, answer) if is_report else None
+    update = await ingest.make_update(context, answer) if is_report else None
     return replace(reply, answer=answer, update=update, exchange=exchange)
 
 

@@ -188,7 +188,7 @@ class Poller:
     async def _ask(self, generation: Generation) -> None:
         context = self.context
         task_id = generation.task_id
-        task_id = task_id or await context.database.read(hints.task_id_of_callbacks, generation)
+        task_id = task_id or await hints.task_id_of_callbacks(context, generation)
         if task_id is None:
             await context.database.write(_plan_without_task, context, generation.id)
             return

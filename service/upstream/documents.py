@@ -45,6 +45,7 @@ class Document(msgspec.Struct, frozen=True):
     task_ids: tuple[str, ...]  # Every id that the body gives the task, never one of an input.
     has_task_id: bool  # Whether there is any; `id` does not count, as it may be a request's.
     code: int | None  # The numeric error code, which may come with HTTP 200.
+    size_bytes: int  # Of the body.
 
     @property
     def task_id(self) -> str | None:
@@ -81,6 +82,7 @@ def parse(body: bytes) -> Document | None:
         task_ids=ids,
         has_task_id=_first_text(_values((task, root), _ID_KEYS)) is not None,
         code=_code(root),
+        size_bytes=len(body),
     )
 
 

@@ -37,6 +37,7 @@ class Report(msgspec.Struct, frozen=True):
     word: str | None = None  # The status word as written.
     recognised: bool = True  # False if that word is unknown; the state is then "processing".
     raw: Any = None  # The decoded JSON, not redacted.
+    size_bytes: int = 0  # Of the body.
     # An outcome that one answer does not prove; the state is then "processing".
     possible: "Report | None" = None
     is_proof: bool = True  # False for a callback that was cut, or whose code speaks of trouble.
@@ -222,6 +223,7 @@ def _read_report(document: documents.Document) -> Report:
         word=word,
         recognised=state is not None or word is None,
         raw=document.raw,
+        size_bytes=document.size_bytes,
     )
     if vocabulary.ends_task(document.code) and document.task_ids and state in (None, "succeeded"):
         return _as_failed(report, document)
