@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -23,6 +23,7 @@ METADATA_VALUE_MAX = 500
 METADATA_NAME = r"[A-Za-z0-9_.-]{1,64}"
 METADATA_RULE = "needs a name of 1 to 64 of [A-Za-z0-9_.-], and a value of at most 500 characters"
 FILTER_MODELS_MAX = 100
+INPUT_DEPTH_MAX = 64
 HEADERS_MAX = 20
 REDACTED = "[redacted]"  # In place of a header's value, which is never shown.
 Rate = Annotated[float, msgspec.Meta(ge=0.01, le=1_000)]
@@ -44,6 +45,15 @@ def metadata_errors(metadata: Mapping[str, str], *at: str) -> list[FieldError]:
         for name, value in metadata.items()
         if not re.fullmatch(METADATA_NAME, name) or len(value) > METADATA_VALUE_MAX or "\0" in value
     ]
+
+
+def depth_errors(value: Any, at: str) -> list[FieldError]:
+    """Return what is wrong with the depth of JSON: what is taken must fit into events, too."""
+    level = [value]
+    for _ in range(INPUT_DEPTH_MAX):
+        children = (c.values() if isinstance(c, dict) else c for c in level)
+        level = [v for group in children for v in group if isinstance(v, dict | list)]
+    return [FieldError(at, f"is nested deeper than {INPUT_DEPTH_MAX} levels")] if level else []
 
 
 def filter_errors(filter_: Filter) -> list[FieldError]:

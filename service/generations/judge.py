@@ -49,7 +49,7 @@ async def judge_submission(
     owner = await generations.owner_of_tasks(tx, answer.task_ids, generation.id)
     if owner is None or owner == (generation.model, generation.input):
         return reply
-    message = context.redactor.json(f"{CONFLICT_MESSAGE}: {answer.task_ids[0]}.")
+    message = ingest.excerpt(context, f"{CONFLICT_MESSAGE}: {answer.task_ids[0]}.")
     _log.warning("submission.task_id_conflict", generation_id=generation.id)
     update = ingest.Update(status="failed", error={"code": CONFLICT_CODE, "message": message})
     # It may have been billed, so it is not sent again.
@@ -83,8 +83,7 @@ async def judge(
     if answer.task_ids and reply.task_id not in answer.task_ids:
         other_id = answer.task_ids[0]
         if not await _is_alias(context, sightings, generation, other_id, now):
-            message = f"the answer names another task: {other_id}"
-            message = context.redactor.json(message)
+            message = ingest.excerpt(context, f"the answer names another task: {other_id}")
             return await _with(context, reply, wire.NoReport("other_task", message=message))
         # The task keeps the id by which it can be asked about.
         answer = replace(answer, task_id=reply.task_id)
@@ -122,7 +121,7 @@ async def _judge_decline(
     if route not in routes.troubled:
         routes.troubled.add(route)
         metrics.troubled_routes.add(1)
-        message = context.redactor.json(answer.message)
+        message = ingest.excerpt(context, answer.message or "")
         _log.warning("upstream.route_declines", route=route, code=answer.code, message=message)
     return reply
 

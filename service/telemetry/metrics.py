@@ -65,6 +65,9 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0)
 callbacks = _counter("genhook_callbacks", "Callbacks received, by verdict.", "verdict")
 submissions = _counter("genhook_submissions", "Submissions, by outcome.", "outcome")
 polls = _counter("genhook_polls", "Polls of upstream, by outcome.", "outcome")
+unknown_words = _counter(
+    "genhook_unknown_words", "Answers and callbacks with a status word that genhook does not know."
+)
 troubled_routes = _counter(
     "genhook_troubled_routes", "How often a route of upstream began to decline all questions."
 )

@@ -25,6 +25,7 @@ _TOKEN = re.compile(r"gen_[A-Za-z0-9]+\.[A-Za-z0-9_-]+\.[0-9]{1,12}\.[A-Za-z0-9_
 _ESCAPES = ("%", "&", "\\u", "\\U")  # Text without them hides nothing.
 _ESCAPED = re.compile(r"\\+[uU]([0-9A-Fa-f]{4})|\\+/")
 _WORD = re.compile(r"[^\s\"'<>{}\[\],]+")
+PIECE_CHARACTERS = 8  # Where a text was cut, so many characters of a secret are one.
 UNESCAPES_MAX = 4  # So often escapes are undone that stand within escapes.
 _BASE64_CHARACTERS_MIN = 12  # A shorter piece of base64 may be anything.
 # In lower case, every match contains one of these. `in` is much cheaper than the pattern.
@@ -41,7 +42,8 @@ class Redactor:
     """Cuts these secrets, also encoded ones, and what looks like a key or token of genhook."""
 
     def __init__(self, secrets: Iterable[str] = (), public_url: str | None = None) -> None:
-        forms = {form for secret in secrets if secret for form in _forms(secret)}
+        self._secrets = tuple(filter(None, secrets))
+        forms = {form for secret in self._secrets for form in _forms(secret)}
         self._forms = tuple(sorted(forms, key=lambda form: (-len(form), form)))
         self._any_form = re.compile("|".join(map(re.escape, self._forms)))
         self._base_url = public_url or ""
@@ -56,6 +58,14 @@ class Redactor:
             if hint in lowered:
                 return _SHAPES.sub(lambda match: (match["path"] or "") + REDACTED, text)
         return text
+
+    def excerpt(self, text: str, characters: int) -> str:
+        """The beginning of a text, which may have been cut within a secret, without secrets."""
+        for secret in self._secrets:
+            at = text.rfind(secret[:PIECE_CHARACTERS])
+            if at >= 0 and secret.startswith(text[at:]):
+                text = text[:at] + REDACTED
+        return self._string(text)[:characters]
 
     def json(self, value: Any, depth: int = DEPTH_MAX) -> Any:
         """A copy of decoded JSON without the secrets, callback URLs and values of secret keys.

@@ -13,7 +13,6 @@ from msgspec.structs import replace
 
 from service.upstream import documents, results, vocabulary
 
-MAX_AUDIO_BYTES = 8 * 1024 * 1024
 _SUCCESS = range(200, 300)
 
 # 303 is not among them: it is also how a server shows what it has made.
@@ -88,9 +87,8 @@ def read_create(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
 
 
 def _read_audio(status: int, content_type: str, body: bytes) -> Answer:
-    if not 0 < len(body) <= MAX_AUDIO_BYTES:
-        message = f"the audio has {len(body)} bytes; 1 to {MAX_AUDIO_BYTES} are accepted"
-        return NoReport("lost", status, message, code="unusable")
+    if not body:
+        return NoReport("lost", status, "the audio has no bytes", code="unusable")
     match = re.match(r"audio/[a-z0-9.+-]+", content_type)
     media_type = match[0] if match else "audio/mpeg"
     url = f"data:{media_type};base64,{base64.b64encode(body).decode()}"
@@ -193,7 +191,7 @@ def _no_report(
     document: documents.Document | None = None,
 ) -> NoReport:
     if status in {404, 410}:
-        return NoReport("absent", message=message)
+        return NoReport("absent", message=message or _text_of(status, headers, body, default))
     if status == 429:
         return NoReport("throttled", retry_after=_retry_after(headers))
     message = message or _text_of(status, headers, body, default)

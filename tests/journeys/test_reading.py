@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from service.generations.sightings import Sightings
+from service.telemetry import metrics
 from service.upstream import catalogue
 from tests.harness import SUBSCRIBER_URL, Harness, create_answer, opened, success_report
 
@@ -376,3 +377,92 @@ async def test_a_moved_task_route_ends_nothing_and_is_the_reason_at_the_deadline
         world.upstream.finish("task1")
         await world.run(600)
         assert (await shown(world, generation))["status"] == "succeeded"
+
+
+# What is paid for is not thrown away
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"status": "Painting", "progress": 40, "output": [PNG]},
+        {"status": "Painting", "progress": "99%", "output": [PNG]},
+        {"progress": 40, "preview": PNG, "images": [PNG]},
+        {"status": "Painting", "image_url": "https://in.example/mine.png"},
+        {"images": ["https://in.example/mine.png"]},
+        {"type": "SUCCESS", "response_data": [{"status": "text", "audio_url": PNG}]},
+        {"type": "SUCCESS", "response_data": [{"status": "first", "audio_url": PNG}, {}]},
+    ],
+)
+async def test_a_preview_a_stage_or_an_input_is_no_result(
+    tmp_path: Path, data: dict[str, Any]
+) -> None:
+    async with opened(tmp_path, public_url=None, deadline_seconds=86_400) as world:
+        await world.generate(
+            "unheard-of", input={"prompt": "x", "image_url": "https://in.example/mine.png"}
+        )
+        answer = told("task1", **data)
+        assert (await poll(world, *[answer] * 6))["status"] == "processing"
+        world.upstream.finish("task1", PNG + "?done")
+        await world.run(400)
+        [generation] = (await world.get("/v1/generations"))["data"]
+        assert [file["url"] for file in generation["output"]["files"]] == [PNG + "?done"]
+
+
+async def test_files_that_change_beside_an_unknown_word_are_no_result(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        answers = [told("task1", status="Melted", output=[f"{PNG}?{n}"]) for n in range(6)]
+        assert (await poll(world, *answers))["status"] == "processing"
+
+
+async def test_a_task_that_is_done_without_a_link_ends_at_the_deadline_at_once(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        generation = await poll(world, told("task1", status="SUCCESS", text="x"), seconds=3_600)
+        assert (generation["status"], generation["output"]["files"]) == ("succeeded", [])
+
+
+async def test_a_queue_word_that_nobody_listed_is_counted_and_a_late_result_is_taken(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        before = metrics.unknown_words.values[()]
+        generation = await poll(world, told("task1", status="In der Schlange"), seconds=3_600)
+        assert generation["error"]["code"] == "unknown_status"
+        assert metrics.unknown_words.values[()] == before + 1
+        world.upstream.finish("task1")
+        await world.run(600)
+        assert (await shown(world, generation))["status"] == "succeeded"
+
+
+async def test_a_404_that_stays_is_the_reason_at_the_deadline(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        absent = httpx.Response(404, json={"detail": "we never saw it"})
+        generation = await poll(world, absent, seconds=3_600)
+        assert generation["status"] == "timed_out"
+        assert "we never saw it" in generation["error"]["message"]
+
+
+@pytest.mark.parametrize("before", [*range(470, 501, 5), 99, 95, 85])
+async def test_a_reason_that_is_cut_within_a_secret_does_not_show_its_beginning(
+    tmp_path: Path, before: int
+) -> None:
+    key = "sk-live-0123456789abcdef"
+    async with opened(tmp_path, public_url=None, upstream_api_key=key) as world:
+        await world.generate()
+        text = "x" * (before - 10) + key
+        answers = [
+            told("task1", status=text),
+            httpx.Response(500, content=text),
+            told("task1", status="FAILED", error={"code": text, "message": text}),
+        ]
+        generation = await poll(world, *answers)
+        assert generation["status"] == "failed"
+        timeline = await world.get(f"/v1/generations/{generation['id']}/timeline")
+        for found in (str(generation["error"]), str(timeline)):
+            assert key[:9] not in found
