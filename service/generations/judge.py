@@ -146,15 +146,15 @@ async def _is_alias(
     Resellers show the id of the service behind them. A name is kept in rows, and one that a second
     generation meets is revoked for good.
     """
-    database = context.database
-    if await database.read(generations.another_has_task, [other_id], generation.id):
-        if await database.read(generations.is_name, other_id, generation.id) is False:
+    database, id_ = context.database, generation.id
+    is_name = await database.read(generations.is_name, other_id, id_)
+    if await database.read(generations.another_has_task, [other_id], id_):
+        if is_name is False:
             await database.write(generations.revoke_name, other_id)
         return False
-    is_name = await database.read(generations.is_name, other_id, generation.id)
-    if is_name is None and sightings.is_alias(generation.id, other_id, now):
-        await database.write(generations.learn_name, other_id, generation.id)
-        is_name = await database.read(generations.is_name, other_id, generation.id)
+    if is_name is None and sightings.is_alias(id_, other_id, now):
+        await database.write(generations.learn_name, other_id, id_)
+        is_name = await database.read(generations.is_name, other_id, id_)
     return bool(is_name)
 
 

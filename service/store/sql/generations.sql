@@ -53,7 +53,7 @@ WHERE (SELECT count(*) FROM task_names WHERE generation_id = :id) < :names_max
 ON CONFLICT (task_id) DO UPDATE SET is_revoked = 1 WHERE generation_id <> excluded.generation_id;
 
 -- name: task_name_revoke
-UPDATE task_names SET is_revoked = 1 WHERE task_id = :task_id;
+UPDATE task_names SET is_revoked = 1 WHERE task_id = :task_id AND is_revoked = 0;
 
 -- name: task_names_delete
 DELETE FROM task_names WHERE generation_id = :id;
