@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -26,6 +26,7 @@ METADATA_RULE = (
     "needs a name of 1 to 64 characters of [A-Za-z0-9_.-], and a value of at most 500 characters"
 )
 FILTER_MODELS_MAX = 100
+INPUT_DEPTH_MAX = 64
 HEADERS_MAX = 20
 HEADER_RULE = (
     "needs a name of 1 to 64 characters of [A-Za-z0-9_-], "
@@ -51,6 +52,15 @@ def metadata_errors(metadata: Mapping[str, str], *steps: str) -> list[FieldError
         for name, value in metadata.items()
         if not re.fullmatch(METADATA_NAME, name) or len(value) > METADATA_VALUE_MAX or "\0" in value
     ]
+
+
+def depth_errors(value: Any, at: str) -> list[FieldError]:
+    """Return what is wrong with the depth of JSON: what is taken must fit into events, too."""
+    level = [value]
+    for _ in range(INPUT_DEPTH_MAX):
+        children = (c.values() if isinstance(c, dict) else c for c in level)
+        level = [v for group in children for v in group if isinstance(v, dict | list)]
+    return [FieldError(at, f"is nested deeper than {INPUT_DEPTH_MAX} levels")] if level else []
 
 
 def filter_errors(filter_: Filter) -> list[FieldError]:

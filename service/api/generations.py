@@ -18,7 +18,7 @@ from service.api.call import (
     answer_problem,
     bad_query,
 )
-from service.api.checks import MODEL_ID, MODEL_ID_RULE, check_url, metadata_errors
+from service.api.checks import MODEL_ID, MODEL_ID_RULE, check_url, depth_errors, metadata_errors
 from service.api.problem import FieldError, Problem, not_found, refuse_fields
 from service.api.waiting import wait_for_end
 from service.generations import submit
@@ -83,6 +83,8 @@ def _errors(call: Call, new: submit.NewGeneration) -> list[FieldError]:
     if not re.fullmatch(MODEL_ID, new.model):
         errors = [FieldError("/model", MODEL_ID_RULE)]
     errors += metadata_errors(new.metadata, "metadata")
+    if too_deep := depth_errors(new.input, "/input"):
+        return errors + too_deep
     model = call.context.catalogue.get(new.model)
     problems = catalogue.problems(model, new.input) if model is not None else ()
     return errors + [FieldError(f"/input{pointer}", message) for pointer, message in problems]

@@ -1,6 +1,5 @@
 """Receives callbacks from upstream: verify, store, then answer."""
 
-import asyncio
 from functools import partial
 from typing import NoReturn
 
@@ -18,9 +17,9 @@ from service.model.ids import new_id
 from service.store import callbacks
 from service.store.callbacks import Arrival, StoredCallback
 from service.telemetry import log, metrics
+from service.upstream import reading
 
 PREFIX = f"/callbacks/{UPSTREAM}/"
-READ_ON_LOOP_BYTES = 65_536
 REJECTIONS_PER_SECOND = 20  # More are answered but not stored: forgers cannot fill the disk.
 HEADERS_MAX = 100  # More are not stored.
 REJECTED_HEADERS_BYTES = 4_096
@@ -152,17 +151,15 @@ class Receiver:
         stored: StoredCallback | None
         self._cut_headers(arrival, callbacks.HEADERS_BYTES_MAX)
         if arrival.trust == "body":
-            if len(arrival.body) <= READ_ON_LOOP_BYTES:
-                proof = ingest.read_proof(self._context, arrival)
-            else:
-                proof = await asyncio.to_thread(ingest.read_proof, self._context, arrival)
+            read_proof = partial(ingest.read_proof, self._context, arrival)
+            proof = await reading.read(len(arrival.body), read_proof)
             stored = await write(self._write_proofs, proof)
         else:
             stored = await write(ingest.store_hints, arrival)
             self._context.signals.poll.set()
         if stored is not None and stored.is_kept is None:
             # The generation has had many callbacks: there is room only for one that reports an end.
-            await asyncio.to_thread(ingest.read_end, arrival)
+            await reading.read(len(arrival.body), partial(ingest.read_end, arrival))
             return await self._store(arrival)
         if stored is None:
             self._context.tokens.forget(arrival.generation_id)

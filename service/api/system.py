@@ -31,6 +31,10 @@ async def readyz(call: Call) -> Answer:
     ready = all(check == "ok" for check in checks.values())
     if call.parts.is_off:
         checks["worker"] = NO_WORKER
+    # Trouble upstream is shown, but no restart of this process would end it.
+    troubled = sorted(call.parts.poller.sightings.routes.troubled)
+    checks["upstream"] = f"Upstream declines all questions on {', '.join(troubled)}."
+    checks["upstream"] = checks["upstream"] if troubled else "ok"
     content = {"status": "ready" if ready else "unready", "checks": checks}
     return answer(content, 200 if ready else 503)
 

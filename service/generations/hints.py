@@ -1,6 +1,7 @@
 """Hints: callbacks that are no proof. A hint is used up by an answer about its task."""
 
 from collections.abc import Mapping
+from functools import partial
 
 from service.context import Context
 from service.generations import budget, schedule
@@ -10,7 +11,7 @@ from service.model.generation import CALLBACK_GRACE_MS, Generation
 from service.model.ids import time_of
 from service.store import callbacks, generations
 from service.store.database import Transaction
-from service.upstream import wire
+from service.upstream import reading, wire
 
 ABSENT_MAX = 6  # A hint about a task that upstream does not know is given up after so many 404s.
 # The task route of many services lags behind their callbacks. When the callback says that the task
@@ -53,8 +54,10 @@ async def _ask_again_at(
     if latest is None:
         return None
     asked_at, called_back_at = reply.exchange.at, time_of(latest["id"])
-    report = wire.read_callback(latest["body"])
-    if report is not None and report.state != "processing":
+    # Commits wait for this, so a large body is not read: it most likely has results.
+    is_large = len(latest["body"]) > reading.READ_ON_LOOP_BYTES
+    report = None if is_large else wire.read_callback(latest["body"])
+    if is_large or (report is not None and report.state != "processing"):
         lags = (called_back_at + lag_ms for lag_ms in LAG_MS)
         return next((at for at in lags if at > asked_at), None)
     is_first = (batch.before(generation.id).last_poll_at or 0) < called_back_at
@@ -78,11 +81,12 @@ def _repeat_at(
     return max(schedule.poll_after_trouble(trouble_count, now, context.jitter()), now + wait_ms)
 
 
-async def task_id_of_callbacks(tx: Transaction, generation: Generation) -> str | None:
+async def task_id_of_callbacks(context: Context, generation: Generation) -> str | None:
     """Return the task id that callbacks name; ids of other generations' tasks do not count."""
-    for body in await callbacks.latest_bodies(tx, generation.tenant, generation.id):
-        report = wire.read_callback(body)
-        task_id = report.task_id if report else None
-        if task_id and not await generations.another_has_task(tx, task_id, generation.id):
-            return task_id
+    database, id_ = context.database, generation.id
+    for body in await database.read(callbacks.latest_bodies, generation.tenant, id_):
+        report = await reading.read(len(body), partial(wire.read_callback, body))
+        ids = report.task_ids if report else ()
+        if ids and not await database.read(generations.another_has_task, ids, id_):
+            return ids[0]
     return None

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import urljoin
 
@@ -17,9 +18,10 @@ from service.store import callbacks, events, generations
 from service.store.database import Transaction
 from service.store.rows import json_text
 from service.telemetry import log, metrics
-from service.upstream import catalogue, documents, results, wire
+from service.upstream import catalogue, documents, reading, results, wire
 
 _log = log.get()
+REASON_CHARS_MAX = 1_000  # The longest that reading returns, and the words around it.
 
 
 class Update(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,8 +37,10 @@ def update_of(context: Context, answer: wire.Answer) -> Update | None:
     """Return what an answer says about its generation, with secrets redacted; None if nothing."""
     redact = context.redactor.json
     if isinstance(answer, wire.NoReport):
-        error = redact({"code": answer.code, "message": answer.message})
-        return Update(status="failed", error=error) if answer.outcome == "refused" else None
+        if answer.outcome != "refused":
+            return None
+        reason = _reason(context, answer.code or "refused", answer.message or "")
+        return Update(status="failed", error=reason)
     output, error = None, None
     if answer.state == "succeeded":
         files = [_file(context, file) for file in answer.files]
@@ -45,8 +49,24 @@ def update_of(context: Context, answer: wire.Answer) -> Update | None:
         # Without a known reason, what upstream said is shown; it is cut after the redaction.
         answer_text = json_text(redact(answer.raw))[: documents.MAX_TEXT_CHARS]
         message = answer.error_message or f"Upstream reported a failure: {answer_text}"
-        error = redact({"code": answer.error_code or "upstream_failed", "message": message})
+        error = _reason(context, answer.error_code or "upstream_failed", message)
     return Update(status=answer.state, task_id=answer.task_id, output=output, error=error)
+
+
+def _reason(context: Context, code: str, message: str) -> dict[str, str]:
+    texts = {"code": code, "message": message}
+    return {name: excerpt(context, text) for name, text in texts.items()}
+
+
+def excerpt(context: Context, text: str) -> str:
+    """Return what is shown of upstream's words: secrets are cut out first, then the end."""
+    return context.redactor.excerpt(text, REASON_CHARS_MAX)
+
+
+async def make_update(context: Context, answer: wire.Answer) -> Update | None:
+    """Return what `update_of` returns; what is large is redacted outside of the event loop."""
+    size_bytes = answer.size_bytes if isinstance(answer, wire.Report) else 0
+    return await reading.read(size_bytes, partial(update_of, context, answer))
 
 
 def _file(context: Context, file: results.File) -> dict[str, str | None]:
@@ -88,9 +108,9 @@ async def ask(
         duration_ms=round((time.monotonic() - timer_start) * 1_000),
         status_code=documents.clamp(answer.status) if isinstance(answer, wire.NoReport) else None,
         outcome=outcome,
-        detail=context.redactor.json(detail)[: documents.MAX_TEXT_CHARS] if detail else detail,
+        detail=excerpt(context, detail) if detail else detail,
     )
-    return Reply(answer, update_of(context, answer), exchange, task_id)
+    return Reply(answer, await make_update(context, answer), exchange, task_id)
 
 
 def announce_exchange(
@@ -115,7 +135,7 @@ class Batch:
         self.generations = dict(before)  # By id, with the changes so far.
         self.now = tx.now
         self._tx = tx
-        self._context = context
+        self.context = context
         self._before = before
         self._events: list[tuple[Event, Generation]] = []
 
@@ -128,7 +148,7 @@ class Batch:
         generation = self.generations[generation_id]
         if not generation.can_become(update.status):
             return generation
-        changes = _status_changes(self._context, generation, update, self.now)
+        changes = _status_changes(self.context, generation, update, self.now)
         if update.status in ("processing", "succeeded"):  # Even if no task id is known.
             changes |= submission_changes(generation, "taken")
         generation = self.change(generation_id, **changes)
@@ -161,12 +181,12 @@ class Batch:
         if not self._events:
             return
         await events.insert(tx, [event for event, _ in self._events])
-        await fanout.fan_out(tx, self._context, self._events)
+        await fanout.fan_out(tx, self.context, self._events)
         ended = [generation for _, generation in self._events if generation.is_terminal]
         usage: Counter[tuple[str, str, str, str]] = Counter()
         for generation in ended:
             usage.update(generations.usage_of(generation))
-            tx.after_commit(_announce_end, self._context, generation)
+            tx.after_commit(_announce_end, self.context, generation)
         if ended:
             await generations.add_usage(tx, usage)
             # A timed out generation may still get a result, so its callbacks are still confirmed.
@@ -247,7 +267,7 @@ async def _names_other_task(tx: Transaction, batch: Batch, proof: Proof) -> bool
     generation = batch.generations[proof.arrival.generation_id]
     if not ids or generation.task_id is not None:
         return bool(ids) and generation.task_id not in ids
-    return await generations.another_has_task(tx, ids[0], generation.id)
+    return await generations.another_has_task(tx, ids, generation.id)
 
 
 def _apply(tx: Transaction, batch: Batch, proof: Proof) -> bool:
@@ -257,7 +277,8 @@ def _apply(tx: Transaction, batch: Batch, proof: Proof) -> bool:
         return False
     generation = batch.generations[proof.arrival.generation_id]
     if not report.recognised:
-        tx.after_commit(log_unknown_word, report.word, generation.id)
+        word = excerpt(batch.context, report.word or "")
+        tx.after_commit(log_unknown_word, word, generation.id)
     batch.ingest(generation.id, update)
     if report.possible is not None or not report.is_proof:
         return False  # One body does not prove it: upstream is asked.
@@ -268,6 +289,7 @@ def _apply(tx: Transaction, batch: Batch, proof: Proof) -> bool:
 
 def log_unknown_word(word: str | None, generation_id: str) -> None:
     """Log a status word of upstream that is not in `vocabulary.STATE_OF_WORD`."""
+    metrics.unknown_words.add(1)
     _log.warning("upstream.unknown_word", word=word, generation_id=generation_id)
 
 

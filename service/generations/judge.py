@@ -1,11 +1,15 @@
 """Compares upstream's answer with the question, and decides what one answer does not prove."""
 
+from collections.abc import Mapping
+
 from msgspec.structs import replace
 
 from service.context import Context
-from service.generations import ingest
-from service.generations.ingest import Reply
+from service.generations import budget, ingest
+from service.generations.ingest import Batch, Reply
 from service.generations.sightings import (
+    DECLINED_ANSWERS,
+    DECLINED_SPAN_MS,
     FILES_ANSWERS,
     FILES_SPAN_MS,
     LINK_ANSWERS,
@@ -14,42 +18,144 @@ from service.generations.sightings import (
 )
 from service.model.generation import Generation
 from service.store import generations
+from service.store.database import Transaction
 from service.store.rows import json_text
+from service.telemetry import log, metrics
 from service.upstream import wire
+
+_log = log.get()
+
+CONFLICT_CODE = "task_id_conflict"
+CONFLICT_MESSAGE = "Upstream answered with the task of another generation"
+
+
+async def judge_submission(
+    tx: Transaction, context: Context, generation: Generation, reply: Reply
+) -> Reply:
+    """Return the reply to a submission with what may be applied of it.
+
+    Two generations of equal model and input may share a task: some upstreams remove duplicates.
+    Any other id that genhook knows already is another generation's.
+    """
+    answer = reply.answer
+    if not isinstance(answer, wire.Report) or not answer.task_ids:
+        return reply
+    if generation.task_id is not None:
+        if generation.task_id in answer.task_ids:
+            return reply
+        # A confirmed callback was first, and named the task. This answer only says "taken".
+        answer = wire.Report("processing", generation.task_id)
+        return replace(reply, answer=answer, update=ingest.update_of(context, answer))
+    owner = await generations.owner_of_tasks(tx, answer.task_ids, generation.id)
+    if owner is None or owner == (generation.model, generation.input):
+        return reply
+    message = ingest.excerpt(context, f"{CONFLICT_MESSAGE}: {answer.task_ids[0]}.")
+    _log.warning("submission.task_id_conflict", generation_id=generation.id)
+    update = ingest.Update(status="failed", error={"code": CONFLICT_CODE, "message": message})
+    # It may have been billed, so it is not sent again.
+    reply = await _with(context, reply, wire.NoReport("lost", message=message))
+    return replace(reply, update=update)
+
+
+def share_outcomes(batch: Batch, replies: Mapping[str, Reply]) -> None:
+    """Give the outcome of a task to all that share it: one question, an outcome for each."""
+    for id_, other in list(batch.generations.items()):
+        for reply in () if id_ in replies else replies.values():
+            source = batch.generations[reply.exchange.generation_id]
+            is_shared = (other.task_id, other.model, other.input) == (
+                *(source.task_id, source.model, source.input),
+            )
+            if is_shared and reply.update and reply.update.status in ("succeeded", "failed"):
+                batch.ingest(id_, reply.update)
 
 
 async def judge(
     context: Context, sightings: Sightings, generation: Generation, reply: Reply
 ) -> Reply:
-    """Return the reply with what may be applied of it."""
+    """Return the reply to a poll with what may be applied of it."""
     answer = reply.answer
-    if not isinstance(answer, wire.Report):
-        return reply
+    if isinstance(answer, wire.NoReport):
+        return await _judge_decline(context, sightings, generation, reply, answer)
     now = reply.exchange.at
+    if reply.task_id in answer.task_ids:
+        route = budget.status_path(context.catalogue, generation)
+        sightings.routes.note_answer(route, generation.id, now)
     if answer.task_ids and reply.task_id not in answer.task_ids:
         other_id = answer.task_ids[0]
-        database = context.database
-        is_known = await database.read(generations.another_has_task, other_id, generation.id)
-        if is_known or not sightings.is_alias(generation.id, other_id, now):
-            return _as_trouble(context, reply, other_id)
+        if not await _is_alias(context, sightings, generation, other_id, now):
+            message = ingest.excerpt(context, f"the answer names another task: {other_id}")
+            return await _with(context, reply, wire.NoReport("other_task", message=message))
         # The task keeps the id by which it can be asked about.
         answer = replace(answer, task_id=reply.task_id)
     elif answer.possible is None:
         sightings.forget(generation.id)
     if answer.possible and _is_proved(sightings, generation, answer, now):
         answer = replace(answer.possible, task_id=answer.task_id)
-    if answer is reply.answer:
+    return reply if answer is reply.answer else await _with(context, reply, answer)
+
+
+async def _judge_decline(
+    context: Context,
+    sightings: Sightings,
+    generation: Generation,
+    reply: Reply,
+    answer: wire.NoReport,
+) -> Reply:
+    """Return the failure that a question's repeated refusal means, or the reply as it is.
+
+    It is about the task only where another task was answered about meanwhile on the same route;
+    else the route is in trouble.
+    """
+    now, routes = reply.exchange.at, sightings.routes
+    if answer.code is None:
         return reply
-    exchange = replace(reply.exchange, outcome=answer.state)
-    update = ingest.update_of(context, answer)
+    content = json_text(["declined", answer.code, answer.message])
+    sighting = sightings.note(generation.id, content, now)
+    if sighting.count < DECLINED_ANSWERS or now - sighting.first_at < DECLINED_SPAN_MS:
+        return reply
+    route = budget.status_path(context.catalogue, generation)
+    if routes.answered_another(route, generation.id, sighting.first_at):
+        code, message = answer.code, answer.message
+        failure = wire.Report("failed", reply.task_id, error_code=code, error_message=message)
+        return await _with(context, reply, failure)
+    if route not in routes.troubled:
+        routes.troubled.add(route)
+        metrics.troubled_routes.add(1)
+        message = ingest.excerpt(context, answer.message or "")
+        _log.warning("upstream.route_declines", route=route, code=answer.code, message=message)
+    return reply
+
+
+async def _with(context: Context, reply: Reply, answer: wire.Answer) -> Reply:
+    """Return the reply as if upstream had given this answer."""
+    is_report = isinstance(answer, wire.Report)
+    exchange = replace(
+        reply.exchange,
+        outcome=answer.state if isinstance(answer, wire.Report) else answer.outcome,
+        detail=reply.exchange.detail if isinstance(answer, wire.Report) else answer.message,
+    )
+    update = await ingest.make_update(context, answer) if is_report else None
     return replace(reply, answer=answer, update=update, exchange=exchange)
 
 
-def _as_trouble(context: Context, reply: Reply, other_id: str) -> Reply:
-    message = context.redactor.json(f"the answer names another task: {other_id}")
-    answer = wire.NoReport("other_task", message=message)
-    exchange = replace(reply.exchange, outcome=answer.outcome, detail=message)
-    return replace(reply, answer=answer, update=None, exchange=exchange)
+async def _is_alias(
+    context: Context, sightings: Sightings, generation: Generation, other_id: str, now: int
+) -> bool:
+    """Whether an id is another name of this generation's task; learn it when it comes often.
+
+    Resellers show the id of the service behind them. A name is kept in rows, and one that a second
+    generation meets is revoked for good.
+    """
+    database, id_ = context.database, generation.id
+    is_name = await database.read(generations.is_name, other_id, id_)
+    if await database.read(generations.another_has_task, [other_id], id_):
+        if is_name is False:
+            await database.write(generations.revoke_name, other_id)
+        return False
+    if is_name is None and sightings.is_alias(id_, other_id, now):
+        await database.write(generations.learn_name, other_id, id_)
+        is_name = await database.read(generations.is_name, other_id, id_)
+    return bool(is_name)
 
 
 def _is_proved(sightings: Sightings, generation: Generation, answer: wire.Report, now: int) -> bool:

@@ -188,7 +188,7 @@ class Poller:
     async def _ask(self, generation: Generation) -> None:
         context = self.context
         task_id = generation.task_id
-        task_id = task_id or await context.database.read(hints.task_id_of_callbacks, generation)
+        task_id = task_id or await hints.task_id_of_callbacks(context, generation)
         if task_id is None:
             await context.database.write(_plan_without_task, context, generation.id)
             return
@@ -208,13 +208,14 @@ class Poller:
     async def _record(self, tx: Transaction, replies: Sequence[Reply]) -> list[None]:
         """Record answered polls: the exchanges, the reports, and when the next polls are due."""
         by_id = {reply.exchange.generation_id: reply for reply in replies}
-        batch = Batch(tx, self.context, await generations.get_many(tx, by_id))
+        batch = Batch(tx, self.context, await generations.get_polled(tx, by_id))
         exchanges = [
             replace(reply.exchange, number=self._apply(batch, reply))
             for reply in replies
             if reply.exchange.generation_id in batch.generations
         ]
         await generations.record_exchanges(tx, exchanges)
+        judge.share_outcomes(batch, by_id)
         await hints.use_hints(tx, self.context, batch, by_id)
         await batch.write()
         if any(generation.submit_at is not None for generation in batch.generations.values()):

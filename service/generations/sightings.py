@@ -14,6 +14,8 @@ FILES_SPAN_MS = 60 * SECOND  # Files beside an unknown word stay the same for th
 FILES_ANSWERS = 3  # in so many answers, before they count as the result.
 LINK_SPAN_MS = 45 * SECOND  # The files of a task that says it is done may come within this time.
 LINK_ANSWERS = 4
+DECLINED_SPAN_MS = 60 * SECOND  # A question that is declined alike for this long,
+DECLINED_ANSWERS = 5  # so many times, tells of its task, or of trouble with the route.
 ALIAS_ANSWERS = 3  # Answers with the same other id before it counts as another name of the task.
 
 
@@ -25,10 +27,36 @@ class Sighting(msgspec.Struct):
     first_at: int
 
 
+class Routes:
+    """Which tasks each route last answered about, and the routes that decline all questions.
+
+    There are as many routes as the catalogue has.
+    """
+
+    def __init__(self) -> None:
+        self.troubled: set[str] = set()
+        self._answered_at: dict[str, dict[str, int]] = {}  # By generation, of the latest two.
+
+    def note_answer(self, route: str, generation_id: str, now: int) -> None:
+        """Note that upstream answered about a generation's task, and named it."""
+        self.troubled.discard(route)
+        answered_at = self._answered_at.setdefault(route, {})
+        answered_at.pop(generation_id, None)
+        answered_at[generation_id] = now
+        if len(answered_at) > 2:
+            del answered_at[next(iter(answered_at))]
+
+    def answered_another(self, route: str, generation_id: str, since: int) -> bool:
+        """Whether upstream answered about another generation's task on the route since then."""
+        others = self._answered_at.get(route, {}).items()
+        return any(id_ != generation_id and at >= since for id_, at in others)
+
+
 class Sightings:
     """The latest sighting of each generation, and which generations met another task's id."""
 
     def __init__(self) -> None:
+        self.routes = Routes()
         self._by_generation: OrderedDict[str, Sighting] = OrderedDict()
         self._met_by: OrderedDict[str, str | None] = OrderedDict()  # None: several generations.
 

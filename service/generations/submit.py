@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from service.context import Context
 from service.delivery.tenants import subscriber_for
-from service.generations import budget, ingest, schedule
+from service.generations import budget, ingest, judge, schedule
 from service.generations.ingest import Batch, Reply
 from service.model.clock import SECOND
 from service.model.errors import StorageError
@@ -175,6 +175,7 @@ async def _record(tx: Transaction, context: Context, reply: Reply) -> Generation
     id_ = reply.exchange.generation_id
     batch = Batch(tx, context, await generations.get_many(tx, [id_]))
     before = batch.generations[id_]
+    reply = await judge.judge_submission(tx, context, before, reply)
     was_open = not before.is_terminal  # A callback or the deadline may have come first.
     count = before.submit_count + 1
     await generations.record_exchanges(tx, [replace(reply.exchange, number=count)])

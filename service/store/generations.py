@@ -37,6 +37,8 @@ _TIMELINE = (
     *("exchanges_of_generation", "callbacks_of_generation"),
     *("events_of_generation", "attempts_of_generation"),
 )
+SHARED_MAX = 100  # So many generations that share tasks get an outcome by one batch of polls.
+NAMES_MAX = 8  # So many other names of its task a generation learns.
 Work = Literal["submit", "poll", "expire"]
 EXCHANGES_MAX = 1_000  # Of each kind of a generation: the timeline shows no more.
 OVERDUE_LOOK_MAX = 1_000  # So many of the longest due polls are looked at for overdue ones.
@@ -85,6 +87,13 @@ async def insert(tx: Transaction, new: Generation) -> None:
 async def get_many(tx: Transaction, ids: Collection[str]) -> dict[str, Generation]:
     """Return the generations by id; ids without a generation are left out."""
     rows = await read_all(tx, Generation, "generations_by_id", ids=json_text(sorted(set(ids))))
+    return {generation.id: generation for generation in rows}
+
+
+async def get_polled(tx: Transaction, ids: Collection[str]) -> dict[str, Generation]:
+    """Return the generations by id, with open ones that share a task with one of them."""
+    values = {"ids": json_text(sorted(set(ids))), "shared_max": SHARED_MAX}
+    rows = await read_all(tx, Generation, "generations_of_polls", **values)
     return {generation.id: generation for generation in rows}
 
 
@@ -215,9 +224,34 @@ async def delay_confirmation(tx: Transaction, generation_id: str, due_at: int) -
     await tx.run("confirmation_delay", id=generation_id, due_at=due_at)
 
 
-async def another_has_task(tx: Transaction, task_id: str, generation_id: str) -> bool:
-    """Return whether another generation than this one has the task."""
-    return await tx.one("generation_by_task", task_id=task_id, id=generation_id) is not None
+async def owner_of_tasks(
+    tx: Transaction, task_ids: Collection[str], generation_id: str
+) -> tuple[str, dict[str, Any]] | None:
+    """Return the model and the input of another generation that has one of the tasks, or None."""
+    ids = json_text(list(task_ids))
+    row = await tx.one("generation_of_tasks", task_ids=ids, id=generation_id)
+    return (row["model"], msgspec.json.decode(row["input"])) if row else None
+
+
+async def another_has_task(tx: Transaction, task_ids: Collection[str], generation_id: str) -> bool:
+    """Return whether another generation than this one has one of the tasks."""
+    return await owner_of_tasks(tx, task_ids, generation_id) is not None
+
+
+async def is_name(tx: Transaction, task_id: str, generation_id: str) -> bool | None:
+    """Return whether an id is another name of this generation's task; None if nobody learned it."""
+    row = await tx.one("task_name", task_id=task_id)
+    return None if row is None else row["generation_id"] == generation_id and not row["is_revoked"]
+
+
+async def learn_name(tx: Transaction, task_id: str, generation_id: str) -> None:
+    """Store another name of this generation's task; one that another generation has is revoked."""
+    await tx.run("task_name_learn", task_id=task_id, id=generation_id, names_max=NAMES_MAX)
+
+
+async def revoke_name(tx: Transaction, task_id: str) -> None:
+    """Make a learned name the name of no generation's task any more."""
+    await tx.run("task_name_revoke", task_id=task_id)
 
 
 async def record_exchanges(tx: Transaction, exchanges: Iterable[Exchange]) -> None:

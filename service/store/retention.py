@@ -36,6 +36,7 @@ _DELETES = {
         (
             "generation_metadata_delete",
             "generation_body_delete",
+            "task_names_delete",
             "generation_delete",
         ),
     ),

@@ -67,6 +67,12 @@ callbacks = _counter(
 )
 submissions = _counter("genhook_submissions", "Submissions, by outcome.", "outcome")
 polls = _counter("genhook_polls", "Polls of upstream, by outcome.", "outcome")
+unknown_words = _counter(
+    "genhook_unknown_words", "Answers and callbacks with a status word that genhook does not know."
+)
+troubled_routes = _counter(
+    "genhook_troubled_routes", "How often a route of upstream began to decline all questions."
+)
 generations = _counter("genhook_generations_ended", "Generations, by outcome.", "status")
 attempts = _counter("genhook_attempts", "Delivery attempts, by outcome.", "outcome")
 attempt_seconds = Histogram("genhook_attempt_seconds", "Attempt duration.", "outcome", SECONDS)

@@ -1,8 +1,10 @@
 """Cuts secrets out of text and decoded JSON, for logs, rows and answers alike."""
 
+import base64
+import html
 import re
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
@@ -11,13 +13,21 @@ import msgspec
 REDACTED = "[redacted]"
 DEPTH_MAX = 64  # Anything nested deeper is replaced whole.
 
-SLASH = r"(?:\\{0,4}/|%(?:25)?2[Ff])"  # Plain, escaped in JSON (in JSON), or percent-encoded.
+SLASH = r"(?:\\{0,16}/|%(?:25)?2[Ff])"  # Plain, escaped in JSON (in JSON), or percent-encoded.
 CALLBACK_CHARACTERS_MIN = len("/callbacks/a/t")
 _SHAPES = re.compile(
     rf"(?P<path>{SLASH}callbacks{SLASH}[A-Za-z0-9_-]{{1,64}}{SLASH})[^/\s?\"'\\]+"
     r"|(?:ghk_|aio_|whsec_|whsk_)[A-Za-z0-9+/=_-]+"
     r"|(?i:bearer)\s+[^\s\"'\\]+"
 )
+# The token of a callback URL has its own shape: it needs no URL around it to be known.
+_TOKEN = re.compile(r"gen_[A-Za-z0-9]+\.[A-Za-z0-9_-]+\.[0-9]{1,12}\.[A-Za-z0-9_-]+")
+_ESCAPES = ("%", "&", "\\u", "\\U")  # Text without them hides nothing.
+_ESCAPED = re.compile(r"\\+[uU]([0-9A-Fa-f]{4})|\\+/")
+_WORD = re.compile(r"[^\s\"'<>{}\[\],]+")
+PIECE_CHARACTERS = 8  # Where a text was cut, so many characters of a secret are one.
+UNESCAPES_MAX = 4  # So often escapes are undone that stand within escapes.
+_BASE64_CHARACTERS_MIN = 12  # A shorter piece of base64 may be anything.
 # In lower case, every match contains one of these. `in` is much cheaper than the pattern.
 _HINTS = ("ghk_", "aio_", "whs", "callbacks", "bearer")
 
@@ -26,7 +36,6 @@ _HIDDEN_KEYS = """
     authorization accesstoken token password
 """
 _HIDDEN = frozenset(_HIDDEN_KEYS.split())
-_TOKEN = re.compile(r"gen_[0-9a-f]+\.[\w-]+\.[0-9]+\.[\w-]+")  # Of a callback, without its URL.
 _HIDDEN_HEADER = re.compile(rb"(?i:authorization|cookie|token|secret|password|api-?key)")
 
 
@@ -34,7 +43,8 @@ class Redactor:
     """Cuts these secrets, also encoded ones, and what looks like a key or token of genhook."""
 
     def __init__(self, secrets: Iterable[str] = (), public_url: str | None = None) -> None:
-        forms = {form for secret in secrets if secret for form in _forms(secret)}
+        self._secrets = tuple(filter(None, secrets))
+        forms = {form for secret in self._secrets for form in _forms(secret)}
         self._forms = tuple(sorted(forms, key=lambda form: (-len(form), form)))
         self._any_form = re.compile("|".join(map(re.escape, self._forms)))
         self._base_url = public_url or ""
@@ -51,18 +61,23 @@ class Redactor:
 
     def header(self, name: str, value: str) -> str:
         """The value of a header without secrets; nothing of it if its name says that it is one."""
-        return REDACTED if _names_secret(name.encode()) else self._header_text(value)
+        return REDACTED if _names_secret(name.encode()) else self.text(value)
 
     def headers(self, lines: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """The lines of headers without secrets, as `header` cuts them."""
         cut = [(n, b"[redacted]" if _names_secret(n) else v) for n, v in lines]
         text = b"\n".join([value for _, value in cut]).decode("latin-1")
-        if self._header_text(text) == text:  # As nearly always. One look costs less than ten.
+        if self.text(text) == text:  # As nearly always. One look costs less than ten.
             return cut
-        return [(n, self._header_text(v.decode("latin-1")).encode("latin-1")) for n, v in cut]
+        return [(n, self.text(v.decode("latin-1")).encode("latin-1")) for n, v in cut]
 
-    def _header_text(self, text: str) -> str:
-        return self.text(_TOKEN.sub(REDACTED, text) if "gen_" in text else text)
+    def excerpt(self, text: str, characters: int) -> str:
+        """The beginning of a text, which may have been cut within a secret, without secrets."""
+        for secret in self._secrets:
+            at = text.rfind(secret[:PIECE_CHARACTERS])
+            if at >= 0 and secret.startswith(text[at:]):
+                text = text[:at] + REDACTED
+        return self._string(text)[:characters]
 
     def json(self, value: Any, depth: int = DEPTH_MAX) -> Any:
         """Return a copy of decoded JSON without secrets, callback URLs and values of secret keys.
@@ -100,13 +115,42 @@ class Redactor:
     def _without_secrets(self, text: str) -> str:
         for form in self._forms:
             if form in text:
-                return self._any_form.sub(REDACTED, text)
-        return text
+                text = self._any_form.sub(REDACTED, text)
+                break
+        text = _TOKEN.sub(REDACTED, text) if "gen_" in text else text
+        if not any(escape in text for escape in _ESCAPES) or not self._hides_secret(text):
+            return text
+        text = _WORD.sub(lambda word: REDACTED if self._hides_secret(word[0]) else word[0], text)
+        return REDACTED if self._hides_secret(text) else text
+
+    def _hides_secret(self, text: str) -> bool:
+        """Whether a secret or token appears when the escapes of JSON, URLs and HTML are undone."""
+        for _ in range(UNESCAPES_MAX):
+            plain = _ESCAPED.sub(lambda escape: chr(int(escape[1] or "2f", 16)), text)
+            plain = html.unescape(urllib.parse.unquote(plain))
+            if plain == text:
+                break
+            if any(form in plain for form in self._forms) or _appears(_TOKEN, plain, text):
+                return True
+            text = plain
+        return False
 
 
-def _forms(secret: str) -> tuple[str, ...]:
+def _appears(pattern: re.Pattern[str], plain: str, text: str) -> bool:
+    """Whether something matches in the plain text that does not in the text as it was written."""
+    return pattern.search(plain) is not None and pattern.search(text) is None
+
+
+def _forms(secret: str) -> Iterator[str]:
     in_json = msgspec.json.encode(secret).decode()[1:-1]
-    return secret, urllib.parse.quote(secret, safe=""), secret.replace("/", "\\/"), in_json
+    yield from (secret, urllib.parse.quote(secret, safe=""), secret.replace("/", "\\/"), in_json)
+    # In base64, what a secret looks like depends on how many bytes stand before it.
+    for before in range(3):
+        encoded = base64.b64encode(b"\0" * before + secret.encode()).decode().rstrip("=")
+        # The first and the last character also hold bits of what is beside the secret.
+        piece = encoded[-(-before * 8 // 6) : -1]
+        if len(piece) >= _BASE64_CHARACTERS_MIN:
+            yield from (piece, piece.replace("+", "-").replace("/", "_"))
 
 
 @lru_cache(maxsize=1_024)

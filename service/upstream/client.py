@@ -3,12 +3,13 @@
 import asyncio
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from service.settings import Settings
-from service.upstream import wire
+from service.upstream import reading, wire
 
 if TYPE_CHECKING:
     import httpx
@@ -106,7 +107,8 @@ class Client:
                 if body is not None and response.status_code in _REDIRECTS:
                     return _redirected(response)
                 content = await self._read(response)
-                return read(response.status_code, response.headers, content)
+                make_answer = partial(read, response.status_code, response.headers, content)
+                return await reading.read(len(content), make_answer)
         except (httpx.HTTPError, TimeoutError, TooLargeError) as error:
             message = f"{type(error).__name__}: {str(error) or 'no answer in time'}"[:200]
             if body is None:

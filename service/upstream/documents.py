@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from service.upstream import lenient
-from service.upstream.vocabulary import FLAG_KEYS, State, state_of, state_of_flag
+from service.upstream.vocabulary import CODES_FINE, FLAG_KEYS, State, state_of, state_of_flag
 
 MAX_TEXT_CHARS = 500
 MAX_WORD_CHARS = 100
@@ -23,13 +23,13 @@ JsonObject = dict[str, Any]
 _WORD_KEYS = ("status", "state", "task_status", "taskStatus", "callbackType")
 _PART_KEYS = ("response_data", "data", "results", "outputs", "images", "videos", "clips")
 _ID_KEYS = ("task_id", "taskId", "workId", "work_id")
-_CODE_KEYS = ("failCode", "fail_code", "error_code", "errorCode")
+_CODE_KEYS = ("failCode", "fail_code", "failureCode", "error_code", "errorCode")
 _MESSAGE_KEY_LIST = """
     failMsg fail_msg fail_message error_message errorMessage task_status_msg fail_reason
-    failure_reason failureReason extra_message status_msg
+    failure_reason failureReason failure extra_message status_msg
 """
 _MESSAGE_KEYS = _MESSAGE_KEY_LIST.split()
-_NO_ERROR_CODES = {None, 0, *range(200, 300)}
+_NO_ERROR_CODES = {None, *CODES_FINE}
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -45,6 +45,7 @@ class Document(msgspec.Struct, frozen=True):
     task_ids: tuple[str, ...]  # Every id that the body gives the task, never one of an input.
     has_task_id: bool  # Whether there is any; `id` does not count, as it may be a request's.
     code: int | None  # The numeric error code, which may come with HTTP 200.
+    size_bytes: int  # Of the body.
 
     @property
     def task_id(self) -> str | None:
@@ -81,6 +82,7 @@ def parse(body: bytes) -> Document | None:
         task_ids=ids,
         has_task_id=_first_text(_values((task, root), _ID_KEYS)) is not None,
         code=_code(root),
+        size_bytes=len(body),
     )
 
 

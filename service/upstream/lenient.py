@@ -4,6 +4,7 @@ A byte order mark, NaN and Infinity, lone surrogates, control characters, text t
 great depth, a cut end and bytes behind the end hide nothing else of an answer.
 """
 
+import contextlib
 import json
 import math
 import re
@@ -15,6 +16,9 @@ import msgspec
 DEPTH_MAX = 64  # What is nested deeper becomes null.
 DIGITS_MAX = 1_000  # A longer integer becomes null.
 TOKENS_MAX = 200_000  # Of a body that has to be repaired; what follows counts as cut.
+VALUES_MAX = 500_000  # A body with more values counts as cut.
+VALUES_LENIENT_MAX = 200_000  # So does one that is no strict JSON and has more than these.
+_BEFORE_VALUES = (",", "[", "{")
 # Possessive, so that it takes linear time. A lone quotation mark begins a text without an end.
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|"|[\[\]{},:]|[^\s\[\]{},:"]++', re.DOTALL)
 _CLOSING = {"{": "}", "[": "]"}
@@ -32,7 +36,8 @@ class Decoded(NamedTuple):
 def decode(body: bytes) -> Decoded | None:
     """Return the JSON object or array of a body; None if it has none."""
     try:
-        value, is_whole = msgspec.json.decode(body), True
+        is_readable = len(body) <= VALUES_MAX or _count_values(body) <= VALUES_MAX
+        value, is_whole = msgspec.json.decode(body if is_readable else b""), True
     except (msgspec.MsgspecError, ValueError, RecursionError):
         value, is_whole = _decode_leniently(_text(body))
     if not isinstance(value, dict | list):
@@ -53,15 +58,19 @@ def _decode_leniently(text: str) -> tuple[Any, bool]:
         # Python refuses to read longer ones.
         parse_int=lambda digits: int(digits) if len(digits) <= DIGITS_MAX else None,
     )
+    if sum(map(text.count, _BEFORE_VALUES)) <= VALUES_LENIENT_MAX:
+        with contextlib.suppress(ValueError, RecursionError):
+            return _without_surrogates(decoder.raw_decode(text)[0]), True
+    repaired, is_whole = _repair(text)
     try:
-        value, is_whole = decoder.raw_decode(text)[0], True
-    except (ValueError, RecursionError):
-        repaired, is_whole = _repair(text)
-        try:
-            value = decoder.raw_decode(repaired)[0]
-        except ValueError:
-            return None, False
-    return _without_surrogates(value), is_whole
+        return _without_surrogates(decoder.raw_decode(repaired)[0]), is_whole
+    except ValueError:
+        return None, False
+
+
+def _count_values(body: bytes) -> int:
+    """Return at least how many values a body has: before each but the first stands a mark."""
+    return sum(body.count(mark.encode()) for mark in _BEFORE_VALUES)
 
 
 def _finite(text: str) -> float | None:

@@ -9,40 +9,55 @@ from typing import Any, Literal
 
 State = Literal["processing", "succeeded", "failed"]
 
-# Provider (its source): state = its words. Only words that the source lists.
+# Provider (its source): state = its words. Only words that the source lists. All but those marked
+# "not seen again" were compared with the source in November 2026: the page itself, or the type of
+# the provider's own client. "clients" marks words that only clients of the provider show.
 _WORDS_OF_PROVIDERS: dict[str, dict[State, str]] = {
-    "API in One (apiin.one/docs, /docs/suno/feed, /docs/suno/cover)": {
+    "API in One (apiin.one/docs, /docs/suno/feed, /docs/suno/cover; not seen again)": {
         "processing": "pending in_progress processing text first",
         "succeeded": "success complete completed",
         "failed": "failed error generate_cover_failed",
     },
-    "UdioAPI (udioapi.pro/docs/v2-feed)": {"processing": "new text first", "succeeded": "complete"},
-    "KIE (docs.kie.ai/market/common/get-task-detail, /suno-api/get-music-details)": {
-        "processing": "waiting queuing generating pending text_success first_success",
-        "succeeded": "success",
-        "failed": "fail create_task_failed generate_audio_failed sensitive_word_error",
+    "UdioAPI (udioapi.pro/docs/v2-feed; not seen again)": {
+        "processing": "new text first",
+        "succeeded": "complete",
     },
-    "WaveSpeed (wavespeed.ai/docs/how-to-use-webhooks)": {
+    # CALLBACK_EXCEPTION is left out: it is about the callback, and the result may be there.
+    "KIE (docs.kie.ai/suno-api/get-music-details, /get-wav-details, /generate-music-callbacks)": {
+        "processing": "pending text_success first_success text first",
+        "succeeded": "success complete",
+        "failed": "create_task_failed generate_audio_failed generate_wav_failed error",
+    },
+    "KIE (docs.kie.ai/market/common/get-task-detail; not seen again)": {
+        "processing": "waiting queuing generating",
+        "succeeded": "success",
+        "failed": "fail",
+    },
+    "KIE (clients)": {
+        "failed": "sensitive_word_error generate_mp4_failed generate_lyrics_failed generate_failed",
+    },
+    "WaveSpeed (wavespeed.ai/docs/how-to-use-webhooks; the client knows all but created)": {
         "processing": "created processing",
         "succeeded": "completed",
         "failed": "failed",
     },
-    "Evolink (docs.evolink.ai/en/api-manual/task-management/get-task-detail)": {
+    "Evolink (docs.evolink.ai/en/api-manual/task-management/get-task-detail; not seen again)": {
         "processing": "pending processing",
         "succeeded": "completed",
         "failed": "failed cancelled",
     },
-    "APIMart (docs.apimart.ai/en/api-reference/tasks/status)": {
+    "APIMart (docs.apimart.ai/en/api-reference/tasks/status; not seen again)": {
         "processing": "submitted pending processing in_progress",
         "succeeded": "completed",
         "failed": "failed cancelled",
     },
-    "Kling (apidoc.cometapi.com/callback-url-doc-866305)": {
+    "Kling (docs.crazyrouter.com/reference/status-codes)": {
         "processing": "submitted processing",
         "succeeded": "succeed",
         "failed": "failed",
     },
-    "BFL (docs.bfl.ai/api_integration/errors)": {
+    # "Task not found" is left out: it is about the question.
+    "BFL (docs.bfl.ai/api-reference/utility/get-result)": {
         "processing": "pending",
         "succeeded": "ready",
         "failed": "request_moderated content_moderated error",
@@ -52,40 +67,41 @@ _WORDS_OF_PROVIDERS: dict[str, dict[State, str]] = {
         "succeeded": "succeeded",
         "failed": "failed canceled aborted",
     },
-    "fal (fal.ai/docs/model-apis/model-endpoints/queue, /webhooks)": {
+    "fal (fal.ai/docs/model-apis/model-endpoints/queue, /webhooks; not seen again)": {
         "processing": "in_queue in_progress",
         "succeeded": "completed ok",
         "failed": "error",
     },
-    "RunPod (docs.runpod.io/serverless/endpoints/job-states)": {
+    "RunPod (github.com/runpod/docs, serverless/endpoints/job-states.mdx)": {
         "processing": "in_queue in_progress running",
         "succeeded": "completed",
         "failed": "failed cancelled timed_out",
     },
-    "Luma (docs.lumalabs.ai/docs/video-generation)": {
+    "Luma (github.com/lumalabs/lumaai-python, types/generation.py)": {
         "processing": "queued dreaming",
         "succeeded": "completed",
         "failed": "failed",
     },
-    "Runway (docs.dev.runwayml.com/api)": {
+    "Runway (github.com/runwayml/sdk-python, types/task_retrieve_response.py)": {
         "processing": "pending throttled running",
         "succeeded": "succeeded",
         "failed": "failed cancelled",
     },
-    "MiniMax (platform.minimax.io/docs/api-reference/video-generation-query)": {
+    "MiniMax (developers.cloudflare.com/ai/models/minimax/hailuo-2.3-fast)": {
         "processing": "preparing queueing processing",
         "succeeded": "success",
         "failed": "fail",
     },
-    "DashScope (help.aliyun.com/zh/model-studio/text-to-image-v2-api-reference)": {
+    # UNKNOWN is left out: DashScope says it of a task that it does not find.
+    "DashScope (github.com/dashscope/dashscope-sdk-python, common/constants.py)": {
         "processing": "pending running suspended",
         "succeeded": "succeeded",
         "failed": "failed canceled",
     },
-    "OpenAI (platform.openai.com/docs/api-reference/videos)": {
-        "processing": "queued in_progress",
+    "OpenAI (github.com/openai/openai-python, types/video.py, types/batch.py)": {
+        "processing": "queued in_progress validating finalizing cancelling",
         "succeeded": "completed",
-        "failed": "failed expired",
+        "failed": "failed expired cancelled",
     },
     "Midjourney relays (docs.crazyrouter.com/reference/status-codes)": {
         "processing": "not_start submitted in_progress",
@@ -93,7 +109,7 @@ _WORDS_OF_PROVIDERS: dict[str, dict[State, str]] = {
         "failed": "failure cancel",
     },
     # Read in a public client of API in One, which names no page.
-    "clients (shared/apiinone.md, vocabulary)": {"succeeded": "finished"},
+    "API in One (clients)": {"succeeded": "finished"},
 }
 STATE_OF_WORD: dict[str, State] = {
     word: state
@@ -102,13 +118,17 @@ STATE_OF_WORD: dict[str, State] = {
     for word in words.split()
 }
 
-# Flags in place of a word. KIE: docs.kie.ai/veo3-api/get-veo-3-video-details.
+# Flags in place of a word: numbers (docs.kie.ai/veo3-api/get-veo-3-video-details; clients agree) or
+# words (docs.kie.ai/suno-api/get-wav-details).
 _STATE_OF_FLAG: dict[int, State] = {0: "processing", 1: "succeeded", 2: "failed", 3: "failed"}
 FLAG_KEYS = ("successFlag", "success_flag")
 
-# Codes of a body that end the task which it names, though they look like a server's trouble.
-# KIE (docs.kie.ai/suno-api/generate-music-callbacks): 451 a file could not be fetched, 501 the
-# generation failed, 531 it failed and was refunded.
+# Codes of a body that mean no error: 1 and 22 with Midjourney relays, "submitted" and "queued"
+# (docs.crazyrouter.com/reference/status-codes).
+CODES_FINE = frozenset({0, 1, 22, *range(200, 300)})
+# Codes of a body that end the task it names, though they look like a server's trouble: 501 the
+# generation failed, 531 it failed and was refunded (docs.kie.ai/suno-api/generate-music-callbacks),
+# 451 a file could not be fetched (docs.sunoapi.org/suno-api/convert-to-wav-format-callbacks).
 TASK_ENDS = frozenset({451, 501, 531})
 # Codes of a body that say how the question went, never how the task did (RFC 9110, RFC 6585).
 QUESTION_TROUBLE = frozenset({401, 402, 403, 404, 408, 425, 429})
@@ -117,16 +137,21 @@ QUESTION_TROUBLE = frozenset({401, 402, 403, 404, 408, 425, 429})
 CODES_AGAIN = frozenset(
     {
         *(425, 429, 503),  # As the HTTP statuses.
-        *(430, 455),  # KIE (docs.kie.ai, Suno and Veo): called too often, maintenance.
+        # docs.sunoapi.org/suno-api/get-wav-conversion-details, which KIE shares: called too often
+        # (405, 430), maintenance (455; clients of KIE agree).
+        *(405, 430, 455),
         23,  # Midjourney relays (docs.crazyrouter.com/reference/status-codes): the queue is full.
-        *(1002, 1039, 1041),  # MiniMax (platform.minimax.io/docs/api-reference/errorcode): limits.
+        # MiniMax (platform.minimax.io/docs/api-reference/errorcode): limits. 1039 and 1041 were not
+        # seen again.
+        *(1002, 1039, 1041),
     }
 )
 # "never": certainly not taken, whenever it is sent.
 CODES_NEVER = frozenset(
     {
         *(400, 401, 402, 403, 404, 409, 413, 415, 422, 451),  # As the HTTP statuses.
-        # MiniMax, same page: the key, the balance, the input's content, the parameters.
+        # MiniMax, same page: the key, the balance, the input's content, the parameters. 1042 and
+        # 2013 were not seen again.
         *(1004, 1008, 1026, 1042, 2013),
     }
 )
@@ -138,7 +163,9 @@ def state_of(word: str | None) -> State | None:
 
 
 def state_of_flag(value: Any) -> State | None:
-    """Return the state that a flag means; None for another value."""
+    """Return the state that a flag means, a number or a word; None for another value."""
+    if isinstance(value, str):
+        return state_of(value)
     is_number = isinstance(value, int) and not isinstance(value, bool)
     return _STATE_OF_FLAG.get(value) if is_number else None
 

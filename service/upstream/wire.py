@@ -13,7 +13,6 @@ from msgspec.structs import replace
 
 from service.upstream import documents, results, vocabulary
 
-MAX_AUDIO_BYTES = 8 * 1024 * 1024
 _SUCCESS = range(200, 300)
 
 # 303 is not among them: it is also how a server shows what it has made.
@@ -37,6 +36,7 @@ class Report(msgspec.Struct, frozen=True):
     word: str | None = None  # The status word as written.
     recognised: bool = True  # False if that word is unknown; the state is then "processing".
     raw: Any = None  # The decoded JSON, not redacted.
+    size_bytes: int = 0  # Of the body.
     # An outcome that one answer does not prove; the state is then "processing".
     possible: "Report | None" = None
     is_proof: bool = True  # False for a callback that was cut, or whose code speaks of trouble.
@@ -55,7 +55,9 @@ class NoReport(msgspec.Struct, frozen=True):
     status: int | None = None  # Or the error code of a body with HTTP 200.
     message: str | None = None
     retry_after: str | None = None  # The header as written.
-    code: str | None = None  # Upstream's word for why it refused.
+    # Upstream's word for why it refused a submission; the code of an envelope without any task that
+    # declined a question, which may be about the task.
+    code: str | None = None
     repeats_max: int | None = None  # Of a submission that is put off; None: until the deadline.
 
 
@@ -85,9 +87,8 @@ def read_create(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
 
 
 def _read_audio(status: int, content_type: str, body: bytes) -> Answer:
-    if not 0 < len(body) <= MAX_AUDIO_BYTES:
-        message = f"the audio has {len(body)} bytes; 1 to {MAX_AUDIO_BYTES} are accepted"
-        return NoReport("lost", status, message, code="unusable")
+    if not body:
+        return NoReport("lost", status, "the audio has no bytes", code="unusable")
     match = re.match(r"audio/[a-z0-9.+-]+", content_type)
     media_type = match[0] if match else "audio/mpeg"
     url = f"data:{media_type};base64,{base64.b64encode(body).decode()}"
@@ -150,11 +151,13 @@ def _text_of(status: int, headers: Mapping[str, str], body: bytes, default: str)
 
 def read_poll(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
     """Read the answer to a poll. Whether it is about the task that was asked about is not known."""
-    document = documents.parse(body) if status in _SUCCESS else None
+    document = documents.parse(body) if status in _SUCCESS or _may_decline(status) else None
     if document is None:
         return _no_report(status, headers, body, "the answer is not a JSON object")
     if not document.is_whole:
         return _no_report(status, headers, body, "the answer was cut off")
+    if status not in _SUCCESS:
+        return _no_report(status, headers, body, "", documents.read_error(document)[1], document)
     report = _read_report(document)
     says_nothing = not (report.word or report.task_id or report.possible)
     if _is_trouble(document):
@@ -164,7 +167,13 @@ def read_poll(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
     else:
         return report
     message = documents.read_error(document)[1]
-    return _no_report(document.code or status, headers, body, default, message)
+    return _no_report(document.code or status, headers, body, default, message, document)
+
+
+def _may_decline(code: int | None) -> bool:
+    """Whether a code may be about the task although the envelope names none: most of 4xx."""
+    others = vocabulary.QUESTION_TROUBLE | vocabulary.CODES_AGAIN
+    return code is not None and 400 <= code <= 499 and code not in others
 
 
 def _is_trouble(document: documents.Document) -> bool:
@@ -179,13 +188,16 @@ def _no_report(
     body: bytes,
     default: str,
     message: str | None = None,
+    document: documents.Document | None = None,
 ) -> NoReport:
     if status in {404, 410}:
-        return NoReport("absent", message=message)
+        return NoReport("absent", message=message or _text_of(status, headers, body, default))
     if status == 429:
         return NoReport("throttled", retry_after=_retry_after(headers))
     message = message or _text_of(status, headers, body, default)
-    return NoReport("unwell", status, message, _retry_after(headers))
+    is_declined = document is not None and not document.task_ids and _may_decline(status)
+    code = str(status) if is_declined else None
+    return NoReport("unwell", status, message, _retry_after(headers), code)
 
 
 def read_callback(body: bytes) -> Report | None:
@@ -209,6 +221,7 @@ def _read_report(document: documents.Document) -> Report:
         word=word,
         recognised=state is not None or word is None,
         raw=document.raw,
+        size_bytes=document.size_bytes,
     )
     if vocabulary.ends_task(document.code) and document.task_ids and state in (None, "succeeded"):
         return _as_failed(report, document)

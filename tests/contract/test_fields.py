@@ -120,6 +120,22 @@ async def test_a_body_that_is_nested_too_deep_is_refused(world: Harness) -> None
     assert answer.json()["code"] == "invalid_json"
 
 
+@pytest.mark.parametrize("depth", [64, 65, 200, 900])
+async def test_what_is_taken_is_no_deeper_than_what_can_be_published(
+    world: Harness, depth: int
+) -> None:
+    input_: Any = 1
+    for level in range(depth):
+        input_ = [input_] if level % 2 and level < depth - 1 else {"a": input_}
+    answer = await world.client.post(
+        "/v1/generations", json={"model": "unheard-of", "input": input_}
+    )
+    assert breaches(answer) == []
+    assert answer.status_code == (202 if depth <= 64 else 422)
+    if depth > 64:
+        assert [error["pointer"] for error in answer.json()["errors"]] == ["/input"]
+
+
 async def test_a_redacted_header_keeps_its_value_and_the_others_are_replaced(
     world: Harness,
 ) -> None:

@@ -1,5 +1,6 @@
 """Upstream's answers are compared with the question, and one answer may not be enough."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import msgspec
 import pytest
 
 from service.generations.sightings import Sightings
+from service.telemetry import metrics
 from service.upstream import catalogue
 from tests.harness import SUBSCRIBER_URL, Harness, create_answer, opened, success_report
 
@@ -164,3 +166,303 @@ def test_credits_fit_in_a_column_whatever_the_input(count: float) -> None:
     amount = catalogue.credits(model, {"prompt": "x", "num_images": count})
     assert amount == catalogue.CREDITS_MAX
     assert msgspec.json.encode(amount)
+
+
+# Tasks that two generations have
+
+
+async def create(world: Harness, *answers: Any, **input_: Any) -> dict[str, Any]:
+    world.upstream.create_replies.extend(httpx.Response(200, json=answer) for answer in answers)
+    return await world.generate(**input_)
+
+
+async def shown(world: Harness, generation: dict[str, Any]) -> dict[str, Any]:
+    return await world.get(f"/v1/generations/{generation['id']}")
+
+
+async def test_equal_generations_share_a_task_and_one_answer_ends_both(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.subscribe()
+        first = await create(world, create_answer("shared"))
+        second = await create(world, create_answer("shared"))
+        world.upstream.finish("shared")
+        answer = await world.client.post(f"/v1/generations/{second['id']}/refresh")
+        assert answer.json()["status"] == "succeeded"
+        assert (await shown(world, first))["status"] == "succeeded"
+        assert world.upstream.polls == ["shared"]
+        await world.run(60)
+        assert world.subscribers.event_types().count("generation.succeeded") == 2
+        assert world.upstream.polls == ["shared"]
+
+
+@pytest.mark.parametrize("answer", [create_answer("task1"), success_report("task1")])
+async def test_a_create_answer_with_the_task_of_another_generation_is_a_conflict(
+    tmp_path: Path, answer: dict[str, Any]
+) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        first = await world.generate(input={"prompt": "a cat"})
+        second = await create(world, answer, input={"prompt": "a dog"})
+        second = await shown(world, second)
+        assert (second["status"], second["error"]["code"]) == ("failed", "task_id_conflict")
+        assert second["task_id"] is None
+        assert len(world.upstream.creates) == 2
+        world.upstream.finish("task1")
+        await world.run(60)
+        assert (await shown(world, first))["status"] == "succeeded"
+        assert (await shown(world, second))["output"] is None
+        assert len(world.upstream.creates) == 2
+
+
+async def test_a_create_answer_after_a_confirmed_callback_gives_no_other_task(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        gate, answered = asyncio.Event(), asyncio.Event()
+        client_create = world.app.context.client.create
+
+        async def create_late(path: str, body: dict[str, Any]) -> Any:
+            answer = await client_create(path, body)
+            answered.set()
+            await gate.wait()
+            return answer
+
+        world.app.context.client.create = create_late  # type: ignore[method-assign]
+        world.upstream.create_replies.append(httpx.Response(200, json=success_report("stranger")))
+        request = asyncio.create_task(world.generate())
+        await answered.wait()
+        await world.call_back({"task_id": "own", "status": "processing"})
+        await world.run()
+        gate.set()
+        generation = await shown(world, await request)
+        assert (generation["status"], generation["task_id"]) == ("processing", "own")
+
+
+# Other names of tasks
+
+
+async def test_a_learned_name_is_kept_over_a_restart_and_proves_what_takes_several_answers(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        working = told("behind", status="IN_PROGRESS")
+        await poll(world, working, working, working)
+        await world.restart()
+        done = told("behind", status="SUCCESS", text="what was said")
+        generation = await poll(world, done, done, done, seconds=60)
+        assert generation["status"] == "processing"
+        generation = await poll(world, done, seconds=60)
+        assert (generation["status"], generation["task_id"]) == ("succeeded", "task1")
+
+
+async def test_a_name_that_a_second_generation_meets_is_revoked_for_good(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        working = told("behind", status="IN_PROGRESS")
+        await poll(world, working, working, working)
+        second = await world.generate(input={"prompt": "another"})
+        world.upstream.tasks["task1"] = {"status": "IN_PROGRESS"}
+        world.upstream.tasks["task2"] = {"task_id": "behind", "status": "SUCCESS", "output": [PNG]}
+        await world.run(300)
+        await world.restart()
+        done = {"task_id": "behind", "status": "SUCCESS", "output": [PNG]}
+        world.upstream.tasks |= {"task1": done, "task2": done}
+        for _ in range(4):
+            await world.run(300)
+        page = await world.get("/v1/generations")
+        assert [generation["status"] for generation in page["data"]] == ["processing"] * 2
+        assert (await shown(world, second))["task_id"] == "task2"
+
+
+async def test_a_learned_name_is_never_believed_in_a_callback(tmp_path: Path) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        generation = await world.generate()
+        working = told("behind", status="IN_PROGRESS")
+        await poll(world, working, working, working, seconds=700)
+        await world.call_back(success_report("behind"))
+        assert (await shown(world, generation))["status"] == "processing"
+
+
+async def test_the_create_answer_with_a_learned_name_is_a_conflict(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        working = told("behind", status="IN_PROGRESS")
+        await poll(world, working, working, working)
+        second = await create(world, create_answer("behind"), input={"prompt": "another"})
+        assert (await shown(world, second))["error"]["code"] == "task_id_conflict"
+
+
+# Envelopes without a task
+
+
+def declined(status: int = 200, code: int = 422, message: str = "no such size") -> httpx.Response:
+    return httpx.Response(status, json={"code": code, "msg": message, "data": None})
+
+
+async def poll_first(
+    world: Harness, answer: httpx.Response, *, times: int, other: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Let upstream answer so often about the first generation, and about others in the same way."""
+
+    def play(request: httpx.Request) -> httpx.Response:
+        task_id = request.url.path.rpartition("/")[2]
+        return answer if task_id == "task1" or other is None else told(task_id, **other)
+
+    for _ in range(times):
+        world.upstream.poll_replies.extend([play] * 2)
+        await world.run(330)
+    page = await world.get("/v1/generations")
+    generation: dict[str, Any] = page["data"][-1]
+    return generation
+
+
+@pytest.mark.parametrize("status", [200, 422])
+async def test_a_question_that_is_declined_five_times_alike_fails_its_generation(
+    tmp_path: Path, status: int
+) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        await world.generate()
+        working = {"status": "IN_PROGRESS"}
+        generation = await poll_first(world, declined(status), times=4, other=working)
+        assert generation["status"] == "processing"
+        generation = await poll_first(world, declined(status), times=1, other=working)
+        assert generation["status"] == "failed"
+        assert generation["error"] == {"code": "422", "message": "no such size"}
+
+
+async def test_a_route_that_declines_all_questions_ends_nothing_and_is_shown(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        await world.generate()
+        generation = await poll_first(world, declined(), times=7)
+        assert generation["status"] == "processing"
+        ready = await world.get("/readyz")
+        assert ready["status"] == "ready"
+        assert "/tasks/{task_id}" in ready["checks"]["upstream"]
+        await poll_first(world, told("task1", status="IN_PROGRESS"), times=1)
+        assert (await world.get("/readyz"))["checks"]["upstream"] == "ok"
+
+
+@pytest.mark.parametrize("code", [401, 402, 403, 408, 425, 430, 455, 500, 503])
+@pytest.mark.parametrize("status", [200, None])
+async def test_trouble_with_the_question_never_ends_a_generation(
+    tmp_path: Path, code: int, status: int | None
+) -> None:
+    async with opened(tmp_path, public_url=None, deadline_seconds=86_400) as world:
+        await world.generate()
+        await world.generate()
+        answer = declined(status or code, code, "the key was rotated")
+        generation = await poll_first(world, answer, times=7, other={"status": "IN_PROGRESS"})
+        assert generation["status"] == "processing"
+        world.upstream.finish("task1")
+        await world.run(600)
+        page = await world.get("/v1/generations", status="succeeded")
+        assert len(page["data"]) == 1
+
+
+async def test_a_moved_task_route_ends_nothing_and_is_the_reason_at_the_deadline(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        moved = httpx.Response(308, headers={"location": "https://new.test/v2/tasks"})
+        generation = await poll(world, moved, moved, seconds=300)
+        assert generation["status"] == "processing"
+        generation = await poll(world, moved, seconds=3_000)
+        assert generation["status"] == "timed_out"
+        assert "https://new.test/v2/tasks" in generation["error"]["message"]
+        world.upstream.finish("task1")
+        await world.run(600)
+        assert (await shown(world, generation))["status"] == "succeeded"
+
+
+# What is paid for is not thrown away
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"status": "Painting", "progress": 40, "output": [PNG]},
+        {"status": "Painting", "progress": "99%", "output": [PNG]},
+        {"progress": 40, "preview": PNG, "images": [PNG]},
+        {"status": "Painting", "image_url": "https://in.example/mine.png"},
+        {"images": ["https://in.example/mine.png"]},
+        {"type": "SUCCESS", "response_data": [{"status": "text", "audio_url": PNG}]},
+        {"type": "SUCCESS", "response_data": [{"status": "first", "audio_url": PNG}, {}]},
+    ],
+)
+async def test_a_preview_a_stage_or_an_input_is_no_result(
+    tmp_path: Path, data: dict[str, Any]
+) -> None:
+    async with opened(tmp_path, public_url=None, deadline_seconds=86_400) as world:
+        await world.generate(
+            "unheard-of", input={"prompt": "x", "image_url": "https://in.example/mine.png"}
+        )
+        answer = told("task1", **data)
+        assert (await poll(world, *[answer] * 6))["status"] == "processing"
+        world.upstream.finish("task1", PNG + "?done")
+        await world.run(400)
+        [generation] = (await world.get("/v1/generations"))["data"]
+        assert [file["url"] for file in generation["output"]["files"]] == [PNG + "?done"]
+
+
+async def test_files_that_change_beside_an_unknown_word_are_no_result(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        answers = [told("task1", status="Melted", output=[f"{PNG}?{n}"]) for n in range(6)]
+        assert (await poll(world, *answers))["status"] == "processing"
+
+
+async def test_a_task_that_is_done_without_a_link_ends_at_the_deadline_at_once(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        generation = await poll(world, told("task1", status="SUCCESS", text="x"), seconds=3_600)
+        assert (generation["status"], generation["output"]["files"]) == ("succeeded", [])
+
+
+async def test_a_queue_word_that_nobody_listed_is_counted_and_a_late_result_is_taken(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        before = metrics.unknown_words.values[()]
+        generation = await poll(world, told("task1", status="In der Schlange"), seconds=3_600)
+        assert generation["error"]["code"] == "unknown_status"
+        assert metrics.unknown_words.values[()] == before + 1
+        world.upstream.finish("task1")
+        await world.run(600)
+        assert (await shown(world, generation))["status"] == "succeeded"
+
+
+async def test_a_404_that_stays_is_the_reason_at_the_deadline(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        absent = httpx.Response(404, json={"detail": "we never saw it"})
+        generation = await poll(world, absent, seconds=3_600)
+        assert generation["status"] == "timed_out"
+        assert "we never saw it" in generation["error"]["message"]
+
+
+@pytest.mark.parametrize("before", [*range(470, 501, 5), 99, 95, 85])
+async def test_a_reason_that_is_cut_within_a_secret_does_not_show_its_beginning(
+    tmp_path: Path, before: int
+) -> None:
+    key = "sk-live-0123456789abcdef"
+    async with opened(tmp_path, public_url=None, upstream_api_key=key) as world:
+        await world.generate()
+        text = "x" * (before - 10) + key
+        answers = [
+            told("task1", status=text),
+            httpx.Response(500, content=text),
+            told("task1", status="FAILED", error={"code": text, "message": text}),
+        ]
+        generation = await poll(world, *answers)
+        assert generation["status"] == "failed"
+        timeline = await world.get(f"/v1/generations/{generation['id']}/timeline")
+        for found in (str(generation["error"]), str(timeline)):
+            assert key[:9] not in found

@@ -32,6 +32,7 @@ DUE_WORK = {
 # Parts of allowed scans: these tables stay small, or the scan ends after a few rows.
 SMALL_SCANS = (
     "VIRTUAL TABLE",  # json_each over a parameter.
+    "SCAN CONSTANT ROW",  # Values without a table.
     "SCAN lane",  # The rows of the recursive query: one for each subscriber.
     "SCAN (subquery",  # The subquery has a limit.
     "SCAN q",  # Confirmations are deleted within seconds.

@@ -1,7 +1,11 @@
 """No secret and no callback URL survives in what is logged, stored or shown."""
 
+import base64
+import html
 import json
+import re
 from typing import Any
+from urllib.parse import quote, unquote
 
 import msgspec
 import pytest
@@ -82,6 +86,67 @@ def test_a_secret_is_cut_in_each_of_its_spellings(text: str) -> None:
     redactor = Redactor([SECRET])
     for cut in (redactor.text(f"key: {text}!"), redactor.json([{"a": f"key: {text}!"}])[0]["a"]):
         assert cut.strip('key: "[]!\\') == "redacted"
+
+
+CALLBACK_TOKEN = f"gen_{'0a1' * 10}.{'n-_' * 7}x.1795608000.{'s-_' * 14}A"
+LIVE_KEY = "sk-live-upstream-0123456789abcdef"
+
+
+def escape_letters(text: str) -> str:
+    return "".join(f"\\u{ord(letter):04x}" for letter in text)
+
+
+def in_base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        str,
+        lambda text: json.dumps({"a": json.dumps({"b": json.dumps([text])})}),
+        lambda text: text.replace("/", "\\u002f"),
+        lambda text: text.replace("/", "\\" * 9 + "/"),
+        lambda text: text.replace("/", "&#x2F;"),
+        lambda text: text.replace("/", " / "),
+        lambda text: text.replace("callbacks", "Callbacks"),
+        lambda text: text.partition("/callbacks/apiinone/")[2] or text,
+        lambda text: quote(quote(text, safe=""), safe=""),
+        lambda text: "".join(f"%{byte:02x}" for byte in text.encode()),
+        lambda text: "".join(f"&#{ord(letter)};" for letter in text),
+        escape_letters,
+        lambda text: quote(escape_letters(text)),
+        lambda text: json.dumps({"a": escape_letters(text)}),
+    ],
+)
+@pytest.mark.parametrize("secret", [f"{PUBLIC_URL}/callbacks/apiinone/{CALLBACK_TOKEN}", LIVE_KEY])
+def test_no_spelling_hides_a_secret_of_ours(secret: str, spell: Any) -> None:
+    redactor = Redactor([LIVE_KEY], PUBLIC_URL)
+    text = f"begin {spell(secret)} end"
+    for cut in (redactor.text(text), redactor.json({"x": [text]})["x"][0]):
+        plain = cut
+        for _ in range(8):
+            assert CALLBACK_TOKEN not in plain
+            assert LIVE_KEY not in plain
+            plain = re.sub(r"\\+u(....)", lambda match: chr(int(match[1], 16)), plain)
+            plain = html.unescape(unquote(plain))
+        assert cut.startswith("begin ")
+        assert cut.endswith(" end")
+
+
+@pytest.mark.parametrize("before", ["", "u", "us", "use", "user:"])
+@pytest.mark.parametrize("after", ["", ":", ":p", ":pw"])
+def test_a_secret_within_base64_is_cut(before: str, after: str) -> None:
+    text = in_base64(before + LIVE_KEY + after)
+    for cut in (Redactor([LIVE_KEY]).text(text), Redactor([LIVE_KEY]).json(text)):
+        assert "[redacted]" in cut
+        assert len(cut) < len("[redacted]") + 16
+
+
+def test_escapes_that_hide_nothing_stay() -> None:
+    text = "100 % of /a%20b &amp; \\u00e9 gen_01a1ee565e007001b4410d13573a55fe.png"
+    redactor = Redactor([LIVE_KEY], PUBLIC_URL)
+    assert (redactor.text(text), redactor.json(text)) == (text, text)
 
 
 def test_the_longest_secret_is_cut_first() -> None:

@@ -94,6 +94,30 @@ def test_repairing_a_large_body_is_bounded(piece: bytes) -> None:
     assert decoded is None or not decoded.is_whole
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"id":"t","x":NaN,"many":[' + b"1," * 400_000 + b"1]}",
+        b'{"id":"t","many":[' + b"[]," * 600_000 + b"1]}",
+        b'{"id":"t","many":[' + b"1," * 4_000_000,
+    ],
+)
+def test_a_body_with_too_many_values_is_read_to_a_bound(body: bytes) -> None:
+    decoded = lenient.decode(body)
+    assert decoded is not None
+    assert not decoded.is_whole
+    assert isinstance(decoded.value, dict)
+    assert decoded.value["id"] == "t"
+    assert len(decoded.value["many"]) <= lenient.TOKENS_MAX
+
+
+def test_a_large_file_within_broken_json_is_read_whole() -> None:
+    body = b'{"id":"t","x":NaN,"b64_json":"' + b"iVBORw0KGgoA" * 500_000 + b'"}'
+    decoded = lenient.decode(body)
+    assert decoded is not None
+    assert decoded.is_whole
+
+
 @given(UNKNOWN_WORDS, BODIES)
 def test_an_unknown_word_without_an_error_is_never_an_outcome(word: str, rest: Any) -> None:
     envelope = rest if isinstance(rest, dict) else {"data": rest}

@@ -30,8 +30,44 @@ JOIN generation_bodies b ON b.generation_id = g.id;
 SELECT g.id FROM json_each(:ids) i CROSS JOIN generations g ON g.id = i.value
 WHERE g.status NOT IN ('queued', 'processing');
 
--- name: generation_by_task
-SELECT id FROM generations WHERE task_id = :task_id AND id <> :id LIMIT 1;
+-- name: generation_of_tasks
+-- The first generation, but for :id, that has one of these tasks, or learned it as another name of
+-- its task. :task_ids is a JSON list.
+SELECT g.model, b.input
+FROM (SELECT g.id FROM json_each(:task_ids) i CROSS JOIN generations g ON g.task_id = i.value
+    UNION ALL
+    SELECT n.generation_id FROM json_each(:task_ids) i CROSS JOIN task_names n
+        ON n.task_id = i.value) q
+CROSS JOIN generations g ON g.id = q.id
+CROSS JOIN generation_bodies b ON b.generation_id = q.id
+WHERE q.id <> :id LIMIT 1;
+
+-- name: task_name
+SELECT generation_id, is_revoked FROM task_names WHERE task_id = :task_id;
+
+-- name: task_name_learn
+-- :names_max bounds the names that one generation learns.
+INSERT INTO task_names (task_id, generation_id)
+SELECT :task_id, :id
+WHERE (SELECT count(*) FROM task_names WHERE generation_id = :id) < :names_max
+ON CONFLICT (task_id) DO UPDATE SET is_revoked = 1 WHERE generation_id <> excluded.generation_id;
+
+-- name: task_name_revoke
+UPDATE task_names SET is_revoked = 1 WHERE task_id = :task_id AND is_revoked = 0;
+
+-- name: task_names_delete
+DELETE FROM task_names WHERE generation_id = :id;
+
+-- name: generations_of_polls
+-- The generations of a JSON list of ids, and open ones that share a task with one of them.
+SELECT g.*, b.input, b.metadata, b.output, b.error
+FROM (SELECT value AS id FROM json_each(:ids)
+    UNION
+    SELECT id FROM (SELECT s.id FROM json_each(:ids) i CROSS JOIN generations p ON p.id = i.value
+        CROSS JOIN generations s ON s.task_id = p.task_id
+        WHERE s.status NOT IN ('succeeded', 'failed') LIMIT :shared_max)) q
+CROSS JOIN generations g ON g.id = q.id
+CROSS JOIN generation_bodies b ON b.generation_id = q.id;
 
 -- name: generation_update
 UPDATE generations SET status = :status, task_id = :task_id, credits = :credits,

@@ -72,6 +72,15 @@ CREATE INDEX generations_task ON generations (task_id) WHERE task_id IS NOT NULL
 CREATE INDEX generations_notify ON generations (notify_subscriber_id)
     WHERE notify_subscriber_id IS NOT NULL;
 
+-- Other names of tasks: ids under which upstream answers about a task. A name that a second generation
+-- met is revoked: it is a name of neither.
+CREATE TABLE task_names (
+    task_id TEXT PRIMARY KEY,
+    generation_id TEXT NOT NULL,
+    is_revoked INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE INDEX task_names_generation ON task_names (generation_id);
+
 -- The queue of confirmations. In a table of its own, so that a callback need not update generations.
 CREATE TABLE confirmations (
     generation_id TEXT PRIMARY KEY,

@@ -1,0 +1,105 @@
+"""Large answers and callbacks are read outside of the event loop and of the commit stream."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from service.telemetry.redact import Redactor
+from service.upstream import documents, reading
+from tests.harness import Harness, opened, success_report
+
+PNG = "https://cdn.example/1.png"
+
+
+@pytest.fixture
+def readers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The names of the threads that read a body, and its size, in order."""
+    noted: list[tuple[str, int]] = []
+    parse = documents.parse
+
+    def note(body: bytes) -> Any:
+        noted.append((threading.current_thread().name, len(body)))
+        return parse(body)
+
+    monkeypatch.setattr(documents, "parse", note)
+    return noted
+
+
+def large(task_id: str, **data: Any) -> bytes:
+    words = [{"word": f"word {number}", "at": number} for number in range(3_000)]
+    data = {"task_id": task_id, **data, "words": words}
+    return msgspec.json.encode({"code": 200, "data": data})
+
+
+async def test_large_answers_are_read_and_redacted_in_the_reading_thread(
+    tmp_path: Path, readers: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redactors: set[str] = set()
+    redact = Redactor.json
+
+    def note(self: Redactor, value: Any, depth: int = 64) -> Any:
+        if isinstance(value, dict) and "data" in value:
+            redactors.add(threading.current_thread().name)
+        return redact(self, value, depth)
+
+    monkeypatch.setattr(Redactor, "json", note)
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        content = large("task1", status="SUCCESS", output=[PNG])
+        world.upstream.poll_replies.append(httpx.Response(200, content=content))
+        await world.run(60)
+        [generation] = (await world.get("/v1/generations"))["data"]
+        assert generation["status"] == "succeeded"
+    assert all(name.startswith("reading") for name, size in readers if size == len(content))
+    assert len(content) in [size for _, size in readers]
+    assert all(name.startswith("reading") for name in redactors)
+
+
+async def test_small_answers_are_read_at_once(
+    tmp_path: Path, readers: list[tuple[str, int]]
+) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        world.upstream.finish("task1")
+        await world.run(60)
+    assert {name for name, _ in readers} == {threading.main_thread().name}
+
+
+async def call_back_large(world: Harness, **data: Any) -> None:
+    answer = await world.call_back(content=large("task1", **data))
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("trust", ["confirm", "body"])
+async def test_no_large_callback_is_read_on_the_loop_or_while_commits_wait(
+    tmp_path: Path, readers: list[tuple[str, int]], trust: str
+) -> None:
+    async with opened(tmp_path, callback_trust=trust) as world:
+        await world.generate()
+        await call_back_large(world, status="IN_PROGRESS")
+        await world.run(1)
+        world.upstream.finish("task1")
+        for _ in range(3):
+            await world.run(100)
+        [generation] = (await world.get("/v1/generations"))["data"]
+        assert generation["status"] == "succeeded"
+    sizes = {size for name, size in readers if not name.startswith("reading")}
+    assert max(sizes) <= reading.READ_ON_LOOP_BYTES
+
+
+async def test_a_large_callback_names_the_task_whose_create_answer_was_lost(
+    tmp_path: Path, readers: list[tuple[str, int]]
+) -> None:
+    async with opened(tmp_path) as world:
+        world.upstream.create_replies.append(httpx.ReadTimeout("no answer"))
+        await world.generate()
+        world.upstream.poll_replies.append(httpx.Response(200, json=success_report("task1")))
+        await call_back_large(world, status="SUCCESS")
+        await world.run(1)
+        [generation] = (await world.get("/v1/generations"))["data"]
+        assert (generation["status"], generation["task_id"]) == ("succeeded", "task1")
+    assert {name.split("_")[0] for name, size in readers if size > 65_536} == {"reading"}
