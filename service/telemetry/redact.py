@@ -53,6 +53,7 @@ class Redactor:
     def text(self, text: str) -> str:
         """Return a text without the secrets, API keys, signing secrets and callback tokens."""
         text = self._without_secrets(text)
+        text = _TOKEN.sub(REDACTED, text) if "gen_" in text else text
         lowered = text.lower()
         for hint in _HINTS:
             if hint in lowered:
@@ -101,7 +102,8 @@ class Redactor:
         if len(text) < self._harmless_length:
             return text
         text = self._without_secrets(text)
-        return self._callback_url.sub(REDACTED, text) if "callbacks" in text else text
+        text = self._callback_url.sub(REDACTED, text) if "callbacks" in text else text
+        return _TOKEN.sub(REDACTED, text) if "gen_" in text else text
 
     @cached_property
     def _callback_url(self) -> re.Pattern[str]:
@@ -117,7 +119,6 @@ class Redactor:
             if form in text:
                 text = self._any_form.sub(REDACTED, text)
                 break
-        text = _TOKEN.sub(REDACTED, text) if "gen_" in text else text
         if not any(escape in text for escape in _ESCAPES) or not self._hides_secret(text):
             return text
         text = _WORD.sub(lambda word: REDACTED if self._hides_secret(word[0]) else word[0], text)
