@@ -73,9 +73,13 @@ class LaggingProvider(Provider):
         return task
 
     def _choose_other(self, task: Task) -> Task | None:
-        """Return a task of another prompt that is over, if there is one."""
+        """Return a task of another prompt that is over, if genhook was told of one."""
         others = [
-            each for each in self.tasks.values() if each.is_over and each.prompt != task.prompt
+            each
+            for each in self.tasks.values()
+            if each.is_over
+            and each.prompt != task.prompt
+            and self.creates[each.prompt][-1] == "taken"
         ]
         return self.rng.choice(others) if others else None
 
