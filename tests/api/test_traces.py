@@ -189,6 +189,7 @@ async def test_no_line_about_a_refused_request_holds_a_token(
         parts = {"token": token, "nonce": nonce, "signature": signature}
         answer = await world.client.get(path.format(**parts))
         assert 400 <= answer.status_code < 500
-    assert of(console, "request.refused")
-    assert nonce not in console.text()
-    assert signature not in console.text()
+    text = console.text()
+    assert '"request.refused"' in text
+    assert nonce not in text
+    assert signature not in text
