@@ -71,7 +71,7 @@ POINTS = (
 ELSEWHERE = (
     *("keys.revoke", "keys.record_uses", "signing_secret."),
     *("deliveries.retry", "deliveries.cancel", "replays."),
-    *("generations.put_off_unreadable", "poll._move_on", "submit._put_off"),
+    *("generations.set_aside", "poll._move_on", "submit._put_off"),
 )
 
 

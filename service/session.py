@@ -20,12 +20,9 @@ from service.delivery.target import Sender
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
 from service.model.clock import MINUTE, SECOND
-from service.model.errors import UnreadableRowsError
-from service.store import generations, retention, subscribers
+from service.store import retention, subscribers
 from service.store.database import Ownership
-from service.telemetry import log
 
-_log = log.get()
 WATCH_SECONDS = 0.1
 LOOK_EVERY_MS = MINUTE  # How long a hand-over that was missed can stay unnoticed.
 CLEAN_PAUSE_MS = 100
@@ -63,7 +60,7 @@ class Session:
         self.steps: tuple[tuple[Step, asyncio.Event], ...] = (
             (self._counted("submitted", submitter.run_due), signals.submit),
             (self._counted("polled", poller.run_due), signals.poll),
-            (self._past_unreadable(poller.expire_due), signals.deadline),
+            (poller.expire_due, signals.deadline),
             (self._counted("replayed", partial(replay.run_due, context)), signals.replay),
             (self._clean, asyncio.Event()),
             (self.dispatcher.run_due, attempts_due),
@@ -141,21 +138,7 @@ class Session:
             return next_at
 
         step.__name__ = name
-        return self._past_unreadable(step)
-
-    def _past_unreadable(self, step: Step) -> Step:
-        """Return a step that moves the rows it cannot read behind all others."""
-
-        async def move_past(now: int) -> int | None:
-            try:
-                return await step(now)
-            except UnreadableRowsError as error:
-                _log.error("rows.unreadable", ids=error.ids[:10], count=len(error.ids))
-                await self.context.database.write(generations.put_off_unreadable, error.ids)
-                return now
-
-        move_past.__name__ = step.__name__
-        return move_past
+        return step
 
     async def _clean(self, now: int) -> int:
         """Clean once; outside of ticks with a pause, so that other commits can run in between."""

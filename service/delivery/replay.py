@@ -6,15 +6,11 @@ from msgspec.structs import replace
 
 from service.context import Context
 from service.model.clock import SECOND
-from service.model.errors import StorageError
 from service.model.event import EVENT_TYPES
 from service.model.replay import Replay
 from service.model.subscriber import Subscriber
 from service.store import deliveries, replays, rows, subscribers
 from service.store.database import Transaction
-from service.telemetry import log
-
-_log = log.get()
 
 BATCH = 100  # Deliveries inserted in one transaction.
 WINDOW = 1_000  # Events examined in one transaction.
@@ -86,13 +82,7 @@ async def run_due(context: Context, now: int) -> tuple[int, int | None]:
         return 0, due_at
     count = 0
     for replay_id in await context.database.read(replays.list_due, REPLAYS_AT_ONCE):
-        try:
-            count += await context.database.write(_run_batch, context, replay_id)
-        except StorageError:
-            raise
-        except Exception as error:  # noqa: BLE001  a damaged row must not hold the others
-            _log.error("replay.failed", replay_id=replay_id, error=repr(error))
-            await context.database.write(replays.put_off, replay_id)
+        count += await context.database.write(_run_batch, context, replay_id)
     return count, await context.database.read(replays.next_due)
 
 

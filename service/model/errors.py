@@ -18,14 +18,6 @@ class StorageError(Exception):
     """The database failed, and nothing of the unit of work was stored. Answered with 503."""
 
 
-class UnreadableRowsError(Exception):
-    """Rows that are due hold what no version of genhook writes; `ids` names them."""
-
-    def __init__(self, ids: list[str]) -> None:
-        super().__init__(f"rows that cannot be read: {', '.join(ids[:10])}")
-        self.ids = ids
-
-
 class StorageBusyError(StorageError):
     """The queue in front of the database is full. Answered with 503."""
 

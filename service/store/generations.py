@@ -6,16 +6,14 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
-from service.model.clock import HOUR, SECOND, rfc3339
-from service.model.errors import UnreadableRowsError
+from service.model.clock import SECOND, rfc3339
 from service.model.generation import Generation
 from service.model.ids import first_id
 from service.store import pages
 from service.store.database import Row, Transaction
-from service.store.rows import decode_row, encode_json, encode_row, json_text, read_all, read_number
+from service.store.rows import encode_json, encode_row, json_text, read_all, read_number
 
 CONFIRM_INTERVAL_MS = SECOND
-UNREADABLE_WAIT_MS = HOUR
 # The UPDATEs with the columns that each sets, the fewest first: SQLite writes the index of every
 # column that an UPDATE sets, even to the same value.
 _PLAN = ("next_poll_at", "poll_count", "trouble_count", "late_poll_count", "last_poll_at")
@@ -135,22 +133,7 @@ async def _list_by_choice(
 ) -> list[Generation]:
     models, tenants = json_text(choice.models), json_text(choice.tenants)
     more = {"limit": choice.limit, "models": models, "tenants": tenants, **values}
-    due, unreadable = [], []
-    for row in await tx.all(name, now=tx.now, **more):
-        try:
-            due.append(decode_row(Generation, row))
-        except Exception:  # noqa: BLE001  a damaged row must not hold the others
-            unreadable.append(row["id"])
-    if unreadable:
-        raise UnreadableRowsError(unreadable)
-    return due
-
-
-async def put_off_unreadable(tx: Transaction, ids: Sequence[str]) -> None:
-    """Make rows that cannot be read due later; nothing else of them is changed."""
-    values = {"ids": json_text(ids), "due_at": tx.now + UNREADABLE_WAIT_MS}
-    await tx.run("generations_put_off", **values)
-    await tx.run("confirmations_put_off", **values)
+    return await read_all(tx, Generation, name, now=tx.now, **more)
 
 
 async def move_on(tx: Transaction, generation_id: str, due_at: int, trouble_count: int) -> None:

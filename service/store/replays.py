@@ -11,7 +11,6 @@ from service.model.subscriber import Subscriber
 from service.store import deliveries, rows
 from service.store.database import Transaction
 
-TROUBLE_WAIT_MS = HOUR
 SKEW_MS = HOUR  # The most by which the ids of two processes may be out of commit order.
 
 
@@ -23,11 +22,6 @@ async def is_running(tx: Transaction, subscriber_id: str) -> bool:
 async def list_due(tx: Transaction, limit: int) -> list[str]:
     """Return the ids of due replays, the longest due first."""
     return [row["id"] for row in await tx.all("replays_due", now=tx.now, limit=limit)]
-
-
-async def put_off(tx: Transaction, replay_id: str) -> None:
-    """Make a replay due later that cannot be run; nothing else of it is changed."""
-    await tx.run("replay_put_off", id=replay_id, due_at=tx.now + TROUBLE_WAIT_MS)
 
 
 async def next_due(tx: Transaction) -> int | None:

@@ -109,17 +109,6 @@ LIMIT :limit;
 -- name: generation_move_on
 UPDATE generations SET next_poll_at = :due_at, trouble_count = :trouble_count WHERE id = :id;
 
--- name: generations_put_off
--- :ids is a JSON list. Those without a planned poll get one, so that they are not expired meanwhile.
-UPDATE generations SET next_poll_at = :due_at,
-    submit_at = CASE WHEN submit_at IS NULL THEN NULL ELSE :due_at END
-WHERE id IN (SELECT value FROM json_each(:ids));
-
--- name: confirmations_put_off
--- :ids is a JSON list.
-UPDATE confirmations SET due_at = :due_at
-WHERE generation_id IN (SELECT value FROM json_each(:ids));
-
 -- name: generation_next_poll
 SELECT min(next_poll_at) AS due_at FROM generations
 WHERE next_poll_at IS NOT NULL AND next_poll_at > :now;

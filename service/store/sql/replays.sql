@@ -20,9 +20,6 @@ WHERE id = :id;
 -- name: replays_due
 SELECT id FROM replays WHERE due_at <= :now ORDER BY due_at LIMIT :limit;
 
--- name: replay_put_off
-UPDATE replays SET due_at = :due_at WHERE id = :id;
-
 -- name: replay_next_due
 SELECT min(due_at) AS due_at FROM replays WHERE due_at IS NOT NULL;
 
