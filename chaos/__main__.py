@@ -17,11 +17,14 @@ from chaos import report
 from chaos.outcome import Outcome
 from chaos.plan import Plan
 
-SUITES = ("kill", "storage", "simulation", "clock", "upstream", "subscribers", "fuzz")
+SUITES = (
+    *("kill", "storage", "simulation", "clock", "upstream", "rows", "entrance", "stop", "fuzz"),
+    *("subscribers", "neighbours"),
+)
 MINUTES = 10.0
 FUZZ_SHARE = 1 / 8
 QUICK_FUZZED, QUICK_FUZZ_SECONDS = 2, 2.0
-BESIDE = tuple(name for name in SUITES if name != "subscribers")  # Which measures throughput.
+ALONE = ("subscribers", "neighbours")  # Which measure how fast the service is.
 SIDE_BY_SIDE = 8
 
 
@@ -29,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SUITES))
-    parser.add_argument("--quick", action="store_true", help="a few tries of each, 90 s in all")
+    parser.add_argument("--quick", action="store_true", help="a few tries of each, in two minutes")
     parser.add_argument("--seed", type=int, help="the seed of all randomness; random by default")
     parser.add_argument(
         "--minutes", type=float, default=MINUTES, help=f"about, in all ({MINUTES:g})"
@@ -73,16 +76,16 @@ def _fuzz(module: Any, plan: Plan) -> Outcome:
 
 
 async def attack_all(names: Sequence[str], plan: Plan) -> dict[str, dict[str, Any]]:
-    """Run the suites side by side, then the one that measures throughput."""
+    """Run the suites side by side, then one after the other those that measure speed."""
     suites = {}
-    beside = [name for name in names if name in BESIDE]
+    beside = [name for name in names if name not in ALONE]
     shared = replace(plan, slots=asyncio.Semaphore(SIDE_BY_SIDE))
     for name, result in zip(
         beside, await asyncio.gather(*(attack(n, shared.for_suite(n)) for n in beside)), strict=True
     ):
         suites[name] = report.summarize(*result)
     for name in names:
-        if name not in beside:
+        if name in ALONE:
             suites[name] = report.summarize(*await attack(name, plan.for_suite(name)))
     return suites
 

@@ -53,9 +53,10 @@ POINTS = (
     Point("poll._plan_without_task", trust="confirm", creates=SLOW),
     Point("poll.expire", creates=LOST),
     Point("deliveries.record_attempts", 12),
-    Point("records._store_with_health", 2),
-    Point("subscribers._ping"),
+    Point("health._record_with_health", 2),
+    Point("ping._store_ping"),
     Point("deliveries.insert_ended", 2),
+    Point("stats.add", 2),
     Point("replay._run_batch", 2),
     Point("retention._delete_old.callbacks_rejected_old"),
     Point("retention._delete_unreferenced.idempotency_delete_old"),
@@ -69,7 +70,8 @@ POINTS = (
 # Units of commands that this suite does not send; tests/wire and tests/journeys cover them.
 ELSEWHERE = (
     *("keys.revoke", "keys.record_uses", "signing_secret."),
-    *("deliveries._retry", "replays."),
+    *("deliveries.retry", "deliveries.cancel", "replays."),
+    *("generations.set_aside", "poll._move_on", "submit._put_off"),
 )
 
 

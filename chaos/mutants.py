@@ -98,8 +98,11 @@ def mutate(folder: Path, mutation: Mutation) -> str:
         if edit.old == edit.new:
             return f"the edit of {edit.file} changes nothing"
         path.write_text(text.replace(edit.old, edit.new), "utf-8")
-        if path.suffix == ".py":
-            compile(path.read_text("utf-8"), edit.file, "exec")
+        try:
+            if path.suffix == ".py":
+                compile(path.read_text("utf-8"), edit.file, "exec")
+        except SyntaxError as error:
+            return f"{edit.file} would be no Python: {error}"
     return ""
 
 

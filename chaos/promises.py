@@ -1,6 +1,7 @@
 """Checks the promises by a world's files, and by what upstream and subscribers have noted."""
 
 import asyncio
+import re
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from chaos.world import World
 from service.model.generation import TERMINAL
 
 SETTLE_SECONDS = 45.0
+FILE = re.compile(r"https://cdn\.example/task-\d+-([\w-]+)\.png")  # See `provider.Task.data`.
 UPSTREAM_STATUS = {"succeeded": "completed", "failed": "failed"}
 OPEN_WORK = """
 SELECT (SELECT count(*) FROM generations WHERE status IN ('queued', 'processing'))
@@ -93,8 +95,13 @@ def _check_generations(world: World, outcome: Outcome, repeat: str) -> None:
 def _check_events(world: World, outcome: Outcome, repeat: str) -> None:
     """Check that each generation has one terminal event, or a late one after `timed_out`."""
     types: defaultdict[str, list[str]] = defaultdict(list)
-    rows = world.rows("SELECT generation_id, type FROM events WHERE generation_id NOT NULL")
+    conflicts = set()  # Upstream told of them what it told of another task: they failed by that.
+    rows = world.rows(
+        "SELECT generation_id, type, instr(body, '\"task_id_conflict\"') AS conflict FROM events "
+        "WHERE generation_id NOT NULL"
+    )
     for row in rows:
+        conflicts |= {row["generation_id"]} if row["conflict"] else set()
         types[row["generation_id"]].append(row["type"].removeprefix("generation."))
     wrong = []
     for row in world.rows("SELECT id, status FROM generations"):
@@ -111,12 +118,21 @@ def _check_events(world: World, outcome: Outcome, repeat: str) -> None:
     unreported = [
         (id_, words)
         for id_, words in types.items()
-        if (task := tasks.get(prompts.get(id_, "")))
+        if id_ not in conflicts
+        and (task := tasks.get(prompts.get(id_, "")))
         and not {UPSTREAM_STATUS[word] for word in words if word in UPSTREAM_STATUS}
         <= task.reported
     ]
     detail = f"{unreported[:3]}"
     outcome.check("4 upstream reported it", holds=not unreported, detail=detail, repeat=repeat)
+    strange = [
+        (row["generation_id"], urls)
+        for row in world.rows("SELECT generation_id, CAST(body AS TEXT) AS body FROM events")
+        if (prompt := prompts.get(row["generation_id"]))
+        and (urls := [url for url in FILE.findall(row["body"]) if url != prompt])
+    ]
+    detail = f"{strange[:3]}"
+    outcome.check("4 no result of another task", holds=not strange, detail=detail, repeat=repeat)
     forged = world.rows(f"SELECT id FROM events WHERE instr(body, '{FORGED_HOST}')")
     outcome.check(
         "4 nothing forged is published", holds=not forged, detail=f"{forged[:3]}", repeat=repeat

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from chaos.wire import Request, build_answer
+from chaos.wire import Request, build_answer, hang
 
 # What becomes of a create request, by weight; all but `busy` and `refused` make a task.
 CREATES = {
@@ -64,6 +64,7 @@ class Provider:
         self.wrong_answers: list[str] = []
         self.faults: Counter[str] = Counter()
         self.weights = dict(CREATES)
+        self.hangs = False  # Nothing is answered, and no task is made.
         self.forged_share = 0.1  # The share of tasks for which a forged callback is sent.
         self.loop = asyncio.get_running_loop()
         self._numbers = 0
@@ -84,6 +85,9 @@ class Provider:
 
     async def __call__(self, request: Request) -> bytes | None:
         """Answer a create request or a poll; the handler of a `wire` server."""
+        if self.hangs:
+            await hang()
+            return None
         if request.method == "POST":
             return await self.create(json.loads(request.body))
         return await self.status(request)

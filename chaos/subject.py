@@ -1,16 +1,20 @@
-"""`genhook serve` that kills itself at a chosen commit, and whose clock can be moved.
+"""`genhook serve` that kills itself at a chosen commit; its clock and its resolver can lie.
 
 CHAOS_POINT    "before submit._record 2": `kill -9` just before the second commit that
                contains this unit; "after" is just after it, before anything follows from it. The
                unit `migrate` is a migration.
 CHAOS_REACHED  a file that gets a line for the point of death, and one for each kind of unit.
 CHAOS_OFFSET   a file with the milliseconds that are added to the wall clock.
+CHAOS_NAMES    the seconds that a look-up of a name below slow.chaos.test takes until it fails; one
+               below dead.chaos.test fails at once.
 """
 
 import functools
 import os
 import signal
+import socket
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -114,8 +118,25 @@ def wrap_clock(path: str) -> None:
     clock.now_ms = now_ms
 
 
+def wrap_names(seconds: float) -> None:
+    """Let the names below chaos.test fail as names do whose servers are dead or silent."""
+    real: Callable[..., Any] = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *arguments: Any, **options: Any) -> Any:
+        if isinstance(host, str) and host.endswith(".slow.chaos.test"):
+            time.sleep(seconds)
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        if isinstance(host, str) and host.endswith(".dead.chaos.test"):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return real(host, *arguments, **options)
+
+    socket.getaddrinfo = getaddrinfo
+
+
 def main() -> int:
-    """Wrap the clock and the commits, then serve."""
+    """Wrap the clock, the names and the commits, then serve."""
+    if seconds := os.environ.get("CHAOS_NAMES"):
+        wrap_names(float(seconds))
     if path := os.environ.get("CHAOS_OFFSET"):
         wrap_clock(path)
     if reached := os.environ.get("CHAOS_REACHED"):

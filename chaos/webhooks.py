@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from standardwebhooks import Webhook
 
-from chaos.wire import Request, build_answer
+from chaos.wire import Request, build_answer, hang
 from service.model.clock import parse_rfc3339
 
 # What `unreliable` answers, by weight.
@@ -46,10 +46,14 @@ class Subscribers:
         self.wrong: list[str] = []
         self.faults: Counter[str] = Counter()
         self.has_faults = True
+        self.hangs = False  # Nothing is answered, nor noted.
         self.clocks: Callable[[], list[float]] = lambda: [time.time()]
 
     async def __call__(self, request: Request) -> bytes | None:
         """Receive a webhook; the handler of a `wire` server."""
+        if self.hangs:
+            await hang()
+            return None
         name = request.path.strip("/").partition("/")[0]
         webhook_id = request.headers.get("webhook-id", "")
         timestamp = int(request.headers.get("webhook-timestamp", "0"))

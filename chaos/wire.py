@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
 HOST = "127.0.0.1"
+HANG_SECONDS = 600.0
 REQUEST_BYTES = 4 * 1024 * 1024
 
 
@@ -40,6 +41,11 @@ async def read_request(reader: asyncio.StreamReader) -> Request:
     body = await reader.readexactly(int(headers.get("content-length", "0")))
     method, path, _ = first.split(" ")
     return Request(method, path, headers, body)
+
+
+async def hang() -> None:
+    """Answer nothing for longer than any client waits."""
+    await asyncio.sleep(HANG_SECONDS)
 
 
 class Server(NamedTuple):

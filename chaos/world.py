@@ -72,6 +72,7 @@ class World:
         self.answered: dict[str, int] = {}  # The last status code by prompt.
         self.wrong_answers: list[str] = []  # Answers that no client should get.
         self.restarts = 0
+        self.output: int | None = None  # Where the service logs to, instead of to the file.
         self._tasks: list[asyncio.Task[None]] = []
         self.api = httpx.AsyncClient(
             base_url=f"http://{HOST}:{self.port}",
@@ -107,8 +108,10 @@ class World:
     def spawn(self, command: Sequence[str] = SERVE, **extra: str) -> None:
         """Start the service without waiting for it."""
         with (self.folder / "log").open("ab") as log:
+            output = log if self.output is None else self.output
+            environment = {**self.environment(), **extra}
             self.process = subprocess.Popen(
-                command, cwd=ROOT, env={**self.environment(), **extra}, stdout=log, stderr=log
+                command, cwd=ROOT, env=environment, stdout=output, stderr=output
             )
         self.restarts += 1
 

@@ -75,6 +75,7 @@ class Protocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._timed: str | None = None  # What the timer waits for.
         self._refusal: int | None = None
+        self._is_refused = False  # The refusal was sent, and no other may follow.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse the connection if there are too many; else wait for its first request."""
@@ -215,6 +216,8 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self, status: int) -> None:
         """Answer with a problem after the answers to earlier requests, and close."""
+        if self._is_refused:
+            return
         self._unparsed.clear()
         self._refusal = status
         is_begun = self._awaited == "body"  # The refused request has a cycle of its own.
@@ -237,6 +240,7 @@ class Protocol(HttpToolsProtocol):
         # client would not see the answer.
         self.flow.is_held = False  # type: ignore[attr-defined]
         self.flow.resume_reading()
+        self._is_refused = True
         self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
 

@@ -18,8 +18,6 @@ Transport = Callable[[], Any]  # Makes a transport of httpx, whose import waits 
 Read = Callable[[int, Mapping[str, str], bytes], wire.Answer]
 CONNECT_SECONDS = 10.0
 CONNECTIONS_MAX = 64  # As many as there are places for submissions: none waits in the pool.
-LOCATION_CHARS_MAX = 300
-_REDIRECTS = range(300, 400)
 _ENCODINGS = ("identity", "gzip", "x-gzip", "deflate")
 
 
@@ -50,13 +48,6 @@ class Progress:
         if self._is_known:
             return not self._was_written
         return isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-
-
-def _redirected(response: "httpx.Response") -> wire.NoReport:
-    """Return what a redirected submission means: it was certainly not taken."""
-    location = response.headers.get("location", "")[:LOCATION_CHARS_MAX] or "nowhere"
-    message = f"Upstream redirects submissions to {location}; correct GENHOOK_UPSTREAM_URL."
-    return wire.NoReport("refused", response.status_code, message, code="redirected")
 
 
 class Client:
@@ -104,8 +95,6 @@ class Client:
                     extensions={"trace": progress.note},
                 ) as response,
             ):
-                if body is not None and response.status_code in _REDIRECTS:
-                    return _redirected(response)
                 content = await self._read(response)
                 make_answer = partial(read, response.status_code, response.headers, content)
                 return await reading.read(len(content), make_answer)

@@ -32,8 +32,9 @@ async def another_process(world: Harness) -> AsyncIterator[App]:
 
 
 async def wait_until(world: Harness, is_so: Callable[[], object]) -> None:
-    while not is_so():
-        await world.get("/v1/events")
+    async with asyncio.timeout(60):
+        while not is_so():
+            await world.get("/v1/events")
 
 
 async def test_nothing_is_handed_to_a_session_that_could_not_begin(

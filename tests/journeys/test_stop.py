@@ -136,6 +136,27 @@ async def test_a_tick_ends_on_time_though_a_submission_hangs(tmp_path: Path) -> 
         assert not worker.submitter.in_flight
 
 
+async def test_a_tick_ends_on_time_though_a_step_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = asyncio.Event()
+
+    async def hang(_now: int) -> int | None:
+        await goes_on.wait()
+        return None
+
+    async with opened(tmp_path) as world:
+        worker = world.app.worker
+        monkeypatch.setattr(worker.poller, "expire_due", hang)
+        try:
+            async with asyncio.timeout(10):
+                assert (await worker.tick(0.2)).more
+        finally:
+            goes_on.set()
+        while worker.ownership.is_held:
+            await world.get("/v1/events")
+
+
 async def test_an_attempt_that_outlives_its_tick_is_recorded_by_its_session(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         gate = Gate()

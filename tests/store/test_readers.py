@@ -63,10 +63,10 @@ async def test_a_reader_waits_its_turn_behind_no_loop_of_reads(readers: Readers)
                 are_running.set()
 
     loops = [asyncio.create_task(read_in_a_loop(number)) for number in range(loop_count)]
-    async with asyncio.timeout(60):
-        await are_running.wait()
-    before = sum(reads)
     try:
+        async with asyncio.timeout(60):
+            await are_running.wait()
+        before = sum(reads)
         async with asyncio.timeout(60):
             assert await readers.read(one) == 1
         assert sum(reads) - before <= 4 * loop_count

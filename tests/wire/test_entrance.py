@@ -113,6 +113,20 @@ async def test_what_is_not_complete_in_time_is_408(sent: bytes) -> None:
         assert status_of(await answer_to(port, sent)) == 408
 
 
+async def test_a_connection_that_was_refused_is_not_refused_again_when_its_time_is_up() -> None:
+    errors: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    async with serving(head_seconds=0.1) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /" + b"a" * LIMIT)
+        assert status_of(await reader.read()) == 431
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await asyncio.Event().wait()
+        writer.close()
+    assert not errors
+
+
 async def test_a_connection_that_waits_for_its_next_request_is_not_408() -> None:
     async with serving(head_seconds=0.1, body_seconds=0.1) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
