@@ -10,10 +10,11 @@ import re
 from typing import Any
 
 import httptools
-import msgspec
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from service.api.asgi import NOSNIFF, request_id_of
+from service.api.problem import PROBLEM_TYPE, Problem
 from service.model.clock import now_ms
 from service.telemetry import log, metrics
 
@@ -27,11 +28,12 @@ LOG_EVERY_MS = 1_000
 
 _EMPTY_LINE = re.compile(rb"\n\r?\n")  # Ends a head, and a chunked body.
 _OFFER = re.compile(rb"(?i)(?<=\n)upgrade[ \t]*:[^\n]*\n")
+_LIMITS = f"A head may have {HEAD_BYTES} bytes and {HEAD_LINES} lines."
 _PROBLEMS = {
-    400: ("bad_request", "The request is not valid HTTP/1.1."),
-    408: ("request_timeout", "The request was not complete in time."),
-    431: ("head_too_large", f"A head may have {HEAD_BYTES} bytes and {HEAD_LINES} lines."),
-    503: ("overloaded", "There are too many connections."),
+    400: Problem(400, "bad_request", "The request is not valid HTTP/1.1."),
+    408: Problem(408, "request_timeout", "The request was not complete in time."),
+    431: Problem(431, "head_too_large", _LIMITS),
+    503: Problem(503, "overloaded", "There are too many connections."),
 }
 _log = log.get()
 _refusals = {"logged_at": 0, "unlogged": 0}
@@ -217,25 +219,36 @@ class Protocol(HttpToolsProtocol):
         is_begun = self._awaited == "body"  # The refused request has a cycle of its own.
         if self.pipeline or (self.cycle and not self.cycle.response_complete and not is_begun):
             return  # Until on_response_complete.
-        code, detail = _PROBLEMS[status]
-        _log_refusal(status, code)
+        problem = _PROBLEMS[status]
+        scope: Any = self.cycle.scope if is_begun else {"headers": ()}
+        request_id = request_id_of(scope, now_ms())
+        _log_refusal(problem, request_id)
         is_answered = is_begun and self.cycle.response_started
         _disconnect(self.cycle)
         if self.transport.is_closing() or is_answered:
             self.transport.close()
             return
-        line = STATUS_LINE[status]
-        problem = {"type": "about:blank", "title": line[13:-2].decode(), "status": status}
-        body = msgspec.json.encode({**problem, "code": code, "detail": detail})
-        head = b"content-type: application/problem+json\r\nconnection: close\r\n"
-        length = b"content-length: %d\r\n\r\n" % len(body)
-        self.transport.write(b"".join((line, head, length, body)))
+        self.transport.write(_answer_of(problem, request_id))
         # What is still on its way is read and dropped: it would reset the connection, and the
         # client would not see the answer.
         self.flow.is_held = False  # type: ignore[attr-defined]
         self.flow.resume_reading()
         self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+
+def _answer_of(problem: Problem, request_id: str) -> bytes:
+    """Return the whole answer that a problem stands for."""
+    body = problem.body(request_id)
+    fields = (
+        (b"content-type", PROBLEM_TYPE.encode()),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+        (b"x-request-id", request_id.encode()),
+        NOSNIFF,
+    )
+    head = b"".join(b"%b: %b\r\n" % field for field in fields)
+    return b"".join((STATUS_LINE[problem.status], head, b"\r\n", body))
 
 
 def _disconnect(cycle: Any) -> None:
@@ -252,12 +265,13 @@ def _body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
     return None if b"transfer-encoding" in fields else int(fields.get(b"content-length", 0))
 
 
-def _log_refusal(status: int, code: str) -> None:
+def _log_refusal(problem: Problem, request_id: str) -> None:
     """Log at most one refusal a second, with the number of those since the last line."""
-    metrics.requests.add(1, str(status))
+    metrics.requests.add(1, str(problem.status))
     now = now_ms()
     if now - _refusals["logged_at"] < LOG_EVERY_MS:
         _refusals["unlogged"] += 1
         return
-    _log.warning("request.refused", status=status, code=code, unlogged=_refusals["unlogged"])
+    what = {"status": problem.status, "code": problem.code, "request_id": request_id}
+    _log.warning("request.refused", **what, unlogged=_refusals["unlogged"])
     _refusals.update(logged_at=now, unlogged=0)
