@@ -7,6 +7,7 @@ requests a client may send ahead. A client that offers an upgrade loses its body
 
 import asyncio
 import re
+from functools import partial
 from typing import Any
 
 import httptools
@@ -15,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.api.asgi import NOSNIFF, request_id_of
 from service.api.problem import PROBLEM_TYPE, Problem
+from service.cli.turns import Turns
 from service.model.clock import now_ms
 from service.telemetry import log, metrics
 
@@ -24,6 +26,8 @@ FRAMING_PER_BYTE = 8  # Of a chunked body: a chunk of one byte has five bytes ar
 SLICE_BYTES = 64 * 1024  # Of a body, parsed at once.
 AHEAD_MAX = 8  # Requests that are parsed while an earlier one is answered.
 LINGER_SECONDS = 1.0
+# What a client has to take of its answers in GENHOOK_BODY_SECONDS, or else the rest of them.
+TAKEN_BYTES_MIN = 256 * 1024
 LOG_EVERY_MS = 1_000
 
 _EMPTY_LINE = re.compile(rb"\n\r?\n")  # Ends a head, and a chunked body.
@@ -58,11 +62,13 @@ class Protocol(HttpToolsProtocol):
         head_seconds: float,
         body_seconds: float,
         connections_max: int,
+        turns: Turns,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._seconds = {"head": head_seconds, "body": body_seconds}
         self._connections_max = connections_max
+        self._turns = turns
         self._unparsed = bytearray()
         self._head = bytearray()  # The next request's, until it is complete.
         self._awaited: str | None = "head"
@@ -74,6 +80,7 @@ class Protocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._timed: str | None = None  # What the timer waits for.
         self._refusal: int | None = None
+        self._reader_timer: asyncio.TimerHandle | None = None  # While the client has to read.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse a connection too many; else wait for the first request."""
@@ -88,6 +95,7 @@ class Protocol(HttpToolsProtocol):
         self._unparsed.clear()
         self._awaited = None
         self._watch()
+        self._unwatch_reader()
         for cycle in (self._active, *(cycle for cycle, _ in self.pipeline)):
             _disconnect(cycle)
         self.pipeline.clear()
@@ -128,6 +136,7 @@ class Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Go on with the requests that were sent ahead."""
         super().on_response_complete()
+        self._watch_reader()
         if self._refusal is not None:
             self._refuse(self._refusal)
         elif self._unparsed and self.parser is not None:
@@ -136,9 +145,34 @@ class Protocol(HttpToolsProtocol):
         if self._is_half_closed and not self._is_answering():
             self.transport.close()
 
+    def pause_writing(self) -> None:
+        """The client reads more slowly than it is answered."""
+        super().pause_writing()
+        self._watch_reader()
+
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._active = cycle
-        super()._start_asgi_task(cycle, app)
+        self._turns.take(partial(super()._start_asgi_task, cycle, app))
+
+    def _watch_reader(self) -> None:
+        """Look later whether the client has read, unless all of its answers are on their way."""
+        unread_bytes = self.transport.get_write_buffer_size()
+        if unread_bytes and self._reader_timer is None:
+            seconds = self._seconds["body"]
+            self._reader_timer = self.loop.call_later(seconds, self._check_reader, unread_bytes)
+
+    def _check_reader(self, unread_bytes: int) -> None:
+        """End the connection of a client that reads nothing: its answers stay in memory."""
+        self._reader_timer = None
+        if self.transport.get_write_buffer_size() > max(unread_bytes - TAKEN_BYTES_MIN, 0):
+            self.transport.abort()
+        else:
+            self._watch_reader()
+
+    def _unwatch_reader(self) -> None:
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
 
     def _is_answering(self) -> bool:
         return bool(self.pipeline or self._unparsed) or not (
