@@ -12,7 +12,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import asgi
-from service.api.problem import Problem, not_found
+from service.api.problem import not_found, stopping
 from service.api.receiver import Receiver
 from service.context import UPSTREAM, Context
 from service.delivery import tenants
@@ -21,7 +21,6 @@ from service.delivery.webhook import egress
 from service.delivery.webhook.connection import tls_context
 from service.delivery.webhook.sender import WebhookSender
 from service.model.clock import Clock, now_ms
-from service.model.ids import new_id
 from service.settings import Settings
 from service.store.sqlite.database import Database
 from service.store.sqlite.ownership import FileLock
@@ -104,18 +103,14 @@ class App:
             if not self.context.stopping.is_set():
                 raise
             if not is_begun:
-                problem = Problem(
-                    503, "stopping", "The process stops.", headers={"retry-after": "1"}
-                )
-                await asgi.send_problem(send, problem, new_id("req", self.context.clock()))
+                await asgi.refuse(scope, send, stopping(), self.context.clock())
 
     async def observe(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle an ASGI connection of a worker: its health and its metrics, nothing else."""
         if scope["type"] != "http" or scope["path"] in OBSERVED:
             await self(scope, receive, send)
             return
-        problem = not_found("page of a worker")
-        await asgi.send_problem(send, problem, new_id("req", self.context.clock()))
+        await asgi.refuse(scope, send, not_found("page of a worker"), self.context.clock())
 
     async def start(self, *, worker: bool | None = None) -> None:
         """Open the database, bring its schema up to date, and start the worker."""

@@ -27,6 +27,7 @@ from service.store.database import Ownership
 
 WATCH_SECONDS = 0.1
 LOOK_EVERY_MS = MINUTE  # How long a hand-over that was missed can stay unnoticed.
+LANES_PER_SECOND = 10_000  # Looked at on account of other processes' commits.
 CLEAN_PAUSE_MS = 100
 
 Step = Callable[[int], Coroutine[Any, Any, int | None]]  # Returns when to be called next.
@@ -56,6 +57,7 @@ class Session:
         self._sweep = sweep
         self._is_cleaning = False
         self._look_at: int | None = None  # None: the rows were not looked at yet.
+        self._rest_until = 0  # No look before on account of another process's commit.
         self._subscribers_revision = 0
         signals, attempts_due = context.signals, asyncio.Event()
         self.dispatcher.on_timer = attempts_due.set
@@ -72,18 +74,12 @@ class Session:
             (self.watch, asyncio.Event()),
         )
 
-    async def open(self) -> None:
-        """Take what is committed from now on, and find what the rows hold already.
-
-        In this order: what another process commits after the first line is seen by `watch`, what
-        this one commits after the second line is handed over, and the look finds everything else.
-        """
-        await self.ownership.other_process_committed()
-        self.resume()
-        await self.look(self.context.clock())
-
     def resume(self) -> None:
-        """Take what is committed from now on, and let attempts start."""
+        """Take what is committed from now on, and let attempts start.
+
+        What the rows hold already is found by the first `watch`, while the loops work: with many
+        lanes that takes seconds.
+        """
         self.context.inbox.lanes = self.dispatcher
         self.dispatcher.is_open = True
 
@@ -107,14 +103,19 @@ class Session:
         if revision != self._subscribers_revision:
             self.dispatcher.reload(None)
             self._subscribers_revision = revision
-        await self.dispatcher.scan()
+        lanes = await self.dispatcher.scan()
         self._look_at = now + LOOK_EVERY_MS
+        self._rest_until = now + lanes * SECOND // LANES_PER_SECOND
         return self._look_at
 
     async def watch(self, now: int) -> int:
-        """Look at the rows after a commit of another process, and once a minute in any case."""
-        has_committed = await self.ownership.other_process_committed()
-        if has_committed or self._look_at is None or now >= self._look_at:
+        """Look at the rows at first, after a commit of another process, and once a minute.
+
+        A commit is looked for before the rows are: what is committed meanwhile is seen next time.
+        """
+        if await self.ownership.other_process_committed() and self._look_at is not None:
+            self._look_at = min(self._look_at, self._rest_until)
+        if self._look_at is None or now >= self._look_at:
             await self.look(now)
         return now + int(WATCH_SECONDS * SECOND)
 

@@ -158,7 +158,7 @@ class Worker:
         try:
             await reseal.run(self.context.database, self.context.vault)
             self.session = self._new_session()
-            await self.session.open()
+            self.session.resume()
         except BaseException:
             await self._end_session()
             raise

@@ -89,9 +89,20 @@ def _read_content_length(scope: Scope) -> int:
 
 async def healthz(scope: Scope, send: Send, now: int) -> None:
     """GET and HEAD /healthz: 200 if the process can answer."""
-    headers = {"x-request-id": _request_id(scope, now)}
+    headers = {"x-request-id": request_id_of(scope, now)}
     await _send(send, 200, "application/json", b'{"status":"ok"}', headers)
     metrics.requests.add(1, "200")
+
+
+async def refuse(scope: Scope, send: Send, problem: Problem, now: int) -> None:
+    """Answer with a problem outside of the API: with the request's own id, counted and logged."""
+    state = scope.setdefault("state", {})
+    state["code"] = problem.code
+    request_id = request_id_of(scope, now)
+    await send_problem(send, problem, request_id)
+    metrics.requests.add(1, str(problem.status))
+    with log.request(request_id):
+        _log_refusal(scope, problem.status)
 
 
 async def send_problem(send: Send, problem: Problem, request_id: str) -> None:
@@ -118,7 +129,7 @@ def with_request_ids(app: ASGIApp, clock: Clock) -> ASGIApp:
     strangers = Brake(STRANGERS_LOGGED_PER_SECOND)
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = _request_id(scope, clock())
+        request_id = request_id_of(scope, clock())
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         is_answered = False
@@ -175,8 +186,11 @@ def _log_refusal(scope: Scope, status: int, admit: Callable[[], int | None] = la
     )
 
 
-def _request_id(scope: Scope, now: int) -> str:
-    """Return the client's request id if it is safe to repeat, else a new one."""
+def request_id_of(scope: Scope, now: int) -> str:
+    """Return the request's id: the client's own if it is safe to repeat, else a new one."""
+    if "request_id" in scope.get("state", {}):
+        known: str = scope["state"]["request_id"]
+        return known
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value, "ascii")

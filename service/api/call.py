@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from starlette.responses import Response
+from starlette.types import Receive
 
 from service.api.field_errors import field_error
 from service.api.problem import PROBLEM_TYPE, FieldError, Problem
@@ -75,6 +76,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str]
     body: bytes
     request_id: str
+    receive: Receive  # What the client sends after its body: that it hung up.
     resource_id: str = ""
     claim: Claim | None = None
 

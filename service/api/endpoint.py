@@ -68,6 +68,7 @@ async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Requ
         headers=request.headers,
         body=await _read_json(operation, parts, request),
         request_id=request.state.request_id,
+        receive=request.receive,
     )
     result = await _run(call, operation)
     if operation.audit:

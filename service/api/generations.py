@@ -112,7 +112,7 @@ async def get(call: Call) -> Answer:
         is_over = loop.time() >= ends_at or call.context.stopping.is_set()
         if generation.is_terminal or is_over:
             return answer(generation.view())
-        await wait_for_end(call.context, ended, ends_at)
+        await wait_for_end(call.context, ended, ends_at, call.receive)
         await call.database.read(_require_live_key, call)
 
 

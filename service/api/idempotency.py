@@ -23,6 +23,7 @@ from service.store.database import Row, T, Transaction, Unit
 from service.telemetry import log
 
 RETENTION_MS = DAY
+ANSWER_BYTES_MAX = 64 * 1024  # Of a stored answer: an input may have many times as much.
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _log = log.get()
 
@@ -86,8 +87,11 @@ async def _create(tx: Transaction, call: Call, unit: Unit[T], args: tuple[object
 
 
 async def keep(call: Call, late: Answer) -> Answer:
-    """Store the answer of a request whose resource was created before; return it."""
-    if call.claim is not None:
+    """Store the answer of a request whose resource was created before; return it.
+
+    Over ANSWER_BYTES_MAX it is not stored: a repeat gets the resource as it then is.
+    """
+    if call.claim is not None and len(late.body) <= ANSWER_BYTES_MAX:
         sealed = _seal(call, call.claim, late)
         try:
             await call.database.write(

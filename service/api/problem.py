@@ -75,5 +75,7 @@ secret_unreadable = partial(
 )
 # The database is full, busy or gone.
 unavailable = partial(Problem, 503, "storage_unavailable", headers={"retry-after": "1"})
+# The process ends, and what was still under way has to be asked for again.
+stopping = partial(Problem, 503, "stopping", "The process stops.", headers={"retry-after": "1"})
 # A fault of genhook; the log has the traceback.
 internal_error = partial(Problem, 500, "internal_error", "Something went wrong here.")

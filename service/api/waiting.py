@@ -3,6 +3,9 @@
 import asyncio
 import contextlib
 
+from starlette.types import Receive
+
+from service.api.asgi import DisconnectedError
 from service.context import Context
 from service.store import generations
 from service.telemetry import log
@@ -12,16 +15,32 @@ LOOK_SECONDS = 1.0  # Another process may record an outcome, and can wake nobody
 LOOK_MAX = 500  # Generations that are looked for in one read.
 
 
-async def wait_for_end(context: Context, ended: asyncio.Event, ends_at: float) -> None:
+async def wait_for_end(
+    context: Context, ended: asyncio.Event, ends_at: float, receive: Receive
+) -> None:
     """Wait until the generation of `ended` has ended, until `ends_at`, or until the process stops.
 
-    `ended` is the generation's entry in `context.waiters`.
+    `ended` is the generation's entry in `context.waiters`. DisconnectedError if the client hung up.
     """
     if context.watching is None or context.watching.done():
         context.watching = asyncio.create_task(_look_for_all(context), name="long polls")
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout_at(ends_at):
-            await ended.wait()
+    end, hang_up = (
+        asyncio.create_task(ended.wait()),
+        asyncio.create_task(_wait_for_hang_up(receive)),
+    )
+    seconds = max(ends_at - asyncio.get_running_loop().time(), 0)
+    try:
+        await asyncio.wait((end, hang_up), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        end.cancel()
+        hang_up.cancel()
+    if hang_up.done() and not ended.is_set():
+        raise DisconnectedError
+
+
+async def _wait_for_hang_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _look_for_all(context: Context) -> None:

@@ -175,7 +175,7 @@ def create_key(options: argparse.Namespace, echo: Echo) -> int:
         revoked_at=None,
     )
     secret = new_key(os.urandom)
-    _write(_insert, key, secret)
+    _act("key.create", _insert, key, secret)
     view = {**key.view(), "key": secret}
     if options.json:
         echo(output.json_line(view))
@@ -199,9 +199,17 @@ def list_keys(options: argparse.Namespace, echo: Echo) -> int:
 
 def revoke_key(options: argparse.Namespace, echo: Echo) -> int:
     """Revoke a key of any tenant: it opens nothing any more."""
-    _write(_revoke, options.id)
+    _act("key.revoke", _revoke, options.id)
     echo(f"{options.id} is revoked.")
     return 0
+
+
+def _act(act: str, unit: Callable[..., Any], *arguments: object) -> None:
+    """Change a key, and leave the line about it that the API leaves, too."""
+    from service.telemetry import log
+
+    key: Key = _write(unit, *arguments)
+    log.get().info("audit", act=act, id=key.id, of_tenant=key.tenant, of_scopes=key.scopes)
 
 
 def _write(unit: Callable[..., Any], *arguments: object) -> Any:
@@ -213,16 +221,17 @@ def _write(unit: Callable[..., Any], *arguments: object) -> Any:
             context = app.worker.context
             return await context.database.write(unit, context, *arguments)
 
-    log.configure("warning")
+    log.configure("info")
     return asyncio.run(write())
 
 
-async def _insert(tx: "Transaction", context: "Context", key: Key, secret: str) -> None:
+async def _insert(tx: "Transaction", context: "Context", key: Key, secret: str) -> Key:
     from service.delivery import tenants
     from service.store import keys, rows
 
     await tenants.ensure(tx, context, key.tenant)
     await rows.insert(tx, key, key_sha256=keys.digest(secret))
+    return key
 
 
 async def _list(tx: "Transaction", _context: "Context") -> list[Key]:
@@ -233,12 +242,14 @@ async def _list(tx: "Transaction", _context: "Context") -> list[Key]:
     return [rows.decode_row(Key, row) for row in items]
 
 
-async def _revoke(tx: "Transaction", context: "Context", key_id: str) -> None:
-    from service.store import keys
+async def _revoke(tx: "Transaction", _context: "Context", key_id: str) -> Key:
+    from service.store import keys, rows
 
-    if key_id not in {key.id for key in await _list(tx, context)}:
+    key = await rows.read_by_id(tx, Key, key_id)
+    if key is None:
         raise CommandError(f"there is no key {key_id}: genhook keys list shows all.")
     await keys.revoke(tx, key_id)
+    return key
 
 
 def _to_row(key: Key) -> tuple[str, ...]:

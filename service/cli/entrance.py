@@ -7,13 +7,16 @@ requests a client may send ahead. A client that offers an upgrade loses its body
 
 import asyncio
 import re
+from functools import partial
 from typing import Any
 
 import httptools
-import msgspec
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from service.api.asgi import NOSNIFF, request_id_of
+from service.api.problem import PROBLEM_TYPE, Problem
+from service.cli.turns import Turns
 from service.model.clock import now_ms
 from service.telemetry import log, metrics
 
@@ -23,15 +26,18 @@ FRAMING_PER_BYTE = 8  # For each byte in a chunked body; a chunk of one byte has
 SLICE_BYTES = 64 * 1024  # So much of a body is parsed at once.
 AHEAD_MAX = 8  # Requests that are parsed while an earlier one is answered.
 LINGER_SECONDS = 1.0
+# What a client has to take of its answers in GENHOOK_BODY_SECONDS, or else the rest of them.
+TAKEN_BYTES_MIN = 256 * 1024
 LOG_EVERY_MS = 1_000
 
 _EMPTY_LINE = re.compile(rb"\n\r?\n")  # Ends a head, and a chunked body.
 _OFFER = re.compile(rb"(?i)(?<=\n)upgrade[ \t]*:[^\n]*\n")
+_LIMITS = f"A head may have {HEAD_BYTES} bytes and {HEAD_LINES} lines."
 _PROBLEMS = {
-    400: ("bad_request", "The request is not valid HTTP/1.1."),
-    408: ("request_timeout", "The request was not complete in time."),
-    431: ("head_too_large", f"A head may have {HEAD_BYTES} bytes and {HEAD_LINES} lines."),
-    503: ("overloaded", "There are too many connections."),
+    400: Problem(400, "bad_request", "The request is not valid HTTP/1.1."),
+    408: Problem(408, "request_timeout", "The request was not complete in time."),
+    431: Problem(431, "head_too_large", _LIMITS),
+    503: Problem(503, "overloaded", "There are too many connections."),
 }
 _log = log.get()
 _refusals = {"logged_at": 0, "unlogged": 0}
@@ -59,11 +65,13 @@ class Protocol(HttpToolsProtocol):
         head_seconds: float,
         body_seconds: float,
         connections_max: int,
+        turns: Turns,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._seconds = {"head": head_seconds, "body": body_seconds}
         self._connections_max = connections_max
+        self._turns = turns
         self._unparsed = bytearray()
         self._head = bytearray()  # The head of the next request, until it is complete.
         self._awaited: str | None = "head"  # What the client has to send: "head", "body", nothing.
@@ -76,6 +84,7 @@ class Protocol(HttpToolsProtocol):
         self._timed: str | None = None  # What the timer waits for.
         self._refusal: int | None = None
         self._is_refused = False  # The refusal was sent, and no other may follow.
+        self._reader_timer: asyncio.TimerHandle | None = None  # While the client has to read.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse the connection if there are too many; else wait for its first request."""
@@ -90,6 +99,7 @@ class Protocol(HttpToolsProtocol):
         self._unparsed.clear()
         self._awaited = None
         self._watch()
+        self._unwatch_reader()
         for cycle in (self._active, *(cycle for cycle, _ in self.pipeline)):
             _disconnect(cycle)
         self.pipeline.clear()
@@ -130,6 +140,7 @@ class Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Go on with the requests that were sent ahead."""
         super().on_response_complete()
+        self._watch_reader()
         if self._refusal is not None:
             self._refuse(self._refusal)
         elif self._unparsed and self.parser is not None:
@@ -138,9 +149,34 @@ class Protocol(HttpToolsProtocol):
         if self._is_half_closed and not self._is_answering():
             self.transport.close()
 
+    def pause_writing(self) -> None:
+        """The client reads more slowly than it is answered."""
+        super().pause_writing()
+        self._watch_reader()
+
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._active = cycle
-        super()._start_asgi_task(cycle, app)
+        self._turns.take(partial(super()._start_asgi_task, cycle, app))
+
+    def _watch_reader(self) -> None:
+        """Look later whether the client has read, unless all of its answers are on their way."""
+        unread_bytes = self.transport.get_write_buffer_size()
+        if unread_bytes and self._reader_timer is None:
+            seconds = self._seconds["body"]
+            self._reader_timer = self.loop.call_later(seconds, self._check_reader, unread_bytes)
+
+    def _check_reader(self, unread_bytes: int) -> None:
+        """End the connection of a client that reads nothing: its answers stay in memory."""
+        self._reader_timer = None
+        if self.transport.get_write_buffer_size() > max(unread_bytes - TAKEN_BYTES_MIN, 0):
+            self.transport.abort()
+        else:
+            self._watch_reader()
+
+    def _unwatch_reader(self) -> None:
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
 
     def _is_answering(self) -> bool:
         return bool(self.pipeline or self._unparsed) or not (
@@ -223,19 +259,16 @@ class Protocol(HttpToolsProtocol):
         is_begun = self._awaited == "body"  # The refused request has a cycle of its own.
         if self.pipeline or (self.cycle and not self.cycle.response_complete and not is_begun):
             return  # Until on_response_complete.
-        code, detail = _PROBLEMS[status]
-        _log_refusal(status, code)
+        problem = _PROBLEMS[status]
+        scope: Any = self.cycle.scope if is_begun else {"headers": ()}
+        request_id = request_id_of(scope, now_ms())
+        _log_refusal(problem, request_id)
         is_answered = is_begun and self.cycle.response_started
         _disconnect(self.cycle)
         if self.transport.is_closing() or is_answered:
             self.transport.close()
             return
-        line = STATUS_LINE[status]
-        problem = {"type": "about:blank", "title": line[13:-2].decode(), "status": status}
-        body = msgspec.json.encode({**problem, "code": code, "detail": detail})
-        head = b"content-type: application/problem+json\r\nconnection: close\r\n"
-        length = b"content-length: %d\r\n\r\n" % len(body)
-        self.transport.write(b"".join((line, head, length, body)))
+        self.transport.write(_answer_of(problem, request_id))
         # What is still on its way is read and dropped: it would reset the connection, and the
         # client would not see the answer.
         self.flow.is_held = False  # type: ignore[attr-defined]
@@ -243,6 +276,20 @@ class Protocol(HttpToolsProtocol):
         self._is_refused = True
         self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+
+def _answer_of(problem: Problem, request_id: str) -> bytes:
+    """Return the whole answer that a problem stands for."""
+    body = problem.body(request_id)
+    fields = (
+        (b"content-type", PROBLEM_TYPE.encode()),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+        (b"x-request-id", request_id.encode()),
+        NOSNIFF,
+    )
+    head = b"".join(b"%b: %b\r\n" % field for field in fields)
+    return b"".join((STATUS_LINE[problem.status], head, b"\r\n", body))
 
 
 def _disconnect(cycle: Any) -> None:
@@ -259,12 +306,13 @@ def _read_body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
     return None if b"transfer-encoding" in fields else int(fields.get(b"content-length", 0))
 
 
-def _log_refusal(status: int, code: str) -> None:
+def _log_refusal(problem: Problem, request_id: str) -> None:
     """Log at most one refusal a second, with the number of those since the last line."""
-    metrics.requests.add(1, str(status))
+    metrics.requests.add(1, str(problem.status))
     now = now_ms()
     if now - _refusals["logged_at"] < LOG_EVERY_MS:
         _refusals["unlogged"] += 1
         return
-    _log.warning("request.refused", status=status, code=code, unlogged=_refusals["unlogged"])
+    what = {"status": problem.status, "code": problem.code, "request_id": request_id}
+    _log.warning("request.refused", **what, unlogged=_refusals["unlogged"])
     _refusals.update(logged_at=now, unlogged=0)

@@ -6,7 +6,7 @@ import gc
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,9 @@ import uvicorn
 import uvloop
 
 from service.cli import entrance
+from service.cli.accept import Acceptor
 from service.cli.stopping import Stop, on_signals
+from service.cli.turns import Turns
 from service.model.errors import CommandError
 from service.settings import Settings
 from service.telemetry import log
@@ -35,14 +37,28 @@ class Server(uvicorn.Server):
 
     capture_signals = contextlib.nullcontext  # type: ignore[assignment]
     _ends_at: float | None = None
+    _acceptors: Sequence[Acceptor] = ()
 
     def end(self, ends_at: float | None = None) -> None:
         """Take no more connections; end once the open ones have their answers, or at `ends_at`."""
         self.should_exit = True
         self._ends_at = ends_at
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and take connections faster than uvicorn alone."""
+        await super().startup(sockets)
+        self._acceptors = [Acceptor(sock, self._new_protocol) for sock in sockets or ()]
+
+    def _new_protocol(self) -> asyncio.Protocol:
+        new: Any = self.config.http_protocol_class  # As uvicorn calls it.
+        state = {"server_state": self.server_state, "app_state": self.lifespan.state}
+        protocol: asyncio.Protocol = new(config=self.config, **state)
+        return protocol
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Wait for open requests until `ends_at` of the loop's clock."""
+        for acceptor in self._acceptors:
+            acceptor.stop()
         if self._ends_at is not None:
             seconds = max(self._ends_at - asyncio.get_running_loop().time(), 0)
             self.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]
@@ -86,6 +102,7 @@ def new_server(
         head_seconds=limits.head_seconds,
         body_seconds=limits.body_seconds,
         connections_max=limits.connections_max,
+        turns=Turns(),
     )
     config = uvicorn.Config(
         app,

@@ -9,17 +9,20 @@ from service.context import Context
 from service.delivery import health
 from service.delivery.attempt import Recipient, Result, attempt
 from service.delivery.lanes import Bodies, Lane, load
-from service.delivery.receivers import Receivers
+from service.delivery.receivers import RESTING_MAX, Receivers
 from service.delivery.slots import Slots
 from service.delivery.target import Sender, SenderClosed
 from service.model.clock import MINUTE, SECOND
 from service.model.delivery import DueDelivery
 from service.model.errors import StorageError
-from service.store import deliveries, stats
+from service.store import deliveries, stats, subscribers
 from service.telemetry import log
 
 _log = log.get()
-LANES_MAX = 10_000  # Lanes with nothing to do are dropped when there are more.
+LANES_MAX = 10_000  # Lanes with nothing to do soon are dropped when there are more.
+# A lane whose rows are due later is only in its rows. A look each minute finds it in time.
+SOON_MS = 2 * MINUTE
+SCAN_LANES = 500  # Read at once: other reads have their turn in between.
 STORAGE_RETRY_MS = SECOND
 COUNT_EVERY_MS = SECOND  # Statistics are stored so often; a kill loses the latest.
 TROUBLE_RETRY_MS = MINUTE  # For a lane that cannot be worked, as when its secret is unreadable.
@@ -40,6 +43,7 @@ class Dispatcher:
         self.is_open = False  # True while this process has the right to work.
         self.on_timer: Callable[[], None] = lambda: None
         self._lanes_max = LANES_MAX
+        self._knows_rests = False  # Whether the receivers rest as is stored.
         self._timers: list[tuple[int, str]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._unrecorded: list[tuple[Lane, Result]] = []
@@ -70,22 +74,47 @@ class Dispatcher:
     def reload(self, subscriber_id: str | None) -> None:
         """Read the subscriber again, it has changed; None: any may have changed."""
         now = self.context.clock()
-        lanes = self.lanes.values() if subscriber_id is None else [self._lane(subscriber_id)]
+        if subscriber_id is None:
+            self._knows_rests = False
+            lanes = list(self.lanes.values())
+        else:
+            lanes = [self._lane(subscriber_id)]
+            lanes[0].receiver.slow_until = 0
         for lane in lanes:
+            is_idle = subscriber_id is None and lane.is_idle_until(now + SOON_MS)
             lane.drop_recipient()
-            lane.slow_until = lane.receiver.slow_until = 0
-            lane.expect(now, now)
-            self._wake(lane, now)
+            lane.slow_until = 0
+            if not is_idle:  # The others are read once they have work.
+                lane.expect(now, now)
+                self._wake(lane, now)
 
     # Called by the worker.
 
-    async def scan(self) -> None:
-        """Find the lanes that have rows, after a start or another process's commit."""
-        due_times = await self.context.database.read(deliveries.next_due_times)
-        for subscriber_id, times in due_times.items():
-            lane = self._lane(subscriber_id)
-            lane.expect(*times)
-            self._wake(lane, min(at for at in times if at is not None))
+    async def scan(self) -> int:
+        """Find the lanes that have rows, after a start or another process's commit.
+
+        Return how many there are. Only those with work soon come into memory.
+        """
+        read = self.context.database.read
+        if not self._knows_rests:
+            self._knows_rests = True
+            self.receivers.restore(await read(subscribers.resting, RESTING_MAX))
+        count, page = 0, [deliveries.DueTimes("", None, None, None)]
+        while page:
+            page = await read(deliveries.next_due_times, page[-1].subscriber_id, SCAN_LANES)
+            count += len(page)
+            for times in page:
+                self._expect(times)
+        return count
+
+    def _expect(self, times: deliveries.DueTimes) -> None:
+        """Note when rows of a lane are due, if that is soon and they may leave."""
+        at = min(at for at in (times.first_at, times.retry_at) if at is not None)
+        is_soon = at <= self.context.clock() + SOON_MS and times.status in ("active", None)
+        if is_soon or times.subscriber_id in self.lanes:
+            lane = self._lane(times.subscriber_id)
+            lane.expect(times.first_at, times.retry_at)
+            self._wake(lane, at)
 
     async def run_due(self, now: int) -> int | None:
         """Start what is due by `now`; return when to be called next."""
@@ -140,7 +169,9 @@ class Dispatcher:
         return lane
 
     def _drop_idle_lanes(self) -> None:
-        self.lanes = {id_: lane for id_, lane in self.lanes.items() if not lane.is_idle}
+        soon_at = self.context.clock() + SOON_MS
+        busy = {i: lane for i, lane in self.lanes.items() if not lane.is_idle_until(soon_at)}
+        self.lanes = busy
 
     def _wake(self, lane: Lane, at: int) -> None:
         """Pump the lane at `at`, unless it is pumped earlier."""

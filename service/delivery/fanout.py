@@ -7,7 +7,7 @@ from service.model.clock import SECOND
 from service.model.event import Event
 from service.model.generation import Generation
 from service.model.subscriber import Subscriber
-from service.store import deliveries, rows
+from service.store import deliveries, rows, subscribers
 from service.store.database import Transaction
 
 
@@ -16,10 +16,7 @@ async def fan_out(
 ) -> None:
     """Insert the deliveries of events, and offer those that are due now to the inbox."""
     tenants = dict.fromkeys(event.tenant for event, _ in events)
-    by_tenant = {
-        tenant: await rows.read_all(tx, Subscriber, "subscribers_of_tenant", tenant=tenant)
-        for tenant in tenants
-    }
+    by_tenant = {tenant: await subscribers.candidates(tx, tenant) for tenant in tenants}
     ids = {g.notify_subscriber_id for _, g in events if g and g.notify_subscriber_id}
     # A subscriber that cannot be decoded gets nothing: it must not hold up the generation.
     by_id = {

@@ -136,12 +136,12 @@ class Lane(Struct, eq=False):
         """How many deliveries are held until they may leave."""
         return len(self.first_attempts.deliveries) + len(self.retries.deliveries)
 
-    @property
-    def is_idle(self) -> bool:
-        """True if nothing is in memory, and no rows are known to be due."""
-        backlogs = (self.first_attempts, self.retries)
-        has_rows = any(backlog.next_due_at is not None for backlog in backlogs)
-        return not (self.held_ids or has_rows or self.is_loading)
+    def is_idle_until(self, at: int) -> bool:
+        """True if nothing is in memory, and no rows are known to be due by `at` that may leave."""
+        if self.held_ids or self.is_loading:
+            return False
+        is_closed = self.recipient is not None and not self.is_open
+        return is_closed or not (self.first_attempts.is_due(at) or self.retries.is_due(at))
 
     @property
     def cap(self) -> int:

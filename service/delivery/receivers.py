@@ -1,7 +1,9 @@
 """Receivers: who answers behind the URLs of a tenant, by origin and not by the text of the URL."""
 
+from collections.abc import Iterable
 from weakref import WeakValueDictionary
 
+from service.delivery.target import parse_target
 from service.delivery.window import Window
 from service.model.subscriber import Subscriber
 
@@ -36,6 +38,17 @@ class Receivers:
         if subscriber.is_notify:  # Its row stores until when the receiver asked to wait.
             self.rest(receiver, subscriber.slow_until or 0)
         return receiver
+
+    def restore(self, rests: Iterable[tuple[str, str, int]]) -> None:
+        """Let receivers rest as is stored, each by tenant, URL and time, and no others."""
+        self._resting.clear()
+        for receiver in self._receivers.values():
+            receiver.slow_until = 0
+        for tenant, url, until in rests:
+            key = tenant, parse_target(url).origin
+            receiver = self._receivers.get(key) or Receiver()
+            self._receivers[key] = receiver
+            self.rest(receiver, until)
 
     def rest(self, receiver: Receiver, until: int) -> None:
         """Let nothing leave to the receiver before `until`, though its lanes may be dropped."""

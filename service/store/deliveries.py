@@ -1,7 +1,7 @@
 """Deliveries: the queue of webhooks. Due rows are read by subscriber, attempts stored in groups."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -86,10 +86,19 @@ async def cancel_replayed(tx: Transaction, replay_id: str) -> int:
     return await tx.run("replay_deliveries_cancel", id=replay_id, limit=CANCEL_BATCH)
 
 
-async def next_due_times(tx: Transaction) -> dict[str, tuple[int | None, int | None]]:
-    """Return when the first attempts and the retries of each subscriber are due next."""
-    rows = await tx.all("deliveries_next_due_times")
-    return {row["subscriber_id"]: (row["first_at"], row["retry_at"]) for row in rows}
+class DueTimes(NamedTuple):
+    """When the first attempts and the retries of a subscriber are due next."""
+
+    subscriber_id: str
+    status: str | None  # None: the subscriber was deleted.
+    first_at: int | None
+    retry_at: int | None
+
+
+async def next_due_times(tx: Transaction, after: str, limit: int) -> list[DueTimes]:
+    """Return the next due times of the subscribers after `after` that have pending deliveries."""
+    rows = await tx.all("deliveries_next_due_times", after=after, limit=limit)
+    return [DueTimes(*row) for row in rows]  # type: ignore[arg-type]  # In the order of columns.
 
 
 async def fetch_due(

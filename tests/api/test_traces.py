@@ -6,11 +6,12 @@ from typing import Any
 import httpx
 import pytest
 
-from service.api.routes import OPERATIONS
+from service.api.routes import OPERATIONS, Operation
 from service.model.errors import StorageBusyError
-from tests.contract.scenes import client_with, populate
+from tests.contract.scenes import SPAN, client_with, guarded, path_of, populate
 from tests.contract.test_answers import call_everything
-from tests.harness import opened
+from tests.contract.test_problems import while_it_stops
+from tests.harness import SUBSCRIBER_URL, Harness, opened
 from tests.logs import Console
 
 Request = dict[str, Any]
@@ -23,6 +24,14 @@ REFUSED: dict[int, Request] = {
     413: {**GENERATIONS, "content": b"x" * 2_000, "headers": JSON},
     415: {**GENERATIONS, "content": b"x", "headers": {"content-type": "text/plain"}},
     422: {**GENERATIONS, "json": {}},
+}
+
+# What is refused for no other reason than the one that a test wants.
+BODIES: dict[str, Any] = {
+    "/v1/generations": {"model": "imagen4", "input": {"prompt": "a small harbour"}},
+    "/v1/subscribers": {"url": SUBSCRIBER_URL},
+    "/v1/keys": {"name": "n", "scopes": ["read"]},
+    "/v1/replays": {"subscriber_id": "sub_" + "0" * 32, **SPAN, "only": "all"},
 }
 
 
@@ -72,17 +81,102 @@ def expect_line_of_a_stranger(console: Console, answer: httpx.Response) -> None:
     expect_line(console, answer, key_id=None, tenant=None)
 
 
+def broken(*_: Any) -> Any:
+    raise StorageBusyError("full")
+
+
+def refusals_of(operation: Operation) -> list[int]:
+    """The statuses with which any request to the operation may be refused."""
+    statuses = [401, 403]
+    if "{id}" in operation.path:
+        statuses.append(404)
+    if operation.reads_body:
+        statuses += [413, 415, 422]
+    is_stored = operation.path not in ("/v1/models", "/v1/models/{id:path}", "/v1/tick")
+    return statuses + [503] * is_stored
+
+
+async def test_every_refusal_by_every_operation_leaves_one_line_with_its_id_and_key(
+    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path, request_body_bytes=4_096) as world:
+        ids = await populate(world)
+        missing = {noun: id_[:-4] + "0000" for noun, id_ in ids.items()}
+        key = {"name": "none", "scopes": ["submit"], "tenant": "other"}
+        nobody = (await world.client.post("/v1/keys", json=key)).json()
+        by_key = {401: None, 403: nobody["id"]}
+        console.configure("info")
+        refused = 0
+        for each in guarded():
+            for status in refusals_of(each):
+                if status == 403 and each.scope == "submit":
+                    continue
+                client = {401: world.anonymous, 403: world.new_client(nobody["key"])}
+                path = path_of(each, missing if status == 404 else ids)
+                with monkeypatch.context() as patched:
+                    answer = await refuse(
+                        client.get(status, world.client), each, status, path, world, patched
+                    )
+                assert answer.status_code == status, (each.method, path, answer.text)
+                expect_line(console, answer, key_id=by_key.get(status, "key_admin"))
+                refused += 1
+        assert refused > 100
+
+
+async def refuse(
+    client: httpx.AsyncClient,
+    operation: Operation,
+    status: int,
+    path: str,
+    world: Harness,
+    patched: pytest.MonkeyPatch,
+) -> httpx.Response:
+    """Call the operation so that it is refused with the status."""
+    options: dict[int, Request] = {
+        413: {"content": b"x" * 5_000, "headers": JSON},
+        415: {"content": b"x", "headers": {"content-type": "text/plain"}},
+        422: {"json": {"no such field": 1}},
+    }
+    if status == 503:
+        for method in ("read", "search", "write"):
+            patched.setattr(world.app.database, method, broken)
+    url = f"http://genhook{path}"
+    fitting = {"json": BODIES.get(path, {})} if operation.reads_body else {}
+    return await client.request(operation.method, url, **options.get(status, fitting))
+
+
+async def test_a_request_that_the_end_of_the_process_cuts_off_leaves_a_line(
+    tmp_path: Path, console: Console
+) -> None:
+    async with opened(tmp_path) as world:
+        console.configure("info")
+        headers = {"x-request-id": "my-own"}
+        world.client.headers.update(headers)
+        answer = await while_it_stops(world, {})
+        assert answer.headers.get_list("x-request-id") == ["my-own"]
+        assert answer.headers.get_list("x-content-type-options") == ["nosniff"]
+        expect_line(console, answer, code="stopping", key_id="key_admin")
+
+
+async def test_a_worker_alone_refuses_other_pages_with_the_requests_own_id(
+    tmp_path: Path, console: Console
+) -> None:
+    async with opened(tmp_path) as world:
+        console.configure("info")
+        transport = httpx.ASGITransport(world.app.observe)
+        async with httpx.AsyncClient(transport=transport) as client:
+            answer = await client.get("http://genhook/v1/keys", headers={"x-request-id": "own"})
+        assert (answer.status_code, answer.headers["x-request-id"]) == (404, "own")
+        expect_line(console, answer, code="not_found")
+
+
 async def test_a_full_queue_leaves_a_line(
     tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened(tmp_path) as world:
-
-        def refuse(*_: Any) -> Any:
-            raise StorageBusyError("full")
-
         console.configure("info")
         with monkeypatch.context() as patched:
-            patched.setattr(world.app.database, "write", refuse)
+            patched.setattr(world.app.database, "write", broken)
             answer = await world.client.post("/v1/signing-secret/rotate", json={})
         assert answer.status_code == 503
         expect_line(console, answer, key_id="key_admin", path="/v1/signing-secret/rotate")

@@ -20,6 +20,7 @@ from service.cli import client, doctor, main
 from service.model.clock import parse_rfc3339
 from service.model.errors import CommandError, StorageError
 from service.settings import read_settings
+from service.telemetry import log
 
 pytestmark = pytest.mark.usefixtures("bare_environment")
 NOW = parse_rfc3339("2026-11-22T18:20:00Z")
@@ -268,6 +269,32 @@ def test_a_key_opens_the_service_until_it_is_revoked(
     assert status_with(key["key"]) == 200
     assert main.main(["keys", "revoke", key["id"]]) == 0
     assert status_with(key["key"]) == 401
+
+
+@pytest.mark.usefixtures("database")
+def test_every_act_on_keys_leaves_an_audit_line_without_the_key(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels: list[str] = []
+    monkeypatch.setattr(log, "configure", lambda level, **_: levels.append(level))
+
+    def audit() -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+        return [line for line in lines if line["event"] == "audit"]
+
+    assert run("keys create --name shop --scopes read --tenant other") == 0
+    [created] = audit()
+    assert (created["act"], created["of_tenant"]) == ("key.create", "other")
+    assert created["of_scopes"] == ["read"]
+    assert "ghk_" not in str(created)
+    assert run("keys list") == 0
+    assert audit() == []
+    assert run(f"keys revoke {created['id']}") == 0
+    [revoked] = audit()
+    assert (revoked["act"], revoked["id"]) == ("key.revoke", created["id"])
+    assert run("keys revoke key_0") == 1
+    assert "audit" not in capsys.readouterr().err
+    assert {*levels} == {"info"}  # Else the lines would not be written.
 
 
 @pytest.mark.usefixtures("database")

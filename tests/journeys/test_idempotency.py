@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service.api.idempotency import ANSWER_BYTES_MAX
 from service.api.routes import OPERATIONS
 from tests.faults import DelayedAnswer, crash, rows, status_of
 from tests.harness import SUBSCRIBER_URL, Harness, create_answer, opened
@@ -33,6 +34,23 @@ async def test_the_same_request_again_gets_the_stored_answer(tmp_path: Path) -> 
         assert "idempotency-replayed" not in first.headers
         assert again.headers["idempotency-replayed"] == "true"
         assert len(world.upstream.creates) == 1
+
+
+async def test_an_answer_is_stored_up_to_its_limit_and_else_the_resource_answers(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        for size, key in ((1_000, "small"), (ANSWER_BYTES_MAX, "large")):
+            body = {"model": "other", "input": {"text": "x" * size}}
+            first = await post(world, key, body)
+            again = await post(world, key, body)
+            assert again.json() == first.json()
+            assert again.headers["idempotency-replayed"] == "true"
+        sealed = await rows(world, "SELECT key, length(sealed_answer) FROM idempotency")
+        stored = {row["key"]: row["length(sealed_answer)"] for row in sealed}
+        assert stored["small"] > 1_000
+        assert stored["large"] is None
+        assert len(world.upstream.creates) == 2
 
 
 async def test_another_body_under_the_same_key_is_refused(tmp_path: Path) -> None:

@@ -31,6 +31,12 @@ async def another_process(world: Harness) -> AsyncIterator[App]:
         world.app = mine
 
 
+async def begin(world: Harness) -> None:
+    """Take over, and look at the rows for the first time."""
+    assert await world.app.worker._take_over()
+    await world.app.worker.session.watch(world.clock())
+
+
 async def wait_until(world: Harness, is_so: Callable[[], object]) -> None:
     async with asyncio.timeout(60):
         while not is_so():
@@ -40,14 +46,17 @@ async def wait_until(world: Harness, is_so: Callable[[], object]) -> None:
 async def test_nothing_is_handed_to_a_session_that_could_not_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(*_: object) -> int:
+    resume = Session.resume
+
+    def fail(session: Session) -> None:
+        resume(session)
         raise StorageError("disk I/O error")
 
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE)
         worker = world.app.worker
         with monkeypatch.context() as patched:
-            patched.setattr(Session, "look", fail)
+            patched.setattr(Session, "resume", fail)
             with pytest.raises(StorageError):
                 await worker._take_over()
         await world.generate()
@@ -109,7 +118,7 @@ async def test_what_another_process_commits_during_a_take_over_is_found(
 
         with monkeypatch.context() as patched:
             patched.setattr(Session, "look", look_then_miss)
-            assert await worker._take_over()
+            await begin(world)
         await worker.session.watch(world.clock())
         await worker.dispatcher.run_due(world.clock())
         await worker.dispatcher.settle()
@@ -124,7 +133,7 @@ async def test_a_full_look_at_the_rows_finds_within_a_minute_what_was_not_handed
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE)
         worker = world.app.worker
-        assert await worker._take_over()
+        await begin(world)
         worker.context.inbox.lanes = None  # Whatever the reason may be.
         await world.generate()
         world.clock.now += milliseconds
@@ -141,7 +150,7 @@ async def test_a_look_that_failed_is_repeated_at_once(
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE)
         worker = world.app.worker
-        assert await worker._take_over()
+        await begin(world)
         async with another_process(world):
             await world.generate()
 

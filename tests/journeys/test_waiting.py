@@ -2,13 +2,14 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from service.api import waiting
 from service.store import generations
-from tests.harness import Harness, opened
+from tests.harness import ADMIN_KEY, Harness, opened
 
 
 async def start_to_wait(
@@ -33,6 +34,34 @@ async def test_a_stop_answers_long_polls_at_once_with_the_generation_as_it_is(
         assert (answer.status_code, answer.json()["status"]) == (200, "processing")
         later = await world.client.get(f"/v1/generations/{id_}?wait=60")
         assert later.json()["status"] == "processing"
+
+
+async def test_a_client_that_hangs_up_holds_nothing(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        id_ = (await world.generate())["id"]
+        messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        messages.put_nowait({"type": "http.request", "body": b"", "more_body": False})
+        answers: list[Any] = []
+
+        async def send(message: Any) -> None:
+            answers.append(message)
+
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": f"/v1/generations/{id_}",
+            "query_string": b"wait=60",
+            "headers": [(b"authorization", f"Bearer {ADMIN_KEY}".encode())],
+        }
+        request = asyncio.create_task(world.app(scope, messages.get, send))
+        while id_ not in world.app.context.waiters or world.app.context.watching is None:
+            await world.get("/v1/events")
+        assert not request.done()
+        messages.put_nowait({"type": "http.disconnect"})
+        async with asyncio.timeout(10):
+            await request
+        assert answers[0]["status"] == 499
+        assert not world.app.context.waiters
 
 
 async def test_one_look_finds_what_another_process_recorded_for_all_who_wait(

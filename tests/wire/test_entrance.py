@@ -244,6 +244,46 @@ async def test_a_connection_too_many_is_503() -> None:
         first.close()
 
 
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"NONSENSE\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost:", 408),
+        (b"GET / HTTP/1.1\r\nX: " + b"a" * LIMIT, 431),
+        (None, 503),
+    ],
+)
+async def test_each_refusal_is_a_problem_as_the_api_makes_them(
+    console: Console, monkeypatch: pytest.MonkeyPatch, sent: bytes | None, status: int
+) -> None:
+    monkeypatch.setattr(entrance, "LOG_EVERY_MS", 0)
+    console.configure("info")
+    async with serving(head_seconds=0.1, connections_max=0 if sent is None else 9) as port:
+        answer = await answer_to(port, sent or b"")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    headers = dict(line.split(b": ") for line in head.split(b"\r\n")[1:])
+    problem = json.loads(body)
+    request_id = headers.pop(b"x-request-id").decode()
+    assert headers == {
+        b"content-type": b"application/problem+json",
+        b"content-length": b"%d" % len(body),
+        b"connection": b"close",
+        b"x-content-type-options": b"nosniff",
+    }
+    assert problem.keys() == {"type", "title", "status", "code", "detail", "request_id"}
+    assert (problem["status"], problem["request_id"]) == (status, request_id)
+    [line] = [line for line in console.lines() if line["event"] == "request.refused"]
+    assert (line["status"], line["request_id"]) == (status, request_id)
+
+
+async def test_a_body_that_is_late_is_refused_with_the_requests_own_id() -> None:
+    sent = post("/", b"{}", more=b"X-Request-Id: my-own\r\n")[:-1]
+    async with serving(body_seconds=0.1) as port:
+        answer = await answer_to(port, sent)
+    assert b"\r\nx-request-id: my-own\r\n" in answer
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["request_id"] == "my-own"
+
+
 async def test_a_thousand_malformed_requests_leave_few_lines(console: Console) -> None:
     console.configure("info")
     async with serving() as port:

@@ -201,17 +201,16 @@ async def test_trailers_without_end_leave_the_status() -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        CHUNKED + b"\r\nzz\r\nok\r\n0\r\n\r\n",
-        CHUNKED + b"\r\n2\r\nokay\r\n0\r\n\r\n",
-        CHUNKED + b"Content-Length: 2\r\n\r\n2\r\nok\r\n0\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
-        b"HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\nok",
-        b"HTTP/1.1 200 OK\r\nbad header: x\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nx: y\r\n folded\r\n\r\n",
+        b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nok\r\n0\r\n\r\n",
+        b"HTTP/1.1 500 No\nContent-Length: 2\n\nok",
+        b"HTTP/1.1 301 Moved\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
+        b"HTTP/1.1 500 No\n\nHTTP/1.1 200 OK\r\n\r\n",
         b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
+        b"HTTP/1.1 101 Switching\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
         b"HTTP/1.1 101 Switching\r\n\r\n",
         b"HTTP/1.1 099 Low\r\n\r\n",
         b"HTTP/1.1 20 OK\r\n\r\n",
+        b"HTTP/2 200\r\n\r\n",
         b"SSH-2.0-OpenSSH_9.9\r\n",
         b"\x15\x03\x01\x00\x02\x02\x46",
         b"POST / HTTP/1.1\r\n\r\n",
@@ -221,16 +220,79 @@ async def test_what_is_not_http_is_a_protocol_error(answer: bytes) -> None:
     assert (await error_of(always(answer))).code == "protocol_error"
 
 
+SLOPPY = [
+    CHUNKED + b"\r\nzz\r\nok\r\n0\r\n\r\n",
+    CHUNKED + b"\r\n2\r\nokay\r\n0\r\n\r\n",
+    CHUNKED + b"Content-Length: 2\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
+    b"HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\nok",
+    b"HTTP/1.1 200 OK\r\nbad header: x\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nx: y\r\n folded\r\n\r\n",
+    b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok",
+    b"HTTP/1.1 200\n\n",
+    b"HTTP/1.1 103 Early Hints\nLink: x\n\nHTTP/1.1 200 OK\nContent-Length: 2\n\nok",
+    b"HTTP/1.0 200 OK\n\nok",
+]
+
+
+@pytest.mark.parametrize("answer", SLOPPY)
+async def test_a_2xx_counts_in_a_sloppy_answer_and_closes_the_connection(answer: bytes) -> None:
+    async with receiving(always(answer)) as receiver, sending() as sender:
+        for _ in range(2):
+            assert (await sender.send(receiver.target, HEADERS, b"{}", 5)).status_code == 200
+        assert receiver.connections == 2
+
+
+async def test_a_sloppy_answer_may_come_byte_by_byte() -> None:
+    async def script(peer: receivers.Peer) -> None:
+        await peer.request()
+        for byte in b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok":
+            await peer.write(bytes((byte,)))
+            await asyncio.sleep(0)  # noqa: TID251  a turn, so that each byte is a piece of its own
+        await peer.gone()
+
+    assert (await answer_of(script)).status_code == 200
+
+
+async def test_a_sloppy_head_without_end_is_too_large() -> None:
+    error = await error_of(receivers.flood(b"HTTP/1.1 200 OK\n", b"x: y\n" * 1000))
+    assert error.code == "answer_too_large"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok",
+        CHUNKED + b"\r\n2\r\nok\r\n",
+        CHUNKED + b"\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 100 + b"Content-Length: 3\r\n\r\nok",
+    ],
+)
+async def test_a_2xx_whose_body_breaks_off_counts(answer: bytes) -> None:
+    assert (await answer_of(once(answer))).status_code == 200
+
+
+async def test_a_2xx_counts_though_its_connection_is_reset() -> None:
+    async def script(peer: receivers.Peer) -> None:
+        await peer.request()
+        await peer.write(CHUNKED + b"\r\n2\r\nok\r\n")
+        await peer.beat(0.05)
+        peer.reset()
+
+    answer = await answer_of(script)
+    assert (answer.status_code, answer.body) == (200, b"ok")
+
+
 @pytest.mark.parametrize(
     "answer",
     [
         b"",
         b"HTTP/1.1 2",
         b"HTTP/1.1 200 OK\r\nx: y\r\n",
+        b"HTTP/1.1 200 OK\nx: y\n",
         b"HTTP/1.1 100 Continue\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok",
-        CHUNKED + b"\r\n2\r\nok\r\n",
-        b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 100 + b"Content-Length: 3\r\n\r\nok",
+        b"HTTP/1.1 500 No\r\nContent-Length: 3\r\n\r\nok",
     ],
 )
 async def test_an_answer_that_breaks_off_is_none(answer: bytes) -> None:
@@ -321,6 +383,16 @@ async def test_an_answer_before_the_request_was_taken_is_an_answer() -> None:
             answer = await sender.send(receiver.target, HEADERS, body, 60)
             assert answer.status_code == 413
             assert receiver.connections == number
+
+
+async def test_a_2xx_counts_though_the_receiver_hangs_up_before_it_took_the_request() -> None:
+    async def script(peer: receivers.Peer) -> None:
+        await peer.head()
+        await peer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    async with receiving(script) as receiver, sending() as sender:
+        answer = await sender.send(receiver.target, HEADERS, b"x" * 30_000_000, 5)
+        assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("banner", [b"SSH-2.0-OpenSSH_9.9\r\n", OK, OK * 1000])

@@ -44,11 +44,12 @@ async def timeout_of(
         receivers.hang,
         receivers.drip(b"", b"\r\n"),
         receivers.drip(b"HTTP/1.1 200 OK\r\n", b"x: y\r\n"),
-        receivers.drip(b"HTTP/1.1 200 OK\r\n\r\n", b"x"),
-        receivers.drip(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n", b"x"),
-        receivers.drip(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        receivers.drip(b"HTTP/1.1 200 OK\n", b"x: y\n"),
+        receivers.drip(b"HTTP/1.1 500 No\r\n\r\n", b"x"),
+        receivers.drip(b"HTTP/1.1 500 No\r\nContent-Length: 999\r\n\r\n", b"x"),
+        receivers.drip(b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
     ],
-    ids=["silence", "line breaks", "headers", "until closed", "length", "chunked"],
+    ids=["silence", "line breaks", "headers", "sloppy", "until closed", "length", "chunked"],
 )
 async def test_an_answer_that_does_not_end_is_cut(script: Script) -> None:
     async def attempt(seconds: float) -> None:
@@ -56,6 +57,20 @@ async def test_an_answer_that_does_not_end_is_cut(script: Script) -> None:
             await timeout_of(sender, receiver.target, seconds)
             need(reached=receiver.requests != [])
             assert len(receiver.requests) == 1
+
+    await patiently(attempt)
+
+
+async def test_a_2xx_whose_body_does_not_end_counts_at_the_deadline() -> None:
+    script = receivers.drip(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n", b"x")
+
+    async def attempt(seconds: float) -> None:
+        async with receiving(script) as receiver, sending() as sender:
+            try:
+                answer = await sender.send(receiver.target, HEADERS, b"{}", seconds)
+            except SendError:
+                need(reached=False)
+            assert answer.status_code == 200
 
     await patiently(attempt)
 

@@ -109,12 +109,38 @@ async def test_an_answer_that_breaks_off_is_a_protocol_error() -> None:
     [
         receivers.hang,
         receivers.drip(b"HTTP/1.1 200 OK\r\n", b"x: y\r\n"),
-        receivers.drip(b"HTTP/1.1 200 OK\r\n\r\n", b"x"),
+        receivers.drip(b"HTTP/1.1 500 No\r\n\r\n", b"x"),
     ],
 )
 async def test_an_answer_that_does_not_end_is_cut(script: Script) -> None:
     error = await patiently(lambda seconds: error_of(script, seconds))
     assert error.code == "timeout"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\nContent-Length: 2\nContent-Length: 2\n\nok",
+    ],
+)
+async def test_a_2xx_counts_in_a_sloppy_answer(answer: bytes) -> None:
+    assert (await answer_of(once(answer))).status_code == 200
+
+
+async def test_a_2xx_whose_body_does_not_end_counts_at_the_deadline() -> None:
+    script = receivers.drip(b"HTTP/1.1 200 OK\r\n\r\n", b"x")
+
+    async def attempt(seconds: float) -> None:
+        async with receiving(script) as proxy, through(proxy) as sender:
+            try:
+                answer = await sender.send(TARGET, HEADERS, b"{}", seconds)
+            except SendError:
+                need(reached=False)
+            assert answer.status_code == 200
+
+    await patiently(attempt)
 
 
 async def test_what_is_not_http_is_a_protocol_error() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import re
 import ssl
 from collections.abc import Callable
 from typing import Literal
@@ -22,6 +23,15 @@ def tls_context(ca_file: str | None = None) -> ssl.SSLContext:
     return context
 
 
+# The end of a head, and the status of a 2xx in one that the parser refused: with bare line feeds,
+# with a length twice, with anything else that is no reason to send a webhook again.
+_HEAD_END = re.compile(rb"\n\r?\n")
+_SLOPPY_START = re.compile(rb"HTTP/1\.[01] [12]\d\d")
+_SLOPPY_SUCCESS = re.compile(
+    rb"(?:HTTP/1\.[01] 1(?!01)\d\d[^\n]*\n(?:[^\r\n][^\n]*\n)*\r?\n)*"
+    rb"HTTP/1\.[01] (2\d\d)(?: [^\n]*)?\r?\n(?:[^\r\n][^\n]*\n)*\r?\n"
+)
+
 # What a connection is doing: from "idle" on in this order, and back to "idle".
 State = Literal[
     "connecting",
@@ -39,7 +49,8 @@ class Connection(asyncio.Protocol):
 
     httptools parses strictly (no leniency is switched on) and calls the public `on_` methods. An
     exception in one of them ends the parsing: `feed_data` raises its own error with that exception
-    as context.
+    as context. A head that says 2xx counts whatever else is wrong with the answer: the receiver has
+    the webhook (`fail`, `_read_sloppy`). Such a connection is not used again.
     """
 
     def __init__(self, origin: str, lost: Callable[["Connection"], None]) -> None:
@@ -62,6 +73,8 @@ class Connection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._interim_answers = 0
         self._body = bytearray()
+        self._head = bytearray()  # As it came, until it is complete.
+        self._refusal: SendError | None = None  # Why the parser takes no more of the head.
         self._transport.write(message)
 
     def is_usable(self) -> bool:
@@ -76,7 +89,13 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def fail(self, error: SendError | SenderClosed) -> None:
-        """End the exchange with `error`, if one is running, and close the connection."""
+        """End the exchange with `error`, if one is running, and close the connection.
+
+        If the head said 2xx, it ends with the answer, as far as it came.
+        """
+        if self._waiter and isinstance(error, SendError) and 200 <= self._status < 300:
+            self._state = "last"
+            self._finish()
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_exception(error)
@@ -154,13 +173,19 @@ class Connection(asyncio.Protocol):
 
     def _parse(self, data: bytes) -> None:
         self.received_bytes += len(data)
+        if not self._status:
+            self._head += data
+        if self._refusal is not None:
+            self._read_sloppy(len(data))
+            return
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if self._state not in ("done", "last"):
                 ours = error.__context__
                 broken = SendError("protocol_error", f"The answer is not valid HTTP/1.1: {error}.")
-                self.fail(ours if isinstance(ours, SendError) else broken)
+                self._refusal = ours if isinstance(ours, SendError) else broken
+                self._read_sloppy(len(self._head))
                 return
             self._state = "last"  # Surplus bytes followed the answer.
         if self._state in ("done", "last"):
@@ -170,6 +195,18 @@ class Connection(asyncio.Protocol):
         elif self._state == "body" and self.received_bytes > request.READ_BYTES:
             self._state = "last"
             self._finish()
+
+    def _read_sloppy(self, new_bytes: int) -> None:
+        """Look for a 2xx in a head that the parser refused; only its status is believed."""
+        assert self._refusal is not None
+        could_be = _SLOPPY_START.match(self._head) and not self._status
+        if could_be and not _HEAD_END.search(self._head, max(len(self._head) - new_bytes - 2, 0)):
+            if len(self._head) > request.HEAD_BYTES:
+                self.fail(request.head_too_large())
+            return  # The rest may follow.
+        if could_be and (success := _SLOPPY_SUCCESS.match(self._head)):
+            self._status, self._headers = int(success[1]), []
+        self.fail(self._refusal)
 
     def _finish(self) -> None:
         """Give the answer to the waiter; the connection is idle then, or takes no more exchange."""

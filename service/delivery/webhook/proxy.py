@@ -40,9 +40,11 @@ class ProxiedSender:
             target, headers, b""
         )  # Raises ValueError for headers that cannot be sent.
         post = httpx.Request("POST", target.url, headers=headers, content=body)
+        ends_at = asyncio.get_running_loop().time() + deadline_seconds
         try:
-            async with asyncio.timeout(deadline_seconds):
-                return await self._exchange(post)
+            async with asyncio.timeout_at(ends_at):
+                response = await self._transport.handle_async_request(post)
+            return await self._read(response, ends_at)
         except TimeoutError as error:
             raise SendError("timeout", "There was no complete answer in time.") from error
         except (httpx.HTTPError, RuntimeError) as error:
@@ -57,14 +59,19 @@ class ProxiedSender:
         self._is_closed = True
         await self._transport.aclose()
 
-    async def _exchange(self, post: httpx.Request) -> Answer:
-        response = await self._transport.handle_async_request(post)
+    async def _read(self, response: httpx.Response, ends_at: float) -> Answer:
+        """Return the answer; a 2xx counts though its body breaks off, or does not end in time."""
+        body = bytearray()
         async with contextlib.aclosing(response):
-            body = bytearray()
-            async for part in response.aiter_raw():
-                body += part[: request.BODY_BYTES - len(body)]
-                if response.num_bytes_downloaded > request.READ_BYTES:
-                    break
+            try:
+                async with asyncio.timeout_at(ends_at):
+                    async for part in response.aiter_raw():
+                        body += part[: request.BODY_BYTES - len(body)]
+                        if response.num_bytes_downloaded > request.READ_BYTES:
+                            break
+            except (TimeoutError, httpx.HTTPError):
+                if self._is_closed or not response.is_success:
+                    raise
         raw = response.headers.raw
         if sum(len(name) + len(value) for name, value in raw) > request.HEAD_BYTES:
             raise request.head_too_large()

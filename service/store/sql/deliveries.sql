@@ -9,13 +9,15 @@ SELECT * FROM deliveries WHERE tenant = :tenant AND id = :id;
 -- name: deliveries_next_due_times
 -- A skip scan: one step for each subscriber with pending deliveries, however many it has.
 WITH RECURSIVE lane (subscriber_id) AS (
-    SELECT min(subscriber_id) FROM deliveries INDEXED BY deliveries_due WHERE status = 'pending'
+    SELECT min(subscriber_id) FROM deliveries INDEXED BY deliveries_due
+    WHERE status = 'pending' AND subscriber_id > :after
     UNION ALL
     SELECT (SELECT min(d.subscriber_id) FROM deliveries d INDEXED BY deliveries_due
         WHERE d.status = 'pending' AND d.subscriber_id > lane.subscriber_id)
-    FROM lane WHERE lane.subscriber_id IS NOT NULL
+    FROM lane WHERE lane.subscriber_id IS NOT NULL LIMIT :limit
 )
 SELECT lane.subscriber_id,
+    (SELECT s.status FROM subscribers s WHERE s.id = lane.subscriber_id) AS status,
     (SELECT min(d.due_at) FROM deliveries d INDEXED BY deliveries_due
         WHERE d.status = 'pending' AND d.subscriber_id = lane.subscriber_id
             AND (d.attempt_count > 0) = 0) AS first_at,

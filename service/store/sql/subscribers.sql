@@ -24,13 +24,21 @@ SELECT * FROM subscribers WHERE id = :id;
 SELECT * FROM subscribers WHERE tenant = :tenant AND url = :url AND is_notify = 1;
 
 -- name: subscribers_of_tenant
-SELECT * FROM subscribers WHERE tenant = :tenant AND is_notify = 0 AND status <> 'disabled';
+-- What decides who gets an event. Each event reads this, so it is short.
+SELECT id, tenant, url, event_types, filter, status, retry_schedule_seconds, ordered, created_at,
+    updated_at
+FROM subscribers WHERE tenant = :tenant AND is_notify = 0 AND status <> 'disabled';
 
 -- name: subscribers_count
 SELECT count(*) AS count FROM subscribers WHERE tenant = :tenant AND is_notify = 0;
 
 -- name: subscriber_delete
 DELETE FROM subscribers WHERE id = :id;
+
+-- name: subscribers_resting
+-- Those whose receivers asked for fewer requests; the longest rests first.
+SELECT tenant, url, slow_until FROM subscribers INDEXED BY subscribers_resting
+WHERE slow_until > :now ORDER BY slow_until DESC LIMIT :limit;
 
 -- name: tenant_by_id
 SELECT * FROM tenants WHERE id = :id;
@@ -66,7 +74,8 @@ SELECT id FROM tenants ORDER BY id;
 SELECT id, sealed_secrets FROM tenants WHERE id > :after ORDER BY id LIMIT :limit;
 
 -- name: subscribers_sealed
-SELECT id, sealed_secrets, sealed_headers FROM subscribers WHERE id > :after
+SELECT id, sealed_secrets, sealed_headers FROM subscribers
+WHERE id > :after AND coalesce(sealed_secrets, sealed_headers) IS NOT NULL
 ORDER BY id LIMIT :limit;
 
 -- name: subscriber_reseal

@@ -182,6 +182,7 @@ CREATE TABLE subscribers (
 );
 CREATE INDEX subscribers_tenant ON subscribers (tenant, id) WHERE is_notify = 0;
 CREATE UNIQUE INDEX subscribers_notify ON subscribers (tenant, url) WHERE is_notify = 1;
+CREATE INDEX subscribers_resting ON subscribers (slow_until) WHERE slow_until IS NOT NULL;
 
 CREATE TABLE deliveries (
     tenant TEXT NOT NULL,

@@ -1,0 +1,42 @@
+"""Turns: a burst of requests delays nobody's connection for longer than it takes to start them.
+
+Without them the loop runs every request that has arrived, before it looks for connections and bytes
+of others; a new client needs several such rounds until it is answered.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+STARTS_MAX = 32  # Requests that start in one round of the loop.
+
+
+class Turns:
+    """The requests that wait to start. Those of one connection start one after the other."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._starts = 0  # In this round.
+        self._has_next = False
+
+    def take(self, start: Callable[[], None]) -> None:
+        """Call `start` now, or in a later round if enough have started in this one."""
+        if self._waiting or self._starts >= STARTS_MAX:
+            self._waiting.append(start)
+        else:
+            self._starts += 1
+            start()
+        if not self._has_next:
+            self._plan()
+
+    def _plan(self) -> None:
+        self._has_next = True
+        asyncio.get_running_loop().call_soon(self._begin_round)
+
+    def _begin_round(self) -> None:
+        self._has_next = False
+        self._starts = min(len(self._waiting), STARTS_MAX)
+        for _ in range(self._starts):
+            self._waiting.popleft()()
+        if self._starts:
+            self._plan()
