@@ -69,7 +69,7 @@ POINTS = (
 # Units of commands that this suite does not send; tests/wire and tests/journeys cover them.
 ELSEWHERE = (
     *("keys.revoke", "keys.record_uses", "signing_secret."),
-    *("deliveries._retry", "replays."),
+    *("deliveries._retry", "replays.", "submit._put_back"),
 )
 
 

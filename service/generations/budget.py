@@ -103,9 +103,9 @@ class Places:
         ]
 
 
-def tenant_owner(generation: Generation) -> str:
-    """Return the name of a generation's tenant as an owner of places."""
-    return f"tenant {generation.tenant}"
+def tenant_owner(tenant: str) -> str:
+    """Return the name of a tenant as an owner of places."""
+    return f"tenant {tenant}"
 
 
 def status_path(models: Mapping[str, Model], generation: Generation) -> str:

@@ -149,7 +149,7 @@ class Poller:
         """Poll one generation now, unless its tenant or its route has no place."""
         id_ = generation.id
         route = budget.status_path(self.context.catalogue, generation)
-        owners = (f"route {route}", tenant_owner(generation))
+        owners = (f"route {route}", tenant_owner(generation.tenant))
         if id_ in self.in_flight or not self.places.take(*owners):
             return None
         task = asyncio.create_task(self._poll(generation), name=f"poll {id_}")

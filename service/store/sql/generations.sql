@@ -1,8 +1,8 @@
 -- name: generation_insert
 INSERT INTO generations (id, tenant, model, status, route, notify_url, notify_subscriber_id,
-    deadline_at, nonce, submission)
+    deadline_at, nonce, submission, submit_at)
 VALUES (:id, :tenant, :model, :status, :route, :notify_url, :notify_subscriber_id,
-    :deadline_at, :nonce, :submission);
+    :deadline_at, :nonce, :submission, :submit_at);
 
 -- name: generation_body_insert
 INSERT INTO generation_bodies (generation_id, input, metadata) VALUES (:id, :input, :metadata);
