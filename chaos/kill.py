@@ -51,7 +51,7 @@ POINTS = (
     Point("callbacks.reject", forged_share=1.0),
     Point("poll.Poller._record", 4, trust="confirm"),
     Point("poll._plan_without_task", trust="confirm", creates=SLOW),
-    Point("poll.expire", creates=LOST),
+    Point("deadlines.expire", creates=LOST),
     Point("deliveries.record_attempts", 12),
     Point("records._store_with_health", 2),
     Point("subscribers._ping"),

@@ -12,6 +12,7 @@ from service.context import Context
 from service.delivery.tenants import subscriber_for
 from service.generations import budget, ingest, schedule
 from service.generations.ingest import Batch, Reply
+from service.generations.stuck import LOOK_AGAIN_MS, Stuck
 from service.model.clock import SECOND
 from service.model.errors import StorageError
 from service.model.generation import Generation
@@ -88,6 +89,7 @@ class Submitter:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.places = budget.Places(PLACES)
+        self.stuck = Stuck()
         self.in_flight: dict[str, asyncio.Task[Any]] = {}
         self.repeated: set[asyncio.Task[Submission]] = set()
 
@@ -122,9 +124,18 @@ class Submitter:
 
     def _submit(self, generation: Generation) -> asyncio.Task[Submission]:
         """Submit a generation that is stored as `sending`, and for which a place was taken."""
-        task = self._begin(generation.id, submit(self.context, generation))
+        task = self._begin(generation.id, self._send(generation))
         task.add_done_callback(partial(self._end_submission, generation))
         return task
+
+    async def _send(self, generation: Generation) -> Submission:
+        try:
+            request = _request_of(self.context, generation)
+        except Exception as error:  # noqa: BLE001  nothing left: it is tried again later
+            self.stuck.put(generation.id, self.context.clock(), error)
+            await self.context.database.write_always(_put_back, self.context, [generation.id])
+            return generation, None
+        return await submit(self.context, generation, *request)
 
     def _end_submission(self, generation: Generation, task: asyncio.Task[Submission]) -> None:
         self.repeated.discard(task)
@@ -154,21 +165,40 @@ class Submitter:
         if places.free <= 0:
             return 0, None  # The next place that is given back sets the signal.
         limit = min(places.free, places.owner_max)
-        choice = generations.Choice(limit, tenants=places.full("tenant "))
+        full = places.full("tenant ")
+        choice = generations.Choice(limit, tenants=full, without=self.stuck.ids(now))
         due, next_at = await self.context.database.read(_read_due, choice)
+        self.stuck.put_all(choice.unreadable, now)
         chosen = [g for g in due if places.take(budget.tenant_owner(g.tenant))]
         if not chosen:
-            return 0, next_at
+            return 0, now + LOOK_AGAIN_MS if choice.unreadable else self.stuck.next_at(next_at, now)
         claimed: dict[str, Generation] = {}
         try:
             ids = [generation.id for generation in chosen]
-            claimed = await self._mark(ids, self.context.database.write(_claim_due, ids))
+            claimed = await self._mark(ids, self._claim(ids, now))
         finally:
             for generation in chosen:
                 if generation.id not in claimed:
                     self._give_back(budget.tenant_owner(generation.tenant))
         self.repeated |= {self._submit(generation) for generation in claimed.values()}
         return len(claimed), now
+
+    async def _claim(self, ids: Sequence[str], now: int) -> dict[str, Generation]:
+        """Mark due submissions as `sending`, one by one if one of them cannot be changed."""
+        write = self.context.database.write
+        try:
+            return await write(_claim_due, ids)
+        except StorageError:
+            raise
+        except Exception as error:  # noqa: BLE001  one row must not hold the others
+            _log.error("submission.not_claimed", error=repr(error))
+        claimed: dict[str, Generation] = {}
+        for id_ in ids:
+            try:
+                claimed |= await write(_claim_due, [id_])
+            except Exception as error:  # noqa: BLE001  its row cannot be changed
+                self.stuck.put(id_, now, error)
+        return claimed
 
     async def settle_repeated(self) -> None:
         """Wait for the submissions that `run_due` started; cancelling the wait cancels none."""
@@ -181,15 +211,21 @@ class Submitter:
             await asyncio.wait(self.in_flight.values())
 
 
-async def submit(context: Context, generation: Generation) -> Submission:
-    """Send a generation that is stored as `sending`, and record upstream's answer."""
+def _request_of(context: Context, generation: Generation) -> tuple[str, dict[str, Any]]:
+    """Return the path and the body of the request that submits a generation."""
     model = context.catalogue.get(generation.model)
     url = None
     if model is None or model.callbacks:
         url = callback_url(context.tokens, context.settings.public_url, generation)
     fields = {"model": model.sent_as if model else generation.model, "callback_url": url}
     body = generation.input | {name: value for name, value in fields.items() if value is not None}
-    path = model.path if model else UNKNOWN_MODEL_PATH
+    return model.path if model else UNKNOWN_MODEL_PATH, body
+
+
+async def submit(
+    context: Context, generation: Generation, path: str, body: dict[str, Any]
+) -> Submission:
+    """Send a generation that is stored as `sending`, and record upstream's answer."""
     reply = await ingest.ask(context, generation.id, context.client.create(path, body), None)
     try:
         after = await context.database.write_always(_record, context, reply)
@@ -219,7 +255,7 @@ async def _put_back(tx: Transaction, context: Context, ids: Sequence[str]) -> No
 async def _read_due(
     tx: Transaction, choice: generations.Choice
 ) -> tuple[list[Generation], int | None]:
-    due_at = await generations.next_due(tx, "submit", choice.tenants)
+    due_at = await generations.next_due(tx, "submit", choice.tenants, choice.without)
     if due_at is None or due_at > tx.now:
         return [], due_at
     return await generations.list_submissions(tx, choice), due_at
@@ -269,7 +305,8 @@ def _change_submission(
     if isinstance(answer, wire.Report):
         next_poll_at = generation.next_poll_at
         if not generation.is_terminal and next_poll_at is None:
-            next_poll_at = schedule.next_poll(context, generation, 0, now)
+            planned_at = schedule.next_poll(context, generation, 0, now)
+            next_poll_at = min(planned_at, generation.deadline_at)
         return batch.change(
             id_,
             **ingest.submission_changes(generation, "taken"),

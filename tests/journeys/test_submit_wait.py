@@ -102,7 +102,7 @@ class Unsent:
 
     def __init__(self, world: Harness) -> None:
         self.asked = asyncio.Event()
-        world.app.context.client.create = lambda *_: self.create()  # type: ignore[assignment]
+        world.app.context.client.create = lambda *_: self.create()  # type: ignore[method-assign]
 
     async def create(self) -> wire.Answer:
         self.asked.set()
