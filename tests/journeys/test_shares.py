@@ -6,6 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.generations import poll
 from service.generations.refreshes import Refreshes
 from tests.faults import DelayedAnswer, status_of
 from tests.harness import Harness, opened
@@ -69,8 +70,10 @@ async def test_refreshes_that_hang_leave_places_for_others(tmp_path: Path) -> No
         mine = await world.generate()
         hanging = DelayedAnswer(httpx.Response(500))
         world.upstream.poll_replies.extend([hanging.reply] * 40)
-        refreshing = asyncio.create_task(neighbour.refresh_all())
-        await hanging.requested.wait()
+        tasks = {asyncio.create_task(neighbour.client.post(path)) for path in neighbour.paths}
+        under_way = tasks
+        while len(under_way) > poll.IN_FLIGHT_MAX // 2:  # As many as a tenant has places.
+            _, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
         poller = world.app.worker.poller
         assert len(poller.in_flight) <= 4
         world.upstream.poll_replies.clear()
@@ -78,7 +81,7 @@ async def test_refreshes_that_hang_leave_places_for_others(tmp_path: Path) -> No
         answer = await world.client.post(f"/v1/generations/{mine['id']}/refresh")
         assert answer.json()["status"] == "succeeded"
         hanging.release()
-        await refreshing
+        await asyncio.wait(tasks)
         assert poller.refreshes.places.taken == 0
         await neighbour.client.aclose()
 
