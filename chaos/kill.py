@@ -51,7 +51,7 @@ POINTS = (
     Point("callbacks.reject", forged_share=1.0),
     Point("poll.Poller._record", 4, trust="confirm"),
     Point("poll._plan_without_task", trust="confirm", creates=SLOW),
-    Point("poll.expire", creates=LOST),
+    Point("deadlines.expire", creates=LOST),
     Point("deliveries.record_attempts", 12),
     Point("health._record_with_health", 2),
     Point("ping._store_ping"),
@@ -71,7 +71,7 @@ POINTS = (
 ELSEWHERE = (
     *("keys.revoke", "keys.record_uses", "signing_secret."),
     *("deliveries.retry", "deliveries.cancel", "replays."),
-    *("generations.set_aside", "poll._move_on", "submit._put_off"),
+    *("deadlines.move_on", "submit._put_off", "submit._put_back"),
 )
 
 

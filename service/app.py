@@ -122,6 +122,7 @@ class App:
             await self.database.write(tenants.ensure, self.context, tenants.DEFAULT)
             sender = self._sender or _sender(self.settings)
             self.worker = Worker(self.context, FileLock(self.database), sender)
+            await self.worker.poller.load_pause()
         except BaseException:
             await self.database.close()
             raise

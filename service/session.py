@@ -6,7 +6,6 @@ reading them, so a full look at the rows stands behind every hand-over.
 """
 
 import asyncio
-import functools
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -21,8 +20,7 @@ from service.delivery.target import Sender
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
 from service.model.clock import MINUTE, SECOND
-from service.model.errors import UnreadableError
-from service.store import generations, retention, subscribers
+from service.store import retention, subscribers
 from service.store.database import Ownership
 
 WATCH_SECONDS = 0.1
@@ -62,9 +60,9 @@ class Session:
         signals, attempts_due = context.signals, asyncio.Event()
         self.dispatcher.on_timer = attempts_due.set
         self.steps: tuple[tuple[Step, asyncio.Event], ...] = (
-            (self._past_unreadable(self._counted("submitted", submitter.run_due)), signals.submit),
-            (self._past_unreadable(self._counted("polled", poller.run_due)), signals.poll),
-            (self._past_unreadable(poller.expire_due), signals.deadline),
+            (self._counted("submitted", submitter.run_due), signals.submit),
+            (self._counted("polled", poller.run_due), signals.poll),
+            (poller.expire_due, signals.deadline),
             (self._counted("replayed", partial(replay.run_due, context)), signals.replay),
             (self._clean, asyncio.Event()),
             (self.dispatcher.run_due, attempts_due),
@@ -142,19 +140,6 @@ class Session:
 
         step.__name__ = name
         return step
-
-    def _past_unreadable(self, step: Step) -> Step:
-        """Return a step that sets generations aside whose rows cannot be decoded."""
-
-        @functools.wraps(step)
-        async def run(now: int) -> int | None:
-            try:
-                return await step(now)
-            except UnreadableError as error:
-                await self.context.database.write(generations.set_aside, error.ids)
-                return now
-
-        return run
 
     async def _clean(self, now: int) -> int:
         """Clean once; outside of ticks with a pause, so that other commits can run in between."""

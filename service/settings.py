@@ -166,6 +166,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     request_body_bytes: Annotated[int, _integer, *_BODY_BYTES] = 1_048_576
     upstream_body_bytes: Annotated[int, _integer, *_BODY_BYTES] = 8_388_608
     upstream_timeout_seconds: Annotated[float, _number, 0.1, 600] = 60.0
+    submit_wait_seconds: Annotated[float, _number, 0, 600] = 10.0
     write_queue: Annotated[int, _integer, 1, 1_000_000] = 10_000
     poll_rate_per_second: Annotated[float, _number, 0.01, 10_000] = 10.0
     deadline_seconds: Annotated[int, _integer, 1, 604_800] = 3_600

@@ -26,6 +26,7 @@ _log = log.get()
 STANDBY_SECONDS = 1.0
 SLEEP_SECONDS_MAX = 30.0
 RECORD_AGAIN_SECONDS = 1.0
+RECORD_SECONDS = 1.0  # For work that is ended by a stop.
 BACKOFF_SECONDS_MAX = 60.0  # Of a loop whose step fails again and again.
 
 
@@ -106,15 +107,26 @@ class Worker:
         """
         own = [task for task in (self.task, self._tick_rest) if task is not None]
         await _wait(own, ends_at)
-        requests = [*self.submitter.in_flight.values(), *self.poller.in_flight.values()]
-        await _wait(requests, ends_at)  # Those of clients, who may have hung up.
+        requests = await self._wait_for_requests(ends_at)
         late = [task for task in (*own, *requests, *self._late_steps) if not task.done()]
         if late:
             _log.warning("worker.stopped_late", ended=[task.get_name() for task in late[:10]])
         for task in late:
             task.cancel()
-        if late:
-            await asyncio.wait(late)
+        if late:  # They record what did not leave, unless the disk hangs.
+            await asyncio.wait(late, timeout=RECORD_SECONDS)
+
+    async def _wait_for_requests(self, ends_at: float) -> set[asyncio.Task[Any]]:
+        """Wait for the requests to upstream, those of clients who hung up included; return all.
+
+        Each has begun by then: one that is cancelled before could not record that it did not leave.
+        """
+        waited: set[asyncio.Task[Any]] = set()
+        own = self.submitter.in_flight, self.poller.in_flight
+        while new := {task for tasks in own for task in tasks.values()} - waited:
+            await _wait(new, ends_at)
+            waited |= new
+        return waited
 
     async def run(self) -> None:
         """Wait for ownership; run every loop until `stop`, then await the requests under way."""

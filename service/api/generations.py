@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Awaitable
 from datetime import date
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from service.api.call import (
 )
 from service.api.checks import MODEL_ID, MODEL_ID_RULE, check_url, depth_errors, metadata_errors
 from service.api.problem import FieldError, Problem, not_found, refuse_fields
-from service.api.waiting import wait_for_end
+from service.api.waiting import wait_for_end, wait_for_submission
 from service.generations import submit
 from service.model.attempt import Attempt
 from service.model.clock import parse_rfc3339, rfc3339
@@ -54,24 +55,49 @@ _SUBMISSION = {
 
 
 async def create(call: Call) -> Answer:
-    """POST /v1/generations: 202 with the generation, stored and submitted."""
+    """POST /v1/generations: 202 with the generation, stored, and submitted if that is quick.
+
+    Upstream may take up to GENHOOK_SUBMIT_WAIT_SECONDS, or none with `Prefer: respond-async`.
+    Then the answer is the generation as it is, and the submission goes on.
+    """
     new = call.decode(submit.NewGeneration)
     refuse_fields("The request has wrong fields.", _errors(call, new))
     if new.notify_url is not None:
         check_url(call.context, new.notify_url, "/notify_url")
-    accepted = call.context, call.tenant, call.resource_id, new
-    generation = await idempotency.create(call, submit.store_new, *accepted)
-    # To the end even if the client hangs up: upstream's answer must be recorded.
-    generation, refusal = await asyncio.shield(call.parts.submitter.start(generation))
+
+    def store(has_place: bool) -> Awaitable[Generation]:  # noqa: FBT001  it is the only argument
+        new_row = call.context, call.tenant, call.resource_id, new, has_place
+        return idempotency.create(call, submit.store_new, *new_row)
+
+    accepted = await call.parts.submitter.accept(call.tenant, call.resource_id, store)
+    return await idempotency.keep(call, await _answer_submission(call, *accepted))
+
+
+async def _answer_submission(
+    call: Call, generation: Generation, submission: asyncio.Task[submit.Submission] | None
+) -> Answer:
+    if submission is None or _prefers_async(call):
+        return answer(generation.view(), 202)
+    await wait_for_submission(call.context, submission)
+    if not submission.done():
+        stored = await call.database.read(rows.read_by_id, Generation, generation.id)
+        return answer((stored or generation).view(), 202)
+    generation, refusal = submission.result()
     if refusal is None:
-        return await idempotency.keep(call, answer(generation.view(), 202))
+        return answer(generation.view(), 202)
     status, code = _REFUSALS.get(refusal, (422, "upstream_refused"))
     assert generation.error is not None
     message = generation.error["message"]
     detail = f"Upstream refused {generation.id} with {refusal}: {message}"
     # Not raised: the generation exists, so this answer is kept for Idempotency-Key.
-    problem = answer_problem(Problem(status, code, detail), call.request_id)
-    return await idempotency.keep(call, problem)
+    return answer_problem(Problem(status, code, detail), call.request_id)
+
+
+def _prefers_async(call: Call) -> bool:
+    """Whether the client wants no wait for upstream (RFC 7240, in one header or several)."""
+    values = [value for name, value in call.headers.items() if name == "prefer"]
+    words = [word.partition(";")[0].strip().lower() for word in ",".join(values).split(",")]
+    return "respond-async" in words
 
 
 def _errors(call: Call, new: submit.NewGeneration) -> list[FieldError]:

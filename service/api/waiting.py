@@ -1,7 +1,11 @@
-"""Long polls: what they wait for, and the one reader that looks for all of them."""
+"""What requests wait for: the end of a generation, or upstream's answer to its submission.
+
+One reader looks for what others recorded, for all long polls.
+"""
 
 import asyncio
 import contextlib
+from typing import Any
 
 from starlette.types import Receive
 
@@ -41,6 +45,20 @@ async def wait_for_end(
 async def _wait_for_hang_up(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def wait_for_submission(context: Context, submission: asyncio.Task[Any]) -> None:
+    """Wait until a submission ends, at most for `submit_wait_seconds`.
+
+    A process that stops lets nobody wait: the submission goes on without its client.
+    """
+    stopping = asyncio.create_task(context.stopping.wait())
+    try:
+        seconds = context.settings.submit_wait_seconds
+        either = asyncio.FIRST_COMPLETED
+        await asyncio.wait({submission, stopping}, timeout=seconds, return_when=either)
+    finally:
+        stopping.cancel()
 
 
 async def _look_for_all(context: Context) -> None:

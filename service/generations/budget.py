@@ -14,7 +14,6 @@ THROTTLED_MS = 5 * SECOND  # The pause after a 429 without Retry-After.
 PAUSE_MAX_MS = 5 * MINUTE
 PAUSE_SHARE_OF_DEADLINE = 10  # No pause is longer than a tenth of the time to the deadline.
 PROBE_MS = MINUTE  # While everything is paused, one question a minute goes through.
-REFRESH_SHARE = 10  # Refreshes get a tenth of the rate, and what nobody else uses.
 UNKNOWN_MODEL_PATH = "/tasks/{task_id}"
 # A Retry-After of more seconds than this is a clock time: seconds, or milliseconds, since 1970.
 _EPOCH_SECONDS, _EPOCH_MS = 1_000_000_000, 1_000_000_000_000
@@ -23,9 +22,9 @@ _EPOCH_SECONDS, _EPOCH_MS = 1_000_000_000, 1_000_000_000_000
 class Budget:
     """A token bucket with a token for each poll, and the pause that a 429 asks for."""
 
-    def __init__(self, rate_per_second: float) -> None:
+    def __init__(self, rate_per_second: float, capacity: float | None = None) -> None:
         self.rate = rate_per_second
-        self.capacity = max(1.0, rate_per_second)
+        self.capacity = capacity or max(1.0, rate_per_second)
         self.tokens = self.capacity
         self.updated_at = 0
         self.paused_until = 0
@@ -47,15 +46,21 @@ class Budget:
         self.tokens -= 1
         self.probe_at = self.updated_at + PROBE_MS
 
-    def pause(self, until: int) -> None:
-        """Allow no poll before `until`: upstream answered 429."""
+    def pause(self, until: int, probe_at: int = 0) -> None:
+        """Allow no poll before `until`, and no probe before `probe_at`: upstream answered 429."""
         self.paused_until = max(self.paused_until, until)
+        self.probe_at = max(self.probe_at, probe_at)
 
     def next_at(self, now: int) -> int:
         """Return when the next poll may be made."""
         missing = max(0.0, 1.0 - self.tokens)
         refilled_at = now + int(missing / self.rate * 1_000) + 1
         return max(self.paused_until, refilled_at)
+
+    def is_full(self, now: int) -> bool:
+        """Whether no token is missing."""
+        self.available(now)
+        return self.tokens >= self.capacity
 
     @property
     def is_unused(self) -> bool:
@@ -103,9 +108,9 @@ class Places:
         ]
 
 
-def tenant_owner(generation: Generation) -> str:
-    """Return the name of a generation's tenant as an owner of places."""
-    return f"tenant {generation.tenant}"
+def tenant_owner(tenant: str) -> str:
+    """Return the name of a tenant as an owner of places."""
+    return f"tenant {tenant}"
 
 
 def status_path(models: Mapping[str, Model], generation: Generation) -> str:

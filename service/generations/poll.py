@@ -8,11 +8,13 @@ from urllib.parse import quote
 from msgspec.structs import replace
 
 from service.context import Context
-from service.generations import budget, hints, ingest, judge, schedule
+from service.generations import budget, deadlines, hints, ingest, judge, schedule
 from service.generations.budget import Budget, Places, tenant_owner
-from service.generations.ingest import Batch, Reply, Update
+from service.generations.ingest import Batch, Reply
+from service.generations.refreshes import Refreshes
 from service.generations.sightings import Sightings
-from service.model.clock import DAY, SECOND
+from service.generations.stuck import LOOK_AGAIN_MS, Stuck
+from service.model.clock import SECOND
 from service.model.errors import StorageError
 from service.model.generation import Generation
 from service.store import generations, rows
@@ -23,17 +25,8 @@ from service.upstream import wire
 _log = log.get()
 
 IN_FLIGHT_MAX = 32
-EXPIRED_MAX = 100
 POSSIBLE_POLL_MS = 15 * SECOND  # After an answer that proves an outcome only when it is repeated.
 NO_TASK_RETRY_MS = 5 * SECOND  # The create answer may still be on its way.
-HARD_END_MS = DAY  # So long after its deadline a generation ends that could never be asked about.
-
-DEADLINE_MESSAGE = "No outcome by the deadline. A late result is still accepted."
-TIMED_OUT = Update(
-    status="timed_out", error={"code": "deadline_exceeded", "message": DEADLINE_MESSAGE}
-)
-NOT_ASKED_MESSAGE = "Upstream could not be asked for a day after the deadline."
-NOT_ASKED = Update(status="timed_out", error={"code": "not_asked", "message": NOT_ASKED_MESSAGE})
 
 
 class Poller:
@@ -43,31 +36,55 @@ class Poller:
         self.context = context
         rate = context.settings.poll_rate_per_second
         self.budget = Budget(rate)
-        self.refreshes = Budget(rate / budget.REFRESH_SHARE)
+        self.refreshes = Refreshes(rate, IN_FLIGHT_MAX)
+        self.stuck = Stuck()
         self.places = Places(IN_FLIGHT_MAX)
         self.in_flight: dict[str, asyncio.Task[None]] = {}
-        self._refreshed_at: dict[str, int] = {}  # Those of the last second.
+        self._has_waiting = False
         self._hints_first = True
         self.sightings = Sightings()
+
+    async def load_pause(self) -> None:
+        """Keep to the pause that upstream asked for before this process started."""
+        paused_until = await self.context.database.read(generations.get_pause)
+        self._pause(paused_until, self.context.clock())
+
+    def _pause(self, until: int, now: int) -> bool:
+        """Keep to a stored pause; return whether it was news. No true one is that far away."""
+        is_true = now < until <= now + budget.pause_max_ms(self.context)
+        is_news = is_true and until > self.budget.paused_until
+        if is_news:
+            self.budget.pause(until, probe_at=now + budget.PROBE_MS)
+        return is_news
 
     async def run_due(self, now: int) -> tuple[int, int | None]:
         """Start due polls; return how many, and the next due time (None: wait for the signal)."""
         room = self.places.free
         free = min(self.budget.available(now) or self.budget.may_probe(now), room)
         if free <= 0:
+            self._has_waiting = True  # As far as is known.
             return 0, self._next_token_at(now) if room > 0 else None
         choice = generations.Choice(
             limit=free + len(self.in_flight),
             models=self._full_models(),
             tenants=self.places.full("tenant "),
+            without=self.stuck.ids(now),
         )
-        due, polls, next_at = await self.context.database.read(_read_due, choice)
+        due, polls, next_at, paused_until = await self.context.database.read(_read_due, choice)
+        self.stuck.put_all(choice.unreadable, now)
+        if self._pause(paused_until, now):  # Upstream asked another process for it.
+            return 0, self._next_token_at(now)
         started = 0
         for generation in self._shared(due, polls, free):
             if started < free and self._start(generation) is not None:
                 self.budget.spend()
                 started += 1
-        return started, self._next_token_at(now) if started == free else next_at
+        self._has_waiting = started == free
+        if started == free:
+            return started, self._next_token_at(now)
+        if choice.unreadable:
+            return started, now + LOOK_AGAIN_MS
+        return started, self.stuck.next_at(next_at, now)
 
     def _next_token_at(self, now: int) -> int:
         """Return when the next poll may be made, a probe during a pause included."""
@@ -96,60 +113,44 @@ class Poller:
 
     async def expire_due(self, now: int) -> int | None:
         """Time out generations past their deadline; return the next deadline."""
-        deadline_at = await self.context.database.read(generations.next_due, "expire")
-        if deadline_at is None or deadline_at > now:
-            return deadline_at
-        try:
-            await self.context.database.write(expire, self.context)
-        except StorageError:
-            raise
-        except Exception:  # noqa: BLE001  one row must not hold the others
-            await self._expire_each()
-        return now
-
-    async def _expire_each(self) -> None:
-        """Time out generations one by one; one that cannot be is looked at again later."""
-        due = await self.context.database.read(generations.list_due, "expire", EXPIRED_MAX)
-        for generation in due:
-            try:
-                await self.context.database.write(expire, self.context, generation.id)
-            except StorageError:
-                raise
-            except Exception as error:  # noqa: BLE001  one row must not hold the others
-                _log.error("expire.failed", generation_id=generation.id, error=repr(error))
-                await self.context.database.write(_move_on, self.context, generation)
+        return await deadlines.expire_due(self.context, self.stuck, now)
 
     def refresh(self, generation: Generation, now: int) -> asyncio.Task[None] | None:
         """Poll a generation for a client, or return its poll that is under way.
 
-        None: it was polled within the last second, or there is no token or place for it now.
-        Refreshes have a share of the budget.
+        None: it was polled within the last second, or its tenant has no share or place for it now.
         """
-        id_ = generation.id
+        id_, refreshes = generation.id, self.refreshes
         if id_ in self.in_flight:
             return self.in_flight[id_]
-        recent = {key: at for key, at in self._refreshed_at.items() if 0 <= now - at < SECOND}
-        self._refreshed_at = recent
         # The generation may have been read before a poll of this second was recorded.
-        last_poll_at = recent.get(id_) or generation.last_poll_at
+        last_poll_at = refreshes.last_at(id_, now) or generation.last_poll_at
         if last_poll_at is not None and now - last_poll_at < SECOND:
             return None
-        if self.budget.available(now) < 1:
+        has_share = refreshes.has_share(generation.tenant, now)
+        if self.budget.available(now) < 1 or not (has_share or self._has_unused):
             return None
-        if self.refreshes.available(now) < 1 and not self.budget.is_unused:
+        if not refreshes.places.take(generation.tenant):
             return None
         task = self._start(generation)
-        if task is not None:
-            self.budget.spend()
-            self._refreshed_at[id_] = now
-            self.refreshes.tokens = max(self.refreshes.tokens - 1, 0.0)
+        if task is None:
+            refreshes.places.give_back(generation.tenant)
+            return None
+        task.add_done_callback(lambda _task: refreshes.places.give_back(generation.tenant))
+        self.budget.spend()
+        refreshes.note(id_, generation.tenant, now, has_share=has_share)
         return task
+
+    @property
+    def _has_unused(self) -> bool:
+        """Whether nobody waits for a token that is left, as far as the last look at the rows."""
+        return self.budget.is_unused and not self._has_waiting
 
     def _start(self, generation: Generation) -> asyncio.Task[None] | None:
         """Poll one generation now, unless its tenant or its route has no place."""
         id_ = generation.id
         route = budget.status_path(self.context.catalogue, generation)
-        owners = (f"route {route}", tenant_owner(generation))
+        owners = (f"route {route}", tenant_owner(generation.tenant))
         if id_ in self.in_flight or not self.places.take(*owners):
             return None
         task = asyncio.create_task(self._poll(generation), name=f"poll {id_}")
@@ -176,14 +177,7 @@ class Poller:
             self.budget.pause(context.clock() + SECOND)
         except Exception as error:  # noqa: BLE001  one poll must not end the others
             _log.error("poll.failed", generation_id=generation.id, error=repr(error))
-            await self._move_on(generation)
-
-    async def _move_on(self, generation: Generation) -> None:
-        try:
-            await self.context.database.write(_move_on, self.context, generation)
-        except Exception as error:  # noqa: BLE001  it is tried again after the pause
-            _log.error("poll.stuck", generation_id=generation.id, error=repr(error))
-            self.budget.pause(self.context.clock() + SECOND)
+            await deadlines.move_on_or_pass(context, self.stuck, generation, context.clock())
 
     async def _ask(self, generation: Generation) -> None:
         context = self.context
@@ -217,6 +211,9 @@ class Poller:
         await generations.record_exchanges(tx, exchanges)
         judge.share_outcomes(batch, by_id)
         await hints.use_hints(tx, self.context, batch, by_id)
+        if throttled := [r.answer for r in replies if r.exchange.outcome == "throttled"]:
+            wait_ms = max(budget.wait_ms(self.context, answer, tx.now) for answer in throttled)
+            await generations.put_pause(tx, tx.now + wait_ms)
         await batch.write()
         if any(generation.submit_at is not None for generation in batch.generations.values()):
             tx.after_commit(self.context.signals.submit.set)  # A hint may have held it.
@@ -237,73 +234,24 @@ class Poller:
             last_poll_at=asked_at,
             trouble_count=generation.trouble_count + 1 if in_trouble else 0,
         )
-        if not generation.is_terminal and (end := _end_of(generation, reply)):
+        if not generation.is_terminal and (end := deadlines.end_of(generation, reply)):
             generation = batch.ingest(id_, end)
         if generation.status not in ("succeeded", "failed"):
             batch.change(id_, **_next_poll(self.context, before, generation, reply, batch.now))
         return generation.poll_count
 
 
-def _end_of(generation: Generation, reply: Reply) -> Update | None:
-    """Return the end of a generation that was asked about at or after its deadline without one.
-
-    A 429 is no answer about the task: the question is repeated, for HARD_END_MS at most.
-    """
-    is_throttled = reply.exchange.outcome == "throttled"
-    ends_at = generation.deadline_at + (HARD_END_MS if is_throttled else 0)
-    if reply.exchange.at < ends_at:
-        return None
-    return NOT_ASKED if is_throttled else _timed_out(reply)
-
-
-def _timed_out(reply: Reply) -> Update:
-    """Return the end by the deadline, with the last that upstream said as its reason."""
-    answer = reply.answer
-    is_unknown = isinstance(answer, wire.Report) and (answer.possible or not answer.recognised)
-    code = "unknown_status" if is_unknown else "deadline_exceeded"
-    reason = f" Upstream last said: {reply.exchange.detail}" if reply.exchange.detail else ""
-    return replace(TIMED_OUT, error={"code": code, "message": DEADLINE_MESSAGE + reason})
-
-
 async def _read_due(
     tx: Transaction, choice: generations.Choice
-) -> tuple[list[Generation], list[Generation], int | None]:
-    """Read due confirmations, due polls and the next due time in one snapshot.
+) -> tuple[list[Generation], list[Generation], int | None, int]:
+    """Read due confirmations, due polls, the next due time and the pause in one snapshot.
 
     Two snapshots could miss a row. Overdue polls come before planned ones.
     """
     confirmations = await generations.list_confirmations(tx, choice)
     polls = await generations.list_polls(tx, choice)
-    return confirmations, polls, await generations.next_due(tx, "poll")
-
-
-async def _move_on(tx: Transaction, context: Context, generation: Generation) -> None:
-    """Move a row that cannot be worked behind the others, with a back-off of its own."""
-    count = generation.trouble_count + 1
-    due_at = schedule.poll_after_trouble(count, tx.now, context.jitter())
-    if tx.now >= generation.deadline_at + HARD_END_MS and not generation.is_terminal:
-        batch = Batch(tx, context, await generations.get_many(tx, [generation.id]))
-        batch.ingest(generation.id, NOT_ASKED)
-        await batch.write()
-        return
-    await generations.move_on(tx, generation.id, due_at, count)
-
-
-async def expire(tx: Transaction, context: Context, only_id: str | None = None) -> None:
-    """Time out generations that are past their deadline and cannot be asked about.
-
-    They have no planned poll, and no callback waits for its confirmation.
-    """
-    expired = await generations.list_due(tx, "expire", EXPIRED_MAX)
-    expired = [generation for generation in expired if only_id in (None, generation.id)]
-    batch = Batch(tx, context, {generation.id: generation for generation in expired})
-    for generation in expired:
-        batch.ingest(generation.id, TIMED_OUT)
-        # Upstream may have a task, even one whose id only a callback will name.
-        if generation.submission != "waiting":
-            due_at = schedule.poll_after_deadline(generation.deadline_at, 0, context.jitter())
-            batch.change(generation.id, next_poll_at=due_at)
-    await batch.write()
+    next_at = await generations.next_due(tx, "poll")
+    return confirmations, polls, next_at, await generations.get_pause(tx)
 
 
 async def _plan_without_task(tx: Transaction, context: Context, generation_id: str) -> None:

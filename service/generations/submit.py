@@ -1,7 +1,9 @@
 """Submit generations to upstream: stored first, sent once, repeated only where that is safe."""
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -10,6 +12,7 @@ from service.context import Context
 from service.delivery.tenants import subscriber_for
 from service.generations import budget, ingest, judge, schedule
 from service.generations.ingest import Batch, Reply
+from service.generations.stuck import LOOK_AGAIN_MS, Stuck
 from service.model.clock import SECOND
 from service.model.errors import StorageError
 from service.model.generation import Generation
@@ -29,6 +32,10 @@ NO_ANSWER: dict[str, Any] = {"status_code": None, "outcome": "lost", "detail": N
 UNKNOWN_MODEL_PATH = "/images/generations"
 # A generation after its submission, and the HTTP status with which upstream refused it, if it did.
 Submission = tuple[Generation, int | None]
+# A stored generation, and its submission unless it found no place.
+Accepted = tuple[Generation, asyncio.Task[Submission] | None]
+Store = Callable[[bool], Awaitable[Generation]]  # Its argument: whether there is a place.
+T = TypeVar("T")
 
 
 class NewGeneration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,9 +48,14 @@ class NewGeneration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 async def store_new(
-    tx: Transaction, context: Context, tenant: str, generation_id: str, new: NewGeneration
+    tx: Transaction,
+    context: Context,
+    tenant: str,
+    generation_id: str,
+    new: NewGeneration,
+    has_place: bool,  # noqa: FBT001  units have no keyword arguments
 ) -> Generation:
-    """Store a generation that this process will submit at once, as `sending`."""
+    """Store a generation: as `sending` if this process has a place for it, else as `waiting`."""
     model = context.catalogue.get(new.model)
     expects_callback = model and model.callbacks and context.settings.public_url is not None
     subscriber = new.notify_url and await subscriber_for(tx, context, tenant, new.notify_url)
@@ -57,59 +69,136 @@ async def store_new(
         created_at=time_of(generation_id),
         deadline_at=tx.now + context.settings.deadline_seconds * SECOND,
         nonce=new_nonce(context.random_bytes),
-        submission="sending",
+        submission="sending" if has_place else "waiting",
+        submit_at=None if has_place else tx.now,
     )
     await generations.insert(tx, generation)
     tx.after_commit(context.signals.deadline.set)
+    if not has_place:
+        tx.after_commit(context.signals.submit.set)
     return generation
 
 
 class Submitter:
-    """The submissions under way in this process."""
+    """The submissions under way in this process.
+
+    A place is taken before a row says `sending`: what finds none never says so. If the process
+    stops, what certainly did not leave is put back to `waiting`.
+    """
 
     def __init__(self, context: Context) -> None:
         self.context = context
         self.places = budget.Places(PLACES)
-        self.in_flight: dict[str, asyncio.Task[Submission]] = {}
+        self.stuck = Stuck()
+        self.in_flight: dict[str, asyncio.Task[Any]] = {}
         self.repeated: set[asyncio.Task[Submission]] = set()
 
-    def start(self, generation: Generation) -> asyncio.Task[Submission]:
-        """Submit a generation that is stored as `sending`, even if the client hangs up.
+    async def accept(self, tenant: str, generation_id: str, store: Store) -> Accepted:
+        """Store a new generation and begin to submit it, even if the client hangs up.
 
-        If no place is free for it, it is stored as `waiting`, and submitted as soon as one is.
+        If no place is free for it, it is submitted as soon as one is.
         """
-        owner = budget.tenant_owner(generation)
+        accepting = self._accept(budget.tenant_owner(tenant), generation_id, store)
+        return await asyncio.shield(self._begin(generation_id, accepting))
+
+    async def _accept(self, owner: str, generation_id: str, store: Store) -> Accepted:
         has_place = self.places.take(owner)
-        work = submit if has_place else put_off
-        task = asyncio.create_task(work(self.context, generation), name=f"submit {generation.id}")
-        self.in_flight[generation.id] = task
-        task.add_done_callback(lambda _task: self._end(generation.id, owner if has_place else None))
+        try:
+            generation = await self._mark([generation_id], store(has_place))
+        except BaseException:
+            if has_place:
+                self._give_back(owner)
+            raise
+        return generation, self._submit(generation) if has_place else None
+
+    def _begin(self, id_: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Work in a task that is known to be under way, so that a stop waits for it."""
+        task = asyncio.create_task(work, name=f"submit {id_}")
+        self.in_flight[id_] = task
+        task.add_done_callback(partial(self._end, id_))
         return task
 
-    def _end(self, generation_id: str, owner: str | None) -> None:
-        task = self.in_flight.pop(generation_id, None)
-        if task in self.repeated:
-            self.repeated.discard(task)
-            if not task.cancelled() and (error := task.exception()):
-                # The row stays `sending`: upstream may have a task, so it is never sent again.
-                _log.error("submission.failed", generation_id=generation_id, error=repr(error))
-        if owner is not None:
-            self.places.give_back(owner)
-            self.context.signals.submit.set()
+    def _end(self, id_: str, task: asyncio.Task[Any]) -> None:
+        if self.in_flight.get(id_) is task:
+            del self.in_flight[id_]
+
+    def _submit(self, generation: Generation) -> asyncio.Task[Submission]:
+        """Submit a generation that is stored as `sending`, and for which a place was taken."""
+        task = self._begin(generation.id, self._send(generation))
+        task.add_done_callback(partial(self._end_submission, generation))
+        return task
+
+    async def _send(self, generation: Generation) -> Submission:
+        try:
+            request = _request_of(self.context, generation)
+        except Exception as error:  # noqa: BLE001  nothing left: it is tried again later
+            self.stuck.put(generation.id, self.context.clock(), error)
+            await self.context.database.write_always(_put_back, self.context, [generation.id])
+            return generation, None
+        return await submit(self.context, generation, *request)
+
+    def _end_submission(self, generation: Generation, task: asyncio.Task[Submission]) -> None:
+        self.repeated.discard(task)
+        self._give_back(budget.tenant_owner(generation.tenant))
+        if not task.cancelled() and (error := task.exception()):
+            # The row stays `sending`: upstream may have a task, so it is never sent again.
+            _log.error("submission.failed", generation_id=generation.id, error=repr(error))
+
+    def _give_back(self, owner: str) -> None:
+        self.places.give_back(owner)
+        self.context.signals.submit.set()
+
+    async def _mark(self, ids: Sequence[str], marking: Awaitable[T]) -> T:
+        """Await the unit that marks rows as `sending`.
+
+        If the process stops meanwhile, they may be marked, and nothing left: they are put back.
+        """
+        try:
+            return await marking
+        except asyncio.CancelledError:
+            await self.context.database.write_always(_put_back, self.context, ids)
+            raise
 
     async def run_due(self, now: int) -> tuple[int, int | None]:
         """Repeat due submissions that were put off; return how many, and the next due time."""
-        database, places = self.context.database, self.places
+        places = self.places
         if places.free <= 0:
             return 0, None  # The next place that is given back sets the signal.
+        limit = min(places.free, places.owner_max)
         full = places.full("tenant ")
-        due_at = await database.read(generations.next_due, "submit", full)
-        if due_at is None or due_at > now:
-            return 0, due_at
-        choice = generations.Choice(min(places.free, places.owner_max), tenants=full)
-        due = await database.write(_claim_due, choice)
-        self.repeated |= {self.start(generation) for generation in due}
-        return len(due), now
+        choice = generations.Choice(limit, tenants=full, without=self.stuck.ids(now))
+        due, next_at = await self.context.database.read(_read_due, choice)
+        self.stuck.put_all(choice.unreadable, now)
+        chosen = [g for g in due if places.take(budget.tenant_owner(g.tenant))]
+        if not chosen:
+            return 0, now + LOOK_AGAIN_MS if choice.unreadable else self.stuck.next_at(next_at, now)
+        claimed: dict[str, Generation] = {}
+        try:
+            ids = [generation.id for generation in chosen]
+            claimed = await self._mark(ids, self._claim(ids, now))
+        finally:
+            for generation in chosen:
+                if generation.id not in claimed:
+                    self._give_back(budget.tenant_owner(generation.tenant))
+        self.repeated |= {self._submit(generation) for generation in claimed.values()}
+        return len(claimed), now
+
+    async def _claim(self, ids: Sequence[str], now: int) -> dict[str, Generation]:
+        """Mark due submissions as `sending`, one by one if one of them cannot be changed."""
+        write = self.context.database.write
+        try:
+            return await write(_claim_due, ids)
+        except StorageError:
+            raise
+        except Exception as error:  # noqa: BLE001  one row must not hold the others
+            _log.error("submission.not_claimed", error=repr(error))
+        claimed: dict[str, Generation] = {}
+        for id_ in ids:
+            try:
+                claimed |= await write(_claim_due, [id_])
+            except Exception as error:  # noqa: BLE001  its row cannot be changed
+                self.stuck.put(id_, now, error)
+        return claimed
 
     async def settle_repeated(self) -> None:
         """Wait for the submissions that `run_due` started; cancelling the wait cancels none."""
@@ -118,19 +207,25 @@ class Submitter:
 
     async def settle(self) -> None:
         """Wait for every submission under way; cancelling the wait cancels none."""
-        if self.in_flight:
+        while self.in_flight:
             await asyncio.wait(self.in_flight.values())
 
 
-async def submit(context: Context, generation: Generation) -> Submission:
-    """Send a generation that is stored as `sending`, and record upstream's answer."""
+def _request_of(context: Context, generation: Generation) -> tuple[str, dict[str, Any]]:
+    """Return the path and the body of the request that submits a generation."""
     model = context.catalogue.get(generation.model)
     url = None
     if model is None or model.callbacks:
         url = callback_url(context.tokens, context.settings.public_url, generation)
     fields = {"model": model.sent_as if model else generation.model, "callback_url": url}
     body = generation.input | {name: value for name, value in fields.items() if value is not None}
-    path = model.path if model else UNKNOWN_MODEL_PATH
+    return model.path if model else UNKNOWN_MODEL_PATH, body
+
+
+async def submit(
+    context: Context, generation: Generation, path: str, body: dict[str, Any]
+) -> Submission:
+    """Send a generation that is stored as `sending`, and record upstream's answer."""
     reply = await ingest.ask(context, generation.id, context.client.create(path, body), None)
     try:
         after = await context.database.write_always(_record, context, reply)
@@ -147,27 +242,40 @@ async def submit(context: Context, generation: Generation) -> Submission:
     return after, reply.exchange.status_code if after.submission == "refused" else None
 
 
-async def put_off(context: Context, generation: Generation) -> Submission:
-    """Store a generation for which there is no place as `waiting`: it never left."""
-    after = await context.database.write_always(_put_off, context, generation.id)
-    return after, None
-
-
-async def _put_off(tx: Transaction, context: Context, generation_id: str) -> Generation:
-    batch = Batch(tx, context, await generations.get_many(tx, [generation_id]))
-    changes = ingest.submission_changes(batch.before(generation_id), "waiting", tx.now)
-    after = batch.change(generation_id, **changes)
+async def _put_back(tx: Transaction, context: Context, ids: Sequence[str]) -> None:
+    """Mark submissions as `waiting` that may be marked as `sending` and certainly did not leave."""
+    batch = Batch(tx, context, await generations.get_many(tx, ids))
+    for id_, generation in [*batch.generations.items()]:
+        due_at = schedule.next_submission(1, tx.now, None, context.jitter())
+        batch.change(id_, **ingest.submission_changes(generation, "waiting", due_at))
     await batch.write()
     tx.after_commit(context.signals.submit.set)
-    return after
 
 
-async def _claim_due(tx: Transaction, choice: generations.Choice) -> list[Generation]:
-    """Mark due submissions as `sending`; `poll.expire` ends those past their deadline."""
-    due = await generations.list_submissions(tx, choice)
-    claimed = [replace(generation, submission="sending", submit_at=None) for generation in due]
-    await generations.update(tx, zip(due, claimed, strict=True))
-    return [generation for generation in claimed if generation.deadline_at > tx.now]
+async def _read_due(
+    tx: Transaction, choice: generations.Choice
+) -> tuple[list[Generation], int | None]:
+    due_at = await generations.next_due(tx, "submit", choice.tenants, choice.without)
+    if due_at is None or due_at > tx.now:
+        return [], due_at
+    return await generations.list_submissions(tx, choice), due_at
+
+
+async def _claim_due(tx: Transaction, ids: Sequence[str]) -> dict[str, Generation]:
+    """Mark those submissions that are still due as `sending`; return them by id.
+
+    `deadlines.expire` ends those past their deadline.
+    """
+    held = await generations.confirmations_of(tx, ids)
+    read = await generations.get_many(tx, ids)
+    due = [g for g in read.values() if g.id not in held and g.is_submission_due(tx.now)]
+    late = [replace(g, submit_at=None) for g in due if g.deadline_at <= tx.now]
+    claimed = [
+        replace(g, submission="sending", submit_at=None) for g in due if g.deadline_at > tx.now
+    ]
+    after = {generation.id: generation for generation in (*late, *claimed)}
+    await generations.update(tx, [(generation, after[generation.id]) for generation in due])
+    return {generation.id: generation for generation in claimed}
 
 
 async def _record(tx: Transaction, context: Context, reply: Reply) -> Generation:
@@ -198,7 +306,8 @@ def _change_submission(
     if isinstance(answer, wire.Report):
         next_poll_at = generation.next_poll_at
         if not generation.is_terminal and next_poll_at is None:
-            next_poll_at = schedule.next_poll(context, generation, 0, now)
+            planned_at = schedule.next_poll(context, generation, 0, now)
+            next_poll_at = min(planned_at, generation.deadline_at)
         return batch.change(
             id_,
             **ingest.submission_changes(generation, "taken"),

@@ -1,7 +1,5 @@
 """The exceptions of genhook (those of the API are in api/problem.py), and JSON pointers."""
 
-from collections.abc import Collection
-
 
 def json_pointer(*steps: str | int) -> str:
     """Return the JSON pointer (RFC 6901) with these names and indexes as its steps."""
@@ -30,11 +28,3 @@ class StorageBusyError(StorageError):
 
 class SearchTooLongError(StorageError):
     """A search took too many steps: the client has to ask for less. Answered with 400."""
-
-
-class UnreadableError(Exception):
-    """Due rows hold what cannot be decoded. They have to move on, or they come first again."""
-
-    def __init__(self, ids: Collection[str]) -> None:
-        super().__init__(f"{len(ids)} rows cannot be read")
-        self.ids = ids

@@ -75,6 +75,11 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
         """Whether SUBMISSION_TRANSITIONS allow a change to `submission`; never to the same."""
         return submission in SUBMISSION_TRANSITIONS[self.submission]
 
+    def is_submission_due(self, now: int) -> bool:
+        """Whether the submission is to be repeated now."""
+        is_due = self.submit_at is not None and self.submit_at <= now
+        return is_due and self.submission == "waiting" and self.task_id is None
+
     @property
     def is_terminal(self) -> bool:
         """Whether the generation succeeded, failed or timed out."""

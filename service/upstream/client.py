@@ -41,7 +41,7 @@ class Progress:
         self._is_known = True
         self._was_written |= event.endswith(".send_request_headers.started")
 
-    def never_left(self, error: Exception) -> bool:
+    def never_left(self, error: BaseException) -> bool:
         """Whether no byte of the request was written before `error`."""
         import httpx  # noqa: PLC0415  cold start: a fifth of a second
 
@@ -63,7 +63,7 @@ class Client:
 
     async def create(self, path: str, body: dict[str, Any]) -> wire.Answer:
         """Send one create request; without an answer, `NoReport` has no status."""
-        return await self._exchange("POST", path, wire.read_create, msgspec.json.encode(body))
+        return await self._exchange("POST", path, wire.read_create, body)
 
     async def poll(self, path: str) -> wire.Answer:
         """Poll a task; without an answer, `NoReport` has the status 0."""
@@ -76,24 +76,21 @@ class Client:
         self._clients.clear()
 
     async def _exchange(
-        self, method: str, path: str, read: Read, body: bytes | None = None
+        self, method: str, path: str, read: Read, body: dict[str, Any] | None = None
     ) -> wire.Answer:
         import httpx  # noqa: PLC0415  cold start: a fifth of a second
 
         client = self._client(keep_alive=body is None)
-        headers = {"content-type": "application/json"} if body is not None else {}
         url = self._settings.upstream_url + path
         progress = Progress(is_known=self._transport is None)
+        options: dict[str, Any] = {"extensions": {"trace": progress.note}}
         try:
+            if body is not None:
+                options["content"] = msgspec.json.encode(body)
+                options["headers"] = {"content-type": "application/json"}
             async with (
                 asyncio.timeout(self._settings.upstream_timeout_seconds),
-                client.stream(
-                    method,
-                    url,
-                    content=body,
-                    headers=headers,
-                    extensions={"trace": progress.note},
-                ) as response,
+                client.stream(method, url, **options) as response,
             ):
                 content = await self._read(response)
                 make_answer = partial(read, response.status_code, response.headers, content)
@@ -104,6 +101,11 @@ class Client:
                 return wire.NoReport("unwell", 0, message)
             outcome: wire.Outcome = "put_off" if progress.never_left(error) else "lost"
             return wire.NoReport(outcome, message=message)
+        except asyncio.CancelledError as error:
+            # The process stops. A task is cancelled once: what follows is to record the answer.
+            if body is None or not progress.never_left(error):
+                raise
+            return wire.NoReport("put_off", message="The process stopped before it was sent.")
 
     async def _read(self, response: "httpx.Response") -> bytes:
         """Read and decompress the body; it is empty if the encoding is unknown or broken.

@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from service.generations import ingest, poll
-from tests.faults import DelayedAnswer, rows, status_of
+from service.store import generations
+from tests.faults import DelayedAnswer, crash, rows, status_of
 from tests.harness import Harness, opened, success_report
 
 POLLED = "ideogram-v3-turbo"  # No callbacks; usually done after 3 s.
@@ -171,6 +172,49 @@ async def test_after_an_outage_upstream_is_asked_before_anything_times_out(tmp_p
         assert types == {"generation.submitted": 20, "generation.succeeded": 20}
 
 
+async def test_a_lost_callback_of_a_finished_task_is_asked_about_before_it_times_out(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, deadline_seconds=30) as world:
+        await world.subscribe()
+        generation = await world.generate()  # Its first safety poll would be after a minute.
+        world.upstream.finish("task1")
+        for _ in range(40):
+            await world.run(1)
+        assert await status_of(world, generation["id"]) == "succeeded"
+        assert world.subscribers.event_types() == ["generation.submitted", "generation.succeeded"]
+
+
+async def test_a_known_task_without_a_plan_is_asked_about_before_it_times_out(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        generation = await world.generate()
+        world.upstream.finish("task1")
+        await world.app.database.apply(
+            lambda c: c.execute("UPDATE generations SET next_poll_at = NULL")
+        )
+        await world.run(HOUR)
+        await world.run()
+        assert await status_of(world, generation["id"]) == "succeeded"
+        types = await rows(world, "SELECT type FROM events WHERE type = 'generation.timed_out'")
+        assert types == []
+
+
+async def test_a_hint_is_not_used_up_by_a_process_that_dies_while_it_asks(tmp_path: Path) -> None:
+    async with opened(tmp_path, shutdown_seconds=0, safety_poll_seconds=1_000) as world:
+        generation = await world.generate()
+        await world.call_back()
+        delayed_answer = DelayedAnswer(httpx.Response(500))
+        world.upstream.poll_replies.append(delayed_answer.reply)
+        await world.app.worker.poller.run_due(world.clock.now)
+        await delayed_answer.requested.wait()
+        await crash(world)
+        world.upstream.finish("task1")
+        await world.run()
+        assert await status_of(world, generation["id"]) == "succeeded"
+
+
 async def test_more_open_tasks_than_can_be_asked_about_time_out_only_when_asked(
     tmp_path: Path,
 ) -> None:
@@ -275,6 +319,40 @@ async def test_while_everything_is_paused_one_question_a_minute_goes_through(
                 await world.run(10)
             counts.append(len(world.upstream.polls))
         assert counts == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("end", ["restart", "crash"])
+async def test_a_pause_that_upstream_asked_for_outlives_the_process(
+    tmp_path: Path, end: str
+) -> None:
+    async with opened(tmp_path) as world:
+        generation = await world.generate()
+        for _ in range(5):
+            await world.generate(POLLED)
+        world.upstream.poll_replies.append(httpx.Response(429, headers={"retry-after": "40"}))
+        await world.client.post(f"/v1/generations/{generation['id']}/refresh")
+        world.clock.advance(5)
+        await (world.restart() if end == "restart" else crash(world))
+        await world.client.post(f"/v1/generations/{generation['id']}/refresh")
+        for _ in range(3):  # As ticks of a platform without a worker.
+            await world.run(10)
+            await world.restart()
+        assert len(world.upstream.polls) == 1
+        await world.run(5)
+        assert len(world.upstream.polls) == 6
+
+
+async def test_a_pause_that_another_process_was_asked_for_is_kept(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.generate(POLLED)
+        await world.app.database.write(generations.put_pause, world.clock.now + 150_000)
+        counts = []
+        for _ in range(16):
+            await world.run(10)
+            counts.append(len(world.upstream.polls))
+        assert counts.index(1) == 6  # A minute after it is known, one question goes through.
+        assert counts[13] <= 2
+        assert counts[15] > counts[13]
 
 
 async def test_a_row_that_cannot_be_worked_moves_on_alone(

@@ -137,6 +137,7 @@ class World(Harness):
             answer = await self.anonymous.post(url, content=content)
             assert answer.status_code == 200, answer.text
             self.acknowledged.append(content)
+            self.maybe_taken.add(create["prompt"])  # It proves that upstream has it.
 
     async def pass_time(self) -> None:
         """Advance time by a little or a lot, and do the due work."""
@@ -165,7 +166,10 @@ class World(Harness):
         if prompt in self.maybe_taken:
             self.repeated.append(prompt)
         outcome = self.random.choice(
-            ("taken", "taken", "taken", "refused", "busy", "lost", "lost-but-taken", "broken", "no")
+            (
+                *("taken", "taken", "taken", "refused", "busy", "busy-but-taken", "lost"),
+                *("lost-but-taken", "broken", "no"),
+            )
         )
         if outcome == "refused":
             raise CONNECT
@@ -173,8 +177,11 @@ class World(Harness):
             return httpx.Response(self.random.choice((429, 503)), headers={"retry-after": "2"})
         if outcome == "no":
             return httpx.Response(402, json={"error": {"code": 402, "message": "no credits"}})
-        self.maybe_taken.add(prompt)
         body["task_id"] = f"task{len(self.upstream.creates)}"
+        if outcome == "busy-but-taken":  # A gateway said so, and only a callback tells otherwise.
+            self.upstream.tasks[body["task_id"]] = {"status": "IN_PROGRESS"}
+            return httpx.Response(503)
+        self.maybe_taken.add(prompt)
         if outcome in ("lost", "broken"):
             return self._no_answer(outcome)
         self.takes[prompt] += 1

@@ -16,11 +16,14 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 
 @asynccontextmanager
-async def served(path: Path, handler: Handler, scheme: str = "http") -> AsyncIterator[Client]:
+async def served(
+    path: Path, handler: Handler, scheme: str = "http", upstream_timeout_seconds: float = 0.3
+) -> AsyncIterator[Client]:
     server = await asyncio.start_server(handler, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     url = f"{scheme}://127.0.0.1:{port}"
-    client = Client(settings(path, upstream_url=url, upstream_timeout_seconds=0.3))
+    seconds = upstream_timeout_seconds
+    client = Client(settings(path, upstream_url=url, upstream_timeout_seconds=seconds))
     try:
         yield client
     finally:
@@ -66,3 +69,46 @@ async def test_a_submission_without_a_connection_is_put_off(tmp_path: Path) -> N
 
     async with served(tmp_path, close, "https") as client:
         assert await outcome_of(client) == "put_off"
+
+
+async def test_a_submission_that_is_cancelled_after_it_was_written_is_not_put_off(
+    tmp_path: Path,
+) -> None:
+    written, ended = asyncio.Event(), asyncio.Event()
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        written.set()
+        await ended.wait()
+        writer.close()
+
+    async with served(tmp_path, hang, upstream_timeout_seconds=60) as client:
+        sending = asyncio.create_task(outcome_of(client))
+        await written.wait()
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        ended.set()
+
+
+class Connecting(httpx.AsyncBaseTransport):
+    """A transport that tells that it connects, and never comes to an end of it."""
+
+    def __init__(self) -> None:
+        self.connecting = asyncio.Event()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        await request.extensions["trace"]("connection.connect_tcp.started", {})
+        self.connecting.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def test_a_submission_that_is_cancelled_while_it_connects_is_put_off(tmp_path: Path) -> None:
+    transport = Connecting()
+    client = Client(settings(tmp_path), lambda: transport)
+    sending = asyncio.create_task(outcome_of(client))
+    await transport.connecting.wait()
+    sending.cancel()
+    assert await sending == "put_off"
+    await client.close()

@@ -1,8 +1,8 @@
 -- name: generation_insert
 INSERT INTO generations (id, tenant, model, status, route, notify_url, notify_subscriber_id,
-    deadline_at, nonce, submission)
+    deadline_at, nonce, submission, submit_at)
 VALUES (:id, :tenant, :model, :status, :route, :notify_url, :notify_subscriber_id,
-    :deadline_at, :nonce, :submission);
+    :deadline_at, :nonce, :submission, :submit_at);
 
 -- name: generation_body_insert
 INSERT INTO generation_bodies (generation_id, input, metadata) VALUES (:id, :input, :metadata);
@@ -102,6 +102,7 @@ FROM generations g JOIN generation_bodies b ON b.generation_id = g.id
 WHERE g.submit_at IS NOT NULL AND g.submit_at <= :now AND g.submission = 'waiting'
     AND g.task_id IS NULL AND g.tenant NOT IN (SELECT value FROM json_each(:tenants))
     AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
+    AND g.id NOT IN (SELECT value FROM json_each(:without))
 ORDER BY g.submit_at LIMIT :limit;
 
 -- name: generation_next_submit
@@ -109,6 +110,7 @@ SELECT g.submit_at AS due_at FROM generations g
 WHERE g.submit_at IS NOT NULL AND g.submission = 'waiting' AND g.task_id IS NULL
     AND g.tenant NOT IN (SELECT value FROM json_each(:tenants))
     AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
+    AND g.id NOT IN (SELECT value FROM json_each(:without))
 ORDER BY g.submit_at LIMIT 1;
 
 -- name: generations_to_confirm
@@ -117,6 +119,7 @@ SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM (SELECT q.generation_id FROM confirmations q CROSS JOIN generations g ON g.id = q.generation_id
     WHERE q.due_at <= :now AND g.model NOT IN (SELECT value FROM json_each(:models))
         AND g.tenant NOT IN (SELECT value FROM json_each(:tenants))
+        AND g.id NOT IN (SELECT value FROM json_each(:without))
     ORDER BY q.due_at LIMIT :limit) q
 CROSS JOIN generations g ON g.id = q.generation_id
 CROSS JOIN generation_bodies b ON b.generation_id = g.id;
@@ -127,6 +130,7 @@ FROM generations g JOIN generation_bodies b ON b.generation_id = g.id
 WHERE g.next_poll_at IS NOT NULL AND g.next_poll_at <= :now
     AND g.model NOT IN (SELECT value FROM json_each(:models))
     AND g.tenant NOT IN (SELECT value FROM json_each(:tenants))
+    AND g.id NOT IN (SELECT value FROM json_each(:without))
 ORDER BY g.next_poll_at LIMIT :limit;
 
 -- name: generations_overdue
@@ -140,15 +144,19 @@ CROSS JOIN generation_bodies b ON b.generation_id = g.id
 WHERE q.status IN ('queued', 'processing') AND q.deadline_at <= :now
     AND g.model NOT IN (SELECT value FROM json_each(:models))
     AND g.tenant NOT IN (SELECT value FROM json_each(:tenants))
+    AND g.id NOT IN (SELECT value FROM json_each(:without))
 LIMIT :limit;
+
+-- name: pause_put
+-- `revisions` holds the numbers that outlive a process.
+INSERT INTO revisions (noun, number) VALUES ('upstream_paused_until', :until)
+ON CONFLICT (noun) DO UPDATE SET number = max(number, excluded.number);
+
+-- name: pause_get
+SELECT number FROM revisions WHERE noun = 'upstream_paused_until';
 
 -- name: generation_move_on
 UPDATE generations SET next_poll_at = :due_at, trouble_count = :trouble_count WHERE id = :id;
-
--- name: generation_set_aside
-UPDATE generations SET next_poll_at = :due_at,
-    submit_at = CASE WHEN submit_at IS NULL THEN NULL ELSE :due_at END
-WHERE id = :id;
 
 -- name: generation_next_poll
 SELECT min(next_poll_at) AS due_at FROM generations
@@ -177,12 +185,14 @@ SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM generations g JOIN generation_bodies b ON b.generation_id = g.id
 WHERE g.status IN ('queued', 'processing') AND g.next_poll_at IS NULL AND g.deadline_at <= :now
     AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
+    AND g.id NOT IN (SELECT value FROM json_each(:without))
 ORDER BY g.deadline_at LIMIT :limit;
 
 -- name: generation_next_deadline
 SELECT g.deadline_at AS due_at FROM generations g
 WHERE g.status IN ('queued', 'processing') AND g.next_poll_at IS NULL AND g.deadline_at > 0
     AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
+    AND g.id NOT IN (SELECT value FROM json_each(:without))
 ORDER BY g.deadline_at LIMIT 1;
 
 -- name: exchange_insert

@@ -1,0 +1,120 @@
+"""How generations end by their deadline: asked first, and alone where one cannot be ended."""
+
+from msgspec.structs import replace
+
+from service.context import Context
+from service.generations import schedule
+from service.generations.ingest import Batch, Reply, Update
+from service.generations.stuck import LOOK_AGAIN_MS, Stuck
+from service.model.clock import DAY
+from service.model.errors import StorageError
+from service.model.generation import Generation
+from service.store import generations
+from service.store.database import Transaction
+from service.telemetry import log
+from service.upstream import wire
+
+EXPIRED_MAX = 100
+HARD_END_MS = DAY  # So long after its deadline a generation ends that could never be asked about.
+
+DEADLINE_MESSAGE = "No outcome by the deadline. A late result is still accepted."
+TIMED_OUT = Update(
+    status="timed_out", error={"code": "deadline_exceeded", "message": DEADLINE_MESSAGE}
+)
+NOT_ASKED_MESSAGE = "Upstream could not be asked for a day after the deadline."
+NOT_ASKED = Update(status="timed_out", error={"code": "not_asked", "message": NOT_ASKED_MESSAGE})
+
+_log = log.get()
+
+
+async def expire_due(context: Context, stuck: Stuck, now: int) -> int | None:
+    """Time out generations past their deadline; return the next deadline."""
+    choice = generations.Choice(EXPIRED_MAX, without=stuck.ids(now))
+    deadline_at = await context.database.read(generations.next_due, "expire", (), choice.without)
+    if deadline_at is None or deadline_at > now:
+        return stuck.next_at(deadline_at, now)
+    try:
+        await context.database.write(expire, context, choice)
+    except StorageError:
+        raise
+    except Exception:  # noqa: BLE001  one row must not hold the others
+        await _expire_each(context, stuck, now)
+    stuck.put_all(choice.unreadable, now)
+    return now + LOOK_AGAIN_MS if choice.unreadable else now
+
+
+async def _expire_each(context: Context, stuck: Stuck, now: int) -> None:
+    """Time out generations one by one; one that cannot be is looked at again later."""
+    choice, database = generations.Choice(EXPIRED_MAX, without=stuck.ids(now)), context.database
+    for generation in await database.read(generations.list_expired, choice):
+        try:
+            await database.write(expire, context, choice, generation.id)
+        except StorageError:
+            raise
+        except Exception as error:  # noqa: BLE001  one row must not hold the others
+            _log.error("expire.failed", generation_id=generation.id, error=repr(error))
+            await move_on_or_pass(context, stuck, generation, now)
+
+
+async def move_on_or_pass(context: Context, stuck: Stuck, generation: Generation, now: int) -> None:
+    """Move a row that cannot be worked on; pass it over if even that cannot be stored."""
+    try:
+        await context.database.write(move_on, context, generation)
+    except Exception as error:  # noqa: BLE001  its row cannot be changed
+        stuck.put(generation.id, now, error)
+
+
+async def expire(
+    tx: Transaction, context: Context, choice: generations.Choice, only_id: str | None = None
+) -> None:
+    """Time out generations that are past their deadline and cannot be asked about.
+
+    They have no planned poll, and no callback waits for its confirmation.
+    """
+    expired = await generations.list_expired(tx, choice)
+    expired = [generation for generation in expired if only_id in (None, generation.id)]
+    batch = Batch(tx, context, {generation.id: generation for generation in expired})
+    for generation in expired:
+        if generation.task_id is not None:  # Upstream knows the task, so it is asked first.
+            batch.change(generation.id, next_poll_at=tx.now)
+            tx.after_commit(context.signals.poll.set)
+            continue
+        batch.ingest(generation.id, TIMED_OUT)
+        # Upstream may have a task, even one whose id only a callback will name.
+        if generation.submission != "waiting":
+            due_at = schedule.poll_after_deadline(generation.deadline_at, 0, context.jitter())
+            batch.change(generation.id, next_poll_at=due_at)
+    await batch.write()
+
+
+def end_of(generation: Generation, reply: Reply) -> Update | None:
+    """Return the end of a generation that was asked about at or after its deadline without one.
+
+    A 429 is no answer about the task: the question is repeated, for HARD_END_MS at most.
+    """
+    is_throttled = reply.exchange.outcome == "throttled"
+    ends_at = generation.deadline_at + (HARD_END_MS if is_throttled else 0)
+    if reply.exchange.at < ends_at:
+        return None
+    return NOT_ASKED if is_throttled else _timed_out(reply)
+
+
+def _timed_out(reply: Reply) -> Update:
+    """Return the end by the deadline, with the last that upstream said as its reason."""
+    answer = reply.answer
+    is_unknown = isinstance(answer, wire.Report) and (answer.possible or not answer.recognised)
+    code = "unknown_status" if is_unknown else "deadline_exceeded"
+    reason = f" Upstream last said: {reply.exchange.detail}" if reply.exchange.detail else ""
+    return replace(TIMED_OUT, error={"code": code, "message": DEADLINE_MESSAGE + reason})
+
+
+async def move_on(tx: Transaction, context: Context, generation: Generation) -> None:
+    """Move a row that cannot be worked behind the others, with a back-off of its own."""
+    count = generation.trouble_count + 1
+    due_at = schedule.poll_after_trouble(count, tx.now, context.jitter())
+    if tx.now >= generation.deadline_at + HARD_END_MS and not generation.is_terminal:
+        batch = Batch(tx, context, await generations.get_many(tx, [generation.id]))
+        batch.ingest(generation.id, NOT_ASKED)
+        await batch.write()
+        return
+    await generations.move_on(tx, generation.id, due_at, count)

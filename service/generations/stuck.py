@@ -1,0 +1,46 @@
+"""Rows that can be neither worked nor moved on: they are passed over, and hold no others."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from service.model.clock import MINUTE, SECOND
+from service.telemetry import log
+
+STUCK_MAX = 1_000  # Rows; what is forgotten beyond is found again, and fails again.
+RETRY_MS = (5 * SECOND, 5 * MINUTE)  # The first delay and the longest; it doubles.
+LOOK_AGAIN_MS = 100  # After unreadable rows were found, which may have hidden others.
+
+_log = log.get()
+
+
+class Stuck:
+    """The ids of such rows with the time of the next try, in memory: nothing can be stored."""
+
+    def __init__(self) -> None:
+        self._rows: OrderedDict[str, tuple[int, int]] = OrderedDict()  # The time, and the delay.
+
+    def put(self, id_: str, now: int, error: Exception) -> None:
+        """Pass a row over for a while, each time for longer."""
+        _, delay_ms = self._rows.pop(id_, (0, RETRY_MS[0] // 2))
+        delay_ms = min(2 * delay_ms, RETRY_MS[1])
+        self._rows[id_] = now + delay_ms, delay_ms
+        if len(self._rows) > STUCK_MAX:
+            self._rows.popitem(last=False)
+        _log.error("row.stuck", id=id_, retry_seconds=delay_ms / SECOND, error=repr(error))
+
+    def put_all(self, errors: Mapping[str, Exception], now: int) -> None:
+        """Pass rows over that cannot be read."""
+        for id_, error in errors.items():
+            self.put(id_, now, error)
+
+    def ids(self, now: int) -> list[str]:
+        """Return the rows that are passed over now; forget those that went well since."""
+        for id_, (until, delay_ms) in [*self._rows.items()]:
+            if now >= until + 2 * delay_ms:
+                del self._rows[id_]
+        return [id_ for id_, (until, _) in self._rows.items() if now < until]
+
+    def next_at(self, due_at: int | None, now: int) -> int | None:
+        """Return when to look at the rows again, if otherwise at `due_at`."""
+        times = [until for until, _ in self._rows.values() if now < until]
+        return min([*times, *([] if due_at is None else [due_at])], default=None)

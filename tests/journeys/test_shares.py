@@ -1,0 +1,115 @@
+"""One tenant's refreshes delay nobody else's refresh, confirmation or poll."""
+
+import asyncio
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.generations import poll
+from service.generations.refreshes import Refreshes
+from tests.faults import DelayedAnswer, status_of
+from tests.harness import Harness, opened
+
+POLLED = "ideogram-v3-turbo"  # No callbacks; usually done after 3 s.
+
+
+async def client_of(world: Harness, tenant: str) -> httpx.AsyncClient:
+    body = {"name": tenant, "scopes": ["submit", "read"], "tenant": tenant}
+    answer = await world.client.post("/v1/keys", json=body)
+    assert answer.status_code == 201, answer.text
+    return world.new_client(answer.json()["key"])
+
+
+class Neighbour:
+    """Another tenant, with generations that it refreshes all at once."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self.client = client
+        self.paths: list[str] = []
+
+    async def generate(self, count: int) -> None:
+        body = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
+        for _ in range(count):
+            answer = await self.client.post("/v1/generations", json=body)
+            self.paths.append(f"/v1/generations/{answer.json()['id']}/refresh")
+
+    async def refresh_all(self) -> None:
+        await asyncio.gather(*map(self.client.post, self.paths))
+
+
+@pytest.mark.parametrize("rate", [10.0, 2.0])
+async def test_refreshes_of_one_tenant_delay_no_other_by_a_second(
+    tmp_path: Path, rate: float
+) -> None:
+    async with opened(tmp_path, poll_rate_per_second=rate) as world:
+        neighbour = Neighbour(await client_of(world, "neighbour"))
+        await neighbour.generate(200)
+        refreshed, confirmed, polled = [
+            (await world.generate(model))["id"] for model in ("imagen4", "imagen4", POLLED)
+        ]
+        for number in (201, 202, 203):
+            world.upstream.finish(f"task{number}")
+        world.clock.advance(4)
+        await neighbour.refresh_all()
+        refresh = await world.client.post(f"/v1/generations/{refreshed}/refresh")
+        assert refresh.json()["status"] == "succeeded" or rate < 10
+        await world.call_back({}, index=201)
+        for _ in range(round(4 * 10 / rate)):  # Within a second, or the time of a few tokens.
+            await neighbour.refresh_all()
+            await world.run(0.25)
+        assert await status_of(world, confirmed) == "succeeded"
+        assert await status_of(world, polled) == "succeeded"
+        await neighbour.client.aclose()
+
+
+async def test_refreshes_that_hang_leave_places_for_others(tmp_path: Path) -> None:
+    async with opened(tmp_path, poll_rate_per_second=1_000.0) as world:
+        neighbour = Neighbour(await client_of(world, "neighbour"))
+        await neighbour.generate(40)
+        mine = await world.generate()
+        hanging = DelayedAnswer(httpx.Response(500))
+        world.upstream.poll_replies.extend([hanging.reply] * 40)
+        tasks = {asyncio.create_task(neighbour.client.post(path)) for path in neighbour.paths}
+        under_way = tasks
+        while len(under_way) > poll.IN_FLIGHT_MAX // 2:  # As many as a tenant has places.
+            _, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+        poller = world.app.worker.poller
+        assert len(poller.in_flight) <= 4
+        world.upstream.poll_replies.clear()
+        world.upstream.finish("task41")
+        answer = await world.client.post(f"/v1/generations/{mine['id']}/refresh")
+        assert answer.json()["status"] == "succeeded"
+        hanging.release()
+        await asyncio.wait(tasks)
+        assert poller.refreshes.places.taken == 0
+        await neighbour.client.aclose()
+
+
+async def test_with_a_token_at_a_time_refreshes_starve_no_poll(tmp_path: Path) -> None:
+    async with opened(tmp_path, poll_rate_per_second=1.0) as world:
+        neighbour = Neighbour(await client_of(world, "neighbour"))
+        await neighbour.generate(30)
+        ids = [(await world.generate(POLLED))["id"] for _ in range(5)]
+        for number in range(31, 36):
+            world.upstream.finish(f"task{number}")
+        world.clock.advance(3)
+        await world.run()
+        for _ in range(12):
+            world.clock.advance(1)
+            await neighbour.refresh_all()
+            await world.run()
+        assert {await status_of(world, id_) for id_ in ids} == {"succeeded"}
+        await neighbour.client.aclose()
+
+
+def test_no_tenant_takes_all_of_the_share() -> None:
+    for rate in (0.1, 1.0, 10.0, 400.0):
+        refreshes = Refreshes(rate, 32)
+        taken = 0
+        for now in range(0, 600_000, 50):
+            if refreshes.has_share("a", now):
+                refreshes.note("gen_a", "a", now, has_share=True)
+                taken += 1
+            assert refreshes.has_share("b", now)
+        assert taken <= 600 * rate / 20 + max(1, rate / 20)

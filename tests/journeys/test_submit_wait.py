@@ -1,0 +1,202 @@
+"""How long a client waits for upstream, and what a stop leaves of a submission."""
+
+import asyncio
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.generations import submit
+from service.upstream import wire
+from tests.faults import DelayedAnswer, rows, status_of
+from tests.harness import Harness, create_answer, opened
+
+BODY = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
+TAKEN = httpx.Response(200, json=create_answer("task1"))
+
+
+async def create(world: Harness, **headers: str) -> httpx.Response:
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return await world.client.post("/v1/generations", json=BODY, headers=names)
+
+
+async def submissions(world: Harness) -> list[str]:
+    return [row["submission"] for row in await rows(world, "SELECT submission FROM generations")]
+
+
+async def test_after_the_wait_the_answer_is_queued_and_the_submission_goes_on(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, submit_wait_seconds=0) as world:
+        delayed_answer = DelayedAnswer(TAKEN)
+        world.upstream.create_replies.append(delayed_answer.reply)
+        answer = await create(world)
+        assert (answer.status_code, answer.json()["status"]) == (202, "queued")
+        await delayed_answer.requested.wait()
+        delayed_answer.release()
+        await world.app.worker.submitter.settle()
+        stored = await world.get(f"/v1/generations/{answer.json()['id']}")
+        assert (stored["status"], stored["task_id"]) == ("processing", "task1")
+        assert len(world.upstream.creates) == 1
+
+
+@pytest.mark.parametrize("prefer", ["respond-async", "wait=9 , Respond-Async; foo=1"])
+async def test_who_prefers_an_asynchronous_answer_does_not_wait(
+    tmp_path: Path, prefer: str
+) -> None:
+    async with opened(tmp_path, submit_wait_seconds=600) as world:
+        delayed_answer = DelayedAnswer(httpx.Response(402, json={"error": {"code": 402}}))
+        world.upstream.create_replies.append(delayed_answer.reply)
+        answer = await create(world, prefer=prefer, idempotency_key="once")
+        assert (answer.status_code, answer.json()["status"]) == (202, "queued")
+        again = await create(world, prefer=prefer, idempotency_key="once")
+        assert again.content == answer.content
+        await delayed_answer.requested.wait()
+        delayed_answer.release()
+        await world.app.worker.submitter.settle()
+        assert await status_of(world, answer.json()["id"]) == "failed"
+
+
+async def test_other_preferences_wait_for_upstream(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        answer = await create(world, prefer="return=minimal, x=respond-async")
+        assert answer.json()["status"] == "processing"
+
+
+async def test_the_task_and_the_callback_of_an_early_answer_find_its_generation(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        delayed_answer = DelayedAnswer(TAKEN)
+        world.upstream.create_replies.append(delayed_answer.reply)
+        answer = await create(world, prefer="respond-async")
+        await delayed_answer.requested.wait()
+        world.upstream.finish("task1")
+        assert (await world.call_back()).status_code == 200
+        await world.app.worker.poller.run_due(world.clock.now)
+        await world.app.worker.poller.settle()
+        delayed_answer.release()
+        await world.app.worker.submitter.settle()
+        stored = await world.get(f"/v1/generations/{answer.json()['id']}")
+        assert (stored["status"], stored["task_id"]) == ("succeeded", "task1")
+
+
+async def test_a_process_that_stops_lets_no_client_wait_for_upstream(tmp_path: Path) -> None:
+    async with opened(tmp_path, submit_wait_seconds=600) as world:
+        delayed_answer = DelayedAnswer(TAKEN)
+        world.upstream.create_replies.append(delayed_answer.reply)
+        creating = asyncio.create_task(create(world))
+        await delayed_answer.requested.wait()
+        world.app.begin_stop()
+        answer = await creating
+        assert (answer.status_code, answer.json()["status"]) == (202, "queued")
+        delayed_answer.release()
+        await world.restart()
+        assert await status_of(world, answer.json()["id"]) == "processing"
+
+
+class Unsent:
+    """Upstream cannot be reached yet: what is cancelled meanwhile has not left."""
+
+    def __init__(self, world: Harness) -> None:
+        self.asked = asyncio.Event()
+        world.app.context.client.create = lambda *_: self.create()  # type: ignore[method-assign]
+
+    async def create(self) -> wire.Answer:
+        self.asked.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return wire.NoReport("put_off", message="not sent")
+        raise AssertionError
+
+
+async def test_what_had_not_left_when_the_process_stopped_is_sent_after_it(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, shutdown_seconds=0) as world:
+        upstream = Unsent(world)
+        creating = asyncio.create_task(create(world))
+        await upstream.asked.wait()
+        await world.restart()
+        assert (await creating).status_code == 202
+        assert await submissions(world) == ["waiting"]
+        await world.run(2)
+        assert await submissions(world) == ["taken"]
+        assert len(world.upstream.creates) == 1
+
+
+@pytest.mark.parametrize("unit", ["_create", "_claim_due"])
+async def test_a_process_that_stops_while_it_marks_a_submission_puts_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str
+) -> None:
+    async with opened(tmp_path, shutdown_seconds=0) as world:
+        if unit == "_claim_due":
+            world.upstream.create_replies.append(httpx.Response(503))
+            await create(world)
+            world.clock.advance(5)
+        write, marked = world.app.database.write, asyncio.Event()
+
+        def write_and_hang(do: Any, *args: object) -> Awaitable[Any]:
+            writing = write(do, *args)
+            return hang(writing) if do.__name__ == unit else writing
+
+        async def hang(writing: Awaitable[Any]) -> None:
+            await writing
+            marked.set()
+            await asyncio.Event().wait()
+
+        sent = len(world.upstream.creates)
+        monkeypatch.setattr(world.app.database, "write", write_and_hang)
+        if unit == "_create":
+            working = asyncio.create_task(create(world))
+        else:
+            world.app.worker.start()
+        await marked.wait()
+        assert await submissions(world) == ["sending"]
+        await world.restart()
+        assert await submissions(world) == ["waiting"]
+        if unit == "_create":
+            assert (await working).status_code == 503
+        await world.run(2)
+        assert (await submissions(world), len(world.upstream.creates)) == (["taken"], sent + 1)
+
+
+async def test_what_finds_no_place_is_stored_as_waiting_from_the_start(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.app.database.apply(
+            lambda c: c.executescript(
+                "CREATE TABLE seen (submission); CREATE TRIGGER see AFTER INSERT ON generations "
+                "BEGIN INSERT INTO seen VALUES (NEW.submission); END"
+            )
+        )
+        submitter = world.app.worker.submitter
+        while submitter.places.take("tenant default"):
+            pass
+        answer = await create(world)
+        assert (answer.status_code, answer.json()["status"]) == (202, "queued")
+        seen = await rows(world, "SELECT submission FROM seen")
+        assert [row["submission"] for row in seen] == ["waiting"]
+        assert not submitter.in_flight
+        await world.restart()
+        await world.run()
+        assert await submissions(world) == ["taken"]
+
+
+async def test_only_what_has_a_place_is_marked_as_sending(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        world.upstream.create_replies.extend([httpx.Response(503)] * 10)
+        for _ in range(10):
+            await create(world)
+        delayed_answer = DelayedAnswer(httpx.Response(503))
+        world.upstream.create_replies.extend([delayed_answer.reply] * 10)
+        submitter = world.app.worker.submitter
+        for _ in range(submit.PLACES // 2 - 3):
+            assert submitter.places.take("tenant default")
+        world.clock.advance(2)
+        assert (await submitter.run_due(world.clock.now))[0] == 3
+        assert sorted(await submissions(world)) == ["sending"] * 3 + ["waiting"] * 7
+        delayed_answer.release()
+        await submitter.settle()
