@@ -21,13 +21,15 @@ async def candidates(tx: Transaction, tenant: str) -> list[Subscriber]:
     Only the fields that this takes are read; the others have their defaults.
     """
     # The columns are selected in the order of _CANDIDATE.
-    return [_decode(*row) for row in await tx.all("subscribers_of_tenant", tenant=tenant)]
+    candidate_rows = await tx.all("subscribers_of_tenant", tenant=tenant)
+    return [subscriber for row in candidate_rows for subscriber in _decode(*row)]
 
 
 # Decoding a row takes many times as long as reading it, and most are as they were.
 @lru_cache(maxsize=DECODED_MAX)
-def _decode(*values: Any) -> Subscriber:
-    return rows.decode_row(Subscriber, dict(zip(_CANDIDATE, values, strict=True)))
+def _decode(*values: Any) -> list[Subscriber]:
+    """Return the subscriber; none if its row cannot be decoded."""
+    return rows.decode_rows(Subscriber, [dict(zip(_CANDIDATE, values, strict=True))])
 
 
 async def update(tx: Transaction, old: Subscriber, **changes: Any) -> Subscriber:

@@ -40,8 +40,6 @@ async def test_a_damaged_generation_holds_up_no_poll_and_no_list(
         assert [await status_of(world, id_) for id_ in others] == ["succeeded"] * 2
         listed = (await world.get("/v1/generations"))["data"]
         assert {generation["id"] for generation in listed} == set(others)
-        [due] = await rows(world, "SELECT next_poll_at FROM generations WHERE id = :id", id=damaged)
-        assert due["next_poll_at"] == world.clock() + 600_000
 
 
 async def test_a_damaged_generation_holds_up_no_submission_and_no_deadline(tmp_path: Path) -> None:

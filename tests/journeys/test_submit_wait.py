@@ -139,8 +139,8 @@ async def test_a_process_that_stops_while_it_marks_a_submission_puts_it_back(
             world.clock.advance(5)
         write, marked = world.app.database.write, asyncio.Event()
 
-        def write_and_hang(do: Any, *args: object) -> Awaitable[Any]:
-            writing = write(do, *args)
+        def write_and_hang(do: Any, *args: object, **options: Any) -> Awaitable[Any]:
+            writing = write(do, *args, **options)
             return hang(writing) if do.__name__ == unit else writing
 
         async def hang(writing: Awaitable[Any]) -> None:
