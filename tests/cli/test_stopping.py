@@ -40,8 +40,8 @@ def test_an_upstream_that_hangs_holds_a_stop_no_longer_than_the_setting(tmp_path
             began = monotonic()
             status, out, err = running.end()
             assert monotonic() - began < 5
-            assert answer.result().status_code == 503
-            assert answer.result().json()["code"] == "stopping"
+            assert answer.result().status_code == 202
+            assert answer.result().json()["status"] == "queued"
         released.set()
     assert (status, err) == (0, "")
     assert "Traceback" not in out

@@ -1,6 +1,6 @@
 """Checks the promises at every step of a simulation and at its end."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import msgspec
 
@@ -36,11 +36,15 @@ async def check_end(world: World) -> None:
 
 
 async def _acknowledged_callbacks_are_stored(world: World) -> None:
+    """A repeated body is stored with its first callback; the others have its digest."""
     bodies = await world.stored(
-        "SELECT b.body, count(*) AS count FROM callback_bodies b "
-        "JOIN callbacks c ON c.id = b.callback_id GROUP BY b.body"
+        "SELECT (SELECT f.body FROM callback_bodies f WHERE f.generation_id = c.generation_id "
+        "AND f.body_digest = c.body_digest ORDER BY f.callback_id LIMIT 1) AS body, "
+        "count(*) AS count FROM callbacks c GROUP BY c.generation_id, c.body_digest"
     )
-    counts = {row["body"]: row["count"] for row in bodies}
+    counts: Counter[bytes] = Counter()
+    for row in bodies:
+        counts[row["body"]] += row["count"]
     acknowledged: defaultdict[bytes, int] = defaultdict(int)
     for body in world.acknowledged:
         acknowledged[body] += 1
