@@ -1,6 +1,8 @@
 """Receives callbacks from upstream: verify, store, then answer."""
 
+from bisect import bisect_right
 from functools import partial
+from itertools import accumulate
 from typing import NoReturn
 
 import msgspec
@@ -138,12 +140,10 @@ class Receiver:
 
     def _cut_headers(self, arrival: Arrival, bytes_max: int) -> None:
         """Leave out the secrets in the headers, and the lines for which there is no room."""
-        lines: list[tuple[bytes, bytes]] = []
-        for name, value in arrival.headers:
-            bytes_max -= len(name) + len(value)
-            if bytes_max < 0:
-                break
-            lines.append((name, value))
+        lines = arrival.headers
+        sizes = [len(name) + len(value) for name, value in lines]
+        if sum(sizes) > bytes_max:
+            lines = lines[: bisect_right(list(accumulate(sizes)), bytes_max)]
         arrival.headers = self._context.redactor.headers(lines)
 
     async def _store(self, arrival: Arrival) -> StoredCallback:

@@ -31,6 +31,7 @@ TAKEN_BYTES_MIN = 256 * 1024
 LOG_EVERY_MS = 1_000
 
 _EMPTY_LINE = re.compile(rb"\n\r?\n")  # Ends a head, and a chunked body.
+_LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*\r\n")
 _OFFER = re.compile(rb"(?i)(?<=\n)upgrade[ \t]*:[^\n]*\n")
 _LIMITS = f"A head may have {HEAD_BYTES} bytes and {HEAD_LINES} lines."
 _PROBLEMS = {
@@ -114,7 +115,13 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse what may be parsed now."""
         self._unset_keepalive_if_required()
-        if self._refusal is None:
+        if self._refusal is not None:
+            return
+        is_between = self._awaited != "body" and not (self._unparsed or self._head or self.pipeline)
+        if is_between and _is_of_one_request(data):
+            self._feed(data)
+            self._watch()
+        else:
             self._unparsed += data
             self._parse()
 
@@ -297,6 +304,21 @@ def _disconnect(cycle: Any) -> None:
     if cycle is not None and not cycle.response_complete:
         cycle.disconnected = True
         cycle.message_event.set()
+
+
+def _is_of_one_request(data: bytes) -> bool:
+    """Whether these bytes begin one request, with its head, and hold nothing after its body.
+
+    Most requests arrive so. They need no buffer, and the parser reads head and body in one call.
+    """
+    size = data.find(b"\n\r\n") + 3
+    head = data[:size].lower()
+    if size < 3 or len(data) > SLICE_BYTES or b"\n\n" in head or head.count(b"\n") > HEAD_LINES:
+        return False
+    if b"upgrade" in head or b"transfer-encoding" in head:
+        return False
+    length = _LENGTH.search(head)
+    return len(data) <= size + (int(length[1]) if length else 0)
 
 
 def _read_body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
