@@ -12,8 +12,9 @@ from service.store.database import Transaction
 async def list_(call: Call) -> Answer:
     """GET /v1/deliveries."""
     status = call.query_choice("status", stats.STATUSES)
-    filters = status, call.query_id("subscriber_id", "sub"), call.query_id("event_id", "evt")
-    return await answer_page(call, "dlv", Delivery, deliveries.list_page, *filters)
+    nouns = {"subscriber_id": "sub", "event_id": "evt", "generation_id": "gen"}
+    ids = [call.query_id(name, prefix) for name, prefix in nouns.items()]
+    return await answer_page(call, "dlv", Delivery, deliveries.list_page, status, *ids)
 
 
 async def get(tx: Transaction, call: Call) -> Answer:

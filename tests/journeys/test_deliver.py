@@ -151,6 +151,23 @@ async def test_a_dead_delivery_gets_one_more_attempt_on_request(tmp_path: Path) 
         assert (refused.status_code, refused.json()["code"]) == (409, "not_retryable")
 
 
+async def test_the_deliveries_of_a_generation_are_found(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe()
+        await world.subscribe("http://127.0.0.1:7/other")
+        generations = [(await world.generate())["id"] for _ in range(2)]
+        world.upstream.finish("task1")
+        await world.run(600)
+        found = (await world.get("/v1/deliveries", generation_id=generations[0]))["data"]
+        assert {each["generation_id"] for each in found} == {generations[0]}
+        types = sorted(each["event_type"] for each in found)
+        assert types == ["generation.submitted"] * 2 + ["generation.succeeded"] * 2
+        page = await world.get("/v1/deliveries", generation_id=generations[0], limit=3)
+        rest = {"generation_id": generations[0], "limit": 3, "after": page["next"]}
+        others = (await world.get("/v1/deliveries", **rest))["data"]
+        assert [each["id"] for each in (*page["data"], *others)] == [each["id"] for each in found]
+
+
 async def test_a_pending_delivery_does_not_wait_once_a_retry_is_asked_for(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE)

@@ -23,7 +23,12 @@ FILTERS: dict[str, dict[str, Any]] = {
         "metadata.": {"order": "7", "customer": "9"},
     },
     "/v1/callbacks": {"generation_id": "gen_1", "verdict": "late"},
-    "/v1/deliveries": {"status": "dead", "subscriber_id": "sub_1", "event_id": "evt_1"},
+    "/v1/deliveries": {
+        "status": "dead",
+        "subscriber_id": "sub_1",
+        "event_id": "evt_1",
+        "generation_id": "gen_1",
+    },
     "/v1/events": {"type": "ping", "generation_id": "gen_1"},
     "/v1/subscribers": {},
     "/v1/replays": {},
@@ -95,9 +100,8 @@ async def explain(
             values = map(only.get, ("verdict", "generation_id"))
             await callbacks.list_page_with_unowned(tx, page, "default", *values)
         case "deliveries":
-            await deliveries.list_page(
-                tx, page, "default", *map(only.get, ("status", "subscriber_id", "event_id"))
-            )
+            values = map(only.get, FILTERS[path])
+            await deliveries.list_page(tx, page, "default", *values)
         case "events":
             await events.list_page(tx, page, "default", *map(only.get, ("type", "generation_id")))
         case table:

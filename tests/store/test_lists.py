@@ -139,7 +139,7 @@ async def test_a_subscriber_of_another_tenant_has_no_deliveries_and_none_are_rea
         await tx.many("deliveries_insert", rows)
 
     await database.write(insert)
-    only = None, "sub_two", None
+    only = None, "sub_two", None, None
     rows, after = await database.read(deliveries.list_page, pages.Page(), "two", *only)
     assert (len(rows), after) == (3, None)
 
