@@ -1,6 +1,7 @@
 """Callbacks: list them, and get one as it was received."""
 
 import base64
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from service.store import callbacks
 from service.store.database import Row, Unit
 from service.store.pages import Rows
 from service.telemetry.redact import Redactor
+from service.upstream import reading
 
 VERDICTS = ("accepted", "duplicate", "late", "unreadable", "rejected")
 # The tenant of callbacks with an invalid token: each may be meant for any, so operators see them.
@@ -39,7 +41,8 @@ async def get(call: Call) -> Answer:
     if row is None and call.key.has("operator"):
         row = await call.database.read(callbacks.get, UNOWNED, call.path["id"])
     row = require("callback", row)
-    return answer({**_view(row), **_raw_view(row, call.context.redactor)})
+    view_raw = partial(_raw_view, row, call.context.redactor)
+    return answer({**_view(row), **await reading.read(len(row["body"]), view_raw)})
 
 
 def _view(row: Row) -> dict[str, Any]:

@@ -13,8 +13,9 @@ async def list_(call: Call) -> Answer:
     """GET /v1/deliveries."""
     status = call.query_choice("status", stats.STATUSES)
     nouns = {"subscriber_id": "sub", "event_id": "evt", "generation_id": "gen"}
-    ids = [call.query_id(name, prefix) for name, prefix in nouns.items()]
-    return await answer_page(call, "dlv", Delivery, deliveries.list_page, status, *ids)
+    ids = {name: call.query_id(name, prefix) for name, prefix in nouns.items()}
+    only = deliveries.Filter(status=status, **ids)
+    return await answer_page(call, "dlv", Delivery, deliveries.list_page, only)
 
 
 async def get(tx: Transaction, call: Call) -> Answer:

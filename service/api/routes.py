@@ -47,7 +47,7 @@ class Operation(NamedTuple):
 
 
 _GENERATIONS = PAGING | {"status", "model", "created_after", "created_before", "metadata."}
-_DELIVERIES = PAGING | {"status", "subscriber_id", "event_id"}
+_DELIVERIES = PAGING | {"status", "subscriber_id", "event_id", "generation_id"}
 _CALLBACKS = PAGING | {"generation_id", "verdict"}
 _USAGE = {"since", "until", "model", "tenant"}
 _SUBSCRIBERS, _SUBSCRIBER = "/v1/subscribers", "/v1/subscribers/{id}"

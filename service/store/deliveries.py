@@ -155,22 +155,29 @@ def _attempt_row(record: AttemptRecord) -> dict[str, Any]:
     return msgspec.structs.asdict(record) | msgspec.structs.asdict(record.attempt) | more
 
 
+class Filter(msgspec.Struct, frozen=True):
+    """Which deliveries a list has; None is any."""
+
+    status: str | None = None
+    subscriber_id: str | None = None
+    event_id: str | None = None
+    generation_id: str | None = None
+
+
+ANY = Filter()
+
+
 async def list_page(
     tx: Transaction,
     page: pages.Page,
     tenant: str,
-    status: str | None,
-    subscriber_id: str | None,
-    event_id: str | None,
-    generation_id: str | None,
+    only: Filter = ANY,
 ) -> pages.Rows:
-    """Return a page of a tenant's deliveries, only those with the values that are not None."""
-    values = {"tenant": tenant, "status": status}
-    values |= {"subscriber_id": subscriber_id, "event_id": event_id}
-    values |= {"generation_id": generation_id}
-    if subscriber_id is not None:
+    """Return a page of a tenant's deliveries, only those that pass the filter."""
+    values = {"tenant": tenant, **msgspec.structs.asdict(only)}
+    if only.subscriber_id is not None:
         # All deliveries to a subscriber belong to one tenant: for another the list is empty.
-        row = await tx.one("delivery_tenant", subscriber_id=subscriber_id)
+        row = await tx.one("delivery_tenant", subscriber_id=only.subscriber_id)
         if row is None or row["tenant"] != tenant:
             return [], None
     return await pages.read(tx, _source(values), page, values)

@@ -22,7 +22,11 @@ _SHAPES = re.compile(
 )
 # The token of a callback URL has its own shape: it needs no URL around it to be known.
 _TOKEN = re.compile(r"gen_[A-Za-z0-9]++\.[A-Za-z0-9_-]+\.[0-9]{1,12}\.[A-Za-z0-9_-]+")
-_ESCAPED = re.compile(r"\\+[uU]([0-9A-Fa-f]{4})|\\+/")
+# Patterns over strangers' text look at no character again and again: a run is taken once, whole.
+_ESCAPED = re.compile(r"(?<!\\)\\++(?:[uU]([0-9A-Fa-f]{4})|/)")
+_LEADING_ZEROS = re.compile(r"(?<=&#)(?:0++(?=[0-9])|([xX])0++(?=[0-9A-Fa-f]))")
+# No character has so large a number, and Python refuses to read one of 4,300 digits.
+_NO_CHARACTER = re.compile(r"&#(?:[0-9]{8,}+|[xX][0-9A-Fa-f]{8,}+);?")
 _WORD = re.compile(r"[^\s\"'<>{}\[\],]+")
 PIECE_CHARACTERS = 8  # Where a text was cut, so many characters of a secret are one.
 UNESCAPES_MAX = 4  # So often escapes are undone that stand within escapes.
@@ -35,7 +39,9 @@ _HIDDEN_KEYS = """
     authorization accesstoken token password
 """
 _HIDDEN = frozenset(_HIDDEN_KEYS.split())
-_HIDDEN_HEADER = re.compile(rb"(?i:authorization|cookie|token|secret|password|api-?key)")
+_HIDDEN_HEADER = re.compile(
+    rb"(?i:authorization|cookie|token|secret|password|(?:api|access|auth)[-_]?key)"
+)
 
 
 class Redactor:
@@ -127,13 +133,19 @@ class Redactor:
         """Whether a secret or token appears when the escapes of JSON, URLs and HTML are undone."""
         for _ in range(UNESCAPES_MAX):
             plain = _ESCAPED.sub(lambda escape: chr(int(escape[1] or "2f", 16)), text)
-            plain = html.unescape(urllib.parse.unquote(plain))
+            plain = _unescape_html(urllib.parse.unquote(plain))
             if plain == text:
                 break
             if any(form in plain for form in self._forms) or _appears(_TOKEN, plain, text):
                 return True
             text = plain
         return False
+
+
+def _unescape_html(text: str) -> str:
+    if "&#" in text:
+        text = _NO_CHARACTER.sub("\ufffd", _LEADING_ZEROS.sub(r"\1", text))
+    return html.unescape(text)
 
 
 def _may_hide(text: str) -> bool:

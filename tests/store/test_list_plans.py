@@ -56,7 +56,7 @@ RANGES = re.compile(
 FEW_ROWS = re.compile(r"deliveries_event|callback_bodies|[ce] USING")
 # Steps that read at most one row for each row of the list.
 ONE_ROW = re.compile(
-    r"SCAN json_each|SEARCH (g USING PRIMARY KEY \(id=\?\)"
+    r"SCAN (json_each|e VIRTUAL)|SEARCH (g USING PRIMARY KEY \(id=\?\)"
     r"|o USING PRIMARY KEY \(tenant=\? AND name=\? AND value=\? AND generation_id=\?\)"
     r"|b USING|events USING (COVERING )?INDEX sqlite_autoindex_events_1)"
 )
@@ -100,8 +100,7 @@ async def explain(
             values = map(only.get, ("verdict", "generation_id"))
             await callbacks.list_page_with_unowned(tx, page, "default", *values)
         case "deliveries":
-            values = map(only.get, FILTERS[path])
-            await deliveries.list_page(tx, page, "default", *values)
+            await deliveries.list_page(tx, page, "default", deliveries.Filter(**only))
         case "events":
             await events.list_page(tx, page, "default", *map(only.get, ("type", "generation_id")))
         case table:

@@ -139,8 +139,8 @@ async def test_a_subscriber_of_another_tenant_has_no_deliveries_and_none_are_rea
         await tx.many("deliveries_insert", rows)
 
     await database.write(insert)
-    only = None, "sub_two", None, None
-    rows, after = await database.read(deliveries.list_page, pages.Page(), "two", *only)
+    only = deliveries.Filter(subscriber_id="sub_two")
+    rows, after = await database.read(deliveries.list_page, pages.Page(), "two", only)
     assert (len(rows), after) == (3, None)
 
     class NoLists(Transaction):
@@ -149,7 +149,7 @@ async def test_a_subscriber_of_another_tenant_has_no_deliveries_and_none_are_rea
 
     async def read_without_lists(tx: Transaction) -> pages.Rows:
         no_lists = NoLists(tx._connection, tx.now, [])
-        return await deliveries.list_page(no_lists, pages.Page(), "one", *only)
+        return await deliveries.list_page(no_lists, pages.Page(), "one", only)
 
     assert await database.read(read_without_lists) == ([], None)
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.telemetry.redact import Redactor
+from service.telemetry.redact import REDACTED, Redactor
 
 TOKEN = "Imdlbl8wMSI.aWQ.c2lnbmF0dXJl"
 PUBLIC_URL = "https://hooks.example.com/base"
@@ -132,6 +132,29 @@ def test_no_spelling_hides_a_secret_of_ours(secret: str, spell: Any) -> None:
             plain = html.unescape(unquote(plain))
         assert cut.startswith("begin ")
         assert cut.endswith(" end")
+
+
+@pytest.mark.parametrize("cut", ["text", "json"])
+@pytest.mark.parametrize(
+    "run",
+    ["\\", "\\\\u", "%", "%25", "&", "&#", "&#0", "&#x0", "&amp;", "gen_a.", "gen_", "bearer "],
+)
+def test_a_long_run_of_escapes_is_looked_at_once(run: str, cut: str) -> None:
+    text = "&%" + run * 100_000  # Looking at it from each of its characters would take hours.
+    redactor = Redactor([LIVE_KEY], PUBLIC_URL)
+    assert getattr(redactor, cut)(text + f" {LIVE_KEY}").endswith(f" {REDACTED}")
+
+
+@pytest.mark.parametrize(
+    "number", ["9" * 5_000, "x" + "f" * 5_000, "0" * 5_000, "0" * 5_000 + "65"]
+)
+def test_a_character_reference_of_any_length_is_text(number: str) -> None:
+    assert Redactor([LIVE_KEY]).text(f"&#{number}; {LIVE_KEY}").endswith(f"; {REDACTED}")
+
+
+def test_zeros_before_the_number_of_a_character_hide_nothing() -> None:
+    text = "".join(f"&#{'0' * 5_000}{ord(letter)};" for letter in LIVE_KEY)
+    assert Redactor([LIVE_KEY]).text(f"begin {text} end") == f"begin {REDACTED} end"
 
 
 @pytest.mark.parametrize("before", ["", "u", "us", "use", "user:"])
