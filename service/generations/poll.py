@@ -263,14 +263,16 @@ async def _plan_without_task(tx: Transaction, context: Context, generation_id: s
     if generation is None or generation.task_id is not None:
         return
     changes: dict[str, Any] = {"next_poll_at": None}
-    if await generations.confirmations_of(tx, [generation_id]):
+    due_times = await generations.confirmations_of(tx, [generation_id])
+    if due_times:
         # A callback came, and it names no task that could be asked about: it is not certain any
         # more that upstream has none, so the submission is not repeated.
         changes["submit_at"] = None
     if generation.submission == "sending" and tx.now < generation.deadline_at:
         await generations.delay_confirmation(tx, generation_id, tx.now + NO_TASK_RETRY_MS)
     else:
-        await generations.complete_confirmations(tx, {generation_id: tx.now})
+        answered = [id_ for id_, due_at in due_times.items() if due_at <= tx.now]
+        await generations.delete_confirmations(tx, answered)
     await generations.update(tx, [(generation, replace(generation, **changes))])
     tx.after_commit(context.signals.deadline.set)
 
