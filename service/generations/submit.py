@@ -29,7 +29,6 @@ _log = log.get()
 # Requests to upstream under way; of one tenant at most half. The client has as many connections,
 # so that none waits for one. What finds no place is a row that waits, and no memory.
 PLACES = 64
-NO_ANSWER: dict[str, Any] = {"status_code": None, "outcome": "lost", "detail": None}
 UNKNOWN_MODEL_PATH = "/images/generations"
 # A generation after its submission, and the HTTP status with which upstream refused it, if it did.
 Submission = tuple[Generation, int | None]
@@ -250,9 +249,9 @@ async def submit(
     except Exception as error:  # noqa: BLE001  an answer that cannot be stored
         _log.error("submission.failed", generation_id=generation.id, error=repr(error))
         task_id = reply.answer.task_id if isinstance(reply.answer, wire.Report) else None
-        reply = replace(reply, update=None, exchange=replace(reply.exchange, **NO_ANSWER))
         answer = wire.Report("processing", task_id) if task_id else wire.NoReport("lost")
-        reply = replace(reply, answer=answer)
+        exchange = replace(reply.exchange, status_code=None, outcome="lost", detail=None)
+        reply = replace(reply, answer=answer, update=None, exchange=exchange)
         after = await context.database.write_always(_record, context, reply)
     ingest.announce_exchange(metrics.submissions, reply.exchange, model=generation.model)
     return after, reply.exchange.status_code if after.submission == "refused" else None
