@@ -278,8 +278,8 @@ class Worker:
         loop, has_failed = asyncio.get_running_loop(), False
         steps = [step for step, _ in self.session.steps]
         while True:
-            await self.dispatcher.scan()
             now = self.context.clock()
+            await self.session.look(now)  # The session may be an earlier tick's.
             due_times: list[int | None] = []
             for step in [*steps]:
                 try:

@@ -19,6 +19,7 @@ from service.api.problem import PROBLEM_TYPE, Problem
 from service.cli.turns import Turns
 from service.model.clock import now_ms
 from service.telemetry import log, metrics
+from service.telemetry.brake import Brake
 
 HEAD_BYTES = 64 * 1024
 HEAD_LINES = 256  # Each header takes many times its bytes in memory.
@@ -28,7 +29,7 @@ AHEAD_MAX = 8  # Requests that are parsed while an earlier one is answered.
 LINGER_SECONDS = 1.0
 # What a client has to take of its answers in GENHOOK_BODY_SECONDS, or else the rest of them.
 TAKEN_BYTES_MIN = 256 * 1024
-LOG_EVERY_MS = 1_000
+REFUSALS_LOGGED_PER_SECOND = 1
 
 _EMPTY_LINE = re.compile(rb"\n\r?\n")  # Ends a head, and a chunked body.
 _LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*\r\n")
@@ -41,7 +42,7 @@ _PROBLEMS = {
     503: Problem(503, "overloaded", "There are too many connections."),
 }
 _log = log.get()
-_refusals = {"logged_at": 0, "unlogged": 0}
+_brake = Brake(REFUSALS_LOGGED_PER_SECOND)
 
 
 class _Flow(FlowControl):
@@ -329,12 +330,9 @@ def _read_body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
 
 
 def _log_refusal(problem: Problem, request_id: str) -> None:
-    """Log at most one refusal a second, with the number of those since the last line."""
+    """Count a refusal, and log it with the number of those that were not logged since the last."""
     metrics.requests.add(1, str(problem.status))
-    now = now_ms()
-    if now - _refusals["logged_at"] < LOG_EVERY_MS:
-        _refusals["unlogged"] += 1
-        return
-    what = {"status": problem.status, "code": problem.code, "request_id": request_id}
-    _log.warning("request.refused", **what, unlogged=_refusals["unlogged"])
-    _refusals.update(logged_at=now, unlogged=0)
+    unlogged = _brake.admit(now_ms())
+    if unlogged is not None:
+        what = {"status": problem.status, "code": problem.code, "request_id": request_id}
+        _log.warning("request.refused", **what, unlogged=unlogged)

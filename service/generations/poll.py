@@ -255,19 +255,25 @@ async def _read_due(
 
 
 async def _plan_without_task(tx: Transaction, context: Context, generation_id: str) -> None:
-    """Plan the next poll without a task id: after the submission, or after another callback."""
+    """Plan the next poll without a task id: after the submission, or after another callback.
+
+    Without a callback a client asked: a submission that waits goes on waiting.
+    """
     generation = await rows.read_by_id(tx, Generation, generation_id)
     if generation is None or generation.task_id is not None:
         return
+    changes: dict[str, Any] = {"next_poll_at": None}
+    due_times = await generations.confirmations_of(tx, [generation_id])
+    if due_times:
+        # A callback came, and it names no task that could be asked about: it is not certain any
+        # more that upstream has none, so the submission is not repeated.
+        changes["submit_at"] = None
     if generation.submission == "sending" and tx.now < generation.deadline_at:
         await generations.delay_confirmation(tx, generation_id, tx.now + NO_TASK_RETRY_MS)
     else:
-        await generations.complete_confirmations(tx, {generation_id: tx.now})
-    # A callback came, and it names no task that could be asked about: it is not certain any more
-    # that upstream has none, so the submission is not repeated.
-    await generations.update(
-        tx, [(generation, replace(generation, next_poll_at=None, submit_at=None))]
-    )
+        answered = [id_ for id_, due_at in due_times.items() if due_at <= tx.now]
+        await generations.delete_confirmations(tx, answered)
+    await generations.update(tx, [(generation, replace(generation, **changes))])
     tx.after_commit(context.signals.deadline.set)
 
 

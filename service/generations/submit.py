@@ -1,6 +1,7 @@
 """Submit generations to upstream: stored first, sent once, repeated only where that is safe."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from service.generations import budget, ingest, judge, schedule
 from service.generations.ingest import Batch, Reply
 from service.generations.stuck import LOOK_AGAIN_MS, Stuck
 from service.model.clock import SECOND
-from service.model.errors import StorageError
+from service.model.errors import StorageBusyError, StorageError
 from service.model.generation import Generation
 from service.model.ids import time_of
 from service.store import generations
@@ -28,7 +29,6 @@ _log = log.get()
 # Requests to upstream under way; of one tenant at most half. The client has as many connections,
 # so that none waits for one. What finds no place is a row that waits, and no memory.
 PLACES = 64
-NO_ANSWER: dict[str, Any] = {"status_code": None, "outcome": "lost", "detail": None}
 UNKNOWN_MODEL_PATH = "/images/generations"
 # A generation after its submission, and the HTTP status with which upstream refused it, if it did.
 Submission = tuple[Generation, int | None]
@@ -105,11 +105,23 @@ class Submitter:
         has_place = self.places.take(owner)
         try:
             generation = await self._mark([generation_id], store(has_place))
+        except StorageBusyError:  # The client is told at once, and the commit may still succeed.
+            if has_place:
+                self._begin(generation_id, self._put_back_late(owner, generation_id))
+            raise
         except BaseException:
             if has_place:
                 self._give_back(owner)
             raise
         return generation, self._submit(generation) if has_place else None
+
+    async def _put_back_late(self, owner: str, id_: str) -> None:
+        """Put a generation back whose place nobody uses, once the database commits again."""
+        try:
+            with contextlib.suppress(StorageError):  # The database was closed.
+                await self.context.database.write_always(_put_back, self.context, [id_])
+        finally:
+            self._give_back(owner)
 
     def _begin(self, id_: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Work in a task that is known to be under way, so that a stop waits for it."""
@@ -184,8 +196,11 @@ class Submitter:
         return len(claimed), now
 
     async def _claim(self, ids: Sequence[str], now: int) -> dict[str, Generation]:
-        """Mark due submissions as `sending`, one by one if one of them cannot be changed."""
-        write = self.context.database.write
+        """Mark due submissions as `sending`, one by one if one of them cannot be changed.
+
+        A wait that ends before its commit would leave rows that say `sending` and are never sent.
+        """
+        write = self.context.database.write_always
         try:
             return await write(_claim_due, ids)
         except StorageError:
@@ -234,9 +249,9 @@ async def submit(
     except Exception as error:  # noqa: BLE001  an answer that cannot be stored
         _log.error("submission.failed", generation_id=generation.id, error=repr(error))
         task_id = reply.answer.task_id if isinstance(reply.answer, wire.Report) else None
-        reply = replace(reply, update=None, exchange=replace(reply.exchange, **NO_ANSWER))
         answer = wire.Report("processing", task_id) if task_id else wire.NoReport("lost")
-        reply = replace(reply, answer=answer)
+        exchange = replace(reply.exchange, status_code=None, outcome="lost", detail=None)
+        reply = replace(reply, answer=answer, update=None, exchange=exchange)
         after = await context.database.write_always(_record, context, reply)
     ingest.announce_exchange(metrics.submissions, reply.exchange, model=generation.model)
     return after, reply.exchange.status_code if after.submission == "refused" else None

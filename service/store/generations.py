@@ -184,21 +184,6 @@ async def delete_confirmations(tx: Transaction, ids: Collection[str]) -> None:
         await tx.run("confirmations_delete", ids=json_text(sorted(ids)))
 
 
-async def complete_confirmations(tx: Transaction, polled_at: Mapping[str, int]) -> None:
-    """Delete the confirmations that polls have answered, as {generation id: time of poll}.
-
-    A confirmation that was due only after the poll stays: the poll may be older than its callback.
-    It is due CONFIRM_INTERVAL_MS after the poll at the earliest.
-    """
-    due_times = await confirmations_of(tx, polled_at)
-    later = {id_: due_at for id_, due_at in due_times.items() if due_at > polled_at[id_]}
-    await delete_confirmations(tx, due_times.keys() - later.keys())
-    interval_ms = CONFIRM_INTERVAL_MS
-    await plan_confirmations(
-        tx, {id_: max(due_at, polled_at[id_] + interval_ms) for id_, due_at in later.items()}
-    )
-
-
 async def confirmations_of(tx: Transaction, ids: Collection[str]) -> dict[str, int]:
     """Return when the planned confirmations of these generations are due, by id."""
     planned = await tx.all("confirmations_of", ids=json_text(sorted(ids)))

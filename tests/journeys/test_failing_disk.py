@@ -1,12 +1,42 @@
 """A disk that fails: callbacks are refused and counted, /readyz says so, and all resumes."""
 
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
+from service.model.errors import StorageBusyError
+from service.store import subscribers
 from service.store.sqlite import database as database_module
+from service.store.sqlite import write_queue
 from service.telemetry import metrics
-from tests.harness import opened
+from tests.faults import rows
+from tests.harness import Harness, opened
+
+NEW: dict[str, Any] = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
+
+
+@asynccontextmanager
+async def stalled_disk(world: Harness, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """Let the disk hang during the block: nobody waits for the commit that is in it by its end."""
+    disk, database = threading.Event(), world.app.database
+    hang = asyncio.ensure_future(database.apply(lambda _: disk.wait()))
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(write_queue, "WAIT_SECONDS", 0)
+            yield
+            while not database._queue._committing:
+                await world.get("/v1/events")
+            with pytest.raises(StorageBusyError, match="in time"):
+                await database.write(subscribers.bump_revision)
+    finally:
+        disk.set()
+        await hang
 
 
 async def test_a_failing_disk_is_seen_from_outside_and_recovers(
@@ -44,3 +74,40 @@ async def test_bodies_that_wait_for_the_disk_are_bounded(tmp_path: Path) -> None
         assert answer.status_code == 503
         queue._held_bytes = 0
         assert (await world.call_back(content=b"[" + b"1" * 20 + b"]")).status_code == 200
+
+
+async def test_a_claim_whose_commit_takes_long_is_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        world.upstream.create_replies.append(httpx.Response(503))
+        await world.generate()
+        world.clock.advance(2)
+        submitter = world.app.worker.submitter
+        async with stalled_disk(world, monkeypatch):
+            claiming = asyncio.create_task(submitter.run_due(world.clock.now))
+        assert (await claiming)[0] == 1
+        await submitter.settle()
+        assert [row["submission"] for row in await submissions(world)] == ["taken"]
+
+
+async def test_a_generation_whose_commit_takes_long_is_submitted_by_a_later_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world:
+        headers, submitter = {"idempotency-key": "order-7"}, world.app.worker.submitter
+        async with stalled_disk(world, monkeypatch):
+            creating = world.client.post("/v1/generations", json=NEW, headers=headers)
+            refused = asyncio.create_task(creating)
+        assert (await refused).status_code == 503
+        await submitter.settle()
+        assert submitter.places.taken == 0
+        again = await world.client.post("/v1/generations", json=NEW, headers=headers)
+        assert (again.status_code, again.headers["idempotency-replayed"]) == (202, "true")
+        await world.run(2)
+        assert [row["submission"] for row in await submissions(world)] == ["taken"]
+        assert len(world.upstream.creates) == 1
+
+
+async def submissions(world: Harness) -> Any:
+    return await rows(world, "SELECT submission FROM generations")

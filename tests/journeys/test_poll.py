@@ -396,6 +396,17 @@ async def test_refresh_polls_at_once_but_at_most_once_a_second(tmp_path: Path) -
         assert len(world.upstream.polls) == 2
 
 
+async def test_a_refresh_stops_no_submission_that_waits(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        world.upstream.create_replies.append(httpx.Response(503))
+        generation = await world.generate()
+        answer = await world.client.post(f"/v1/generations/{generation['id']}/refresh")
+        assert (answer.status_code, answer.json()["status"]) == (200, "queued")
+        await world.run(60)
+        assert await status_of(world, generation["id"]) == "processing"
+        assert len(world.upstream.creates) == 2
+
+
 async def test_refreshes_at_the_same_time_share_a_poll(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         generation = await world.generate()

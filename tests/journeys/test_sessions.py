@@ -201,6 +201,27 @@ async def test_a_step_that_fails_ends_neither_the_others_nor_the_worker(
         assert worker.is_alive
 
 
+async def test_a_tick_in_an_earlier_session_knows_what_others_changed(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        gate = Gate()
+        queue_answers(world, gate, gate)
+        subscriber = await world.subscribe(**ONE)
+        await world.generate()
+        worker = world.app.worker
+        assert (await worker.tick(0.2)).attempted == 0
+        session = worker.session
+        async with another_process(world):
+            path = f"/v1/subscribers/{subscriber['id']}"
+            answer = await world.client.patch(path, json={"status": "paused"})
+            assert answer.status_code == 200
+        await world.generate()
+        await worker.tick(0.2)
+        assert worker.session is session
+        assert gate.requests == 1, "a subscriber that was paused gets a webhook"
+        gate.is_open.set()
+        await wait_until(world, lambda: not worker.ownership.is_held)
+
+
 async def test_a_step_that_fails_in_a_tick_ends_neither_the_others_nor_the_tick(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,6 +88,23 @@ async def test_more_unreadable_rows_than_are_remembered_hold_no_loop(
         assert next_at is None or next_at > world.clock.now
 
 
+@pytest.mark.parametrize("work", ["submit", "expire"])
+async def test_rows_without_their_bodies_are_looked_at_again_later(
+    tmp_path: Path, work: str
+) -> None:
+    async with opened(tmp_path) as world:
+        await make_due(world, work)
+        await execute(world, "DELETE FROM generation_bodies")
+        world.clock.advance(2 * HOUR)
+        worker, now = world.app.worker, world.clock.now
+        for _ in range(2):
+            if work == "submit":
+                _, next_at = await worker.submitter.run_due(now)
+            else:
+                next_at = await worker.poller.expire_due(now)
+        assert next_at is None or next_at > now
+
+
 async def test_a_submission_whose_request_cannot_be_made_has_not_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,9 +96,10 @@ WHERE id = :id;
 UPDATE generation_bodies SET output = :output, error = :error WHERE generation_id = :id;
 
 -- name: generations_to_submit
+-- A row without its body is read too: what is due and never listed would be due at once, for ever.
 -- A callback that waits for its confirmation holds the submission: upstream may have the task.
 SELECT g.*, b.input, b.metadata, b.output, b.error
-FROM generations g JOIN generation_bodies b ON b.generation_id = g.id
+FROM generations g LEFT JOIN generation_bodies b ON b.generation_id = g.id
 WHERE g.submit_at IS NOT NULL AND g.submit_at <= :now AND g.submission = 'waiting'
     AND g.task_id IS NULL AND g.tenant NOT IN (SELECT value FROM json_each(:tenants))
     AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
@@ -182,7 +183,7 @@ DELETE FROM confirmations WHERE generation_id IN (SELECT value FROM json_each(:i
 
 -- name: generations_to_expire
 SELECT g.*, b.input, b.metadata, b.output, b.error
-FROM generations g JOIN generation_bodies b ON b.generation_id = g.id
+FROM generations g LEFT JOIN generation_bodies b ON b.generation_id = g.id
 WHERE g.status IN ('queued', 'processing') AND g.next_poll_at IS NULL AND g.deadline_at <= :now
     AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
     AND g.id NOT IN (SELECT value FROM json_each(:without))
