@@ -20,6 +20,9 @@ LOCAL = Policy(
 T = TypeVar("T")
 HEADERS = {"content-type": "application/json", "webhook-id": "evt_1"}
 OK = b"HTTP/1.1 204 No Content\r\n\r\n"
+# Far more than a sender reads and the buffers between hold: a sender that reads on is seen by what
+# it has read, not by its deadline.
+FLOOD_BYTES_MAX = 64 * 1024 * 1024
 LOOPS = [
     "asyncio",
     ("asyncio", {"use_uvloop": True}),
@@ -142,13 +145,14 @@ def drip(start: bytes, part: bytes) -> Script:
 
 
 def flood(start: bytes, part: bytes) -> Script:
-    """`start`, and then `part` as fast as it goes, without end."""
+    """`start`, and then `part` as fast as it goes; nobody may read FLOOD_BYTES_MAX of it."""
 
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.write(start)
-        while True:
+        for _ in range(FLOOD_BYTES_MAX // len(part)):
             await peer.write(part)
+        raise AssertionError("the sender reads without end")
 
     return script
 
