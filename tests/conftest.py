@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from service.model import ids
 from service.settings import CLIENT_VARIABLES, VARIABLES
+from service.store.sqlite import write_queue
 from service.telemetry import log
 from tests.logs import Console
 
@@ -23,6 +24,7 @@ MEMORY_BYTES_MIN = 1 << 30
 # A busy machine is no reason for a property to fail.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+write_queue.WAIT_SECONDS = 60.0  # Nor is it one for a commit to be given up.
 
 # Most of a test's time went into waiting for the disk. Databases in memory make every sync quick;
 # chaos/ attacks durability on a real disk.
