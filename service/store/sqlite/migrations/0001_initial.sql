@@ -182,7 +182,16 @@ CREATE TABLE subscribers (
 );
 CREATE INDEX subscribers_tenant ON subscribers (tenant, id) WHERE is_notify = 0;
 CREATE UNIQUE INDEX subscribers_notify ON subscribers (tenant, url) WHERE is_notify = 1;
-CREATE INDEX subscribers_resting ON subscribers (slow_until) WHERE slow_until IS NOT NULL;
+
+-- Until when a receiver asked all lanes of a tenant to rest. `receiver` is the origin, or `notify` and
+-- the origin for the `notify_url`s there. What rests one lane alone is in its subscriber.
+CREATE TABLE rests (
+    tenant TEXT NOT NULL,
+    receiver TEXT NOT NULL,
+    slow_until INTEGER NOT NULL,
+    PRIMARY KEY (tenant, receiver)
+) WITHOUT ROWID;
+CREATE INDEX rests_until ON rests (slow_until);
 
 CREATE TABLE deliveries (
     tenant TEXT NOT NULL,
