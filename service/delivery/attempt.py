@@ -107,9 +107,12 @@ async def attempt(
         _log.exception("attempt.broken", delivery_id=due.id)
         answer = SendError("internal_error", f"It could not be sent: {type(error).__name__}.")
     seconds, ended_at = time.perf_counter() - began, context.clock()
+    is_manual = due.trigger == "manual"
     verdict = retry.decide(
         answer,
-        attempt_number=due.attempt_count + 1,
+        attempt_number=due.attempt_count - due.manual_count + (not is_manual),
+        is_manual=is_manual,
+        planned_at=due.planned_at if is_manual else None,
         schedule_seconds=recipient.subscriber.retry_schedule_seconds,
         now=ended_at,
         jitter=context.jitter(),

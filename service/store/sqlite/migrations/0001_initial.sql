@@ -205,6 +205,10 @@ CREATE TABLE deliveries (
     trigger TEXT NOT NULL DEFAULT 'scheduled',
     attempt_count INTEGER NOT NULL DEFAULT 0,
     due_at INTEGER,
+    -- Attempts that a person asked for are not part of the schedule: how many were made, and when the
+    -- next one of the schedule is due while one of them is awaited.
+    manual_count INTEGER NOT NULL DEFAULT 0,
+    planned_at INTEGER,
     delivered_at INTEGER,
     last_error TEXT,
     PRIMARY KEY (tenant, id)
