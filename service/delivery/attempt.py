@@ -150,7 +150,9 @@ def _redactor_of(headers: Mapping[str, str]) -> Redactor | None:
 def _cut_echoes(answer: Answer, redactor: Redactor) -> Answer:
     """Return the answer as it may be stored: a receiver may repeat what it was sent."""
     headers = tuple((name, redactor.text(value)) for name, value in answer.headers)
-    body = redactor.text(answer.body.decode(errors="surrogateescape"))
+    # The body ends at 16 KiB, or where it broke off: perhaps within a secret.
+    body = redactor.without_cut_end(answer.body.decode(errors="surrogateescape"))
+    body = redactor.text(body)
     return Answer(answer.status_code, headers, body.encode(errors="surrogateescape"))
 
 

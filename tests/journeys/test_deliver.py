@@ -335,6 +335,22 @@ async def test_a_retry_that_is_asked_for_during_a_scheduled_one_leaves_what_that
         assert (await delivery(world))["attempt_count"] == 3 + (status == "pending")
 
 
+async def test_the_latest_250_attempts_are_shown_oldest_first(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(**ONE, retry_schedule_seconds=[0, 60])
+        queue_answers(world, 500)
+        await world.generate()
+        await world.run()
+        copies = """
+            WITH RECURSIVE n (n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM n WHERE n < 260)
+            INSERT INTO attempts SELECT delivery_id, n, id, trigger, started_at, duration_ms,
+                status_code, error_code, error_message, response_headers, response_body
+            FROM attempts, n"""
+        await world.app.database.apply(lambda connection: connection.execute(copies))
+        found = await delivery(world)
+        assert [each["number"] for each in found["attempts"]] == list(range(11, 261))
+
+
 async def test_one_retry_makes_one_attempt(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE, retry_schedule_seconds=[0, 36_000, 36_000])

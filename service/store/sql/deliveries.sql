@@ -100,7 +100,9 @@ VALUES (:delivery_id, :number, :id, :trigger, :started_at, :duration_ms, :status
 ON CONFLICT (delivery_id, number) DO NOTHING;
 
 -- name: attempts_of_delivery
-SELECT * FROM attempts WHERE delivery_id = :delivery_id ORDER BY number LIMIT 100;
+-- The latest ones, oldest first.
+SELECT * FROM (SELECT * FROM attempts WHERE delivery_id = :delivery_id
+    ORDER BY number DESC LIMIT 250) ORDER BY number;
 
 -- name: attempts_of_generation
 SELECT a.*, d.subscriber_id, d.event_id FROM generations g
