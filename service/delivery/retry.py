@@ -16,6 +16,7 @@ DEFAULT_RETRY_SECONDS = (0, 5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000
 
 RETRY_AFTER_MAX_MS = clock.DAY
 _RETRY_AFTER_LENGTH_MAX = 64
+_EPOCH_MIN = 10**9
 _RETRY_SPREAD = 0.1
 _RETRY_SPREAD_MIN_MS = clock.SECOND
 
@@ -99,7 +100,12 @@ def parse_retry_after(value: str | None, now: int) -> int | None:
     if not text or len(text) > _RETRY_AFTER_LENGTH_MAX or not text.isascii():
         return None
     if text.isdigit():
-        return min(int(text) * clock.SECOND, RETRY_AFTER_MAX_MS)
+        seconds = int(text)
+        if seconds < _EPOCH_MIN:
+            return min(seconds * clock.SECOND, RETRY_AFTER_MAX_MS)
+        # Nobody asks for 30 years: it is a time since the epoch, in seconds or in milliseconds.
+        at = seconds if seconds >= _EPOCH_MIN * clock.SECOND else seconds * clock.SECOND
+        return min(max(at - now, 0), RETRY_AFTER_MAX_MS)
     try:
         moment = email.utils.parsedate_to_datetime(text)
         moment = moment.replace(tzinfo=moment.tzinfo or datetime.UTC)  # asctime names no zone.
