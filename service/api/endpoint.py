@@ -93,7 +93,9 @@ async def _run(call: Call, operation: Operation) -> Answer:
 
 def _log_act(call: Call, operation: Operation, result: Answer) -> None:
     """Log who changed or saw what, unless nothing happened."""
-    if result.status_code >= 400 or "idempotency-replayed" in result.headers:
+    is_repeated = "idempotency-replayed" in result.headers
+    act = operation.audit_again if is_repeated else operation.audit
+    if result.status_code >= 400 or not act:
         return
     id_, details = call.path.get("id"), {}
     if operation.creates:
@@ -101,7 +103,7 @@ def _log_act(call: Call, operation: Operation, result: Answer) -> None:
         id_ = view["id"]
         details = {f"of_{name}": view[name] for name in _AUDITED if name in view}
     who = {"key_id": call.key.id, "tenant": call.tenant}
-    _log.info("audit", act=operation.audit, id=id_, **who, **details)
+    _log.info("audit", act=act, id=id_, **who, **details)
 
 
 async def _run_unit(call: Call, kind: str, unit: Unit[Any]) -> Any:

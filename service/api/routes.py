@@ -29,6 +29,7 @@ class Operation(NamedTuple):
     creates: the id prefix of what a POST creates; such a POST takes `Idempotency-Key`.
     reads_body: whether the request has a body; one that creates something has.
     audit: the name of the act in the log, if it acts on keys, secrets, subscribers or replays.
+    audit_again: that of a repeat, which changes nothing but shows a secret once more.
     unit: the transaction in which `run(tx, call)` runs; without it, `run(call)` makes its own.
 
     `run` returns an answer, or a resource, whose view is the answer, or None, which is a 204.
@@ -44,6 +45,7 @@ class Operation(NamedTuple):
     unit: Literal["read", "search", "write"] | None = None
     for_operators: bool = False
     audit: str = ""
+    audit_again: str = ""
 
 
 _GENERATIONS = PAGING | {"status", "model", "created_after", "created_before", "metadata."}
@@ -74,6 +76,7 @@ OPERATIONS = (
         creates="sub",
         reads_body=True,
         audit="subscriber.create",
+        audit_again="secret.show",
     ),
     Operation("GET", _SUBSCRIBERS, subscribers.list_, "manage", PAGING),
     Operation("GET", _SUBSCRIBER, subscribers.get, "manage", unit="read"),
@@ -153,6 +156,7 @@ OPERATIONS = (
         reads_body=True,
         for_operators=True,
         audit="key.create",
+        audit_again="key.show",
     ),
     Operation("GET", "/v1/keys", keys.list_, "admin", PAGING | {"tenant"}, for_operators=True),
     Operation("GET", "/v1/keys/{id}", keys.get, "admin", unit="read", for_operators=True),

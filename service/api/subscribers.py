@@ -13,6 +13,7 @@ from service.api.problem import FieldError, Problem, conflict, not_found, refuse
 from service.api.signing_secret import answer_rotation, answer_secrets, rotate_sealed
 from service.delivery import health, signing
 from service.delivery.ping import send_test
+from service.delivery.receivers import names_of
 from service.delivery.retry import DEFAULT_RETRY_SECONDS
 from service.delivery.signing import Secrets
 from service.delivery.target import SenderClosed, parse_target
@@ -152,14 +153,29 @@ async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Sub
     if headers is not None:
         changes["header_names"] = sorted(headers)
         changes["sealed_headers"] = _seal_headers(call, old, headers)
+    if _has_moved(old, fields):
+        changes["slow_until"] = None  # The origin of before asked for that.
     if fields.get("status", old.status) != old.status:
         changes["disabled_reason"] = "manual" if fields["status"] == "disabled" else None
         changes |= health.PROBED if old.status == "disabled" else {}
     tx.after_commit(call.context.inbox.reload, old.id)
     new = await subscribers.update(tx, old, **changes)
+    if old.status == "disabled" != new.status:
+        await _end_rests(tx, call, new)
     if new.status == "disabled" != old.status:
         await health.announce(tx, call.context, new)
     return new
+
+
+async def _end_rests(tx: Transaction, call: Call, enabled: Subscriber) -> None:
+    """Let all lanes to the subscriber's receiver go on: a person says that it is well again."""
+    for name in names_of(enabled, parse_target(enabled.url).origin):
+        await subscribers.end_rest(tx, enabled.tenant, name)
+    tx.after_commit(call.context.inbox.reload, None)
+
+
+def _has_moved(old: Subscriber, fields: Mapping[str, Any]) -> bool:
+    return parse_target(fields.get("url", old.url)).origin != parse_target(old.url).origin
 
 
 def _check_headers_follow(old: Subscriber, fields: Mapping[str, Any]) -> None:
@@ -167,7 +183,7 @@ def _check_headers_follow(old: Subscriber, fields: Mapping[str, Any]) -> None:
     names = old.header_names
     if "headers" in fields:
         names = [name for name, value in fields["headers"].items() if value == REDACTED]
-    if names and parse_target(fields.get("url", old.url)).origin != parse_target(old.url).origin:
+    if names and _has_moved(old, fields):
         errors = [FieldError(json_pointer("headers", name), OTHER_ORIGIN) for name in names]
         refuse_fields("The URL has another origin than before.", errors)
 

@@ -8,6 +8,7 @@ import msgspec
 from service.context import Context
 from service.delivery import formats, retry, signing
 from service.delivery.formats import Message
+from service.delivery.receivers import asked_to_rest, names_of
 from service.delivery.target import Answer, Sender, SenderClosed, SendError, Target, parse_target
 from service.model.attempt import Attempt
 from service.model.clock import SECOND
@@ -33,6 +34,7 @@ class Recipient(msgspec.Struct, frozen=True):
     signer: signing.Signer
     redactor: Redactor | None = None  # Cuts the values of these headers out of answers.
     last_attempt_at: int | None = None  # Read only if there is a rate, which continues from there.
+    rests: Mapping[str, int] = {}  # Until when its receivers rest, the narrowest last.
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -44,6 +46,14 @@ class Result(msgspec.Struct, frozen=True):
     record: deliveries.AttemptRecord
     verdict: retry.Verdict
     ended_at: int
+
+    @property
+    def rested(self) -> str | None:
+        """The receiver that asked for a rest of all its lanes; None if none did."""
+        if self.verdict.slow_until is None:
+            return None
+        subscriber, origin = self.recipient.subscriber, self.recipient.target.origin
+        return asked_to_rest(subscriber, origin, self.record.attempt.status_code)
 
 
 async def read_recipient(tx: Transaction, vault: Vault, subscriber_id: str) -> Recipient | None:
@@ -61,13 +71,16 @@ async def read_recipient(tx: Transaction, vault: Vault, subscriber_id: str) -> R
     assert sealed is not None
     has_rate = subscriber.rate_per_second is not None
     headers = signing.unseal_headers(vault, subscriber.sealed_headers, subscriber.id)
+    tenant, target = subscriber.tenant, parse_target(subscriber.url, subscriber.tenant)
+    names = names_of(subscriber, target.origin)
     return Recipient(
         subscriber=subscriber,
-        target=parse_target(subscriber.url, subscriber.tenant),
+        target=target,
         headers=headers,
         signer=signing.Signer(signing.unseal(vault, sealed, owner_id)),
         redactor=_redactor_of(headers),
         last_attempt_at=await stats.last_attempt_at(tx, subscriber_id) if has_rate else None,
+        rests={name: await subscribers.rest_of(tx, tenant, name) for name in names},
     )
 
 
@@ -94,9 +107,12 @@ async def attempt(
         _log.exception("attempt.broken", delivery_id=due.id)
         answer = SendError("internal_error", f"It could not be sent: {type(error).__name__}.")
     seconds, ended_at = time.perf_counter() - began, context.clock()
+    is_manual = due.trigger == "manual"
     verdict = retry.decide(
         answer,
-        attempt_number=due.attempt_count + 1,
+        attempt_number=due.attempt_count - due.manual_count + (not is_manual),
+        is_manual=is_manual,
+        planned_at=due.planned_at if is_manual else None,
         schedule_seconds=recipient.subscriber.retry_schedule_seconds,
         now=ended_at,
         jitter=context.jitter(),
@@ -134,7 +150,9 @@ def _redactor_of(headers: Mapping[str, str]) -> Redactor | None:
 def _cut_echoes(answer: Answer, redactor: Redactor) -> Answer:
     """Return the answer as it may be stored: a receiver may repeat what it was sent."""
     headers = tuple((name, redactor.text(value)) for name, value in answer.headers)
-    body = redactor.text(answer.body.decode(errors="surrogateescape"))
+    # The body ends at 16 KiB, or where it broke off: perhaps within a secret.
+    body = redactor.without_cut_end(answer.body.decode(errors="surrogateescape"))
+    body = redactor.text(body)
     return Answer(answer.status_code, headers, body.encode(errors="surrogateescape"))
 
 

@@ -9,13 +9,13 @@ from service.context import Context
 from service.delivery import health
 from service.delivery.attempt import Recipient, Result, attempt
 from service.delivery.lanes import Bodies, Lane, load
-from service.delivery.receivers import RESTING_MAX, Receivers
+from service.delivery.receivers import Receivers
 from service.delivery.slots import Slots
 from service.delivery.target import Sender, SenderClosed
 from service.model.clock import MINUTE, SECOND
 from service.model.delivery import DueDelivery
 from service.model.errors import StorageError
-from service.store import deliveries, stats, subscribers
+from service.store import deliveries, stats
 from service.telemetry import log
 
 _log = log.get()
@@ -43,7 +43,6 @@ class Dispatcher:
         self.is_open = False  # True while this process has the right to work.
         self.on_timer: Callable[[], None] = lambda: None
         self._lanes_max = LANES_MAX
-        self._knows_rests = False  # Whether the receivers rest as is stored.
         self._timers: list[tuple[int, str]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._unrecorded: list[tuple[Lane, Result]] = []
@@ -74,12 +73,9 @@ class Dispatcher:
     def reload(self, subscriber_id: str | None) -> None:
         """Read the subscriber again, it has changed; None: any may have changed."""
         now = self.context.clock()
-        if subscriber_id is None:
-            self._knows_rests = False
-            lanes = list(self.lanes.values())
-        else:
+        lanes = list(self.lanes.values())
+        if subscriber_id is not None:
             lanes = [self._lane(subscriber_id)]
-            lanes[0].receiver.slow_until = 0
         for lane in lanes:
             is_idle = subscriber_id is None and lane.is_idle_until(now + SOON_MS)
             lane.drop_recipient()
@@ -96,9 +92,6 @@ class Dispatcher:
         Return how many there are. Only those with work soon come into memory.
         """
         read = self.context.database.read
-        if not self._knows_rests:
-            self._knows_rests = True
-            self.receivers.restore(await read(subscribers.resting, RESTING_MAX))
         count, page = 0, [deliveries.DueTimes("", None, None, None)]
         while page:
             page = await read(deliveries.next_due_times, page[-1].subscriber_id, SCAN_LANES)
@@ -280,11 +273,15 @@ class Dispatcher:
     def _learn(self, lane: Lane, recipient: Recipient, result: Result) -> None:
         """Adapt the lane, and with it its receiver, to how the attempt went."""
         is_notify, attempted = recipient.subscriber.is_notify, result.record.attempt
-        slow_until = result.verdict.slow_until
-        if slow_until is not None and (is_notify or attempted.status_code == 429):
-            self.receivers.rest(lane.receiver, slow_until)
+        self._rest(result)
         in_flight = self.slots.held_by_receiver(result.due.id) if is_notify else lane.in_flight
         lane.learn(attempted, result.ended_at, in_flight=in_flight)
+
+    def _rest(self, result: Result) -> None:
+        """Let the receiver rest if it asked for that, even before that is stored."""
+        slow_until, tenant = result.verdict.slow_until, result.record.tenant
+        if slow_until is not None and result.rested is not None:
+            self.receivers.rest(tenant, result.rested, slow_until)
 
     def _count(self, record: deliveries.AttemptRecord, now: int) -> None:
         """Count a stored attempt, unless its statistics were stored with it."""
@@ -320,6 +317,7 @@ class Dispatcher:
         try:
             is_idle = not lane.waiting and 2 * self.slots.in_use < self.slots.count
             await health.record(self.context, lane, result, now, may_wait=is_idle)
+            self._rest(result)  # Again, as a read may have been older than what is stored now.
             self._count(result.record, now)
             lane.expect(None, result.verdict.due_at)
             if result.record.ordered or due.id in lane.read_again:

@@ -7,6 +7,7 @@ from service.context import Context
 from service.delivery import fanout
 from service.delivery.attempt import Result
 from service.delivery.lanes import Lane
+from service.delivery.target import parse_target
 from service.model.clock import DAY, HOUR, SECOND
 from service.model.subscriber import Subscriber
 from service.store import deliveries, events, rows, subscribers
@@ -63,13 +64,12 @@ async def record(context: Context, lane: Lane, result: Result, now: int, *, may_
     may_wait: whether nobody needs the slot, so that the record may wait for other units.
     """
     attempt, verdict, database = result.record, result.verdict, context.database
-    if not changes_of(lane, result, now):
+    if not changes_of(lane, result, now) and result.rested is None:
         # At worst, a crash meanwhile repeats the webhook.
         may_wait &= verdict.word == "delivered" and not attempt.ordered
         await database.write_batched(deliveries.record_attempts, attempt, may_wait=may_wait)
         return
     subscriber = await database.write(_record_with_health, context, result)
-    lane.slow_until = max(lane.slow_until, verdict.slow_until or 0)
     if subscriber is not None:
         lane.set_health(subscriber)
 
@@ -79,10 +79,16 @@ async def _record_with_health(
 ) -> Subscriber | None:
     """Store an attempt and what it changes; return the subscriber as it then is."""
     await deliveries.record_attempts(tx, [result.record])
+    attempted, slow_until = result.recipient, result.verdict.slow_until
+    if slow_until is not None and result.rested is not None:
+        await subscribers.store_rest(tx, result.record.tenant, result.rested, slow_until)
     old = await rows.read_by_id(tx, Subscriber, result.record.subscriber_id)
     if old is None or old.status == "disabled":
         return old
-    new = await subscribers.update(tx, old, **changes_of(old, result, tx.now))
+    changes = changes_of(old, result, tx.now)
+    if parse_target(old.url).origin != attempted.target.origin:
+        changes.pop("slow_until", None)  # Another URL than the present one asked for that.
+    new = await subscribers.update(tx, old, **changes)
     if new.status == "disabled":
         tx.after_commit(context.inbox.reload, new.id)
         await announce(tx, context, new)

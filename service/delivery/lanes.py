@@ -96,7 +96,6 @@ class Lane(Struct, eq=False):
             self.window = receiver.window
         else:
             self.window.set_limit(subscriber.max_in_flight)
-        self.slow_until = max(self.slow_until, subscriber.slow_until or 0)
         self._take_health(subscriber)
         if subscriber.rate_per_second and recipient.last_attempt_at is not None:
             next_at = recipient.last_attempt_at + SECOND / subscriber.rate_per_second
@@ -111,6 +110,7 @@ class Lane(Struct, eq=False):
         self._take_health(subscriber)
 
     def _take_health(self, subscriber: Subscriber) -> None:
+        self.slow_until = max(self.slow_until, subscriber.slow_until or 0)
         self.failing_since, self.probing = subscriber.failing_since, subscriber.probing
         self.last_failed_at = subscriber.last_failed_at
 
@@ -263,13 +263,13 @@ async def load(context: Context, receivers: Receivers, lane: Lane) -> bool:
         for backlog in lane.to_refill(context.clock()):
             await _refill(context, lane, backlog)
         return True
-    revision = lane.revision
+    revision, turn = lane.revision, receivers.begin_read()
     recipient = await context.database.read(read_recipient, context.vault, lane.subscriber_id)
     if lane.revision != revision:
         return True  # Changed meanwhile: it is read again.
     if recipient is not None:
-        receiver = receivers.find(recipient.subscriber, recipient.target.origin)
-        lane.set_recipient(recipient, receiver)
+        tenant = recipient.subscriber.tenant
+        lane.set_recipient(recipient, receivers.find(tenant, recipient.rests, turn))
         return True
     lane.drop_waiting()
     while await context.database.write(deliveries.cancel, lane.subscriber_id):

@@ -24,11 +24,13 @@ async def send_test(
     attempt, so that tests delay no delivery. SenderClosed if the process stops meanwhile.
     """
     context = dispatcher.context
+    turn = dispatcher.receivers.begin_read()
     recipient = await context.database.read(read_recipient, context.vault, subscriber.id)
     if recipient is None:
         return None
     subscriber, lane = recipient.subscriber, Lane(subscriber.id)
-    lane.set_recipient(recipient, dispatcher.receivers.find(subscriber, recipient.target.origin))
+    receiver = dispatcher.receivers.find(subscriber.tenant, recipient.rests, turn)
+    lane.set_recipient(recipient, receiver)
     lane.failing_since = subscriber.failing_since
     tests, slots = dispatcher.tests, dispatcher.slots
     if tests[subscriber.id] >= TESTS_MAX or not slots.are_free_for(lane):

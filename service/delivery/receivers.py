@@ -1,60 +1,75 @@
 """Receivers: who answers behind the URLs of a tenant, by origin and not by the text of the URL."""
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Mapping
 from weakref import WeakValueDictionary
 
-from service.delivery.target import parse_target
 from service.delivery.window import Window
 from service.model.subscriber import Subscriber
 
 NOTIFY_IN_FLIGHT_MAX = 10  # Attempts to one receiver on account of all `notify_url`s together.
-RESTING_MAX = 10_000  # Receivers that are remembered while they rest; the oldest are forgotten.
+
+
+def names_of(subscriber: Subscriber, origin: str) -> tuple[str, ...]:
+    """Return the receivers whose rests hold a lane to this origin; the narrowest comes last."""
+    return (origin, f"notify {origin}") if subscriber.is_notify else (origin,)
+
+
+def asked_to_rest(subscriber: Subscriber, origin: str, status_code: int | None) -> str | None:
+    """Return the receiver that rests by an answer that throttles; None if only the lane rests."""
+    if status_code == 429:
+        return origin
+    return names_of(subscriber, origin)[-1] if subscriber.is_notify else None
 
 
 class Receiver:
     """What all lanes to one origin of a tenant share. It lives as long as one of them."""
 
-    __slots__ = ("__weakref__", "slow_until", "window")
+    __slots__ = ("__weakref__", "above", "noted", "until", "window")
 
-    def __init__(self) -> None:
-        self.slow_until = 0  # It answered 429: nothing leaves before.
+    def __init__(self, above: "Receiver | None" = None) -> None:
+        self.above = above  # The origin's, if this one is for its `notify_url`s.
+        self.until = 0  # It was asked for: nothing leaves before.
+        self.noted = 0  # When that was noted in memory, as Receivers counts.
         # `notify_url`s that differ in their query are one receiver, so they share a window.
         self.window = Window(NOTIFY_IN_FLIGHT_MAX)
 
+    @property
+    def slow_until(self) -> int:
+        """Until when nothing leaves."""
+        return max(self.until, self.above.slow_until if self.above else 0)
+
 
 class Receivers:
-    """The receivers that lanes refer to at the moment, and those that rest."""
+    """The receivers that lanes refer to at the moment. Until when each rests is stored."""
 
     def __init__(self) -> None:
         self._receivers: WeakValueDictionary[tuple[str, str], Receiver] = WeakValueDictionary()
-        self._resting: dict[Receiver, None] = {}
+        self._turns = itertools.count(1)
 
-    def find(self, subscriber: Subscriber, origin: str) -> Receiver:
-        """Return the receiver of the subscriber, whose URL has this origin."""
-        key = subscriber.tenant, origin
-        receiver = self._receivers.get(key)
-        if receiver is None:
-            receiver = self._receivers[key] = Receiver()
-        if subscriber.is_notify:  # Its row stores until when the receiver asked to wait.
-            self.rest(receiver, subscriber.slow_until or 0)
+    def begin_read(self) -> int:
+        """Return what `find` takes: what is read from now on may miss what is noted later."""
+        return next(self._turns)
+
+    def find(self, tenant: str, rests: Mapping[str, int], turn: int) -> Receiver:
+        """Return the narrowest of the receivers, each of which rests as was read since `turn`."""
+        receiver: Receiver | None = None
+        for name, until in rests.items():
+            receiver = self._find(tenant, name, receiver)
+            is_older = receiver.noted > turn
+            receiver.until = max(receiver.until, until) if is_older else until
+        assert receiver is not None
         return receiver
 
-    def restore(self, rests: Iterable[tuple[str, str, int]]) -> None:
-        """Let receivers rest as is stored, each by tenant, URL and time, and no others."""
-        self._resting.clear()
-        for receiver in self._receivers.values():
-            receiver.slow_until = 0
-        for tenant, url, until in rests:
-            key = tenant, parse_target(url).origin
-            receiver = self._receivers.get(key) or Receiver()
-            self._receivers[key] = receiver
-            self.rest(receiver, until)
+    def rest(self, tenant: str, name: str, until: int) -> None:
+        """Let nothing leave to the receiver before `until`, if a lane refers to it."""
+        receiver = self._receivers.get((tenant, name))
+        if receiver is not None:
+            receiver.until = max(receiver.until, until)
+            receiver.noted = next(self._turns)
 
-    def rest(self, receiver: Receiver, until: int) -> None:
-        """Let nothing leave to the receiver before `until`, though its lanes may be dropped."""
-        if until > receiver.slow_until:
-            receiver.slow_until = until
-            self._resting.pop(receiver, None)  # So that the oldest stay first.
-            self._resting[receiver] = None
-            if len(self._resting) > RESTING_MAX:
-                del self._resting[next(iter(self._resting))]
+    def _find(self, tenant: str, name: str, above: Receiver | None) -> Receiver:
+        receiver = self._receivers.get((tenant, name))
+        if receiver is None:
+            receiver = self._receivers[tenant, name] = Receiver(above)
+        return receiver

@@ -16,6 +16,7 @@ DEFAULT_RETRY_SECONDS = (0, 5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000
 
 RETRY_AFTER_MAX_MS = clock.DAY
 _RETRY_AFTER_LENGTH_MAX = 64
+_EPOCH_MIN = 10**9
 _RETRY_SPREAD = 0.1
 _RETRY_SPREAD_MIN_MS = clock.SECOND
 
@@ -46,11 +47,14 @@ def decide(
     schedule_seconds: Sequence[int],
     now: int,
     jitter: float,
+    is_manual: bool = False,
+    planned_at: int | None = None,
 ) -> Verdict:
     """Decide what follows from an attempt (Standard Webhooks 1.0, and the answer headers of Svix).
 
-    attempt_number: how many attempts were made, this one included.
+    attempt_number: how many attempts of the schedule were made, this one included if it is one.
     schedule_seconds: the delay before each attempt; [0] belongs to the first.
+    planned_at: when the schedule goes on if `is_manual`: a person asked. None if it is over.
     """
     status_code = result.status_code if isinstance(result, Answer) else 0
     if 200 <= status_code < 300:
@@ -59,22 +63,31 @@ def decide(
     instruction = headers.get("webhook-delivery", "").strip().lower()
     if status_code == 410 or instruction == "disable":
         return GONE
-    if instruction == "abort-message" or attempt_number >= len(schedule_seconds):
+    is_last = planned_at is None if is_manual else attempt_number >= len(schedule_seconds)
+    if instruction == "abort-message" or is_last:
         return DEAD
-    delay_ms = schedule_seconds[attempt_number] * clock.SECOND
+    delay_ms = schedule_seconds[min(attempt_number, len(schedule_seconds) - 1)] * clock.SECOND
     requested_ms = parse_retry_after(headers.get("retry-after"), now)
     # Short delays need the jitter most: what failed together would come back together.
     floor_ms = max(delay_ms, requested_ms or 0)
     spread_ms = max(floor_ms * _RETRY_SPREAD, _RETRY_SPREAD_MIN_MS)
-    # One 503 is too little to stop a lane for long, unless the receiver asks for it.
-    slow_ms = min(delay_ms, SLOW_LANE_MAX_MS) if requested_ms is None else requested_ms
-    throttled = status_code in _THROTTLED
+    due_at = now + floor_ms + int(spread_ms * jitter)
+    if planned_at is not None:
+        due_at = max(planned_at, now + requested_ms) if requested_ms else planned_at
     return Verdict(
         word="retried",
         status="pending",
-        due_at=now + floor_ms + int(spread_ms * jitter),
-        slow_until=now + max(slow_ms, SLOW_LANE_MIN_MS) if throttled else None,
+        due_at=due_at,
+        slow_until=_rest_until(status_code, delay_ms, requested_ms, now),
     )
+
+
+def _rest_until(status_code: int, delay_ms: int, requested_ms: int | None, now: int) -> int | None:
+    if status_code not in _THROTTLED:
+        return None
+    # One 503 is too little to stop a lane for long, unless the receiver asks for it.
+    slow_ms = min(delay_ms, SLOW_LANE_MAX_MS) if requested_ms is None else requested_ms
+    return now + max(slow_ms, SLOW_LANE_MIN_MS)
 
 
 def parse_retry_after(value: str | None, now: int) -> int | None:
@@ -87,7 +100,12 @@ def parse_retry_after(value: str | None, now: int) -> int | None:
     if not text or len(text) > _RETRY_AFTER_LENGTH_MAX or not text.isascii():
         return None
     if text.isdigit():
-        return min(int(text) * clock.SECOND, RETRY_AFTER_MAX_MS)
+        seconds = int(text)
+        if seconds < _EPOCH_MIN:
+            return min(seconds * clock.SECOND, RETRY_AFTER_MAX_MS)
+        # Nobody asks for 30 years: it is a time since the epoch, in seconds or in milliseconds.
+        at = seconds if seconds >= _EPOCH_MIN * clock.SECOND else seconds * clock.SECOND
+        return min(max(at - now, 0), RETRY_AFTER_MAX_MS)
     try:
         moment = email.utils.parsedate_to_datetime(text)
         moment = moment.replace(tzinfo=moment.tzinfo or datetime.UTC)  # asctime names no zone.

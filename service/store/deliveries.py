@@ -52,6 +52,8 @@ def new_due(event: Event, subscriber: Subscriber, now: int, trigger: str) -> Due
         trigger=trigger,
         ordered=subscriber.ordered,
         body=event.body,
+        manual_count=0,
+        planned_at=None,
     )
 
 

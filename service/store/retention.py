@@ -90,6 +90,7 @@ async def _stages(database: Database, retention_days: int, now: int) -> list[Sta
         "idempotency_delete_old": now - IDEMPOTENCY_RETENTION_MS,
         "stats_delete_old": now - stats.RETENTION_MS,
         "replays_delete_old": before,
+        "rests_delete_old": now,
     }
     rejected = {"before": now - REJECTED_RETENTION_MS, "keep": REJECTED_MAX}
     tenants = await database.read(subscribers.all_tenants)

@@ -56,10 +56,20 @@ async def delete(tx: Transaction, old: Subscriber) -> None:
     await bump_revision(tx)
 
 
-async def resting(tx: Transaction, limit: int) -> list[tuple[str, str, int]]:
-    """Return tenant, URL and end of the rest of each subscriber whose receiver asked for one."""
-    rows_ = await tx.all("subscribers_resting", now=tx.now, limit=limit)
-    return [(row["tenant"], row["url"], row["slow_until"]) for row in rows_]
+async def store_rest(tx: Transaction, tenant: str, receiver: str, slow_until: int) -> None:
+    """Store until when all lanes of the tenant to a receiver rest, unless that is later already."""
+    await tx.run("rest_store", tenant=tenant, receiver=receiver, slow_until=slow_until)
+
+
+async def rest_of(tx: Transaction, tenant: str, receiver: str) -> int:
+    """Return until when a receiver rests, or did last; 0 if nothing is stored."""
+    values = {"tenant": tenant, "receiver": receiver}
+    return await rows.read_number(tx, "rest_by_receiver", **values) or 0
+
+
+async def end_rest(tx: Transaction, tenant: str, receiver: str) -> None:
+    """Let the tenant's lanes to a receiver go on."""
+    await tx.run("rest_delete", tenant=tenant, receiver=receiver)
 
 
 async def tenant_secrets(tx: Transaction, tenant: str) -> bytes | None:

@@ -79,11 +79,18 @@ class Redactor:
 
     def excerpt(self, text: str, characters: int) -> str:
         """The beginning of a text, which may have been cut within a secret, without secrets."""
-        for secret in self._secrets:
-            at = text.rfind(secret[:PIECE_CHARACTERS])
-            if at >= 0 and secret.startswith(text[at:]):
-                text = text[:at] + REDACTED
-        return self._string(text)[:characters]
+        return self._string(self.without_cut_end(text))[:characters]
+
+    def without_cut_end(self, text: str) -> str:
+        """A text that may have been cut within a secret, without the beginning of that secret."""
+        for form in self._forms:
+            piece = form[: min(PIECE_CHARACTERS, (len(form) + 1) // 2)]
+            at = text.find(piece, max(0, len(text) - len(form)))
+            while at >= 0:
+                if form.startswith(text[at:]):
+                    return text[:at] + REDACTED
+                at = text.find(piece, at + 1)
+        return text
 
     def json(self, value: Any, depth: int = DEPTH_MAX) -> Any:
         """Return a copy of decoded JSON without secrets, callback URLs and values of secret keys.

@@ -214,17 +214,43 @@ def test_every_operation_that_changes_what_a_tenant_set_up_is_audited() -> None:
     assert len({each.audit for each in OPERATIONS}) > 10
 
 
-async def test_a_refused_or_repeated_act_leaves_no_audit_line(
+async def test_a_repeat_that_shows_a_secret_again_leaves_an_audit_line(
     tmp_path: Path, console: Console
 ) -> None:
     async with opened(tmp_path) as world:
         console.configure("info")
+        made = []
+        for path, new in (
+            ("/v1/subscribers", {"url": "http://127.0.0.1:7/inbox"}),
+            ("/v1/keys", {"name": "n", "scopes": ["read"]}),
+        ):
+            for _ in range(2):
+                headers = {"Idempotency-Key": path}
+                made.append((await world.client.post(path, json=new, headers=headers)).json())
+        assert made[0]["secret"] == made[1]["secret"]
+        assert made[2]["key"] == made[3]["key"]
+        acts = of(console, "audit")
+        names = ["subscriber.create", "secret.show", "key.create", "key.show"]
+        assert [act["act"] for act in acts] == names
+        assert [act["id"] for act in acts] == [each["id"] for each in made]
+
+
+SPAN = {"since": "2020-01-01T00:00:00Z", "until": "2020-01-02T00:00:00Z"}
+
+
+async def test_a_refused_or_repeated_act_leaves_no_audit_line(
+    tmp_path: Path, console: Console
+) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe()
+        console.configure("info")
         await world.client.delete("/v1/keys/key_1")
         for _ in range(2):
             headers = {"Idempotency-Key": "k-1"}
-            new = {"name": "n", "scopes": ["read"]}
-            await world.client.post("/v1/keys", json=new, headers=headers)
-        assert [act["act"] for act in of(console, "audit")] == ["key.create"]
+            new = {"subscriber_id": subscriber["id"], **SPAN}
+            answer = await world.client.post("/v1/replays", json=new, headers=headers)
+            assert answer.status_code < 300, answer.text
+        assert [act["act"] for act in of(console, "audit")] == ["replay.create"]
 
 
 async def test_an_attempts_line_says_whose_it_is(tmp_path: Path, console: Console) -> None:

@@ -32,6 +32,8 @@ def lane_of(receiver: Receiver | None = None, **fields: Any) -> Lane:
 
 def due(number: int, attempt_count: int = 0, body: bytes = b"{}") -> DueDelivery:
     return DueDelivery(
+        manual_count=0,
+        planned_at=None,
         tenant="default",
         id=f"dlv_{number}",
         subscriber_id="sub_1",

@@ -222,6 +222,14 @@ def test_retry_after_is_understood_in_all_its_forms(value: str, wait_ms: int) ->
     assert retry.parse_retry_after(value, NOW) == wait_ms
 
 
+@pytest.mark.parametrize(("ahead_ms", "wait_ms"), [(MINUTE, MINUTE), (-MINUTE, 0), (2 * DAY, DAY)])
+@pytest.mark.parametrize("unit_ms", [1, SECOND])
+def test_a_time_since_the_epoch_is_read_as_one(ahead_ms: int, wait_ms: int, unit_ms: int) -> None:
+    now = 1_795_000_000_000
+    value = str((now + ahead_ms) // unit_ms)
+    assert retry.parse_retry_after(value, now) == wait_ms
+
+
 @pytest.mark.parametrize(
     "value",
     [

@@ -11,7 +11,7 @@ from standardwebhooks import Webhook
 from service.delivery.retry import DEFAULT_RETRY_SECONDS
 from service.delivery.target import Answer, SenderClosed, SendError
 from service.model.errors import StorageError
-from tests.harness import START, SUBSCRIBER_URL, opened
+from tests.harness import START, SUBSCRIBER_URL, Harness, opened
 from tests.journeys.gates import Gate, attach_worker, deliveries, delivery, queue_answers, take_over
 
 ONE = {"event_types": ["generation.submitted"]}
@@ -281,6 +281,91 @@ async def test_a_retry_that_is_asked_for_during_an_attempt_is_made(
         found = await delivery(world)
         assert (found["status"], found["attempt_count"]) == ("delivered", 2)
         assert [each["trigger"] for each in found["attempts"]] == ["scheduled", "manual"]
+
+
+async def ask(world: Harness) -> None:
+    path = f"/v1/deliveries/{(await delivery(world))['id']}/retry"
+    assert (await world.client.post(path)).status_code == 202
+
+
+async def test_retries_on_request_use_up_nothing_of_the_schedule(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(**ONE, retry_schedule_seconds=[0, 60, 600])
+        queue_answers(world, *[500] * 20)
+        await world.generate()
+        await world.run()
+        planned = (await delivery(world))["next_attempt_at"]
+        for number in range(2, 8):
+            await ask(world)
+            await world.run(1)
+            found = await delivery(world)
+            assert (found["status"], found["attempt_count"]) == ("pending", number)
+            assert found["next_attempt_at"] == planned
+        await world.restart()
+        await world.run(54)
+        assert (await delivery(world))["attempts"][-1]["trigger"] == "scheduled"
+        await world.run(600)
+        found = await delivery(world)
+        assert (found["status"], found["attempt_count"]) == ("dead", 9)
+        assert [each["number"] for each in found["attempts"]] == list(range(1, 10))
+        await ask(world)
+        await world.run()
+        assert (await delivery(world))["status"] == "dead"
+
+
+async def test_a_retry_on_request_that_is_told_to_wait_makes_the_schedule_wait(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(**ONE, retry_schedule_seconds=[0, 60])
+        queue_answers(world, 500, Answer(500, (("retry-after", "90"),), b""))
+        await world.generate()
+        await world.run()
+        await ask(world)
+        await world.run()
+        await world.run(89)
+        assert (await delivery(world))["attempt_count"] == 2
+        await world.run(1)
+        assert (await delivery(world))["status"] == "delivered"
+
+
+@pytest.mark.parametrize(("schedule", "status"), [([0, 60, 60], "pending"), ([0, 60], "dead")])
+async def test_a_retry_that_is_asked_for_during_a_scheduled_one_leaves_what_that_planned(
+    tmp_path: Path, schedule: list[int], status: str
+) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(**ONE, retry_schedule_seconds=schedule)
+        gate = Gate(500)
+        queue_answers(world, 500, gate, 500)
+        await world.generate()
+        await world.run()
+        world.clock.advance(60)
+        async with attach_worker(world) as dispatcher:
+            await dispatcher.scan()
+            await dispatcher.run_due(world.clock())
+            await gate.wait_for(1)
+            await ask(world)
+            gate.is_open.set()
+        found = await delivery(world)
+        assert (found["status"], found["attempt_count"]) == (status, 3)
+        await world.run(60)
+        assert (await delivery(world))["attempt_count"] == 3 + (status == "pending")
+
+
+async def test_the_latest_250_attempts_are_shown_oldest_first(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(**ONE, retry_schedule_seconds=[0, 60])
+        queue_answers(world, 500)
+        await world.generate()
+        await world.run()
+        copies = """
+            WITH RECURSIVE n (n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM n WHERE n < 260)
+            INSERT INTO attempts SELECT delivery_id, n, id, trigger, started_at, duration_ms,
+                status_code, error_code, error_message, response_headers, response_body
+            FROM attempts, n"""
+        await world.app.database.apply(lambda connection: connection.execute(copies))
+        found = await delivery(world)
+        assert [each["number"] for each in found["attempts"]] == list(range(11, 261))
 
 
 async def test_one_retry_makes_one_attempt(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import httpx
+import pytest
 
 from service.delivery.target import Answer
 from service.store.database import Transaction
@@ -157,6 +158,28 @@ async def test_a_receiver_that_echoes_its_headers_does_not_show_them(tmp_path: P
     for secret in ("top-secret-of-theirs", "hush-hush"):
         assert secret not in shown
         assert secret.encode() not in found
+
+
+@pytest.mark.parametrize(
+    "secret", ["hush-7", "sk_live_4f9a8b7c6d5e4f3a2b1c0d9e8f7a6b5c", 'a"b"c"d"e"f']
+)
+async def test_an_echo_that_is_cut_within_a_secret_shows_none_of_it(
+    tmp_path: Path, secret: str
+) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(headers={"x-token": secret})
+        echo = json.dumps({"seen": "seen", "token": secret}).encode()
+        await world.generate()
+        half = len(secret) // 2 + 1
+        for left_out in range(len(b'"}'), half):
+            body = echo[: len(echo) - left_out]
+            world.subscribers.answers[SUBSCRIBER_URL].append(Answer(400, (), body))
+            await world.run()
+            [delivery] = (await world.get("/v1/deliveries"))["data"]
+            shown = await world.get(f"/v1/deliveries/{delivery['id']}")
+            body_shown = shown["attempts"][-1]["response_body"]
+            assert body_shown == '{"seen": "seen", "token": "[redacted]'
+            await world.client.post(f"/v1/deliveries/{delivery['id']}/retry")
 
 
 async def test_a_callback_is_shown_without_a_key_whatever_its_shape(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ DUE_WORK = {
     "generations_to_expire": "generations_deadline",
     "generation_next_deadline": "generations_deadline",
     "deliveries_next_due_times": "deliveries_due",
-    "subscribers_resting": "subscribers_resting",
     "deliveries_due": "deliveries_due",
     "deliveries_due_ordered": "deliveries_due",
     "delivery_next_due": "deliveries_due",

@@ -201,10 +201,6 @@ async def test_trailers_without_end_leave_the_status() -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nok\r\n0\r\n\r\n",
-        b"HTTP/1.1 500 No\nContent-Length: 2\n\nok",
-        b"HTTP/1.1 301 Moved\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
-        b"HTTP/1.1 500 No\n\nHTTP/1.1 200 OK\r\n\r\n",
         b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
         b"HTTP/1.1 101 Switching\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
         b"HTTP/1.1 101 Switching\r\n\r\n",
@@ -242,6 +238,39 @@ async def test_a_2xx_counts_in_a_sloppy_answer_and_closes_the_connection(answer:
         for _ in range(2):
             assert (await sender.send(receiver.target, HEADERS, b"{}", 5)).status_code == 200
         assert receiver.connections == 2
+
+
+@pytest.mark.parametrize("status", [301, 410, 429, 503])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"Transfer-Encoding: chunked\r\n\r\nzz\r\nok\r\n0\r\n\r\n",
+        b"Content-Length: 2\r\nContent-Length: 2\r\n\r\nok",
+        b"Content-Length: 2\nbad header: x\n\nok",
+        b"\nHTTP/1.1 200 OK\r\n\r\n",
+        b"Content-Length: 3\r\n\r\nok",
+        b"Transfer-Encoding: chunked\r\n\r\n3\r\nok",
+    ],
+)
+async def test_a_failure_in_a_sloppy_answer_keeps_its_status_and_its_headers(
+    status: int, rest: bytes
+) -> None:
+    head = b"HTTP/1.1 %d No\r\nRetry-After: 60\r\nwebhook-delivery:disable\n" % status
+    for answer in (head + rest, head.replace(b"\n", b"\r\n").replace(b"\r\r", b"\r") + rest):
+        found = await answer_of(once(answer))
+        assert found.status_code == status
+        assert found.headers[:2] == (("retry-after", "60"), ("webhook-delivery", "disable"))
+
+
+async def test_a_failure_that_does_not_end_in_time_keeps_its_status() -> None:
+    async def script(peer: receivers.Peer) -> None:
+        await peer.request()
+        await peer.write(b"HTTP/1.1 410 Gone\r\nContent-Length: 3\r\n\r\nok")
+        await peer.gone()
+
+    async with receiving(script) as receiver, sending() as sender:
+        answer = await sender.send(receiver.target, HEADERS, b"{}", 1)
+        assert (answer.status_code, answer.body) == (410, b"ok")
 
 
 async def test_a_sloppy_answer_may_come_byte_by_byte() -> None:
@@ -292,7 +321,8 @@ async def test_a_2xx_counts_though_its_connection_is_reset() -> None:
         b"HTTP/1.1 200 OK\r\nx: y\r\n",
         b"HTTP/1.1 200 OK\nx: y\n",
         b"HTTP/1.1 100 Continue\r\n\r\n",
-        b"HTTP/1.1 500 No\r\nContent-Length: 3\r\n\r\nok",
+        b"HTTP/1.1 500 No\r\nContent-Length: 3\r\n",
+        b"HTTP/1.1 500 No\nContent-Length: 3\n",
     ],
 )
 async def test_an_answer_that_breaks_off_is_none(answer: bytes) -> None:

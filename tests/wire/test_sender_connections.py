@@ -200,9 +200,7 @@ async def test_the_replacement_is_fresh_and_not_replaced_again() -> None:
         assert len(receiver.requests) == 4
 
 
-@pytest.mark.parametrize(
-    "first_byte", [b"H", b"\n", b"HTTP/1.1 500 No\r\nContent-Length: 9\r\n\r\n"]
-)
+@pytest.mark.parametrize("first_byte", [b"H", b"\n", b"HTTP/1.1 500 No\r\nContent-Length: 9\r\n"])
 async def test_after_one_byte_of_an_answer_nothing_is_sent_again(first_byte: bytes) -> None:
     async def script(peer: receivers.Peer) -> None:
         await peer.request()

@@ -109,7 +109,6 @@ async def test_an_answer_that_breaks_off_is_a_protocol_error() -> None:
     [
         receivers.hang,
         receivers.drip(b"HTTP/1.1 200 OK\r\n", b"x: y\r\n"),
-        receivers.drip(b"HTTP/1.1 500 No\r\n\r\n", b"x"),
     ],
 )
 async def test_an_answer_that_does_not_end_is_cut(script: Script) -> None:
@@ -129,8 +128,9 @@ async def test_a_2xx_counts_in_a_sloppy_answer(answer: bytes) -> None:
     assert (await answer_of(once(answer))).status_code == 200
 
 
-async def test_a_2xx_whose_body_does_not_end_counts_at_the_deadline() -> None:
-    script = receivers.drip(b"HTTP/1.1 200 OK\r\n\r\n", b"x")
+@pytest.mark.parametrize("status", [200, 429])
+async def test_a_status_whose_body_does_not_end_counts_at_the_deadline(status: int) -> None:
+    script = receivers.drip(b"HTTP/1.1 %d X\r\n\r\n" % status, b"x")
 
     async def attempt(seconds: float) -> None:
         async with receiving(script) as proxy, through(proxy) as sender:
@@ -138,9 +138,15 @@ async def test_a_2xx_whose_body_does_not_end_counts_at_the_deadline() -> None:
                 answer = await sender.send(TARGET, HEADERS, b"{}", seconds)
             except SendError:
                 need(reached=False)
-            assert answer.status_code == 200
+            assert answer.status_code == status
 
     await patiently(attempt)
+
+
+async def test_a_failure_whose_body_breaks_off_keeps_its_status_and_its_headers() -> None:
+    head = b"HTTP/1.1 410 Gone\r\nRetry-After: 60\r\nContent-Length: 3\r\n\r\n"
+    answer = await answer_of(once(head + b"ok"))
+    assert (answer.status_code, answer.headers[0]) == (410, ("retry-after", "60"))
 
 
 async def test_what_is_not_http_is_a_protocol_error() -> None:

@@ -23,13 +23,16 @@ def tls_context(ca_file: str | None = None) -> ssl.SSLContext:
     return context
 
 
-# The end of a head, and the status of a 2xx in one that the parser refused: with bare line feeds,
-# with a length twice, with anything else that is no reason to send a webhook again.
+# The end of a head, and what one says that the parser refused: with bare line feeds, with a length
+# twice, with anything else that is no reason to forget what the receiver wants.
 _HEAD_END = re.compile(rb"\n\r?\n")
-_SLOPPY_START = re.compile(rb"HTTP/1\.[01] [12]\d\d")
-_SLOPPY_SUCCESS = re.compile(
+_SLOPPY_START = re.compile(rb"HTTP/1\.[01] [1-9]\d\d")
+_SLOPPY_HEAD = re.compile(
     rb"(?:HTTP/1\.[01] 1(?!01)\d\d[^\n]*\n(?:[^\r\n][^\n]*\n)*\r?\n)*"
-    rb"HTTP/1\.[01] (2\d\d)(?: [^\n]*)?\r?\n(?:[^\r\n][^\n]*\n)*\r?\n"
+    rb"HTTP/1\.[01] ([2-9]\d\d)(?: [^\n]*)?\r?\n((?:[^\r\n][^\n]*\n)*)\r?\n"
+)
+_SLOPPY_HEADER = re.compile(
+    rb"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*\r?$", re.MULTILINE
 )
 
 # What a connection is doing: from "idle" on in this order, and back to "idle".
@@ -49,8 +52,9 @@ class Connection(asyncio.Protocol):
 
     httptools parses strictly (no leniency is switched on) and calls the public `on_` methods. An
     exception in one of them ends the parsing: `feed_data` raises its own error with that exception
-    as context. A head that says 2xx counts whatever else is wrong with the answer: the receiver has
-    the webhook (`fail`, `_read_sloppy`). Such a connection is not used again.
+    as context. A complete head counts whatever else is wrong with the answer: the receiver has
+    said whether it has the webhook, and what it wants (`fail`, `_read_sloppy`). Such a connection
+    is not used again.
     """
 
     def __init__(self, origin: str, lost: Callable[["Connection"], None]) -> None:
@@ -91,9 +95,9 @@ class Connection(asyncio.Protocol):
     def fail(self, error: SendError | SenderClosed) -> None:
         """End the exchange with `error`, if one is running, and close the connection.
 
-        If the head said 2xx, it ends with the answer, as far as it came.
+        If the head is complete, it ends with the answer, as far as it came.
         """
-        if self._waiter and isinstance(error, SendError) and 200 <= self._status < 300:
+        if self._waiter and isinstance(error, SendError) and self._status:
             self._state = "last"
             self._finish()
         waiter, self._waiter = self._waiter, None
@@ -197,15 +201,16 @@ class Connection(asyncio.Protocol):
             self._finish()
 
     def _read_sloppy(self, new_bytes: int) -> None:
-        """Look for a 2xx in a head that the parser refused; only its status is believed."""
+        """Read a head that the parser refused: its status, and the headers that are whole."""
         assert self._refusal is not None
         could_be = _SLOPPY_START.match(self._head) and not self._status
         if could_be and not _HEAD_END.search(self._head, max(len(self._head) - new_bytes - 2, 0)):
             if len(self._head) > request.HEAD_BYTES:
                 self.fail(request.head_too_large())
             return  # The rest may follow.
-        if could_be and (success := _SLOPPY_SUCCESS.match(self._head)):
-            self._status, self._headers = int(success[1]), []
+        if could_be and (head := _SLOPPY_HEAD.match(self._head)):
+            self._status = int(head[1])
+            self._headers = _SLOPPY_HEADER.findall(head[2])[: request.HEADERS]
         self.fail(self._refusal)
 
     def _finish(self) -> None:

@@ -60,7 +60,7 @@ class ProxiedSender:
         await self._transport.aclose()
 
     async def _read(self, response: httpx.Response, ends_at: float) -> Answer:
-        """Return the answer; a 2xx counts though its body breaks off, or does not end in time."""
+        """Return the answer; its head counts though the body breaks off, or comes too slowly."""
         body = bytearray()
         async with contextlib.aclosing(response):
             try:
@@ -70,7 +70,7 @@ class ProxiedSender:
                         if response.num_bytes_downloaded > request.READ_BYTES:
                             break
             except (TimeoutError, httpx.HTTPError):
-                if self._is_closed or not response.is_success:
+                if self._is_closed:
                     raise
         raw = response.headers.raw
         if sum(len(name) + len(value) for name, value in raw) > request.HEAD_BYTES:

@@ -28,7 +28,7 @@ FROM lane WHERE lane.subscriber_id IS NOT NULL;
 
 -- name: deliveries_due
 SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id,
-    d.attempt_count, d.trigger, e.body
+    d.attempt_count, d.trigger, e.body, d.manual_count, d.planned_at
 FROM deliveries d INDEXED BY deliveries_due JOIN events e ON e.id = d.event_id
 WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
     AND (d.attempt_count > 0) = :retries AND d.due_at <= :now
@@ -38,7 +38,7 @@ ORDER BY d.due_at LIMIT :limit;
 -- Like deliveries_due, but a delivery waits while an earlier event of its generation is pending. The
 -- subquery searches the few events of that generation, not all pending deliveries of the subscriber.
 SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id,
-    d.attempt_count, d.trigger, e.body
+    d.attempt_count, d.trigger, e.body, d.manual_count, d.planned_at
 FROM deliveries d INDEXED BY deliveries_due JOIN events e ON e.id = d.event_id
 WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
     AND (d.attempt_count > 0) = :retries AND d.due_at <= :now
@@ -75,7 +75,9 @@ WHERE status = 'pending' AND subscriber_id = :subscriber_id
 -- The attempt must follow the last one: a process that has lost ownership can then change nothing.
 -- A retry that a person asked for while the attempt was under way stays due, unless it is delivered.
 UPDATE deliveries SET attempt_count = :number, delivered_at = :delivered_at,
-    last_error = :last_error,
+    last_error = :last_error, manual_count = manual_count + (:trigger = 'manual'),
+    planned_at = CASE WHEN :status <> 'delivered' AND trigger = 'manual' AND (due_at > :started_at
+        OR due_at = :started_at AND :trigger <> 'manual') THEN :due_at ELSE NULL END,
     status = CASE WHEN :status <> 'delivered' AND trigger = 'manual' AND (due_at > :started_at
         OR due_at = :started_at AND :trigger <> 'manual') THEN 'pending' ELSE :status END,
     due_at = CASE WHEN :status <> 'delivered' AND trigger = 'manual' AND (due_at > :started_at
@@ -86,7 +88,8 @@ WHERE tenant = :tenant AND id = :delivery_id AND status = 'pending'
     AND attempt_count = :number - 1;
 
 -- name: delivery_retry
-UPDATE deliveries SET status = 'pending', due_at = :now, trigger = 'manual'
+UPDATE deliveries SET status = 'pending', due_at = :now, trigger = 'manual',
+    planned_at = CASE WHEN trigger = 'manual' THEN planned_at ELSE due_at END
 WHERE tenant = :tenant AND id = :id AND status IN ('pending', 'dead');
 
 -- name: attempt_insert
@@ -97,7 +100,9 @@ VALUES (:delivery_id, :number, :id, :trigger, :started_at, :duration_ms, :status
 ON CONFLICT (delivery_id, number) DO NOTHING;
 
 -- name: attempts_of_delivery
-SELECT * FROM attempts WHERE delivery_id = :delivery_id ORDER BY number LIMIT 100;
+-- The latest ones, oldest first.
+SELECT * FROM (SELECT * FROM attempts WHERE delivery_id = :delivery_id
+    ORDER BY number DESC LIMIT 250) ORDER BY number;
 
 -- name: attempts_of_generation
 SELECT a.*, d.subscriber_id, d.event_id FROM generations g

@@ -35,10 +35,19 @@ SELECT count(*) AS count FROM subscribers WHERE tenant = :tenant AND is_notify =
 -- name: subscriber_delete
 DELETE FROM subscribers WHERE id = :id;
 
--- name: subscribers_resting
--- Those whose receivers asked for fewer requests; the longest rests first.
-SELECT tenant, url, slow_until FROM subscribers INDEXED BY subscribers_resting
-WHERE slow_until > :now ORDER BY slow_until DESC LIMIT :limit;
+-- name: rest_store
+INSERT INTO rests (tenant, receiver, slow_until) VALUES (:tenant, :receiver, :slow_until)
+ON CONFLICT (tenant, receiver) DO UPDATE SET slow_until = max(slow_until, excluded.slow_until);
+
+-- name: rest_by_receiver
+SELECT slow_until FROM rests WHERE tenant = :tenant AND receiver = :receiver;
+
+-- name: rest_delete
+DELETE FROM rests WHERE tenant = :tenant AND receiver = :receiver;
+
+-- name: rests_delete_old
+DELETE FROM rests WHERE (tenant, receiver) IN (SELECT tenant, receiver FROM rests
+    WHERE slow_until < :before ORDER BY slow_until LIMIT :limit);
 
 -- name: tenant_by_id
 SELECT * FROM tenants WHERE id = :id;

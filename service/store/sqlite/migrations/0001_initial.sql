@@ -182,7 +182,16 @@ CREATE TABLE subscribers (
 );
 CREATE INDEX subscribers_tenant ON subscribers (tenant, id) WHERE is_notify = 0;
 CREATE UNIQUE INDEX subscribers_notify ON subscribers (tenant, url) WHERE is_notify = 1;
-CREATE INDEX subscribers_resting ON subscribers (slow_until) WHERE slow_until IS NOT NULL;
+
+-- Until when a receiver asked all lanes of a tenant to rest. `receiver` is the origin, or `notify` and
+-- the origin for the `notify_url`s there. What rests one lane alone is in its subscriber.
+CREATE TABLE rests (
+    tenant TEXT NOT NULL,
+    receiver TEXT NOT NULL,
+    slow_until INTEGER NOT NULL,
+    PRIMARY KEY (tenant, receiver)
+) WITHOUT ROWID;
+CREATE INDEX rests_until ON rests (slow_until);
 
 CREATE TABLE deliveries (
     tenant TEXT NOT NULL,
@@ -196,6 +205,10 @@ CREATE TABLE deliveries (
     trigger TEXT NOT NULL DEFAULT 'scheduled',
     attempt_count INTEGER NOT NULL DEFAULT 0,
     due_at INTEGER,
+    -- Attempts that a person asked for are not part of the schedule: how many were made, and when the
+    -- next one of the schedule is due while one of them is awaited.
+    manual_count INTEGER NOT NULL DEFAULT 0,
+    planned_at INTEGER,
     delivered_at INTEGER,
     last_error TEXT,
     PRIMARY KEY (tenant, id)

@@ -1,0 +1,175 @@
+"""Rests that receivers ask for: whose they are, what a restart makes of them, what ends them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.delivery.target import Answer
+from tests.faults import rows
+from tests.harness import Harness, opened
+from tests.journeys.gates import Gate, attach_worker, queue_answers
+from tests.journeys.test_sessions import another_process, begin
+
+HERE, BESIDE = "http://127.0.0.1:7/here", "http://127.0.0.1:7/beside"
+THERE, FURTHER = "http://127.0.0.2:7/there", "http://127.0.0.2:7/further"
+ONE: dict[str, Any] = {"event_types": ["generation.submitted"]}
+HOUR = 3_600
+
+
+def throttle(world: Harness, status: int, url: str) -> None:
+    queue_answers(world, Answer(status, (("retry-after", str(HOUR)),), b""), url=url)
+
+
+async def patch(world: Harness, subscriber: dict[str, Any], **changes: Any) -> None:
+    answer = await world.client.patch(f"/v1/subscribers/{subscriber['id']}", json=changes)
+    assert answer.status_code == 200, answer.text
+
+
+def counts(world: Harness, *urls: str) -> list[int]:
+    return [len(world.subscribers.webhooks_to(url)) for url in urls]
+
+
+@pytest.mark.parametrize(("status", "beside"), [(503, 4), (429, 0)])
+async def test_a_restart_rests_exactly_what_rested_before(
+    tmp_path: Path, status: int, beside: int
+) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(HERE, **ONE)
+        throttle(world, status, HERE)
+        await world.generate()
+        await world.run()
+        await world.subscribe(BESIDE, **ONE)
+        for _ in range(2):
+            for _ in range(2):
+                await world.generate()
+                await world.run(1)
+            await world.restart()
+        assert counts(world, HERE, BESIDE) == [1, beside]
+        await world.run(HOUR)
+        assert counts(world, HERE, BESIDE) == [6, 4]
+
+
+async def test_a_commit_of_another_process_rests_no_healthy_lane(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(HERE, **ONE)
+        beside = await world.subscribe(BESIDE, **ONE)
+        throttle(world, 503, HERE)
+        await begin(world)
+        await world.generate()
+        worker = world.app.worker
+        await worker.dispatcher.settle()
+        async with another_process(world):
+            await patch(world, beside, description="changed")
+            await world.generate()
+        await worker.session.watch(world.clock())
+        await worker.dispatcher.run_due(world.clock())
+        await worker.dispatcher.settle()
+        assert counts(world, HERE, BESIDE) == [1, 2]
+        await worker._end_session()
+
+
+async def test_a_rest_stays_with_the_origin_that_asked_for_it(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        moved = await world.subscribe(HERE, **ONE)
+        throttle(world, 429, HERE)
+        await world.generate()
+        await world.run()
+        await world.subscribe(BESIDE, **ONE)
+        await world.subscribe(THERE, **ONE)
+        await patch(world, moved, url=FURTHER)
+        for sent in (1, 2):
+            await world.generate()
+            await world.run(10 * sent)
+            assert counts(world, HERE, BESIDE, THERE) == [1, 0, sent]
+            assert counts(world, FURTHER) == [sent]
+            await world.restart()
+
+
+async def test_an_answer_of_the_old_url_rests_nothing_at_the_new_one(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        moved = await world.subscribe(HERE, **ONE)
+        gate = Gate(Answer(429, (("retry-after", str(HOUR)),), b""))
+        queue_answers(world, gate, url=HERE)
+        async with attach_worker(world) as dispatcher:
+            await world.generate()
+            await gate.wait_for(1)
+            await patch(world, moved, url=THERE)
+            gate.is_open.set()
+            await dispatcher.settle()
+            await world.subscribe(BESIDE, **ONE)
+            await world.generate()
+            await dispatcher.settle()
+        assert counts(world, THERE, BESIDE) == [1, 0]
+        await world.restart()
+        await world.generate()
+        await world.run()
+        assert counts(world, THERE, BESIDE) == [2, 0]
+
+
+@pytest.mark.parametrize(("status", "listed"), [(503, 1), (429, 0)])
+async def test_what_throttles_a_notify_url_rests_those_of_its_origin(
+    tmp_path: Path, status: int, listed: int
+) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        throttle(world, status, HERE)
+        await world.generate(notify_url=HERE)
+        await world.call_back()
+        await world.run()
+        await world.restart()
+        await world.subscribe(THERE.replace(".2", ".1"), **ONE)
+        await world.generate(notify_url=BESIDE)
+        await world.call_back()
+        await world.run()
+        assert counts(world, HERE, BESIDE) == [1, 0]
+        assert counts(world, THERE.replace(".2", ".1")) == [listed]
+        await world.run(HOUR)
+        assert counts(world, HERE, BESIDE) == [2, 1]
+
+
+async def test_a_change_of_a_subscriber_does_not_end_the_rest_of_its_origin(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        asked = await world.subscribe(HERE, **ONE)
+        throttle(world, 429, HERE)
+        async with attach_worker(world) as dispatcher:
+            await world.generate()
+            await dispatcher.settle()
+            beside = await world.subscribe(BESIDE, **ONE)
+            for subscriber in (beside, asked):
+                await patch(world, subscriber, description="changed")
+            await world.generate()
+            await dispatcher.settle()
+            assert counts(world, HERE, BESIDE) == [1, 0]
+
+
+async def test_a_person_who_enables_a_subscriber_ends_the_rest_of_its_origin(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        asked = await world.subscribe(HERE, **ONE)
+        throttle(world, 429, HERE)
+        async with attach_worker(world) as dispatcher:
+            await world.generate()
+            await dispatcher.settle()
+            await world.subscribe(BESIDE, **ONE)
+            await world.generate()
+            await dispatcher.settle()
+            for status in ("disabled", "active"):
+                await patch(world, asked, status=status)
+            await dispatcher.run_due(world.clock())
+            await dispatcher.settle()
+        assert counts(world, HERE, BESIDE) == [2, 1]
+
+
+async def test_rests_that_are_over_are_deleted(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(HERE, **ONE)
+        throttle(world, 429, HERE)
+        await world.generate()
+        await world.run()
+        assert len(await rows(world, "SELECT * FROM rests")) == 1
+        for _ in range(3):
+            await world.run(HOUR)
+        assert await rows(world, "SELECT * FROM rests") == []
