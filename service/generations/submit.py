@@ -271,7 +271,9 @@ async def _claim_due(tx: Transaction, ids: Sequence[str]) -> dict[str, Generatio
     due = [g for g in read.values() if g.id not in held and g.is_submission_due(tx.now)]
     late = [replace(g, submit_at=None) for g in due if g.deadline_at <= tx.now]
     claimed = [
-        replace(g, submission="sending", submit_at=None) for g in due if g.deadline_at > tx.now
+        replace(g, submission="sending", submit_at=None, next_poll_at=None)
+        for g in due
+        if g.deadline_at > tx.now
     ]
     after = {generation.id: generation for generation in (*late, *claimed)}
     await generations.update(tx, [(generation, after[generation.id]) for generation in due])
@@ -284,6 +286,10 @@ async def _record(tx: Transaction, context: Context, reply: Reply) -> Generation
     batch = Batch(tx, context, await generations.get_many(tx, [id_]))
     before = batch.generations[id_]
     reply = await judge.judge_submission(tx, context, before, reply)
+    if before.submission == "sending" and not before.is_terminal:
+        batch.change(id_, next_poll_at=None)  # A poll that waited for this answer.
+    if isinstance(reply.answer, wire.Report):
+        batch.change(id_, task_id=judge.task_id_after(before, reply.answer))
     was_open = not before.is_terminal  # A callback or the deadline may have come first.
     count = before.submit_count + 1
     await generations.record_exchanges(tx, [replace(reply.exchange, number=count)])
@@ -292,6 +298,10 @@ async def _record(tx: Transaction, context: Context, reply: Reply) -> Generation
     batch.change(id_, submit_count=count)
     after = _change_submission(context, batch, id_, reply.answer, was_open=was_open)
     await batch.write()
+    if await generations.confirmations_of(tx, [id_]):  # It waited for this answer.
+        due_at = max(tx.now, (after.last_poll_at or 0) + generations.CONFIRM_INTERVAL_MS)
+        await generations.plan_confirmations(tx, {id_: due_at})
+        tx.after_commit(context.signals.poll.set)
     if after.next_poll_at is not None:
         tx.after_commit(context.signals.poll.set)
     if after.submit_at is not None:

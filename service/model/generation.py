@@ -80,6 +80,10 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
         is_due = self.submit_at is not None and self.submit_at <= now
         return is_due and self.submission == "waiting" and self.task_id is None
 
+    def is_poll_due(self, now: int) -> bool:
+        """Whether a planned poll is due now."""
+        return self.next_poll_at is not None and self.next_poll_at <= now
+
     @property
     def is_terminal(self) -> bool:
         """Whether the generation succeeded, failed or timed out."""
