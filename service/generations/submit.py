@@ -104,6 +104,8 @@ class Submitter:
     async def _accept(self, owner: str, generation_id: str, store: Store) -> Accepted:
         has_place = self.places.take(owner)
         try:
+            if has_place:
+                self.context.client.prepare()
             generation = await self._mark([generation_id], store(has_place))
         except BaseException:
             if has_place:
@@ -175,6 +177,7 @@ class Submitter:
         claimed: dict[str, Generation] = {}
         try:
             ids = [generation.id for generation in chosen]
+            self.context.client.prepare()
             claimed = await self._mark(ids, self._claim(ids, now))
         finally:
             for generation in chosen:
