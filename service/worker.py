@@ -39,8 +39,8 @@ class Worker:
         self.context = context
         self.ownership = ownership
         self.sender = sender
-        self.submitter = Submitter(context)
         self.poller = Poller(context)
+        self.submitter = Submitter(context, self.poller.budget)
         self.task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         # Where the last sweep is. It may be old: what it passed stays deleted.

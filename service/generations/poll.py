@@ -47,15 +47,7 @@ class Poller:
     async def load_pause(self) -> None:
         """Keep to the pause that upstream asked for before this process started."""
         paused_until = await self.context.database.read(generations.get_pause)
-        self._pause(paused_until, self.context.clock())
-
-    def _pause(self, until: int, now: int) -> bool:
-        """Keep to a stored pause; return whether it was news. No true one is that far away."""
-        is_true = now < until <= now + budget.pause_max_ms(self.context)
-        is_news = is_true and until > self.budget.paused_until
-        if is_news:
-            self.budget.pause(until, probe_at=now + budget.PROBE_MS)
-        return is_news
+        self.budget.note(paused_until, self.context.clock(), budget.pause_max_ms(self.context))
 
     async def run_due(self, now: int) -> tuple[int, int | None]:
         """Start due polls; return how many, and the next due time (None: wait for the signal)."""
@@ -72,7 +64,8 @@ class Poller:
         )
         due, polls, next_at, paused_until = await self.context.database.read(_read_due, choice)
         self.stuck.put_all(choice.unreadable, now)
-        if self._pause(paused_until, now):  # Upstream asked another process for it.
+        if self.budget.note(paused_until, now, budget.pause_max_ms(self.context)):
+            # Upstream asked another process for it, or a submission.
             return 0, self._next_token_at(now)
         started = 0
         for generation in self._shared(due, polls, free):

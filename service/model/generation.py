@@ -36,6 +36,15 @@ SUBMISSION_TRANSITIONS: dict[str, tuple[str, ...]] = {
 }
 
 
+class NewGeneration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A client's request for a generation; api/generations.py validates it."""
+
+    model: str
+    input: dict[str, Any]
+    metadata: dict[str, str] = {}
+    notify_url: str | None = None
+
+
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """One request, its result, and when it is to be submitted or polled next."""
 
