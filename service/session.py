@@ -31,6 +31,17 @@ CLEAN_PAUSE_MS = 100
 Step = Callable[[int], Coroutine[Any, Any, int | None]]  # Returns when to be called next.
 
 
+class WorkCounts(msgspec.Struct):
+    """How many rows were worked on; `more` if some are still due."""
+
+    submitted: int = 0
+    polled: int = 0
+    attempted: int = 0
+    replayed: int = 0
+    deleted: int = 0
+    more: bool = False
+
+
 class Session:
     """The lanes with their slots, the steps of the loops, and what was seen of other processes.
 

@@ -8,8 +8,6 @@ import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import msgspec
-
 from service.context import Context
 from service.delivery.dispatch import Dispatcher
 from service.delivery.target import Sender
@@ -17,7 +15,7 @@ from service.generations.poll import Poller
 from service.generations.submit import Submitter
 from service.model.clock import SECOND
 from service.model.errors import StorageError
-from service.session import Session, Step
+from service.session import Session, Step, WorkCounts
 from service.store import reseal, retention
 from service.store.database import Ownership
 from service.telemetry import log
@@ -28,17 +26,6 @@ SLEEP_SECONDS_MAX = 30.0
 RECORD_AGAIN_SECONDS = 1.0
 RECORD_SECONDS = 1.0  # For work that is ended by a stop.
 BACKOFF_SECONDS_MAX = 60.0  # Of a loop whose step fails again and again.
-
-
-class WorkCounts(msgspec.Struct):
-    """How many rows were worked on; `more` if some are still due."""
-
-    submitted: int = 0
-    polled: int = 0
-    attempted: int = 0
-    replayed: int = 0
-    deleted: int = 0
-    more: bool = False
 
 
 class Worker:
@@ -52,8 +39,8 @@ class Worker:
         self.context = context
         self.ownership = ownership
         self.sender = sender
-        self.submitter = Submitter(context)
         self.poller = Poller(context)
+        self.submitter = Submitter(context, self.poller.budget)
         self.task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         # Where the last sweep is. It may be old: what it passed stays deleted.
@@ -215,7 +202,7 @@ class Worker:
     # Ticks.
 
     async def tick(self, seconds: float) -> WorkCounts:
-        """Do due work for up to `seconds`; do none while another tick or process works.
+        """Do due work for `seconds` or until `stop`; none while another tick or process works.
 
         What is under way by then goes on without the caller, and its session ends with it.
         """
@@ -292,25 +279,38 @@ class Worker:
                     _log_failure(step, error, 1)
                     steps.remove(step)
                     has_failed = True
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(ends_at - loop.time(), 0)):
-                    await self.submitter.settle_repeated()
-                    await self.poller.settle()
-                    await self.dispatcher.settle()
+            settling = asyncio.create_task(self._settle_tick(), name="settling of a tick")
+            await self._wait_in_tick(settling, ends_at)
+            settling.cancel()
             is_due = any(at is not None and at <= self.context.clock() for at in due_times)
             is_due |= bool(self.submitter.repeated)
-            if loop.time() >= ends_at or not is_due:
+            if loop.time() >= ends_at or self._stopping.is_set() or not is_due:
                 return is_due or has_failed
 
+    async def _settle_tick(self) -> None:
+        """Wait for what a tick started."""
+        await self.submitter.settle_repeated()
+        await self.poller.settle()
+        await self.dispatcher.settle()
+
+    async def _wait_in_tick(self, task: asyncio.Task[Any], ends_at: float) -> None:
+        """Wait for a task until `ends_at` or until the process is to stop."""
+        seconds = max(ends_at - asyncio.get_running_loop().time(), 0)
+        stopping = asyncio.create_task(self._stopping.wait(), name="stop of a tick")
+        await asyncio.wait({task, stopping}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+
     async def _run_step(self, step: Step, now: int, ends_at: float) -> int | None:
-        """Run one step; TimeoutError at `ends_at`, and the step ends without the tick.
+        """Run one step; TimeoutError at `ends_at` or a stop, and the step ends without the tick.
 
         It is not cancelled: a submission that is cancelled under way is lost.
         """
+        if self._stopping.is_set():
+            raise TimeoutError
         task = asyncio.create_task(step(now), name="step of a tick")
         self._late_steps.add(task)
         task.add_done_callback(self._drop_step)
-        await asyncio.wait([task], timeout=max(ends_at - asyncio.get_running_loop().time(), 0))
+        await self._wait_in_tick(task, ends_at)
         if not task.done():
             raise TimeoutError
         return task.result()

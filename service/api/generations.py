@@ -25,7 +25,7 @@ from service.api.waiting import wait_for_end, wait_for_submission
 from service.generations import submit
 from service.model.attempt import Attempt
 from service.model.clock import parse_rfc3339, rfc3339
-from service.model.generation import OPEN, TERMINAL, Generation
+from service.model.generation import OPEN, TERMINAL, Generation, NewGeneration
 from service.model.ids import time_of
 from service.model.key import Key
 from service.store import generations, rows
@@ -60,7 +60,7 @@ async def create(call: Call) -> Answer:
     Upstream may take up to GENHOOK_SUBMIT_WAIT_SECONDS, or none with `Prefer: respond-async`.
     Then the answer is the generation as it is, and the submission goes on.
     """
-    new = call.decode(submit.NewGeneration)
+    new = call.decode(NewGeneration)
     refuse_fields("The request has wrong fields.", _errors(call, new))
     if new.notify_url is not None:
         check_url(call.context, new.notify_url, "/notify_url")
@@ -100,7 +100,7 @@ def _prefers_async(call: Call) -> bool:
     return "respond-async" in words
 
 
-def _errors(call: Call, new: submit.NewGeneration) -> list[FieldError]:
+def _errors(call: Call, new: NewGeneration) -> list[FieldError]:
     errors = [
         FieldError(f"/input/{name}", "is set by genhook")
         for name in ("model", "callback_url")

@@ -29,8 +29,8 @@ from service.settings import Settings, read_settings
 if TYPE_CHECKING:  # They take most of a second to import, and `--help` needs none of them.
     from service.app import App
     from service.context import Context
+    from service.session import WorkCounts
     from service.store.sqlite.group import Transaction
-    from service.worker import WorkCounts
 
 KEYS_MAX = 1_000
 
@@ -142,9 +142,17 @@ def tick(options: argparse.Namespace, echo: Echo) -> int:
 
 
 async def _tick(settings: Settings, seconds: float) -> "WorkCounts":
-    async with _open_app(settings) as app:
-        assert app.worker is not None
+    from service.app import App
+    from service.cli.stopping import Stop, on_signals
+
+    app = App(settings)
+    stop = Stop(settings.shutdown_seconds, app.begin_stop)
+    await app.start(worker=False)
+    try:
+        on_signals(stop)  # What is under way is recorded before the process ends.
         return await app.worker.tick(seconds)
+    finally:
+        await app.stop(stop.work_ends_at)
 
 
 @contextlib.asynccontextmanager

@@ -20,7 +20,10 @@ _EPOCH_SECONDS, _EPOCH_MS = 1_000_000_000, 1_000_000_000_000
 
 
 class Budget:
-    """A token bucket with a token for each poll, and the pause that a 429 asks for."""
+    """A token bucket with a token for each poll, and the pause that a 429 asks for.
+
+    The pause holds for submissions, too.
+    """
 
     def __init__(self, rate_per_second: float, capacity: float | None = None) -> None:
         self.rate = rate_per_second
@@ -50,6 +53,13 @@ class Budget:
         """Allow no poll before `until`, and no probe before `probe_at`: upstream answered 429."""
         self.paused_until = max(self.paused_until, until)
         self.probe_at = max(self.probe_at, probe_at)
+
+    def note(self, until: int, now: int, max_ms: int) -> bool:
+        """Keep to a stored pause; return whether it was news. No true one is over `max_ms`."""
+        is_news = max(now, self.paused_until) < until <= now + max_ms
+        if is_news:
+            self.pause(until, probe_at=now + PROBE_MS)
+        return is_news
 
     def next_at(self, now: int) -> int:
         """Return when the next poll may be made."""
@@ -141,11 +151,18 @@ def asked_pause_ms(context: Context, value: str | None, now: int) -> int | None:
     return None if asked_ms is None else min(max(asked_ms, 0), pause_max_ms(context))
 
 
+def is_throttled(answer: wire.Answer) -> bool:
+    """Whether upstream answered a poll or a submission with 429."""
+    if isinstance(answer, wire.Report):
+        return False
+    return answer.outcome == "throttled" or (answer.outcome, answer.status) == ("put_off", 429)
+
+
 def wait_ms(context: Context, answer: wire.Answer, now: int) -> int:
-    """Return the delay that an answer to a poll asks for; THROTTLED_MS for a 429 without one."""
+    """Return the delay that an answer asks for; THROTTLED_MS for a 429 without one."""
     if isinstance(answer, wire.Report):
         return 0
     asked_ms = asked_pause_ms(context, answer.retry_after, now)
-    if answer.outcome == "throttled":
+    if is_throttled(answer):
         asked_ms = THROTTLED_MS if asked_ms is None else max(asked_ms, SECOND)
     return min(asked_ms or 0, pause_max_ms(context))

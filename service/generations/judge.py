@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import msgspec
 from msgspec.structs import replace
 
 from service.context import Context
@@ -35,19 +36,19 @@ async def judge_submission(
     """Return the reply to a submission with what may be applied of it.
 
     Two generations of equal model and input may share a task: some upstreams remove duplicates.
-    Any other id that genhook knows already is another generation's.
+    Any other id that upstream gave before is another generation's. Upstream's own answer outranks
+    a callback: who has the task only by a callback loses it.
     """
     answer = reply.answer
     if not isinstance(answer, wire.Report) or not answer.task_ids:
         return reply
-    if generation.task_id is not None:
-        if generation.task_id in answer.task_ids:
-            return reply
-        # A confirmed callback was first, and named the task. This answer only says "taken".
-        answer = wire.Report("processing", generation.task_id)
-        return replace(reply, answer=answer, update=ingest.update_of(context, answer))
-    owner = await generations.owner_of_tasks(tx, answer.task_ids, generation.id)
-    if owner is None or owner == (generation.model, generation.input):
+    holders = await generations.holders_of_tasks(tx, answer.task_ids, generation.id)
+    equal = generation.model, generation.input
+    others = [h for h in holders if (h["model"], msgspec.json.decode(h["input"])) != equal]
+    if not any(other["is_own"] for other in others):
+        for other in others:
+            await generations.release_task(tx, other["id"])
+            tx.after_commit(_log_release, other["id"])
         return reply
     message = ingest.excerpt(context, f"{CONFLICT_MESSAGE}: {answer.task_ids[0]}.")
     _log.warning("submission.task_id_conflict", generation_id=generation.id)
@@ -55,6 +56,39 @@ async def judge_submission(
     # It may have been billed, so it is not sent again.
     reply = await _with(context, reply, wire.NoReport("lost", message=message))
     return replace(reply, update=update)
+
+
+def task_id_after(generation: Generation, answer: wire.Report) -> str | None:
+    """Return the task id of a generation whose submission upstream has answered.
+
+    The answer outranks what a callback named before, unless an outcome was published by that.
+    """
+    if generation.status in ("succeeded", "failed") or generation.task_id in answer.task_ids:
+        return generation.task_id or answer.task_id
+    return answer.task_id or generation.task_id
+
+
+def _log_release(generation_id: str) -> None:
+    _log.warning("poll.task_released", generation_id=generation_id)
+
+
+async def judge_recorded(tx: Transaction, context: Context, batch: Batch, reply: Reply) -> Reply:
+    """Return the reply to a poll with what may still be applied when it is recorded.
+
+    Since it was asked, upstream may have named another task for its generation, or another
+    generation may have got the task that only a callback named.
+    """
+    id_, task_id = reply.exchange.generation_id, reply.task_id
+    assert task_id is not None
+    own_id = batch.generations[id_].task_id
+    if own_id == task_id:
+        return reply
+    if own_id is None:
+        is_taken = any(other.task_id == task_id for other in batch.generations.values())
+        if not is_taken and not await generations.another_has_task(tx, [task_id], id_):
+            return reply
+    message = ingest.excerpt(context, f"the question was about another task: {task_id}")
+    return await _with(context, reply, wire.NoReport("other_task", message=message))
 
 
 def share_outcomes(batch: Batch, replies: Mapping[str, Reply]) -> None:

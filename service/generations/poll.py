@@ -26,7 +26,7 @@ _log = log.get()
 
 IN_FLIGHT_MAX = 32
 POSSIBLE_POLL_MS = 15 * SECOND  # After an answer that proves an outcome only when it is repeated.
-NO_TASK_RETRY_MS = 5 * SECOND  # The create answer may still be on its way.
+RECORD_MS = SECOND  # For the answer to a submission to be recorded.
 
 
 class Poller:
@@ -47,15 +47,7 @@ class Poller:
     async def load_pause(self) -> None:
         """Keep to the pause that upstream asked for before this process started."""
         paused_until = await self.context.database.read(generations.get_pause)
-        self._pause(paused_until, self.context.clock())
-
-    def _pause(self, until: int, now: int) -> bool:
-        """Keep to a stored pause; return whether it was news. No true one is that far away."""
-        is_true = now < until <= now + budget.pause_max_ms(self.context)
-        is_news = is_true and until > self.budget.paused_until
-        if is_news:
-            self.budget.pause(until, probe_at=now + budget.PROBE_MS)
-        return is_news
+        self.budget.note(paused_until, self.context.clock(), budget.pause_max_ms(self.context))
 
     async def run_due(self, now: int) -> tuple[int, int | None]:
         """Start due polls; return how many, and the next due time (None: wait for the signal)."""
@@ -72,7 +64,8 @@ class Poller:
         )
         due, polls, next_at, paused_until = await self.context.database.read(_read_due, choice)
         self.stuck.put_all(choice.unreadable, now)
-        if self._pause(paused_until, now):  # Upstream asked another process for it.
+        if self.budget.note(paused_until, now, budget.pause_max_ms(self.context)):
+            # Upstream asked another process for it, or a submission.
             return 0, self._next_token_at(now)
         started = 0
         for generation in self._shared(due, polls, free):
@@ -182,7 +175,11 @@ class Poller:
     async def _ask(self, generation: Generation) -> None:
         context = self.context
         task_id = generation.task_id
-        task_id = task_id or await hints.task_id_of_callbacks(context, generation)
+        if task_id is None:
+            task_id = await hints.task_id_of_callbacks(context, generation)
+            if generation.submission == "sending" and not generation.is_poll_due(context.clock()):
+                await context.database.write(_plan_after_submission, context, generation.id)
+                return
         if task_id is None:
             await context.database.write(_plan_without_task, context, generation.id)
             return
@@ -203,11 +200,10 @@ class Poller:
         """Record answered polls: the exchanges, the reports, and when the next polls are due."""
         by_id = {reply.exchange.generation_id: reply for reply in replies}
         batch = Batch(tx, self.context, await generations.get_polled(tx, by_id))
-        exchanges = [
-            replace(reply.exchange, number=self._apply(batch, reply))
-            for reply in replies
-            if reply.exchange.generation_id in batch.generations
-        ]
+        exchanges: list[generations.Exchange] = []
+        for id_ in filter(batch.generations.__contains__, [*by_id]):
+            by_id[id_] = reply = await judge.judge_recorded(tx, self.context, batch, by_id[id_])
+            exchanges.append(replace(reply.exchange, number=self._apply(batch, reply)))
         await generations.record_exchanges(tx, exchanges)
         judge.share_outcomes(batch, by_id)
         await hints.use_hints(tx, self.context, batch, by_id)
@@ -254,8 +250,23 @@ async def _read_due(
     return confirmations, polls, next_at, await generations.get_pause(tx)
 
 
+async def _plan_after_submission(tx: Transaction, context: Context, generation_id: str) -> None:
+    """Ask about the task that a callback names once the submission cannot be under way any more.
+
+    Until then a callback decides nothing: upstream's answer to the submission says which task it
+    is. That answer brings the question at once.
+    """
+    generation = await rows.read_by_id(tx, Generation, generation_id)
+    if generation is None or generation.submission != "sending":
+        return
+    due_at = tx.now + round(context.settings.upstream_timeout_seconds * SECOND) + RECORD_MS
+    due_at = min(due_at, generation.next_poll_at or due_at)
+    await generations.delay_confirmation(tx, generation_id, due_at)
+    await generations.update(tx, [(generation, replace(generation, next_poll_at=due_at))])
+
+
 async def _plan_without_task(tx: Transaction, context: Context, generation_id: str) -> None:
-    """Plan the next poll without a task id: after the submission, or after another callback.
+    """Plan the next poll without a task id: after another callback.
 
     Without a callback a client asked: a submission that waits goes on waiting.
     """
@@ -268,11 +279,8 @@ async def _plan_without_task(tx: Transaction, context: Context, generation_id: s
         # A callback came, and it names no task that could be asked about: it is not certain any
         # more that upstream has none, so the submission is not repeated.
         changes["submit_at"] = None
-    if generation.submission == "sending" and tx.now < generation.deadline_at:
-        await generations.delay_confirmation(tx, generation_id, tx.now + NO_TASK_RETRY_MS)
-    else:
-        answered = [id_ for id_, due_at in due_times.items() if due_at <= tx.now]
-        await generations.delete_confirmations(tx, answered)
+    answered = [id_ for id_, due_at in due_times.items() if due_at <= tx.now]
+    await generations.delete_confirmations(tx, answered)
     await generations.update(tx, [(generation, replace(generation, **changes))])
     tx.after_commit(context.signals.deadline.set)
 

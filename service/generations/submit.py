@@ -16,7 +16,7 @@ from service.generations.ingest import Batch, Reply
 from service.generations.stuck import LOOK_AGAIN_MS, Stuck
 from service.model.clock import SECOND
 from service.model.errors import StorageBusyError, StorageError
-from service.model.generation import Generation
+from service.model.generation import Generation, NewGeneration
 from service.model.ids import time_of
 from service.store import generations
 from service.store.database import Transaction
@@ -38,15 +38,6 @@ Store = Callable[[bool], Awaitable[Generation]]  # Its argument: whether there i
 T = TypeVar("T")
 
 
-class NewGeneration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A client's request for a generation, validated in api/generations.py."""
-
-    model: str
-    input: dict[str, Any]
-    metadata: dict[str, str] = {}
-    notify_url: str | None = None
-
-
 async def store_new(
     tx: Transaction,
     context: Context,
@@ -55,7 +46,12 @@ async def store_new(
     new: NewGeneration,
     has_place: bool,  # noqa: FBT001  units have no keyword arguments
 ) -> Generation:
-    """Store a generation: as `sending` if this process has a place for it, else as `waiting`."""
+    """Store a generation: as `sending` if this process has a place for it, else as `waiting`.
+
+    While upstream wants no request it is `waiting`, too.
+    """
+    paused_ms = await generations.get_pause(tx) - tx.now
+    has_place = has_place and not 0 < paused_ms <= budget.pause_max_ms(context)
     model = context.catalogue.get(new.model)
     expects_callback = model and model.callbacks and context.settings.public_url is not None
     subscriber = new.notify_url and await subscriber_for(tx, context, tenant, new.notify_url)
@@ -86,8 +82,9 @@ class Submitter:
     stops, what certainly did not leave is put back to `waiting`.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, upstream_budget: budget.Budget) -> None:
         self.context = context
+        self.budget = upstream_budget  # The poller's: a pause is for both.
         self.places = budget.Places(PLACES)
         self.stuck = Stuck()
         self.in_flight: dict[str, asyncio.Task[Any]] = {}
@@ -104,6 +101,8 @@ class Submitter:
     async def _accept(self, owner: str, generation_id: str, store: Store) -> Accepted:
         has_place = self.places.take(owner)
         try:
+            if has_place:
+                self.context.client.prepare()
             generation = await self._mark([generation_id], store(has_place))
         except StorageBusyError:  # The client is told at once, and the commit may still succeed.
             if has_place:
@@ -113,7 +112,10 @@ class Submitter:
             if has_place:
                 self._give_back(owner)
             raise
-        return generation, self._submit(generation) if has_place else None
+        is_sending = has_place and generation.submission == "sending"
+        if has_place and not is_sending:
+            self._give_back(owner)
+        return generation, self._submit(generation) if is_sending else None
 
     async def _put_back_late(self, owner: str, id_: str) -> None:
         """Put a generation back whose place nobody uses, once the database commits again."""
@@ -179,14 +181,20 @@ class Submitter:
         limit = min(places.free, places.owner_max)
         full = places.full("tenant ")
         choice = generations.Choice(limit, tenants=full, without=self.stuck.ids(now))
-        due, next_at = await self.context.database.read(_read_due, choice)
+        due, next_at, paused_until = await self.context.database.read(_read_due, choice)
         self.stuck.put_all(choice.unreadable, now)
+        self.budget.note(paused_until, now, budget.pause_max_ms(self.context))
+        if due and now < self.budget.paused_until:  # One request goes through now and then.
+            if now < self.budget.probe_at:
+                return 0, min(self.budget.paused_until, self.budget.probe_at)
+            self.budget.probe_at, due = now + budget.PROBE_MS, due[:1]
         chosen = [g for g in due if places.take(budget.tenant_owner(g.tenant))]
         if not chosen:
             return 0, now + LOOK_AGAIN_MS if choice.unreadable else self.stuck.next_at(next_at, now)
         claimed: dict[str, Generation] = {}
         try:
             ids = [generation.id for generation in chosen]
+            self.context.client.prepare()
             claimed = await self._mark(ids, self._claim(ids, now))
         finally:
             for generation in chosen:
@@ -269,11 +277,13 @@ async def _put_back(tx: Transaction, context: Context, ids: Sequence[str]) -> No
 
 async def _read_due(
     tx: Transaction, choice: generations.Choice
-) -> tuple[list[Generation], int | None]:
+) -> tuple[list[Generation], int | None, int]:
+    """Return due submissions, when the next one is due, and until when upstream wants none."""
     due_at = await generations.next_due(tx, "submit", choice.tenants, choice.without)
     if due_at is None or due_at > tx.now:
-        return [], due_at
-    return await generations.list_submissions(tx, choice), due_at
+        return [], due_at, 0
+    due = await generations.list_submissions(tx, choice)
+    return due, due_at, await generations.get_pause(tx)
 
 
 async def _claim_due(tx: Transaction, ids: Sequence[str]) -> dict[str, Generation]:
@@ -286,7 +296,9 @@ async def _claim_due(tx: Transaction, ids: Sequence[str]) -> dict[str, Generatio
     due = [g for g in read.values() if g.id not in held and g.is_submission_due(tx.now)]
     late = [replace(g, submit_at=None) for g in due if g.deadline_at <= tx.now]
     claimed = [
-        replace(g, submission="sending", submit_at=None) for g in due if g.deadline_at > tx.now
+        replace(g, submission="sending", submit_at=None, next_poll_at=None)
+        for g in due
+        if g.deadline_at > tx.now
     ]
     after = {generation.id: generation for generation in (*late, *claimed)}
     await generations.update(tx, [(generation, after[generation.id]) for generation in due])
@@ -299,6 +311,10 @@ async def _record(tx: Transaction, context: Context, reply: Reply) -> Generation
     batch = Batch(tx, context, await generations.get_many(tx, [id_]))
     before = batch.generations[id_]
     reply = await judge.judge_submission(tx, context, before, reply)
+    if before.submission == "sending" and not before.is_terminal:
+        batch.change(id_, next_poll_at=None)  # A poll that waited for this answer.
+    if isinstance(reply.answer, wire.Report):
+        batch.change(id_, task_id=judge.task_id_after(before, reply.answer))
     was_open = not before.is_terminal  # A callback or the deadline may have come first.
     count = before.submit_count + 1
     await generations.record_exchanges(tx, [replace(reply.exchange, number=count)])
@@ -306,7 +322,14 @@ async def _record(tx: Transaction, context: Context, reply: Reply) -> Generation
         batch.ingest(id_, reply.update)
     batch.change(id_, submit_count=count)
     after = _change_submission(context, batch, id_, reply.answer, was_open=was_open)
+    if budget.is_throttled(reply.answer):
+        wait_ms = budget.wait_ms(context, reply.answer, tx.now)
+        await generations.put_pause(tx, tx.now + wait_ms)
     await batch.write()
+    if await generations.confirmations_of(tx, [id_]):  # It waited for this answer.
+        due_at = max(tx.now, (after.last_poll_at or 0) + generations.CONFIRM_INTERVAL_MS)
+        await generations.plan_confirmations(tx, {id_: due_at})
+        tx.after_commit(context.signals.poll.set)
     if after.next_poll_at is not None:
         tx.after_commit(context.signals.poll.set)
     if after.submit_at is not None:

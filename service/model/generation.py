@@ -36,6 +36,15 @@ SUBMISSION_TRANSITIONS: dict[str, tuple[str, ...]] = {
 }
 
 
+class NewGeneration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A client's request for a generation; api/generations.py validates it."""
+
+    model: str
+    input: dict[str, Any]
+    metadata: dict[str, str] = {}
+    notify_url: str | None = None
+
+
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """One request, its result, and when it is to be submitted or polled next."""
 
@@ -79,6 +88,10 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the submission is to be repeated now."""
         is_due = self.submit_at is not None and self.submit_at <= now
         return is_due and self.submission == "waiting" and self.task_id is None
+
+    def is_poll_due(self, now: int) -> bool:
+        """Whether a planned poll is due now."""
+        return self.next_poll_at is not None and self.next_poll_at <= now
 
     @property
     def is_terminal(self) -> bool:

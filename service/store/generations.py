@@ -201,18 +201,22 @@ async def delay_confirmation(tx: Transaction, generation_id: str, due_at: int) -
     await tx.run("confirmation_delay", id=generation_id, due_at=due_at)
 
 
-async def owner_of_tasks(
-    tx: Transaction, task_ids: Collection[str], generation_id: str
-) -> tuple[str, dict[str, Any]] | None:
-    """Return the model and the input of another generation that has one of the tasks, or None."""
-    ids = json_text(list(task_ids))
-    row = await tx.one("generation_of_tasks", task_ids=ids, id=generation_id)
-    return (row["model"], msgspec.json.decode(row["input"])) if row else None
+async def holders_of_tasks(
+    tx: Transaction, task_ids: Collection[str], generation_id: str, limit: int = SHARED_MAX
+) -> list[Row]:
+    """Return id, model, input and `is_own` of the other generations that have one of the tasks."""
+    values = {"task_ids": json_text(list(task_ids)), "id": generation_id, "limit": limit}
+    return await tx.all("generations_of_tasks", **values)
 
 
 async def another_has_task(tx: Transaction, task_ids: Collection[str], generation_id: str) -> bool:
     """Return whether another generation than this one has one of the tasks."""
-    return await owner_of_tasks(tx, task_ids, generation_id) is not None
+    return bool(await holders_of_tasks(tx, task_ids, generation_id, limit=1))
+
+
+async def release_task(tx: Transaction, generation_id: str) -> None:
+    """Take its task from a generation that has not succeeded or failed."""
+    await tx.run("generation_release_task", id=generation_id)
 
 
 async def is_name(tx: Transaction, task_id: str, generation_id: str) -> bool | None:

@@ -61,6 +61,10 @@ class Client:
         self._transport = transport
         self._clients: dict[bool, httpx.AsyncClient] = {}
 
+    def prepare(self) -> None:
+        """Load what a submission needs: that takes a while. Its row must not say `sending` yet."""
+        self._client(keep_alive=False)
+
     async def create(self, path: str, body: dict[str, Any]) -> wire.Answer:
         """Send one create request; without an answer, `NoReport` has no status."""
         return await self._exchange("POST", path, wire.read_create, body)

@@ -9,13 +9,20 @@ from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
+import httpx
+import pytest
+
+from service.model.clock import now_ms
 from tests.cli.test_serve import (
     END_SECONDS,
     KEYS,
     SlowUpstream,
     served,
+    start,
     started,
 )
+from tests.faults import rows
+from tests.harness import opened
 
 BODY = {"model": "imagen4-fast", "input": {"prompt": "A slow lighthouse"}}
 UPSTREAM_KEY = {"GENHOOK_UPSTREAM_API_KEY": "aio_slow"}
@@ -113,3 +120,30 @@ def test_a_process_without_a_worker_says_so_and_is_ready(tmp_path: Path) -> None
         running.end()
     assert ready.status_code == 200
     assert ready.json()["checks"]["worker"].startswith("Nobody works here")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_tick_records_what_is_under_way_before_a_signal_ends_it(
+    tmp_path: Path, number: int
+) -> None:
+    async with opened(tmp_path) as world:
+        world.clock.now = now_ms() - 10_000
+        world.upstream.create_replies.append(httpx.Response(503))
+        await world.generate()
+    asked, released = threading.Event(), threading.Event()
+    with served(hanging(asked, released)) as upstream:
+        environ = {**KEYS, **UPSTREAM_KEY, "GENHOOK_UPSTREAM_URL": upstream}
+        environ["GENHOOK_DATABASE_URL"] = f"sqlite:///{tmp_path}/genhook.db"
+        with start(tmp_path, "tick", "--seconds", "60", "--json", **environ) as process:
+            assert process.stderr is not None
+            assert asked.wait(END_SECONDS)
+            process.send_signal(number)
+            for line in process.stderr:
+                if '"stopping"' in line:
+                    break
+            released.set()
+            out, _ = process.communicate(timeout=END_SECONDS)
+            assert (process.returncode, json.loads(out)["more"]) == (0, True)
+    async with opened(tmp_path) as world:
+        [row] = await rows(world, "SELECT submission, task_id FROM generations")
+        assert (row["submission"], row["task_id"]) == ("taken", "task1")

@@ -1,6 +1,5 @@
 """Upstream's answers are compared with the question, and one answer may not be enough."""
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -211,30 +210,6 @@ async def test_a_create_answer_with_the_task_of_another_generation_is_a_conflict
         assert (await shown(world, first))["status"] == "succeeded"
         assert (await shown(world, second))["output"] is None
         assert len(world.upstream.creates) == 2
-
-
-async def test_a_create_answer_after_a_confirmed_callback_gives_no_other_task(
-    tmp_path: Path,
-) -> None:
-    async with opened(tmp_path) as world:
-        gate, answered = asyncio.Event(), asyncio.Event()
-        client_create = world.app.context.client.create
-
-        async def create_late(path: str, body: dict[str, Any]) -> Any:
-            answer = await client_create(path, body)
-            answered.set()
-            await gate.wait()
-            return answer
-
-        world.app.context.client.create = create_late  # type: ignore[method-assign]
-        world.upstream.create_replies.append(httpx.Response(200, json=success_report("stranger")))
-        request = asyncio.create_task(world.generate())
-        await answered.wait()
-        await world.call_back({"task_id": "own", "status": "processing"})
-        await world.run()
-        gate.set()
-        generation = await shown(world, await request)
-        assert (generation["status"], generation["task_id"]) == ("processing", "own")
 
 
 # Other names of tasks

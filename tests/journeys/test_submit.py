@@ -200,7 +200,10 @@ async def test_a_submission_that_upstream_certainly_did_not_take_is_repeated(
         assert answer.status_code == 202
         generation = answer.json()
         assert generation["status"] == "queued"
-        await world.run(0.9)
+        is_throttled = (
+            isinstance(reply, httpx.Response) and "429" in f"{reply.status_code}{reply.text}"
+        )
+        await world.run(4.9 if is_throttled else 0.9)
         assert len(world.upstream.creates) == 1
         await world.run(0.1)
         first, second = world.upstream.creates
@@ -310,6 +313,7 @@ async def test_after_a_crash_while_sending_the_callback_completes_the_generation
         world.upstream.finish("task1")
         assert (await world.call_back()).status_code == 200
         await world.run()
+        await world.run(world.settings.upstream_timeout_seconds + 1)
         assert world.upstream.polls == ["task1"]  # The task id of the callback.
         stored = await world.get(f"/v1/generations/{generation['id']}")
         assert (stored["status"], stored["task_id"]) == ("succeeded", "task1")
@@ -324,7 +328,7 @@ async def test_after_a_crash_while_repeating_there_is_no_third_submission(tmp_pa
         delayed_answer = DelayedAnswer(response(200, create_answer("task1")))
         world.upstream.create_replies.extend([response(429, refusal(429)), delayed_answer.reply])
         await create(world)
-        sending = asyncio.create_task(world.run(2))
+        sending = asyncio.create_task(world.run(6))
         await delayed_answer.requested.wait()
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
@@ -565,3 +569,31 @@ async def test_parameters_that_genhook_sets_are_refused(tmp_path: Path, name: st
             assert answer.status_code == 422
             assert answer.json()["errors"][0]["pointer"] == f"/input/{name}"
         assert world.upstream.creates == []
+
+
+@pytest.mark.parametrize("is_repeated", [True, False])
+async def test_what_a_submission_needs_is_loaded_before_its_row_says_sending(
+    tmp_path: Path, *, is_repeated: bool
+) -> None:
+    async with opened(tmp_path) as world:
+        if is_repeated:
+            world.upstream.create_replies.append(response(503, {}))
+            await world.generate()
+        prepare = world.app.context.client.prepare
+
+        def fail() -> None:
+            raise OSError("no such module")
+
+        world.app.context.client.prepare = fail  # type: ignore[method-assign]
+        if is_repeated:
+            await world.run(5)
+        else:
+            answer = await world.client.post(
+                "/v1/generations", json={"model": "imagen4", "input": {"prompt": "a harbour"}}
+            )
+            assert answer.status_code == 500
+        stored = await rows(world, "SELECT submission FROM generations")
+        assert [row["submission"] for row in stored] == ["waiting"] * is_repeated
+        world.app.context.client.prepare = prepare  # type: ignore[method-assign]
+        await world.run(60)
+        assert len(world.upstream.creates) == 2 * is_repeated

@@ -79,6 +79,7 @@ async def test_the_task_and_the_callback_of_an_early_answer_find_its_generation(
         await world.app.worker.poller.settle()
         delayed_answer.release()
         await world.app.worker.submitter.settle()
+        await world.run()
         stored = await world.get(f"/v1/generations/{answer.json()['id']}")
         assert (stored["status"], stored["task_id"]) == ("succeeded", "task1")
 

@@ -30,17 +30,24 @@ JOIN generation_bodies b ON b.generation_id = g.id;
 SELECT g.id FROM json_each(:ids) i CROSS JOIN generations g ON g.id = i.value
 WHERE g.status NOT IN ('queued', 'processing');
 
--- name: generation_of_tasks
--- The first generation, but for :id, that has one of these tasks, or learned it as another name of
--- its task. :task_ids is a JSON list.
-SELECT g.model, b.input
-FROM (SELECT g.id FROM json_each(:task_ids) i CROSS JOIN generations g ON g.task_id = i.value
+-- name: generations_of_tasks
+-- The generations, but for :id, that have one of these tasks, or learned it as another name of
+-- their task. `is_own` is 0 where only a callback named the task. :task_ids is a JSON list.
+SELECT g.id, g.model, b.input, q.is_name OR EXISTS (SELECT 1 FROM exchanges e
+        WHERE e.generation_id = g.id AND e.kind = 'submission' AND e.outcome = 'taken'
+            AND e.detail = g.task_id) AS is_own
+FROM (SELECT g.id, 0 AS is_name
+    FROM json_each(:task_ids) i CROSS JOIN generations g ON g.task_id = i.value
     UNION ALL
-    SELECT n.generation_id FROM json_each(:task_ids) i CROSS JOIN task_names n
+    SELECT n.generation_id, 1 FROM json_each(:task_ids) i CROSS JOIN task_names n
         ON n.task_id = i.value) q
 CROSS JOIN generations g ON g.id = q.id
 CROSS JOIN generation_bodies b ON b.generation_id = q.id
-WHERE q.id <> :id LIMIT 1;
+WHERE q.id <> :id LIMIT :limit;
+
+-- name: generation_release_task
+UPDATE generations SET task_id = NULL, next_poll_at = NULL
+WHERE id = :id AND status NOT IN ('succeeded', 'failed');
 
 -- name: task_name
 SELECT generation_id, is_revoked FROM task_names WHERE task_id = :task_id;
