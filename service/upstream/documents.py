@@ -23,6 +23,8 @@ JsonObject = dict[str, Any]
 _WORD_KEYS = ("status", "state", "task_status", "taskStatus", "callbackType")
 _PART_KEYS = ("response_data", "data", "results", "outputs", "images", "videos", "clips")
 _ID_KEYS = ("task_id", "taskId", "workId", "work_id")
+# Objects in which an answer may name a new task: never an echo of the request, never an error.
+_HOLDER_KEYS = ("data", "task", "tasks", "output", "result", "results", "response", "generation")
 _CODE_KEYS = ("failCode", "fail_code", "failureCode", "error_code", "errorCode")
 _MESSAGE_KEY_LIST = """
     failMsg fail_msg fail_message error_message errorMessage task_status_msg fail_reason
@@ -43,7 +45,7 @@ class Document(msgspec.Struct, frozen=True):
     word: str | None  # The status word of the task as written, at most 100 characters.
     state: State | None  # What that word, or a flag in its place, means; None if unknown.
     task_ids: tuple[str, ...]  # Every id that the body gives the task, never one of an input.
-    has_task_id: bool  # Whether there is any; `id` does not count, as it may be a request's.
+    has_task_id: bool  # Whether there is any; `id` does not count, as it may be a file's.
     code: int | None  # The numeric error code, which may come with HTTP 200.
     size_bytes: int  # Of the body.
 
@@ -101,6 +103,26 @@ def _own_ids(object_: JsonObject) -> tuple[str, ...]:
     # Beside `data`, the id of an envelope may be that of the request.
     own = None if ids or isinstance(object_.get("data"), dict) else _id(object_.get("id"))
     return (own,) if own else ids
+
+
+def named_ids(document: Document) -> tuple[str, ...]:
+    """Return every id by which an answer to a submission may name the task that it made.
+
+    The `id` of an envelope counts unless an error stands beside it: it is then the request's.
+    """
+    ids = [id_ for holder in _holders(document.root) for id_ in _own_ids(holder)]
+    root_ids = _own_ids(document.root)
+    has_key = _first_text(_values((document.root,), _ID_KEYS)) is not None
+    is_open = state_of(_status_word(document.root)) in ("processing", "succeeded")
+    if has_key or is_open or read_error(document) == (None, None):
+        ids = [*root_ids, *ids]
+    return tuple(dict.fromkeys(ids))
+
+
+def _holders(root: JsonObject) -> Iterator[JsonObject]:
+    for value in _values((root,), _HOLDER_KEYS):
+        items = value if isinstance(value, list) else [value]
+        yield from (item for item in items if isinstance(item, dict))
 
 
 def _id(value: Any) -> str | None:

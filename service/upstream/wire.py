@@ -64,14 +64,19 @@ class NoReport(msgspec.Struct, frozen=True):
 Answer = Report | NoReport
 
 
-def read_create(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
-    """Read the answer to a create request: a report has a task id, or already the outcome."""
+def read_create(
+    status: int, headers: Mapping[str, str], body: bytes, request: bytes = b""
+) -> Answer:
+    """Read the answer to a create request: a report has a task id, or already the outcome.
+
+    `request` is what was sent: an id that stands in it is no new task's.
+    """
     content_type = headers.get("content-type", "").lower()
     if status in _SUCCESS and content_type.startswith("audio/"):
         return _read_audio(status, content_type, body)
     document = documents.parse(body)
     if document is None or status not in _SUCCESS:
-        return _no_task(status, headers, document, body)
+        return _no_result(status, headers, document, body, request)
     code, report = document.code, _read_report(document)
     if report.word is None and document.has_task_id:
         # The task is new: a URL beside its id is a URL of the task or an input, not a result.
@@ -82,8 +87,15 @@ def read_create(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
         report = replace(report, state="processing", files=())
     has_error = code is not None or (report.word is None and document.root.get("error"))
     if has_error or (report.task_id is None and report.state == "processing"):
-        return _no_task(status, headers, document, body)
+        return _no_result(status, headers, document, body, request)
     return report
+
+
+def read_piece(status: int, headers: Mapping[str, str], body: bytes, request: bytes) -> Answer:
+    """Read what came of an answer to a create request before it broke off: at most a task's id."""
+    answer = read_create(status, headers, body, request)
+    ids = answer.task_ids if isinstance(answer, Report) else ()
+    return Report("processing", ids[0], ids) if ids else NoReport("lost", status)
 
 
 def _read_audio(status: int, content_type: str, body: bytes) -> Answer:
@@ -95,12 +107,33 @@ def _read_audio(status: int, content_type: str, body: bytes) -> Answer:
     return Report("succeeded", files=(results.File(url, media_type),))
 
 
-def _no_task(
-    status: int, headers: Mapping[str, str], document: documents.Document | None, body: bytes
-) -> NoReport:
+def _no_result(
+    status: int,
+    headers: Mapping[str, str],
+    document: documents.Document | None,
+    body: bytes,
+    request: bytes,
+) -> Answer:
+    """Read an answer that speaks of trouble. The task that it names is asked about all the same."""
     outcome = _outcome_of_status(status) if status not in _SUCCESS else _outcome_of_body(document)
-    if outcome == "put_off" and document and document.has_task_id:
-        outcome = "lost"  # The body names a task: sending the request again may bill twice.
+    ids = documents.named_ids(document) if document else ()
+    is_refused = outcome == "refused" and document is not None and document.state == "failed"
+    new_ids = tuple(id_ for id_ in ids if id_.encode() not in request)
+    if document and new_ids and not is_refused:
+        raw, size_bytes = document.raw, document.size_bytes
+        return Report("processing", new_ids[0], new_ids, raw=raw, size_bytes=size_bytes)
+    if outcome == "put_off" and document and (ids or results.holds_any(document)):
+        outcome = "lost"  # Upstream took it: sending the request again may bill twice.
+    return _no_task(outcome, status, headers, document, body)
+
+
+def _no_task(
+    outcome: Outcome,
+    status: int,
+    headers: Mapping[str, str],
+    document: documents.Document | None,
+    body: bytes,
+) -> NoReport:
     code = document.code if document and status in _SUCCESS else None
     default_code = str(code or status)
     if status in _SUCCESS and code is None:

@@ -194,12 +194,6 @@ def test_a_busy_upstream_is_asked_again_later(status: int) -> None:
     assert read_rejected({"code": status, "message": "busy"}).outcome == "put_off"
 
 
-@pytest.mark.parametrize("status", [429, 503])
-def test_a_busy_upstream_that_names_a_task_may_have_accepted_it(status: int) -> None:
-    assert read_rejected({"code": status, "data": {"task_id": "n1_a"}}).outcome == "lost"
-    assert read_rejected({"task_id": "n1_a"}, status).outcome == "lost"
-
-
 @pytest.mark.parametrize("status", [303, 408, 499, 500, 502, 504, 520])
 def test_any_other_status_may_have_been_accepted(status: int) -> None:
     assert read_rejected({"message": "?"}, status).outcome == "lost"
