@@ -75,9 +75,9 @@ class Client:
         read = partial(wire.read_create, request=content)
         return await self._exchange("POST", path, read, content)
 
-    async def poll(self, path: str) -> wire.Answer:
+    async def poll(self, path: str, task_id: str | None = None) -> wire.Answer:
         """Poll a task; without an answer, `NoReport` has the status 0."""
-        return await self._exchange("GET", path, wire.read_poll)
+        return await self._exchange("GET", path, partial(wire.read_poll, asked_id=task_id))
 
     async def close(self) -> None:
         """Close every connection."""

@@ -182,15 +182,24 @@ def _text_of(status: int, headers: Mapping[str, str], body: bytes, default: str)
     return f"{begin}: {text}" if text else begin
 
 
-def read_poll(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
-    """Read the answer to a poll. Whether it is about the task that was asked about is not known."""
-    document = documents.parse(body) if status in _SUCCESS or _may_decline(status) else None
+def read_poll(
+    status: int, headers: Mapping[str, str], body: bytes, asked_id: str | None = None
+) -> Answer:
+    """Read the answer to a poll about `asked_id`. It may be about another task all the same."""
+    is_read = status in _SUCCESS or _may_decline(status)
+    document = documents.parse(body, asked_id) if is_read else None
     if document is None:
         return _no_report(status, headers, body, "the answer is not a JSON object")
     if not document.is_whole:
         return _no_report(status, headers, body, "the answer was cut off")
     if status not in _SUCCESS:
+        if asked_id in document.task_ids and (failure := _read_decline(status, document)):
+            return failure
         return _no_report(status, headers, body, "", documents.read_error(document)[1], document)
+    if others := documents.other_tasks(document, asked_id):
+        # Nothing says that one of them is another name of the task.
+        names = ", ".join(others)[: documents.MAX_TEXT_CHARS]
+        return NoReport("other_task", status, f"the answer lists other tasks: {names}")
     report = _read_report(document)
     says_nothing = not (report.word or report.task_id or report.possible)
     if _is_trouble(document):
@@ -201,6 +210,17 @@ def read_poll(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
         return report
     message = documents.read_error(document)[1]
     return _no_report(document.code or status, headers, body, default, message, document)
+
+
+def _read_decline(status: int, document: documents.Document) -> Report | None:
+    """Read the body of a 4xx that names the task that was asked about; None: it ends nothing.
+
+    Without a word or a code of its own, the status counts as the code of the body.
+    """
+    if document.code is None and document.state is None:
+        document = replace(document, code=status)
+    report = _read_report(document)
+    return report if report.state == "failed" else None
 
 
 def _may_decline(code: int | None) -> bool:

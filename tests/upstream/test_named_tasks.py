@@ -82,3 +82,80 @@ def test_a_piece_of_an_answer_names_its_task_and_ends_nothing() -> None:
         answer = wire.read_piece(200, JSON, piece, b"")
         assert answer == wire.Report("processing", "t1", ("t1",))
     assert outcome_of(wire.read_piece(503, JSON, b"", b"")) == "lost"
+
+
+# Polls: the answer is about the task that was asked about
+
+
+def read_poll(value: Any, status: int = 200) -> wire.Answer:
+    return wire.read_poll(status, JSON, msgspec.json.encode(value), "mine")
+
+
+def item(task_id: str, word: str, **more: Any) -> dict[str, Any]:
+    return {"task_id": task_id, "status": word, **more}
+
+
+OTHER = item("other", "completed", url=PNG + "?other")
+DONE = item("mine", "completed", url=PNG)
+
+
+@pytest.mark.parametrize(
+    ("body", "state"),
+    [
+        ({"data": [OTHER, item("mine", "processing")]}, "processing"),
+        ({"data": [OTHER, item("mine", "failed")]}, "failed"),
+        ({"data": [OTHER, DONE]}, "succeeded"),
+        ([OTHER, DONE], "succeeded"),
+        ({"data": [{"id": "other", "status": "completed"}, {"id": "mine", **DONE}]}, "succeeded"),
+        ({"data": [DONE, item("mine", "processing")]}, "processing"),
+        (item("mine", "processing", data=OTHER), "processing"),
+        (item("mine", "failed", data=OTHER), "failed"),
+        (item("mine", "processing", data=[OTHER]), "processing"),
+        ({"task_id": "mine", "data": [OTHER]}, "processing"),
+    ],
+)
+def test_the_task_that_was_asked_about_is_read(body: Any, state: str) -> None:
+    report = read_poll(body)
+    assert isinstance(report, wire.Report)
+    assert (report.state, report.task_id) == (state, "mine")
+    assert [file.url for file in report.files] == ([PNG] if state == "succeeded" else [])
+
+
+def test_a_success_of_the_request_is_not_the_word_of_a_task_in_data() -> None:
+    report = read_poll(item("mine", "success", data=item("behind", "processing")))
+    assert isinstance(report, wire.Report)
+    assert (report.state, report.task_id) == ("processing", "behind")
+
+
+def test_a_list_of_other_tasks_names_no_other_name_of_the_task() -> None:
+    answer = read_poll({"data": [OTHER, item("third", "completed", url=PNG)]})
+    assert outcome_of(answer) == "other_task"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"data": item("mine", "failed", error="nsfw")},
+        {"code": 400, "message": "nsfw", "data": {"task_id": "mine"}},
+        {"message": "nsfw", "task_id": "mine"},
+    ],
+)
+def test_a_status_of_400_about_the_task_is_its_failure(body: Any) -> None:
+    report = read_poll(body, 400)
+    assert isinstance(report, wire.Report)
+    assert (report.state, report.error_message) == ("failed", "nsfw")
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"data": item("mine", "failed", error="nsfw")}, 401),
+        ({"data": item("mine", "failed", error="nsfw")}, 500),
+        ({"data": item("mine", "processing"), "code": 400}, 400),
+        ({"data": DONE}, 400),
+        ({"data": item("other", "failed", error="nsfw")}, 400),
+        ({"id": "req_1", "message": "bad request"}, 400),
+    ],
+)
+def test_any_other_error_status_ends_no_task(body: Any, status: int) -> None:
+    assert outcome_of(read_poll(body, status)) == "unwell"
