@@ -213,10 +213,8 @@ def read_poll(
 
 
 def _read_decline(status: int, document: documents.Document) -> Report | None:
-    """Read the body of a 4xx that names the task that was asked about; None: it ends nothing.
-
-    Without a word or a code of its own, the status counts as the code of the body.
-    """
+    """Read the body of a 4xx that names the task that was asked about; None: it ends nothing."""
+    # Without a word or a code of its own, the status counts as the code of the body.
     if document.code is None and document.state is None:
         document = replace(document, code=status)
     report = _read_report(document)
@@ -299,15 +297,17 @@ def _read_success(report: Report, document: documents.Document) -> Report:
     is_known = document.state == "succeeded"
     is_feed = "response_data" in document.task
     results_only = is_feed if is_known else report.task_id is not None or report.word is not None
-    scope: results.Scope = "results" if results_only else ("anything" if is_known else "images")
-    files = results.find(document, scope)
+    files = results.find(document, "results" if results_only else "images")
     has_text = results.has_text(document) and (is_known or report.task_id is None)
     success = replace(report, state="succeeded", files=files)
     is_proof = is_known or (report.word is None and (report.task_id is None or _is_kie(document)))
     if (files or has_text) and is_proof:
         return success
-    if is_known and not is_feed and document.is_about_task:
-        return replace(report, possible=success)  # The files may come a moment later, or never.
+    if is_known and not is_feed:
+        # The files may come a moment later, or never. Under an unknown key may be a cover.
+        files = results.find(document, "anything")
+        if files or document.is_about_task:
+            return replace(report, possible=replace(success, files=files))
     if files and not documents.is_partial(document.task):
         return replace(report, possible=success)
     return report

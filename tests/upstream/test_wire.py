@@ -239,7 +239,6 @@ def test_a_2xx_with_neither_task_nor_result_may_have_been_accepted(body: Any) ->
         {"data": {"status": "finished", "files": [{"file_url": MP4, "file_type": "video"}]}},
         {"data": {"status": "success", "imageUrls": [], "videoUrls": [MP4]}},
         {"data": {"status": "completed", "result": MP4}},
-        {"data": {"status": "completed", "unknown_key": [{"here": MP4}]}},
     ],
 )
 def test_a_finished_video_is_found(body: Any) -> None:
