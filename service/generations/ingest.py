@@ -160,7 +160,11 @@ class Batch:
     def change(self, generation_id: str, **changes: Any) -> Generation:
         """Change fields of a generation; return the changed generation."""
         before = self.generations[generation_id]
-        if changes.get("task_id") is not None:
+        if (task_id := changes.get("task_id")) is not None:
+            if task_id != before.task_id and self.context.redactor.json(task_id) != task_id:
+                # Upstream repeats a secret of ours, such as the callback URL: an id is shown to
+                # subscribers, and this one names no task.
+                changes["task_id"] = before.task_id
             # By whichever door a task id comes, it proves that upstream has the submission.
             changes |= submission_changes(before, "taken")
         after = msgspec.structs.replace(before, **changes)

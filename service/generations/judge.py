@@ -196,10 +196,12 @@ def _is_proved(sightings: Sightings, generation: Generation, answer: wire.Report
     """Whether the answers so far prove the possible outcome of this one."""
     assert answer.possible is not None
     files = answer.possible.files
-    content = json_text([answer.word, [file.url for file in files]])
+    is_final = answer.word is not None and answer.recognised
+    # The URLs of what is done and paid for do not count: a signed one differs in each answer.
+    content = json_text([answer.word, None if is_final else [file.url for file in files]])
     sighting = sightings.note(generation.id, content, now)
     span_ms = now - sighting.first_at
-    if answer.word is not None and answer.recognised:
+    if is_final:
         # It is done and paid for. Some services attach the files a moment later.
         is_late = now >= generation.deadline_at
         return is_late or (sighting.count >= LINK_ANSWERS and span_ms >= LINK_SPAN_MS)

@@ -186,7 +186,9 @@ class Poller:
         # Ids are opaque: what they hold is encoded, so that it changes no path.
         encoded_id = quote(task_id, safe="")
         path = budget.status_path(context.catalogue, generation).format(task_id=encoded_id)
-        reply = await ingest.ask(context, generation.id, context.client.poll(path), task_id)
+        reply = await ingest.ask(
+            context, generation.id, context.client.poll(path, task_id), task_id
+        )
         reply = await judge.judge(context, self.sightings, generation, reply)
         if reply.exchange.outcome == "throttled":
             now = context.clock()

@@ -50,6 +50,14 @@ class Progress:
         return isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
 
 
+class Received(msgspec.Struct):
+    """What has come of an answer so far; it is read although the connection breaks."""
+
+    status: int = 0
+    headers: Mapping[str, str] = {}
+    content: bytearray = msgspec.field(default_factory=bytearray)
+
+
 class Client:
     """Upstream's HTTP API, called with our own key.
 
@@ -67,11 +75,13 @@ class Client:
 
     async def create(self, path: str, body: dict[str, Any]) -> wire.Answer:
         """Send one create request; without an answer, `NoReport` has no status."""
-        return await self._exchange("POST", path, wire.read_create, body)
+        content = msgspec.json.encode(body)
+        read = partial(wire.read_create, request=content)
+        return await self._exchange("POST", path, read, content)
 
-    async def poll(self, path: str) -> wire.Answer:
+    async def poll(self, path: str, task_id: str | None = None) -> wire.Answer:
         """Poll a task; without an answer, `NoReport` has the status 0."""
-        return await self._exchange("GET", path, wire.read_poll)
+        return await self._exchange("GET", path, partial(wire.read_poll, asked_id=task_id))
 
     async def close(self) -> None:
         """Close every connection."""
@@ -80,39 +90,42 @@ class Client:
         self._clients.clear()
 
     async def _exchange(
-        self, method: str, path: str, read: Read, body: dict[str, Any] | None = None
+        self, method: str, path: str, read: Read, body: bytes | None = None
     ) -> wire.Answer:
         import httpx  # noqa: PLC0415  cold start: a fifth of a second
 
         client = self._client(keep_alive=body is None)
         url = self._settings.upstream_url + path
         progress = Progress(is_known=self._transport is None)
+        received = Received()
         options: dict[str, Any] = {"extensions": {"trace": progress.note}}
         try:
             if body is not None:
-                options["content"] = msgspec.json.encode(body)
+                options["content"] = body
                 options["headers"] = {"content-type": "application/json"}
             async with (
                 asyncio.timeout(self._settings.upstream_timeout_seconds),
                 client.stream(method, url, **options) as response,
             ):
-                content = await self._read(response)
+                received.status, received.headers = response.status_code, response.headers
+                content = await self._read(response, received.content)
                 make_answer = partial(read, response.status_code, response.headers, content)
                 return await reading.read(len(content), make_answer)
         except (httpx.HTTPError, TimeoutError, TooLargeError) as error:
             message = f"{type(error).__name__}: {str(error) or 'no answer in time'}"[:200]
             if body is None:
                 return wire.NoReport("unwell", 0, message)
-            outcome: wire.Outcome = "put_off" if progress.never_left(error) else "lost"
-            return wire.NoReport(outcome, message=message)
+            if progress.never_left(error):
+                return wire.NoReport("put_off", message=message)
+            return await _read_piece(received, body, message)
         except asyncio.CancelledError as error:
             # The process stops. A task is cancelled once: what follows is to record the answer.
             if body is None or not progress.never_left(error):
                 raise
             return wire.NoReport("put_off", message="The process stopped before it was sent.")
 
-    async def _read(self, response: "httpx.Response") -> bytes:
-        """Read and decompress the body; it is empty if the encoding is unknown or broken.
+    async def _read(self, response: "httpx.Response", content: bytearray) -> bytes:
+        """Read and decompress the body into `content`; return b"" if its encoding is not known.
 
         The stream is read raw: httpx would decompress a whole chunk before its size can be checked.
         """
@@ -121,7 +134,6 @@ class Client:
             return b""
         bytes_max = self._settings.upstream_body_bytes
         decompressor = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # Detects gzip and zlib.
-        content = bytearray()
         stream: Any = response.stream
         async for chunk in stream:
             room = bytes_max + 1 - len(content)
@@ -157,3 +169,11 @@ class Client:
             transport=self._transport() if self._transport else None,
         )
         return self._clients[keep_alive]
+
+
+async def _read_piece(received: Received, request: bytes, message: str) -> wire.Answer:
+    """Read what came before the answer broke off: it may name the task that was made."""
+    status, headers, content = received.status, received.headers, bytes(received.content)
+    read = partial(wire.read_piece, status, headers, content, request)
+    answer = await reading.read(len(content), read)
+    return answer if isinstance(answer, wire.Report) else wire.NoReport("lost", message=message)

@@ -23,6 +23,8 @@ JsonObject = dict[str, Any]
 _WORD_KEYS = ("status", "state", "task_status", "taskStatus", "callbackType")
 _PART_KEYS = ("response_data", "data", "results", "outputs", "images", "videos", "clips")
 _ID_KEYS = ("task_id", "taskId", "workId", "work_id")
+# Objects in which an answer may name a new task: never an echo of the request, never an error.
+_HOLDER_KEYS = ("data", "task", "tasks", "output", "result", "results", "response", "generation")
 _CODE_KEYS = ("failCode", "fail_code", "failureCode", "error_code", "errorCode")
 _MESSAGE_KEY_LIST = """
     failMsg fail_msg fail_message error_message errorMessage task_status_msg fail_reason
@@ -43,7 +45,7 @@ class Document(msgspec.Struct, frozen=True):
     word: str | None  # The status word of the task as written, at most 100 characters.
     state: State | None  # What that word, or a flag in its place, means; None if unknown.
     task_ids: tuple[str, ...]  # Every id that the body gives the task, never one of an input.
-    has_task_id: bool  # Whether there is any; `id` does not count, as it may be a request's.
+    has_task_id: bool  # Whether there is any; `id` does not count, as it may be a file's.
     code: int | None  # The numeric error code, which may come with HTTP 200.
     size_bytes: int  # Of the body.
 
@@ -58,14 +60,17 @@ class Document(msgspec.Struct, frozen=True):
         return bool(self.task_ids) or self.task is not self.root
 
 
-def parse(body: bytes) -> Document | None:
-    """Decode a body and find its task: in an envelope's `data`, or the root; None: no JSON."""
+def parse(body: bytes, asked_id: str | None = None) -> Document | None:
+    """Decode a body and find its task: in an envelope's `data`, or the root; None: no JSON.
+
+    Of several tasks it is the one with `asked_id`, the task that was asked about.
+    """
     decoded = lenient.decode(body)
     if decoded is None:
         return None
     raw = decoded.value
     root = raw if isinstance(raw, dict) else {"data": raw}
-    task = _task(root)
+    task = _task(root, asked_id)
     ids = _own_ids(task) or _own_ids(root)
     # The words of an envelope are about the request, but for an envelope that names the task.
     word_holder = root if task is not root and not _own_ids(task) and ids else task
@@ -76,22 +81,51 @@ def parse(body: bytes) -> Document | None:
         is_whole=decoded.is_whole,
         root=root,
         task=task,
-        clips=_clips(task),
+        clips=_clips(task, ids),
         word=word or (f"successFlag means {flag}" if flag else None),
         state=state_of(word) if word else flag,
         task_ids=ids,
-        has_task_id=_first_text(_values((task, root), _ID_KEYS)) is not None,
+        has_task_id=_has_key(task) or _has_key(root),
         code=_code(root),
         size_bytes=len(body),
     )
 
 
-def _task(root: JsonObject) -> JsonObject:
+def _task(root: JsonObject, asked_id: str | None) -> JsonObject:
     data = root.get("data")
     if isinstance(data, dict):
-        return data
-    first = data[0] if isinstance(data, list) and data else None
-    return first if isinstance(first, dict) and _first_text(_values((first,), _ID_KEYS)) else root
+        return root if _speaks_above(root, data, asked_id) else data
+    objects = data if isinstance(data, list) else []
+    parts = [item for item in objects if isinstance(item, dict) and asked_id in _own_ids(item)]
+    if len(parts) > 1:  # The parts of the task, each with its id.
+        return {"task_id": asked_id, "data": parts}
+    if parts or asked_id in _own_ids(root):
+        return parts[0] if parts else root
+    first = objects[0] if objects else None
+    return first if isinstance(first, dict) and _has_key(first) else root
+
+
+def _speaks_above(root: JsonObject, data: JsonObject, asked_id: str | None) -> bool:
+    """Whether an envelope names the task, and says that it is not done, above another's data."""
+    ids = _own_ids(data)
+    is_above = asked_id in _own_ids(root) and bool(ids) and asked_id not in ids
+    # "success" may be about the request.
+    return is_above and state_of(_status_word(root)) in ("processing", "failed")
+
+
+def other_tasks(document: Document, asked_id: str | None) -> tuple[str, ...]:
+    """Return the ids in a list of several tasks of which none was asked about; else nothing."""
+    data = document.root.get("data")
+    if asked_id in document.task_ids or not isinstance(data, list):
+        return ()
+    items = [item for item in data if isinstance(item, dict) and _has_key(item)]
+    ids = tuple(dict.fromkeys(id_ for item in items for id_ in _own_ids(item)[:1]))
+    return ids if len(ids) > 1 else ()
+
+
+def _has_key(object_: JsonObject) -> bool:
+    """Whether an object names a task under a key that says so."""
+    return _first_text(_values((object_,), _ID_KEYS)) is not None
 
 
 def _own_ids(object_: JsonObject) -> tuple[str, ...]:
@@ -101,6 +135,25 @@ def _own_ids(object_: JsonObject) -> tuple[str, ...]:
     # Beside `data`, the id of an envelope may be that of the request.
     own = None if ids or isinstance(object_.get("data"), dict) else _id(object_.get("id"))
     return (own,) if own else ids
+
+
+def named_ids(document: Document) -> tuple[str, ...]:
+    """Return every id by which an answer to a submission may name the task that it made.
+
+    The `id` of an envelope counts unless an error stands beside it: it is then the request's.
+    """
+    ids = [id_ for holder in _holders(document.root) for id_ in _own_ids(holder)]
+    root_ids = _own_ids(document.root)
+    is_open = state_of(_status_word(document.root)) in ("processing", "succeeded")
+    if _has_key(document.root) or is_open or read_error(document) == (None, None):
+        ids = [*root_ids, *ids]
+    return tuple(dict.fromkeys(ids))
+
+
+def _holders(root: JsonObject) -> Iterator[JsonObject]:
+    for value in _values((root,), _HOLDER_KEYS):
+        items = value if isinstance(value, list) else [value]
+        yield from (item for item in items if isinstance(item, dict))
 
 
 def _id(value: Any) -> str | None:
@@ -122,12 +175,18 @@ def _code(root: JsonObject) -> int | None:
     return None if code in _NO_ERROR_CODES else code
 
 
-def _clips(task: JsonObject) -> tuple[JsonObject, ...]:
-    """Return the objects of the first list in which at least one has a status word."""
+def _clips(task: JsonObject, ids: tuple[str, ...]) -> tuple[JsonObject, ...]:
+    """Return the objects of the first list in which at least one has a status word.
+
+    What names another task than one of `ids` is no part of the task.
+    """
     for key in _PART_KEYS:
         items = task.get(key)
         if isinstance(items, list):
-            clips = tuple(item for item in items if isinstance(item, dict))
+            objects = [item for item in items if isinstance(item, dict)]
+            clips = tuple(
+                o for o in objects if not (ids and _has_key(o)) or {*_own_ids(o)} & {*ids}
+            )
             if any(clip_words(clips)):
                 return clips
     return ()

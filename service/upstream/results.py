@@ -68,6 +68,13 @@ def find(document: documents.Document, scope: Scope) -> tuple[File, ...]:
     return files
 
 
+def holds_any(document: documents.Document) -> bool:
+    """Whether an answer holds files, wherever they stand; the `url` of an error is no file."""
+    named = [(_normalize(name), value) for name, value in document.root.items()]
+    places = [(k, v) for k, v in named if k in _KNOWN_KEYS and k not in {"url", "urls"}]
+    return any(True for key, value in places for _ in _files_in(value, key, None))
+
+
 def find_in_clips(clips: list[dict[str, Any]]) -> tuple[File, ...]:
     """Return the files of these clips: audio, videos and cover pictures."""
     return _deduplicate(_files_in(clips, "", None))

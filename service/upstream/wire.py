@@ -64,14 +64,19 @@ class NoReport(msgspec.Struct, frozen=True):
 Answer = Report | NoReport
 
 
-def read_create(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
-    """Read the answer to a create request: a report has a task id, or already the outcome."""
+def read_create(
+    status: int, headers: Mapping[str, str], body: bytes, request: bytes = b""
+) -> Answer:
+    """Read the answer to a create request: a report has a task id, or already the outcome.
+
+    `request` is what was sent: an id that stands in it is no new task's.
+    """
     content_type = headers.get("content-type", "").lower()
     if status in _SUCCESS and content_type.startswith("audio/"):
         return _read_audio(status, content_type, body)
     document = documents.parse(body)
     if document is None or status not in _SUCCESS:
-        return _no_task(status, headers, document, body)
+        return _no_result(status, headers, document, body, request)
     code, report = document.code, _read_report(document)
     if report.word is None and document.has_task_id:
         # The task is new: a URL beside its id is a URL of the task or an input, not a result.
@@ -82,8 +87,15 @@ def read_create(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
         report = replace(report, state="processing", files=())
     has_error = code is not None or (report.word is None and document.root.get("error"))
     if has_error or (report.task_id is None and report.state == "processing"):
-        return _no_task(status, headers, document, body)
+        return _no_result(status, headers, document, body, request)
     return report
+
+
+def read_piece(status: int, headers: Mapping[str, str], body: bytes, request: bytes) -> Answer:
+    """Read what came of an answer to a create request before it broke off: at most a task's id."""
+    answer = read_create(status, headers, body, request)
+    ids = answer.task_ids if isinstance(answer, Report) else ()
+    return Report("processing", ids[0], ids) if ids else NoReport("lost", status)
 
 
 def _read_audio(status: int, content_type: str, body: bytes) -> Answer:
@@ -95,12 +107,33 @@ def _read_audio(status: int, content_type: str, body: bytes) -> Answer:
     return Report("succeeded", files=(results.File(url, media_type),))
 
 
-def _no_task(
-    status: int, headers: Mapping[str, str], document: documents.Document | None, body: bytes
-) -> NoReport:
+def _no_result(
+    status: int,
+    headers: Mapping[str, str],
+    document: documents.Document | None,
+    body: bytes,
+    request: bytes,
+) -> Answer:
+    """Read an answer that speaks of trouble. The task that it names is asked about all the same."""
     outcome = _outcome_of_status(status) if status not in _SUCCESS else _outcome_of_body(document)
-    if outcome == "put_off" and document and document.has_task_id:
-        outcome = "lost"  # The body names a task: sending the request again may bill twice.
+    ids = documents.named_ids(document) if document else ()
+    is_refused = outcome == "refused" and document is not None and document.state == "failed"
+    new_ids = tuple(id_ for id_ in ids if id_.encode() not in request)
+    if document and new_ids and not is_refused:
+        raw, size_bytes = document.raw, document.size_bytes
+        return Report("processing", new_ids[0], new_ids, raw=raw, size_bytes=size_bytes)
+    if outcome == "put_off" and document and (ids or results.holds_any(document)):
+        outcome = "lost"  # Upstream took it: sending the request again may bill twice.
+    return _no_task(outcome, status, headers, document, body)
+
+
+def _no_task(
+    outcome: Outcome,
+    status: int,
+    headers: Mapping[str, str],
+    document: documents.Document | None,
+    body: bytes,
+) -> NoReport:
     code = document.code if document and status in _SUCCESS else None
     default_code = str(code or status)
     if status in _SUCCESS and code is None:
@@ -149,15 +182,24 @@ def _text_of(status: int, headers: Mapping[str, str], body: bytes, default: str)
     return f"{begin}: {text}" if text else begin
 
 
-def read_poll(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
-    """Read the answer to a poll. Whether it is about the task that was asked about is not known."""
-    document = documents.parse(body) if status in _SUCCESS or _may_decline(status) else None
+def read_poll(
+    status: int, headers: Mapping[str, str], body: bytes, asked_id: str | None = None
+) -> Answer:
+    """Read the answer to a poll about `asked_id`. It may be about another task all the same."""
+    is_read = status in _SUCCESS or _may_decline(status)
+    document = documents.parse(body, asked_id) if is_read else None
     if document is None:
         return _no_report(status, headers, body, "the answer is not a JSON object")
     if not document.is_whole:
         return _no_report(status, headers, body, "the answer was cut off")
     if status not in _SUCCESS:
+        if asked_id in document.task_ids and (failure := _read_decline(status, document)):
+            return failure
         return _no_report(status, headers, body, "", documents.read_error(document)[1], document)
+    if others := documents.other_tasks(document, asked_id):
+        # Nothing says that one of them is another name of the task.
+        names = ", ".join(others)[: documents.MAX_TEXT_CHARS]
+        return NoReport("other_task", status, f"the answer lists other tasks: {names}")
     report = _read_report(document)
     says_nothing = not (report.word or report.task_id or report.possible)
     if _is_trouble(document):
@@ -168,6 +210,15 @@ def read_poll(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
         return report
     message = documents.read_error(document)[1]
     return _no_report(document.code or status, headers, body, default, message, document)
+
+
+def _read_decline(status: int, document: documents.Document) -> Report | None:
+    """Read the body of a 4xx that names the task that was asked about; None: it ends nothing."""
+    # Without a word or a code of its own, the status counts as the code of the body.
+    if document.code is None and document.state is None:
+        document = replace(document, code=status)
+    report = _read_report(document)
+    return report if report.state == "failed" else None
 
 
 def _may_decline(code: int | None) -> bool:
@@ -246,15 +297,17 @@ def _read_success(report: Report, document: documents.Document) -> Report:
     is_known = document.state == "succeeded"
     is_feed = "response_data" in document.task
     results_only = is_feed if is_known else report.task_id is not None or report.word is not None
-    scope: results.Scope = "results" if results_only else ("anything" if is_known else "images")
-    files = results.find(document, scope)
+    files = results.find(document, "results" if results_only else "images")
     has_text = results.has_text(document) and (is_known or report.task_id is None)
     success = replace(report, state="succeeded", files=files)
     is_proof = is_known or (report.word is None and (report.task_id is None or _is_kie(document)))
     if (files or has_text) and is_proof:
         return success
-    if is_known and not is_feed and document.is_about_task:
-        return replace(report, possible=success)  # The files may come a moment later, or never.
+    if is_known and not is_feed:
+        # The files may come a moment later, or never. Under an unknown key may be a cover.
+        files = results.find(document, "anything")
+        if files or document.is_about_task:
+            return replace(report, possible=replace(success, files=files))
     if files and not documents.is_partial(document.task):
         return replace(report, possible=success)
     return report

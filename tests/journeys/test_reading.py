@@ -97,6 +97,40 @@ async def test_a_task_that_is_done_ends_though_it_has_no_link(tmp_path: Path) ->
         assert generation["output"]["raw"]["data"]["text"] == "what was said"
 
 
+async def test_a_cover_is_the_result_only_if_nothing_better_follows(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        covers = [told("task1", status="SUCCESS", cover_url=f"{PNG}?s={n}") for n in range(4)]
+        await world.generate()
+        assert (await poll(world, *covers[:3], seconds=15))["status"] == "processing"
+        generation = await poll(world, covers[3], seconds=15)
+        assert [file["url"] for file in generation["output"]["files"]] == [f"{PNG}?s=3"]
+        await world.generate()
+        await poll(world, told("task2", status="SUCCESS", cover_url=PNG), seconds=15)
+        world.upstream.finish("task2", PNG + "?final")
+        await world.run(60)
+        second = (await world.get("/v1/generations"))["data"][0]
+        assert [file["url"] for file in second["output"]["files"]] == [PNG + "?final"]
+
+
+async def test_a_task_id_that_repeats_a_callback_url_is_never_shown(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe()
+
+        def answer(body: dict[str, Any]) -> httpx.Response:
+            return httpx.Response(200, json=create_answer(body["callback_url"]))
+
+        world.upstream.on_create = answer
+        generation = await world.generate()
+        await world.run(4_000)
+        assert generation["task_id"] is None
+        shown_again = await world.get(f"/v1/generations/{generation['id']}")
+        assert (shown_again["status"], shown_again["task_id"]) == ("timed_out", None)
+        token = world.upstream.callback_url().rpartition("/")[2].encode()
+        webhooks = world.subscribers.webhooks_to(SUBSCRIBER_URL)
+        assert webhooks
+        assert all(token not in webhook.body for webhook in webhooks)
+
+
 async def test_files_beside_an_unknown_word_need_three_answers_in_a_minute(tmp_path: Path) -> None:
     async with opened(tmp_path, public_url=None) as world:
         await world.generate()

@@ -147,7 +147,7 @@ LOST = [
     httpx.Response(200, text="<html>busy</html>"),
     response(200, {"code": 200, "message": "success", "data": {}}),
     response(200, {"code": 500, "message": "inner"}),
-    response(503, create_answer("task9")),  # An error status, but with a task.
+    response(503, {"code": 503, "data": {"images": ["https://cdn.example/paid.png"]}}),
     httpx.Response(200, content=b'{"data": "' + b"x" * 3_000 + b'"}'),
     httpx.ReadTimeout("slow"),
     httpx.ReadError("reset"),
@@ -156,6 +156,20 @@ LOST = [
     httpx.RemoteProtocolError("gone without an answer"),
     TimeoutError(),
 ]
+
+
+@pytest.mark.parametrize("status", [409, 500, 503])
+async def test_a_task_that_trouble_names_is_polled_and_not_submitted_again(
+    tmp_path: Path, status: int
+) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        world.upstream.create_replies.append(response(status, create_answer("task9")))
+        world.upstream.finish("task9")
+        generation = (await create(world)).json()
+        await world.run(60)
+        shown = await world.get(f"/v1/generations/{generation['id']}")
+        assert (shown["status"], shown["task_id"]) == ("succeeded", "task9")
+        assert len(world.upstream.creates) == 1
 
 
 @pytest.mark.parametrize("reply", LOST, ids=lambda reply: repr(reply)[:40])

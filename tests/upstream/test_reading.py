@@ -153,3 +153,19 @@ def test_a_task_id_that_no_path_can_hold_is_none_and_is_said(task_id: Any) -> No
 @pytest.mark.parametrize("task_id", ["../keys", "a/b", "a b", "veo3:17#é?%", "x" * 512, 10**40])
 def test_a_task_id_is_any_text(task_id: Any) -> None:
     assert read_accepted({"code": 200, "data": {"task_id": task_id}}).task_id == str(task_id)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"status": "completed", "unknown_key": [{"here": "https://cdn.example.com/1.mp4"}]},
+        {"task_id": "t", "status": "completed", "preview_url": "https://cdn.example.com/1.mp4"},
+    ],
+)
+def test_a_file_under_an_unknown_key_is_only_a_possible_result(data: dict[str, Any]) -> None:
+    for body in (data, {"code": 200, "data": data}):
+        report = wire.read_poll(200, JSON, msgspec.json.encode(body))
+        assert isinstance(report, wire.Report)
+        assert (report.state, report.files) == ("processing", ())
+        assert report.possible is not None
+        assert [file.url for file in report.possible.files] == ["https://cdn.example.com/1.mp4"]

@@ -63,6 +63,33 @@ async def test_a_submission_that_was_written_and_has_no_answer_is_lost(
         ended.set()
 
 
+BROKEN_OFF = {
+    "length": b"Content-Length: 500\r\n\r\n" + b'{"data":{"task_id":"t1","status":"IN_PROG',
+    "chunk": b"Transfer-Encoding: chunked\r\n\r\n1a\r\n" + b'{"data":{"task_id":"t1"}}\n\r\n',
+}
+
+
+@pytest.mark.parametrize("is_hanging", [True, False])
+@pytest.mark.parametrize("kind", BROKEN_OFF)
+async def test_a_task_that_is_named_before_the_connection_breaks_is_known(
+    tmp_path: Path, kind: str, *, is_hanging: bool
+) -> None:
+    ended = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n" + BROKEN_OFF[kind])
+        await writer.drain()
+        if is_hanging:
+            await ended.wait()
+        writer.close()
+
+    async with served(tmp_path, answer) as client:
+        read = await client.create("/images/generations", {"prompt": "a small harbour"})
+        assert read == wire.Report("processing", "t1", ("t1",))
+        ended.set()
+
+
 async def test_a_submission_without_a_connection_is_put_off(tmp_path: Path) -> None:
     async def close(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
