@@ -99,8 +99,7 @@ class Receiver:
                 scope, receive, settings.callback_body_bytes, settings.body_seconds
             )
         except Problem as error:
-            error.headers = {"connection": "close"}
-            await self._reject(arrival, error.code, error)
+            await self._go_without_body(arrival, error)
         arrival.readable = _is_readable(arrival.body)
         proved = False
         if self._scheme is not None:
@@ -114,6 +113,18 @@ class Receiver:
             proved = self._scheme.proves_body
         if proved or settings.callback_trust == "body":
             arrival.trust = "body"
+
+    async def _go_without_body(self, arrival: Arrival, problem: Problem) -> NoReturn:
+        """Raise the problem of a body that was not read; if it is too large, it is still a hint."""
+        if problem.status == 503:  # Upstream sends it again.
+            metrics.callbacks.add(1, "not_stored")
+            raise problem
+        problem.headers = {"connection": "close"}
+        # Where a signature is required, nobody knows whether it would have been valid.
+        if problem.status == 413 and self._scheme is None:
+            await self._context.database.write(callbacks.hint, arrival)
+            self._context.signals.poll.set()
+        await self._reject(arrival, problem.code, problem)
 
     async def _reject(self, arrival: Arrival, reason: str, problem: Problem) -> NoReturn:
         """Store the callback, unless too many were rejected this second; then raise the problem."""
