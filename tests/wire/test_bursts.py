@@ -223,7 +223,7 @@ async def test_a_refusal_does_not_wait_for_the_rest_of_a_large_body(framing: str
     part = b"x" * (size // 2)
     length = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size
     request = length + part if framing == "length" else CHUNKED_OPEN + b"%x\r\n" % size + part
-    async with serving(refuse) as port:
+    async with serving(refuse, body_seconds=300) as port, asyncio.timeout(30):
         assert status_of(await answer_to(port, request)) == 401  # The server closes.
 
 
