@@ -17,6 +17,7 @@ from service.telemetry.brake import Brake
 
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 PATH_CHARACTERS_MAX = 200  # The log shows no more of a path.
+ARRIVING_BYTES_MAX = 128 * 1024 * 1024  # Of all bodies that are not complete yet, else 503.
 STRANGERS_LOGGED_PER_SECOND = 20  # Lines about refused requests without a valid key.
 _SHOWN_SEGMENT = re.compile(r"[a-z0-9_-]{0,40}")  # Names and ids, never a callback's token.
 _log = log.get()
@@ -68,18 +69,46 @@ def _go_on(reading: Coroutine[Any, Any, bytes], future: Any) -> Generator[Any, A
 
 async def _read_parts(scope: Scope, receive: Receive, bytes_max: int) -> bytes:
     parts: list[bytes] = []
-    size, is_complete = 0, False
-    while not is_complete:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise DisconnectedError
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        is_complete = not message.get("more_body")
-        announced = 0 if is_complete else _read_content_length(scope)
-        if size > bytes_max or announced > bytes_max:
-            raise Problem(413, "body_too_large", f"The body has more than {bytes_max} bytes.")
+    size, held_bytes, is_complete = 0, 0, False
+    try:
+        while not is_complete:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise DisconnectedError
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            is_complete = not message.get("more_body")
+            announced = 0 if is_complete else _read_content_length(scope)
+            if size > bytes_max or announced > bytes_max:
+                raise Problem(413, "body_too_large", f"The body has more than {bytes_max} bytes.")
+            if not is_complete:
+                held_bytes = _arriving.hold(held_bytes, size)
+    finally:
+        if held_bytes:
+            _arriving.hold(held_bytes, 0)
     return b"".join(parts)
+
+
+class _Arriving:
+    """The bytes of all bodies of which the rest is awaited. A whole body is not among them."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    def hold(self, before: int, size: int) -> int:
+        """Hold `size` bytes of a body in place of `before`; Problem 503 if all are too many.
+
+        One body alone may be as large as its own limit says.
+        """
+        others = self._bytes - before
+        if size > before and others and others + size > ARRIVING_BYTES_MAX:
+            headers = {"retry-after": "1", "connection": "close"}
+            raise Problem(503, "overloaded", "Too many bodies are arriving.", headers=headers)
+        self._bytes = others + size
+        return size
+
+
+_arriving = _Arriving()
 
 
 def _read_content_length(scope: Scope) -> int:

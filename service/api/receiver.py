@@ -1,6 +1,7 @@
 """Receives callbacks from upstream: verify, store, then answer."""
 
 from bisect import bisect_right
+from collections import Counter
 from functools import partial
 from itertools import accumulate
 from typing import NoReturn
@@ -22,7 +23,10 @@ from service.telemetry import log, metrics
 from service.upstream import reading
 
 PREFIX = f"/callbacks/{UPSTREAM}/"
-REJECTIONS_PER_SECOND = 20  # More are answered but not stored: forgers cannot fill the disk.
+# More rejections are answered but not stored: forgers cannot fill the disk. Those with a good token
+# are counted by themselves: no stranger hides that a real generation's callbacks are rejected.
+REJECTIONS_PER_SECOND = 20
+REJECTIONS_OF_GENERATION_PER_SECOND = 5
 HEADERS_MAX = 100  # More are not stored.
 REJECTED_HEADERS_BYTES = 4_096
 
@@ -39,7 +43,7 @@ class Receiver:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._write_proofs = partial(ingest.write_proofs, context=context)
-        self._rejections = (0, 0)  # The second of the last one, and the number in that second.
+        self._rejections = Counter[tuple[int, str]]()  # Those of one second.
         settings = context.settings
         self._scheme = SCHEMES.get(settings.upstream_signature or "")
         try:
@@ -99,8 +103,7 @@ class Receiver:
                 scope, receive, settings.callback_body_bytes, settings.body_seconds
             )
         except Problem as error:
-            error.headers = {"connection": "close"}
-            await self._reject(arrival, error.code, error)
+            await self._go_without_body(arrival, error)
         arrival.readable = _is_readable(arrival.body)
         proved = False
         if self._scheme is not None:
@@ -115,14 +118,22 @@ class Receiver:
         if proved or settings.callback_trust == "body":
             arrival.trust = "body"
 
+    async def _go_without_body(self, arrival: Arrival, problem: Problem) -> NoReturn:
+        """Raise the problem of a body that was not read; if it is too large, it is still a hint."""
+        if problem.status == 503:  # Upstream sends it again.
+            metrics.callbacks.add(1, "not_stored")
+            raise problem
+        problem.headers = {"connection": "close"}
+        # Where a signature is required, nobody knows whether it would have been valid.
+        if problem.status == 413 and self._scheme is None:
+            await self._context.database.write(callbacks.hint, arrival)
+            self._context.signals.poll.set()
+        await self._reject(arrival, problem.code, problem)
+
     async def _reject(self, arrival: Arrival, reason: str, problem: Problem) -> NoReturn:
         """Store the callback, unless too many were rejected this second; then raise the problem."""
         metrics.callbacks.add(1, "rejected")
-        second, count = self._rejections
-        this_second = arrival.received_at // SECOND
-        count = count + 1 if second == this_second else 1
-        self._rejections = (this_second, count)
-        if count <= REJECTIONS_PER_SECOND:
+        if self._may_store_rejection(arrival):
             _log.info(
                 "callback",
                 callback_id=arrival.id,
@@ -137,6 +148,21 @@ class Receiver:
             except StorageError as error:
                 _log.error("callback.not_stored", error=str(error))
         raise problem
+
+    def _may_store_rejection(self, arrival: Arrival) -> bool:
+        """Whether few enough were rejected this second: of its generation, and of its kind."""
+        second = arrival.received_at // SECOND
+        if (second, "") not in self._rejections:
+            self._rejections.clear()
+            self._rejections[second, ""] = 0
+        own = (second, arrival.generation_id)  # A stranger's has none.
+        if arrival.generation_id:
+            if self._rejections[own] >= REJECTIONS_OF_GENERATION_PER_SECOND:
+                return False
+            self._rejections[own] += 1
+        kind = (second, "all generations") if arrival.generation_id else own
+        self._rejections[kind] += 1
+        return self._rejections[kind] <= REJECTIONS_PER_SECOND
 
     def _cut_headers(self, arrival: Arrival, bytes_max: int) -> None:
         """Leave out the secrets in the headers, and the lines for which there is no room."""

@@ -11,28 +11,26 @@ from functools import partial
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.api.asgi import NOSNIFF, request_id_of
 from service.api.problem import PROBLEM_TYPE, Problem
+from service.cli.heads import HEAD_LINES, SLICE_BYTES, is_of_one_request, read_body_length
+from service.cli.readers import Reader
 from service.cli.turns import Turns
 from service.model.clock import now_ms
 from service.telemetry import log, metrics
 from service.telemetry.brake import Brake
 
 HEAD_BYTES = 64 * 1024
-HEAD_LINES = 256  # Each header takes many times its bytes in memory.
 FRAMING_PER_BYTE = 8  # For each byte in a chunked body; a chunk of one byte has five around it.
-SLICE_BYTES = 64 * 1024  # So much of a body is parsed at once.
+UNWANTED_BYTES_MAX = 64 * 1024  # Of a body that was answered already; more ends the connection.
 AHEAD_MAX = 8  # Requests that are parsed while an earlier one is answered.
 LINGER_SECONDS = 1.0
-# What a client has to take of its answers in GENHOOK_BODY_SECONDS, or else the rest of them.
-TAKEN_BYTES_MIN = 256 * 1024
 REFUSALS_LOGGED_PER_SECOND = 1
 
 _EMPTY_LINE = re.compile(rb"\n\r?\n")  # Ends a head, and a chunked body.
-_LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*\r\n")
 _OFFER = re.compile(rb"(?i)(?<=\n)upgrade[ \t]*:[^\n]*\n")
 _LIMITS = f"A head may have {HEAD_BYTES} bytes and {HEAD_LINES} lines."
 _PROBLEMS = {
@@ -68,30 +66,38 @@ class Protocol(HttpToolsProtocol):
         body_seconds: float,
         connections_max: int,
         turns: Turns,
+        slow_readers: dict[Reader, None],
         **kwargs: Any,
     ) -> None:
+        # The parser calls this for each chunk, and a megabyte may come in a million: what costs
+        # more than to append it, `_take_parts` does for all of them at once.
+        self._parts: list[bytes] = []
+        self.on_body = self._parts.append  # type: ignore[assignment,method-assign]
         super().__init__(*args, **kwargs)
         self._seconds = {"head": head_seconds, "body": body_seconds}
         self._connections_max = connections_max
         self._turns = turns
+        self._slow_readers = slow_readers
         self._unparsed = bytearray()
         self._head = bytearray()  # The head of the next request, until it is complete.
         self._awaited: str | None = "head"  # What the client has to send: "head", "body", nothing.
         self._body_left: int | None = 0  # None: the body is chunked.
         self._framing_bytes = 0
+        self._unwanted_bytes = 0  # Of a body that was answered before it was complete.
         self._last_bytes = b""  # The last bytes that were read of a chunked body.
         self._active: Any = None  # The request that is answered now.
         self._is_half_closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._timed: str | None = None  # What the timer waits for.
         self._refusal: int | None = None
-        self._is_refused = False  # The refusal was sent, and no other may follow.
-        self._reader_timer: asyncio.TimerHandle | None = None  # While the client has to read.
+        self._is_lingering = False  # What the client still sends is dropped.
+        self._is_planned = False  # The next round goes on with what is not parsed.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse the connection if there are too many; else wait for its first request."""
         super().connection_made(transport)
         self.flow = _Flow(transport)
+        self._reader = Reader(transport, self._seconds["body"], self._slow_readers)
         if len(self.connections) > self._connections_max:
             self._refuse(503)
         self._watch()
@@ -101,7 +107,7 @@ class Protocol(HttpToolsProtocol):
         self._unparsed.clear()
         self._awaited = None
         self._watch()
-        self._unwatch_reader()
+        self._reader.forget()
         for cycle in (self._active, *(cycle for cycle, _ in self.pipeline)):
             _disconnect(cycle)
         self.pipeline.clear()
@@ -116,10 +122,10 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse what may be parsed now."""
         self._unset_keepalive_if_required()
-        if self._refusal is not None:
+        if self._refusal is not None or self._is_lingering:
             return
         is_between = self._awaited != "body" and not (self._unparsed or self._head or self.pipeline)
-        if is_between and _is_of_one_request(data):
+        if is_between and is_of_one_request(data):
             self._feed(data)
             self._watch()
         else:
@@ -128,27 +134,23 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is complete; its body follows, which may be empty."""
-        self._framing_bytes, self._last_bytes = 0, b""
-        self._body_left = _read_body_length(self.headers)
+        self._framing_bytes, self._unwanted_bytes, self._last_bytes = 0, 0, b""
+        self._body_left = read_body_length(self.headers)
         super().on_headers_complete()  # It raises an error if the target is not valid.
         self._awaited = "body"
 
-    def on_body(self, body: bytes) -> None:
-        """Count the bytes that are left, and those of framing."""
-        self._framing_bytes -= len(body) * FRAMING_PER_BYTE
-        if self._body_left is not None:
-            self._body_left -= len(body)
-        super().on_body(body)
-
     def on_message_complete(self) -> None:
         """The next bytes belong to another request, if there is one."""
+        self._take_parts()
         self._awaited = None
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Go on with the requests that were sent ahead."""
         super().on_response_complete()
-        self._watch_reader()
+        self._reader.watch()
+        if self.cycle.response_complete:
+            self._drop_body()
         if self._refusal is not None:
             self._refuse(self._refusal)
         elif self._unparsed and self.parser is not None:
@@ -160,31 +162,11 @@ class Protocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """The client reads more slowly than it is answered."""
         super().pause_writing()
-        self._watch_reader()
+        self._reader.watch()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._active = cycle
         self._turns.take(partial(super()._start_asgi_task, cycle, app))
-
-    def _watch_reader(self) -> None:
-        """Look later whether the client has read, unless all of its answers are on their way."""
-        unread_bytes = self.transport.get_write_buffer_size()
-        if unread_bytes and self._reader_timer is None:
-            seconds = self._seconds["body"]
-            self._reader_timer = self.loop.call_later(seconds, self._check_reader, unread_bytes)
-
-    def _check_reader(self, unread_bytes: int) -> None:
-        """End the connection of a client that reads nothing: its answers stay in memory."""
-        self._reader_timer = None
-        if self.transport.get_write_buffer_size() > max(unread_bytes - TAKEN_BYTES_MIN, 0):
-            self.transport.abort()
-        else:
-            self._watch_reader()
-
-    def _unwatch_reader(self) -> None:
-        if self._reader_timer is not None:
-            self._reader_timer.cancel()
-            self._reader_timer = None
 
     def _is_answering(self) -> bool:
         return bool(self.pipeline or self._unparsed) or not (
@@ -192,7 +174,9 @@ class Protocol(HttpToolsProtocol):
         )
 
     def _parse(self) -> None:
-        while self._unparsed and self._refusal is None and len(self.pipeline) < AHEAD_MAX:
+        """Parse what may be parsed in this round; the rest waits for the next, or for answers."""
+        planned_bytes = max(len(self._unparsed) - SLICE_BYTES, 0)
+        while len(self._unparsed) > planned_bytes and len(self.pipeline) < AHEAD_MAX:
             if self._awaited == "body":
                 self._feed(self._take_body())
             elif head := self._take_head():
@@ -200,9 +184,41 @@ class Protocol(HttpToolsProtocol):
         is_held = self.flow.is_held = bool(self._unparsed)  # type: ignore[attr-defined]
         if is_held:
             self.flow.pause_reading()
-        elif not self.pipeline:
+        elif not (self.pipeline or self._is_full()):
             self.flow.resume_reading()
+        if is_held and len(self.pipeline) < AHEAD_MAX and not self._is_planned:
+            self._is_planned = True
+            self.loop.call_soon(self._go_on)
         self._watch()
+
+    def _go_on(self) -> None:
+        self._is_planned = False
+        if self.parser is not None:
+            self._parse()
+
+    def _is_full(self) -> bool:
+        """Whether much of a body waits to be read: it must not grow before somebody wants it."""
+        return self.cycle is not None and len(self.cycle.body) > HIGH_WATER_LIMIT
+
+    def _take_parts(self) -> None:
+        """Hand over what was parsed of a body; count what is left of it, and the framing."""
+        if not self._parts:
+            return
+        body = b"".join(self._parts)
+        self._parts.clear()
+        self._framing_bytes -= len(body) * FRAMING_PER_BYTE
+        if self._body_left is not None:
+            self._body_left -= len(body)
+        super().on_body(body)
+        if self.cycle.response_complete:
+            self._drop_body(len(body))
+
+    def _drop_body(self, size: int = 0) -> None:
+        """Drop what nobody wants of a body, and the connection if that is much."""
+        self.cycle.body = bytearray()
+        self._unwanted_bytes += size
+        if self._unwanted_bytes + (self._body_left or 0) > UNWANTED_BYTES_MAX:
+            self._linger()
 
     def _take_body(self) -> bytes:
         """Return the next part of a body, but nothing of the request that may follow it."""
@@ -244,6 +260,7 @@ class Protocol(HttpToolsProtocol):
             self._refuse(400)
         except httptools.HttpParserUpgrade:  # CONNECT: what follows is no HTTP.
             self._refuse(400)
+        self._take_parts()
         if self._framing_bytes > HEAD_BYTES:
             self._refuse(431)
 
@@ -260,7 +277,7 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self, status: int) -> None:
         """Answer with a problem after the answers to earlier requests, and close."""
-        if self._is_refused:
+        if self._is_lingering:
             return
         self._unparsed.clear()
         self._refusal = status
@@ -277,11 +294,19 @@ class Protocol(HttpToolsProtocol):
             self.transport.close()
             return
         self.transport.write(_answer_of(problem, request_id))
-        # What is still on its way is read and dropped: it would reset the connection, and the
-        # client would not see the answer.
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close, but first read and drop for a while what is on its way.
+
+        It would reset the connection, and the client would not see the answer.
+        """
+        if self.transport.is_closing():
+            return
+        self._unparsed.clear()
+        self._is_lingering = True
         self.flow.is_held = False  # type: ignore[attr-defined]
         self.flow.resume_reading()
-        self._is_refused = True
         self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
@@ -305,28 +330,6 @@ def _disconnect(cycle: Any) -> None:
     if cycle is not None and not cycle.response_complete:
         cycle.disconnected = True
         cycle.message_event.set()
-
-
-def _is_of_one_request(data: bytes) -> bool:
-    """Whether these bytes begin one request, with its head, and hold nothing after its body.
-
-    Most requests arrive so. They need no buffer, and the parser reads head and body in one call.
-    """
-    size = data.find(b"\n\r\n") + 3
-    head = data[:size].lower()
-    if size < 3 or len(data) > SLICE_BYTES or b"\n\n" in head or head.count(b"\n") > HEAD_LINES:
-        return False
-    if b"upgrade" in head or b"transfer-encoding" in head:
-        return False
-    length = _LENGTH.search(head)
-    return len(data) <= size + (int(length[1]) if length else 0)
-
-
-def _read_body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
-    """Return the length that the head gives; None for a chunked body."""
-    fields = dict(headers)
-    # The parser has refused what is no number, and lengths that differ.
-    return None if b"transfer-encoding" in fields else int(fields.get(b"content-length", 0))
 
 
 def _log_refusal(problem: Problem, request_id: str) -> None:

@@ -103,6 +103,7 @@ def new_server(
         body_seconds=limits.body_seconds,
         connections_max=limits.connections_max,
         turns=Turns(),
+        slow_readers={},
     )
     config = uvicorn.Config(
         app,

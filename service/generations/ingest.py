@@ -269,9 +269,10 @@ async def _names_other_task(tx: Transaction, batch: Batch, proof: Proof) -> bool
     """
     ids = proof.report.task_ids if proof.report else ()
     generation = batch.generations[proof.arrival.generation_id]
-    if not ids or generation.task_id is not None:
-        return bool(ids) and generation.task_id not in ids
-    return await generations.another_has_task(tx, ids, generation.id)
+    if ids and generation.task_id is not None and generation.task_id not in ids:
+        return True
+    others = [id_ for id_ in ids if id_ != generation.task_id]
+    return bool(others) and await generations.another_has_task(tx, others, generation.id)
 
 
 def _apply(tx: Transaction, batch: Batch, proof: Proof) -> bool:

@@ -145,6 +145,18 @@ async def plan_confirmations(
     await tx.many("confirmations_put", rows)
 
 
+async def hint(tx: Transaction, arrival: Arrival) -> None:
+    """Plan the confirmation of a callback whose body is too large to be read."""
+    states = await tx.all(
+        "callbacks_generation_states", pairs=json_text([(arrival.generation_id, "")])
+    )
+    for state in states:
+        if state["nonce"] == arrival.nonce:
+            verdict = _verdict(arrival, state["status"], is_repeated=False)
+            stored = StoredCallback(verdict, state["last_poll_at"], is_kept=False)
+            await plan_confirmations(tx, [(arrival, stored)])
+
+
 async def reject(tx: Transaction, arrival: Arrival) -> None:
     """Store a rejected callback, its body cut to REJECTED_BODY_BYTES."""
     generation = await tx.one("generation_tenant", id=arrival.generation_id)

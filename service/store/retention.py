@@ -21,7 +21,7 @@ from service.store.database import Database, Transaction
 BATCH = 500  # Rows read in one transaction.
 GENERATIONS_BATCH = 50  # Smaller: metadata and bodies are deleted with each.
 PARTS_BATCH = 500  # Callbacks, or exchanges, of generations: one may have thousands.
-REJECTED_MAX = 1_000
+REJECTED_MAX = 1_000  # Of tenants, and the same of strangers.
 REJECTED_RETENTION_MS = DAY
 IDEMPOTENCY_RETENTION_MS = DAY
 SWEEP_INTERVAL_MS = HOUR
@@ -95,7 +95,12 @@ async def _stages(database: Database, retention_days: int, now: int) -> list[Sta
     rejected = {"before": now - REJECTED_RETENTION_MS, "keep": REJECTED_MAX}
     tenants = await database.read(subscribers.all_tenants)
     return [
-        partial(_delete_old, "callbacks_rejected_old", **{**batch, **rejected}),
+        *[
+            partial(
+                _delete_old, "callbacks_rejected_old", is_unowned=unowned, **{**batch, **rejected}
+            )
+            for unowned in (0, 1)
+        ],
         *[partial(_delete_unreferenced, name, until) for name, until in unreferenced.items()],
         *[partial(_delete_old, "deliveries_old", tenant=tenant, **batch) for tenant in tenants],
         partial(_delete_old, "events_old", **batch),

@@ -45,6 +45,26 @@ def decode(body: bytes) -> Decoded | None:
     return Decoded(_prune(value), is_whole)
 
 
+def has_repeated_names(body: bytes) -> bool:
+    """Whether an object has a name twice: readers differ in which value they take (RFC 8259, 4)."""
+    try:
+        json.loads(body, object_pairs_hook=_check_names)
+    except _RepeatedNameError:
+        return True
+    except (ValueError, RecursionError):
+        return False  # It is no strict JSON, and nobody else reads it at all.
+    return False
+
+
+class _RepeatedNameError(Exception):
+    """An object has a name twice."""
+
+
+def _check_names(pairs: list[tuple[str, Any]]) -> None:
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise _RepeatedNameError
+
+
 def _text(body: bytes) -> str:
     encoding = json.detect_encoding(body)  # Also by a byte order mark.
     return body.decode("utf-8-sig" if encoding == "utf-8" else encoding, "replace").lstrip()

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
-from service.upstream import documents, results, vocabulary
+from service.upstream import documents, lenient, results, vocabulary
 
 _SUCCESS = range(200, 300)
 
@@ -257,7 +257,8 @@ def read_callback(body: bytes) -> Report | None:
     if document is None:
         return None
     report = _read_report(document)
-    if document.is_whole and not _is_trouble(document):
+    is_clear = document.is_whole and not lenient.has_repeated_names(body)
+    if is_clear and not _is_trouble(document):
         return report
     task_id, ids = report.task_id, report.task_ids
     return Report("processing", task_id, ids, raw=document.raw, is_proof=False)

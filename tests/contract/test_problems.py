@@ -9,7 +9,7 @@ import httpx
 import pytest
 import structlog
 
-from service.api import subscribers
+from service.api import asgi, subscribers
 from service.delivery.ping import TESTS_MAX
 from service.store import rows
 from service.store.vault import Vault
@@ -124,6 +124,28 @@ async def without_an_end(world: Harness, _ids: Ids) -> httpx.Response:
     return await world.client.post("/v1/generations", content=body())
 
 
+async def beside_too_many_bodies(world: Harness, _ids: Ids) -> httpx.Response:
+    arriving, others = asyncio.Event(), asyncio.Event()
+
+    async def other() -> AsyncIterator[bytes]:
+        yield b"{" + b" " * 100
+        arriving.set()
+        await others.wait()
+        yield b"}"
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"{" + b" " * 100
+        yield b"}"
+
+    first = asyncio.create_task(world.client.post("/v1/keys", content=other()))
+    await arriving.wait()
+    answer = await world.client.post("/v1/keys", content=body())
+    others.set()
+    assert (await first).status_code == 422  # Its body was read whole.
+    assert (await world.client.post("/v1/keys", content=body())).status_code == 422
+    return answer
+
+
 async def under_another_secret_key(world: Harness, ids: Ids) -> httpx.Response:
     world.app.context.vault = Vault(("another" * 5,))
     return await world.client.get(f"/v1/subscribers/{ids['sub']}/secret")
@@ -174,6 +196,7 @@ PROVOCATIONS: dict[str, tuple[int, Provoke]] = {
     "internal_error": (500, requested("GET", "/v1/generations/{gen}")),
     "upstream_unauthorized": (502, refused_upstream(401)),
     "storage_unavailable": (503, without_a_database),
+    "overloaded": (503, beside_too_many_bodies),
     "stopping": (503, while_it_stops),
 }
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -208,6 +231,8 @@ async def test_a_problem_has_its_status_and_is_as_documented(
         if code == "internal_error":
             monkeypatch.setattr(rows, "read_by_id", None)
         monkeypatch.setattr(subscribers, "SUBSCRIBERS_MAX", 2)
+        if code == "overloaded":
+            monkeypatch.setattr(asgi, "ARRIVING_BYTES_MAX", 150)
         with structlog.testing.capture_logs():  # A traceback is long, and is meant to be here.
             answer = await provoke(world, ids)
     assert (answer.status_code, answer.json()["code"]) == (status, code)

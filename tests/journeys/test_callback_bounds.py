@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from service.store import callbacks
+from service.api import receiver
+from service.store import callbacks, retention
 from service.store.database import Row
 from service.telemetry import metrics
 from tests.faults import rows, status_of
@@ -190,3 +191,31 @@ async def test_the_headers_of_callbacks_are_bounded_in_bytes(tmp_path: Path) -> 
         accepted, rejected = (len(str(headers)) for headers in await stored_headers(world))
         assert 10_000 < accepted < 18_000
         assert 2_000 < rejected < 5_000
+
+
+async def test_strangers_do_not_hide_the_rejected_callbacks_of_a_generation(tmp_path: Path) -> None:
+    signed = {"upstream_signature": "kie", "upstream_signature_secret": "s" * 32}
+    async with opened(tmp_path, **signed) as world:
+        generation = await world.generate()
+        for _ in range(receiver.REJECTIONS_PER_SECOND + 5):
+            await world.anonymous.post(f"{PUBLIC_URL}/callbacks/apiinone/wrong", json={})
+        limit = receiver.REJECTIONS_OF_GENERATION_PER_SECOND
+        for _ in range(limit + 5):
+            assert (await world.call_back()).status_code == 401
+        stored = await world.get("/v1/callbacks", generation_id=generation["id"])
+        assert len(stored["data"]) == limit
+
+
+async def test_strangers_do_not_push_out_the_rejected_callbacks_of_a_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "REJECTED_MAX", 2)
+    signed = {"upstream_signature": "kie", "upstream_signature_secret": "s" * 32}
+    async with opened(tmp_path, **signed) as world:
+        generation = await world.generate()
+        await world.call_back()
+        for _ in range(5):
+            await world.anonymous.post(f"{PUBLIC_URL}/callbacks/apiinone/wrong", json={})
+        await world.run(2 * 3_600)
+        kept = await rows(world, "SELECT generation_id FROM callbacks WHERE verdict = 'rejected'")
+        assert sorted(row["generation_id"] for row in kept) == ["", "", generation["id"]]

@@ -256,6 +256,32 @@ async def test_a_body_over_the_limit_gets_413_and_is_not_applied(
         assert await reasons(world) == ["body_too_large"]
 
 
+async def test_a_body_over_the_limit_is_a_hint(tmp_path: Path) -> None:
+    async with opened(tmp_path, callback_body_bytes=2_048) as world:
+        generation = await world.generate()
+        world.upstream.finish("task1")
+        assert (await world.call_back(content=_chunks(4))).status_code == 413
+        await world.run(1)
+        assert await status_of(world, generation["id"]) == "succeeded"
+
+
+async def test_a_body_over_the_limit_is_no_hint_if_its_token_was_revoked(tmp_path: Path) -> None:
+    async with opened(tmp_path, callback_body_bytes=2_048) as world:
+        await world.generate()
+        token = await _bad_token(world, "revoked")
+        url = f"{PUBLIC_URL}/callbacks/apiinone/{token}"
+        assert (await world.anonymous.post(url, content=_chunks(4))).status_code == 413
+        assert not await rows(world, "SELECT * FROM confirmations")
+
+
+async def test_a_body_over_the_limit_is_no_hint_if_a_signature_is_required(tmp_path: Path) -> None:
+    signed = {"upstream_signature": "kie", "upstream_signature_secret": "s" * 32}
+    async with opened(tmp_path, callback_body_bytes=2_048, **signed) as world:
+        await world.generate()
+        assert (await world.call_back(content=_chunks(4))).status_code == 413
+        assert not await rows(world, "SELECT * FROM confirmations")
+
+
 async def test_the_body_limit_does_not_rely_on_content_length(tmp_path: Path) -> None:
     async with opened(tmp_path, callback_body_bytes=2_048) as world:
         await world.generate()

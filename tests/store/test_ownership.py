@@ -55,6 +55,20 @@ async def test_every_name_of_a_file_leads_to_the_same_lock(
     assert first.acquire()
 
 
+async def test_a_file_with_hard_links_is_not_opened(tmp_path: Path) -> None:
+    path, other_name = tmp_path / "data.db", tmp_path / "other.db"
+    database = Database(str(path))
+    await database.open()
+    await database.close()
+    os.link(path, other_name)
+    for name in (path, other_name):
+        with pytest.raises(StorageError, match="2 names"):
+            await Database(str(name)).open()
+    other_name.unlink()
+    await database.open()
+    await database.close()
+
+
 async def test_elsewhere_the_lock_is_beside_the_file_to_which_links_lead(
     tmp_path: Path, lock_of: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

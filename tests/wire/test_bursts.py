@@ -6,14 +6,17 @@ from functools import partial
 from typing import Any
 
 import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.cli import entrance, turns
+from service.cli import entrance, heads, readers, turns
 from service.cli.turns import Turns
 from tests.wire.receivers import LOOPS
-from tests.wire.test_entrance import serving
+from tests.wire.test_entrance import answer_to, echo, post, serving, status_of, texts
 
 UVLOOP = pytest.mark.parametrize("anyio_backend", [LOOPS[1]], ids=["uvloop"])
 ANSWER_BYTES = 32 * 1024 * 1024
+CHUNKED_OPEN = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNKED = CHUNKED_OPEN.replace(b"Host: x", b"Host: x\r\nConnection: close")
 
 
 async def pass_round() -> None:
@@ -102,11 +105,134 @@ async def test_a_client_that_reads_nothing_loses_its_connection(
 async def test_a_client_that_reads_gets_a_large_answer_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(entrance, "TAKEN_BYTES_MIN", 1)
+    monkeypatch.setattr(readers, "TAKEN_BYTES_MIN", 1)
     async with serving(large, body_seconds=0.5) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readuntil(b"\r\n\r\n")
         async with asyncio.timeout(60):
             await reader.readexactly(ANSWER_BYTES)
+        writer.close()
+
+
+@pytest.mark.parametrize("anyio_backend", LOOPS, ids=["asyncio", "uvloop"])
+async def test_all_slow_readers_together_hold_so_much_and_the_oldest_goes_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lost: list[entrance.Protocol] = []
+    connection_lost = entrance.Protocol.connection_lost
+
+    def note(self: entrance.Protocol, exc: Exception | None) -> None:
+        connection_lost(self, exc)
+        lost.append(self)
+
+    monkeypatch.setattr(entrance.Protocol, "connection_lost", note)
+    monkeypatch.setattr(readers, "UNREAD_BYTES_MAX", ANSWER_BYTES * 3 // 2)
+    async with serving(large, body_seconds=60) as port:
+        clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
+        for client in clients:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert await asyncio.to_thread(client.recv, 4)
+        async with asyncio.timeout(20):
+            while not lost:
+                await pass_round()
+        assert lost[0].client == clients[0].getsockname()
+        clients[1].settimeout(20)
+        assert len(await asyncio.to_thread(clients[1].recv, 65_536)) > 0
+        for client in clients:
+            client.close()
+
+
+@pytest.mark.parametrize("anyio_backend", LOOPS, ids=["asyncio", "uvloop"])
+async def test_no_round_parses_more_of_a_connection_than_a_slice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fed: list[int] = []
+    parse, feed = entrance.Protocol._parse, entrance.Protocol._feed
+
+    def begin(self: entrance.Protocol) -> None:
+        fed.append(0)
+        parse(self)
+
+    def count(self: entrance.Protocol, data: bytes) -> None:
+        fed[-1] += len(data)
+        feed(self, data)
+
+    monkeypatch.setattr(entrance.Protocol, "_parse", begin)
+    monkeypatch.setattr(entrance.Protocol, "_feed", count)
+    size = 10 * heads.SLICE_BYTES
+    async with serving() as port:
+        assert texts(await answer_to(port, CHUNKED + b"1\r\nx\r\n" * size + b"0\r\n\r\n")) == [
+            f"POST /a {size}"
+        ]
+    assert max(fed) <= 2 * heads.SLICE_BYTES
+
+
+async def test_a_body_in_tiny_chunks_is_handed_over_in_few_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pieces: list[int] = []
+    on_body = HttpToolsProtocol.on_body
+
+    def note(self: HttpToolsProtocol, body: bytes) -> None:
+        pieces.append(len(body))
+        on_body(self, body)
+
+    monkeypatch.setattr(HttpToolsProtocol, "on_body", note)
+    async with serving() as port:
+        answer = await answer_to(port, CHUNKED + b"1\r\nx\r\n" * 50_000 + b"0\r\n\r\n")
+    assert texts(answer) == ["POST /a 50000"]
+    assert len(pieces) < 500
+
+
+async def test_a_body_that_nobody_reads_yet_waits_in_the_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = [0]
+    parse, reading = entrance.Protocol._parse, asyncio.Event()
+
+    def measure(self: entrance.Protocol) -> None:
+        parse(self)
+        sizes.append(len(self.cycle.body) if self.cycle else 0)
+
+    async def wait_and_echo(scope: Any, receive: Any, send: Any) -> None:
+        await reading.wait()
+        await echo(scope, receive, send)
+
+    monkeypatch.setattr(entrance.Protocol, "_parse", measure)
+    body = b"x" * (ANSWER_BYTES // 4)
+    async with serving(wait_and_echo) as port:
+        answering = asyncio.create_task(answer_to(port, post("/a", body)))
+        for _ in range(500):
+            await pass_round()
+        reading.set()
+        assert texts(await answering) == [f"POST /a {len(body)}"]
+    assert max(sizes) <= 8 * heads.SLICE_BYTES  # What was read at once is kept.
+
+
+async def refuse(_scope: Any, _receive: Any, send: Any) -> None:
+    headers = [(b"content-length", b"0")]
+    await send({"type": "http.response.start", "status": 401, "headers": headers})
+    await send({"type": "http.response.body"})
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+@pytest.mark.parametrize("anyio_backend", LOOPS, ids=["asyncio", "uvloop"])
+async def test_a_refusal_does_not_wait_for_the_rest_of_a_large_body(framing: str) -> None:
+    size = 4 * entrance.UNWANTED_BYTES_MAX
+    part = b"x" * (size // 2)
+    length = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size
+    request = length + part if framing == "length" else CHUNKED_OPEN + b"%x\r\n" % size + part
+    async with serving(refuse, body_seconds=300) as port, asyncio.timeout(30):
+        assert status_of(await answer_to(port, request)) == 401  # The server closes.
+
+
+async def test_a_refusal_of_a_small_body_keeps_the_connection() -> None:
+    request = post("/a", b"x" * 1_000, close=False)
+    async with serving(refuse) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(2):
+            writer.write(request[:-500])
+            assert status_of(await reader.readuntil(b"\r\n\r\n")) == 401
+            writer.write(request[-500:])
         writer.close()

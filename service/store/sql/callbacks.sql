@@ -50,11 +50,12 @@ WHERE b.generation_id = :generation_id AND c.verdict IN ('accepted', 'unreadable
 ORDER BY c.id DESC LIMIT 1;
 
 -- name: callbacks_rejected_old
--- The oldest rejected callbacks, from before a time or beyond the number to keep.
+-- The oldest rejected callbacks, from before a time or beyond the number to keep; those of no tenant,
+-- which anybody can send, apart from the others.
 SELECT tenant, id, generation_id, body_digest, 1 AS is_deletable FROM callbacks
-WHERE verdict = 'rejected'
+WHERE verdict = 'rejected' AND (tenant = '') = :is_unowned
     AND (id < :before_id OR id <= (SELECT id FROM callbacks WHERE verdict = 'rejected'
-        ORDER BY id DESC LIMIT 1 OFFSET :keep))
+        AND (tenant = '') = :is_unowned ORDER BY id DESC LIMIT 1 OFFSET :keep))
 ORDER BY id LIMIT :limit;
 
 -- name: callback_delete

@@ -12,6 +12,7 @@ import math
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from service.model.clock import Clock, now_ms
@@ -75,6 +76,7 @@ class Database:
 
     async def open(self) -> None:
         """Open the writer's connection. StorageError if the file cannot be opened."""
+        _refuse_other_names(self.path)
         self._writer = await connect(self.path, writes=True)
         try:
             self.descriptor = os.open(self.path, os.O_RDONLY)
@@ -264,3 +266,19 @@ class Database:
 async def _touch(tx: Transaction) -> None:
     """Write a row as it is: whether the disk takes it is all that is asked."""
     await tx.run("subscribers_touch_revision")
+
+
+def _refuse_other_names(path: str) -> None:
+    """StorageError if a file has hard links: SQLite names its log after the name it was given.
+
+    Two processes that use two names would write through two logs, and destroy the database
+    (https://sqlite.org/howtocorrupt.html, 2.4).
+    """
+    try:
+        names = Path(path).stat().st_nlink
+    except OSError:
+        return  # It does not exist yet, or opening it says what is wrong.
+    if names > 1:
+        raise StorageError(
+            f"cannot open {path}: it has {names} names (hard links); remove all but one"
+        )

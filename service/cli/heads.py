@@ -1,0 +1,30 @@
+"""Heads of requests: whether one came whole with its body, and how long the body is."""
+
+import re
+
+HEAD_LINES = 256  # Each header takes many times its bytes in memory.
+SLICE_BYTES = 64 * 1024  # So much is parsed of a connection in one round of the loop.
+
+_LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*\r\n")
+
+
+def is_of_one_request(data: bytes) -> bool:
+    """Whether these bytes begin one request, with its head, and hold nothing after its body.
+
+    Most requests arrive so. They need no buffer, and the parser reads head and body in one call.
+    """
+    size = data.find(b"\n\r\n") + 3
+    head = data[:size].lower()
+    if size < 3 or len(data) > SLICE_BYTES or b"\n\n" in head or head.count(b"\n") > HEAD_LINES:
+        return False
+    if b"upgrade" in head or b"transfer-encoding" in head:
+        return False
+    length = _LENGTH.search(head)
+    return len(data) <= size + (int(length[1]) if length else 0)
+
+
+def read_body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
+    """Return the length that the head gives; None for a chunked body."""
+    fields = dict(headers)
+    # The parser has refused what is no number, and lengths that differ.
+    return None if b"transfer-encoding" in fields else int(fields.get(b"content-length", 0))

@@ -1,0 +1,63 @@
+"""Clients that read their answers slowly: how much of memory they may hold, and for how long."""
+
+import asyncio
+
+# What a client has to take of its answers in GENHOOK_BODY_SECONDS, or else the rest of them.
+TAKEN_BYTES_MIN = 256 * 1024
+UNREAD_BYTES_MAX = 128 * 1024 * 1024  # Answers that all slow clients together have not read.
+
+
+class Reader:
+    """The client of one connection, as a reader; `slow` are those who are watched, oldest first."""
+
+    def __init__(
+        self, transport: asyncio.Transport, seconds: float, slow: "dict[Reader, None]"
+    ) -> None:
+        self.transport = transport
+        self._seconds = seconds
+        self._slow = slow
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self) -> None:
+        """Look later whether the client has read, unless all of its answers are on their way."""
+        unread_bytes = self.transport.get_write_buffer_size()
+        if not unread_bytes:
+            return
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._seconds, self._check, unread_bytes)
+            self._slow[self] = None
+        self._make_room()
+
+    def forget(self) -> None:
+        """Watch no longer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._slow.pop(self, None)
+
+    def _check(self, unread_bytes: int) -> None:
+        """End the connection of a client that reads nothing: its answers stay in memory."""
+        self._timer = None
+        if self.transport.get_write_buffer_size() > max(unread_bytes - TAKEN_BYTES_MIN, 0):
+            self.end()
+        elif self.transport.get_write_buffer_size():
+            self.watch()
+        else:
+            self.forget()
+
+    def _make_room(self) -> None:
+        """End the connections that have had the most time to read, if all hold too much."""
+        sizes = {reader: reader.transport.get_write_buffer_size() for reader in self._slow}
+        too_many = sum(sizes.values()) - UNREAD_BYTES_MAX
+        for reader, size in sizes.items():
+            if too_many <= 0 or len(self._slow) == 1:
+                break
+            if size:
+                reader.end()
+                too_many -= size
+
+    def end(self) -> None:
+        """End the connection; what was not sent is lost."""
+        self.forget()
+        self.transport.abort()
