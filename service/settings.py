@@ -32,12 +32,13 @@ def _text(value: str) -> str:
     return value
 
 
-def _is_visible(value: str) -> bool:
+def is_visible(value: str) -> bool:
+    """Whether the value is of visible ASCII characters, or empty."""
     return value.isascii() and value.isprintable() and " " not in value
 
 
 def _secret(value: str) -> str:
-    _require(_is_visible(value), "must be visible ASCII characters, without spaces or line ends")
+    _require(is_visible(value), "must be visible ASCII characters, without spaces or line ends")
     return value
 
 
@@ -93,7 +94,7 @@ def _ca_file(value: str) -> str:
 
 
 def _url(value: str) -> str:
-    _require(_is_visible(value), "must be ASCII without spaces")
+    _require(is_visible(value), "must be ASCII without spaces")
     try:
         parts = urlsplit(value)
         host, port = parts.hostname, parts.port

@@ -10,6 +10,10 @@ import msgspec
 
 T = TypeVar("T")
 PROBLEM_TYPE = "application/problem+json"
+ERRORS_MAX = 100
+# Both may quote what the client sent, which may be as long as its body.
+POINTER_CHARACTERS = 512
+MESSAGE_CHARACTERS = 512
 
 
 class FieldError(msgspec.Struct, frozen=True):
@@ -17,6 +21,16 @@ class FieldError(msgspec.Struct, frozen=True):
 
     pointer: str
     message: str
+
+    def shortened(self) -> "FieldError":
+        """Return it with both texts within their limits: a long pointer ends at an earlier step."""
+        pointer, message = self.pointer, self.message
+        if len(pointer) > POINTER_CHARACTERS:
+            pointer = pointer[:POINTER_CHARACTERS].rpartition("/")[0]
+            message = f"has an entry with a long name that {message}"
+        if len(message) > MESSAGE_CHARACTERS:
+            message = message[: MESSAGE_CHARACTERS - 1] + "…"
+        return FieldError(pointer, message)
 
 
 @dataclass(eq=False)
@@ -30,7 +44,7 @@ class Problem(Exception):  # noqa: N818  RFC 9457 calls it a problem
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def body(self, request_id: str) -> bytes:
-        """Return the body in JSON; it has `errors` only if fields are wrong."""
+        """Return the body in JSON; it has `errors` only if fields are wrong, and at most 100."""
         document = {
             "type": "about:blank",
             "title": HTTPStatus(self.status).phrase,
@@ -39,7 +53,8 @@ class Problem(Exception):  # noqa: N818  RFC 9457 calls it a problem
             "detail": self.detail,
             "request_id": request_id,
         }
-        errors = {"errors": self.errors} if self.errors else {}
+        first = [error.shortened() for error in self.errors[:ERRORS_MAX]]
+        errors = {"errors": first} if first else {}
         return msgspec.json.encode({**document, **errors})
 
 

@@ -7,7 +7,7 @@ import msgspec
 
 from service.api import idempotency, subscribers
 from service.api.call import ID, Answer, Call, answer, answer_page, read_own
-from service.api.checks import Rate, type_errors
+from service.api.checks import EventTypes, Rate, type_errors
 from service.api.problem import FieldError, conflict, not_found, refuse_fields, subscriber_disabled
 from service.delivery import replay as replaying
 from service.model.clock import parse_rfc3339
@@ -24,7 +24,7 @@ class New(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     subscriber_id: str
     since: Time
     until: Time
-    event_types: list[str] = []
+    event_types: EventTypes = []
     only: Literal["dead", "all"] = "dead"
     dry_run: bool = False
     rate_per_second: Rate | None = None

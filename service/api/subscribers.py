@@ -8,7 +8,7 @@ from msgspec import UNSET, UnsetType
 
 from service.api import checks, idempotency
 from service.api.call import Answer, Call, answer, answer_page, read_own
-from service.api.checks import NO_NUL, REDACTED, Rate
+from service.api.checks import NO_NUL, REDACTED, EventTypes, Headers, Rate
 from service.api.problem import FieldError, Problem, conflict, not_found, refuse_fields, unavailable
 from service.api.signing_secret import answer_rotation, answer_secrets, rotate_sealed
 from service.delivery import health, signing
@@ -35,9 +35,9 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The fields that both bodies may set; their defaults are those of Subscriber."""
 
     description: Annotated[str, msgspec.Meta(max_length=500, pattern=NO_NUL)] | UnsetType = UNSET
-    event_types: list[str] | UnsetType = UNSET
+    event_types: EventTypes | UnsetType = UNSET
     filter: Filter | UnsetType = UNSET
-    headers: dict[str, str] | UnsetType = UNSET
+    headers: Headers | UnsetType = UNSET
     max_in_flight: Annotated[int, msgspec.Meta(ge=1, le=100)] | UnsetType = UNSET
     rate_per_second: Rate | UnsetType | None = UNSET
     retry_schedule_seconds: (

@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from service.model.errors import CommandError
+
 Echo = Callable[[str], None]  # Prints a line.
 Run = Callable[[argparse.Namespace, Echo], int]  # A command; it returns the exit status.
 Commands = Any  # argparse does not export the type of a group of parsers.
@@ -64,3 +66,21 @@ def parse_id(text: str) -> str:
     is_plain = text.replace("_", "").isalnum() and text.isascii() and len(text) <= 64
     check(is_plain, "an id looks like gen_01a1f83ac6f470008f5b21d7c0e394a6")
     return text
+
+
+def read_key(option: str | None) -> str:
+    """Return the key of a client, without spaces and line ends around it.
+
+    option: that of `--key`. CommandError if there is none, or if it cannot be sent: the error
+    does not quote it, as that of httpx would.
+    """
+    from service.settings import ENVIRONMENT, is_visible
+
+    names = ("GENHOOK_API_KEY", "GENHOOK_ADMIN_KEY")
+    keys = {"--key": option} | {name: ENVIRONMENT.get(name) for name in names}
+    name, key = next(((name, key.strip()) for name, key in keys.items() if key), ("", ""))
+    if not key:
+        raise CommandError("a key is needed: give --key, or set GENHOOK_API_KEY.")
+    if not is_visible(key):
+        raise CommandError(f"{name} must be visible ASCII characters, without spaces.")
+    return key

@@ -8,7 +8,15 @@ from urllib.parse import urlsplit
 import msgspec
 
 from service.cli import output
-from service.cli.arguments import Echo, add_command, add_group, add_json, check, parse_id
+from service.cli.arguments import (
+    Echo,
+    add_command,
+    add_group,
+    add_json,
+    check,
+    parse_id,
+    read_key,
+)
 from service.model.errors import CommandError
 from service.model.event import EVENT_TYPES
 from service.model.generation import OPEN, GenerationStatus
@@ -166,7 +174,7 @@ def parse_parameters(text: str) -> dict[str, Any]:
 
 
 def connect(options: argparse.Namespace) -> "httpx.Client":
-    """Return a client of the service that the options name; CommandError without a key."""
+    """Return a client of the service that the options name; CommandError without a good key."""
     import ssl
 
     import httpx
@@ -176,9 +184,7 @@ def connect(options: argparse.Namespace) -> "httpx.Client":
     url = (
         options.url or environ.get("GENHOOK_URL") or environ.get("GENHOOK_PUBLIC_URL") or local_url
     )
-    key = options.key or environ.get("GENHOOK_API_KEY") or environ.get("GENHOOK_ADMIN_KEY")
-    if not key:
-        raise CommandError("a key is needed: give --key, or set GENHOOK_API_KEY.")
+    key = read_key(options.key)
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
         raise CommandError(f"{url} is no URL of a service: --url looks like {local_url}.")
     is_own = is_loopback(url)

@@ -37,7 +37,9 @@ _PROBLEMS = {
     400: Problem(400, "bad_request", "The request is not valid HTTP/1.1."),
     408: Problem(408, "request_timeout", "The request was not complete in time."),
     431: Problem(431, "head_too_large", _LIMITS),
-    503: Problem(503, "overloaded", "There are too many connections."),
+    503: Problem(
+        503, "overloaded", "There are too many connections.", headers={"retry-after": "1"}
+    ),
 }
 _log = log.get()
 _brake = Brake(REFUSALS_LOGGED_PER_SECOND)
@@ -320,6 +322,7 @@ def _answer_of(problem: Problem, request_id: str) -> bytes:
         (b"connection", b"close"),
         (b"x-request-id", request_id.encode()),
         NOSNIFF,
+        *((name.encode(), value.encode()) for name, value in problem.headers.items()),
     )
     head = b"".join(b"%b: %b\r\n" % field for field in fields)
     return b"".join((STATUS_LINE[problem.status], head, b"\r\n", body))

@@ -13,6 +13,10 @@ import msgspec
 from service.model.errors import json_pointer
 
 MAX_PROBLEMS = 50
+# In an input that is checked: the validator builds an error for each wrong value, and then the
+# first few are taken. No page of a model asks for a hundredth of it.
+MAX_VALUES = 1_000
+_HINT_CHARACTERS = 64  # Comparing longer names takes long, and none is near to a parameter's.
 CREDITS_MAX = 1_000_000_000  # Of one generation: sums of it fit in every column, too.
 
 # Parameters that an input may not have, each with the message that says why.
@@ -147,6 +151,8 @@ def _count_characters(values: dict[Any, Any]) -> int:
 
 def problems(model: Model, input_: dict[str, Any]) -> list[tuple[str, str]]:
     """Return why upstream would refuse this input: at most 50 pairs (JSON pointer, message)."""
+    if not _has_few_values(input_):
+        return [("", f"must have at most {MAX_VALUES} values for this model, at all levels")]
     errors = [(f"/{name}", message) for name, message in RESERVED.items() if name in input_]
     rest = {name: value for name, value in input_.items() if name not in RESERVED}
     try:
@@ -155,6 +161,19 @@ def problems(model: Model, input_: dict[str, Any]) -> list[tuple[str, str]]:
     except ValueError as error:
         errors.append(("", f"cannot be checked: {error}"))
     return list(dict.fromkeys(errors))[:MAX_PROBLEMS]
+
+
+def _has_few_values(input_: dict[str, Any]) -> bool:
+    """Whether there are at most MAX_VALUES values; stops counting at the first one over it."""
+    count, unseen = 0, list[Any]([input_])
+    while unseen:
+        group = unseen.pop()
+        count += len(group)
+        if count > MAX_VALUES:
+            return False
+        children = group.values() if isinstance(group, dict) else group
+        unseen += [child for child in children if isinstance(child, dict | list)]
+    return True
 
 
 @functools.cache
@@ -171,14 +190,19 @@ def _explain(model: Model, error: Any) -> Iterator[tuple[str, str]]:
     if name == "required":
         yield json_pointer(*path, kind["property"]), "is required"
     elif name == "additionalProperties":
-        import difflib  # noqa: PLC0415  only for an unknown name
-
-        for unknown in kind["unexpected"]:
-            matches = difflib.get_close_matches(unknown, rule["properties"], n=1)
-            hint = f"; did you mean {matches[0]}?" if matches else ""
+        for unknown in kind["unexpected"][:MAX_PROBLEMS]:
+            hint = _hint(unknown, rule["properties"])
             yield json_pointer(*path, unknown), f"is not a parameter of {model.id}{hint}"
     else:
         yield json_pointer(*path), _message(name, kind, rule)
+
+
+def _hint(unknown: str, known: Table) -> str:
+    import difflib  # noqa: PLC0415  only for an unknown name
+
+    is_short = len(unknown) <= _HINT_CHARACTERS
+    matches = difflib.get_close_matches(unknown, known, n=1) if is_short else []
+    return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def _message(name: str, kind: dict[str, Any], rule: dict[str, Any]) -> str:

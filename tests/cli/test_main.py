@@ -471,6 +471,26 @@ def test_the_environment_names_the_service_and_the_key(
         assert connected.headers["authorization"] == f"Bearer {key}"
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", " "])
+def test_a_key_is_sent_without_the_line_end_after_it(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENHOOK_API_KEY", f"ghk_own{end}")
+    with client.connect(argparse.Namespace(url=None, key=None)) as connected:
+        assert connected.headers["authorization"] == "Bearer ghk_own"
+
+
+@pytest.mark.parametrize("key", ["ghk_hush\rhush", "ghk_hush hush", "ghk_hush\x7f", "ghk_hush-é"])
+def test_a_key_that_cannot_be_sent_is_named_and_not_shown(
+    key: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GENHOOK_API_KEY", key)
+    assert run("subscribers list --url http://127.0.0.1:9") == 1
+    shown = capsys.readouterr().err
+    assert "GENHOOK_API_KEY" in shown
+    assert "hush" not in shown
+
+
 def test_a_list_of_subscribers_shows_their_descriptions(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -241,7 +241,9 @@ async def test_a_client_that_goes_away_leaves_no_traceback(console: Console) -> 
 async def test_a_connection_too_many_is_503() -> None:
     async with serving(connections_max=1) as port:
         _, first = await asyncio.open_connection("127.0.0.1", port)
-        assert status_of(await answer_to(port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")) == 503
+        answer = await answer_to(port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert status_of(answer) == 503
+        assert b"\r\nretry-after: 1\r\n" in answer
         first.close()
 
 
