@@ -13,6 +13,7 @@ from service.context import Context
 from service.delivery.tenants import subscriber_for
 from service.generations import budget, ingest, judge, schedule
 from service.generations.ingest import Batch, Reply
+from service.generations.request import request_of
 from service.generations.stuck import LOOK_AGAIN_MS, Stuck
 from service.model.clock import SECOND
 from service.model.errors import StorageBusyError, StorageError
@@ -22,14 +23,13 @@ from service.store import generations
 from service.store.database import Transaction
 from service.telemetry import log, metrics
 from service.upstream import wire
-from service.upstream.callback_url import callback_url, new_nonce
+from service.upstream.callback_url import new_nonce
 
 _log = log.get()
 
 # Requests to upstream under way; of one tenant at most half. The client has as many connections,
 # so that none waits for one. What finds no place is a row that waits, and no memory.
 PLACES = 64
-UNKNOWN_MODEL_PATH = "/images/generations"
 # A generation after its submission, and the HTTP status with which upstream refused it, if it did.
 Submission = tuple[Generation, int | None]
 # A stored generation, and its submission unless it found no place.
@@ -144,7 +144,7 @@ class Submitter:
 
     async def _send(self, generation: Generation) -> Submission:
         try:
-            request = _request_of(self.context, generation)
+            request = request_of(self.context, generation)
         except Exception as error:  # noqa: BLE001  nothing left: it is tried again later
             self.stuck.put(generation.id, self.context.clock(), error)
             await self.context.database.write_always(_put_back, self.context, [generation.id])
@@ -234,17 +234,6 @@ class Submitter:
             await asyncio.wait(self.in_flight.values())
 
 
-def _request_of(context: Context, generation: Generation) -> tuple[str, dict[str, Any]]:
-    """Return the path and the body of the request that submits a generation."""
-    model = context.catalogue.get(generation.model)
-    url = None
-    if model is None or model.callbacks:
-        url = callback_url(context.tokens, context.settings.public_url, generation)
-    fields = {"model": model.sent_as if model else generation.model, "callback_url": url}
-    body = generation.input | {name: value for name, value in fields.items() if value is not None}
-    return model.path if model else UNKNOWN_MODEL_PATH, body
-
-
 async def submit(
     context: Context, generation: Generation, path: str, body: dict[str, Any]
 ) -> Submission:
@@ -282,8 +271,7 @@ async def _read_due(
     due_at = await generations.next_due(tx, "submit", choice.tenants, choice.without)
     if due_at is None or due_at > tx.now:
         return [], due_at, 0
-    due = await generations.list_submissions(tx, choice)
-    return due, due_at, await generations.get_pause(tx)
+    return await generations.list_submissions(tx, choice), due_at, await generations.get_pause(tx)
 
 
 async def _claim_due(tx: Transaction, ids: Sequence[str]) -> dict[str, Generation]:
@@ -323,8 +311,7 @@ async def _record(tx: Transaction, context: Context, reply: Reply) -> Generation
     batch.change(id_, submit_count=count)
     after = _change_submission(context, batch, id_, reply.answer, was_open=was_open)
     if budget.is_throttled(reply.answer):
-        wait_ms = budget.wait_ms(context, reply.answer, tx.now)
-        await generations.put_pause(tx, tx.now + wait_ms)
+        await generations.put_pause(tx, tx.now + budget.wait_ms(context, reply.answer, tx.now))
     await batch.write()
     if await generations.confirmations_of(tx, [id_]):  # It waited for this answer.
         due_at = max(tx.now, (after.last_poll_at or 0) + generations.CONFIRM_INTERVAL_MS)

@@ -201,3 +201,31 @@ async def test_only_what_has_a_place_is_marked_as_sending(tmp_path: Path) -> Non
         assert sorted(await submissions(world)) == ["sending"] * 3 + ["waiting"] * 7
         delayed_answer.release()
         await submitter.settle()
+
+
+@pytest.mark.parametrize("is_repeated", [True, False])
+async def test_what_a_submission_needs_is_loaded_before_its_row_says_sending(
+    tmp_path: Path, *, is_repeated: bool
+) -> None:
+    async with opened(tmp_path) as world:
+        if is_repeated:
+            world.upstream.create_replies.append(httpx.Response(503, json={}))
+            await world.generate()
+        prepare = world.app.context.client.prepare
+
+        def fail() -> None:
+            raise OSError("no such module")
+
+        world.app.context.client.prepare = fail  # type: ignore[method-assign]
+        if is_repeated:
+            await world.run(5)
+        else:
+            answer = await world.client.post(
+                "/v1/generations", json={"model": "imagen4", "input": {"prompt": "a harbour"}}
+            )
+            assert answer.status_code == 500
+        stored = await rows(world, "SELECT submission FROM generations")
+        assert [row["submission"] for row in stored] == ["waiting"] * is_repeated
+        world.app.context.client.prepare = prepare  # type: ignore[method-assign]
+        await world.run(60)
+        assert len(world.upstream.creates) == 2 * is_repeated
