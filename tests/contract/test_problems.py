@@ -138,7 +138,8 @@ async def beside_too_many_bodies(world: Harness, _ids: Ids) -> httpx.Response:
         yield b"}"
 
     first = asyncio.create_task(world.client.post("/v1/keys", content=other()))
-    await arriving.wait()
+    async with asyncio.timeout(20):
+        await arriving.wait()
     answer = await world.client.post("/v1/keys", content=body())
     others.set()
     assert (await first).status_code == 422  # Its body was read whole.
