@@ -1,6 +1,7 @@
 """The command line: `genhook COMMAND`, its help, and how errors end it."""
 
 import argparse
+import codecs
 import contextlib
 import importlib
 import io
@@ -59,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0 if done, 1 if failed, 2 for wrong usage, 130 if interrupted."""
     words = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):  # What it cannot show is escaped.
-        sys.stdout.reconfigure(errors="backslashreplace")
+        codecs.register_error("genhook.escape", _escape)
+        sys.stdout.reconfigure(errors="genhook.escape")
     root = parser(next((word for word in words if not word.startswith("-")), None))
     options = root.parse_args(words)
     try:
@@ -80,6 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with contextlib.suppress(OSError):
                 print(f"genhook: {str(error).rstrip('.')}.", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """Write characters as the escapes of JSON, since Python's own would break that of `--json`."""
+    assert isinstance(error, UnicodeEncodeError)
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    escapes = (f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+    return "".join(escapes), error.end
 
 
 def echo(line: str) -> None:

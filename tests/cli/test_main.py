@@ -192,17 +192,18 @@ def test_an_output_that_cannot_be_written_is_one_sentence() -> None:
     assert done.stderr == b"genhook: the output cannot be written: No space left on device.\n"
 
 
-def test_an_output_in_ascii_gets_what_it_cannot_show_escaped() -> None:
+def test_an_output_in_ascii_gets_what_it_cannot_show_escaped_as_in_json() -> None:
     code = (
         "from service.cli import doctor, main\n"
-        "doctor.doctor = lambda options, echo: echo('\\xe9') or 0\n"
+        "doctor.doctor = lambda options, echo: echo('\"\\xe9\\U0001f600\"') or 0\n"
         "raise SystemExit(main.main(['doctor']))"
     )
     environ = {**os.environ, "PYTHONIOENCODING": "ascii"}  # noqa: TID251  handed on
     done = subprocess.run(  # noqa: S603  our own code
         [sys.executable, "-c", code], capture_output=True, check=True, env=environ
     )
-    assert done.stdout == b"\\xe9\n"
+    assert done.stdout == b'"\\u00e9\\ud83d\\ude00"\n'
+    assert json.loads(done.stdout) == "é\U0001f600"
 
 
 def test_a_closed_output_is_no_error() -> None:
