@@ -222,6 +222,7 @@ def check_polled(status: int, headers: Mapping[str, str], body: bytes) -> dict[s
 def check_created(status: int, headers: Mapping[str, str], body: bytes) -> None:
     """Check that after an answer to a submission ours is documented, and the list can be read."""
     service = world()
+    service.harness.clock.advance(600)  # A 429 before pauses everything for five minutes at most.
     sent = len(service.harness.upstream.creates)
     service.harness.upstream.create_replies.append(_response(status, headers, body))
     request = msgspec.json.encode({"model": "imagen4", "input": {"prompt": "a small harbour"}})

@@ -21,9 +21,9 @@ def readers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     noted: list[tuple[str, int]] = []
     parse = documents.parse
 
-    def note(body: bytes) -> Any:
+    def note(body: bytes, *options: Any) -> Any:
         noted.append((threading.current_thread().name, len(body)))
-        return parse(body)
+        return parse(body, *options)
 
     monkeypatch.setattr(documents, "parse", note)
     return noted

@@ -267,6 +267,7 @@ async def test_each_refusal_is_a_problem_as_the_api_makes_them(
     headers = dict(line.split(b": ") for line in head.split(b"\r\n")[1:])
     problem = json.loads(body)
     request_id = headers.pop(b"x-request-id").decode()
+    assert headers.pop(b"retry-after", None) == (b"1" if status == 503 else None)
     assert headers == {
         b"content-type": b"application/problem+json",
         b"content-length": b"%d" % len(body),
