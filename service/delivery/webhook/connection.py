@@ -27,10 +27,9 @@ def tls_context(ca_file: str | None = None) -> ssl.SSLContext:
 # twice, with anything else that is no reason to forget what the receiver wants.
 _HEAD_END = re.compile(rb"\n\r?\n")
 _SLOPPY_START = re.compile(rb"HTTP/1\.[01] [1-9]\d\d")
-_SLOPPY_HEAD = re.compile(
-    rb"(?:HTTP/1\.[01] 1(?!01)\d\d[^\n]*\n(?:[^\r\n][^\n]*\n)*\r?\n)*"
-    rb"HTTP/1\.[01] ([2-9]\d\d)(?: [^\n]*)?\r?\n((?:[^\r\n][^\n]*\n)*)\r?\n"
-)
+_SHORTEST_START = b"HTTP/1.1 200"
+_SLOPPY_INTERIMS = re.compile(rb"(?:HTTP/1\.[01] 1(?!01)\d\d[^\n]*\n(?:[^\r\n][^\n]*\n)*\r?\n)*")
+_SLOPPY_HEAD = re.compile(rb"HTTP/1\.[01] ([2-9]\d\d)(?: [^\n]*)?\r?\n((?:[^\r\n][^\n]*\n)*)\r?\n")
 _SLOPPY_HEADER = re.compile(
     rb"^([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*\r?$", re.MULTILINE
 )
@@ -187,8 +186,11 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if self._state not in ("done", "last"):
                 ours = error.__context__
-                broken = SendError("protocol_error", f"The answer is not valid HTTP/1.1: {error}.")
-                self._refusal = ours if isinstance(ours, SendError) else broken
+                if isinstance(ours, SendError):
+                    self.fail(ours)
+                    return
+                message = f"The answer is not valid HTTP/1.1: {error}."
+                self._refusal = SendError("protocol_error", message)
                 self._read_sloppy(len(self._head))
                 return
             self._state = "last"  # Surplus bytes followed the answer.
@@ -203,15 +205,20 @@ class Connection(asyncio.Protocol):
     def _read_sloppy(self, new_bytes: int) -> None:
         """Read a head that the parser refused: its status, and the headers that are whole."""
         assert self._refusal is not None
-        could_be = _SLOPPY_START.match(self._head) and not self._status
-        if could_be and not _HEAD_END.search(self._head, max(len(self._head) - new_bytes - 2, 0)):
-            if len(self._head) > request.HEAD_BYTES:
-                self.fail(request.head_too_large())
-            return  # The rest may follow.
-        if could_be and (head := _SLOPPY_HEAD.match(self._head)):
-            self._status = int(head[1])
-            self._headers = _SLOPPY_HEADER.findall(head[2])[: request.HEADERS]
-        self.fail(self._refusal)
+        head, is_complete = self._head, bool(self._status)
+        if not is_complete and _HEAD_END.search(head, max(len(head) - new_bytes - 2, 0)):
+            interims = _SLOPPY_INTERIMS.match(head)
+            del head[: interims.end() if interims else 0]
+            is_complete = _HEAD_END.search(head) is not None
+            if final := _SLOPPY_HEAD.match(head):
+                self._status = int(final[1])
+                self._headers = _SLOPPY_HEADER.findall(final[2])[: request.HEADERS]
+        # The rest may follow, but only of what can be a head.
+        is_short = len(head) < len(_SHORTEST_START) and b"HTTP/1.".startswith(bytes(head[:7]))
+        if is_complete or not (is_short or _SLOPPY_START.match(head)):
+            self.fail(self._refusal)
+        elif self.received_bytes > request.HEAD_BYTES:
+            self.fail(request.head_too_large())
 
     def _finish(self) -> None:
         """Give the answer to the waiter; the connection is idle then, or takes no more exchange."""
