@@ -8,15 +8,12 @@ from service.delivery import retry
 from service.model.clock import MINUTE, SECOND
 from service.model.generation import Generation
 from service.upstream import wire
-from service.upstream.catalogue import Model
+from service.upstream.catalogue import STATUS_PATH, Model
 
 THROTTLED_MS = 5 * SECOND  # The pause after a 429 without Retry-After.
 PAUSE_MAX_MS = 5 * MINUTE
 PAUSE_SHARE_OF_DEADLINE = 10  # No pause is longer than a tenth of the time to the deadline.
 PROBE_MS = MINUTE  # While everything is paused, one question a minute goes through.
-UNKNOWN_MODEL_PATH = "/tasks/{task_id}"
-# A Retry-After of more seconds than this is a clock time: seconds, or milliseconds, since 1970.
-_EPOCH_SECONDS, _EPOCH_MS = 1_000_000_000, 1_000_000_000_000
 
 
 class Budget:
@@ -126,7 +123,7 @@ def tenant_owner(tenant: str) -> str:
 def status_path(models: Mapping[str, Model], generation: Generation) -> str:
     """Return the route at which upstream is asked about a generation."""
     model = models.get(generation.model)
-    return model.status_path if model else UNKNOWN_MODEL_PATH
+    return model.status_path if model else STATUS_PATH
 
 
 def pause_max_ms(context: Context) -> int:
@@ -136,19 +133,9 @@ def pause_max_ms(context: Context) -> int:
 
 
 def asked_pause_ms(context: Context, value: str | None, now: int) -> int | None:
-    """Return the pause that a Retry-After asks for, bounded; None if it asks for none.
-
-    It is a number of seconds, an HTTP date, or the seconds or milliseconds since 1970.
-    """
-    text = (value or "").strip()
-    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else 0
-    if number >= _EPOCH_MS:
-        asked_ms: int | None = number - now
-    elif number >= _EPOCH_SECONDS:
-        asked_ms = number * SECOND - now
-    else:
-        asked_ms = retry.parse_retry_after(value, now)
-    return None if asked_ms is None else min(max(asked_ms, 0), pause_max_ms(context))
+    """Return the pause that a Retry-After asks for, bounded; None if it asks for none."""
+    asked_ms = retry.parse_retry_after(value, now)
+    return None if asked_ms is None else min(asked_ms, pause_max_ms(context))
 
 
 def is_throttled(answer: wire.Answer) -> bool:

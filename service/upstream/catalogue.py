@@ -17,6 +17,7 @@ MAX_PROBLEMS = 50
 # first few are taken. No page of a model asks for a hundredth of it.
 MAX_VALUES = 1_000
 _HINT_CHARACTERS = 64  # Comparing longer names takes long, and none is near to a parameter's.
+STATUS_PATH = "/tasks/{task_id}"  # Where to poll a task, below the base URL.
 CREDITS_MAX = 1_000_000_000  # Of one generation: sums of it fit in every column, too.
 
 # Parameters that an input may not have, each with the message that says why.
@@ -60,7 +61,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     callbacks: bool
     seconds: tuple[float, float]  # The durations that the page gives: the usual one and the p95.
     sent_as: str | None  # The request's `model` field; None if the route has no such field.
-    status_path: str = "/tasks/{task_id}"  # Where to poll a task, below the base URL.
+    status_path: str = STATUS_PATH
     notes: str = ""
     price: Price = Price()
 
