@@ -93,14 +93,14 @@ async def judge_recorded(tx: Transaction, context: Context, batch: Batch, reply:
 
 def share_outcomes(batch: Batch, replies: Mapping[str, Reply]) -> None:
     """Give the outcome of a task to all that share it: one question, an outcome for each."""
-    for id_, other in list(batch.generations.items()):
-        for reply in () if id_ in replies else replies.values():
-            source = batch.generations[reply.exchange.generation_id]
-            is_shared = (other.task_id, other.model, other.input) == (
-                *(source.task_id, source.model, source.input),
-            )
-            if is_shared and reply.update and reply.update.status in ("succeeded", "failed"):
-                batch.ingest(id_, reply.update)
+    for id_, reply in replies.items():
+        source, update = batch.generations.get(id_), reply.update
+        if source is None or update is None or update.status not in ("succeeded", "failed"):
+            continue
+        for other in [other for key, other in batch.generations.items() if key not in replies]:
+            is_equal = (other.model, other.input) == (source.model, source.input)
+            if is_equal and other.task_id == source.task_id:
+                batch.ingest(other.id, update)
 
 
 async def judge(
