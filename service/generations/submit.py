@@ -314,7 +314,7 @@ async def _record(tx: Transaction, context: Context, reply: Reply) -> Generation
         await generations.put_pause(tx, tx.now + budget.wait_ms(context, reply.answer, tx.now))
     await batch.write()
     if await generations.confirmations_of(tx, [id_]):  # It waited for this answer.
-        due_at = max(tx.now, (after.last_poll_at or 0) + generations.CONFIRM_INTERVAL_MS)
+        due_at = generations.confirm_at(tx.now, after.last_poll_at)
         await generations.plan_confirmations(tx, {id_: due_at})
         tx.after_commit(context.signals.poll.set)
     if after.next_poll_at is not None:

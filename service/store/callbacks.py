@@ -6,9 +6,8 @@ from typing import Any
 
 import msgspec
 
-from service.store import pages
+from service.store import generations, pages
 from service.store.database import Row, Transaction
-from service.store.generations import CONFIRM_INTERVAL_MS
 from service.store.rows import encode, json_text
 
 REJECTED_BODY_BYTES = 4_096
@@ -130,19 +129,16 @@ async def _insert_rows(tx: Transaction, rows: Sequence[dict[str, Any]]) -> None:
 async def plan_confirmations(
     tx: Transaction, callbacks: Iterable[tuple[Arrival, StoredCallback | None]]
 ) -> None:
-    """Plan the confirmation of callbacks: at most one poll a second for each generation.
+    """Plan the confirmations of the generations that callbacks came for.
 
     A repeated callback is no news, but it is still a hint: the task may be known only now.
     """
-    rows = [
-        {
-            "generation_id": arrival.generation_id,
-            "due_at": max(tx.now, (stored.last_poll_at or 0) + CONFIRM_INTERVAL_MS),
-        }
+    due_times = {
+        arrival.generation_id: generations.confirm_at(tx.now, stored.last_poll_at)
         for arrival, stored in callbacks
         if stored is not None and stored.verdict in HINT_VERDICTS
-    ]
-    await tx.many("confirmations_put", rows)
+    }
+    await generations.plan_confirmations(tx, due_times)
 
 
 async def hint(tx: Transaction, arrival: Arrival) -> None:

@@ -190,6 +190,11 @@ async def confirmations_of(tx: Transaction, ids: Collection[str]) -> dict[str, i
     return {row["generation_id"]: row["due_at"] for row in planned}
 
 
+def confirm_at(now: int, last_poll_at: int | None) -> int:
+    """Return when a confirmation is due: at most one poll a second for each generation."""
+    return max(now, (last_poll_at or 0) + CONFIRM_INTERVAL_MS)
+
+
 async def plan_confirmations(tx: Transaction, due_times: Mapping[str, int]) -> None:
     """Plan the confirmations of these generations, as {generation id: due time}."""
     rows = [{"generation_id": id_, "due_at": due_at} for id_, due_at in due_times.items()]
