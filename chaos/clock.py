@@ -77,10 +77,7 @@ async def jump(folder: Path, seed: str, repeat: str) -> Outcome:
         await world.provider.settle()
         await _set_right(world, clock, rng)
         await promises.wait_until_done(world)
-        status = await world.stop()
-        outcome.check(
-            "the service stops by SIGTERM", holds=status == 0, detail=f"{status}", repeat=repeat
-        )
+        await promises.check_stop(world, outcome, repeat)
         promises.check_world(world, outcome, repeat)
         _check_jumps(world, outcome, repeat)
         outcome.faults += world.provider.faults + +world.subscribers.faults

@@ -11,6 +11,7 @@ import httpx
 
 from bench.machine import Running
 from bench.world import ADMIN_KEY
+from chaos import promises
 from chaos.outcome import Outcome
 from chaos.plan import Plan, Try, run_tries
 from chaos.world import HOST, World, open_world
@@ -214,10 +215,7 @@ async def attack(folder: Path, seed: str, repeat: str, label: str, count: int) -
             waits[:-1]
         )
         _check_sane(world, waits, outcome, repeat)
-        status = await world.stop()
-        outcome.check(
-            "the service stops by SIGTERM", holds=status == 0, detail=f"{status}", repeat=repeat
-        )
+        await promises.check_stop(world, outcome, repeat)
     return outcome
 
 

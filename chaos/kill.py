@@ -182,10 +182,7 @@ async def _restart(
     await clients
     await world.provider.settle()
     await promises.wait_until_done(world)
-    status = await world.stop()
-    outcome.check(
-        "the service stops by SIGTERM", holds=status == 0, detail=f"status {status}", repeat=repeat
-    )
+    await promises.check_stop(world, outcome, repeat)
     promises.check_world(world, outcome, repeat, snapshot)
     outcome.faults += world.provider.faults + +world.subscribers.faults
 

@@ -51,6 +51,14 @@ async def wait_until_done(world: World, seconds: float = SETTLE_SECONDS) -> bool
     return False
 
 
+async def check_stop(world: World, outcome: Outcome, repeat: str) -> None:
+    """Stop the service, and check that it ends in order."""
+    status = await world.stop()
+    outcome.check(
+        "the service stops by SIGTERM", holds=status == 0, detail=f"status {status}", repeat=repeat
+    )
+
+
 def check_world(
     world: World, outcome: Outcome, repeat: str, snapshot: Snapshot | None = None
 ) -> None:

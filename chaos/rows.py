@@ -126,10 +126,7 @@ async def damage(
         await _damage_rows(world, damages)
         outcome.faults.update({each.name: 1 for each in damages})
         await _check_others(world, outcome, repeat, count, first=0)
-        status = await world.stop()
-        outcome.check(
-            "the service stops by SIGTERM", holds=status == 0, detail=f"{status}", repeat=repeat
-        )
+        await promises.check_stop(world, outcome, repeat)
         # A new secret key, so that every sealed secret is read at the start.
         await world.start(GENHOOK_SECRET_KEYS=f"{SECRET_KEY},{'another-' * 5}")
         await _check_others(world, outcome, repeat, count, first=count)

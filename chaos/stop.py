@@ -163,9 +163,6 @@ async def _check_restart(
     await clients
     await world.provider.settle()
     await promises.wait_until_done(world)
-    status = await world.stop()
-    outcome.check(
-        "the service stops by SIGTERM", holds=status == 0, detail=f"{status}", repeat=repeat
-    )
+    await promises.check_stop(world, outcome, repeat)
     promises.check_world(world, outcome, repeat)
     outcome.faults += world.provider.faults + +world.subscribers.faults

@@ -137,10 +137,7 @@ async def _check_recovery(
         detail=world.log_end(),
         repeat=repeat,
     )
-    status = await world.stop()
-    outcome.check(
-        "the service stops by SIGTERM", holds=status == 0, detail=f"status {status}", repeat=repeat
-    )
+    await promises.check_stop(world, outcome, repeat)
     promises.check_world(world, outcome, repeat)
     outcome.faults += world.provider.faults + +world.subscribers.faults
 

@@ -126,10 +126,7 @@ async def run_world(
         await promises.wait_until_done(world, SETTLE_SECONDS)
         watch.cancel()
         growth = process.memory_mb() - start_mb
-        status = await world.stop()
-        outcome.check(
-            "the service stops by SIGTERM", holds=status == 0, detail=f"{status}", repeat=repeat
-        )
+        await promises.check_stop(world, outcome, repeat)
         promises.check_world(world, outcome, repeat)
         if hostile:
             outcome.faults.update(

@@ -58,10 +58,7 @@ async def attack(
         await clients
         await world.provider.settle()
         await promises.wait_until_done(world, SETTLE_SECONDS)
-        status = await world.stop()
-        outcome.check(
-            "the service stops by SIGTERM", holds=status == 0, detail=f"{status}", repeat=repeat
-        )
+        await promises.check_stop(world, outcome, repeat)
         promises.check_world(world, outcome, repeat)
         if isinstance(provider, LaggingProvider):
             _check_news(world, provider, outcome, repeat)
