@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections import Counter
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import NoReturn
 
 import msgspec
@@ -167,9 +167,9 @@ class Receiver:
     def _cut_headers(self, arrival: Arrival, bytes_max: int) -> None:
         """Leave out the secrets in the headers, and the lines for which there is no room."""
         lines = arrival.headers
-        sizes = [len(name) + len(value) for name, value in lines]
-        if sum(sizes) > bytes_max:
-            lines = lines[: bisect_right(list(accumulate(sizes)), bytes_max)]
+        if sum(map(len, chain.from_iterable(lines))) > bytes_max:
+            sizes = accumulate(len(name) + len(value) for name, value in lines)
+            lines = lines[: bisect_right(list(sizes), bytes_max)]
         arrival.headers = self._context.redactor.headers(lines)
 
     async def _store(self, arrival: Arrival) -> StoredCallback:

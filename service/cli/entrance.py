@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.api.asgi import NOSNIFF, request_id_of
 from service.api.problem import PROBLEM_TYPE, Problem
-from service.cli.heads import HEAD_LINES, SLICE_BYTES, is_of_one_request, read_body_length
+from service.cli.heads import HEAD_LINES, SLICE_BYTES, missing_bytes, read_body_length
 from service.cli.readers import Reader
 from service.cli.turns import Turns
 from service.model.clock import now_ms
@@ -51,7 +51,7 @@ class _Flow(FlowControl):
     is_held = False
 
     def resume_reading(self) -> None:
-        if not self.is_held:
+        if self.read_paused and not self.is_held:
             super().resume_reading()
 
 
@@ -83,6 +83,7 @@ class Protocol(HttpToolsProtocol):
         self._unparsed = bytearray()
         self._head = bytearray()  # The head of the next request, until it is complete.
         self._awaited: str | None = "head"  # What the client has to send: "head", "body", nothing.
+        self._is_whole = False  # A whole request is parsed: nothing of it is counted.
         self._body_left: int | None = 0  # None: the body is chunked.
         self._framing_bytes = 0
         self._unwanted_bytes = 0  # Of a body that was answered before it was complete.
@@ -127,23 +128,28 @@ class Protocol(HttpToolsProtocol):
         if self._refusal is not None or self._is_lingering:
             return
         is_between = self._awaited != "body" and not (self._unparsed or self._head or self.pipeline)
-        if is_between and is_of_one_request(data):
+        if is_between and (missing := missing_bytes(data)) is not None:
+            self._is_whole = missing == 0
             self._feed(data)
-            self._watch()
+            self._is_whole = False
+            if self._awaited != self._timed:  # Most requests are complete, and no timer runs.
+                self._watch()
         else:
             self._unparsed += data
             self._parse()
 
     def on_headers_complete(self) -> None:
         """The head is complete; its body follows, which may be empty."""
-        self._framing_bytes, self._unwanted_bytes, self._last_bytes = 0, 0, b""
-        self._body_left = read_body_length(self.headers)
+        if not self._is_whole:
+            self._framing_bytes, self._unwanted_bytes, self._last_bytes = 0, 0, b""
+            self._body_left = read_body_length(self.headers)
         super().on_headers_complete()  # It raises an error if the target is not valid.
         self._awaited = "body"
 
     def on_message_complete(self) -> None:
         """The next bytes belong to another request, if there is one."""
-        self._take_parts()
+        if self._parts:
+            self._take_parts()
         self._awaited = None
         super().on_message_complete()
 
@@ -151,7 +157,7 @@ class Protocol(HttpToolsProtocol):
         """Go on with the requests that were sent ahead."""
         super().on_response_complete()
         self._reader.watch()
-        if self.cycle.response_complete:
+        if self.cycle.response_complete and (self._awaited == "body" or self.cycle.body):
             self._drop_body()
         if self._refusal is not None:
             self._refuse(self._refusal)
@@ -168,7 +174,10 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._active = cycle
-        self._turns.take(partial(super()._start_asgi_task, cycle, app))
+        if self._turns.begin():
+            super()._start_asgi_task(cycle, app)
+        else:
+            self._turns.wait(partial(super()._start_asgi_task, cycle, app))
 
     def _is_answering(self) -> bool:
         return bool(self.pipeline or self._unparsed) or not (
@@ -204,8 +213,6 @@ class Protocol(HttpToolsProtocol):
 
     def _take_parts(self) -> None:
         """Hand over what was parsed of a body; count what is left of it, and the framing."""
-        if not self._parts:
-            return
         body = b"".join(self._parts)
         self._parts.clear()
         self._framing_bytes -= len(body) * FRAMING_PER_BYTE
@@ -262,7 +269,8 @@ class Protocol(HttpToolsProtocol):
             self._refuse(400)
         except httptools.HttpParserUpgrade:  # CONNECT: what follows is no HTTP.
             self._refuse(400)
-        self._take_parts()
+        if self._parts:
+            self._take_parts()
         if self._framing_bytes > HEAD_BYTES:
             self._refuse(431)
 

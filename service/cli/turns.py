@@ -19,15 +19,18 @@ class Turns:
         self._starts = 0  # In this round.
         self._has_next = False
 
-    def take(self, start: Callable[[], None]) -> None:
-        """Call `start` now, or in a later round if enough have started in this one."""
-        if self._waiting or self._starts >= STARTS_MAX:
-            self._waiting.append(start)
-        else:
-            self._starts += 1
-            start()
+    def begin(self) -> bool:
+        """Whether a request may start now: not if enough have started in this round."""
         if not self._has_next:
             self._plan()
+        if self._waiting or self._starts >= STARTS_MAX:
+            return False
+        self._starts += 1
+        return True
+
+    def wait(self, start: Callable[[], None]) -> None:
+        """Call `start` in a later round, after those that wait already."""
+        self._waiting.append(start)
 
     def _plan(self) -> None:
         self._has_next = True

@@ -231,10 +231,11 @@ class Database:
 
     def _note(self, now: float, errors: Sequence[BaseException | None]) -> None:
         """Remember how a commit ended, for `write_problem`."""
-        failure = next(filter(_is_of_database, errors), None)
+        failed = [error for error in errors if error is not None]
+        failure = next(filter(_is_of_database, failed), None)
         if failure is not None:
             self._failed_at, self._failure = now, str(failure)
-        elif None in errors:
+        elif len(failed) < len(errors):
             self._committed_at = now
 
     def _retry(self) -> None:

@@ -33,23 +33,20 @@ class Queue:
 
     def put(self, item: Item) -> None:
         """Add an item. StorageBusyError if it has to be refused, which `always` never is."""
-        if not item.always:
-            self._admit(item)
-        self._held_bytes += item.held_bytes
-        self._waiting.append(item)
-
-    def _admit(self, item: Item) -> None:
-        if self.is_stalled:
-            raise StorageBusyError(STALLED)
         held_bytes = self._held_bytes + item.held_bytes
-        # One body may be larger than the bound: it is admitted if it is the only one.
-        is_over = held_bytes > self.bytes_max and self._held_bytes > 0
-        if (is_over and item.held_bytes) or len(self._waiting) >= self.items_max:
-            raise StorageBusyError("the queue in front of the database is full")
-        loop = asyncio.get_running_loop()
-        item.ends_at = loop.time() + WAIT_SECONDS
-        if self._timer is None:
-            self._timer = loop.call_at(item.ends_at, self.end_waits)
+        if not item.always:
+            if self.is_stalled:
+                raise StorageBusyError(STALLED)
+            # One body may be larger than the bound: it is admitted if it is the only one.
+            is_over = held_bytes > self.bytes_max and self._held_bytes > 0
+            if (is_over and item.held_bytes) or len(self._waiting) >= self.items_max:
+                raise StorageBusyError("the queue in front of the database is full")
+            loop = asyncio.get_running_loop()
+            item.ends_at = loop.time() + WAIT_SECONDS
+            if self._timer is None:
+                self._timer = loop.call_at(item.ends_at, self.end_waits)
+        self._held_bytes = held_bytes
+        self._waiting.append(item)
 
     def take(self, limit: int) -> Sequence[Item]:
         """Return the next items, which are in a commit until `finish`."""
