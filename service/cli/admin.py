@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from service.cli import output
+from service.cli import output, streams
 from service.cli.arguments import (
     Echo,
     add_command,
@@ -172,6 +172,7 @@ def create_key(options: argparse.Namespace, echo: Echo) -> int:
     """Create an API key and print it."""
     if not TENANT_NAME.fullmatch(options.tenant):
         raise CommandError(f"a tenant's name is {TENANT_NAME_RULE}.")
+    streams.require_output("the key")
     now = now_ms()
     key = Key(
         id=new_id("key", now),

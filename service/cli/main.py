@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from service import __version__
+from service.cli import streams
 from service.cli.arguments import to_sentence
 from service.model.errors import CommandError, SettingsError, StorageError
 
@@ -58,6 +59,7 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0 if done, 1 if failed, 2 for wrong usage, 130 if interrupted."""
+    streams.fill_closed()  # Before anything else opens a descriptor.
     words = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):  # What it cannot show is escaped.
         codecs.register_error("genhook.escape", _escape)

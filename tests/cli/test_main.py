@@ -349,10 +349,25 @@ def test_with_json_standard_output_is_only_json(database: Path) -> None:
 
 @pytest.mark.usefixtures("database")
 @pytest.mark.parametrize(("line", "status"), [("tick --seconds 1", 0), ("keys revoke key_0", 1)])
-def test_without_any_output_a_command_ends_as_ever(line: str, status: int) -> None:
+def test_without_any_stream_a_command_ends_as_ever(line: str, status: int) -> None:
+    assert status_without("<&- >&- 2>&-", line) == status
+
+
+def status_without(redirections: str, line: str) -> int:
+    """The status of a command in a process of its own, some of whose streams are closed."""
     code = f"from service.cli import main; raise SystemExit(main.main({line.split()!r}))"
-    shell = ["/bin/sh", "-c", '"$0" -c "$1" >&- 2>&-', sys.executable, code]
-    assert subprocess.run(shell, check=False).returncode == status  # noqa: S603  our own code
+    shell = ["/bin/sh", "-c", f'"$0" -c "$1" {redirections}', sys.executable, code]
+    return subprocess.run(shell, check=False).returncode  # noqa: S603  our own code
+
+
+@pytest.mark.parametrize("more", ["", " --json"])
+def test_no_key_is_created_where_nobody_would_see_it(
+    database: Path, more: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_without(">&-", f"keys create --name x --scopes read{more}") == 1
+    assert run("keys list") == 0
+    assert capsys.readouterr().out == "There are none.\n"
+    assert database.exists()
 
 
 # A service elsewhere
