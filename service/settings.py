@@ -234,6 +234,18 @@ def _check(settings: Settings) -> None:
             )
 
 
+def read_variable(name: str, environ: Mapping[str, str] = ENVIRONMENT) -> Any:
+    """Read the setting of one variable; None if it is not set, SettingsError if it is wrong."""
+    text = environ.get(name)
+    if not text:
+        return None
+    parse, *limits = Settings.__annotations__[VARIABLES[name]].__metadata__
+    try:
+        return parse(text, *limits)
+    except ValueError as error:
+        raise SettingsError(f"{name} {error}.") from None
+
+
 def read_settings(environ: Mapping[str, str] = ENVIRONMENT, **overrides: object) -> Settings:
     """Read the settings from `environ`; `overrides` take precedence.
 
@@ -242,12 +254,12 @@ def read_settings(environ: Mapping[str, str] = ENVIRONMENT, **overrides: object)
     values: dict[str, Any] = {}
     problems: list[str] = []
     for name, field in VARIABLES.items():
-        parse, *limits = Settings.__annotations__[field].__metadata__
-        if text := environ.get(name):
-            try:
-                values[field] = parse(text, *limits)
-            except ValueError as error:
-                problems.append(f"{name} {error}.")
+        try:
+            value = read_variable(name, environ)
+        except SettingsError as error:
+            problems += error.problems
+        else:
+            values |= {} if value is None else {field: value}
     if problems:
         raise SettingsError(*problems)
     settings = Settings(**{**values, **overrides})

@@ -7,7 +7,7 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from service import __version__
 from service.cli import streams
@@ -66,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="genhook.escape")
     root = parser(next((word for word in words if not word.startswith("-")), None))
     options = root.parse_args(words)
+    for name in find_not_utf8(vars(options)):
+        root.error(f"argument {name}: must be UTF-8")
     try:
         if options.version:
             echo(f"genhook {__version__}")
@@ -84,6 +86,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with contextlib.suppress(OSError):
                 print(f"genhook: {str(error).rstrip('.')}.", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
+
+
+def find_not_utf8(values: Mapping[str, object]) -> Iterator[str]:
+    """Yield the names of the values that are no text, which no request could carry.
+
+    Python keeps bytes of the command line that are not UTF-8 as surrogates. A path may hold them.
+    """
+    for name, value in values.items():
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(text, str) and _is_broken(text) for text in texts):
+            yield name
+
+
+def _is_broken(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:

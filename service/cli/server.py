@@ -77,6 +77,8 @@ def bind(host: str, port: int) -> socket.socket:
         number = error.errno or 0  # The resolver's own numbers are below zero.
         reason = (os.strerror(number) if number > 0 else str(error.strerror)).lower()
         raise CommandError(f"cannot listen on {host} port {port}: {reason}.") from error
+    except UnicodeError as error:  # A part of the name is empty, too long, or no text.
+        raise CommandError(f"cannot listen on {host}: it is no name of a host.") from error
 
 
 def url_of(sock: socket.socket) -> str:

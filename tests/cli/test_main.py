@@ -16,7 +16,7 @@ import pytest
 import trustme
 
 from service.app import App
-from service.cli import client, doctor, main
+from service.cli import calls, client, doctor, main
 from service.model.clock import parse_rfc3339
 from service.model.errors import CommandError, StorageError
 from service.settings import read_settings
@@ -482,7 +482,7 @@ def test_the_environment_names_the_service_and_the_key(
     monkeypatch.delenv("PORT", raising=False)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    with client.connect(argparse.Namespace(url=None, key=None)) as connected:
+    with calls.connect(argparse.Namespace(url=None, key=None)) as connected:
         assert str(connected.base_url) == url
         assert connected.headers["authorization"] == f"Bearer {key}"
 
@@ -492,7 +492,7 @@ def test_a_key_is_sent_without_the_line_end_after_it(
     end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GENHOOK_API_KEY", f"ghk_own{end}")
-    with client.connect(argparse.Namespace(url=None, key=None)) as connected:
+    with calls.connect(argparse.Namespace(url=None, key=None)) as connected:
         assert connected.headers["authorization"] == "Bearer ghk_own"
 
 
@@ -531,7 +531,7 @@ def test_the_certificates_of_the_environment_count_for_this_machine_too(
     trustme.CA(organization_name="ours").cert_pem.write_to_path(str(path))
     monkeypatch.setenv("SSL_CERT_FILE", str(path))
     options = argparse.Namespace(url="https://localhost:8443", key="ghk_x")
-    with client.connect(options) as connected:
+    with calls.connect(options) as connected:
         transport: Any = connected._transport
         [trusted] = transport._pool._ssl_context.get_ca_certs()
     assert "ours" in str(trusted["subject"])
