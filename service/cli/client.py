@@ -6,7 +6,15 @@ from typing import Any, get_args
 import msgspec
 
 from service.cli import answers, output
-from service.cli.arguments import Echo, add_command, add_group, add_json, check, parse_id
+from service.cli.arguments import (
+    Echo,
+    add_command,
+    add_group,
+    add_json,
+    check,
+    parse_id,
+    parse_whole,
+)
 from service.cli.calls import ask, call, connect
 from service.model.event import EVENT_TYPES
 from service.model.generation import OPEN, GenerationStatus
@@ -124,7 +132,7 @@ def add_remote(parser: argparse.ArgumentParser) -> None:
 
 def add_paging(parser: argparse.ArgumentParser) -> None:
     """Add the options of a list."""
-    parser.add_argument("--limit", type=int, help="list at most this many (50)")
+    parser.add_argument("--limit", type=parse_whole, help="list at most this many (50)")
     parser.add_argument("--after", metavar="ID", help="list only what is older than this id")
 
 

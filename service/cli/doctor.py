@@ -147,7 +147,11 @@ def _database(settings: Settings, now: int) -> Iterator[Finding]:
     path = Path(settings.database_path).absolute()
     yield _disk(path.parent)
     if not path.exists():
-        yield Finding("warn", "database", f"{path} does not exist: the first start creates it.")
+        yield Finding(
+            "warn",
+            "database",
+            f"{path} does not exist: the first start creates it, or GENHOOK_DATABASE_URL is wrong.",
+        )
         return
     connection = None
     try:

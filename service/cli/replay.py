@@ -13,6 +13,7 @@ from service.cli.calls import ask, connect
 from service.cli.client import add_event_types, add_remote, show
 from service.model.clock import DAY, HOUR, MINUTE, now_ms, parse_rfc3339, rfc3339
 from service.model.errors import CommandError
+from service.model.number import read_whole
 
 if TYPE_CHECKING:
     import httpx
@@ -63,8 +64,8 @@ def read_moment(text: str, now: int) -> str:
     ValueError if the text is neither.
     """
     try:
-        if text[-1:] in _AGES and text[:-1].isdecimal():
-            return rfc3339(now - int(text[:-1]) * _AGES[text[-1]])
+        if text[-1:] in _AGES and (number := read_whole(text[:-1])) is not None:
+            return rfc3339(now - number * _AGES[text[-1]])
         return rfc3339(parse_rfc3339(text))
     except (ValueError, OverflowError):
         raise ValueError(

@@ -1,6 +1,7 @@
 """serve, work and sandbox as processes of their own: sockets, signals, and clients from outside."""
 
 import argparse
+import errno
 import http.server
 import json
 import os
@@ -364,6 +365,37 @@ def test_keys_that_cannot_be_stored_are_one_sentence(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("GENHOOK_DATABASE_URL", "sqlite:////nowhere/genhook.db")
     with pytest.raises(CommandError, match="cannot keep throwaway keys in /nowhere"):
         environment.settings_of(options(dev=True))
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\x00",
+        f"GENHOOK_SECRET_KEYS={SECRET_KEY}\n".encode(),
+        f"GENHOOK_SECRET_KEYS={SECRET_KEY[:20]}\nGENHOOK_ADMIN_KEY={ADMIN_KEY}\n".encode(),
+        f"GENHOOK_SECRET_KEYS={SECRET_KEY}\nGENHOOK_ADMIN_KEY=\xff{ADMIN_KEY}".encode("latin-1"),
+    ],
+)
+def test_a_damaged_file_of_keys_is_named_and_left_as_it_is(content: bytes) -> None:
+    path = Path("genhook-dev.db-keys")
+    path.write_bytes(content)
+    with pytest.raises(CommandError, match=r"genhook-dev\.db-keys does not hold the keys"):
+        environment.settings_of(options(dev=True))
+    assert path.read_bytes() == content
+
+
+@pytest.mark.usefixtures("alone")
+def test_keys_that_are_written_only_in_part_leave_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(path: Path, text: str) -> None:
+        path.write_bytes(text[:20].encode())
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", write)
+    with pytest.raises(CommandError, match="cannot keep throwaway keys"):
+        environment.settings_of(options(dev=True))
+    assert list(Path().iterdir()) == []
 
 
 @pytest.mark.parametrize(
