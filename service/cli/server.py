@@ -70,6 +70,7 @@ def bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     dual = host == "::" and socket.has_dualstack_ipv6()
     try:
+        host.encode("idna")  # As `bind` does, which forgets to close the socket if that fails.
         return socket.create_server(
             (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=dual
         )

@@ -69,6 +69,8 @@ WORDS = [
     ["replay", "sub_1", "--since", "9" * 5_000 + "d"],
     ["serve", "--host", NOT_UTF8],
     ["sandbox", "--host", "a..b"],
+    ["sandbox", "--host", "é..b"],
+    ["sandbox", "--host", "é" * 70],
     ["sandbox", "--host", "a" * 70],
     ["sandbox", "--host", NOT_UTF8],
     ["sandbox", "--port", "9" * 5_000],
