@@ -31,7 +31,7 @@ def connect(options: argparse.Namespace) -> "httpx.Client":
     url = find_url(options.url)
     key = read_key(options.key)
     if not is_sendable(url):
-        raise CommandError(f"{output.plain(url)} is no URL of a service: it needs {EXAMPLE_URL}.")
+        raise CommandError(f"{output.plain(url)} is no URL of a service, such as {EXAMPLE_URL}.")
     is_own = is_loopback(url)
     return httpx.Client(
         base_url=url,
