@@ -1,7 +1,6 @@
 """Settings, read once from environment variables and validated."""
 
 import ipaddress
-import math
 import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -10,12 +9,12 @@ from urllib.parse import urlsplit
 import msgspec
 
 from service.model.errors import SettingsError
+from service.model.number import read_decimal, read_whole
 
 ENVIRONMENT: Mapping[str, str] = os.environ  # noqa: TID251  the only module that reads it
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 KEY_CHARACTERS_MIN = 32
 DISTINCT_CHARACTERS_MIN = 8  # A random key of 32 hexadecimal digits has more.
-_DIGITS_MAX = 20
 _BODY_BYTES = (1_024, 67_108_864)
 _QUOTED_CHARACTERS_MAX = 200
 SIGNATURE_SCHEMES = ("standard", "wavespeed", "kie")
@@ -53,19 +52,17 @@ def _boolean(value: str) -> bool:
 
 
 def _number(value: str, low: float, high: float) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    _require(low <= number <= high, f"must be a number from {low:g} to {high:g}")
+    number = read_decimal(value)
+    if number is None or not low <= number <= high:
+        raise ValueError(f"must be a number from {low:g} to {high:g}")
     return number
 
 
 def _integer(value: str, low: int, high: int) -> int:
-    is_whole = value.isascii() and value.isdigit() and len(value) <= _DIGITS_MAX
-    is_within = is_whole and low <= int(value) <= high
-    _require(is_within, f"must be a whole number from {low} to {high}")
-    return int(value)
+    number = read_whole(value)
+    if number is None or not low <= number <= high:
+        raise ValueError(f"must be a whole number from {low} to {high}")
+    return number
 
 
 def _choice(value: str, *words: str) -> str:
@@ -98,6 +95,7 @@ def _url(value: str) -> str:
     try:
         parts = urlsplit(value)
         host, port = parts.hostname, parts.port
+        (host or "").encode("idna")  # As Python's sockets do: its parts have lengths.
     except ValueError:  # Its message could quote a password.
         raise ValueError("must be a URL whose host and port are well-formed") from None
     is_absolute = parts.scheme in ("http", "https") and bool(host) and "@" not in parts.netloc
@@ -234,6 +232,18 @@ def _check(settings: Settings) -> None:
             )
 
 
+def read_variable(name: str, environ: Mapping[str, str] = ENVIRONMENT) -> Any:
+    """Read the setting of one variable; None if it is not set, SettingsError if it is wrong."""
+    text = environ.get(name)
+    if not text:
+        return None
+    parse, *limits = Settings.__annotations__[VARIABLES[name]].__metadata__
+    try:
+        return parse(text, *limits)
+    except ValueError as error:
+        raise SettingsError(f"{name} {error}.") from None
+
+
 def read_settings(environ: Mapping[str, str] = ENVIRONMENT, **overrides: object) -> Settings:
     """Read the settings from `environ`; `overrides` take precedence.
 
@@ -242,12 +252,12 @@ def read_settings(environ: Mapping[str, str] = ENVIRONMENT, **overrides: object)
     values: dict[str, Any] = {}
     problems: list[str] = []
     for name, field in VARIABLES.items():
-        parse, *limits = Settings.__annotations__[field].__metadata__
-        if text := environ.get(name):
-            try:
-                values[field] = parse(text, *limits)
-            except ValueError as error:
-                problems.append(f"{name} {error}.")
+        try:
+            value = read_variable(name, environ)
+        except SettingsError as error:
+            problems += error.problems
+        else:
+            values |= {} if value is None else {field: value}
     if problems:
         raise SettingsError(*problems)
     settings = Settings(**{**values, **overrides})

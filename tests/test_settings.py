@@ -128,7 +128,23 @@ BAD = [
     ("GENHOOK_WRITE_QUEUE", "0"),
     ("GENHOOK_POLL_RATE_PER_SECOND", "inf"),
     ("GENHOOK_DEADLINE_SECONDS", "1.5"),
+    ("GENHOOK_UPSTREAM_URL", "https://a..b"),
+    ("GENHOOK_UPSTREAM_URL", f"https://{'a' * 70}"),
 ]
+NO_NUMBERS = [
+    "1_0",
+    "\u0661\u0662",
+    " 20\n",
+    "20\n",
+    " 20",
+    "+20",
+    "2e1",
+    "20.",
+    ".5",
+    "0x14",
+    "20,0",
+]
+NUMBERS = [name for name, (_, value) in GOOD.items() if type(value) in (int, float)]
 
 
 @pytest.mark.parametrize(("name", "text"), BAD)
@@ -140,6 +156,13 @@ def test_a_bad_value_is_refused_in_a_sentence_that_names_the_variable(name: str,
     assert "hush-hush" not in said
     assert said.endswith(".")
     assert "could not convert" not in said
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_only_ascii_digits_with_a_fraction_are_a_number(name: str) -> None:
+    for text in NO_NUMBERS:
+        with pytest.raises(SettingsError, match=f"^{name} must be a"):
+            read_settings({**BASE, name: text})
 
 
 def test_every_wrong_variable_is_named_at_once() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import msgspec
 
 from service.api.call import Answer, Call, Claim, answer
-from service.api.problem import Problem, require
+from service.api.problem import PROBLEM_TYPE, Problem, require
 from service.model.clock import DAY
 from service.model.errors import StorageError
 from service.model.generation import Generation
@@ -144,7 +144,10 @@ async def _answer_again(call: Call, claim: Claim, row: Row) -> Answer:
     else:
         plain = call.context.vault.open(sealed, _owner_of(call, claim))
         stored = msgspec.json.decode(plain, type=_StoredAnswer)
-        response = Answer(stored.body, stored.status, media_type=stored.media_type)
+        body = stored.body
+        if stored.media_type == PROBLEM_TYPE:  # It names its request, and that is this one now.
+            body = msgspec.json.encode({**msgspec.json.decode(body), "request_id": call.request_id})
+        response = Answer(body, stored.status, media_type=stored.media_type)
     response.headers["Idempotency-Replayed"] = "true"
     return response
 

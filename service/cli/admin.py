@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from service.cli import output
+from service.cli import output, streams
 from service.cli.arguments import (
     Echo,
     add_command,
@@ -20,6 +20,7 @@ from service.cli.arguments import (
     parse_id,
     parse_number,
 )
+from service.cli.environment import settings_of_existing
 from service.model.clock import now_ms
 from service.model.errors import CommandError
 from service.model.ids import new_id
@@ -129,7 +130,7 @@ def tick(options: argparse.Namespace, echo: Echo) -> int:
     from service.telemetry import log
     from service.telemetry.redact import make_redactor
 
-    settings = read_settings()
+    settings = settings_of_existing()
     log.configure(settings.log_level, redactor=make_redactor(settings))
     done = asyncio.run(_tick(settings, options.seconds))
     if options.json:
@@ -172,6 +173,7 @@ def create_key(options: argparse.Namespace, echo: Echo) -> int:
     """Create an API key and print it."""
     if not TENANT_NAME.fullmatch(options.tenant):
         raise CommandError(f"a tenant's name is {TENANT_NAME_RULE}.")
+    streams.require_output("the key")
     now = now_ms()
     key = Key(
         id=new_id("key", now),
@@ -183,7 +185,7 @@ def create_key(options: argparse.Namespace, echo: Echo) -> int:
         revoked_at=None,
     )
     secret = new_key(os.urandom)
-    _act("key.create", _insert, key, secret)
+    _act("key.create", read_settings(), _insert, key, secret)
     view = {**key.view(), "key": secret}
     if options.json:
         echo(output.json_line(view))
@@ -196,7 +198,7 @@ def create_key(options: argparse.Namespace, echo: Echo) -> int:
 
 def list_keys(options: argparse.Namespace, echo: Echo) -> int:
     """Print every key of every tenant, newest first."""
-    keys: list[Key] = _write(_list)
+    keys: list[Key] = _write(settings_of_existing(), _list)
     if options.json:
         echo(output.json_line({"data": [key.view() for key in keys]}))
         return 0
@@ -207,25 +209,25 @@ def list_keys(options: argparse.Namespace, echo: Echo) -> int:
 
 def revoke_key(options: argparse.Namespace, echo: Echo) -> int:
     """Revoke a key of any tenant: it opens nothing any more."""
-    _act("key.revoke", _revoke, options.id)
+    _act("key.revoke", settings_of_existing(), _revoke, options.id)
     echo(f"{options.id} is revoked.")
     return 0
 
 
-def _act(act: str, unit: Callable[..., Any], *arguments: object) -> None:
+def _act(act: str, settings: Settings, unit: Callable[..., Any], *arguments: object) -> None:
     """Change a key, and leave the line about it that the API leaves, too."""
     from service.telemetry import log
 
-    key: Key = _write(unit, *arguments)
+    key: Key = _write(settings, unit, *arguments)
     log.get().info("audit", act=act, id=key.id, of_tenant=key.tenant, of_scopes=key.scopes)
 
 
-def _write(unit: Callable[..., Any], *arguments: object) -> Any:
+def _write(settings: Settings, unit: Callable[..., Any], *arguments: object) -> Any:
     """Run one unit of work over the database of the settings."""
     from service.telemetry import log
 
     async def write() -> Any:
-        async with _open_app(read_settings()) as app:
+        async with _open_app(settings) as app:
             context = app.worker.context
             return await context.database.write(unit, context, *arguments)
 

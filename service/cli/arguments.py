@@ -1,11 +1,11 @@
 """What the commands' parsers share: examples, groups of commands, common options and checks."""
 
 import argparse
-import math
 from collections.abc import Callable
 from typing import Any
 
 from service.model.errors import CommandError
+from service.model.number import read_decimal, read_whole
 
 Echo = Callable[[str], None]  # Prints a line.
 Run = Callable[[argparse.Namespace, Echo], int]  # A command; it returns the exit status.
@@ -53,11 +53,17 @@ def check(condition: bool, message: str) -> None:  # noqa: FBT001  it reads like
 
 def parse_number(text: str, low: float, high: float) -> float:
     """Read a number from `low` to `high`."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    check(low <= value <= high, f"a number from {low:g} to {high:g}")
+    value = read_decimal(text)
+    if value is None or not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"a number from {low:g} to {high:g}")
+    return value
+
+
+def parse_whole(text: str) -> int:
+    """Read a whole number."""
+    value = read_whole(text)
+    if value is None:
+        raise argparse.ArgumentTypeError("a whole number")
     return value
 
 

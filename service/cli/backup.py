@@ -7,8 +7,8 @@ import sqlite3
 from pathlib import Path
 
 from service.cli.arguments import Echo, define
+from service.cli.environment import settings_of_existing
 from service.model.errors import CommandError
-from service.settings import read_settings
 
 
 def add_backup(parser: argparse.ArgumentParser) -> None:
@@ -21,9 +21,7 @@ def add_backup(parser: argparse.ArgumentParser) -> None:
 
 def backup(options: argparse.Namespace, echo: Echo) -> int:
     """Copy the database to FILE and check the copy; never overwrite a file."""
-    source, target = Path(read_settings().database_path), options.file
-    if not source.exists():
-        raise CommandError(f"there is no database at {source}")
+    source, target = Path(settings_of_existing().database_path), options.file
     exists_already = CommandError(f"{target} exists already: a backup overwrites nothing")
     if target.exists():
         raise exists_already

@@ -1,13 +1,11 @@
-"""A client of a running service's API, and the commands that make one call or a few."""
+"""The commands that make one call of a running service's API or a few."""
 
 import argparse
-import os
-from typing import TYPE_CHECKING, Any, get_args
-from urllib.parse import urlsplit
+from typing import Any, get_args
 
 import msgspec
 
-from service.cli import output
+from service.cli import answers, output
 from service.cli.arguments import (
     Echo,
     add_command,
@@ -15,22 +13,13 @@ from service.cli.arguments import (
     add_json,
     check,
     parse_id,
-    read_key,
+    parse_whole,
 )
-from service.model.errors import CommandError
+from service.cli.calls import ask, call, connect
 from service.model.event import EVENT_TYPES
 from service.model.generation import OPEN, GenerationStatus
-from service.settings import is_loopback
 
-if TYPE_CHECKING:
-    import httpx  # It takes a fifth of a second to import.
-
-TIMEOUT_SECONDS = 75.0  # Above the longest `?wait`.
 WAIT_SECONDS = 30
-
-
-class UnreachableError(CommandError):
-    """The service did not answer, or cannot answer now; another try may succeed."""
 
 
 # Options
@@ -143,7 +132,7 @@ def add_remote(parser: argparse.ArgumentParser) -> None:
 
 def add_paging(parser: argparse.ArgumentParser) -> None:
     """Add the options of a list."""
-    parser.add_argument("--limit", type=int, help="list at most this many (50)")
+    parser.add_argument("--limit", type=parse_whole, help="list at most this many (50)")
     parser.add_argument("--after", metavar="ID", help="list only what is older than this id")
 
 
@@ -164,79 +153,10 @@ def parse_parameters(text: str) -> dict[str, Any]:
     """Read a JSON object."""
     try:
         value = msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):  # No JSON, no UTF-8, or nested too deeply.
         value = None
     check(isinstance(value, dict), "a JSON object, such as '{\"num_images\": 2}'")
     return dict(value)
-
-
-# The client
-
-
-def connect(options: argparse.Namespace) -> "httpx.Client":
-    """Return a client of the service that the options name; CommandError without a good key."""
-    import ssl
-
-    import httpx
-
-    environ = os.environ  # noqa: TID251  the defaults of the options
-    local_url = f"http://127.0.0.1:{environ.get('PORT') or 8000}"
-    url = (
-        options.url or environ.get("GENHOOK_URL") or environ.get("GENHOOK_PUBLIC_URL") or local_url
-    )
-    key = read_key(options.key)
-    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-        raise CommandError(f"{url} is no URL of a service: --url looks like {local_url}.")
-    is_own = is_loopback(url)
-    return httpx.Client(
-        base_url=url,
-        headers={"authorization": f"Bearer {key}", "user-agent": "genhook"},
-        timeout=TIMEOUT_SECONDS,
-        trust_env=not is_own,  # No proxy leads to this machine.
-        # This context reads SSL_CERT_FILE, as httpx does if it trusts the environment.
-        verify=ssl.create_default_context() if is_own and url.startswith("https:") else True,
-    )
-
-
-def call(client: "httpx.Client", method: str, path: str, **options: Any) -> bytes:
-    """Send a request; return the body of a 2xx answer.
-
-    CommandError for any other answer; UnreachableError if a retry may help.
-    """
-    import httpx
-
-    try:
-        answer = client.request(method, path, **options)
-    except httpx.TransportError as error:
-        reason = str(error) or type(error).__name__
-        raise UnreachableError(f"no answer from {client.base_url}: {reason}.") from error
-    if answer.is_success:
-        return answer.content
-    raise _to_error(answer)
-
-
-def ask(client: "httpx.Client", method: str, path: str, **options: Any) -> Any:
-    """Send a request as `call` does; return the decoded body."""
-    try:
-        return msgspec.json.decode(call(client, method, path, **options))
-    except msgspec.DecodeError as error:
-        raise CommandError(f"the server at {client.base_url} is not genhook.") from error
-
-
-def _to_error(answer: "httpx.Response") -> CommandError:
-    """Return the problem in an answer as one sentence, with its code."""
-    try:
-        problem = msgspec.json.decode(answer.content)
-        errors = [e for e in problem.get("errors", []) if e["message"] != problem["detail"]]
-        fields = "; ".join(f"{e['pointer']} {e['message']}" for e in errors)
-        detail = problem["detail"].rstrip(".") + (f": {fields}" if fields else "")
-        # A key that is good for another service is the likely cause.
-        source = f", says {answer.url.copy_with(raw_path=b'')}" if answer.status_code == 401 else ""
-        message = output.plain(f"{detail} ({problem['code']}){source}.")
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
-        message = f"{answer.url} answered {answer.status_code}, but not with a problem of genhook."
-    is_unavailable = answer.status_code in (502, 503, 504)
-    return UnreachableError(message) if is_unavailable else CommandError(message)
 
 
 # Commands
@@ -253,7 +173,7 @@ def show(options: argparse.Namespace, echo: Echo, answer: Any, lines: list[str])
 
 def _show_page(options: argparse.Namespace, echo: Echo, page: Any, names: tuple[str, ...]) -> int:
     rows = [[_to_cell(item[name]) for name in names] for item in page["data"]]
-    more = [f"more: --after {page['next']}"] if page["next"] else []
+    more = [f"more: --after {output.plain(page['next'])}"] if page["next"] else []
     show(options, echo, page, [*output.table(rows), *more] or ["There are none."])
     return 0
 
@@ -270,7 +190,9 @@ def _read_paging(options: argparse.Namespace) -> dict[str, Any]:
 def list_subscribers(options: argparse.Namespace, echo: Echo) -> int:
     """List subscribers, newest first."""
     with connect(options) as client:
-        page = ask(client, "GET", "/v1/subscribers", params=_read_paging(options))
+        page = ask(
+            client, "GET", "/v1/subscribers", answers.SubscriberPage, params=_read_paging(options)
+        )
     return _show_page(options, echo, page, ("id", "status", "url", "event_types", "description"))
 
 
@@ -278,7 +200,7 @@ def create_subscriber(options: argparse.Namespace, echo: Echo) -> int:
     """Create a subscriber and show its secret, only this once."""
     body = {"url": options.target, "event_types": options.event_types}
     with connect(options) as client:
-        subscriber = ask(client, "POST", "/v1/subscribers", json=body)
+        subscriber = ask(client, "POST", "/v1/subscribers", answers.NewSubscriber, json=body)
     names = ("id", "url", "event_types", "status", "secret")
     lines = output.fields({name: _to_cell(subscriber[name]) for name in names})
     show(options, echo, subscriber, lines)
@@ -288,7 +210,7 @@ def create_subscriber(options: argparse.Namespace, echo: Echo) -> int:
 def test_subscriber(options: argparse.Namespace, echo: Echo) -> int:
     """Send a `ping` now; 1 unless the subscriber answers 2xx."""
     with connect(options) as client:
-        answer = ask(client, "POST", f"/v1/subscribers/{options.id}/test")
+        answer = ask(client, "POST", f"/v1/subscribers/{options.id}/test", answers.Test)
     attempt = answer["attempt"]
     error = (attempt["error"] or {}).get("message")
     result = output.plain(error or f"It answered {attempt['status_code']}").rstrip(".")
@@ -311,10 +233,10 @@ def create_generation(options: argparse.Namespace, echo: Echo) -> int:
         values["prompt"] = options.prompt
     body = {"model": options.model, "input": values}
     with connect(options) as client:
-        generation = ask(client, "POST", "/v1/generations", json=body)
+        generation = ask(client, "POST", "/v1/generations", answers.Generation, json=body)
         path = f"/v1/generations/{generation['id']}"
         while options.wait and generation["status"] in OPEN:
-            generation = ask(client, "GET", path, params={"wait": WAIT_SECONDS})
+            generation = ask(client, "GET", path, answers.Generation, params={"wait": WAIT_SECONDS})
     show(options, echo, generation, output.generation(generation))
     return 1 if generation["status"] in ("failed", "timed_out") else 0
 
@@ -322,7 +244,7 @@ def create_generation(options: argparse.Namespace, echo: Echo) -> int:
 def get_generation(options: argparse.Namespace, echo: Echo) -> int:
     """Show a generation."""
     with connect(options) as client:
-        generation = ask(client, "GET", f"/v1/generations/{options.id}")
+        generation = ask(client, "GET", f"/v1/generations/{options.id}", answers.Generation)
     show(options, echo, generation, output.generation(generation))
     return 0
 
@@ -331,14 +253,14 @@ def list_generations(options: argparse.Namespace, echo: Echo) -> int:
     """List generations, newest first."""
     query = _read_paging(options) | ({"status": options.status} if options.status else {})
     with connect(options) as client:
-        page = ask(client, "GET", "/v1/generations", params=query)
+        page = ask(client, "GET", "/v1/generations", answers.GenerationPage, params=query)
     return _show_page(options, echo, page, ("id", "status", "model", "route", "created_at"))
 
 
 def show_timeline(options: argparse.Namespace, echo: Echo) -> int:
     """Show what happened to a generation, in order."""
     with connect(options) as client:
-        timeline = ask(client, "GET", f"/v1/generations/{options.id}/timeline")
+        timeline = ask(client, "GET", f"/v1/generations/{options.id}/timeline", answers.Timeline)
     entries = timeline["data"]
     lines = [output.entry(entry, entries[0]["at"]) for entry in entries]
     show(options, echo, timeline, lines)

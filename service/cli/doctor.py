@@ -147,7 +147,11 @@ def _database(settings: Settings, now: int) -> Iterator[Finding]:
     path = Path(settings.database_path).absolute()
     yield _disk(path.parent)
     if not path.exists():
-        yield Finding("warn", "database", f"{path} does not exist: the first start creates it.")
+        yield Finding(
+            "warn",
+            "database",
+            f"{path} does not exist: the first start creates it, or GENHOOK_DATABASE_URL is wrong.",
+        )
         return
     connection = None
     try:
@@ -221,7 +225,7 @@ def _online(settings: Settings, now: int) -> Iterator[Finding]:
     url = f"{settings.upstream_url}/tasks/genhook-doctor"
     try:
         answer = httpx.get(url, headers=headers, timeout=ONLINE_SECONDS, trust_env=False)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:
         message = f"{settings.upstream_url} does not answer: {error or type(error).__name__}."
         yield Finding("fail", "online", output.plain(message))
         return
@@ -243,7 +247,7 @@ def _upstream_clock(date: str, now: int) -> Iterator[Finding]:
 
     try:
         at = round(email.utils.parsedate_to_datetime(date).timestamp() * 1_000)
-    except ValueError:
+    except (ValueError, OverflowError):
         return
     if abs(at - now) > CLOCK_OFF_MS:
         message = f"Upstream's clock says {rfc3339(at)}: one of the two clocks is wrong."

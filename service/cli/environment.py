@@ -1,13 +1,23 @@
-"""What `genhook serve` starts with: settings and a log; with `--dev` also keys and a sandbox."""
+"""What commands start with: settings and a log; `genhook serve --dev` with keys of its own too."""
 
 import argparse
+import contextlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from service.model.errors import CommandError, SettingsError
-from service.settings import ENVIRONMENT, VARIABLES, Settings, read_settings, unknown_variables
+from service.settings import (
+    ENVIRONMENT,
+    VARIABLES,
+    Settings,
+    read_settings,
+    read_variable,
+    unknown_variables,
+)
 
 DATABASE_URL = "sqlite:///genhook-dev.db"
+THROWAWAY = ("GENHOOK_SECRET_KEYS", "GENHOOK_ADMIN_KEY")
 
 _BANNER = """\
 genhook --dev: plain http and targets on this machine are allowed. Not for production.
@@ -40,6 +50,21 @@ def settings_of(options: argparse.Namespace) -> Settings:
     )
 
 
+def settings_of_existing() -> Settings:
+    """Read the settings of the environment; CommandError if their database does not exist.
+
+    Commands that only look or clear up do not create one: its name is mistyped then.
+    """
+    settings = read_settings()
+    path = Path(settings.database_path).absolute()
+    if not path.exists():
+        raise CommandError(
+            f"there is no database at {path}: check GENHOOK_DATABASE_URL, "
+            "or create one with `genhook migrate`."
+        )
+    return settings
+
+
 def configure_log(settings: Settings, *, has_sandbox: bool = False) -> None:
     """Start to log, first about settings that are unknown or missing; a sandbox supplies those."""
     from service.telemetry import log
@@ -63,7 +88,7 @@ def with_defaults() -> dict[str, str]:
         "GENHOOK_ALLOW_NETWORKS": "127.0.0.0/8,::1/128",
         "GENHOOK_SHUTDOWN_SECONDS": "2",  # Somebody pressed Ctrl-C and waits.
     }
-    has_keys = {"GENHOOK_SECRET_KEYS", "GENHOOK_ADMIN_KEY"} <= own.keys()
+    has_keys = own.keys() >= {*THROWAWAY}
     if url.startswith("sqlite:///") and not has_keys:
         defaults |= throwaway_keys(Path(url.removeprefix("sqlite:///") + "-keys"))
     return defaults | own
@@ -71,19 +96,39 @@ def with_defaults() -> dict[str, str]:
 
 def throwaway_keys(path: Path) -> Mapping[str, str]:
     """Return the keys of a development database; its first run creates them, else CommandError."""
-    import secrets
-
     try:
         if not path.exists():
-            path.touch(0o600, exist_ok=False)
-            path.write_text(
-                f"GENHOOK_SECRET_KEYS={secrets.token_urlsafe(32)}\n"
-                f"GENHOOK_ADMIN_KEY=ghk_{secrets.token_urlsafe(32)}\n"
-            )
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+            _create_keys(path)
+        lines = path.read_bytes().decode(errors="replace").splitlines()
+    except OSError as error:
         raise CommandError(f"cannot keep throwaway keys in {path}: {error}.") from error
-    return dict(line.split("=", 1) for line in lines if "=" in line)
+    values = dict(line.split("=", 1) for line in lines if "=" in line)
+    keys = {name: values.get(name, "") for name in THROWAWAY}
+    try:
+        is_whole = all(read_variable(name, keys) for name in keys)
+    except SettingsError:
+        is_whole = False
+    if not is_whole:
+        raise CommandError(
+            f"{path} does not hold the keys {' and '.join(THROWAWAY)} of its database: "
+            "put them back, or remove both files and begin anew."
+        )
+    return keys
+
+
+def _create_keys(path: Path) -> None:
+    """Create the file of throwaway keys whole, or not at all, wherever the process is ended."""
+    import secrets
+
+    secret_key, admin_key = (secrets.token_urlsafe(32) for _ in THROWAWAY)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    partial.touch(0o600, exist_ok=False)
+    try:
+        partial.write_text(f"GENHOOK_SECRET_KEYS={secret_key}\nGENHOOK_ADMIN_KEY=ghk_{admin_key}\n")
+        with contextlib.suppress(FileExistsError):  # Another process was faster.
+            os.link(partial, path)
+    finally:
+        partial.unlink()
 
 
 def banner(settings: Settings, url: str, sandbox_url: str | None) -> str:

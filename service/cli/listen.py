@@ -5,14 +5,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
-import msgspec
-
-from service.cli import output
+from service.cli import answers, output
 from service.cli.arguments import Echo, check, define
-from service.cli.client import UnreachableError, add_remote, ask, call, connect
+from service.cli.calls import UnreachableError, ask, call, connect, decode, is_sendable
+from service.cli.client import add_remote
 from service.delivery import signing
 from service.model.clock import SECOND, now_ms
 from service.model.errors import CommandError
@@ -25,18 +23,6 @@ Wait = Callable[[float], object]
 LISTEN_SECONDS = 1.0
 FORWARD_SECONDS = 15.0
 PAGE = 100
-
-
-class _Page(msgspec.Struct):
-    data: list[msgspec.Raw]
-    next: str | None
-
-
-class _Event(msgspec.Struct):
-    id: str
-    type: str
-    timestamp: str
-    data: dict[str, Any]
 
 
 def add_listen(parser: argparse.ArgumentParser) -> None:
@@ -59,12 +45,7 @@ def add_listen(parser: argparse.ArgumentParser) -> None:
 
 def parse_url(text: str) -> str:
     """Read an absolute http(s) URL."""
-    try:
-        parts = urlsplit(text)
-        is_url = parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:
-        is_url = False
-    check(is_url, "a URL, such as http://127.0.0.1:3000/hooks")
+    check(is_sendable(text), "a URL, such as http://127.0.0.1:3000/hooks")
     return text
 
 
@@ -84,7 +65,7 @@ def listen(options: argparse.Namespace, echo: Echo, wait: Wait | None = None) ->
         if options.forward_to:
             echo(f"forwarding to {options.forward_to}, signed with {secret}")
         for body in _read_events(client, after, echo, None if options.once else pause):
-            event = msgspec.json.decode(body, type=_Event)
+            event = decode(client, body, answers.Event)
             echo(output.harmless(body.decode()) if options.json else _format_event(event))
             if options.forward_to:
                 is_accepted, result = _forward(options.forward_to, key, event.id, body)
@@ -102,7 +83,7 @@ def _decode_key(secret: str) -> bytes:
 
 
 def _find_newest(client: "httpx.Client") -> str | None:
-    events = ask(client, "GET", "/v1/events", params={"limit": 1})["data"]
+    events = ask(client, "GET", "/v1/events", answers.EventRefs, params={"limit": 1})["data"]
     return events[0]["id"] if events else None
 
 
@@ -119,7 +100,7 @@ def _read_events(
                 raise
             if is_reachable:
                 echo(f"{error} Trying again.")
-            is_reachable, page = False, _Page([], None)
+            is_reachable, page = False, answers.EventPage([], None)
         else:
             is_reachable = True
         yield from (bytes(raw) for raw in page.data)
@@ -130,12 +111,15 @@ def _read_events(
             pause(LISTEN_SECONDS)
 
 
-def _read_page(client: "httpx.Client", after: str | None) -> _Page:
+def _read_page(client: "httpx.Client", after: str | None) -> answers.EventPage:
     query = {"order": "asc", "limit": PAGE} | ({"after": after} if after else {})
-    return msgspec.json.decode(call(client, "GET", "/v1/events", params=query), type=_Page)
+    page: answers.EventPage = decode(
+        client, call(client, "GET", "/v1/events", params=query), answers.EventPage
+    )
+    return page
 
 
-def _format_event(event: _Event) -> str:
+def _format_event(event: answers.Event) -> str:
     about = event.data.get("id") or event.data.get("subscriber_id") or ""
     return output.plain(f"{event.timestamp[11:19]}  {event.type:<22}  {event.id}  {about}").rstrip()
 
@@ -156,7 +140,7 @@ def _forward(url: str, key: bytes, event_id: str, body: bytes) -> tuple[bool, st
     try:
         # Not with the client: its key is for the service alone.
         answer = httpx.post(url, content=body, headers=headers, timeout=FORWARD_SECONDS)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except httpx.RequestError as error:
         return False, output.plain(f"-> {str(error) or type(error).__name__}")
     milliseconds = (time.perf_counter() - began) * 1_000
     return answer.is_success, f"-> {answer.status_code} in {milliseconds:.0f} ms"

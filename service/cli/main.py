@@ -7,9 +7,10 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from service import __version__
+from service.cli import streams
 from service.cli.arguments import to_sentence
 from service.model.errors import CommandError, SettingsError, StorageError
 
@@ -58,12 +59,15 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0 if done, 1 if failed, 2 for wrong usage, 130 if interrupted."""
+    streams.fill_closed()  # Before anything else opens a descriptor.
     words = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):  # What it cannot show is escaped.
         codecs.register_error("genhook.escape", _escape)
         sys.stdout.reconfigure(errors="genhook.escape")
     root = parser(next((word for word in words if not word.startswith("-")), None))
     options = root.parse_args(words)
+    for name in find_not_utf8(vars(options)):
+        root.error(f"argument {name}: must be UTF-8")
     try:
         if options.version:
             echo(f"genhook {__version__}")
@@ -82,6 +86,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with contextlib.suppress(OSError):
                 print(f"genhook: {str(error).rstrip('.')}.", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
+
+
+def find_not_utf8(values: Mapping[str, object]) -> Iterator[str]:
+    """Yield the names of the values that are no text, which no request could carry.
+
+    Python keeps bytes of the command line that are not UTF-8 as surrogates. A path may hold them.
+    """
+    for name, value in values.items():
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(text, str) and _is_broken(text) for text in texts):
+            yield name
+
+
+def _is_broken(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:

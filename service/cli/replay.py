@@ -7,10 +7,13 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from service.cli import answers, output
 from service.cli.arguments import Echo, define, parse_id
-from service.cli.client import add_event_types, add_remote, ask, connect, show
+from service.cli.calls import ask, connect
+from service.cli.client import add_event_types, add_remote, show
 from service.model.clock import DAY, HOUR, MINUTE, now_ms, parse_rfc3339, rfc3339
 from service.model.errors import CommandError
+from service.model.number import read_whole
 
 if TYPE_CHECKING:
     import httpx
@@ -61,12 +64,12 @@ def read_moment(text: str, now: int) -> str:
     ValueError if the text is neither.
     """
     try:
-        if text[-1:] in _AGES and text[:-1].isdecimal():
-            return rfc3339(now - int(text[:-1]) * _AGES[text[-1]])
+        if text[-1:] in _AGES and (number := read_whole(text[:-1])) is not None:
+            return rfc3339(now - number * _AGES[text[-1]])
         return rfc3339(parse_rfc3339(text))
     except (ValueError, OverflowError):
         raise ValueError(
-            f"{text} is neither an age, such as 90m, 24h or 7d, nor a time, such as "
+            f"{output.plain(text)} is neither an age, such as 90m, 24h or 7d, nor a time, such as "
             "2026-11-22T18:20:00Z"
         ) from None
 
@@ -82,7 +85,7 @@ def replay(options: argparse.Namespace, echo: Echo, wait: Wait | None = None) ->
         "dry_run": options.dry_run,
     }
     with connect(options) as client:
-        view = ask(client, "POST", "/v1/replays", json=body)
+        view = ask(client, "POST", "/v1/replays", answers.Replay, json=body)
         with _show_progress(options, echo) as step:
             view = _watch(client, view, step, wait or threading.Event().wait)
     show(options, echo, view, [_format_result(view, dry_run=options.dry_run)])
@@ -103,7 +106,7 @@ def _watch(client: "httpx.Client", view: dict[str, Any], step: Step, wait: Wait)
         while view["status"] == "running":
             step(view["done"], view["total"])
             wait(LOOK_SECONDS)
-            view = ask(client, "GET", path)
+            view = ask(client, "GET", path, answers.Replay)
     except KeyboardInterrupt:
         raise CommandError(
             f"{view['id']} goes on; POST {path}/cancel ends it, GET {path} shows it."

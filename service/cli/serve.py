@@ -5,6 +5,9 @@ import contextlib
 import gc
 
 from service.cli.arguments import Echo, check, define, parse_number
+from service.model.number import read_whole
+
+PORT_MAX = 65_535
 
 
 def add_serve(parser: argparse.ArgumentParser) -> None:
@@ -49,8 +52,10 @@ def parse_host(text: str) -> str:
 
 def parse_port(text: str) -> int:
     """Read a port; 0 is any free one."""
-    check(text.isdecimal() and int(text) <= 65_535, "a port is from 0 to 65535")
-    return int(text)
+    port = read_whole(text)
+    if port is None or port > PORT_MAX:
+        raise argparse.ArgumentTypeError(f"a port is from 0 to {PORT_MAX}")
+    return port
 
 
 def parse_speed(text: str) -> float:

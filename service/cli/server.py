@@ -70,6 +70,7 @@ def bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     dual = host == "::" and socket.has_dualstack_ipv6()
     try:
+        host.encode("idna")  # As `bind` does, which forgets to close the socket if that fails.
         return socket.create_server(
             (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=dual
         )
@@ -77,6 +78,8 @@ def bind(host: str, port: int) -> socket.socket:
         number = error.errno or 0  # The resolver's own numbers are below zero.
         reason = (os.strerror(number) if number > 0 else str(error.strerror)).lower()
         raise CommandError(f"cannot listen on {host} port {port}: {reason}.") from error
+    except UnicodeError as error:  # A part of the name is empty, too long, or no text.
+        raise CommandError(f"cannot listen on {host}: it is no name of a host.") from error
 
 
 def url_of(sock: socket.socket) -> str:

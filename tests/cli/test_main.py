@@ -16,7 +16,7 @@ import pytest
 import trustme
 
 from service.app import App
-from service.cli import client, doctor, main
+from service.cli import admin, calls, client, doctor, main
 from service.model.clock import parse_rfc3339
 from service.model.errors import CommandError, StorageError
 from service.settings import read_settings
@@ -24,6 +24,13 @@ from service.telemetry import log
 
 pytestmark = pytest.mark.usefixtures("bare_environment")
 NOW = parse_rfc3339("2026-11-22T18:20:00Z")
+
+
+@pytest.fixture
+def migrated(database: Path) -> Path:
+    """Create the database of the settings; return its path."""
+    asyncio.run(admin._migrate(read_settings()))
+    return database
 
 
 def run(line: str) -> int:
@@ -113,6 +120,12 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         ("sandbox --speed much", "a number from 0.01 to 1000"),
         ("tick --seconds nan", "a number from 0.01 to 3600"),
         ("tick --seconds abc", "a number from 0.01 to 3600"),
+        ("tick --seconds 1_0", "a number from 0.01 to 3600"),
+        ("sandbox --port 1_0", "a port is from 0 to 65535"),
+        ("sandbox --port \u0661", "a port is from 0 to 65535"),
+        ("sandbox --speed ' 1'", "a number from 0.01 to 1000"),
+        ("generations list --limit 1_0", "a whole number"),
+        ("replay sub_1 --since \u0661h", "neither an age"),
         ("listen --forward-to nope", "a URL, such as http://127.0.0.1:3000/hooks"),
         ("listen --forward-to http://[", "a URL, such as http://127.0.0.1:3000/hooks"),
         ("keys", "COMMAND"),
@@ -237,11 +250,36 @@ def test_migrate_prints_what_it_applied_and_nothing_the_second_time(
     assert str(database) in text
 
 
-def test_a_tick_prints_what_was_done(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tick_prints_what_was_done(migrated: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("tick --seconds 1") == 0
     assert capsys.readouterr().out == "nothing was due\n"
     assert run("tick --json") == 0
     assert json.loads(capsys.readouterr().out)["more"] is False
+    assert migrated.exists()
+
+
+@pytest.mark.parametrize(
+    "line", ["tick", "keys list", "keys revoke key_0", "backup a.db", "doctor"]
+)
+def test_a_command_that_creates_nothing_says_that_there_is_no_database(
+    line: str,
+    database: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(database.parent)
+    assert run(line) == 1
+    shown = "".join(capsys.readouterr())
+    assert str(database) in shown
+    assert "there is no database" in shown or "does not exist" in shown
+    assert list(database.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("line", ["migrate", "keys create --name x --scopes read"])
+def test_a_command_that_creates_something_creates_the_database_too(
+    line: str, database: Path
+) -> None:
+    assert run(line) == 0
     assert database.exists()
 
 
@@ -311,7 +349,7 @@ def test_keys_are_listed_without_the_keys_themselves(capsys: pytest.CaptureFixtu
     assert [k["name"] for k in json.loads(capsys.readouterr().out)["data"]] == ["shop"]
 
 
-@pytest.mark.usefixtures("database")
+@pytest.mark.usefixtures("migrated")
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -329,7 +367,7 @@ def test_a_wrong_key_is_refused(
 # Logs go to standard error
 
 
-def test_with_json_standard_output_is_only_json(database: Path) -> None:
+def test_with_json_standard_output_is_only_json(migrated: Path) -> None:
     code = (
         "from service.cli import admin, main\nfrom service.telemetry import log\n"
         "tick = admin._tick\n"
@@ -344,15 +382,30 @@ def test_with_json_standard_output_is_only_json(database: Path) -> None:
     )
     assert json.loads(done.stdout)["more"] is False
     assert json.loads(done.stderr)["event"] == "working"
-    assert database.exists()
+    assert migrated.exists()
 
 
-@pytest.mark.usefixtures("database")
+@pytest.mark.usefixtures("migrated")
 @pytest.mark.parametrize(("line", "status"), [("tick --seconds 1", 0), ("keys revoke key_0", 1)])
-def test_without_any_output_a_command_ends_as_ever(line: str, status: int) -> None:
+def test_without_any_stream_a_command_ends_as_ever(line: str, status: int) -> None:
+    assert status_without("<&- >&- 2>&-", line) == status
+
+
+def status_without(redirections: str, line: str) -> int:
+    """The status of a command in a process of its own, some of whose streams are closed."""
     code = f"from service.cli import main; raise SystemExit(main.main({line.split()!r}))"
-    shell = ["/bin/sh", "-c", '"$0" -c "$1" >&- 2>&-', sys.executable, code]
-    assert subprocess.run(shell, check=False).returncode == status  # noqa: S603  our own code
+    shell = ["/bin/sh", "-c", f'"$0" -c "$1" {redirections}', sys.executable, code]
+    return subprocess.run(shell, check=False).returncode  # noqa: S603  our own code
+
+
+@pytest.mark.parametrize("more", ["", " --json"])
+def test_no_key_is_created_where_nobody_would_see_it(
+    migrated: Path, more: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_without(">&-", f"keys create --name x --scopes read{more}") == 1
+    assert run("keys list") == 0
+    assert capsys.readouterr().out == "There are none.\n"
+    assert migrated.exists()
 
 
 # A service elsewhere
@@ -467,7 +520,7 @@ def test_the_environment_names_the_service_and_the_key(
     monkeypatch.delenv("PORT", raising=False)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    with client.connect(argparse.Namespace(url=None, key=None)) as connected:
+    with calls.connect(argparse.Namespace(url=None, key=None)) as connected:
         assert str(connected.base_url) == url
         assert connected.headers["authorization"] == f"Bearer {key}"
 
@@ -477,7 +530,7 @@ def test_a_key_is_sent_without_the_line_end_after_it(
     end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GENHOOK_API_KEY", f"ghk_own{end}")
-    with client.connect(argparse.Namespace(url=None, key=None)) as connected:
+    with calls.connect(argparse.Namespace(url=None, key=None)) as connected:
         assert connected.headers["authorization"] == "Bearer ghk_own"
 
 
@@ -516,7 +569,7 @@ def test_the_certificates_of_the_environment_count_for_this_machine_too(
     trustme.CA(organization_name="ours").cert_pem.write_to_path(str(path))
     monkeypatch.setenv("SSL_CERT_FILE", str(path))
     options = argparse.Namespace(url="https://localhost:8443", key="ghk_x")
-    with client.connect(options) as connected:
+    with calls.connect(options) as connected:
         transport: Any = connected._transport
         [trusted] = transport._pool._ssl_context.get_ca_certs()
     assert "ours" in str(trusted["subject"])

@@ -1,6 +1,7 @@
 """serve, work and sandbox as processes of their own: sockets, signals, and clients from outside."""
 
 import argparse
+import errno
 import http.server
 import json
 import os
@@ -68,13 +69,17 @@ class Running:
         return self.process.returncode, "".join(self.lines) + out, err
 
 
+def surroundings() -> dict[str, str]:
+    """The environment without settings, to hand on to a process."""
+    given = os.environ.items()  # noqa: TID251  handed on to a process
+    return {name: value for name, value in given if name not in VARIABLES}
+
+
 def start(folder: Path, *line: str, **environ: str) -> "subprocess.Popen[str]":
-    surroundings = os.environ.items()  # noqa: TID251  handed on to a process
-    kept = {name: value for name, value in surroundings if name not in VARIABLES}
     return subprocess.Popen(  # noqa: S603  our own code
         [sys.executable, "-c", MAIN, *line],
         cwd=folder,
-        env={**kept, **environ},
+        env={**surroundings(), **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -126,6 +131,25 @@ def test_serve_answers_and_ends_with_zero_on_a_signal(tmp_path: Path, number: in
     assert (status, err) == (0, "")
 
 
+@pytest.mark.parametrize("command", ["serve --port 0", "work"])
+def test_a_process_without_streams_ends_with_zero_on_a_signal(tmp_path: Path, command: str) -> None:
+    reader, writer = os.pipe()
+    code = (
+        "import os\nfrom service.cli import main, server\non_signals = server.on_signals\n"
+        f"server.on_signals = lambda stop: (on_signals(stop), os.write({writer}, b'.'))\n"
+        f"raise SystemExit(main.main({command.split()!r}))"
+    )
+    shell = ["/bin/sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, code]
+    with subprocess.Popen(  # noqa: S603  our own code
+        shell, cwd=tmp_path, env={**surroundings(), **KEYS}, pass_fds=[writer]
+    ) as process:
+        os.close(writer)
+        is_listening = os.read(reader, 1) == b"."  # Nothing if the process has ended.
+        os.close(reader)
+        process.send_signal(signal.SIGTERM)
+        assert (is_listening, process.wait(END_SECONDS)) == (True, 0)
+
+
 class SlowUpstream(http.server.BaseHTTPRequestHandler):
     """Takes a submission, and answers when the test lets it."""
 
@@ -169,7 +193,7 @@ def test_a_request_under_way_is_answered_before_the_end(tmp_path: Path) -> None:
             assert events["asked"].wait(END_SECONDS)
             running.process.send_signal(signal.SIGTERM)
             while accepts(running.url):
-                assert not answer.done()
+                pass  # Its answer may come meanwhile: a stop ends the wait for upstream.
             events["released"].set()
             out, err = running.process.communicate(timeout=END_SECONDS)
             assert answer.result().status_code == 202
@@ -341,6 +365,37 @@ def test_keys_that_cannot_be_stored_are_one_sentence(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("GENHOOK_DATABASE_URL", "sqlite:////nowhere/genhook.db")
     with pytest.raises(CommandError, match="cannot keep throwaway keys in /nowhere"):
         environment.settings_of(options(dev=True))
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\x00",
+        f"GENHOOK_SECRET_KEYS={SECRET_KEY}\n".encode(),
+        f"GENHOOK_SECRET_KEYS={SECRET_KEY[:20]}\nGENHOOK_ADMIN_KEY={ADMIN_KEY}\n".encode(),
+        f"GENHOOK_SECRET_KEYS={SECRET_KEY}\nGENHOOK_ADMIN_KEY=\xff{ADMIN_KEY}".encode("latin-1"),
+    ],
+)
+def test_a_damaged_file_of_keys_is_named_and_left_as_it_is(content: bytes) -> None:
+    path = Path("genhook-dev.db-keys")
+    path.write_bytes(content)
+    with pytest.raises(CommandError, match=r"genhook-dev\.db-keys does not hold the keys"):
+        environment.settings_of(options(dev=True))
+    assert path.read_bytes() == content
+
+
+@pytest.mark.usefixtures("alone")
+def test_keys_that_are_written_only_in_part_leave_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(path: Path, text: str) -> None:
+        path.write_bytes(text[:20].encode())
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", write)
+    with pytest.raises(CommandError, match="cannot keep throwaway keys"):
+        environment.settings_of(options(dev=True))
+    assert list(Path().iterdir()) == []
 
 
 @pytest.mark.parametrize(

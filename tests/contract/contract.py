@@ -90,6 +90,8 @@ def _without_operation(response: httpx.Response) -> list[str]:
 
 
 def _headers(documented: dict[str, Any], response: httpx.Response) -> Iterator[str]:
+    undocumented = COMPONENTS["headers"].keys() - documented.get("headers", {}).keys()
+    yield from (f"has {name}" for name in sorted(undocumented) if name in response.headers)
     for name, node in documented.get("headers", {}).items():
         header = resolve(node)
         value: Any = response.headers.get(name)

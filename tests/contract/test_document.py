@@ -292,6 +292,14 @@ def test_each_code_has_one_status_and_is_documented_where_it_occurs() -> None:
     assert statuses.keys() == known - {"method_not_allowed"}
 
 
+def test_every_problem_that_asks_to_come_again_documents_when() -> None:
+    for name, response in COMPONENTS["responses"].items():
+        content = response.get("content", {}).get("application/problem+json")
+        codes = content["schema"]["properties"]["code"]["enum"] if content else []
+        comes_again = {"idempotency_key_in_use", "too_many_tests", "overloaded"}
+        assert comes_again.isdisjoint(codes) or "Retry-After" in response["headers"], name
+
+
 def test_the_table_of_codes_is_the_list_of_codes() -> None:
     table = [line for line in DOCUMENT["info"]["description"].splitlines() if line.startswith("|")]
     codes = set(re.findall(r"`([a-z_]{8,})`", "\n".join(table)))

@@ -127,7 +127,10 @@ async def test_a_refusal_by_upstream_is_an_answer_and_is_stored(tmp_path: Path) 
         assert (first.status_code, first.json()["code"]) == (402, "upstream_payment_required")
         again = await post(world)
         assert again.status_code == 402
-        assert again.content == first.content
+        ids = [answer.json()["request_id"] for answer in (first, again)]
+        assert ids == [answer.headers["x-request-id"] for answer in (first, again)]
+        assert ids[0] != ids[1]
+        assert again.json() == {**first.json(), "request_id": ids[1]}
         assert again.headers["content-type"] == "application/problem+json"
         assert again.headers["idempotency-replayed"] == "true"
         assert len(world.upstream.creates) == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.model.errors import SearchTooLongError
+from service.model.errors import SearchTooLongError, StorageError
 from service.store.sqlite import readers as readers_module
 from service.store.sqlite.connection import connect
 from service.store.sqlite.readers import READERS, Readers
@@ -22,7 +22,7 @@ SELECT count(*) FROM numbers
 @pytest.fixture
 async def readers(tmp_path: Path) -> AsyncIterator[Readers]:
     path = str(tmp_path / "test.db")
-    writer = await connect(path, writes=True)
+    writer = await connect(path, writes=True, creates=True)
     opened = Readers(path)
     yield opened
     await opened.close()
@@ -139,3 +139,19 @@ async def test_a_search_ends_after_its_steps_and_a_short_read_has_no_limit(
     with pytest.raises(SearchTooLongError):
         await readers.search("one", count)
     assert await readers.read(count) == 50_000
+
+
+async def test_no_reader_is_opened_after_the_close(readers: Readers) -> None:
+    hold = Hold()
+    held = [asyncio.create_task(readers.read(hold)) for _ in range(READERS)]
+    await let_run()
+    closing = asyncio.create_task(readers.close())
+    await let_run()
+    late = asyncio.create_task(readers.read(one))
+    hold.release()
+    await closing
+    assert await asyncio.gather(*held) == ["held"] * READERS
+    for reading in (late, readers.read(one), readers.search("one", one)):
+        with pytest.raises(StorageError, match="closed"):
+            await reading
+    assert readers._free == [None] * READERS

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from service.cli import entrance, server
 from service.settings import Settings
 from service.telemetry.brake import Brake
+from tests.contract.contract import SCHEMAS, faults
 from tests.logs import Console
 
 LIMIT = entrance.HEAD_BYTES
@@ -276,6 +277,7 @@ async def test_each_refusal_is_a_problem_as_the_api_makes_them(
     }
     assert problem.keys() == {"type", "title", "status", "code", "detail", "request_id"}
     assert (problem["status"], problem["request_id"]) == (status, request_id)
+    assert faults(SCHEMAS["Problem"], problem) == []
     [line] = [line for line in console.lines() if line["event"] == "request.refused"]
     assert (line["status"], line["request_id"]) == (status, request_id)
 

@@ -5,6 +5,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import aiosqlite
 
@@ -18,37 +19,80 @@ WAL_PAGES_MAX = 8_000
 WAL_KEPT_BYTES = 16 << 20  # A WAL that a long reader made larger is cut to this when it restarts.
 
 
+# Extended result codes after which a connection never works again by itself, though the disk does:
+# SQLite opened a file for reading only, as on a disk that is read-only for a while, or it could not
+# open one at all, and it keeps what it has.
+_LOST_PRIMARY = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
+_LOST = {
+    sqlite3.SQLITE_IOERR_SHMOPEN,
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+    sqlite3.SQLITE_IOERR_SHMLOCK,
+    sqlite3.SQLITE_IOERR_SHMMAP,
+}
+
+
+def is_lost(error: BaseException | None) -> bool:
+    """Return whether the connection has to be opened anew after this error."""
+    code = getattr(error, "sqlite_errorcode", None)  # None if it does not come from SQLite.
+    return code is not None and (code & 0xFF in _LOST_PRIMARY or code in _LOST)
+
+
 class Connection(aiosqlite.Connection):
     """An aiosqlite connection that also runs functions of the raw connection on its thread."""
 
+    _is_dropped = False
+
     async def apply(self, do: Callable[..., T], *args: object) -> T:
         """Run `do(connection, *args)` on the connection's thread."""
-        result: T = await self._execute(do, self._conn, *args)  # type: ignore[no-untyped-call]
+        result: T = await self._execute(self._run, do, *args)  # type: ignore[no-untyped-call]
         return result
 
+    async def drop(self) -> None:
+        """Close the raw connection. The next `apply` opens another one, but creates no file."""
+        await self._execute(self._drop)  # type: ignore[no-untyped-call]
 
-def _open(path: str, *, writes: bool) -> sqlite3.Connection:
+    def _run(self, do: Callable[..., T], *args: object) -> T:
+        if self._is_dropped:
+            self._connection = self._connector(creates=False)  # type: ignore[call-arg]
+            self._is_dropped = False
+        return do(self._conn, *args)
+
+    def _drop(self) -> None:
+        self._conn.close()
+        self._is_dropped = True
+
+
+def _open(path: str, *, writes: bool, creates: bool) -> sqlite3.Connection:
     pragmas = [f"busy_timeout={BUSY_MS}", "cache_size=-8000"]
     if writes:
         pragmas += ["journal_mode=WAL", "synchronous=FULL", f"wal_autocheckpoint={WAL_PAGES_MAX}"]
         pragmas.append(f"journal_size_limit={WAL_KEPT_BYTES}")
+    else:
+        pragmas.append("query_only=ON")
+    if creates:
         # Only the owner may read the file. SQLite gives the WAL files the same mode.
         with contextlib.suppress(OSError):
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    else:
-        pragmas.append("query_only=ON")
     connection = sqlite3.connect(
-        path, isolation_level=None, check_same_thread=False, cached_statements=256
+        f"{Path(path).absolute().as_uri()}?mode=rw",  # SQLite itself creates none.
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
     )
     connection.row_factory = sqlite3.Row
-    for pragma in pragmas:
-        connection.execute(f"PRAGMA {pragma}")
+    try:
+        for pragma in pragmas:
+            connection.execute(f"PRAGMA {pragma}")
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection
 
 
-async def connect(path: str, *, writes: bool) -> Connection:
-    """Open the database. StorageError if that fails."""
-    connection = Connection(partial(_open, path, writes=writes), 64)
+async def connect(path: str, *, writes: bool, creates: bool = False) -> Connection:
+    """Open the database, which `creates` its file if there is none. StorageError if that fails."""
+    connection = Connection(partial(_open, path, writes=writes, creates=creates), 64)
     try:
         await connection
     except sqlite3.Error as error:

@@ -19,7 +19,7 @@ from service.model.clock import Clock, now_ms
 from service.model.errors import StorageError
 from service.store.database import T, Transaction, Unit
 from service.store.sqlite import group, schema
-from service.store.sqlite.connection import Connection, checkpoint, connect
+from service.store.sqlite.connection import Connection, checkpoint, connect, is_lost
 from service.store.sqlite.readers import Readers
 from service.store.sqlite.write_queue import STALLED, Queue
 from service.telemetry import log
@@ -63,10 +63,12 @@ class Database:
         self.descriptor = -1
         self._queue = Queue(queue_max)
         self._retried: list[group.Item] = []
+        self._retry_timer: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
         self._wake_timer: asyncio.TimerHandle | None = None
         self._readers = Readers(path)
         self._writer: Connection | None = None
+        self._is_lost = False  # The connections have to be opened anew before the next group.
         self._stream: asyncio.Task[None] | None = None
         self._checkpoint_timer: asyncio.TimerHandle | None = None
         self._checkpoint: asyncio.Task[None] | None = None
@@ -77,7 +79,8 @@ class Database:
     async def open(self) -> None:
         """Open the writer's connection. StorageError if the file cannot be opened."""
         _refuse_other_names(self.path)
-        self._writer = await connect(self.path, writes=True)
+        self._writer = await connect(self.path, writes=True, creates=True)
+        self._readers, self._is_lost = Readers(self.path), False
         try:
             self.descriptor = os.open(self.path, os.O_RDONLY)
         except OSError as error:
@@ -92,7 +95,6 @@ class Database:
         if stream:
             await stream
         self._queue.clear()
-        _resolve(self._retried, StorageError("the database is closed"))
         if self._checkpoint_timer:
             self._checkpoint_timer.cancel()
         if self._checkpoint:
@@ -201,7 +203,29 @@ class Database:
             if not self._queue and self._stream is not None:
                 self._wake.clear()
             if items:
+                if self._is_lost:
+                    await self._reopen(self._writer)
                 await self._commit(self._writer, items)
+
+    async def _reopen(self, writer: Connection) -> None:
+        """Open every connection anew, since SQLite keeps for ever what it opened for reading only.
+
+        The readers too: all connections of a process share the index of the WAL, and how it was
+        opened. The lock on the file is this object's own and stays. A file that is no longer at its
+        path is left alone: to go on with another one would hide the loss.
+        """
+        try:
+            is_same = os.path.samestat(os.stat(self.path), os.fstat(self.descriptor))  # noqa: PTH116
+        except OSError:
+            is_same = False
+        if not is_same:
+            return
+        self._is_lost = False
+        async with self._readers.kept_closed():
+            await writer.drop()
+            with contextlib.suppress(sqlite3.Error):  # The commit tries it again, and tells.
+                await writer.apply(schema.version)
+        _log.info("database.reopened")
 
     async def _commit(self, writer: Connection, items: Sequence[group.Item]) -> None:
         failure: Exception | None = None
@@ -215,24 +239,34 @@ class Database:
         self._queue.finish()
         if self._checkpoint_timer is None:
             self._checkpoint_timer = loop.call_later(CHECKPOINT_SECONDS, self._start_checkpoint)
-        retried = [i for i in items if i.always and group.is_storage_failure(failure or i.error)]
-        _resolve([item for item in items if item not in retried], failure)
-        if retried:
-            _log.error(
-                "commit.failed", error=str(failure or retried[0].error), retried=len(retried)
-            )
-            self._retried += retried
-            loop.call_later(RETRY_SECONDS, self._retry)
+        self._keep_or_resolve(items, failure)
         for do, args in after:
             try:
                 do(*args)
             except Exception:  # noqa: BLE001  later commits must still happen
                 _log.exception("commit.follow_up_failed")
 
+    def _keep_or_resolve(self, items: Sequence[group.Item], failure: Exception | None) -> None:
+        """Give the items their results, except those to try again: while it closes, none is."""
+        retried: list[group.Item] = []
+        if self._stream is not None:
+            retried = [
+                i for i in items if i.always and group.is_storage_failure(failure or i.error)
+            ]
+        _resolve([item for item in items if item not in retried], failure)
+        if retried:
+            error = failure or retried[0].error
+            _log.error("commit.failed", error=str(error), retried=len(retried))
+            self._retried += retried
+            if self._retry_timer is None:
+                loop = asyncio.get_running_loop()
+                self._retry_timer = loop.call_later(RETRY_SECONDS, self._retry)
+
     def _note(self, now: float, errors: Sequence[BaseException | None]) -> None:
         """Remember how a commit ended, for `write_problem`."""
         failed = [error for error in errors if error is not None]
         failure = next(filter(_is_of_database, failed), None)
+        self._is_lost |= any(map(is_lost, failed))
         if failure is not None:
             self._failed_at, self._failure = now, str(failure)
         elif len(failed) < len(errors):
@@ -240,6 +274,9 @@ class Database:
 
     def _retry(self) -> None:
         """Queue the items of `write_always` again that could not be stored."""
+        if self._retry_timer is not None:
+            self._retry_timer.cancel()
+            self._retry_timer = None
         items, self._retried = self._retried, []
         for item in items:
             item.error = None

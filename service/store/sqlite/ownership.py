@@ -21,7 +21,7 @@ class FileLock:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._descriptor = -1  # Of the file beside the database, if that is locked.
-        self._data_version = 0
+        self._seen: tuple[sqlite3.Connection, int] | None = None
         self.is_held = False
 
     def acquire(self) -> bool:
@@ -54,10 +54,13 @@ class FileLock:
 
     async def other_process_committed(self) -> bool:
         """True if another process has committed since the last call; False at the first."""
-        before, self._data_version = self._data_version, await self._database.apply(_data_version)
-        return before not in (0, self._data_version)
+        before, self._seen = self._seen, await self._database.apply(_data_version)
+        return before is not None and before != self._seen
 
 
-def _data_version(connection: sqlite3.Connection) -> int:
-    """Return a number that changes when another connection commits (SQLite, PRAGMA)."""
-    return int(connection.execute("PRAGMA data_version").fetchone()[0])
+def _data_version(connection: sqlite3.Connection) -> tuple[sqlite3.Connection, int]:
+    """Return a number that changes when another connection commits (SQLite, PRAGMA).
+
+    Numbers of different connections say nothing about each other, so it comes with its own.
+    """
+    return connection, int(connection.execute("PRAGMA data_version").fetchone()[0])

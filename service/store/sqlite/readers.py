@@ -6,9 +6,10 @@ reads, and each tenant searches on one reader at a time, for a limited number of
 """
 
 import asyncio
+import contextlib
 import sqlite3
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from service.model.errors import SearchTooLongError, StorageError
@@ -40,6 +41,7 @@ class Readers:
         self._free: list[Connection | None] = [None] * READERS
         self._turns: deque[_Turn] = deque()
         self._searching: set[str | None] = set()
+        self._is_closed = False
 
     async def read(self, do: Callable[..., T], *args: object) -> T:
         """Run `do(connection, *args)` on a reader. It should take a few milliseconds at most."""
@@ -56,16 +58,29 @@ class Readers:
         return await asyncio.shield(search)
 
     async def close(self) -> None:
-        """Close every reader, after the reads under way."""
+        """Close every reader, after the reads under way. Later reads raise StorageError."""
+        self._is_closed = True
+        async with self.kept_closed():
+            pass
+
+    @contextlib.asynccontextmanager
+    async def kept_closed(self) -> AsyncIterator[None]:
+        """Close every reader, after the reads under way; none is opened during the block."""
         readers = [await self._take(_Turn()) for _ in range(READERS)]
-        for reader in readers:
-            if reader:
-                await reader.close()
-            self._give_back(None)
+        try:
+            for reader in readers:
+                if reader:
+                    await reader.close()
+            yield
+        finally:
+            for _ in readers:
+                self._give_back(None)
 
     async def _run(self, turn: _Turn, do: Callable[..., T], *args: object) -> T:
         reader = await self._take(turn)
         try:
+            if self._is_closed:
+                raise StorageError("the database is closed")
             if reader is None:
                 reader = await connect(self._path, writes=False)
             return await reader.apply(do, *args)

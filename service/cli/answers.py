@@ -1,0 +1,163 @@
+"""What commands use of the service's answers: a server whose answers lack it is not genhook.
+
+The shapes are only checked. Commands get, and print with `--json`, answers with all their fields.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, TypedDict
+
+import msgspec
+
+# It becomes a header of a webhook.
+EventId = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,128}\Z")]
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+class Reason(TypedDict):
+    """Why something failed."""
+
+    code: str
+    message: str
+
+
+class File(TypedDict):
+    """A file of a result."""
+
+    url: str
+
+
+class Output(TypedDict):
+    """The result of a generation."""
+
+    files: list[File]
+
+
+class Generation(TypedDict):
+    """A generation."""
+
+    id: str
+    model: str
+    status: str
+    route: str
+    task_id: str | None
+    credits: float | None
+    notify_url: str | None
+    output: Output | None
+    error: Reason | None
+    created_at: str
+    completed_at: str | None
+
+
+class Subscriber(TypedDict):
+    """A subscriber in a list."""
+
+    id: str
+    status: str
+    url: str
+    event_types: list[str]
+    description: str | None
+
+
+class NewSubscriber(TypedDict):
+    """A subscriber that was just created."""
+
+    id: str
+    url: str
+    event_types: list[str]
+    status: str
+    secret: str
+
+
+class Attempt(TypedDict):
+    """An attempt of a delivery."""
+
+    status_code: int | None
+    duration_ms: int
+    error: Reason | None
+
+
+class Test(TypedDict):
+    """The answer to a test of a subscriber."""
+
+    attempt: Attempt
+
+
+class Entry(TypedDict):
+    """An entry of a timeline."""
+
+    at: Moment
+    type: str
+    summary: str
+    detail: dict[str, Any]
+
+
+class Timeline(TypedDict):
+    """The timeline of a generation; it begins with the row that was stored."""
+
+    data: Annotated[list[Entry], msgspec.Meta(min_length=1)]
+
+
+class Replay(TypedDict):
+    """A replay."""
+
+    id: str
+    status: str
+    done: int
+    total: int
+
+
+class GenerationPage(TypedDict):
+    """A page of generations."""
+
+    data: list[Generation]
+    next: str | None
+
+
+class SubscriberPage(TypedDict):
+    """A page of subscribers."""
+
+    data: list[Subscriber]
+    next: str | None
+
+
+class EventRef(TypedDict):
+    """An event of which only the id is wanted."""
+
+    id: EventId
+
+
+class EventRefs(TypedDict):
+    """A page of events of which only the ids are wanted."""
+
+    data: list[EventRef]
+
+
+class EventPage(msgspec.Struct):
+    """A page of events, each as the bytes that came."""
+
+    data: list[msgspec.Raw]
+    next: str | None
+
+
+class Event(msgspec.Struct):
+    """An event."""
+
+    id: EventId
+    type: str
+    timestamp: str
+    data: dict[str, Any]
+
+
+class WrongField(TypedDict):
+    """A field of a request that is wrong."""
+
+    pointer: str
+    message: str
+
+
+class Problem(msgspec.Struct):
+    """The answer to a request that was refused."""
+
+    code: str
+    detail: str
+    errors: list[WrongField] = []

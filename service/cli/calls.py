@@ -1,0 +1,115 @@
+"""Calls of a running service's API: the connection, the requests, and what the answers mean."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from service.cli import answers, output
+from service.cli.arguments import read_key
+from service.model.errors import CommandError
+from service.settings import ENVIRONMENT, is_loopback, read_variable
+
+if TYPE_CHECKING:
+    import httpx  # It takes a fifth of a second to import.
+
+TIMEOUT_SECONDS = 75.0  # Above the longest `?wait`.
+EXAMPLE_URL = "http://127.0.0.1:8000"
+
+
+class UnreachableError(CommandError):
+    """The service did not answer, or cannot answer now; another try may succeed."""
+
+
+def connect(options: argparse.Namespace) -> "httpx.Client":
+    """Return a client of the service that the options name; CommandError without a good key."""
+    import ssl
+
+    import httpx
+
+    url = find_url(options.url)
+    key = read_key(options.key)
+    if not is_sendable(url):
+        raise CommandError(f"{output.plain(url)} is no URL of a service, such as {EXAMPLE_URL}.")
+    is_own = is_loopback(url)
+    return httpx.Client(
+        base_url=url,
+        headers={"authorization": f"Bearer {key}", "user-agent": "genhook"},
+        timeout=TIMEOUT_SECONDS,
+        trust_env=not is_own,  # No proxy leads to this machine.
+        # This context reads SSL_CERT_FILE, as httpx does if it trusts the environment.
+        verify=ssl.create_default_context() if is_own and url.startswith("https:") else True,
+    )
+
+
+def find_url(option: str | None) -> str:
+    """Return the URL of the service: that of `--url`, of the environment, or of this machine."""
+    named = option or ENVIRONMENT.get("GENHOOK_URL") or ENVIRONMENT.get("GENHOOK_PUBLIC_URL")
+    return named or f"http://127.0.0.1:{read_variable('PORT') or 8000}"
+
+
+def is_sendable(url: str) -> bool:
+    """Whether httpx can send a request to this URL; it would find out only while it sends it."""
+    import httpx
+
+    try:
+        parts = httpx.URL(url)
+        parts.raw_host.decode().encode("idna")  # As Python's sockets do.
+        is_absolute = bool(parts.host and urlsplit(url).hostname)
+    except (httpx.InvalidURL, ValueError):
+        return False
+    return is_absolute and parts.scheme in ("http", "https")
+
+
+def call(client: "httpx.Client", method: str, path: str, **options: Any) -> bytes:
+    """Send a request; return the body of a 2xx answer.
+
+    CommandError for any other answer; UnreachableError if a retry may help.
+    """
+    import httpx
+
+    try:
+        answer = client.request(method, path, **options)
+    except httpx.RequestError as error:
+        reason = output.plain(error) or type(error).__name__
+        raise UnreachableError(f"no answer from {client.base_url}: {reason}.") from error
+    except (UnicodeError, RecursionError) as error:
+        raise CommandError("the request has no form in JSON.") from error
+    if answer.is_success:
+        return answer.content
+    raise _to_error(answer)
+
+
+def ask(client: "httpx.Client", method: str, path: str, shape: Any, **options: Any) -> Any:
+    """Send a request as `call` does; return the decoded body, with all its fields.
+
+    CommandError unless it has the shape, since the server is not genhook then.
+    """
+    body = call(client, method, path, **options)
+    decode(client, body, shape)
+    return decode(client, body, Any)
+
+
+def decode(client: "httpx.Client", body: bytes, shape: Any) -> Any:
+    """Return the body as this type; CommandError if it is not one."""
+    try:
+        return msgspec.json.decode(body, type=shape)
+    except (ValueError, RecursionError) as error:
+        raise CommandError(f"the server at {client.base_url} is not genhook.") from error
+
+
+def _to_error(answer: "httpx.Response") -> CommandError:
+    """Return the problem in an answer as one sentence, with its code."""
+    try:
+        problem = msgspec.json.decode(answer.content, type=answers.Problem)
+        errors = [e for e in problem.errors if e["message"] != problem.detail]
+        fields = "; ".join(f"{e['pointer']} {e['message']}" for e in errors)
+        detail = problem.detail.rstrip(".") + (f": {fields}" if fields else "")
+        # A key that is good for another service is the likely cause.
+        source = f", says {answer.url.copy_with(raw_path=b'')}" if answer.status_code == 401 else ""
+        message = output.plain(f"{detail} ({problem.code}){source}.")
+    except (ValueError, RecursionError):
+        message = f"{answer.url} answered {answer.status_code}, but not with a problem of genhook."
+    is_unavailable = answer.status_code in (502, 503, 504)
+    return UnreachableError(message) if is_unavailable else CommandError(message)
