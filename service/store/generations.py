@@ -246,6 +246,14 @@ async def record_exchanges(tx: Transaction, exchanges: Iterable[Exchange]) -> No
     await tx.many("exchange_insert", map(msgspec.structs.asdict, shown))
 
 
+async def latest_exchanges(tx: Transaction, ids: Collection[str]) -> dict[str, Exchange]:
+    """Return the latest exchange of each of the generations that has one."""
+    if not ids:
+        return {}
+    rows = await tx.all("exchanges_latest", ids=json_text(sorted(ids)))
+    return {row["generation_id"]: Exchange(**row) for row in rows}
+
+
 async def ended(tx: Transaction, ids: Collection[str]) -> list[str]:
     """Return those of the generations that have ended; their bodies are not read."""
     rows = await tx.all("generations_ended", ids=json_text(sorted(ids)))

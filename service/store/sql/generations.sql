@@ -208,6 +208,15 @@ INSERT INTO exchanges (generation_id, kind, number, at, duration_ms, status_code
 VALUES (:generation_id, :kind, :number, :at, :duration_ms, :status_code, :outcome, :detail)
 ON CONFLICT (generation_id, kind, number) DO NOTHING;
 
+-- name: exchanges_latest
+-- The latest exchange of each kind, the latest of all last. :ids is a JSON list of generation ids.
+SELECT e.* FROM json_each(:ids) i
+CROSS JOIN json_each('["submission", "poll"]') k
+CROSS JOIN exchanges e ON e.generation_id = i.value AND e.kind = k.value
+WHERE e.number = (SELECT max(number) FROM exchanges l
+    WHERE l.generation_id = i.value AND l.kind = k.value)
+ORDER BY e.at;
+
 -- name: exchanges_of_generation
 SELECT at, kind, duration_ms, status_code, outcome, detail FROM exchanges
 WHERE generation_id = :generation_id ORDER BY at LIMIT 1000;
