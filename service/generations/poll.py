@@ -235,7 +235,11 @@ class Poller:
         if not generation.is_terminal and (end := deadlines.end_of(generation, reply)):
             generation = batch.ingest(id_, end)
         if generation.status not in ("succeeded", "failed"):
-            batch.change(id_, **_next_poll(self.context, before, generation, reply, batch.now))
+            planned = _next_poll(self.context, before, generation, reply, batch.now)
+            if judge.awaits_files(reply.answer) and generation.status != "timed_out":
+                due_at = self.sightings.files_due_at(id_, asked_at) or batch.now + POSSIBLE_POLL_MS
+                planned = {"next_poll_at": min(due_at, generation.deadline_at)}
+            batch.change(id_, **planned)
         return generation.poll_count
 
 
