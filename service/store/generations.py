@@ -46,6 +46,7 @@ class Choice(msgspec.Struct, frozen=True):
 
     limit: int
     models: Sequence[str] = ()
+    models_only: bool = False  # Those of these models, and of no other.
     tenants: Sequence[str] = ()
     without: Sequence[str] = ()
     # Rows that hold no generation, as after damage or by a later version of genhook: filled by the
@@ -140,7 +141,8 @@ async def _list_by_choice(
     tx: Transaction, name: str, choice: Choice, **values: int
 ) -> list[Generation]:
     lists = {"models": choice.models, "tenants": choice.tenants, "without": choice.without}
-    more = {"limit": choice.limit, **values} | {name: json_text(of) for name, of in lists.items()}
+    more: dict[str, Any] = {"limit": choice.limit, "models_only": choice.models_only, **values}
+    more |= {name: json_text(of) for name, of in lists.items()}
     due: list[Generation] = []
     for row in await tx.all(name, now=tx.now, **more):
         try:
