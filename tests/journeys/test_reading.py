@@ -97,6 +97,24 @@ async def test_a_task_that_is_done_ends_though_it_has_no_link(tmp_path: Path) ->
         assert generation["output"]["raw"]["data"]["text"] == "what was said"
 
 
+@pytest.mark.parametrize(
+    ("path", "url"),
+    [
+        ("/f/a.png", "https://upstream.test/f/a.png"),
+        ("f/a.png", "https://upstream.test/api/v1/f/a.png"),
+        ("../f/a.png", "https://upstream.test/api/f/a.png"),
+    ],
+)
+async def test_a_relative_link_is_shown_from_the_url_of_upstream(
+    tmp_path: Path, path: str, url: str
+) -> None:
+    upstream_url = "https://upstream.test/api/v1"
+    async with opened(tmp_path, public_url=None, upstream_url=upstream_url) as world:
+        await world.generate()
+        generation = await poll(world, told("task1", status="SUCCESS", image_url=path))
+        assert [file["url"] for file in generation["output"]["files"]] == [url]
+
+
 @pytest.mark.parametrize("safety_poll_seconds", [0.0, 0.5, 60.0, 1_000.0])
 @pytest.mark.parametrize("model", ["imagen4", "imagen4 called back", "ideogram-v3-turbo"])
 async def test_a_task_that_is_done_without_a_link_is_asked_about_three_more_times(
