@@ -23,7 +23,7 @@ _RESULT_KEY_LIST = """
     output outputs result results resulturl resulturls resultjson taskresult info response
     responsedata data file files fileurl url urls downloadurl video videos videourl videourls audio
     audios audiourl audiourls resultimageurl resultvideourl b64json imagebase64 gcsuri
-    bytesbase64encoded sample
+    bytesbase64encoded sample assets videoinfo
 """
 _RESULT_KEYS = frozenset(_RESULT_KEY_LIST.split())
 # These hold results, or inputs where upstream repeats the request.
@@ -32,7 +32,7 @@ _KNOWN_KEYS = _RESULT_KEYS | _IMAGE_KEYS
 # Keys with these prefixes hold inputs, callback URLs or URLs of the task, never results.
 _EXCLUDED_PREFIX_LIST = """
     input origin source stream reference mask face request param prompt metadata model callback
-    webhook notify status polling cancel doc help
+    webhook notify status polling cancel doc help generateparam parent responseurl
 """
 _EXCLUDED_PREFIXES = tuple(_EXCLUDED_PREFIX_LIST.split())
 Scope = Literal["results", "images", "anything"]
