@@ -52,6 +52,13 @@ def test_the_address_of_the_result_is_no_file() -> None:
     assert report.possible.files == ()
 
 
+@pytest.mark.parametrize("code", [1200, 1400, 1401, 1402, 1403, 1405])
+def test_a_failed_task_with_a_code_of_its_provider_has_failed(code: int) -> None:
+    # wavespeed.ai/docs/error-codes.
+    report = read_poll({"id": "t", "status": "failed", "code": code, "error": "no such size"})
+    assert (report.state, report.error_message) == ("failed", "no such size")
+
+
 @pytest.mark.parametrize("code", [1026, 1027])
 def test_sensitive_content_ends_the_task_it_names(code: int) -> None:
     # platform.minimax.io/docs/api-reference/errorcode.
