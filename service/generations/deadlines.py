@@ -1,9 +1,7 @@
 """How generations end by their deadline: asked first, and alone where one cannot be ended."""
 
-from msgspec.structs import replace
-
 from service.context import Context
-from service.generations import schedule
+from service.generations import ingest, schedule
 from service.generations.ingest import Batch, Reply, Update
 from service.generations.stuck import LOOK_AGAIN_MS, Stuck
 from service.model.clock import DAY
@@ -18,9 +16,8 @@ EXPIRED_MAX = 100
 HARD_END_MS = DAY  # So long after its deadline a generation ends that could never be asked about.
 
 DEADLINE_MESSAGE = "No outcome by the deadline. A late result is still accepted."
-TIMED_OUT = Update(
-    status="timed_out", error={"code": "deadline_exceeded", "message": DEADLINE_MESSAGE}
-)
+NEVER_SENT = " It was never submitted."
+NO_RECORD = " How its submission ended is not known."
 NOT_ASKED_MESSAGE = "Upstream could not be asked for a day after the deadline."
 NOT_ASKED = Update(status="timed_out", error={"code": "not_asked", "message": NOT_ASKED_MESSAGE})
 
@@ -74,12 +71,14 @@ async def expire(
     expired = await generations.list_expired(tx, choice)
     expired = [generation for generation in expired if only_id in (None, generation.id)]
     batch = Batch(tx, context, {generation.id: generation for generation in expired})
+    without_task = [generation.id for generation in expired if generation.task_id is None]
+    exchanges = await generations.latest_exchanges(tx, without_task)
     for generation in expired:
         if generation.task_id is not None:  # Upstream knows the task, so it is asked first.
             batch.change(generation.id, next_poll_at=tx.now)
             tx.after_commit(context.signals.poll.set)
             continue
-        batch.ingest(generation.id, TIMED_OUT)
+        batch.ingest(generation.id, _timed_out(context, generation, exchanges.get(generation.id)))
         # Upstream may have a task, even one whose id only a callback will name.
         if generation.submission != "waiting":
             due_at = schedule.poll_after_deadline(generation.deadline_at, 0, context.jitter())
@@ -96,16 +95,37 @@ def end_of(generation: Generation, reply: Reply) -> Update | None:
     ends_at = generation.deadline_at + (HARD_END_MS if is_throttled else 0)
     if reply.exchange.at < ends_at:
         return None
-    return NOT_ASKED if is_throttled else _timed_out(reply)
-
-
-def _timed_out(reply: Reply) -> Update:
-    """Return the end by the deadline, with the last that upstream said as its reason."""
+    if is_throttled:
+        return NOT_ASKED
     answer = reply.answer
     is_unknown = isinstance(answer, wire.Report) and (answer.possible or not answer.recognised)
     code = "unknown_status" if is_unknown else "deadline_exceeded"
-    reason = f" Upstream last said: {reply.exchange.detail}" if reply.exchange.detail else ""
-    return replace(TIMED_OUT, error={"code": code, "message": DEADLINE_MESSAGE + reason})
+    return _update(code, _last_words(reply.exchange))
+
+
+def _timed_out(
+    context: Context, generation: Generation, exchange: generations.Exchange | None
+) -> Update:
+    """Return the end of a generation without a task, with what came of its last exchange."""
+    if exchange is None:
+        reason = NEVER_SENT if generation.submission == "waiting" else NO_RECORD
+    else:
+        reason = ingest.excerpt(context, _last_words(exchange))  # The secrets may be others by now.
+    return _update("deadline_exceeded", reason)
+
+
+def _update(code: str, reason: str) -> Update:
+    return Update(status="timed_out", error={"code": code, "message": DEADLINE_MESSAGE + reason})
+
+
+def _last_words(exchange: generations.Exchange) -> str:
+    """Return the last that upstream said as a sentence, or what happened if it said nothing."""
+    kind, outcome, detail = exchange.kind, exchange.outcome, exchange.detail
+    if not detail or (kind, outcome) == ("submission", "taken") or outcome == "throttled":
+        return f" The outcome of the last {kind} was: {outcome}."  # The detail is no text.
+    if outcome in ("put_off", "lost", "unwell") and not exchange.status_code:
+        return f" Upstream did not answer the last {kind}: {detail}"
+    return f" Upstream last said: {detail}"
 
 
 async def move_on(tx: Transaction, context: Context, generation: Generation) -> None:

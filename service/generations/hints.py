@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from service.context import Context
-from service.generations import budget, schedule
+from service.generations import budget, judge, schedule
 from service.generations.ingest import Batch, Reply
 from service.model.clock import SECOND
 from service.model.generation import CALLBACK_GRACE_MS, Generation
@@ -50,6 +50,8 @@ async def _ask_again_at(
     generation = batch.generations[reply.exchange.generation_id]
     if isinstance(reply.answer, wire.NoReport):
         return _repeat_at(context, generation, reply.answer, tx.now)
+    if judge.awaits_files(reply.answer):
+        return None  # Its route does not lag. The next questions are planned.
     latest = await callbacks.latest(tx, generation.tenant, generation.id)
     if latest is None:
         return None

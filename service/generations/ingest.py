@@ -72,8 +72,9 @@ async def make_update(context: Context, answer: wire.Answer) -> Update | None:
 def _file(context: Context, file: results.File) -> dict[str, str | None]:
     url = file.url
     if url is not None:
-        # RFC 3986: without a scheme or a host it is relative to upstream.
-        url = context.redactor.json(urljoin(context.settings.upstream_url, url))
+        # RFC 3986: without a scheme or a host it is relative to upstream, as is `../a.png`.
+        base_url = context.settings.upstream_url.rstrip("/") + "/"
+        url = context.redactor.json(urljoin(base_url, url))
     view: dict[str, str | None] = {"url": url, "media_type": file.media_type}
     return view if file.expires_at is None else {**view, "expires_at": rfc3339(file.expires_at)}
 

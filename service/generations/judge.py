@@ -14,7 +14,7 @@ from service.generations.sightings import (
     FILES_ANSWERS,
     FILES_SPAN_MS,
     LINK_ANSWERS,
-    LINK_SPAN_MS,
+    LINK_MS,
     Sightings,
 )
 from service.model.generation import Generation
@@ -192,11 +192,18 @@ async def _is_alias(
     return bool(is_name)
 
 
+def awaits_files(answer: wire.Answer) -> bool:
+    """Whether an answer calls its task done, but names no files, which may come a moment later."""
+    if not isinstance(answer, wire.Report) or answer.possible is None:
+        return False
+    return answer.word is not None and answer.recognised
+
+
 def _is_proved(sightings: Sightings, generation: Generation, answer: wire.Report, now: int) -> bool:
     """Whether the answers so far prove the possible outcome of this one."""
     assert answer.possible is not None
     files = answer.possible.files
-    is_final = answer.word is not None and answer.recognised
+    is_final = awaits_files(answer)
     # The URLs of what is done and paid for do not count: a signed one differs in each answer.
     content = json_text([answer.word, None if is_final else [file.url for file in files]])
     sighting = sightings.note(generation.id, content, now)
@@ -204,7 +211,7 @@ def _is_proved(sightings: Sightings, generation: Generation, answer: wire.Report
     if is_final:
         # It is done and paid for. Some services attach the files a moment later.
         is_late = now >= generation.deadline_at
-        return is_late or (sighting.count >= LINK_ANSWERS and span_ms >= LINK_SPAN_MS)
+        return is_late or (sighting.count >= LINK_ANSWERS and span_ms >= LINK_MS[-1])
     asked_for = json_text(generation.input)
     if any(file.url and file.url in asked_for for file in files):
         return False

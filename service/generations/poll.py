@@ -21,6 +21,7 @@ from service.store import generations, rows
 from service.store.database import Transaction
 from service.telemetry import log, metrics
 from service.upstream import wire
+from service.upstream.catalogue import STATUS_PATH
 
 _log = log.get()
 
@@ -56,9 +57,11 @@ class Poller:
         if free <= 0:
             self._has_waiting = True  # As far as is known.
             return 0, self._next_token_at(now) if room > 0 else None
+        models, models_only = self._models_without_place()
         choice = generations.Choice(
             limit=free + len(self.in_flight),
-            models=self._full_models(),
+            models=models,
+            models_only=models_only,
             tenants=self.places.full("tenant "),
             without=self.stuck.ids(now),
         )
@@ -84,12 +87,16 @@ class Poller:
         next_at, probe_at = self.budget.next_at(now), self.budget.probe_at
         return probe_at if now < probe_at < self.budget.paused_until else next_at
 
-    def _full_models(self) -> list[str]:
-        """Return the models whose route has no further place."""
+    def _models_without_place(self) -> tuple[list[str], bool]:
+        """Return the models whose route has no further place, or (True) the only ones that have.
+
+        A model that is not in the catalogue has the usual route. Nobody can list all of these.
+        """
         full = set(self.places.full("route "))
-        if not full:
-            return []
-        return [id_ for id_, model in self.context.catalogue.items() if model.status_path in full]
+        models_only = STATUS_PATH in full
+        paths = {id_: model.status_path for id_, model in self.context.catalogue.items()}
+        models = [id_ for id_, path in paths.items() if (path in full) != models_only]
+        return models if full else [], models_only
 
     def _shared(
         self, due: Sequence[Generation], polls: Sequence[Generation], free: int
@@ -235,7 +242,11 @@ class Poller:
         if not generation.is_terminal and (end := deadlines.end_of(generation, reply)):
             generation = batch.ingest(id_, end)
         if generation.status not in ("succeeded", "failed"):
-            batch.change(id_, **_next_poll(self.context, before, generation, reply, batch.now))
+            planned = _next_poll(self.context, before, generation, reply, batch.now)
+            if judge.awaits_files(reply.answer) and generation.status != "timed_out":
+                due_at = self.sightings.files_due_at(id_, asked_at) or batch.now + POSSIBLE_POLL_MS
+                planned = {"next_poll_at": min(due_at, generation.deadline_at)}
+            batch.change(id_, **planned)
         return generation.poll_count
 
 

@@ -12,8 +12,10 @@ from service.model.clock import SECOND
 SIGHTINGS_MAX = 10_000  # Generations whose answers are remembered.
 FILES_SPAN_MS = 60 * SECOND  # Files beside an unknown word stay the same for this long,
 FILES_ANSWERS = 3  # in so many answers, before they count as the result.
-LINK_SPAN_MS = 45 * SECOND  # The files of a task that says it is done may come within this time.
-LINK_ANSWERS = 4
+# The files of a task that says it is done may come a moment later. It is asked again so long after
+# it said so first, and not by the plan of polls, whose next one may be a second away.
+LINK_MS = tuple(seconds * SECOND for seconds in (15, 30, 45))
+LINK_ANSWERS = 1 + len(LINK_MS)
 DECLINED_SPAN_MS = 60 * SECOND  # A question that is declined alike for this long,
 DECLINED_ANSWERS = 5  # so many times, tells of its task, or of trouble with the route.
 ALIAS_ANSWERS = 3  # Answers with the same other id before it counts as another name of the task.
@@ -85,6 +87,12 @@ class Sightings:
             self._met_by[other_id] = None
             return False
         return self.note(generation_id, f"task {other_id}", now).count >= ALIAS_ANSWERS
+
+    def files_due_at(self, generation_id: str, now: int) -> int | None:
+        """Return when to ask again about a task that says it is done and names no files."""
+        sighting = self._by_generation.get(generation_id)
+        times = [sighting.first_at + after_ms for after_ms in LINK_MS] if sighting else []
+        return next((at for at in times if at > now), None)
 
     def forget(self, generation_id: str) -> None:
         """Forget what was said about a generation that has ended."""

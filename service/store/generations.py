@@ -46,6 +46,7 @@ class Choice(msgspec.Struct, frozen=True):
 
     limit: int
     models: Sequence[str] = ()
+    models_only: bool = False  # Those of these models, and of no other.
     tenants: Sequence[str] = ()
     without: Sequence[str] = ()
     # Rows that hold no generation, as after damage or by a later version of genhook: filled by the
@@ -140,7 +141,8 @@ async def _list_by_choice(
     tx: Transaction, name: str, choice: Choice, **values: int
 ) -> list[Generation]:
     lists = {"models": choice.models, "tenants": choice.tenants, "without": choice.without}
-    more = {"limit": choice.limit, **values} | {name: json_text(of) for name, of in lists.items()}
+    more: dict[str, Any] = {"limit": choice.limit, "models_only": choice.models_only, **values}
+    more |= {name: json_text(of) for name, of in lists.items()}
     due: list[Generation] = []
     for row in await tx.all(name, now=tx.now, **more):
         try:
@@ -244,6 +246,14 @@ async def record_exchanges(tx: Transaction, exchanges: Iterable[Exchange]) -> No
     """Store exchanges with upstream, for the timeline."""
     shown = [exchange for exchange in exchanges if exchange.number <= EXCHANGES_MAX]
     await tx.many("exchange_insert", map(msgspec.structs.asdict, shown))
+
+
+async def latest_exchanges(tx: Transaction, ids: Collection[str]) -> dict[str, Exchange]:
+    """Return the latest exchange of each of the generations that has one."""
+    if not ids:
+        return {}
+    rows = await tx.all("exchanges_latest", ids=json_text(sorted(ids)))
+    return {row["generation_id"]: Exchange(**row) for row in rows}
 
 
 async def ended(tx: Transaction, ids: Collection[str]) -> list[str]:

@@ -95,6 +95,10 @@ def _task(root: JsonObject, asked_id: str | None) -> JsonObject:
     data = root.get("data")
     if isinstance(data, dict):
         return root if _speaks_above(root, data, asked_id) else data
+    output = root.get("output")
+    if data is None and isinstance(output, dict) and not (_own_ids(root) or _status_word(root)):
+        # DashScope (dashscope-sdk-python, api_entities/dashscope_response.py).
+        return output if _has_key(output) and _status_word(output) else root
     objects = data if isinstance(data, list) else []
     parts = [item for item in objects if isinstance(item, dict) and asked_id in _own_ids(item)]
     if len(parts) > 1:  # The parts of the task, each with its id.

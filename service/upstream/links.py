@@ -8,6 +8,15 @@ import msgspec
 
 MAX_URL_CHARS = 8_192
 _INLINE_MIN_CHARS = 64  # Shorter texts of these letters may be anything.
+_EXTENSION_LIST = """
+    png=image/png jpg=image/jpeg jpeg=image/jpeg webp=image/webp gif=image/gif avif=image/avif
+    svg=image/svg+xml mp4=video/mp4 mov=video/quicktime webm=video/webm mp3=audio/mpeg
+    wav=audio/wav m4a=audio/mp4 ogg=audio/ogg flac=audio/flac json=application/json
+"""
+TYPE_BY_EXTENSION = dict(pair.split("=") for pair in _EXTENSION_LIST.split())
+# A path of names, without the characters that no URL has unescaped (RFC 3986), with an extension.
+_NAME = r"""[^\s/:?#\\<>"{}|^`]+"""
+_PATH = re.compile(rf"(?:{_NAME}/)*{_NAME}\.(?P<extension>[A-Za-z0-9]{{3,4}})(?:\?[^\s#]*)?")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
 _HEAD_CHARS = 32
 # The first bytes of a file: where they are, what they are, and its media type.
@@ -55,6 +64,24 @@ def read(text: str) -> Link | None:
     except ValueError:
         return None
     return Link(url) if has_host else None
+
+
+def read_path(text: str) -> Link | None:
+    """Return the link that a path without a slash before it is: `files/a.png`, `../a.png`.
+
+    Only a name that ends as a file of a result counts: other words may be anything.
+    """
+    text = text.strip()
+    path = _PATH.fullmatch(text) if len(text) <= MAX_URL_CHARS and text.isprintable() else None
+    if path is None or not _is_media(path["extension"]):
+        return None
+    first, slash, _ = text.partition("/")
+    # `cdn.example/a.png` most likely lacks its scheme: that path would lead to nothing.
+    return None if slash and "." in first.strip(".") else Link(text)
+
+
+def _is_media(extension: str) -> bool:
+    return TYPE_BY_EXTENSION.get(extension.lower(), "").startswith(("image/", "video/", "audio/"))
 
 
 def is_relative(link: Link) -> bool:

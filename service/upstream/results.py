@@ -13,21 +13,17 @@ from service.upstream import documents, lenient, links
 MAX_FILES = 100
 _YEAR_10000 = 253_402_300_800_000
 
-_EXTENSION_LIST = """
-    png=image/png jpg=image/jpeg jpeg=image/jpeg webp=image/webp gif=image/gif avif=image/avif
-    svg=image/svg+xml mp4=video/mp4 mov=video/quicktime webm=video/webm mp3=audio/mpeg
-    wav=audio/wav m4a=audio/mp4 ogg=audio/ogg flac=audio/flac json=application/json
-"""
-_TYPE_BY_EXTENSION = dict(pair.split("=") for pair in _EXTENSION_LIST.split())
 # For a URL without a known extension: the first of these words that its key contains.
 _TYPE_BY_KEY = {"video": "video/mp4", "audio": "audio/mpeg", "image": "image/png"}
+
+_FILE_WORDS = ("file", *_TYPE_BY_KEY)  # Of the keys below, those with one of these name files.
 
 # Keys are compared in lower case, without underscores and hyphens. These hold only results.
 _RESULT_KEY_LIST = """
     output outputs result results resulturl resulturls resultjson taskresult info response
     responsedata data file files fileurl url urls downloadurl video videos videourl videourls audio
     audios audiourl audiourls resultimageurl resultvideourl b64json imagebase64 gcsuri
-    bytesbase64encoded sample
+    bytesbase64encoded sample assets videoinfo
 """
 _RESULT_KEYS = frozenset(_RESULT_KEY_LIST.split())
 # These hold results, or inputs where upstream repeats the request.
@@ -36,7 +32,7 @@ _KNOWN_KEYS = _RESULT_KEYS | _IMAGE_KEYS
 # Keys with these prefixes hold inputs, callback URLs or URLs of the task, never results.
 _EXCLUDED_PREFIX_LIST = """
     input origin source stream reference mask face request param prompt metadata model callback
-    webhook notify status polling cancel doc help
+    webhook notify status polling cancel doc help generateparam parent responseurl
 """
 _EXCLUDED_PREFIXES = tuple(_EXCLUDED_PREFIX_LIST.split())
 Scope = Literal["results", "images", "anything"]
@@ -45,7 +41,7 @@ Scope = Literal["results", "images", "anything"]
 class File(msgspec.Struct, frozen=True):
     """One file of a result. `expires_at` is when its URL expires, in milliseconds, where known.
 
-    A URL that begins with a slash is relative to upstream. None: the file is in the JSON itself.
+    A URL without a scheme is relative to upstream. None: the file is in the JSON itself.
     """
 
     url: str | None
@@ -114,19 +110,23 @@ def _files_under(document: documents.Document, keys: frozenset[str]) -> Iterator
 
 
 def _files_in(
-    value: Any, key: str, expires_at: int | None, *, any_key: bool = False
+    value: Any, key: str, expires_at: int | None, own_key: str = "", *, any_key: bool = False
 ) -> Iterator[File]:
-    """Yield the files in a value and, for an object or array, below it; `key` is above it."""
+    """Yield the files in a value and, for an object or array, below it; `own_key` is above it.
+
+    `key` tells the media type: that of `own_key`, or of what is above a mere `url`.
+    """
+    own_key = own_key or key
     match value:
         case str() if key == "resultjson":
             decoded = lenient.decode(value.encode())
             yield from _files_in(decoded.value if decoded else None, "results", expires_at)
-        case str() if (link := links.read(value)) and not (any_key and links.is_relative(link)):
+        case str() if link := _link(value, own_key, any_key=any_key):
             media_type = link.media_type or _media_type(link.url or "", key)
             yield File(link.url, media_type, expires_at)
         case list():
             for item in value:
-                yield from _files_in(item, key, expires_at, any_key=any_key)
+                yield from _files_in(item, key, expires_at, own_key, any_key=any_key)
         case dict() if key != "urls":  # `urls: {get, cancel}` are URLs of the task.
             expires_at = _expiry(value) or expires_at
             for name, child in value.items():
@@ -139,14 +139,24 @@ def _files_in(
                     continue
                 # In `images: [{url}]` the parent's key tells the media type.
                 media_key = key if key and own_key in {"url", "urls"} else own_key
-                yield from _files_in(child, media_key, expires_at, any_key=any_key)
+                yield from _files_in(child, media_key, expires_at, own_key, any_key=any_key)
+
+
+def _link(text: str, key: str, *, any_key: bool) -> links.Link | None:
+    """Return the link that a text is under this key; under an unknown key it may be any path."""
+    if link := links.read(text):
+        return None if any_key and links.is_relative(link) else link
+    is_url = "url" in key or "uri" in key
+    # A bare name under `file` or `image` may be that of what was sent.
+    names_file = key in _KNOWN_KEYS and any(word in key for word in _FILE_WORDS) and "/" in text
+    return links.read_path(text) if not any_key and (is_url or names_file) else None
 
 
 def _media_type(url: str, key: str) -> str:
     """Guess the media type from the URL's extension, else from the key above the URL."""
     extension = posixpath.splitext(urlsplit(url).path)[1].removeprefix(".").lower()
     by_key = (media_type for kind, media_type in _TYPE_BY_KEY.items() if kind in key)
-    return _TYPE_BY_EXTENSION.get(extension) or next(by_key, "application/octet-stream")
+    return links.TYPE_BY_EXTENSION.get(extension) or next(by_key, "application/octet-stream")
 
 
 def _normalize(name: str) -> str:

@@ -129,7 +129,10 @@ CODES_FINE = frozenset({0, 1, 22, *range(200, 300)})
 # Codes of a body that end the task it names, though they look like a server's trouble: 501 the
 # generation failed, 531 it failed and was refunded (docs.kie.ai/suno-api/generate-music-callbacks),
 # 451 a file could not be fetched (docs.sunoapi.org/suno-api/convert-to-wav-format-callbacks).
-TASK_ENDS = frozenset({451, 501, 531})
+# MiniMax (platform.minimax.io/docs/api-reference/errorcode): 1026 the input and 1027 the output is
+# sensitive.
+# WaveSpeed (wavespeed.ai/docs/error-codes): moderation, parameters, media, the task failed.
+TASK_ENDS = frozenset({451, 501, 531, 1026, 1027, 1200, 1400, 1401, 1402, 1403, 1405})
 # Codes of a body that say how the question went, never how the task did (RFC 9110, RFC 6585).
 QUESTION_TROUBLE = frozenset({401, 402, 403, 404, 408, 425, 429})
 

@@ -97,6 +97,60 @@ async def test_a_task_that_is_done_ends_though_it_has_no_link(tmp_path: Path) ->
         assert generation["output"]["raw"]["data"]["text"] == "what was said"
 
 
+@pytest.mark.parametrize(
+    ("path", "url"),
+    [
+        ("/f/a.png", "https://upstream.test/f/a.png"),
+        ("f/a.png", "https://upstream.test/api/v1/f/a.png"),
+        ("../f/a.png", "https://upstream.test/api/f/a.png"),
+    ],
+)
+async def test_a_relative_link_is_shown_from_the_url_of_upstream(
+    tmp_path: Path, path: str, url: str
+) -> None:
+    upstream_url = "https://upstream.test/api/v1"
+    async with opened(tmp_path, public_url=None, upstream_url=upstream_url) as world:
+        await world.generate()
+        generation = await poll(world, told("task1", status="SUCCESS", image_url=path))
+        assert [file["url"] for file in generation["output"]["files"]] == [url]
+
+
+@pytest.mark.parametrize("safety_poll_seconds", [0.0, 0.5, 60.0, 1_000.0])
+@pytest.mark.parametrize("model", ["imagen4", "imagen4 called back", "ideogram-v3-turbo"])
+async def test_a_task_that_is_done_without_a_link_is_asked_about_three_more_times(
+    tmp_path: Path, safety_poll_seconds: float, model: str
+) -> None:
+    async with opened(tmp_path, safety_poll_seconds=safety_poll_seconds) as world:
+        generation = await world.generate(model.split(maxsplit=1)[0])
+        world.upstream.tasks["task1"] = {"task_id": "task1", "status": "SUCCESS", "text": "x"}
+        if "called back" in model:
+            await world.call_back(success_report("task1"))
+        asked: list[int] = []
+        for second in range(1_000):
+            before = len(world.upstream.polls)
+            await world.run(1 if second else 0)
+            asked += [second] * (len(world.upstream.polls) - before)
+            if (await shown(world, generation))["status"] == "succeeded":
+                break
+        assert [second - asked[0] for second in asked] == [0, 15, 30, 45]
+
+
+async def test_asking_more_often_for_a_client_ends_the_wait_for_files_no_sooner(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        generation = await world.generate()
+        world.upstream.tasks["task1"] = {"task_id": "task1", "status": "SUCCESS", "text": "x"}
+        for _ in range(40):
+            await world.client.post(f"/v1/generations/{generation['id']}/refresh")
+            await world.run(1)
+        assert (await shown(world, generation))["status"] == "processing"
+        world.upstream.finish("task1", PNG)
+        await world.run(6)
+        generation = await shown(world, generation)
+        assert [file["url"] for file in generation["output"]["files"]] == [PNG]
+
+
 async def test_a_cover_is_the_result_only_if_nothing_better_follows(tmp_path: Path) -> None:
     async with opened(tmp_path, public_url=None) as world:
         covers = [told("task1", status="SUCCESS", cover_url=f"{PNG}?s={n}") for n in range(4)]

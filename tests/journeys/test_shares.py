@@ -86,6 +86,29 @@ async def test_refreshes_that_hang_leave_places_for_others(tmp_path: Path) -> No
         await neighbour.client.aclose()
 
 
+async def test_a_route_that_hangs_for_models_nobody_knows_holds_up_no_other_route(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, poll_rate_per_second=1_000.0, public_url=None) as world:
+        body = {"model": "unheard-of", "input": {"prompt": "a small harbour"}}
+        for tenant, count in (("a", poll.IN_FLIGHT_MAX // 2), ("b", 2 * poll.IN_FLIGHT_MAX)):
+            client = await client_of(world, tenant)
+            for _ in range(count):
+                await client.post("/v1/generations", json=body)
+            await client.aclose()
+        song = {"input": {"gpt_description_prompt": "the sea"}}
+        song_id = (await world.generate("chirp-v4-5", **song))["id"]
+        poller = world.app.worker.poller
+        hanging = DelayedAnswer(httpx.Response(500))
+        world.upstream.poll_replies.extend([hanging.reply] * (poll.IN_FLIGHT_MAX // 2))
+        world.clock.advance(300)
+        for _ in range(2):  # The first look fills the places of the route that hangs.
+            await poller.run_due(world.clock.now)
+        assert song_id in poller.in_flight
+        hanging.release()
+        await poller.settle()
+
+
 async def test_with_a_token_at_a_time_refreshes_starve_no_poll(tmp_path: Path) -> None:
     async with opened(tmp_path, poll_rate_per_second=1.0) as world:
         neighbour = Neighbour(await client_of(world, "neighbour"))

@@ -32,6 +32,65 @@ def test_links_are_read_as_people_write_them(text: str, url: str | None, media_t
     assert (report.state, report.files) == ("succeeded", (File(url, media_type),))
 
 
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("url", "a.png"),
+        ("video_url", "files/a.mp4"),
+        ("resultImageUrl", "../c.png"),
+        ("downloadUrl", "./a.webp?sig=1&x=/"),
+        ("files", ["out/a.png"]),
+        ("images", [{"url": "out/a.PNG"}]),
+        ("videos", ["a/b/c/d.mp4"]),
+        ("audio", "song/a.mp3"),
+        ("output", {"video_url": "files/a.mp4"}),
+    ],
+)
+def test_a_path_without_a_slash_before_it_is_a_link_where_a_link_belongs(
+    key: str, text: Any
+) -> None:
+    report = read_poll({"data": {"task_id": "n1_a", "status": "SUCCESS", key: text}})
+    assert report.state == "succeeded"
+    [file] = report.files
+    assert file.url
+    assert file.url in msgspec.json.encode(text).decode()
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("url", "done"),
+        ("url", "1.0"),
+        ("url", "v3/model"),
+        ("url", "n47_imagen4"),
+        ("url", "a picture of cat.png"),
+        ("url", "cdn.example.com/a.png"),
+        ("url", "C:\\a.png"),
+        ("url", "file:a.png"),
+        ("url", "ftp://a.test/a.png"),
+        ("url", "files/a.json"),
+        ("url", "files/"),
+        ("url", ".png"),
+        ("url", "a/.png"),
+        ("url", "x" * 9_000 + ".png"),
+        ("output", "cat.png"),
+        ("output", ["files/a.png"]),
+        ("result", "files/a.png"),
+        ("text", "files/a.png"),
+        ("image", "mine.png"),
+        ("files", ["mine.png"]),
+        ("input_url", "files/a.png"),
+        ("profiles", ["me/a.png"]),
+        ("unknown", [["files/a.png"]]),
+    ],
+)
+def test_what_only_resembles_a_path_is_no_link(key: str, text: Any) -> None:
+    report = read_poll({"data": {"task_id": "n1_a", "status": "SUCCESS", key: text}})
+    assert (report.state, report.files) == ("processing", ())
+    assert report.possible
+    assert report.possible.files == ()
+
+
 # Codes of bodies
 
 

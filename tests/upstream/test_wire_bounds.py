@@ -4,10 +4,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from service.upstream import documents, lenient, vocabulary, wire
+from service.upstream import documents, lenient, links, vocabulary, wire
 
 NAMES = """
     code message msg error data status state type task_status callbackType task_id taskId workId id
@@ -124,6 +124,8 @@ def test_an_unknown_word_without_an_error_is_never_an_outcome(word: str, rest: A
     excluded = {"data", "error", "failMsg"}
     data = {k: v for k, v in envelope.items() if k not in excluded} | {"status": word}
     body = msgspec.json.encode({"code": 200, "data": data})
+    document = documents.parse(body)
+    assume(document is not None and not document.clips)  # Parts with words of their own decide.
     for report in (wire.read_callback(body), wire.read_poll(200, {}, body)):
         assert isinstance(report, wire.Report)
         assert (report.state, report.recognised, report.files) == ("processing", False, ())
@@ -135,7 +137,7 @@ def test_a_report_that_is_not_a_success_has_no_files(body: Any) -> None:
     assert report is not None
     assert report.state == "succeeded" or report.files == ()
     urls = [file.url for file in report.files if file.url is not None]
-    assert all(url.startswith(("http://", "https://", "gs://", "s3://", "/")) for url in urls)
+    assert all(links.read(url) or links.read_path(url) for url in urls)
     assert len(report.error_message or "") <= documents.MAX_TEXT_CHARS
 
 

@@ -122,10 +122,11 @@ WHERE g.submit_at IS NOT NULL AND g.submission = 'waiting' AND g.task_id IS NULL
 ORDER BY g.submit_at LIMIT 1;
 
 -- name: generations_to_confirm
--- :models and :tenants are JSON lists of those that get no further place.
+-- :models and :tenants are JSON lists of those that get no further place; where :models_only is 1,
+-- of the only models that get one.
 SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM (SELECT q.generation_id FROM confirmations q CROSS JOIN generations g ON g.id = q.generation_id
-    WHERE q.due_at <= :now AND g.model NOT IN (SELECT value FROM json_each(:models))
+    WHERE q.due_at <= :now AND (g.model IN (SELECT value FROM json_each(:models))) = :models_only
         AND g.tenant NOT IN (SELECT value FROM json_each(:tenants))
         AND g.id NOT IN (SELECT value FROM json_each(:without))
     ORDER BY q.due_at LIMIT :limit) q
@@ -136,7 +137,7 @@ CROSS JOIN generation_bodies b ON b.generation_id = g.id;
 SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM generations g JOIN generation_bodies b ON b.generation_id = g.id
 WHERE g.next_poll_at IS NOT NULL AND g.next_poll_at <= :now
-    AND g.model NOT IN (SELECT value FROM json_each(:models))
+    AND (g.model IN (SELECT value FROM json_each(:models))) = :models_only
     AND g.tenant NOT IN (SELECT value FROM json_each(:tenants))
     AND g.id NOT IN (SELECT value FROM json_each(:without))
 ORDER BY g.next_poll_at LIMIT :limit;
@@ -150,7 +151,7 @@ FROM (SELECT id, status, deadline_at FROM generations
 CROSS JOIN generations g ON g.id = q.id
 CROSS JOIN generation_bodies b ON b.generation_id = g.id
 WHERE q.status IN ('queued', 'processing') AND q.deadline_at <= :now
-    AND g.model NOT IN (SELECT value FROM json_each(:models))
+    AND (g.model IN (SELECT value FROM json_each(:models))) = :models_only
     AND g.tenant NOT IN (SELECT value FROM json_each(:tenants))
     AND g.id NOT IN (SELECT value FROM json_each(:without))
 LIMIT :limit;
@@ -207,6 +208,15 @@ ORDER BY g.deadline_at LIMIT 1;
 INSERT INTO exchanges (generation_id, kind, number, at, duration_ms, status_code, outcome, detail)
 VALUES (:generation_id, :kind, :number, :at, :duration_ms, :status_code, :outcome, :detail)
 ON CONFLICT (generation_id, kind, number) DO NOTHING;
+
+-- name: exchanges_latest
+-- The latest exchange of each kind, the latest of all last. :ids is a JSON list of generation ids.
+SELECT e.* FROM json_each(:ids) i
+CROSS JOIN json_each('["submission", "poll"]') k
+CROSS JOIN exchanges e ON e.generation_id = i.value AND e.kind = k.value
+WHERE e.number = (SELECT max(number) FROM exchanges l
+    WHERE l.generation_id = i.value AND l.kind = k.value)
+ORDER BY e.at;
 
 -- name: exchanges_of_generation
 SELECT at, kind, duration_ms, status_code, outcome, detail FROM exchanges
