@@ -9,6 +9,7 @@ from service.delivery.attempt import Result
 from service.delivery.lanes import Lane
 from service.delivery.target import parse_target
 from service.model.clock import DAY, HOUR, SECOND
+from service.model.delivery import DueDelivery
 from service.model.subscriber import Subscriber
 from service.store import deliveries, events, rows, subscribers
 from service.store.database import Transaction
@@ -93,6 +94,18 @@ async def _record_with_health(
         tx.after_commit(context.inbox.reload, new.id)
         await announce(tx, context, new)
     return new
+
+
+async def put_off(context: Context, due: DueDelivery, until: int) -> None:
+    """Log that a delivery could not be worked, and let its row wait; it raises nothing.
+
+    Rows that are due are read whenever the lane goes on, so this one must not be due.
+    """
+    _log.exception("attempt.put_off", delivery_id=due.id)
+    try:
+        await context.database.write(deliveries.put_off, due, until)
+    except Exception as error:  # noqa: BLE001  it is still due, and read again later
+        _log.error("attempt.not_put_off", delivery_id=due.id, error=repr(error))
 
 
 async def announce(tx: Transaction, context: Context, disabled: Subscriber) -> None:

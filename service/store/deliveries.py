@@ -78,6 +78,11 @@ async def retry(tx: Transaction, delivery: Delivery) -> None:
     await tx.run("delivery_retry", tenant=delivery.tenant, id=delivery.id, now=tx.now)
 
 
+async def put_off(tx: Transaction, due: DueDelivery, due_at: int) -> None:
+    """Let a pending delivery that cannot be worked wait until `due_at`."""
+    await tx.run("delivery_put_off", tenant=due.tenant, id=due.id, due_at=due_at)
+
+
 async def cancel(tx: Transaction, subscriber_id: str) -> int:
     """Cancel pending deliveries to a subscriber, at most CANCEL_BATCH; return how many."""
     return await tx.run("deliveries_cancel", subscriber_id=subscriber_id, limit=CANCEL_BATCH)

@@ -92,6 +92,10 @@ UPDATE deliveries SET status = 'pending', due_at = :now, trigger = 'manual',
     planned_at = CASE WHEN trigger = 'manual' THEN planned_at ELSE due_at END
 WHERE tenant = :tenant AND id = :id AND status IN ('pending', 'dead');
 
+-- name: delivery_put_off
+UPDATE deliveries SET due_at = max(due_at, :due_at)
+WHERE tenant = :tenant AND id = :id AND status = 'pending';
+
 -- name: attempt_insert
 INSERT INTO attempts (delivery_id, number, id, trigger, started_at, duration_ms, status_code,
     error_code, error_message, response_headers, response_body)
