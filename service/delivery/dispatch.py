@@ -205,10 +205,9 @@ class Dispatcher:
             return
         needs_rows = lane.to_refill(now)
         blocked_until = lane.blocked_until(now)
-        if blocked_until is not None:
-            if lane.waiting or needs_rows:
-                self._wake(lane, blocked_until)
-        elif needs_rows:
+        if blocked_until is not None and (lane.waiting or needs_rows):
+            self._wake(lane, blocked_until)
+        if lane.manual_retries in needs_rows or (needs_rows and blocked_until is None):
             self._load(lane)
         next_due_at = lane.next_due_at(now)
         if next_due_at is not None:
@@ -253,7 +252,8 @@ class Dispatcher:
         while True:
             now: int | None
             try:
-                result = await attempt(self.context, self.sender, recipient, due)
+                rests_until = lane.rests_until
+                result = await attempt(self.context, self.sender, recipient, due, rests_until)
                 self.attempted += 1
                 self._learn(lane, recipient, result)
             except (SenderClosed, asyncio.CancelledError):

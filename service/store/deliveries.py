@@ -112,17 +112,21 @@ async def fetch_due(
     tx: Transaction,
     subscriber_id: str,
     limit: int,
-    retries: bool,  # noqa: FBT001  units take positional arguments
+    retries: bool | None,  # noqa: FBT001  units take positional arguments
     ordered: bool,  # noqa: FBT001  the same
     known: frozenset[str],
 ) -> tuple[list[DueDelivery], int | None]:
     """Return due first attempts or `retries` of a subscriber, and when the next one is due.
+
+    `retries` None: those that a person asked for; of an `ordered` subscriber they are among the
+    others.
 
     The longest due come first. Deliveries whose id is in `known` are skipped. The list ends at
     `limit` deliveries or at FETCH_BYTES of bodies; more may then be due now. If the subscriber is
     `ordered`, deliveries that wait for an earlier event of their generation are left out.
     """
     name = "deliveries_due_ordered" if ordered else "deliveries_due"
+    name = "deliveries_asked" if retries is None else name
     values = {"subscriber_id": subscriber_id, "retries": retries, "now": tx.now}
     due: list[DueDelivery] = []
     size = 0

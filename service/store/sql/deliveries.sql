@@ -31,7 +31,16 @@ SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_i
     d.attempt_count, d.trigger, e.body, d.manual_count, d.planned_at
 FROM deliveries d INDEXED BY deliveries_due JOIN events e ON e.id = d.event_id
 WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
-    AND (d.attempt_count > 0) = :retries AND d.due_at <= :now
+    AND (d.attempt_count > 0) = :retries AND d.due_at <= :now AND d.trigger <> 'manual'
+ORDER BY d.due_at LIMIT :limit;
+
+-- name: deliveries_asked
+-- What a person asked for. There are few, and they are found though many others are due.
+SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id,
+    d.attempt_count, d.trigger, e.body, d.manual_count, d.planned_at
+FROM deliveries d INDEXED BY deliveries_asked JOIN events e ON e.id = d.event_id
+WHERE d.status = 'pending' AND d.trigger = 'manual' AND d.subscriber_id = :subscriber_id
+    AND d.due_at <= :now
 ORDER BY d.due_at LIMIT :limit;
 
 -- name: deliveries_due_ordered
