@@ -143,7 +143,7 @@ async def fetch_due(
 
 
 async def record_attempts(tx: Transaction, records: Sequence[AttemptRecord]) -> list[None]:
-    """Store attempts and update their deliveries; a delivery that is no longer pending stays so."""
+    """Store attempts and update their deliveries; a canceled delivery stays canceled."""
     rows = [_attempt_row(record) for record in records]
     await tx.many("delivery_record", rows)
     await tx.many("attempt_insert", rows)

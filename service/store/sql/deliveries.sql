@@ -83,17 +83,18 @@ WHERE status = 'pending' AND subscriber_id = :subscriber_id
 -- name: delivery_record
 -- The attempt must follow the last one: a process that has lost ownership can then change nothing.
 -- A retry that a person asked for while the attempt was under way stays due, unless it is delivered.
+-- What was canceled meanwhile stays so, but tells that it was sent, and whether it arrived.
 UPDATE deliveries SET attempt_count = :number, delivered_at = :delivered_at,
     last_error = :last_error, manual_count = manual_count + (:trigger = 'manual'),
     planned_at = CASE WHEN :status <> 'delivered' AND trigger = 'manual' AND (due_at > :started_at
         OR due_at = :started_at AND :trigger <> 'manual') THEN :due_at ELSE NULL END,
-    status = CASE WHEN :status <> 'delivered' AND trigger = 'manual' AND (due_at > :started_at
+    status = CASE WHEN status = 'canceled' THEN status WHEN :status <> 'delivered' AND trigger = 'manual' AND (due_at > :started_at
         OR due_at = :started_at AND :trigger <> 'manual') THEN 'pending' ELSE :status END,
-    due_at = CASE WHEN :status <> 'delivered' AND trigger = 'manual' AND (due_at > :started_at
+    due_at = CASE WHEN status = 'canceled' THEN NULL WHEN :status <> 'delivered' AND trigger = 'manual' AND (due_at > :started_at
         OR due_at = :started_at AND :trigger <> 'manual') THEN due_at ELSE :due_at END,
     trigger = CASE WHEN trigger = 'manual' AND NOT (due_at > :started_at
         OR due_at = :started_at AND :trigger <> 'manual') THEN 'scheduled' ELSE trigger END
-WHERE tenant = :tenant AND id = :delivery_id AND status = 'pending'
+WHERE tenant = :tenant AND id = :delivery_id AND status IN ('pending', 'canceled')
     AND attempt_count = :number - 1;
 
 -- name: delivery_retry
