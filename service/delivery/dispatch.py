@@ -138,8 +138,7 @@ class Dispatcher:
     async def close(self) -> None:
         """End what is under way, without recording it, and drop everything: the rows stay due."""
         self.is_open = False
-        tasks = list(self._tasks)
-        for task in tasks:
+        for task in (tasks := list(self._tasks)):
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
