@@ -84,7 +84,7 @@ async def test_a_delivery_that_is_put_off_does_not_leave_with_the_next_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened(tmp_path) as world, attach_worker(world) as dispatcher:
-        await world.subscribe(**ONE)
+        subscriber = await world.subscribe(**ONE)
         real_record = health.record
 
         async def fail_once(*args: Any, **options: Any) -> None:
@@ -95,6 +95,7 @@ async def test_a_delivery_that_is_put_off_does_not_leave_with_the_next_one(
         queue_answers(world, 200, 500, 200)
         for _ in range(2):
             await world.generate()
+            dispatcher.refill(subscriber["id"])
             await work(world, dispatcher)
         world.clock.advance(6)
         await work(world, dispatcher)
@@ -111,8 +112,10 @@ async def test_statistics_that_cannot_be_stored_end_nothing(
     async with opened(tmp_path) as world:
         await world.subscribe(**ONE)
         monkeypatch.setattr(stats, "add", fail)
-        await world.generate()
-        await world.run()
-        await world.run(2)
-        assert world.app.worker.dispatcher.is_settled
+        async with attach_worker(world) as dispatcher:
+            await world.generate()
+            while not dispatcher._tally.counts:
+                await deliveries(world)
+            await dispatcher.settle()
+            assert dispatcher.is_settled
         assert [found["status"] for found in await deliveries(world)] == ["delivered"]
