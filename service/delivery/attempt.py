@@ -46,6 +46,13 @@ class Result(msgspec.Struct, frozen=True):
     record: deliveries.AttemptRecord
     verdict: retry.Verdict
     ended_at: int
+    rests_until: int  # Until when the receiver had asked for a rest before.
+
+    @property
+    def lifts_until(self) -> int:
+        """Until when a rest is over by this: the receiver answered well what a person asked for."""
+        is_good = self.due.trigger == "manual" and self.verdict.status == "delivered"
+        return self.rests_until if is_good else 0
 
     @property
     def rested(self) -> str | None:
@@ -85,9 +92,9 @@ async def read_recipient(tx: Transaction, vault: Vault, subscriber_id: str) -> R
 
 
 async def attempt(
-    context: Context, sender: Sender, recipient: Recipient, due: DueDelivery
+    context: Context, sender: Sender, recipient: Recipient, due: DueDelivery, rests_until: int = 0
 ) -> Result:
-    """Make one attempt and judge it, without storing it.
+    """Make one attempt and judge it, without storing it; `rests_until` goes into the result.
 
     It raises nothing but SenderClosed: a delivery that cannot be sent would be due for ever. Every
     error counts as a failed attempt instead.
@@ -122,7 +129,7 @@ async def attempt(
     sent = _make_attempt(due, answer, started_at, seconds)
     _count(sent, due, verdict.word, seconds)
     record = _make_record(recipient, sent, due, verdict, ended_at)
-    return Result(due, recipient, message, record, verdict, ended_at)
+    return Result(due, recipient, message, record, verdict, ended_at, rests_until)
 
 
 def _make_message(recipient: Recipient, due: DueDelivery, now: int) -> Message:

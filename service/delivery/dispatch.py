@@ -11,11 +11,12 @@ from service.delivery.attempt import Recipient, Result, attempt
 from service.delivery.lanes import Bodies, Lane, load
 from service.delivery.receivers import Receivers
 from service.delivery.slots import Slots
+from service.delivery.tally import Tally
 from service.delivery.target import Sender, SenderClosed
 from service.model.clock import MINUTE, SECOND
 from service.model.delivery import DueDelivery
 from service.model.errors import StorageError
-from service.store import deliveries, stats
+from service.store.deliveries import DueTimes, next_due_times
 from service.telemetry import log
 
 _log = log.get()
@@ -24,8 +25,8 @@ LANES_MAX = 10_000  # Lanes with nothing to do soon are dropped when there are m
 SOON_MS = 2 * MINUTE
 SCAN_LANES = 500  # Read at once: other reads have their turn in between.
 STORAGE_RETRY_MS = SECOND
-COUNT_EVERY_MS = SECOND  # Statistics are stored so often; a kill loses the latest.
-TROUBLE_RETRY_MS = MINUTE  # For a lane that cannot be worked, as when its secret is unreadable.
+# For a lane or a delivery that cannot be worked, as when a secret is unreadable.
+TROUBLE_RETRY_MS = MINUTE
 
 
 class Dispatcher:
@@ -47,8 +48,7 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._unrecorded: list[tuple[Lane, Result]] = []
         self._record_at = 0
-        self._counts = stats.AttemptCounts()
-        self._count_at = 0
+        self._tally = Tally(context)
 
     # The inbox.
 
@@ -91,16 +91,14 @@ class Dispatcher:
 
         Return how many there are. Only those with work soon come into memory.
         """
-        read = self.context.database.read
-        count, page = 0, [deliveries.DueTimes("", None, None, None)]
-        while page:
-            page = await read(deliveries.next_due_times, page[-1].subscriber_id, SCAN_LANES)
-            count += len(page)
+        count, last_id = 0, ""
+        while page := await self.context.database.read(next_due_times, last_id, SCAN_LANES):
+            count, last_id = count + len(page), page[-1].subscriber_id
             for times in page:
                 self._expect(times)
         return count
 
-    def _expect(self, times: deliveries.DueTimes) -> None:
+    def _expect(self, times: DueTimes) -> None:
         """Note when rows of a lane are due, if that is soon and they may leave."""
         at = min(at for at in (times.first_at, times.retry_at) if at is not None)
         is_soon = at <= self.context.clock() + SOON_MS and times.status in ("active", None)
@@ -115,8 +113,8 @@ class Dispatcher:
             unrecorded, self._unrecorded = self._unrecorded, []
             for each in unrecorded:
                 self._spawn(self._record_again(*each))
-        if self._counts and now >= self._count_at:
-            self._spawn(self._store_counts())
+        if self._tally.is_due(now):
+            self._spawn(self._tally.store())
         while self._timers and self._timers[0][0] <= now:
             _, subscriber_id = heapq.heappop(self._timers)
             lane = self.lanes.get(subscriber_id)
@@ -127,21 +125,20 @@ class Dispatcher:
 
     async def settle(self) -> None:
         """Wait until no attempt is under way or about to start; store the statistics."""
-        await self._store_counts()  # First, as the caller may not wait for an attempt that hangs.
+        await self._tally.store()  # First, as the caller may not wait for an attempt that hangs.
         while self._tasks:
             await asyncio.wait(self._tasks)
-        await self._store_counts()
+        await self._tally.store()
 
     @property
     def is_settled(self) -> bool:
         """True if nothing is under way or still to be stored."""
-        return not (self._tasks or self._counts or self._unrecorded)
+        return not (self._tasks or self._tally.counts or self._unrecorded)
 
     async def close(self) -> None:
         """End what is under way, without recording it, and drop everything: the rows stay due."""
         self.is_open = False
-        tasks = list(self._tasks)
-        for task in tasks:
+        for task in (tasks := list(self._tasks)):
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
@@ -207,10 +204,9 @@ class Dispatcher:
             return
         needs_rows = lane.to_refill(now)
         blocked_until = lane.blocked_until(now)
-        if blocked_until is not None:
-            if lane.waiting or needs_rows:
-                self._wake(lane, blocked_until)
-        elif needs_rows:
+        if blocked_until is not None and (lane.waiting or needs_rows):
+            self._wake(lane, blocked_until)
+        if lane.manual_retries in needs_rows or (needs_rows and blocked_until is None):
             self._load(lane)
         next_due_at = lane.next_due_at(now)
         if next_due_at is not None:
@@ -253,14 +249,19 @@ class Dispatcher:
     async def _run(self, lane: Lane, recipient: Recipient, due: DueDelivery) -> None:
         """Make attempts of the lane, one after the other, as long as one may leave."""
         while True:
+            now: int | None
             try:
-                result = await attempt(self.context, self.sender, recipient, due)
-            except SenderClosed:  # The row is still due, for whoever works next.
-                self._release(lane, due)
+                rests_until = lane.rests_until
+                result = await attempt(self.context, self.sender, recipient, due, rests_until)
+                self.attempted += 1
+                self._learn(lane, recipient, result)
+            except (SenderClosed, asyncio.CancelledError):
+                self._abandon(lane, due)
                 return
-            self.attempted += 1
-            self._learn(lane, recipient, result)
-            now = await self._record(lane, result, result.ended_at)
+            except Exception:  # noqa: BLE001  one delivery's trouble must not hold its slot
+                now = await self._put_off(lane, due)
+            else:
+                now = await self._record(lane, result, result.ended_at)
             if now is None:
                 return
             next_attempt = self._take(lane, now)
@@ -283,42 +284,24 @@ class Dispatcher:
         if slow_until is not None and result.rested is not None:
             self.receivers.rest(tenant, result.rested, slow_until)
 
-    def _count(self, record: deliveries.AttemptRecord, now: int) -> None:
-        """Count a stored attempt, unless its statistics were stored with it."""
-        if record.is_counted_now:
-            return
-        if not self._counts:
-            self._count_at = now + COUNT_EVERY_MS
-            self._set_timer(self._count_at)
-        record.count_in(self._counts)
-
-    async def _store_counts(self) -> None:
-        """Store the statistics of the attempts since the last time, if there are any."""
-        if not self._counts:
-            return
-        counts, self._counts = self._counts, stats.AttemptCounts()
-        try:
-            await self.context.database.write(stats.add, counts)
-        except StorageError as error:
-            _log.warning("attempts.uncounted", error=str(error))
-
     async def _record_again(self, lane: Lane, result: Result) -> None:
-        now = await self._record(lane, result, self.context.clock())
-        if now is not None:
+        if (now := await self._record(lane, result, self.context.clock())) is not None:
             self._pump(lane, now)
 
     async def _record(self, lane: Lane, result: Result, now: int) -> int | None:
         """Store an attempt, free its slot, and return the time at the end.
 
-        None while the database fails: the slot stays taken, and the record is tried again. That
-        does not repeat the attempt itself.
+        None while the database fails: the slot stays taken, and the record is tried again, which
+        does not repeat the attempt itself. None also if this is canceled.
         """
         due = result.due
         try:
             is_idle = not lane.waiting and 2 * self.slots.in_use < self.slots.count
             await health.record(self.context, lane, result, now, may_wait=is_idle)
             self._rest(result)  # Again, as a read may have been older than what is stored now.
-            self._count(result.record, now)
+            count_at = self._tally.add(result.record, now)
+            if count_at is not None:
+                self._set_timer(count_at)
             lane.expect(None, result.verdict.due_at)
             if result.record.ordered or due.id in lane.read_again:
                 # The next event of its generation may be due, or a retry that was asked for.
@@ -329,11 +312,30 @@ class Dispatcher:
             self._record_at = now + STORAGE_RETRY_MS
             self._set_timer(self._record_at)
             return None
-        except Exception:  # noqa: BLE001  the row is still due, and read again later
-            _log.exception("attempt.unrecorded", delivery_id=due.id)
-            lane.expect(now + TROUBLE_RETRY_MS, now + TROUBLE_RETRY_MS)
+        except asyncio.CancelledError:
+            self._abandon(lane, due)
+            return None
+        except Exception:  # noqa: BLE001  it could never be stored
+            return await self._put_off(lane, due)
         self._release(lane, due)
         return self.pump_waiting()
+
+    async def _put_off(self, lane: Lane, due: DueDelivery) -> int:
+        """Let a delivery that cannot be worked wait, alone; free its slot, and return the time."""
+        await health.put_off(self.context, due, self._read_later(lane))
+        self._release(lane, due)
+        return self.pump_waiting()
+
+    def _abandon(self, lane: Lane, due: DueDelivery) -> None:
+        """Let go of a delivery whose row is still due, for whoever works next."""
+        self._release(lane, due)
+        self._wake(lane, self._read_later(lane))
+
+    def _read_later(self, lane: Lane) -> int:
+        """Read the lane's rows again after a while; return when."""
+        at = self.context.clock() + TROUBLE_RETRY_MS
+        lane.expect(at, at)
+        return at
 
     def pump_waiting(self) -> int:
         """Let lanes that waited for slots go on, now that some are free; return the time."""

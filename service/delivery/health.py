@@ -7,8 +7,10 @@ from service.context import Context
 from service.delivery import fanout
 from service.delivery.attempt import Result
 from service.delivery.lanes import Lane
+from service.delivery.receivers import names_of
 from service.delivery.target import parse_target
 from service.model.clock import DAY, HOUR, SECOND
+from service.model.delivery import DueDelivery
 from service.model.subscriber import Subscriber
 from service.store import deliveries, events, rows, subscribers
 from service.store.database import Transaction
@@ -39,7 +41,10 @@ def changes_of(health: Lane | Subscriber, result: Result, now: int) -> dict[str,
     verdict = result.verdict
     if verdict.word == "delivered":
         is_well = health.failing_since is None and not health.probing
-        return {} if is_well else {"failing_since": None, "probing": False}
+        changed = {} if is_well else {"failing_since": None, "probing": False}
+        if 0 < (health.slow_until or 0) <= result.lifts_until:
+            changed["slow_until"] = None
+        return changed
     changes: dict[str, Any] = {}
     # Two failures far apart are not days of failure, and neither is a jump of the clock.
     since, last_at = health.failing_since, health.last_failed_at or health.failing_since or 0
@@ -64,7 +69,7 @@ async def record(context: Context, lane: Lane, result: Result, now: int, *, may_
     may_wait: whether nobody needs the slot, so that the record may wait for other units.
     """
     attempt, verdict, database = result.record, result.verdict, context.database
-    if not changes_of(lane, result, now) and result.rested is None:
+    if not (changes_of(lane, result, now) or result.rested or result.lifts_until > now):
         # At worst, a crash meanwhile repeats the webhook.
         may_wait &= verdict.word == "delivered" and not attempt.ordered
         await database.write_batched(deliveries.record_attempts, attempt, may_wait=may_wait)
@@ -82,6 +87,8 @@ async def _record_with_health(
     attempted, slow_until = result.recipient, result.verdict.slow_until
     if slow_until is not None and result.rested is not None:
         await subscribers.store_rest(tx, result.record.tenant, result.rested, slow_until)
+    if result.lifts_until > tx.now:
+        await _lift(tx, context, result)
     old = await rows.read_by_id(tx, Subscriber, result.record.subscriber_id)
     if old is None or old.status == "disabled":
         return old
@@ -93,6 +100,27 @@ async def _record_with_health(
         tx.after_commit(context.inbox.reload, new.id)
         await announce(tx, context, new)
     return new
+
+
+async def _lift(tx: Transaction, context: Context, result: Result) -> None:
+    """End the rest that the attempt passed, for all lanes; what was asked for meanwhile holds."""
+    attempted = result.recipient
+    for name in names_of(attempted.subscriber, attempted.target.origin):
+        if await subscribers.rest_of(tx, result.record.tenant, name) <= result.lifts_until:
+            await subscribers.end_rest(tx, result.record.tenant, name)
+    tx.after_commit(context.inbox.reload, None)
+
+
+async def put_off(context: Context, due: DueDelivery, until: int) -> None:
+    """Log that a delivery could not be worked, and let its row wait; it raises nothing.
+
+    Rows that are due are read whenever the lane goes on, so this one must not be due.
+    """
+    _log.exception("attempt.put_off", delivery_id=due.id)
+    try:
+        await context.database.write(deliveries.put_off, due, until)
+    except Exception as error:  # noqa: BLE001  it is still due, and read again later
+        _log.error("attempt.not_put_off", delivery_id=due.id, error=repr(error))
 
 
 async def announce(tx: Transaction, context: Context, disabled: Subscriber) -> None:

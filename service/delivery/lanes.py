@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Set as AbstractSet
 from functools import partial
 
 from msgspec import Struct, field
@@ -28,6 +29,7 @@ class Backlog(Struct, eq=False):
     """A lane's first attempts, or its retries: those in memory, and when others are due."""
 
     is_retries: bool
+    is_manual: bool = False  # Those that a person asked for: a rest does not hold them.
     deliveries: deque[DueDelivery] = field(default_factory=deque)
     body_bytes: int = 0
     in_flight: int = 0
@@ -71,6 +73,9 @@ class Lane(Struct, eq=False):
     probing: bool = False
     first_attempts: Backlog = field(default_factory=partial(Backlog, is_retries=False))
     retries: Backlog = field(default_factory=partial(Backlog, is_retries=True))
+    manual_retries: Backlog = field(
+        default_factory=partial(Backlog, is_retries=True, is_manual=True)
+    )
     held_ids: set[str] = field(default_factory=set)  # Waiting, in flight or being stored.
     read_again: set[str] = field(default_factory=set)  # Held ones that may have been changed.
     in_flight: int = 0  # Attempts that are under way or being stored.
@@ -121,7 +126,7 @@ class Lane(Struct, eq=False):
 
     def drop_waiting(self) -> None:
         """Drop what has not left yet, and every read of rows under way."""
-        for backlog in (self.first_attempts, self.retries):
+        for backlog in self.backlogs:
             self.held_ids.difference_update(due.id for due in backlog.deliveries)
             self.read_again &= self.held_ids
             self.bodies.held_bytes -= backlog.body_bytes
@@ -132,16 +137,22 @@ class Lane(Struct, eq=False):
     # What the lane has.
 
     @property
+    def backlogs(self) -> tuple[Backlog, ...]:
+        """What the lane has, each kind apart."""
+        return self.first_attempts, self.retries, self.manual_retries
+
+    @property
     def waiting(self) -> int:
         """How many deliveries are held until they may leave."""
-        return len(self.first_attempts.deliveries) + len(self.retries.deliveries)
+        count = len(self.first_attempts.deliveries) + len(self.retries.deliveries)
+        return count + len(self.manual_retries.deliveries)
 
     def is_idle_until(self, at: int) -> bool:
         """True if nothing is in memory, and no rows are known to be due by `at` that may leave."""
         if self.held_ids or self.is_loading:
             return False
         is_closed = self.recipient is not None and not self.is_open
-        return is_closed or not (self.first_attempts.is_due(at) or self.retries.is_due(at))
+        return is_closed or not any(backlog.is_due(at) for backlog in self.backlogs)
 
     @property
     def cap(self) -> int:
@@ -154,6 +165,8 @@ class Lane(Struct, eq=False):
         """Note when rows that are not in memory are due: first attempts, and retries."""
         self.first_attempts.expect(first_at)
         self.retries.expect(retry_at)
+        for at in (first_at, retry_at):  # What a person asked for may be either.
+            self.manual_retries.expect(at)
 
     def hold(self, due: DueDelivery) -> bool:
         """Hold a delivery in memory; False if it is held already, or has to wait in its row."""
@@ -167,12 +180,21 @@ class Lane(Struct, eq=False):
         backlog.body_bytes += len(due.body)
         return True
 
+    def take_out(self, ids: AbstractSet[str]) -> None:
+        """Drop deliveries that wait as the schedule's: a person has asked for them since."""
+        for backlog in (self.first_attempts, self.retries):
+            for due in [due for due in backlog.deliveries if due.id in ids]:
+                backlog.deliveries.remove(due)
+                backlog.body_bytes -= len(due.body)
+                self.bodies.held_bytes -= len(due.body)
+                self.held_ids.discard(due.id)
+
     def to_refill(self, now: int) -> list[Backlog]:
         """Return the backlogs that should be refilled from the database now."""
         below = min(self.cap, REFILL_BELOW)
         return [
             backlog
-            for backlog in (self.first_attempts, self.retries)
+            for backlog in self.backlogs
             if backlog.is_due(now) and len(backlog.deliveries) < below and self.room_in(backlog)
         ]
 
@@ -186,16 +208,25 @@ class Lane(Struct, eq=False):
 
     def next_due_at(self, now: int) -> int | None:
         """Return when rows that are not in memory will be due next."""
-        backlogs = (self.first_attempts, self.retries)
-        times = [at for backlog in backlogs if (at := backlog.next_due_at) and at > now]
+        times = [at for backlog in self.backlogs if (at := backlog.next_due_at) and at > now]
         return min(times, default=None)
 
     # What leaves.
 
     def blocked_until(self, now: int) -> int | None:
-        """Return until when a rate or the receiver lets nothing leave; None if something may."""
-        until = max(self.slow_until, self.receiver.slow_until, math.ceil(self.next_send_at))
+        """Return until when a rate or the receiver lets nothing leave; None if something may.
+
+        What a person asked for leaves while the receiver rests, too.
+        """
+        until = math.ceil(self.next_send_at)
+        if not self.manual_retries.deliveries:
+            until = max(until, self.rests_until)
         return until if until > now else None
+
+    @property
+    def rests_until(self) -> int:
+        """Until when the receiver asked for a rest, which may be over."""
+        return max(self.slow_until, self.receiver.slow_until)
 
     def pop_next(self, now: int) -> DueDelivery | None:
         """Take the next delivery that may leave; retries cannot take every slot."""
@@ -241,9 +272,15 @@ class Lane(Struct, eq=False):
             self.recorded_while_loading.add(due.id)
 
     def _backlog_of(self, due: DueDelivery) -> Backlog:
+        if due.trigger == "manual" and not due.ordered:
+            return (
+                self.manual_retries
+            )  # With an order it waits its turn, as the events before it do.
         return self.retries if due.attempt_count else self.first_attempts
 
     def _choose_backlog(self) -> Backlog | None:
+        if self.manual_retries.deliveries:
+            return self.manual_retries
         has_first = bool(self.first_attempts.deliveries)
         if not self.retries.deliveries:
             return self.first_attempts if has_first else None
@@ -261,7 +298,8 @@ async def load(context: Context, receivers: Receivers, lane: Lane) -> bool:
     """
     if lane.recipient is not None:
         for backlog in lane.to_refill(context.clock()):
-            await _refill(context, lane, backlog)
+            if backlog.is_manual or lane.blocked_until(context.clock()) is None:
+                await _refill(context, lane, backlog)
         return True
     revision, turn = lane.revision, receivers.begin_read()
     recipient = await context.database.read(read_recipient, context.vault, lane.subscriber_id)
@@ -282,18 +320,25 @@ async def _refill(context: Context, lane: Lane, backlog: Backlog) -> None:
     if lane.recipient is None or not lane.room_in(backlog):
         return  # Changed meanwhile: it is read first, or when there is room again.
     backlog.next_due_at = None
+    if backlog.is_manual and lane.recipient.subscriber.ordered:
+        return
     lane.recorded_while_loading.clear()  # The rows that are read now include what was stored.
-    revision, held_ids = lane.revision, frozenset(lane.held_ids)
+    revision = lane.revision
+    # One that waits may have been asked for since: it is read again, and takes the other's place.
+    held_ids = frozenset[str]() if backlog.is_manual else frozenset(lane.held_ids)
     due, next_at = await context.database.read(
         deliveries.fetch_due,
         lane.subscriber_id,
         lane.room_in(backlog),
-        backlog.is_retries,
+        None if backlog.is_manual else backlog.is_retries,
         lane.recipient.subscriber.ordered,
         held_ids,
     )
     if lane.revision != revision:
         return  # What was read may have been canceled meanwhile; it is read again.
+    if backlog.is_manual and due:
+        lane.take_out({d.id for d in due})
+        lane.read_again |= lane.held_ids & {d.id for d in due}
     skipped = lane.recorded_while_loading | lane.held_ids
     refused = [d for d in due if d.id not in skipped and not lane.hold(d)]
     backlog.expect(context.clock() if refused else next_at)

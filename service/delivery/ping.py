@@ -6,6 +6,7 @@ from service.delivery.attempt import Recipient, attempt, read_recipient
 from service.delivery.dispatch import Dispatcher
 from service.delivery.lanes import Lane
 from service.model.attempt import Attempt
+from service.model.clock import SECOND
 from service.model.event import Event
 from service.model.ids import new_id
 from service.model.subscriber import Subscriber
@@ -20,8 +21,9 @@ async def send_test(
 ) -> tuple[Attempt, dict[str, object]] | None:
     """Send a `ping` to one subscriber once; return the attempt, and exactly what was sent.
 
-    None if too many tests are under way, or attempts of its tenant: a test takes a slot like any
-    attempt, so that tests delay no delivery. SenderClosed if the process stops meanwhile.
+    None if too many tests are under way, or attempts of it or of its tenant, or if its rate allows
+    none now: a test takes a slot like any attempt, so that tests delay no delivery. SenderClosed if
+    the process stops meanwhile.
     """
     context = dispatcher.context
     turn = dispatcher.receivers.begin_read()
@@ -33,19 +35,45 @@ async def send_test(
     lane.set_recipient(recipient, receiver)
     lane.failing_since = subscriber.failing_since
     tests, slots = dispatcher.tests, dispatcher.slots
-    if tests[subscriber.id] >= TESTS_MAX or not slots.are_free_for(lane):
+    if dispatcher.is_open:
+        dispatcher.refill(subscriber.id)  # The lane is in memory then.
+    # Where the worker is another process, its attempts under way are not known.
+    own, now = dispatcher.lanes.get(subscriber.id) or lane, context.clock()
+    is_early = max(own.next_send_at, lane.next_send_at) > now
+    tests_max = min(TESTS_MAX, subscriber.max_in_flight)
+    is_full = own.in_flight >= subscriber.max_in_flight or tests[subscriber.id] >= tests_max
+    if is_early or is_full or not slots.are_free_for(lane):
         return None
-    test_id = new_id("dlv", context.clock())
+    test_id = new_id("dlv", now)
     tests[subscriber.id] += 1
     slots.take(lane, test_id)
+    _enter(own, test_id, subscriber, now)
     try:
         return await _send(dispatcher, recipient)
     finally:
-        tests[subscriber.id] -= 1
-        if not tests[subscriber.id]:
-            del tests[subscriber.id]
         slots.release(test_id)
-        dispatcher.pump_waiting()
+        _leave(dispatcher, own, test_id)
+
+
+def _enter(lane: Lane, test_id: str, subscriber: Subscriber, now: int) -> None:
+    """Count a test as an attempt of the lane, which then keeps to its limits."""
+    lane.in_flight += 1
+    lane.held_ids.add(test_id)  # A lane that holds something is not dropped.
+    if subscriber.rate_per_second:
+        lane.next_send_at = now + SECOND / subscriber.rate_per_second
+
+
+def _leave(dispatcher: Dispatcher, lane: Lane, test_id: str) -> None:
+    """Let the lane, and others, go on in the place of a test."""
+    tests, id_ = dispatcher.tests, lane.subscriber_id
+    tests[id_] -= 1
+    if not tests[id_]:
+        del tests[id_]
+    lane.in_flight -= 1
+    lane.held_ids.discard(test_id)
+    dispatcher.pump_waiting()
+    if dispatcher.is_open:
+        dispatcher.refill(id_)
 
 
 async def _send(dispatcher: Dispatcher, recipient: Recipient) -> tuple[Attempt, dict[str, object]]:

@@ -78,6 +78,11 @@ async def retry(tx: Transaction, delivery: Delivery) -> None:
     await tx.run("delivery_retry", tenant=delivery.tenant, id=delivery.id, now=tx.now)
 
 
+async def put_off(tx: Transaction, due: DueDelivery, due_at: int) -> None:
+    """Let a pending delivery that cannot be worked wait until `due_at`."""
+    await tx.run("delivery_put_off", tenant=due.tenant, id=due.id, due_at=due_at)
+
+
 async def cancel(tx: Transaction, subscriber_id: str) -> int:
     """Cancel pending deliveries to a subscriber, at most CANCEL_BATCH; return how many."""
     return await tx.run("deliveries_cancel", subscriber_id=subscriber_id, limit=CANCEL_BATCH)
@@ -107,17 +112,21 @@ async def fetch_due(
     tx: Transaction,
     subscriber_id: str,
     limit: int,
-    retries: bool,  # noqa: FBT001  units take positional arguments
+    retries: bool | None,  # noqa: FBT001  units take positional arguments
     ordered: bool,  # noqa: FBT001  the same
     known: frozenset[str],
 ) -> tuple[list[DueDelivery], int | None]:
     """Return due first attempts or `retries` of a subscriber, and when the next one is due.
+
+    `retries` None: those that a person asked for; of an `ordered` subscriber they are among the
+    others.
 
     The longest due come first. Deliveries whose id is in `known` are skipped. The list ends at
     `limit` deliveries or at FETCH_BYTES of bodies; more may then be due now. If the subscriber is
     `ordered`, deliveries that wait for an earlier event of their generation are left out.
     """
     name = "deliveries_due_ordered" if ordered else "deliveries_due"
+    name = "deliveries_asked" if retries is None else name
     values = {"subscriber_id": subscriber_id, "retries": retries, "now": tx.now}
     due: list[DueDelivery] = []
     size = 0
@@ -134,7 +143,7 @@ async def fetch_due(
 
 
 async def record_attempts(tx: Transaction, records: Sequence[AttemptRecord]) -> list[None]:
-    """Store attempts and update their deliveries; a delivery that is no longer pending stays so."""
+    """Store attempts and update their deliveries; a canceled delivery stays canceled."""
     rows = [_attempt_row(record) for record in records]
     await tx.many("delivery_record", rows)
     await tx.many("attempt_insert", rows)

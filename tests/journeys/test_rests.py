@@ -8,7 +8,7 @@ import pytest
 from service.delivery.target import Answer
 from tests.faults import rows
 from tests.harness import Harness, opened
-from tests.journeys.gates import Gate, attach_worker, queue_answers
+from tests.journeys.gates import Gate, attach_worker, deliveries, queue_answers
 from tests.journeys.test_sessions import another_process, begin
 
 HERE, BESIDE = "http://127.0.0.1:7/here", "http://127.0.0.1:7/beside"
@@ -161,6 +161,74 @@ async def test_a_person_who_enables_a_subscriber_ends_the_rest_of_its_origin(
             await dispatcher.run_due(world.clock())
             await dispatcher.settle()
         assert counts(world, HERE, BESIDE) == [2, 1]
+
+
+async def asked_again(world: Harness) -> int:
+    """Ask for one more attempt of the oldest delivery; return how many webhooks leave by it."""
+    sent, [first, *_] = len(world.subscribers.webhooks), await deliveries(world)
+    answer = await world.client.post(f"/v1/deliveries/{first['id']}/retry")
+    assert answer.status_code == 202, answer.text
+    worker = world.app.worker
+    await worker.session.watch(world.clock())
+    await worker.dispatcher.settle()
+    return len(world.subscribers.webhooks) - sent
+
+
+@pytest.mark.parametrize("held", [0, 3])
+@pytest.mark.parametrize("status", [503, 429])
+async def test_a_retry_that_a_person_asks_for_passes_the_rest(
+    tmp_path: Path, status: int, held: int
+) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(HERE, **ONE, max_in_flight=1)
+        await begin(world)
+        throttle(world, status, HERE)
+        throttle(world, status, HERE)
+        for _ in range(1 + held):
+            await world.generate()
+        dispatcher = world.app.worker.dispatcher
+        await dispatcher.settle()
+        assert counts(world, HERE) == [1]
+        assert await asked_again(world) == 1  # It is throttled, so the others go on waiting.
+        assert counts(world, HERE) == [2]
+        assert await asked_again(world) == 1 + held  # A good answer ends the rest.
+        assert await rows(world, "SELECT * FROM rests") == []
+        assert {found["status"] for found in await deliveries(world)} == {"delivered"}
+        await world.app.worker._end_session()
+
+
+async def test_a_retry_asked_for_by_another_process_passes_the_rest_too(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(HERE, **ONE)
+        await begin(world)
+        throttle(world, 429, HERE)
+        await world.generate()
+        worker = world.app.worker
+        await worker.dispatcher.settle()
+        async with another_process(world):
+            [found] = await deliveries(world)
+            assert (await world.client.post(f"/v1/deliveries/{found['id']}/retry")).is_success
+        await worker.session.watch(world.clock())
+        await worker.dispatcher.run_due(world.clock())
+        await worker.dispatcher.settle()
+        assert counts(world, HERE) == [2]
+        await worker._end_session()
+
+
+async def test_a_paused_lane_holds_a_retry_that_a_person_asks_for(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe(HERE, **ONE)
+        await begin(world)
+        throttle(world, 429, HERE)
+        await world.generate()
+        await world.app.worker.dispatcher.settle()
+        await patch(world, subscriber, status="paused")
+        assert await asked_again(world) == 0
+        await patch(world, subscriber, status="active")
+        await world.app.worker.dispatcher.run_due(world.clock())
+        await world.app.worker.dispatcher.settle()
+        assert counts(world, HERE) == [2]
+        await world.app.worker._end_session()
 
 
 async def test_rests_that_are_over_are_deleted(tmp_path: Path) -> None:

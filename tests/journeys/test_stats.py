@@ -15,7 +15,7 @@ from service.store import stats
 from service.store.sqlite.database import Database
 from service.store.sqlite.group import Transaction
 from tests.harness import START, SUBSCRIBER_URL, Harness, opened
-from tests.journeys.gates import Gate, attach_worker, deliveries, queue_answers
+from tests.journeys.gates import Gate, attach_worker, deliveries, delivery, queue_answers
 
 ONE = {"event_types": ["generation.submitted"]}
 EMPTY = {"p50": None, "p95": None, "p99": None}
@@ -93,6 +93,28 @@ async def test_an_attempt_does_not_change_a_delivery_that_was_canceled_meanwhile
         statuses = sorted(delivery["status"] for delivery in await deliveries(world))
         assert statuses == ["canceled", "delivered", "delivered"]
         assert count_deliveries(world)[subscribers[0]["id"]] == {"canceled": 1}
+
+
+@pytest.mark.parametrize("answer", [200, 500])
+async def test_a_delivery_that_was_canceled_while_it_left_tells_what_came_back(
+    tmp_path: Path, answer: int
+) -> None:
+    async with opened(tmp_path) as world:
+        gate = Gate(answer)
+        queue_answers(world, gate)
+        subscriber = await world.subscribe(**ONE)
+        async with attach_worker(world):
+            await world.generate()
+            await gate.wait_for(1)
+            await world.client.delete(f"/v1/subscribers/{subscriber['id']}")
+            gate.is_open.set()
+        found = await delivery(world)
+        assert (found["status"], found["next_attempt_at"]) == ("canceled", None)
+        assert (found["attempt_count"], len(found["attempts"])) == (1, 1)
+        assert (found["delivered_at"] is not None) == (answer == 200)
+        assert (found["last_error"] is not None) == (answer == 500)
+        await world.run(86_400)
+        assert len(world.subscribers.webhooks) == 1
 
 
 @pytest.mark.parametrize("cause", ["pause", "throttle", "backoff", "rate", "disabled"])

@@ -21,6 +21,7 @@ DUE_WORK = {
     "deliveries_next_due_times": "deliveries_due",
     "deliveries_due": "deliveries_due",
     "deliveries_due_ordered": "deliveries_due",
+    "deliveries_asked": "deliveries_asked",
     "delivery_next_due": "deliveries_due",
     "stats_counts": "deliveries_due",
     "replays_due": "replays_due",

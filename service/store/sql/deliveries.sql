@@ -31,7 +31,16 @@ SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_i
     d.attempt_count, d.trigger, e.body, d.manual_count, d.planned_at
 FROM deliveries d INDEXED BY deliveries_due JOIN events e ON e.id = d.event_id
 WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
-    AND (d.attempt_count > 0) = :retries AND d.due_at <= :now
+    AND (d.attempt_count > 0) = :retries AND d.due_at <= :now AND d.trigger <> 'manual'
+ORDER BY d.due_at LIMIT :limit;
+
+-- name: deliveries_asked
+-- What a person asked for. There are few, and they are found though many others are due.
+SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id,
+    d.attempt_count, d.trigger, e.body, d.manual_count, d.planned_at
+FROM deliveries d INDEXED BY deliveries_asked JOIN events e ON e.id = d.event_id
+WHERE d.status = 'pending' AND d.trigger = 'manual' AND d.subscriber_id = :subscriber_id
+    AND d.due_at <= :now
 ORDER BY d.due_at LIMIT :limit;
 
 -- name: deliveries_due_ordered
@@ -74,23 +83,28 @@ WHERE status = 'pending' AND subscriber_id = :subscriber_id
 -- name: delivery_record
 -- The attempt must follow the last one: a process that has lost ownership can then change nothing.
 -- A retry that a person asked for while the attempt was under way stays due, unless it is delivered.
+-- What was canceled meanwhile stays so, but tells that it was sent, and whether it arrived.
 UPDATE deliveries SET attempt_count = :number, delivered_at = :delivered_at,
     last_error = :last_error, manual_count = manual_count + (:trigger = 'manual'),
     planned_at = CASE WHEN :status <> 'delivered' AND trigger = 'manual' AND (due_at > :started_at
         OR due_at = :started_at AND :trigger <> 'manual') THEN :due_at ELSE NULL END,
-    status = CASE WHEN :status <> 'delivered' AND trigger = 'manual' AND (due_at > :started_at
+    status = CASE WHEN status = 'canceled' THEN status WHEN :status <> 'delivered' AND trigger = 'manual' AND (due_at > :started_at
         OR due_at = :started_at AND :trigger <> 'manual') THEN 'pending' ELSE :status END,
-    due_at = CASE WHEN :status <> 'delivered' AND trigger = 'manual' AND (due_at > :started_at
+    due_at = CASE WHEN status = 'canceled' THEN NULL WHEN :status <> 'delivered' AND trigger = 'manual' AND (due_at > :started_at
         OR due_at = :started_at AND :trigger <> 'manual') THEN due_at ELSE :due_at END,
     trigger = CASE WHEN trigger = 'manual' AND NOT (due_at > :started_at
         OR due_at = :started_at AND :trigger <> 'manual') THEN 'scheduled' ELSE trigger END
-WHERE tenant = :tenant AND id = :delivery_id AND status = 'pending'
+WHERE tenant = :tenant AND id = :delivery_id AND status IN ('pending', 'canceled')
     AND attempt_count = :number - 1;
 
 -- name: delivery_retry
 UPDATE deliveries SET status = 'pending', due_at = :now, trigger = 'manual',
     planned_at = CASE WHEN trigger = 'manual' THEN planned_at ELSE due_at END
 WHERE tenant = :tenant AND id = :id AND status IN ('pending', 'dead');
+
+-- name: delivery_put_off
+UPDATE deliveries SET due_at = max(due_at, :due_at)
+WHERE tenant = :tenant AND id = :id AND status = 'pending';
 
 -- name: attempt_insert
 INSERT INTO attempts (delivery_id, number, id, trigger, started_at, duration_ms, status_code,

@@ -216,6 +216,9 @@ CREATE TABLE deliveries (
 -- First attempts and retries are read separately: many due retries must not delay first attempts.
 CREATE INDEX deliveries_due ON deliveries (subscriber_id, (attempt_count > 0), due_at)
     WHERE status = 'pending';
+-- What a person asked for leaves while others wait.
+CREATE INDEX deliveries_asked ON deliveries (subscriber_id, due_at)
+    WHERE status = 'pending' AND trigger = 'manual';
 CREATE INDEX deliveries_event ON deliveries (event_id);
 CREATE INDEX deliveries_subscriber ON deliveries (subscriber_id, id);
 -- Dead and canceled deliveries of a tenant, and of a subscriber.

@@ -1,0 +1,56 @@
+"""Tests of a subscriber keep to its limits, together with its deliveries."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from tests.harness import Harness, opened
+from tests.journeys.gates import Gate, attach_worker, queue_answers
+
+ONE: dict[str, Any] = {"event_types": ["generation.submitted"]}
+
+
+async def status_of_test(world: Harness, subscriber: dict[str, Any]) -> int:
+    answer = await world.client.post(f"/v1/subscribers/{subscriber['id']}/test")
+    return answer.status_code
+
+
+async def test_a_test_is_one_of_the_attempts_that_a_subscriber_allows(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world, attach_worker(world) as dispatcher:
+        subscriber = await world.subscribe(**ONE, max_in_flight=1)
+        delivery, ping = Gate(), Gate()
+        queue_answers(world, delivery, ping)
+        await world.generate()
+        await delivery.wait_for(1)
+        assert await status_of_test(world, subscriber) == 429
+        delivery.is_open.set()
+        await dispatcher.settle()
+        testing = asyncio.create_task(status_of_test(world, subscriber))
+        await ping.wait_for(1)
+        await world.generate()
+        await dispatcher.settle()
+        assert len(world.subscribers.webhooks) == 2
+        ping.is_open.set()
+        assert await testing == 200
+        await dispatcher.settle()
+        assert len(world.subscribers.webhooks) == 3  # It waited for the test only.
+
+
+async def test_a_test_takes_a_place_in_the_rate(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe(**ONE, rate_per_second=0.1)
+        async with attach_worker(world) as dispatcher:
+            assert await status_of_test(world, subscriber) == 200
+            assert await status_of_test(world, subscriber) == 429
+            await world.generate()
+            await dispatcher.settle()
+            assert len(world.subscribers.webhooks) == 1
+            world.clock.advance(10)
+            await dispatcher.run_due(world.clock())
+            await dispatcher.settle()
+            assert len(world.subscribers.webhooks) == 2
+            assert await status_of_test(world, subscriber) == 429
+        world.clock.advance(9)
+        assert await status_of_test(world, subscriber) == 429  # No matter who works.
+        world.clock.advance(1)
+        assert await status_of_test(world, subscriber) == 200
