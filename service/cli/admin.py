@@ -130,7 +130,8 @@ def tick(options: argparse.Namespace, echo: Echo) -> int:
     from service.telemetry import log
     from service.telemetry.redact import make_redactor
 
-    settings = settings_of_existing()
+    # A platform may run ticks and nothing else: like `serve`, a tick creates the database.
+    settings = read_settings()
     log.configure(settings.log_level, redactor=make_redactor(settings))
     done = asyncio.run(_tick(settings, options.seconds))
     if options.json:

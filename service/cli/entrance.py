@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.api.asgi import NOSNIFF, request_id_of
 from service.api.problem import PROBLEM_TYPE, Problem
-from service.cli.heads import HEAD_LINES, SLICE_BYTES, missing_bytes, read_body_length
+from service.cli.heads import HEAD_LINES, SLICE_BYTES, is_of_one_request, read_body_length
 from service.cli.readers import Reader
 from service.cli.turns import Turns
 from service.model.clock import now_ms
@@ -83,7 +83,6 @@ class Protocol(HttpToolsProtocol):
         self._unparsed = bytearray()
         self._head = bytearray()  # The head of the next request, until it is complete.
         self._awaited: str | None = "head"  # What the client has to send: "head", "body", nothing.
-        self._is_whole = False  # A whole request is parsed: nothing of it is counted.
         self._body_left: int | None = 0  # None: the body is chunked.
         self._framing_bytes = 0
         self._unwanted_bytes = 0  # Of a body that was answered before it was complete.
@@ -128,10 +127,8 @@ class Protocol(HttpToolsProtocol):
         if self._refusal is not None or self._is_lingering:
             return
         is_between = self._awaited != "body" and not (self._unparsed or self._head or self.pipeline)
-        if is_between and (missing := missing_bytes(data)) is not None:
-            self._is_whole = missing == 0
+        if is_between and is_of_one_request(data):
             self._feed(data)
-            self._is_whole = False
             if self._awaited != self._timed:  # Most requests are complete, and no timer runs.
                 self._watch()
         else:
@@ -140,9 +137,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is complete; its body follows, which may be empty."""
-        if not self._is_whole:
-            self._framing_bytes, self._unwanted_bytes, self._last_bytes = 0, 0, b""
-            self._body_left = read_body_length(self.headers)
+        self._framing_bytes, self._unwanted_bytes, self._last_bytes = 0, 0, b""
+        self._body_left = read_body_length(self.headers)
         super().on_headers_complete()  # It raises an error if the target is not valid.
         self._awaited = "body"
 

@@ -8,21 +8,19 @@ SLICE_BYTES = 64 * 1024  # So much is parsed of a connection in one round of the
 _LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*\r\n")
 
 
-def missing_bytes(data: bytes) -> int | None:
-    """Return how many bytes are missing of the one request that these bytes begin with its head.
+def is_of_one_request(data: bytes) -> bool:
+    """Whether these bytes begin one request, with its head, and hold nothing after its body.
 
-    None if they hold no whole head, or more than one request. Most requests arrive whole: they need
-    no buffer, and the parser reads head and body in one call.
+    Most requests arrive so. They need no buffer, and the parser reads head and body in one call.
     """
     size = data.find(b"\n\r\n") + 3
     head = data[:size].lower()
     if size < 3 or len(data) > SLICE_BYTES or b"\n\n" in head or head.count(b"\n") > HEAD_LINES:
-        return None
+        return False
     if b"upgrade" in head or b"transfer-encoding" in head:
-        return None
+        return False
     length = _LENGTH.search(head)
-    missing = size + (int(length[1]) if length else 0) - len(data)
-    return missing if missing >= 0 else None
+    return len(data) <= size + (int(length[1]) if length else 0)
 
 
 def read_body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
