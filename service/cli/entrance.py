@@ -7,7 +7,6 @@ requests a client may send ahead. A client that offers an upgrade loses its body
 
 import asyncio
 import re
-from functools import partial
 from typing import Any
 
 import httptools
@@ -170,10 +169,7 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._active = cycle
-        if self._turns.begin():
-            super()._start_asgi_task(cycle, app)
-        else:
-            self._turns.wait(partial(super()._start_asgi_task, cycle, app))
+        self._turns.take(super()._start_asgi_task, cycle, app)
 
     def _is_answering(self) -> bool:
         return bool(self.pipeline or self._unparsed) or not (

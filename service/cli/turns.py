@@ -15,22 +15,19 @@ class Turns:
     """The requests that wait to start. Those of one connection start one after the other."""
 
     def __init__(self) -> None:
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._waiting: deque[tuple[Callable[..., None], tuple[object, ...]]] = deque()
         self._starts = 0  # In this round.
         self._has_next = False
 
-    def begin(self) -> bool:
-        """Whether a request may start now: not if enough have started in this round."""
+    def take(self, start: Callable[..., None], *args: object) -> None:
+        """Call `start(*args)` now, or in a later round if enough have started in this one."""
+        if self._waiting or self._starts >= STARTS_MAX:
+            self._waiting.append((start, args))
+        else:
+            self._starts += 1
+            start(*args)
         if not self._has_next:
             self._plan()
-        if self._waiting or self._starts >= STARTS_MAX:
-            return False
-        self._starts += 1
-        return True
-
-    def wait(self, start: Callable[[], None]) -> None:
-        """Call `start` in a later round, after those that wait already."""
-        self._waiting.append(start)
 
     def _plan(self) -> None:
         self._has_next = True
@@ -40,6 +37,7 @@ class Turns:
         self._has_next = False
         self._starts = min(len(self._waiting), STARTS_MAX)
         for _ in range(self._starts):
-            self._waiting.popleft()()
+            start, args = self._waiting.popleft()
+            start(*args)
         if self._starts:
             self._plan()
