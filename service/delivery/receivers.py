@@ -37,7 +37,7 @@ class Receiver:
     @property
     def slow_until(self) -> int:
         """Until when nothing leaves."""
-        return max(self.until, self.above.slow_until if self.above else 0)
+        return self.until if self.above is None else max(self.until, self.above.until)
 
 
 class Receivers:

@@ -8,6 +8,7 @@ import itertools
 
 from msgspec import Struct, field
 
+from service.delivery.attempt import Recipient
 from service.delivery.lanes import Lane
 from service.delivery.window import Window
 
@@ -43,11 +44,12 @@ class Share(Struct, eq=False):
         """True if the receiver has as many attempts under way as its window allows."""
         return self.window is not None and self.held >= self.window.size
 
-    def first(self) -> "Share | None":
-        """Return the waiting part that needs the fewest slots."""
-        while self.queue and self.queue[0][3].entry is not self.queue[0]:
-            heapq.heappop(self.queue)
-        return self.queue[0][3] if self.queue else None
+    def first(self) -> _Entry | None:
+        """Return the entry of the waiting part that needs the fewest slots."""
+        queue = self.queue
+        while queue and queue[0][3].entry is not queue[0]:
+            heapq.heappop(queue)
+        return queue[0] if queue else None
 
 
 class Slots:
@@ -58,6 +60,8 @@ class Slots:
         self._root = Share("")
         self._reserve = count // FAILING_SHARE
         self._taken: dict[str, Share] = {}  # By delivery.
+        self._known: dict[str, tuple[Recipient, Share]] = {}  # By subscriber, while it is used.
+        self._waiting = 0  # Lanes. While there are none, no share has a place in a queue.
         self._turn = itertools.count()
 
     @property
@@ -104,26 +108,29 @@ class Slots:
         """Queue the lane until enough slots are free for it, its receiver and its tenant."""
         if lane.waiting:
             share = self._share_of(lane)
+            self._waiting += share.lane is None
             share.lane = lane
             self._place(share)
 
     def next_waiting(self) -> Lane | None:
         """Take the next lane with enough free slots; those that hold the fewest come first."""
+        if not self._waiting:
+            return None
         share = self._root
-        while below := share.first():
-            assert below.entry is not None
-            if share is self._root and not self._is_enough(below.entry[0]):
+        while entry := share.first():
+            if share is self._root and not self._is_enough(entry[0]):
                 return None
-            share = below
+            share = entry[3]
         lane = share.lane
         if lane is not None:
             share.lane = None
             self._place(share)
+            self._waiting -= 1
             self._drop_unused(share)
         return lane
 
     def _is_enough(self, needed: int) -> bool:
-        return self.count - self.in_use > needed
+        return self.count - self._root.held > needed
 
     def _reserve_for(self, lane: Lane | None) -> int:
         return self._reserve if lane is not None and lane.failing_since is not None else 0
@@ -131,6 +138,14 @@ class Slots:
     def _share_of(self, lane: Lane) -> Share:
         recipient = lane.recipient
         assert recipient is not None
+        known = self._known.get(lane.subscriber_id)
+        if known is not None and known[0] is recipient:
+            return known[1]
+        share = self._find_share(lane, recipient)
+        self._known[lane.subscriber_id] = recipient, share
+        return share
+
+    def _find_share(self, lane: Lane, recipient: Recipient) -> Share:
         subscriber, origin = recipient.subscriber, recipient.target.origin
         tenant = self._root.share(subscriber.tenant, TENANT_WEIGHT)
         key = f"notify {origin}" if subscriber.is_notify else origin
@@ -144,21 +159,21 @@ class Slots:
         while each is not None:
             each.held += change
             each = each.parent
-        self._place(share)
+        if self._waiting:
+            self._place(share)
 
     def _place(self, share: Share) -> None:
         """Move the share and those above it to where they now belong in their queues."""
         while (parent := share.parent) is not None:
-            below = share.first()
-            needed = None
+            held, entry, needed = share.held, share.entry, None
             if share.lane is not None:
-                needed = share.held + self._reserve_for(share.lane)
-            elif below is not None and below.entry is not None and not share.is_full:
-                needed = max(share.held // share.weight, below.entry[0])
+                needed = held + self._reserve_for(share.lane)
+            elif share.queue and (first := share.first()) and not share.is_full:
+                needed = max(held // share.weight, first[0])
             if needed is None:
                 share.entry = None
-            elif share.entry is None or share.entry[:2] != (needed, share.held):
-                share.entry = (needed, share.held, next(self._turn), share)
+            elif entry is None or entry[0] != needed or entry[1] != held:
+                share.entry = (needed, held, next(self._turn), share)
                 heapq.heappush(parent.queue, share.entry)
                 if len(parent.queue) > 2 * len(parent.shares) + 64:
                     parent.queue = [e for e in parent.queue if e[3].entry is e]
@@ -170,4 +185,5 @@ class Slots:
         while (parent := share.parent) and not (share.held or share.shares or share.lane):
             share.entry = None
             del parent.shares[share.key]
+            self._known.pop(share.key, None)  # Nothing, unless it is a lane's.
             share = parent
