@@ -61,7 +61,10 @@ class Slots:
         self._reserve = count // FAILING_SHARE
         self._taken: dict[str, Share] = {}  # By delivery.
         self._known: dict[str, tuple[Recipient, Share]] = {}  # By subscriber, while it is used.
-        self._waiting = 0  # Lanes. While there are none, no share has a place in a queue.
+        self._waiting = 0  # Lanes.
+        # Of lanes, and each once: only `next_waiting` needs to know the places of shares, and most
+        # lanes take a slot, wait and free one again in between.
+        self._moved: dict[Share, None] = {}
         self._turn = itertools.count()
 
     @property
@@ -110,12 +113,13 @@ class Slots:
             share = self._share_of(lane)
             self._waiting += share.lane is None
             share.lane = lane
-            self._place(share)
+            self._moved[share] = None
 
     def next_waiting(self) -> Lane | None:
         """Take the next lane with enough free slots; those that hold the fewest come first."""
-        if not self._waiting:
-            return None
+        for share in self._moved:  # Who came first has the first turn.
+            self._place(share)
+        self._moved.clear()
         share = self._root
         while entry := share.first():
             if share is self._root and not self._is_enough(entry[0]):
@@ -124,7 +128,7 @@ class Slots:
         lane = share.lane
         if lane is not None:
             share.lane = None
-            self._place(share)
+            self._moved[share] = None
             self._waiting -= 1
             self._drop_unused(share)
         return lane
@@ -159,8 +163,8 @@ class Slots:
         while each is not None:
             each.held += change
             each = each.parent
-        if self._waiting:
-            self._place(share)
+        if self._waiting:  # Else no share has a place, or it is among those that moved.
+            self._moved[share] = None
 
     def _place(self, share: Share) -> None:
         """Move the share and those above it to where they now belong in their queues."""
