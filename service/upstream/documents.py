@@ -134,7 +134,7 @@ def _has_key(object_: JsonObject) -> bool:
 
 def _own_ids(object_: JsonObject) -> tuple[str, ...]:
     """Return the ids that an object gives itself; `id` only where no key says "task"."""
-    texts = [_id(value) for value in _values((object_,), _ID_KEYS)]
+    texts = [_id(object_[key]) for key in _ID_KEYS if key in object_]
     ids = tuple(dict.fromkeys(text for text in texts if text))
     # Beside `data`, the id of an envelope may be that of the request.
     own = None if ids or isinstance(object_.get("data"), dict) else _id(object_.get("id"))
