@@ -93,8 +93,9 @@ async def _record_with_health(
     if old is None or old.status == "disabled":
         return old
     changes = changes_of(old, result, tx.now)
-    if parse_target(old.url).origin != attempted.target.origin:
-        changes.pop("slow_until", None)  # Another URL than the present one asked for that.
+    if old.url != attempted.subscriber.url:  # The present URL has not failed, and is not gone.
+        is_same_origin = parse_target(old.url).origin == attempted.target.origin
+        changes = {name: changes[name] for name in {"slow_until"} & {*changes} if is_same_origin}
     new = await subscribers.update(tx, old, **changes)
     if new.status == "disabled":
         tx.after_commit(context.inbox.reload, new.id)

@@ -22,6 +22,7 @@ READY_BYTES_MAX = 8 * 1024 * 1024  # All their bodies together.
 BODIES_BYTES_MAX = 64 * 1024 * 1024  # In all lanes; above it a lane reads one at a time.
 REFILL_BELOW = READY_MAX // 4
 RETRY_EVERY = 4  # While both kinds wait, every fourth attempt that starts is a retry.
+ASKED_EVERY = 2  # And every second one is what a person asked for, while that waits.
 LATE_MS = 50.0  # A timer that is late by less than this does not slow the rate down.
 
 
@@ -234,7 +235,7 @@ class Lane(Struct, eq=False):
             return None
         if self.in_flight >= self.cap or self.blocked_until(now) is not None:
             return None
-        backlog = self._choose_backlog()
+        backlog = self._choose_backlog(now)
         if backlog is None:
             return None
         self.turn += 1
@@ -272,23 +273,22 @@ class Lane(Struct, eq=False):
             self.recorded_while_loading.add(due.id)
 
     def _backlog_of(self, due: DueDelivery) -> Backlog:
-        if due.trigger == "manual" and not due.ordered:
-            return (
-                self.manual_retries
-            )  # With an order it waits its turn, as the events before it do.
+        if due.trigger == "manual" and not due.ordered:  # With an order, it waits its turn.
+            return self.manual_retries
         return self.retries if due.attempt_count else self.first_attempts
 
-    def _choose_backlog(self) -> Backlog | None:
-        if self.manual_retries.deliveries:
+    def _choose_backlog(self, now: int) -> Backlog | None:
+        in_flight = self.retries.in_flight + self.manual_retries.in_flight
+        has_slot = in_flight < max(1, self.cap - max(1, self.cap // 4))
+        first = self.first_attempts if self.first_attempts.deliveries else None
+        if self.rests_until > now:  # It holds all but what a person asked for.
+            return self.manual_retries if self.manual_retries.deliveries and has_slot else None
+        if has_slot and self.manual_retries.deliveries and not (first and self.turn % ASKED_EVERY):
             return self.manual_retries
-        has_first = bool(self.first_attempts.deliveries)
-        if not self.retries.deliveries:
-            return self.first_attempts if has_first else None
         is_retry_turn = self.turn % RETRY_EVERY == RETRY_EVERY - 1
-        has_slot = self.retries.in_flight < max(1, self.cap - max(1, self.cap // 4))
-        if has_slot and (is_retry_turn or not has_first):
+        if has_slot and self.retries.deliveries and (is_retry_turn or not first):
             return self.retries
-        return self.first_attempts if has_first else None
+        return first
 
 
 async def load(context: Context, receivers: Receivers, lane: Lane) -> bool:

@@ -30,7 +30,9 @@ def lane_of(receiver: Receiver | None = None, **fields: Any) -> Lane:
     return lane
 
 
-def due(number: int, attempt_count: int = 0, body: bytes = b"{}") -> DueDelivery:
+def due(
+    number: int, attempt_count: int = 0, body: bytes = b"{}", trigger: str = "scheduled"
+) -> DueDelivery:
     return DueDelivery(
         manual_count=0,
         planned_at=None,
@@ -41,7 +43,7 @@ def due(number: int, attempt_count: int = 0, body: bytes = b"{}") -> DueDelivery
         event_type="ping",
         generation_id=None,
         attempt_count=attempt_count,
-        trigger="scheduled",
+        trigger=trigger,
         ordered=False,
         body=body,
     )
@@ -63,6 +65,38 @@ def test_retries_leave_slots_for_first_attempts() -> None:
     lane.hold(due(101))
     lane.hold(due(102))
     assert popped(lane) == ["dlv_100", "dlv_101"]
+
+
+def test_what_a_person_asked_for_leaves_slots_for_first_attempts() -> None:
+    lane = lane_of(max_in_flight=8)
+    for number in range(10):
+        lane.hold(due(number, attempt_count=1))
+        lane.hold(due(number + 20, attempt_count=1, trigger="manual"))
+    assert popped(lane) == [f"dlv_{number + 20}" for number in range(6)]
+    for number in range(3):
+        lane.hold(due(number + 100))
+    assert popped(lane) == ["dlv_100", "dlv_101"]
+
+
+def test_every_second_is_one_that_a_person_asked_for_where_first_attempts_wait() -> None:
+    lane = lane_of(max_in_flight=1)
+    for number in range(3):
+        lane.hold(due(number))
+        lane.hold(due(number + 10, attempt_count=1, trigger="manual"))
+    order = []
+    while (one := lane.pop_next(START)) is not None:
+        order.append(one.trigger)
+        lane.release(one)
+    assert order == ["manual", "scheduled"] * 3
+
+
+def test_a_rest_lets_only_what_a_person_asked_for_leave() -> None:
+    lane = lane_of()
+    lane.slow_until = START + 1
+    lane.hold(due(1))
+    lane.hold(due(2, attempt_count=1, trigger="manual"))
+    assert popped(lane) == ["dlv_2"]
+    assert popped(lane, START + 1) == ["dlv_1"]
 
 
 def test_every_fourth_is_a_retry_where_both_wait() -> None:

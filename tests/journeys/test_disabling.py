@@ -54,6 +54,26 @@ async def test_a_receiver_that_is_gone_is_disabled_at_once_and_the_others_hear_o
         assert len(await deliveries(world, subscriber_id=gone["id"])) == 1
 
 
+@pytest.mark.parametrize("path", ["/other", "/inbox/new"])
+async def test_what_an_earlier_url_answers_late_does_not_disable_the_present_one(
+    tmp_path: Path, path: str
+) -> None:
+    async with opened(tmp_path) as world:
+        moved, gate = await world.subscribe(URL, **ONE), Gate(410)
+        queue_answers(world, gate, url=URL)
+        async with attach_worker(world):
+            await world.generate()
+            await gate.wait_for(1)
+            body = {"url": f"http://127.0.0.1:7{path}"}
+            answer = await world.client.patch(f"/v1/subscribers/{moved['id']}", json=body)
+            assert answer.status_code == 200
+            gate.is_open.set()
+        assert await standing(world, moved) == ("active", None)
+        await world.generate()
+        await world.run()
+        assert len(world.subscribers.webhooks_to(body["url"])) == 1
+
+
 async def test_five_days_of_nothing_but_failure_disable(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0, DAY, DAY, DAY, DAY])

@@ -60,13 +60,19 @@ async def test_a_file_of_another_program_is_refused_and_stays_as_it_is(tmp_path:
         assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == [("songs",)]
 
 
-async def test_a_file_that_was_deleted_meanwhile_is_a_schema_problem(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    async with opened(path) as database:
+@pytest.mark.parametrize("is_replaced", [False, True])
+async def test_a_file_that_was_deleted_or_replaced_meanwhile_is_a_schema_problem(
+    tmp_path: Path, *, is_replaced: bool
+) -> None:
+    path, other = tmp_path / "a.db", tmp_path / "b.db"
+    async with opened(path) as database, opened(other) as backup:
         await database.migrate()
+        await backup.migrate()
         assert await database.schema_problem() is None
         path.unlink()
-        assert "was deleted" in str(await database.schema_problem())
+        if is_replaced:
+            other.rename(path)
+        assert "was deleted or replaced" in str(await database.schema_problem())
 
 
 async def test_a_second_migrate_changes_nothing(tmp_path: Path) -> None:

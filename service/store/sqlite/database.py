@@ -117,8 +117,17 @@ class Database:
             raise StorageError(f"cannot migrate {self.path}: {error.__cause__}") from error
 
     async def schema_problem(self) -> str | None:
-        """Return what is wrong with the version of the schema, or None."""
+        """Return what is wrong with the file or the version of its schema, or None."""
+        if not self._is_at_path():  # Commits still succeed, and are lost with the process.
+            return f"the file {self.path} was deleted or replaced: stop, and restore a backup"
         return await self._readers.read(schema.problem)
+
+    def _is_at_path(self) -> bool:
+        """Return whether the path still leads to the file that was opened."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self.descriptor))  # noqa: PTH116
+        except OSError:
+            return False
 
     async def write_problem(self) -> str | None:
         """Return why commits fail, or None. It tries one if there was none for a while."""
@@ -214,11 +223,7 @@ class Database:
         opened. The lock on the file is this object's own and stays. A file that is no longer at its
         path is left alone: to go on with another one would hide the loss.
         """
-        try:
-            is_same = os.path.samestat(os.stat(self.path), os.fstat(self.descriptor))  # noqa: PTH116
-        except OSError:
-            is_same = False
-        if not is_same:
+        if not self._is_at_path():
             return
         self._is_lost = False
         async with self._readers.kept_closed():

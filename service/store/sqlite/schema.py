@@ -26,10 +26,7 @@ def version(connection: sqlite3.Connection) -> int:
 
 
 def problem(connection: sqlite3.Connection) -> str | None:
-    """Return what is wrong with the file or the version of its schema, or None."""
-    path = connection.execute("PRAGMA database_list").fetchone()[2]
-    if not Path(path).exists():  # Commits still succeed, and are lost with the process.
-        return f"the database file {path} was deleted: stop, and restore a backup"
+    """Return what is wrong with the version of the schema, or None."""
     current, needed = version(connection), latest()
     if current == needed:
         return None
