@@ -95,7 +95,8 @@ def test_a_rest_lets_only_what_a_person_asked_for_leave() -> None:
     lane.slow_until = START + 1
     lane.hold(due(1))
     lane.hold(due(2, attempt_count=1, trigger="manual"))
-    assert popped(lane) == ["dlv_2"]
+    lane.hold(due(3, attempt_count=1, trigger="manual"))
+    assert popped(lane) == ["dlv_2", "dlv_3"]
     assert popped(lane, START + 1) == ["dlv_1"]
 
 

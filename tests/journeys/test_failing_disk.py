@@ -29,6 +29,7 @@ async def stalled_disk(world: Harness, monkeypatch: pytest.MonkeyPatch) -> Async
     try:
         with monkeypatch.context() as patched:
             patched.setattr(write_queue, "WAIT_SECONDS", 0)
+            database._queue.end_waits()  # Its timer was set for a longer wait.
             yield
             while not database._queue._committing:
                 await world.get("/v1/events")

@@ -19,10 +19,11 @@ async def test_a_test_is_one_of_the_attempts_that_a_subscriber_allows(tmp_path: 
     async with opened(tmp_path) as world, attach_worker(world) as dispatcher:
         subscriber = await world.subscribe(**ONE, max_in_flight=1)
         delivery, ping = Gate(), Gate()
-        queue_answers(world, delivery, ping)
+        queue_answers(world, delivery)
         await world.generate()
         await delivery.wait_for(1)
         assert await status_of_test(world, subscriber) == 429
+        queue_answers(world, ping)
         delivery.is_open.set()
         await dispatcher.settle()
         testing = asyncio.create_task(status_of_test(world, subscriber))
