@@ -21,9 +21,9 @@ class Reason(TypedDict):
 
 
 class File(TypedDict):
-    """A file of a result."""
+    """A file of a result; without a URL, it is inside of `output.raw`."""
 
-    url: str
+    url: str | None
 
 
 class Output(TypedDict):

@@ -58,7 +58,10 @@ def generation(view: Mapping[str, Any]) -> list[str]:
     shown["error"] = error and f"{error['message']} ({error['code']})"
     shown |= {name: view[name] for name in ("created_at", "completed_at")}
     files = (view["output"] or {}).get("files", [])
-    return [*fields(shown), *(f"  {plain(file['url'])}" for file in files)]
+    return [
+        *fields(shown),
+        *(f"  {plain(file['url'] or 'inside of output.raw: see --json')}" for file in files),
+    ]
 
 
 def entry(view: Mapping[str, Any], start_at: str) -> str:
