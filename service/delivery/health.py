@@ -95,7 +95,8 @@ async def _record_with_health(
     changes = changes_of(old, result, tx.now)
     if old.url != attempted.subscriber.url:  # The present URL has not failed, and is not gone.
         is_same_origin = parse_target(old.url).origin == attempted.target.origin
-        changes = {name: changes[name] for name in {"slow_until"} & {*changes} if is_same_origin}
+        has_rest = is_same_origin and "slow_until" in changes
+        changes = {"slow_until": changes["slow_until"]} if has_rest else {}
     new = await subscribers.update(tx, old, **changes)
     if new.status == "disabled":
         tx.after_commit(context.inbox.reload, new.id)

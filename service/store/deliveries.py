@@ -125,8 +125,10 @@ async def fetch_due(
     `limit` deliveries or at FETCH_BYTES of bodies; more may then be due now. If the subscriber is
     `ordered`, deliveries that wait for an earlier event of their generation are left out.
     """
-    name = "deliveries_due_ordered" if ordered else "deliveries_due"
-    name = "deliveries_asked" if retries is None else name
+    if retries is None:
+        name = "deliveries_asked"
+    else:
+        name = "deliveries_due_ordered" if ordered else "deliveries_due"
     values = {"subscriber_id": subscriber_id, "retries": retries, "now": tx.now}
     due: list[DueDelivery] = []
     size = 0

@@ -1,10 +1,13 @@
 """Rests that receivers ask for: whose they are, what a restart makes of them, what ends them."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from service.delivery.dispatch import Dispatcher
 from service.delivery.target import Answer
 from tests.faults import rows
 from tests.harness import Harness, opened
@@ -19,6 +22,17 @@ HOUR = 3_600
 
 def throttle(world: Harness, status: int, url: str) -> None:
     queue_answers(world, Answer(status, (("retry-after", str(HOUR)),), b""), url=url)
+
+
+@asynccontextmanager
+async def throttled(world: Harness) -> AsyncIterator[tuple[dict[str, Any], Dispatcher]]:
+    """Attach the worker after the receiver at HERE has asked for a rest; yield its subscriber."""
+    subscriber = await world.subscribe(HERE, **ONE)
+    throttle(world, 429, HERE)
+    async with attach_worker(world) as dispatcher:
+        await world.generate()
+        await dispatcher.settle()
+        yield subscriber, dispatcher
 
 
 async def patch(world: Harness, subscriber: dict[str, Any], **changes: Any) -> None:
@@ -130,29 +144,20 @@ async def test_what_throttles_a_notify_url_rests_those_of_its_origin(
 async def test_a_change_of_a_subscriber_does_not_end_the_rest_of_its_origin(
     tmp_path: Path,
 ) -> None:
-    async with opened(tmp_path) as world:
-        asked = await world.subscribe(HERE, **ONE)
-        throttle(world, 429, HERE)
-        async with attach_worker(world) as dispatcher:
-            await world.generate()
-            await dispatcher.settle()
-            beside = await world.subscribe(BESIDE, **ONE)
-            for subscriber in (beside, asked):
-                await patch(world, subscriber, description="changed")
-            await world.generate()
-            await dispatcher.settle()
-            assert counts(world, HERE, BESIDE) == [1, 0]
+    async with opened(tmp_path) as world, throttled(world) as (asked, dispatcher):
+        beside = await world.subscribe(BESIDE, **ONE)
+        for subscriber in (beside, asked):
+            await patch(world, subscriber, description="changed")
+        await world.generate()
+        await dispatcher.settle()
+        assert counts(world, HERE, BESIDE) == [1, 0]
 
 
 async def test_a_person_who_enables_a_subscriber_ends_the_rest_of_its_origin(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path) as world:
-        asked = await world.subscribe(HERE, **ONE)
-        throttle(world, 429, HERE)
-        async with attach_worker(world) as dispatcher:
-            await world.generate()
-            await dispatcher.settle()
+        async with throttled(world) as (asked, dispatcher):
             await world.subscribe(BESIDE, **ONE)
             await world.generate()
             await dispatcher.settle()
