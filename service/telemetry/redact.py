@@ -4,7 +4,7 @@ import base64
 import html
 import re
 import urllib.parse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
@@ -30,6 +30,7 @@ _NO_CHARACTER = re.compile(r"&#(?:[0-9]{8,}+|[xX][0-9A-Fa-f]{8,}+);?")
 _WORD = re.compile(r"[^\s\"'<>{}\[\],]+")
 PIECE_CHARACTERS = 8  # Where a text was cut, so many characters of a secret are one.
 UNESCAPES_MAX = 4  # So often escapes are undone that stand within escapes.
+HEADERS_REMEMBERED = 256
 _BASE64_CHARACTERS_MIN = 12  # A shorter piece of base64 may be anything.
 # In lower case, every match contains one of these. `in` is much cheaper than the pattern.
 _HINTS = ("ghk_", "aio_", "whs", "callbacks", "bearer")
@@ -54,6 +55,8 @@ class Redactor:
         self._any_form = re.compile("|".join(map(re.escape, self._forms)))
         self._base_url = public_url or ""
         self._harmless_length = min([CALLBACK_CHARACTERS_MIN, *map(len, forms)])
+        # Most headers of most callbacks are the same.
+        self._cut_value = lru_cache(HEADERS_REMEMBERED)(self._cut_value)  # type: ignore[method-assign]
 
     def text(self, text: str) -> str:
         """Return a text without the secrets, API keys, signing secrets and callback tokens."""
@@ -67,15 +70,21 @@ class Redactor:
 
     def header(self, name: str, value: str) -> str:
         """The value of a header without secrets; nothing of it if its name says that it is one."""
-        return REDACTED if _names_secret(name.encode()) else self.text(value)
+        return REDACTED if _HIDDEN_HEADER.search(name.encode()) else self.text(value)
 
     def headers(self, lines: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """The lines of headers without secrets, as `header` cuts them."""
-        cut = [(n, b"[redacted]" if _names_secret(n) else v) for n, v in lines]
-        text = b"\n".join([value for _, value in cut]).decode("latin-1")
-        if self.text(text) == text:  # As nearly always. One look costs less than ten.
-            return cut
-        return [(n, self.text(v.decode("latin-1")).encode("latin-1")) for n, v in cut]
+        return [(name, self._cut_value(name, value)) for name, value in lines]
+
+    def _cut_value(self, name: bytes, value: bytes) -> bytes:
+        if _HIDDEN_HEADER.search(name):
+            return REDACTED.encode()
+        return self.text(value.decode("latin-1")).encode("latin-1")
+
+    def texts(self, texts: Sequence[str]) -> Sequence[str]:
+        """The texts without secrets. Nearly always none has one: one look costs less than ten."""
+        whole = "\n".join(texts)
+        return texts if self.text(whole) == whole else [self.text(text) for text in texts]
 
     def excerpt(self, text: str, characters: int) -> str:
         """The beginning of a text, which may have been cut within a secret, without secrets."""
@@ -173,11 +182,6 @@ def _forms(secret: str) -> Iterator[str]:
         piece = encoded[-(-before * 8 // 6) : -1]
         if len(piece) >= _BASE64_CHARACTERS_MIN:
             yield from (piece, piece.replace("+", "-").replace("/", "_"))
-
-
-@lru_cache(maxsize=1_024)
-def _names_secret(header: bytes) -> bool:
-    return _HIDDEN_HEADER.search(header) is not None
 
 
 def _is_hidden(key: str, child: Any) -> bool:

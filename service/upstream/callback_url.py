@@ -18,7 +18,7 @@ TOKEN_LENGTH_MAX = 512
 _NONCE_BYTES = 16
 
 # Generation id, nonce, second of expiry, and a SHA-256 in 43 characters of URL-safe base64.
-_TOKEN = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([0-9]{1,12})\.[A-Za-z0-9_-]{43}")
+_TOKEN = re.compile(r"(([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([0-9]{1,12}))\.([A-Za-z0-9_-]{43})")
 # Only four of the last character's six bits belong to the hash, and itsdangerous ignores the other
 # two. Requiring them to be zero leaves one spelling for each token.
 _LAST_CHARACTERS = frozenset("AEIMQUYcgkosw048")
@@ -98,9 +98,10 @@ class CallbackTokens:
         match = _TOKEN.fullmatch(token) if len(token) <= TOKEN_LENGTH_MAX else None
         if match is None:
             return "malformed"
-        if token[-1] not in _LAST_CHARACTERS or not self._signer.validate(token):
+        signed, generation_id, nonce, seconds, signature = match.groups()
+        is_ours = self._signer.verify_signature(signed, signature)
+        if token[-1] not in _LAST_CHARACTERS or not is_ours:
             return "forged"
-        generation_id, nonce, seconds = match.groups()
         return Claim(generation_id, nonce, int(seconds) * clock.SECOND)
 
 
