@@ -8,19 +8,21 @@ SLICE_BYTES = 64 * 1024  # So much is parsed of a connection in one round of the
 _LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*\r\n")
 
 
-def is_of_one_request(data: bytes) -> bool:
-    """Whether these bytes begin one request, with its head, and hold nothing after its body.
+def measure_one_request(data: bytes) -> int | None:
+    """Return the length of the body if these bytes begin one request, and hold nothing after it.
 
-    Most requests arrive so. They need no buffer, and the parser reads head and body in one call.
+    None if the head is not complete, or may be more than the parser can be trusted with. Most
+    requests arrive whole: they need no buffer, and the parser reads head and body in one call.
     """
     size = data.find(b"\n\r\n") + 3
     head = data[:size].lower()
     if size < 3 or len(data) > SLICE_BYTES or b"\n\n" in head or head.count(b"\n") > HEAD_LINES:
-        return False
+        return None
     if b"upgrade" in head or b"transfer-encoding" in head:
-        return False
-    length = _LENGTH.search(head)
-    return len(data) <= size + (int(length[1]) if length else 0)
+        return None
+    match = _LENGTH.search(head)
+    length = int(match[1]) if match else 0
+    return length if len(data) <= size + length else None
 
 
 def read_body_length(headers: list[tuple[bytes, bytes]]) -> int | None:
