@@ -44,7 +44,7 @@ async def test_every_name_of_a_file_leads_to_the_same_lock(
     link(path, other_name)
     # By a hard link SQLite itself refuses to open it twice in one process.
     database = Database(str(other_name))
-    database.descriptor = os.open(other_name, os.O_RDONLY)
+    database.file.descriptor = os.open(other_name, os.O_RDONLY)
     second = FileLock(database)
     assert not second.acquire()
     assert (first.is_held, second.is_held) == (True, False)
