@@ -396,16 +396,6 @@ def status_without(redirections: str, line: str) -> int:
     return subprocess.run(shell, check=False).returncode  # noqa: S603  our own code
 
 
-@pytest.mark.parametrize("more", ["", " --json"])
-def test_no_key_is_created_where_nobody_would_see_it(
-    migrated: Path, more: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert status_without(">&-", f"keys create --name x --scopes read{more}") == 1
-    assert run("keys list") == 0
-    assert capsys.readouterr().out == "There are none.\n"
-    assert migrated.exists()
-
-
 # A service elsewhere
 
 
