@@ -64,7 +64,7 @@ def test_the_doctor_names_every_wrong_setting(
         ("GENHOOK_PUBLIC_URL", "http://127.0.0.1:8000", "public url", "warn"),
         ("GENHOOK_PUBLIC_URL", "https://genhook.example", "public url", "ok"),
         ("GENHOOK_UPSTREAM_API_KEY", "", "upstream", "fail"),
-        ("GENHOOK_UPSTREAM_API_KEY", "aio_x", "upstream", "ok"),
+        ("GENHOOK_UPSTREAM_API_KEY", "aio_xxxx", "upstream", "ok"),
         ("GENHOOK_UPSTREAM_APIKEY", "aio_x", "settings", "warn"),
         ("GENHOOK_DATABASE_URL", "sqlite:////nowhere/genhook.db", "disk", "fail"),
     ],
