@@ -274,11 +274,15 @@ def test_a_command_that_creates_nothing_says_that_there_is_no_database(
 
 
 @pytest.mark.parametrize("line", ["migrate", "tick", "keys create --name x --scopes read"])
-def test_a_command_that_creates_something_creates_the_database_too(
-    line: str, database: Path
+def test_a_command_that_creates_something_creates_the_database_too_and_says_so(
+    line: str, database: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(line) == 0
     assert database.exists()
+    created = [text for text in capsys.readouterr().err.splitlines() if str(database) in text]
+    assert [json.loads(text)["event"] for text in created] == ["database.created"]
+    assert run(line) == 0
+    assert "database.created" not in capsys.readouterr().err
 
 
 def status_with(key: str) -> int:
