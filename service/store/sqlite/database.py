@@ -83,6 +83,8 @@ class Database:
             self.file.close()
             raise
         self.file.watch()
+        if self.file.is_new:
+            _log.warning("database.created", path=self.path)
         self._readers, self._is_lost = Readers(self.file), False
         self._stream = asyncio.create_task(self._commit_stream(), name="commit-stream")
 

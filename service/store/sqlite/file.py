@@ -13,9 +13,6 @@ import sys
 from pathlib import Path
 
 from service.model.errors import StorageError
-from service.telemetry import log
-
-_log = log.get()
 
 CHECK_SECONDS = 0.25  # As often as a checkpoint runs, before which the file is looked at as well.
 _MAGIC = b"SQLite format 3\0"
@@ -39,6 +36,7 @@ class File:
         # For locks on the file. It is closed after every connection: closing any descriptor of a
         # file drops the locks that SQLite holds on it for this process (POSIX).
         self.descriptor = -1
+        self.is_new = False
         self.damage: str | None = None  # The first that SQLite has met.
         self._identities: dict[str, tuple[int, int] | None] = {}
         self._bytes_seen = 0
@@ -48,13 +46,11 @@ class File:
     def open(self) -> None:
         """Open the file, which is created if there is none. StorageError if that fails."""
         try:
-            is_new = not Path(self.path).exists()
+            self.is_new = not Path(self.path).exists()
             # Only the owner may read it. SQLite gives the files beside it the same mode.
             self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise StorageError(f"cannot open {self.path}: {error.strerror}") from error
-        if is_new:
-            _log.warning("database.created", path=self.path)
         # SQLite names the log after the name it was given. Two processes that use two names would
         # write two logs, and destroy the database (https://sqlite.org/howtocorrupt.html, 2.4).
         names = os.fstat(self.descriptor).st_nlink
