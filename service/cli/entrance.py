@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.api.asgi import NOSNIFF, request_id_of
 from service.api.problem import PROBLEM_TYPE, Problem
-from service.cli.heads import HEAD_LINES, SLICE_BYTES, measure_one_request, read_body_length
+from service.cli.heads import LINES_MAX, SLICE_BYTES, measure_one_request, read_body_length
 from service.cli.readers import Reader
 from service.cli.turns import Turns
 from service.model.clock import now_ms
@@ -31,7 +31,7 @@ REFUSALS_LOGGED_PER_SECOND = 1
 
 _EMPTY_LINE = re.compile(rb"\n\r?\n")  # Ends a head, and a chunked body.
 _OFFER = re.compile(rb"(?i)(?<=\n)upgrade[ \t]*:[^\n]*\n")
-_LIMITS = f"A head may have {HEAD_BYTES} bytes and {HEAD_LINES} lines."
+_LIMITS = f"A head may have {HEAD_BYTES} bytes and {LINES_MAX - 2} headers."
 _PROBLEMS = {
     400: Problem(400, "bad_request", "The request is not valid HTTP/1.1."),
     408: Problem(408, "request_timeout", "The request was not complete in time."),
@@ -139,8 +139,10 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is complete; its body follows, which may be empty."""
         self._framing_bytes, self._unwanted_bytes, self._last_bytes = 0, 0, b""
-        known = self._measured
-        self._body_left = read_body_length(self.headers) if known is None else known
+        self._body_left = self._measured
+        if self._body_left is None:
+            version = self.parser.get_http_version()
+            self._body_left = read_body_length(self.headers, version)
         super().on_headers_complete()  # It raises an error if the target is not valid.
         self._awaited = "body"
 
@@ -247,7 +249,7 @@ class Protocol(HttpToolsProtocol):
         self._unparsed.clear()
         end = _EMPTY_LINE.search(self._head, searched_from)
         size = len(self._head) if end is None else end.end()
-        if size > HEAD_BYTES or self._head.count(b"\n", 0, size) > HEAD_LINES:
+        if size > HEAD_BYTES or self._head.count(b"\n", 0, size) > LINES_MAX:
             self._refuse(431)
             return b""
         if end is None:
