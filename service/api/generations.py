@@ -23,6 +23,7 @@ from service.api.checks import MODEL_ID, MODEL_ID_RULE, check_url, depth_errors,
 from service.api.problem import FieldError, Problem, not_found, refuse_fields
 from service.api.waiting import wait_for_end, wait_for_submission
 from service.generations import submit
+from service.generations.send import Submission
 from service.model.attempt import Attempt
 from service.model.clock import parse_rfc3339, rfc3339
 from service.model.generation import OPEN, TERMINAL, Generation, NewGeneration
@@ -74,7 +75,7 @@ async def create(call: Call) -> Answer:
 
 
 async def _answer_submission(
-    call: Call, generation: Generation, submission: asyncio.Task[submit.Submission] | None
+    call: Call, generation: Generation, submission: asyncio.Task[Submission] | None
 ) -> Answer:
     if submission is None or _prefers_async(call):
         return answer(generation.view(), 202)

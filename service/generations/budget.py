@@ -1,6 +1,5 @@
-"""How often upstream may be asked: the rate, the pause after a 429, the shares and the places."""
+"""How often upstream may be asked: the rate, and the pause after a 429."""
 
-from collections import Counter
 from collections.abc import Mapping
 
 from service.context import Context
@@ -73,51 +72,6 @@ class Budget:
     def is_unused(self) -> bool:
         """Whether at least half of the tokens are left: nobody waits for one."""
         return self.tokens >= max(1.0, self.capacity / 2)
-
-
-class Places:
-    """Places for requests under way: a bound on all, and half of it for each owner of a kind.
-
-    An owner is a tenant, or a route of upstream that may hang.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.owner_max = size // 2
-        self.taken = 0
-        self._by_owner = Counter[str]()
-
-    @property
-    def free(self) -> int:
-        """How many places are free."""
-        return self.size - self.taken
-
-    def take(self, *owners: str) -> bool:
-        """Take a place for these owners; False if there is none for them."""
-        if self.free <= 0 or any(self._by_owner[owner] >= self.owner_max for owner in owners):
-            return False
-        self.taken += 1
-        self._by_owner.update(owners)
-        return True
-
-    def give_back(self, *owners: str) -> None:
-        """Give a place back that was taken for these owners."""
-        self.taken -= 1
-        self._by_owner.subtract(owners)
-        self._by_owner += Counter()  # Forgets those without a place.
-
-    def full(self, prefix: str) -> list[str]:
-        """Return the owners, without their prefix, that get no further place."""
-        return [
-            owner.removeprefix(prefix)
-            for owner, count in self._by_owner.items()
-            if owner.startswith(prefix) and count >= self.owner_max
-        ]
-
-
-def tenant_owner(tenant: str) -> str:
-    """Return the name of a tenant as an owner of places."""
-    return f"tenant {tenant}"
 
 
 def status_path(models: Mapping[str, Model], generation: Generation) -> str:

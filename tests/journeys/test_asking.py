@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.generations import ingest, poll
+from service.generations import ingest
 from service.store import generations
 from tests.faults import DelayedAnswer, crash, rows, status_of
 from tests.harness import Harness, opened, success_report
@@ -449,18 +449,3 @@ async def test_refreshes_spend_the_budget_and_only_a_share_of_it(tmp_path: Path)
         before = len(world.upstream.polls)
         await asyncio.gather(*(world.client.post(path.format(id_)) for id_ in ids))
         assert len(world.upstream.polls) - before <= 10
-
-
-async def test_a_route_that_hangs_takes_at_most_half_of_the_places(tmp_path: Path) -> None:
-    async with opened(tmp_path, poll_rate_per_second=100.0) as world:
-        poller = world.app.worker.poller
-        hanging = DelayedAnswer(httpx.Response(500))
-        for _ in range(40):
-            await world.generate(POLLED)
-        world.upstream.poll_replies.extend([hanging.reply] * 40)
-        world.clock.advance(3)
-        for _ in range(3):
-            await poller.run_due(world.clock.now)
-        assert len(poller.in_flight) == poll.IN_FLIGHT_MAX // 2
-        hanging.release()
-        await poller.settle()

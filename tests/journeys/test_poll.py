@@ -448,8 +448,8 @@ async def test_a_poll_that_becomes_due_during_the_read_is_not_missed(
 ) -> None:
     list_polls = generations.list_polls
 
-    async def list_slowly(tx: Transaction, choice: generations.Choice) -> Any:
-        due = await list_polls(tx, choice)
+    async def list_slowly(tx: Transaction, choice: generations.Choice, after: str) -> Any:
+        due = await list_polls(tx, choice, after)
         world.clock.advance(5)  # Time passes during the read.
         return due
 
