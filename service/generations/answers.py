@@ -37,9 +37,8 @@ class Answers:
         await generations.record_exchanges(tx, exchanges)
         judge.share_outcomes(batch, by_id)
         await hints.use_hints(tx, self.context, batch, by_id)
-        if throttled := [r.answer for r in replies if r.exchange.outcome == "throttled"]:
-            wait_ms = max(budget.wait_ms(self.context, answer, tx.now) for answer in throttled)
-            await generations.put_pause(tx, tx.now + wait_ms)
+        if pause_ms := max(reply.pause_ms for reply in replies):
+            await generations.put_pause(tx, tx.now + pause_ms)
         await batch.write()
         if any(generation.submit_at is not None for generation in batch.generations.values()):
             tx.after_commit(self.context.signals.submit.set)  # A hint may have held it.

@@ -28,6 +28,7 @@ class Budget:
         self.updated_at = 0
         self.paused_until = 0
         self.probe_at = 0
+        self._throttled_id: str | None = None  # The generation whose body alone spoke of too many.
 
     def available(self, now: int) -> int:
         """Return how many polls may be made at `now`."""
@@ -49,6 +50,22 @@ class Budget:
         """Allow no poll before `until`, and no probe before `probe_at`: upstream answered 429."""
         self.paused_until = max(self.paused_until, until)
         self.probe_at = max(self.probe_at, probe_at)
+
+    def concerns_all(self, generation_id: str, answer: wire.Answer) -> bool:
+        """Whether an answer says that upstream receives too many requests of everybody's.
+
+        Its HTTP status says so. The code of a body may be about its task alone: it takes two
+        different ones, and no answer to another in between.
+        """
+        other_id = self._throttled_id
+        if not is_throttled(answer):
+            if isinstance(answer, wire.Report) and generation_id != other_id:
+                self._throttled_id = None
+            return False
+        assert isinstance(answer, wire.NoReport)
+        if answer.of_body:
+            self._throttled_id = generation_id
+        return not answer.of_body or other_id not in (None, generation_id)
 
     def note(self, until: int, now: int, max_ms: int) -> bool:
         """Keep to a stored pause; return whether it was news. No true one is over `max_ms`."""
@@ -97,6 +114,12 @@ def is_throttled(answer: wire.Answer) -> bool:
     if isinstance(answer, wire.Report):
         return False
     return answer.outcome == "throttled" or (answer.outcome, answer.status) == ("put_off", 429)
+
+
+def pause_ms(context: Context, shared: Budget, generation_id: str, answer: wire.Answer) -> int:
+    """Return for how long everything has to rest on account of an answer."""
+    is_general = shared.concerns_all(generation_id, answer)
+    return wait_ms(context, answer, context.clock()) if is_general else 0
 
 
 def wait_ms(context: Context, answer: wire.Answer, now: int) -> int:

@@ -86,6 +86,7 @@ class Reply(msgspec.Struct, frozen=True):
     update: Update | None
     exchange: generations.Exchange
     task_id: str | None  # The task that the poll was about; None for a submission.
+    pause_ms: int = 0  # For how long everything has to rest on account of it.
 
 
 async def ask(

@@ -217,9 +217,9 @@ class Poller:
             context, generation.id, context.client.poll(path, task_id), task_id
         )
         reply = await judge.judge(context, self.sightings, generation, reply)
-        if reply.exchange.outcome == "throttled":
-            now = context.clock()
-            self.budget.pause(now + budget.wait_ms(context, reply.answer, now))
+        if pause_ms := budget.pause_ms(context, self.budget, generation.id, reply.answer):
+            self.budget.pause(context.clock() + pause_ms)
+            reply = msgspec.structs.replace(reply, pause_ms=pause_ms)
         await context.database.write_batched(self.answers.record, reply)
         ingest.announce_exchange(metrics.polls, reply.exchange)
         if isinstance(reply.answer, wire.Report) and not reply.answer.recognised:

@@ -21,10 +21,12 @@ Submission = tuple[Generation, int | None]
 
 
 async def send(
-    context: Context, generation: Generation, path: str, body: dict[str, Any]
+    context: Context, shared: budget.Budget, generation: Generation, path: str, body: dict[str, Any]
 ) -> Submission:
     """Send a generation that is stored as `sending`, and record upstream's answer."""
     reply = await ingest.ask(context, generation.id, context.client.create(path, body), None)
+    pause_ms = budget.pause_ms(context, shared, generation.id, reply.answer)
+    reply = replace(reply, pause_ms=pause_ms)
     try:
         after = await context.database.write_always(_record, context, reply)
     except StorageError:
@@ -57,8 +59,8 @@ async def _record(tx: Transaction, context: Context, reply: Reply) -> Generation
         batch.ingest(id_, reply.update)
     batch.change(id_, submit_count=count)
     after = _change_submission(context, batch, id_, reply.answer, was_open=was_open)
-    if budget.is_throttled(reply.answer):
-        await generations.put_pause(tx, tx.now + budget.wait_ms(context, reply.answer, tx.now))
+    if reply.pause_ms:
+        await generations.put_pause(tx, tx.now + reply.pause_ms)
     await batch.write()
     if await generations.confirmations_of(tx, [id_]):  # It waited for this answer.
         due_at = generations.confirm_at(tx.now, after.last_poll_at)
@@ -91,7 +93,7 @@ def _change_submission(
         return batch.change(id_, **ingest.submission_changes(generation, "refused"))
     is_spent = answer.repeats_max is not None and generation.submit_count > answer.repeats_max
     if was_open and answer.outcome == "put_off" and not is_spent:
-        wait_ms = budget.asked_pause_ms(context, answer.retry_after, now)
+        wait_ms = budget.wait_ms(context, answer, now)
         due_at = schedule.next_submission(generation.submit_count, now, wait_ms, context.jitter())
         return batch.change(id_, **ingest.submission_changes(generation, "waiting", due_at))
     return batch.change(id_, **ingest.submission_changes(generation, "lost"))

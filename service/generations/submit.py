@@ -149,7 +149,7 @@ class Submitter:
             self.stuck.put(generation.id, self.context.clock(), error)
             await self.context.database.write_always(_put_back, self.context, [generation.id])
             return generation, None
-        return await send(self.context, generation, *request)
+        return await send(self.context, self.budget, generation, *request)
 
     def _end_submission(self, generation: Generation, task: asyncio.Task[Submission]) -> None:
         self.repeated.discard(task)

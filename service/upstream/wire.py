@@ -59,6 +59,7 @@ class NoReport(msgspec.Struct, frozen=True):
     # declined a question, which may be about the task.
     code: str | None = None
     repeats_max: int | None = None  # Of a submission that is put off; None: until the deadline.
+    of_body: bool = False  # Whether a body alone says that it is throttled.
 
 
 Answer = Report | NoReport
@@ -148,6 +149,7 @@ def _no_task(
         _retry_after(headers),
         own_code or default_code,
         UNKNOWN_REPEATS_MAX if is_unknown else None,
+        of_body=code == 429,
     )
 
 
@@ -244,7 +246,8 @@ def _no_report(
     if status in {404, 410}:
         return NoReport("absent", message=message or _text_of(status, headers, body, default))
     if status == 429:
-        return NoReport("throttled", retry_after=_retry_after(headers))
+        retry_after, of_body = _retry_after(headers), document is not None
+        return NoReport("throttled", retry_after=retry_after, of_body=of_body)
     message = message or _text_of(status, headers, body, default)
     is_declined = document is not None and not document.task_ids and _may_decline(status)
     code = str(status) if is_declined else None

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from service.generations.places import Places
@@ -97,7 +97,14 @@ async def longest_wait(theirs: int, hints: int, models: list[str], hanging: str)
             return max(asked.first_at.get(t, 10**15) - began_at for t in "bc") / 1_000
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=10,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # To shrink an example takes minutes.
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@example(theirs=300, hints=0, models=[USUAL], hanging="a")
+@example(theirs=300, hints=200, models=[USUAL, SONG], hanging="")
 @given(
     theirs=st.integers(0, 500),
     hints=st.integers(0, 300),
