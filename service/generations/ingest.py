@@ -203,8 +203,13 @@ class Batch:
 def read_end(arrival: callbacks.Arrival) -> wire.Report | None:
     """Read the body of a callback, and note whether it reports an end."""
     report = wire.read_callback(arrival.body)
-    arrival.reports_end = report is not None and report.state != "processing"
+    arrival.reports_end = reports_end(report)
     return report
+
+
+def reports_end(report: wire.Report | None) -> bool:
+    """Whether a callback says that its task ended, though it may prove nothing, or name no file."""
+    return report is not None and (report.state != "processing" or report.possible is not None)
 
 
 async def store_hints(

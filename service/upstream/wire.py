@@ -14,7 +14,6 @@ from msgspec.structs import replace
 from service.upstream import documents, lenient, results, vocabulary
 
 _SUCCESS = range(200, 300)
-
 # 303 is not among them: it is also how a server shows what it has made.
 _REDIRECTS = frozenset({301, 302, 307, 308})
 # How often a submission is sent again that was declined with a code that nobody knows.
@@ -246,8 +245,7 @@ def _no_report(
     if status in {404, 410}:
         return NoReport("absent", message=message or _text_of(status, headers, body, default))
     if status == 429:
-        retry_after, of_body = _retry_after(headers), document is not None
-        return NoReport("throttled", retry_after=retry_after, of_body=of_body)
+        return NoReport("throttled", retry_after=_retry_after(headers), of_body=bool(document))
     message = message or _text_of(status, headers, body, default)
     is_declined = document is not None and not document.task_ids and _may_decline(status)
     code = str(status) if is_declined else None

@@ -118,6 +118,32 @@ async def test_after_the_lag_the_questions_of_a_callback_end(tmp_path: Path) -> 
         assert asked == [0, 1, 3, 7, 15, 30, 60]
 
 
+ENDED: list[dict[str, Any]] = [
+    success_report("task1"),
+    {"code": 200, "data": {"task_id": "task1", "status": "completed"}},  # Without a file.
+    {"code": 200, "data": {"task_id": "task1", "status": "failed"}},
+]
+
+
+@pytest.mark.parametrize("body", ENDED)
+async def test_a_callback_after_the_deadline_is_asked_about_until_its_route_follows(
+    tmp_path: Path, body: dict[str, Any]
+) -> None:
+    async with opened(tmp_path, deadline_seconds=25) as world:
+        generation = await world.generate()
+        await world.run(25)
+        assert await status_of(world, generation["id"]) == "timed_out"
+        await world.run(5)
+        world.upstream.polls.clear()
+        await world.call_back(body)
+        asked: list[int] = []
+        for second in range(100):
+            before = len(world.upstream.polls)
+            await world.run(1 if second else 0)
+            asked += [second] * (len(world.upstream.polls) - before)
+        assert asked == [0, 1, 3, 7, 15, 30, 60]
+
+
 async def test_the_same_callback_again_asks_again(tmp_path: Path) -> None:
     async with opened(tmp_path, safety_poll_seconds=1_000) as world:
         generation = await world.generate()
