@@ -206,7 +206,7 @@ async def delay_confirmation(tx: Transaction, generation_id: str, due_at: int) -
 async def holders_of_tasks(
     tx: Transaction, task_ids: Collection[str], generation_id: str, limit: int = SHARED_MAX
 ) -> list[Row]:
-    """Return id, model, input and `is_own` of the other generations that have one of the tasks."""
+    """Return the other generations that have one of the tasks, and how they came to it."""
     values = {"task_ids": json_text(list(task_ids)), "id": generation_id, "limit": limit}
     return await tx.all("generations_of_tasks", **values)
 
