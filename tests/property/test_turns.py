@@ -14,7 +14,7 @@ from service.upstream import wire
 from tests.harness import Harness, opened
 
 RATE = 10.0
-TURN_SECONDS = 1.0  # For a turn of the tenants here, with half of the tokens for confirmations.
+TURN_SECONDS = 0.5  # For a turn of two tenants, with half of the tokens for each kind of question.
 USUAL, SONG = "ideogram-v3-turbo", "chirp-v4-5"  # Models with routes of their own.
 COPY = """
 INSERT INTO generations (id, tenant, model, status, route, task_id, submitted_at, deadline_at,
@@ -27,7 +27,7 @@ COPY_BODY = """
 INSERT INTO generation_bodies (generation_id, input, metadata)
 SELECT :id, input, metadata FROM generation_bodies LIMIT 1
 """
-COPY_HINT = "INSERT INTO confirmations (generation_id, due_at) VALUES (:id, :at)"
+COPY_HINT = "INSERT INTO confirmations (generation_id, due_at) VALUES (:id, :now)"
 
 
 class Asked:
@@ -39,10 +39,9 @@ class Asked:
         self.count = Counter[str]()
         self._forever = asyncio.Event()
         self._ids = 0
-        world.app.context.client.poll = self.poll  # type: ignore[method-assign]
+        world.app.context.client.poll = self.poll  # type: ignore[assignment,method-assign]
 
-    async def poll(self, path: str, task_id: str | None = None) -> wire.Answer:
-        assert task_id is not None, path
+    async def poll(self, _path: str, task_id: str, *_more: object) -> wire.Answer:
         tenant = task_id.split("_")[2]
         self.first_at.setdefault(tenant, self.world.clock.now)
         self.count[tenant] += 1
@@ -50,13 +49,16 @@ class Asked:
             await self._forever.wait()
         return wire.Report("processing", task_id, (task_id,), word="running")
 
-    async def add(self, tenant: str, model: str, count: int, *, hints: bool = False) -> None:
-        """Store open generations whose question is due."""
-        at, new = self.world.clock.now, []
+    async def add(
+        self, tenant: str, model: str, count: int, *, hints: bool = False, polls: bool = True
+    ) -> None:
+        """Store open generations whose poll is due, or a confirmation, or both."""
+        now, new = self.world.clock.now, []
         for _ in range(count):
             self._ids += 1
             id_ = f"gen_{self._ids:032x}_{tenant}"
-            new.append({"id": id_, "tenant": tenant, "model": model, "at": at})
+            at = now if polls else None
+            new.append({"id": id_, "tenant": tenant, "model": model, "at": at, "now": now})
         statements = [COPY, COPY_BODY, *([COPY_HINT] if hints else [])]
         await self.world.app.database.apply(
             lambda c: [c.executemany(statement, new) for statement in statements]
@@ -80,7 +82,7 @@ class Asked:
 
 
 async def longest_wait(theirs: int, hints: int, models: list[str], hanging: str) -> float:
-    """Return after how many seconds both of two other tenants were first asked about."""
+    """Return after how many seconds two other tenants' poll and confirmation came."""
     with tempfile.TemporaryDirectory() as folder:
         async with opened(Path(folder), poll_rate_per_second=RATE, public_url=None) as world:
             await world.generate()
@@ -90,8 +92,8 @@ async def longest_wait(theirs: int, hints: int, models: list[str], hanging: str)
             await asked.add("a", models[-1], hints, hints=True)
             await asked.run(3)
             began_at = world.clock.now
-            for tenant in "bc":
-                await asked.add(tenant, models[0], 2)
+            await asked.add("b", models[0], 2)
+            await asked.add("c", models[0], 2, hints=True, polls=False)
             await asked.run(2)
             await asked.end()
             return max(asked.first_at.get(t, 10**15) - began_at for t in "bc") / 1_000
@@ -144,3 +146,15 @@ async def test_tenants_are_asked_about_alike_whoever_has_more(tmp_path: Path, ra
         await asked.run(12)
         most, least = max(asked.count.values()), min(asked.count[tenant] for tenant in "abc")
         assert most - least <= 1, asked.count
+
+
+async def test_what_is_due_as_confirmation_and_poll_hides_no_other_poll(tmp_path: Path) -> None:
+    async with opened(tmp_path, poll_rate_per_second=RATE, public_url=None) as world:
+        await world.generate()
+        asked = Asked(world, "")
+        world.clock.advance(60)
+        await asked.add("a", USUAL, 100, hints=True)
+        await asked.run(3)
+        await asked.add("b", USUAL, 1)
+        await asked.run(TURN_SECONDS)
+        assert asked.count["b"]
