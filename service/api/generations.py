@@ -215,12 +215,16 @@ def _attempt(row: Row) -> dict[str, Any]:
     return _entry(attempt.started_at, "attempt", attempt.id, summary, **detail)
 
 
+async def _get_with_pause(tx: Transaction, call: Call) -> tuple[Generation, int]:
+    return await _get(tx, call), await generations.get_pause(tx)
+
+
 async def refresh(call: Call) -> Answer:
     """POST /v1/generations/{id}/refresh: ask upstream now, at most once a second."""
-    generation = await call.database.read(_get, call)
+    generation, paused_until = await call.database.read(_get_with_pause, call)
     if generation.status in ("succeeded", "failed"):
         return answer(generation.view())
-    task = call.parts.poller.refresh(generation, call.context.clock())
+    task = call.parts.poller.refresh(generation, paused_until, call.context.clock())
     if task is not None:  # Without a poll, the answer is what is stored.
         await asyncio.shield(task)
     generation = await call.database.read(_get, call)

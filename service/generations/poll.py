@@ -15,7 +15,7 @@ from service.generations.places import RoutePlaces, full_questions
 from service.generations.refreshes import Refreshes
 from service.generations.sightings import Sightings
 from service.generations.stuck import LOOK_AGAIN_MS, Stuck
-from service.model.clock import SECOND
+from service.model.clock import MINUTE, SECOND
 from service.model.errors import StorageError
 from service.model.generation import Generation
 from service.store import generations
@@ -56,7 +56,7 @@ class Poller:
         self.stuck = Stuck()
         self.places = RoutePlaces(IN_FLIGHT_MAX)
         self.in_flight: dict[str, asyncio.Task[None]] = {}
-        self._has_waiting = False
+        self._unused_until = 0  # Until then nobody waits for a token, as far as is known.
         self._hints_first = True
         self._turns = Turns()
         self.sightings = Sightings()
@@ -72,7 +72,7 @@ class Poller:
         room = self.places.all.free
         free = min(self.budget.available(now) or self.budget.may_probe(now), room)
         if free <= 0:
-            self._has_waiting = True  # As far as is known.
+            self._unused_until = 0
             return 0, self._next_token_at(now) if room > 0 else None
         apart, full = full_questions(self.places, self.context.catalogue)
         choice = generations.Choice(
@@ -91,7 +91,7 @@ class Poller:
             return 0, self._next_token_at(now)
         chosen = self._shared(due, polls, free)
         started = self._start_due(chosen, free, {generation.id for generation in due})
-        self._has_waiting = started == free
+        self._unused_until = 0 if started == free else now + MINUTE
         if started == free:
             return started, self._next_token_at(now)
         if started < len(chosen):
@@ -136,9 +136,12 @@ class Poller:
         """Time out generations past their deadline; return the next deadline."""
         return await deadlines.expire_due(self.context, self.stuck, now)
 
-    def refresh(self, generation: Generation, now: int) -> asyncio.Task[None] | None:
+    def refresh(
+        self, generation: Generation, paused_until: int, now: int
+    ) -> asyncio.Task[None] | None:
         """Poll a generation for a client, or return its poll that is under way.
 
+        `paused_until` is the stored pause, which another process may have been asked for.
         None: it was polled within the last second, or its tenant has no share or place for it now.
         """
         id_, refreshes = generation.id, self.refreshes
@@ -148,8 +151,9 @@ class Poller:
         last_poll_at = refreshes.last_at(id_, now) or generation.last_poll_at
         if last_poll_at is not None and now - last_poll_at < SECOND:
             return None
+        self.budget.note(paused_until, now, budget.pause_max_ms(self.context))
         has_share = refreshes.has_share(generation.tenant, now)
-        if self.budget.available(now) < 1 or not (has_share or self._has_unused):
+        if self.budget.available(now) < 1 or not (has_share or self._has_unused(now)):
             return None
         if not refreshes.places.take(generation.tenant):
             return None
@@ -162,10 +166,12 @@ class Poller:
         refreshes.note(id_, generation.tenant, now, has_share=has_share)
         return task
 
-    @property
-    def _has_unused(self) -> bool:
-        """Whether nobody waits for a token that is left, as far as the last look at the rows."""
-        return self.budget.is_unused and not self._has_waiting
+    def _has_unused(self, now: int) -> bool:
+        """Whether nobody waits for a token that is left, as far as the last look at the rows.
+
+        A process that does not look leaves the rate to the one that does.
+        """
+        return self.budget.is_unused and now < self._unused_until
 
     def _start(self, generation: Generation) -> asyncio.Task[None] | None:
         """Poll one generation now, unless its tenant or its route has no place."""

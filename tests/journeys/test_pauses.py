@@ -40,6 +40,19 @@ async def test_no_submission_leaves_in_the_pause_that_a_poll_was_asked_for(
         assert len(world.upstream.creates) == 6
 
 
+async def test_a_refresh_keeps_to_the_pause_that_another_process_was_asked_for(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        path = f"/v1/generations/{(await world.generate())['id']}/refresh"
+        await world.app.database.write(generations.put_pause, world.clock.now + 40_000)
+        await world.client.post(path)
+        assert world.upstream.polls == []
+        world.clock.advance(40)
+        await world.client.post(path)
+        assert world.upstream.polls == ["task1"]
+
+
 async def test_a_429_to_a_submission_pauses_every_request(tmp_path: Path) -> None:
     async with opened(tmp_path, public_url=None) as world:
         polled = await world.generate(POLLED)
@@ -85,6 +98,7 @@ def says_429(seconds: int) -> httpx.Response:
 async def test_a_task_whose_body_alone_says_429_pauses_only_itself(tmp_path: Path) -> None:
     async with opened(tmp_path, public_url=None) as world:
         ids = [(await world.generate(POLLED))["id"] for _ in range(2)]
+        await world.run()
         for _ in range(5):  # The first alone, as the other one was answered about in between.
             world.clock.advance(2)
             world.upstream.poll_replies.append(says_429(3_600))
@@ -99,6 +113,7 @@ async def test_a_task_whose_body_alone_says_429_pauses_only_itself(tmp_path: Pat
 async def test_two_tasks_whose_bodies_say_429_pause_everything(tmp_path: Path) -> None:
     async with opened(tmp_path, public_url=None) as world:
         ids = [(await world.generate(POLLED))["id"] for _ in range(3)]
+        await world.run()
         world.upstream.poll_replies.extend([says_429(40)] * 2)
         for id_ in ids:
             await world.client.post(f"/v1/generations/{id_}/refresh")

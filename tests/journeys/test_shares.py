@@ -128,6 +128,17 @@ async def test_a_route_that_hangs_for_models_nobody_knows_holds_up_no_other_rout
         await poller.settle()
 
 
+async def test_a_process_that_does_not_work_leaves_the_rate_to_the_one_that_does(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, poll_rate_per_second=10.0) as world:
+        paths = [f"/v1/generations/{(await world.generate())['id']}/refresh" for _ in range(60)]
+        for _ in range(10):
+            world.clock.advance(1)
+            await asyncio.gather(*map(world.client.post, paths))
+        assert 5 <= len(world.upstream.polls) <= 12  # A tenth of the rate, and two at first.
+
+
 async def test_with_a_token_at_a_time_refreshes_starve_no_poll(tmp_path: Path) -> None:
     async with opened(tmp_path, poll_rate_per_second=1.0) as world:
         neighbour = Neighbour(await client_of(world, "neighbour"))
