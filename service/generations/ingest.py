@@ -86,6 +86,7 @@ class Reply(msgspec.Struct, frozen=True):
     update: Update | None
     exchange: generations.Exchange
     task_id: str | None  # The task that the poll was about; None for a submission.
+    pause_ms: int = 0  # For how long everything has to rest on account of it.
 
 
 async def ask(
@@ -202,8 +203,13 @@ class Batch:
 def read_end(arrival: callbacks.Arrival) -> wire.Report | None:
     """Read the body of a callback, and note whether it reports an end."""
     report = wire.read_callback(arrival.body)
-    arrival.reports_end = report is not None and report.state != "processing"
+    arrival.reports_end = reports_end(report)
     return report
+
+
+def reports_end(report: wire.Report | None) -> bool:
+    """Whether a callback says that its task ended, though it may prove nothing, or name no file."""
+    return report is not None and (report.state != "processing" or report.possible is not None)
 
 
 async def store_hints(

@@ -1,6 +1,6 @@
 """Compares upstream's answer with the question, and decides what one answer does not prove."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from msgspec.structs import replace
@@ -19,7 +19,7 @@ from service.generations.sightings import (
 )
 from service.model.generation import Generation
 from service.store import generations
-from service.store.database import Transaction
+from service.store.database import Row, Transaction
 from service.store.rows import json_text
 from service.telemetry import log, metrics
 from service.upstream import wire
@@ -37,7 +37,7 @@ async def judge_submission(
 
     Two generations of equal model and input may share a task: some upstreams remove duplicates.
     Any other id that upstream gave before is another generation's. Upstream's own answer outranks
-    a callback: who has the task only by a callback loses it.
+    a callback and a learned name: who has the task only by these loses it.
     """
     answer = reply.answer
     if not isinstance(answer, wire.Report) or not answer.task_ids:
@@ -47,8 +47,7 @@ async def judge_submission(
     others = [h for h in holders if (h["model"], msgspec.json.decode(h["input"])) != equal]
     if not any(other["is_own"] for other in others):
         for other in others:
-            await generations.release_task(tx, other["id"])
-            tx.after_commit(_log_release, other["id"])
+            await _give_up(tx, other, answer.task_ids)
         return reply
     message = ingest.excerpt(context, f"{CONFLICT_MESSAGE}: {answer.task_ids[0]}.")
     _log.warning("submission.task_id_conflict", generation_id=generation.id)
@@ -66,6 +65,16 @@ def task_id_after(generation: Generation, answer: wire.Report) -> str | None:
     if generation.status in ("succeeded", "failed") or generation.task_id in answer.task_ids:
         return generation.task_id or answer.task_id
     return answer.task_id or generation.task_id
+
+
+async def _give_up(tx: Transaction, other: Row, task_ids: Sequence[str]) -> None:
+    """Take a task from a generation to which only a callback or a learned name gave it."""
+    if other["is_name"]:
+        for id_ in task_ids:
+            await generations.revoke_name(tx, id_)
+    else:
+        await generations.release_task(tx, other["id"])
+    tx.after_commit(_log_release, other["id"])
 
 
 def _log_release(generation_id: str) -> None:

@@ -14,7 +14,6 @@ from msgspec.structs import replace
 from service.upstream import documents, lenient, results, vocabulary
 
 _SUCCESS = range(200, 300)
-
 # 303 is not among them: it is also how a server shows what it has made.
 _REDIRECTS = frozenset({301, 302, 307, 308})
 # How often a submission is sent again that was declined with a code that nobody knows.
@@ -59,6 +58,7 @@ class NoReport(msgspec.Struct, frozen=True):
     # declined a question, which may be about the task.
     code: str | None = None
     repeats_max: int | None = None  # Of a submission that is put off; None: until the deadline.
+    of_body: bool = False  # Whether a body alone says that it is throttled.
 
 
 Answer = Report | NoReport
@@ -148,6 +148,7 @@ def _no_task(
         _retry_after(headers),
         own_code or default_code,
         UNKNOWN_REPEATS_MAX if is_unknown else None,
+        of_body=code == 429,
     )
 
 
@@ -244,7 +245,7 @@ def _no_report(
     if status in {404, 410}:
         return NoReport("absent", message=message or _text_of(status, headers, body, default))
     if status == 429:
-        return NoReport("throttled", retry_after=_retry_after(headers))
+        return NoReport("throttled", retry_after=_retry_after(headers), of_body=bool(document))
     message = message or _text_of(status, headers, body, default)
     is_declined = document is not None and not document.task_ids and _may_decline(status)
     code = str(status) if is_declined else None

@@ -10,6 +10,7 @@ import pytest
 from service.generations.sightings import Sightings
 from service.telemetry import metrics
 from service.upstream import catalogue
+from tests.faults import rows
 from tests.harness import SUBSCRIBER_URL, Harness, create_answer, opened, success_report
 
 PNG = "https://cdn.example/1.png"
@@ -346,13 +347,25 @@ async def test_a_learned_name_is_never_believed_in_a_callback(tmp_path: Path) ->
         assert (await shown(world, generation))["status"] == "processing"
 
 
-async def test_the_create_answer_with_a_learned_name_is_a_conflict(tmp_path: Path) -> None:
+async def test_a_learned_name_yields_to_the_create_answer_that_gives_it_to_another(
+    tmp_path: Path,
+) -> None:
     async with opened(tmp_path, public_url=None) as world:
-        await world.generate()
+        first = await world.generate()
         working = told("behind", status="IN_PROGRESS")
         await poll(world, working, working, working)
         second = await create(world, create_answer("behind"), input={"prompt": "another"})
-        assert (await shown(world, second))["error"]["code"] == "task_id_conflict"
+        done = {"task_id": "behind", "status": "SUCCESS", "output": [PNG]}
+        world.upstream.tasks |= {"task1": done, "behind": done}
+        await world.run(300)
+        assert (await shown(world, second))["status"] == "succeeded"
+        [name] = await rows(world, "SELECT is_revoked FROM task_names")
+        assert name["is_revoked"]
+        # Its own task is still asked about, and answers with the other's id prove nothing any more.
+        assert (await shown(world, first))["status"] == "processing"
+        world.upstream.tasks["task1"] = {"status": "SUCCESS", "output": [PNG]}
+        await world.run(300)
+        assert (await shown(world, first))["status"] == "succeeded"
 
 
 # Envelopes without a task
