@@ -37,10 +37,16 @@ class Request(msgspec.Struct):
         if self.content is None:
             return False
         if self._named is None:
-            content = self.content
-            decoded = lenient.decode(content) if isinstance(content, bytes) else None
-            self._named = frozenset(_names_in(decoded.value if decoded else content))
+            self._named = _read_names(self.content)
         return text in self._named or url in self._named
+
+
+def _read_names(content: Any) -> Named:
+    written = content if isinstance(content, bytes) else msgspec.json.encode(content)
+    if b"/" not in written:  # Neither a link nor a file in base64.
+        return frozenset()
+    decoded = lenient.decode(written)
+    return frozenset(_names_in(decoded.value)) if decoded else frozenset()
 
 
 def _names_in(value: Any) -> Iterator[str]:

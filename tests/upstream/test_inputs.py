@@ -69,7 +69,7 @@ def test_an_input_beside_no_word_or_an_unknown_one_is_no_possible_result() -> No
 
 
 def test_a_file_that_was_sent_in_base64_is_no_result() -> None:
-    content = "iVBORw0KGgoAAAANSUhEUg" + "A" * 80
+    content = "/9j/" + "A" * 80
     report = read_poll(
         {"task_id": "t", "status": "completed", "image": content}, {"image": content}
     )

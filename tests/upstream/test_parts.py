@@ -80,6 +80,12 @@ def test_a_body_without_an_id_or_data_ends_no_task(word: str) -> None:
             assert urls(report.possible) == [PNG]
 
 
+def test_a_link_beside_a_failure_that_names_no_task_is_no_result() -> None:
+    for word in ("failed", "error"):
+        report = read_callback({"status": word, "message": "see the url", "url": PNG})
+        assert (report.state, report.possible) == ("processing", None)
+
+
 def test_a_picture_in_data_without_an_id_or_a_word_is_only_a_possible_result() -> None:
     report = read_poll({"status": "success", "data": {"image": PNG, "eta": 30}})
     assert (report.state, report.files) == ("processing", ())
