@@ -96,10 +96,6 @@ def _task(root: JsonObject, asked_id: str | None) -> JsonObject:
     data = root.get("data")
     if isinstance(data, dict):
         return data if asked_id is None else _task_in_data(root, data, asked_id)
-    output = root.get("output")
-    if data is None and isinstance(output, dict) and not (ids_of(root) or status_word(root)):
-        # DashScope (dashscope-sdk-python, api_entities/dashscope_response.py).
-        return output if task_ids_of(output) and status_word(output) else root
     items = data if isinstance(data, list) else []
     if task := _item(items, asked_id):
         return task

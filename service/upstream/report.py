@@ -174,22 +174,25 @@ def _read_parts(
     states = [vocabulary.state_of(part.word) for part in contents.parts]
     words = {s: p.word for p, s in zip(contents.parts, states, strict=True) if p.word}
     is_feed = "response_data" in document.task
-    is_known = document.word is None or document.state is not None
+    is_partial = errors.is_partial(document.task)
     if "processing" in states:
         word = report.word or words["processing"]
         return replace(report, word=word, recognised=None not in states)
-    if "succeeded" not in states and None not in states:
-        return _as_failed(report, document, tuple(part.object_ for part in contents.parts))
     good = [p.object_ for p, s in zip(contents.parts, states, strict=True) if s != "failed"]
-    files = results.find(contents, "results", request) if len(good) == len(states) else ()
+    bad = [p.object_ for p, s in zip(contents.parts, states, strict=True) if s == "failed"]
+    bad_urls = {file.url for file in results.find_in_parts(bad, request)} if bad else ()
+    files = results.find(contents, "results", request)
+    files = tuple(file for file in files if file.url not in bad_urls)
     files = files or results.find_in_parts(good, request)
+    if not files and not good:
+        return _as_failed(report, document, tuple(bad))
     if None in states:
         report = replace(report, word=words.get(None) or report.word, recognised=False)
-    else:
-        report = replace(report, word=report.word or words["succeeded"], recognised=is_known)
+    is_known = document.state is not None or (document.word is None and not is_partial)
+    report = replace(report, word=report.word or words.get("succeeded"))
     success = replace(report, state="succeeded", files=files)
     if None in states or not is_known:
-        is_possible = bool(files) and not is_feed and not errors.is_partial(document.task)
+        is_possible = bool(files) and not is_feed and not is_partial
         return replace(report, possible=success) if is_possible else report
     if not files and not is_feed:
         success = _without_files(success, document, contents, request)

@@ -54,6 +54,21 @@ def test_a_part_that_failed_gives_no_file() -> None:
     assert (report.state, report.files) == ("failed", ())
 
 
+def test_a_part_that_failed_hides_no_file_outside_of_it() -> None:
+    checks = {"status": "failed", "url": PNG}
+    done = {"task_id": "t", "status": "completed", "url": OTHER, "info": checks}
+    report = read_poll({"data": done})
+    assert (report.state, urls(report)) == ("succeeded", [OTHER])
+
+
+def test_parts_that_are_done_beside_a_progress_and_no_word_prove_nothing() -> None:
+    report = read_poll({"data": {"task_id": "t", "progress": 40, "result": {"state": "done"}}})
+    assert (report.state, report.possible) == ("processing", None)
+    part = {"state": "completed", "url": PNG}
+    report = read_poll({"data": {"task_id": "t", "progress": 40, "result": part}})
+    assert (report.state, report.possible) == ("processing", None)
+
+
 @pytest.mark.parametrize("status", [200, "200", True, " "])
 def test_a_code_beside_a_result_is_no_word_of_a_part(status: Any) -> None:
     output = {"status": status, "url": PNG}
