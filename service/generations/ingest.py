@@ -270,10 +270,10 @@ async def _names_other_task(tx: Transaction, batch: Batch, proof: Proof) -> bool
 
     A signature covers the body and not the URL, so a body can be sent to another generation's URL.
     """
-    report = proof.report
-    if report is None or not (report.task_ids or report.names):
+    report, generation = proof.report, batch.generations[proof.arrival.generation_id]
+    ids = report.task_ids if report else ()
+    if report is None or (not report.names and ids in ((), (generation.task_id,))):
         return False
-    ids, generation = report.task_ids, batch.generations[proof.arrival.generation_id]
     if ids and generation.task_id is not None and generation.task_id not in ids:
         return True
     others = report.other_ids(generation.task_id)
@@ -287,8 +287,9 @@ def _apply(tx: Transaction, batch: Batch, proof: Proof) -> bool:
         return False
     generation = batch.generations[proof.arrival.generation_id]
     request = results.Request(generation.input)
-    if any(request.names(file.url, file.url) for file in report.files if file.url):
-        return False  # It gives back what was sent. What upstream answers is read without that.
+    for file in report.files:
+        if file.url and request.names(file.url, file.url):
+            return False  # It gives back what was sent. What upstream answers is read without that.
     if not report.recognised:
         word = excerpt(batch.context, report.word or "")
         tx.after_commit(log_unknown_word, word, generation.id)
