@@ -204,7 +204,9 @@ class Batch:
 def read_end(arrival: callbacks.Arrival) -> wire.Report | None:
     """Read the body of a callback, and note whether it reports an end."""
     report = wire.read_callback(arrival.body)
-    arrival.reports_end = report is not None and report.state != "processing"
+    arrival.reports_end = report is not None and (
+        report.state != "processing" or report.possible is not None
+    )
     return report
 
 
