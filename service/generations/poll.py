@@ -220,7 +220,7 @@ class Poller:
         encoded_id = quote(task_id, safe="")
         path = budget.status_path(context.catalogue, generation).format(task_id=encoded_id)
         reply = await ingest.ask(
-            context, generation.id, context.client.poll(path, task_id), task_id
+            context, generation.id, context.client.poll(path, task_id, generation.input), task_id
         )
         reply = await judge.judge(context, self.sightings, generation, reply)
         if pause_ms := budget.pause_ms(context, self.budget, generation.id, reply.answer):

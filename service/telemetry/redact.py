@@ -40,6 +40,7 @@ _HIDDEN_KEYS = """
     authorization accesstoken token password
 """
 _HIDDEN = frozenset(_HIDDEN_KEYS.split())
+_HIDDEN_NAME = re.compile(f'"(?:{"|".join(sorted(_HIDDEN))})":')
 _HIDDEN_HEADER = re.compile(
     rb"(?i:authorization|cookie|token|secret|password|(?:api|access|auth)[-_]?key)"
 )
@@ -101,11 +102,37 @@ class Redactor:
                 at = text.find(piece, at + 1)
         return text
 
-    def json(self, value: Any, depth: int = DEPTH_MAX) -> Any:
-        """Return a copy of decoded JSON without secrets, callback URLs and values of secret keys.
+    def json(self, value: Any) -> Any:
+        """Return decoded JSON without secrets, callback URLs and values of secret keys.
 
-        What only looks like an API key stays: prompts and names of files may.
+        What only looks like an API key stays: prompts and names of files may. Where nothing is to
+        be cut, it is the value itself.
         """
+        return value if self._is_clean(value) else self._cut(value, DEPTH_MAX)
+
+    def _is_clean(self, value: Any) -> bool:
+        """Whether one look at the text of an object finds nothing to cut, as nearly always.
+
+        Without a backslash, each text stands in it as it is.
+        """
+        if not isinstance(value, dict | list):
+            return False
+        try:
+            text = msgspec.json.encode(value).decode()
+        except (TypeError, ValueError, RecursionError):
+            return False
+        if "\\" in text or "callbacks" in text or "gen_" in text:
+            return False
+        for form in self._forms:
+            if form in text:
+                return False
+        if text.count("{") + text.count("[") > DEPTH_MAX:
+            return False
+        if _HIDDEN_NAME.search(text.replace("_", "").replace("-", "").lower()):
+            return False
+        return not (("%" in text or "&" in text) and self._hides_secret(text))
+
+    def _cut(self, value: Any, depth: int) -> Any:
         if isinstance(value, str):
             return self._string(value)
         if not isinstance(value, (dict, list)):  # Faster than a union.
@@ -113,9 +140,9 @@ class Redactor:
         if depth == 0:
             return REDACTED
         if isinstance(value, list):
-            return [self.json(item, depth - 1) for item in value]
+            return [self._cut(item, depth - 1) for item in value]
         return {
-            self._string(key): REDACTED if _is_hidden(key, child) else self.json(child, depth - 1)
+            self._string(key): REDACTED if _is_hidden(key, child) else self._cut(child, depth - 1)
             for key, child in value.items()
         }
 

@@ -234,7 +234,7 @@ def test_a_2xx_with_neither_task_nor_result_may_have_been_accepted(body: Any) ->
     [
         {"code": 200, "data": {"status": "COMPLETED", "output": {"video_url": MP4}}},
         {"code": 200, "data": {"status": "success", "video_url": MP4}},
-        {"status": "completed", "output": {"video_url": MP4}},
+        {"id": "n75_k3", "status": "completed", "output": {"video_url": MP4}},
         {"code": "200", "data": {"task_id": "n75_k3", "status": "SUCCESS", "videos": [MP4]}},
         {"data": {"status": "finished", "files": [{"file_url": MP4, "file_type": "video"}]}},
         {"data": {"status": "success", "imageUrls": [], "videoUrls": [MP4]}},
