@@ -31,7 +31,7 @@ async def send_test(
     if recipient is None:
         return None
     subscriber, lane = recipient.subscriber, Lane(subscriber.id)
-    receiver = dispatcher.receivers.find(subscriber.tenant, recipient.rests, turn)
+    receiver = dispatcher.receivers.find(subscriber, recipient.rests, turn)
     lane.set_recipient(recipient, receiver)
     lane.failing_since = subscriber.failing_since
     tests, slots = dispatcher.tests, dispatcher.slots
@@ -71,7 +71,7 @@ def _leave(dispatcher: Dispatcher, lane: Lane, test_id: str) -> None:
         del tests[id_]
     lane.in_flight -= 1
     lane.held_ids.discard(test_id)
-    dispatcher.pump_waiting()
+    dispatcher.pump_waiting(dispatcher.context.clock())
     if dispatcher.is_open:
         dispatcher.refill(id_)
 

@@ -1,11 +1,13 @@
 """The slots that all lanes share."""
 
+import gc
 import itertools
 from typing import Any
 
 from service.delivery.lanes import Lane
 from service.delivery.receivers import Receiver
 from service.delivery.slots import Slots
+from service.delivery.window import Window
 from tests.delivery.test_lanes import due, lane_of
 
 _number = itertools.count()
@@ -117,10 +119,11 @@ def test_tenants_that_hold_the_fewest_are_served_first() -> None:
 
 
 def test_notify_urls_of_one_receiver_share_its_window() -> None:
-    slots, receiver = Slots(100), Receiver()
+    window = Window(10)
+    slots, receiver = Slots(100), Receiver(window=window)
     same: dict[str, Any] = {"receiver": receiver, "is_notify": True, "tenant": "one"}
     lanes = [lane_with(slots, 0, url=f"http://same.test/?job={i}", **same) for i in range(20)]
-    size = receiver.window.size
+    size = window.size
     for lane in lanes[:size]:
         assert slots.are_free_for(lane)
         slots.take(lane, lane.subscriber_id)
@@ -140,4 +143,9 @@ def test_nothing_is_kept_of_lanes_that_hold_nothing() -> None:
     for lane in lanes:
         release(slots, lane)
     assert slots.next_waiting() is waiting
-    assert (slots.in_use, slots._root.shares) == (0, {})
+    assert slots.next_waiting() is None
+    assert (slots.in_use, slots.waiting, slots._taken) == (0, {}, {})
+    lanes.clear()
+    del lane, waiting
+    gc.collect()
+    assert len(slots._shares) == 0

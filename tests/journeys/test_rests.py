@@ -83,10 +83,13 @@ async def test_a_commit_of_another_process_rests_no_healthy_lane(tmp_path: Path)
         await worker._end_session()
 
 
-async def test_a_rest_stays_with_the_origin_that_asked_for_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("status", "beside"), [(503, 1), (429, 0)])
+async def test_a_rest_stays_with_the_origin_that_asked_for_it(
+    tmp_path: Path, status: int, beside: int
+) -> None:
     async with opened(tmp_path) as world:
         moved = await world.subscribe(HERE, **ONE)
-        throttle(world, 429, HERE)
+        throttle(world, status, HERE)
         await world.generate()
         await world.run()
         await world.subscribe(BESIDE, **ONE)
@@ -95,7 +98,7 @@ async def test_a_rest_stays_with_the_origin_that_asked_for_it(tmp_path: Path) ->
         for sent in (1, 2):
             await world.generate()
             await world.run(10 * sent)
-            assert counts(world, HERE, BESIDE, THERE) == [1, 0, sent]
+            assert counts(world, HERE, BESIDE, THERE) == [1, beside * sent, sent]
             assert counts(world, FURTHER) == [sent]
             await world.restart()
 
