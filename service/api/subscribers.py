@@ -247,7 +247,8 @@ async def test(call: Call) -> Answer:
         tested = await send_test(call.parts.dispatcher, subscriber)
     except SenderClosed as error:
         raise unavailable("The service stops.") from error
-    if tested is None:
-        raise Problem(429, "too_many_tests", TOO_MANY_TESTS, headers={"retry-after": "1"})
+    if isinstance(tested, int):
+        headers = {"retry-after": str(tested)}
+        raise Problem(429, "too_many_tests", TOO_MANY_TESTS, headers=headers)
     attempt, request = tested
     return answer({"attempt": attempt.view(), "request": request})

@@ -61,6 +61,8 @@ class Lane(Struct, eq=False):
     backlogs: tuple[Backlog, ...] = ()  # These three.
     waiting: int = 0  # Deliveries that are held until they may leave.
     held_ids: set[str] = field(default_factory=set)  # Waiting, in flight or being stored.
+    # Of an `ordered` subscriber: those of which a delivery is held, and no other is.
+    generation_ids: set[str] = field(default_factory=set)
     read_again: set[str] = field(default_factory=set)  # Held ones that may have been changed.
     in_flight: int = 0  # Attempts that are under way or being stored.
     turn: int = 0  # Attempts that have started.
@@ -89,11 +91,18 @@ class Lane(Struct, eq=False):
         else:
             self.window.set_limit(subscriber.max_in_flight)
         self._take_health(subscriber)
-        if subscriber.rate_per_second and recipient.last_attempt_at is not None:
-            next_at = recipient.last_attempt_at + SECOND / subscriber.rate_per_second
-            self.next_send_at = max(self.next_send_at, next_at)
+        self.continue_rate(recipient.last_attempt_at)
         if not self.is_open:
             self.drop_waiting()
+
+    def continue_rate(self, last_attempt_at: int | None) -> None:
+        """Keep to the rate after an attempt that is stored, of whichever process."""
+        assert self.recipient is not None
+        rate = self.recipient.subscriber.rate_per_second
+        if rate and last_attempt_at is not None:
+            next_at = last_attempt_at + SECOND / rate
+            if next_at > self.next_send_at + LATE_MS:  # Else it is an own one, which came late.
+                self.next_send_at = next_at
 
     def set_health(self, subscriber: Subscriber) -> None:
         """Take over what an attempt changed; after a successful probe the window starts anew."""
@@ -114,6 +123,7 @@ class Lane(Struct, eq=False):
         """Drop what has not left yet, and every read of rows under way."""
         for backlog in self.backlogs:
             self.held_ids.difference_update(due.id for due in backlog.deliveries)
+            self.generation_ids.difference_update(due.generation_id for due in backlog.deliveries)
             self.read_again &= self.held_ids
             self.bodies.held_bytes -= backlog.body_bytes
             backlog.deliveries.clear()
@@ -149,6 +159,8 @@ class Lane(Struct, eq=False):
         size = len(due.body)
         self.bodies.held_bytes += size
         self.held_ids.add(due.id)
+        if due.ordered and due.generation_id is not None:
+            self.generation_ids.add(due.generation_id)
         self.waiting += 1
         backlog.deliveries.append(due)
         backlog.body_bytes += size
@@ -275,6 +287,8 @@ class Lane(Struct, eq=False):
         self.in_flight -= 1
         self.held_ids.discard(due.id)
         self.bodies.held_bytes -= len(due.body)
+        if due.ordered:
+            self.generation_ids.discard(due.generation_id)
         if self.read_again:
             self.read_again.discard(due.id)
         if self.is_loading:

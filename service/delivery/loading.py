@@ -4,7 +4,7 @@ from service.context import Context
 from service.delivery.attempt import read_recipient
 from service.delivery.lanes import NEVER, Backlog, Lane
 from service.delivery.receivers import Receivers
-from service.store import deliveries
+from service.store import deliveries, stats
 
 
 async def load(context: Context, receivers: Receivers, lane: Lane) -> bool:
@@ -35,22 +35,29 @@ async def _refill(context: Context, lane: Lane, backlog: Backlog) -> None:
     if lane.recipient is None or not lane.room_in(backlog):
         return  # Changed meanwhile: it is read first, or when there is room again.
     backlog.next_due_at = NEVER
-    if backlog.is_manual and lane.recipient.subscriber.ordered:
+    subscriber = lane.recipient.subscriber
+    if backlog.is_manual and subscriber.ordered:
         return
     lane.recorded_while_loading.clear()  # The rows that are read now include what was stored.
     revision = lane.revision
     # One that waits may have been asked for since: it is read again, and takes the other's place.
     held_ids = frozenset[str]() if backlog.is_manual else frozenset(lane.held_ids)
+    if lane.generation_ids:
+        held_ids |= lane.generation_ids
     due, next_at = await context.database.read(
         deliveries.fetch_due,
-        lane.subscriber_id,
+        subscriber.id,
         lane.room_in(backlog),
         None if backlog.is_manual else backlog.is_retries,
-        lane.recipient.subscriber.ordered,
+        subscriber.ordered,
         held_ids,
     )
+    last_attempt_at: int | None = None
+    if subscriber.rate_per_second:  # Another process may have made a test, which takes a place.
+        last_attempt_at = await context.database.read(stats.last_attempt_at, subscriber.id)
     if lane.revision != revision:
         return  # What was read may have been canceled meanwhile; it is read again.
+    lane.continue_rate(last_attempt_at)
     if backlog.is_manual and due:
         lane.take_out({d.id for d in due})
         lane.read_again |= lane.held_ids & {d.id for d in due}
