@@ -2,10 +2,15 @@
 
 import gc
 import itertools
+import random  # noqa: TID251  a history is its seed
+from collections.abc import Collection
 from typing import Any
+
+import pytest
 
 from service.delivery.lanes import Lane
 from service.delivery.receivers import Receiver
+from service.delivery.shares import PUSHES, Share
 from service.delivery.slots import Slots
 from service.delivery.window import Window
 from tests.delivery.test_lanes import due, lane_of
@@ -149,3 +154,64 @@ def test_nothing_is_kept_of_lanes_that_hold_nothing() -> None:
     del lane, waiting
     gc.collect()
     assert len(slots._shares) == 0
+
+
+def test_a_lane_whose_turn_does_not_come_lets_no_queue_grow() -> None:
+    slots = Slots(12)
+    first, lane = lane_with(slots, 4, tenant="one"), lane_with(slots, 6, tenant="one")
+    slots.wait(first)
+    for _ in range(4 * PUSHES):
+        slots.wait(lane)
+        release(slots, lane)
+        assert slots.next_waiting() is None
+        slots.take(lane, f"{lane.subscriber_id} 0")
+        assert slots.next_waiting() is None
+    each = lane.share
+    while each is not None:
+        assert len(each.queue) <= PUSHES
+        each = each.parent
+
+
+def place(share: Share, waiting: Collection[Share]) -> tuple[int, int]:
+    """How many slots a share needs, and how many it holds: whoever has less comes first."""
+    if share in waiting:
+        return share.held, share.held
+    first = min(place(part, waiting) for part in parts(share, waiting))
+    return max(share.held // share.weight, first[0]), share.held
+
+
+def parts(share: Share, waiting: Collection[Share]) -> Collection[Share]:
+    """The parts of a share under which a lane waits."""
+    above: dict[Share, None] = dict.fromkeys(waiting)
+    for each in waiting:
+        while (each := each.parent or share) is not share:
+            above[each] = None
+    return [each for each in above if each.parent is share]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_whatever_happened_before_the_next_is_who_holds_the_fewest_at_each_level(
+    seed: int,
+) -> None:
+    slots, held, dice = Slots(24), list[tuple[Lane, str]](), random.Random(seed)
+    lanes = [
+        lane_of(id=f"sub_{i}", tenant=f"t{i % 3}", url=f"http://{i % 2}.test/") for i in range(12)
+    ]
+    for number in range(400):
+        lane, act = dice.choice(lanes), dice.choice(("wait", "take", "take", "release"))
+        if act == "wait":
+            slots.wait(lane)
+        elif act == "take" and slots.free:
+            held.append((lane, f"{number}"))
+            slots.take(*held[-1])
+        elif held:
+            slots.release(held.pop(dice.randrange(len(held)))[1])
+            waiting = [share for share in slots.waiting if share is not None]
+            first = min((place(p, waiting) for p in parts(slots._root, waiting)), default=None)
+            chosen = slots.next_waiting()
+            assert (chosen is not None) == (first is not None and first[0] < slots.free)
+            each = chosen.share if chosen else None
+            while each is not None and each.parent is not None:
+                beside = parts(each.parent, waiting)
+                assert place(each, waiting) == min(place(part, waiting) for part in beside)
+                each = each.parent
