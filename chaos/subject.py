@@ -1,6 +1,6 @@
 """`genhook serve` that kills itself at a chosen commit; its clock and its resolver can lie.
 
-CHAOS_POINT    "before submit._record 2": `kill -9` just before the second commit that
+CHAOS_POINT    "before send._record 2": `kill -9` just before the second commit that
                contains this unit; "after" is just after it, before anything follows from it. The
                unit `migrate` is a migration.
 CHAOS_REACHED  a file that gets a line for the point of death, and one for each kind of unit.

@@ -14,6 +14,7 @@ from service.model.number import read_decimal, read_whole
 ENVIRONMENT: Mapping[str, str] = os.environ  # noqa: TID251  the only module that reads it
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 KEY_CHARACTERS_MIN = 32
+SECRET_CHARACTERS_MIN = 8  # Of others' secrets: a shorter one is also a part of ordinary text.
 DISTINCT_CHARACTERS_MIN = 8  # A random key of 32 hexadecimal digits has more.
 _BODY_BYTES = (1_024, 67_108_864)
 _QUOTED_CHARACTERS_MAX = 200
@@ -38,7 +39,14 @@ def is_visible(value: str) -> bool:
 
 def _secret(value: str) -> str:
     _require(is_visible(value), "must be visible ASCII characters, without spaces or line ends")
-    return value
+    return _long_text(value)
+
+
+def _long_text(value: str) -> str:
+    is_long = len(value) >= SECRET_CHARACTERS_MIN
+    rule = f"must have at least {SECRET_CHARACTERS_MIN} characters, as it is cut out of all texts"
+    _require(is_long, rule)
+    return _text(value)
 
 
 def _is_varied(key: str) -> bool:
@@ -147,7 +155,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     upstream_url: Annotated[str, _upstream_url] = "https://apiin.one/api/v1"
     upstream_api_key: Annotated[str | None, _secret] = None
     upstream_signature: Annotated[str | None, _choice, *SIGNATURE_SCHEMES] = None
-    upstream_signature_secret: Annotated[str | None, _text] = None
+    upstream_signature_secret: Annotated[str | None, _long_text] = None
     callback_trust: Annotated[Literal["confirm", "body"], _choice, "confirm", "body"] = "confirm"
     safety_poll_seconds: Annotated[float | None, _number, 0.05, 86_400] = None
     worker: Annotated[Literal["embedded", "off"], _choice, "embedded", "off"] = "embedded"

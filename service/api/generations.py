@@ -23,6 +23,7 @@ from service.api.checks import MODEL_ID, MODEL_ID_RULE, check_url, depth_errors,
 from service.api.problem import FieldError, Problem, not_found, refuse_fields
 from service.api.waiting import wait_for_end, wait_for_submission
 from service.generations import submit
+from service.generations.send import Submission
 from service.model.attempt import Attempt
 from service.model.clock import parse_rfc3339, rfc3339
 from service.model.generation import OPEN, TERMINAL, Generation, NewGeneration
@@ -74,7 +75,7 @@ async def create(call: Call) -> Answer:
 
 
 async def _answer_submission(
-    call: Call, generation: Generation, submission: asyncio.Task[submit.Submission] | None
+    call: Call, generation: Generation, submission: asyncio.Task[Submission] | None
 ) -> Answer:
     if submission is None or _prefers_async(call):
         return answer(generation.view(), 202)
@@ -214,12 +215,16 @@ def _attempt(row: Row) -> dict[str, Any]:
     return _entry(attempt.started_at, "attempt", attempt.id, summary, **detail)
 
 
+async def _get_with_pause(tx: Transaction, call: Call) -> tuple[Generation, int]:
+    return await _get(tx, call), await generations.get_pause(tx)
+
+
 async def refresh(call: Call) -> Answer:
     """POST /v1/generations/{id}/refresh: ask upstream now, at most once a second."""
-    generation = await call.database.read(_get, call)
+    generation, paused_until = await call.database.read(_get_with_pause, call)
     if generation.status in ("succeeded", "failed"):
         return answer(generation.view())
-    task = call.parts.poller.refresh(generation, call.context.clock())
+    task = call.parts.poller.refresh(generation, paused_until, call.context.clock())
     if task is not None:  # Without a poll, the answer is what is stored.
         await asyncio.shield(task)
     generation = await call.database.read(_get, call)

@@ -22,7 +22,7 @@ from service.cli.arguments import (
 )
 from service.cli.environment import settings_of_existing
 from service.model.clock import now_ms
-from service.model.errors import CommandError
+from service.model.errors import CommandError, StorageError
 from service.model.ids import new_id
 from service.model.key import SCOPES, TENANT_NAME, TENANT_NAME_RULE, Key, new_key
 from service.settings import Settings, read_settings
@@ -186,14 +186,21 @@ def create_key(options: argparse.Namespace, echo: Echo) -> int:
         revoked_at=None,
     )
     secret = new_key(os.urandom)
-    _act("key.create", read_settings(), _insert, key, secret)
-    view = {**key.view(), "key": secret}
-    if options.json:
-        echo(output.json_line(view))
-        return 0
-    for line in output.fields({**view, "scopes": ", ".join(key.scopes)}):
-        echo(line)
-    echo("The key is shown only this once: genhook stores its SHA-256.")
+
+    def show() -> None:
+        view = {**key.view(), "key": secret}
+        if options.json:
+            echo(output.json_line(view))
+            return
+        for line in output.fields({**view, "scopes": ", ".join(key.scopes)}):
+            echo(line)
+        echo("The key is shown only this once: genhook stores its SHA-256.")
+
+    # A key that could not be shown is never stored: it would be good, and nobody would know it.
+    try:
+        _act("key.create", read_settings(), _insert, key, secret, before=show)
+    except StorageError as error:
+        raise CommandError(f"the key was not created: {error}") from error
     return 0
 
 
@@ -215,21 +222,34 @@ def revoke_key(options: argparse.Namespace, echo: Echo) -> int:
     return 0
 
 
-def _act(act: str, settings: Settings, unit: Callable[..., Any], *arguments: object) -> None:
+def _act(
+    act: str,
+    settings: Settings,
+    unit: Callable[..., Any],
+    *arguments: object,
+    before: Callable[[], None] | None = None,
+) -> None:
     """Change a key, and leave the line about it that the API leaves, too."""
     from service.telemetry import log
 
-    key: Key = _write(settings, unit, *arguments)
+    key: Key = _write(settings, unit, *arguments, before=before)
     log.get().info("audit", act=act, id=key.id, of_tenant=key.tenant, of_scopes=key.scopes)
 
 
-def _write(settings: Settings, unit: Callable[..., Any], *arguments: object) -> Any:
-    """Run one unit of work over the database of the settings."""
+def _write(
+    settings: Settings,
+    unit: Callable[..., Any],
+    *arguments: object,
+    before: Callable[[], None] | None = None,
+) -> Any:
+    """Run one unit of work over the database of the settings, after `before` once it is open."""
     from service.telemetry import log
 
     async def write() -> Any:
         async with _open_app(settings) as app:
             context = app.worker.context
+            if before:
+                before()
             return await context.database.write(unit, context, *arguments)
 
     log.configure("info")

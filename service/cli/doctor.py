@@ -144,8 +144,13 @@ def _sqlite(version: tuple[int, int, int]) -> Finding:
 
 
 def _database(settings: Settings, now: int) -> Iterator[Finding]:
-    path = Path(settings.database_path).absolute()
+    from service.store.sqlite.file import problem_of_users
+
+    path = Path(settings.database_path).resolve()
     yield _disk(path.parent)
+    if problem := problem_of_users(str(path)):  # To open it now could do more harm.
+        yield Finding("fail", "database", f"{problem}.")
+        return
     if not path.exists():
         yield Finding(
             "warn",
@@ -189,7 +194,8 @@ def _inside(connection: sqlite3.Connection, settings: Settings, now: int) -> Ite
         yield Finding("warn" if is_old else "fail", "schema", message)
         return
     yield Finding("ok", "schema", f"The schema is {version}, which is the latest.")
-    damage = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    # The whole file, which takes a while if it is large: a start does not look for this.
+    damage = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if damage != "ok":
         yield Finding("fail", "database", f"It is damaged, restore a backup: {damage}.")
         return

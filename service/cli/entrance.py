@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.api.asgi import NOSNIFF, request_id_of
 from service.api.problem import PROBLEM_TYPE, Problem
-from service.cli.heads import HEAD_LINES, SLICE_BYTES, is_of_one_request, read_body_length
+from service.cli.heads import LINES_MAX, SLICE_BYTES, measure_one_request, read_body_length
 from service.cli.readers import Reader
 from service.cli.turns import Turns
 from service.model.clock import now_ms
@@ -31,7 +31,7 @@ REFUSALS_LOGGED_PER_SECOND = 1
 
 _EMPTY_LINE = re.compile(rb"\n\r?\n")  # Ends a head, and a chunked body.
 _OFFER = re.compile(rb"(?i)(?<=\n)upgrade[ \t]*:[^\n]*\n")
-_LIMITS = f"A head may have {HEAD_BYTES} bytes and {HEAD_LINES} lines."
+_LIMITS = f"A head may have {HEAD_BYTES} bytes and {LINES_MAX - 2} headers."
 _PROBLEMS = {
     400: Problem(400, "bad_request", "The request is not valid HTTP/1.1."),
     408: Problem(408, "request_timeout", "The request was not complete in time."),
@@ -83,6 +83,7 @@ class Protocol(HttpToolsProtocol):
         self._head = bytearray()  # The head of the next request, until it is complete.
         self._awaited: str | None = "head"  # What the client has to send: "head", "body", nothing.
         self._body_left: int | None = 0  # None: the body is chunked.
+        self._measured: int | None = None  # The length of the body of the request that is parsed.
         self._framing_bytes = 0
         self._unwanted_bytes = 0  # Of a body that was answered before it was complete.
         self._last_bytes = b""  # The last bytes that were read of a chunked body.
@@ -126,7 +127,8 @@ class Protocol(HttpToolsProtocol):
         if self._refusal is not None or self._is_lingering:
             return
         is_between = self._awaited != "body" and not (self._unparsed or self._head or self.pipeline)
-        if is_between and is_of_one_request(data):
+        self._measured = measure_one_request(data) if is_between else None
+        if self._measured is not None:
             self._feed(data)
             if self._awaited != self._timed:  # Most requests are complete, and no timer runs.
                 self._watch()
@@ -137,7 +139,10 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is complete; its body follows, which may be empty."""
         self._framing_bytes, self._unwanted_bytes, self._last_bytes = 0, 0, b""
-        self._body_left = read_body_length(self.headers)
+        self._body_left = self._measured
+        if self._body_left is None:
+            version = self.parser.get_http_version()
+            self._body_left = read_body_length(self.headers, version)
         super().on_headers_complete()  # It raises an error if the target is not valid.
         self._awaited = "body"
 
@@ -151,7 +156,8 @@ class Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Go on with the requests that were sent ahead."""
         super().on_response_complete()
-        self._reader.watch()
+        if self.transport.get_write_buffer_size():
+            self._reader.watch()
         if self.cycle.response_complete and (self._awaited == "body" or self.cycle.body):
             self._drop_body()
         if self._refusal is not None:
@@ -243,7 +249,7 @@ class Protocol(HttpToolsProtocol):
         self._unparsed.clear()
         end = _EMPTY_LINE.search(self._head, searched_from)
         size = len(self._head) if end is None else end.end()
-        if size > HEAD_BYTES or self._head.count(b"\n", 0, size) > HEAD_LINES:
+        if size > HEAD_BYTES or self._head.count(b"\n", 0, size) > LINES_MAX:
             self._refuse(431)
             return b""
         if end is None:

@@ -1,6 +1,5 @@
-"""How often upstream may be asked: the rate, the pause after a 429, the shares and the places."""
+"""How often upstream may be asked: the rate, and the pause after a 429."""
 
-from collections import Counter
 from collections.abc import Mapping
 
 from service.context import Context
@@ -29,6 +28,7 @@ class Budget:
         self.updated_at = 0
         self.paused_until = 0
         self.probe_at = 0
+        self._throttled_id: str | None = None  # The generation whose body alone spoke of too many.
 
     def available(self, now: int) -> int:
         """Return how many polls may be made at `now`."""
@@ -50,6 +50,22 @@ class Budget:
         """Allow no poll before `until`, and no probe before `probe_at`: upstream answered 429."""
         self.paused_until = max(self.paused_until, until)
         self.probe_at = max(self.probe_at, probe_at)
+
+    def concerns_all(self, generation_id: str, answer: wire.Answer) -> bool:
+        """Whether an answer says that upstream receives too many requests of everybody's.
+
+        Its HTTP status says so. The code of a body may be about its task alone: it takes two
+        different ones, and no answer to another in between.
+        """
+        other_id = self._throttled_id
+        if not is_throttled(answer):
+            if isinstance(answer, wire.Report) and generation_id != other_id:
+                self._throttled_id = None
+            return False
+        assert isinstance(answer, wire.NoReport)
+        if answer.of_body:
+            self._throttled_id = generation_id
+        return not answer.of_body or other_id not in (None, generation_id)
 
     def note(self, until: int, now: int, max_ms: int) -> bool:
         """Keep to a stored pause; return whether it was news. No true one is over `max_ms`."""
@@ -75,51 +91,6 @@ class Budget:
         return self.tokens >= max(1.0, self.capacity / 2)
 
 
-class Places:
-    """Places for requests under way: a bound on all, and half of it for each owner of a kind.
-
-    An owner is a tenant, or a route of upstream that may hang.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.owner_max = size // 2
-        self.taken = 0
-        self._by_owner = Counter[str]()
-
-    @property
-    def free(self) -> int:
-        """How many places are free."""
-        return self.size - self.taken
-
-    def take(self, *owners: str) -> bool:
-        """Take a place for these owners; False if there is none for them."""
-        if self.free <= 0 or any(self._by_owner[owner] >= self.owner_max for owner in owners):
-            return False
-        self.taken += 1
-        self._by_owner.update(owners)
-        return True
-
-    def give_back(self, *owners: str) -> None:
-        """Give a place back that was taken for these owners."""
-        self.taken -= 1
-        self._by_owner.subtract(owners)
-        self._by_owner += Counter()  # Forgets those without a place.
-
-    def full(self, prefix: str) -> list[str]:
-        """Return the owners, without their prefix, that get no further place."""
-        return [
-            owner.removeprefix(prefix)
-            for owner, count in self._by_owner.items()
-            if owner.startswith(prefix) and count >= self.owner_max
-        ]
-
-
-def tenant_owner(tenant: str) -> str:
-    """Return the name of a tenant as an owner of places."""
-    return f"tenant {tenant}"
-
-
 def status_path(models: Mapping[str, Model], generation: Generation) -> str:
     """Return the route at which upstream is asked about a generation."""
     model = models.get(generation.model)
@@ -143,6 +114,12 @@ def is_throttled(answer: wire.Answer) -> bool:
     if isinstance(answer, wire.Report):
         return False
     return answer.outcome == "throttled" or (answer.outcome, answer.status) == ("put_off", 429)
+
+
+def pause_ms(context: Context, shared: Budget, generation_id: str, answer: wire.Answer) -> int:
+    """Return for how long everything has to rest on account of an answer."""
+    is_general = shared.concerns_all(generation_id, answer)
+    return wait_ms(context, answer, context.clock()) if is_general else 0
 
 
 def wait_ms(context: Context, answer: wire.Answer, now: int) -> int:

@@ -18,9 +18,10 @@ from service.store import callbacks, events, generations
 from service.store.database import Transaction
 from service.store.rows import json_text
 from service.telemetry import log, metrics
-from service.upstream import catalogue, documents, reading, results, wire
+from service.upstream import catalogue, reading, results, scalars, wire
 
 _log = log.get()
+_ABSOLUTE = ("https:", "http:", "gs:", "s3:", "data:")  # What reading returns, in lower case.
 REASON_CHARS_MAX = 1_000  # The longest that reading returns, and the words around it.
 
 
@@ -47,7 +48,7 @@ def update_of(context: Context, answer: wire.Answer) -> Update | None:
         output = {"files": files, "raw": redact(answer.raw)}
     elif answer.state == "failed":
         # Without a known reason, what upstream said is shown; it is cut after the redaction.
-        answer_text = json_text(redact(answer.raw))[: documents.MAX_TEXT_CHARS]
+        answer_text = json_text(redact(answer.raw))[: scalars.MAX_TEXT_CHARS]
         message = answer.error_message or f"Upstream reported a failure: {answer_text}"
         error = _reason(context, answer.error_code or "upstream_failed", message)
     return Update(status=answer.state, task_id=answer.task_id, output=output, error=error)
@@ -72,9 +73,10 @@ async def make_update(context: Context, answer: wire.Answer) -> Update | None:
 def _file(context: Context, file: results.File) -> dict[str, str | None]:
     url = file.url
     if url is not None:
-        # RFC 3986: without a scheme or a host it is relative to upstream, as is `../a.png`.
-        base_url = context.settings.upstream_url.rstrip("/") + "/"
-        url = context.redactor.json(urljoin(base_url, url))
+        if not url.startswith(_ABSOLUTE):
+            # RFC 3986: without a scheme or a host it is relative to upstream, as is `../a.png`.
+            url = urljoin(context.settings.upstream_url.rstrip("/") + "/", url)
+        url = context.redactor.json(url)
     view: dict[str, str | None] = {"url": url, "media_type": file.media_type}
     return view if file.expires_at is None else {**view, "expires_at": rfc3339(file.expires_at)}
 
@@ -86,6 +88,7 @@ class Reply(msgspec.Struct, frozen=True):
     update: Update | None
     exchange: generations.Exchange
     task_id: str | None  # The task that the poll was about; None for a submission.
+    pause_ms: int = 0  # For how long everything has to rest on account of it.
 
 
 async def ask(
@@ -107,7 +110,7 @@ async def ask(
         kind="submission" if task_id is None else "poll",
         at=asked_at,
         duration_ms=round((time.monotonic() - timer_start) * 1_000),
-        status_code=documents.clamp(answer.status) if isinstance(answer, wire.NoReport) else None,
+        status_code=scalars.clamp(answer.status) if isinstance(answer, wire.NoReport) else None,
         outcome=outcome,
         detail=excerpt(context, detail) if detail else detail,
     )
@@ -202,8 +205,13 @@ class Batch:
 def read_end(arrival: callbacks.Arrival) -> wire.Report | None:
     """Read the body of a callback, and note whether it reports an end."""
     report = wire.read_callback(arrival.body)
-    arrival.reports_end = report is not None and report.state != "processing"
+    arrival.reports_end = reports_end(report)
     return report
+
+
+def reports_end(report: wire.Report | None) -> bool:
+    """Whether a callback says that its task ended, though it may prove nothing, or name no file."""
+    return report is not None and (report.state != "processing" or report.possible is not None)
 
 
 async def store_hints(
@@ -268,11 +276,13 @@ async def _names_other_task(tx: Transaction, batch: Batch, proof: Proof) -> bool
 
     A signature covers the body and not the URL, so a body can be sent to another generation's URL.
     """
-    ids = proof.report.task_ids if proof.report else ()
-    generation = batch.generations[proof.arrival.generation_id]
+    report, generation = proof.report, batch.generations[proof.arrival.generation_id]
+    ids = report.task_ids if report else ()
+    if report is None or (not report.names and ids in ((), (generation.task_id,))):
+        return False
     if ids and generation.task_id is not None and generation.task_id not in ids:
         return True
-    others = [id_ for id_ in ids if id_ != generation.task_id]
+    others = report.other_ids(generation.task_id)
     return bool(others) and await generations.another_has_task(tx, others, generation.id)
 
 
@@ -282,6 +292,10 @@ def _apply(tx: Transaction, batch: Batch, proof: Proof) -> bool:
     if report is None or update is None:
         return False
     generation = batch.generations[proof.arrival.generation_id]
+    request = results.Request(generation.input)
+    for file in report.files:
+        if file.url and request.names(file.url, file.url):
+            return False  # It gives back what was sent. What upstream answers is read without that.
     if not report.recognised:
         word = excerpt(batch.context, report.word or "")
         tx.after_commit(log_unknown_word, word, generation.id)
@@ -306,7 +320,7 @@ def _status_changes(context: Context, old: Generation, update: Update, now: int)
     model = context.catalogue.get(old.model)
     billed = 0 if update.status == "failed" else None
     if update.status == "succeeded" and model is not None:
-        billed = documents.clamp(catalogue.credits(model, old.input))
+        billed = scalars.clamp(catalogue.credits(model, old.input))
     return {
         **changes,
         "completed_at": now,

@@ -1,6 +1,7 @@
 """Compares upstream's answer with the question, and decides what one answer does not prove."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import msgspec
 from msgspec.structs import replace
@@ -19,7 +20,7 @@ from service.generations.sightings import (
 )
 from service.model.generation import Generation
 from service.store import generations
-from service.store.database import Transaction
+from service.store.database import Row, Transaction
 from service.store.rows import json_text
 from service.telemetry import log, metrics
 from service.upstream import wire
@@ -37,20 +38,20 @@ async def judge_submission(
 
     Two generations of equal model and input may share a task: some upstreams remove duplicates.
     Any other id that upstream gave before is another generation's. Upstream's own answer outranks
-    a callback: who has the task only by a callback loses it.
+    a callback and a learned name: who has the task only by these loses it.
     """
     answer = reply.answer
-    if not isinstance(answer, wire.Report) or not answer.task_ids:
+    ids = answer.other_ids(None) if isinstance(answer, wire.Report) else ()
+    if not ids:
         return reply
-    holders = await generations.holders_of_tasks(tx, answer.task_ids, generation.id)
+    holders = await generations.holders_of_tasks(tx, ids, generation.id)
     equal = generation.model, generation.input
     others = [h for h in holders if (h["model"], msgspec.json.decode(h["input"])) != equal]
     if not any(other["is_own"] for other in others):
         for other in others:
-            await generations.release_task(tx, other["id"])
-            tx.after_commit(_log_release, other["id"])
+            await _give_up(tx, other, ids)
         return reply
-    message = ingest.excerpt(context, f"{CONFLICT_MESSAGE}: {answer.task_ids[0]}.")
+    message = ingest.excerpt(context, f"{CONFLICT_MESSAGE}: {ids[0]}.")
     _log.warning("submission.task_id_conflict", generation_id=generation.id)
     update = ingest.Update(status="failed", error={"code": CONFLICT_CODE, "message": message})
     # It may have been billed, so it is not sent again.
@@ -66,6 +67,16 @@ def task_id_after(generation: Generation, answer: wire.Report) -> str | None:
     if generation.status in ("succeeded", "failed") or generation.task_id in answer.task_ids:
         return generation.task_id or answer.task_id
     return answer.task_id or generation.task_id
+
+
+async def _give_up(tx: Transaction, other: Row, task_ids: Sequence[str]) -> None:
+    """Take a task from a generation to which only a callback or a learned name gave it."""
+    if other["is_name"]:
+        for id_ in task_ids:
+            await generations.revoke_name(tx, id_)
+    else:
+        await generations.release_task(tx, other["id"])
+    tx.after_commit(_log_release, other["id"])
 
 
 def _log_release(generation_id: str) -> None:
@@ -114,11 +125,16 @@ async def judge(
     if reply.task_id in answer.task_ids:
         route = budget.status_path(context.catalogue, generation)
         sightings.routes.note_answer(route, generation.id, now)
-    if answer.task_ids and reply.task_id not in answer.task_ids:
-        other_id = answer.task_ids[0]
-        if not await _is_alias(context, sightings, generation, other_id, now):
-            message = ingest.excerpt(context, f"the answer names another task: {other_id}")
-            return await _with(context, reply, wire.NoReport("other_task", message=message))
+    others = answer.other_ids(reply.task_id)
+    is_of_another = answer.task_ids and reply.task_id not in answer.task_ids
+    if is_of_another and not await _is_alias(context, sightings, generation, others[0], now):
+        return await _other_task(context, reply, others[0])
+    # Beside its own id, what ends it may name another generation's task: it may be that one's end.
+    may_end = answer.state != "processing" or answer.possible is not None
+    another_has = partial(context.database.read, generations.another_has_task)
+    if others and may_end and await another_has(others, generation.id):
+        return await _other_task(context, reply, others[0])
+    if is_of_another:
         # The task keeps the id by which it can be asked about.
         answer = replace(answer, task_id=reply.task_id)
     elif answer.possible is None:
@@ -126,6 +142,11 @@ async def judge(
     if answer.possible and _is_proved(sightings, generation, answer, now):
         answer = replace(answer.possible, task_id=answer.task_id)
     return reply if answer is reply.answer else await _with(context, reply, answer)
+
+
+async def _other_task(context: Context, reply: Reply, other_id: str) -> Reply:
+    message = ingest.excerpt(context, f"the answer names another task: {other_id}")
+    return await _with(context, reply, wire.NoReport("other_task", message=message))
 
 
 async def _judge_decline(
@@ -212,7 +233,4 @@ def _is_proved(sightings: Sightings, generation: Generation, answer: wire.Report
         # It is done and paid for. Some services attach the files a moment later.
         is_late = now >= generation.deadline_at
         return is_late or (sighting.count >= LINK_ANSWERS and span_ms >= LINK_MS[-1])
-    asked_for = json_text(generation.input)
-    if any(file.url and file.url in asked_for for file in files):
-        return False
     return sighting.count >= FILES_ANSWERS and span_ms >= FILES_SPAN_MS

@@ -2,32 +2,47 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from collections.abc import Set as AbstractSet
 from urllib.parse import quote
 
-from msgspec.structs import replace
+import msgspec
 
 from service.context import Context
-from service.generations import budget, deadlines, hints, ingest, judge, schedule
-from service.generations.budget import Budget, Places, tenant_owner
-from service.generations.ingest import Batch, Reply
+from service.generations import answers, budget, deadlines, hints, ingest, judge
+from service.generations.answers import Answers
+from service.generations.budget import Budget
+from service.generations.places import RoutePlaces, full_questions
 from service.generations.refreshes import Refreshes
 from service.generations.sightings import Sightings
 from service.generations.stuck import LOOK_AGAIN_MS, Stuck
-from service.model.clock import SECOND
+from service.model.clock import MINUTE, SECOND
 from service.model.errors import StorageError
 from service.model.generation import Generation
-from service.store import generations, rows
+from service.store import generations
 from service.store.database import Transaction
 from service.telemetry import log, metrics
 from service.upstream import wire
-from service.upstream.catalogue import STATUS_PATH
 
 _log = log.get()
 
-IN_FLIGHT_MAX = 32
-POSSIBLE_POLL_MS = 15 * SECOND  # After an answer that proves an outcome only when it is repeated.
-RECORD_MS = SECOND  # For the answer to a submission to be recorded.
+IN_FLIGHT_MAX = 64  # The client has as many connections.
+
+
+class Turns(msgspec.Struct):
+    """The tenants whose confirmation and whose poll were started last: the next one's turn is next.
+
+    None waits longer than a turn of all tenants, however many questions another has.
+    """
+
+    confirmed: str = ""
+    polled: str = ""
+
+    def end(self, tenant: str, *, is_confirmation: bool) -> None:
+        """Note that a question of the tenant was started."""
+        if is_confirmation:
+            self.confirmed = tenant
+        else:
+            self.polled = tenant
 
 
 class Poller:
@@ -39,11 +54,13 @@ class Poller:
         self.budget = Budget(rate)
         self.refreshes = Refreshes(rate, IN_FLIGHT_MAX)
         self.stuck = Stuck()
-        self.places = Places(IN_FLIGHT_MAX)
+        self.places = RoutePlaces(IN_FLIGHT_MAX)
         self.in_flight: dict[str, asyncio.Task[None]] = {}
-        self._has_waiting = False
+        self._unused_until = 0  # Until then nobody waits for a token, as far as is known.
         self._hints_first = True
+        self._turns = Turns()
         self.sightings = Sightings()
+        self.answers = Answers(context, self.sightings)
 
     async def load_pause(self) -> None:
         """Keep to the pause that upstream asked for before this process started."""
@@ -52,59 +69,63 @@ class Poller:
 
     async def run_due(self, now: int) -> tuple[int, int | None]:
         """Start due polls; return how many, and the next due time (None: wait for the signal)."""
-        room = self.places.free
+        room = self.places.all.free
         free = min(self.budget.available(now) or self.budget.may_probe(now), room)
         if free <= 0:
-            self._has_waiting = True  # As far as is known.
+            self._unused_until = 0
             return 0, self._next_token_at(now) if room > 0 else None
-        models, models_only = self._models_without_place()
+        apart, full = full_questions(self.places, self.context.catalogue)
         choice = generations.Choice(
-            limit=free + len(self.in_flight),
-            models=models,
-            models_only=models_only,
-            tenants=self.places.full("tenant "),
-            without=self.stuck.ids(now),
+            limit=free,
+            tenants=self.places.all.full(),
+            without=[*self.stuck.ids(now), *self.in_flight],
+            apart=apart,
+            full=full,
         )
-        due, polls, next_at, paused_until = await self.context.database.read(_read_due, choice)
+        due, polls, next_at, paused_until = await self.context.database.read(
+            _read_due, choice, self._turns
+        )
         self.stuck.put_all(choice.unreadable, now)
         if self.budget.note(paused_until, now, budget.pause_max_ms(self.context)):
             # Upstream asked another process for it, or a submission.
             return 0, self._next_token_at(now)
-        started = 0
-        for generation in self._shared(due, polls, free):
-            if started < free and self._start(generation) is not None:
-                self.budget.spend()
-                started += 1
-        self._has_waiting = started == free
+        chosen = self._shared(due, polls, free)
+        started = self._start_due(chosen, free, {generation.id for generation in due})
+        self._unused_until = 0 if started == free else now + MINUTE
         if started == free:
             return started, self._next_token_at(now)
+        if started < len(chosen):
+            return started, now  # Some have no place any more: others may have one.
         if choice.unreadable:
             return started, now + LOOK_AGAIN_MS
         return started, self.stuck.next_at(next_at, now)
+
+    def _start_due(
+        self, chosen: Sequence[Generation], free: int, confirmed: AbstractSet[str]
+    ) -> int:
+        """Start up to `free` of the chosen questions; return how many."""
+        started = 0
+        for generation in chosen:
+            if started == free:
+                break
+            if self._start(generation) is not None:
+                self.budget.spend()
+                self._turns.end(generation.tenant, is_confirmation=generation.id in confirmed)
+                started += 1
+        return started
 
     def _next_token_at(self, now: int) -> int:
         """Return when the next poll may be made, a probe during a pause included."""
         next_at, probe_at = self.budget.next_at(now), self.budget.probe_at
         return probe_at if now < probe_at < self.budget.paused_until else next_at
 
-    def _models_without_place(self) -> tuple[list[str], bool]:
-        """Return the models whose route has no further place, or (True) the only ones that have.
-
-        A model that is not in the catalogue has the usual route. Nobody can list all of these.
-        """
-        full = set(self.places.full("route "))
-        models_only = STATUS_PATH in full
-        paths = {id_: model.status_path for id_, model in self.context.catalogue.items()}
-        models = [id_ for id_, path in paths.items() if (path in full) != models_only]
-        return models if full else [], models_only
-
     def _shared(
         self, due: Sequence[Generation], polls: Sequence[Generation], free: int
     ) -> list[Generation]:
         """Return confirmations and polls in order: while both wait, half of the tokens for each."""
+        # A client may have asked for one since.
         due = [generation for generation in due if generation.id not in self.in_flight]
-        ids = self.in_flight.keys() | {generation.id for generation in due}
-        polls = [generation for generation in polls if generation.id not in ids]
+        polls = [generation for generation in polls if generation.id not in self.in_flight]
         share = free
         if due and polls:
             share = free // 2 + (free % 2 if self._hints_first else 0)
@@ -115,9 +136,12 @@ class Poller:
         """Time out generations past their deadline; return the next deadline."""
         return await deadlines.expire_due(self.context, self.stuck, now)
 
-    def refresh(self, generation: Generation, now: int) -> asyncio.Task[None] | None:
+    def refresh(
+        self, generation: Generation, paused_until: int, now: int
+    ) -> asyncio.Task[None] | None:
         """Poll a generation for a client, or return its poll that is under way.
 
+        `paused_until` is the stored pause, which another process may have been asked for.
         None: it was polled within the last second, or its tenant has no share or place for it now.
         """
         id_, refreshes = generation.id, self.refreshes
@@ -127,8 +151,9 @@ class Poller:
         last_poll_at = refreshes.last_at(id_, now) or generation.last_poll_at
         if last_poll_at is not None and now - last_poll_at < SECOND:
             return None
+        self.budget.note(paused_until, now, budget.pause_max_ms(self.context))
         has_share = refreshes.has_share(generation.tenant, now)
-        if self.budget.available(now) < 1 or not (has_share or self._has_unused):
+        if self.budget.available(now) < 1 or not (has_share or self._has_unused(now)):
             return None
         if not refreshes.places.take(generation.tenant):
             return None
@@ -141,26 +166,27 @@ class Poller:
         refreshes.note(id_, generation.tenant, now, has_share=has_share)
         return task
 
-    @property
-    def _has_unused(self) -> bool:
-        """Whether nobody waits for a token that is left, as far as the last look at the rows."""
-        return self.budget.is_unused and not self._has_waiting
+    def _has_unused(self, now: int) -> bool:
+        """Whether nobody waits for a token that is left, as far as the last look at the rows.
+
+        A process that does not look leaves the rate to the one that does.
+        """
+        return self.budget.is_unused and now < self._unused_until
 
     def _start(self, generation: Generation) -> asyncio.Task[None] | None:
         """Poll one generation now, unless its tenant or its route has no place."""
         id_ = generation.id
-        route = budget.status_path(self.context.catalogue, generation)
-        owners = (f"route {route}", tenant_owner(generation.tenant))
-        if id_ in self.in_flight or not self.places.take(*owners):
+        place = budget.status_path(self.context.catalogue, generation), generation.tenant
+        if id_ in self.in_flight or not self.places.take(*place):
             return None
         task = asyncio.create_task(self._poll(generation), name=f"poll {id_}")
-        task.add_done_callback(lambda _task: self._end(id_, *owners))
+        task.add_done_callback(lambda _task: self._end(id_, *place))
         self.in_flight[id_] = task
         return task
 
-    def _end(self, id_: str, *owners: str) -> None:
+    def _end(self, id_: str, route: str, tenant: str) -> None:
         self.in_flight.pop(id_, None)
-        self.places.give_back(*owners)
+        self.places.give_back(route, tenant)
         self.context.signals.poll.set()
 
     async def settle(self) -> None:
@@ -185,141 +211,38 @@ class Poller:
         if task_id is None:
             task_id = await hints.task_id_of_callbacks(context, generation)
             if generation.submission == "sending" and not generation.is_poll_due(context.clock()):
-                await context.database.write(_plan_after_submission, context, generation.id)
+                await context.database.write(answers.plan_after_submission, context, generation.id)
                 return
         if task_id is None:
-            await context.database.write(_plan_without_task, context, generation.id)
+            await context.database.write(answers.plan_without_task, context, generation.id)
             return
         # Ids are opaque: what they hold is encoded, so that it changes no path.
         encoded_id = quote(task_id, safe="")
         path = budget.status_path(context.catalogue, generation).format(task_id=encoded_id)
         reply = await ingest.ask(
-            context, generation.id, context.client.poll(path, task_id), task_id
+            context, generation.id, context.client.poll(path, task_id, generation.input), task_id
         )
         reply = await judge.judge(context, self.sightings, generation, reply)
-        if reply.exchange.outcome == "throttled":
-            now = context.clock()
-            self.budget.pause(now + budget.wait_ms(context, reply.answer, now))
-        await context.database.write_batched(self._record, reply)
+        if pause_ms := budget.pause_ms(context, self.budget, generation.id, reply.answer):
+            self.budget.pause(context.clock() + pause_ms)
+            reply = msgspec.structs.replace(reply, pause_ms=pause_ms)
+        await context.database.write_batched(self.answers.record, reply)
         ingest.announce_exchange(metrics.polls, reply.exchange)
         if isinstance(reply.answer, wire.Report) and not reply.answer.recognised:
             ingest.log_unknown_word(reply.exchange.detail, generation.id)
 
-    async def _record(self, tx: Transaction, replies: Sequence[Reply]) -> list[None]:
-        """Record answered polls: the exchanges, the reports, and when the next polls are due."""
-        by_id = {reply.exchange.generation_id: reply for reply in replies}
-        batch = Batch(tx, self.context, await generations.get_polled(tx, by_id))
-        exchanges: list[generations.Exchange] = []
-        for id_ in filter(batch.generations.__contains__, [*by_id]):
-            by_id[id_] = reply = await judge.judge_recorded(tx, self.context, batch, by_id[id_])
-            exchanges.append(replace(reply.exchange, number=self._apply(batch, reply)))
-        await generations.record_exchanges(tx, exchanges)
-        judge.share_outcomes(batch, by_id)
-        await hints.use_hints(tx, self.context, batch, by_id)
-        if throttled := [r.answer for r in replies if r.exchange.outcome == "throttled"]:
-            wait_ms = max(budget.wait_ms(self.context, answer, tx.now) for answer in throttled)
-            await generations.put_pause(tx, tx.now + wait_ms)
-        await batch.write()
-        if any(generation.submit_at is not None for generation in batch.generations.values()):
-            tx.after_commit(self.context.signals.submit.set)  # A hint may have held it.
-        return [None] * len(replies)
-
-    def _apply(self, batch: Batch, reply: Reply) -> int:
-        """Change the generation by the answer; return its number of polls."""
-        id_, asked_at = reply.exchange.generation_id, reply.exchange.at
-        before = batch.generations[id_]
-        if reply.update is not None:
-            batch.ingest(id_, reply.update)
-        generation = batch.generations[id_]
-        in_trouble = reply.exchange.outcome in ("absent", "unwell", "other_task")
-        generation = batch.change(
-            id_,
-            task_id=generation.task_id or (reply.task_id if reply.update else None),
-            poll_count=generation.poll_count + 1,
-            last_poll_at=asked_at,
-            trouble_count=generation.trouble_count + 1 if in_trouble else 0,
-        )
-        if not generation.is_terminal and (end := deadlines.end_of(generation, reply)):
-            generation = batch.ingest(id_, end)
-        if generation.status not in ("succeeded", "failed"):
-            planned = _next_poll(self.context, before, generation, reply, batch.now)
-            if judge.awaits_files(reply.answer) and generation.status != "timed_out":
-                due_at = self.sightings.files_due_at(id_, asked_at) or batch.now + POSSIBLE_POLL_MS
-                planned = {"next_poll_at": min(due_at, generation.deadline_at)}
-            batch.change(id_, **planned)
-        return generation.poll_count
-
 
 async def _read_due(
-    tx: Transaction, choice: generations.Choice
+    tx: Transaction, choice: generations.Choice, turns: Turns
 ) -> tuple[list[Generation], list[Generation], int | None, int]:
     """Read due confirmations, due polls, the next due time and the pause in one snapshot.
 
-    Two snapshots could miss a row. Overdue polls come before planned ones.
+    Two snapshots could miss a row.
     """
-    confirmations = await generations.list_confirmations(tx, choice)
-    polls = await generations.list_polls(tx, choice)
+    confirmations = await generations.list_confirmations(tx, choice, turns.confirmed)
+    # One that is due as both must not hide another's poll.
+    without = [*choice.without, *(generation.id for generation in confirmations)]
+    choice = msgspec.structs.replace(choice, without=without)
+    polls = await generations.list_polls(tx, choice, turns.polled)
     next_at = await generations.next_due(tx, "poll")
     return confirmations, polls, next_at, await generations.get_pause(tx)
-
-
-async def _plan_after_submission(tx: Transaction, context: Context, generation_id: str) -> None:
-    """Ask about the task that a callback names once the submission cannot be under way any more.
-
-    Until then a callback decides nothing: upstream's answer to the submission says which task it
-    is. That answer brings the question at once.
-    """
-    generation = await rows.read_by_id(tx, Generation, generation_id)
-    if generation is None or generation.submission != "sending":
-        return
-    due_at = tx.now + round(context.settings.upstream_timeout_seconds * SECOND) + RECORD_MS
-    due_at = min(due_at, generation.next_poll_at or due_at)
-    await generations.delay_confirmation(tx, generation_id, due_at)
-    await generations.update(tx, [(generation, replace(generation, next_poll_at=due_at))])
-
-
-async def _plan_without_task(tx: Transaction, context: Context, generation_id: str) -> None:
-    """Plan the next poll without a task id: after another callback.
-
-    Without a callback a client asked: a submission that waits goes on waiting.
-    """
-    generation = await rows.read_by_id(tx, Generation, generation_id)
-    if generation is None or generation.task_id is not None:
-        return
-    changes: dict[str, Any] = {"next_poll_at": None}
-    due_times = await generations.confirmations_of(tx, [generation_id])
-    if due_times:
-        # A callback came, and it names no task that could be asked about: it is not certain any
-        # more that upstream has none, so the submission is not repeated.
-        changes["submit_at"] = None
-    answered = [id_ for id_, due_at in due_times.items() if due_at <= tx.now]
-    await generations.delete_confirmations(tx, answered)
-    await generations.update(tx, [(generation, replace(generation, **changes))])
-    tx.after_commit(context.signals.deadline.set)
-
-
-def _next_poll(
-    context: Context, before: Generation, generation: Generation, reply: Reply, now: int
-) -> dict[str, Any]:
-    """Return the changes that plan the next poll. Only a planned poll advances the plan."""
-    planned_at = before.next_poll_at
-    was_planned = planned_at is not None and planned_at <= reply.exchange.at
-    if generation.next_poll_at is not None and not was_planned:
-        return {}  # A confirmation or a refresh.
-    wait_ms = budget.wait_ms(context, reply.answer, now)
-    if reply.exchange.outcome == "throttled" and generation.status == before.status:
-        return {"next_poll_at": now + wait_ms} if was_planned else {}
-    if generation.status == "timed_out":
-        # Count planned polls only, so that a client's refresh does not use them up.
-        count = generation.late_poll_count + (was_planned and before.status == "timed_out")
-        late_at = schedule.poll_after_deadline(generation.deadline_at, count, context.jitter())
-        return {"next_poll_at": late_at, "late_poll_count": count}
-    if generation.trouble_count:
-        due_at = schedule.poll_after_trouble(generation.trouble_count, now, context.jitter())
-        due_at = max(due_at, now + wait_ms)
-    else:
-        polls = schedule.planned_polls(context, generation, now)
-        due_at = schedule.next_poll(context, generation, polls, now)
-        if isinstance(reply.answer, wire.Report) and reply.answer.possible:
-            due_at = min(due_at, now + POSSIBLE_POLL_MS)
-    return {"next_poll_at": min(due_at, generation.deadline_at)}

@@ -1,11 +1,12 @@
 """Refreshes: polls that clients ask for. No tenant gets all of their share of the budget."""
 
-from service.generations.budget import Budget, Places
+from service.generations.budget import Budget
+from service.generations.places import Places
 from service.model.clock import SECOND
 
 SHARE = 10  # Refreshes get a tenth of the rate, and what nobody else uses.
 TENANT_SHARE = 2 * SHARE  # One tenant's get half of that: another's always find a token.
-PLACES_SHARE = 4  # And a quarter of the places, half of it for one tenant.
+PLACES_SHARE = 8  # And an eighth of the places, half of it for one tenant alone.
 
 
 class Refreshes:

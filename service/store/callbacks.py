@@ -1,7 +1,7 @@
 """Callbacks: stored with their verdict. Raw headers and body are in a table of their own."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -50,10 +50,11 @@ class StoredCallback(msgspec.Struct, frozen=True):
 
 
 class _Room(msgspec.Struct):
-    """How many callbacks a generation keeps already, and how many bytes of them."""
+    """The callbacks that a generation keeps: their number, their bytes, their bodies' digests."""
 
-    count: int
-    size: int
+    count: int = 0
+    size: int = 0
+    digests: set[str] = msgspec.field(default_factory=set)
 
     def fit(self, row: dict[str, Any]) -> bool | None:
         """Cut a row to its digest if its generation has no room for more; see `is_kept`."""
@@ -80,31 +81,44 @@ async def insert(tx: Transaction, arrivals: Sequence[Arrival]) -> list[StoredCal
     The result is None, and nothing is stored, where no generation has that id and nonce. A repeated
     body is stored once.
     """
-    # 128 bits of a body's SHA-256 are enough to recognise a repeated body.
-    pairs = [(a.generation_id, hashlib.sha256(a.body).hexdigest()[:32]) for a in arrivals]
-    states = await tx.all("callbacks_generation_states", pairs=json_text(pairs))
-    state_at = {row["position"]: row for row in states}
+    ids = [arrival.generation_id for arrival in arrivals]
+    states = await tx.all("callbacks_generation_states", ids=json_text(ids))
+    rooms = await _read_rooms(tx, {ids[row["position"]] for row in states if row["has_others"]})
     stored: list[StoredCallback | None] = [None] * len(arrivals)
     rows: list[dict[str, Any]] = []
-    pairs_before: set[tuple[str, str]] = set()
-    rooms: dict[str, _Room] = {}
-    for position, (arrival, pair) in enumerate(zip(arrivals, pairs, strict=True)):
-        state = state_at.get(position)
-        if state is None or state["nonce"] != arrival.nonce:
+    for state in states:
+        position = state["position"]
+        arrival = arrivals[position]
+        if state["nonce"] != arrival.nonce:
             continue
-        is_repeated = bool(state["is_repeated"]) or pair in pairs_before
+        # 128 bits of a body's SHA-256 are enough to recognise a repeated body.
+        digest = hashlib.sha256(arrival.body).hexdigest()[:32]
+        room = rooms.setdefault(arrival.generation_id, _Room())
+        is_repeated = digest in room.digests
         verdict = _verdict(arrival, state["status"], is_repeated=is_repeated)
-        pairs_before.add(pair)
-        row = _row(arrival, tenant=state["tenant"], verdict=verdict, body_digest=pair[1])
+        row = _row(arrival, tenant=state["tenant"], verdict=verdict, body_digest=digest)
         if is_repeated:
             row["body"] = b""
-        room = rooms.setdefault(pair[0], _Room(state["kept_count"], state["kept_bytes"]))
+        room.digests.add(digest)
         is_kept = room.fit(row)
         stored[position] = StoredCallback(verdict, state["last_poll_at"], is_kept)
         if is_kept:
             rows.append(row)
     await _insert_rows(tx, rows)
     return stored
+
+
+async def _read_rooms(tx: Transaction, ids: Collection[str]) -> dict[str, _Room]:
+    """Return what these generations keep of earlier callbacks, by generation."""
+    if not ids:
+        return {}
+    rows = await tx.all("callbacks_kept", ids=json_text(list(ids)))
+    return {
+        row["generation_id"]: _Room(
+            row["count"], row["size"], set(msgspec.json.decode(row["digests"]))
+        )
+        for row in rows
+    }
 
 
 def _verdict(arrival: Arrival, status: str, *, is_repeated: bool) -> str:
@@ -143,9 +157,8 @@ async def plan_confirmations(
 
 async def hint(tx: Transaction, arrival: Arrival) -> None:
     """Plan the confirmation of a callback whose body is too large to be read."""
-    states = await tx.all(
-        "callbacks_generation_states", pairs=json_text([(arrival.generation_id, "")])
-    )
+    ids = json_text([arrival.generation_id])
+    states = await tx.all("callbacks_generation_states", ids=ids)
     for state in states:
         if state["nonce"] == arrival.nonce:
             verdict = _verdict(arrival, state["status"], is_repeated=False)

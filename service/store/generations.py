@@ -32,7 +32,7 @@ SHARED_MAX = 100  # So many generations that share tasks get an outcome by one b
 NAMES_MAX = 8  # So many other names of its task a generation learns.
 Work = Literal["submit", "poll", "expire"]
 EXCHANGES_MAX = 1_000  # Of each kind of a generation: the timeline shows no more.
-OVERDUE_LOOK_MAX = 1_000  # So many of the longest due polls are looked at for overdue ones.
+OVERDUE_LOOK_MAX = 1_000  # So many of a tenant's longest due polls may be overdue.
 # The statements that tell when the next generation is due.
 _NEXT_DUE: dict[Work, Sequence[str]] = {
     "submit": ["generation_next_submit"],
@@ -42,13 +42,13 @@ _NEXT_DUE: dict[Work, Sequence[str]] = {
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """How many due generations are read; not those of these models and tenants, nor these."""
+    """How many due generations are read, and which are not, as they get no place now."""
 
     limit: int
-    models: Sequence[str] = ()
-    models_only: bool = False  # Those of these models, and of no other.
     tenants: Sequence[str] = ()
     without: Sequence[str] = ()
+    apart: Sequence[str] = ()  # The models and questions of `places.full_questions`.
+    full: Sequence[str] = ()
     # Rows that hold no generation, as after damage or by a later version of genhook: filled by the
     # read, which leaves them out.
     unreadable: dict[str, Exception] = msgspec.field(default_factory=dict)
@@ -117,34 +117,29 @@ async def list_expired(tx: Transaction, choice: Choice) -> list[Generation]:
     return await _list_by_choice(tx, "generations_to_expire", choice)
 
 
-async def list_submissions(tx: Transaction, choice: Choice) -> list[Generation]:
-    """Return generations whose submission is due again, the longest due first."""
-    return await _list_by_choice(tx, "generations_to_submit", choice)
+async def list_submissions(tx: Transaction, choice: Choice, after: str) -> list[Generation]:
+    """Return generations whose submission is due again, in turn by tenant after one."""
+    return await _list_by_choice(tx, "generations_to_submit", choice, after=after)
 
 
-async def list_confirmations(tx: Transaction, choice: Choice) -> list[Generation]:
-    """Return generations whose confirmation is due, the longest due first."""
-    return await _list_by_choice(tx, "generations_to_confirm", choice)
+async def list_confirmations(tx: Transaction, choice: Choice, after: str) -> list[Generation]:
+    """Return generations whose confirmation is due, in turn by tenant after one."""
+    return await _list_by_choice(tx, "generations_to_confirm", choice, after=after)
 
 
-async def list_polls(tx: Transaction, choice: Choice) -> list[Generation]:
-    """Return generations whose poll is due: overdue ones first, then the longest due."""
-    due = await _list_by_choice(tx, "generations_to_poll", choice)
-    if len(due) + len(choice.unreadable) < choice.limit:
-        overdue = [g for g in due if g.deadline_at <= tx.now and not g.is_terminal]
-    else:
-        overdue = await _list_by_choice(tx, "generations_overdue", choice, look=OVERDUE_LOOK_MAX)
-    return list({generation.id: generation for generation in (*overdue, *due)}.values())
+async def list_polls(tx: Transaction, choice: Choice, after: str) -> list[Generation]:
+    """Return generations whose poll is due, in turn by tenant after one; overdue ones first."""
+    values = {"after": after, "look": OVERDUE_LOOK_MAX}
+    return await _list_by_choice(tx, "generations_to_poll", choice, **values)
 
 
 async def _list_by_choice(
-    tx: Transaction, name: str, choice: Choice, **values: int
+    tx: Transaction, name: str, choice: Choice, **values: Any
 ) -> list[Generation]:
-    lists = {"models": choice.models, "tenants": choice.tenants, "without": choice.without}
-    more: dict[str, Any] = {"limit": choice.limit, "models_only": choice.models_only, **values}
-    more |= {name: json_text(of) for name, of in lists.items()}
+    lists = ("tenants", "without", "apart", "full")
+    values |= {name: json_text(getattr(choice, name)) for name in lists}
     due: list[Generation] = []
-    for row in await tx.all(name, now=tx.now, **more):
+    for row in await tx.all(name, now=tx.now, limit=choice.limit, **values):
         try:
             due.append(decode_row(Generation, row))
         except Exception as error:  # noqa: BLE001  one row must not hold the others
@@ -211,7 +206,7 @@ async def delay_confirmation(tx: Transaction, generation_id: str, due_at: int) -
 async def holders_of_tasks(
     tx: Transaction, task_ids: Collection[str], generation_id: str, limit: int = SHARED_MAX
 ) -> list[Row]:
-    """Return id, model, input and `is_own` of the other generations that have one of the tasks."""
+    """Return the other generations that have one of the tasks, and how they came to it."""
     values = {"task_ids": json_text(list(task_ids)), "id": generation_id, "limit": limit}
     return await tx.all("generations_of_tasks", **values)
 

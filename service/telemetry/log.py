@@ -5,7 +5,8 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import msgspec
@@ -30,6 +31,7 @@ Event = structlog.typing.EventDict
 Stream = Literal["stdout", "stderr"]
 Write = Callable[[str], None]
 
+_request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
 
 
@@ -39,9 +41,14 @@ def get(**values: object) -> structlog.typing.FilteringBoundLogger:
     return logger
 
 
-def request(request_id: str) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def request(request_id: str) -> Iterator[None]:
     """Put the request's id into every line of the block, and of tasks that start in it."""
-    return structlog.contextvars.bound_contextvars(request_id=request_id)
+    before = _request_id.set(request_id)
+    try:
+        yield
+    finally:
+        _request_id.reset(before)
 
 
 def configure(
@@ -59,42 +66,37 @@ def configure(
     """
     if terminal is None:
         terminal = (file := getattr(sys, stream)) is not None and file.isatty()
+    make_writer = _make_background_writer if background else _make_direct_writer
     _configure(
         logging.getLevelNamesMapping()[level.upper()],
-        _make_background_writer(stream) if background else _make_direct_writer(stream),
-        redactor or Redactor(),
+        make_writer(stream, redactor or Redactor()),
         terminal=terminal,
         cached=background,
     )
     logging.basicConfig(level=logging.WARNING, handlers=[_LibraryHandler()], force=True)
 
 
-def _configure(
-    level: int, write: Write, redactor: Redactor, *, terminal: bool, cached: bool
-) -> None:
+def _configure(level: int, write: Write, *, terminal: bool, cached: bool) -> None:
     render: structlog.typing.Processor = _to_json
     if terminal:
         plain = structlog.dev.plain_traceback
         colors = not os.environ.get("NO_COLOR")  # noqa: TID251  a convention: no-color.org
         render = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.format_exc_info,
-            _add_timestamp,
-            _hide_fields,
-            render,
-            _cut_secrets(redactor),
-        ],
+        # Few processors, since each is called for each line; the writer cuts secrets out.
+        processors=[structlog.processors.format_exc_info, _add_fields, _hide_fields, render],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: _Output(write),
         cache_logger_on_first_use=cached,
     )
 
 
-def _add_timestamp(_logger: Any, _method: str, event: Event) -> Event:
+def _add_fields(_logger: Any, method: str, event: Event) -> Event:
+    event["level"] = method
     event["timestamp"] = clock.rfc3339(clock.now_ms())
+    request_id = _request_id.get()
+    if request_id is not None:
+        event.setdefault("request_id", request_id)
     return event
 
 
@@ -123,13 +125,6 @@ def _to_json(_logger: Any, _method: str, event: Event) -> str:
     return _encode(event).decode()
 
 
-def _cut_secrets(redactor: Redactor) -> structlog.typing.Processor:
-    def cut(_logger: Any, _method: str, line: Any) -> str:
-        return redactor.text(line) + "\n"
-
-    return cut
-
-
 class _Output:
     """Takes finished lines from structlog, which calls the method of the line's level."""
 
@@ -137,27 +132,27 @@ class _Output:
         self.debug = self.info = self.warning = self.error = self.critical = write
 
 
-def _make_background_writer(stream: Stream) -> Write:
+def _make_background_writer(stream: Stream, redactor: Redactor) -> Write:
     """Write from a thread; at its end the process waits a second for lines that are queued."""
     file = getattr(sys, stream)
     if file is None:  # It was closed when the process started.
         return lambda _line: metrics.log_lines_dropped.add(1)
     try:
-        writer = LineWriter(file.fileno())
+        writer = LineWriter(file.fileno(), redactor.texts)
     except (OSError, ValueError):  # Something that is not a file took its place.
-        return _make_direct_writer(stream)
+        return _make_direct_writer(stream, redactor)
     atexit.register(writer.drain, DRAIN_SECONDS)
-    return lambda line: writer.write(line.encode(errors="backslashreplace"))
+    return writer.write
 
 
-def _make_direct_writer(stream: Stream) -> Write:
+def _make_direct_writer(stream: Stream, redactor: Redactor) -> Write:
     """Write without a queue to what `sys` calls the stream at that moment."""
 
     def write(line: str) -> None:
         file = getattr(sys, stream)
         with contextlib.suppress(OSError, ValueError):  # That nobody reads is no reason to stop.
             if file is not None:
-                file.write(line)
+                file.write(redactor.text(line) + "\n")
                 file.flush()
 
     return write
@@ -172,4 +167,4 @@ class _LibraryHandler(logging.Handler):
 
 
 # What is logged before the settings are read goes to standard error.
-_configure(logging.INFO, _make_direct_writer("stderr"), Redactor(), terminal=False, cached=False)
+_configure(logging.INFO, _make_direct_writer("stderr", Redactor()), terminal=False, cached=False)

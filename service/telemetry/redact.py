@@ -4,7 +4,7 @@ import base64
 import html
 import re
 import urllib.parse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
@@ -30,6 +30,7 @@ _NO_CHARACTER = re.compile(r"&#(?:[0-9]{8,}+|[xX][0-9A-Fa-f]{8,}+);?")
 _WORD = re.compile(r"[^\s\"'<>{}\[\],]+")
 PIECE_CHARACTERS = 8  # Where a text was cut, so many characters of a secret are one.
 UNESCAPES_MAX = 4  # So often escapes are undone that stand within escapes.
+HEADERS_REMEMBERED = 256
 _BASE64_CHARACTERS_MIN = 12  # A shorter piece of base64 may be anything.
 # In lower case, every match contains one of these. `in` is much cheaper than the pattern.
 _HINTS = ("ghk_", "aio_", "whs", "callbacks", "bearer")
@@ -39,6 +40,7 @@ _HIDDEN_KEYS = """
     authorization accesstoken token password
 """
 _HIDDEN = frozenset(_HIDDEN_KEYS.split())
+_HIDDEN_NAME = re.compile(f'"(?:{"|".join(sorted(_HIDDEN))})":')
 _HIDDEN_HEADER = re.compile(
     rb"(?i:authorization|cookie|token|secret|password|(?:api|access|auth)[-_]?key)"
 )
@@ -54,6 +56,8 @@ class Redactor:
         self._any_form = re.compile("|".join(map(re.escape, self._forms)))
         self._base_url = public_url or ""
         self._harmless_length = min([CALLBACK_CHARACTERS_MIN, *map(len, forms)])
+        # Most headers of most callbacks are the same.
+        self._cut_value = lru_cache(HEADERS_REMEMBERED)(self._cut_value)  # type: ignore[method-assign]
 
     def text(self, text: str) -> str:
         """Return a text without the secrets, API keys, signing secrets and callback tokens."""
@@ -67,15 +71,21 @@ class Redactor:
 
     def header(self, name: str, value: str) -> str:
         """The value of a header without secrets; nothing of it if its name says that it is one."""
-        return REDACTED if _names_secret(name.encode()) else self.text(value)
+        return REDACTED if _HIDDEN_HEADER.search(name.encode()) else self.text(value)
 
     def headers(self, lines: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """The lines of headers without secrets, as `header` cuts them."""
-        cut = [(n, b"[redacted]" if _names_secret(n) else v) for n, v in lines]
-        text = b"\n".join([value for _, value in cut]).decode("latin-1")
-        if self.text(text) == text:  # As nearly always. One look costs less than ten.
-            return cut
-        return [(n, self.text(v.decode("latin-1")).encode("latin-1")) for n, v in cut]
+        return [(name, self._cut_value(name, value)) for name, value in lines]
+
+    def _cut_value(self, name: bytes, value: bytes) -> bytes:
+        if _HIDDEN_HEADER.search(name):
+            return REDACTED.encode()
+        return self.text(value.decode("latin-1")).encode("latin-1")
+
+    def texts(self, texts: Sequence[str]) -> Sequence[str]:
+        """The texts without secrets. Nearly always none has one: one look costs less than ten."""
+        whole = "\n".join(texts)
+        return texts if self.text(whole) == whole else [self.text(text) for text in texts]
 
     def excerpt(self, text: str, characters: int) -> str:
         """The beginning of a text, which may have been cut within a secret, without secrets."""
@@ -92,11 +102,37 @@ class Redactor:
                 at = text.find(piece, at + 1)
         return text
 
-    def json(self, value: Any, depth: int = DEPTH_MAX) -> Any:
-        """Return a copy of decoded JSON without secrets, callback URLs and values of secret keys.
+    def json(self, value: Any) -> Any:
+        """Return decoded JSON without secrets, callback URLs and values of secret keys.
 
-        What only looks like an API key stays: prompts and names of files may.
+        What only looks like an API key stays: prompts and names of files may. Where nothing is to
+        be cut, it is the value itself.
         """
+        return value if self._is_clean(value) else self._cut(value, DEPTH_MAX)
+
+    def _is_clean(self, value: Any) -> bool:
+        """Whether one look at the text of an object finds nothing to cut, as nearly always.
+
+        Without a backslash, each text stands in it as it is.
+        """
+        if not isinstance(value, dict | list):
+            return False
+        try:
+            text = msgspec.json.encode(value).decode()
+        except (TypeError, ValueError, RecursionError):
+            return False
+        if "\\" in text or "callbacks" in text or "gen_" in text:
+            return False
+        for form in self._forms:
+            if form in text:
+                return False
+        if text.count("{") + text.count("[") > DEPTH_MAX:
+            return False
+        if _HIDDEN_NAME.search(text.replace("_", "").replace("-", "").lower()):
+            return False
+        return not (("%" in text or "&" in text) and self._hides_secret(text))
+
+    def _cut(self, value: Any, depth: int) -> Any:
         if isinstance(value, str):
             return self._string(value)
         if not isinstance(value, (dict, list)):  # Faster than a union.
@@ -104,9 +140,9 @@ class Redactor:
         if depth == 0:
             return REDACTED
         if isinstance(value, list):
-            return [self.json(item, depth - 1) for item in value]
+            return [self._cut(item, depth - 1) for item in value]
         return {
-            self._string(key): REDACTED if _is_hidden(key, child) else self.json(child, depth - 1)
+            self._string(key): REDACTED if _is_hidden(key, child) else self._cut(child, depth - 1)
             for key, child in value.items()
         }
 
@@ -173,11 +209,6 @@ def _forms(secret: str) -> Iterator[str]:
         piece = encoded[-(-before * 8 // 6) : -1]
         if len(piece) >= _BASE64_CHARACTERS_MIN:
             yield from (piece, piece.replace("+", "-").replace("/", "_"))
-
-
-@lru_cache(maxsize=1_024)
-def _names_secret(header: bytes) -> bool:
-    return _HIDDEN_HEADER.search(header) is not None
 
 
 def _is_hidden(key: str, child: Any) -> bool:

@@ -79,9 +79,10 @@ class Client:
         read = partial(wire.read_create, request=content)
         return await self._exchange("POST", path, read, content)
 
-    async def poll(self, path: str, task_id: str | None = None) -> wire.Answer:
-        """Poll a task; without an answer, `NoReport` has the status 0."""
-        return await self._exchange("GET", path, partial(wire.read_poll, asked_id=task_id))
+    async def poll(self, path: str, task_id: str | None = None, request: Any = None) -> wire.Answer:
+        """Poll the task of a request; without an answer, `NoReport` has the status 0."""
+        read = partial(wire.read_poll, asked_id=task_id, request=request)
+        return await self._exchange("GET", path, read)
 
     async def close(self) -> None:
         """Close every connection."""

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 MAX_URL_CHARS = 8_192
-_INLINE_MIN_CHARS = 64  # Shorter texts of these letters may be anything.
+INLINE_MIN_CHARS = 64  # Shorter texts of these letters may be anything.
 _EXTENSION_LIST = """
     png=image/png jpg=image/jpeg jpeg=image/jpeg webp=image/webp gif=image/gif avif=image/avif
     svg=image/svg+xml mp4=video/mp4 mov=video/quicktime webm=video/webm mp3=audio/mpeg
@@ -17,6 +17,8 @@ TYPE_BY_EXTENSION = dict(pair.split("=") for pair in _EXTENSION_LIST.split())
 # A path of names, without the characters that no URL has unescaped (RFC 3986), with an extension.
 _NAME = r"""[^\s/:?#\\<>"{}|^`]+"""
 _PATH = re.compile(rf"(?:{_NAME}/)*{_NAME}\.(?P<extension>[A-Za-z0-9]{{3,4}})(?:\?[^\s#]*)?")
+# A URL as most are written: nothing of it has to be read again.
+_PLAIN = re.compile(r"https?://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:[/?#][!-~]*)?")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
 _HEAD_CHARS = 32
 # The first bytes of a file: where they are, what they are, and its media type.
@@ -47,6 +49,8 @@ def read(text: str) -> Link | None:
     A URL may have any case of scheme, spaces (they are encoded) or no host: it is then relative to
     upstream (RFC 3986). Of a data URI or base64 only the media type is returned.
     """
+    if len(text) <= MAX_URL_CHARS and _PLAIN.fullmatch(text):
+        return Link(text)
     if inline := _inline_type(text):
         return Link(None, inline)
     text = text.strip()
@@ -80,6 +84,15 @@ def read_path(text: str) -> Link | None:
     return None if slash and "." in first.strip(".") else Link(text)
 
 
+def media_type_of(url: str) -> str | None:
+    """Return the media type that the extension in a URL tells; None if it tells none."""
+    path = url.partition("#")[0].partition("?")[0]
+    host, separator, path_after_host = path.partition("://")
+    name = (path_after_host if separator else host).rpartition("/")
+    stem, _, extension = name[2].rpartition(".")
+    return TYPE_BY_EXTENSION.get(extension.lower()) if stem and (name[1] or not separator) else None
+
+
 def _is_media(extension: str) -> bool:
     return TYPE_BY_EXTENSION.get(extension.lower(), "").startswith(("image/", "video/", "audio/"))
 
@@ -93,8 +106,9 @@ def _inline_type(text: str) -> str | None:
     """Return the media type of a data URI, or of base64 that begins as a known kind of file."""
     if text[:5].lower() == "data:" and "," in text[:256]:
         return re.split("[;,]", text[5:256])[0].strip().lower() or "text/plain"
-    if len(text) < _INLINE_MIN_CHARS or not _BASE64.fullmatch(text[:_HEAD_CHARS]):
+    if len(text) < INLINE_MIN_CHARS or not _BASE64.fullmatch(text[:_HEAD_CHARS]):
         return None
-    head = base64.b64decode(text[:_HEAD_CHARS], altchars=b"-_" if set(text) & {"-", "_"} else None)
+    head_text = text[:_HEAD_CHARS].replace("-", "+").replace("_", "/")
+    head = base64.b64decode(head_text)
     matches = (kind for at, magic, kind in _SIGNATURES if head[at:].startswith(magic))
     return next(matches, None)

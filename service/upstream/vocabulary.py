@@ -5,6 +5,7 @@ ends a task by itself; a code that is not here means neither "never" nor "again"
 """
 
 import re
+from functools import lru_cache
 from typing import Any, Literal
 
 State = Literal["processing", "succeeded", "failed"]
@@ -118,6 +119,9 @@ STATE_OF_WORD: dict[str, State] = {
     for word in words.split()
 }
 
+# An envelope says these of the request too: above a task, they do not say that it is done.
+_WORDS_OF_REQUESTS = frozenset(("success", "ok"))
+
 # Flags in place of a word: numbers (docs.kie.ai/veo3-api/get-veo-3-video-details; clients agree) or
 # words (docs.kie.ai/suno-api/get-wav-details).
 _STATE_OF_FLAG: dict[int, State] = {0: "processing", 1: "succeeded", 2: "failed", 3: "failed"}
@@ -162,7 +166,17 @@ CODES_NEVER = frozenset(
 
 def state_of(word: str | None) -> State | None:
     """Return the state that a status word means, in any case; None for an unknown word."""
-    return STATE_OF_WORD.get(re.sub(r"[\s-]+", "_", word.strip().lower())) if word else None
+    return STATE_OF_WORD.get(_plain(word)) if word else None
+
+
+def may_be_of_request(word: str | None) -> bool:
+    """Whether an envelope says this word of the request as well as of the task."""
+    return word is not None and _plain(word) in _WORDS_OF_REQUESTS
+
+
+@lru_cache(maxsize=1_024)
+def _plain(word: str) -> str:
+    return re.sub(r"[\s-]+", "_", word.strip().lower())
 
 
 def state_of_flag(value: Any) -> State | None:
@@ -171,6 +185,11 @@ def state_of_flag(value: Any) -> State | None:
         return state_of(value)
     is_number = isinstance(value, int) and not isinstance(value, bool)
     return _STATE_OF_FLAG.get(value) if is_number else None
+
+
+def is_trouble(code: int) -> bool:
+    """Whether this code beside a task says how the question went."""
+    return code in QUESTION_TROUBLE or (500 <= code <= 599 and code not in TASK_ENDS)
 
 
 def ends_task(code: int | None) -> bool:

@@ -2,8 +2,11 @@
 
 import json
 import shlex
+import shutil
 import sqlite3
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -61,7 +64,7 @@ def test_the_doctor_names_every_wrong_setting(
         ("GENHOOK_PUBLIC_URL", "http://127.0.0.1:8000", "public url", "warn"),
         ("GENHOOK_PUBLIC_URL", "https://genhook.example", "public url", "ok"),
         ("GENHOOK_UPSTREAM_API_KEY", "", "upstream", "fail"),
-        ("GENHOOK_UPSTREAM_API_KEY", "aio_x", "upstream", "ok"),
+        ("GENHOOK_UPSTREAM_API_KEY", "aio_xxxx", "upstream", "ok"),
         ("GENHOOK_UPSTREAM_APIKEY", "aio_x", "settings", "warn"),
         ("GENHOOK_DATABASE_URL", "sqlite:////nowhere/genhook.db", "disk", "fail"),
     ],
@@ -138,6 +141,63 @@ def test_the_doctor_finds_a_file_that_is_no_database(
 ) -> None:
     database.write_text("a diary, not a database, and long enough to be read as one\n" * 100)
     assert levels_of()(monkeypatch)["database"] == {"fail"}
+
+
+def test_the_doctor_finds_an_index_that_lacks_rows(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("keys create --name x --scopes read")
+    connection = sqlite3.connect(database)
+    connection.execute("PRAGMA writable_schema=ON")
+    connection.execute("CREATE TABLE spare (id INTEGER); ")
+    connection.execute("INSERT INTO spare VALUES (1)")
+    connection.execute("CREATE INDEX spare_id ON spare (id)")
+    connection.execute(
+        "UPDATE sqlite_schema SET sql = 'CREATE INDEX spare_id ON spare (id) WHERE id > 5' "
+        "WHERE name = 'spare_id'"
+    )
+    connection.commit()
+    connection.close()
+    assert levels_of()(monkeypatch)["database"] == {"fail"}
+
+
+@pytest.fixture
+def user(database: Path) -> Iterator[Path]:
+    """The path of a database that another process uses."""
+    run("keys create --name x --scopes read")
+    code = (
+        "import sqlite3, sys; connection = sqlite3.connect(sys.argv[1]);"
+        "connection.execute('SELECT * FROM keys').fetchall(); print(flush=True); sys.stdin.read()"
+    )
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", code, str(database)]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as process:  # noqa: S603  our own code
+        assert process.stdout
+        process.stdout.readline()
+        yield database
+        process.communicate()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell of locks like this")
+@pytest.mark.parametrize(
+    ("do", "reason"),
+    [
+        (Path.unlink, "was deleted or replaced while"),
+        (lambda path: Path(shutil.copy(path, f"{path}-")).rename(path), "replaced"),
+        (lambda path: Path(f"{path}-wal").unlink(), "-wal was deleted while"),
+    ],
+    ids=["deleted", "replaced", "log deleted"],
+)
+def test_the_doctor_finds_files_that_were_taken_from_under_a_process(
+    do: Callable[[Path], object], reason: str, user: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("doctor")
+    assert "intact" in capsys.readouterr().out
+    do(user)
+    files = sorted(user.parent.iterdir())
+    assert run("doctor") == 1
+    assert reason in capsys.readouterr().out
+    assert sorted(user.parent.iterdir()) == files
 
 
 @pytest.mark.usefixtures("database")

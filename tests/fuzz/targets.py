@@ -23,7 +23,7 @@ from service.model.errors import SettingsError
 from service.settings import VARIABLES, Settings, read_settings
 from service.store.vault import Vault
 from service.telemetry.redact import Redactor
-from service.upstream import documents, links, results, vocabulary, wire
+from service.upstream import documents, links, results, scalars, vocabulary, wire
 from service.upstream.callback_url import CallbackTokens, Claim
 from tests import logs
 from tests.fuzz import answers, world
@@ -77,10 +77,10 @@ def _check_report(report: wire.Report, body: bytes) -> None:
     assert report.possible is None or report.state == "processing"
     assert len(report.files) <= results.MAX_FILES
     assert len(report.word or "") <= documents.MAX_WORD_CHARS
-    assert len(report.error_code or "") <= documents.MAX_TEXT_CHARS
-    assert len(report.error_message or "") <= documents.MAX_TEXT_CHARS
+    assert len(report.error_code or "") <= scalars.MAX_TEXT_CHARS
+    assert len(report.error_message or "") <= scalars.MAX_TEXT_CHARS
     if report.task_id is not None:
-        assert 0 < len(report.task_id) <= documents.MAX_ID_CHARS
+        assert 0 < len(report.task_id) <= scalars.MAX_ID_CHARS
         assert report.task_id not in {".", ".."}
     for file in report.files:
         url = file.url or "/"

@@ -112,9 +112,8 @@ def test_after_any_answer_to_a_submission_ours_keeps_the_contract(
 )
 def test_an_expiry_that_is_no_date_is_left_out_of_the_result(moment: Any) -> None:
     output = {"url": "https://a.test/1.png", "expires_at": moment}
-    generation = world.check_believed(
-        msgspec.json.encode({"status": "completed", "output": output})
-    )
+    data = {"status": "completed", "output": output}
+    generation = world.check_believed(msgspec.json.encode({"data": data}))
     assert generation["output"]["files"] == [{"url": output["url"], "media_type": "image/png"}]
 
 

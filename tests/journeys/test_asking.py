@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.generations import ingest, poll
+from service.generations import ingest
 from service.store import generations
 from tests.faults import DelayedAnswer, crash, rows, status_of
 from tests.harness import Harness, opened, success_report
@@ -112,6 +112,32 @@ async def test_after_the_lag_the_questions_of_a_callback_end(tmp_path: Path) -> 
         await world.call_back()
         asked: list[int] = []
         for second in range(120):
+            before = len(world.upstream.polls)
+            await world.run(1 if second else 0)
+            asked += [second] * (len(world.upstream.polls) - before)
+        assert asked == [0, 1, 3, 7, 15, 30, 60]
+
+
+ENDED: list[dict[str, Any]] = [
+    success_report("task1"),
+    {"code": 200, "data": {"task_id": "task1", "status": "completed"}},  # Without a file.
+    {"code": 200, "data": {"task_id": "task1", "status": "failed"}},
+]
+
+
+@pytest.mark.parametrize("body", ENDED)
+async def test_a_callback_after_the_deadline_is_asked_about_until_its_route_follows(
+    tmp_path: Path, body: dict[str, Any]
+) -> None:
+    async with opened(tmp_path, deadline_seconds=25) as world:
+        generation = await world.generate()
+        await world.run(25)
+        assert await status_of(world, generation["id"]) == "timed_out"
+        await world.run(5)
+        world.upstream.polls.clear()
+        await world.call_back(body)
+        asked: list[int] = []
+        for second in range(100):
             before = len(world.upstream.polls)
             await world.run(1 if second else 0)
             asked += [second] * (len(world.upstream.polls) - before)
@@ -449,18 +475,3 @@ async def test_refreshes_spend_the_budget_and_only_a_share_of_it(tmp_path: Path)
         before = len(world.upstream.polls)
         await asyncio.gather(*(world.client.post(path.format(id_)) for id_ in ids))
         assert len(world.upstream.polls) - before <= 10
-
-
-async def test_a_route_that_hangs_takes_at_most_half_of_the_places(tmp_path: Path) -> None:
-    async with opened(tmp_path, poll_rate_per_second=100.0) as world:
-        poller = world.app.worker.poller
-        hanging = DelayedAnswer(httpx.Response(500))
-        for _ in range(40):
-            await world.generate(POLLED)
-        world.upstream.poll_replies.extend([hanging.reply] * 40)
-        world.clock.advance(3)
-        for _ in range(3):
-            await poller.run_due(world.clock.now)
-        assert len(poller.in_flight) == poll.IN_FLIGHT_MAX // 2
-        hanging.release()
-        await poller.settle()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.faults import rows, status_of
@@ -14,8 +15,13 @@ from tests.harness import opened, success_report
         b'{"data": {"task_id": "task2", "task_id": "task1"}}',
         b'{"data": {"task_id": "task1", "taskId": "task2"}}',
         b'{"data": {"taskId": "task2", "task_id": "task1"}}',
+        b'{"task_id": "task2", "data": {"task_id": "task1"}}',
+        b'{"id": "task2", "data": {"task_id": "task1"}}',
+        b'{"data": {"task_id": "task1", "job_id": "task2"}}',
+        b'{"data": {"task_id": "task1", "output": {"id": "task2"}}}',
+        b'{"data": {"request_id": "task2"}}',
+        b'{"data": {"data": {"task_id": "task2"}}}',
     ],
-    ids=["a name twice", "two names", "two names in the other order"],
 )
 async def test_a_body_that_also_names_the_task_of_another_generation_is_only_a_hint(
     tmp_path: Path, body: bytes
@@ -24,8 +30,8 @@ async def test_a_body_that_also_names_the_task_of_another_generation_is_only_a_h
         generation = await world.generate()
         url = world.upstream.callback_url()
         await world.generate()  # It is task2.
-        end = b', "status": "completed", "results": ["https://x.example/1.png"]}}'
-        content = body.replace(b"}}", end)
+        end = b', "status": "completed", "results": ["https://x.example/1.png"]}'
+        content = body.replace(b"}", end, 1)
         assert (await world.anonymous.post(url, content=content)).status_code == 200
         assert await status_of(world, generation["id"]) == "processing"
         assert len(await rows(world, "SELECT * FROM confirmations")) == 1
@@ -38,3 +44,18 @@ async def test_a_body_with_an_unknown_second_id_is_proof(tmp_path: Path) -> None
         report["data"]["taskId"] = "of-the-service-behind"
         assert (await world.call_back(report)).status_code == 200
         assert await status_of(world, generation["id"]) == "succeeded"
+
+
+async def test_a_body_that_gives_back_what_was_sent_is_only_a_hint(tmp_path: Path) -> None:
+    sent = "https://cdn.example/in.png"
+    async with opened(tmp_path, callback_trust="body") as world:
+        input_ = {"prompt": "a harbour", "image_urls": [sent]}
+        generation = await world.generate("seedream/4.5-edit", input=input_)
+        report = {"data": {"task_id": "task1", "status": "completed", "images": [sent]}}
+        assert (await world.call_back(report)).status_code == 200
+        assert await status_of(world, generation["id"]) == "processing"
+        report["data"]["images"] = [sent, "https://cdn.example/out.png"]
+        world.upstream.poll_replies.append(httpx.Response(200, json=report))
+        await world.run(1)
+        shown = await world.get(f"/v1/generations/{generation['id']}")
+        assert [file["url"] for file in shown["output"]["files"]] == ["https://cdn.example/out.png"]

@@ -41,10 +41,10 @@ async def test_large_answers_are_read_and_redacted_in_the_reading_thread(
     redactors: set[str] = set()
     redact = Redactor.json
 
-    def note(self: Redactor, value: Any, depth: int = 64) -> Any:
+    def note(self: Redactor, value: Any) -> Any:
         if isinstance(value, dict) and "data" in value:
             redactors.add(threading.current_thread().name)
-        return redact(self, value, depth)
+        return redact(self, value)
 
     monkeypatch.setattr(Redactor, "json", note)
     async with opened(tmp_path, public_url=None) as world:

@@ -10,6 +10,7 @@ from tests.faults import rows
 from tests.harness import Harness, opened
 
 POLLED = "imagen4-fast"
+PAUSES = "SELECT number FROM revisions WHERE noun = 'upstream_paused_until'"
 
 
 def throttled(seconds: int) -> httpx.Response:
@@ -37,6 +38,19 @@ async def test_no_submission_leaves_in_the_pause_that_a_poll_was_asked_for(
         assert len(world.upstream.creates) == 1
         await world.run(1)
         assert len(world.upstream.creates) == 6
+
+
+async def test_a_refresh_keeps_to_the_pause_that_another_process_was_asked_for(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        path = f"/v1/generations/{(await world.generate())['id']}/refresh"
+        await world.app.database.write(generations.put_pause, world.clock.now + 40_000)
+        await world.client.post(path)
+        assert world.upstream.polls == []
+        world.clock.advance(40)
+        await world.client.post(path)
+        assert world.upstream.polls == ["task1"]
 
 
 async def test_a_429_to_a_submission_pauses_every_request(tmp_path: Path) -> None:
@@ -73,3 +87,62 @@ async def test_a_stored_pause_beyond_the_bound_holds_no_submission(tmp_path: Pat
         await world.app.database.write(generations.put_pause, world.clock.now + 10**9)
         await world.generate()
         assert await submissions(world) == ["taken"]
+
+
+def says_429(seconds: int) -> httpx.Response:
+    """An answer with HTTP 200 whose body has the code 429."""
+    body = {"code": 429, "message": "too many"}
+    return httpx.Response(200, json=body, headers={"retry-after": str(seconds)})
+
+
+async def test_a_task_whose_body_alone_says_429_pauses_only_itself(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        ids = [(await world.generate(POLLED))["id"] for _ in range(2)]
+        await world.run()
+        for _ in range(5):  # The first alone, as the other one was answered about in between.
+            world.clock.advance(2)
+            world.upstream.poll_replies.append(says_429(3_600))
+            await world.client.post(f"/v1/generations/{ids[0]}/refresh")
+            asked = len(world.upstream.polls)
+            await world.client.post(f"/v1/generations/{ids[1]}/refresh")
+            assert len(world.upstream.polls) == asked + 1
+        assert (await world.generate())["status"] == "processing"
+        assert await rows(world, PAUSES) == []
+
+
+async def test_two_tasks_whose_bodies_say_429_pause_everything(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        ids = [(await world.generate(POLLED))["id"] for _ in range(3)]
+        await world.run()
+        world.upstream.poll_replies.extend([says_429(40)] * 2)
+        for id_ in ids:
+            await world.client.post(f"/v1/generations/{id_}/refresh")
+        assert world.upstream.polls == ["task1", "task2"]
+        assert (await world.generate())["status"] == "queued"
+        await world.run(39)
+        assert (len(world.upstream.polls), len(world.upstream.creates)) == (2, 3)
+        await world.run(1)
+        assert (len(world.upstream.polls), len(world.upstream.creates)) == (5, 4)
+
+
+async def test_a_submission_whose_body_alone_says_429_pauses_only_itself(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        world.upstream.create_replies.append(says_429(40))
+        assert (await world.generate())["status"] == "queued"
+        assert (await world.generate())["status"] == "processing"
+        await world.run(39)
+        assert len(world.upstream.creates) == 2
+        await world.run(10)
+        assert await submissions(world) == ["taken", "taken"]
+
+
+async def test_a_poll_of_one_that_says_429_in_its_body_waits_as_it_asks(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate(POLLED)
+        world.upstream.poll_replies.append(says_429(100))
+        await world.run(10)
+        assert world.upstream.polls == ["task1"]
+        await world.run(99)
+        assert world.upstream.polls == ["task1"]
+        await world.run(2)
+        assert world.upstream.polls == ["task1", "task1"]

@@ -383,6 +383,7 @@ async def test_contradictory_outcomes_at_once_make_one_event(tmp_path: Path) -> 
 async def test_refresh_polls_at_once_but_at_most_once_a_second(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         generation = await world.generate()
+        await world.run()  # Nobody waits for a token.
         path = f"/v1/generations/{generation['id']}/refresh"
         for _ in range(3):
             answer = await world.client.post(path)
@@ -426,11 +427,11 @@ async def test_a_refresh_that_read_before_another_was_recorded_polls_no_second_t
         before = await database.read(rows.read_by_id, Generation, created["id"])
         poller, now = world.app.worker.poller, world.clock.now
         assert before is not None
-        first = poller.refresh(before, now)
+        first = poller.refresh(before, 0, now)
         assert first is not None
         await first
-        assert poller.refresh(before, now) is None
-        assert poller.refresh(before, now + 1_000) is not None
+        assert poller.refresh(before, 0, now) is None
+        assert poller.refresh(before, 0, now + 2_000) is not None
         await poller.settle()
 
 
@@ -448,8 +449,8 @@ async def test_a_poll_that_becomes_due_during_the_read_is_not_missed(
 ) -> None:
     list_polls = generations.list_polls
 
-    async def list_slowly(tx: Transaction, choice: generations.Choice) -> Any:
-        due = await list_polls(tx, choice)
+    async def list_slowly(tx: Transaction, choice: generations.Choice, after: str) -> Any:
+        due = await list_polls(tx, choice, after)
         world.clock.advance(5)  # Time passes during the read.
         return due
 

@@ -10,6 +10,7 @@ import pytest
 from service.generations.sightings import Sightings
 from service.telemetry import metrics
 from service.upstream import catalogue
+from tests.faults import rows
 from tests.harness import SUBSCRIBER_URL, Harness, create_answer, opened, success_report
 
 PNG = "https://cdn.example/1.png"
@@ -63,6 +64,23 @@ async def test_the_task_of_another_generation_is_never_another_name(tmp_path: Pa
             await world.run(300)
         first = (await world.get("/v1/generations"))["data"][-1]
         assert first["status"] == "processing"
+
+
+@pytest.mark.parametrize("word", ["SUCCESS", "FAILED", "melting"])
+@pytest.mark.parametrize("place", ["task_id", "output"])
+async def test_an_end_that_also_names_the_task_of_another_generation_is_not_applied(
+    tmp_path: Path, place: str, word: str
+) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        await world.generate()
+        body = told("task1", status=word, results=[PNG]).json()
+        other: dict[str, Any] = {"task_id": "task2", "output": {"job_id": "task2"}}
+        body[place] = other[place]
+        generation = await poll(world, *[httpx.Response(200, json=body)] * 4, seconds=100)
+        assert generation["status"] == "processing"
+        timeline = await world.get(f"/v1/generations/{generation['id']}/timeline")
+        assert "the answer names another task: task2" in str(timeline)
 
 
 def test_an_id_that_a_second_generation_meets_is_no_name() -> None:
@@ -346,13 +364,25 @@ async def test_a_learned_name_is_never_believed_in_a_callback(tmp_path: Path) ->
         assert (await shown(world, generation))["status"] == "processing"
 
 
-async def test_the_create_answer_with_a_learned_name_is_a_conflict(tmp_path: Path) -> None:
+async def test_a_learned_name_yields_to_the_create_answer_that_gives_it_to_another(
+    tmp_path: Path,
+) -> None:
     async with opened(tmp_path, public_url=None) as world:
-        await world.generate()
+        first = await world.generate()
         working = told("behind", status="IN_PROGRESS")
         await poll(world, working, working, working)
         second = await create(world, create_answer("behind"), input={"prompt": "another"})
-        assert (await shown(world, second))["error"]["code"] == "task_id_conflict"
+        done = {"task_id": "behind", "status": "SUCCESS", "output": [PNG]}
+        world.upstream.tasks |= {"task1": done, "behind": done}
+        await world.run(300)
+        assert (await shown(world, second))["status"] == "succeeded"
+        [name] = await rows(world, "SELECT is_revoked FROM task_names")
+        assert name["is_revoked"]
+        # Its own task is still asked about, and answers with the other's id prove nothing any more.
+        assert (await shown(world, first))["status"] == "processing"
+        world.upstream.tasks["task1"] = {"status": "SUCCESS", "output": [PNG]}
+        await world.run(300)
+        assert (await shown(world, first))["status"] == "succeeded"
 
 
 # Envelopes without a task

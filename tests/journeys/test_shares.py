@@ -72,7 +72,7 @@ async def test_refreshes_that_hang_leave_places_for_others(tmp_path: Path) -> No
         world.upstream.poll_replies.extend([hanging.reply] * 40)
         tasks = {asyncio.create_task(neighbour.client.post(path)) for path in neighbour.paths}
         under_way = tasks
-        while len(under_way) > poll.IN_FLIGHT_MAX // 2:  # As many as a tenant has places.
+        while len(under_way) > 4:  # As many as one tenant has places.
             _, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
         poller = world.app.worker.poller
         assert len(poller.in_flight) <= 4
@@ -86,12 +86,31 @@ async def test_refreshes_that_hang_leave_places_for_others(tmp_path: Path) -> No
         await neighbour.client.aclose()
 
 
+async def test_a_route_that_hangs_takes_at_most_half_of_the_places(tmp_path: Path) -> None:
+    async with opened(tmp_path, poll_rate_per_second=100.0) as world:
+        poller = world.app.worker.poller
+        hanging = DelayedAnswer(httpx.Response(500))
+        for number in range(6):
+            client = await client_of(world, f"tenant-{number}")
+            for _ in range(20):
+                body = {"model": POLLED, "input": {"prompt": "a small harbour"}}
+                await client.post("/v1/generations", json=body)
+            await client.aclose()
+        world.upstream.poll_replies.extend([hanging.reply] * 120)
+        world.clock.advance(3)
+        for _ in range(6):
+            await poller.run_due(world.clock.now)
+        assert poll.IN_FLIGHT_MAX // 4 < len(poller.in_flight) <= poll.IN_FLIGHT_MAX // 2
+        hanging.release()
+        await poller.settle()
+
+
 async def test_a_route_that_hangs_for_models_nobody_knows_holds_up_no_other_route(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path, poll_rate_per_second=1_000.0, public_url=None) as world:
         body = {"model": "unheard-of", "input": {"prompt": "a small harbour"}}
-        for tenant, count in (("a", poll.IN_FLIGHT_MAX // 2), ("b", 2 * poll.IN_FLIGHT_MAX)):
+        for tenant, count in (("a", poll.IN_FLIGHT_MAX), ("b", 2 * poll.IN_FLIGHT_MAX)):
             client = await client_of(world, tenant)
             for _ in range(count):
                 await client.post("/v1/generations", json=body)
@@ -107,6 +126,17 @@ async def test_a_route_that_hangs_for_models_nobody_knows_holds_up_no_other_rout
         assert song_id in poller.in_flight
         hanging.release()
         await poller.settle()
+
+
+async def test_a_process_that_does_not_work_leaves_the_rate_to_the_one_that_does(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, poll_rate_per_second=10.0) as world:
+        paths = [f"/v1/generations/{(await world.generate())['id']}/refresh" for _ in range(60)]
+        for _ in range(10):
+            world.clock.advance(1)
+            await asyncio.gather(*map(world.client.post, paths))
+        assert 5 <= len(world.upstream.polls) <= 12  # A tenth of the rate, and two at first.
 
 
 async def test_with_a_token_at_a_time_refreshes_starve_no_poll(tmp_path: Path) -> None:

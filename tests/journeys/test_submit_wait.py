@@ -174,7 +174,7 @@ async def test_what_finds_no_place_is_stored_as_waiting_from_the_start(tmp_path:
             )
         )
         submitter = world.app.worker.submitter
-        while submitter.places.take("tenant default"):
+        while submitter.places.take("default"):
             pass
         answer = await create(world)
         assert (answer.status_code, answer.json()["status"]) == (202, "queued")
@@ -195,7 +195,7 @@ async def test_only_what_has_a_place_is_marked_as_sending(tmp_path: Path) -> Non
         world.upstream.create_replies.extend([delayed_answer.reply] * 10)
         submitter = world.app.worker.submitter
         for _ in range(submit.PLACES // 2 - 3):
-            assert submitter.places.take("tenant default")
+            assert submitter.places.take("default")
         world.clock.advance(2)
         assert (await submitter.run_due(world.clock.now))[0] == 3
         assert sorted(await submissions(world)) == ["sending"] * 3 + ["waiting"] * 7

@@ -131,10 +131,12 @@ async def test_a_database_whose_file_is_gone_is_not_replaced_by_another(
     database: Database, disk: Disk
 ) -> None:
     path, moved = database.path, f"{database.path}-moved"
+    with pytest.raises(StorageError, match="readonly"):
+        await database.write(bump)
     disk.is_read_only = False
     os.rename(path, moved)  # noqa: PTH104  pathlib is not for asynchronous functions
     for _ in range(3):
-        with pytest.raises(StorageError, match="readonly"):
+        with pytest.raises(StorageError, match="deleted or replaced"):
             await database.write(bump)
     with pytest.raises(FileNotFoundError):
         os.stat(path)  # noqa: PTH116

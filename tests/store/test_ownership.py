@@ -1,6 +1,7 @@
 """The right to work: one lock for a file, whatever its name, and none of SQLite's locks is lost."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import subprocess
@@ -44,7 +45,7 @@ async def test_every_name_of_a_file_leads_to_the_same_lock(
     link(path, other_name)
     # By a hard link SQLite itself refuses to open it twice in one process.
     database = Database(str(other_name))
-    database.descriptor = os.open(other_name, os.O_RDONLY)
+    database.file.descriptor = os.open(other_name, os.O_RDONLY)
     second = FileLock(database)
     assert not second.acquire()
     assert (first.is_held, second.is_held) == (True, False)
@@ -62,8 +63,11 @@ async def test_a_file_with_hard_links_is_not_opened(tmp_path: Path) -> None:
     await database.close()
     os.link(path, other_name)
     for name in (path, other_name):
-        with pytest.raises(StorageError, match="2 names"):
-            await Database(str(name)).open()
+        async with contextlib.AsyncExitStack() as stack:
+            other = Database(str(name))
+            stack.push_async_callback(other.close)  # Or else its threads would never end.
+            with pytest.raises(StorageError, match="2 names"):
+                await other.open()
     other_name.unlink()
     await database.open()
     await database.close()

@@ -11,6 +11,7 @@ import pytest
 from service.model.errors import SearchTooLongError, StorageError
 from service.store.sqlite import readers as readers_module
 from service.store.sqlite.connection import connect
+from service.store.sqlite.file import File
 from service.store.sqlite.readers import READERS, Readers
 
 COUNT = """
@@ -22,11 +23,14 @@ SELECT count(*) FROM numbers
 @pytest.fixture
 async def readers(tmp_path: Path) -> AsyncIterator[Readers]:
     path = str(tmp_path / "test.db")
-    writer = await connect(path, writes=True, creates=True)
-    opened = Readers(path)
+    file = File(path)
+    file.open()
+    writer = await connect(path, descriptor=file.descriptor)
+    opened = Readers(file)
     yield opened
     await opened.close()
     await writer.close()
+    file.close()
 
 
 def one(_connection: sqlite3.Connection) -> int:

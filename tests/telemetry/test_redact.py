@@ -216,6 +216,33 @@ def test_no_secret_survives_and_the_argument_stays_as_it_is(value: Any) -> None:
     assert msgspec.json.encode(value) == before
 
 
+NASTY = st.sampled_from(
+    [
+        *(SECRET, quote(SECRET, safe=""), json.dumps(SECRET), SECRET.replace("/", "\\/"), CALLBACK),
+        *(html.escape(SECRET), "".join(f"\\u{ord(c):04x}" for c in SECRET), "a&b", "100%", "\\n"),
+        *("call_Back-URL", "webhook", "token", "gen_01.x.1.y", "%67en_01.x.1.y", "a plain text"),
+    ]
+)
+NASTY_JSON = st.recursive(
+    st.none() | st.integers() | NASTY | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NASTY, inner, max_size=3),
+)
+
+
+@settings(deadline=None)
+@given(NASTY_JSON)
+def test_one_look_at_the_whole_overlooks_nothing_that_a_look_at_each_text_finds(value: Any) -> None:
+    redactor = Redactor([SECRET], PUBLIC_URL)
+    assert redactor.json(value) == redactor._cut(value, 64)
+
+
+def test_json_without_a_secret_is_looked_at_once_and_not_copied() -> None:
+    answer = {
+        "data": {"task_id": "t", "status": "SUCCESS", "url": "https://a.test/1.png?a=1&b=%20"}
+    }
+    assert Redactor([SECRET], PUBLIC_URL).json(answer) is answer
+
+
 # Text
 
 

@@ -152,10 +152,103 @@ def test_a_status_of_400_about_the_task_is_its_failure(body: Any) -> None:
         ({"data": item("mine", "failed", error="nsfw")}, 401),
         ({"data": item("mine", "failed", error="nsfw")}, 500),
         ({"data": item("mine", "processing"), "code": 400}, 400),
-        ({"data": DONE}, 400),
         ({"data": item("other", "failed", error="nsfw")}, 400),
         ({"id": "req_1", "message": "bad request"}, 400),
     ],
 )
 def test_any_other_error_status_ends_no_task(body: Any, status: int) -> None:
     assert outcome_of(read_poll(body, status)) == "unwell"
+
+
+def test_a_status_of_400_over_a_task_that_is_done_has_to_be_repeated() -> None:
+    report = read_poll({"data": DONE}, 400)
+    assert isinstance(report, wire.Report)
+    assert (report.state, report.files) == ("processing", ())
+    assert report.possible
+    assert report.possible.files
+
+
+# Other names anywhere in the body
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"task_id": "other", "data": DONE},
+        {"data": {**DONE, "id": "other"}},
+        {"data": {**DONE, "job_id": "other"}},
+        {"request_id": "other", "data": DONE},
+        {"data": {**DONE, "output": {"prediction_id": "other"}}},
+        {"data": {**DONE, "output": [{"id": "other"}]}},
+        {"data": {**DONE, "result": {"task": {"taskID": "other"}}}},
+        {"data": {"status": "completed", "generationId": "other", "url": PNG}},
+        {"data": {**item("mine", "failed"), "uuid": "other"}},
+        {"data": {**DONE, "results": [OTHER]}},
+    ],
+)
+def test_an_end_tells_every_id_that_may_be_another_tasks(body: Any) -> None:
+    report = read_poll(body)
+    assert isinstance(report, wire.Report)
+    assert report.other_ids("mine") == ("other",)
+
+
+@pytest.mark.parametrize("key", ["input", "params", "metadata", "error", "parent"])
+def test_an_echo_names_no_task(key: str) -> None:
+    echo = {"task_id": "other", "id": "other"}
+    report = read_poll({"data": {**DONE, key: echo, "parent_task_id": "other", "request_id": 7}})
+    assert isinstance(report, wire.Report)
+    assert report.other_ids("mine") == ()
+
+
+@pytest.mark.parametrize("key", ["TaskId", "taskID", "taskid", "task-id", "TASK_ID", "Work_ID"])
+def test_the_name_of_a_task_is_read_in_any_spelling(key: str) -> None:
+    report = read_poll({"data": {"status": "completed", "url": PNG, key: "other"}})
+    assert isinstance(report, wire.Report)
+    assert report.task_ids == ("other",)
+    assert outcome_of(read_create({"data": {"status": "queued", key: "t1"}})) == "taken as t1"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"data": {"data": OTHER}},
+        {"result": OTHER},
+        {"data": {"status": "completed", "info": {"taskId": "other", "result_urls": [PNG]}}},
+        {"data": {"status": "success", "list": [OTHER]}},
+    ],
+)
+def test_a_task_that_is_named_only_deeper_is_the_one_that_the_body_is_about(body: Any) -> None:
+    report = read_poll(body)
+    assert isinstance(report, wire.Report)
+    assert report.task_ids == ("other",)
+
+
+@pytest.mark.parametrize("key", ["list", "items", "tasks", "results"])
+def test_of_the_tasks_in_a_list_within_data_the_one_that_was_asked_about_is_read(key: str) -> None:
+    mine = {"id": "mine", "status": "completed", "url": PNG}
+    items = [{"id": "other", "status": "completed", "url": PNG + "?other"}, mine]
+    report = read_poll({"data": {"status": "success", key: items}})
+    assert isinstance(report, wire.Report)
+    assert [file.url for file in report.files] == [PNG]
+    assert report.other_ids("mine") == ()
+
+
+def test_what_stands_beside_the_task_in_a_list_is_not_its_result() -> None:
+    report = read_poll({"task_id": "mine", "data": [OTHER]})
+    assert isinstance(report, wire.Report)
+    assert report.possible is None
+    report = read_poll({"data": {**DONE, "results": [OTHER]}})
+    assert isinstance(report, wire.Report)
+    assert [file.url for file in report.files] == [PNG]
+
+
+def test_a_callback_that_names_only_the_id_of_a_job_is_no_proof() -> None:
+    body = {"data": {"job_id": "unknown", "status": "completed", "url": PNG}}
+    report = wire.read_callback(msgspec.json.encode(body))
+    assert report is not None
+    assert (report.state, report.is_proof) == ("processing", False)
+
+
+def test_an_id_is_taken_as_written() -> None:
+    assert outcome_of(read_create({"data": {"task_id": " lead "}})) == "taken as  lead "
+    assert outcome_of(read_create({"data": {"task_id": "  "}})) == "lost"

@@ -91,6 +91,16 @@ def test_what_only_resembles_a_path_is_no_link(key: str, text: Any) -> None:
     assert report.possible.files == ()
 
 
+@pytest.mark.parametrize(
+    ("content_type", "media_type"),
+    [("image/png", "image/png"), ("IMAGE/webp;q=1", "image/webp"), ("video/mp4", "video/mp4")],
+)
+def test_a_raw_picture_or_video_becomes_a_data_url(content_type: str, media_type: str) -> None:
+    answer = wire.read_create(200, {"content-type": content_type}, b"\x89PNG")
+    assert isinstance(answer, Report)
+    assert answer.files == (File(f"data:{media_type};base64,iVBORw==", media_type),)
+
+
 # Codes of bodies
 
 

@@ -234,7 +234,7 @@ def test_a_2xx_with_neither_task_nor_result_may_have_been_accepted(body: Any) ->
     [
         {"code": 200, "data": {"status": "COMPLETED", "output": {"video_url": MP4}}},
         {"code": 200, "data": {"status": "success", "video_url": MP4}},
-        {"status": "completed", "output": {"video_url": MP4}},
+        {"id": "n75_k3", "status": "completed", "output": {"video_url": MP4}},
         {"code": "200", "data": {"task_id": "n75_k3", "status": "SUCCESS", "videos": [MP4]}},
         {"data": {"status": "finished", "files": [{"file_url": MP4, "file_type": "video"}]}},
         {"data": {"status": "success", "imageUrls": [], "videoUrls": [MP4]}},
@@ -300,7 +300,7 @@ def test_a_throttled_answer_has_its_retry_after() -> None:
     answer = wire.read_poll(429, {"retry-after": "3"}, b"")
     assert answer == NoReport("throttled", retry_after="3")
     answer = wire.read_poll(200, JSON, b'{"code":429,"msg":"slow down"}')
-    assert answer == NoReport("throttled")
+    assert answer == NoReport("throttled", of_body=True)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_a_throttled_answer_has_its_retry_after() -> None:
         (302, b"", NoReport("unwell", 302, "HTTP 302: upstream is at another address")),
         (200, b"<html>", NoReport("unwell", 200, "the answer is not a JSON object: <html>")),
         (200, b'{"status":"error","message":"busy"}', NoReport("unwell", 200, "busy")),
-        (200, b'{"code":429,"status":"error"}', NoReport("throttled")),
+        (200, b'{"code":429,"status":"error"}', NoReport("throttled", of_body=True)),
         (200, b'{"code":401,"status":"fail","message":"no"}', NoReport("unwell", 401, "no")),
         (200, b'{"code":500,"msg":"?","data":{"taskId":"t"}}', NoReport("unwell", 500, "?")),
         (200, b'{"code":500,"msg":"oops"}', NoReport("unwell", 500, "oops")),

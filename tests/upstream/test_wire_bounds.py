@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from service.upstream import documents, lenient, links, vocabulary, wire
+from service.upstream import contents, documents, lenient, links, scalars, vocabulary, wire
 
 NAMES = """
     code message msg error data status state type task_status callbackType task_id taskId workId id
@@ -125,7 +125,8 @@ def test_an_unknown_word_without_an_error_is_never_an_outcome(word: str, rest: A
     data = {k: v for k, v in envelope.items() if k not in excluded} | {"status": word}
     body = msgspec.json.encode({"code": 200, "data": data})
     document = documents.parse(body)
-    assume(document is not None and not document.clips)  # Parts with words of their own decide.
+    assert document is not None
+    assume(not contents.read_contents(document).parts)  # Parts with words of their own decide.
     for report in (wire.read_callback(body), wire.read_poll(200, {}, body)):
         assert isinstance(report, wire.Report)
         assert (report.state, report.recognised, report.files) == ("processing", False, ())
@@ -138,7 +139,7 @@ def test_a_report_that_is_not_a_success_has_no_files(body: Any) -> None:
     assert report.state == "succeeded" or report.files == ()
     urls = [file.url for file in report.files if file.url is not None]
     assert all(links.read(url) or links.read_path(url) for url in urls)
-    assert len(report.error_message or "") <= documents.MAX_TEXT_CHARS
+    assert len(report.error_message or "") <= scalars.MAX_TEXT_CHARS
 
 
 @given(st.text(max_size=600))
@@ -146,6 +147,6 @@ def test_a_task_id_is_any_text_up_to_its_limit(task_id: str) -> None:
     body = msgspec.json.encode({"task_id": task_id, "status": "pending"})
     report = wire.read_callback(body)
     assert report is not None
-    text = task_id.strip()
-    is_usable = 0 < len(text) <= documents.MAX_ID_CHARS and text not in {".", ".."}
-    assert report.task_id == (text if is_usable else None)
+    is_usable = task_id.strip() != "" and len(task_id) <= scalars.MAX_ID_CHARS
+    is_usable = is_usable and task_id not in {".", ".."}
+    assert report.task_id == (task_id if is_usable else None)

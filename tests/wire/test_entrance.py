@@ -100,6 +100,21 @@ async def test_a_head_at_the_limit_is_served() -> None:
         assert status_of(await answer_to(port, head.replace(b"X: ", b"XX: "))) == 431
 
 
+@pytest.mark.parametrize("cut", [None, 40])
+async def test_as_many_headers_as_the_limit_says_are_served(cut: int | None) -> None:
+    head = b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + b"a:\r\n" * 254
+    async with serving() as port:
+        for more, status in ((b"", 200), (b"a:\r\n", 431)):
+            request = head + more + b"\r\n"
+            segments = [request] if cut is None else [request[:cut], request[cut:]]
+            assert status_of(await answer_to(port, *segments)) == status
+
+
+async def test_a_client_of_http_1_0_names_no_host() -> None:
+    async with serving() as port:
+        assert texts(await answer_to(port, b"GET /a HTTP/1.0\r\n\r\n")) == ["GET /a 0"]
+
+
 @pytest.mark.parametrize("cut", [None, 1, 40, -20, -1])
 async def test_an_offer_to_upgrade_is_ignored_and_the_body_is_kept(cut: int | None) -> None:
     request = post("/a", b"hello, body", more=OFFER, close=False)
@@ -166,6 +181,8 @@ async def test_requests_that_are_sent_ahead_are_answered_in_order_and_few_are_pa
     "bad",
     [
         b"NONSENSE\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
         b"GET http://a HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET http:// HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",

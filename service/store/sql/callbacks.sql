@@ -1,15 +1,18 @@
 -- name: callbacks_generation_states
--- For each [generation id, body digest] of a JSON list: what the verdict of a callback depends on,
--- and how many callbacks the generation keeps, with how many bytes. Rejected ones, whose digest is
--- empty, are bounded by themselves.
+-- For each generation id of a JSON list: what the verdict of a callback depends on. Most generations
+-- get one callback: whether there were others is one look into the tree of bodies.
 SELECT p.key AS position, g.tenant, g.status, g.nonce, g.last_poll_at,
-    EXISTS (SELECT 1 FROM callback_bodies b WHERE b.generation_id = g.id
-        AND b.body_digest = json_extract(p.value, '$[1]')) AS is_repeated,
-    (SELECT count(*) FROM callback_bodies b
-        WHERE b.generation_id = g.id AND b.body_digest > '') AS kept_count,
-    (SELECT total(length(b.headers) + length(b.body)) FROM callback_bodies b
-        WHERE b.generation_id = g.id AND b.body_digest > '') AS kept_bytes
-FROM json_each(:pairs) p CROSS JOIN generations g ON g.id = json_extract(p.value, '$[0]');
+    EXISTS (SELECT 1 FROM callback_bodies b
+        WHERE b.generation_id = g.id AND b.body_digest > '') AS has_others
+FROM json_each(:ids) p CROSS JOIN generations g ON g.id = p.value;
+
+-- name: callbacks_kept
+-- For each generation id of a JSON list: how many callbacks it keeps, how many bytes of them, and the
+-- digests of their bodies. Rejected ones, whose digest is empty, are bounded by themselves.
+SELECT p.value AS generation_id, count(*) AS count, sum(length(b.headers) + length(b.body)) AS size,
+    json_group_array(b.body_digest) AS digests
+FROM json_each(:ids) p CROSS JOIN callback_bodies b ON b.generation_id = p.value AND b.body_digest > ''
+GROUP BY p.value;
 
 -- name: callbacks_insert
 INSERT INTO callbacks (tenant, id, generation_id, upstream, verdict, reason, trust, body_digest)

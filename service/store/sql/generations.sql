@@ -32,8 +32,9 @@ WHERE g.status NOT IN ('queued', 'processing');
 
 -- name: generations_of_tasks
 -- The generations, but for :id, that have one of these tasks, or learned it as another name of
--- their task. `is_own` is 0 where only a callback named the task. :task_ids is a JSON list.
-SELECT g.id, g.model, b.input, q.is_name OR EXISTS (SELECT 1 FROM exchanges e
+-- their task (`is_name`). `is_own` is 1 where upstream's answer to the submission named the task, and
+-- not only a callback or answers to polls. :task_ids is a JSON list.
+SELECT g.id, g.model, b.input, q.is_name, NOT q.is_name AND EXISTS (SELECT 1 FROM exchanges e
         WHERE e.generation_id = g.id AND e.kind = 'submission' AND e.outcome = 'taken'
             AND e.detail = g.task_id) AS is_own
 FROM (SELECT g.id, 0 AS is_name
@@ -103,58 +104,98 @@ WHERE id = :id;
 UPDATE generation_bodies SET output = :output, error = :error WHERE generation_id = :id;
 
 -- name: generations_to_submit
+-- In turn by tenant, from the one after :after on, so that none waits for all that another has due.
 -- A row without its body is read too: what is due and never listed would be due at once, for ever.
 -- A callback that waits for its confirmation holds the submission: upstream may have the task.
+WITH RECURSIVE tenants (tenant) AS (
+    SELECT min(g.tenant) FROM generations g WHERE g.submit_at IS NOT NULL
+    UNION ALL
+    SELECT (SELECT min(g.tenant) FROM generations g
+        WHERE g.submit_at IS NOT NULL AND g.tenant > tenants.tenant)
+    FROM tenants WHERE tenants.tenant IS NOT NULL)
 SELECT g.*, b.input, b.metadata, b.output, b.error
-FROM generations g LEFT JOIN generation_bodies b ON b.generation_id = g.id
-WHERE g.submit_at IS NOT NULL AND g.submit_at <= :now AND g.submission = 'waiting'
-    AND g.task_id IS NULL AND g.tenant NOT IN (SELECT value FROM json_each(:tenants))
-    AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
-    AND g.id NOT IN (SELECT value FROM json_each(:without))
-ORDER BY g.submit_at LIMIT :limit;
+FROM (SELECT g.id, g.tenant,
+        row_number() OVER (PARTITION BY tenants.tenant ORDER BY g.submit_at) AS turn
+    FROM tenants CROSS JOIN generations g ON g.id IN (
+        SELECT g.id FROM generations g
+        WHERE g.tenant = tenants.tenant AND g.submit_at IS NOT NULL AND g.submit_at <= :now
+            AND g.submission = 'waiting' AND g.task_id IS NULL
+            AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
+            AND g.id NOT IN (SELECT value FROM json_each(:without))
+        ORDER BY g.submit_at LIMIT :limit)
+    WHERE tenants.tenant NOT IN (SELECT value FROM json_each(:tenants))
+    ORDER BY turn, g.tenant <= :after, g.tenant LIMIT :limit) q
+CROSS JOIN generations g ON g.id = q.id
+LEFT JOIN generation_bodies b ON b.generation_id = g.id
+ORDER BY q.turn, q.tenant <= :after, q.tenant;
 
 -- name: generation_next_submit
-SELECT g.submit_at AS due_at FROM generations g
-WHERE g.submit_at IS NOT NULL AND g.submission = 'waiting' AND g.task_id IS NULL
-    AND g.tenant NOT IN (SELECT value FROM json_each(:tenants))
-    AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
-    AND g.id NOT IN (SELECT value FROM json_each(:without))
-ORDER BY g.submit_at LIMIT 1;
+WITH RECURSIVE tenants (tenant) AS (
+    SELECT min(g.tenant) FROM generations g WHERE g.submit_at IS NOT NULL
+    UNION ALL
+    SELECT (SELECT min(g.tenant) FROM generations g
+        WHERE g.submit_at IS NOT NULL AND g.tenant > tenants.tenant)
+    FROM tenants WHERE tenants.tenant IS NOT NULL)
+SELECT min((SELECT g.submit_at FROM generations g
+    WHERE g.tenant = tenants.tenant AND g.submit_at IS NOT NULL
+        AND g.submission = 'waiting' AND g.task_id IS NULL
+        AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
+        AND g.id NOT IN (SELECT value FROM json_each(:without))
+    ORDER BY g.submit_at LIMIT 1)) AS due_at
+FROM tenants WHERE tenants.tenant NOT IN (SELECT value FROM json_each(:tenants));
 
 -- name: generations_to_confirm
--- :models and :tenants are JSON lists of those that get no further place; where :models_only is 1,
--- of the only models that get one.
+-- In turn by tenant, as above.
+-- :tenants, :without and :full are JSON lists of the tenants, generations and questions that get no
+-- further place. A question is a model, a space and a tenant, or none for all; instead of the model
+-- it has nothing where that is not one of :apart, the models with a route of their own.
 SELECT g.*, b.input, b.metadata, b.output, b.error
-FROM (SELECT q.generation_id FROM confirmations q CROSS JOIN generations g ON g.id = q.generation_id
-    WHERE q.due_at <= :now AND (g.model IN (SELECT value FROM json_each(:models))) = :models_only
-        AND g.tenant NOT IN (SELECT value FROM json_each(:tenants))
+FROM (SELECT g.id, g.tenant,
+        row_number() OVER (PARTITION BY g.tenant ORDER BY q.due_at) AS turn
+    FROM confirmations q CROSS JOIN generations g ON g.id = q.generation_id
+    WHERE q.due_at <= :now AND g.tenant NOT IN (SELECT value FROM json_each(:tenants))
         AND g.id NOT IN (SELECT value FROM json_each(:without))
-    ORDER BY q.due_at LIMIT :limit) q
-CROSS JOIN generations g ON g.id = q.generation_id
-CROSS JOIN generation_bodies b ON b.generation_id = g.id;
+        AND CASE WHEN g.model IN (SELECT value FROM json_each(:apart)) THEN g.model ELSE '' END
+            || ' ' || g.tenant NOT IN (SELECT value FROM json_each(:full))
+        AND CASE WHEN g.model IN (SELECT value FROM json_each(:apart)) THEN g.model ELSE '' END
+            || ' ' NOT IN (SELECT value FROM json_each(:full))
+    ORDER BY turn, g.tenant <= :after, g.tenant LIMIT :limit) q
+CROSS JOIN generations g ON g.id = q.id
+LEFT JOIN generation_bodies b ON b.generation_id = g.id
+ORDER BY q.turn, q.tenant <= :after, q.tenant;
 
 -- name: generations_to_poll
+-- As above; of each tenant first those, of its :look longest due, that are open past their deadline.
+WITH RECURSIVE tenants (tenant) AS (
+    SELECT min(g.tenant) FROM generations g WHERE g.next_poll_at IS NOT NULL
+    UNION ALL
+    SELECT (SELECT min(g.tenant) FROM generations g
+        WHERE g.next_poll_at IS NOT NULL AND g.tenant > tenants.tenant)
+    FROM tenants WHERE tenants.tenant IS NOT NULL)
 SELECT g.*, b.input, b.metadata, b.output, b.error
-FROM generations g JOIN generation_bodies b ON b.generation_id = g.id
-WHERE g.next_poll_at IS NOT NULL AND g.next_poll_at <= :now
-    AND (g.model IN (SELECT value FROM json_each(:models))) = :models_only
-    AND g.tenant NOT IN (SELECT value FROM json_each(:tenants))
-    AND g.id NOT IN (SELECT value FROM json_each(:without))
-ORDER BY g.next_poll_at LIMIT :limit;
-
--- name: generations_overdue
--- Of the :look longest due polls, those of open generations past their deadline.
-SELECT g.*, b.input, b.metadata, b.output, b.error
-FROM (SELECT id, status, deadline_at FROM generations
-    WHERE next_poll_at IS NOT NULL AND next_poll_at <= :now
-    ORDER BY next_poll_at LIMIT :look) q
+FROM (SELECT g.id, g.tenant, row_number() OVER (PARTITION BY tenants.tenant
+            ORDER BY g.status IN ('queued', 'processing') AND g.deadline_at <= :now DESC,
+                g.next_poll_at) AS turn
+    FROM tenants CROSS JOIN generations g ON g.id IN (
+        SELECT due.id FROM (
+            SELECT g.id, g.status, g.deadline_at, g.next_poll_at FROM generations g
+            WHERE g.tenant = tenants.tenant
+                AND g.next_poll_at IS NOT NULL AND g.next_poll_at <= :now
+                AND g.id NOT IN (SELECT value FROM json_each(:without))
+                AND CASE WHEN g.model IN (SELECT value FROM json_each(:apart))
+                    THEN g.model ELSE '' END
+                    || ' ' || g.tenant NOT IN (SELECT value FROM json_each(:full))
+                AND CASE WHEN g.model IN (SELECT value FROM json_each(:apart))
+                    THEN g.model ELSE '' END
+                    || ' ' NOT IN (SELECT value FROM json_each(:full))
+            ORDER BY g.next_poll_at LIMIT :look) due
+        ORDER BY due.status IN ('queued', 'processing') AND due.deadline_at <= :now DESC,
+            due.next_poll_at LIMIT :limit)
+    WHERE tenants.tenant NOT IN (SELECT value FROM json_each(:tenants))
+    ORDER BY turn, g.tenant <= :after, g.tenant LIMIT :limit) q
 CROSS JOIN generations g ON g.id = q.id
-CROSS JOIN generation_bodies b ON b.generation_id = g.id
-WHERE q.status IN ('queued', 'processing') AND q.deadline_at <= :now
-    AND (g.model IN (SELECT value FROM json_each(:models))) = :models_only
-    AND g.tenant NOT IN (SELECT value FROM json_each(:tenants))
-    AND g.id NOT IN (SELECT value FROM json_each(:without))
-LIMIT :limit;
+LEFT JOIN generation_bodies b ON b.generation_id = g.id
+ORDER BY q.turn, q.tenant <= :after, q.tenant;
 
 -- name: pause_put
 -- `revisions` holds the numbers that outlive a process.
@@ -168,8 +209,16 @@ SELECT number FROM revisions WHERE noun = 'upstream_paused_until';
 UPDATE generations SET next_poll_at = :due_at, trouble_count = :trouble_count WHERE id = :id;
 
 -- name: generation_next_poll
-SELECT min(next_poll_at) AS due_at FROM generations
-WHERE next_poll_at IS NOT NULL AND next_poll_at > :now;
+WITH RECURSIVE tenants (tenant) AS (
+    SELECT min(g.tenant) FROM generations g WHERE g.next_poll_at IS NOT NULL
+    UNION ALL
+    SELECT (SELECT min(g.tenant) FROM generations g
+        WHERE g.next_poll_at IS NOT NULL AND g.tenant > tenants.tenant)
+    FROM tenants WHERE tenants.tenant IS NOT NULL)
+SELECT min((SELECT min(g.next_poll_at) FROM generations g
+    WHERE g.tenant = tenants.tenant AND g.next_poll_at IS NOT NULL AND g.next_poll_at > :now))
+    AS due_at
+FROM tenants;
 
 -- name: confirmation_next
 SELECT min(due_at) AS due_at FROM confirmations WHERE due_at > :now;

@@ -1,7 +1,6 @@
 """A connection to SQLite with its settings; aiosqlite runs it on a thread of its own."""
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,6 +10,7 @@ import aiosqlite
 
 from service.model.errors import StorageError
 from service.store.database import T
+from service.store.sqlite.turns import Writer, turn
 
 BUSY_MS = 5_000
 # At this size of the write-ahead log (WAL), a commit runs a checkpoint itself. That is only for a
@@ -53,7 +53,7 @@ class Connection(aiosqlite.Connection):
 
     def _run(self, do: Callable[..., T], *args: object) -> T:
         if self._is_dropped:
-            self._connection = self._connector(creates=False)  # type: ignore[call-arg]
+            self._connection = self._connector()
             self._is_dropped = False
         return do(self._conn, *args)
 
@@ -62,25 +62,23 @@ class Connection(aiosqlite.Connection):
         self._is_dropped = True
 
 
-def _open(path: str, *, writes: bool, creates: bool) -> sqlite3.Connection:
+def _open(path: str, *, descriptor: int | None) -> sqlite3.Connection:
     pragmas = [f"busy_timeout={BUSY_MS}", "cache_size=-8000"]
-    if writes:
-        pragmas += ["journal_mode=WAL", "synchronous=FULL", f"wal_autocheckpoint={WAL_PAGES_MAX}"]
-        pragmas.append(f"journal_size_limit={WAL_KEPT_BYTES}")
-    else:
+    if descriptor is None:
         pragmas.append("query_only=ON")
-    if creates:
-        # Only the owner may read the file. SQLite gives the WAL files the same mode.
-        with contextlib.suppress(OSError):
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    else:
+        pragmas += ["journal_mode=WAL", "synchronous=FULL", f"wal_autocheckpoint={WAL_PAGES_MAX}"]
+        pragmas += [f"journal_size_limit={WAL_KEPT_BYTES}", "user_version"]  # It opens the WAL.
     connection = sqlite3.connect(
         f"{Path(path).absolute().as_uri()}?mode=rw",  # SQLite itself creates none.
         uri=True,
         isolation_level=None,
         check_same_thread=False,
         cached_statements=256,
+        factory=Writer,
     )
     connection.row_factory = sqlite3.Row
+    connection.descriptor = -1 if descriptor is None else descriptor
     try:
         for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}")
@@ -90,9 +88,12 @@ def _open(path: str, *, writes: bool, creates: bool) -> sqlite3.Connection:
     return connection
 
 
-async def connect(path: str, *, writes: bool, creates: bool = False) -> Connection:
-    """Open the database, which `creates` its file if there is none. StorageError if that fails."""
-    connection = Connection(partial(_open, path, writes=writes, creates=creates), 64)
+async def connect(path: str, *, descriptor: int | None = None) -> Connection:
+    """Open a connection to a file: to write, with a descriptor of it, or else to read.
+
+    StorageError if that fails.
+    """
+    connection = Connection(partial(_open, path, descriptor=descriptor), 64)
     try:
         await connection
     except sqlite3.Error as error:
@@ -113,7 +114,8 @@ def checkpoint(connection: sqlite3.Connection) -> None:
 @contextlib.contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """Commit what the body writes, or roll it back if the body or the commit fails."""
-    connection.execute("BEGIN IMMEDIATE")
+    with turn(connection):
+        connection.execute("BEGIN IMMEDIATE")
     try:
         yield
         connection.execute("COMMIT")

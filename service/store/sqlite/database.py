@@ -9,10 +9,8 @@ records of attempts, wait a moment for others: each commit costs a sync of the d
 import asyncio
 import contextlib
 import math
-import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from service.model.clock import Clock, now_ms
@@ -20,6 +18,7 @@ from service.model.errors import StorageError
 from service.store.database import T, Transaction, Unit
 from service.store.sqlite import group, schema
 from service.store.sqlite.connection import Connection, checkpoint, connect, is_lost
+from service.store.sqlite.file import File
 from service.store.sqlite.readers import Readers
 from service.store.sqlite.write_queue import STALLED, Queue
 from service.telemetry import log
@@ -58,15 +57,13 @@ class Database:
     def __init__(self, path: str, *, clock: Clock = now_ms, queue_max: int = 10_000) -> None:
         self.path = path
         self._clock = clock
-        # Of the file itself, for the lock on it. It is closed after every connection: closing any
-        # descriptor of a file drops the locks that SQLite holds on it for this process (POSIX).
-        self.descriptor = -1
+        self.file = File(path)
         self._queue = Queue(queue_max)
         self._retried: list[group.Item] = []
         self._retry_timer: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
         self._wake_timer: asyncio.TimerHandle | None = None
-        self._readers = Readers(path)
+        self._readers = Readers(self.file)
         self._writer: Connection | None = None
         self._is_lost = False  # The connections have to be opened anew before the next group.
         self._stream: asyncio.Task[None] | None = None
@@ -78,14 +75,17 @@ class Database:
 
     async def open(self) -> None:
         """Open the writer's connection. StorageError if the file cannot be opened."""
-        _refuse_other_names(self.path)
-        self._writer = await connect(self.path, writes=True, creates=True)
-        self._readers, self._is_lost = Readers(self.path), False
+        self.file = File(self.path)
+        self.file.open()
         try:
-            self.descriptor = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            await self._writer.close()
-            raise StorageError(f"cannot open {self.path}: {error.strerror}") from error
+            self._writer = await connect(self.path, descriptor=self.file.descriptor)
+        except BaseException:
+            self.file.close()
+            raise
+        self.file.watch()
+        if self.file.is_new:
+            _log.warning("database.created", path=self.path)
+        self._readers, self._is_lost = Readers(self.file), False
         self._stream = asyncio.create_task(self._commit_stream(), name="commit-stream")
 
     async def close(self) -> None:
@@ -103,9 +103,7 @@ class Database:
         if self._writer:
             await self._writer.close()
             self._writer = None
-        with contextlib.suppress(OSError):
-            os.close(self.descriptor)
-        self.descriptor = -1
+        self.file.close()
 
     async def migrate(self) -> list[str]:
         """Apply the missing migrations; return their names. StorageError for any other file."""
@@ -118,16 +116,7 @@ class Database:
 
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the file or the version of its schema, or None."""
-        if not self._is_at_path():  # Commits still succeed, and are lost with the process.
-            return f"the file {self.path} was deleted or replaced: stop, and restore a backup"
-        return await self._readers.read(schema.problem)
-
-    def _is_at_path(self) -> bool:
-        """Return whether the path still leads to the file that was opened."""
-        try:
-            return os.path.samestat(os.stat(self.path), os.fstat(self.descriptor))  # noqa: PTH116
-        except OSError:
-            return False
+        return self.file.problem() or self.file.damage or await self._readers.read(schema.problem)
 
     async def write_problem(self) -> str | None:
         """Return why commits fail, or None. It tries one if there was none for a while."""
@@ -212,34 +201,34 @@ class Database:
             if not self._queue and self._stream is not None:
                 self._wake.clear()
             if items:
-                if self._is_lost:
-                    await self._reopen(self._writer)
                 await self._commit(self._writer, items)
 
     async def _reopen(self, writer: Connection) -> None:
         """Open every connection anew, since SQLite keeps for ever what it opened for reading only.
 
         The readers too: all connections of a process share the index of the WAL, and how it was
-        opened. The lock on the file is this object's own and stays. A file that is no longer at its
-        path is left alone: to go on with another one would hide the loss.
+        opened. The lock on the file is this object's own and stays.
         """
-        if not self._is_at_path():
-            return
+        self.file.look()  # To go on with another file would hide the loss.
         self._is_lost = False
         async with self._readers.kept_closed():
             await writer.drop()
             with contextlib.suppress(sqlite3.Error):  # The commit tries it again, and tells.
                 await writer.apply(schema.version)
+            self.file.watch()
         _log.info("database.reopened")
 
     async def _commit(self, writer: Connection, items: Sequence[group.Item]) -> None:
         failure: Exception | None = None
         after: group.AfterCommit = []
+        loop = asyncio.get_running_loop()
         try:
+            self.file.check(loop.time())
+            if self._is_lost:
+                await self._reopen(writer)
             after = await writer.apply(group.commit_group, items, self._clock())
         except Exception as error:  # noqa: BLE001  it becomes every caller's error
             failure = error
-        loop = asyncio.get_running_loop()
         self._note(loop.time(), [failure] if failure else [item.error for item in items])
         self._queue.finish()
         if self._checkpoint_timer is None:
@@ -271,6 +260,7 @@ class Database:
         """Remember how a commit ended, for `write_problem`."""
         failed = [error for error in errors if error is not None]
         failure = next(filter(_is_of_database, failed), None)
+        self.file.note(failure)
         self._is_lost |= any(map(is_lost, failed))
         if failure is not None:
             self._failed_at, self._failure = now, str(failure)
@@ -298,6 +288,7 @@ class Database:
         to run it after all; and SQLite before 3.51.3 may lose a commit when it resets the WAL
         meanwhile.
         """
+        self.file.problem()  # Before the checkpoint fills up what was cut off.
         try:
             await self.apply(checkpoint)
         except StorageError as error:
@@ -309,19 +300,3 @@ class Database:
 async def _touch(tx: Transaction) -> None:
     """Write a row as it is: whether the disk takes it is all that is asked."""
     await tx.run("subscribers_touch_revision")
-
-
-def _refuse_other_names(path: str) -> None:
-    """StorageError if a file has hard links: SQLite names its log after the name it was given.
-
-    Two processes that use two names would write through two logs, and destroy the database
-    (https://sqlite.org/howtocorrupt.html, 2.4).
-    """
-    try:
-        names = Path(path).stat().st_nlink
-    except OSError:
-        return  # It does not exist yet, or opening it says what is wrong.
-    if names > 1:
-        raise StorageError(
-            f"cannot open {path}: it has {names} names (hard links); remove all but one"
-        )

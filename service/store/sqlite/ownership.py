@@ -37,7 +37,7 @@ class FileLock:
 
     def _open(self) -> int:
         if LOCKS_THE_DATABASE:
-            return self._database.descriptor
+            return self._database.file.descriptor
         if self._descriptor < 0:
             path = f"{os.path.realpath(self._database.path)}-worker"
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from service.model.errors import SearchTooLongError, StorageError
 from service.store.database import T
 from service.store.sqlite.connection import Connection, connect
+from service.store.sqlite.file import File
 
 READERS = 3
 SEARCHES_MAX = READERS - 1  # One reader is kept for short reads, such as keys and lanes.
@@ -35,8 +36,8 @@ class _Turn:
 class Readers:
     """The readers of one database file. Each is opened when it is needed first."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, file: File) -> None:
+        self._file = file
         # The last one used is taken first, so that others are opened only for reads in parallel.
         self._free: list[Connection | None] = [None] * READERS
         self._turns: deque[_Turn] = deque()
@@ -82,9 +83,12 @@ class Readers:
             if self._is_closed:
                 raise StorageError("the database is closed")
             if reader is None:
-                reader = await connect(self._path, writes=False)
+                if problem := self._file.problem():  # It would read another database.
+                    raise StorageError(problem)
+                reader = await connect(self._file.path)
             return await reader.apply(do, *args)
         except sqlite3.Error as error:
+            self._file.note(error)
             raise StorageError(f"the database failed: {error}") from error
         finally:
             self._searching.discard(turn.tenant)

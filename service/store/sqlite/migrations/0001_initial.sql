@@ -63,8 +63,9 @@ CREATE INDEX generations_tenant ON generations (tenant, id);
 CREATE INDEX generations_failed ON generations (tenant, status, id)
     WHERE status IN ('failed', 'timed_out');
 CREATE INDEX generations_model ON generations (tenant, model, id);
-CREATE INDEX generations_poll ON generations (next_poll_at) WHERE next_poll_at IS NOT NULL;
-CREATE INDEX generations_submit ON generations (submit_at) WHERE submit_at IS NOT NULL;
+-- By tenant, so that what one has due is found beside any number of another's.
+CREATE INDEX generations_poll ON generations (tenant, next_poll_at) WHERE next_poll_at IS NOT NULL;
+CREATE INDEX generations_submit ON generations (tenant, submit_at) WHERE submit_at IS NOT NULL;
 -- A planned poll is never after the deadline, so only generations without one are in here.
 CREATE INDEX generations_deadline ON generations (deadline_at)
     WHERE status IN ('queued', 'processing') AND next_poll_at IS NULL;

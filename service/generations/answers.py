@@ -1,0 +1,132 @@
+"""Record what upstream answered to polls, and plan the next ones."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec.structs import replace
+
+from service.context import Context
+from service.generations import budget, deadlines, hints, judge, schedule
+from service.generations.ingest import Batch, Reply
+from service.generations.sightings import Sightings
+from service.model.clock import SECOND
+from service.model.generation import Generation
+from service.store import generations, rows
+from service.store.database import Transaction
+from service.upstream import wire
+
+POSSIBLE_POLL_MS = 15 * SECOND  # After an answer that proves an outcome only when it is repeated.
+RECORD_MS = SECOND  # For the answer to a submission to be recorded.
+
+
+class Answers:
+    """Records answers to polls. Several are one unit, with what was sighted in earlier ones."""
+
+    def __init__(self, context: Context, sightings: Sightings) -> None:
+        self.context = context
+        self.sightings = sightings
+
+    async def record(self, tx: Transaction, replies: Sequence[Reply]) -> list[None]:
+        """Record answered polls: the exchanges, the reports, and when the next polls are due."""
+        by_id = {reply.exchange.generation_id: reply for reply in replies}
+        batch = Batch(tx, self.context, await generations.get_polled(tx, by_id))
+        exchanges: list[generations.Exchange] = []
+        for id_ in filter(batch.generations.__contains__, [*by_id]):
+            by_id[id_] = reply = await judge.judge_recorded(tx, self.context, batch, by_id[id_])
+            exchanges.append(replace(reply.exchange, number=self._apply(batch, reply)))
+        await generations.record_exchanges(tx, exchanges)
+        judge.share_outcomes(batch, by_id)
+        await hints.use_hints(tx, self.context, batch, by_id)
+        if pause_ms := max(reply.pause_ms for reply in replies):
+            await generations.put_pause(tx, tx.now + pause_ms)
+        await batch.write()
+        if any(generation.submit_at is not None for generation in batch.generations.values()):
+            tx.after_commit(self.context.signals.submit.set)  # A hint may have held it.
+        return [None] * len(replies)
+
+    def _apply(self, batch: Batch, reply: Reply) -> int:
+        """Change the generation by the answer; return its number of polls."""
+        id_, asked_at = reply.exchange.generation_id, reply.exchange.at
+        before = batch.generations[id_]
+        if reply.update is not None:
+            batch.ingest(id_, reply.update)
+        generation = batch.generations[id_]
+        in_trouble = reply.exchange.outcome in ("absent", "unwell", "other_task")
+        generation = batch.change(
+            id_,
+            task_id=generation.task_id or (reply.task_id if reply.update else None),
+            poll_count=generation.poll_count + 1,
+            last_poll_at=asked_at,
+            trouble_count=generation.trouble_count + 1 if in_trouble else 0,
+        )
+        if not generation.is_terminal and (end := deadlines.end_of(generation, reply)):
+            generation = batch.ingest(id_, end)
+        if generation.status not in ("succeeded", "failed"):
+            planned = _next_poll(self.context, before, generation, reply, batch.now)
+            if judge.awaits_files(reply.answer) and generation.status != "timed_out":
+                due_at = self.sightings.files_due_at(id_, asked_at) or batch.now + POSSIBLE_POLL_MS
+                planned = {"next_poll_at": min(due_at, generation.deadline_at)}
+            batch.change(id_, **planned)
+        return generation.poll_count
+
+
+async def plan_after_submission(tx: Transaction, context: Context, generation_id: str) -> None:
+    """Ask about the task that a callback names once the submission cannot be under way any more.
+
+    Until then a callback decides nothing: upstream's answer to the submission says which task it
+    is. That answer brings the question at once.
+    """
+    generation = await rows.read_by_id(tx, Generation, generation_id)
+    if generation is None or generation.submission != "sending":
+        return
+    due_at = tx.now + round(context.settings.upstream_timeout_seconds * SECOND) + RECORD_MS
+    due_at = min(due_at, generation.next_poll_at or due_at)
+    await generations.delay_confirmation(tx, generation_id, due_at)
+    await generations.update(tx, [(generation, replace(generation, next_poll_at=due_at))])
+
+
+async def plan_without_task(tx: Transaction, context: Context, generation_id: str) -> None:
+    """Plan the next poll without a task id: after another callback.
+
+    Without a callback a client asked: a submission that waits goes on waiting.
+    """
+    generation = await rows.read_by_id(tx, Generation, generation_id)
+    if generation is None or generation.task_id is not None:
+        return
+    changes: dict[str, Any] = {"next_poll_at": None}
+    due_times = await generations.confirmations_of(tx, [generation_id])
+    if due_times:
+        # A callback came, and it names no task that could be asked about: it is not certain any
+        # more that upstream has none, so the submission is not repeated.
+        changes["submit_at"] = None
+    answered = [id_ for id_, due_at in due_times.items() if due_at <= tx.now]
+    await generations.delete_confirmations(tx, answered)
+    await generations.update(tx, [(generation, replace(generation, **changes))])
+    tx.after_commit(context.signals.deadline.set)
+
+
+def _next_poll(
+    context: Context, before: Generation, generation: Generation, reply: Reply, now: int
+) -> dict[str, Any]:
+    """Return the changes that plan the next poll. Only a planned poll advances the plan."""
+    planned_at = before.next_poll_at
+    was_planned = planned_at is not None and planned_at <= reply.exchange.at
+    if generation.next_poll_at is not None and not was_planned:
+        return {}  # A confirmation or a refresh.
+    wait_ms = budget.wait_ms(context, reply.answer, now)
+    if reply.exchange.outcome == "throttled" and generation.status == before.status:
+        return {"next_poll_at": now + wait_ms} if was_planned else {}
+    if generation.status == "timed_out":
+        # Count planned polls only, so that a client's refresh does not use them up.
+        count = generation.late_poll_count + (was_planned and before.status == "timed_out")
+        late_at = schedule.poll_after_deadline(generation.deadline_at, count, context.jitter())
+        return {"next_poll_at": late_at, "late_poll_count": count}
+    if generation.trouble_count:
+        due_at = schedule.poll_after_trouble(generation.trouble_count, now, context.jitter())
+        due_at = max(due_at, now + wait_ms)
+    else:
+        polls = schedule.planned_polls(context, generation, now)
+        due_at = schedule.next_poll(context, generation, polls, now)
+        if isinstance(reply.answer, wire.Report) and reply.answer.possible:
+            due_at = min(due_at, now + POSSIBLE_POLL_MS)
+    return {"next_poll_at": min(due_at, generation.deadline_at)}

@@ -1,0 +1,90 @@
+"""Places for requests to upstream under way: bounded, and shared by tenants and routes."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+from service.upstream.catalogue import STATUS_PATH, Model
+
+
+class Places:
+    """Places that tenants share: one takes a further place only while more are free than it holds.
+
+    One tenant alone gets half of them, the next one half of the rest, and so on: none can hold so
+    many that the first request of another finds no place.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.taken = 0
+        self._held = Counter[str]()
+
+    @property
+    def free(self) -> int:
+        """How many places are free."""
+        return self.size - self.taken
+
+    def has_room(self, tenant: str) -> bool:
+        """Whether the tenant may take a further place."""
+        return self.free > self._held[tenant]
+
+    def take(self, tenant: str) -> bool:
+        """Take a place for the tenant; False if there is none for it."""
+        if not self.has_room(tenant):
+            return False
+        self.taken += 1
+        self._held[tenant] += 1
+        return True
+
+    def give_back(self, tenant: str) -> None:
+        """Give a place back that was taken for the tenant."""
+        self.taken -= 1
+        self._held[tenant] -= 1
+        self._held += Counter()  # Forgets those without a place.
+
+    def full(self) -> list[str]:
+        """Return the tenants that hold places and get no further one."""
+        return [tenant for tenant in self._held if not self.has_room(tenant)]
+
+
+class RoutePlaces:
+    """Places for questions. A route may hang, so it gets half of them, and tenants share it."""
+
+    def __init__(self, size: int) -> None:
+        self.all = Places(size)
+        self._by_route = defaultdict[str, Places](lambda: Places(size // 2))  # As few as routes.
+
+    def take(self, route: str, tenant: str) -> bool:
+        """Take a place to ask at a route; False if the tenant or the route has none."""
+        of_route = self._by_route[route]
+        return of_route.has_room(tenant) and self.all.take(tenant) and of_route.take(tenant)
+
+    def give_back(self, route: str, tenant: str) -> None:
+        """Give the place back that was taken to ask at a route."""
+        self.all.give_back(tenant)
+        self._by_route[route].give_back(tenant)
+
+    def full(self) -> list[tuple[str, str]]:
+        """Return as (route, tenant) who gets no further place; "" is every tenant."""
+        return [
+            (route, tenant)
+            for route, places in self._by_route.items()
+            for tenant in (places.full() if places.free else [""])
+        ]
+
+
+def full_questions(
+    places: RoutePlaces, models: Mapping[str, Model]
+) -> tuple[Sequence[str], Sequence[str]]:
+    """Return the models that are asked about apart, and which questions get no further place.
+
+    A question is a model, with a tenant unless it is every one's. No model stands for all that
+    have the usual route: nobody can list those that are not in the catalogue.
+    """
+    full = places.full()
+    if not full:
+        return (), ()
+    apart = {id_: m.status_path for id_, m in models.items() if m.status_path != STATUS_PATH}
+    by_route: dict[str, list[str]] = {STATUS_PATH: [""]}
+    for id_, path in apart.items():
+        by_route.setdefault(path, []).append(id_)
+    return [*apart], [f"{model} {tenant}" for route, tenant in full for model in by_route[route]]

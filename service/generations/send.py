@@ -1,0 +1,99 @@
+"""Send a generation to upstream, and record what it answered."""
+
+from typing import Any
+
+from msgspec.structs import replace
+
+from service.context import Context
+from service.generations import budget, ingest, judge, schedule
+from service.generations.ingest import Batch, Reply
+from service.model.errors import StorageError
+from service.model.generation import Generation
+from service.store import generations
+from service.store.database import Transaction
+from service.telemetry import log, metrics
+from service.upstream import wire
+
+_log = log.get()
+
+# A generation after its submission, and the HTTP status with which upstream refused it, if it did.
+Submission = tuple[Generation, int | None]
+
+
+async def send(
+    context: Context, shared: budget.Budget, generation: Generation, path: str, body: dict[str, Any]
+) -> Submission:
+    """Send a generation that is stored as `sending`, and record upstream's answer."""
+    reply = await ingest.ask(context, generation.id, context.client.create(path, body), None)
+    pause_ms = budget.pause_ms(context, shared, generation.id, reply.answer)
+    reply = replace(reply, pause_ms=pause_ms)
+    try:
+        after = await context.database.write_always(_record, context, reply)
+    except StorageError:
+        raise
+    except Exception as error:  # noqa: BLE001  an answer that cannot be stored
+        _log.error("submission.failed", generation_id=generation.id, error=repr(error))
+        task_id = reply.answer.task_id if isinstance(reply.answer, wire.Report) else None
+        answer = wire.Report("processing", task_id) if task_id else wire.NoReport("lost")
+        exchange = replace(reply.exchange, status_code=None, outcome="lost", detail=None)
+        reply = replace(reply, answer=answer, update=None, exchange=exchange)
+        after = await context.database.write_always(_record, context, reply)
+    ingest.announce_exchange(metrics.submissions, reply.exchange, model=generation.model)
+    return after, reply.exchange.status_code if after.submission == "refused" else None
+
+
+async def _record(tx: Transaction, context: Context, reply: Reply) -> Generation:
+    """Record upstream's answer to a submission; return the changed generation."""
+    id_ = reply.exchange.generation_id
+    batch = Batch(tx, context, await generations.get_many(tx, [id_]))
+    before = batch.generations[id_]
+    reply = await judge.judge_submission(tx, context, before, reply)
+    if before.submission == "sending" and not before.is_terminal:
+        batch.change(id_, next_poll_at=None)  # A poll that waited for this answer.
+    if isinstance(reply.answer, wire.Report):
+        batch.change(id_, task_id=judge.task_id_after(before, reply.answer))
+    was_open = not before.is_terminal  # A callback or the deadline may have come first.
+    count = before.submit_count + 1
+    await generations.record_exchanges(tx, [replace(reply.exchange, number=count)])
+    if reply.update is not None and (was_open or isinstance(reply.answer, wire.Report)):
+        batch.ingest(id_, reply.update)
+    batch.change(id_, submit_count=count)
+    after = _change_submission(context, batch, id_, reply.answer, was_open=was_open)
+    if reply.pause_ms:
+        await generations.put_pause(tx, tx.now + reply.pause_ms)
+    await batch.write()
+    if await generations.confirmations_of(tx, [id_]):  # It waited for this answer.
+        due_at = generations.confirm_at(tx.now, after.last_poll_at)
+        await generations.plan_confirmations(tx, {id_: due_at})
+        tx.after_commit(context.signals.poll.set)
+    if after.next_poll_at is not None:
+        tx.after_commit(context.signals.poll.set)
+    if after.submit_at is not None:
+        tx.after_commit(context.signals.submit.set)
+    return after
+
+
+def _change_submission(
+    context: Context, batch: Batch, id_: str, answer: wire.Answer, *, was_open: bool
+) -> Generation:
+    generation, now = batch.generations[id_], batch.now
+    if isinstance(answer, wire.Report):
+        next_poll_at = generation.next_poll_at
+        if not generation.is_terminal and next_poll_at is None:
+            planned_at = schedule.next_poll(context, generation, 0, now)
+            next_poll_at = min(planned_at, generation.deadline_at)
+        return batch.change(
+            id_,
+            **ingest.submission_changes(generation, "taken"),
+            task_id=generation.task_id or answer.task_id,
+            submitted_at=generation.submitted_at or now,
+            next_poll_at=next_poll_at,
+        )
+    if was_open and answer.outcome == "refused":
+        return batch.change(id_, **ingest.submission_changes(generation, "refused"))
+    is_spent = answer.repeats_max is not None and generation.submit_count > answer.repeats_max
+    if was_open and answer.outcome == "put_off" and not is_spent:
+        wait_ms = budget.wait_ms(context, answer, now)
+        due_at = schedule.next_submission(generation.submit_count, now, wait_ms, context.jitter())
+        return batch.change(id_, **ingest.submission_changes(generation, "waiting", due_at))
+    return batch.change(id_, **ingest.submission_changes(generation, "lost"))

@@ -1,0 +1,143 @@
+"""The file of a database: opened, watched while it is open, and given back.
+
+SQLite goes on with the files that it has opened, though they are deleted, replaced, cut short or
+overwritten meanwhile: commits succeed, and are lost with the process. So they are refused here.
+"""
+
+import fcntl
+import math
+import os
+import sqlite3
+import struct
+import sys
+from pathlib import Path
+
+from service.model.errors import StorageError
+
+CHECK_SECONDS = 0.25  # As often as a checkpoint runs, before which the file is looked at as well.
+_MAGIC = b"SQLite format 3\0"
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}  # Primary result codes.
+_RESTART = "restart genhook"
+_RESTORE = "stop genhook, and put the file back or restore a backup"
+# Bytes that SQLite locks in each file while a process has it open (os_unix.c).
+_SHARED_BYTES, _SHARED_COUNT = 0x40000002, 510
+_INDEX_BYTE = 128
+
+
+class LostFileError(sqlite3.OperationalError):
+    """A file is not the one that was opened, so a commit would be lost."""
+
+
+class File:
+    """The file at `path`, with the log and the index of it that stand beside it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        # For locks on the file. It is closed after every connection: closing any descriptor of a
+        # file drops the locks that SQLite holds on it for this process (POSIX).
+        self.descriptor = -1
+        self.is_new = False
+        self.damage: str | None = None  # The first that SQLite has met.
+        self._identities: dict[str, tuple[int, int] | None] = {}
+        self._bytes_seen = 0
+        self._is_cut = False
+        self._well_at = -math.inf
+
+    def open(self) -> None:
+        """Open the file, which is created if there is none. StorageError if that fails."""
+        try:
+            self.is_new = not Path(self.path).exists()
+            # Only the owner may read it. SQLite gives the files beside it the same mode.
+            self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StorageError(f"cannot open {self.path}: {error.strerror}") from error
+        # SQLite names the log after the name it was given. Two processes that use two names would
+        # write two logs, and destroy the database (https://sqlite.org/howtocorrupt.html, 2.4).
+        names = os.fstat(self.descriptor).st_nlink
+        if names > 1:
+            self.close()
+            raise StorageError(
+                f"cannot open {self.path}: it has {names} names (hard links); remove all but one"
+            )
+
+    def close(self) -> None:
+        """Close the descriptor, which ends the locks on it."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
+
+    def watch(self) -> None:
+        """Watch the files that SQLite has opened now."""
+        status = os.fstat(self.descriptor)
+        beside = [f"{os.path.realpath(self.path)}{suffix}" for suffix in ("-wal", "-shm")]
+        self._identities = {path: _identify(path) for path in beside}
+        self._identities[self.path] = (status.st_dev, status.st_ino)
+
+    def check(self, now: float) -> None:
+        """LostFileError if a commit would be lost. While all is well, it looks now and then."""
+        if now - self._well_at >= CHECK_SECONDS:
+            self.look()
+            self._well_at = now
+
+    def look(self) -> None:
+        """LostFileError if a commit would be lost."""
+        if problem := self.problem():
+            raise LostFileError(problem)
+
+    def problem(self) -> str | None:
+        """Return why no commit is safe any more, or None."""
+        self._well_at = -math.inf
+        for path, identity in self._identities.items():
+            if identity and _identify(path) != identity:
+                advice = _RESTORE if path == self.path else _RESTART
+                return f"the file {path} was deleted or replaced: {advice}"
+        # A checkpoint may fill up what was cut off, so it is remembered.
+        self._is_cut = self._is_cut or self._was_cut()
+        if self._is_cut:
+            return f"the file {self.path} was cut short or overwritten: {_RESTORE}"
+        return None
+
+    def _was_cut(self) -> bool:
+        """Return whether the file is no database any more, or shorter: genhook shortens none."""
+        before, self._bytes_seen = self._bytes_seen, os.fstat(self.descriptor).st_size
+        return self._bytes_seen < before or os.pread(self.descriptor, 16, 0) != _MAGIC
+
+    def note(self, error: BaseException | None) -> None:
+        """Remember damage that SQLite has met."""
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE:
+            self.damage = self.damage or f"the file {self.path} is damaged: {error}"
+
+
+def _identify(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116  it runs often
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def problem_of_users(path: str) -> str | None:
+    """Return what was deleted or replaced under processes that use the database, or None.
+
+    Only while this process has no connection to it: closing a descriptor would drop their locks.
+    """
+    if not _is_locked(f"{path}-shm", _INDEX_BYTE, 1):
+        return None  # Nobody uses it.
+    if not _is_locked(path, _SHARED_BYTES, _SHARED_COUNT):
+        return f"{path} was deleted or replaced while a process uses it: {_RESTORE}"
+    if not Path(f"{path}-wal").exists():
+        return f"{path}-wal was deleted while a process uses it: {_RESTART}"
+    return None
+
+
+def _is_locked(path: str, first: int, count: int) -> bool:
+    """Return whether another process has locked these bytes. Elsewhere than on Linux: False."""
+    if os.uname().sysname != "Linux":
+        return False
+    lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, first, count, 0)
+    try:
+        with Path(path).open("rb") as file:
+            other = fcntl.fcntl(file, fcntl.F_GETLK, lock)
+    except OSError:
+        return False
+    return int.from_bytes(other[:2], sys.byteorder) != fcntl.F_UNLCK

@@ -1,0 +1,179 @@
+"""Goes once through a body, for ids of tasks, parts of the task and texts that may be links.
+
+No rule looks into an echo of the request or into an error: what stands there is not the task's.
+"""
+
+from typing import Any, NamedTuple
+
+from service.model import clock
+from service.upstream import lenient, links
+from service.upstream.documents import MAX_WORD_CHARS, Document, task_ids_of
+from service.upstream.names import AROUND, BY_NAME, NO_NAME, ROLES, UNKNOWN, Role
+from service.upstream.scalars import JsonObject, id_of
+
+NAMES_MAX = 1_000  # Ids that are compared with those of other generations' tasks.
+TEXTS_MAX = 10_000  # What follows may be no link.
+_YEAR_10000 = 253_402_300_800_000
+_WORD_KEYS = ("status", "state", "task_status", "taskStatus")
+
+
+class Text(NamedTuple):
+    """A text that may be a link, with what tells about its file."""
+
+    text: str
+    role: Role  # Of the name that it stands under.
+    type_role: Role  # Of the name that tells the media type.
+    place: int
+    expires_at: int | None
+
+
+class Part(NamedTuple):
+    """A part of the task; in a list of parts some may have no status word."""
+
+    word: str | None
+    object_: JsonObject
+
+
+class _Spot(NamedTuple):
+    """Where an object or a list stands."""
+
+    type_role: Role = NO_NAME
+    place: int = BY_NAME
+    may_hold_parts: bool = True
+    expires_at: int | None = None
+
+
+_TASK = _Spot()
+_ENVELOPE = _Spot(may_hold_parts=False)
+
+
+class Contents:
+    """What one body holds, in its order."""
+
+    def __init__(self, task_ids: tuple[str, ...] = ()) -> None:
+        self.texts: list[Text] = []
+        self.parts: list[Part] = []
+        self.names: list[str] = []  # Every id that may be that of a task.
+        self.inner_ids: list[str] = []  # Of these, those that are ids of tasks.
+        self.has_job_id = False
+        self._task_ids = task_ids
+        self._unknown = UNKNOWN
+
+    def look_around(self, envelope: JsonObject) -> None:
+        """Note what stands around a task: links only under names of results, no parts."""
+        self._unknown = AROUND
+        self.look_into(envelope, _ENVELOPE)
+
+    def look_into(self, object_: JsonObject, spot: _Spot = _TASK) -> None:
+        """Note what an object holds."""
+        above, place, may_hold_parts, expires_at = spot
+        if "expires_at" in object_ or "expiresAt" in object_:
+            expires_at = _expiry(object_) or expires_at
+        for name, value in object_.items():
+            role, kind = ROLES[name], type(value)
+            if role.id and kind is not dict and kind is not list:
+                self._note_id(role, value)
+            elif not role.is_echo and (kind is str or kind is dict or kind is list):
+                at = role.place if place == BY_NAME else place
+                if role.is_preview or at == UNKNOWN:
+                    at = self._unknown
+                # In `images: [{url}]` the name above tells the media type.
+                type_role = above if role.is_bare_url and above is not NO_NAME else role
+                if kind is str:
+                    if at != AROUND:
+                        self._note_text(Text(value, role, type_role, at, expires_at))
+                    continue
+                is_inside = may_hold_parts and role.may_hold_parts
+                below = _Spot(type_role, at, is_inside, expires_at)
+                if kind is list:
+                    self._look_into_list(value, role, below)
+                elif role.key != "urls":  # `urls: {get, cancel}` are URLs of the task.
+                    if is_inside and (word := _word(value)):
+                        self.parts.append(Part(word, value))
+                    self.look_into(value, below)
+
+    def _look_into_list(self, items: list[Any], role: Role, spot: _Spot) -> None:
+        parts: list[Part] = []
+        has_word = False
+        for item in items:
+            kind = type(item)
+            if kind is dict:
+                # Beside the task, a list may hold other tasks: nothing of theirs is the task's.
+                ids = task_ids_of(item) if self._task_ids else ()
+                if ids and not any(id_ in self._task_ids for id_ in ids):
+                    self.names += ids
+                    continue
+                word = _word(item)
+                has_word = has_word or word is not None
+                parts.append(Part(word, item))
+                self.look_into(item, spot)
+            elif kind is str and spot.place != AROUND:
+                self._keep(Text(item, role, spot.type_role, spot.place, spot.expires_at))
+            elif kind is list:
+                self._look_into_list(item, role, spot)
+        if has_word and spot.may_hold_parts:
+            self.parts += parts
+
+    def _note_text(self, text: Text) -> None:
+        if text.role.key == "resultjson":
+            decoded = lenient.decode(text.text.encode())
+            spot = _Spot(ROLES["results"], text.place, may_hold_parts=False)
+            if decoded:
+                self._look_into_list([decoded.value], ROLES["results"], spot)
+        elif text.role.may_hold_link:
+            self._keep(text)
+        elif self._unknown != AROUND:
+            self._keep(text._replace(place=UNKNOWN))
+
+    def _keep(self, text: Text) -> None:
+        written = text.text
+        is_short = len(written) < links.INLINE_MIN_CHARS
+        if is_short and "." not in written and "/" not in written and ":" not in written:
+            return  # Neither a path nor a URL nor a file in base64.
+        if len(self.texts) < TEXTS_MAX:
+            self.texts.append(text)
+
+    def _note_id(self, role: Role, value: Any) -> None:
+        # A number under another name than that of a task may count anything.
+        id_ = id_of(value) if role.id == "task" or type(value) is str else None
+        if id_ is None:
+            return
+        self.names.append(id_)
+        if role.id == "task":
+            self.inner_ids.append(id_)
+        self.has_job_id |= role.id == "job"
+
+
+def read_contents(document: Document) -> Contents:
+    """Go through a task, then through the envelope around it."""
+    contents = Contents(document.task_ids)
+    contents.look_into(document.task)
+    if document.root is not document.task:
+        contents.look_around({**document.root, "data": None})
+    return contents
+
+
+def _word(object_: JsonObject) -> str | None:
+    """Return the status word of a part; a number may be the code of a request."""
+    for key in _WORD_KEYS:
+        if key in object_:
+            word = object_[key]
+            if type(word) is str and (word := word.strip()) and not word.isdigit():
+                return word[:MAX_WORD_CHARS]
+    return None
+
+
+def _expiry(place: JsonObject) -> int | None:
+    """Return `expires_at` in milliseconds; None unless it is a date from 1970 to 9999."""
+    value = place.get("expires_at", place.get("expiresAt"))
+    if isinstance(value, str):
+        try:
+            expires_at = clock.parse_rfc3339(value)
+        except (ValueError, OverflowError):
+            return None
+    elif isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        return None
+    else:
+        # Numbers below this are seconds (up to the year 5138), others milliseconds (from 1973).
+        expires_at = int(value * (clock.SECOND if value < 100_000_000_000 else 1))
+    return expires_at if 0 <= expires_at < _YEAR_10000 else None

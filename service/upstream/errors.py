@@ -1,0 +1,74 @@
+"""Reads why a task failed, or why an answer says nothing about one."""
+
+import re
+from typing import Any
+
+from service.upstream.documents import Document
+from service.upstream.scalars import JsonObject, first_text, number_of, text_of, values_of
+from service.upstream.vocabulary import CODES_FINE, state_of
+
+_CODE_KEYS = ("failCode", "fail_code", "failureCode", "error_code", "errorCode")
+_MESSAGE_KEY_LIST = """
+    failMsg fail_msg fail_message error_message errorMessage task_status_msg fail_reason
+    failure_reason failureReason failure extra_message status_msg
+"""
+_MESSAGE_KEYS = _MESSAGE_KEY_LIST.split()
+_NO_ERROR_CODES = {None, *CODES_FINE}
+_ERROR_KEYS = ("error", "errorMessage", "error_message", "failMsg")
+_OUTPUT_KEYS = ("output", "result")
+_PROGRESS = re.compile(r"[0-9]{1,3}(\.[0-9]+)?")
+
+
+def read(document: Document, parts: tuple[JsonObject, ...] = ()) -> tuple[str | None, str | None]:
+    """Return the code and the message of a failure, each at most 500 characters, or None."""
+    objects = (document.task, *parts, document.root)
+    nested = values_of(objects, ("error", "base_resp", "detail"))
+    errors = [error for error in nested if isinstance(error, dict)]
+    code = document.root.get("code")
+    is_word = isinstance(code, str) and state_of(code) is None
+    codes = (
+        *values_of(objects, _CODE_KEYS),
+        # A name as code ("content_policy") is more exact than the type ("authentication_error").
+        *(error.get("code") for error in errors if number_of(error.get("code")) is None),
+        *values_of(errors, ("type", "code")),
+        code if is_word or number_of(code) not in _NO_ERROR_CODES else None,
+    )
+    # The envelope of a failed task may have the message "success": that is no error message.
+    envelope = values_of((document.task, document.root), ("message", "msg", "detail"))
+    messages = (
+        *values_of(objects, _MESSAGE_KEYS),
+        *values_of(errors, ("message", "msg", "detail", "reason", *_MESSAGE_KEYS)),
+        *values_of(objects, ("error",)),
+        *(message for message in envelope if state_of(text_of(message)) is None),
+    )
+    return first_text(codes), first_text(messages)
+
+
+def holds_any(object_: JsonObject) -> bool:
+    """Whether an object holds an error of its own: a text, a code or an object with one."""
+    return any(key in object_ and _is_error(object_[key]) for key in _ERROR_KEYS)
+
+
+def outputs_with_errors(task: JsonObject) -> tuple[JsonObject, ...]:
+    """Return what stands in place of a result and holds an error."""
+    outputs = [task[key] for key in _OUTPUT_KEYS if isinstance(task.get(key), dict)]
+    return tuple(output for output in outputs if holds_any(output))
+
+
+def _is_error(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_is_error(value.get(key)) for key in ("message", "msg", "code", "type"))
+    if isinstance(value, str):
+        text = value.strip().lower()
+        return text not in {"", "none", "null", "no error", "0"} and state_of(text) != "succeeded"
+    return number_of(value) not in _NO_ERROR_CODES
+
+
+def is_partial(object_: JsonObject) -> bool:
+    """Whether an object says that it is not complete: a progress below 100, or below 1.0."""
+    if "progress" not in object_:
+        return False
+    text = str(object_["progress"]).strip().removesuffix("%")
+    if not _PROGRESS.fullmatch(text):
+        return False
+    return float(text) < 100 and not ("." in text and float(text) == 1)

@@ -1,0 +1,91 @@
+"""What the name of a value in upstream's JSON means: one table, looked at once for each name."""
+
+from typing import Literal, NamedTuple
+
+# Names are compared in lower case, without underscores and hyphens.
+# What stands under these is a result.
+_RESULT_LIST = """
+    output outputs result results resulturl resulturls resultjson taskresult info response
+    responsedata data file files fileurl url urls downloadurl video videos videourl videourls audio
+    audios audiourl audiourls resultimageurl resultvideourl b64json imagebase64 gcsuri
+    bytesbase64encoded sample assets videoinfo
+"""
+_RESULTS = frozenset(_RESULT_LIST.split())
+# What stands under these is a result, or an input where upstream repeats the request.
+_IMAGES = frozenset(("image", "images", "imageurl", "imageurls"))
+# What begins so is an echo of the request, a callback URL, a URL of the task or an error.
+_ECHO_LIST = """
+    input origin source stream reference mask face request param prompt metadata model callback
+    webhook notify status polling cancel doc help generateparam parent responseurl error
+"""
+_ECHOES = tuple(_ECHO_LIST.split())
+# What begins so shows a result, and is none beside it.
+_PREVIEWS = ("preview", "thumb", "poster", "placeholder")
+# Objects under these may be the parts of a task, with status words of their own.
+_PART_LIST = "task tasks clips items list parts generation generations"
+_PARTS = frozenset(_PART_LIST.split())
+_TASK_IDS = frozenset(("taskid", "workid"))
+# These may name a task too, or a request, or what a service behind upstream makes of it.
+_JOB_IDS = frozenset(("jobid", "predictionid", "generationid", "operationid", "uuid"))
+_OTHER_IDS = frozenset(("id", "requestid"))
+# For a URL without a known extension: the first of these words that its name contains.
+_TYPE_BY_WORD = {"video": "video/mp4", "audio": "audio/mpeg", "image": "image/png"}
+_FILE_WORDS = ("file", *_TYPE_BY_WORD)
+
+# Where a text stands: under names of results, of pictures, which may be inputs, or of neither; or
+# around the task, where a link under an unknown name is none of the task's. BY_NAME: its own tells.
+RESULT, PICTURE, UNKNOWN, AROUND, BY_NAME = range(5)
+Id = Literal["task", "job", "other"]
+
+CHARACTERS_MAX = 64  # The rest of a name does not count.
+ROLES_MAX = 4_096  # Names that are remembered.
+
+
+class Role(NamedTuple):
+    """What one name means for the value under it."""
+
+    key: str
+    place: int  # RESULT, PICTURE or UNKNOWN.
+    id: Id | None  # What an id under the name may be the id of.
+    is_echo: bool
+    is_preview: bool
+    is_url: bool
+    is_bare_url: bool  # The name above it tells what the URL is of.
+    names_file: bool  # A path may stand under it.
+    may_hold_link: bool
+    may_hold_parts: bool
+    media_type: str  # Of a file under it whose URL does not tell.
+
+
+class _Roles(dict[str, Role]):
+    def __missing__(self, name: str) -> Role:
+        name = name[:CHARACTERS_MAX]
+        role = self.get(name) or _role(name)
+        if len(self) < ROLES_MAX:
+            self[name] = role
+        return role
+
+
+def _role(name: str) -> Role:
+    key = name.replace("_", "").replace("-", "").lower()
+    place = RESULT if key in _RESULTS else PICTURE if key in _IMAGES else UNKNOWN
+    is_task_id, is_job_id = key in _TASK_IDS, key in _JOB_IDS
+    is_url = "url" in key or "uri" in key
+    types = (media_type for word, media_type in _TYPE_BY_WORD.items() if word in key)
+    return Role(
+        key=key,
+        place=place,
+        id="task" if is_task_id else "job" if is_job_id else "other" if key in _OTHER_IDS else None,
+        is_echo=key.startswith(_ECHOES),
+        is_preview=key.startswith(_PREVIEWS),
+        is_url=is_url,
+        is_bare_url=key in ("url", "urls"),
+        names_file=place != UNKNOWN and any(word in key for word in _FILE_WORDS),
+        may_hold_link=is_url or place != UNKNOWN,
+        may_hold_parts=place != UNKNOWN or key in _PARTS,
+        media_type=next(types, "application/octet-stream"),
+    )
+
+
+ROLES = _Roles()  # By name as written.
+NO_NAME = ROLES[""]

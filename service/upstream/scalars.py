@@ -1,0 +1,60 @@
+"""Reads one value of upstream's JSON as a text, an id or a number, each within its bounds."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from service.upstream import lenient
+
+MAX_TEXT_CHARS = 500
+MAX_ID_CHARS = 512
+NUMBER_MAX = 2**53  # Every reader of JSON and every column holds an integer up to this.
+
+JsonObject = dict[str, Any]
+
+
+def values_of(objects: Iterable[JsonObject], keys: Sequence[str]) -> Iterator[Any]:
+    """Yield what stands under these keys of these objects, or None for what is missing."""
+    return (object_.get(key) for object_ in objects for key in keys)
+
+
+def first_text(values: Iterable[Any]) -> str | None:
+    """Return the first of these values that is a text."""
+    return next(filter(None, map(text_of, values)), None)
+
+
+def text_of(value: Any, chars: int = MAX_TEXT_CHARS) -> str | None:
+    """Return a text without the spaces around it, or an integer as text; None for what is none."""
+    text = _written(value)
+    return text.strip()[:chars] or None if text else None
+
+
+def id_of(value: Any) -> str | None:
+    """Return an id as written; None if no path can hold it. Ids are opaque: any text may be one."""
+    text = value if type(value) is str else _written(value)
+    if text is None or len(text) > MAX_ID_CHARS or not text.strip():
+        return None
+    # A server or a proxy would read dots as steps in the path, also encoded.
+    return None if text in (".", "..") else text
+
+
+def _written(value: Any) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return None
+    if isinstance(value, int) and value.bit_length() > 4 * lenient.DIGITS_MAX:
+        return None  # Python refuses to write it.
+    return str(value)
+
+
+def number_of(value: Any) -> int | None:
+    """Return an integer, clamped to what every column holds."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
+        return int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return clamp(value)
+
+
+def clamp(number: int | None) -> int | None:
+    """Return a number of a stranger within the range that every reader of JSON can hold."""
+    return None if number is None else max(-NUMBER_MAX, min(number, NUMBER_MAX))

@@ -1,0 +1,158 @@
+"""The file of an open database: what is stored is refused once it would be lost."""
+
+import asyncio
+import os
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from service.model.errors import StorageError
+from service.store import subscribers
+from service.store.sqlite import database as database_module
+from service.store.sqlite import file as file_module
+from service.store.sqlite.database import Database
+from service.store.sqlite.file import CHECK_SECONDS, File, LostFileError
+from service.store.sqlite.group import Transaction
+
+
+@pytest.fixture
+async def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
+    """An open database of which a copy was made, and whose file is looked at for each commit."""
+    monkeypatch.setattr(file_module, "CHECK_SECONDS", 0)
+    monkeypatch.setattr(database_module, "RETRY_SECONDS", 0)
+    opened = Database(str(tmp_path / "test.db"))
+    await opened.open()
+    await opened.apply(lambda c: c.execute("VACUUM INTO ?", (str(tmp_path / "copy.db"),)) and None)
+    await opened.migrate()
+    await opened.apply(lambda c: c.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall())
+    await opened.write(bump)
+    yield opened
+    await opened.close()
+
+
+async def bump(tx: Transaction) -> None:
+    await subscribers.bump_revision(tx)
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def replace(path: Path) -> None:
+    shutil.copy(path, f"{path}-new")
+    Path(f"{path}-new").rename(path)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def cut_in_half(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def overwrite(path: Path) -> None:
+    path.write_bytes(path.with_name("copy.db").read_bytes())
+
+
+def scribble(path: Path) -> None:
+    with path.open("rb+") as file:
+        file.write(b"a diary, no database")
+
+
+@pytest.mark.parametrize("do", [delete, replace, empty, cut_in_half, overwrite, scribble])
+async def test_nothing_is_stored_in_a_file_that_is_not_the_one_that_was_opened(
+    database: Database, do: Callable[[Path], None]
+) -> None:
+    do(Path(database.path))
+    reason = "deleted or replaced" if do in (delete, replace) else "cut short or overwritten"
+    with pytest.raises(StorageError, match=f"{reason}: stop genhook"):
+        await database.write(bump)
+    assert reason in (await database.schema_problem() or "")
+    assert reason in (await database.write_problem() or "")
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+@pytest.mark.parametrize("do", [delete, replace])
+async def test_nothing_is_stored_without_the_log_and_its_index(
+    database: Database, suffix: str, do: Callable[[Path], None]
+) -> None:
+    do(Path(f"{database.path}{suffix}"))
+    with pytest.raises(StorageError, match=f"{suffix} was deleted or replaced: restart genhook"):
+        await database.write(bump)
+
+
+async def test_what_the_log_held_is_stored_though_it_was_deleted(database: Database) -> None:
+    before = await database.read(subscribers.get_revision)
+    Path(f"{database.path}-wal").unlink()  # noqa: ASYNC240
+    await database.close()
+    await database.open()
+    assert await database.read(subscribers.get_revision) == before
+
+
+async def test_once_the_file_is_back_all_is_stored_also_what_waited(database: Database) -> None:
+    before = await database.read(subscribers.get_revision)
+    path, moved = database.path, f"{database.path}-moved"
+    os.rename(path, moved)  # noqa: PTH104
+    always = asyncio.ensure_future(database.write_always(bump))
+    with pytest.raises(StorageError, match="deleted or replaced"):
+        await database.write(bump)
+    assert not always.done()
+    os.rename(moved, path)  # noqa: PTH104
+    async with asyncio.timeout(60):
+        await asyncio.gather(always, database.write(bump))
+    assert await database.read(subscribers.get_revision) == before + 2
+    assert await database.schema_problem() is None
+
+
+async def test_no_reader_is_opened_on_another_file(database: Database) -> None:
+    replace(Path(database.path))
+    with pytest.raises(StorageError, match="deleted or replaced"):
+        await database.read(subscribers.get_revision)
+
+
+async def test_a_file_that_a_checkpoint_filled_up_again_is_still_a_damaged_one(
+    database: Database,
+) -> None:
+    size = os.fstat(database.file.descriptor).st_size
+    cut_in_half(Path(database.path))
+    await database._run_checkpoint()
+    os.truncate(database.path, size)
+    with pytest.raises(StorageError, match="cut short"):
+        await database.write(bump)
+
+
+async def test_damage_that_a_reader_meets_is_told_and_others_are_still_stored(
+    database: Database,
+) -> None:
+    async def meet(_tx: Transaction) -> None:
+        error = sqlite3.DatabaseError("database disk image is malformed")
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT_INDEX
+        raise error
+
+    with pytest.raises(StorageError, match="malformed"):
+        await database.read(meet)
+    await database.write(bump)
+    assert "is damaged" in (await database.schema_problem() or "")
+
+
+def test_while_all_is_well_the_files_are_looked_at_now_and_then(tmp_path: Path) -> None:
+    file = File(str(tmp_path / "test.db"))
+    file.open()
+    os.pwrite(file.descriptor, b"SQLite format 3\0", 0)
+    file.watch()
+    file.check(100.0)
+    Path(file.path).unlink()
+    file.check(100.0 + CHECK_SECONDS / 2)
+    for _ in range(2):  # And then at once.
+        with pytest.raises(LostFileError):
+            file.check(100.0 + CHECK_SECONDS)
+    file.close()
+
+
+async def test_a_folder_is_no_database(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=f"cannot open {tmp_path}: Is a directory"):
+        await Database(str(tmp_path)).open()
