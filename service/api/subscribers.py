@@ -13,7 +13,6 @@ from service.api.problem import FieldError, Problem, conflict, not_found, refuse
 from service.api.signing_secret import answer_rotation, answer_secrets, rotate_sealed
 from service.delivery import health, signing
 from service.delivery.ping import send_test
-from service.delivery.receivers import names_of
 from service.delivery.retry import DEFAULT_RETRY_SECONDS
 from service.delivery.signing import Secrets
 from service.delivery.target import SenderClosed, parse_target
@@ -153,8 +152,8 @@ async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Sub
     if headers is not None:
         changes["header_names"] = sorted(headers)
         changes["sealed_headers"] = _seal_headers(call, old, headers)
-    if _has_moved(old, fields):
-        changes["slow_until"] = None  # The origin of before asked for that.
+    if fields.get("url", old.url) != old.url:
+        changes |= health.UNTRIED  # The URL of before has failed, not this one.
     if fields.get("status", old.status) != old.status:
         changes["disabled_reason"] = "manual" if fields["status"] == "disabled" else None
         changes |= health.PROBED if old.status == "disabled" else {}
@@ -169,8 +168,7 @@ async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Sub
 
 async def _end_rests(tx: Transaction, call: Call, enabled: Subscriber) -> None:
     """Let all lanes to the subscriber's receiver go on: a person says that it is well again."""
-    for name in names_of(enabled, parse_target(enabled.url).origin):
-        await subscribers.end_rest(tx, enabled.tenant, name)
+    await subscribers.end_rests(tx, enabled.tenant, parse_target(enabled.url).origin, tx.now)
     tx.after_commit(call.context.inbox.reload, None)
 
 
@@ -249,7 +247,8 @@ async def test(call: Call) -> Answer:
         tested = await send_test(call.parts.dispatcher, subscriber)
     except SenderClosed as error:
         raise unavailable("The service stops.") from error
-    if tested is None:
-        raise Problem(429, "too_many_tests", TOO_MANY_TESTS, headers={"retry-after": "1"})
+    if isinstance(tested, int):
+        headers = {"retry-after": str(tested)}
+        raise Problem(429, "too_many_tests", TOO_MANY_TESTS, headers=headers)
     attempt, request = tested
     return answer({"attempt": attempt.view(), "request": request})

@@ -8,7 +8,7 @@ import msgspec
 from service.context import Context
 from service.delivery import formats, retry, signing
 from service.delivery.formats import Message
-from service.delivery.receivers import asked_to_rest, names_of
+from service.delivery.receivers import Rest, names_of
 from service.delivery.target import Answer, Sender, SenderClosed, SendError, Target, parse_target
 from service.model.attempt import Attempt
 from service.model.clock import SECOND
@@ -34,7 +34,7 @@ class Recipient(msgspec.Struct, frozen=True):
     signer: signing.Signer
     redactor: Redactor | None = None  # Cuts the values of these headers out of answers.
     last_attempt_at: int | None = None  # Read only if there is a rate, which continues from there.
-    rests: Mapping[str, int] = {}  # Until when its receivers rest, the narrowest last.
+    rests: Mapping[str, int] = {}  # Until when its receivers rest, the narrower last.
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -46,21 +46,12 @@ class Result(msgspec.Struct, frozen=True):
     record: deliveries.AttemptRecord
     verdict: retry.Verdict
     ended_at: int
-    rests_until: int  # Until when the receiver had asked for a rest before.
+    rest: Rest | None = None  # What the receiver asked for.
 
     @property
-    def lifts_until(self) -> int:
-        """Until when a rest is over by this: the receiver answered well what a person asked for."""
-        is_good = self.due.trigger == "manual" and self.verdict.status == "delivered"
-        return self.rests_until if is_good else 0
-
-    @property
-    def rested(self) -> str | None:
-        """The receiver that asked for a rest of all its lanes; None if none did."""
-        if self.verdict.slow_until is None:
-            return None
-        subscriber, origin = self.recipient.subscriber, self.recipient.target.origin
-        return asked_to_rest(subscriber, origin, self.record.attempt.status_code)
+    def is_good_retry(self) -> bool:
+        """True if the receiver answered well what a person asked for."""
+        return self.due.trigger == "manual" and self.verdict.word == "delivered"
 
 
 async def read_recipient(tx: Transaction, vault: Vault, subscriber_id: str) -> Recipient | None:
@@ -79,7 +70,6 @@ async def read_recipient(tx: Transaction, vault: Vault, subscriber_id: str) -> R
     has_rate = subscriber.rate_per_second is not None
     headers = signing.unseal_headers(vault, subscriber.sealed_headers, subscriber.id)
     tenant, target = subscriber.tenant, parse_target(subscriber.url, subscriber.tenant)
-    names = names_of(subscriber, target.origin)
     return Recipient(
         subscriber=subscriber,
         target=target,
@@ -87,14 +77,14 @@ async def read_recipient(tx: Transaction, vault: Vault, subscriber_id: str) -> R
         signer=signing.Signer(signing.unseal(vault, sealed, owner_id)),
         redactor=_redactor_of(headers),
         last_attempt_at=await stats.last_attempt_at(tx, subscriber_id) if has_rate else None,
-        rests={name: await subscribers.rest_of(tx, tenant, name) for name in names},
+        rests=await subscribers.rests_of(tx, tenant, names_of(subscriber, target.origin)),
     )
 
 
 async def attempt(
-    context: Context, sender: Sender, recipient: Recipient, due: DueDelivery, rests_until: int = 0
+    context: Context, sender: Sender, recipient: Recipient, due: DueDelivery
 ) -> Result:
-    """Make one attempt and judge it, without storing it; `rests_until` goes into the result.
+    """Make one attempt and judge it, without storing it.
 
     It raises nothing but SenderClosed: a delivery that cannot be sent would be due for ever. Every
     error counts as a failed attempt instead.
@@ -124,12 +114,13 @@ async def attempt(
         now=ended_at,
         jitter=context.jitter(),
     )
-    if isinstance(answer, Answer) and recipient.redactor is not None:
+    if recipient.redactor is not None and isinstance(answer, Answer):
         answer = _cut_echoes(answer, recipient.redactor)
     sent = _make_attempt(due, answer, started_at, seconds)
     _count(sent, due, verdict.word, seconds)
     record = _make_record(recipient, sent, due, verdict, ended_at)
-    return Result(due, recipient, message, record, verdict, ended_at, rests_until)
+    rest = None if verdict.slow_until is None else _make_rest(recipient, sent, verdict, ended_at)
+    return Result(due, recipient, message, record, verdict, ended_at, rest)
 
 
 def _make_message(recipient: Recipient, due: DueDelivery, now: int) -> Message:
@@ -166,12 +157,14 @@ def _cut_echoes(answer: Answer, redactor: Redactor) -> Answer:
 def _make_attempt(
     due: DueDelivery, answer: Answer | SendError, started_at: int, seconds: float
 ) -> Attempt:
-    reply = answer if isinstance(answer, Answer) else None
     error: tuple[str | None, str | None] = (None, None)
+    reply = None
     if isinstance(answer, SendError):
         error = answer.code, str(answer)
-    elif not 200 <= answer.status_code < 300:
-        error = f"status_{answer.status_code}", f"The receiver answered {answer.status_code}."
+    else:
+        reply, status_code = answer, answer.status_code
+        if not 200 <= status_code < 300:
+            error = f"status_{status_code}", f"The receiver answered {status_code}."
     return Attempt(
         id=new_id("att", started_at),
         delivery_id=due.id,
@@ -201,6 +194,15 @@ def _make_record(
         attempt=attempt,
         is_counted_now=recipient.subscriber.rate_per_second is not None,
     )
+
+
+def _make_rest(recipient: Recipient, attempt: Attempt, verdict: retry.Verdict, now: int) -> Rest:
+    """Return what the answer asked for: by 429 all lanes to the origin rest."""
+    assert verdict.slow_until is not None
+    subscriber = recipient.subscriber
+    wider, narrower = names_of(subscriber, recipient.target.origin)
+    receiver = wider if attempt.status_code == 429 else narrower
+    return Rest(subscriber.tenant, receiver, verdict.slow_until, now)
 
 
 def _count(attempt: Attempt, due: DueDelivery, outcome: str, seconds: float) -> None:

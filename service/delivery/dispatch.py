@@ -8,7 +8,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from service.context import Context
 from service.delivery import health
 from service.delivery.attempt import Recipient, Result, attempt
-from service.delivery.lanes import Bodies, Lane, load
+from service.delivery.lanes import NEVER, Bodies, Lane
+from service.delivery.loading import load
 from service.delivery.receivers import Receivers
 from service.delivery.slots import Slots
 from service.delivery.tally import Tally
@@ -27,6 +28,9 @@ SCAN_LANES = 500  # Read at once: other reads have their turn in between.
 STORAGE_RETRY_MS = SECOND
 # For a lane or a delivery that cannot be worked, as when a secret is unreadable.
 TROUBLE_RETRY_MS = MINUTE
+
+
+_Next = tuple[Lane, Recipient, DueDelivery]  # An attempt that has its slot.
 
 
 class Dispatcher:
@@ -58,7 +62,7 @@ class Dispatcher:
         for delivery in due:
             lane = self._lane(delivery.subscriber_id)
             # It must not overtake older ones that are due and are only in their rows.
-            has_older = lane.is_loading or lane.first_attempts.is_due(now)
+            has_older = lane.is_loading or lane.first_attempts.next_due_at <= now
             if delivery.ordered or has_older or not lane.hold(delivery):
                 lane.expect(now, None)
             self._pump(lane, now)
@@ -79,7 +83,6 @@ class Dispatcher:
         for lane in lanes:
             is_idle = subscriber_id is None and lane.is_idle_until(now + SOON_MS)
             lane.drop_recipient()
-            lane.slow_until = 0
             if not is_idle:  # The others are read once they have work.
                 lane.expect(now, now)
                 self._wake(lane, now)
@@ -178,21 +181,23 @@ class Dispatcher:
     def _pump(self, lane: Lane, now: int) -> None:
         """Start every attempt that may leave now, and plan what follows them."""
         while next_attempt := self._take(lane, now):
-            self._spawn(self._run(lane, *next_attempt))
+            self._spawn(self._run(*next_attempt))
         self._look_ahead(lane, now)
 
-    def _take(self, lane: Lane, now: int) -> tuple[Recipient, DueDelivery] | None:
+    def _take(self, lane: Lane, now: int) -> _Next | None:
         """Take the lane's next delivery with a slot for it; None if none may leave now."""
-        if not self.is_open or lane.recipient is None or not lane.is_open:
+        if not self.is_open:
+            return None
+        backlog = lane.next_backlog(now)
+        if backlog is None:
             return None
         if not self.slots.are_free_for(lane):
             self.slots.wait(lane)
             return None
-        due = lane.pop_next(now)
-        if due is None:
-            return None
+        due = lane.pop(backlog, now)
         self.slots.take(lane, due.id)
-        return lane.recipient, due
+        assert lane.recipient is not None
+        return lane, lane.recipient, due
 
     def _look_ahead(self, lane: Lane, now: int) -> None:
         """Read more rows, or set a timer for when the lane may go on."""
@@ -202,15 +207,11 @@ class Dispatcher:
             self._load(lane)
         if not lane.is_open:
             return
-        needs_rows = lane.to_refill(now)
-        blocked_until = lane.blocked_until(now)
-        if blocked_until is not None and (lane.waiting or needs_rows):
-            self._wake(lane, blocked_until)
-        if lane.manual_retries in needs_rows or (needs_rows and blocked_until is None):
+        to_read, next_at = lane.plan(now)
+        if to_read:
             self._load(lane)
-        next_due_at = lane.next_due_at(now)
-        if next_due_at is not None:
-            self._wake(lane, next_due_at)
+        if next_at != NEVER:
+            self._wake(lane, next_at)
 
     def _load(self, lane: Lane) -> None:
         """Read what the lane lacks; one read at a time."""
@@ -247,12 +248,13 @@ class Dispatcher:
         task.add_done_callback(self._tasks.discard)
 
     async def _run(self, lane: Lane, recipient: Recipient, due: DueDelivery) -> None:
-        """Make attempts of the lane, one after the other, as long as one may leave."""
-        while True:
+        """Make an attempt, then others in its slot, as long as one may leave, of any lane."""
+        following: _Next | None = lane, recipient, due
+        while following is not None:
+            lane, recipient, due = following
             now: int | None
             try:
-                rests_until = lane.rests_until
-                result = await attempt(self.context, self.sender, recipient, due, rests_until)
+                result = await attempt(self.context, self.sender, recipient, due)
                 self.attempted += 1
                 self._learn(lane, recipient, result)
             except (SenderClosed, asyncio.CancelledError):
@@ -262,30 +264,33 @@ class Dispatcher:
                 now = await self._put_off(lane, due)
             else:
                 now = await self._record(lane, result, result.ended_at)
-            if now is None:
-                return
-            next_attempt = self._take(lane, now)
-            if next_attempt is None:
-                self._look_ahead(lane, now)
-                return
+            following = None if now is None else self._follow(lane, now)
+
+    def _follow(self, lane: Lane, now: int) -> _Next | None:
+        """Return what leaves in the slot of an attempt that ended; lanes that wait come first."""
+        following: _Next | None = None
+        while waiting := self.slots.next_waiting():
+            following = following or self._take(waiting, now)
+            self._pump(waiting, now)
+        if lane.share in self.slots.waiting:  # Its turn has not come.
+            self._look_ahead(lane, now)
+        else:
+            following = following or self._take(lane, now)
             self._pump(lane, now)
-            recipient, due = next_attempt
+        return following
 
     def _learn(self, lane: Lane, recipient: Recipient, result: Result) -> None:
         """Adapt the lane, and with it its receiver, to how the attempt went."""
-        is_notify, attempted = recipient.subscriber.is_notify, result.record.attempt
-        self._rest(result)
-        in_flight = self.slots.held_by_receiver(result.due.id) if is_notify else lane.in_flight
-        lane.learn(attempted, result.ended_at, in_flight=in_flight)
-
-    def _rest(self, result: Result) -> None:
-        """Let the receiver rest if it asked for that, even before that is stored."""
-        slow_until, tenant = result.verdict.slow_until, result.record.tenant
-        if slow_until is not None and result.rested is not None:
-            self.receivers.rest(tenant, result.rested, slow_until)
+        if result.rest is not None:
+            self.receivers.note(result.rest)
+        in_flight = lane.in_flight
+        if recipient.subscriber.is_notify:
+            in_flight = self.slots.held_by_receiver(result.due.id)
+        lane.learn(result.record.attempt, result.ended_at, in_flight=in_flight)
 
     async def _record_again(self, lane: Lane, result: Result) -> None:
         if (now := await self._record(lane, result, self.context.clock())) is not None:
+            self.pump_waiting(now)
             self._pump(lane, now)
 
     async def _record(self, lane: Lane, result: Result, now: int) -> int | None:
@@ -294,18 +299,13 @@ class Dispatcher:
         None while the database fails: the slot stays taken, and the record is tried again, which
         does not repeat the attempt itself. None also if this is canceled.
         """
-        due = result.due
+        due, slots = result.due, self.slots
         try:
-            is_idle = not lane.waiting and 2 * self.slots.in_use < self.slots.count
+            is_idle = not lane.waiting and 2 * slots.free > slots.count
             await health.record(self.context, lane, result, now, may_wait=is_idle)
-            self._rest(result)  # Again, as a read may have been older than what is stored now.
-            count_at = self._tally.add(result.record, now)
-            if count_at is not None:
+            lane.expect_after(result, now)
+            if (count_at := self._tally.add(result.record, now)) is not None:
                 self._set_timer(count_at)
-            lane.expect(None, result.verdict.due_at)
-            if result.record.ordered or due.id in lane.read_again:
-                # The next event of its generation may be due, or a retry that was asked for.
-                lane.expect(now, now)
         except StorageError as error:
             _log.error("attempt.unrecorded", delivery_id=due.id, error=str(error))
             self._unrecorded.append((lane, result))
@@ -316,15 +316,18 @@ class Dispatcher:
             self._abandon(lane, due)
             return None
         except Exception:  # noqa: BLE001  it could never be stored
-            return await self._put_off(lane, due)
-        self._release(lane, due)
-        return self.pump_waiting()
+            await self._put_off(lane, due)
+        else:
+            self._release(lane, due)
+        if result.rest is not None:
+            self.receivers.settle(result.rest)
+        return self.context.clock()
 
     async def _put_off(self, lane: Lane, due: DueDelivery) -> int:
         """Let a delivery that cannot be worked wait, alone; free its slot, and return the time."""
         await health.put_off(self.context, due, self._read_later(lane))
         self._release(lane, due)
-        return self.pump_waiting()
+        return self.context.clock()
 
     def _abandon(self, lane: Lane, due: DueDelivery) -> None:
         """Let go of a delivery whose row is still due, for whoever works next."""
@@ -337,12 +340,10 @@ class Dispatcher:
         lane.expect(at, at)
         return at
 
-    def pump_waiting(self) -> int:
-        """Let lanes that waited for slots go on, now that some are free; return the time."""
-        now = self.context.clock()
+    def pump_waiting(self, now: int) -> None:
+        """Let lanes that waited for slots go on, now that some are free."""
         while waiting := self.slots.next_waiting():
             self._pump(waiting, now)
-        return now
 
     def _release(self, lane: Lane, due: DueDelivery) -> None:
         lane.release(due)

@@ -7,8 +7,6 @@ from service.context import Context
 from service.delivery import fanout
 from service.delivery.attempt import Result
 from service.delivery.lanes import Lane
-from service.delivery.receivers import names_of
-from service.delivery.target import parse_target
 from service.model.clock import DAY, HOUR, SECOND
 from service.model.delivery import DueDelivery
 from service.model.subscriber import Subscriber
@@ -22,14 +20,9 @@ FAILING_MAX_MS = 5 * DAY  # After so long with failures only, the subscriber is 
 # gap the days start anew.
 FAILING_GAP_MS = DAY
 FAILED_EVERY_MS = HOUR  # The time of the last failure is stored at most so often.
+UNTRIED: dict[str, Any] = {"failing_since": None, "last_failed_at": None}  # As a new one is.
 # What re-enabling changes: attempts are made one at a time until one succeeds.
-PROBED: dict[str, Any] = {
-    "disabled_reason": None,
-    "failing_since": None,
-    "last_failed_at": None,
-    "probing": True,
-    "slow_until": None,
-}
+PROBED: dict[str, Any] = {**UNTRIED, "disabled_reason": None, "probing": True}
 
 
 def changes_of(health: Lane | Subscriber, result: Result, now: int) -> dict[str, Any]:
@@ -41,10 +34,7 @@ def changes_of(health: Lane | Subscriber, result: Result, now: int) -> dict[str,
     verdict = result.verdict
     if verdict.word == "delivered":
         is_well = health.failing_since is None and not health.probing
-        changed = {} if is_well else {"failing_since": None, "probing": False}
-        if 0 < (health.slow_until or 0) <= result.lifts_until:
-            changed["slow_until"] = None
-        return changed
+        return {} if is_well else {"failing_since": None, "probing": False}
     changes: dict[str, Any] = {}
     # Two failures far apart are not days of failure, and neither is a jump of the clock.
     since, last_at = health.failing_since, health.last_failed_at or health.failing_since or 0
@@ -53,8 +43,6 @@ def changes_of(health: Lane | Subscriber, result: Result, now: int) -> dict[str,
         since = changes["failing_since"] = now
     if since == now or now - last_at >= FAILED_EVERY_MS:
         changes["last_failed_at"] = now
-    if (verdict.slow_until or 0) > (health.slow_until or 0):
-        changes["slow_until"] = verdict.slow_until
     reason = verdict.disabled_reason
     if reason is None and now - since >= FAILING_MAX_MS:
         reason = "failing"
@@ -69,7 +57,9 @@ async def record(context: Context, lane: Lane, result: Result, now: int, *, may_
     may_wait: whether nobody needs the slot, so that the record may wait for other units.
     """
     attempt, verdict, database = result.record, result.verdict, context.database
-    if not (changes_of(lane, result, now) or result.rested or result.lifts_until > now):
+    # The receiver answered well what a person asked for, while it rested.
+    is_lifting = result.is_good_retry and lane.receiver.slow_until > now
+    if not (changes_of(lane, result, now) or result.rest or is_lifting):
         # At worst, a crash meanwhile repeats the webhook.
         may_wait &= verdict.word == "delivered" and not attempt.ordered
         await database.write_batched(deliveries.record_attempts, attempt, may_wait=may_wait)
@@ -84,33 +74,31 @@ async def _record_with_health(
 ) -> Subscriber | None:
     """Store an attempt and what it changes; return the subscriber as it then is."""
     await deliveries.record_attempts(tx, [result.record])
-    attempted, slow_until = result.recipient, result.verdict.slow_until
-    if slow_until is not None and result.rested is not None:
-        await subscribers.store_rest(tx, result.record.tenant, result.rested, slow_until)
-    if result.lifts_until > tx.now:
-        await _lift(tx, context, result)
+    await _store_rest(tx, context, result)
     old = await rows.read_by_id(tx, Subscriber, result.record.subscriber_id)
     if old is None or old.status == "disabled":
         return old
     changes = changes_of(old, result, tx.now)
-    if old.url != attempted.subscriber.url:  # The present URL has not failed, and is not gone.
-        is_same_origin = parse_target(old.url).origin == attempted.target.origin
-        has_rest = is_same_origin and "slow_until" in changes
-        changes = {"slow_until": changes["slow_until"]} if has_rest else {}
-    new = await subscribers.update(tx, old, **changes)
+    if old.url != result.recipient.subscriber.url:
+        changes = {}  # The present URL has not failed, and is not gone.
+    new = await subscribers.update(tx, old, **changes) if changes else old
     if new.status == "disabled":
         tx.after_commit(context.inbox.reload, new.id)
         await announce(tx, context, new)
     return new
 
 
-async def _lift(tx: Transaction, context: Context, result: Result) -> None:
-    """End the rest that the attempt passed, for all lanes; what was asked for meanwhile holds."""
-    attempted = result.recipient
-    for name in names_of(attempted.subscriber, attempted.target.origin):
-        if await subscribers.rest_of(tx, result.record.tenant, name) <= result.lifts_until:
-            await subscribers.end_rest(tx, result.record.tenant, name)
-    tx.after_commit(context.inbox.reload, None)
+async def _store_rest(tx: Transaction, context: Context, result: Result) -> None:
+    """Store the rest that the receiver asked for, or end those that it does not need any more.
+
+    A good answer to what a person asked for ends all that was asked for at the origin before.
+    """
+    if (rest := result.rest) is not None:
+        await subscribers.store_rest(tx, rest.tenant, rest.receiver, rest.until, rest.since)
+    elif result.is_good_retry:
+        origin, started_at = result.recipient.target.origin, result.record.attempt.started_at
+        if await subscribers.end_rests(tx, result.record.tenant, origin, started_at):
+            tx.after_commit(context.inbox.reload, None)
 
 
 async def put_off(context: Context, due: DueDelivery, until: int) -> None:

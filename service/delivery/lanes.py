@@ -7,15 +7,14 @@ from functools import partial
 
 from msgspec import Struct, field
 
-from service.context import Context
-from service.delivery.attempt import Recipient, read_recipient
-from service.delivery.receivers import Receiver, Receivers
+from service.delivery.attempt import Recipient, Result
+from service.delivery.receivers import Receiver
+from service.delivery.shares import Share
 from service.delivery.window import Window
 from service.model.attempt import Attempt
 from service.model.clock import SECOND
 from service.model.delivery import DueDelivery
 from service.model.subscriber import Subscriber
-from service.store import deliveries
 
 READY_MAX = 200  # Deliveries of each kind that a lane holds in memory; others wait in their rows.
 READY_BYTES_MAX = 8 * 1024 * 1024  # All their bodies together.
@@ -24,42 +23,24 @@ REFILL_BELOW = READY_MAX // 4
 RETRY_EVERY = 4  # While both kinds wait, every fourth attempt that starts is a retry.
 ASKED_EVERY = 2  # And every second one is what a person asked for, while that waits.
 LATE_MS = 50.0  # A timer that is late by less than this does not slow the rate down.
+NEVER = 2**63 - 1  # Later than any time.
 
 
 class Backlog(Struct, eq=False):
     """A lane's first attempts, or its retries: those in memory, and when others are due."""
 
-    is_retries: bool
+    is_retries: bool = False
     is_manual: bool = False  # Those that a person asked for: a rest does not hold them.
     deliveries: deque[DueDelivery] = field(default_factory=deque)
     body_bytes: int = 0
     in_flight: int = 0
-    next_due_at: int | None = None  # When rows that are not in memory are due.
-
-    @property
-    def has_room(self) -> bool:
-        """True if one more may be held; a body over the limit is held alone."""
-        return len(self.deliveries) < READY_MAX and self.body_bytes < READY_BYTES_MAX
-
-    def expect(self, at: int | None) -> None:
-        """Note that rows that are not in memory are due at `at`."""
-        if at is not None and (self.next_due_at is None or at < self.next_due_at):
-            self.next_due_at = at
-
-    def is_due(self, now: int) -> bool:
-        """True if rows that are not in memory are due."""
-        return self.next_due_at is not None and self.next_due_at <= now
+    next_due_at: int = NEVER  # When rows that are not in memory are due.
 
 
 class Bodies(Struct, eq=False):
     """The bodies that all lanes hold in memory, those under way included."""
 
     held_bytes: int = 0
-
-    @property
-    def are_full(self) -> bool:
-        """True if a lane may hold no more than the next delivery of each kind."""
-        return self.held_bytes >= BODIES_BYTES_MAX
 
 
 class Lane(Struct, eq=False):
@@ -72,42 +53,56 @@ class Lane(Struct, eq=False):
     failing_since: int | None = None
     last_failed_at: int | None = None
     probing: bool = False
-    first_attempts: Backlog = field(default_factory=partial(Backlog, is_retries=False))
+    first_attempts: Backlog = field(default_factory=Backlog)
     retries: Backlog = field(default_factory=partial(Backlog, is_retries=True))
     manual_retries: Backlog = field(
         default_factory=partial(Backlog, is_retries=True, is_manual=True)
     )
+    backlogs: tuple[Backlog, ...] = ()  # These three.
+    waiting: int = 0  # Deliveries that are held until they may leave.
     held_ids: set[str] = field(default_factory=set)  # Waiting, in flight or being stored.
+    # Of an `ordered` subscriber: those of which a delivery is held, and no other is.
+    generation_ids: set[str] = field(default_factory=set)
     read_again: set[str] = field(default_factory=set)  # Held ones that may have been changed.
     in_flight: int = 0  # Attempts that are under way or being stored.
     turn: int = 0  # Attempts that have started.
     window: Window = field(default_factory=Window)
     receiver: Receiver = field(default_factory=Receiver)
+    share: Share | None = None  # Of the slots, once it is looked up.
     next_send_at: float = 0.0
-    slow_until: int = 0  # No attempt starts before: the receiver asked for that.
     wake_at: int | None = None  # When the dispatcher looks at the lane next.
     is_loading: bool = False
     # Stored since the current read of rows began, which may be older.
     recorded_while_loading: set[str] = field(default_factory=set)
     revision: int = 0  # Grows when the subscriber was changed, so that an older read is dropped.
 
+    def __post_init__(self) -> None:
+        self.backlogs = self.first_attempts, self.retries, self.manual_retries
+
     # The subscriber.
 
     def set_recipient(self, recipient: Recipient, receiver: Receiver) -> None:
         """Use the subscriber as it is stored now; drop what is held if it is not active."""
         subscriber = recipient.subscriber
-        self.recipient, self.receiver = recipient, receiver
+        self.recipient, self.receiver, self.share = recipient, receiver, None
         self.is_open = subscriber.status == "active"
-        if subscriber.is_notify:
+        if receiver.window is not None:
             self.window = receiver.window
         else:
             self.window.set_limit(subscriber.max_in_flight)
         self._take_health(subscriber)
-        if subscriber.rate_per_second and recipient.last_attempt_at is not None:
-            next_at = recipient.last_attempt_at + SECOND / subscriber.rate_per_second
-            self.next_send_at = max(self.next_send_at, next_at)
+        self.continue_rate(recipient.last_attempt_at)
         if not self.is_open:
             self.drop_waiting()
+
+    def continue_rate(self, last_attempt_at: int | None) -> None:
+        """Keep to the rate after an attempt that is stored, of whichever process."""
+        assert self.recipient is not None
+        rate = self.recipient.subscriber.rate_per_second
+        if rate and last_attempt_at is not None:
+            next_at = last_attempt_at + SECOND / rate
+            if next_at > self.next_send_at + LATE_MS:  # Else it is an own one, which came late.
+                self.next_send_at = next_at
 
     def set_health(self, subscriber: Subscriber) -> None:
         """Take over what an attempt changed; after a successful probe the window starts anew."""
@@ -116,7 +111,6 @@ class Lane(Struct, eq=False):
         self._take_health(subscriber)
 
     def _take_health(self, subscriber: Subscriber) -> None:
-        self.slow_until = max(self.slow_until, subscriber.slow_until or 0)
         self.failing_since, self.probing = subscriber.failing_since, subscriber.probing
         self.last_failed_at = subscriber.last_failed_at
 
@@ -129,45 +123,32 @@ class Lane(Struct, eq=False):
         """Drop what has not left yet, and every read of rows under way."""
         for backlog in self.backlogs:
             self.held_ids.difference_update(due.id for due in backlog.deliveries)
+            self.generation_ids.difference_update(due.generation_id for due in backlog.deliveries)
             self.read_again &= self.held_ids
             self.bodies.held_bytes -= backlog.body_bytes
             backlog.deliveries.clear()
             backlog.body_bytes = 0
+        self.waiting = 0
         self.revision += 1
 
     # What the lane has.
-
-    @property
-    def backlogs(self) -> tuple[Backlog, ...]:
-        """What the lane has, each kind apart."""
-        return self.first_attempts, self.retries, self.manual_retries
-
-    @property
-    def waiting(self) -> int:
-        """How many deliveries are held until they may leave."""
-        count = len(self.first_attempts.deliveries) + len(self.retries.deliveries)
-        return count + len(self.manual_retries.deliveries)
 
     def is_idle_until(self, at: int) -> bool:
         """True if nothing is in memory, and no rows are known to be due by `at` that may leave."""
         if self.held_ids or self.is_loading:
             return False
         is_closed = self.recipient is not None and not self.is_open
-        return is_closed or not any(backlog.is_due(at) for backlog in self.backlogs)
-
-    @property
-    def cap(self) -> int:
-        """How many attempts may be under way: one while a re-enabled subscriber is probed."""
-        return 1 if self.probing else self.window.size
+        return is_closed or all(backlog.next_due_at > at for backlog in self.backlogs)
 
     # Rows.
 
     def expect(self, first_at: int | None, retry_at: int | None) -> None:
         """Note when rows that are not in memory are due: first attempts, and retries."""
-        self.first_attempts.expect(first_at)
-        self.retries.expect(retry_at)
-        for at in (first_at, retry_at):  # What a person asked for may be either.
-            self.manual_retries.expect(at)
+        first_at, retry_at = first_at or NEVER, retry_at or NEVER
+        # What a person asked for may be either.
+        asked_at = min(first_at, retry_at)
+        for backlog, at in zip(self.backlogs, (first_at, retry_at, asked_at), strict=True):
+            backlog.next_due_at = min(backlog.next_due_at, at)
 
     def hold(self, due: DueDelivery) -> bool:
         """Hold a delivery in memory; False if it is held already, or has to wait in its row."""
@@ -175,10 +156,14 @@ class Lane(Struct, eq=False):
         is_closed = self.recipient is not None and not self.is_open
         if is_closed or due.id in self.held_ids or not self.room_in(backlog):
             return False
-        self.bodies.held_bytes += len(due.body)
+        size = len(due.body)
+        self.bodies.held_bytes += size
         self.held_ids.add(due.id)
+        if due.ordered and due.generation_id is not None:
+            self.generation_ids.add(due.generation_id)
+        self.waiting += 1
         backlog.deliveries.append(due)
-        backlog.body_bytes += len(due.body)
+        backlog.body_bytes += size
         return True
 
     def take_out(self, ids: AbstractSet[str]) -> None:
@@ -189,28 +174,40 @@ class Lane(Struct, eq=False):
                 backlog.body_bytes -= len(due.body)
                 self.bodies.held_bytes -= len(due.body)
                 self.held_ids.discard(due.id)
-
-    def to_refill(self, now: int) -> list[Backlog]:
-        """Return the backlogs that should be refilled from the database now."""
-        below = min(self.cap, REFILL_BELOW)
-        return [
-            backlog
-            for backlog in self.backlogs
-            if backlog.is_due(now) and len(backlog.deliveries) < below and self.room_in(backlog)
-        ]
+                self.waiting -= 1
 
     def room_in(self, backlog: Backlog) -> int:
-        """Return how many more deliveries may be held; their bodies' sizes are not known yet."""
-        if not backlog.has_room:
-            return 0
-        if self.bodies.are_full:
-            return 0 if backlog.deliveries else 1
-        return READY_MAX - len(backlog.deliveries)
+        """Return how many more deliveries may be held; their bodies' sizes are not known yet.
 
-    def next_due_at(self, now: int) -> int | None:
-        """Return when rows that are not in memory will be due next."""
-        times = [at for backlog in self.backlogs if (at := backlog.next_due_at) and at > now]
-        return min(times, default=None)
+        A body over the limit is held alone. Once all lanes together are full, each holds no more
+        than the next delivery of each kind.
+        """
+        count = len(backlog.deliveries)
+        if backlog.body_bytes >= READY_BYTES_MAX:
+            return 0
+        if self.bodies.held_bytes >= BODIES_BYTES_MAX:
+            return 0 if count else 1
+        return READY_MAX - count
+
+    def plan(self, now: int) -> tuple[list[Backlog], int]:
+        """Return the backlogs to refill from the database now, and when to look at the lane next.
+
+        NEVER if it waits for nothing but its slots and what is committed.
+        """
+        to_read: list[Backlog] = []
+        next_at, size = NEVER, self.window.size
+        below = 1 if self.probing else min(size, REFILL_BELOW)
+        for backlog in self.backlogs:
+            if backlog.next_due_at > now:
+                next_at = min(next_at, backlog.next_due_at)
+            elif len(backlog.deliveries) < below and self.room_in(backlog):
+                to_read.append(backlog)
+        if self.waiting or to_read:
+            until = self.blocked_until(now)
+            if until is not None:
+                next_at = min(next_at, until)
+                to_read = [backlog for backlog in to_read if backlog.is_manual]
+        return to_read, next_at
 
     # What leaves.
 
@@ -219,27 +216,41 @@ class Lane(Struct, eq=False):
 
         What a person asked for leaves while the receiver rests, too.
         """
-        until = math.ceil(self.next_send_at)
+        until = math.ceil(self.next_send_at) if self.next_send_at > now else now
         if not self.manual_retries.deliveries:
-            until = max(until, self.rests_until)
+            until = max(until, self.receiver.slow_until)
         return until if until > now else None
 
-    @property
-    def rests_until(self) -> int:
-        """Until when the receiver asked for a rest, which may be over."""
-        return max(self.slow_until, self.receiver.slow_until)
+    def next_backlog(self, now: int) -> Backlog | None:
+        """Return where the next attempt comes from; None if none may start.
 
-    def pop_next(self, now: int) -> DueDelivery | None:
-        """Take the next delivery that may leave; retries cannot take every slot."""
-        if self.recipient is None or not self.is_open:
+        Retries cannot take every slot.
+        """
+        cap = 1 if self.probing else self.window.size
+        is_ready = self.waiting and self.is_open and self.next_send_at <= now
+        if not is_ready or self.in_flight >= cap:
             return None
-        if self.in_flight >= self.cap or self.blocked_until(now) is not None:
-            return None
-        backlog = self._choose_backlog(now)
-        if backlog is None:
-            return None
+        first, manual = self.first_attempts, self.manual_retries
+        # A rest holds all but what a person asked for.
+        is_resting = self.receiver.slow_until > now
+        if not (is_resting or manual.deliveries or self.retries.deliveries):
+            return first
+        if self.retries.in_flight + manual.in_flight >= max(1, cap - max(1, cap // 4)):
+            return first if first.deliveries and not is_resting else None
+        has_first = bool(first.deliveries) and not is_resting
+        if manual.deliveries and not (has_first and self.turn % ASKED_EVERY):
+            return manual
+        is_retry_turn = self.turn % RETRY_EVERY == RETRY_EVERY - 1
+        if self.retries.deliveries and not is_resting and (is_retry_turn or not has_first):
+            return self.retries
+        return first if has_first else None
+
+    def pop(self, backlog: Backlog, now: int) -> DueDelivery:
+        """Take the next delivery of the backlog, whose attempt starts now."""
+        assert self.recipient is not None
         self.turn += 1
         self.in_flight += 1
+        self.waiting -= 1
         rate = self.recipient.subscriber.rate_per_second
         if rate:
             on_time = now - self.next_send_at <= LATE_MS
@@ -262,13 +273,24 @@ class Lane(Struct, eq=False):
                 attempt.duration_ms, attempt.started_at, now=now, in_flight=in_flight
             )
 
+    def expect_after(self, result: Result, now: int) -> None:
+        """Note when rows are due by an attempt that was just stored."""
+        if result.record.ordered or result.due.id in self.read_again:
+            # The next event of its generation may be due, or a retry that was asked for.
+            self.expect(now, now)
+        elif result.verdict.due_at is not None:
+            self.expect(None, result.verdict.due_at)
+
     def release(self, due: DueDelivery) -> None:
         """Let go of a delivery whose attempt is stored."""
         self._backlog_of(due).in_flight -= 1
         self.in_flight -= 1
         self.held_ids.discard(due.id)
         self.bodies.held_bytes -= len(due.body)
-        self.read_again.discard(due.id)
+        if due.ordered:
+            self.generation_ids.discard(due.generation_id)
+        if self.read_again:
+            self.read_again.discard(due.id)
         if self.is_loading:
             self.recorded_while_loading.add(due.id)
 
@@ -276,69 +298,3 @@ class Lane(Struct, eq=False):
         if due.trigger == "manual" and not due.ordered:  # With an order, it waits its turn.
             return self.manual_retries
         return self.retries if due.attempt_count else self.first_attempts
-
-    def _choose_backlog(self, now: int) -> Backlog | None:
-        in_flight = self.retries.in_flight + self.manual_retries.in_flight
-        has_slot = in_flight < max(1, self.cap - max(1, self.cap // 4))
-        first = self.first_attempts if self.first_attempts.deliveries else None
-        if self.rests_until > now:  # It holds all but what a person asked for.
-            return self.manual_retries if self.manual_retries.deliveries and has_slot else None
-        if has_slot and self.manual_retries.deliveries and not (first and self.turn % ASKED_EVERY):
-            return self.manual_retries
-        is_retry_turn = self.turn % RETRY_EVERY == RETRY_EVERY - 1
-        if has_slot and self.retries.deliveries and (is_retry_turn or not first):
-            return self.retries
-        return first
-
-
-async def load(context: Context, receivers: Receivers, lane: Lane) -> bool:
-    """Read the lane's subscriber, or else rows that are due; False if the subscriber is deleted.
-
-    One call at a time for each lane: `lane.is_loading` is set meanwhile.
-    """
-    if lane.recipient is not None:
-        for backlog in lane.to_refill(context.clock()):
-            if backlog.is_manual or lane.blocked_until(context.clock()) is None:
-                await _refill(context, lane, backlog)
-        return True
-    revision, turn = lane.revision, receivers.begin_read()
-    recipient = await context.database.read(read_recipient, context.vault, lane.subscriber_id)
-    if lane.revision != revision:
-        return True  # Changed meanwhile: it is read again.
-    if recipient is not None:
-        tenant = recipient.subscriber.tenant
-        lane.set_recipient(recipient, receivers.find(tenant, recipient.rests, turn))
-        return True
-    lane.drop_waiting()
-    while await context.database.write(deliveries.cancel, lane.subscriber_id):
-        pass
-    return False
-
-
-async def _refill(context: Context, lane: Lane, backlog: Backlog) -> None:
-    """Fetch deliveries that are due and not in memory."""
-    if lane.recipient is None or not lane.room_in(backlog):
-        return  # Changed meanwhile: it is read first, or when there is room again.
-    backlog.next_due_at = None
-    if backlog.is_manual and lane.recipient.subscriber.ordered:
-        return
-    lane.recorded_while_loading.clear()  # The rows that are read now include what was stored.
-    revision = lane.revision
-    # One that waits may have been asked for since: it is read again, and takes the other's place.
-    held_ids = frozenset[str]() if backlog.is_manual else frozenset(lane.held_ids)
-    due, next_at = await context.database.read(
-        deliveries.fetch_due,
-        lane.subscriber_id,
-        lane.room_in(backlog),
-        None if backlog.is_manual else backlog.is_retries,
-        lane.recipient.subscriber.ordered,
-        held_ids,
-    )
-    if lane.revision != revision:
-        return  # What was read may have been canceled meanwhile; it is read again.
-    if backlog.is_manual and due:
-        lane.take_out({d.id for d in due})
-        lane.read_again |= lane.held_ids & {d.id for d in due}
-    skipped = lane.recorded_while_loading | lane.held_ids
-    refused = [d for d in due if d.id not in skipped and not lane.hold(d)]
-    backlog.expect(context.clock() if refused else next_at)

@@ -1,5 +1,7 @@
 """A test of a subscriber: one `ping` now, in a slot of its lane."""
 
+import math
+
 import msgspec
 
 from service.delivery.attempt import Recipient, attempt, read_recipient
@@ -14,24 +16,25 @@ from service.store import deliveries, events
 from service.store.database import Transaction
 
 TESTS_MAX = 2  # Tests of one subscriber under way.
+ASK_AGAIN_SECONDS = 1  # After a refusal: nobody knows when attempts under way will end.
 
 
 async def send_test(
     dispatcher: Dispatcher, subscriber: Subscriber
-) -> tuple[Attempt, dict[str, object]] | None:
+) -> tuple[Attempt, dict[str, object]] | int:
     """Send a `ping` to one subscriber once; return the attempt, and exactly what was sent.
 
-    None if too many tests are under way, or attempts of it or of its tenant, or if its rate allows
-    none now: a test takes a slot like any attempt, so that tests delay no delivery. SenderClosed if
-    the process stops meanwhile.
+    In how many seconds to ask again, if too many tests are under way, or attempts of it or of its
+    tenant, or if its rate allows none now: a test takes a slot like any attempt, so that tests
+    delay no delivery. SenderClosed if the process stops meanwhile.
     """
     context = dispatcher.context
     turn = dispatcher.receivers.begin_read()
     recipient = await context.database.read(read_recipient, context.vault, subscriber.id)
     if recipient is None:
-        return None
+        return ASK_AGAIN_SECONDS
     subscriber, lane = recipient.subscriber, Lane(subscriber.id)
-    receiver = dispatcher.receivers.find(subscriber.tenant, recipient.rests, turn)
+    receiver = dispatcher.receivers.find(subscriber, recipient.rests, turn)
     lane.set_recipient(recipient, receiver)
     lane.failing_since = subscriber.failing_since
     tests, slots = dispatcher.tests, dispatcher.slots
@@ -39,11 +42,11 @@ async def send_test(
         dispatcher.refill(subscriber.id)  # The lane is in memory then.
     # Where the worker is another process, its attempts under way are not known.
     own, now = dispatcher.lanes.get(subscriber.id) or lane, context.clock()
-    is_early = max(own.next_send_at, lane.next_send_at) > now
+    early_ms = max(own.next_send_at, lane.next_send_at) - now
     tests_max = min(TESTS_MAX, subscriber.max_in_flight)
     is_full = own.in_flight >= subscriber.max_in_flight or tests[subscriber.id] >= tests_max
-    if is_early or is_full or not slots.are_free_for(lane):
-        return None
+    if early_ms > 0 or is_full or not slots.are_free_for(lane):
+        return max(ASK_AGAIN_SECONDS, math.ceil(early_ms / SECOND))
     test_id = new_id("dlv", now)
     tests[subscriber.id] += 1
     slots.take(lane, test_id)
@@ -71,7 +74,7 @@ def _leave(dispatcher: Dispatcher, lane: Lane, test_id: str) -> None:
         del tests[id_]
     lane.in_flight -= 1
     lane.held_ids.discard(test_id)
-    dispatcher.pump_waiting()
+    dispatcher.pump_waiting(dispatcher.context.clock())
     if dispatcher.is_open:
         dispatcher.refill(id_)
 

@@ -1,8 +1,14 @@
-"""Receivers: who answers behind the URLs of a tenant, by origin and not by the text of the URL."""
+"""Receivers: who answers behind the URLs of a tenant, and until when each asked for a rest.
+
+A receiver is an origin, not the text of a URL. All lanes to it are one receiver, and within it the
+`notify_url`s are one, and each other lane is one.
+"""
 
 import itertools
 from collections.abc import Mapping
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
+
+from msgspec import Struct
 
 from service.delivery.window import Window
 from service.model.subscriber import Subscriber
@@ -10,34 +16,73 @@ from service.model.subscriber import Subscriber
 NOTIFY_IN_FLIGHT_MAX = 10  # Attempts to one receiver on account of all `notify_url`s together.
 
 
-def names_of(subscriber: Subscriber, origin: str) -> tuple[str, ...]:
-    """Return the receivers whose rests hold a lane to this origin; the narrowest comes last."""
-    return (origin, f"notify {origin}") if subscriber.is_notify else (origin,)
+def names_of(subscriber: Subscriber, origin: str) -> tuple[str, str]:
+    """Return the receivers whose rests hold a lane to this origin; the narrower comes last.
+
+    All names of an origin begin with it, so that a rest of any of them is found by it.
+    """
+    return origin, f"{origin} {'notify' if subscriber.is_notify else subscriber.id}"
 
 
-def asked_to_rest(subscriber: Subscriber, origin: str, status_code: int | None) -> str | None:
-    """Return the receiver that rests by an answer that throttles; None if only the lane rests."""
-    if status_code == 429:
-        return origin
-    return names_of(subscriber, origin)[-1] if subscriber.is_notify else None
+class Rest(Struct, frozen=True):
+    """What an answer asked for: until when nothing leaves to a receiver."""
+
+    tenant: str
+    receiver: str
+    until: int
+    since: int  # When it was asked for.
 
 
 class Receiver:
-    """What all lanes to one origin of a tenant share. It lives as long as one of them."""
+    """What all lanes to a receiver share. It lives as long as one of them."""
 
-    __slots__ = ("__weakref__", "above", "noted", "until", "window")
+    __slots__ = (
+        *("__weakref__", "slow_until", "window", "narrower", "_wider"),
+        *("_latest_turn", "_stored_until", "_unstored"),
+    )
 
-    def __init__(self, above: "Receiver | None" = None) -> None:
-        self.above = above  # The origin's, if this one is for its `notify_url`s.
-        self.until = 0  # It was asked for: nothing leaves before.
-        self.noted = 0  # When that was noted in memory, as Receivers counts.
-        # `notify_url`s that differ in their query are one receiver, so they share a window.
-        self.window = Window(NOTIFY_IN_FLIGHT_MAX)
+    def __init__(self, wider: "Receiver | None" = None, window: Window | None = None) -> None:
+        # Nothing leaves before, on account of this one or of the wider one. It is kept up to date
+        # here, as each attempt asks for it.
+        self.slow_until = 0
+        self.window = window  # Only for `notify_url`s, which share it.
+        self._wider = wider
+        self.narrower: WeakSet[Receiver] | None = None
+        if wider is None:
+            self.narrower = WeakSet()
+        elif wider.narrower is not None:
+            wider.narrower.add(self)
+            self.slow_until = wider.slow_until
+        self._stored_until = 0
+        self._unstored: set[Rest] = set()
+        self._latest_turn = 0  # When the latest was stored, as Receivers counts.
 
-    @property
-    def slow_until(self) -> int:
-        """Until when nothing leaves."""
-        return self.until if self.above is None else max(self.until, self.above.until)
+    def set_stored(self, until: int, turn: int) -> None:
+        """Take over what a read has found that began at `turn`."""
+        is_older = self._latest_turn > turn
+        self._stored_until = max(self._stored_until, until) if is_older else until
+        self.spread()
+
+    def note(self, rest: Rest) -> None:
+        """Rest, whatever is read before that is stored."""
+        self._unstored.add(rest)
+        self.spread()
+
+    def settle(self, rest: Rest, turn: int) -> None:
+        """Note that a rest is stored since `turn`."""
+        self._unstored.discard(rest)
+        self._stored_until = max(self._stored_until, rest.until)
+        self._latest_turn = turn
+        self.spread()
+
+    def spread(self) -> None:
+        """Note until when nothing leaves, here and at what is narrower."""
+        wider_until = 0 if self._wider is None else self._wider.slow_until
+        until = max(wider_until, self._stored_until, *(rest.until for rest in self._unstored))
+        if until != self.slow_until:
+            self.slow_until = until
+            for each in self.narrower or ():
+                each.spread()
 
 
 class Receivers:
@@ -48,28 +93,33 @@ class Receivers:
         self._turns = itertools.count(1)
 
     def begin_read(self) -> int:
-        """Return what `find` takes: what is read from now on may miss what is noted later."""
+        """Return what `find` takes: what is read from now on may miss what is stored later."""
         return next(self._turns)
 
-    def find(self, tenant: str, rests: Mapping[str, int], turn: int) -> Receiver:
-        """Return the narrowest of the receivers, each of which rests as was read since `turn`."""
+    def find(self, subscriber: Subscriber, rests: Mapping[str, int], turn: int) -> Receiver:
+        """Return the narrower of the receivers, each of which rests as was read since `turn`."""
         receiver: Receiver | None = None
         for name, until in rests.items():
-            receiver = self._find(tenant, name, receiver)
-            is_older = receiver.noted > turn
-            receiver.until = max(receiver.until, until) if is_older else until
+            receiver = self._find(subscriber, name, receiver)
+            receiver.set_stored(until, turn)
         assert receiver is not None
         return receiver
 
-    def rest(self, tenant: str, name: str, until: int) -> None:
-        """Let nothing leave to the receiver before `until`, if a lane refers to it."""
-        receiver = self._receivers.get((tenant, name))
-        if receiver is not None:
-            receiver.until = max(receiver.until, until)
-            receiver.noted = next(self._turns)
+    def note(self, rest: Rest) -> None:
+        """Let the receiver rest that asked for it, if a lane refers to it; it is not stored yet."""
+        if (receiver := self._receivers.get((rest.tenant, rest.receiver))) is not None:
+            receiver.note(rest)
 
-    def _find(self, tenant: str, name: str, above: Receiver | None) -> Receiver:
-        receiver = self._receivers.get((tenant, name))
+    def settle(self, rest: Rest) -> None:
+        """Note that the rest is stored."""
+        if (receiver := self._receivers.get((rest.tenant, rest.receiver))) is not None:
+            receiver.settle(rest, next(self._turns))
+
+    def _find(self, subscriber: Subscriber, name: str, wider: Receiver | None) -> Receiver:
+        key = subscriber.tenant, name
+        receiver = self._receivers.get(key)
         if receiver is None:
-            receiver = self._receivers[tenant, name] = Receiver(above)
+            is_shared = wider is not None and subscriber.is_notify
+            window = Window(NOTIFY_IN_FLIGHT_MAX) if is_shared else None
+            receiver = self._receivers[key] = Receiver(wider, window)
         return receiver

@@ -97,15 +97,20 @@ def parse_retry_after(value: str | None, now: int) -> int | None:
     the value is neither.
     """
     text = (value or "").strip()
-    if not text or len(text) > _RETRY_AFTER_LENGTH_MAX or not text.isascii():
+    if not text.isascii():
         return None
     if text.isdigit():
-        seconds = int(text)
+        digits = text.lstrip("0") or "0"
+        if len(digits) > _RETRY_AFTER_LENGTH_MAX:  # However long it is, it asks for very long.
+            return RETRY_AFTER_MAX_MS
+        seconds = int(digits)
         if seconds < _EPOCH_MIN:
             return min(seconds * clock.SECOND, RETRY_AFTER_MAX_MS)
         # Nobody asks for 30 years: it is a time since the epoch, in seconds or in milliseconds.
         at = seconds if seconds >= _EPOCH_MIN * clock.SECOND else seconds * clock.SECOND
         return min(max(at - now, 0), RETRY_AFTER_MAX_MS)
+    if not text or len(text) > _RETRY_AFTER_LENGTH_MAX:
+        return None
     try:
         moment = email.utils.parsedate_to_datetime(text)
         moment = moment.replace(tzinfo=moment.tzinfo or datetime.UTC)  # asctime names no zone.

@@ -44,7 +44,6 @@ class Subscriber(msgspec.Struct, frozen=True, kw_only=True):
     signature: Literal["v1", "v1a"] = "v1"
     failing_since: int | None = None  # The first failure since the last success.
     last_failed_at: int | None = None  # Exact to an hour.
-    slow_until: int | None = None  # Throttled until then: the receiver asked for fewer requests.
     probing: bool = False  # Enabled again: one attempt at a time until one succeeds.
     created_at: int
     updated_at: int

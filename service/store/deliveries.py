@@ -121,9 +121,10 @@ async def fetch_due(
     `retries` None: those that a person asked for; of an `ordered` subscriber they are among the
     others.
 
-    The longest due come first. Deliveries whose id is in `known` are skipped. The list ends at
-    `limit` deliveries or at FETCH_BYTES of bodies; more may then be due now. If the subscriber is
-    `ordered`, deliveries that wait for an earlier event of their generation are left out.
+    The longest due come first. Deliveries whose id, or that of their generation, is in `known` are
+    skipped. The list ends at `limit` deliveries or at FETCH_BYTES of bodies; more may then be due
+    now. If the subscriber is `ordered`, deliveries that wait for an earlier event of their
+    generation are left out.
     """
     if retries is None:
         name = "deliveries_asked"
@@ -134,7 +135,7 @@ async def fetch_due(
     size = 0
     rows: Iterable[Any] = tx.each(name, limit=limit + len(known), **values)
     for row in rows:
-        if row["id"] in known:
+        if row["id"] in known or (ordered and row["generation_id"] in known):
             continue
         # The columns are selected in Due's order.
         due.append(DueDelivery(*row, ordered))  # type: ignore[call-arg]

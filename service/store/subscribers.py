@@ -56,20 +56,24 @@ async def delete(tx: Transaction, old: Subscriber) -> None:
     await bump_revision(tx)
 
 
-async def store_rest(tx: Transaction, tenant: str, receiver: str, slow_until: int) -> None:
+async def store_rest(
+    tx: Transaction, tenant: str, receiver: str, slow_until: int, asked_at: int
+) -> None:
     """Store until when all lanes of the tenant to a receiver rest, unless that is later already."""
-    await tx.run("rest_store", tenant=tenant, receiver=receiver, slow_until=slow_until)
+    values = {"slow_until": slow_until, "asked_at": asked_at}
+    await tx.run("rest_store", tenant=tenant, receiver=receiver, **values)
 
 
-async def rest_of(tx: Transaction, tenant: str, receiver: str) -> int:
-    """Return until when a receiver rests, or did last; 0 if nothing is stored."""
-    values = {"tenant": tenant, "receiver": receiver}
-    return await rows.read_number(tx, "rest_by_receiver", **values) or 0
+async def rests_of(tx: Transaction, tenant: str, receivers: tuple[str, str]) -> dict[str, int]:
+    """Return until when each of two receivers rests, or did last; 0 if nothing is stored."""
+    receiver, narrower = receivers
+    rests = await tx.all("rests_of", tenant=tenant, receiver=receiver, narrower=narrower)
+    return {**dict.fromkeys(receivers, 0), **{row["receiver"]: row["slow_until"] for row in rests}}
 
 
-async def end_rest(tx: Transaction, tenant: str, receiver: str) -> None:
-    """Let the tenant's lanes to a receiver go on."""
-    await tx.run("rest_delete", tenant=tenant, receiver=receiver)
+async def end_rests(tx: Transaction, tenant: str, origin: str, until: int) -> int:
+    """End what the receivers at an origin asked for `until` then; return how many rests ended."""
+    return await tx.run("rests_end", tenant=tenant, origin=origin, until=until)
 
 
 async def tenant_secrets(tx: Transaction, tenant: str) -> bytes | None:

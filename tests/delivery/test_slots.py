@@ -1,11 +1,18 @@
 """The slots that all lanes share."""
 
+import gc
 import itertools
+import random  # noqa: TID251  a history is its seed
+from collections.abc import Collection
 from typing import Any
+
+import pytest
 
 from service.delivery.lanes import Lane
 from service.delivery.receivers import Receiver
+from service.delivery.shares import PUSHES, Share
 from service.delivery.slots import Slots
+from service.delivery.window import Window
 from tests.delivery.test_lanes import due, lane_of
 
 _number = itertools.count()
@@ -117,10 +124,11 @@ def test_tenants_that_hold_the_fewest_are_served_first() -> None:
 
 
 def test_notify_urls_of_one_receiver_share_its_window() -> None:
-    slots, receiver = Slots(100), Receiver()
+    window = Window(10)
+    slots, receiver = Slots(100), Receiver(window=window)
     same: dict[str, Any] = {"receiver": receiver, "is_notify": True, "tenant": "one"}
     lanes = [lane_with(slots, 0, url=f"http://same.test/?job={i}", **same) for i in range(20)]
-    size = receiver.window.size
+    size = window.size
     for lane in lanes[:size]:
         assert slots.are_free_for(lane)
         slots.take(lane, lane.subscriber_id)
@@ -140,4 +148,70 @@ def test_nothing_is_kept_of_lanes_that_hold_nothing() -> None:
     for lane in lanes:
         release(slots, lane)
     assert slots.next_waiting() is waiting
-    assert (slots.in_use, slots._root.shares) == (0, {})
+    assert slots.next_waiting() is None
+    assert (slots.in_use, slots.waiting, slots._taken) == (0, {}, {})
+    lanes.clear()
+    del lane, waiting
+    gc.collect()
+    assert len(slots._shares) == 0
+
+
+def test_a_lane_whose_turn_does_not_come_lets_no_queue_grow() -> None:
+    slots = Slots(12)
+    first, lane = lane_with(slots, 4, tenant="one"), lane_with(slots, 6, tenant="one")
+    slots.wait(first)
+    for _ in range(4 * PUSHES):
+        slots.wait(lane)
+        release(slots, lane)
+        assert slots.next_waiting() is None
+        slots.take(lane, f"{lane.subscriber_id} 0")
+        assert slots.next_waiting() is None
+    each = lane.share
+    while each is not None:
+        assert len(each.queue) <= PUSHES
+        each = each.parent
+
+
+def place(share: Share, waiting: Collection[Share]) -> tuple[int, int]:
+    """How many slots a share needs, and how many it holds: whoever has less comes first."""
+    if share in waiting:
+        return share.held, share.held
+    first = min(place(part, waiting) for part in parts(share, waiting))
+    return max(share.held // share.weight, first[0]), share.held
+
+
+def parts(share: Share, waiting: Collection[Share]) -> Collection[Share]:
+    """The parts of a share under which a lane waits."""
+    above: dict[Share, None] = dict.fromkeys(waiting)
+    for each in waiting:
+        while (each := each.parent or share) is not share:
+            above[each] = None
+    return [each for each in above if each.parent is share]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_whatever_happened_before_the_next_is_who_holds_the_fewest_at_each_level(
+    seed: int,
+) -> None:
+    slots, held, dice = Slots(24), list[tuple[Lane, str]](), random.Random(seed)
+    lanes = [
+        lane_of(id=f"sub_{i}", tenant=f"t{i % 3}", url=f"http://{i % 2}.test/") for i in range(12)
+    ]
+    for number in range(400):
+        lane, act = dice.choice(lanes), dice.choice(("wait", "take", "take", "release"))
+        if act == "wait":
+            slots.wait(lane)
+        elif act == "take" and slots.free:
+            held.append((lane, f"{number}"))
+            slots.take(*held[-1])
+        elif held:
+            slots.release(held.pop(dice.randrange(len(held)))[1])
+            waiting = [share for share in slots.waiting if share is not None]
+            first = min((place(p, waiting) for p in parts(slots._root, waiting)), default=None)
+            chosen = slots.next_waiting()
+            assert (chosen is not None) == (first is not None and first[0] < slots.free)
+            each = chosen.share if chosen else None
+            while each is not None and each.parent is not None:
+                beside = parts(each.parent, waiting)
+                assert place(each, waiting) == min(place(part, waiting) for part in beside)
+                each = each.parent

@@ -95,6 +95,25 @@ async def test_five_days_of_nothing_but_failure_disable(tmp_path: Path) -> None:
         assert told.event["data"]["disabled_reason"] == "failing"
 
 
+async def test_the_days_of_failure_begin_anew_at_another_url(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe(URL, **ONE, retry_schedule_seconds=[0])
+        for url in (URL, OTHER_URL):
+            queue_answers(world, *[500] * 20, url=url)
+        for _ in range(5):
+            await world.generate()
+            await world.run(DAY)
+        path = f"/v1/subscribers/{subscriber['id']}"
+        assert (await world.client.patch(path, json={"url": OTHER_URL})).status_code == 200
+        for _ in range(5):
+            assert await standing(world, subscriber) == ("active", None)
+            await world.generate()
+            await world.run(DAY)
+        await world.generate()
+        await world.run(DAY)
+        assert await standing(world, subscriber) == ("disabled", "failing")
+
+
 async def test_two_failures_far_apart_are_no_five_days_of_failure(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0])

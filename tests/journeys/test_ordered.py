@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from service.delivery.lanes import NEVER
 from service.delivery.target import Answer
 from tests.harness import START, Harness, opened
-from tests.journeys.gates import Gate, deliveries, queue_answers
+from tests.journeys.gates import Gate, attach_worker, deliveries, queue_answers
 
 
 def story(world: Harness) -> list[tuple[int, str, float]]:
@@ -112,6 +113,32 @@ async def test_asking_for_a_later_event_by_hand_does_not_break_the_order(tmp_pat
         assert [word for _, word, _ in story(world)] == ["submitted"]
         await world.run(5)
         assert [word for _, word, _ in story(world)] == ["submitted", "submitted", "succeeded"]
+
+
+async def test_an_earlier_event_that_is_asked_for_again_waits_for_a_later_one_under_way(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        await world.subscribe(ordered=True, retry_schedule_seconds=[0])
+        gate = Gate()
+        queue_answers(world, 500, gate)
+        async with attach_worker(world) as dispatcher:
+            await world.generate()
+            await dispatcher.settle()
+            assert (await world.call_back()).status_code == 200
+            await gate.wait_for(1)
+            [first, _] = await deliveries(world)
+            await world.client.post(f"/v1/deliveries/{first['id']}/retry")
+            [lane] = dispatcher.lanes.values()
+            while lane.is_loading:
+                await world.get("/v1/events")
+            assert lane.next_backlog(world.clock()) is None
+            assert lane.plan(world.clock()) == ([], NEVER)  # Nothing is read again and again.
+            assert [word for _, word, _ in story(world)] == ["submitted", "succeeded"]
+            gate.is_open.set()
+            await dispatcher.settle()
+        assert [word for _, word, _ in story(world)] == ["submitted", "succeeded", "submitted"]
+        assert {found["status"] for found in await deliveries(world)} == {"delivered"}
 
 
 async def test_without_order_a_later_event_does_not_wait(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ PLACES = {
 
 def held(dispatcher: Dispatcher) -> list[int]:
     lanes = dispatcher.lanes.values()
-    counts = [dispatcher.slots.in_use, len(dispatcher.slots._root.shares)]
+    counts = [dispatcher.slots.in_use, len(dispatcher.slots._taken)]
     return [*counts, *(lane.in_flight + len(lane.held_ids) for lane in lanes)]
 
 

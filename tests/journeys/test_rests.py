@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from service.delivery import health
 from service.delivery.dispatch import Dispatcher
 from service.delivery.target import Answer
+from service.model.errors import StorageError
 from tests.faults import rows
 from tests.harness import Harness, opened
 from tests.journeys.gates import Gate, attach_worker, deliveries, queue_answers
@@ -83,10 +85,13 @@ async def test_a_commit_of_another_process_rests_no_healthy_lane(tmp_path: Path)
         await worker._end_session()
 
 
-async def test_a_rest_stays_with_the_origin_that_asked_for_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("status", "beside"), [(503, 1), (429, 0)])
+async def test_a_rest_stays_with_the_origin_that_asked_for_it(
+    tmp_path: Path, status: int, beside: int
+) -> None:
     async with opened(tmp_path) as world:
         moved = await world.subscribe(HERE, **ONE)
-        throttle(world, 429, HERE)
+        throttle(world, status, HERE)
         await world.generate()
         await world.run()
         await world.subscribe(BESIDE, **ONE)
@@ -95,7 +100,7 @@ async def test_a_rest_stays_with_the_origin_that_asked_for_it(tmp_path: Path) ->
         for sent in (1, 2):
             await world.generate()
             await world.run(10 * sent)
-            assert counts(world, HERE, BESIDE, THERE) == [1, 0, sent]
+            assert counts(world, HERE, BESIDE, THERE) == [1, beside * sent, sent]
             assert counts(world, FURTHER) == [sent]
             await world.restart()
 
@@ -246,3 +251,87 @@ async def test_rests_that_are_over_are_deleted(tmp_path: Path) -> None:
         for _ in range(3):
             await world.run(HOUR)
         assert await rows(world, "SELECT * FROM rests") == []
+
+
+@pytest.mark.parametrize("how", ["retry", "enable"])
+@pytest.mark.parametrize("status", [503, 429])
+async def test_what_ends_the_rest_of_an_origin_ends_that_of_each_of_its_lanes(
+    tmp_path: Path, status: int, how: str
+) -> None:
+    async with opened(tmp_path) as world:
+        here, _ = [await world.subscribe(url, **ONE) for url in (HERE, BESIDE)]
+        await begin(world)
+        gate = Gate(Answer(status, (("retry-after", str(HOUR)),), b""))
+        for url in (HERE, BESIDE):
+            queue_answers(world, gate, url=url)
+        await world.generate()
+        await gate.wait_for(2)
+        gate.is_open.set()
+        dispatcher = world.app.worker.dispatcher
+        await dispatcher.settle()
+        await world.generate()
+        await dispatcher.settle()
+        assert counts(world, HERE, BESIDE) == [1, 1]  # Each was throttled itself.
+        world.clock.advance(1)
+        if how == "retry":
+            await asked_again(world)
+        else:
+            for state in ("disabled", "active"):
+                await patch(world, here, status=state)
+        await dispatcher.run_due(world.clock())
+        await dispatcher.settle()
+        assert sum(counts(world, HERE, BESIDE)) == 2 + 2 + (how == "retry")
+        await world.app.worker._end_session()
+
+
+async def test_a_rest_that_was_asked_for_during_a_good_attempt_holds(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(HERE, **ONE)
+        await begin(world)
+        gate = Gate()
+        throttle(world, 503, HERE)
+        queue_answers(world, gate, url=HERE)
+        await world.generate()
+        worker = world.app.worker
+        await worker.dispatcher.settle()
+        [first] = await deliveries(world)
+        await world.client.post(f"/v1/deliveries/{first['id']}/retry")
+        await gate.wait_for(1)
+        world.clock.advance(1)
+        await world.subscribe(BESIDE, **ONE)
+        throttle(world, 429, BESIDE)
+        await world.generate()
+        while len(await rows(world, "SELECT * FROM rests")) < 2:
+            await worker.dispatcher.run_due(world.clock())
+        gate.is_open.set()
+        await worker.dispatcher.settle()
+        await world.generate()
+        await worker.dispatcher.settle()
+        assert counts(world, HERE, BESIDE) == [2, 1]
+        await worker._end_session()
+
+
+async def test_a_rest_that_cannot_be_stored_yet_survives_a_change_of_the_subscriber(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world, attach_worker(world) as dispatcher:
+        subscriber = await world.subscribe(HERE, **ONE)
+        throttle(world, 429, HERE)
+
+        async def fail(*_: object) -> None:
+            raise StorageError("the disk is full")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(health, "_record_with_health", fail)
+            await world.generate()
+            while not dispatcher._unrecorded:
+                await dispatcher.context.database.schema_problem()
+        await patch(world, subscriber, description="changed")
+        await world.generate()
+        await dispatcher.settle()
+        assert counts(world, HERE) == [1]
+        world.clock.advance(1)
+        await dispatcher.run_due(world.clock())
+        await dispatcher.settle()
+        assert counts(world, HERE) == [1]
+        assert len(await rows(world, "SELECT * FROM rests")) == 1

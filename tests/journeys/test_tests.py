@@ -6,6 +6,7 @@ from typing import Any
 
 from tests.harness import Harness, opened
 from tests.journeys.gates import Gate, attach_worker, queue_answers
+from tests.journeys.test_sessions import another_process, begin
 
 ONE: dict[str, Any] = {"event_types": ["generation.submitted"]}
 
@@ -35,6 +36,36 @@ async def test_a_test_is_one_of_the_attempts_that_a_subscriber_allows(tmp_path: 
         assert await testing == 200
         await dispatcher.settle()
         assert len(world.subscribers.webhooks) == 3  # It waited for the test only.
+
+
+async def test_a_refused_test_says_when_the_rate_allows_one(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe(**ONE, rate_per_second=0.1)
+        async with attach_worker(world):
+            assert await status_of_test(world, subscriber) == 200
+            world.clock.advance(2.5)
+            refused = await world.client.post(f"/v1/subscribers/{subscriber['id']}/test")
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "8")
+
+
+async def test_a_test_by_another_process_takes_a_place_in_the_rate(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe(**ONE, rate_per_second=0.1)
+        await begin(world)
+        await world.generate()
+        worker = world.app.worker
+        await worker.dispatcher.settle()
+        world.clock.advance(10)
+        async with another_process(world):
+            assert await status_of_test(world, subscriber) == 200
+            await world.generate()
+        for seconds, sent in ((0, 2), (9.999, 2), (0.001, 3)):
+            world.clock.advance(seconds)
+            await worker.session.watch(world.clock())
+            await worker.dispatcher.run_due(world.clock())
+            await worker.dispatcher.settle()
+            assert len(world.subscribers.webhooks) == sent
+        await worker._end_session()
 
 
 async def test_a_test_takes_a_place_in_the_rate(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ UPDATE subscribers SET url = :url, description = :description, event_types = :ev
     max_in_flight = :max_in_flight, rate_per_second = :rate_per_second,
     retry_schedule_seconds = :retry_schedule_seconds, ordered = :ordered, payload = :payload,
     signature = :signature, failing_since = :failing_since, last_failed_at = :last_failed_at,
-    slow_until = :slow_until, probing = :probing, updated_at = :updated_at
+    probing = :probing, updated_at = :updated_at
 WHERE id = :id;
 
 -- name: subscriber_by_id
@@ -36,14 +36,19 @@ SELECT count(*) AS count FROM subscribers WHERE tenant = :tenant AND is_notify =
 DELETE FROM subscribers WHERE id = :id;
 
 -- name: rest_store
-INSERT INTO rests (tenant, receiver, slow_until) VALUES (:tenant, :receiver, :slow_until)
-ON CONFLICT (tenant, receiver) DO UPDATE SET slow_until = max(slow_until, excluded.slow_until);
+INSERT INTO rests (tenant, receiver, slow_until, asked_at)
+VALUES (:tenant, :receiver, :slow_until, :asked_at)
+ON CONFLICT (tenant, receiver) DO UPDATE SET slow_until = max(slow_until, excluded.slow_until),
+    asked_at = max(asked_at, excluded.asked_at);
 
--- name: rest_by_receiver
-SELECT slow_until FROM rests WHERE tenant = :tenant AND receiver = :receiver;
+-- name: rests_of
+SELECT receiver, slow_until FROM rests
+WHERE tenant = :tenant AND receiver IN (:receiver, :narrower);
 
--- name: rest_delete
-DELETE FROM rests WHERE tenant = :tenant AND receiver = :receiver;
+-- name: rests_end
+-- The origin and what begins with it and a space: "!" is the character after the space.
+DELETE FROM rests WHERE tenant = :tenant AND receiver >= :origin AND receiver < :origin || '!'
+    AND asked_at <= :until;
 
 -- name: rests_delete_old
 DELETE FROM rests WHERE (tenant, receiver) IN (SELECT tenant, receiver FROM rests

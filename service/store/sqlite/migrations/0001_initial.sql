@@ -176,7 +176,6 @@ CREATE TABLE subscribers (
     signature TEXT NOT NULL DEFAULT 'v1',
     failing_since INTEGER,
     last_failed_at INTEGER,
-    slow_until INTEGER,
     probing INTEGER NOT NULL DEFAULT 0,
     created_at INTEGER NOT NULL,
     updated_at INTEGER NOT NULL
@@ -184,12 +183,13 @@ CREATE TABLE subscribers (
 CREATE INDEX subscribers_tenant ON subscribers (tenant, id) WHERE is_notify = 0;
 CREATE UNIQUE INDEX subscribers_notify ON subscribers (tenant, url) WHERE is_notify = 1;
 
--- Until when a receiver asked all lanes of a tenant to rest. `receiver` is the origin, or `notify` and
--- the origin for the `notify_url`s there. What rests one lane alone is in its subscriber.
+-- Until when a receiver asked lanes of a tenant to rest. `receiver` is the origin for all lanes there;
+-- the origin and `notify` for its `notify_url`s, the origin and a subscriber's id for one lane alone.
 CREATE TABLE rests (
     tenant TEXT NOT NULL,
     receiver TEXT NOT NULL,
     slow_until INTEGER NOT NULL,
+    asked_at INTEGER NOT NULL,
     PRIMARY KEY (tenant, receiver)
 ) WITHOUT ROWID;
 CREATE INDEX rests_until ON rests (slow_until);

@@ -1,0 +1,21 @@
+"""A share: the slots that a lane, a receiver or a tenant holds, and which of its parts wait."""
+
+from msgspec import Struct, field
+
+from service.delivery.window import Window
+
+PUSHES = 64  # Into a queue, after which it is rid of outdated entries; of a long one, more.
+
+Entry = tuple[int, int, int, "Share"]  # Slots needed, slots held, turn.
+
+
+class Share(Struct, eq=False, weakref=True):
+    """The slots of a lane, a receiver, a tenant, or all: each is a part of the next."""
+
+    parent: "Share | None" = None
+    weight: int = 1  # So many slots may it hold for each one that is free.
+    held: int = 0
+    window: Window | None = None  # Of a receiver whose lanes share one.
+    queue: list[Entry] = field(default_factory=list)  # Parts that wait: a heap, with outdated ones.
+    pushes_left: int = PUSHES
+    entry: Entry | None = None  # The current one, in the queue of the parent.
