@@ -1,5 +1,7 @@
 """Helpers to render and read the log in tests."""
 
+import contextlib
+import io
 import json
 from typing import Any
 
@@ -10,11 +12,13 @@ from service.telemetry import log
 
 
 def render(event: dict[str, Any]) -> str:
-    """Return the line that the log writes for an event."""
-    line: Any = event
-    for processor in structlog.get_config()["processors"]:
+    """Return the line that the log writes for an event to standard error, as before any set-up."""
+    config, line, written = structlog.get_config(), event, io.StringIO()
+    for processor in config["processors"]:
         line = processor(None, "info", line)
-    return str(line)
+    with contextlib.redirect_stderr(written):
+        config["logger_factory"]().info(line)
+    return written.getvalue()
 
 
 class Console:
