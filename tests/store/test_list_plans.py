@@ -120,7 +120,7 @@ def faults(plan: Collection[str], page: pages.Page) -> list[str]:
             faulty += [step for step in reads if not re.search(r"(id|rowid|seq)[<>]", step)]
     if any("LIST SUBQUERY" in step for step in plan):
         # The list names the few rows: a walk would look for each row of the tenant in it.
-        faulty += [step for step in reads if re.search(r"(id|rowid|seq)[<>]", step)]
+        faulty += [step for step in reads if re.search(r"\(tenant=\? AND (id|seq)[<>]", step)]
     return faulty if reads else ["no step reads the list"]
 
 
