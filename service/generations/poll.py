@@ -205,10 +205,10 @@ class Poller:
             return None
         if generation.id in self._submitting:
             return now + timeout_ms
-        if generation.created_at <= self._began_at:
-            return None
+        if not self._began_at < generation.created_at <= now:
+            return None  # After `now`: the clock was set back, and tells nothing.
         # Beside the worker, a process submits only what it has just stored.
-        due_at = min(generation.created_at, now) + timeout_ms
+        due_at = generation.created_at + timeout_ms
         return due_at if due_at > now else None
 
     def _end(self, id_: str, route: str, tenant: str) -> None:

@@ -100,6 +100,20 @@ async def test_the_submission_of_another_process_is_waited_for_until_it_cannot_b
             await other.stop()
 
 
+async def test_after_a_crash_and_a_clock_that_was_set_back_no_callback_waits(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, submit_wait_seconds=0.01) as world:
+        world.clock.advance(3_600)
+        async with submitting(world) as generation:
+            world.clock.advance(-1_800)
+            await crash(world)
+        world.upstream.finish("task1")
+        await world.call_back()
+        await world.run()
+        assert await status_of(world, generation["id"]) == "succeeded"
+
+
 async def test_a_poll_that_is_due_waits_for_a_submission_that_is_still_under_way(
     tmp_path: Path,
 ) -> None:
