@@ -39,8 +39,8 @@ class Worker:
         self.context = context
         self.ownership = ownership
         self.sender = sender
-        self.poller = Poller(context)
-        self.submitter = Submitter(context, self.poller.budget)
+        self.submitter = Submitter(context)
+        self.poller = Poller(context, self.submitter.budget, self.submitter.in_flight)
         self.task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         # Where the last sweep is. It may be old: what it passed stays deleted.
@@ -156,6 +156,7 @@ class Worker:
             return False
         try:
             await reseal.run(self.context.database, self.context.vault)
+            await self.poller.take_over(self.context.clock())
             self.session = self._new_session()
             self.session.resume()
         except BaseException:

@@ -16,7 +16,6 @@ from service.store.database import Transaction
 from service.upstream import wire
 
 POSSIBLE_POLL_MS = 15 * SECOND  # After an answer that proves an outcome only when it is repeated.
-RECORD_MS = SECOND  # For the answer to a submission to be recorded.
 
 
 class Answers:
@@ -70,8 +69,8 @@ class Answers:
         return generation.poll_count
 
 
-async def plan_after_submission(tx: Transaction, context: Context, generation_id: str) -> None:
-    """Ask about the task that a callback names once the submission cannot be under way any more.
+async def plan_after_submission(tx: Transaction, generation_id: str, due_at: int) -> None:
+    """Ask about the task that a callback names at `due_at`, while its submission is under way.
 
     Until then a callback decides nothing: upstream's answer to the submission says which task it
     is. That answer brings the question at once.
@@ -79,10 +78,9 @@ async def plan_after_submission(tx: Transaction, context: Context, generation_id
     generation = await rows.read_by_id(tx, Generation, generation_id)
     if generation is None or generation.submission != "sending":
         return
-    due_at = tx.now + round(context.settings.upstream_timeout_seconds * SECOND) + RECORD_MS
-    due_at = min(due_at, generation.next_poll_at or due_at)
     await generations.delay_confirmation(tx, generation_id, due_at)
-    await generations.update(tx, [(generation, replace(generation, next_poll_at=due_at))])
+    if generation.is_poll_due(tx.now):
+        await generations.update(tx, [(generation, replace(generation, next_poll_at=due_at))])
 
 
 async def plan_without_task(tx: Transaction, context: Context, generation_id: str) -> None:

@@ -210,8 +210,8 @@ def read_end(arrival: callbacks.Arrival) -> wire.Report | None:
 
 
 def reports_end(report: wire.Report | None) -> bool:
-    """Whether a callback says that its task ended, though it may prove nothing, or name no file."""
-    return report is not None and (report.state != "processing" or report.possible is not None)
+    """Whether the body of a callback could be read and says that its task ended."""
+    return report is not None and report.reports_end
 
 
 async def store_hints(
@@ -300,8 +300,8 @@ def _apply(tx: Transaction, batch: Batch, proof: Proof) -> bool:
         word = excerpt(batch.context, report.word or "")
         tx.after_commit(log_unknown_word, word, generation.id)
     batch.ingest(generation.id, update)
-    if report.possible is not None or not report.is_proof:
-        return False  # One body does not prove it: upstream is asked.
+    if (report.state == "processing" and report.reports_end) or not report.is_proof:
+        return False  # One body does not prove the end: upstream is asked.
     # Without a planned poll, the create answer is late or lost. A confirmation can use this
     # callback's task id.
     return report.state != "processing" or generation.next_poll_at is not None

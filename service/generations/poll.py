@@ -1,7 +1,7 @@
 """Poll upstream about generations: within a budget with shares, until the deadline."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from collections.abc import Set as AbstractSet
 from urllib.parse import quote
 
@@ -26,6 +26,8 @@ from service.upstream import wire
 _log = log.get()
 
 IN_FLIGHT_MAX = 64  # The client has as many connections.
+# A submission of another process may have waited for its commit, and its answer waits for one.
+COMMITS_MS = 10 * SECOND
 
 
 class Turns(msgspec.Struct):
@@ -46,13 +48,17 @@ class Turns(msgspec.Struct):
 
 
 class Poller:
-    """The polls under way in this process, and the budget that they share."""
+    """The polls under way in this process, and the budget that they share.
 
-    def __init__(self, context: Context) -> None:
+    `submitting` has the ids of the generations that this process is submitting.
+    """
+
+    def __init__(self, context: Context, shared: Budget, submitting: Container[str]) -> None:
         self.context = context
-        rate = context.settings.poll_rate_per_second
-        self.budget = Budget(rate)
-        self.refreshes = Refreshes(rate, IN_FLIGHT_MAX)
+        self.budget = shared
+        self._submitting = submitting
+        self._began_at = context.clock()  # Who submitted before has ended, and got no answer.
+        self.refreshes = Refreshes(shared.rate, IN_FLIGHT_MAX)
         self.stuck = Stuck()
         self.places = RoutePlaces(IN_FLIGHT_MAX)
         self.in_flight: dict[str, asyncio.Task[None]] = {}
@@ -66,6 +72,14 @@ class Poller:
         """Keep to the pause that upstream asked for before this process started."""
         paused_until = await self.context.database.read(generations.get_pause)
         self.budget.note(paused_until, self.context.clock(), budget.pause_max_ms(self.context))
+
+    async def take_over(self, now: int) -> None:
+        """Ask at once about the tasks of callbacks that waited for submissions of an ended process.
+
+        A tick does not: other processes may serve clients beside it, and submit meanwhile.
+        """
+        self._began_at = now
+        await self.context.database.write(generations.confirm_submissions)
 
     async def run_due(self, now: int) -> tuple[int, int | None]:
         """Start due polls; return how many, and the next due time (None: wait for the signal)."""
@@ -184,6 +198,19 @@ class Poller:
         self.in_flight[id_] = task
         return task
 
+    def _answer_due_at(self, generation: Generation, now: int) -> int | None:
+        """Return until when the answer to a submission may come; None: nobody waits for it."""
+        timeout_ms = round(self.context.settings.upstream_timeout_seconds * SECOND) + COMMITS_MS
+        if generation.submission != "sending":
+            return None
+        if generation.id in self._submitting:
+            return now + timeout_ms
+        if not self._began_at < generation.created_at <= now:
+            return None  # After `now`: the clock was set back, and tells nothing.
+        # Beside the worker, a process submits only what it has just stored.
+        due_at = generation.created_at + timeout_ms
+        return due_at if due_at > now else None
+
     def _end(self, id_: str, route: str, tenant: str) -> None:
         self.in_flight.pop(id_, None)
         self.places.give_back(route, tenant)
@@ -210,8 +237,8 @@ class Poller:
         task_id = generation.task_id
         if task_id is None:
             task_id = await hints.task_id_of_callbacks(context, generation)
-            if generation.submission == "sending" and not generation.is_poll_due(context.clock()):
-                await context.database.write(answers.plan_after_submission, context, generation.id)
+            if (due_at := self._answer_due_at(generation, context.clock())) is not None:
+                await context.database.write(answers.plan_after_submission, generation.id, due_at)
                 return
         if task_id is None:
             await context.database.write(answers.plan_without_task, context, generation.id)

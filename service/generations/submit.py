@@ -81,9 +81,10 @@ class Submitter:
     stops, what certainly did not leave is put back to `waiting`.
     """
 
-    def __init__(self, context: Context, upstream_budget: budget.Budget) -> None:
+    def __init__(self, context: Context) -> None:
         self.context = context
-        self.budget = upstream_budget  # The poller's: a pause is for both.
+        # It is the poller's too: a pause is for both.
+        self.budget = budget.Budget(context.settings.poll_rate_per_second)
         self.places = Places(PLACES)
         self.stuck = Stuck()
         self._last_tenant = ""  # The next one's turn is next.

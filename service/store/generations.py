@@ -203,6 +203,11 @@ async def delay_confirmation(tx: Transaction, generation_id: str, due_at: int) -
     await tx.run("confirmation_delay", id=generation_id, due_at=due_at)
 
 
+async def confirm_submissions(tx: Transaction) -> None:
+    """Plan the confirmations for now that wait for the answers to submissions."""
+    await tx.run("confirmations_of_submissions", now=tx.now)
+
+
 async def holders_of_tasks(
     tx: Transaction, task_ids: Collection[str], generation_id: str, limit: int = SHARED_MAX
 ) -> list[Row]:

@@ -33,6 +33,14 @@ class Report(msgspec.Struct, frozen=True):
     # An outcome that one answer does not prove; the state is then "processing".
     possible: "Report | None" = None
     is_proof: bool = True  # False for a callback that was cut, or whose code speaks of trouble.
+    # Whether a final word stands where it is no proof. A callback's URL names the generation, so
+    # in a callback it is most likely the task's.
+    has_final_word: bool = False
+
+    @property
+    def reports_end(self) -> bool:
+        """Whether it says that a task ended, though it may prove nothing, or name no file."""
+        return self.state != "processing" or self.possible is not None or self.has_final_word
 
     def other_ids(self, task_id: str | None) -> tuple[str, ...]:
         """Return every id in the body that may be another task's than this one."""
@@ -81,7 +89,8 @@ def read_report(document: Document, request: results.Request = results.NOTHING) 
     is_about_task = document.is_about_task or bool(report.task_ids)
     if state is not None and not is_about_task:
         # The word of an envelope that names no task says how the request went.
-        report = replace(report, word=None, recognised=True)
+        is_final = not errors.is_partial(document.root) and not _has_open_part(contents)
+        report = replace(report, word=None, recognised=True, has_final_word=is_final)
         if state == "failed":
             return report
     if is_about_task and _has_failed(document):
@@ -108,6 +117,10 @@ def _with_names(report: Report, contents: Contents) -> Report:
     has_other_id = contents.has_job_id and not ids
     task_id = ids[0] if ids else None
     return replace(report, task_id=task_id, task_ids=ids, names=names, is_proof=not has_other_id)
+
+
+def _has_open_part(contents: Contents) -> bool:
+    return any(vocabulary.state_of(part.word) == "processing" for part in contents.parts)
 
 
 def _has_failed(document: Document) -> bool:

@@ -270,8 +270,14 @@ def read_callback(body: bytes) -> Report | None:
     is_clear = document.is_whole and not lenient.has_repeated_names(body, document.raw)
     if is_clear and report.is_proof and not _is_trouble(document):
         return report
-    task_id, ids = report.task_id, report.task_ids
-    return Report("processing", task_id, ids, raw=document.raw, is_proof=False)
+    return Report(
+        "processing",
+        report.task_id,
+        report.task_ids,
+        raw=document.raw,
+        is_proof=False,
+        has_final_word=report.reports_end,
+    )
 
 
 def _retry_after(headers: Mapping[str, str]) -> str | None:

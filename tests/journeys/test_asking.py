@@ -122,6 +122,8 @@ ENDED: list[dict[str, Any]] = [
     success_report("task1"),
     {"code": 200, "data": {"task_id": "task1", "status": "completed"}},  # Without a file.
     {"code": 200, "data": {"task_id": "task1", "status": "failed"}},
+    {"status": "completed"},  # Only the callback's URL says what it is about.
+    {"status": "failed", "error": "nsfw"},
 ]
 
 

@@ -70,12 +70,15 @@ async def test_the_end_is_kept_as_it_came_after_any_number_of_callbacks(
         assert msgspec.json.decode(shown["body"]) == success_report("task1")
 
 
-async def test_what_may_be_the_end_is_kept_after_any_number_of_callbacks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("body", [{"url": "https://cdn.example/1.png"}, {}])
+async def test_what_may_be_the_end_is_kept_after_any_number_of_callbacks(
+    tmp_path: Path, body: dict[str, str]
+) -> None:
     async with opened(tmp_path) as world:
         await world.generate()
         for number in range(100):
             await world.call_back(content=progress(number))
-        end = msgspec.json.encode({"status": "completed", "url": "https://cdn.example/1.png"})
+        end = msgspec.json.encode({"status": "completed", **body})
         await world.call_back(content=end)
         assert (await kept(world))[-1]["body"] == len(end)
 

@@ -59,3 +59,16 @@ async def test_a_body_that_gives_back_what_was_sent_is_only_a_hint(tmp_path: Pat
         await world.run(1)
         shown = await world.get(f"/v1/generations/{generation['id']}")
         assert [file["url"] for file in shown["output"]["files"]] == ["https://cdn.example/out.png"]
+
+
+@pytest.mark.parametrize("body", [{"status": "completed"}, {"status": "failed", "error": "nsfw"}])
+async def test_a_final_word_without_a_task_is_only_a_hint(
+    tmp_path: Path, body: dict[str, str]
+) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        generation = await world.generate()
+        await world.call_back(body)
+        assert await status_of(world, generation["id"]) == "processing"
+        world.upstream.finish("task1")
+        await world.run()
+        assert await status_of(world, generation["id"]) == "succeeded"

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.faults import DelayedAnswer, crash, rows
+from tests.faults import DelayedAnswer, rows
 from tests.harness import Harness, create_answer, opened, success_report
 
 OWN, FOREIGN = "https://cdn.example/own.png", "https://cdn.example/foreign.png"
@@ -127,21 +127,3 @@ async def test_two_callbacks_at_once_give_one_task_to_one_generation(tmp_path: P
         await world.run(30)
         shown = [await generation_of(world, id_) for id_ in ids]
         assert sorted(generation["status"] for generation in shown) == ["queued", "succeeded"]
-
-
-async def test_after_a_crash_the_task_that_a_callback_names_is_asked_about_at_last(
-    tmp_path: Path,
-) -> None:
-    async with opened(tmp_path, submit_wait_seconds=0.01) as world:
-        delayed = DelayedAnswer(LOST)
-        world.upstream.create_replies.append(delayed.reply)
-        generation = await world.generate()
-        await delayed.requested.wait()
-        await crash(world)
-        delayed.release()
-        world.upstream.finish("task1", OWN)
-        await world.call_back()
-        await world.run()
-        assert world.upstream.polls == []  # The submission could still be under way elsewhere.
-        await world.run(world.settings.upstream_timeout_seconds + 1)
-        assert urls(await generation_of(world, generation["id"])) == [OWN]

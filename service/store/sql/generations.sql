@@ -235,6 +235,11 @@ ON CONFLICT (generation_id) DO UPDATE SET due_at = excluded.due_at;
 -- name: confirmation_delay
 UPDATE confirmations SET due_at = :due_at WHERE generation_id = :id AND due_at < :due_at;
 
+-- name: confirmations_of_submissions
+UPDATE confirmations AS q SET due_at = :now
+WHERE due_at > :now AND EXISTS (SELECT 1 FROM generations g
+    WHERE g.id = q.generation_id AND g.submission = 'sending');
+
 -- name: confirmations_delete
 DELETE FROM confirmations WHERE generation_id IN (SELECT value FROM json_each(:ids));
 
