@@ -67,12 +67,18 @@ def database(bare_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyP
     return path
 
 
-@pytest.fixture
-def console(capsys: pytest.CaptureFixture[str]) -> Iterator[Console]:
-    """The log as a process has it, once it is configured; it is put back as it was."""
+@pytest.fixture(autouse=True)
+def log_as_it_was() -> Iterator[None]:
+    """Put the log back as it was: commands that a test runs configure it for a whole process."""
     config = structlog.get_config()
     root, handlers, level = logging.root, list(logging.root.handlers), logging.root.level
-    yield Console(capsys)
+    yield
     structlog.configure(**config)
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.fixture
+def console(capsys: pytest.CaptureFixture[str]) -> Console:
+    """The log as a process has it, once it is configured."""
+    return Console(capsys)
