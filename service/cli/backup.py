@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import secrets
 import sqlite3
 from pathlib import Path
 
@@ -25,10 +26,9 @@ def backup(options: argparse.Namespace, echo: Echo) -> int:
     exists_already = CommandError(f"{target} exists already: a backup overwrites nothing")
     if target.exists():
         raise exists_already
-    partial = target.with_name(f".{target.name}.partial")
+    # Its own: another backup to FILE at the same time would write into it, and end with it.
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()  # A backup that was ended halfway has left it.
         os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         _copy(source, partial)
         os.link(partial, target)  # Unlike a rename, it fails if the file exists.
