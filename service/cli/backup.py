@@ -10,6 +10,7 @@ from pathlib import Path
 from service.cli.arguments import Echo, define
 from service.cli.environment import settings_of_existing
 from service.model.errors import CommandError
+from service.store.sqlite.file import problem_of_users
 
 
 def add_backup(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +27,8 @@ def backup(options: argparse.Namespace, echo: Echo) -> int:
     exists_already = CommandError(f"{target} exists already: a backup overwrites nothing")
     if target.exists():
         raise exists_already
+    if problem := problem_of_users(str(source.resolve())):
+        raise CommandError(f"the backup failed: {problem}")
     # Its own: another backup to FILE at the same time would write into it, and end with it.
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
