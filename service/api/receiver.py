@@ -123,7 +123,6 @@ class Receiver:
         if problem.status == 503:  # Upstream sends it again.
             metrics.callbacks.add(1, "not_stored")
             raise problem
-        problem.headers = {"connection": "close"}
         # Where a signature is required, nobody knows whether it would have been valid.
         if problem.status == 413 and self._scheme is None:
             await self._context.database.write(callbacks.hint, arrival)

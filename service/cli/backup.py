@@ -3,12 +3,14 @@
 import argparse
 import contextlib
 import os
+import secrets
 import sqlite3
 from pathlib import Path
 
 from service.cli.arguments import Echo, define
 from service.cli.environment import settings_of_existing
 from service.model.errors import CommandError
+from service.store.sqlite.file import problem_of_users
 
 
 def add_backup(parser: argparse.ArgumentParser) -> None:
@@ -25,10 +27,11 @@ def backup(options: argparse.Namespace, echo: Echo) -> int:
     exists_already = CommandError(f"{target} exists already: a backup overwrites nothing")
     if target.exists():
         raise exists_already
-    partial = target.with_name(f".{target.name}.partial")
+    if problem := problem_of_users(str(source.resolve())):
+        raise CommandError(f"the backup failed: {problem}")
+    # Its own: another backup to FILE at the same time would write into it, and end with it.
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()  # A backup that was ended halfway has left it.
         os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         _copy(source, partial)
         os.link(partial, target)  # Unlike a rename, it fails if the file exists.

@@ -62,8 +62,8 @@ def is_sendable(url: str) -> bool:
     return is_absolute and parts.scheme in ("http", "https")
 
 
-def call(client: "httpx.Client", method: str, path: str, **options: Any) -> bytes:
-    """Send a request; return the body of a 2xx answer.
+def call(client: "httpx.Client", method: str, path: str, **options: Any) -> "httpx.Response":
+    """Send a request; return a 2xx answer.
 
     CommandError for any other answer; UnreachableError if a retry may help.
     """
@@ -77,7 +77,7 @@ def call(client: "httpx.Client", method: str, path: str, **options: Any) -> byte
     except (UnicodeError, RecursionError) as error:
         raise CommandError("the request has no form in JSON.") from error
     if answer.is_success:
-        return answer.content
+        return answer
     raise _to_error(answer)
 
 
@@ -86,7 +86,7 @@ def ask(client: "httpx.Client", method: str, path: str, shape: Any, **options: A
 
     CommandError unless it has the shape, since the server is not genhook then.
     """
-    body = call(client, method, path, **options)
+    body = call(client, method, path, **options).content
     decode(client, body, shape)
     return decode(client, body, Any)
 
@@ -96,7 +96,12 @@ def decode(client: "httpx.Client", body: bytes, shape: Any) -> Any:
     try:
         return msgspec.json.decode(body, type=shape)
     except (ValueError, RecursionError) as error:
-        raise CommandError(f"the server at {client.base_url} is not genhook.") from error
+        raise not_genhook(client) from error
+
+
+def not_genhook(client: "httpx.Client") -> CommandError:
+    """Return the error for an answer that genhook would not give."""
+    return CommandError(f"the server at {client.base_url} is not genhook.")
 
 
 def _to_error(answer: "httpx.Response") -> CommandError:

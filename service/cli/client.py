@@ -15,11 +15,12 @@ from service.cli.arguments import (
     parse_id,
     parse_whole,
 )
-from service.cli.calls import ask, call, connect
+from service.cli.calls import ask, call, connect, not_genhook
 from service.model.event import EVENT_TYPES
 from service.model.generation import OPEN, GenerationStatus
 
 WAIT_SECONDS = 30
+NO_CONTENT = 204
 
 
 # Options
@@ -221,7 +222,8 @@ def test_subscriber(options: argparse.Namespace, echo: Echo) -> int:
 def delete_subscriber(options: argparse.Namespace, echo: Echo) -> int:
     """Delete a subscriber; its pending deliveries are canceled."""
     with connect(options) as client:
-        call(client, "DELETE", f"/v1/subscribers/{options.id}")
+        if call(client, "DELETE", f"/v1/subscribers/{options.id}").status_code != NO_CONTENT:
+            raise not_genhook(client)
     show(options, echo, {"id": options.id, "deleted": True}, [f"{options.id} is deleted."])
     return 0
 

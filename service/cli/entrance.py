@@ -7,41 +7,32 @@ requests a client may send ahead. A client that offers an upgrade loses its body
 
 import asyncio
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.api.asgi import NOSNIFF, request_id_of
-from service.api.problem import PROBLEM_TYPE, Problem
-from service.cli.heads import LINES_MAX, SLICE_BYTES, measure_one_request, read_body_length
+from service.cli.heads import (
+    HEAD_BYTES,
+    LINES_MAX,
+    SLICE_BYTES,
+    measure_one_request,
+    read_body_length,
+)
 from service.cli.readers import Reader
+from service.cli.refusals import refuse
 from service.cli.turns import Turns
-from service.model.clock import now_ms
-from service.telemetry import log, metrics
-from service.telemetry.brake import Brake
 
-HEAD_BYTES = 64 * 1024
 FRAMING_PER_BYTE = 8  # For each byte in a chunked body; a chunk of one byte has five around it.
-UNWANTED_BYTES_MAX = 64 * 1024  # Of a body that was answered already; more ends the connection.
+UNWANTED_BYTES_MAX = 64 * 1024  # Of a body that is answered early; more ends the connection.
 AHEAD_MAX = 8  # Requests that are parsed while an earlier one is answered.
-LINGER_SECONDS = 1.0
-REFUSALS_LOGGED_PER_SECOND = 1
+LINGER_SECONDS = 1.0  # After the last bytes of a client that was answered.
+LINGERS_MAX = 10
 
 _EMPTY_LINE = re.compile(rb"\n\r?\n")  # Ends a head, and a chunked body.
 _OFFER = re.compile(rb"(?i)(?<=\n)upgrade[ \t]*:[^\n]*\n")
-_LIMITS = f"A head may have {HEAD_BYTES} bytes and {LINES_MAX - 2} headers."
-_PROBLEMS = {
-    400: Problem(400, "bad_request", "The request is not valid HTTP/1.1."),
-    408: Problem(408, "request_timeout", "The request was not complete in time."),
-    431: Problem(431, "head_too_large", _LIMITS),
-    503: Problem(
-        503, "overloaded", "There are too many connections.", headers={"retry-after": "1"}
-    ),
-}
-_log = log.get()
-_brake = Brake(REFUSALS_LOGGED_PER_SECOND)
 
 
 class _Flow(FlowControl):
@@ -85,7 +76,7 @@ class Protocol(HttpToolsProtocol):
         self._body_left: int | None = 0  # None: the body is chunked.
         self._measured: int | None = None  # The length of the body of the request that is parsed.
         self._framing_bytes = 0
-        self._unwanted_bytes = 0  # Of a body that was answered before it was complete.
+        self._keep_alive = False  # Whether the request that is parsed lets the connection live on.
         self._last_bytes = b""  # The last bytes that were read of a chunked body.
         self._active: Any = None  # The request that is answered now.
         self._is_half_closed = False
@@ -93,12 +84,17 @@ class Protocol(HttpToolsProtocol):
         self._timed: str | None = None  # What the timer waits for.
         self._refusal: int | None = None
         self._is_lingering = False  # What the client still sends is dropped.
+        self._is_sending = False  # It has sent something that was dropped.
         self._is_planned = False  # The next round goes on with what is not parsed.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse the connection if there are too many; else wait for its first request."""
         super().connection_made(transport)
         self.flow = _Flow(transport)
+        # The connection as its requests see it: only to close it is another thing.
+        self._exit: Any = SimpleNamespace(
+            write=transport.write, is_closing=transport.is_closing, close=self._close
+        )
         self._reader = Reader(transport, self._seconds["body"], self._slow_readers)
         if len(self.connections) > self._connections_max:
             self._refuse(503)
@@ -110,6 +106,7 @@ class Protocol(HttpToolsProtocol):
         self._awaited = None
         self._watch()
         self._reader.forget()
+        self._exit.close = self.transport.close  # The connection is in no cycle of references.
         for cycle in (self._active, *(cycle for cycle, _ in self.pipeline)):
             _disconnect(cycle)
         self.pipeline.clear()
@@ -125,6 +122,7 @@ class Protocol(HttpToolsProtocol):
         """Parse what may be parsed now."""
         self._unset_keepalive_if_required()
         if self._refusal is not None or self._is_lingering:
+            self._is_sending = True
             return
         is_between = self._awaited != "body" and not (self._unparsed or self._head or self.pipeline)
         self._measured = measure_one_request(data) if is_between else None
@@ -138,19 +136,29 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is complete; its body follows, which may be empty."""
-        self._framing_bytes, self._unwanted_bytes, self._last_bytes = 0, 0, b""
+        self._framing_bytes, self._last_bytes = 0, b""
         self._body_left = self._measured
         if self._body_left is None:
             version = self.parser.get_http_version()
             self._body_left = read_body_length(self.headers, version)
         super().on_headers_complete()  # It raises an error if the target is not valid.
         self._awaited = "body"
+        self.cycle.transport = self._exit
+        self._keep_alive = self.cycle.keep_alive
+        # An answer that begins before much of a body has come ends the connection, and says so.
+        if self._body_left is None or self._body_left > UNWANTED_BYTES_MAX:
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         """The next bytes belong to another request, if there is one."""
         if self._parts:
             self._take_parts()
+        if self._framing_bytes > HEAD_BYTES:
+            raise ValueError("so much around a body is refused, though it is complete")
+        self._framing_bytes = 0
         self._awaited = None
+        if not self.cycle.response_started:
+            self.cycle.keep_alive = self._keep_alive
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -159,7 +167,7 @@ class Protocol(HttpToolsProtocol):
         if self.transport.get_write_buffer_size():
             self._reader.watch()
         if self.cycle.response_complete and (self._awaited == "body" or self.cycle.body):
-            self._drop_body()
+            self.cycle.body = bytearray()  # Nobody wants it.
         if self._refusal is not None:
             self._refuse(self._refusal)
         elif self._unparsed and self.parser is not None:
@@ -167,6 +175,13 @@ class Protocol(HttpToolsProtocol):
             self._parse()
         if self._is_half_closed and not self._is_answering():
             self.transport.close()
+
+    def shutdown(self) -> None:
+        """End the connection after the answer to the request that came last."""
+        self._keep_alive = False
+        if self._is_lingering:
+            self.transport.close()
+        super().shutdown()
 
     def pause_writing(self) -> None:
         """The client reads more slowly than it is answered."""
@@ -217,15 +232,6 @@ class Protocol(HttpToolsProtocol):
         if self._body_left is not None:
             self._body_left -= len(body)
         super().on_body(body)
-        if self.cycle.response_complete:
-            self._drop_body(len(body))
-
-    def _drop_body(self, size: int = 0) -> None:
-        """Drop what nobody wants of a body, and the connection if that is much."""
-        self.cycle.body = bytearray()
-        self._unwanted_bytes += size
-        if self._unwanted_bytes + (self._body_left or 0) > UNWANTED_BYTES_MAX:
-            self._linger()
 
     def _take_body(self) -> bytes:
         """Return the next part of a body, but nothing of the request that may follow it."""
@@ -261,16 +267,17 @@ class Protocol(HttpToolsProtocol):
 
     def _feed(self, data: bytes) -> None:
         self._framing_bytes += len(data)
+        status = None
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserError:
-            self._refuse(400)
-        except httptools.HttpParserUpgrade:  # CONNECT: what follows is no HTTP.
-            self._refuse(400)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):  # CONNECT upgrades.
+            status = 400
         if self._parts:
             self._take_parts()
         if self._framing_bytes > HEAD_BYTES:
-            self._refuse(431)
+            status = 431
+        if status is not None:
+            self._refuse(status)
 
     def _watch(self) -> None:
         """Set the timer for what the connection waits for, unless it runs already."""
@@ -292,46 +299,44 @@ class Protocol(HttpToolsProtocol):
         is_begun = self._awaited == "body"  # The refused request has a cycle of its own.
         if self.pipeline or (self.cycle and not self.cycle.response_complete and not is_begun):
             return  # Until on_response_complete.
-        problem = _PROBLEMS[status]
-        scope: Any = self.cycle.scope if is_begun else {"headers": ()}
-        request_id = request_id_of(scope, now_ms())
-        _log_refusal(problem, request_id)
+        answer = refuse(status, self.cycle.scope if is_begun else {"headers": ()})
         is_answered = is_begun and self.cycle.response_started
         _disconnect(self.cycle)
         if self.transport.is_closing() or is_answered:
             self.transport.close()
             return
-        self.transport.write(_answer_of(problem, request_id))
+        self.transport.write(answer)
         self._linger()
 
+    def _close(self) -> None:
+        """Close after an answer: at once only if the client has sent all that it meant to."""
+        if self._awaited is not None or self._is_answering():
+            self._linger()
+        else:
+            self.transport.close()
+
     def _linger(self) -> None:
-        """Close, but first read and drop for a while what is on its way.
+        """Close, but first read and drop what is on its way, as long as more comes.
 
         It would reset the connection, and the client would not see the answer.
         """
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._is_lingering:
             return
         self._unparsed.clear()
+        self.pipeline.clear()
         self._is_lingering = True
         self.flow.is_held = False  # type: ignore[attr-defined]
         self.flow.resume_reading()
         self.transport.write_eof()
-        self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        self.loop.call_later(LINGER_SECONDS, self._linger_on, LINGERS_MAX - 1)
 
-
-def _answer_of(problem: Problem, request_id: str) -> bytes:
-    """Return the whole answer that a problem stands for."""
-    body = problem.body(request_id)
-    fields = (
-        (b"content-type", PROBLEM_TYPE.encode()),
-        (b"content-length", b"%d" % len(body)),
-        (b"connection", b"close"),
-        (b"x-request-id", request_id.encode()),
-        NOSNIFF,
-        *((name.encode(), value.encode()) for name, value in problem.headers.items()),
-    )
-    head = b"".join(b"%b: %b\r\n" % field for field in fields)
-    return b"".join((STATUS_LINE[problem.status], head, b"\r\n", body))
+    def _linger_on(self, times: int) -> None:
+        """Close if nothing has come since the last time, or if it was the last."""
+        if not (self._is_sending and times):
+            self.transport.close()
+            return
+        self._is_sending = False
+        self.loop.call_later(LINGER_SECONDS, self._linger_on, times - 1)
 
 
 def _disconnect(cycle: Any) -> None:
@@ -339,12 +344,3 @@ def _disconnect(cycle: Any) -> None:
     if cycle is not None and not cycle.response_complete:
         cycle.disconnected = True
         cycle.message_event.set()
-
-
-def _log_refusal(problem: Problem, request_id: str) -> None:
-    """Count a refusal, and log it with the number of those that were not logged since the last."""
-    metrics.requests.add(1, str(problem.status))
-    unlogged = _brake.admit(now_ms())
-    if unlogged is not None:
-        what = {"status": problem.status, "code": problem.code, "request_id": request_id}
-        _log.warning("request.refused", **what, unlogged=unlogged)

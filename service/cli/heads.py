@@ -2,6 +2,7 @@
 
 import re
 
+HEAD_BYTES = 64 * 1024
 HEADERS_MAX = 256  # Each one takes many times its bytes in memory.
 LINES_MAX = HEADERS_MAX + 2  # Of a head, with its first line and the empty one.
 SLICE_BYTES = 64 * 1024  # So much is parsed of a connection in one round of the loop.

@@ -114,7 +114,7 @@ def _read_events(
 def _read_page(client: "httpx.Client", after: str | None) -> answers.EventPage:
     query = {"order": "asc", "limit": PAGE} | ({"after": after} if after else {})
     page: answers.EventPage = decode(
-        client, call(client, "GET", "/v1/events", params=query), answers.EventPage
+        client, call(client, "GET", "/v1/events", params=query).content, answers.EventPage
     )
     return page
 

@@ -8,6 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from service import __version__
 from service.cli import streams
@@ -35,12 +36,22 @@ COMMANDS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that prints its help as commands print; argparse hides that it could not."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is sys.stdout:
+            echo(message.removesuffix("\n"))
+        else:
+            super()._print_message(message, file)
+
+
 def parser(name: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of the command line, with the options of the command of this name.
 
     Only that command's module is imported. Without a name the parser lists every command.
     """
-    root = argparse.ArgumentParser(
+    root = _Parser(
         prog="genhook",
         description="Webhook receiver for asynchronous generation APIs.",
         epilog="Settings are environment variables; docs/settings.md lists them.",
@@ -64,11 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # What it cannot show is escaped.
         codecs.register_error("genhook.escape", _escape)
         sys.stdout.reconfigure(errors="genhook.escape")
-    root = parser(next((word for word in words if not word.startswith("-")), None))
-    options = root.parse_args(words)
-    for name in find_not_utf8(vars(options)):
-        root.error(f"argument {name}: must be UTF-8")
     try:
+        root = parser(next((word for word in words if not word.startswith("-")), None))
+        options = root.parse_args(words)
+        for name in find_not_utf8(vars(options)):
+            root.error(f"argument {name}: must be UTF-8")
         if options.version:
             echo(f"genhook {__version__}")
             return 0

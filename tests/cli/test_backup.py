@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cli import main
+from service.cli import backup, main
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +78,30 @@ def test_a_backup_overwrites_nothing(
     assert main.main(["backup", str(copy)]) == 1
     assert "exists already" in capsys.readouterr().err
     assert copy.read_bytes() == content
+    assert sorted(tmp_path.glob(".*partial")) == []
+
+
+def test_two_backups_to_one_file_share_none_before_it_is_complete(
+    path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    copy, copy_whole = tmp_path / "copy.db", backup._copy
+    fill(path, 1_000)
+
+    def copy_beside_another(source: Path, target: Path) -> None:
+        monkeypatch.setattr(backup, "_copy", copy_whole)
+        target.write_bytes(b"")  # This one has begun.
+        assert main.main(["backup", str(copy)]) == 0
+        assert target.read_bytes() == b""
+        copy_whole(source, target)
+
+    monkeypatch.setattr(backup, "_copy", copy_beside_another)
+    assert main.main(["backup", str(copy)]) == 1
+    assert "exists already" in capsys.readouterr().err
+    with closing(sqlite3.connect(copy)) as connection:
+        assert connection.execute("SELECT count(*) FROM numbers").fetchone() == (1_000,)
     assert sorted(tmp_path.glob(".*partial")) == []
 
 

@@ -184,11 +184,12 @@ def user(database: Path) -> Iterator[Path]:
     [
         (Path.unlink, "was deleted or replaced while"),
         (lambda path: Path(shutil.copy(path, f"{path}-")).rename(path), "replaced"),
-        (lambda path: Path(f"{path}-wal").unlink(), "-wal was deleted while"),
+        (lambda path: Path(f"{path}-wal").unlink(), "-wal was deleted or replaced while"),
+        (lambda path: Path(f"{path}-shm").unlink(), "-shm was deleted or replaced while"),
     ],
-    ids=["deleted", "replaced", "log deleted"],
+    ids=["deleted", "replaced", "log deleted", "index deleted"],
 )
-def test_the_doctor_finds_files_that_were_taken_from_under_a_process(
+def test_files_that_were_taken_from_under_a_process_are_found_and_nobody_opens_what_is_left(
     do: Callable[[Path], object], reason: str, user: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("doctor")
@@ -197,6 +198,11 @@ def test_the_doctor_finds_files_that_were_taken_from_under_a_process(
     files = sorted(user.parent.iterdir())
     assert run("doctor") == 1
     assert reason in capsys.readouterr().out
+    for line in ("keys create --name y --scopes read", "migrate", "tick", "serve --port 0"):
+        assert run(line) == 1
+        assert reason in capsys.readouterr().err
+    assert run(f"backup {user}-copy") == 1
+    assert reason in capsys.readouterr().err or not user.exists()
     assert sorted(user.parent.iterdir()) == files
 
 

@@ -195,8 +195,9 @@ def test_an_interruption_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the full device of Linux")
-def test_an_output_that_cannot_be_written_is_one_sentence() -> None:
-    code = "from service.cli import main; raise SystemExit(main.main(['--version']))"
+@pytest.mark.parametrize("line", ["--version", "--help", "keys create --help", ""])
+def test_an_output_that_cannot_be_written_is_one_sentence(line: str) -> None:
+    code = f"from service.cli import main; raise SystemExit(main.main({line.split()!r}))"
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(  # noqa: S603  our own code
             [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, check=False
@@ -455,6 +456,15 @@ def test_a_refusal_is_one_sentence_with_its_code(
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["", "<html>", "{}"])
+def test_a_server_that_does_not_delete_as_genhook_does_has_deleted_nothing(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served(monkeypatch, lambda _: httpx.Response(200, text=text))
+    assert run("subscribers delete sub_1") == 1
+    assert "is not genhook" in capsys.readouterr().err
 
 
 def test_a_refusal_cannot_steer_the_terminal(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.cli import entrance
+from service.cli import refusals
 from tests.contract.contract import DOCUMENT, PROBLEM, SCHEMAS, operations, resolve
 
 ROOT = Path(__file__).parents[2]
@@ -98,7 +98,7 @@ def test_every_code_in_the_source_stands_in_the_tables_beside_its_status(where: 
 
 def test_every_operation_documents_what_the_entrance_may_answer() -> None:
     for name, operation in operations():
-        for problem in entrance._PROBLEMS.values():
+        for problem in refusals._PROBLEMS.values():
             assert problem.code in documented(operation, problem.status), (name, problem.code)
 
 

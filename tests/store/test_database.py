@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Awaitable, Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import pytest
 
 from service.model.errors import StorageBusyError, StorageError
+from service.store.sqlite import connection, group
 from service.store.sqlite import database as database_module
-from service.store.sqlite import group
 from service.store.sqlite import readers as readers_module
 from service.store.sqlite.database import Database
 from service.store.sqlite.group import Transaction
@@ -495,3 +496,29 @@ async def test_the_wal_shrinks_after_a_long_reader(
     await database.close()
     assert peak > 1_000_000
     assert size <= 100_000
+
+
+async def test_a_connection_whose_opening_is_canceled_leaves_no_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop, may_end, threads = asyncio.get_running_loop(), threading.Event(), list[threading.Thread]()
+    join = threading.Thread.join
+
+    def open_slowly(*_: object, **__: object) -> sqlite3.Connection:
+        threads.append(threading.current_thread())
+        loop.call_soon_threadsafe(opening.cancel)
+        may_end.wait(60)
+        raise sqlite3.OperationalError("too late")
+
+    def join_at_last(self: threading.Thread, timeout: float | None = None) -> None:
+        may_end.set()
+        join(self, timeout)
+
+    monkeypatch.setattr(connection, "_open", open_slowly)
+    monkeypatch.setattr(threading.Thread, "join", join_at_last)
+    opening = asyncio.create_task(connection.connect("test.db"))
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    is_alive = threads[0].is_alive()
+    may_end.set()
+    assert not is_alive

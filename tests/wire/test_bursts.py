@@ -236,3 +236,75 @@ async def test_a_refusal_of_a_small_body_keeps_the_connection() -> None:
             assert status_of(await reader.readuntil(b"\r\n\r\n")) == 401
             writer.write(request[-500:])
         writer.close()
+
+
+async def refuse_and_close(_scope: Any, _receive: Any, send: Any) -> None:
+    headers = [(b"content-length", b"0"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 401, "headers": headers})
+    await send({"type": "http.response.body"})
+
+
+def send_and_then_read(port: int, data: bytes) -> bytes:
+    """Read only after all is sent, as an ordinary client does."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
+        sock.sendall(data)
+        return b"".join(iter(partial(sock.recv, 65_536), b""))
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks", "requests"])
+@pytest.mark.parametrize("app", [refuse, refuse_and_close])
+@pytest.mark.parametrize("anyio_backend", LOOPS, ids=["asyncio", "uvloop"])
+async def test_a_client_that_only_sends_gets_the_answer_that_ends_its_connection(
+    app: Any, framing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entrance, "LINGER_SECONDS", 60.0)
+    body = b"x" * (8 * 1024 * 1024)
+    request = {
+        "length": post("/a", body, close=False),
+        "chunks": CHUNKED_OPEN + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body),
+        "requests": post("/a", b"") + post("/b", body),  # The first one is the last.
+    }[framing]
+    async with serving(app) as port:
+        answer = await asyncio.to_thread(send_and_then_read, port, request)
+    assert status_of(answer) == 401
+    assert answer.count(b"HTTP/1.1") == answer.count(b"\r\nconnection: close\r\n") == 1
+
+
+async def test_a_connection_that_ends_is_read_as_long_as_more_comes_but_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(entrance, "LINGER_SECONDS", 3_600.0)
+    ending: list[entrance.Protocol] = []
+    linger = entrance.Protocol._linger
+
+    def linger_and_tell(self: entrance.Protocol) -> None:
+        linger(self)
+        ending.append(self)
+
+    monkeypatch.setattr(entrance.Protocol, "_linger", linger_and_tell)
+    async with serving(refuse) as port:
+        for times in (1, 0):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(post("/a", b"x" * ANSWER_BYTES)[:1_000])
+            assert status_of(await reader.read()) == 401  # Until its end.
+            protocol = ending.pop()
+            writer.write(b"x")
+            while not protocol._is_sending:
+                await pass_round()
+            protocol._linger_on(times)
+            assert protocol.transport.is_closing() is not bool(times)
+            protocol._linger_on(times)
+            assert protocol.transport.is_closing()
+            writer.close()
+
+
+async def test_a_large_body_that_is_read_keeps_the_connection() -> None:
+    body = b"x" * 4 * entrance.UNWANTED_BYTES_MAX
+    async with serving() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(2):
+            writer.write(post("/a", body, close=False))
+            answer = await reader.readuntil(b";")
+            assert texts(answer) == [f"POST /a {len(body)}"]
+            assert b"connection" not in answer
+        writer.close()

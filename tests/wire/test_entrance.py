@@ -11,13 +11,13 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from service.cli import entrance, server
+from service.cli import entrance, heads, refusals, server
 from service.settings import Settings
 from service.telemetry.brake import Brake
 from tests.contract.contract import SCHEMAS, faults
 from tests.logs import Console
 
-LIMIT = entrance.HEAD_BYTES
+LIMIT = heads.HEAD_BYTES
 OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n"
 
 
@@ -217,6 +217,19 @@ async def test_a_body_in_tiny_chunks_is_read_and_endless_framing_is_refused() ->
         assert status_of(await answer_to(port, trailers)) == 431
 
 
+async def test_endless_framing_is_refused_though_the_body_is_complete() -> None:
+    head = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"1\r\nx\r\n0\r\n\r\n"
+    async with serving() as port:
+        answer = await answer_to(port, head + b"0" * (LIMIT + 100) + chunk)
+        assert status_of(answer) == 431
+        assert answer.count(b"HTTP/1.1") == 1
+        long = head + b"0" * (LIMIT - 100) + chunk
+        answer = await answer_to(port, long + long + b"BAD\r\n\r\n")
+    assert texts(answer)[:2] == ["POST /a 1"] * 2
+    assert b"HTTP/1.1 400 " in answer
+
+
 @pytest.mark.parametrize("bad", [b"GET http://a HTTP/1.1\r\nHost: a\r\n\r\n", b"BAD\r\n\r\n"])
 async def test_the_first_request_of_a_connection_may_be_malformed(
     bad: bytes, console: Console
@@ -277,7 +290,7 @@ async def test_a_connection_too_many_is_503() -> None:
 async def test_each_refusal_is_a_problem_as_the_api_makes_them(
     console: Console, monkeypatch: pytest.MonkeyPatch, sent: bytes | None, status: int
 ) -> None:
-    monkeypatch.setattr(entrance, "_brake", Brake(1))
+    monkeypatch.setattr(refusals, "_brake", Brake(1))
     console.configure("info")
     async with serving(head_seconds=0.1, connections_max=0 if sent is None else 9) as port:
         answer = await answer_to(port, sent or b"")
@@ -310,11 +323,11 @@ async def test_a_body_that_is_late_is_refused_with_the_requests_own_id() -> None
 async def test_malformed_requests_leave_a_line_a_second_with_their_number(
     console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(entrance, "_brake", Brake(1))
+    monkeypatch.setattr(refusals, "_brake", Brake(1))
     console.configure("info")
     async with serving() as port:
         for now in [1_000] * 20 + [2_000]:
-            monkeypatch.setattr(entrance, "now_ms", lambda now=now: now)
+            monkeypatch.setattr(refusals, "now_ms", lambda now=now: now)
             await answer_to(port, b"NONSENSE\r\n\r\n")
     lines = [line for line in console.lines() if line["event"] == "request.refused"]
     assert [(line["code"], line["unlogged"]) for line in lines] == [

@@ -96,10 +96,13 @@ async def connect(path: str, *, descriptor: int | None = None) -> Connection:
     connection = Connection(partial(_open, path, descriptor=descriptor), 64)
     try:
         await connection
-    except sqlite3.Error as error:
-        # aiosqlite has stopped the thread, which must end before the event loop does.
+    except BaseException as error:
+        # aiosqlite has stopped the thread, which must end before the event loop does: also where
+        # this was canceled, as by Ctrl-C.
         connection._thread.join()  # noqa: SLF001
-        raise StorageError(f"cannot open {path}: {error}") from error
+        if isinstance(error, sqlite3.Error):
+            raise StorageError(f"cannot open {path}: {error}") from error
+        raise
     return connection
 
 

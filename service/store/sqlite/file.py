@@ -10,6 +10,7 @@ import os
 import sqlite3
 import struct
 import sys
+import time
 from pathlib import Path
 
 from service.model.errors import StorageError
@@ -18,10 +19,13 @@ CHECK_SECONDS = 0.25  # As often as a checkpoint runs, before which the file is 
 _MAGIC = b"SQLite format 3\0"
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}  # Primary result codes.
 _RESTART = "restart genhook"
+_STOP = "stop that process first, and open the database with nothing else until then"
+_LOST = "{} was deleted or replaced while a process uses it: {}"
 _RESTORE = "stop genhook, and put the file back or restore a backup"
 # Bytes that SQLite locks in each file while a process has it open (os_unix.c).
 _SHARED_BYTES, _SHARED_COUNT = 0x40000002, 510
 _INDEX_BYTE = 128
+_LOOKS, _LOOK_SECONDS = 10, 0.02  # Until what another process uses counts as lost.
 
 
 class LostFileError(sqlite3.OperationalError):
@@ -45,6 +49,8 @@ class File:
 
     def open(self) -> None:
         """Open the file, which is created if there is none. StorageError if that fails."""
+        if problem := problem_of_users(os.path.realpath(self.path)):
+            raise StorageError(f"cannot open {self.path}: {problem}")
         try:
             self.is_new = not Path(self.path).exists()
             # Only the owner may read it. SQLite gives the files beside it the same mode.
@@ -119,25 +125,35 @@ def _identify(path: str) -> tuple[int, int] | None:
 def problem_of_users(path: str) -> str | None:
     """Return what was deleted or replaced under processes that use the database, or None.
 
-    Only while this process has no connection to it: closing a descriptor would drop their locks.
+    Whoever opens the database then may destroy it. Only while this process has no connection to
+    it: closing a descriptor would drop their locks. path: without links.
     """
-    if not _is_locked(f"{path}-shm", _INDEX_BYTE, 1):
-        return None  # Nobody uses it.
-    if not _is_locked(path, _SHARED_BYTES, _SHARED_COUNT):
-        return f"{path} was deleted or replaced while a process uses it: {_RESTORE}"
-    if not Path(f"{path}-wal").exists():
-        return f"{path}-wal was deleted while a process uses it: {_RESTART}"
-    return None
+    problem = _find_loss(path)
+    for _ in range(_LOOKS if problem else 0):
+        time.sleep(_LOOK_SECONDS)  # noqa: TID251  a process that opens the files looks like this
+        problem = problem and _find_loss(path)
+    return problem
 
 
-def _is_locked(path: str, first: int, count: int) -> bool:
-    """Return whether another process has locked these bytes. Elsewhere than on Linux: False."""
+def _find_loss(path: str) -> str | None:
+    index, log = f"{path}-shm", f"{path}-wal"
+    lock = _find_lock(path, _SHARED_BYTES, _SHARED_COUNT)
+    if _find_lock(index, _INDEX_BYTE, 1) == fcntl.F_UNLCK:
+        is_lost = lock == fcntl.F_RDLCK and Path(log).exists()
+        return _LOST.format(index, _STOP) if is_lost else None
+    if lock == fcntl.F_UNLCK:
+        return _LOST.format(path, _RESTORE)
+    return None if Path(log).exists() else _LOST.format(log, _STOP)
+
+
+def _find_lock(path: str, first: int, count: int) -> int:
+    """Return how another process has locked these bytes. Elsewhere than on Linux: F_UNLCK."""
     if os.uname().sysname != "Linux":
-        return False
+        return fcntl.F_UNLCK
     lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, first, count, 0)
     try:
         with Path(path).open("rb") as file:
             other = fcntl.fcntl(file, fcntl.F_GETLK, lock)
     except OSError:
-        return False
-    return int.from_bytes(other[:2], sys.byteorder) != fcntl.F_UNLCK
+        return fcntl.F_UNLCK
+    return int.from_bytes(other[:2], sys.byteorder)
