@@ -97,8 +97,9 @@ async def _store_rest(tx: Transaction, context: Context, result: Result) -> None
         await subscribers.store_rest(tx, rest.tenant, rest.receiver, rest.until, rest.since)
     elif result.is_good_retry:
         origin, started_at = result.recipient.target.origin, result.record.attempt.started_at
-        if await subscribers.end_rests(tx, result.record.tenant, origin, started_at):
-            tx.after_commit(context.inbox.reload, None)
+        tenant = result.record.tenant
+        if await subscribers.end_rests(tx, tenant, origin, started_at):
+            tx.after_commit(context.inbox.reload_tenant, tenant, origin)
 
 
 async def put_off(context: Context, due: DueDelivery, until: int) -> None:
