@@ -30,8 +30,11 @@ class Lanes(Protocol):
     def refill(self, subscriber_id: str) -> None:
         """Read the rows of a subscriber with new deliveries in the database."""
 
-    def reload(self, subscriber_id: str | None) -> None:
-        """Read a changed subscriber again; None: any may have changed."""
+    def reload(self, subscriber_id: str) -> None:
+        """Read a changed subscriber again."""
+
+    def reload_tenant(self, tenant: str, origin: str | None = None) -> None:
+        """Read again what all subscribers of a tenant have in common, or those at an origin."""
 
 
 class Inbox:
@@ -53,10 +56,15 @@ class Inbox:
         if self.lanes is not None:
             self.lanes.refill(subscriber_id)
 
-    def reload(self, subscriber_id: str | None) -> None:
-        """Tell of a changed subscriber; None: any may have changed."""
+    def reload(self, subscriber_id: str) -> None:
+        """Tell of a changed subscriber."""
         if self.lanes is not None:
             self.lanes.reload(subscriber_id)
+
+    def reload_tenant(self, tenant: str, origin: str | None = None) -> None:
+        """Tell that a tenant's secret has changed, or until when an origin rests."""
+        if self.lanes is not None:
+            self.lanes.reload_tenant(tenant, origin)
 
 
 class Signals(Struct, frozen=True):

@@ -110,7 +110,7 @@ class Session:
             signal.set()
         revision = await self.context.database.read(subscribers.get_revision)
         if revision != self._subscribers_revision:
-            self.dispatcher.reload(None)
+            self.dispatcher.reload_all()
             self._subscribers_revision = revision
         lanes = await self.dispatcher.scan()
         self._look_at = now + LOOK_EVERY_MS

@@ -80,5 +80,5 @@ async def _rotate(tx: Transaction, call: Call, secret: str, overlap_seconds: int
     old = await ensure(tx, call.context, tenant)
     secrets, sealed = rotate_sealed(call, old, tenant, rotation, tx.now)
     await subscribers.update_tenant(tx, tenant, sealed)
-    tx.after_commit(call.context.inbox.reload, None)
+    tx.after_commit(call.context.inbox.reload_tenant, tenant)
     return secrets

@@ -168,8 +168,9 @@ async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Sub
 
 async def _end_rests(tx: Transaction, call: Call, enabled: Subscriber) -> None:
     """Let all lanes to the subscriber's receiver go on: a person says that it is well again."""
-    await subscribers.end_rests(tx, enabled.tenant, parse_target(enabled.url).origin, tx.now)
-    tx.after_commit(call.context.inbox.reload, None)
+    tenant, origin = enabled.tenant, parse_target(enabled.url).origin
+    if await subscribers.end_rests(tx, tenant, origin, tx.now):
+        tx.after_commit(call.context.inbox.reload_tenant, tenant, origin)
 
 
 def _has_moved(old: Subscriber, fields: Mapping[str, Any]) -> bool:

@@ -3,32 +3,27 @@
 import asyncio
 import heapq
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 
 from service.context import Context
 from service.delivery import health
 from service.delivery.attempt import Recipient, Result, attempt
 from service.delivery.lanes import NEVER, Bodies, Lane
-from service.delivery.loading import load
+from service.delivery.loading import TROUBLE_RETRY_MS, Loads
 from service.delivery.receivers import Receivers
 from service.delivery.slots import Slots
 from service.delivery.tally import Tally
 from service.delivery.target import Sender, SenderClosed
-from service.model.clock import MINUTE, SECOND
+from service.delivery.unrecorded import Unrecorded
+from service.model.clock import MINUTE
 from service.model.delivery import DueDelivery
 from service.model.errors import StorageError
 from service.store.deliveries import DueTimes, next_due_times
-from service.telemetry import log
 
-_log = log.get()
 LANES_MAX = 10_000  # Lanes with nothing to do soon are dropped when there are more.
 # A lane whose rows are due later is only in its rows. A look each minute finds it in time.
 SOON_MS = 2 * MINUTE
 SCAN_LANES = 500  # Read at once: other reads have their turn in between.
-STORAGE_RETRY_MS = SECOND
-# For a lane or a delivery that cannot be worked, as when a secret is unreadable.
-TROUBLE_RETRY_MS = MINUTE
-
 
 _Next = tuple[Lane, Recipient, DueDelivery]  # An attempt that has its slot.
 
@@ -43,6 +38,7 @@ class Dispatcher:
         self.bodies = Bodies()
         self.receivers = Receivers()
         self.slots = Slots(context.settings.max_in_flight)
+        self.loads = Loads(context, self.receivers)
         self.tests = Counter[str]()  # Test deliveries under way, by subscriber.
         self.attempted = 0
         self.is_open = False  # True while this process has the right to work.
@@ -50,8 +46,7 @@ class Dispatcher:
         self._lanes_max = LANES_MAX
         self._timers: list[tuple[int, str]] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._unrecorded: list[tuple[Lane, Result]] = []
-        self._record_at = 0
+        self.unrecorded = Unrecorded()
         self._tally = Tally(context)
 
     # The inbox.
@@ -61,6 +56,7 @@ class Dispatcher:
         now = self.context.clock()
         for delivery in due:
             lane = self._lane(delivery.subscriber_id)
+            lane.tenant = delivery.tenant
             # It must not overtake older ones that are due and are only in their rows.
             has_older = lane.is_loading or lane.first_attempts.next_due_at <= now
             if delivery.ordered or has_older or not lane.hold(delivery):
@@ -74,14 +70,29 @@ class Dispatcher:
         lane.expect(now, now)
         self._pump(lane, now)
 
-    def reload(self, subscriber_id: str | None) -> None:
-        """Read the subscriber again, it has changed; None: any may have changed."""
+    def reload(self, subscriber_id: str) -> None:
+        """Read the subscriber again, it has changed."""
+        self._reload([self._lane(subscriber_id)], even_idle=True)
+
+    def reload_tenant(self, tenant: str, origin: str | None = None) -> None:
+        """Read the tenant's subscribers again, only those at the origin if one is given."""
+        self.receivers.note_change(tenant)  # A lane that is being read is not yet known as its.
+        self._reload(
+            lane
+            for lane in list(self.lanes.values())
+            if (known := lane.recipient) is not None
+            and lane.tenant == tenant
+            and origin in (None, known.target.origin)
+        )
+
+    def reload_all(self) -> None:
+        """Read every subscriber again: another process may have changed any."""
+        self._reload(list(self.lanes.values()))
+
+    def _reload(self, lanes: Iterable[Lane], *, even_idle: bool = False) -> None:
         now = self.context.clock()
-        lanes = list(self.lanes.values())
-        if subscriber_id is not None:
-            lanes = [self._lane(subscriber_id)]
         for lane in lanes:
-            is_idle = subscriber_id is None and lane.is_idle_until(now + SOON_MS)
+            is_idle = not even_idle and lane.is_idle_until(now + SOON_MS)
             lane.drop_recipient()
             if not is_idle:  # The others are read once they have work.
                 lane.expect(now, now)
@@ -112,10 +123,8 @@ class Dispatcher:
 
     async def run_due(self, now: int) -> int | None:
         """Start what is due by `now`; return when to be called next."""
-        if now >= self._record_at:
-            unrecorded, self._unrecorded = self._unrecorded, []
-            for each in unrecorded:
-                self._spawn(self._record_again(*each))
+        for each in self.unrecorded.take(now):
+            self._spawn(self._record_again(*each))
         if self._tally.is_due(now):
             self._spawn(self._tally.store())
         while self._timers and self._timers[0][0] <= now:
@@ -136,7 +145,7 @@ class Dispatcher:
     @property
     def is_settled(self) -> bool:
         """True if nothing is under way or still to be stored."""
-        return not (self._tasks or self._tally.counts or self._unrecorded)
+        return not (self._tasks or self._tally.counts or self.unrecorded)
 
     async def close(self) -> None:
         """End what is under way, without recording it, and drop everything: the rows stay due."""
@@ -147,7 +156,8 @@ class Dispatcher:
             await asyncio.wait(tasks)
         self.lanes.clear()
         self._timers.clear()
-        self._unrecorded.clear()
+        self.loads.clear()
+        self.unrecorded.clear()
         self.slots = Slots(self.slots.count)
 
     # Lanes.
@@ -214,25 +224,14 @@ class Dispatcher:
             self._wake(lane, next_at)
 
     def _load(self, lane: Lane) -> None:
-        """Read what the lane lacks; one read at a time."""
-        if not lane.is_loading:
-            lane.is_loading = True
-            self._spawn(self._run_load(lane))
+        """Read what the lane lacks, in its turn; one read at a time."""
+        if self.loads.add(lane):
+            self._spawn(self.loads.run(self._go_on))
 
-    async def _run_load(self, lane: Lane) -> None:
-        exists, retry_ms = True, None
-        try:
-            exists = await load(self.context, self.receivers, lane)
-        except StorageError as error:
-            retry_ms = STORAGE_RETRY_MS
-            _log.warning("lane.unread", subscriber_id=lane.subscriber_id, error=str(error))
-        except Exception:  # noqa: BLE001  one lane's trouble must not end the others
-            retry_ms = TROUBLE_RETRY_MS
-            _log.exception("lane.failed", subscriber_id=lane.subscriber_id)
-        lane.is_loading = False
-        lane.recorded_while_loading.clear()
+    def _go_on(self, lane: Lane, retry_ms: int | None) -> None:
+        """Let a lane that was read go on; or read it again later."""
         now = self.context.clock()
-        if not exists:
+        if lane.is_deleted:
             self.lanes.pop(lane.subscriber_id, None)
         elif retry_ms is not None:
             lane.expect(now + retry_ms, now + retry_ms)
@@ -307,10 +306,7 @@ class Dispatcher:
             if (count_at := self._tally.add(result.record, now)) is not None:
                 self._set_timer(count_at)
         except StorageError as error:
-            _log.error("attempt.unrecorded", delivery_id=due.id, error=str(error))
-            self._unrecorded.append((lane, result))
-            self._record_at = now + STORAGE_RETRY_MS
-            self._set_timer(self._record_at)
+            self._set_timer(self.unrecorded.add(lane, result, now, error))
             return None
         except asyncio.CancelledError:
             self._abandon(lane, due)
@@ -318,6 +314,7 @@ class Dispatcher:
         except Exception:  # noqa: BLE001  it could never be stored
             await self._put_off(lane, due)
         else:
+            self.unrecorded.note_stored()
             self._release(lane, due)
         if result.rest is not None:
             self.receivers.settle(result.rest)

@@ -20,6 +20,8 @@ FAILING_MAX_MS = 5 * DAY  # After so long with failures only, the subscriber is 
 # gap the days start anew.
 FAILING_GAP_MS = DAY
 FAILED_EVERY_MS = HOUR  # The time of the last failure is stored at most so often.
+# Deliveries of `subscriber.disabled` in an hour of a tenant; those of many are all owed to many.
+NOTICES_MAX = 10_000
 UNTRIED: dict[str, Any] = {"failing_since": None, "last_failed_at": None}  # As a new one is.
 # What re-enabling changes: attempts are made one at a time until one succeeds.
 PROBED: dict[str, Any] = {**UNTRIED, "disabled_reason": None, "probing": True}
@@ -97,8 +99,9 @@ async def _store_rest(tx: Transaction, context: Context, result: Result) -> None
         await subscribers.store_rest(tx, rest.tenant, rest.receiver, rest.until, rest.since)
     elif result.is_good_retry:
         origin, started_at = result.recipient.target.origin, result.record.attempt.started_at
-        if await subscribers.end_rests(tx, result.record.tenant, origin, started_at):
-            tx.after_commit(context.inbox.reload, None)
+        tenant = result.record.tenant
+        if await subscribers.end_rests(tx, tenant, origin, started_at):
+            tx.after_commit(context.inbox.reload_tenant, tenant, origin)
 
 
 async def put_off(context: Context, due: DueDelivery, until: int) -> None:
@@ -120,6 +123,8 @@ async def announce(tx: Transaction, context: Context, disabled: Subscriber) -> N
     if not disabled.is_notify:  # Clients do not know the id of a `notify_url`.
         event = events.new_event(disabled.tenant, "subscriber.disabled", data, None, tx.now)
         await events.insert(tx, [event])
-        await fanout.fan_out(tx, context, [(event, None)])
+        owed = await subscribers.owed_notices(tx, disabled.tenant, tx.now - HOUR)
+        if owed <= NOTICES_MAX:
+            await fanout.fan_out(tx, context, [(event, None)])
     warn = partial(_log.warning, "subscriber.disabled", subscriber_id=id_, reason=reason)
     tx.after_commit(warn)

@@ -48,6 +48,7 @@ class Lane(Struct, eq=False):
 
     subscriber_id: str
     bodies: Bodies = field(default_factory=Bodies)  # Shared with the other lanes.
+    tenant: str = ""  # Empty until it is known.
     recipient: Recipient | None = None  # None until it is read, and after a change.
     is_open: bool = False  # Whether the subscriber is known and active.
     failing_since: int | None = None
@@ -69,9 +70,12 @@ class Lane(Struct, eq=False):
     window: Window = field(default_factory=Window)
     receiver: Receiver = field(default_factory=Receiver)
     share: Share | None = None  # Of the slots, once it is looked up.
+    rate: float | None = None  # That of the subscriber, as `next_send_at` keeps to it.
+    sent_at: int = 0  # When the last attempt left, whatever the rate was.
     next_send_at: float = 0.0
     wake_at: int | None = None  # When the dispatcher looks at the lane next.
-    is_loading: bool = False
+    is_loading: bool = False  # It is being read, or waits for its turn.
+    is_deleted: bool = False  # The subscriber is, and nothing is owed to it any more.
     # Stored since the current read of rows began, which may be older.
     recorded_while_loading: set[str] = field(default_factory=set)
     revision: int = 0  # Grows when the subscriber was changed, so that an older read is dropped.
@@ -85,22 +89,24 @@ class Lane(Struct, eq=False):
         """Use the subscriber as it is stored now; drop what is held if it is not active."""
         subscriber = recipient.subscriber
         self.recipient, self.receiver, self.share = recipient, receiver, None
+        self.tenant = subscriber.tenant
         self.is_open = subscriber.status == "active"
         if receiver.window is not None:
             self.window = receiver.window
         else:
             self.window.set_limit(subscriber.max_in_flight)
         self._take_health(subscriber)
+        if subscriber.rate_per_second != self.rate:  # The old one may have asked for a long pause.
+            self.rate = subscriber.rate_per_second
+            self.next_send_at = self.sent_at + SECOND / self.rate if self.rate else 0.0
         self.continue_rate(recipient.last_attempt_at)
         if not self.is_open:
             self.drop_waiting()
 
     def continue_rate(self, last_attempt_at: int | None) -> None:
         """Keep to the rate after an attempt that is stored, of whichever process."""
-        assert self.recipient is not None
-        rate = self.recipient.subscriber.rate_per_second
-        if rate and last_attempt_at is not None:
-            next_at = last_attempt_at + SECOND / rate
+        if self.rate and last_attempt_at is not None:
+            next_at = last_attempt_at + SECOND / self.rate
             if next_at > self.next_send_at + LATE_MS:  # Else it is an own one, which came late.
                 self.next_send_at = next_at
 
@@ -247,14 +253,13 @@ class Lane(Struct, eq=False):
 
     def pop(self, backlog: Backlog, now: int) -> DueDelivery:
         """Take the next delivery of the backlog, whose attempt starts now."""
-        assert self.recipient is not None
         self.turn += 1
         self.in_flight += 1
         self.waiting -= 1
-        rate = self.recipient.subscriber.rate_per_second
-        if rate:
+        self.sent_at = now
+        if self.rate:
             on_time = now - self.next_send_at <= LATE_MS
-            self.next_send_at = (self.next_send_at if on_time else now) + SECOND / rate
+            self.next_send_at = (self.next_send_at if on_time else now) + SECOND / self.rate
         backlog.in_flight += 1
         due = backlog.deliveries.popleft()
         backlog.body_bytes -= len(due.body)

@@ -1,33 +1,106 @@
 """Loading: what a lane lacks in memory is read: its subscriber, and rows that are due."""
 
+from collections import deque
+from collections.abc import Callable
+
 from service.context import Context
 from service.delivery.attempt import read_recipient
 from service.delivery.lanes import NEVER, Backlog, Lane
 from service.delivery.receivers import Receivers
+from service.model.clock import MINUTE, SECOND
+from service.model.errors import StorageError
 from service.store import deliveries, stats
+from service.telemetry import log
+
+_log = log.get()
+STORAGE_RETRY_MS = SECOND
+# For a lane or a delivery that cannot be worked, as when a secret is unreadable.
+TROUBLE_RETRY_MS = MINUTE
+LOADS_MAX = 8  # Reads of lanes under way; the lanes that wait for one have turns by tenant.
 
 
-async def load(context: Context, receivers: Receivers, lane: Lane) -> bool:
-    """Read the lane's subscriber, or else rows that are due; False if the subscriber is deleted.
+class Loads:
+    """The lanes that are to be read: a few at once, and in turn by tenant.
+
+    A tenant that has many lanes, or changes them all the time, so delays no other.
+    """
+
+    def __init__(self, context: Context, receivers: Receivers) -> None:
+        self._context = context
+        self._receivers = receivers
+        self._under_way = 0
+        self._waiting: dict[str, deque[Lane]] = {}  # By tenant; the first one is next.
+
+    def add(self, lane: Lane) -> bool:
+        """Queue the lane, unless it is queued or being read; return whether to call `run`."""
+        if lane.is_loading:
+            return False
+        lane.is_loading = True
+        self._waiting.setdefault(lane.tenant, deque()).append(lane)
+        if self._under_way >= LOADS_MAX:
+            return False
+        self._under_way += 1
+        return True
+
+    async def run(self, go_on: Callable[[Lane, int | None], None]) -> None:
+        """Read lanes until none waits; call `go_on` for each, with a pause if it cannot be read."""
+        try:
+            while lane := self._take():
+                retry_ms = await self._read(lane)
+                lane.is_loading = False
+                lane.recorded_while_loading.clear()
+                go_on(lane, retry_ms)
+        finally:
+            self._under_way -= 1
+
+    def clear(self) -> None:
+        """Forget the lanes that wait."""
+        self._waiting.clear()
+
+    def _take(self) -> Lane | None:
+        """Return the lane to read next; its tenant is the last to have a turn after it."""
+        if not self._waiting:
+            return None
+        tenant = next(iter(self._waiting))
+        lanes = self._waiting.pop(tenant)
+        lane = lanes.popleft()
+        if lanes:
+            self._waiting[tenant] = lanes
+        return lane
+
+    async def _read(self, lane: Lane) -> int | None:
+        try:
+            await load(self._context, self._receivers, lane)
+        except StorageError as error:
+            _log.warning("lane.unread", subscriber_id=lane.subscriber_id, error=str(error))
+            return STORAGE_RETRY_MS
+        except Exception:  # noqa: BLE001  one lane's trouble must not end the others
+            _log.exception("lane.failed", subscriber_id=lane.subscriber_id)
+            return TROUBLE_RETRY_MS
+        return None
+
+
+async def load(context: Context, receivers: Receivers, lane: Lane) -> None:
+    """Read the lane's subscriber, or else rows that are due.
 
     One call at a time for each lane: `lane.is_loading` is set meanwhile.
     """
     if lane.recipient is not None:
         for backlog in lane.plan(context.clock())[0]:
             await _refill(context, lane, backlog)
-        return True
+        return
     revision, turn = lane.revision, receivers.begin_read()
     recipient = await context.database.read(read_recipient, context.vault, lane.subscriber_id)
-    if lane.revision != revision:
-        return True  # Changed meanwhile: it is read again.
+    is_old = recipient is not None and receivers.is_old(recipient.subscriber.tenant, turn)
+    if is_old or lane.revision != revision:
+        return  # Changed meanwhile: it is read again.
     if recipient is not None:
         receiver = receivers.find(recipient.subscriber, recipient.rests, turn)
         lane.set_recipient(recipient, receiver)
-        return True
+        return
     lane.drop_waiting()
-    while await context.database.write(deliveries.cancel, lane.subscriber_id):
-        pass
-    return False
+    # A part in each turn: the lane is read again until nothing is left.
+    lane.is_deleted = not await context.database.write(deliveries.cancel, lane.subscriber_id)
 
 
 async def _refill(context: Context, lane: Lane, backlog: Backlog) -> None:

@@ -62,6 +62,7 @@ def _enter(lane: Lane, test_id: str, subscriber: Subscriber, now: int) -> None:
     """Count a test as an attempt of the lane, which then keeps to its limits."""
     lane.in_flight += 1
     lane.held_ids.add(test_id)  # A lane that holds something is not dropped.
+    lane.sent_at = now
     if subscriber.rate_per_second:
         lane.next_send_at = now + SECOND / subscriber.rate_per_second
 

@@ -91,6 +91,15 @@ class Receivers:
     def __init__(self) -> None:
         self._receivers: WeakValueDictionary[tuple[str, str], Receiver] = WeakValueDictionary()
         self._turns = itertools.count(1)
+        self._changed: dict[str, int] = {}  # By tenant: when something of all its lanes changed.
+
+    def note_change(self, tenant: str) -> None:
+        """Note that what was read for the tenant until now may be old."""
+        self._changed[tenant] = next(self._turns)
+
+    def is_old(self, tenant: str, turn: int) -> bool:
+        """True if what a read has found that began at `turn` may have changed since."""
+        return self._changed.get(tenant, 0) > turn
 
     def begin_read(self) -> int:
         """Return what `find` takes: what is read from now on may miss what is stored later."""

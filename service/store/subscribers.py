@@ -32,6 +32,12 @@ def _decode(*values: Any) -> list[Subscriber]:
     return rows.decode_rows(Subscriber, [dict(zip(_CANDIDATE, values, strict=True))])
 
 
+async def owed_notices(tx: Transaction, tenant: str, since_at: int) -> int:
+    """Return how many deliveries tell a tenant's subscribers of those disabled since a time."""
+    values = {"tenant": tenant, "since_at": since_at}
+    return await rows.read_number(tx, "subscribers_owed_notices", **values) or 0
+
+
 async def update(tx: Transaction, old: Subscriber, **changes: Any) -> Subscriber:
     """Store `changes`; with `updated_at` among them, other processes reload the subscriber."""
     new = await rows.update(tx, old, **changes)

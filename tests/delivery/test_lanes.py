@@ -176,6 +176,24 @@ def test_after_a_rest_a_lane_does_not_make_up_for_it() -> None:
     assert lane.blocked_until(START + 60_000) == START + 61_000
 
 
+@pytest.mark.parametrize(("rate", "next_at"), [(None, None), (0.5, START + 2_000), (1_000, None)])
+def test_a_changed_rate_counts_from_the_last_attempt(rate: float, next_at: int | None) -> None:
+    lane = lane_of(rate_per_second=0.01)
+    lane.hold(due(0))
+    assert popped(lane, START) == ["dlv_0"]
+    lane.drop_recipient()
+    lane.set_recipient(recipient(rate_per_second=rate), Receiver())
+    assert lane.blocked_until(START + 1_500) == next_at
+
+
+def test_a_first_rate_counts_from_the_last_attempt_too() -> None:
+    lane = lane_of()
+    lane.hold(due(0))
+    assert popped(lane, START) == ["dlv_0"]
+    lane.set_recipient(recipient(rate_per_second=0.5), Receiver())
+    assert lane.blocked_until(START) == START + 2_000
+
+
 def test_all_lanes_share_one_budget_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "BODIES_BYTES_MAX", 1_000)
     bodies = Bodies()

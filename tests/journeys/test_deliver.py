@@ -400,7 +400,7 @@ async def test_while_storage_fails_the_slot_is_held_and_the_webhook_is_not_sent_
             dispatcher = world.app.worker.dispatcher
             assert dispatcher.slots.in_use == 1
             assert (await delivery(world))["status"] == "pending"
-        await world.run(0.999)
+        await world.run(1.999)
         assert (await delivery(world))["status"] == "pending"
         await world.run(0.001)
         assert (await delivery(world))["status"] == "delivered"

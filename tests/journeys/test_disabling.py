@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from service.delivery import health
 from service.delivery.target import Answer, SendError
 from tests.harness import Harness, opened
 from tests.journeys.gates import Gate, attach_worker, deliveries, queue_answers
@@ -52,6 +53,30 @@ async def test_a_receiver_that_is_gone_is_disabled_at_once_and_the_others_hear_o
         await world.run(DAY)
         assert len(world.subscribers.webhooks_to(URL)) == 1
         assert len(await deliveries(world, subscriber_id=gone["id"])) == 1
+
+
+@pytest.mark.parametrize(("bound", "told"), [(2, 0), (3, 2), (4, 3)])
+async def test_of_many_that_are_disabled_in_an_hour_the_others_hear_within_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: int, told: int
+) -> None:
+    monkeypatch.setattr(health, "NOTICES_MAX", bound)
+    only: dict[str, Any] = {"event_types": ["subscriber.disabled"]}
+    async with opened(tmp_path) as world:
+        many = [await world.subscribe(f"{URL}/{number}", **only) for number in range(3)]
+        await world.subscribe(OTHER_URL, **only)
+        await set_status(world, many[0], "paused")
+        await set_status(world, many[1], "paused")
+        for subscriber in reversed(many):
+            await set_status(world, subscriber, "disabled")
+        await world.run()
+        hears = world.subscribers.webhooks_to(OTHER_URL)
+        assert len(hears) == told
+        assert len((await world.get("/v1/events"))["data"]) == 3
+        world.clock.advance(3_601)
+        await set_status(world, many[0], "active")
+        await set_status(world, many[0], "disabled")
+        await world.run()
+        assert len(world.subscribers.webhooks_to(OTHER_URL)) == told + 1
 
 
 @pytest.mark.parametrize("path", ["/other", "/inbox/new"])

@@ -91,7 +91,7 @@ async def test_a_change_of_all_subscribers_reads_no_lane_without_work(tmp_path: 
             await world.generate()
             await dispatcher.settle()
             [lane] = dispatcher.lanes.values()
-            dispatcher.reload(None)
+            dispatcher.reload_all()
             await dispatcher.run_due(world.clock())
             await dispatcher.settle()
             assert lane.recipient is None

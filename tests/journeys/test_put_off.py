@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from service.delivery import dispatch, health, retry
-from service.delivery.dispatch import TROUBLE_RETRY_MS, Dispatcher
+from service.delivery.dispatch import Dispatcher
 from service.delivery.lanes import Lane
+from service.delivery.loading import TROUBLE_RETRY_MS
 from service.model.errors import StorageError
 from service.store import deliveries as stored
 from service.store import stats

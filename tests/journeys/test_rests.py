@@ -324,7 +324,7 @@ async def test_a_rest_that_cannot_be_stored_yet_survives_a_change_of_the_subscri
         with monkeypatch.context() as patched:
             patched.setattr(health, "_record_with_health", fail)
             await world.generate()
-            while not dispatcher._unrecorded:
+            while not dispatcher.unrecorded:
                 await dispatcher.context.database.schema_problem()
         await patch(world, subscriber, description="changed")
         await world.generate()

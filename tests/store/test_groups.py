@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from service.model.errors import StorageError
+from service.store.sqlite import group
 from service.store.sqlite.database import Database
 from service.store.sqlite.group import Transaction
 
@@ -183,3 +184,37 @@ async def test_write_always_is_stored_when_another_unit_of_its_group_fails(
     assert always == "A"
     assert isinstance(other, LookupError)
     assert await stored_names(database) == ["a"]
+
+
+async def put_many(tx: Transaction, names: Sequence[str]) -> list[int]:
+    rows = [{"name": f"{name}{i}"} for name in names for i in range(group.ROWS_MAX // 4)]
+    sql = "INSERT INTO things VALUES (:name, 0)"
+    for row in rows:
+        await tx.select(sql, row)
+    return [tx.now] * len(names)
+
+
+async def put_many_alone(tx: Transaction, name: str) -> None:
+    await put_many(tx, [name])
+
+
+@pytest.mark.parametrize("small", [put, put_and_raise])
+async def test_a_group_writes_so_many_rows_of_one_kind_and_leaves_the_others_for_the_next(
+    database: Database, monkeypatch: pytest.MonkeyPatch, small: Any
+) -> None:
+    monkeypatch.setattr(group, "ROWS_MAX", 40)
+    monkeypatch.setattr(group, "FIRST_ITEMS", 1)
+    ended: list[str] = []
+
+    async def note(write: Any, name: str) -> None:
+        with suppress(LookupError):
+            await write
+        ended.append(name)
+
+    calls = [note(database.write_batched(put_many, f"a{i}-"), "batched") for i in range(6)]
+    calls += [note(database.write(put_many_alone, f"b{i}-"), "alone") for i in range(6)]
+    calls.append(note(database.write(small, "c"), "small"))
+    await asyncio.gather(*calls)
+    assert ended.index("small") == 8  # Behind four of each kind: the first group has it.
+    assert sorted(ended) == ["alone"] * 6 + ["batched"] * 6 + ["small"]
+    assert len(await stored_names(database)) == 12 * 10 + (small is put)

@@ -32,6 +32,11 @@ FROM subscribers WHERE tenant = :tenant AND is_notify = 0 AND status <> 'disable
 -- name: subscribers_count
 SELECT count(*) AS count FROM subscribers WHERE tenant = :tenant AND is_notify = 0;
 
+-- name: subscribers_owed_notices
+-- How many deliveries it is to tell every subscriber of all that were disabled since a time.
+SELECT sum(status = 'disabled' AND updated_at > :since_at) * sum(status <> 'disabled') AS count
+FROM subscribers WHERE tenant = :tenant AND is_notify = 0;
+
 -- name: subscriber_delete
 DELETE FROM subscribers WHERE id = :id;
 

@@ -230,7 +230,11 @@ class Database:
         except Exception as error:  # noqa: BLE001  it becomes every caller's error
             failure = error
         self._note(loop.time(), [failure] if failure else [item.error for item in items])
-        self._queue.finish()
+        left = [] if failure else [item for item in items if not (item.has_run or item.error)]
+        self._queue.finish(left)
+        if left:
+            self._wake.set()
+            items = [item for item in items if item.has_run or item.error]
         if self._checkpoint_timer is None:
             self._checkpoint_timer = loop.call_later(CHECKPOINT_SECONDS, self._start_checkpoint)
         self._keep_or_resolve(items, failure)

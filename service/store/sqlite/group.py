@@ -3,6 +3,7 @@
 import asyncio
 import math
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from service.store.database import Row, T, Unit
 from service.store.sqlite.connection import transaction
 from service.store.sqlite.statements import statements
+
+ROWS_MAX = 5_000  # Changed by units of one kind in a group; the others of it are left for the next.
+FIRST_ITEMS = 16  # Of a batched unit, in its first call of a group. The next are by what it wrote.
 
 AfterCommit = list[tuple[Callable[..., None], tuple[Any, ...]]]
 
@@ -74,6 +78,7 @@ class Item:
     held_bytes: int = 0  # Of what a client or upstream sent, which waits in memory.
     ends_at: float = math.inf  # When its caller stops waiting, by the loop's clock.
     future: asyncio.Future[Any] = field(default_factory=asyncio.Future)
+    has_run: bool = False  # In the latest group that took it.
     result: Any = None
     error: BaseException | None = None
 
@@ -99,7 +104,7 @@ def _run(
     else:
         results = [_run_unit(unit(transaction, *batch[0].args))]
     for item, result in zip(batch, results, strict=True):
-        item.result = result
+        item.result, item.has_run = result, True
 
 
 def _run_alone(connection: sqlite3.Connection, item: Item, now: int, after: AfterCommit) -> None:
@@ -112,7 +117,7 @@ def _run_alone(connection: sqlite3.Connection, item: Item, now: int, after: Afte
         if not connection.in_transaction:
             raise  # SQLite has rolled back the transaction, as on a full disk: the group fails.
         connection.execute("ROLLBACK TO unit")
-        item.error = error
+        item.error, item.has_run = error, True
     else:
         after.extend(own)
     connection.execute("RELEASE unit")
@@ -121,16 +126,42 @@ def _run_alone(connection: sqlite3.Connection, item: Item, now: int, after: Afte
 def _run_group(connection: sqlite3.Connection, items: Sequence[Item], now: int) -> AfterCommit:
     """Run the units without savepoints, which would make SQLite copy every changed page."""
     after: AfterCommit = []
-    batches: dict[object, list[Item]] = {}
-    for item in items:
-        batches.setdefault(item.unit if item.batched else item, []).append(item)
-    for batch in batches.values():
-        _run(connection, batch, now, after)
+
+    def run(part: Sequence[Item]) -> None:
+        _run(connection, part, now, after)
+
+    _run_parts(connection, items, run)
     return after
 
 
+def _run_parts(
+    connection: sqlite3.Connection, items: Sequence[Item], run: Callable[[Sequence[Item]], None]
+) -> None:
+    """Run the items in parts, those of each unit until they have changed ROWS_MAX rows.
+
+    One item may write a thousand rows and the next one none: a number of items bounds no commit.
+    Those of other units still run, so that no request waits for all webhooks of somebody else.
+    """
+    changed: Counter[object] = Counter()  # Rows, by unit.
+    batches: dict[object, list[Item]] = {}
+    for item in items:
+        item.has_run = False
+        batches.setdefault(item.unit if item.batched else item, []).append(item)
+    for batch in batches.values():
+        unit, done, size = batch[0].unit, 0, FIRST_ITEMS
+        while done < len(batch) and changed[unit] < ROWS_MAX:
+            before = connection.total_changes
+            run(batch[done : done + size])
+            done += size
+            changed[unit] += connection.total_changes - before
+            size = max((ROWS_MAX - changed[unit]) * done // max(changed[unit], done), 1)
+
+
 def commit_group(connection: sqlite3.Connection, items: Sequence[Item], now: int) -> AfterCommit:
-    """Commit the items in one transaction, without those that fail."""
+    """Commit the items in one transaction, without those that fail.
+
+    Those whose `has_run` is False afterwards were left for the next group.
+    """
     try:
         with transaction(connection):
             return _run_group(connection, items, now)
@@ -139,8 +170,12 @@ def commit_group(connection: sqlite3.Connection, items: Sequence[Item], now: int
             raise  # A second run would fail in the same way.
     after: AfterCommit = []
     with transaction(connection):
-        for item in items:
-            _run_alone(connection, item, now, after)
+
+        def run(part: Sequence[Item]) -> None:
+            for item in part:
+                _run_alone(connection, item, now, after)
+
+        _run_parts(connection, items, run)
     return after
 
 

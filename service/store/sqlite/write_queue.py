@@ -54,10 +54,12 @@ class Queue:
         self._committing = [self._waiting.popleft() for _ in range(count)]
         return self._committing
 
-    def finish(self) -> None:
-        """End the commit of the items that were taken."""
+    def finish(self, left: Sequence[Item] = ()) -> None:
+        """End the commit of the items that were taken; those that are `left` are next again."""
         self._release(self._committing)
         self._committing, self.is_stalled = (), False
+        self._waiting.extendleft(reversed(left))
+        self._held_bytes += sum(item.held_bytes for item in left)
 
     def clear(self) -> None:
         """Forget everything that waits."""
