@@ -55,7 +55,7 @@ class Contents:
         self.parts: list[Part] = []
         self.names: list[str] = []  # Every id that may be that of a task.
         self.inner_ids: list[str] = []  # Of these, those that are ids of tasks.
-        self.has_job_id = False
+        self.job_ids: list[str] = []  # And those that may be of a job behind a task.
         self._task_ids = task_ids
         self._unknown = UNKNOWN
 
@@ -141,7 +141,8 @@ class Contents:
         self.names.append(id_)
         if role.id == "task":
             self.inner_ids.append(id_)
-        self.has_job_id |= role.id == "job"
+        elif role.id == "job":
+            self.job_ids.append(id_)
 
 
 def read_contents(document: Document) -> Contents:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from service.upstream import lenient
-from service.upstream.names import ROLES
+from service.upstream.names import ROLES, Id
 from service.upstream.scalars import JsonObject, id_of, number_of, text_of
 from service.upstream.vocabulary import (
     CODES_FINE,
@@ -37,6 +37,7 @@ class Document(msgspec.Struct, frozen=True):
     state: State | None  # What that word, or a flag in its place, means; None if unknown.
     may_be_of_request: bool  # Whether the word stands in the envelope and may be about the request.
     task_ids: tuple[str, ...]  # Every id that the body gives the task, never one of an input.
+    has_failed: bool  # Whether it names the task and says itself, not by a code, that it failed.
     code: int | None  # The numeric error code, which may come with HTTP 200.
     size_bytes: int  # Of the body.
 
@@ -69,6 +70,8 @@ def parse(body: bytes, asked_id: str | None = None) -> Document | None:
     task = _task(root, asked_id)
     own_ids = ids_of(task)
     ids = own_ids or (ids_of(root) if task is not root else ())
+    if not ids and asked_id is not None:
+        own_ids = ids = _other_names(root, task, asked_id)
     word = status_word(task)
     # The words of an envelope are about the request, but for an envelope that names the task.
     is_borrowed = word is None and not own_ids and bool(ids)
@@ -87,6 +90,8 @@ def parse(body: bytes, asked_id: str | None = None) -> Document | None:
         state=state,
         may_be_of_request=is_borrowed or (task is root and may_be_of_request(word)),
         task_ids=ids,
+        # A word at the top may be about the request, as the code is that stands beside it.
+        has_failed=state == "failed" and bool(own_ids) and (task is not root or not word),
         code=code,
         size_bytes=len(body),
     )
@@ -115,6 +120,25 @@ def _task_in_data(root: JsonObject, data: JsonObject, asked_id: str) -> JsonObje
         return root if is_above and is_open else data
     lists = (v for k, v in data.items() if isinstance(v, list) and ROLES[k].may_hold_parts)
     return next(filter(None, (_item(items, asked_id) for items in lists)), data)
+
+
+def _other_names(root: JsonObject, task: JsonObject, asked_id: str) -> tuple[str, ...]:
+    """Return the ids of a task that has none under its usual names: those of a job name it too.
+
+    The id that was asked about names it wherever it stands, also as the id of a request.
+    """
+    jobs = ids_as(task, "job")
+    others = (*ids_as(root, "job", "other"), *ids_as(task, "other"))
+    # Google's operations are named by `name` (google.aip.dev/151).
+    if asked_id in (*jobs, *others, task.get("name"), root.get("name")):
+        return (asked_id,)
+    return jobs if task is not root else ()
+
+
+def ids_as(object_: JsonObject, *kinds: Id) -> tuple[str, ...]:
+    """Return the ids that an object has under keys of these kinds."""
+    pairs = ((id_of(v), ROLES[k].id) for k, v in object_.items() if type(v) is str)
+    return tuple(dict.fromkeys(id_ for id_, kind in pairs if id_ and kind in kinds))
 
 
 def _item(items: list[Any], asked_id: str | None) -> JsonObject | None:
