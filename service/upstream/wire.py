@@ -222,7 +222,7 @@ def _may_decline(code: int | None) -> bool:
 def _is_trouble(document: documents.Document) -> bool:
     """Whether the body's code says that the question went wrong, which ends no task."""
     ends = vocabulary.ends_task(document.code) and bool(document.task_ids)
-    return document.code is not None and not ends
+    return document.code is not None and not ends and not document.has_failed
 
 
 def _no_report(
