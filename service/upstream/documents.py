@@ -87,7 +87,7 @@ def parse(body: bytes, asked_id: str | None = None) -> Document | None:
         is_whole=decoded.is_whole,
         root=root,
         task=task,
-        word=word or (f"successFlag means {state}" if state else None),
+        word=word or (f"a flag means {state}" if state else None),
         state=state,
         may_be_of_request=is_borrowed or (task is root and may_be_of_request(word)),
         task_ids=ids,
@@ -226,7 +226,21 @@ def status_word(object_: JsonObject) -> str | None:
 
 def _flag(task: JsonObject) -> State | None:
     flags = (state_of_flag(task[key]) for key in FLAG_KEYS if key in task)
-    return next(filter(None, flags), None)
+    return next(filter(None, flags), None) or _state_of_operation(task)
+
+
+def _state_of_operation(task: JsonObject) -> State | None:
+    """Return the state of an operation: it has a response or an error when `done` is true.
+
+    See google.aip.dev/151. What stands beside an explicit "not done" is a part or an old one.
+    """
+    if task.get("done") is False or task.get("completed") is False:
+        return "processing"
+    if task.get("done") is not True:
+        return None
+    if isinstance(task.get("error"), dict):
+        return "failed"
+    return "succeeded" if "response" in task else None
 
 
 def _code(root: JsonObject) -> int | None:

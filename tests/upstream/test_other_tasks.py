@@ -115,3 +115,32 @@ def test_a_task_that_says_that_it_failed_has_failed_whatever_code_is_around_it(c
 )
 def test_a_code_alone_asks_again(body: Any) -> None:
     assert outcome_of(read_poll(body)) == "unwell"
+
+
+# Operations
+
+
+VIDEO = {"video": {"uri": "https://cdn.example.com/v.mp4"}}
+
+
+@pytest.mark.parametrize("key", ["done", "completed"])
+@pytest.mark.parametrize("more", [{}, {"response": VIDEO}, {"error": {"message": "x"}}])
+def test_what_is_explicitly_not_done_is_still_working(key: str, more: Any) -> None:
+    for body in (
+        {"name": "mine", key: False, **more},
+        {"data": {"task_id": "mine", key: False, **more}},
+    ):
+        report = report_of(body)
+        assert (report.state, report.possible, report.files) == ("processing", None, ())
+
+
+def test_an_operation_that_is_done_has_a_response_or_an_error() -> None:
+    # google.aip.dev/151.
+    report = report_of({"name": "mine", "done": True, "error": {"code": 3, "message": "no such"}})
+    assert (report.state, report.error_message) == ("failed", "no such")
+    report = report_of({"name": "mine", "done": True, "response": VIDEO})
+    assert (report.state, len(report.files)) == ("succeeded", 1)
+    report = report_of({"name": "mine", "done": True, "video_url": "https://cdn.example.com/v.mp4"})
+    assert report.state == "processing"
+    report = report_of({"task_id": "mine", "status": "processing", "done": True, "response": VIDEO})
+    assert report.state == "processing"
