@@ -22,7 +22,10 @@ _ECHOES = tuple(_ECHO_LIST.split())
 # What begins so shows a result, and is none beside it.
 _PREVIEWS = ("preview", "thumb", "poster", "placeholder")
 # Objects under these may be the parts of a task, with status words of their own.
-_PART_LIST = "task tasks clips items list parts generation generations"
+_PART_LIST = """
+    task tasks subtasks clips items list parts generation generations jobs children predictions
+    shots scenes segments
+"""
 _PARTS = frozenset(_PART_LIST.split())
 _TASK_IDS = frozenset(("taskid", "taskuuid", "workid"))
 # These may name a task too, or a request, or what a service behind upstream makes of it.
