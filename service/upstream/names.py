@@ -8,7 +8,7 @@ _RESULT_LIST = """
     output outputs result results resulturl resulturls resultjson taskresult info response
     responsedata data file files fileurl url urls downloadurl video videos videourl videourls audio
     audios audiourl audiourls resultimageurl resultvideourl b64json imagebase64 gcsuri
-    bytesbase64encoded sample assets videoinfo
+    bytesbase64encoded sample assets videoinfo content generated creations payload
 """
 _RESULTS = frozenset(_RESULT_LIST.split())
 # What stands under these is a result, or an input where upstream repeats the request.
