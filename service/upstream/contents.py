@@ -10,6 +10,7 @@ from service.upstream import lenient, links
 from service.upstream.documents import MAX_WORD_CHARS, Document, task_ids_of
 from service.upstream.names import AROUND, BY_NAME, NO_NAME, ROLES, UNKNOWN, Role
 from service.upstream.scalars import JsonObject, id_of
+from service.upstream.vocabulary import state_of
 
 NAMES_MAX = 1_000  # Ids that are compared with those of other generations' tasks.
 TEXTS_MAX = 10_000  # What follows may be no link.
@@ -55,7 +56,7 @@ class Contents:
         self.parts: list[Part] = []
         self.names: list[str] = []  # Every id that may be that of a task.
         self.inner_ids: list[str] = []  # Of these, those that are ids of tasks.
-        self.has_job_id = False
+        self.job_ids: list[str] = []  # And those that may be of a job behind a task.
         self._task_ids = task_ids
         self._unknown = UNKNOWN
 
@@ -83,12 +84,14 @@ class Contents:
                     if at != AROUND:
                         self._note_text(Text(value, role, type_role, at, expires_at))
                     continue
-                is_inside = may_hold_parts and role.may_hold_parts
+                # Within `outputs: {"a": {status}, "b": {status}}` any name may be that of a part.
+                is_inside = may_hold_parts and (role.may_hold_parts or place != BY_NAME)
                 below = _Spot(type_role, at, is_inside, expires_at)
                 if kind is list:
                     self._look_into_list(value, role, below)
                 elif role.key != "urls":  # `urls: {get, cancel}` are URLs of the task.
-                    if is_inside and (word := _word(value)):
+                    word = _word(value) if is_inside else None
+                    if word and (role.may_hold_parts or state_of(word)):
                         self.parts.append(Part(word, value))
                     self.look_into(value, below)
 
@@ -141,7 +144,8 @@ class Contents:
         self.names.append(id_)
         if role.id == "task":
             self.inner_ids.append(id_)
-        self.has_job_id |= role.id == "job"
+        elif role.id == "job":
+            self.job_ids.append(id_)
 
 
 def read_contents(document: Document) -> Contents:

@@ -9,12 +9,13 @@ from typing import Any
 import msgspec
 
 from service.upstream import lenient
-from service.upstream.names import ROLES
+from service.upstream.names import ROLES, UNKNOWN, Id
 from service.upstream.scalars import JsonObject, id_of, number_of, text_of
 from service.upstream.vocabulary import (
     CODES_FINE,
     FLAG_KEYS,
     State,
+    is_of_clip,
     is_trouble,
     may_be_of_request,
     state_of,
@@ -37,6 +38,7 @@ class Document(msgspec.Struct, frozen=True):
     state: State | None  # What that word, or a flag in its place, means; None if unknown.
     may_be_of_request: bool  # Whether the word stands in the envelope and may be about the request.
     task_ids: tuple[str, ...]  # Every id that the body gives the task, never one of an input.
+    has_failed: bool  # Whether it names the task and says itself, not by a code, that it failed.
     code: int | None  # The numeric error code, which may come with HTTP 200.
     size_bytes: int  # Of the body.
 
@@ -69,6 +71,8 @@ def parse(body: bytes, asked_id: str | None = None) -> Document | None:
     task = _task(root, asked_id)
     own_ids = ids_of(task)
     ids = own_ids or (ids_of(root) if task is not root else ())
+    if not ids and asked_id is not None:
+        own_ids = ids = _other_names(root, task, asked_id)
     word = status_word(task)
     # The words of an envelope are about the request, but for an envelope that names the task.
     is_borrowed = word is None and not own_ids and bool(ids)
@@ -83,10 +87,12 @@ def parse(body: bytes, asked_id: str | None = None) -> Document | None:
         is_whole=decoded.is_whole,
         root=root,
         task=task,
-        word=word or (f"successFlag means {state}" if state else None),
+        word=word or (f"a flag means {state}" if state else None),
         state=state,
         may_be_of_request=is_borrowed or (task is root and may_be_of_request(word)),
         task_ids=ids,
+        # A word at the top may be about the request, as the code is that stands beside it.
+        has_failed=state == "failed" and bool(own_ids) and (task is not root or not word),
         code=code,
         size_bytes=len(body),
     )
@@ -99,8 +105,7 @@ def _task(root: JsonObject, asked_id: str | None) -> JsonObject:
     items = data if isinstance(data, list) else []
     if task := _item(items, asked_id):
         return task
-    first = items[0] if items and asked_id not in ids_of(root) else None
-    return first if isinstance(first, dict) and task_ids_of(first) else root
+    return (_other_item(root, items, asked_id) if items else None) or root
 
 
 def _task_in_data(root: JsonObject, data: JsonObject, asked_id: str) -> JsonObject:
@@ -113,8 +118,34 @@ def _task_in_data(root: JsonObject, data: JsonObject, asked_id: str) -> JsonObje
         is_above = asked_id in ids_of(root)
         is_open = state_of(status_word(root)) in ("processing", "failed")
         return root if is_above and is_open else data
-    lists = (v for k, v in data.items() if isinstance(v, list) and ROLES[k].may_hold_parts)
-    return next(filter(None, (_item(items, asked_id) for items in lists)), data)
+    lists = [(k, v) for k, v in data.items() if isinstance(v, list) and ROLES[k].may_hold_parts]
+    own = (_item(items, asked_id) for _, items in lists)
+    if task := next(filter(None, own), None):
+        return task
+    # Beside a word of its own, and under names of results, they are the parts of the task.
+    if not _has_own_word(data) and asked_id not in data.values():
+        others = (_other_item(root, v, asked_id) for k, v in lists if ROLES[k].place == UNKNOWN)
+        return next(filter(None, others), data)
+    return data
+
+
+def _other_names(root: JsonObject, task: JsonObject, asked_id: str) -> tuple[str, ...]:
+    """Return the ids of a task that has none under its usual names: those of a job name it too.
+
+    The id that was asked about names it wherever it stands, also as the id of a request.
+    """
+    jobs = ids_as(task, "job")
+    others = (*ids_as(root, "job", "other"), *ids_as(task, "other"))
+    # Google's operations are named by `name` (google.aip.dev/151).
+    if asked_id in (*jobs, *others, task.get("name"), root.get("name")):
+        return (asked_id,)
+    return jobs if task is not root else ()
+
+
+def ids_as(object_: JsonObject, *kinds: Id) -> tuple[str, ...]:
+    """Return the ids that an object has under keys of these kinds."""
+    pairs = ((id_of(v), ROLES[k].id) for k, v in object_.items() if type(v) is str)
+    return tuple(dict.fromkeys(id_ for id_, kind in pairs if id_ and kind in kinds))
 
 
 def _item(items: list[Any], asked_id: str | None) -> JsonObject | None:
@@ -125,13 +156,41 @@ def _item(items: list[Any], asked_id: str | None) -> JsonObject | None:
     return own[0] if own else None
 
 
+def _other_item(root: JsonObject, items: list[Any], asked_id: str | None) -> JsonObject | None:
+    """Return the first of a list of tasks; None if the list is something of the task itself."""
+    first = items[0] if items else None
+    if not isinstance(first, dict) or (asked_id is not None and asked_id in root.values()):
+        return None
+    # With an `id` each, several are what one create request or callback is about.
+    is_alone = asked_id is not None or len(items) == 1
+    may_be_task = is_alone and not ids_of(root) and not _has_own_word(root)
+    return first if task_ids_of(first) or (may_be_task and _is_task(first)) else None
+
+
+def _has_own_word(object_: JsonObject) -> bool:
+    word = status_word(object_)
+    return word is not None and not may_be_of_request(word)
+
+
+def _is_task(item: JsonObject) -> bool:
+    """Whether an item of a list is a task with a word or a result of its own.
+
+    A clip of Suno has an `id` and a word too: it is a part of a task that has another id.
+    """
+    word = status_word(item)
+    has_outcome = word is not None or "output" in item
+    is_clip = is_of_clip(word) or any(ROLES[name].key == "audiourl" for name in item)
+    return has_outcome and not is_clip and bool(ids_of(item))
+
+
 def other_tasks(document: Document, asked_id: str | None) -> tuple[str, ...]:
     """Return the ids in a list of several tasks of which none was asked about; else nothing."""
     data = document.root.get("data")
     if asked_id in document.task_ids or not isinstance(data, list):
         return ()
     items = [item for item in data if isinstance(item, dict)]
-    ids = tuple(dict.fromkeys(id_ for item in items for id_ in task_ids_of(item)[:1]))
+    of_tasks = [task_ids_of(item) or (ids_of(item) if _is_task(item) else ()) for item in items]
+    ids = tuple(dict.fromkeys(id_ for ids in of_tasks for id_ in ids[:1]))
     return ids if len(ids) > 1 else ()
 
 
@@ -167,7 +226,21 @@ def status_word(object_: JsonObject) -> str | None:
 
 def _flag(task: JsonObject) -> State | None:
     flags = (state_of_flag(task[key]) for key in FLAG_KEYS if key in task)
-    return next(filter(None, flags), None)
+    return next(filter(None, flags), None) or _state_of_operation(task)
+
+
+def _state_of_operation(task: JsonObject) -> State | None:
+    """Return the state of an operation: it has a response or an error when `done` is true.
+
+    See google.aip.dev/151. What stands beside an explicit "not done" is a part or an old one.
+    """
+    if task.get("done") is False or task.get("completed") is False:
+        return "processing"
+    if task.get("done") is not True:
+        return None
+    if isinstance(task.get("error"), dict):
+        return "failed"
+    return "succeeded" if "response" in task else None
 
 
 def _code(root: JsonObject) -> int | None:

@@ -46,7 +46,7 @@ def read(document: Document, parts: tuple[JsonObject, ...] = ()) -> tuple[str | 
 
 def holds_any(object_: JsonObject) -> bool:
     """Whether an object holds an error of its own: a text, a code or an object with one."""
-    return any(key in object_ and _is_error(object_[key]) for key in _ERROR_KEYS)
+    return any(key in object_ and is_error(object_[key]) for key in _ERROR_KEYS)
 
 
 def outputs_with_errors(task: JsonObject) -> tuple[JsonObject, ...]:
@@ -55,9 +55,10 @@ def outputs_with_errors(task: JsonObject) -> tuple[JsonObject, ...]:
     return tuple(output for output in outputs if holds_any(output))
 
 
-def _is_error(value: Any) -> bool:
+def is_error(value: Any) -> bool:
+    """Whether what stands under the name of an error is one: 0, "" and an empty object are none."""
     if isinstance(value, dict):
-        return any(_is_error(value.get(key)) for key in ("message", "msg", "code", "type"))
+        return any(is_error(value.get(key)) for key in ("message", "msg", "code", "type"))
     if isinstance(value, str):
         text = value.strip().lower()
         return text not in {"", "none", "null", "no error", "0"} and state_of(text) != "succeeded"

@@ -8,7 +8,7 @@ _RESULT_LIST = """
     output outputs result results resulturl resulturls resultjson taskresult info response
     responsedata data file files fileurl url urls downloadurl video videos videourl videourls audio
     audios audiourl audiourls resultimageurl resultvideourl b64json imagebase64 gcsuri
-    bytesbase64encoded sample assets videoinfo
+    bytesbase64encoded sample assets videoinfo content generated creations payload
 """
 _RESULTS = frozenset(_RESULT_LIST.split())
 # What stands under these is a result, or an input where upstream repeats the request.
@@ -22,12 +22,18 @@ _ECHOES = tuple(_ECHO_LIST.split())
 # What begins so shows a result, and is none beside it.
 _PREVIEWS = ("preview", "thumb", "poster", "placeholder")
 # Objects under these may be the parts of a task, with status words of their own.
-_PART_LIST = "task tasks clips items list parts generation generations"
+_PART_LIST = """
+    task tasks subtasks clips items list parts generation generations jobs children predictions
+    shots scenes segments
+"""
 _PARTS = frozenset(_PART_LIST.split())
-_TASK_IDS = frozenset(("taskid", "workid"))
+_TASK_IDS = frozenset(("taskid", "taskuuid", "workid"))
 # These may name a task too, or a request, or what a service behind upstream makes of it.
 _JOB_IDS = frozenset(("jobid", "predictionid", "generationid", "operationid", "uuid"))
 _OTHER_IDS = frozenset(("id", "requestid"))
+# Only of an answer about a task that was just made: it may be queued, and can be asked about there.
+_PLACE_LIST = "queueposition positioninqueue statusurl responseurl pollingurl cancelurl"
+_PLACES = frozenset(_PLACE_LIST.split())
 # For a URL without a known extension: the first of these words that its name contains.
 _TYPE_BY_WORD = {"video": "video/mp4", "audio": "audio/mpeg", "image": "image/png"}
 _FILE_WORDS = ("file", *_TYPE_BY_WORD)
@@ -54,6 +60,7 @@ class Role(NamedTuple):
     names_file: bool  # A path may stand under it.
     may_hold_link: bool
     may_hold_parts: bool
+    is_of_queue: bool  # Only a task that was taken has what stands under it.
     media_type: str  # Of a file under it whose URL does not tell.
 
 
@@ -83,6 +90,7 @@ def _role(name: str) -> Role:
         names_file=place != UNKNOWN and any(word in key for word in _FILE_WORDS),
         may_hold_link=is_url or place != UNKNOWN,
         may_hold_parts=place != UNKNOWN or key in _PARTS,
+        is_of_queue=key in _PLACES,
         media_type=next(types, "application/octet-stream"),
     )
 

@@ -114,7 +114,7 @@ def _with_names(report: Report, contents: Contents) -> Report:
     names = tuple(dict.fromkeys([name for name in contents.names if name not in ids]))[:NAMES_MAX]
     if not names and ids == report.task_ids:
         return report
-    has_other_id = contents.has_job_id and not ids
+    has_other_id = bool(contents.job_ids) and not ids
     task_id = ids[0] if ids else None
     return replace(report, task_id=task_id, task_ids=ids, names=names, is_proof=not has_other_id)
 

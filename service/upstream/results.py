@@ -7,7 +7,7 @@ import msgspec
 
 from service.upstream import lenient, links
 from service.upstream.contents import Contents, Text
-from service.upstream.names import PICTURE, RESULT, ROLES, UNKNOWN
+from service.upstream.names import PICTURE, RESULT, UNKNOWN
 from service.upstream.scalars import JsonObject
 
 MAX_FILES = 100
@@ -78,13 +78,6 @@ def find(contents: Contents, scope: Scope, request: Request = NOTHING) -> tuple[
     if not files and scope == "anything":
         files = _files(contents, UNKNOWN, request)
     return files
-
-
-def holds_any(root: JsonObject, request: Request) -> bool:
-    """Whether an answer holds files, wherever they stand; the `url` of an error is no file."""
-    contents = Contents()
-    contents.look_around({k: v for k, v in root.items() if not ROLES[k].is_bare_url})
-    return bool(find(contents, "images", request))
 
 
 def find_in_parts(parts: list[JsonObject], request: Request) -> tuple[File, ...]:

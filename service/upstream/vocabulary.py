@@ -122,6 +122,9 @@ STATE_OF_WORD: dict[str, State] = {
 # An envelope says these of the request too: above a task, they do not say that it is done.
 _WORDS_OF_REQUESTS = frozenset(("success", "ok"))
 
+# Only clips say these (udioapi.pro/docs/v2-feed), and never a task.
+_WORDS_OF_CLIPS = frozenset(("text", "first", "complete", "streaming"))
+
 # Flags in place of a word: numbers (docs.kie.ai/veo3-api/get-veo-3-video-details; clients agree) or
 # words (docs.kie.ai/suno-api/get-wav-details).
 _STATE_OF_FLAG: dict[int, State] = {0: "processing", 1: "succeeded", 2: "failed", 3: "failed"}
@@ -172,6 +175,11 @@ def state_of(word: str | None) -> State | None:
 def may_be_of_request(word: str | None) -> bool:
     """Whether an envelope says this word of the request as well as of the task."""
     return word is not None and _plain(word) in _WORDS_OF_REQUESTS
+
+
+def is_of_clip(word: str | None) -> bool:
+    """Whether this is a word of a clip of music, and not of a task."""
+    return word is not None and _plain(word) in _WORDS_OF_CLIPS
 
 
 @lru_cache(maxsize=1_024)

@@ -5,14 +5,15 @@ No bytes make these functions raise. Names of headers are in lower case. Nothing
 
 import base64
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from msgspec.structs import replace
 
 from service.upstream import documents, errors, lenient, names, results, vocabulary
 from service.upstream.report import Answer, NoReport, Outcome, Report, read_report
-from service.upstream.scalars import MAX_TEXT_CHARS, JsonObject
+from service.upstream.scalars import MAX_TEXT_CHARS
+from service.upstream.signs import Signs
 
 __all__ = [
     "Answer",
@@ -26,9 +27,6 @@ __all__ = [
 
 _SUCCESS = range(200, 300)
 _FILE_TYPES = ("audio/", "image/", "video/")  # The answer itself is the result.
-# Objects in which an answer may name a new task: never an echo of the request, never an error.
-_HOLDER_KEYS = ("data", "task", "tasks", "output", "result", "results", "response", "generation")
-
 # 303 is not among them: it is also how a server shows what it has made.
 _REDIRECTS = frozenset({301, 302, 307, 308})
 # How often a submission is sent again that was declined with a code that nobody knows.
@@ -90,41 +88,24 @@ def _no_result(
     request: bytes,
 ) -> Answer:
     """Read an answer that speaks of trouble. The task that it names is asked about all the same."""
-    outcome = _outcome_of_status(status) if status not in _SUCCESS else _outcome_of_body(document)
-    ids = _named_ids(document) if document else ()
-    is_refused = outcome == "refused" and document is not None and document.state == "failed"
+    is_ok = status in _SUCCESS
+    outcome = _outcome_of_body(document) if is_ok else _outcome_of_status(status)
+    if document is None:
+        return _no_task(outcome, status, headers, document, body)
+    signs = Signs(document)
+    is_refused = outcome == "refused" and document.state == "failed"
+    ids = signs.task_ids() or (signs.job_ids(is_ok=is_ok) if outcome != "refused" else ())
     new_ids = tuple(id_ for id_ in ids if id_.encode() not in request)
-    if document and new_ids and not is_refused:
+    if new_ids and not is_refused:
         raw, size_bytes = document.raw, document.size_bytes
         return Report("processing", new_ids[0], new_ids, raw=raw, size_bytes=size_bytes)
-    if outcome == "put_off" and document and (ids or _holds_files(document, request)):
-        outcome = "lost"  # Upstream took it: sending the request again may bill twice.
+    if outcome == "put_off":
+        # An unknown error that has any id was possibly taken.
+        is_unknown = is_ok and document.code not in vocabulary.CODES_AGAIN
+        is_taken = signs.tell_of_task(results.Request(request or None))
+        if is_taken or (is_unknown and signs.may_tell_of_task()):
+            outcome = "lost"  # Upstream took it: sending the request again may bill twice.
     return _no_task(outcome, status, headers, document, body)
-
-
-def _holds_files(document: documents.Document, request: bytes) -> bool:
-    return results.holds_any(document.root, results.Request(request or None))
-
-
-def _named_ids(document: documents.Document) -> tuple[str, ...]:
-    """Return every id by which an answer to a submission may name the task that it made.
-
-    The `id` of an envelope counts unless an error stands beside it: it is then the request's.
-    """
-    root = document.root
-    ids = [id_ for holder in _holders(root) for id_ in documents.ids_of(holder)]
-    is_open = vocabulary.state_of(documents.status_word(root)) in ("processing", "succeeded")
-    is_own = bool(documents.task_ids_of(root)) or is_open
-    if is_own or errors.read(document) == (None, None):
-        ids = [*documents.ids_of(root), *ids]
-    return tuple(dict.fromkeys(ids))
-
-
-def _holders(root: JsonObject) -> Iterator[JsonObject]:
-    for key in _HOLDER_KEYS:
-        value = root.get(key)
-        items = value if isinstance(value, list) else [value]
-        yield from (item for item in items if isinstance(item, dict))
 
 
 def _no_task(
@@ -169,8 +150,9 @@ def _outcome_of_body(document: documents.Document | None) -> Outcome:
     if document.code in vocabulary.CODES_NEVER:
         return "refused"
     # Nobody knows the code. An error that names nothing was certainly not taken.
-    is_error = isinstance(document.root.get("error"), dict) or document.root.get("success") is False
-    return "put_off" if is_error and not document.task_ids else "lost"
+    error = document.root.get("error")
+    is_error = isinstance(error, dict) and errors.is_error(error)
+    return "put_off" if is_error or document.root.get("success") is False else "lost"
 
 
 def _text_of(status: int, headers: Mapping[str, str], body: bytes, default: str) -> str:
@@ -240,7 +222,7 @@ def _may_decline(code: int | None) -> bool:
 def _is_trouble(document: documents.Document) -> bool:
     """Whether the body's code says that the question went wrong, which ends no task."""
     ends = vocabulary.ends_task(document.code) and bool(document.task_ids)
-    return document.code is not None and not ends
+    return document.code is not None and not ends and not document.has_failed
 
 
 def _no_report(

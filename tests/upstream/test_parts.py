@@ -82,6 +82,27 @@ def test_what_is_no_result_has_no_say(key: str) -> None:
     assert read_poll({"data": data}).state == "succeeded"
 
 
+@pytest.mark.parametrize(
+    "key", ["outputs", "jobs", "children", "sub_tasks", "predictions", "shots", "scenes"]
+)
+def test_parts_stand_in_a_list_or_under_any_name(key: str) -> None:
+    whole, part = {"status": "completed", "url": PNG}, {"status": "processing"}
+    done = {"status": "completed", "url": OTHER}
+    for make in (list, lambda parts: dict(zip("ab", parts, strict=True))):
+        for parts, state in ([whole, part], "processing"), ([whole, done], "succeeded"):
+            value = make(parts)
+            for more in ({key: value}, {"output": {key: value}}):
+                report = read_poll({"data": {"task_id": "t", "status": "completed", **more}})
+                assert (report.state, report.possible) == (state, None)
+                assert urls(report) == ([PNG, OTHER] if state == "succeeded" else [])
+
+
+def test_an_unknown_word_under_any_name_within_a_result_has_no_say() -> None:
+    output = {"url": PNG, "checks": {"status": "not needed"}}
+    report = read_poll({"data": {"task_id": "t", "status": "completed", "output": output}})
+    assert (report.state, urls(report)) == ("succeeded", [PNG])
+
+
 # The envelope
 
 

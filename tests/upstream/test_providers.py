@@ -65,3 +65,19 @@ def test_sensitive_content_ends_the_task_it_names(code: int) -> None:
     base_resp = {"status_code": code, "status_msg": "output contains sensitive content"}
     report = read_poll({"task_id": "t", "status": "Fail", "base_resp": base_resp})
     assert (report.state, report.error_message) == ("failed", base_resp["status_msg"])
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"content": {"video_url": MP4}},  # Volcengine Ark.
+        {"generated": [MP4]},  # Freepik.
+        {"creations": [{"id": "c", "url": MP4}]},  # Vidu.
+        {"payload": {"video": {"url": MP4}}},  # fal's webhooks.
+    ],
+)
+def test_a_result_under_the_name_of_its_provider_is_found_at_once(result: dict[str, Any]) -> None:
+    # As a review reported them; but for fal.ai/docs/model-apis/model-endpoints/webhooks, no page
+    # was seen.
+    report = read_poll({"id": "t", "status": "succeeded", **result})
+    assert (report.state, urls(report)) == ("succeeded", [MP4])

@@ -1,0 +1,84 @@
+"""Looks for signs of a new task in an answer to a submission that speaks of trouble."""
+
+from collections.abc import Iterator
+
+from service.upstream import documents, errors, results
+from service.upstream.contents import Contents
+from service.upstream.names import ROLES
+from service.upstream.scalars import JsonObject, id_of
+from service.upstream.vocabulary import state_of
+
+# Objects in which an answer may name a new task: never an echo of the request, never an error.
+_HOLDER_KEYS = ("data", "task", "tasks", "output", "result", "results", "response", "generation")
+
+
+class Signs:
+    """What an answer holds that shows that upstream made a task."""
+
+    def __init__(self, document: documents.Document) -> None:
+        self._objects = (document.root, *_holders(document.root))
+        self._contents = Contents()
+        # The `url` of an error is no file.
+        root = {name: v for name, v in document.root.items() if not ROLES[name].is_bare_url}
+        self._contents.look_around(root)
+        self._is_clean = _is_clean(document)
+        self._is_working = any(map(_is_working, self._objects))
+
+    def tell_of_task(self, request: results.Request) -> bool:
+        """Whether a task was certainly made: it has an id, a file, a word or a place to ask."""
+        is_named = bool(self.task_ids() or self._contents.job_ids or self._contents.inner_ids)
+        is_taken = is_named or self._is_working
+        return is_taken or bool(results.find(self._contents, "images", request))
+
+    def may_tell_of_task(self) -> bool:
+        """Whether anything at all has an id, also that of a request."""
+        return bool(self._contents.names) or any("name" in object_ for object_ in self._objects)
+
+    def task_ids(self) -> tuple[str, ...]:
+        """Return every id by which an answer to a submission may name the task that it made.
+
+        The `id` of an envelope counts unless an error stands beside it: it is then the request's.
+        """
+        root, *holders = self._objects
+        ids = [id_ for holder in holders for id_ in documents.ids_of(holder)]
+        if documents.task_ids_of(root) or self._is_clean:
+            ids = [*documents.ids_of(root), *ids]
+        return tuple(dict.fromkeys(ids))
+
+    def job_ids(self, *, is_ok: bool) -> tuple[str, ...]:
+        """Return the id of the only job that is named: where no task is, it is the task's.
+
+        So is the id of a request, where the answer is well, or says that the task is.
+        """
+        contents = self._contents
+        ids = {*contents.inner_ids, *contents.job_ids, *map(_operation, self._objects)} - {None}
+        if not ids and (self._is_working or (is_ok and self._is_clean)):
+            ids = {id_ for object_ in self._objects for id_ in documents.ids_as(object_, "other")}
+        return tuple(id_ for id_ in ids if id_) if len(ids) == 1 else ()
+
+
+def _holders(root: JsonObject) -> Iterator[JsonObject]:
+    for key in _HOLDER_KEYS:
+        value = root.get(key)
+        items = value if isinstance(value, list) else [value]
+        yield from (item for item in items if isinstance(item, dict))
+
+
+def _is_clean(document: documents.Document) -> bool:
+    """Whether the answer says no error, or that the task is well all the same."""
+    word = documents.status_word(document.root)
+    return state_of(word) in ("processing", "succeeded") or errors.read(document) == (None, None)
+
+
+def _operation(object_: JsonObject) -> str | None:
+    """Return the name of an operation (google.aip.dev/151); other names may be of anything."""
+    name = id_of(object_.get("name"))
+    return name if name and "operations/" in name else None
+
+
+def _is_working(object_: JsonObject) -> bool:
+    """Whether an object has a word that means working, a place in a queue or a URL of a task."""
+    if state_of(documents.status_word(object_)) == "processing":
+        return True
+    has_place = any(ROLES[name].is_of_queue and v is not None for name, v in object_.items())
+    return has_place or isinstance(object_.get("urls"), dict)
