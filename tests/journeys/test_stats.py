@@ -248,7 +248,7 @@ async def test_statistics_are_stored_while_another_attempt_hangs(tmp_path: Path)
             await gate.wait_for(1)
             # The commit of the first attempt is seen before the dispatcher has counted it.
             while not dispatcher._tally.counts:
-                await asyncio.sleep(0)
+                await read(world, subscriber)
             settling = asyncio.ensure_future(dispatcher.settle())
             while (await read(world, subscriber))["counts"]["delivered"] != 1:
                 pass
