@@ -65,7 +65,8 @@ def _failing(library: Path, fault: str) -> Run:
                 if rng.random() < 0.5:
                     await _kill(world, outcome, repeat)
                     disk.set_fault("none")
-                    world.spawn(SERVE, **disk.variables())
+                    # It must have started before the disk fails again: a start on such a disk ends.
+                    await world.start(SERVE, **disk.variables())
                 disk.set_fault("none")
             await _check_recovery(world, clients, outcome, repeat)
             is_logged = "database failed" in (folder / "log").read_text("utf-8", "replace")
