@@ -328,7 +328,8 @@ def check_log(before: str, secret: str, after: str) -> None:
     line = logs.render(event)
     msgspec.json.decode(line)
     for hush in HUSH:
-        assert hush not in secret or hush not in line
+        is_open = hush in before + after  # Without its mark it is no secret.
+        assert hush not in secret or is_open or hush not in line
 
 
 # The service
