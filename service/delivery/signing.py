@@ -137,6 +137,10 @@ class Secrets(msgspec.Struct, frozen=True):
         return Secrets(new, tuple(valid[:PREVIOUS_MAX]), self.private_key)
 
 
+# msgspec prepares a struct at its first use, and crashes if two threads do that at once.
+_decode_secrets = msgspec.json.Decoder(Secrets).decode
+
+
 def new_secrets(random_bytes: Callable[[int], bytes], *, asymmetric: bool = False) -> Secrets:
     """Create new secrets, with an Ed25519 key if `v1a` is asked for."""
     private_key = new_private_key(random_bytes) if asymmetric else None
@@ -150,7 +154,7 @@ def seal(vault: Vault, secrets: Secrets, owner_id: str) -> bytes:
 
 def unseal(vault: Vault, sealed: bytes, owner_id: str) -> Secrets:
     """Decrypt what `seal` returned; VaultError if the key is missing or the row was changed."""
-    return msgspec.json.decode(vault.open(sealed, f"secrets:{owner_id}"), type=Secrets)
+    return _decode_secrets(vault.open(sealed, f"secrets:{owner_id}"))
 
 
 def seal_headers(vault: Vault, headers: dict[str, str], owner_id: str) -> bytes | None:

@@ -28,6 +28,9 @@ _STATEMENTS: dict[type[msgspec.Struct], Sequence[str]] = {
     subscriber.Subscriber: ["subscriber_by_id", "subscriber_insert", "subscriber_update"],
 }
 encode = msgspec.json.Encoder().encode
+for _struct in _STATEMENTS:
+    # msgspec prepares a struct at its first use, and crashes if two threads do that at once.
+    msgspec.json.Decoder(_struct)
 
 
 def json_text(value: object) -> str:
