@@ -8,12 +8,12 @@ import fcntl
 import math
 import os
 import sqlite3
-import struct
 import sys
 import time
 from pathlib import Path
 
 from service.model.errors import StorageError
+from service.store.sqlite.byte_locks import IS_LINUX, pack_lock
 
 CHECK_SECONDS = 0.25  # As often as a checkpoint runs, before which the file is looked at as well.
 _MAGIC = b"SQLite format 3\0"
@@ -148,9 +148,9 @@ def _find_loss(path: str) -> str | None:
 
 def _find_lock(path: str, first: int, count: int) -> int:
     """Return how another process has locked these bytes. Elsewhere than on Linux: F_UNLCK."""
-    if os.uname().sysname != "Linux":
+    if not IS_LINUX:
         return fcntl.F_UNLCK
-    lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, first, count, 0)
+    lock = pack_lock(fcntl.F_WRLCK, first, count)
     try:
         with Path(path).open("rb") as file:
             other = fcntl.fcntl(file, fcntl.F_GETLK, lock)

@@ -5,10 +5,11 @@ import os
 import sqlite3
 
 from service.model.errors import StorageError
+from service.store.sqlite.byte_locks import IS_LINUX
 from service.store.sqlite.database import Database
 
 # Elsewhere `flock` and the locks of SQLite, which are POSIX locks, exclude each other.
-LOCKS_THE_DATABASE = os.uname().sysname == "Linux"
+LOCKS_THE_DATABASE = IS_LINUX
 
 
 class FileLock:

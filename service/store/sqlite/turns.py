@@ -8,21 +8,18 @@ calls for a commit. It is a courtesy: where it cannot be had, SQLite's lock alon
 
 import contextlib
 import fcntl
-import os
 import sqlite3
-import struct
 import time
 from collections.abc import Iterator
+
+from service.store.sqlite.byte_locks import IS_LINUX, pack_lock
 
 TURN_SECONDS = 1.0  # A process that is stopped while it waits delays the others for no longer.
 _LOOK_SECONDS = 0.001
 _BYTE = 0x3FFFFFFF  # The byte before those that SQLite locks; it may hold data.
-_TAKE, _GIVE = (
-    struct.pack("hhqqi4x", kind, os.SEEK_SET, _BYTE, 1, 0)
-    for kind in (fcntl.F_WRLCK, fcntl.F_UNLCK)
-)
+_TAKE, _GIVE = (pack_lock(kind, _BYTE, 1) for kind in (fcntl.F_WRLCK, fcntl.F_UNLCK))
 # A lock of the open file: unlike one of the process, it ends with no other descriptor. Linux only.
-_SET_LOCK = fcntl.F_OFD_SETLK if os.uname().sysname == "Linux" else None
+_SET_LOCK = fcntl.F_OFD_SETLK if IS_LINUX else None
 
 
 class Writer(sqlite3.Connection):
