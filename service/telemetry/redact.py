@@ -15,13 +15,19 @@ DEPTH_MAX = 64  # Anything nested deeper is replaced whole.
 
 SLASH = r"(?:\\{0,16}/|%(?:25)?2[Ff])"  # Plain, escaped in JSON (in JSON), or percent-encoded.
 CALLBACK_CHARACTERS_MIN = len("/callbacks/a/t")
+# One secret may stand within or behind what looks like another: no match ends within one.
+_THEN_BEARER = r"(?:(?<=(?i:bearer))\s+[^\s\"'\\]+)*"
+_CALLBACKS = rf"{SLASH}callbacks{SLASH}"
 _SHAPES = re.compile(
-    rf"(?P<path>{SLASH}callbacks{SLASH}[A-Za-z0-9_-]{{1,64}}{SLASH})[^/\s?\"'\\]+"
-    r"|(?:ghk_|aio_|whsec_|whsk_)[A-Za-z0-9+/=_-]+"
-    r"|(?i:bearer)\s+[^\s\"'\\]+"
+    rf"(?:(?P<path>{_CALLBACKS}(?!callbacks{SLASH})[A-Za-z0-9-]{{1,64}}{SLASH})"
+    rf"(?!callbacks{SLASH})[^/\s?\"'\\]+"
+    rf"|(?:ghk_|aio_|whsec_|whsk_)(?:(?!{_CALLBACKS})[A-Za-z0-9+/=_-])+"
+    rf"|(?i:bearer)\s+[^\s\"'\\]+){_THEN_BEARER}"
 )
 # The token of a callback URL has its own shape: it needs no URL around it to be known.
-_TOKEN = re.compile(r"gen_[A-Za-z0-9]++\.[A-Za-z0-9_-]+\.[0-9]{1,12}\.[A-Za-z0-9_-]+")
+_TOKEN = re.compile(
+    rf"gen_[A-Za-z0-9]++\.[A-Za-z0-9_-]+\.[0-9]{{1,12}}\.[A-Za-z0-9_-]+{_THEN_BEARER}"
+)
 # Patterns over strangers' text look at no character again and again: a run is taken once, whole.
 _ESCAPED = re.compile(r"(?<!\\)\\++(?:[uU]([0-9A-Fa-f]{4})|/)")
 _LEADING_ZEROS = re.compile(r"(?<=&#)(?:0++(?=[0-9])|([xX])0++(?=[0-9A-Fa-f]))")

@@ -328,7 +328,8 @@ def check_log(before: str, secret: str, after: str) -> None:
     line = logs.render(event)
     msgspec.json.decode(line)
     for hush in HUSH:
-        is_open = hush in before + after  # Without its mark it is no secret.
+        # Without its mark it is no secret; its first digits may be those of an escape (`\u0000`).
+        is_open = hush[4:] in before + after
         assert hush not in secret or is_open or hush not in line
 
 

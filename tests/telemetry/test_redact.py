@@ -2,6 +2,7 @@
 
 import base64
 import html
+import itertools
 import json
 import re
 from typing import Any
@@ -142,7 +143,9 @@ def test_no_spelling_hides_a_secret_of_ours(secret: str, spell: Any) -> None:
 def test_a_long_run_of_escapes_is_looked_at_once(run: str, cut: str) -> None:
     text = "&%" + run * 100_000  # Looking at it from each of its characters would take hours.
     redactor = Redactor([LIVE_KEY], PUBLIC_URL)
-    assert getattr(redactor, cut)(text + f" {LIVE_KEY}").endswith(f" {REDACTED}")
+    cut_text = getattr(redactor, cut)(text + f" {LIVE_KEY}")
+    assert cut_text.endswith(REDACTED)
+    assert LIVE_KEY not in cut_text
 
 
 @pytest.mark.parametrize(
@@ -266,6 +269,30 @@ def test_secrets_are_cut_out_of_text_and_the_rest_stays(text: str, rest: str) ->
         assert rest in cut
         for secret in (TOKEN, "0123456789abcdef", "aGVsbG8", "abc.def"):
             assert secret not in cut
+
+
+LEAD_INS = [
+    *("", "a", "/", ".", "-", "_", "=", "?", '"', " ", "\\", "\\/", "%2F", "callbacks"),
+    *("/callbacks/", "ghk_", "aio_", "whsec_", "Bearer ", "bearer", "gen_a.b.1."),
+]
+
+
+@pytest.mark.parametrize("after", ["", "/x", " x", ".y", "Bearer "])
+@pytest.mark.parametrize(
+    ("secret", "hushed"),
+    [
+        ("ghk_0123456789abcdef", ["0123456789abcdef"]),
+        ("whsec_0123456789abcdef", ["0123456789abcdef"]),
+        ("Bearer 0123456789abcdef", ["0123456789abcdef"]),
+        (f"/callbacks/apiinone/{TOKEN}", TOKEN.split(".")),
+    ],
+)
+def test_no_beginning_of_one_secret_shelters_the_next(
+    secret: str, hushed: list[str], after: str
+) -> None:
+    for lead_in in itertools.product(LEAD_INS, repeat=3):
+        cut = Redactor().text("".join(lead_in) + secret + after)
+        assert not any(part in cut for part in hushed), lead_in
 
 
 @pytest.mark.parametrize("text", ["", "a plain sentence", "gen_0123456789abcdef", "callbacks: 3"])
