@@ -7,6 +7,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+_SECTION = re.compile(r"(?ms)^-- (name|part): (\w+)\n(.*?)(?=^-- (?:name|part): |\Z)")
+_MARK = re.compile(r"\{(?P<part>\w+) (?P<word>\w+)\}")
 _PARAMETER = re.compile(r"'[^']*'|--[^\n]*|:(?P<name>\w+)")
 
 
@@ -22,14 +24,25 @@ class Statement(NamedTuple):
 
 @cache
 def statements() -> Mapping[str, Statement]:
-    """Return every statement by its name. A line `-- name: NAME` begins a statement."""
+    """Return every statement by its name. A line `-- name: NAME` begins a statement.
+
+    A line `-- part: NAME` begins what several statements of the file have in common: `{NAME word}`
+    stands for it, with the word for each `{}` in it.
+    """
     by_name: dict[str, Statement] = {}
     for file in sorted((Path(__file__).parent.parent / "sql").glob("*.sql")):
-        for statement in file.read_text().split("-- name: ")[1:]:
-            name, _, sql = statement.partition("\n")
+        parts: dict[str, str] = {}
+        for kind, name, sql in _SECTION.findall(file.read_text()):
             assert name not in by_name, f"two statements are named {name}"
-            by_name[name] = _parse(sql.strip())
+            if kind == "part":
+                parts[name] = sql.strip()
+            else:
+                by_name[name] = _parse(_fill(sql.strip(), parts))
     return by_name
+
+
+def _fill(sql: str, parts: Mapping[str, str]) -> str:
+    return _MARK.sub(lambda mark: parts[mark["part"]].replace("{}", mark["word"]), sql)
 
 
 def _parse(sql: str) -> Statement:
