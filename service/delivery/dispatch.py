@@ -19,6 +19,7 @@ from service.model.clock import MINUTE
 from service.model.delivery import DueDelivery
 from service.model.errors import StorageError
 from service.store.deliveries import DueTimes, next_due_times
+from service.store.subscribers import Changes
 
 LANES_MAX = 10_000  # Lanes with nothing to do soon are dropped when there are more.
 # A lane whose rows are due later is only in its rows. A look each minute finds it in time.
@@ -85,9 +86,12 @@ class Dispatcher:
             and origin in (None, known.target.origin)
         )
 
-    def reload_all(self) -> None:
-        """Read every subscriber again: another process may have changed any."""
-        self._reload(list(self.lanes.values()))
+    def reload_changed(self, changes: Changes) -> None:
+        """Read the subscribers again that any process may have changed."""
+        for tenant in changes.tenants:
+            self.reload_tenant(tenant)
+        ids = self.lanes if changes.is_all else changes.ids
+        self._reload([lane for id_ in ids if (lane := self.lanes.get(id_))])
 
     def _reload(self, lanes: Iterable[Lane], *, even_idle: bool = False) -> None:
         now = self.context.clock()
@@ -173,8 +177,7 @@ class Dispatcher:
 
     def _drop_idle_lanes(self) -> None:
         soon_at = self.context.clock() + SOON_MS
-        busy = {i: lane for i, lane in self.lanes.items() if not lane.is_idle_until(soon_at)}
-        self.lanes = busy
+        self.lanes = {i: lane for i, lane in self.lanes.items() if not lane.is_idle_until(soon_at)}
 
     def _wake(self, lane: Lane, at: int) -> None:
         """Pump the lane at `at`, unless it is pumped earlier."""
