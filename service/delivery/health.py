@@ -59,14 +59,17 @@ async def record(context: Context, lane: Lane, result: Result, now: int, *, may_
     may_wait: whether nobody needs the slot, so that the record may wait for other units.
     """
     attempt, verdict, database = result.record, result.verdict, context.database
+    tenant = attempt.tenant
     # The receiver answered well what a person asked for, while it rested.
     is_lifting = result.is_good_retry and lane.receiver.slow_until > now
     if not (changes_of(lane, result, now) or result.rest or is_lifting):
         # At worst, a crash meanwhile repeats the webhook.
         may_wait &= verdict.word == "delivered" and not attempt.ordered
-        await database.write_batched(deliveries.record_attempts, attempt, may_wait=may_wait)
+        await database.write_batched(
+            deliveries.record_attempts, attempt, tenant=tenant, may_wait=may_wait
+        )
         return
-    subscriber = await database.write(_record_with_health, context, result)
+    subscriber = await database.write(_record_with_health, context, result, tenant=tenant)
     if subscriber is not None:
         lane.set_health(subscriber)
 
@@ -111,7 +114,7 @@ async def put_off(context: Context, due: DueDelivery, until: int) -> None:
     """
     _log.exception("attempt.put_off", delivery_id=due.id)
     try:
-        await context.database.write(deliveries.put_off, due, until)
+        await context.database.write(deliveries.put_off, due, until, tenant=due.tenant)
     except Exception as error:  # noqa: BLE001  it is still due, and read again later
         _log.error("attempt.not_put_off", delivery_id=due.id, error=repr(error))
 

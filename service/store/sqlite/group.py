@@ -13,6 +13,7 @@ from service.store.sqlite.connection import transaction
 from service.store.sqlite.statements import statements
 
 ROWS_MAX = 5_000  # Changed by units of one kind in a group; the others of it are left for the next.
+HEAVY_ROWS = 50  # Of a unit that is charged for what it writes; fewer are as many as usual.
 FIRST_ITEMS = 16  # Of a batched unit, in its first call of a group. The next are by what it wrote.
 
 AfterCommit = list[tuple[Callable[..., None], tuple[Any, ...]]]
@@ -21,12 +22,13 @@ AfterCommit = list[tuple[Callable[..., None], tuple[Any, ...]]]
 class Transaction:
     """A transaction on one connection; see store/database.py."""
 
-    __slots__ = ("_after", "_connection", "now")
+    __slots__ = ("_after", "_connection", "charged", "now")
 
     def __init__(self, connection: sqlite3.Connection, now: int, after: AfterCommit) -> None:
         self._connection = connection
         self._after = after
         self.now = now
+        self.charged: Counter[str] | None = None  # Rows by tenant.
 
     async def one(self, name: str, /, **values: object) -> Row | None:
         """Return the first row of the statement, or None."""
@@ -62,6 +64,12 @@ class Transaction:
         """Call `do` on the event loop after the commit."""
         self._after.append((do, args))
 
+    def charge(self, tenant: str, rows: int) -> None:
+        """Count rows that are written on account of a tenant, where they may be many."""
+        if self.charged is None:
+            self.charged = Counter()
+        self.charged[tenant] += rows
+
     def _execute(self, name: str, values: Mapping[str, object]) -> sqlite3.Cursor:
         sql, bind = statements()[name]
         return self._connection.execute(sql, bind(values))
@@ -75,10 +83,12 @@ class Item:
     args: tuple[Any, ...]
     batched: bool = False
     always: bool = False
+    tenant: str | None = None  # In whose turn it runs; None: in that of all who are no tenant.
     held_bytes: int = 0  # Of what a client or upstream sent, which waits in memory.
     ends_at: float = math.inf  # When its caller stops waiting, by the loop's clock.
     future: asyncio.Future[Any] = field(default_factory=asyncio.Future)
     has_run: bool = False  # In the latest group that took it.
+    rows: int = 0  # That it wrote, if it is heavy.
     result: Any = None
     error: BaseException | None = None
 
@@ -105,6 +115,16 @@ def _run(
         results = [_run_unit(unit(transaction, *batch[0].args))]
     for item, result in zip(batch, results, strict=True):
         item.result, item.has_run = result, True
+    if transaction.charged:
+        _note_rows(transaction.charged, batch)
+
+
+def _note_rows(charged: Mapping[str, int], batch: Sequence[Item]) -> None:
+    """Note for how many rows the tenant of each item was charged, divided by its items."""
+    counts = Counter(item.tenant for item in batch)
+    for item in batch:
+        rows = charged.get(item.tenant or "", 0) // counts[item.tenant]
+        item.rows = rows if rows >= HEAVY_ROWS else 0
 
 
 def _run_alone(connection: sqlite3.Connection, item: Item, now: int, after: AfterCommit) -> None:

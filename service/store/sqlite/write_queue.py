@@ -1,15 +1,15 @@
-"""The queue in front of the writer: bounded in units, in bytes and in seconds.
+"""The queue in front of the writer: bounded in units, in bytes and in seconds, in turn by tenant.
 
 A unit that waits holds the body of its request in memory, so a number of units alone is no bound.
 No caller waits longer than WAIT_SECONDS, whatever the disk does.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Iterable, Sequence
 
 from service.model.errors import StorageBusyError
 from service.store.sqlite.group import Item
+from service.store.sqlite.lines import Lines
 
 QUEUE_BYTES_MAX = 64 << 20  # Of the bodies whose units wait for a commit or are in one.
 WAIT_SECONDS = 5.0
@@ -23,7 +23,7 @@ class Queue:
         self.items_max = items_max
         self.bytes_max = bytes_max
         self.is_stalled = False  # Callers of the commit under way have stopped waiting.
-        self._waiting: deque[Item] = deque()
+        self._waiting = Lines()
         self._committing: Sequence[Item] = ()
         self._held_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -48,17 +48,17 @@ class Queue:
         self._held_bytes = held_bytes
         self._waiting.append(item)
 
-    def take(self, limit: int) -> Sequence[Item]:
+    def take(self) -> Sequence[Item]:
         """Return the next items, which are in a commit until `finish`."""
-        count = min(len(self._waiting), limit)
-        self._committing = [self._waiting.popleft() for _ in range(count)]
+        self._committing = self._waiting.take()
         return self._committing
 
     def finish(self, left: Sequence[Item] = ()) -> None:
         """End the commit of the items that were taken; those that are `left` are next again."""
         self._release(self._committing)
+        self._waiting.learn(self._committing)
         self._committing, self.is_stalled = (), False
-        self._waiting.extendleft(reversed(left))
+        self._waiting.put_back(left)
         self._held_bytes += sum(item.held_bytes for item in left)
 
     def clear(self) -> None:
@@ -81,13 +81,11 @@ class Queue:
             return item.ends_at <= now
 
         self.is_stalled |= any(map(is_late, self._committing))
-        dropped = list(filter(is_late, self._waiting))
+        dropped = self._waiting.drop(is_late)
         for item in (*filter(is_late, self._committing), *dropped):
             if not item.future.done():
                 item.future.set_exception(StorageBusyError(STALLED))
-        if dropped:
-            self._waiting = deque(item for item in self._waiting if not is_late(item))
-            self._release(dropped)
+        self._release(dropped)
         items = (*self._committing, *self._waiting)
         ends = [item.ends_at for item in items if not (item.always or is_late(item))]
         self._timer = loop.call_at(min(ends), self.end_waits) if ends else None
