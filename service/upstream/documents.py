@@ -23,8 +23,17 @@ from service.upstream.vocabulary import (
 )
 
 MAX_WORD_CHARS = 100
+ENVELOPES_MAX = 4  # Within each other.
 
+# What the task may stand under. In the last ones there may also be its result: only what names a
+# task is one there.
+_TASK_KEYS = ("data", "task", "output", "result", "response")
+_OWN_KEYS = _TASK_KEYS[:2]
 _WORD_KEYS = ("status", "state", "task_status", "taskStatus", "callbackType")
+
+
+# The envelope right around the task, what the task stands under, the task, its own ids, all ids.
+_Place = tuple[JsonObject, str, JsonObject, tuple[str, ...], tuple[str, ...]]
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -34,6 +43,7 @@ class Document(msgspec.Struct, frozen=True):
     is_whole: bool  # False if the body was cut: what is missing may be anything.
     root: JsonObject  # The outermost object; a list counts as its `data`.
     task: JsonObject  # Often the root itself.
+    key: str  # What the task stands under, if it is not the root.
     word: str | None  # The status word of the task as written, at most 100 characters.
     state: State | None  # What that word, or a flag in its place, means; None if unknown.
     may_be_of_request: bool  # Whether the word stands in the envelope and may be about the request.
@@ -59,7 +69,7 @@ class Document(msgspec.Struct, frozen=True):
 
 
 def parse(body: bytes, asked_id: str | None = None) -> Document | None:
-    """Decode a body and find its task: in an envelope's `data`, or the root; None: no JSON.
+    """Decode a body and find its task: in an envelope, or the root; None: no JSON.
 
     Of several tasks it is the one with `asked_id`, the task that was asked about.
     """
@@ -67,12 +77,8 @@ def parse(body: bytes, asked_id: str | None = None) -> Document | None:
     if decoded is None:
         return None
     raw = decoded.value
-    root = raw if isinstance(raw, dict) else {"data": raw}
-    task = _task(root, asked_id)
-    own_ids = ids_of(task)
-    ids = own_ids or (ids_of(root) if task is not root else ())
-    if not ids and asked_id is not None:
-        own_ids = ids = _other_names(root, task, asked_id)
+    place = _place(raw if isinstance(raw, dict) else {"data": raw}, asked_id)
+    root, key, task, own_ids, ids = place
     word = status_word(task)
     # The words of an envelope are about the request, but for an envelope that names the task.
     is_borrowed = word is None and not own_ids and bool(ids)
@@ -87,6 +93,7 @@ def parse(body: bytes, asked_id: str | None = None) -> Document | None:
         is_whole=decoded.is_whole,
         root=root,
         task=task,
+        key=key,
         word=word or (f"a flag means {state}" if state else None),
         state=state,
         may_be_of_request=is_borrowed or (task is root and may_be_of_request(word)),
@@ -98,6 +105,25 @@ def parse(body: bytes, asked_id: str | None = None) -> Document | None:
     )
 
 
+def _place(root: JsonObject, asked_id: str | None) -> _Place:
+    """Return where the task stands, the ids that it gives itself, and all that it has."""
+    if type(root.get("data")) is str:
+        root = {**root, "data": lenient.opened(root["data"])}
+    task = _task(root, asked_id)
+    own_ids = ids_of(task)
+    ids = own_ids or (ids_of(root) if task is not root else ())
+    if not ids and asked_id is not None:
+        own_ids = ids = _other_names(root, task, asked_id)
+    if ids or _has_own_word(task) or (held := _held(root)) is None:
+        return root, "data", task, own_ids, ids
+    envelope, key, task = held
+    # What stands within an envelope may be a whole body by itself.
+    if key == "data" and envelope is not root:
+        return _place(envelope, asked_id)
+    own_ids = ids_of(task)
+    return envelope, key, task, own_ids, own_ids
+
+
 def _task(root: JsonObject, asked_id: str | None) -> JsonObject:
     data = root.get("data")
     if isinstance(data, dict):
@@ -106,6 +132,38 @@ def _task(root: JsonObject, asked_id: str | None) -> JsonObject:
     if task := _item(items, asked_id):
         return task
     return (_other_item(root, items, asked_id) if items else None) or root
+
+
+def _held(
+    root: JsonObject, depth: int = ENVELOPES_MAX
+) -> tuple[JsonObject, str, JsonObject] | None:
+    """Return the envelope right around a task, what the task stands under, and the task."""
+    inner = {key: _only(root[key]) for key in _TASK_KEYS if key in root}
+    objects = {key: value for key, value in inner.items() if isinstance(value, dict)}
+    for key, object_ in objects.items():
+        if task_ids_of(object_) or _is_task(object_):
+            return root, key, object_
+    # What an envelope says of trouble would be lost within it.
+    if depth and _code(root) is None:
+        closed = (_held(o, depth - 1) for o in objects.values() if not _has_own_word(o))
+        if held := next(filter(None, closed), None):
+            return held
+    for key in _OWN_KEYS:
+        if key in objects and not isinstance(root[key], list) and status_word(objects[key]):
+            return root, key, objects[key]
+    return None
+
+
+def _only(value: Any) -> Any:
+    """Return what a list of one holds, and what a text holds as JSON."""
+    for _ in range(ENVELOPES_MAX):
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        elif isinstance(value, str):
+            value = lenient.opened(value)
+        else:
+            break
+    return value
 
 
 def _task_in_data(root: JsonObject, data: JsonObject, asked_id: str) -> JsonObject:
