@@ -14,9 +14,11 @@ from service.upstream.scalars import JsonObject, id_of, number_of, text_of
 from service.upstream.vocabulary import (
     CODES_FINE,
     FLAG_KEYS,
+    WORDS_OF_REQUESTS,
     State,
     is_of_clip,
     is_trouble,
+    may_be_of_question,
     may_be_of_request,
     state_of,
     state_of_flag,
@@ -98,8 +100,11 @@ def parse(body: bytes, asked_id: str | None = None) -> Document | None:
         state=state,
         may_be_of_request=is_borrowed or (task is root and may_be_of_request(word)),
         task_ids=ids,
-        # A word at the top may be about the request, as the code is that stands beside it.
-        has_failed=state == "failed" and bool(own_ids) and (task is not root or not word),
+        # A word at the top may be about the request, as the code is that stands beside it; but not
+        # if the code says nothing of the question.
+        has_failed=state == "failed"
+        and bool(own_ids)
+        and (task is not root or not word or not may_be_of_question(code)),
         code=code,
         size_bytes=len(body),
     )
@@ -117,9 +122,6 @@ def _place(root: JsonObject, asked_id: str | None) -> _Place:
     if ids or _has_own_word(task) or (held := _held(root)) is None:
         return root, "data", task, own_ids, ids
     envelope, key, task = held
-    # What stands within an envelope may be a whole body by itself.
-    if key == "data" and envelope is not root:
-        return _place(envelope, asked_id)
     own_ids = ids_of(task)
     return envelope, key, task, own_ids, own_ids
 
@@ -275,11 +277,22 @@ def status_word(object_: JsonObject) -> str | None:
     """Return the status word of an object as written, at most 100 characters."""
     for key in _WORD_KEYS:
         if key in object_ and (word := text_of(object_[key])):
-            return word[:MAX_WORD_CHARS]
+            exact = (
+                _exact_word(object_, key)
+                if word.lower() in WORDS_OF_REQUESTS or word.isdigit()
+                else None
+            )
+            return (exact or word)[:MAX_WORD_CHARS]
     # Suno's feed has its status under `type`; elsewhere `type` repeats a parameter of the request.
     if "response_data" in object_ and (word := text_of(object_.get("type"))):
         return word[:MAX_WORD_CHARS]
     return None
+
+
+def _exact_word(object_: JsonObject, weak_key: str) -> str | None:
+    """Return the word of an object beside a word, or a code, that may be about the request."""
+    words = (text_of(object_[key]) for key in _WORD_KEYS if key in object_ and key != weak_key)
+    return next((word for word in words if state_of(word)), None)
 
 
 def _flag(task: JsonObject) -> State | None:

@@ -149,7 +149,7 @@ STATE_OF_WORD: dict[str, State] = {
 _ENUM_NAME = re.compile(r"^(?:[a-z]+_)*(?:status|state)_")
 
 # An envelope says these of the request too: above a task, they do not say that it is done.
-_WORDS_OF_REQUESTS = frozenset(("success", "ok"))
+WORDS_OF_REQUESTS = frozenset(("success", "ok"))
 
 # Only clips say these (udioapi.pro/docs/v2-feed), and never a task.
 _WORDS_OF_CLIPS = frozenset(("text", "first", "complete", "streaming"))
@@ -204,7 +204,7 @@ def state_of(word: str | None) -> State | None:
 
 def may_be_of_request(word: str | None) -> bool:
     """Whether an envelope says this word of the request as well as of the task."""
-    return word is not None and _plain(word) in _WORDS_OF_REQUESTS
+    return word is not None and _plain(word) in WORDS_OF_REQUESTS
 
 
 def is_of_clip(word: str | None) -> bool:
@@ -230,6 +230,11 @@ def state_of_flag(value: Any) -> State | None:
 def is_trouble(code: int) -> bool:
     """Whether this code beside a task says how the question went."""
     return code in QUESTION_TROUBLE or (500 <= code <= 599 and code not in TASK_ENDS)
+
+
+def may_be_of_question(code: int | None) -> bool:
+    """Whether this code beside a word of failure may say that the question failed, or why."""
+    return code is not None and (code in CODES_AGAIN or 100 <= code <= 599)
 
 
 def ends_task(code: int | None) -> bool:
