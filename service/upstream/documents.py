@@ -119,7 +119,7 @@ def _place(root: JsonObject, asked_id: str | None) -> _Place:
     ids = own_ids or (ids_of(root) if task is not root else ())
     if not ids and asked_id is not None:
         own_ids = ids = _other_names(root, task, asked_id)
-    if ids or _has_own_word(task) or (held := _held(root)) is None:
+    if ids or _has_own_word(task) or (held := _held(root, asked_id)) is None:
         return root, "data", task, own_ids, ids
     envelope, key, task = held
     own_ids = ids_of(task)
@@ -137,9 +137,12 @@ def _task(root: JsonObject, asked_id: str | None) -> JsonObject:
 
 
 def _held(
-    root: JsonObject, depth: int = ENVELOPES_MAX
+    root: JsonObject, asked_id: str | None, depth: int = ENVELOPES_MAX
 ) -> tuple[JsonObject, str, JsonObject] | None:
     """Return the envelope right around a task, what the task stands under, and the task."""
+    for key, items in _lists(root):
+        if len(items) > 1 and (item := _item(items, asked_id)):
+            return root, key, item
     inner = {key: _only(root[key]) for key in _TASK_KEYS if key in root}
     objects = {key: value for key, value in inner.items() if isinstance(value, dict)}
     for key, object_ in objects.items():
@@ -147,13 +150,19 @@ def _held(
             return root, key, object_
     # What an envelope says of trouble would be lost within it.
     if depth and _code(root) is None:
-        closed = (_held(o, depth - 1) for o in objects.values() if not _has_own_word(o))
+        closed = (_held(o, asked_id, depth - 1) for o in objects.values() if not _has_own_word(o))
         if held := next(filter(None, closed), None):
             return held
     for key in _OWN_KEYS:
         if key in objects and not isinstance(root[key], list) and status_word(objects[key]):
             return root, key, objects[key]
     return None
+
+
+def _lists(object_: JsonObject) -> list[tuple[str, list[Any]]]:
+    """Return the lists of an object that may hold tasks, or parts of one."""
+    pairs = object_.items()
+    return [(k, v) for k, v in pairs if isinstance(v, list) and ROLES[k].may_hold_parts]
 
 
 def _only(value: Any) -> Any:
@@ -178,7 +187,7 @@ def _task_in_data(root: JsonObject, data: JsonObject, asked_id: str) -> JsonObje
         is_above = asked_id in ids_of(root)
         is_open = state_of(status_word(root)) in ("processing", "failed")
         return root if is_above and is_open else data
-    lists = [(k, v) for k, v in data.items() if isinstance(v, list) and ROLES[k].may_hold_parts]
+    lists = _lists(data)
     own = (_item(items, asked_id) for _, items in lists)
     if task := next(filter(None, own), None):
         return task
@@ -245,10 +254,10 @@ def _is_task(item: JsonObject) -> bool:
 
 def other_tasks(document: Document, asked_id: str | None) -> tuple[str, ...]:
     """Return the ids in a list of several tasks of which none was asked about; else nothing."""
-    data = document.root.get("data")
-    if asked_id in document.task_ids or not isinstance(data, list):
+    if asked_id in document.task_ids:
         return ()
-    items = [item for item in data if isinstance(item, dict)]
+    lists = [v for k, v in _lists(document.root) if k == "data" or not document.task_ids]
+    items = [item for items in lists for item in items if isinstance(item, dict)]
     of_tasks = [task_ids_of(item) or (ids_of(item) if _is_task(item) else ()) for item in items]
     ids = tuple(dict.fromkeys(id_ for ids in of_tasks for id_ in ids[:1]))
     return ids if len(ids) > 1 else ()
