@@ -9,8 +9,8 @@ from service.upstream.vocabulary import CODES_FINE, state_of
 
 _CODE_KEYS = ("failCode", "fail_code", "failureCode", "error_code", "errorCode")
 _MESSAGE_KEY_LIST = """
-    failMsg fail_msg fail_message error_message errorMessage task_status_msg fail_reason
-    failure_reason failureReason failure extra_message status_msg
+    failMsg fail_msg fail_message error_message errorMessage error_msg task_status_msg fail_reason
+    failure_reason failureReason failure_message failure extra_message status_msg reason
 """
 _MESSAGE_KEYS = _MESSAGE_KEY_LIST.split()
 _NO_ERROR_CODES = {None, *CODES_FINE}
@@ -22,7 +22,7 @@ _PROGRESS = re.compile(r"[0-9]{1,3}(\.[0-9]+)?")
 def read(document: Document, parts: tuple[JsonObject, ...] = ()) -> tuple[str | None, str | None]:
     """Return the code and the message of a failure, each at most 500 characters, or None."""
     objects = (document.task, *parts, document.root)
-    nested = values_of(objects, ("error", "base_resp", "detail"))
+    nested = values_of(objects, ("error", "task_error", "base_resp", "detail"))
     errors = [error for error in nested if isinstance(error, dict)]
     code = document.root.get("code")
     is_word = isinstance(code, str) and state_of(code) is None

@@ -103,6 +103,18 @@ def test_an_unknown_word_under_any_name_within_a_result_has_no_say() -> None:
     assert (report.state, urls(report)) == ("succeeded", [PNG])
 
 
+@pytest.mark.parametrize("where", PLACES[:4])
+@pytest.mark.parametrize("failed", ["failed", "CANCELLED"])
+def test_a_failure_above_an_open_part_is_still_working(where: str, failed: str) -> None:
+    value = body(where, "processing")
+    (value.get("data") or value)["status"] = failed
+    for report in (read_poll(value), read_callback(value)):
+        assert (report.state, report.possible, report.word) == ("processing", None, failed)
+    value = body(where, "failed")
+    (value.get("data") or value)["status"] = failed
+    assert read_poll(value).state == "failed"
+
+
 # The envelope
 
 
@@ -168,13 +180,9 @@ def test_a_preview_is_no_result_beside_one_and_only_a_possible_one_alone(key: st
 @pytest.mark.parametrize(
     "more", [{"output": {"error": "out of memory"}}, {"output": None, "error": "out of memory"}]
 )
-def test_a_final_word_beside_an_error_and_no_file_is_a_possible_failure(
-    more: dict[str, Any],
-) -> None:
+def test_a_final_word_beside_an_error_and_no_file_is_a_failure(more: dict[str, Any]) -> None:
     report = read_poll({"id": "t", "status": "COMPLETED", **more})
-    assert report.state == "processing"
-    assert report.possible
-    assert (report.possible.state, report.possible.error_message) == ("failed", "out of memory")
+    assert (report.state, report.error_message) == ("failed", "out of memory")
 
 
 @pytest.mark.parametrize("code", [401, 403, 408, 425, 429, 500, 503])
