@@ -125,7 +125,7 @@ class Slots:
         self._hold(share, -held)
         share.parent, share.entry = parent, None
         self._hold(share, held)
-        self._moved |= {old: None, share: None}
+        self._moved[old] = None
 
     def _hold(self, share: Share, change: int) -> None:
         self.free -= change
