@@ -285,10 +285,13 @@ class Dispatcher:
         """Adapt the lane, and with it its receiver, to how the attempt went."""
         if result.rest is not None:
             self.receivers.note(result.rest)
-        in_flight = lane.in_flight
-        if recipient.subscriber.is_notify:
-            in_flight = self.slots.held_by_receiver(result.due.id)
+        present, standing = lane.recipient or recipient, lane.receiver.standing
+        if present.subscriber.url != recipient.subscriber.url:
+            return  # Another receiver has answered.
+        in_flight = self.slots.held_in_window(result.due.id)
         lane.learn(result.record.attempt, result.ended_at, in_flight=in_flight)
+        if lane.recipient is not None and lane.receiver.standing != standing:
+            self.slots.find_share(lane)
 
     async def _record_again(self, lane: Lane, result: Result) -> None:
         if (now := await self._record(lane, result, self.context.clock())) is not None:

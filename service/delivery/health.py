@@ -83,9 +83,9 @@ async def _record_with_health(
     old = await rows.read_by_id(tx, Subscriber, result.record.subscriber_id)
     if old is None or old.status == "disabled":
         return old
-    changes = changes_of(old, result, tx.now)
-    if old.url != result.recipient.subscriber.url:
-        changes = {}  # The present URL has not failed, and is not gone.
+    changes, sent_to = changes_of(old, result, tx.now), result.recipient.subscriber
+    if (old.url, old.updated_at) != (sent_to.url, sent_to.updated_at):
+        changes = {}  # What a person has changed or enabled since has not failed, and is not gone.
     new = await subscribers.update(tx, old, **changes) if changes else old
     if new.status == "disabled":
         tx.after_commit(context.inbox.reload, new.id)

@@ -36,7 +36,6 @@ async def send_test(
     subscriber, lane = recipient.subscriber, Lane(subscriber.id)
     receiver = dispatcher.receivers.find(subscriber, recipient.rests, turn)
     lane.set_recipient(recipient, receiver)
-    lane.failing_since = subscriber.failing_since
     tests, slots = dispatcher.tests, dispatcher.slots
     if dispatcher.is_open:
         dispatcher.refill(subscriber.id)  # The lane is in memory then.

@@ -10,12 +10,23 @@ Entry = tuple[int, int, int, "Share"]  # Slots needed, slots held, turn.
 
 
 class Share(Struct, eq=False, weakref=True):
-    """The slots of a lane, a receiver, a tenant, or all: each is a part of the next."""
+    """The slots of a lane, a receiver, a part of a tenant, a tenant, all: each is in the next."""
 
     parent: "Share | None" = None
     weight: int = 1  # So many slots may it hold for each one that is free.
+    reserve: int = 0  # So many slots stay free, at least.
     held: int = 0
     window: Window | None = None  # Of a receiver whose lanes share one.
     queue: list[Entry] = field(default_factory=list)  # Parts that wait: a heap, with outdated ones.
     pushes_left: int = PUSHES
     entry: Entry | None = None  # The current one, in the queue of the parent.
+
+    @property
+    def needed(self) -> int:
+        """How many slots have to be free for one more to be taken, besides that one."""
+        return max(self.held // self.weight, self.reserve)
+
+    @property
+    def is_full(self) -> bool:
+        """True if the lanes share a window, and have used it up."""
+        return self.window is not None and self.held >= self.window.size
