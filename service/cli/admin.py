@@ -4,12 +4,12 @@ import argparse
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from service.cli import output, streams
+from service.cli import interrupts, output, streams
 from service.cli.arguments import (
     Echo,
     add_command,
@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # They take most of a second to import, and `--help` needs no
     from service.context import Context
     from service.session import WorkCounts
     from service.store.sqlite.group import Transaction
+
+T = TypeVar("T")
 
 KEYS_MAX = 1_000
 
@@ -107,11 +109,17 @@ def migrate(_options: argparse.Namespace, echo: Echo) -> int:
 
     settings = read_settings()
     log.configure("warning")
-    for step in asyncio.run(_migrate(settings)):
+    for step in _run(_migrate(settings)):
         echo(f"applied {step}")
     version = schema.latest()
     echo(f"{settings.database_path} has schema {version}, the one that this genhook needs.")
     return 0
+
+
+def _run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine; Ctrl-C cancels it unless it handles signals."""
+    interrupts.always_raise()
+    return asyncio.run(main)
 
 
 async def _migrate(settings: Settings) -> list[str]:
@@ -133,7 +141,7 @@ def tick(options: argparse.Namespace, echo: Echo) -> int:
     # A platform may run ticks and nothing else: like `serve`, a tick creates the database.
     settings = read_settings()
     log.configure(settings.log_level, redactor=make_redactor(settings))
-    done = asyncio.run(_tick(settings, options.seconds))
+    done = _run(_tick(settings, options.seconds))
     if options.json:
         echo(msgspec.json.encode(done).decode())
         return 0
@@ -253,7 +261,7 @@ def _write(
             return await context.database.write(unit, context, *arguments)
 
     log.configure("info")
-    return asyncio.run(write())
+    return _run(write())
 
 
 async def _insert(tx: "Transaction", context: "Context", key: Key, secret: str) -> Key:

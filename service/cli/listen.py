@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 from service.cli import answers, output
 from service.cli.arguments import Echo, check, define
-from service.cli.calls import UnreachableError, ask, call, connect, decode, is_sendable
+from service.cli.calls import (
+    UnreachableError,
+    ask,
+    call,
+    connect,
+    decode,
+    is_sendable,
+    open_client,
+)
 from service.cli.client import add_remote
 from service.delivery import signing
 from service.model.clock import SECOND, now_ms
@@ -138,8 +146,9 @@ def _forward(url: str, key: bytes, event_id: str, body: bytes) -> tuple[bool, st
     }
     began = time.perf_counter()
     try:
-        # Not with the client: its key is for the service alone.
-        answer = httpx.post(url, content=body, headers=headers, timeout=FORWARD_SECONDS)
+        # Not with the client of the service: its key is for that alone.
+        with open_client(url, timeout=FORWARD_SECONDS) as client:
+            answer = client.post(url, content=body, headers=headers)
     except httpx.RequestError as error:
         return False, output.plain(f"-> {str(error) or type(error).__name__}")
     milliseconds = (time.perf_counter() - began) * 1_000

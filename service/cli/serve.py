@@ -119,5 +119,4 @@ def sandbox(options: argparse.Namespace, echo: Echo) -> int:
     with server.bind(options.host, options.port) as sock:
         url = server.url_of(sock)
         echo(f"The sandbox of API in One is at {url}/api/v1. To see what it can do: curl {url}")
-        server.run(server.sandbox(sock, options.api_key, options.speed))
-    return 0
+        return server.run(server.sandbox(sock, options.api_key, options.speed))

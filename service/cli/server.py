@@ -6,14 +6,14 @@ import gc
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import uvicorn
 import uvloop
 
-from service.cli import entrance
+from service.cli import entrance, interrupts
 from service.cli.accept import Acceptor
 from service.cli.stopping import Stop, on_signals
 from service.cli.turns import Turns
@@ -24,7 +24,6 @@ from service.telemetry import log
 if TYPE_CHECKING:
     from service.app import App
 
-run = uvloop.run
 KEEP_ALIVE_SECONDS = 30
 BACKLOG = 2_048
 SANDBOX_STOP_SECONDS = 5.0
@@ -63,6 +62,12 @@ class Server(uvicorn.Server):
             seconds = max(self._ends_at - asyncio.get_running_loop().time(), 0)
             self.config.timeout_graceful_shutdown = seconds  # type: ignore[assignment]
         await super().shutdown(sockets)
+
+
+def run(main: Coroutine[Any, Any, int | None]) -> int:
+    """Run a coroutine; return its exit status. Ctrl-C cancels it unless it handles signals."""
+    interrupts.always_raise()
+    return uvloop.run(main) or 0
 
 
 def bind(host: str, port: int) -> socket.socket:

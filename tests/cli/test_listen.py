@@ -1,15 +1,18 @@
 """`genhook listen`: events as they come, from a service that may be away."""
 
 import argparse
+import http.server
 import json
 import shlex
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
 
 from service.cli import listen, main
 from service.model.clock import parse_rfc3339, rfc3339
+from tests.cli.test_serve import served as receiving
 
 NOW = parse_rfc3339("2026-11-22T18:20:00Z")
 
@@ -96,3 +99,26 @@ def test_listening_with_a_secret_that_is_none_is_refused(
     served(monkeypatch, lambda _: page())
     assert run("listen --once --secret whsec_short") == 1
     assert "--secret cannot be used" in capsys.readouterr().err
+
+
+def test_events_go_to_this_machine_without_the_proxy_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")  # Nothing listens there.
+    paths: list[str] = []
+
+    class Receiver(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            paths.append(self.path)
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    replies = [page(), page(event(1))]
+    served(monkeypatch, lambda _: replies.pop())
+    with receiving(Receiver) as url:
+        assert run(f"listen --once --forward-to {url}/hooks") == 0
+    assert paths == ["/hooks"]
+    assert "204" in capsys.readouterr().out

@@ -186,14 +186,6 @@ def test_a_fault_of_genhook_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch)
         run("doctor")
 
 
-def test_an_interruption_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> int:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(doctor, "doctor", interrupt)
-    assert run("doctor") == 130
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the full device of Linux")
 @pytest.mark.parametrize("line", ["--version", "--help", "keys create --help", ""])
 def test_an_output_that_cannot_be_written_is_one_sentence(line: str) -> None:

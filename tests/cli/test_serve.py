@@ -34,7 +34,7 @@ from tests.harness import create_answer, settings
 SECRET_KEY = "0123456789abcdef0123456789abcdef"
 ADMIN_KEY = "ghk_0123456789abcdef0123456789abcdef"
 END_SECONDS = 15
-MAIN = "from service.cli.main import main; raise SystemExit(main())"
+MAIN = "from service.cli.start import main; raise SystemExit(main())"
 KEYS = {"GENHOOK_SECRET_KEYS": SECRET_KEY, "GENHOOK_ADMIN_KEY": ADMIN_KEY}
 
 
