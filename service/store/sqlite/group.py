@@ -14,7 +14,7 @@ from service.store.sqlite.statements import statements
 
 ROWS_MAX = 5_000  # Changed by units of one kind in a group; the others of it are left for the next.
 HEAVY_ROWS = 50  # Of a unit that is charged for what it writes; fewer are as many as usual.
-FIRST_ITEMS = 16  # Of a batched unit, in its first call of a group. The next are by what it wrote.
+FIRST_ITEMS = 48  # Of a batched unit, in its first call of a group. The next are by what it wrote.
 
 AfterCommit = list[tuple[Callable[..., None], tuple[Any, ...]]]
 
