@@ -38,7 +38,7 @@ def add(waiting: Lines, tenant: str, count: int, unit: Any = light) -> list[Item
 def run(items: Iterable[Item]) -> None:
     """Let items run, as a group does."""
     for item in items:
-        item.has_run, item.rows = True, HEAVY if item.unit is heavy else 0
+        item.has_run, item.rows = True, HEAVY if item.unit is heavy else None
 
 
 def commit(waiting: Lines) -> list[Item]:
@@ -84,8 +84,20 @@ async def test_tenants_share_a_group_by_the_rows_that_they_write(waiting: Lines)
 async def test_a_group_ends_at_so_many_rows(waiting: Lines) -> None:
     learn_heavy(waiting, "a")
     add(waiting, "a", 100, heavy)
-    rows = sum(item.rows for item in commit(waiting))
+    rows = sum(item.rows or 0 for item in commit(waiting))
     assert lines.GROUP_ROWS - HEAVY <= rows <= lines.GROUP_ROWS
+
+
+async def test_a_group_takes_few_units_of_a_tenant_whose_rows_nobody_knows(
+    waiting: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn_heavy(waiting, "a")
+    add(waiting, "b", 100, heavy)
+    assert len(waiting.take()) <= lines.GROUP_ROWS // lines.UNKNOWN_ROWS
+    monkeypatch.setattr("tests.store.test_lines.HEAVY", 0)
+    learn_heavy(waiting, "c")
+    add(waiting, "c", 100, heavy)
+    assert counts(waiting.take())["c", "heavy"] == 100
 
 
 async def test_who_is_heavier_than_a_group_still_has_a_turn(

@@ -88,7 +88,7 @@ class Item:
     ends_at: float = math.inf  # When its caller stops waiting, by the loop's clock.
     future: asyncio.Future[Any] = field(default_factory=asyncio.Future)
     has_run: bool = False  # In the latest group that took it.
-    rows: int = 0  # That it wrote, if it is heavy.
+    rows: int | None = None  # That it wrote, if its unit counts them; few count as none.
     result: Any = None
     error: BaseException | None = None
 

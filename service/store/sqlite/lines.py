@@ -2,8 +2,8 @@
 
 A unit may write ten rows or a thousand. So a turn is no number of units: who has written fewer rows
 is next, and a group ends after so many. How many rows a unit writes is known only afterwards, and
-then for the next one of its kind and tenant. These heavy ones have a line of their own, so that a
-tenant's requests do not queue behind its own webhooks.
+then for the next one of its kind and tenant; of a tenant's first ones, a group takes few. Heavy ones
+have a line of their own, so that a tenant's requests do not queue behind its own webhooks.
 """
 
 import heapq
@@ -15,7 +15,9 @@ from service.store.sqlite.group import HEAVY_ROWS, Item
 GROUP_MAX = 512  # Units in a group, if none of them is heavy.
 UNIT_ROWS = 3  # An ordinary unit takes as long as so many deliveries, each with its indexes.
 GROUP_ROWS = GROUP_MAX * UNIT_ROWS
-WEIGHTS_MAX = 10_000  # Kinds of heavy units that are remembered.
+UNKNOWN_ROWS = 200  # The first ones of a tenant count for so many, where others' were counted.
+WEIGHTS_MAX = 10_000  # Kinds of units that are remembered.
+COUNTED_MAX = 1_000
 _Kind = tuple[str | None, object]  # A tenant, or None for the rest; and a unit.
 
 
@@ -40,7 +42,8 @@ class Lines:
         self._rows = 0  # When it was the turn of the last item that was taken.
         self._arrivals = 0
         self._count = 0
-        self._weights: dict[_Kind, int] = {}  # Rows of the units that are heavy.
+        self._counted: set[object] = set()  # Units that count the rows that they write.
+        self._weights: dict[_Kind, int] = {}  # Their rows by kind, 0 unless they are heavy.
 
     def __len__(self) -> int:
         return self._count
@@ -62,12 +65,13 @@ class Lines:
     def take(self) -> list[Item]:
         """Take the items of the next group: one at least, if any waits."""
         taken: list[Item] = []
-        room, turns, weights = GROUP_ROWS, self._turns, self._weights
+        room, turns = GROUP_ROWS, self._turns
+        counted, weights = self._counted, self._weights
         while turns:
             turn, arrival, line = turns[0]
             items, rows = line.items, UNIT_ROWS
-            if weights:
-                rows += weights.get((items[0].tenant, items[0].unit), 0)
+            if items[0].unit in counted:
+                rows += weights.get((items[0].tenant, items[0].unit), UNKNOWN_ROWS)
             if rows > room and taken:
                 break
             self._rows, room = turn, room - rows
@@ -103,29 +107,30 @@ class Lines:
         """
         most: dict[_Kind, int] = {}
         for item in items:
-            if item.has_run and (item.rows or self._weights):
+            if item.has_run and item.rows is not None:
                 kind: _Kind = item.tenant, item.unit
                 most[kind] = max(item.rows, most.get(kind, 0))
         for kind, rows in most.items():
             self._weigh(kind, max(rows, self._weights.get(kind, 0) * 3 // 4))
 
     def _weigh(self, kind: _Kind, rows: int) -> None:
-        """Note the rows of units of a kind; those that wait move to a line of their own."""
-        is_known = self._weights.pop(kind, None) is not None
-        if rows < HEAVY_ROWS and kind not in self._lines:
-            return
+        """Note the rows of units of a kind; heavy ones that wait move to a line of their own."""
+        if len(self._counted) >= COUNTED_MAX:
+            self._counted.clear()
+        self._counted.add(kind[1])
+        was_heavy = self._weights.pop(kind, 0) > 0
+        is_heavy = rows >= HEAVY_ROWS or kind in self._lines
         if len(self._weights) >= WEIGHTS_MAX:
             del self._weights[next(iter(self._weights))]  # That of the longest ago.
-        self._weights[kind] = rows
-        if is_known:
-            return
-        moved = self.drop(lambda item: (item.tenant, item.unit) == kind)
-        for item in moved:
-            self.append(item)
+        self._weights[kind] = rows if is_heavy else 0
+        if is_heavy and not was_heavy:
+            moved = self.drop(lambda item: (item.tenant, item.unit) == kind)
+            for item in moved:
+                self.append(item)
 
     def _line_of(self, item: Item) -> Line:
         key: _Kind = item.tenant, None
-        if self._weights and (item.tenant, item.unit) in self._weights:
+        if item.unit in self._counted and self._weights.get((item.tenant, item.unit)):
             key = item.tenant, item.unit
         line = self._lines.get(key)
         if line is None:
