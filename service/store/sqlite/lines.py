@@ -2,8 +2,8 @@
 
 A unit may write ten rows or a thousand. So a turn is no number of units: who has written fewer rows
 is next, and a group ends after so many. How many rows a unit writes is known only afterwards, and
-then for the next one of its kind and tenant; of a tenant's first ones, a group takes few. Heavy ones
-have a line of their own, so that a tenant's requests do not queue behind its own webhooks.
+then for the next one of its kind and tenant; of a tenant's first ones, a group takes few. Heavy
+ones have a line of their own, so that a tenant's requests do not queue behind its own webhooks.
 """
 
 import heapq
@@ -107,7 +107,7 @@ class Lines:
         """
         most: dict[_Kind, int] = {}
         for item in items:
-            if item.has_run and item.rows is not None:
+            if item.rows is not None:
                 kind: _Kind = item.tenant, item.unit
                 most[kind] = max(item.rows, most.get(kind, 0))
         for kind, rows in most.items():
