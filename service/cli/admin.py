@@ -19,6 +19,7 @@ from service.cli.arguments import (
     define,
     parse_id,
     parse_number,
+    split_commas,
 )
 from service.cli.environment import settings_of_existing
 from service.model.clock import now_ms
@@ -97,7 +98,7 @@ def parse_name(text: str) -> str:
 
 def parse_scopes(text: str) -> list[str]:
     """Read scopes that are separated by commas."""
-    unique = list(dict.fromkeys(text.split(",")))
+    unique = list(dict.fromkeys(split_commas(text)))
     check(set(unique) <= {*SCOPES}, f"scopes, separated by commas, of: {', '.join(SCOPES)}")
     return unique
 

@@ -120,7 +120,7 @@ def _to_error(answer: "httpx.Response") -> CommandError:
     """Return the problem in an answer as one sentence, with its code."""
     try:
         problem = msgspec.json.decode(answer.content, type=answers.Problem)
-        errors = [e for e in problem.errors if e["message"] != problem.detail]
+        errors = [e for e in problem.errors if e["message"] not in problem.detail]
         fields = "; ".join(f"{e['pointer']} {e['message']}" for e in errors)
         detail = problem.detail.rstrip(".") + (f": {fields}" if fields else "")
         # A key that is good for another service is the likely cause.

@@ -81,7 +81,8 @@ def bind(host: str, port: int) -> socket.socket:
         )
     except OSError as error:
         number = error.errno or 0  # The resolver's own numbers are below zero.
-        reason = (os.strerror(number) if number > 0 else str(error.strerror)).lower()
+        text = os.strerror(number) if number > 0 else str(error.strerror)
+        reason = text.partition(" (while ")[0].lower()  # Python repeats the address.
         raise CommandError(f"cannot listen on {host} port {port}: {reason}.") from error
     except UnicodeError as error:  # A part of the name is empty, too long, or no text.
         raise CommandError(f"cannot listen on {host}: it is no name of a host.") from error

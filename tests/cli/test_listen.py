@@ -88,9 +88,21 @@ def test_listening_waits_for_a_service_that_is_away(
     busy = httpx.Response(503, json={"detail": "Not now.", "code": "storage_unavailable"})
     script: list[Reply] = [away, busy, page(event(2))]
     assert listen_to(script, monkeypatch, "--after evt_1 --json") == ["evt_1"] * 3 + ["evt_2"]
-    text = capsys.readouterr().out
-    assert text.count("Trying again.") == 1
-    assert event(2).decode() in text
+    shown = capsys.readouterr()
+    assert shown.err.count("Trying again.") == 1
+    assert shown.out == event(2).decode() + "\n"
+
+
+def test_with_json_the_output_of_listening_is_only_events(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replies = [page(), page(event(0), event(0))]
+    served(monkeypatch, lambda _: replies.pop())
+    assert run("listen --once --json --forward-to http://127.0.0.1:1") == 1
+    shown = capsys.readouterr()
+    assert shown.out == f"{event(0).decode()}\n" * 2
+    assert "signed with whsec_" in shown.err
+    assert shown.err.count("refused") == 2
 
 
 def test_listening_with_a_secret_that_is_none_is_refused(

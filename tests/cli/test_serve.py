@@ -413,6 +413,18 @@ def test_an_address_of_another_machine_cannot_be_listened_on() -> None:
         server.bind("192.0.2.1", 0)
 
 
+def test_a_name_that_leads_nowhere_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def create_server(address: tuple[str, int], **_: object) -> socket.socket:
+        text = f"Name or service not known (while attempting to bind on address {address})"
+        raise socket.gaierror(socket.EAI_NONAME, text)
+
+    monkeypatch.setattr(socket, "create_server", create_server)
+    with pytest.raises(CommandError, match=r"^cannot listen on a port 1: name or service not kno"):
+        server.bind("a", 1)
+    with pytest.raises(CommandError, match=r"known\.$"):
+        server.bind("a", 1)
+
+
 # sandbox
 
 
