@@ -27,6 +27,13 @@ class Share(Struct, eq=False, weakref=True):
         return max(self.held // self.weight, self.reserve)
 
     @property
-    def is_full(self) -> bool:
-        """True if the lanes share a window, and have used it up."""
+    def has_used_window(self) -> bool:
+        """True if the lanes share a window, and it allows no more."""
         return self.window is not None and self.held >= self.window.size
+
+    def has_room(self, free: int) -> bool:
+        """True if one more may be taken while so many slots are free."""
+        # Each attempt asks this of each share, so it does without calls.
+        if free <= self.held // self.weight or free <= self.reserve:
+            return False
+        return self.window is None or self.held < self.window.size

@@ -44,12 +44,10 @@ class Slots:
 
     def are_free_for(self, lane: Lane) -> bool:
         """True if the lane may start another attempt."""
-        share = lane.share or self.find_share(lane)
-        while share.needed < self.free and not share.is_full:
-            if share.parent is None:
-                return True
+        share: Share | None = lane.share or self.find_share(lane)
+        while share is not None and share.has_room(self.free):
             share = share.parent
-        return False
+        return share is None
 
     def take(self, lane: Lane, delivery_id: str) -> None:
         """Take a slot for an attempt of the lane."""
@@ -155,7 +153,7 @@ class Slots:
         """Return how many slots have to be free, and one more; None if nothing may leave."""
         if share in self.waiting:
             return share.needed
-        first = None if share.is_full else _first_of(share)
+        first = None if share.has_used_window else _first_of(share)
         return None if first is None else max(share.needed, first[0])
 
 
