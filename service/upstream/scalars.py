@@ -25,7 +25,7 @@ def first_text(values: Iterable[Any]) -> str | None:
 
 def text_of(value: Any, chars: int = MAX_TEXT_CHARS) -> str | None:
     """Return a text without the spaces around it, or an integer as text; None for what is none."""
-    text = _written(value)
+    text = value if type(value) is str else _written(value)
     return text.strip()[:chars] or None if text else None
 
 
