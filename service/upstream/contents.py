@@ -72,6 +72,7 @@ class Contents:
     def look_into(self, object_: JsonObject, spot: _Spot = _TASK) -> None:
         """Note what an object holds."""
         above, place, may_hold_parts, expires_at = spot
+        is_of_urls = above.is_url
         if "expires_at" in object_ or "expiresAt" in object_:
             expires_at = _expiry(object_) or expires_at
         for name, value in object_.items():
@@ -85,7 +86,7 @@ class Contents:
                 if role.is_preview or at == UNKNOWN:
                     at = self._unknown
                 # In `images: [{url}]` and `model_urls: {glb}` the name above tells what it is.
-                is_told = above is not NO_NAME and (role.is_bare_url or above.is_url)
+                is_told = is_of_urls or (role.is_bare_url and above is not NO_NAME)
                 type_role = above if is_told else role
                 if kind is str:
                     if at != AROUND:

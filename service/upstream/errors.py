@@ -79,8 +79,12 @@ def is_error(value: Any) -> bool:
 
 def is_partial(object_: JsonObject) -> bool:
     """Whether an object, or its result, is not complete: a progress below 100, or below 1.0."""
-    objects = (object_, *_outputs(object_))
-    return any(_is_below_all(o[key]) for o in objects for key in _PROGRESS_KEYS if key in o)
+    for part in (object_, object_.get("output"), object_.get("result")):
+        if type(part) is dict:
+            for key in _PROGRESS_KEYS:
+                if key in part and _is_below_all(part[key]):
+                    return True
+    return False
 
 
 def _is_below_all(progress: Any) -> bool:
