@@ -16,6 +16,7 @@ NAMES_MAX = 1_000  # Ids that are compared with those of other generations' task
 TEXTS_MAX = 10_000  # What follows may be no link.
 JSON_TEXTS_MAX = 100
 JSON_DEPTH_MAX = 3
+_BEFORE_JSON = "{[ \r\n\t"
 _YEAR_10000 = 253_402_300_800_000
 _WORD_KEYS = ("status", "state", "task_status", "taskStatus")
 
@@ -71,6 +72,7 @@ class Contents:
     def look_into(self, object_: JsonObject, spot: _Spot = _TASK) -> None:
         """Note what an object holds."""
         above, place, may_hold_parts, expires_at = spot
+        is_of_urls = above.is_url
         if "expires_at" in object_ or "expiresAt" in object_:
             expires_at = _expiry(object_) or expires_at
         for name, value in object_.items():
@@ -84,7 +86,7 @@ class Contents:
                 if role.is_preview or at == UNKNOWN:
                     at = self._unknown
                 # In `images: [{url}]` and `model_urls: {glb}` the name above tells what it is.
-                is_told = (role.is_bare_url or above.is_url) and above is not NO_NAME
+                is_told = is_of_urls or (role.is_bare_url and above is not NO_NAME)
                 type_role = above if is_told else role
                 if kind is str:
                     if at != AROUND:
@@ -124,9 +126,7 @@ class Contents:
             self.parts += parts
 
     def _note_text(self, text: Text) -> None:
-        if text.role.may_hold_parts and text.text.lstrip()[:1] in ("{", "["):
-            self._look_into_text(text)
-        elif text.role.may_hold_link or text.type_role.is_url:
+        if text.role.may_hold_link or text.type_role.is_url:
             self._keep(text)
         elif self._unknown != AROUND:
             self._keep(text._replace(place=UNKNOWN))
@@ -150,7 +150,9 @@ class Contents:
         is_short = len(written) < links.INLINE_MIN_CHARS
         if is_short and "." not in written and "/" not in written and ":" not in written:
             return  # Neither a path nor a URL nor a file in base64.
-        if len(self.texts) < TEXTS_MAX:
+        if written[0] in _BEFORE_JSON and text.role.may_hold_parts:
+            self._look_into_text(text)
+        elif len(self.texts) < TEXTS_MAX:
             self.texts.append(text)
 
     def _note_id(self, role: Role, value: Any) -> None:

@@ -25,6 +25,7 @@ from service.upstream.vocabulary import (
 )
 
 MAX_WORD_CHARS = 100
+WEAK_CHARS_MAX = len("success")
 ENVELOPES_MAX = 4  # Within each other.
 
 # What the task may stand under. In the last ones there may also be its result: only what names a
@@ -32,10 +33,6 @@ ENVELOPES_MAX = 4  # Within each other.
 _TASK_KEYS = ("data", "task", "output", "result", "response")
 _OWN_KEYS = _TASK_KEYS[:2]
 _WORD_KEYS = ("status", "state", "task_status", "taskStatus", "callbackType")
-
-
-# The envelope right around the task, what the task stands under, the task, its own ids, all ids.
-_Place = tuple[JsonObject, str, JsonObject, tuple[str, ...], tuple[str, ...]]
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -79,17 +76,22 @@ def parse(body: bytes, asked_id: str | None = None) -> Document | None:
     if decoded is None:
         return None
     raw = decoded.value
-    place = _place(raw if isinstance(raw, dict) else {"data": raw}, asked_id)
-    root, key, task, own_ids, ids = place
+    root = raw if isinstance(raw, dict) else {"data": raw}
+    key, task = "data", _task(root, asked_id)
+    own_ids = ids_of(task)
+    ids = own_ids or (ids_of(root) if task is not root else ())
+    if not ids and asked_id is not None:
+        own_ids = ids = _other_names(root, task, asked_id)
+    if not ids and not _has_own_word(task) and (held := _held(root, asked_id)):
+        root, key, task = held
+        own_ids = ids = ids_of(task)
     word = status_word(task)
     # The words of an envelope are about the request, but for an envelope that names the task.
     is_borrowed = word is None and not own_ids and bool(ids)
     if is_borrowed:
         word = status_word(root)
     state = state_of(word) if word else _flag(task)
-    code = _code(root)
-    if code is None and state is None and task is not root:
-        code = _trouble(task)
+    code = _code(root) or (None if state or task is root else _trouble(task))
     return Document(
         raw=raw,
         is_whole=decoded.is_whole,
@@ -100,34 +102,21 @@ def parse(body: bytes, asked_id: str | None = None) -> Document | None:
         state=state,
         may_be_of_request=is_borrowed or (task is root and may_be_of_request(word)),
         task_ids=ids,
-        # A word at the top may be about the request, as the code is that stands beside it; but not
-        # if the code says nothing of the question.
-        has_failed=state == "failed"
-        and bool(own_ids)
-        and (task is not root or not word or not may_be_of_question(code)),
+        has_failed=state == "failed" and bool(own_ids) and (task is not root or _tells(word, code)),
         code=code,
         size_bytes=len(body),
     )
 
 
-def _place(root: JsonObject, asked_id: str | None) -> _Place:
-    """Return where the task stands, the ids that it gives itself, and all that it has."""
-    if type(root.get("data")) is str:
-        root = {**root, "data": lenient.opened(root["data"])}
-    task = _task(root, asked_id)
-    own_ids = ids_of(task)
-    ids = own_ids or (ids_of(root) if task is not root else ())
-    if not ids and asked_id is not None:
-        own_ids = ids = _other_names(root, task, asked_id)
-    if ids or _has_own_word(task) or (held := _held(root, asked_id)) is None:
-        return root, "data", task, own_ids, ids
-    envelope, key, task = held
-    own_ids = ids_of(task)
-    return envelope, key, task, own_ids, own_ids
+def _tells(word: str | None, code: int | None) -> bool:
+    """Whether a word of failure at the top is the task's; a code may make it the request's."""
+    return not word or not may_be_of_question(code)
 
 
 def _task(root: JsonObject, asked_id: str | None) -> JsonObject:
     data = root.get("data")
+    if type(data) is str:
+        data = lenient.opened(data)
     if isinstance(data, dict):
         return data if asked_id is None else _task_in_data(root, data, asked_id)
     items = data if isinstance(data, list) else []
@@ -286,11 +275,8 @@ def status_word(object_: JsonObject) -> str | None:
     """Return the status word of an object as written, at most 100 characters."""
     for key in _WORD_KEYS:
         if key in object_ and (word := text_of(object_[key])):
-            exact = (
-                _exact_word(object_, key)
-                if word.lower() in WORDS_OF_REQUESTS or word.isdigit()
-                else None
-            )
+            may_be_weak = len(word) <= WEAK_CHARS_MAX  # It saves a look-up for most.
+            exact = _exact_word(object_, key, word) if may_be_weak else None
             return (exact or word)[:MAX_WORD_CHARS]
     # Suno's feed has its status under `type`; elsewhere `type` repeats a parameter of the request.
     if "response_data" in object_ and (word := text_of(object_.get("type"))):
@@ -298,8 +284,10 @@ def status_word(object_: JsonObject) -> str | None:
     return None
 
 
-def _exact_word(object_: JsonObject, weak_key: str) -> str | None:
+def _exact_word(object_: JsonObject, weak_key: str, weak: str) -> str | None:
     """Return the word of an object beside a word, or a code, that may be about the request."""
+    if weak.lower() not in WORDS_OF_REQUESTS and not weak.isdigit():
+        return None
     words = (text_of(object_[key]) for key in _WORD_KEYS if key in object_ and key != weak_key)
     return next((word for word in words if state_of(word)), None)
 

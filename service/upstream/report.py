@@ -97,8 +97,8 @@ def read_report(document: Document, request: results.Request = results.NOTHING) 
         # A final word above parts that are open is no end.
         is_open = state == "failed" and _has_open_part(contents)
         return report if is_open else _as_failed(report, document)
-    is_whole = not (errors.is_partial(document.task) or errors.is_partial(document.root))
-    if document.may_be_of_request and not is_whole:
+    is_partial = errors.is_partial
+    if document.may_be_of_request and (is_partial(document.task) or is_partial(document.root)):
         return report
     if not contents.parts:
         return _read_success(report, document, contents, request)

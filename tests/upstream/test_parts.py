@@ -198,3 +198,27 @@ def test_an_error_in_data_that_is_about_the_question_ends_no_task(code: int) -> 
 def test_any_other_error_in_data_is_the_tasks(code: Any) -> None:
     error = {"code": code, "message": "no"}
     assert read_poll({"data": {"task_id": "t", "error": error}}).state == "failed"
+
+
+@pytest.mark.parametrize("errors", [["no gpu"], [{"message": "no gpu"}], [{"msg": "no gpu"}, "x"]])
+@pytest.mark.parametrize("key", ["error", "errors"])
+def test_a_list_of_errors_is_an_error(key: str, errors: Any) -> None:
+    for word in ({"status": "unheard of"}, {}, {"status": "completed"}):
+        report = read_poll({"data": {"task_id": "t", key: errors, **word}})
+        assert (report.state, report.error_message) == ("failed", "no gpu")
+    empties: list[Any] = [[], [""], [None], [{}]]
+    for empty in empties:
+        report = read_poll({"data": {"task_id": "t", "status": "unheard of", key: empty}})
+        assert report.state == "processing"
+
+
+@pytest.mark.parametrize("key", ["progress", "progress_percent", "percent"])
+@pytest.mark.parametrize("progress", [50, "50 %", 0.5])
+def test_files_beside_any_progress_prove_nothing_under_an_unknown_word(
+    key: str, progress: Any
+) -> None:
+    about: dict[str, Any] = {"task_id": "t", "status": "unheard of"}
+    for more in ({key: progress, "url": PNG}, {"output": {key: progress, "url": PNG}}):
+        report = read_poll({"data": {**about, **more}})
+        assert (report.state, report.possible) == ("processing", None)
+    assert read_poll({"data": {**about, key: 100, "url": PNG}}).possible
