@@ -15,6 +15,7 @@ import uvloop
 
 from service.cli import entrance, interrupts
 from service.cli.accept import Acceptor
+from service.cli.memory import return_large_blocks
 from service.cli.stopping import Stop, on_signals
 from service.cli.turns import Turns
 from service.model.errors import CommandError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 KEEP_ALIVE_SECONDS = 30
 BACKLOG = 2_048
 SANDBOX_STOP_SECONDS = 5.0
+MEMORY_SECONDS = 1.0  # The first answer does not wait for it.
 
 _log = log.get()
 
@@ -198,6 +200,7 @@ async def _run(app: "App", server: Server, sock: socket.socket | None) -> None:
         gc.freeze()  # What exists now lives as long as the process.
         gc.set_threshold(10_000, 20, 50)  # A request allocates much that is in no cycle.
         gc.enable()
+        asyncio.get_running_loop().call_later(MEMORY_SECONDS, return_large_blocks)
         await (server.serve(sockets=[sock]) if sock else stopping.wait())
     finally:
         await app.stop(stop.work_ends_at)

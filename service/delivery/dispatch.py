@@ -233,14 +233,12 @@ class Dispatcher:
 
     def _go_on(self, lane: Lane, retry_ms: int | None) -> None:
         """Let a lane that was read go on; or read it again later."""
-        now = self.context.clock()
         if lane.is_deleted:
             self.lanes.pop(lane.subscriber_id, None)
         elif retry_ms is not None:
-            lane.expect(now + retry_ms, now + retry_ms)
-            self._wake(lane, now + retry_ms)
+            self._wake(lane, self._read_later(lane, retry_ms))
         else:
-            self._pump(lane, now)
+            self._pump(lane, self.context.clock())
 
     # Attempts.
 
@@ -254,7 +252,6 @@ class Dispatcher:
         following: _Next | None = lane, recipient, due
         while following is not None:
             lane, recipient, due = following
-            now: int | None
             try:
                 result = await attempt(self.context, self.sender, recipient, due)
                 self.attempted += 1
@@ -326,7 +323,7 @@ class Dispatcher:
             self.receivers.settle(result.rest)
         return self.context.clock()
 
-    async def _put_off(self, lane: Lane, due: DueDelivery) -> int:
+    async def _put_off(self, lane: Lane, due: DueDelivery) -> int | None:
         """Let a delivery that cannot be worked wait, alone; free its slot, and return the time."""
         await health.put_off(self.context, due, self._read_later(lane))
         self._release(lane, due)
@@ -337,9 +334,9 @@ class Dispatcher:
         self._release(lane, due)
         self._wake(lane, self._read_later(lane))
 
-    def _read_later(self, lane: Lane) -> int:
+    def _read_later(self, lane: Lane, ms: int = TROUBLE_RETRY_MS) -> int:
         """Read the lane's rows again after a while; return when."""
-        at = self.context.clock() + TROUBLE_RETRY_MS
+        at = self.context.clock() + ms
         lane.expect(at, at)
         return at
 
