@@ -127,4 +127,6 @@ def _next_poll(
         due_at = schedule.next_poll(context, generation, polls, now)
         if isinstance(reply.answer, wire.Report) and reply.answer.possible:
             due_at = min(due_at, now + POSSIBLE_POLL_MS)
+    if reply.exchange.at >= generation.deadline_at:
+        return {"next_poll_at": now + deadlines.OVERDUE_POLL_MS}
     return {"next_poll_at": min(due_at, generation.deadline_at)}
