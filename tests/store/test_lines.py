@@ -100,6 +100,27 @@ async def test_a_group_takes_few_units_of_a_tenant_whose_rows_nobody_knows(
     assert counts(waiting.take())["c", "heavy"] == 100
 
 
+async def test_groups_are_smaller_while_they_run_for_long(waiting: Lines) -> None:
+    add(waiting, "a", 3_000)
+    sizes = []
+    for seconds in (1.0, 1.0, lines.GROUP_SECONDS / 2, 0.0, 0.0):
+        items = waiting.take()
+        items[0].seconds = seconds
+        sizes.append(len(items))
+        waiting.learn(items)
+    whole = lines.GROUP_MAX
+    assert sizes == [whole, whole // 2, whole // 4, whole // 4, whole // 2]
+
+
+async def test_a_group_is_never_too_small_to_share_a_sync(waiting: Lines) -> None:
+    add(waiting, "a", 3_000)
+    for _ in range(20):
+        items = waiting.take()
+        items[0].seconds = 10.0
+        waiting.learn(items)
+    assert len(waiting.take()) == lines.GROUP_ROWS_MIN // lines.UNIT_ROWS
+
+
 async def test_who_is_heavier_than_a_group_still_has_a_turn(
     waiting: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:

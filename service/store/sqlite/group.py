@@ -3,6 +3,7 @@
 import asyncio
 import math
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,6 +90,7 @@ class Item:
     future: asyncio.Future[Any] = field(default_factory=asyncio.Future)
     has_run: bool = False  # In the latest group that took it.
     rows: int | None = None  # That it wrote, if its unit counts them; few count as none.
+    seconds: float = 0.0  # That it took, with those that ran in the same call after it.
     result: Any = None
     error: BaseException | None = None
 
@@ -170,8 +172,9 @@ def _run_parts(
     for batch in batches.values():
         unit, done, size = batch[0].unit, 0, FIRST_ITEMS
         while done < len(batch) and changed[unit] < ROWS_MAX:
-            before = connection.total_changes
+            before, began = connection.total_changes, time.perf_counter()
             run(batch[done : done + size])
+            batch[done].seconds = time.perf_counter() - began
             done += size
             changed[unit] += connection.total_changes - before
             size = max((ROWS_MAX - changed[unit]) * done // max(changed[unit], done), 1)
