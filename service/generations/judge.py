@@ -252,6 +252,8 @@ async def _is_alias(
     Resellers show the id of the service behind them. A name is kept in rows, and one that a second
     generation meets is revoked for good.
     """
+    if context.redactor.json(other_id) != other_id:
+        return False  # Upstream repeats a secret of ours, such as the callback URL.
     database, id_ = context.database, generation.id
     is_name = await database.read(generations.is_name, other_id, id_)
     if await database.read(generations.another_has_task, [other_id], id_):
