@@ -34,7 +34,7 @@ class Answers:
             by_id[id_] = reply = await judge.judge_recorded(tx, self.context, batch, by_id[id_])
             exchanges.append(replace(reply.exchange, number=self._apply(batch, reply)))
         await generations.record_exchanges(tx, exchanges)
-        judge.share_outcomes(batch, by_id)
+        judge.share_outcomes(batch, {id_: reply.update for id_, reply in by_id.items()})
         await hints.use_hints(tx, self.context, batch, by_id)
         if pause_ms := max(reply.pause_ms for reply in replies):
             await generations.put_pause(tx, tx.now + pause_ms)

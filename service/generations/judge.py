@@ -110,13 +110,15 @@ async def judge_recorded(tx: Transaction, context: Context, batch: Batch, reply:
     return await _with(context, reply, wire.NoReport("other_task", message=message))
 
 
-def share_outcomes(batch: Batch, replies: Mapping[str, Reply]) -> None:
-    """Give the outcome of a task to all that share it: one question, an outcome for each."""
-    for id_, reply in replies.items():
-        source, update = batch.generations.get(id_), reply.update
+def share_outcomes(batch: Batch, updates: Mapping[str, ingest.Update | None]) -> None:
+    """Give the outcome of a task to all that share it: one report, an outcome for each."""
+    for id_, update in updates.items():
+        source = batch.generations.get(id_)
         if source is None or update is None or update.status not in ("succeeded", "failed"):
             continue
-        for other in [other for key, other in batch.generations.items() if key not in replies]:
+        if source.status != update.status:
+            continue  # It was not applied.
+        for other in [other for key, other in batch.generations.items() if key not in updates]:
             is_equal = (other.model, other.input) == (source.model, source.input)
             if is_equal and other.task_id == source.task_id:
                 batch.ingest(other.id, update)
