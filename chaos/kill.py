@@ -47,7 +47,7 @@ POINTS = (
     Point("submit._claim_due", creates=BUSY),
     Point("idempotency.store_answer", 10),
     Point("ingest.store_hints", 4, trust="confirm"),
-    Point("ingest.write_proofs", 4, trust="body"),
+    Point("proofs.write_proofs", 4, trust="body"),
     Point("callbacks.reject", forged_share=1.0),
     Point("answers.Answers.record", 4, trust="confirm"),
     Point("answers.plan_without_task", trust="confirm", creates=SLOW),

@@ -13,7 +13,7 @@ from service.api.asgi import NOSNIFF, DisconnectedError, read_body, send_problem
 from service.api.problem import Problem, internal_error, unavailable
 from service.api.signatures import SCHEMES, SignatureError
 from service.context import UPSTREAM, Context
-from service.generations import ingest
+from service.generations import ingest, proofs
 from service.model.clock import SECOND
 from service.model.errors import SettingsError, StorageError
 from service.model.ids import new_id
@@ -42,7 +42,7 @@ class Receiver:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._write_proofs = partial(ingest.write_proofs, context=context)
+        self._write_proofs = partial(proofs.write_proofs, context=context)
         self._rejections = Counter[tuple[int, str]]()  # Those of one second.
         settings = context.settings
         self._scheme = SCHEMES.get(settings.upstream_signature or "")
@@ -188,7 +188,7 @@ class Receiver:
         stored: StoredCallback | None
         self._cut_headers(arrival, callbacks.HEADERS_BYTES_MAX)
         if arrival.trust == "body":
-            read_proof = partial(ingest.read_proof, self._context, arrival)
+            read_proof = partial(proofs.read_proof, self._context, arrival)
             proof = await reading.read(len(arrival.body), read_proof)
             stored = await write(self._write_proofs, proof)
         else:
