@@ -34,6 +34,14 @@ _TASK_IDS = frozenset(("taskid", "taskuuid", "workid"))
 # These may name a task too, or a request, or what a service behind upstream makes of it.
 _JOB_IDS = frozenset(("jobid", "predictionid", "generationid", "operationid", "uuid"))
 _OTHER_IDS = frozenset(("id", "requestid"))
+# What ends so has an id, of anything; what ends like the last ones, one that comes with any answer.
+_ID_ENDS = ("id", "ids")
+_ENVELOPE_LIST = """
+    requestid requestuuid reqid traceid spanid logid correlationid rayid errorid incidentid userid
+    clientid customerid accountid tenantid teamid orgid organizationid organisationid projectid
+    appid keyid modelid regionid quotaid paid valid invalid void
+"""
+_ENVELOPE_ENDS = tuple(_ENVELOPE_LIST.split())
 # Only of an answer about a task that was just made: it may be queued, and can be asked about there.
 _PLACE_LIST = "queueposition positioninqueue statusurl responseurl pollingurl cancelurl"
 _PLACES = frozenset(_PLACE_LIST.split())
@@ -56,6 +64,7 @@ class Role(NamedTuple):
     key: str
     place: int  # RESULT, PICTURE or UNKNOWN.
     id: Id | None  # What an id under the name may be the id of.
+    names_any: bool  # Whether what stands under it may name a task, though nobody knows the name.
     is_echo: bool
     is_model: bool
     is_preview: bool
@@ -87,6 +96,7 @@ def _role(name: str) -> Role:
         key=key,
         place=place,
         id="task" if is_task_id else "job" if is_job_id else "other" if key in _OTHER_IDS else None,
+        names_any=key.endswith(_ID_ENDS) and not key.endswith(_ENVELOPE_ENDS),
         is_echo=place == UNKNOWN and key.startswith(_ECHOES),
         is_model=key in _MODELS,
         is_preview=key.startswith(_PREVIEWS),

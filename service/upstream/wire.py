@@ -14,6 +14,7 @@ from service.upstream import documents, errors, lenient, names, results, vocabul
 from service.upstream.report import Answer, NoReport, Outcome, Report, read_report
 from service.upstream.scalars import MAX_TEXT_CHARS
 from service.upstream.signs import Signs
+from service.upstream.traces import Traces
 
 __all__ = [
     "Answer",
@@ -91,8 +92,10 @@ def _no_result(
     is_ok = status in _SUCCESS
     outcome = _outcome_of_body(document) if is_ok else _outcome_of_status(status)
     if document is None:
+        if outcome == "put_off" and Traces(body.decode("utf-8", "replace"), request).has_any:
+            outcome = "lost"
         return _no_task(outcome, status, headers, document, body)
-    signs = Signs(document)
+    signs = Signs(document, request)
     is_refused = outcome == "refused" and document.state == "failed"
     ids = signs.task_ids() or (signs.job_ids(is_ok=is_ok) if outcome != "refused" else ())
     new_ids = tuple(id_ for id_ in ids if not request.holds(id_))
@@ -102,7 +105,7 @@ def _no_result(
     if outcome == "put_off":
         # An unknown error that has any id was possibly taken.
         is_unknown = is_ok and document.code not in vocabulary.CODES_AGAIN
-        is_taken = signs.tell_of_task(request)
+        is_taken = signs.tell_of_task()
         if is_taken or (is_unknown and signs.may_tell_of_task()):
             outcome = "lost"  # Upstream took it: sending the request again may bill twice.
     return _no_task(outcome, status, headers, document, body)
