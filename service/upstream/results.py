@@ -6,7 +6,7 @@ from typing import Any, Literal
 import msgspec
 
 from service.upstream import lenient, links
-from service.upstream.contents import Contents, Text
+from service.upstream.contents import JSON_DEPTH_MAX, Contents, Text
 from service.upstream.names import PICTURE, RESULT, UNKNOWN
 from service.upstream.scalars import JsonObject, id_of
 
@@ -63,16 +63,21 @@ def _values_of(written: bytes) -> Named:
     return frozenset(_names_in(decoded.value)) if decoded else frozenset()
 
 
-def _names_in(value: Any) -> Iterator[str]:
-    """Yield the values of a request as texts, and the links that they are or have as words."""
+def _names_in(value: Any, depth: int = JSON_DEPTH_MAX) -> Iterator[str]:
+    """Yield the values of a request as texts, and the links that they are or have as words.
+
+    What a text holds as JSON is read too: an answer that repeats the text is opened as well.
+    """
     if isinstance(value, str):
         yield value
         for text in (value, *value.split()):
             if "/" in text and (link := links.read(text)) and link.url:
                 yield link.url
+        if depth and (opened := lenient.opened(value)) is not value:
+            yield from _names_in(opened, depth - 1)
     elif isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _names_in(item)
+            yield from _names_in(item, depth)
     elif number := id_of(value):
         yield number
 
