@@ -45,6 +45,13 @@ _ENVELOPE_ENDS = tuple(_ENVELOPE_LIST.split())
 # Only of an answer about a task that was just made: it may be queued, and can be asked about there.
 _PLACE_LIST = "queueposition positioninqueue statusurl responseurl pollingurl cancelurl"
 _PLACES = frozenset(_PLACE_LIST.split())
+# How much of a task is done. progress_percent: novita.ai/docs/api-reference/model-apis-task-result;
+# percent: piapi.ai/docs/hailuo-api/generate-video.
+_PROGRESS_LIST = """
+    progress progresspercent progresspercentage progressrate percent percentage percentcomplete
+    percentcompleted completion completionpercent completionpercentage
+"""
+_PROGRESS = frozenset(_PROGRESS_LIST.split())
 # For a URL without a known extension: the first of these words that its name contains.
 _TYPE_BY_WORD = {"video": "video/mp4", "audio": "audio/mpeg", "image": "image/png"}
 _FILE_WORDS = ("file", *_TYPE_BY_WORD)
@@ -73,6 +80,7 @@ class Role(NamedTuple):
     names_file: bool  # A path may stand under it.
     may_hold_link: bool
     may_hold_parts: bool
+    is_progress: bool
     is_of_queue: bool  # Only a task that was taken has what stands under it.
     media_type: str  # Of a file under it whose URL does not tell.
 
@@ -105,6 +113,7 @@ def _role(name: str) -> Role:
         names_file=place != UNKNOWN and any(word in key for word in _FILE_WORDS),
         may_hold_link=is_url or place != UNKNOWN or key in _MODELS,
         may_hold_parts=place != UNKNOWN or key in _PARTS,
+        is_progress=key in _PROGRESS,
         is_of_queue=key in _PLACES,
         media_type=next(types, "application/octet-stream"),
     )
