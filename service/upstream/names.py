@@ -9,7 +9,7 @@ _RESULT_LIST = """
     responsedata data file files fileurl url urls downloadurl video videos videourl videourls audio
     audios audiourl audiourls resultimageurl resultvideourl b64json imagebase64 gcsuri
     bytesbase64encoded sample assets videoinfo content generated creations payload modelurl
-    modelurls textureurls renderedimage
+    modelurls textureurls renderedimage generatedimages
 """
 _RESULTS = frozenset(_RESULT_LIST.split())
 # What stands under these is a result, or an input where upstream repeats the request.
@@ -20,6 +20,7 @@ _MODELS = frozenset(("model", "basemodel", "pbrmodel"))
 _ECHO_LIST = """
     input origin source stream reference mask face request param prompt metadata model callback
     webhook notify status polling cancel doc help generateparam parent responseurl error
+    deleteurl uploadurl detailurl detailsurl
 """
 _ECHOES = tuple(_ECHO_LIST.split())
 # What begins so shows a result, and is none beside it.

@@ -181,3 +181,18 @@ def test_beside_a_result_tasks_within_a_task_are_others() -> None:
     body = {"task_id": "mine", "status": "completed", "url": PNG, "tasks": [other]}
     report = report_of(body)
     assert (report.state, [file.url for file in report.files]) == ("succeeded", [PNG])
+
+
+def test_the_id_that_was_asked_about_names_the_task_beside_any_word() -> None:
+    # docs.leonardo.ai/reference/getgenerationbyid: "complete" is a word of clips elsewhere.
+    task = {"id": "mine", "status": "COMPLETE", "generated_images": [{"id": "i1", "url": PNG}]}
+    report = report_of({"generations_by_pk": task})
+    assert (report.state, report.task_ids) == ("succeeded", ("mine",))
+    assert [file.url for file in report.files] == [PNG]
+
+
+@pytest.mark.parametrize("key", ["delete_url", "upload_url", "detailUrl", "cancel_url"])
+def test_a_url_of_the_task_is_no_file(key: str) -> None:
+    for more in ({key: PNG + "?of=task"}, {"output": {key: PNG + "?of=task"}}):
+        report = report_of({"data": {"task_id": "mine", "status": "completed", **more}})
+        assert (report.state, report.files) == ("processing", ())
