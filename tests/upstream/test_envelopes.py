@@ -31,6 +31,7 @@ def under(key: str, **more: Any) -> list[Wrap]:
 WRAPS: list[Wrap] = [
     lambda value: [value],
     *[wrap for key in ("data", "task", "output", "result", "response") for wrap in under(key)],
+    *[lambda value, key=key: {key: value} for key in ("generations_by_pk", "an_unknown_name")],
     *under("data", code=200, message="success"),
     *under("result", status="success", success=True),
     *under("output", request_id="r", usage={"image_count": 1}),
