@@ -10,6 +10,7 @@ _RESULT_LIST = """
     audios audiourl audiourls resultimageurl resultvideourl b64json imagebase64 gcsuri
     bytesbase64encoded sample assets videoinfo content generated creations payload modelurl
     modelurls textureurls renderedimage generatedimages
+    artifacts base64 candidates
 """
 _RESULTS = frozenset(_RESULT_LIST.split())
 # What stands under these is a result, or an input where upstream repeats the request.

@@ -54,7 +54,7 @@ def read_create(
     if report.word is None and document.has_task_id:
         # The task is new: a URL beside its id is a URL of the task or an input, not a result.
         report = replace(report, state="processing", files=(), possible=None)
-    if report.possible and report.task_id is None:
+    if report.possible and (report.task_id is None or _is_list_of_results(document)):
         report = report.possible  # There is no task that could be asked about.
     if not document.is_whole and report.state != "processing":
         report = replace(report, state="processing", files=())
@@ -62,6 +62,12 @@ def read_create(
     if has_error or (report.task_id is None and report.state == "processing"):
         return _no_result(status, headers, document, body, sent)
     return report
+
+
+def _is_list_of_results(document: documents.Document) -> bool:
+    """Whether the `id` is that of the answer, as with Together (docs.together.ai) and OpenAI."""
+    has_list = isinstance(document.root.get("data"), list)
+    return has_list and document.word is None and not document.has_task_id
 
 
 def read_piece(status: int, headers: Mapping[str, str], body: bytes, request: bytes) -> Answer:
