@@ -81,11 +81,17 @@ class Slots:
         while (share := self._next_share()) is not None:
             lane = self.waiting[share]
             if not lane.receiver.is_doubted():
-                share.entry = None  # If it waits again, it has another turn.
-                self._moved[share] = None
+                self._end_turn(share)
                 return self.waiting.pop(share)
             self.find_share(lane)  # And waits on, among those that are as new.
         return None
+
+    def _end_turn(self, share: Share) -> None:
+        """Give the share, and those that it is a part of, another turn if they wait again."""
+        self._moved[share] = None
+        each: Share | None = share
+        while each is not None:
+            each.entry, each = None, each.parent
 
     def _next_share(self) -> Share | None:
         """Return the share of the lane that has the next turn, if enough slots are free for it."""

@@ -74,6 +74,24 @@ def test_lanes_that_hold_the_fewest_are_served_first_and_then_in_turn() -> None:
     assert slots.next_waiting() is greedy
 
 
+@pytest.mark.parametrize("standing", [PROVEN, UNTRIED])
+def test_lanes_take_turns_in_the_only_slot(standing: int) -> None:
+    slots = Slots(1)
+    lanes = [lane_with(slots, 0, tenant="t", standing=s) for s in (PROVEN, standing)]
+    served = [lanes[0]]
+    slots.take(lanes[0], "attempt")
+    for lane in lanes:
+        slots.wait(lane)
+    for _ in range(6):
+        slots.release("attempt")
+        following = slots.next_waiting()
+        assert following is not None
+        slots.take(following, "attempt")
+        slots.wait(following)
+        served.append(following)
+    assert min(map(served.count, lanes)) >= 3
+
+
 def test_a_lane_that_holds_fewer_by_now_moves_up_and_is_served_once() -> None:
     slots = Slots(4)
     lane = lane_with(slots, 3)
