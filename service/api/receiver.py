@@ -125,7 +125,7 @@ class Receiver:
             raise problem
         # Where a signature is required, nobody knows whether it would have been valid.
         if problem.status == 413 and self._scheme is None:
-            tenant = await self._tenant_of(arrival)
+            tenant = self._context.tokens.owner_of(arrival.generation_id)
             await self._context.database.write(callbacks.hint, arrival, tenant=tenant)
             self._context.signals.poll.set()
         await self._reject(arrival, problem.code, problem)
@@ -172,18 +172,10 @@ class Receiver:
             lines = lines[: bisect_right(list(sizes), bytes_max)]
         arrival.headers = self._context.redactor.headers(lines)
 
-    async def _tenant_of(self, arrival: Arrival) -> str | None:
-        """Return in whose turn a callback is stored; None if this process does not know it.
-
-        What it proves may be owed to many subscribers: then the tenant is read.
-        """
-        tenant = self._context.tokens.owner_of(arrival.generation_id)
-        if tenant is None and arrival.trust == "body":
-            return await self._context.database.read(callbacks.tenant_of, arrival.generation_id)
-        return tenant
-
     async def _store(self, arrival: Arrival) -> StoredCallback:
-        database, tenant = self._context.database, await self._tenant_of(arrival)
+        # In whose turn it is stored: nobody's own, if this process does not know whose it is.
+        tenant = self._context.tokens.owner_of(arrival.generation_id)
+        database = self._context.database
         write = partial(database.write_batched, tenant=tenant, held_bytes=len(arrival.body))
         stored: StoredCallback | None
         self._cut_headers(arrival, callbacks.HEADERS_BYTES_MAX)

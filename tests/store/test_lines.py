@@ -235,3 +235,13 @@ async def test_rows_count_for_the_tenant_on_whose_account_they_are_written(
     first = Counter(item.tenant for item in groups[0])
     assert first == {"few": 100, "many": 1}
     assert sum(map(len, groups)) == 120
+
+
+async def test_heavy_units_whose_tenant_nobody_knows_are_heavy_too(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await asyncio.gather(*(database.write_batched(fan_out, "many") for _ in range(2)))
+    groups = record_groups(monkeypatch)
+    requests = [database.write_batched(fan_out, "few", tenant="few") for _ in range(5)]
+    await asyncio.gather(*(database.write_batched(fan_out, "many") for _ in range(20)), *requests)
+    assert Counter(item.tenant for item in groups[0])[None] == 1

@@ -122,10 +122,15 @@ def _run(
 
 
 def _note_rows(charged: Mapping[str, int], batch: Sequence[Item]) -> None:
-    """Note for how many rows the tenant of each item was charged, divided by its items."""
+    """Note for how many rows the tenant of each item was charged, divided by its items.
+
+    Items without a tenant have the rows of those tenants that no item names.
+    """
     counts = Counter(item.tenant for item in batch)
+    rows_of: dict[str | None, int] = dict(charged.items())
+    rows_of[None] = sum(rows for tenant, rows in charged.items() if tenant not in counts)
     for item in batch:
-        rows = charged.get(item.tenant or "", 0) // counts[item.tenant]
+        rows = rows_of.get(item.tenant, 0) // counts[item.tenant]
         item.rows = rows if rows >= HEAVY_ROWS else 0
 
 
