@@ -100,6 +100,18 @@ async def test_a_group_takes_few_units_of_a_tenant_whose_rows_nobody_knows(
     assert counts(waiting.take())["c", "heavy"] == 100
 
 
+async def test_a_tenant_whose_units_write_few_rows_is_known_after_its_first_ones(
+    waiting: Lines,
+) -> None:
+    learn_heavy(waiting, "a")
+    add(waiting, "b", 100, heavy)
+    first = waiting.take()
+    for item in first:
+        item.has_run = True  # So few rows that nobody was charged for them.
+    waiting.learn(first)
+    assert len(waiting.take()) == 100 - len(first)
+
+
 async def test_groups_are_smaller_while_they_run_for_long(waiting: Lines) -> None:
     add(waiting, "a", 3_000)
     sizes = []

@@ -113,9 +113,10 @@ class Lines:
         seconds = 0.0
         for item in items:
             seconds += item.seconds
-            if item.rows is not None:
+            # Of a unit that counts its rows, no count means few.
+            if item.has_run and (item.rows is not None or item.unit in self._counted):
                 kind: _Kind = item.tenant, item.unit
-                most[kind] = max(item.rows, most.get(kind, 0))
+                most[kind] = max(item.rows or 0, most.get(kind, 0))
         if seconds > GROUP_SECONDS:
             self._room = max(self._room // 2, GROUP_ROWS_MIN)
         elif seconds < GROUP_SECONDS / 4:
