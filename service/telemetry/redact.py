@@ -96,7 +96,7 @@ class Redactor:
     def line(self, line: str) -> str:
         r"""A line of the log without secrets; what was JSON stays JSON.
 
-        A match in the text of JSON may begin within an escape (`\\u000bearer x` has no "bearer"),
+        A match in the text of JSON may begin within an escape (`\u000bearer x` has no "bearer"),
         so what looks like one is cut out of the decoded strings.
         """
         cut = self.text(line)
