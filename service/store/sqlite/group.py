@@ -6,8 +6,9 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from service.store.database import Row, T, Unit
 from service.store.sqlite.connection import transaction
@@ -15,7 +16,7 @@ from service.store.sqlite.statements import statements
 
 ROWS_MAX = 5_000  # Changed by units of one kind in a group; the others of it are left for the next.
 HEAVY_ROWS = 50  # Of a unit that is charged for what it writes; fewer are as many as usual.
-FIRST_ITEMS = 48  # Of a batched unit, in its first call of a group. The next are by what it wrote.
+FIRST_ITEMS = 64  # Of a batched unit, in its first call of a group. The next are by what it wrote.
 
 AfterCommit = list[tuple[Callable[..., None], tuple[Any, ...]]]
 
@@ -76,8 +77,7 @@ class Transaction:
         return self._connection.execute(sql, bind(values))
 
 
-@dataclass(slots=True, eq=False)
-class Item:
+class Item(msgspec.Struct, eq=False):
     """A unit in the queue. Items of the same batched unit run in one call."""
 
     unit: Unit[Any]
@@ -87,7 +87,7 @@ class Item:
     tenant: str | None = None  # In whose turn it runs; None: in that of all who are no tenant.
     held_bytes: int = 0  # Of what a client or upstream sent, which waits in memory.
     ends_at: float = math.inf  # When its caller stops waiting, by the loop's clock.
-    future: asyncio.Future[Any] = field(default_factory=asyncio.Future)
+    future: asyncio.Future[Any] = msgspec.field(default_factory=asyncio.Future)
     has_run: bool = False  # In the latest group that took it.
     rows: int | None = None  # That it wrote, if its unit counts them; few count as none.
     seconds: float = 0.0  # That it took, with those that ran in the same call after it.
