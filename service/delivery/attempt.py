@@ -197,12 +197,12 @@ def _make_record(
 
 
 def _make_rest(recipient: Recipient, attempt: Attempt, verdict: retry.Verdict, now: int) -> Rest:
-    """Return what the answer asked for: by 429 all lanes to the origin rest."""
+    """Return what the answer asked for, as a rest of its own receiver."""
     assert verdict.slow_until is not None
     subscriber = recipient.subscriber
-    wider, narrower = names_of(subscriber, recipient.target.origin)
-    receiver = wider if attempt.status_code == 429 else narrower
-    return Rest(subscriber.tenant, receiver, verdict.slow_until, now)
+    _, receiver = names_of(subscriber, recipient.target.origin)
+    is_throttled = attempt.status_code == 429
+    return Rest(subscriber.tenant, receiver, verdict.slow_until, now, is_throttled)
 
 
 def _count(attempt: Attempt, due: DueDelivery, outcome: str, seconds: float) -> None:

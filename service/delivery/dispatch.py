@@ -5,6 +5,8 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 
+from msgspec.structs import replace
+
 from service.context import Context
 from service.delivery import health
 from service.delivery.attempt import Recipient, Result, attempt
@@ -105,10 +107,7 @@ class Dispatcher:
     # Called by the worker.
 
     async def scan(self) -> int:
-        """Find the lanes that have rows, after a start or another process's commit.
-
-        Return how many there are. Only those with work soon come into memory.
-        """
+        """Find the lanes that have rows, and return their number; those with work soon are kept."""
         count, last_id = 0, ""
         while page := await self.context.database.read(next_due_times, last_id, SCAN_LANES):
             count, last_id = count + len(page), page[-1].subscriber_id
@@ -255,6 +254,9 @@ class Dispatcher:
             try:
                 result = await attempt(self.context, self.sender, recipient, due)
                 self.attempted += 1
+                if result.rest is not None:
+                    rest = self.receivers.note(result.rest, recipient.target.origin)
+                    result = replace(result, rest=rest)
                 self._learn(lane, recipient, result)
             except (SenderClosed, asyncio.CancelledError):
                 self._abandon(lane, due)
@@ -280,8 +282,6 @@ class Dispatcher:
 
     def _learn(self, lane: Lane, recipient: Recipient, result: Result) -> None:
         """Adapt the lane, and with it its receiver, to how the attempt went."""
-        if result.rest is not None:
-            self.receivers.note(result.rest)
         present, standing = lane.recipient or recipient, lane.receiver.standing
         if present.subscriber.url != recipient.subscriber.url:
             return  # Another receiver has answered.

@@ -9,13 +9,17 @@ from collections.abc import Mapping
 from weakref import WeakSet, WeakValueDictionary
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from service.delivery.window import Window
+from service.model.clock import MINUTE
 from service.model.subscriber import Subscriber
 
 # How a receiver stands: its last attempt was answered with 2xx; there was none yet, or others that
 # began later have failed at its origin; or its last one failed.
 PROVEN, UNTRIED, FAILING = range(3)
+SHARED_REST_MAX_MS = MINUTE  # Whoever asks for more is asked by each lane itself.
+ANSWERED_MS = MINUTE  # Another's answer of so long ago says that the origin throttles not all.
 NOTIFY_IN_FLIGHT_MAX = 10  # Attempts to one receiver on account of all `notify_url`s together.
 
 
@@ -34,12 +38,27 @@ class Rest(Struct, frozen=True):
     receiver: str
     until: int
     since: int  # When it was asked for.
+    is_throttled: bool = False  # By 429: there are too many requests, perhaps to other URLs, too.
 
 
 class Origin(Struct, eq=False):
     """What the last attempts say of an origin, whichever lane made them."""
 
     failed_from: int = 0  # When the latest began of those that have failed.
+    answered_by: str = ""  # Who has answered last, and when; and when anybody else did last.
+    answered_at: int = 0
+    other_answered_at: int = 0
+
+    def note_answer(self, receiver: str, now: int) -> None:
+        """Note that a receiver there has answered."""
+        if receiver != self.answered_by:
+            self.answered_by, self.other_answered_at = receiver, self.answered_at
+        self.answered_at = now
+
+    def has_another_answered(self, receiver: str, since: int) -> bool:
+        """True if another receiver there has answered since."""
+        is_last = receiver == self.answered_by
+        return (self.other_answered_at if is_last else self.answered_at) >= since
 
 
 class Receiver:
@@ -47,16 +66,20 @@ class Receiver:
 
     __slots__ = (
         *("__weakref__", "slow_until", "standing", "window", "origin", "narrower", "_wider"),
+        "_name",
         *("_answered_at", "_latest_turn", "_stored_until", "_unstored"),
     )
 
-    def __init__(self, wider: "Receiver | None" = None, window: Window | None = None) -> None:
+    def __init__(
+        self, wider: "Receiver | None" = None, window: Window | None = None, name: str = ""
+    ) -> None:
         # Nothing leaves before, on account of this one or of the wider one. It is kept up to date
         # here, as each attempt asks for it.
         self.slow_until = 0
         self.standing = UNTRIED  # Of the narrower one, whose lanes have their slots by it.
         self._answered_at = 0
         self.origin: Origin = Origin() if wider is None else wider.origin
+        self._name = name
         self.window = window  # Only for `notify_url`s, which share it.
         self._wider = wider
         self.narrower: WeakSet[Receiver] | None = None
@@ -75,6 +98,7 @@ class Receiver:
     def note_answer(self, now: int) -> None:
         """Note that it has answered, after whatever failed at its origin before."""
         self._answered_at = max(now, self.origin.failed_from)
+        self.origin.note_answer(self._name, now)
 
     def note_failure(self, started_at: int) -> None:
         """Note that an attempt has failed, and that the trouble may be the origin's."""
@@ -143,10 +167,25 @@ class Receivers:
         assert receiver is not None
         return receiver
 
-    def note(self, rest: Rest) -> None:
-        """Let the receiver rest that asked for it, if a lane refers to it; it is not stored yet."""
+    def note(self, rest: Rest, origin: str) -> Rest:
+        """Let the receiver rest that asked for it; return its rest, which is not stored yet."""
+        rest = self._widen(rest, origin) if rest.is_throttled else rest
         if (receiver := self._receivers.get((rest.tenant, rest.receiver))) is not None:
             receiver.note(rest)
+        return rest
+
+    def _widen(self, rest: Rest, origin: str) -> Rest:
+        """Return the rest of one that is throttled as one of its whole origin.
+
+        An origin may count the requests to all of its URLs. But the rest stays as it is if another
+        receiver there has answered lately, or if it is long: a hostile one could stop the others.
+        """
+        whole = self._receivers.get((rest.tenant, origin))
+        is_long = rest.until - rest.since > SHARED_REST_MAX_MS
+        lately = rest.since - ANSWERED_MS
+        if whole is None or is_long or whole.origin.has_another_answered(rest.receiver, lately):
+            return rest
+        return replace(rest, receiver=origin)
 
     def settle(self, rest: Rest) -> None:
         """Note that the rest is stored."""
@@ -159,5 +198,5 @@ class Receivers:
         if receiver is None:
             is_shared = wider is not None and subscriber.is_notify
             window = Window(NOTIFY_IN_FLIGHT_MAX) if is_shared else None
-            receiver = self._receivers[key] = Receiver(wider, window)
+            receiver = self._receivers[key] = Receiver(wider, window, name)
         return receiver

@@ -132,11 +132,14 @@ async def _deliver(
     due = [
         d for seq in matches if (d := await replays.insert_delivery(tx, replay, subscriber, seq))
     ]
+    done = replay.done + len(due)
     await rows.update(
         tx,
         replay,
         cursor=matches[-1] if len(matches) == limit else end,
-        done=replay.done + len(due),
+        done=done,
+        # What was pending when the replay was counted may have ended since, and matches now.
+        total=max(replay.total, done),
         due_at=tx.now + (round(len(due) * SECOND / rate) if rate else 0),
     )
     tx.after_commit(context.inbox.offer, due)

@@ -22,7 +22,7 @@ _RETRY_SPREAD_MIN_MS = clock.SECOND
 
 _THROTTLED = frozenset({429, 502, 503, 504})
 SLOW_LANE_MIN_MS = clock.SECOND
-SLOW_LANE_MAX_MS = 15 * clock.MINUTE
+SLOW_LANE_MAX_MS = clock.MINUTE // 2
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +80,8 @@ def decide(
 def _rest_until(status_code: int, delay_ms: int, requested_ms: int | None, now: int) -> int | None:
     if status_code not in _THROTTLED:
         return None
-    # One 503 is too little to stop a lane for long, unless the receiver asks for it.
+    # One 503 is too little to stop a lane for long, unless the receiver asks for it: the delay of a
+    # delivery says how long that one has failed, and nothing of when the receiver is well again.
     slow_ms = min(delay_ms, SLOW_LANE_MAX_MS) if requested_ms is None else requested_ms
     return now + max(slow_ms, SLOW_LANE_MIN_MS)
 

@@ -46,7 +46,8 @@ class Window:
         slow_ms = max(SLOW_MS, SLOW_FACTOR * self._lowest_ms)
         if self._smooth_ms > slow_ms and self.size <= min(FLOOR, self.limit):
             # With so few under way, this is the receiver's own latency, not a queue of ours.
-            self._lowest_ms, self._is_doubling = self._smooth_ms, True
+            self._lowest_ms = self._smooth_ms = latency_ms
+            self._is_doubling = True
         elif self._smooth_ms > slow_ms:
             self._cut(now)
         elif latency_ms <= slow_ms and 2 * in_flight >= self.size:

@@ -157,7 +157,11 @@ class Batch:
             changes |= submission_changes(generation, "taken")
         generation = self.change(generation_id, **changes)
         type_, view = EVENT_TYPE_OF[update.status], generation.view()
-        event = events.new_event(generation.tenant, type_, view, generation_id, self.now)
+        # Its events have ids in their order, whichever process makes them.
+        last_id = generation.event_ids[-1] if generation.event_ids else None
+        event = events.new_event(
+            generation.tenant, type_, view, generation_id, self.now, after=last_id
+        )
         self._events.append((event, generation))
         return self.change(generation_id, event_ids=[*generation.event_ids, event.id])
 

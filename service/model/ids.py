@@ -16,14 +16,19 @@ _RANDOM_COUNT = 256
 os.register_at_fork(after_in_child=_random.clear)  # Two processes must not use the same numbers.
 
 
-def new_id(prefix: str, now: int | None = None) -> str:
+def new_id(prefix: str, now: int | None = None, *, after: str | None = None) -> str:
     """Return a new id with the time `now`. Ids of one process sort in the order of the calls.
+
+    It sorts behind `after` too, an id of any process, whose clock may be ahead.
 
     The 12 bits after the version count within a millisecond (RFC 9562 section 6.2, method 1). If
     the clock steps back, or the count overflows, the id's time is later than `now`.
     """
     moment = clock.now_ms() if now is None else now
     with _lock:
+        if after is not None:
+            place = time_of(after), int(after[-19:-16], 16)
+            _state["ms"], _state["counter"] = max(place, (_state["ms"], _state["counter"]))
         if moment > _state["ms"]:
             _state["ms"], _state["counter"] = moment, 0
         elif _state["counter"] < 0xFFF:

@@ -13,10 +13,16 @@ from service.store.database import Transaction
 
 
 def new_event(
-    tenant: str, type_: str, data: dict[str, Any], generation_id: str | None, now: int
+    tenant: str,
+    type_: str,
+    data: dict[str, Any],
+    generation_id: str | None,
+    now: int,
+    *,
+    after: str | None = None,
 ) -> Event:
-    """Return a new event about `data`, not stored yet."""
-    event_id = new_id("evt", now)
+    """Return a new event about `data`, not stored yet; its id sorts behind `after`."""
+    event_id = new_id("evt", now, after=after)
     return Event(
         id=event_id,
         tenant=tenant,

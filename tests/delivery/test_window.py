@@ -113,6 +113,22 @@ def test_a_receiver_that_has_become_slower_for_good_is_measured_anew_at_the_floo
     assert sizes[-1] == 100
 
 
+def test_a_receiver_that_answers_much_more_slowly_from_now_on_is_soon_given_what_it_takes() -> None:
+    receiver = Receiver()
+    receiver.rounds(1, latency_ms=5)
+    sizes = receiver.rounds(12, latency_ms=5_000)
+    assert sizes[sizes.index(FLOOR) :][:8] == [FLOOR, 3, 6, 12, 24, 48, 96, 100]
+
+
+def test_one_slow_answer_at_the_floor_hides_no_later_slowness() -> None:
+    receiver = Receiver()
+    receiver.rounds(1, latency_ms=5)
+    receiver.rounds(4, latency_ms=5_000)
+    receiver.rounds(20, latency_ms=5)
+    assert receiver.window.size > FLOOR
+    assert receiver.rounds(20, latency_ms=400)[-1] > FLOOR
+
+
 def test_a_lower_limit_closes_the_window_and_a_higher_one_lets_it_open() -> None:
     receiver = Receiver()
     receiver.rounds(4, latency_ms=5)

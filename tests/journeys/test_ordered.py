@@ -5,7 +5,8 @@ from typing import Any
 
 from service.delivery.lanes import NEVER
 from service.delivery.target import Answer
-from tests.harness import START, Harness, opened
+from service.model import ids
+from tests.harness import START, SUBSCRIBER_URL, Harness, opened
 from tests.journeys.gates import Gate, attach_worker, deliveries, queue_answers
 
 
@@ -41,6 +42,24 @@ async def test_a_later_event_waits_for_the_retry_of_an_earlier_one(tmp_path: Pat
             (1, "submitted", 305),
             (1, "succeeded", 305),
         ]
+
+
+async def test_the_order_holds_between_processes_whose_clocks_differ(tmp_path: Path) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        for n in range(5):  # Their deliveries are made first, and only of the first event.
+            url = f"http://127.0.0.1:7/{n}"
+            await world.subscribe(url, event_types=["generation.submitted"])
+        await world.subscribe(ordered=True)
+        queue_answers(world, 500, url=SUBSCRIBER_URL)
+        await world.generate()
+        await world.run()
+        world.clock.now -= 1_000
+        ids._state.update(ms=0, counter=0)  # As in another process.
+        assert (await world.call_back()).status_code == 200
+        for seconds, words in ((5, ["submitted"]), (1, ["submitted", "submitted", "succeeded"])):
+            await world.run(seconds)
+            sent = world.subscribers.webhooks_to(SUBSCRIBER_URL)
+            assert [each.event["type"].removeprefix("generation.") for each in sent] == words
 
 
 async def test_while_an_earlier_event_is_under_way_the_later_one_waits(tmp_path: Path) -> None:

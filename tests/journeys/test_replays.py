@@ -58,6 +58,23 @@ async def test_a_replay_of_dead_ones_sends_them_again_under_their_own_ids(tmp_pa
         assert (await started(world, subscriber))["total"] == 0  # The latest one is not dead.
 
 
+async def test_a_replay_counts_in_its_total_what_ended_since_it_was_counted(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        subscriber = await world.subscribe(**ONE)
+        for _ in range(2):
+            await world.generate()
+        made = await started(world, subscriber, only="all")
+        assert (made["total"], made["done"]) == (0, 0)  # Both are pending.
+        async with attach_worker(world) as dispatcher:
+            await dispatcher.scan()
+            await dispatcher.run_due(world.clock())
+            await dispatcher.settle()
+        await world.run()
+        assert await seen(world, made) == ("done", 2, 2)
+
+
 async def test_a_replay_of_all_reaches_a_subscriber_that_came_later(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         made = [(await world.generate())["id"] for _ in range(3)]

@@ -20,10 +20,15 @@ HERE, BESIDE = "http://127.0.0.1:7/here", "http://127.0.0.1:7/beside"
 THERE, FURTHER = "http://127.0.0.2:7/there", "http://127.0.0.2:7/further"
 ONE: dict[str, Any] = {"event_types": ["generation.submitted"]}
 HOUR = 3_600
+REST_SECONDS = {429: 60, 503: HOUR}  # A longer rest by 429 is that of one lane.
+
+
+def throttled_answer(status: int) -> Answer:
+    return Answer(status, (("retry-after", str(REST_SECONDS[status])),), b"")
 
 
 def throttle(world: Harness, status: int, url: str) -> None:
-    queue_answers(world, Answer(status, (("retry-after", str(HOUR)),), b""), url=url)
+    queue_answers(world, throttled_answer(status), url=url)
 
 
 @asynccontextmanager
@@ -108,7 +113,7 @@ async def test_a_rest_stays_with_the_origin_that_asked_for_it(
 async def test_an_answer_of_the_old_url_rests_nothing_at_the_new_one(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         moved = await world.subscribe(HERE, **ONE)
-        gate = Gate(Answer(429, (("retry-after", str(HOUR)),), b""))
+        gate = Gate(throttled_answer(429))
         queue_answers(world, gate, url=HERE)
         async with attach_worker(world) as dispatcher:
             await world.generate()
@@ -261,7 +266,7 @@ async def test_what_ends_the_rest_of_an_origin_ends_that_of_each_of_its_lanes(
     async with opened(tmp_path) as world:
         here, _ = [await world.subscribe(url, **ONE) for url in (HERE, BESIDE)]
         await begin(world)
-        gate = Gate(Answer(status, (("retry-after", str(HOUR)),), b""))
+        gate = Gate(throttled_answer(status))
         for url in (HERE, BESIDE):
             queue_answers(world, gate, url=url)
         await world.generate()
@@ -335,3 +340,30 @@ async def test_a_rest_that_cannot_be_stored_yet_survives_a_change_of_the_subscri
         await dispatcher.settle()
         assert counts(world, HERE) == [1]
         assert len(await rows(world, "SELECT * FROM rests")) == 1
+
+
+async def test_one_that_is_throttled_alone_at_its_origin_rests_alone(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        for url in (HERE, BESIDE):
+            await world.subscribe(url, **ONE)
+        async with attach_worker(world) as dispatcher:
+            await world.generate()
+            await dispatcher.settle()
+            throttle(world, 429, HERE)
+            for _ in range(3):
+                await world.generate()
+                await dispatcher.settle()
+            assert counts(world, HERE, BESIDE) == [2, 4]
+
+
+async def test_a_long_rest_is_that_of_the_one_that_was_told_of_it(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(HERE, **ONE)
+        queue_answers(world, Answer(429, (("retry-after", str(HOUR)),), b""), url=HERE)
+        async with attach_worker(world) as dispatcher:
+            await world.generate()
+            await dispatcher.settle()
+            await world.subscribe(BESIDE, **ONE)
+            await world.generate()
+            await dispatcher.settle()
+            assert counts(world, HERE, BESIDE) == [1, 1]

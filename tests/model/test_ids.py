@@ -78,3 +78,11 @@ def test_ids_of_two_threads_keep_their_order(monkeypatch: pytest.MonkeyPatch) ->
     state.may_go_on.set()
     other.join(10)
     assert new_id("evt", 5) > first
+
+
+def test_an_id_sorts_behind_one_of_a_process_whose_clock_is_ahead() -> None:
+    now = now_ms()
+    for ahead in (new_id("evt", now + 5_000), f"evt_{now + 9_000:012x}7fff{'0' * 16}"):
+        behind = new_id("evt", now, after=ahead)
+        assert behind > ahead
+        assert time_of(behind) - time_of(ahead) <= 1

@@ -111,7 +111,8 @@ class Receivers:
         if code != 429:
             return Answer(code, (), b"")
         if row is not None and row["trigger"] != "manual":
-            self.rests[origin] = self.clock.now, self.clock.now + REST_SECONDS * SECOND
+            until = self.clock.now + REST_SECONDS * SECOND
+            self.rests[_rests_with(known, url)] = self.clock.now, until
         return Answer(code, (("retry-after", str(REST_SECONDS)),), b"")
 
     async def _hang(self, seconds: int) -> None:
@@ -141,7 +142,7 @@ class Receivers:
     ) -> None:
         now, id_, all_known = self.clock.now, headers["webhook-id"], set(self.by_url.values())
         origin = origin_of(known.tenant, url)
-        since, until = self.rests.get(origin, (now, 0))
+        since, until = self.rests.get(_rests_with(known, url), (now, 0))
         under_way = Counter({each: len(each.under_way) for each in all_known})
         beside = sum(
             len(each.under_way)
@@ -172,3 +173,8 @@ def _is_signed(secret: str, headers: Mapping[str, str], body: bytes) -> bool:
     at = datetime.fromtimestamp(int(headers["webhook-timestamp"]), UTC)
     signature = Webhook(secret).sign(headers["webhook-id"], at, body.decode())
     return signature in headers["webhook-signature"].split(" ")
+
+
+def _rests_with(known: Known, url: str) -> tuple[str, str]:
+    """Return what rests for certain once this one has asked for it; others there may, too."""
+    return (known.tenant, url) if known.id else origin_of(known.tenant, url)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from service.delivery.target import SenderClosed, SendError, Target, parse_target
+from service.delivery.webhook import sender as webhook_sender
 from service.delivery.webhook.egress import Policy
 from service.delivery.webhook.sender import WebhookSender
 from tests.wire import receivers
@@ -179,6 +180,23 @@ async def test_a_kept_connection_that_is_closed_without_an_answer_is_replaced_on
         assert receiver.connections == 2
         assert len(receiver.requests) == 3
         assert receiver.requests[1] == receiver.requests[2]
+
+
+async def test_a_kept_connection_that_ends_later_had_a_reader_and_is_not_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def script(peer: receivers.Peer) -> None:
+        await peer.request()
+        await peer.write(OK)
+        await peer.request()
+
+    monkeypatch.setattr(webhook_sender, "REPEAT_SECONDS", -1.0)
+    async with receiving(in_turn(script, always(OK))) as receiver, sending() as sender:
+        assert await post(sender, receiver.target) == 204
+        with pytest.raises(SendError) as caught:
+            await post(sender, receiver.target)
+        assert caught.value.code == "connection_closed"
+        assert len(receiver.requests) == 2
 
 
 async def test_the_replacement_is_fresh_and_not_replaced_again() -> None:

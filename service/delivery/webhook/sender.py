@@ -13,6 +13,8 @@ from service.delivery.webhook.lookups import Addresses, Lookup, Lookups
 from service.delivery.webhook.request import encode_request
 
 ADDRESSES = 4  # Tried in turn for one attempt.
+# What ends later was read by the receiver, which then gave no answer.
+REPEAT_SECONDS = 1.0
 
 
 class WebhookSender:
@@ -58,16 +60,18 @@ class WebhookSender:
         cannot be sent (`request.refuse_header`).
 
         A request is written a second time only if it went out on a reused connection that the
-        receiver had already closed: the connection ended without one byte of an answer.
+        receiver may have closed before: it ended soon, without one byte of an answer.
         """
         request = encode_request(target, headers, body)
-        ends_at = self._loop.time() + deadline_seconds
+        began = self._loop.time()
+        ends_at = began + deadline_seconds
         connection = self._take_idle(target.origin)
         if connection is not None:
             try:
                 return await self._exchange(connection, request, ends_at)
             except SendError as error:
-                if error.code != "connection_closed" or connection.received_bytes:
+                is_late = self._loop.time() - began > REPEAT_SECONDS
+                if error.code != "connection_closed" or connection.received_bytes or is_late:
                     raise
         connection, ends_at = await self._connect(target, ends_at)
         return await self._exchange(connection, request, ends_at)

@@ -46,6 +46,7 @@ ORDER BY d.due_at LIMIT :limit;
 -- name: deliveries_due_ordered
 -- Like deliveries_due, but a delivery waits while an earlier event of its generation is pending. The
 -- subquery searches the few events of that generation, not all pending deliveries of the subscriber.
+-- The ids of its events are in their order; those of deliveries are not, if two processes made them.
 SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id,
     d.attempt_count, d.trigger, e.body, d.manual_count, d.planned_at
 FROM deliveries d INDEXED BY deliveries_due JOIN events e ON e.id = d.event_id
@@ -54,7 +55,7 @@ WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
     AND NOT EXISTS (SELECT 1 FROM generations g CROSS JOIN json_each(g.event_ids) pe
         CROSS JOIN deliveries pd INDEXED BY deliveries_event ON pd.event_id = pe.value
         WHERE g.id = d.generation_id AND pd.subscriber_id = d.subscriber_id
-            AND pd.status = 'pending' AND pd.id < d.id)
+            AND pd.status = 'pending' AND (pd.event_id, pd.id) < (d.event_id, d.id))
 ORDER BY d.due_at LIMIT :limit;
 
 -- name: deliveries_postpone
@@ -64,16 +65,18 @@ WHERE tenant = :tenant AND status = 'pending' AND id IN (
     SELECT d.id FROM generations g CROSS JOIN json_each(g.event_ids) e
     CROSS JOIN deliveries d INDEXED BY deliveries_event ON d.event_id = e.value
     WHERE g.id = :generation_id AND d.subscriber_id = :subscriber_id
-        AND d.status = 'pending' AND d.id > :delivery_id);
+        AND d.status = 'pending' AND (d.event_id, d.id) > (SELECT event_id, id FROM deliveries
+            WHERE tenant = :tenant AND id = :delivery_id));
 
 -- name: delivery_make_due
 -- Make the next event of a generation due, once the delivery of the one before it has ended.
 UPDATE deliveries SET due_at = min(due_at, :now)
 WHERE tenant = :tenant AND status = 'pending' AND id = (
-    SELECT min(d.id) FROM generations g CROSS JOIN json_each(g.event_ids) e
+    SELECT d.id FROM generations g CROSS JOIN json_each(g.event_ids) e
     CROSS JOIN deliveries d INDEXED BY deliveries_event ON d.event_id = e.value
     WHERE g.id = :generation_id AND d.subscriber_id = :subscriber_id
-        AND d.status = 'pending');
+        AND d.status = 'pending'
+    ORDER BY d.event_id, d.id LIMIT 1);
 
 -- name: delivery_next_due
 SELECT min(due_at) AS due_at FROM deliveries INDEXED BY deliveries_due

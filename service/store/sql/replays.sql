@@ -13,7 +13,7 @@ SELECT * FROM replays WHERE id = :id;
 SELECT id FROM replays WHERE subscriber_id = :subscriber_id AND status = 'running';
 
 -- name: replay_update
-UPDATE replays SET status = :status, done = :done, cursor = :cursor, due_at = :due_at,
+UPDATE replays SET status = :status, total = :total, done = :done, cursor = :cursor, due_at = :due_at,
     finished_at = :finished_at
 WHERE id = :id;
 
