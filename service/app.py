@@ -65,7 +65,8 @@ class App:
             clock=clock,
             jitter=jitter,
         )
-        self._receiver = Receiver(self.context)
+        is_driven = settings.worker == "off" and settings.drive_seconds > 0
+        self._receiver = Receiver(self.context, self._drive if is_driven else None)
         self._sender = sender
 
     @cached_property
@@ -104,6 +105,9 @@ class App:
                 raise
             if not is_begun:
                 await asgi.refuse(scope, send, stopping(), self.context.clock())
+
+    async def _drive(self) -> None:
+        await self.worker.drive()
 
     async def observe(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle an ASGI connection of a worker: its health and its metrics, nothing else."""
