@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -200,3 +201,28 @@ def test_compose_sets_what_there_is_and_stops_later_than_genhook() -> None:
     assert service["read_only"]
     [seconds] = re.findall(r"(\d+)s", service["stop_grace_period"])
     assert int(seconds) > 20
+
+
+# What docs/deploying.md shows.
+
+
+def blocks(language: str) -> list[str]:
+    text = (ROOT / "docs/deploying.md").read_text("utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_files_that_the_documentation_shows_are_well_formed() -> None:
+    [fly] = [tomllib.loads(text) for text in blocks("toml")]
+    assert fly["mounts"]["destination"] == "/var/lib/genhook"
+    assert fly["http_service"]["internal_port"] == 8000
+    [cluster] = [list(yaml.safe_load_all(text)) for text in blocks("yaml")]
+    kinds = {resource["kind"]: resource for resource in cluster}
+    assert kinds["StatefulSet"]["spec"]["replicas"] == 1
+    [container] = kinds["StatefulSet"]["spec"]["template"]["spec"]["containers"]
+    assert {"name": "database", "mountPath": "/var/lib/genhook"} in container["volumeMounts"]
+    assert kinds["Secret"]["stringData"].keys() <= {*VARIABLES}
+
+
+def test_the_documentation_sets_only_what_there_is() -> None:
+    text = (ROOT / "docs/deploying.md").read_text("utf-8")
+    assert set(re.findall(r"\bGENHOOK_[A-Z_]+", text)) <= {*VARIABLES}

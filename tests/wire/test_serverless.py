@@ -7,6 +7,7 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.cli.test_serve import ADMIN_KEY, END_SECONDS, KEYS, served, started, surroundings
+from tests.cli.test_stopping import hanging
 from tests.wire import lambda_events
 from tests.wire.test_asgi import paths
 
@@ -145,11 +147,15 @@ def upstream(folder: Path) -> Iterator[tuple[dict[str, str], "queue.Queue[Callba
         yield environ, callbacks
 
 
-def create(call: Function, prompt: str = "A small harbour") -> str:
-    """Create a generation; return the path at which it is."""
+def creation(prompt: str = "A small harbour") -> dict[str, Any]:
     body = json.dumps({"model": "imagen4-fast", "input": {"prompt": prompt}})
     headers = {**KEY, "content-type": "application/json"}
-    answer = call(lambda_events.http_api_v2("POST", "/v1/generations", headers, body))
+    return lambda_events.http_api_v2("POST", "/v1/generations", headers, body)
+
+
+def create(call: Function, prompt: str = "A small harbour") -> str:
+    """Create a generation; return the path at which it is."""
+    answer = call(creation(prompt))
     assert answer["statusCode"] == 202, answer
     return f"/v1/generations/{json.loads(answer['body'])['id']}"
 
@@ -170,10 +176,21 @@ def test_a_callback_needs_no_schedule(tmp_path: Path) -> None:
 
 
 def test_no_submission_is_under_way_when_the_function_is_frozen(tmp_path: Path) -> None:
-    with upstream(tmp_path) as (environ, _):
-        environ["GENHOOK_SUBMIT_WAIT_SECONDS"] = "0"
+    asked, released = threading.Event(), threading.Event()
+    with served(hanging(asked, released)) as url:
+        environ = {
+            "GENHOOK_UPSTREAM_URL": url,
+            "GENHOOK_UPSTREAM_API_KEY": "aio_upstream",
+            "GENHOOK_SUBMIT_WAIT_SECONDS": "0",
+            "GENHOOK_DRIVE_SECONDS": "0",
+        }
         with function(tmp_path, **environ) as call:
-            assert status(call, create(call)) != "queued"
+            call.send(creation())
+            assert asked.wait(END_SECONDS)  # The answer is ready, and the function goes on.
+            released.set()
+            answer = json.loads(json.loads(call.read("answer"))["body"])
+            assert answer["status"] == "queued"
+            assert status(call, f"/v1/generations/{answer['id']}") == "processing"
 
 
 def tick_until_ended(call: Function, path: str) -> int:
