@@ -128,9 +128,8 @@ class Ticks:
             turn_ended.set()
             self._turn_ended.set()
             self._turn_ended = asyncio.Event()
-            async with self._lock:
-                if ownership.is_held and self._rest is None:
-                    await self._end()
+            if self._holder.stopping.is_set() and ownership.is_held and self._rest is None:
+                await self._end()  # Of a turn that another one was to follow.
 
     async def _drive_once(self) -> bool:
         """Do one turn; return False if another process has the right to work."""
@@ -140,9 +139,11 @@ class Ticks:
         try:
             steps = self._holder.session.drive_steps
             await self._work_until(self._drive_ends_at, [*steps], self._wanted)
-        finally:
-            if not self._wanted.is_set():
-                await self._end()
+        except BaseException:
+            await self._end()
+            raise
+        if not self._wanted.is_set():  # Else the next turn goes on in this session.
+            await self._end()
         return True
 
     async def _take_over(self) -> bool:
