@@ -67,7 +67,7 @@ format: $(STAMP) ## Format, and repair what the linter can
 constraints: python ## Pin the newest versions that pyproject.toml allows
 	@rm -rf $(NEWEST) && $(PYTHON) -m venv $(NEWEST)
 	@$(NEWEST)/bin/python $(INSTALL) --upgrade "pip>=25.1"
-	@$(NEWEST)/bin/python $(INSTALL) --editable ".[demo]" --group dev --group bench --group chaos
+	@$(NEWEST)/bin/python $(INSTALL) --editable ".[demo,lambda]" --group dev --group bench --group chaos
 	@$(NEWEST)/bin/python $(PIP) list --format=freeze --exclude genhook --exclude setuptools \
 		> $(NEWEST)/constraints.txt
 	@mv $(NEWEST)/constraints.txt constraints.txt
@@ -87,5 +87,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(MAKE) python
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python $(INSTALL) --constraint constraints.txt "pip>=25.1"
-	@$(BIN)/python $(INSTALL) --constraint constraints.txt --editable ".[demo]" --group dev
+	@$(BIN)/python $(INSTALL) --constraint constraints.txt --editable ".[demo,lambda]" --group dev
 	@touch $@

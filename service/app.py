@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import os
 import random  # noqa: TID251  the default jitter
-import signal
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -21,7 +19,7 @@ from service.delivery.webhook import egress
 from service.delivery.webhook.connection import tls_context
 from service.delivery.webhook.sender import WebhookSender
 from service.model.clock import Clock, now_ms
-from service.settings import Settings
+from service.settings import VARIABLES, Settings, unknown_variables
 from service.store.sqlite.database import Database
 from service.store.sqlite.ownership import FileLock
 from service.store.vault import Vault
@@ -35,6 +33,16 @@ _log = log.get()
 CLOSE_SECONDS = 1.0
 OBSERVED = ("/healthz", "/readyz", "/metrics")
 SPARE_CONNECTIONS = 24  # Beyond the slots, for connections that are still being closed.
+
+
+def configure_log(settings: Settings, *, has_sandbox: bool = False) -> None:
+    """Start to log, first about settings that are unknown or missing; a sandbox supplies those."""
+    log.configure(settings.log_level, stream="stdout", redactor=make_redactor(settings))
+    for name in unknown_variables():
+        _log.warning("settings.unknown", name=name, see="docs/settings.md")
+    for name in ("GENHOOK_UPSTREAM_API_KEY", "GENHOOK_PUBLIC_URL"):
+        if not has_sandbox and not getattr(settings, VARIABLES[name]):
+            _log.warning("settings.missing", name=name, see="docs/settings.md")
 
 
 class App:
@@ -65,7 +73,8 @@ class App:
             clock=clock,
             jitter=jitter,
         )
-        self._receiver = Receiver(self.context)
+        is_driven = settings.worker == "off" and settings.drive_seconds > 0
+        self._receiver = Receiver(self.context, self._drive if is_driven else None)
         self._sender = sender
 
     @cached_property
@@ -85,8 +94,6 @@ class App:
                 await asgi.healthz(scope, send, self.context.clock())
             else:
                 await self._answer(scope, receive, send)
-        elif scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer by the API, also a request that is ended because the process stops."""
@@ -104,6 +111,9 @@ class App:
                 raise
             if not is_begun:
                 await asgi.refuse(scope, send, stopping(), self.context.clock())
+
+    async def _drive(self) -> None:
+        await self.worker.drive()
 
     async def observe(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle an ASGI connection of a worker: its health and its metrics, nothing else."""
@@ -151,24 +161,6 @@ class App:
             if self.context.watching is not None:
                 stack.callback(self.context.watching.cancel)
             await self.worker.finish(ends_at)
-
-    async def _lifespan(self, receive: Receive, send: Send) -> None:
-        await receive()
-        try:
-            await self.start()
-        except Exception as error:  # noqa: BLE001  reported to the server, which exits
-            await send({"type": "lifespan.startup.failed", "message": str(error)})
-            return
-        self.worker.when_ended(self._end_process_if_failed)
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await self.stop()
-        await send({"type": "lifespan.shutdown.complete"})
-
-    def _end_process_if_failed(self) -> None:
-        """End the process if its worker failed, so that the platform restarts it."""
-        if self.worker.has_failed:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _sender(settings: Settings) -> Sender:

@@ -20,13 +20,17 @@ from service.delivery.target import Sender
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
 from service.model.clock import MINUTE, SECOND
+from service.model.errors import StorageError
 from service.store import retention, subscribers
 from service.store.database import Ownership
+from service.telemetry import log
 
+_log = log.get()
 WATCH_SECONDS = 0.1
 LOOK_EVERY_MS = MINUTE  # How long a hand-over that was missed can stay unnoticed.
 LANES_PER_SECOND = 10_000  # Looked at on account of other processes' commits.
 CLEAN_PAUSE_MS = 100
+BACKOFF_SECONDS_MAX = 60.0  # Of a step that fails again and again.
 
 Step = Callable[[int], Coroutine[Any, Any, int | None]]  # Returns when to be called next.
 
@@ -78,6 +82,8 @@ class Session:
             (self._clean, asyncio.Event()),
             (self.dispatcher.run_due, attempts_due),
         )
+        # What a request has made due: its submission, its question, its first attempts.
+        self.drive_steps = tuple(step for step, _ in (*self.steps[:2], self.steps[-1]))
         self.loops: tuple[tuple[Step, asyncio.Event], ...] = (
             *self.steps,
             (self.watch, asyncio.Event()),
@@ -172,3 +178,14 @@ class Session:
             self._is_cleaning = False
         self._counts["deleted"] += deleted
         return next_at if self._in_tick else max(next_at, now + CLEAN_PAUSE_MS)
+
+
+def log_failure(step: Step, error: Exception, failures: int) -> float:
+    """Log that a step failed; return for how many seconds its loop backs off."""
+    name = getattr(step, "__name__", "step")
+    if isinstance(error, StorageError):  # It is the disk's, and may be over at any moment.
+        _log.error("worker.storage_failed", step=name, error=str(error))
+        return 1.0
+    seconds: float = min(2.0 ** (failures - 1), BACKOFF_SECONDS_MAX)
+    _log.error("worker.step_failed", step=name, retry_seconds=seconds, exc_info=error)
+    return seconds

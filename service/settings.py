@@ -183,6 +183,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     connections_max: Annotated[int, _integer, 16, 100_000] = 4_096
     head_seconds: Annotated[float, _number, 0.1, 600] = 10.0
     body_seconds: Annotated[float, _number, 0.1, 600] = 30.0
+    drive_seconds: Annotated[float, _number, 0, 60] = 2.0
     shutdown_seconds: Annotated[float, _number, 0, 600] = 20.0
     retention_days: Annotated[int, _integer, 1, 3_650] = 30
 

@@ -48,6 +48,7 @@ class Upstream:
         self.poll_replies: deque[Reply] = deque()
         self.tasks: dict[str, dict[str, Any]] = {}
         self.on_create: Callable[[dict[str, Any]], httpx.Response] | None = None
+        self.on_poll: Callable[[str], object] = lambda _task_id: None
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         if request.method == "POST":
@@ -61,6 +62,7 @@ class Upstream:
             return httpx.Response(200, json=create_answer(f"task{len(self.creates)}"))
         task_id = request.url.params.get("task_id") or request.url.path.rpartition("/")[2]
         self.polls.append(task_id)
+        self.on_poll(task_id)
         if self.poll_replies:
             return self._play(self.poll_replies.popleft(), request)
         data = self.tasks.get(task_id, {"status": "IN_PROGRESS"})

@@ -48,6 +48,9 @@ class Parts(Protocol):
     def is_alive(self) -> bool:
         """True unless the worker should run in this process and does not."""
 
+    async def drive(self) -> None:
+        """Do what a request has made due, where no worker runs; nothing is raised."""
+
     async def tick(self, seconds: float) -> Any:
         """Do due work for up to `seconds`; return what was done."""
 

@@ -71,7 +71,10 @@ async def create(call: Call) -> Answer:
         return idempotency.create(call, submit.store_new, *new_row)
 
     accepted = await call.parts.submitter.accept(call.tenant, call.resource_id, store)
-    return await idempotency.keep(call, await _answer_submission(call, *accepted))
+    answered = await idempotency.keep(call, await _answer_submission(call, *accepted))
+    if not _prefers_async(call):
+        await call.parts.drive()
+    return answered
 
 
 async def _answer_submission(

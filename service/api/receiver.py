@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import accumulate, chain
 from typing import NoReturn
@@ -38,10 +39,16 @@ _validate = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 class Receiver:
-    """A plain ASGI application for `POST /callbacks/{upstream}/{token}`."""
+    """A plain ASGI application for `POST /callbacks/{upstream}/{token}`.
 
-    def __init__(self, context: Context) -> None:
+    `drive`, where no worker runs, does within the request what a stored callback has made due.
+    """
+
+    def __init__(
+        self, context: Context, drive: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self._context = context
+        self._drive = drive
         self._write_proofs = partial(proofs.write_proofs, context=context)
         self._rejections = Counter[tuple[int, str]]()  # Those of one second.
         settings = context.settings
@@ -78,6 +85,8 @@ class Receiver:
             await send_problem(send, internal_error(), request_id)
         else:
             metrics.callbacks.add(1, stored.verdict if stored.is_kept else "not_kept")
+            if self._drive is not None:
+                await self._drive()
             await _answer_ok(send, request_id, is_kept=bool(stored.is_kept))
             _log.info(
                 "callback",

@@ -7,8 +7,6 @@ import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import msgspec
-
 from service.cli import interrupts, output, streams
 from service.cli.arguments import (
     Echo,
@@ -18,7 +16,6 @@ from service.cli.arguments import (
     check,
     define,
     parse_id,
-    parse_number,
     split_commas,
 )
 from service.cli.environment import settings_of_existing
@@ -31,7 +28,6 @@ from service.settings import Settings, read_settings
 if TYPE_CHECKING:  # They take most of a second to import, and `--help` needs none of them.
     from service.app import App
     from service.context import Context
-    from service.session import WorkCounts
     from service.store.sqlite.group import Transaction
 
 T = TypeVar("T")
@@ -42,18 +38,6 @@ KEYS_MAX = 1_000
 def add_migrate(parser: argparse.ArgumentParser) -> None:
     """Add the options of `genhook migrate`."""
     define(parser, migrate, "GENHOOK_DATABASE_URL=sqlite:////var/lib/genhook.db genhook migrate")
-
-
-def add_tick(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `genhook tick`."""
-    define(parser, tick, "* * * * * genhook tick --seconds 50")
-    parser.add_argument(
-        "--seconds",
-        type=parse_seconds,
-        default=10.0,
-        help="work for at most this many seconds (10)",
-    )
-    add_json(parser)
 
 
 def add_keys(parser: argparse.ArgumentParser) -> None:
@@ -83,11 +67,6 @@ def add_keys(parser: argparse.ArgumentParser) -> None:
     example = "genhook keys revoke key_01a1f83ac6f470008f5b21d7c0e394a6"
     revoke = add_command(group, "revoke", "revoke a key", revoke_key, example)
     revoke.add_argument("id", type=parse_id, metavar="ID")
-
-
-def parse_seconds(text: str) -> float:
-    """Read a time of up to an hour."""
-    return parse_number(text, 0.01, 3_600)
 
 
 def parse_name(text: str) -> str:
@@ -132,38 +111,6 @@ async def _migrate(settings: Settings) -> list[str]:
         return await database.migrate()
     finally:
         await database.close()
-
-
-def tick(options: argparse.Namespace, echo: Echo) -> int:
-    """Do due work once, for at most `--seconds`."""
-    from service.telemetry import log
-    from service.telemetry.redact import make_redactor
-
-    # A platform may run ticks and nothing else: like `serve`, a tick creates the database.
-    settings = read_settings()
-    log.configure(settings.log_level, redactor=make_redactor(settings))
-    done = _run(_tick(settings, options.seconds))
-    if options.json:
-        echo(msgspec.json.encode(done).decode())
-        return 0
-    counts = {n: v for n, v in msgspec.structs.asdict(done).items() if n != "more" and v}
-    text = ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing was due"
-    echo(f"{text}; more is due, or another process works on it" if done.more else text)
-    return 0
-
-
-async def _tick(settings: Settings, seconds: float) -> "WorkCounts":
-    from service.app import App
-    from service.cli.stopping import Stop, on_signals
-
-    app = App(settings)
-    stop = Stop(settings.shutdown_seconds, app.begin_stop)
-    await app.start(worker=False)
-    try:
-        on_signals(stop)  # What is under way is recorded before the process ends.
-        return await app.worker.tick(seconds)
-    finally:
-        await app.stop(stop.work_ends_at)
 
 
 @contextlib.asynccontextmanager

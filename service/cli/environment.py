@@ -9,11 +9,9 @@ from pathlib import Path
 from service.model.errors import CommandError, SettingsError
 from service.settings import (
     ENVIRONMENT,
-    VARIABLES,
     Settings,
     read_settings,
     read_variable,
-    unknown_variables,
 )
 
 DATABASE_URL = "sqlite:///genhook-dev.db"
@@ -63,20 +61,6 @@ def settings_of_existing() -> Settings:
             "or create one with `genhook migrate`."
         )
     return settings
-
-
-def configure_log(settings: Settings, *, has_sandbox: bool = False) -> None:
-    """Start to log, first about settings that are unknown or missing; a sandbox supplies those."""
-    from service.telemetry import log
-    from service.telemetry.redact import make_redactor
-
-    redactor = make_redactor(settings)
-    log.configure(settings.log_level, stream="stdout", redactor=redactor)
-    for name in unknown_variables():
-        log.get().warning("settings.unknown", name=name, see="docs/settings.md")
-    for name in ("GENHOOK_UPSTREAM_API_KEY", "GENHOOK_PUBLIC_URL"):
-        if not has_sandbox and not getattr(settings, VARIABLES[name]):
-            log.get().warning("settings.missing", name=name, see="docs/settings.md")
 
 
 def with_defaults() -> dict[str, str]:

@@ -26,7 +26,7 @@ COMMANDS = {
     ),
     "migrate": ("admin", "migrate the database to the schema of this version"),
     "backup": ("backup", "copy the database to a file; the service may run meanwhile"),
-    "tick": ("admin", "do the due work once, where no worker runs all the time"),
+    "tick": ("tick", "do the due work once, or every few seconds, where no worker runs"),
     "keys": ("admin", "create, list and revoke API keys, directly in the database"),
     "subscribers": ("client", "manage the URLs that receive events"),
     "generations": ("client", "create generations and look at them"),

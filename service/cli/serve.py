@@ -81,12 +81,12 @@ def serve(options: argparse.Namespace, echo: Echo) -> int:
     from service.cli import environment
 
     settings = environment.settings_of(options)
-    environment.configure_log(settings, has_sandbox=options.sandbox)
     import msgspec
 
-    from service.app import App
+    from service.app import App, configure_log
     from service.cli import descriptors, server
 
+    configure_log(settings, has_sandbox=options.sandbox)
     settings = descriptors.raise_limit(settings)
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(server.bind(settings.host, settings.port))
@@ -107,14 +107,13 @@ def serve(options: argparse.Namespace, echo: Echo) -> int:
 
 def work(_options: argparse.Namespace, _echo: Echo) -> int:
     """Run the worker alone until a signal ends it: 0, or 1 if it failed."""
-    from service.cli import environment
     from service.settings import read_settings
 
     settings = read_settings()
-    environment.configure_log(settings)
-    from service.app import App
+    from service.app import App, configure_log
     from service.cli import descriptors, server
 
+    configure_log(settings)
     app = App(descriptors.raise_limit(settings))
     if settings.work_port is None:
         return server.run(server.work(app, None))

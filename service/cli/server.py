@@ -134,9 +134,11 @@ def new_server(
 
 
 @contextlib.asynccontextmanager
-async def running(app: Any, sock: socket.socket) -> AsyncIterator[str]:
+async def running(
+    app: Any, sock: socket.socket, *, lifespan: Literal["on", "off"] = "on"
+) -> AsyncIterator[str]:
     """Serve the ASGI application on this loop during the block; yield its URL."""
-    url, server = url_of(sock), new_server(app)
+    url, server = url_of(sock), new_server(app, lifespan=lifespan)
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     try:
         yield url

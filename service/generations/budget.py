@@ -46,6 +46,19 @@ class Budget:
         self.tokens -= 1
         self.probe_at = self.updated_at + PROBE_MS
 
+    def begin_turn(self, now: int) -> None:
+        """Go on after other processes, of whose questions nothing is known but what they left: one.
+
+        Who has a turn leaves one token to the next, by ending it only once `debt_seconds` is 0.
+        """
+        self.available(now)
+        self.tokens = min(self.tokens, 1.0)
+
+    def debt_seconds(self, now: int) -> float:
+        """Return for how long a turn has to go on until it leaves one token."""
+        self.available(now)
+        return max(0.0, 1.0 - self.tokens) / self.rate
+
     def pause(self, until: int, probe_at: int = 0) -> None:
         """Allow no poll before `until`, and no probe before `probe_at`: upstream answered 429."""
         self.paused_until = max(self.paused_until, until)

@@ -118,6 +118,7 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         ("sandbox --host ' '", "an address, such as 127.0.0.1"),
         ("sandbox --speed 0", "from 0.01 to 1000"),
         ("sandbox --speed much", "a number from 0.01 to 1000"),
+        ("tick --every 0", "a number from 0.01 to 3600"),
         ("tick --seconds nan", "a number from 0.01 to 3600"),
         ("tick --seconds abc", "a number from 0.01 to 3600"),
         ("tick --seconds 1_0", "a number from 0.01 to 3600"),
@@ -379,12 +380,13 @@ def test_a_wrong_key_is_refused(
 
 def test_with_json_standard_output_is_only_json(migrated: Path) -> None:
     code = (
-        "from service.cli import admin, main\nfrom service.telemetry import log\n"
-        "tick = admin._tick\n"
+        "from service.cli import main\nfrom service.cli import tick as command\n"
+        "from service.telemetry import log\n"
+        "tick = command._tick\n"
         "def logging_tick(*arguments):\n"
         "    log.get().warning('working')\n"
         "    return tick(*arguments)\n"
-        "admin._tick = logging_tick\n"
+        "command._tick = logging_tick\n"
         "raise SystemExit(main.main(['tick', '--seconds', '1', '--json']))"
     )
     done = subprocess.run(  # noqa: S603  our own code

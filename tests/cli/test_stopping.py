@@ -123,6 +123,18 @@ def test_a_process_without_a_worker_says_so_and_is_ready(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_ticks_are_repeated_until_a_signal(tmp_path: Path, number: int) -> None:
+    line = ("tick", "--seconds", "1", "--every", "0.05", "--json")
+    with start(tmp_path, *line, **KEYS) as process:
+        assert process.stdout is not None
+        done = [json.loads(process.stdout.readline()) for _ in range(3)]
+        assert [tick["more"] for tick in done] == [False, False, False]
+        process.send_signal(number)
+        process.communicate(timeout=END_SECONDS)
+        assert process.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_tick_records_what_is_under_way_before_a_signal_ends_it(
     tmp_path: Path, number: int
 ) -> None:

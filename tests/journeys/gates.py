@@ -79,7 +79,7 @@ async def take_over(world: Harness) -> Any:
 async def attach_worker(world: Harness) -> AsyncIterator[Dispatcher]:
     """Attach the worker: committed deliveries reach the lanes in memory, with no loop running."""
     worker = world.app.worker
-    assert await worker._take_over_for_tick()
+    assert await worker.ticks._take_over()
     dispatcher = worker.dispatcher
     try:
         yield dispatcher

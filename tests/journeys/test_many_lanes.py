@@ -48,7 +48,7 @@ async def test_only_lanes_with_work_soon_come_into_memory(
         await worker.dispatcher.run_due(world.clock())
         await worker.dispatcher.settle()
         assert [len(world.subscribers.webhooks_to(url)) for url in urls] == [2] * 5
-        await worker._end_session()
+        await worker.end_session()
 
 
 async def test_lanes_that_wait_for_long_are_dropped_when_there_are_many(
@@ -82,7 +82,7 @@ async def test_what_a_paused_subscriber_is_owed_holds_no_lane(tmp_path: Path) ->
         await worker.dispatcher.run_due(world.clock())
         await worker.dispatcher.settle()
         assert len(world.subscribers.webhooks) == 1
-        await worker._end_session()
+        await worker.end_session()
 
 
 async def test_a_change_of_all_subscribers_reads_no_lane_without_work(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ async def test_commits_of_another_process_cost_no_more_looks_than_the_lanes_allo
         await worker.dispatcher.settle()
         sent = len(world.subscribers.webhooks_to(SUBSCRIBER_URL))
         assert sent == (milliseconds == 4 * SECOND)
-        await worker._end_session()
+        await worker.end_session()
 
 
 async def test_a_429_rests_every_subscriber_of_the_receiver_in_later_ticks_too(
@@ -160,7 +160,7 @@ async def test_a_receiver_rests_no_longer_than_is_stored(tmp_path: Path) -> None
         await worker.dispatcher.run_due(world.clock())
         await worker.dispatcher.settle()
         assert len(world.subscribers.webhooks_to(f"{SUBSCRIBER_URL}/second")) == 1
-        await worker._end_session()
+        await worker.end_session()
 
 
 async def test_an_event_decodes_no_subscriber_that_is_as_it_was(

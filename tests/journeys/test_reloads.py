@@ -79,7 +79,7 @@ async def lanes_of_a_session(world: Harness, count: int) -> AsyncIterator[Dispat
     await world.generate()
     await worker.dispatcher.settle()
     yield worker.dispatcher
-    await worker._end_session()
+    await worker.end_session()
 
 
 async def read_again(world: Harness, dispatcher: Dispatcher) -> set[str]:

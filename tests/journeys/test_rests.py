@@ -87,7 +87,7 @@ async def test_a_commit_of_another_process_rests_no_healthy_lane(tmp_path: Path)
         await worker.dispatcher.run_due(world.clock())
         await worker.dispatcher.settle()
         assert counts(world, HERE, BESIDE) == [1, 2]
-        await worker._end_session()
+        await worker.end_session()
 
 
 @pytest.mark.parametrize(("status", "beside"), [(503, 1), (429, 0)])
@@ -209,7 +209,7 @@ async def test_a_retry_that_a_person_asks_for_passes_the_rest(
         assert await asked_again(world) == 1 + held  # A good answer ends the rest.
         assert await rows(world, "SELECT * FROM rests") == []
         assert {found["status"] for found in await deliveries(world)} == {"delivered"}
-        await world.app.worker._end_session()
+        await world.app.worker.end_session()
 
 
 async def test_a_retry_asked_for_by_another_process_passes_the_rest_too(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ async def test_a_retry_asked_for_by_another_process_passes_the_rest_too(tmp_path
         await worker.dispatcher.run_due(world.clock())
         await worker.dispatcher.settle()
         assert counts(world, HERE) == [2]
-        await worker._end_session()
+        await worker.end_session()
 
 
 async def test_a_paused_lane_holds_a_retry_that_a_person_asks_for(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ async def test_a_paused_lane_holds_a_retry_that_a_person_asks_for(tmp_path: Path
         await world.app.worker.dispatcher.run_due(world.clock())
         await world.app.worker.dispatcher.settle()
         assert counts(world, HERE) == [2]
-        await world.app.worker._end_session()
+        await world.app.worker.end_session()
 
 
 async def test_rests_that_are_over_are_deleted(tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ async def test_what_ends_the_rest_of_an_origin_ends_that_of_each_of_its_lanes(
         await dispatcher.run_due(world.clock())
         await dispatcher.settle()
         assert sum(counts(world, HERE, BESIDE)) == 2 + 2 + (how == "retry")
-        await world.app.worker._end_session()
+        await world.app.worker.end_session()
 
 
 async def test_a_rest_that_was_asked_for_during_a_good_attempt_holds(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ async def test_a_rest_that_was_asked_for_during_a_good_attempt_holds(tmp_path: P
         await world.generate()
         await worker.dispatcher.settle()
         assert counts(world, HERE, BESIDE) == [2, 1]
-        await worker._end_session()
+        await worker.end_session()
 
 
 async def test_a_rest_that_cannot_be_stored_yet_survives_a_change_of_the_subscriber(

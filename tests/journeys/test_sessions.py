@@ -76,13 +76,13 @@ async def test_a_commit_is_handed_to_the_session_that_works_after_it(
         assert await worker._take_over()
         refill = worker.context.inbox.refill  # As a unit notes it before its commit.
         first = worker.session
-        await worker._end_session()
+        await worker.end_session()
         assert await worker._take_over()
         await world.generate()
         refill(subscriber["id"])
         assert (list(first.dispatcher.lanes), len(worker.dispatcher.lanes)) == ([], 1)
         await worker.dispatcher.settle()
-        await worker._end_session()
+        await worker.end_session()
         assert worker.context.inbox.lanes is None
 
 
@@ -95,7 +95,7 @@ async def test_what_is_under_way_at_the_end_of_a_session_is_due_again(tmp_path: 
         assert await worker._take_over()
         await world.generate()
         await gate.wait_for(1)
-        await worker._end_session()
+        await worker.end_session()
         assert (gate.waiting, worker.dispatcher.lanes) == (0, {})
         stored = await delivery(world)
         assert (stored["status"], stored["attempts"]) == ("pending", [])
@@ -123,7 +123,7 @@ async def test_what_another_process_commits_during_a_take_over_is_found(
         await worker.dispatcher.run_due(world.clock())
         await worker.dispatcher.settle()
         assert len(world.subscribers.webhooks) == 1
-        await worker._end_session()
+        await worker.end_session()
 
 
 @pytest.mark.parametrize("milliseconds", [MINUTE - 1, MINUTE])
@@ -141,7 +141,7 @@ async def test_a_full_look_at_the_rows_finds_within_a_minute_what_was_not_handed
         await worker.dispatcher.run_due(world.clock())
         await worker.dispatcher.settle()
         assert len(world.subscribers.webhooks) == (milliseconds == MINUTE)
-        await worker._end_session()
+        await worker.end_session()
 
 
 async def test_a_look_that_failed_is_repeated_at_once(
@@ -165,7 +165,7 @@ async def test_a_look_that_failed_is_repeated_at_once(
         await worker.dispatcher.run_due(world.clock())
         await worker.dispatcher.settle()
         assert len(world.subscribers.webhooks) == 1
-        await worker._end_session()
+        await worker.end_session()
 
 
 STEPS = ("submitted", "polled", "expire_due", "replayed", "_clean", "run_due", "watch")

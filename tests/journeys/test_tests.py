@@ -65,7 +65,7 @@ async def test_a_test_by_another_process_takes_a_place_in_the_rate(tmp_path: Pat
             await worker.dispatcher.run_due(world.clock())
             await worker.dispatcher.settle()
             assert len(world.subscribers.webhooks) == sent
-        await worker._end_session()
+        await worker.end_session()
 
 
 async def test_a_test_takes_a_place_in_the_rate(tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ class Deliveries(Harness):
 
     async def lose_session(self) -> None:
         """Lose the right to work, and begin again."""
-        await self.app.worker._end_session()
+        await self.app.worker.end_session()
         self.receivers.forget()
         await self._begin()
 

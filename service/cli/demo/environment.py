@@ -52,7 +52,10 @@ async def running_environment(folder: Path) -> AsyncIterator[Environment]:
         )
         sock = server.bind("127.0.0.1", 0)
         settings = _settings(folder, server.url_of(sock), upstream_url)
-        url = await stack.enter_async_context(server.running(App(settings), sock))
+        app = App(settings)
+        await app.start()
+        stack.push_async_callback(app.stop)
+        url = await stack.enter_async_context(server.running(app, sock, lifespan="off"))
         client = await stack.enter_async_context(
             httpx.AsyncClient(
                 base_url=url,

@@ -1,0 +1,131 @@
+"""`service.asgi:app`: the service for any ASGI server, as `uvicorn service.asgi:app` runs it.
+
+It starts with the server's lifespan. Under a server without one it starts with the first request,
+and stops as the server's event loop ends.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+from functools import partial
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from service.api import asgi
+from service.api.problem import unavailable
+from service.app import App, configure_log
+from service.model.clock import now_ms
+from service.settings import Settings, read_settings
+from service.telemetry import log
+
+_log = log.get()
+
+
+class _Run(msgspec.Struct, eq=False):
+    """The service on one event loop: its start, and how many lifespans it has."""
+
+    start: asyncio.Task[App]
+    keeper: asyncio.Task[None] | None = None  # Cancelled, it stops the service.
+    lifespans: int = 0
+
+
+class Entry:
+    """The service as an ASGI application. Each event loop that it runs on has its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._runs: dict[asyncio.AbstractEventLoop, _Run] = {}
+        self._has_log = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle an ASGI connection."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            try:
+                app = await self.start()
+            except Exception as error:  # noqa: BLE001  logged; the next request tries it again
+                _log.error("start.failed", error=str(error))
+                problem = unavailable("The service could not start.")
+                await asgi.refuse(scope, send, problem, now_ms())
+            else:
+                await app(scope, receive, send)
+
+    @property
+    def started(self) -> App | None:
+        """The service of this event loop; None if it was not started, or could not be."""
+        run = self._runs.get(asyncio.get_running_loop())
+        is_started = run is not None and run.start.done() and not _has_failed(run.start)
+        return run.start.result() if run is not None and is_started else None
+
+    async def start(self) -> App:
+        """Return the service of this event loop, started."""
+        loop = asyncio.get_running_loop()
+        run = self._runs.get(loop)
+        if run is None or (run.start.done() and _has_failed(run.start)):
+            for ended in [each for each in self._runs if each.is_closed()]:
+                del self._runs[ended]
+            run = self._runs[loop] = _Run(loop.create_task(self._start(), name="start"))
+        app = await asyncio.shield(run.start)
+        if run.keeper is None:
+            run.keeper = loop.create_task(_keep(app), name="service")
+        return app
+
+    async def stop(self) -> None:
+        """Stop the service of this event loop, if it was started."""
+        run = self._runs.pop(asyncio.get_running_loop(), None)
+        if run is not None and run.keeper is not None:
+            run.keeper.cancel()
+            await asyncio.wait([run.keeper])
+
+    async def _start(self) -> App:
+        if not self._has_log:
+            configure_log(self.settings)
+            self._has_log = True
+        app = App(self.settings)
+        await app.start()
+        app.worker.when_ended(partial(_end_process_if_failed, app))
+        return app
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self.start()
+        except Exception as error:  # noqa: BLE001  reported to the server, which exits
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        run = self._runs[asyncio.get_running_loop()]
+        run.lifespans += 1
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        run.lifespans -= 1
+        if not run.lifespans:
+            await self.stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def _has_failed(task: asyncio.Task[App]) -> bool:
+    return task.cancelled() or task.exception() is not None
+
+
+async def _keep(app: App) -> None:
+    """Keep the service open until this is cancelled: by `stop`, or by the end of the loop."""
+    try:
+        await asyncio.get_running_loop().create_future()
+    except asyncio.CancelledError:
+        # The end of the loop cancels the tasks of the service, too, and with them its first try to
+        # close the database; without closing it, threads would keep the process from ending.
+        with contextlib.suppress(asyncio.CancelledError):
+            await app.stop()
+        await app.database.close()
+
+
+def _end_process_if_failed(app: App) -> None:
+    """End the process if its worker failed, so that the platform restarts it."""
+    if app.worker.has_failed:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+app = Entry(read_settings())  # SettingsError: what is wrong is said at the start of any server.

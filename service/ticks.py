@@ -1,0 +1,294 @@
+"""Ticks and drives: due work for a short time, where no worker runs.
+
+A tick is asked for and does all due work. A drive belongs to a request: it does what the request
+has made due within it, so that a platform that stops the process afterwards stops no work.
+Both need the right to work, and do nothing where another process has it.
+"""
+
+import asyncio
+import contextlib
+from typing import Any, Protocol
+
+from service.context import Context
+from service.generations.poll import Poller
+from service.generations.submit import Submitter
+from service.model.errors import StorageError
+from service.session import Session, Step, WorkCounts, log_failure
+from service.store.database import Ownership
+from service.telemetry import log
+
+_log = log.get()
+RECORD_AGAIN_SECONDS = 1.0
+
+
+class Holder(Protocol):
+    """Who may hold the right to work in this process: its worker."""
+
+    context: Context
+    ownership: Ownership
+    submitter: Submitter
+    poller: Poller
+    session: Session
+    stopping: asyncio.Event
+
+    def begin_session(self) -> None:
+        """Replace the session, which is over, by a new one."""
+
+    async def end_session(self) -> None:
+        """Throw the session away, and let others work."""
+
+    async def settle(self) -> None:
+        """Wait for everything under way."""
+
+
+class Ticks:
+    """The ticks and the drives of one process, one at a time."""
+
+    def __init__(self, holder: Holder) -> None:
+        self._holder = holder
+        self._lock = asyncio.Lock()
+        self._is_ticking = False
+        self.late_steps: set[asyncio.Task[int | None]] = set()  # Of ticks whose time was up.
+        self._rest: asyncio.Task[None] | None = None  # Ends the session of the last tick.
+        self._driving: asyncio.Task[None] | None = None
+        self._drive_ends_at = 0.0
+        self._wanted = asyncio.Event()  # Set: requests wait for the next turn.
+        self._turn_ended = asyncio.Event()  # That of the next turn.
+
+    @property
+    def under_way(self) -> tuple[asyncio.Task[None] | None, ...]:
+        """What a stop waits for."""
+        return self._driving, self._rest
+
+    async def tick(self, seconds: float) -> WorkCounts:
+        """Do due work for `seconds` or until a stop; none while another tick or process works.
+
+        What is under way by then goes on without the caller, and its session ends with it.
+        """
+        if self._is_ticking:
+            return WorkCounts(more=True)
+        self._is_ticking = True
+        try:
+            async with self._lock:
+                return await self._tick(asyncio.get_running_loop().time() + seconds)
+        finally:
+            self._is_ticking = False
+
+    async def _tick(self, ends_at: float) -> WorkCounts:
+        is_guest = self._holder.ownership.is_held and self._rest is None
+        if not (is_guest or await self._take_over()):
+            return WorkCounts(more=True)
+        session = self._holder.session
+        session.begin_tick()
+        try:
+            more = await self._work_until(ends_at, [step for step, _ in session.steps])
+        finally:
+            counts = session.end_tick()
+            if not is_guest:
+                await self._end()
+        return WorkCounts(**counts, more=more)
+
+    async def drive(self, seconds: float) -> None:
+        """Have what was just committed worked on; return once it is, after `seconds`, or at a stop.
+
+        Requests that come meanwhile share the turn that follows. Nothing is raised.
+        """
+        if seconds <= 0 or self._holder.stopping.is_set():
+            return
+        self._drive_ends_at = asyncio.get_running_loop().time() + seconds
+        self._wanted.set()
+        turn_ended = self._turn_ended
+        if self._driving is None or self._driving.done():
+            self._driving = asyncio.create_task(self._drive(), name="drive")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await turn_ended.wait()
+
+    async def _drive(self) -> None:
+        """Take turns while requests want them, or while others commit what they may not work on.
+
+        Who finds the right to work taken goes away. So who had it looks again after it let go: what
+        was committed before somebody was refused is seen then.
+        """
+        loop, ownership, is_wanted = asyncio.get_running_loop(), self._holder.ownership, True
+        turn_ended = self._turn_ended
+        try:
+            while is_wanted and not self._holder.stopping.is_set():
+                async with self._lock:
+                    turn_ended, self._turn_ended = self._turn_ended, asyncio.Event()
+                    self._wanted.clear()
+                    may_work = await self._drive_once()
+                turn_ended.set()
+                has_time = may_work and loop.time() < self._drive_ends_at
+                others_wait = has_time and await ownership.other_process_committed()
+                is_wanted = others_wait or self._wanted.is_set()
+        except Exception as error:  # noqa: BLE001  the rows are still due: what was stored stays
+            _log.warning("drive.failed", error=repr(error))
+        finally:
+            turn_ended.set()
+            self._turn_ended.set()
+            self._turn_ended = asyncio.Event()
+            if self._holder.stopping.is_set() and ownership.is_held and self._rest is None:
+                await self._end()  # Of a turn that another one was to follow.
+
+    async def _drive_once(self) -> bool:
+        """Do one turn; return False if another process has the right to work."""
+        if not await self._take_over():
+            return False
+        await self._holder.ownership.other_process_committed()  # What comes later counts.
+        try:
+            steps = self._holder.session.drive_steps
+            await self._work_until(self._drive_ends_at, [*steps], self._wanted)
+        except BaseException:
+            await self._end()
+            raise
+        if not self._wanted.is_set():  # Else the next turn goes on in this session.
+            await self._end()
+        return True
+
+    async def _take_over(self) -> bool:
+        """Own the database for a tick, perhaps still in the session of the last one."""
+        holder = self._holder
+        if self._rest is not None and self._rest.cancel():
+            await asyncio.wait([self._rest])
+        self._rest = None
+        if not holder.ownership.is_held:
+            if not holder.ownership.acquire():
+                return False
+            holder.begin_session()
+            if self._is_in_turn:
+                holder.poller.budget.begin_turn(holder.context.clock())
+        holder.session.resume()
+        return True
+
+    @property
+    def _is_in_turn(self) -> bool:
+        """Whether processes take turns that know nothing of each other's questions."""
+        return self._holder.context.settings.worker == "off"
+
+    def _debt_seconds(self) -> float:
+        """Return for how long to keep the right to work, so that turns together keep the rate."""
+        if not self._is_in_turn:
+            return 0.0
+        return self._holder.poller.budget.debt_seconds(self._holder.context.clock())
+
+    async def _end(self) -> None:
+        """End the session of a tick, or have it end once what is under way has ended."""
+        holder = self._holder
+        holder.session.pause()
+        in_flight = (*holder.submitter.in_flight, *holder.poller.in_flight, *self.late_steps)
+        is_settled = holder.session.dispatcher.is_settled and not in_flight
+        if is_settled and not self._debt_seconds():
+            await holder.end_session()
+        else:
+            self._rest = asyncio.create_task(self._finish(), name="rest of a tick")
+
+    async def _finish(self) -> None:
+        holder = self._holder
+        stopping, dispatcher = holder.stopping, holder.session.dispatcher
+        try:
+            if self.late_steps:
+                await asyncio.wait(self.late_steps)
+            await holder.settle()
+            while not (dispatcher.is_settled or stopping.is_set()):
+                await _wait_for(stopping, RECORD_AGAIN_SECONDS)  # The disk failed.
+                await dispatcher.run_due(holder.context.clock())
+                await holder.settle()
+            await _wait_for(stopping, self._debt_seconds())
+        except asyncio.CancelledError:
+            if not stopping.is_set():
+                raise  # The next tick goes on in this session.
+        except Exception:  # noqa: BLE001  the rows are still due, and another process may work
+            _log.exception("worker.step_failed", step="the rest of a tick")
+        await holder.end_session()
+
+    async def _work_until(
+        self, ends_at: float, steps: list[Step], interrupt: asyncio.Event | None = None
+    ) -> bool:
+        """Repeat every step until no row is due, time is up, or `interrupt` is set.
+
+        Return whether rows are due. A step that fails is left out from then on.
+        """
+        loop, holder = asyncio.get_running_loop(), self._holder
+        steps, count = [holder.session.look, *steps], len(steps) + 1  # The session may be an older.
+        while True:
+            try:
+                is_due = await self._run_steps(steps, ends_at, interrupt)
+            except TimeoutError:
+                return True
+            has_failed = len(steps) < count
+            is_over = loop.time() >= ends_at or holder.stopping.is_set()
+            if is_over or (interrupt is not None and interrupt.is_set()):
+                return is_due or has_failed
+            if not is_due:
+                if not (debt_seconds := self._debt_seconds()):
+                    return has_failed
+                await _wait_for(holder.stopping, min(debt_seconds, ends_at - loop.time()))
+
+    async def _run_steps(
+        self, steps: list[Step], ends_at: float, interrupt: asyncio.Event | None
+    ) -> bool:
+        """Run every step once, and wait for what they start; return whether rows are due.
+
+        TimeoutError if a step does not end in time.
+        """
+        holder, clock = self._holder, self._holder.context.clock
+        now = clock()
+        due_times: list[int | None] = []
+        for step in [*steps]:
+            try:
+                due_times.append(await self._run_step(step, now, ends_at))
+            except (TimeoutError, StorageError):
+                raise
+            except Exception as error:  # noqa: BLE001  one step must not end the others
+                log_failure(step, error, 1)
+                steps.remove(step)
+        settling = asyncio.create_task(self._settle(), name="settling of a tick")
+        await self._wait(settling, ends_at, interrupt)
+        settling.cancel()
+        is_due = any(at is not None and at <= clock() for at in due_times)
+        return is_due or bool(holder.submitter.repeated)
+
+    async def _settle(self) -> None:
+        """Wait for what a tick started."""
+        await self._holder.submitter.settle_repeated()
+        await self._holder.poller.settle()
+        await self._holder.session.dispatcher.settle()
+
+    async def _wait(
+        self, task: asyncio.Task[Any], ends_at: float, interrupt: asyncio.Event | None = None
+    ) -> None:
+        """Wait for a task until `ends_at`, until a stop, or until `interrupt` is set."""
+        seconds = max(ends_at - asyncio.get_running_loop().time(), 0)
+        signals = (self._holder.stopping, interrupt)
+        ends = [asyncio.create_task(signal.wait()) for signal in signals if signal is not None]
+        await asyncio.wait({task, *ends}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
+
+    async def _run_step(self, step: Step, now: int, ends_at: float) -> int | None:
+        """Run one step; TimeoutError at `ends_at` or a stop, and the step ends without the tick.
+
+        It is not cancelled: a submission that is cancelled under way is lost.
+        """
+        if self._holder.stopping.is_set():
+            raise TimeoutError
+        task = asyncio.create_task(step(now), name="step of a tick")
+        self.late_steps.add(task)
+        task.add_done_callback(self._drop_step)
+        await self._wait(task, ends_at)
+        if not task.done():
+            raise TimeoutError
+        return task.result()
+
+    def _drop_step(self, task: asyncio.Task[int | None]) -> None:
+        self.late_steps.discard(task)
+        if not task.cancelled():
+            task.exception()  # Retrieved: the tick may be over.
+
+
+async def _wait_for(signal: asyncio.Event, seconds: float) -> None:
+    """Wait for the signal for up to `seconds`."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await signal.wait()

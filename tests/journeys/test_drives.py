@@ -1,0 +1,286 @@
+"""GENHOOK_WORKER=off: a submission or a callback works on what it has made due, within itself."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.app import App
+from service.generations.budget import Budget
+from service.model.errors import StorageError
+from service.session import Session
+from tests.harness import SUBSCRIBER_URL, Harness, ManualClock, settings, success_report
+from tests.journeys.gates import Gate, queue_answers
+
+OFF: dict[str, Any] = {"worker": "off", "poll_rate_per_second": 1_000.0, "drive_seconds": 30.0}
+GENERATIONS, PROCESSES, RATE = 50, 5, 100.0
+
+
+class RunningClock(ManualClock):
+    """A clock that goes on by itself: a rate is kept by waiting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._began_at = time.monotonic()
+
+    def __call__(self) -> int:
+        return self.now + round((time.monotonic() - self._began_at) * 1_000)
+
+
+@asynccontextmanager
+async def driven(path: Path, **overrides: Any) -> AsyncIterator[Harness]:
+    """Run a service in which nothing works but requests."""
+    world = Harness(settings(path, **{**OFF, **overrides}), RunningClock())
+    await world.app.start()
+    try:
+        yield world
+    finally:
+        await world.client.aclose()
+        await world.anonymous.aclose()
+        await world.app.stop()
+
+
+@asynccontextmanager
+async def beside(world: Harness) -> AsyncIterator[httpx.AsyncClient]:
+    """Run another process on the same database; yield a client of it without a key."""
+    app = world.new_app()
+    await app.start()
+    try:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:
+            yield client
+    finally:
+        await app.stop()
+
+
+def works(app: App) -> bool:
+    return app.worker.ownership.is_held
+
+
+async def test_a_submission_is_answered_after_its_first_attempts(tmp_path: Path) -> None:
+    async with driven(tmp_path) as world:
+        await world.subscribe()
+        await world.generate()
+        assert world.subscribers.event_types() == ["generation.submitted"]
+        assert not works(world.app)
+
+
+@pytest.mark.parametrize("trust", ["confirm", "body"])
+async def test_a_callback_is_answered_after_the_outcome_and_its_first_attempts(
+    tmp_path: Path, trust: str
+) -> None:
+    async with driven(tmp_path, callback_trust=trust) as world:
+        await world.subscribe(event_types=["generation.succeeded"])
+        generation = await world.generate()
+        world.upstream.finish("task1")
+        answer = await world.call_back()
+        assert answer.status_code == 200
+        assert world.subscribers.event_types() == ["generation.succeeded"]
+        stored = await world.get(f"/v1/generations/{generation['id']}")
+        assert stored["status"] == "succeeded"
+        assert world.upstream.polls == (["task1"] if trust == "confirm" else [])
+
+
+async def test_nothing_is_driven_where_another_process_works(tmp_path: Path) -> None:
+    async with driven(tmp_path) as world:
+        working = world.new_app()
+        await working.start(worker=False)
+        assert working.worker.ownership.acquire()
+        try:
+            await world.subscribe()
+            await world.generate()
+            world.upstream.finish("task1")
+            assert (await world.call_back()).status_code == 200
+            assert (world.upstream.polls, world.subscribers.webhooks) == ([], [])
+        finally:
+            await working.stop()
+
+
+@pytest.mark.parametrize("overrides", [{"drive_seconds": 0.0}, {"worker": "embedded"}])
+async def test_nothing_is_driven_unless_it_is_asked_for(
+    tmp_path: Path, overrides: dict[str, Any]
+) -> None:
+    world = Harness(settings(tmp_path, **{**OFF, **overrides}), RunningClock())
+    await world.app.start(worker=False)
+    await world.subscribe()
+    await world.generate()
+    world.upstream.finish("task1")
+    assert (await world.call_back()).status_code == 200
+    assert (world.upstream.polls, world.subscribers.webhooks) == ([], [])
+    await world.app.stop()
+
+
+async def test_who_wants_no_wait_is_answered_before_the_first_attempts(tmp_path: Path) -> None:
+    async with driven(tmp_path) as world:
+        await world.subscribe()
+        body = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
+        headers = {"prefer": "respond-async"}
+        answer = await world.client.post("/v1/generations", json=body, headers=headers)
+        assert answer.status_code == 202
+        assert world.subscribers.webhooks == []
+
+
+async def test_a_callback_that_is_stored_is_answered_200_though_its_drive_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_session: Session, _now: int) -> int:
+        raise StorageError("disk I/O error")
+
+    async with driven(tmp_path) as world:
+        await world.subscribe(event_types=["generation.succeeded"])
+        await world.generate()
+        world.upstream.finish("task1")
+        with monkeypatch.context() as patched:
+            patched.setattr(Session, "look", fail)
+            assert (await world.call_back()).status_code == 200
+        assert not works(world.app)
+        assert world.upstream.polls == []
+        assert (await world.call_back()).status_code == 200
+        assert world.subscribers.event_types() == ["generation.succeeded"]
+
+
+async def test_a_drive_ends_in_time_though_a_receiver_hangs(tmp_path: Path) -> None:
+    async with driven(tmp_path, drive_seconds=0.3) as world:
+        gate = Gate()
+        queue_answers(world, gate)
+        await world.subscribe()
+        await world.generate()
+        assert gate.waiting == 1
+        assert works(world.app), "its attempt counts against the caps"
+        await driving(world.app)
+        gate.is_open.set()
+        rest = world.app.worker.ticks._rest
+        assert rest is not None
+        await rest
+        assert not works(world.app)
+        page = await world.get("/v1/deliveries")
+        assert [row["status"] for row in page["data"]] == ["delivered"]
+
+
+async def test_a_request_shares_the_turn_of_one_that_waits_for_a_receiver(tmp_path: Path) -> None:
+    async with driven(tmp_path) as world:
+        gate = Gate()
+        await world.subscribe(event_types=["generation.succeeded"])
+        for task in ("task1", "task2"):
+            await world.generate()
+            world.upstream.finish(task)
+        queue_answers(world, gate)
+        first = asyncio.create_task(world.call_back(success_report("task1"), 0))
+        await gate.wait_for(1)
+        second = asyncio.create_task(world.call_back(success_report("task2"), 1))
+        async with asyncio.timeout(OFF["drive_seconds"] / 2):
+            while len(world.subscribers.webhooks) < 2:
+                await world.get("/v1/events")
+        gate.is_open.set()
+        answers = await asyncio.gather(first, second)
+        assert [answer.status_code for answer in answers] == [200, 200]
+
+
+async def test_who_works_looks_again_after_it_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process is refused at the last moment: nothing would work on its callback."""
+    async with driven(tmp_path) as world, beside(world) as other:
+        await world.subscribe(event_types=["generation.succeeded"])
+        for task in ("task1", "task2"):
+            await world.generate()
+            world.upstream.finish(task)
+        worker = world.app.worker
+        end_session = worker.end_session
+
+        async def end_late() -> None:
+            monkeypatch.undo()
+            report = success_report("task2")
+            answer = await other.post(world.upstream.callback_url(1), json=report)
+            assert (answer.status_code, world.upstream.polls) == (200, ["task1"])
+            await end_session()
+
+        monkeypatch.setattr(worker, "end_session", end_late)
+        assert (await world.call_back(success_report("task1"), 0)).status_code == 200
+        await driving(world.app)
+        assert world.upstream.polls == ["task1", "task2"]
+        assert len(world.subscribers.webhooks) == 2
+        assert not works(world.app)
+
+
+async def driving(app: App) -> None:
+    """Wait for the drive under way, which may look again for others after its request."""
+    task = app.worker.ticks._driving
+    if task is not None:
+        await task
+
+
+async def test_a_stop_ends_a_drive(tmp_path: Path) -> None:
+    async with driven(tmp_path, shutdown_seconds=0.2) as world:
+        queue_answers(world, Gate())
+        await world.subscribe()
+        request = asyncio.create_task(world.generate())
+        while not world.subscribers.webhooks:
+            await world.get("/v1/events")
+        await world.app.stop()
+        assert (await request)["status"] == "processing"
+        await world.app.start()
+
+
+class Counting:
+    """A receiver that counts the attempts under way at once."""
+
+    under_way = most = 0
+
+    async def __call__(self) -> int:
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        for _ in range(20):  # So that others could begin meanwhile.
+            await asyncio.sleep(0)  # noqa: TID251  it waits for no time
+        self.under_way -= 1
+        return 200
+
+
+async def test_fifty_at_once_in_five_processes_keep_caps_rates_and_order(tmp_path: Path) -> None:
+    receiver = Counting()
+    asked: list[float] = []
+    async with driven(tmp_path, poll_rate_per_second=RATE) as world, AsyncExitStack() as stack:
+        await world.subscribe(ordered=True, max_in_flight=2)
+        others = [await stack.enter_async_context(beside(world)) for _ in range(PROCESSES - 1)]
+        for number in range(GENERATIONS):
+            await world.generate()
+            world.upstream.finish(f"task{number + 1}")
+        world.subscribers.answers[SUBSCRIBER_URL].extend([receiver] * GENERATIONS)
+        world.upstream.on_poll = lambda _: asked.append(time.monotonic())
+        clients = [world.anonymous, *others]
+        answers = await asyncio.gather(
+            *(
+                clients[number % PROCESSES].post(
+                    world.upstream.callback_url(number), json=success_report(f"task{number + 1}")
+                )
+                for number in range(GENERATIONS)
+            )
+        )
+        assert {answer.status_code for answer in answers} == {200}
+        await driving(world.app)
+        while len(set(world.upstream.polls)) < GENERATIONS:
+            await world.app.worker.tick(5)
+        await world.app.worker.tick(5)
+        assert len(world.upstream.polls) == GENERATIONS, "none was asked about twice"
+        assert receiver.most <= 2
+        seconds = asked[-1] - asked[0]  # The first question may leave late.
+        assert seconds >= 0.8 * GENERATIONS / RATE
+        events = [webhook.event for webhook in world.subscribers.webhooks_to()]
+        for number in range(GENERATIONS):
+            types = [e["type"] for e in events if e["data"]["task_id"] == f"task{number + 1}"]
+            assert types == ["generation.submitted", "generation.succeeded"]
+
+
+def test_a_turn_begins_with_one_question_and_ends_once_the_next_one_has_one() -> None:
+    shared = Budget(10.0)
+    shared.begin_turn(1_000)
+    assert shared.available(1_000) == 1
+    assert shared.debt_seconds(1_000) == 0
+    shared.spend()
+    assert shared.available(1_000) == 0
+    assert shared.debt_seconds(1_000) == pytest.approx(0.1)
+    assert shared.debt_seconds(1_100) == 0

@@ -1,0 +1,174 @@
+"""`service.asgi:app` under ASGI servers, and under a driver that does what servers may do."""
+
+import asyncio
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from service.model.errors import StorageError
+from service.store.sqlite.database import Database
+from tests.cli.test_serve import ADMIN_KEY, END_SECONDS, KEYS, surroundings
+from tests.harness import settings
+
+if TYPE_CHECKING:
+    from service.asgi import Entry
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SERVERS = {
+    "uvicorn, lifespan on": ("uvicorn", "--port", "0", "--lifespan", "on"),
+    "uvicorn, lifespan auto": ("uvicorn", "--port", "0", "--lifespan", "auto"),
+    "uvicorn, lifespan off": ("uvicorn", "--port", "0", "--lifespan", "off"),
+    "hypercorn": ("hypercorn", "--bind", "127.0.0.1:0"),
+}
+
+
+@contextmanager
+def served(
+    folder: Path, line: tuple[str, ...], **environ: str
+) -> Iterator["subprocess.Popen[str]"]:
+    """Run a server of `service.asgi:app` in a process of its own."""
+    with subprocess.Popen(  # noqa: S603  our own code
+        [sys.executable, "-m", *line, "service.asgi:app"],
+        cwd=folder,
+        env={**surroundings(), "PYTHONPATH": paths(), **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def paths() -> str:
+    return ":".join([str(ROOT), surroundings().get("PYTHONPATH", "")])
+
+
+def url_of(process: "subprocess.Popen[str]") -> str:
+    """Wait until the server listens; return where."""
+    assert process.stderr is not None
+    seen = []
+    for text in process.stderr:
+        seen.append(text)
+        if match := re.search(r"[Rr]unning on (http://127\.0\.0\.1:\d+)", text):
+            return match[1]
+    pytest.fail("".join(seen))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_server_serves_it_and_a_signal_ends_it(tmp_path: Path, name: str, number: int) -> None:
+    with served(tmp_path, SERVERS[name], **KEYS) as process:
+        client = httpx.Client(base_url=url_of(process), trust_env=False, timeout=20)
+        with client:
+            ready = client.get("/readyz")
+            assert (ready.status_code, ready.json()["checks"]["worker"]) == (200, "ok")
+            headers = {"authorization": f"Bearer {ADMIN_KEY}"}
+            body = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
+            answer = client.post("/v1/generations", json=body, headers=headers)
+            assert answer.status_code in (202, 502), answer.text
+        process.send_signal(number)
+        process.communicate(timeout=END_SECONDS)
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_what_is_wrong_with_the_settings_is_said_at_the_start(tmp_path: Path, name: str) -> None:
+    environ = {"GENHOOK_SECRET_KEYS": "short", "GENHOOK_DRIVE_SECONDS": "many"}
+    with served(tmp_path, SERVERS[name], **environ) as process:
+        _, text = process.communicate(timeout=END_SECONDS)
+    assert "GENHOOK_SECRET_KEYS must be keys of at least 32 characters" in text
+    assert "GENHOOK_DRIVE_SECONDS must be a number from 0 to 60" in text
+
+
+# A driver of our own, within the process.
+
+
+@asynccontextmanager
+async def lifespan(app: "Entry") -> AsyncIterator[dict[str, Any]]:
+    """Run a lifespan of the application; yield its answer to the start."""
+    received, sent = asyncio.Queue[Any](), asyncio.Queue[Any]()
+    task = asyncio.create_task(app({"type": "lifespan"}, received.get, sent.put))
+    await received.put({"type": "lifespan.startup"})
+    yield (answer := await sent.get())
+    if answer["type"] == "lifespan.startup.complete":
+        await received.put({"type": "lifespan.shutdown"})
+        assert await sent.get() == {"type": "lifespan.shutdown.complete"}
+    await task
+
+
+async def status(app: "Entry", path: str = "/readyz") -> int:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:
+        return (await client.get(f"http://genhook{path}")).status_code
+
+
+@pytest.fixture
+def app(tmp_path: Path, bare_environment: None, monkeypatch: pytest.MonkeyPatch) -> "Entry":
+    monkeypatch.setenv("GENHOOK_SECRET_KEYS", KEYS["GENHOOK_SECRET_KEYS"])
+    from service import asgi  # noqa: PLC0415  it reads the settings
+
+    return asgi.Entry(settings(tmp_path))
+
+
+async def test_it_starts_and_stops_more_than_once(app: "Entry") -> None:
+    for _ in range(3):
+        async with lifespan(app) as answer:
+            assert answer == {"type": "lifespan.startup.complete"}
+            assert await status(app) == 200
+    assert not app._runs
+
+
+async def test_two_lifespans_share_it_until_the_last_one_ends(app: "Entry") -> None:
+    async with lifespan(app):
+        first = await app.start()
+        async with lifespan(app):
+            assert await app.start() is first
+        assert await status(app) == 200
+        assert first.worker.is_alive
+
+
+async def test_requests_that_come_first_start_it_once(app: "Entry") -> None:
+    assert await asyncio.gather(*(status(app) for _ in range(5))) == [200] * 5
+    assert len(app._runs) == 1
+    async with lifespan(app):
+        assert await status(app) == 200
+    assert not app._runs
+
+
+def test_a_loop_that_ends_without_a_shutdown_stops_it(app: "Entry") -> None:
+    """The next loop opens the same database, and its worker gets the right to work."""
+
+    async def serve() -> bool:
+        assert await status(app) == 200
+        worker = (await app.start()).worker
+        async with asyncio.timeout(20):
+            while not worker.ownership.is_held:
+                await status(app)
+        return True
+
+    assert asyncio.run(serve())
+    assert asyncio.run(serve())
+
+
+async def test_a_start_that_fails_is_said_and_tried_again(
+    app: "Entry", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_database: Database) -> None:
+        raise StorageError("cannot open genhook.db: disk I/O error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Database, "open", fail)
+        async with lifespan(app) as answer:
+            assert answer["type"] == "lifespan.startup.failed"
+            assert "disk I/O error" in answer["message"]
+        assert await status(app) == 503
+    async with lifespan(app):
+        assert await status(app) == 200

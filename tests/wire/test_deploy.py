@@ -1,0 +1,228 @@
+"""The files in `deploy/` and the Dockerfile: what is here of what they need is tried for real."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import trustme
+import yaml
+
+from service.settings import VARIABLES
+from tests.cli.test_serve import ADMIN_KEY, KEYS, started, surroundings
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DEPLOY = ROOT / "deploy"
+TOKEN = "a-token-that-no-log-shows"
+HOST = "genhook.example.com"
+KEY = {"authorization": f"Bearer {ADMIN_KEY}"}
+
+
+def find(program: str, *, in_ci: bool = False) -> str:
+    """Return the path of a program; without it the test is skipped, unless CI has to have it."""
+    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
+    if path is None and in_ci and surroundings().get("CI"):
+        pytest.fail(f"CI needs {program}")
+    return path or pytest.skip(f"{program} is not installed")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def replaced(text: str, **changes: str) -> str:
+    """Return the text of a file with what depends on the machine replaced, each once or more."""
+    for old, new in changes.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    return text
+
+
+@contextmanager
+def proxied(folder: Path, genhook: str) -> Iterator[httpx.Client]:
+    """Run nginx with the file of `deploy/` in front of genhook; yield a client of it."""
+    authority, port = trustme.CA(), free_port()
+    certificate = authority.issue_cert(HOST, "127.0.0.1")
+    pem, key = folder / "genhook.pem", folder / "genhook.key"
+    pem.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+    certificate.private_key_pem.write_to_path(key)
+    changes = {
+        "/etc/ssl/genhook.pem": str(pem),
+        "/etc/ssl/genhook.key": str(key),
+        "/var/log/nginx": str(folder),
+        "listen 443": f"listen 127.0.0.1:{port}",
+        "127.0.0.1:8000": genhook.removeprefix("http://"),
+    }
+    site = replaced((DEPLOY / "nginx.conf").read_text("utf-8"), **changes)
+    temporary = "".join(
+        f"{name}_temp_path {folder}/{name};"
+        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    own = f"daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;"
+    conf = folder / "nginx.conf"
+    conf.write_text(f"{own} events {{}} http {{ {temporary}\n{site} }}", "utf-8")
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    with subprocess.Popen([find("nginx", in_ci=True), "-p", folder, "-c", conf]) as process:  # noqa: S603
+        transport = httpx.HTTPTransport(verify=context, retries=10)  # Until it listens.
+        try:
+            with httpx.Client(
+                transport=transport,
+                base_url=f"https://127.0.0.1:{port}",
+                headers={"host": HOST},
+                timeout=20,
+            ) as client:
+                yield client
+        finally:
+            process.terminate()
+
+
+def logs(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text("utf-8") for path in folder.glob("*.log")}
+
+
+def test_nginx_passes_requests_on_and_keeps_tokens_out_of_its_logs(tmp_path: Path) -> None:
+    find("nginx", in_ci=True)
+    folder = tmp_path / "nginx"
+    folder.mkdir()
+    with started(tmp_path, "serve", "--port", "0", **KEYS) as genhook:
+        with proxied(folder, genhook.url) as client:
+            assert client.get("/readyz").json()["status"] == "ready"
+            body = {"url": "https://receiver.example/", "description": "x" * 100}
+            assert client.post("/v1/subscribers", json=body, headers=KEY).status_code == 201
+            callback = f"/callbacks/apiinone/{TOKEN}"
+            assert client.post(callback, json={}).json()["code"] == "token_invalid"
+            # genhook's own limit, which it explains, and that of nginx, which spares it the bytes.
+            own = client.post("/v1/subscribers", content=b"x" * 1_500_000, headers=KEY)
+            assert (own.status_code, own.json()["code"]) == (413, "body_too_large")
+            assert client.post(callback, content=b"x" * 3_000_000).status_code == 413
+            assert client.get(callback).status_code == 405
+            genhook.end()
+            assert client.post(callback, json={}).status_code == 502
+            assert client.get("/readyz").status_code == 502
+        lines = logs(folder)
+    assert "POST /callbacks/... 404" in lines["genhook.log"]
+    assert "GET /readyz 502" in lines["genhook.log"]
+    assert "/readyz" in lines["genhook-error.log"]
+    assert TOKEN not in "".join(lines.values())
+
+
+def test_the_unit_of_systemd_is_sound(tmp_path: Path) -> None:
+    program = find("systemd-analyze")
+    text = (DEPLOY / "genhook.service").read_text("utf-8")
+    unit = tmp_path / "genhook.service"
+    unit.write_text(replaced(text, **{"/opt/genhook/bin/genhook": sys.executable}), "utf-8")
+    done = subprocess.run(  # noqa: S603
+        [program, "verify", "--man=no", unit], capture_output=True, text=True, check=False
+    )
+    assert "genhook.service" not in done.stderr, done.stderr
+
+
+# The image.
+
+
+def dockerfile() -> list[tuple[str, str]]:
+    text = (ROOT / "Dockerfile").read_text("utf-8").replace("\\\n", "")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [(word, rest) for word, _, rest in (line.partition(" ") for line in lines)]
+
+
+def environment() -> dict[str, str]:
+    [text] = [rest for word, rest in dockerfile() if word == "ENV"]
+    return dict(pair.split("=", 1) for pair in shlex.split(text))
+
+
+def test_the_image_copies_what_is_there_and_sets_what_there_is() -> None:
+    copied = [rest.split()[:-1] for word, rest in dockerfile() if word == "COPY"]
+    names = [name for line in copied for name in line if not line[0].startswith("--from")]
+    assert all((ROOT / name).exists() for name in names)
+    ignored = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    assert {f"!{name}" for name in names} <= {*ignored}
+    assert set(environment()) - {"PATH", "PYTHONDONTWRITEBYTECODE"} <= set(VARIABLES)
+    assert [rest for word, rest in dockerfile() if word == "USER"] == ["10001"]
+
+
+def test_the_health_check_of_the_image_says_whether_the_process_answers(tmp_path: Path) -> None:
+    [text] = [rest for word, rest in dockerfile() if word == "HEALTHCHECK"]
+    command = json.loads(text.partition(" CMD ")[2])
+    assert command[0] == "python"
+
+    def check(url: str) -> int:
+        port = url.rpartition(":")[2]
+        line = [sys.executable, *command[1:]]
+        environ = {**surroundings(), "PORT": port}
+        done = subprocess.run(line, env=environ, capture_output=True, check=False)  # noqa: S603
+        return done.returncode
+
+    with started(tmp_path, "serve", "--port", "0", **KEYS) as genhook:
+        url = genhook.url
+        assert check(url) == 0
+        genhook.end()
+    assert check(url) == 1
+
+
+def test_the_image_serves_and_writes_nothing_but_its_volume(tmp_path: Path) -> None:
+    [text] = [rest for word, rest in dockerfile() if word == "CMD"]
+    line = json.loads(text)
+    assert line[0] == "genhook"
+    volume, elsewhere = tmp_path / "volume", tmp_path / "elsewhere"
+    volume.mkdir()
+    elsewhere.mkdir(mode=0o500)
+    environ = {**KEYS, **environment(), "PORT": "0", "PATH": os.defpath}
+    environ["GENHOOK_DATABASE_URL"] = f"sqlite:///{volume}/genhook.db"
+    with started(elsewhere, *line[1:], **environ) as genhook:
+        local = genhook.lines[-1].replace("0.0.0.0", "127.0.0.1")  # noqa: S104
+        genhook.lines[-1] = local
+        with genhook.client() as client:
+            assert client.get("/readyz").status_code == 200
+        genhook.end()
+    assert list(elsewhere.iterdir()) == []
+    assert (volume / "genhook.db").exists()
+
+
+def test_compose_sets_what_there_is_and_stops_later_than_genhook() -> None:
+    text = (DEPLOY / "compose.yaml").read_text("utf-8")
+    service = yaml.safe_load(text)["services"]["genhook"]
+    assert set(service["environment"]) <= set(VARIABLES)
+    assert service["volumes"] == ["genhook:/var/lib/genhook"]
+    assert service["read_only"]
+    [seconds] = re.findall(r"(\d+)s", service["stop_grace_period"])
+    assert int(seconds) > 20
+
+
+# What docs/deploying.md shows.
+
+
+def blocks(language: str) -> list[str]:
+    text = (ROOT / "docs/deploying.md").read_text("utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_files_that_the_documentation_shows_are_well_formed() -> None:
+    [fly] = [tomllib.loads(text) for text in blocks("toml")]
+    assert fly["mounts"]["destination"] == "/var/lib/genhook"
+    assert fly["http_service"]["internal_port"] == 8000
+    [cluster] = [list(yaml.safe_load_all(text)) for text in blocks("yaml")]
+    kinds = {resource["kind"]: resource for resource in cluster}
+    assert kinds["StatefulSet"]["spec"]["replicas"] == 1
+    [container] = kinds["StatefulSet"]["spec"]["template"]["spec"]["containers"]
+    assert {"name": "database", "mountPath": "/var/lib/genhook"} in container["volumeMounts"]
+    assert kinds["Secret"]["stringData"].keys() <= {*VARIABLES}
+
+
+def test_the_documentation_sets_only_what_there_is() -> None:
+    text = (ROOT / "docs/deploying.md").read_text("utf-8")
+    assert set(re.findall(r"\bGENHOOK_[A-Z_]+", text)) <= {*VARIABLES}
