@@ -1,0 +1,36 @@
+"""Reads which task the headers of an answer to a submission name: its place or its id."""
+
+from collections.abc import Mapping
+from urllib.parse import unquote, urlsplit
+
+from service.upstream import mentions
+from service.upstream.scalars import id_of
+
+# RFC 9110, 10.2.2 and 8.7. Operation-Location: Microsoft's REST guidelines for long operations.
+_PLACES = ("location", "operation-location", "content-location")
+# `function-execution-id` and the like come with any answer of their gateway.
+_ID_NAMES = ("task", "job", "prediction", "generation", "run", "operation")
+_ID_ENDS = tuple(f"{name}-id" for name in _ID_NAMES)
+
+
+def task_id_of(headers: Mapping[str, str]) -> str | None:
+    """Return the task that headers name, by a place on the route of tasks or as an id."""
+    places = (headers[name] for name in _PLACES if name in headers)
+    steps = (mentions.task_in_path(_path(place)) for place in places)
+    ids = (value.strip() for name, value in headers.items() if name.endswith(_ID_ENDS))
+    return next(filter(None, (*(id_of(unquote(step)) for step in steps if step), *ids)), None)
+
+
+def tell_of_task(headers: Mapping[str, str]) -> bool:
+    """Whether headers show that a task may have been made, though they may not name it."""
+    if task_id_of(headers) or headers.get("operation-location", "").strip():
+        return True
+    steps = (_path(headers.get(name, "")).rpartition("/")[2] for name in _PLACES)
+    return any(mentions.is_id(unquote(step)) for step in steps)
+
+
+def _path(place: str) -> str:
+    try:
+        return urlsplit(place.strip()).path
+    except ValueError:
+        return ""  # No URL, such as one whose host is a cut IPv6 address.
