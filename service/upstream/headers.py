@@ -29,6 +29,11 @@ def tell_of_task(headers: Mapping[str, str]) -> bool:
     return any(mentions.is_id(unquote(step)) for step in steps)
 
 
+def tell_of_body(headers: Mapping[str, str]) -> bool:
+    """Whether there was a body, though nobody can decompress it: it may name a task."""
+    return headers.get("content-encoding", "identity").strip().lower() != "identity"
+
+
 def _path(place: str) -> str:
     try:
         return urlsplit(place.strip()).path

@@ -36,6 +36,7 @@ _ROUTE = re.compile(r"(?i)(?:^|[/\"'\s])(?:" + "|".join(sorted(nouns.ANY)) + r")
 _MEASURE = re.compile(
     r"\d{4}-\d\d-\d\d.*|v?\d+(\.\d+)+\w*|\d+(\.\d+)?[a-z]{1,3}|\d+x\d+|\d{1,2}-\w{3}-\d{2,4}"
 )
+_DIGIT = re.compile("[0-9]")
 _UUID = re.compile(r"[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}")
 # The name of a model, of a region or of a machine is made of such parts.
 _MODEL_PART = re.compile(
@@ -57,7 +58,7 @@ def is_id(text: str) -> bool:
     text = text.lower()
     if _UUID.fullmatch(text):
         return True
-    if not _ID_CHARS_MIN <= len(text) <= _ID_CHARS_MAX or not any(map(str.isdigit, text)):
+    if not _ID_CHARS_MIN <= len(text) <= _ID_CHARS_MAX or not _DIGIT.search(text):
         return False
     if text.isdigit():
         return not _EPOCH.fullmatch(text)
@@ -119,7 +120,9 @@ def _prose(text: str) -> str:
 def _words(text: str) -> Iterator[str]:
     """Yield the words of a text; what has a digit is one, and its case matters to who sent it."""
     for word in _WORD.findall(text):
-        if any(map(str.isdigit, word)):
+        if word.islower() and word.isalpha():
+            yield word  # Most are so.
+        elif _DIGIT.search(word):
             yield word
         else:
             yield from nouns.parts_of(word)
@@ -129,7 +132,7 @@ def _names_id(prose: str, is_sent: IsSent) -> bool:
     words = list(_words(prose))
     jobs = [at for at, word in enumerate(words) if word in _JOBS]
     for at, word in enumerate(words):
-        if not any(map(str.isdigit, word)) or is_sent(word):
+        if not _DIGIT.search(word) or is_sent(word):
             continue
         label = _label(words, at)
         if _OF_JOB.fullmatch(word) or (label in _JOBS and _is_short_id(word)):

@@ -117,7 +117,7 @@ def _no_result(
         # Nobody knows what else an error of an unknown code has an id of.
         is_unknown = is_ok and document is not None and document.code not in vocabulary.CODES_AGAIN
         is_told = signs.tell_of_task(is_unknown=is_unknown) if signs else _tells(body, request)
-        if is_told or fields.tell_of_task(headers):
+        if is_told or fields.tell_of_task(headers) or (not body and fields.tell_of_body(headers)):
             # Upstream may have taken it: sending the request again may bill twice.
             outcome = "lost"
     return _no_task(outcome, status, headers, document, body)

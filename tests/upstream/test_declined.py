@@ -3,10 +3,13 @@
 The first ones must never be sent again, the second ones must be. Both are as real services write.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.upstream import mentions, wire
 
@@ -220,10 +223,32 @@ BUSY: list[Any] = [
 ]
 
 
+NOUNS = st.sampled_from(["task", "Job", "generation", "PREDICTION", "order", "tasks", "work"])
+IDS = st.sampled_from([T, UUID, "1320098173412546", "upl987654321bksv", "8a1b2c3d", "n-63ab12cd"])
+FILLERS = st.lists(st.sampled_from(["is", "the", "new", "busy", "gateway", "id", "for", "you"]))
+FORMS: list[Callable[[str], Any]] = [
+    lambda text: text,
+    lambda text: {"error": {"message": text}},
+    lambda text: [{"a": {"b": [text]}}],
+    lambda text: {text: "busy"},
+    lambda text: f"<p class='x'>{text}</p>",
+    lambda text: {"detail": msgspec.json.encode({"x": text}).decode()},
+]
+
+
 def sent_again(body: Any, status: int, headers: dict[str, str] | None = None) -> bool:
     content = body.encode() if isinstance(body, str) else msgspec.json.encode(body)
     answer = wire.read_create(status, headers or {}, content, SENT)
     return isinstance(answer, wire.NoReport) and answer.outcome == "put_off"
+
+
+@given(NOUNS, FILLERS, IDS, st.sampled_from([" ", ": ", "=", " (", ", "]), st.sampled_from(FORMS))
+def test_an_id_near_a_word_for_the_job_is_a_sign_wherever_it_stands(
+    noun: str, fillers: list[str], id_: str, mark: str, form: Callable[[str], Any]
+) -> None:
+    between = " ".join(fillers[: mentions.NEAR_WORDS - 1])
+    for text in (f"{noun}{mark}{between} {id_}", f"{id_}{mark}{between} {noun}."):
+        assert not sent_again(form(text), 503), text
 
 
 @pytest.mark.parametrize("body", TASKS, ids=str)
