@@ -9,8 +9,9 @@ from service.upstream.scalars import id_of
 # RFC 9110, 10.2.2 and 8.7. Operation-Location: Microsoft's REST guidelines for long operations.
 _PLACES = ("location", "operation-location", "content-location")
 # `function-execution-id` and the like come with any answer of their gateway.
-_ID_NAMES = ("task", "job", "prediction", "generation", "run", "operation")
-_ID_ENDS = tuple(f"{name}-id" for name in _ID_NAMES)
+_ID_ENDS = ("task-id", "job-id", "prediction-id", "generation-id")
+# These may be of something else: signs only.
+_SIGN_ENDS = ("run-id", "operation-id", "order-id", "task-uuid", "job-uuid")
 
 
 def task_id_of(headers: Mapping[str, str]) -> str | None:
@@ -23,7 +24,9 @@ def task_id_of(headers: Mapping[str, str]) -> str | None:
 
 def tell_of_task(headers: Mapping[str, str]) -> bool:
     """Whether headers show that a task may have been made, though they may not name it."""
-    if task_id_of(headers) or headers.get("operation-location", "").strip():
+    ends = (*_ID_ENDS, *_SIGN_ENDS)
+    signs = (v for name, v in headers.items() if name == _PLACES[1] or name.endswith(ends))
+    if task_id_of(headers) or any(map(str.strip, signs)):
         return True
     steps = (_path(headers.get(name, "")).rpartition("/")[2] for name in _PLACES)
     return any(mentions.is_id(unquote(step)) for step in steps)

@@ -14,6 +14,9 @@ NEAR_WORDS = 6
 TEXT_CHARS_MAX = 262_144  # Of all texts of an answer. What is not read may name a task.
 _ID_CHARS_MIN, _ID_CHARS_MAX = 7, 512
 _DIGITS_MIN = 4
+_LONG_CHARS = 16  # No plain word is so long.
+_OF_TASKS = frozenset(("status", "result", "results", "output", "events"))  # After its id.
+_PERSONS = frozenset(("you", "it", "we"))
 _TRANSLATED = re.compile("|".join(sorted(nouns.TRANSLATED, key=len, reverse=True)))
 # Possessive, so that they take linear time.
 _LINK = re.compile(r"\b[a-zA-Z]{2,8}://\S*+")
@@ -24,6 +27,7 @@ _PHRASES = (
     (re.compile(r"(?i)\b(?:in|to|into|on)[\s_-]+(?:the |a |our |your )?queue\b"), "queued"),
     (re.compile(r"(?i)\bin[\s_-]*progress\b"), "running"),
     (re.compile(r"(?i)\b(while|when|during|whilst) (processing|running)\b"), "error"),
+    (re.compile(r"(?i)\bwait(?:ing)? (for|until|till)\b"), "previous"),
     (re.compile("(?i)n['\N{RIGHT SINGLE QUOTATION MARK}]t\\b"), " not"),
 )
 # In a page, in prose or in JSON that somebody cut: any text behind the name of an id is an id.
@@ -31,7 +35,7 @@ _NAMED_ID = re.compile(
     r"(?i)(?<![a-z])(?:task|job|generation|prediction)[ _-]?(?:u?u?ids?|no)[\"'\\]*\s*[:=]\s*"
     r"[\"'\\]*(?!(?:null|none|nil|undefined|n/a)\b)[\w.-]"
 )
-_ROUTE = re.compile(r"(?i)(?:^|[/\"'\s])(?:" + "|".join(sorted(nouns.ANY)) + r")/([\w.~%:-]+)")
+_ROUTE = re.compile(r"(?i)(^|[/\"'\s])(?:" + "|".join(sorted(nouns.ANY)) + r")/([\w.~%:-]+)")
 # These are no ids: a date or a time, a version, a span, a size.
 _MEASURE = re.compile(
     r"\d{4}-\d\d-\d\d.*|v?\d+(\.\d+)+\w*|\d+(\.\d+)?[a-z]{1,3}|\d+x\d+|\d{1,2}-\w{3}-\d{2,4}"
@@ -74,17 +78,19 @@ def is_bare_id(text: str) -> bool:
 
 
 def task_in_path(path: str) -> str | None:
-    """Return the task that a path of a task route names: the last step but for what follows it."""
+    """Return the task that a path of the form of the task route names."""
     steps = [step for step in path.split("/") if step]
-    for at in range(max(1, len(steps) - 2), len(steps)):
-        if steps[at - 1].lower() in nouns.ANY:
-            return steps[at]
-    return None
+    if steps and steps[-1].lower() in _OF_TASKS:
+        del steps[-1]
+    if len(steps) < 2 or steps[-2].lower() not in nouns.ANY:
+        return None
+    return steps[-1] if _DIGIT.search(steps[-1]) or len(steps[-1]) >= _LONG_CHARS else None
 
 
 def tell_of_task(text: str, is_sent: IsSent) -> bool:
     """Whether a text names a task, or says that one was taken."""
-    if _NAMED_ID.search(text) or any(_is_step(step, is_sent) for step in _ROUTE.findall(text)):
+    steps = _ROUTE.findall(text)
+    if _NAMED_ID.search(text) or any(_is_step(mark, step, is_sent) for mark, step in steps):
         return True
     prose = _prose(text)
     for pattern, plain in _PHRASES:
@@ -92,9 +98,10 @@ def tell_of_task(text: str, is_sent: IsSent) -> bool:
     return _names_id(prose, is_sent) or any(map(_is_taken, _clauses(prose)))
 
 
-def _is_step(step: str, is_sent: IsSent) -> bool:
+def _is_step(mark: str, step: str, is_sent: IsSent) -> bool:
     """Whether a step of a path behind the name of a route is an id; a page of help has none."""
-    return (is_id(step) or (step.isdigit() and len(step) > 1)) and not is_sent(step)
+    is_number = mark == "/" and step.isdigit()  # Without a path it is a rate: `tasks/60`.
+    return (is_id(step) or is_number) and not is_sent(step)
 
 
 def _prose(text: str) -> str:
@@ -173,20 +180,26 @@ def _clauses(prose: str) -> Iterator[list[str]]:
 
 def _is_taken(words: list[str]) -> bool:
     """Whether a clause says that the task of this submission was taken."""
-    if not nouns.LIMITS.isdisjoint(words):
-        return False
+    if not nouns.TAKEN.isdisjoint(words) and (nouns.TAKEN | nouns.FILLERS).issuperset(words):
+        return True
     jobs = [at for at in range(len(words)) if nouns.is_own(words, at)]
     for at, word in enumerate(words):
         if word in nouns.NEGATIONS:
             return False
-        if word in nouns.TAKEN and any(_is_said(words, job, at) for job in jobs):
-            return True
+        if word in nouns.TAKEN and nouns.DESCRIBED.isdisjoint(words[at + 1 : at + 2]):
+            is_queued = word == "queued" and not _PERSONS.isdisjoint(words[max(0, at - 3) : at])
+            if is_queued or any(_is_said(words, job, at) for job in jobs):
+                return True
     return False
 
 
 def _is_said(words: list[str], job: int, taken: int) -> bool:
     """Whether two words of a clause say together that this task was taken."""
+    # What follows "your task was queued" takes nothing back.
+    if abs(job - taken) > NEAR_WORDS or not nouns.LIMITS.isdisjoint(
+        words[:taken] if job < taken else words
+    ):
+        return False
     # `a task is running` may be any; `a task was created` is this one.
     is_any = job > 0 and words[job - 1] in ("a", "an")
-    is_old = words[taken] in nouns.GOING or "already" in words
-    return abs(job - taken) <= NEAR_WORDS and not (is_any and is_old)
+    return not (is_any and (words[taken] in nouns.GOING or "already" in words))

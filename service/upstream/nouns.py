@@ -10,6 +10,9 @@ STRONG = frozenset(_STRONG_LIST.split())
 WEAK = frozenset(_WEAK_LIST.split())
 PLURALS = {f"{noun}s" for noun in STRONG | WEAK} | {"batches"}
 ANY = STRONG | WEAK | PLURALS
+# What is made: behind "your" these speak of the task too.
+_PRODUCT_LIST = "image images video videos song songs audio music picture clip track prompt"
+PRODUCTS = frozenset(_PRODUCT_LIST.split())
 _ID_LIST = "id ids uuid guid no num number nr is with key name sn ref handle was"
 OF_IDS = frozenset(_ID_LIST.split())
 # A name with one of these is that of a property: no job stands under it.
@@ -32,16 +35,25 @@ _MADE_LIST = """
     created accepted queued enqueued submitted started scheduled registered launched received
     dispatched taken
 """
-_GOING_LIST = "running processing processed pending generating rendering executing working"
+_GOING_LIST = """
+    running processing processed pending generating generated rendering rendered executing executed
+    working
+"""
 GOING = frozenset(_GOING_LIST.split())
 TAKEN = frozenset(_MADE_LIST.split()) | GOING
 # With one of these in it a sentence is about limits, or about the task of somebody else.
 _LIMIT_LIST = """
     many limit limits limited maximum max quota exceed exceeds exceeded exceeding full concurrent
-    concurrently concurrency simultaneous simultaneously capacity per rate throttled busy most
-    another other others previous prior existing wait
+    concurrently concurrency simultaneous simultaneously capacity per rate throttled most another
+    other others previous prior existing
 """
 LIMITS = frozenset(_LIMIT_LIST.split())
+# Before one of these a word of being taken only describes it: "the running queue".
+_DESCRIBED_LIST = "queue queues slot slots pool number count time timeout jobs tasks requests"
+DESCRIBED = LIMITS.union(_DESCRIBED_LIST.split())
+# Beside these alone, a word of being taken is all that a text says.
+_FILLER_LIST = "successfully now still and please is was being been has have ok already"
+FILLERS = frozenset(_FILLER_LIST.split())
 # Before a word of being taken these take it back.
 _NEGATION_LIST = """
     not no never none nothing cannot unable fail failed fails failure error errors problem exception
@@ -98,7 +110,7 @@ def is_own(words: list[str], at: int) -> bool:
     word, before = words[at], words[max(0, at - 2) : at]
     if any(each in COUNTS or each.isdigit() for each in before):
         return False
-    if word in PLURALS:
-        return before[-1:] == ["your"]
+    if word in PLURALS or word in PRODUCTS:
+        return "your" in before
     # The weak ones stand also in "in order to" and "maintenance work".
     return word in STRONG or (word in WEAK and (at == 0 or before[-1:] in (["your"], ["new"])))

@@ -351,11 +351,14 @@ def test_a_place_on_the_route_of_tasks_names_the_task(status: int, body: bytes) 
 
 
 def test_a_place_names_no_task_where_the_body_does_or_upstream_refused() -> None:
-    headers = {"location": "/api/v1/tasks/other"}
+    headers = {"location": "/api/v1/tasks/other1"}
     assert read_place(200, headers, {"data": {"task_id": "t"}}) == "t"
     assert read_place(201, {"location": "/api/v1/images/"}, {}) == "lost"
     assert read_place(201, {"location": "/api/v1/tasks"}, {}) == "lost"
-    assert read_place(201, headers, {}, b'{"task":"other"}') == "lost"
+    assert read_place(201, headers, {}, b'{"task":"other1"}') == "lost"
+    for path in ("/v1/tasks/new", "/v1/generations/image/n1_a", "/n1_a", "/v1/tasks/status"):
+        assert read_place(201, {"location": path}, {}) == "lost"
+    assert read_place(500, {"x-run-id": "n1_a"}, {}) == "lost"
     assert read_place(422, headers, {"error": "no"}) == "refused"
 
 
