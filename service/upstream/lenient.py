@@ -41,10 +41,10 @@ def decode(body: bytes) -> Decoded | None:
         value, is_whole = msgspec.json.decode(body if is_readable else b""), True
     except (msgspec.MsgspecError, ValueError, RecursionError):
         value, is_whole = _decode_leniently(_text(body))
-    if isinstance(value, str):  # A body that is a text with JSON in it.
-        value = opened(value)
     if not isinstance(value, dict | list):
-        return None
+        value = opened(value) if isinstance(value, str) else None  # A body may be a text of JSON.
+        if not isinstance(value, dict | list):
+            return None
     # Most bodies have too few brackets to be nested so deeply.
     is_flat = is_whole and body.count(b"{") + body.count(b"[") <= DEPTH_MAX
     return Decoded(value if is_flat else _prune(value), is_whole)

@@ -246,8 +246,7 @@ def _may_decline(code: int | None) -> bool:
 def _is_trouble(document: documents.Document, report: Report) -> bool:
     """Whether the body's code says that the question went wrong, which ends no task."""
     code = document.code
-    ends = vocabulary.ends_task(code) and bool(document.task_ids)
-    if code is None or ends or document.has_failed:
+    if code is None or document.has_failed or (vocabulary.ends_task(code) and document.task_ids):
         return False
     # Any other code outranks nothing that is said of a task.
     is_said = report.word or report.task_id or report.possible
