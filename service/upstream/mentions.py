@@ -50,6 +50,8 @@ _OTHERS_ID = re.compile(r"(?:req[a-z]*|org|proj|user|acct|key|ip|trace|sess)[-_]
 _EPOCH = re.compile(r"1[0-9]{9}(?:[0-9]{3})?")
 
 _JOBS = nouns.ANY - {"request", "requests"}
+_SINGULARS = _JOBS - nouns.PLURALS
+_IDS = frozenset(("id", "uuid", "guid"))
 _OF_JOB = re.compile(  # `task_8a1b`
     "(?i)(?:" + "|".join(sorted(_JOBS)) + r")[-_](?=\w*[0-9])\w{3,}(?:[-.]\w+)*"
 )
@@ -142,12 +144,15 @@ def _names_id(prose: str, is_sent: IsSent) -> bool:
         if not _DIGIT.search(word) or is_sent(word):
             continue
         label = _label(words, at)
-        if _OF_JOB.fullmatch(word) or (label in _JOBS and _is_short_id(word)):
+        if _OF_JOB.fullmatch(word) or (label in _SINGULARS and _is_short_id(word)):
             return True
         if label in nouns.OTHERS or not is_id(word):
             continue
-        # `queued as 8a1b2c3d` is enough.
-        if _is_near(jobs, at) or not nouns.TAKEN.isdisjoint(words[max(0, at - 2) : at + 3]):
+        # `queued as 8a1b2c3d` and `ID: 8a1b2c3d` are enough.
+        begin = max(0, at - 2)
+        is_labelled = not _IDS.isdisjoint(words[begin:at])
+        is_told = is_labelled or not nouns.TAKEN.isdisjoint(words[begin : at + 3])
+        if is_told or _is_near(jobs, at):
             return True
     return False
 

@@ -28,7 +28,9 @@ _PROPERTIES = frozenset(_PROPERTY_LIST.split())
 _OTHER_LIST = """
     request req trace ray span log correlation reference ref incident error code model version
     organization org project account user team tenant customer client ip host server node pod
-    region zone session token support build sha commit date time at until reset
+    region zone session token support build sha commit date time at until reset api event instance
+    worker block tracking case message connection process transaction device site deployment page
+    proxy
 """
 OTHERS = frozenset(_OTHER_LIST.split())
 _MADE_LIST = """
@@ -52,7 +54,7 @@ LIMITS = frozenset(_LIMIT_LIST.split())
 _DESCRIBED_LIST = "queue queues slot slots pool number count time timeout jobs tasks requests"
 DESCRIBED = LIMITS.union(_DESCRIBED_LIST.split())
 # Beside these alone, a word of being taken is all that a text says.
-_FILLER_LIST = "successfully now still and please is was being been has have ok already"
+_FILLER_LIST = "successfully now still and for please is was being been has have ok already"
 FILLERS = frozenset(_FILLER_LIST.split())
 # Before a word of being taken these take it back.
 _NEGATION_LIST = """
