@@ -2,6 +2,8 @@
 
 import asyncio
 
+from msgspec.structs import replace
+
 from service.context import Context
 from service.generations import ingest, schedule
 from service.generations.ingest import Batch, Reply, Update
@@ -9,7 +11,7 @@ from service.generations.stuck import LOOK_AGAIN_MS, Stuck
 from service.model.clock import DAY, SECOND
 from service.model.errors import StorageError
 from service.model.generation import Generation
-from service.store import generations
+from service.store import callbacks, generations
 from service.store.database import Transaction
 from service.telemetry import log
 from service.upstream import wire
@@ -23,6 +25,7 @@ OVERDUE_POLL_MS = 2 * SECOND  # Between questions about a generation past its de
 DEADLINE_MESSAGE = "No outcome by the deadline. A late result is still accepted."
 NEVER_SENT = " It was never submitted."
 NO_RECORD = " How its submission ended is not known."
+CALLED_BACK = " A callback came that names no task, so it was not sent again."
 NOT_ASKED_MESSAGE = "Upstream could not be asked for a day after the deadline."
 NOT_ASKED = Update(status="timed_out", error={"code": "not_asked", "message": NOT_ASKED_MESSAGE})
 
@@ -76,12 +79,23 @@ async def expire(tx: Transaction, context: Context, id_: str) -> None:
         tx.after_commit(context.signals.poll.set)
     else:
         exchanges = await generations.latest_exchanges(tx, [id_])
-        batch.ingest(id_, _timed_out(context, generation, exchanges.get(id_)))
+        update = _timed_out(context, generation, exchanges.get(id_))
+        if update.error and await _was_stopped(tx, generation):
+            message = update.error["message"] + CALLED_BACK
+            update = replace(update, error={**update.error, "message": message})
+        batch.ingest(id_, update)
         # Upstream may have a task, even one whose id only a callback will name.
         if generation.submission != "waiting":
             due_at = schedule.poll_after_deadline(generation.deadline_at, 0, context.jitter())
             batch.change(id_, next_poll_at=due_at)
     await batch.write()
+
+
+async def _was_stopped(tx: Transaction, generation: Generation) -> bool:
+    """Whether a callback kept a submission that was declined from being sent again."""
+    if generation.submission != "waiting":
+        return False
+    return await callbacks.latest(tx, generation.tenant, generation.id) is not None
 
 
 def end_of(generation: Generation, reply: Reply) -> Update | None:

@@ -24,7 +24,8 @@ from service.store import generations
 from service.store.database import Row, Transaction
 from service.store.rows import json_text
 from service.telemetry import log, metrics
-from service.upstream import documents, reading, wire
+from service.upstream import reading, wire
+from service.upstream.ids import ids_as, task_ids_of
 
 _log = log.get()
 
@@ -193,7 +194,7 @@ def _without(value: Any, theirs: Collection[str], own: Collection[str | None]) -
 def _is_of(value: Any, theirs: Collection[str], own: Collection[str | None]) -> bool:
     if not isinstance(value, dict):
         return False
-    ids = {*documents.task_ids_of(value), *documents.ids_as(value, "task", "job", "other")}
+    ids = {*task_ids_of(value), *ids_as(value, "task", "job", "other")}
     return not ids.isdisjoint(theirs) and ids.isdisjoint(own)
 
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from service.model import clock
 from service.upstream import lenient, links
-from service.upstream.documents import MAX_WORD_CHARS, Document, task_ids_of
+from service.upstream.documents import MAX_WORD_CHARS, Document
+from service.upstream.ids import task_ids_of
 from service.upstream.names import AROUND, BY_NAME, NO_NAME, RESULT, ROLES, UNKNOWN, Role
 from service.upstream.scalars import JsonObject, id_of
 from service.upstream.vocabulary import state_of

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from service.upstream import lenient
-from service.upstream.names import ROLES, UNKNOWN, Id
-from service.upstream.scalars import JsonObject, id_of, number_of, text_of
+from service.upstream.ids import ids_as, ids_of, task_ids_of
+from service.upstream.names import ROLES, UNKNOWN
+from service.upstream.scalars import JsonObject, number_of, text_of
 from service.upstream.vocabulary import (
     CODES_FINE,
     FLAG_KEYS,
@@ -18,6 +19,8 @@ from service.upstream.vocabulary import (
     State,
     is_of_clip,
     is_trouble,
+    is_unknown,
+    may_be_of_failed_request,
     may_be_of_question,
     may_be_of_request,
     state_of,
@@ -92,6 +95,7 @@ def parse(body: bytes, asked_id: str | None = None) -> Document | None:
         word = status_word(root)
     state = state_of(word) if word else _flag(task)
     code = _code(root) or (None if state or task is root else _trouble(task))
+    may_tell = task is not root or _tells(word, code, is_named=asked_id in own_ids)
     return Document(
         raw=raw,
         is_whole=decoded.is_whole,
@@ -102,14 +106,19 @@ def parse(body: bytes, asked_id: str | None = None) -> Document | None:
         state=state,
         may_be_of_request=is_borrowed or (task is root and may_be_of_request(word)),
         task_ids=ids,
-        has_failed=state == "failed" and bool(own_ids) and (task is not root or _tells(word, code)),
+        has_failed=state == "failed" and bool(own_ids) and may_tell,
         code=code,
         size_bytes=len(body),
     )
 
 
-def _tells(word: str | None, code: int | None) -> bool:
-    """Whether a word of failure at the top is the task's; a code may make it the request's."""
+def _tells(word: str | None, code: int | None, *, is_named: bool) -> bool:
+    """Whether a word of failure at the top is the task's; a code may make it the request's.
+
+    500 says that something broke: in a body that names the task which was asked about, the task.
+    """
+    if code == 500 and is_named:
+        return not word or not may_be_of_failed_request(word)
     return not word or not may_be_of_question(code)
 
 
@@ -141,7 +150,7 @@ def _held(
         if is_asked or task_ids_of(object_) or _is_task(object_):
             return root, key, object_
     # What an envelope says of trouble would be lost within it.
-    if depth and _code(root) is None:
+    if depth and ((code := _code(root)) is None or is_unknown(code)):
         closed = (_held(o, asked_id, depth - 1) for o in objects.values() if not _has_own_word(o))
         if held := next(filter(None, closed), None):
             return held
@@ -212,12 +221,6 @@ def _other_names(root: JsonObject, task: JsonObject, asked_id: str) -> tuple[str
     return jobs if task is not root else ()
 
 
-def ids_as(object_: JsonObject, *kinds: Id) -> tuple[str, ...]:
-    """Return the ids that an object has under keys of these kinds."""
-    pairs = ((id_of(v), ROLES[k].id) for k, v in object_.items() if type(v) is str)
-    return tuple(dict.fromkeys(id_ for id_, kind in pairs if id_ and kind in kinds))
-
-
 def _item(items: list[Any], asked_id: str | None) -> JsonObject | None:
     """Return the task that was asked about from a list of tasks; None if it is not there."""
     own = [item for item in items if isinstance(item, dict) and asked_id in ids_of(item)]
@@ -239,7 +242,8 @@ def _other_item(root: JsonObject, items: list[Any], asked_id: str | None) -> Jso
 
 def _has_own_word(object_: JsonObject) -> bool:
     word = status_word(object_)
-    return word is not None and not may_be_of_request(word)
+    # A number may be the code of the request, as with Jimeng.
+    return word is not None and not may_be_of_request(word) and not word.isdigit()
 
 
 def _is_task(item: JsonObject) -> bool:
@@ -262,25 +266,6 @@ def other_tasks(document: Document, asked_id: str | None) -> tuple[str, ...]:
     of_tasks = [task_ids_of(item) or (ids_of(item) if _is_task(item) else ()) for item in items]
     ids = tuple(dict.fromkeys(id_ for ids in of_tasks for id_ in ids[:1]))
     return ids if len(ids) > 1 else ()
-
-
-def ids_of(object_: JsonObject) -> tuple[str, ...]:
-    """Return the ids that an object gives itself; `id` only where no key says "task"."""
-    ids = task_ids_of(object_)
-    # Beside `data`, the id of an envelope may be that of the request.
-    if ids or "id" not in object_ or isinstance(object_.get("data"), dict):
-        return ids
-    own = id_of(object_["id"])
-    return (own,) if own else ()
-
-
-def task_ids_of(object_: JsonObject) -> tuple[str, ...]:
-    """Return the ids that an object has under keys that name a task."""
-    ids: tuple[str, ...] = ()
-    for name, value in object_.items():
-        if ROLES[name].id == "task" and (id_ := id_of(value)) and id_ not in ids:
-            ids += (id_,)
-    return ids
 
 
 def status_word(object_: JsonObject) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+LOST = "\ufffd"  # Stands where a character was that no text can hold, or that is no UTF-8.
 DEPTH_MAX = 64  # What is nested deeper becomes null.
 DIGITS_MAX = 1_000  # A longer integer becomes null.
 TOKENS_MAX = 200_000  # Of a body that has to be repaired; what follows counts as cut.
@@ -34,14 +35,16 @@ class Decoded(NamedTuple):
 
 
 def decode(body: bytes) -> Decoded | None:
-    """Return the JSON object or array of a body; None if it has none."""
+    """Return the JSON object or array of a body, or of a text that is all of it; None: no such."""
     try:
         is_readable = len(body) <= VALUES_MAX or _count_values(body) <= VALUES_MAX
         value, is_whole = msgspec.json.decode(body if is_readable else b""), True
     except (msgspec.MsgspecError, ValueError, RecursionError):
         value, is_whole = _decode_leniently(_text(body))
     if not isinstance(value, dict | list):
-        return None
+        value = opened(value) if isinstance(value, str) else None  # A body may be a text of JSON.
+        if not isinstance(value, dict | list):
+            return None
     # Most bodies have too few brackets to be nested so deeply.
     is_flat = is_whole and body.count(b"{") + body.count(b"[") <= DEPTH_MAX
     return Decoded(value if is_flat else _prune(value), is_whole)
@@ -64,7 +67,9 @@ def has_repeated_names(body: bytes, decoded: dict[str, Any] | list[Any]) -> bool
     if b"\\u00" not in body and msgspec.json.encode(decoded).count(b":") == body.count(b":"):
         return False
     try:
-        json.loads(body, object_pairs_hook=_check_names)
+        text = json.loads(body, object_pairs_hook=_check_names)
+        if isinstance(text, str):
+            json.loads(text, object_pairs_hook=_check_names)
     except _RepeatedNameError:
         return True
     except (ValueError, RecursionError):
@@ -115,9 +120,9 @@ def _finite(text: str) -> float | None:
 
 
 def _without_surrogates(value: Any, depth: int = 0) -> Any:
-    """Replace what no text in UTF-8 can hold; what is nested too deeply is pruned later."""
+    """Replace what no text in UTF-8 can hold by LOST; what is nested too deeply is pruned later."""
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if depth > DEPTH_MAX or not isinstance(value, dict | list):
         return value if not isinstance(value, dict | list) else None
     if isinstance(value, list):

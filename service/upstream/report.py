@@ -142,13 +142,11 @@ def _read_success(
     report: Report, document: Document, contents: Contents, request: results.Request
 ) -> Report:
     """Read a body with a word that means success, an unknown one or none."""
-    # Suno's feed says SUCCESS from the start: without clips it has no result yet. Without a status
-    # word, a picture beside a task id may be an input.
+    # Suno's feed says SUCCESS from the start: without clips it has no result yet.
     is_done = document.state == "succeeded"
     is_known = is_done and (document.is_about_task or bool(report.task_ids))
     is_feed = "response_data" in document.task
-    results_only = is_feed if is_known else report.task_id is not None or report.word is not None
-    files = results.find(contents, "results" if results_only else "images", request)
+    files = results.find(contents, "results" if is_feed else "images", request)
     has_text = results.has_text(document.task) and (is_known or report.task_id is None)
     success = replace(report, state="succeeded", files=files)
     is_proof = is_known or (report.word is None and _is_kie(document))

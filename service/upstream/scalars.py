@@ -35,8 +35,9 @@ def id_of(value: Any) -> str | None:
     text = value if type(value) is str else _written(value)
     if text is None or len(text) > MAX_ID_CHARS or not text.strip():
         return None
-    # A server or a proxy would read dots as steps in the path, also encoded.
-    return None if text in (".", "..") else text
+    # A server or a proxy would read dots as steps in the path, also encoded. What lost a character
+    # is another's id, or nobody's.
+    return None if text in (".", "..") or lenient.LOST in text else text
 
 
 def _written(value: Any) -> str | None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from service.upstream import documents, errors, results
 from service.upstream.contents import Contents
+from service.upstream.ids import ids_as, ids_of, task_ids_of
 from service.upstream.names import ROLES
 from service.upstream.scalars import JsonObject, id_of
 from service.upstream.traces import Traces
@@ -30,15 +31,16 @@ class Signs:
         self._is_clean = _is_clean(document)
         self._is_working = any(map(_is_working, self._objects))
 
-    def tell_of_task(self) -> bool:
-        """Whether a task was possibly made: it has an id, a file, a word or a place to ask."""
+    def tell_of_task(self, *, is_unknown: bool) -> bool:
+        """Whether a task was possibly made: it has an id, a file, a word or a place to ask.
+
+        Beside an error that nobody knows it may be anything that has an id, also a request.
+        """
+        if is_unknown and (self._contents.names or any("name" in o for o in self._objects)):
+            return True
         is_named = bool(self.task_ids() or self._contents.job_ids or self._contents.inner_ids)
         is_taken = is_named or self._is_working or self._traces.has_any
         return is_taken or bool(results.find(self._contents, "images", self._request))
-
-    def may_tell_of_task(self) -> bool:
-        """Whether anything at all has an id, also that of a request."""
-        return bool(self._contents.names) or any("name" in object_ for object_ in self._objects)
 
     def task_ids(self) -> tuple[str, ...]:
         """Return every id by which an answer to a submission may name the task that it made.
@@ -47,9 +49,9 @@ class Signs:
         The `id` of an envelope counts unless an error stands beside it: it is then the request's.
         """
         root, *holders = self._objects
-        ids = [id_ for holder in holders for id_ in documents.ids_of(holder)]
-        if documents.task_ids_of(root) or self._is_clean:
-            ids = [*documents.ids_of(root), *ids]
+        ids = [id_ for holder in holders for id_ in ids_of(holder)]
+        if task_ids_of(root) or self._is_clean:
+            ids = [*ids_of(root), *ids]
         deep = set(self._traces.task_ids)
         return tuple(dict.fromkeys(ids or (deep if len(deep) == 1 else ())))
 
@@ -73,7 +75,7 @@ class Signs:
         Taken for the task's, it would keep out the id by which a callback names the task.
         """
         is_of_envelope = "code" in object_ and not self._is_working
-        return () if is_of_envelope else documents.ids_as(object_, "other")
+        return () if is_of_envelope else ids_as(object_, "other")
 
 
 def _holders(root: JsonObject) -> Iterator[JsonObject]:

@@ -5,9 +5,9 @@ is enough to not pay twice.
 """
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
-from service.upstream import lenient
+from service.upstream import errors, lenient, mentions, nouns
 from service.upstream.contents import JSON_DEPTH_MAX, JSON_TEXTS_MAX
 from service.upstream.documents import status_word
 from service.upstream.names import NO_NAME, ROLES, Role
@@ -15,9 +15,20 @@ from service.upstream.results import Request
 from service.upstream.scalars import JsonObject, id_of
 from service.upstream.vocabulary import may_be_of_request, state_of
 
-# In a page, in prose or in JSON that somebody cut.
-_TEXT_WITH_ID = re.compile(r"(?i)\btask[ _-]?u?u?ids?[\"'\\]*\s*[:=]\s*[\"'\\]*[\w.-]")
 _REQUEST_ID = re.compile(r"(?i)req[a-z]*[_-]")
+# A result that stands bare under these may be the id of what was made.
+_BARE_KEYS = ("result", "data", "output", "response")
+_COUNT_DIGITS_MAX = 4
+
+
+class _Spot(NamedTuple):
+    """What stands above a value."""
+
+    role: Role = NO_NAME  # Of the name that it stands under.
+    is_echo: bool = False
+    is_job: bool = False  # Whether a name says that it is a task, or a part of one.
+    is_count: bool = False  # Whether a number there counts tasks.
+    depth: int = 0  # How many texts it is in.
 
 
 class Traces:
@@ -27,46 +38,67 @@ class Traces:
         self.task_ids: list[str] = []  # Under names of tasks, but not in an echo of the request.
         self.has_any = False
         self._request = request
-        self._texts = 0
-        self._look_into(value, NO_NAME)
+        self._texts = self._chars = 0
+        self._look_into(value, _Spot())
 
-    def _look_into(self, value: Any, role: Role, depth: int = 0, *, is_echo: bool = False) -> None:
+    def _look_into(self, value: Any, spot: _Spot) -> None:
         if isinstance(value, dict):
-            self._look_into_object(value, depth, is_echo=is_echo)
+            self._look_into_object(value, spot)
         elif isinstance(value, list):
             for item in value:
-                self._look_into(item, role, depth, is_echo=is_echo)
+                self._look_into(item, spot)
         elif value is not None and not isinstance(value, bool):
-            self._note(value, role, is_echo=is_echo)
-            if isinstance(value, str) and depth < JSON_DEPTH_MAX and self._texts < JSON_TEXTS_MAX:
-                self._look_into_text(value, depth + 1, is_echo=is_echo)
+            self._note(value, spot)
+            if isinstance(value, str):
+                self._look_into_text(value, spot)
 
-    def _look_into_object(self, object_: JsonObject, depth: int, *, is_echo: bool) -> None:
+    def _look_into_object(self, object_: JsonObject, above: _Spot) -> None:
         word = status_word(object_)
-        if state_of(word) in ("processing", "succeeded") and not may_be_of_request(word):
+        is_working = state_of(word) in ("processing", "succeeded") and not may_be_of_request(word)
+        if is_working or (word and nouns.says_taken(word)):
             self.has_any = True
         for name, value in object_.items():
             role = ROLES[name]
-            is_inside = is_echo or (role.is_echo and not role.key.startswith("error"))
-            self._look_into(value, role, depth, is_echo=is_inside)
+            is_echo = above.is_echo or (role.is_echo and not role.key.startswith("error"))
+            is_job = nouns.names_job(name) or (above.is_job and not nouns.is_property(name))
+            is_count = nouns.counts_jobs(name) or above.is_count
+            if value is True and nouns.says_taken(name):
+                self.has_any = True
+            if not name.isidentifier():
+                self._look_into_text(name, above)
+            self._look_into(value, _Spot(role, is_echo, is_job, is_count, above.depth))
 
-    def _look_into_text(self, text: str, depth: int, *, is_echo: bool) -> None:
+    def _look_into_text(self, text: str, spot: _Spot) -> None:
         if self._request.holds(text):
             return
-        if _TEXT_WITH_ID.search(text):
-            self.has_any = True
-        if (value := lenient.opened(text)) is not text:
+        is_readable = spot.depth < JSON_DEPTH_MAX and self._texts < JSON_TEXTS_MAX
+        value = lenient.opened(text) if is_readable else text
+        if value is not text:
             self._texts += 1
-            self._look_into(value, NO_NAME, depth, is_echo=is_echo)
-
-    def _note(self, value: str | float, role: Role, *, is_echo: bool) -> None:
-        """Note an id, also one that no path can hold."""
-        is_empty = not value or (isinstance(value, str) and not value.strip())
-        if not role.names_any or is_empty:
+            self._look_into(value, _Spot(is_echo=spot.is_echo, depth=spot.depth + 1))
             return
-        id_ = id_of(value)
+        self._chars += len(text)
+        self.has_any = (
+            self.has_any
+            or self._chars > mentions.TEXT_CHARS_MAX  # What is not read may name a task.
+            or mentions.tell_of_task(text, self._request.holds)
+        )
+
+    def _note(self, value: str | float, spot: _Spot) -> None:
+        """Note an id, also one that no path can hold."""
+        role, id_ = spot.role, id_of(value)
         if id_ and (self._request.holds(id_) or (role.key == "id" and _REQUEST_ID.match(id_))):
             return
-        self.has_any = True
-        if id_ and role.id == "task" and not is_echo:
+        if role.names_any or (spot.is_job and not (spot.is_count and _is_count(value))):
+            is_sign = value != 0 and bool(str(value).strip()) and not errors.is_nothing(value)
+        elif role.key in _BARE_KEYS:
+            is_sign = mentions.is_bare_id(str(value))
+        else:
+            is_sign = role.is_of_queue or ("progress" in role.key and not isinstance(value, str))
+        self.has_any |= is_sign
+        if is_sign and id_ and role.id == "task" and not spot.is_echo:
             self.task_ids.append(id_)
+
+
+def _is_count(value: str | float) -> bool:
+    return len(str(value)) <= _COUNT_DIGITS_MAX and str(value).isdigit()

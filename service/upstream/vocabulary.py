@@ -138,6 +138,13 @@ _WORDS_OF_PROVIDERS: dict[str, dict[State, str]] = {
     },
     # Read in a public client of API in One, which names no page.
     "API in One (clients)": {"succeeded": "finished"},
+    # Its code for success is 10000 (docs.octopusx.ai/en/images/jimeng/official-query).
+    "Jimeng (clients)": {"processing": "in_queue generating", "succeeded": "done"},
+    # Of no provider: what a task has made was paid for, also where a part of it is missing.
+    "anybody (docs/decisions/0026-signs-of-a-task.md)": {
+        "succeeded": "partial_success partial_succeeded partially_successful partially_completed "
+        "partial_completed partial",
+    },
 }
 STATE_OF_WORD: dict[str, State] = {
     word: state
@@ -150,6 +157,9 @@ _ENUM_NAME = re.compile(r"^(?:[a-z]+_)*(?:status|state)_")
 
 # An envelope says these of the request too: above a task, they do not say that it is done.
 WORDS_OF_REQUESTS = frozenset(("success", "ok"))
+
+# And these, where it failed (github.com/omniti-labs/jsend).
+_WORDS_OF_FAILED_REQUESTS = frozenset(("error", "fail"))
 
 # Only clips say these (udioapi.pro/docs/v2-feed), and never a task.
 _WORDS_OF_CLIPS = frozenset(("text", "first", "complete", "streaming"))
@@ -208,6 +218,11 @@ def may_be_of_request(word: str | None) -> bool:
     return word is not None and _plain(word) in WORDS_OF_REQUESTS
 
 
+def may_be_of_failed_request(word: str) -> bool:
+    """Whether an envelope says this word of a request that failed as well as of the task."""
+    return _plain(word) in _WORDS_OF_FAILED_REQUESTS
+
+
 def is_of_clip(word: str | None) -> bool:
     """Whether this is a word of a clip of music, and not of a task."""
     return word is not None and _plain(word) in _WORDS_OF_CLIPS
@@ -235,7 +250,14 @@ def is_trouble(code: int) -> bool:
 
 def may_be_of_question(code: int | None) -> bool:
     """Whether this code beside a word of failure may say that the question failed, or why."""
-    return code is not None and (code in CODES_AGAIN or 100 <= code <= 599)
+    return code is not None and (code in CODES_AGAIN or is_trouble(code))
+
+
+def is_unknown(code: int | None) -> bool:
+    """Whether this is a code that no table has: beside what is said of a task it says nothing."""
+    if code is None or code in CODES_AGAIN or code in CODES_NEVER:
+        return False
+    return not is_trouble(code) and not ends_task(code)
 
 
 def ends_task(code: int | None) -> bool:

@@ -11,6 +11,8 @@ from typing import Any
 from msgspec.structs import replace
 
 from service.upstream import documents, errors, lenient, names, results, vocabulary
+from service.upstream import headers as fields
+from service.upstream.ids import disliked_id
 from service.upstream.report import Answer, NoReport, Outcome, Report, read_report
 from service.upstream.scalars import MAX_TEXT_CHARS
 from service.upstream.signs import Signs
@@ -28,8 +30,7 @@ __all__ = [
 
 _SUCCESS = range(200, 300)
 _FILE_TYPES = ("audio/", "image/", "video/")  # The answer itself is the result.
-# 303 is not among them: it is also how a server shows what it has made.
-_REDIRECTS = frozenset({301, 302, 307, 308})
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # How often a submission is sent again that was declined with a code that nobody knows.
 UNKNOWN_REPEATS_MAX = 5
 
@@ -47,7 +48,7 @@ def read_create(
     document, sent = documents.parse(body), results.Request(request or None)
     if document is None or status not in _SUCCESS:
         return _no_result(status, headers, document, body, sent)
-    code, report = document.code, read_report(document, sent)
+    report = read_report(document, sent)
     if report.names:
         new = tuple(name for name in report.names if not sent.holds(name))
         report = replace(report, names=new)
@@ -58,7 +59,8 @@ def read_create(
         report = report.possible  # There is no task that could be asked about.
     if not document.is_whole and report.state != "processing":
         report = replace(report, state="processing", files=())
-    has_error = code is not None or (report.word is None and document.root.get("error"))
+    is_known = document.code is not None and not vocabulary.is_unknown(document.code)
+    has_error = is_known or (report.word is None and document.root.get("error"))
     if has_error or (report.task_id is None and report.state == "processing"):
         return _no_result(status, headers, document, body, sent)
     return report
@@ -97,24 +99,32 @@ def _no_result(
     """Read an answer that speaks of trouble. The task that it names is asked about all the same."""
     is_ok = status in _SUCCESS
     outcome = _outcome_of_body(document) if is_ok else _outcome_of_status(status)
-    if document is None:
-        if outcome == "put_off" and Traces(body.decode("utf-8", "replace"), request).has_any:
-            outcome = "lost"
-        return _no_task(outcome, status, headers, document, body)
-    signs = Signs(document, request)
-    is_refused = outcome == "refused" and document.state == "failed"
-    ids = signs.task_ids() or (signs.job_ids(is_ok=is_ok) if outcome != "refused" else ())
-    new_ids = tuple(id_ for id_ in ids if not request.holds(id_))
-    if new_ids and not is_refused:
-        raw, size_bytes = document.raw, document.size_bytes
-        return Report("processing", new_ids[0], new_ids, raw=raw, size_bytes=size_bytes)
+    signs = Signs(document, request) if document else None
+    ids: tuple[str | None, ...] = signs.task_ids() if signs else ()
+    if outcome != "refused":
+        ids = ids or (signs.job_ids(is_ok=is_ok) if signs else ()) or (fields.task_id_of(headers),)
+    new_ids = tuple(id_ for id_ in ids if id_ and not request.holds(id_))
+    is_failed = document is not None and document.state == "failed"
+    if new_ids and not (outcome == "refused" and is_failed):
+        return Report(
+            "processing",
+            new_ids[0],
+            new_ids,
+            raw=document.raw if document else None,
+            size_bytes=len(body),
+        )
     if outcome == "put_off":
-        # An unknown error that has any id was possibly taken.
-        is_unknown = is_ok and document.code not in vocabulary.CODES_AGAIN
-        is_taken = signs.tell_of_task()
-        if is_taken or (is_unknown and signs.may_tell_of_task()):
-            outcome = "lost"  # Upstream took it: sending the request again may bill twice.
+        # Nobody knows what else an error of an unknown code has an id of.
+        is_unknown = is_ok and document is not None and document.code not in vocabulary.CODES_AGAIN
+        is_told = signs.tell_of_task(is_unknown=is_unknown) if signs else _tells(body, request)
+        if is_told or fields.tell_of_task(headers) or (not body and fields.tell_of_body(headers)):
+            # Upstream may have taken it: sending the request again may bill twice.
+            outcome = "lost"
     return _no_task(outcome, status, headers, document, body)
+
+
+def _tells(body: bytes, request: results.Request) -> bool:
+    return Traces(body.decode("utf-8", "replace"), request).has_any
 
 
 def _no_task(
@@ -129,12 +139,17 @@ def _no_task(
     if status in _SUCCESS and code is None:
         default_code = "no_task" if document and document.is_whole else "unreadable"
     own_code, message = errors.read(document) if document else (None, None)
+    default = "the answer holds neither a task nor a result"
+    message = message or _text_of(status, headers, body, default)
+    name = disliked_id(document.task, document.root) if document and outcome == "lost" else None
+    if name:
+        message = f"the {name} in the answer cannot be asked about: {message}"
     known = document is not None and code in vocabulary.CODES_AGAIN | vocabulary.CODES_NEVER
     is_unknown = outcome == "put_off" and status in _SUCCESS and not known
     return NoReport(
         outcome,
         code or status,
-        message or _text_of(status, headers, body, "the answer holds neither a task nor a result"),
+        message,
         _retry_after(headers),
         own_code or default_code,
         UNKNOWN_REPEATS_MAX if is_unknown else None,
@@ -201,13 +216,13 @@ def read_poll(
         return NoReport("other_task", status, f"the answer lists other tasks: {names}")
     report = read_report(document, results.Request(request))
     says_nothing = not (report.word or report.task_id or report.possible)
-    if _is_trouble(document):
+    if _is_trouble(document, report):
         default = f"code {document.code}"
     elif says_nothing and report.state == "processing":
         default = "the answer says nothing about a task"
     else:
         return report
-    message = errors.read(document)[1]
+    message = errors.read(document)[1] or _text_of(status, headers, body, default)
     return _no_report(document.code or status, headers, body, default, message, document)
 
 
@@ -228,10 +243,15 @@ def _may_decline(code: int | None) -> bool:
     return code is not None and 400 <= code <= 499 and code not in others
 
 
-def _is_trouble(document: documents.Document) -> bool:
+def _is_trouble(document: documents.Document, report: Report) -> bool:
     """Whether the body's code says that the question went wrong, which ends no task."""
-    ends = vocabulary.ends_task(document.code) and bool(document.task_ids)
-    return document.code is not None and not ends and not document.has_failed
+    code = document.code
+    if code is None or document.has_failed or (vocabulary.ends_task(code) and document.task_ids):
+        return False
+    # Any other code outranks nothing that is said of a task.
+    is_said = report.word or report.task_id or report.possible
+    is_of_task = report.state != "processing" or is_said
+    return vocabulary.may_be_of_question(code) or not is_of_task
 
 
 def _no_report(
@@ -259,7 +279,7 @@ def read_callback(body: bytes) -> Report | None:
         return None
     report = read_report(document)
     is_clear = document.is_whole and not lenient.has_repeated_names(body, document.raw)
-    if is_clear and report.is_proof and not _is_trouble(document):
+    if is_clear and report.is_proof and not _is_trouble(document, report):
         return report
     return Report(
         "processing",

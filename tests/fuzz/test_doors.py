@@ -79,10 +79,12 @@ def test_a_compressed_bomb_takes_no_more_memory_than_any_answer(encoding: str) -
         tracemalloc.stop()
 
 
-def test_the_status_counts_if_the_body_cannot_be_decompressed() -> None:
+def test_a_body_that_cannot_be_decompressed_may_name_a_task() -> None:
     for encoding in ("br", "gzip"):
-        assert submitted(compressed(b"rubbish", encoding, 429)).outcome == "put_off"
-        assert submitted(compressed(b"rubbish", encoding, 200)).outcome == "lost"
+        assert submitted(compressed(b"rubbish", encoding, 400)).outcome == "refused"
+        for status in (200, 429, 503):
+            assert submitted(compressed(b"rubbish", encoding, status)).outcome == "lost"
+    assert submitted(compressed(gzip.compress(b"busy"), "gzip", 429)).outcome == "put_off"
 
 
 @few_examples

@@ -77,6 +77,17 @@ async def test_a_question_after_the_submission_is_the_last_that_was_said(tmp_pat
         assert error["message"].endswith("Upstream last said: HTTP 404: never heard of it")
 
 
+async def test_a_submission_that_a_callback_stopped_says_so(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        world.upstream.create_replies.append(httpx.Response(503, text="busy"))
+        generation = await world.generate()
+        await world.call_back({"status": "running"})
+        for _ in range(5):
+            await world.run(30)
+        error = await error_at_the_deadline(world, generation["id"])
+        assert error["message"].endswith("said: HTTP 503: busy" + deadlines.CALLED_BACK)
+
+
 async def test_a_submission_without_any_record_says_so(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         delayed_answer = DelayedAnswer(httpx.Response(500))

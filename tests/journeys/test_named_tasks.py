@@ -127,3 +127,33 @@ async def test_two_callbacks_at_once_give_one_task_to_one_generation(tmp_path: P
         await world.run(30)
         shown = [await generation_of(world, id_) for id_ in ids]
         assert sorted(generation["status"] for generation in shown) == ["queued", "succeeded"]
+
+
+@pytest.mark.parametrize("headers", [{"location": "/api/v1/tasks/task1"}, {"x-task-id": "task1"}])
+@pytest.mark.parametrize("status", [201, 202, 429, 503])
+async def test_a_task_that_only_the_headers_name_is_asked_about(
+    tmp_path: Path, status: int, headers: dict[str, str]
+) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        world.upstream.finish("task1", OWN)
+        world.upstream.create_replies.append(httpx.Response(status, headers=headers))
+        generation = await world.generate()
+        for _ in range(10):
+            await world.run(30)
+        generation = await generation_of(world, generation["id"])
+        assert (generation["status"], generation["task_id"]) == ("succeeded", "task1")
+        assert urls(generation) == [OWN]
+        assert len(world.upstream.creates) == 1
+
+
+@pytest.mark.parametrize("word", ["was created", "n63ab12cd is queued"])
+async def test_a_busy_answer_that_speaks_of_a_task_is_not_sent_again(
+    tmp_path: Path, word: str
+) -> None:
+    async with opened(tmp_path) as world:
+        busy = httpx.Response(503, json={"error": {"message": f"your task {word}, come back"}})
+        world.upstream.create_replies.append(busy)
+        await world.generate()
+        for _ in range(5):
+            await world.run(30)
+        assert len(world.upstream.creates) == 1

@@ -186,10 +186,14 @@ async def test_a_task_id_that_repeats_a_callback_url_is_never_shown(tmp_path: Pa
         assert all(token not in webhook.body for webhook in webhooks)
 
 
-async def test_files_beside_an_unknown_word_need_three_answers_in_a_minute(tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", [{"output": [PNG]}, {"images": [PNG]}, {"image_url": PNG}])
+@pytest.mark.parametrize("word", ["Melted", None])
+async def test_files_beside_no_known_word_need_three_answers_in_a_minute(
+    tmp_path: Path, data: dict[str, Any], word: str | None
+) -> None:
     async with opened(tmp_path, public_url=None) as world:
         await world.generate()
-        answer = told("task1", status="Melted", output=[PNG])
+        answer = told("task1", status=word, **data)
         assert (await poll(world, answer, answer, seconds=30))["status"] == "processing"
         generation = await poll(world, answer, seconds=30)
         assert generation["status"] == "succeeded"

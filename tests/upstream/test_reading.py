@@ -125,7 +125,7 @@ def test_an_error_that_names_a_task_may_have_been_accepted() -> None:
     assert read_rejected({"id": "t", "error": {"code": 1234, "message": "?"}}).outcome == "lost"
 
 
-@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_was_not_taken_and_its_location_is_said(status: int) -> None:
     answer = wire.read_create(status, {"location": "https://new.test/v2"}, b"")
     assert isinstance(answer, NoReport)
@@ -296,3 +296,72 @@ def test_results_in_the_answer_to_a_submission_are_results(body: Any, url: str |
 def test_a_url_beside_the_id_of_an_answer_may_be_that_of_the_task() -> None:
     report = read_accepted({"id": "t", "url": PNG})
     assert (report.state, report.task_id) == ("processing", "t")
+
+
+# A text with the body, lost characters, places
+
+
+@pytest.mark.parametrize("key", ["image", "images", "image_url", "image_urls", "url", "output"])
+@pytest.mark.parametrize("word", [{}, {"status": "stageX"}])
+def test_files_beside_no_known_word_are_a_possible_result_under_any_name(
+    key: str, word: dict[str, str]
+) -> None:
+    report = read_poll({"data": {"task_id": "t", **word, key: [PNG]}})
+    assert (report.state, report.files) == ("processing", ())
+    assert report.possible
+    assert urls(report.possible) == [PNG]
+
+
+def test_a_body_that_is_a_text_of_json_is_read() -> None:
+    inner = b'{"task_id":"t","status":"completed","images":["https://a.test/1.png"]}'
+    body = msgspec.json.encode(inner.decode())
+    answer = wire.read_poll(200, JSON, body, "t")
+    assert isinstance(answer, Report)
+    assert (answer.state, answer.task_id, urls(answer)) == ("succeeded", "t", [PNG_SHORT])
+    twice = inner.replace(b'"status"', b'"status":"failed","status"')
+    for text, state in ((inner, "succeeded"), (twice, "processing")):
+        report = wire.read_callback(msgspec.json.encode(text.decode()))
+        assert report is not None
+        assert report.state == state
+    assert wire.read_callback(b'"no JSON"') is None
+
+
+@pytest.mark.parametrize("lost", ["\\ud800", "\\ufffd"])
+def test_a_task_id_that_lost_a_character_is_disliked_and_that_is_said(lost: str) -> None:
+    body = f'{{"message":"Created.","data":{{"task_id":"n1_{lost}x"}}}}'.encode()
+    answer = wire.read_create(200, JSON, body)
+    assert isinstance(answer, NoReport)
+    assert answer.outcome == "lost"
+    assert answer.message
+    assert answer.message.startswith("the task_id in the answer cannot be asked about: ")
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 429, 503])
+@pytest.mark.parametrize("body", [b"", b'{"status":"queued"}', b'{"message":"accepted"}'])
+def test_a_place_on_the_route_of_tasks_names_the_task(status: int, body: bytes) -> None:
+    for headers in (
+        {"location": "/api/v1/tasks/n1_a%2Fb"},
+        {"operation-location": "https://a.test/tasks/n1_a%2Fb?version=1"},
+        {"content-location": "tasks/n1_a%2Fb/status"},
+        {"x-task-id": " n1_a/b "},
+    ):
+        answer = wire.read_create(status, headers, body)
+        assert isinstance(answer, Report)
+        assert (answer.state, answer.task_ids) == ("processing", ("n1_a/b",))
+
+
+def test_a_place_names_no_task_where_the_body_does_or_upstream_refused() -> None:
+    headers = {"location": "/api/v1/tasks/other1"}
+    assert read_place(200, headers, {"data": {"task_id": "t"}}) == "t"
+    assert read_place(201, {"location": "/api/v1/images/"}, {}) == "lost"
+    assert read_place(201, {"location": "/api/v1/tasks"}, {}) == "lost"
+    assert read_place(201, headers, {}, b'{"task":"other1"}') == "lost"
+    for path in ("/v1/tasks/new", "/v1/generations/image/n1_a", "/n1_a", "/v1/tasks/status"):
+        assert read_place(201, {"location": path}, {}) == "lost"
+    assert read_place(500, {"x-run-id": "n1_a"}, {}) == "lost"
+    assert read_place(422, headers, {"error": "no"}) == "refused"
+
+
+def read_place(status: int, headers: dict[str, str], body: Any, request: bytes = b"") -> str | None:
+    answer = wire.read_create(status, headers, msgspec.json.encode(body), request)
+    return answer.task_id if isinstance(answer, Report) else answer.outcome

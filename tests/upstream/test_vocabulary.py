@@ -68,6 +68,14 @@ BODY_OF: dict[str, Body] = {
         "data": {"id": "t", "status": word, "video_url": URL, "error": None},
     },
     "Vertex AI": lambda word: {"id": "t", "state": f"JOB_STATE_{word}", "output": {"gcsUri": URL}},
+    "Jimeng": lambda word: {
+        "code": 10000,
+        "data": {"task_id": "t", "status": word, "image_urls": [URL], "binary_data_base64": []},
+        "message": "Success",
+        "request_id": "r",
+        "status": 10000,
+    },
+    "anybody": lambda word: {"id": "t", "status": word, "images": [URL], "errors": ["1 of 4"]},
 }
 
 
