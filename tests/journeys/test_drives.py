@@ -85,6 +85,17 @@ async def test_a_callback_is_answered_after_the_outcome_and_its_first_attempts(
         assert world.upstream.polls == (["task1"] if trust == "confirm" else [])
 
 
+async def test_a_callback_that_is_too_large_is_asked_about_before_its_answer(
+    tmp_path: Path,
+) -> None:
+    async with driven(tmp_path, callback_body_bytes=1_024) as world:
+        await world.subscribe(event_types=["generation.succeeded"])
+        await world.generate()
+        world.upstream.finish("task1")
+        assert (await world.call_back(content=b"x" * 2_000)).status_code == 413
+        assert world.subscribers.event_types() == ["generation.succeeded"]
+
+
 async def test_nothing_is_driven_where_another_process_works(tmp_path: Path) -> None:
     async with driven(tmp_path) as world:
         working = world.new_app()
