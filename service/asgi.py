@@ -35,7 +35,7 @@ class Entry:
     """The service as an ASGI application. Each event loop that it runs on has its own."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+        self._settings = settings
         self._runs: dict[asyncio.AbstractEventLoop, _Run] = {}
         self._has_log = False
 
@@ -52,13 +52,6 @@ class Entry:
                 await asgi.refuse(scope, send, problem, now_ms())
             else:
                 await app(scope, receive, send)
-
-    @property
-    def started(self) -> App | None:
-        """The service of this event loop; None if it was not started, or could not be."""
-        run = self._runs.get(asyncio.get_running_loop())
-        is_started = run is not None and run.start.done() and not _has_failed(run.start)
-        return run.start.result() if run is not None and is_started else None
 
     async def start(self) -> App:
         """Return the service of this event loop, started."""
@@ -82,9 +75,9 @@ class Entry:
 
     async def _start(self) -> App:
         if not self._has_log:
-            configure_log(self.settings)
+            configure_log(self._settings)
             self._has_log = True
-        app = App(self.settings)
+        app = App(self._settings)
         await app.start()
         app.worker.when_ended(partial(_end_process_if_failed, app))
         return app

@@ -5,6 +5,7 @@ submission that is cut off is lost.
 """
 
 import asyncio
+from collections.abc import Collection
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,9 +15,15 @@ from mangum.adapter import DEFAULT_TEXT_MIME_TYPES
 from mangum.types import LambdaContext
 from starlette.types import Receive, Scope, Send
 
-from service import asgi
-from service.model.errors import SettingsError
+from service.api import asgi
+from service.api.problem import unavailable
+from service.app import App, configure_log
+from service.model.clock import now_ms
+from service.model.errors import SettingsError, StorageError
+from service.settings import Settings, read_settings
+from service.telemetry import log
 
+_log = log.get()
 SCHEDULED = "Scheduled Event"  # The `detail-type` of a schedule's events.
 TICK_SECONDS_MAX = 60.0
 TICK_SHARE = 0.5  # Of the function's time; what is under way then has the rest of it.
@@ -24,56 +31,74 @@ END_SECONDS = 1.0  # Left of the function's time, to answer.
 TEXT_TYPES = [*DEFAULT_TEXT_MIME_TYPES, "application/problem+json", "application/yaml"]
 
 
-def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """Answer an HTTP request (API Gateway, a function URL); let a schedule's event do a tick."""
-    asyncio.set_event_loop(_loop)
-    if event.get("detail-type") == SCHEDULED:
-        return _loop.run_until_complete(_tick(context))
-    answer: dict[str, Any] = _http(event, context)
-    return answer
+class Function:
+    """The service as a function of Lambda. All events run on one event loop, one at a time."""
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.worker != "off":
+            rule = "must be off on Lambda: nothing runs between two events"
+            raise SettingsError(f"GENHOOK_WORKER {rule}.")
+        self._settings = settings
+        self._app: App | None = None
+        self._loop = asyncio.new_event_loop()
+        configure_log(settings)
+        asyncio.set_event_loop(self._loop)  # Mangum looks for it here.
+        # An HTTP API puts the name of its stage before each path, a domain of one's own its
+        # mapping: either is the path of the public URL.
+        base_path = urlsplit(settings.public_url or "").path or "/"
+        self._http = Mangum(
+            self._serve,
+            lifespan="off",
+            api_gateway_base_path=base_path,
+            text_mime_types=TEXT_TYPES,
+        )
+
+    def __call__(self, event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+        """Answer an HTTP request, of API Gateway or a function URL; tick for a schedule's event."""
+        asyncio.set_event_loop(self._loop)
+        if event.get("detail-type") == SCHEDULED:
+            return self._loop.run_until_complete(self._tick(context))
+        answer: dict[str, Any] = self._http(event, context)
+        return answer
+
+    async def _start(self) -> App:
+        """Start the service with the first event; StorageError if it cannot, for the next try."""
+        if self._app is None:
+            app = App(self._settings)
+            await app.start()
+            self._app = app
+        return self._app
+
+    async def _tick(self, context: LambdaContext) -> dict[str, Any]:
+        """Do due work, and let end what it began; return what was done."""
+        worker = (await self._start()).worker
+        done = await worker.tick(min(_seconds_left(context) * TICK_SHARE, TICK_SECONDS_MAX))
+        rest = [task for task in worker.ticks.under_way if task is not None]
+        await _wait_for([*rest, *worker.submitter.in_flight.values()], context)
+        counts: dict[str, Any] = msgspec.to_builtins(done)
+        return counts
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; end only with the submissions that are under way."""
+        try:
+            app = await self._start()
+        except StorageError as error:
+            _log.error("start.failed", error=str(error))
+            await asgi.refuse(scope, send, unavailable("The service could not start."), now_ms())
+            return
+        await app(scope, receive, send)
+        await _wait_for(app.worker.submitter.in_flight.values(), scope["aws.context"])
 
 
-async def _tick(context: LambdaContext) -> dict[str, Any]:
-    """Do due work, and let end what it began; return what was done."""
-    app = await asgi.app.start()
-    seconds = min(_seconds_left(context) * TICK_SHARE, TICK_SECONDS_MAX)
-    done = await app.worker.tick(seconds)
-    under_way = [task for task in app.worker.ticks.under_way if task is not None]
-    await _wait_for([*under_way, *app.worker.submitter.in_flight.values()], context)
-    counts: dict[str, Any] = msgspec.to_builtins(done)
-    return counts
-
-
-async def _serve(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a request; end only with the submissions that are under way."""
-    await asgi.app(scope, receive, send)
-    if (app := asgi.app.started) is not None:
-        await _wait_for(list(app.worker.submitter.in_flight.values()), scope["aws.context"])
-
-
-async def _wait_for(tasks: list[asyncio.Task[Any]], context: LambdaContext) -> None:
+async def _wait_for(tasks: Collection[asyncio.Task[Any]], context: LambdaContext) -> None:
     """Wait for tasks as long as the function may run."""
     if tasks:
         seconds = max(_seconds_left(context) - END_SECONDS, 0)
-        await asyncio.wait(tasks, timeout=seconds)
+        await asyncio.wait(list(tasks), timeout=seconds)
 
 
 def _seconds_left(context: LambdaContext) -> float:
     return context.get_remaining_time_in_millis() / 1_000
 
 
-def _base_path() -> str:
-    """Return the path of the public URL, which may come before the path of each request.
-
-    An HTTP API puts the name of its stage there, a domain name of one's own its mapping.
-    """
-    return urlsplit(asgi.app.settings.public_url or "").path or "/"
-
-
-if asgi.app.settings.worker != "off":
-    raise SettingsError("GENHOOK_WORKER must be off on Lambda: nothing runs between two events.")
-_loop = asyncio.new_event_loop()  # The same one for all events: connections belong to it.
-asyncio.set_event_loop(_loop)
-_http = Mangum(
-    _serve, lifespan="off", api_gateway_base_path=_base_path(), text_mime_types=TEXT_TYPES
-)
+handler = Function(read_settings())

@@ -137,6 +137,8 @@ class Receiver:
             tenant = self._context.tokens.owner_of(arrival.generation_id)
             await self._context.database.write(callbacks.hint, arrival, tenant=tenant)
             self._context.signals.poll.set()
+            if (drive := self._drive) is not None:
+                await drive()
         await self._reject(arrival, problem.code, problem)
 
     async def _reject(self, arrival: Arrival, reason: str, problem: Problem) -> NoReturn:

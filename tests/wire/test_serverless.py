@@ -223,6 +223,16 @@ def test_a_function_that_was_frozen_goes_on(tmp_path: Path) -> None:
             assert status(call, path) == "succeeded"
 
 
+def test_a_start_that_fails_is_answered_503_and_tried_again(tmp_path: Path) -> None:
+    folder = tmp_path / "disk"
+    with function(tmp_path, GENHOOK_DATABASE_URL=f"sqlite:///{folder}/genhook.db") as call:
+        ready = lambda_events.function_url("GET", "/readyz", {}, None)
+        answer = call(ready)
+        assert (answer["statusCode"], json.loads(answer["body"])["status"]) == (503, 503)
+        folder.mkdir()
+        assert call(ready)["statusCode"] == 200
+
+
 def test_a_worker_on_lambda_is_refused_at_the_start(tmp_path: Path) -> None:
     done = subprocess.run(  # noqa: S603  our own code
         [sys.executable, "-c", RUNTIME],
