@@ -22,6 +22,7 @@ from service.delivery.webhook.connection import tls_context
 from service.delivery.webhook.sender import WebhookSender
 from service.model.clock import Clock, now_ms
 from service.settings import Settings
+from service.store.database import Ownership
 from service.store.sqlite.database import Database
 from service.store.sqlite.ownership import FileLock
 from service.store.vault import Vault
@@ -52,9 +53,7 @@ class App:
         sender: Sender | None = None,
     ) -> None:
         self.settings = settings
-        self.database = Database(
-            settings.database_path, clock=clock, queue_max=settings.write_queue
-        )
+        self.database, self._ownership = _open_store(settings, clock)
         self.context = Context(
             settings=settings,
             database=self.database,
@@ -121,7 +120,7 @@ class App:
             await self.database.migrate()
             await self.database.write(tenants.ensure, self.context, tenants.DEFAULT)
             sender = self._sender or _sender(self.settings)
-            self.worker = Worker(self.context, FileLock(self.database), sender)
+            self.worker = Worker(self.context, self._ownership, sender)
             await self.worker.poller.load_pause()
         except BaseException:
             await self.database.close()
@@ -169,6 +168,18 @@ class App:
         """End the process if its worker failed, so that the platform restarts it."""
         if self.worker.has_failed:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _open_store(settings: Settings, clock: Clock) -> tuple[Any, Ownership]:
+    """Return the database that the settings name, not open yet, and the right to work on it."""
+    if settings.is_postgres:
+        from service.store import postgres  # noqa: PLC0415  cold start
+
+        url = settings.database_path
+        own = postgres.Database(url, clock=clock, queue_max=settings.write_queue)
+        return own, postgres.SessionLock(own)
+    database = Database(settings.database_path, clock=clock, queue_max=settings.write_queue)
+    return database, FileLock(database)
 
 
 def _sender(settings: Settings) -> Sender:

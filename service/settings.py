@@ -79,8 +79,8 @@ def _choice(value: str, *words: str) -> str:
 
 
 def _database_path(value: str) -> str:
-    is_postgres = value.startswith(("postgres:", "postgresql:", "postgresql+"))
-    _require(not is_postgres, "names PostgreSQL, which genhook does not support yet: use SQLite")
+    if value.startswith(POSTGRES):
+        return _text(value)
     path = value.removeprefix("sqlite:///")
     rule = "must look like sqlite:///genhook.db or sqlite:////var/lib/genhook.db"
     _require(path not in (value, ""), rule)
@@ -145,6 +145,9 @@ def _networks(value: str) -> tuple[Network, ...]:
         raise ValueError(f"must be networks such as 10.0.0.0/8, comma separated{detail}") from None
 
 
+POSTGRES = ("postgresql://", "postgres://")
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """All settings: type, parser and its limits, default. The `repr` shows no secret."""
 
@@ -186,13 +189,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     retention_days: Annotated[int, _integer, 1, 3_650] = 30
 
     @property
+    def is_postgres(self) -> bool:
+        """Whether the database is PostgreSQL, and `database_path` its URL."""
+        return self.database_path.startswith(POSTGRES)
+
+    @property
     def secrets(self) -> list[str]:
         """Every secret in the settings: they are redacted in logs and answers."""
         keys = (self.upstream_api_key, self.upstream_signature_secret, self.admin_key)
         return [secret for secret in (*keys, *self.secret_keys) if secret]
 
     def __repr__(self) -> str:
-        return f"Settings(database_path={self.database_path!r}, public_url={self.public_url!r})"
+        return f"Settings(is_postgres={self.is_postgres}, public_url={self.public_url!r})"
 
 
 _OTHER_NAMES = {"database_path": "GENHOOK_DATABASE_URL", "port": "PORT"}

@@ -152,7 +152,7 @@ class Worker:
 
     async def _take_over(self) -> bool:
         """Try to become the worker; False while another process is."""
-        if not self.ownership.acquire():
+        if not await self.ownership.acquire():
             return False
         try:
             await reseal.run(self.context.database, self.context.vault)
@@ -173,7 +173,7 @@ class Worker:
         try:
             await self.session.close()
         finally:
-            self.ownership.release()
+            await self.ownership.release()
 
     async def _loop(self, step: Step, signal: asyncio.Event) -> None:
         """Repeat a step when it is due or signalled. Whatever fails is logged and backed off."""
@@ -230,7 +230,7 @@ class Worker:
             await asyncio.wait([self._tick_rest])
         self._tick_rest = None
         if not self.ownership.is_held:
-            if not self.ownership.acquire():
+            if not await self.ownership.acquire():
                 return False
             self.session = self._new_session()
         self.session.resume()

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from service.model import ids
 from service.settings import CLIENT_VARIABLES, VARIABLES
-from service.store.sqlite import write_queue
+from service.store import queue as write_queue
 from service.telemetry import log
 from tests.logs import Console
 

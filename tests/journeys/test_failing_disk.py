@@ -13,7 +13,7 @@ import pytest
 from service.model.errors import StorageBusyError
 from service.store import subscribers
 from service.store.sqlite import database as database_module
-from service.store.sqlite import write_queue
+from service.store import queue as write_queue
 from service.telemetry import metrics
 from tests.faults import rows
 from tests.harness import Harness, opened

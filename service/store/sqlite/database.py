@@ -16,11 +16,11 @@ from typing import Any
 from service.model.clock import Clock, now_ms
 from service.model.errors import StorageError
 from service.store.database import T, Transaction, Unit
+from service.store.queue import STALLED, Item, Queue
 from service.store.sqlite import group, schema
 from service.store.sqlite.connection import Connection, checkpoint, connect, is_lost
 from service.store.sqlite.file import File
 from service.store.sqlite.readers import Readers
-from service.store.sqlite.write_queue import STALLED, Queue
 from service.telemetry import log
 
 _log = log.get()
@@ -33,7 +33,7 @@ FAILING_SECONDS = 5.0  # So long after a failed commit `write_problem` still tel
 PROBE_SECONDS = 10.0  # If the last commit is older, `write_problem` tries one.
 
 
-def _resolve(items: Iterable[group.Item], failure: BaseException | None) -> None:
+def _resolve(items: Iterable[Item], failure: BaseException | None) -> None:
     """Set the result or the error of every item's future, unless its caller has canceled it."""
     for item in items:
         error = failure or item.error
@@ -59,7 +59,7 @@ class Database:
         self._clock = clock
         self.file = File(path)
         self._queue = Queue(queue_max)
-        self._retried: list[group.Item] = []
+        self._retried: list[Item] = []
         self._retry_timer: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
         self._wake_timer: asyncio.TimerHandle | None = None
@@ -140,7 +140,7 @@ class Database:
 
     def write(self, unit: Unit[T], *args: object, held_bytes: int = 0) -> Awaitable[T]:
         """Run `unit(tx, *args)`. The awaitable returns its result after the commit."""
-        return self._enqueue(group.Item(unit, args, held_bytes=held_bytes))
+        return self._enqueue(Item(unit, args, held_bytes=held_bytes))
 
     def write_batched(
         self,
@@ -151,12 +151,12 @@ class Database:
         may_wait: bool = False,
     ) -> Awaitable[T]:
         """Like `write`, for a unit over a list: one call gets all items that wait for it."""
-        new = group.Item(unit, (item,), batched=True, held_bytes=held_bytes)
+        new = Item(unit, (item,), batched=True, held_bytes=held_bytes)
         return self._enqueue(new, may_wait=may_wait)
 
     def write_always(self, unit: Unit[T], *args: object) -> Awaitable[T]:
         """Like `write`, but never refused: retried every second until stored or closed."""
-        return self._enqueue(group.Item(unit, args, always=True))
+        return self._enqueue(Item(unit, args, always=True))
 
     async def read(self, unit: Unit[T], *args: object) -> T:
         """Run `unit(tx, *args)`, a short one, on a snapshot, in parallel with the writer."""
@@ -179,7 +179,7 @@ class Database:
         """The number of units that wait for the next group."""
         return len(self._queue)
 
-    def _enqueue(self, item: group.Item, *, may_wait: bool = False) -> Awaitable[Any]:
+    def _enqueue(self, item: Item, *, may_wait: bool = False) -> Awaitable[Any]:
         if self._stream is None:
             raise StorageError("the database is closed")
         self._queue.put(item)
@@ -218,7 +218,7 @@ class Database:
             self.file.watch()
         _log.info("database.reopened")
 
-    async def _commit(self, writer: Connection, items: Sequence[group.Item]) -> None:
+    async def _commit(self, writer: Connection, items: Sequence[Item]) -> None:
         failure: Exception | None = None
         after: group.AfterCommit = []
         loop = asyncio.get_running_loop()
@@ -231,7 +231,7 @@ class Database:
             failure = error
         self._note(loop.time(), [failure] if failure else [item.error for item in items])
         left = [] if failure else [item for item in items if not (item.has_run or item.error)]
-        self._queue.finish(left)
+        self._queue.finish(items, left)
         if left:
             self._wake.set()
             items = [item for item in items if item.has_run or item.error]
@@ -244,9 +244,9 @@ class Database:
             except Exception:  # noqa: BLE001  later commits must still happen
                 _log.exception("commit.follow_up_failed")
 
-    def _keep_or_resolve(self, items: Sequence[group.Item], failure: Exception | None) -> None:
+    def _keep_or_resolve(self, items: Sequence[Item], failure: Exception | None) -> None:
         """Give the items their results, except those to try again: while it closes, none is."""
-        retried: list[group.Item] = []
+        retried: list[Item] = []
         if self._stream is not None:
             retried = [
                 i for i in items if i.always and group.is_storage_failure(failure or i.error)

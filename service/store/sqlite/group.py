@@ -1,16 +1,14 @@
 """Runs a group of units on SQLite in one transaction (docs/decisions/0002)."""
 
-import asyncio
-import math
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 from service.store.database import Row, T, Unit
+from service.store.queue import Item
 from service.store.sqlite.connection import transaction
-from service.store.sqlite.statements import statements
+from service.store.sqlite.statements import DIALECT, statements
 
 ROWS_MAX = 5_000  # Changed by units of one kind in a group; the others of it are left for the next.
 FIRST_ITEMS = 16  # Of a batched unit, in its first call of a group. The next are by what it wrote.
@@ -37,9 +35,10 @@ class Transaction:
         """Return every row of the statement."""
         return self._execute(name, values).fetchall()
 
-    def each(self, name: str, /, **values: object) -> Iterable[Row]:
+    async def each(self, name: str, /, **values: object) -> AsyncIterator[Row]:
         """Iterate over the rows of the statement."""
-        return self._execute(name, values)
+        for row in self._execute(name, values):
+            yield row
 
     async def run(self, name: str, /, **values: object) -> int:
         """Execute the statement; return how many rows it changed."""
@@ -52,11 +51,20 @@ class Transaction:
 
     async def select(self, sql: str, values: Mapping[str, object]) -> list[Row]:
         """Return the rows of SQL that the code has composed."""
-        return self._connection.execute(sql, values).fetchall()
+        statement = DIALECT.compose(sql)
+        return self._connection.execute(statement.sql, statement.bind(values)).fetchall()
 
-    def scan(self, sql: str, values: Mapping[str, object]) -> Iterable[Row]:
+    async def scan(self, sql: str, values: Mapping[str, object]) -> AsyncIterator[Row]:
         """Iterate over the rows of SQL that the code has composed."""
-        return self._connection.execute(sql, values)
+        statement = DIALECT.compose(sql)
+        for row in self._connection.execute(statement.sql, statement.bind(values)):
+            yield row
+
+    async def lock(self, name: str, /, **values: object) -> None:
+        """Nothing: one transaction writes at a time."""
+
+    async def order_events(self) -> None:
+        """Nothing: an event has its place in the order when it is committed."""
 
     def after_commit(self, do: Callable[..., None], *args: object) -> None:
         """Call `do` on the event loop after the commit."""
@@ -65,22 +73,6 @@ class Transaction:
     def _execute(self, name: str, values: Mapping[str, object]) -> sqlite3.Cursor:
         sql, bind = statements()[name]
         return self._connection.execute(sql, bind(values))
-
-
-@dataclass(slots=True, eq=False)
-class Item:
-    """A unit in the queue. Items of the same batched unit run in one call."""
-
-    unit: Unit[Any]
-    args: tuple[Any, ...]
-    batched: bool = False
-    always: bool = False
-    held_bytes: int = 0  # Of what a client or upstream sent, which waits in memory.
-    ends_at: float = math.inf  # When its caller stops waiting, by the loop's clock.
-    future: asyncio.Future[Any] = field(default_factory=asyncio.Future)
-    has_run: bool = False  # In the latest group that took it.
-    result: Any = None
-    error: BaseException | None = None
 
 
 def _run_unit(unit: Coroutine[Any, Any, T]) -> T:
