@@ -1,4 +1,4 @@
-"""The simulation of tests/simulation with many more seeds, in two processes.
+"""The simulations of tests/simulation with many more seeds, in two processes.
 
 `python -m chaos.simulation FIRST STOP SECONDS` runs the seeds until the time is up.
 """
@@ -15,8 +15,9 @@ from bench.machine import ROOT, python_command
 from chaos.outcome import Outcome
 from chaos.plan import Plan
 from service.telemetry import log
-from tests.simulation.test_simulation import STEPS, simulate
+from tests.simulation import test_deliveries, test_simulation
 
+WORLDS = (test_simulation, test_deliveries)
 PROCESSES = 2
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  this suite needs no durability
 SEEDS, SHARE = 4_000, 0.4  # Of the minutes of a full run.
@@ -57,7 +58,7 @@ async def _run_process(first: int, stop: int, seconds: float) -> Outcome:
         result = json.loads(line)
         outcome.tries += 1
         outcome.faults["crash at a commit"] += result["crashes"]
-        outcome.checks += STEPS
+        outcome.checks += sum(world.STEPS for world in WORLDS)
         outcome.check(
             "every promise, in simulation",
             holds=result["error"] is None,
@@ -78,7 +79,9 @@ async def _run_seeds(first: int, stop: int, seconds: float) -> None:
         folder = Path(tempfile.mkdtemp(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None))
         error, crashes = None, 0
         try:
-            crashes = (await simulate(seed, folder)).crashes
+            for world in WORLDS:
+                (folder / world.__name__).mkdir()
+                crashes += (await world.simulate(seed, folder / world.__name__)).crashes
         except Exception as caught:  # noqa: BLE001  it is reported
             error = f"{type(caught).__name__}: {caught}"[:500]
         finally:

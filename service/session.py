@@ -67,7 +67,7 @@ class Session:
         self._is_cleaning = False
         self._look_at: int | None = None  # None: the rows were not looked at yet.
         self._rest_until = 0  # No look before on account of another process's commit.
-        self._subscribers_revision = 0
+        self._subscribers_revision = -1  # None: whatever was changed before counts as changed.
         signals, attempts_due = context.signals, asyncio.Event()
         self.dispatcher.on_timer = attempts_due.set
         self.steps: tuple[tuple[Step, asyncio.Event], ...] = (
@@ -108,10 +108,11 @@ class Session:
         self._look_at = now  # Until the look has succeeded, it is due.
         for signal in msgspec.structs.astuple(self.context.signals):
             signal.set()
-        revision = await self.context.database.read(subscribers.get_revision)
-        if revision != self._subscribers_revision:
-            self.dispatcher.reload_all()
-            self._subscribers_revision = revision
+        changes = await self.context.database.read(
+            subscribers.changes_since, self._subscribers_revision
+        )
+        self.dispatcher.reload_changed(changes)
+        self._subscribers_revision = changes.revision
         lanes = await self.dispatcher.scan()
         self._look_at = now + LOOK_EVERY_MS
         self._rest_until = now + lanes * SECOND // LANES_PER_SECOND

@@ -1,5 +1,6 @@
 import hashlib
 import os
+
 """The whole service in one process, with a manual clock, a scripted upstream and subscribers."""
 
 from collections import defaultdict, deque

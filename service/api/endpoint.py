@@ -111,7 +111,7 @@ async def _run_unit(call: Call, kind: str, unit: Unit[Any]) -> Any:
         return await call.database.search(call.tenant, unit, call)
     if kind == "read":
         return await call.database.read(unit, call)
-    return await call.database.write(unit, call, held_bytes=len(call.body))
+    return await call.database.write(unit, call, tenant=call.tenant, held_bytes=len(call.body))
 
 
 async def _refuse(request: Request, error: Exception) -> Answer:
@@ -186,7 +186,8 @@ async def _find_key(context: Context, secret: str) -> Key | None:
     key = await context.database.read(keys.get_by_secret, secret)
     if key is not None and (key.last_used_at or 0) < context.clock() - MINUTE:
         try:
-            await context.database.write_batched(keys.record_uses, (key.id, context.clock()))
+            use = key.id, context.clock()
+            await context.database.write_batched(keys.record_uses, use, tenant=key.tenant)
         except StorageError as error:
             _log.warning("key.use_not_noted", error=str(error))
     return key

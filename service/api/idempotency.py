@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
@@ -71,7 +72,8 @@ async def create(call: Call, unit: Unit[T], *args: object) -> T:
 
     If the unit returns the answer, that is stored too. Otherwise `keep` stores it once it is known.
     """
-    return await call.database.write(_create, call, unit, args, held_bytes=len(call.body))
+    turn: dict[str, Any] = {"tenant": call.tenant, "held_bytes": len(call.body)}
+    return await call.database.write(_create, call, unit, args, **turn)
 
 
 async def _create(tx: Transaction, call: Call, unit: Unit[T], args: tuple[object, ...]) -> T:
@@ -92,11 +94,10 @@ async def keep(call: Call, late: Answer) -> Answer:
     Over ANSWER_BYTES_MAX it is not stored: a repeat gets the resource as it then is.
     """
     if call.claim is not None and len(late.body) <= ANSWER_BYTES_MAX:
-        sealed = _seal(call, call.claim, late)
+        answered = call.claim.key, call.resource_id, _seal(call, call.claim, late)
+        store = idempotency.store_answer
         try:
-            await call.database.write(
-                idempotency.store_answer, call.tenant, call.claim.key, call.resource_id, sealed
-            )
+            await call.database.write(store, call.tenant, *answered, tenant=call.tenant)
         except StorageError as error:  # A repeat gets the resource as it then is.
             _log.warning("answer.not_kept", error=str(error))
     return late

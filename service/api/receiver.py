@@ -125,7 +125,8 @@ class Receiver:
             raise problem
         # Where a signature is required, nobody knows whether it would have been valid.
         if problem.status == 413 and self._scheme is None:
-            await self._context.database.write(callbacks.hint, arrival)
+            tenant = await self._tenant_of(arrival)
+            await self._context.database.write(callbacks.hint, arrival, tenant=tenant)
             self._context.signals.poll.set()
         await self._reject(arrival, problem.code, problem)
 
@@ -171,8 +172,19 @@ class Receiver:
             lines = lines[: bisect_right(list(sizes), bytes_max)]
         arrival.headers = self._context.redactor.headers(lines)
 
+    async def _tenant_of(self, arrival: Arrival) -> str | None:
+        """Return in whose turn a callback is stored; None if this process does not know it.
+
+        What it proves may be owed to many subscribers: then the tenant is read.
+        """
+        tenant = self._context.tokens.owner_of(arrival.generation_id)
+        if tenant is None and arrival.trust == "body":
+            return await self._context.database.read(callbacks.tenant_of, arrival.generation_id)
+        return tenant
+
     async def _store(self, arrival: Arrival) -> StoredCallback:
-        write = partial(self._context.database.write_batched, held_bytes=len(arrival.body))
+        database, tenant = self._context.database, await self._tenant_of(arrival)
+        write = partial(database.write_batched, tenant=tenant, held_bytes=len(arrival.body))
         stored: StoredCallback | None
         self._cut_headers(arrival, callbacks.HEADERS_BYTES_MAX)
         if arrival.trust == "body":

@@ -28,7 +28,8 @@ async def answer_rotation(call: Call, rotate: Unit[Secrets]) -> Answer:
     rotation = call.decode(Rotation, empty=b"{}")
     refuse_fields("The secret cannot be used.", secret_errors(rotation.secret))
     secret = rotation.secret or signing.new_secret(call.context.random_bytes)
-    secrets = await call.database.write(rotate, call, secret, rotation.overlap_seconds)
+    seconds = rotation.overlap_seconds
+    secrets = await call.database.write(rotate, call, secret, seconds, tenant=call.tenant)
     return answer_secrets(call, secrets)
 
 
@@ -66,7 +67,7 @@ async def get(call: Call) -> Answer:
     """GET /v1/signing-secret; the first call creates it."""
     sealed = await call.database.read(subscribers.tenant_secrets, call.tenant)
     if sealed is None:
-        sealed = await call.database.write(ensure, call.context, call.tenant)
+        sealed = await call.database.write(ensure, call.context, call.tenant, tenant=call.tenant)
     return answer_secrets(call, signing.unseal(call.context.vault, sealed, call.tenant))
 
 

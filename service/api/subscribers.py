@@ -138,7 +138,10 @@ async def list_(call: Call) -> Answer:
 async def update(call: Call) -> Subscriber:
     """PATCH /v1/subscribers/{id}: also pauses, disables and re-enables."""
     fields = _check(call, call.decode(Update))
-    return await call.database.write(_update, call, fields, held_bytes=len(call.body))
+    held_bytes = len(call.body)
+    return await call.database.write(
+        _update, call, fields, tenant=call.tenant, held_bytes=held_bytes
+    )
 
 
 async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Subscriber:

@@ -4,12 +4,12 @@ import argparse
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from service.cli import output, streams
+from service.cli import interrupts, output, streams
 from service.cli.arguments import (
     Echo,
     add_command,
@@ -19,6 +19,7 @@ from service.cli.arguments import (
     define,
     parse_id,
     parse_number,
+    split_commas,
 )
 from service.cli.environment import settings_of_existing
 from service.model.clock import now_ms
@@ -32,6 +33,8 @@ if TYPE_CHECKING:  # They take most of a second to import, and `--help` needs no
     from service.context import Context
     from service.session import WorkCounts
     from service.store.sqlite.group import Transaction
+
+T = TypeVar("T")
 
 KEYS_MAX = 1_000
 
@@ -95,7 +98,7 @@ def parse_name(text: str) -> str:
 
 def parse_scopes(text: str) -> list[str]:
     """Read scopes that are separated by commas."""
-    unique = list(dict.fromkeys(text.split(",")))
+    unique = list(dict.fromkeys(split_commas(text)))
     check(set(unique) <= {*SCOPES}, f"scopes, separated by commas, of: {', '.join(SCOPES)}")
     return unique
 
@@ -107,11 +110,17 @@ def migrate(_options: argparse.Namespace, echo: Echo) -> int:
 
     settings = read_settings()
     log.configure("warning")
-    for step in asyncio.run(_migrate(settings)):
+    for step in _run(_migrate(settings)):
         echo(f"applied {step}")
     version = schema.latest()
     echo(f"{settings.database_path} has schema {version}, the one that this genhook needs.")
     return 0
+
+
+def _run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine; Ctrl-C cancels it unless it handles signals."""
+    interrupts.always_raise()
+    return asyncio.run(main)
 
 
 async def _migrate(settings: Settings) -> list[str]:
@@ -133,7 +142,7 @@ def tick(options: argparse.Namespace, echo: Echo) -> int:
     # A platform may run ticks and nothing else: like `serve`, a tick creates the database.
     settings = read_settings()
     log.configure(settings.log_level, redactor=make_redactor(settings))
-    done = asyncio.run(_tick(settings, options.seconds))
+    done = _run(_tick(settings, options.seconds))
     if options.json:
         echo(msgspec.json.encode(done).decode())
         return 0
@@ -253,7 +262,7 @@ def _write(
             return await context.database.write(unit, context, *arguments)
 
     log.configure("info")
-    return asyncio.run(write())
+    return _run(write())
 
 
 async def _insert(tx: "Transaction", context: "Context", key: Key, secret: str) -> Key:

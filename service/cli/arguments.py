@@ -67,6 +67,11 @@ def parse_whole(text: str) -> int:
     return value
 
 
+def split_commas(text: str) -> list[str]:
+    """Split a text at its commas."""
+    return [part.strip() for part in text.split(",")]
+
+
 def parse_id(text: str) -> str:
     """Read the id of a row. It becomes a step of a URL's path, so nothing else may be in it."""
     is_plain = text.replace("_", "").isalnum() and text.isascii() and len(text) <= 64

@@ -38,7 +38,8 @@ def backup(options: argparse.Namespace, echo: Echo) -> int:
     except FileExistsError:
         raise exists_already from None
     except (OSError, sqlite3.Error) as error:
-        raise CommandError(f"the backup failed: {error}") from error
+        reason = getattr(error, "strerror", None) or error  # Without the name of our own file.
+        raise CommandError(f"the backup to {target} failed: {reason}") from error
     finally:
         partial.unlink(missing_ok=True)
     echo(f"{target} is a complete copy of {source}, of {target.stat().st_size >> 10} KiB.")

@@ -24,23 +24,35 @@ class UnreachableError(CommandError):
 
 def connect(options: argparse.Namespace) -> "httpx.Client":
     """Return a client of the service that the options name; CommandError without a good key."""
-    import ssl
-
-    import httpx
-
     url = find_url(options.url)
     key = read_key(options.key)
     if not is_sendable(url):
         raise CommandError(f"{output.plain(url)} is no URL of a service, such as {EXAMPLE_URL}.")
+    headers = {"authorization": f"Bearer {key}", "user-agent": "genhook"}
+    return open_client(url, base_url=url, headers=headers, timeout=TIMEOUT_SECONDS)
+
+
+def open_client(url: str, **options: Any) -> "httpx.Client":
+    """Return a client for requests to this URL, through the proxy of the environment if it has one.
+
+    CommandError if the environment names a proxy or certificates that cannot be used.
+    """
+    import ssl
+
+    import httpx
+
     is_own = is_loopback(url)
-    return httpx.Client(
-        base_url=url,
-        headers={"authorization": f"Bearer {key}", "user-agent": "genhook"},
-        timeout=TIMEOUT_SECONDS,
-        trust_env=not is_own,  # No proxy leads to this machine.
-        # This context reads SSL_CERT_FILE, as httpx does if it trusts the environment.
-        verify=ssl.create_default_context() if is_own and url.startswith("https:") else True,
-    )
+    try:
+        return httpx.Client(
+            trust_env=not is_own,  # No proxy leads to this machine.
+            # This context reads SSL_CERT_FILE, as httpx does if it trusts the environment.
+            verify=ssl.create_default_context() if is_own and url.startswith("https:") else True,
+            **options,
+        )
+    except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+        names = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE or SSL_CERT_DIR"
+        reason = output.plain(error)
+        raise CommandError(f"{names} has a value that cannot be used: {reason}.") from error
 
 
 def find_url(option: str | None) -> str:
@@ -108,7 +120,7 @@ def _to_error(answer: "httpx.Response") -> CommandError:
     """Return the problem in an answer as one sentence, with its code."""
     try:
         problem = msgspec.json.decode(answer.content, type=answers.Problem)
-        errors = [e for e in problem.errors if e["message"] != problem.detail]
+        errors = [e for e in problem.errors if e["message"] not in problem.detail]
         fields = "; ".join(f"{e['pointer']} {e['message']}" for e in errors)
         detail = problem.detail.rstrip(".") + (f": {fields}" if fields else "")
         # A key that is good for another service is the likely cause.

@@ -14,6 +14,7 @@ from service.cli.arguments import (
     check,
     parse_id,
     parse_whole,
+    split_commas,
 )
 from service.cli.calls import ask, call, connect, not_genhook
 from service.model.event import EVENT_TYPES
@@ -143,11 +144,6 @@ def add_event_types(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--event-types", type=split_commas, default=[], metavar="TYPES", help=summary
     )
-
-
-def split_commas(text: str) -> list[str]:
-    """Split a text at its commas."""
-    return [part.strip() for part in text.split(",")]
 
 
 def parse_parameters(text: str) -> dict[str, Any]:

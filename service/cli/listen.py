@@ -1,7 +1,9 @@
 """`genhook listen`: prints events as they come, and sends them to a local URL."""
 
 import argparse
+import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +11,15 @@ from typing import TYPE_CHECKING
 
 from service.cli import answers, output
 from service.cli.arguments import Echo, check, define
-from service.cli.calls import UnreachableError, ask, call, connect, decode, is_sendable
+from service.cli.calls import (
+    UnreachableError,
+    ask,
+    call,
+    connect,
+    decode,
+    is_sendable,
+    open_client,
+)
 from service.cli.client import add_remote
 from service.delivery import signing
 from service.model.clock import SECOND, now_ms
@@ -59,20 +69,27 @@ def listen(options: argparse.Namespace, echo: Echo, wait: Wait | None = None) ->
     secret = options.secret or signing.new_secret(os.urandom)
     key = _decode_key(secret)
     pause = wait or threading.Event().wait
+    note = _note if options.json else echo  # With JSON the output holds events only.
     is_refused = False
     with connect(options) as client:
         after = options.after or (None if options.once else _find_newest(client))
         if options.forward_to:
-            echo(f"forwarding to {options.forward_to}, signed with {secret}")
-        for body in _read_events(client, after, echo, None if options.once else pause):
+            note(f"forwarding to {options.forward_to}, signed with {secret}")
+        for body in _read_events(client, after, note, None if options.once else pause):
             event = decode(client, body, answers.Event)
             echo(output.harmless(body.decode()) if options.json else _format_event(event))
             if options.forward_to:
                 is_accepted, result = _forward(options.forward_to, key, event.id, body)
                 is_refused |= not is_accepted
-                if not options.json:
-                    echo(f"{'':8}  {result}")
+                note(f"{'':8}  {result}")
     return int(is_refused)
+
+
+def _note(line: str) -> None:
+    """Say something beside the output; None is a standard error that was closed at the start."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{line}\n")
 
 
 def _decode_key(secret: str) -> bytes:
@@ -88,7 +105,7 @@ def _find_newest(client: "httpx.Client") -> str | None:
 
 
 def _read_events(
-    client: "httpx.Client", after: str | None, echo: Echo, pause: Wait | None
+    client: "httpx.Client", after: str | None, note: Echo, pause: Wait | None
 ) -> Iterator[bytes]:
     """Yield the exact bytes of each event after `after`; without `pause`, up to the newest one."""
     is_reachable = True
@@ -99,7 +116,7 @@ def _read_events(
             if pause is None:
                 raise
             if is_reachable:
-                echo(f"{error} Trying again.")
+                note(f"{error} Trying again.")
             is_reachable, page = False, answers.EventPage([], None)
         else:
             is_reachable = True
@@ -138,8 +155,9 @@ def _forward(url: str, key: bytes, event_id: str, body: bytes) -> tuple[bool, st
     }
     began = time.perf_counter()
     try:
-        # Not with the client: its key is for the service alone.
-        answer = httpx.post(url, content=body, headers=headers, timeout=FORWARD_SECONDS)
+        # Not with the client of the service: its key is for that alone.
+        with open_client(url, timeout=FORWARD_SECONDS) as client:
+            answer = client.post(url, content=body, headers=headers)
     except httpx.RequestError as error:
         return False, output.plain(f"-> {str(error) or type(error).__name__}")
     milliseconds = (time.perf_counter() - began) * 1_000

@@ -69,7 +69,7 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return 0 if done, 1 if failed, 2 for wrong usage, 130 if interrupted."""
+    """Run a command; return 0 if done, 1 if failed, 2 for wrong usage."""
     streams.fill_closed()  # Before anything else opens a descriptor.
     words = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):  # What it cannot show is escaped.
@@ -87,8 +87,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             root.print_help()
             return 2
         return int(options.run(options, echo))
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:  # The reader of our output has closed it.
         _drop_output()
         return 1

@@ -38,7 +38,11 @@ def add_sandbox(parser: argparse.ArgumentParser) -> None:
         "--host", type=parse_host, default="127.0.0.1", help="address to listen on (127.0.0.1)"
     )
     parser.add_argument("--port", type=parse_port, default=9000, help="port to listen on (9000)")
-    parser.add_argument("--api-key", help="the only API key it accepts (any that starts with aio_)")
+    parser.add_argument(
+        "--api-key",
+        type=parse_api_key,
+        help="the only API key it accepts (any that starts with aio_)",
+    )
     parser.add_argument(
         "--speed", type=parse_speed, default=1.0, help="speed, as a multiple of real time (1)"
     )
@@ -56,6 +60,14 @@ def parse_port(text: str) -> int:
     if port is None or port > PORT_MAX:
         raise argparse.ArgumentTypeError(f"a port is from 0 to {PORT_MAX}")
     return port
+
+
+def parse_api_key(text: str) -> str:
+    """Read a key. Empty, as from a variable that is not set, it would mean any key."""
+    from service.settings import is_visible
+
+    check(bool(text) and is_visible(text), "visible ASCII characters, without spaces")
+    return text
 
 
 def parse_speed(text: str) -> float:
@@ -119,5 +131,4 @@ def sandbox(options: argparse.Namespace, echo: Echo) -> int:
     with server.bind(options.host, options.port) as sock:
         url = server.url_of(sock)
         echo(f"The sandbox of API in One is at {url}/api/v1. To see what it can do: curl {url}")
-        server.run(server.sandbox(sock, options.api_key, options.speed))
-    return 0
+        return server.run(server.sandbox(sock, options.api_key, options.speed))

@@ -6,15 +6,16 @@ import gc
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import uvicorn
 import uvloop
 
-from service.cli import entrance
+from service.cli import entrance, interrupts
 from service.cli.accept import Acceptor
+from service.cli.memory import return_large_blocks
 from service.cli.stopping import Stop, on_signals
 from service.cli.turns import Turns
 from service.model.errors import CommandError
@@ -24,10 +25,10 @@ from service.telemetry import log
 if TYPE_CHECKING:
     from service.app import App
 
-run = uvloop.run
 KEEP_ALIVE_SECONDS = 30
 BACKLOG = 2_048
 SANDBOX_STOP_SECONDS = 5.0
+MEMORY_SECONDS = 1.0  # The first answer does not wait for it.
 
 _log = log.get()
 
@@ -65,6 +66,12 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def run(main: Coroutine[Any, Any, int | None]) -> int:
+    """Run a coroutine; return its exit status. Ctrl-C cancels it unless it handles signals."""
+    interrupts.always_raise()
+    return uvloop.run(main) or 0
+
+
 def bind(host: str, port: int) -> socket.socket:
     """Return a listening socket; port 0 is any free port. CommandError if there can be none."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -76,7 +83,8 @@ def bind(host: str, port: int) -> socket.socket:
         )
     except OSError as error:
         number = error.errno or 0  # The resolver's own numbers are below zero.
-        reason = (os.strerror(number) if number > 0 else str(error.strerror)).lower()
+        text = os.strerror(number) if number > 0 else str(error.strerror)
+        reason = text.partition(" (while ")[0].lower()  # Python repeats the address.
         raise CommandError(f"cannot listen on {host} port {port}: {reason}.") from error
     except UnicodeError as error:  # A part of the name is empty, too long, or no text.
         raise CommandError(f"cannot listen on {host}: it is no name of a host.") from error
@@ -192,6 +200,7 @@ async def _run(app: "App", server: Server, sock: socket.socket | None) -> None:
         gc.freeze()  # What exists now lives as long as the process.
         gc.set_threshold(10_000, 20, 50)  # A request allocates much that is in no cycle.
         gc.enable()
+        asyncio.get_running_loop().call_later(MEMORY_SECONDS, return_large_blocks)
         await (server.serve(sockets=[sock]) if sock else stopping.wait())
     finally:
         await app.stop(stop.work_ends_at)

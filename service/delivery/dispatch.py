@@ -19,6 +19,7 @@ from service.model.clock import MINUTE
 from service.model.delivery import DueDelivery
 from service.model.errors import StorageError
 from service.store.deliveries import DueTimes, next_due_times
+from service.store.subscribers import Changes
 
 LANES_MAX = 10_000  # Lanes with nothing to do soon are dropped when there are more.
 # A lane whose rows are due later is only in its rows. A look each minute finds it in time.
@@ -85,9 +86,12 @@ class Dispatcher:
             and origin in (None, known.target.origin)
         )
 
-    def reload_all(self) -> None:
-        """Read every subscriber again: another process may have changed any."""
-        self._reload(list(self.lanes.values()))
+    def reload_changed(self, changes: Changes) -> None:
+        """Read the subscribers again that any process may have changed."""
+        for tenant in changes.tenants:
+            self.reload_tenant(tenant)
+        ids = self.lanes if changes.is_all else changes.ids
+        self._reload([lane for id_ in ids if (lane := self.lanes.get(id_))])
 
     def _reload(self, lanes: Iterable[Lane], *, even_idle: bool = False) -> None:
         now = self.context.clock()
@@ -173,8 +177,7 @@ class Dispatcher:
 
     def _drop_idle_lanes(self) -> None:
         soon_at = self.context.clock() + SOON_MS
-        busy = {i: lane for i, lane in self.lanes.items() if not lane.is_idle_until(soon_at)}
-        self.lanes = busy
+        self.lanes = {i: lane for i, lane in self.lanes.items() if not lane.is_idle_until(soon_at)}
 
     def _wake(self, lane: Lane, at: int) -> None:
         """Pump the lane at `at`, unless it is pumped earlier."""
@@ -230,14 +233,12 @@ class Dispatcher:
 
     def _go_on(self, lane: Lane, retry_ms: int | None) -> None:
         """Let a lane that was read go on; or read it again later."""
-        now = self.context.clock()
         if lane.is_deleted:
             self.lanes.pop(lane.subscriber_id, None)
         elif retry_ms is not None:
-            lane.expect(now + retry_ms, now + retry_ms)
-            self._wake(lane, now + retry_ms)
+            self._wake(lane, self._read_later(lane, retry_ms))
         else:
-            self._pump(lane, now)
+            self._pump(lane, self.context.clock())
 
     # Attempts.
 
@@ -251,7 +252,6 @@ class Dispatcher:
         following: _Next | None = lane, recipient, due
         while following is not None:
             lane, recipient, due = following
-            now: int | None
             try:
                 result = await attempt(self.context, self.sender, recipient, due)
                 self.attempted += 1
@@ -282,10 +282,13 @@ class Dispatcher:
         """Adapt the lane, and with it its receiver, to how the attempt went."""
         if result.rest is not None:
             self.receivers.note(result.rest)
-        in_flight = lane.in_flight
-        if recipient.subscriber.is_notify:
-            in_flight = self.slots.held_by_receiver(result.due.id)
+        present, standing = lane.recipient or recipient, lane.receiver.standing
+        if present.subscriber.url != recipient.subscriber.url:
+            return  # Another receiver has answered.
+        in_flight = self.slots.held_in_window(result.due.id)
         lane.learn(result.record.attempt, result.ended_at, in_flight=in_flight)
+        if lane.recipient is not None and lane.receiver.standing != standing:
+            self.slots.find_share(lane)
 
     async def _record_again(self, lane: Lane, result: Result) -> None:
         if (now := await self._record(lane, result, self.context.clock())) is not None:
@@ -320,7 +323,7 @@ class Dispatcher:
             self.receivers.settle(result.rest)
         return self.context.clock()
 
-    async def _put_off(self, lane: Lane, due: DueDelivery) -> int:
+    async def _put_off(self, lane: Lane, due: DueDelivery) -> int | None:
         """Let a delivery that cannot be worked wait, alone; free its slot, and return the time."""
         await health.put_off(self.context, due, self._read_later(lane))
         self._release(lane, due)
@@ -331,9 +334,9 @@ class Dispatcher:
         self._release(lane, due)
         self._wake(lane, self._read_later(lane))
 
-    def _read_later(self, lane: Lane) -> int:
+    def _read_later(self, lane: Lane, ms: int = TROUBLE_RETRY_MS) -> int:
         """Read the lane's rows again after a while; return when."""
-        at = self.context.clock() + TROUBLE_RETRY_MS
+        at = self.context.clock() + ms
         lane.expect(at, at)
         return at
 

@@ -59,14 +59,17 @@ async def record(context: Context, lane: Lane, result: Result, now: int, *, may_
     may_wait: whether nobody needs the slot, so that the record may wait for other units.
     """
     attempt, verdict, database = result.record, result.verdict, context.database
+    tenant = attempt.tenant
     # The receiver answered well what a person asked for, while it rested.
     is_lifting = result.is_good_retry and lane.receiver.slow_until > now
     if not (changes_of(lane, result, now) or result.rest or is_lifting):
         # At worst, a crash meanwhile repeats the webhook.
         may_wait &= verdict.word == "delivered" and not attempt.ordered
-        await database.write_batched(deliveries.record_attempts, attempt, may_wait=may_wait)
+        await database.write_batched(
+            deliveries.record_attempts, attempt, tenant=tenant, may_wait=may_wait
+        )
         return
-    subscriber = await database.write(_record_with_health, context, result)
+    subscriber = await database.write(_record_with_health, context, result, tenant=tenant)
     if subscriber is not None:
         lane.set_health(subscriber)
 
@@ -80,9 +83,9 @@ async def _record_with_health(
     old = await rows.read_by_id(tx, Subscriber, result.record.subscriber_id)
     if old is None or old.status == "disabled":
         return old
-    changes = changes_of(old, result, tx.now)
-    if old.url != result.recipient.subscriber.url:
-        changes = {}  # The present URL has not failed, and is not gone.
+    changes, sent_to = changes_of(old, result, tx.now), result.recipient.subscriber
+    if (old.url, old.updated_at) != (sent_to.url, sent_to.updated_at):
+        changes = {}  # What a person has changed or enabled since has not failed, and is not gone.
     new = await subscribers.update(tx, old, **changes) if changes else old
     if new.status == "disabled":
         tx.after_commit(context.inbox.reload, new.id)
@@ -111,7 +114,7 @@ async def put_off(context: Context, due: DueDelivery, until: int) -> None:
     """
     _log.exception("attempt.put_off", delivery_id=due.id)
     try:
-        await context.database.write(deliveries.put_off, due, until)
+        await context.database.write(deliveries.put_off, due, until, tenant=due.tenant)
     except Exception as error:  # noqa: BLE001  it is still due, and read again later
         _log.error("attempt.not_put_off", delivery_id=due.id, error=repr(error))
 

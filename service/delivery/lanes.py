@@ -8,7 +8,7 @@ from functools import partial
 from msgspec import Struct, field
 
 from service.delivery.attempt import Recipient, Result
-from service.delivery.receivers import Receiver
+from service.delivery.receivers import FAILING, PROVEN, UNTRIED, Receiver
 from service.delivery.shares import Share
 from service.delivery.window import Window
 from service.model.attempt import Attempt
@@ -96,6 +96,10 @@ class Lane(Struct, eq=False):
         else:
             self.window.set_limit(subscriber.max_in_flight)
         self._take_health(subscriber)
+        if subscriber.failing_since is not None:
+            receiver.standing = FAILING
+        elif not subscriber.is_notify:  # Enabled again, or with another URL, it has not failed.
+            receiver.standing = min(receiver.standing, UNTRIED)
         if subscriber.rate_per_second != self.rate:  # The old one may have asked for a long pause.
             self.rate = subscriber.rate_per_second
             self.next_send_at = self.sent_at + SECOND / self.rate if self.rate else 0.0
@@ -266,10 +270,11 @@ class Lane(Struct, eq=False):
         return due
 
     def learn(self, attempt: Attempt, now: int, *, in_flight: int) -> None:
-        """Open or close the window by an attempt that has just ended, and is still in flight.
+        """Judge the receiver and its window by an attempt that has just ended, but holds its slot.
 
         in_flight: of all lanes that share the window, this attempt included.
         """
+        self.receiver.standing = PROVEN if attempt.error_code is None else FAILING
         code = attempt.status_code
         if code is None or code == 429 or code >= 500:
             self.window.failed(attempt.started_at, now)

@@ -100,7 +100,8 @@ async def load(context: Context, receivers: Receivers, lane: Lane) -> None:
         return
     lane.drop_waiting()
     # A part in each turn: the lane is read again until nothing is left.
-    lane.is_deleted = not await context.database.write(deliveries.cancel, lane.subscriber_id)
+    cancel = context.database.write(deliveries.cancel, lane.subscriber_id, tenant=lane.tenant)
+    lane.is_deleted = not await cancel
 
 
 async def _refill(context: Context, lane: Lane, backlog: Backlog) -> None:

@@ -36,7 +36,6 @@ async def send_test(
     subscriber, lane = recipient.subscriber, Lane(subscriber.id)
     receiver = dispatcher.receivers.find(subscriber, recipient.rests, turn)
     lane.set_recipient(recipient, receiver)
-    lane.failing_since = subscriber.failing_since
     tests, slots = dispatcher.tests, dispatcher.slots
     if dispatcher.is_open:
         dispatcher.refill(subscriber.id)  # The lane is in memory then.
@@ -83,13 +82,14 @@ def _leave(dispatcher: Dispatcher, lane: Lane, test_id: str) -> None:
 async def _send(dispatcher: Dispatcher, recipient: Recipient) -> tuple[Attempt, dict[str, object]]:
     """Make the attempt and store it; the values of the subscriber's own headers are redacted."""
     context, subscriber = dispatcher.context, recipient.subscriber
-    event = await context.database.write(_store_ping, subscriber)
+    database, tenant = context.database, subscriber.tenant
+    event = await database.write(_store_ping, subscriber, tenant=tenant)
     due = deliveries.new_due(event, subscriber, context.clock(), "test")
     result = await attempt(context, dispatcher.sender, recipient, due)
     # A test is over after one attempt, whatever a retry would have been due at.
     status = "delivered" if result.record.status == "delivered" else "dead"
     record = msgspec.structs.replace(result.record, status=status, due_at=None, is_counted_now=True)
-    await context.database.write(deliveries.insert_ended, due, record)
+    await database.write(deliveries.insert_ended, due, record, tenant=tenant)
     headers = {**result.message.headers, **dict.fromkeys(recipient.headers, "[redacted]")}
     body = result.message.body.decode()
     return record.attempt, {"url": subscriber.url, "headers": headers, "body": body}

@@ -13,6 +13,8 @@ from msgspec import Struct
 from service.delivery.window import Window
 from service.model.subscriber import Subscriber
 
+# How a receiver stands: its last attempt was answered with 2xx, there was none yet, or it failed.
+PROVEN, UNTRIED, FAILING = range(3)
 NOTIFY_IN_FLIGHT_MAX = 10  # Attempts to one receiver on account of all `notify_url`s together.
 
 
@@ -37,7 +39,7 @@ class Receiver:
     """What all lanes to a receiver share. It lives as long as one of them."""
 
     __slots__ = (
-        *("__weakref__", "slow_until", "window", "narrower", "_wider"),
+        *("__weakref__", "slow_until", "standing", "window", "narrower", "_wider"),
         *("_latest_turn", "_stored_until", "_unstored"),
     )
 
@@ -45,6 +47,7 @@ class Receiver:
         # Nothing leaves before, on account of this one or of the wider one. It is kept up to date
         # here, as each attempt asks for it.
         self.slow_until = 0
+        self.standing = UNTRIED  # Of the narrower one, whose lanes have their slots by it.
         self.window = window  # Only for `notify_url`s, which share it.
         self._wider = wider
         self.narrower: WeakSet[Receiver] | None = None

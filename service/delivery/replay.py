@@ -73,7 +73,7 @@ async def cancel(tx: Transaction, context: Context, replay: Replay) -> Replay:
     """Stop the replay and cancel its pending deliveries."""
     canceled = await rows.update(tx, replay, status="canceled", due_at=tx.now, finished_at=tx.now)
     await deliveries.cancel_replayed(tx, replay.id)
-    await subscribers.bump_revision(tx)
+    await subscribers.bump_revision(tx, replay.tenant, replay.subscriber_id)
     tx.after_commit(context.inbox.reload, replay.subscriber_id)
     tx.after_commit(context.signals.replay.set)
     return canceled

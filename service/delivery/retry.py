@@ -36,7 +36,6 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 DELIVERED = Verdict(word="delivered", status="delivered")
-DEAD = Verdict(word="dead", status="dead")
 GONE = Verdict(word="dead", status="dead", disabled_reason="gone")
 
 
@@ -64,22 +63,18 @@ def decide(
     if status_code == 410 or instruction == "disable":
         return GONE
     is_last = planned_at is None if is_manual else attempt_number >= len(schedule_seconds)
-    if instruction == "abort-message" or is_last:
-        return DEAD
     delay_ms = schedule_seconds[min(attempt_number, len(schedule_seconds) - 1)] * clock.SECOND
     requested_ms = parse_retry_after(headers.get("retry-after"), now)
+    slow_until = _rest_until(status_code, delay_ms, requested_ms, now)
+    if instruction == "abort-message" or is_last:  # The others of the receiver rest all the same.
+        return Verdict(word="dead", status="dead", slow_until=slow_until)
     # Short delays need the jitter most: what failed together would come back together.
     floor_ms = max(delay_ms, requested_ms or 0)
     spread_ms = max(floor_ms * _RETRY_SPREAD, _RETRY_SPREAD_MIN_MS)
     due_at = now + floor_ms + int(spread_ms * jitter)
     if planned_at is not None:
         due_at = max(planned_at, now + requested_ms) if requested_ms else planned_at
-    return Verdict(
-        word="retried",
-        status="pending",
-        due_at=due_at,
-        slow_until=_rest_until(status_code, delay_ms, requested_ms, now),
-    )
+    return Verdict(word="retried", status="pending", due_at=due_at, slow_until=slow_until)
 
 
 def _rest_until(status_code: int, delay_ms: int, requested_ms: int | None, now: int) -> int | None:

@@ -1,19 +1,25 @@
 """The slots: how many attempts all lanes together may have under way, shared fairly.
 
-Slots belong to lanes, lanes to receivers, receivers to tenants, and each level has its share. To
-take and free a slot only counts. Who has the next turn is found out where somebody waits.
+Slots belong to lanes, lanes to receivers, receivers to tenants, and each level has its share. The
+receivers of a tenant that have not answered well are a part of it, and those of them that fail are
+a part of that. To take and free a slot only counts. Who has the next turn is found out where
+somebody waits.
 """
 
 from heapq import heapify, heappop, heappush
 from weakref import WeakValueDictionary
 
 from service.delivery.lanes import Lane
+from service.delivery.receivers import FAILING
 from service.delivery.shares import PUSHES, Entry, Share
 
 FAILING_SHARE = 4  # A quarter of the slots is not for lanes that fail.
 # How many slots a share may hold for each one that is free. A hanging lane alone takes half of all,
 # a hanging tenant four fifths; neither can take the last one.
 LANE_WEIGHT, RECEIVER_WEIGHT, TENANT_WEIGHT = 1, 2, 4
+# Parts of a tenant, each within the one before it: a receiver is in as many as its standing says.
+# What has not answered leaves slots to what has, and what fails leaves some to what is new.
+PARTS = (("unproven", 2), ("failing", 1))
 
 
 class Slots:
@@ -21,8 +27,7 @@ class Slots:
 
     def __init__(self, count: int) -> None:
         self.count = self.free = count
-        self._root = Share()
-        self._reserve = count // FAILING_SHARE
+        self._root = Share(weight=count + 1)  # Of all, nothing has to stay free.
         self._taken: dict[str, Share] = {}  # By delivery.
         # Lanes, receivers and tenants, as long as a lane refers to them or holds a slot.
         self._shares: WeakValueDictionary[tuple[str, ...], Share] = WeakValueDictionary()
@@ -39,23 +44,14 @@ class Slots:
 
     def are_free_for(self, lane: Lane) -> bool:
         """True if the lane may start another attempt."""
-        share = lane.share or self._find_share(lane)
-        receiver = share.parent
-        assert receiver is not None
-        tenant = receiver.parent
-        assert tenant is not None
-        reserve = 0 if lane.failing_since is None else self._reserve
-        window, free = receiver.window, self.free
-        return (
-            free > share.held // LANE_WEIGHT + reserve
-            and free > receiver.held // RECEIVER_WEIGHT
-            and free > tenant.held // TENANT_WEIGHT
-            and (window is None or receiver.held < window.size)
-        )
+        share: Share | None = lane.share or self.find_share(lane)
+        while share is not None and share.has_room(self.free):
+            share = share.parent
+        return share is None
 
     def take(self, lane: Lane, delivery_id: str) -> None:
         """Take a slot for an attempt of the lane."""
-        share = lane.share or self._find_share(lane)
+        share = lane.share or self.find_share(lane)
         self._taken[delivery_id] = share
         self._hold(share, 1)
 
@@ -63,15 +59,16 @@ class Slots:
         """Free the slot of an attempt."""
         self._hold(self._taken.pop(delivery_id), -1)
 
-    def held_by_receiver(self, delivery_id: str) -> int:
-        """Return how many attempts the receiver of a delivery has under way, this one included."""
-        receiver = self._taken[delivery_id].parent
+    def held_in_window(self, delivery_id: str) -> int:
+        """Return how many attempts share a window with a delivery's, this one included."""
+        share = self._taken[delivery_id]
+        receiver = share.parent
         assert receiver is not None
-        return receiver.held
+        return share.held if receiver.window is None else receiver.held
 
     def wait(self, lane: Lane) -> None:
         """Queue the lane until enough slots are free for it, its receiver and its tenant."""
-        share = lane.share or self._find_share(lane)
+        share = lane.share or self.find_share(lane)
         self.waiting[share] = lane
         self._moved[share] = None
 
@@ -82,32 +79,51 @@ class Slots:
         for moved in self._moved:  # Who came first has the first turn.
             self._place(moved)
         self._moved.clear()
-        queue = self._root.queue
-        if not queue or queue[0][0] >= self.free:
+        share, first = self._root, _first_of(self._root)
+        if first is None or first[0] >= self.free:
             return None
-        while queue:
-            share = queue[0][3]
-            queue = share.queue
+        while first is not None:
+            share = first[3]
+            first = _first_of(share)
         share.entry = None  # If it waits again, it has another turn.
         self._moved[share] = None
         return self.waiting.pop(share)
 
-    def _find_share(self, lane: Lane) -> Share:
+    def find_share(self, lane: Lane) -> Share:
+        """Return the lane's share, moved to where its receiver stands now with what it holds."""
         assert lane.recipient is not None
         subscriber, origin = lane.recipient.subscriber, lane.recipient.target.origin
-        key = f"notify {origin}" if subscriber.is_notify else origin
-        tenant = self._part(self._root, TENANT_WEIGHT, subscriber.tenant)
-        receiver = self._part(tenant, RECEIVER_WEIGHT, subscriber.tenant, key)
+        path, name = [subscriber.tenant], origin
+        part = self._part(self._root, TENANT_WEIGHT, *path)
+        for each, weight in PARTS[: lane.receiver.standing]:
+            path.append(each)
+            part = self._part(part, weight, *path)
+        if lane.receiver.standing == FAILING:
+            part.reserve = self.count // FAILING_SHARE
+        if subscriber.is_notify:  # They have one window, and one standing.
+            path, name = [subscriber.tenant], f"notify {origin}"
+        receiver = self._part(part, RECEIVER_WEIGHT, *path, name)
         if subscriber.is_notify:
             receiver.window = lane.window
-        lane.share = self._part(receiver, LANE_WEIGHT, subscriber.tenant, key, subscriber.id)
+        lane.share = self._part(receiver, LANE_WEIGHT, subscriber.tenant, name, subscriber.id)
         return lane.share
 
     def _part(self, parent: Share, weight: int, *key: str) -> Share:
         share = self._shares.get(key)
         if share is None:
             share = self._shares[key] = Share(parent, weight)
+        elif share.parent is not parent:
+            self._move(share, parent)
         return share
+
+    def _move(self, share: Share, parent: Share) -> None:
+        """Make a share a part of another one, with what it holds and what waits in it."""
+        held, old = share.held, share.parent
+        assert old is not None
+        self._hold(share, -held)
+        share.parent, share.entry = parent, None
+        self._hold(share, held)
+        self._moved[old] = None
 
     def _hold(self, share: Share, change: int) -> None:
         self.free -= change
@@ -119,33 +135,38 @@ class Slots:
             self._moved[share] = None
 
     def _place(self, share: Share) -> None:
-        """Move the share of a lane, and those that it is a part of, to where they now belong."""
-        needed: int | None = None
-        if (lane := self.waiting.get(share)) is not None:
-            needed = share.held + (0 if lane.failing_since is None else self._reserve)
+        """Move a share, and those that it is a part of, to where they now belong."""
         while (parent := share.parent) is not None:
-            entry, held, queue = share.entry, share.held, parent.queue
+            needed, entry, held = self._needed(share), share.entry, share.held
             if needed is None:
                 share.entry = None
             elif entry is None or entry[0] != needed or entry[1] != held:
                 self._turn += 1
                 share.entry = (needed, held, self._turn, share)
-                heappush(queue, share.entry)
+                heappush(parent.queue, share.entry)
                 parent.pushes_left -= 1
                 if not parent.pushes_left:
-                    queue = _drop_outdated(parent)
-            while queue and queue[0][3].entry is not queue[0]:
-                heappop(queue)
-            # What the parent needs follows from the first of its parts.
-            needed, window = None, parent.window
-            if queue and (window is None or parent.held < window.size):
-                needed = max(parent.held // parent.weight, queue[0][0])
+                    _drop_outdated(parent)
             share = parent
 
+    def _needed(self, share: Share) -> int | None:
+        """Return how many slots have to be free, and one more; None if nothing may leave."""
+        if share in self.waiting:
+            return share.needed
+        first = None if share.has_used_window else _first_of(share)
+        return None if first is None else max(share.needed, first[0])
 
-def _drop_outdated(share: Share) -> list[Entry]:
-    """Return the queue of a share without outdated entries, which are half of it at most."""
+
+def _first_of(share: Share) -> Entry | None:
+    """Return the entry of the part that has the next turn, without outdated ones before it."""
+    queue = share.queue
+    while queue and queue[0][3].entry is not queue[0]:
+        heappop(queue)
+    return queue[0] if queue else None
+
+
+def _drop_outdated(share: Share) -> None:
+    """Rid the queue of a share of outdated entries, which are half of it at most."""
     share.queue = [entry for entry in share.queue if entry[3].entry is entry]
     heapify(share.queue)
     share.pushes_left = PUSHES + len(share.queue)
-    return share.queue

@@ -1,5 +1,7 @@
 """How generations end by their deadline: asked first, and alone where one cannot be ended."""
 
+import asyncio
+
 from service.context import Context
 from service.generations import ingest, schedule
 from service.generations.ingest import Batch, Reply, Update
@@ -26,63 +28,56 @@ _log = log.get()
 
 async def expire_due(context: Context, stuck: Stuck, now: int) -> int | None:
     """Time out generations past their deadline; return the next deadline."""
-    choice = generations.Choice(EXPIRED_MAX, without=stuck.ids(now))
-    deadline_at = await context.database.read(generations.next_due, "expire", (), choice.without)
+    choice, database = generations.Choice(EXPIRED_MAX, without=stuck.ids(now)), context.database
+    deadline_at = await database.read(generations.next_due, "expire", (), choice.without)
     if deadline_at is None or deadline_at > now:
         return stuck.next_at(deadline_at, now)
-    try:
-        await context.database.write(expire, context, choice)
-    except StorageError:
-        raise
-    except Exception:  # noqa: BLE001  one row must not hold the others
-        await _expire_each(context, stuck, now)
+    expired = await database.read(generations.list_expired, choice)
     stuck.put_all(choice.unreadable, now)
+    await asyncio.gather(*(_expire(context, stuck, generation, now) for generation in expired))
     return now + LOOK_AGAIN_MS if choice.unreadable else now
 
 
-async def _expire_each(context: Context, stuck: Stuck, now: int) -> None:
-    """Time out generations one by one; one that cannot be is looked at again later."""
-    choice, database = generations.Choice(EXPIRED_MAX, without=stuck.ids(now)), context.database
-    for generation in await database.read(generations.list_expired, choice):
-        try:
-            await database.write(expire, context, choice, generation.id)
-        except StorageError:
-            raise
-        except Exception as error:  # noqa: BLE001  one row must not hold the others
-            _log.error("expire.failed", generation_id=generation.id, error=repr(error))
-            await move_on_or_pass(context, stuck, generation, now)
+async def _expire(context: Context, stuck: Stuck, generation: Generation, now: int) -> None:
+    """Time out a generation in its tenant's turn; if that fails, it is looked at again later."""
+    try:
+        await context.database.write(expire, context, generation.id, tenant=generation.tenant)
+    except StorageError:
+        raise
+    except Exception as error:  # noqa: BLE001  one row must not hold the others
+        _log.error("expire.failed", generation_id=generation.id, error=repr(error))
+        await move_on_or_pass(context, stuck, generation, now)
 
 
 async def move_on_or_pass(context: Context, stuck: Stuck, generation: Generation, now: int) -> None:
     """Move a row that cannot be worked on; pass it over if even that cannot be stored."""
     try:
-        await context.database.write(move_on, context, generation)
+        await context.database.write(move_on, context, generation, tenant=generation.tenant)
     except Exception as error:  # noqa: BLE001  its row cannot be changed
         stuck.put(generation.id, now, error)
 
 
-async def expire(
-    tx: Transaction, context: Context, choice: generations.Choice, only_id: str | None = None
-) -> None:
-    """Time out generations that are past their deadline and cannot be asked about.
+async def expire(tx: Transaction, context: Context, id_: str) -> None:
+    """Time out a generation that is past its deadline and cannot be asked about.
 
-    They have no planned poll, and no callback waits for its confirmation.
+    It has no planned poll, and no callback waits for its confirmation.
     """
-    expired = await generations.list_expired(tx, choice)
-    expired = [generation for generation in expired if only_id in (None, generation.id)]
-    batch = Batch(tx, context, {generation.id: generation for generation in expired})
-    without_task = [generation.id for generation in expired if generation.task_id is None]
-    exchanges = await generations.latest_exchanges(tx, without_task)
-    for generation in expired:
-        if generation.task_id is not None:  # Upstream knows the task, so it is asked first.
-            batch.change(generation.id, next_poll_at=tx.now)
-            tx.after_commit(context.signals.poll.set)
-            continue
-        batch.ingest(generation.id, _timed_out(context, generation, exchanges.get(generation.id)))
+    batch = Batch(tx, context, await generations.get_many(tx, [id_]))
+    generation = batch.generations.get(id_)
+    if generation is None or not generation.is_expired(tx.now):
+        return
+    if await generations.confirmations_of(tx, [id_]):
+        return
+    if generation.task_id is not None:  # Upstream knows the task, so it is asked first.
+        batch.change(id_, next_poll_at=tx.now)
+        tx.after_commit(context.signals.poll.set)
+    else:
+        exchanges = await generations.latest_exchanges(tx, [id_])
+        batch.ingest(id_, _timed_out(context, generation, exchanges.get(id_)))
         # Upstream may have a task, even one whose id only a callback will name.
         if generation.submission != "waiting":
             due_at = schedule.poll_after_deadline(generation.deadline_at, 0, context.jitter())
-            batch.change(generation.id, next_poll_at=due_at)
+            batch.change(id_, next_poll_at=due_at)
     await batch.write()
 
 

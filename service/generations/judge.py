@@ -205,10 +205,10 @@ async def _is_alias(
     is_name = await database.read(generations.is_name, other_id, id_)
     if await database.read(generations.another_has_task, [other_id], id_):
         if is_name is False:
-            await database.write(generations.revoke_name, other_id)
+            await database.write(generations.revoke_name, other_id, tenant=generation.tenant)
         return False
     if is_name is None and sightings.is_alias(id_, other_id, now):
-        await database.write(generations.learn_name, other_id, id_)
+        await database.write(generations.learn_name, other_id, id_, tenant=generation.tenant)
         is_name = await database.read(generations.is_name, other_id, id_)
     return bool(is_name)
 

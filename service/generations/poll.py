@@ -233,15 +233,15 @@ class Poller:
             await deadlines.move_on_or_pass(context, self.stuck, generation, context.clock())
 
     async def _ask(self, generation: Generation) -> None:
-        context = self.context
+        context, write, tenant = self.context, self.context.database.write, generation.tenant
         task_id = generation.task_id
         if task_id is None:
             task_id = await hints.task_id_of_callbacks(context, generation)
             if (due_at := self._answer_due_at(generation, context.clock())) is not None:
-                await context.database.write(answers.plan_after_submission, generation.id, due_at)
+                await write(answers.plan_after_submission, generation.id, due_at, tenant=tenant)
                 return
         if task_id is None:
-            await context.database.write(answers.plan_without_task, context, generation.id)
+            await write(answers.plan_without_task, context, generation.id, tenant=tenant)
             return
         # Ids are opaque: what they hold is encoded, so that it changes no path.
         encoded_id = quote(task_id, safe="")
@@ -253,7 +253,7 @@ class Poller:
         if pause_ms := budget.pause_ms(context, self.budget, generation.id, reply.answer):
             self.budget.pause(context.clock() + pause_ms)
             reply = msgspec.structs.replace(reply, pause_ms=pause_ms)
-        await context.database.write_batched(self.answers.record, reply)
+        await context.database.write_batched(self.answers.record, reply, tenant=tenant)
         ingest.announce_exchange(metrics.polls, reply.exchange)
         if isinstance(reply.answer, wire.Report) and not reply.answer.recognised:
             ingest.log_unknown_word(reply.exchange.detail, generation.id)

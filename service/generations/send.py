@@ -25,10 +25,11 @@ async def send(
 ) -> Submission:
     """Send a generation that is stored as `sending`, and record upstream's answer."""
     reply = await ingest.ask(context, generation.id, context.client.create(path, body), None)
+    write, tenant = context.database.write_always, generation.tenant
     pause_ms = budget.pause_ms(context, shared, generation.id, reply.answer)
     reply = replace(reply, pause_ms=pause_ms)
     try:
-        after = await context.database.write_always(_record, context, reply)
+        after = await write(_record, context, reply, tenant=tenant)
     except StorageError:
         raise
     except Exception as error:  # noqa: BLE001  an answer that cannot be stored
@@ -37,7 +38,7 @@ async def send(
         answer = wire.Report("processing", task_id) if task_id else wire.NoReport("lost")
         exchange = replace(reply.exchange, status_code=None, outcome="lost", detail=None)
         reply = replace(reply, answer=answer, update=None, exchange=exchange)
-        after = await context.database.write_always(_record, context, reply)
+        after = await write(_record, context, reply, tenant=tenant)
     ingest.announce_exchange(metrics.submissions, reply.exchange, model=generation.model)
     return after, reply.exchange.status_code if after.submission == "refused" else None
 

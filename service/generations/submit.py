@@ -104,7 +104,7 @@ class Submitter:
         try:
             if has_place:
                 self.context.client.prepare()
-            generation = await self._mark([generation_id], store(has_place))
+            generation = await self._mark([generation_id], store(has_place), tenant)
         except StorageBusyError:  # The client is told at once, and the commit may still succeed.
             if has_place:
                 self._begin(generation_id, self._put_back_late(tenant, generation_id))
@@ -122,7 +122,7 @@ class Submitter:
         """Put a generation back whose place nobody uses, once the database commits again."""
         try:
             with contextlib.suppress(StorageError):  # The database was closed.
-                await self.context.database.write_always(_put_back, self.context, [id_])
+                await self._put_back([id_], tenant)
         finally:
             self._give_back(tenant)
 
@@ -148,7 +148,7 @@ class Submitter:
             request = request_of(self.context, generation)
         except Exception as error:  # noqa: BLE001  nothing left: it is tried again later
             self.stuck.put(generation.id, self.context.clock(), error)
-            await self.context.database.write_always(_put_back, self.context, [generation.id])
+            await self._put_back([generation.id], generation.tenant)
             return generation, None
         return await send(self.context, self.budget, generation, *request)
 
@@ -163,16 +163,23 @@ class Submitter:
         self.places.give_back(tenant)
         self.context.signals.submit.set()
 
-    async def _mark(self, ids: Sequence[str], marking: Awaitable[T]) -> T:
-        """Await the unit that marks rows as `sending`.
+    async def _mark(
+        self, ids: Sequence[str], marking: Awaitable[T], tenant: str | None = None
+    ) -> T:
+        """Await the unit that marks rows as `sending`, in the turn of the tenant.
 
         If the process stops meanwhile, they may be marked, and nothing left: they are put back.
         """
         try:
             return await marking
         except asyncio.CancelledError:
-            await self.context.database.write_always(_put_back, self.context, ids)
+            await self._put_back(ids, tenant)
             raise
+
+    async def _put_back(self, ids: Sequence[str], tenant: str | None) -> None:
+        """Put back what certainly did not leave, in the turn of the unit that marked it."""
+        write = self.context.database.write_always
+        await write(_put_back, self.context, ids, tenant=tenant)
 
     async def run_due(self, now: int) -> tuple[int, int | None]:
         """Repeat due submissions that were put off; return how many, and the next due time."""

@@ -93,6 +93,10 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
         """Whether a planned poll is due now."""
         return self.next_poll_at is not None and self.next_poll_at <= now
 
+    def is_expired(self, now: int) -> bool:
+        """Whether it is open past its deadline, and no poll is planned that could end it."""
+        return self.status in OPEN and self.next_poll_at is None and self.deadline_at <= now
+
     @property
     def is_terminal(self) -> bool:
         """Whether the generation succeeded, failed or timed out."""

@@ -166,13 +166,19 @@ async def hint(tx: Transaction, arrival: Arrival) -> None:
             await plan_confirmations(tx, [(arrival, stored)])
 
 
+async def tenant_of(tx: Transaction, generation_id: str) -> str | None:
+    """Return the tenant of a generation, or None if there is none."""
+    row = await tx.one("generation_tenant", id=generation_id)
+    return row["tenant"] if row else None
+
+
 async def reject(tx: Transaction, arrival: Arrival) -> None:
     """Store a rejected callback, its body cut to REJECTED_BODY_BYTES."""
-    generation = await tx.one("generation_tenant", id=arrival.generation_id)
+    tenant = await tenant_of(tx, arrival.generation_id)
     row = _row(
         arrival,
-        tenant=generation["tenant"] if generation else "",
-        generation_id=arrival.generation_id if generation else "",
+        tenant=tenant or "",
+        generation_id=arrival.generation_id if tenant else "",
         verdict="rejected",
         trust=None,
         body=arrival.body[:REJECTED_BODY_BYTES],

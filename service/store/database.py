@@ -52,6 +52,9 @@ class Transaction(Protocol):
     async def order_events(self) -> None:
         """Give every committed event its place in the order, before the unit reads by it."""
 
+    def charge(self, tenant: str, rows: int) -> None:
+        """Count rows that are written on account of a tenant, where they may be many."""
+
     def after_commit(self, do: Callable[..., None], *args: object) -> None:
         """Call `do` on the event loop after the commit, but not after a rollback."""
 
@@ -63,12 +66,17 @@ class Database(Protocol):
     def queued(self) -> int:
         """The number of units that wait for the next commit."""
 
-    def write(self, unit: Unit[T], *args: object, held_bytes: int = 0) -> Awaitable[T]:
+    def write(
+        self, unit: Unit[T], *args: object, tenant: str | None = None, held_bytes: int = 0
+    ) -> Awaitable[T]:
         """Run `unit(tx, *args)`. The awaitable returns its result after the commit.
 
         The awaitable raises StorageError if the commit failed or took too long, or what the unit
         raised (the unit is then rolled back). `write` itself raises StorageBusyError if the queue
         is full, which is bounded in units and in `held_bytes`, those of the request's body.
+
+        Units of a tenant run in their order. Tenants have turns, by the rows that they write; what
+        is of no tenant, or of several, has turns as another.
         """
 
     def write_batched(
@@ -76,6 +84,7 @@ class Database(Protocol):
         unit: Unit[Sequence[T]],
         item: object,
         *,
+        tenant: str | None = None,
         held_bytes: int = 0,
         may_wait: bool = False,
     ) -> Awaitable[T]:
@@ -84,7 +93,7 @@ class Database(Protocol):
         If it `may_wait`, it waits some milliseconds for a group, which saves a commit.
         """
 
-    def write_always(self, unit: Unit[T], *args: object) -> Awaitable[T]:
+    def write_always(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
         """Like `write`, but never refused: retried every second until stored.
 
         For answers that upstream will not repeat. The caller limits how many of these calls wait.

@@ -1,5 +1,6 @@
 """Deliveries: the queue of webhooks. Due rows are read by subscriber, attempts stored in groups."""
 
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from service.store.database import Transaction
 from service.store.rows import json_text, read_number
 
 CANCEL_BATCH = 500
+MANY = 50  # Deliveries for which tenants are charged.
 FETCH_BYTES = 8 * 1024 * 1024
 
 
@@ -64,6 +66,9 @@ async def insert(
     new = [(new_due(e, s, tx.now, "scheduled"), due_at) for e, s, due_at in targets]
     rows = [{**msgspec.structs.asdict(due), "due_at": due_at} for due, due_at in new]
     await tx.many("deliveries_insert", rows)
+    if len(rows) >= MANY:
+        for tenant, count in Counter(event.tenant for event, _, _ in targets).items():
+            tx.charge(tenant, count)
     return [due for due, due_at in new if due_at <= tx.now]
 
 

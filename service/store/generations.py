@@ -161,6 +161,7 @@ async def next_due(
     `tenants` are left out, as they get no place, for submissions; and the generations `without`.
     """
     values = {"now": tx.now, "tenants": json_text(tenants), "without": json_text(without)}
+    values["after"] = ""  # All tenants are asked, in whatever turn.
     due_times = [await read_number(tx, name, **values) for name in _NEXT_DUE[work]]
     return min((at for at in due_times if at is not None), default=None)
 

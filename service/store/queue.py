@@ -1,38 +1,19 @@
-"""The queue in front of the database: bounded in units, in bytes and in seconds.
+"""The queue in front of the database: bounded in units, in bytes and in seconds, in turn by tenant.
 
 A unit that waits holds the body of its request in memory, so a number of units alone is no bound.
 No caller waits longer than WAIT_SECONDS, whatever the disk does.
 """
 
 import asyncio
-import math
-from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 from service.model.errors import StorageBusyError
-from service.store.database import Unit
+from service.store.item import Item
+from service.store.lines import Lines
 
 QUEUE_BYTES_MAX = 64 << 20  # Of the bodies whose units wait for a commit or are in one.
 WAIT_SECONDS = 5.0
 STALLED = "the database did not commit in time"
-
-
-@dataclass(slots=True, eq=False)
-class Item:
-    """A unit in the queue. Items of the same batched unit run in one call."""
-
-    unit: Unit[Any]
-    args: tuple[Any, ...]
-    batched: bool = False
-    always: bool = False
-    held_bytes: int = 0  # Of what a client or upstream sent, which waits in memory.
-    ends_at: float = math.inf  # When its caller stops waiting, by the loop's clock.
-    future: asyncio.Future[Any] = field(default_factory=asyncio.Future)
-    has_run: bool = False  # In the latest group that took it.
-    result: Any = None
-    error: BaseException | None = None
 
 
 class Queue:
@@ -42,7 +23,7 @@ class Queue:
         self.items_max = items_max
         self.bytes_max = bytes_max
         self.is_stalled = False  # Callers of the commit under way have stopped waiting.
-        self._waiting: deque[Item] = deque()
+        self._waiting = Lines()
         self._committing: dict[Item, None] = {}
         self._held_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -67,37 +48,20 @@ class Queue:
         self._held_bytes = held_bytes
         self._waiting.append(item)
 
-    def take(self, limit: int) -> Sequence[Item]:
+    def take(self) -> Sequence[Item]:
         """Return the next items, which are in a commit until `finish`."""
-        count = min(len(self._waiting), limit)
-        return self._begin([self._waiting.popleft() for _ in range(count)])
-
-    def take_batch(self, limit: int) -> Sequence[Item]:
-        """Return the next item, with others of the same batched unit."""
-        if not self._waiting:
-            return ()
-        first = self._waiting[0]
-        if not first.batched:
-            return self._begin([self._waiting.popleft()])
-        batch: list[Item] = []
-        others: deque[Item] = deque()
-        for item in self._waiting:
-            is_same = item.batched and item.unit == first.unit and len(batch) < limit
-            (batch if is_same else others).append(item)
-        self._waiting = others
-        return self._begin(batch)
-
-    def _begin(self, items: Sequence[Item]) -> Sequence[Item]:
-        self._committing.update(dict.fromkeys(items))
-        return items
+        taken = self._waiting.take()
+        self._committing.update(dict.fromkeys(taken))
+        return taken
 
     def finish(self, items: Sequence[Item], left: Sequence[Item] = ()) -> None:
         """End the commit of items that were taken; those that are `left` are next again."""
         self._release(items)
+        self._waiting.learn(items)
         for item in items:
-            self._committing.pop(item, None)
+            del self._committing[item]
         self.is_stalled = False
-        self._waiting.extendleft(reversed(left))
+        self._waiting.put_back(left)
         self._held_bytes += sum(item.held_bytes for item in left)
 
     def clear(self) -> None:
@@ -120,13 +84,11 @@ class Queue:
             return item.ends_at <= now
 
         self.is_stalled |= any(map(is_late, self._committing))
-        dropped = list(filter(is_late, self._waiting))
+        dropped = self._waiting.drop(is_late)
         for item in (*filter(is_late, self._committing), *dropped):
             if not item.future.done():
                 item.future.set_exception(StorageBusyError(STALLED))
-        if dropped:
-            self._waiting = deque(item for item in self._waiting if not is_late(item))
-            self._release(dropped)
+        self._release(dropped)
         items = (*self._committing, *self._waiting)
         ends = [item.ends_at for item in items if not (item.always or is_late(item))]
         self._timer = loop.call_at(min(ends), self.end_waits) if ends else None

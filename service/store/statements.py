@@ -1,7 +1,9 @@
 """The named SQL statements of `sql/*.sql`: one text for every database, with marks where they differ.
 
-A mark is `{name}` or `{name argument}`; each database gives a text for each of them. A statement
-that really differs stands again, under the same name, among the overrides of a database.
+A mark is `{name}` or `{name word}`; each database gives a text for each of them, with the word in
+place of each `{}` in it. What several statements of a file have in common begins with a line
+`-- part: NAME` and is a mark like these. A statement that really differs stands again, under the same
+name, among the overrides of a database.
 """
 
 import re
@@ -11,6 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+_SECTION = re.compile(r"(?ms)^-- (name|part): (\w+)\n(.*?)(?=^-- (?:name|part): |\Z)")
 _MARK = re.compile(r"\{(\w+)(?: ([\w.]+))?\}")
 _PARAMETER = re.compile(r"'[^']*'|--[^\n]*|::|:(?P<name>\w+)")
 _FOLDER = Path(__file__).parent / "sql"
@@ -50,19 +53,24 @@ class Dialect:
 
     def load(self) -> Mapping[str, Statement]:
         """Return every statement by its name. A line `-- name: NAME` begins a statement."""
-        texts: dict[str, str] = {}
+        by_name: dict[str, Statement] = {}
         for path in sorted(_FOLDER.glob("*.sql")):
-            for name, sql in _split(path):
-                assert name not in texts, f"two statements are named {name}"
-                texts[name] = sql
+            by_name |= self._read(path, by_name.keys().isdisjoint)
         for path in self._overrides:
-            for name, sql in _split(path):
-                assert name in texts, f"{name} overrides no statement"
-                texts[name] = sql
-        return {name: self.parse(sql) for name, sql in texts.items()}
+            by_name |= self._read(path, by_name.keys().__ge__)
+        return by_name
 
-    def parse(self, sql: str) -> Statement:
+    def _read(self, path: Path, fits: Callable[[set[str]], bool]) -> dict[str, Statement]:
+        sections = _SECTION.findall(path.read_text())
+        texts = {name: sql.strip() for kind, name, sql in sections if kind == "name"}
+        parts = {name: sql.strip() for kind, name, sql in sections if kind == "part"}
+        assert len(texts) + len(parts) == len(sections), f"a name stands twice in {path.name}"
+        assert fits(set(texts)), f"{path.name} has a name twice, or overrides what is not there"
+        return {name: self.parse(sql, parts) for name, sql in texts.items()}
+
+    def parse(self, sql: str, parts: Mapping[str, str] | None = None) -> Statement:
         """Return a statement from its text with marks and `:name`s."""
+        marks = {**(parts or {}), **self._marks}
         names: list[str] = []
 
         def place(match: re.Match[str]) -> str:
@@ -74,7 +82,7 @@ class Dialect:
             names.append(name)
             return self._parameter(len(names))
 
-        filled = _MARK.sub(lambda mark: self._marks[mark[1]].format(mark[2]), sql)
+        filled = _MARK.sub(lambda mark: marks[mark[1]].replace("{}", mark[2] or ""), sql)
         return Statement(_PARAMETER.sub(place, filled), _binder(names))
 
 
@@ -82,9 +90,3 @@ def _binder(names: list[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
     if len(names) > 1:
         return itemgetter(*names)
     return lambda values: tuple(values[name] for name in names)
-
-
-def _split(path: Path) -> Iterable[tuple[str, str]]:
-    for statement in path.read_text().split("-- name: ")[1:]:
-        name, _, sql = statement.partition("\n")
-        yield name, sql.strip()

@@ -1,13 +1,14 @@
 """Subscribers and tenants, with their sealed secrets."""
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from service.model.subscriber import Subscriber
 from service.store import pages, rows
 from service.store.database import Transaction
 
 DECODED_MAX = 5_000  # Subscribers of all tenants that stay decoded in memory.
+CHANGES_KEPT = 1_000  # Who has missed more reads everything again.
 _CANDIDATE = (
     *("id", "tenant", "url", "event_types", "filter", "status", "retry_schedule_seconds"),
     *("ordered", "created_at", "updated_at"),
@@ -42,13 +43,17 @@ async def update(tx: Transaction, old: Subscriber, **changes: Any) -> Subscriber
     """Store `changes`; with `updated_at` among them, other processes reload the subscriber."""
     new = await rows.update(tx, old, **changes)
     if "updated_at" in changes:
-        await bump_revision(tx)
+        await bump_revision(tx, old.tenant, old.id)
     return new
 
 
-async def bump_revision(tx: Transaction) -> None:
-    """Make every process reload the subscribers that it has in memory."""
+async def bump_revision(
+    tx: Transaction, tenant: str | None = None, subscriber_id: str | None = None
+) -> None:
+    """Make other processes reload a subscriber, or all of a tenant; without one all they have."""
     await tx.run("subscribers_bump_revision")
+    await tx.run("subscriber_change_insert", tenant=tenant, subscriber_id=subscriber_id)
+    await tx.run("subscriber_changes_forget", kept=CHANGES_KEPT)
 
 
 async def get_revision(tx: Transaction) -> int:
@@ -56,10 +61,34 @@ async def get_revision(tx: Transaction) -> int:
     return await rows.read_number(tx, "subscribers_revision") or 0
 
 
+class Changes(NamedTuple):
+    """What other processes, or this one, changed until a revision, each once."""
+
+    revision: int
+    tenants: frozenset[str] = frozenset()  # All that these have.
+    ids: frozenset[str] = frozenset()  # Of subscribers.
+    is_all: bool = False  # Everything, or more than is remembered.
+
+
+async def changes_since(tx: Transaction, revision: int) -> Changes:
+    """Return what was changed after a revision."""
+    latest = await get_revision(tx)
+    if latest == revision:
+        return Changes(latest)
+    oldest = await rows.read_number(tx, "subscriber_changes_oldest")
+    changed = await tx.all("subscriber_changes_since", revision=revision)
+    is_forgotten = oldest is None or not oldest - 1 <= revision < latest
+    if is_forgotten or any(row["tenant"] is None for row in changed):
+        return Changes(latest, is_all=True)
+    tenants = frozenset(row["tenant"] for row in changed if row["subscriber_id"] is None)
+    ids = frozenset(row["subscriber_id"] for row in changed if row["subscriber_id"] is not None)
+    return Changes(latest, tenants, ids)
+
+
 async def delete(tx: Transaction, old: Subscriber) -> None:
     """Delete a subscriber. The caller cancels its pending deliveries with `deliveries.cancel`."""
     await tx.run("subscriber_delete", id=old.id)
-    await bump_revision(tx)
+    await bump_revision(tx, old.tenant, old.id)
 
 
 async def store_rest(
@@ -79,7 +108,10 @@ async def rests_of(tx: Transaction, tenant: str, receivers: tuple[str, str]) -> 
 
 async def end_rests(tx: Transaction, tenant: str, origin: str, until: int) -> int:
     """End what the receivers at an origin asked for `until` then; return how many rests ended."""
-    return await tx.run("rests_end", tenant=tenant, origin=origin, until=until)
+    count = await tx.run("rests_end", tenant=tenant, origin=origin, until=until)
+    if count:
+        await bump_revision(tx, tenant)
+    return count
 
 
 async def tenant_secrets(tx: Transaction, tenant: str) -> bytes | None:
@@ -96,7 +128,7 @@ async def insert_tenant(tx: Transaction, tenant: str, sealed_secrets: bytes) -> 
 async def update_tenant(tx: Transaction, tenant: str, sealed_secrets: bytes) -> None:
     """Replace the tenant's sealed secrets."""
     await tx.run("tenant_update", id=tenant, sealed_secrets=sealed_secrets)
-    await bump_revision(tx)
+    await bump_revision(tx, tenant)
 
 
 async def all_tenants(tx: Transaction) -> list[str]:

@@ -79,6 +79,7 @@ class CallbackTokens:
         self._signer.key_derivation = "none"
         self._claims: dict[str, Claim] = {}
         self._token_of: dict[str, str] = {}
+        self._owners: dict[str, str] = {}
 
     def mint(self, generation_id: str, nonce: str, expires_at: int) -> str:
         """Sign a token that is valid before `expires_at` (milliseconds, rounded up to a second).
@@ -112,6 +113,16 @@ class CallbackTokens:
         """Remove the generation's token from the cache."""
         self._claims.pop(self._token_of.pop(generation_id, ""), None)
 
+    def note_owner(self, generation_id: str, tenant: str) -> None:
+        """Remember for a while whose generation it is, for which this process mints a token."""
+        if len(self._owners) >= self.cache_size:
+            del self._owners[next(iter(self._owners))]
+        self._owners[generation_id] = tenant
+
+    def owner_of(self, generation_id: str) -> str | None:
+        """Return the tenant of a generation, if it is remembered."""
+        return self._owners.get(generation_id)
+
     def _verify(self, token: str) -> Claim | Refusal:
         match = _TOKEN.fullmatch(token) if len(token) <= TOKEN_LENGTH_MAX else None
         if match is None:
@@ -129,6 +140,7 @@ def callback_url(
     """Return the URL at which upstream reports on the generation; None without a public URL."""
     if public_url is None:
         return None
+    tokens.note_owner(generation.id, generation.tenant)
     expires_at = generation.deadline_at + CALLBACK_GRACE_MS
     token = tokens.mint(generation.id, generation.nonce, expires_at)
     return f"{public_url}/callbacks/{tokens.upstream}/{token}"

@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 from service.model import clock
 from service.upstream import lenient, links
 from service.upstream.documents import MAX_WORD_CHARS, Document, task_ids_of
-from service.upstream.names import AROUND, BY_NAME, NO_NAME, ROLES, UNKNOWN, Role
+from service.upstream.names import AROUND, BY_NAME, NO_NAME, RESULT, ROLES, UNKNOWN, Role
 from service.upstream.scalars import JsonObject, id_of
 from service.upstream.vocabulary import state_of
 
 NAMES_MAX = 1_000  # Ids that are compared with those of other generations' tasks.
 TEXTS_MAX = 10_000  # What follows may be no link.
+JSON_TEXTS_MAX = 100
+JSON_DEPTH_MAX = 3
+_BEFORE_JSON = "{[ \r\n\t"
 _YEAR_10000 = 253_402_300_800_000
 _WORD_KEYS = ("status", "state", "task_status", "taskStatus")
 
@@ -59,6 +62,7 @@ class Contents:
         self.job_ids: list[str] = []  # And those that may be of a job behind a task.
         self._task_ids = task_ids
         self._unknown = UNKNOWN
+        self._json_texts = self._json_depth = 0
 
     def look_around(self, envelope: JsonObject) -> None:
         """Note what stands around a task: links only under names of results, no parts."""
@@ -68,18 +72,22 @@ class Contents:
     def look_into(self, object_: JsonObject, spot: _Spot = _TASK) -> None:
         """Note what an object holds."""
         above, place, may_hold_parts, expires_at = spot
+        is_of_urls = above.is_url
         if "expires_at" in object_ or "expiresAt" in object_:
             expires_at = _expiry(object_) or expires_at
         for name, value in object_.items():
             role, kind = ROLES[name], type(value)
             if role.id and kind is not dict and kind is not list:
                 self._note_id(role, value)
-            elif not role.is_echo and (kind is str or kind is dict or kind is list):
+            elif (kind is str or kind is dict or kind is list) and (
+                not role.is_echo or (role.is_model and place == RESULT)
+            ):
                 at = role.place if place == BY_NAME else place
                 if role.is_preview or at == UNKNOWN:
                     at = self._unknown
-                # In `images: [{url}]` the name above tells the media type.
-                type_role = above if role.is_bare_url and above is not NO_NAME else role
+                # In `images: [{url}]` and `model_urls: {glb}` the name above tells what it is.
+                is_told = is_of_urls or (role.is_bare_url and above is not NO_NAME)
+                type_role = above if is_told else role
                 if kind is str:
                     if at != AROUND:
                         self._note_text(Text(value, role, type_role, at, expires_at))
@@ -118,22 +126,33 @@ class Contents:
             self.parts += parts
 
     def _note_text(self, text: Text) -> None:
-        if text.role.key == "resultjson":
-            decoded = lenient.decode(text.text.encode())
-            spot = _Spot(ROLES["results"], text.place, may_hold_parts=False)
-            if decoded:
-                self._look_into_list([decoded.value], ROLES["results"], spot)
-        elif text.role.may_hold_link:
+        if text.role.may_hold_link or text.type_role.is_url:
             self._keep(text)
         elif self._unknown != AROUND:
             self._keep(text._replace(place=UNKNOWN))
+
+    def _look_into_text(self, text: Text) -> None:
+        """Note the links of a text that is JSON; its words have no say, a model may have said them.
+
+        The bounds are for a body that is all such texts, or such texts within each other.
+        """
+        if self._json_texts == JSON_TEXTS_MAX or self._json_depth == JSON_DEPTH_MAX:
+            return
+        self._json_texts += 1
+        self._json_depth += 1
+        if (value := lenient.opened(text.text)) is not text.text:
+            spot = _Spot(ROLES["results"], text.place, may_hold_parts=False)
+            self._look_into_list([value], ROLES["results"], spot)
+        self._json_depth -= 1
 
     def _keep(self, text: Text) -> None:
         written = text.text
         is_short = len(written) < links.INLINE_MIN_CHARS
         if is_short and "." not in written and "/" not in written and ":" not in written:
             return  # Neither a path nor a URL nor a file in base64.
-        if len(self.texts) < TEXTS_MAX:
+        if written[0] in _BEFORE_JSON and text.role.may_hold_parts:
+            self._look_into_text(text)
+        elif len(self.texts) < TEXTS_MAX:
             self.texts.append(text)
 
     def _note_id(self, role: Role, value: Any) -> None:
@@ -153,7 +172,7 @@ def read_contents(document: Document) -> Contents:
     contents = Contents(document.task_ids)
     contents.look_into(document.task)
     if document.root is not document.task:
-        contents.look_around({**document.root, "data": None})
+        contents.look_around({**document.root, document.key: None})
     return contents
 
 

@@ -14,16 +14,24 @@ from service.upstream.scalars import JsonObject, id_of, number_of, text_of
 from service.upstream.vocabulary import (
     CODES_FINE,
     FLAG_KEYS,
+    WORDS_OF_REQUESTS,
     State,
     is_of_clip,
     is_trouble,
+    may_be_of_question,
     may_be_of_request,
     state_of,
     state_of_flag,
 )
 
 MAX_WORD_CHARS = 100
+WEAK_CHARS_MAX = len("success")
+ENVELOPES_MAX = 4  # Within each other.
 
+# What the task may stand under. In the last ones there may also be its result: only what names a
+# task is one there.
+_TASK_KEYS = ("data", "task", "output", "result", "response")
+_OWN_KEYS = _TASK_KEYS[:2]
 _WORD_KEYS = ("status", "state", "task_status", "taskStatus", "callbackType")
 
 
@@ -34,6 +42,7 @@ class Document(msgspec.Struct, frozen=True):
     is_whole: bool  # False if the body was cut: what is missing may be anything.
     root: JsonObject  # The outermost object; a list counts as its `data`.
     task: JsonObject  # Often the root itself.
+    key: str  # What the task stands under, if it is not the root.
     word: str | None  # The status word of the task as written, at most 100 characters.
     state: State | None  # What that word, or a flag in its place, means; None if unknown.
     may_be_of_request: bool  # Whether the word stands in the envelope and may be about the request.
@@ -59,7 +68,7 @@ class Document(msgspec.Struct, frozen=True):
 
 
 def parse(body: bytes, asked_id: str | None = None) -> Document | None:
-    """Decode a body and find its task: in an envelope's `data`, or the root; None: no JSON.
+    """Decode a body and find its task: in an envelope, or the root; None: no JSON.
 
     Of several tasks it is the one with `asked_id`, the task that was asked about.
     """
@@ -68,44 +77,93 @@ def parse(body: bytes, asked_id: str | None = None) -> Document | None:
         return None
     raw = decoded.value
     root = raw if isinstance(raw, dict) else {"data": raw}
-    task = _task(root, asked_id)
+    key, task = "data", _task(root, asked_id)
     own_ids = ids_of(task)
     ids = own_ids or (ids_of(root) if task is not root else ())
     if not ids and asked_id is not None:
         own_ids = ids = _other_names(root, task, asked_id)
+    if not ids and not _has_own_word(task) and (held := _held(root, asked_id)):
+        root, key, task = held
+        own_ids = ids = ids_of(task)
     word = status_word(task)
     # The words of an envelope are about the request, but for an envelope that names the task.
     is_borrowed = word is None and not own_ids and bool(ids)
     if is_borrowed:
         word = status_word(root)
     state = state_of(word) if word else _flag(task)
-    code = _code(root)
-    if code is None and state is None and task is not root:
-        code = _trouble(task)
+    code = _code(root) or (None if state or task is root else _trouble(task))
     return Document(
         raw=raw,
         is_whole=decoded.is_whole,
         root=root,
         task=task,
+        key=key,
         word=word or (f"a flag means {state}" if state else None),
         state=state,
         may_be_of_request=is_borrowed or (task is root and may_be_of_request(word)),
         task_ids=ids,
-        # A word at the top may be about the request, as the code is that stands beside it.
-        has_failed=state == "failed" and bool(own_ids) and (task is not root or not word),
+        has_failed=state == "failed" and bool(own_ids) and (task is not root or _tells(word, code)),
         code=code,
         size_bytes=len(body),
     )
 
 
+def _tells(word: str | None, code: int | None) -> bool:
+    """Whether a word of failure at the top is the task's; a code may make it the request's."""
+    return not word or not may_be_of_question(code)
+
+
 def _task(root: JsonObject, asked_id: str | None) -> JsonObject:
     data = root.get("data")
+    if type(data) is str:
+        data = lenient.opened(data)
     if isinstance(data, dict):
         return data if asked_id is None else _task_in_data(root, data, asked_id)
     items = data if isinstance(data, list) else []
     if task := _item(items, asked_id):
         return task
     return (_other_item(root, items, asked_id) if items else None) or root
+
+
+def _held(
+    root: JsonObject, asked_id: str | None, depth: int = ENVELOPES_MAX
+) -> tuple[JsonObject, str, JsonObject] | None:
+    """Return the envelope right around a task, what the task stands under, and the task."""
+    for key, items in _lists(root):
+        if len(items) > 1 and (item := _item(items, asked_id)):
+            return root, key, item
+    inner = {key: _only(root[key]) for key in _TASK_KEYS if key in root}
+    objects = {key: value for key, value in inner.items() if isinstance(value, dict)}
+    for key, object_ in objects.items():
+        if task_ids_of(object_) or _is_task(object_):
+            return root, key, object_
+    # What an envelope says of trouble would be lost within it.
+    if depth and _code(root) is None:
+        closed = (_held(o, asked_id, depth - 1) for o in objects.values() if not _has_own_word(o))
+        if held := next(filter(None, closed), None):
+            return held
+    for key in _OWN_KEYS:
+        if key in objects and not isinstance(root[key], list) and status_word(objects[key]):
+            return root, key, objects[key]
+    return None
+
+
+def _lists(object_: JsonObject) -> list[tuple[str, list[Any]]]:
+    """Return the lists of an object that may hold tasks, or parts of one."""
+    pairs = object_.items()
+    return [(k, v) for k, v in pairs if isinstance(v, list) and ROLES[k].may_hold_parts]
+
+
+def _only(value: Any) -> Any:
+    """Return what a list of one holds, and what a text holds as JSON."""
+    for _ in range(ENVELOPES_MAX):
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        elif isinstance(value, str):
+            value = lenient.opened(value)
+        else:
+            break
+    return value
 
 
 def _task_in_data(root: JsonObject, data: JsonObject, asked_id: str) -> JsonObject:
@@ -118,7 +176,7 @@ def _task_in_data(root: JsonObject, data: JsonObject, asked_id: str) -> JsonObje
         is_above = asked_id in ids_of(root)
         is_open = state_of(status_word(root)) in ("processing", "failed")
         return root if is_above and is_open else data
-    lists = [(k, v) for k, v in data.items() if isinstance(v, list) and ROLES[k].may_hold_parts]
+    lists = _lists(data)
     own = (_item(items, asked_id) for _, items in lists)
     if task := next(filter(None, own), None):
         return task
@@ -185,10 +243,10 @@ def _is_task(item: JsonObject) -> bool:
 
 def other_tasks(document: Document, asked_id: str | None) -> tuple[str, ...]:
     """Return the ids in a list of several tasks of which none was asked about; else nothing."""
-    data = document.root.get("data")
-    if asked_id in document.task_ids or not isinstance(data, list):
+    if asked_id in document.task_ids:
         return ()
-    items = [item for item in data if isinstance(item, dict)]
+    lists = [v for k, v in _lists(document.root) if k == "data" or not document.task_ids]
+    items = [item for items in lists for item in items if isinstance(item, dict)]
     of_tasks = [task_ids_of(item) or (ids_of(item) if _is_task(item) else ()) for item in items]
     ids = tuple(dict.fromkeys(id_ for ids in of_tasks for id_ in ids[:1]))
     return ids if len(ids) > 1 else ()
@@ -217,11 +275,21 @@ def status_word(object_: JsonObject) -> str | None:
     """Return the status word of an object as written, at most 100 characters."""
     for key in _WORD_KEYS:
         if key in object_ and (word := text_of(object_[key])):
-            return word[:MAX_WORD_CHARS]
+            may_be_weak = len(word) <= WEAK_CHARS_MAX  # It saves a look-up for most.
+            exact = _exact_word(object_, key, word) if may_be_weak else None
+            return (exact or word)[:MAX_WORD_CHARS]
     # Suno's feed has its status under `type`; elsewhere `type` repeats a parameter of the request.
     if "response_data" in object_ and (word := text_of(object_.get("type"))):
         return word[:MAX_WORD_CHARS]
     return None
+
+
+def _exact_word(object_: JsonObject, weak_key: str, weak: str) -> str | None:
+    """Return the word of an object beside a word, or a code, that may be about the request."""
+    if weak.lower() not in WORDS_OF_REQUESTS and not weak.isdigit():
+        return None
+    words = (text_of(object_[key]) for key in _WORD_KEYS if key in object_ and key != weak_key)
+    return next((word for word in words if state_of(word)), None)
 
 
 def _flag(task: JsonObject) -> State | None:

@@ -1,6 +1,7 @@
 """Reads why a task failed, or why an answer says nothing about one."""
 
 import re
+from itertools import chain
 from typing import Any
 
 from service.upstream.documents import Document
@@ -9,37 +10,43 @@ from service.upstream.vocabulary import CODES_FINE, state_of
 
 _CODE_KEYS = ("failCode", "fail_code", "failureCode", "error_code", "errorCode")
 _MESSAGE_KEY_LIST = """
-    failMsg fail_msg fail_message error_message errorMessage task_status_msg fail_reason
-    failure_reason failureReason failure extra_message status_msg
+    failMsg fail_msg fail_message error_message errorMessage error_msg task_status_msg fail_reason
+    failure_reason failureReason failure_message failure extra_message status_msg reason
 """
 _MESSAGE_KEYS = _MESSAGE_KEY_LIST.split()
 _NO_ERROR_CODES = {None, *CODES_FINE}
-_ERROR_KEYS = ("error", "errorMessage", "error_message", "failMsg")
+_ERROR_KEYS = ("error", "errors", "errorMessage", "error_message", "failMsg")
+ERRORS_MAX = 10  # Of a list.
 _OUTPUT_KEYS = ("output", "result")
+# progress_percent: novita.ai/docs/api-reference/model-apis-task-result; percent:
+# piapi.ai/docs/hailuo-api/generate-video.
+_PROGRESS_KEYS = ("progress", "progress_percent", "percent")
 _PROGRESS = re.compile(r"[0-9]{1,3}(\.[0-9]+)?")
 
 
 def read(document: Document, parts: tuple[JsonObject, ...] = ()) -> tuple[str | None, str | None]:
     """Return the code and the message of a failure, each at most 500 characters, or None."""
     objects = (document.task, *parts, document.root)
-    nested = values_of(objects, ("error", "base_resp", "detail"))
-    errors = [error for error in nested if isinstance(error, dict)]
+    nested = [*values_of(objects, ("error", "errors", "task_error", "base_resp", "detail"))]
+    listed = [item for value in nested if isinstance(value, list) for item in value[:ERRORS_MAX]]
+    errors = [error for error in (*nested, *listed) if isinstance(error, dict)]
     code = document.root.get("code")
     is_word = isinstance(code, str) and state_of(code) is None
-    codes = (
-        *values_of(objects, _CODE_KEYS),
+    codes = chain(
+        values_of(objects, _CODE_KEYS),
         # A name as code ("content_policy") is more exact than the type ("authentication_error").
-        *(error.get("code") for error in errors if number_of(error.get("code")) is None),
-        *values_of(errors, ("type", "code")),
-        code if is_word or number_of(code) not in _NO_ERROR_CODES else None,
+        (error.get("code") for error in errors if number_of(error.get("code")) is None),
+        values_of(errors, ("type", "code")),
+        (code if is_word or number_of(code) not in _NO_ERROR_CODES else None,),
     )
     # The envelope of a failed task may have the message "success": that is no error message.
     envelope = values_of((document.task, document.root), ("message", "msg", "detail"))
-    messages = (
-        *values_of(objects, _MESSAGE_KEYS),
-        *values_of(errors, ("message", "msg", "detail", "reason", *_MESSAGE_KEYS)),
-        *values_of(objects, ("error",)),
-        *(message for message in envelope if state_of(text_of(message)) is None),
+    messages = chain(
+        values_of(objects, _MESSAGE_KEYS),
+        values_of(errors, ("message", "msg", "detail", "reason", *_MESSAGE_KEYS)),
+        values_of(objects, ("error",)),
+        listed,
+        (message for message in envelope if state_of(text_of(message)) is None),
     )
     return first_text(codes), first_text(messages)
 
@@ -51,12 +58,17 @@ def holds_any(object_: JsonObject) -> bool:
 
 def outputs_with_errors(task: JsonObject) -> tuple[JsonObject, ...]:
     """Return what stands in place of a result and holds an error."""
-    outputs = [task[key] for key in _OUTPUT_KEYS if isinstance(task.get(key), dict)]
-    return tuple(output for output in outputs if holds_any(output))
+    return tuple(output for output in _outputs(task) if holds_any(output))
+
+
+def _outputs(task: JsonObject) -> list[JsonObject]:
+    return [task[key] for key in _OUTPUT_KEYS if isinstance(task.get(key), dict)]
 
 
 def is_error(value: Any) -> bool:
     """Whether what stands under the name of an error is one: 0, "" and an empty object are none."""
+    if isinstance(value, list):
+        return any(map(is_error, value[:ERRORS_MAX]))
     if isinstance(value, dict):
         return any(is_error(value.get(key)) for key in ("message", "msg", "code", "type"))
     if isinstance(value, str):
@@ -66,10 +78,17 @@ def is_error(value: Any) -> bool:
 
 
 def is_partial(object_: JsonObject) -> bool:
-    """Whether an object says that it is not complete: a progress below 100, or below 1.0."""
-    if "progress" not in object_:
-        return False
-    text = str(object_["progress"]).strip().removesuffix("%")
+    """Whether an object, or its result, is not complete: a progress below 100, or below 1.0."""
+    for part in (object_, object_.get("output"), object_.get("result")):
+        if type(part) is dict:
+            for key in _PROGRESS_KEYS:
+                if key in part and _is_below_all(part[key]):
+                    return True
+    return False
+
+
+def _is_below_all(progress: Any) -> bool:
+    text = str(progress).strip().removesuffix("%").rstrip()
     if not _PROGRESS.fullmatch(text):
         return False
     return float(text) < 100 and not ("." in text and float(text) == 1)

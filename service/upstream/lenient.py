@@ -47,6 +47,14 @@ def decode(body: bytes) -> Decoded | None:
     return Decoded(value if is_flat else _prune(value), is_whole)
 
 
+def opened(text: str) -> Any:
+    """Return what a text holds as JSON; the text itself if it holds no object and no list."""
+    if not text.lstrip().startswith(("{", "[")):
+        return text
+    decoded = decode(text.encode())
+    return decoded.value if decoded and decoded.is_whole else text
+
+
 def has_repeated_names(body: bytes, decoded: dict[str, Any] | list[Any]) -> bool:
     """Whether an object has a name twice: readers differ in which value they take (RFC 8259, 4).
 

@@ -12,6 +12,8 @@ _EXTENSION_LIST = """
     png=image/png jpg=image/jpeg jpeg=image/jpeg webp=image/webp gif=image/gif avif=image/avif
     svg=image/svg+xml mp4=video/mp4 mov=video/quicktime webm=video/webm mp3=audio/mpeg
     wav=audio/wav m4a=audio/mp4 ogg=audio/ogg flac=audio/flac json=application/json
+    glb=model/gltf-binary gltf=model/gltf+json obj=model/obj mtl=model/mtl stl=model/stl
+    usdz=model/vnd.usdz+zip
 """
 TYPE_BY_EXTENSION = dict(pair.split("=") for pair in _EXTENSION_LIST.split())
 # A path of names, without the characters that no URL has unescaped (RFC 3986), with an extension.
@@ -94,7 +96,9 @@ def media_type_of(url: str) -> str | None:
 
 
 def _is_media(extension: str) -> bool:
-    return TYPE_BY_EXTENSION.get(extension.lower(), "").startswith(("image/", "video/", "audio/"))
+    return TYPE_BY_EXTENSION.get(extension.lower(), "").startswith(
+        ("image/", "video/", "audio/", "model/")
+    )
 
 
 def is_relative(link: Link) -> bool:

@@ -8,11 +8,14 @@ _RESULT_LIST = """
     output outputs result results resulturl resulturls resultjson taskresult info response
     responsedata data file files fileurl url urls downloadurl video videos videourl videourls audio
     audios audiourl audiourls resultimageurl resultvideourl b64json imagebase64 gcsuri
-    bytesbase64encoded sample assets videoinfo content generated creations payload
+    bytesbase64encoded sample assets videoinfo content generated creations payload modelurl
+    modelurls textureurls renderedimage
 """
 _RESULTS = frozenset(_RESULT_LIST.split())
 # What stands under these is a result, or an input where upstream repeats the request.
 _IMAGES = frozenset(("image", "images", "imageurl", "imageurls"))
+# Within a result, models in three dimensions; elsewhere, `model` is what made it.
+_MODELS = frozenset(("model", "basemodel", "pbrmodel"))
 # What begins so is an echo of the request, a callback URL, a URL of the task or an error.
 _ECHO_LIST = """
     input origin source stream reference mask face request param prompt metadata model callback
@@ -54,6 +57,7 @@ class Role(NamedTuple):
     place: int  # RESULT, PICTURE or UNKNOWN.
     id: Id | None  # What an id under the name may be the id of.
     is_echo: bool
+    is_model: bool
     is_preview: bool
     is_url: bool
     is_bare_url: bool  # The name above it tells what the URL is of.
@@ -83,12 +87,13 @@ def _role(name: str) -> Role:
         key=key,
         place=place,
         id="task" if is_task_id else "job" if is_job_id else "other" if key in _OTHER_IDS else None,
-        is_echo=key.startswith(_ECHOES),
+        is_echo=place == UNKNOWN and key.startswith(_ECHOES),
+        is_model=key in _MODELS,
         is_preview=key.startswith(_PREVIEWS),
         is_url=is_url,
         is_bare_url=key in ("url", "urls"),
         names_file=place != UNKNOWN and any(word in key for word in _FILE_WORDS),
-        may_hold_link=is_url or place != UNKNOWN,
+        may_hold_link=is_url or place != UNKNOWN or key in _MODELS,
         may_hold_parts=place != UNKNOWN or key in _PARTS,
         is_of_queue=key in _PLACES,
         media_type=next(types, "application/octet-stream"),

@@ -94,9 +94,11 @@ def read_report(document: Document, request: results.Request = results.NOTHING) 
         if state == "failed":
             return report
     if is_about_task and _has_failed(document):
-        return _as_failed(report, document)
-    is_whole = not (errors.is_partial(document.task) or errors.is_partial(document.root))
-    if document.may_be_of_request and not is_whole:
+        # A final word above parts that are open is no end.
+        is_open = state == "failed" and _has_open_part(contents)
+        return report if is_open else _as_failed(report, document)
+    is_partial = errors.is_partial
+    if document.may_be_of_request and (is_partial(document.task) or is_partial(document.root)):
         return report
     if not contents.parts:
         return _read_success(report, document, contents, request)
@@ -148,7 +150,8 @@ def _read_success(
     if (files or has_text) and is_proof:
         return success
     if is_known and not is_feed:
-        return replace(report, possible=_without_files(success, document, contents, request))
+        end = _without_files(success, document, contents, request)
+        return end if end.state == "failed" else replace(report, possible=end)
     if is_done and not is_known and not files:
         files = results.find(contents, "anything", request)
         success = replace(success, files=files)
@@ -161,7 +164,8 @@ def _without_files(
     success: Report, document: Document, contents: Contents, request: results.Request
 ) -> Report:
     """Return the outcome of a task that is done, but has no files where they should stand."""
-    # The files may come a moment later, or never. Under an unknown name may be a cover.
+    # The files may come a moment later, or never; beside an error they do not come. Under an
+    # unknown name may be a cover. fal calls COMPLETED what failed (fal-ai/fal, pull request 1143).
     files = results.find(contents, "anything", request)
     outputs = errors.outputs_with_errors(document.task)
     if not files and (outputs or errors.holds_any(document.task)):
@@ -210,4 +214,5 @@ def _read_parts(
         return replace(report, possible=success) if is_possible else report
     if not files and not is_feed:
         success = _without_files(success, document, contents, request)
-    return success if files else replace(report, possible=success)
+    is_end = bool(files) or success.state == "failed"
+    return success if is_end else replace(report, possible=success)

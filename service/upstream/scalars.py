@@ -20,12 +20,13 @@ def values_of(objects: Iterable[JsonObject], keys: Sequence[str]) -> Iterator[An
 
 def first_text(values: Iterable[Any]) -> str | None:
     """Return the first of these values that is a text."""
-    return next(filter(None, map(text_of, values)), None)
+    texts = (text_of(value) for value in values if value is not None)
+    return next(filter(None, texts), None)
 
 
 def text_of(value: Any, chars: int = MAX_TEXT_CHARS) -> str | None:
     """Return a text without the spaces around it, or an integer as text; None for what is none."""
-    text = _written(value)
+    text = value if type(value) is str else _written(value)
     return text.strip()[:chars] or None if text else None
 
 

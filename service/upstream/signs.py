@@ -1,5 +1,6 @@
 """Looks for signs of a new task in an answer to a submission that speaks of trouble."""
 
+import re
 from collections.abc import Iterator
 
 from service.upstream import documents, errors, results
@@ -8,6 +9,8 @@ from service.upstream.names import ROLES
 from service.upstream.scalars import JsonObject, id_of
 from service.upstream.vocabulary import state_of
 
+# An id that has no name has a digit: "accepted" is none.
+_BARE_ID = re.compile(r"(?=.*[0-9])[A-Za-z0-9_-]{8,63}")
 # Objects in which an answer may name a new task: never an echo of the request, never an error.
 _HOLDER_KEYS = ("data", "task", "tasks", "output", "result", "results", "response", "generation")
 
@@ -52,9 +55,20 @@ class Signs:
         """
         contents = self._contents
         ids = {*contents.inner_ids, *contents.job_ids, *map(_operation, self._objects)} - {None}
+        if not ids and is_ok and self._is_clean:
+            ids = {_bare_id(self._objects[0])} - {None}
         if not ids and (self._is_working or (is_ok and self._is_clean)):
-            ids = {id_ for object_ in self._objects for id_ in documents.ids_as(object_, "other")}
+            ids = {id_ for object_ in self._objects for id_ in self._request_ids(object_)}
         return tuple(id_ for id_ in ids if id_) if len(ids) == 1 else ()
+
+    def _request_ids(self, object_: JsonObject) -> tuple[str, ...]:
+        """Return the ids of a request that may name the task, as with fal.
+
+        Beside a code it is the envelope's, for tracing only (cloud.baidu.com/doc/qianfan-api).
+        Taken for the task's, it would keep out the id by which a callback names the task.
+        """
+        is_of_envelope = "code" in object_ and not self._is_working
+        return () if is_of_envelope else documents.ids_as(object_, "other")
 
 
 def _holders(root: JsonObject) -> Iterator[JsonObject]:
@@ -68,6 +82,15 @@ def _is_clean(document: documents.Document) -> bool:
     """Whether the answer says no error, or that the task is well all the same."""
     word = documents.status_word(document.root)
     return state_of(word) in ("processing", "succeeded") or errors.read(document) == (None, None)
+
+
+def _bare_id(root: JsonObject) -> str | None:
+    """Return an id that stands for the task where its result will stand.
+
+    So do Meshy (docs.meshy.ai/openapi.yaml) and relays of Midjourney.
+    """
+    result = root.get("result")
+    return result if isinstance(result, str) and _BARE_ID.fullmatch(result) else None
 
 
 def _operation(object_: JsonObject) -> str | None:

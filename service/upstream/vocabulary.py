@@ -109,6 +109,33 @@ _WORDS_OF_PROVIDERS: dict[str, dict[State, str]] = {
         "succeeded": "success",
         "failed": "failure cancel",
     },
+    # UNKNOWN is left out, as with DashScope.
+    "Tripo (github.com/VAST-AI-Research/tripo-python-sdk, tripo3d/models.py)": {
+        "processing": "queued running",
+        "succeeded": "success",
+        "failed": "failed cancelled banned expired",
+    },
+    "Meshy (docs.meshy.ai/openapi.yaml, docs.meshy.ai/api/image-to-3d)": {
+        "processing": "pending in_progress",
+        "succeeded": "succeeded",
+        "failed": "failed canceled expired",
+    },
+    "Novita (novita.ai/docs/api-reference/model-apis-task-result; clients know CANCELED)": {
+        "processing": "queued processing",
+        "succeeded": "succeed",
+        "failed": "failed canceled",
+    },
+    "HeyGen (docs.heygen.com/reference/video-status)": {
+        "processing": "waiting pending processing",
+        "succeeded": "completed",
+        "failed": "failed",
+    },
+    # UNSPECIFIED is left out: it is no state.
+    "Vertex AI (docs.cloud.google.com, Google::Cloud::AIPlatform::V1::JobState)": {
+        "processing": "queued pending running cancelling paused updating",
+        "succeeded": "succeeded partially_succeeded",
+        "failed": "failed cancelled expired",
+    },
     # Read in a public client of API in One, which names no page.
     "API in One (clients)": {"succeeded": "finished"},
 }
@@ -119,8 +146,10 @@ STATE_OF_WORD: dict[str, State] = {
     for word in words.split()
 }
 
+_ENUM_NAME = re.compile(r"^(?:[a-z]+_)*(?:status|state)_")
+
 # An envelope says these of the request too: above a task, they do not say that it is done.
-_WORDS_OF_REQUESTS = frozenset(("success", "ok"))
+WORDS_OF_REQUESTS = frozenset(("success", "ok"))
 
 # Only clips say these (udioapi.pro/docs/v2-feed), and never a task.
 _WORDS_OF_CLIPS = frozenset(("text", "first", "complete", "streaming"))
@@ -131,8 +160,9 @@ _STATE_OF_FLAG: dict[int, State] = {0: "processing", 1: "succeeded", 2: "failed"
 FLAG_KEYS = ("successFlag", "success_flag")
 
 # Codes of a body that mean no error: 1 and 22 with Midjourney relays, "submitted" and "queued"
-# (docs.crazyrouter.com/reference/status-codes).
-CODES_FINE = frozenset({0, 1, 22, *range(200, 300)})
+# (docs.crazyrouter.com/reference/status-codes); 100 with HeyGen
+# (docs.heygen.com/reference/video-status).
+CODES_FINE = frozenset({0, 1, 22, 100, *range(200, 300)})
 # Codes of a body that end the task it names, though they look like a server's trouble: 501 the
 # generation failed, 531 it failed and was refunded (docs.kie.ai/suno-api/generate-music-callbacks),
 # 451 a file could not be fetched (docs.sunoapi.org/suno-api/convert-to-wav-format-callbacks).
@@ -174,7 +204,7 @@ def state_of(word: str | None) -> State | None:
 
 def may_be_of_request(word: str | None) -> bool:
     """Whether an envelope says this word of the request as well as of the task."""
-    return word is not None and _plain(word) in _WORDS_OF_REQUESTS
+    return word is not None and _plain(word) in WORDS_OF_REQUESTS
 
 
 def is_of_clip(word: str | None) -> bool:
@@ -184,7 +214,9 @@ def is_of_clip(word: str | None) -> bool:
 
 @lru_cache(maxsize=1_024)
 def _plain(word: str) -> str:
-    return re.sub(r"[\s-]+", "_", word.strip().lower())
+    # Values of an enum may have its name before them: TASK_STATUS_SUCCEED, JOB_STATE_SUCCEEDED
+    # (buf.build/blog/totw-3-enum-names-need-prefixes).
+    return _ENUM_NAME.sub("", re.sub(r"[\s-]+", "_", word.strip().lower()))
 
 
 def state_of_flag(value: Any) -> State | None:
@@ -198,6 +230,11 @@ def state_of_flag(value: Any) -> State | None:
 def is_trouble(code: int) -> bool:
     """Whether this code beside a task says how the question went."""
     return code in QUESTION_TROUBLE or (500 <= code <= 599 and code not in TASK_ENDS)
+
+
+def may_be_of_question(code: int | None) -> bool:
+    """Whether this code beside a word of failure may say that the question failed, or why."""
+    return code is not None and (code in CODES_AGAIN or 100 <= code <= 599)
 
 
 def ends_task(code: int | None) -> bool:

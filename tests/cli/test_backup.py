@@ -112,7 +112,8 @@ def test_a_backup_that_was_ended_halfway_is_no_obstacle(tmp_path: Path) -> None:
 
 def test_a_folder_that_does_not_exist_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["backup", "/nowhere/copy.db"]) == 1
-    assert "the backup failed" in capsys.readouterr().err
+    expected = "genhook: the backup to /nowhere/copy.db failed: No such file or directory.\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_without_a_database_there_is_nothing_to_copy(

@@ -1,15 +1,18 @@
 """`genhook listen`: events as they come, from a service that may be away."""
 
 import argparse
+import http.server
 import json
 import shlex
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
 
 from service.cli import listen, main
 from service.model.clock import parse_rfc3339, rfc3339
+from tests.cli.test_serve import served as receiving
 
 NOW = parse_rfc3339("2026-11-22T18:20:00Z")
 
@@ -85,9 +88,21 @@ def test_listening_waits_for_a_service_that_is_away(
     busy = httpx.Response(503, json={"detail": "Not now.", "code": "storage_unavailable"})
     script: list[Reply] = [away, busy, page(event(2))]
     assert listen_to(script, monkeypatch, "--after evt_1 --json") == ["evt_1"] * 3 + ["evt_2"]
-    text = capsys.readouterr().out
-    assert text.count("Trying again.") == 1
-    assert event(2).decode() in text
+    shown = capsys.readouterr()
+    assert shown.err.count("Trying again.") == 1
+    assert shown.out == event(2).decode() + "\n"
+
+
+def test_with_json_the_output_of_listening_is_only_events(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replies = [page(), page(event(0), event(0))]
+    served(monkeypatch, lambda _: replies.pop())
+    assert run("listen --once --json --forward-to http://127.0.0.1:1") == 1
+    shown = capsys.readouterr()
+    assert shown.out == f"{event(0).decode()}\n" * 2
+    assert "signed with whsec_" in shown.err
+    assert shown.err.count("refused") == 2
 
 
 def test_listening_with_a_secret_that_is_none_is_refused(
@@ -96,3 +111,26 @@ def test_listening_with_a_secret_that_is_none_is_refused(
     served(monkeypatch, lambda _: page())
     assert run("listen --once --secret whsec_short") == 1
     assert "--secret cannot be used" in capsys.readouterr().err
+
+
+def test_events_go_to_this_machine_without_the_proxy_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")  # Nothing listens there.
+    paths: list[str] = []
+
+    class Receiver(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            paths.append(self.path)
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    replies = [page(), page(event(1))]
+    served(monkeypatch, lambda _: replies.pop())
+    with receiving(Receiver) as url:
+        assert run(f"listen --once --forward-to {url}/hooks") == 0
+    assert paths == ["/hooks"]
+    assert "204" in capsys.readouterr().out

@@ -153,6 +153,15 @@ def test_a_wrong_command_line_ends_with_two_and_says_why(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("key", ["", "aio_a b"])
+def test_a_key_of_the_sandbox_is_one_that_can_be_sent(
+    key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):  # Only parsed: with a good key it would serve.
+        main.parser("sandbox").parse_args(["sandbox", "--api-key", key])
+    assert "visible ASCII characters" in capsys.readouterr().err
+
+
 # Exit status
 
 
@@ -184,14 +193,6 @@ def test_a_fault_of_genhook_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(doctor, "doctor", lambda *_: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         run("doctor")
-
-
-def test_an_interruption_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> int:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(doctor, "doctor", interrupt)
-    assert run("doctor") == 130
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the full device of Linux")
@@ -284,6 +285,12 @@ def test_a_command_that_creates_something_creates_the_database_too_and_says_so(
     assert [json.loads(text)["event"] for text in created] == ["database.created"]
     assert run(line) == 0
     assert "database.created" not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("database")
+def test_scopes_may_have_spaces_after_the_commas(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("keys create --name shop --scopes 'read, submit' --json") == 0
+    assert json.loads(capsys.readouterr().out)["scopes"] == ["read", "submit"]
 
 
 def status_with(key: str) -> int:
@@ -422,6 +429,12 @@ PROBLEM = {
     "errors": [{"pointer": "/input/prompt", "message": "is required"}],
 }
 
+WRONG_QUERY = {
+    "detail": "The query parameter limit must be a whole number.",
+    "code": "invalid_query",
+    "errors": [{"pointer": "?limit", "message": "must be a whole number"}],
+}
+
 
 @pytest.mark.parametrize(
     ("reply", "message"),
@@ -435,6 +448,10 @@ PROBLEM = {
                 422, json={**PROBLEM, "errors": [{"pointer": "/url", "message": PROBLEM["detail"]}]}
             ),
             "genhook: The request has wrong fields (invalid_request).",
+        ),
+        (
+            httpx.Response(400, json=WRONG_QUERY),
+            "genhook: The query parameter limit must be a whole number (invalid_query).\n",
         ),
         (
             httpx.Response(401, json={"detail": "It is unknown.", "code": "unauthorized"}),

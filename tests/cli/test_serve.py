@@ -34,7 +34,7 @@ from tests.harness import create_answer, settings
 SECRET_KEY = "0123456789abcdef0123456789abcdef"
 ADMIN_KEY = "ghk_0123456789abcdef0123456789abcdef"
 END_SECONDS = 15
-MAIN = "from service.cli.main import main; raise SystemExit(main())"
+MAIN = "from service.cli.start import main; raise SystemExit(main())"
 KEYS = {"GENHOOK_SECRET_KEYS": SECRET_KEY, "GENHOOK_ADMIN_KEY": ADMIN_KEY}
 
 
@@ -411,6 +411,18 @@ def test_a_socket_has_a_url(host: str, url: str) -> None:
 def test_an_address_of_another_machine_cannot_be_listened_on() -> None:
     with pytest.raises(CommandError, match=r"cannot listen on 192\.0\.2\.1 port 0: "):
         server.bind("192.0.2.1", 0)
+
+
+def test_a_name_that_leads_nowhere_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def create_server(address: tuple[str, int], **_: object) -> socket.socket:
+        text = f"Name or service not known (while attempting to bind on address {address})"
+        raise socket.gaierror(socket.EAI_NONAME, text)
+
+    monkeypatch.setattr(socket, "create_server", create_server)
+    with pytest.raises(CommandError, match=r"^cannot listen on a port 1: name or service not kno"):
+        server.bind("a", 1)
+    with pytest.raises(CommandError, match=r"known\.$"):
+        server.bind("a", 1)
 
 
 # sandbox

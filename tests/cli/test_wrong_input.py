@@ -140,6 +140,26 @@ def test_a_key_that_is_none_is_one_line(
     assert "key" in refusal_of(["generations", "list"], capsys).lower()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HTTP_PROXY", "ftp://a.example"),
+        ("HTTP_PROXY", "http://a:b"),
+        ("ALL_PROXY", "socks5://127.0.0.1:1"),  # It needs a package that genhook does not.
+        ("SSL_CERT_FILE", "/nowhere/ca.pem"),
+    ],
+)
+def test_an_environment_that_no_request_can_follow_is_named(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, value)
+    elsewhere = ["generations", "list", "--url", "http://a.example"]
+    assert name in refusal_of(elsewhere, capsys)
+    serve(monkeypatch, httpx.Response(200, json={"data": [EVENT], "next": None}))
+    forward = ["listen", "--after", "evt_0", "--once", "--forward-to", "http://a.example"]
+    assert name in refusal_of(forward, capsys)
+
+
 @pytest.mark.parametrize("words", WORDS, ids=lambda words: f"{words[0]}-{words[-1][:20]!a}")
 def test_a_value_that_is_none_is_one_line(
     words: list[str], capsys: pytest.CaptureFixture[str]

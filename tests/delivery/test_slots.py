@@ -3,13 +3,14 @@
 import gc
 import itertools
 import random  # noqa: TID251  a history is its seed
+from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
 import pytest
 
 from service.delivery.lanes import Lane
-from service.delivery.receivers import Receiver
+from service.delivery.receivers import FAILING, PROVEN, UNTRIED, Receiver
 from service.delivery.shares import PUSHES, Share
 from service.delivery.slots import Slots
 from service.delivery.window import Window
@@ -18,12 +19,12 @@ from tests.delivery.test_lanes import due, lane_of
 _number = itertools.count()
 
 
-def lane_with(slots: Slots, held: int, *, failing: bool = False, **fields: Any) -> Lane:
+def lane_with(slots: Slots, held: int, *, standing: int = PROVEN, **fields: Any) -> Lane:
     """A lane of its own receiver and tenant, with attempts under way and one that waits."""
     number = next(_number)
     defaults = {"id": f"sub_{number}", "url": f"http://{number}.test/", "tenant": f"t{number}"}
     lane = lane_of(**{**defaults, **fields})
-    lane.failing_since = 1 if failing else None
+    lane.receiver.standing = standing
     for index in range(held):
         slots.take(lane, f"{lane.subscriber_id} {index}")
     lane.hold(due(1))
@@ -50,9 +51,9 @@ def test_lanes_that_fail_never_get_the_last_quarter() -> None:
     slots = Slots(8)
     for _ in range(5):
         lane_with(slots, 1)
-    assert slots.are_free_for(lane_with(slots, 0, failing=True))
+    assert slots.are_free_for(lane_with(slots, 0, standing=FAILING))
     lane_with(slots, 1)
-    assert not slots.are_free_for(lane_with(slots, 0, failing=True))
+    assert not slots.are_free_for(lane_with(slots, 0, standing=FAILING))
     assert slots.are_free_for(lane_with(slots, 0))
 
 
@@ -108,6 +109,60 @@ def test_however_many_lanes_lead_to_a_receiver_it_leaves_slots_to_the_others() -
             taken += 1
     assert taken == 60
     assert slots.are_free_for(lane_with(slots, 0, tenant="one"))
+
+
+def fill(slots: Slots, tenant: str, standing: int) -> int:
+    """Let new lanes of a tenant take what they can; return how many slots that is."""
+    taken = 0
+    for _ in range(slots.count):
+        lane = lane_with(slots, 0, tenant=tenant, standing=standing)
+        if slots.are_free_for(lane):
+            slots.take(lane, lane.subscriber_id)
+            taken += 1
+    return taken
+
+
+def test_what_fails_leaves_slots_to_what_is_new_and_both_to_what_has_answered() -> None:
+    slots = Slots(100)
+    assert [fill(slots, "one", standing) for standing in (FAILING, UNTRIED, PROVEN)] == [50, 17, 13]
+    assert fill(slots, "other", UNTRIED) == 14
+    assert fill(Slots(100), "one", UNTRIED) == 67
+
+
+@pytest.mark.parametrize("count", range(6, 40))
+def test_however_few_slots_there_are_what_has_answered_finds_one(count: int) -> None:
+    slots = Slots(count)
+    for standing in (UNTRIED, FAILING, UNTRIED):
+        fill(slots, "one", standing)
+    assert fill(slots, "one", PROVEN) > 0
+
+
+def test_a_lane_whose_receiver_answers_waits_no_longer_for_those_that_do_not() -> None:
+    slots = Slots(100)
+    lane = lane_with(slots, 1, tenant="one", standing=UNTRIED)
+    fill(slots, "one", UNTRIED)
+    slots.wait(lane)
+    assert slots.next_waiting() is None
+    lane.receiver.standing = PROVEN
+    slots.find_share(lane)
+    assert slots.next_waiting() is lane
+    assert slots.next_waiting() is None
+    release(slots, lane)
+
+
+def test_notify_urls_of_one_receiver_change_their_standing_together() -> None:
+    slots, receiver = Slots(100), Receiver(window=Window(10))
+    same: dict[str, Any] = {"receiver": receiver, "is_notify": True, "tenant": "one"}
+    first, second = [
+        lane_with(slots, 1, url=f"http://same.test/?job={i}", standing=UNTRIED, **same)
+        for i in range(2)
+    ]
+    fill(slots, "one", UNTRIED)
+    slots.wait(second)
+    assert slots.next_waiting() is None
+    receiver.standing = PROVEN
+    slots.find_share(first)
+    assert slots.next_waiting() is second
 
 
 def test_tenants_that_hold_the_fewest_are_served_first() -> None:
@@ -174,10 +229,10 @@ def test_a_lane_whose_turn_does_not_come_lets_no_queue_grow() -> None:
 
 def place(share: Share, waiting: Collection[Share]) -> tuple[int, int]:
     """How many slots a share needs, and how many it holds: whoever has less comes first."""
-    if share in waiting:
-        return share.held, share.held
-    first = min(place(part, waiting) for part in parts(share, waiting))
-    return max(share.held // share.weight, first[0]), share.held
+    needed = max(share.held // share.weight, share.reserve)
+    if share not in waiting:
+        needed = max(needed, min(place(part, waiting) for part in parts(share, waiting))[0])
+    return needed, share.held
 
 
 def parts(share: Share, waiting: Collection[Share]) -> Collection[Share]:
@@ -189,7 +244,21 @@ def parts(share: Share, waiting: Collection[Share]) -> Collection[Share]:
     return [each for each in above if each.parent is share]
 
 
-@pytest.mark.parametrize("seed", range(10))
+def check_held(slots: Slots, held: Collection[tuple[Lane, str]]) -> None:
+    """Each share holds what its lanes hold, wherever they have moved to."""
+    counts: Counter[Share] = Counter()
+    for lane, _ in held:
+        each = lane.share
+        while each is not None:
+            counts[each] += 1
+            each = each.parent
+    assert {share: share.held for share in slots._shares.values() if share.held} == {
+        share: count for share, count in counts.items() if share is not slots._root
+    }
+    assert slots._root.held == slots.in_use == len(held)
+
+
+@pytest.mark.parametrize("seed", range(20))
 def test_whatever_happened_before_the_next_is_who_holds_the_fewest_at_each_level(
     seed: int,
 ) -> None:
@@ -198,12 +267,17 @@ def test_whatever_happened_before_the_next_is_who_holds_the_fewest_at_each_level
         lane_of(id=f"sub_{i}", tenant=f"t{i % 3}", url=f"http://{i % 2}.test/") for i in range(12)
     ]
     for number in range(400):
-        lane, act = dice.choice(lanes), dice.choice(("wait", "take", "take", "release"))
+        lane = dice.choice(lanes)
+        act = dice.choice(("wait", "take", "take", "stand", "release"))
         if act == "wait":
             slots.wait(lane)
         elif act == "take" and slots.free:
             held.append((lane, f"{number}"))
             slots.take(*held[-1])
+        elif act == "stand":
+            lane.receiver.standing = dice.choice((PROVEN, UNTRIED, FAILING))
+            slots.find_share(lane)
+            check_held(slots, held)
         elif held:
             slots.release(held.pop(dice.randrange(len(held)))[1])
             waiting = [share for share in slots.waiting if share is not None]

@@ -99,6 +99,25 @@ async def test_what_an_earlier_url_answers_late_does_not_disable_the_present_one
         assert len(world.subscribers.webhooks_to(body["url"])) == 1
 
 
+async def test_an_attempt_from_before_it_was_enabled_again_does_not_disable_it(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        gone = Gate(410)
+        queue_answers(world, gone)
+        subscriber = await world.subscribe(**ONE)
+        path = f"/v1/subscribers/{subscriber['id']}"
+        async with attach_worker(world) as dispatcher:
+            await world.generate()
+            await gone.wait_for(1)
+            for status in ("disabled", "active"):
+                world.clock.advance(1)
+                await world.client.patch(path, json={"status": status})
+            gone.is_open.set()
+            await dispatcher.settle()
+        assert (await world.get(path))["status"] == "active"
+
+
 async def test_five_days_of_nothing_but_failure_disable(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0, DAY, DAY, DAY, DAY])

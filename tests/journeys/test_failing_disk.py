@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from service.model.errors import StorageBusyError
+from service.store import queue as write_queue
 from service.store import subscribers
 from service.store.sqlite import database as database_module
-from service.store import queue as write_queue
 from service.telemetry import metrics
 from tests.faults import rows
 from tests.harness import Harness, opened

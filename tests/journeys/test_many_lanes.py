@@ -10,6 +10,7 @@ from service.delivery import dispatch
 from service.delivery.target import Answer
 from service.model.clock import SECOND
 from service.store import rows as stored_rows
+from service.store.subscribers import Changes
 from tests.harness import SUBSCRIBER_URL, Harness, opened
 from tests.journeys.gates import attach_worker, deliveries, queue_answers
 from tests.journeys.test_sessions import another_process, begin
@@ -91,7 +92,7 @@ async def test_a_change_of_all_subscribers_reads_no_lane_without_work(tmp_path: 
             await world.generate()
             await dispatcher.settle()
             [lane] = dispatcher.lanes.values()
-            dispatcher.reload_all()
+            dispatcher.reload_changed(Changes(1, is_all=True))
             await dispatcher.run_due(world.clock())
             await dispatcher.settle()
             assert lane.recipient is None

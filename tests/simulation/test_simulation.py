@@ -17,11 +17,12 @@ STEPS = 40
 BATCHES = 8
 
 
-def _seeds() -> list[range]:
+def seeds(default: int = 40) -> list[range]:
+    """Return the seeds in batches, as the environment says."""
     one = os.environ.get("GENHOOK_SIMULATION_SEED")  # noqa: TID251  the test's own setting
     if one:
         return [range(int(one), int(one) + 1)]
-    count = int(os.environ.get("GENHOOK_SIMULATION_SEEDS", "40"))  # noqa: TID251  the same
+    count = int(os.environ.get("GENHOOK_SIMULATION_SEEDS", default))  # noqa: TID251  the same
     size = max(1, count // BATCHES)
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
@@ -42,9 +43,9 @@ async def simulate(seed: int, path: Path) -> World:
 
 
 @pytest.mark.timeout(1_800)
-@pytest.mark.parametrize("seeds", _seeds(), ids=lambda seeds: f"{seeds.start}-{seeds.stop - 1}")
-async def test_the_promises_hold_for_every_seed(seeds: range, tmp_path: Path) -> None:
-    for seed in seeds:
+@pytest.mark.parametrize("batch", seeds(), ids=lambda batch: f"{batch.start}-{batch.stop - 1}")
+async def test_the_promises_hold_for_every_seed(batch: range, tmp_path: Path) -> None:
+    for seed in batch:
         folder = tmp_path / str(seed)
         folder.mkdir()
         try:

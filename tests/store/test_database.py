@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from service.model.errors import StorageBusyError, StorageError
-from service.store.sqlite import connection, group
+from service.store.sqlite import connection, group, lines
 from service.store.sqlite import database as database_module
 from service.store.sqlite import readers as readers_module
 from service.store.sqlite.database import Database
@@ -130,10 +130,10 @@ async def test_a_group_has_at_most_group_max_units(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = record_group_sizes(monkeypatch)
-    writes = [database.write(put, f"n{i}") for i in range(database_module.GROUP_MAX + 10)]
+    writes = [database.write(put, f"n{i}") for i in range(lines.GROUP_MAX + 10)]
     await asyncio.gather(*writes)
-    assert max(sizes) == database_module.GROUP_MAX
-    assert sum(sizes) == database_module.GROUP_MAX + 10
+    assert max(sizes) == lines.GROUP_MAX
+    assert sum(sizes) == lines.GROUP_MAX + 10
 
 
 async def test_only_the_units_that_fail_are_rolled_back(database: Database) -> None:
@@ -357,7 +357,7 @@ async def test_close_ends_on_a_disk_that_fails_more_slowly_than_units_are_retrie
         raise sqlite3.OperationalError("disk I/O error")
 
     monkeypatch.setattr(group, "commit_group", failing)
-    monkeypatch.setattr(database_module, "GROUP_MAX", 1)
+    monkeypatch.setattr(lines, "UNIT_ROWS", lines.GROUP_ROWS)  # Each unit is a group.
     # Each commit takes longer than that: what failed is due again while the next one fails.
     monkeypatch.setattr(database_module, "RETRY_SECONDS", 0)
     always = [asyncio.ensure_future(database.write_always(put, name)) for name in "abc"]

@@ -11,7 +11,7 @@ import pytest
 
 from service.model.errors import StorageBusyError, StorageError
 from service.store.sqlite import database as database_module
-from service.store import queue as write_queue as queue_module
+from service.store import queue as queue_module
 from service.store.sqlite.database import Database
 from service.store.sqlite.group import Transaction
 

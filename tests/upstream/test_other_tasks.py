@@ -87,8 +87,7 @@ def test_the_id_that_was_asked_about_names_the_task_as_the_id_of_a_request() -> 
     failed = report_of({"request_id": "mine", "status": "ERROR", "error": "code: 422"})
     assert (failed.state, failed.error_message) == ("failed", "code: 422")
     done = report_of({"request_id": "mine", "status": "COMPLETED", "error": "timed out"})
-    assert done.possible
-    assert (done.possible.state, done.possible.error_message) == ("failed", "timed out")
+    assert (done.state, done.error_message) == ("failed", "timed out")
     done = report_of({"request_id": "mine", "status": "COMPLETED", "images": [{"url": PNG}]})
     assert (done.state, len(done.files)) == ("succeeded", 1)
 
@@ -144,3 +143,19 @@ def test_an_operation_that_is_done_has_a_response_or_an_error() -> None:
     assert report.state == "processing"
     report = report_of({"task_id": "mine", "status": "processing", "done": True, "response": VIDEO})
     assert report.state == "processing"
+
+
+@pytest.mark.parametrize("key", ["tasks", "result", "results", "items", "jobs", "output"])
+@pytest.mark.parametrize("around", [None, "result", "data"])
+def test_of_a_list_of_tasks_under_any_name_only_the_one_that_was_asked_about_is_read(
+    key: str, around: str | None
+) -> None:
+    mine = {"task_id": "mine", "status": "completed", "url": PNG + "?mine"}
+    others = [{**OTHER, "task_id": "other"}, {**FAILED, "task_id": "third"}]
+    for items in ([*others, mine], [mine, *others]):
+        body: Any = {"status": "success", key: items}
+        report = report_of({around: body} if around else body)
+        assert (report.state, report.task_ids) == ("succeeded", ("mine",))
+        assert [file.url for file in report.files] == [PNG + "?mine"]
+    if not around:
+        assert outcome_of(read_poll({"status": "success", key: others})) == "other_task"

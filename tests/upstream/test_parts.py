@@ -103,6 +103,18 @@ def test_an_unknown_word_under_any_name_within_a_result_has_no_say() -> None:
     assert (report.state, urls(report)) == ("succeeded", [PNG])
 
 
+@pytest.mark.parametrize("where", PLACES[:4])
+@pytest.mark.parametrize("failed", ["failed", "CANCELLED"])
+def test_a_failure_above_an_open_part_is_still_working(where: str, failed: str) -> None:
+    value = body(where, "processing")
+    (value.get("data") or value)["status"] = failed
+    for report in (read_poll(value), read_callback(value)):
+        assert (report.state, report.possible, report.word) == ("processing", None, failed)
+    value = body(where, "failed")
+    (value.get("data") or value)["status"] = failed
+    assert read_poll(value).state == "failed"
+
+
 # The envelope
 
 
@@ -168,13 +180,9 @@ def test_a_preview_is_no_result_beside_one_and_only_a_possible_one_alone(key: st
 @pytest.mark.parametrize(
     "more", [{"output": {"error": "out of memory"}}, {"output": None, "error": "out of memory"}]
 )
-def test_a_final_word_beside_an_error_and_no_file_is_a_possible_failure(
-    more: dict[str, Any],
-) -> None:
+def test_a_final_word_beside_an_error_and_no_file_is_a_failure(more: dict[str, Any]) -> None:
     report = read_poll({"id": "t", "status": "COMPLETED", **more})
-    assert report.state == "processing"
-    assert report.possible
-    assert (report.possible.state, report.possible.error_message) == ("failed", "out of memory")
+    assert (report.state, report.error_message) == ("failed", "out of memory")
 
 
 @pytest.mark.parametrize("code", [401, 403, 408, 425, 429, 500, 503])
@@ -190,3 +198,27 @@ def test_an_error_in_data_that_is_about_the_question_ends_no_task(code: int) -> 
 def test_any_other_error_in_data_is_the_tasks(code: Any) -> None:
     error = {"code": code, "message": "no"}
     assert read_poll({"data": {"task_id": "t", "error": error}}).state == "failed"
+
+
+@pytest.mark.parametrize("errors", [["no gpu"], [{"message": "no gpu"}], [{"msg": "no gpu"}, "x"]])
+@pytest.mark.parametrize("key", ["error", "errors"])
+def test_a_list_of_errors_is_an_error(key: str, errors: Any) -> None:
+    for word in ({"status": "unheard of"}, {}, {"status": "completed"}):
+        report = read_poll({"data": {"task_id": "t", key: errors, **word}})
+        assert (report.state, report.error_message) == ("failed", "no gpu")
+    empties: list[Any] = [[], [""], [None], [{}]]
+    for empty in empties:
+        report = read_poll({"data": {"task_id": "t", "status": "unheard of", key: empty}})
+        assert report.state == "processing"
+
+
+@pytest.mark.parametrize("key", ["progress", "progress_percent", "percent"])
+@pytest.mark.parametrize("progress", [50, "50 %", 0.5])
+def test_files_beside_any_progress_prove_nothing_under_an_unknown_word(
+    key: str, progress: Any
+) -> None:
+    about: dict[str, Any] = {"task_id": "t", "status": "unheard of"}
+    for more in ({key: progress, "url": PNG}, {"output": {key: progress, "url": PNG}}):
+        report = read_poll({"data": {**about, **more}})
+        assert (report.state, report.possible) == ("processing", None)
+    assert read_poll({"data": {**about, key: 100, "url": PNG}}).possible

@@ -238,3 +238,35 @@ def test_a_file_under_an_unknown_key_is_only_a_possible_result(data: dict[str, A
         assert (report.state, report.files) == ("processing", ())
         assert report.possible is not None
         assert [file.url for file in report.possible.files] == ["https://cdn.example.com/1.mp4"]
+
+
+# Words beside each other, and beside codes
+
+
+@pytest.mark.parametrize("weak", ["success", "OK", 200, "0"])
+@pytest.mark.parametrize("key", ["state", "task_status", "taskStatus"])
+def test_a_word_of_the_request_gives_way_to_one_of_the_task(weak: Any, key: str) -> None:
+    for word, state in (
+        ("processing", "processing"),
+        ("failed", "failed"),
+        ("completed", "succeeded"),
+    ):
+        report = read_poll({"task_id": "t", "status": weak, key: word, "output": [PNG]})
+        assert (report.state, report.word) == (state, word)
+    report = read_poll({"task_id": "t", "status": "processing", key: "success", "output": [PNG]})
+    assert report.state == "processing"
+    report = read_poll({"task_id": "t", "status": "success", key: "CA", "output": [PNG]})
+    assert report.state == "succeeded"
+
+
+@pytest.mark.parametrize("code", [5_000, 40_119, -1, "10000", 10**30])
+def test_a_code_that_nobody_knows_hides_no_failure_of_a_task(code: Any) -> None:
+    for more in {"error": {"code": code, "message": "no"}}, {"code": code, "message": "no"}:
+        report = read_poll({"task_id": "t", "status": "failed", **more})
+        assert (report.state, report.error_message) == ("failed", "no")
+
+
+@pytest.mark.parametrize("code", [429, 500, 503, 1002])
+def test_a_code_about_the_question_beside_a_failure_asks_again(code: int) -> None:
+    body = msgspec.json.encode({"task_id": "t", "status": "failed", "error": {"code": code}})
+    assert isinstance(wire.read_poll(200, JSON, body), NoReport)

@@ -52,6 +52,22 @@ BODY_OF: dict[str, Body] = {
     ),
     "OpenAI": lambda word: {"id": "t", "object": "video", "status": word, "progress": 100},
     "Midjourney relays": lambda word: {"id": "t", "status": word, "imageUrl": URL},
+    "Tripo": lambda word: {
+        "code": 0,
+        "data": {"task_id": "t", "status": word, "input": {}, "output": {"model": URL}},
+    },
+    "Meshy": lambda word: {"id": "t", "status": word, "model_urls": {"glb": URL}, "progress": 100},
+    "Novita": lambda word: {
+        "task": {"task_id": "t", "status": f"TASK_STATUS_{word}", "reason": ""},
+        "images": [],
+        "videos": [{"video_url": URL}],
+    },
+    "HeyGen": lambda word: {
+        "code": 100,
+        "message": "Success",
+        "data": {"id": "t", "status": word, "video_url": URL, "error": None},
+    },
+    "Vertex AI": lambda word: {"id": "t", "state": f"JOB_STATE_{word}", "output": {"gcsUri": URL}},
 }
 
 

@@ -217,6 +217,28 @@ async def test_a_body_in_tiny_chunks_is_read_and_endless_framing_is_refused() ->
         assert status_of(await answer_to(port, trailers)) == 431
 
 
+@pytest.mark.parametrize("extension", [";a", ";a=b", ';a="b c";d=;e', ";a=" + "b" * 1_000])
+@pytest.mark.parametrize("cut", [None, 95, 98])
+async def test_extensions_of_chunks_are_ignored(extension: str, cut: int | None) -> None:
+    head = b"POST /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunks = f"5{extension}\r\nhello\r\n0{extension}\r\n\r\n".encode()
+    request = head + chunks
+    segments = [request] if cut is None else [request[:cut], request[cut:]]
+    async with serving() as port:
+        assert texts(await answer_to(port, *segments)) == ["POST /a 5"]
+
+
+@pytest.mark.parametrize("extension", [" ", " ;a", "; a", ";a =b", ";a=b ", ";", ";\n"])
+async def test_white_space_around_an_extension_which_nobody_may_send_is_refused(
+    extension: str,
+) -> None:
+    """RFC 9112, 7.1.1 calls it bad; other servers measure such a chunk in other ways."""
+    head = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with serving() as port:
+        answer = await answer_to(port, head + f"5{extension}\r\nhello\r\n0\r\n\r\n".encode())
+    assert status_of(answer) == 400
+
+
 async def test_endless_framing_is_refused_though_the_body_is_complete() -> None:
     head = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunk = b"1\r\nx\r\n0\r\n\r\n"

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import math
 import random  # noqa: TID251  two units that met must not meet again
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,17 +18,17 @@ import asyncpg
 from service.model.clock import Clock, now_ms
 from service.model.errors import StorageError
 from service.store.database import Row, T, Unit
+from service.store.item import HEAVY_ROWS, Item
 from service.store.postgres import schema
 from service.store.postgres.connection import connect_arguments, is_failure, is_repeatable
 from service.store.postgres.statements import DIALECT, statements
-from service.store.queue import STALLED, Item, Queue
+from service.store.queue import STALLED, Queue
 from service.telemetry import log
 
 _log = log.get()
 
 CONNECTIONS = 10
 WRITERS = 4  # Connections that write at the same time.
-BATCH_MAX = 512
 PREFETCH_ROWS = 20  # Of a statement whose rows are read one by one.
 REPEATS_MAX = 8  # Of a unit that met others.
 REPEAT_SECONDS = 0.01
@@ -47,12 +48,13 @@ Arguments = tuple[Any, ...]
 class Transaction:
     """A transaction on one connection; see store/database.py."""
 
-    __slots__ = ("_connection", "_database", "after", "now")
+    __slots__ = ("_connection", "_database", "after", "charged", "now")
 
     def __init__(self, database: "Database", connection: Any, now: int) -> None:
         self._database = database
         self._connection = connection
         self.after: AfterCommit = []
+        self.charged: Counter[str] = Counter()
         self.now = now
 
     async def one(self, name: str, /, **values: object) -> Row | None:
@@ -111,6 +113,10 @@ class Transaction:
     def after_commit(self, do: Callable[..., None], *args: object) -> None:
         """Call `do` on the event loop after the commit."""
         self.after.append((do, args))
+
+    def charge(self, tenant: str, rows: int) -> None:
+        """Count rows that are written on account of a tenant, where they may be many."""
+        self.charged[tenant] += rows
 
     async def _cursor(self, sql: str, arguments: Arguments) -> AsyncIterator[Row]:
         async for row in self._connection.cursor(sql, *_clean(arguments), prefetch=PREFETCH_ROWS):
@@ -215,25 +221,28 @@ class Database:
             return str(error)
         return None
 
-    def write(self, unit: Unit[T], *args: object, held_bytes: int = 0) -> Awaitable[T]:
+    def write(
+        self, unit: Unit[T], *args: object, tenant: str | None = None, held_bytes: int = 0
+    ) -> Awaitable[T]:
         """Run `unit(tx, *args)`. The awaitable returns its result after the commit."""
-        return self._enqueue(Item(unit, args, held_bytes=held_bytes))
+        return self._enqueue(Item(unit, args, tenant=tenant, held_bytes=held_bytes))
 
     def write_batched(
         self,
         unit: Unit[Sequence[T]],
         item: object,
         *,
+        tenant: str | None = None,
         held_bytes: int = 0,
         may_wait: bool = False,
     ) -> Awaitable[T]:
         """Like `write`, for a unit over a list: one call gets all items that wait for it."""
-        new = Item(unit, (item,), batched=True, held_bytes=held_bytes)
+        new = Item(unit, (item,), batched=True, tenant=tenant, held_bytes=held_bytes)
         return self._enqueue(new, may_wait=may_wait)
 
-    def write_always(self, unit: Unit[T], *args: object) -> Awaitable[T]:
+    def write_always(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
         """Like `write`, but never refused: retried every second until stored or closed."""
-        return self._enqueue(Item(unit, args, always=True))
+        return self._enqueue(Item(unit, args, always=True, tenant=tenant))
 
     async def read(self, unit: Unit[T], *args: object) -> T:
         """Run `unit(tx, *args)`, a short one, on a snapshot."""
@@ -288,16 +297,15 @@ class Database:
             if self._wake_timer is not None:
                 self._wake_timer.cancel()
                 self._wake_timer = None
-            await self._writers.acquire()
-            batch = self._queue.take_batch(BATCH_MAX)
+            async with self._writers:  # While all are busy, what comes waits for the next group.
+                items = self._queue.take()
             if not self._queue and self._stream is not None:
                 self._wake.clear()
-            if not batch:
-                self._writers.release()
-                continue
-            task = asyncio.create_task(self._commit(batch), name="commit")
-            self._commits.add(task)
-            task.add_done_callback(self._finish_commit)
+            for batch in _batches(items):
+                await self._writers.acquire()
+                task = asyncio.create_task(self._commit(batch), name="commit")
+                self._commits.add(task)
+                task.add_done_callback(self._finish_commit)
 
     def _finish_commit(self, task: asyncio.Task[None]) -> None:
         self._commits.discard(task)
@@ -323,7 +331,7 @@ class Database:
         """Run one unit, or one batched unit with all its items, again where others were met."""
         for repeats in range(REPEATS_MAX + 1):
             try:
-                results, after = await self._run_once(batch)
+                results, after, charged = await self._run_once(batch)
                 break
             except Exception as error:
                 if not is_repeatable(error) or repeats == REPEATS_MAX:
@@ -333,7 +341,11 @@ class Database:
         self._committed_at = loop.time()
         if not self.is_owner and self._notice is None:
             self._notice = loop.call_later(NOTICE_SECONDS, self._start_notice)
+        counts = Counter(item.tenant for item in batch)
         for item, result in zip(batch, results, strict=True):
+            if charged:
+                rows = charged[item.tenant or ""] // counts[item.tenant]
+                item.rows = rows if rows >= HEAVY_ROWS else 0
             if not item.future.done():
                 item.future.set_result(result)
         for do, args in after:
@@ -342,7 +354,9 @@ class Database:
             except Exception:  # noqa: BLE001  later commits must still happen
                 _log.exception("commit.follow_up_failed")
 
-    async def _run_once(self, batch: Sequence[Item]) -> tuple[Sequence[Any], AfterCommit]:
+    async def _run_once(
+        self, batch: Sequence[Item]
+    ) -> tuple[Sequence[Any], AfterCommit, Counter[str]]:
         async with self._pool.acquire(timeout=CONNECT_SECONDS) as connection:
             async with connection.transaction():
                 tx = Transaction(self, connection, self._clock())
@@ -350,7 +364,7 @@ class Database:
                     results = await batch[0].unit(tx, [item.args[0] for item in batch])
                 else:
                     results = [await batch[0].unit(tx, *batch[0].args)]
-        return results, tx.after
+        return results, tx.after, tx.charged
 
     def _start_notice(self) -> None:
         self._notice = None
@@ -392,6 +406,14 @@ class Database:
         for item in items:
             self._queue.put(item)
         self._wake.set()
+
+
+def _batches(items: Iterable[Item]) -> Iterable[Sequence[Item]]:
+    """Group the items that run in one call, and so in one transaction."""
+    batches: dict[object, list[Item]] = {}
+    for item in items:
+        batches.setdefault(item.unit if item.batched else item, []).append(item)
+    return batches.values()
 
 
 _NOTIFY = "SELECT pg_notify('genhook.' || current_schema(), '')"

@@ -43,3 +43,48 @@ DELETE FROM generation_metadata WHERE (tenant, name, value, generation_id) IN (
     SELECT :tenant, m.key, m.value, :id
     FROM generation_bodies b, jsonb_each_text(CAST(b.metadata AS JSONB)) m
     WHERE b.generation_id = :id);
+
+-- name: generations_to_submit
+{tenants submit_at}
+SELECT g.*, b.input, b.metadata, b.output, b.error
+FROM (SELECT g.id, g.tenant,
+        row_number() OVER (PARTITION BY tenants.tenant ORDER BY g.submit_at) AS turn
+    FROM tenants JOIN generations g ON g.id IN (
+        SELECT g.id FROM generations g
+        WHERE g.tenant = tenants.tenant AND g.submit_at IS NOT NULL AND g.submit_at <= :now
+            AND g.submission = 'waiting' AND g.task_id IS NULL
+            AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
+            AND g.id NOT IN (SELECT value FROM json_rows(:without))
+        ORDER BY g.submit_at LIMIT :limit)
+    WHERE tenants.tenant NOT IN (SELECT value FROM json_rows(:tenants))
+    ORDER BY turn, g.tenant <= :after, g.tenant LIMIT :limit) q
+JOIN generations g ON g.id = q.id
+LEFT JOIN generation_bodies b ON b.generation_id = g.id
+ORDER BY q.turn, q.tenant <= :after, q.tenant;
+
+-- name: generations_to_poll
+{tenants next_poll_at}
+SELECT g.*, b.input, b.metadata, b.output, b.error
+FROM (SELECT g.id, g.tenant, row_number() OVER (PARTITION BY tenants.tenant
+            ORDER BY g.status IN ('queued', 'processing') AND g.deadline_at <= :now DESC,
+                g.next_poll_at) AS turn
+    FROM tenants JOIN generations g ON g.id IN (
+        SELECT due.id FROM (
+            SELECT g.id, g.status, g.deadline_at, g.next_poll_at FROM generations g
+            WHERE g.tenant = tenants.tenant
+                AND g.next_poll_at IS NOT NULL AND g.next_poll_at <= :now
+                AND g.id NOT IN (SELECT value FROM json_rows(:without))
+                AND CASE WHEN g.model IN (SELECT value FROM json_rows(:apart))
+                    THEN g.model ELSE '' END
+                    || ' ' || g.tenant NOT IN (SELECT value FROM json_rows(:full))
+                AND CASE WHEN g.model IN (SELECT value FROM json_rows(:apart))
+                    THEN g.model ELSE '' END
+                    || ' ' NOT IN (SELECT value FROM json_rows(:full))
+            ORDER BY g.next_poll_at LIMIT :look) due
+        ORDER BY due.status IN ('queued', 'processing') AND due.deadline_at <= :now DESC,
+            due.next_poll_at LIMIT :limit)
+    WHERE tenants.tenant NOT IN (SELECT value FROM json_rows(:tenants))
+    ORDER BY turn, g.tenant <= :after, g.tenant LIMIT :limit) q
+JOIN generations g ON g.id = q.id
+LEFT JOIN generation_bodies b ON b.generation_id = g.id
+ORDER BY q.turn, q.tenant <= :after, q.tenant;

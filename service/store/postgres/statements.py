@@ -6,6 +6,14 @@ from pathlib import Path
 
 from service.store.statements import Dialect, Statement
 
+_TENANTS = """
+WITH RECURSIVE tenants (tenant) AS (
+    SELECT min(g.tenant) FROM generations g WHERE g.{} IS NOT NULL
+    UNION ALL
+    SELECT (SELECT min(g.tenant) FROM generations g
+        WHERE g.{} IS NOT NULL AND g.tenant > tenants.tenant)
+    FROM tenants WHERE tenants.tenant IS NOT NULL)"""
+
 DIALECT = Dialect(
     {
         "index": "",
@@ -14,6 +22,7 @@ DIALECT = Dialect(
         "greatest": "GREATEST",
         "least": "LEAST",
         "rows": "json_rows",
+        "tenants": _TENANTS,
     },
     lambda number: f"${number}",
     numbered=True,

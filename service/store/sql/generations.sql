@@ -103,39 +103,48 @@ WHERE id = :id;
 -- name: generation_body_update
 UPDATE generation_bodies SET output = :output, error = :error WHERE generation_id = :id;
 
+-- part: tenants
+-- The tenants with a generation that has a time {}, in turn: from the one after :after on, then from the
+-- first one up to it. Each is one step of the partial index, however many generations it has; and who
+-- reads no further than to some of them makes no more steps.
+WITH RECURSIVE tenants (lap, tenant) AS (
+    SELECT 0, (SELECT min(g.tenant) FROM generations g
+        WHERE g.{} IS NOT NULL AND g.tenant > :after)
+    UNION ALL
+    SELECT 1, (SELECT min(g.tenant) FROM generations g WHERE g.{} IS NOT NULL)
+    UNION ALL
+    SELECT tenants.lap, (SELECT min(g.tenant) FROM generations g
+        WHERE g.{} IS NOT NULL AND g.tenant > tenants.tenant)
+    FROM tenants WHERE tenants.tenant IS NOT NULL AND (tenants.lap = 0 OR tenants.tenant <= :after)
+    ORDER BY 1)
+
 -- name: generations_to_submit
--- In turn by tenant, from the one after :after on, so that none waits for all that another has due.
+-- In turn by tenant, so that none waits for all that another has due: the first of each of :limit
+-- tenants, then their second ones if there are not as many. No further tenant is looked at.
 -- A row without its body is read too: what is due and never listed would be due at once, for ever.
 -- A callback that waits for its confirmation holds the submission: upstream may have the task.
-WITH RECURSIVE tenants (tenant) AS (
-    SELECT min(g.tenant) FROM generations g WHERE g.submit_at IS NOT NULL
-    UNION ALL
-    SELECT (SELECT min(g.tenant) FROM generations g
-        WHERE g.submit_at IS NOT NULL AND g.tenant > tenants.tenant)
-    FROM tenants WHERE tenants.tenant IS NOT NULL)
+{tenants submit_at}
 SELECT g.*, b.input, b.metadata, b.output, b.error
-FROM (SELECT g.id, g.tenant,
-        row_number() OVER (PARTITION BY tenants.tenant ORDER BY g.submit_at) AS turn
-    FROM tenants {ordered} JOIN generations g ON g.id IN (
-        SELECT g.id FROM generations g
-        WHERE g.tenant = tenants.tenant AND g.submit_at IS NOT NULL AND g.submit_at <= :now
-            AND g.submission = 'waiting' AND g.task_id IS NULL
-            AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
-            AND g.id NOT IN (SELECT value FROM {rows}(:without))
-        ORDER BY g.submit_at LIMIT :limit)
-    WHERE tenants.tenant NOT IN (SELECT value FROM {rows}(:tenants))
-    ORDER BY turn, g.tenant <= :after, g.tenant LIMIT :limit) q
+FROM (SELECT due.lap, due.tenant, i.key AS turn, i.value AS id
+    FROM (SELECT * FROM (
+        SELECT tenants.lap, tenants.tenant, (SELECT json_group_array(id) FROM (
+            SELECT g.id FROM generations g
+            WHERE g.tenant = tenants.tenant AND g.submit_at IS NOT NULL AND g.submit_at <= :now
+                AND g.submission = 'waiting' AND g.task_id IS NULL
+                AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
+                AND g.id NOT IN (SELECT value FROM {rows}(:without))
+            ORDER BY g.submit_at LIMIT :limit)) AS ids
+        FROM tenants WHERE tenants.tenant NOT IN (SELECT value FROM {rows}(:tenants))
+            AND (tenants.lap = 0 OR tenants.tenant <= :after)
+        LIMIT -1) WHERE ids <> '[]' LIMIT :limit) due
+    CROSS JOIN {rows}(due.ids) i
+    ORDER BY turn, due.lap, due.tenant LIMIT :limit) q
 {ordered} JOIN generations g ON g.id = q.id
 LEFT JOIN generation_bodies b ON b.generation_id = g.id
-ORDER BY q.turn, q.tenant <= :after, q.tenant;
+ORDER BY q.turn, q.lap, q.tenant;
 
 -- name: generation_next_submit
-WITH RECURSIVE tenants (tenant) AS (
-    SELECT min(g.tenant) FROM generations g WHERE g.submit_at IS NOT NULL
-    UNION ALL
-    SELECT (SELECT min(g.tenant) FROM generations g
-        WHERE g.submit_at IS NOT NULL AND g.tenant > tenants.tenant)
-    FROM tenants WHERE tenants.tenant IS NOT NULL)
+{tenants submit_at}
 SELECT min((SELECT g.submit_at FROM generations g
     WHERE g.tenant = tenants.tenant AND g.submit_at IS NOT NULL
         AND g.submission = 'waiting' AND g.task_id IS NULL
@@ -166,36 +175,33 @@ ORDER BY q.turn, q.tenant <= :after, q.tenant;
 
 -- name: generations_to_poll
 -- As above; of each tenant first those, of its :look longest due, that are open past their deadline.
-WITH RECURSIVE tenants (tenant) AS (
-    SELECT min(g.tenant) FROM generations g WHERE g.next_poll_at IS NOT NULL
-    UNION ALL
-    SELECT (SELECT min(g.tenant) FROM generations g
-        WHERE g.next_poll_at IS NOT NULL AND g.tenant > tenants.tenant)
-    FROM tenants WHERE tenants.tenant IS NOT NULL)
+{tenants next_poll_at}
 SELECT g.*, b.input, b.metadata, b.output, b.error
-FROM (SELECT g.id, g.tenant, row_number() OVER (PARTITION BY tenants.tenant
-            ORDER BY g.status IN ('queued', 'processing') AND g.deadline_at <= :now DESC,
-                g.next_poll_at) AS turn
-    FROM tenants {ordered} JOIN generations g ON g.id IN (
-        SELECT due.id FROM (
-            SELECT g.id, g.status, g.deadline_at, g.next_poll_at FROM generations g
-            WHERE g.tenant = tenants.tenant
-                AND g.next_poll_at IS NOT NULL AND g.next_poll_at <= :now
-                AND g.id NOT IN (SELECT value FROM {rows}(:without))
-                AND CASE WHEN g.model IN (SELECT value FROM {rows}(:apart))
-                    THEN g.model ELSE '' END
-                    || ' ' || g.tenant NOT IN (SELECT value FROM {rows}(:full))
-                AND CASE WHEN g.model IN (SELECT value FROM {rows}(:apart))
-                    THEN g.model ELSE '' END
-                    || ' ' NOT IN (SELECT value FROM {rows}(:full))
-            ORDER BY g.next_poll_at LIMIT :look) due
-        ORDER BY due.status IN ('queued', 'processing') AND due.deadline_at <= :now DESC,
-            due.next_poll_at LIMIT :limit)
-    WHERE tenants.tenant NOT IN (SELECT value FROM {rows}(:tenants))
-    ORDER BY turn, g.tenant <= :after, g.tenant LIMIT :limit) q
+FROM (SELECT due.lap, due.tenant, i.key AS turn, i.value AS id
+    FROM (SELECT * FROM (
+        SELECT tenants.lap, tenants.tenant, (SELECT json_group_array(id) FROM (
+            SELECT due.id FROM (
+                SELECT g.id, g.status, g.deadline_at, g.next_poll_at FROM generations g
+                WHERE g.tenant = tenants.tenant
+                    AND g.next_poll_at IS NOT NULL AND g.next_poll_at <= :now
+                    AND g.id NOT IN (SELECT value FROM {rows}(:without))
+                    AND CASE WHEN g.model IN (SELECT value FROM {rows}(:apart))
+                        THEN g.model ELSE '' END
+                        || ' ' || g.tenant NOT IN (SELECT value FROM {rows}(:full))
+                    AND CASE WHEN g.model IN (SELECT value FROM {rows}(:apart))
+                        THEN g.model ELSE '' END
+                        || ' ' NOT IN (SELECT value FROM {rows}(:full))
+                ORDER BY g.next_poll_at LIMIT :look) due
+            ORDER BY due.status IN ('queued', 'processing') AND due.deadline_at <= :now DESC,
+                due.next_poll_at LIMIT :limit)) AS ids
+        FROM tenants WHERE tenants.tenant NOT IN (SELECT value FROM {rows}(:tenants))
+            AND (tenants.lap = 0 OR tenants.tenant <= :after)
+        LIMIT -1) WHERE ids <> '[]' LIMIT :limit) due
+    CROSS JOIN {rows}(due.ids) i
+    ORDER BY turn, due.lap, due.tenant LIMIT :limit) q
 {ordered} JOIN generations g ON g.id = q.id
 LEFT JOIN generation_bodies b ON b.generation_id = g.id
-ORDER BY q.turn, q.tenant <= :after, q.tenant;
+ORDER BY q.turn, q.lap, q.tenant;
 
 -- name: pause_put
 -- `revisions` holds the numbers that outlive a process.
@@ -209,12 +215,7 @@ SELECT number FROM revisions WHERE noun = 'upstream_paused_until';
 UPDATE generations SET next_poll_at = :due_at, trouble_count = :trouble_count WHERE id = :id;
 
 -- name: generation_next_poll
-WITH RECURSIVE tenants (tenant) AS (
-    SELECT min(g.tenant) FROM generations g WHERE g.next_poll_at IS NOT NULL
-    UNION ALL
-    SELECT (SELECT min(g.tenant) FROM generations g
-        WHERE g.next_poll_at IS NOT NULL AND g.tenant > tenants.tenant)
-    FROM tenants WHERE tenants.tenant IS NOT NULL)
+{tenants next_poll_at}
 SELECT min((SELECT min(g.next_poll_at) FROM generations g
     WHERE g.tenant = tenants.tenant AND g.next_poll_at IS NOT NULL AND g.next_poll_at > :now))
     AS due_at

@@ -74,6 +74,20 @@ UPDATE tenants SET sealed_secrets = :sealed_secrets WHERE id = :id;
 -- name: subscribers_bump_revision
 UPDATE revisions SET number = number + 1 WHERE noun = 'subscribers';
 
+-- name: subscriber_change_insert
+INSERT INTO subscriber_changes (number, tenant, subscriber_id)
+SELECT number, :tenant, :subscriber_id FROM revisions WHERE noun = 'subscribers';
+
+-- name: subscriber_changes_forget
+DELETE FROM subscriber_changes
+WHERE number <= (SELECT number FROM revisions WHERE noun = 'subscribers') - :kept;
+
+-- name: subscriber_changes_since
+SELECT DISTINCT tenant, subscriber_id FROM subscriber_changes WHERE number > :revision;
+
+-- name: subscriber_changes_oldest
+SELECT min(number) AS number FROM subscriber_changes;
+
 -- name: subscribers_touch_revision
 UPDATE revisions SET number = number WHERE noun = 'subscribers';
 

@@ -16,7 +16,8 @@ from typing import Any
 from service.model.clock import Clock, now_ms
 from service.model.errors import StorageError
 from service.store.database import T, Transaction, Unit
-from service.store.queue import STALLED, Item, Queue
+from service.store.item import Item
+from service.store.queue import STALLED, Queue
 from service.store.sqlite import group, schema
 from service.store.sqlite.connection import Connection, checkpoint, connect, is_lost
 from service.store.sqlite.file import File
@@ -25,7 +26,6 @@ from service.telemetry import log
 
 _log = log.get()
 
-GROUP_MAX = 512
 CHECKPOINT_SECONDS = 0.25  # Often, so that each one is short.
 RETRY_SECONDS = 1.0
 PATIENCE_SECONDS = 0.02  # Of units that may wait for a group.
@@ -138,25 +138,28 @@ class Database:
             return str(error)
         return None
 
-    def write(self, unit: Unit[T], *args: object, held_bytes: int = 0) -> Awaitable[T]:
+    def write(
+        self, unit: Unit[T], *args: object, tenant: str | None = None, held_bytes: int = 0
+    ) -> Awaitable[T]:
         """Run `unit(tx, *args)`. The awaitable returns its result after the commit."""
-        return self._enqueue(Item(unit, args, held_bytes=held_bytes))
+        return self._enqueue(Item(unit, args, tenant=tenant, held_bytes=held_bytes))
 
     def write_batched(
         self,
         unit: Unit[Sequence[T]],
         item: object,
         *,
+        tenant: str | None = None,
         held_bytes: int = 0,
         may_wait: bool = False,
     ) -> Awaitable[T]:
         """Like `write`, for a unit over a list: one call gets all items that wait for it."""
-        new = Item(unit, (item,), batched=True, held_bytes=held_bytes)
+        new = Item(unit, (item,), batched=True, tenant=tenant, held_bytes=held_bytes)
         return self._enqueue(new, may_wait=may_wait)
 
-    def write_always(self, unit: Unit[T], *args: object) -> Awaitable[T]:
+    def write_always(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
         """Like `write`, but never refused: retried every second until stored or closed."""
-        return self._enqueue(Item(unit, args, always=True))
+        return self._enqueue(Item(unit, args, always=True, tenant=tenant))
 
     async def read(self, unit: Unit[T], *args: object) -> T:
         """Run `unit(tx, *args)`, a short one, on a snapshot, in parallel with the writer."""
@@ -197,7 +200,7 @@ class Database:
             if self._wake_timer is not None:
                 self._wake_timer.cancel()
                 self._wake_timer = None
-            items = self._queue.take(GROUP_MAX)
+            items = self._queue.take()
             if not self._queue and self._stream is not None:
                 self._wake.clear()
             if items:

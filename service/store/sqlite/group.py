@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from typing import Any
 
 from service.store.database import Row, T, Unit
-from service.store.queue import Item
+from service.store.item import HEAVY_ROWS, Item
 from service.store.sqlite.connection import transaction
 from service.store.sqlite.statements import DIALECT, statements
 
 ROWS_MAX = 5_000  # Changed by units of one kind in a group; the others of it are left for the next.
-FIRST_ITEMS = 16  # Of a batched unit, in its first call of a group. The next are by what it wrote.
+FIRST_ITEMS = 48  # Of a batched unit, in its first call of a group. The next are by what it wrote.
 
 AfterCommit = list[tuple[Callable[..., None], tuple[Any, ...]]]
 
@@ -19,12 +19,13 @@ AfterCommit = list[tuple[Callable[..., None], tuple[Any, ...]]]
 class Transaction:
     """A transaction on one connection; see store/database.py."""
 
-    __slots__ = ("_after", "_connection", "now")
+    __slots__ = ("_after", "_connection", "charged", "now")
 
     def __init__(self, connection: sqlite3.Connection, now: int, after: AfterCommit) -> None:
         self._connection = connection
         self._after = after
         self.now = now
+        self.charged: Counter[str] | None = None  # Rows by tenant.
 
     async def one(self, name: str, /, **values: object) -> Row | None:
         """Return the first row of the statement, or None."""
@@ -70,6 +71,12 @@ class Transaction:
         """Call `do` on the event loop after the commit."""
         self._after.append((do, args))
 
+    def charge(self, tenant: str, rows: int) -> None:
+        """Count rows that are written on account of a tenant, where they may be many."""
+        if self.charged is None:
+            self.charged = Counter()
+        self.charged[tenant] += rows
+
     def _execute(self, name: str, values: Mapping[str, object]) -> sqlite3.Cursor:
         sql, bind = statements()[name]
         return self._connection.execute(sql, bind(values))
@@ -97,6 +104,16 @@ def _run(
         results = [_run_unit(unit(transaction, *batch[0].args))]
     for item, result in zip(batch, results, strict=True):
         item.result, item.has_run = result, True
+    if transaction.charged:
+        _note_rows(transaction.charged, batch)
+
+
+def _note_rows(charged: Mapping[str, int], batch: Sequence[Item]) -> None:
+    """Note for how many rows the tenant of each item was charged, divided by its items."""
+    counts = Counter(item.tenant for item in batch)
+    for item in batch:
+        rows = charged.get(item.tenant or "", 0) // counts[item.tenant]
+        item.rows = rows if rows >= HEAVY_ROWS else 0
 
 
 def _run_alone(connection: sqlite3.Connection, item: Item, now: int, after: AfterCommit) -> None:

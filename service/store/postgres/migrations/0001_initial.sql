@@ -274,6 +274,13 @@ CREATE TABLE revisions (
 );
 INSERT INTO revisions (noun, number) VALUES ('subscribers', 0);
 
+-- What the latest of these changes were about: a subscriber, all that a tenant has, or everything.
+CREATE TABLE subscriber_changes (
+    number BIGINT PRIMARY KEY,
+    tenant TEXT COLLATE "C",
+    subscriber_id TEXT COLLATE "C"
+);
+
 CREATE TABLE attempts (
     delivery_id TEXT COLLATE "C" NOT NULL,
     number BIGINT NOT NULL,

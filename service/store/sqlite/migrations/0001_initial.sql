@@ -273,6 +273,13 @@ CREATE TABLE revisions (
 ) WITHOUT ROWID;
 INSERT INTO revisions (noun, number) VALUES ('subscribers', 0);
 
+-- What the latest of these changes were about: a subscriber, all that a tenant has, or everything.
+CREATE TABLE subscriber_changes (
+    number INTEGER PRIMARY KEY,
+    tenant TEXT,
+    subscriber_id TEXT
+);
+
 CREATE TABLE attempts (
     delivery_id TEXT NOT NULL,
     number INTEGER NOT NULL,

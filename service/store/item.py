@@ -1,0 +1,28 @@
+"""A unit that waits for its commit."""
+
+import asyncio
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.store.database import Unit
+
+HEAVY_ROWS = 50  # Of a unit that is charged for what it writes; fewer are as many as usual.
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """A unit in the queue. Items of the same batched unit run in one call."""
+
+    unit: Unit[Any]
+    args: tuple[Any, ...]
+    batched: bool = False
+    always: bool = False
+    tenant: str | None = None  # In whose turn it runs; None: in that of all who are no tenant.
+    held_bytes: int = 0  # Of what a client or upstream sent, which waits in memory.
+    ends_at: float = math.inf  # When its caller stops waiting, by the loop's clock.
+    future: asyncio.Future[Any] = field(default_factory=asyncio.Future)
+    has_run: bool = False  # In the latest group that took it.
+    rows: int | None = None  # That it wrote, if its unit counts them; few count as none.
+    result: Any = None
+    error: BaseException | None = None

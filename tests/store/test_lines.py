@@ -1,0 +1,218 @@
+"""The lines in front of the writer: tenants have turns, and a turn is a number of rows."""
+
+import asyncio
+import sqlite3
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.store import lines
+from service.store.item import Item
+from service.store.lines import Lines
+from service.store.sqlite import group
+from service.store.sqlite.database import Database
+from service.store.sqlite.group import Transaction
+
+HEAVY = 1_000  # As many rows as the events of one generation are owed to.
+
+
+async def light(_tx: Transaction, _name: str) -> None: ...
+
+
+async def heavy(_tx: Transaction, _name: str) -> None: ...
+
+
+@pytest.fixture
+async def waiting() -> Lines:  # Within an event loop, as items have futures.
+    return Lines()
+
+
+def add(waiting: Lines, tenant: str, count: int, unit: Any = light) -> list[Item]:
+    items = [Item(unit, (f"{tenant}{number}",), tenant=tenant) for number in range(count)]
+    for item in items:
+        waiting.append(item)
+    return items
+
+
+def run(items: Iterable[Item]) -> None:
+    """Let items run, as a group does."""
+    for item in items:
+        item.has_run, item.rows = True, HEAVY if item.unit is heavy else None
+
+
+def commit(waiting: Lines) -> list[Item]:
+    """Run the next group, all of it; return its items."""
+    items = waiting.take()
+    run(items)
+    waiting.learn(items)
+    return items
+
+
+def learn_heavy(waiting: Lines, tenant: str) -> None:
+    add(waiting, tenant, 1, heavy)
+    commit(waiting)
+
+
+def counts(items: Iterable[Item]) -> Counter[tuple[str | None, str]]:
+    return Counter((item.tenant, item.unit.__name__) for item in items)
+
+
+async def test_one_tenant_alone_fills_a_group_in_its_order(waiting: Lines) -> None:
+    items = add(waiting, "a", lines.GROUP_MAX + 1)
+    assert waiting.take() == items[:-1]
+    assert len(waiting) == 1
+    assert waiting.take() == items[-1:]
+    assert waiting.take() == []
+
+
+async def test_a_tenant_is_not_behind_all_that_another_has_waiting(waiting: Lines) -> None:
+    add(waiting, "a", 3 * lines.GROUP_MAX)
+    [mine] = add(waiting, "b", 1)
+    assert mine in waiting.take()
+
+
+async def test_tenants_share_a_group_by_the_rows_that_they_write(waiting: Lines) -> None:
+    learn_heavy(waiting, "a")
+    add(waiting, "a", 100, heavy)
+    add(waiting, "b", 1_000)
+    taken = counts(commit(waiting))
+    assert taken["a", "heavy"] == 1
+    assert taken["b", "light"] >= 100
+
+
+async def test_a_group_ends_at_so_many_rows(waiting: Lines) -> None:
+    learn_heavy(waiting, "a")
+    add(waiting, "a", 100, heavy)
+    rows = sum(item.rows or 0 for item in commit(waiting))
+    assert lines.GROUP_ROWS - HEAVY <= rows <= lines.GROUP_ROWS
+
+
+async def test_a_group_takes_few_units_of_a_tenant_whose_rows_nobody_knows(
+    waiting: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn_heavy(waiting, "a")
+    add(waiting, "b", 100, heavy)
+    assert len(waiting.take()) <= lines.GROUP_ROWS // lines.UNKNOWN_ROWS
+    monkeypatch.setattr("tests.store.test_lines.HEAVY", 0)
+    learn_heavy(waiting, "c")
+    add(waiting, "c", 100, heavy)
+    assert counts(waiting.take())["c", "heavy"] == 100
+
+
+async def test_who_is_heavier_than_a_group_still_has_a_turn(
+    waiting: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn_heavy(waiting, "a")
+    monkeypatch.setattr(lines, "GROUP_ROWS", HEAVY // 2)
+    add(waiting, "a", 2, heavy)
+    assert [len(commit(waiting)) for _ in range(3)] == [1, 1, 0]
+
+
+async def test_a_tenants_requests_do_not_wait_for_its_own_heavy_units(waiting: Lines) -> None:
+    learn_heavy(waiting, "a")
+    add(waiting, "a", 100, heavy)
+    [request] = add(waiting, "a", 1, light)
+    assert request in commit(waiting)
+
+
+async def test_units_that_turn_out_heavy_keep_their_order(waiting: Lines) -> None:
+    items = add(waiting, "a", 30, heavy)
+    taken = waiting.take()
+    later = add(waiting, "a", 5, heavy)
+    requests = add(waiting, "a", 1)
+    run(taken[:10])
+    waiting.learn(taken)
+    waiting.put_back(taken[10:])
+    order: list[Item] = []
+    while group_items := commit(waiting):
+        order += group_items
+    assert [item for item in order if item.unit is heavy] == [*items[10:], *later]
+    assert order.index(requests[0]) < 10
+
+
+async def test_what_has_not_run_says_nothing_of_its_rows(waiting: Lines) -> None:
+    learn_heavy(waiting, "a")
+    add(waiting, "a", 100, heavy)
+    for _ in range(15):
+        taken = waiting.take()
+        assert len(taken) == 1
+        waiting.learn(taken)
+        waiting.put_back(taken)
+
+
+async def test_heavy_units_are_light_again_a_while_after_they_wrote_little(
+    waiting: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn_heavy(waiting, "a")
+    monkeypatch.setattr("tests.store.test_lines.HEAVY", 0)
+    sizes = []
+    for _ in range(15):
+        add(waiting, "a", 20, heavy)
+        sizes.append(len(commit(waiting)))
+        while commit(waiting):
+            pass
+    assert sizes[0] <= 8
+    assert sizes[-1] == 20
+
+
+async def test_the_kinds_that_are_remembered_are_bounded(
+    waiting: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "WEIGHTS_MAX", 2)
+    for tenant in "abac":
+        learn_heavy(waiting, tenant)
+    assert [tenant for tenant, _ in waiting._weights] == ["a", "c"]
+
+
+async def test_what_is_dropped_is_not_taken(waiting: Lines) -> None:
+    dropped, kept = add(waiting, "a", 3), add(waiting, "b", 2)
+    assert waiting.drop(lambda item: item.tenant == "a") == dropped
+    assert len(waiting) == 2
+    assert waiting.take() == kept
+    waiting.clear()
+    assert not waiting
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    opened = Database(str(tmp_path / "test.db"), clock=lambda: 7)
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+def record_groups(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Item]]:
+    """Return a list that gets the items of each group from now on."""
+    groups: list[Sequence[Item]] = []
+    commit_group = group.commit_group
+
+    def commit_and_record(connection: sqlite3.Connection, items: Any, now: int) -> Any:
+        groups.append(items)
+        return commit_group(connection, items, now)
+
+    monkeypatch.setattr(group, "commit_group", commit_and_record)
+    return groups
+
+
+async def fan_out(tx: Transaction, tenants: Sequence[str]) -> list[None]:
+    """A batched unit: those of the tenant `many` are owed to many."""
+    for tenant in tenants:
+        tx.charge(tenant, HEAVY if tenant == "many" else 1)
+    return [None] * len(tenants)
+
+
+async def test_rows_count_for_the_tenant_on_whose_account_they_are_written(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(tenant: str) -> Any:
+        return database.write_batched(fan_out, tenant, tenant=tenant)
+
+    await asyncio.gather(*(write(tenant) for tenant in ("many", "few", "many", "few")))
+    groups = record_groups(monkeypatch)
+    await asyncio.gather(*(write("many") for _ in range(20)), *(write("few") for _ in range(100)))
+    first = Counter(item.tenant for item in groups[0])
+    assert first == {"few": 100, "many": 1}
+    assert sum(map(len, groups)) == 120
