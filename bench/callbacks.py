@@ -33,7 +33,7 @@ def build_body(number: int) -> bytes:
     """Return a callback of one kilobyte; every number gives another body."""
     head = (
         b'{"code":200,"message":"success","data":{"task_id":"task_%012d","status":"completed",'
-        b'"output":{"image_urls":["https://cdn.example/%d.png"]},"log":"' % (number, number)
+        b'"output":{"image_urls":["https://cdn.example/%012d.png"]},"log":"' % (number, number)
     )
     return head + b"x" * (BODY_BYTES - len(head) - 3) + b'"}}'
 

@@ -22,8 +22,6 @@ SUITES = (
     *("subscribers", "neighbours"),
 )
 MINUTES = 10.0
-FUZZ_SHARE = 1 / 8
-QUICK_FUZZED, QUICK_FUZZ_SECONDS = 2, 2.0
 ALONE = ("subscribers", "neighbours")  # Which measure how fast the service is.
 SIDE_BY_SIDE = 8
 
@@ -56,23 +54,12 @@ async def attack(name: str, plan: Plan) -> tuple[Outcome, float]:
     except ImportError as error:
         return Outcome(not_run=f"{error.name or name} is not installed"), 0.0
     if name == "fuzz":
-        outcome = await asyncio.to_thread(_fuzz, module, plan)
+        outcome = await asyncio.to_thread(module.run, plan)
     else:
         outcome = await module.run(plan)
     seconds = time.perf_counter() - began
     print(f"{name}: {seconds:.0f} s, {len(outcome.broken)} broken", flush=True)
     return outcome, seconds
-
-
-def _fuzz(module: Any, plan: Plan) -> Outcome:
-    """Fuzz every target for a share of the minutes, or in a quick run a few for seconds."""
-    outcome: Outcome
-    if plan.quick:
-        names = random.Random(plan.seed).sample(module.NAMES, QUICK_FUZZED)
-        outcome = module.fuzz(names, QUICK_FUZZ_SECONDS, plan.folder)
-    else:
-        outcome = module.run(plan.minutes * FUZZ_SHARE, plan.folder)
-    return outcome
 
 
 async def attack_all(names: Sequence[str], plan: Plan) -> dict[str, dict[str, Any]]:

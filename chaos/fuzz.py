@@ -9,9 +9,12 @@ import importlib.util
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from chaos.outcome import Outcome
+from chaos.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = ("service", "tests.fuzz")
@@ -29,42 +32,55 @@ NAMES = (
 )
 BYTES_MAX = 8_192  # Of an input.
 INPUT_SECONDS, MEGABYTES = 20, 2_048  # The limits of one input.
-GRACE_SECONDS = 60.0
+GRACE_SECONDS = 60
+QUICK_INPUTS = 1_000  # Of each target in a quick run.
+SHARE = 1 / 8  # Of the minutes of a run of all suites.
 PROMISE = "any bytes get an expected, bounded answer without secrets"
 
 
-def run(minutes: float, folder: Path) -> Outcome:
-    """Fuzz every target in turn for `minutes` in all; failing inputs are stored below `folder`."""
-    return fuzz(list(NAMES), minutes * 60 / len(NAMES), folder)
+class Limits(NamedTuple):
+    """When to stop, and what to begin with; the defaults mean what they mean to libFuzzer."""
+
+    seconds: int  # Of each target.
+    inputs: int = -1  # Without limit.
+    seed: int = 0  # A random one.
 
 
-def fuzz(names: list[str], seconds: float, folder: Path) -> Outcome:
-    """Fuzz each target for `seconds` in its own process."""
+def run(plan: Plan) -> Outcome:
+    """Fuzz every target in turn; failing inputs are stored below the plan's folder."""
+    if plan.quick:  # A number of inputs instead of a time, so that the seed repeats the run.
+        return fuzz(NAMES, Limits(GRACE_SECONDS, QUICK_INPUTS, plan.seed + 1), plan.folder)
+    seconds = max(1, round(plan.minutes * 60 * SHARE / len(NAMES)))
+    return fuzz(NAMES, Limits(seconds), plan.folder)
+
+
+def fuzz(names: Sequence[str], limits: Limits, folder: Path) -> Outcome:
+    """Fuzz each target in its own process."""
     total = Outcome()
     if importlib.util.find_spec("atheris") is None:
         total.not_run = "atheris is not installed: it has wheels for Linux only"
         return total
     for name in names:
-        total.add(_fuzz_one(name, max(1, round(seconds)), folder / name))
+        total.add(_fuzz_one(name, limits, folder / name))
     return total
 
 
-def _fuzz_one(name: str, seconds: int, folder: Path) -> Outcome:
+def _fuzz_one(name: str, limits: Limits, folder: Path) -> Outcome:
     """Fuzz one target; each input that fails is a broken promise."""
     outcome, corpus, failed = Outcome(), folder / "corpus", folder / "failed"
     failed.mkdir(parents=True, exist_ok=True)
     corpus.mkdir(exist_ok=True)
     before = set(failed.iterdir())
-    command = [sys.executable, "-m", "chaos.fuzz", name, "--child", "--seconds", str(seconds)]
+    command = [sys.executable, "-m", "chaos.fuzz", name, "--child", "--folder", str(folder)]
+    for option, value in limits._asdict().items():
+        command += [f"--{option}", str(value)]
     with (folder / "log").open("wb") as log:
-        child = subprocess.Popen(
-            [*command, "--folder", str(folder)], cwd=ROOT, stdout=log, stderr=log
-        )
+        child = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         try:
-            code: int | str = child.wait(seconds + GRACE_SECONDS)
+            code: int | str = child.wait(limits.seconds + GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             child.kill()
-            code = f"killed {GRACE_SECONDS:.0f} s after its time was up"
+            code = f"killed {GRACE_SECONDS} s after its time was up"
     output = (folder / "log").read_text("utf-8", "replace")
     outcome.tries = _count_inputs(output)
     outcome.faults[name] = outcome.tries
@@ -93,7 +109,7 @@ def _find_error(output: str) -> str:
     return errors[0].strip()[:300] if errors else output[-300:]
 
 
-def _run_child(name: str, seconds: int, folder: Path) -> None:
+def _run_child(name: str, limits: Limits, folder: Path) -> None:
     """Fuzz until the time is up; libFuzzer then ends the process."""
     import atheris  # noqa: PLC0415  only the child needs it
 
@@ -103,7 +119,9 @@ def _run_child(name: str, seconds: int, folder: Path) -> None:
     for data in seeds.of(name):
         (folder / "corpus" / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
     options = {
-        "max_total_time": seconds,
+        "max_total_time": limits.seconds,
+        "runs": limits.inputs,
+        "seed": limits.seed,
         "max_len": BYTES_MAX,
         "timeout": INPUT_SECONDS,
         "rss_limit_mb": MEGABYTES,
@@ -136,19 +154,22 @@ def main() -> int:
         "--folder", type=Path, help="where the corpus and failing inputs are stored"
     )
     parser.add_argument("--input", type=Path, help="read this file once by one target")
+    parser.add_argument("--inputs", type=int, default=-1, help="at most, for each target")
+    parser.add_argument("--seed", type=int, default=0, help="random by default")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.names if name not in NAMES]:
         parser.error(f"no such target: {', '.join(unknown)}")
-    names = arguments.names or list(NAMES)
+    names = arguments.names or NAMES
     if arguments.input:
         _read_input(names[0], arguments.input)
         return 0
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="genhook-fuzz-"))
+    limits = Limits(arguments.seconds, arguments.inputs, arguments.seed)
     if arguments.child:
-        _run_child(names[0], arguments.seconds, folder)
+        _run_child(names[0], limits, folder)
         return 0
-    outcome = fuzz(names, arguments.seconds, folder)
+    outcome = fuzz(names, limits, folder)
     if outcome.not_run:
         print(outcome.not_run)
     for name, tries in outcome.faults.items():

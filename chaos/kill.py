@@ -47,10 +47,11 @@ POINTS = (
     Point("submit._claim_due", creates=BUSY),
     Point("idempotency.store_answer", 10),
     Point("ingest.store_hints", 4, trust="confirm"),
-    Point("ingest.write_proofs", 4, trust="body"),
+    Point("proofs.write_proofs", 4, trust="body"),
     Point("callbacks.reject", forged_share=1.0),
     Point("answers.Answers.record", 4, trust="confirm"),
-    Point("answers.plan_without_task", trust="confirm", creates=SLOW),
+    Point("answers.plan_after_submission", trust="confirm", creates=SLOW),
+    Point("generations.confirm_submissions"),
     Point("deadlines.expire", creates=LOST),
     Point("deliveries.record_attempts", 12),
     Point("health._record_with_health", 2),
@@ -62,6 +63,7 @@ POINTS = (
     Point("retention._delete_unreferenced.idempotency_delete_old"),
     Point("retention._delete_unreferenced.stats_delete_old"),
     Point("retention._delete_unreferenced.replays_delete_old"),
+    Point("retention._delete_unreferenced.rests_delete_old"),
     Point("retention._delete_old.deliveries_old", aged=True),
     Point("retention._delete_old.events_old", aged=True),
     Point("retention._delete_old.generations_old", aged=True),
@@ -71,7 +73,7 @@ POINTS = (
 ELSEWHERE = (
     *("keys.revoke", "keys.record_uses", "signing_secret."),
     *("deliveries.retry", "deliveries.cancel", "replays."),
-    *("deadlines.move_on", "submit._put_off", "submit._put_back"),
+    *("deadlines.move_on", "submit._put_off", "submit._put_back", "answers.plan_without_task"),
 )
 
 

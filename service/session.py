@@ -108,21 +108,28 @@ class Session:
         self._look_at = now  # Until the look has succeeded, it is due.
         for signal in msgspec.structs.astuple(self.context.signals):
             signal.set()
-        changes = await self.context.database.read(
-            subscribers.changes_since, self._subscribers_revision
-        )
-        self.dispatcher.reload_changed(changes)
-        self._subscribers_revision = changes.revision
+        await self._follow_changes()
         lanes = await self.dispatcher.scan()
         self._look_at = now + LOOK_EVERY_MS
         self._rest_until = now + lanes * SECOND // LANES_PER_SECOND
         return self._look_at
 
+    async def _follow_changes(self) -> None:
+        """Have the lanes of subscribers that were changed read them again."""
+        changes = await self.context.database.read(
+            subscribers.changes_since, self._subscribers_revision
+        )
+        self.dispatcher.reload_changed(changes)
+        self._subscribers_revision = changes.revision
+
     async def watch(self, now: int) -> int:
         """Look at the rows at first, after a commit of another process, and once a minute.
 
         A commit is looked for before the rows are: what is committed meanwhile is seen next time.
+        Subscribers are looked at each time: the writer, who is asked for commits, may be busy.
         """
+        if self._look_at is not None:
+            await self._follow_changes()
         if await self.ownership.other_process_committed() and self._look_at is not None:
             self._look_at = min(self._look_at, self._rest_until)
         if self._look_at is None or now >= self._look_at:

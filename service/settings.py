@@ -121,9 +121,10 @@ def _upstream_url(value: str) -> str:
 def _secret_keys(value: str) -> tuple[str, ...]:
     keys = tuple(_text(key.strip()) for key in value.split(","))
     is_long = min(map(len, keys)) >= KEY_CHARACTERS_MIN
-    _require(is_long, f"each key must have at least {KEY_CHARACTERS_MIN} characters")
+    _require(is_long, f"must be keys of at least {KEY_CHARACTERS_MIN} characters each")
     _require(
-        all(map(_is_varied, keys)), "has a key that repeats itself: use `openssl rand -hex 32`"
+        all(map(_is_varied, keys)),
+        "must not have a key that repeats itself: use `openssl rand -hex 32`",
     )
     return keys
 
@@ -132,7 +133,7 @@ def _admin_key(value: str) -> str:
     is_key = value.startswith("ghk_") and len(value) >= KEY_CHARACTERS_MIN
     _require(is_key, f"must start with ghk_ and have at least {KEY_CHARACTERS_MIN} characters")
     is_varied = _is_varied(value.removeprefix("ghk_"))
-    _require(is_varied, "repeats itself: use `openssl rand -hex 32`, after ghk_")
+    _require(is_varied, "must not repeat itself: use `openssl rand -hex 32`, after ghk_")
     return _secret(value)
 
 

@@ -13,7 +13,7 @@ from service.api.asgi import NOSNIFF, DisconnectedError, read_body, send_problem
 from service.api.problem import Problem, internal_error, unavailable
 from service.api.signatures import SCHEMES, SignatureError
 from service.context import UPSTREAM, Context
-from service.generations import ingest
+from service.generations import ingest, proofs
 from service.model.clock import SECOND
 from service.model.errors import SettingsError, StorageError
 from service.model.ids import new_id
@@ -42,7 +42,7 @@ class Receiver:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._write_proofs = partial(ingest.write_proofs, context=context)
+        self._write_proofs = partial(proofs.write_proofs, context=context)
         self._rejections = Counter[tuple[int, str]]()  # Those of one second.
         settings = context.settings
         self._scheme = SCHEMES.get(settings.upstream_signature or "")
@@ -125,7 +125,7 @@ class Receiver:
             raise problem
         # Where a signature is required, nobody knows whether it would have been valid.
         if problem.status == 413 and self._scheme is None:
-            tenant = await self._tenant_of(arrival)
+            tenant = self._context.tokens.owner_of(arrival.generation_id)
             await self._context.database.write(callbacks.hint, arrival, tenant=tenant)
             self._context.signals.poll.set()
         await self._reject(arrival, problem.code, problem)
@@ -172,23 +172,15 @@ class Receiver:
             lines = lines[: bisect_right(list(sizes), bytes_max)]
         arrival.headers = self._context.redactor.headers(lines)
 
-    async def _tenant_of(self, arrival: Arrival) -> str | None:
-        """Return in whose turn a callback is stored; None if this process does not know it.
-
-        What it proves may be owed to many subscribers: then the tenant is read.
-        """
-        tenant = self._context.tokens.owner_of(arrival.generation_id)
-        if tenant is None and arrival.trust == "body":
-            return await self._context.database.read(callbacks.tenant_of, arrival.generation_id)
-        return tenant
-
     async def _store(self, arrival: Arrival) -> StoredCallback:
-        database, tenant = self._context.database, await self._tenant_of(arrival)
+        # In whose turn it is stored: nobody's own, if this process does not know whose it is.
+        tenant = self._context.tokens.owner_of(arrival.generation_id)
+        database = self._context.database
         write = partial(database.write_batched, tenant=tenant, held_bytes=len(arrival.body))
         stored: StoredCallback | None
         self._cut_headers(arrival, callbacks.HEADERS_BYTES_MAX)
         if arrival.trust == "body":
-            read_proof = partial(ingest.read_proof, self._context, arrival)
+            read_proof = partial(proofs.read_proof, self._context, arrival)
             proof = await reading.read(len(arrival.body), read_proof)
             stored = await write(self._write_proofs, proof)
         else:

@@ -274,11 +274,13 @@ class Lane(Struct, eq=False):
 
         in_flight: of all lanes that share the window, this attempt included.
         """
-        self.receiver.standing = PROVEN if attempt.error_code is None else FAILING
-        code = attempt.status_code
+        receiver, code = self.receiver, attempt.status_code
+        receiver.standing = PROVEN if attempt.error_code is None else FAILING
         if code is None or code == 429 or code >= 500:
+            receiver.note_failure(attempt.started_at)
             self.window.failed(attempt.started_at, now)
         else:
+            receiver.note_answer(now)
             self.window.answered(
                 attempt.duration_ms, attempt.started_at, now=now, in_flight=in_flight
             )

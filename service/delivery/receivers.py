@@ -13,7 +13,8 @@ from msgspec import Struct
 from service.delivery.window import Window
 from service.model.subscriber import Subscriber
 
-# How a receiver stands: its last attempt was answered with 2xx, there was none yet, or it failed.
+# How a receiver stands: its last attempt was answered with 2xx; there was none yet, or others that
+# began later have failed at its origin; or its last one failed.
 PROVEN, UNTRIED, FAILING = range(3)
 NOTIFY_IN_FLIGHT_MAX = 10  # Attempts to one receiver on account of all `notify_url`s together.
 
@@ -35,12 +36,18 @@ class Rest(Struct, frozen=True):
     since: int  # When it was asked for.
 
 
+class Origin(Struct, eq=False):
+    """What the last attempts say of an origin, whichever lane made them."""
+
+    failed_from: int = 0  # When the latest began of those that have failed.
+
+
 class Receiver:
     """What all lanes to a receiver share. It lives as long as one of them."""
 
     __slots__ = (
-        *("__weakref__", "slow_until", "standing", "window", "narrower", "_wider"),
-        *("_latest_turn", "_stored_until", "_unstored"),
+        *("__weakref__", "slow_until", "standing", "window", "origin", "narrower", "_wider"),
+        *("_answered_at", "_latest_turn", "_stored_until", "_unstored"),
     )
 
     def __init__(self, wider: "Receiver | None" = None, window: Window | None = None) -> None:
@@ -48,6 +55,8 @@ class Receiver:
         # here, as each attempt asks for it.
         self.slow_until = 0
         self.standing = UNTRIED  # Of the narrower one, whose lanes have their slots by it.
+        self._answered_at = 0
+        self.origin: Origin = Origin() if wider is None else wider.origin
         self.window = window  # Only for `notify_url`s, which share it.
         self._wider = wider
         self.narrower: WeakSet[Receiver] | None = None
@@ -59,6 +68,23 @@ class Receiver:
         self._stored_until = 0
         self._unstored: set[Rest] = set()
         self._latest_turn = 0  # When the latest was stored, as Receivers counts.
+
+    # How it stands. An origin that hangs fails all its lanes: one that failed there is enough to
+    # doubt the others. Each is moved when its turn comes, as there may be thousands.
+
+    def note_answer(self, now: int) -> None:
+        """Note that it has answered, after whatever failed at its origin before."""
+        self._answered_at = max(now, self.origin.failed_from)
+
+    def note_failure(self, started_at: int) -> None:
+        """Note that an attempt has failed, and that the trouble may be the origin's."""
+        self.origin.failed_from = max(started_at, self.origin.failed_from)
+
+    def is_doubted(self) -> bool:
+        """True if it stands as proven, but an attempt failed at its origin that began later."""
+        return self.origin.failed_from > self._answered_at and self.standing == PROVEN
+
+    # Its rest.
 
     def set_stored(self, until: int, turn: int) -> None:
         """Take over what a read has found that began at `turn`."""

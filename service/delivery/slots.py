@@ -1,8 +1,8 @@
 """The slots: how many attempts all lanes together may have under way, shared fairly.
 
-Slots belong to lanes, lanes to receivers, receivers to tenants, and each level has its share. The
-receivers of a tenant that have not answered well are a part of it, and those of them that fail are
-a part of that. To take and free a slot only counts. Who has the next turn is found out where
+Slots belong to lanes, lanes to receivers, receivers to tenants, and each level has its share. What
+has not answered well of a tenant, or is doubted since, is a part of it, and what fails of that is a
+part of this part. To take and free a slot only counts. Who has the next turn is found out where
 somebody waits.
 """
 
@@ -10,7 +10,7 @@ from heapq import heapify, heappop, heappush
 from weakref import WeakValueDictionary
 
 from service.delivery.lanes import Lane
-from service.delivery.receivers import FAILING
+from service.delivery.receivers import FAILING, UNTRIED
 from service.delivery.shares import PUSHES, Entry, Share
 
 FAILING_SHARE = 4  # A quarter of the slots is not for lanes that fail.
@@ -44,7 +44,9 @@ class Slots:
 
     def are_free_for(self, lane: Lane) -> bool:
         """True if the lane may start another attempt."""
-        share: Share | None = lane.share or self.find_share(lane)
+        share = lane.share
+        if share is None or lane.receiver.is_doubted():
+            share = self.find_share(lane)
         while share is not None and share.has_room(self.free):
             share = share.parent
         return share is None
@@ -76,6 +78,23 @@ class Slots:
         """Take the next lane with enough free slots; those that hold the fewest come first."""
         if not (self.waiting or self._moved) or not self.free:
             return None
+        while (share := self._next_share()) is not None:
+            lane = self.waiting[share]
+            if not lane.receiver.is_doubted():
+                self._end_turn(share)
+                return self.waiting.pop(share)
+            self.find_share(lane)  # And waits on, among those that are as new.
+        return None
+
+    def _end_turn(self, share: Share) -> None:
+        """Give the share, and those that it is a part of, another turn if they wait again."""
+        self._moved[share] = None
+        each: Share | None = share
+        while each is not None:
+            each.entry, each = None, each.parent
+
+    def _next_share(self) -> Share | None:
+        """Return the share of the lane that has the next turn, if enough slots are free for it."""
         for moved in self._moved:  # Who came first has the first turn.
             self._place(moved)
         self._moved.clear()
@@ -85,13 +104,13 @@ class Slots:
         while first is not None:
             share = first[3]
             first = _first_of(share)
-        share.entry = None  # If it waits again, it has another turn.
-        self._moved[share] = None
-        return self.waiting.pop(share)
+        return share
 
     def find_share(self, lane: Lane) -> Share:
         """Return the lane's share, moved to where its receiver stands now with what it holds."""
         assert lane.recipient is not None
+        if lane.receiver.is_doubted():
+            lane.receiver.standing = UNTRIED
         subscriber, origin = lane.recipient.subscriber, lane.recipient.target.origin
         path, name = [subscriber.tenant], origin
         part = self._part(self._root, TENANT_WEIGHT, *path)

@@ -6,7 +6,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from service.context import Context
-from service.generations import budget, deadlines, hints, judge, schedule
+from service.generations import budget, deadlines, hints, ingest, judge, schedule
 from service.generations.ingest import Batch, Reply
 from service.generations.sightings import Sightings
 from service.model.clock import SECOND
@@ -34,13 +34,11 @@ class Answers:
             by_id[id_] = reply = await judge.judge_recorded(tx, self.context, batch, by_id[id_])
             exchanges.append(replace(reply.exchange, number=self._apply(batch, reply)))
         await generations.record_exchanges(tx, exchanges)
-        judge.share_outcomes(batch, by_id)
+        judge.share_outcomes(batch, {id_: reply.update for id_, reply in by_id.items()})
         await hints.use_hints(tx, self.context, batch, by_id)
         if pause_ms := max(reply.pause_ms for reply in replies):
             await generations.put_pause(tx, tx.now + pause_ms)
         await batch.write()
-        if any(generation.submit_at is not None for generation in batch.generations.values()):
-            tx.after_commit(self.context.signals.submit.set)  # A hint may have held it.
         return [None] * len(replies)
 
     def _apply(self, batch: Batch, reply: Reply) -> int:
@@ -53,6 +51,8 @@ class Answers:
         in_trouble = reply.exchange.outcome in ("absent", "unwell", "other_task")
         generation = batch.change(
             id_,
+            # Something named the task, if only a callback: upstream has it, whatever it answers.
+            **ingest.submission_changes(generation, "taken"),
             task_id=generation.task_id or (reply.task_id if reply.update else None),
             poll_count=generation.poll_count + 1,
             last_poll_at=asked_at,
@@ -127,4 +127,6 @@ def _next_poll(
         due_at = schedule.next_poll(context, generation, polls, now)
         if isinstance(reply.answer, wire.Report) and reply.answer.possible:
             due_at = min(due_at, now + POSSIBLE_POLL_MS)
+    if reply.exchange.at >= generation.deadline_at:
+        return {"next_poll_at": now + deadlines.OVERDUE_POLL_MS}
     return {"next_poll_at": min(due_at, generation.deadline_at)}

@@ -6,7 +6,7 @@ from service.context import Context
 from service.generations import ingest, schedule
 from service.generations.ingest import Batch, Reply, Update
 from service.generations.stuck import LOOK_AGAIN_MS, Stuck
-from service.model.clock import DAY
+from service.model.clock import DAY, SECOND
 from service.model.errors import StorageError
 from service.model.generation import Generation
 from service.store import generations
@@ -16,6 +16,9 @@ from service.upstream import wire
 
 EXPIRED_MAX = 100
 HARD_END_MS = DAY  # So long after its deadline a generation ends that could never be asked about.
+# So long after the deadline an answer of this kind is no answer yet.
+PATIENCE_MS = {"throttled": HARD_END_MS, "other_task": 10 * SECOND}
+OVERDUE_POLL_MS = 2 * SECOND  # Between questions about a generation past its deadline.
 
 DEADLINE_MESSAGE = "No outcome by the deadline. A late result is still accepted."
 NEVER_SENT = " It was never submitted."
@@ -84,13 +87,13 @@ async def expire(tx: Transaction, context: Context, id_: str) -> None:
 def end_of(generation: Generation, reply: Reply) -> Update | None:
     """Return the end of a generation that was asked about at or after its deadline without one.
 
-    A 429 is no answer about the task: the question is repeated, for HARD_END_MS at most.
+    A 429, or an answer about another task, says nothing of this one: the question is repeated, for
+    as long as PATIENCE_MS says.
     """
-    is_throttled = reply.exchange.outcome == "throttled"
-    ends_at = generation.deadline_at + (HARD_END_MS if is_throttled else 0)
-    if reply.exchange.at < ends_at:
+    outcome = reply.exchange.outcome
+    if reply.exchange.at < generation.deadline_at + PATIENCE_MS.get(outcome, 0):
         return None
-    if is_throttled:
+    if outcome == "throttled":
         return NOT_ASKED
     answer = reply.answer
     is_unknown = isinstance(answer, wire.Report) and (answer.possible or not answer.recognised)

@@ -1,7 +1,8 @@
 """Compares upstream's answer with the question, and decides what one answer does not prove."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -23,7 +24,7 @@ from service.store import generations
 from service.store.database import Row, Transaction
 from service.store.rows import json_text
 from service.telemetry import log, metrics
-from service.upstream import wire
+from service.upstream import documents, reading, wire
 
 _log = log.get()
 
@@ -41,7 +42,14 @@ async def judge_submission(
     a callback and a learned name: who has the task only by these loses it.
     """
     answer = reply.answer
-    ids = answer.other_ids(None) if isinstance(answer, wire.Report) else ()
+    if not isinstance(answer, wire.Report):
+        return reply
+    names = answer.names if answer.task_ids else ()
+    if names and await generations.another_has_task(tx, names, generation.id):
+        # Beside the id of the new task stand others: the task is asked about by its own.
+        answer = wire.Report("processing", answer.task_id, answer.task_ids)
+        reply = replace(reply, answer=answer, update=ingest.update_of(context, answer))
+    ids = answer.other_ids(None)
     if not ids:
         return reply
     holders = await generations.holders_of_tasks(tx, ids, generation.id)
@@ -102,13 +110,15 @@ async def judge_recorded(tx: Transaction, context: Context, batch: Batch, reply:
     return await _with(context, reply, wire.NoReport("other_task", message=message))
 
 
-def share_outcomes(batch: Batch, replies: Mapping[str, Reply]) -> None:
-    """Give the outcome of a task to all that share it: one question, an outcome for each."""
-    for id_, reply in replies.items():
-        source, update = batch.generations.get(id_), reply.update
+def share_outcomes(batch: Batch, updates: Mapping[str, ingest.Update | None]) -> None:
+    """Give the outcome of a task to all that share it: one report, an outcome for each."""
+    for id_, update in updates.items():
+        source = batch.generations.get(id_)
         if source is None or update is None or update.status not in ("succeeded", "failed"):
             continue
-        for other in [other for key, other in batch.generations.items() if key not in replies]:
+        if source.status != update.status:
+            continue  # It was not applied.
+        for other in [other for key, other in batch.generations.items() if key not in updates]:
             is_equal = (other.model, other.input) == (source.model, source.input)
             if is_equal and other.task_id == source.task_id:
                 batch.ingest(other.id, update)
@@ -129,11 +139,12 @@ async def judge(
     is_of_another = answer.task_ids and reply.task_id not in answer.task_ids
     if is_of_another and not await _is_alias(context, sightings, generation, others[0], now):
         return await _other_task(context, reply, others[0])
-    # Beside its own id, what ends it may name another generation's task: it may be that one's end.
     may_end = answer.state != "processing" or answer.possible is not None
-    another_has = partial(context.database.read, generations.another_has_task)
-    if others and may_end and await another_has(others, generation.id):
-        return await _other_task(context, reply, others[0])
+    if others and may_end:
+        own_end = await _own_end(context, generation, answer, reply.task_id)
+        if own_end is None:
+            return await _other_task(context, reply, others[0])
+        answer = own_end
     if is_of_another:
         # The task keeps the id by which it can be asked about.
         answer = replace(answer, task_id=reply.task_id)
@@ -142,6 +153,48 @@ async def judge(
     if answer.possible and _is_proved(sightings, generation, answer, now):
         answer = replace(answer.possible, task_id=answer.task_id)
     return reply if answer is reply.answer else await _with(context, reply, answer)
+
+
+async def _own_end(
+    context: Context, generation: Generation, answer: wire.Report, task_id: str | None
+) -> wire.Report | None:
+    """Return an answer without what names tasks of other generations; None: its end may be theirs.
+
+    Beside its own task it may show others, such as the latest ones of the account.
+    """
+    read = partial(context.database.read, generations.holders_of_tasks)
+    holders = await read(answer.other_ids(task_id), generation.id)
+    if not holders:
+        return answer
+    theirs = {holder["task_id"] for holder in holders}
+    body = json_text(_without(answer.raw, theirs, {task_id, *answer.task_ids})).encode()
+    read_poll = partial(wire.read_poll, 200, {}, body, task_id, generation.input)
+    own = await reading.read(len(body), read_poll)
+    if not isinstance(own, wire.Report) or _end(own) != _end(answer):
+        return None
+    return None if await read(own.other_ids(task_id), generation.id) else own
+
+
+def _end(answer: wire.Report) -> tuple[str, bool, bool]:
+    files = (answer.possible or answer).files
+    return answer.state, answer.possible is not None, bool(files)
+
+
+def _without(value: Any, theirs: Collection[str], own: Collection[str | None]) -> Any:
+    """Return decoded JSON without the objects that name one of their tasks, and not its own."""
+    if isinstance(value, list):
+        return [_without(item, theirs, own) for item in value if not _is_of(item, theirs, own)]
+    if not isinstance(value, dict):
+        return value
+    pairs = value.items()
+    return {k: _without(v, theirs, own) for k, v in pairs if not _is_of(v, theirs, own)}
+
+
+def _is_of(value: Any, theirs: Collection[str], own: Collection[str | None]) -> bool:
+    if not isinstance(value, dict):
+        return False
+    ids = {*documents.task_ids_of(value), *documents.ids_as(value, "task", "job", "other")}
+    return not ids.isdisjoint(theirs) and ids.isdisjoint(own)
 
 
 async def _other_task(context: Context, reply: Reply, other_id: str) -> Reply:
@@ -201,6 +254,8 @@ async def _is_alias(
     Resellers show the id of the service behind them. A name is kept in rows, and one that a second
     generation meets is revoked for good.
     """
+    if context.redactor.json(other_id) != other_id:
+        return False  # Upstream repeats a secret of ours, such as the callback URL.
     database, id_ = context.database, generation.id
     is_name = await database.read(generations.is_name, other_id, id_)
     if await database.read(generations.another_has_task, [other_id], id_):

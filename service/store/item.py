@@ -2,16 +2,16 @@
 
 import asyncio
 import math
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from service.store.database import Unit
 
 HEAVY_ROWS = 50  # Of a unit that is charged for what it writes; fewer are as many as usual.
 
 
-@dataclass(slots=True, eq=False)
-class Item:
+class Item(msgspec.Struct, eq=False):
     """A unit in the queue. Items of the same batched unit run in one call."""
 
     unit: Unit[Any]
@@ -21,8 +21,9 @@ class Item:
     tenant: str | None = None  # In whose turn it runs; None: in that of all who are no tenant.
     held_bytes: int = 0  # Of what a client or upstream sent, which waits in memory.
     ends_at: float = math.inf  # When its caller stops waiting, by the loop's clock.
-    future: asyncio.Future[Any] = field(default_factory=asyncio.Future)
+    future: asyncio.Future[Any] = msgspec.field(default_factory=asyncio.Future)
     has_run: bool = False  # In the latest group that took it.
     rows: int | None = None  # That it wrote, if its unit counts them; few count as none.
+    seconds: float = 0.0  # That it took, with those that ran in the same call after it.
     result: Any = None
     error: BaseException | None = None

@@ -1,9 +1,10 @@
 """The lines of those who wait to write: one for each tenant, which come to their turns by rows.
 
 A unit may write ten rows or a thousand. So a turn is no number of units: who has written fewer rows
-is next, and a group ends after so many. How many rows a unit writes is known only afterwards, and
-then for the next one of its kind and tenant; of a tenant's first ones, a group takes few. Heavy
-ones have a line of their own, so that a tenant's requests do not queue behind its own webhooks.
+is next, and a group ends after so many; after fewer where the last groups ran for long. How many
+rows a unit writes is known only afterwards, and then for the next one of its kind and tenant; of a
+tenant's first ones, a group takes few. Heavy ones have a line of their own, so that a tenant's
+requests do not queue behind its own webhooks.
 """
 
 import heapq
@@ -15,6 +16,8 @@ from service.store.item import HEAVY_ROWS, Item
 GROUP_MAX = 512  # Units in a group, if none of them is heavy.
 UNIT_ROWS = 3  # An ordinary unit takes as long as so many deliveries, each with its indexes.
 GROUP_ROWS = GROUP_MAX * UNIT_ROWS
+GROUP_SECONDS = 0.1  # A group that runs for longer, without its sync, was too large.
+GROUP_ROWS_MIN = 32 * UNIT_ROWS
 UNKNOWN_ROWS = 200  # The first ones of a tenant count for so many, where others' were counted.
 WEIGHTS_MAX = 10_000  # Kinds of units that are remembered.
 COUNTED_MAX = 1_000
@@ -42,6 +45,7 @@ class Lines:
         self._rows = 0  # When it was the turn of the last item that was taken.
         self._arrivals = 0
         self._count = 0
+        self._room = GROUP_ROWS  # Of a group, by how long the last ones ran.
         self._counted: set[object] = set()  # Units that count the rows that they write.
         self._weights: dict[_Kind, int] = {}  # Their rows by kind, 0 unless they are heavy.
 
@@ -65,7 +69,7 @@ class Lines:
     def take(self) -> list[Item]:
         """Take the items of the next group: one at least, if any waits."""
         taken: list[Item] = []
-        room, turns = GROUP_ROWS, self._turns
+        room, turns = self._room, self._turns
         counted, weights = self._counted, self._weights
         while turns:
             turn, arrival, line = turns[0]
@@ -106,10 +110,17 @@ class Lines:
         One of a kind may write few rows and the next one many: what was many is forgotten slowly.
         """
         most: dict[_Kind, int] = {}
+        seconds = 0.0
         for item in items:
-            if item.rows is not None:
+            seconds += item.seconds
+            # Of a unit that counts its rows, no count means few.
+            if item.has_run and (item.rows is not None or item.unit in self._counted):
                 kind: _Kind = item.tenant, item.unit
-                most[kind] = max(item.rows, most.get(kind, 0))
+                most[kind] = max(item.rows or 0, most.get(kind, 0))
+        if seconds > GROUP_SECONDS:
+            self._room = max(self._room // 2, GROUP_ROWS_MIN)
+        elif seconds < GROUP_SECONDS / 4:
+            self._room = min(self._room * 2, GROUP_ROWS)
         for kind, rows in most.items():
             self._weigh(kind, max(rows, self._weights.get(kind, 0) * 3 // 4))
 

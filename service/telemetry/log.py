@@ -138,7 +138,7 @@ def _make_background_writer(stream: Stream, redactor: Redactor) -> Write:
     if file is None:  # It was closed when the process started.
         return lambda _line: metrics.log_lines_dropped.add(1)
     try:
-        writer = LineWriter(file.fileno(), redactor.texts)
+        writer = LineWriter(file.fileno(), redactor.lines)
     except (OSError, ValueError):  # Something that is not a file took its place.
         return _make_direct_writer(stream, redactor)
     atexit.register(writer.drain, DRAIN_SECONDS)
@@ -152,7 +152,7 @@ def _make_direct_writer(stream: Stream, redactor: Redactor) -> Write:
         file = getattr(sys, stream)
         with contextlib.suppress(OSError, ValueError):  # That nobody reads is no reason to stop.
             if file is not None:
-                file.write(redactor.text(line) + "\n")
+                file.write(redactor.line(line) + "\n")
                 file.flush()
 
     return write

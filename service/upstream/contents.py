@@ -61,6 +61,7 @@ class Contents:
         self.inner_ids: list[str] = []  # Of these, those that are ids of tasks.
         self.job_ids: list[str] = []  # And those that may be of a job behind a task.
         self._task_ids = task_ids
+        self._tasks_within: list[tuple[JsonObject, _Spot]] = []
         self._unknown = UNKNOWN
         self._json_texts = self._json_depth = 0
 
@@ -109,10 +110,12 @@ class Contents:
         for item in items:
             kind = type(item)
             if kind is dict:
-                # Beside the task, a list may hold other tasks: nothing of theirs is the task's.
+                # Beside a result, a list may hold other tasks: nothing of theirs is the task's.
                 ids = task_ids_of(item) if self._task_ids else ()
                 if ids and not any(id_ in self._task_ids for id_ in ids):
                     self.names += ids
+                    if spot.may_hold_parts:
+                        self._tasks_within.append((item, spot))
                     continue
                 word = _word(item)
                 has_word = has_word or word is not None
@@ -124,6 +127,17 @@ class Contents:
                 self._look_into_list(item, role, spot)
         if has_word and spot.may_hold_parts:
             self.parts += parts
+
+    def look_into_tasks_within(self) -> None:
+        """Take the tasks within the task for its parts if it has neither a part nor a result else.
+
+        Their ids stand among the names: one of another generation's makes the answer that one's.
+        """
+        if self.parts or any(text.place == RESULT for text in self.texts):
+            return
+        for item, spot in tuple(self._tasks_within):
+            self.parts.append(Part(_word(item), item))
+            self.look_into(item, spot)
 
     def _note_text(self, text: Text) -> None:
         if text.role.may_hold_link or text.type_role.is_url:
@@ -171,6 +185,8 @@ def read_contents(document: Document) -> Contents:
     """Go through a task, then through the envelope around it."""
     contents = Contents(document.task_ids)
     contents.look_into(document.task)
+    if document.state == "succeeded":
+        contents.look_into_tasks_within()
     if document.root is not document.task:
         contents.look_around({**document.root, document.key: None})
     return contents

@@ -133,9 +133,12 @@ def _held(
         if len(items) > 1 and (item := _item(items, asked_id)):
             return root, key, item
     inner = {key: _only(root[key]) for key in _TASK_KEYS if key in root}
+    if len(root) == 1:
+        inner = _enclosed(root) | inner
     objects = {key: value for key, value in inner.items() if isinstance(value, dict)}
     for key, object_ in objects.items():
-        if task_ids_of(object_) or _is_task(object_):
+        is_asked = asked_id is not None and asked_id in ids_of(object_)
+        if is_asked or task_ids_of(object_) or _is_task(object_):
             return root, key, object_
     # What an envelope says of trouble would be lost within it.
     if depth and _code(root) is None:
@@ -146,6 +149,15 @@ def _held(
         if key in objects and not isinstance(root[key], list) and status_word(objects[key]):
             return root, key, objects[key]
     return None
+
+
+def _enclosed(root: JsonObject) -> JsonObject:
+    """Return the object that is all that another holds, under any name but that of a file.
+
+    Leonardo's is `generations_by_pk` (docs.leonardo.ai/reference/getgenerationbyid).
+    """
+    pairs = ((key, value, ROLES[key]) for key, value in root.items())
+    return {k: v for k, v, role in pairs if role.place == UNKNOWN and not role.is_echo}
 
 
 def _lists(object_: JsonObject) -> list[tuple[str, list[Any]]]:

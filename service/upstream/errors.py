@@ -5,6 +5,7 @@ from itertools import chain
 from typing import Any
 
 from service.upstream.documents import Document
+from service.upstream.names import ROLES
 from service.upstream.scalars import JsonObject, first_text, number_of, text_of, values_of
 from service.upstream.vocabulary import CODES_FINE, state_of
 
@@ -18,9 +19,6 @@ _NO_ERROR_CODES = {None, *CODES_FINE}
 _ERROR_KEYS = ("error", "errors", "errorMessage", "error_message", "failMsg")
 ERRORS_MAX = 10  # Of a list.
 _OUTPUT_KEYS = ("output", "result")
-# progress_percent: novita.ai/docs/api-reference/model-apis-task-result; percent:
-# piapi.ai/docs/hailuo-api/generate-video.
-_PROGRESS_KEYS = ("progress", "progress_percent", "percent")
 _PROGRESS = re.compile(r"[0-9]{1,3}(\.[0-9]+)?")
 
 
@@ -81,8 +79,8 @@ def is_partial(object_: JsonObject) -> bool:
     """Whether an object, or its result, is not complete: a progress below 100, or below 1.0."""
     for part in (object_, object_.get("output"), object_.get("result")):
         if type(part) is dict:
-            for key in _PROGRESS_KEYS:
-                if key in part and _is_below_all(part[key]):
+            for name, value in part.items():
+                if ROLES[name].is_progress and _is_below_all(value):
                     return True
     return False
 

@@ -9,7 +9,8 @@ _RESULT_LIST = """
     responsedata data file files fileurl url urls downloadurl video videos videourl videourls audio
     audios audiourl audiourls resultimageurl resultvideourl b64json imagebase64 gcsuri
     bytesbase64encoded sample assets videoinfo content generated creations payload modelurl
-    modelurls textureurls renderedimage
+    modelurls textureurls renderedimage generatedimages
+    artifacts base64 candidates
 """
 _RESULTS = frozenset(_RESULT_LIST.split())
 # What stands under these is a result, or an input where upstream repeats the request.
@@ -20,6 +21,7 @@ _MODELS = frozenset(("model", "basemodel", "pbrmodel"))
 _ECHO_LIST = """
     input origin source stream reference mask face request param prompt metadata model callback
     webhook notify status polling cancel doc help generateparam parent responseurl error
+    deleteurl uploadurl detailurl detailsurl
 """
 _ECHOES = tuple(_ECHO_LIST.split())
 # What begins so shows a result, and is none beside it.
@@ -34,9 +36,24 @@ _TASK_IDS = frozenset(("taskid", "taskuuid", "workid"))
 # These may name a task too, or a request, or what a service behind upstream makes of it.
 _JOB_IDS = frozenset(("jobid", "predictionid", "generationid", "operationid", "uuid"))
 _OTHER_IDS = frozenset(("id", "requestid"))
+# What ends so has an id, of anything; what ends like the last ones, one that comes with any answer.
+_ID_ENDS = ("id", "ids")
+_ENVELOPE_LIST = """
+    requestid requestuuid reqid traceid spanid logid correlationid rayid errorid incidentid userid
+    clientid customerid accountid tenantid teamid orgid organizationid organisationid projectid
+    appid keyid modelid regionid quotaid paid valid invalid void
+"""
+_ENVELOPE_ENDS = tuple(_ENVELOPE_LIST.split())
 # Only of an answer about a task that was just made: it may be queued, and can be asked about there.
 _PLACE_LIST = "queueposition positioninqueue statusurl responseurl pollingurl cancelurl"
 _PLACES = frozenset(_PLACE_LIST.split())
+# How much of a task is done. progress_percent: novita.ai/docs/api-reference/model-apis-task-result;
+# percent: piapi.ai/docs/hailuo-api/generate-video.
+_PROGRESS_LIST = """
+    progress progresspercent progresspercentage progressrate percent percentage percentcomplete
+    percentcompleted completion completionpercent completionpercentage
+"""
+_PROGRESS = frozenset(_PROGRESS_LIST.split())
 # For a URL without a known extension: the first of these words that its name contains.
 _TYPE_BY_WORD = {"video": "video/mp4", "audio": "audio/mpeg", "image": "image/png"}
 _FILE_WORDS = ("file", *_TYPE_BY_WORD)
@@ -56,6 +73,7 @@ class Role(NamedTuple):
     key: str
     place: int  # RESULT, PICTURE or UNKNOWN.
     id: Id | None  # What an id under the name may be the id of.
+    names_any: bool  # Whether what stands under it may name a task, though nobody knows the name.
     is_echo: bool
     is_model: bool
     is_preview: bool
@@ -64,6 +82,7 @@ class Role(NamedTuple):
     names_file: bool  # A path may stand under it.
     may_hold_link: bool
     may_hold_parts: bool
+    is_progress: bool
     is_of_queue: bool  # Only a task that was taken has what stands under it.
     media_type: str  # Of a file under it whose URL does not tell.
 
@@ -87,6 +106,7 @@ def _role(name: str) -> Role:
         key=key,
         place=place,
         id="task" if is_task_id else "job" if is_job_id else "other" if key in _OTHER_IDS else None,
+        names_any=key.endswith(_ID_ENDS) and not key.endswith(_ENVELOPE_ENDS),
         is_echo=place == UNKNOWN and key.startswith(_ECHOES),
         is_model=key in _MODELS,
         is_preview=key.startswith(_PREVIEWS),
@@ -95,6 +115,7 @@ def _role(name: str) -> Role:
         names_file=place != UNKNOWN and any(word in key for word in _FILE_WORDS),
         may_hold_link=is_url or place != UNKNOWN or key in _MODELS,
         may_hold_parts=place != UNKNOWN or key in _PARTS,
+        is_progress=key in _PROGRESS,
         is_of_queue=key in _PLACES,
         media_type=next(types, "application/octet-stream"),
     )

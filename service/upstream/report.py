@@ -97,8 +97,7 @@ def read_report(document: Document, request: results.Request = results.NOTHING) 
         # A final word above parts that are open is no end.
         is_open = state == "failed" and _has_open_part(contents)
         return report if is_open else _as_failed(report, document)
-    is_partial = errors.is_partial
-    if document.may_be_of_request and (is_partial(document.task) or is_partial(document.root)):
+    if document.may_be_of_request and _is_partial(document):
         return report
     if not contents.parts:
         return _read_success(report, document, contents, request)
@@ -123,6 +122,12 @@ def _with_names(report: Report, contents: Contents) -> Report:
 
 def _has_open_part(contents: Contents) -> bool:
     return any(vocabulary.state_of(part.word) == "processing" for part in contents.parts)
+
+
+def _is_partial(document: Document) -> bool:
+    return errors.is_partial(document.task) or (
+        document.root is not document.task and errors.is_partial(document.root)
+    )
 
 
 def _has_failed(document: Document) -> bool:
@@ -155,7 +160,7 @@ def _read_success(
     if is_done and not is_known and not files:
         files = results.find(contents, "anything", request)
         success = replace(success, files=files)
-    if (files or has_text) and not errors.is_partial(document.task):
+    if (files or has_text) and not _is_partial(document):
         return replace(report, possible=success)
     return report
 
@@ -192,7 +197,7 @@ def _read_parts(
     states = [vocabulary.state_of(part.word) for part in contents.parts]
     words = {s: p.word for p, s in zip(contents.parts, states, strict=True) if p.word}
     is_feed = "response_data" in document.task
-    is_partial = errors.is_partial(document.task)
+    is_partial = _is_partial(document)
     if "processing" in states:
         word = report.word or words["processing"]
         return replace(report, word=word, recognised=None not in states)

@@ -6,9 +6,9 @@ from typing import Any, Literal
 import msgspec
 
 from service.upstream import lenient, links
-from service.upstream.contents import Contents, Text
+from service.upstream.contents import JSON_DEPTH_MAX, Contents, Text
 from service.upstream.names import PICTURE, RESULT, UNKNOWN
-from service.upstream.scalars import JsonObject
+from service.upstream.scalars import JsonObject, id_of
 
 MAX_FILES = 100
 Scope = Literal["results", "images", "anything"]
@@ -31,6 +31,13 @@ class Request(msgspec.Struct):
 
     content: Any = None
     _named: Named | None = None
+    _values: Named | None = None
+
+    def holds(self, id_: str) -> bool:
+        """Whether an id is a whole value of the request: one within a text may be any word."""
+        if self._values is None:
+            self._values = _values_of(_written(self.content))
+        return id_ in self._values
 
     def names(self, text: str, url: str | None) -> bool:
         """Whether the request named a file, by the text that stands in the answer or its URL."""
@@ -42,23 +49,37 @@ class Request(msgspec.Struct):
 
 
 def _read_names(content: Any) -> Named:
-    written = content if isinstance(content, bytes) else msgspec.json.encode(content)
-    if b"/" not in written:  # Neither a link nor a file in base64.
-        return frozenset()
+    written = _written(content)
+    # Without any it has neither a link nor a file in base64.
+    return _values_of(written) if b"/" in written else frozenset()
+
+
+def _written(content: Any) -> bytes:
+    return content if isinstance(content, bytes) else msgspec.json.encode(content)
+
+
+def _values_of(written: bytes) -> Named:
     decoded = lenient.decode(written)
     return frozenset(_names_in(decoded.value)) if decoded else frozenset()
 
 
-def _names_in(value: Any) -> Iterator[str]:
-    """Yield the texts of a request, and the links that they are or have among their words."""
+def _names_in(value: Any, depth: int = JSON_DEPTH_MAX) -> Iterator[str]:
+    """Yield the values of a request as texts, and the links that they are or have as words.
+
+    What a text holds as JSON is read too: an answer that repeats the text is opened as well.
+    """
     if isinstance(value, str):
         yield value
         for text in (value, *value.split()):
             if "/" in text and (link := links.read(text)) and link.url:
                 yield link.url
+        if depth and (opened := lenient.opened(value)) is not value:
+            yield from _names_in(opened, depth - 1)
     elif isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _names_in(item)
+            yield from _names_in(item, depth)
+    elif number := id_of(value):
+        yield number
 
 
 NOTHING = Request()

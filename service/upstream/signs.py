@@ -7,6 +7,7 @@ from service.upstream import documents, errors, results
 from service.upstream.contents import Contents
 from service.upstream.names import ROLES
 from service.upstream.scalars import JsonObject, id_of
+from service.upstream.traces import Traces
 from service.upstream.vocabulary import state_of
 
 # An id that has no name has a digit: "accepted" is none.
@@ -18,8 +19,10 @@ _HOLDER_KEYS = ("data", "task", "tasks", "output", "result", "results", "respons
 class Signs:
     """What an answer holds that shows that upstream made a task."""
 
-    def __init__(self, document: documents.Document) -> None:
+    def __init__(self, document: documents.Document, request: results.Request) -> None:
         self._objects = (document.root, *_holders(document.root))
+        self._request = request
+        self._traces = Traces(document.raw, request)
         self._contents = Contents()
         # The `url` of an error is no file.
         root = {name: v for name, v in document.root.items() if not ROLES[name].is_bare_url}
@@ -27,11 +30,11 @@ class Signs:
         self._is_clean = _is_clean(document)
         self._is_working = any(map(_is_working, self._objects))
 
-    def tell_of_task(self, request: results.Request) -> bool:
-        """Whether a task was certainly made: it has an id, a file, a word or a place to ask."""
+    def tell_of_task(self) -> bool:
+        """Whether a task was possibly made: it has an id, a file, a word or a place to ask."""
         is_named = bool(self.task_ids() or self._contents.job_ids or self._contents.inner_ids)
-        is_taken = is_named or self._is_working
-        return is_taken or bool(results.find(self._contents, "images", request))
+        is_taken = is_named or self._is_working or self._traces.has_any
+        return is_taken or bool(results.find(self._contents, "images", self._request))
 
     def may_tell_of_task(self) -> bool:
         """Whether anything at all has an id, also that of a request."""
@@ -40,13 +43,15 @@ class Signs:
     def task_ids(self) -> tuple[str, ...]:
         """Return every id by which an answer to a submission may name the task that it made.
 
+        What has no other name may be named in an error, if that names only one.
         The `id` of an envelope counts unless an error stands beside it: it is then the request's.
         """
         root, *holders = self._objects
         ids = [id_ for holder in holders for id_ in documents.ids_of(holder)]
         if documents.task_ids_of(root) or self._is_clean:
             ids = [*documents.ids_of(root), *ids]
-        return tuple(dict.fromkeys(ids))
+        deep = set(self._traces.task_ids)
+        return tuple(dict.fromkeys(ids or (deep if len(deep) == 1 else ())))
 
     def job_ids(self, *, is_ok: bool) -> tuple[str, ...]:
         """Return the id of the only job that is named: where no task is, it is the task's.

@@ -170,8 +170,9 @@ CODES_FINE = frozenset({0, 1, 22, 100, *range(200, 300)})
 # sensitive.
 # WaveSpeed (wavespeed.ai/docs/error-codes): moderation, parameters, media, the task failed.
 TASK_ENDS = frozenset({451, 501, 531, 1026, 1027, 1200, 1400, 1401, 1402, 1403, 1405})
-# Codes of a body that say how the question went, never how the task did (RFC 9110, RFC 6585).
-QUESTION_TROUBLE = frozenset({401, 402, 403, 404, 408, 425, 429})
+# Codes of a body that say how the question went, never how the task did (RFC 9110, RFC 6585, RFC
+# 4918; 499: nginx).
+QUESTION_TROUBLE = frozenset({401, 402, 403, 404, 408, 409, 423, 425, 429, 499})
 
 # Codes of a body that answers a submission. "again": certainly not taken, and welcome later.
 CODES_AGAIN = frozenset(
@@ -239,6 +240,6 @@ def may_be_of_question(code: int | None) -> bool:
 
 def ends_task(code: int | None) -> bool:
     """Whether this code of a body that names a task says that the task failed."""
-    if code is None or code in QUESTION_TROUBLE:
+    if code is None or code in QUESTION_TROUBLE or code in CODES_AGAIN:
         return False
     return code in TASK_ENDS or 400 <= code <= 499

@@ -14,6 +14,7 @@ from service.upstream import documents, errors, lenient, names, results, vocabul
 from service.upstream.report import Answer, NoReport, Outcome, Report, read_report
 from service.upstream.scalars import MAX_TEXT_CHARS
 from service.upstream.signs import Signs
+from service.upstream.traces import Traces
 
 __all__ = [
     "Answer",
@@ -38,29 +39,35 @@ def read_create(
 ) -> Answer:
     """Read the answer to a create request: a report has a task id, or already the outcome.
 
-    `request` is what was sent: an id that stands in it is no new task's, a file no result.
+    `request` is what was sent: an id that is a value of it is no new task's, a file no result.
     """
     content_type = headers.get("content-type", "").lower()
     if status in _SUCCESS and content_type.startswith(_FILE_TYPES):
         return _read_file(status, content_type, body)
-    document = documents.parse(body)
+    document, sent = documents.parse(body), results.Request(request or None)
     if document is None or status not in _SUCCESS:
-        return _no_result(status, headers, document, body, request)
-    code, report = document.code, read_report(document, results.Request(request or None))
+        return _no_result(status, headers, document, body, sent)
+    code, report = document.code, read_report(document, sent)
     if report.names:
-        new = tuple(name for name in report.names if name.encode() not in request)
+        new = tuple(name for name in report.names if not sent.holds(name))
         report = replace(report, names=new)
     if report.word is None and document.has_task_id:
         # The task is new: a URL beside its id is a URL of the task or an input, not a result.
         report = replace(report, state="processing", files=(), possible=None)
-    if report.possible and report.task_id is None:
+    if report.possible and (report.task_id is None or _is_list_of_results(document)):
         report = report.possible  # There is no task that could be asked about.
     if not document.is_whole and report.state != "processing":
         report = replace(report, state="processing", files=())
     has_error = code is not None or (report.word is None and document.root.get("error"))
     if has_error or (report.task_id is None and report.state == "processing"):
-        return _no_result(status, headers, document, body, request)
+        return _no_result(status, headers, document, body, sent)
     return report
+
+
+def _is_list_of_results(document: documents.Document) -> bool:
+    """Whether the `id` is that of the answer, as with Together (docs.together.ai) and OpenAI."""
+    has_list = isinstance(document.root.get("data"), list)
+    return has_list and document.word is None and not document.has_task_id
 
 
 def read_piece(status: int, headers: Mapping[str, str], body: bytes, request: bytes) -> Answer:
@@ -85,24 +92,26 @@ def _no_result(
     headers: Mapping[str, str],
     document: documents.Document | None,
     body: bytes,
-    request: bytes,
+    request: results.Request,
 ) -> Answer:
     """Read an answer that speaks of trouble. The task that it names is asked about all the same."""
     is_ok = status in _SUCCESS
     outcome = _outcome_of_body(document) if is_ok else _outcome_of_status(status)
     if document is None:
+        if outcome == "put_off" and Traces(body.decode("utf-8", "replace"), request).has_any:
+            outcome = "lost"
         return _no_task(outcome, status, headers, document, body)
-    signs = Signs(document)
+    signs = Signs(document, request)
     is_refused = outcome == "refused" and document.state == "failed"
     ids = signs.task_ids() or (signs.job_ids(is_ok=is_ok) if outcome != "refused" else ())
-    new_ids = tuple(id_ for id_ in ids if id_.encode() not in request)
+    new_ids = tuple(id_ for id_ in ids if not request.holds(id_))
     if new_ids and not is_refused:
         raw, size_bytes = document.raw, document.size_bytes
         return Report("processing", new_ids[0], new_ids, raw=raw, size_bytes=size_bytes)
     if outcome == "put_off":
         # An unknown error that has any id was possibly taken.
         is_unknown = is_ok and document.code not in vocabulary.CODES_AGAIN
-        is_taken = signs.tell_of_task(results.Request(request or None))
+        is_taken = signs.tell_of_task()
         if is_taken or (is_unknown and signs.may_tell_of_task()):
             outcome = "lost"  # Upstream took it: sending the request again may bill twice.
     return _no_task(outcome, status, headers, document, body)

@@ -15,6 +15,7 @@ from service.delivery.shares import PUSHES, Share
 from service.delivery.slots import Slots
 from service.delivery.window import Window
 from tests.delivery.test_lanes import due, lane_of
+from tests.harness import START
 
 _number = itertools.count()
 
@@ -71,6 +72,24 @@ def test_lanes_that_hold_the_fewest_are_served_first_and_then_in_turn() -> None:
     for other in others[1:4]:
         release(slots, other)
     assert slots.next_waiting() is greedy
+
+
+@pytest.mark.parametrize("standing", [PROVEN, UNTRIED])
+def test_lanes_take_turns_in_the_only_slot(standing: int) -> None:
+    slots = Slots(1)
+    lanes = [lane_with(slots, 0, tenant="t", standing=s) for s in (PROVEN, standing)]
+    served = [lanes[0]]
+    slots.take(lanes[0], "attempt")
+    for lane in lanes:
+        slots.wait(lane)
+    for _ in range(6):
+        slots.release("attempt")
+        following = slots.next_waiting()
+        assert following is not None
+        slots.take(following, "attempt")
+        slots.wait(following)
+        served.append(following)
+    assert min(map(served.count, lanes)) >= 3
 
 
 def test_a_lane_that_holds_fewer_by_now_moves_up_and_is_served_once() -> None:
@@ -163,6 +182,36 @@ def test_notify_urls_of_one_receiver_change_their_standing_together() -> None:
     receiver.standing = PROVEN
     slots.find_share(first)
     assert slots.next_waiting() is second
+
+
+def test_a_lane_counts_as_new_from_when_another_at_its_origin_fails_until_it_answers() -> None:
+    slots, origin = Slots(100), Receiver()
+    same: dict[str, Any] = {"tenant": "one", "url": "http://same.test/"}
+    lane, other = [lane_with(slots, 0, **same, receiver=Receiver(origin)) for _ in range(2)]
+    lane.receiver.note_answer(START)
+    fill(slots, "one", UNTRIED)
+    other.receiver.note_failure(START)
+    assert slots.are_free_for(lane)  # It has answered since that attempt began.
+    other.receiver.note_failure(START + 1)
+    assert not slots.are_free_for(lane)
+    lane.receiver.standing = PROVEN
+    lane.receiver.note_answer(START)  # Even if the clock went back.
+    slots.find_share(lane)
+    assert slots.are_free_for(lane)
+
+
+def test_lanes_that_wait_count_as_new_once_another_at_their_origin_fails() -> None:
+    slots, origin = Slots(100), Receiver()
+    same: dict[str, Any] = {"tenant": "one", "url": "http://same.test/"}
+    fill(slots, "one", UNTRIED)
+    lanes = [lane_with(slots, 0, **same, receiver=Receiver(origin)) for _ in range(20)]
+    good = lane_with(slots, 1, tenant="one")
+    for lane in (*lanes, good):
+        slots.wait(lane)
+    lanes[0].receiver.note_failure(START)
+    assert slots.next_waiting() is good  # Though it came last and holds more.
+    assert slots.next_waiting() is None
+    assert set(slots.waiting.values()) == set(lanes)
 
 
 def test_tenants_that_hold_the_fewest_are_served_first() -> None:

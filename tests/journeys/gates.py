@@ -34,6 +34,11 @@ class Gate:
             self.waiting -= 1
         return self.answer
 
+    def time_out(self) -> None:
+        """Answer all that wait now, and none that come later."""
+        self.is_open.set()
+        self.is_open.clear()
+
     async def wait_for(self, count: int) -> None:
         """Wait until there were `count` requests in all."""
         while self.requests < count:

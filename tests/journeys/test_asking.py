@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from service.generations import ingest
+from service.generations.hints import ABSENT_MAX
 from service.store import generations
 from tests.faults import DelayedAnswer, crash, rows, status_of
 from tests.harness import Harness, opened, success_report
@@ -42,6 +43,29 @@ async def test_a_callback_holds_a_submission_until_upstream_confirmed_it(tmp_pat
             await world.run(1)
         assert len(world.upstream.creates) == 1
         assert await status_of(world, generation["id"]) == "processing"
+
+
+@pytest.mark.parametrize("word", ["running", "completed"])
+async def test_a_callback_that_names_a_task_ends_the_repetition_though_its_route_knows_none(
+    tmp_path: Path, word: str
+) -> None:
+    async with opened(tmp_path, deadline_seconds=1_000) as world:
+        world.upstream.create_replies.append(httpx.Response(503))
+        world.upstream.poll_replies.extend([httpx.Response(404, text="no such task")] * 100)
+        generation = await world.generate()
+        await world.call_back({"data": {"task_id": "task1", "status": word}})
+        for _ in range(100):
+            await world.run(10)
+        assert len(world.upstream.creates) == 1
+        assert await rows(world, "SELECT * FROM confirmations") == []  # It was given up long ago,
+        assert len(world.upstream.polls) > ABSENT_MAX  # and the plan was not.
+        stored = await world.get(f"/v1/generations/{generation['id']}")
+        assert (stored["status"], stored["task_id"]) == ("timed_out", None)
+        assert "no such task" in stored["error"]["message"]
+        world.upstream.poll_replies.clear()
+        world.upstream.finish("task1")
+        await world.run(HOUR)
+        assert await status_of(world, generation["id"]) == "succeeded"
 
 
 async def test_a_callback_that_names_no_task_ends_the_repetition(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests.faults import rows, status_of
-from tests.harness import opened, success_report
+from tests.harness import create_answer, opened, success_report
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,29 @@ async def test_a_final_word_without_a_task_is_only_a_hint(
         world.upstream.finish("task1")
         await world.run()
         assert await status_of(world, generation["id"]) == "succeeded"
+
+
+async def test_a_believed_callback_ends_all_that_share_its_task(tmp_path: Path) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        await world.subscribe()
+        answer = httpx.Response(200, json=create_answer("shared"))
+        world.upstream.create_replies.extend([answer] * 2)
+        ids = [(await world.generate())["id"] for _ in range(2)]
+        other = await world.generate(input={"prompt": "another"})
+        await world.call_back(success_report("shared"), index=0)
+        assert [await status_of(world, id_) for id_ in ids] == ["succeeded"] * 2
+        assert await status_of(world, other["id"]) == "processing"
+        await world.call_back(success_report("shared"), index=1)
+        await world.run()
+        assert world.subscribers.event_types().count("generation.succeeded") == 2
+
+
+async def test_what_is_only_a_hint_ends_none_that_share_its_task(tmp_path: Path) -> None:
+    sent = "https://cdn.example/in.png"
+    async with opened(tmp_path, callback_trust="body") as world:
+        answer = httpx.Response(200, json=create_answer("shared"))
+        world.upstream.create_replies.extend([answer] * 2)
+        input_ = {"prompt": "a harbour", "image_urls": [sent]}
+        ids = [(await world.generate("seedream/4.5-edit", input=input_))["id"] for _ in range(2)]
+        await world.call_back(success_report("shared", sent), index=0)
+        assert [await status_of(world, id_) for id_ in ids] == ["processing"] * 2

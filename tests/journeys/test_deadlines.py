@@ -98,3 +98,28 @@ async def test_a_secret_of_today_is_cut_from_what_upstream_said_before(tmp_path:
         await world.restart()
         error = await error_at_the_deadline(world, generation["id"])
         assert error["message"].endswith("Upstream last said: HTTP 500: bad key [redacted]")
+
+
+async def test_an_answer_about_another_task_at_the_deadline_is_no_last_word(tmp_path: Path) -> None:
+    async with opened(tmp_path, deadline_seconds=60) as world:
+        generation = await world.generate()
+        await world.generate()
+        world.upstream.tasks["task1"] = {"task_id": "task2", "status": "running"}
+        await world.run(60)
+        assert await status_of(world, generation["id"]) in ("queued", "processing")
+        world.upstream.finish("task1")
+        await world.run(2)
+        assert await status_of(world, generation["id"]) == "succeeded"
+
+
+async def test_who_only_hears_of_another_task_times_out_seconds_after_the_deadline(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, deadline_seconds=60) as world:
+        generation = await world.generate()
+        await world.generate()
+        world.upstream.tasks["task1"] = {"task_id": "task2", "status": "running"}
+        await world.run(60)
+        for _ in range(5):
+            await world.run(2)
+        assert await status_of(world, generation["id"]) == "timed_out"

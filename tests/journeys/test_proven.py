@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from service.delivery.dispatch import Dispatcher
 from service.delivery.receivers import PROVEN
 from tests.harness import SUBSCRIBER_URL, Harness, opened
@@ -61,6 +63,59 @@ async def test_a_notify_url_that_answers_does_not_wait_for_others_of_its_tenant_
             await notify(f"{SUBSCRIBER_URL}?job=2")  # Another lane of the same receiver.
             await wait_until(world, lambda: len(world.subscribers.webhooks) > hanging.requests + 1)
             hanging.is_open.set()
+
+
+async def test_a_subscriber_that_answers_waits_one_timeout_for_a_few_origins_that_hang_by_now(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, max_in_flight=SLOTS) as world:
+        hanging = Gate(500)
+        await world.subscribe(**ONE)
+        async with attach_worker(world) as dispatcher:
+            for number in range(2 * HANGING):
+                url = f"{url_of(number % 2 + 1)}/{number}"
+                queue_answers(world, 200, hanging, hanging, url=url)
+                await world.subscribe(url, **ONE)
+            await world.generate()
+            await dispatcher.settle()
+            world.clock.advance(1)
+            await world.generate()
+            await wait_for_slots(world, dispatcher, hanging)
+            first = hanging.requests
+            hanging.time_out()
+            await hanging.wait_for(first + SLOTS // 2)
+            await wait_for_slots(world, dispatcher, hanging)
+            answered = len(world.subscribers.webhooks_to())
+            await world.generate()
+            await wait_until(world, lambda: len(world.subscribers.webhooks_to()) > answered)
+            assert hanging.waiting == hanging.requests - first < 2 * HANGING - first
+            hanging.is_open.set()
+
+
+@pytest.mark.parametrize(("status", "is_trouble"), [(500, True), (404, False)])
+async def test_what_an_origin_fails_is_doubt_of_its_other_subscribers_until_they_answer(
+    tmp_path: Path, *, status: int, is_trouble: bool
+) -> None:
+    async with opened(tmp_path) as world:
+        other_url = f"{SUBSCRIBER_URL}/other"
+        queue_answers(world, 200, status, url=other_url)
+        subscriber = await world.subscribe(**ONE)
+        await world.subscribe(other_url, **ONE)
+        async with attach_worker(world) as dispatcher:
+            await world.generate()
+            await dispatcher.settle()
+            receiver = dispatcher.lanes[subscriber["id"]].receiver
+            world.clock.advance(1)
+            gate = Gate()
+            queue_answers(world, gate)
+            await world.generate()
+            await gate.wait_for(1)
+            await wait_until(world, lambda: len(world.subscribers.webhooks_to(other_url)) == 2)
+            await wait_until(world, lambda: dispatcher.slots.in_use == 1)
+            assert receiver.is_doubted() is is_trouble
+            gate.is_open.set()
+            await dispatcher.settle()
+            assert not receiver.is_doubted()
 
 
 async def test_a_subscriber_that_failed_is_as_a_new_one_at_another_url(tmp_path: Path) -> None:

@@ -66,23 +66,6 @@ async def test_the_task_of_another_generation_is_never_another_name(tmp_path: Pa
         assert first["status"] == "processing"
 
 
-@pytest.mark.parametrize("word", ["SUCCESS", "FAILED", "melting"])
-@pytest.mark.parametrize("place", ["task_id", "output"])
-async def test_an_end_that_also_names_the_task_of_another_generation_is_not_applied(
-    tmp_path: Path, place: str, word: str
-) -> None:
-    async with opened(tmp_path, public_url=None) as world:
-        await world.generate()
-        await world.generate()
-        body = told("task1", status=word, results=[PNG]).json()
-        other: dict[str, Any] = {"task_id": "task2", "output": {"job_id": "task2"}}
-        body[place] = other[place]
-        generation = await poll(world, *[httpx.Response(200, json=body)] * 4, seconds=100)
-        assert generation["status"] == "processing"
-        timeline = await world.get(f"/v1/generations/{generation['id']}/timeline")
-        assert "the answer names another task: task2" in str(timeline)
-
-
 def test_an_id_that_a_second_generation_meets_is_no_name() -> None:
     sightings = Sightings()
     assert [sightings.is_alias("gen_a", "x", at) for at in range(3)] == [False, False, True]

@@ -106,6 +106,26 @@ async def test_a_commit_of_another_process_reads_only_the_subscribers_again_that
         assert await read_again(world, dispatcher) == set()
 
 
+async def test_a_change_by_another_process_is_seen_though_the_writer_is_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world, lanes_of_a_session(world, 2) as dispatcher:
+        session, lane = world.app.worker.session, next(iter(dispatcher.lanes.values()))
+        known: list[Any] = []
+
+        async def ask_the_writer() -> bool:
+            known.append(lane.recipient)
+            return False
+
+        monkeypatch.setattr(session.ownership, "other_process_committed", ask_the_writer)
+        async with another_process(world):
+            path = f"/v1/subscribers/{lane.subscriber_id}"
+            await world.client.patch(path, json={"description": "new"})
+        assert lane.recipient is not None
+        await session.watch(world.clock())
+        assert known == [None]
+
+
 async def test_a_secret_of_another_tenant_that_another_process_changed_reads_no_lane_again(
     tmp_path: Path,
 ) -> None:

@@ -8,7 +8,9 @@ import httpx
 import pytest
 
 from service.delivery.target import Answer
+from service.generations.sightings import ALIAS_ANSWERS
 from service.store.database import Transaction
+from tests.faults import rows, status_of
 from tests.harness import ADMIN_KEY, PUBLIC_URL, SUBSCRIBER_URL, Harness, opened
 from tests.logs import Console
 
@@ -69,6 +71,24 @@ async def test_a_callbacks_token_is_shown_nowhere(tmp_path: Path, console: Conso
         assert token[:40] not in text
         assert "hush-hush" not in text
         assert "aio_upstream_key" not in text
+
+
+@pytest.mark.parametrize("form", ["{url}", "{token}", "see {url}"])
+async def test_a_callback_url_in_place_of_a_task_is_not_kept_as_a_name_of_it(
+    tmp_path: Path, form: str
+) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe()
+        generation = await world.generate()
+        token = _token(world)
+        name = form.format(url=world.upstream.callback_url(), token=token)
+        world.upstream.tasks["task1"] = {"task_id": name, "status": "completed", "output": ["x"]}
+        for _ in range(6):
+            await world.run(400)
+        assert await rows(world, "SELECT * FROM task_names") == []
+        assert await status_of(world, generation["id"]) == "processing"
+        assert token not in await _everything(world)
+        assert len(world.upstream.polls) > ALIAS_ANSWERS
 
 
 async def test_a_url_within_json_within_json_does_not_break_the_result(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import httpx
 import pytest
-from msgspec.structs import replace
 
 from service.store import deliveries, lines
 from service.store.sqlite import group
@@ -56,19 +55,6 @@ async def test_what_is_written_for_a_tenant_is_written_in_its_turn(
     assert units[None] <= OF_NO_TENANT
     callback = {"confirm": {"store_hints", "record"}, "body": {"write_proofs"}}[trust]
     assert units["default"] >= {"store_new", "_record", "record_attempts", *callback}
-
-
-async def test_the_proof_of_what_another_process_submitted_has_its_tenants_turn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with opened(tmp_path) as world:
-        await world.generate()
-        world.settings = replace(world.settings, callback_trust="body")
-        await world.restart()
-        groups = record_groups(monkeypatch)
-        answer = await world.call_back(success_report("task1"))
-        assert answer.status_code == 200
-    assert "write_proofs" in units_by_tenant(groups)["default"]
 
 
 async def test_generations_that_time_out_together_are_units_of_their_tenants(

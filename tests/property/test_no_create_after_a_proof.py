@@ -1,7 +1,7 @@
 """Nothing is submitted after a proof that upstream has it, whatever comes in between.
 
-A proof is a recorded answer, or a callback with a good token: that holds the submission until
-upstream has answered about its task.
+A proof is a recorded answer, or a callback with a good token, whatever upstream answers about the
+task that it names.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ BODIES: dict[str, Any] = {
 }
 POLLS = ("500", "404", "429")
 ENDS = ("restart", "crash")
-PLAIN = ("answer", *BODIES, *POLLS, *ENDS, "run", "run long", "refresh")
+PLAIN = ("answer", *BODIES, *POLLS, "absent", *ENDS, "run", "run long", "refresh")
 
 
 class Step(NamedTuple):
@@ -99,6 +99,8 @@ class History:
             await self.answer()
         elif action in POLLS:
             world.upstream.poll_replies.append(httpx.Response(int(action)))
+        elif action == "absent":
+            world.upstream.poll_replies.extend([httpx.Response(404)] * 20)
         elif action in ("run", "run long"):
             await world.run(1 if action == "run" else 70)
         elif action == "refresh":
@@ -186,6 +188,10 @@ STEPS = st.one_of(
 @example(["503", "503"], "confirm", [Step("answer"), Step("crash", "create"), Step("callback")])
 @example(["503", "taken"], "confirm", [Step("callback"), Step("answer"), Step("crash", "poll")])
 @example(["503", "taken"], "confirm", [Step("callback"), Step("restart", "poll")])
+# A task route that does not know the task for as long as the hint is kept.
+@example(
+    ["503", "taken"], "confirm", [*map(Step, ("callback", "absent", "answer", *["run long"] * 8))]
+)
 def test_no_create_follows_a_proof_in_any_history(
     tmp_path: Path, answers: list[str], trust: str, steps: list[Step]
 ) -> None:

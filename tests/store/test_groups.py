@@ -4,7 +4,9 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -218,3 +220,16 @@ async def test_a_group_writes_so_many_rows_of_one_kind_and_leaves_the_others_for
     assert ended.index("small") == 8  # Behind four of each kind: the first group has it.
     assert sorted(ended) == ["alone"] * 6 + ["batched"] * 6 + ["small"]
     assert len(await stored_names(database)) == 12 * 10 + (small is put)
+
+
+async def test_a_group_is_measured_while_it_runs(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "time", SimpleNamespace(perf_counter=count(step=10).__next__))
+    learned: list[float] = []
+    monkeypatch.setattr(
+        database._queue._waiting, "learn", lambda items: learned.extend(i.seconds for i in items)
+    )
+    monkeypatch.setattr(group, "ROWS_MAX", 40)
+    await asyncio.gather(*(database.write_batched(put_many, name) for name in "ab"))
+    assert learned == [10, 0]

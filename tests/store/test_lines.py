@@ -102,6 +102,39 @@ async def test_a_group_takes_few_units_of_a_tenant_whose_rows_nobody_knows(
     assert counts(waiting.take())["c", "heavy"] == 100
 
 
+async def test_a_tenant_whose_units_write_few_rows_is_known_after_its_first_ones(
+    waiting: Lines,
+) -> None:
+    learn_heavy(waiting, "a")
+    add(waiting, "b", 100, heavy)
+    first = waiting.take()
+    for item in first:
+        item.has_run = True  # So few rows that nobody was charged for them.
+    waiting.learn(first)
+    assert len(waiting.take()) == 100 - len(first)
+
+
+async def test_groups_are_smaller_while_they_run_for_long(waiting: Lines) -> None:
+    add(waiting, "a", 3_000)
+    sizes = []
+    for seconds in (1.0, 1.0, lines.GROUP_SECONDS / 2, 0.0, 0.0):
+        items = waiting.take()
+        items[0].seconds = seconds
+        sizes.append(len(items))
+        waiting.learn(items)
+    whole = lines.GROUP_MAX
+    assert sizes == [whole, whole // 2, whole // 4, whole // 4, whole // 2]
+
+
+async def test_a_group_is_never_too_small_to_share_a_sync(waiting: Lines) -> None:
+    add(waiting, "a", 3_000)
+    for _ in range(20):
+        items = waiting.take()
+        items[0].seconds = 10.0
+        waiting.learn(items)
+    assert len(waiting.take()) == lines.GROUP_ROWS_MIN // lines.UNIT_ROWS
+
+
 async def test_who_is_heavier_than_a_group_still_has_a_turn(
     waiting: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,3 +249,13 @@ async def test_rows_count_for_the_tenant_on_whose_account_they_are_written(
     first = Counter(item.tenant for item in groups[0])
     assert first == {"few": 100, "many": 1}
     assert sum(map(len, groups)) == 120
+
+
+async def test_heavy_units_whose_tenant_nobody_knows_are_heavy_too(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await asyncio.gather(*(database.write_batched(fan_out, "many") for _ in range(2)))
+    groups = record_groups(monkeypatch)
+    requests = [database.write_batched(fan_out, "few", tenant="few") for _ in range(5)]
+    await asyncio.gather(*(database.write_batched(fan_out, "many") for _ in range(20)), *requests)
+    assert Counter(item.tenant for item in groups[0])[None] == 1

@@ -298,3 +298,31 @@ def test_no_beginning_of_one_secret_shelters_the_next(
 @pytest.mark.parametrize("text", ["", "a plain sentence", "gen_0123456789abcdef", "callbacks: 3"])
 def test_text_without_a_secret_stays_as_it_is(text: str) -> None:
     assert Redactor().text(text) == text
+
+
+# Lines of the log
+
+
+@settings(max_examples=300)
+@given(
+    character=st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"]),
+    rest=st.sampled_from(["earer 0123456789ab", "hk_0123456789abcdef", "bearer 0123", "io_x0123"]),
+)
+def test_a_line_of_json_stays_json_whatever_is_cut(character: str, rest: str) -> None:
+    text = f"before {character}{rest} behind"
+    line = json.dumps({"event": text, "more": {text: [1, None, text]}})
+    expected = Redactor().text(text)
+    assert json.loads(Redactor().line(line)) == {
+        "event": expected,
+        "more": {expected: [1, None, expected]},
+    }
+
+
+def test_an_escape_before_a_word_makes_no_secret_of_it() -> None:
+    line = json.dumps({"event": "\x0bearer 01234567", "more": CALLBACK})
+    cut = json.loads(Redactor().line(line))
+    assert cut == {"event": "\x0bearer 01234567", "more": Redactor().text(CALLBACK)}
+
+
+def test_a_line_for_people_is_cut_as_text() -> None:
+    assert Redactor().line("token: Bearer 0123 end") == "token: [redacted] end"

@@ -94,7 +94,7 @@ def test_a_descriptor_that_does_not_block_is_waited_for(pipe: Pipe) -> None:
 
 def test_secrets_are_cut_out_of_each_line_in_its_place(pipe: Pipe) -> None:
     """Many lines are looked at together: more than one look takes, with a secret in each part."""
-    pipe.lines._cut = Redactor(["a-secret-of-ours"]).texts
+    pipe.lines._cut = Redactor(["a-secret-of-ours"]).lines
     count = writer.LINES_AT_ONCE + 3
     numbers = [1, writer.LINES_AT_ONCE + 1]
     for number in range(count):

@@ -35,6 +35,8 @@ WRAPS: list[Wrap] = [
     *under("result", status="success", success=True),
     *under("output", request_id="r", usage={"image_count": 1}),
 ]
+# Where they hold an object and nothing else.
+OF_ANY_NAME = [under(key)[0] for key in ("generations_by_pk", "an_unknown_name")]
 # Bodies in which more than a word tells.
 OTHERS: list[Any] = [
     {"code": 501, "msg": "no gpu", "data": {"taskId": "t", "info": None}},
@@ -79,7 +81,7 @@ def test_an_envelope_changes_nothing_of_a_task_that_is_named(body: Any, wraps: l
     assert reading(value) == reading(body)
 
 
-@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("wrap", WRAPS + OF_ANY_NAME)
 def test_each_envelope_alone_changes_nothing(wrap: Wrap) -> None:
     for body in BODIES:
         assert reading(wrap(body)) == reading(body)

@@ -83,3 +83,17 @@ def test_a_busy_upstream_that_repeats_an_input_is_asked_again() -> None:
     answer = read_create({"message": "busy", "data": {"images": [PNG]}}, 503)
     assert isinstance(answer, wire.NoReport)
     assert answer.outcome == "lost"
+
+
+@pytest.mark.parametrize("key", ["result", "output", "content", "url", "response", "images"])
+@pytest.mark.parametrize("inside", [{"url": IN}, {"output": [IN]}, {"a": {"image_url": IN}}])
+@pytest.mark.parametrize("form", ["{}", " {} scene", "{}\n", "[{}]"])
+def test_a_link_in_a_text_of_json_that_was_sent_is_no_result(
+    key: str, inside: dict[str, Any], form: str
+) -> None:
+    prompt = form.replace("{}", msgspec.json.encode(inside).decode())
+    within = msgspec.json.encode({"prompt": prompt}).decode()
+    for sent in (prompt, within):
+        body = {"task_id": "t", "status": "completed", "image_url": PNG, key: sent}
+        report = read_poll(body, {"prompt": sent})
+        assert (report.state, urls(report)) == ("succeeded", [PNG])

@@ -62,6 +62,17 @@ def test_an_id_that_was_sent_is_no_new_task() -> None:
     assert outcome_of(read_create(body, 503, request)) == "lost"
 
 
+@pytest.mark.parametrize("status", [400, 502, 503])
+def test_an_id_within_a_text_that_was_sent_is_a_new_task(status: int) -> None:
+    request = msgspec.json.encode({"prompt": "paint cat-1", "tag": "cat-2", "sizes": [10, 12]})
+    for id_ in ("cat-1", 1):
+        answer = read_create({"message": "x", "data": {"task_id": id_}}, status, request)
+        assert outcome_of(answer) == f"taken as {id_}"
+    for id_ in ("cat-2", 12):
+        answer = read_create({"message": "x", "data": {"task_id": id_}}, status, request)
+        assert isinstance(answer, wire.NoReport)
+
+
 def test_a_refusal_that_calls_its_task_failed_is_a_refusal() -> None:
     body = {"task_id": "t1", "status": "failed", "error": "nsfw"}
     assert outcome_of(read_create(body, 422)) == "refused"

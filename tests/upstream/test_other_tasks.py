@@ -159,3 +159,40 @@ def test_of_a_list_of_tasks_under_any_name_only_the_one_that_was_asked_about_is_
         assert [file.url for file in report.files] == [PNG + "?mine"]
     if not around:
         assert outcome_of(read_poll({"status": "success", key: others})) == "other_task"
+
+
+@pytest.mark.parametrize("key", ["images", "results", "jobs", "sub_tasks", "tasks", "children"])
+def test_tasks_within_a_task_that_has_no_other_result_are_its_parts(key: str) -> None:
+    about = {"task_id": "mine", "status": "completed", "created_at": "2026-11-26T10:00:00Z"}
+    part = {"task_id": "p1", "status": "completed", "url": PNG}
+    for body in ({**about, key: [part]}, {"data": {**about, key: [part]}}):
+        report = report_of(body)
+        assert (report.state, [file.url for file in report.files]) == ("succeeded", [PNG])
+        # Those of another generation make the answer that one's.
+        assert report.other_ids("mine") == ("p1",)
+    parts = [part, {"task_id": "p2", "status": "processing"}]
+    assert report_of({**about, key: parts}).state == "processing"
+    failed = {"task_id": "mine", "status": "failed", key: parts}
+    assert report_of(failed).state == "failed"
+
+
+def test_beside_a_result_tasks_within_a_task_are_others() -> None:
+    other = {"task_id": "p1", "status": "processing", "url": PNG + "?other"}
+    body = {"task_id": "mine", "status": "completed", "url": PNG, "tasks": [other]}
+    report = report_of(body)
+    assert (report.state, [file.url for file in report.files]) == ("succeeded", [PNG])
+
+
+def test_the_id_that_was_asked_about_names_the_task_beside_any_word() -> None:
+    # docs.leonardo.ai/reference/getgenerationbyid: "complete" is a word of clips elsewhere.
+    task = {"id": "mine", "status": "COMPLETE", "generated_images": [{"id": "i1", "url": PNG}]}
+    report = report_of({"generations_by_pk": task})
+    assert (report.state, report.task_ids) == ("succeeded", ("mine",))
+    assert [file.url for file in report.files] == [PNG]
+
+
+@pytest.mark.parametrize("key", ["delete_url", "upload_url", "detailUrl", "cancel_url"])
+def test_a_url_of_the_task_is_no_file(key: str) -> None:
+    for more in ({key: PNG + "?of=task"}, {"output": {key: PNG + "?of=task"}}):
+        report = report_of({"data": {"task_id": "mine", "status": "completed", **more}})
+        assert (report.state, report.files) == ("processing", ())

@@ -212,7 +212,10 @@ def test_a_list_of_errors_is_an_error(key: str, errors: Any) -> None:
         assert report.state == "processing"
 
 
-@pytest.mark.parametrize("key", ["progress", "progress_percent", "percent"])
+@pytest.mark.parametrize(
+    "key",
+    ["progress", "progress_percent", "percent", "progressPercent", "percentage", "completion"],
+)
 @pytest.mark.parametrize("progress", [50, "50 %", 0.5])
 def test_files_beside_any_progress_prove_nothing_under_an_unknown_word(
     key: str, progress: Any
@@ -221,4 +224,6 @@ def test_files_beside_any_progress_prove_nothing_under_an_unknown_word(
     for more in ({key: progress, "url": PNG}, {"output": {key: progress, "url": PNG}}):
         report = read_poll({"data": {**about, **more}})
         assert (report.state, report.possible) == ("processing", None)
+    report = read_poll({key: progress, "data": {**about, "url": PNG}})
+    assert (report.state, report.possible) == ("processing", None)
     assert read_poll({"data": {**about, key: 100, "url": PNG}}).possible

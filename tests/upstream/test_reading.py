@@ -270,3 +270,29 @@ def test_a_code_that_nobody_knows_hides_no_failure_of_a_task(code: Any) -> None:
 def test_a_code_about_the_question_beside_a_failure_asks_again(code: int) -> None:
     body = msgspec.json.encode({"task_id": "t", "status": "failed", "error": {"code": code}})
     assert isinstance(wire.read_poll(200, JSON, body), NoReport)
+
+
+@pytest.mark.parametrize(
+    ("body", "url"),
+    [
+        ({"id": "img-1", "object": "list", "data": [{"index": 0, "url": PNG}]}, PNG),
+        ({"artifacts": [{"base64": "iVBORw0KGgo" + "A" * 401, "seed": 1}]}, None),
+        (
+            {
+                "candidates": [
+                    {"content": {"parts": [{"inlineData": {"data": "iVBORw0KGgo" + "A" * 401}}]}}
+                ]
+            },
+            None,
+        ),
+    ],
+    ids=["Together", "Stability", "Gemini"],
+)
+def test_results_in_the_answer_to_a_submission_are_results(body: Any, url: str | None) -> None:
+    report = read_accepted(body)
+    assert (report.state, urls(report)) == ("succeeded", [url])
+
+
+def test_a_url_beside_the_id_of_an_answer_may_be_that_of_the_task() -> None:
+    report = read_accepted({"id": "t", "url": PNG})
+    assert (report.state, report.task_id) == ("processing", "t")

@@ -170,3 +170,15 @@ def test_a_code_that_ends_its_task_needs_the_task(code: int) -> None:
 def test_a_code_about_the_question_ends_no_task(code: int) -> None:
     body = msgspec.json.encode({"code": code, "msg": "no", "data": {"taskId": "t"}})
     assert isinstance(wire.read_poll(200, JSON, body), wire.NoReport)
+
+
+@pytest.mark.parametrize(
+    "code", sorted(vocabulary.CODES_AGAIN | vocabulary.QUESTION_TROUBLE | {409, 423, 455, 499})
+)
+def test_a_code_that_means_again_ends_no_task_that_it_names(code: int) -> None:
+    body = {"code": code, "msg": "try again later", "data": {"taskId": "t"}}
+    answer = wire.read_poll(200, JSON, msgspec.json.encode(body), "t")
+    assert isinstance(answer, wire.NoReport)
+    report = wire.read_callback(msgspec.json.encode(body))
+    assert report
+    assert not report.reports_end

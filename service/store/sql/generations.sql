@@ -34,13 +34,13 @@ WHERE g.status NOT IN ('queued', 'processing');
 -- The generations, but for :id, that have one of these tasks, or learned it as another name of
 -- their task (`is_name`). `is_own` is 1 where upstream's answer to the submission named the task, and
 -- not only a callback or answers to polls. :task_ids is a JSON list.
-SELECT g.id, g.model, b.input, q.is_name, NOT q.is_name AND EXISTS (SELECT 1 FROM exchanges e
+SELECT g.id, q.task_id, g.model, b.input, q.is_name, NOT q.is_name AND EXISTS (SELECT 1 FROM exchanges e
         WHERE e.generation_id = g.id AND e.kind = 'submission' AND e.outcome = 'taken'
             AND e.detail = g.task_id) AS is_own
-FROM (SELECT g.id, FALSE AS is_name
+FROM (SELECT g.id, g.task_id, FALSE AS is_name
     FROM {rows}(:task_ids) i {ordered} JOIN generations g ON g.task_id = i.value
     UNION ALL
-    SELECT n.generation_id, TRUE FROM {rows}(:task_ids) i {ordered} JOIN task_names n
+    SELECT n.generation_id, n.task_id, TRUE FROM {rows}(:task_ids) i {ordered} JOIN task_names n
         ON n.task_id = i.value) q
 {ordered} JOIN generations g ON g.id = q.id
 {ordered} JOIN generation_bodies b ON b.generation_id = q.id

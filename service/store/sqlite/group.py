@@ -1,6 +1,7 @@
 """Runs a group of units on SQLite in one transaction (docs/decisions/0002)."""
 
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from service.store.sqlite.connection import transaction
 from service.store.sqlite.statements import DIALECT, statements
 
 ROWS_MAX = 5_000  # Changed by units of one kind in a group; the others of it are left for the next.
-FIRST_ITEMS = 48  # Of a batched unit, in its first call of a group. The next are by what it wrote.
+FIRST_ITEMS = 64  # Of a batched unit, in its first call of a group. The next are by what it wrote.
 
 AfterCommit = list[tuple[Callable[..., None], tuple[Any, ...]]]
 
@@ -109,10 +110,15 @@ def _run(
 
 
 def _note_rows(charged: Mapping[str, int], batch: Sequence[Item]) -> None:
-    """Note for how many rows the tenant of each item was charged, divided by its items."""
+    """Note for how many rows the tenant of each item was charged, divided by its items.
+
+    Items without a tenant have the rows of those tenants that no item names.
+    """
     counts = Counter(item.tenant for item in batch)
+    rows_of: dict[str | None, int] = dict(charged.items())
+    rows_of[None] = sum(rows for tenant, rows in charged.items() if tenant not in counts)
     for item in batch:
-        rows = charged.get(item.tenant or "", 0) // counts[item.tenant]
+        rows = rows_of.get(item.tenant, 0) // counts[item.tenant]
         item.rows = rows if rows >= HEAVY_ROWS else 0
 
 
@@ -159,8 +165,9 @@ def _run_parts(
     for batch in batches.values():
         unit, done, size = batch[0].unit, 0, FIRST_ITEMS
         while done < len(batch) and changed[unit] < ROWS_MAX:
-            before = connection.total_changes
+            before, began = connection.total_changes, time.perf_counter()
             run(batch[done : done + size])
+            batch[done].seconds = time.perf_counter() - began
             done += size
             changed[unit] += connection.total_changes - before
             size = max((ROWS_MAX - changed[unit]) * done // max(changed[unit], done), 1)

@@ -1,0 +1,93 @@
+"""Callbacks whose body is proof: what they report is applied in the commit that stores them."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from service.context import Context
+from service.generations import ingest, judge
+from service.store import callbacks, generations
+from service.store.database import Transaction
+from service.upstream import results, wire
+
+
+class Proof(msgspec.Struct, frozen=True):
+    """A callback whose body is proof."""
+
+    arrival: callbacks.Arrival
+    report: wire.Report | None  # None if the body is not readable.
+    update: ingest.Update | None
+
+
+def read_proof(context: Context, arrival: callbacks.Arrival) -> Proof:
+    """Read the body of a callback that is proof."""
+    report = ingest.read_end(arrival)
+    return Proof(arrival, report, ingest.update_of(context, report) if report else None)
+
+
+async def write_proofs(
+    tx: Transaction, proofs: Sequence[Proof], *, context: Context
+) -> list[callbacks.StoredCallback | None]:
+    """Store callbacks that are proof, and the outcomes that they report; return their verdicts."""
+    stored = await callbacks.insert(tx, [proof.arrival for proof in proofs])
+    pairs = list(zip(proofs, stored, strict=True))
+    new = [(p, s) for p, s in pairs if s is not None and s.verdict in callbacks.NEW_VERDICTS]
+    ids = [proof.arrival.generation_id for proof, _ in new]
+    batch = ingest.Batch(tx, context, await generations.get_polled(tx, ids))
+    hints = [
+        (p.arrival, s)
+        for p, s in new
+        if p.arrival.generation_id not in batch.generations  # Its row cannot be decoded.
+        or await _names_other_task(tx, batch, p)
+        or not _apply(tx, batch, p)
+    ]
+    judge.share_outcomes(batch, {p.arrival.generation_id: p.update for p, _ in new})
+    ended = {id_ for id_, generation in batch.generations.items() if generation.is_terminal}
+    hints += [
+        (proof.arrival, callback)
+        for proof, callback in pairs
+        if callback is not None
+        and callback.verdict == "duplicate"
+        and proof.arrival.generation_id not in ended
+    ]
+    await batch.write()
+    if hints:
+        await callbacks.plan_confirmations(tx, hints)
+        tx.after_commit(context.signals.poll.set)
+    return stored
+
+
+async def _names_other_task(tx: Transaction, batch: ingest.Batch, proof: Proof) -> bool:
+    """Whether a callback names another task than its generation's: it is no proof, only a hint.
+
+    A signature covers the body and not the URL, so a body can be sent to another generation's URL.
+    """
+    report, generation = proof.report, batch.generations[proof.arrival.generation_id]
+    ids = report.task_ids if report else ()
+    if report is None or (not report.names and ids in ((), (generation.task_id,))):
+        return False
+    if ids and generation.task_id is not None and generation.task_id not in ids:
+        return True
+    others = report.other_ids(generation.task_id)
+    return bool(others) and await generations.another_has_task(tx, others, generation.id)
+
+
+def _apply(tx: Transaction, batch: ingest.Batch, proof: Proof) -> bool:
+    """Apply a callback's report; return False if a confirmation is needed as well."""
+    report, update = proof.report, proof.update
+    if report is None or update is None:
+        return False
+    generation = batch.generations[proof.arrival.generation_id]
+    request = results.Request(generation.input)
+    for file in report.files:
+        if file.url and request.names(file.url, file.url):
+            return False  # It gives back what was sent. What upstream answers is read without that.
+    if not report.recognised:
+        word = ingest.excerpt(batch.context, report.word or "")
+        tx.after_commit(ingest.log_unknown_word, word, generation.id)
+    batch.ingest(generation.id, update)
+    if (report.state == "processing" and report.reports_end) or not report.is_proof:
+        return False  # One body does not prove the end: upstream is asked.
+    # Without a planned poll, the create answer is late or lost. A confirmation can use this
+    # callback's task id.
+    return report.state != "processing" or generation.next_poll_at is not None
