@@ -21,6 +21,7 @@ from service.delivery.webhook import egress
 from service.delivery.webhook.connection import tls_context
 from service.delivery.webhook.sender import WebhookSender
 from service.model.clock import Clock, now_ms
+from service.model.errors import SettingsError
 from service.settings import Settings
 from service.store.database import Ownership
 from service.store.sqlite.database import Database
@@ -53,7 +54,7 @@ class App:
         sender: Sender | None = None,
     ) -> None:
         self.settings = settings
-        self.database, self._ownership = _open_store(settings, clock)
+        self.database, self._ownership = new_store(settings, clock)
         self.context = Context(
             settings=settings,
             database=self.database,
@@ -170,16 +171,25 @@ class App:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _open_store(settings: Settings, clock: Clock) -> tuple[Any, Ownership]:
+def new_store(settings: Settings, clock: Clock) -> tuple[Any, Ownership]:
     """Return the database that the settings name, not open yet, and the right to work on it."""
-    if settings.is_postgres:
+    if not settings.is_postgres:
+        file = Database(settings.database_path, clock=clock, queue_max=settings.write_queue)
+        return file, FileLock(file)
+    try:
         from service.store import postgres  # noqa: PLC0415  cold start
-
-        url = settings.database_path
-        own = postgres.Database(url, clock=clock, queue_max=settings.write_queue)
-        return own, postgres.SessionLock(own)
-    database = Database(settings.database_path, clock=clock, queue_max=settings.write_queue)
-    return database, FileLock(database)
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            "GENHOOK_DATABASE_URL names PostgreSQL, whose driver is not installed: "
+            "pip install 'genhook[postgres]'."
+        ) from error
+    server = postgres.Database(
+        settings.database_path,
+        clock=clock,
+        queue_max=settings.write_queue,
+        connections=settings.database_connections,
+    )
+    return server, postgres.SessionLock(server)
 
 
 def _sender(settings: Settings) -> Sender:

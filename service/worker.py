@@ -84,8 +84,7 @@ class Worker:
         """Start no more work; `run` returns once requests under way have ended."""
         self._stopping.set()
         self.session.pause()
-        for _, signal in self.session.loops:
-            signal.set()
+        self.session.wake()
 
     async def finish(self, ends_at: float) -> None:
         """After `stop`: wait for work under way until `ends_at` of the loop's clock, then end it.
@@ -116,15 +115,19 @@ class Worker:
         return waited
 
     async def run(self) -> None:
-        """Wait for ownership; run every loop until `stop`, then await the requests under way."""
+        """Work while this process has the right to, until `stop`; then await the requests."""
         try:
-            await self._stand_by()
-            if self.ownership.is_held:
-                _log.info("worker.started")
-                async with asyncio.TaskGroup() as group:
-                    for step, signal in self.session.loops:
-                        group.create_task(self._loop(step, signal))
-                await self._settle()
+            while not self._stopping.is_set():
+                await self._stand_by()
+                if self.ownership.is_held:
+                    _log.info("worker.started")
+                    async with asyncio.TaskGroup() as group:
+                        for step, signal in self.session.loops:
+                            group.create_task(self._loop(step, signal))
+                if not self._stopping.is_set():
+                    _log.error("worker.lost_its_right")
+                    await self._end_session()
+            await self._settle()
         except Exception:
             _log.exception("worker.failed")
             raise
@@ -178,7 +181,7 @@ class Worker:
     async def _loop(self, step: Step, signal: asyncio.Event) -> None:
         """Repeat a step when it is due or signalled. Whatever fails is logged and backed off."""
         failures = 0
-        while not self._stopping.is_set():
+        while self.ownership.is_held and not self._stopping.is_set():
             signal.clear()
             try:
                 next_at = await step(self.context.clock())
@@ -191,16 +194,14 @@ class Worker:
             failures, seconds = 0, SLEEP_SECONDS_MAX
             if next_at is not None:
                 seconds = min(max(next_at - self.context.clock(), 0) / SECOND, seconds)
-            if not self._stopping.is_set():
-                await _sleep(signal, seconds)
+            await _sleep(signal, seconds)
+        self.session.wake()  # The watch sees first that the right is lost.
 
     async def _settle(self) -> None:
         """Wait for everything under way."""
         await self.submitter.settle()
         await self.poller.settle()
         await self.dispatcher.settle()
-
-    # Ticks.
 
     async def tick(self, seconds: float) -> WorkCounts:
         """Do due work for `seconds` or until `stop`; none while another tick or process works.

@@ -1,6 +1,3 @@
-import hashlib
-import os
-
 """The whole service in one process, with a manual clock, a scripted upstream and subscribers."""
 
 from collections import defaultdict, deque
@@ -17,6 +14,7 @@ import msgspec
 from service.app import App
 from service.delivery.target import Answer, SendError, Target
 from service.settings import Settings
+from tests import engine
 
 ADMIN_KEY = "ghk_" + "0123456789abcdef" * 3
 START = 1_795_000_000_000
@@ -217,30 +215,10 @@ class Harness:
         return await self.anonymous.post(url, **options)
 
 
-POSTGRES = os.environ.get("TEST_POSTGRES_URL")
-
-
-def database_of(path: Path) -> str:
-    if POSTGRES is None:
-        return str(path / "genhook.db")
-    schema = "t" + hashlib.sha256(str(path).encode()).hexdigest()[:20]
-    return f"{POSTGRES}&search_path={schema}"
-
-
-async def prepare(path: Path) -> None:
-    if POSTGRES is not None:
-        import asyncpg
-
-        connection = await asyncpg.connect(POSTGRES)
-        schema = database_of(path).rpartition("=")[2]
-        await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
-        await connection.close()
-
-
 def settings(path: Path, **overrides: Any) -> Settings:
     """Return settings for tests: subscribers may use plain http and loopback addresses."""
     defaults: dict[str, Any] = {
-        "database_path": database_of(path),
+        "database_path": engine.database_of(path),
         "secret_keys": ("s" * 32,),
         "admin_key": ADMIN_KEY,
         "upstream_url": "http://upstream.test/api/v1",
@@ -255,7 +233,6 @@ def settings(path: Path, **overrides: Any) -> Settings:
 @asynccontextmanager
 async def opened(path: Path, **overrides: Any) -> AsyncIterator[Harness]:
     """Run the service on a database below `path`, without worker loops: `run` does due work."""
-    await prepare(path)
     harness = Harness(settings(path, **overrides), ManualClock())
     await harness.app.start(worker=False)
     try:

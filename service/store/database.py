@@ -46,11 +46,8 @@ class Transaction(Protocol):
     def scan(self, sql: str, values: Mapping[str, object]) -> AsyncIterator[Row]:
         """Iterate over the rows of SQL that the code has composed, one row in memory at a time."""
 
-    async def lock(self, name: str, /, **values: object) -> None:
-        """Lock rows, by the statement, that the unit reads and then changes, until its end."""
-
     async def order_events(self) -> None:
-        """Give every committed event its place in the order, before the unit reads by it."""
+        """Give every committed event its place in the order; before the unit reads anything."""
 
     def charge(self, tenant: str, rows: int) -> None:
         """Count rows that are written on account of a tenant, where they may be many."""

@@ -44,6 +44,7 @@ async def list_page(
     tx: Transaction, page: pages.Page, tenant: str, type_: str | None, generation_id: str | None
 ) -> pages.Rows:
     """Return a page of a tenant's events in commit order, of one type or generation if not None."""
+    await tx.order_events()
     table, where, filters = "events e {index events_tenant}", ["e.tenant = :tenant"], []
     if generation_id is not None:
         ids = "SELECT value FROM generations g, {rows}(g.event_ids) WHERE g.id = :generation_id"

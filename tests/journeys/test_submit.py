@@ -46,6 +46,7 @@ async def test_a_submission_that_upstream_takes_is_processing_with_a_task_id(
         ]
 
 
+@pytest.mark.sqlite_only("it reads the file meanwhile")
 async def test_a_generation_is_stored_before_it_is_submitted(tmp_path: Path) -> None:
     stored: list[tuple[str, str]] = []
 

@@ -1,8 +1,9 @@
 """PostgreSQL by asyncpg: each unit in a transaction of its own, batched units in one for all items.
 
 Some connections write at the same time; while all of them do, what comes waits in the same bounded
-queue as on SQLite, and is the next batch. A unit that PostgreSQL could not order among the others
-(SQLSTATE class 40) runs again.
+queue as on SQLite, and is the next batch. Transactions are SERIALIZABLE: what a unit read still
+holds when it commits, as if it had run alone, so that the verbs are the same on both databases. A
+unit that PostgreSQL could not order among the others (SQLSTATE class 40) runs again.
 """
 
 import asyncio
@@ -10,125 +11,40 @@ import contextlib
 import math
 import random  # noqa: TID251  two units that met must not meet again
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
+from functools import partial
 from typing import Any
-
-import asyncpg
 
 from service.model.clock import Clock, now_ms
 from service.model.errors import StorageError
-from service.store.database import Row, T, Unit
+from service.store.database import T, Unit
 from service.store.item import HEAVY_ROWS, Item
 from service.store.postgres import schema
-from service.store.postgres.connection import connect_arguments, is_failure, is_repeatable
-from service.store.postgres.statements import DIALECT, statements
-from service.store.queue import STALLED, Queue
+from service.store.postgres.connection import (
+    CONNECT_SECONDS,
+    is_failure,
+    is_repeatable,
+    open_pool,
+    reason,
+    taken,
+)
+from service.store.postgres.notices import Notices
+from service.store.postgres.order import Order
+from service.store.postgres.reads import READ_SECONDS, SEARCH_SECONDS_MAX, Turns, within
+from service.store.postgres.transaction import AfterCommit, Transaction
+from service.store.write_queue import STALLED, Queue
 from service.telemetry import log
 
 _log = log.get()
 
-CONNECTIONS = 10
-WRITERS = 4  # Connections that write at the same time.
-PREFETCH_ROWS = 20  # Of a statement whose rows are read one by one.
-REPEATS_MAX = 8  # Of a unit that met others.
-REPEAT_SECONDS = 0.01
+CONNECTIONS = 10  # One of them holds the right to work.
+WRITERS_MAX = 4  # Connections that write at the same time.
+REPEATS_MAX = 30  # Of a unit that met others.
+REPEAT_SECONDS, REPEAT_SECONDS_MAX = 0.002, 0.2
 RETRY_SECONDS = 1.0
-NOTICE_SECONDS = 0.01  # Commits of so long are told by one notice.
-PATIENCE_SECONDS = 0.02
-FAILING_SECONDS = 5.0
-PROBE_SECONDS = 10.0
-CONNECT_SECONDS = 5.0
-SEARCH_MS = 10_000
-COMMAND_SECONDS = 30.0
-
-AfterCommit = list[tuple[Callable[..., None], tuple[Any, ...]]]
-Arguments = tuple[Any, ...]
-
-
-class Transaction:
-    """A transaction on one connection; see store/database.py."""
-
-    __slots__ = ("_connection", "_database", "after", "charged", "now")
-
-    def __init__(self, database: "Database", connection: Any, now: int) -> None:
-        self._database = database
-        self._connection = connection
-        self.after: AfterCommit = []
-        self.charged: Counter[str] = Counter()
-        self.now = now
-
-    async def one(self, name: str, /, **values: object) -> Row | None:
-        """Return the first row of the statement, or None."""
-        sql, bind = statements()[name]
-        row: Row | None = await self._connection.fetchrow(sql, *_clean(bind(values)))
-        return row
-
-    async def all(self, name: str, /, **values: object) -> list[Row]:
-        """Return every row of the statement."""
-        sql, bind = statements()[name]
-        rows: list[Row] = await self._connection.fetch(sql, *_clean(bind(values)))
-        return rows
-
-    async def each(self, name: str, /, **values: object) -> AsyncIterator[Row]:
-        """Iterate over the rows of the statement."""
-        sql, bind = statements()[name]
-        async for row in self._cursor(sql, bind(values)):
-            yield row
-
-    async def run(self, name: str, /, **values: object) -> int:
-        """Execute the statement; return how many rows it changed."""
-        sql, bind = statements()[name]
-        status: str = await self._connection.execute(sql, *_clean(bind(values)))
-        return int(status.rpartition(" ")[2])
-
-    async def many(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:
-        """Execute the statement once for each of `rows`, all in one exchange with the server."""
-        sql, bind = statements()[name]
-        arguments = [_clean(bind(row)) for row in rows]
-        if arguments:
-            await self._connection.executemany(sql, arguments)
-
-    async def select(self, sql: str, values: Mapping[str, object]) -> list[Row]:
-        """Return the rows of SQL that the code has composed."""
-        statement = DIALECT.compose(sql)
-        rows: list[Row] = await self._connection.fetch(
-            statement.sql, *_clean(statement.bind(values))
-        )
-        return rows
-
-    async def scan(self, sql: str, values: Mapping[str, object]) -> AsyncIterator[Row]:
-        """Iterate over the rows of SQL that the code has composed."""
-        statement = DIALECT.compose(sql)
-        async for row in self._cursor(statement.sql, statement.bind(values)):
-            yield row
-
-    async def lock(self, name: str, /, **values: object) -> None:
-        """Lock rows until the end of the transaction."""
-        await self.all(name, **values)
-
-    async def order_events(self) -> None:
-        """Give every committed event its place in the order, on a connection of its own."""
-        await self._database.order_events()
-
-    def after_commit(self, do: Callable[..., None], *args: object) -> None:
-        """Call `do` on the event loop after the commit."""
-        self.after.append((do, args))
-
-    def charge(self, tenant: str, rows: int) -> None:
-        """Count rows that are written on account of a tenant, where they may be many."""
-        self.charged[tenant] += rows
-
-    async def _cursor(self, sql: str, arguments: Arguments) -> AsyncIterator[Row]:
-        async for row in self._connection.cursor(sql, *_clean(arguments), prefetch=PREFETCH_ROWS):
-            yield row
-
-
-def _clean(arguments: Arguments) -> Arguments:
-    """Replace the character NUL, which PostgreSQL does not take in text."""
-    for value in arguments:
-        if type(value) is str and "\0" in value:
-            return tuple(v.replace("\0", "\ufffd") if isinstance(v, str) else v for v in arguments)
-    return arguments
+PATIENCE_SECONDS = 0.02  # Of units that may wait for a group.
+FAILING_SECONDS = 5.0  # So long after a failed commit `write_problem` still tells of it.
+PROBE_SECONDS = 10.0  # If the last commit is older, `write_problem` tries one.
 
 
 class Database:
@@ -144,51 +60,41 @@ class Database:
     ) -> None:
         self.url = url
         self._clock = clock
-        self._connections = connections
+        self._pool_size = connections - 1
+        # One connection is left to those who hold one already, as for the order of events.
+        writers = max(1, min(WRITERS_MAX, (self._pool_size - 1) // 2))
+        self._turns = Turns(self._pool_size - writers - 1)
+        self._writers = asyncio.Semaphore(writers)
         self._queue = Queue(queue_max)
         self._pool: Any = None
-        self._writers = asyncio.Semaphore(max(1, min(WRITERS, connections - 1)))
         self._wake = asyncio.Event()
         self._wake_timer: asyncio.TimerHandle | None = None
         self._stream: asyncio.Task[None] | None = None
-        self._commits: set[asyncio.Task[None]] = set()
+        self._commits: dict[asyncio.Task[None], object] = {}  # With the unit, if it is batched.
+        self._closing = asyncio.Event()
         self._retried: list[Item] = []
         self._retry_timer: asyncio.TimerHandle | None = None
-        self._ordering = asyncio.Lock()
+        self._order = Order()
         self.is_owner = False  # This process does the due work: it needs no notice of its commits.
-        self._notice: asyncio.TimerHandle | None = None
-        self._notices: set[asyncio.Task[None]] = set()
+        self._notices = Notices()
         self._committed_at, self._failed_at, self._failure = -math.inf, -math.inf, ""
 
     async def open(self) -> None:
         """Connect. StorageError if the server does not answer or refuses."""
-        arguments = connect_arguments(self.url)
-        self._pool = asyncpg.create_pool(
-            **arguments,
-            min_size=1,
-            max_size=self._connections,
-            command_timeout=COMMAND_SECONDS,
-            timeout=CONNECT_SECONDS,
-        )
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                await self._pool
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            self._pool.terminate()
-            raise StorageError(
-                f"cannot open the database: {error or type(error).__name__}"
-            ) from error
+        self._pool = await open_pool(self.url, self._pool_size)
+        self._closing.clear()
         self._stream = asyncio.create_task(self._commit_stream(), name="commit-stream")
 
     async def close(self) -> None:
         """Commit the queue, then close every connection."""
         stream, self._stream = self._stream, None
+        self._closing.set()
         self._retry()
         if stream:
             await stream
-        for tasks in (self._commits, self._notices):
-            if tasks:
-                await asyncio.wait(tasks)
+        if self._commits:
+            await asyncio.wait(self._commits)
+        await self._notices.close()
         self._queue.clear()
         if self._pool is not None:
             with contextlib.suppress(TimeoutError):
@@ -198,12 +104,20 @@ class Database:
 
     async def migrate(self) -> list[str]:
         """Apply the missing migrations; return their names."""
-        async with self._connection() as connection:
+        async with taken(self._pool) as connection:
             return await schema.migrate(connection)
+
+    @property
+    def schema_version(self) -> int:
+        """The version of the schema that this genhook needs."""
+        return schema.latest()
 
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the version of the schema, or None."""
-        async with self._connection() as connection:
+        return await within(READ_SECONDS, self._schema_problem())
+
+    async def _schema_problem(self) -> str | None:
+        async with self._turns.read(self._pool) as connection:
             return await schema.problem(connection)
 
     async def write_problem(self) -> str | None:
@@ -246,33 +160,22 @@ class Database:
 
     async def read(self, unit: Unit[T], *args: object) -> T:
         """Run `unit(tx, *args)`, a short one, on a snapshot."""
-        async with self._connection() as connection:
-            async with connection.transaction(isolation="repeatable_read", readonly=True):
-                return await unit(Transaction(self, connection, self._clock()), *args)
+        return await within(READ_SECONDS, self._read(unit, *args))
 
-    async def search(self, _tenant: str, unit: Unit[T], *args: object) -> T:
-        """Like `read`, for a unit that may take long."""
-        return await self.read(unit, *args)
+    async def _read(self, unit: Unit[T], *args: object) -> T:
+        async with self._turns.read(self._pool) as connection:
+            return await unit(self._transaction(connection), *args)
 
-    @contextlib.asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Any]:
-        """A connection of the pool; failures of the server become StorageError."""
-        try:
-            async with self._pool.acquire(timeout=CONNECT_SECONDS) as connection:
-                yield connection
-        except Exception as error:
-            if is_failure(error):
-                message = f"the database failed: {error or type(error).__name__}"
-                raise StorageError(message) from error
-            raise
+    async def search(self, tenant: str, unit: Unit[T], *args: object) -> T:
+        """Like `read`, for a unit that may take long. SearchTooLongError if it does."""
+        return await within(SEARCH_SECONDS_MAX, self._search(tenant, unit, *args))
 
-    async def order_events(self) -> None:
-        """Give every committed event without a place in the order its place."""
-        async with self._ordering, self._connection() as connection:
-            if await connection.fetchval(_HAS_UNORDERED):
-                async with connection.transaction():
-                    await connection.execute(_LOCK_ORDER)
-                    await connection.execute(_ORDER)
+    async def _search(self, tenant: str, unit: Unit[T], *args: object) -> T:
+        async with self._turns.search(self._pool, tenant) as connection:
+            return await unit(self._transaction(connection), *args)
+
+    def _transaction(self, connection: Any) -> Transaction:
+        return Transaction(connection, self._clock(), partial(self._order.extend, self._pool))
 
     @property
     def queued(self) -> int:
@@ -302,13 +205,23 @@ class Database:
             if not self._queue and self._stream is not None:
                 self._wake.clear()
             for batch in _batches(items):
-                await self._writers.acquire()
-                task = asyncio.create_task(self._commit(batch), name="commit")
-                self._commits.add(task)
-                task.add_done_callback(self._finish_commit)
+                await self._start_commit(batch)
+
+    async def _start_commit(self, batch: Sequence[Item]) -> None:
+        """Commit items of one unit, when a writer is free and no other batch of it is committed.
+
+        Two batches of a unit write to the same rows, as the counts of a day: they would collide.
+        """
+        unit = batch[0].unit if batch[0].batched else None
+        while same := [task for task, other in self._commits.items() if unit and other is unit]:
+            await asyncio.wait(same)
+        await self._writers.acquire()
+        task = asyncio.create_task(self._commit(batch), name="commit")
+        self._commits[task] = unit
+        task.add_done_callback(self._finish_commit)
 
     def _finish_commit(self, task: asyncio.Task[None]) -> None:
-        self._commits.discard(task)
+        del self._commits[task]
         self._writers.release()
 
     async def _commit(self, batch: Sequence[Item]) -> None:
@@ -328,60 +241,50 @@ class Database:
             self._queue.finish(batch)
 
     async def _run_batch(self, batch: Sequence[Item]) -> None:
-        """Run one unit, or one batched unit with all its items, again where others were met."""
-        for repeats in range(REPEATS_MAX + 1):
-            try:
-                results, after, charged = await self._run_once(batch)
-                break
-            except Exception as error:
-                if not is_repeatable(error) or repeats == REPEATS_MAX:
-                    raise
-                await asyncio.sleep(REPEAT_SECONDS * (repeats + random.random()))  # noqa: S311
-        loop = asyncio.get_running_loop()
-        self._committed_at = loop.time()
-        if not self.is_owner and self._notice is None:
-            self._notice = loop.call_later(NOTICE_SECONDS, self._start_notice)
+        """Run one unit, or one batched unit with all its items, and give them their results."""
+        results, tx = await self._repeat(batch)
+        self._committed_at = asyncio.get_running_loop().time()
+        if not self.is_owner:
+            self._notices.plan(self._pool)
         counts = Counter(item.tenant for item in batch)
         for item, result in zip(batch, results, strict=True):
-            if charged:
-                rows = charged[item.tenant or ""] // counts[item.tenant]
+            if tx.charged:
+                rows = tx.charged[item.tenant or ""] // counts[item.tenant]
                 item.rows = rows if rows >= HEAVY_ROWS else 0
             if not item.future.done():
                 item.future.set_result(result)
-        for do, args in after:
-            try:
-                do(*args)
-            except Exception:  # noqa: BLE001  later commits must still happen
-                _log.exception("commit.follow_up_failed")
+        _follow_up(tx.after)
 
-    async def _run_once(
-        self, batch: Sequence[Item]
-    ) -> tuple[Sequence[Any], AfterCommit, Counter[str]]:
+    async def _repeat(self, batch: Sequence[Item]) -> tuple[Sequence[Any], Transaction]:
+        """Run a batch, again where others were met: what ran before was rolled back."""
+        repeats = 0
+        while True:
+            try:
+                return await self._run_once(batch)
+            except Exception as error:
+                if not is_repeatable(error) or repeats == REPEATS_MAX or self._closing.is_set():
+                    raise
+            repeats += 1
+            seconds = min(REPEAT_SECONDS * 2**repeats, REPEAT_SECONDS_MAX)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds * random.random()):  # noqa: S311
+                    await self._closing.wait()
+
+    async def _run_once(self, batch: Sequence[Item]) -> tuple[Sequence[Any], Transaction]:
         async with self._pool.acquire(timeout=CONNECT_SECONDS) as connection:
-            async with connection.transaction():
-                tx = Transaction(self, connection, self._clock())
+            tx = self._transaction(connection)
+            async with connection.transaction(isolation="serializable"):
                 if batch[0].batched:
                     results = await batch[0].unit(tx, [item.args[0] for item in batch])
                 else:
                     results = [await batch[0].unit(tx, *batch[0].args)]
-        return results, tx.after, tx.charged
-
-    def _start_notice(self) -> None:
-        self._notice = None
-        task = asyncio.create_task(self._notify(), name="notice")
-        self._notices.add(task)
-        task.add_done_callback(self._notices.discard)
-
-    async def _notify(self) -> None:
-        """Tell the process that works that something was committed; its own looks stand behind."""
-        with contextlib.suppress(StorageError):
-            async with self._connection() as connection:
-                await connection.execute(_NOTIFY)
+            assert len(results) == len(batch), "a batched unit returned too few results"
+        return results, tx
 
     def _fail(self, batch: Sequence[Item], error: Exception) -> None:
         """Give the items their error, except those to try again: while it closes, none is."""
         if is_failure(error):
-            message = f"the database failed: {error or type(error).__name__}"
+            message = f"the database failed: {reason(error)}"
             self._failed_at, self._failure = asyncio.get_running_loop().time(), message
             error = StorageError(message)
             if self._stream is not None:
@@ -416,17 +319,13 @@ def _batches(items: Iterable[Item]) -> Iterable[Sequence[Item]]:
     return batches.values()
 
 
-_NOTIFY = "SELECT pg_notify('genhook.' || current_schema(), '')"
-_HAS_UNORDERED = "SELECT EXISTS (SELECT 1 FROM events WHERE seq IS NULL)"
-_LOCK_ORDER = (
-    "SELECT pg_advisory_xact_lock(hashtextextended('genhook.events' || current_schema(), 0))"
-)
-_ORDER = """
-UPDATE events SET seq = q.seq FROM (
-    SELECT id, row_number() OVER (ORDER BY id)
-        + (SELECT coalesce(max(seq), 0) FROM events) AS seq
-    FROM events WHERE seq IS NULL) q
-WHERE events.id = q.id"""
+def _follow_up(after: AfterCommit) -> None:
+    """Call what units left to be called after the commit."""
+    for do, args in after:
+        try:
+            do(*args)
+        except Exception:  # noqa: BLE001  later commits must still happen
+            _log.exception("commit.follow_up_failed")
 
 
 async def _touch(tx: Transaction) -> None:

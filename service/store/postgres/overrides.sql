@@ -27,14 +27,14 @@ WHERE e.tenant = :tenant AND e.seq > :cursor AND e.seq <= :last_seq
             AND NOT EXISTS (SELECT 1 FROM jsonb_each_text(CAST(:metadata AS JSONB)) pair
                 WHERE NOT EXISTS (SELECT 1 FROM generation_metadata m
                     WHERE m.tenant = e.tenant AND m.name = pair.key
-                        AND m.value = pair.value AND m.generation_id = g.id))))
+                        AND m.value = pair.value AND m.generation_id = g.id {each}) {each}) {each}))
 ORDER BY e.seq LIMIT :limit;
 
 -- name: generations_old
 SELECT g.id, g.tenant, g.status IN ('succeeded', 'failed', 'timed_out')
     AND g.next_poll_at IS NULL AND g.completed_at < :before AND g.deadline_at < :deadline_before
-    AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
-    AND NOT EXISTS (SELECT 1 FROM json_rows(g.event_ids) i JOIN events e ON e.id = i.value)
+    AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id {each})
+    AND NOT EXISTS (SELECT 1 FROM json_rows(g.event_ids) i JOIN events e ON e.id = i.value {each})
         AS is_deletable
 FROM generations g WHERE g.id > :after AND g.id < :before_id ORDER BY g.id LIMIT :limit;
 

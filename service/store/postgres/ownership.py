@@ -5,21 +5,21 @@ import contextlib
 import math
 from typing import Any
 
-import asyncpg
-
-from service.model.errors import StorageError
-from service.store.postgres.connection import connect_arguments, is_failure
+from service.store.postgres.connection import CONNECT_SECONDS, connect, failures
 from service.store.postgres.database import Database
+from service.store.postgres.notices import CHANNEL
 
-CONNECT_SECONDS = 5.0
 LOOK_SECONDS = 5.0  # A notice may be lost.
 _KEY = "hashtextextended('genhook.worker' || current_schema(), 0)"
-_TAKE = f"SELECT pg_try_advisory_lock({_KEY}) WHERE NOT pg_is_in_recovery()"
-_CHANNEL = "SELECT 'genhook.' || current_schema()"
+_TAKE = f"SELECT pg_try_advisory_lock({_KEY})"
+_CHANNEL = f"SELECT {CHANNEL}"
 
 
 class SessionLock:
-    """Ownership of the database: the server takes it away when the connection ends."""
+    """Ownership of the database: the server takes it away when the connection ends.
+
+    One schema of one database has one lock; PostgreSQL keeps those of its databases apart.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -30,25 +30,28 @@ class SessionLock:
     @property
     def is_held(self) -> bool:
         """Whether this process has the lock, as far as it knows."""
-        connection = self._connection
-        return self._database.is_owner and connection is not None and not connection.is_closed()
+        return self._database.is_owner and self._is_connected
+
+    @property
+    def _is_connected(self) -> bool:
+        return self._connection is not None and not self._connection.is_closed()
 
     async def acquire(self) -> bool:
         """Take the lock if no process has it. StorageError if that cannot be determined."""
-        try:
+        if self.is_held:
+            return True
+        self._database.is_owner = False
+        if not self._is_connected:
+            self._connection = await connect(self._database.url)
+        with failures("cannot lock the database"):
             async with asyncio.timeout(CONNECT_SECONDS):
-                if self._connection is None or self._connection.is_closed():
-                    self._connection = await asyncpg.connect(
-                        **connect_arguments(self._database.url)
-                    )
+                is_taken = bool(await self._connection.fetchval(_TAKE))
+                if is_taken:
                     channel = await self._connection.fetchval(_CHANNEL)
                     await self._connection.add_listener(channel, self._hear)
-                is_held = self._database.is_owner = bool(await self._connection.fetchval(_TAKE))
-        except Exception as error:
-            if is_failure(error):
-                raise StorageError(f"cannot lock the database: {error}") from error
-            raise
-        return is_held
+        self._database.is_owner = is_taken
+        self._looked_at = asyncio.get_running_loop().time()
+        return is_taken
 
     async def release(self) -> None:
         """Let another process have the lock."""

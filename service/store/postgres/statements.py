@@ -21,6 +21,8 @@ DIALECT = Dialect(
         "unindexed": "{}",
         "greatest": "GREATEST",
         "least": "LEAST",
+        "each": "OFFSET 0",  # An EXISTS of each row; else it may read a whole table at once.
+        "is_tried": "LEAST({}, 1)",
         "rows": "json_rows",
         "tenants": _TENANTS,
     },

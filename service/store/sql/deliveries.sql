@@ -20,10 +20,10 @@ SELECT lane.subscriber_id,
     (SELECT s.status FROM subscribers s WHERE s.id = lane.subscriber_id) AS status,
     (SELECT min(d.due_at) FROM deliveries d {index deliveries_due}
         WHERE d.status = 'pending' AND d.subscriber_id = lane.subscriber_id
-            AND (d.attempt_count > 0) = FALSE) AS first_at,
+            AND {is_tried d.attempt_count} = 0) AS first_at,
     (SELECT min(d.due_at) FROM deliveries d {index deliveries_due}
         WHERE d.status = 'pending' AND d.subscriber_id = lane.subscriber_id
-            AND (d.attempt_count > 0) = TRUE) AS retry_at
+            AND {is_tried d.attempt_count} = 1) AS retry_at
 FROM lane WHERE lane.subscriber_id IS NOT NULL LIMIT :limit;
 
 -- name: deliveries_due
@@ -31,7 +31,7 @@ SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_i
     d.attempt_count, d.trigger, e.body, d.manual_count, d.planned_at
 FROM deliveries d {index deliveries_due} JOIN events e ON e.id = d.event_id
 WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
-    AND (d.attempt_count > 0) = :retries AND d.due_at <= :now AND d.trigger <> 'manual'
+    AND {is_tried d.attempt_count} = :retries AND d.due_at <= :now AND d.trigger <> 'manual'
 ORDER BY d.due_at LIMIT :limit;
 
 -- name: deliveries_asked
@@ -50,7 +50,7 @@ SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_i
     d.attempt_count, d.trigger, e.body, d.manual_count, d.planned_at
 FROM deliveries d {index deliveries_due} JOIN events e ON e.id = d.event_id
 WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
-    AND (d.attempt_count > 0) = :retries AND d.due_at <= :now
+    AND {is_tried d.attempt_count} = :retries AND d.due_at <= :now
     AND NOT EXISTS (SELECT 1 FROM generations g CROSS JOIN {rows}(g.event_ids) pe
         {ordered} JOIN deliveries pd {index deliveries_event} ON pd.event_id = pe.value
         WHERE g.id = d.generation_id AND pd.subscriber_id = d.subscriber_id
@@ -78,7 +78,7 @@ WHERE tenant = :tenant AND status = 'pending' AND id = (
 -- name: delivery_next_due
 SELECT min(due_at) AS due_at FROM deliveries {index deliveries_due}
 WHERE status = 'pending' AND subscriber_id = :subscriber_id
-    AND (attempt_count > 0) = :retries AND due_at > :now;
+    AND {is_tried attempt_count} = :retries AND due_at > :now;
 
 -- name: delivery_record
 -- The attempt must follow the last one: a process that has lost ownership can then change nothing.
@@ -116,7 +116,7 @@ ON CONFLICT (delivery_id, number) DO NOTHING;
 -- name: attempts_of_delivery
 -- The latest ones, oldest first.
 SELECT * FROM (SELECT * FROM attempts WHERE delivery_id = :delivery_id
-    ORDER BY number DESC LIMIT 250) latest ORDER BY number;
+    ORDER BY number DESC LIMIT 250) few ORDER BY number;
 
 -- name: attempts_of_generation
 SELECT a.*, d.subscriber_id, d.event_id FROM generations g
@@ -139,7 +139,7 @@ WHERE (tenant, id) IN (SELECT d.tenant, d.id FROM deliveries d {index deliveries
 -- A tenant's next deliveries from before a time. One can be deleted once it has ended and has had
 -- no attempt since that time.
 SELECT d.tenant, d.id, d.status <> 'pending' AND NOT EXISTS (SELECT 1 FROM attempts a
-    WHERE a.delivery_id = d.id AND a.started_at >= :before) AS is_deletable
+    WHERE a.delivery_id = d.id AND a.started_at >= :before {each}) AS is_deletable
 FROM deliveries d WHERE d.tenant = :tenant AND d.id > :after AND d.id < :before_id
 ORDER BY d.id LIMIT :limit;
 

@@ -37,7 +37,7 @@ SELECT max(seq) AS seq FROM events;
 -- The last seq among the next events of the tenant, unless all their ids are too late.
 SELECT CASE WHEN min(id) < :until_id THEN max(seq) END AS last_seq FROM (
     SELECT seq, id FROM events
-    WHERE tenant = :tenant AND seq > :cursor AND seq <= :last_seq ORDER BY seq LIMIT :limit) w;
+    WHERE tenant = :tenant AND seq > :cursor AND seq <= :last_seq ORDER BY seq LIMIT :limit) few;
 
 -- name: replay_matches
 -- The seqs of the events that a replay sends again. An event whose latest delivery is pending is left
@@ -66,7 +66,7 @@ SELECT * FROM events WHERE seq = :seq;
 -- name: replay_count_untried
 -- How many deliveries of a replay wait for their first attempt, counted up to :limit.
 SELECT count(*) AS count FROM (SELECT 1 FROM deliveries {index deliveries_replay}
-    WHERE status = 'pending' AND replay_id = :id AND (attempt_count > 0) = FALSE LIMIT :limit) w;
+    WHERE status = 'pending' AND replay_id = :id AND {is_tried attempt_count} = 0 LIMIT :limit) few;
 
 -- name: replay_deliveries_insert
 INSERT INTO deliveries (tenant, id, subscriber_id, event_id, event_type, generation_id, replay_id,

@@ -2,13 +2,13 @@
 -- Pending, dead and lately canceled deliveries of a subscriber, each counted up to :limit.
 SELECT * FROM
     (SELECT count(*) AS pending FROM (SELECT 1 FROM deliveries {index deliveries_due}
-        WHERE status = 'pending' AND subscriber_id = :subscriber_id LIMIT :limit) p) pending,
+        WHERE status = 'pending' AND subscriber_id = :subscriber_id LIMIT :limit) few) few_pending,
     (SELECT count(*) AS dead FROM (SELECT 1 FROM deliveries {index deliveries_ended_of}
         WHERE status IN ('dead', 'canceled') AND status = 'dead'
-            AND subscriber_id = :subscriber_id LIMIT :limit) d) dead,
+            AND subscriber_id = :subscriber_id LIMIT :limit) few) few_dead,
     (SELECT count(*) AS canceled FROM (SELECT 1 FROM deliveries {index deliveries_ended_of}
         WHERE status IN ('dead', 'canceled') AND status = 'canceled'
-            AND subscriber_id = :subscriber_id AND id >= :since_id LIMIT :limit) c) canceled;
+            AND subscriber_id = :subscriber_id AND id >= :since_id LIMIT :limit) few) few_canceled;
 
 -- name: stats_attempts
 SELECT bucket, status, CAST(sum(count) AS BIGINT) AS count FROM attempt_latency
@@ -20,13 +20,13 @@ WHERE subscriber_id = :subscriber_id AND slot_at > :since_at GROUP BY bucket, st
 SELECT min(id) AS id FROM (
     SELECT * FROM (SELECT id FROM deliveries {index deliveries_due}
         WHERE status = 'pending' AND subscriber_id = :subscriber_id
-            AND (attempt_count > 0) = FALSE ORDER BY due_at LIMIT :limit) f
+            AND {is_tried attempt_count} = 0 ORDER BY due_at LIMIT :limit) few_first
     UNION ALL SELECT * FROM (SELECT id FROM deliveries {index deliveries_due}
         WHERE status = 'pending' AND subscriber_id = :subscriber_id
-            AND (attempt_count > 0) = TRUE ORDER BY due_at LIMIT :limit) r
+            AND {is_tried attempt_count} = 1 ORDER BY due_at LIMIT :limit) few_retries
     UNION ALL SELECT * FROM (SELECT id FROM deliveries {index deliveries_due}
         WHERE status = 'pending' AND subscriber_id = :subscriber_id
-            AND (attempt_count > 0) = TRUE ORDER BY due_at DESC LIMIT :limit) l) ids;
+            AND {is_tried attempt_count} = 1 ORDER BY due_at DESC LIMIT :limit) few_last) few;
 
 -- name: stats_last_attempt
 SELECT max(last_at) AS last_at FROM attempt_latency

@@ -97,8 +97,8 @@ SELECT number FROM revisions WHERE noun = 'subscribers';
 -- name: subscribers_notify_old
 -- The next subscribers of a notify_url from before a time. One can be deleted once it
 -- has no generation and no delivery any more.
-SELECT s.id, NOT EXISTS (SELECT 1 FROM generations g WHERE g.notify_subscriber_id = s.id)
-    AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.subscriber_id = s.id) AS is_deletable
+SELECT s.id, NOT EXISTS (SELECT 1 FROM generations g WHERE g.notify_subscriber_id = s.id {each})
+    AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.subscriber_id = s.id {each}) AS is_deletable
 FROM subscribers s WHERE s.is_notify = 1 AND s.id > :after AND s.id < :before_id
 ORDER BY s.id LIMIT :limit;
 

@@ -17,11 +17,11 @@ from service.model.clock import Clock, now_ms
 from service.model.errors import StorageError
 from service.store.database import T, Transaction, Unit
 from service.store.item import Item
-from service.store.queue import STALLED, Queue
 from service.store.sqlite import group, schema
 from service.store.sqlite.connection import Connection, checkpoint, connect, is_lost
 from service.store.sqlite.file import File
 from service.store.sqlite.readers import Readers
+from service.store.write_queue import STALLED, Queue
 from service.telemetry import log
 
 _log = log.get()
@@ -113,6 +113,11 @@ class Database:
             if error.__cause__ is None:
                 raise  # It says itself what is wrong with the schema.
             raise StorageError(f"cannot migrate {self.path}: {error.__cause__}") from error
+
+    @property
+    def schema_version(self) -> int:
+        """The version of the schema that this genhook needs."""
+        return schema.latest()
 
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the file or the version of its schema, or None."""

@@ -62,9 +62,6 @@ class Transaction:
         for row in self._connection.execute(statement.sql, statement.bind(values)):
             yield row
 
-    async def lock(self, name: str, /, **values: object) -> None:
-        """Nothing: one transaction writes at a time."""
-
     async def order_events(self) -> None:
         """Nothing: an event has its place in the order when it is committed."""
 

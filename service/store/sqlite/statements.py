@@ -12,6 +12,8 @@ DIALECT = Dialect(
         "unindexed": "+{}",
         "greatest": "max",
         "least": "min",
+        "each": "",
+        "is_tried": "({} > 0)",  # As in the indexes: 0 or 1.
         "rows": "json_each",  # The elements of a JSON list, as `key` and `value`.
     },
     lambda _number: "?",

@@ -216,7 +216,7 @@ CREATE TABLE deliveries (
     PRIMARY KEY (tenant, id)
 );
 -- First attempts and retries are read separately: many due retries must not delay first attempts.
-CREATE INDEX deliveries_due ON deliveries (subscriber_id, (attempt_count > 0), due_at)
+CREATE INDEX deliveries_due ON deliveries (subscriber_id, LEAST(attempt_count, 1), due_at)
     WHERE status = 'pending';
 -- What a person asked for leaves while others wait.
 CREATE INDEX deliveries_asked ON deliveries (subscriber_id, due_at)
@@ -228,7 +228,7 @@ CREATE INDEX deliveries_ended ON deliveries (tenant, status, id)
     WHERE status IN ('dead', 'canceled');
 CREATE INDEX deliveries_ended_of ON deliveries (subscriber_id, status, id)
     WHERE status IN ('dead', 'canceled');
-CREATE INDEX deliveries_replay ON deliveries (replay_id, (attempt_count > 0))
+CREATE INDEX deliveries_replay ON deliveries (replay_id, LEAST(attempt_count, 1))
     WHERE status = 'pending' AND replay_id IS NOT NULL;
 
 -- Counts of attempts by subscriber, slot of five minutes, bucket of duration, and the delivery's
@@ -308,9 +308,12 @@ CREATE TABLE usage (
     PRIMARY KEY (tenant, day, model)
 );
 
--- The elements of a JSON list, as SQLite's json_each has them.
+-- The elements of a JSON list, as SQLite's json_each has them. PostgreSQL expects ten elements of an
+-- array that it does not know, but a hundred of a JSON list: then it would rather read a whole index
+-- than look up each.
 CREATE FUNCTION json_rows (list TEXT) RETURNS TABLE (key BIGINT, value TEXT)
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT ordinality - 1, element
-    FROM jsonb_array_elements_text(list::jsonb) WITH ORDINALITY AS e (element, ordinality)
+    FROM unnest(ARRAY(SELECT jsonb_array_elements_text(list::jsonb)))
+        WITH ORDINALITY AS e (element, ordinality)
 $$;
