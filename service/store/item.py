@@ -2,6 +2,8 @@
 
 import asyncio
 import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -27,3 +29,16 @@ class Item(msgspec.Struct, eq=False):
     seconds: float = 0.0  # That it took, with those that ran in the same call after it.
     result: Any = None
     error: BaseException | None = None
+
+
+def note_rows(charged: Mapping[str, int], batch: Sequence[Item]) -> None:
+    """Note for how many rows the tenant of each item was charged, divided by its items.
+
+    Items without a tenant have the rows of those tenants that no item names.
+    """
+    counts = Counter(item.tenant for item in batch)
+    rows_of: dict[str | None, int] = dict(charged.items())
+    rows_of[None] = sum(rows for tenant, rows in charged.items() if tenant not in counts)
+    for item in batch:
+        rows = rows_of.get(item.tenant, 0) // counts[item.tenant]
+        item.rows = rows if rows >= HEAVY_ROWS else 0

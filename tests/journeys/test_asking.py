@@ -265,6 +265,7 @@ async def test_a_hint_is_not_used_up_by_a_process_that_dies_while_it_asks(tmp_pa
         assert await status_of(world, generation["id"]) == "succeeded"
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_more_open_tasks_than_can_be_asked_about_time_out_only_when_asked(
     tmp_path: Path,
 ) -> None:

@@ -418,6 +418,7 @@ async def test_at_most_twenty_rejected_callbacks_a_second_are_stored(tmp_path: P
             assert (await reader.get("/v1/callbacks")).json()["data"] == []
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_any_number_of_callbacks_causes_at_most_one_poll_a_second(
     tmp_path: Path,
 ) -> None:

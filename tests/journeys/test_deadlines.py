@@ -64,6 +64,7 @@ async def test_the_last_word_counts_not_the_first(tmp_path: Path) -> None:
         assert error["message"].endswith("Upstream last said: last words")
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_a_question_after_the_submission_is_the_last_that_was_said(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         world.upstream.create_replies.append(httpx.Response(500, text="GPU on fire"))
@@ -77,6 +78,7 @@ async def test_a_question_after_the_submission_is_the_last_that_was_said(tmp_pat
         assert error["message"].endswith("Upstream last said: HTTP 404: never heard of it")
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_a_submission_without_any_record_says_so(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         delayed_answer = DelayedAnswer(httpx.Response(500))

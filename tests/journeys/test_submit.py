@@ -234,6 +234,7 @@ async def test_a_submission_that_upstream_certainly_did_not_take_is_repeated(
         assert outcomes == ["put_off", "taken"]
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_repeated_submissions_back_off_to_a_minute(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         world.upstream.create_replies.extend([httpx.ConnectError("refused")] * 20)

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import math
 import random  # noqa: TID251  two units that met must not meet again
-from collections import Counter
 from collections.abc import Awaitable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 from service.model.clock import Clock, now_ms
 from service.model.errors import StorageError
 from service.store.database import T, Unit
-from service.store.item import HEAVY_ROWS, Item
+from service.store.item import Item, note_rows
 from service.store.postgres import schema
 from service.store.postgres.connection import (
     CONNECT_SECONDS,
@@ -75,6 +74,7 @@ class Database:
         self._retried: list[Item] = []
         self._retry_timer: asyncio.TimerHandle | None = None
         self._order = Order()
+        self.lock_connection: Any = None  # Of the right to work, which is not of the pool.
         self.is_owner = False  # This process does the due work: it needs no notice of its commits.
         self._notices = Notices()
         self._committed_at, self._failed_at, self._failure = -math.inf, -math.inf, ""
@@ -96,11 +96,13 @@ class Database:
             await asyncio.wait(self._commits)
         await self._notices.close()
         self._queue.clear()
-        if self._pool is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CONNECT_SECONDS):
-                    await self._pool.close()
-            self._pool.terminate()
+        for opened in (self.lock_connection, self._pool):
+            if opened is not None:
+                with contextlib.suppress(Exception):
+                    async with asyncio.timeout(CONNECT_SECONDS):
+                        await opened.close()
+                opened.terminate()
+        self.lock_connection = self._pool = None
 
     async def migrate(self) -> list[str]:
         """Apply the missing migrations; return their names."""
@@ -246,11 +248,9 @@ class Database:
         self._committed_at = asyncio.get_running_loop().time()
         if not self.is_owner:
             self._notices.plan(self._pool)
-        counts = Counter(item.tenant for item in batch)
+        if tx.charged:
+            note_rows(tx.charged, batch)
         for item, result in zip(batch, results, strict=True):
-            if tx.charged:
-                rows = tx.charged[item.tenant or ""] // counts[item.tenant]
-                item.rows = rows if rows >= HEAVY_ROWS else 0
             if not item.future.done():
                 item.future.set_result(result)
         _follow_up(tx.after)

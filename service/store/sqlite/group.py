@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from typing import Any
 
 from service.store.database import Row, T, Unit
-from service.store.item import HEAVY_ROWS, Item
+from service.store.item import Item, note_rows
 from service.store.sqlite.connection import transaction
 from service.store.sqlite.statements import DIALECT, statements
 
@@ -103,20 +103,7 @@ def _run(
     for item, result in zip(batch, results, strict=True):
         item.result, item.has_run = result, True
     if transaction.charged:
-        _note_rows(transaction.charged, batch)
-
-
-def _note_rows(charged: Mapping[str, int], batch: Sequence[Item]) -> None:
-    """Note for how many rows the tenant of each item was charged, divided by its items.
-
-    Items without a tenant have the rows of those tenants that no item names.
-    """
-    counts = Counter(item.tenant for item in batch)
-    rows_of: dict[str | None, int] = dict(charged.items())
-    rows_of[None] = sum(rows for tenant, rows in charged.items() if tenant not in counts)
-    for item in batch:
-        rows = rows_of.get(item.tenant, 0) // counts[item.tenant]
-        item.rows = rows if rows >= HEAVY_ROWS else 0
+        note_rows(transaction.charged, batch)
 
 
 def _run_alone(connection: sqlite3.Connection, item: Item, now: int, after: AfterCommit) -> None:
