@@ -63,6 +63,7 @@ async def test_any_other_answer_is_tried_again_and_no_redirect_is_followed(
         assert (await delivery(world))["status"] == "delivered"
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_the_default_schedule_is_kept_to_the_millisecond_and_ends_dead(
     tmp_path: Path,
 ) -> None:

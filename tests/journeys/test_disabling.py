@@ -159,6 +159,7 @@ async def test_the_days_of_failure_begin_anew_at_another_url(tmp_path: Path) -> 
         assert await standing(world, subscriber) == ("disabled", "failing")
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_two_failures_far_apart_are_no_five_days_of_failure(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0])

@@ -129,6 +129,7 @@ async def test_a_429_rests_every_subscriber_of_the_receiver(tmp_path: Path) -> N
         assert len(world.subscribers.webhooks_to(OTHER_URL)) == 1
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_notify_urls_that_differ_in_their_query_are_one_receiver(tmp_path: Path) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
         gate = Gate(Answer(429, (("retry-after", "60"),), b""))

@@ -38,6 +38,7 @@ async def poll_times(world: Harness, seconds: int, step: float = 1.0) -> list[fl
     return times
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_polls_of_a_model_without_callbacks_grow_apart(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate(POLLED)
@@ -49,6 +50,7 @@ async def test_polls_of_a_model_without_callbacks_grow_apart(tmp_path: Path) -> 
         assert gaps[-1] == 12  # 15 s less 20 %.
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_after_five_minutes_polls_are_a_minute_apart(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate(POLLED)

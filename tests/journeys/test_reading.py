@@ -13,6 +13,8 @@ from service.upstream import catalogue
 from tests.faults import rows
 from tests.harness import SUBSCRIBER_URL, Harness, create_answer, opened, success_report
 
+pytestmark = pytest.mark.sqlite_only("what an answer means is the same on both")
+
 PNG = "https://cdn.example/1.png"
 
 

@@ -201,6 +201,7 @@ async def test_a_step_that_fails_ends_neither_the_others_nor_the_worker(
         assert worker.is_alive
 
 
+@pytest.mark.sqlite_only("its ticks last for a moment only")
 async def test_a_tick_in_an_earlier_session_knows_what_others_changed(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         gate = Gate()

@@ -215,7 +215,7 @@ class Database:
         Two batches of a unit write to the same rows, as the counts of a day: they would collide.
         """
         unit = batch[0].unit if batch[0].batched else None
-        while same := [task for task, other in self._commits.items() if unit and other is unit]:
+        while same := [task for task, other in self._commits.items() if unit and other == unit]:
             await asyncio.wait(same)
         await self._writers.acquire()
         task = asyncio.create_task(self._commit(batch), name="commit")
@@ -262,7 +262,7 @@ class Database:
             try:
                 return await self._run_once(batch)
             except Exception as error:
-                if not is_repeatable(error) or repeats == REPEATS_MAX or self._closing.is_set():
+                if not is_repeatable(error) or repeats == REPEATS_MAX:
                     raise
             repeats += 1
             seconds = min(REPEAT_SECONDS * 2**repeats, REPEAT_SECONDS_MAX)
