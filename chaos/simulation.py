@@ -14,7 +14,7 @@ from pathlib import Path
 from bench.machine import ROOT, python_command
 from chaos.outcome import Outcome
 from chaos.plan import Plan
-from service.store.sqlite import write_queue
+from service.store import write_queue
 from service.telemetry import log
 from tests.simulation import test_deliveries, test_simulation
 

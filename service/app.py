@@ -19,7 +19,9 @@ from service.delivery.webhook import egress
 from service.delivery.webhook.connection import tls_context
 from service.delivery.webhook.sender import WebhookSender
 from service.model.clock import Clock, now_ms
+from service.model.errors import SettingsError
 from service.settings import VARIABLES, Settings, unknown_variables
+from service.store.database import Ownership
 from service.store.sqlite.database import Database
 from service.store.sqlite.ownership import FileLock
 from service.store.vault import Vault
@@ -60,9 +62,7 @@ class App:
         sender: Sender | None = None,
     ) -> None:
         self.settings = settings
-        self.database = Database(
-            settings.database_path, clock=clock, queue_max=settings.write_queue
-        )
+        self.database, self._ownership = new_store(settings, clock)
         self.context = Context(
             settings=settings,
             database=self.database,
@@ -131,7 +131,7 @@ class App:
             await self.database.migrate()
             await self.database.write(tenants.ensure, self.context, tenants.DEFAULT)
             sender = self._sender or _sender(self.settings)
-            self.worker = Worker(self.context, FileLock(self.database), sender)
+            self.worker = Worker(self.context, self._ownership, sender)
             await self.worker.poller.load_pause()
         except BaseException:
             await self.database.close()
@@ -161,6 +161,27 @@ class App:
             if self.context.watching is not None:
                 stack.callback(self.context.watching.cancel)
             await self.worker.finish(ends_at)
+
+
+def new_store(settings: Settings, clock: Clock) -> tuple[Any, Ownership]:
+    """Return the database that the settings name, not open yet, and the right to work on it."""
+    if not settings.is_postgres:
+        file = Database(settings.database_path, clock=clock, queue_max=settings.write_queue)
+        return file, FileLock(file)
+    try:
+        from service.store import postgres  # noqa: PLC0415  cold start
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            "GENHOOK_DATABASE_URL names PostgreSQL, whose driver is not installed: "
+            "pip install 'genhook[postgres]'."
+        ) from error
+    server = postgres.Database(
+        settings.database_path,
+        clock=clock,
+        queue_max=settings.write_queue,
+        connections=settings.database_connections,
+    )
+    return server, postgres.SessionLock(server)
 
 
 def _sender(settings: Settings) -> Sender:

@@ -104,6 +104,11 @@ class Session:
         if self.context.inbox.lanes is self.dispatcher:
             self.context.inbox.lanes = None
 
+    def wake(self) -> None:
+        """Wake every loop."""
+        for _, signal in self.loops:
+            signal.set()
+
     async def close(self) -> None:
         """End what is under way, and drop all memory. Rows of attempts that end here stay due."""
         self.pause()

@@ -4,7 +4,7 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 
@@ -79,13 +79,29 @@ def _choice(value: str, *words: str) -> str:
 
 
 def _database_path(value: str) -> str:
-    is_postgres = value.startswith(("postgres:", "postgresql:", "postgresql+"))
-    _require(not is_postgres, "must name SQLite: genhook does not support PostgreSQL yet")
+    if value.startswith(POSTGRES):
+        return _postgres_url(value)
     path = value.removeprefix("sqlite:///")
-    rule = "must look like sqlite:///genhook.db or sqlite:////var/lib/genhook.db"
+    rule = "must look like sqlite:///genhook.db or postgresql://genhook@db.internal/genhook"
     _require(path not in (value, ""), rule)
     _require(path != ":memory:", "must be a file: a database in memory ends with the process")
     return _text(path)
+
+
+def _postgres_url(value: str) -> str:
+    try:
+        urlsplit(_text(value)).port  # noqa: B018  it is read for its check
+    except ValueError:  # Its message could quote a password.
+        raise ValueError("must be a URL such as postgresql://genhook@db.internal/genhook") from None
+    return value
+
+
+def _passwords(url: str) -> list[str]:
+    """Return the passwords in a URL of PostgreSQL, which may be among its options."""
+    parts = urlsplit(url)
+    options = parse_qs(parts.query)
+    own = unquote(parts.password or "")
+    return [own, *options.get("password", ()), *options.get("sslpassword", ())]
 
 
 def _ca_file(value: str) -> str:
@@ -146,6 +162,9 @@ def _networks(value: str) -> tuple[Network, ...]:
         raise ValueError(f"must be networks such as 10.0.0.0/8, comma separated{detail}") from None
 
 
+POSTGRES = ("postgresql://", "postgres://")
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """All settings: type, parser and its limits, default. The `repr` shows no secret."""
 
@@ -176,6 +195,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     upstream_timeout_seconds: Annotated[float, _number, 0.1, 600] = 60.0
     submit_wait_seconds: Annotated[float, _number, 0, 600] = 10.0
     write_queue: Annotated[int, _integer, 1, 1_000_000] = 10_000
+    database_connections: Annotated[int, _integer, 5, 1_000] = 10
     poll_rate_per_second: Annotated[float, _number, 0.01, 10_000] = 10.0
     deadline_seconds: Annotated[int, _integer, 1, 604_800] = 3_600
     attempt_timeout_seconds: Annotated[float, _number, 0.1, 120] = 15.0
@@ -188,13 +208,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     retention_days: Annotated[int, _integer, 1, 3_650] = 30
 
     @property
+    def is_postgres(self) -> bool:
+        """Whether the database is PostgreSQL, and `database_path` its URL."""
+        return self.database_path.startswith(POSTGRES)
+
+    @property
+    def database_name(self) -> str:
+        """The database as it may be shown: without user, password and options."""
+        if not self.is_postgres:
+            return self.database_path
+        parts = urlsplit(self.database_path)
+        return f"postgresql://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+    @property
     def secrets(self) -> list[str]:
         """Every secret in the settings: they are redacted in logs and answers."""
         keys = (self.upstream_api_key, self.upstream_signature_secret, self.admin_key)
-        return [secret for secret in (*keys, *self.secret_keys) if secret]
+        passwords = _passwords(self.database_path) if self.is_postgres else ()
+        return [secret for secret in (*keys, *self.secret_keys, *passwords) if secret]
 
     def __repr__(self) -> str:
-        return f"Settings(database_path={self.database_path!r}, public_url={self.public_url!r})"
+        return f"Settings(database={self.database_name!r}, public_url={self.public_url!r})"
 
 
 _OTHER_NAMES = {"database_path": "GENHOOK_DATABASE_URL", "port": "PORT"}

@@ -153,7 +153,7 @@ class Ticks:
             await asyncio.wait([self._rest])
         self._rest = None
         if not holder.ownership.is_held:
-            if not holder.ownership.acquire():
+            if not await holder.ownership.acquire():
                 return False
             holder.begin_session()
             if self._is_in_turn:

@@ -81,8 +81,7 @@ class Worker:
         """Start no more work; `run` returns once requests under way have ended."""
         self.stopping.set()
         self.session.pause()
-        for _, signal in self.session.loops:
-            signal.set()
+        self.session.wake()
 
     async def finish(self, ends_at: float) -> None:
         """After `stop`: wait for work under way until `ends_at` of the loop's clock, then end it.
@@ -113,15 +112,19 @@ class Worker:
         return waited
 
     async def run(self) -> None:
-        """Wait for ownership; run every loop until `stop`, then await the requests under way."""
+        """Work while this process has the right to, until `stop`; then await the requests."""
         try:
-            await self._stand_by()
-            if self.ownership.is_held:
-                _log.info("worker.started")
-                async with asyncio.TaskGroup() as group:
-                    for step, signal in self.session.loops:
-                        group.create_task(self._loop(step, signal))
-                await self.settle()
+            while not self.stopping.is_set():
+                await self._stand_by()
+                if self.ownership.is_held:
+                    _log.info("worker.started")
+                    async with asyncio.TaskGroup() as group:
+                        for step, signal in self.session.loops:
+                            group.create_task(self._loop(step, signal))
+                if not self.stopping.is_set():
+                    _log.error("worker.lost_its_right")
+                    await self.end_session()
+            await self.settle()
         except Exception:
             _log.exception("worker.failed")
             raise
@@ -149,7 +152,7 @@ class Worker:
 
     async def _take_over(self) -> bool:
         """Try to become the worker; False while another process is."""
-        if not self.ownership.acquire():
+        if not await self.ownership.acquire():
             return False
         try:
             await reseal.run(self.context.database, self.context.vault)
@@ -174,12 +177,12 @@ class Worker:
         try:
             await self.session.close()
         finally:
-            self.ownership.release()
+            await self.ownership.release()
 
     async def _loop(self, step: Step, signal: asyncio.Event) -> None:
         """Repeat a step when it is due or signalled. Whatever fails is logged and backed off."""
         failures = 0
-        while not self.stopping.is_set():
+        while self.ownership.is_held and not self.stopping.is_set():
             signal.clear()
             try:
                 next_at = await step(self.context.clock())
@@ -194,6 +197,7 @@ class Worker:
                 seconds = min(max(next_at - self.context.clock(), 0) / SECOND, seconds)
             if not self.stopping.is_set():
                 await _sleep(signal, seconds)
+        self.session.wake()  # The watch sees first that the right is lost.
 
     async def tick(self, seconds: float) -> WorkCounts:
         """Do due work for `seconds` or until `stop`; none while another tick or process works."""

@@ -3,6 +3,8 @@
 import logging
 import os
 import shutil
+import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,15 @@ from hypothesis import HealthCheck, settings
 
 from service.model import ids
 from service.settings import CLIENT_VARIABLES, VARIABLES
-from service.store.sqlite import write_queue
+from service.store import write_queue
 from service.telemetry import log
+from tests import engine
 from tests.logs import Console
 
 SECRET_KEY = "0123456789abcdef0123456789abcdef"
 MEMORY = Path("/dev/shm")  # noqa: S108  pytest makes a folder in it that is the user's own
 MEMORY_BYTES_MIN = 1 << 30
+ON_BOTH = ("journeys",)  # Folders whose tests run on both databases.
 
 # A busy machine is no reason for a property to fail.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -30,10 +34,57 @@ write_queue.WAIT_SECONDS = 60.0  # Nor is it one for a commit to be given up.
 # chaos/ attacks durability on a real disk.
 if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_BYTES_MIN:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))  # noqa: TID251  pytest reads it
+TEMP_ROOT = os.environ.get("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # noqa: TID251
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of these folders on both databases, unless one is marked `sqlite_only`."""
+    folder = Path(metafunc.definition.path).parent.name
+    if folder in ON_BOTH and not metafunc.definition.get_closest_marker("sqlite_only"):
+        metafunc.parametrize("database_engine", engine.ENGINES, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def postgres(testrun_uid: str, worker_id: str) -> Iterator[engine.Schemas]:
+    """A database on the PostgreSQL server of this run. A test that needs it fails without it."""
+    # The server has a user of its own if pytest is root's, whose folders pytest closes to others.
+    folder = Path(TEMP_ROOT) / f"genhook-postgres-{testrun_uid}"
+    schemas, leave = engine.start(folder, f"tests_{worker_id}")
+    yield schemas
+    leave()
+
+
+@pytest.fixture(autouse=True)
+def database_engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The database that tests/harness.py opens: `sqlite` or `postgres`."""
+    uses_postgres = "postgres" in request.fixturenames
+    name = getattr(request, "param", "postgres" if uses_postgres else "sqlite")
+    if uses_postgres or request.node.path.parent.name in ON_BOTH:
+        request.node.user_properties.append(("engine", name))
+    if name == "postgres":
+        schemas = request.getfixturevalue("postgres")
+        engine.schemas = schemas
+        yield name
+        engine.schemas = None
+        schemas.release()
+    else:
+        yield name
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """After a failure, print the seed of the order: `-q` hides it at the start."""
+    """Print how many tests ran on each database, and after a failure the seed of the order."""
+    counts = Counter(
+        value
+        for outcome in ("passed", "failed", "xfailed")
+        for report in terminalreporter.stats.get(outcome, ())
+        for name, value in report.user_properties
+        if name == "engine"
+    )
+    if counts:
+        terminalreporter.write_line(
+            f"Tests with a database: {counts['sqlite']} on SQLite, "
+            f"{counts['postgres']} on PostgreSQL."
+        )
     if terminalreporter.stats.keys() & {"failed", "error"}:
         seed = config.getoption("randomly_seed", "none")
         terminalreporter.write_line(f"To repeat this order: --randomly-seed={seed}")

@@ -1,13 +1,15 @@
 """Faults that a test can cause, and helpers to read what the service stored."""
 
 import asyncio
+import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
 
 import httpx
 
 from service.app import App
-from service.store.sqlite.group import Transaction
+from service.store.database import Transaction
+from tests import engine
 from tests.harness import Harness, Reply
 
 
@@ -48,7 +50,7 @@ async def crash(world: Harness) -> App:
     under_way = [*worker.submitter.in_flight.values(), *worker.poller.in_flight.values()]
     under_way += [*worker.dispatcher._tasks]
     dead.database._queue.clear()
-    dead.database._enqueue = _cancel_write  # type: ignore[method-assign]
+    dead.database._enqueue = _cancel_write
     for task in under_way:
         task.cancel()
     await asyncio.gather(*under_way, return_exceptions=True)
@@ -62,13 +64,30 @@ def _cancel_write(*_args: object, **_options: object) -> Awaitable[Any]:
     raise asyncio.CancelledError  # A dead process writes nothing.
 
 
+def storage_failure() -> Exception:
+    """Return what a statement raises when the disk, or the way to the server, fails."""
+    if engine.schemas is None:
+        return sqlite3.OperationalError("disk I/O error")
+    return ConnectionResetError("connection lost")
+
+
+async def execute(world: Harness, sql: str, **values: object) -> None:
+    """Execute a statement in a transaction of its own."""
+
+    async def unit(tx: Transaction) -> None:
+        await tx.select(sql, values)
+
+    await world.app.database.write(unit)
+
+
 async def rows(world: Harness, sql: str, **values: object) -> list[Mapping[str, Any]]:
     """Select rows from the service's database."""
 
     async def unit(tx: Transaction) -> list[Mapping[str, Any]]:
         return [dict(row) for row in await tx.select(sql, values)]
 
-    return await world.app.database.read(unit)
+    selected: list[Mapping[str, Any]] = await world.app.database.read(unit)
+    return selected
 
 
 async def timeline_of(world: Harness, generation_id: str) -> list[tuple[str, str]]:

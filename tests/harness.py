@@ -14,6 +14,7 @@ import msgspec
 from service.app import App
 from service.delivery.target import Answer, SendError, Target
 from service.settings import Settings
+from tests import engine
 
 ADMIN_KEY = "ghk_" + "0123456789abcdef" * 3
 START = 1_795_000_000_000
@@ -219,7 +220,7 @@ class Harness:
 def settings(path: Path, **overrides: Any) -> Settings:
     """Return settings for tests: subscribers may use plain http and loopback addresses."""
     defaults: dict[str, Any] = {
-        "database_path": str(path / "genhook.db"),
+        "database_path": engine.database_of(path),
         "secret_keys": ("s" * 32,),
         "admin_key": ADMIN_KEY,
         "upstream_url": "http://upstream.test/api/v1",

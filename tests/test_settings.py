@@ -26,6 +26,7 @@ def test_without_a_secret_key_the_service_does_not_start() -> None:
 
 GOOD = {
     "GENHOOK_DATABASE_URL": ("sqlite:////var/lib/genhook.db", "/var/lib/genhook.db"),
+    "GENHOOK_DATABASE_CONNECTIONS": ("5", 5),
     "GENHOOK_PUBLIC_URL": ("https://hooks.example/base/", "https://hooks.example/base"),
     "GENHOOK_SECRET_KEYS": (f"{KEY}, {OTHER_KEY}", (KEY, OTHER_KEY)),
     "GENHOOK_ADMIN_KEY": (f"ghk_{OTHER_KEY}", f"ghk_{OTHER_KEY}"),
@@ -104,8 +105,8 @@ BAD = [
     ("GENHOOK_SECRET_KEYS", "k" * 64),
     ("GENHOOK_SECRET_KEYS", f"{KEY},{'hush-hu' * 9}"),
     ("GENHOOK_ADMIN_KEY", "ghk_" + "k" * 64),
-    ("GENHOOK_DATABASE_URL", "postgresql://app:hush-hush@db/genhook"),
-    ("GENHOOK_DATABASE_URL", "postgres://app:hush-hush@db/genhook"),
+    ("GENHOOK_DATABASE_URL", "postgresql://app:hush-hush@[::1/genhook"),
+    ("GENHOOK_DATABASE_URL", "postgres://app:hush-hush@db:port/genhook"),
     ("GENHOOK_ADMIN_KEY", "hush-hush" * 9),
     ("GENHOOK_ADMIN_KEY", "ghk_hush-hush"),
     ("GENHOOK_ADMIN_KEY", "ghk_hush-hush" + "ä" * 40),
@@ -206,8 +207,17 @@ def test_the_admin_key_must_not_be_a_secret_key_too() -> None:
         read_settings(keys)
 
 
-def test_a_postgresql_url_is_told_that_it_is_not_supported() -> None:
-    with pytest.raises(SettingsError, match="must name SQLite"):
+def test_no_password_of_a_postgresql_url_is_shown() -> None:
+    url = "postgresql://app:hush-%68ush@db:1/genhook?password=second-one&sslpassword=third"
+    settings = read_settings({**BASE, "GENHOOK_DATABASE_URL": url})
+    assert settings.is_postgres
+    assert settings.database_name == "postgresql://db:1/genhook"
+    assert {"hush-hush", "second-one", "third"} <= set(settings.secrets)
+    assert "hush" not in repr(settings)
+
+
+def test_a_url_for_another_library_is_told_what_it_must_look_like() -> None:
+    with pytest.raises(SettingsError, match="must look like sqlite"):
         read_settings({**BASE, "GENHOOK_DATABASE_URL": "postgresql+asyncpg://db/genhook"})
 
 

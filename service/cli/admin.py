@@ -28,7 +28,7 @@ from service.settings import Settings, read_settings
 if TYPE_CHECKING:  # They take most of a second to import, and `--help` needs none of them.
     from service.app import App
     from service.context import Context
-    from service.store.sqlite.group import Transaction
+    from service.store.database import Transaction
 
 T = TypeVar("T")
 
@@ -84,15 +84,14 @@ def parse_scopes(text: str) -> list[str]:
 
 def migrate(_options: argparse.Namespace, echo: Echo) -> int:
     """Bring the database to the schema of this version, and print each step."""
-    from service.store.sqlite import schema
     from service.telemetry import log
 
     settings = read_settings()
     log.configure("warning")
-    for step in _run(_migrate(settings)):
+    steps, version = _run(_migrate(settings))
+    for step in steps:
         echo(f"applied {step}")
-    version = schema.latest()
-    echo(f"{settings.database_path} has schema {version}, the one that this genhook needs.")
+    echo(f"{settings.database_name} has schema {version}, the one that this genhook needs.")
     return 0
 
 
@@ -102,13 +101,14 @@ def _run(main: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(main)
 
 
-async def _migrate(settings: Settings) -> list[str]:
-    from service.store.sqlite.database import Database
+async def _migrate(settings: Settings) -> tuple[list[str], int]:
+    """Apply the missing migrations; return their names, and the version of the schema."""
+    from service.app import new_store
 
-    database = Database(settings.database_path)
+    database, _ = new_store(settings, now_ms)
     await database.open()
     try:
-        return await database.migrate()
+        return await database.migrate(), database.schema_version
     finally:
         await database.close()
 

@@ -23,7 +23,10 @@ def add_backup(parser: argparse.ArgumentParser) -> None:
 
 def backup(options: argparse.Namespace, echo: Echo) -> int:
     """Copy the database to FILE and check the copy; never overwrite a file."""
-    source, target = Path(settings_of_existing().database_path), options.file
+    settings = settings_of_existing()
+    if settings.is_postgres:
+        raise CommandError(f"{settings.database_name} is PostgreSQL: use its own pg_dump")
+    source, target = Path(settings.database_path), options.file
     exists_already = CommandError(f"{target} exists already: a backup overwrites nothing")
     if target.exists():
         raise exists_already

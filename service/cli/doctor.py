@@ -5,7 +5,7 @@ import os
 import resource
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import quote, urlsplit
@@ -70,8 +70,16 @@ def examine(now: int, *, online: bool) -> Iterator[Finding]:
     yield _upstream(settings)
     yield _clock(now)
     yield _descriptors(settings)
-    yield _sqlite(sqlite3.sqlite_version_info)
-    yield from _database(settings, now)
+    if settings.is_postgres:
+        from service.cli import server_checks
+
+        server = server_checks.look(settings.database_path)
+        yield from (Finding(*each) for each in server_checks.judge(server, now))
+        if server.sealed is not None:
+            yield _seals(server.sealed, settings)
+    else:
+        yield _sqlite(sqlite3.sqlite_version_info)
+        yield from _database(settings, now)
     if online:
         yield from _online(settings, now)
 
@@ -202,7 +210,7 @@ def _inside(connection: sqlite3.Connection, settings: Settings, now: int) -> Ite
     # A commit that changes nothing: only with one does a full or failing disk show itself.
     connection.execute("UPDATE revisions SET number = number")
     yield Finding("ok", "database", "It is intact and can be written to.")
-    yield _seals(connection, settings)
+    yield _seals(connection.execute("SELECT id, sealed_secrets FROM tenants"), settings)
     event = connection.execute("SELECT id FROM events ORDER BY seq DESC LIMIT 1").fetchone()
     newest = time_of(event[0]) if event else 0
     if newest > now + CLOCK_OFF_MS:
@@ -210,11 +218,11 @@ def _inside(connection: sqlite3.Connection, settings: Settings, now: int) -> Ite
         yield Finding("warn", "clock", message)
 
 
-def _seals(connection: sqlite3.Connection, settings: Settings) -> Finding:
+def _seals(sealed: Iterable[tuple[str, bytes]], settings: Settings) -> Finding:
     vault = Vault(settings.secret_keys)
     try:
-        for tenant, sealed in connection.execute("SELECT id, sealed_secrets FROM tenants"):
-            signing.unseal(vault, sealed, tenant)
+        for tenant, secrets in sealed:
+            signing.unseal(vault, secrets, tenant)
     except VaultError as error:
         message = f"A secret cannot be decrypted, {error}: put the missing key first."
         return Finding("fail", "seals", message)

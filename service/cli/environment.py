@@ -55,7 +55,7 @@ def settings_of_existing() -> Settings:
     """
     settings = read_settings()
     path = Path(settings.database_path).absolute()
-    if not path.exists():
+    if not (settings.is_postgres or path.exists()):
         raise CommandError(
             f"there is no database at {path}: check GENHOOK_DATABASE_URL, "
             "or create one with `genhook migrate`."
@@ -117,7 +117,8 @@ def _create_keys(path: Path) -> None:
 
 def banner(settings: Settings, url: str, sandbox_url: str | None) -> str:
     """Return the URLs, and commands to paste. A key from the environment is not printed."""
-    has_key = ENVIRONMENT.get("GENHOOK_ADMIN_KEY")
+    # Throwaway keys are kept beside a file.
+    has_key = settings.is_postgres or ENVIRONMENT.get("GENHOOK_ADMIN_KEY")
     path = Path(settings.database_path).absolute()
     keys = f"{settings.database_path}-keys"
     export = "" if has_key else f"  export GENHOOK_ADMIN_KEY={settings.admin_key}\n"

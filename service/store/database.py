@@ -4,7 +4,15 @@ A unit of work is `async def unit(tx, …)`. It awaits nothing but its transacti
 database may run it again, or in one transaction with other units.
 """
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -23,7 +31,7 @@ class Transaction(Protocol):
     async def all(self, name: str, /, **values: object) -> list[Row]:
         """Return every row of the statement. The statement itself limits their number."""
 
-    def each(self, name: str, /, **values: object) -> Iterable[Row]:
+    def each(self, name: str, /, **values: object) -> AsyncIterator[Row]:
         """Iterate over the rows of the statement. A row is read when the caller asks for it."""
 
     async def run(self, name: str, /, **values: object) -> int:
@@ -35,8 +43,11 @@ class Transaction(Protocol):
     async def select(self, sql: str, values: Mapping[str, object]) -> list[Row]:
         """Return the rows of SQL that the code has composed, as for lists."""
 
-    def scan(self, sql: str, values: Mapping[str, object]) -> Iterable[Row]:
+    def scan(self, sql: str, values: Mapping[str, object]) -> AsyncIterator[Row]:
         """Iterate over the rows of SQL that the code has composed, one row in memory at a time."""
+
+    async def order_events(self) -> None:
+        """Give every committed event its place in the order; before the unit reads anything."""
 
     def charge(self, tenant: str, rows: int) -> None:
         """Count rows that are written on account of a tenant, where they may be many."""
@@ -108,10 +119,10 @@ class Ownership(Protocol):
     def is_held(self) -> bool:
         """True while this process has the right."""
 
-    def acquire(self) -> bool:
+    async def acquire(self) -> bool:
         """Take the right if no process has it. StorageError if that cannot be determined."""
 
-    def release(self) -> None:
+    async def release(self) -> None:
         """Let another process have the right."""
 
     async def other_process_committed(self) -> bool:

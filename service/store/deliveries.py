@@ -1,7 +1,7 @@
 """Deliveries: the queue of webhooks. Due rows are read by subscriber, attempts stored in groups."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -138,8 +138,8 @@ async def fetch_due(
     values = {"subscriber_id": subscriber_id, "retries": retries, "now": tx.now}
     due: list[DueDelivery] = []
     size = 0
-    rows: Iterable[Any] = tx.each(name, limit=limit + len(known), **values)
-    for row in rows:
+    rows: AsyncIterator[Any] = tx.each(name, limit=limit + len(known), **values)
+    async for row in rows:
         if row["id"] in known or (ordered and row["generation_id"] in known):
             continue
         # The columns are selected in Due's order.
@@ -204,17 +204,17 @@ async def list_page(
 
 # The indexes of a list with the columns that they answer, the most selective first.
 _INDEXES = (
-    (" INDEXED BY deliveries_event", ("event_id",)),
-    (" INDEXED BY deliveries_event", ("generation_id",)),
-    (" INDEXED BY deliveries_ended_of", ("subscriber_id", "status")),
-    (" INDEXED BY deliveries_subscriber", ("subscriber_id",)),
-    (" INDEXED BY deliveries_ended", ("tenant", "status")),
+    (" {index deliveries_event}", ("event_id",)),
+    (" {index deliveries_event}", ("generation_id",)),
+    (" {index deliveries_ended_of}", ("subscriber_id", "status")),
+    (" {index deliveries_subscriber}", ("subscriber_id",)),
+    (" {index deliveries_ended}", ("tenant", "status")),
     ("", ("tenant",)),
 )
 _ENDED = ("dead", "canceled")
 # A generation knows its few events, so that no index of deliveries has to begin with it.
 _OF_GENERATION = """d.event_id IN (
-    SELECT e.value FROM generations g, json_each(g.event_ids) e WHERE g.id = :generation_id)"""
+    SELECT e.value FROM generations g, {rows}(g.event_ids) e WHERE g.id = :generation_id)"""
 
 
 def _source(values: Mapping[str, str | None]) -> pages.Source:

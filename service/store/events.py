@@ -50,11 +50,13 @@ async def list_page(
     tx: Transaction, page: pages.Page, tenant: str, type_: str | None, generation_id: str | None
 ) -> pages.Rows:
     """Return a page of a tenant's events in commit order, of one type or generation if not None."""
-    table, where, filters = "events e INDEXED BY events_tenant", ["e.tenant = :tenant"], []
+    await tx.order_events()
+    table, where, filters = "events e {index events_tenant}", ["e.tenant = :tenant"], []
     if generation_id is not None:
-        ids = "SELECT value FROM generations g, json_each(g.event_ids) WHERE g.id = :generation_id"
-        # The + keeps SQLite from reading all events of the tenant instead of these few.
-        table, where, filters = "events e", [f"e.id IN ({ids})"], ["+e.tenant = :tenant"]
+        ids = "SELECT value FROM generations g, {rows}(g.event_ids) WHERE g.id = :generation_id"
+        # SQLite would read all events of the tenant instead of these few.
+        table, where = "events e", [f"e.id IN ({ids})"]
+        filters = ["{unindexed e.tenant} = :tenant"]
     if type_ is not None:
         filters.append("e.type = :type")
     source = pages.Source(

@@ -303,7 +303,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     metadata: Mapping[str, str] = {}
 
 
-_BODIES = "CROSS JOIN generation_bodies b ON b.generation_id = g.id"
+_BODIES = "{ordered} JOIN generation_bodies b ON b.generation_id = g.id"
 _HAS_METADATA = (
     "EXISTS (SELECT 1 FROM generation_metadata o WHERE o.tenant = :tenant "
     "AND o.name = :name{0} AND o.value = :value{0} AND o.generation_id = g.id)"
@@ -324,20 +324,20 @@ async def list_page(tx: Transaction, page: pages.Page, tenant: str, only: Filter
 
 def _source(only: Filter) -> pages.Source:
     """Return the source with the index of the most selective filter: metadata, model or status."""
-    table, joins, key = "generations g INDEXED BY generations_tenant", _BODIES, "g.id"
+    table, joins, key = "generations g {index generations_tenant}", _BODIES, "g.id"
     where = ["g.tenant = :tenant"]
     filters = ["g.status = :status"] if only.status else []
     if only.metadata:
         table, key = "generation_metadata m", "m.generation_id"
-        joins = f"CROSS JOIN generations g ON g.id = m.generation_id {_BODIES}"
+        joins = f"{{ordered}} JOIN generations g ON g.id = m.generation_id {_BODIES}"
         where = ["m.tenant = :tenant", "m.name = :name0", "m.value = :value0"]
         filters += ["g.model = :model"] if only.model else []
         filters += [_HAS_METADATA.format(number) for number in range(1, len(only.metadata))]
     elif only.model:
-        table = "generations g INDEXED BY generations_model"
+        table = "generations g {index generations_model}"
         where.append("g.model = :model")
     elif only.status in ("failed", "timed_out"):
-        table = "generations g INDEXED BY generations_failed"
+        table = "generations g {index generations_failed}"
         # The second condition is that of the partial index.
         where += [*filters, "g.status IN ('failed', 'timed_out')"]
         filters = []

@@ -5,7 +5,7 @@ does not answer are checked row by row, for SCANNED_MAX rows of the index at mos
 therefore be short, or even empty, and still have a cursor.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -29,7 +29,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """The parts of a list's SQL. They are constants of the code; values are bound by name."""
 
-    table: str  # With INDEXED BY where SQLite must use a certain index.
+    table: str  # With {index where} SQLite must use a certain index.
     where: Sequence[str] = ("tenant = :tenant",)  # Conditions that the index answers.
     joins: str = ""  # Further tables that the columns and filters need.
     filters: Sequence[str] = ()  # Conditions that are checked row by row.
@@ -45,8 +45,8 @@ async def read(tx: Transaction, source: Source, page: Page, values: Mapping[str,
     The second page of a model's succeeded generations, for example, is read by::
 
         SELECT g.*, b.input, b.metadata, b.output, b.error
-        FROM generations g INDEXED BY generations_model
-        CROSS JOIN generation_bodies b ON b.generation_id = g.id
+        FROM generations g {index generations_model}
+        {ordered} JOIN generation_bodies b ON b.generation_id = g.id
         WHERE g.tenant = :tenant AND g.model = :model AND g.id < :after AND g.id >= :last
             AND g.status = :status
         ORDER BY g.id DESC LIMIT :limit
@@ -62,7 +62,7 @@ async def read(tx: Transaction, source: Source, page: Page, values: Mapping[str,
     if source.filters:
         sql = (
             f"SELECT {source.key} AS key, {source.id or source.key} AS id FROM {source.table} "  # noqa: S608
-            f"WHERE {' AND '.join([*where, *until]) or '1'} "
+            f"WHERE {' AND '.join([*where, *until]) or 'TRUE'} "
             f"ORDER BY {source.key} {order} LIMIT 1 OFFSET {SCANNED_MAX - 1}"
         )
         last = next(iter(await tx.select(sql, values)), None)
@@ -70,20 +70,20 @@ async def read(tx: Transaction, source: Source, page: Page, values: Mapping[str,
         until, values["last"] = end, last["key"]
     sql = (
         f"SELECT {source.columns} FROM {source.table} {source.joins} "  # noqa: S608  fixed parts
-        f"WHERE {' AND '.join([*where, *until, *source.filters]) or '1'} "
+        f"WHERE {' AND '.join([*where, *until, *source.filters]) or 'TRUE'} "
         f"ORDER BY {source.key} {order} LIMIT :limit"
     )
-    rows, is_cut = _take(tx.scan(sql, values), page.limit)
+    rows, is_cut = await _take(tx.scan(sql, values), page.limit)
     if is_cut:
         return rows, rows[-1]["id"]
     return rows, last["id"] if last else None
 
 
-def _take(scanned: Iterable[Row], limit: int) -> tuple[list[Row], bool]:
+async def _take(scanned: AsyncIterator[Row], limit: int) -> tuple[list[Row], bool]:
     """Return the rows of a page, and whether more were left: beyond its limit or PAGE_BYTES."""
     rows: list[Row] = []
     size = 0
-    for row in scanned:
+    async for row in scanned:
         size += sum(len(value) for value in tuple(row) if isinstance(value, (str, bytes)))
         if rows and (len(rows) == limit or size > PAGE_BYTES):
             return rows, True

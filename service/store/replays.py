@@ -37,6 +37,7 @@ async def next_due(tx: Transaction) -> int | None:
 
 async def seq_bounds(tx: Transaction, since_at: int) -> tuple[int, int]:
     """Return the cursor to start from for events since a time, and the last seq there is now."""
+    await tx.order_events()
     first = first_id("evt", since_at - SKEW_MS)
     first_seq = await rows.read_number(tx, "replay_first_seq", first_id=first)
     last_seq = await rows.read_number(tx, "replay_last_seq") or 0

@@ -99,7 +99,7 @@ async def _stages(database: Database, retention_days: int, now: int) -> list[Sta
             partial(
                 _delete_old, "callbacks_rejected_old", is_unowned=unowned, **{**batch, **rejected}
             )
-            for unowned in (0, 1)
+            for unowned in (False, True)
         ],
         *[partial(_delete_unreferenced, name, until) for name, until in unreferenced.items()],
         *[partial(_delete_old, "deliveries_old", tenant=tenant, **batch) for tenant in tenants],

@@ -69,7 +69,7 @@ async def take_over(world: Harness) -> Any:
     old = world.app
     worker = old.worker
     assert worker is not None
-    worker.ownership.release()
+    await worker.ownership.release()
     world.app = world.new_app()
     await world.app.start(worker=False)
     return old
@@ -85,4 +85,4 @@ async def attach_worker(world: Harness) -> AsyncIterator[Dispatcher]:
         yield dispatcher
         await dispatcher.settle()
     finally:
-        worker.ownership.release()
+        await worker.ownership.release()

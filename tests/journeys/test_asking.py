@@ -11,7 +11,7 @@ import pytest
 from service.generations import ingest
 from service.generations.hints import ABSENT_MAX
 from service.store import generations
-from tests.faults import DelayedAnswer, crash, rows, status_of
+from tests.faults import DelayedAnswer, crash, execute, rows, status_of
 from tests.harness import Harness, opened, success_report
 
 POLLED = "ideogram-v3-turbo"  # No callbacks; usually done after 3 s.
@@ -243,9 +243,7 @@ async def test_a_known_task_without_a_plan_is_asked_about_before_it_times_out(
     async with opened(tmp_path) as world:
         generation = await world.generate()
         world.upstream.finish("task1")
-        await world.app.database.apply(
-            lambda c: c.execute("UPDATE generations SET next_poll_at = NULL")
-        )
+        await execute(world, "UPDATE generations SET next_poll_at = NULL")
         await world.run(HOUR)
         await world.run()
         assert await status_of(world, generation["id"]) == "succeeded"
@@ -267,6 +265,7 @@ async def test_a_hint_is_not_used_up_by_a_process_that_dies_while_it_asks(tmp_pa
         assert await status_of(world, generation["id"]) == "succeeded"
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_more_open_tasks_than_can_be_asked_about_time_out_only_when_asked(
     tmp_path: Path,
 ) -> None:
@@ -311,11 +310,8 @@ async def test_overdue_questions_come_before_planned_ones(tmp_path: Path) -> Non
         for _ in range(3):
             await world.generate(POLLED)
         world.clock.advance(10)
-        await world.app.database.apply(
-            lambda c: c.execute(
-                "UPDATE generations SET deadline_at = next_poll_at + 1 WHERE task_id = 'task3'"
-            )
-        )
+        sql = "UPDATE generations SET deadline_at = next_poll_at + 1 WHERE task_id = 'task3'"
+        await execute(world, sql)
         await world.run()
         assert world.upstream.polls == ["task3"]
 
@@ -435,6 +431,7 @@ async def test_a_row_that_cannot_be_worked_moves_on_alone(
         assert len(ended) == 2
 
 
+@pytest.mark.sqlite_only("its trigger is of SQLite")
 async def test_a_generation_that_cannot_be_timed_out_holds_no_other(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         world.upstream.create_replies.extend([httpx.ReadTimeout("slow")] * 3)

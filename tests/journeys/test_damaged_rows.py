@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.faults import rows, status_of
+from tests.faults import execute, rows, status_of
 from tests.harness import SUBSCRIBER_URL, Harness, opened, success_report
 
 HOUR = 3_600
@@ -16,8 +16,8 @@ OTHER_URL = "http://127.0.0.1:7/other"
 
 async def damage(world: Harness, table: str, column: str, id_: str, value: str = "{") -> None:
     key = "generation_id" if table == "generation_bodies" else "id"
-    sql = f"UPDATE {table} SET {column} = ? WHERE {key} = ?"  # noqa: S608  a test's own names
-    await world.app.database.apply(lambda c: c.execute(sql, (value, id_)))
+    sql = f"UPDATE {table} SET {column} = :value WHERE {key} = :id"  # noqa: S608  a test's own names
+    await execute(world, sql, value=value, id=id_)
 
 
 async def generate(world: Harness, count: int, **fields: Any) -> list[str]:

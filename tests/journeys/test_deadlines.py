@@ -64,6 +64,7 @@ async def test_the_last_word_counts_not_the_first(tmp_path: Path) -> None:
         assert error["message"].endswith("Upstream last said: last words")
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_a_question_after_the_submission_is_the_last_that_was_said(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         world.upstream.create_replies.append(httpx.Response(500, text="GPU on fire"))
@@ -88,6 +89,7 @@ async def test_a_submission_that_a_callback_stopped_says_so(tmp_path: Path) -> N
         assert error["message"].endswith("said: HTTP 503: busy" + deadlines.CALLED_BACK)
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_a_submission_without_any_record_says_so(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         delayed_answer = DelayedAnswer(httpx.Response(500))

@@ -11,6 +11,7 @@ from standardwebhooks import Webhook
 from service.delivery.retry import DEFAULT_RETRY_SECONDS
 from service.delivery.target import Answer, SenderClosed, SendError
 from service.model.errors import StorageError
+from tests.faults import execute
 from tests.harness import START, SUBSCRIBER_URL, Harness, opened
 from tests.journeys.gates import Gate, attach_worker, deliveries, delivery, queue_answers, take_over
 
@@ -62,6 +63,7 @@ async def test_any_other_answer_is_tried_again_and_no_redirect_is_followed(
         assert (await delivery(world))["status"] == "delivered"
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_the_default_schedule_is_kept_to_the_millisecond_and_ends_dead(
     tmp_path: Path,
 ) -> None:
@@ -363,7 +365,7 @@ async def test_the_latest_250_attempts_are_shown_oldest_first(tmp_path: Path) ->
             INSERT INTO attempts SELECT delivery_id, n, id, trigger, started_at, duration_ms,
                 status_code, error_code, error_message, response_headers, response_body
             FROM attempts, n"""
-        await world.app.database.apply(lambda connection: connection.execute(copies))
+        await execute(world, copies)
         found = await delivery(world)
         assert [each["number"] for each in found["attempts"]] == list(range(11, 261))
 

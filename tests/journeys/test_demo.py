@@ -22,6 +22,8 @@ from service.cli.demo import environment
 from service.cli.main import main
 from service.sandbox import work
 
+pytestmark = pytest.mark.sqlite_only("the demo has a file of its own")
+
 work.CALLBACK_SECONDS = work.POLLED_SECONDS = 0.1
 environment.SAFETY_POLL_SECONDS = 1.5
 raise SystemExit(main())

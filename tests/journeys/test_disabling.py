@@ -139,6 +139,7 @@ async def test_five_days_of_nothing_but_failure_disable(tmp_path: Path) -> None:
         assert told.event["data"]["disabled_reason"] == "failing"
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_the_days_of_failure_begin_anew_at_another_url(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(URL, **ONE, retry_schedule_seconds=[0])
@@ -158,6 +159,7 @@ async def test_the_days_of_failure_begin_anew_at_another_url(tmp_path: Path) -> 
         assert await standing(world, subscriber) == ("disabled", "failing")
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_two_failures_far_apart_are_no_five_days_of_failure(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0])
@@ -173,6 +175,7 @@ async def test_two_failures_far_apart_are_no_five_days_of_failure(tmp_path: Path
         assert await standing(world, subscriber) == ("disabled", "failing")
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_one_success_in_between_starts_the_five_days_anew(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE, retry_schedule_seconds=[0])

@@ -100,7 +100,7 @@ async def test_nothing_is_driven_where_another_process_works(tmp_path: Path) -> 
     async with driven(tmp_path) as world:
         working = world.new_app()
         await working.start(worker=False)
-        assert working.worker.ownership.acquire()
+        assert await working.worker.ownership.acquire()
         try:
             await world.subscribe()
             await world.generate()

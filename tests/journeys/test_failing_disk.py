@@ -11,12 +11,13 @@ import httpx
 import pytest
 
 from service.model.errors import StorageBusyError
-from service.store import subscribers
+from service.store import subscribers, write_queue
 from service.store.sqlite import database as database_module
-from service.store.sqlite import write_queue
 from service.telemetry import metrics
 from tests.faults import rows
 from tests.harness import Harness, opened
+
+pytestmark = pytest.mark.sqlite_only("the tests make its thread or its connection fail")
 
 NEW: dict[str, Any] = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
 

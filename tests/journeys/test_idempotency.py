@@ -1,7 +1,6 @@
 """`Idempotency-Key`: a repeated request runs once, also after crashes and refusals."""
 
 import asyncio
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from service.api.idempotency import ANSWER_BYTES_MAX
 from service.api.routes import OPERATIONS
-from tests.faults import DelayedAnswer, crash, rows, status_of
+from tests.faults import DelayedAnswer, crash, rows, status_of, storage_failure
 from tests.harness import SUBSCRIBER_URL, Harness, create_answer, opened
 
 BODY = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
@@ -160,7 +159,7 @@ async def test_after_a_crash_the_second_request_gets_what_the_first_one_created(
 
 
 async def fails(*_: Any, **__: Any) -> Any:
-    raise sqlite3.OperationalError("disk I/O error")
+    raise storage_failure()
 
 
 CREATIONS: dict[str, dict[str, Any]] = {

@@ -12,6 +12,8 @@ from service.telemetry.redact import Redactor
 from service.upstream import documents, reading
 from tests.harness import Harness, opened, success_report
 
+pytestmark = pytest.mark.sqlite_only("which thread reads an answer is the same on both")
+
 PNG = "https://cdn.example/1.png"
 
 

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import httpx
+import pytest
 
 from service.generations import submit
 from tests.faults import DelayedAnswer, rows
@@ -53,6 +54,7 @@ async def test_submissions_that_hang_do_not_hold_the_others(tmp_path: Path) -> N
         await submitter.settle()
 
 
+@pytest.mark.sqlite_only("its trigger is of SQLite")
 async def test_an_answer_that_cannot_be_stored_leaves_a_generation_that_is_not_sent_again(
     tmp_path: Path,
 ) -> None:

@@ -38,6 +38,7 @@ async def poll_times(world: Harness, seconds: int, step: float = 1.0) -> list[fl
     return times
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_polls_of_a_model_without_callbacks_grow_apart(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate(POLLED)
@@ -49,6 +50,7 @@ async def test_polls_of_a_model_without_callbacks_grow_apart(tmp_path: Path) -> 
         assert gaps[-1] == 12  # 15 s less 20 %.
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_after_five_minutes_polls_are_a_minute_apart(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate(POLLED)
@@ -56,6 +58,7 @@ async def test_after_five_minutes_polls_are_a_minute_apart(tmp_path: Path) -> No
         assert await poll_times(world, 200, step=4) == [48, 96, 144, 192]  # 60 s less 20 %.
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_while_a_callback_is_expected_only_safety_polls_are_made(
     tmp_path: Path,
 ) -> None:
@@ -207,6 +210,7 @@ async def test_failed_polls_back_off_for_their_generation_alone(
         assert [at for at, task in polls if task == "task1"][:2] == [0, 4]
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_failed_polls_back_off_to_five_minutes(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate(POLLED)
@@ -216,6 +220,7 @@ async def test_failed_polls_back_off_to_five_minutes(tmp_path: Path) -> None:
         assert gaps == [4, 8, 16, 32, 64, 128, 240, 240, 240, 240]  # 5 s doubled, less 20 %.
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_retry_after_takes_precedence_over_the_back_off(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.generate(POLLED)
@@ -263,6 +268,7 @@ async def test_a_failed_generation_has_its_error_and_costs_no_credits(tmp_path: 
         assert (stored["credits"], stored["output"]) == (0, None)
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_a_generation_times_out_at_its_deadline_and_is_still_polled(
     tmp_path: Path,
 ) -> None:
@@ -312,6 +318,7 @@ async def test_a_late_result_is_stored_and_delivered(
         assert sorted(world.subscribers.event_types()) == sorted(types)
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_refreshing_does_not_use_up_the_late_polls(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         generation = await world.generate()

@@ -13,7 +13,6 @@ from service.delivery.loading import TROUBLE_RETRY_MS
 from service.model.errors import StorageError
 from service.store import deliveries as stored
 from service.store import stats
-from service.store.sqlite.database import Database
 from tests.harness import SUBSCRIBER_URL, Harness, opened
 from tests.journeys.gates import attach_worker, deliveries, queue_answers
 from tests.logs import Console
@@ -59,17 +58,17 @@ async def test_whatever_raises_in_an_attempt_its_slot_comes_back(
     def fail(*_args: object, **_options: object) -> None:
         raise error
 
-    async def write(database: Database, unit: Any, *args: Any, **options: Any) -> Any:
+    async def write(database: Any, unit: Any, *args: Any, **options: Any) -> Any:
         if unit is stored.put_off and not is_stored:
             raise StorageError("disk I/O error")
         return await real_write(database, unit, *args, **options)
 
-    real_write = Database.write
     async with opened(tmp_path) as world, attach_worker(world) as dispatcher:
+        real_write = type(world.app.database).write
         await world.subscribe(**ONE, max_in_flight=1)
         with monkeypatch.context() as patched:
             patched.setattr(owner, name, fail)
-            patched.setattr(Database, "write", write)
+            patched.setattr(type(world.app.database), "write", write)
             await world.generate()
             await dispatcher.settle()
         assert held(dispatcher) == [0, 0, 0]

@@ -13,6 +13,8 @@ from service.upstream import catalogue
 from tests.faults import rows
 from tests.harness import SUBSCRIBER_URL, Harness, create_answer, opened, success_report
 
+pytestmark = pytest.mark.sqlite_only("what an answer means is the same on both")
+
 PNG = "https://cdn.example/1.png"
 
 
@@ -116,6 +118,7 @@ async def test_a_relative_link_is_shown_from_the_url_of_upstream(
         assert [file["url"] for file in generation["output"]["files"]] == [url]
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 @pytest.mark.parametrize("safety_poll_seconds", [0.0, 0.5, 60.0, 1_000.0])
 @pytest.mark.parametrize("model", ["imagen4", "imagen4 called back", "ideogram-v3-turbo"])
 async def test_a_task_that_is_done_without_a_link_is_asked_about_three_more_times(

@@ -7,7 +7,6 @@ import pytest
 
 from service.delivery import replay
 from service.store.deliveries import fetch_due
-from service.store.sqlite.database import Database
 from tests.harness import START, SUBSCRIBER_URL, Harness, opened
 from tests.journeys.gates import Gate, attach_worker, deliveries, queue_answers, take_over
 
@@ -434,7 +433,7 @@ async def test_canceling_reaches_what_was_read_a_moment_before(
         await replay.run_due(context, world.clock())
 
         async def slow(unit: Any, *args: Any) -> Any:
-            found = await Database.read(world.app.database, unit, *args)
+            found = await type(world.app.database).read(world.app.database, unit, *args)
             if unit is fetch_due and not gate.is_open.is_set():
                 await gate()
             return found

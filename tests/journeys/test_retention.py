@@ -1,7 +1,5 @@
 """Retention: old rows are deleted in batches; pending deliveries and what they need stay."""
 
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +7,8 @@ import pytest
 
 from service.delivery import replay
 from service.store import retention
-from service.store.sqlite.group import Transaction
+from service.store.database import Transaction
+from tests.faults import rows
 from tests.harness import Harness, opened
 from tests.journeys.gates import deliveries, queue_answers
 from tests.journeys.test_stats import count_deliveries
@@ -31,12 +30,12 @@ TABLES = (
 )
 
 
-def count_rows(world: Harness, *tables: str) -> dict[str, int]:
-    with closing(sqlite3.connect(world.settings.database_path)) as connection:
-        return {
-            table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608
-            for table in tables or TABLES
-        }
+async def count_rows(world: Harness, *tables: str) -> dict[str, int]:
+    counts = {}
+    for table in tables or TABLES:
+        [row] = await rows(world, f"SELECT count(*) AS count FROM {table}")  # noqa: S608
+        counts[table] = row["count"]
+    return counts
 
 
 async def fail_generation(world: Harness, index: int = -1, **fields: Any) -> None:
@@ -56,17 +55,17 @@ async def test_an_old_ended_generation_is_deleted_from_every_table(tmp_path: Pat
     async with opened(tmp_path, callback_trust="body") as world:
         await world.subscribe(**ONE)
         await fail_generation(world, notify_url=NOTIFY_URL)
-        before = count_rows(world)
+        before = await count_rows(world)
         assert 0 not in before.values()
         await run_days(world, 28)
-        assert count_rows(world) == before
+        assert await count_rows(world) == before
         await run_days(world, 10)
-        assert count_rows(world) == dict.fromkeys(TABLES, 0)
-        assert count_rows(world, "subscribers", "attempt_latency") == {
+        assert await count_rows(world) == dict.fromkeys(TABLES, 0)
+        assert await count_rows(world, "subscribers", "attempt_latency") == {
             "subscribers": 1,
             "attempt_latency": 0,
         }
-        assert count_deliveries(world) == {}
+        assert await count_deliveries(world) == {}
 
 
 async def test_a_pending_delivery_stays_with_its_event_and_generation(tmp_path: Path) -> None:
@@ -87,7 +86,7 @@ async def test_a_pending_delivery_stays_with_its_event_and_generation(tmp_path: 
         await run_days(world, 20)
         assert len(await deliveries(world)) == 1  # Its attempt is twenty days old.
         await run_days(world, 11)
-        assert count_rows(world) == dict.fromkeys(TABLES, 0)
+        assert await count_rows(world) == dict.fromkeys(TABLES, 0)
 
 
 async def test_an_open_generation_stays(tmp_path: Path) -> None:
@@ -105,7 +104,7 @@ async def test_a_late_callback_is_accepted_for_a_week(tmp_path: Path) -> None:
         await run_days(world, 6)
         assert (await world.call_back(FAILED)).status_code == 200
         await run_days(world, 12)
-        assert count_rows(world)["generations"] == 0
+        assert (await count_rows(world))["generations"] == 0
         assert (await world.call_back(FAILED)).status_code == 404
 
 
@@ -120,12 +119,12 @@ async def test_the_events_of_a_running_replay_stay(tmp_path: Path) -> None:
         started = (await world.client.post("/v1/replays", json=body)).json()
         assert started["total"] == 1
         await run_days(world, 60)
-        assert count_rows(world, "events", "replays") == {"events": 2, "replays": 1}
+        assert await count_rows(world, "events", "replays") == {"events": 2, "replays": 1}
         await world.client.patch(path, json={"status": "active"})
         await world.run(replay.INACTIVE_WAIT_MS / 1_000)
         assert len(world.subscribers.webhooks) == 1
         await run_days(world, 40)
-        assert count_rows(world, "events", "replays") == {"events": 0, "replays": 0}
+        assert await count_rows(world, "events", "replays") == {"events": 0, "replays": 0}
 
 
 async def test_idempotency_keys_are_deleted_after_a_day(tmp_path: Path) -> None:
@@ -134,9 +133,9 @@ async def test_idempotency_keys_are_deleted_after_a_day(tmp_path: Path) -> None:
         body = {"url": "http://127.0.0.1:7/inbox"}
         assert (await world.client.post("/v1/subscribers", json=body, headers=headers)).is_success
         await world.run(DAY)
-        assert count_rows(world, "idempotency") == {"idempotency": 1}
+        assert await count_rows(world, "idempotency") == {"idempotency": 1}
         await world.run(2 * 3_600)
-        assert count_rows(world, "idempotency") == {"idempotency": 0}
+        assert await count_rows(world, "idempotency") == {"idempotency": 0}
 
 
 async def test_the_subscriber_of_a_notify_url_stays_while_a_generation_has_that_url(
@@ -148,9 +147,9 @@ async def test_the_subscriber_of_a_notify_url_stays_while_a_generation_has_that_
         await run_days(world, 25)
         await fail_generation(world, notify_url=NOTIFY_URL)
         await run_days(world, 20)
-        assert count_rows(world, *tables) == dict.fromkeys(tables, 1)
+        assert await count_rows(world, *tables) == dict.fromkeys(tables, 1)
         await run_days(world, 30)
-        assert count_rows(world, *tables) == dict.fromkeys(tables, 0)
+        assert await count_rows(world, *tables) == dict.fromkeys(tables, 0)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
@@ -170,9 +169,9 @@ async def test_small_batches_delete_the_same_rows(
         await fail_generation(world, 4)
         await world.run()
         await world.run(retention.SWEEP_INTERVAL_MS / 1_000)
-        counts = count_rows(world)
+        counts = await count_rows(world)
         assert (counts["generations"], counts["deliveries"], counts["attempts"]) == (1, 1, 0)
-        assert count_deliveries(world) == {subscriber["id"]: {"pending": 1}}
+        assert await count_deliveries(world) == {subscriber["id"]: {"pending": 1}}
 
 
 async def test_one_step_deletes_at_most_one_batch(
@@ -193,7 +192,7 @@ async def test_one_step_deletes_at_most_one_batch(
         assert counts.count(2) >= 6
         assert next_at == world.clock() + retention.SWEEP_INTERVAL_MS
         assert await retention.run_due(database, sweep, 30, world.clock()) == (0, next_at)
-        assert count_rows(world) == dict.fromkeys(TABLES, 0)
+        assert await count_rows(world) == dict.fromkeys(TABLES, 0)
 
 
 async def test_a_tick_returns_how_many_rows_were_deleted(tmp_path: Path) -> None:
@@ -219,7 +218,7 @@ async def test_what_a_disabled_subscriber_is_owed_ends_after_the_retention(tmp_p
         await world.run(retention.SWEEP_INTERVAL_MS / 1_000)
         await run_days(world, 1)
         assert await deliveries(world) == []
-        assert count_rows(world, "deliveries", "attempts") == {"deliveries": 0, "attempts": 0}
+        assert await count_rows(world, "deliveries", "attempts") == {"deliveries": 0, "attempts": 0}
 
 
 async def test_what_a_disabled_subscriber_is_owed_stays_within_the_retention(
@@ -245,7 +244,7 @@ async def test_one_step_deletes_few_callbacks_of_a_generation_with_many(
     delete_old = retention._delete_old
 
     async def record(name: str, tx: Transaction, after: str, **values: Any) -> retention.Progress:
-        before = count_rows(world, "callbacks", "callback_bodies")
+        before = await count_rows(world, "callbacks", "callback_bodies")
         progress = await delete_old(name, tx, after, **values)
         left = [
             (await tx.select(f"SELECT count(*) AS n FROM {table}", {}))[0]["n"]  # noqa: S608
@@ -261,7 +260,7 @@ async def test_one_step_deletes_few_callbacks_of_a_generation_with_many(
         for number in range(12):
             await world.call_back({"number": number}, index=1)
         await run_days(world, 28)
-        assert count_rows(world, "generations", "callbacks", "callback_bodies") == {
+        assert await count_rows(world, "generations", "callbacks", "callback_bodies") == {
             "generations": 0,
             "callbacks": 0,
             "callback_bodies": 0,

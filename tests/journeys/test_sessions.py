@@ -1,7 +1,6 @@
 """A session: what a worker remembers ends with its right to work, and the rows stand behind it."""
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from service.app import App
 from service.model.clock import MINUTE
 from service.model.errors import StorageError
 from service.session import Session
+from tests.faults import storage_failure
 from tests.harness import Harness, opened
 from tests.journeys.gates import Gate, delivery, queue_answers
 
@@ -179,7 +179,7 @@ async def test_a_step_that_fails_ends_neither_the_others_nor_the_worker(
 
     async def fail(_now: int) -> int | None:
         failed.set()
-        raise sqlite3.OperationalError("disk I/O error")
+        raise storage_failure()
 
     async with opened(tmp_path) as world:
         worker, new_session = world.app.worker, world.app.worker._new_session
@@ -201,6 +201,7 @@ async def test_a_step_that_fails_ends_neither_the_others_nor_the_worker(
         assert worker.is_alive
 
 
+@pytest.mark.sqlite_only("its ticks last for a moment only")
 async def test_a_tick_in_an_earlier_session_knows_what_others_changed(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         gate = Gate()

@@ -11,6 +11,8 @@ from service.generations.refreshes import Refreshes
 from tests.faults import DelayedAnswer, status_of
 from tests.harness import Harness, opened
 
+pytestmark = pytest.mark.sqlite_only("it runs due work hundreds of times")
+
 POLLED = "ideogram-v3-turbo"  # No callbacks; usually done after 3 s.
 
 

@@ -9,6 +9,8 @@ import pytest
 from tests.harness import opened, success_report
 from tests.journeys.test_reading import PNG, create, poll, shown, told
 
+pytestmark = pytest.mark.sqlite_only("what an answer means is the same on both")
+
 OTHERS: dict[str, dict[str, Any]] = {
     "at the top": {"task_id": "task2"},
     "in the task": {"data": {"job_id": "task2"}},

@@ -32,6 +32,28 @@ async def stop_worker(world: Harness) -> None:
     await asyncio.wait_for(worker.task, 60)
 
 
+async def test_a_worker_that_lost_its_right_stands_by_and_works_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.worker.STANDBY_SECONDS", 0)
+    async with opened(tmp_path) as world:
+        worker = world.app.worker
+        worker.start()
+        await wait_until_working(world)
+        lost = worker.session
+        await worker.ownership.release()  # As PostgreSQL does when it ends the connection.
+        while worker.session is lost:
+            await world.get("/v1/events")
+        assert not lost.dispatcher.is_open
+        await wait_until_working(world)
+        await world.subscribe()
+        await world.generate()
+        while not world.subscribers.webhooks:
+            await world.get("/v1/events")
+        await stop_worker(world)
+
+
+@pytest.mark.sqlite_only("it makes the lock of a file fail")
 async def test_a_worker_starts_once_its_lock_can_be_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,10 +1,8 @@
 """Statistics of a subscriber: they agree with the rows, and read a bounded number of them."""
 
 import asyncio
-import sqlite3
 import statistics
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,9 @@ import pytest
 
 from service.delivery.target import SendError
 from service.store import stats
+from service.store.database import Transaction
 from service.store.sqlite.database import Database
-from service.store.sqlite.group import Transaction
+from tests.faults import rows
 from tests.harness import START, SUBSCRIBER_URL, Harness, opened
 from tests.journeys.gates import Gate, attach_worker, deliveries, delivery, queue_answers
 
@@ -25,13 +24,12 @@ async def read(world: Harness, subscriber: dict[str, Any]) -> dict[str, Any]:
     return await world.get(f"/v1/subscribers/{subscriber['id']}/stats")
 
 
-def count_deliveries(world: Harness) -> dict[str, dict[str, int]]:
+async def count_deliveries(world: Harness) -> dict[str, dict[str, int]]:
     """Count the deliveries in the database by subscriber and status."""
     counts: dict[str, dict[str, int]] = {}
-    with closing(sqlite3.connect(world.settings.database_path)) as connection:
-        sql = "SELECT subscriber_id, status, count(*) FROM deliveries GROUP BY 1, 2"
-        for subscriber_id, status, count in connection.execute(sql):
-            counts.setdefault(subscriber_id, {})[status] = count
+    sql = "SELECT subscriber_id, status, count(*) AS count FROM deliveries GROUP BY 1, 2"
+    for row in await rows(world, sql):
+        counts.setdefault(row["subscriber_id"], {})[row["status"]] = row["count"]
     return counts
 
 
@@ -68,10 +66,10 @@ async def test_counts_agree_after_every_change_of_status(tmp_path: Path) -> None
         await world.client.post(f"/v1/subscribers/{subscriber['id']}/test")
         counts = (await read(world, subscriber))["counts"]
         assert counts == {"pending": 0, "delivered": 4, "dead": 0, "canceled": 0}
-        assert count_deliveries(world) == {subscriber["id"]: {"delivered": 4}}
+        assert await count_deliveries(world) == {subscriber["id"]: {"delivered": 4}}
         await world.generate()
         await world.client.delete(f"/v1/subscribers/{subscriber['id']}")
-        assert count_deliveries(world) == {subscriber["id"]: {"delivered": 4, "canceled": 1}}
+        assert await count_deliveries(world) == {subscriber["id"]: {"delivered": 4, "canceled": 1}}
 
 
 async def test_an_attempt_does_not_change_a_delivery_that_was_canceled_meanwhile(
@@ -92,7 +90,7 @@ async def test_an_attempt_does_not_change_a_delivery_that_was_canceled_meanwhile
                 gate.is_open.set()  # All three attempts are recorded in one batch.
         statuses = sorted(delivery["status"] for delivery in await deliveries(world))
         assert statuses == ["canceled", "delivered", "delivered"]
-        assert count_deliveries(world)[subscribers[0]["id"]] == {"canceled": 1}
+        assert (await count_deliveries(world))[subscribers[0]["id"]] == {"canceled": 1}
 
 
 @pytest.mark.parametrize("answer", [200, 500])
@@ -306,6 +304,7 @@ async def test_counts_end_at_ten_thousand(tmp_path: Path) -> None:
         assert counts["canceled"] == 6_000
 
 
+@pytest.mark.sqlite_only("it counts the steps of SQLite")
 async def test_answer_read_a_bounded_number_of_rows(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe()
@@ -317,7 +316,7 @@ async def test_answer_read_a_bounded_number_of_rows(tmp_path: Path) -> None:
             steps += 1
             return 0
 
-        async def get_and_count_steps(tx: Transaction) -> dict[str, Any]:
+        async def get_and_count_steps(tx: Any) -> dict[str, Any]:
             tx._connection.set_progress_handler(count_step, 1_000)
             return await stats.get(tx, subscriber["id"])
 
@@ -363,6 +362,6 @@ async def fill(database: Database, subscriber_id: str, count: int, start: int = 
             await stats.add(tx, counts)
         for remainder, status in ((1, "dead"), (3, "canceled")):
             sql = f"UPDATE deliveries SET status = '{status}' WHERE due_at % 4 = {remainder}"  # noqa: S608
-            tx._connection.execute(sql)
+            await tx.select(sql, {})
 
     await database.write(unit)

@@ -55,7 +55,7 @@ async def test_a_submission_that_hangs_holds_a_stop_no_longer_than_its_deadline(
         assert not world.app.worker.ownership.is_held
         assert not world.app.worker.has_failed
         with pytest.raises(StorageError, match="closed"):
-            world.app.database.write(None)  # type: ignore[arg-type]
+            world.app.database.write(None)
         await world.app.start(worker=False)
 
 
@@ -107,7 +107,7 @@ async def test_a_stop_closes_the_database_whatever_else_cannot_be_closed(
         monkeypatch.setattr(world.app.context.client, "close", close)
         await world.app.stop()
         with pytest.raises(StorageError, match="closed"):
-            world.app.database.write(None)  # type: ignore[arg-type]
+            world.app.database.write(None)
         await world.app.start(worker=False)
 
 

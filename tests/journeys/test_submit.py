@@ -46,6 +46,7 @@ async def test_a_submission_that_upstream_takes_is_processing_with_a_task_id(
         ]
 
 
+@pytest.mark.sqlite_only("it reads the file meanwhile")
 async def test_a_generation_is_stored_before_it_is_submitted(tmp_path: Path) -> None:
     stored: list[tuple[str, str]] = []
 
@@ -233,6 +234,7 @@ async def test_a_submission_that_upstream_certainly_did_not_take_is_repeated(
         assert outcomes == ["put_off", "taken"]
 
 
+@pytest.mark.sqlite_only("it runs due work hundreds of times")
 async def test_repeated_submissions_back_off_to_a_minute(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         world.upstream.create_replies.extend([httpx.ConnectError("refused")] * 20)

@@ -165,6 +165,7 @@ async def test_a_process_that_stops_while_it_marks_a_submission_puts_it_back(
         assert (await submissions(world), len(world.upstream.creates)) == (["taken"], sent + 1)
 
 
+@pytest.mark.sqlite_only("its trigger is of SQLite")
 async def test_what_finds_no_place_is_stored_as_waiting_from_the_start(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.app.database.apply(

@@ -12,6 +12,8 @@ from service.generations.stuck import Stuck
 from tests.faults import rows
 from tests.harness import Harness, Reply, opened
 
+pytestmark = pytest.mark.sqlite_only("its triggers are of SQLite")
+
 POLLED = "ideogram-v3-turbo"  # No callbacks; usually done after 3 s.
 COUNT = 4  # The first one is made unworkable: it is due first.
 HOUR = 3_600

@@ -83,7 +83,7 @@ async def test_one_look_finds_what_another_process_recorded_for_all_who_wait(
 
         async def count(unit: object, *args: object) -> object:
             reads.append(unit)
-            return await read(unit, *args)  # type: ignore[arg-type]
+            return await read(unit, *args)
 
         with monkeypatch.context() as patched:
             patched.setattr(world.app.database, "read", count)

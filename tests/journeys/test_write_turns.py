@@ -8,13 +8,15 @@ from typing import Any
 import httpx
 import pytest
 
-from service.store import deliveries
-from service.store.sqlite import group, lines
-from service.store.sqlite.group import Item
+from service.store import deliveries, lines
+from service.store.item import Item
+from service.store.sqlite import group
 from tests.faults import DelayedAnswer
 from tests.harness import SUBSCRIBER_URL, create_answer, opened, success_report
 from tests.journeys.test_reloads import client_of
 from tests.store.test_lines import record_groups
+
+pytestmark = pytest.mark.sqlite_only("one writer takes turns")
 
 GENERATION = {"model": "imagen4", "input": {"prompt": "a cat"}}
 # Units that are about several tenants, or about none.

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from service.model.event import EVENT_TYPE_OF
 from service.model.generation import TERMINAL, TRANSITIONS
+from tests import engine
 from tests.faults import DelayedAnswer, crash, rows
 from tests.harness import Harness, create_answer, opened, success_report
 
@@ -182,7 +183,7 @@ HISTORIES = {
 }
 
 
-@settings(
+EXAMPLES = settings(
     max_examples=60,
     deadline=None,
     derandomize=True,
@@ -192,6 +193,20 @@ HISTORIES = {
         HealthCheck.function_scoped_fixture,  # each example has a folder of its own below it
     ],
 )
+
+
+@settings(EXAMPLES, max_examples=6)
+@given(**HISTORIES)
+@example("taken", "body", [Step("answer"), Step("both", "failure"), Step("both", "success")])
+def test_every_history_has_one_outcome_on_postgresql(
+    postgres: engine.Schemas, tmp_path: Path, answer: str, trust: str, steps: list[Step]
+) -> None:
+    with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+        asyncio.run(live(Path(folder), answer, trust, steps))
+    postgres.release()
+
+
+@EXAMPLES
 @given(**HISTORIES)
 @example("taken", "body", [Step("answer"), Step("both", "failure"), Step("both", "success")])
 @example("taken", "body", [Step("callback", "success"), Step("crash"), Step("callback", "failure")])

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random  # noqa: TID251  a simulation is its seed
-from typing import Any
+from typing import Any, cast
 from unittest.mock import Mock, patch
 
 import httpx
@@ -15,8 +15,8 @@ from service.delivery.lanes import NEVER, Lane
 from service.delivery.slots import TENANT_WEIGHT
 from service.model.clock import SECOND
 from service.model.errors import StorageBusyError, StorageError
+from service.store.item import Item
 from service.store.sqlite.connection import Connection
-from service.store.sqlite.group import Item
 from service.store.sqlite.readers import READERS
 from tests.faults import crash, rows
 from tests.harness import Harness, ManualClock, settings, success_report
@@ -301,7 +301,7 @@ class Deliveries(Harness):
 
         def enqueue_or_fail(item: Item, **options: Any) -> Awaitable[Any]:
             if _name_of(item.unit) not in UNITS or self.random.random() >= self.trouble:
-                return enqueue(item, **options)
+                return cast("Awaitable[Any]", enqueue(item, **options))
             if self.random.random() < 0.5:
                 raise StorageBusyError("the queue is full")
             return _lose_answer(enqueue(item, **options))
@@ -323,8 +323,8 @@ class Deliveries(Harness):
             release(delivery_id)
 
         if "_enqueue" not in vars(database):
-            database._enqueue = enqueue_or_fail  # type: ignore[method-assign]
-            database.read = read_or_fail  # type: ignore[method-assign]
+            database._enqueue = enqueue_or_fail
+            database.read = read_or_fail
         slots.take = take_and_check  # type: ignore[method-assign]
         slots.release = release_and_note  # type: ignore[method-assign]
 

@@ -230,7 +230,7 @@ class World(Harness):
                 await self._die()
             return result
 
-        writer.apply = apply  # type: ignore[method-assign]
+        writer.apply = apply
 
     def _count_down(self) -> str | None:
         if self._crash_in is None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from service.model.errors import StorageBusyError, StorageError
-from service.store.sqlite import connection, group, lines
+from service.store import lines
+from service.store.sqlite import connection, group
 from service.store.sqlite import database as database_module
 from service.store.sqlite import readers as readers_module
 from service.store.sqlite.database import Database

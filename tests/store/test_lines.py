@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from service.store.sqlite import group, lines
+from service.store import lines
+from service.store.item import Item
+from service.store.lines import Lines
+from service.store.sqlite import group
 from service.store.sqlite.database import Database
-from service.store.sqlite.group import Item, Transaction
-from service.store.sqlite.lines import Lines
+from service.store.sqlite.group import Transaction
 
 HEAVY = 1_000  # As many rows as the events of one generation are owed to.
 

@@ -2,7 +2,7 @@
 
 import re
 import sqlite3
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
 from itertools import combinations
 from typing import Any
 
@@ -13,6 +13,7 @@ from service.api.routes import OPERATIONS
 from service.store import callbacks, deliveries, events, generations, pages, subscribers
 from service.store.database import Row
 from service.store.sqlite.group import Transaction
+from service.store.sqlite.statements import DIALECT
 
 FILTERS: dict[str, dict[str, Any]] = {
     "/v1/generations": {
@@ -75,13 +76,15 @@ class ExplainingTransaction(Transaction):
         return {"tenant": "default"}
 
     async def select(self, sql: str, values: Any) -> list[Row]:
-        return self.scan(sql, values)
+        return [row async for row in self.scan(sql, values)]
 
-    def scan(self, sql: str, values: Any) -> list[Row]:
-        rows = self._connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)
+    async def scan(self, sql: str, values: Any) -> AsyncIterator[Row]:
+        composed = DIALECT.compose(sql)
+        rows = self._connection.execute(f"EXPLAIN QUERY PLAN {composed.sql}", composed.bind(values))
         self.plans.append([row[3] for row in rows])
         self.statements.append(sql)
-        return [{"key": "x_9", "id": "x_9"}] if "OFFSET" in sql else []
+        if "OFFSET" in sql:
+            yield {"key": "x_9", "id": "x_9"}
 
 
 async def explain(

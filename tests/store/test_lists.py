@@ -144,7 +144,7 @@ async def test_a_subscriber_of_another_tenant_has_no_deliveries_and_none_are_rea
     assert (len(rows), after) == (3, None)
 
     class NoLists(Transaction):
-        def scan(self, sql: str, values: Any) -> list[Row]:
+        def scan(self, sql: str, values: Any) -> AsyncIterator[Row]:
             raise AssertionError(sql, values)
 
     async def read_without_lists(tx: Transaction) -> pages.Rows:

@@ -112,7 +112,7 @@ async def test_the_right_to_work_outlives_connections_that_are_opened_anew(
 
 async def check_the_right_to_work(database: Database, other: Database, disk: Disk) -> None:
     lock = FileLock(database)
-    assert lock.acquire()
+    assert await lock.acquire()
     assert not await lock.other_process_committed()
     opened = disk.opened
     await database.apply(lambda c: c.execute("PRAGMA query_only=ON"))
@@ -122,7 +122,7 @@ async def check_the_right_to_work(database: Database, other: Database, disk: Dis
     await database.write(bump)
     assert disk.opened > opened
     assert lock.is_held
-    assert not FileLock(other).acquire()
+    assert not await FileLock(other).acquire()
     assert await lock.other_process_committed(), "a commit between two connections is missed"
     assert not await lock.other_process_committed()
 

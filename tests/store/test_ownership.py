@@ -41,19 +41,19 @@ async def test_every_name_of_a_file_leads_to_the_same_lock(
 ) -> None:
     path, other_name = tmp_path / "data.db", tmp_path / "other.db"
     first = await lock_of(path)
-    assert first.acquire()
+    assert await first.acquire()
     link(path, other_name)
     # By a hard link SQLite itself refuses to open it twice in one process.
     database = Database(str(other_name))
     database.file.descriptor = os.open(other_name, os.O_RDONLY)
     second = FileLock(database)
-    assert not second.acquire()
+    assert not await second.acquire()
     assert (first.is_held, second.is_held) == (True, False)
-    first.release()
-    assert second.acquire()
-    assert not first.acquire()
+    await first.release()
+    assert await second.acquire()
+    assert not await first.acquire()
     await database.close()
-    assert first.acquire()
+    assert await first.acquire()
 
 
 async def test_a_file_with_hard_links_is_not_opened(tmp_path: Path) -> None:
@@ -79,13 +79,13 @@ async def test_elsewhere_the_lock_is_beside_the_file_to_which_links_lead(
     monkeypatch.setattr(ownership, "LOCKS_THE_DATABASE", False)
     path, link = tmp_path / "data.db", tmp_path / "link.db"
     first = await lock_of(path)
-    assert first.acquire()
+    assert await first.acquire()
     link.symlink_to(path)
     second = await lock_of(link)
-    assert not second.acquire()
-    first.release()
-    assert second.acquire()
-    second.release()
+    assert not await second.acquire()
+    await first.release()
+    assert await second.acquire()
+    await second.release()
 
 
 async def test_a_lock_that_cannot_be_tried_is_an_error_and_not_another_owner(
@@ -97,7 +97,7 @@ async def test_a_lock_that_cannot_be_tried_is_an_error_and_not_another_owner(
     lock = await lock_of(tmp_path / "data.db")
     monkeypatch.setattr("fcntl.flock", fail)
     with pytest.raises(StorageError, match="cannot lock"):
-        lock.acquire()
+        await lock.acquire()
     assert not lock.is_held
 
 
@@ -118,8 +118,8 @@ async def test_the_locks_of_sqlite_outlive_a_stop_of_the_worker(
     """A process without SQLite's locks is invisible: another one could delete its WAL."""
     path = tmp_path / "data.db"
     lock = await lock_of(path)
-    assert lock.acquire()
-    lock.release()
+    assert await lock.acquire()
+    await lock.release()
     command = [sys.executable, "-c", WRITE, str(path)]
     other = await asyncio.to_thread(subprocess.check_output, command, text=True, timeout=60)
     assert other == "database is locked\n"

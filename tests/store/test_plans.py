@@ -38,6 +38,7 @@ SMALL_SCANS = (
     "SCAN CONSTANT ROW",  # Values without a table.
     "SCAN lane",  # The rows of the recursive query: one for each subscriber.
     "SCAN (subquery",  # The subquery has a limit.
+    "SCAN few",  # So are those called that have a limit.
     "SCAN due",  # It has a limit.
     "SCAN q",  # Confirmations are deleted within seconds.
     "SCAN tenants",  # There are few tenants.

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from service.model.errors import StorageBusyError, StorageError
+from service.store import write_queue as queue_module
 from service.store.sqlite import database as database_module
-from service.store.sqlite import write_queue as queue_module
 from service.store.sqlite.database import Database
 from service.store.sqlite.group import Transaction
 

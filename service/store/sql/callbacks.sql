@@ -4,14 +4,14 @@
 SELECT p.key AS position, g.tenant, g.status, g.nonce, g.last_poll_at,
     EXISTS (SELECT 1 FROM callback_bodies b
         WHERE b.generation_id = g.id AND b.body_digest > '') AS has_others
-FROM json_each(:ids) p CROSS JOIN generations g ON g.id = p.value;
+FROM {rows}(:ids) p {ordered} JOIN generations g ON g.id = p.value;
 
 -- name: callbacks_kept
 -- For each generation id of a JSON list: how many callbacks it keeps, how many bytes of them, and the
 -- digests of their bodies. Rejected ones, whose digest is empty, are bounded by themselves.
 SELECT p.value AS generation_id, count(*) AS count, sum(length(b.headers) + length(b.body)) AS size,
     json_group_array(b.body_digest) AS digests
-FROM json_each(:ids) p CROSS JOIN callback_bodies b ON b.generation_id = p.value AND b.body_digest > ''
+FROM {rows}(:ids) p {ordered} JOIN callback_bodies b ON b.generation_id = p.value AND b.body_digest > ''
 GROUP BY p.value;
 
 -- name: callbacks_insert
@@ -34,12 +34,12 @@ WHERE c.tenant = :tenant AND c.id = :id;
 
 -- name: callbacks_of_generation
 SELECT c.id, c.verdict, c.reason, c.trust
-FROM callback_bodies b CROSS JOIN callbacks c ON c.tenant = :tenant AND c.id = b.callback_id
+FROM callback_bodies b {ordered} JOIN callbacks c ON c.tenant = :tenant AND c.id = b.callback_id
 WHERE b.generation_id = :generation_id ORDER BY c.id LIMIT 1000;
 
 -- name: callback_bodies_latest
 SELECT b.body
-FROM callback_bodies b CROSS JOIN callbacks c ON c.tenant = :tenant AND c.id = b.callback_id
+FROM callback_bodies b {ordered} JOIN callbacks c ON c.tenant = :tenant AND c.id = b.callback_id
 WHERE b.generation_id = :generation_id AND c.verdict IN ('accepted', 'late') AND length(b.body) > 0
 ORDER BY c.id DESC LIMIT 3;
 
@@ -48,14 +48,14 @@ SELECT c.id, CASE WHEN length(b.body) > 0 THEN b.body ELSE (
     SELECT f.body FROM callback_bodies f
     WHERE f.generation_id = b.generation_id AND f.body_digest = b.body_digest
     ORDER BY length(f.body) DESC LIMIT 1) END AS body
-FROM callback_bodies b CROSS JOIN callbacks c ON c.tenant = :tenant AND c.id = b.callback_id
+FROM callback_bodies b {ordered} JOIN callbacks c ON c.tenant = :tenant AND c.id = b.callback_id
 WHERE b.generation_id = :generation_id AND c.verdict IN ('accepted', 'unreadable', 'duplicate')
 ORDER BY c.id DESC LIMIT 1;
 
 -- name: callbacks_rejected_old
 -- The oldest rejected callbacks, from before a time or beyond the number to keep; those of no tenant,
 -- which anybody can send, apart from the others.
-SELECT tenant, id, generation_id, body_digest, 1 AS is_deletable FROM callbacks
+SELECT tenant, id, generation_id, body_digest, TRUE AS is_deletable FROM callbacks
 WHERE verdict = 'rejected' AND (tenant = '') = :is_unowned
     AND (id < :before_id OR id <= (SELECT id FROM callbacks WHERE verdict = 'rejected'
         AND (tenant = '') = :is_unowned ORDER BY id DESC LIMIT 1 OFFSET :keep))

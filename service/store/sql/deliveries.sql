@@ -9,36 +9,36 @@ SELECT * FROM deliveries WHERE tenant = :tenant AND id = :id;
 -- name: deliveries_next_due_times
 -- A skip scan: one step for each subscriber with pending deliveries, however many it has.
 WITH RECURSIVE lane (subscriber_id) AS (
-    SELECT min(subscriber_id) FROM deliveries INDEXED BY deliveries_due
+    SELECT min(subscriber_id) FROM deliveries {index deliveries_due}
     WHERE status = 'pending' AND subscriber_id > :after
     UNION ALL
-    SELECT (SELECT min(d.subscriber_id) FROM deliveries d INDEXED BY deliveries_due
+    SELECT (SELECT min(d.subscriber_id) FROM deliveries d {index deliveries_due}
         WHERE d.status = 'pending' AND d.subscriber_id > lane.subscriber_id)
-    FROM lane WHERE lane.subscriber_id IS NOT NULL LIMIT :limit
+    FROM lane WHERE lane.subscriber_id IS NOT NULL
 )
 SELECT lane.subscriber_id,
     (SELECT s.status FROM subscribers s WHERE s.id = lane.subscriber_id) AS status,
-    (SELECT min(d.due_at) FROM deliveries d INDEXED BY deliveries_due
+    (SELECT min(d.due_at) FROM deliveries d {index deliveries_due}
         WHERE d.status = 'pending' AND d.subscriber_id = lane.subscriber_id
-            AND (d.attempt_count > 0) = 0) AS first_at,
-    (SELECT min(d.due_at) FROM deliveries d INDEXED BY deliveries_due
+            AND {is_tried d.attempt_count} = 0) AS first_at,
+    (SELECT min(d.due_at) FROM deliveries d {index deliveries_due}
         WHERE d.status = 'pending' AND d.subscriber_id = lane.subscriber_id
-            AND (d.attempt_count > 0) = 1) AS retry_at
-FROM lane WHERE lane.subscriber_id IS NOT NULL;
+            AND {is_tried d.attempt_count} = 1) AS retry_at
+FROM lane WHERE lane.subscriber_id IS NOT NULL LIMIT :limit;
 
 -- name: deliveries_due
 SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id,
     d.attempt_count, d.trigger, e.body, d.manual_count, d.planned_at
-FROM deliveries d INDEXED BY deliveries_due JOIN events e ON e.id = d.event_id
+FROM deliveries d {index deliveries_due} JOIN events e ON e.id = d.event_id
 WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
-    AND (d.attempt_count > 0) = :retries AND d.due_at <= :now AND d.trigger <> 'manual'
+    AND {is_tried d.attempt_count} = :retries AND d.due_at <= :now AND d.trigger <> 'manual'
 ORDER BY d.due_at LIMIT :limit;
 
 -- name: deliveries_asked
 -- What a person asked for. There are few, and they are found though many others are due.
 SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id,
     d.attempt_count, d.trigger, e.body, d.manual_count, d.planned_at
-FROM deliveries d INDEXED BY deliveries_asked JOIN events e ON e.id = d.event_id
+FROM deliveries d {index deliveries_asked} JOIN events e ON e.id = d.event_id
 WHERE d.status = 'pending' AND d.trigger = 'manual' AND d.subscriber_id = :subscriber_id
     AND d.due_at <= :now
 ORDER BY d.due_at LIMIT :limit;
@@ -49,48 +49,48 @@ ORDER BY d.due_at LIMIT :limit;
 -- The ids of its events are in their order; those of deliveries are not, if two processes made them.
 SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id,
     d.attempt_count, d.trigger, e.body, d.manual_count, d.planned_at
-FROM deliveries d INDEXED BY deliveries_due JOIN events e ON e.id = d.event_id
+FROM deliveries d {index deliveries_due} JOIN events e ON e.id = d.event_id
 WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id
-    AND (d.attempt_count > 0) = :retries AND d.due_at <= :now
-    AND NOT EXISTS (SELECT 1 FROM generations g CROSS JOIN json_each(g.event_ids) pe
-        CROSS JOIN deliveries pd INDEXED BY deliveries_event ON pd.event_id = pe.value
+    AND {is_tried d.attempt_count} = :retries AND d.due_at <= :now
+    AND NOT EXISTS (SELECT 1 FROM generations g CROSS JOIN {rows}(g.event_ids) pe
+        {ordered} JOIN deliveries pd {index deliveries_event} ON pd.event_id = pe.value
         WHERE g.id = d.generation_id AND pd.subscriber_id = d.subscriber_id
             AND pd.status = 'pending' AND (pd.event_id, pd.id) < (d.event_id, d.id))
 ORDER BY d.due_at LIMIT :limit;
 
 -- name: deliveries_postpone
 -- Make the later events of a generation wait for the retry of an earlier one.
-UPDATE deliveries SET due_at = max(due_at, :due_at)
+UPDATE deliveries SET due_at = {greatest}(due_at, :due_at)
 WHERE tenant = :tenant AND status = 'pending' AND id IN (
-    SELECT d.id FROM generations g CROSS JOIN json_each(g.event_ids) e
-    CROSS JOIN deliveries d INDEXED BY deliveries_event ON d.event_id = e.value
+    SELECT d.id FROM generations g CROSS JOIN {rows}(g.event_ids) e
+    {ordered} JOIN deliveries d {index deliveries_event} ON d.event_id = e.value
     WHERE g.id = :generation_id AND d.subscriber_id = :subscriber_id
         AND d.status = 'pending' AND (d.event_id, d.id) > (SELECT event_id, id FROM deliveries
             WHERE tenant = :tenant AND id = :delivery_id));
 
 -- name: delivery_make_due
 -- Make the next event of a generation due, once the delivery of the one before it has ended.
-UPDATE deliveries SET due_at = min(due_at, :now)
+UPDATE deliveries SET due_at = {least}(due_at, :now)
 WHERE tenant = :tenant AND status = 'pending' AND id = (
-    SELECT d.id FROM generations g CROSS JOIN json_each(g.event_ids) e
-    CROSS JOIN deliveries d INDEXED BY deliveries_event ON d.event_id = e.value
+    SELECT d.id FROM generations g CROSS JOIN {rows}(g.event_ids) e
+    {ordered} JOIN deliveries d {index deliveries_event} ON d.event_id = e.value
     WHERE g.id = :generation_id AND d.subscriber_id = :subscriber_id
         AND d.status = 'pending'
     ORDER BY d.event_id, d.id LIMIT 1);
 
 -- name: delivery_next_due
-SELECT min(due_at) AS due_at FROM deliveries INDEXED BY deliveries_due
+SELECT min(due_at) AS due_at FROM deliveries {index deliveries_due}
 WHERE status = 'pending' AND subscriber_id = :subscriber_id
-    AND (attempt_count > 0) = :retries AND due_at > :now;
+    AND {is_tried attempt_count} = :retries AND due_at > :now;
 
 -- name: delivery_record
 -- The attempt must follow the last one: a process that has lost ownership can then change nothing.
 -- A retry that a person asked for while the attempt was under way stays due, unless it is delivered.
 -- What was canceled meanwhile stays so, but tells that it was sent, and whether it arrived.
 UPDATE deliveries SET attempt_count = :number, delivered_at = :delivered_at,
-    last_error = :last_error, manual_count = manual_count + (:trigger = 'manual'),
+    last_error = :last_error, manual_count = manual_count + CASE WHEN :trigger = 'manual' THEN 1 ELSE 0 END,
     planned_at = CASE WHEN :status <> 'delivered' AND trigger = 'manual' AND (due_at > :started_at
-        OR due_at = :started_at AND :trigger <> 'manual') THEN :due_at ELSE NULL END,
+        OR due_at = :started_at AND :trigger <> 'manual') THEN CAST(:due_at AS BIGINT) END,
     status = CASE WHEN status = 'canceled' THEN status WHEN :status <> 'delivered' AND trigger = 'manual' AND (due_at > :started_at
         OR due_at = :started_at AND :trigger <> 'manual') THEN 'pending' ELSE :status END,
     due_at = CASE WHEN status = 'canceled' THEN NULL WHEN :status <> 'delivered' AND trigger = 'manual' AND (due_at > :started_at
@@ -106,7 +106,7 @@ UPDATE deliveries SET status = 'pending', due_at = :now, trigger = 'manual',
 WHERE tenant = :tenant AND id = :id AND status IN ('pending', 'dead');
 
 -- name: delivery_put_off
-UPDATE deliveries SET due_at = max(due_at, :due_at)
+UPDATE deliveries SET due_at = {greatest}(due_at, :due_at)
 WHERE tenant = :tenant AND id = :id AND status = 'pending';
 
 -- name: attempt_insert
@@ -119,30 +119,30 @@ ON CONFLICT (delivery_id, number) DO NOTHING;
 -- name: attempts_of_delivery
 -- The latest ones, oldest first.
 SELECT * FROM (SELECT * FROM attempts WHERE delivery_id = :delivery_id
-    ORDER BY number DESC LIMIT 250) ORDER BY number;
+    ORDER BY number DESC LIMIT 250) few ORDER BY number;
 
 -- name: attempts_of_generation
 SELECT a.*, d.subscriber_id, d.event_id FROM generations g
-CROSS JOIN json_each(g.event_ids) e CROSS JOIN deliveries d ON d.event_id = e.value
-CROSS JOIN attempts a ON a.delivery_id = d.id
+CROSS JOIN {rows}(g.event_ids) e {ordered} JOIN deliveries d ON d.event_id = e.value
+{ordered} JOIN attempts a ON a.delivery_id = d.id
 WHERE g.id = :generation_id
 ORDER BY a.started_at LIMIT 1000;
 
 -- name: delivery_tenant
 -- All deliveries to a subscriber belong to one tenant.
-SELECT tenant FROM deliveries INDEXED BY deliveries_subscriber
+SELECT tenant FROM deliveries {index deliveries_subscriber}
 WHERE subscriber_id = :subscriber_id LIMIT 1;
 
 -- name: deliveries_cancel
 UPDATE deliveries SET status = 'canceled', due_at = NULL
-WHERE (tenant, id) IN (SELECT d.tenant, d.id FROM deliveries d INDEXED BY deliveries_due
+WHERE (tenant, id) IN (SELECT d.tenant, d.id FROM deliveries d {index deliveries_due}
     WHERE d.status = 'pending' AND d.subscriber_id = :subscriber_id LIMIT :limit);
 
 -- name: deliveries_old
 -- A tenant's next deliveries from before a time. One can be deleted once it has ended and has had
 -- no attempt since that time.
 SELECT d.tenant, d.id, d.status <> 'pending' AND NOT EXISTS (SELECT 1 FROM attempts a
-    WHERE a.delivery_id = d.id AND a.started_at >= :before) AS is_deletable
+    WHERE a.delivery_id = d.id AND a.started_at >= :before {each}) AS is_deletable
 FROM deliveries d WHERE d.tenant = :tenant AND d.id > :after AND d.id < :before_id
 ORDER BY d.id LIMIT :limit;
 

@@ -6,17 +6,17 @@ VALUES (:id, :tenant, :type, :generation_id, :body);
 SELECT * FROM events WHERE id = :id AND tenant = :tenant;
 
 -- name: events_of_generation
-SELECT e.id, e.type FROM generations g CROSS JOIN json_each(g.event_ids) i
-CROSS JOIN events e ON e.id = i.value
-WHERE g.id = :generation_id ORDER BY e.seq;
+SELECT e.id, e.type FROM generations g CROSS JOIN {rows}(g.event_ids) i
+{ordered} JOIN events e ON e.id = i.value
+WHERE g.id = :generation_id ORDER BY e.seq, e.id;
 
 -- name: events_old
 -- The next events from before a time. One can be deleted once it has no delivery, and no running
 -- replay has still to read it.
-SELECT e.id, NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.id)
-    AND NOT EXISTS (SELECT 1 FROM replays r INDEXED BY replays_running
+SELECT e.id, NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.id {each})
+    AND NOT EXISTS (SELECT 1 FROM replays r {index replays_running}
         WHERE r.status = 'running' AND r.tenant = e.tenant
-            AND e.seq > r.cursor AND e.seq <= r.last_seq) AS is_deletable
+            AND e.seq > r.cursor AND e.seq <= r.last_seq {each}) AS is_deletable
 FROM events e WHERE e.id > :after AND e.id < :before_id ORDER BY e.id LIMIT :limit;
 
 -- name: event_delete

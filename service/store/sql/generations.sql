@@ -22,12 +22,12 @@ SELECT tenant FROM generations WHERE id = :id;
 -- name: generations_by_id
 -- :ids is a JSON list.
 SELECT g.*, b.input, b.metadata, b.output, b.error
-FROM json_each(:ids) i CROSS JOIN generations g ON g.id = i.value
+FROM {rows}(:ids) i {ordered} JOIN generations g ON g.id = i.value
 JOIN generation_bodies b ON b.generation_id = g.id;
 
 -- name: generations_ended
 -- :ids is a JSON list.
-SELECT g.id FROM json_each(:ids) i CROSS JOIN generations g ON g.id = i.value
+SELECT g.id FROM {rows}(:ids) i {ordered} JOIN generations g ON g.id = i.value
 WHERE g.status NOT IN ('queued', 'processing');
 
 -- name: generations_of_tasks
@@ -37,13 +37,13 @@ WHERE g.status NOT IN ('queued', 'processing');
 SELECT g.id, q.task_id, g.model, b.input, q.is_name, NOT q.is_name AND EXISTS (SELECT 1 FROM exchanges e
         WHERE e.generation_id = g.id AND e.kind = 'submission' AND e.outcome = 'taken'
             AND e.detail = g.task_id) AS is_own
-FROM (SELECT g.id, g.task_id, 0 AS is_name
-    FROM json_each(:task_ids) i CROSS JOIN generations g ON g.task_id = i.value
+FROM (SELECT g.id, g.task_id, FALSE AS is_name
+    FROM {rows}(:task_ids) i {ordered} JOIN generations g ON g.task_id = i.value
     UNION ALL
-    SELECT n.generation_id, n.task_id, 1 FROM json_each(:task_ids) i CROSS JOIN task_names n
+    SELECT n.generation_id, n.task_id, TRUE FROM {rows}(:task_ids) i {ordered} JOIN task_names n
         ON n.task_id = i.value) q
-CROSS JOIN generations g ON g.id = q.id
-CROSS JOIN generation_bodies b ON b.generation_id = q.id
+{ordered} JOIN generations g ON g.id = q.id
+{ordered} JOIN generation_bodies b ON b.generation_id = q.id
 WHERE q.id <> :id LIMIT :limit;
 
 -- name: generation_release_task
@@ -58,7 +58,7 @@ SELECT generation_id, is_revoked FROM task_names WHERE task_id = :task_id;
 INSERT INTO task_names (task_id, generation_id)
 SELECT :task_id, :id
 WHERE (SELECT count(*) FROM task_names WHERE generation_id = :id) < :names_max
-ON CONFLICT (task_id) DO UPDATE SET is_revoked = 1 WHERE generation_id <> excluded.generation_id;
+ON CONFLICT (task_id) DO UPDATE SET is_revoked = 1 WHERE task_names.generation_id <> excluded.generation_id;
 
 -- name: task_name_revoke
 UPDATE task_names SET is_revoked = 1 WHERE task_id = :task_id AND is_revoked = 0;
@@ -69,13 +69,13 @@ DELETE FROM task_names WHERE generation_id = :id;
 -- name: generations_of_polls
 -- The generations of a JSON list of ids, and open ones that share a task with one of them.
 SELECT g.*, b.input, b.metadata, b.output, b.error
-FROM (SELECT value AS id FROM json_each(:ids)
+FROM (SELECT value AS id FROM {rows}(:ids)
     UNION
-    SELECT id FROM (SELECT s.id FROM json_each(:ids) i CROSS JOIN generations p ON p.id = i.value
-        CROSS JOIN generations s ON s.task_id = p.task_id
+    SELECT id FROM (SELECT s.id FROM {rows}(:ids) i {ordered} JOIN generations p ON p.id = i.value
+        {ordered} JOIN generations s ON s.task_id = p.task_id
         WHERE s.status NOT IN ('succeeded', 'failed') LIMIT :shared_max)) q
-CROSS JOIN generations g ON g.id = q.id
-CROSS JOIN generation_bodies b ON b.generation_id = q.id;
+{ordered} JOIN generations g ON g.id = q.id
+{ordered} JOIN generation_bodies b ON b.generation_id = q.id;
 
 -- name: generation_update
 UPDATE generations SET status = :status, task_id = :task_id, credits = :credits,
@@ -132,14 +132,14 @@ FROM (SELECT due.lap, due.tenant, i.key AS turn, i.value AS id
             WHERE g.tenant = tenants.tenant AND g.submit_at IS NOT NULL AND g.submit_at <= :now
                 AND g.submission = 'waiting' AND g.task_id IS NULL
                 AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
-                AND g.id NOT IN (SELECT value FROM json_each(:without))
+                AND g.id NOT IN (SELECT value FROM {rows}(:without))
             ORDER BY g.submit_at LIMIT :limit)) AS ids
-        FROM tenants WHERE tenants.tenant NOT IN (SELECT value FROM json_each(:tenants))
+        FROM tenants WHERE tenants.tenant NOT IN (SELECT value FROM {rows}(:tenants))
             AND (tenants.lap = 0 OR tenants.tenant <= :after)
         LIMIT -1) WHERE ids <> '[]' LIMIT :limit) due
-    CROSS JOIN json_each(due.ids) i
+    CROSS JOIN {rows}(due.ids) i
     ORDER BY turn, due.lap, due.tenant LIMIT :limit) q
-CROSS JOIN generations g ON g.id = q.id
+{ordered} JOIN generations g ON g.id = q.id
 LEFT JOIN generation_bodies b ON b.generation_id = g.id
 ORDER BY q.turn, q.lap, q.tenant;
 
@@ -149,9 +149,9 @@ SELECT min((SELECT g.submit_at FROM generations g
     WHERE g.tenant = tenants.tenant AND g.submit_at IS NOT NULL
         AND g.submission = 'waiting' AND g.task_id IS NULL
         AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
-        AND g.id NOT IN (SELECT value FROM json_each(:without))
+        AND g.id NOT IN (SELECT value FROM {rows}(:without))
     ORDER BY g.submit_at LIMIT 1)) AS due_at
-FROM tenants WHERE tenants.tenant NOT IN (SELECT value FROM json_each(:tenants));
+FROM tenants WHERE tenants.tenant NOT IN (SELECT value FROM {rows}(:tenants));
 
 -- name: generations_to_confirm
 -- In turn by tenant, as above.
@@ -161,15 +161,15 @@ FROM tenants WHERE tenants.tenant NOT IN (SELECT value FROM json_each(:tenants))
 SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM (SELECT g.id, g.tenant,
         row_number() OVER (PARTITION BY g.tenant ORDER BY q.due_at) AS turn
-    FROM confirmations q CROSS JOIN generations g ON g.id = q.generation_id
-    WHERE q.due_at <= :now AND g.tenant NOT IN (SELECT value FROM json_each(:tenants))
-        AND g.id NOT IN (SELECT value FROM json_each(:without))
-        AND CASE WHEN g.model IN (SELECT value FROM json_each(:apart)) THEN g.model ELSE '' END
-            || ' ' || g.tenant NOT IN (SELECT value FROM json_each(:full))
-        AND CASE WHEN g.model IN (SELECT value FROM json_each(:apart)) THEN g.model ELSE '' END
-            || ' ' NOT IN (SELECT value FROM json_each(:full))
+    FROM confirmations q {ordered} JOIN generations g ON g.id = q.generation_id
+    WHERE q.due_at <= :now AND g.tenant NOT IN (SELECT value FROM {rows}(:tenants))
+        AND g.id NOT IN (SELECT value FROM {rows}(:without))
+        AND CASE WHEN g.model IN (SELECT value FROM {rows}(:apart)) THEN g.model ELSE '' END
+            || ' ' || g.tenant NOT IN (SELECT value FROM {rows}(:full))
+        AND CASE WHEN g.model IN (SELECT value FROM {rows}(:apart)) THEN g.model ELSE '' END
+            || ' ' NOT IN (SELECT value FROM {rows}(:full))
     ORDER BY turn, g.tenant <= :after, g.tenant LIMIT :limit) q
-CROSS JOIN generations g ON g.id = q.id
+{ordered} JOIN generations g ON g.id = q.id
 LEFT JOIN generation_bodies b ON b.generation_id = g.id
 ORDER BY q.turn, q.tenant <= :after, q.tenant;
 
@@ -184,29 +184,29 @@ FROM (SELECT due.lap, due.tenant, i.key AS turn, i.value AS id
                 SELECT g.id, g.status, g.deadline_at, g.next_poll_at FROM generations g
                 WHERE g.tenant = tenants.tenant
                     AND g.next_poll_at IS NOT NULL AND g.next_poll_at <= :now
-                    AND g.id NOT IN (SELECT value FROM json_each(:without))
-                    AND CASE WHEN g.model IN (SELECT value FROM json_each(:apart))
+                    AND g.id NOT IN (SELECT value FROM {rows}(:without))
+                    AND CASE WHEN g.model IN (SELECT value FROM {rows}(:apart))
                         THEN g.model ELSE '' END
-                        || ' ' || g.tenant NOT IN (SELECT value FROM json_each(:full))
-                    AND CASE WHEN g.model IN (SELECT value FROM json_each(:apart))
+                        || ' ' || g.tenant NOT IN (SELECT value FROM {rows}(:full))
+                    AND CASE WHEN g.model IN (SELECT value FROM {rows}(:apart))
                         THEN g.model ELSE '' END
-                        || ' ' NOT IN (SELECT value FROM json_each(:full))
+                        || ' ' NOT IN (SELECT value FROM {rows}(:full))
                 ORDER BY g.next_poll_at LIMIT :look) due
             ORDER BY due.status IN ('queued', 'processing') AND due.deadline_at <= :now DESC,
                 due.next_poll_at LIMIT :limit)) AS ids
-        FROM tenants WHERE tenants.tenant NOT IN (SELECT value FROM json_each(:tenants))
+        FROM tenants WHERE tenants.tenant NOT IN (SELECT value FROM {rows}(:tenants))
             AND (tenants.lap = 0 OR tenants.tenant <= :after)
         LIMIT -1) WHERE ids <> '[]' LIMIT :limit) due
-    CROSS JOIN json_each(due.ids) i
+    CROSS JOIN {rows}(due.ids) i
     ORDER BY turn, due.lap, due.tenant LIMIT :limit) q
-CROSS JOIN generations g ON g.id = q.id
+{ordered} JOIN generations g ON g.id = q.id
 LEFT JOIN generation_bodies b ON b.generation_id = g.id
 ORDER BY q.turn, q.lap, q.tenant;
 
 -- name: pause_put
 -- `revisions` holds the numbers that outlive a process.
 INSERT INTO revisions (noun, number) VALUES ('upstream_paused_until', :until)
-ON CONFLICT (noun) DO UPDATE SET number = max(number, excluded.number);
+ON CONFLICT (noun) DO UPDATE SET number = {greatest}(revisions.number, excluded.number);
 
 -- name: pause_get
 SELECT number FROM revisions WHERE noun = 'upstream_paused_until';
@@ -227,7 +227,7 @@ SELECT min(due_at) AS due_at FROM confirmations WHERE due_at > :now;
 -- name: confirmations_of
 -- :ids is a JSON list of generation ids.
 SELECT q.generation_id, q.due_at
-FROM json_each(:ids) i CROSS JOIN confirmations q ON q.generation_id = i.value;
+FROM {rows}(:ids) i {ordered} JOIN confirmations q ON q.generation_id = i.value;
 
 -- name: confirmations_put
 INSERT INTO confirmations (generation_id, due_at) VALUES (:generation_id, :due_at)
@@ -242,21 +242,21 @@ WHERE due_at > :now AND EXISTS (SELECT 1 FROM generations g
     WHERE g.id = q.generation_id AND g.submission = 'sending');
 
 -- name: confirmations_delete
-DELETE FROM confirmations WHERE generation_id IN (SELECT value FROM json_each(:ids));
+DELETE FROM confirmations WHERE generation_id IN (SELECT value FROM {rows}(:ids));
 
 -- name: generations_to_expire
 SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM generations g LEFT JOIN generation_bodies b ON b.generation_id = g.id
 WHERE g.status IN ('queued', 'processing') AND g.next_poll_at IS NULL AND g.deadline_at <= :now
     AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
-    AND g.id NOT IN (SELECT value FROM json_each(:without))
+    AND g.id NOT IN (SELECT value FROM {rows}(:without))
 ORDER BY g.deadline_at LIMIT :limit;
 
 -- name: generation_next_deadline
 SELECT g.deadline_at AS due_at FROM generations g
 WHERE g.status IN ('queued', 'processing') AND g.next_poll_at IS NULL AND g.deadline_at > 0
     AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
-    AND g.id NOT IN (SELECT value FROM json_each(:without))
+    AND g.id NOT IN (SELECT value FROM {rows}(:without))
 ORDER BY g.deadline_at LIMIT 1;
 
 -- name: exchange_insert
@@ -266,9 +266,9 @@ ON CONFLICT (generation_id, kind, number) DO NOTHING;
 
 -- name: exchanges_latest
 -- The latest exchange of each kind, the latest of all last. :ids is a JSON list of generation ids.
-SELECT e.* FROM json_each(:ids) i
-CROSS JOIN json_each('["submission", "poll"]') k
-CROSS JOIN exchanges e ON e.generation_id = i.value AND e.kind = k.value
+SELECT e.* FROM {rows}(:ids) i
+CROSS JOIN {rows}('["submission", "poll"]') k
+{ordered} JOIN exchanges e ON e.generation_id = i.value AND e.kind = k.value
 WHERE e.number = (SELECT max(number) FROM exchanges l
     WHERE l.generation_id = i.value AND l.kind = k.value)
 ORDER BY e.at;
@@ -281,13 +281,13 @@ WHERE generation_id = :generation_id ORDER BY at LIMIT 1000;
 INSERT INTO usage (tenant, day, model, generations, succeeded, failed, timed_out, credits)
 VALUES (:tenant, :day, :model, :generations, :succeeded, :failed, :timed_out, :credits)
 ON CONFLICT (tenant, day, model) DO UPDATE SET
-    generations = generations + excluded.generations, succeeded = succeeded + excluded.succeeded,
-    failed = failed + excluded.failed, timed_out = timed_out + excluded.timed_out,
-    credits = credits + excluded.credits;
+    generations = usage.generations + excluded.generations,
+    succeeded = usage.succeeded + excluded.succeeded, failed = usage.failed + excluded.failed,
+    timed_out = usage.timed_out + excluded.timed_out, credits = usage.credits + excluded.credits;
 
 -- name: usage_list
 SELECT day, model, generations, succeeded, failed, timed_out, credits FROM usage
-WHERE tenant = :tenant AND day >= :since AND day <= :until AND (:model IS NULL OR model = :model)
+WHERE tenant = :tenant AND day >= :since AND day <= :until AND model = coalesce(:model, model)
 ORDER BY day DESC, model LIMIT 10000;
 
 -- name: generations_old
@@ -297,8 +297,8 @@ ORDER BY day DESC, model LIMIT 10000;
 SELECT g.id, g.tenant, g.status IN ('succeeded', 'failed', 'timed_out') AND json_valid(g.event_ids)
     AND g.next_poll_at IS NULL AND g.completed_at < :before AND g.deadline_at < :deadline_before
     AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
-    AND NOT EXISTS (SELECT 1 FROM json_each(
-            CASE WHEN json_valid(g.event_ids) THEN g.event_ids ELSE '[]' END) i CROSS JOIN events e ON e.id = i.value)
+    AND NOT EXISTS (SELECT 1 FROM {rows}(
+            CASE WHEN json_valid(g.event_ids) THEN g.event_ids ELSE '[]' END) i {ordered} JOIN events e ON e.id = i.value)
         AS is_deletable
 FROM generations g WHERE g.id > :after AND g.id < :before_id ORDER BY g.id LIMIT :limit;
 
@@ -310,7 +310,7 @@ DELETE FROM generation_bodies WHERE generation_id = :id;
 
 -- name: generation_metadata_delete
 DELETE FROM generation_metadata WHERE (tenant, name, value, generation_id) IN (
-    SELECT :tenant, m.key, m.value, :id FROM generation_bodies b, json_each(
+    SELECT :tenant, m.key, m.value, :id FROM generation_bodies b, {rows}(
         CASE WHEN json_valid(b.metadata) THEN b.metadata ELSE '{}' END) m
     WHERE b.generation_id = :id);
 

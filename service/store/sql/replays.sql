@@ -37,7 +37,7 @@ SELECT max(seq) AS seq FROM events;
 -- The last seq among the next events of the tenant, unless all their ids are too late.
 SELECT CASE WHEN min(id) < :until_id THEN max(seq) END AS last_seq FROM (
     SELECT seq, id FROM events
-    WHERE tenant = :tenant AND seq > :cursor AND seq <= :last_seq ORDER BY seq LIMIT :limit);
+    WHERE tenant = :tenant AND seq > :cursor AND seq <= :last_seq ORDER BY seq LIMIT :limit) few;
 
 -- name: replay_matches
 -- The seqs of the events that a replay sends again. An event whose latest delivery is pending is left
@@ -45,16 +45,16 @@ SELECT CASE WHEN min(id) < :until_id THEN max(seq) END AS last_seq FROM (
 SELECT e.seq FROM events e
 WHERE e.tenant = :tenant AND e.seq > :cursor AND e.seq <= :last_seq
     AND e.id >= :since_id AND e.id < :until_id
-    AND e.type IN (SELECT value FROM json_each(:event_types))
-    AND CASE (SELECT d.status FROM deliveries d INDEXED BY deliveries_event
+    AND e.type IN (SELECT value FROM {rows}(:event_types))
+    AND CASE (SELECT d.status FROM deliveries d {index deliveries_event}
             WHERE d.event_id = e.id AND d.subscriber_id = :subscriber_id
                 AND d.status <> 'canceled'
             ORDER BY d.id DESC LIMIT 1)
-        WHEN 'dead' THEN 1 WHEN 'pending' THEN 0 ELSE NOT :only_dead END
+        WHEN 'dead' THEN TRUE WHEN 'pending' THEN FALSE ELSE NOT :only_dead END
     AND (:unfiltered OR e.generation_id IS NULL OR EXISTS (SELECT 1 FROM generations g
         WHERE g.id = e.generation_id
-            AND (:models = '[]' OR g.model IN (SELECT value FROM json_each(:models)))
-            AND NOT EXISTS (SELECT 1 FROM json_each(:metadata) pair
+            AND (:models = '[]' OR g.model IN (SELECT value FROM {rows}(:models)))
+            AND NOT EXISTS (SELECT 1 FROM {rows}(:metadata) pair
                 WHERE NOT EXISTS (SELECT 1 FROM generation_metadata m
                     WHERE m.tenant = e.tenant AND m.name = pair.key
                         AND m.value = pair.value AND m.generation_id = g.id))))
@@ -65,8 +65,8 @@ SELECT * FROM events WHERE seq = :seq;
 
 -- name: replay_count_untried
 -- How many deliveries of a replay wait for their first attempt, counted up to :limit.
-SELECT count(*) AS count FROM (SELECT 1 FROM deliveries INDEXED BY deliveries_replay
-    WHERE status = 'pending' AND replay_id = :id AND (attempt_count > 0) = 0 LIMIT :limit);
+SELECT count(*) AS count FROM (SELECT 1 FROM deliveries {index deliveries_replay}
+    WHERE status = 'pending' AND replay_id = :id AND {is_tried attempt_count} = 0 LIMIT :limit) few;
 
 -- name: replay_deliveries_insert
 INSERT INTO deliveries (tenant, id, subscriber_id, event_id, event_type, generation_id, replay_id,
@@ -76,7 +76,7 @@ VALUES (:tenant, :id, :subscriber_id, :event_id, :event_type, :generation_id, :r
 
 -- name: replay_deliveries_cancel
 UPDATE deliveries SET status = 'canceled', due_at = NULL
-WHERE (tenant, id) IN (SELECT d.tenant, d.id FROM deliveries d INDEXED BY deliveries_replay
+WHERE (tenant, id) IN (SELECT d.tenant, d.id FROM deliveries d {index deliveries_replay}
     WHERE d.status = 'pending' AND d.replay_id = :id AND d.replay_id IS NOT NULL LIMIT :limit);
 
 -- name: replays_delete_old

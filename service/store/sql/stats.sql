@@ -1,32 +1,32 @@
 -- name: stats_counts
 -- Pending, dead and lately canceled deliveries of a subscriber, each counted up to :limit.
 SELECT * FROM
-    (SELECT count(*) AS pending FROM (SELECT 1 FROM deliveries INDEXED BY deliveries_due
-        WHERE status = 'pending' AND subscriber_id = :subscriber_id LIMIT :limit)),
-    (SELECT count(*) AS dead FROM (SELECT 1 FROM deliveries INDEXED BY deliveries_ended_of
+    (SELECT count(*) AS pending FROM (SELECT 1 FROM deliveries {index deliveries_due}
+        WHERE status = 'pending' AND subscriber_id = :subscriber_id LIMIT :limit) few) few_pending,
+    (SELECT count(*) AS dead FROM (SELECT 1 FROM deliveries {index deliveries_ended_of}
         WHERE status IN ('dead', 'canceled') AND status = 'dead'
-            AND subscriber_id = :subscriber_id LIMIT :limit)),
-    (SELECT count(*) AS canceled FROM (SELECT 1 FROM deliveries INDEXED BY deliveries_ended_of
+            AND subscriber_id = :subscriber_id LIMIT :limit) few) few_dead,
+    (SELECT count(*) AS canceled FROM (SELECT 1 FROM deliveries {index deliveries_ended_of}
         WHERE status IN ('dead', 'canceled') AND status = 'canceled'
-            AND subscriber_id = :subscriber_id AND id >= :since_id LIMIT :limit));
+            AND subscriber_id = :subscriber_id AND id >= :since_id LIMIT :limit) few) few_canceled;
 
 -- name: stats_attempts
-SELECT bucket, status, sum(count) AS count FROM attempt_latency
+SELECT bucket, status, CAST(sum(count) AS BIGINT) AS count FROM attempt_latency
 WHERE subscriber_id = :subscriber_id AND slot_at > :since_at GROUP BY bucket, status;
 
 -- name: stats_oldest
 -- The smallest id among the deliveries at both ends of the due times. The index does not contain ids,
 -- and a paused subscriber may have a million pending deliveries, so not all of them are read.
 SELECT min(id) AS id FROM (
-    SELECT * FROM (SELECT id FROM deliveries INDEXED BY deliveries_due
+    SELECT * FROM (SELECT id FROM deliveries {index deliveries_due}
         WHERE status = 'pending' AND subscriber_id = :subscriber_id
-            AND (attempt_count > 0) = 0 ORDER BY due_at LIMIT :limit)
-    UNION ALL SELECT * FROM (SELECT id FROM deliveries INDEXED BY deliveries_due
+            AND {is_tried attempt_count} = 0 ORDER BY due_at LIMIT :limit) few_first
+    UNION ALL SELECT * FROM (SELECT id FROM deliveries {index deliveries_due}
         WHERE status = 'pending' AND subscriber_id = :subscriber_id
-            AND (attempt_count > 0) = 1 ORDER BY due_at LIMIT :limit)
-    UNION ALL SELECT * FROM (SELECT id FROM deliveries INDEXED BY deliveries_due
+            AND {is_tried attempt_count} = 1 ORDER BY due_at LIMIT :limit) few_retries
+    UNION ALL SELECT * FROM (SELECT id FROM deliveries {index deliveries_due}
         WHERE status = 'pending' AND subscriber_id = :subscriber_id
-            AND (attempt_count > 0) = 1 ORDER BY due_at DESC LIMIT :limit));
+            AND {is_tried attempt_count} = 1 ORDER BY due_at DESC LIMIT :limit) few_last) few;
 
 -- name: stats_last_attempt
 SELECT max(last_at) AS last_at FROM attempt_latency
@@ -36,7 +36,8 @@ WHERE subscriber_id = :subscriber_id AND slot_at > :since_at;
 INSERT INTO attempt_latency (subscriber_id, slot_at, bucket, status, count, last_at)
 VALUES (:subscriber_id, :slot_at, :bucket, :status, :count, :last_at)
 ON CONFLICT (subscriber_id, slot_at, bucket, status) DO UPDATE SET
-    count = count + excluded.count, last_at = max(last_at, excluded.last_at);
+    count = attempt_latency.count + excluded.count,
+    last_at = {greatest}(attempt_latency.last_at, excluded.last_at);
 
 -- name: stats_delete_old
 DELETE FROM attempt_latency WHERE (subscriber_id, slot_at, bucket, status) IN (

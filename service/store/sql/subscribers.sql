@@ -34,7 +34,8 @@ SELECT count(*) AS count FROM subscribers WHERE tenant = :tenant AND is_notify =
 
 -- name: subscribers_owed_notices
 -- How many deliveries it is to tell every subscriber of all that were disabled since a time.
-SELECT sum(status = 'disabled' AND updated_at > :since_at) * sum(status <> 'disabled') AS count
+SELECT count(*) FILTER (WHERE status = 'disabled' AND updated_at > :since_at)
+    * count(*) FILTER (WHERE status <> 'disabled') AS count
 FROM subscribers WHERE tenant = :tenant AND is_notify = 0;
 
 -- name: subscriber_delete
@@ -43,8 +44,9 @@ DELETE FROM subscribers WHERE id = :id;
 -- name: rest_store
 INSERT INTO rests (tenant, receiver, slow_until, asked_at)
 VALUES (:tenant, :receiver, :slow_until, :asked_at)
-ON CONFLICT (tenant, receiver) DO UPDATE SET slow_until = max(slow_until, excluded.slow_until),
-    asked_at = max(asked_at, excluded.asked_at);
+ON CONFLICT (tenant, receiver) DO UPDATE SET
+    slow_until = {greatest}(rests.slow_until, excluded.slow_until),
+    asked_at = {greatest}(rests.asked_at, excluded.asked_at);
 
 -- name: rests_of
 SELECT receiver, slow_until FROM rests
@@ -95,8 +97,8 @@ SELECT number FROM revisions WHERE noun = 'subscribers';
 -- name: subscribers_notify_old
 -- The next subscribers of a notify_url from before a time. One can be deleted once it
 -- has no generation and no delivery any more.
-SELECT s.id, NOT EXISTS (SELECT 1 FROM generations g WHERE g.notify_subscriber_id = s.id)
-    AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.subscriber_id = s.id) AS is_deletable
+SELECT s.id, NOT EXISTS (SELECT 1 FROM generations g WHERE g.notify_subscriber_id = s.id {each})
+    AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.subscriber_id = s.id {each}) AS is_deletable
 FROM subscribers s WHERE s.is_notify = 1 AND s.id > :after AND s.id < :before_id
 ORDER BY s.id LIMIT :limit;
 

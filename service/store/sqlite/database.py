@@ -16,11 +16,12 @@ from typing import Any
 from service.model.clock import Clock, now_ms
 from service.model.errors import StorageError
 from service.store.database import T, Transaction, Unit
+from service.store.item import Item
 from service.store.sqlite import group, schema
 from service.store.sqlite.connection import Connection, checkpoint, connect, is_lost
 from service.store.sqlite.file import File
 from service.store.sqlite.readers import Readers
-from service.store.sqlite.write_queue import STALLED, Queue
+from service.store.write_queue import STALLED, Queue
 from service.telemetry import log
 
 _log = log.get()
@@ -32,7 +33,7 @@ FAILING_SECONDS = 5.0  # So long after a failed commit `write_problem` still tel
 PROBE_SECONDS = 10.0  # If the last commit is older, `write_problem` tries one.
 
 
-def _resolve(items: Iterable[group.Item], failure: BaseException | None) -> None:
+def _resolve(items: Iterable[Item], failure: BaseException | None) -> None:
     """Set the result or the error of every item's future, unless its caller has canceled it."""
     for item in items:
         error = failure or item.error
@@ -58,7 +59,7 @@ class Database:
         self._clock = clock
         self.file = File(path)
         self._queue = Queue(queue_max)
-        self._retried: list[group.Item] = []
+        self._retried: list[Item] = []
         self._retry_timer: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
         self._wake_timer: asyncio.TimerHandle | None = None
@@ -113,6 +114,11 @@ class Database:
                 raise  # It says itself what is wrong with the schema.
             raise StorageError(f"cannot migrate {self.path}: {error.__cause__}") from error
 
+    @property
+    def schema_version(self) -> int:
+        """The version of the schema that this genhook needs."""
+        return schema.latest()
+
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the file or the version of its schema, or None."""
         return self.file.problem() or self.file.damage or await self._readers.read(schema.problem)
@@ -141,7 +147,7 @@ class Database:
         self, unit: Unit[T], *args: object, tenant: str | None = None, held_bytes: int = 0
     ) -> Awaitable[T]:
         """Run `unit(tx, *args)`. The awaitable returns its result after the commit."""
-        return self._enqueue(group.Item(unit, args, tenant=tenant, held_bytes=held_bytes))
+        return self._enqueue(Item(unit, args, tenant=tenant, held_bytes=held_bytes))
 
     def write_batched(
         self,
@@ -153,12 +159,12 @@ class Database:
         may_wait: bool = False,
     ) -> Awaitable[T]:
         """Like `write`, for a unit over a list: one call gets all items that wait for it."""
-        new = group.Item(unit, (item,), batched=True, tenant=tenant, held_bytes=held_bytes)
+        new = Item(unit, (item,), batched=True, tenant=tenant, held_bytes=held_bytes)
         return self._enqueue(new, may_wait=may_wait)
 
     def write_always(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
         """Like `write`, but never refused: retried every second until stored or closed."""
-        return self._enqueue(group.Item(unit, args, always=True, tenant=tenant))
+        return self._enqueue(Item(unit, args, always=True, tenant=tenant))
 
     async def read(self, unit: Unit[T], *args: object) -> T:
         """Run `unit(tx, *args)`, a short one, on a snapshot, in parallel with the writer."""
@@ -181,7 +187,7 @@ class Database:
         """The number of units that wait for the next group."""
         return len(self._queue)
 
-    def _enqueue(self, item: group.Item, *, may_wait: bool = False) -> Awaitable[Any]:
+    def _enqueue(self, item: Item, *, may_wait: bool = False) -> Awaitable[Any]:
         if self._stream is None:
             raise StorageError("the database is closed")
         self._queue.put(item)
@@ -220,7 +226,7 @@ class Database:
             self.file.watch()
         _log.info("database.reopened")
 
-    async def _commit(self, writer: Connection, items: Sequence[group.Item]) -> None:
+    async def _commit(self, writer: Connection, items: Sequence[Item]) -> None:
         failure: Exception | None = None
         after: group.AfterCommit = []
         loop = asyncio.get_running_loop()
@@ -233,7 +239,7 @@ class Database:
             failure = error
         self._note(loop.time(), [failure] if failure else [item.error for item in items])
         left = [] if failure else [item for item in items if not (item.has_run or item.error)]
-        self._queue.finish(left)
+        self._queue.finish(items, left)
         if left:
             self._wake.set()
             items = [item for item in items if item.has_run or item.error]
@@ -246,9 +252,9 @@ class Database:
             except Exception:  # noqa: BLE001  later commits must still happen
                 _log.exception("commit.follow_up_failed")
 
-    def _keep_or_resolve(self, items: Sequence[group.Item], failure: Exception | None) -> None:
+    def _keep_or_resolve(self, items: Sequence[Item], failure: Exception | None) -> None:
         """Give the items their results, except those to try again: while it closes, none is."""
-        retried: list[group.Item] = []
+        retried: list[Item] = []
         if self._stream is not None:
             retried = [
                 i for i in items if i.always and group.is_storage_failure(failure or i.error)

@@ -1,21 +1,17 @@
 """Runs a group of units on SQLite in one transaction (docs/decisions/0002)."""
 
-import asyncio
-import math
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from service.store.database import Row, T, Unit
+from service.store.item import Item, note_rows
 from service.store.sqlite.connection import transaction
-from service.store.sqlite.statements import statements
+from service.store.sqlite.statements import DIALECT, statements
 
 ROWS_MAX = 5_000  # Changed by units of one kind in a group; the others of it are left for the next.
-HEAVY_ROWS = 50  # Of a unit that is charged for what it writes; fewer are as many as usual.
 FIRST_ITEMS = 64  # Of a batched unit, in its first call of a group. The next are by what it wrote.
 
 AfterCommit = list[tuple[Callable[..., None], tuple[Any, ...]]]
@@ -41,9 +37,10 @@ class Transaction:
         """Return every row of the statement."""
         return self._execute(name, values).fetchall()
 
-    def each(self, name: str, /, **values: object) -> Iterable[Row]:
+    async def each(self, name: str, /, **values: object) -> AsyncIterator[Row]:
         """Iterate over the rows of the statement."""
-        return self._execute(name, values)
+        for row in self._execute(name, values):
+            yield row
 
     async def run(self, name: str, /, **values: object) -> int:
         """Execute the statement; return how many rows it changed."""
@@ -56,11 +53,17 @@ class Transaction:
 
     async def select(self, sql: str, values: Mapping[str, object]) -> list[Row]:
         """Return the rows of SQL that the code has composed."""
-        return self._connection.execute(sql, values).fetchall()
+        statement = DIALECT.compose(sql)
+        return self._connection.execute(statement.sql, statement.bind(values)).fetchall()
 
-    def scan(self, sql: str, values: Mapping[str, object]) -> Iterable[Row]:
+    async def scan(self, sql: str, values: Mapping[str, object]) -> AsyncIterator[Row]:
         """Iterate over the rows of SQL that the code has composed."""
-        return self._connection.execute(sql, values)
+        statement = DIALECT.compose(sql)
+        for row in self._connection.execute(statement.sql, statement.bind(values)):
+            yield row
+
+    async def order_events(self) -> None:
+        """Nothing: an event has its place in the order when it is committed."""
 
     def after_commit(self, do: Callable[..., None], *args: object) -> None:
         """Call `do` on the event loop after the commit."""
@@ -75,24 +78,6 @@ class Transaction:
     def _execute(self, name: str, values: Mapping[str, object]) -> sqlite3.Cursor:
         sql, bind = statements()[name]
         return self._connection.execute(sql, bind(values))
-
-
-class Item(msgspec.Struct, eq=False):
-    """A unit in the queue. Items of the same batched unit run in one call."""
-
-    unit: Unit[Any]
-    args: tuple[Any, ...]
-    batched: bool = False
-    always: bool = False
-    tenant: str | None = None  # In whose turn it runs; None: in that of all who are no tenant.
-    held_bytes: int = 0  # Of what a client or upstream sent, which waits in memory.
-    ends_at: float = math.inf  # When its caller stops waiting, by the loop's clock.
-    future: asyncio.Future[Any] = msgspec.field(default_factory=asyncio.Future)
-    has_run: bool = False  # In the latest group that took it.
-    rows: int | None = None  # That it wrote, if its unit counts them; few count as none.
-    seconds: float = 0.0  # That it took, with those that ran in the same call after it.
-    result: Any = None
-    error: BaseException | None = None
 
 
 def _run_unit(unit: Coroutine[Any, Any, T]) -> T:
@@ -118,20 +103,7 @@ def _run(
     for item, result in zip(batch, results, strict=True):
         item.result, item.has_run = result, True
     if transaction.charged:
-        _note_rows(transaction.charged, batch)
-
-
-def _note_rows(charged: Mapping[str, int], batch: Sequence[Item]) -> None:
-    """Note for how many rows the tenant of each item was charged, divided by its items.
-
-    Items without a tenant have the rows of those tenants that no item names.
-    """
-    counts = Counter(item.tenant for item in batch)
-    rows_of: dict[str | None, int] = dict(charged.items())
-    rows_of[None] = sum(rows for tenant, rows in charged.items() if tenant not in counts)
-    for item in batch:
-        rows = rows_of.get(item.tenant, 0) // counts[item.tenant]
-        item.rows = rows if rows >= HEAVY_ROWS else 0
+        note_rows(transaction.charged, batch)
 
 
 def _run_alone(connection: sqlite3.Connection, item: Item, now: int, after: AfterCommit) -> None:

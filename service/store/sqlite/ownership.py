@@ -25,7 +25,7 @@ class FileLock:
         self._seen: tuple[sqlite3.Connection, int] | None = None
         self.is_held = False
 
-    def acquire(self) -> bool:
+    async def acquire(self) -> bool:
         """Take the lock if no process has it. StorageError if that cannot be determined."""
         try:
             fcntl.flock(self._open(), fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -44,7 +44,7 @@ class FileLock:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         return self._descriptor
 
-    def release(self) -> None:
+    async def release(self) -> None:
         """Let another process have the lock."""
         if self.is_held:
             fcntl.flock(self._open(), fcntl.LOCK_UN)

@@ -11,7 +11,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from service.store.sqlite.group import HEAVY_ROWS, Item
+from service.store.item import HEAVY_ROWS, Item
 
 GROUP_MAX = 512  # Units in a group, if none of them is heavy.
 UNIT_ROWS = 3  # An ordinary unit takes as long as so many deliveries, each with its indexes.

@@ -1,4 +1,4 @@
-"""The queue in front of the writer: bounded in units, in bytes and in seconds, in turn by tenant.
+"""The queue in front of the database: bounded in units, in bytes and in seconds, in turn by tenant.
 
 A unit that waits holds the body of its request in memory, so a number of units alone is no bound.
 No caller waits longer than WAIT_SECONDS, whatever the disk does.
@@ -8,8 +8,8 @@ import asyncio
 from collections.abc import Iterable, Sequence
 
 from service.model.errors import StorageBusyError
-from service.store.sqlite.group import Item
-from service.store.sqlite.lines import Lines
+from service.store.item import Item
+from service.store.lines import Lines
 
 QUEUE_BYTES_MAX = 64 << 20  # Of the bodies whose units wait for a commit or are in one.
 WAIT_SECONDS = 5.0
@@ -24,7 +24,7 @@ class Queue:
         self.bytes_max = bytes_max
         self.is_stalled = False  # Callers of the commit under way have stopped waiting.
         self._waiting = Lines()
-        self._committing: Sequence[Item] = ()
+        self._committing: dict[Item, None] = {}
         self._held_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -50,14 +50,17 @@ class Queue:
 
     def take(self) -> Sequence[Item]:
         """Return the next items, which are in a commit until `finish`."""
-        self._committing = self._waiting.take()
-        return self._committing
+        taken = self._waiting.take()
+        self._committing.update(dict.fromkeys(taken))
+        return taken
 
-    def finish(self, left: Sequence[Item] = ()) -> None:
-        """End the commit of the items that were taken; those that are `left` are next again."""
-        self._release(self._committing)
-        self._waiting.learn(self._committing)
-        self._committing, self.is_stalled = (), False
+    def finish(self, items: Sequence[Item], left: Sequence[Item] = ()) -> None:
+        """End the commit of items that were taken; those that are `left` are next again."""
+        self._release(items)
+        self._waiting.learn(items)
+        for item in items:
+            del self._committing[item]
+        self.is_stalled = False
         self._waiting.put_back(left)
         self._held_bytes += sum(item.held_bytes for item in left)
 

@@ -1,0 +1,116 @@
+"""What `genhook doctor` looks at on a PostgreSQL server, and what it says of it."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import msgspec
+
+from service.model.clock import MINUTE
+from service.model.errors import StorageError
+
+CLOCK_OFF_MS = MINUTE
+OLD_TRANSACTION_SECONDS = 300
+_STATE = """
+SELECT current_setting('server_version') AS version,
+    CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT) AS now,
+    pg_database_size(current_database()) AS bytes,
+    current_setting('fsync') = 'on'
+        AND current_setting('synchronous_commit') <> 'off' AS is_durable,
+    current_setting('synchronous_standby_names') <> '' AS has_standby,
+    (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND (CAST(classid AS BIGINT) << 32) + CAST(objid AS BIGINT)
+            = hashtextextended('genhook.worker' || current_schema(), 0)) AS workers,
+    (SELECT coalesce(max(CAST(extract(epoch FROM clock_timestamp() - xact_start) AS BIGINT)), 0)
+        FROM pg_stat_activity WHERE datname = current_database()) AS oldest_seconds"""
+_INVALID = """
+SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+WHERE NOT i.indisvalid AND c.relnamespace = to_regnamespace(current_schema())"""
+_TOUCH = "UPDATE revisions SET number = number"
+_SEALED = "SELECT id, sealed_secrets FROM tenants"
+
+Sentence = tuple[Literal["ok", "warn", "fail"], str, str]
+
+
+class Server(msgspec.Struct):
+    """What a look at the server found; `problem` is why it ended."""
+
+    problem: str | None = None
+    schema_problem: str | None = None
+    schema_version: int = 0
+    state: dict[str, Any] = {}
+    invalid: list[str] = []
+    sealed: list[tuple[str, bytes]] | None = None
+
+
+def look(url: str) -> Server:
+    """Look at the server; whatever fails is the problem of what it returns."""
+    server = Server()
+    try:
+        from service.store.postgres.connection import connect, failures
+
+        asyncio.run(_look(server, url, connect, failures))
+    except ModuleNotFoundError:
+        server.problem = "the driver is not installed: pip install 'genhook[postgres]'"
+    except StorageError as error:
+        server.problem = str(error)
+    return server
+
+
+async def _look(server: Server, url: str, connect: Any, failures: Any) -> None:
+    from service.store.postgres import schema
+
+    connection = await connect(url)
+    try:
+        with failures("the database failed"):
+            server.state = dict(await connection.fetchrow(_STATE))
+            server.schema_problem = await schema.problem(connection)
+            server.schema_version = await schema.version(connection)
+            if server.schema_problem is None:
+                server.invalid = [row[0] for row in await connection.fetch(_INVALID)]
+                await connection.execute(_TOUCH)
+                server.sealed = [tuple(row) for row in await connection.fetch(_SEALED)]
+    finally:
+        await connection.close()
+
+
+def judge(server: Server, now: int) -> Iterator[Sentence]:
+    """Say what was found, most basic first."""
+    state = server.state
+    if state:
+        size = state["bytes"] >> 20
+        yield "ok", "server", f"PostgreSQL {state['version']}; the database has {size} MiB."
+        yield _judged_durability(state)
+        yield from _judged_times(state, now)
+    if server.problem:
+        yield "fail", "database", f"{server.problem}."
+    elif server.schema_problem:
+        yield "warn", "schema", f"{server.schema_problem}."
+    else:
+        yield "ok", "schema", f"The schema is {server.schema_version}, which is the latest."
+        yield "ok", "database", "It can be written to."
+        works = "A process works on it." if state["workers"] else "No process works on it now."
+        yield "ok", "worker", works
+        for name in server.invalid:
+            yield "warn", "index", f"{name} is not valid: run REINDEX INDEX {name}."
+
+
+def _judged_durability(state: dict[str, Any]) -> Sentence:
+    if not state["is_durable"]:
+        message = "fsync or synchronous_commit is off: a crash loses callbacks that were answered."
+        return "fail", "durability", message
+    if not state["has_standby"]:
+        message = "No synchronous standby: a failover can lose the latest commits."
+        return "warn", "durability", message
+    return "ok", "durability", "Commits wait for a synchronous standby."
+
+
+def _judged_times(state: dict[str, Any], now: int) -> Iterator[Sentence]:
+    if abs(state["now"] - now) > CLOCK_OFF_MS:
+        seconds = round((state["now"] - now) / 1_000)
+        message = f"The server's clock differs from this machine's by {seconds} seconds."
+        yield "warn", "clock", message
+    if state["oldest_seconds"] > OLD_TRANSACTION_SECONDS:
+        message = f"A transaction is {state['oldest_seconds']} seconds old: it holds up VACUUM."
+        yield "warn", "transactions", message

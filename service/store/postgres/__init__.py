@@ -1,0 +1,6 @@
+"""PostgreSQL: the same units as on SQLite, for any number of processes."""
+
+from service.store.postgres.database import Database
+from service.store.postgres.ownership import SessionLock
+
+__all__ = ["Database", "SessionLock"]

@@ -1,0 +1,333 @@
+"""PostgreSQL by asyncpg: each unit in a transaction of its own, batched units in one for all items.
+
+Some connections write at the same time; while all of them do, what comes waits in the same bounded
+queue as on SQLite, and is the next batch. Transactions are SERIALIZABLE: what a unit read still
+holds when it commits, as if it had run alone, so that the verbs are the same on both databases. A
+unit that PostgreSQL could not order among the others (SQLSTATE class 40) runs again.
+"""
+
+import asyncio
+import contextlib
+import math
+import random  # noqa: TID251  two units that met must not meet again
+from collections.abc import Awaitable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from service.model.clock import Clock, now_ms
+from service.model.errors import StorageError
+from service.store.database import T, Unit
+from service.store.item import Item, note_rows
+from service.store.postgres import schema
+from service.store.postgres.connection import (
+    CONNECT_SECONDS,
+    is_failure,
+    is_repeatable,
+    open_pool,
+    reason,
+    taken,
+)
+from service.store.postgres.notices import Notices
+from service.store.postgres.order import Order
+from service.store.postgres.reads import READ_SECONDS, SEARCH_SECONDS_MAX, Turns, within
+from service.store.postgres.transaction import AfterCommit, Transaction
+from service.store.write_queue import STALLED, Queue
+from service.telemetry import log
+
+_log = log.get()
+
+CONNECTIONS = 10  # One of them holds the right to work.
+WRITERS_MAX = 4  # Connections that write at the same time.
+REPEATS_MAX = 30  # Of a unit that met others.
+REPEAT_SECONDS, REPEAT_SECONDS_MAX = 0.002, 0.2
+RETRY_SECONDS = 1.0
+PATIENCE_SECONDS = 0.02  # Of units that may wait for a group.
+FAILING_SECONDS = 5.0  # So long after a failed commit `write_problem` still tells of it.
+PROBE_SECONDS = 10.0  # If the last commit is older, `write_problem` tries one.
+
+
+class Database:
+    """The database of one process; see store/database.py."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Clock = now_ms,
+        queue_max: int = 10_000,
+        connections: int = CONNECTIONS,
+    ) -> None:
+        self.url = url
+        self._clock = clock
+        self._pool_size = connections - 1
+        # One connection is left to those who hold one already, as for the order of events.
+        writers = max(1, min(WRITERS_MAX, (self._pool_size - 1) // 2))
+        self._turns = Turns(self._pool_size - writers - 1)
+        self._writers = asyncio.Semaphore(writers)
+        self._queue = Queue(queue_max)
+        self._pool: Any = None
+        self._wake = asyncio.Event()
+        self._wake_timer: asyncio.TimerHandle | None = None
+        self._stream: asyncio.Task[None] | None = None
+        self._commits: dict[asyncio.Task[None], object] = {}  # With the unit, if it is batched.
+        self._closing = asyncio.Event()
+        self._retried: list[Item] = []
+        self._retry_timer: asyncio.TimerHandle | None = None
+        self._order = Order()
+        self.lock_connection: Any = None  # Of the right to work, which is not of the pool.
+        self.is_owner = False  # This process does the due work: it needs no notice of its commits.
+        self._notices = Notices()
+        self._committed_at, self._failed_at, self._failure = -math.inf, -math.inf, ""
+
+    async def open(self) -> None:
+        """Connect. StorageError if the server does not answer or refuses."""
+        self._pool = await open_pool(self.url, self._pool_size)
+        self._closing.clear()
+        self._stream = asyncio.create_task(self._commit_stream(), name="commit-stream")
+
+    async def close(self) -> None:
+        """Commit the queue, then close every connection."""
+        stream, self._stream = self._stream, None
+        self._closing.set()
+        self._retry()
+        if stream:
+            await stream
+        if self._commits:
+            await asyncio.wait(self._commits)
+        await self._notices.close()
+        self._queue.clear()
+        for opened in (self.lock_connection, self._pool):
+            if opened is not None:
+                with contextlib.suppress(Exception):
+                    async with asyncio.timeout(CONNECT_SECONDS):
+                        await opened.close()
+                opened.terminate()
+        self.lock_connection = self._pool = None
+
+    async def migrate(self) -> list[str]:
+        """Apply the missing migrations; return their names."""
+        async with taken(self._pool) as connection:
+            return await schema.migrate(connection)
+
+    @property
+    def schema_version(self) -> int:
+        """The version of the schema that this genhook needs."""
+        return schema.latest()
+
+    async def schema_problem(self) -> str | None:
+        """Return what is wrong with the version of the schema, or None."""
+        return await within(READ_SECONDS, self._schema_problem())
+
+    async def _schema_problem(self) -> str | None:
+        async with self._turns.read(self._pool) as connection:
+            return await schema.problem(connection)
+
+    async def write_problem(self) -> str | None:
+        """Return why commits fail, or None. It tries one if there was none for a while."""
+        now = asyncio.get_running_loop().time()
+        if self._queue.is_stalled:
+            return STALLED
+        if now - self._failed_at < FAILING_SECONDS:
+            return self._failure
+        if now - self._committed_at < PROBE_SECONDS:
+            return None
+        try:
+            await self.write(_touch)
+        except StorageError as error:
+            return str(error)
+        return None
+
+    def write(
+        self, unit: Unit[T], *args: object, tenant: str | None = None, held_bytes: int = 0
+    ) -> Awaitable[T]:
+        """Run `unit(tx, *args)`. The awaitable returns its result after the commit."""
+        return self._enqueue(Item(unit, args, tenant=tenant, held_bytes=held_bytes))
+
+    def write_batched(
+        self,
+        unit: Unit[Sequence[T]],
+        item: object,
+        *,
+        tenant: str | None = None,
+        held_bytes: int = 0,
+        may_wait: bool = False,
+    ) -> Awaitable[T]:
+        """Like `write`, for a unit over a list: one call gets all items that wait for it."""
+        new = Item(unit, (item,), batched=True, tenant=tenant, held_bytes=held_bytes)
+        return self._enqueue(new, may_wait=may_wait)
+
+    def write_always(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
+        """Like `write`, but never refused: retried every second until stored or closed."""
+        return self._enqueue(Item(unit, args, always=True, tenant=tenant))
+
+    async def read(self, unit: Unit[T], *args: object) -> T:
+        """Run `unit(tx, *args)`, a short one, on a snapshot."""
+        return await within(READ_SECONDS, self._read(unit, *args))
+
+    async def _read(self, unit: Unit[T], *args: object) -> T:
+        async with self._turns.read(self._pool) as connection:
+            return await unit(self._transaction(connection), *args)
+
+    async def search(self, tenant: str, unit: Unit[T], *args: object) -> T:
+        """Like `read`, for a unit that may take long. SearchTooLongError if it does."""
+        return await within(SEARCH_SECONDS_MAX, self._search(tenant, unit, *args))
+
+    async def _search(self, tenant: str, unit: Unit[T], *args: object) -> T:
+        async with self._turns.search(self._pool, tenant) as connection:
+            return await unit(self._transaction(connection), *args)
+
+    def _transaction(self, connection: Any) -> Transaction:
+        return Transaction(connection, self._clock(), partial(self._order.extend, self._pool))
+
+    @property
+    def queued(self) -> int:
+        """The number of units that wait for a commit."""
+        return len(self._queue)
+
+    def _enqueue(self, item: Item, *, may_wait: bool = False) -> Awaitable[Any]:
+        if self._stream is None:
+            raise StorageError("the database is closed")
+        self._queue.put(item)
+        if not may_wait:
+            self._wake.set()
+        elif self._wake_timer is None:
+            loop = asyncio.get_running_loop()
+            self._wake_timer = loop.call_later(PATIENCE_SECONDS, self._wake.set)
+        return item.future
+
+    async def _commit_stream(self) -> None:
+        """Start a commit whenever something waits and a writer is free."""
+        while self._queue or self._stream is not None:
+            await self._wake.wait()
+            if self._wake_timer is not None:
+                self._wake_timer.cancel()
+                self._wake_timer = None
+            async with self._writers:  # While all are busy, what comes waits for the next group.
+                items = self._queue.take()
+            if not self._queue and self._stream is not None:
+                self._wake.clear()
+            for batch in _batches(items):
+                await self._start_commit(batch)
+
+    async def _start_commit(self, batch: Sequence[Item]) -> None:
+        """Commit items of one unit, when a writer is free and no other batch of it is committed.
+
+        Two batches of a unit write to the same rows, as the counts of a day: they would collide.
+        """
+        unit = batch[0].unit if batch[0].batched else None
+        while same := [task for task, other in self._commits.items() if unit and other == unit]:
+            await asyncio.wait(same)
+        await self._writers.acquire()
+        task = asyncio.create_task(self._commit(batch), name="commit")
+        self._commits[task] = unit
+        task.add_done_callback(self._finish_commit)
+
+    def _finish_commit(self, task: asyncio.Task[None]) -> None:
+        del self._commits[task]
+        self._writers.release()
+
+    async def _commit(self, batch: Sequence[Item]) -> None:
+        """Commit items of one unit, each alone where they fail together."""
+        try:
+            await self._run_batch(batch)
+        except Exception as error:  # noqa: BLE001  it becomes the callers' error
+            if len(batch) == 1 or is_failure(error):
+                self._fail(batch, error)
+            else:
+                for item in batch:
+                    try:
+                        await self._run_batch([item])
+                    except Exception as own:  # noqa: BLE001  the same
+                        self._fail([item], own)
+        finally:
+            self._queue.finish(batch)
+
+    async def _run_batch(self, batch: Sequence[Item]) -> None:
+        """Run one unit, or one batched unit with all its items, and give them their results."""
+        results, tx = await self._repeat(batch)
+        self._committed_at = asyncio.get_running_loop().time()
+        if not self.is_owner:
+            self._notices.plan(self._pool)
+        if tx.charged:
+            note_rows(tx.charged, batch)
+        for item, result in zip(batch, results, strict=True):
+            if not item.future.done():
+                item.future.set_result(result)
+        _follow_up(tx.after)
+
+    async def _repeat(self, batch: Sequence[Item]) -> tuple[Sequence[Any], Transaction]:
+        """Run a batch, again where others were met: what ran before was rolled back."""
+        repeats = 0
+        while True:
+            try:
+                return await self._run_once(batch)
+            except Exception as error:
+                if not is_repeatable(error) or repeats == REPEATS_MAX:
+                    raise
+            repeats += 1
+            seconds = min(REPEAT_SECONDS * 2**repeats, REPEAT_SECONDS_MAX)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds * random.random()):  # noqa: S311
+                    await self._closing.wait()
+
+    async def _run_once(self, batch: Sequence[Item]) -> tuple[Sequence[Any], Transaction]:
+        async with self._pool.acquire(timeout=CONNECT_SECONDS) as connection:
+            tx = self._transaction(connection)
+            async with connection.transaction(isolation="serializable"):
+                if batch[0].batched:
+                    results = await batch[0].unit(tx, [item.args[0] for item in batch])
+                else:
+                    results = [await batch[0].unit(tx, *batch[0].args)]
+            assert len(results) == len(batch), "a batched unit returned too few results"
+        return results, tx
+
+    def _fail(self, batch: Sequence[Item], error: Exception) -> None:
+        """Give the items their error, except those to try again: while it closes, none is."""
+        if is_failure(error):
+            message = f"the database failed: {reason(error)}"
+            self._failed_at, self._failure = asyncio.get_running_loop().time(), message
+            error = StorageError(message)
+            if self._stream is not None:
+                retried = [item for item in batch if item.always]
+                batch = [item for item in batch if not item.always]
+                if retried:
+                    _log.error("commit.failed", error=message, retried=len(retried))
+                    self._retried += retried
+                    if self._retry_timer is None:
+                        loop = asyncio.get_running_loop()
+                        self._retry_timer = loop.call_later(RETRY_SECONDS, self._retry)
+        for item in batch:
+            if not item.future.done():
+                item.future.set_exception(error)
+
+    def _retry(self) -> None:
+        """Queue the items of `write_always` again that could not be stored."""
+        if self._retry_timer is not None:
+            self._retry_timer.cancel()
+            self._retry_timer = None
+        items, self._retried = self._retried, []
+        for item in items:
+            self._queue.put(item)
+        self._wake.set()
+
+
+def _batches(items: Iterable[Item]) -> Iterable[Sequence[Item]]:
+    """Group the items that run in one call, and so in one transaction."""
+    batches: dict[object, list[Item]] = {}
+    for item in items:
+        batches.setdefault(item.unit if item.batched else item, []).append(item)
+    return batches.values()
+
+
+def _follow_up(after: AfterCommit) -> None:
+    """Call what units left to be called after the commit."""
+    for do, args in after:
+        try:
+            do(*args)
+        except Exception:  # noqa: BLE001  later commits must still happen
+            _log.exception("commit.follow_up_failed")
+
+
+async def _touch(tx: Transaction) -> None:
+    """Write a row as it is: whether the server takes it is all that is asked."""
+    await tx.run("subscribers_touch_revision")

@@ -1,0 +1,59 @@
+"""Numbered migrations, all in one transaction; the table `schema` has the last one applied."""
+
+from pathlib import Path
+from typing import Any
+
+from service.model.errors import StorageError
+
+_FOLDER = Path(__file__).parent / "migrations"
+_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('genhook.schema' || current_schema(), 0))"
+
+
+def migrations() -> list[tuple[int, Path]]:
+    """Return the migrations of this genhook as (number, file), in order."""
+    return sorted((int(path.name[:4]), path) for path in _FOLDER.glob("*.sql"))
+
+
+def latest() -> int:
+    """Return the schema version that this code needs."""
+    return migrations()[-1][0]
+
+
+async def version(connection: Any) -> int:
+    """Return the schema version; 0 if there is none yet."""
+    if await connection.fetchval("SELECT to_regclass('schema_version')") is None:
+        return 0
+    return int(await connection.fetchval("SELECT number FROM schema_version"))
+
+
+async def problem(connection: Any) -> str | None:
+    """Return what is wrong with the version of the schema, or None."""
+    current, needed = await version(connection), latest()
+    if current == needed:
+        return None
+    if current > needed:
+        return (
+            f"the database has schema {current}, made by a newer genhook; this one knows {needed}"
+        )
+    return f"the database has schema {current}, this genhook needs {needed}: run genhook migrate"
+
+
+async def migrate(connection: Any) -> list[str]:
+    """Apply the missing migrations; return their names. StorageError if the schema is newer."""
+    applied: list[str] = []
+    async with connection.transaction():
+        await connection.execute(_LOCK)
+        current = await version(connection)
+        if current == 0:
+            await connection.execute(
+                "CREATE TABLE schema_version (number BIGINT NOT NULL);"
+                "INSERT INTO schema_version VALUES (0)"
+            )
+        for number, path in migrations():
+            if current < number:
+                await connection.execute(path.read_text())
+                await connection.execute("UPDATE schema_version SET number = $1", number)
+                applied.append(path.stem)
+    if message := await problem(connection):
+        raise StorageError(message)
+    return applied

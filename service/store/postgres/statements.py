@@ -1,0 +1,38 @@
+"""The statements as PostgreSQL spells them."""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from service.store.statements import Dialect, Statement
+
+_TENANTS = """
+WITH RECURSIVE tenants (tenant) AS (
+    SELECT min(g.tenant) FROM generations g WHERE g.{} IS NOT NULL
+    UNION ALL
+    SELECT (SELECT min(g.tenant) FROM generations g
+        WHERE g.{} IS NOT NULL AND g.tenant > tenants.tenant)
+    FROM tenants WHERE tenants.tenant IS NOT NULL)"""
+
+DIALECT = Dialect(
+    {
+        "index": "",
+        "ordered": "",
+        "unindexed": "{}",
+        "greatest": "GREATEST",
+        "least": "LEAST",
+        "each": "OFFSET 0",  # An EXISTS of each row; else it may read a whole table at once.
+        "is_tried": "LEAST({}, 1)",
+        "rows": "json_rows",
+        "tenants": _TENANTS,
+    },
+    lambda number: f"${number}",
+    numbered=True,
+    overrides=[Path(__file__).with_name("overrides.sql")],
+)
+
+
+@cache
+def statements() -> Mapping[str, Statement]:
+    """Return every statement by its name."""
+    return DIALECT.load()

@@ -1,0 +1,93 @@
+"""A transaction on one connection to PostgreSQL; see store/database.py."""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+from service.store.database import Row
+from service.store.postgres.statements import DIALECT, statements
+
+PREFETCH_ROWS = 20  # Of a statement whose rows are read one by one.
+
+AfterCommit = list[tuple[Callable[..., None], tuple[Any, ...]]]
+Arguments = tuple[Any, ...]
+
+
+class Transaction:
+    """The statements of one unit, or of one batched unit with all its items."""
+
+    __slots__ = ("_connection", "_order", "after", "charged", "now")
+
+    def __init__(self, connection: Any, now: int, order: Callable[[], Awaitable[None]]) -> None:
+        self._connection = connection
+        self._order = order
+        self.after: AfterCommit = []
+        self.charged: Counter[str] = Counter()
+        self.now = now
+
+    async def one(self, name: str, /, **values: object) -> Row | None:
+        """Return the first row of the statement, or None."""
+        sql, bind = statements()[name]
+        row: Row | None = await self._connection.fetchrow(sql, *_clean(bind(values)))
+        return row
+
+    async def all(self, name: str, /, **values: object) -> list[Row]:
+        """Return every row of the statement."""
+        sql, bind = statements()[name]
+        rows: list[Row] = await self._connection.fetch(sql, *_clean(bind(values)))
+        return rows
+
+    async def each(self, name: str, /, **values: object) -> AsyncIterator[Row]:
+        """Iterate over the rows of the statement."""
+        sql, bind = statements()[name]
+        async for row in self._cursor(sql, bind(values)):
+            yield row
+
+    async def run(self, name: str, /, **values: object) -> int:
+        """Execute the statement; return how many rows it changed."""
+        sql, bind = statements()[name]
+        status: str = await self._connection.execute(sql, *_clean(bind(values)))
+        return int(status.rpartition(" ")[2])
+
+    async def many(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:
+        """Execute the statement once for each of `rows`, all in one exchange with the server."""
+        sql, bind = statements()[name]
+        arguments = [_clean(bind(row)) for row in rows]
+        if arguments:
+            await self._connection.executemany(sql, arguments)
+
+    async def select(self, sql: str, values: Mapping[str, object]) -> list[Row]:
+        """Return the rows of SQL that the code has composed."""
+        composed, bind = DIALECT.compose(sql)
+        rows: list[Row] = await self._connection.fetch(composed, *_clean(bind(values)))
+        return rows
+
+    async def scan(self, sql: str, values: Mapping[str, object]) -> AsyncIterator[Row]:
+        """Iterate over the rows of SQL that the code has composed."""
+        composed, bind = DIALECT.compose(sql)
+        async for row in self._cursor(composed, bind(values)):
+            yield row
+
+    async def order_events(self) -> None:
+        """Give every committed event its place in the order, on a connection of its own."""
+        await self._order()
+
+    def after_commit(self, do: Callable[..., None], *args: object) -> None:
+        """Call `do` on the event loop after the commit."""
+        self.after.append((do, args))
+
+    def charge(self, tenant: str, rows: int) -> None:
+        """Count rows that are written on account of a tenant, where they may be many."""
+        self.charged[tenant] += rows
+
+    async def _cursor(self, sql: str, arguments: Arguments) -> AsyncIterator[Row]:
+        async for row in self._connection.cursor(sql, *_clean(arguments), prefetch=PREFETCH_ROWS):
+            yield row
+
+
+def _clean(arguments: Arguments) -> Arguments:
+    """Replace the character NUL, which PostgreSQL does not take in text."""
+    for value in arguments:
+        if type(value) is str and "\0" in value:
+            return tuple(v.replace("\0", "\ufffd") if isinstance(v, str) else v for v in arguments)
+    return arguments

@@ -1,0 +1,134 @@
+"""Commands on PostgreSQL: what they print, and sentences for what keeps them from working."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from service.cli import main
+from service.settings import read_settings
+from tests import engine
+from tests.conftest import SECRET_KEY
+
+PASSWORD = "a-password-of-the-database"
+
+
+@pytest.fixture
+def url(
+    bare_environment: None,
+    postgres: engine.Schemas,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> str:
+    """Set the variables that commands need, with a URL that has a password; return it."""
+    url = postgres.database_of(tmp_path, is_new=True).replace("postgres:@", f"postgres:{PASSWORD}@")
+    assert PASSWORD in url
+    monkeypatch.setenv("GENHOOK_DATABASE_URL", url)
+    monkeypatch.setenv("GENHOOK_SECRET_KEYS", SECRET_KEY)
+    monkeypatch.setenv("GENHOOK_UPSTREAM_API_KEY", "aio_upstream_key")
+    return url
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
+    out, err = capsys.readouterr()
+    assert PASSWORD not in out + err
+    return out + err
+
+
+def doctor(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    main.main(["doctor", "--json"])
+    return {each["about"]: each for each in json.loads(printed(capsys))}
+
+
+def test_migrate_creates_the_schema_once(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["migrate"]) == 0
+    name = f"postgresql:///{urlsplit(url).path[1:]}"
+    last = f"{name} has schema 1, the one that this genhook needs.\n"
+    assert printed(capsys) == f"applied 0001_initial\n{last}"
+    assert main.main(["migrate"]) == 0
+    assert printed(capsys) == last
+
+
+def test_commands_work_and_no_secret_is_shown(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["keys", "create", "--name", "first", "--scopes", "read"]) == 0
+    assert main.main(["keys", "list"]) == 0
+    assert "first" in printed(capsys)
+    assert main.main(["tick", "--seconds", "1"]) == 0
+    assert "nothing was due" in printed(capsys)
+    assert PASSWORD in read_settings().secrets
+    assert PASSWORD not in repr(read_settings())
+
+
+def test_the_doctor_finds_a_database_that_works(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main.main(["migrate"])
+    printed(capsys)
+    findings = doctor(capsys)
+    assert findings["database"]["level"] == "ok"
+    assert findings["schema"]["message"] == "The schema is 1, which is the latest."
+    assert findings["worker"]["message"] == "No process works on it now."
+    assert findings["seals"]["level"] == "ok"
+    assert findings["server"]["message"].startswith("PostgreSQL ")
+    # The server of the tests does without.
+    assert findings["durability"]["level"] == "fail"
+
+
+def test_the_doctor_says_that_the_schema_is_missing(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schema = doctor(capsys)["schema"]
+    assert schema["level"] == "warn"
+    assert "run genhook migrate" in schema["message"]
+
+
+@pytest.mark.parametrize("command", ["migrate", "tick"])
+def test_a_server_that_is_not_there_is_one_sentence(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    away = f"postgresql://genhook:{PASSWORD}@127.0.0.1:1/genhook"
+    monkeypatch.setenv("GENHOOK_DATABASE_URL", away)
+    assert main.main([command]) == 1
+    assert printed(capsys).startswith("genhook: cannot connect to the database: ")
+    assert doctor(capsys)["database"]["level"] == "fail"
+
+
+@pytest.mark.parametrize("command", ["migrate", "tick"])
+def test_a_server_that_takes_no_writes_is_named(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("GENHOOK_DATABASE_URL", f"{url}&default_transaction_read_only=on")
+    assert main.main([command]) == 1
+    assert "the server is read-only, or a standby in recovery" in printed(capsys)
+
+
+@pytest.mark.parametrize("command", ["migrate", "tick"])
+def test_without_the_driver_it_says_what_to_install(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("service.store.postgres")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(sys.modules["service.store"], "postgres", raising=False)
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    assert main.main([command]) == 2
+    assert "pip install 'genhook[postgres]'" in printed(capsys)
+    assert "pip install" in doctor(capsys)["database"]["message"]
+
+
+@pytest.mark.parametrize("wrong", ["postgresql://host:port/genhook", "postgresql://[::1/genhook"])
+def test_a_url_that_cannot_be_read_is_not_quoted(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    monkeypatch.setenv("GENHOOK_DATABASE_URL", wrong)
+    assert main.main(["migrate"]) == 2
+    assert printed(capsys).startswith("genhook: GENHOOK_DATABASE_URL must be a URL such as")
+
+
+def test_a_backup_is_the_servers_own(
+    url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main.main(["backup", str(tmp_path / "copy")]) == 1
+    assert "use its own pg_dump" in printed(capsys)

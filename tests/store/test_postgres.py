@@ -1,0 +1,267 @@
+"""PostgreSQL: units as if each ran alone, the order of events, lost and hanging servers."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from service.model.errors import SearchTooLongError, StorageBusyError, StorageError
+from service.model.event import Event
+from service.store import events, pages, write_queue
+from service.store.database import Transaction
+from service.store.postgres import Database, SessionLock, reads
+from service.store.postgres import database as database_module
+from tests import engine
+
+
+@pytest.fixture
+async def database(postgres: engine.Schemas, tmp_path: Path) -> AsyncIterator[Database]:
+    async with opened(postgres, tmp_path) as database:
+        await database.migrate()
+        yield database
+
+
+@contextlib.asynccontextmanager
+async def opened(postgres: engine.Schemas, path: Path, **options: Any) -> AsyncIterator[Database]:
+    database = Database(postgres.database_of(path), clock=lambda: 7, **options)
+    await database.open()
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+@contextlib.asynccontextmanager
+async def connected(database: Database) -> AsyncIterator[Any]:
+    connection = await asyncpg.connect(database.url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def kill_all(database: Database) -> None:
+    """End every connection to the database but our own, as a server that restarts does."""
+    async with connected(database) as connection:
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name = 'genhook' AND datname = current_database()"
+        )
+
+
+async def until(is_true: Callable[[], bool]) -> None:
+    """Let the event loop read from its connections until something is true."""
+    async with asyncio.timeout(60):
+        while not is_true():  # noqa: ASYNC110  nothing tells of it
+            await asyncio.sleep(0)  # noqa: TID251
+
+
+async def number(tx: Transaction) -> int:
+    [row] = await tx.select("SELECT number FROM revisions", {})
+    return int(row["number"])
+
+
+async def increment(tx: Transaction) -> int:
+    """Read, then write what was read, which loses updates unless the database prevents it."""
+    seen = await number(tx)
+    await tx.select("UPDATE revisions SET number = :number", {"number": seen + 1})
+    return seen
+
+
+async def increment_all(tx: Transaction, names: Sequence[str]) -> list[str]:
+    await increment(tx)
+    return list(names)
+
+
+async def fail(tx: Transaction) -> None:
+    await increment(tx)
+    raise LookupError
+
+
+async def test_units_of_several_processes_lose_no_update_of_each_other(
+    database: Database, postgres: engine.Schemas, tmp_path: Path
+) -> None:
+    async with opened(postgres, tmp_path) as other:
+        writes = [each.write(increment) for _ in range(20) for each in (database, other)]
+        assert sorted(await asyncio.gather(*writes)) == list(range(40))
+
+
+async def test_a_unit_that_raises_stores_nothing_and_the_others_do(database: Database) -> None:
+    results = await asyncio.gather(
+        database.write(increment),
+        database.write(fail),
+        database.write(increment),
+        return_exceptions=True,
+    )
+    assert isinstance(results[1], LookupError)
+    assert await database.read(number) == 2
+
+
+async def test_items_that_wait_together_share_one_call(database: Database) -> None:
+    writes = [database.write_batched(increment_all, str(count)) for count in range(100)]
+    assert await asyncio.gather(*writes) == [str(count) for count in range(100)]
+    assert await database.read(number) <= 3
+
+
+async def test_a_server_that_ended_every_connection_is_used_again(database: Database) -> None:
+    await database.write(increment)
+    await kill_all(database)
+    async with asyncio.timeout(60):
+        while True:
+            with contextlib.suppress(StorageError):
+                await database.write(increment)
+                break
+    assert await database.read(number) == 2
+
+
+async def test_what_upstream_will_not_repeat_is_stored_once_the_server_is_back(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "RETRY_SECONDS", 0)
+    run_once = database._run_once
+    failures = [ConnectionResetError("the server is gone")] * 2
+
+    async def failing(batch: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await run_once(batch)
+
+    monkeypatch.setattr(database, "_run_once", failing)
+    always, once = database.write_always(increment), database.write(increment)
+    with pytest.raises(StorageError, match="the server is gone"):
+        await once
+    assert await database.write_problem() == "the database failed: the server is gone"
+    assert await always == 0
+
+
+async def test_a_server_that_hangs_is_refused_in_time(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write_queue, "WAIT_SECONDS", 0.05)
+    async with connected(database) as connection, asyncio.timeout(60):
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE revisions")
+            with pytest.raises(StorageBusyError, match="in time"):
+                await database.write(increment)
+            assert await database.write_problem() == write_queue.STALLED
+        await until(lambda: not database._queue.is_stalled)
+    monkeypatch.setattr(write_queue, "WAIT_SECONDS", 60)
+    await database.write(increment)
+
+
+async def test_a_read_of_a_server_that_hangs_ends_in_time(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "READ_SECONDS", 0.05)
+    async with connected(database) as connection, connection.transaction():
+        await connection.execute("LOCK TABLE revisions")
+        with pytest.raises(StorageError, match="in time"):
+            await database.read(number)
+
+
+async def test_a_search_that_takes_too_long_is_ended(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def search(tx: Transaction) -> None:
+        await tx.select("SELECT pg_sleep(60)", {})
+
+    monkeypatch.setattr(reads, "SEARCH_SECONDS", 0.01)
+    with pytest.raises(SearchTooLongError):
+        await database.search("default", search)
+    assert await database.read(number) == 0
+
+
+async def test_nul_in_a_text_is_replaced(database: Database) -> None:
+    async def echo(tx: Transaction) -> str:
+        [row] = await tx.select("SELECT CAST(:text AS TEXT) AS text", {"text": "a\0b"})
+        return str(row["text"])
+
+    assert await database.read(echo) == "a\ufffdb"
+
+
+def event(name: str) -> Event:
+    return Event(
+        id=f"evt_{name}", tenant="t", type="ping", generation_id=None, created_at=0, body=b"{}"
+    )
+
+
+async def listed(database: Database, after: str | None) -> list[str]:
+    page = pages.Page(after=after, ascending=True)
+    rows, _ = await database.search("t", events.list_page, page, "t", None, None)
+    return [row["id"] for row in rows]
+
+
+async def test_an_event_that_is_committed_late_is_not_skipped(database: Database) -> None:
+    """Its id is older than that of an event that a reader has seen already."""
+    async with connected(database) as late:
+        transaction = late.transaction()
+        await transaction.start()
+        await late.execute(
+            "INSERT INTO events (id, tenant, type, body) VALUES ('evt_1', 't', 'ping', '')"
+        )
+        await database.write(events.insert, [event("2")])
+        assert await listed(database, None) == ["evt_2"]
+        await transaction.commit()
+    await database.write(events.insert, [event("3")])
+    assert await listed(database, "evt_2") == ["evt_1", "evt_3"]
+    assert await listed(database, None) == ["evt_2", "evt_1", "evt_3"]
+
+
+async def test_one_process_has_the_right_to_work_until_it_ends(
+    database: Database, postgres: engine.Schemas, tmp_path: Path
+) -> None:
+    async with opened(postgres, tmp_path) as second:
+        first_lock, second_lock = SessionLock(database), SessionLock(second)
+        assert await first_lock.acquire()
+        assert not await second_lock.acquire()
+        await kill_all(database)
+        await until(lambda: not first_lock.is_held)
+        assert await second_lock.acquire()
+        assert not await first_lock.acquire()
+        for lock in (first_lock, second_lock):
+            await lock.release()
+
+
+async def test_two_schemas_of_one_database_do_not_see_each_other(
+    database: Database, postgres: engine.Schemas, tmp_path: Path
+) -> None:
+    async with opened(postgres, tmp_path / "other") as other:
+        await other.migrate()
+        await other.write(increment)
+        assert await database.read(number) == 0
+        locks = SessionLock(database), SessionLock(other)
+        assert [await lock.acquire() for lock in locks] == [True, True]
+        for lock in locks:
+            await lock.release()
+
+
+async def test_a_commit_of_another_process_is_told(
+    database: Database, postgres: engine.Schemas, tmp_path: Path
+) -> None:
+    lock = SessionLock(database)
+    assert await lock.acquire()
+    assert not await lock.other_process_committed()
+    async with opened(postgres, tmp_path) as other:
+        await other.write(increment)
+        await until(lambda: lock._is_told)
+    assert await lock.other_process_committed()
+    await lock.release()
+
+
+async def test_a_second_migration_does_nothing(database: Database) -> None:
+    assert await database.migrate() == []
+    assert await database.schema_problem() is None
+
+
+async def test_a_schema_of_a_newer_genhook_is_refused(database: Database) -> None:
+    async with connected(database) as connection:
+        await connection.execute("UPDATE schema_version SET number = 99")
+        try:
+            with pytest.raises(StorageError, match="made by a newer genhook"):
+                await database.migrate()
+        finally:
+            await connection.execute("UPDATE schema_version SET number = 1")
