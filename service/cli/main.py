@@ -26,7 +26,7 @@ COMMANDS = {
     ),
     "migrate": ("admin", "migrate the database to the schema of this version"),
     "backup": ("backup", "copy the database to a file; the service may run meanwhile"),
-    "copy": ("copy", "copy a stopped service's database to another one, SQLite or PostgreSQL"),
+    "copy": ("transfer", "copy a stopped service's database to another one, SQLite or PostgreSQL"),
     "tick": ("admin", "do the due work once, where no worker runs all the time"),
     "keys": ("admin", "create, list and revoke API keys, directly in the database"),
     "subscribers": ("client", "manage the URLs that receive events"),

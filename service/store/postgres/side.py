@@ -54,8 +54,8 @@ class PostgresSide:
         for name, column, place in await self._connection.fetch(_TABLES):
             columns.setdefault(name, {})[column] = place
         return [
-            Table(name, tuple(sorted(found)), key_columns(name, found))
-            for name, found in columns.items()
+            Table(name, tuple(sorted(names)), key_columns(name, names))
+            for name, names in columns.items()
         ]
 
     async def is_marked(self) -> bool:
