@@ -26,6 +26,7 @@ COMMANDS = {
     ),
     "migrate": ("admin", "migrate the database to the schema of this version"),
     "backup": ("backup", "copy the database to a file; the service may run meanwhile"),
+    "copy": ("transfer", "copy a stopped service's database to another one, SQLite or PostgreSQL"),
     "tick": ("tick", "do the due work once, or every few seconds, where no worker runs"),
     "keys": ("admin", "create, list and revoke API keys, directly in the database"),
     "subscribers": ("client", "manage the URLs that receive events"),

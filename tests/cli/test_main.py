@@ -58,7 +58,7 @@ COMMANDS = {
 def test_the_commands_of_the_design_are_all_there() -> None:
     words = {name.split()[1] for name in COMMANDS}
     running = {"serve", "work", "sandbox", "demo"}
-    own = {"migrate", "tick", "backup", "keys", "doctor"}
+    own = {"migrate", "tick", "backup", "copy", "keys", "doctor"}
     assert words == running | own | {"subscribers", "generations", "listen", "replay"}
 
 

@@ -1,0 +1,114 @@
+"""`genhook copy`: move a stopped service to another database."""
+
+import argparse
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from service.cli.arguments import Echo, define
+from service.model.errors import CommandError
+from service.settings import POSTGRES, read_variable
+from service.store import copying
+from service.store.database import Ownership
+
+_VARIABLE = "GENHOOK_DATABASE_URL"
+_REPORT_SECONDS = 5.0
+_Opened = tuple[Any, Ownership, copying.Side]
+
+
+def add_copy(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `genhook copy`."""
+    example = "genhook copy --from sqlite:////var/lib/genhook.db --to postgresql://app@db/genhook"
+    define(parser, copy, example)
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="URL",
+        required=True,
+        type=_parse_url,
+        help="the database to copy; stop every process that uses it",
+    )
+    parser.add_argument(
+        "--to",
+        dest="target",
+        metavar="URL",
+        required=True,
+        type=_parse_url,
+        help="a new or empty database, or one to which a copy was interrupted",
+    )
+
+
+def _parse_url(text: str) -> str:
+    return str(read_variable(_VARIABLE, {_VARIABLE: text}))
+
+
+def copy(options: argparse.Namespace, echo: Echo) -> int:
+    """Copy every row and compare counts and digests of both sides; an interrupted copy goes on."""
+    if options.source == options.target:
+        raise CommandError("--from and --to are the same database")
+    if not (options.source.startswith(POSTGRES) or Path(options.source).exists()):
+        raise CommandError(f"{options.source} does not exist")
+    began, counts = time.monotonic(), asyncio.run(_copy(options.source, options.target, echo))
+    width = max(map(len, counts))
+    for table, count in counts.items():
+        echo(f"{table:{width}}  {count:>12,}")
+    seconds = time.monotonic() - began
+    echo(f"All {sum(counts.values()):,} rows are equal on both sides. It took {seconds:.1f} s.")
+    return 0
+
+
+async def _copy(source: str, target: str, echo: Echo) -> dict[str, int]:
+    reported_at = time.monotonic()
+
+    def report(table: str, count: int) -> None:
+        nonlocal reported_at
+        if time.monotonic() - reported_at >= _REPORT_SECONDS:
+            reported_at = time.monotonic()
+            echo(f"{table}: {count:,} rows copied")
+
+    async with _opened(source) as one, _opened(target, is_new=True) as other:
+        return await copying.copy(one, other, report)
+
+
+@contextlib.asynccontextmanager
+async def _opened(path: str, *, is_new: bool = False) -> AsyncIterator[copying.Side]:
+    """Open a database that no worker uses; a new one is migrated."""
+    async with contextlib.AsyncExitStack() as stack:
+        make = _postgres if path.startswith(POSTGRES) else _sqlite
+        database, ownership, side = await make(path, stack)
+        if is_new:
+            await database.migrate()
+        elif problem := await database.schema_problem():
+            raise CommandError(f"{side.name}: {problem}")
+        if not await ownership.acquire():
+            raise CommandError(f"{side.name}: a worker uses it; stop every process that does")
+        stack.push_async_callback(ownership.release)
+        yield side
+
+
+async def _sqlite(path: str, stack: contextlib.AsyncExitStack) -> _Opened:
+    from service.store.sqlite.database import Database
+    from service.store.sqlite.ownership import FileLock
+    from service.store.sqlite.side import SqliteSide
+
+    database = Database(path)
+    await database.open()
+    stack.push_async_callback(database.close)
+    return database, FileLock(database), SqliteSide(path, database)
+
+
+async def _postgres(url: str, stack: contextlib.AsyncExitStack) -> _Opened:
+    from service.store import postgres
+    from service.store.postgres.connection import connect
+    from service.store.postgres.side import PostgresSide
+
+    database = postgres.Database(url)
+    await database.open()
+    stack.push_async_callback(database.close)
+    connection = await connect(url)
+    stack.push_async_callback(connection.close)
+    side = PostgresSide("the PostgreSQL database", connection, database)
+    return database, postgres.SessionLock(database), side

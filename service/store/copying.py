@@ -1,0 +1,148 @@
+"""Copies every row of one database to another, in the order of keys, and compares the two."""
+
+import hashlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from service.model.errors import StorageError
+
+Values = tuple[Any, ...]
+Report = Callable[[str, int], None]  # A table, and how many of its rows were copied so far.
+
+BATCH_ROWS = 1_000
+BATCH_BYTES = 4 << 20  # A body may be large; a batch ends with the row that reaches this.
+# The migrations fill it themselves, so a new database is not empty there.
+FILLED = "revisions"
+
+
+class Table(NamedTuple):
+    """A table, its columns, and those of them by which its rows are in order."""
+
+    name: str
+    columns: tuple[str, ...]
+    key: tuple[str, ...]
+
+    def key_of(self, row: Values) -> Values:
+        """Return the key of a row, whose values stand in the order of the columns."""
+        return tuple(row[self.columns.index(name)] for name in self.key)
+
+
+class Side(Protocol):
+    """One of the two databases, migrated to this version, and used by nobody else."""
+
+    name: str
+
+    async def tables(self) -> Sequence[Table]:
+        """Return the tables, in the order of their names."""
+
+    async def is_marked(self) -> bool:
+        """Whether a copy to this database has begun and has not ended."""
+
+    async def mark(self, *, begun: bool) -> None:
+        """Note that a copy to this database has begun, or has ended."""
+
+    async def last_key(self, table: Table) -> Values | None:
+        """Return the key of the last row; None if there is none."""
+
+    async def read(self, table: Table, after: Values | None) -> list[Values]:
+        """Return the next rows after a key: BATCH_ROWS or BATCH_BYTES of them at most."""
+
+    async def insert(self, table: Table, rows: Sequence[Values]) -> None:
+        """Store rows in one transaction."""
+
+    async def clear(self, table: Table) -> None:
+        """Delete the rows of a table."""
+
+
+async def copy(source: Side, target: Side, report: Report) -> dict[str, int]:
+    """Copy what is missing in the target, and compare; return the number of rows by table.
+
+    A copy that was interrupted goes on where it ended. StorageError if the target holds rows of its
+    own, if a table differs from what is known, or if the two are not equal at the end.
+    """
+    tables = await source.tables()
+    theirs = {table.name: set(table.columns) for table in await target.tables()}
+    if theirs != {table.name: set(table.columns) for table in tables}:
+        raise StorageError("the two databases have different tables: are both of this version?")
+    if not await target.is_marked():
+        for table in tables:
+            if table.name != FILLED and await target.last_key(table) is not None:
+                raise StorageError(f"{target.name} is not empty: its table {table.name} has rows")
+        await target.mark(begun=True)
+    counts = {}
+    for table in tables:
+        if table.name == FILLED:
+            await target.clear(table)
+        await _copy_table(source, target, table, report)
+    for table in tables:
+        counts[table.name] = await _compare(source, target, table)
+    await target.mark(begun=False)
+    return counts
+
+
+async def _copy_table(source: Side, target: Side, table: Table, report: Report) -> None:
+    last, count = await target.last_key(table), 0
+    while rows := await source.read(table, last):
+        await target.insert(table, rows)
+        last, count = table.key_of(rows[-1]), count + len(rows)
+        report(table.name, count)
+
+
+async def _compare(source: Side, target: Side, table: Table) -> int:
+    """Return the number of rows; StorageError if the two sides differ in any value."""
+    count, digest = await _digest(source, table)
+    if (count, digest) != await _digest(target, table):
+        raise StorageError(
+            f"the table {table.name} differs after the copy: was one of the databases in use? "
+            "Delete the target, stop what uses them, and copy again"
+        )
+    return count
+
+
+async def _digest(side: Side, table: Table) -> tuple[int, bytes]:
+    """Return the number of rows and a digest of all their values in order."""
+    count, digest = 0, hashlib.sha256()
+    async for row in _each(side, table):
+        count += 1
+        digest.update(msgspec.msgpack.encode(row))
+    return count, digest.digest()
+
+
+async def _each(side: Side, table: Table) -> AsyncIterator[Values]:
+    last: Values | None = None
+    while rows := await side.read(table, last):
+        last = table.key_of(rows[-1])
+        for row in rows:
+            yield row
+
+
+def clean(row: Sequence[Any]) -> Values:
+    """Return a row with U+FFFD for NUL in its texts, which PostgreSQL cannot hold."""
+    return tuple(
+        value.replace("\0", "\ufffd") if type(value) is str and "\0" in value else value
+        for value in row
+    )
+
+
+def size_of(row: Values) -> int:
+    """Return about how many bytes a row takes."""
+    return sum(len(value) for value in row if isinstance(value, str | bytes))
+
+
+def where_after(table: Table, parameters: Sequence[str], after: Values | None) -> str:
+    """Return the end of a SELECT: the rows after a key, in order."""
+    key = ", ".join(table.key)
+    begin = f"WHERE ({key}) > ({', '.join(parameters)}) " if after is not None else ""
+    return f"{begin}ORDER BY {key} LIMIT {BATCH_ROWS}"
+
+
+def key_columns(name: str, columns: Mapping[str, int]) -> tuple[str, ...]:
+    """Return a table's key from its columns, each with its place in the primary key, or 0.
+
+    An event's `seq` is the key on SQLite; its `id` orders events that have none yet, too.
+    """
+    if name == "events":
+        return ("id",)
+    return tuple(sorted(filter(columns.get, columns), key=columns.__getitem__))

@@ -1,0 +1,98 @@
+"""A schema on PostgreSQL as one side of a copy."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from service.store.copying import (
+    BATCH_BYTES,
+    Table,
+    Values,
+    clean,
+    key_columns,
+    size_of,
+    where_after,
+)
+from service.store.database import Transaction
+from service.store.postgres.database import Database
+
+_MARK = "a copy to this schema has begun, and has not ended"
+_TABLES = """
+SELECT c.table_name AS name, c.column_name AS column, coalesce(k.ordinal_position, 0) AS place
+FROM information_schema.columns c
+JOIN information_schema.tables t
+    ON t.table_schema = c.table_schema AND t.table_name = c.table_name
+LEFT JOIN information_schema.table_constraints p
+    ON p.table_schema = c.table_schema AND p.table_name = c.table_name
+    AND p.constraint_type = 'PRIMARY KEY'
+LEFT JOIN information_schema.key_column_usage k
+    ON k.constraint_schema = p.constraint_schema AND k.constraint_name = p.constraint_name
+    AND k.table_name = c.table_name AND k.column_name = c.column_name
+WHERE c.table_schema = current_schema() AND t.table_type = 'BASE TABLE'
+    AND c.table_name <> 'schema_version'
+ORDER BY c.table_name COLLATE "C", c.column_name COLLATE "C\""""
+
+
+class PostgresSide:
+    """A connection of its own, to the schema of an open database of the store."""
+
+    def __init__(self, name: str, connection: Any, database: Database) -> None:
+        self.name = name
+        self._connection = connection
+        self._database = database
+
+    async def tables(self) -> Sequence[Table]:
+        """Return the tables, in the order of their names; every event has its place then."""
+        await self._database.read(_order_events)
+        columns: dict[str, dict[str, int]] = {}
+        for name, column, place in await self._connection.fetch(_TABLES):
+            columns.setdefault(name, {})[column] = place
+        return [
+            Table(name, tuple(sorted(names)), key_columns(name, names))
+            for name, names in columns.items()
+        ]
+
+    async def is_marked(self) -> bool:
+        """Whether a copy to this database has begun and has not ended."""
+        sql = "SELECT obj_description('revisions'::regclass)"
+        return bool(await self._connection.fetchval(sql) == _MARK)
+
+    async def mark(self, *, begun: bool) -> None:
+        """Note that a copy to this database has begun, or has ended."""
+        comment = f"'{_MARK}'" if begun else "NULL"
+        await self._connection.execute(f"COMMENT ON TABLE revisions IS {comment}")
+
+    async def last_key(self, table: Table) -> Values | None:
+        """Return the key of the last row; None if there is none."""
+        order = ", ".join(f"{column} DESC" for column in table.key)
+        row = await self._connection.fetchrow(
+            f"SELECT {', '.join(table.key)} FROM {table.name} ORDER BY {order} LIMIT 1"  # noqa: S608  our own names
+        )
+        return None if row is None else tuple(row)
+
+    async def read(self, table: Table, after: Values | None) -> list[Values]:
+        """Return the next rows after a key."""
+        end = where_after(table, [f"${n + 1}" for n in range(len(table.key))], after)
+        sql = f"SELECT {', '.join(table.columns)} FROM {table.name} {end}"  # noqa: S608  our own names
+        rows: list[Values] = []
+        size = 0
+        async with self._connection.transaction(readonly=True):
+            async for row in self._connection.cursor(sql, *(after or ()), prefetch=50):
+                rows.append(clean(tuple(row)))
+                size += size_of(rows[-1])
+                if size >= BATCH_BYTES:
+                    break
+        return rows
+
+    async def insert(self, table: Table, rows: Sequence[Values]) -> None:
+        """Store rows in one transaction."""
+        await self._connection.copy_records_to_table(
+            table.name, records=rows, columns=table.columns
+        )
+
+    async def clear(self, table: Table) -> None:
+        """Delete the rows of a table."""
+        await self._connection.execute(f"DELETE FROM {table.name}")  # noqa: S608  our own names
+
+
+async def _order_events(tx: Transaction) -> None:
+    await tx.order_events()

@@ -1,0 +1,100 @@
+"""An SQLite file as one side of a copy."""
+
+import sqlite3
+from collections.abc import Sequence
+
+from service.store.copying import (
+    BATCH_BYTES,
+    Table,
+    Values,
+    clean,
+    key_columns,
+    size_of,
+    where_after,
+)
+from service.store.sqlite.connection import transaction
+from service.store.sqlite.database import Database
+
+_MARK = 0x67686370  # As the file's application_id, while a copy to it has not ended.
+
+
+class SqliteSide:
+    """An open database of the store. Everything runs on its writer's connection."""
+
+    def __init__(self, name: str, database: Database) -> None:
+        self.name = name
+        self._database = database
+
+    async def tables(self) -> Sequence[Table]:
+        """Return the tables, in the order of their names."""
+        return await self._database.apply(_tables)
+
+    async def is_marked(self) -> bool:
+        """Whether a copy to this database has begun and has not ended."""
+        return await self._database.apply(_read_mark) == _MARK
+
+    async def mark(self, *, begun: bool) -> None:
+        """Note that a copy to this database has begun, or has ended."""
+        sql = f"PRAGMA application_id={_MARK if begun else 0}"
+        await self._database.apply(sqlite3.Connection.execute, sql)
+
+    async def last_key(self, table: Table) -> Values | None:
+        """Return the key of the last row; None if there is none."""
+        return await self._database.apply(_last_key, table)
+
+    async def read(self, table: Table, after: Values | None) -> list[Values]:
+        """Return the next rows after a key."""
+        return await self._database.apply(_read, table, after)
+
+    async def insert(self, table: Table, rows: Sequence[Values]) -> None:
+        """Store rows in one transaction."""
+        await self._database.apply(_insert, table, rows)
+
+    async def clear(self, table: Table) -> None:
+        """Delete the rows of a table."""
+        await self._database.apply(sqlite3.Connection.execute, f"DELETE FROM {table.name}")  # noqa: S608  our own names
+
+
+def _tables(connection: sqlite3.Connection) -> list[Table]:
+    sql = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite%'"
+    names = sorted(name for (name,) in connection.execute(sql))
+    return [_table(connection, name) for name in names]
+
+
+def _table(connection: sqlite3.Connection, name: str) -> Table:
+    rows = connection.execute("SELECT name, pk FROM pragma_table_info(?)", (name,))
+    columns = dict(rows)
+    return Table(name, tuple(sorted(columns)), key_columns(name, columns))
+
+
+def _read_mark(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA application_id").fetchone()[0])
+
+
+def _last_key(connection: sqlite3.Connection, table: Table) -> Values | None:
+    order = ", ".join(f"{column} DESC" for column in table.key)
+    sql = f"SELECT {', '.join(table.key)} FROM {table.name} ORDER BY {order} LIMIT 1"  # noqa: S608  our own names
+    row = connection.execute(sql).fetchone()
+    return None if row is None else tuple(row)
+
+
+def _read(connection: sqlite3.Connection, table: Table, after: Values | None) -> list[Values]:
+    end = where_after(table, ["?"] * len(table.key), after)
+    sql = f"SELECT {', '.join(table.columns)} FROM {table.name} {end}"  # noqa: S608  our own names
+    rows: list[Values] = []
+    size = 0
+    cursor = connection.execute(sql, after or ())
+    for row in cursor:
+        rows.append(clean(tuple(row)))
+        size += size_of(rows[-1])
+        if size >= BATCH_BYTES:
+            break
+    cursor.close()
+    return rows
+
+
+def _insert(connection: sqlite3.Connection, table: Table, rows: Sequence[Values]) -> None:
+    marks = ", ".join("?" * len(table.columns))
+    sql = f"INSERT INTO {table.name} ({', '.join(table.columns)}) VALUES ({marks})"  # noqa: S608  our own names
+    with transaction(connection):
+        connection.executemany(sql, rows)

@@ -1,0 +1,148 @@
+"""`genhook copy`: every row of a stopped service arrives, and an interrupted copy goes on."""
+
+import asyncio
+import fcntl
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from service.cli import main
+from service.store import copying
+from service.store.sqlite.side import SqliteSide
+from tests.harness import opened
+
+
+async def fill(folder: Path) -> Path:
+    """Make a database with rows of most kinds; return its path."""
+    async with opened(folder, callback_trust="body") as world:
+        await world.subscribe()
+        for team in ("a", "b"):
+            await world.generate(metadata={"team": team})
+            await world.call_back()
+        await world.run()
+        return Path(world.settings.database_path)
+
+
+def copy(source: Path, target: Path) -> int:
+    return main.main(["copy", "--from", f"sqlite:///{source}", "--to", f"sqlite:///{target}"])
+
+
+def rows(path: Path) -> dict[str, list[object]]:
+    with closing(sqlite3.connect(path)) as connection:
+        names = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
+        return {
+            name: sorted(connection.execute("SELECT * FROM " + name), key=repr)  # noqa: S608  a table
+            for (name,) in names.fetchall()
+            if not name.startswith("sqlite")
+        }
+
+
+def change(path: Path, sql: str) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(sql)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return asyncio.run(fill(tmp_path))
+
+
+def test_every_row_arrives_and_is_counted(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "target.db"
+    assert copy(source, target) == 0
+    assert rows(target) == rows(source)
+    said = capsys.readouterr().out
+    assert " rows are equal on both sides" in said
+    assert re.search(r"^generations +2$", said, re.MULTILINE)
+    assert rows(source)["attempts"]
+
+
+def test_an_interrupted_copy_goes_on_where_it_ended(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, insert = tmp_path / "target.db", SqliteSide.insert
+    monkeypatch.setattr(copying, "BATCH_ROWS", 1)
+    inserted: list[str] = []
+
+    async def insert_some(
+        side: SqliteSide, table: copying.Table, batch: list[copying.Values]
+    ) -> None:
+        if table.name == "generations" and inserted.count("generations") == 1:
+            raise KeyboardInterrupt
+        inserted.append(table.name)
+        await insert(side, table, batch)
+
+    monkeypatch.setattr(SqliteSide, "insert", insert_some)
+    with pytest.raises(KeyboardInterrupt):
+        copy(source, target)
+    monkeypatch.setattr(SqliteSide, "insert", insert)
+    assert len(rows(target)["generations"]) == 1
+    assert copy(source, target) == 0
+    assert rows(target) == rows(source)
+    assert copy(source, target) == 1, "the copy has ended, so the target is no longer its own"
+
+
+def test_rows_of_the_target_are_never_mixed_with_others(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other").mkdir()
+    other = asyncio.run(fill(tmp_path / "other"))
+    before = rows(other)
+    assert copy(source, other) == 1
+    assert "is not empty" in capsys.readouterr().err
+    assert rows(other) == before
+
+
+def test_a_source_that_changes_meanwhile_is_found_out(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    compare = copying._compare
+
+    async def change_then_compare(
+        one: copying.Side, other: copying.Side, table: copying.Table
+    ) -> int:
+        if table.name == "usage":
+            change(source, "UPDATE usage SET credits = credits + 1")
+        return await compare(one, other, table)
+
+    monkeypatch.setattr(copying, "_compare", change_then_compare)
+    assert copy(source, tmp_path / "target.db") == 1
+    assert "the table usage differs after the copy" in capsys.readouterr().err
+
+
+def test_a_database_with_a_worker_is_refused(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with source.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert copy(source, tmp_path / "target.db") == 1
+    assert "a worker uses it" in capsys.readouterr().err
+
+
+def test_text_that_postgresql_cannot_hold_is_copied_with_a_sign_for_it(
+    source: Path, tmp_path: Path
+) -> None:
+    change(source, "UPDATE generations SET model = 'a' || char(0) || 'b'")
+    target = tmp_path / "target.db"
+    assert copy(source, target) == 0
+    with closing(sqlite3.connect(target)) as connection:
+        models = connection.execute("SELECT DISTINCT model FROM generations").fetchall()
+    assert models == [("a\ufffdb",)]
+
+
+def test_wrong_names_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "none.db"
+    assert copy(path, path) == 1
+    assert copy(path, tmp_path / "target.db") == 1
+    said = capsys.readouterr().err
+    assert "the same database" in said
+    assert "does not exist" in said
+    assert main.main(["copy", "--from", "mysql://x", "--to", f"sqlite:///{path}"]) == 2
