@@ -15,14 +15,14 @@ from service.cli.demo import scenarios, subscriber
 from service.cli.demo.scenarios import Scenario
 from service.model.errors import CommandError
 
+pytestmark = pytest.mark.sqlite_only("the demo has a file of its own")
+
 DEMO_SECONDS = 40
 # Like `make demo`, but the tasks of the sandbox are shorter.
 QUICK_DEMO = """
 from service.cli.demo import environment
 from service.cli.main import main
 from service.sandbox import work
-
-pytestmark = pytest.mark.sqlite_only("the demo has a file of its own")
 
 work.CALLBACK_SECONDS = work.POLLED_SECONDS = 0.1
 environment.SAFETY_POLL_SECONDS = 1.5

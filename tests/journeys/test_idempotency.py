@@ -45,8 +45,8 @@ async def test_an_answer_is_stored_up_to_its_limit_and_else_the_resource_answers
             again = await post(world, key, body)
             assert again.json() == first.json()
             assert again.headers["idempotency-replayed"] == "true"
-        sealed = await rows(world, "SELECT key, length(sealed_answer) FROM idempotency")
-        stored = {row["key"]: row["length(sealed_answer)"] for row in sealed}
+        sealed = await rows(world, "SELECT key, length(sealed_answer) AS size FROM idempotency")
+        stored = {row["key"]: row["size"] for row in sealed}
         assert stored["small"] > 1_000
         assert stored["large"] is None
         assert len(world.upstream.creates) == 2

@@ -67,6 +67,7 @@ async def test_lanes_that_wait_for_long_are_dropped_when_there_are_many(
         assert {each["status"] for each in await deliveries(world)} == {"delivered"}
 
 
+@pytest.mark.sqlite_only("it looks at once; the notice of PostgreSQL takes a moment")
 async def test_what_a_paused_subscriber_is_owed_holds_no_lane(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE)

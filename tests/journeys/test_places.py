@@ -17,6 +17,7 @@ async def counts(world: Harness) -> dict[str, int]:
     return {row["submission"]: row["n"] for row in found}
 
 
+@pytest.mark.sqlite_only("it relies on the order of commits, which run side by side there")
 async def test_what_finds_no_place_waits_as_a_row_and_is_submitted_later(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         delayed_answer = DelayedAnswer(httpx.Response(503))

@@ -244,13 +244,14 @@ async def test_one_step_deletes_few_callbacks_of_a_generation_with_many(
     delete_old = retention._delete_old
 
     async def record(name: str, tx: Transaction, after: str, **values: Any) -> retention.Progress:
-        before = await count_rows(world, "callbacks", "callback_bodies")
+        async def count(table: str) -> int:
+            [row] = await tx.select(f"SELECT count(*) AS n FROM {table}", {})  # noqa: S608
+            return int(row["n"])
+
+        before = [await count("callbacks"), await count("callback_bodies")]
         progress = await delete_old(name, tx, after, **values)
-        left = [
-            (await tx.select(f"SELECT count(*) AS n FROM {table}", {}))[0]["n"]  # noqa: S608
-            for table in before
-        ]
-        steps.append((before["callbacks"] - left[0], before["callback_bodies"] - left[1]))
+        left = [await count("callbacks"), await count("callback_bodies")]
+        steps.append((before[0] - left[0], before[1] - left[1]))
         return progress
 
     monkeypatch.setattr(retention, "_delete_old", record)

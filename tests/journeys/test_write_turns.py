@@ -10,7 +10,6 @@ import pytest
 
 from service.store import deliveries, lines
 from service.store.item import Item
-from service.store.sqlite import group
 from tests.faults import DelayedAnswer
 from tests.harness import SUBSCRIBER_URL, create_answer, opened, success_report
 from tests.journeys.test_reloads import client_of
@@ -77,8 +76,8 @@ async def test_a_webhook_does_not_wait_for_all_that_another_tenants_subscribers_
 ) -> None:
     monkeypatch.setattr(deliveries, "MANY", 1)
     monkeypatch.setattr(lines, "GROUP_ROWS", 40)
-    for module in (group, lines):
-        monkeypatch.setattr(module, "HEAVY_ROWS", 5)
+    monkeypatch.setattr("service.store.item.HEAVY_ROWS", 5)
+    monkeypatch.setattr(lines, "HEAVY_ROWS", 5)
     async with opened(tmp_path) as world, await client_of(world, "many") as many:
         for number in range(6):
             body = {"url": f"{SUBSCRIBER_URL}/{number}", "event_types": ["generation.submitted"]}
