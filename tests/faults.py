@@ -1,6 +1,7 @@
 """Faults that a test can cause, and helpers to read what the service stored."""
 
 import asyncio
+import re
 import sqlite3
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
@@ -80,8 +81,23 @@ async def execute(world: Harness, sql: str, **values: object) -> None:
     await world.app.database.write(unit)
 
 
+_WHOLE_ROWS = re.compile(r"SELECT [\w, *]+ FROM (\w+)(?: WHERE [^()]*)?")
+_KEYS = {
+    "generations": "id",
+    "deliveries": "tenant, id",
+    "callbacks": "tenant, id",
+    "events": "id",
+    "subscribers": "id",
+    "attempts": "delivery_id, number",
+    "exchanges": "generation_id, kind, number",
+}
+
+
 async def rows(world: Harness, sql: str, **values: object) -> list[Mapping[str, Any]]:
-    """Select rows from the service's database."""
+    """Select rows from the service's database; whole ones of a table in the order of its key."""
+    table = _WHOLE_ROWS.fullmatch(sql)
+    if table is not None:
+        sql = f"{sql} ORDER BY {_KEYS.get(table[1], '1')}"  # Else PostgreSQL promises no order.
 
     async def unit(tx: Transaction) -> list[Mapping[str, Any]]:
         return [dict(row) for row in await tx.select(sql, values)]

@@ -12,6 +12,7 @@ import pytest
 from service.cli import main
 from service.store import copying
 from service.store.sqlite.side import SqliteSide
+from tests import engine
 from tests.harness import opened
 
 
@@ -136,6 +137,22 @@ def test_text_that_postgresql_cannot_hold_is_copied_with_a_sign_for_it(
     with closing(sqlite3.connect(target)) as connection:
         models = connection.execute("SELECT DISTINCT model FROM generations").fetchall()
     assert models == [("a\ufffdb",)]
+
+
+def test_a_service_moves_from_postgresql_to_a_file_and_back(
+    tmp_path: Path, postgres: engine.Schemas, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = postgres.database_of(tmp_path)
+    asyncio.run(fill(tmp_path))  # On that server.
+    other, files = postgres.database_of(tmp_path / "other", is_new=True), ["a.db", "b.db"]
+    first, second = [tmp_path / name for name in files]
+    assert main.main(["copy", "--from", server, "--to", f"sqlite:///{first}"]) == 0
+    assert main.main(["copy", "--from", f"sqlite:///{first}", "--to", other]) == 0
+    assert main.main(["copy", "--from", other, "--to", f"sqlite:///{second}"]) == 0
+    assert rows(second) == rows(first)
+    assert rows(first)["attempts"]
+    assert main.main(["copy", "--from", f"sqlite:///{first}", "--to", server]) == 1
+    assert "the PostgreSQL database is not empty" in capsys.readouterr().err
 
 
 def test_wrong_names_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
