@@ -81,7 +81,7 @@ async def execute(world: Harness, sql: str, **values: object) -> None:
     await world.app.database.write(unit)
 
 
-_WHOLE_ROWS = re.compile(r"SELECT [\w, *]+ FROM (\w+)(?: WHERE [^()]*)?")
+_WHOLE_ROWS = re.compile(r"SELECT [\w, *]+ FROM (\w+)(?: WHERE (?:(?!ORDER|GROUP|LIMIT)[^()])*)?")
 _KEYS = {
     "generations": "id",
     "deliveries": "tenant, id",
