@@ -73,7 +73,7 @@ class UnreliableProvider(Provider):
         if kind in ("404", "500"):
             return build_answer(int(kind), {"error": {"code": int(kind), "message": "not now"}})
         if kind == "moved":
-            return build_answer(302, location=f"https://{FORGED_HOST}/")
+            return build_answer(302, location="https://elsewhere.example/")
         if kind == "closed":
             return None
         if kind == "silent":
