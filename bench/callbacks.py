@@ -137,7 +137,9 @@ async def measure(plan: Plan, figures: Figures) -> None:
             await load_subject(figures, "ceiling", subject, cycle_requests(baseline_paths), plan)
         for name, some in (("first", paths), ("again", paths[:CACHED])):
             path = copy_database(template)
-            async with world.serve(path, GENHOOK_WORKER="off") as subject:
+            async with world.serve(
+                path, GENHOOK_WORKER="off", GENHOOK_DRIVE_SECONDS="0"
+            ) as subject:
                 total = await load_subject(figures, name, subject, cycle_requests(some), plan)
                 add_loop_share(figures, name, subject[0])
             assert count_callbacks(path) == total, "an acknowledged callback is not stored"
@@ -163,7 +165,7 @@ async def measure_one(plan: Plan, figures: Figures) -> None:
         async with serve_baseline("ceiling", plan.folder / "none.db") as (_, port):
             bare = await load_one_client(port, paths, plan.seconds)
         path = copy_database(template)
-        async with world.serve(path, GENHOOK_WORKER="off") as (_, port):
+        async with world.serve(path, GENHOOK_WORKER="off", GENHOOK_DRIVE_SECONDS="0") as (_, port):
             answers = await load_one_client(port, paths, plan.seconds)
         figures.add(
             sync_ms=measure_sync_ms(plan.folder),
