@@ -10,13 +10,11 @@ from typing import Any
 
 from service.cli.arguments import Echo, define
 from service.model.errors import CommandError
-from service.settings import POSTGRES, read_variable
+from service.settings import POSTGRES, Settings, read_variable
 from service.store import copying
-from service.store.database import Ownership
 
 _VARIABLE = "GENHOOK_DATABASE_URL"
 _REPORT_SECONDS = 5.0
-_Opened = tuple[Any, Ownership, copying.Side]
 
 
 def add_copy(parser: argparse.ArgumentParser) -> None:
@@ -76,9 +74,15 @@ async def _copy(source: str, target: str, echo: Echo) -> dict[str, int]:
 @contextlib.asynccontextmanager
 async def _opened(path: str, *, is_new: bool = False) -> AsyncIterator[copying.Side]:
     """Open a database that no worker uses; a new one is migrated."""
+    from service.app import new_store
+    from service.model.clock import now_ms
+
+    settings = Settings(database_path=path)
+    database, ownership = new_store(settings, now_ms)
     async with contextlib.AsyncExitStack() as stack:
-        make = _postgres if path.startswith(POSTGRES) else _sqlite
-        database, ownership, side = await make(path, stack)
+        await database.open()
+        stack.push_async_callback(database.close)
+        side = await _side_of(settings, database, stack)
         if is_new:
             await database.migrate()
         elif problem := await database.schema_problem():
@@ -89,26 +93,17 @@ async def _opened(path: str, *, is_new: bool = False) -> AsyncIterator[copying.S
         yield side
 
 
-async def _sqlite(path: str, stack: contextlib.AsyncExitStack) -> _Opened:
-    from service.store.sqlite.database import Database
-    from service.store.sqlite.ownership import FileLock
-    from service.store.sqlite.side import SqliteSide
+async def _side_of(
+    settings: Settings, database: Any, stack: contextlib.AsyncExitStack
+) -> copying.Side:
+    """Return the side of an open database; what it opens itself is closed by the stack."""
+    if not settings.is_postgres:
+        from service.store.sqlite.side import SqliteSide
 
-    database = Database(path)
-    await database.open()
-    stack.push_async_callback(database.close)
-    return database, FileLock(database), SqliteSide(path, database)
-
-
-async def _postgres(url: str, stack: contextlib.AsyncExitStack) -> _Opened:
-    from service.store import postgres
+        return SqliteSide(settings.database_path, database)
     from service.store.postgres.connection import connect
     from service.store.postgres.side import PostgresSide
 
-    database = postgres.Database(url)
-    await database.open()
-    stack.push_async_callback(database.close)
-    connection = await connect(url)
+    connection = await connect(settings.database_path)
     stack.push_async_callback(connection.close)
-    side = PostgresSide("the PostgreSQL database", connection, database)
-    return database, postgres.SessionLock(database), side
+    return PostgresSide("the PostgreSQL database", connection, database)

@@ -131,11 +131,18 @@ def size_of(row: Values) -> int:
     return sum(len(value) for value in row if isinstance(value, str | bytes))
 
 
-def where_after(table: Table, parameters: Sequence[str], after: Values | None) -> str:
-    """Return the end of a SELECT: the rows after a key, in order."""
+def select_next(table: Table, parameters: Sequence[str], after: Values | None) -> str:
+    """Return the statement that reads the next rows after a key, in order."""
     key = ", ".join(table.key)
     begin = f"WHERE ({key}) > ({', '.join(parameters)}) " if after is not None else ""
-    return f"{begin}ORDER BY {key} LIMIT {BATCH_ROWS}"
+    columns = ", ".join(table.columns)
+    return f"SELECT {columns} FROM {table.name} {begin}ORDER BY {key} LIMIT {BATCH_ROWS}"  # noqa: S608  our own names
+
+
+def select_last_key(table: Table) -> str:
+    """Return the statement that reads the key of the last row."""
+    order = ", ".join(f"{column} DESC" for column in table.key)
+    return f"SELECT {', '.join(table.key)} FROM {table.name} ORDER BY {order} LIMIT 1"  # noqa: S608  our own names
 
 
 def key_columns(name: str, columns: Mapping[str, int]) -> tuple[str, ...]:

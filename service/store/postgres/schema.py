@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from service.model.errors import StorageError
+from service.store.migrations import describe_problem, list_migrations
 
 _FOLDER = Path(__file__).parent / "migrations"
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('genhook.schema' || current_schema(), 0))"
@@ -11,7 +12,7 @@ _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('genhook.schema' || curre
 
 def migrations() -> list[tuple[int, Path]]:
     """Return the migrations of this genhook as (number, file), in order."""
-    return sorted((int(path.name[:4]), path) for path in _FOLDER.glob("*.sql"))
+    return list_migrations(_FOLDER)
 
 
 def latest() -> int:
@@ -28,14 +29,7 @@ async def version(connection: Any) -> int:
 
 async def problem(connection: Any) -> str | None:
     """Return what is wrong with the version of the schema, or None."""
-    current, needed = await version(connection), latest()
-    if current == needed:
-        return None
-    if current > needed:
-        return (
-            f"the database has schema {current}, made by a newer genhook; this one knows {needed}"
-        )
-    return f"the database has schema {current}, this genhook needs {needed}: run genhook migrate"
+    return describe_problem(await version(connection), latest())
 
 
 async def migrate(connection: Any) -> list[str]:

@@ -9,8 +9,9 @@ from service.store.copying import (
     Values,
     clean,
     key_columns,
+    select_last_key,
+    select_next,
     size_of,
-    where_after,
 )
 from service.store.database import Transaction
 from service.store.postgres.database import Database
@@ -63,16 +64,12 @@ class PostgresSide:
 
     async def last_key(self, table: Table) -> Values | None:
         """Return the key of the last row; None if there is none."""
-        order = ", ".join(f"{column} DESC" for column in table.key)
-        row = await self._connection.fetchrow(
-            f"SELECT {', '.join(table.key)} FROM {table.name} ORDER BY {order} LIMIT 1"  # noqa: S608  our own names
-        )
+        row = await self._connection.fetchrow(select_last_key(table))
         return None if row is None else tuple(row)
 
     async def read(self, table: Table, after: Values | None) -> list[Values]:
         """Return the next rows after a key."""
-        end = where_after(table, [f"${n + 1}" for n in range(len(table.key))], after)
-        sql = f"SELECT {', '.join(table.columns)} FROM {table.name} {end}"  # noqa: S608  our own names
+        sql = select_next(table, [f"${n + 1}" for n in range(len(table.key))], after)
         rows: list[Values] = []
         size = 0
         async with self._connection.transaction(readonly=True):

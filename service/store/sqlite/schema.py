@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from service.model.errors import StorageError
+from service.store.migrations import describe_problem, list_migrations
 from service.store.sqlite.connection import transaction
 
 _FOLDER = Path(__file__).parent / "migrations"
@@ -12,7 +13,7 @@ _FOLDER = Path(__file__).parent / "migrations"
 
 def migrations() -> list[tuple[int, Path]]:
     """Return the migrations of this genhook as (number, file), in order."""
-    return sorted((int(path.name[:4]), path) for path in _FOLDER.glob("*.sql"))
+    return list_migrations(_FOLDER)
 
 
 def latest() -> int:
@@ -27,14 +28,7 @@ def version(connection: sqlite3.Connection) -> int:
 
 def problem(connection: sqlite3.Connection) -> str | None:
     """Return what is wrong with the version of the schema, or None."""
-    current, needed = version(connection), latest()
-    if current == needed:
-        return None
-    if current > needed:
-        return (
-            f"the database has schema {current}, made by a newer genhook; this one knows {needed}"
-        )
-    return f"the database has schema {current}, this genhook needs {needed}: run genhook migrate"
+    return describe_problem(version(connection), latest())
 
 
 def migrate(connection: sqlite3.Connection) -> list[str]:

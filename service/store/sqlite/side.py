@@ -9,8 +9,9 @@ from service.store.copying import (
     Values,
     clean,
     key_columns,
+    select_last_key,
+    select_next,
     size_of,
-    where_after,
 )
 from service.store.sqlite.connection import transaction
 from service.store.sqlite.database import Database
@@ -72,15 +73,12 @@ def _read_mark(connection: sqlite3.Connection) -> int:
 
 
 def _last_key(connection: sqlite3.Connection, table: Table) -> Values | None:
-    order = ", ".join(f"{column} DESC" for column in table.key)
-    sql = f"SELECT {', '.join(table.key)} FROM {table.name} ORDER BY {order} LIMIT 1"  # noqa: S608  our own names
-    row = connection.execute(sql).fetchone()
+    row = connection.execute(select_last_key(table)).fetchone()
     return None if row is None else tuple(row)
 
 
 def _read(connection: sqlite3.Connection, table: Table, after: Values | None) -> list[Values]:
-    end = where_after(table, ["?"] * len(table.key), after)
-    sql = f"SELECT {', '.join(table.columns)} FROM {table.name} {end}"  # noqa: S608  our own names
+    sql = select_next(table, ["?"] * len(table.key), after)
     rows: list[Values] = []
     size = 0
     cursor = connection.execute(sql, after or ())

@@ -1,0 +1,19 @@
+"""Numbered migrations of a folder, and what is wrong with the version of a schema."""
+
+from pathlib import Path
+
+
+def list_migrations(folder: Path) -> list[tuple[int, Path]]:
+    """Return the migrations of this genhook as (number, file), in order."""
+    return sorted((int(path.name[:4]), path) for path in folder.glob("*.sql"))
+
+
+def describe_problem(current: int, needed: int) -> str | None:
+    """Return what is wrong with a database of schema `current`, or None."""
+    if current == needed:
+        return None
+    if current > needed:
+        return (
+            f"the database has schema {current}, made by a newer genhook; this one knows {needed}"
+        )
+    return f"the database has schema {current}, this genhook needs {needed}: run genhook migrate"
