@@ -31,7 +31,7 @@ class Slots:
         self._taken: dict[str, Share] = {}  # By delivery.
         # Lanes, receivers and tenants, as long as a lane refers to them or holds a slot.
         self._shares: WeakValueDictionary[tuple[str, ...], Share] = WeakValueDictionary()
-        self.waiting: dict[Share | None, Lane] = {}
+        self.waiting: dict[Share, Lane] = {}
         # Of lanes, and each once: only `next_waiting` needs to know the places of shares, and most
         # lanes take a slot, wait and free one again in between.
         self._moved: dict[Share, None] = {}
@@ -47,9 +47,13 @@ class Slots:
         share = lane.share
         if share is None or lane.receiver.is_doubted():
             share = self.find_share(lane)
-        while share is not None and share.has_room(self.free):
-            share = share.parent
-        return share is None
+        return self._is_free_for(share)
+
+    def _is_free_for(self, share: Share) -> bool:
+        each: Share | None = share
+        while each is not None and each.has_room(self.free):
+            each = each.parent
+        return each is None
 
     def take(self, lane: Lane, delivery_id: str) -> None:
         """Take a slot for an attempt of the lane."""
@@ -78,6 +82,13 @@ class Slots:
         """Take the next lane with enough free slots; those that hold the fewest come first."""
         if not (self.waiting or self._moved) or not self.free:
             return None
+        if len(self.waiting) == 1:  # It needs no place among others.
+            [(share, lane)] = self.waiting.items()
+            if not self._is_free_for(share):
+                return None
+            if not lane.receiver.is_doubted():
+                self._end_turn(share)
+                return self.waiting.pop(share)
         while (share := self._next_share()) is not None:
             lane = self.waiting[share]
             if not lane.receiver.is_doubted():
