@@ -82,13 +82,6 @@ class Slots:
         """Take the next lane with enough free slots; those that hold the fewest come first."""
         if not (self.waiting or self._moved) or not self.free:
             return None
-        if len(self.waiting) == 1:  # It needs no place among others.
-            [(share, lane)] = self.waiting.items()
-            if not self._is_free_for(share):
-                return None
-            if not lane.receiver.is_doubted():
-                self._end_turn(share)
-                return self.waiting.pop(share)
         while (share := self._next_share()) is not None:
             lane = self.waiting[share]
             if not lane.receiver.is_doubted():
@@ -106,6 +99,9 @@ class Slots:
 
     def _next_share(self) -> Share | None:
         """Return the share of the lane that has the next turn, if enough slots are free for it."""
+        if len(self.waiting) == 1:  # It needs no place among others.
+            [alone] = self.waiting
+            return alone if self._is_free_for(alone) else None
         for moved in self._moved:  # Who came first has the first turn.
             self._place(moved)
         self._moved.clear()
