@@ -106,7 +106,8 @@ def path_of(operation: Operation, ids: Ids) -> str:
     """The operation's path with the id of a row that is there."""
     noun = operation.path.split("/")[2] if operation.path.startswith("/v1/") else ""
     of = ids.get(NOUNS.get(noun, ""), "imagen4")
-    return operation.path.replace("{id:path}", of).replace("{id}", of)
+    path = operation.path.replace("{file}", "start.js")
+    return path.replace("{id:path}", of).replace("{id}", of)
 
 
 def guarded(chosen: Callable[[Operation], bool] = lambda _operation: True) -> list[Operation]:
