@@ -84,7 +84,8 @@ async def _opened(path: str, *, is_new: bool = False) -> AsyncIterator[copying.S
         stack.push_async_callback(database.close)
         side = await _side_of(settings, database, stack)
         if is_new:
-            await database.migrate()
+            if not await side.is_marked():
+                await database.migrate()
         elif problem := await database.schema_problem():
             raise CommandError(f"{side.name}: {problem}")
         if not await ownership.acquire():

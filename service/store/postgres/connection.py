@@ -26,8 +26,9 @@ SERVER_SETTINGS = {
     "enable_seqscan": "off",
 }
 
-# Of SQLSTATE: connections, transaction states, conflicts, resources, limits, operators, the system.
-_SERVER_CLASSES = ("08", "25", "40", "53", "54", "55", "57", "58", "XX")
+# Of SQLSTATE: connections, transaction states, the user, the database, the schema, conflicts,
+# resources, objects in use, operators, the system. Not 54: what is too large is the unit's fault.
+_SERVER_CLASSES = ("08", "25", "28", "3D", "3F", "40", "53", "55", "57", "58", "XX")
 
 
 def _arguments(url: str) -> dict[str, Any]:
@@ -56,11 +57,21 @@ async def open_pool(url: str, connections: int) -> Any:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await pool
-                async with pool.acquire():
+                async with pool.acquire() as connection:
+                    _check_encoding(connection.get_settings().server_encoding)
                     return pool
         except BaseException:
             pool.terminate()
             raise
+
+
+def _check_encoding(encoding: str) -> None:
+    """StorageError unless every text can be stored."""
+    if encoding != "UTF8":
+        raise StorageError(
+            f"the database has the encoding {encoding}, and needs UTF8: CREATE DATABASE genhook "
+            "ENCODING 'UTF8' TEMPLATE template0"
+        )
 
 
 async def _keep(_connection: Any) -> None:
@@ -95,8 +106,7 @@ def is_failure(error: BaseException) -> bool:
     """Return whether the server or the way to it is at fault, not the unit."""
     if isinstance(error, asyncpg.PostgresError):
         state = error.sqlstate or ""
-        # 28: it refuses the user; 3D: it has no such database; 42501: it forbids this.
-        return state[:2] in (*_SERVER_CLASSES, "28", "3D") or state == "42501"
+        return state[:2] in _SERVER_CLASSES or state == "42501"  # It forbids this.
     if isinstance(error, ValueError):  # A value that the driver cannot encode is the unit's.
         return isinstance(error, ClientConfigurationError)
     clients = (asyncpg.InterfaceError, asyncpg.InternalClientError)

@@ -29,7 +29,7 @@ from service.store.postgres.connection import (
 )
 from service.store.postgres.notices import Notices
 from service.store.postgres.order import Order
-from service.store.postgres.reads import READ_SECONDS, SEARCH_SECONDS_MAX, Turns, within
+from service.store.postgres.reads import READ_SECONDS, Turns, within
 from service.store.postgres.transaction import AfterCommit, Transaction
 from service.store.write_queue import STALLED, Queue
 from service.telemetry import log
@@ -170,11 +170,11 @@ class Database:
 
     async def search(self, tenant: str, unit: Unit[T], *args: object) -> T:
         """Like `read`, for a unit that may take long. SearchTooLongError if it does."""
-        return await within(SEARCH_SECONDS_MAX, self._search(tenant, unit, *args))
 
-    async def _search(self, tenant: str, unit: Unit[T], *args: object) -> T:
-        async with self._turns.search(self._pool, tenant) as connection:
+        async def work(connection: Any) -> T:
             return await unit(self._transaction(connection), *args)
+
+        return await self._turns.search(self._pool, tenant, work)
 
     def _transaction(self, connection: Any) -> Transaction:
         return Transaction(connection, self._clock(), partial(self._order.extend, self._pool))

@@ -38,6 +38,8 @@ async def migrate(connection: Any) -> list[str]:
     async with connection.transaction():
         await connection.execute(_LOCK)
         current = await version(connection)
+        if current < 0:
+            raise StorageError(describe_problem(current, latest()))
         if current == 0:
             await connection.execute(
                 "CREATE TABLE schema_version (number BIGINT NOT NULL);"

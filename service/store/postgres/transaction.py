@@ -1,5 +1,6 @@
 """A transaction on one connection to PostgreSQL; see store/database.py."""
 
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any
@@ -8,6 +9,7 @@ from service.store.database import Row
 from service.store.postgres.statements import DIALECT, statements
 
 PREFETCH_ROWS = 20  # Of a statement whose rows are read one by one.
+_ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 AfterCommit = list[tuple[Callable[..., None], tuple[Any, ...]]]
 Arguments = tuple[Any, ...]
@@ -86,8 +88,14 @@ class Transaction:
 
 
 def _clean(arguments: Arguments) -> Arguments:
-    """Replace the character NUL, which PostgreSQL does not take in text."""
+    """Replace the character NUL, which PostgreSQL takes neither in text nor in a list in JSON."""
     for value in arguments:
-        if type(value) is str and "\0" in value:
-            return tuple(v.replace("\0", "\ufffd") if isinstance(v, str) else v for v in arguments)
+        if type(value) is str and ("\0" in value or "\\u0000" in value):
+            return tuple(_clean_text(v) if isinstance(v, str) else v for v in arguments)
     return arguments
+
+
+def _clean_text(text: str) -> str:
+    if text.startswith('["'):  # Of other JSON, no statement reads a text that may hold one.
+        text = _ESCAPED_NUL.sub(r"\1\\ufffd", text)
+    return text.replace("\0", "\ufffd")
