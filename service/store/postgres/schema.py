@@ -42,8 +42,9 @@ async def migrate(connection: Any) -> list[str]:
             raise StorageError(describe_problem(current, latest()))
         if current == 0:
             await connection.execute(
-                "CREATE TABLE schema_version (number BIGINT NOT NULL);"
-                "INSERT INTO schema_version VALUES (0)"
+                "CREATE TABLE schema_version (number BIGINT NOT NULL,"
+                " genhook_id UUID NOT NULL DEFAULT gen_random_uuid());"
+                "INSERT INTO schema_version (number) VALUES (0)"
             )
         for number, path in migrations():
             if current < number:

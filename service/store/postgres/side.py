@@ -29,7 +29,7 @@ LEFT JOIN information_schema.key_column_usage k
     ON k.constraint_schema = p.constraint_schema AND k.constraint_name = p.constraint_name
     AND k.table_name = c.table_name AND k.column_name = c.column_name
 WHERE c.table_schema = current_schema() AND t.table_type = 'BASE TABLE'
-    AND c.table_name <> 'schema_version'
+    AND c.table_name <> 'schema_version' AND c.is_generated = 'NEVER'
 ORDER BY c.table_name COLLATE "C", c.column_name COLLATE "C\""""
 
 

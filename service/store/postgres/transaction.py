@@ -18,10 +18,17 @@ Arguments = tuple[Any, ...]
 class Transaction:
     """The statements of one unit, or of one batched unit with all its items."""
 
-    __slots__ = ("_connection", "_order", "after", "charged", "now")
+    __slots__ = ("_connection", "_order", "_shards", "after", "charged", "now")
 
-    def __init__(self, connection: Any, now: int, order: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        connection: Any,
+        now: int,
+        order: Callable[[], Awaitable[None]],
+        shards: frozenset[int],
+    ) -> None:
         self._connection = connection
+        self._shards = list(shards)  # Of the statements that read what this process works on.
         self._order = order
         self.after: AfterCommit = []
         self.charged: Counter[str] = Counter()
@@ -30,12 +37,14 @@ class Transaction:
     async def one(self, name: str, /, **values: object) -> Row | None:
         """Return the first row of the statement, or None."""
         sql, bind = statements()[name]
+        values["shards"] = self._shards
         row: Row | None = await self._connection.fetchrow(sql, *_clean(bind(values)))
         return row
 
     async def all(self, name: str, /, **values: object) -> list[Row]:
         """Return every row of the statement."""
         sql, bind = statements()[name]
+        values["shards"] = self._shards
         rows: list[Row] = await self._connection.fetch(sql, *_clean(bind(values)))
         return rows
 
@@ -48,6 +57,7 @@ class Transaction:
     async def run(self, name: str, /, **values: object) -> int:
         """Execute the statement; return how many rows it changed."""
         sql, bind = statements()[name]
+        values["shards"] = self._shards
         status: str = await self._connection.execute(sql, *_clean(bind(values)))
         return int(status.rpartition(" ")[2])
 
