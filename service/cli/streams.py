@@ -1,5 +1,6 @@
 """Standard input, output and error, any of which may be closed when the process starts."""
 
+import contextlib
 import os
 import sys
 
@@ -27,3 +28,11 @@ def require_output(what: str) -> None:
     """CommandError if standard output is closed, so that nobody would see what is printed."""
     if sys.stdout is None:
         raise CommandError(f"standard output is closed: nobody would see {what}.")
+
+
+def note(line: str) -> None:
+    """Say something beside the output; None is a standard error that was closed at the start."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
