@@ -26,7 +26,8 @@ def add_generations(parser: argparse.ArgumentParser) -> None:
 def create(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     """Create a generation, or request one once more; 1 if it has failed by the end."""
     more: dict[str, Any] = {}
-    if options.argument_no_wait:
+    waits = options.argument_wait or options.argument_save is not None
+    if options.argument_no_wait or waits:  # Its id is known before upstream has answered.
         more["headers"] = {"Prefer": "respond-async"}
     if command.path == ALL:
         values = dict(options.argument_input or {})

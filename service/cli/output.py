@@ -3,7 +3,7 @@
 import codecs
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -86,18 +86,26 @@ def _cell(value: object) -> str:
     return text.encode(encoding, ESCAPE).decode(encoding)
 
 
-def table(rows: Iterable[Sequence[object]], *, first_width: int = 0) -> list[str]:
-    """Return rows as lines with aligned columns, the first one at least so wide."""
+def table(
+    rows: Iterable[Sequence[object]], *, first_width: int = 0, numbers: Container[int] = ()
+) -> list[str]:
+    """Return rows as lines with aligned columns, the first one at least so wide.
+
+    `numbers` are the places of the columns whose cells stand at the right.
+    """
     cells = [[_cell(cell) for cell in row] for row in rows]
     widths = [max(map(width, column)) for column in zip(*cells, strict=True)]
     if widths:
         widths[0] = max(widths[0], first_width)
-    return [_line(row, widths).rstrip() for row in cells]
-
-
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    padded = (cell + " " * (size - width(cell)) for cell, size in zip(row, widths, strict=True))
-    return "  ".join(padded)
+    lines: list[str] = []
+    for row in cells:
+        spaces = [" " * (size - width(cell)) for cell, size in zip(row, widths, strict=True)]
+        padded = [
+            space + cell if place in numbers else cell + space
+            for place, (cell, space) in enumerate(zip(row, spaces, strict=True))
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return lines
 
 
 def page(answer: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
@@ -105,8 +113,13 @@ def page(answer: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     rows = [[_at(item, column) for column in columns] for item in answer["data"]]
     if not rows:
         return ["There are none."]
-    headings = [column.rpartition(".")[2].replace("_", " ").upper() for column in columns]
-    heading, *lines = table([headings, *rows])
+    headings = [column.replace(".", " ").replace("_", " ").upper() for column in columns]
+    numbers = {
+        place
+        for place, column in enumerate(zip(*rows, strict=True))
+        if all(isinstance(value, int | float) and value is not True for value in column)
+    }
+    heading, *lines = table([headings, *rows], numbers=numbers)
     if is_coloured():
         at = next((n for n, column in enumerate(columns) if column in _STATES), None)
         states = [row[at] if at is not None else None for row in rows]

@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from service.cli import calls, output
+from service.cli import calls, output, streams
 from service.model.errors import CommandError
+from service.upstream.links import TYPE_BY_EXTENSION
 
 Note = Callable[[str], None]
 
 FILE_BYTES_MAX = 4 << 30  # Of one file: upstream is a stranger, and the disk is the user's.
 TIMEOUT_SECONDS = 60.0
 DEAD = (401, 403, 404, 410)  # What storage answers to a link that has expired.
-_EXTENSION = re.compile(r"\.([A-Za-z0-9]{1,5})$")
-_MEDIA_TYPE = re.compile(r"[a-z]+/(?:x-)?([a-z0-9]{1,5})\b")
-_NAMES = {"jpeg": "jpg", "mpeg": "mp3", "svg": "svg", "plain": "txt", "quick": "mov"}
 
 
 class _NotSavedError(Exception):
@@ -59,13 +57,14 @@ def save(generation: Mapping[str, Any], folder: str, note: Note) -> bool:
 
 
 def file_name(generation_id: str, number: int, file: Mapping[str, Any]) -> str:
-    """Return the name of a file: nothing of it comes from upstream but a short extension."""
-    url, media_type = str(file.get("url") or ""), str(file.get("media_type") or "")
-    match = None if url.startswith("data:") else _EXTENSION.search(_path_of(url))
-    match = match or _MEDIA_TYPE.match(media_type)
-    extension = match[1].lower() if match else "bin"
+    """Return the name of a file. Upstream only tells which known kind of media it is."""
+    suffix = _path_of(str(file.get("url") or "")).rpartition(".")[2].lower()
+    extensions = (
+        known for known, type_ in TYPE_BY_EXTENSION.items() if type_ == file.get("media_type")
+    )
+    extension = suffix if suffix in TYPE_BY_EXTENSION else next(extensions, "bin")
     safe_id = re.sub(r"[^A-Za-z0-9_]", "_", str(generation_id))[:64]
-    return f"{safe_id}-{number}.{_NAMES.get(extension, extension)}"
+    return f"{safe_id}-{number}.{extension}"
 
 
 def _path_of(url: str) -> str:
@@ -86,6 +85,7 @@ def _save(file: Mapping[str, Any], target: Path) -> int:
         size = 0
         for chunk in [_decode(url)] if url.startswith("data:") else _fetch(url, file):
             size += len(chunk)
+            streams.progress(f"{output.plain(target.name)}  {_size(size)}")
             if size > FILE_BYTES_MAX:
                 raise _NotSavedError(f"it has more than {_size(FILE_BYTES_MAX)}.")
             stream.write(chunk)
@@ -104,6 +104,7 @@ def _whole_or_nothing(target: Path) -> Iterator[IO[bytes]]:
         raise _NotSavedError(f"{error.strerror}.") from error
     finally:
         partial.unlink(missing_ok=True)
+        streams.progress("")
 
 
 def _decode(url: str) -> bytes:

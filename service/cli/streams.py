@@ -30,6 +30,14 @@ def require_output(what: str) -> None:
         raise CommandError(f"standard output is closed: nobody would see {what}.")
 
 
+def progress(text: str) -> None:
+    """Show how far something came, in place of what was shown before; only at a terminal."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+
+
 def note(line: str) -> None:
     """Say something beside the output; None is a standard error that was closed at the start."""
     if sys.stderr is not None:
