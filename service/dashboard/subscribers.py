@@ -1,0 +1,35 @@
+"""Subscribers: a list, and one with its health."""
+
+from starlette.responses import Response
+
+from service.dashboard.plots import bars
+from service.dashboard.visit import Visit
+from service.model.event import EVENT_TYPES
+
+QUANTILES = ("p50", "p95", "p99")
+
+
+async def show_list(visit: Visit) -> Response:
+    """GET /dashboard/subscribers."""
+    page = await visit.get("/v1/subscribers", **visit.filters("after"))
+    return visit.render("subscribers.html", 200, page=page, event_types=EVENT_TYPES)
+
+
+async def show(visit: Visit) -> Response:
+    """GET /dashboard/subscribers/{id}."""
+    path = f"/v1/subscribers/{visit.id}"
+    subscriber = await visit.get(path)
+    stats = await visit.get(f"{path}/stats")
+    deliveries = await visit.get("/v1/deliveries", subscriber_id=visit.id, limit="10")
+    latency = stats["latency_ms"]
+    texts = [f"{period}, {name}" for period in ("hour", "day") for name in QUANTILES]
+    values = [latency[period][name] or 0 for period in ("hour", "day") for name in QUANTILES]
+    return visit.render(
+        "subscriber.html",
+        200,
+        subscriber=subscriber,
+        stats=stats,
+        deliveries=deliveries["data"],
+        quantiles=QUANTILES,
+        latency=bars(values, [f"{t}: {v:,.0f} ms" for t, v in zip(texts, values, strict=True)]),
+    )
