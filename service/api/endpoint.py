@@ -167,9 +167,8 @@ async def _authenticate(operation: Operation, parts: Parts, request: Request) ->
         return _NO_KEY
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     secret = secret.strip()
-    key: Key | None = request.scope["state"].get(
-        "acting_key"
-    )  # Set by our own pages; no client reaches it.
+    # Our own pages set it, which call the API in this process. No client can.
+    key: Key | None = request.scope["state"].get("acting_key")
     if key is None and scheme.lower() == "bearer" and secret.startswith(KEY_PREFIX):
         key = await find_key(parts.context, keys.digest(secret))
     if key is None:

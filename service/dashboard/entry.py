@@ -39,9 +39,9 @@ def ask_to_sign_in(visit: Visit) -> Response:
         return visit.redirect()
     path = visit.path.removeprefix(PATH)
     query = visit.request.scope["query_string"].decode("latin-1")
-    wanted = path + (f"?{query}" if query else "")
-    is_page = visit.request.method == "GET" and _NEXT.fullmatch(wanted)
-    return visit.redirect("/sign-in", next=wanted if is_page else "")
+    target = path + (f"?{query}" if query else "")
+    is_page = visit.request.method == "GET" and _NEXT.fullmatch(target)
+    return visit.redirect("/sign-in", next=target if is_page else "")
 
 
 async def show_sign_in(visit: Visit) -> Response:

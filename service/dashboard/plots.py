@@ -10,6 +10,7 @@ from service.model.clock import parse_rfc3339
 
 HEIGHT = 48  # Of a plot of bars, in CSS pixels.
 GAP = 0.2  # Of a bar's place, left empty.
+PLACES_MIN = 12  # So that few bars are no wider than many.
 LANES_MAX = 20  # On a time axis; the list beside it has the others, too.
 # The first tenth of a second takes as much room as the tenfold time after it.
 RESOLUTION_SECONDS = 0.1
@@ -38,7 +39,7 @@ class Bar(NamedTuple):
 def bars(values: Sequence[float], texts: Sequence[str], bad: Sequence[bool] = ()) -> list[Bar]:
     """Return a bar for each value; the greatest is as high as the plot."""
     top = max(values, default=0) or 1
-    place = 100 / max(len(values), 1)
+    place = 100 / max(len(values), PLACES_MIN)
     drawn = []
     for index, (value, text) in enumerate(zip(values, texts, strict=True)):
         height = round(max(value / top * (HEIGHT - 2), 1.5 if value else 0.5), 1)
