@@ -80,7 +80,8 @@ async def _run(call: Call, operation: Operation) -> Answer:
     if operation.creates:
         # An admin must not get the stored answer to an operator's request.
         is_operator = operation.for_operators and call.key.has("operator")
-        name = f"{operation.method} {operation.path}{' by an operator' * is_operator}"
+        path = operation.path.format(**call.path)
+        name = f"{operation.method} {path}{' by an operator' * is_operator}"
         return await idempotency.once(call, name, operation.creates, operation.run)
     if operation.unit is None:
         result = await operation.run(call)

@@ -1,4 +1,4 @@
-"""Generations: create, list, get or wait for one, its timeline, refresh; usage by model and day."""
+"""Generations: create, read, wait for, refresh, cancel, retry and delete them; usage."""
 
 import asyncio
 import re
@@ -20,16 +20,24 @@ from service.api.call import (
     bad_query,
 )
 from service.api.checks import MODEL_ID, MODEL_ID_RULE, check_url, depth_errors, metadata_errors
-from service.api.problem import FieldError, Problem, not_found, refuse_fields
+from service.api.problem import FieldError, Problem, conflict, not_found, refuse_fields
 from service.api.waiting import wait_for_end, wait_for_submission
+from service.generations import cancel as canceling
 from service.generations import submit
 from service.generations.send import Submission
 from service.model.attempt import Attempt
 from service.model.clock import parse_rfc3339, rfc3339
-from service.model.generation import OPEN, TERMINAL, Generation, NewGeneration
+from service.model.generation import (
+    OPEN,
+    RETRYABLE,
+    TERMINAL,
+    Generation,
+    NewGeneration,
+    RetriedGeneration,
+)
 from service.model.ids import time_of
 from service.model.key import Key
-from service.store import generations, rows
+from service.store import erasure, generations, rows, subscribers
 from service.store.database import Row, Transaction
 from service.upstream import catalogue
 
@@ -61,7 +69,19 @@ async def create(call: Call) -> Answer:
     Upstream may take up to GENHOOK_SUBMIT_WAIT_SECONDS, or none with `Prefer: respond-async`.
     Then the answer is the generation as it is, and the submission goes on.
     """
-    new = call.decode(NewGeneration)
+    return await _create(call, call.decode(NewGeneration))
+
+
+async def retry(call: Call) -> Answer:
+    """POST /v1/generations/{id}/retry: a new generation with the same request; as `create`."""
+    old = await call.database.read(_get, call)
+    if old.status not in RETRYABLE:
+        raise Problem(409, "not_retryable", f"The generation is {old.status}.")
+    request = {name: getattr(old, name) for name in NewGeneration.__struct_fields__}
+    return await _create(call, RetriedGeneration(**request, retry_of=old.id))
+
+
+async def _create(call: Call, new: NewGeneration) -> Answer:
     refuse_fields("The request has wrong fields.", _errors(call, new))
     if new.notify_url is not None:
         check_url(call.context, new.notify_url, "/notify_url")
@@ -225,13 +245,33 @@ async def _get_with_pause(tx: Transaction, call: Call) -> tuple[Generation, int]
 async def refresh(call: Call) -> Answer:
     """POST /v1/generations/{id}/refresh: ask upstream now, at most once a second."""
     generation, paused_until = await call.database.read(_get_with_pause, call)
-    if generation.status in ("succeeded", "failed"):
+    if generation.is_final:
         return answer(generation.view())
     task = call.parts.poller.refresh(generation, paused_until, call.context.clock())
     if task is not None:  # Without a poll, the answer is what is stored.
         await asyncio.shield(task)
     generation = await call.database.read(_get, call)
     return answer(generation.view())
+
+
+async def cancel(tx: Transaction, call: Call) -> Generation:
+    """POST /v1/generations/{id}/cancel: canceling again changes nothing; 409 if it has ended."""
+    generation = await _get(tx, call)
+    if generation.status == "canceled":
+        return generation
+    if generation.is_terminal:
+        raise conflict(f"The generation is {generation.status}.")
+    return await canceling.cancel(tx, call.context, generation)
+
+
+async def delete(tx: Transaction, call: Call) -> None:
+    """DELETE /v1/generations/{id}: 409 while it is open. Attempts under way still arrive."""
+    generation = await _get(tx, call)
+    if not generation.is_terminal:
+        raise conflict(f"The generation is {generation.status}: cancel it first.")
+    for subscriber_id in await erasure.erase(tx, generation):
+        await subscribers.bump_revision(tx, call.tenant, subscriber_id)
+        tx.after_commit(call.context.inbox.reload, subscriber_id)
 
 
 async def get_usage(call: Call) -> Answer:

@@ -27,8 +27,9 @@ class Operation(NamedTuple):
     scope: what the key needs; `open` operations need no key, unless a setting closes them.
     for_operators: whether a key with the scope `operator` may call it too, across tenants.
     creates: the id prefix of what a POST creates; such a POST takes `Idempotency-Key`.
-    reads_body: whether the request has a body; one that creates something has.
-    audit: the name of the act in the log, if it acts on keys, secrets, subscribers or replays.
+    reads_body: whether the request has a body.
+    audit: the name of the act in the log, if it acts on keys, secrets, subscribers or replays, or
+    ends a generation.
     audit_again: that of a repeat, which changes nothing but shows a secret once more.
     unit: the transaction in which `run(tx, call)` runs; without it, `run(call)` makes its own.
 
@@ -52,8 +53,8 @@ _GENERATIONS = PAGING | {"status", "model", "created_after", "created_before", "
 _DELIVERIES = PAGING | {"status", "subscriber_id", "event_id", "generation_id"}
 _CALLBACKS = PAGING | {"generation_id", "verdict"}
 _USAGE = {"since", "until", "model", "tenant"}
+_GENERATION = "/v1/generations/{id}"
 _SUBSCRIBERS, _SUBSCRIBER = "/v1/subscribers", "/v1/subscribers/{id}"
-_TIMELINE = "/v1/generations/{id}/timeline"
 _ROTATE, _ROTATE_OWN = f"{_SUBSCRIBER}/rotate-secret", "/v1/signing-secret/rotate"
 
 OPERATIONS = (
@@ -61,9 +62,26 @@ OPERATIONS = (
         "POST", "/v1/generations", generations.create, "submit", creates="gen", reads_body=True
     ),
     Operation("GET", "/v1/generations", generations.list_, "read", _GENERATIONS),
-    Operation("GET", "/v1/generations/{id}", generations.get, "read", {"wait"}),
-    Operation("GET", _TIMELINE, generations.get_timeline, "read", unit="search"),
-    Operation("POST", "/v1/generations/{id}/refresh", generations.refresh, "submit"),
+    Operation("GET", _GENERATION, generations.get, "read", {"wait"}),
+    Operation(
+        "DELETE",
+        _GENERATION,
+        generations.delete,
+        "manage",
+        unit="write",
+        audit="generation.delete",
+    ),
+    Operation("GET", f"{_GENERATION}/timeline", generations.get_timeline, "read", unit="search"),
+    Operation("POST", f"{_GENERATION}/refresh", generations.refresh, "submit"),
+    Operation(
+        "POST",
+        f"{_GENERATION}/cancel",
+        generations.cancel,
+        "submit",
+        unit="write",
+        audit="generation.cancel",
+    ),
+    Operation("POST", f"{_GENERATION}/retry", generations.retry, "submit", creates="gen"),
     Operation("GET", "/v1/models", models.list_, "read"),
     Operation("GET", "/v1/models/{id:path}", models.get, "read"),
     Operation("GET", "/v1/callbacks", callbacks.list_, "read", _CALLBACKS, for_operators=True),

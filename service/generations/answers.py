@@ -60,7 +60,7 @@ class Answers:
         )
         if not generation.is_terminal and (end := deadlines.end_of(generation, reply)):
             generation = batch.ingest(id_, end)
-        if generation.status not in ("succeeded", "failed"):
+        if not generation.is_final:
             planned = _next_poll(self.context, before, generation, reply, batch.now)
             if judge.awaits_files(reply.answer) and generation.status != "timed_out":
                 due_at = self.sightings.files_due_at(id_, asked_at) or batch.now + POSSIBLE_POLL_MS

@@ -31,7 +31,7 @@ async def use_hints(
     for id_, due_at in (await generations.confirmations_of(tx, replies.keys())).items():
         asked_at = replies[id_].exchange.at
         again_at: int | None = due_at
-        if id_ not in batch.generations or batch.generations[id_].status in ("succeeded", "failed"):
+        if id_ not in batch.generations or batch.generations[id_].is_final:
             again_at = None
         elif due_at <= asked_at:
             again_at = await _ask_again_at(tx, context, batch, replies[id_])

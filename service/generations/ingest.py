@@ -19,6 +19,7 @@ from service.store.database import Transaction
 from service.store.rows import json_text
 from service.telemetry import log, metrics
 from service.upstream import catalogue, reading, results, scalars, wire
+from service.upstream.expiry import expiry_of
 
 _log = log.get()
 _ABSOLUTE = ("https:", "http:", "gs:", "s3:", "data:")  # What reading returns, in lower case.
@@ -26,12 +27,13 @@ REASON_CHARS_MAX = 1_000  # The longest that reading returns, and the words arou
 
 
 class Update(msgspec.Struct, frozen=True, kw_only=True):
-    """What upstream reports, without secrets, about a generation, or that its deadline passed."""
+    """What upstream reports of a generation, without secrets; its deadline; or its owner's word."""
 
-    status: Literal["processing", "succeeded", "failed", "timed_out"]
+    status: Literal["processing", "succeeded", "failed", "timed_out", "canceled"]
     task_id: str | None = None
     output: dict[str, Any] | None = None
     error: dict[str, str] | None = None
+    is_unsent: bool = False  # Upstream certainly never got it, and bills nothing.
 
 
 def update_of(context: Context, answer: wire.Answer) -> Update | None:
@@ -71,14 +73,15 @@ async def make_update(context: Context, answer: wire.Answer) -> Update | None:
 
 
 def _file(context: Context, file: results.File) -> dict[str, str | None]:
-    url = file.url
+    url, expires_at = file.url, file.expires_at
     if url is not None:
         if not url.startswith(_ABSOLUTE):
             # RFC 3986: without a scheme or a host it is relative to upstream, as is `../a.png`.
             url = urljoin(context.settings.upstream_url.rstrip("/") + "/", url)
+        expires_at = expires_at or expiry_of(url)
         url = context.redactor.json(url)
     view: dict[str, str | None] = {"url": url, "media_type": file.media_type}
-    return view if file.expires_at is None else {**view, "expires_at": rfc3339(file.expires_at)}
+    return view if expires_at is None else {**view, "expires_at": rfc3339(expires_at)}
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -202,7 +205,7 @@ class Batch:
         if ended:
             await generations.add_usage(tx, usage)
             # A timed out generation may still get a result, so its callbacks are still confirmed.
-            final_ids = [generation.id for generation in ended if generation.status != "timed_out"]
+            final_ids = [generation.id for generation in ended if generation.is_final]
             await generations.delete_confirmations(tx, final_ids)
 
 
@@ -241,7 +244,7 @@ def _status_changes(context: Context, old: Generation, update: Update, now: int)
     if update.status == "processing":
         return {**changes, "submitted_at": old.submitted_at or now}
     model = context.catalogue.get(old.model)
-    billed = 0 if update.status == "failed" else None
+    billed = 0 if update.status == "failed" or update.is_unsent else None
     if update.status == "succeeded" and model is not None:
         billed = scalars.clamp(catalogue.credits(model, old.input))
     return {

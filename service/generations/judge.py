@@ -73,7 +73,7 @@ def task_id_after(generation: Generation, answer: wire.Report) -> str | None:
 
     The answer outranks what a callback named before, unless an outcome was published by that.
     """
-    if generation.status in ("succeeded", "failed") or generation.task_id in answer.task_ids:
+    if generation.is_final or generation.task_id in answer.task_ids:
         return generation.task_id or answer.task_id
     return answer.task_id or generation.task_id
 

@@ -29,7 +29,7 @@ async def send(
     pause_ms = budget.pause_ms(context, shared, generation.id, reply.answer)
     reply = replace(reply, pause_ms=pause_ms)
     try:
-        after = await write(_record, context, reply, tenant=tenant)
+        after = await write(_record, context, generation, reply, tenant=tenant)
     except StorageError:
         raise
     except Exception as error:  # noqa: BLE001  an answer that cannot be stored
@@ -38,16 +38,23 @@ async def send(
         answer = wire.Report("processing", task_id) if task_id else wire.NoReport("lost")
         exchange = replace(reply.exchange, status_code=None, outcome="lost", detail=None)
         reply = replace(reply, answer=answer, update=None, exchange=exchange)
-        after = await write(_record, context, reply, tenant=tenant)
+        after = await write(_record, context, generation, reply, tenant=tenant)
     ingest.announce_exchange(metrics.submissions, reply.exchange, model=generation.model)
     return after, reply.exchange.status_code if after.submission == "refused" else None
 
 
-async def _record(tx: Transaction, context: Context, reply: Reply) -> Generation:
-    """Record upstream's answer to a submission; return the changed generation."""
-    id_ = reply.exchange.generation_id
+async def _record(tx: Transaction, context: Context, sent: Generation, reply: Reply) -> Generation:
+    """Record upstream's answer to a submission; return the changed generation.
+
+    One that was canceled and deleted meanwhile is returned as it was sent.
+    """
+    id_ = sent.id
+    if reply.pause_ms:
+        await generations.put_pause(tx, tx.now + reply.pause_ms)
     batch = Batch(tx, context, await generations.get_many(tx, [id_]))
-    before = batch.generations[id_]
+    before = batch.generations.get(id_)
+    if before is None:
+        return sent
     reply = await judge.judge_submission(tx, context, before, reply)
     if before.submission == "sending" and not before.is_terminal:
         batch.change(id_, next_poll_at=None)  # A poll that waited for this answer.
@@ -60,8 +67,6 @@ async def _record(tx: Transaction, context: Context, reply: Reply) -> Generation
         batch.ingest(id_, reply.update)
     batch.change(id_, submit_count=count)
     after = _change_submission(context, batch, id_, reply.answer, was_open=was_open)
-    if reply.pause_ms:
-        await generations.put_pause(tx, tx.now + reply.pause_ms)
     await batch.write()
     if await generations.confirmations_of(tx, [id_]):  # It waited for this answer.
         due_at = generations.confirm_at(tx.now, after.last_poll_at)

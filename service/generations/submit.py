@@ -249,7 +249,8 @@ async def _put_back(tx: Transaction, context: Context, ids: Sequence[str]) -> No
     batch = Batch(tx, context, await generations.get_many(tx, ids))
     for id_, generation in [*batch.generations.items()]:
         due_at = schedule.next_submission(1, tx.now, None, context.jitter())
-        batch.change(id_, **ingest.submission_changes(generation, "waiting", due_at))
+        submit_at = None if generation.is_terminal else due_at
+        batch.change(id_, **ingest.submission_changes(generation, "waiting", submit_at))
     await batch.write()
     tx.after_commit(context.signals.submit.set)
 

@@ -7,6 +7,7 @@ EVENT_TYPE_OF = {  # Keyed by the new status of the generation.
     "succeeded": "generation.succeeded",
     "failed": "generation.failed",
     "timed_out": "generation.timed_out",
+    "canceled": "generation.canceled",
 }
 EVENT_TYPES = (*EVENT_TYPE_OF.values(), "subscriber.disabled", "ping")
 

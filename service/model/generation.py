@@ -6,7 +6,7 @@ import msgspec
 
 from service.model.clock import DAY, rfc3339, rfc3339_or_none
 
-GenerationStatus = Literal["queued", "processing", "succeeded", "failed", "timed_out"]
+GenerationStatus = Literal["queued", "processing", "succeeded", "failed", "timed_out", "canceled"]
 Submission = Literal[
     "sending",  # The request to upstream is under way, or was when the process died.
     "waiting",  # Upstream certainly has no task: the request is repeated at `submit_at`.
@@ -15,15 +15,17 @@ Submission = Literal[
     "refused",  # Upstream will never have a task.
 ]
 OPEN = ("queued", "processing")
-TERMINAL = ("succeeded", "failed", "timed_out")
+TERMINAL = ("succeeded", "failed", "timed_out", "canceled")
+RETRYABLE = ("failed", "timed_out", "canceled")
 # A callback URL stays valid for this long after the deadline: upstream may repeat it for days.
 CALLBACK_GRACE_MS = 7 * DAY
 TRANSITIONS: dict[str, tuple[str, ...]] = {
-    "queued": ("processing", "succeeded", "failed", "timed_out"),
-    "processing": ("succeeded", "failed", "timed_out"),
+    "queued": ("processing", "succeeded", "failed", "timed_out", "canceled"),
+    "processing": ("succeeded", "failed", "timed_out", "canceled"),
     "timed_out": ("succeeded", "failed"),  # A late result is accepted: it was paid for.
     "succeeded": (),
     "failed": (),
+    "canceled": (),  # By its owner, for whom the result comes too late.
 }
 
 # What is not listed here never follows: above all, `taken` is never sent again.
@@ -45,6 +47,12 @@ class NewGeneration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     notify_url: str | None = None
 
 
+class RetriedGeneration(NewGeneration, frozen=True, kw_only=True):
+    """The request of an earlier generation, once more."""
+
+    retry_of: str  # The id of the earlier generation.
+
+
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """One request, its result, and when it is to be submitted or polled next."""
 
@@ -57,6 +65,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str]
     notify_url: str | None = None
     notify_subscriber_id: str | None = None  # The subscriber created for `notify_url`.
+    retry_of: str | None = None  # The earlier generation whose request this repeats.
     task_id: str | None = None  # Upstream's id; None until genhook knows it.
     output: dict[str, Any] | None = None  # {"files": [...], "raw": upstream's JSON, redacted}
     error: dict[str, str] | None = None  # {"code", "message"}
@@ -87,7 +96,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     def is_submission_due(self, now: int) -> bool:
         """Whether the submission is to be repeated now."""
         is_due = self.submit_at is not None and self.submit_at <= now
-        return is_due and self.submission == "waiting" and self.task_id is None
+        is_waiting = self.submission == "waiting" and self.task_id is None
+        return is_due and is_waiting and self.status in OPEN
 
     def is_poll_due(self, now: int) -> bool:
         """Whether a planned poll is due now."""
@@ -99,8 +109,13 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether the generation succeeded, failed or timed out."""
+        """Whether the generation succeeded, failed, timed out or was canceled."""
         return self.status in TERMINAL
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing changes the outcome any more: a timed out generation's may change."""
+        return not TRANSITIONS[self.status]
 
     def view(self) -> dict[str, Any]:
         """Return the generation as the API and events show it."""
@@ -112,6 +127,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
             "input": self.input,
             "metadata": self.metadata,
             "notify_url": self.notify_url,
+            "retry_of": self.retry_of,
             "task_id": self.task_id,
             "output": self.output,
             "error": self.error,

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from service.model.generation import TRANSITIONS
 from service.store import generations, pages
 from service.store.database import Row, Transaction
 from service.store.rows import encode, json_text
@@ -122,7 +123,7 @@ async def _read_rooms(tx: Transaction, ids: Collection[str]) -> dict[str, _Room]
 
 
 def _verdict(arrival: Arrival, status: str, *, is_repeated: bool) -> str:
-    if status in ("succeeded", "failed"):
+    if not TRANSITIONS[status]:
         return "late"
     if is_repeated:
         return "duplicate"
@@ -173,8 +174,13 @@ async def tenant_of(tx: Transaction, generation_id: str) -> str | None:
 
 
 async def reject(tx: Transaction, arrival: Arrival) -> None:
-    """Store a rejected callback, its body cut to REJECTED_BODY_BYTES."""
+    """Store a rejected callback, its body cut to REJECTED_BODY_BYTES.
+
+    Of one for a generation that was erased nothing is stored that upstream says of it.
+    """
     tenant = await tenant_of(tx, arrival.generation_id)
+    if tenant is None and arrival.generation_id:
+        arrival.headers, arrival.body = (), b""
     row = _row(
         arrival,
         tenant=tenant or "",

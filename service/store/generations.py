@@ -7,7 +7,7 @@ import msgspec
 from msgspec.structs import replace
 
 from service.model.clock import SECOND, rfc3339
-from service.model.generation import Generation
+from service.model.generation import TERMINAL, Generation
 from service.model.ids import first_id
 from service.store import pages
 from service.store.database import Row, Transaction
@@ -282,7 +282,7 @@ async def add_usage(tx: Transaction, counts: Mapping[tuple[str, str, str, str], 
     for (tenant, day, model, column), count in counts.items():
         row = rows.setdefault((tenant, day, model), {"tenant": tenant, "day": day, "model": model})
         row[column] = count
-    unused = dict.fromkeys(("generations", "succeeded", "failed", "timed_out", "credits"), 0)
+    unused = dict.fromkeys(("generations", *TERMINAL, "credits"), 0)
     await tx.many("usage_add", [unused | row for row in rows.values()])
 
 
@@ -336,10 +336,10 @@ def _source(only: Filter) -> pages.Source:
     elif only.model:
         table = "generations g {index generations_model}"
         where.append("g.model = :model")
-    elif only.status in ("failed", "timed_out"):
+    elif only.status in ("failed", "timed_out", "canceled"):
         table = "generations g {index generations_failed}"
         # The second condition is that of the partial index.
-        where += [*filters, "g.status IN ('failed', 'timed_out')"]
+        where += [*filters, "g.status IN ('failed', 'timed_out', 'canceled')"]
         filters = []
     columns = "g.*, b.input, b.metadata, b.output, b.error"
     return pages.Source(

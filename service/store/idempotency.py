@@ -1,5 +1,6 @@
 """Idempotency keys of tenants: each with what it created, and with the sealed answer."""
 
+from service.model.ids import time_of
 from service.store.database import Row, Transaction
 
 
@@ -26,7 +27,7 @@ async def claim(
         resource_id=resource_id,
         status_code=status_code,
         sealed_answer=sealed_answer,
-        created_at=tx.now,
+        created_at=time_of(resource_id),  # By it the key of an erased generation is found.
     )
 
 

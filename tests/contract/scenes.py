@@ -37,6 +37,7 @@ async def populate(world: Harness, client: httpx.AsyncClient | None = None) -> I
     own_client, world.client = world.client, client or world.client
     try:
         ids = {"sub": (await _subscribe(world))["id"]}
+        ids["canceled"] = (await _cancel(world))["id"]
         ids["gen"] = (await _generate(world))["id"]
         for noun, path in (("cb", "callbacks"), ("evt", "events")):
             ids[noun] = (await world.get(f"/v1/{path}", generation_id=ids["gen"]))["data"][0]["id"]
@@ -59,6 +60,15 @@ async def _subscribe(world: Harness) -> dict[str, Any]:
         filter={"models": ["imagen4"], "metadata": {}},
         signature="v1a",
     )
+
+
+async def _cancel(world: Harness) -> dict[str, Any]:
+    """One that was canceled: it may be canceled again, and retried."""
+    generation = await world.generate()
+    answer = await world.client.post(f"/v1/generations/{generation['id']}/cancel")
+    assert answer.is_success, answer.text
+    await world.run(1)
+    return generation
 
 
 async def _generate(world: Harness) -> dict[str, Any]:
@@ -102,10 +112,18 @@ NOUNS = {
 }
 
 
+ON_CANCELED = ("/v1/generations/{id}/cancel", "/v1/generations/{id}/retry")
+
+
+def id_name_of(path: str) -> str:
+    """The name, among `Ids`, of the id in the path of an operation."""
+    noun = path.split("/")[2] if path.startswith("/v1/") else ""
+    return "canceled" if path in ON_CANCELED else NOUNS.get(noun, "")
+
+
 def path_of(operation: Operation, ids: Ids) -> str:
     """The operation's path with the id of a row that is there."""
-    noun = operation.path.split("/")[2] if operation.path.startswith("/v1/") else ""
-    of = ids.get(NOUNS.get(noun, ""), "imagen4")
+    of = ids.get(id_name_of(operation.path), "imagen4")
     return operation.path.replace("{id:path}", of).replace("{id}", of)
 
 

@@ -81,6 +81,8 @@ async def call_everything(world: Harness, ids: Ids) -> None:
     await world.client.patch(f"/v1/subscribers/{ids['sub']}", json={"status": "paused"})
     await post(f"/v1/subscribers/{ids['sub']}/test")
     await post(f"/v1/generations/{ids['gen']}/refresh")
+    await post(f"/v1/generations/{ids['canceled']}/cancel")
+    await post(f"/v1/generations/{ids['canceled']}/retry")
     await post(f"/v1/deliveries/{ids['dlv']}/retry")
     await post(f"/v1/replays/{ids['rpl']}/cancel")
     await post("/v1/tick?seconds=5")
@@ -88,7 +90,7 @@ async def call_everything(world: Harness, ids: Ids) -> None:
     for each in OPERATIONS:
         if each.method == "GET":
             await get(path_of(each, ids))
-    for noun, of in (("subscribers", "sub"), ("keys", "key")):
+    for noun, of in (("subscribers", "sub"), ("keys", "key"), ("generations", "gen")):
         await world.client.delete(f"/v1/{noun}/{ids[of]}")
 
 
@@ -249,7 +251,7 @@ async def test_another_tenants_rows_answer_404_everywhere(world: Harness) -> Non
 @pytest.mark.parametrize("id_", ["gen_1", "nonsense", "evt_" + "0" * 32, "%00", "a%2Fb", "é"])
 async def test_an_unknown_id_answers_404(world: Harness, id_: str) -> None:
     owned = guarded(lambda each: "{id}" in each.path)
-    ids = dict.fromkeys(("gen", "cb", "sub", "evt", "dlv", "rpl", "key"), id_)
+    ids = dict.fromkeys(("gen", "canceled", "cb", "sub", "evt", "dlv", "rpl", "key"), id_)
     expected = every(owned, 404, "not_found")
     assert await statuses(world.client, owned, ids, json={}) == expected
 

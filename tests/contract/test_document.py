@@ -26,6 +26,9 @@ ROUTES = """
     read    GET     /v1/generations/{id}
     read    GET     /v1/generations/{id}/timeline
     submit  POST    /v1/generations/{id}/refresh
+    submit  POST    /v1/generations/{id}/cancel
+    submit  POST    /v1/generations/{id}/retry
+    manage  DELETE  /v1/generations/{id}
     read    GET     /v1/models
     read    GET     /v1/models/{id}
     token   POST    /callbacks/{upstream}/{token}
@@ -65,8 +68,8 @@ ROUTES = """
 """
 
 FIELDS = {
-    "Generation": "id model status route input metadata notify_url task_id output error credits "
-    "created_at submitted_at completed_at deadline_at",
+    "Generation": "id model status route input metadata notify_url retry_of task_id output error "
+    "credits created_at submitted_at completed_at deadline_at",
     "GenerationEvent": "id type timestamp data",
     "Subscriber": "id url description event_types filter headers status disabled_reason "
     "max_in_flight rate_per_second retry_schedule_seconds ordered payload signature "
@@ -83,7 +86,7 @@ FIELDS = {
     "Replay": "id subscriber_id status total done dry_run created_at finished_at",
     "Problem": "type title status code detail errors request_id",
     "Tick": "submitted polled attempted replayed deleted more",
-    "Usage": "day model generations succeeded failed timed_out credits",
+    "Usage": "day model generations succeeded failed timed_out canceled credits",
 }
 
 # Fields that an answer may leave out; the others are always there, null where unknown.
@@ -320,7 +323,7 @@ def test_every_post_that_creates_takes_an_idempotency_key_and_documents_what_it_
             created = operation["responses"].get("201") or operation["responses"]["202"]
             assert "Idempotency-Replayed" in resolve(created)["headers"], name
             assert {"409", "422"} <= operation["responses"].keys(), name
-    creators = ("generations", "subscribers", "replays", "keys")
+    creators = ("generations", "generations/{id}/retry", "subscribers", "replays", "keys")
     assert takers == {f"POST /v1/{noun}" for noun in creators}
 
 

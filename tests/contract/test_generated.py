@@ -15,7 +15,7 @@ from schemathesis import checks
 from schemathesis.specs.openapi import checks as contract
 
 from tests.contract.contract import DOCUMENT
-from tests.contract.scenes import NOUNS, SPAN, Ids, populate
+from tests.contract.scenes import SPAN, Ids, id_name_of, populate
 from tests.harness import ADMIN_KEY, SUBSCRIBER_URL, Harness, opened
 
 # Loading this plugin takes seconds, so pyproject.toml keeps it out of every other test run.
@@ -82,7 +82,7 @@ def aim(case: Case, service: Service) -> None:
     """Let valid data name rows that exist and addresses that webhooks may go to."""
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return
-    noun = NOUNS.get(case.path.split("/")[2] if case.path.startswith("/v1/") else "", "")
+    noun = id_name_of(case.path)
     if "id" in (case.path_parameters or {}) and noun:
         case.path_parameters["id"] = service.ids[noun]
     if "token" in (case.path_parameters or {}):

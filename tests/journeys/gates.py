@@ -6,7 +6,21 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from service.delivery.dispatch import Dispatcher
+from tests.faults import rows
 from tests.harness import SUBSCRIBER_URL, Harness
+
+# Where the rows of a generation are.
+TABLES = (
+    "generations",
+    "generation_bodies",
+    "generation_metadata",
+    "exchanges",
+    "callbacks",
+    "callback_bodies",
+    "events",
+    "deliveries",
+    "attempts",
+)
 
 
 class Gate:
@@ -86,3 +100,21 @@ async def attach_worker(world: Harness) -> AsyncIterator[Dispatcher]:
         await dispatcher.settle()
     finally:
         await worker.ownership.release()
+
+
+async def count_rows(world: Harness, *tables: str) -> dict[str, int]:
+    """Count the rows of these tables, or of all that a generation has rows in."""
+    counts = {}
+    for table in tables or TABLES:
+        [row] = await rows(world, f"SELECT count(*) AS count FROM {table}")  # noqa: S608
+        counts[table] = row["count"]
+    return counts
+
+
+async def check_erased(world: Harness) -> None:
+    """Check that no table has anything of a generation but the places of its events."""
+    counts = await count_rows(world)
+    assert counts == {**dict.fromkeys(TABLES, 0), "events": counts["events"]}
+    for event in await rows(world, "SELECT * FROM events"):
+        names = ("tenant", "type", "generation_id", "body")
+        assert [event[name] for name in names] == ["", "", None, b""]

@@ -8,34 +8,14 @@ import pytest
 from service.delivery import replay
 from service.store import retention
 from service.store.database import Transaction
-from tests.faults import rows
 from tests.harness import Harness, opened
-from tests.journeys.gates import deliveries, queue_answers
+from tests.journeys.gates import TABLES, count_rows, deliveries, queue_answers
 from tests.journeys.test_stats import count_deliveries
 
 DAY = 86_400
 ONE = {"event_types": ["generation.failed"]}
 NOTIFY_URL = "http://127.0.0.1:7/notify"
 FAILED = {"data": {"status": "failed"}}
-TABLES = (
-    "generations",
-    "generation_bodies",
-    "generation_metadata",
-    "exchanges",
-    "callbacks",
-    "callback_bodies",
-    "events",
-    "deliveries",
-    "attempts",
-)
-
-
-async def count_rows(world: Harness, *tables: str) -> dict[str, int]:
-    counts = {}
-    for table in tables or TABLES:
-        [row] = await rows(world, f"SELECT count(*) AS count FROM {table}")  # noqa: S608
-        counts[table] = row["count"]
-    return counts
 
 
 async def fail_generation(world: Harness, index: int = -1, **fields: Any) -> None:

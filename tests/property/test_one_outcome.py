@@ -16,8 +16,9 @@ from service.model.generation import TERMINAL, TRANSITIONS
 from tests import engine
 from tests.faults import DelayedAnswer, crash, rows
 from tests.harness import Harness, create_answer, opened, success_report
+from tests.journeys.gates import check_erased
 
-FINAL = ("generation.succeeded", "generation.failed")
+FINAL = ("generation.succeeded", "generation.failed", "generation.canceled")
 ANSWERS: dict[str, httpx.Response | Exception] = {
     "taken": httpx.Response(200, json=create_answer("task1")),
     "lost": httpx.ReadTimeout("slow"),
@@ -59,6 +60,8 @@ STEPS = st.one_of(
     a_step("trouble", 429, 500, 404),
     a_step("run", 0, 1, 5, 61, 1_000, 3_601),
     a_step("refresh"),
+    a_step("cancel"),
+    a_step("cancel and call back", *BODIES),
     a_step("crash"),
     a_step("restart"),
     a_step("both", *BODIES),
@@ -105,6 +108,12 @@ class History:
         elif step.kind == "refresh":
             [row] = await rows(world, "SELECT id FROM generations")
             await world.client.post(f"/v1/generations/{row['id']}/refresh")
+        elif step.kind == "cancel":
+            await self.cancel()
+        elif step.kind == "cancel and call back":
+            # The owner, upstream and a poll race on one loop.
+            world.clock.advance(61)
+            await asyncio.gather(world.run(), self.call_back(step.which), self.cancel())
         elif step.kind == "both":
             # A poll and a callback race on one loop.
             world.clock.advance(61)
@@ -121,6 +130,14 @@ class History:
                 await self.request
         self.request = None
 
+    async def cancel(self) -> None:
+        """Cancel the generation; later reports, polls and deadlines must not change that."""
+        [row] = await rows(self.world, "SELECT id FROM generations")
+        answer = await self.world.client.post(f"/v1/generations/{row['id']}/cancel")
+        assert answer.status_code in (200, 409)
+        if answer.status_code == 200:
+            assert answer.json()["status"] == "canceled"
+
     async def call_back(self, which: str) -> None:
         body = BODIES[which]
         options = {"content": body} if isinstance(body, bytes) else {"body": body}
@@ -131,7 +148,7 @@ class History:
         [row] = await rows(self.world, "SELECT id, status FROM generations")
         assert row["status"] in reachable(self.status)
         self.status = row["status"]
-        events = await rows(self.world, "SELECT type FROM events ORDER BY seq")
+        events = await rows(self.world, "SELECT type FROM events ORDER BY id")
         types = [event["type"] for event in events]
         assert types[: len(self.events)] == self.events, "an event was changed or lost"
         self.events = types
@@ -163,7 +180,10 @@ async def live(path: Path, answer: str, trust: str, steps: Sequence[Step]) -> No
 
 
 async def check_end(world: Harness, history: History) -> None:
-    """Check that subscribers, the timeline and usage agree with the stored events."""
+    """Check that subscribers, the timeline and usage agree with the stored events.
+
+    At last the generation is deleted: only its usage stays, whatever its history was.
+    """
     [row] = await rows(world, "SELECT id FROM generations")
     sent = {each.headers["webhook-id"]: each.event["type"] for each in world.subscribers.webhooks}
     assert sorted(sent.values()) == sorted(history.events)
@@ -174,6 +194,9 @@ async def check_end(world: Harness, history: History) -> None:
     [usage] = await rows(world, "SELECT * FROM usage")
     counted = {name for name in TERMINAL if usage[name]}
     assert counted == {type_.removeprefix("generation.") for type_ in history.events} & {*TERMINAL}
+    assert (await world.client.delete(f"/v1/generations/{row['id']}")).status_code == 204
+    await check_erased(world)
+    assert await rows(world, "SELECT * FROM usage") == [usage]
 
 
 HISTORIES = {
@@ -216,6 +239,9 @@ def test_every_history_has_one_outcome_on_postgresql(
 @example("lost", "body", [Step("answer"), Step("callback", "progress"), Step("upstream", "done")])
 @example("taken", "body", [Step("run", 3_601), Step("callback", "success"), Step("answer")])
 @example("refused", "body", [Step("callback", "success"), Step("answer")])
+@example("taken", "body", [Step("cancel"), Step("callback", "success"), Step("answer")])
+@example("lost", "confirm", [Step("callback", "success"), Step("cancel"), Step("crash")])
+@example("taken", "confirm", [Step("answer"), Step("cancel and call back", "success")])
 def test_every_history_has_one_outcome(
     tmp_path: Path, answer: str, trust: str, steps: list[Step]
 ) -> None:

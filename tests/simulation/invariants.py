@@ -7,7 +7,7 @@ import msgspec
 from service.model.generation import TERMINAL
 from tests.simulation.world import HOOKS, World
 
-OUTCOMES = ("generation.succeeded", "generation.failed")
+OUTCOMES = ("generation.succeeded", "generation.failed", "generation.canceled")
 
 
 async def check_step(world: World) -> None:
@@ -17,6 +17,7 @@ async def check_step(world: World) -> None:
     assert world.changed_bodies == [], "a webhook-id came with two bodies"
     await _acknowledged_callbacks_are_stored(world)
     await _one_outcome_each(world)
+    await _canceled_is_canceled(world)
     overdue = await world.stored(
         "SELECT id FROM deliveries WHERE status = 'pending' AND due_at IS NULL"
     )
@@ -29,7 +30,8 @@ async def check_end(world: World) -> None:
     for generation in await world.stored("SELECT id, status, submission FROM generations"):
         assert generation["status"] in TERMINAL, generation
     ids = {row["id"] for row in await world.stored("SELECT id FROM generations")}
-    assert set(world.generations.values()) <= ids, "an accepted generation is gone"
+    kept = {id_ for p, id_ in world.generations.items() if p not in world.maybe_deleted}
+    assert kept <= ids, "an accepted generation is gone"
     pending = await world.stored("SELECT id, status FROM deliveries WHERE status = 'pending'")
     assert pending == [], pending
     await _every_event_was_delivered(world)
@@ -46,8 +48,8 @@ async def _acknowledged_callbacks_are_stored(world: World) -> None:
     for row in bodies:
         counts[row["body"]] += row["count"]
     acknowledged: defaultdict[bytes, int] = defaultdict(int)
-    for body in world.acknowledged:
-        acknowledged[body] += 1
+    for prompt, body in world.acknowledged:
+        acknowledged[body] += prompt not in world.maybe_deleted
     for body, count in acknowledged.items():
         assert counts.get(body, 0) >= count, "an acknowledged callback is not on disk"
 
@@ -65,6 +67,13 @@ async def _one_outcome_each(world: World) -> None:
         assert published.count("generation.timed_out") <= 1, published
         if outcomes:
             assert published[-1] == outcomes[0], published
+
+
+async def _canceled_is_canceled(world: World) -> None:
+    stored = await world.stored("SELECT id, status FROM generations")
+    status_of = {row["id"]: row["status"] for row in stored}
+    for prompt in world.canceled - world.maybe_deleted:
+        assert status_of[world.generations[prompt]] == "canceled", "a cancel did not hold"
 
 
 async def _every_event_was_delivered(world: World) -> None:

@@ -44,7 +44,9 @@ class World(Harness):
         self.repeated: list[
             str
         ] = []  # Prompts that were sent again although they may have been taken.
-        self.acknowledged: list[bytes] = []
+        self.acknowledged: list[tuple[str, bytes]] = []  # The prompts and bodies of callbacks.
+        self.canceled: set[str] = set()  # Prompts.
+        self.maybe_deleted: set[str] = set()  # Prompts.
         self.bodies: dict[str, bytes] = {}  # webhook-id to the body that came with it.
         self.delivered: defaultdict[str, set[str]] = defaultdict(set)  # URL to webhook-ids.
         self.changed_bodies: list[str] = []
@@ -75,6 +77,8 @@ class World(Harness):
             (6, self.call_back_some),
             (8, self.pass_time),
             (1, self.plan_crash),
+            (1, self.cancel_one),
+            (1, self.delete_one),
         ]
         weights = [weight for weight, _ in actions]
         [(_, action)] = self.random.choices(actions, weights)
@@ -114,6 +118,27 @@ class World(Harness):
                 ending = self.upstream.finish if self.random.random() < 0.7 else self.upstream.fail
                 ending(task_id)
 
+    async def cancel_one(self) -> None:
+        """Cancel a generation, whatever became of it."""
+        if not (prompts := self.generations.keys() - self.maybe_deleted):
+            return
+        prompt = self.random.choice(sorted(prompts))
+        answer = await self.client.post(f"/v1/generations/{self.generations[prompt]}/cancel")
+        assert answer.status_code in (200, 409), answer.text
+        if answer.status_code == 200:
+            self.canceled.add(prompt)
+
+    async def delete_one(self) -> None:
+        """Delete a generation, unless it is open; after a crash nobody knows if it is there."""
+        if not (prompts := self.generations.keys() - self.maybe_deleted):
+            return
+        prompt = self.random.choice(sorted(prompts))
+        self.maybe_deleted.add(prompt)
+        answer = await self.client.delete(f"/v1/generations/{self.generations[prompt]}")
+        assert answer.status_code in (204, 409), answer.text
+        if answer.status_code == 409:
+            self.maybe_deleted.discard(prompt)
+
     async def call_back_some(self) -> None:
         """Send a callback: true, repeated, early, late, unreadable or forged."""
         creates = [b for b in self.upstream.creates if "callback_url" in b and "task_id" in b]
@@ -135,8 +160,10 @@ class World(Harness):
             return
         for _ in range(2 if kind == "again" else 1):
             answer = await self.anonymous.post(url, content=content)
+            if answer.status_code == 404 and create["prompt"] in self.maybe_deleted:
+                return
             assert answer.status_code == 200, answer.text
-            self.acknowledged.append(content)
+            self.acknowledged.append((create["prompt"], content))
             self.maybe_taken.add(create["prompt"])  # It proves that upstream has it.
 
     async def pass_time(self) -> None:
@@ -163,7 +190,7 @@ class World(Harness):
 
     def _create(self, body: dict[str, Any]) -> httpx.Response:
         prompt = body["prompt"]
-        if prompt in self.maybe_taken:
+        if prompt in self.maybe_taken or prompt in self.canceled:
             self.repeated.append(prompt)
         outcome = self.random.choice(
             (

@@ -31,7 +31,7 @@ WHERE e.tenant = :tenant AND e.seq > :cursor AND e.seq <= :last_seq
 ORDER BY e.seq LIMIT :limit;
 
 -- name: generations_old
-SELECT g.id, g.tenant, g.status IN ('succeeded', 'failed', 'timed_out')
+SELECT g.id, g.tenant, g.status IN ('succeeded', 'failed', 'timed_out', 'canceled')
     AND pg_input_is_valid(g.event_ids, 'jsonb')
     AND g.next_poll_at IS NULL AND g.completed_at < :before AND g.deadline_at < :deadline_before
     AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id {each})

@@ -112,8 +112,10 @@ WHERE tenant = :tenant AND id = :id AND status = 'pending';
 -- name: attempt_insert
 INSERT INTO attempts (delivery_id, number, id, trigger, started_at, duration_ms, status_code,
     error_code, error_message, response_headers, response_body)
-VALUES (:delivery_id, :number, :id, :trigger, :started_at, :duration_ms, :status_code,
-    :error_code, :error_message, :response_headers, :response_body)
+SELECT :delivery_id, :number, :id, :trigger, :started_at, :duration_ms, :status_code,
+    :error_code, :error_message, :response_headers, :response_body
+-- The delivery may have been erased with its generation while the attempt was under way.
+WHERE EXISTS (SELECT 1 FROM deliveries WHERE tenant = :tenant AND id = :delivery_id)
 ON CONFLICT (delivery_id, number) DO NOTHING;
 
 -- name: attempts_of_delivery
@@ -157,3 +159,16 @@ DELETE FROM deliveries WHERE tenant = :tenant AND id = :id;
 
 -- name: attempts_delete
 DELETE FROM attempts WHERE delivery_id = :id;
+
+-- name: subscribers_owed_events
+-- The subscribers with pending deliveries of these events. :event_ids is a JSON list.
+SELECT DISTINCT d.subscriber_id FROM {rows}(:event_ids) e
+{ordered} JOIN deliveries d {index deliveries_event} ON d.event_id = e.value
+WHERE d.status = 'pending';
+
+-- name: attempts_of_events_delete
+DELETE FROM attempts WHERE delivery_id IN (SELECT d.id FROM {rows}(:event_ids) e
+    {ordered} JOIN deliveries d {index deliveries_event} ON d.event_id = e.value);
+
+-- name: deliveries_of_events_delete
+DELETE FROM deliveries WHERE event_id IN (SELECT value FROM {rows}(:event_ids));

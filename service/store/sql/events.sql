@@ -21,3 +21,8 @@ FROM events e WHERE e.id > :after AND e.id < :before_id ORDER BY e.id LIMIT :lim
 
 -- name: event_delete
 DELETE FROM events WHERE id = :id;
+
+-- name: events_erase
+-- What is left until the retention is the place: a cursor of whoever has read the event stays exact.
+UPDATE events SET tenant = '', type = '', generation_id = NULL, body = substr(body, 1, 0)
+WHERE id IN (SELECT value FROM {rows}(:event_ids));

@@ -1,8 +1,8 @@
 -- name: generation_insert
 INSERT INTO generations (id, tenant, model, status, route, notify_url, notify_subscriber_id,
-    deadline_at, nonce, submission, submit_at)
+    retry_of, deadline_at, nonce, submission, submit_at)
 VALUES (:id, :tenant, :model, :status, :route, :notify_url, :notify_subscriber_id,
-    :deadline_at, :nonce, :submission, :submit_at);
+    :retry_of, :deadline_at, :nonce, :submission, :submit_at);
 
 -- name: generation_body_insert
 INSERT INTO generation_bodies (generation_id, input, metadata) VALUES (:id, :input, :metadata);
@@ -73,7 +73,7 @@ FROM (SELECT value AS id FROM {rows}(:ids)
     UNION
     SELECT id FROM (SELECT s.id FROM {rows}(:ids) i {ordered} JOIN generations p ON p.id = i.value
         {ordered} JOIN generations s ON s.task_id = p.task_id
-        WHERE s.status NOT IN ('succeeded', 'failed') LIMIT :shared_max)) q
+        WHERE s.status NOT IN ('succeeded', 'failed', 'canceled') LIMIT :shared_max)) q
 {ordered} JOIN generations g ON g.id = q.id
 {ordered} JOIN generation_bodies b ON b.generation_id = q.id;
 
@@ -244,6 +244,9 @@ WHERE due_at > :now AND EXISTS (SELECT 1 FROM generations g
 -- name: confirmations_delete
 DELETE FROM confirmations WHERE generation_id IN (SELECT value FROM {rows}(:ids));
 
+-- name: confirmation_delete
+DELETE FROM confirmations WHERE generation_id = :id;
+
 -- name: generations_to_expire
 SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM generations g LEFT JOIN generation_bodies b ON b.generation_id = g.id
@@ -278,15 +281,18 @@ SELECT at, kind, duration_ms, status_code, outcome, detail FROM exchanges
 WHERE generation_id = :generation_id ORDER BY at LIMIT 1000;
 
 -- name: usage_add
-INSERT INTO usage (tenant, day, model, generations, succeeded, failed, timed_out, credits)
-VALUES (:tenant, :day, :model, :generations, :succeeded, :failed, :timed_out, :credits)
+INSERT INTO usage (tenant, day, model, generations, succeeded, failed, timed_out, canceled,
+    credits)
+VALUES (:tenant, :day, :model, :generations, :succeeded, :failed, :timed_out, :canceled,
+    :credits)
 ON CONFLICT (tenant, day, model) DO UPDATE SET
     generations = usage.generations + excluded.generations,
     succeeded = usage.succeeded + excluded.succeeded, failed = usage.failed + excluded.failed,
-    timed_out = usage.timed_out + excluded.timed_out, credits = usage.credits + excluded.credits;
+    timed_out = usage.timed_out + excluded.timed_out,
+    canceled = usage.canceled + excluded.canceled, credits = usage.credits + excluded.credits;
 
 -- name: usage_list
-SELECT day, model, generations, succeeded, failed, timed_out, credits FROM usage
+SELECT day, model, generations, succeeded, failed, timed_out, canceled, credits FROM usage
 WHERE tenant = :tenant AND day >= :since AND day <= :until AND model = coalesce(:model, model)
 ORDER BY day DESC, model LIMIT 10000;
 
@@ -294,7 +300,8 @@ ORDER BY day DESC, model LIMIT 10000;
 -- The next generations from before a time. One can be deleted once it has ended, no poll,
 -- confirmation or callback is expected any more, and its events are deleted.
 -- One whose columns are no JSON stays, but it holds up no other.
-SELECT g.id, g.tenant, g.status IN ('succeeded', 'failed', 'timed_out') AND json_valid(g.event_ids)
+SELECT g.id, g.tenant, g.status IN ('succeeded', 'failed', 'timed_out', 'canceled')
+    AND json_valid(g.event_ids)
     AND g.next_poll_at IS NULL AND g.completed_at < :before AND g.deadline_at < :deadline_before
     AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
     AND NOT EXISTS (SELECT 1 FROM {rows}(

@@ -16,3 +16,8 @@ WHERE tenant = :tenant AND key = :key AND resource_id = :resource_id;
 -- name: idempotency_delete_old
 DELETE FROM idempotency WHERE (tenant, key) IN (SELECT tenant, key FROM idempotency
     WHERE created_at < :before ORDER BY created_at LIMIT :limit);
+
+-- name: idempotency_erase
+-- The key of an erased generation: a repeat finds nothing, and a late answer is not stored.
+UPDATE idempotency SET resource_id = '', status_code = NULL, sealed_answer = NULL
+WHERE created_at = :created_at AND resource_id = :id;

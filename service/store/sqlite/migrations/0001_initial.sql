@@ -51,6 +51,7 @@ CREATE TABLE generations (
     route TEXT NOT NULL,
     notify_url TEXT,
     notify_subscriber_id TEXT,
+    retry_of TEXT,
     task_id TEXT,
     credits INTEGER,
     submitted_at INTEGER,
@@ -71,7 +72,7 @@ CREATE TABLE generations (
 CREATE INDEX generations_tenant ON generations (tenant, id);
 -- Other statuses need none: most generations succeed, and open ones are among the newest.
 CREATE INDEX generations_failed ON generations (tenant, status, id)
-    WHERE status IN ('failed', 'timed_out');
+    WHERE status IN ('failed', 'timed_out', 'canceled');
 CREATE INDEX generations_model ON generations (tenant, model, id);
 -- By tenant, so that what one has due is found beside any number of another's.
 CREATE INDEX generations_poll ON generations (tenant, next_poll_at) WHERE next_poll_at IS NOT NULL;
@@ -313,6 +314,7 @@ CREATE TABLE usage (
     succeeded INTEGER NOT NULL DEFAULT 0,
     failed INTEGER NOT NULL DEFAULT 0,
     timed_out INTEGER NOT NULL DEFAULT 0,
+    canceled INTEGER NOT NULL DEFAULT 0,
     credits INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (tenant, day, model)
 ) WITHOUT ROWID;

@@ -1,0 +1,42 @@
+"""Erase a generation: its request, results, callbacks, events and deliveries. Usage stays."""
+
+from service.model.generation import Generation
+from service.model.ids import time_of
+from service.store.database import Transaction
+from service.store.rows import json_text
+
+_PARTS_MAX = 1_000_000  # More than a generation has of anything.
+# In this order: what is found by other rows goes before them.
+_STATEMENTS = (
+    "attempts_of_events_delete",
+    "deliveries_of_events_delete",
+    "events_erase",
+    "exchanges_delete",
+    "callbacks_of_generation_delete",
+    "callback_bodies_of_generation_delete",
+    "confirmation_delete",
+    "generation_metadata_delete",
+    "task_names_delete",
+    "generation_body_delete",
+    "generation_delete",
+    # The answer to its request has the prompt, too. The key stays: a repeat must not submit again.
+    "idempotency_erase",
+)
+
+
+async def erase(tx: Transaction, generation: Generation) -> list[str]:
+    """Delete a generation that has ended; return the subscribers that were owed an event of it.
+
+    What waits for them in memory is to be dropped: see `Inbox.reload`.
+    """
+    values = {
+        "id": generation.id,
+        "tenant": generation.tenant,
+        "event_ids": json_text(generation.event_ids),
+        "created_at": time_of(generation.id),
+        "most": _PARTS_MAX,
+    }
+    owed = await tx.all("subscribers_owed_events", **values)
+    for name in _STATEMENTS:
+        await tx.run(name, **values)
+    return [row["subscriber_id"] for row in owed]
