@@ -8,6 +8,7 @@ from service.dashboard.calls import ApiCall
 from service.model.key import Scope
 
 Form = Mapping[str, str]
+ONCE_CHARACTERS_MAX = 64
 
 
 class Act(NamedTuple):
@@ -50,6 +51,13 @@ class Act(NamedTuple):
         return back.replace("{id}", id_).replace("{new}", new_id)
 
 
+def once_headers(form: Form) -> dict[str, str]:
+    """Return the `Idempotency-Key` of a form: what it creates, it creates once."""
+    once = form.get("once", "")
+    is_ours = once.isascii() and once.isalnum() and len(once) <= ONCE_CHARACTERS_MAX
+    return {"idempotency-key": f"dashboard-{once}"} if is_ours else {}
+
+
 def read_time(text: str) -> str:
     """Return the value of a `datetime-local` field, which is UTC, as RFC 3339."""
     return f"{text}{':00' * (text.count(':') == 1)}Z" if text and not text.endswith("Z") else text
@@ -80,14 +88,41 @@ def _new_replay(form: Form) -> Any:
     }
 
 
-_SUBSCRIBER = "/v1/subscribers/{id}"
+_GENERATION, _SUBSCRIBER = "/v1/generations/{id}", "/v1/subscribers/{id}"
 ACTS = (
     Act(
         "/generations/{id}/refresh",
         "submit",
         "Ask upstream now",
-        "/v1/generations/{id}/refresh",
+        f"{_GENERATION}/refresh",
         "Upstream was asked.",
+    ),
+    Act(
+        "/generations/{id}/cancel",
+        "submit",
+        "Cancel",
+        f"{_GENERATION}/cancel",
+        "The generation is canceled.",
+        warning="Nobody asks for the result any more. Upstream may finish it, and bill for it.",
+    ),
+    Act(
+        "/generations/{id}/retry",
+        "submit",
+        "Try again",
+        f"{_GENERATION}/retry",
+        "This is a new generation with the same input.",
+        warning="A new generation has the same input, and costs credits again.",
+        back="/generations/{new}",
+    ),
+    Act(
+        "/generations/{id}/delete",
+        "manage",
+        "Delete",
+        _GENERATION,
+        "The generation is deleted.",
+        "DELETE",
+        warning="Its prompt, results, events and callbacks are erased. Its usage stays.",
+        back="/generations",
     ),
     Act(
         "/subscribers/create",

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from service.context import Context
 from service.dashboard import entry, formats, models
-from service.dashboard.acts import ACTS, Act, Form
+from service.dashboard.acts import ACTS, Act, Form, once_headers
 from service.dashboard.calls import Reply
 from service.dashboard.forms import read_form
 from service.dashboard.pages import PAGES
@@ -126,7 +126,7 @@ async def _submit(run: Submit, visit: Visit) -> Response:
 async def _perform(act: Act, visit: Visit, form: Form) -> Response:
     """Make the API call of an act; show what it answers once, or go back to the page."""
     id_ = visit.request.path_params.get("id", "")
-    reply = await visit.send(act.call(id_, form))
+    reply = await visit.send(act.call(id_, form), once_headers(form))
     if not reply.is_success:
         raise RefusedError(reply)
     if act.result:

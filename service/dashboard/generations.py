@@ -8,7 +8,7 @@ from service.dashboard import media
 from service.dashboard.acts import read_time
 from service.dashboard.plots import draw_axis
 from service.dashboard.visit import Visit
-from service.model.generation import OPEN, TERMINAL
+from service.model.generation import OPEN, RETRYABLE, TERMINAL
 
 PER_PAGE = "24"
 
@@ -49,6 +49,7 @@ async def show(visit: Visit) -> Response:
     values: dict[str, Any] = {
         "generation": generation,
         "is_open": is_open,
+        "retryable": RETRYABLE,
         "files": files,
         "entries": timeline["data"],
         "axis": draw_axis(timeline["data"]),

@@ -18,8 +18,7 @@ TICKS = (
     *((1, "1 s"), (10, "10 s"), (60, "1 min"), (600, "10 min"), (3_600, "1 h")),
     *((21_600, "6 h"), (86_400, "1 day"), (604_800, "7 days")),
 )
-_LANES = {
-    **dict.fromkeys(("stored", "event"), "genhook"),
+_LANES = {  # The others are genhook's own.
     **dict.fromkeys(("submission", "submitted", "poll"), "to upstream"),
     "callback": "from upstream",
 }
@@ -79,7 +78,7 @@ def draw_axis(entries: Sequence[Mapping[str, Any]]) -> Axis:
     total = max((max(times, default=0) - start) / 1_000, 1.0)
     lanes: dict[str, Lane] = {}
     for entry, at in zip(entries, times, strict=True):
-        label = _LANES.get(entry["type"]) or f"…{entry['detail']['subscriber_id'][-8:]}"
+        label = _lane_of(entry)
         if label not in lanes and len(lanes) == LANES_MAX:
             continue
         seconds = (at - start) / 1_000
@@ -87,6 +86,13 @@ def draw_axis(entries: Sequence[Mapping[str, Any]]) -> Axis:
         lanes.setdefault(label, Lane(label=label, marks=[])).marks.append(mark)
     ticks = [(_place(at, total), text) for at, text in TICKS if at < total * 0.8]
     return Axis(list(lanes.values()), [(_place(0, total), "0"), *ticks])
+
+
+def _lane_of(entry: Mapping[str, Any]) -> str:
+    """Return the lane of an entry; the attempts of each subscriber have one."""
+    if entry["type"] == "attempt":
+        return f"…{entry['detail']['subscriber_id'][-8:]}"
+    return _LANES.get(entry["type"], "genhook")
 
 
 def _place(seconds: float, total: float) -> float:

@@ -71,6 +71,10 @@ class Visit:
         """The token for the forms of the page."""
         return self.site.signatures.token(self.id_)
 
+    def new_once(self) -> str:
+        """Return a random text with which a form that is posted twice acts once."""
+        return self.site.context.random_bytes(16).hex()
+
     @property
     def id(self) -> str:
         """The id in the path of the page."""
@@ -116,11 +120,10 @@ class Visit:
             raise RefusedError(reply)
         return reply.content
 
-    async def send(self, call: ApiCall, **headers: str) -> Reply:
+    async def send(self, call: ApiCall, headers: Mapping[str, str] | None = None) -> Reply:
         """Make an API call with the reader's key, and show it on the page."""
         self.show_call(call)
-        lines = {name.replace("_", "-"): value for name, value in headers.items()}
-        return await send(self.site.api, call, self.key, lines)
+        return await send(self.site.api, call, self.key, headers)
 
     def show_call(self, call: ApiCall) -> str:
         """Show a call on the page as curl, once; return nothing for the place in the template."""

@@ -103,6 +103,39 @@ async def test_upstream_is_asked_about_an_open_generation(world: Harness, browse
     assert (await world.get(f"/v1/generations/{generation['id']}"))["status"] == "succeeded"
 
 
+async def test_a_generation_is_canceled_repeated_once_and_deleted(
+    world: Harness, browser: Browser
+) -> None:
+    path = f"/generations/{(await world.generate())['id']}"
+    page = await done(browser, f"{path}/cancel")
+    assert "The generation is canceled" in text_of(page)
+    [once] = set(re.findall(r'/retry">\s*.*?name="once" value="([0-9a-f]+)"', page.text))
+    answers = [await browser.post(f"{path}/retry", once=once) for _ in range(2)]
+    assert answers[0].headers["location"] == answers[1].headers["location"]
+    page = await browser.follow(answers[0])
+    assert "This is a new generation with the same input" in text_of(page)
+    assert path.rpartition("/")[2] in text_of(page)
+    page = await done(browser, f"{path}/delete")
+    assert "The generation is deleted" in text_of(page)
+    assert (await browser.get(path)).status_code == 404
+    assert len(world.upstream.creates) == 2
+
+
+async def test_a_link_that_has_expired_is_shown_as_such(world: Harness, browser: Browser) -> None:
+    generation = await world.generate()
+    url = "https://cdn.example/1.png?Expires=1795000300&Signature=x"  # 300 s after START.
+    world.upstream.finish("task1", url)
+    await world.run(60)
+    path = f"/generations/{generation['id']}"
+    assert "src=" + '"https://cdn.example/1.png' in (await browser.get(path)).text
+    world.clock.advance(300)
+    page = await browser.get(path)
+    assert "The link expired 2026-" in text_of(page)
+    assert "<img" not in page.text
+    assert "cdn.example" not in policy_of(page)["img-src"]
+    assert "link expired" in text_of(await browser.get("/generations"))
+
+
 async def test_a_trial_names_its_price_asks_and_spends_it_once(
     world: Harness, browser: Browser
 ) -> None:
