@@ -28,6 +28,7 @@ AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text(encoding="utf-8")
 ROWS = 250  # Generations; with their events, deliveries and callbacks there are over 1,000 rows.
 PICTURE = b"<svg xmlns='http://www.w3.org/2000/svg' width='64' height='64'/>"
 SERIOUS = ("serious", "critical")
+expect.set_options(timeout=30_000)
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium"),
