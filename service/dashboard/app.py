@@ -128,19 +128,19 @@ async def _perform(act: Act, visit: Visit, form: Form) -> Response:
     id_ = visit.request.path_params.get("id", "")
     reply = await visit.send(act.call(id_, form), once_headers(form))
     if not reply.is_success:
-        raise RefusedError(reply)
+        return _render_problem(visit, reply, back=act.path.rpartition("/")[0].replace("{id}", id_))
     if act.result:
         return visit.render(act.result, 200, answer=reply.content, id=id_, act=act)
     new_id = reply.content["id"] if reply.content else ""
     return visit.redirect(act.target(id_, new_id), done=act.name)
 
 
-def _render_problem(visit: Visit, reply: Reply) -> Response:
+def _render_problem(visit: Visit, reply: Reply, back: str = "") -> Response:
     if reply.status == 401:
         return entry.ask_to_sign_in(visit)
     problem = reply.content if isinstance(reply.content, dict) else {}
     values = {"problem": problem, "explained": _EXPLAINED.get(reply.status, "")}
-    return visit.render("problem.html", reply.status, status=reply.status, **values)
+    return visit.render("problem.html", reply.status, status=reply.status, back=back, **values)
 
 
 async def _serve_file(files: dict[str, Path], request: Request) -> Response:
@@ -170,5 +170,6 @@ async def _refuse(site: Site, request: Request, error: Exception) -> Response:
             _log.exception("page.failed", path=request.scope["path"])
             status, detail = 500, "Something went wrong here."
     visit = Visit(site, request, b"", None)
-    values: dict[str, Any] = {"problem": {"detail": detail}, "explained": _EXPLAINED.get(status)}
+    explained = _EXPLAINED.get(status, "")
+    values: dict[str, Any] = {"problem": {"detail": detail}, "explained": explained, "back": ""}
     return visit.render("problem.html", status, status=status, **values)

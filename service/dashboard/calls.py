@@ -8,8 +8,6 @@ from urllib.parse import quote, urlencode
 import msgspec
 from starlette.types import ASGIApp, Message
 
-from service.model.key import Key
-
 _SAFE = "/:."  # Of a path and a query: the rest is percent-encoded, so that no shell reads it.
 
 
@@ -58,11 +56,14 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 async def send(
-    api: ASGIApp, call: ApiCall, key: Key | None, headers: Mapping[str, str] | None = None
+    api: ASGIApp, call: ApiCall, headers: Mapping[str, str], state: Mapping[str, Any]
 ) -> Reply:
-    """Make a call as the holder of `key`, through the API's own router, checks and log."""
+    """Make a call through the API's own router, checks and log.
+
+    `state` has the `acting_key` and the `request_id` of the page.
+    """
     path, _, query = call.target.partition("?")
-    lines = {"content-type": "application/json", **(headers or {})}
+    lines = {"content-type": "application/json", **headers}
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -76,7 +77,7 @@ async def send(
         "headers": [(name.encode(), value.encode()) for name, value in lines.items()],
         "client": None,
         "server": None,
-        "state": {"acting_key": key},
+        "state": dict(state),
     }
     messages: list[Message] = []
 

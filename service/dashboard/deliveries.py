@@ -2,7 +2,7 @@
 
 from starlette.responses import Response
 
-from service.dashboard.visit import Visit
+from service.dashboard.visit import PATH, Visit
 from service.model.clock import DAY, rfc3339
 from service.store.stats import STATUSES
 
@@ -20,7 +20,16 @@ async def show_list(visit: Visit) -> Response:
 async def show(visit: Visit) -> Response:
     """GET /dashboard/deliveries/{id}: with its attempts; live while it is pending."""
     delivery = await visit.get(f"/v1/deliveries/{visit.id}")
-    return visit.render("delivery.html", 200, delivery=delivery)
+    is_open, state = delivery["status"] == "pending", str(delivery["attempt_count"])
+    answer = _answer_live(visit, state, is_open=is_open)
+    return answer or visit.render("delivery.html", 200, delivery=delivery, state=state)
+
+
+def _answer_live(visit: Visit, state: str, *, is_open: bool) -> Response | None:
+    """Answer a page that is open: nothing while nothing changed, and to load anew at the end."""
+    if visit.is_live and not is_open:
+        return visit.redirect(visit.path.removeprefix(PATH))
+    return Response(status_code=204) if visit.has_seen(state) else None
 
 
 async def show_dead(visit: Visit) -> Response:
@@ -42,7 +51,9 @@ async def show_replays(visit: Visit) -> Response:
 async def show_replay(visit: Visit) -> Response:
     """GET /dashboard/replays/{id}: live while it runs."""
     replay = await visit.get(f"/v1/replays/{visit.id}")
-    return visit.render("replay.html", 200, replay=replay)
+    is_open, state = replay["status"] == "running", str(replay["done"])
+    answer = _answer_live(visit, state, is_open=is_open)
+    return answer or visit.render("replay.html", 200, replay=replay, state=state)
 
 
 async def show_callbacks(visit: Visit) -> Response:

@@ -44,11 +44,15 @@ async def show(visit: Visit) -> Response:
     if visit.is_live and not is_open:
         return visit.redirect(f"/generations/{visit.id}")
     timeline = await visit.get(f"{path}/timeline")
+    state = f"{generation['status']}.{len(timeline['data'])}"
+    if visit.has_seen(state):
+        return Response(status_code=204)
     files = media.read_files(generation, visit.now)
     visit.show_media(files)
     values: dict[str, Any] = {
         "generation": generation,
         "is_open": is_open,
+        "state": state,
         "retryable": RETRYABLE,
         "files": files,
         "entries": timeline["data"],

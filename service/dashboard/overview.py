@@ -9,6 +9,7 @@ from starlette.responses import Response
 from service.dashboard.plots import bars
 from service.dashboard.visit import Visit
 from service.model.clock import parse_rfc3339, rfc3339
+from service.model.generation import OPEN
 
 DAYS = 30
 LATEST = 50  # Generations whose durations are drawn.
@@ -21,17 +22,18 @@ async def show(visit: Visit) -> Response:
     """GET /dashboard."""
     usage = await visit.get("/v1/usage")
     latest = await visit.get("/v1/generations", limit=str(LATEST))
-    opened = []
-    for status in ("queued", "processing"):
-        page = await visit.get("/v1/generations", status=status, limit=str(OPEN_MAX))
-        opened += page["data"]
+    queued, processing = [
+        (await visit.get("/v1/generations", status=status, limit=str(OPEN_MAX)))["data"]
+        for status in OPEN
+    ]
+    opened = [*queued, *processing]
     subscribers = await _subscribers(visit) if visit.may("manage") else []
     ages = [stats["oldest_undelivered_seconds"] for _, stats in subscribers]
     values = {
         "days": _by_day(usage["data"], visit.now),
         "durations": _durations(latest["data"]),
         "open_count": len(opened),
-        "open_max": OPEN_MAX,
+        "has_more_open": OPEN_MAX in (len(queued), len(processing)),
         "overdue": [each for each in opened if parse_rfc3339(each["deadline_at"]) <= visit.now],
         "subscribers": subscribers,
         "oldest": max((age for age in ages if age is not None), default=None),
@@ -92,7 +94,6 @@ def _durations(latest: Sequence[View]) -> dict[str, Any]:
         "count": len(ranked),
         "median": ranked[len(ranked) // 2] if ranked else None,
         "longest": ranked[-1] if ranked else None,
-        "is_recent": bool(ended) and parse_rfc3339(ended[-1]["created_at"]) > 0,
     }
 
 

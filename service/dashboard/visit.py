@@ -90,6 +90,10 @@ class Visit:
         call = ApiCall(path=path, query={n: v for n, v in query.items() if v})
         return f"{up}dashboard{call.target}"
 
+    def has_seen(self, state: str) -> bool:
+        """Whether an open page asks again, and shows this state of its noun already."""
+        return self.is_live and self.request.query_params.get("seen") == state
+
     def asset(self, name: str) -> str:
         """Return the link to a file, which changes when its content does."""
         return self.link(f"/static/{self.site.assets[name]}")
@@ -123,7 +127,8 @@ class Visit:
     async def send(self, call: ApiCall, headers: Mapping[str, str] | None = None) -> Reply:
         """Make an API call with the reader's key, and show it on the page."""
         self.show_call(call)
-        return await send(self.site.api, call, self.key, headers)
+        state = {"acting_key": self.key, "request_id": self.request.state.request_id}
+        return await send(self.site.api, call, headers or {}, state)
 
     def show_call(self, call: ApiCall) -> str:
         """Show a call on the page as curl, once; return nothing for the place in the template."""

@@ -75,9 +75,11 @@ async def test_a_dead_letter_is_retried_and_replayed(world: Harness, browser: Br
     assert re.fullmatch(r"/dashboard/replays/rpl_\w+", page.url.path)
     assert "The replay has begun" in text_of(page)
     assert 'hx-trigger="every' in page.text
+    path = urlsplit(str(page.url)).path.removeprefix("/dashboard")
+    assert (await browser.get(f"{path}?seen=0", HX_Request="true")).status_code == 204
     await world.run(1)
-    page = await browser.get(urlsplit(str(page.url)).path.removeprefix("/dashboard"))
-    assert 'hx-trigger="every' not in page.text
+    assert (await browser.get(path, HX_Request="true")).headers["hx-refresh"] == "true"
+    assert 'hx-trigger="every' not in (await browser.get(path)).text
 
 
 async def test_a_key_is_created_shown_once_and_revoked(world: Harness, browser: Browser) -> None:

@@ -100,6 +100,7 @@ async def test_pages_of_another_tenant_are_not_there(world: Harness, ids: Ids, p
     answer = await stranger.get(path_of(page, ids))
     assert answer.status_code == 404
     assert "belongs to somebody else" in text_of(answer)
+    assert answer.headers["x-request-id"] in text_of(answer)  # The log has both under it.
 
 
 def test_pages_and_acts_ask_for_the_scope_of_their_api_call() -> None:
@@ -187,6 +188,8 @@ async def test_an_open_generation_asks_again_and_an_ended_one_is_loaded_anew(
     path = f"/generations/{generation['id']}"
     assert 'hx-trigger="every' in (await browser.get(path)).text
     assert (await browser.get(path, HX_Request="true")).status_code == 200
+    [seen] = re.findall(r"\?seen=[a-z0-9.]+", (await browser.get(path)).text)
+    assert (await browser.get(path + seen, HX_Request="true")).status_code == 204
     world.upstream.finish("task1")
     await world.run(60)
     answer = await browser.get(path, HX_Request="true")
