@@ -19,7 +19,7 @@ from service.dashboard import entry, formats, models
 from service.dashboard.acts import ACTS, Act, Form, once_headers
 from service.dashboard.calls import Reply
 from service.dashboard.forms import read_form
-from service.dashboard.pages import PAGES
+from service.dashboard.pages import PAGES, PARTS
 from service.dashboard.sign_in import Attempts, Signatures
 from service.dashboard.visit import PATH, RefusedError, Site, Visit
 from service.model.errors import StorageError
@@ -60,7 +60,9 @@ def build(
         _form(site, "/models/try", models.run_try),
     ]
     routes += [_form(site, act.path, partial(_perform, act)) for act in ACTS]
-    routes += [_route(site, page.path, partial(_show, page.show), "GET") for page in PAGES]
+    routes += [
+        _route(site, page.path, partial(_show, page.show), "GET") for page in (*PAGES, *PARTS)
+    ]
     errors = dict.fromkeys((HTTPException, Exception), partial(_refuse, site))
     app = Starlette(routes=routes, exception_handlers=errors)
     app.router.redirect_slashes = False

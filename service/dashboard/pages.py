@@ -48,3 +48,5 @@ PAGES = (
     Page("/keys", account.show_keys, "admin", "Keys", for_operators=True),
     Page("/workers", account.show_workers, "open", "Workers"),
 )
+# Parts of pages, which htmx asks for.
+PARTS = (Page("/subscribers/{id}/health", subscribers.show_health, "manage"),)

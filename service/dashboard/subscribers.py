@@ -15,6 +15,15 @@ async def show_list(visit: Visit) -> Response:
     return visit.render("subscribers.html", 200, page=page, event_types=EVENT_TYPES)
 
 
+async def show_health(visit: Visit) -> Response:
+    """GET /dashboard/subscribers/{id}/health: a row of the overview, which asks for it itself."""
+    if not visit.is_live:
+        return visit.redirect(f"/subscribers/{visit.id}")
+    path = f"/v1/subscribers/{visit.id}"
+    subscriber, stats = await visit.get(path), await visit.get(f"{path}/stats")
+    return visit.render("health.html", 200, subscriber=subscriber, stats=stats)
+
+
 async def show(visit: Visit) -> Response:
     """GET /dashboard/subscribers/{id}."""
     path = f"/v1/subscribers/{visit.id}"

@@ -199,6 +199,18 @@ async def test_an_open_generation_asks_again_and_an_ended_one_is_loaded_anew(
     assert 'src="https://cdn.example/1.png"' in page.text
 
 
+async def test_the_overview_asks_for_the_health_of_each_subscriber(
+    world: Harness, ids: Ids, browser: Browser
+) -> None:
+    overview = await browser.get()
+    rows = re.findall(r'<tr hx-get="dashboard(/subscribers/\w+/health)"', overview.text)
+    assert len(rows) == 2
+    dead = [text_of(await browser.get(row, HX_Request="true")) for row in rows]
+    assert any("500" not in text and "dead" not in text.lower() for text in dead)
+    assert all("active" in text for text in dead)
+    assert (await browser.get(rows[0])).status_code == 303  # Without htmx: to its page.
+
+
 async def test_the_pages_hold_behind_a_prefix(world: Harness) -> None:
     async def strip(scope: Any, receive: Any, send: Any) -> None:
         assert scope["path"].startswith("/hooks/")
