@@ -31,9 +31,8 @@ async def show(visit: Visit) -> Response:
     page: dict[str, Any] = {"data": []}
     if visit.may("manage"):
         page = await visit.get("/v1/subscribers", limit=str(SUBSCRIBERS_MAX))
-    for first in page["data"][
-        :1
-    ]:  # Counting what each is owed takes long: rows come by themselves.
+    # Counting what each is owed takes long, so their rows come by themselves.
+    for first in page["data"][:1]:
         visit.show_call(ApiCall(path=f"/v1/subscribers/{first['id']}/stats"))
     values = {
         "days": _by_day(usage["data"], visit.now),

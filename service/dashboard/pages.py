@@ -37,6 +37,7 @@ PAGES = (
     Page("/models/try", models.show_try, "read"),
     Page("/subscribers", subscribers.show_list, "manage", "Subscribers"),
     Page("/subscribers/{id}", subscribers.show, "manage"),
+    Page("/subscribers/{id}/stats", subscribers.show_stats, "read"),
     Page("/deliveries", deliveries.show_list, "read", "Deliveries"),
     Page("/deliveries/{id}", deliveries.show, "read"),
     Page("/dead-letters", deliveries.show_dead, "read", "Dead letters"),

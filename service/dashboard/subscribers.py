@@ -2,6 +2,7 @@
 
 from starlette.responses import Response
 
+from service.dashboard.calls import ApiCall
 from service.dashboard.plots import bars
 from service.dashboard.visit import Visit
 from service.model.event import EVENT_TYPES
@@ -25,20 +26,21 @@ async def show_health(visit: Visit) -> Response:
 
 
 async def show(visit: Visit) -> Response:
-    """GET /dashboard/subscribers/{id}."""
+    """GET /dashboard/subscribers/{id}. Its statistics come by themselves: they take longer."""
     path = f"/v1/subscribers/{visit.id}"
     subscriber = await visit.get(path)
-    stats = await visit.get(f"{path}/stats")
+    visit.show_call(ApiCall(path=f"{path}/stats"))
     deliveries = await visit.get("/v1/deliveries", subscriber_id=visit.id, limit="10")
+    values = {"subscriber": subscriber, "deliveries": deliveries["data"]}
+    return visit.render("subscriber.html", 200, **values)
+
+
+async def show_stats(visit: Visit) -> Response:
+    """GET /dashboard/subscribers/{id}/stats: a page, of which that of the subscriber has a part."""
+    stats = await visit.get(f"/v1/subscribers/{visit.id}/stats")
     latency = stats["latency_ms"]
-    texts = [f"{period}, {name}" for period in ("hour", "day") for name in QUANTILES]
-    values = [latency[period][name] or 0 for period in ("hour", "day") for name in QUANTILES]
-    return visit.render(
-        "subscriber.html",
-        200,
-        subscriber=subscriber,
-        stats=stats,
-        deliveries=deliveries["data"],
-        quantiles=QUANTILES,
-        latency=bars(values, [f"{t}: {v:,.0f} ms" for t, v in zip(texts, values, strict=True)]),
-    )
+    pairs = [(period, name) for period in ("hour", "day") for name in QUANTILES]
+    values = [latency[period][name] or 0 for period, name in pairs]
+    texts = [f"{period}, {name}: {latency[period][name] or 0:,.0f} ms" for period, name in pairs]
+    shown = {"stats": stats, "quantiles": QUANTILES, "latency": bars(values, texts)}
+    return visit.render("subscriber_stats.html", 200, id=visit.id, **shown)

@@ -8,7 +8,7 @@ import pytest
 from service.api.routes import OPERATIONS
 from service.dashboard.acts import ACTS
 from service.dashboard.app import FOLDER, STATIC
-from service.dashboard.pages import PAGES, Page
+from service.dashboard.pages import PAGES, PARTS, Page
 from service.model.errors import StorageError
 from tests.api.test_docs_page import Page as Markup
 from tests.contract.scenes import Ids, another_tenant, populate
@@ -107,9 +107,9 @@ def test_pages_and_acts_ask_for_the_scope_of_their_api_call() -> None:
     scopes = {(each.method, each.path): each.scope for each in OPERATIONS}
     for act in ACTS:
         assert scopes[act.method, act.api] == act.scope, act.path
-    for page in PAGES:
-        first = page.path.split("/")[1] if page.path else "generations"
-        path = f"/v1/{first}"
+    for page in (*PAGES, *PARTS):
+        own, first = f"/v1{page.path}", page.path.split("/")[1] if page.path else "generations"
+        path = own if ("GET", own) in scopes else f"/v1/{first}"
         if ("GET", path) in scopes:
             assert scopes["GET", path] == page.scope, page.path
 
