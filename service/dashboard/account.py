@@ -12,6 +12,7 @@ from service.dashboard.visit import Visit
 from service.model.key import SCOPES
 
 COUNTS = ("generations", "succeeded", "failed", "timed_out", "credits")
+ROWS_MAX = 200  # Of the table by day; the API has more.
 _HELP = re.compile(r"# HELP (\w+) (.*)")
 _VALUE = re.compile(r"(genhook_\w+) ([0-9.e+-]+)")
 
@@ -29,6 +30,7 @@ async def show_usage(visit: Visit) -> Response:
     ordered = sorted(days.items())
     values: dict[str, Any] = {
         "rows": rows,
+        "rows_max": ROWS_MAX,
         "models": sorted(models.items(), key=lambda item: -item[1]["credits"]),
         "credits": bars([n for _, n in ordered], [f"{day}: {n:,} credits" for day, n in ordered]),
         "first": ordered[0][0] if ordered else "",
