@@ -1,17 +1,27 @@
-"""Models: list the catalogue, get a model."""
+"""Models: list the catalogue by kind, callbacks or credits; get a model."""
 
-from typing import Any
+from operator import attrgetter
+from typing import Any, get_args
 
 from service.api.call import Answer, Call, answer, answer_list
 from service.api.problem import require
 from service.upstream import catalogue
 
-_FIELDS = ("id", "family", "provider", "path", "credits", "parameters", "callbacks")
+_FIELDS = ("id", "family", "provider", "kind", "path", "credits", "parameters", "callbacks")
 
 
-async def list_(_call: Call) -> Answer:
-    """GET /v1/models: every model, not paged."""
-    return answer_list([_view(model) for model in catalogue.models()])
+async def list_(call: Call) -> Answer:
+    """GET /v1/models: the models that pass the filters, not paged; by id, or the cheapest first."""
+    kind = call.query_choice("kind", get_args(catalogue.Kind))
+    callbacks = call.query_choice("callbacks", ("true", "false"))
+    models = [
+        model
+        for model in catalogue.models()
+        if kind in (None, model.kind) and callbacks in (None, str(model.callbacks).lower())
+    ]
+    if call.query_choice("sort", ("credits",)):
+        models.sort(key=attrgetter("credits", "id"))
+    return answer_list([_view(model) for model in models])
 
 
 async def get(call: Call) -> Answer:

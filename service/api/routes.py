@@ -82,7 +82,7 @@ OPERATIONS = (
         audit="generation.cancel",
     ),
     Operation("POST", f"{_GENERATION}/retry", generations.retry, "submit", creates="gen"),
-    Operation("GET", "/v1/models", models.list_, "read"),
+    Operation("GET", "/v1/models", models.list_, "read", {"kind", "callbacks", "sort"}),
     Operation("GET", "/v1/models/{id:path}", models.get, "read"),
     Operation("GET", "/v1/callbacks", callbacks.list_, "read", _CALLBACKS, for_operators=True),
     Operation("GET", "/v1/callbacks/{id}", callbacks.get, "read", for_operators=True),

@@ -8,21 +8,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from service.cli import interrupts, output, streams
-from service.cli.arguments import (
-    Echo,
-    add_command,
-    add_group,
-    add_json,
-    check,
-    define,
-    parse_id,
-    split_commas,
-)
+from service.cli.arguments import Echo, define
 from service.cli.environment import settings_of_existing
 from service.model.clock import now_ms
 from service.model.errors import CommandError, StorageError
 from service.model.ids import new_id
-from service.model.key import SCOPES, TENANT_NAME, TENANT_NAME_RULE, Key, new_key
+from service.model.key import TENANT_NAME, TENANT_NAME_RULE, Key, new_key
 from service.settings import Settings, read_settings
 
 if TYPE_CHECKING:  # They take most of a second to import, and `--help` needs none of them.
@@ -33,53 +24,12 @@ if TYPE_CHECKING:  # They take most of a second to import, and `--help` needs no
 T = TypeVar("T")
 
 KEYS_MAX = 1_000
+DEFAULT_TENANT = "default"
 
 
 def add_migrate(parser: argparse.ArgumentParser) -> None:
     """Add the options of `genhook migrate`."""
     define(parser, migrate, "GENHOOK_DATABASE_URL=sqlite:////var/lib/genhook.db genhook migrate")
-
-
-def add_keys(parser: argparse.ArgumentParser) -> None:
-    """Add the commands of `genhook keys`."""
-    group = add_group(parser)
-    create = add_command(
-        group,
-        "create",
-        "create an API key and print it; it cannot be shown again",
-        create_key,
-        "genhook keys create --name 'web shop' --scopes submit,read",
-    )
-    create.add_argument("--name", required=True, type=parse_name, help="what the key is for")
-    create.add_argument(
-        "--scopes",
-        required=True,
-        type=parse_scopes,
-        help=f"one or more of {', '.join(SCOPES)}, separated by commas",
-    )
-    create.add_argument(
-        "--tenant",
-        default="default",
-        help="the tenant whose data the key gives access to (default)",
-    )
-    add_json(create)
-    add_json(add_command(group, "list", "list every key", list_keys, "genhook keys list"))
-    example = "genhook keys revoke key_01a1f83ac6f470008f5b21d7c0e394a6"
-    revoke = add_command(group, "revoke", "revoke a key", revoke_key, example)
-    revoke.add_argument("id", type=parse_id, metavar="ID")
-
-
-def parse_name(text: str) -> str:
-    """Read the name of a key."""
-    check(1 <= len(text) <= 100 and text.isprintable(), "1 to 100 printable characters")
-    return text
-
-
-def parse_scopes(text: str) -> list[str]:
-    """Read scopes that are separated by commas."""
-    unique = list(dict.fromkeys(split_commas(text)))
-    check(set(unique) <= {*SCOPES}, f"scopes, separated by commas, of: {', '.join(SCOPES)}")
-    return unique
 
 
 def migrate(_options: argparse.Namespace, echo: Echo) -> int:
@@ -128,14 +78,15 @@ async def _open_app(settings: Settings) -> AsyncIterator["App"]:
 
 def create_key(options: argparse.Namespace, echo: Echo) -> int:
     """Create an API key and print it."""
-    if not TENANT_NAME.fullmatch(options.tenant):
+    tenant = options.tenant or DEFAULT_TENANT
+    if not TENANT_NAME.fullmatch(tenant):
         raise CommandError(f"a tenant's name is {TENANT_NAME_RULE}.")
     streams.require_output("the key")
     now = now_ms()
     key = Key(
         id=new_id("key", now),
         name=options.name,
-        tenant=options.tenant,
+        tenant=tenant,
         scopes=options.scopes,
         created_at=now,
         last_used_at=None,
@@ -166,7 +117,8 @@ def list_keys(options: argparse.Namespace, echo: Echo) -> int:
     if options.json:
         echo(output.json_line({"data": [key.view() for key in keys]}))
         return 0
-    for line in output.table([_to_row(key) for key in keys]) or ["There are none."]:
+    rows = [{**key.view(), "state": "revoked" if key.revoked_at else "live"} for key in keys]
+    for line in output.page({"data": rows}, ("id", "state", "tenant", "scopes", "name")):
         echo(line)
     return 0
 
@@ -174,7 +126,8 @@ def list_keys(options: argparse.Namespace, echo: Echo) -> int:
 def revoke_key(options: argparse.Namespace, echo: Echo) -> int:
     """Revoke a key of any tenant: it opens nothing any more."""
     _act("key.revoke", settings_of_existing(), _revoke, options.id)
-    echo(f"{options.id} is revoked.")
+    view = {"id": options.id, "deleted": True}
+    echo(output.json_line(view) if options.json else f"{options.id} is revoked.")
     return 0
 
 
@@ -234,11 +187,6 @@ async def _revoke(tx: "Transaction", _context: "Context", key_id: str) -> Key:
 
     key = await rows.read_by_id(tx, Key, key_id)
     if key is None:
-        raise CommandError(f"there is no key {key_id}: genhook keys list shows all.")
+        raise CommandError(f"there is no key {key_id}: genhook keys list --offline shows all.")
     await keys.revoke(tx, key_id)
     return key
-
-
-def _to_row(key: Key) -> tuple[str, ...]:
-    state = "revoked" if key.revoked_at else "live"
-    return key.id, state, key.tenant, ",".join(key.scopes), key.name

@@ -48,26 +48,6 @@ class Generation(TypedDict):
     completed_at: str | None
 
 
-class Subscriber(TypedDict):
-    """A subscriber in a list."""
-
-    id: str
-    status: str
-    url: str
-    event_types: list[str]
-    description: str | None
-
-
-class NewSubscriber(TypedDict):
-    """A subscriber that was just created."""
-
-    id: str
-    url: str
-    event_types: list[str]
-    status: str
-    secret: str
-
-
 class Attempt(TypedDict):
     """An attempt of a delivery."""
 
@@ -106,18 +86,32 @@ class Replay(TypedDict):
     total: int
 
 
-class GenerationPage(TypedDict):
-    """A page of generations."""
+class Page(TypedDict):
+    """A page of a list, of any noun."""
 
-    data: list[Generation]
+    data: list[dict[str, Any]]
     next: str | None
 
 
-class SubscriberPage(TypedDict):
-    """A page of subscribers."""
+class Delivery(TypedDict):
+    """A delivery with its attempts."""
 
-    data: list[Subscriber]
-    next: str | None
+    id: str
+    attempts: list[dict[str, Any]]
+
+
+class Schema(TypedDict, total=False):
+    """The JSON Schema of a model's input, as far as it is shown."""
+
+    properties: dict[str, dict[str, Any]]
+    required: list[str]
+
+
+class Model(TypedDict):
+    """A model of the catalogue."""
+
+    id: str
+    parameters: Schema
 
 
 class EventRef(TypedDict):

@@ -1,6 +1,8 @@
 """What the commands' parsers share: examples, groups of commands, common options and checks."""
 
 import argparse
+import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +11,7 @@ from service.model.number import read_decimal, read_whole
 
 Echo = Callable[[str], None]  # Prints a line.
 Run = Callable[[argparse.Namespace, Echo], int]  # A command; it returns the exit status.
+NULL = object()  # The value `null` of JSON; None is that of an option that is not given.
 Commands = Any  # argparse does not export the type of a group of parsers.
 
 
@@ -77,6 +80,68 @@ def parse_id(text: str) -> str:
     is_plain = text.replace("_", "").isalnum() and text.isascii() and len(text) <= 64
     check(is_plain, "an id looks like gen_01a1f83ac6f470008f5b21d7c0e394a6")
     return text
+
+
+def parse_name(text: str) -> str:
+    """Read the name of a key."""
+    check(1 <= len(text) <= 100 and text.isprintable(), "1 to 100 printable characters")
+    return text
+
+
+def parse_scopes(text: str) -> list[str]:
+    """Read scopes that are separated by commas."""
+    from service.model.key import SCOPES
+
+    unique = list(dict.fromkeys(split_commas(text)))
+    check(set(unique) <= {*SCOPES}, f"scopes, separated by commas, of: {', '.join(SCOPES)}")
+    return unique
+
+
+def parse_model(text: str) -> str:
+    """Read the id of a model, which becomes the end of a URL's path: it may have slashes."""
+    is_plain = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*", text)
+    check(bool(is_plain) and len(text) <= 100, "a model's id looks like imagen4-fast")
+    return text
+
+
+def parse_pair(text: str) -> tuple[str, str]:
+    """Read a name and a value with a `=` between them."""
+    name, equals, value = text.partition("=")
+    check(bool(name and equals), "a name and a value, such as order=1042")
+    return name, value
+
+
+def parse_seconds(text: str) -> list[int]:
+    """Read whole seconds that are separated by commas."""
+    return [parse_whole(part) for part in split_commas(text)]
+
+
+def parse_flag(text: str) -> bool:
+    """Read `true` or `false`."""
+    check(text in ("true", "false"), "true or false")
+    return text == "true"
+
+
+def parse_limit(text: str) -> object:
+    """Read a positive number, or `none` for no limit, which is NULL."""
+    if text == "none":
+        return NULL
+    value = read_decimal(text)
+    if value is None or not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError("a positive number, or none")
+    return value
+
+
+def parse_json_object(text: str) -> dict[str, Any]:
+    """Read a JSON object."""
+    import msgspec
+
+    try:
+        value = msgspec.json.decode(text)
+    except (ValueError, RecursionError):  # No JSON, no UTF-8, or nested too deeply.
+        value = None
+    check(isinstance(value, dict), "a JSON object, such as '{\"num_images\": 2}'")
+    return dict(value)
 
 
 def read_key(option: str | None) -> str:

@@ -21,6 +21,24 @@ EXAMPLE_URL = "http://127.0.0.1:8000"
 class UnreachableError(CommandError):
     """The service did not answer, or cannot answer now; another try may succeed."""
 
+    status = 3
+
+
+class MissingError(CommandError):
+    """There is nothing with this id, or it is another tenant's."""
+
+    status = 4
+
+
+class KeyRefusedError(CommandError):
+    """The key is unknown or revoked, or it lacks the scope."""
+
+    status = 5
+
+
+_ERROR_OF = {401: KeyRefusedError, 403: KeyRefusedError, 404: MissingError}
+_ERROR_OF |= dict.fromkeys((502, 503, 504), UnreachableError)
+
 
 def connect(options: argparse.Namespace) -> "httpx.Client":
     """Return a client of the service that the options name; CommandError without a good key."""
@@ -123,10 +141,9 @@ def _to_error(answer: "httpx.Response") -> CommandError:
         errors = [e for e in problem.errors if e["message"] not in problem.detail]
         fields = "; ".join(f"{e['pointer']} {e['message']}" for e in errors)
         detail = problem.detail.rstrip(".") + (f": {fields}" if fields else "")
-        # A key that is good for another service is the likely cause.
-        source = f", says {answer.url.copy_with(raw_path=b'')}" if answer.status_code == 401 else ""
-        message = output.plain(f"{detail} ({problem.code}){source}.")
+        # It may be another service than the one that was meant.
+        service = answer.url.copy_with(raw_path=b"")
+        message = output.plain(f"{detail} ({problem.code}), says {service}.")
     except (ValueError, RecursionError):
         message = f"{answer.url} answered {answer.status_code}, but not with a problem of genhook."
-    is_unavailable = answer.status_code in (502, 503, 504)
-    return UnreachableError(message) if is_unavailable else CommandError(message)
+    return _ERROR_OF.get(answer.status_code, CommandError)(message)

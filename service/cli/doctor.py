@@ -93,7 +93,9 @@ def _secret_keys(settings: Settings) -> Finding:
 
 def _admin_key(settings: Settings) -> Iterator[Finding]:
     if settings.admin_key is None:
-        message = "GENHOOK_ADMIN_KEY is not set: make API keys with `genhook keys create`."
+        message = (
+            "GENHOOK_ADMIN_KEY is not set: make the first key with `genhook keys create --offline`."
+        )
         yield Finding("warn", "admin key", message)
 
 

@@ -1,15 +1,13 @@
 """`genhook listen`: prints events as they come, and sends them to a local URL."""
 
 import argparse
-import contextlib
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from service.cli import answers, output
+from service.cli import answers, output, streams
 from service.cli.arguments import Echo, check, define
 from service.cli.calls import (
     UnreachableError,
@@ -69,7 +67,7 @@ def listen(options: argparse.Namespace, echo: Echo, wait: Wait | None = None) ->
     secret = options.secret or signing.new_secret(os.urandom)
     key = _decode_key(secret)
     pause = wait or threading.Event().wait
-    note = _note if options.json else echo  # With JSON the output holds events only.
+    note = streams.note if options.json else echo  # With JSON the output holds events only.
     is_refused = False
     with connect(options) as client:
         after = options.after or (None if options.once else _find_newest(client))
@@ -83,13 +81,6 @@ def listen(options: argparse.Namespace, echo: Echo, wait: Wait | None = None) ->
                 is_refused |= not is_accepted
                 note(f"{'':8}  {result}")
     return int(is_refused)
-
-
-def _note(line: str) -> None:
-    """Say something beside the output; None is a standard error that was closed at the start."""
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError):
-            sys.stderr.write(f"{line}\n")
 
 
 def _decode_key(secret: str) -> bytes:

@@ -28,12 +28,17 @@ COMMANDS = {
     "backup": ("backup", "copy the database to a file; the service may run meanwhile"),
     "copy": ("transfer", "copy a stopped service's database to another one, SQLite or PostgreSQL"),
     "tick": ("tick", "do the due work once, or every few seconds, where no worker runs"),
-    "keys": ("admin", "create, list and revoke API keys, directly in the database"),
-    "subscribers": ("client", "manage the URLs that receive events"),
-    "generations": ("client", "create generations and look at them"),
+    "keys": ("keys", "create, list and revoke API keys"),
+    "models": ("models", "list the models of the catalogue, or show one with its parameters"),
+    "generations": ("generations", "create generations, look at them, end them, save their files"),
+    "subscribers": ("subscribers", "manage the URLs that receive events"),
+    "deliveries": ("deliveries", "look at deliveries with their attempts, and retry them"),
+    "events": ("deliveries", "look at events"),
+    "usage": ("models", "show credits and counts by model and day"),
     "listen": ("listen", "print new events, and send them to a local URL if you name one"),
     "replay": ("replay", "send stored events to a subscriber again"),
     "doctor": ("doctor", "check settings, database, keys and clock"),
+    "completion": ("completion", "print the completion of the commands for a shell"),
 }
 
 
@@ -47,10 +52,10 @@ class _Parser(argparse.ArgumentParser):
             super()._print_message(message, file)
 
 
-def parser(name: str | None = None) -> argparse.ArgumentParser:
-    """Return the parser of the command line, with the options of the command of this name.
+def parser(*names: str | None) -> argparse.ArgumentParser:
+    """Return the parser of the command line, with the options of the commands of these names.
 
-    Only that command's module is imported. Without a name the parser lists every command.
+    Only their modules are imported. Without a name of a command the parser lists every command.
     """
     root = _Parser(
         prog="genhook",
@@ -60,17 +65,17 @@ def parser(name: str | None = None) -> argparse.ArgumentParser:
     root.add_argument("--version", action="store_true", help="print the version and exit")
     root.set_defaults(run=None)
     group = root.add_subparsers(title="commands", metavar="COMMAND")
-    for each in [name] if name in COMMANDS else COMMANDS:
+    for each in [name for name in names if name in COMMANDS] or COMMANDS:
         module, summary = COMMANDS[each]
         command = group.add_parser(each, help=summary, description=to_sentence(summary))
-        if each == name:
-            add_options = getattr(importlib.import_module(f"service.cli.{module}"), f"add_{name}")
+        if each in names:
+            add_options = getattr(importlib.import_module(f"service.cli.{module}"), f"add_{each}")
             add_options(command)
     return root
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return 0 if done, 1 if failed, 2 for wrong usage."""
+    """Run a command; return its exit status, as docs/cli.md says."""
     streams.fill_closed()  # Before anything else opens a descriptor.
     words = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):  # What it cannot show is escaped.
@@ -80,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         root = parser(next((word for word in words if not word.startswith("-")), None))
         options = root.parse_args(words)
         for name in find_not_utf8(vars(options)):
-            root.error(f"argument {name}: must be UTF-8")
+            root.error(f"argument {name.removeprefix('argument_')}: must be UTF-8")
         if options.version:
             echo(f"genhook {__version__}")
             return 0
@@ -95,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sys.stderr is not None:  # None where it was closed at the start.
             with contextlib.suppress(OSError):
                 print(f"genhook: {str(error).rstrip('.')}.", file=sys.stderr)
-        return 2 if isinstance(error, SettingsError) else 1
+        return 2 if isinstance(error, SettingsError) else getattr(error, "status", 1)
 
 
 def find_not_utf8(values: Mapping[str, object]) -> Iterator[str]:

@@ -1,17 +1,36 @@
 """Answers of the API as lines for people at a terminal."""
 
+import codecs
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from service.model.clock import parse_rfc3339
+from service.settings import ENVIRONMENT
 
 # DEL, C1 controls, separators of lines, and formats such as marks that turn the direction of text.
 _STEERING = re.compile(
     "[\\x7f-\\x9f\\xad\\u061c\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff\\ufff9-\\ufffb]"
 )
+ESCAPE = "genhook.escape"  # How the output shows what it has no characters for.
+_GREEN, _RED, _YELLOW, _BOLD, _END = "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[1m", "\x1b[0m"
+_COLOURS = {
+    **dict.fromkeys(("succeeded", "delivered", "active", "live", "done"), _GREEN),
+    **dict.fromkeys(("failed", "dead", "disabled", "revoked"), _RED),
+    **dict.fromkeys(("timed_out", "canceled", "paused"), _YELLOW),
+}
+_STATES = ("status", "state", "data.status")
+FIELD_WIDTH = len("completed_at")  # So wide are the names of a generation's fields at least.
+
+
+class Blank(dict[str, object]):
+    """The fields of an answer; one that it lacks is empty."""
+
+    def __missing__(self, _name: str) -> str:
+        return ""
 
 
 def plain(text: object) -> str:
@@ -37,31 +56,112 @@ def _escape(match: re.Match[str]) -> str:
     return f"\\u{ord(match[0]):04x}"
 
 
-def table(rows: Iterable[Sequence[object]]) -> list[str]:
-    """Return rows as lines with aligned columns."""
-    cells = [[plain(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+def is_coloured() -> bool:
+    """Whether the output is a terminal that shows colours, and nobody wants none (NO_COLOR)."""
+    if sys.stdout is None or not sys.stdout.isatty() or ENVIRONMENT.get("NO_COLOR"):
+        return False
+    return ENVIRONMENT.get("TERM") != "dumb"
 
 
-def fields(values: Mapping[str, object]) -> list[str]:
+def width(text: str) -> int:
+    """Return how many columns of a terminal a text takes: those of CJK and emoji take two."""
+    if text.isascii():
+        return len(text)
+    from wcwidth import wcswidth  # Its tables take a while to load.
+
+    return max(wcswidth(text), 0)
+
+
+def _cell(value: object) -> str:
+    """Return a value as the output will show it, on one line."""
+    if isinstance(value, bool):
+        value = "yes" if value else "no"
+    elif isinstance(value, list) and not any(isinstance(item, dict | list) for item in value):
+        value = ",".join(map(str, value))
+    elif isinstance(value, dict | list):
+        value = json_line(value) if value else ""
+    text, encoding = plain(value), getattr(sys.stdout, "encoding", None) or "utf-8"
+    if text.isascii() or codecs.lookup(encoding).name == "utf-8":
+        return text
+    return text.encode(encoding, ESCAPE).decode(encoding)
+
+
+def table(
+    rows: Iterable[Sequence[object]], *, first_width: int = 0, numbers: Container[int] = ()
+) -> list[str]:
+    """Return rows as lines with aligned columns, the first one at least so wide.
+
+    `numbers` are the places of the columns whose cells stand at the right.
+    """
+    cells = [[_cell(cell) for cell in row] for row in rows]
+    widths = [max(map(width, column)) for column in zip(*cells, strict=True)]
+    if widths:
+        widths[0] = max(widths[0], first_width)
+    lines: list[str] = []
+    for row in cells:
+        spaces = [" " * (size - width(cell)) for cell, size in zip(row, widths, strict=True)]
+        padded = [
+            space + cell if place in numbers else cell + space
+            for place, (cell, space) in enumerate(zip(row, spaces, strict=True))
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return lines
+
+
+def page(answer: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
+    """Return a page of a list with a line of headings, and how to get the next page."""
+    rows = [[_at(item, column) for column in columns] for item in answer["data"]]
+    if not rows:
+        return ["There are none."]
+    headings = [column.replace(".", " ").replace("_", " ").upper() for column in columns]
+    numbers = {
+        place
+        for place, column in enumerate(zip(*rows, strict=True))
+        if all(isinstance(value, int | float) and value is not True for value in column)
+    }
+    heading, *lines = table([headings, *rows], numbers=numbers)
+    if is_coloured():
+        at = next((n for n, column in enumerate(columns) if column in _STATES), None)
+        states = [row[at] if at is not None else None for row in rows]
+        heading = f"{_BOLD}{heading}{_END}"
+        lines = [_coloured(line, state) for line, state in zip(lines, states, strict=True)]
+    more = [f"more: --after {plain(answer['next'])}"] if answer.get("next") else []
+    return [heading, *lines, *more]
+
+
+def _at(item: Mapping[str, Any], column: str) -> object:
+    outer, _, inner = column.partition(".")
+    value = item.get(outer)
+    return value.get(inner) if inner and isinstance(value, dict) else value
+
+
+def _coloured(line: str, state: object) -> str:
+    """Colour a state in a line, which has no escapes yet."""
+    colour = _COLOURS.get(str(state))
+    return line.replace(f" {state} ", f" {colour}{state}{_END} ", 1) if colour else line
+
+
+def fields(values: Mapping[str, object], *, first_width: int = 0) -> list[str]:
     """Return a line for each name and value; empty values are left out."""
     rows = [(name, value) for name, value in values.items() if value not in (None, "", [], {})]
-    return table(rows or [("", "")])
+    return table(rows, first_width=first_width)
 
 
 def generation(view: Mapping[str, Any]) -> list[str]:
     """Return the lines of a generation, with one for each of its files."""
-    names = ("id", "model", "status", "route", "task_id", "credits", "notify_url")
+    names = ("id", "model", "status", "route", "task_id", "credits", "retry_of", "notify_url")
     error = view["error"]
-    shown = {name: view[name] for name in names}
+    shown = {name: view.get(name) for name in names}
     shown["error"] = error and f"{error['message']} ({error['code']})"
     shown |= {name: view[name] for name in ("created_at", "completed_at")}
     files = (view["output"] or {}).get("files", [])
-    return [
-        *fields(shown),
-        *(f"  {plain(file['url'] or 'inside of output.raw: see --json')}" for file in files),
-    ]
+    return [*fields(shown, first_width=FIELD_WIDTH), *map(_file, files)]
+
+
+def _file(file: Mapping[str, Any]) -> str:
+    expires_at = file.get("expires_at")
+    until = f"  (until {plain(expires_at)})" if expires_at else ""
+    return f"  {plain(file['url'] or 'inside of output.raw: see --json')}{until}"
 
 
 def entry(view: Mapping[str, Any], start_at: str) -> str:

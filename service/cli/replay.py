@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from service.cli import answers, output
-from service.cli.arguments import Echo, define, parse_id
+from service.cli.arguments import Echo, define, parse_id, split_commas
 from service.cli.calls import ask, connect
-from service.cli.client import add_event_types, add_remote, show
+from service.cli.client import add_remote, show
+from service.cli.subscribers import EVENT_TYPES_HELP
 from service.model.clock import DAY, HOUR, MINUTE, now_ms, parse_rfc3339, rfc3339
 from service.model.errors import CommandError
 from service.model.number import read_whole
@@ -45,7 +46,9 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
         default="dead",
         help="dead: events whose delivery is dead; all: every event (dead)",
     )
-    add_event_types(parser)
+    parser.add_argument(
+        "--event-types", type=split_commas, default=[], metavar="TYPES", help=EVENT_TYPES_HELP
+    )
     parser.add_argument("--dry-run", action="store_true", help="only count the events")
     add_remote(parser)
 

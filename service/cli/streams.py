@@ -1,5 +1,6 @@
 """Standard input, output and error, any of which may be closed when the process starts."""
 
+import contextlib
 import os
 import sys
 
@@ -27,3 +28,19 @@ def require_output(what: str) -> None:
     """CommandError if standard output is closed, so that nobody would see what is printed."""
     if sys.stdout is None:
         raise CommandError(f"standard output is closed: nobody would see {what}.")
+
+
+def progress(text: str) -> None:
+    """Show how far something came, in place of what was shown before; only at a terminal."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+
+
+def note(line: str) -> None:
+    """Say something beside the output; None is a standard error that was closed at the start."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()

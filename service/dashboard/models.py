@@ -1,7 +1,7 @@
 """Models side by side, and a form to try one: it names the price and asks before it spends."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from starlette.responses import Response
@@ -11,32 +11,16 @@ from service.dashboard.calls import ApiCall
 from service.dashboard.visit import RefusedError, Visit
 from service.upstream import catalogue
 
-KINDS = {"images": "image", "videos": "video", "audio": "audio"}
-ORDERS = ("id", "credits", "provider", "kind", "callbacks")
 LONG_TEXTS = ("prompt", "lyrics", "negative_prompt", "text", "style")
 Table = Mapping[str, Any]
-
-
-def _kind(model: Table) -> str:
-    """Return what a model makes: the catalogue's word, else that of its path."""
-    first = model["path"].split("/")[1]
-    return str(model.get("kind") or KINDS.get(first, first))
 
 
 async def show_list(visit: Visit) -> Response:
     """GET /dashboard/models."""
     fields = visit.filters("kind", "callbacks", "sort")
-    models = (await visit.get("/v1/models"))["data"]
-    rows = [{**model, "kind": _kind(model)} for model in models]
-    kinds = sorted({row["kind"] for row in rows})
-    if "kind" in fields:
-        rows = [row for row in rows if row["kind"] == fields["kind"]]
-    if "callbacks" in fields:
-        rows = [row for row in rows if row["callbacks"] == (fields["callbacks"] == "yes")]
-    order = fields["sort"] if fields.get("sort") in ORDERS else "id"
-    rows.sort(key=lambda row: (row[order] if order != "callbacks" else not row[order], row["id"]))
-    values = {"kinds": kinds, "orders": ORDERS, "order": order, "fields": fields}
-    return visit.render("models.html", 200, models=rows, **values)
+    models = (await visit.get("/v1/models", **fields))["data"]
+    values = {"kinds": get_args(catalogue.Kind), "fields": fields, "models": models}
+    return visit.render("models.html", 200, **values)
 
 
 async def show_try(visit: Visit) -> Response:
@@ -76,7 +60,7 @@ def _render_form(visit: Visit, model: Table, form: Form, errors: list[tuple[str,
     inputs = [_input(name, schema, model) for name, schema in _properties(model)]
     names = {each["name"] for each in inputs}
     values = {
-        "model": {**model, "kind": _kind(model)},
+        "model": model,
         "inputs": sorted(inputs, key=lambda each: not each["is_required"]),
         "form": form,
         "errors": messages,

@@ -17,6 +17,8 @@ class SettingsError(Exception):
 class CommandError(Exception):
     """A command failed. The message is a sentence for the terminal."""
 
+    status = 1  # With which the process exits; docs/cli.md says what each means.
+
 
 class StorageError(Exception):
     """The database failed, and nothing of the unit of work was stored. Answered with 503."""

@@ -6,7 +6,7 @@ import math
 import operator
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -27,6 +27,14 @@ RESERVED = {"model": "belongs beside input, not in it"} | dict.fromkeys(
 )
 
 Table = dict[str, Any]
+Kind = Literal["image", "video", "audio", "tool"]
+# By the beginning of the route, the longer one first: a tool changes a picture that is there.
+_KINDS: dict[str, Kind] = {
+    "/images/tools/": "tool",
+    "/images/": "image",
+    "/videos/": "video",
+    "/audio/": "audio",
+}
 # Messages about limits by JSON Schema's keyword; a limit of 1 takes their last "s".
 _LIMITS = {
     "minLength": "must have at least {} characters",
@@ -64,6 +72,11 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     status_path: str = STATUS_PATH
     notes: str = ""
     price: Price = Price()
+
+    @property
+    def kind(self) -> Kind:
+        """What the model makes, as its route says it."""
+        return next(kind for prefix, kind in _KINDS.items() if self.path.startswith(prefix))
 
 
 @functools.cache

@@ -71,7 +71,7 @@ def ended(folder: Path, preparation: str, line: str) -> "subprocess.CompletedPro
         ("serve --port 0", "starlette"),
         ("serve --port 0", "uvicorn"),
         ("work", "service.app"),
-        ("keys list", "service.cli.admin"),
+        ("keys list --offline", "service.cli.admin"),
         ("subscribers list --key ghk_x --url http://127.0.0.1:1", "httpx"),
     ],
 )

@@ -200,7 +200,7 @@ async def test_every_model_has_a_form(world: Harness, browser: Browser) -> None:
 
 
 async def test_models_are_compared_by_kind_callbacks_and_credits(browser: Browser) -> None:
-    page = await browser.get("/models?kind=image&callbacks=yes&sort=credits")
+    page = await browser.get("/models?kind=image&callbacks=true&sort=credits")
     rows = re.findall(r"<tr>\s*<td>([^<]+)</td>\s*<td class=\"n\">([\d,]+)</td>", page.text)
     prices = [int(price) for _model, price in rows]
     assert len(prices) > 5

@@ -54,10 +54,11 @@ WHERE id = :id AND status NOT IN ('succeeded', 'failed');
 SELECT generation_id, is_revoked FROM task_names WHERE task_id = :task_id;
 
 -- name: task_name_learn
--- :names_max bounds the names that one generation learns.
+-- :names_max bounds the names that one generation learns, if nobody has deleted it meanwhile.
 INSERT INTO task_names (task_id, generation_id)
 SELECT :task_id, :id
 WHERE (SELECT count(*) FROM task_names WHERE generation_id = :id) < :names_max
+    AND EXISTS (SELECT 1 FROM generations WHERE id = :id)
 ON CONFLICT (task_id) DO UPDATE SET is_revoked = 1 WHERE task_names.generation_id <> excluded.generation_id;
 
 -- name: task_name_revoke

@@ -1,0 +1,81 @@
+"""A command that calls the API of a running service, as data: what it sends, and what it shows."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from service.cli.arguments import Echo, parse_id, parse_pair, parse_whole
+
+Place = Literal["path", "query", "body", "own"]  # "own": only the function of the command reads it.
+
+
+class Argument(NamedTuple):
+    """An option, or without dashes a positional argument: where its value goes, and how it is read.
+
+    `field` may have a dot: `filter.models` is a field within the field `filter`. What is given as
+    `options` is for argparse; one with a `const` and no flag is sent always.
+    """
+
+    flag: str
+    place: Place
+    field: str
+    options: Mapping[str, Any]
+
+    @property
+    def dest(self) -> str:
+        """The name under which argparse keeps the value."""
+        return "argument_" + self.flag.lstrip("-").replace("-", "_")
+
+    def value_of(self, options: argparse.Namespace) -> Any:
+        """Return the value to send; None if there is none."""
+        return getattr(options, self.dest) if self.flag else self.options["const"]
+
+
+class Command(NamedTuple):
+    """A command of a group, or the only one of its word.
+
+    answer: a `page` has rows with the columns `shows`, an `item` has the fields `shows`; of one
+    without them, and of `none`, people see the sentence `says`, filled with fields of the answer.
+    run: what runs the command, if not `client.run`.
+    """
+
+    summary: str
+    example: str  # What follows `genhook`.
+    method: str
+    path: str
+    arguments: tuple[Argument, ...] = ()
+    answer: Literal["page", "item", "none"] = "item"
+    shows: tuple[str, ...] = ()
+    says: str = ""
+    run: "Callable[[Command, argparse.Namespace, Echo], int] | None" = None
+
+
+Commands = Mapping[str, Command]
+
+
+def argument(place: Place, flag: str, help_: str, field: str = "", **options: Any) -> Argument:
+    """Return an argument; its field is named as the flag if no other is given."""
+    name = field or flag.lstrip("-").replace("-", "_")
+    return Argument(flag, place, name, {"help": help_, **options})
+
+
+def pairs(place: Place, flag: str, help_: str, field: str = "") -> Argument:
+    """Return an option that may be repeated, with a name and a value each."""
+    options: dict[str, Any] = {"type": parse_pair, "action": "append", "metavar": "NAME=VALUE"}
+    return argument(place, flag, f"{help_}; may be repeated", field, **options)
+
+
+def always(field: str, value: object) -> Argument:
+    """Return a field of the body that always has this value."""
+    return Argument("", "body", field, {"const": value})
+
+
+ID = Argument("id", "path", "id", {"type": parse_id, "metavar": "ID", "help": "its id"})
+PAGING = (
+    argument("query", "--limit", "list at most this many (50)", type=parse_whole, metavar="N"),
+    argument("query", "--after", "list only what comes behind this id", metavar="ID"),
+    argument("query", "--order", "oldest or newest first (desc)", choices=("asc", "desc")),
+)
+IDEMPOTENCY = argument(
+    "own", "--idempotency-key", "a repeat with the same key runs nothing twice", metavar="KEY"
+)

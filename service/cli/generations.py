@@ -1,0 +1,215 @@
+"""`genhook generations`: create them, look at them, end them, save their files."""
+
+import argparse
+from typing import TYPE_CHECKING, Any, get_args
+
+from service.cli import answers, calls, client, output, saving, streams
+from service.cli.arguments import Echo, parse_json_object
+from service.cli.command import ID, IDEMPOTENCY, PAGING, Argument, Command, argument, pairs
+from service.model.errors import CommandError
+from service.model.generation import OPEN, GenerationStatus
+
+if TYPE_CHECKING:
+    import httpx
+
+WAIT_SECONDS = 30
+ALL = "/v1/generations"
+ONE = f"{ALL}/{{id}}"
+EXAMPLE = "gen_01a1f83ac6f470008f5b21d7c0e394a6"
+
+
+def add_generations(parser: argparse.ArgumentParser) -> None:
+    """Add the commands of `genhook generations`."""
+    client.add_commands(parser, COMMANDS)
+
+
+def create(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+    """Create a generation, or request one once more; 1 if it has failed by the end."""
+    more: dict[str, Any] = {}
+    waits = options.argument_wait or options.argument_save is not None
+    if options.argument_no_wait or waits:  # Its id is known before upstream has answered.
+        more["headers"] = {"Prefer": "respond-async"}
+    if command.path == ALL:
+        values = dict(options.argument_input or {})
+        if options.argument_prompt is not None:
+            values["prompt"] = options.argument_prompt
+        more["json"] = {**client.values_of(command, options, "body"), "input": values}
+    with calls.connect(options) as connection:
+        generation = client.send(connection, command, options, answers.Generation, **more)
+        return _follow(connection, options, echo, generation, is_judged=True)
+
+
+def get(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+    """Show a generation; with `--wait` or `--save`, 1 unless it succeeds."""
+    with calls.connect(options) as connection:
+        generation = client.send(connection, command, options, answers.Generation)
+        return _follow(connection, options, echo, generation, is_judged=False)
+
+
+def act(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+    """Do something to a generation, and show it as it then is."""
+    with calls.connect(options) as connection:
+        generation = client.send(connection, command, options, answers.Generation)
+    client.show(options, echo, generation, output.generation(generation))
+    return 0
+
+
+def _follow(
+    connection: "httpx.Client",
+    options: argparse.Namespace,
+    echo: Echo,
+    generation: Any,
+    *,
+    is_judged: bool,
+) -> int:
+    """Show a generation, after waiting and saving its files if the options want that.
+
+    What may be paid for already is named before anybody waits, whatever ends the waiting.
+    """
+    folder = options.argument_save
+    waits = options.argument_wait or folder is not None
+    begun = output.generation(generation)[:1] if waits and generation["status"] in OPEN else []
+    for line in begun:
+        (streams.note if options.json else echo)(line)
+    if waits:
+        generation = _wait(connection, generation)
+    client.show(options, echo, generation, output.generation(generation)[len(begun) :])
+    status, is_saved = generation["status"], True
+    if folder is not None and status == "succeeded":
+        is_saved = saving.save(generation, folder, streams.note if options.json else echo)
+    has_failed = (waits or is_judged) and status not in (*OPEN, "succeeded")
+    return 1 if has_failed or not is_saved else 0
+
+
+def _wait(connection: "httpx.Client", generation: Any) -> Any:
+    path, shape = f"{ALL}/{generation['id']}", answers.Generation
+    try:
+        while generation["status"] in OPEN:
+            query = {"wait": WAIT_SECONDS}
+            generation = calls.ask(connection, "GET", path, shape, params=query)
+    except calls.UnreachableError as error:
+        get_it = f"genhook generations get {output.plain(generation['id'])}"
+        raise calls.UnreachableError(f"{str(error).rstrip('.')}. It goes on: {get_it}.") from error
+    return generation
+
+
+def list_(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+    """List generations; each pair of `--metadata` is a filter of its own."""
+    query = client.values_of(command, options, "query")
+    query |= {f"metadata.{name}": value for name, value in options.argument_metadata or []}
+    with calls.connect(options) as connection:
+        page = client.send(connection, command, options, params=query)
+    client.show_answer(command, options, echo, page)
+    return 0
+
+
+def show_timeline(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+    """Show what happened to a generation, in order."""
+    with calls.connect(options) as connection:
+        timeline = client.send(connection, command, options, answers.Timeline)
+    entries = timeline["data"]
+    lines = [output.entry(entry, entries[0]["at"]) for entry in entries]
+    client.show(options, echo, timeline, lines)
+    return 0
+
+
+def save(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+    """Save the files of a result; 1 if one cannot be saved, or if there is no result."""
+    with calls.connect(options) as connection:
+        generation = client.send(connection, command, options, answers.Generation)
+    if generation["status"] != "succeeded":
+        state = f"{output.plain(generation['id'])} is {output.plain(generation['status'])}"
+        raise CommandError(f"{state}: it has no files.")
+    folder, note = options.argument_directory, streams.note if options.json else echo
+    is_saved = saving.save(generation, folder, note)
+    client.show(options, echo, generation, [])
+    return 0 if is_saved else 1
+
+
+_ASYNC = argument(
+    *("own", "--no-wait", "answer once it is stored, before upstream took it"), action="store_true"
+)
+_WAITING = (
+    argument("own", "--wait", "wait until it has an outcome", action="store_true"),
+    argument("own", "--save", "wait, then save its files in this folder", metavar="DIR"),
+)
+_CREATE = (
+    argument("body", "--model", "the model's id in the catalogue", required=True),
+    argument("own", "--prompt", "the model's parameter `prompt`"),
+    argument(
+        *("own", "--input", "the model's parameters, as a JSON object"),
+        type=parse_json_object,
+        metavar="JSON",
+    ),
+    pairs("body", "--metadata", "a pair to find it by"),
+    argument("body", "--notify-url", "send its outcome to this URL", metavar="URL"),
+    *(IDEMPOTENCY, _ASYNC, *_WAITING),
+)
+_LIST = (
+    argument("query", "--status", "only with this status", choices=get_args(GenerationStatus)),
+    argument("query", "--model", "only of this model"),
+    pairs("own", "--metadata", "only with this pair"),
+    argument("query", "--created-after", "only after this RFC 3339 time", metavar="TIME"),
+    argument("query", "--created-before", "only before this RFC 3339 time", metavar="TIME"),
+    *PAGING,
+)
+_FOLDER: dict[str, Any] = {"nargs": "?", "default": ".", "metavar": "DIR"}
+_DIRECTORY = Argument(
+    *("directory", "own", "directory"),
+    {**_FOLDER, "help": "the folder to save in, which is created (this one)"},
+)
+
+COMMANDS = {
+    "create": Command(
+        "create a generation",
+        "generations create --model imagen4-fast --prompt 'A lighthouse at dusk' --wait",
+        *("POST", ALL, _CREATE),
+        run=create,
+    ),
+    "list": Command(
+        "list generations",
+        "generations list --status failed",
+        *("GET", ALL, _LIST, "page"),
+        shows=("id", "status", "model", "route", "created_at"),
+        run=list_,
+    ),
+    "get": Command(
+        "show a generation", f"generations get {EXAMPLE}", "GET", ONE, (ID, *_WAITING), run=get
+    ),
+    "timeline": Command(
+        "show the steps of a generation, with their times",
+        f"generations timeline {EXAMPLE}",
+        *("GET", f"{ONE}/timeline", (ID,)),
+        run=show_timeline,
+    ),
+    "refresh": Command(
+        "ask upstream about a generation now",
+        f"generations refresh {EXAMPLE}",
+        *("POST", f"{ONE}/refresh", (ID,)),
+        run=act,
+    ),
+    "cancel": Command(
+        "cancel an open generation; upstream may bill for it all the same",
+        f"generations cancel {EXAMPLE}",
+        *("POST", f"{ONE}/cancel", (ID,)),
+        run=act,
+    ),
+    "retry": Command(
+        "request a generation once more that failed, timed out or was canceled",
+        f"generations retry {EXAMPLE} --wait",
+        *("POST", f"{ONE}/retry", (ID, IDEMPOTENCY, _ASYNC, *_WAITING)),
+        run=create,
+    ),
+    "delete": Command(
+        "erase a generation that has ended, with its callbacks and events",
+        f"generations delete {EXAMPLE}",
+        *("DELETE", ONE, (ID,), "none"),
+        says="{id} is deleted.",
+    ),
+    "save": Command(
+        "save the files of a generation's result",
+        f"generations save {EXAMPLE} pictures",
+        *("GET", ONE, (ID, _DIRECTORY)),
+        run=save,
+    ),
+}

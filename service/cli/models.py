@@ -1,0 +1,106 @@
+"""`genhook models` and `genhook usage`: what there is, what it costs, and what it did cost."""
+
+import argparse
+from typing import Any
+
+from service.cli import answers, calls, client, output
+from service.cli.arguments import Echo, parse_model
+from service.cli.command import Argument, Command, argument
+from service.model.errors import CommandError
+
+SHOWN = ("id", "family", "provider", "kind", "path", "credits", "callbacks")
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `genhook models`."""
+    client.add_commands(parser, {client.ONLY: MODELS})
+
+
+def add_usage(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `genhook usage`."""
+    client.add_commands(parser, {client.ONLY: USAGE})
+
+
+def show_models(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+    """List the models, or show one with its parameters."""
+    words: list[str] = options.argument_id
+    if words == ["list"] or (words[:1] == ["get"] and len(words) > 1):  # As of other nouns.
+        words = words[1:]
+    if len(words) > 1:
+        raise CommandError("name one model, or none to list them all.")
+    if not words:
+        return client.run(command, options, echo)
+    with calls.connect(options) as connection:
+        model = calls.ask(connection, "GET", f"/v1/models/{words[0]}", answers.Model)
+    lines = output.fields({name: model.get(name) for name in SHOWN})
+    client.show(options, echo, model, [*lines, *_parameters(model["parameters"])])
+    return 0
+
+
+def _parameters(schema: answers.Schema) -> list[str]:
+    """Return a line for each parameter of a model: its type or values, and what it is without."""
+    required = schema.get("required", [])
+    rows = [("", "PARAMETER", "", "VALUES", "DEFAULT")]
+    for name, rule in schema.get("properties", {}).items():
+        need = "required" if name in required else ""
+        rows.append(("", name, need, _values(rule), rule.get("default", "")))
+    return ["", *output.table(rows)] if len(rows) > 1 else []
+
+
+def _values(rule: dict[str, Any]) -> str:
+    if isinstance(rule.get("enum"), list):
+        return ", ".join(map(str, rule["enum"]))
+    limits = [
+        f"{rule.get(low, '')} to {rule.get(high, '')}{unit}".strip()
+        for low, high, unit in (
+            ("minimum", "maximum", ""),
+            ("minLength", "maxLength", " characters"),
+            ("minItems", "maxItems", " items"),
+        )
+        if low in rule or high in rule
+    ]
+    return " ".join([str(rule.get("type", "")), *limits]).strip()
+
+
+MODELS = Command(
+    "list the models of the catalogue, or show one with its parameters",
+    "models --kind image --callbacks --sort credits",
+    *("GET", "/v1/models"),
+    (
+        Argument(
+            *("id", "own", "id"),
+            {"nargs": "*", "metavar": "MODEL", "type": parse_model, "help": "the model to show"},
+        ),
+        argument(
+            *("query", "--kind", "only models that make this"),
+            choices=("image", "video", "audio", "tool"),
+        ),
+        argument(
+            *("query", "--callbacks", "only models that call back; false: only the others"),
+            nargs="?",
+            const="true",
+            choices=("true", "false"),
+        ),
+        argument("query", "--sort", "the cheapest first", choices=("credits",)),
+    ),
+    "page",
+    ("id", "kind", "credits", "callbacks", "provider"),
+    run=show_models,
+)
+
+USAGE = Command(
+    "show credits and counts by model and day",
+    "usage --since 2026-11-01 --until 2026-11-30",
+    *("GET", "/v1/usage"),
+    (
+        argument("query", "--since", "the first day (29 days ago)", metavar="DAY"),
+        argument("query", "--until", "the last day (today, UTC)", metavar="DAY"),
+        argument("query", "--model", "only this model"),
+        argument("query", "--tenant", "another tenant, for operators"),
+    ),
+    "page",
+    (
+        *("day", "model", "generations", "succeeded", "failed", "timed_out", "canceled"),
+        "credits",
+    ),
+)

@@ -1,0 +1,149 @@
+"""Saves the files of a result: under names of our own, whole or not at all, over nothing."""
+
+import base64
+import contextlib
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from service.cli import calls, output, streams
+from service.model.errors import CommandError
+from service.upstream.links import TYPE_BY_EXTENSION
+
+Note = Callable[[str], None]
+
+FILE_BYTES_MAX = 4 << 30  # Of one file: upstream is a stranger, and the disk is the user's.
+TIMEOUT_SECONDS = 60.0
+DEAD = (401, 403, 404, 410)  # What storage answers to a link that has expired.
+
+
+class _NotSavedError(Exception):
+    """Why one file was not saved; the others are tried."""
+
+
+def save(generation: Mapping[str, Any], folder: str, note: Note) -> bool:
+    """Save every file of a generation's result in a folder; return whether all are there.
+
+    A file is named by the generation and its number. One that is there is left as it is.
+    """
+    path, files = Path(folder), (generation["output"] or {}).get("files", [])
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(
+            f"{output.plain(path)} is no folder to save in: {error.strerror}."
+        ) from error
+    is_whole = True
+    for number, file in enumerate(files, 1):
+        target = path / file_name(generation["id"], number, file)
+        prefix = f"{number} of {len(files)}  {output.plain(target)}"
+        if target.exists():
+            note(f"{prefix} is there already; it is not overwritten.")
+            continue
+        try:
+            size = _save(file, target)
+        except _NotSavedError as error:
+            is_whole = False
+            note(f"{prefix} is not saved: {error}")
+        else:
+            note(f"{prefix}  {_size(size)}")
+    if not files:
+        note("The result has no files: see output.raw with --json.")
+    return is_whole
+
+
+def file_name(generation_id: str, number: int, file: Mapping[str, Any]) -> str:
+    """Return the name of a file. Upstream only tells which known kind of media it is."""
+    suffix = _path_of(str(file.get("url") or "")).rpartition(".")[2].lower()
+    extensions = (
+        known for known, type_ in TYPE_BY_EXTENSION.items() if type_ == file.get("media_type")
+    )
+    extension = suffix if suffix in TYPE_BY_EXTENSION else next(extensions, "bin")
+    safe_id = re.sub(r"[^A-Za-z0-9_]", "_", str(generation_id))[:64]
+    return f"{safe_id}-{number}.{extension}"
+
+
+def _path_of(url: str) -> str:
+    try:
+        return urlsplit(url).path
+    except ValueError:
+        return ""
+
+
+def _save(file: Mapping[str, Any], target: Path) -> int:
+    """Save one file; return its size in bytes."""
+    url = file.get("url")
+    if not isinstance(url, str):
+        raise _NotSavedError("it has no link; it is inside of output.raw, see --json.")
+    if not url.startswith("data:") and not calls.is_sendable(url):
+        raise _NotSavedError(f"{output.plain(url[:100])} cannot be fetched from here.")
+    with _whole_or_nothing(target) as stream:
+        size = 0
+        for chunk in [_decode(url)] if url.startswith("data:") else _fetch(url, file):
+            size += len(chunk)
+            streams.progress(f"{output.plain(target.name)}  {_size(size)}")
+            if size > FILE_BYTES_MAX:
+                raise _NotSavedError(f"it has more than {_size(FILE_BYTES_MAX)}.")
+            stream.write(chunk)
+    return size
+
+
+@contextlib.contextmanager
+def _whole_or_nothing(target: Path) -> Iterator[IO[bytes]]:
+    """Write to a file beside the target, which gets the name only when it is whole."""
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        with partial.open("xb") as stream:
+            yield stream
+        os.link(partial, target)  # Unlike a rename, it replaces nothing.
+    except OSError as error:
+        raise _NotSavedError(f"{error.strerror}.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+        streams.progress("")
+
+
+def _decode(url: str) -> bytes:
+    head, _, text = url.partition(",")
+    try:
+        content = unquote_to_bytes(text)
+        return base64.b64decode(content) if head.endswith(";base64") else content
+    except ValueError as error:
+        raise _NotSavedError("its data cannot be decoded.") from error
+
+
+def _fetch(url: str, file: Mapping[str, Any]) -> Iterator[bytes]:
+    """Yield the bytes at a link. The key of the service does not go there."""
+    import httpx
+
+    host = output.plain(urlsplit(url).hostname)
+    try:
+        with (
+            calls.open_client(url, timeout=TIMEOUT_SECONDS, follow_redirects=True) as client,
+            client.stream("GET", url) as answer,
+        ):
+            if answer.status_code in DEAD:
+                expired = file.get("expires_at")
+                until = f"; it was good until {output.plain(expired)}" if expired else ""
+                raise _NotSavedError(
+                    f"the link is dead: {host} answered {answer.status_code}{until}."
+                )
+            if not answer.is_success:
+                raise _NotSavedError(f"{host} answered {answer.status_code}; try again.")
+            yield from answer.iter_bytes()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        reason = output.plain(error) or type(error).__name__
+        raise _NotSavedError(f"no answer from {host}: {reason.rstrip('.')}.") from error
+
+
+def _size(count: int) -> str:
+    """Return a number of bytes for people."""
+    units = ("bytes", "KiB", "MiB", "GiB")
+    size, unit = float(count), 0
+    while size >= 1024 and unit < len(units) - 1:
+        size, unit = size / 1024, unit + 1
+    return f"{size:.{min(unit, 1)}f} {units[unit]}"

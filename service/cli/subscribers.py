@@ -1,0 +1,158 @@
+"""`genhook subscribers`: the URLs that receive events."""
+
+import argparse
+
+from service.cli import answers, calls, client, output
+from service.cli.arguments import (
+    Echo,
+    parse_flag,
+    parse_limit,
+    parse_seconds,
+    parse_whole,
+    split_commas,
+)
+from service.cli.command import ID, IDEMPOTENCY, PAGING, Argument, Command, always, argument, pairs
+from service.model.event import EVENT_TYPES
+
+ONE = "/v1/subscribers/{id}"
+EXAMPLE = "sub_01a1f83ac6f470008f5b21d7c0e394a6"
+EVENT_TYPES_HELP = f"one or more of {', '.join(EVENT_TYPES)}, separated by commas (all of them)"
+
+
+def add_subscribers(parser: argparse.ArgumentParser) -> None:
+    """Add the commands of `genhook subscribers`."""
+    client.add_commands(parser, COMMANDS)
+
+
+def test(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+    """Send a `ping` now; 1 unless the subscriber answers 2xx."""
+    with calls.connect(options) as connection:
+        answer = client.send(connection, command, options, answers.Test)
+    attempt = answer["attempt"]
+    error = (attempt["error"] or {}).get("message")
+    result = output.plain(error or f"It answered {attempt['status_code']}").rstrip(".")
+    client.show(options, echo, answer, [f"{result}, in {attempt['duration_ms']} ms."])
+    return 0 if 200 <= (attempt["status_code"] or 0) <= 299 else 1
+
+
+_TARGET = Argument(
+    *("target", "body", "url"), {"metavar": "URL", "help": "the URL that receives events"}
+)
+_FIELDS = (
+    argument("body", "--description", "a text for people", metavar="TEXT"),
+    argument("body", "--event-types", EVENT_TYPES_HELP, type=split_commas, metavar="TYPES"),
+    argument(
+        *("body", "--models", "only generations of these models, with commas", "filter.models"),
+        type=split_commas,
+    ),
+    pairs("body", "--metadata", "only generations with this pair", "filter.metadata"),
+    pairs("body", "--header", "send this header with each webhook", "headers"),
+    argument("body", "--max-in-flight", "the most attempts at once", type=parse_whole, metavar="N"),
+    argument(
+        *("body", "--rate-per-second", "the most attempts a second, or none for no limit"),
+        type=parse_limit,
+        metavar="N",
+    ),
+    argument(
+        *("body", "--retry-schedule-seconds", "the seconds before each attempt, with commas"),
+        type=parse_seconds,
+        metavar="SECONDS",
+    ),
+    argument(
+        *("body", "--ordered", "send the events of a generation in order"),
+        type=parse_flag,
+        nargs="?",
+        const=True,
+        metavar="true|false",
+    ),
+    argument("body", "--payload", "the form of the body", choices=("full", "thin", "cloudevents")),
+)
+_CREATE = (
+    *(_TARGET, *_FIELDS),
+    argument("body", "--signature", "v1a adds an Ed25519 signature", choices=("v1", "v1a")),
+    argument("body", "--secret", "your own signing secret, whsec_… (a new one)"),
+    IDEMPOTENCY,
+)
+_UPDATE = (
+    ID,
+    argument("body", "--target", "the URL that receives events", "url", metavar="URL"),
+    argument(
+        *("body", "--status", "pause it, disable it, or enable it again"),
+        choices=("active", "paused", "disabled"),
+    ),
+    *_FIELDS,
+)
+_OVERLAP = argument(
+    *("body", "--overlap-seconds", "how long the old secret signs beside the new one (86400)"),
+    type=parse_whole,
+    metavar="SECONDS",
+)
+_SHOWN = (
+    *("id", "status", "disabled_reason", "url", "description", "event_types", "filter"),
+    *("headers", "max_in_flight", "rate_per_second", "retry_schedule_seconds", "ordered"),
+    *("payload", "signature", "created_at", "updated_at"),
+)
+
+COMMANDS = {
+    "create": Command(
+        "create a subscriber: a URL that receives events",
+        "subscribers create https://shop.example/hooks --event-types generation.succeeded",
+        *("POST", "/v1/subscribers", _CREATE),
+        shows=("id", "url", "event_types", "status", "secret"),
+    ),
+    "list": Command(
+        *("list subscribers", "subscribers list", "GET", "/v1/subscribers", PAGING, "page"),
+        shows=("id", "status", "url", "event_types", "description"),
+    ),
+    "get": Command(
+        *("show a subscriber", f"subscribers get {EXAMPLE}", "GET", ONE, (ID,)), shows=_SHOWN
+    ),
+    "update": Command(
+        "change a subscriber",
+        f"subscribers update {EXAMPLE} --rate-per-second 5",
+        *("PATCH", ONE, _UPDATE),
+        shows=_SHOWN,
+    ),
+    "pause": Command(
+        "send nothing to a subscriber until it is resumed; nothing is lost",
+        f"subscribers pause {EXAMPLE}",
+        *("PATCH", ONE, (ID, always("status", "paused"))),
+        says="{id} is {status}.",
+    ),
+    "resume": Command(
+        "send again to a subscriber that was paused or disabled",
+        f"subscribers resume {EXAMPLE}",
+        *("PATCH", ONE, (ID, always("status", "active"))),
+        says="{id} is {status}.",
+    ),
+    "rotate": Command(
+        "give a subscriber a new signing secret, beside which the old one signs for a while",
+        f"subscribers rotate {EXAMPLE}",
+        *("POST", f"{ONE}/rotate-secret", (ID, _OVERLAP)),
+        shows=("secret", "public_key", "previous_expires_at"),
+    ),
+    "test": Command(
+        "send a ping and show the answer",
+        f"subscribers test {EXAMPLE}",
+        *("POST", f"{ONE}/test", (ID,)),
+        run=test,
+    ),
+    "stats": Command(
+        "show how the deliveries to a subscriber go",
+        f"subscribers stats {EXAMPLE}",
+        *("GET", f"{ONE}/stats", (ID,)),
+        shows=(
+            "subscriber_id",
+            "counts",
+            "success_rate",
+            "latency_ms",
+            "oldest_undelivered_seconds",
+        ),
+    ),
+    "delete": Command(
+        "delete a subscriber",
+        f"subscribers delete {EXAMPLE}",
+        *("DELETE", ONE, (ID,), "none"),
+        says="{id} is deleted.",
+    ),
+}
