@@ -4,7 +4,7 @@ import mimetypes
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -12,7 +12,7 @@ from service.model.clock import parse_rfc3339
 
 HOSTS_MAX = 40  # In one policy; files of further hosts are only linked.
 KINDS = ("image", "audio", "video")
-_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\]")
+_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|[0-9a-f:.]{2,45}")
 
 
 class Medium(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,32 +39,30 @@ def read_files(generation: Mapping[str, Any], now: int) -> list[Medium]:
 
 def _read(file: Mapping[str, Any], now: int) -> Medium:
     url, expires_at = str(file.get("url") or ""), file.get("expires_at")
-    parts = _split(url)
-    path = parts.path if parts else ""
-    media_type = file.get("media_type") or mimetypes.guess_type(path)[0] or ""
+    origin = _origin_of(url)
+    media_type = file.get("media_type") or mimetypes.guess_type(url.partition("?")[0])[0] or ""
     kind = media_type.partition("/")[0]
     return Medium(
         kind=kind if kind in KINDS else "file",
-        url=url if parts else "",
-        origin=f"{parts.scheme}://{parts.netloc.lower()}" if parts else "",
+        url=url if origin else "",
+        origin=origin,
         media_type=media_type,
         expires_at=expires_at,
         is_expired=expires_at is not None and parse_rfc3339(expires_at) <= now,
     )
 
 
-def _split(url: str) -> SplitResult | None:
-    """Return the parts of a URL that a page may name in its policy, else None."""
+def _origin_of(url: str) -> str:
+    """Return the origin of a URL that a page may name in its policy; else nothing."""
     try:
         parts = urlsplit(url)
-        host, _, port = parts.netloc.lower().partition(":")
-        if "]" in parts.netloc:
-            host, _, port = parts.netloc.lower().rpartition(":")
-            host, port = (host, port) if host.endswith("]") else (parts.netloc.lower(), "")
+        host, port = parts.hostname or "", parts.port
     except ValueError:
-        return None
-    is_safe = _HOST.fullmatch(host) and (not port or (port.isdigit() and port.isascii()))
-    return parts if parts.scheme in ("http", "https") and is_safe else None
+        return ""
+    if parts.scheme not in ("http", "https") or "@" in parts.netloc or not _HOST.fullmatch(host):
+        return ""
+    shown = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{shown}{'' if port is None else f':{port}'}"
 
 
 def shown_origins(media: Iterable[Medium]) -> list[str]:

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from service.dashboard.calls import ApiCall
+from service.dashboard.models import _parse
 from tests.contract.scenes import populate
 from tests.dashboard.browser import Browser, commands, policy_of, text_of
 from tests.harness import SUBSCRIBER_URL, Harness
@@ -182,6 +183,30 @@ async def test_a_trial_with_wrong_fields_keeps_them_and_says_which(
     for value in fields.values():
         assert value in page.text
     assert world.upstream.creates == []
+
+
+async def test_numbers_choices_and_switches_of_a_form_become_json(
+    world: Harness, browser: Browser
+) -> None:
+    fields = {"prompt": "a harbour", "type": "pro", "resolution": "2K"}
+    form = {f"input.{name}": value for name, value in fields.items()}
+    page = await browser.post("/models/try", model="flux-2", confirmed="yes", **form)
+    assert page.status_code == 303, text_of(page)
+    [generation] = (await world.get("/v1/generations"))["data"]
+    assert generation["input"] == fields
+    assert _parse("true", "boolean", {}) is True
+    assert _parse("-3", "integer", {}) == -3
+    assert _parse("0.5", "number", {}) == 0.5
+    assert _parse('["https://a.example/1.png"]', "json", {}) == ["https://a.example/1.png"]
+    assert _parse("2", "choice", {"enum": [1, 2]}) == 2
+
+
+async def test_a_trial_that_upstream_refuses_says_so(world: Harness, browser: Browser) -> None:
+    world.upstream.create_replies.append(httpx.Response(402, json={"message": "no credits left"}))
+    form = {"model": "imagen4", "input.prompt": "a small harbour"}
+    page = await browser.post("/models/try", **form, confirmed="yes")
+    assert page.status_code == 402
+    assert "no credits left" in text_of(page)
 
 
 async def test_one_can_change_the_input_before_one_spends(world: Harness, browser: Browser) -> None:

@@ -287,6 +287,24 @@ async def test_operators_see_the_usage_and_the_keys_of_any_tenant(
     assert "flux-2" not in text_of(await browser.get("/usage"))
 
 
+async def test_a_fault_of_ours_is_a_page_with_words_and_a_line_in_the_log(
+    world: Harness,
+    browser: Browser,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def fail(_visit: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("service.dashboard.entry.show_sign_in", fail)
+    await world.restart()
+    answer = await Browser(world).get("/sign-in")
+    assert answer.status_code == 500
+    assert "Something went wrong here" in text_of(answer)
+    assert "ZeroDivisionError" not in answer.text
+    assert "page.failed" in capsys.readouterr().err
+
+
 async def test_a_database_that_fails_is_a_page_with_words(
     world: Harness, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
