@@ -11,7 +11,18 @@ from pathlib import Path
 
 import uvloop
 
-from bench import callbacks, counts, deliveries, idle, latency, lists, outgoing, report, start
+from bench import (
+    callbacks,
+    counts,
+    deliveries,
+    idle,
+    latency,
+    lists,
+    outgoing,
+    pages,
+    report,
+    start,
+)
 from bench.machine import LOAD_CORE, measure_noise, on_core
 from bench.plan import Figures, Measure, Plan
 
@@ -29,6 +40,7 @@ MEASUREMENTS: dict[str, Measure] = {
     "backlog": deliveries.measure_backlog,
     "idle": idle.measure,
     "lists": lists.measure,
+    "pages": pages.measure,
 }
 ROUNDS, SECONDS = 3, 2.5
 QUICK_ROUNDS, QUICK_SECONDS = 1, 1.5

@@ -60,4 +60,5 @@ FLOORS = (
     Floor("polling", "of_budget", "≤", 1.1, "", "polls per second / poll budget"),
     Floor("polling", "memory_mb", "≤", 100, "MB", "memory with 10,000 open tasks"),
     Floor("lists", "worst_p99_ms", "≤", 20, "ms", "slowest list or count, 1,000,000 rows"),
+    Floor("pages", "worst_p50_ms", "≤", 50, "ms", "slowest page, 1,000,000 rows, median"),
 )

@@ -33,6 +33,7 @@ from service.worker import Worker
 
 _log = log.get()
 CLOSE_SECONDS = 1.0
+PAGES = "/dashboard"
 OBSERVED = ("/healthz", "/readyz", "/metrics")
 SPARE_CONNECTIONS = 24  # Beyond the slots, for connections that are still being closed.
 
@@ -84,6 +85,15 @@ class App:
 
         return endpoint.build(self.worker)
 
+    @cached_property
+    def _pages(self) -> ASGIApp:
+        """The pages, imported when somebody first asks for one."""
+        from service.api import endpoint  # noqa: PLC0415  cold start
+        from service.dashboard import app  # noqa: PLC0415  cold start
+
+        pages = app.build(self._api, endpoint.find_key, self.context)
+        return asgi.with_request_ids(pages, self.context.clock)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle an ASGI connection."""
         if scope["type"] == "http":
@@ -104,8 +114,9 @@ class App:
             is_begun = True
             await send(message)
 
+        is_page = scope["path"] == PAGES or scope["path"].startswith(f"{PAGES}/")
         try:
-            await self._api(scope, receive, send_once)
+            await (self._pages if is_page else self._api)(scope, receive, send_once)
         except asyncio.CancelledError:
             if not self.context.stopping.is_set():
                 raise
@@ -125,7 +136,8 @@ class App:
     async def start(self, *, worker: bool | None = None) -> None:
         """Open the database, bring its schema up to date, and start the worker."""
         self.context.stopping.clear()
-        self.__dict__.pop("_api", None)  # Of an earlier start, with the worker of that.
+        for name in ("_api", "_pages"):  # Of an earlier start, with the worker of that.
+            self.__dict__.pop(name, None)
         await self.database.open()
         try:
             await self.database.migrate()

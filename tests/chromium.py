@@ -1,23 +1,26 @@
-"""A page in Chromium, driven by playwright; a test that needs it is skipped where there is none."""
+"""Chromium, driven by playwright. A test that needs it is skipped where there is none."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")  # Debian's, and others.
+PATH = next(filter(None, map(shutil.which, NAMES)), None)
+needed = pytest.mark.skipif(PATH is None, reason="there is no Chromium: apt-get install chromium")
 
 
-def find_browser() -> str:
-    """Return the path of the browser, or skip the test. `.ci/run` installs it."""
-    path = next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None and "CI" not in os.environ:  # noqa: TID251  set by the pipeline
-        pytest.skip("there is no chromium: apt-get install chromium")
-    assert path is not None, "the pipeline has no chromium"
-    return path
+@contextmanager
+def launched() -> Iterator[Browser]:
+    """Run a browser."""
+    with sync_playwright() as playwright:
+        # Its sandbox needs rights that root in a container has not.
+        arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
+        browser = playwright.chromium.launch(executable_path=PATH, args=arguments)
+        yield browser
+        browser.close()
 
 
 class Tab:
@@ -37,11 +40,7 @@ class Tab:
 
 
 @contextmanager
-def browsed(width: int = 1280, height: int = 900) -> Iterator[Tab]:
+def browsed() -> Iterator[Tab]:
     """Open a page in a new browser."""
-    with sync_playwright() as playwright:
-        # The sandbox of Chromium needs rights that root in a container has not.
-        arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
-        browser = playwright.chromium.launch(executable_path=find_browser(), args=arguments)
-        yield Tab(browser.new_page(viewport={"width": width, "height": height}))
-        browser.close()
+    with launched() as browser:
+        yield Tab(browser.new_page(viewport={"width": 1280, "height": 900}))

@@ -21,6 +21,7 @@ _BANNER = """\
 genhook --dev: plain http and targets on this machine are allowed. Not for production.
 
   service  {url}, its reference at {url}/docs
+  pages    {url}/dashboard
 {sandbox}  keys     {keys}
 
 Try it from another terminal:

@@ -13,9 +13,9 @@ def digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode()).digest()
 
 
-async def get_by_secret(tx: Transaction, secret: str) -> Key | None:
-    """Return the key with this secret, unless it is revoked."""
-    return await rows.read_one(tx, Key, "key_by_sha256", key_sha256=digest(secret))
+async def get_by_digest(tx: Transaction, key_sha256: bytes) -> Key | None:
+    """Return the key with this digest, unless it is revoked."""
+    return await rows.read_one(tx, Key, "key_by_sha256", key_sha256=key_sha256)
 
 
 async def revoke(tx: Transaction, key_id: str) -> None:

@@ -39,6 +39,16 @@ CREATE TABLE keys (
 );
 CREATE INDEX keys_tenant ON keys (tenant, id);
 
+-- Who is signed in to the pages. The cookie has the id; the key is named by the digest that it has in
+-- `keys`, so that it ends every sign-in when it is revoked.
+CREATE TABLE sign_ins (
+    id_sha256 BYTEA PRIMARY KEY,
+    key_sha256 BYTEA NOT NULL,
+    expires_at BIGINT NOT NULL
+);
+CREATE INDEX sign_ins_key ON sign_ins (key_sha256, expires_at);
+CREATE INDEX sign_ins_expires ON sign_ins (expires_at);
+
 CREATE TABLE idempotency (
     tenant TEXT COLLATE "C" NOT NULL,
     key TEXT COLLATE "C" NOT NULL,

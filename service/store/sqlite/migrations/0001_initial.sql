@@ -21,6 +21,16 @@ CREATE TABLE keys (
 );
 CREATE INDEX keys_tenant ON keys (tenant, id);
 
+-- Who is signed in to the pages. The cookie has the id; the key is named by the digest that it has in
+-- `keys`, so that it ends every sign-in when it is revoked.
+CREATE TABLE sign_ins (
+    id_sha256 BLOB PRIMARY KEY,
+    key_sha256 BLOB NOT NULL,
+    expires_at INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX sign_ins_key ON sign_ins (key_sha256, expires_at);
+CREATE INDEX sign_ins_expires ON sign_ins (expires_at);
+
 CREATE TABLE idempotency (
     tenant TEXT NOT NULL,
     key TEXT NOT NULL,

@@ -1,0 +1,59 @@
+"""Usage by model and day, API keys, and what is known of the workers."""
+
+import re
+from collections import defaultdict
+from typing import Any
+
+from starlette.responses import Response
+
+from service.dashboard.calls import ApiCall
+from service.dashboard.plots import bars
+from service.dashboard.visit import Visit
+from service.model.key import SCOPES
+
+COUNTS = ("generations", "succeeded", "failed", "timed_out", "credits")
+ROWS_MAX = 200  # Of the table by day; the API has more.
+_HELP = re.compile(r"# HELP (\w+) (.*)")
+_VALUE = re.compile(r"(genhook_\w+) ([0-9.e+-]+)")
+
+
+async def show_usage(visit: Visit) -> Response:
+    """GET /dashboard/usage: of the reader's tenant, or of another one for an operator."""
+    query = visit.filters("since", "until", "model", "tenant")
+    rows = (await visit.get("/v1/usage", **query))["data"]
+    models: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(COUNTS, 0))
+    days: dict[str, int] = defaultdict(int)
+    for row in rows:
+        days[row["day"]] += row["credits"]
+        for name in COUNTS:
+            models[row["model"]][name] += row[name]
+    ordered = sorted(days.items())
+    values: dict[str, Any] = {
+        "rows": rows,
+        "rows_max": ROWS_MAX,
+        "models": sorted(models.items(), key=lambda item: -item[1]["credits"]),
+        "credits": bars([n for _, n in ordered], [f"{day}: {n:,} credits" for day, n in ordered]),
+        "first": ordered[0][0] if ordered else "",
+        "last": ordered[-1][0] if ordered else "",
+        "total": sum(days.values()),
+    }
+    return visit.render("usage.html", 200, fields=query, counts=COUNTS, **values)
+
+
+async def show_keys(visit: Visit) -> Response:
+    """GET /dashboard/keys."""
+    query = visit.filters("tenant", "after")
+    page = await visit.get("/v1/keys", **query)
+    scopes = SCOPES if visit.may("operator") else SCOPES[:-1]
+    return visit.render("keys.html", 200, page=page, fields=query, scopes=scopes)
+
+
+async def show_workers(visit: Visit) -> Response:
+    """GET /dashboard/workers: readiness, and the metrics that have no labels."""
+    ready = await visit.send(ApiCall(path="/readyz"))
+    metrics = await visit.send(ApiCall(path="/metrics"))
+    text = metrics.content if metrics.is_success else ""
+    helps = dict(_HELP.findall(text))
+    gauges = [(helps.get(name, name), name, float(value)) for name, value in _VALUE.findall(text)]
+    values = {"checks": ready.content["checks"], "status": ready.content["status"]}
+    return visit.render("workers.html", 200, gauges=gauges, **values)

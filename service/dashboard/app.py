@@ -1,0 +1,177 @@
+"""The pages as an ASGI application: routes, forms, signing in and out, files, errors."""
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from service.context import Context
+from service.dashboard import entry, formats, models
+from service.dashboard.acts import ACTS, Act, Form, once_headers
+from service.dashboard.calls import Reply
+from service.dashboard.forms import read_form
+from service.dashboard.pages import PAGES, PARTS
+from service.dashboard.sign_in import Attempts, Signatures
+from service.dashboard.visit import PATH, RefusedError, Site, Visit
+from service.model.errors import StorageError
+from service.model.key import Key
+from service.telemetry import log
+
+FOLDER = Path(__file__).parent
+STATIC = {
+    "style.css": "text/css",
+    "htmx.min.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
+NOTICES = {act.name: act.notice for act in ACTS} | {"models.try": "The generation was submitted."}
+_EXPLAINED = {
+    401: "The key was revoked while you were signed in.",
+    403: "Your key may not do this.",
+    404: "There is nothing here, or it belongs to somebody else.",
+}
+_log = log.get()
+Run = Callable[[Visit], Awaitable[Response]]
+Submit = Callable[[Visit, Form], Awaitable[Response]]
+
+
+def build(
+    api: ASGIApp, find_key: Callable[[Context, bytes], Awaitable[Key | None]], context: Context
+) -> ASGIApp:
+    """Build the pages over the API. `find_key` returns the live key with a digest."""
+    files = {_name_by_content(name): FOLDER / "static" / name for name in STATIC}
+    assets = {name: _name_by_content(name) for name in STATIC}
+    keys = context.settings.secret_keys
+    site = Site(api, find_key, context, Signatures(keys), Attempts(), _templates(), assets)
+    routes = [
+        _route(site, "/sign-in", entry.show_sign_in, "GET"),
+        _route(site, "/sign-in", entry.sign_in, "POST"),
+        _form(site, "/sign-out", entry.sign_out),
+        Route(f"{PATH}/static/{{name}}", partial(_serve_file, files)),
+        Route(f"{PATH}/", partial(_forward, site)),
+        _form(site, "/models/try", models.run_try),
+    ]
+    routes += [_form(site, act.path, partial(_perform, act)) for act in ACTS]
+    routes += [
+        _route(site, page.path, partial(_show, page.show), "GET") for page in (*PAGES, *PARTS)
+    ]
+    errors = dict.fromkeys((HTTPException, Exception), partial(_refuse, site))
+    app = Starlette(routes=routes, exception_handlers=errors)
+    app.router.redirect_slashes = False
+    return app
+
+
+def _templates() -> jinja2.Environment:
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    templates.filters.update(formats.FILTERS)
+    templates.globals.update(pages=PAGES, acts={act.path: act for act in ACTS}, notices=NOTICES)
+    return templates
+
+
+def _name_by_content(name: str) -> str:
+    """Return the name of a file with a part that changes when the file does."""
+    path = FOLDER / "static" / name
+    return f"{path.stem}.{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}{path.suffix}"
+
+
+def _route(site: Site, path: str, run: Run, method: str) -> Route:
+    return Route(f"{PATH}{path}", partial(_answer, site, run), methods=[method])
+
+
+def _form(site: Site, path: str, run: Submit) -> Route:
+    return _route(site, path, partial(_submit, run), "POST")
+
+
+async def _answer(site: Site, run: Run, request: Request) -> Response:
+    """Answer as the one who is signed in; a refusal of the API becomes a page."""
+    id_, key = await entry.identify(site, request)
+    if key is not None:
+        request.state.key = key  # For the log; and nobody keeps the answer.
+    visit = Visit(site, request, id_, key)
+    try:
+        return await run(visit)
+    except RefusedError as error:
+        return _render_problem(visit, error.reply)
+
+
+async def _show(show: Run, visit: Visit) -> Response:
+    if visit.key is None:
+        return entry.ask_to_sign_in(visit)
+    return await show(visit)
+
+
+async def _submit(run: Submit, visit: Visit) -> Response:
+    """Run what a form asks for, if it is one of our own pages."""
+    if visit.key is None:
+        return visit.redirect("/sign-in")
+    form = await read_form(visit)
+    if not visit.site.signatures.is_token(visit.id_, form.get("token", "")):
+        raise HTTPException(403, "The form is not from this page. Load the page again.")
+    return await run(visit, form)
+
+
+async def _perform(act: Act, visit: Visit, form: Form) -> Response:
+    """Make the API call of an act; show what it answers once, or go back to the page."""
+    id_ = visit.request.path_params.get("id", "")
+    reply = await visit.send(act.call(id_, form), once_headers(form))
+    if not reply.is_success:
+        return _render_problem(visit, reply, back=act.path.rpartition("/")[0].replace("{id}", id_))
+    if act.result:
+        return visit.render(act.result, 200, answer=reply.content, id=id_, act=act)
+    new_id = reply.content["id"] if reply.content else ""
+    return visit.redirect(act.target(id_, new_id), done=act.name)
+
+
+def _render_problem(visit: Visit, reply: Reply, back: str = "") -> Response:
+    if reply.status == 401:
+        return entry.ask_to_sign_in(visit)
+    problem = reply.content if isinstance(reply.content, dict) else {}
+    values = {"problem": problem, "explained": _EXPLAINED.get(reply.status, "")}
+    return visit.render("problem.html", reply.status, status=reply.status, back=back, **values)
+
+
+async def _serve_file(files: dict[str, Path], request: Request) -> Response:
+    path = files.get(request.path_params["name"])
+    if path is None:
+        raise HTTPException(404)
+    headers = {"cache-control": "public, max-age=31536000, immutable"}
+    return Response(path.read_bytes(), 200, headers, STATIC[path.name])
+
+
+async def _forward(site: Site, request: Request) -> Response:
+    """GET /dashboard/: the page has no slash at its end."""
+    return Visit(site, request, b"", None).redirect()
+
+
+async def _refuse(site: Site, request: Request, error: Exception) -> Response:
+    """Answer an error with a page that needs nothing of the database."""
+    match error:
+        case ClientDisconnect():
+            return Response(status_code=499)
+        case HTTPException(status_code=status, detail=detail):
+            pass
+        case StorageError():
+            _log.error("page.not_read", path=request.scope["path"], error=str(error))
+            status, detail = 503, "The database does not answer. Try again in a moment."
+        case _:
+            _log.exception("page.failed", path=request.scope["path"])
+            status, detail = 500, "Something went wrong here."
+    visit = Visit(site, request, b"", None)
+    explained = _EXPLAINED.get(status, "")
+    values: dict[str, Any] = {"problem": {"detail": detail}, "explained": explained, "back": ""}
+    return visit.render("problem.html", status, status=status, **values)

@@ -1,0 +1,104 @@
+"""Calls of our own API, made in this process with the key of the reader, and shown as curl."""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import msgspec
+from starlette.types import ASGIApp, Message
+
+_SAFE = "/:."  # Of a path and a query: the rest is percent-encoded, so that no shell reads it.
+
+
+class ApiCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A request to the API. `path` is not percent-encoded yet; `body` becomes JSON."""
+
+    method: str = "GET"
+    path: str
+    query: Mapping[str, str] = {}
+    body: Any = None
+
+    @property
+    def target(self) -> str:
+        """The path and the query as they stand in a URL."""
+        query = urlencode(self.query, safe=_SAFE, quote_via=quote)
+        return quote(self.path, safe=_SAFE) + (f"?{query}" if query else "")
+
+    @property
+    def content(self) -> bytes:
+        """The body in bytes."""
+        return b"" if self.body is None else msgspec.json.encode(self.body)
+
+    def curl(self) -> str:
+        """Return the call as a command that never names a key."""
+        parts = ["curl --fail-with-body"]
+        if self.method not in ("GET", "POST") or (self.method == "POST" and self.body is None):
+            parts.append(f"-X {self.method}")
+        parts.append(f'"$GENHOOK_URL{self.target}"')
+        parts.append('-H "Authorization: Bearer $GENHOOK_API_KEY"')
+        if self.body is not None:
+            parts.append("-H 'Content-Type: application/json'")
+            parts.append(f"-d {shlex.quote(self.content.decode())}")
+        return " \\\n  ".join(parts)
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What the API answered: `content` is decoded JSON, or text, or None."""
+
+    status: int
+    content: Any
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the API did what it was asked for."""
+        return self.status < 400
+
+
+async def send(
+    api: ASGIApp, call: ApiCall, headers: Mapping[str, str], state: Mapping[str, Any]
+) -> Reply:
+    """Make a call through the API's own router, checks and log.
+
+    `state` has the `acting_key` and the `request_id` of the page.
+    """
+    path, _, query = call.target.partition("?")
+    lines = {"content-type": "application/json", **headers}
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": call.method,
+        "scheme": "http",
+        "path": call.path,
+        "raw_path": path.encode(),
+        "query_string": query.encode(),
+        "root_path": "",
+        "headers": [(name.encode(), value.encode()) for name, value in lines.items()],
+        "client": None,
+        "server": None,
+        "state": dict(state),
+    }
+    messages: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": call.content, "more_body": False}
+
+    async def keep(message: Message) -> None:
+        messages.append(message)
+
+    await api(scope, receive, keep)
+    return _read(messages)
+
+
+def _read(messages: list[Message]) -> Reply:
+    start, *parts = messages
+    body = b"".join(part.get("body", b"") for part in parts)
+    kind = dict(start["headers"]).get(b"content-type", b"").partition(b";")[0]
+    if not body:
+        content = None
+    elif kind.endswith(b"json"):
+        content = msgspec.json.decode(body)
+    else:
+        content = body.decode(errors="replace")
+    return Reply(start["status"], content)

@@ -1,0 +1,69 @@
+"""Deliveries and dead letters, callbacks, and replays with their progress."""
+
+from starlette.responses import Response
+
+from service.dashboard.visit import PATH, Visit
+from service.model.clock import DAY, rfc3339
+from service.store.stats import STATUSES
+
+DEAD_SPAN_MS = 7 * DAY  # What a replay covers unless its reader says otherwise.
+VERDICTS = ("accepted", "duplicate", "late", "unreadable", "rejected")
+
+
+async def show_list(visit: Visit) -> Response:
+    """GET /dashboard/deliveries."""
+    query = visit.filters("status", "subscriber_id", "event_id", "generation_id", "after")
+    page = await visit.get("/v1/deliveries", **query)
+    return visit.render("deliveries.html", 200, page=page, fields=query, statuses=STATUSES)
+
+
+async def show(visit: Visit) -> Response:
+    """GET /dashboard/deliveries/{id}: with its attempts; live while it is pending."""
+    delivery = await visit.get(f"/v1/deliveries/{visit.id}")
+    is_open, state = delivery["status"] == "pending", str(delivery["attempt_count"])
+    answer = _answer_live(visit, state, is_open=is_open)
+    return answer or visit.render("delivery.html", 200, delivery=delivery, state=state)
+
+
+def _answer_live(visit: Visit, state: str, *, is_open: bool) -> Response | None:
+    """Answer a page that is open: nothing while nothing changed, and to load anew at the end."""
+    if visit.is_live and not is_open:
+        return visit.redirect(visit.path.removeprefix(PATH))
+    return Response(status_code=204) if visit.has_seen(state) else None
+
+
+async def show_dead(visit: Visit) -> Response:
+    """GET /dashboard/dead-letters: dead deliveries, and a form that replays them."""
+    query = visit.filters("subscriber_id", "after")
+    page = await visit.get("/v1/deliveries", **{"status": "dead", **query})
+    subscribers = await visit.get("/v1/subscribers") if visit.may("manage") else {"data": []}
+    span = {"since": rfc3339(visit.now - DEAD_SPAN_MS), "until": rfc3339(visit.now)}
+    values = {"page": page, "fields": query, "subscribers": subscribers["data"], "span": span}
+    return visit.render("dead_letters.html", 200, **values)
+
+
+async def show_replays(visit: Visit) -> Response:
+    """GET /dashboard/replays."""
+    query = visit.filters("after")
+    return visit.render("replays.html", 200, page=await visit.get("/v1/replays", **query))
+
+
+async def show_replay(visit: Visit) -> Response:
+    """GET /dashboard/replays/{id}: live while it runs."""
+    replay = await visit.get(f"/v1/replays/{visit.id}")
+    is_open, state = replay["status"] == "running", str(replay["done"])
+    answer = _answer_live(visit, state, is_open=is_open)
+    return answer or visit.render("replay.html", 200, replay=replay, state=state)
+
+
+async def show_callbacks(visit: Visit) -> Response:
+    """GET /dashboard/callbacks."""
+    query = visit.filters("verdict", "generation_id", "after")
+    page = await visit.get("/v1/callbacks", **query)
+    return visit.render("callbacks.html", 200, page=page, fields=query, verdicts=VERDICTS)
+
+
+async def show_callback(visit: Visit) -> Response:
+    """GET /dashboard/callbacks/{id}: as it was received."""
+    callback = await visit.get(f"/v1/callbacks/{visit.id}")
+    return visit.render("callback.html", 200, callback=callback)

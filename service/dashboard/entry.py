@@ -1,0 +1,117 @@
+"""Who is signed in; the pages that sign in and out."""
+
+import re
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.dashboard.forms import read_form
+from service.dashboard.sign_in import COOKIE
+from service.dashboard.visit import PATH, Site, Visit
+from service.model.clock import SECOND
+from service.model.key import KEY_PREFIX, Key
+from service.store import keys, sign_ins
+from service.telemetry import log
+
+# Where to go after signing in: a page of ours, never another host.
+_NEXT = re.compile(r"/[a-z-]+(/[A-Za-z0-9_.-]+)*(\?[A-Za-z0-9_.=&%:-]{0,500})?")
+_UNKNOWN = "This key is unknown or revoked."
+_TOO_MANY = "Too many wrong keys. Wait a minute, then try again."
+_STALE = "The form was too old. Try again."
+_log = log.get()
+
+
+async def identify(site: Site, request: Request) -> tuple[bytes, Key | None]:
+    """Return the id in the browser's cookie, empty without one, and the key that signed in."""
+    id_ = site.signatures.read_cookie(request.cookies.get(COOKIE, "")) or b""
+    if not id_:
+        return b"", None
+    key_sha256 = await site.context.database.read(sign_ins.find_key, id_)
+    if key_sha256 is None:
+        return id_, None
+    return id_, await site.find_key(site.context, key_sha256)
+
+
+def ask_to_sign_in(visit: Visit) -> Response:
+    """Go to the page that signs in, and from there back to this one."""
+    if visit.is_live:
+        return visit.redirect()
+    path = visit.path.removeprefix(PATH)
+    query = visit.request.scope["query_string"].decode("latin-1")
+    target = path + (f"?{query}" if query else "")
+    is_page = visit.request.method == "GET" and _NEXT.fullmatch(target)
+    return visit.redirect("/sign-in", next=target if is_page else "")
+
+
+async def show_sign_in(visit: Visit) -> Response:
+    """GET /dashboard/sign-in."""
+    if visit.key is not None:
+        return visit.redirect()
+    return _render(visit, visit.request.query_params.get("next", ""))
+
+
+def _render(visit: Visit, next_: str, status: int = 200, message: str = "") -> Response:
+    new_cookie = ""
+    if not visit.id_:
+        visit.id_, new_cookie = visit.site.signatures.new_cookie(visit.site.context.random_bytes)
+    values = {"next": next_ if _NEXT.fullmatch(next_) else "", "message": message}
+    response = visit.render("sign_in.html", status, **values)
+    if new_cookie:
+        _set_cookie(visit, response, new_cookie)
+    return response
+
+
+async def sign_in(visit: Visit) -> Response:
+    """POST /dashboard/sign-in: with a good key, a new id in the cookie."""
+    form, site, address = await read_form(visit), visit.site, _address_of(visit.request)
+    next_ = form.get("next", "")
+    if not visit.id_ or not site.signatures.is_token(visit.id_, form.get("token", "")):
+        return _render(visit, next_, 403, _STALE)
+    if not site.attempts.may_try(address, visit.now):
+        return _render(visit, next_, 429, _TOO_MANY)
+    secret = form.get("key", "").strip()
+    key_sha256 = keys.digest(secret)
+    is_key = secret.startswith(KEY_PREFIX)
+    key = await site.find_key(site.context, key_sha256) if is_key else None
+    if key is None:
+        site.attempts.count_failure(address)
+        return _render(visit, next_, 401, _UNKNOWN)
+    id_, cookie = site.signatures.new_cookie(site.context.random_bytes)
+    await site.context.database.write(sign_ins.begin, id_, key_sha256, tenant=key.tenant)
+    _log.info("audit", act="dashboard.sign_in", id=key.id, key_id=key.id, tenant=key.tenant)
+    path, _, query = (next_ if _NEXT.fullmatch(next_) else "").partition("?")
+    response = visit.redirect(path)
+    if query:
+        response.headers["location"] += f"?{query}"
+    _set_cookie(visit, response, cookie)
+    return response
+
+
+async def sign_out(visit: Visit, _form: object) -> Response:
+    """POST /dashboard/sign-out: the sign-in ends, also for a copy of its cookie."""
+    if visit.key is None:
+        raise HTTPException(403)
+    tenant = visit.key.tenant
+    await visit.site.context.database.write(sign_ins.end, visit.id_, tenant=tenant)
+    response = visit.redirect("/sign-in")
+    _set_cookie(visit, response, "", seconds=0)
+    return response
+
+
+def _set_cookie(
+    visit: Visit, response: Response, cookie: str, seconds: int = sign_ins.LIFE_MS // SECOND
+) -> None:
+    """Set the cookie for all pages: without a path it is that of /dashboard, behind any prefix."""
+    public_url, headers = visit.site.context.settings.public_url or "", visit.request.headers
+    is_https = public_url.startswith("https:") or headers.get("x-forwarded-proto") == "https"
+    secure = "; Secure" if is_https or visit.request.url.scheme == "https" else ""
+    line = f"{COOKIE}={cookie}; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}"
+    response.headers.append("set-cookie", line)
+
+
+def _address_of(request: Request) -> str:
+    """Return where a request comes from: behind a proxy, what that says last."""
+    address = request.client.host if request.client else ""
+    forwarded = request.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
+    return f"{address} {forwarded[:45]}"

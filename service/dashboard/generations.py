@@ -1,0 +1,61 @@
+"""Generations: a wall of pictures with filters, and one generation with its timeline."""
+
+from typing import Any
+
+from starlette.responses import Response
+
+from service.dashboard import media
+from service.dashboard.acts import read_time
+from service.dashboard.plots import draw_axis
+from service.dashboard.visit import Visit
+from service.model.generation import OPEN, RETRYABLE, TERMINAL
+
+PER_PAGE = "24"
+
+
+async def show_list(visit: Visit) -> Response:
+    """GET /dashboard/generations."""
+    fields = visit.filters("status", "model", "name", "value", "from", "to", "after")
+    query: dict[str, str] = {
+        name: fields[name] for name in ("status", "model", "after") if name in fields
+    }
+    if "name" in fields:
+        query[f"metadata.{fields['name']}"] = fields.get("value", "")
+    for field, parameter in (("from", "created_after"), ("to", "created_before")):
+        if field in fields:
+            query[parameter] = read_time(fields[field])
+    page = await visit.get("/v1/generations", **{"limit": PER_PAGE, **query})
+    cards = [(each, media.read_files(each, visit.now)) for each in page["data"]]
+    for _, files in cards:
+        visit.show_media(files[:1])
+    fields.pop("after", None)
+    values = {"cards": cards, "next": page["next"], "fields": fields, "after": query.get("after")}
+    return visit.render("generations.html", 200, statuses=(*OPEN, *TERMINAL), **values)
+
+
+async def show(visit: Visit) -> Response:
+    """GET /dashboard/generations/{id}: live until the generation has ended.
+
+    The policy of an open page does not know the hosts of the result, so it is loaded once more.
+    """
+    path = f"/v1/generations/{visit.id}"
+    generation = await visit.get(path)
+    is_open = generation["status"] in OPEN
+    if visit.is_live and not is_open:
+        return visit.redirect(f"/generations/{visit.id}")
+    timeline = await visit.get(f"{path}/timeline")
+    state = f"{generation['status']}.{len(timeline['data'])}"
+    if visit.has_seen(state):
+        return Response(status_code=204)
+    files = media.read_files(generation, visit.now)
+    visit.show_media(files)
+    values: dict[str, Any] = {
+        "generation": generation,
+        "is_open": is_open,
+        "state": state,
+        "retryable": RETRYABLE,
+        "files": files,
+        "entries": timeline["data"],
+        "axis": draw_axis(timeline["data"]),
+    }
+    return visit.render("generation.html", 200, **values)

@@ -1,0 +1,71 @@
+"""Files of a generation: what kind each is, whether it can be shown, and from which host."""
+
+import mimetypes
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from service.model.clock import parse_rfc3339
+
+HOSTS_MAX = 40  # In one policy; files of further hosts are only linked.
+KINDS = ("image", "audio", "video")
+_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|[0-9a-f:.]{2,45}")
+
+
+class Medium(msgspec.Struct, frozen=True, kw_only=True):
+    """A file as a page shows it.
+
+    kind: `image`, `audio`, `video`, or `file` for what is only linked.
+    url: empty if it is none that a browser should follow.
+    origin: its scheme, host and port, which the page's policy names; empty if it has none.
+    """
+
+    kind: str
+    url: str
+    origin: str
+    media_type: str
+    expires_at: str | None
+    is_expired: bool
+
+
+def read_files(generation: Mapping[str, Any], now: int) -> list[Medium]:
+    """Return the files in the output of a generation, as the API shows it."""
+    files = (generation.get("output") or {}).get("files") or []
+    return [_read(file, now) for file in files]
+
+
+def _read(file: Mapping[str, Any], now: int) -> Medium:
+    url, expires_at = str(file.get("url") or ""), file.get("expires_at")
+    origin = _origin_of(url)
+    media_type = file.get("media_type") or mimetypes.guess_type(url.partition("?")[0])[0] or ""
+    kind = media_type.partition("/")[0]
+    return Medium(
+        kind=kind if kind in KINDS else "file",
+        url=url if origin else "",
+        origin=origin,
+        media_type=media_type,
+        expires_at=expires_at,
+        is_expired=expires_at is not None and parse_rfc3339(expires_at) <= now,
+    )
+
+
+def _origin_of(url: str) -> str:
+    """Return the origin of a URL that a page may name in its policy; else nothing."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return ""
+    if parts.scheme not in ("http", "https") or "@" in parts.netloc or not _HOST.fullmatch(host):
+        return ""
+    shown = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{shown}{'' if port is None else f':{port}'}"
+
+
+def shown_origins(media: Iterable[Medium]) -> list[str]:
+    """Return the origins of files that are embedded, at most HOSTS_MAX."""
+    origins = {medium.origin for medium in media if medium.kind != "file" and not medium.is_expired}
+    return sorted(origins - {""})[:HOSTS_MAX]

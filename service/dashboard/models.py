@@ -1,0 +1,125 @@
+"""Models side by side, and a form to try one: it names the price and asks before it spends."""
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+import msgspec
+from starlette.responses import Response
+
+from service.dashboard.acts import Form, once_headers
+from service.dashboard.calls import ApiCall
+from service.dashboard.visit import RefusedError, Visit
+from service.upstream import catalogue
+
+LONG_TEXTS = ("prompt", "lyrics", "negative_prompt", "text", "style")
+Table = Mapping[str, Any]
+
+
+async def show_list(visit: Visit) -> Response:
+    """GET /dashboard/models."""
+    fields = visit.filters("kind", "callbacks", "sort")
+    models = (await visit.get("/v1/models", **fields))["data"]
+    values = {"kinds": get_args(catalogue.Kind), "fields": fields, "models": models}
+    return visit.render("models.html", 200, **values)
+
+
+async def show_try(visit: Visit) -> Response:
+    """GET /dashboard/models/try: the form for `?model=`."""
+    fields = visit.filters("model")
+    model = await visit.get(f"/v1/models/{fields.get('model') or 'imagen4-fast'}")
+    return _render_form(visit, model, {}, [])
+
+
+async def run_try(visit: Visit, form: Form) -> Response:
+    """POST /dashboard/models/try: name the price and ask; once confirmed, create the generation."""
+    model = await visit.get(f"/v1/models/{form.get('model', '')}")
+    input_, errors = _read_input(model, form)
+    known = visit.site.context.catalogue[model["id"]]
+    errors += catalogue.problems(known, input_) if not errors else []
+    if errors or form.get("edit"):
+        return _render_form(visit, model, form, errors)
+    call = ApiCall(
+        method="POST", path="/v1/generations", body={"model": model["id"], "input": input_}
+    )
+    if form.get("confirmed") != "yes":
+        price = catalogue.credits(known, input_)
+        values = {"model": model, "form": form, "call": call, "credits": price}
+        return visit.render("try_confirm.html", 200, **values)
+    # Its key makes a second click, or a page that is sent again, cost nothing.
+    reply = await visit.send(call, once_headers(form))
+    if reply.status == 422 and reply.content.get("errors"):
+        wrong = [(each["pointer"], each["message"]) for each in reply.content["errors"]]
+        return _render_form(visit, model, form, wrong)
+    if not reply.is_success:
+        raise RefusedError(reply)
+    return visit.redirect(f"/generations/{reply.content['id']}", done="models.try")
+
+
+def _render_form(visit: Visit, model: Table, form: Form, errors: list[tuple[str, str]]) -> Response:
+    messages = {pointer.removeprefix("/input").strip("/"): text for pointer, text in errors}
+    inputs = [_input(name, schema, model) for name, schema in _properties(model)]
+    names = {each["name"] for each in inputs}
+    values = {
+        "model": model,
+        "inputs": sorted(inputs, key=lambda each: not each["is_required"]),
+        "form": form,
+        "errors": messages,
+        "other_errors": {n: text for n, text in messages.items() if n not in names},
+    }
+    return visit.render("try.html", 422 if errors else 200, **values)
+
+
+def _properties(model: Table) -> list[tuple[str, Table]]:
+    return list(model["parameters"].get("properties", {}).items())
+
+
+def _input(name: str, schema: Table, model: Table) -> dict[str, Any]:
+    """Return what a form field needs: its kind, its choices, its limits and its default."""
+    kind = _field_kind(name, schema)
+    return {
+        "name": name,
+        "kind": kind,
+        "choices": schema.get("enum", ()),
+        "is_required": name in model["parameters"].get("required", ()),
+        "default": schema.get("default"),
+        "min": schema.get("minimum", schema.get("minLength")),
+        "max": schema.get("maximum", schema.get("maxLength")),
+        "example": next(iter(schema.get("examples", ())), ""),
+        "description": schema.get("description", ""),
+    }
+
+
+def _field_kind(name: str, schema: Table) -> str:
+    if "enum" in schema:
+        return "choice"
+    kind = schema.get("type", "json")
+    if kind == "string":
+        return "long" if name in LONG_TEXTS else "text"
+    return kind if kind in ("boolean", "integer", "number") else "json"
+
+
+def _read_input(model: Table, form: Form) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Return the input of the form's fields, which begin with `input.`, and what is wrong."""
+    input_: dict[str, Any] = {}
+    errors: list[tuple[str, str]] = []
+    for name, schema in _properties(model):
+        text = form.get(f"input.{name}", "").replace("\r\n", "\n").strip()
+        if not text:
+            continue
+        try:
+            input_[name] = _parse(text, _field_kind(name, schema), schema)
+        except (ValueError, msgspec.DecodeError):
+            errors.append((f"/{name}", "cannot be read"))
+    return input_, errors
+
+
+def _parse(text: str, kind: str, schema: Table) -> Any:
+    if kind == "choice":
+        return next(each for each in (*schema["enum"], text) if str(each) == text)
+    if kind == "boolean":
+        return text == "true"
+    if kind in ("integer", "number"):
+        return int(text) if text.lstrip("-").isdigit() else float(text)
+    if kind == "json":
+        return msgspec.json.decode(text)
+    return text

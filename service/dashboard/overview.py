@@ -1,0 +1,101 @@
+"""The first page: rates, success and durations of generations, and how deliveries stand."""
+
+from collections.abc import Mapping, Sequence
+from datetime import date, timedelta
+from typing import Any
+
+from starlette.responses import Response
+
+from service.dashboard.calls import ApiCall
+from service.dashboard.plots import bars
+from service.dashboard.visit import Visit
+from service.model.clock import parse_rfc3339, rfc3339
+from service.model.generation import OPEN
+
+DAYS = 30
+LATEST = 50  # Generations whose durations are drawn.
+OPEN_MAX = 100
+SUBSCRIBERS_MAX = 10
+View = Mapping[str, Any]
+
+
+async def show(visit: Visit) -> Response:
+    """GET /dashboard."""
+    usage = await visit.get("/v1/usage")
+    latest = await visit.get("/v1/generations", limit=str(LATEST))
+    queued, processing = [
+        (await visit.get("/v1/generations", status=status, limit=str(OPEN_MAX)))["data"]
+        for status in OPEN
+    ]
+    opened = [*queued, *processing]
+    page: dict[str, Any] = {"data": []}
+    if visit.may("manage"):
+        page = await visit.get("/v1/subscribers", limit=str(SUBSCRIBERS_MAX))
+    # Counting what each is owed takes long, so their rows come by themselves.
+    for first in page["data"][:1]:
+        visit.show_call(ApiCall(path=f"/v1/subscribers/{first['id']}/stats"))
+    values = {
+        "days": _by_day(usage["data"], visit.now),
+        "durations": _durations(latest["data"]),
+        "open_count": len(opened),
+        "has_more_open": OPEN_MAX in (len(queued), len(processing)),
+        "overdue": [each for each in opened if parse_rfc3339(each["deadline_at"]) <= visit.now],
+        "subscribers": page["data"],
+        "is_empty": not latest["data"],
+    }
+    return visit.render("overview.html", 200, **values)
+
+
+def _by_day(usage: Sequence[View], now: int) -> dict[str, Any]:
+    """Return plots of the days, and their sums."""
+    today = date.fromisoformat(rfc3339(now)[:10])
+    days = [(today - timedelta(days=back)).isoformat() for back in reversed(range(DAYS))]
+    names = ("generations", "succeeded", "failed", "timed_out", "credits")
+    sums = {day: dict.fromkeys(names, 0) for day in days}
+    for row in usage:
+        for name in names if row["day"] in sums else ():
+            sums[row["day"]][name] += row[name]
+    counts = [sums[day]["generations"] for day in days]
+    rates = [_success_rate(sums[day]) for day in days]
+    totals = {name: sum(each[name] for each in sums.values()) for name in names}
+    return {
+        "counts": bars(counts, [f"{day}: {count:,}" for day, count in zip(days, counts)]),  # noqa: B905  both are of the days
+        "rates": bars(
+            [rate or 0 for rate in rates],
+            [f"{d}: {'no outcome' if r is None else f'{r:.0%}'}" for d, r in zip(days, rates)],  # noqa: B905  both are of the days
+            [rate is not None and rate < 0.9 for rate in rates],
+        ),
+        "today": counts[-1],
+        "totals": totals,
+        "success_rate": _success_rate(totals),
+        "first": days[0],
+        "last": days[-1],
+    }
+
+
+def _success_rate(row: View) -> float | None:
+    ended = row["succeeded"] + row["failed"] + row["timed_out"]
+    return row["succeeded"] / ended if ended else None
+
+
+def _durations(latest: Sequence[View]) -> dict[str, Any]:
+    """Return a plot of the durations of the latest generations that succeeded, oldest first."""
+    ended = [each for each in reversed(latest) if each["status"] == "succeeded"]
+    seconds = [_seconds(each) for each in ended]
+    texts = [
+        f"{each['model']}, {each['created_at'][:19]}Z: {took:.1f} s"
+        for each, took in zip(ended, seconds, strict=True)
+    ]
+    ranked = sorted(seconds)
+    return {
+        "bars": bars(seconds, texts),
+        "count": len(ranked),
+        "median": ranked[len(ranked) // 2] if ranked else None,
+        "longest": ranked[-1] if ranked else None,
+    }
+
+
+def _seconds(generation: View) -> float:
+    return (
+        parse_rfc3339(generation["completed_at"]) - parse_rfc3339(generation["created_at"])
+    ) / 1_000

@@ -1,0 +1,53 @@
+"""The table of pages: path, function, and the scope that the API asks for."""
+
+from collections.abc import Awaitable, Callable
+from typing import Literal, NamedTuple
+
+from starlette.responses import Response
+
+from service.dashboard import account, deliveries, generations, models, overview, subscribers
+from service.dashboard.visit import Visit
+from service.model.key import Scope
+
+
+class Page(NamedTuple):
+    """A page below /dashboard. `name` is its word in the menu, empty if it is not there.
+
+    for_operators: whether the scope `operator` suffices, as in the API.
+    """
+
+    path: str
+    show: Callable[[Visit], Awaitable[Response]]
+    scope: Scope | Literal["open"]
+    name: str = ""
+    for_operators: bool = False
+
+    def is_shown_to(self, visit: Visit) -> bool:
+        """Whether the reader's key has the scope."""
+        if self.scope == "open" or visit.may(self.scope):
+            return True
+        return self.for_operators and visit.may("operator")
+
+
+PAGES = (
+    Page("", overview.show, "read", "Overview"),
+    Page("/generations", generations.show_list, "read", "Generations"),
+    Page("/generations/{id}", generations.show, "read"),
+    Page("/models", models.show_list, "read", "Models"),
+    Page("/models/try", models.show_try, "read"),
+    Page("/subscribers", subscribers.show_list, "manage", "Subscribers"),
+    Page("/subscribers/{id}", subscribers.show, "manage"),
+    Page("/subscribers/{id}/stats", subscribers.show_stats, "read"),
+    Page("/deliveries", deliveries.show_list, "read", "Deliveries"),
+    Page("/deliveries/{id}", deliveries.show, "read"),
+    Page("/dead-letters", deliveries.show_dead, "read", "Dead letters"),
+    Page("/replays", deliveries.show_replays, "manage", "Replays"),
+    Page("/replays/{id}", deliveries.show_replay, "manage"),
+    Page("/callbacks", deliveries.show_callbacks, "read", "Callbacks", for_operators=True),
+    Page("/callbacks/{id}", deliveries.show_callback, "read", for_operators=True),
+    Page("/usage", account.show_usage, "read", "Usage", for_operators=True),
+    Page("/keys", account.show_keys, "admin", "Keys", for_operators=True),
+    Page("/workers", account.show_workers, "open", "Workers"),
+)
+# Parts of pages, which htmx asks for.
+PARTS = (Page("/subscribers/{id}/health", subscribers.show_health, "manage"),)

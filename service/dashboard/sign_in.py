@@ -1,0 +1,85 @@
+"""Signing in with an API key: a signed cookie with a random id, form tokens, limited attempts."""
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Callable, Sequence
+
+import itsdangerous
+
+from service.model.clock import MINUTE
+
+COOKIE = "genhook_sign_in"
+ID_BYTES = 32
+COOKIE_CHARACTERS_MAX = 200
+FAILURES_PER_MINUTE = 10
+ADDRESSES_MAX = 1_000
+
+
+class Signatures:
+    """Signs the ids of sign-ins for cookies, and for the forms of a page.
+
+    A browser has an id before it signs in, too, so that the form for that carries a token as well.
+    """
+
+    def __init__(self, secret_keys: Sequence[str]) -> None:
+        """`secret_keys` are ordered from oldest to newest: the newest signs, all verify."""
+        self._cookie, self._form = (
+            itsdangerous.Signer(
+                list(secret_keys),
+                salt=f"genhook.dashboard.{purpose}",
+                key_derivation="hmac",
+                digest_method=hashlib.sha256,
+            )
+            for purpose in ("cookie", "form")
+        )
+
+    def new_cookie(self, random_bytes: Callable[[int], bytes]) -> tuple[bytes, str]:
+        """Return a new id, and the cookie that holds it."""
+        id_ = random_bytes(ID_BYTES)
+        return id_, self._cookie.sign(base64.urlsafe_b64encode(id_)).decode()
+
+    def read_cookie(self, cookie: str) -> bytes | None:
+        """Return the id in a cookie; None if genhook did not sign it."""
+        if len(cookie) > COOKIE_CHARACTERS_MAX or not cookie.isascii():
+            return None
+        try:
+            return base64.urlsafe_b64decode(self._cookie.unsign(cookie.encode()))
+        except (itsdangerous.BadSignature, binascii.Error):
+            return None
+
+    def token(self, id_: bytes) -> str:
+        """Return the token that every form on a page of this browser carries."""
+        return self._form.get_signature(base64.urlsafe_b64encode(id_)).decode()
+
+    def is_token(self, id_: bytes, token: str) -> bool:
+        """Whether a form came from a page of this browser."""
+        value = base64.urlsafe_b64encode(id_)
+        return token.isascii() and self._form.verify_signature(value, token.encode())
+
+
+class Attempts:
+    """Counts failed sign-ins of the current minute by the client's address.
+
+    A key has 256 bits, so nobody guesses one. The limit keeps strangers from the database.
+    """
+
+    def __init__(self) -> None:
+        self._minute = 0
+        self._failures: dict[str, int] = {}
+
+    def may_try(self, address: str, now: int) -> bool:
+        """Whether an address may try once more in this minute."""
+        if now // MINUTE != self._minute:
+            self._minute, self._failures = now // MINUTE, {}
+        return self._failures.get(self._known(address), 0) < FAILURES_PER_MINUTE
+
+    def count_failure(self, address: str) -> None:
+        """Count a failed sign-in."""
+        known = self._known(address)
+        self._failures[known] = self._failures.get(known, 0) + 1
+
+    def _known(self, address: str) -> str:
+        """Return the address; beyond ADDRESSES_MAX, new addresses count as one."""
+        is_full = len(self._failures) >= ADDRESSES_MAX
+        return "" if is_full and address not in self._failures else address

@@ -1,0 +1,46 @@
+"""Subscribers: a list, and one with its health."""
+
+from starlette.responses import Response
+
+from service.dashboard.calls import ApiCall
+from service.dashboard.plots import bars
+from service.dashboard.visit import Visit
+from service.model.event import EVENT_TYPES
+
+QUANTILES = ("p50", "p95", "p99")
+
+
+async def show_list(visit: Visit) -> Response:
+    """GET /dashboard/subscribers."""
+    page = await visit.get("/v1/subscribers", **visit.filters("after"))
+    return visit.render("subscribers.html", 200, page=page, event_types=EVENT_TYPES)
+
+
+async def show_health(visit: Visit) -> Response:
+    """GET /dashboard/subscribers/{id}/health: a row of the overview, which asks for it itself."""
+    if not visit.is_live:
+        return visit.redirect(f"/subscribers/{visit.id}")
+    path = f"/v1/subscribers/{visit.id}"
+    subscriber, stats = await visit.get(path), await visit.get(f"{path}/stats")
+    return visit.render("health.html", 200, subscriber=subscriber, stats=stats)
+
+
+async def show(visit: Visit) -> Response:
+    """GET /dashboard/subscribers/{id}. Its statistics come by themselves: they take longer."""
+    path = f"/v1/subscribers/{visit.id}"
+    subscriber = await visit.get(path)
+    visit.show_call(ApiCall(path=f"{path}/stats"))
+    deliveries = await visit.get("/v1/deliveries", subscriber_id=visit.id, limit="10")
+    values = {"subscriber": subscriber, "deliveries": deliveries["data"]}
+    return visit.render("subscriber.html", 200, **values)
+
+
+async def show_stats(visit: Visit) -> Response:
+    """GET /dashboard/subscribers/{id}/stats: a page, of which that of the subscriber has a part."""
+    stats = await visit.get(f"/v1/subscribers/{visit.id}/stats")
+    latency = stats["latency_ms"]
+    pairs = [(period, name) for period in ("hour", "day") for name in QUANTILES]
+    values = [latency[period][name] or 0 for period, name in pairs]
+    texts = [f"{period}, {name}: {latency[period][name] or 0:,.0f} ms" for period, name in pairs]
+    shown = {"stats": stats, "quantiles": QUANTILES, "latency": bars(values, texts)}
+    return visit.render("subscriber_stats.html", 200, id=visit.id, **shown)

@@ -1,0 +1,194 @@
+"""A request for a page: who asks, which API calls answer it, and the page in HTML."""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jinja2
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from service.context import Context
+from service.dashboard import media
+from service.dashboard.acts import Act, Form
+from service.dashboard.calls import ApiCall, Reply, send
+from service.dashboard.sign_in import Attempts, Signatures
+from service.model.clock import SECOND, parse_rfc3339
+from service.model.key import Key, Scope
+
+PATH = "/dashboard"
+FILTER_CHARACTERS_MAX = 2_000
+
+
+class Site(NamedTuple):
+    """What all pages of a process share.
+
+    find_key: returns the live key with a digest. assets: paths of files by name.
+    """
+
+    api: ASGIApp
+    find_key: Callable[[Context, bytes], Awaitable[Key | None]]
+    context: Context
+    signatures: Signatures
+    attempts: Attempts
+    templates: jinja2.Environment
+    assets: Mapping[str, str]
+
+
+class RefusedError(Exception):
+    """The API did not answer what a page needs: `reply` has its problem."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply.status)
+        self.reply = reply
+
+
+class Visit:
+    """One request of a browser. Every call that its page makes is shown on the page."""
+
+    def __init__(self, site: Site, request: Request, id_: bytes, key: Key | None) -> None:
+        """`id_` is what the cookie holds; `key` is None if nobody is signed in."""
+        self.site, self.request, self.id_, self.key = site, request, id_, key
+        self.shown_calls: list[ApiCall] = []
+        self._offers: set[str] = set()
+        self.now = site.context.clock()
+        self._origins: list[str] = []
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a page that is open asks for its changed parts."""
+        return "hx-request" in self.request.headers
+
+    @property
+    def path(self) -> str:
+        """The path of the page, without the prefix that a server may put before it."""
+        scope = self.request.scope
+        path, prefix = str(scope["path"]), scope.get("root_path", "")
+        return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
+
+    @property
+    def token(self) -> str:
+        """The token for the forms of the page."""
+        return self.site.signatures.token(self.id_)
+
+    def new_once(self) -> str:
+        """Return a random text with which a form that is posted twice acts once."""
+        return self.site.context.random_bytes(16).hex()
+
+    @property
+    def id(self) -> str:
+        """The id in the path of the page."""
+        return str(self.request.path_params["id"])
+
+    def may(self, scope: Scope) -> bool:
+        """Whether the reader's key has a scope."""
+        return self.key is not None and self.key.has(scope)
+
+    def link(self, path: str = "", /, **query: str | None) -> str:
+        """Return a relative link to a page, which holds behind any prefix of a proxy."""
+        up = "../" * (self.path.count("/") - 1)
+        call = ApiCall(path=path, query={n: v for n, v in query.items() if v})
+        return f"{up}dashboard{call.target}"
+
+    def has_seen(self, state: str) -> bool:
+        """Whether an open page asks again, and shows this state of its noun already."""
+        return self.is_live and self.request.query_params.get("seen") == state
+
+    def asset(self, name: str) -> str:
+        """Return the link to a file, which changes when its content does."""
+        return self.link(f"/static/{self.site.assets[name]}")
+
+    def is_at(self, path: str) -> bool:
+        """Whether this page is the one at a path, or below it in the menu."""
+        here = self.path.removeprefix(PATH)
+        return here == path or (bool(path) and here.startswith(f"{path}/"))
+
+    def since(self, start: str, at: str) -> float:
+        """Return the seconds between two times of the API."""
+        return (parse_rfc3339(at) - parse_rfc3339(start)) / SECOND
+
+    def without(self, fields: Mapping[str, str], name: str) -> dict[str, str]:
+        """Return fields without one of them."""
+        return {other: value for other, value in fields.items() if other != name}
+
+    def filters(self, *names: str) -> dict[str, str]:
+        """Return the parameters of the page's query that are set, of these names."""
+        query = self.request.query_params
+        values = {name: query.get(name, "").strip() for name in names}
+        return {n: value[:FILTER_CHARACTERS_MAX] for n, value in values.items() if value}
+
+    async def get(self, path: str, /, **query: str) -> Any:
+        """Return what the API answers; RefusedError if it refuses."""
+        reply = await self.send(ApiCall(path=path, query=query))
+        if not reply.is_success:
+            raise RefusedError(reply)
+        return reply.content
+
+    async def send(self, call: ApiCall, headers: Mapping[str, str] | None = None) -> Reply:
+        """Make an API call with the reader's key, and show it on the page."""
+        self.show_call(call)
+        state = {"acting_key": self.key, "request_id": self.request.state.request_id}
+        return await send(self.site.api, call, headers or {}, state)
+
+    def show_call(self, call: ApiCall) -> str:
+        """Show a call on the page as curl, once; return nothing for the place in the template."""
+        if call not in self.shown_calls:
+            self.shown_calls.append(call)
+        return ""
+
+    def offer(self, act: Act, id_: str = "", form: Form | None = None) -> str:
+        """Show the call of a button as curl, the first of several alike."""
+        if act.name not in self._offers:
+            self._offers.add(act.name)
+            self.show_call(act.call(id_, form or act.example))
+        return ""
+
+    def show_media(self, files: Iterable[media.Medium]) -> None:
+        """Let the page load files from their hosts."""
+        self._origins += media.shown_origins(files)
+
+    def shows(self, medium: media.Medium) -> bool:
+        """Whether the page embeds a file; otherwise it is only linked."""
+        return medium.kind != "file" and not medium.is_expired and medium.origin in self.origins
+
+    @property
+    def origins(self) -> list[str]:
+        """The hosts that the page loads files from."""
+        return sorted(set(self._origins))[: media.HOSTS_MAX]
+
+    def render(self, template: str, status: int = 200, /, **values: Any) -> Response:
+        """Return a page."""
+        html = self.site.templates.get_template(template).render(visit=self, **values)
+        headers = {
+            "content-security-policy": policy(self.origins),
+            "referrer-policy": "same-origin",
+            "cross-origin-opener-policy": "same-origin",
+            "vary": "HX-Request",
+        }
+        if self.key is None:  # Answers to a key say it already.
+            headers["cache-control"] = "no-store"
+        return Response(html, status, headers, "text/html; charset=utf-8")
+
+    def redirect(self, path: str = "", **query: str) -> Response:
+        """Send the browser to another page; a part of an open page makes it load that anew."""
+        location = self.link(path, **query)
+        if self.is_live:
+            return Response(status_code=204, headers={"hx-refresh": "true"})
+        return Response(status_code=303, headers={"location": location})
+
+
+def policy(origins: Iterable[str]) -> str:
+    """Return the Content-Security-Policy of a page that shows files of these hosts."""
+    hosts = "".join(f" {origin}" for origin in origins)
+    rules = (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        f"img-src 'self'{hosts}",
+        f"media-src 'self'{hosts}",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    )
+    return "; ".join(rules)

@@ -1,0 +1,236 @@
+"""A real browser: a person's way through the pages, and what axe-core finds on each of them.
+
+It needs Chromium, and is skipped without it: `apt-get install chromium`.
+"""
+
+import asyncio
+import http.server
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, Route, expect
+
+from service.dashboard.pages import PAGES
+from tests import chromium
+from tests.cli.test_serve import ADMIN_KEY, KEYS, served, started
+from tests.contract.scenes import SPAN, populate
+from tests.dashboard.test_pages import HOSTILE, path_of
+from tests.harness import ADMIN_KEY as SEED_KEY
+from tests.harness import Harness, opened
+
+AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text(encoding="utf-8")
+ROWS = 250  # Generations; with their events, deliveries and callbacks there are over 1,000 rows.
+PICTURE = b"<svg xmlns='http://www.w3.org/2000/svg' width='64' height='64'/>"
+SERIOUS = ("serious", "critical")
+expect.set_options(timeout=30_000)
+
+pytestmark = [chromium.needed, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    with chromium.launched() as browser:
+        yield browser
+
+
+class Receiver(http.server.BaseHTTPRequestHandler):
+    """Refuses what comes to /refuses until it is told to take it."""
+
+    is_well = False
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200 if type(self).is_well or self.path != "/refuses" else 503)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+class Watched:
+    """A page whose console errors and requests are kept."""
+
+    def __init__(self, browser: Browser, **options: Any) -> None:
+        self.page: Page = browser.new_context(**options).new_page()
+        self.errors: list[str] = []
+        self.hosts: dict[str, set[str]] = {}
+        self.page.set_default_timeout(30_000)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", self._note)
+        self.page.on("request", lambda request: self._count(request.url, request.resource_type))
+
+    def _note(self, message: Any) -> None:
+        if message.type in ("error", "warning"):
+            self.errors.append(f"{self.page.url}: {message.text}")
+
+    def _count(self, url: str, kind: str) -> None:
+        self.hosts.setdefault(urlsplit(url).netloc, set()).add(kind)
+
+    def sign_in(self, url: str, key: str) -> None:
+        self.page.goto(f"{url}/dashboard")
+        self.page.get_by_label("API key").fill(key)
+        self.page.get_by_role("button", name="Sign in").click()
+        expect(self.page.get_by_role("heading", level=1)).to_have_text("Overview")
+
+
+def subscribe(client: httpx.Client, url: str, **fields: Any) -> str:
+    answer = client.post("/v1/subscribers", json={"url": url, **fields})
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+def test_a_person_signs_in_tries_a_model_and_repairs_a_receiver(
+    tmp_path: Path, browser: Browser
+) -> None:
+    Receiver.is_well = False
+    line = ("serve", "--dev", "--sandbox", "--port", "0")
+    with served(Receiver) as receiver, started(tmp_path, *line, **KEYS) as running:
+        with running.client() as client:
+            subscribe(client, f"{receiver}/takes", description="Takes")
+            subscribe(
+                client, f"{receiver}/refuses", description="Refuses", retry_schedule_seconds=[0]
+            )
+        watched = Watched(browser)
+        page = watched.page
+        watched.sign_in(running.url, ADMIN_KEY)
+        _try_a_model(page)
+        _act_on_the_subscriber(page)
+        Receiver.is_well = True
+        _replay_the_dead_letters(page)
+        page.get_by_role("button", name="Sign out").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
+        assert watched.errors == []
+        own = urlsplit(running.url).netloc
+        assert all(kinds == {"image"} for host, kinds in watched.hosts.items() if host != own)
+        assert len(watched.hosts) == 2
+        running.end()
+
+
+def _menu(page: Page, name: str) -> None:
+    page.get_by_role("navigation", name="Pages").get_by_role("link", name=name).click()
+
+
+def _try_a_model(page: Page) -> None:
+    _menu(page, "Models")
+    page.get_by_role("link", name="Try imagen4-fast").click()
+    page.get_by_label("prompt", exact=False).first.fill("A lighthouse at dusk")
+    page.get_by_role("button", name="Go on to the price").click()
+    page.get_by_role("button", name="Spend 4 credits").click()
+    expect(page.get_by_text("The generation was submitted.")).to_be_visible()
+    picture = page.get_by_role("img", name="Result 1 of 1")
+    expect(picture).to_be_visible()  # Nobody loads the page again.
+    page.wait_for_function("document.querySelector('.media img').naturalWidth > 0")
+    assert page.locator(".axis circle").count() > 4
+    expect(page.get_by_role("cell", name="A callback was received")).to_be_visible()
+
+
+def _act_on_the_subscriber(page: Page) -> None:
+    _menu(page, "Subscribers")
+    page.get_by_role("link", name="Takes").click()
+    page.get_by_role("button", name="Send a test").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("The receiver took the test")
+    page.get_by_role("link", name="Back to the subscriber").click()
+    page.get_by_role("button", name="Pause").click()
+    expect(page.get_by_text("The subscriber is paused")).to_be_visible()
+
+
+def _replay_the_dead_letters(page: Page) -> None:
+    _menu(page, "Dead letters")
+    expect(page.get_by_role("cell", name="The receiver answered 503.").first).to_be_visible()
+    page.get_by_label("Subscriber").select_option(label="Refuses")
+    page.get_by_role("button", name="Replay").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("done")
+    expect(page.get_by_text("2 of 2 events")).to_be_visible()
+    page.get_by_role("link", name="Deliveries to the subscriber").click()
+    expect(page.get_by_text("delivered", exact=True).nth(1)).to_be_visible()
+
+
+async def seed(world: Harness) -> dict[str, str]:
+    """Rows of every noun in every state, with the texts of strangers."""
+    ids = await populate(world)
+    done = len(world.upstream.creates)
+    for index in range(ROWS):
+        prompt = HOSTILE[index % len(HOSTILE)][:5000]
+        await world.generate(
+            ("imagen4", "flux-2", "imagen4-fast")[index % 3],
+            input={"prompt": prompt},
+            metadata={"note": prompt[:100]},
+        )
+        task_id = f"task{done + index + 1}"
+        if index % 5 < 3:
+            world.upstream.finish(task_id)
+        elif index % 5 == 3:
+            world.upstream.fail(task_id, message=prompt)
+    await world.run(3_000)
+    await world.run(700)  # The rest times out.
+    await world.generate(input={"prompt": HOSTILE[3]})
+    for key in ({"name": HOSTILE[4], "scopes": ["read"]}, {"name": "admin", "scopes": ["admin"]}):
+        await world.client.post("/v1/keys", json=key)
+    replay = {"subscriber_id": ids["sub"], **SPAN, "only": "all", "dry_run": True}
+    await world.client.post("/v1/replays", json=replay)
+    return ids
+
+
+@pytest.fixture
+def seeded(tmp_path: Path) -> dict[str, str]:
+    async def fill() -> dict[str, str]:
+        async with opened(tmp_path) as world:
+            return await seed(world)
+
+    return asyncio.run(fill())
+
+
+def show_picture(route: Route) -> None:
+    route.fulfill(body=PICTURE, content_type="image/svg+xml")
+
+
+def test_axe_finds_no_serious_fault_on_any_page_in_either_scheme_and_on_a_phone(
+    tmp_path: Path, seeded: dict[str, str], browser: Browser
+) -> None:
+    environ = {
+        "GENHOOK_DATABASE_URL": f"sqlite:///{tmp_path}/genhook.db",
+        "GENHOOK_SECRET_KEYS": "s" * 32 + "0123456789",
+        "GENHOOK_ADMIN_KEY": SEED_KEY,
+        "GENHOOK_WORKER": "off",
+    }
+    faults: list[str] = []
+    with started(tmp_path, "serve", "--port", "0", **environ) as running:
+        watched = Watched(browser)
+        page = watched.page
+        page.context.route("https://cdn.example/**", show_picture)
+        page.goto(f"{running.url}/dashboard/sign-in")
+        faults += faults_of(page)
+        watched.sign_in(running.url, SEED_KEY)
+        for each in PAGES:
+            page.goto(f"{running.url}/dashboard{path_of(each, seeded)}")
+            faults += faults_of(page)
+        page.goto(f"{running.url}/dashboard/generations?status=canceled")
+        faults += faults_of(page)
+        assert watched.errors == []
+        page.goto(f"{running.url}/dashboard/nothing")
+        faults += faults_of(page)
+        running.end()
+    assert not faults, "\n".join(faults)
+
+
+def faults_of(page: Page) -> Iterator[str]:
+    """What axe-core calls serious, and pages that are wider than the screen."""
+    page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+    page.evaluate(AXE)
+    for width in (360, 1280):
+        page.set_viewport_size({"width": width, "height": 800})
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+            for violation in found["violations"]:
+                if violation["impact"] in SERIOUS:
+                    nodes = [node["html"][:160] for node in violation["nodes"][:3]]
+                    yield f"{page.url} {width} {scheme} {violation['id']}: {json.dumps(nodes)}"
+        script = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        if (excess := page.evaluate(script)) > 0:
+            yield f"{page.url} is {excess} px wider than {width} px"

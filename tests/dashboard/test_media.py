@@ -1,0 +1,76 @@
+"""Which files of a generation a page embeds, and from which hosts."""
+
+import pytest
+
+from service.dashboard.media import HOSTS_MAX, Medium, read_files, shown_origins
+
+NOW = 1_795_000_000_000
+
+
+def read(**file: str) -> Medium:
+    [medium] = read_files({"output": {"files": [file]}}, NOW)
+    return medium
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("https://CDN.example/a.png", "https://cdn.example"),
+        ("http://cdn.example:8080/a.png?x=1", "http://cdn.example:8080"),
+        ("https://[2001:db8::1]:8443/a.png", "https://[2001:db8::1]:8443"),
+        ("https://[2001:db8::1]/a.png", "https://[2001:db8::1]"),
+    ],
+)
+def test_a_picture_is_shown_from_its_host(url: str, origin: str) -> None:
+    medium = read(url=url, media_type="image/png")
+    assert (medium.kind, medium.url, medium.origin) == ("image", url, origin)
+    assert shown_origins([medium]) == [origin]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "javascript:alert(1)",
+        "data:text/html,<script>",
+        "ftp://cdn.example/a.png",
+        "https://user@cdn.example/a.png",
+        "https://cdn.example\\@evil.example/a.png",
+        "https://*/a.png",
+        "https://cdn.example;script-src/a.png",
+        "https://cdn.example 'unsafe-inline'/a.png",
+        "https://cdn.example:99999/a.png",
+        "https://[::1/a.png",
+        "https:///a.png",
+        "gs://bucket/a.png",
+        "",
+    ],
+)
+def test_an_odd_url_is_neither_linked_nor_in_the_policy(url: str) -> None:
+    medium = read(url=url, media_type="image/png")
+    assert (medium.url, medium.origin) == ("", "")
+    assert shown_origins([medium]) == []
+
+
+def test_a_file_without_a_media_type_is_known_by_its_name() -> None:
+    assert read(url="https://cdn.example/a.mp4?sig=1").kind == "video"
+    assert read(url="https://cdn.example/a.wav").kind == "audio"
+    assert read(url="https://cdn.example/a.svgz.exe").kind == "file"
+    assert read(url="https://cdn.example/a", media_type="text/html").kind == "file"
+
+
+def test_a_file_that_has_expired_or_is_only_linked_opens_no_host() -> None:
+    url = "https://cdn.example/a.png"
+    assert read(url=url, expires_at="2026-11-18T00:00:00.000Z").is_expired
+    assert not read(url=url, expires_at="2126-11-18T00:00:00.000Z").is_expired
+    assert shown_origins([read(url=url, expires_at="2026-11-18T00:00:00.000Z")]) == []
+    assert shown_origins([read(url="https://cdn.example/a.zip")]) == []
+
+
+def test_a_policy_names_only_so_many_hosts() -> None:
+    media = [read(url=f"https://h{n}.example/a.png") for n in range(HOSTS_MAX + 5)]
+    assert len(shown_origins(media)) == HOSTS_MAX
+
+
+def test_a_generation_without_files_has_none() -> None:
+    assert read_files({"output": None}, NOW) == []
+    assert read_files({}, NOW) == []
