@@ -77,7 +77,7 @@ class Session:
         self._shards = NONE  # As they were seen last.
         self._is_resealed = True  # Before the session began.
         self._requests = submitter.in_flight, poller.in_flight
-        self._budget = submitter.budget
+        self._budget, self._poller = submitter.budget, poller
         self._subscribers_revision = -1  # None: whatever was changed before counts as changed.
         signals, attempts_due = context.signals, asyncio.Event()
         self.dispatcher.on_timer = attempts_due.set
@@ -146,7 +146,11 @@ class Session:
         """Let go of what other processes work on now; return whether there is more to do here."""
         before, self._shards = self._shards, self.ownership.shards
         if self._shards not in (before, NONE):
-            self._budget.take_share(len(self._shards) / SHARDS, self.context.clock())
+            share = len(self._shards) / SHARDS
+            self._budget.is_shared = self._poller.is_in_turn and share < 1
+            # Who takes turns has few shards and short time: it asks for each question instead.
+            share = 1.0 if self._poller.is_in_turn else share
+            self._budget.take_share(share, self.context.clock())
         if before - self._shards:
             drop_lost(self.dispatcher.lanes, self.context.database.holds)
         return bool(self._shards - before)

@@ -48,7 +48,7 @@ class Parts(Protocol):
     def is_alive(self) -> bool:
         """True unless the worker should run in this process and does not."""
 
-    async def drive(self) -> None:
+    async def drive(self, generation_id: str) -> None:
         """Do what a request has made due, where no worker runs; nothing is raised."""
 
     async def tick(self, seconds: float) -> Any:

@@ -73,7 +73,7 @@ async def create(call: Call) -> Answer:
     accepted = await call.parts.submitter.accept(call.tenant, call.resource_id, store)
     answered = await idempotency.keep(call, await _answer_submission(call, *accepted))
     if not _prefers_async(call):
-        await call.parts.drive()
+        await call.parts.drive(call.resource_id)
     return answered
 
 

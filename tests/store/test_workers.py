@@ -12,9 +12,10 @@ import pytest
 
 from service.app import App
 from service.store.postgres import locks, ownership
-from service.store.shards import ALL
+from service.store.shards import ALL, shard_of
 from tests import engine
 from tests.harness import SUBSCRIBER_URL, Harness, opened, success_report
+from tests.journeys.gates import Gate
 from tests.store.test_postgres import kill_all
 
 pytestmark = pytest.mark.usefixtures("postgres")
@@ -215,3 +216,27 @@ async def test_a_database_without_workers_tells_them_at_once(tmp_path: Path) -> 
         await world.generate()
         await until(world, lambda: world.subscribers.webhooks)
         assert engine.schemas is not None
+
+
+async def test_a_drive_takes_the_shards_of_its_generation_and_of_its_lanes_only(
+    tmp_path: Path,
+) -> None:
+    """Those of another drive, which waits for a receiver, are not in its way."""
+    gate = Gate()
+    async with opened(tmp_path, worker="off", drive_seconds=60.0) as world:
+        subscriber = await world.subscribe(event_types=["generation.submitted"])
+        world.subscribers.answers[SUBSCRIBER_URL].append(gate)
+        submitting = asyncio.create_task(world.generate())
+        await gate.wait_for(1)
+        held = world.app.worker.ownership.shards
+        assert shard_of(subscriber["id"]) in held
+        other = world.new_app()
+        await other.start()
+        assert await other.worker.ownership.acquire(ALL)
+        assert other.worker.ownership.shards == ALL - held
+        await other.worker.ownership.release()
+        gate.is_open.set()
+        generation = await submitting
+        assert held == {shard_of(subscriber["id"]), shard_of(generation["id"])}
+        await until(world, lambda: not world.app.worker.ownership.is_held)
+        await other.stop()
