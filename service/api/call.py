@@ -16,7 +16,7 @@ from service.generations.poll import Poller
 from service.generations.submit import Submitter
 from service.model.key import TENANT_NAME, TENANT_NAME_RULE, Key
 from service.store import pages
-from service.store.database import Database, Transaction, Unit
+from service.store.database import Database, Ownership, Transaction, Unit
 from service.store.pages import Page, Rows, Source
 from service.store.rows import decode_rows
 
@@ -39,6 +39,10 @@ class Parts(Protocol):
     @property
     def dispatcher(self) -> Dispatcher:
         """The dispatcher of this process; it has no lanes while another process works."""
+
+    @property
+    def ownership(self) -> Ownership:
+        """What this process works on."""
 
     @property
     def is_off(self) -> bool:
