@@ -75,7 +75,7 @@ class Session:
         self._look_at: int | None = None  # None: the rows were not looked at yet.
         self._rest_until = 0  # No look before on account of another process's commit.
         self._shards = NONE  # As they were seen last.
-        self._is_resealed = True  # Before the session began.
+        self._is_resealed = False
         self._requests = submitter.in_flight, poller.in_flight
         self._budget, self._poller = submitter.budget, poller
         self._subscribers_revision = -1  # None: whatever was changed before counts as changed.
@@ -103,6 +103,7 @@ class Session:
         lanes that takes seconds.
         """
         self.ownership.busy = self._busy
+        self._is_resealed = 0 in self.ownership.shards  # Else it is, once that is taken.
         self.context.inbox.lanes = self.dispatcher
         self.dispatcher.is_open = True
 

@@ -158,6 +158,7 @@ class Worker:
         try:
             if 0 in self.ownership.shards:  # Else it is another worker's, as all that is cleaned.
                 await reseal.run(self.context.database, self.context.vault)
+            self.poller.is_in_turn = False
             await self.poller.take_over(self.context.clock())
             self.begin_session()
             self.session.resume()

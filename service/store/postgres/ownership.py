@@ -148,8 +148,8 @@ class ShardLocks:
                         await self._connect()
                     await self._round(shards)
         except BaseException:
-            if self._locks is not None:
-                self._locks.connection.terminate()
+            if self._database.lock_connection is not None:
+                self._database.lock_connection.terminate()
             self._forget()
             raise
 
