@@ -123,8 +123,8 @@ class App:
             if not is_begun:
                 await asgi.refuse(scope, send, stopping(), self.context.clock())
 
-    async def _drive(self) -> None:
-        await self.worker.drive()
+    async def _drive(self, generation_id: str) -> None:
+        await self.worker.drive(generation_id)
 
     async def observe(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle an ASGI connection of a worker: its health and its metrics, nothing else."""

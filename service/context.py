@@ -12,6 +12,7 @@ from service.model.clock import Clock
 from service.model.delivery import DueDelivery
 from service.settings import Settings
 from service.store.database import Database
+from service.store.shards import shard_of
 from service.store.vault import Vault
 from service.telemetry.redact import Redactor
 from service.upstream import catalogue
@@ -99,15 +100,22 @@ class Context(Struct, kw_only=True):
     watching: asyncio.Task[None] | None = None  # Looks for outcomes that others recorded.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # Set: nothing may wait.
 
+    # Shards of what was committed here, and is due where they are held: a drive tries to take them.
+    elsewhere: set[int] = field(default_factory=set)
     inbox: Inbox = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        self.inbox = Inbox(self.database.hand_over)
+        self.inbox = Inbox(self._is_ours)
 
     def tell(self, loop: asyncio.Event, id_: str) -> None:
         """After a commit: wake the loop that works on what has this id, in whichever process."""
-        if self.database.hand_over(id_):
+        if self._is_ours(id_):
             loop.set()
+
+    def _is_ours(self, id_: str) -> bool:
+        if not (is_ours := self.database.hand_over(id_)):
+            self.elsewhere.add(shard_of(id_))
+        return is_ours
 
     @property
     def catalogue(self) -> dict[str, catalogue.Model]:

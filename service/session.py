@@ -75,9 +75,9 @@ class Session:
         self._look_at: int | None = None  # None: the rows were not looked at yet.
         self._rest_until = 0  # No look before on account of another process's commit.
         self._shards = NONE  # As they were seen last.
-        self._is_resealed = True  # Before the session began.
+        self._is_resealed = False
         self._requests = submitter.in_flight, poller.in_flight
-        self._budget = submitter.budget
+        self._budget, self._poller = submitter.budget, poller
         self._subscribers_revision = -1  # None: whatever was changed before counts as changed.
         signals, attempts_due = context.signals, asyncio.Event()
         self.dispatcher.on_timer = attempts_due.set
@@ -103,6 +103,7 @@ class Session:
         lanes that takes seconds.
         """
         self.ownership.busy = self._busy
+        self._is_resealed = 0 in self.ownership.shards  # Else it is, once that is taken.
         self.context.inbox.lanes = self.dispatcher
         self.dispatcher.is_open = True
 
@@ -146,7 +147,11 @@ class Session:
         """Let go of what other processes work on now; return whether there is more to do here."""
         before, self._shards = self._shards, self.ownership.shards
         if self._shards not in (before, NONE):
-            self._budget.take_share(len(self._shards) / SHARDS, self.context.clock())
+            share = len(self._shards) / SHARDS
+            self._budget.is_shared = self._poller.is_in_turn and share < 1
+            # Who takes turns has few shards and short time: it asks for each question instead.
+            share = 1.0 if self._poller.is_in_turn else share
+            self._budget.take_share(share, self.context.clock())
         if before - self._shards:
             drop_lost(self.dispatcher.lanes, self.context.database.holds)
         return bool(self._shards - before)

@@ -7,6 +7,7 @@ Both need the right to work, and do nothing where another process has it.
 
 import asyncio
 import contextlib
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from service.context import Context
@@ -15,7 +16,7 @@ from service.generations.submit import Submitter
 from service.model.errors import StorageError
 from service.session import Session, Step, WorkCounts, log_failure
 from service.store.database import Ownership
-from service.store.shards import ALL
+from service.store.shards import ALL, NONE
 from service.telemetry import log
 
 _log = log.get()
@@ -53,6 +54,7 @@ class Ticks:
         self._rest: asyncio.Task[None] | None = None  # Ends the session of the last tick.
         self._driving: asyncio.Task[None] | None = None
         self._drive_ends_at = 0.0
+        self._shards: set[int] = set()  # Those that the drive under way is about.
         self._wanted = asyncio.Event()  # Set: requests wait for the next turn.
         self._turn_ended = asyncio.Event()  # That of the next turn.
 
@@ -77,7 +79,7 @@ class Ticks:
 
     async def _tick(self, ends_at: float) -> WorkCounts:
         is_guest = self._holder.ownership.is_held and self._rest is None
-        if not (is_guest or await self._take_over()):
+        if not (is_guest or await self._take_over(ALL)):
             return WorkCounts(more=True)
         session = self._holder.session
         session.begin_tick()
@@ -89,7 +91,7 @@ class Ticks:
                 await self._end()
         return WorkCounts(**counts, more=more)
 
-    async def drive(self, seconds: float) -> None:
+    async def drive(self, seconds: float, shard: int) -> None:
         """Have what was just committed worked on; return once it is, after `seconds`, or at a stop.
 
         Requests that come meanwhile share the turn that follows. Nothing is raised.
@@ -97,6 +99,7 @@ class Ticks:
         if seconds <= 0 or self._holder.stopping.is_set():
             return
         self._drive_ends_at = asyncio.get_running_loop().time() + seconds
+        self._shards.add(shard)
         self._wanted.set()
         turn_ended = self._turn_ended
         if self._driving is None or self._driving.done():
@@ -129,17 +132,23 @@ class Ticks:
             turn_ended.set()
             self._turn_ended.set()
             self._turn_ended = asyncio.Event()
+            self._shards.clear()
             if self._holder.stopping.is_set() and ownership.is_held and self._rest is None:
                 await self._end()  # Of a turn that another one was to follow.
 
     async def _drive_once(self) -> bool:
         """Do one turn; return False if another process has the right to work."""
-        if not await self._take_over():
+        if not await self._take_over(self._lacking()):
             return False
-        await self._holder.ownership.other_process_committed()  # What comes later counts.
+        ownership = self._holder.ownership
+        await ownership.other_process_committed()  # What comes later counts.
         try:
-            steps = self._holder.session.drive_steps
-            await self._work_until(self._drive_ends_at, [*steps], self._wanted)
+            held = NONE
+            while held != (held := ownership.shards):  # What it does may be due in further ones.
+                steps = self._holder.session.drive_steps
+                more = await self._work_until(self._drive_ends_at, [*steps], self._wanted)
+                if not more and (lacking := self._lacking()):
+                    await ownership.acquire(lacking)
         except BaseException:
             await self._end()
             raise
@@ -147,15 +156,24 @@ class Ticks:
             await self._end()
         return True
 
-    async def _take_over(self) -> bool:
-        """Own the database for a tick, perhaps still in the session of the last one."""
+    def _lacking(self) -> set[int]:
+        """Return the shards that the drive is about, and does not hold."""
+        self._shards |= self._holder.context.elsewhere
+        self._holder.context.elsewhere.clear()
+        return self._shards - self._holder.ownership.shards
+
+    async def _take_over(self, shards: Collection[int]) -> bool:
+        """Take shards that are free for a tick, perhaps still in the session of the last one."""
         holder = self._holder
         if self._rest is not None and self._rest.cancel():
             await asyncio.wait([self._rest])
         self._rest = None
-        if not holder.ownership.is_held:
-            if not await holder.ownership.acquire(ALL):
-                return False
+        was_held = holder.ownership.is_held
+        if not await holder.ownership.acquire(shards):
+            return False
+        if not was_held:
+            holder.poller.is_in_turn = self._is_in_turn
+            await holder.session.close()  # It may have lost its right instead of having ended.
             holder.begin_session()
             if self._is_in_turn:
                 holder.poller.budget.begin_turn(holder.context.clock())

@@ -18,6 +18,7 @@ from service.model.errors import StorageError
 from service.session import Session, Step, WorkCounts, log_failure
 from service.store import reseal, retention
 from service.store.database import Ownership
+from service.store.shards import shard_of
 from service.telemetry import log
 from service.ticks import Ticks
 
@@ -157,6 +158,7 @@ class Worker:
         try:
             if 0 in self.ownership.shards:  # Else it is another worker's, as all that is cleaned.
                 await reseal.run(self.context.database, self.context.vault)
+            self.poller.is_in_turn = False
             await self.poller.take_over(self.context.clock())
             self.begin_session()
             self.session.resume()
@@ -204,11 +206,11 @@ class Worker:
         """Do due work for `seconds` or until `stop`; none while another tick or process works."""
         return await self.ticks.tick(seconds)
 
-    async def drive(self) -> None:
+    async def drive(self, generation_id: str) -> None:
         """With GENHOOK_WORKER=off, do for a request what it has made due."""
         settings = self.context.settings
         if settings.worker == "off" and self.is_off:
-            await self.ticks.drive(settings.drive_seconds)
+            await self.ticks.drive(settings.drive_seconds, shard_of(generation_id))
 
     async def settle(self) -> None:
         """Wait for everything under way."""

@@ -16,7 +16,7 @@ from service.generations.poll import Poller
 from service.generations.submit import Submitter
 from service.model.key import TENANT_NAME, TENANT_NAME_RULE, Key
 from service.store import pages
-from service.store.database import Database, Transaction, Unit
+from service.store.database import Database, Ownership, Transaction, Unit
 from service.store.pages import Page, Rows, Source
 from service.store.rows import decode_rows
 
@@ -41,6 +41,10 @@ class Parts(Protocol):
         """The dispatcher of this process; it has no lanes while another process works."""
 
     @property
+    def ownership(self) -> Ownership:
+        """What this process works on."""
+
+    @property
     def is_off(self) -> bool:
         """True if no worker was started in this process."""
 
@@ -48,7 +52,7 @@ class Parts(Protocol):
     def is_alive(self) -> bool:
         """True unless the worker should run in this process and does not."""
 
-    async def drive(self) -> None:
+    async def drive(self, generation_id: str) -> None:
         """Do what a request has made due, where no worker runs; nothing is raised."""
 
     async def tick(self, seconds: float) -> Any:

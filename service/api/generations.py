@@ -93,7 +93,7 @@ async def _create(call: Call, new: NewGeneration) -> Answer:
     accepted = await call.parts.submitter.accept(call.tenant, call.resource_id, store)
     answered = await idempotency.keep(call, await _answer_submission(call, *accepted))
     if not _prefers_async(call):
-        await call.parts.drive()
+        await call.parts.drive(call.resource_id)
     return answered
 
 

@@ -45,7 +45,7 @@ class Receiver:
     """
 
     def __init__(
-        self, context: Context, drive: Callable[[], Awaitable[None]] | None = None
+        self, context: Context, drive: Callable[[str], Awaitable[None]] | None = None
     ) -> None:
         self._context = context
         self._drive = drive
@@ -86,7 +86,7 @@ class Receiver:
         else:
             metrics.callbacks.add(1, stored.verdict if stored.is_kept else "not_kept")
             if self._drive is not None:
-                await self._drive()
+                await self._drive(arrival.generation_id)
             await _answer_ok(send, request_id, is_kept=bool(stored.is_kept))
             _log.info(
                 "callback",
@@ -138,7 +138,7 @@ class Receiver:
             await self._context.database.write(callbacks.hint, arrival, tenant=tenant)
             self._context.tell(self._context.signals.poll, arrival.generation_id)
             if (drive := self._drive) is not None:
-                await drive()
+                await drive(arrival.generation_id)
         await self._reject(arrival, problem.code, problem)
 
     async def _reject(self, arrival: Arrival, reason: str, problem: Problem) -> NoReturn:

@@ -45,6 +45,7 @@ async def metrics_(call: Call) -> Answer:
     longest = heapq.nlargest(SUBSCRIBER_LABELS_MAX, ages.items(), key=itemgetter(1))
     dispatcher = call.parts.dispatcher
     metrics.write_queue.set(call.database.queued)
+    metrics.shards.set(len(call.parts.ownership.shards))
     metrics.in_flight.set(dispatcher.slots.in_use)
     metrics.backlog.set(sum(lane.waiting for lane in dispatcher.lanes.values()))
     metrics.owed_to.set(len(ages))

@@ -12,6 +12,7 @@ from service.store.shards import SHARDS
 
 CLOCK_OFF_MS = MINUTE
 OLD_TRANSACTION_SECONDS = 300
+DEAD_ROWS_MAX = 100_000
 _STATE = """
 SELECT current_setting('server_version') AS version,
     CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT) AS now,
@@ -19,11 +20,22 @@ SELECT current_setting('server_version') AS version,
     current_setting('fsync') = 'on'
         AND current_setting('synchronous_commit') <> 'off' AS is_durable,
     current_setting('synchronous_standby_names') <> '' AS has_standby,
+    -- Without the right to see more, what follows has no state.
+    NOT EXISTS (SELECT 1 FROM pg_stat_replication
+        WHERE coalesce(sync_state, 'sync') IN ('sync', 'quorum')) AS lacks_standby,
     (SELECT coalesce(max(CAST(extract(epoch FROM clock_timestamp() - xact_start) AS BIGINT)), 0)
         FROM pg_stat_activity WHERE datname = current_database()) AS oldest_seconds"""
 _INVALID = """
 SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
 WHERE NOT i.indisvalid AND c.relnamespace = to_regnamespace(current_schema())"""
+# Estimates of the server, which cost nothing: rows that nobody sees any more, by table.
+_BLOATED = f"""
+SELECT relname, n_dead_tup FROM pg_stat_user_tables
+WHERE schemaname = current_schema() AND n_dead_tup > {DEAD_ROWS_MAX} AND n_dead_tup > n_live_tup
+ORDER BY n_dead_tup DESC LIMIT 3"""  # noqa: S608  a number of ours
+_LARGEST = """
+SELECT relname, pg_total_relation_size(relid) AS bytes FROM pg_stat_user_tables
+WHERE schemaname = current_schema() ORDER BY bytes DESC LIMIT 3"""
 _TOUCH = "UPDATE revisions SET number = number"
 _SEALED = "SELECT id, sealed_secrets FROM tenants"
 
@@ -38,6 +50,8 @@ class Server(msgspec.Struct):
     schema_version: int = 0
     state: dict[str, Any] = {}
     invalid: list[str] = []
+    bloated: list[tuple[str, int]] = []  # Tables with their rows that nobody sees any more.
+    largest: list[tuple[str, int]] = []  # Tables with their sizes in bytes, indexes included.
     sealed: list[tuple[str, bytes]] | None = None
     shards: dict[str, int] = {}  # How many each process holds, by the name of its connections.
 
@@ -67,6 +81,8 @@ async def _look(server: Server, url: str, connect: Any, failures: Any) -> None:
             server.schema_version = await schema.version(connection)
             if server.schema_problem is None:
                 server.invalid = [row[0] for row in await connection.fetch(_INVALID)]
+                server.bloated = [tuple(row) for row in await connection.fetch(_BLOATED)]
+                server.largest = [tuple(row) for row in await connection.fetch(_LARGEST)]
                 await connection.execute(_TOUCH)
                 server.shards = await locks.holders(connection)
                 server.sealed = [tuple(row) for row in await connection.fetch(_SEALED)]
@@ -90,8 +106,7 @@ def judge(server: Server, now: int) -> Iterator[Sentence]:
         yield "ok", "schema", f"The schema is {server.schema_version}, which is the latest."
         yield "ok", "database", "It can be written to."
         yield _judged_shards(server.shards)
-        for name in server.invalid:
-            yield "warn", "index", f"{name} is not valid: run REINDEX INDEX {name}."
+        yield from _judged_tables(server)
 
 
 def _judged_shards(shards: dict[str, int]) -> Sentence:
@@ -104,6 +119,16 @@ def _judged_shards(shards: dict[str, int]) -> Sentence:
     return "ok", "worker", f"Every shard is held: {held}."
 
 
+def _judged_tables(server: Server) -> Iterator[Sentence]:
+    sizes = ", ".join(f"{name} {size >> 20} MiB" for name, size in server.largest)
+    yield "ok", "tables", f"The largest are {sizes}, with their indexes."
+    for name, count in server.bloated:
+        message = f"{name} has {count:,} dead rows, more than living ones: VACUUM does not keep up."
+        yield "warn", "tables", message
+    for name in server.invalid:
+        yield "warn", "index", f"{name} is not valid: run REINDEX INDEX {name}."
+
+
 def _judged_durability(state: dict[str, Any]) -> Sentence:
     if not state["is_durable"]:
         message = "fsync or synchronous_commit is off: a crash loses callbacks that were answered."
@@ -111,6 +136,9 @@ def _judged_durability(state: dict[str, Any]) -> Sentence:
     if not state["has_standby"]:
         message = "No synchronous standby: a failover can lose the latest commits."
         return "warn", "durability", message
+    if state["lacks_standby"]:
+        message = "A synchronous standby is named, but none follows: commits wait for it."
+        return "fail", "durability", message
     return "ok", "durability", "Commits wait for a synchronous standby."
 
 

@@ -28,6 +28,7 @@ class Budget:
         self.updated_at = 0
         self.paused_until = 0
         self.probe_at = 0
+        self.is_shared = False  # Other processes take their questions from the same rate, a row.
         self._throttled_id: str | None = None  # The generation whose body alone spoke of too many.
 
     def available(self, now: int) -> int:

@@ -18,7 +18,7 @@ from service.generations.stuck import LOOK_AGAIN_MS, Stuck
 from service.model.clock import MINUTE, SECOND
 from service.model.errors import StorageError
 from service.model.generation import Generation
-from service.store import generations
+from service.store import generations, questions
 from service.store.database import Transaction
 from service.telemetry import log, metrics
 from service.upstream import wire
@@ -63,6 +63,7 @@ class Poller:
         self.places = RoutePlaces(IN_FLIGHT_MAX)
         self.in_flight: dict[str, asyncio.Task[None]] = {}
         self._unused_until = 0  # Until then nobody waits for a token, as far as is known.
+        self.is_in_turn = False  # Several processes work for a short time each, on a part of it.
         self._hints_first = True
         self._turns = Turns()
         self.sightings = Sightings()
@@ -104,6 +105,8 @@ class Poller:
             # Upstream asked another process for it, or a submission.
             return 0, self._next_token_at(now)
         chosen = self._shared(due, polls, free)
+        if chosen and self.budget.is_shared:
+            free = await self._reserve(min(free, len(chosen)))
         started = self._start_due(chosen, free, {generation.id for generation in due})
         self._unused_until = 0 if started == free else now + MINUTE
         if started == free:
@@ -113,6 +116,13 @@ class Poller:
         if choice.unreadable:
             return started, now + LOOK_AGAIN_MS
         return started, self.stuck.next_at(next_at, now)
+
+    async def _reserve(self, count: int) -> int:
+        """Take up to `count` questions from the rate of all processes; return how many."""
+        count = await self.context.database.write(questions.take, count, self.budget.rate)
+        if not count:
+            self.budget.tokens = 0.0  # It is tried again once the next one may be free.
+        return count
 
     def _start_due(
         self, chosen: Sequence[Generation], free: int, confirmed: AbstractSet[str]

@@ -23,7 +23,8 @@ def to_leave(
 ) -> set[int]:
     """Return the shards to give up, so that no more than the share is left.
 
-    Those without requests under way come first, as they can be given up at once.
+    Those without requests under way come first, as they can be given up at once. The first shard,
+    whose holder does what is of no shard, stays where it is.
     """
-    ordered = sorted(held, key=lambda shard: (shard in busy, shard not in leaving, shard))
+    ordered = sorted(held, key=lambda shard: (shard in busy, shard not in leaving, -shard))
     return set(ordered[: max(0, len(held) - share)])

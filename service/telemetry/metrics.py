@@ -81,6 +81,9 @@ log_lines_dropped = _counter(
     "genhook_log_lines_dropped", "Log lines lost because nobody read them."
 )
 write_queue = _gauge("genhook_write_queue", "Units that wait for the next commit.")
+shards = _gauge(
+    "genhook_shards", "Shards that this process works on, of 64; 0 where it only serves."
+)
 in_flight = _gauge("genhook_attempts_in_flight", "Attempts under way.")
 backlog = _gauge("genhook_deliveries_waiting", "Due deliveries in memory that wait for a slot.")
 

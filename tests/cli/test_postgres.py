@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from service.cli import main
+from service.cli import main, server_checks
 from service.settings import read_settings
 from service.store.postgres import Database, ShardLocks
 from tests import engine
@@ -85,6 +85,35 @@ def test_the_doctor_says_that_the_schema_is_missing(
     schema = doctor(capsys)["schema"]
     assert schema["level"] == "warn"
     assert "run genhook migrate" in schema["message"]
+
+
+STATE: dict[str, Any] = {
+    "version": "18.1",
+    "now": 0,
+    "bytes": 5 << 20,
+    "is_durable": True,
+    "has_standby": True,
+    "lacks_standby": False,
+    "oldest_seconds": 0,
+}
+
+
+def judged(state: dict[str, Any], **found: Any) -> dict[str, server_checks.Sentence]:
+    server = server_checks.Server(state={**STATE, **state}, **found)
+    return {each[1]: each for each in server_checks.judge(server, 0)}
+
+
+def test_the_doctor_judges_what_it_saw_of_the_server() -> None:
+    well = judged({}, largest=[("events", 3 << 20)])
+    assert {level for level, _, _ in well.values()} == {"ok"}
+    assert "events 3 MiB" in well["tables"][2]
+    assert judged({"has_standby": False})["durability"][0] == "warn"
+    assert judged({"lacks_standby": True})["durability"][0] == "fail"
+    assert judged({"now": 120_000})["clock"][2].startswith("The server's clock differs")
+    assert judged({"oldest_seconds": 301})["transactions"][0] == "warn"
+    bloated = judged({}, bloated=[("deliveries", 200_000)])["tables"]
+    assert bloated[0] == "warn"
+    assert "deliveries has 200,000 dead rows" in bloated[2]
 
 
 async def test_the_doctor_says_who_holds_how_many_shards(

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from service.delivery.dispatch import Dispatcher
+from service.store.shards import ALL
 from tests.faults import rows
 from tests.harness import SUBSCRIBER_URL, Harness
 
@@ -91,6 +92,12 @@ async def take_over(world: Harness) -> Any:
     return old
 
 
+async def tick_until_asked(world: Harness, gate: Gate) -> None:
+    """Tick until an attempt waits at the gate, which outlives its tick; a short one may be late."""
+    while not gate.waiting:
+        assert (await world.app.worker.tick(0.2)).attempted == 0
+
+
 async def by_hand(world: Harness, step: Coroutine[Any, Any, T]) -> T:
     """Do a step of due work with the right to work, but without a session; return its result."""
     ownership = world.app.worker.ownership
@@ -105,7 +112,7 @@ async def by_hand(world: Harness, step: Coroutine[Any, Any, T]) -> T:
 async def attach_worker(world: Harness) -> AsyncIterator[Dispatcher]:
     """Attach the worker: committed deliveries reach the lanes in memory, with no loop running."""
     worker = world.app.worker
-    assert await worker.ticks._take_over()
+    assert await worker.ticks._take_over(ALL)
     dispatcher = worker.dispatcher
     try:
         yield dispatcher

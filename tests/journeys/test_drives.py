@@ -14,7 +14,8 @@ from service.app import App
 from service.generations.budget import Budget
 from service.model.errors import StorageError
 from service.session import Session
-from tests.harness import SUBSCRIBER_URL, Harness, ManualClock, settings, success_report
+from service.store import questions
+from tests.harness import SUBSCRIBER_URL, Harness, ManualClock, opened, settings, success_report
 from tests.journeys.gates import Gate, queue_answers
 
 OFF: dict[str, Any] = {"worker": "off", "poll_rate_per_second": 1_000.0, "drive_seconds": 30.0}
@@ -155,7 +156,7 @@ async def test_a_callback_that_is_stored_is_answered_200_though_its_drive_fails(
 
 
 async def test_a_drive_ends_in_time_though_a_receiver_hangs(tmp_path: Path) -> None:
-    async with driven(tmp_path, drive_seconds=0.3) as world:
+    async with driven(tmp_path, drive_seconds=2.0) as world:
         gate = Gate()
         queue_answers(world, gate)
         await world.subscribe()
@@ -295,3 +296,28 @@ def test_a_turn_begins_with_one_question_and_ends_once_the_next_one_has_one() ->
     assert shared.available(1_000) == 0
     assert shared.debt_seconds(1_000) == pytest.approx(0.1)
     assert shared.debt_seconds(1_100) == 0
+
+
+async def test_processes_that_take_turns_at_once_ask_no_more_than_the_rate_allows(
+    tmp_path: Path,
+) -> None:
+    async with driven(tmp_path) as world:
+        taken = [await world.app.database.write(questions.take, 5, 50.0) for _ in range(3)]
+        assert taken[0] == 1, "there is no more than one at once"
+        assert sum(taken) <= 3
+
+
+@pytest.mark.parametrize("rate", [0.5, 50.0])
+async def test_the_rate_of_turns_goes_on_with_the_time(tmp_path: Path, rate: float) -> None:
+    async with opened(tmp_path) as world:
+        write = world.app.database.write
+        assert await write(questions.take, 5, rate) == 1
+        world.clock.advance(0.4 / rate)
+        assert await write(questions.take, 5, rate) == 0
+        world.clock.advance(0.7 / rate)
+        assert await write(questions.take, 5, rate) == 1
+        world.clock.advance(3_600)
+        assert await write(questions.take, 5, rate) == 1, "what was not used is not kept"
+        assert await write(questions.take, 5, 10_000.0) == 0
+        world.clock.advance(3_600)
+        assert await write(questions.take, 5, 10_000.0) == 5

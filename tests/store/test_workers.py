@@ -11,13 +11,19 @@ import httpx
 import pytest
 
 from service.app import App
-from service.store.postgres import locks, ownership
-from service.store.shards import ALL
+from service.store import reseal
+from service.store.database import Database
+from service.store.postgres import ShardLocks, locks, ownership
+from service.store.shards import ALL, shard_of
+from service.store.vault import Vault
 from tests import engine
 from tests.harness import SUBSCRIBER_URL, Harness, opened, success_report
-from tests.store.test_postgres import kill_all
+from tests.journeys.gates import Gate
+from tests.store.test_postgres import connected
 
 pytestmark = pytest.mark.usefixtures("postgres")
+END_OF_ALL = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1"""
 URLS = [f"http://127.0.0.1:7/{number}" for number in range(12)]
 
 
@@ -171,7 +177,8 @@ async def test_who_loses_its_connection_begins_anew_and_nothing_is_lost(tmp_path
         async with beside(world) as second:
             await until_shared(world, world.app, second)
             session = second.worker.session
-            await kill_all(second.database)
+            async with connected(second.database) as connection:
+                await connection.execute(END_OF_ALL, second.database.name)
             await until(world, lambda: second.worker.session is not session)
             await until_shared(world, world.app, second)
             for _ in range(10):
@@ -215,3 +222,50 @@ async def test_a_database_without_workers_tells_them_at_once(tmp_path: Path) -> 
         await world.generate()
         await until(world, lambda: world.subscribers.webhooks)
         assert engine.schemas is not None
+
+
+async def test_a_drive_takes_the_shards_of_its_generation_and_of_its_lanes_only(
+    tmp_path: Path,
+) -> None:
+    """Those of another drive, which waits for a receiver, are not in its way."""
+    gate = Gate()
+    async with opened(tmp_path, worker="off", drive_seconds=60.0) as world:
+        subscriber = await world.subscribe(event_types=["generation.submitted"])
+        world.subscribers.answers[SUBSCRIBER_URL].append(gate)
+        submitting = asyncio.create_task(world.generate())
+        await gate.wait_for(1)
+        held = world.app.worker.ownership.shards
+        assert shard_of(subscriber["id"]) in held
+        other = world.new_app()
+        await other.start()
+        assert await other.worker.ownership.acquire(ALL)
+        assert other.worker.ownership.shards == ALL - held
+        await other.worker.ownership.release()
+        gate.is_open.set()
+        generation = await submitting
+        assert held == {shard_of(subscriber["id"]), shard_of(generation["id"])}
+        await until(world, lambda: not world.app.worker.ownership.is_held)
+        await other.stop()
+
+
+async def test_who_takes_the_first_shard_reseals_what_older_keys_sealed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker with newer keys may have had no chance when it began."""
+    resealed: list[Vault] = []
+
+    async def run(_database: Database, vault: Vault) -> None:
+        resealed.append(vault)
+
+    async with opened(tmp_path) as world:
+        worker = world.app.worker
+        monkeypatch.setattr(ShardLocks, "shards", frozenset({1}))
+        monkeypatch.setattr(reseal, "run", run)
+        assert await worker._take_over()
+        await worker.session._clean(world.clock())
+        assert resealed == []
+        monkeypatch.setattr(ShardLocks, "shards", frozenset({0, 1}))
+        for _ in range(2):
+            await worker.session._clean(world.clock())
+        assert resealed == [world.app.context.vault]
+        await worker.end_session()

@@ -51,6 +51,7 @@ class ShardLocks:
         self._is_worker = False
         self._beat_at, self._regular_since = -VALID_SECONDS, 0.0  # The last answered beat.
         self._looked_at = -LOOK_SECONDS
+        self._interests: Collection[int] = NONE  # For which it asked since it held none.
         self._told: set[int] = set()  # Shards of which others committed something.
         self._turn = asyncio.Lock()  # A tick may ask while the loop that stands by does.
         self._timer: asyncio.TimerHandle | None = None
@@ -76,6 +77,8 @@ class ShardLocks:
         Return whether this process holds any. StorageError if that cannot be determined.
         """
         async with self._turn:
+            before = self._interests if self.is_held else NONE
+            self._interests = ALL if shards is None else {*before, *shards}
             await self._run_round(shards, CONNECT_SECONDS)
         if self.is_held:
             self._plan_beat()
@@ -112,7 +115,7 @@ class ShardLocks:
     async def other_process_committed(self) -> bool:
         """True if another process may have committed: it told so, or nobody looked for a while."""
         now = asyncio.get_running_loop().time()
-        is_told = bool(self._told & (self.shards or ALL))
+        is_told = not self._told.isdisjoint(self.shards or self._interests)
         is_due = is_told or now - self._looked_at >= LOOK_SECONDS
         if is_due:
             self._told, self._looked_at = set(), now
@@ -145,8 +148,8 @@ class ShardLocks:
                         await self._connect()
                     await self._round(shards)
         except BaseException:
-            if self._locks is not None:
-                self._locks.connection.terminate()
+            if self._database.lock_connection is not None:
+                self._database.lock_connection.terminate()
             self._forget()
             raise
 

@@ -212,6 +212,13 @@ ON CONFLICT (noun) DO UPDATE SET number = {greatest}(revisions.number, excluded.
 -- name: pause_get
 SELECT number FROM revisions WHERE noun = 'upstream_paused_until';
 
+-- name: questions_get
+SELECT number FROM revisions WHERE noun = 'upstream_asked_until';
+
+-- name: questions_put
+INSERT INTO revisions (noun, number) VALUES ('upstream_asked_until', :free_at)
+ON CONFLICT (noun) DO UPDATE SET number = excluded.number;
+
 -- name: generation_move_on
 UPDATE generations SET next_poll_at = :due_at, trouble_count = :trouble_count WHERE id = :id;
 

@@ -35,6 +35,8 @@ class FileLock:
 
     async def acquire(self, _shards: Collection[int] | None = None) -> bool:
         """Take the lock if no process has it. StorageError if that cannot be determined."""
+        if self.is_held:
+            return True
         try:
             fcntl.flock(self._open(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

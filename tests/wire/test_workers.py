@@ -1,0 +1,51 @@
+"""Workers as processes on PostgreSQL: killed, stopped for a while, and continued."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import asyncpg
+
+from service.store.postgres import locks
+from tests import engine
+from tests.cli.test_serve import KEYS, started
+
+Held = dict[str, int]
+
+
+async def until(connection: asyncpg.Connection, is_so: Callable[[list[int]], bool]) -> Held:
+    """Wait until the numbers of shards that processes hold are so; return them by process."""
+    while True:
+        held = {name: count for name, count in (await locks.holders(connection)).items() if count}
+        if is_so(sorted(held.values())):
+            return held
+        await connection.execute("SELECT pg_sleep(0.05)")
+
+
+async def test_who_is_killed_or_stopped_is_replaced_and_who_goes_on_has_a_share_again(
+    postgres: engine.Schemas, tmp_path: Path
+) -> None:
+    url = postgres.database_of(tmp_path)
+    work, ready = {**KEYS, "GENHOOK_DATABASE_URL": url}, "worker.started"
+    with started(tmp_path, "work", ready=ready, **work) as first:
+        connection = await asyncpg.connect(url)
+        [(name, _)] = (await until(connection, lambda held: held == [64])).items()
+        with (
+            started(tmp_path, "work", ready=ready, **work) as second,
+            started(tmp_path, "work", ready=ready, **work) as third,
+        ):
+            held = await until(connection, lambda held: held == [21, 21, 22])
+            assert name in held
+            second.process.kill()
+            await until(connection, lambda held: held == [32, 32])
+            first.process.send_signal(signal.SIGSTOP)
+            held = await until(connection, lambda held: held == [64])
+            assert name not in held
+            first.process.send_signal(signal.SIGCONT)
+            held = await until(connection, lambda held: held == [32, 32])
+            assert name in held, "it goes on by itself"
+            status, out, _ = third.end()
+            assert (status, "worker.replaced" in out) == (0, True)
+            await until(connection, lambda held: held == [64])
+        assert first.end()[0] == 0
+        await connection.close()
