@@ -57,7 +57,7 @@ async def _acknowledged_callbacks_are_stored(world: World) -> None:
 async def _one_outcome_each(world: World) -> None:
     types: defaultdict[str, list[str]] = defaultdict(list)
     events = await world.stored(
-        "SELECT generation_id, type FROM events WHERE generation_id IS NOT NULL ORDER BY seq"
+        "SELECT generation_id, type FROM events WHERE generation_id IS NOT NULL ORDER BY seq, id"
     )
     for event in events:
         types[event["generation_id"]].append(event["type"])
