@@ -10,6 +10,7 @@ from service.store.shards import ALL
 from tests.faults import rows
 from tests.harness import SUBSCRIBER_URL, Harness
 
+T = TypeVar("T")
 # Where the rows of a generation are.
 TABLES = (
     "generations",
@@ -22,8 +23,6 @@ TABLES = (
     "deliveries",
     "attempts",
 )
-
-T = TypeVar("T")
 
 
 class Gate:
