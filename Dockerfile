@@ -4,7 +4,7 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE openapi.yaml ./
 COPY service service
 RUN python -m venv /opt/genhook
-RUN /opt/genhook/bin/python -m pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt .
+RUN /opt/genhook/bin/python -m pip install --no-cache-dir --disable-pip-version-check --constraint constraints.txt '.[postgres]'
 
 FROM python:3.11-slim
 RUN useradd --system --uid 10001 --home-dir /var/lib/genhook genhook && install --directory --owner genhook --group genhook --mode 0700 /var/lib/genhook

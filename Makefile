@@ -18,8 +18,9 @@ help: ## List these targets
 
 install: $(STAMP) ## Make .venv with genhook and its tools, at the versions of constraints.txt
 
+# DATABASE=postgres runs it on a PostgreSQL server that comes as a package.
 demo: $(STAMP) ## Show a generation by callback, one by polling, and one whose callback is lost
-	@$(BIN)/genhook demo
+	@$(BIN)/genhook demo $(if $(DATABASE),--database $(DATABASE))
 
 run: $(STAMP) ## Serve with throwaway keys and the sandbox as upstream
 	@$(BIN)/genhook serve --dev --sandbox

@@ -193,7 +193,7 @@ def new_store(settings: Settings, clock: Clock) -> tuple[Any, Ownership]:
         queue_max=settings.write_queue,
         connections=settings.database_connections,
     )
-    return server, postgres.SessionLock(server)
+    return server, postgres.ShardLocks(server)
 
 
 def _sender(settings: Settings) -> Sender:

@@ -41,19 +41,22 @@ class Inbox:
     """Hands committed deliveries to the session that works now, which saves reading their rows.
 
     The session is looked up when the commit has happened, not when its unit began: nothing reaches
-    one that is over. Without a session the worker is another process, which finds the rows itself.
+    one that is over. Other processes hear of what they work on, and find the rows themselves.
     """
 
-    lanes: Lanes | None = None
+    def __init__(self, is_ours: Callable[[str], bool]) -> None:
+        self._is_ours = is_ours  # Tells other processes of what is theirs.
+        self.lanes: Lanes | None = None
 
     def offer(self, due: Sequence[DueDelivery]) -> None:
         """Hand over deliveries that are due now."""
-        if self.lanes is not None:
-            self.lanes.offer(due)
+        ours = [delivery for delivery in due if self._is_ours(delivery.subscriber_id)]
+        if self.lanes is not None and ours:
+            self.lanes.offer(ours)
 
     def refill(self, subscriber_id: str) -> None:
         """Tell of a subscriber with new deliveries in the database."""
-        if self.lanes is not None:
+        if self._is_ours(subscriber_id) and self.lanes is not None:
             self.lanes.refill(subscriber_id)
 
     def reload(self, subscriber_id: str) -> None:
@@ -94,8 +97,17 @@ class Context(Struct, kw_only=True):
     # The requests with an `Idempotency-Key` that run in this process, by tenant and key.
     claims: dict[tuple[str, str], bytes] = field(default_factory=dict)
     watching: asyncio.Task[None] | None = None  # Looks for outcomes that others recorded.
-    inbox: Inbox = field(default_factory=Inbox)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # Set: nothing may wait.
+
+    inbox: Inbox = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        self.inbox = Inbox(self.database.hand_over)
+
+    def tell(self, loop: asyncio.Event, id_: str) -> None:
+        """After a commit: wake the loop that works on what has this id, in whichever process."""
+        if self.database.hand_over(id_):
+            loop.set()
 
     @property
     def catalogue(self) -> dict[str, catalogue.Model]:

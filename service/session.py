@@ -9,6 +9,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -16,13 +17,15 @@ import msgspec
 from service.context import Context
 from service.delivery import replay
 from service.delivery.dispatch import Dispatcher
+from service.delivery.lanes import drop_lost
 from service.delivery.target import Sender
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
 from service.model.clock import MINUTE, SECOND
 from service.model.errors import StorageError
-from service.store import retention, subscribers
+from service.store import reseal, retention, subscribers
 from service.store.database import Ownership
+from service.store.shards import NONE, SHARDS, shard_of
 from service.telemetry import log
 
 _log = log.get()
@@ -71,6 +74,10 @@ class Session:
         self._is_cleaning = False
         self._look_at: int | None = None  # None: the rows were not looked at yet.
         self._rest_until = 0  # No look before on account of another process's commit.
+        self._shards = NONE  # As they were seen last.
+        self._is_resealed = True  # Before the session began.
+        self._requests = submitter.in_flight, poller.in_flight
+        self._budget = submitter.budget
         self._subscribers_revision = -1  # None: whatever was changed before counts as changed.
         signals, attempts_due = context.signals, asyncio.Event()
         self.dispatcher.on_timer = attempts_due.set
@@ -95,6 +102,7 @@ class Session:
         What the rows hold already is found by the first `watch`, while the loops work: with many
         lanes that takes seconds.
         """
+        self.ownership.busy = self._busy
         self.context.inbox.lanes = self.dispatcher
         self.dispatcher.is_open = True
 
@@ -116,6 +124,7 @@ class Session:
 
     async def look(self, now: int) -> int:
         """Find all lanes that have rows, and wake every loop; return when to look again."""
+        self._follow_shards()
         self._look_at = now  # Until the look has succeeded, it is due.
         for signal in msgspec.structs.astuple(self.context.signals):
             signal.set()
@@ -133,14 +142,31 @@ class Session:
         self.dispatcher.reload_changed(changes)
         self._subscribers_revision = changes.revision
 
+    def _follow_shards(self) -> bool:
+        """Let go of what other processes work on now; return whether there is more to do here."""
+        before, self._shards = self._shards, self.ownership.shards
+        if self._shards not in (before, NONE):
+            self._budget.take_share(len(self._shards) / SHARDS, self.context.clock())
+        if before - self._shards:
+            drop_lost(self.dispatcher.lanes, self.context.database.holds)
+        return bool(self._shards - before)
+
+    def _busy(self) -> set[int]:
+        """Return the shards with requests under way."""
+        lanes = self.dispatcher.lanes.values()
+        ids = [lane.subscriber_id for lane in lanes if lane.in_flight]
+        return {shard_of(id_) for id_ in chain(ids, *self._requests)}
+
     async def watch(self, now: int) -> int:
-        """Look at the rows at first, after a commit of another process, and once a minute.
+        """Look at the rows at first, with new shards, after others' commits, and once a minute.
 
         A commit is looked for before the rows are: what is committed meanwhile is seen next time.
         Subscribers are looked at each time: the writer, who is asked for commits, may be busy.
         """
         if self._look_at is not None:
             await self._follow_changes()
+        if self._follow_shards():
+            self._look_at = None
         if await self.ownership.other_process_committed() and self._look_at is not None:
             self._look_at = min(self._look_at, self._rest_until)
         if self._look_at is None or now >= self._look_at:
@@ -172,7 +198,16 @@ class Session:
         return step
 
     async def _clean(self, now: int) -> int:
-        """Clean once; outside of ticks with a pause, so that other commits can run in between."""
+        """Clean once; outside of ticks with a pause, so that other commits can run in between.
+
+        It is of no shard, so who holds the first one does it.
+        """
+        if 0 not in self.ownership.shards:
+            self._is_resealed = False
+            return now + MINUTE
+        if not self._is_resealed:
+            await reseal.run(self.context.database, self.context.vault)
+            self._is_resealed = True
         if self._is_cleaning:  # The loop or a tick is already cleaning.
             return now + SECOND
         self._is_cleaning = True

@@ -15,6 +15,7 @@ from service.generations.submit import Submitter
 from service.model.errors import StorageError
 from service.session import Session, Step, WorkCounts, log_failure
 from service.store.database import Ownership
+from service.store.shards import ALL
 from service.telemetry import log
 
 _log = log.get()
@@ -153,7 +154,7 @@ class Ticks:
             await asyncio.wait([self._rest])
         self._rest = None
         if not holder.ownership.is_held:
-            if not await holder.ownership.acquire():
+            if not await holder.ownership.acquire(ALL):
                 return False
             holder.begin_session()
             if self._is_in_turn:

@@ -55,7 +55,9 @@ def postgres(testrun_uid: str, worker_id: str) -> Iterator[engine.Schemas]:
 
 
 @pytest.fixture(autouse=True)
-def database_engine(request: pytest.FixtureRequest) -> Iterator[str]:
+def database_engine(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
     """The database that tests/harness.py opens: `sqlite` or `postgres`."""
     uses_postgres = "postgres" in request.fixturenames
     name = getattr(request, "param", "postgres" if uses_postgres else "sqlite")
@@ -64,6 +66,7 @@ def database_engine(request: pytest.FixtureRequest) -> Iterator[str]:
     if name == "postgres":
         schemas = request.getfixturevalue("postgres")
         engine.schemas = schemas
+        engine.reverse_unordered_rows(monkeypatch)
         yield name
         engine.schemas = None
         schemas.release()

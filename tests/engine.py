@@ -5,13 +5,20 @@ emptied after a test, which takes a few milliseconds.
 """
 
 import asyncio
+import re
 import threading
 import warnings
 from collections.abc import Callable, Coroutine
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import asyncpg
+import pytest
+
+from service.store.database import Row
+from service.store.postgres.statements import statements
+from service.store.postgres.transaction import Transaction
 
 ENGINES = ("sqlite", "postgres")
 # A crash of the machine ends the tests too.
@@ -76,6 +83,29 @@ class Schemas:
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=60)
+
+
+def reverse_unordered_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turn round the rows of every statement that gives them no order: PostgreSQL may do so too.
+
+    Which order it gives depends on its plans, and these on what the tables have held before.
+    """
+    fetch = Transaction.all
+
+    async def fetch_reversed(tx: Transaction, name: str, /, **values: object) -> list[Row]:
+        rows = await fetch(tx, name, **values)
+        return rows if _is_ordered(name) else rows[::-1]
+
+    monkeypatch.setattr(Transaction, "all", fetch_reversed)
+
+
+@cache
+def _is_ordered(name: str) -> bool:
+    """Whether the statement as a whole, and not only a part in parentheses, has an ORDER BY."""
+    sql, parts = statements()[name].sql, 1
+    while parts:
+        sql, parts = re.subn(r"\([^()]*\)", "", sql)
+    return "ORDER BY" in sql
 
 
 schemas: Schemas | None = None  # Of the test that runs now, if it runs on PostgreSQL.

@@ -136,7 +136,7 @@ class Receiver:
         if problem.status == 413 and self._scheme is None:
             tenant = self._context.tokens.owner_of(arrival.generation_id)
             await self._context.database.write(callbacks.hint, arrival, tenant=tenant)
-            self._context.signals.poll.set()
+            self._context.tell(self._context.signals.poll, arrival.generation_id)
             if (drive := self._drive) is not None:
                 await drive()
         await self._reject(arrival, problem.code, problem)
@@ -196,7 +196,7 @@ class Receiver:
             stored = await write(self._write_proofs, proof)
         else:
             stored = await write(ingest.store_hints, arrival)
-            self._context.signals.poll.set()
+            self._context.tell(self._context.signals.poll, arrival.generation_id)
         if stored is not None and stored.is_kept is None:
             # The generation has had many callbacks: there is room only for one that reports an end.
             await reading.read(len(arrival.body), partial(ingest.read_end, arrival))

@@ -192,4 +192,5 @@ OPERATIONS = (
     Operation("GET", "/metrics", system.metrics_, "open"),
     Operation("GET", "/openapi.yaml", docs.get_document, "open"),
     Operation("GET", "/docs", docs.get, "open"),
+    Operation("GET", "/docs/{file}", docs.get_file, "open"),
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from service.cli.arguments import Echo, define
 from service.cli.environment import settings_of_existing
 from service.model.errors import CommandError
+from service.store.sqlite import schema
 from service.store.sqlite.file import problem_of_users
 
 
@@ -53,6 +54,8 @@ def _copy(source: Path, target: Path) -> None:
     """Copy one snapshot in one step; the steps of SQLite's backup API start anew at each commit."""
     with contextlib.closing(sqlite3.connect(source, isolation_level=None)) as connection:
         connection.execute("PRAGMA busy_timeout=5000")
+        if schema.version(connection) < 0:
+            raise CommandError(f"the backup failed: {schema.problem(connection)}")
         connection.execute("VACUUM INTO ?", (str(target),))
     with contextlib.closing(sqlite3.connect(target, isolation_level=None)) as connection:
         [[verdict]] = connection.execute("PRAGMA quick_check(1)").fetchall()

@@ -8,6 +8,7 @@ import msgspec
 
 from service.model.clock import MINUTE
 from service.model.errors import StorageError
+from service.store.shards import SHARDS
 
 CLOCK_OFF_MS = MINUTE
 OLD_TRANSACTION_SECONDS = 300
@@ -18,10 +19,6 @@ SELECT current_setting('server_version') AS version,
     current_setting('fsync') = 'on'
         AND current_setting('synchronous_commit') <> 'off' AS is_durable,
     current_setting('synchronous_standby_names') <> '' AS has_standby,
-    (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted
-        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-        AND (CAST(classid AS BIGINT) << 32) + CAST(objid AS BIGINT)
-            = hashtextextended('genhook.worker' || current_schema(), 0)) AS workers,
     (SELECT coalesce(max(CAST(extract(epoch FROM clock_timestamp() - xact_start) AS BIGINT)), 0)
         FROM pg_stat_activity WHERE datname = current_database()) AS oldest_seconds"""
 _INVALID = """
@@ -42,6 +39,7 @@ class Server(msgspec.Struct):
     state: dict[str, Any] = {}
     invalid: list[str] = []
     sealed: list[tuple[str, bytes]] | None = None
+    shards: dict[str, int] = {}  # How many each process holds, by the name of its connections.
 
 
 def look(url: str) -> Server:
@@ -59,7 +57,7 @@ def look(url: str) -> Server:
 
 
 async def _look(server: Server, url: str, connect: Any, failures: Any) -> None:
-    from service.store.postgres import schema
+    from service.store.postgres import locks, schema
 
     connection = await connect(url)
     try:
@@ -70,6 +68,7 @@ async def _look(server: Server, url: str, connect: Any, failures: Any) -> None:
             if server.schema_problem is None:
                 server.invalid = [row[0] for row in await connection.fetch(_INVALID)]
                 await connection.execute(_TOUCH)
+                server.shards = await locks.holders(connection)
                 server.sealed = [tuple(row) for row in await connection.fetch(_SEALED)]
     finally:
         await connection.close()
@@ -90,10 +89,19 @@ def judge(server: Server, now: int) -> Iterator[Sentence]:
     else:
         yield "ok", "schema", f"The schema is {server.schema_version}, which is the latest."
         yield "ok", "database", "It can be written to."
-        works = "A process works on it." if state["workers"] else "No process works on it now."
-        yield "ok", "worker", works
+        yield _judged_shards(server.shards)
         for name in server.invalid:
             yield "warn", "index", f"{name} is not valid: run REINDEX INDEX {name}."
+
+
+def _judged_shards(shards: dict[str, int]) -> Sentence:
+    if not shards:
+        return "ok", "worker", "No process works on it now."
+    held = ", ".join(f"{name} {count}" for name, count in sorted(shards.items()))
+    if (free := SHARDS - sum(shards.values())) > 0:
+        message = f"{free} of {SHARDS} shards are held by nobody, which should last for seconds"
+        return "warn", "worker", f"{message}: {held}."
+    return "ok", "worker", f"Every shard is held: {held}."
 
 
 def _judged_durability(state: dict[str, Any]) -> Sentence:

@@ -76,6 +76,7 @@ async def _opened(path: str, *, is_new: bool = False) -> AsyncIterator[copying.S
     """Open a database that no worker uses; a new one is migrated."""
     from service.app import new_store
     from service.model.clock import now_ms
+    from service.store.shards import ALL
 
     settings = Settings(database_path=path)
     database, ownership = new_store(settings, now_ms)
@@ -84,10 +85,11 @@ async def _opened(path: str, *, is_new: bool = False) -> AsyncIterator[copying.S
         stack.push_async_callback(database.close)
         side = await _side_of(settings, database, stack)
         if is_new:
-            await database.migrate()
+            if not await side.is_marked():
+                await database.migrate()
         elif problem := await database.schema_problem():
             raise CommandError(f"{side.name}: {problem}")
-        if not await ownership.acquire():
+        if not await ownership.acquire(ALL) or ownership.shards != ALL:
             raise CommandError(f"{side.name}: a worker uses it; stop every process that does")
         stack.push_async_callback(ownership.release)
         yield side

@@ -75,7 +75,8 @@ class Dispatcher:
 
     def reload(self, subscriber_id: str) -> None:
         """Read the subscriber again, it has changed."""
-        self._reload([self._lane(subscriber_id)], even_idle=True)
+        if self.context.database.holds(subscriber_id):
+            self._reload([self._lane(subscriber_id)], even_idle=True)
 
     def reload_tenant(self, tenant: str, origin: str | None = None) -> None:
         """Read the tenant's subscribers again, only those at the origin if one is given."""
@@ -198,7 +199,7 @@ class Dispatcher:
 
     def _take(self, lane: Lane, now: int) -> _Next | None:
         """Take the lane's next delivery with a slot for it; None if none may leave now."""
-        if not self.is_open:
+        if not (self.is_open and self.context.database.holds(lane.subscriber_id)):
             return None
         backlog = lane.next_backlog(now)
         if backlog is None:
@@ -213,7 +214,7 @@ class Dispatcher:
 
     def _look_ahead(self, lane: Lane, now: int) -> None:
         """Read more rows, or set a timer for when the lane may go on."""
-        if not self.is_open:
+        if not (self.is_open and self.context.database.holds(lane.subscriber_id)):
             return
         if lane.recipient is None:
             self._load(lane)
@@ -296,10 +297,9 @@ class Dispatcher:
             self._pump(lane, now)
 
     async def _record(self, lane: Lane, result: Result, now: int) -> int | None:
-        """Store an attempt, free its slot, and return the time at the end.
+        """Store an attempt, free its slot, and return the time at the end; None if it is canceled.
 
-        None while the database fails: the slot stays taken, and the record is tried again, which
-        does not repeat the attempt itself. None also if this is canceled.
+        None while the database fails: the slot stays taken, and only the record is tried again.
         """
         due, slots = result.due, self.slots
         try:

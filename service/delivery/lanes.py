@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from functools import partial
 
@@ -41,6 +42,14 @@ class Bodies(Struct, eq=False):
     """The bodies that all lanes hold in memory, those under way included."""
 
     held_bytes: int = 0
+
+
+def drop_lost(lanes: dict[str, "Lane"], holds: Callable[[str], bool]) -> None:
+    """Forget the lanes that another process has now; what ends here is recorded."""
+    for lane in [lane for id_, lane in lanes.items() if not holds(id_)]:
+        lane.drop_recipient()
+        if not (lane.in_flight or lane.is_loading):
+            del lanes[lane.subscriber_id]
 
 
 class Lane(Struct, eq=False):

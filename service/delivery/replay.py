@@ -65,7 +65,7 @@ async def store(tx: Transaction, context: Context, new: Replay) -> Replay | Refu
         if await replays.is_running(tx, new.subscriber_id):
             return "replay_running"
     await rows.insert(tx, new)
-    tx.after_commit(context.signals.replay.set)
+    tx.after_commit(context.tell, context.signals.replay, new.subscriber_id)
     return new
 
 
@@ -75,7 +75,7 @@ async def cancel(tx: Transaction, context: Context, replay: Replay) -> Replay:
     await deliveries.cancel_replayed(tx, replay.id)
     await subscribers.bump_revision(tx, replay.tenant, replay.subscriber_id)
     tx.after_commit(context.inbox.reload, replay.subscriber_id)
-    tx.after_commit(context.signals.replay.set)
+    tx.after_commit(context.tell, context.signals.replay, replay.subscriber_id)
     return canceled
 
 

@@ -31,7 +31,7 @@ class Slots:
         self._taken: dict[str, Share] = {}  # By delivery.
         # Lanes, receivers and tenants, as long as a lane refers to them or holds a slot.
         self._shares: WeakValueDictionary[tuple[str, ...], Share] = WeakValueDictionary()
-        self.waiting: dict[Share | None, Lane] = {}
+        self.waiting: dict[Share, Lane] = {}
         # Of lanes, and each once: only `next_waiting` needs to know the places of shares, and most
         # lanes take a slot, wait and free one again in between.
         self._moved: dict[Share, None] = {}
@@ -47,9 +47,13 @@ class Slots:
         share = lane.share
         if share is None or lane.receiver.is_doubted():
             share = self.find_share(lane)
-        while share is not None and share.has_room(self.free):
-            share = share.parent
-        return share is None
+        return self._is_free_for(share)
+
+    def _is_free_for(self, share: Share) -> bool:
+        each: Share | None = share
+        while each is not None and each.has_room(self.free):
+            each = each.parent
+        return each is None
 
     def take(self, lane: Lane, delivery_id: str) -> None:
         """Take a slot for an attempt of the lane."""
@@ -95,6 +99,9 @@ class Slots:
 
     def _next_share(self) -> Share | None:
         """Return the share of the lane that has the next turn, if enough slots are free for it."""
+        if len(self.waiting) == 1:  # It needs no place among others.
+            [alone] = self.waiting
+            return alone if self._is_free_for(alone) else None
         for moved in self._moved:  # Who came first has the first turn.
             self._place(moved)
         self._moved.clear()

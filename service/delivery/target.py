@@ -100,6 +100,8 @@ def parse_target(url: str, tenant: str = "") -> Target:
     origin = f"{parts.scheme}://{authority}"
     query = f"?{parts.query}" if parts.query else ""
     path = quote((parts.path or "/") + query, safe=_PATH_SAFE)
+    if len(origin) + len(path) > URL_CHARACTERS:
+        raise ValueError(f"The URL, encoded, is longer than {URL_CHARACTERS} characters.")
     return Target(
         url=origin + path,
         origin=origin,

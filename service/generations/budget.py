@@ -22,7 +22,7 @@ class Budget:
     """
 
     def __init__(self, rate_per_second: float, capacity: float | None = None) -> None:
-        self.rate = rate_per_second
+        self.rate = self._whole_rate = rate_per_second
         self.capacity = capacity or max(1.0, rate_per_second)
         self.tokens = self.capacity
         self.updated_at = 0
@@ -36,6 +36,13 @@ class Budget:
         self.tokens = min(self.capacity, self.tokens + refill)
         self.updated_at = now
         return 0 if now < self.paused_until else int(self.tokens)
+
+    def take_share(self, share: float, now: int) -> None:
+        """Keep to a share of the whole rate: other processes have the rest."""
+        self.available(now)
+        self.rate = self._whole_rate * share
+        self.capacity = max(1.0, self.rate)
+        self.tokens = min(self.tokens, self.capacity)
 
     def may_probe(self, now: int) -> bool:
         """Whether one poll may be made although everything is paused."""

@@ -76,7 +76,7 @@ async def expire(tx: Transaction, context: Context, id_: str) -> None:
         return
     if generation.task_id is not None:  # Upstream knows the task, so it is asked first.
         batch.change(id_, next_poll_at=tx.now)
-        tx.after_commit(context.signals.poll.set)
+        tx.after_commit(context.tell, context.signals.poll, id_)
     else:
         exchanges = await generations.latest_exchanges(tx, [id_])
         update = _timed_out(context, generation, exchanges.get(id_))

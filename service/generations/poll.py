@@ -122,6 +122,8 @@ class Poller:
         for generation in chosen:
             if started == free:
                 break
+            if not self.context.database.holds(generation.id):
+                continue  # Another process has it since it was read.
             if self._start(generation) is not None:
                 self.budget.spend()
                 self._turns.end(generation.tenant, is_confirmation=generation.id in confirmed)

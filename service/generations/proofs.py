@@ -53,7 +53,8 @@ async def write_proofs(
     await batch.write()
     if hints:
         await callbacks.plan_confirmations(tx, hints)
-        tx.after_commit(context.signals.poll.set)
+        for arrival, _ in hints:
+            tx.after_commit(context.tell, context.signals.poll, arrival.generation_id)
     return stored
 
 

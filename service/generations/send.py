@@ -71,11 +71,11 @@ async def _record(tx: Transaction, context: Context, sent: Generation, reply: Re
     if await generations.confirmations_of(tx, [id_]):  # It waited for this answer.
         due_at = generations.confirm_at(tx.now, after.last_poll_at)
         await generations.plan_confirmations(tx, {id_: due_at})
-        tx.after_commit(context.signals.poll.set)
+        tx.after_commit(context.tell, context.signals.poll, id_)
     if after.next_poll_at is not None:
-        tx.after_commit(context.signals.poll.set)
+        tx.after_commit(context.tell, context.signals.poll, id_)
     if after.submit_at is not None:
-        tx.after_commit(context.signals.submit.set)
+        tx.after_commit(context.tell, context.signals.submit, id_)
     return after
 
 

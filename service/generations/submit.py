@@ -70,7 +70,7 @@ async def store_new(
     await generations.insert(tx, generation)
     tx.after_commit(context.signals.deadline.set)
     if not has_place:
-        tx.after_commit(context.signals.submit.set)
+        tx.after_commit(context.tell, context.signals.submit, generation.id)
     return generation
 
 
@@ -252,7 +252,8 @@ async def _put_back(tx: Transaction, context: Context, ids: Sequence[str]) -> No
         submit_at = None if generation.is_terminal else due_at
         batch.change(id_, **ingest.submission_changes(generation, "waiting", submit_at))
     await batch.write()
-    tx.after_commit(context.signals.submit.set)
+    for id_ in batch.generations:
+        tx.after_commit(context.tell, context.signals.submit, id_)
 
 
 async def _read_due(

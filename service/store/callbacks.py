@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -87,7 +88,8 @@ async def insert(tx: Transaction, arrivals: Sequence[Arrival]) -> list[StoredCal
     rooms = await _read_rooms(tx, {ids[row["position"]] for row in states if row["has_others"]})
     stored: list[StoredCallback | None] = [None] * len(arrivals)
     rows: list[dict[str, Any]] = []
-    for state in states:
+    # The first ones have the room. SQLite finds the states in order; PostgreSQL may not.
+    for state in sorted(states, key=itemgetter("position")):
         position = state["position"]
         arrival = arrivals[position]
         if state["nonce"] != arrival.nonce:

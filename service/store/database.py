@@ -8,6 +8,7 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Collection,
     Coroutine,
     Iterable,
     Mapping,
@@ -105,6 +106,15 @@ class Database(Protocol):
         SearchTooLongError if it takes too many steps.
         """
 
+    def holds(self, id_: str) -> bool:
+        """Whether the work on a subscriber or a generation is this process's, if it works at all.
+
+        It may be another's from one moment to the next, so it is looked at when something starts.
+        """
+
+    def hand_over(self, id_: str) -> bool:
+        """Return whether this process does what was just committed; else tell who does."""
+
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the version of the schema, or None."""
 
@@ -113,17 +123,30 @@ class Database(Protocol):
 
 
 class Ownership(Protocol):
-    """The right to do the due work of a database. At most one process has it at a time."""
+    """The right to do the due work of a database: shards, each held by at most one process.
+
+    On SQLite one lock is all of them. Statements that look for due work see only that of `shards`.
+    """
+
+    # Set by who works: the shards with requests under way, which are not given up.
+    busy: Callable[[], Collection[int]]
 
     @property
     def is_held(self) -> bool:
-        """True while this process has the right."""
+        """True while this process has the right to any shard."""
 
-    async def acquire(self) -> bool:
-        """Take the right if no process has it. StorageError if that cannot be determined."""
+    @property
+    def shards(self) -> frozenset[int]:
+        """The shards on which this process may start something now."""
+
+    async def acquire(self, shards: Collection[int] | None = None) -> bool:
+        """Take those of these shards that are free; None: this worker's share, for long.
+
+        Return whether any is held. StorageError if that cannot be determined.
+        """
 
     async def release(self) -> None:
-        """Let another process have the right."""
+        """Let other processes have everything."""
 
     async def other_process_committed(self) -> bool:
         """True if another process has committed since the last call."""

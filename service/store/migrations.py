@@ -9,7 +9,12 @@ def list_migrations(folder: Path) -> list[tuple[int, Path]]:
 
 
 def describe_problem(current: int, needed: int) -> str | None:
-    """Return what is wrong with a database of schema `current`, or None."""
+    """Return what is wrong with a database of schema `current`, or None.
+
+    While a copy to the database has not ended, its version is negative: nothing else uses it then.
+    """
+    if current < 0:
+        return "a copy to the database has not ended: run genhook copy again, or delete it"
     if current == needed:
         return None
     if current > needed:

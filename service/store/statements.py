@@ -1,7 +1,8 @@
 """The named SQL statements of `sql/*.sql`: one text for every database, with marks for the rest.
 
 A mark is `{name}` or `{name word}`; each database gives a text for each of them, with the word in
-place of each `{}` in it. What several statements of a file have in common begins with a line
+place of each `{}` in it. `{held g}` and `{held_id column}` leave only the rows whose work is of a
+shard that this process holds. What several statements of a file have in common begins with a line
 `-- part: NAME` and is a mark like these. A statement that really differs stands again, under the
 same name, among the overrides of a database.
 """

@@ -109,7 +109,7 @@ async def _oldest_seconds(tx: Transaction, subscriber_id: str) -> float | None:
 
 async def oldest_undelivered(tx: Transaction) -> dict[str, float]:
     """Return the age of the oldest pending delivery of subscribers in seconds, of COUNT_MAX."""
-    rows = await tx.all("deliveries_next_due_times", after="", limit=COUNT_MAX)
+    rows = await tx.all("subscribers_owed", limit=COUNT_MAX)
     ids = [row["subscriber_id"] for row in rows]
     ages = {id_: await _oldest_seconds(tx, id_) for id_ in ids}
     return {id_: age for id_, age in ages.items() if age is not None}

@@ -6,6 +6,7 @@ import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -13,6 +14,7 @@ from service.cli import main
 from service.store import copying
 from service.store.sqlite.side import SqliteSide
 from tests import engine
+from tests.cli.test_serve import KEYS, start
 from tests.harness import opened
 
 
@@ -63,11 +65,9 @@ def test_every_row_arrives_and_is_counted(
     assert rows(source)["attempts"]
 
 
-def test_an_interrupted_copy_goes_on_where_it_ended(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    target, insert = tmp_path / "target.db", SqliteSide.insert
-    monkeypatch.setattr(copying, "BATCH_ROWS", 1)
+def interrupt(source: Path, target: Path) -> None:
+    """Copy until one generation has arrived."""
+    insert = SqliteSide.insert
     inserted: list[str] = []
 
     async def insert_some(
@@ -78,14 +78,44 @@ def test_an_interrupted_copy_goes_on_where_it_ended(
         inserted.append(table.name)
         await insert(side, table, batch)
 
-    monkeypatch.setattr(SqliteSide, "insert", insert_some)
-    with pytest.raises(KeyboardInterrupt):
+    with (
+        patch.object(copying, "BATCH_ROWS", 1),
+        patch.object(SqliteSide, "insert", insert_some),
+        pytest.raises(KeyboardInterrupt),
+    ):
         copy(source, target)
-    monkeypatch.setattr(SqliteSide, "insert", insert)
     assert len(rows(target)["generations"]) == 1
+
+
+def test_an_interrupted_copy_goes_on_where_it_ended(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target.db"
+    interrupt(source, target)
     assert copy(source, target) == 0
     assert rows(target) == rows(source)
     assert copy(source, target) == 1, "the copy has ended, so the target is no longer its own"
+
+
+@pytest.mark.parametrize(
+    "line", ["serve --port 0", "work", "migrate", "backup kept.db", "copy", "doctor", "keys list"]
+)
+def test_nothing_uses_a_database_to_which_a_copy_has_not_ended(
+    source: Path, tmp_path: Path, line: str
+) -> None:
+    target = tmp_path / "target.db"
+    interrupt(source, target)
+    words = line.split()
+    if line == "copy":
+        words += ["--from", f"sqlite:///{target}", "--to", f"sqlite:///{tmp_path / 'third.db'}"]
+    environ = {**KEYS, "GENHOOK_DATABASE_URL": f"sqlite:///{target}"}
+    before = rows(target)
+    with start(tmp_path, *words, **environ) as process:
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    said = (out + err).lower()
+    assert "a copy to the database has not ended: run genhook copy again" in said
+    assert "Traceback" not in err
+    assert rows(target) == before
+    assert not (tmp_path / "kept.db").exists()
 
 
 def test_rows_of_the_target_are_never_mixed_with_others(

@@ -1,5 +1,6 @@
 """Commands on PostgreSQL: what they print, and sentences for what keeps them from working."""
 
+import asyncio
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from service.cli import main
 from service.settings import read_settings
+from service.store.postgres import Database, ShardLocks
 from tests import engine
 from tests.conftest import SECRET_KEY
 
@@ -83,6 +85,28 @@ def test_the_doctor_says_that_the_schema_is_missing(
     schema = doctor(capsys)["schema"]
     assert schema["level"] == "warn"
     assert "run genhook migrate" in schema["message"]
+
+
+async def test_the_doctor_says_who_holds_how_many_shards(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def worker() -> dict[str, str]:
+        found: dict[str, str] = (await asyncio.to_thread(doctor, capsys))["worker"]
+        return found
+
+    database = Database(url)
+    await database.open()
+    await database.migrate()
+    lock = ShardLocks(database)
+    await lock.acquire({1, 2})
+    found = await worker()
+    assert found["level"] == "warn"
+    assert found["message"].startswith("62 of 64 shards are held by nobody")
+    await lock.acquire()
+    found = await worker()
+    assert found["message"] == f"Every shard is held: {database.name} 64."
+    await lock.release()
+    await database.close()
 
 
 @pytest.mark.parametrize("command", ["migrate", "tick"])

@@ -212,6 +212,13 @@ SUBSCRIBER = {
 ENTRY = {"at": "2026-11-22T18:20:00.000Z", "type": "poll", "summary": "It was.", "detail": {}}
 EVENT = {"id": "evt_1", "type": "ping", "timestamp": "2026-11-22T18:20:00.000Z", "data": {}}
 ATTEMPT = {"status_code": 200, "duration_ms": 1, "error": None}
+KEY = {"id": "key_1", "name": "n", "tenant": "t", "scopes": ["read"], "revoked_at": None}
+PARAMETERS = {
+    "required": ["a"],
+    "properties": {"a": {"enum": [1]}, "b": {"type": "x", "minimum": 1}},
+}
+MODEL = {"id": "m", "kind": "image", "credits": 4, "callbacks": True, "parameters": PARAMETERS}
+DELIVERY = {"id": "dlv_1", "status": "dead", "attempts": [{**ATTEMPT, "number": 1}]}
 SINCE = "replay sub_1 --since 1h"
 ANSWERS: dict[str, Any] = {
     "generations get gen_1": GENERATION,
@@ -222,6 +229,20 @@ ANSWERS: dict[str, Any] = {
     "subscribers create http://a.example/": SUBSCRIBER,
     "subscribers test sub_1": {"attempt": ATTEMPT},
     SINCE: {"id": "rpl_1", "status": "done", "done": 1, "total": 1},
+    "generations cancel gen_1": GENERATION,
+    "subscribers get sub_1": SUBSCRIBER,
+    "subscribers pause sub_1": SUBSCRIBER,
+    "subscribers rotate sub_1": {"secret": "whsec_x", "previous_expires_at": None},
+    "models": {"data": [MODEL], "next": None},
+    "models m": MODEL,
+    "deliveries list": {"data": [DELIVERY], "next": None},
+    "deliveries get dlv_1": DELIVERY,
+    "deliveries retry dlv_1": DELIVERY,
+    "events list": {"data": [EVENT], "next": None},
+    "events get evt_1": EVENT,
+    "usage": {"data": [{"day": "2026-11-22", "model": "m", "credits": 1}], "next": None},
+    "keys list": {"data": [KEY], "next": None},
+    "keys create --name n --scopes read": {**KEY, "key": "ghk_x"},
     "listen --once --forward-to http://127.0.0.1:1": {"data": [EVENT], "next": "evt_1"},
     "listen --after evt_0 --once": {"data": [EVENT], "next": "evt_1"},
 }

@@ -124,7 +124,8 @@ def id_name_of(path: str) -> str:
 def path_of(operation: Operation, ids: Ids) -> str:
     """The operation's path with the id of a row that is there."""
     of = ids.get(id_name_of(operation.path), "imagen4")
-    return operation.path.replace("{id:path}", of).replace("{id}", of)
+    path = operation.path.replace("{file}", "start.js")
+    return path.replace("{id:path}", of).replace("{id}", of)
 
 
 def guarded(chosen: Callable[[Operation], bool] = lambda _operation: True) -> list[Operation]:

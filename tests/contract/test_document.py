@@ -65,6 +65,7 @@ ROUTES = """
     open    GET     /metrics
     open    GET     /openapi.yaml
     open    GET     /docs
+    open    GET     /docs/{file}
 """
 
 FIELDS = {

@@ -85,6 +85,8 @@ def aim(case: Case, service: Service) -> None:
     noun = id_name_of(case.path)
     if "id" in (case.path_parameters or {}) and noun:
         case.path_parameters["id"] = service.ids[noun]
+    if "file" in (case.path_parameters or {}):
+        case.path_parameters["file"] = "start.js"
     if "token" in (case.path_parameters or {}):
         url = service.world.upstream.callback_url()
         case.path_parameters.update(upstream="apiinone", token=url.rpartition("/")[2])

@@ -1,14 +1,15 @@
 """A gate that delays a subscriber's answers, and helpers for deliveries and workers."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from service.delivery.dispatch import Dispatcher
 from tests.faults import rows
 from tests.harness import SUBSCRIBER_URL, Harness
 
+T = TypeVar("T")
 # Where the rows of a generation are.
 TABLES = (
     "generations",
@@ -87,6 +88,16 @@ async def take_over(world: Harness) -> Any:
     world.app = world.new_app()
     await world.app.start(worker=False)
     return old
+
+
+async def by_hand(world: Harness, step: Coroutine[Any, Any, T]) -> T:
+    """Do a step of due work with the right to work, but without a session; return its result."""
+    ownership = world.app.worker.ownership
+    assert await ownership.acquire()
+    try:
+        return await step
+    finally:
+        await ownership.release()
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ from service.generations.hints import ABSENT_MAX
 from service.store import generations
 from tests.faults import DelayedAnswer, crash, execute, rows, status_of
 from tests.harness import Harness, opened, success_report
+from tests.journeys.gates import by_hand
 
 POLLED = "ideogram-v3-turbo"  # No callbacks; usually done after 3 s.
 HOUR = 3_600
@@ -257,7 +258,7 @@ async def test_a_hint_is_not_used_up_by_a_process_that_dies_while_it_asks(tmp_pa
         await world.call_back()
         delayed_answer = DelayedAnswer(httpx.Response(500))
         world.upstream.poll_replies.append(delayed_answer.reply)
-        await world.app.worker.poller.run_due(world.clock.now)
+        await by_hand(world, world.app.worker.poller.run_due(world.clock.now))
         await delayed_answer.requested.wait()
         await crash(world)
         world.upstream.finish("task1")
@@ -287,7 +288,7 @@ async def test_a_hint_at_the_deadline_is_asked_about_before_it_times_out(tmp_pat
         world.upstream.finish("task1")
         world.clock.advance(HOUR)
         await world.call_back()
-        await world.app.worker.poller.expire_due(world.clock.now)
+        await by_hand(world, world.app.worker.poller.expire_due(world.clock.now))
         await world.run()
         assert await status_of(world, generation["id"]) == "succeeded"
         assert world.subscribers.event_types() == ["generation.succeeded"]
@@ -328,7 +329,7 @@ async def test_no_retry_after_pauses_longer_than_a_tenth_of_the_deadline(
         for task in ("task1", "task2"):
             world.upstream.finish(task)
         world.upstream.poll_replies.append(httpx.Response(429, headers={"retry-after": header}))
-        await world.app.worker.poller.run_due(world.clock.now)
+        await by_hand(world, world.app.worker.poller.run_due(world.clock.now))
         for _ in range(16):
             await world.run(1)
         assert await status_of(world, first["id"]) == "succeeded"

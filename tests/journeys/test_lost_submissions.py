@@ -11,6 +11,7 @@ import pytest
 
 from tests.faults import DelayedAnswer, crash, status_of
 from tests.harness import Harness, create_answer, opened
+from tests.journeys.gates import by_hand
 from tests.journeys.test_standby import stop_worker, wait_until_working
 
 
@@ -123,9 +124,9 @@ async def test_a_poll_that_is_due_waits_for_a_submission_that_is_still_under_way
             assert await status_of(world, generation["id"]) == "timed_out"
             world.clock.advance(600)  # The first poll after the deadline.
             poller = world.app.worker.poller
-            assert (await poller.run_due(world.clock()))[0] == 1
+            assert (await by_hand(world, poller.run_due(world.clock())))[0] == 1
             await poller.settle()
-            assert (await poller.run_due(world.clock()))[0] == 0
+            assert (await by_hand(world, poller.run_due(world.clock())))[0] == 0
             world.upstream.finish("task1")
             await world.call_back()
             await world.run()

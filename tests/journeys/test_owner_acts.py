@@ -286,6 +286,7 @@ async def test_a_deleted_generation_leaves_nothing_but_its_usage(tmp_path: Path)
         assert (usage["generations"], usage["succeeded"]) == (1, 1)
         assert await delete(world, generation) == 404
         again = await world.client.post("/v1/generations", json=body, headers=headers)
+        assert breaches(again) == []
         assert again.status_code == 404  # It is not submitted a second time.
         assert len(world.upstream.creates) == 1
 

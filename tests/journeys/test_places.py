@@ -10,6 +10,7 @@ import pytest
 from service.generations import submit
 from tests.faults import DelayedAnswer, rows
 from tests.harness import Harness, create_answer, opened
+from tests.journeys.gates import by_hand
 
 
 async def counts(world: Harness) -> dict[str, int]:
@@ -46,7 +47,7 @@ async def test_submissions_that_hang_do_not_hold_the_others(tmp_path: Path) -> N
         world.upstream.create_replies.extend([hanging.reply] * 3)
         submitter = world.app.worker.submitter
         for _ in range(4):
-            await submitter.run_due(world.clock.now)
+            await by_hand(world, submitter.run_due(world.clock.now))
             while len(submitter.in_flight) > 3:
                 under_way = submitter.in_flight.values()
                 await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)

@@ -14,6 +14,7 @@ from service.store import generations, rows
 from service.store.database import Transaction
 from tests.faults import DelayedAnswer, status_of, timeline_of
 from tests.harness import Harness, opened, success_report
+from tests.journeys.gates import by_hand
 from tests.logs import Console
 
 POLLED = "ideogram-v3-turbo"  # No callbacks; usually done after 3 s.
@@ -465,7 +466,7 @@ async def test_a_poll_that_becomes_due_during_the_read_is_not_missed(
         await world.generate(POLLED)
         due_at = world.clock.now + 2_400
         monkeypatch.setattr(generations, "list_polls", list_slowly)
-        _, next_at = await world.app.worker.poller.run_due(world.clock.now)
+        _, next_at = await by_hand(world, world.app.worker.poller.run_due(world.clock.now))
         assert next_at == due_at
 
 
@@ -481,7 +482,7 @@ async def test_a_poll_that_cannot_be_recorded_is_repeated(tmp_path: Path) -> Non
 
         world.upstream.poll_replies.append(answer_and_fill_the_queue)
         world.clock.advance(3)
-        await world.app.worker.poller.run_due(world.clock.now)
+        await by_hand(world, world.app.worker.poller.run_due(world.clock.now))
         await world.app.worker.poller.settle()
         assert await status_of(world, generation["id"]) == "processing"
         database._queue.items_max = 10_000

@@ -8,7 +8,7 @@ import pytest
 from service.delivery import replay
 from service.store.deliveries import fetch_due
 from tests.harness import START, SUBSCRIBER_URL, Harness, opened
-from tests.journeys.gates import Gate, attach_worker, deliveries, queue_answers, take_over
+from tests.journeys.gates import Gate, attach_worker, by_hand, deliveries, queue_answers, take_over
 
 OTHER_URL = "http://127.0.0.1:7/other"
 ONE = {"event_types": ["generation.submitted"]}
@@ -286,7 +286,9 @@ async def test_a_crash_between_batches_repeats_nothing(
     async with opened(tmp_path) as world:
         subscriber = await many(world, 8)
         made = await started(world, subscriber, only="all")
-        count, next_at = await replay.run_due(world.app.worker.context, world.clock())
+        count, next_at = await by_hand(
+            world, replay.run_due(world.app.worker.context, world.clock())
+        )
         assert (count, next_at) == (3, START)
         old = await take_over(world)
         assert await seen(world, made) == ("running", 3, 8)
@@ -308,7 +310,7 @@ async def test_live_events_do_not_queue_behind_a_long_replay(
         made = await started(world, subscriber, only="all")
         context = world.app.worker.context
         for _ in range(5):
-            await replay.run_due(context, world.clock())
+            await by_hand(world, replay.run_due(context, world.clock()))
         assert (await seen(world, made))[1] == 4  # The others wait until these were tried.
         live = await world.generate()
         await world.run(0.5)
@@ -363,7 +365,10 @@ async def test_a_canceled_replay_makes_no_more_and_what_is_pending_is_canceled(
         live = await world.generate()
         queue_answers(world, *[500] * 9)
         made = await started(world, subscriber, only="all")
-        assert await replay.run_due(world.app.worker.context, world.clock()) == (3, START)
+        assert await by_hand(world, replay.run_due(world.app.worker.context, world.clock())) == (
+            3,
+            START,
+        )
         for _ in range(2):
             canceled = await world.client.post(f"/v1/replays/{made['id']}/cancel")
             assert (canceled.status_code, canceled.json()["status"]) == (200, "canceled")
@@ -412,7 +417,7 @@ async def test_canceling_reaches_what_is_held_in_memory(tmp_path: Path) -> None:
         queue_answers(world, gate)
         made = await started(world, subscriber, only="all")
         async with attach_worker(world) as dispatcher:
-            await replay.run_due(world.app.worker.context, world.clock())
+            await by_hand(world, replay.run_due(world.app.worker.context, world.clock()))
             await gate.wait_for(1)
             await world.client.post(f"/v1/replays/{made['id']}/cancel")
             gate.is_open.set()
@@ -430,7 +435,7 @@ async def test_canceling_reaches_what_was_read_a_moment_before(
         subscriber = await many(world, 2)
         made = await started(world, subscriber, only="all")
         context, gate = world.app.worker.context, Gate()
-        await replay.run_due(context, world.clock())
+        await by_hand(world, replay.run_due(context, world.clock()))
 
         async def slow(unit: Any, *args: Any) -> Any:
             found = await type(world.app.database).read(world.app.database, unit, *args)

@@ -100,6 +100,7 @@ async def test_a_worker_starts_once_the_disk_works_again(
         await stop_worker(world)
 
 
+@pytest.mark.sqlite_only("workers on PostgreSQL share the work")
 async def test_a_second_worker_stands_by_until_the_first_one_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from service.generations import submit
 from service.upstream import wire
 from tests.faults import DelayedAnswer, rows, status_of
 from tests.harness import Harness, create_answer, opened
+from tests.journeys.gates import by_hand
 
 BODY = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
 TAKEN = httpx.Response(200, json=create_answer("task1"))
@@ -75,7 +76,7 @@ async def test_the_task_and_the_callback_of_an_early_answer_find_its_generation(
         await delayed_answer.requested.wait()
         world.upstream.finish("task1")
         assert (await world.call_back()).status_code == 200
-        await world.app.worker.poller.run_due(world.clock.now)
+        await by_hand(world, world.app.worker.poller.run_due(world.clock.now))
         await world.app.worker.poller.settle()
         delayed_answer.release()
         await world.app.worker.submitter.settle()
@@ -198,7 +199,7 @@ async def test_only_what_has_a_place_is_marked_as_sending(tmp_path: Path) -> Non
         for _ in range(submit.PLACES // 2 - 3):
             assert submitter.places.take("default")
         world.clock.advance(2)
-        assert (await submitter.run_due(world.clock.now))[0] == 3
+        assert (await by_hand(world, submitter.run_due(world.clock.now)))[0] == 3
         assert sorted(await submissions(world)) == ["sending"] * 3 + ["waiting"] * 7
         delayed_answer.release()
         await submitter.settle()

@@ -42,13 +42,25 @@ async def simulate(seed: int, path: Path) -> World:
     return world
 
 
+async def simulate_each(batch: range, folder: Path) -> None:
+    """Run every seed in a folder of its own."""
+    for seed in batch:
+        path = folder / str(seed)
+        path.mkdir()
+        try:
+            await simulate(seed, path)
+        except Exception as error:
+            raise AssertionError(f"seed {seed} breaks a promise: {error}") from error
+
+
 @pytest.mark.timeout(1_800)
 @pytest.mark.parametrize("batch", seeds(), ids=lambda batch: f"{batch.start}-{batch.stop - 1}")
 async def test_the_promises_hold_for_every_seed(batch: range, tmp_path: Path) -> None:
-    for seed in batch:
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        try:
-            await simulate(seed, folder)
-        except Exception as error:
-            raise AssertionError(f"seed {seed} breaks a promise: {error}") from error
+    await simulate_each(batch, tmp_path)
+
+
+@pytest.mark.timeout(1_800)
+@pytest.mark.usefixtures("postgres")
+@pytest.mark.parametrize("batch", seeds(2), ids=lambda batch: f"{batch.start}-{batch.stop - 1}")
+async def test_the_promises_hold_on_postgresql(batch: range, tmp_path: Path) -> None:
+    await simulate_each(batch, tmp_path)

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from service.delivery.target import SendError
-from service.store.sqlite.connection import Connection
+from tests import engine
 from tests.faults import crash, rows
 from tests.harness import Harness, ManualClock, create_answer, settings, success_report
 
@@ -243,13 +243,14 @@ class World(Harness):
 
     def _arm(self) -> None:
         """Wrap the commits of the running process, so that it can crash before or after one."""
-        writer = self.app.database._writer
-        assert writer is not None
         self._died = asyncio.Event()
-        commit = writer.apply
+        database = self.app.database
+        holder, name = (database._writer, "apply") if self._on_sqlite else (database, "_run_batch")
+        commit = getattr(holder, name)
 
-        async def apply(do: Callable[..., Any], *args: object) -> Any:
-            when = self._count_down() if do.__name__ == "commit_group" else None
+        async def commit_or_die(do: Any, *args: object) -> Any:
+            is_commit = not self._on_sqlite or do.__name__ == "commit_group"
+            when = self._count_down() if is_commit else None
             if when == "before":
                 await self._die()
             result = await commit(do, *args)
@@ -257,7 +258,11 @@ class World(Harness):
                 await self._die()
             return result
 
-        writer.apply = apply
+        setattr(holder, name, commit_or_die)
+
+    @property
+    def _on_sqlite(self) -> bool:
+        return engine.schemas is None
 
     def _count_down(self) -> str | None:
         if self._crash_in is None:
@@ -273,12 +278,11 @@ class World(Harness):
     async def _restart_after_crash(self) -> None:
         self.crashes += 1
         database = self.app.database
-        stream = database._stream
-        assert stream is not None
-        stream.cancel()
-        with suppress(asyncio.CancelledError):
-            await stream
-        assert isinstance(database._writer, Connection)
+        assert database._stream is not None
+        under_way = [database._stream, *([] if self._on_sqlite else database._commits)]
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
         database._stream = asyncio.create_task(asyncio.sleep(0))  # noqa: TID251  ended at once
         await crash(self)
         self._arm()

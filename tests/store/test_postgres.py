@@ -13,7 +13,7 @@ from service.model.errors import SearchTooLongError, StorageBusyError, StorageEr
 from service.model.event import Event
 from service.store import events, pages, write_queue
 from service.store.database import Transaction
-from service.store.postgres import Database, SessionLock, reads
+from service.store.postgres import Database, reads
 from service.store.postgres import database as database_module
 from tests import engine
 
@@ -49,7 +49,7 @@ async def kill_all(database: Database) -> None:
     async with connected(database) as connection:
         await connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE application_name = 'genhook' AND datname = current_database()"
+            "WHERE application_name LIKE 'genhook-%' AND datname = current_database()"
         )
 
 
@@ -58,13 +58,6 @@ async def until(is_true: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
         while not is_true():  # noqa: ASYNC110  nothing tells of it
             await asyncio.sleep(0)  # noqa: TID251
-
-
-async def taken(lock: SessionLock) -> bool:
-    """Try to take the lock, again where its connection was about to end, as a worker does."""
-    while True:
-        with contextlib.suppress(StorageError):
-            return await lock.acquire()
 
 
 async def number(tx: Transaction) -> int:
@@ -218,21 +211,6 @@ async def test_an_event_that_is_committed_late_is_not_skipped(database: Database
     assert await listed(database, None) == ["evt_2", "evt_1", "evt_3"]
 
 
-async def test_one_process_has_the_right_to_work_until_it_ends(
-    database: Database, postgres: engine.Schemas, tmp_path: Path
-) -> None:
-    async with opened(postgres, tmp_path) as second:
-        first_lock, second_lock = SessionLock(database), SessionLock(second)
-        assert await first_lock.acquire()
-        assert not await second_lock.acquire()
-        await kill_all(database)
-        await until(lambda: not first_lock.is_held)
-        assert await taken(second_lock)
-        assert not await taken(first_lock)
-        for lock in (first_lock, second_lock):
-            await lock.release()
-
-
 async def test_two_schemas_of_one_database_do_not_see_each_other(
     database: Database, postgres: engine.Schemas, tmp_path: Path
 ) -> None:
@@ -240,23 +218,6 @@ async def test_two_schemas_of_one_database_do_not_see_each_other(
         await other.migrate()
         await other.write(increment)
         assert await database.read(number) == 0
-        locks = SessionLock(database), SessionLock(other)
-        assert [await lock.acquire() for lock in locks] == [True, True]
-        for lock in locks:
-            await lock.release()
-
-
-async def test_a_commit_of_another_process_is_told(
-    database: Database, postgres: engine.Schemas, tmp_path: Path
-) -> None:
-    lock = SessionLock(database)
-    assert await lock.acquire()
-    assert not await lock.other_process_committed()
-    async with opened(postgres, tmp_path) as other:
-        await other.write(increment)
-        await until(lambda: lock._is_told)
-    assert await lock.other_process_committed()
-    await lock.release()
 
 
 async def test_a_second_migration_does_nothing(database: Database) -> None:

@@ -11,15 +11,18 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import trustme
 import yaml
 
+from service.cli import main
 from service.settings import VARIABLES
+from tests import engine
 from tests.cli.test_serve import ADMIN_KEY, KEYS, started, surroundings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -191,14 +194,64 @@ def test_the_image_serves_and_writes_nothing_but_its_volume(tmp_path: Path) -> N
     assert (volume / "genhook.db").exists()
 
 
-def test_compose_sets_what_there_is_and_stops_later_than_genhook() -> None:
-    text = (DEPLOY / "compose.yaml").read_text("utf-8")
-    service = yaml.safe_load(text)["services"]["genhook"]
-    assert set(service["environment"]) <= set(VARIABLES)
+def compose(name: str) -> dict[str, dict[str, Any]]:
+    services = yaml.safe_load((DEPLOY / name).read_text("utf-8"))["services"]
+    return {name: service for name, service in services.items() if "build" in service}
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.sqlite.yaml"])
+def test_compose_sets_what_there_is_and_stops_later_than_genhook(name: str) -> None:
+    for service in compose(name).values():
+        assert set(service["environment"]) <= set(VARIABLES)
+        assert service["read_only"]
+        [seconds] = re.findall(r"(\d+)s", service["stop_grace_period"])
+        assert int(seconds) > 20
+
+
+def test_compose_on_one_machine_keeps_the_database_in_a_volume() -> None:
+    [service] = compose("compose.sqlite.yaml").values()
     assert service["volumes"] == ["genhook:/var/lib/genhook"]
-    assert service["read_only"]
-    [seconds] = re.findall(r"(\d+)s", service["stop_grace_period"])
-    assert int(seconds) > 20
+
+
+def test_the_processes_of_compose_serve_and_work_on_one_postgresql(
+    tmp_path: Path, postgres: engine.Schemas
+) -> None:
+    services = compose("compose.yaml")
+    url = postgres.database_of(tmp_path, is_new=True)
+    assert {service["deploy"]["replicas"] for service in services.values()} == {2}
+
+    def environ_of(name: str) -> dict[str, str]:
+        own = {
+            **KEYS,
+            "GENHOOK_DATABASE_URL": url,
+            "GENHOOK_UPSTREAM_API_KEY": "aio_0123456789",
+            "GENHOOK_PUBLIC_URL": "https://here.example",
+            "GENHOOK_WORK_PORT" if name == "worker" else "PORT": "0",
+        }
+        return {**services[name]["environment"], **own}
+
+    with ExitStack() as stack:
+        webs = [
+            stack.enter_context(started(tmp_path, "serve", **environ_of("web"))) for _ in range(2)
+        ]
+        for _ in range(2):
+            line = services["worker"]["command"][1:]
+            stack.enter_context(started(tmp_path, *line, **environ_of("worker")))
+        for web in webs:
+            with web.client() as client:
+                assert client.get("/readyz").status_code == 200
+                body = {"url": "https://receiver.example/"}
+                assert client.post("/v1/subscribers", json=body, headers=KEY).status_code == 201
+        with webs[0].client() as client:
+            assert len(client.get("/v1/subscribers", headers=KEY).json()["data"]) == 2
+
+
+def test_the_procfiles_start_what_the_command_line_has() -> None:
+    for path in (ROOT / "Procfile", DEPLOY / "Procfile.postgres"):
+        for line in path.read_text("utf-8").splitlines():
+            _, _, command = line.partition(": genhook ")
+            words = shlex.split(command)
+            assert main.parser(words[0]).parse_args(words)
 
 
 # What docs/deploying.md shows.

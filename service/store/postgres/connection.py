@@ -13,7 +13,6 @@ from service.model.errors import StorageError
 CONNECT_SECONDS = 5.0
 COMMAND_SECONDS = 30.0  # Of a statement of any unit; its caller has stopped waiting long before.
 SERVER_SETTINGS = {
-    "application_name": "genhook",
     # The server ends a transaction that a process has left open, and notices a client that is gone.
     "idle_in_transaction_session_timeout": "10000",
     "tcp_keepalives_idle": "5",
@@ -26,41 +25,52 @@ SERVER_SETTINGS = {
     "enable_seqscan": "off",
 }
 
-# Of SQLSTATE: connections, transaction states, conflicts, resources, limits, operators, the system.
-_SERVER_CLASSES = ("08", "25", "40", "53", "54", "55", "57", "58", "XX")
+# Of SQLSTATE: connections, transaction states, the user, the database, the schema, conflicts,
+# resources, objects in use, operators, the system. Not 54: what is too large is the unit's fault.
+_SERVER_CLASSES = ("08", "25", "28", "3D", "3F", "40", "53", "55", "57", "58", "XX")
 
 
-def _arguments(url: str) -> dict[str, Any]:
+def _arguments(url: str, name: str) -> dict[str, Any]:
     return {
         "dsn": url,
         "target_session_attrs": "read-write",  # Of several hosts in the URL, the one that leads.
-        "server_settings": SERVER_SETTINGS,
+        "server_settings": {"application_name": name, **SERVER_SETTINGS},
         "timeout": CONNECT_SECONDS,
         "command_timeout": COMMAND_SECONDS,
     }
 
 
-async def connect(url: str) -> Any:
-    """Open one connection. StorageError if that fails."""
+async def connect(url: str, name: str = "genhook") -> Any:
+    """Open one connection, which the server knows by this name. StorageError if that fails."""
     with failures("cannot connect to the database"):
         async with asyncio.timeout(CONNECT_SECONDS):
-            return await asyncpg.connect(**_arguments(url))
+            return await asyncpg.connect(**_arguments(url, name))
 
 
-async def open_pool(url: str, connections: int) -> Any:
+async def open_pool(url: str, connections: int, name: str) -> Any:
     """Open a pool of up to so many connections. StorageError if the server does not answer."""
     with failures("cannot connect to the database"):
         # It keeps no connection by itself: it would log each try while the server is away.
         sizes = {"min_size": 0, "max_size": connections}
-        pool = asyncpg.create_pool(**_arguments(url), **sizes, reset=_keep)
+        pool = asyncpg.create_pool(**_arguments(url, name), **sizes, reset=_keep)
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await pool
-                async with pool.acquire():
+                async with pool.acquire() as connection:
+                    _check_encoding(connection.get_settings().server_encoding)
                     return pool
         except BaseException:
             pool.terminate()
             raise
+
+
+def _check_encoding(encoding: str) -> None:
+    """StorageError unless every text can be stored."""
+    if encoding != "UTF8":
+        raise StorageError(
+            f"the database has the encoding {encoding}, and needs UTF8: CREATE DATABASE genhook "
+            "ENCODING 'UTF8' TEMPLATE template0"
+        )
 
 
 async def _keep(_connection: Any) -> None:
@@ -95,8 +105,7 @@ def is_failure(error: BaseException) -> bool:
     """Return whether the server or the way to it is at fault, not the unit."""
     if isinstance(error, asyncpg.PostgresError):
         state = error.sqlstate or ""
-        # 28: it refuses the user; 3D: it has no such database; 42501: it forbids this.
-        return state[:2] in (*_SERVER_CLASSES, "28", "3D") or state == "42501"
+        return state[:2] in _SERVER_CLASSES or state == "42501"  # It forbids this.
     if isinstance(error, ValueError):  # A value that the driver cannot encode is the unit's.
         return isinstance(error, ClientConfigurationError)
     clients = (asyncpg.InterfaceError, asyncpg.InternalClientError)

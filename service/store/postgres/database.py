@@ -1,16 +1,17 @@
 """PostgreSQL by asyncpg: each unit in a transaction of its own, batched units in one for all items.
 
-Some connections write at the same time; while all of them do, what comes waits in the same bounded
-queue as on SQLite, and is the next batch. Transactions are SERIALIZABLE: what a unit read still
-holds when it commits, as if it had run alone, so that the verbs are the same on both databases. A
-unit that PostgreSQL could not order among the others (SQLSTATE class 40) runs again.
+Some connections write at once; while all do, what comes waits in the same bounded queue as on
+SQLite. Transactions are SERIALIZABLE: what a unit read still holds when it commits, as if it had
+run alone. A unit that PostgreSQL could not order among the others (class 40) runs again.
 """
 
 import asyncio
 import contextlib
 import math
 import random  # noqa: TID251  two units that met must not meet again
+import secrets
 from collections.abc import Awaitable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
 
@@ -27,10 +28,12 @@ from service.store.postgres.connection import (
     reason,
     taken,
 )
+from service.store.postgres.holding import Holding
 from service.store.postgres.notices import Notices
 from service.store.postgres.order import Order
-from service.store.postgres.reads import READ_SECONDS, SEARCH_SECONDS_MAX, Turns, within
+from service.store.postgres.reads import READ_SECONDS, Turns, within
 from service.store.postgres.transaction import AfterCommit, Transaction
+from service.store.shards import shard_of
 from service.store.write_queue import STALLED, Queue
 from service.telemetry import log
 
@@ -58,6 +61,7 @@ class Database:
         connections: int = CONNECTIONS,
     ) -> None:
         self.url = url
+        self.name = f"genhook-{secrets.token_hex(8)}"  # Of all connections of this process.
         self._clock = clock
         self._pool_size = connections - 1
         # One connection is left to those who hold one already, as for the order of events.
@@ -75,13 +79,13 @@ class Database:
         self._retry_timer: asyncio.TimerHandle | None = None
         self._order = Order()
         self.lock_connection: Any = None  # Of the right to work, which is not of the pool.
-        self.is_owner = False  # This process does the due work: it needs no notice of its commits.
+        self.holding = Holding()  # By the right to work.
         self._notices = Notices()
         self._committed_at, self._failed_at, self._failure = -math.inf, -math.inf, ""
 
     async def open(self) -> None:
         """Connect. StorageError if the server does not answer or refuses."""
-        self._pool = await open_pool(self.url, self._pool_size)
+        self._pool = await open_pool(self.url, self._pool_size, self.name)
         self._closing.clear()
         self._stream = asyncio.create_task(self._commit_stream(), name="commit-stream")
 
@@ -94,7 +98,7 @@ class Database:
             await stream
         if self._commits:
             await asyncio.wait(self._commits)
-        await self._notices.close()
+        await self._notices.close(self._pool)
         self._queue.clear()
         for opened in (self.lock_connection, self._pool):
             if opened is not None:
@@ -170,14 +174,29 @@ class Database:
 
     async def search(self, tenant: str, unit: Unit[T], *args: object) -> T:
         """Like `read`, for a unit that may take long. SearchTooLongError if it does."""
-        return await within(SEARCH_SECONDS_MAX, self._search(tenant, unit, *args))
 
-    async def _search(self, tenant: str, unit: Unit[T], *args: object) -> T:
-        async with self._turns.search(self._pool, tenant) as connection:
+        async def work(connection: Any) -> T:
             return await unit(self._transaction(connection), *args)
 
+        return await self._turns.search(self._pool, tenant, work)
+
     def _transaction(self, connection: Any) -> Transaction:
-        return Transaction(connection, self._clock(), partial(self._order.extend, self._pool))
+        order = partial(self._order.extend, self._pool)
+        return Transaction(connection, self._clock(), order, self.holding.shards)
+
+    def pooled(self) -> AbstractAsyncContextManager[Any]:
+        """A connection that does the work. StorageError if there is none."""
+        return taken(self._pool)
+
+    def holds(self, id_: str) -> bool:
+        """Whether the work on a subscriber or a generation is this process's."""
+        return self.holding.has(id_)
+
+    def hand_over(self, id_: str) -> bool:
+        """Return whether this process does what was just committed; else tell who does."""
+        if not (is_here := self.holds(id_)):
+            self._notices.plan(self._pool, shard_of(id_))
+        return is_here
 
     @property
     def queued(self) -> int:
@@ -246,8 +265,6 @@ class Database:
         """Run one unit, or one batched unit with all its items, and give them their results."""
         results, tx = await self._repeat(batch)
         self._committed_at = asyncio.get_running_loop().time()
-        if not self.is_owner:
-            self._notices.plan(self._pool)
         if tx.charged:
             note_rows(tx.charged, batch)
         for item, result in zip(batch, results, strict=True):

@@ -1,4 +1,4 @@
-"""Notices of commits to the process that works; its own looks at the rows stand behind them."""
+"""Notices of commits to those who hold the shards; their own looks at the rows stand behind."""
 
 import asyncio
 import contextlib
@@ -9,41 +9,46 @@ from service.store.postgres.connection import taken
 
 NOTICE_SECONDS = 0.01  # Commits of so long are told by one notice.
 CHANNEL = "'genhook.' || current_schema()"
-_NOTIFY = f"SELECT pg_notify({CHANNEL}, '')"
+_NOTIFY = f"SELECT pg_notify({CHANNEL}, $1)"
 
 
 class Notices:
-    """Tells that this process committed, after the commit and on another connection.
+    """Tells of which shards this process committed, after that and on another connection.
+
+    The text of a notice is a hexadecimal number that has a bit for each of the shards.
 
     Within the transaction, a NOTIFY would make all commits of the server wait for each other.
     """
 
     def __init__(self) -> None:
         self._timer: asyncio.TimerHandle | None = None
+        self._mask = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def plan(self, pool: Any) -> None:
-        """Send a notice soon."""
+    def plan(self, pool: Any, shard: int) -> None:
+        """Send a notice of a shard soon."""
+        self._mask |= 1 << shard
         if self._timer is None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(NOTICE_SECONDS, self._start, pool)
 
-    async def close(self) -> None:
-        """Wait for the notices under way; send no other."""
+    async def close(self, pool: Any) -> None:
+        """Send what is planned, and wait for it."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+            self._start(pool)
         if self._tasks:
             await asyncio.wait(self._tasks)
 
     def _start(self, pool: Any) -> None:
         self._timer = None
-        task = asyncio.create_task(_notify(pool), name="notice")
+        mask, self._mask = self._mask, 0
+        task = asyncio.create_task(_notify(pool, f"{mask:x}"), name="notice")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
 
-async def _notify(pool: Any) -> None:
+async def _notify(pool: Any, mask: str) -> None:
     with contextlib.suppress(StorageError):
         async with taken(pool) as connection:
-            await connection.execute(_NOTIFY)
+            await connection.execute(_NOTIFY, mask)

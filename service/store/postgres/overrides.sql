@@ -58,7 +58,7 @@ FROM (SELECT g.id, g.tenant,
         WHERE g.tenant = tenants.tenant AND g.submit_at IS NOT NULL AND g.submit_at <= :now
             AND g.submission = 'waiting' AND g.task_id IS NULL
             AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
-            AND g.id NOT IN (SELECT value FROM json_rows(:without))
+            AND g.id NOT IN (SELECT value FROM json_rows(:without)) {held g}
         ORDER BY g.submit_at LIMIT :limit)
     WHERE tenants.tenant NOT IN (SELECT value FROM json_rows(:tenants))
     ORDER BY turn, g.tenant <= :after, g.tenant LIMIT :limit) q
@@ -76,7 +76,7 @@ FROM (SELECT g.id, g.tenant, row_number() OVER (PARTITION BY tenants.tenant
         SELECT due.id FROM (
             SELECT g.id, g.status, g.deadline_at, g.next_poll_at FROM generations g
             WHERE g.tenant = tenants.tenant
-                AND g.next_poll_at IS NOT NULL AND g.next_poll_at <= :now
+                AND g.next_poll_at IS NOT NULL AND g.next_poll_at <= :now {held g}
                 AND g.id NOT IN (SELECT value FROM json_rows(:without))
                 AND CASE WHEN g.model IN (SELECT value FROM json_rows(:apart))
                     THEN g.model ELSE '' END

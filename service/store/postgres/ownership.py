@@ -1,81 +1,215 @@
-"""The right to work on PostgreSQL: an advisory lock of a session, on a connection of its own."""
+"""The right to work on PostgreSQL: shards, held by the locks of a session that shows signs of life.
+
+Workers share the shards evenly: each looks every second at who works, gives up what is too much,
+and takes what is free. A look is a beat, too: who has made none for a while is replaced by another
+worker, by the server's clock. Before that its own shards are no longer valid, so that it starts
+nothing. A beat goes out only while the connections that do the work can commit.
+"""
 
 import asyncio
-import math
+import time
+from collections.abc import Callable, Collection
+from typing import Any
 
+from service.model.errors import StorageError
+from service.store.postgres import locks
 from service.store.postgres.connection import CONNECT_SECONDS, connect, failures
 from service.store.postgres.database import Database
 from service.store.postgres.notices import CHANNEL
+from service.store.shards import ALL, NONE, share_of, to_leave
+from service.telemetry import log
 
+_log = log.get()
+
+BEAT_SECONDS = 1.0
+VALID_SECONDS = 4.0  # Shorter than `locks.SILENT_SECONDS`, after which others may have the shards.
+BEAT_SECONDS_MAX = 10.0  # Until a server that does not answer counts as lost.
 RELEASE_SECONDS = 1.0
 LOOK_SECONDS = 5.0  # A notice may be lost.
-_KEY = "hashtextextended('genhook.worker' || current_schema(), 0)"
-_TAKE = f"SELECT pg_try_advisory_lock({_KEY})"
-_RELEASE = "SELECT pg_advisory_unlock_all()"
 _CHANNEL = f"SELECT {CHANNEL}"
 
 
-class SessionLock:
-    """Ownership of the database: the server takes it away when the connection ends.
+def awake_seconds() -> float:
+    """Return a time that goes on while the machine sleeps, where the system has one."""
+    clock: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    return time.clock_gettime(clock)
 
-    One schema of one database has one lock; PostgreSQL keeps those of its databases apart. The
-    connection is kept for the next time, until the database is closed.
+
+class ShardLocks:
+    """The shards of this process: the server takes them away when the connection ends.
+
+    The connection is kept for the next time, until the database is closed.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, clock: Callable[[], float] = awake_seconds) -> None:
+        self.busy: Callable[[], Collection[int]] = frozenset  # Those with requests under way.
         self._database = database
-        self._looked_at = -math.inf
-        self._is_told = False
+        self._clock = clock
+        self._locks: locks.Locks | None = None
+        self._locked: set[int] = set()
+        self._leaving: set[int] = set()  # Of these; given up once nothing is under way.
+        self._is_worker = False
+        self._beat_at, self._regular_since = -VALID_SECONDS, 0.0  # The last answered beat.
+        self._looked_at = -LOOK_SECONDS
+        self._told: set[int] = set()  # Shards of which others committed something.
         self._turn = asyncio.Lock()  # A tick may ask while the loop that stands by does.
+        self._timer: asyncio.TimerHandle | None = None
+        self._beating: asyncio.Task[None] | None = None
 
     @property
     def is_held(self) -> bool:
-        """Whether this process has the lock, as far as it knows."""
-        return self._database.is_owner and self._is_connected
+        """Whether this process holds a shard, as far as it knows."""
+        return bool(self._locked) and self._is_connected
+
+    @property
+    def shards(self) -> frozenset[int]:
+        """The shards that this process may work on now."""
+        return self._database.holding.shards if self.is_held else NONE
 
     @property
     def _is_connected(self) -> bool:
-        connection = self._database.lock_connection
-        return connection is not None and not connection.is_closed()
+        return self._locks is not None and not self._locks.connection.is_closed()
 
-    async def acquire(self) -> bool:
-        """Take the lock if no process has it. StorageError if that cannot be determined."""
-        with failures("cannot lock the database"):
-            async with self._turn, asyncio.timeout(CONNECT_SECONDS):
-                if not self.is_held:
-                    self._database.is_owner = await self._take()
+    async def acquire(self, shards: Collection[int] | None = None) -> bool:
+        """Take the free ones of these shards, or this worker's share of all.
+
+        Return whether this process holds any. StorageError if that cannot be determined.
+        """
+        async with self._turn:
+            await self._run_round(shards, CONNECT_SECONDS)
+        if self.is_held:
+            self._plan_beat()
         return self.is_held
 
-    async def _take(self) -> bool:
-        if not self._is_connected:
-            await self._connect()
-        self._looked_at = asyncio.get_running_loop().time()
-        return bool(await self._database.lock_connection.fetchval(_TAKE))
-
-    async def _connect(self) -> None:
-        self._database.lock_connection = connection = await connect(self._database.url)
-        await connection.add_listener(await connection.fetchval(_CHANNEL), self._hear)
-
     async def release(self) -> None:
-        """Let another process have the lock."""
+        """Let other processes have everything."""
         async with self._turn:
-            connection, is_held = self._database.lock_connection, self.is_held
-            self._database.is_owner = False
-            if not is_held:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            session, is_in_use = self._locks, self._is_worker or self._locked
+            is_connected = self._is_connected
+            self._forget()
+            if not (session and is_in_use and is_connected):
                 return
             try:
                 async with asyncio.timeout(RELEASE_SECONDS):
-                    await connection.execute(_RELEASE)
-            except Exception:  # noqa: BLE001  the lock ends with the connection
-                connection.terminate()
+                    await session.leave()
+            except Exception:  # noqa: BLE001  the locks end with the connection
+                session.connection.terminate()
 
-    def _hear(self, *_: object) -> None:
-        self._is_told = True
+    async def beat(self) -> None:
+        """Show a sign of life, see what is held, and share; StorageError if everything is lost.
+
+        While this process cannot commit it keeps silent: another one may be able to.
+        """
+        if await self._database.write_problem() is not None:
+            return
+        async with self._turn:
+            if self._locked or self._is_worker:
+                await self._run_round((), BEAT_SECONDS_MAX)
 
     async def other_process_committed(self) -> bool:
         """True if another process may have committed: it told so, or nobody looked for a while."""
         now = asyncio.get_running_loop().time()
-        is_due = self._is_told or now - self._looked_at >= LOOK_SECONDS
+        is_told = bool(self._told & (self.shards or ALL))
+        is_due = is_told or now - self._looked_at >= LOOK_SECONDS
         if is_due:
-            self._is_told, self._looked_at = False, now
+            self._told, self._looked_at = set(), now
         return is_due
+
+    def _plan_beat(self) -> None:
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(BEAT_SECONDS, self._start_beat)
+
+    def _start_beat(self) -> None:
+        self._timer = None
+        self._beating = asyncio.create_task(self._beat_and_go_on(), name="beat")
+
+    async def _beat_and_go_on(self) -> None:
+        try:
+            await self.beat()
+        except StorageError as error:
+            _log.error("shards.lost", error=str(error))
+        if self.is_held:
+            self._plan_beat()
+
+    async def _run_round(self, shards: Collection[int] | None, seconds: float) -> None:
+        """Run a round in time; whatever fails, the connection and all that it holds are gone."""
+        try:
+            with failures("cannot lock the database"):
+                async with asyncio.timeout(seconds):
+                    if not self._is_connected:
+                        self._forget()
+                        await self._connect()
+                    await self._round(shards)
+        except BaseException:
+            if self._locks is not None:
+                self._locks.connection.terminate()
+            self._forget()
+            raise
+
+    async def _connect(self) -> None:
+        connection = await connect(self._database.url, self._database.name)
+        self._database.lock_connection = connection
+        async with self._database.pooled() as other:
+            self._locks = await locks.begin(connection, other)
+        if (await self._locks.look()).is_hidden:
+            raise StorageError(
+                "the activity of another worker cannot be seen: all workers must use one role"
+            )
+        await connection.add_listener(await connection.fetchval(_CHANNEL), self._hear)
+        self._looked_at = asyncio.get_running_loop().time()
+
+    async def _round(self, shards: Collection[int] | None) -> None:
+        """Look, and then give up and take; `shards` is None for a worker, which stays."""
+        session = self._locks
+        assert session is not None
+        if shards is None and not self._is_worker:
+            await session.join()
+            self._is_worker = True
+        sent_at = self._clock()
+        view = await session.look()
+        if view.own != self._locked or (self._is_worker and session.pid not in view.workers):
+            raise StorageError("the server took locks away")
+        self._note_beat(sent_at)
+        if self._is_worker:
+            await self._share(session, view)
+        elif free := set(shards or ()) - view.taken:
+            self._locked |= await session.take(free)
+        self._publish()
+        # Who was silent itself may only now see what others said meanwhile.
+        silent, is_regular = view.silent, sent_at - self._regular_since >= locks.SILENT_SECONDS
+        if silent and is_regular and await session.replace(silent):
+            _log.warning("worker.replaced", name=silent.name, seconds=silent.seconds)
+
+    async def _share(self, session: locks.Locks, view: locks.View) -> None:
+        """Give up what is more than this worker's share, or take what is missing and free."""
+        share = share_of(session.pid, view.workers)
+        busy = self.busy() if len(self._locked) > share else ()
+        self._leaving = to_leave(self._locked, share, self._leaving, busy)
+        self._publish()  # From here on nothing starts in what is given up.
+        if gone := self._leaving - set(busy):
+            self._locked -= gone
+            self._leaving -= gone
+            await session.give_up(gone)
+        if free := sorted(ALL - view.taken)[: max(0, share - len(self._locked))]:
+            self._locked |= await session.take(free)
+
+    def _note_beat(self, sent_at: float) -> None:
+        if sent_at - self._beat_at > VALID_SECONDS:
+            self._regular_since = sent_at
+        self._beat_at = sent_at
+
+    def _publish(self) -> None:
+        shards = frozenset(self._locked - self._leaving)
+        self._database.holding.put(shards, self._beat_at + VALID_SECONDS, self._clock)
+
+    def _forget(self) -> None:
+        self._locked, self._leaving, self._is_worker = set(), set(), False
+        self._database.holding.put(NONE, 0.0, self._clock)
+
+    def _hear(self, _connection: Any, _pid: int, _channel: str, payload: str) -> None:
+        mask = int(payload or "0", 16)
+        self._told |= {shard for shard in ALL if mask >> shard & 1}

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -14,7 +14,8 @@ from service.store.postgres.connection import taken
 
 READ_SECONDS = 5.0  # Until a caller hears that the database does not answer.
 SEARCH_SECONDS = 4.0  # Of one statement of a search.
-SEARCH_SECONDS_MAX = 30.0  # With the wait for its turn.
+LOCK_SECONDS = 2.0  # For a lock that another program holds: it is not the search that looks long.
+TURN_SECONDS = 25.0  # Until a search has its turn.
 
 
 class Turns:
@@ -35,15 +36,27 @@ class Turns:
         ):
             yield connection
 
-    @contextlib.asynccontextmanager
-    async def search(self, pool: Any, tenant: str) -> AsyncIterator[Any]:
-        """The same for a search of a tenant. SearchTooLongError if a statement takes too long."""
+    async def search(self, pool: Any, tenant: str, work: Callable[[Any], Awaitable[T]]) -> T:
+        """Return the result of work for a tenant in its turn.
+
+        SearchTooLongError if a statement takes too long; StorageError if nothing answers in time.
+        """
         turn = self._tenants.setdefault(tenant, asyncio.Lock())
-        async with turn, self._searches, self.read(pool) as connection:
-            milliseconds = round(SEARCH_SECONDS * 1_000)
-            await connection.execute(f"SET LOCAL statement_timeout = {milliseconds}")
+        async with contextlib.AsyncExitStack() as stack:
             try:
-                yield connection
+                async with asyncio.timeout(TURN_SECONDS):
+                    await stack.enter_async_context(turn)
+                    await stack.enter_async_context(self._searches)
+            except TimeoutError:
+                raise StorageError("too many searches wait for the database") from None
+            return await within(READ_SECONDS, self._search(pool, work))
+
+    async def _search(self, pool: Any, work: Callable[[Any], Awaitable[T]]) -> T:
+        async with self.read(pool) as connection:
+            for name, seconds in (("statement", SEARCH_SECONDS), ("lock", LOCK_SECONDS)):
+                await connection.execute(f"SET LOCAL {name}_timeout = {round(seconds * 1_000)}")
+            try:
+                return await work(connection)
             except asyncpg.QueryCanceledError as error:
                 raise SearchTooLongError("the search took too long") from error
 

@@ -38,10 +38,13 @@ async def migrate(connection: Any) -> list[str]:
     async with connection.transaction():
         await connection.execute(_LOCK)
         current = await version(connection)
+        if current < 0:
+            raise StorageError(describe_problem(current, latest()))
         if current == 0:
             await connection.execute(
-                "CREATE TABLE schema_version (number BIGINT NOT NULL);"
-                "INSERT INTO schema_version VALUES (0)"
+                "CREATE TABLE schema_version (number BIGINT NOT NULL,"
+                " genhook_id UUID NOT NULL DEFAULT gen_random_uuid());"
+                "INSERT INTO schema_version (number) VALUES (0)"
             )
         for number, path in migrations():
             if current < number:

@@ -14,9 +14,9 @@ from service.store.copying import (
     size_of,
 )
 from service.store.database import Transaction
+from service.store.postgres import schema
 from service.store.postgres.database import Database
 
-_MARK = "a copy to this schema has begun, and has not ended"
 _TABLES = """
 SELECT c.table_name AS name, c.column_name AS column, coalesce(k.ordinal_position, 0) AS place
 FROM information_schema.columns c
@@ -29,7 +29,7 @@ LEFT JOIN information_schema.key_column_usage k
     ON k.constraint_schema = p.constraint_schema AND k.constraint_name = p.constraint_name
     AND k.table_name = c.table_name AND k.column_name = c.column_name
 WHERE c.table_schema = current_schema() AND t.table_type = 'BASE TABLE'
-    AND c.table_name <> 'schema_version'
+    AND c.table_name <> 'schema_version' AND c.is_generated = 'NEVER'
 ORDER BY c.table_name COLLATE "C", c.column_name COLLATE "C\""""
 
 
@@ -54,13 +54,12 @@ class PostgresSide:
 
     async def is_marked(self) -> bool:
         """Whether a copy to this database has begun and has not ended."""
-        sql = "SELECT obj_description('revisions'::regclass)"
-        return bool(await self._connection.fetchval(sql) == _MARK)
+        return await schema.version(self._connection) < 0
 
     async def mark(self, *, begun: bool) -> None:
         """Note that a copy to this database has begun, or has ended."""
-        comment = f"'{_MARK}'" if begun else "NULL"
-        await self._connection.execute(f"COMMENT ON TABLE revisions IS {comment}")
+        number = -schema.latest() if begun else schema.latest()
+        await self._connection.execute("UPDATE schema_version SET number = $1", number)
 
     async def last_key(self, table: Table) -> Values | None:
         """Return the key of the last row; None if there is none."""

@@ -24,6 +24,8 @@ DIALECT = Dialect(
         "each": "OFFSET 0",  # An EXISTS of each row; else it may read a whole table at once.
         "is_tried": "LEAST({}, 1)",
         "rows": "json_rows",
+        "held": "AND {}.shard = ANY(:shards)",
+        "held_id": "AND shard_of({}) = ANY(:shards)",
         "tenants": _TENANTS,
     },
     lambda number: f"${number}",

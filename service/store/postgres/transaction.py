@@ -1,5 +1,6 @@
 """A transaction on one connection to PostgreSQL; see store/database.py."""
 
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any
@@ -8,6 +9,7 @@ from service.store.database import Row
 from service.store.postgres.statements import DIALECT, statements
 
 PREFETCH_ROWS = 20  # Of a statement whose rows are read one by one.
+_ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 AfterCommit = list[tuple[Callable[..., None], tuple[Any, ...]]]
 Arguments = tuple[Any, ...]
@@ -16,10 +18,17 @@ Arguments = tuple[Any, ...]
 class Transaction:
     """The statements of one unit, or of one batched unit with all its items."""
 
-    __slots__ = ("_connection", "_order", "after", "charged", "now")
+    __slots__ = ("_connection", "_order", "_shards", "after", "charged", "now")
 
-    def __init__(self, connection: Any, now: int, order: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        connection: Any,
+        now: int,
+        order: Callable[[], Awaitable[None]],
+        shards: frozenset[int],
+    ) -> None:
         self._connection = connection
+        self._shards = list(shards)  # Of the statements that read what this process works on.
         self._order = order
         self.after: AfterCommit = []
         self.charged: Counter[str] = Counter()
@@ -28,12 +37,14 @@ class Transaction:
     async def one(self, name: str, /, **values: object) -> Row | None:
         """Return the first row of the statement, or None."""
         sql, bind = statements()[name]
+        values["shards"] = self._shards
         row: Row | None = await self._connection.fetchrow(sql, *_clean(bind(values)))
         return row
 
     async def all(self, name: str, /, **values: object) -> list[Row]:
         """Return every row of the statement."""
         sql, bind = statements()[name]
+        values["shards"] = self._shards
         rows: list[Row] = await self._connection.fetch(sql, *_clean(bind(values)))
         return rows
 
@@ -46,6 +57,7 @@ class Transaction:
     async def run(self, name: str, /, **values: object) -> int:
         """Execute the statement; return how many rows it changed."""
         sql, bind = statements()[name]
+        values["shards"] = self._shards
         status: str = await self._connection.execute(sql, *_clean(bind(values)))
         return int(status.rpartition(" ")[2])
 
@@ -86,8 +98,14 @@ class Transaction:
 
 
 def _clean(arguments: Arguments) -> Arguments:
-    """Replace the character NUL, which PostgreSQL does not take in text."""
+    """Replace the character NUL, which PostgreSQL takes neither in text nor in a list in JSON."""
     for value in arguments:
-        if type(value) is str and "\0" in value:
-            return tuple(v.replace("\0", "\ufffd") if isinstance(v, str) else v for v in arguments)
+        if type(value) is str and ("\0" in value or "\\u0000" in value):
+            return tuple(_clean_text(v) if isinstance(v, str) else v for v in arguments)
     return arguments
+
+
+def _clean_text(text: str) -> str:
+    if text.startswith('["'):  # Of other JSON, no statement reads a text that may hold one.
+        text = _ESCAPED_NUL.sub(r"\1\\ufffd", text)
+    return text.replace("\0", "\ufffd")

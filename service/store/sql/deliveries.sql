@@ -24,7 +24,7 @@ SELECT lane.subscriber_id,
     (SELECT min(d.due_at) FROM deliveries d {index deliveries_due}
         WHERE d.status = 'pending' AND d.subscriber_id = lane.subscriber_id
             AND {is_tried d.attempt_count} = 1) AS retry_at
-FROM lane WHERE lane.subscriber_id IS NOT NULL LIMIT :limit;
+FROM lane WHERE lane.subscriber_id IS NOT NULL {held_id lane.subscriber_id} LIMIT :limit;
 
 -- name: deliveries_due
 SELECT d.tenant, d.id, d.subscriber_id, d.event_id, d.event_type, d.generation_id,

@@ -133,7 +133,7 @@ FROM (SELECT due.lap, due.tenant, i.key AS turn, i.value AS id
             WHERE g.tenant = tenants.tenant AND g.submit_at IS NOT NULL AND g.submit_at <= :now
                 AND g.submission = 'waiting' AND g.task_id IS NULL
                 AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
-                AND g.id NOT IN (SELECT value FROM {rows}(:without))
+                AND g.id NOT IN (SELECT value FROM {rows}(:without)) {held g}
             ORDER BY g.submit_at LIMIT :limit)) AS ids
         FROM tenants WHERE tenants.tenant NOT IN (SELECT value FROM {rows}(:tenants))
             AND (tenants.lap = 0 OR tenants.tenant <= :after)
@@ -150,7 +150,7 @@ SELECT min((SELECT g.submit_at FROM generations g
     WHERE g.tenant = tenants.tenant AND g.submit_at IS NOT NULL
         AND g.submission = 'waiting' AND g.task_id IS NULL
         AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
-        AND g.id NOT IN (SELECT value FROM {rows}(:without))
+        AND g.id NOT IN (SELECT value FROM {rows}(:without)) {held g}
     ORDER BY g.submit_at LIMIT 1)) AS due_at
 FROM tenants WHERE tenants.tenant NOT IN (SELECT value FROM {rows}(:tenants));
 
@@ -163,7 +163,7 @@ SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM (SELECT g.id, g.tenant,
         row_number() OVER (PARTITION BY g.tenant ORDER BY q.due_at) AS turn
     FROM confirmations q {ordered} JOIN generations g ON g.id = q.generation_id
-    WHERE q.due_at <= :now AND g.tenant NOT IN (SELECT value FROM {rows}(:tenants))
+    WHERE q.due_at <= :now {held g} AND g.tenant NOT IN (SELECT value FROM {rows}(:tenants))
         AND g.id NOT IN (SELECT value FROM {rows}(:without))
         AND CASE WHEN g.model IN (SELECT value FROM {rows}(:apart)) THEN g.model ELSE '' END
             || ' ' || g.tenant NOT IN (SELECT value FROM {rows}(:full))
@@ -184,7 +184,7 @@ FROM (SELECT due.lap, due.tenant, i.key AS turn, i.value AS id
             SELECT due.id FROM (
                 SELECT g.id, g.status, g.deadline_at, g.next_poll_at FROM generations g
                 WHERE g.tenant = tenants.tenant
-                    AND g.next_poll_at IS NOT NULL AND g.next_poll_at <= :now
+                    AND g.next_poll_at IS NOT NULL AND g.next_poll_at <= :now {held g}
                     AND g.id NOT IN (SELECT value FROM {rows}(:without))
                     AND CASE WHEN g.model IN (SELECT value FROM {rows}(:apart))
                         THEN g.model ELSE '' END
@@ -218,12 +218,12 @@ UPDATE generations SET next_poll_at = :due_at, trouble_count = :trouble_count WH
 -- name: generation_next_poll
 {tenants next_poll_at}
 SELECT min((SELECT min(g.next_poll_at) FROM generations g
-    WHERE g.tenant = tenants.tenant AND g.next_poll_at IS NOT NULL AND g.next_poll_at > :now))
+    WHERE g.tenant = tenants.tenant AND g.next_poll_at IS NOT NULL AND g.next_poll_at > :now {held g}))
     AS due_at
 FROM tenants;
 
 -- name: confirmation_next
-SELECT min(due_at) AS due_at FROM confirmations WHERE due_at > :now;
+SELECT min(due_at) AS due_at FROM confirmations WHERE due_at > :now {held_id generation_id};
 
 -- name: confirmations_of
 -- :ids is a JSON list of generation ids.
@@ -240,7 +240,7 @@ UPDATE confirmations SET due_at = :due_at WHERE generation_id = :id AND due_at <
 -- name: confirmations_of_submissions
 UPDATE confirmations AS q SET due_at = :now
 WHERE due_at > :now AND EXISTS (SELECT 1 FROM generations g
-    WHERE g.id = q.generation_id AND g.submission = 'sending');
+    WHERE g.id = q.generation_id AND g.submission = 'sending' {held g});
 
 -- name: confirmations_delete
 DELETE FROM confirmations WHERE generation_id IN (SELECT value FROM {rows}(:ids));
@@ -253,14 +253,14 @@ SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM generations g LEFT JOIN generation_bodies b ON b.generation_id = g.id
 WHERE g.status IN ('queued', 'processing') AND g.next_poll_at IS NULL AND g.deadline_at <= :now
     AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
-    AND g.id NOT IN (SELECT value FROM {rows}(:without))
+    AND g.id NOT IN (SELECT value FROM {rows}(:without)) {held g}
 ORDER BY g.deadline_at LIMIT :limit;
 
 -- name: generation_next_deadline
 SELECT g.deadline_at AS due_at FROM generations g
 WHERE g.status IN ('queued', 'processing') AND g.next_poll_at IS NULL AND g.deadline_at > 0
     AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
-    AND g.id NOT IN (SELECT value FROM {rows}(:without))
+    AND g.id NOT IN (SELECT value FROM {rows}(:without)) {held g}
 ORDER BY g.deadline_at LIMIT 1;
 
 -- name: exchange_insert

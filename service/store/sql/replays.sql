@@ -21,10 +21,11 @@ WHERE id = :id;
 UPDATE replays SET due_at = :due_at WHERE id = :id;
 
 -- name: replays_due
-SELECT id FROM replays WHERE due_at <= :now ORDER BY due_at LIMIT :limit;
+-- The work of a replay is that of its subscriber's shard.
+SELECT id FROM replays WHERE due_at <= :now {held_id subscriber_id} ORDER BY due_at LIMIT :limit;
 
 -- name: replay_next_due
-SELECT min(due_at) AS due_at FROM replays WHERE due_at IS NOT NULL;
+SELECT min(due_at) AS due_at FROM replays WHERE due_at IS NOT NULL {held_id subscriber_id};
 
 -- name: replay_first_seq
 -- The seq of the first event since a time: ids sort by time, and seqs nearly do.

@@ -14,6 +14,17 @@ SELECT * FROM
 SELECT bucket, status, CAST(sum(count) AS BIGINT) AS count FROM attempt_latency
 WHERE subscriber_id = :subscriber_id AND slot_at > :since_at GROUP BY bucket, status;
 
+-- name: subscribers_owed
+-- A skip scan, like that of deliveries_next_due_times, but over the subscribers of all shards.
+WITH RECURSIVE lane (subscriber_id) AS (
+    SELECT min(subscriber_id) FROM deliveries {index deliveries_due} WHERE status = 'pending'
+    UNION ALL
+    SELECT (SELECT min(d.subscriber_id) FROM deliveries d {index deliveries_due}
+        WHERE d.status = 'pending' AND d.subscriber_id > lane.subscriber_id)
+    FROM lane WHERE lane.subscriber_id IS NOT NULL
+)
+SELECT lane.subscriber_id FROM lane WHERE lane.subscriber_id IS NOT NULL LIMIT :limit;
+
 -- name: stats_oldest
 -- The smallest id among the deliveries at both ends of the due times. The index does not contain ids,
 -- and a paused subscriber may have a million pending deliveries, so not all of them are read.

@@ -3,8 +3,10 @@
 import fcntl
 import os
 import sqlite3
+from collections.abc import Callable, Collection
 
 from service.model.errors import StorageError
+from service.store.shards import ALL, NONE
 from service.store.sqlite.byte_locks import IS_LINUX
 from service.store.sqlite.database import Database
 
@@ -24,8 +26,14 @@ class FileLock:
         self._descriptor = -1  # Of the file beside the database, if that is locked.
         self._seen: tuple[sqlite3.Connection, int] | None = None
         self.is_held = False
+        self.busy: Callable[[], Collection[int]] = frozenset
 
-    async def acquire(self) -> bool:
+    @property
+    def shards(self) -> frozenset[int]:
+        """All or none: one lock is for the whole file."""
+        return ALL if self.is_held else NONE
+
+    async def acquire(self, _shards: Collection[int] | None = None) -> bool:
         """Take the lock if no process has it. StorageError if that cannot be determined."""
         try:
             fcntl.flock(self._open(), fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -40,6 +40,8 @@ def migrate(connection: sqlite3.Connection) -> list[str]:
     tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchone()
     if version(connection) == 0 and tables is not None:
         raise StorageError("the database has tables of another program, and none of genhook")
+    if version(connection) < 0:
+        raise StorageError(problem(connection))
     for number, path in migrations():
         with transaction(connection):
             if version(connection) < number:

@@ -13,10 +13,9 @@ from service.store.copying import (
     select_next,
     size_of,
 )
+from service.store.sqlite import schema
 from service.store.sqlite.connection import transaction
 from service.store.sqlite.database import Database
-
-_MARK = 0x67686370  # As the file's application_id, while a copy to it has not ended.
 
 
 class SqliteSide:
@@ -32,11 +31,11 @@ class SqliteSide:
 
     async def is_marked(self) -> bool:
         """Whether a copy to this database has begun and has not ended."""
-        return await self._database.apply(_read_mark) == _MARK
+        return await self._database.apply(schema.version) < 0
 
     async def mark(self, *, begun: bool) -> None:
         """Note that a copy to this database has begun, or has ended."""
-        sql = f"PRAGMA application_id={_MARK if begun else 0}"
+        sql = f"PRAGMA user_version={-schema.latest() if begun else schema.latest()}"
         await self._database.apply(sqlite3.Connection.execute, sql)
 
     async def last_key(self, table: Table) -> Values | None:
@@ -66,10 +65,6 @@ def _table(connection: sqlite3.Connection, name: str) -> Table:
     rows = connection.execute("SELECT name, pk FROM pragma_table_info(?)", (name,))
     columns = dict(rows)
     return Table(name, tuple(sorted(columns)), key_columns(name, columns))
-
-
-def _read_mark(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("PRAGMA application_id").fetchone()[0])
 
 
 def _last_key(connection: sqlite3.Connection, table: Table) -> Values | None:

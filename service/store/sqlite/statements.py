@@ -14,6 +14,8 @@ DIALECT = Dialect(
         "least": "min",
         "each": "",
         "is_tried": "({} > 0)",  # As in the indexes: 0 or 1.
+        "held": "",  # Who works holds all shards.
+        "held_id": "",
         "rows": "json_each",  # The elements of a JSON list, as `key` and `value`.
     },
     lambda _number: "?",

@@ -3,6 +3,24 @@
 -- Text is compared by its bytes, as SQLite does. Columns named sealed_* are encrypted under a key derived from GENHOOK_SECRET_KEYS.
 -- Every index costs a write for each row: docs/performance.md has the budget of each operation.
 
+-- The shard of a subscriber or a generation: CRC-32, as store/shards.py has it, half a byte at a time.
+CREATE FUNCTION shard_of(id TEXT) RETURNS SMALLINT
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
+DECLARE
+    halves CONSTANT BIGINT[] := ARRAY[0, 498536548, 997073096, 651767980, 1994146192, 1802195444,
+        1303535960, 1342533948, 3988292384, 4027552580, 3604390888, 3412177804, 2607071920,
+        2262029012, 2685067896, 3183342108];
+    bytes CONSTANT BYTEA := convert_to(id, 'UTF8');
+    crc BIGINT := 4294967295;
+BEGIN
+    FOR n IN 0 .. length(bytes) - 1 LOOP
+        crc := crc # get_byte(bytes, n);
+        crc := (crc >> 4) # halves[(crc & 15) + 1];
+        crc := (crc >> 4) # halves[(crc & 15) + 1];
+    END LOOP;
+    RETURN (crc # 4294967295) & 63;
+END $$;
+
 CREATE TABLE tenants (
     id TEXT COLLATE "C" PRIMARY KEY,
     sealed_secrets BYTEA NOT NULL,
@@ -67,7 +85,8 @@ CREATE TABLE generations (
     late_poll_count BIGINT NOT NULL DEFAULT 0,
     last_poll_at BIGINT,
     -- The ids of its events in order, as JSON: there are few, and an index would cost every event.
-    event_ids TEXT COLLATE "C" NOT NULL DEFAULT '[]'
+    event_ids TEXT COLLATE "C" NOT NULL DEFAULT '[]',
+    shard SMALLINT GENERATED ALWAYS AS (shard_of(id)) STORED
 );
 CREATE INDEX generations_tenant ON generations (tenant, id);
 -- Other statuses need none: most generations succeed, and open ones are among the newest.

@@ -1,0 +1,98 @@
+"""What PostgreSQL refuses: a sentence for people, and no harm to others."""
+
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from service.cli import main
+from service.model.errors import SearchTooLongError, StorageError
+from service.store.postgres import Database, reads
+from tests import engine
+from tests.cli.test_serve import KEYS
+from tests.store.test_postgres import connected, database
+
+__all__ = ["database"]  # The fixture.
+
+
+async def test_a_database_that_cannot_hold_every_text_is_refused(
+    postgres: engine.Schemas, tmp_path: Path
+) -> None:
+    postgres.database_of(tmp_path)
+    owner = await asyncpg.connect(postgres.url)
+    latin = "LOCALE 'C' TEMPLATE template0"
+    await owner.execute(f"CREATE DATABASE latin ENCODING 'LATIN1' {latin}")
+    try:
+        name = (await owner.fetchval("SELECT current_database()")) + "?"
+        database = Database(postgres.url.replace(f"/{name}", "/latin?"), clock=lambda: 7)
+        with pytest.raises(StorageError, match="has the encoding LATIN1, and needs UTF8"):
+            await database.open()
+    finally:
+        await owner.execute("DROP DATABASE latin WITH (FORCE)")
+        await owner.close()
+
+
+def test_a_schema_that_is_not_there_is_a_sentence(
+    postgres: engine.Schemas, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GENHOOK_DATABASE_URL", f"{postgres.url}&search_path=nowhere")
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    assert main.main(["migrate"]) == 1
+    said = capsys.readouterr().err
+    assert "no schema has been selected to create in" in said
+    assert "Traceback" not in said
+
+
+async def test_what_is_too_large_for_the_server_is_the_units_own_failure(
+    database: Database,
+) -> None:
+    async def unit(tx: Any) -> None:
+        raise asyncpg.ProgramLimitExceededError("index row size 5752 exceeds maximum 2704")
+
+    with pytest.raises(asyncpg.ProgramLimitExceededError):
+        await database.write(unit)
+    assert await database.write_problem() is None
+
+
+async def test_a_search_that_waits_for_a_lock_is_not_said_to_look_at_too_much(
+    database: Database,
+) -> None:
+    async def unit(tx: Any) -> Any:
+        return await tx.select("SELECT id FROM events LIMIT 1", {})
+
+    async with connected(database) as other, other.transaction():
+        await other.execute("LOCK TABLE events")
+        with pytest.raises(StorageError) as caught:
+            await database.search("default", unit)
+    assert not isinstance(caught.value, SearchTooLongError)
+    assert await database.search("default", unit) == []
+
+
+async def test_a_search_of_a_server_that_hangs_ends_in_time(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unit(tx: Any) -> Any:
+        return await tx.select("SELECT pg_sleep(60)", {})
+
+    monkeypatch.setattr(reads, "READ_SECONDS", 0.05)
+    with pytest.raises(StorageError, match="in time"):
+        await database.search("default", unit)
+
+
+@pytest.mark.parametrize(
+    ("text", "stored"),
+    [
+        ('["a\\u0000b"]', ["a\ufffdb"]),
+        ('["a\\\\u0000b"]', ["a\\u0000b"]),
+        ('["\\\\\\u0000"]', ["\\\ufffd"]),
+    ],
+)
+async def test_nul_in_a_list_of_ids_is_replaced(
+    database: Database, text: str, stored: list[str]
+) -> None:
+    async def unit(tx: Any) -> Any:
+        return await tx.select("SELECT value FROM json_rows(:ids)", {"ids": text})
+
+    assert [row["value"] for row in await database.read(unit)] == stored

@@ -1,0 +1,217 @@
+"""Several workers on PostgreSQL: together they keep what one promises, while they come and go."""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.app import App
+from service.store.postgres import locks, ownership
+from service.store.shards import ALL
+from tests import engine
+from tests.harness import SUBSCRIBER_URL, Harness, opened, success_report
+from tests.store.test_postgres import kill_all
+
+pytestmark = pytest.mark.usefixtures("postgres")
+URLS = [f"http://127.0.0.1:7/{number}" for number in range(12)]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ownership, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr("service.worker.STANDBY_SECONDS", 0.01)
+
+
+async def until(world: Harness, is_so: Callable[[], object]) -> None:
+    async with asyncio.timeout(100):
+        while not is_so():
+            await world.get("/v1/events")
+
+
+@contextlib.asynccontextmanager
+async def beside(world: Harness) -> AsyncIterator[App]:
+    """Run another process with a worker on the same database."""
+    app = world.new_app()
+    await app.start(worker=True)
+    try:
+        yield app
+    finally:
+        await app.stop()
+
+
+def shards(*apps: App) -> list[int]:
+    return sorted(len(app.worker.ownership.shards) for app in apps)
+
+
+async def until_shared(world: Harness, *apps: App) -> None:
+    """Wait until the workers share everything evenly."""
+
+    def is_shared() -> bool:
+        held = shards(*apps)
+        return sum(held) == len(ALL) and held[-1] - held[0] <= 1
+
+    await until(world, is_shared)
+
+
+async def test_workers_that_come_and_go_deliver_everything_once(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        for url in URLS:
+            await world.subscribe(url, event_types=["generation.submitted"])
+        world.app.worker.start()
+        await until_shared(world, world.app)
+        async with beside(world) as second:
+            await asyncio.gather(*(world.generate() for _ in range(10)))
+            async with beside(world) as third:
+                await until_shared(world, world.app, second, third)
+                await asyncio.gather(*(world.generate() for _ in range(10)))
+            await asyncio.gather(*(world.generate() for _ in range(10)))
+            await until_shared(world, world.app, second)
+        await until_shared(world, world.app)
+        await until(world, lambda: len(world.subscribers.webhooks) >= 30 * len(URLS))
+        sent = Counter((w.url, w.headers["webhook-id"]) for w in world.subscribers.webhooks)
+        assert (len(sent), set(sent.values())) == (30 * len(URLS), {1})
+        assert len(world.upstream.creates) == 30
+
+
+async def test_what_is_sent_upstream_again_is_sent_by_one_of_the_workers(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        busy = httpx.Response(503, headers={"retry-after": "1"})
+        world.upstream.create_replies.extend([busy] * 10)
+        for _ in range(10):
+            await world.generate()
+        world.app.worker.start()
+        async with beside(world) as second, beside(world) as third:
+            await until_shared(world, world.app, second, third)
+            world.clock.advance(120)
+            for app in (world.app, second, third):
+                app.worker.session.wake()
+            await until(world, lambda: len(world.upstream.creates) >= 20)
+            page = await world.get("/v1/generations")
+            await until(world, lambda: not second.worker.submitter.in_flight)
+        assert {row["status"] for row in page["data"]} <= {"queued", "processing"}
+        assert len(world.upstream.creates) == 20
+
+
+class Counting:
+    """A receiver that counts the attempts under way at once."""
+
+    under_way = most = 0
+
+    async def __call__(self) -> int:
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        for _ in range(20):  # So that others could begin meanwhile.
+            await asyncio.sleep(0)  # noqa: TID251  it waits for no time
+        self.under_way -= 1
+        return 200
+
+
+async def test_a_cap_and_the_order_hold_over_all_workers_and_writers(tmp_path: Path) -> None:
+    """Eight processes store callbacks, three of them work."""
+    receiver = Counting()
+    async with (
+        opened(tmp_path, callback_trust="body") as world,
+        contextlib.AsyncExitStack() as all_,
+    ):
+        await world.subscribe(ordered=True, max_in_flight=2)
+        world.subscribers.answers[SUBSCRIBER_URL].extend([receiver] * 1_000)
+        world.app.worker.start()
+        for _ in range(2):
+            await all_.enter_async_context(beside(world))
+        clients = [world.anonymous]
+        for _ in range(7):
+            app = world.new_app()
+            await app.start(worker=False)
+            all_.push_async_callback(app.stop)
+            clients.append(httpx.AsyncClient(transport=httpx.ASGITransport(app)))
+            all_.push_async_callback(clients[-1].aclose)
+        count = 40
+        for _ in range(count):
+            await world.generate()
+        reports = [
+            clients[n % 8].post(world.upstream.callback_url(n), json=success_report(f"task{n + 1}"))
+            for n in range(count)
+        ]
+        assert {answer.status_code for answer in await asyncio.gather(*reports)} == {200}
+        await until(world, lambda: len(world.subscribers.webhooks) >= 2 * count)
+        assert receiver.most <= 2
+        events = [webhook.event for webhook in world.subscribers.webhooks]
+        types = ["generation.submitted", "generation.succeeded"]
+        for n in range(count):
+            of_task = [e["type"] for e in events if e["data"]["task_id"] == f"task{n + 1}"]
+            assert of_task == types
+        listed = await world.get("/v1/events", order="asc", limit=250)
+        assert len({row["id"] for row in listed["data"]}) == 2 * count
+
+
+async def test_the_rates_of_all_workers_are_the_rate(tmp_path: Path) -> None:
+    async with opened(tmp_path, poll_rate_per_second=30.0) as world:
+        world.app.worker.start()
+        await until_shared(world, world.app)
+        async with beside(world) as second, beside(world) as third:
+            apps = world.app, second, third
+            await until_shared(world, *apps)
+            budgets = [app.worker.submitter.budget for app in apps]
+            await until(world, lambda: sum(b.rate for b in budgets) == pytest.approx(30.0))
+            assert max(b.rate for b in budgets) < 11
+            assert sum(b.capacity for b in budgets) == pytest.approx(30.0)
+        await until(world, lambda: world.app.worker.submitter.budget.rate == 30.0)
+
+
+async def test_who_loses_its_connection_begins_anew_and_nothing_is_lost(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        for url in URLS:
+            await world.subscribe(url, event_types=["generation.submitted"])
+        world.app.worker.start()
+        async with beside(world) as second:
+            await until_shared(world, world.app, second)
+            session = second.worker.session
+            await kill_all(second.database)
+            await until(world, lambda: second.worker.session is not session)
+            await until_shared(world, world.app, second)
+            for _ in range(10):
+                await world.generate()
+            await until(world, lambda: len(world.subscribers.webhooks) >= 10 * len(URLS))
+        sent = Counter((w.url, w.headers["webhook-id"]) for w in world.subscribers.webhooks)
+        assert len(sent) == 10 * len(URLS)
+
+
+async def test_a_worker_whose_loop_hung_is_replaced_and_repeats_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.subscribe(event_types=["generation.submitted"])
+        async with beside(world) as hanging:
+            await until_shared(world, hanging)
+            worker = hanging.worker
+
+            async def say_nothing() -> None:
+                """As a process that is stopped."""
+
+            monkeypatch.setattr(worker.ownership, "beat", say_nothing)
+            monkeypatch.setattr(locks, "SILENT_SECONDS", 0.5)
+            monkeypatch.setattr(ownership, "VALID_SECONDS", 0.2)
+            session = worker.session
+            world.app.worker.start()
+            await until(world, lambda: shards(world.app) == [64])
+            assert worker.session is not session or not worker.ownership.is_held
+            await world.generate()
+            await until(world, lambda: world.subscribers.webhooks)
+        assert len(world.subscribers.webhooks) == 1
+
+
+async def test_a_database_without_workers_tells_them_at_once(tmp_path: Path) -> None:
+    """The look at the rows every few seconds stands behind it."""
+    async with opened(tmp_path, public_url=None) as world, beside(world) as second:
+        await world.subscribe(event_types=["generation.submitted"])
+        await until_shared(world, second)
+        monkey: Any = second.worker.ownership
+        monkey._looked_at = float("inf")  # Only a notice makes it look.
+        await world.generate()
+        await until(world, lambda: world.subscribers.webhooks)
+        assert engine.schemas is not None
