@@ -3,16 +3,38 @@
 import html
 import re
 import shlex
+from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import httpx
 
-from tests.api.test_docs_page import Page
 from tests.harness import ADMIN_KEY, Harness
 
 TOKEN = re.compile(r'name="token" value="([^"]+)"')
 COMMAND = re.compile(r"<code>(curl .*?)</code>", re.DOTALL)
+
+
+class Markup(HTMLParser):
+    """The tags, attributes and texts of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
 
 
 class Browser:
@@ -78,7 +100,7 @@ def token_of(page: httpx.Response) -> str:
 
 
 def text_of(page: httpx.Response) -> str:
-    return Page(page.text).text
+    return Markup(page.text).text
 
 
 def commands(page: httpx.Response) -> list[str]:
@@ -96,7 +118,7 @@ def links(page: httpx.Response) -> list[str]:
     base = str(page.request.url)
     targets = [
         value or ""
-        for _tag, name, value in Page(page.text).attributes
+        for _tag, name, value in Markup(page.text).attributes
         if name in ("href", "action")
     ]
     return [urlsplit(urljoin(base, target)).path for target in targets if "#" not in target]
