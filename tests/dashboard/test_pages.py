@@ -11,7 +11,7 @@ from service.dashboard.app import FOLDER, STATIC
 from service.dashboard.pages import PAGES, PARTS, Page
 from service.model.errors import StorageError
 from tests.contract.scenes import Ids, another_tenant, populate
-from tests.dashboard.browser import Browser, Markup, commands, links, policy_of, text_of
+from tests.dashboard.browser import Browser, commands, links, policy_of, text_of
 from tests.harness import ADMIN_KEY, Harness
 from tests.markup import Markup
 
