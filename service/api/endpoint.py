@@ -30,6 +30,7 @@ from service.store.vault import VaultError
 from service.telemetry import log
 
 PARAMETERS_MAX = 100
+NO_BODY_BYTES = 64  # Of a request that should have no body: an empty object is none.
 _KEY_NEEDED = "An API key is needed: Authorization: Bearer ghk_…"
 _AUDITED = ("tenant", "scopes", "subscriber_id")  # Fields of what an act created.
 
@@ -218,12 +219,26 @@ def _read_query(operation: Operation, request: Request) -> dict[str, str]:
 
 
 async def _read_json(operation: Operation, parts: Parts, request: Request) -> bytes:
-    if not operation.reads_body:
-        return b""
     settings = parts.context.settings
+    if not operation.reads_body:
+        if operation.method == "POST":
+            await _expect_no_body(request, settings.body_seconds)
+        return b""
     limits = settings.request_body_bytes, settings.body_seconds
     body = await read_body(request.scope, request.receive, *limits)
     media_type = request.headers.get("content-type", "application/json").partition(";")[0]
     if body and media_type.strip().lower() != "application/json":
         raise Problem(415, "unsupported_media_type", "Send the body as application/json.")
     return body
+
+
+async def _expect_no_body(request: Request, seconds: float) -> None:
+    """Problem 422 for a body: who sends one means something by it, which would not be done."""
+    try:
+        body = await read_body(request.scope, request.receive, NO_BODY_BYTES, seconds)
+    except Problem as error:
+        if error.status != 413:
+            raise
+        body = b"more than that"
+    if body.strip() not in (b"", b"{}"):
+        raise Problem(422, "invalid_request", "This operation takes no body.")

@@ -19,6 +19,7 @@ _STATEMENTS = (
     "task_names_delete",
     "generation_body_delete",
     "generation_delete",
+    "subscriber_notify_erase",
     # The answer to its request has the prompt, too. The key stays: a repeat must not submit again.
     "idempotency_erase",
 )
@@ -33,6 +34,7 @@ async def erase(tx: Transaction, generation: Generation) -> list[str]:
         "id": generation.id,
         "tenant": generation.tenant,
         "event_ids": json_text(generation.event_ids),
+        "notify_subscriber_id": generation.notify_subscriber_id,
         "created_at": time_of(generation.id),
         "most": _PARTS_MAX,
     }

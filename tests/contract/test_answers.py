@@ -395,7 +395,7 @@ async def test_a_body_over_the_limit_answers_413(tmp_path: Path) -> None:
 
 async def test_an_unexpected_body_is_not_read(world: Harness) -> None:
     ids = await populate(world)
-    others = guarded(lambda each: not each.reads_body)
+    others = guarded(lambda each: not each.reads_body and each.method != "POST")
     headers = {"content-type": "text/plain"}
     for each in others:
         answer = await world.client.request(
@@ -439,3 +439,20 @@ async def test_every_answer_names_its_request_and_a_problem_repeats_the_name(
         assert answer.json()["request_id"] == answer.headers["x-request-id"]
     callback = await world.anonymous.post("http://genhook/callbacks/apiinone/nonsense")
     assert callback.json()["request_id"] == callback.headers["x-request-id"]
+
+
+BODYLESS = [each for each in OPERATIONS if each.method == "POST" and not each.reads_body]
+
+
+@pytest.mark.parametrize("operation", BODYLESS, ids=lambda each: each.path)
+async def test_an_operation_without_a_body_refuses_one(
+    world: Harness, operation: Operation
+) -> None:
+    ids = await populate(world)
+    path, creates = path_of(operation, ids), len(world.upstream.creates)
+    bodies: list[Any] = [{"input": {"prompt": "a corrected prompt"}}, [], "x" * 9_999]
+    for body in bodies:
+        answer = await world.client.post(path, json=body)
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert len(world.upstream.creates) == creates
+    assert (await world.client.post(path, json={})).is_success

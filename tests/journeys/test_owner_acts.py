@@ -410,3 +410,23 @@ async def test_a_deleted_generation_learns_no_other_name_of_its_task(tmp_path: P
         assert await delete(world, generation) == 204
         await world.app.database.write(learn, "late", generation["id"])
         assert await count_rows(world, "task_names") == {"task_names": 0}
+
+
+async def test_the_url_of_a_deleted_generation_is_erased_unless_another_one_has_it(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        url = f"{SUBSCRIBER_URL}?user=maria"
+        first, second = [await world.generate(notify_url=url) for _ in range(2)]
+        for task_id in ("task1", "task2"):
+            world.upstream.fail(task_id)
+        await world.run(60)
+        for generation, left in ((first, 1), (second, 0)):
+            answer = await world.client.delete(f"/v1/generations/{generation['id']}")
+            assert answer.status_code == 204
+            kept = await rows(world, "SELECT url FROM subscribers")
+            assert [row["url"] for row in kept] == [url] * left
+        world.upstream.fail("task3")
+        third = await world.generate(notify_url=url)
+        await world.run(60)
+        assert third["id"] in str(world.subscribers.webhooks_to(url)[-1].event)

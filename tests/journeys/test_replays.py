@@ -417,7 +417,7 @@ async def test_canceling_reaches_what_is_held_in_memory(tmp_path: Path) -> None:
         queue_answers(world, gate)
         made = await started(world, subscriber, only="all")
         async with attach_worker(world) as dispatcher:
-            await by_hand(world, replay.run_due(world.app.worker.context, world.clock()))
+            await replay.run_due(world.app.worker.context, world.clock())
             await gate.wait_for(1)
             await world.client.post(f"/v1/replays/{made['id']}/cancel")
             gate.is_open.set()

@@ -102,6 +102,12 @@ SELECT s.id, NOT EXISTS (SELECT 1 FROM generations g WHERE g.notify_subscriber_i
 FROM subscribers s WHERE s.is_notify = 1 AND s.id > :after AND s.id < :before_id
 ORDER BY s.id LIMIT :limit;
 
+-- name: subscriber_notify_erase
+-- That of a notify_url, once no other generation has it.
+DELETE FROM subscribers WHERE id = :notify_subscriber_id AND is_notify = 1
+    AND NOT EXISTS (SELECT 1 FROM generations g WHERE g.notify_subscriber_id = subscribers.id)
+    AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.subscriber_id = subscribers.id);
+
 -- name: tenants_all
 SELECT id FROM tenants ORDER BY id;
 
