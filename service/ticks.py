@@ -7,12 +7,14 @@ Both need the right to work, and do nothing where another process has it.
 
 import asyncio
 import contextlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, Protocol
 
 from service.context import Context
+from service.delivery.lanes import held_up_until
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
+from service.model.clock import SECOND
 from service.model.errors import StorageError
 from service.session import Session, Step, WorkCounts, log_failure
 from service.store.database import Ownership
@@ -21,6 +23,9 @@ from service.telemetry import log
 
 _log = log.get()
 RECORD_AGAIN_SECONDS = 1.0
+# A tick waits for what a rate holds up, while attempts leave; a longer rest is for the next tick.
+HELD_UP_SECONDS_MAX = 1.0
+ROUND_SECONDS = 0.1  # Between two looks at what is due, while something is under way.
 
 
 class Holder(Protocol):
@@ -230,26 +235,40 @@ class Ticks:
         """
         loop, holder = asyncio.get_running_loop(), self._holder
         steps, count = [holder.session.look, *steps], len(steps) + 1  # The session may be an older.
+        attempted = -1
         while True:
             try:
-                is_due = await self._run_steps(steps, ends_at, interrupt)
+                is_due, is_settled = await self._run_steps(steps, ends_at, interrupt)
             except TimeoutError:
                 return True
-            has_failed = len(steps) < count
+            # A drive does not wait for it: its request does, and a tick comes later.
+            held_up_seconds = self._held_up_seconds() if interrupt is None else None
+            more = is_due or len(steps) < count or held_up_seconds is not None
             is_over = loop.time() >= ends_at or holder.stopping.is_set()
             if is_over or (interrupt is not None and interrupt.is_set()):
-                return is_due or has_failed
-            if not is_due:
-                if not (debt_seconds := self._debt_seconds()):
-                    return has_failed
-                await _wait_for(holder.stopping, min(debt_seconds, ends_at - loop.time()))
+                return more
+            if not is_due and is_settled:
+                attempted, before = holder.session.dispatcher.attempted, attempted
+                seconds = self._debt_seconds()
+                if held_up_seconds is not None and attempted > before:
+                    seconds = max(seconds, min(held_up_seconds, HELD_UP_SECONDS_MAX))
+                if not seconds:
+                    return more
+                await _wait_for(holder.stopping, min(seconds, ends_at - loop.time()))
+
+    def _held_up_seconds(self) -> float | None:
+        """Return for how long a rate or a rest holds up what is due; None if none does."""
+        now = self._holder.context.clock()
+        until = held_up_until(self._holder.session.dispatcher.lanes.values(), now)
+        return None if until is None else (until - now) / SECOND
 
     async def _run_steps(
         self, steps: list[Step], ends_at: float, interrupt: asyncio.Event | None
-    ) -> bool:
-        """Run every step once, and wait for what they start; return whether rows are due.
+    ) -> tuple[bool, bool]:
+        """Run every step once, and wait for what they start, or until more is due.
 
-        TimeoutError if a step does not end in time.
+        A receiver that hangs holds up nobody else's work. Return whether rows are due, and whether
+        what was started has ended. TimeoutError if a step does not end in time.
         """
         holder, clock = self._holder, self._holder.context.clock
         now = clock()
@@ -263,10 +282,19 @@ class Ticks:
                 log_failure(step, error, 1)
                 steps.remove(step)
         settling = asyncio.create_task(self._settle(), name="settling of a tick")
-        await self._wait(settling, ends_at, interrupt)
+        await self._wait(settling, self._round_ends_at(due_times, ends_at), interrupt)
+        is_settled = settling.done()
         settling.cancel()
         is_due = any(at is not None and at <= clock() for at in due_times)
-        return is_due or bool(holder.submitter.repeated)
+        return is_due or bool(holder.submitter.repeated), is_settled
+
+    def _round_ends_at(self, due_times: Iterable[int | None], ends_at: float) -> float:
+        """Return until when to wait for what was started: more may be due before it ends."""
+        next_at = min((at for at in due_times if at is not None), default=None)
+        if next_at is None:
+            return ends_at
+        seconds = max((next_at - self._holder.context.clock()) / SECOND, ROUND_SECONDS)
+        return min(ends_at, asyncio.get_running_loop().time() + seconds)
 
     async def _settle(self) -> None:
         """Wait for what a tick started."""

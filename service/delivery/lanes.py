@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from functools import partial
 
@@ -319,3 +319,14 @@ class Lane(Struct, eq=False):
         if due.trigger == "manual" and not due.ordered:  # With an order, it waits its turn.
             return self.manual_retries
         return self.retries if due.attempt_count else self.first_attempts
+
+
+def held_up_until(lanes: Iterable[Lane], now: int) -> int | None:
+    """Return when the first lane may go on that a rate or a rest holds up, though it has work."""
+    owing = (
+        lane
+        for lane in lanes
+        if lane.is_open and (lane.waiting or any(b.next_due_at <= now for b in lane.backlogs))
+    )
+    times = (lane.blocked_until(now) for lane in owing)
+    return min((at for at in times if at is not None), default=None)
