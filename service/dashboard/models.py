@@ -108,7 +108,7 @@ def _read_input(model: Table, form: Form) -> tuple[dict[str, Any], list[tuple[st
             continue
         try:
             input_[name] = _parse(text, _field_kind(name, schema), schema)
-        except (ValueError, msgspec.DecodeError):
+        except (ValueError, msgspec.DecodeError, RecursionError):
             errors.append((f"/{name}", "cannot be read"))
     return input_, errors
 

@@ -185,6 +185,16 @@ async def test_a_trial_with_wrong_fields_keeps_them_and_says_which(
     assert world.upstream.creates == []
 
 
+@pytest.mark.parametrize("depth", [900, 960, 2_000])
+async def test_a_value_that_is_nested_too_deep_is_an_error_of_its_field(
+    browser: Browser, depth: int
+) -> None:
+    fields = {"input.prompt": "a harbour", "input.input_urls": "[" * depth + "]" * depth}
+    page = await browser.post("/models/try", model="flux-2", **fields)
+    assert page.status_code == 422
+    assert "input_urls" in text_of(page)
+
+
 async def test_numbers_choices_and_switches_of_a_form_become_json(
     world: Harness, browser: Browser
 ) -> None:
