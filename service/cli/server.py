@@ -124,7 +124,7 @@ def new_server(
         access_log=False,
         log_config=None,
         server_header=False,
-        proxy_headers=False,  # Nothing depends on the client's address.
+        proxy_headers=False,  # The pages themselves read what a proxy says of a client.
         lifespan=lifespan,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,

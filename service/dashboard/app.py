@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from service.context import Context
 from service.dashboard import entry, formats, models
-from service.dashboard.acts import ACTS, Act, Form, once_headers
+from service.dashboard.acts import ACTS, Act, Form
 from service.dashboard.calls import Reply
 from service.dashboard.forms import read_form
 from service.dashboard.pages import PAGES, PARTS
@@ -128,7 +128,7 @@ async def _submit(run: Submit, visit: Visit) -> Response:
 async def _perform(act: Act, visit: Visit, form: Form) -> Response:
     """Make the API call of an act; show what it answers once, or go back to the page."""
     id_ = visit.request.path_params.get("id", "")
-    reply = await visit.send(act.call(id_, form), once_headers(form))
+    reply = await visit.send_form(act.call(id_, form), form)
     if not reply.is_success:
         return _render_problem(visit, reply, back=act.path.rpartition("/")[0].replace("{id}", id_))
     if act.result:

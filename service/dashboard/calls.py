@@ -54,6 +54,11 @@ class Reply(msgspec.Struct, frozen=True):
         """Whether the API did what it was asked for."""
         return self.status < 400
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the first request with the same `Idempotency-Key` still runs."""
+        return self.status == 409 and self.content["code"] == "idempotency_key_in_use"
+
 
 async def send(
     api: ASGIApp, call: ApiCall, headers: Mapping[str, str], state: Mapping[str, Any]

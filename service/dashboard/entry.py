@@ -1,5 +1,6 @@
 """Who is signed in; the pages that sign in and out."""
 
+import ipaddress
 import re
 
 from starlette.exceptions import HTTPException
@@ -17,8 +18,9 @@ from service.telemetry import log
 # Where to go after signing in: a page of ours, never another host.
 _NEXT = re.compile(r"/[a-z-]+(/[A-Za-z0-9_.-]+)*(\?[A-Za-z0-9_.=&%:-]{0,500})?")
 _UNKNOWN = "This key is unknown or revoked."
-_TOO_MANY = "Too many wrong keys. Wait a minute, then try again."
+_TOO_MANY = "This key is unknown or revoked, and there were too many such keys in this minute."
 _STALE = "The form was too old. Try again."
+ADDRESS_CHARACTERS_MAX = 45
 _log = log.get()
 
 
@@ -64,19 +66,18 @@ def _render(visit: Visit, next_: str, status: int = 200, message: str = "") -> R
 
 async def sign_in(visit: Visit) -> Response:
     """POST /dashboard/sign-in: with a good key, a new id in the cookie."""
-    form, site, address = await read_form(visit), visit.site, _address_of(visit.request)
+    form, site = await read_form(visit), visit.site
     next_ = form.get("next", "")
     if not visit.id_ or not site.signatures.is_token(visit.id_, form.get("token", "")):
         return _render(visit, next_, 403, _STALE)
-    if not site.attempts.may_try(address, visit.now):
-        return _render(visit, next_, 429, _TOO_MANY)
     secret = form.get("key", "").strip()
     key_sha256 = keys.digest(secret)
     is_key = secret.startswith(KEY_PREFIX)
     key = await site.find_key(site.context, key_sha256) if is_key else None
-    if key is None:
-        site.attempts.count_failure(address)
-        return _render(visit, next_, 401, _UNKNOWN)
+    if key is None:  # Only now the limit counts: whoever has a good key signs in at any time.
+        if site.attempts.may_fail(_address_of(visit.request), visit.now):
+            return _render(visit, next_, 401, _UNKNOWN)
+        return _render(visit, next_, 429, _TOO_MANY)
     id_, cookie = site.signatures.new_cookie(site.context.random_bytes)
     await site.context.database.write(sign_ins.begin, id_, key_sha256, tenant=key.tenant)
     _log.info("audit", act="dashboard.sign_in", id=key.id, key_id=key.id, tenant=key.tenant)
@@ -103,15 +104,24 @@ def _set_cookie(
     visit: Visit, response: Response, cookie: str, seconds: int = sign_ins.LIFE_MS // SECOND
 ) -> None:
     """Set the cookie for all pages: without a path it is that of /dashboard, behind any prefix."""
-    public_url, headers = visit.site.context.settings.public_url or "", visit.request.headers
-    is_https = public_url.startswith("https:") or headers.get("x-forwarded-proto") == "https"
-    secure = "; Secure" if is_https or visit.request.url.scheme == "https" else ""
+    public_url = visit.site.context.settings.public_url or ""
+    forwarded = visit.request.headers.get("x-forwarded-proto", "").partition(",")[0].strip()
+    schemes = (public_url.partition(":")[0], forwarded, visit.request.url.scheme)
+    secure = "; Secure" if "https" in map(str.lower, schemes) else ""
     line = f"{COOKIE}={cookie}; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}"
     response.headers.append("set-cookie", line)
 
 
 def _address_of(request: Request) -> str:
-    """Return where a request comes from: behind a proxy, what that says last."""
-    address = request.client.host if request.client else ""
-    forwarded = request.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
-    return f"{address} {forwarded[:45]}"
+    """Return where a request comes from: the peer, or what a proxy of ours says last.
+
+    Only a peer without a public address can be such a proxy. Others could say anything.
+    """
+    peer = request.client.host if request.client else ""
+    try:
+        if ipaddress.ip_address(peer).is_global:
+            return peer
+    except ValueError:
+        pass  # A socket of this machine has no address.
+    forwarded = ",".join(request.headers.getlist("x-forwarded-for")).rpartition(",")[2].strip()
+    return forwarded[:ADDRESS_CHARACTERS_MAX] or peer

@@ -6,7 +6,7 @@ from typing import Any, get_args
 import msgspec
 from starlette.responses import Response
 
-from service.dashboard.acts import Form, once_headers
+from service.dashboard.acts import Form
 from service.dashboard.calls import ApiCall
 from service.dashboard.visit import RefusedError, Visit
 from service.upstream import catalogue
@@ -46,7 +46,7 @@ async def run_try(visit: Visit, form: Form) -> Response:
         values = {"model": model, "form": form, "call": call, "credits": price}
         return visit.render("try_confirm.html", 200, **values)
     # Its key makes a second click, or a page that is sent again, cost nothing.
-    reply = await visit.send(call, once_headers(form))
+    reply = await visit.send_form(call, form)
     if reply.status == 422 and reply.content.get("errors"):
         wrong = [(each["pointer"], each["message"]) for each in reply.content["errors"]]
         return _render_form(visit, model, form, wrong)
@@ -108,7 +108,7 @@ def _read_input(model: Table, form: Form) -> tuple[dict[str, Any], list[tuple[st
             continue
         try:
             input_[name] = _parse(text, _field_kind(name, schema), schema)
-        except (ValueError, msgspec.DecodeError):
+        except (ValueError, msgspec.DecodeError, RecursionError):
             errors.append((f"/{name}", "cannot be read"))
     return input_, errors
 

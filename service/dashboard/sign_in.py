@@ -3,6 +3,7 @@
 import base64
 import binascii
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import itsdangerous
@@ -13,7 +14,7 @@ COOKIE = "genhook_sign_in"
 ID_BYTES = 32
 COOKIE_CHARACTERS_MAX = 200
 FAILURES_PER_MINUTE = 10
-ADDRESSES_MAX = 1_000
+FAILURES_PER_MINUTE_OF_ALL = 100
 
 
 class Signatures:
@@ -59,27 +60,23 @@ class Signatures:
 
 
 class Attempts:
-    """Counts failed sign-ins of the current minute by the client's address.
+    """Counts wrong keys of the current minute, by the client's address and altogether.
 
-    A key has 256 bits, so nobody guesses one. The limit keeps strangers from the database.
+    A key has 256 bits, so nobody guesses one. The limit tells a program that tries keys to stop.
     """
 
     def __init__(self) -> None:
         self._minute = 0
-        self._failures: dict[str, int] = {}
+        self._failures: Counter[str] = Counter()
 
-    def may_try(self, address: str, now: int) -> bool:
-        """Whether an address may try once more in this minute."""
+    def may_fail(self, address: str, now: int) -> bool:
+        """Count a wrong key; return False if there were too many in this minute already."""
         if now // MINUTE != self._minute:
-            self._minute, self._failures = now // MINUTE, {}
-        return self._failures.get(self._known(address), 0) < FAILURES_PER_MINUTE
-
-    def count_failure(self, address: str) -> None:
-        """Count a failed sign-in."""
-        known = self._known(address)
-        self._failures[known] = self._failures.get(known, 0) + 1
-
-    def _known(self, address: str) -> str:
-        """Return the address; beyond ADDRESSES_MAX, new addresses count as one."""
-        is_full = len(self._failures) >= ADDRESSES_MAX
-        return "" if is_full and address not in self._failures else address
+            self._minute, self._failures = now // MINUTE, Counter()
+        # The sum bounds this memory, too, and what invented addresses gain.
+        if self._failures.total() >= FAILURES_PER_MINUTE_OF_ALL:
+            return False
+        if self._failures[address] >= FAILURES_PER_MINUTE:
+            return False
+        self._failures[address] += 1
+        return True

@@ -1,5 +1,7 @@
 """A request for a page: who asks, which API calls answer it, and the page in HTML."""
 
+import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +12,7 @@ from starlette.types import ASGIApp
 
 from service.context import Context
 from service.dashboard import media
-from service.dashboard.acts import Act, Form
+from service.dashboard.acts import Act, Form, once_headers
 from service.dashboard.calls import ApiCall, Reply, send
 from service.dashboard.sign_in import Attempts, Signatures
 from service.model.clock import SECOND, parse_rfc3339
@@ -18,6 +20,8 @@ from service.model.key import Key, Scope
 
 PATH = "/dashboard"
 FILTER_CHARACTERS_MAX = 2_000
+# Between the questions whether the first of two equal forms has its answer: 10 s in all.
+PAUSE_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 3.65)
 
 
 class Site(NamedTuple):
@@ -130,6 +134,20 @@ class Visit:
         state = {"acting_key": self.key, "request_id": self.request.state.request_id}
         return await send(self.site.api, call, headers or {}, state)
 
+    async def send_form(self, call: ApiCall, form: Form) -> Reply:
+        """Make the call of a form, which acts once and has one answer however often it is sent.
+
+        A browser shows the answer to the last of two clicks: that one waits while the first runs.
+        """
+        headers, context = once_headers(form), self.site.context
+        reply = await self.send(call, headers)
+        for seconds in PAUSE_SECONDS:
+            if not reply.is_running or context.stopping.is_set():
+                break
+            await pause(context, seconds)
+            reply = await self.send(call, headers)
+        return reply
+
     def show_call(self, call: ApiCall) -> str:
         """Show a call on the page as curl, once; return nothing for the place in the template."""
         if call not in self.shown_calls:
@@ -175,6 +193,13 @@ class Visit:
         if self.is_live:
             return Response(status_code=204, headers={"hx-refresh": "true"})
         return Response(status_code=303, headers={"location": location})
+
+
+async def pause(context: Context, seconds: float) -> None:
+    """Wait for so long, or until the process stops."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await context.stopping.wait()
 
 
 def policy(origins: Iterable[str]) -> str:

@@ -18,9 +18,9 @@ COMMAND = re.compile(r"<code>(curl .*?)</code>", re.DOTALL)
 class Browser:
     """A browser with cookies, at the root of the service."""
 
-    def __init__(self, world: Harness, prefix: str = "") -> None:
+    def __init__(self, world: Harness, prefix: str = "", peer: str = "127.0.0.1") -> None:
         self.world, self.prefix = world, prefix
-        transport = httpx.ASGITransport(world._asgi)
+        transport = httpx.ASGITransport(world._asgi, client=(peer, 50_000))
         self.client = httpx.AsyncClient(transport=transport, base_url="http://genhook")
 
     async def get(self, path: str = "", **headers: str | bytes) -> httpx.Response:

@@ -1,15 +1,21 @@
 """What pages do: each form makes one API call, and the page says what became of it."""
 
+import asyncio
 import re
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from service.api import idempotency
+from service.api.problem import Problem
+from service.context import Context
+from service.dashboard import visit
 from service.dashboard.calls import ApiCall
 from service.dashboard.models import _parse
 from tests.contract.scenes import populate
-from tests.dashboard.browser import Browser, commands, policy_of, text_of
+from tests.dashboard.browser import Browser, commands, policy_of, text_of, token_of
 from tests.harness import SUBSCRIBER_URL, Harness
 
 CONFIRM = re.compile(r'name="once" value="([0-9a-f]+)"')
@@ -98,6 +104,61 @@ async def test_a_key_is_created_shown_once_and_revoked(world: Harness, browser: 
         assert (await client.get("/v1/generations")).status_code == 401
 
 
+async def test_of_two_equal_forms_the_second_waits_and_shows_the_same_key(
+    world: Harness, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end, create = asyncio.Event(), asyncio.Event(), idempotency.create
+
+    async def create_late(*args: Any) -> Any:
+        begun.set()
+        await may_end.wait()
+        return await create(*args)
+
+    async def let_the_first_end(_context: Context, _seconds: float) -> None:
+        may_end.set()
+        await first
+
+    monkeypatch.setattr(idempotency, "create", create_late)
+    monkeypatch.setattr(visit, "pause", let_the_first_end)
+    form = {"name": "shop", "scopes": "read", "once": "c0ffee"}
+    token = token_of(await browser.get("/keys"))
+    first = asyncio.create_task(browser.post("/keys/create", token, **form))
+    await begun.wait()
+    second = await browser.post("/keys/create", token, **form)
+    may_end.set()
+    keys = [re.findall(r"ghk_[A-Za-z0-9_-]{40,}", page.text) for page in (await first, second)]
+    assert second.status_code == 200
+    assert len(keys[0]) == 1
+    assert keys[0] == keys[1]
+    assert len((await world.get("/v1/keys"))["data"]) == 1
+
+
+async def test_a_form_waits_for_its_first_sending_only_so_long(
+    world: Harness, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+
+    def refuse(*_args: object) -> NoReturn:
+        raise Problem(409, "idempotency_key_in_use", "The first request is still running.")
+
+    async def count(_context: Context, seconds: float) -> None:
+        waited.append(seconds)
+
+    real_pause = visit.pause
+    monkeypatch.setattr(idempotency, "_mark_running", refuse)
+    monkeypatch.setattr(visit, "pause", count)
+    form = {"name": "shop", "scopes": "read", "once": "c0ffee"}
+    page = await browser.post("/keys/create", **form)
+    assert page.status_code == 409
+    assert sum(waited) == pytest.approx(10)
+    assert min(waited) >= 0.05
+    world.app.context.stopping.set()
+    async with asyncio.timeout(5):  # A process that stops lets nobody wait.
+        await real_pause(world.app.context, 60)
+        assert (await browser.post("/keys/create", **form)).status_code == 409
+    assert len(waited) == len(visit.PAUSE_SECONDS)
+
+
 async def test_upstream_is_asked_about_an_open_generation(world: Harness, browser: Browser) -> None:
     generation = await world.generate()
     world.upstream.finish("task1")
@@ -183,6 +244,16 @@ async def test_a_trial_with_wrong_fields_keeps_them_and_says_which(
     for value in fields.values():
         assert value in page.text
     assert world.upstream.creates == []
+
+
+@pytest.mark.parametrize("depth", [900, 960, 2_000])
+async def test_a_value_that_is_nested_too_deep_is_an_error_of_its_field(
+    browser: Browser, depth: int
+) -> None:
+    fields = {"input.prompt": "a harbour", "input.input_urls": "[" * depth + "]" * depth}
+    page = await browser.post("/models/try", model="flux-2", **fields)
+    assert page.status_code == 422
+    assert "input_urls" in text_of(page)
 
 
 async def test_numbers_choices_and_switches_of_a_form_become_json(

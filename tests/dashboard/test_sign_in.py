@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.dashboard.sign_in import FAILURES_PER_MINUTE
+from service.dashboard.sign_in import FAILURES_PER_MINUTE, FAILURES_PER_MINUTE_OF_ALL
 from service.store import sign_ins
 from tests.contract.scenes import client_with
 from tests.dashboard.browser import Browser, text_of, token_of
@@ -63,6 +63,16 @@ async def test_under_https_the_cookie_is_secure(tmp_path: Path) -> None:
         assert answer.headers["set-cookie"].endswith("; Secure")
 
 
+@pytest.mark.parametrize("said", ["https", "HTTPS", "https, http", "Https,http"])
+async def test_behind_a_proxy_that_says_https_the_cookie_is_secure(
+    world: Harness, said: str
+) -> None:
+    answer = await Browser(world).get("/sign-in", X_Forwarded_Proto=said)
+    assert answer.headers["set-cookie"].endswith("; Secure")
+    answer = await Browser(world).get("/sign-in", X_Forwarded_Proto="http, https")
+    assert answer.headers["set-cookie"].endswith("; SameSite=Lax")
+
+
 async def test_a_forged_cookie_is_nobodys(world: Harness, browser: Browser) -> None:
     good = browser.client.cookies["genhook_sign_in"]
     changed = [good[:at] + ("a" if good[at] != "a" else "b") + good[at + 1 :] for at in (0, -5)]
@@ -79,14 +89,44 @@ async def test_a_wrong_key_is_refused_with_words(world: Harness) -> None:
     assert "x" * 40 not in answer.text
 
 
-async def test_wrong_keys_are_limited_by_address_and_minute(world: Harness) -> None:
-    one = Browser(world)
+async def try_wrong_keys(one: Browser, forwarded: list[str]) -> list[int]:
+    """Post a wrong key for each value of X-Forwarded-For; return the statuses."""
     token = token_of(await one.get("/sign-in"))
-    for _ in range(FAILURES_PER_MINUTE):
-        assert (await one.post("/sign-in", token, key="ghk_no")).status_code == 401
-    assert (await one.post("/sign-in", token, key=ADMIN_KEY)).status_code == 429
+    statuses = []
+    for value in forwarded:
+        one.client.headers["x-forwarded-for"] = value
+        statuses.append((await one.post("/sign-in", token, key="ghk_no")).status_code)
+    return statuses
+
+
+async def test_wrong_keys_are_limited_by_minute_and_a_good_key_never_is(world: Harness) -> None:
+    one = Browser(world)
+    statuses = await try_wrong_keys(one, [""] * (FAILURES_PER_MINUTE + 1))
+    assert statuses == [401] * FAILURES_PER_MINUTE + [429]
+    assert (await Browser(world).sign_in()).status_code == 303
+    assert await try_wrong_keys(one, [""]) == [429]
     world.clock.advance(60)
-    assert (await one.post("/sign-in", token, key=ADMIN_KEY)).status_code == 303
+    assert await try_wrong_keys(one, [""]) == [401]
+
+
+async def test_behind_a_proxy_the_address_that_it_adds_is_limited(world: Harness) -> None:
+    for peer in ("127.0.0.1", "10.0.0.2", "100.64.0.2", "::1", ""):
+        forged = [f"8.8.4.{n}, {peer}-client" for n in range(FAILURES_PER_MINUTE + 1)]
+        statuses = await try_wrong_keys(Browser(world, peer=peer), [*forged, f"{peer}-other"])
+        assert statuses == [401] * FAILURES_PER_MINUTE + [429, 401], peer
+
+
+async def test_without_a_proxy_no_header_changes_what_is_limited(world: Harness) -> None:
+    forged = [f"8.8.4.{n}" for n in range(FAILURES_PER_MINUTE + 1)]
+    statuses = await try_wrong_keys(Browser(world, peer="8.8.8.8"), forged)
+    assert statuses == [401] * FAILURES_PER_MINUTE + [429]
+
+
+async def test_wrong_keys_of_all_addresses_together_are_limited(world: Harness) -> None:
+    addresses = [f"8.8.4.{n}" for n in range(FAILURES_PER_MINUTE_OF_ALL + 1)]
+    statuses = await try_wrong_keys(Browser(world), addresses)
+    assert statuses == [401] * FAILURES_PER_MINUTE_OF_ALL + [429]
+    assert (await Browser(world).sign_in()).status_code == 303
 
 
 async def test_a_sign_in_needs_the_token_of_its_own_page(world: Harness) -> None:

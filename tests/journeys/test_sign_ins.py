@@ -44,3 +44,14 @@ async def test_only_the_newest_sign_ins_of_a_key_hold_and_none_is_left_after_its
     await Browser(world).sign_in(key)
     rows = await world.app.database.read(lambda tx: tx.select("SELECT * FROM sign_ins", {}))
     assert len(rows) == 1
+
+
+async def test_of_sign_ins_in_the_same_millisecond_the_last_and_as_many_as_may_hold(
+    world: Harness,
+) -> None:
+    browsers = [Browser(world) for _ in range(sign_ins.PER_KEY_MAX + 5)]
+    for each in browsers:
+        await each.sign_in()
+        assert (await each.get()).status_code == 200
+    answers = [(await each.get()).status_code for each in browsers]
+    assert answers.count(200) == sign_ins.PER_KEY_MAX
