@@ -70,6 +70,14 @@ def parse_whole(text: str) -> int:
     return value
 
 
+def parse_size(text: str) -> int:
+    """Read a number of bytes, at least 1."""
+    value = read_whole(text)
+    if not value:
+        raise argparse.ArgumentTypeError("a whole number of bytes, at least 1")
+    return value
+
+
 def split_commas(text: str) -> list[str]:
     """Split a text at its commas."""
     return [part.strip() for part in text.split(",")]

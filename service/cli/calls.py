@@ -8,13 +8,15 @@ import msgspec
 
 from service.cli import answers, output
 from service.cli.arguments import read_key
+from service.cli.deadline import LateError, deadline
 from service.model.errors import CommandError
 from service.settings import ENVIRONMENT, is_loopback, read_variable
 
 if TYPE_CHECKING:
     import httpx  # It takes a fifth of a second to import.
 
-TIMEOUT_SECONDS = 75.0  # Above the longest `?wait`.
+REQUEST_SECONDS = 75.0  # For a request and its whole answer: the longest `?wait`, and a margin.
+ANSWER_BYTES_MAX = 16 << 20  # Of the body of an answer: the server may not be genhook.
 EXAMPLE_URL = "http://127.0.0.1:8000"
 
 
@@ -47,7 +49,7 @@ def connect(options: argparse.Namespace) -> "httpx.Client":
     if not is_sendable(url):
         raise CommandError(f"{output.plain(url)} is no URL of a service, such as {EXAMPLE_URL}.")
     headers = {"authorization": f"Bearer {key}", "user-agent": "genhook"}
-    return open_client(url, base_url=url, headers=headers, timeout=TIMEOUT_SECONDS)
+    return open_client(url, base_url=url, headers=headers, timeout=REQUEST_SECONDS)
 
 
 def open_client(url: str, **options: Any) -> "httpx.Client":
@@ -93,15 +95,17 @@ def is_sendable(url: str) -> bool:
 
 
 def call(client: "httpx.Client", method: str, path: str, **options: Any) -> "httpx.Response":
-    """Send a request; return a 2xx answer.
+    """Send a request; return a 2xx answer, whose body is read.
 
-    CommandError for any other answer; UnreachableError if a retry may help.
+    CommandError for any other answer, and for one that is too long; UnreachableError if a retry
+    may help.
     """
     import httpx
 
     try:
-        answer = client.request(method, path, **options)
-    except httpx.RequestError as error:
+        with deadline(REQUEST_SECONDS), client.stream(method, path, **options) as streamed:
+            answer = _read(streamed)
+    except (httpx.RequestError, LateError) as error:
         reason = output.plain(error) or type(error).__name__
         raise UnreachableError(f"no answer from {client.base_url}: {reason}.") from error
     except (UnicodeError, RecursionError) as error:
@@ -109,6 +113,19 @@ def call(client: "httpx.Client", method: str, path: str, **options: Any) -> "htt
     if answer.is_success:
         return answer
     raise _to_error(answer)
+
+
+def _read(answer: "httpx.Response") -> "httpx.Response":
+    """Return the answer with its body; CommandError if that is too long."""
+    import httpx
+
+    body = bytearray()
+    for chunk in answer.iter_bytes():
+        body += chunk
+        if len(body) > ANSWER_BYTES_MAX:
+            limit = f"{ANSWER_BYTES_MAX >> 20} MiB"
+            raise CommandError(f"{answer.url} answered with more than {limit}, which is too much.")
+    return httpx.Response(answer.status_code, content=bytes(body), request=answer.request)
 
 
 def ask(client: "httpx.Client", method: str, path: str, shape: Any, **options: Any) -> Any:
