@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from service.model.errors import CommandError
+from service.model.errors import CommandError, UsageError
 from service.model.number import read_decimal, read_whole
 
 Echo = Callable[[str], None]  # Prints a line.
@@ -96,6 +96,12 @@ def parse_name(text: str) -> str:
     return text
 
 
+def parse_idempotency_key(text: str) -> str:
+    """Read an idempotency key, which becomes a header."""
+    check(bool(re.fullmatch(r"[!-~]{1,255}", text)), "1 to 255 visible ASCII characters")
+    return text
+
+
 def parse_scopes(text: str) -> list[str]:
     """Read scopes that are separated by commas."""
     from service.model.key import SCOPES
@@ -155,8 +161,8 @@ def parse_json_object(text: str) -> dict[str, Any]:
 def read_key(option: str | None) -> str:
     """Return the key of a client, without spaces and line ends around it.
 
-    option: that of `--key`. CommandError if there is none, or if it cannot be sent: the error
-    does not quote it, as that of httpx would.
+    option: that of `--key`. CommandError if there is none; UsageError if it cannot be sent, which
+    does not quote it, as the error of httpx would.
     """
     from service.settings import ENVIRONMENT, is_visible
 
@@ -166,5 +172,5 @@ def read_key(option: str | None) -> str:
     if not key:
         raise CommandError("a key is needed: give --key, or set GENHOOK_API_KEY.")
     if not is_visible(key):
-        raise CommandError(f"{name} must be visible ASCII characters, without spaces.")
+        raise UsageError(f"{name} must be visible ASCII characters, without spaces.")
     return key

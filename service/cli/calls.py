@@ -9,7 +9,7 @@ import msgspec
 from service.cli import answers, output
 from service.cli.arguments import read_key
 from service.cli.deadline import LateError, deadline
-from service.model.errors import CommandError
+from service.model.errors import CommandError, UsageError
 from service.settings import ENVIRONMENT, is_loopback, read_variable
 
 if TYPE_CHECKING:
@@ -43,11 +43,12 @@ _ERROR_OF |= dict.fromkeys((502, 503, 504), UnreachableError)
 
 
 def connect(options: argparse.Namespace) -> "httpx.Client":
-    """Return a client of the service that the options name; CommandError without a good key."""
+    """Return a client of the service that the options name.
+
+    CommandError without a key; UsageError if the URL or the key is none.
+    """
     url = find_url(options.url)
     key = read_key(options.key)
-    if not is_sendable(url):
-        raise CommandError(f"{output.plain(url)} is no URL of a service, such as {EXAMPLE_URL}.")
     headers = {"authorization": f"Bearer {key}", "user-agent": "genhook"}
     return open_client(url, base_url=url, headers=headers, timeout=REQUEST_SECONDS)
 
@@ -76,9 +77,20 @@ def open_client(url: str, **options: Any) -> "httpx.Client":
 
 
 def find_url(option: str | None) -> str:
-    """Return the URL of the service: that of `--url`, of the environment, or of this machine."""
-    named = option or ENVIRONMENT.get("GENHOOK_URL") or ENVIRONMENT.get("GENHOOK_PUBLIC_URL")
-    return named or f"http://127.0.0.1:{read_variable('PORT') or 8000}"
+    """Return the URL of the service: that of `--url`, of the environment, or of this machine.
+
+    UsageError if it is none. The error does not quote it, since it may hold a password.
+    """
+    names = ("GENHOOK_URL", "GENHOOK_PUBLIC_URL")
+    urls = {"--url": option} | {name: ENVIRONMENT.get(name) for name in names}
+    name, url = next(((name, url) for name, url in urls.items() if url), ("", ""))
+    if not url:
+        return f"http://127.0.0.1:{read_variable('PORT') or 8000}"
+    if not is_sendable(url):
+        raise UsageError(f"{name} must be the URL of a service, such as {EXAMPLE_URL}.")
+    if "@" in urlsplit(url).netloc:
+        raise UsageError(f"{name} must have no user and no password: genhook takes an API key.")
+    return url
 
 
 def is_sendable(url: str) -> bool:
@@ -88,7 +100,9 @@ def is_sendable(url: str) -> bool:
     try:
         parts = httpx.URL(url)
         parts.raw_host.decode().encode("idna")  # As Python's sockets do.
-        is_absolute = bool(parts.host and urlsplit(url).hostname)
+        split = urlsplit(url)
+        _ = split.port  # ValueError above 65535, where sockets would take the rest of a division.
+        is_absolute = bool(parts.host and split.hostname)
     except (httpx.InvalidURL, ValueError):
         return False
     return is_absolute and parts.scheme in ("http", "https")

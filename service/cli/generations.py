@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from service.cli import answers, calls, client, output, saving, streams
 from service.cli.arguments import Echo, parse_json_object, parse_size
 from service.cli.command import ID, IDEMPOTENCY, PAGING, Argument, Command, argument, pairs
-from service.model.errors import CommandError
+from service.model.errors import CommandError, UsageError
 from service.model.generation import OPEN, GenerationStatus
 
 if TYPE_CHECKING:
@@ -30,13 +30,18 @@ def create(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     if options.argument_no_wait or waits:  # Its id is known before upstream has answered.
         more["headers"] = {"Prefer": "respond-async"}
     if command.path == ALL:
-        values = dict(options.argument_input or {})
-        if options.argument_prompt is not None:
-            values["prompt"] = options.argument_prompt
-        more["json"] = {**client.values_of(command, options, "body"), "input": values}
+        values = {**client.values_of(command, options, "body"), "input": _input_of(options)}
+        more["json"] = values
     with calls.connect(options) as connection:
         generation = client.send(connection, command, options, answers.Generation, **more)
         return _follow(connection, options, echo, generation, is_judged=True)
+
+
+def _input_of(options: argparse.Namespace) -> dict[str, Any]:
+    values, prompt = dict(options.argument_input or {}), options.argument_prompt
+    if prompt is not None and values.setdefault("prompt", prompt) != prompt:
+        raise UsageError("--prompt and --input give different values for prompt: give one.")
+    return values
 
 
 def get(command: Command, options: argparse.Namespace, echo: Echo) -> int:
