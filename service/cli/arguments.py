@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from service.model.errors import CommandError
+from service.model.errors import CommandError, UsageError
 from service.model.number import read_decimal, read_whole
 
 Echo = Callable[[str], None]  # Prints a line.
@@ -70,6 +70,14 @@ def parse_whole(text: str) -> int:
     return value
 
 
+def parse_size(text: str) -> int:
+    """Read a number of bytes, at least 1."""
+    value = read_whole(text)
+    if not value:
+        raise argparse.ArgumentTypeError("a whole number of bytes, at least 1")
+    return value
+
+
 def split_commas(text: str) -> list[str]:
     """Split a text at its commas."""
     return [part.strip() for part in text.split(",")]
@@ -85,6 +93,12 @@ def parse_id(text: str) -> str:
 def parse_name(text: str) -> str:
     """Read the name of a key."""
     check(1 <= len(text) <= 100 and text.isprintable(), "1 to 100 printable characters")
+    return text
+
+
+def parse_idempotency_key(text: str) -> str:
+    """Read an idempotency key, which becomes a header."""
+    check(bool(re.fullmatch(r"[!-~]{1,255}", text)), "1 to 255 visible ASCII characters")
     return text
 
 
@@ -147,8 +161,8 @@ def parse_json_object(text: str) -> dict[str, Any]:
 def read_key(option: str | None) -> str:
     """Return the key of a client, without spaces and line ends around it.
 
-    option: that of `--key`. CommandError if there is none, or if it cannot be sent: the error
-    does not quote it, as that of httpx would.
+    option: that of `--key`. CommandError if there is none; UsageError if it cannot be sent, which
+    does not quote it, as the error of httpx would.
     """
     from service.settings import ENVIRONMENT, is_visible
 
@@ -158,5 +172,5 @@ def read_key(option: str | None) -> str:
     if not key:
         raise CommandError("a key is needed: give --key, or set GENHOOK_API_KEY.")
     if not is_visible(key):
-        raise CommandError(f"{name} must be visible ASCII characters, without spaces.")
+        raise UsageError(f"{name} must be visible ASCII characters, without spaces.")
     return key

@@ -8,13 +8,15 @@ import msgspec
 
 from service.cli import answers, output
 from service.cli.arguments import read_key
-from service.model.errors import CommandError
+from service.cli.deadline import LateError, deadline
+from service.model.errors import CommandError, UsageError
 from service.settings import ENVIRONMENT, is_loopback, read_variable
 
 if TYPE_CHECKING:
     import httpx  # It takes a fifth of a second to import.
 
-TIMEOUT_SECONDS = 75.0  # Above the longest `?wait`.
+REQUEST_SECONDS = 75.0  # For a request and its whole answer: the longest `?wait`, and a margin.
+ANSWER_BYTES_MAX = 16 << 20  # Of the body of an answer: the server may not be genhook.
 EXAMPLE_URL = "http://127.0.0.1:8000"
 
 
@@ -41,13 +43,14 @@ _ERROR_OF |= dict.fromkeys((502, 503, 504), UnreachableError)
 
 
 def connect(options: argparse.Namespace) -> "httpx.Client":
-    """Return a client of the service that the options name; CommandError without a good key."""
+    """Return a client of the service that the options name.
+
+    CommandError without a key; UsageError if the URL or the key is none.
+    """
     url = find_url(options.url)
     key = read_key(options.key)
-    if not is_sendable(url):
-        raise CommandError(f"{output.plain(url)} is no URL of a service, such as {EXAMPLE_URL}.")
     headers = {"authorization": f"Bearer {key}", "user-agent": "genhook"}
-    return open_client(url, base_url=url, headers=headers, timeout=TIMEOUT_SECONDS)
+    return open_client(url, base_url=url, headers=headers, timeout=REQUEST_SECONDS)
 
 
 def open_client(url: str, **options: Any) -> "httpx.Client":
@@ -74,9 +77,20 @@ def open_client(url: str, **options: Any) -> "httpx.Client":
 
 
 def find_url(option: str | None) -> str:
-    """Return the URL of the service: that of `--url`, of the environment, or of this machine."""
-    named = option or ENVIRONMENT.get("GENHOOK_URL") or ENVIRONMENT.get("GENHOOK_PUBLIC_URL")
-    return named or f"http://127.0.0.1:{read_variable('PORT') or 8000}"
+    """Return the URL of the service: that of `--url`, of the environment, or of this machine.
+
+    UsageError if it is none. The error does not quote it, since it may hold a password.
+    """
+    names = ("GENHOOK_URL", "GENHOOK_PUBLIC_URL")
+    urls = {"--url": option} | {name: ENVIRONMENT.get(name) for name in names}
+    name, url = next(((name, url) for name, url in urls.items() if url), ("", ""))
+    if not url:
+        return f"http://127.0.0.1:{read_variable('PORT') or 8000}"
+    if not is_sendable(url):
+        raise UsageError(f"{name} must be the URL of a service, such as {EXAMPLE_URL}.")
+    if "@" in urlsplit(url).netloc:
+        raise UsageError(f"{name} must have no user and no password: genhook takes an API key.")
+    return url
 
 
 def is_sendable(url: str) -> bool:
@@ -86,22 +100,26 @@ def is_sendable(url: str) -> bool:
     try:
         parts = httpx.URL(url)
         parts.raw_host.decode().encode("idna")  # As Python's sockets do.
-        is_absolute = bool(parts.host and urlsplit(url).hostname)
+        split = urlsplit(url)
+        _ = split.port  # ValueError above 65535, where sockets would take the rest of a division.
+        is_absolute = bool(parts.host and split.hostname)
     except (httpx.InvalidURL, ValueError):
         return False
     return is_absolute and parts.scheme in ("http", "https")
 
 
 def call(client: "httpx.Client", method: str, path: str, **options: Any) -> "httpx.Response":
-    """Send a request; return a 2xx answer.
+    """Send a request; return a 2xx answer, whose body is read.
 
-    CommandError for any other answer; UnreachableError if a retry may help.
+    CommandError for any other answer, and for one that is too long; UnreachableError if a retry
+    may help.
     """
     import httpx
 
     try:
-        answer = client.request(method, path, **options)
-    except httpx.RequestError as error:
+        with deadline(REQUEST_SECONDS), client.stream(method, path, **options) as streamed:
+            answer = _read(streamed)
+    except (httpx.RequestError, LateError) as error:
         reason = output.plain(error) or type(error).__name__
         raise UnreachableError(f"no answer from {client.base_url}: {reason}.") from error
     except (UnicodeError, RecursionError) as error:
@@ -109,6 +127,19 @@ def call(client: "httpx.Client", method: str, path: str, **options: Any) -> "htt
     if answer.is_success:
         return answer
     raise _to_error(answer)
+
+
+def _read(answer: "httpx.Response") -> "httpx.Response":
+    """Return the answer with its body; CommandError if that is too long."""
+    import httpx
+
+    body = bytearray()
+    for chunk in answer.iter_bytes():
+        body += chunk
+        if len(body) > ANSWER_BYTES_MAX:
+            limit = f"{ANSWER_BYTES_MAX >> 20} MiB"
+            raise CommandError(f"{answer.url} answered with more than {limit}, which is too much.")
+    return httpx.Response(answer.status_code, content=bytes(body), request=answer.request)
 
 
 def ask(client: "httpx.Client", method: str, path: str, shape: Any, **options: Any) -> Any:

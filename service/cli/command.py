@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from service.cli.arguments import Echo, parse_id, parse_pair, parse_whole
+from service.cli.arguments import Echo, parse_id, parse_idempotency_key, parse_pair, parse_whole
 
 Place = Literal["path", "query", "body", "own"]  # "own": only the function of the command reads it.
 
@@ -77,5 +77,7 @@ PAGING = (
     argument("query", "--order", "oldest or newest first (desc)", choices=("asc", "desc")),
 )
 IDEMPOTENCY = argument(
-    "own", "--idempotency-key", "a repeat with the same key runs nothing twice", metavar="KEY"
+    *("own", "--idempotency-key", "a repeat with the same key runs nothing twice"),
+    type=parse_idempotency_key,
+    metavar="KEY",
 )

@@ -4,9 +4,9 @@ import argparse
 from typing import TYPE_CHECKING, Any, get_args
 
 from service.cli import answers, calls, client, output, saving, streams
-from service.cli.arguments import Echo, parse_json_object
+from service.cli.arguments import Echo, parse_json_object, parse_size
 from service.cli.command import ID, IDEMPOTENCY, PAGING, Argument, Command, argument, pairs
-from service.model.errors import CommandError
+from service.model.errors import CommandError, UsageError
 from service.model.generation import OPEN, GenerationStatus
 
 if TYPE_CHECKING:
@@ -30,13 +30,18 @@ def create(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     if options.argument_no_wait or waits:  # Its id is known before upstream has answered.
         more["headers"] = {"Prefer": "respond-async"}
     if command.path == ALL:
-        values = dict(options.argument_input or {})
-        if options.argument_prompt is not None:
-            values["prompt"] = options.argument_prompt
-        more["json"] = {**client.values_of(command, options, "body"), "input": values}
+        values = {**client.values_of(command, options, "body"), "input": _input_of(options)}
+        more["json"] = values
     with calls.connect(options) as connection:
         generation = client.send(connection, command, options, answers.Generation, **more)
         return _follow(connection, options, echo, generation, is_judged=True)
+
+
+def _input_of(options: argparse.Namespace) -> dict[str, Any]:
+    values, prompt = dict(options.argument_input or {}), options.argument_prompt
+    if prompt is not None and values.setdefault("prompt", prompt) != prompt:
+        raise UsageError("--prompt and --input give different values for prompt: give one.")
+    return values
 
 
 def get(command: Command, options: argparse.Namespace, echo: Echo) -> int:
@@ -76,7 +81,7 @@ def _follow(
     client.show(options, echo, generation, output.generation(generation)[len(begun) :])
     status, is_saved = generation["status"], True
     if folder is not None and status == "succeeded":
-        is_saved = saving.save(generation, folder, streams.note if options.json else echo)
+        is_saved = _save(generation, folder, options, echo)
     has_failed = (waits or is_judged) and status not in (*OPEN, "succeeded")
     return 1 if has_failed or not is_saved else 0
 
@@ -120,18 +125,29 @@ def save(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     if generation["status"] != "succeeded":
         state = f"{output.plain(generation['id'])} is {output.plain(generation['status'])}"
         raise CommandError(f"{state}: it has no files.")
-    folder, note = options.argument_directory, streams.note if options.json else echo
-    is_saved = saving.save(generation, folder, note)
+    is_saved = _save(generation, options.argument_directory, options, echo)
     client.show(options, echo, generation, [])
     return 0 if is_saved else 1
+
+
+def _save(generation: Any, folder: str, options: argparse.Namespace, echo: Echo) -> bool:
+    note = streams.note if options.json else echo
+    return saving.save(generation, folder, note, options.argument_max_bytes)
 
 
 _ASYNC = argument(
     *("own", "--no-wait", "answer once it is stored, before upstream took it"), action="store_true"
 )
+_MAX_BYTES = argument(
+    *("own", "--max-bytes", f"keep no file that is larger ({saving.FILE_BYTES_MAX})"),
+    type=parse_size,
+    default=saving.FILE_BYTES_MAX,
+    metavar="N",
+)
 _WAITING = (
     argument("own", "--wait", "wait until it has an outcome", action="store_true"),
     argument("own", "--save", "wait, then save its files in this folder", metavar="DIR"),
+    _MAX_BYTES,
 )
 _CREATE = (
     argument("body", "--model", "the model's id in the catalogue", required=True),
@@ -209,7 +225,7 @@ COMMANDS = {
     "save": Command(
         "save the files of a generation's result",
         f"generations save {EXAMPLE} pictures",
-        *("GET", ONE, (ID, _DIRECTORY)),
+        *("GET", ONE, (ID, _DIRECTORY, _MAX_BYTES)),
         run=save,
     ),
 }

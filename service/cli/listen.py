@@ -19,6 +19,7 @@ from service.cli.calls import (
     open_client,
 )
 from service.cli.client import add_remote
+from service.cli.deadline import LateError, deadline
 from service.delivery import signing
 from service.model.clock import SECOND, now_ms
 from service.model.errors import CommandError
@@ -147,9 +148,9 @@ def _forward(url: str, key: bytes, event_id: str, body: bytes) -> tuple[bool, st
     began = time.perf_counter()
     try:
         # Not with the client of the service: its key is for that alone.
-        with open_client(url, timeout=FORWARD_SECONDS) as client:
+        with deadline(FORWARD_SECONDS), open_client(url, timeout=FORWARD_SECONDS) as client:
             answer = client.post(url, content=body, headers=headers)
-    except httpx.RequestError as error:
+    except (httpx.RequestError, LateError) as error:
         return False, output.plain(f"-> {str(error) or type(error).__name__}")
     milliseconds = (time.perf_counter() - began) * 1_000
     return answer.is_success, f"-> {answer.status_code} in {milliseconds:.0f} ms"

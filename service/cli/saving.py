@@ -11,13 +11,15 @@ from typing import IO, Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from service.cli import calls, output, streams
+from service.cli.deadline import LateError, deadline
 from service.model.errors import CommandError
 from service.upstream.links import TYPE_BY_EXTENSION
 
 Note = Callable[[str], None]
 
-FILE_BYTES_MAX = 4 << 30  # Of one file: upstream is a stranger, and the disk is the user's.
-TIMEOUT_SECONDS = 60.0
+FILE_BYTES_MAX = 2 << 30  # Of one file: upstream is a stranger, and the disk is the user's.
+FILE_SECONDS = 3_600.0  # For one file as a whole.
+TIMEOUT_SECONDS = 60.0  # Without a byte.
 DEAD = (401, 403, 404, 410)  # What storage answers to a link that has expired.
 
 
@@ -25,10 +27,13 @@ class _NotSavedError(Exception):
     """Why one file was not saved; the others are tried."""
 
 
-def save(generation: Mapping[str, Any], folder: str, note: Note) -> bool:
+def save(
+    generation: Mapping[str, Any], folder: str, note: Note, bytes_max: int = FILE_BYTES_MAX
+) -> bool:
     """Save every file of a generation's result in a folder; return whether all are there.
 
-    A file is named by the generation and its number. One that is there is left as it is.
+    bytes_max: of one file; nothing is kept of a larger one. A file is named by the generation and
+    its number. One that is there is left as it is.
     """
     path, files = Path(folder), (generation["output"] or {}).get("files", [])
     try:
@@ -45,10 +50,11 @@ def save(generation: Mapping[str, Any], folder: str, note: Note) -> bool:
             note(f"{prefix} is there already; it is not overwritten.")
             continue
         try:
-            size = _save(file, target)
-        except _NotSavedError as error:
+            with deadline(FILE_SECONDS):
+                size = _save(file, target, bytes_max)
+        except (_NotSavedError, LateError) as error:
             is_whole = False
-            note(f"{prefix} is not saved: {error}")
+            note(f"{prefix} is not saved: {str(error).rstrip('.')}.")
         else:
             note(f"{prefix}  {_size(size)}")
     if not files:
@@ -74,7 +80,7 @@ def _path_of(url: str) -> str:
         return ""
 
 
-def _save(file: Mapping[str, Any], target: Path) -> int:
+def _save(file: Mapping[str, Any], target: Path, bytes_max: int) -> int:
     """Save one file; return its size in bytes."""
     url = file.get("url")
     if not isinstance(url, str):
@@ -86,8 +92,8 @@ def _save(file: Mapping[str, Any], target: Path) -> int:
         for chunk in [_decode(url)] if url.startswith("data:") else _fetch(url, file):
             size += len(chunk)
             streams.progress(f"{output.plain(target.name)}  {_size(size)}")
-            if size > FILE_BYTES_MAX:
-                raise _NotSavedError(f"it has more than {_size(FILE_BYTES_MAX)}.")
+            if size > bytes_max:
+                raise _NotSavedError(f"it has more than {_size(bytes_max)}: see --max-bytes.")
             stream.write(chunk)
     return size
 

@@ -20,6 +20,12 @@ class CommandError(Exception):
     status = 1  # With which the process exits; docs/cli.md says what each means.
 
 
+class UsageError(CommandError):
+    """An option, or a variable that takes its place, is wrong. Nothing was sent."""
+
+    status = 2
+
+
 class StorageError(Exception):
     """The database failed, and nothing of the unit of work was stored. Answered with 503."""
 

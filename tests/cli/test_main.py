@@ -501,7 +501,6 @@ def test_a_refusal_cannot_steer_the_terminal(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("generations list --key ghk_x --url ftp://x", "ftp://x is no URL"),
         ("generations list --url http://127.0.0.1:1", "a key is needed"),
         ("generations list --key ghk_x --url http://127.0.0.1:1", "no answer from http://127"),
     ],
@@ -563,7 +562,7 @@ def test_a_key_that_cannot_be_sent_is_named_and_not_shown(
     key: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GENHOOK_API_KEY", key)
-    assert run("subscribers list --url http://127.0.0.1:9") == 1
+    assert run("subscribers list --url http://127.0.0.1:9") == 2
     shown = capsys.readouterr().err
     assert "GENHOOK_API_KEY" in shown
     assert "hush" not in shown

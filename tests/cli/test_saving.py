@@ -44,10 +44,10 @@ def storage() -> Iterator[tuple[str, list[str]]]:
         yield url.rstrip("/"), seen
 
 
-def save(folder: Path, *files: dict[str, Any]) -> tuple[bool, list[str]]:
+def save(folder: Path, *files: dict[str, Any], **limits: int) -> tuple[bool, list[str]]:
     notes: list[str] = []
     generation = {"id": "gen_1", "output": {"files": list(files)}}
-    return saving.save(generation, str(folder), notes.append), notes
+    return saving.save(generation, str(folder), notes.append, **limits), notes
 
 
 def test_a_file_is_saved_without_the_key_and_never_overwritten(
@@ -126,9 +126,9 @@ def test_a_folder_that_is_none_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_too_large_is_not_kept(
-    tmp_path: Path, storage: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, storage: tuple[str, list[str]]
 ) -> None:
-    monkeypatch.setattr(saving, "FILE_BYTES_MAX", 5)
-    is_whole, [note] = save(tmp_path, {"url": f"{storage[0]}/a.png"})
+    is_whole, [note] = save(tmp_path, {"url": f"{storage[0]}/a.png"}, bytes_max=5)
     assert (is_whole, "more than 5 bytes" in note) == (False, True)
     assert list(tmp_path.iterdir()) == []
+    assert save(tmp_path, {"url": f"{storage[0]}/a.png"}, bytes_max=len(PICTURE))[0]

@@ -1,0 +1,29 @@
+"""The limit in time of a request as a whole, which the timeouts of httpx are not.
+
+Those begin anew with each byte, so that a server which drips bytes would never reach them.
+"""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+
+class LateError(Exception):
+    """It takes longer than it may. No OSError, which sockets would take as a reason to go on."""
+
+
+@contextlib.contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Raise LateError where the block is after this time. Only the main thread may call it."""
+
+    def expire(*_: object) -> None:
+        raise LateError(f"it takes more than {seconds:g} s")
+
+    handler = signal.signal(signal.SIGALRM, expire)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
