@@ -97,6 +97,20 @@ async def tick_until_asked(world: Harness, gate: Gate) -> None:
         assert (await world.app.worker.tick(0.2)).attempted == 0
 
 
+class Counting:
+    """A receiver that counts the attempts under way at once."""
+
+    under_way = most = 0
+
+    async def __call__(self) -> int:
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        for _ in range(20):  # So that others could begin meanwhile.
+            await asyncio.sleep(0)  # noqa: TID251  it waits for no time
+        self.under_way -= 1
+        return 200
+
+
 async def by_hand(world: Harness, step: Coroutine[Any, Any, T]) -> T:
     """Do a step of due work with the right to work, but without a session; return its result."""
     ownership = world.app.worker.ownership

@@ -18,7 +18,7 @@ from service.store.shards import ALL, shard_of
 from service.store.vault import Vault
 from tests import engine
 from tests.harness import SUBSCRIBER_URL, Harness, opened, success_report
-from tests.journeys.gates import Gate
+from tests.journeys.gates import Counting, Gate
 from tests.store.test_postgres import connected
 
 pytestmark = pytest.mark.usefixtures("postgres")
@@ -101,20 +101,6 @@ async def test_what_is_sent_upstream_again_is_sent_by_one_of_the_workers(tmp_pat
             await until(world, lambda: not second.worker.submitter.in_flight)
         assert {row["status"] for row in page["data"]} <= {"queued", "processing"}
         assert len(world.upstream.creates) == 20
-
-
-class Counting:
-    """A receiver that counts the attempts under way at once."""
-
-    under_way = most = 0
-
-    async def __call__(self) -> int:
-        self.under_way += 1
-        self.most = max(self.most, self.under_way)
-        for _ in range(20):  # So that others could begin meanwhile.
-            await asyncio.sleep(0)  # noqa: TID251  it waits for no time
-        self.under_way -= 1
-        return 200
 
 
 async def test_a_cap_and_the_order_hold_over_all_workers_and_writers(tmp_path: Path) -> None:
