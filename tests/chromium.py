@@ -3,9 +3,10 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")  # Debian's, and others.
 PATH = next(filter(None, map(shutil.which, NAMES)), None)
@@ -24,19 +25,27 @@ def launched() -> Iterator[Browser]:
 
 
 class Tab:
-    """A page; what its console complains of, and the URLs of all that it asks for."""
+    """A page; what its console complains of, and all that it asks for, as kind and URL."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
         self.complaints: list[str] = []
-        self.requests: list[str] = []
+        self.requests: list[tuple[str, str]] = []
         page.on("console", self._hear)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("request", lambda one: self.requests.append((one.resource_type, one.url)))
 
-    def _hear(self, message: object) -> None:
-        if getattr(message, "type", "") in ("error", "warning"):
-            self.complaints.append(getattr(message, "text", ""))
+    @property
+    def hosts(self) -> dict[str, set[str]]:
+        """By host and port, the kinds of what the page asked for there."""
+        kinds: dict[str, set[str]] = {}
+        for kind, url in self.requests:
+            kinds.setdefault(urlsplit(url).netloc, set()).add(kind)
+        return kinds
+
+    def _hear(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(f"{self.page.url}: {message.text}")
 
 
 @contextmanager

@@ -52,24 +52,12 @@ class Receiver(http.server.BaseHTTPRequestHandler):
         """Print nothing."""
 
 
-class Watched:
-    """A page whose console errors and requests are kept."""
+class Watched(chromium.Tab):
+    """A page of a signed-in person."""
 
     def __init__(self, browser: Browser, **options: Any) -> None:
-        self.page: Page = browser.new_context(**options).new_page()
-        self.errors: list[str] = []
-        self.hosts: dict[str, set[str]] = {}
+        super().__init__(browser.new_context(**options).new_page())
         self.page.set_default_timeout(30_000)
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("console", self._note)
-        self.page.on("request", lambda request: self._count(request.url, request.resource_type))
-
-    def _note(self, message: Any) -> None:
-        if message.type in ("error", "warning"):
-            self.errors.append(f"{self.page.url}: {message.text}")
-
-    def _count(self, url: str, kind: str) -> None:
-        self.hosts.setdefault(urlsplit(url).netloc, set()).add(kind)
 
     def sign_in(self, url: str, key: str) -> None:
         self.page.goto(f"{url}/dashboard")
@@ -104,7 +92,7 @@ def test_a_person_signs_in_tries_a_model_and_repairs_a_receiver(
         _replay_the_dead_letters(page)
         page.get_by_role("button", name="Sign out").click()
         expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
-        assert watched.errors == []
+        assert watched.complaints == []
         own = urlsplit(running.url).netloc
         assert all(kinds == {"image"} for host, kinds in watched.hosts.items() if host != own)
         assert len(watched.hosts) == 2
@@ -211,7 +199,7 @@ def test_axe_finds_no_serious_fault_on_any_page_in_either_scheme_and_on_a_phone(
             faults += faults_of(page)
         page.goto(f"{running.url}/dashboard/generations?status=canceled")
         faults += faults_of(page)
-        assert watched.errors == []
+        assert watched.complaints == []
         page.goto(f"{running.url}/dashboard/nothing")
         faults += faults_of(page)
         running.end()
