@@ -176,7 +176,8 @@ _FIELDS = ("id", "status", "subscriber_id", "done", "total", "dry_run", "created
 REPLAYS = {
     "list": Command(*("list replays", "replays list", "GET", _ALL, PAGING, "page"), shows=_COLUMNS),
     "get": Command(
-        *("show a replay and how far it is", f"replays get {_EXAMPLE}"),
+        "show a replay and how far it is",
+        f"replays get {_EXAMPLE}",
         *("GET", f"{_ALL}/{{id}}", (ID,)),
         shows=_FIELDS,
     ),

@@ -211,8 +211,8 @@ def test_a_repeat_with_an_idempotency_key_makes_no_second_key_and_no_second_repl
     assert (first[0], first) == (0, again)
     _, new = genhook("subscribers", "create", inbox[0], "--json")
     period = ("--since", "2026-01-01T00:00:00Z", "--until", "2026-02-01T00:00:00Z")
-    line = ("replay", new["id"], *period, "--idempotency-key", "r-1", "--json")
-    first, again = genhook(*line), genhook(*line)
+    replay = ("replay", new["id"], *period, "--idempotency-key", "r-1", "--json")
+    first, again = genhook(*replay), genhook(*replay)
     assert (first[0], first[1]["id"]) == (0, again[1]["id"])
     other = ("replay", new["id"], *period, "--idempotency-key", "r-1", "--dry-run")
     assert genhook(*other)[0] == 1

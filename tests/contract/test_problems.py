@@ -243,10 +243,8 @@ def test_a_refusal_of_the_entrance_is_as_shown() -> None:
 async def test_each_conflict_is_as_shown(tmp_path: Path, path: str) -> None:
     async with opened(tmp_path) as world:
         ids = await populate(world)
-        replay = {"json": {"subscriber_id": ids["sub"], **SPAN, "only": "all"}}
-        answer = await world.client.post(
-            path.format(**ids), **(replay if "replays" in path else {})
-        )
+        body = {"subscriber_id": ids["sub"], **SPAN} if path == "/v1/replays" else {}
+        answer = await world.client.post(path.format(**ids), json=body)
     assert answer.json()["code"] == "conflict"
     assert is_shown(answer.json())
 
