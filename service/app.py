@@ -19,7 +19,7 @@ from service.delivery.webhook import egress
 from service.delivery.webhook.connection import tls_context
 from service.delivery.webhook.sender import WebhookSender
 from service.model.clock import Clock, now_ms
-from service.model.errors import SettingsError
+from service.model.errors import SettingsError, StorageError
 from service.settings import VARIABLES, Settings, unknown_variables
 from service.store.database import Ownership
 from service.store.sqlite.database import Database
@@ -134,12 +134,20 @@ class App:
         await asgi.refuse(scope, send, not_found("page of a worker"), self.context.clock())
 
     async def start(self, *, worker: bool | None = None) -> None:
-        """Open the database, bring its schema up to date, and start the worker."""
+        """Open the database, bring its schema up to date, and start the worker.
+
+        By default there is one if the settings say so; `worker=True` is a process that serves nobody.
+        StorageError if there is to be one, and the way to the database does not allow it.
+        """
+        has_worker = self.settings.worker == "embedded" if worker is None else worker
         self.context.stopping.clear()
+        self.context.role = "worker" if worker else "both" if has_worker else "web"
         for name in ("_api", "_pages"):  # Of an earlier start, with the worker of that.
             self.__dict__.pop(name, None)
         await self.database.open()
         try:
+            if has_worker and (refusal := self._ownership.refusal):
+                raise StorageError(refusal)
             await self.database.migrate()
             await self.database.write(tenants.ensure, self.context, tenants.DEFAULT)
             sender = self._sender or _sender(self.settings)
@@ -148,7 +156,7 @@ class App:
         except BaseException:
             await self.database.close()
             raise
-        if self.settings.worker == "embedded" if worker is None else worker:
+        if has_worker:
             self.worker.start()
 
     def begin_stop(self) -> None:

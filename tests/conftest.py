@@ -51,7 +51,9 @@ def postgres(testrun_uid: str, worker_id: str) -> Iterator[engine.Schemas]:
     folder = Path(TEMP_ROOT) / f"genhook-postgres-{testrun_uid}"
     schemas, leave = engine.start(folder, f"tests_{worker_id}")
     yield schemas
+    deadlocks = schemas.count_deadlocks()
     leave()
+    assert deadlocks == 0, f"the server broke {deadlocks} deadlocks of tests in this process"
 
 
 @pytest.fixture(autouse=True)

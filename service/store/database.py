@@ -132,6 +132,10 @@ class Ownership(Protocol):
     busy: Callable[[], Collection[int]]
 
     @property
+    def refusal(self) -> str | None:
+        """Why this process can never have the right to work, as a sentence; None if it may."""
+
+    @property
     def is_held(self) -> bool:
         """True while this process has the right to any shard."""
 

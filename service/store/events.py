@@ -52,6 +52,9 @@ async def list_page(
     """Return a page of a tenant's events in commit order, of one type or generation if not None."""
     await tx.order_events()
     table, where, filters = "events e {index events_tenant}", ["e.tenant = :tenant"], []
+    # What was committed since then has no place yet: a reader that continued after it could skip
+    # an event that is committed later, and gets an earlier place.
+    placed = "e.seq IS NOT NULL"
     if generation_id is not None:
         ids = "SELECT value FROM generations g, {rows}(g.event_ids) WHERE g.id = :generation_id"
         # SQLite would read all events of the tenant instead of these few.
@@ -60,7 +63,7 @@ async def list_page(
     if type_ is not None:
         filters.append("e.type = :type")
     source = pages.Source(
-        table=table, where=where, filters=filters, key="e.seq", id="e.id", cursor=_SEQ_OF_CURSOR
+        table=table, where=[*where, placed], filters=filters, key="e.seq", id="e.id", cursor=_SEQ_OF_CURSOR
     )
     values = {"tenant": tenant, "type": type_, "generation_id": generation_id}
     return await pages.read(tx, source, page, values)

@@ -39,9 +39,8 @@ async def seq_bounds(tx: Transaction, since_at: int) -> tuple[int, int]:
     """Return the cursor to start from for events since a time, and the last seq there is now."""
     await tx.order_events()
     first = first_id("evt", since_at - SKEW_MS)
-    first_seq = await rows.read_number(tx, "replay_first_seq", first_id=first)
-    last_seq = await rows.read_number(tx, "replay_last_seq") or 0
-    return (last_seq if first_seq is None else first_seq - 1), last_seq
+    seq_before = await rows.read_number(tx, "replay_seq_before", first_id=first) or 0
+    return seq_before, await rows.read_number(tx, "replay_last_seq") or 0
 
 
 async def window_end(tx: Transaction, replay: Replay, limit: int) -> int | None:

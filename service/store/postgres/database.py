@@ -11,7 +11,6 @@ import math
 import random  # noqa: TID251  two units that met must not meet again
 import secrets
 from collections.abc import Awaitable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
 
@@ -22,6 +21,7 @@ from service.store.item import Item, note_rows
 from service.store.postgres import schema
 from service.store.postgres.connection import (
     CONNECT_SECONDS,
+    Pool,
     is_failure,
     is_repeatable,
     open_pool,
@@ -69,7 +69,7 @@ class Database:
         self._turns = Turns(self._pool_size - writers - 1)
         self._writers = asyncio.Semaphore(writers)
         self._queue = Queue(queue_max)
-        self._pool: Any = None
+        self._pool: Pool = None  # type: ignore[assignment]  # From `open` on.
         self._wake = asyncio.Event()
         self._wake_timer: asyncio.TimerHandle | None = None
         self._stream: asyncio.Task[None] | None = None
@@ -77,10 +77,9 @@ class Database:
         self._closing = asyncio.Event()
         self._retried: list[Item] = []
         self._retry_timer: asyncio.TimerHandle | None = None
-        self._order = Order()
         self.lock_connection: Any = None  # Of the right to work, which is not of the pool.
         self.holding = Holding()  # By the right to work.
-        self._notices = Notices()
+        self._order, self._notices = Order(), Notices()
         self._committed_at, self._failed_at, self._failure = -math.inf, -math.inf, ""
 
     async def open(self) -> None:
@@ -106,7 +105,7 @@ class Database:
                     async with asyncio.timeout(CONNECT_SECONDS):
                         await opened.close()
                 opened.terminate()
-        self.lock_connection = self._pool = None
+        self.lock_connection = self._pool = None  # type: ignore[assignment]
 
     async def migrate(self) -> list[str]:
         """Apply the missing migrations; return their names."""
@@ -120,11 +119,7 @@ class Database:
 
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the version of the schema, or None."""
-        return await within(READ_SECONDS, self._schema_problem())
-
-    async def _schema_problem(self) -> str | None:
-        async with self._turns.read(self._pool) as connection:
-            return await schema.problem(connection)
+        return await within(READ_SECONDS, self._turns.read(self._pool, schema.problem))
 
     async def write_problem(self) -> str | None:
         """Return why commits fail, or None. It tries one if there was none for a while."""
@@ -166,27 +161,25 @@ class Database:
 
     async def read(self, unit: Unit[T], *args: object) -> T:
         """Run `unit(tx, *args)`, a short one, on a snapshot."""
-        return await within(READ_SECONDS, self._read(unit, *args))
-
-    async def _read(self, unit: Unit[T], *args: object) -> T:
-        async with self._turns.read(self._pool) as connection:
-            return await unit(self._transaction(connection), *args)
+        work = partial(self._run_on, unit, args)
+        return await within(READ_SECONDS, self._turns.read(self._pool, work))
 
     async def search(self, tenant: str, unit: Unit[T], *args: object) -> T:
         """Like `read`, for a unit that may take long. SearchTooLongError if it does."""
+        return await self._turns.search(self._pool, tenant, partial(self._run_on, unit, args))
 
-        async def work(connection: Any) -> T:
-            return await unit(self._transaction(connection), *args)
-
-        return await self._turns.search(self._pool, tenant, work)
+    async def _run_on(self, unit: Unit[T], args: tuple[object, ...], connection: Any) -> T:
+        return await unit(self._transaction(connection), *args)
 
     def _transaction(self, connection: Any) -> Transaction:
         order = partial(self._order.extend, self._pool)
-        return Transaction(connection, self._clock(), order, self.holding.shards)
+        own = order, self.holding.shards
+        return Transaction(connection, self._clock(), *own, is_pooled=self.is_pooled)
 
-    def pooled(self) -> AbstractAsyncContextManager[Any]:
-        """A connection that does the work. StorageError if there is none."""
-        return taken(self._pool)
+    @property
+    def is_pooled(self) -> bool:
+        """Whether a pooler stands between this process and the server."""
+        return self._pool is not None and self._pool.is_pooled
 
     def holds(self, id_: str) -> bool:
         """Whether the work on a subscriber or a generation is this process's."""
@@ -288,13 +281,12 @@ class Database:
                     await self._closing.wait()
 
     async def _run_once(self, batch: Sequence[Item]) -> tuple[Sequence[Any], Transaction]:
-        async with self._pool.acquire(timeout=CONNECT_SECONDS) as connection:
+        async with self._pool.transaction(isolation="serializable") as connection:
             tx = self._transaction(connection)
-            async with connection.transaction(isolation="serializable"):
-                if batch[0].batched:
-                    results = await batch[0].unit(tx, [item.args[0] for item in batch])
-                else:
-                    results = [await batch[0].unit(tx, *batch[0].args)]
+            if batch[0].batched:
+                results = await batch[0].unit(tx, [item.args[0] for item in batch])
+            else:
+                results = [await batch[0].unit(tx, *batch[0].args)]
             assert len(results) == len(batch), "a batched unit returned too few results"
         return results, tx
 

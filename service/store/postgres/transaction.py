@@ -18,7 +18,7 @@ Arguments = tuple[Any, ...]
 class Transaction:
     """The statements of one unit, or of one batched unit with all its items."""
 
-    __slots__ = ("_connection", "_order", "_shards", "after", "charged", "now")
+    __slots__ = ("_connection", "_is_pooled", "_order", "_shards", "after", "charged", "now")
 
     def __init__(
         self,
@@ -26,8 +26,11 @@ class Transaction:
         now: int,
         order: Callable[[], Awaitable[None]],
         shards: frozenset[int],
+        *,
+        is_pooled: bool = False,
     ) -> None:
         self._connection = connection
+        self._is_pooled = is_pooled
         self._shards = list(shards)  # Of the statements that read what this process works on.
         self._order = order
         self.after: AfterCommit = []
@@ -93,7 +96,13 @@ class Transaction:
         self.charged[tenant] += rows
 
     async def _cursor(self, sql: str, arguments: Arguments) -> AsyncIterator[Row]:
-        async for row in self._connection.cursor(sql, *_clean(arguments), prefetch=PREFETCH_ROWS):
+        source: Any = self._connection
+        if self._is_pooled:  # A name may be taken, by another client that used this session before.
+            statement = await source.prepare(sql, name="")
+            rows = statement.cursor(*_clean(arguments), prefetch=PREFETCH_ROWS)
+        else:
+            rows = source.cursor(sql, *_clean(arguments), prefetch=PREFETCH_ROWS)
+        async for row in rows:
             yield row
 
 
