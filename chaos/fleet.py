@@ -11,17 +11,14 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import httpx
 
 from bench.machine import ROOT
 from bench.world import ADMIN_KEY, SERVE
-from chaos import promises
-from chaos.world import END_SECONDS, HOST, LISTEN_SECONDS, TICK_SECONDS, World, find_port
+from chaos.world import END_SECONDS, HOST, LISTEN_SECONDS, TICK_SECONDS, World, ask, find_port
 from tests import engine
 
 GENHOOK = SERVE[0]
-SETTLE_SECONDS = 90.0
 DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
 
 
@@ -49,26 +46,26 @@ class Server:
         self._folder = folder
         self._running = engine.serve(folder, "stop")
         self.url: str = self._running.get_uri()
+        self._schemas = 0
         self._deadlocks = 0  # Of those before a restart, after which the server may count anew.
 
-    async def read(self, sql: str) -> Any:
-        """Return the one value of a query."""
-        connection = await asyncpg.connect(self.url)
-        try:
-            return await connection.fetchval(sql)
-        finally:
-            await connection.close()
-
-    async def count_deadlocks(self) -> int:
+    def count_deadlocks(self) -> int:
         """Return how many there were."""
-        return self._deadlocks + int(await self.read(DEADLOCKS))
+        [row] = ask(self.url, DEADLOCKS)
+        return self._deadlocks + int(row["deadlocks"])
+
+    def new_schema(self) -> str:
+        """Return the URL of a new schema."""
+        self._schemas += 1
+        ask(self.url, f"CREATE SCHEMA schema_{self._schemas}")
+        return f"{self.url}&search_path=schema_{self._schemas}"
 
     async def restart(self) -> None:
         """Stop the server, whatever is under way, and start it again."""
-        before = await self.count_deadlocks()
+        before, self._deadlocks = self.count_deadlocks(), 0
         await asyncio.to_thread(self._running.cleanup)
         self._running = await asyncio.to_thread(engine.serve, self._folder, "stop")
-        self._deadlocks = before - int(await self.read(DEADLOCKS))
+        self._deadlocks = before - self.count_deadlocks()
 
     def stop(self) -> None:
         """Stop the server."""
@@ -93,6 +90,7 @@ class Fleet:
     def __init__(self, world: World, webs: int, workers: int, server: Server | None) -> None:
         self.world = world
         self.server = server
+        world.server_url = server.url if server else ""
         self.ports = [world.port, *(find_port() for _ in range(webs - 1))]
         self.webs = [f"web {number}" for number in range(webs)]
         self.workers = [f"worker {number}" for number in range(workers)]
@@ -131,8 +129,6 @@ class Fleet:
         is_web = name in self.webs
         own = {"PORT": str(self.ports[self.webs.index(name)])} if is_web else {}
         own["GENHOOK_WORKER"] = "off" if is_web else "embedded"
-        if self.server is not None:
-            own["GENHOOK_DATABASE_URL"] = self.server.url
         with (self.world.folder / "log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [GENHOOK, "serve" if is_web else "work"],
@@ -164,30 +160,6 @@ class Fleet:
         for process in self._processes.values():
             process.kill()
             process.wait()
-
-    async def wait_until_done(self) -> bool:
-        """Wait until no work is left; return False if the time is up first."""
-        if self.server is None:
-            return await promises.wait_until_done(self.world, SETTLE_SECONDS)
-        ends_at = time.monotonic() + SETTLE_SECONDS
-        while time.monotonic() < ends_at:
-            if not await self.server.read(promises.OPEN_WORK):
-                return True
-            await asyncio.sleep(0.2)
-        return False
-
-    async def collect(self) -> str:
-        """Bring all rows into the file of the world; return what went wrong, or an empty text."""
-        if self.server is None:
-            return ""
-        process = await asyncio.create_subprocess_exec(
-            *(GENHOOK, "copy", "--from", self.server.url, "--to", f"sqlite:///{self.world.path}"),
-            env=self.world.environment(),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        output, _ = await process.communicate()
-        return output.decode() if process.returncode else ""
 
 
 @asynccontextmanager

@@ -23,6 +23,7 @@ PER_SECOND = 5.0  # Generations.
 CAP, HOLD_SECONDS = 3, 0.25
 RATE = 8.0  # Webhooks per second to one subscriber.
 POLL_RATE = 12.0
+SETTLE_SECONDS = 90.0
 AWAY_SECONDS = 1.0  # After a kill, what was under way may still be on its way to the receiver.
 SETTINGS = {"GENHOOK_POLL_RATE_PER_SECOND": f"{POLL_RATE}", "GENHOOK_DEADLINE_SECONDS": "20"}
 LIMITED = {"capped": {"max_in_flight": CAP}, "rated": {"rate_per_second": RATE}}
@@ -60,14 +61,15 @@ async def attack(
             await _kill_in_turn(fleet, seconds, outcome, rng)
             await clients
             await world.provider.settle()
-            is_done = await fleet.wait_until_done()
+            is_done = await promises.wait_until_done(world, SETTLE_SECONDS)
             outcome.check("3 all work ends", holds=is_done, detail=world.log_end(), repeat=repeat)
             statuses = await fleet.stop()
             wrong = {name: status for name, status in statuses.items() if status != 0}
             outcome.check("all stop", holds=not wrong, detail=f"{wrong}", repeat=repeat)
-            problem = await fleet.collect()
+            problem = world.collect() if server else ""
             outcome.check("all can be copied", holds=not problem, detail=problem, repeat=repeat)
-            await _check_deadlocks(server, outcome, repeat)
+            deadlocks = server.count_deadlocks() if server else 0
+            outcome.check("no deadlock", holds=not deadlocks, detail=f"{deadlocks}", repeat=repeat)
             promises.check_world(world, outcome, repeat)
             _check_limits(world, fleet, outcome, repeat)
             outcome.faults += world.provider.faults + +world.subscribers.faults
@@ -80,9 +82,7 @@ async def _subscribe(world: World, name: str, limit: dict[str, float]) -> None:
     world.subscribers.secrets[name] = new["secret"]
 
 
-async def _kill_in_turn(
-    fleet: Fleet, seconds: float, outcome: Outcome, rng: random.Random
-) -> None:
+async def _kill_in_turn(fleet: Fleet, seconds: float, outcome: Outcome, rng: random.Random) -> None:
     """Kill a process every two seconds and start it again; restart the server once."""
     names = fleet.workers if fleet.server else [*fleet.webs, *fleet.workers]
     ends_at = time.monotonic() + seconds
@@ -101,12 +101,6 @@ async def _kill_in_turn(
             fleet.killed_at += [time.monotonic()] * len(fleet.workers)
             restart_at = None
         fleet.spawn(name)
-
-
-async def _check_deadlocks(server: Server | None, outcome: Outcome, repeat: str) -> None:
-    if server is not None:
-        count = await server.count_deadlocks()
-        outcome.check("no deadlock", holds=count == 0, detail=f"{count} deadlocks", repeat=repeat)
 
 
 def _check_limits(world: World, fleet: Fleet, outcome: Outcome, repeat: str) -> None:

@@ -136,7 +136,7 @@ class App:
     async def start(self, *, worker: bool | None = None) -> None:
         """Open the database, bring its schema up to date, and start the worker.
 
-        By default there is one if the settings say so; `worker=True` is a process that serves nobody.
+        By default the settings say whether there is one; with `worker=True` there is nothing else.
         StorageError if there is to be one, and the way to the database does not allow it.
         """
         has_worker = self.settings.worker == "embedded" if worker is None else worker
@@ -146,8 +146,8 @@ class App:
             self.__dict__.pop(name, None)
         await self.database.open()
         try:
-            if has_worker and (refusal := self._ownership.refusal):
-                raise StorageError(refusal)
+            if has_worker:
+                self._check_way()
             await self.database.migrate()
             await self.database.write(tenants.ensure, self.context, tenants.DEFAULT)
             sender = self._sender or _sender(self.settings)
@@ -158,6 +158,11 @@ class App:
             raise
         if has_worker:
             self.worker.start()
+
+    def _check_way(self) -> None:
+        """StorageError if no worker can ever work over this way to the database."""
+        if refusal := self._ownership.refusal:
+            raise StorageError(refusal)
 
     def begin_stop(self) -> None:
         """Start no more work, and answer at once what only waits."""

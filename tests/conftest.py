@@ -63,7 +63,8 @@ def database_engine(
     """The database that tests/harness.py opens: `sqlite` or `postgres`."""
     uses_postgres = "postgres" in request.fixturenames
     name = getattr(request, "param", "postgres" if uses_postgres else "sqlite")
-    if uses_postgres or request.node.path.parent.name in ON_BOTH:
+    is_on_both = hasattr(request, "param") or request.node.path.parent.name in ON_BOTH
+    if uses_postgres or is_on_both:
         request.node.user_properties.append(("engine", name))
     if name == "postgres":
         schemas = request.getfixturevalue("postgres")

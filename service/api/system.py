@@ -55,7 +55,9 @@ async def metrics_(call: Call) -> Answer:
     metrics.owed_to.set(len(ages))
     metrics.oldest.set(max(ages.values(), default=0.0))
     metrics.oldest_by_subscriber.values = {(subscriber_id,): age for subscriber_id, age in longest}
-    return Answer(metrics.render(call.context.role), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Answer(
+        metrics.render(call.context.role), media_type="text/plain; version=0.0.4; charset=utf-8"
+    )
 
 
 async def tick(call: Call) -> Answer:

@@ -39,7 +39,9 @@ WHERE schemaname = current_schema() ORDER BY bytes DESC LIMIT 3"""
 _TOUCH = "UPDATE revisions SET number = number"
 _SEALED = "SELECT id, sealed_secrets FROM tenants"
 
-POOLED = "A pooler stands before it: only processes with GENHOOK_WORKER=off may connect to this one."
+POOLED = (
+    "A pooler stands before it: only processes with GENHOOK_WORKER=off may connect to this one."
+)
 
 Sentence = tuple[Literal["ok", "warn", "fail"], str, str]
 

@@ -97,7 +97,7 @@ oldest_by_subscriber = _gauge(
 
 
 def render(role: str) -> bytes:
-    """Return every metric in Prometheus' text format, each labelled with the role of the process."""
+    """Return every metric in Prometheus' text format, labelled with the role of the process."""
     from prometheus_client import core, generate_latest  # noqa: PLC0415  cold start
 
     families = []

@@ -131,7 +131,12 @@ def test_a_cursor_goes_on_after_a_dump_and_its_restoration(
     def dump_and_restore() -> None:
         run("pg_dump", "--format=custom", f"--schema={schema}", f"--file={file}", server)
         asyncio.run(execute(f"CREATE DATABASE {name}"))
-        run("pg_restore", "--exit-on-error", f"--dbname={server.replace(parts.path, f'/{name}')}", str(file))
+        run(
+            "pg_restore",
+            "--exit-on-error",
+            f"--dbname={server.replace(parts.path, f'/{name}')}",
+            str(file),
+        )
 
     try:
         check(Place(tmp_path, url), Place(tmp_path, restored), dump_and_restore)

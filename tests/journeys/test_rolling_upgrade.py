@@ -16,7 +16,14 @@ from tests.harness import SUBSCRIBER_URL, Harness, opened
 
 TABLES = (
     *("tenants", "keys", "idempotency", "generations", "task_names", "confirmations", "exchanges"),
-    *("generation_bodies", "generation_metadata", "callbacks", "callback_bodies", "events", "rests"),
+    *(
+        "generation_bodies",
+        "generation_metadata",
+        "callbacks",
+        "callback_bodies",
+        "events",
+        "rests",
+    ),
     *("subscribers", "deliveries", "attempts", "attempt_latency", "replays", "usage", "revisions"),
 )
 ADDED = "".join(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.model.errors import StorageBusyError, StorageError
+from service.model.errors import StorageError
 from service.store import lines
 from service.store.sqlite import connection, group
 from service.store.sqlite import database as database_module

@@ -172,7 +172,7 @@ async def test_readers_cannot_write(database: Database) -> None:
     async def writes(tx: Transaction) -> None:
         await put(tx, "no")
 
-    with pytest.raises(StorageError, match="read-?only"):
+    with pytest.raises(StorageError, match=r"read-?only"):
         await database.read(writes)
     async with asyncio.timeout(60):
         names = await asyncio.gather(*(database.read(names_in) for _ in range(20)))

@@ -91,15 +91,22 @@ def _split_search_path(url: str) -> tuple[str, dict[str, str]]:
     base, _, query = url.partition("?")
     options = parse_qsl(query, keep_blank_values=True)
     kept = [(name, value) for name, value in options if name != "search_path"]
-    path = {name: value for name, value in options if name == "search_path"}
+    path = {name: _quoted(value) for name, value in options if name == "search_path"}
     return f"{base}?{urlencode(kept)}" if kept else base, path
 
 
 def _set_local(settings: dict[str, str]) -> str:
-    """Return a statement that sets these until the end of the transaction."""
-    quoted = {name: value.replace("'", "''") for name, value in settings.items()}
-    calls = [f"set_config('{name}', '{value}', true)" for name, value in quoted.items()]
-    return f"SELECT {', '.join(calls)}"
+    """Return statements that set these until the end of the transaction, and take no snapshot."""
+    return "".join(f"SET LOCAL {name} = {value};" for name, value in settings.items())
+
+
+def _quoted(path: str) -> str:
+    """Return a `search_path` as a statement has it."""
+    names = (name.strip() for name in path.split(","))
+    return ", ".join(
+        name if name.startswith('"') else '"' + name.lower().replace('"', '""') + '"'
+        for name in names
+    )
 
 
 async def connect(url: str, name: str = "genhook") -> Any:

@@ -64,7 +64,7 @@ class Database:
         self.name = f"genhook-{secrets.token_hex(8)}"  # Of all connections of this process.
         self._clock = clock
         self._pool_size = connections - 1
-        # One connection is left to those who hold one already, as for the order of events.
+        # One connection is left to the order of events and to notices.
         writers = max(1, min(WRITERS_MAX, (self._pool_size - 1) // 2))
         self._turns = Turns(self._pool_size - writers - 1)
         self._writers = asyncio.Semaphore(writers)
@@ -168,13 +168,16 @@ class Database:
         """Like `read`, for a unit that may take long. SearchTooLongError if it does."""
         return await self._turns.search(self._pool, tenant, partial(self._run_on, unit, args))
 
+    async def order_events(self) -> None:
+        """Give every committed event its place in the order, before somebody reads by it."""
+        await within(READ_SECONDS, self._order.extend(self._pool))
+
     async def _run_on(self, unit: Unit[T], args: tuple[object, ...], connection: Any) -> T:
         return await unit(self._transaction(connection), *args)
 
     def _transaction(self, connection: Any) -> Transaction:
-        order = partial(self._order.extend, self._pool)
-        own = order, self.holding.shards
-        return Transaction(connection, self._clock(), *own, is_pooled=self.is_pooled)
+        held, is_pooled = self.holding.shards, self.is_pooled
+        return Transaction(connection, self._clock(), held, is_pooled=is_pooled)
 
     @property
     def is_pooled(self) -> bool:
