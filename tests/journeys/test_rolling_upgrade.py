@@ -83,7 +83,7 @@ async def go_through_everything(world: Harness) -> str:
     }
     sent = len(world.subscribers.webhooks)
     answer = await world.client.post("/v1/replays", json=replay)
-    assert answer.status_code == 201, answer.text
+    assert answer.status_code == 202, answer.text
     await world.run(1)
     assert len(world.subscribers.webhooks) >= sent + 2
     change = {"description": "changed"}

@@ -133,8 +133,9 @@ async def test_nothing_of_a_transaction_stays_in_a_session_of_the_pooler(
                 seen.append(value)
             assert seen[2:] == ["on", '"$user", public']
             assert await other.fetchval("SELECT count(*) FROM pg_prepared_statements") == 0
-            locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
-            assert await other.fetchval(locks) == 0
+            locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = $1"
+            pid = await other.fetchval("SELECT pg_backend_pid()")
+            assert await other.fetchval(locks, pid) == 0
             await other.close()
 
 
