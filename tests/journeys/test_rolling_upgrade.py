@@ -1,7 +1,7 @@
 """Old processes beside the schema of the next release, which only adds: they go on."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -26,6 +26,7 @@ TABLES = (
     ),
     *("subscribers", "deliveries", "attempts", "attempt_latency", "replays", "usage", "revisions"),
 )
+LISTED = ("generations", "subscribers", "events", "deliveries", "callbacks", "keys")
 ADDED = "".join(
     f"ALTER TABLE {table} ADD COLUMN next_note TEXT;\n"
     f"ALTER TABLE {table} ADD COLUMN next_count {{integer}} NOT NULL DEFAULT 7;\n"
@@ -55,14 +56,18 @@ def next_release(folder: Path, database_engine: str) -> Iterator[None]:
         yield
 
 
-async def upgraded(world: Harness, folder: Path, database_engine: str) -> App:
-    """Start a process of the next release beside the old one."""
+@asynccontextmanager
+async def upgraded(world: Harness, folder: Path, database_engine: str) -> AsyncIterator[App]:
+    """Run a process of the next release beside the old one."""
     if engine.schemas is not None:
         engine.schemas.use_up(folder)
     new = world.new_app()
     with next_release(folder, database_engine):
         await new.start(worker=False)
-    return new
+    try:
+        yield new
+    finally:
+        await new.stop()
 
 
 async def go_through_everything(world: Harness) -> str:
@@ -72,7 +77,7 @@ async def go_through_everything(world: Harness) -> str:
     await world.run()
     shown = await world.get(f"/v1/generations/{generation['id']}")
     assert shown["status"] == "succeeded"
-    for path in ("generations", "subscribers", "events", "deliveries", "callbacks", "keys"):
+    for path in LISTED:
         assert (await world.get(f"/v1/{path}"))["data"], path
     [subscriber] = (await world.get("/v1/subscribers"))["data"]
     replay = {
@@ -106,42 +111,58 @@ async def test_an_old_process_goes_on_beside_the_next_schema_and_the_next_releas
 ) -> None:
     async with opened(tmp_path, callback_trust="body") as world:
         await prepare(world)
-        new = await upgraded(world, tmp_path, database_engine)
-        by_old = await go_through_everything(world)
-        old, world.app = world.app, new
-        by_new = await go_through_everything(world)
-        world.app = old
-        for id_ in (by_old, by_new):
-            assert (await world.get(f"/v1/generations/{id_}"))["status"] == "succeeded"
-        await new.stop()
+        async with upgraded(world, tmp_path, database_engine) as new:
+            by_old = await go_through_everything(world)
+            old, world.app = world.app, new
+            by_new = await go_through_everything(world)
+            world.app = old
+            for id_ in (by_old, by_new):
+                assert (await world.get(f"/v1/generations/{id_}"))["status"] == "succeeded"
         await go_through_everything(world)
         types = world.subscribers.event_types(SUBSCRIBER_URL)
         assert types.count("generation.succeeded") >= 6
 
 
+async def test_an_old_process_that_only_reads_goes_on_beside_the_next_schema(
+    tmp_path: Path, database_engine: str
+) -> None:
+    """No write of it has noticed yet that its statements return more columns."""
+    async with opened(tmp_path, callback_trust="body") as world:
+        await prepare(world)
+        paths = [f"/v1/{name}" for name in LISTED]
+        before = [await world.get(path) for path in paths]
+        async with upgraded(world, tmp_path, database_engine):
+            assert [await world.get(path) for path in paths] == before
+
+
+async def test_an_old_process_gets_one_row_beside_the_next_schema(
+    tmp_path: Path, database_engine: str
+) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        await prepare(world)
+        [row] = (await world.get("/v1/generations", limit="1"))["data"]
+        before = await world.get(f"/v1/generations/{row['id']}")
+        async with upgraded(world, tmp_path, database_engine):
+            assert await world.get(f"/v1/generations/{row['id']}") == before
+
+
 async def test_a_process_that_runs_stays_ready_and_says_that_the_schema_is_newer(
     tmp_path: Path, database_engine: str
 ) -> None:
-    async with opened(tmp_path) as world:
-        new = await upgraded(world, tmp_path, database_engine)
+    async with opened(tmp_path) as world, upgraded(world, tmp_path, database_engine):
         answer = await world.client.get("/readyz")
         assert (answer.status_code, answer.json()["status"]) == (200, "ready")
         assert "made by a newer genhook; this one knows 1" in answer.json()["checks"]["schema"]
-        await new.stop()
 
 
 async def test_an_old_release_does_not_start_on_the_next_schema_and_says_why(
     tmp_path: Path, database_engine: str
 ) -> None:
-    async with opened(tmp_path) as world:
-        new = await upgraded(world, tmp_path, database_engine)
+    async with opened(tmp_path) as world, upgraded(world, tmp_path, database_engine):
         with pytest.raises(StorageError, match="has schema 2, made by a newer genhook"):
             await world.new_app().start()
-        with next_release(tmp_path, database_engine):
-            again = world.new_app()
-            await again.start(worker=False)
-        await again.stop()
-        await new.stop()
+        async with upgraded(world, tmp_path, database_engine) as again:
+            assert again.worker.is_off
 
 
 async def test_a_process_of_the_next_release_that_is_not_migrated_is_not_ready(
