@@ -26,7 +26,10 @@ POLL_RATE = 12.0
 SETTLE_SECONDS = 90.0
 AWAY_SECONDS = 1.0  # After a kill, what was under way may still be on its way to the receiver.
 SETTINGS = {"GENHOOK_POLL_RATE_PER_SECOND": f"{POLL_RATE}", "GENHOOK_DEADLINE_SECONDS": "20"}
-LIMITED = {"capped": {"max_in_flight": CAP}, "rated": {"rate_per_second": RATE}}
+LIMITED: dict[str, dict[str, float]] = {
+    "capped": {"max_in_flight": CAP},
+    "rated": {"rate_per_second": RATE},
+}
 
 
 async def run(plan: Plan) -> Outcome:
@@ -86,7 +89,7 @@ async def _kill_in_turn(fleet: Fleet, seconds: float, outcome: Outcome, rng: ran
     """Kill a process every two seconds and start it again; restart the server once."""
     names = fleet.workers if fleet.server else [*fleet.webs, *fleet.workers]
     ends_at = time.monotonic() + seconds
-    restart_at = time.monotonic() + seconds / 2
+    restart_at: float | None = time.monotonic() + seconds / 2
     for name in itertools.cycle(names):
         await asyncio.sleep(KILL_SECONDS + rng.uniform(-0.3, 0.3))
         if time.monotonic() >= ends_at:

@@ -135,8 +135,8 @@ def wrap_server_commits(point: KillPoint) -> None:
         if matches:
             point.die("after")
 
-    Database._run_once = run_once  # type: ignore[method-assign]  # noqa: SLF001
-    Transaction.__aexit__ = exit_  # type: ignore[method-assign]
+    Database._run_once = run_once  # type: ignore[assignment]  # noqa: SLF001
+    Transaction.__aexit__ = exit_
 
 
 def wrap_clock(path: str) -> None:

@@ -124,7 +124,7 @@ def test_a_cursor_goes_on_after_a_dump_and_its_restoration(
         await connection.close()
 
     def run(program: str, *line: str) -> None:
-        command = [engine.program(program), *line]
+        command = [str(engine.program(program)), *line]
         subprocess.run(command, check=True, capture_output=True)  # noqa: S603
 
     def dump_and_restore() -> None:

@@ -107,7 +107,8 @@ async def test_eight_writers_that_commit_in_any_order_hide_nothing_from_a_pull_o
     database: Database, writers: list[Any], seed: int
 ) -> None:
     rng, numbers, pull = random.Random(seed), count(), Pull(database)
-    free, open_, committed = list(writers), [], set()
+    free, committed = list(writers), set[str]()
+    open_: list[tuple[Any, Any, str]] = []
     for step in range(STEPS):
         is_over = step > STEPS - 2 * WRITERS
         if open_ and (not free or is_over or rng.random() < 0.5):

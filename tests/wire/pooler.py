@@ -59,9 +59,9 @@ def pooled(
         try:
             assert process.stderr is not None
             lines: list[str] = []
-            while "process up" not in (line := process.stderr.readline()):
-                lines.append(line)
-                assert line, f"pgbouncer did not start: {lines}"
+            while "process up" not in (said := process.stderr.readline()):
+                lines.append(said)
+                assert said, f"pgbouncer did not start: {lines}"
             query = f"?{urlencode(options, doseq=True)}" if options else ""
             yield f"postgresql://genhook@127.0.0.1:{port}{parts.path}{query}"
         finally:

@@ -90,9 +90,9 @@ def _split_search_path(url: str) -> tuple[str, dict[str, str]]:
     """Return a URL without its `search_path`, and that as a setting."""
     base, _, query = url.partition("?")
     options = parse_qsl(query, keep_blank_values=True)
-    kept = [(name, value) for name, value in options if name != "search_path"]
+    others = [(name, value) for name, value in options if name != "search_path"]
     path = {name: _quoted(value) for name, value in options if name == "search_path"}
-    return f"{base}?{urlencode(kept)}" if kept else base, path
+    return f"{base}?{urlencode(others)}" if others else base, path
 
 
 def _set_local(settings: dict[str, str]) -> str:
@@ -137,8 +137,8 @@ async def _look_for_pooler(url: str, name: str) -> bool:
     connection = await asyncpg.connect(**_arguments(url, name, is_pooled=True))
     try:
         _check_encoding(connection.get_settings().server_encoding)
-        pid: int = await connection.fetchval("SELECT pg_backend_pid()")
-        return pid != connection.get_server_pid()
+        pid = await connection.fetchval("SELECT pg_backend_pid()")
+        return bool(pid != connection.get_server_pid())
     finally:
         connection.terminate()
 
