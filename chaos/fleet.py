@@ -97,6 +97,11 @@ class Fleet:
         self.killed_at: list[float] = []
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
+    @property
+    def engine(self) -> str:
+        """The database."""
+        return "postgres" if self.server else "sqlite"
+
     async def open(self) -> None:
         """Start every process, and wait until the API answers."""
         address = f"http://{HOST}:{self.world.port}"

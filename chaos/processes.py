@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from chaos import load, promises
 from chaos.fleet import Fleet, Server, open_fleet, running_server
@@ -22,14 +23,17 @@ KILL_SECONDS = 2.0
 PER_SECOND = 5.0  # Generations.
 CAP, HOLD_SECONDS = 3, 0.25
 RATE = 8.0  # Webhooks per second to one subscriber.
-POLL_RATE = 12.0
+POLL_RATE = 4.0  # Less than the load needs: every callback is confirmed.
+MEAN_MAX = 1.25
 SETTLE_SECONDS = 90.0
+START_SECONDS = 4.0  # Of a process, on a machine that is busy.
 AWAY_SECONDS = 1.0  # After a kill, what was under way may still be on its way to the receiver.
-SETTINGS = {"GENHOOK_POLL_RATE_PER_SECOND": f"{POLL_RATE}", "GENHOOK_DEADLINE_SECONDS": "20"}
+SETTINGS = {"GENHOOK_POLL_RATE_PER_SECOND": f"{POLL_RATE}", "GENHOOK_DEADLINE_SECONDS": "30"}
 LIMITED: dict[str, dict[str, float]] = {
     "capped": {"max_in_flight": CAP},
     "rated": {"rate_per_second": RATE},
 }
+Death = tuple[float, float]  # When a process was killed, and when all that follows is over.
 
 
 async def run(plan: Plan) -> Outcome:
@@ -53,7 +57,7 @@ async def attack(
     """Run a fleet under load, kill its processes meanwhile, and check the promises."""
     outcome, rng = Outcome(), random.Random(seed)
     webs, workers = (2, 3) if server else (1, 1)
-    async with open_world(folder, seed, rng.choice(("confirm", "body"))) as world:
+    async with open_world(folder, seed) as world:
         world.settings |= SETTINGS
         world.subscribers.hold_seconds["capped"] = HOLD_SECONDS
         async with open_fleet(world, webs, workers, server) as fleet:
@@ -108,27 +112,38 @@ async def _kill_in_turn(fleet: Fleet, seconds: float, outcome: Outcome, rng: ran
 
 def _check_limits(world: World, fleet: Fleet, outcome: Outcome, repeat: str) -> None:
     """Check caps, rates, order and the budget of polls, over all processes."""
+    bodies = {id_: json.loads(body) for id_, body in world.subscribers.bodies.items()}
     by_name: defaultdict[str, list[Receipt]] = defaultdict(list)
     for receipt in sorted(world.subscribers.receipts, key=lambda each: each.began_at):
-        by_name[receipt.name].append(receipt)
+        # A test is sent by a process that only serves, which cannot know what is under way.
+        if bodies[receipt.webhook_id]["type"] != "ping":
+            by_name[receipt.name].append(receipt)
     most = _most_at_once(by_name["capped"], fleet.killed_at)
     outcome.check("the cap holds", holds=0 < most <= CAP, detail=f"{most}", repeat=repeat)
     times = [receipt.began_at for receipt in by_name["rated"]]
     # An attempt that a dead process had not recorded is unknown to the next one.
-    excess = _excess(times, RATE, 2.0, 1.0, fleet.killed_at)
+    deaths = [(at, at + AWAY_SECONDS) for at in fleet.killed_at]
+    excess = _excess(times, RATE, 2.0, 1.0, deaths)
     outcome.check("the rate holds", holds=excess <= 0, detail=f"{excess:.1f}", repeat=repeat)
-    # A process that begins has the tokens of its share.
-    share = POLL_RATE / len(fleet.workers) + 1
-    excess = _excess(world.provider.polled_at, POLL_RATE, POLL_RATE, share, fleet.killed_at)
-    outcome.check("the poll budget holds", holds=excess <= 0, detail=f"{excess:.1f}", repeat=repeat)
-    wrong = _out_of_order(by_name["ordered"], world.subscribers.bodies)
+    wrong = _out_of_order(by_name["ordered"], bodies)
     outcome.check("the order holds", holds=not wrong, detail=f"{wrong[:3]}", repeat=repeat)
-    engine = "postgres" if fleet.server else "sqlite"
-    outcome.notes[f"most at once of {CAP}, {engine}"] = most
-    polled = world.provider.polled_at
-    seconds = max(polled[-1] - polled[0], 1.0)
-    outcome.notes[f"polls per second of {POLL_RATE:g}, {engine}"] = len(polled) / seconds
-    outcome.notes[f"webhooks, {engine}"] = len(world.subscribers.receipts)
+    _check_polls(world.provider.polled_at, fleet, outcome, repeat)
+    outcome.notes[f"most at once of {CAP}, {fleet.engine}"] = most
+    outcome.notes[f"webhooks, {fleet.engine}"] = len(world.subscribers.receipts)
+
+
+def _check_polls(polled_at: Sequence[float], fleet: Fleet, outcome: Outcome, repeat: str) -> None:
+    # A process that begins has the tokens of its share, once it has started. While shards are free,
+    # drives may take them; they share a rate of their own.
+    share = POLL_RATE / len(fleet.workers) + 1
+    deaths = [(at, at + START_SECONDS) for at in fleet.killed_at]
+    excess = _excess(polled_at, POLL_RATE, POLL_RATE, share + POLL_RATE, deaths)
+    outcome.check("the poll budget holds", holds=excess <= 0, detail=f"{excess:.1f}", repeat=repeat)
+    rate = len(polled_at) / max(polled_at[-1] - polled_at[0], 1.0)
+    detail = f"{rate:.1f} of {POLL_RATE:g}"
+    is_kept = rate <= POLL_RATE * MEAN_MAX
+    outcome.check("the poll budget holds all in all", holds=is_kept, detail=detail, repeat=repeat)
+    outcome.notes[f"polls per second of {POLL_RATE:g}, {fleet.engine}"] = rate
 
 
 def _most_at_once(receipts: Sequence[Receipt], killed_at: Sequence[float]) -> int:
@@ -141,24 +156,27 @@ def _most_at_once(receipts: Sequence[Receipt], killed_at: Sequence[float]) -> in
 
 
 def _excess(
-    times: Sequence[float], rate: float, burst: float, more: float, killed_at: Sequence[float]
+    times: Sequence[float], rate: float, burst: float, more: float, deaths: Sequence[Death]
 ) -> float:
-    """Return by how many the busiest stretch is over the rate; `more` are allowed for each kill."""
-    kills, worst = sorted(killed_at), -burst
+    """Return by how many the busiest stretch is over the rate.
+
+    For each death `more` are allowed in a stretch that overlaps it, from the kill to its end.
+    """
+    killed_at, over_at = sorted(at for at, _ in deaths), sorted(end for _, end in deaths)
+    worst = -burst
     for i, first in enumerate(times):
-        known = bisect.bisect_left(kills, first - AWAY_SECONDS)
+        over = bisect.bisect_left(over_at, first)
         for j in range(i + 1, len(times)):
-            deaths = bisect.bisect_right(kills, times[j]) - known
-            allowed = rate * (times[j] - first) + burst + more * deaths
-            worst = max(worst, j - i - allowed)
+            count = bisect.bisect_right(killed_at, times[j]) - over
+            worst = max(worst, j - i - rate * (times[j] - first) - burst - more * count)
     return worst
 
 
-def _out_of_order(receipts: Sequence[Receipt], bodies: dict[str, bytes]) -> list[list[str]]:
+def _out_of_order(receipts: Sequence[Receipt], bodies: dict[str, Any]) -> list[list[str]]:
     """Return the generations of which an outcome was taken before the event of its submission."""
     taken: defaultdict[str, list[str]] = defaultdict(list)
     for receipt in receipts:
-        event = json.loads(bodies[receipt.webhook_id])
+        event = bodies[receipt.webhook_id]
         if receipt.status == 204 and event["type"] not in taken[event["data"].get("id", "")]:
             taken[event["data"].get("id", "")].append(event["type"])
     return [
