@@ -48,9 +48,6 @@ class Transaction(Protocol):
     def scan(self, sql: str, values: Mapping[str, object]) -> AsyncIterator[Row]:
         """Iterate over the rows of SQL that the code has composed, one row in memory at a time."""
 
-    async def order_events(self) -> None:
-        """Give every committed event its place in the order; before the unit reads anything."""
-
     def charge(self, tenant: str, rows: int) -> None:
         """Count rows that are written on account of a tenant, where they may be many."""
 
@@ -116,6 +113,9 @@ class Database(Protocol):
     def hand_over(self, id_: str) -> bool:
         """Return whether this process does what was just committed; else tell who does."""
 
+    async def order_events(self) -> None:
+        """Give every committed event its place in the order, before somebody reads by it."""
+
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the version of the schema, or None."""
 
@@ -131,6 +131,10 @@ class Ownership(Protocol):
 
     # Set by who works: the shards with requests under way, which are not given up.
     busy: Callable[[], Collection[int]]
+
+    @property
+    def refusal(self) -> str | None:
+        """Why this process can never have the right to work, as a sentence; None if it may."""
 
     @property
     def is_held(self) -> bool:

@@ -191,7 +191,7 @@ def event(name: str) -> Event:
 
 async def listed(database: Database, after: str | None) -> list[str]:
     page = pages.Page(after=after, ascending=True)
-    rows, _ = await database.search("t", events.list_page, page, "t", None, None)
+    rows, _ = await events.read_page(database, page, "t")
     return [row["id"] for row in rows]
 
 

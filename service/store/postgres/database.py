@@ -10,7 +10,6 @@ import contextlib
 import random  # noqa: TID251  two units that met must not meet again
 import secrets
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
 
@@ -21,6 +20,7 @@ from service.store.item import Item, note_rows
 from service.store.postgres import schema
 from service.store.postgres.connection import (
     CONNECT_SECONDS,
+    Pool,
     is_failure,
     is_repeatable,
     open_pool,
@@ -60,17 +60,16 @@ class Database(Writes):
         self.name = f"genhook-{secrets.token_hex(8)}"  # Of all connections of this process.
         self._clock = clock
         self._pool_size = connections - 1
-        # One connection is left to those who hold one already, as for the order of events.
+        # One connection is left to the order of events and to notices.
         writers = max(1, min(WRITERS_MAX, (self._pool_size - 1) // 2))
         self._turns = Turns(self._pool_size - writers - 1)
         self._writers = asyncio.Semaphore(writers)
-        self._pool: Any = None
+        self._pool: Pool = None  # type: ignore[assignment]  # From `open` on.
         self._commits: dict[asyncio.Task[None], object] = {}  # With the unit, if it is batched.
         self._closing = asyncio.Event()
-        self._order = Order()
         self.lock_connection: Any = None  # Of the right to work, which is not of the pool.
         self.holding = Holding()  # By the right to work.
-        self._notices = Notices()
+        self._order, self._notices = Order(), Notices()
 
     async def open(self) -> None:
         """Connect. StorageError if the server does not answer or refuses."""
@@ -95,7 +94,7 @@ class Database(Writes):
                     async with asyncio.timeout(CONNECT_SECONDS):
                         await opened.close()
                 opened.terminate()
-        self.lock_connection = self._pool = None
+        self.lock_connection = self._pool = None  # type: ignore[assignment]
 
     async def migrate(self) -> list[str]:
         """Apply the missing migrations; return their names."""
@@ -109,35 +108,32 @@ class Database(Writes):
 
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the version of the schema, or None."""
-        return await within(READ_SECONDS, self._schema_problem())
-
-    async def _schema_problem(self) -> str | None:
-        async with self._turns.read(self._pool) as connection:
-            return await schema.problem(connection)
+        return await within(READ_SECONDS, self._turns.read(self._pool, schema.problem))
 
     async def read(self, unit: Unit[T], *args: object) -> T:
         """Run `unit(tx, *args)`, a short one, on a snapshot."""
-        return await within(READ_SECONDS, self._read(unit, *args))
-
-    async def _read(self, unit: Unit[T], *args: object) -> T:
-        async with self._turns.read(self._pool) as connection:
-            return await unit(self._transaction(connection), *args)
+        work = partial(self._run_on, unit, args)
+        return await within(READ_SECONDS, self._turns.read(self._pool, work))
 
     async def search(self, tenant: str, unit: Unit[T], *args: object) -> T:
         """Like `read`, for a unit that may take long. SearchTooLongError if it does."""
+        return await self._turns.search(self._pool, tenant, partial(self._run_on, unit, args))
 
-        async def work(connection: Any) -> T:
-            return await unit(self._transaction(connection), *args)
+    async def order_events(self) -> None:
+        """Give every committed event its place in the order, before somebody reads by it."""
+        await within(READ_SECONDS, self._order.extend(self._pool))
 
-        return await self._turns.search(self._pool, tenant, work)
+    async def _run_on(self, unit: Unit[T], args: tuple[object, ...], connection: Any) -> T:
+        return await unit(self._transaction(connection), *args)
 
     def _transaction(self, connection: Any) -> Transaction:
-        order = partial(self._order.extend, self._pool)
-        return Transaction(connection, self._clock(), order, self.holding.shards)
+        held, is_pooled = self.holding.shards, self.is_pooled
+        return Transaction(connection, self._clock(), held, is_pooled=is_pooled)
 
-    def pooled(self) -> AbstractAsyncContextManager[Any]:
-        """A connection that does the work. StorageError if there is none."""
-        return taken(self._pool)
+    @property
+    def is_pooled(self) -> bool:
+        """Whether a pooler stands between this process and the server."""
+        return self._pool is not None and self._pool.is_pooled
 
     def holds(self, id_: str) -> bool:
         """Whether the work on a subscriber or a generation is this process's."""
@@ -219,13 +215,12 @@ class Database(Writes):
                     await self._closing.wait()
 
     async def _run_once(self, batch: Sequence[Item]) -> tuple[Sequence[Any], Transaction]:
-        async with self._pool.acquire(timeout=CONNECT_SECONDS) as connection:
+        async with self._pool.transaction(isolation="serializable") as connection:
             tx = self._transaction(connection)
-            async with connection.transaction(isolation="serializable"):
-                if batch[0].batched:
-                    results = await batch[0].unit(tx, [item.args[0] for item in batch])
-                else:
-                    results = [await batch[0].unit(tx, *batch[0].args)]
+            if batch[0].batched:
+                results = await batch[0].unit(tx, [item.args[0] for item in batch])
+            else:
+                results = [await batch[0].unit(tx, *batch[0].args)]
             assert len(results) == len(batch), "a batched unit returned too few results"
         return results, tx
 

@@ -13,7 +13,6 @@ from service.store.copying import (
     select_next,
     size_of,
 )
-from service.store.database import Transaction
 from service.store.postgres import schema
 from service.store.postgres.database import Database
 
@@ -43,7 +42,7 @@ class PostgresSide:
 
     async def tables(self) -> Sequence[Table]:
         """Return the tables, in the order of their names; every event has its place then."""
-        await self._database.read(_order_events)
+        await self._database.order_events()
         columns: dict[str, dict[str, int]] = {}
         for name, column, place in await self._connection.fetch(_TABLES):
             columns.setdefault(name, {})[column] = place
@@ -88,7 +87,3 @@ class PostgresSide:
     async def clear(self, table: Table) -> None:
         """Delete the rows of a table."""
         await self._connection.execute(f"DELETE FROM {table.name}")  # noqa: S608  our own names
-
-
-async def _order_events(tx: Transaction) -> None:
-    await tx.order_events()

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
 from service.store.database import AfterCommit, Row
@@ -17,18 +17,19 @@ Arguments = tuple[Any, ...]
 class Transaction:
     """The statements of one unit, or of one batched unit with all its items."""
 
-    __slots__ = ("_connection", "_order", "_shards", "after", "charged", "now")
+    __slots__ = ("_connection", "_is_pooled", "_shards", "after", "charged", "now")
 
     def __init__(
         self,
         connection: Any,
         now: int,
-        order: Callable[[], Awaitable[None]],
         shards: frozenset[int],
+        *,
+        is_pooled: bool = False,
     ) -> None:
         self._connection = connection
+        self._is_pooled = is_pooled
         self._shards = list(shards)  # Of the statements that read what this process works on.
-        self._order = order
         self.after: AfterCommit = []
         self.charged: Counter[str] = Counter()
         self.now = now
@@ -79,10 +80,6 @@ class Transaction:
         async for row in self._cursor(composed, bind(values)):
             yield row
 
-    async def order_events(self) -> None:
-        """Give every committed event its place in the order, on a connection of its own."""
-        await self._order()
-
     def after_commit(self, do: Callable[..., None], *args: object) -> None:
         """Call `do` on the event loop after the commit."""
         self.after.append((do, args))
@@ -92,7 +89,13 @@ class Transaction:
         self.charged[tenant] += rows
 
     async def _cursor(self, sql: str, arguments: Arguments) -> AsyncIterator[Row]:
-        async for row in self._connection.cursor(sql, *_clean(arguments), prefetch=PREFETCH_ROWS):
+        source: Any = self._connection
+        if self._is_pooled:  # A name may be taken, by another client that used this session before.
+            statement = await source.prepare(sql, name="")
+            rows = statement.cursor(*_clean(arguments), prefetch=PREFETCH_ROWS)
+        else:
+            rows = source.cursor(sql, *_clean(arguments), prefetch=PREFETCH_ROWS)
+        async for row in rows:
             yield row
 
 

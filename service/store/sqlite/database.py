@@ -105,6 +105,9 @@ class Database(Writes):
         """The version of the schema that this genhook needs."""
         return schema.latest()
 
+    async def order_events(self) -> None:
+        """Nothing: an event has its place in the order when it is committed."""
+
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the file or the version of its schema, or None."""
         return self.file.problem() or self.file.damage or await self._readers.read(schema.problem)

@@ -60,9 +60,6 @@ class Transaction:
         for row in self._connection.execute(statement.sql, statement.bind(values)):
             yield row
 
-    async def order_events(self) -> None:
-        """Nothing: an event has its place in the order when it is committed."""
-
     def after_commit(self, do: Callable[..., None], *args: object) -> None:
         """Call `do` on the event loop after the commit."""
         self._after.append((do, args))
