@@ -33,10 +33,11 @@ class Server:
         return self.url(name)
 
     async def execute(self, sql: str, schema: str = "public") -> None:
-        """Execute statements outside of a transaction, however long they take."""
+        """Execute statements, each in a transaction of its own, however long they take."""
         connection = await asyncpg.connect(self.url(schema))
         try:
-            await connection.execute(sql)
+            for statement in sql.split(";"):
+                await connection.execute(statement)
         finally:
             await connection.close()
 

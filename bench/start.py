@@ -155,7 +155,7 @@ def function_event(path: str) -> str:
 def time_function(database: Path | str, event: str) -> float:
     """Measure the seconds from the start of Python to the end of the first answer."""
     variables = {"GENHOOK_WORKER": "off", "GENHOOK_DRIVE_SECONDS": "0"}
-    environment = world.environment(database, 0, **variables)
+    environment = world.environment(database, find_free_port(), **variables)
     began = time.perf_counter()
     with start_process(python_command("-c", FUNCTION, event), environment) as running:
         status = running.process.wait(20)

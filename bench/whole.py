@@ -56,15 +56,14 @@ class Place:
         first, self.sent = self.sent, self.sent + count
         taken = self.generations[first : self.sent]
         assert len(taken) == count, "there are too few generations"
-        return [
-            (
-                each,
-                load.build_post(
-                    world.callback_path(each), callbacks.JSON, callbacks.build_body(first + n)
-                ),
-            )
-            for n, each in enumerate(taken)
-        ]
+        return [(each, _request(each)) for each in taken]
+
+
+def _request(generation: Generation) -> bytes:
+    """Return the callback that ends a generation: it names its task."""
+    number = int((generation.task_id or "").rpartition("_")[2])
+    path = world.callback_path(generation)
+    return load.build_post(path, callbacks.JSON, callbacks.build_body(number))
 
 
 async def _fill(database: Any, receiver_port: int, count: int) -> list[Generation]:
@@ -167,8 +166,8 @@ async def measure(plan: Plan, figures: Figures) -> None:
                 }
                 for name, place in places.items():
                     async with world.serve(place.address, **BELIEVED) as (running, own_port):
-                        await run(place, [own_port], [running], WARM)
                         before = await place.size_bytes()
+                        await run(place, [own_port], [running], WARM)
                         result = await run(place, [own_port], [running], count)
                     # Of a file, once its log is in it.
                     size = await place.size_bytes() - before
@@ -177,7 +176,7 @@ async def measure(plan: Plan, figures: Figures) -> None:
                             f"{name}_per_second": result.per_second,
                             f"{name}_cpu_us": result.cpu_us,
                             f"{name}_server_cpu_us": result.server_cpu_us,
-                            f"{name}_bytes": size / count,
+                            f"{name}_bytes": size / (count + WARM),
                         }
                     )
                 figures.ratio("postgres_cpu_of_sqlite", "postgres_cpu_us", "sqlite_cpu_us")
