@@ -42,7 +42,9 @@ async def measure(plan: Plan, figures: Figures) -> None:
             random.Random(7).shuffle(place.generations)  # Some take longer than others.
             async with contextlib.AsyncExitStack() as stack:
                 web = [
-                    await stack.enter_async_context(whole.freed(world.SERVE, place, **whole.WEB, **PATIENT))
+                    await stack.enter_async_context(
+                        whole.freed(world.SERVE, place, **whole.WEB, **PATIENT)
+                    )
                     for _ in range(WEB)
                 ]
                 work = [
