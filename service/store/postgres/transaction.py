@@ -11,9 +11,9 @@ from service.store.postgres.statements import DIALECT, statements
 PREFETCH_ROWS = 20  # Of a statement whose rows are read one by one.
 _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
-# An INSERT of one row whose values are the parameters in order. One that changes a row where there is
-# one could meet the same row twice.
-_INSERT = re.compile(r"(INSERT INTO \w+ \([^)]*\))\s+VALUES \([$\d,\s]+\)((?!.*DO UPDATE).*)", re.S)
+# An INSERT of one row whose values are the parameters in order. One that changes a row where there
+# is one could meet the same row twice.
+_INSERT = re.compile(r"(?s)(INSERT INTO \w+ \([^)]*\))\s+VALUES \([$\d,\s]+\)((?!.*DO UPDATE).*)")
 _joined: dict[str, str] = {}  # By the name of a statement.
 
 AfterCommit = list[tuple[Callable[..., None], tuple[Any, ...]]]
@@ -113,7 +113,7 @@ def _join(insert: re.Match[str], types: Sequence[str]) -> str:
     It costs the server half of what one execution for each row does.
     """
     lists = ", ".join(f"${number}::{type_}[]" for number, type_ in enumerate(types, 1))
-    return f"{insert[1]} SELECT * FROM unnest({lists}) {insert[2]}"
+    return f"{insert[1]} SELECT * FROM unnest({lists}) {insert[2]}"  # noqa: S608  our own text
 
 
 def _clean(arguments: Arguments) -> Arguments:
