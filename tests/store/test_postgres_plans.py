@@ -92,6 +92,17 @@ async def test_no_statement_reads_a_whole_table_to_look_for_a_few_rows(connectio
             assert "Function Scan" in node.partition("\n")[0], plan
 
 
+async def test_a_callback_reads_the_bodies_of_its_generation_only(connection: Any) -> None:
+    """While there are few bodies, PostgreSQL would read all of them, and meet all who store one."""
+    await connection.execute("""
+        INSERT INTO callback_bodies SELECT 'gen_' || n, 'd', 'cb_' || n, '', ''
+            FROM generate_series(1, 100) n;
+        ANALYZE callback_bodies""")
+    plan = await explain(connection, "callbacks_generation_states")
+    assert "hashed" not in plan, plan
+    assert "generation_id = g.id" in plan, plan
+
+
 async def test_a_scan_is_detected(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     good = statements()["generations_to_expire"]
     worse = good._replace(sql=good.sql.replace("g.deadline_at", "(g.deadline_at + 0)"))

@@ -15,6 +15,7 @@ from service.store.copying import (
 )
 from service.store.postgres import schema
 from service.store.postgres.database import Database
+from service.store.retention import fold_usage
 
 _TABLES = """
 SELECT c.table_name AS name, c.column_name AS column, coalesce(k.ordinal_position, 0) AS place
@@ -28,7 +29,7 @@ LEFT JOIN information_schema.key_column_usage k
     ON k.constraint_schema = p.constraint_schema AND k.constraint_name = p.constraint_name
     AND k.table_name = c.table_name AND k.column_name = c.column_name
 WHERE c.table_schema = current_schema() AND t.table_type = 'BASE TABLE'
-    AND c.table_name <> 'schema_version' AND c.is_generated = 'NEVER'
+    AND c.table_name NOT IN ('schema_version', 'usage_added') AND c.is_generated = 'NEVER'
 ORDER BY c.table_name COLLATE "C", c.column_name COLLATE "C\""""
 
 
@@ -41,8 +42,13 @@ class PostgresSide:
         self._database = database
 
     async def tables(self) -> Sequence[Table]:
-        """Return the tables, in the order of their names; every event has its place then."""
+        """Return the tables, in the order of their names.
+
+        Every event has its place then, and the usage is added up: SQLite has no table beside it.
+        """
         await self._database.order_events()
+        while await self._database.write(fold_usage):
+            pass
         columns: dict[str, dict[str, int]] = {}
         for name, column, place in await self._connection.fetch(_TABLES):
             columns.setdefault(name, {})[column] = place

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from service.store.database import AfterCommit, Row
@@ -11,6 +11,10 @@ from service.store.postgres.statements import DIALECT, statements
 PREFETCH_ROWS = 20  # Of a statement whose rows are read one by one.
 _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
+# An INSERT of one row whose values are the parameters in order. One that changes a row where there
+# is one could meet the same row twice.
+_INSERT = re.compile(r"(?s)(INSERT INTO \w+ \([^)]*\))\s+VALUES \([$\d,\s]+\)((?!.*DO UPDATE).*)")
+_joined: dict[str, str] = {}  # By the name of a statement.
 Arguments = tuple[Any, ...]
 
 
@@ -65,7 +69,12 @@ class Transaction:
         """Execute the statement once for each of `rows`, all in one exchange with the server."""
         sql, bind = statements()[name]
         arguments = [_clean(bind(row)) for row in rows]
-        if arguments:
+        if len(arguments) > 1 and (match := _INSERT.fullmatch(sql)):
+            if (joined := _joined.get(name)) is None:
+                types = (await self._connection.prepare(sql)).get_parameters()
+                joined = _joined[name] = _join(match, [type_.name for type_ in types])
+            await self._connection.execute(joined, *zip(*arguments, strict=True))
+        elif arguments:
             await self._connection.executemany(sql, arguments)
 
     async def select(self, sql: str, values: Mapping[str, object]) -> list[Row]:
@@ -97,6 +106,15 @@ class Transaction:
             rows = source.cursor(sql, *_clean(arguments), prefetch=PREFETCH_ROWS)
         async for row in rows:
             yield row
+
+
+def _join(insert: re.Match[str], types: Sequence[str]) -> str:
+    """Return an INSERT of many rows, whose parameters are lists of values: one for each column.
+
+    It costs the server half of what one execution for each row does.
+    """
+    lists = ", ".join(f"${number}::{type_}[]" for number, type_ in enumerate(types, 1))
+    return f"{insert[1]} SELECT * FROM unnest({lists}) {insert[2]}"  # noqa: S608  our own text
 
 
 def _clean(arguments: Arguments) -> Arguments:
