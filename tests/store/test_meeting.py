@@ -10,7 +10,7 @@ import pytest
 
 from service.store import generations, retention
 from service.store.database import Row, Transaction
-from service.store.postgres import database as postgres_database
+from service.store.postgres.connection import is_repeatable
 from service.store.postgres.database import Database
 from tests import engine
 
@@ -35,13 +35,12 @@ async def opened_databases(path: Path, count: int) -> AsyncIterator[list[Databas
 def repeats(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
     """Why transactions ran again, of all processes."""
     noted: list[BaseException] = []
-    is_repeatable = postgres_database.is_repeatable
 
     def note(error: BaseException) -> bool:
         noted.append(error)
         return is_repeatable(error)
 
-    monkeypatch.setattr(postgres_database, "is_repeatable", note)
+    monkeypatch.setattr("service.store.postgres.database.is_repeatable", note)
     return noted
 
 

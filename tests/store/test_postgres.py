@@ -239,7 +239,7 @@ async def test_rows_of_one_insert_are_stored_by_one_execution(database: Database
     """An insert that changes rows stays one for each row: it could meet the same row twice."""
     sent: list[str] = []
 
-    async def unit(tx: Transaction) -> None:
+    async def unit(tx: Any) -> None:
         tx._connection.add_query_logger(lambda query: sent.append(query.query))
         keys = [{"tenant": "t", "name": f"n{n}", "value": "v"} for n in range(3)]
         await tx.many("generation_metadata_insert", [key | {"generation_id": "g"} for key in keys])
