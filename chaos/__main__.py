@@ -19,10 +19,10 @@ from chaos.plan import Plan
 
 SUITES = (
     *("kill", "storage", "simulation", "clock", "upstream", "rows", "entrance", "stop", "fuzz"),
-    *("subscribers", "neighbours"),
+    *("processes", "subscribers", "neighbours"),
 )
 MINUTES = 10.0
-ALONE = ("subscribers", "neighbours")  # Which measure how fast the service is.
+ALONE = ("processes", "subscribers", "neighbours")  # Which measure times.
 SIDE_BY_SIDE = 8
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from service.store import generations, retention
 from service.store.database import Row, Transaction
-from service.store.postgres.connection import is_repeatable
+from service.store.postgres import connection as postgres_connection
+from service.store.postgres import database as postgres_database
 from service.store.postgres.database import Database
 from tests import engine
 
@@ -38,9 +39,9 @@ def repeats(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
 
     def note(error: BaseException) -> bool:
         noted.append(error)
-        return is_repeatable(error)
+        return postgres_connection.is_repeatable(error)
 
-    monkeypatch.setattr("service.store.postgres.database.is_repeatable", note)
+    monkeypatch.setattr(postgres_database, "is_repeatable", note)
     return noted
 
 

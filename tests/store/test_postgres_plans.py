@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from service.store.postgres import Database
-from service.store.postgres.connection import SERVER_SETTINGS
+from service.store.postgres.connection import TRANSACTION_SETTINGS
 from service.store.postgres.statements import statements
 from tests import engine
 from tests.store.test_plans import DUE_WORK
@@ -34,7 +34,7 @@ async def connection(postgres: engine.Schemas, tmp_path: Path) -> AsyncIterator[
     await database.open()
     await database.migrate()
     await database.close()
-    connected = await asyncpg.connect(database.url, server_settings=SERVER_SETTINGS)
+    connected = await asyncpg.connect(database.url, server_settings=TRANSACTION_SETTINGS)
     await connected.execute(ROWS)
     yield connected
     await connected.close()

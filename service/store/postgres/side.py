@@ -13,7 +13,6 @@ from service.store.copying import (
     select_next,
     size_of,
 )
-from service.store.database import Transaction
 from service.store.postgres import schema
 from service.store.postgres.database import Database
 from service.store.retention import fold_usage
@@ -47,7 +46,7 @@ class PostgresSide:
 
         Every event has its place then, and the usage is added up: SQLite has no table beside it.
         """
-        await self._database.read(_order_events)
+        await self._database.order_events()
         while await self._database.write(fold_usage):
             pass
         columns: dict[str, dict[str, int]] = {}
@@ -94,7 +93,3 @@ class PostgresSide:
     async def clear(self, table: Table) -> None:
         """Delete the rows of a table."""
         await self._connection.execute(f"DELETE FROM {table.name}")  # noqa: S608  our own names
-
-
-async def _order_events(tx: Transaction) -> None:
-    await tx.order_events()

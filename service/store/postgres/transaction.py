@@ -2,10 +2,10 @@
 
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from service.store.database import Row
+from service.store.database import AfterCommit, Row
 from service.store.postgres.statements import DIALECT, statements
 
 PREFETCH_ROWS = 20  # Of a statement whose rows are read one by one.
@@ -15,26 +15,25 @@ _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 # is one could meet the same row twice.
 _INSERT = re.compile(r"(?s)(INSERT INTO \w+ \([^)]*\))\s+VALUES \([$\d,\s]+\)((?!.*DO UPDATE).*)")
 _joined: dict[str, str] = {}  # By the name of a statement.
-
-AfterCommit = list[tuple[Callable[..., None], tuple[Any, ...]]]
 Arguments = tuple[Any, ...]
 
 
 class Transaction:
     """The statements of one unit, or of one batched unit with all its items."""
 
-    __slots__ = ("_connection", "_order", "_shards", "after", "charged", "now")
+    __slots__ = ("_connection", "_is_pooled", "_shards", "after", "charged", "now")
 
     def __init__(
         self,
         connection: Any,
         now: int,
-        order: Callable[[], Awaitable[None]],
         shards: frozenset[int],
+        *,
+        is_pooled: bool = False,
     ) -> None:
         self._connection = connection
+        self._is_pooled = is_pooled
         self._shards = list(shards)  # Of the statements that read what this process works on.
-        self._order = order
         self.after: AfterCommit = []
         self.charged: Counter[str] = Counter()
         self.now = now
@@ -90,10 +89,6 @@ class Transaction:
         async for row in self._cursor(composed, bind(values)):
             yield row
 
-    async def order_events(self) -> None:
-        """Give every committed event its place in the order, on a connection of its own."""
-        await self._order()
-
     def after_commit(self, do: Callable[..., None], *args: object) -> None:
         """Call `do` on the event loop after the commit."""
         self.after.append((do, args))
@@ -103,7 +98,13 @@ class Transaction:
         self.charged[tenant] += rows
 
     async def _cursor(self, sql: str, arguments: Arguments) -> AsyncIterator[Row]:
-        async for row in self._connection.cursor(sql, *_clean(arguments), prefetch=PREFETCH_ROWS):
+        source: Any = self._connection
+        if self._is_pooled:  # A name may be taken, by another client that used this session before.
+            statement = await source.prepare(sql, name="")
+            rows = statement.cursor(*_clean(arguments), prefetch=PREFETCH_ROWS)
+        else:
+            rows = source.cursor(sql, *_clean(arguments), prefetch=PREFETCH_ROWS)
+        async for row in rows:
             yield row
 
 
