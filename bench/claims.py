@@ -1,7 +1,7 @@
 """A million deliveries on PostgreSQL: how fast due ones are claimed, and old ones are deleted."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from bench import world
@@ -59,11 +59,10 @@ async def measure(plan: Plan, figures: Figures) -> None:
             world.open_database(server.url("few")) as few,
             world.open_database(server.url("many")) as many,
         ):
+            databases = {"few": few, "many": many}
             for _ in range(plan.rounds):
-                for name, database in (("few", few), ("many", many)):
-                    ids = await server.value("SELECT string_agg(id, ' ') FROM subscribers", name)
-                    rate = await _claim(database, ids.split(), plan.seconds)
-                    figures.add(**{f"{name}_per_second": rate})
+                for name, per_second in (await _claim(server, databases, plan.seconds)).items():
+                    figures.add(**{f"{name}_per_second": per_second})
                 figures.ratio("many_of_few", "many_per_second", "few_per_second")
 
 
@@ -86,12 +85,19 @@ async def measure_deletes(plan: Plan, figures: Figures) -> None:
                 figures.add(per_second=deleted / elapsed)
 
 
-async def _claim(database: Any, ids: Sequence[str], seconds: float) -> float:
-    """Return how many claims were made a second, for the subscribers in turn, by one reader."""
-    count, began = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - began) < seconds:
-        claim = (ids[count % len(ids)], CLAIM, False, False, frozenset())
-        due, _ = await database.read(deliveries.fetch_due, *claim)
-        assert len(due) == CLAIM, "too few deliveries are due"
+async def _claim(server: Server, databases: Mapping[str, Any], seconds: float) -> dict[str, float]:
+    """Return how many claims one reader makes a second, by schema: one of each in turn."""
+    ids = {
+        name: (await server.value("SELECT string_agg(id, ' ') FROM subscribers", name)).split()
+        for name in databases
+    }
+    count, took = 0, dict.fromkeys(databases, 0.0)
+    while sum(took.values()) < seconds:
+        for name, database in databases.items():
+            began = time.perf_counter()
+            claim = (ids[name][count % SUBSCRIBERS], CLAIM, False, False, frozenset())
+            due, _ = await database.read(deliveries.fetch_due, *claim)
+            took[name] += time.perf_counter() - began
+            assert len(due) == CLAIM, "too few deliveries are due"
         count += 1
-    return count / elapsed
+    return {name: count / each for name, each in took.items()}

@@ -250,6 +250,6 @@ async def test_rows_of_one_insert_are_stored_by_one_execution(database: Database
         return names + await tx.select("SELECT due_at FROM confirmations", {})
 
     await database.write(unit)
-    assert sum(query.startswith("INSERT INTO generation_metadata") for query in sent) == 1
+    assert ["unnest(" in query for query in sent if query.startswith("INSERT")] == [True, False]
     rows = [next(iter(dict(row).values())) for row in await database.read(read)]
     assert rows == ["n0", "n1", "n2", 5]
