@@ -10,11 +10,11 @@ from typing import Any
 
 import msgspec
 
+from service.store.sqlite.connection import FILE_PAGE_BYTES
 from service.store.sqlite.database import Database
 
 LOG_SECONDS = 10.0
-PAGE_BYTES = 4_096
-WAL_HEADER_BYTES, FRAME_BYTES = 32, 24 + PAGE_BYTES
+WAL_HEADER_BYTES, FRAME_BYTES = 32, 24 + FILE_PAGE_BYTES
 Trace = list[tuple[str, int]]  # A statement, and the size of the log when it started.
 CONTROL = re.compile(r"BEGIN|COMMIT|ROLLBACK|SAVEPOINT|RELEASE")
 
@@ -75,7 +75,7 @@ class Meter:
             await self._database.apply(_stop_trace)
             trees = await self._database.apply(_trees_by_page)
             wal = self._log.read_bytes()
-        assert int.from_bytes(wal[8:12], "big") == PAGE_BYTES
+        assert int.from_bytes(wal[8:12], "big") == FILE_PAGE_BYTES
         return [
             msgspec.structs.replace(
                 one, trees=frozenset(trees[page] for page in one.pages if page in trees)

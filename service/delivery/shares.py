@@ -6,7 +6,8 @@ from service.delivery.window import Window
 
 PUSHES = 64  # Into a queue, after which it is rid of outdated entries; of a long one, more.
 
-Entry = tuple[int, int, int, "Share"]  # Slots needed, slots held, turn.
+# How many slots have to be free besides the one that is taken, slots held, turn.
+Entry = tuple[int, int, int, "Share"]
 
 
 class Share(Struct, eq=False, weakref=True):
@@ -20,11 +21,6 @@ class Share(Struct, eq=False, weakref=True):
     queue: list[Entry] = field(default_factory=list)  # Parts that wait: a heap, with outdated ones.
     pushes_left: int = PUSHES
     entry: Entry | None = None  # The current one, in the queue of the parent.
-
-    @property
-    def needed(self) -> int:
-        """How many slots have to be free for one more to be taken, besides that one."""
-        return max(self.held // self.weight, self.reserve)
 
     @property
     def has_used_window(self) -> bool:

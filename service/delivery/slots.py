@@ -102,9 +102,7 @@ class Slots:
         if len(self.waiting) == 1:  # It needs no place among others.
             [alone] = self.waiting
             return alone if self._is_free_for(alone) else None
-        for moved in self._moved:  # Who came first has the first turn.
-            self._place(moved)
-        self._moved.clear()
+        self._place_moved()
         share, first = self._root, _first_of(self._root)
         if first is None or first[0] >= self.free:
             return None
@@ -160,27 +158,39 @@ class Slots:
         if self.waiting:  # Else no share has a place.
             self._moved[share] = None
 
-    def _place(self, share: Share) -> None:
-        """Move a share, and those that it is a part of, to where they now belong."""
-        while (parent := share.parent) is not None:
-            needed, entry, held = self._needed(share), share.entry, share.held
-            if needed is None:
-                share.entry = None
-            elif entry is None or entry[0] != needed or entry[1] != held:
-                self._turn += 1
-                share.entry = (needed, held, self._turn, share)
-                heappush(parent.queue, share.entry)
-                parent.pushes_left -= 1
-                if not parent.pushes_left:
-                    _drop_outdated(parent)
-            share = parent
+    def _place_moved(self) -> None:
+        """Move the shares that moved, and those that they are parts of, to where they now belong.
 
-    def _needed(self, share: Share) -> int | None:
-        """Return how many slots have to be free, and one more; None if nothing may leave."""
-        if share in self.waiting:
-            return share.needed
-        first = None if share.has_used_window else _first_of(share)
-        return None if first is None else max(share.needed, first[0])
+        Each is placed once for all of its parts. A share of which one part is nearer than another
+        comes up again behind the farther one.
+        """
+        shares, self._moved = self._moved, {}  # Who came first has the first turn.
+        while shares:
+            parents: dict[Share, None] = {}
+            for share in shares:
+                if share.parent is not None:
+                    self._place(share, share.parent)
+                    parents[share.parent] = None
+            shares = parents
+
+    def _place(self, share: Share, parent: Share) -> None:
+        """Give a share the entry that fits it, or none if nothing of it may leave."""
+        held = share.held
+        needed = max(held // share.weight, share.reserve)
+        if share not in self.waiting:
+            first = None if share.has_used_window else _first_of(share)
+            if first is None:
+                share.entry = None
+                return
+            needed = max(needed, first[0])
+        entry = share.entry
+        if entry is None or entry[0] != needed or entry[1] != held:
+            self._turn += 1
+            share.entry = (needed, held, self._turn, share)
+            heappush(parent.queue, share.entry)
+            parent.pushes_left -= 1
+            if not parent.pushes_left:
+                _drop_outdated(parent)
 
 
 def _first_of(share: Share) -> Entry | None:

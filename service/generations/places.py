@@ -1,7 +1,7 @@
 """Places for requests to upstream under way: bounded, and shared by tenants and routes."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from service.upstream.catalogue import STATUS_PATH, Model
 
@@ -73,7 +73,7 @@ class RoutePlaces:
 
 
 def full_questions(
-    places: RoutePlaces, models: Mapping[str, Model]
+    places: RoutePlaces, load: Callable[[], Mapping[str, Model]]
 ) -> tuple[Sequence[str], Sequence[str]]:
     """Return the models that are asked about apart, and which questions get no further place.
 
@@ -82,8 +82,8 @@ def full_questions(
     """
     full = places.full()
     if not full:
-        return (), ()
-    apart = {id_: m.status_path for id_, m in models.items() if m.status_path != STATUS_PATH}
+        return (), ()  # As at the start, which the catalogue would delay.
+    apart = {id_: m.status_path for id_, m in load().items() if m.status_path != STATUS_PATH}
     by_route: dict[str, list[str]] = {STATUS_PATH: [""]}
     for id_, path in apart.items():
         by_route.setdefault(path, []).append(id_)

@@ -89,7 +89,7 @@ class Poller:
         if free <= 0:
             self._unused_until = 0
             return 0, self._next_token_at(now) if room > 0 else None
-        apart, full = full_questions(self.places, self.context.catalogue)
+        apart, full = full_questions(self.places, lambda: self.context.catalogue)
         choice = generations.Choice(
             limit=free,
             tenants=self.places.all.full(),

@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 Row = Mapping[str, Any]
 Unit = Callable[..., Coroutine[Any, Any, T]]
+AfterCommit = list[tuple[Callable[..., None], tuple[Any, ...]]]  # What a unit leaves to be called.
 
 
 class Transaction(Protocol):

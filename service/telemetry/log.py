@@ -16,12 +16,13 @@ from service.telemetry import metrics
 from service.telemetry.redact import REDACTED, Redactor
 from service.telemetry.writer import LineWriter
 
-# structlog imports rich where it is installed, which takes a tenth of a second: hide it meanwhile.
-_rich: Any = sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
+# structlog imports these if they are installed, rich in a tenth of a second: hide them meanwhile.
+_hidden = [name for name in ("rich", "greenlet") if name not in sys.modules]
+sys.modules.update(dict.fromkeys(_hidden))  # type: ignore[arg-type]  # None: cannot be imported.
 import structlog  # noqa: E402
 
-if _rich is None:
-    del sys.modules["rich"]
+for _name in _hidden:
+    del sys.modules[_name]
 
 DRAIN_SECONDS = 1.0
 _SECRET_FIELDS = frozenset({"authorization", "secret", "token", "key", "nonce", "callback_url"})

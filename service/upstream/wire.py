@@ -11,12 +11,9 @@ from typing import Any
 from msgspec.structs import replace
 
 from service.upstream import documents, errors, lenient, names, results, vocabulary
-from service.upstream import headers as fields
 from service.upstream.ids import disliked_id
 from service.upstream.report import Answer, NoReport, Outcome, Report, read_report
 from service.upstream.scalars import MAX_TEXT_CHARS
-from service.upstream.signs import Signs
-from service.upstream.traces import Traces
 
 __all__ = [
     "Answer",
@@ -97,6 +94,9 @@ def _no_result(
     request: results.Request,
 ) -> Answer:
     """Read an answer that speaks of trouble. The task that it names is asked about all the same."""
+    from service.upstream import headers as fields  # noqa: PLC0415  cold start: many patterns
+    from service.upstream.signs import Signs  # noqa: PLC0415  the same
+
     is_ok = status in _SUCCESS
     outcome = _outcome_of_body(document) if is_ok else _outcome_of_status(status)
     signs = Signs(document, request) if document else None
@@ -124,6 +124,8 @@ def _no_result(
 
 
 def _tells(body: bytes, request: results.Request) -> bool:
+    from service.upstream.traces import Traces  # noqa: PLC0415  cold start, as above
+
     return Traces(body.decode("utf-8", "replace"), request).has_any
 
 

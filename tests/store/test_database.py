@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from service.model.errors import StorageError
-from service.store import lines
+from service.store import lines, writes
 from service.store.sqlite import connection, group
 from service.store.sqlite import database as database_module
 from service.store.sqlite import readers as readers_module
@@ -98,7 +98,7 @@ async def test_a_single_unit_is_committed_without_waiting_for_others(
 async def test_a_unit_that_may_wait_shares_the_next_commit(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr(writes, "PATIENCE_SECONDS", 60.0)
     sizes = record_group_sizes(monkeypatch)
     patient = [database.write_batched(put_all, name, may_wait=True) for name in "ab"]
     assert await database.read(names_in) == []
@@ -119,7 +119,7 @@ async def test_a_unit_that_may_wait_is_committed_alone_after_a_moment(
 async def test_close_commits_units_that_may_wait_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr(writes, "PATIENCE_SECONDS", 60.0)
     database = await open_database(tmp_path)
     patient = database.write_batched(put_all, "a", may_wait=True)
     async with asyncio.timeout(60):
@@ -224,7 +224,7 @@ async def test_write_always_is_retried_until_the_disk_has_room(
         return []
 
     monkeypatch.setattr(group, "commit_group", failing)
-    monkeypatch.setattr(database_module, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(writes, "RETRY_SECONDS", 0)
     always, once = database.write_always(put, "answer"), database.write(put, "other")
     with pytest.raises(StorageError, match="full"):
         await once
@@ -267,7 +267,7 @@ async def test_close_ends_on_a_disk_that_fails_more_slowly_than_units_are_retrie
     monkeypatch.setattr(group, "commit_group", failing)
     monkeypatch.setattr(lines, "UNIT_ROWS", lines.GROUP_ROWS)  # Each unit is a group.
     # Each commit takes longer than that: what failed is due again while the next one fails.
-    monkeypatch.setattr(database_module, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(writes, "RETRY_SECONDS", 0)
     always = [asyncio.ensure_future(database.write_always(put, name)) for name in "abc"]
     async with asyncio.timeout(20):
         await database.close()

@@ -11,7 +11,7 @@ import pytest
 
 from service.model.errors import SearchTooLongError, StorageBusyError, StorageError
 from service.model.event import Event
-from service.store import events, pages, write_queue
+from service.store import events, pages, write_queue, writes
 from service.store.database import Transaction
 from service.store.postgres import Database, reads
 from service.store.postgres import database as database_module
@@ -121,7 +121,7 @@ async def test_a_server_that_ended_every_connection_is_used_again(database: Data
 async def test_what_upstream_will_not_repeat_is_stored_once_the_server_is_back(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(writes, "RETRY_SECONDS", 0)
     run_once = database._run_once
     failures = [ConnectionResetError("the server is gone")] * 2
 

@@ -5,13 +5,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
-from service.store.database import Row
+from service.store.database import AfterCommit, Row
 from service.store.postgres.statements import DIALECT, statements
 
 PREFETCH_ROWS = 20  # Of a statement whose rows are read one by one.
 _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
-AfterCommit = list[tuple[Callable[..., None], tuple[Any, ...]]]
 Arguments = tuple[Any, ...]
 
 

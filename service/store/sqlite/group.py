@@ -6,15 +6,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
-from service.store.database import Row, T, Unit
+from service.store.database import AfterCommit, Row, T, Unit
 from service.store.item import Item, note_rows
 from service.store.sqlite.connection import transaction
 from service.store.sqlite.statements import DIALECT, statements
 
 ROWS_MAX = 5_000  # Changed by units of one kind in a group; the others of it are left for the next.
 FIRST_ITEMS = 64  # Of a batched unit, in its first call of a group. The next are by what it wrote.
-
-AfterCommit = list[tuple[Callable[..., None], tuple[Any, ...]]]
 
 
 class Transaction:
