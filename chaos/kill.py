@@ -160,7 +160,8 @@ async def kill_at_random(folder: Path, seed: str, repeat: str) -> Outcome:
             await asyncio.sleep(rng.uniform(0.3, 2.0))
             world.kill()
             outcome.faults["kill at a random moment"] += 1
-            promises.check_files(world, world.copy(f"copy{world.restarts}"), outcome, repeat)
+            copy = await asyncio.to_thread(world.copy, f"copy{world.restarts}")
+            promises.check_files(world, copy, outcome, repeat)
             await world.drain_connections()
             world.spawn()
         await asyncio.sleep(rng.uniform(0.8, 2.5))
@@ -187,7 +188,9 @@ async def _restart(
     world: World, clients: "asyncio.Task[None]", outcome: Outcome, repeat: str
 ) -> None:
     """Check the files of the dead service, start it again, and check the promises."""
-    snapshot = promises.check_files(world, world.copy("last"), outcome, repeat)
+    # In a thread: a copy of a server takes seconds, and other tries run in this loop.
+    copy = await asyncio.to_thread(world.copy, "last")
+    snapshot = promises.check_files(world, copy, outcome, repeat)
     await world.drain_connections()
     if world.rng.random() < FORGOTTEN_SHARE:
         world.execute(FORGET_REQUESTS)
@@ -198,7 +201,7 @@ async def _restart(
     await promises.wait_until_done(world)
     await promises.check_stop(world, outcome, repeat)
     if world.server_url:
-        problem = world.collect()
+        problem = await asyncio.to_thread(world.collect)
         outcome.check("all can be copied", holds=not problem, detail=problem, repeat=repeat)
     promises.check_world(world, outcome, repeat, snapshot)
     outcome.faults += world.provider.faults + +world.subscribers.faults

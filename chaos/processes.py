@@ -73,7 +73,7 @@ async def attack(
             statuses = await fleet.stop()
             wrong = {name: status for name, status in statuses.items() if status != 0}
             outcome.check("all stop", holds=not wrong, detail=f"{wrong}", repeat=repeat)
-            problem = world.collect() if server else ""
+            problem = await asyncio.to_thread(world.collect) if server else ""
             outcome.check("all can be copied", holds=not problem, detail=problem, repeat=repeat)
             deadlocks = server.count_deadlocks() if server else 0
             outcome.check("no deadlock", holds=not deadlocks, detail=f"{deadlocks}", repeat=repeat)

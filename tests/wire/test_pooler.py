@@ -1,10 +1,12 @@
 """A process that only serves, behind PgBouncer in transaction mode; who works is refused there."""
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlencode
 
 import asyncpg
 import httpx
@@ -13,7 +15,8 @@ import pytest
 
 from service.app import App
 from service.model.errors import StorageError
-from service.store.postgres import ownership
+from service.store.database import Transaction
+from service.store.postgres import Database, ownership
 from service.ticks import Ticks
 from tests import engine
 from tests.cli.test_serve import KEYS, start
@@ -186,3 +189,55 @@ def test_a_command_that_works_ends_with_a_sentence_behind_a_pooler(
     assert process.returncode == 1
     assert REFUSED in out + err
     assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("path", "schema"),
+    [
+        ("odd-name", "odd-name"),
+        ("Mixed", "mixed"),
+        ('"Mixed"', "Mixed"),
+        (' "a,""b" , public', 'a,"b'),
+        ("o'clock;drop", "o'clock;drop"),
+    ],
+)
+async def test_a_search_path_of_the_url_is_that_of_each_transaction(
+    tmp_path: Path, postgres: engine.Schemas, path: str, schema: str
+) -> None:
+    url = postgres.database_of(tmp_path).rpartition("&")[0]
+    name = schema.replace('"', '""')
+    owner = await asyncpg.connect(url)
+    await owner.execute(f'CREATE SCHEMA "{name}"')
+    try:
+        with pooled(tmp_path, url) as pooler:
+            for way in (f"{url}&", f"{pooler}?"):
+                database = Database(f"{way}{urlencode({'search_path': path})}")
+                await database.open()
+                assert await database.read(current_schema) == schema
+                await database.close()
+    finally:
+        await owner.execute(f'DROP SCHEMA "{name}"')
+        await owner.close()
+
+
+async def current_schema(tx: Transaction) -> str:
+    [row] = await tx.select("SELECT current_schema() AS name", {})
+    return str(row["name"])
+
+
+def test_the_doctor_says_who_may_connect_to_a_pooler(
+    tmp_path: Path, postgres: engine.Schemas
+) -> None:
+    url = postgres.database_of(tmp_path, is_new=True)
+    with pooled(tmp_path, url) as pooler:
+        environ = {**KEYS, "GENHOOK_DATABASE_URL": pooler}
+        for line in ("migrate", "keys create --offline --name first --scopes read"):
+            with start(tmp_path, *line.split(), **environ) as process:
+                out, err = process.communicate(timeout=60)
+            assert process.returncode == 0, out + err
+        with start(tmp_path, "doctor", "--json", **environ) as process:
+            out, _ = process.communicate(timeout=60)
+    findings = {each["about"]: each for each in json.loads(out)}
+    assert findings["pooler"]["level"] == "warn"
+    assert "only processes with GENHOOK_WORKER=off" in findings["pooler"]["message"]
+    assert findings["schema"]["level"] == findings["database"]["level"] == "ok"

@@ -6,6 +6,7 @@ session would keep is sent with each transaction then, and nothing may hold a lo
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -34,6 +35,7 @@ TRANSACTION_SETTINGS = {
 
 # Of SQLSTATE: connections, transaction states, the user, the database, the schema, conflicts,
 # resources, objects in use, operators, the system. Not 54: what is too large is the unit's fault.
+_NAME = re.compile(r'\s*"(?:[^"]|"")*"|[^,]+')  # Of a schema in a `search_path`.
 _SERVER_CLASSES = ("08", "25", "28", "3D", "3F", "40", "53", "55", "57", "58", "XX")
 
 
@@ -102,10 +104,11 @@ def _set_local(settings: dict[str, str]) -> str:
 
 def _quoted(path: str) -> str:
     """Return a `search_path` as a statement has it."""
-    names = (name.strip() for name in path.split(","))
+    names = (name.strip() for name in _NAME.findall(path))
     return ", ".join(
         name if name.startswith('"') else '"' + name.lower().replace('"', '""') + '"'
         for name in names
+        if name
     )
 
 
