@@ -13,15 +13,19 @@ import uvloop
 
 from bench import (
     callbacks,
+    claims,
     counts,
     deliveries,
     idle,
     latency,
     lists,
+    minute,
     outgoing,
     pages,
+    postgres,
     report,
     start,
+    whole,
 )
 from bench.machine import LOAD_CORE, measure_noise, on_core
 from bench.plan import Figures, Measure, Plan
@@ -41,6 +45,13 @@ MEASUREMENTS: dict[str, Measure] = {
     "idle": idle.measure,
     "lists": lists.measure,
     "pages": pages.measure,
+    "postgres": postgres.measure_callbacks,
+    "postgres-start": start.measure_postgres,
+    "claims": claims.measure,
+    "deletes": claims.measure_deletes,
+    "whole": whole.measure,
+    "two-processes": whole.measure_two,
+    "minute": minute.measure,
 }
 ROUNDS, SECONDS = 3, 2.5
 QUICK_ROUNDS, QUICK_SECONDS = 1, 1.5

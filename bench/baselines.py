@@ -1,9 +1,10 @@
-"""The applications that genhook is compared with: a bare server, and a hand-written handler.
+"""The applications that genhook is compared with: a bare server, and hand-written handlers.
 
 `python -m bench.baselines NAME PORT DATABASE` serves one of them.
 """
 
 import datetime
+import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
@@ -107,10 +108,59 @@ def build_by_hand(database: str) -> Any:
     return app
 
 
+class InsertEach:
+    """Verifies the token, inserts a row by asyncpg and answers: nothing by hand can do less."""
+
+    def __init__(self, url: str) -> None:
+        from itsdangerous import URLSafeTimedSerializer  # noqa: PLC0415  heavy
+
+        self._url = url
+        self._tokens = URLSafeTimedSerializer(SECRET_KEY, salt=SALT)
+        self._pool: Any = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a callback, or the lifespan of the server."""
+        if scope["type"] == "lifespan":
+            await self._start()
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await self._pool.close()
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        generation_id = self._tokens.loads(scope["path"].rpartition("/")[2], max_age=86_400)
+        headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in scope["headers"]]
+        now = datetime.datetime.now(datetime.UTC)
+        await self._pool.execute(
+            "INSERT INTO callbacks (generation_id, received_at, headers, body)"
+            " VALUES ($1, $2, $3, $4)",
+            *(generation_id, now, json.dumps(headers), body),
+        )
+        answer = [(b"content-type", b"application/json"), (b"content-length", b"15")]
+        await send({"type": "http.response.start", "status": 200, "headers": answer})
+        await send({"type": "http.response.body", "body": ANSWER})
+
+    async def _start(self) -> None:
+        import asyncpg  # noqa: PLC0415  only here
+
+        self._pool = await asyncpg.create_pool(self._url, min_size=10, max_size=10)
+        await self._pool.execute(
+            "CREATE TABLE IF NOT EXISTS callbacks (id BIGINT GENERATED ALWAYS AS IDENTITY"
+            " PRIMARY KEY, generation_id TEXT NOT NULL, received_at TIMESTAMPTZ NOT NULL,"
+            " headers TEXT NOT NULL, body BYTEA NOT NULL);"
+            "CREATE INDEX IF NOT EXISTS callbacks_generation ON callbacks (generation_id)"
+        )
+
+
 def main() -> None:
     """Serve the baseline named on the command line."""
     name, port, database = sys.argv[1:]
-    app = ceiling if name == "ceiling" else build_by_hand(database)
+    apps = {"by-hand": build_by_hand, "asyncpg": InsertEach}
+    app = ceiling if name == "ceiling" else apps[name](database)
     uvicorn.run(
         app,
         host="127.0.0.1",

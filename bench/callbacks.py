@@ -51,11 +51,12 @@ def cycle_requests(paths: list[str]) -> load.NextRequest:
 
 
 @asynccontextmanager
-async def serve_baseline(name: str, path: Path) -> AsyncIterator[Subject]:
-    """Serve a baseline on the subject's core, with a new database."""
+async def serve_baseline(name: str, database: Path | str) -> AsyncIterator[Subject]:
+    """Serve a baseline on the subject's core, with a new file or with a URL as its database."""
     port = find_free_port()
-    path.unlink(missing_ok=True)
-    command = python_command("-m", "bench.baselines", name, str(port), str(path))
+    if isinstance(database, Path):
+        database.unlink(missing_ok=True)
+    command = python_command("-m", "bench.baselines", name, str(port), str(database))
     with start_process(command) as running:
         await running.wait_for_port(port)
         yield running, port

@@ -60,5 +60,18 @@ FLOORS = (
     Floor("polling", "of_budget", "≤", 1.1, "", "polls per second / poll budget"),
     Floor("polling", "memory_mb", "≤", 100, "MB", "memory with 10,000 open tasks"),
     Floor("lists", "worst_p99_ms", "≤", 20, "ms", "slowest list or count, 1,000,000 rows"),
+    Floor(
+        "whole",
+        "postgres_cpu_of_sqlite",
+        "≤",
+        2.2,
+        "x",
+        "CPU of a whole event, PostgreSQL / SQLite",
+    ),
+    Floor("claims", "many_of_few", "≥", 0.8, "", "claims, 1,000,000 / 10,000 rows, PostgreSQL"),
+    Floor(
+        "two-processes", "longest_ms", "≤", 250, "ms", "longest answer, web and worker on a file"
+    ),
+    Floor("minute", "deadlocks", "≤", 0, "", "deadlocks in a minute on PostgreSQL"),
     Floor("pages", "worst_p50_ms", "≤", 50, "ms", "slowest page, 1,000,000 rows, median"),
 )

@@ -162,11 +162,17 @@ async def run_closed_loop(
 
 
 async def run_at_rate(
-    port: int, next_request: NextRequest, *, rate: float, seconds: float, connections: int = 32
+    port: int,
+    next_request: NextRequest,
+    *,
+    rate: float,
+    seconds: float,
+    connections: int = 32,
+    seed: int = 7,
 ) -> Load:
     """Send `rate` requests per second at random moments, whether or not answers have come."""
     loop = asyncio.get_running_loop()
-    load, free, moments = Load(seconds=seconds), [], random.Random(7)
+    load, free, moments = Load(seconds=seconds), [], random.Random(seed)
 
     def on_answer(connection: _Connection, status: bytes, latency: float) -> None:
         load.latencies.append(latency)

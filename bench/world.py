@@ -34,9 +34,9 @@ tokens = CallbackTokens([SECRET_KEY], "apiinone")
 
 
 @asynccontextmanager
-async def open_database(path: Path) -> AsyncIterator[Database]:
-    """Open the service's database at `path` with its latest schema, and close it afterwards."""
-    database = Database(str(path))
+async def open_database(path: Path | str) -> AsyncIterator[Database]:
+    """Open the database at a path or a URL with its latest schema, and close it afterwards."""
+    database = Database(str(path)) if isinstance(path, Path) else _new_postgres(path)
     await database.open()
     try:
         await database.migrate()
@@ -45,13 +45,20 @@ async def open_database(path: Path) -> AsyncIterator[Database]:
         await database.close()
 
 
-SERVE = [str(Path(sys.executable).with_name("genhook")), "serve"]
+def _new_postgres(url: str) -> Any:
+    from service.store.postgres.database import Database as Postgres  # noqa: PLC0415  heavy
+
+    return Postgres(url)
 
 
-def environment(path: Path, port: int, **variables: str) -> dict[str, str]:
+GENHOOK = str(Path(sys.executable).with_name("genhook"))
+SERVE, WORK = [GENHOOK, "serve"], [GENHOOK, "work"]
+
+
+def environment(path: Path | str, port: int, **variables: str) -> dict[str, str]:
     """Return settings of a service on this machine; nothing listens at its upstream's address."""
     return {
-        "GENHOOK_DATABASE_URL": f"sqlite:///{path}",
+        "GENHOOK_DATABASE_URL": f"sqlite:///{path}" if isinstance(path, Path) else path,
         "GENHOOK_SECRET_KEYS": SECRET_KEY,
         "GENHOOK_ADMIN_KEY": ADMIN_KEY,
         "GENHOOK_UPSTREAM_URL": f"http://{HOST}:9/api/v1",
@@ -65,7 +72,7 @@ def environment(path: Path, port: int, **variables: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def serve(path: Path, **variables: str) -> AsyncIterator[tuple[Running, int]]:
+async def serve(path: Path | str, **variables: str) -> AsyncIterator[tuple[Running, int]]:
     """Run `genhook serve` on the subject's core; yields once it listens."""
     port = find_free_port()
     with start_process(SERVE, environment(path, port, **variables)) as running:

@@ -19,10 +19,10 @@ from chaos.plan import Plan
 
 SUITES = (
     *("kill", "storage", "simulation", "clock", "upstream", "rows", "entrance", "stop", "fuzz"),
-    *("subscribers", "neighbours"),
+    *("processes", "subscribers", "neighbours"),
 )
 MINUTES = 10.0
-ALONE = ("subscribers", "neighbours")  # Which measure how fast the service is.
+ALONE = ("processes", "subscribers", "neighbours")  # Which measure times.
 SIDE_BY_SIDE = 8
 
 
@@ -30,7 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SUITES))
-    parser.add_argument("--quick", action="store_true", help="a few tries of each, in two minutes")
+    parser.add_argument("--quick", action="store_true", help="a few tries of each, in four minutes")
     parser.add_argument("--seed", type=int, help="the seed of all randomness; random by default")
     parser.add_argument(
         "--minutes", type=float, default=MINUTES, help=f"about, in all ({MINUTES:g})"

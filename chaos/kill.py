@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chaos import load, promises
+from chaos.fleet import Server, running_server
 from chaos.outcome import Outcome
 from chaos.plan import Plan, Try, run_tries
 from chaos.subject import read_reached
@@ -15,7 +16,7 @@ GENERATIONS, LOAD_SECONDS = 16, 1.6
 REACH_SECONDS = 25.0
 MORE_TRIES = 2  # Where the point was not reached.
 RANDOM_TRIES, RANDOM_KILLS = 24, 3
-QUICK_POINTS, QUICK_RANDOM = 5, 3
+QUICK_POINTS, QUICK_RANDOM, QUICK_ON_SERVER = 5, 3, 2
 OLD_MS = 40 * 86_400_000
 FORGOTTEN_SHARE = 0.5  # Of the worlds: idempotency keys of dead requests are freed.
 # Moves idempotency keys back by the minutes after which a dead request frees its key.
@@ -71,7 +72,7 @@ POINTS = (
 )
 # Units of commands that this suite does not send; tests/wire and tests/journeys cover them.
 ELSEWHERE = (
-    *("keys.revoke", "keys.record_uses", "signing_secret."),
+    *("database._touch", "keys.revoke", "keys.record_uses", "signing_secret."),
     *("deliveries.retry", "deliveries.cancel", "replays."),
     *("deadlines.move_on", "submit._put_off", "submit._put_back", "answers.plan_without_task"),
 )
@@ -86,17 +87,25 @@ async def run(plan: Plan) -> Outcome:
         pairs, randoms = rng.sample(pairs, QUICK_POINTS), QUICK_RANDOM
     tries = [_new_try(point, side) for point, side in pairs]
     tries += [Try(f"instant {number}", kill_at_random) for number in range(randoms)]
-    total = await run_tries(plan, tries)
+    on_server = [pair for pair in pairs if not (pair[0].aged or pair[0].unit == "migrate")]
+    with running_server() as server:
+        of_server = on_server[:QUICK_ON_SERVER] if plan.quick and not plan.only else on_server
+        tries += [_new_try(point, side, server) for point, side in of_server]
+        total = await run_tries(plan, tries)
+        deadlocks = server.count_deadlocks()
+    total.check("no deadlock", holds=not deadlocks, detail=f"{deadlocks}")
     if not plan.quick and plan.only is None:
         _check_points(total)
     return total
 
 
-def _new_try(point: Point, side: str) -> Try:
+def _new_try(point: Point, side: str, server: Server | None = None) -> Try:
     async def run_try(folder: Path, seed: str, repeat: str) -> Outcome:
         total = Outcome()
         for more in range(1 + MORE_TRIES):
-            outcome = await kill_at(folder / str(more), f"{seed}+{more}", repeat, point, side)
+            outcome = await kill_at(
+                folder / str(more), f"{seed}+{more}", repeat, point, side, server
+            )
             total.add(outcome)
             if outcome.faults[f"kill {side} {point.unit}"] or outcome.broken:
                 return total
@@ -104,14 +113,17 @@ def _new_try(point: Point, side: str) -> Try:
         total.check("the point was reached", holds=False, detail=detail, repeat=repeat)
         return total
 
-    return Try(f"{side} {point.unit}", run_try)
+    return Try(f"{'postgres ' if server else ''}{side} {point.unit}", run_try)
 
 
-async def kill_at(folder: Path, seed: str, repeat: str, point: Point, side: str) -> Outcome:
+async def kill_at(
+    folder: Path, seed: str, repeat: str, point: Point, side: str, server: Server | None
+) -> Outcome:
     """Run a world whose service dies at the point and is started again normally."""
     outcome, rng = Outcome(), random.Random(seed)
     trust = point.trust or rng.choice(("confirm", "body"))
     async with open_world(folder, seed, trust) as world:
+        world.server_url = server.new_schema() if server else ""
         world.provider.weights = point.creates or world.provider.weights
         if point.forged_share is not None:
             world.provider.forged_share = point.forged_share
@@ -148,7 +160,8 @@ async def kill_at_random(folder: Path, seed: str, repeat: str) -> Outcome:
             await asyncio.sleep(rng.uniform(0.3, 2.0))
             world.kill()
             outcome.faults["kill at a random moment"] += 1
-            promises.check_files(world, world.copy(f"copy{world.restarts}"), outcome, repeat)
+            copy = await asyncio.to_thread(world.copy, f"copy{world.restarts}")
+            promises.check_files(world, copy, outcome, repeat)
             await world.drain_connections()
             world.spawn()
         await asyncio.sleep(rng.uniform(0.8, 2.5))
@@ -175,7 +188,9 @@ async def _restart(
     world: World, clients: "asyncio.Task[None]", outcome: Outcome, repeat: str
 ) -> None:
     """Check the files of the dead service, start it again, and check the promises."""
-    snapshot = promises.check_files(world, world.copy("last"), outcome, repeat)
+    # In a thread: a copy of a server takes seconds, and other tries run in this loop.
+    copy = await asyncio.to_thread(world.copy, "last")
+    snapshot = promises.check_files(world, copy, outcome, repeat)
     await world.drain_connections()
     if world.rng.random() < FORGOTTEN_SHARE:
         world.execute(FORGET_REQUESTS)
@@ -185,6 +200,9 @@ async def _restart(
     await world.provider.settle()
     await promises.wait_until_done(world)
     await promises.check_stop(world, outcome, repeat)
+    if world.server_url:
+        problem = await asyncio.to_thread(world.collect)
+        outcome.check("all can be copied", holds=not problem, detail=problem, repeat=repeat)
     promises.check_world(world, outcome, repeat, snapshot)
     outcome.faults += world.provider.faults + +world.subscribers.faults
 

@@ -67,6 +67,7 @@ class Provider:
         self.hangs = False  # Nothing is answered, and no task is made.
         self.forged_share = 0.1  # The share of tasks for which a forged callback is sent.
         self.loop = asyncio.get_running_loop()
+        self.polled_at: list[float] = []  # By the clock of the loop.
         self._numbers = 0
         self._running: set[asyncio.Task[Any]] = set()
         self.outside = httpx.AsyncClient(trust_env=False, timeout=5)
@@ -137,6 +138,7 @@ class Provider:
 
     async def status(self, request: Request) -> bytes | None:
         """Answer a poll."""
+        self.polled_at.append(self.loop.time())
         query = dict(part.split("=") for part in urlsplit(request.path).query.split("&") if part)
         task_id = query.get("task_id") or request.path.rpartition("/")[2]
         task = self.tasks.get(task_id)

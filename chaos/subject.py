@@ -17,6 +17,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from service.model import clock
@@ -107,6 +108,37 @@ def wrap_commits(point: KillPoint) -> None:
     schema.migrate = migrate
 
 
+def wrap_server_commits(point: KillPoint) -> None:
+    """Wrap the commits of units on PostgreSQL in the same way."""
+    from asyncpg.transaction import Transaction  # noqa: PLC0415
+
+    from service.store.postgres.database import Database  # noqa: PLC0415
+
+    real_run: Callable[..., Any] = Database._run_once  # noqa: SLF001
+    real_exit: Callable[..., Any] = Transaction.__aexit__
+    running: ContextVar[frozenset[str]] = ContextVar("running", default=frozenset())
+
+    async def run_once(database: Any, batch: Sequence[Any]) -> Any:
+        running.set(
+            frozenset(unit_name(item.unit) for item in batch)
+        )  # In the task of this commit.
+        try:
+            return await real_run(database, batch)
+        finally:
+            running.set(frozenset())
+
+    async def exit_(transaction: Any, kind: Any, *rest: Any) -> None:
+        matches = kind is None and bool(running.get()) and point.matches(set(running.get()))
+        if matches:
+            point.die("before")
+        await real_exit(transaction, kind, *rest)
+        if matches:
+            point.die("after")
+
+    Database._run_once = run_once  # type: ignore[assignment]  # noqa: SLF001
+    Transaction.__aexit__ = exit_
+
+
 def wrap_clock(path: str) -> None:
     """Add the milliseconds in the file to the wall clock."""
     file = os.open(path, os.O_RDONLY)
@@ -140,7 +172,9 @@ def main() -> int:
     if path := os.environ.get("CHAOS_OFFSET"):
         wrap_clock(path)
     if reached := os.environ.get("CHAOS_REACHED"):
-        wrap_commits(KillPoint(os.environ.get("CHAOS_POINT", ""), reached))
+        is_server = os.environ["GENHOOK_DATABASE_URL"].startswith("postgresql:")
+        wrap = wrap_server_commits if is_server else wrap_commits
+        wrap(KillPoint(os.environ.get("CHAOS_POINT", ""), reached))
     from service.cli.main import main as serve  # noqa: PLC0415  once everything is wrapped
 
     return serve(["serve"])

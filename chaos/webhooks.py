@@ -23,6 +23,7 @@ class Receipt:
     """A webhook that arrived `skew_seconds` after its timestamp and `age_seconds` after its event.
 
     `status` is 0 where it was not answered; `phase` counts the kills of the service before it.
+    It was under way from `began_at` to `ended_at`, by a clock of this machine.
     """
 
     phase: int
@@ -32,6 +33,8 @@ class Receipt:
     skew_seconds: float
     age_seconds: float
     status: int
+    began_at: float
+    ended_at: float
 
 
 class Subscribers:
@@ -47,6 +50,7 @@ class Subscribers:
         self.faults: Counter[str] = Counter()
         self.has_faults = True
         self.hangs = False  # Nothing is answered, nor noted.
+        self.hold_seconds: dict[str, float] = {}  # How long some take to answer, by name.
         self.clocks: Callable[[], list[float]] = lambda: [time.time()]
 
     async def __call__(self, request: Request) -> bytes | None:
@@ -60,11 +64,14 @@ class Subscribers:
         self._verify(name, webhook_id, timestamp, request)
         skew = min((now - timestamp for now in self.clocks()), key=abs)
         age = time.time() - parse_rfc3339(json.loads(request.body)["timestamp"]) / 1_000
-        phase, status = self.phase, await self._status(name)
-        self.receipts.append(Receipt(phase, name, webhook_id, timestamp, skew, age, status))
+        phase, began_at, status = self.phase, time.monotonic(), await self._status(name)
+        times = began_at, time.monotonic()
+        self.receipts.append(Receipt(phase, name, webhook_id, timestamp, skew, age, status, *times))
         return build_answer(status) if status else None
 
     async def _status(self, name: str) -> int:
+        if seconds := self.hold_seconds.get(name):
+            await asyncio.sleep(seconds)
         if not (self.has_faults and name == "unreliable"):
             return 204
         [answer] = self.rng.choices([*ANSWERS], [*ANSWERS.values()])

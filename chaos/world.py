@@ -11,10 +11,12 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import httpx
 
 from bench import world as bench_world
@@ -72,6 +74,7 @@ class World:
         self.answered: dict[str, int] = {}  # The last status code by prompt.
         self.wrong_answers: list[str] = []  # Answers that no client should get.
         self.restarts = 0
+        self.server_url = ""  # Of a PostgreSQL schema, if that is the service's database.
         self.output: int | None = None  # Where the service logs to, instead of to the file.
         self._tasks: list[asyncio.Task[None]] = []
         self.api = httpx.AsyncClient(
@@ -86,6 +89,8 @@ class World:
         own = ("PORT", "GENHOOK_", "CHAOS_", "LD_PRELOAD")
         plain = {name: v for name, v in os.environ.items() if not name.startswith(own)}
         own_address = {"GENHOOK_HOST": HOST, "GENHOOK_PUBLIC_URL": f"http://{HOST}:{self.port}"}
+        if self.server_url:
+            own_address["GENHOOK_DATABASE_URL"] = self.server_url
         settings = environment(self.path, self.port, **own_address, **self.settings)
         return {**plain, **SAME_PATH, **settings, "PYTHONFAULTHANDLER": "1"}
 
@@ -185,6 +190,8 @@ class World:
 
         A service that died before its first migration has left no tables and so no rows.
         """
+        if path is None and self.server_url and not self.path.exists():
+            return ask(self.server_url, sql)
         with closing(sqlite3.connect(path or self.path, timeout=10)) as file:
             file.row_factory = sqlite3.Row
             tables = file.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
@@ -194,6 +201,9 @@ class World:
 
     def execute(self, sql: str) -> None:
         """Execute SQL while the service does not run; nothing happens if it left no tables."""
+        if self.server_url:
+            ask(self.server_url, sql)
+            return
         with closing(sqlite3.connect(self.path)) as file, suppress(sqlite3.OperationalError), file:
             file.execute(sql)
 
@@ -201,11 +211,41 @@ class World:
         """Copy the files of a dead service, because opening them would change them."""
         folder = self.folder / name
         folder.mkdir()
+        if self.server_url:
+            self.collect(folder / self.path.name)
+            return folder / self.path.name
         for suffix in ("", "-wal"):
             source = Path(f"{self.path}{suffix}")
             if source.exists():
                 shutil.copyfile(source, folder / source.name)
         return folder / self.path.name
+
+    def collect(self, path: Path | None = None) -> str:
+        """Bring the rows of a server into a file, by default the world's own, which is read then.
+
+        Return what went wrong, or an empty text.
+        """
+        line = ["--from", self.server_url, "--to", f"sqlite:///{path or self.path}"]
+        copied = subprocess.run(
+            [SERVE[0], "copy", *line], env=self.environment(), capture_output=True, check=False
+        )
+        return (copied.stdout + copied.stderr).decode() if copied.returncode else ""
+
+
+def ask(url: str, sql: str) -> list[dict[str, Any]]:
+    """Return rows of a PostgreSQL server, in a thread: the caller's own loop is running."""
+
+    async def fetch() -> list[dict[str, Any]]:
+        connection = await asyncpg.connect(url)
+        try:
+            return [dict(row) for row in await connection.fetch(sql)]
+        except asyncpg.UndefinedTableError:  # It died before its first migration.
+            return []
+        finally:
+            await connection.close()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, fetch()).result()
 
 
 @asynccontextmanager

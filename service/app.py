@@ -19,7 +19,7 @@ from service.delivery.webhook import egress
 from service.delivery.webhook.connection import tls_context
 from service.delivery.webhook.sender import WebhookSender
 from service.model.clock import Clock, now_ms
-from service.model.errors import SettingsError
+from service.model.errors import SettingsError, StorageError
 from service.settings import VARIABLES, Settings, unknown_variables
 from service.store.database import Ownership
 from service.store.sqlite.database import Database
@@ -134,12 +134,20 @@ class App:
         await asgi.refuse(scope, send, not_found("page of a worker"), self.context.clock())
 
     async def start(self, *, worker: bool | None = None) -> None:
-        """Open the database, bring its schema up to date, and start the worker."""
+        """Open the database, bring its schema up to date, and start the worker.
+
+        By default the settings say whether there is one; with `worker=True` there is nothing else.
+        StorageError if there is to be one, and the way to the database does not allow it.
+        """
+        has_worker = self.settings.worker == "embedded" if worker is None else worker
         self.context.stopping.clear()
+        self.context.role = "worker" if worker else "both" if has_worker else "web"
         for name in ("_api", "_pages"):  # Of an earlier start, with the worker of that.
             self.__dict__.pop(name, None)
         await self.database.open()
         try:
+            if has_worker:
+                self._check_way()
             await self.database.migrate()
             await self.database.write(tenants.ensure, self.context, tenants.DEFAULT)
             sender = self._sender or _sender(self.settings)
@@ -148,8 +156,13 @@ class App:
         except BaseException:
             await self.database.close()
             raise
-        if self.settings.worker == "embedded" if worker is None else worker:
+        if has_worker:
             self.worker.start()
+
+    def _check_way(self) -> None:
+        """StorageError if no worker can ever work over this way to the database."""
+        if refusal := self._ownership.refusal:
+            raise StorageError(refusal)
 
     def begin_stop(self) -> None:
         """Start no more work, and answer at once what only waits."""

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 from weakref import WeakValueDictionary
 
 from msgspec import Struct, field
@@ -97,6 +97,7 @@ class Context(Struct, kw_only=True):
     waiters: WeakValueDictionary[str, asyncio.Event] = field(default_factory=WeakValueDictionary)
     # The requests with an `Idempotency-Key` that run in this process, by tenant and key.
     claims: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    role: Literal["web", "worker", "both"] = "web"  # What this process does: serve, work, or both.
     watching: asyncio.Task[None] | None = None  # Looks for outcomes that others recorded.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # Set: nothing may wait.
 

@@ -209,7 +209,8 @@ class Worker:
     async def drive(self, generation_id: str) -> None:
         """With GENHOOK_WORKER=off, do for a request what it has made due."""
         settings = self.context.settings
-        if settings.worker == "off" and self.is_off:
+        may_work = self.ownership.refusal is None  # Else a worker elsewhere was told of it.
+        if settings.worker == "off" and self.is_off and may_work:
             await self.ticks.drive(settings.drive_seconds, shard_of(generation_id))
 
     async def settle(self) -> None:

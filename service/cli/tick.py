@@ -74,6 +74,8 @@ async def _tick(settings: Settings, seconds: float, every: float | None, show: S
     stop = Stop(settings.shutdown_seconds, app.begin_stop)
     await app.start(worker=False)
     try:
+        if refusal := app.worker.ownership.refusal:
+            raise StorageError(refusal)
         on_signals(stop)  # What is under way is recorded before the process ends.
         if every is None:
             show(await app.worker.tick(seconds))

@@ -14,7 +14,7 @@ from service.model.key import SCOPES
 COUNTS = ("generations", "succeeded", "failed", "timed_out", "credits")
 ROWS_MAX = 200  # Of the table by day; the API has more.
 _HELP = re.compile(r"# HELP (\w+) (.*)")
-_VALUE = re.compile(r"(genhook_\w+) ([0-9.e+-]+)")
+_VALUE = re.compile(r"""(genhook_\w+)\{role="\w+"\} ([0-9.e+-]+)""")
 
 
 async def show_usage(visit: Visit) -> Response:
@@ -49,7 +49,7 @@ async def show_keys(visit: Visit) -> Response:
 
 
 async def show_workers(visit: Visit) -> Response:
-    """GET /dashboard/workers: readiness, and the metrics that have no labels."""
+    """GET /dashboard/workers: readiness, and the metrics that have no label but the role."""
     ready = await visit.send(ApiCall(path="/readyz"))
     metrics = await visit.send(ApiCall(path="/metrics"))
     text = metrics.content if metrics.is_success else ""

@@ -38,7 +38,7 @@ def event_types(subscriber: Subscriber, requested: list[str]) -> list[str]:
 
 async def count(context: Context, new: Replay, subscriber: Subscriber) -> Replay:
     """Return the replay with its number of events; those that are stored later are not replayed."""
-    cursor, last_seq = await context.database.read(replays.seq_bounds, new.since_at)
+    cursor, last_seq = await replays.read_bounds(context.database, new.since_at)
     until_at = min(new.until_at, context.clock() + 1)
     new = replace(new, cursor=cursor, last_seq=last_seq, until_at=until_at)
     examined = new

@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 Row = Mapping[str, Any]
 Unit = Callable[..., Coroutine[Any, Any, T]]
+AfterCommit = list[tuple[Callable[..., None], tuple[Any, ...]]]  # What a unit leaves to be called.
 
 
 class Transaction(Protocol):
@@ -46,9 +47,6 @@ class Transaction(Protocol):
 
     def scan(self, sql: str, values: Mapping[str, object]) -> AsyncIterator[Row]:
         """Iterate over the rows of SQL that the code has composed, one row in memory at a time."""
-
-    async def order_events(self) -> None:
-        """Give every committed event its place in the order; before the unit reads anything."""
 
     def charge(self, tenant: str, rows: int) -> None:
         """Count rows that are written on account of a tenant, where they may be many."""
@@ -115,6 +113,9 @@ class Database(Protocol):
     def hand_over(self, id_: str) -> bool:
         """Return whether this process does what was just committed; else tell who does."""
 
+    async def order_events(self) -> None:
+        """Give every committed event its place in the order, before somebody reads by it."""
+
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the version of the schema, or None."""
 
@@ -130,6 +131,10 @@ class Ownership(Protocol):
 
     # Set by who works: the shards with requests under way, which are not given up.
     busy: Callable[[], Collection[int]]
+
+    @property
+    def refusal(self) -> str | None:
+        """Why this process can never have the right to work, as a sentence; None if it may."""
 
     @property
     def is_held(self) -> bool:

@@ -9,7 +9,7 @@ from service.model.clock import rfc3339
 from service.model.event import Event
 from service.model.ids import new_id, time_of
 from service.store import pages, rows
-from service.store.database import Transaction
+from service.store.database import Database, Transaction
 
 
 def new_event(
@@ -46,12 +46,26 @@ _SEQ_OF_CURSOR = (
 )
 
 
+async def read_page(
+    database: Database,
+    page: pages.Page,
+    tenant: str,
+    type_: str | None = None,
+    generation_id: str | None = None,
+) -> pages.Rows:
+    """Return a page of a tenant's events in commit order, of one type or generation if not None."""
+    await database.order_events()
+    return await database.search(tenant, list_page, page, tenant, type_, generation_id)
+
+
 async def list_page(
     tx: Transaction, page: pages.Page, tenant: str, type_: str | None, generation_id: str | None
 ) -> pages.Rows:
-    """Return a page of a tenant's events in commit order, of one type or generation if not None."""
-    await tx.order_events()
+    """Return a page of those events that have their place in the order."""
     table, where, filters = "events e {index events_tenant}", ["e.tenant = :tenant"], []
+    # What was committed since then has no place yet: a reader that continued after it could skip
+    # an event that is committed later, and gets an earlier place.
+    placed = "e.seq IS NOT NULL"
     if generation_id is not None:
         ids = "SELECT value FROM generations g, {rows}(g.event_ids) WHERE g.id = :generation_id"
         # SQLite would read all events of the tenant instead of these few.
@@ -60,7 +74,12 @@ async def list_page(
     if type_ is not None:
         filters.append("e.type = :type")
     source = pages.Source(
-        table=table, where=where, filters=filters, key="e.seq", id="e.id", cursor=_SEQ_OF_CURSOR
+        table=table,
+        where=[*where, placed],
+        filters=filters,
+        key="e.seq",
+        id="e.id",
+        cursor=_SEQ_OF_CURSOR,
     )
     values = {"tenant": tenant, "type": type_, "generation_id": generation_id}
     return await pages.read(tx, source, page, values)

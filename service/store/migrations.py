@@ -8,6 +8,12 @@ def list_migrations(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(path.name[:4]), path) for path in folder.glob("*.sql"))
 
 
+class Newer(str):
+    """That a newer genhook has made the schema. Who runs already goes on: migrations only add."""
+
+    __slots__ = ()
+
+
 def describe_problem(current: int, needed: int) -> str | None:
     """Return what is wrong with a database of schema `current`, or None.
 
@@ -18,7 +24,7 @@ def describe_problem(current: int, needed: int) -> str | None:
     if current == needed:
         return None
     if current > needed:
-        return (
+        return Newer(
             f"the database has schema {current}, made by a newer genhook; this one knows {needed}"
         )
     return f"the database has schema {current}, this genhook needs {needed}: run genhook migrate"

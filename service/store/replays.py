@@ -9,7 +9,7 @@ from service.model.ids import first_id
 from service.model.replay import Replay
 from service.model.subscriber import Subscriber
 from service.store import deliveries, rows
-from service.store.database import Transaction
+from service.store.database import Database, Transaction
 
 SET_ASIDE_MS = MINUTE
 SKEW_MS = HOUR  # The most by which the ids of two processes may be out of commit order.
@@ -35,13 +35,16 @@ async def next_due(tx: Transaction) -> int | None:
     return await rows.read_number(tx, "replay_next_due")
 
 
-async def seq_bounds(tx: Transaction, since_at: int) -> tuple[int, int]:
+async def read_bounds(database: Database, since_at: int) -> tuple[int, int]:
     """Return the cursor to start from for events since a time, and the last seq there is now."""
-    await tx.order_events()
+    await database.order_events()
+    return await database.read(_seq_bounds, since_at)
+
+
+async def _seq_bounds(tx: Transaction, since_at: int) -> tuple[int, int]:
     first = first_id("evt", since_at - SKEW_MS)
-    first_seq = await rows.read_number(tx, "replay_first_seq", first_id=first)
-    last_seq = await rows.read_number(tx, "replay_last_seq") or 0
-    return (last_seq if first_seq is None else first_seq - 1), last_seq
+    seq_before = await rows.read_number(tx, "replay_seq_before", first_id=first) or 0
+    return seq_before, await rows.read_number(tx, "replay_last_seq") or 0
 
 
 async def window_end(tx: Transaction, replay: Replay, limit: int) -> int | None:

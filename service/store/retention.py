@@ -1,5 +1,7 @@
 """Retention: delete old rows in small batches, but never a pending delivery or what it needs.
 
+It also adds up the usage, where transactions store theirs beside it.
+
 Old pending deliveries to a disabled subscriber are canceled, and deleted by the next sweep.
 
 Rows are deleted before the rows they refer to: deliveries, then events, then generations. Ids sort
@@ -12,11 +14,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from service.model.clock import DAY, HOUR
+from service.model.clock import DAY, HOUR, SECOND
 from service.model.generation import CALLBACK_GRACE_MS
 from service.model.ids import first_id
 from service.store import stats, subscribers
 from service.store.database import Database, Transaction
+from service.store.rows import read_number
 
 BATCH = 500  # Rows read in one transaction.
 GENERATIONS_BATCH = 50  # Smaller: metadata and bodies are deleted with each.
@@ -25,6 +28,8 @@ REJECTED_MAX = 1_000  # Of tenants, and the same of strangers.
 REJECTED_RETENTION_MS = DAY
 IDEMPOTENCY_RETENTION_MS = DAY
 SWEEP_INTERVAL_MS = HOUR
+FOLD_BATCH = 10_000  # Rows of usage that are added up in one transaction.
+FOLD_INTERVAL_MS = 10 * SECOND
 
 # By the statement that lists old rows: the prefix of their ids, and what is deleted with each.
 _DELETES = {
@@ -63,14 +68,17 @@ class Sweep:
     stages: deque[Stage] = field(default_factory=deque)
     after: str = ""
     next_at: int = 0
+    fold_at: int = 0
 
 
 async def run_due(
     database: Database, sweep: Sweep, retention_days: int, now: int
 ) -> tuple[int, int]:
     """Delete one batch, if the sweep is due; return how many rows, and when the next is due."""
+    if now >= sweep.fold_at:
+        sweep.fold_at = now + await _fold_usage(database)
     if now < sweep.next_at:
-        return 0, sweep.next_at
+        return 0, min(sweep.next_at, sweep.fold_at)
     if not sweep.stages:
         sweep.stages.extend(await _stages(database, retention_days, now))
     deleted, after = await database.write(sweep.stages[0], sweep.after)
@@ -78,7 +86,20 @@ async def run_due(
     if after is None:
         sweep.stages.popleft()
     sweep.next_at = now if sweep.stages else now + SWEEP_INTERVAL_MS
-    return deleted, sweep.next_at
+    return deleted, min(sweep.next_at, sweep.fold_at)
+
+
+async def _fold_usage(database: Database) -> int:
+    """Add up a batch of the usage; return after how many milliseconds the next is due."""
+    folded = await database.write(fold_usage)
+    if folded is None:
+        return SWEEP_INTERVAL_MS
+    return 0 if folded == FOLD_BATCH else FOLD_INTERVAL_MS
+
+
+async def fold_usage(tx: Transaction) -> int | None:
+    """Add up what is stored beside the usage; return how many rows, None if that is never done."""
+    return await read_number(tx, "usage_fold", limit=FOLD_BATCH)
 
 
 async def _stages(database: Database, retention_days: int, now: int) -> list[Stage]:

@@ -96,14 +96,15 @@ oldest_by_subscriber = _gauge(
 )
 
 
-def render() -> bytes:
-    """Return every metric in Prometheus' text format."""
+def render(role: str) -> bytes:
+    """Return every metric in Prometheus' text format, labelled with the role of the process."""
     from prometheus_client import core, generate_latest  # noqa: PLC0415  cold start
 
     families = []
     for metric in _ALL:
         new_family = getattr(core, f"{metric.kind}MetricFamily")
-        families.append(new_family(metric.name, metric.description, labels=metric.labels))
-        for row in metric.rows():
-            families[-1].add_metric(*row)
+        labels = (*metric.labels, "role")
+        families.append(new_family(metric.name, metric.description, labels=labels))
+        for values, *row in metric.rows():
+            families[-1].add_metric((*values, role), *row)
     return generate_latest(SimpleNamespace(collect=lambda: families))

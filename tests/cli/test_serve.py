@@ -208,7 +208,7 @@ def test_a_reader_of_the_log_that_stalls_delays_no_answer_and_no_end(tmp_path: P
                 connection.sendall(b"nonsense\r\n\r\n")
                 assert connection.recv(100).startswith(b"HTTP/1.1 400")
         with running.client() as client:
-            assert "genhook_log_lines_dropped_total 0.0" in client.get("/metrics").text
+            assert 'genhook_log_lines_dropped_total{role="both"} 0.0' in client.get("/metrics").text
         running.process.terminate()
         assert running.process.wait(END_SECONDS) == 0
 

@@ -11,8 +11,7 @@ import httpx
 import pytest
 
 from service.model.errors import StorageBusyError
-from service.store import subscribers, write_queue
-from service.store.sqlite import database as database_module
+from service.store import subscribers, write_queue, writes
 from service.telemetry import metrics
 from tests.faults import rows
 from tests.harness import Harness, opened
@@ -57,8 +56,8 @@ async def test_a_failing_disk_is_seen_from_outside_and_recovers(
         assert "cannot store" in ready.json()["checks"]["database"]
 
         await database.apply(lambda c: c.execute("PRAGMA query_only=OFF"))
-        monkeypatch.setattr(database_module, "FAILING_SECONDS", 0)
-        monkeypatch.setattr(database_module, "PROBE_SECONDS", 0)
+        monkeypatch.setattr(writes, "FAILING_SECONDS", 0)
+        monkeypatch.setattr(writes, "PROBE_SECONDS", 0)
         assert (await world.client.get("/readyz")).status_code == 200
         world.upstream.finish("task1")
         assert (await world.call_back()).status_code == 200

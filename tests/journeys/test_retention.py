@@ -170,7 +170,7 @@ async def test_one_step_deletes_at_most_one_batch(
             counts.append(deleted)
         assert max(counts) <= 5  # GENERATIONS_BATCH is larger than BATCH here.
         assert counts.count(2) >= 6
-        assert next_at == world.clock() + retention.SWEEP_INTERVAL_MS
+        assert sweep.next_at == world.clock() + retention.SWEEP_INTERVAL_MS
         assert await retention.run_due(database, sweep, 30, world.clock()) == (0, next_at)
         assert await count_rows(world) == dict.fromkeys(TABLES, 0)
 

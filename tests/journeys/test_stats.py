@@ -282,12 +282,12 @@ async def test_metrics_have_labels_for_the_longest_waiting_subscribers_only(
             await world.generate()
             world.clock.advance(10)
         lines = (await world.client.get("/metrics")).text.splitlines()
-        assert "genhook_oldest_undelivered_seconds 40.0" in lines
-        assert "genhook_subscribers_owed 4.0" in lines
+        assert 'genhook_oldest_undelivered_seconds{role="web"} 40.0' in lines
+        assert 'genhook_subscribers_owed{role="web"} 4.0' in lines
         name = "genhook_subscriber_oldest_undelivered_seconds"
         assert [line for line in lines if line.startswith(name)] == [
-            f'{name}{{subscriber_id="{ids[0]}"}} 40.0',
-            f'{name}{{subscriber_id="{ids[1]}"}} 30.0',
+            f'{name}{{role="web",subscriber_id="{ids[0]}"}} 40.0',
+            f'{name}{{role="web",subscriber_id="{ids[1]}"}} 30.0',
         ]
 
 

@@ -399,7 +399,7 @@ def in_turns(random: Random, clock: ManualClock) -> Iterator[None]:
     with (
         patch.object(Connection, "apply", apply),
         patch("service.delivery.attempt.time", times),
-        patch("service.store.sqlite.database.PATIENCE_SECONDS", 0),
+        patch("service.store.writes.PATIENCE_SECONDS", 0),
         patch("service.store.sqlite.database.CHECKPOINT_SECONDS", 3_600),
     ):
         yield

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from service.model.errors import StorageBusyError, StorageError
-from service.store import lines
+from service.model.errors import StorageError
+from service.store import lines, writes
 from service.store.sqlite import connection, group
 from service.store.sqlite import database as database_module
 from service.store.sqlite import readers as readers_module
@@ -98,7 +98,7 @@ async def test_a_single_unit_is_committed_without_waiting_for_others(
 async def test_a_unit_that_may_wait_shares_the_next_commit(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr(writes, "PATIENCE_SECONDS", 60.0)
     sizes = record_group_sizes(monkeypatch)
     patient = [database.write_batched(put_all, name, may_wait=True) for name in "ab"]
     assert await database.read(names_in) == []
@@ -119,7 +119,7 @@ async def test_a_unit_that_may_wait_is_committed_alone_after_a_moment(
 async def test_close_commits_units_that_may_wait_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr(writes, "PATIENCE_SECONDS", 60.0)
     database = await open_database(tmp_path)
     patient = database.write_batched(put_all, "a", may_wait=True)
     async with asyncio.timeout(60):
@@ -137,29 +137,6 @@ async def test_a_group_has_at_most_group_max_units(
     assert sum(sizes) == lines.GROUP_MAX + 10
 
 
-async def test_only_the_units_that_fail_are_rolled_back(database: Database) -> None:
-    async def put_and_raise(tx: Transaction) -> None:
-        await put(tx, "never stored")
-        raise LookupError
-
-    async def broken_sql(tx: Transaction) -> None:
-        await tx.select("SELECT nonsense FROM nowhere", {})
-
-    results = await asyncio.gather(
-        database.write(put, "before"),
-        database.write(put_and_raise),
-        database.write(broken_sql),
-        database.write(put, "before"),  # The same primary key again.
-        database.write(put, "after"),
-        return_exceptions=True,
-    )
-    assert results[0] == results[4] == 1
-    assert isinstance(results[1], LookupError)
-    assert isinstance(results[2], StorageError)
-    assert isinstance(results[3], sqlite3.IntegrityError)
-    assert await database.read(names_in) == ["after", "before"]
-
-
 async def test_a_batched_unit_is_called_once_for_a_group(database: Database) -> None:
     calls: list[list[str]] = []
 
@@ -172,16 +149,6 @@ async def test_a_batched_unit_is_called_once_for_a_group(database: Database) -> 
     writes.append(database.write_batched(unit, "c"))
     assert await asyncio.gather(*writes) == ["A", "B", 1, "C"]
     assert calls == [["a", "b", "c"]]
-
-
-async def test_a_batch_that_fails_is_run_item_by_item(database: Database) -> None:
-    await database.write(put, "b")
-    writes = [database.write_batched(put_all, name) for name in ("a", "b", "c")]
-    results = await asyncio.gather(*writes, return_exceptions=True)
-    assert results[0] == "A"
-    assert isinstance(results[1], sqlite3.IntegrityError)
-    assert results[2] == "C"
-    assert await database.read(names_in) == ["a", "b", "c"]
 
 
 async def test_a_batch_that_returns_too_few_results_is_run_item_by_item(database: Database) -> None:
@@ -203,27 +170,6 @@ async def test_functions_after_a_commit_are_called_in_order(database: Database) 
     assert calls == ["a", "b"]
 
 
-async def test_a_unit_that_is_rolled_back_calls_nothing_after_the_commit(
-    database: Database,
-) -> None:
-    calls: list[object] = []
-
-    async def fails(tx: Transaction) -> None:
-        tx.after_commit(calls.append, "alone")
-        raise LookupError
-
-    async def batch(tx: Transaction, names: Sequence[str]) -> list[None]:
-        for name in names:
-            tx.after_commit(calls.append, name)
-        await put(tx, *names)
-        return [None] * len(names)
-
-    await database.write(put, "b")
-    writes = [database.write_batched(batch, name) for name in ("a", "b")]
-    await asyncio.gather(database.write(fails), *writes, return_exceptions=True)
-    assert calls == ["a"]
-
-
 async def test_a_commit_that_fails_calls_nothing_after_it(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,23 +187,6 @@ async def test_a_commit_that_fails_calls_nothing_after_it(
     assert calls == []
 
 
-async def test_commits_go_on_if_a_function_after_a_commit_raises(database: Database) -> None:
-    calls: list[object] = []
-
-    def fails() -> None:
-        raise RuntimeError("after the commit")
-
-    async def unit(tx: Transaction) -> str:
-        tx.after_commit(fails)
-        tx.after_commit(calls.append, "next")
-        return "stored"
-
-    async with asyncio.timeout(60):
-        assert await database.write(unit) == "stored"
-        assert await database.write(put, "a") == 1
-    assert calls == ["next"]
-
-
 async def test_a_unit_may_await_only_its_transaction(database: Database) -> None:
     class Other:
         def __await__(self) -> Generator[None, None, None]:
@@ -272,22 +201,6 @@ async def test_a_unit_may_await_only_its_transaction(database: Database) -> None
     with pytest.raises(AssertionError, match="awaited"):
         await database.read(unit)
     assert await database.read(names_in) == []
-
-
-async def test_a_full_queue_refuses_writes_at_once(tmp_path: Path) -> None:
-    database = await open_database(tmp_path, queue_max=2)
-    try:
-        waiting = [database.write(put, name) for name in ("a", "b")]
-        with pytest.raises(StorageBusyError):
-            database.write(put, "c")
-        with pytest.raises(StorageBusyError):
-            database.write_batched(put_all, "c")
-        always = database.write_always(put, "d")
-        assert database.queued == 3
-        assert await asyncio.gather(*waiting, always) == [1, 1, 1]
-        assert await database.write(put, "c") == 1
-    finally:
-        await database.close()
 
 
 @pytest.mark.parametrize("fails", ["group", "unit"])
@@ -311,18 +224,12 @@ async def test_write_always_is_retried_until_the_disk_has_room(
         return []
 
     monkeypatch.setattr(group, "commit_group", failing)
-    monkeypatch.setattr(database_module, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(writes, "RETRY_SECONDS", 0)
     always, once = database.write_always(put, "answer"), database.write(put, "other")
     with pytest.raises(StorageError, match="full"):
         await once
     assert await always == 1
     assert await database.read(names_in) == ["answer"]
-
-
-async def test_write_always_raises_what_the_unit_raises(database: Database) -> None:
-    await database.write(put, "same")
-    with pytest.raises(sqlite3.IntegrityError):
-        await database.write_always(put, "same")
 
 
 async def test_close_fails_a_write_always_that_is_still_retried(
@@ -360,7 +267,7 @@ async def test_close_ends_on_a_disk_that_fails_more_slowly_than_units_are_retrie
     monkeypatch.setattr(group, "commit_group", failing)
     monkeypatch.setattr(lines, "UNIT_ROWS", lines.GROUP_ROWS)  # Each unit is a group.
     # Each commit takes longer than that: what failed is due again while the next one fails.
-    monkeypatch.setattr(database_module, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(writes, "RETRY_SECONDS", 0)
     always = [asyncio.ensure_future(database.write_always(put, name)) for name in "abc"]
     async with asyncio.timeout(20):
         await database.close()
@@ -426,25 +333,6 @@ async def test_close_commits_the_queue_and_refuses_later_writes(tmp_path: Path) 
     await database.close()
 
 
-async def test_a_canceled_caller_does_not_stop_the_others(database: Database) -> None:
-    canceled = asyncio.ensure_future(database.write(put, "a"))
-    other = database.write(put, "b")
-    canceled.cancel()
-    assert await other == 1
-    assert "b" in await database.read(names_in)
-
-
-async def test_readers_cannot_write(database: Database) -> None:
-    async def writes(tx: Transaction) -> None:
-        await put(tx, "no")
-
-    with pytest.raises(StorageError, match="readonly"):
-        await database.read(writes)
-    async with asyncio.timeout(60):
-        names = await asyncio.gather(*(database.read(names_in) for _ in range(20)))
-    assert names == [[]] * 20
-
-
 async def test_readers_that_cannot_be_opened_do_not_count_towards_the_maximum(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -459,13 +347,6 @@ async def test_readers_that_cannot_be_opened_do_not_count_towards_the_maximum(
                     await database.read(names_in)
     async with asyncio.timeout(60):
         assert await database.read(names_in) == []
-
-
-async def test_units_get_the_time_of_their_transaction(database: Database) -> None:
-    async def now(tx: Transaction) -> int:
-        return tx.now
-
-    assert await database.write(now) == await database.read(now) == 7
 
 
 @pytest.mark.parametrize("name", ["no/such/folder/test.db", "."])

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.model.errors import StorageError
-from service.store import subscribers
-from service.store.sqlite import database as database_module
+from service.store import subscribers, writes
 from service.store.sqlite import file as file_module
 from service.store.sqlite.database import Database
 from service.store.sqlite.file import CHECK_SECONDS, File, LostFileError
@@ -22,7 +21,7 @@ from service.store.sqlite.group import Transaction
 async def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
     """An open database of which a copy was made, and whose file is looked at for each commit."""
     monkeypatch.setattr(file_module, "CHECK_SECONDS", 0)
-    monkeypatch.setattr(database_module, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(writes, "RETRY_SECONDS", 0)
     opened = Database(str(tmp_path / "test.db"))
     await opened.open()
     await opened.apply(lambda c: c.execute("VACUUM INTO ?", (str(tmp_path / "copy.db"),)) and None)

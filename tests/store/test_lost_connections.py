@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from service.model.errors import StorageError
-from service.store import subscribers
-from service.store.sqlite import database as database_module
+from service.store import subscribers, writes
 from service.store.sqlite.database import Database
 from service.store.sqlite.group import Transaction
 from service.store.sqlite.ownership import FileLock
@@ -39,7 +38,7 @@ class Disk:
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     disk = Disk()
     monkeypatch.setattr(sqlite3, "connect", disk.connect)
-    monkeypatch.setattr(database_module, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(writes, "RETRY_SECONDS", 0)
     return disk
 
 

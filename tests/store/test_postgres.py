@@ -11,8 +11,8 @@ import pytest
 
 from service.model.errors import SearchTooLongError, StorageBusyError, StorageError
 from service.model.event import Event
-from service.store import events, pages, write_queue
-from service.store.database import Transaction
+from service.store import events, pages, write_queue, writes
+from service.store.database import Row, Transaction
 from service.store.postgres import Database, reads
 from service.store.postgres import database as database_module
 from tests import engine
@@ -121,7 +121,7 @@ async def test_a_server_that_ended_every_connection_is_used_again(database: Data
 async def test_what_upstream_will_not_repeat_is_stored_once_the_server_is_back(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(writes, "RETRY_SECONDS", 0)
     run_once = database._run_once
     failures = [ConnectionResetError("the server is gone")] * 2
 
@@ -191,7 +191,7 @@ def event(name: str) -> Event:
 
 async def listed(database: Database, after: str | None) -> list[str]:
     page = pages.Page(after=after, ascending=True)
-    rows, _ = await database.search("t", events.list_page, page, "t", None, None)
+    rows, _ = await events.read_page(database, page, "t")
     return [row["id"] for row in rows]
 
 
@@ -233,3 +233,23 @@ async def test_a_schema_of_a_newer_genhook_is_refused(database: Database) -> Non
                 await database.migrate()
         finally:
             await connection.execute("UPDATE schema_version SET number = 1")
+
+
+async def test_rows_of_one_insert_are_stored_by_one_execution(database: Database) -> None:
+    """An insert that changes rows stays one for each row: it could meet the same row twice."""
+    sent: list[str] = []
+
+    async def unit(tx: Any) -> None:
+        tx._connection.add_query_logger(lambda query: sent.append(query.query))
+        keys = [{"tenant": "t", "name": f"n{n}", "value": "v"} for n in range(3)]
+        await tx.many("generation_metadata_insert", [key | {"generation_id": "g"} for key in keys])
+        await tx.many("confirmations_put", [{"generation_id": "g", "due_at": n} for n in (9, 5)])
+
+    async def read(tx: Transaction) -> list[Row]:
+        names = await tx.select("SELECT name FROM generation_metadata ORDER BY name", {})
+        return names + await tx.select("SELECT due_at FROM confirmations", {})
+
+    await database.write(unit)
+    assert ["unnest(" in query for query in sent if query.startswith("INSERT")] == [True, False]
+    rows = [next(iter(dict(row).values())) for row in await database.read(read)]
+    assert rows == ["n0", "n1", "n2", 5]

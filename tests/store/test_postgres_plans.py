@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from service.store.postgres import Database
-from service.store.postgres.connection import SERVER_SETTINGS
+from service.store.postgres.connection import TRANSACTION_SETTINGS
 from service.store.postgres.statements import statements
 from tests import engine
 from tests.store.test_plans import DUE_WORK
@@ -34,7 +34,7 @@ async def connection(postgres: engine.Schemas, tmp_path: Path) -> AsyncIterator[
     await database.open()
     await database.migrate()
     await database.close()
-    connected = await asyncpg.connect(database.url, server_settings=SERVER_SETTINGS)
+    connected = await asyncpg.connect(database.url, server_settings=TRANSACTION_SETTINGS)
     await connected.execute(ROWS)
     yield connected
     await connected.close()
@@ -90,6 +90,17 @@ async def test_no_statement_reads_a_whole_table_to_look_for_a_few_rows(connectio
         for number in re.findall(r"hashed SubPlan (\d+)", plan):
             _, _, node = plan.partition(f"SubPlan {number}\n")
             assert "Function Scan" in node.partition("\n")[0], plan
+
+
+async def test_a_callback_reads_the_bodies_of_its_generation_only(connection: Any) -> None:
+    """While there are few bodies, PostgreSQL would read all of them, and meet all who store one."""
+    await connection.execute("""
+        INSERT INTO callback_bodies SELECT 'gen_' || n, 'd', 'cb_' || n, '', ''
+            FROM generate_series(1, 100) n;
+        ANALYZE callback_bodies""")
+    plan = await explain(connection, "callbacks_generation_states")
+    assert "hashed" not in plan, plan
+    assert "generation_id = g.id" in plan, plan
 
 
 async def test_a_scan_is_detected(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:

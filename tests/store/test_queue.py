@@ -11,7 +11,7 @@ import pytest
 
 from service.model.errors import StorageBusyError, StorageError
 from service.store import write_queue as queue_module
-from service.store.sqlite import database as database_module
+from service.store import writes
 from service.store.sqlite.database import Database
 from service.store.sqlite.group import Transaction
 
@@ -105,12 +105,12 @@ async def test_a_failed_commit_is_told_and_a_later_one_tried(
     assert await database.write_problem() is None
     await database.apply(lambda c: c.execute("PRAGMA query_only=ON"))
     assert await database.write_problem() is None, "a commit is tried though one was just made"
-    monkeypatch.setattr(database_module, "PROBE_SECONDS", 0)
+    monkeypatch.setattr(writes, "PROBE_SECONDS", 0)
     assert "readonly" in str(await database.write_problem())
     await database.apply(lambda c: c.execute("PRAGMA query_only=OFF"))
     assert await database.write(write) == 1
     assert "readonly" in str(await database.write_problem()), "failures are told for a while"
-    monkeypatch.setattr(database_module, "FAILING_SECONDS", 0)
+    monkeypatch.setattr(writes, "FAILING_SECONDS", 0)
     assert await database.write_problem() is None
 
 
@@ -132,8 +132,8 @@ async def test_those_who_ask_together_share_a_trial(
         trials.append(tx)
         raise StorageError("failing")
 
-    monkeypatch.setattr(database_module, "PROBE_SECONDS", 0)
-    monkeypatch.setattr(database_module, "_touch", touch)
+    monkeypatch.setattr(writes, "PROBE_SECONDS", 0)
+    monkeypatch.setattr(writes, "_touch", touch)
     problems = await asyncio.gather(*(database.write_problem() for _ in range(5)))
     assert problems == ["failing"] * 5
     assert len(trials) == 1

@@ -1,9 +1,15 @@
-"""Connections to PostgreSQL: how they are opened, and which errors are the server's."""
+"""Connections to PostgreSQL: how they are opened, and which errors are the server's.
+
+Behind a pooler in transaction mode a connection has another session for each transaction. What a
+session would keep is sent with each transaction then, and nothing may hold a lock or listen.
+"""
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 import asyncpg
 from asyncpg.exceptions import ClientConfigurationError, TargetServerAttributeNotMatched
@@ -12,13 +18,15 @@ from service.model.errors import StorageError
 
 CONNECT_SECONDS = 5.0
 COMMAND_SECONDS = 30.0  # Of a statement of any unit; its caller has stopped waiting long before.
-SERVER_SETTINGS = {
-    # The server ends a transaction that a process has left open, and notices a client that is gone.
-    "idle_in_transaction_session_timeout": "10000",
+CONNECTION_SETTINGS = {  # The server notices a client that is gone.
     "tcp_keepalives_idle": "5",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "20000",
+}
+TRANSACTION_SETTINGS = {
+    # The server ends a transaction that a process has left open.
+    "idle_in_transaction_session_timeout": "10000",
     "jit": "off",  # Compiling a statement takes longer than running any of ours.
     # Every statement is written for an index. A scan would also make a transaction that only read
     # some rows of a small table conflict with all that write to it.
@@ -27,17 +35,81 @@ SERVER_SETTINGS = {
 
 # Of SQLSTATE: connections, transaction states, the user, the database, the schema, conflicts,
 # resources, objects in use, operators, the system. Not 54: what is too large is the unit's fault.
+_NAME = re.compile(r'\s*"(?:[^"]|"")*"|[^,]+')  # Of a schema in a `search_path`.
 _SERVER_CLASSES = ("08", "25", "28", "3D", "3F", "40", "53", "55", "57", "58", "XX")
 
 
-def _arguments(url: str, name: str) -> dict[str, Any]:
+class Pool:
+    """The connections of a process, each of which is taken for one transaction at a time."""
+
+    def __init__(self, connections: Any, settings: dict[str, str] | None) -> None:
+        self._connections = connections
+        # Set behind a pooler: what each transaction sets for itself.
+        self._preamble = None if settings is None else _set_local(settings)
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether a pooler stands between: no session is a connection's own."""
+        return self._preamble is not None
+
+    @contextlib.asynccontextmanager
+    async def transaction(self, **options: Any) -> AsyncIterator[Any]:
+        """A connection in a transaction, which is committed at the end."""
+        async with self._connections.acquire(timeout=CONNECT_SECONDS) as connection:
+            try:
+                async with connection.transaction(**options):
+                    if self._preamble is not None:
+                        await connection.execute(self._preamble)
+                    yield connection
+            except asyncpg.InvalidCachedStatementError:
+                await connection.reload_schema_state()
+                raise
+
+    async def close(self) -> None:
+        """Close every connection once it is free."""
+        await self._connections.close()
+
+    def terminate(self) -> None:
+        """Close every connection at once."""
+        self._connections.terminate()
+
+
+def _arguments(url: str, name: str, *, is_pooled: bool = False) -> dict[str, Any]:
+    """Return what a connection takes. A pooler refuses settings at a start that it cannot keep."""
+    settings = {} if is_pooled else {**CONNECTION_SETTINGS, **TRANSACTION_SETTINGS}
     return {
-        "dsn": url,
+        "dsn": _split_search_path(url)[0] if is_pooled else url,
         "target_session_attrs": "read-write",  # Of several hosts in the URL, the one that leads.
-        "server_settings": {"application_name": name, **SERVER_SETTINGS},
+        "server_settings": {"application_name": name, **settings},
         "timeout": CONNECT_SECONDS,
         "command_timeout": COMMAND_SECONDS,
+        # A statement would stay prepared in a session that is another client's next.
+        **({"statement_cache_size": 0} if is_pooled else {}),
     }
+
+
+def _split_search_path(url: str) -> tuple[str, dict[str, str]]:
+    """Return a URL without its `search_path`, and that as a setting."""
+    base, _, query = url.partition("?")
+    options = parse_qsl(query, keep_blank_values=True)
+    others = [(name, value) for name, value in options if name != "search_path"]
+    path = {name: _quoted(value) for name, value in options if name == "search_path"}
+    return f"{base}?{urlencode(others)}" if others else base, path
+
+
+def _set_local(settings: dict[str, str]) -> str:
+    """Return statements that set these until the end of the transaction, and take no snapshot."""
+    return "".join(f"SET LOCAL {name} = {value};" for name, value in settings.items())
+
+
+def _quoted(path: str) -> str:
+    """Return a `search_path` as a statement has it."""
+    names = (name.strip() for name in _NAME.findall(path))
+    return ", ".join(
+        name if name.startswith('"') else '"' + name.lower().replace('"', '""') + '"'
+        for name in names
+        if name
+    )
 
 
 async def connect(url: str, name: str = "genhook") -> Any:
@@ -47,21 +119,31 @@ async def connect(url: str, name: str = "genhook") -> Any:
             return await asyncpg.connect(**_arguments(url, name))
 
 
-async def open_pool(url: str, connections: int, name: str) -> Any:
+async def open_pool(url: str, connections: int, name: str) -> Pool:
     """Open a pool of up to so many connections. StorageError if the server does not answer."""
     with failures("cannot connect to the database"):
-        # It keeps no connection by itself: it would log each try while the server is away.
-        sizes = {"min_size": 0, "max_size": connections}
-        pool = asyncpg.create_pool(**_arguments(url, name), **sizes, reset=_keep)
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                await pool
-                async with pool.acquire() as connection:
-                    _check_encoding(connection.get_settings().server_encoding)
-                    return pool
-        except BaseException:
-            pool.terminate()
-            raise
+        async with asyncio.timeout(CONNECT_SECONDS):
+            is_pooled = await _look_for_pooler(url, name)
+            # It keeps no connection by itself: it would log each try while the server is away.
+            sizes = {"min_size": 0, "max_size": connections}
+            arguments = _arguments(url, name, is_pooled=is_pooled)
+            opened = await asyncpg.create_pool(**arguments, **sizes, reset=_keep)
+    own = {**TRANSACTION_SETTINGS, **_split_search_path(url)[1]}
+    return Pool(opened, own if is_pooled else None)
+
+
+async def _look_for_pooler(url: str, name: str) -> bool:
+    """Whether a pooler stands between: what it calls the session is no process of the server.
+
+    StorageError if the server cannot be used at all.
+    """
+    connection = await asyncpg.connect(**_arguments(url, name, is_pooled=True))
+    try:
+        _check_encoding(connection.get_settings().server_encoding)
+        pid = await connection.fetchval("SELECT pg_backend_pid()")
+        return bool(pid != connection.get_server_pid())
+    finally:
+        connection.terminate()
 
 
 def _check_encoding(encoding: str) -> None:
@@ -78,10 +160,10 @@ async def _keep(_connection: Any) -> None:
 
 
 @contextlib.asynccontextmanager
-async def taken(pool: Any) -> AsyncIterator[Any]:
-    """A connection of the pool; failures of the server become StorageError."""
+async def taken(pool: Pool, **options: Any) -> AsyncIterator[Any]:
+    """A transaction on a connection of the pool; failures of the server become StorageError."""
     with failures("the database failed"):
-        async with pool.acquire(timeout=CONNECT_SECONDS) as connection:
+        async with pool.transaction(**options) as connection:
             yield connection
 
 
@@ -97,7 +179,12 @@ def failures(prefix: str) -> Iterator[None]:
 
 
 def is_repeatable(error: BaseException) -> bool:
-    """Return whether the same unit may succeed if it runs again: SQLSTATE class 40."""
+    """Return whether the same unit may succeed if it runs again.
+
+    It met another one (SQLSTATE class 40), or a migration has changed what its statements return.
+    """
+    if isinstance(error, asyncpg.InvalidCachedStatementError):
+        return True
     return isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith("40")
 
 

@@ -7,11 +7,9 @@ run alone. A unit that PostgreSQL could not order among the others (class 40) ru
 
 import asyncio
 import contextlib
-import math
 import random  # noqa: TID251  two units that met must not meet again
 import secrets
-from collections.abc import Awaitable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +20,7 @@ from service.store.item import Item, note_rows
 from service.store.postgres import schema
 from service.store.postgres.connection import (
     CONNECT_SECONDS,
+    Pool,
     is_failure,
     is_repeatable,
     open_pool,
@@ -32,9 +31,9 @@ from service.store.postgres.holding import Holding
 from service.store.postgres.notices import Notices
 from service.store.postgres.order import Order
 from service.store.postgres.reads import READ_SECONDS, Turns, within
-from service.store.postgres.transaction import AfterCommit, Transaction
+from service.store.postgres.transaction import Transaction
 from service.store.shards import shard_of
-from service.store.write_queue import STALLED, Queue
+from service.store.writes import Writes, follow_up
 from service.telemetry import log
 
 _log = log.get()
@@ -43,13 +42,9 @@ CONNECTIONS = 10  # One of them holds the right to work.
 WRITERS_MAX = 4  # Connections that write at the same time.
 REPEATS_MAX = 30  # Of a unit that met others.
 REPEAT_SECONDS, REPEAT_SECONDS_MAX = 0.002, 0.2
-RETRY_SECONDS = 1.0
-PATIENCE_SECONDS = 0.02  # Of units that may wait for a group.
-FAILING_SECONDS = 5.0  # So long after a failed commit `write_problem` still tells of it.
-PROBE_SECONDS = 10.0  # If the last commit is older, `write_problem` tries one.
 
 
-class Database:
+class Database(Writes):
     """The database of one process; see store/database.py."""
 
     def __init__(
@@ -60,28 +55,21 @@ class Database:
         queue_max: int = 10_000,
         connections: int = CONNECTIONS,
     ) -> None:
+        super().__init__(queue_max)
         self.url = url
         self.name = f"genhook-{secrets.token_hex(8)}"  # Of all connections of this process.
         self._clock = clock
         self._pool_size = connections - 1
-        # One connection is left to those who hold one already, as for the order of events.
+        # One connection is left to the order of events and to notices.
         writers = max(1, min(WRITERS_MAX, (self._pool_size - 1) // 2))
         self._turns = Turns(self._pool_size - writers - 1)
         self._writers = asyncio.Semaphore(writers)
-        self._queue = Queue(queue_max)
-        self._pool: Any = None
-        self._wake = asyncio.Event()
-        self._wake_timer: asyncio.TimerHandle | None = None
-        self._stream: asyncio.Task[None] | None = None
+        self._pool: Pool = None  # type: ignore[assignment]  # From `open` on.
         self._commits: dict[asyncio.Task[None], object] = {}  # With the unit, if it is batched.
         self._closing = asyncio.Event()
-        self._retried: list[Item] = []
-        self._retry_timer: asyncio.TimerHandle | None = None
-        self._order = Order()
         self.lock_connection: Any = None  # Of the right to work, which is not of the pool.
         self.holding = Holding()  # By the right to work.
-        self._notices = Notices()
-        self._committed_at, self._failed_at, self._failure = -math.inf, -math.inf, ""
+        self._order, self._notices = Order(), Notices()
 
     async def open(self) -> None:
         """Connect. StorageError if the server does not answer or refuses."""
@@ -106,7 +94,7 @@ class Database:
                     async with asyncio.timeout(CONNECT_SECONDS):
                         await opened.close()
                 opened.terminate()
-        self.lock_connection = self._pool = None
+        self.lock_connection = self._pool = None  # type: ignore[assignment]
 
     async def migrate(self) -> list[str]:
         """Apply the missing migrations; return their names."""
@@ -120,73 +108,32 @@ class Database:
 
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the version of the schema, or None."""
-        return await within(READ_SECONDS, self._schema_problem())
-
-    async def _schema_problem(self) -> str | None:
-        async with self._turns.read(self._pool) as connection:
-            return await schema.problem(connection)
-
-    async def write_problem(self) -> str | None:
-        """Return why commits fail, or None. It tries one if there was none for a while."""
-        now = asyncio.get_running_loop().time()
-        if self._queue.is_stalled:
-            return STALLED
-        if now - self._failed_at < FAILING_SECONDS:
-            return self._failure
-        if now - self._committed_at < PROBE_SECONDS:
-            return None
-        try:
-            await self.write(_touch)
-        except StorageError as error:
-            return str(error)
-        return None
-
-    def write(
-        self, unit: Unit[T], *args: object, tenant: str | None = None, held_bytes: int = 0
-    ) -> Awaitable[T]:
-        """Run `unit(tx, *args)`. The awaitable returns its result after the commit."""
-        return self._enqueue(Item(unit, args, tenant=tenant, held_bytes=held_bytes))
-
-    def write_batched(
-        self,
-        unit: Unit[Sequence[T]],
-        item: object,
-        *,
-        tenant: str | None = None,
-        held_bytes: int = 0,
-        may_wait: bool = False,
-    ) -> Awaitable[T]:
-        """Like `write`, for a unit over a list: one call gets all items that wait for it."""
-        new = Item(unit, (item,), batched=True, tenant=tenant, held_bytes=held_bytes)
-        return self._enqueue(new, may_wait=may_wait)
-
-    def write_always(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
-        """Like `write`, but never refused: retried every second until stored or closed."""
-        return self._enqueue(Item(unit, args, always=True, tenant=tenant))
+        return await within(READ_SECONDS, self._turns.read(self._pool, schema.problem))
 
     async def read(self, unit: Unit[T], *args: object) -> T:
         """Run `unit(tx, *args)`, a short one, on a snapshot."""
-        return await within(READ_SECONDS, self._read(unit, *args))
-
-    async def _read(self, unit: Unit[T], *args: object) -> T:
-        async with self._turns.read(self._pool) as connection:
-            return await unit(self._transaction(connection), *args)
+        work = partial(self._run_on, unit, args)
+        return await within(READ_SECONDS, self._turns.read(self._pool, work))
 
     async def search(self, tenant: str, unit: Unit[T], *args: object) -> T:
         """Like `read`, for a unit that may take long. SearchTooLongError if it does."""
+        return await self._turns.search(self._pool, tenant, partial(self._run_on, unit, args))
 
-        async def work(connection: Any) -> T:
-            return await unit(self._transaction(connection), *args)
+    async def order_events(self) -> None:
+        """Give every committed event its place in the order, before somebody reads by it."""
+        await within(READ_SECONDS, self._order.extend(self._pool))
 
-        return await self._turns.search(self._pool, tenant, work)
+    async def _run_on(self, unit: Unit[T], args: tuple[object, ...], connection: Any) -> T:
+        return await unit(self._transaction(connection), *args)
 
     def _transaction(self, connection: Any) -> Transaction:
-        order = partial(self._order.extend, self._pool)
-        return Transaction(connection, self._clock(), order, self.holding.shards)
+        held, is_pooled = self.holding.shards, self.is_pooled
+        return Transaction(connection, self._clock(), held, is_pooled=is_pooled)
 
-    def pooled(self) -> AbstractAsyncContextManager[Any]:
-        """A connection that does the work. StorageError if there is none."""
-        return taken(self._pool)
+    @property
+    def is_pooled(self) -> bool:
+        """Whether a pooler stands between this process and the server."""
+        return self._pool is not None and self._pool.is_pooled
 
     def holds(self, id_: str) -> bool:
         """Whether the work on a subscriber or a generation is this process's."""
@@ -198,33 +145,13 @@ class Database:
             self._notices.plan(self._pool, shard_of(id_))
         return is_here
 
-    @property
-    def queued(self) -> int:
-        """The number of units that wait for a commit."""
-        return len(self._queue)
-
-    def _enqueue(self, item: Item, *, may_wait: bool = False) -> Awaitable[Any]:
-        if self._stream is None:
-            raise StorageError("the database is closed")
-        self._queue.put(item)
-        if not may_wait:
-            self._wake.set()
-        elif self._wake_timer is None:
-            loop = asyncio.get_running_loop()
-            self._wake_timer = loop.call_later(PATIENCE_SECONDS, self._wake.set)
-        return item.future
-
     async def _commit_stream(self) -> None:
         """Start a commit whenever something waits and a writer is free."""
         while self._queue or self._stream is not None:
-            await self._wake.wait()
-            if self._wake_timer is not None:
-                self._wake_timer.cancel()
-                self._wake_timer = None
+            await self._wait_for_items()
             async with self._writers:  # While all are busy, what comes waits for the next group.
                 items = self._queue.take()
-            if not self._queue and self._stream is not None:
-                self._wake.clear()
+            self._rest()
             for batch in _batches(items):
                 await self._start_commit(batch)
 
@@ -270,7 +197,7 @@ class Database:
         for item, result in zip(batch, results, strict=True):
             if not item.future.done():
                 item.future.set_result(result)
-        _follow_up(tx.after)
+        follow_up(tx.after)
 
     async def _repeat(self, batch: Sequence[Item]) -> tuple[Sequence[Any], Transaction]:
         """Run a batch, again where others were met: what ran before was rolled back."""
@@ -288,44 +215,25 @@ class Database:
                     await self._closing.wait()
 
     async def _run_once(self, batch: Sequence[Item]) -> tuple[Sequence[Any], Transaction]:
-        async with self._pool.acquire(timeout=CONNECT_SECONDS) as connection:
+        async with self._pool.transaction(isolation="serializable") as connection:
             tx = self._transaction(connection)
-            async with connection.transaction(isolation="serializable"):
-                if batch[0].batched:
-                    results = await batch[0].unit(tx, [item.args[0] for item in batch])
-                else:
-                    results = [await batch[0].unit(tx, *batch[0].args)]
+            if batch[0].batched:
+                results = await batch[0].unit(tx, [item.args[0] for item in batch])
+            else:
+                results = [await batch[0].unit(tx, *batch[0].args)]
             assert len(results) == len(batch), "a batched unit returned too few results"
         return results, tx
 
     def _fail(self, batch: Sequence[Item], error: Exception) -> None:
-        """Give the items their error, except those to try again: while it closes, none is."""
+        """Give the items their error, except those to try again."""
         if is_failure(error):
             message = f"the database failed: {reason(error)}"
             self._failed_at, self._failure = asyncio.get_running_loop().time(), message
             error = StorageError(message)
-            if self._stream is not None:
-                retried = [item for item in batch if item.always]
-                batch = [item for item in batch if not item.always]
-                if retried:
-                    _log.error("commit.failed", error=message, retried=len(retried))
-                    self._retried += retried
-                    if self._retry_timer is None:
-                        loop = asyncio.get_running_loop()
-                        self._retry_timer = loop.call_later(RETRY_SECONDS, self._retry)
+            batch = self._keep(batch, message)
         for item in batch:
             if not item.future.done():
                 item.future.set_exception(error)
-
-    def _retry(self) -> None:
-        """Queue the items of `write_always` again that could not be stored."""
-        if self._retry_timer is not None:
-            self._retry_timer.cancel()
-            self._retry_timer = None
-        items, self._retried = self._retried, []
-        for item in items:
-            self._queue.put(item)
-        self._wake.set()
 
 
 def _batches(items: Iterable[Item]) -> Iterable[Sequence[Item]]:
@@ -334,17 +242,3 @@ def _batches(items: Iterable[Item]) -> Iterable[Sequence[Item]]:
     for item in items:
         batches.setdefault(item.unit if item.batched else item, []).append(item)
     return batches.values()
-
-
-def _follow_up(after: AfterCommit) -> None:
-    """Call what units left to be called after the commit."""
-    for do, args in after:
-        try:
-            do(*args)
-        except Exception:  # noqa: BLE001  later commits must still happen
-            _log.exception("commit.follow_up_failed")
-
-
-async def _touch(tx: Transaction) -> None:
-    """Write a row as it is: whether the server takes it is all that is asked."""
-    await tx.run("subscribers_touch_revision")

@@ -46,6 +46,11 @@ SELECT coalesce(a.application_name, '') AS name, count(*) FILTER (WHERE l.objid 
 FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid WHERE {OURS} GROUP BY name"""  # noqa: S608
 _CLASS = "SELECT CAST(genhook_id AS TEXT) FROM schema_version"
 _PID = "SELECT pg_backend_pid()"
+POOLED = (
+    "a pooler such as PgBouncer stands before the database, and due work needs a session of its "
+    "own: have workers and ticks connect to the server itself, and only processes with "
+    "GENHOOK_WORKER=off to the pooler"
+)
 _OWN_STATE = "SELECT state FROM pg_stat_activity WHERE pid = pg_backend_pid()"
 
 
@@ -125,17 +130,11 @@ async def class_of(connection: Any) -> int:
     return crc32(str(await connection.fetchval(_CLASS)).encode()) >> 1
 
 
-async def begin(connection: Any, other: Any) -> Locks:
-    """Return the locks of a connection; StorageError where they could not be relied upon.
-
-    `other` is another connection of this process, which must have a session of its own.
-    """
-    pid, other_pid = await connection.fetchval(_PID), await other.fetchval(_PID)
-    if pid == other_pid or pid != await connection.fetchval(_PID):
-        raise StorageError(
-            "a pooler shares sessions between connections: connect to the server itself, "
-            "or have the pooler keep a session for each connection"
-        )
+async def begin(connection: Any) -> Locks:
+    """Return the locks of a connection; StorageError where they could not be relied upon."""
+    pid = await connection.fetchval(_PID)
+    if pid != connection.get_server_pid():
+        raise StorageError(POOLED)
     if await connection.fetchval(_OWN_STATE) in (None, "disabled"):
         raise StorageError("track_activities is off: nobody can see which worker hangs")
     return Locks(connection, await class_of(connection), pid)

@@ -2,10 +2,9 @@
 
 import asyncio
 import contextlib
-from typing import Any
 
 from service.model.errors import StorageError
-from service.store.postgres.connection import taken
+from service.store.postgres.connection import Pool, taken
 
 NOTICE_SECONDS = 0.01  # Commits of so long are told by one notice.
 CHANNEL = "'genhook.' || current_schema()"
@@ -25,14 +24,14 @@ class Notices:
         self._mask = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def plan(self, pool: Any, shard: int) -> None:
+    def plan(self, pool: Pool, shard: int) -> None:
         """Send a notice of a shard soon."""
         self._mask |= 1 << shard
         if self._timer is None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(NOTICE_SECONDS, self._start, pool)
 
-    async def close(self, pool: Any) -> None:
+    async def close(self, pool: Pool) -> None:
         """Send what is planned, and wait for it."""
         if self._timer is not None:
             self._timer.cancel()
@@ -40,7 +39,7 @@ class Notices:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _start(self, pool: Any) -> None:
+    def _start(self, pool: Pool) -> None:
         self._timer = None
         mask, self._mask = self._mask, 0
         task = asyncio.create_task(_notify(pool, f"{mask:x}"), name="notice")
@@ -48,7 +47,7 @@ class Notices:
         task.add_done_callback(self._tasks.discard)
 
 
-async def _notify(pool: Any, mask: str) -> None:
+async def _notify(pool: Pool, mask: str) -> None:
     with contextlib.suppress(StorageError):
         async with taken(pool) as connection:
             await connection.execute(_NOTIFY, mask)

@@ -1,9 +1,8 @@
 """The order of events: a sequence is no order of commits, so events get their place afterwards."""
 
 import asyncio
-from typing import Any
 
-from service.store.postgres.connection import taken
+from service.store.postgres.connection import Pool, taken
 
 _HAS_UNORDERED = "SELECT EXISTS (SELECT 1 FROM events WHERE seq IS NULL)"
 # Who waits for this lock sees, in its next statement, the places that were given meanwhile.
@@ -25,10 +24,9 @@ class Order:
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
 
-    async def extend(self, pool: Any) -> None:
+    async def extend(self, pool: Pool) -> None:
         """Give a place to every committed event that has none."""
         async with self._turn, taken(pool) as connection:
             if await connection.fetchval(_HAS_UNORDERED):
-                async with connection.transaction():
-                    await connection.execute(_LOCK)
-                    await connection.execute(_ORDER)
+                await connection.execute(_LOCK)
+                await connection.execute(_ORDER)

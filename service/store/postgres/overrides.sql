@@ -9,6 +9,48 @@ GROUP BY p.value;
 INSERT INTO events (id, tenant, type, generation_id, body)
 VALUES (:id, :tenant, :type, :generation_id, :body);
 
+-- name: usage_add
+-- Two transactions that change one row cannot both be committed, and all that end a generation of a
+-- model on a day would change the same: each adds a row of its own. usage_fold adds them up.
+INSERT INTO usage_added (tenant, day, model, id, generations, succeeded, failed, timed_out,
+    canceled, credits)
+VALUES (:tenant, :day, :model, gen_random_uuid(), :generations, :succeeded, :failed, :timed_out,
+    :canceled, :credits);
+
+-- name: usage_fold
+WITH added AS (
+    DELETE FROM usage_added WHERE (tenant, day, model, id) IN (
+        SELECT tenant, day, model, id FROM usage_added
+        ORDER BY tenant, day, model, id LIMIT :limit)
+    RETURNING *
+), folded AS (
+    INSERT INTO usage (tenant, day, model, generations, succeeded, failed, timed_out, canceled,
+        credits)
+    SELECT tenant, day, model, sum(generations), sum(succeeded), sum(failed), sum(timed_out),
+        sum(canceled), sum(credits)
+    FROM added GROUP BY tenant, day, model
+    ON CONFLICT (tenant, day, model) DO UPDATE SET
+        generations = usage.generations + excluded.generations,
+        succeeded = usage.succeeded + excluded.succeeded, failed = usage.failed + excluded.failed,
+        timed_out = usage.timed_out + excluded.timed_out,
+        canceled = usage.canceled + excluded.canceled, credits = usage.credits + excluded.credits
+)
+SELECT count(*) AS count FROM added;
+
+-- name: usage_list
+SELECT day, model, CAST(sum(generations) AS BIGINT) AS generations,
+    CAST(sum(succeeded) AS BIGINT) AS succeeded, CAST(sum(failed) AS BIGINT) AS failed,
+    CAST(sum(timed_out) AS BIGINT) AS timed_out, CAST(sum(canceled) AS BIGINT) AS canceled,
+    CAST(sum(credits) AS BIGINT) AS credits
+FROM (
+    SELECT day, model, generations, succeeded, failed, timed_out, canceled, credits FROM usage
+    WHERE tenant = :tenant AND day >= :since AND day <= :until
+    UNION ALL
+    SELECT day, model, generations, succeeded, failed, timed_out, canceled, credits
+    FROM usage_added WHERE tenant = :tenant AND day >= :since AND day <= :until) parts
+WHERE model = coalesce(:model, model)
+GROUP BY day, model ORDER BY day DESC, model LIMIT 10000;
+
 -- name: replay_matches
 -- The seqs of the events that a replay sends again. An event whose latest delivery is pending is left
 -- out; canceled deliveries are ignored.

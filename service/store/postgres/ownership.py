@@ -58,6 +58,11 @@ class ShardLocks:
         self._beating: asyncio.Task[None] | None = None
 
     @property
+    def refusal(self) -> str | None:
+        """Why this process can never hold a shard, or None."""
+        return locks.POOLED if self._database.is_pooled else None
+
+    @property
     def is_held(self) -> bool:
         """Whether this process holds a shard, as far as it knows."""
         return bool(self._locked) and self._is_connected
@@ -76,6 +81,8 @@ class ShardLocks:
 
         Return whether this process holds any. StorageError if that cannot be determined.
         """
+        if refusal := self.refusal:
+            raise StorageError(refusal)
         async with self._turn:
             before = self._interests if self.is_held else NONE
             self._interests = ALL if shards is None else {*before, *shards}
@@ -156,8 +163,7 @@ class ShardLocks:
     async def _connect(self) -> None:
         connection = await connect(self._database.url, self._database.name)
         self._database.lock_connection = connection
-        async with self._database.pooled() as other:
-            self._locks = await locks.begin(connection, other)
+        self._locks = await locks.begin(connection)
         if (await self._locks.look()).is_hidden:
             raise StorageError(
                 "the activity of another worker cannot be seen: all workers must use one role"

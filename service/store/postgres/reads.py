@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -10,7 +11,7 @@ import asyncpg
 
 from service.model.errors import SearchTooLongError, StorageError
 from service.store.database import T
-from service.store.postgres.connection import taken
+from service.store.postgres.connection import Pool, taken
 
 READ_SECONDS = 5.0  # Until a caller hears that the database does not answer.
 SEARCH_SECONDS = 4.0  # Of one statement of a search.
@@ -26,17 +27,19 @@ class Turns:
         self._searches = asyncio.Semaphore(max(1, reads_max - 1))
         self._tenants: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    @contextlib.asynccontextmanager
-    async def read(self, pool: Any) -> AsyncIterator[Any]:
-        """A connection with a snapshot, when there is one."""
-        async with (
-            self._reads,
-            taken(pool) as connection,
-            connection.transaction(isolation="repeatable_read", readonly=True),
-        ):
-            yield connection
+    async def read(self, pool: Pool, work: Callable[[Any], Awaitable[T]]) -> T:
+        """Return the result of work on a connection with a snapshot, when there is one."""
+        try:
+            return await self._read(pool, work)
+        except asyncpg.InvalidCachedStatementError:  # A migration came in between.
+            return await self._read(pool, work)
 
-    async def search(self, pool: Any, tenant: str, work: Callable[[Any], Awaitable[T]]) -> T:
+    async def _read(self, pool: Pool, work: Callable[[Any], Awaitable[T]]) -> T:
+        snapshot = {"isolation": "repeatable_read", "readonly": True}
+        async with self._reads, taken(pool, **snapshot) as connection:
+            return await work(connection)
+
+    async def search(self, pool: Pool, tenant: str, work: Callable[[Any], Awaitable[T]]) -> T:
         """Return the result of work for a tenant in its turn.
 
         SearchTooLongError if a statement takes too long; StorageError if nothing answers in time.
@@ -49,16 +52,16 @@ class Turns:
                     await stack.enter_async_context(self._searches)
             except TimeoutError:
                 raise StorageError("too many searches wait for the database") from None
-            return await within(READ_SECONDS, self._search(pool, work))
+            return await within(READ_SECONDS, self.read(pool, partial(_search, work)))
 
-    async def _search(self, pool: Any, work: Callable[[Any], Awaitable[T]]) -> T:
-        async with self.read(pool) as connection:
-            for name, seconds in (("statement", SEARCH_SECONDS), ("lock", LOCK_SECONDS)):
-                await connection.execute(f"SET LOCAL {name}_timeout = {round(seconds * 1_000)}")
-            try:
-                return await work(connection)
-            except asyncpg.QueryCanceledError as error:
-                raise SearchTooLongError("the search took too long") from error
+
+async def _search(work: Callable[[Any], Awaitable[T]], connection: Any) -> T:
+    for name, seconds in (("statement", SEARCH_SECONDS), ("lock", LOCK_SECONDS)):
+        await connection.execute(f"SET LOCAL {name}_timeout = {round(seconds * 1_000)}")
+    try:
+        return await work(connection)
+    except asyncpg.QueryCanceledError as error:
+        raise SearchTooLongError("the search took too long") from error
 
 
 async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:

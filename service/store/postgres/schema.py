@@ -33,24 +33,26 @@ async def problem(connection: Any) -> str | None:
 
 
 async def migrate(connection: Any) -> list[str]:
-    """Apply the missing migrations; return their names. StorageError if the schema is newer."""
+    """Apply the missing migrations in the transaction of the connection; return their names.
+
+    StorageError if the schema is newer.
+    """
     applied: list[str] = []
-    async with connection.transaction():
-        await connection.execute(_LOCK)
-        current = await version(connection)
-        if current < 0:
-            raise StorageError(describe_problem(current, latest()))
-        if current == 0:
-            await connection.execute(
-                "CREATE TABLE schema_version (number BIGINT NOT NULL,"
-                " genhook_id UUID NOT NULL DEFAULT gen_random_uuid());"
-                "INSERT INTO schema_version (number) VALUES (0)"
-            )
-        for number, path in migrations():
-            if current < number:
-                await connection.execute(path.read_text())
-                await connection.execute("UPDATE schema_version SET number = $1", number)
-                applied.append(path.stem)
+    await connection.execute(_LOCK)
+    current = await version(connection)
+    if current < 0:
+        raise StorageError(describe_problem(current, latest()))
+    if current == 0:
+        await connection.execute(
+            "CREATE TABLE schema_version (number BIGINT NOT NULL,"
+            " genhook_id UUID NOT NULL DEFAULT gen_random_uuid());"
+            "INSERT INTO schema_version (number) VALUES (0)"
+        )
+    for number, path in migrations():
+        if current < number:
+            await connection.execute(path.read_text())
+            await connection.execute("UPDATE schema_version SET number = $1", number)
+            applied.append(path.stem)
     if message := await problem(connection):
         raise StorageError(message)
     return applied

@@ -13,9 +13,9 @@ from service.store.copying import (
     select_next,
     size_of,
 )
-from service.store.database import Transaction
 from service.store.postgres import schema
 from service.store.postgres.database import Database
+from service.store.retention import fold_usage
 
 _TABLES = """
 SELECT c.table_name AS name, c.column_name AS column, coalesce(k.ordinal_position, 0) AS place
@@ -29,7 +29,7 @@ LEFT JOIN information_schema.key_column_usage k
     ON k.constraint_schema = p.constraint_schema AND k.constraint_name = p.constraint_name
     AND k.table_name = c.table_name AND k.column_name = c.column_name
 WHERE c.table_schema = current_schema() AND t.table_type = 'BASE TABLE'
-    AND c.table_name <> 'schema_version' AND c.is_generated = 'NEVER'
+    AND c.table_name NOT IN ('schema_version', 'usage_added') AND c.is_generated = 'NEVER'
 ORDER BY c.table_name COLLATE "C", c.column_name COLLATE "C\""""
 
 
@@ -42,8 +42,13 @@ class PostgresSide:
         self._database = database
 
     async def tables(self) -> Sequence[Table]:
-        """Return the tables, in the order of their names; every event has its place then."""
-        await self._database.read(_order_events)
+        """Return the tables, in the order of their names.
+
+        Every event has its place then, and the usage is added up: SQLite has no table beside it.
+        """
+        await self._database.order_events()
+        while await self._database.write(fold_usage):
+            pass
         columns: dict[str, dict[str, int]] = {}
         for name, column, place in await self._connection.fetch(_TABLES):
             columns.setdefault(name, {})[column] = place
@@ -88,7 +93,3 @@ class PostgresSide:
     async def clear(self, table: Table) -> None:
         """Delete the rows of a table."""
         await self._connection.execute(f"DELETE FROM {table.name}")  # noqa: S608  our own names
-
-
-async def _order_events(tx: Transaction) -> None:
-    await tx.order_events()

@@ -299,6 +299,10 @@ ON CONFLICT (tenant, day, model) DO UPDATE SET
     timed_out = usage.timed_out + excluded.timed_out,
     canceled = usage.canceled + excluded.canceled, credits = usage.credits + excluded.credits;
 
+-- name: usage_fold
+-- Adds to the usage what is stored beside it, and returns how much that was. On SQLite nothing is.
+SELECT 0 AS count WHERE :limit < 0;
+
 -- name: usage_list
 SELECT day, model, generations, succeeded, failed, timed_out, canceled, credits FROM usage
 WHERE tenant = :tenant AND day >= :since AND day <= :until AND model = coalesce(:model, model)

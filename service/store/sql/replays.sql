@@ -27,9 +27,10 @@ SELECT id FROM replays WHERE due_at <= :now {held_id subscriber_id} ORDER BY due
 -- name: replay_next_due
 SELECT min(due_at) AS due_at FROM replays WHERE due_at IS NOT NULL {held_id subscriber_id};
 
--- name: replay_first_seq
--- The seq of the first event since a time: ids sort by time, and seqs nearly do.
-SELECT seq FROM events WHERE id >= :first_id ORDER BY id LIMIT 1;
+-- name: replay_seq_before
+-- The seq of the last event before a time. That of the first event since then would not do: it may
+-- have been committed after others that are younger, and these would be skipped.
+SELECT seq FROM events WHERE id < :first_id AND seq IS NOT NULL ORDER BY id DESC LIMIT 1;
 
 -- name: replay_last_seq
 SELECT max(seq) AS seq FROM events;

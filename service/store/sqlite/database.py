@@ -8,29 +8,23 @@ records of attempts, wait a moment for others: each commit costs a sync of the d
 
 import asyncio
 import contextlib
-import math
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 from service.model.clock import Clock, now_ms
 from service.model.errors import StorageError
-from service.store.database import T, Transaction, Unit
+from service.store.database import AfterCommit, T, Unit
 from service.store.item import Item
 from service.store.sqlite import group, schema
 from service.store.sqlite.connection import Connection, checkpoint, connect, is_lost
 from service.store.sqlite.file import File
 from service.store.sqlite.readers import Readers
-from service.store.write_queue import STALLED, Queue
+from service.store.writes import Writes, follow_up
 from service.telemetry import log
 
 _log = log.get()
 
 CHECKPOINT_SECONDS = 0.25  # Often, so that each one is short.
-RETRY_SECONDS = 1.0
-PATIENCE_SECONDS = 0.02  # Of units that may wait for a group.
-FAILING_SECONDS = 5.0  # So long after a failed commit `write_problem` still tells of it.
-PROBE_SECONDS = 10.0  # If the last commit is older, `write_problem` tries one.
 
 
 def _resolve(items: Iterable[Item], failure: BaseException | None) -> None:
@@ -51,27 +45,19 @@ def _is_of_database(error: BaseException | None) -> bool:
     return isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError)
 
 
-class Database:
+class Database(Writes):
     """The database of one process; see store/database.py."""
 
     def __init__(self, path: str, *, clock: Clock = now_ms, queue_max: int = 10_000) -> None:
+        super().__init__(queue_max)
         self.path = path
         self._clock = clock
         self.file = File(path)
-        self._queue = Queue(queue_max)
-        self._retried: list[Item] = []
-        self._retry_timer: asyncio.TimerHandle | None = None
-        self._wake = asyncio.Event()
-        self._wake_timer: asyncio.TimerHandle | None = None
         self._readers = Readers(self.file)
         self._writer: Connection | None = None
         self._is_lost = False  # The connections have to be opened anew before the next group.
-        self._stream: asyncio.Task[None] | None = None
         self._checkpoint_timer: asyncio.TimerHandle | None = None
         self._checkpoint: asyncio.Task[None] | None = None
-        # Times of the loop's clock, and why the last failed commit failed.
-        self._committed_at, self._failed_at, self._failure = -math.inf, -math.inf, ""
-        self._probe: asyncio.Future[str | None] | None = None
 
     async def open(self) -> None:
         """Open the writer's connection. StorageError if the file cannot be opened."""
@@ -119,52 +105,12 @@ class Database:
         """The version of the schema that this genhook needs."""
         return schema.latest()
 
+    async def order_events(self) -> None:
+        """Nothing: an event has its place in the order when it is committed."""
+
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the file or the version of its schema, or None."""
         return self.file.problem() or self.file.damage or await self._readers.read(schema.problem)
-
-    async def write_problem(self) -> str | None:
-        """Return why commits fail, or None. It tries one if there was none for a while."""
-        now = asyncio.get_running_loop().time()
-        if self._queue.is_stalled:
-            return STALLED
-        if now - self._failed_at < FAILING_SECONDS:
-            return self._failure
-        if now - self._committed_at < PROBE_SECONDS:
-            return None
-        if self._probe is None or self._probe.done():
-            self._probe = asyncio.ensure_future(self._try_commit())
-        return await asyncio.shield(self._probe)
-
-    async def _try_commit(self) -> str | None:
-        try:
-            await self.write(_touch)
-        except StorageError as error:
-            return str(error)
-        return None
-
-    def write(
-        self, unit: Unit[T], *args: object, tenant: str | None = None, held_bytes: int = 0
-    ) -> Awaitable[T]:
-        """Run `unit(tx, *args)`. The awaitable returns its result after the commit."""
-        return self._enqueue(Item(unit, args, tenant=tenant, held_bytes=held_bytes))
-
-    def write_batched(
-        self,
-        unit: Unit[Sequence[T]],
-        item: object,
-        *,
-        tenant: str | None = None,
-        held_bytes: int = 0,
-        may_wait: bool = False,
-    ) -> Awaitable[T]:
-        """Like `write`, for a unit over a list: one call gets all items that wait for it."""
-        new = Item(unit, (item,), batched=True, tenant=tenant, held_bytes=held_bytes)
-        return self._enqueue(new, may_wait=may_wait)
-
-    def write_always(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
-        """Like `write`, but never refused: retried every second until stored or closed."""
-        return self._enqueue(Item(unit, args, always=True, tenant=tenant))
 
     async def read(self, unit: Unit[T], *args: object) -> T:
         """Run `unit(tx, *args)`, a short one, on a snapshot, in parallel with the writer."""
@@ -190,32 +136,12 @@ class Database:
         """Others see by themselves that something was committed."""
         return True
 
-    @property
-    def queued(self) -> int:
-        """The number of units that wait for the next group."""
-        return len(self._queue)
-
-    def _enqueue(self, item: Item, *, may_wait: bool = False) -> Awaitable[Any]:
-        if self._stream is None:
-            raise StorageError("the database is closed")
-        self._queue.put(item)
-        if not may_wait:
-            self._wake.set()
-        elif self._wake_timer is None:
-            loop = asyncio.get_running_loop()
-            self._wake_timer = loop.call_later(PATIENCE_SECONDS, self._wake.set)
-        return item.future
-
     async def _commit_stream(self) -> None:
         assert self._writer is not None
         while self._queue or self._stream is not None:
-            await self._wake.wait()
-            if self._wake_timer is not None:
-                self._wake_timer.cancel()
-                self._wake_timer = None
+            await self._wait_for_items()
             items = self._queue.take()
-            if not self._queue and self._stream is not None:
-                self._wake.clear()
+            self._rest()
             if items:
                 await self._commit(self._writer, items)
 
@@ -236,7 +162,7 @@ class Database:
 
     async def _commit(self, writer: Connection, items: Sequence[Item]) -> None:
         failure: Exception | None = None
-        after: group.AfterCommit = []
+        after: AfterCommit = []
         loop = asyncio.get_running_loop()
         try:
             self.file.check(loop.time())
@@ -254,27 +180,15 @@ class Database:
         if self._checkpoint_timer is None:
             self._checkpoint_timer = loop.call_later(CHECKPOINT_SECONDS, self._start_checkpoint)
         self._keep_or_resolve(items, failure)
-        for do, args in after:
-            try:
-                do(*args)
-            except Exception:  # noqa: BLE001  later commits must still happen
-                _log.exception("commit.follow_up_failed")
+        follow_up(after)
 
     def _keep_or_resolve(self, items: Sequence[Item], failure: Exception | None) -> None:
-        """Give the items their results, except those to try again: while it closes, none is."""
-        retried: list[Item] = []
-        if self._stream is not None:
-            retried = [
-                i for i in items if i.always and group.is_storage_failure(failure or i.error)
-            ]
-        _resolve([item for item in items if item not in retried], failure)
-        if retried:
-            error = failure or retried[0].error
-            _log.error("commit.failed", error=str(error), retried=len(retried))
-            self._retried += retried
-            if self._retry_timer is None:
-                loop = asyncio.get_running_loop()
-                self._retry_timer = loop.call_later(RETRY_SECONDS, self._retry)
+        """Give the items their results, except those to try again."""
+        failed = [i for i in items if i.always and group.is_storage_failure(failure or i.error)]
+        if failed:
+            given_up = self._keep(failed, str(failure or failed[0].error))
+            items = [item for item in items if item not in failed] + given_up
+        _resolve(items, failure)
 
     def _note(self, now: float, errors: Sequence[BaseException | None]) -> None:
         """Remember how a commit ended, for `write_problem`."""
@@ -286,17 +200,6 @@ class Database:
             self._failed_at, self._failure = now, str(failure)
         elif len(failed) < len(errors):
             self._committed_at = now
-
-    def _retry(self) -> None:
-        """Queue the items of `write_always` again that could not be stored."""
-        if self._retry_timer is not None:
-            self._retry_timer.cancel()
-            self._retry_timer = None
-        items, self._retried = self._retried, []
-        for item in items:
-            item.error = None
-            self._queue.put(item)
-        self._wake.set()
 
     def _start_checkpoint(self) -> None:
         self._checkpoint = asyncio.create_task(self._run_checkpoint(), name="checkpoint")
@@ -315,8 +218,3 @@ class Database:
             _log.warning("checkpoint.failed", error=str(error))  # The next checkpoint does more.
         finally:
             self._checkpoint_timer = None
-
-
-async def _touch(tx: Transaction) -> None:
-    """Write a row as it is: whether the disk takes it is all that is asked."""
-    await tx.run("subscribers_touch_revision")

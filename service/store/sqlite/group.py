@@ -6,15 +6,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
-from service.store.database import Row, T, Unit
+from service.store.database import AfterCommit, Row, T, Unit
 from service.store.item import Item, note_rows
 from service.store.sqlite.connection import transaction
 from service.store.sqlite.statements import DIALECT, statements
 
 ROWS_MAX = 5_000  # Changed by units of one kind in a group; the others of it are left for the next.
 FIRST_ITEMS = 64  # Of a batched unit, in its first call of a group. The next are by what it wrote.
-
-AfterCommit = list[tuple[Callable[..., None], tuple[Any, ...]]]
 
 
 class Transaction:
@@ -61,9 +59,6 @@ class Transaction:
         statement = DIALECT.compose(sql)
         for row in self._connection.execute(statement.sql, statement.bind(values)):
             yield row
-
-    async def order_events(self) -> None:
-        """Nothing: an event has its place in the order when it is committed."""
 
     def after_commit(self, do: Callable[..., None], *args: object) -> None:
         """Call `do` on the event loop after the commit."""

@@ -26,6 +26,7 @@ class FileLock:
         self._descriptor = -1  # Of the file beside the database, if that is locked.
         self._seen: tuple[sqlite3.Connection, int] | None = None
         self.is_held = False
+        self.refusal: str | None = None
         self.busy: Callable[[], Collection[int]] = frozenset
 
     @property

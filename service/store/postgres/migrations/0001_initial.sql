@@ -339,6 +339,21 @@ CREATE TABLE usage (
     PRIMARY KEY (tenant, day, model)
 );
 
+-- What transactions have added to the usage, until usage_fold adds it up there.
+CREATE TABLE usage_added (
+    tenant TEXT COLLATE "C" NOT NULL,
+    day TEXT COLLATE "C" NOT NULL,
+    model TEXT COLLATE "C" NOT NULL,
+    id UUID NOT NULL,
+    generations BIGINT NOT NULL,
+    succeeded BIGINT NOT NULL,
+    failed BIGINT NOT NULL,
+    timed_out BIGINT NOT NULL,
+    canceled BIGINT NOT NULL,
+    credits BIGINT NOT NULL,
+    PRIMARY KEY (tenant, day, model, id)
+);
+
 -- The elements of a JSON list, as SQLite's json_each has them. PostgreSQL expects ten elements of an
 -- array that it does not know, but a hundred of a JSON list: then it would rather read a whole index
 -- than look up each.

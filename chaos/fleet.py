@@ -1,0 +1,180 @@
+"""Several processes of genhook on one database, of which some are killed and started again."""
+
+import asyncio
+import itertools
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from bench.machine import ROOT
+from bench.world import ADMIN_KEY, SERVE
+from chaos.world import END_SECONDS, HOST, LISTEN_SECONDS, TICK_SECONDS, World, ask, find_port
+from tests import engine
+
+GENHOOK = SERVE[0]
+DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+
+
+class Balanced(httpx.AsyncBaseTransport):
+    """Sends what is for one port to several in turn, as a proxy in front of processes does."""
+
+    def __init__(self, ports: Sequence[int]) -> None:
+        self._ports = itertools.cycle(ports)
+        self._below = httpx.AsyncHTTPTransport()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request to the next port."""
+        request.url = request.url.copy_with(port=next(self._ports))
+        return await self._below.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._below.aclose()
+
+
+class Server:
+    """A PostgreSQL server, whose deadlocks are counted."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._running = engine.serve(folder, "stop")
+        self.url: str = self._running.get_uri()
+        self._schemas = 0
+        self._deadlocks = 0  # Of those before a restart, after which the server may count anew.
+
+    def count_deadlocks(self) -> int:
+        """Return how many there were."""
+        [row] = ask(self.url, DEADLOCKS)
+        return self._deadlocks + int(row["deadlocks"])
+
+    def new_schema(self) -> str:
+        """Return the URL of a new schema."""
+        self._schemas += 1
+        ask(self.url, f"CREATE SCHEMA schema_{self._schemas}")
+        return f"{self.url}&search_path=schema_{self._schemas}"
+
+    async def restart(self) -> None:
+        """Stop the server, whatever is under way, and start it again."""
+        before, self._deadlocks = self.count_deadlocks(), 0
+        await asyncio.to_thread(self._running.cleanup)
+        self._running = await asyncio.to_thread(engine.serve, self._folder, "stop")
+        self._deadlocks = before - self.count_deadlocks()
+
+    def stop(self) -> None:
+        """Stop the server."""
+        self._running.cleanup()
+
+
+@contextmanager
+def running_server() -> Iterator[Server]:
+    """Run a PostgreSQL server; its user, which is not root, must reach its folder."""
+    with tempfile.TemporaryDirectory(prefix="genhook-chaos-") as folder:
+        Path(folder).chmod(0o755)
+        server = Server(Path(folder) / "postgres")
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+class Fleet:
+    """The processes of a world, by name; those of the API share the load."""
+
+    def __init__(self, world: World, webs: int, workers: int, server: Server | None) -> None:
+        self.world = world
+        self.server = server
+        world.server_url = server.url if server else ""
+        self.ports = [world.port, *(find_port() for _ in range(webs - 1))]
+        self.webs = [f"web {number}" for number in range(webs)]
+        self.workers = [f"worker {number}" for number in range(workers)]
+        self.killed_at: list[float] = []
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def engine(self) -> str:
+        """The database."""
+        return "postgres" if self.server else "sqlite"
+
+    async def open(self) -> None:
+        """Start every process, and wait until the API answers."""
+        address = f"http://{HOST}:{self.world.port}"
+        world, headers = self.world, {"authorization": f"Bearer {ADMIN_KEY}"}
+        for client in (world.api, world.provider.outside):
+            await client.aclose()
+        world.api = self._new_client(base_url=address, headers=headers)
+        world.provider.outside = self._new_client()
+        for name in (*self.webs, *self.workers):
+            self.spawn(name)
+        await self._wait_for_answers()
+
+    def _new_client(self, **own: Any) -> httpx.AsyncClient:
+        transport = Balanced(self.ports)
+        return httpx.AsyncClient(transport=transport, trust_env=False, timeout=8, **own)
+
+    async def _wait_for_answers(self) -> None:
+        ends_at, missing = time.monotonic() + LISTEN_SECONDS, set(self.ports)
+        async with httpx.AsyncClient(trust_env=False) as client:
+            while missing:
+                assert time.monotonic() < ends_at, f"no answer: {self.world.log_end()}"
+                for port in list(missing):
+                    with suppress(httpx.TransportError):
+                        await client.get(f"http://{HOST}:{port}/healthz")
+                        missing.discard(port)
+                await asyncio.sleep(TICK_SECONDS)
+
+    def spawn(self, name: str) -> None:
+        """Start a process of this name."""
+        is_web = name in self.webs
+        own = {"PORT": str(self.ports[self.webs.index(name)])} if is_web else {}
+        own["GENHOOK_WORKER"] = "off" if is_web else "embedded"
+        with (self.world.folder / "log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                [GENHOOK, "serve" if is_web else "work"],
+                cwd=ROOT,
+                env={**self.world.environment(), **own},
+                stdout=log,
+                stderr=log,
+            )
+
+    def kill(self, name: str) -> None:
+        """Kill a process as `kill -9` does."""
+        self._processes[name].kill()
+        self._processes[name].wait()
+        self.killed_at.append(time.monotonic())
+
+    async def stop(self) -> dict[str, int | None]:
+        """Stop every process by SIGTERM; return their statuses, None of those that do not end."""
+        for process in self._processes.values():
+            process.send_signal(signal.SIGTERM)
+        statuses: dict[str, int | None] = {}
+        for name, process in self._processes.items():
+            with suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(process.wait, END_SECONDS)
+            statuses[name] = process.poll()
+        return statuses
+
+    def close(self) -> None:
+        """Kill what still runs."""
+        for process in self._processes.values():
+            process.kill()
+            process.wait()
+
+
+@asynccontextmanager
+async def open_fleet(
+    world: World, webs: int, workers: int, server: Server | None = None
+) -> AsyncIterator[Fleet]:
+    """Run processes that only serve and others that only work."""
+    fleet = Fleet(world, webs, workers, server)
+    try:
+        await fleet.open()
+        yield fleet
+    finally:
+        fleet.close()

@@ -1,0 +1,146 @@
+"""Writing, as far as it is the same on every database: units wait for a commit, some for ever."""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+from service.model.errors import StorageError
+from service.store.database import AfterCommit, T, Transaction, Unit
+from service.store.item import Item
+from service.store.write_queue import STALLED, Queue
+from service.telemetry import log
+
+_log = log.get()
+
+RETRY_SECONDS = 1.0
+PATIENCE_SECONDS = 0.02  # Of units that may wait for a group.
+FAILING_SECONDS = 5.0  # So long after a failed commit `write_problem` still tells of it.
+PROBE_SECONDS = 10.0  # If the last commit is older, `write_problem` tries one.
+
+
+class Writes:
+    """The units that wait for a commit; a database inherits it, and commits them in a task."""
+
+    def __init__(self, queue_max: int) -> None:
+        self._queue = Queue(queue_max)
+        self._wake = asyncio.Event()
+        self._wake_timer: asyncio.TimerHandle | None = None
+        self._stream: asyncio.Task[None] | None = None  # The task; None: it closes, or is closed.
+        self._retried: list[Item] = []
+        self._retry_timer: asyncio.TimerHandle | None = None
+        # Times of the loop's clock, and why the last failed commit failed.
+        self._committed_at, self._failed_at, self._failure = -math.inf, -math.inf, ""
+        self._probe: asyncio.Future[str | None] | None = None
+
+    def write(
+        self, unit: Unit[T], *args: object, tenant: str | None = None, held_bytes: int = 0
+    ) -> Awaitable[T]:
+        """Run `unit(tx, *args)`. The awaitable returns its result after the commit."""
+        return self._enqueue(Item(unit, args, tenant=tenant, held_bytes=held_bytes))
+
+    def write_batched(
+        self,
+        unit: Unit[Sequence[T]],
+        item: object,
+        *,
+        tenant: str | None = None,
+        held_bytes: int = 0,
+        may_wait: bool = False,
+    ) -> Awaitable[T]:
+        """Like `write`, for a unit over a list: one call gets all items that wait for it."""
+        new = Item(unit, (item,), batched=True, tenant=tenant, held_bytes=held_bytes)
+        return self._enqueue(new, may_wait=may_wait)
+
+    def write_always(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
+        """Like `write`, but never refused: retried every second until stored or closed."""
+        return self._enqueue(Item(unit, args, always=True, tenant=tenant))
+
+    @property
+    def queued(self) -> int:
+        """The number of units that wait for the next commit."""
+        return len(self._queue)
+
+    async def write_problem(self) -> str | None:
+        """Return why commits fail, or None. It tries one if there was none for a while."""
+        now = asyncio.get_running_loop().time()
+        if self._queue.is_stalled:
+            return STALLED
+        if now - self._failed_at < FAILING_SECONDS:
+            return self._failure
+        if now - self._committed_at < PROBE_SECONDS:
+            return None
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.ensure_future(self._try_commit())
+        return await asyncio.shield(self._probe)
+
+    async def _try_commit(self) -> str | None:
+        try:
+            await self.write(_touch)
+        except StorageError as error:
+            return str(error)
+        return None
+
+    def _enqueue(self, item: Item, *, may_wait: bool = False) -> Awaitable[Any]:
+        if self._stream is None:
+            raise StorageError("the database is closed")
+        self._queue.put(item)
+        if not may_wait:
+            self._wake.set()
+        elif self._wake_timer is None:
+            loop = asyncio.get_running_loop()
+            self._wake_timer = loop.call_later(PATIENCE_SECONDS, self._wake.set)
+        return item.future
+
+    # For the task that commits.
+
+    async def _wait_for_items(self) -> None:
+        """Wait until something has to be committed."""
+        await self._wake.wait()
+        if self._wake_timer is not None:
+            self._wake_timer.cancel()
+            self._wake_timer = None
+
+    def _rest(self) -> None:
+        """Wait the next time, if everything was taken. While it closes, nothing waits."""
+        if not self._queue and self._stream is not None:
+            self._wake.clear()
+
+    def _keep(self, items: Sequence[Item], error: str) -> list[Item]:
+        """Keep those that are never given up, to try them again; return the others.
+
+        While it closes, none is kept.
+        """
+        again = [item for item in items if item.always] if self._stream is not None else []
+        if again:
+            _log.error("commit.failed", error=error, retried=len(again))
+            self._retried += again
+            if self._retry_timer is None:
+                loop = asyncio.get_running_loop()
+                self._retry_timer = loop.call_later(RETRY_SECONDS, self._retry)
+        return [item for item in items if item not in again]
+
+    def _retry(self) -> None:
+        """Queue again what was kept."""
+        if self._retry_timer is not None:
+            self._retry_timer.cancel()
+            self._retry_timer = None
+        items, self._retried = self._retried, []
+        for item in items:
+            item.error = None
+            self._queue.put(item)
+        self._wake.set()
+
+
+def follow_up(after: AfterCommit) -> None:
+    """Call what units left to be called after the commit."""
+    for do, args in after:
+        try:
+            do(*args)
+        except Exception:  # noqa: BLE001  later commits must still happen
+            _log.exception("commit.follow_up_failed")
+
+
+async def _touch(tx: Transaction) -> None:
+    """Write a row as it is: whether the database takes it is all that is asked."""
+    await tx.run("subscribers_touch_revision")

@@ -1,0 +1,192 @@
+"""The order of events on PostgreSQL: what is committed late is skipped by no pull and no replay."""
+
+import asyncio
+import random  # noqa: TID251  from a seed
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from service.model.event import Event
+from service.model.ids import first_id
+from service.model.replay import Replay
+from service.model.subscriber import Subscriber
+from service.store import events, pages, replays
+from service.store.database import Transaction
+from service.store.postgres import Database
+from service.store.postgres.order import Order
+from service.store.sqlite.database import Database as File
+from tests import engine
+from tests.store.test_postgres import connected, database, opened
+
+__all__ = ["database"]  # The fixture.
+
+START, WRITERS, STEPS = 1_795_000_000_000, 8, 120
+SINCE = START - 60_000
+INSERT = "INSERT INTO events (id, tenant, type, body) VALUES ($1, 't', 'ping', '')"
+REPLAY = Replay(
+    id="rpl_1",
+    tenant="t",
+    subscriber_id="sub_1",
+    since_at=SINCE,
+    until_at=START + 60_000,
+    event_types=["ping"],
+    only_dead=False,
+    rate_per_second=None,
+    dry_run=True,
+    status="running",
+    due_at=None,
+    created_at=START,
+)
+SUBSCRIBER = Subscriber(
+    id="sub_1",
+    tenant="t",
+    url="https://receiver.example/",
+    retry_schedule_seconds=[0],
+    created_at=START,
+    updated_at=START,
+)
+
+
+def id_at(number: int) -> str:
+    """Return the id of an event that is so many milliseconds after the first one."""
+    return first_id("evt", START + number).ljust(36, "0")
+
+
+def event(number: int) -> Event:
+    return Event(
+        id=id_at(number), tenant="t", type="ping", generation_id=None, created_at=0, body=b"{}"
+    )
+
+
+class Pull:
+    """A reader that goes on where it was, a few events at a time."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.seen: list[str] = []
+
+    async def once(self) -> None:
+        page = pages.Page(after=self.seen[-1] if self.seen else None, ascending=True, limit=7)
+        rows, _ = await events.read_page(self.database, page, "t")
+        self.seen += [row["id"] for row in rows]
+
+    async def to_the_end(self, length: int) -> None:
+        while len(self.seen) < length:
+            before = len(self.seen)
+            await self.once()
+            assert len(self.seen) > before, "an event was skipped"
+
+
+async def replayed(database: Any) -> set[str]:
+    """Return the ids of the events that a replay sends which begins now."""
+    cursor, last_seq = await replays.read_bounds(database, SINCE)
+
+    async def read(tx: Transaction) -> set[str]:
+        replay = replace(REPLAY, cursor=cursor)
+        seqs = await replays.matching_seqs(tx, replay, SUBSCRIBER, last_seq, 1_000)
+        rows = await tx.select("SELECT id, seq FROM events", {})
+        return {row["id"] for row in rows if row["seq"] in seqs}
+
+    ids: set[str] = await database.read(read)
+    return ids
+
+
+@pytest.fixture
+async def writers(database: Database) -> AsyncIterator[list[Any]]:
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(connected(database)) for _ in range(WRITERS)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_eight_writers_that_commit_in_any_order_hide_nothing_from_a_pull_or_a_replay(
+    database: Database, writers: list[Any], seed: int
+) -> None:
+    rng, numbers, pull = random.Random(seed), count(), Pull(database)
+    free, committed = list(writers), set[str]()
+    open_: list[tuple[Any, Any, str]] = []
+    for step in range(STEPS):
+        is_over = step > STEPS - 2 * WRITERS
+        if open_ and (not free or is_over or rng.random() < 0.5):
+            connection, transaction, id_ = open_.pop(rng.randrange(len(open_)))
+            await transaction.commit()
+            free.append(connection)
+            committed.add(id_)
+        elif free and not is_over:
+            connection, id_ = free.pop(), id_at(next(numbers))
+            transaction = connection.transaction()
+            await transaction.start()
+            await connection.execute(INSERT, id_)
+            open_.append((connection, transaction, id_))
+        if rng.random() < 0.4:
+            await pull.once()
+        if rng.random() < 0.2:
+            assert await replayed(database) == committed
+    assert not open_
+    await pull.to_the_end(len(committed))
+    assert len(pull.seen) == len(set(pull.seen))
+    assert set(pull.seen) == committed
+
+
+async def test_a_pull_beside_eight_processes_that_write_at_once_gets_every_event_once(
+    database: Database, postgres: engine.Schemas, tmp_path: Path
+) -> None:
+    numbers = count()
+    async with AsyncExitStack() as stack:
+        writing = [
+            await stack.enter_async_context(opened(postgres, tmp_path, connections=5))
+            for _ in range(WRITERS)
+        ]
+
+        async def write(writer: Database) -> None:
+            for _ in range(25):
+                await writer.write(events.insert, [event(next(numbers))])
+
+        pull, writes = Pull(database), asyncio.gather(*map(write, writing))
+        while not writes.done():
+            await pull.once()
+        await writes
+    await pull.to_the_end(25 * WRITERS)
+    assert len(set(pull.seen)) == len(pull.seen) == 25 * WRITERS
+
+
+async def test_an_event_that_is_committed_while_a_page_is_read_waits_for_its_place(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that continued after it would skip one that is committed later, but is older."""
+    extend, late = Order.extend, [2]
+
+    async def extend_then_commit(order: Order, pool: Any) -> None:
+        await extend(order, pool)
+        if late:
+            await database.write(events.insert, [event(late.pop())])
+
+    monkeypatch.setattr(Order, "extend", extend_then_commit)
+    pull = Pull(database)
+    await pull.once()
+    assert pull.seen == []
+    await database.write(events.insert, [event(1)])
+    await pull.once()
+    assert pull.seen == [id_at(1), id_at(2)]
+
+
+async def check_replay(database: Database | File, numbers: Iterable[int]) -> None:
+    for number in numbers:
+        await database.write(events.insert, [event(number)])
+    assert await replayed(database) == {id_at(number) for number in numbers}
+
+
+async def test_a_replay_begins_before_events_that_were_committed_before_an_older_one(
+    database: Database, tmp_path: Path
+) -> None:
+    """The oldest one is the last to be committed, after an hour without any."""
+    await check_replay(database, [2, 3, 1])
+    file = File(str(tmp_path / "genhook.db"))
+    await file.open()
+    await file.migrate()
+    await check_replay(file, [2, 3, 1])
+    await file.close()

@@ -1,0 +1,118 @@
+"""Writers of many processes on PostgreSQL: rows that all of them add to hold none of them up."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from service.store import generations, retention
+from service.store.database import Row, Transaction
+from service.store.postgres import connection as postgres_connection
+from service.store.postgres import database as postgres_database
+from service.store.postgres.database import Database
+from tests import engine
+
+pytestmark = pytest.mark.usefixtures("postgres")
+WRITERS = 8
+KEY = ("default", "2026-11-27", "imagen4")
+DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+
+
+@contextlib.asynccontextmanager
+async def opened_databases(path: Path, count: int) -> AsyncIterator[list[Database]]:
+    async with contextlib.AsyncExitStack() as stack:
+        databases = [Database(engine.database_of(path)) for _ in range(count)]
+        for database in databases:
+            await database.open()
+            stack.push_async_callback(database.close)
+        await databases[0].migrate()
+        yield databases
+
+
+@pytest.fixture
+def repeats(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
+    """Why transactions ran again, of all processes."""
+    noted: list[BaseException] = []
+
+    def note(error: BaseException) -> bool:
+        noted.append(error)
+        return postgres_connection.is_repeatable(error)
+
+    monkeypatch.setattr(postgres_database, "is_repeatable", note)
+    return noted
+
+
+async def read_deadlocks(path: Path) -> int:
+    connection = await asyncpg.connect(engine.database_of(path))
+    try:
+        return int(await connection.fetchval(DEADLOCKS))
+    finally:
+        await connection.close()
+
+
+async def read_usage(database: Database) -> list[Row]:
+    return await database.read(generations.usage, KEY[0], KEY[1], KEY[1], None)
+
+
+async def test_eight_writers_that_add_to_one_usage_wait_for_none_and_run_once(
+    tmp_path: Path, repeats: list[BaseException]
+) -> None:
+    """Each has written before any of them commits: who waited for a row would never get there."""
+    have_written = asyncio.Barrier(WRITERS)
+
+    async def unit(tx: Transaction) -> None:
+        await generations.add_usage(tx, {(*KEY, "succeeded"): 1, (*KEY, "credits"): 4})
+        async with asyncio.timeout(20):
+            await have_written.wait()
+
+    async with opened_databases(tmp_path, WRITERS) as databases:
+        before = await read_deadlocks(tmp_path)
+        for _ in range(5):
+            await asyncio.gather(*(database.write(unit) for database in databases))
+        assert repeats == []
+        assert await read_deadlocks(tmp_path) == before
+        [usage] = await read_usage(databases[0])
+        assert (usage["succeeded"], usage["credits"]) == (5 * WRITERS, 20 * WRITERS)
+
+
+async def test_usage_is_the_same_before_and_after_it_is_added_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "FOLD_BATCH", 3)
+
+    async def add(tx: Transaction, day: str, model: str) -> None:
+        await generations.add_usage(tx, {(KEY[0], day, model, "generations"): 1})
+
+    async with opened_databases(tmp_path, 1) as [database]:
+        for model in ("imagen4", "imagen4", "veo3", "imagen4", "veo3"):
+            await database.write(add, KEY[1], model)
+        await database.write(add, "2026-11-26", "veo3")
+        before = await read_usage(database)
+        assert {row["model"]: row["generations"] for row in before} == {"imagen4": 3, "veo3": 2}
+        assert [await database.write(retention.fold_usage) for _ in range(3)] == [3, 3, 0]
+        assert await read_usage(database) == before
+        await database.write(add, KEY[1], "veo3")
+        assert await database.write(retention.fold_usage) == 1
+        after = await read_usage(database)
+        assert {row["model"]: row["generations"] for row in after} == {"imagen4": 3, "veo3": 3}
+
+
+async def test_what_is_stored_beside_the_usage_is_added_up_every_few_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "FOLD_BATCH", 2)
+
+    async def add(tx: Transaction) -> None:
+        await generations.add_usage(tx, {(*KEY, "generations"): 1})
+
+    async with opened_databases(tmp_path, 1) as [database]:
+        for _ in range(3):
+            await database.write(add)
+        sweep, now = retention.Sweep(next_at=10**15), 10**12
+        assert await retention.run_due(database, sweep, 30, now) == (0, now)  # One is left.
+        _, next_at = await retention.run_due(database, sweep, 30, now)
+        assert next_at == now + retention.FOLD_INTERVAL_MS
+        assert await database.write(retention.fold_usage) == 0
