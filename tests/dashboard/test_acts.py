@@ -60,7 +60,7 @@ async def test_a_subscriber_is_created_tested_paused_resumed_rotated_and_deleted
     assert (await world.get("/v1/subscribers"))["data"] == []
 
 
-async def test_a_subscriber_is_edited_and_what_the_form_shows_changes_nothing(
+async def test_the_form_that_edits_a_subscriber_shows_it_as_it_is_and_changes_nothing(
     world: Harness, browser: Browser
 ) -> None:
     filter_ = {"models": ["flux-2"], "metadata": {"a.b": " منارة\n</textarea><script>"}}
@@ -87,6 +87,13 @@ async def test_a_subscriber_is_edited_and_what_the_form_shows_changes_nothing(
 
     [command] = [each for each in commands(page) if "max_in_flight" in each]
     assert (await browser.run(command)).status_code == 200
+
+
+async def test_an_edit_changes_each_field_and_keeps_the_headers(
+    world: Harness, browser: Browser
+) -> None:
+    subscriber = await world.subscribe(ordered=True, headers={"x-a": "1"})
+    path = f"/subscribers/{subscriber['id']}"
     changes = {
         "url": f"{SUBSCRIBER_URL}?2",
         "description": "منارة",
