@@ -84,7 +84,8 @@ def _check_report(report: wire.Report, body: bytes) -> None:
         assert report.task_id not in {".", ".."}
     for file in report.files:
         url = file.url or "/"
-        assert url.startswith(("http://", "https://", "gs://", "s3://", "/", "data:audio/"))
+        schemes = ("http://", "https://", "gs://", "s3://", "/", "data:audio/")
+        assert url.startswith(schemes) or links.read_path(url), "it is relative to upstream"
         # A space becomes three characters.
         assert url.startswith("data:") or len(url) <= 3 * links.MAX_URL_CHARS
         assert file.expires_at is None or clock.rfc3339(file.expires_at)

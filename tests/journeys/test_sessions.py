@@ -29,6 +29,14 @@ async def another_process(world: Harness) -> AsyncIterator[App]:
     finally:
         await world.app.stop()
         world.app = mine
+        await hear(mine)
+
+
+async def hear(app: App) -> None:
+    """Let the process hear what others committed: PostgreSQL sends it before its next answer."""
+    locks = getattr(app.worker.ownership, "_locks", None)
+    if locks is not None and not locks.connection.is_closed():
+        await locks.connection.execute("SELECT 1")
 
 
 async def begin(world: Harness) -> None:
