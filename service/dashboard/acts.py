@@ -159,6 +159,16 @@ ACTS = (
         _status("active"),
     ),
     Act(
+        "/subscribers/{id}/disable",
+        "manage",
+        "Disable",
+        _SUBSCRIBER,
+        "The subscriber is disabled. Nothing is sent to it.",
+        "PATCH",
+        _status("disabled"),
+        warning="What is pending waits. Events make no new deliveries; a replay sends them later.",
+    ),
+    Act(
         "/subscribers/{id}/rotate",
         "manage",
         "Rotate the secret",
