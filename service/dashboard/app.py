@@ -168,6 +168,8 @@ async def _refuse(site: Site, request: Request, error: Exception) -> Response:
     match error:
         case ClientDisconnect():
             return Response(status_code=499)
+        case HTTPException(status_code=404):
+            status, detail = 404, ""  # Starlette's own words say no more than ours.
         case HTTPException(status_code=status, detail=detail):
             pass
         case StorageError():

@@ -27,9 +27,11 @@ def write_number(number: float | None) -> str:
 
 
 def write_seconds(seconds: float | None) -> str:
-    """Write a duration by its greatest two units."""
+    """Write a duration by its greatest two units; whole seconds, which somebody chose, exactly."""
     if seconds is None:
         return NONE
+    if isinstance(seconds, int) and seconds < 60:
+        return f"{seconds} s"
     if seconds < 1:
         return f"{seconds * 1_000:,.0f} ms"
     if seconds < 60:
@@ -37,8 +39,12 @@ def write_seconds(seconds: float | None) -> str:
     whole = int(seconds)
     for size, unit, part_size, part in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min")):
         if whole >= size:
-            return f"{whole // size} {unit} {whole % size // part_size} {part}"
-    return f"{whole // 60} min {whole % 60} s"
+            return _join(whole // size, unit, whole % size // part_size, part)
+    return _join(whole // 60, "min", whole % 60, "s")
+
+
+def _join(count: int, unit: str, rest: int, part: str) -> str:
+    return f"{count} {unit}" + (f" {rest} {part}" if rest else "")
 
 
 def write_ms(ms: float | None) -> str:
