@@ -26,6 +26,7 @@ RECORD_AGAIN_SECONDS = 1.0
 # A tick waits for what a rate holds up, while attempts leave; a longer rest is for the next tick.
 HELD_UP_SECONDS_MAX = 1.0
 ROUND_SECONDS = 0.1  # Between two looks at what is due, while something is under way.
+HEARD_SECONDS = 0.1  # After a commit, until whoever holds the shards of it has its notice.
 
 
 class Holder(Protocol):
@@ -60,6 +61,7 @@ class Ticks:
         self._driving: asyncio.Task[None] | None = None
         self._drive_ends_at = 0.0
         self._shards: set[int] = set()  # Those that the drive under way is about.
+        self._is_refused = False  # Its last turn did not get all of them.
         self._wanted = asyncio.Event()  # Set: requests wait for the next turn.
         self._turn_ended = asyncio.Event()  # That of the next turn.
 
@@ -117,10 +119,11 @@ class Ticks:
         """Take turns while requests want them, or while others commit what they may not work on.
 
         Who finds the right to work taken goes away. So who had it looks again after it let go: what
-        was committed before somebody was refused is seen then.
+        was committed before somebody was refused is seen then. On PostgreSQL it may let go before
+        it hears of that, so who was refused tries once more when it must have heard.
         """
         loop, ownership, is_wanted = asyncio.get_running_loop(), self._holder.ownership, True
-        turn_ended = self._turn_ended
+        turn_ended, may_try_again = self._turn_ended, True
         try:
             while is_wanted and not self._holder.stopping.is_set():
                 async with self._lock:
@@ -131,6 +134,9 @@ class Ticks:
                 has_time = may_work and loop.time() < self._drive_ends_at
                 others_wait = has_time and await ownership.other_process_committed()
                 is_wanted = others_wait or self._wanted.is_set()
+                if self._is_refused and may_try_again and not is_wanted:
+                    may_try_again, is_wanted = False, True
+                    await _wait_for(self._holder.stopping, HEARD_SECONDS)
         except Exception as error:  # noqa: BLE001  the rows are still due: what was stored stays
             _log.warning("drive.failed", error=repr(error))
         finally:
@@ -143,7 +149,8 @@ class Ticks:
 
     async def _drive_once(self) -> bool:
         """Do one turn; return False if another process has the right to work."""
-        if not await self._take_over(self._lacking()):
+        self._is_refused = not await self._take_over(self._lacking())
+        if self._is_refused:
             return False
         ownership = self._holder.ownership
         await ownership.other_process_committed()  # What comes later counts.
@@ -154,6 +161,7 @@ class Ticks:
                 more = await self._work_until(self._drive_ends_at, [*steps], self._wanted)
                 if not more and (lacking := self._lacking()):
                     await ownership.acquire(lacking)
+            self._is_refused = bool(self._lacking())
         except BaseException:
             await self._end()
             raise

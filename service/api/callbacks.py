@@ -9,6 +9,7 @@ import msgspec
 from service.api.call import Answer, Call, answer, answer_list
 from service.api.problem import require
 from service.model.attempt import joined_headers
+from service.model.callback import VERDICTS
 from service.model.clock import rfc3339
 from service.model.ids import time_of
 from service.store import callbacks
@@ -17,7 +18,6 @@ from service.store.pages import Rows
 from service.telemetry.redact import Redactor
 from service.upstream import reading
 
-VERDICTS = ("accepted", "duplicate", "late", "unreadable", "rejected")
 # The tenant of callbacks with an invalid token: each may be meant for any, so operators see them.
 UNOWNED = ""
 

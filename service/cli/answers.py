@@ -100,6 +100,14 @@ class Delivery(TypedDict):
     attempts: list[dict[str, Any]]
 
 
+class Callback(TypedDict):
+    """A callback as it was received."""
+
+    id: str
+    headers: dict[str, str]
+    body: str
+
+
 class Schema(TypedDict, total=False):
     """The JSON Schema of a model's input, as far as it is shown."""
 

@@ -4,7 +4,8 @@ import argparse
 
 from service.cli import calls, client
 from service.cli.arguments import Echo, parse_name, parse_scopes
-from service.cli.command import ID, PAGING, Command, argument
+from service.cli.command import ID, IDEMPOTENCY, PAGING, Command, argument
+from service.model.errors import UsageError
 from service.model.key import SCOPES
 from service.settings import ENVIRONMENT
 
@@ -21,6 +22,8 @@ def act(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     """
     if not (options.argument_offline or not _has_key(options)):
         return _call(command, options, echo)
+    if getattr(options, "argument_idempotency_key", None):  # Only the API stores answers.
+        raise UsageError("--idempotency-key needs a service: give --key, and not --offline.")
     from service.cli import admin
 
     run = {"POST": admin.create_key, "GET": admin.list_keys, "DELETE": admin.revoke_key}
@@ -58,7 +61,7 @@ _CREATE = (
         type=parse_scopes,
     ),
     argument("body", "--tenant", "whose data it gives access to (your key's; offline: default)"),
-    _OFFLINE,
+    *(IDEMPOTENCY, _OFFLINE),
 )
 COMMANDS = {
     "create": Command(

@@ -34,9 +34,14 @@ COMMANDS = {
     "subscribers": ("subscribers", "manage the URLs that receive events"),
     "deliveries": ("deliveries", "look at deliveries with their attempts, and retry them"),
     "events": ("deliveries", "look at events"),
+    "callbacks": (
+        "callbacks",
+        "look at upstream's callbacks, as they came",
+    ),
     "usage": ("models", "show credits and counts by model and day"),
     "listen": ("listen", "print new events, and send them to a local URL if you name one"),
     "replay": ("replay", "send stored events to a subscriber again"),
+    "replays": ("replay", "look at replays, and cancel them"),
     "doctor": ("doctor", "check settings, database, keys and clock"),
     "completion": ("completion", "print the completion of the commands for a shell"),
 }

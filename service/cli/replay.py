@@ -1,19 +1,20 @@
-"""`genhook replay`: sends stored events to a subscriber again, and shows the progress."""
+"""`genhook replay` sends stored events again and shows the progress; `replays` looks at them."""
 
 import argparse
 import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from service.cli import answers, output
 from service.cli.arguments import Echo, define, parse_id, split_commas
 from service.cli.calls import ask, connect
-from service.cli.client import add_remote, show
+from service.cli.client import add_commands, add_remote, show
+from service.cli.command import ID, IDEMPOTENCY, PAGING, Command
 from service.cli.subscribers import EVENT_TYPES_HELP
 from service.model.clock import DAY, HOUR, MINUTE, now_ms, parse_rfc3339, rfc3339
-from service.model.errors import CommandError
+from service.model.errors import CommandError, UsageError
 from service.model.number import read_whole
 
 if TYPE_CHECKING:
@@ -24,6 +25,15 @@ Step = Callable[[int, int], None]  # Shows how many of how many events are sent.
 
 LOOK_SECONDS = 0.5
 _AGES = {"m": MINUTE, "h": HOUR, "d": DAY}
+_ALL = "/v1/replays"
+_EXAMPLE = "rpl_01a1f83ac6f470008f5b21d7c0e394a6"
+
+
+class Moment(NamedTuple):
+    """The value of an option: an RFC 3339 time, and whether it was given as an age."""
+
+    time: str
+    is_age: bool
 
 
 def add_replay(parser: argparse.ArgumentParser) -> None:
@@ -50,13 +60,19 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
         "--event-types", type=split_commas, default=[], metavar="TYPES", help=EVENT_TYPES_HELP
     )
     parser.add_argument("--dry-run", action="store_true", help="only count the events")
+    parser.add_argument(IDEMPOTENCY.flag, **IDEMPOTENCY.options)
     add_remote(parser)
 
 
-def parse_moment(text: str) -> str:
-    """Read the value of an option as an RFC 3339 time."""
+def add_replays(parser: argparse.ArgumentParser) -> None:
+    """Add the commands of `genhook replays`."""
+    add_commands(parser, REPLAYS)
+
+
+def parse_moment(text: str) -> Moment:
+    """Read the value of an option as a time, from an age or a time."""
     try:
-        return read_moment(text, now_ms())
+        return Moment(read_moment(text, now_ms()), is_age=text[-1:] in _AGES)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -79,16 +95,22 @@ def read_moment(text: str, now: int) -> str:
 
 def replay(options: argparse.Namespace, echo: Echo, wait: Wait | None = None) -> int:
     """Send stored events again and show the progress; 1 if the replay is canceled."""
+    headers = {"Idempotency-Key": options.idempotency_key} if options.idempotency_key else {}
+    if headers and (options.until is None or options.since.is_age or options.until.is_age):
+        raise UsageError(
+            "with --idempotency-key, --since and --until must be times: a repeat with an age would "
+            "ask for another period."
+        )
     body = {
         "subscriber_id": options.id,
-        "since": options.since,
-        "until": options.until or rfc3339(now_ms()),
+        "since": options.since.time,
+        "until": options.until.time if options.until else rfc3339(now_ms()),
         "only": options.only,
         "event_types": options.event_types,
         "dry_run": options.dry_run,
     }
     with connect(options) as client:
-        view = ask(client, "POST", "/v1/replays", answers.Replay, json=body)
+        view = ask(client, "POST", _ALL, answers.Replay, json=body, headers=headers)
         with _show_progress(options, echo) as step:
             view = _watch(client, view, step, wait or threading.Event().wait)
     show(options, echo, view, [_format_result(view, dry_run=options.dry_run)])
@@ -104,15 +126,16 @@ def _format_result(view: dict[str, Any], *, dry_run: bool) -> str:
 
 def _watch(client: "httpx.Client", view: dict[str, Any], step: Step, wait: Wait) -> dict[str, Any]:
     """Show the progress until the replay ends; an interruption ends only the watching."""
-    path = f"/v1/replays/{view['id']}"
+    path = f"{_ALL}/{view['id']}"
     try:
         while view["status"] == "running":
             step(view["done"], view["total"])
             wait(LOOK_SECONDS)
             view = ask(client, "GET", path, answers.Replay)
     except KeyboardInterrupt:
+        id_, replays = output.plain(view["id"]), "genhook replays"
         raise CommandError(
-            f"{view['id']} goes on; POST {path}/cancel ends it, GET {path} shows it."
+            f"{id_} goes on: {replays} get {id_} shows it, {replays} cancel {id_} ends it."
         ) from None
     step(view["done"], view["total"])
     return view
@@ -146,3 +169,22 @@ def _make_line_printer(echo: Echo) -> Step:
             echo(f"{done} of {total}")
 
     return step
+
+
+_COLUMNS = ("id", "status", "done", "total", "dry_run", "subscriber_id", "created_at")
+_FIELDS = ("id", "status", "subscriber_id", "done", "total", "dry_run", "created_at", "finished_at")
+REPLAYS = {
+    "list": Command(*("list replays", "replays list", "GET", _ALL, PAGING, "page"), shows=_COLUMNS),
+    "get": Command(
+        "show a replay and how far it is",
+        f"replays get {_EXAMPLE}",
+        *("GET", f"{_ALL}/{{id}}", (ID,)),
+        shows=_FIELDS,
+    ),
+    "cancel": Command(
+        "cancel a replay that runs, with its deliveries that are pending",
+        f"replays cancel {_EXAMPLE}",
+        *("POST", f"{_ALL}/{{id}}/cancel", (ID,)),
+        says="{id} is {status}.",
+    ),
+}

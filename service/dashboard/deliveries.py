@@ -3,11 +3,11 @@
 from starlette.responses import Response
 
 from service.dashboard.visit import PATH, Visit
+from service.model.callback import VERDICTS
 from service.model.clock import DAY, rfc3339
 from service.store.stats import STATUSES
 
 DEAD_SPAN_MS = 7 * DAY  # What a replay covers unless its reader says otherwise.
-VERDICTS = ("accepted", "duplicate", "late", "unreadable", "rejected")
 
 
 async def show_list(visit: Visit) -> Response:

@@ -1,5 +1,6 @@
 """The commands against a service that runs: each does what its help says."""
 
+import argparse
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from service.cli import calls, main, output
@@ -150,6 +152,73 @@ def test_deliveries_and_events_are_listed_shown_and_retried(
     genhook("subscribers", "delete", new["id"])
 
 
+def test_callbacks_are_listed_and_shown_as_they_came(
+    genhook: Command, service: test_serve.Running
+) -> None:
+    create(genhook, PROMPT, "--wait")
+    _, text = genhook("generations", "list", "--limit", "1", "--status", "succeeded", "--json")
+    id_ = text["data"][0]["id"]
+    status, page = genhook("callbacks", "list", "--generation-id", id_, "--json")
+    assert status == 0
+    [callback] = page["data"]
+    assert (callback["verdict"], callback["generation_id"]) == ("accepted", id_)
+    status, text = genhook("callbacks", "get", callback["id"])
+    fields, headers, body = text.split("\n\n")
+    assert status == 0
+    assert re.search(r"(?m)^verdict +accepted$", fields)
+    assert re.search(r"(?m)^content-type +application/json$", headers)
+    assert json.loads(body)["data"]["status"] == "completed"
+    assert genhook("callbacks", "list", "--verdict", "late") == (0, "There are none.\n")
+    assert genhook("callbacks", "get", "cb_" + "0" * 32)[0] == 4
+
+
+def test_a_rejected_callback_is_shown_to_operators(
+    genhook: Command, service: test_serve.Running
+) -> None:
+    refused = httpx.post(f"{service.url}/callbacks/apiinone/forged", content=b"a\nb\x1b[2J")
+    assert refused.status_code == 404
+    _, page = genhook("callbacks", "list", "--verdict", "rejected", "--limit", "1", "--json")
+    status, text = genhook("callbacks", "get", page["data"][0]["id"])
+    assert (status, "generation_id" in text) == (0, False)
+    assert re.search(r"(?m)^reason +token_", text)
+    assert "\x1b" not in text
+
+
+def test_replays_are_listed_shown_and_canceled(
+    genhook: Command, inbox: tuple[str, list[Any]]
+) -> None:
+    create(genhook, PROMPT, "--wait")  # It has two events.
+    _, new = genhook("subscribers", "create", inbox[0], "--json")
+    period = {"since": "2026-01-01T00:00:00Z", "until": "2100-01-01T00:00:00Z"}
+    body = {"subscriber_id": new["id"], **period, "only": "all", "rate_per_second": 0.01}
+    with calls.connect(argparse.Namespace(url=None, key=None)) as client:
+        begun = calls.ask(client, "POST", "/v1/replays", dict[str, Any], json=body)
+    status, page = genhook("replays", "list", "--limit", "1", "--json")
+    assert (status, page["data"][0]["id"]) == (0, begun["id"])
+    status, text = genhook("replays", "get", begun["id"])
+    assert (status, begun["status"]) == (0, "running")
+    assert re.search(r"(?m)^status +running$", text)
+    assert genhook("replays", "cancel", begun["id"]) == (0, f"{begun['id']} is canceled.\n")
+    assert genhook("replays", "get", "rpl_" + "0" * 32)[0] == 4
+    genhook("subscribers", "delete", new["id"])
+
+
+def test_a_repeat_with_an_idempotency_key_makes_no_second_key_and_no_second_replay(
+    genhook: Command, inbox: tuple[str, list[Any]]
+) -> None:
+    line = ("keys", "create", "--name", "n", "--scopes", "read", "--idempotency-key", "k-1")
+    first, again = genhook(*line, "--json"), genhook(*line, "--json")
+    assert (first[0], first) == (0, again)
+    _, new = genhook("subscribers", "create", inbox[0], "--json")
+    period = ("--since", "2026-01-01T00:00:00Z", "--until", "2026-02-01T00:00:00Z")
+    replay = ("replay", new["id"], *period, "--idempotency-key", "r-1", "--json")
+    first, again = genhook(*replay), genhook(*replay)
+    assert (first[0], first[1]["id"]) == (0, again[1]["id"])
+    other = ("replay", new["id"], *period, "--idempotency-key", "r-1", "--dry-run")
+    assert genhook(*other)[0] == 1
+    genhook("subscribers", "delete", new["id"])
+
+
 def test_a_page_says_how_to_get_the_next_one(genhook: Command) -> None:
     create(genhook), create(genhook)
     _, text = genhook("generations", "list", "--limit", "1")
@@ -247,7 +316,8 @@ def test_the_completion_knows_every_command_and_its_options(
 ) -> None:
     assert main.main(["completion", shell]) == 0
     script = capsys.readouterr().out
-    for word in (*main.COMMANDS, "timeline", "idempotency-key", "retry-schedule-seconds"):
+    options = ("verdict", "idempotency-key", "retry-schedule-seconds")
+    for word in (*main.COMMANDS, "timeline", *options):
         assert word in script
     if path := shutil.which(shell):
         (tmp_path / "script").write_text(script)
@@ -255,16 +325,21 @@ def test_the_completion_knows_every_command_and_its_options(
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("group", "begun", "word"),
+    [("subscribers", "pa", "pause"), ("callbacks", "l", "list"), ("replays", "c", "cancel")],
+)
 def test_bash_completes_the_words_of_a_command(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    group: str, begun: str, word: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     main.main(["completion", "bash"])
     (tmp_path / "script").write_text(capsys.readouterr().out)
     code = (
-        f"source {tmp_path}/script; COMP_WORDS=(genhook subscribers pa); COMP_CWORD=2; "
-        '$(complete -p genhook | sed -E "s/.* -F ([^ ]+) .*/\\1/") genhook pa subscribers; '
+        f"source {tmp_path}/script; COMP_WORDS=(genhook {group} {begun}); COMP_CWORD=2; "
+        '$(complete -p genhook | sed -E "s/.* -F ([^ ]+) .*/\\1/") '
+        f"genhook {begun} {group}; "
         'echo "${COMPREPLY[@]}"'
     )
     bash = shutil.which("bash") or ""
     done = subprocess.run([bash, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
-    assert done.stdout.split() == ["pause"]
+    assert done.stdout.split() == [word]

@@ -19,12 +19,13 @@ from tests.cli.test_serve import Running
 service, inbox = test_serve.service, test_serve.inbox
 PAGE = (Path(__file__).resolve().parent.parent.parent / "docs" / "cli.md").read_text("utf-8")
 RECEIVER = "http://127.0.0.1:9100/"
-ID = re.compile(r"\b(?:gen|sub|dlv|evt|key|rpl)_[0-9a-f]{32}\b")
+ID = re.compile(r"\b(?:gen|cb|sub|dlv|evt|key|rpl)_[0-9a-f]{32}\b")
 VARYING = (
     (ID, "ID"),
     (re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z"), "TIME"),
     (re.compile(r"\d{4}-\d\d-\d\d"), "DAY"),
     (re.compile(r"\bn[0-9a-f]{14}_imagen4\b"), "TASK"),
+    (re.compile(r"(?m)^host +127\.0\.0\.1:\d+|^content-length +\d+|python-httpx/\S+"), "HEADER"),
     (re.compile(r"http://127\.0\.0\.1:\d+/(?:inbox)?"), "URL/"),
     (re.compile(r"\bwhsec_\S+|\bghk_\S+"), "SECRET"),
     (re.compile(r'\d+\.\d+ s|in \d+ ms|(?<="p\d\d":)[\d.]+|\d+\.\d KiB'), "NUMBER"),

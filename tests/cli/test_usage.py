@@ -12,6 +12,7 @@ from tests.cli.test_serve import served
 
 pytestmark = pytest.mark.usefixtures("bare_environment")
 LIST = ["generations", "list"]
+REPLAY = ["replay", "sub_1", "--since", "2026-11-22T00:00:00Z"]
 CREATE = ["generations", "create", "--model", "m"]
 
 
@@ -113,8 +114,35 @@ def test_a_key_that_cannot_be_sent_is_named(
     assert seen == []
 
 
+@pytest.mark.parametrize(
+    "period",
+    [
+        "--since 2h",
+        "--since 2026-11-22T00:00:00Z",
+        "--since 2h --until 2026-11-22T00:00:00Z",
+        "--since 2026-11-22T00:00:00Z --until 1h",
+    ],
+)
+def test_an_idempotency_key_is_refused_for_a_period_that_a_repeat_would_not_have(
+    period: str, seen: list[bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["replay", "sub_1", *period.split(), "--idempotency-key", "a"]
+    assert "--since and --until must be times" in refusal_of(words, capsys)
+    assert seen == []
+
+
+def test_an_idempotency_key_is_refused_where_no_service_would_store_it(
+    seen: list[bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["keys", "create", "--name", "a", "--scopes", "read", "--idempotency-key", "a"]
+    assert "--idempotency-key needs a service" in refusal_of([*words, "--offline"], capsys)
+    monkeypatch.delenv("GENHOOK_API_KEY")
+    assert "--idempotency-key needs a service" in refusal_of(words, capsys)
+    assert seen == []
+
+
 @pytest.mark.parametrize("key", ["\u00e9", "a b", "a\n", "", "x" * 256])
-@pytest.mark.parametrize("line", [CREATE, ["generations", "retry", "gen_1"]])
+@pytest.mark.parametrize("line", [CREATE, ["generations", "retry", "gen_1"], REPLAY])
 def test_an_idempotency_key_that_cannot_be_sent_is_named(
     line: list[str], key: str, seen: list[bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -219,6 +219,8 @@ PARAMETERS = {
 }
 MODEL = {"id": "m", "kind": "image", "credits": 4, "callbacks": True, "parameters": PARAMETERS}
 DELIVERY = {"id": "dlv_1", "status": "dead", "attempts": [{**ATTEMPT, "number": 1}]}
+CALLBACK = {"id": "cb_1", "verdict": "late", "headers": {"a": "b"}, "body": "{}\n\x1b"}
+REPLAY = {"id": "rpl_1", "status": "done", "done": 1, "total": 1}
 SINCE = "replay sub_1 --since 1h"
 ANSWERS: dict[str, Any] = {
     "generations get gen_1": GENERATION,
@@ -228,7 +230,7 @@ ANSWERS: dict[str, Any] = {
     "subscribers list": {"data": [SUBSCRIBER], "next": "sub_1"},
     "subscribers create http://a.example/": SUBSCRIBER,
     "subscribers test sub_1": {"attempt": ATTEMPT},
-    SINCE: {"id": "rpl_1", "status": "done", "done": 1, "total": 1},
+    SINCE: REPLAY,
     "generations cancel gen_1": GENERATION,
     "subscribers get sub_1": SUBSCRIBER,
     "subscribers pause sub_1": SUBSCRIBER,
@@ -240,6 +242,11 @@ ANSWERS: dict[str, Any] = {
     "deliveries retry dlv_1": DELIVERY,
     "events list": {"data": [EVENT], "next": None},
     "events get evt_1": EVENT,
+    "callbacks list": {"data": [CALLBACK], "next": None},
+    "callbacks get cb_1": CALLBACK,
+    "replays list": {"data": [REPLAY], "next": None},
+    "replays get rpl_1": REPLAY,
+    "replays cancel rpl_1": REPLAY,
     "usage": {"data": [{"day": "2026-11-22", "model": "m", "credits": 1}], "next": None},
     "keys list": {"data": [KEY], "next": None},
     "keys create --name n --scopes read": {**KEY, "key": "ghk_x"},

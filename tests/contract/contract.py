@@ -28,6 +28,12 @@ def operations(section: str = "paths") -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"{method.upper()} {path}", operation
 
 
+def parameters_of(name: str, operation: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parameters of an operation, with those that its path gives to all methods."""
+    shared = DOCUMENT["paths"][name.split()[1]].get("parameters", [])
+    return [resolve(parameter) for parameter in [*shared, *operation.get("parameters", [])]]
+
+
 def resolve(node: dict[str, Any]) -> dict[str, Any]:
     """What a `$ref` into this document names; anything else is itself."""
     if "$ref" not in node:
@@ -36,6 +42,16 @@ def resolve(node: dict[str, Any]) -> dict[str, Any]:
     for part in node["$ref"].removeprefix("#/").split("/"):
         target = target[part]
     return resolve(target)
+
+
+def examples_of(node: dict[str, Any]) -> Iterator[Any]:
+    """The examples of a media type, a parameter or a schema."""
+    if "example" in node:
+        yield node["example"]
+    many = node.get("examples", [])
+    yield from (
+        (resolve(each)["value"] for each in many.values()) if isinstance(many, dict) else many
+    )
 
 
 def accepts(schema: dict[str, Any], instance: Any) -> bool:

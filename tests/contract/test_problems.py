@@ -1,24 +1,28 @@
 """Each code of the contract, provoked: the status it has, and an answer as documented."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import structlog
 
 from service.api import asgi, subscribers
+from service.cli import refusals
 from service.delivery.ping import TESTS_MAX
 from service.store import rows
 from service.store.vault import Vault
 from service.telemetry import metrics
-from tests.contract.contract import SCHEMAS, breaches
-from tests.contract.scenes import Ids, client_with, populate
+from tests.contract.contract import COMPONENTS, SCHEMAS, breaches
+from tests.contract.scenes import SPAN, Ids, client_with, populate
 from tests.harness import PUBLIC_URL, Harness, create_answer, opened
 
 GENERATION = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
+WRONG = {"model": "imagen4-fast", "input": {"prompt": "a small harbour", "aspect_ratio": "16x9"}}
 KEYED = {"idempotency-key": "7d0c1c1e"}
 Provoke = Callable[[Harness, Ids], Awaitable[httpx.Response]]
 
@@ -33,9 +37,9 @@ def created(**options: Any) -> Provoke:
     return provoke
 
 
-def refused_upstream(status: int) -> Provoke:
+def refused_upstream(status: int, message: str) -> Provoke:
     async def provoke(world: Harness, ids: Ids) -> httpx.Response:
-        reply = httpx.Response(status, json={"code": status, "message": "no"})
+        reply = httpx.Response(status, json={"code": status, "message": message})
         world.upstream.create_replies.append(reply)
         return await created()(world, ids)
 
@@ -176,9 +180,9 @@ PROVOCATIONS: dict[str, tuple[int, Provoke]] = {
     "invalid_header": (400, created(headers={"idempotency-key": "two words"})),
     "unauthorized": (401, unauthorized),
     "signature_invalid": (401, unsigned),
-    "upstream_payment_required": (402, refused_upstream(402)),
+    "upstream_payment_required": (402, refused_upstream(402, "Insufficient credits")),
     "forbidden": (403, forbidden),
-    "not_found": (404, requested("GET", "/v1/events/evt_1")),
+    "not_found": (404, requested("GET", "/v1/generations/gen_1")),
     "token_invalid": (404, forged),
     "method_not_allowed": (405, requested("DELETE", "/v1/events/{evt}")),
     "conflict": (409, one_too_many),
@@ -189,13 +193,13 @@ PROVOCATIONS: dict[str, tuple[int, Provoke]] = {
     "request_timeout": (408, without_an_end),
     "body_too_large": (413, too_large),
     "unsupported_media_type": (415, created(headers={"content-type": "text/json"})),
-    "invalid_request": (422, created(json={**GENERATION, "input": {"prompt": 1}})),
+    "invalid_request": (422, created(json=WRONG)),
     "idempotency_key_reused": (422, with_another_body),
-    "upstream_refused": (422, refused_upstream(400)),
+    "upstream_refused": (422, refused_upstream(400, "The prompt is not allowed")),
     "address_refused": (422, created(json={**GENERATION, "notify_url": "http://10.0.0.1/"})),
     "too_many_tests": (429, a_test_too_many),
     "internal_error": (500, requested("GET", "/v1/generations/{gen}")),
-    "upstream_unauthorized": (502, refused_upstream(401)),
+    "upstream_unauthorized": (502, refused_upstream(401, "Invalid API key")),
     "storage_unavailable": (503, without_a_database),
     "overloaded": (503, beside_too_many_bodies),
     "stopping": (503, while_it_stops),
@@ -211,6 +215,38 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 # Only over a socket: tests/wire/test_entrance.py provokes them.
 OF_THE_ENTRANCE = {"bad_request", "head_too_large"}
+
+
+# What differs from one occurrence to the next.
+VARYING = re.compile(r"gen_[0-9a-f]{32}|(?<=after )\d+|(?<=at most )\d+")
+
+
+def is_shown(problem: dict[str, Any]) -> bool:
+    """Whether the document has an example that is like this problem."""
+    examples = [each["value"] for each in COMPONENTS["examples"].values()]
+    return any(comparable(problem) == comparable(each) for each in examples if "code" in each)
+
+
+def comparable(problem: dict[str, Any]) -> dict[str, Any]:
+    return {**problem, "request_id": "", "detail": VARYING.sub("", problem["detail"])}
+
+
+def test_a_refusal_of_the_entrance_is_as_shown() -> None:
+    shown = {
+        problem.code: is_shown(msgspec.json.decode(problem.body("")))
+        for problem in refusals._PROBLEMS.values()
+    }
+    assert {code for code in OF_THE_ENTRANCE if shown[code]} == OF_THE_ENTRANCE
+
+
+@pytest.mark.parametrize("path", ["/v1/generations/{gen}/cancel", "/v1/replays"])
+async def test_each_conflict_is_as_shown(tmp_path: Path, path: str) -> None:
+    async with opened(tmp_path) as world:
+        ids = await populate(world)
+        body = {"subscriber_id": ids["sub"], **SPAN} if path == "/v1/replays" else {}
+        answer = await world.client.post(path.format(**ids), json=body)
+    assert answer.json()["code"] == "conflict"
+    assert is_shown(answer.json())
 
 
 def test_every_code_of_the_contract_is_provoked() -> None:
@@ -243,6 +279,7 @@ async def test_a_problem_has_its_status_and_is_as_documented(
             answer = await provoke(world, ids)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert breaches(answer) == []
+    assert is_shown(answer.json()) or code == "method_not_allowed"  # Of no operation.
     assert answer.headers["content-type"] == "application/problem+json"
     assert ("errors" in answer.json()) == (
         code in ("invalid_query", "invalid_request", "address_refused")

@@ -19,7 +19,15 @@ pytestmark = pytest.mark.sqlite_only("one writer takes turns")
 
 GENERATION = {"model": "imagen4", "input": {"prompt": "a cat"}}
 # Units that are about several tenants, or about none.
-OF_NO_TENANT = {"ensure", "add", "_claim_due", "_touch", "_delete_old", "_delete_unreferenced"}
+OF_NO_TENANT = {
+    "ensure",
+    "add",
+    "_claim_due",
+    "_touch",
+    "_delete_old",
+    "_delete_unreferenced",
+    "fold_usage",
+}
 
 
 def name_of(item: Item) -> str:
