@@ -1,5 +1,6 @@
 """Values as pages write them: times in UTC, numbers, durations, JSON."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -27,11 +28,9 @@ def write_number(number: float | None) -> str:
 
 
 def write_seconds(seconds: float | None) -> str:
-    """Write a duration by its greatest two units; whole seconds, which somebody chose, exactly."""
+    """Write a duration by its greatest two units."""
     if seconds is None:
         return NONE
-    if isinstance(seconds, int) and seconds < 60:
-        return f"{seconds} s"
     if seconds < 1:
         return f"{seconds * 1_000:,.0f} ms"
     if seconds < 60:
@@ -39,12 +38,15 @@ def write_seconds(seconds: float | None) -> str:
     whole = int(seconds)
     for size, unit, part_size, part in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min")):
         if whole >= size:
-            return _join(whole // size, unit, whole % size // part_size, part)
-    return _join(whole // 60, "min", whole % 60, "s")
+            return f"{whole // size} {unit} {whole % size // part_size} {part}"
+    return f"{whole // 60} min {whole % 60} s"
 
 
-def _join(count: int, unit: str, rest: int, part: str) -> str:
-    return f"{count} {unit}" + (f" {rest} {part}" if rest else "")
+def write_delay(seconds: int) -> str:
+    """Write a delay that somebody chose: without units of which there are none."""
+    if seconds < 60:
+        return f"{seconds} s"
+    return re.sub(r" 0 \w+$", "", write_seconds(seconds))
 
 
 def write_ms(ms: float | None) -> str:
@@ -76,6 +78,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "time": write_time,
     "number": write_number,
     "seconds": write_seconds,
+    "delay": write_delay,
     "ms": write_ms,
     "share": write_share,
     "json_text": write_json,

@@ -6,6 +6,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+from service.dashboard.backlog import draw_backlog
 from service.dashboard.calls import ApiCall
 from service.dashboard.plots import bars
 from service.dashboard.visit import Visit
@@ -16,6 +17,7 @@ DAYS = 30
 LATEST = 50  # Generations whose durations are drawn.
 OPEN_MAX = 100
 SUBSCRIBERS_MAX = 10
+DELIVERIES_MAX, PENDING_MAX = 200, 50  # Of which the backlog is drawn.
 View = Mapping[str, Any]
 
 
@@ -28,6 +30,8 @@ async def show(visit: Visit) -> Response:
         for status in OPEN
     ]
     opened = [*queued, *processing]
+    sent = (await visit.get("/v1/deliveries", limit=str(DELIVERIES_MAX)))["data"]
+    pending = await visit.get("/v1/deliveries", status="pending", limit=str(PENDING_MAX))
     page: dict[str, Any] = {"data": []}
     if visit.may("manage"):
         page = await visit.get("/v1/subscribers", limit=str(SUBSCRIBERS_MAX))
@@ -37,6 +41,8 @@ async def show(visit: Visit) -> Response:
     values = {
         "days": _by_day(usage["data"], visit.now),
         "durations": _durations(latest["data"]),
+        "backlog": draw_backlog(sent, pending["data"], visit.now),
+        "has_more_pending": bool(pending["next"]),
         "open_count": len(opened),
         "has_more_open": OPEN_MAX in (len(queued), len(processing)),
         "overdue": [each for each in opened if parse_rfc3339(each["deadline_at"]) <= visit.now],

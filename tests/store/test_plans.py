@@ -112,3 +112,9 @@ def test_a_scan_is_detected(explain: Explain, monkeypatch: pytest.MonkeyPatch) -
     plan = explain("worse")
     assert any(step.startswith("SCAN") for step in plan)
     assert any("TEMP B-TREE" in step for step in plan)
+
+
+def test_deliveries_are_counted_without_a_look_at_their_rows(explain: Explain) -> None:
+    searches = [step for step in explain("stats_counts") if step.startswith("SEARCH")]
+    assert len(searches) == 3
+    assert all("USING COVERING INDEX deliveries_" in step for step in searches), searches

@@ -226,7 +226,8 @@ CREATE TABLE deliveries (
     PRIMARY KEY (tenant, id)
 ) WITHOUT ROWID;
 -- First attempts and retries are read separately: many due retries must not delay first attempts.
-CREATE INDEX deliveries_due ON deliveries (subscriber_id, (attempt_count > 0), due_at)
+-- `status` is the same in all of it, but a count needs it: else each row would be looked up.
+CREATE INDEX deliveries_due ON deliveries (subscriber_id, (attempt_count > 0), due_at, status)
     WHERE status = 'pending';
 -- What a person asked for leaves while others wait.
 CREATE INDEX deliveries_asked ON deliveries (subscriber_id, due_at)
