@@ -1,19 +1,14 @@
 """What a page can do: each act is one API call, with the scope that its button needs."""
 
-import contextlib
-import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
-
-import msgspec
 
 from service.dashboard.calls import ApiCall
 from service.model.key import Scope
 
 Form = Mapping[str, str]
 ONCE_CHARACTERS_MAX = 64
-NUMBER_CHARACTERS_MAX = 30  # Python refuses to read one of 4,300 digits.
 
 
 class Act(NamedTuple):
@@ -78,59 +73,6 @@ def _new_subscriber(form: Form) -> Any:
     return fields | {"description": form.get("description", "").strip()}
 
 
-def _changed_subscriber(form: Form) -> Any:
-    """Return all that the form shows. What is not what it should be stays, and the API says so."""
-    rate, delays = form.get("rate_per_second", "").strip(), form.get("retries", "")
-    return {
-        **_new_subscriber(form),
-        "filter": {
-            "models": form.get("models", "").replace(",", " ").split(),
-            "metadata": _read_json(form.get("metadata", "").strip() or "{}"),
-        },
-        "max_in_flight": _read_number(form.get("max_in_flight", "").strip()),
-        "rate_per_second": _read_number(rate) if rate else None,
-        "retry_schedule_seconds": [_read_number(e) for e in delays.replace(",", " ").split()],
-        "ordered": form.get("ordered") == "yes",
-        "payload": form.get("payload", ""),
-    }
-
-
-def _read_number(text: str) -> float | str:
-    """Return a number; the text if it is none that JSON can have."""
-    if len(text) > NUMBER_CHARACTERS_MAX:
-        return text
-    for read in (int, float):
-        with contextlib.suppress(ValueError):
-            number = read(text)
-            return number if math.isfinite(number) else text
-    return text
-
-
-def _read_json(text: str) -> Any:
-    """Return the JSON of a field; the text if it is none."""
-    try:
-        return msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError):
-        return text
-
-
-def fill_subscriber(subscriber: Mapping[str, Any]) -> dict[str, str]:
-    """Return the fields of the form that changes a subscriber, as it is now."""
-    filter_, rate = subscriber["filter"], subscriber["rate_per_second"]
-    return {
-        "url": subscriber["url"],
-        "description": subscriber["description"],
-        "event_types": " ".join(subscriber["event_types"]),
-        "models": " ".join(filter_["models"]),
-        "metadata": msgspec.json.encode(filter_["metadata"]).decode(),
-        "max_in_flight": str(subscriber["max_in_flight"]),
-        "rate_per_second": "" if rate is None else str(rate),
-        "retries": " ".join(map(str, subscriber["retry_schedule_seconds"])),
-        "ordered": "yes" if subscriber["ordered"] else "",
-        "payload": subscriber["payload"],
-    }
-
-
 def _new_key(form: Form) -> Any:
     tenant = form.get("tenant", "").strip()
     body = {"name": form.get("name", "").strip(), "scopes": form.get("scopes", "").split()}
@@ -192,15 +134,6 @@ ACTS = (
         example={"url": "https://hooks.example.com/genhook"},
     ),
     Act(
-        "/subscribers/{id}/edit",
-        "manage",
-        "Save the changes",
-        _SUBSCRIBER,
-        "The changes are saved. They hold from the next attempt on.",
-        "PATCH",
-        _changed_subscriber,
-    ),
-    Act(
         "/subscribers/{id}/test",
         "manage",
         "Send a test",
@@ -224,6 +157,16 @@ ACTS = (
         "The subscriber is active. Its deliveries go on.",
         "PATCH",
         _status("active"),
+    ),
+    Act(
+        "/subscribers/{id}/disable",
+        "manage",
+        "Disable",
+        _SUBSCRIBER,
+        "The subscriber is disabled. Nothing is sent to it.",
+        "PATCH",
+        _status("disabled"),
+        warning="What is pending waits. Events make no new deliveries; a replay sends them later.",
     ),
     Act(
         "/subscribers/{id}/rotate",

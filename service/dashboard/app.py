@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from service.context import Context
-from service.dashboard import entry, formats, models
+from service.dashboard import entry, formats, models, subscriber_form
 from service.dashboard.acts import ACTS, Act, Form
 from service.dashboard.calls import Reply
 from service.dashboard.forms import read_form
@@ -32,7 +32,11 @@ STATIC = {
     "htmx.min.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }
-NOTICES = {act.name: act.notice for act in ACTS} | {"models.try": "The generation was submitted."}
+NOTICES = {act.name: act.notice for act in ACTS} | {
+    "models.try": "The generation was submitted.",
+    "subscribers.edit": "The subscriber is changed.",
+    "subscribers.same": "Nothing was changed: the form has the values of before.",
+}
 _EXPLAINED = {
     401: "The key was revoked while you were signed in.",
     403: "Your key may not do this.",
@@ -58,6 +62,7 @@ def build(
         Route(f"{PATH}/static/{{name}}", partial(_serve_file, files)),
         Route(f"{PATH}/", partial(_forward, site)),
         _form(site, "/models/try", models.run_try),
+        _form(site, "/subscribers/{id}/edit", subscriber_form.run),
     ]
     routes += [_form(site, act.path, partial(_perform, act)) for act in ACTS]
     routes += [
@@ -163,6 +168,8 @@ async def _refuse(site: Site, request: Request, error: Exception) -> Response:
     match error:
         case ClientDisconnect():
             return Response(status_code=499)
+        case HTTPException(status_code=404):
+            status, detail = 404, ""  # Starlette's own words say no more than ours.
         case HTTPException(status_code=status, detail=detail):
             pass
         case StorageError():

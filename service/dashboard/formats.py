@@ -1,5 +1,6 @@
 """Values as pages write them: times in UTC, numbers, durations, JSON."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +42,13 @@ def write_seconds(seconds: float | None) -> str:
     return f"{whole // 60} min {whole % 60} s"
 
 
+def write_delay(seconds: int) -> str:
+    """Write a delay that somebody chose: without units of which there are none."""
+    if seconds < 60:
+        return f"{seconds} s"
+    return re.sub(r" 0 \w+$", "", write_seconds(seconds))
+
+
 def write_ms(ms: float | None) -> str:
     """Write a duration of milliseconds."""
     return NONE if ms is None else write_seconds(ms / 1_000)
@@ -70,6 +78,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "time": write_time,
     "number": write_number,
     "seconds": write_seconds,
+    "delay": write_delay,
     "ms": write_ms,
     "share": write_share,
     "json_text": write_json,

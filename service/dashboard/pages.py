@@ -5,7 +5,15 @@ from typing import Literal, NamedTuple
 
 from starlette.responses import Response
 
-from service.dashboard import account, deliveries, generations, models, overview, subscribers
+from service.dashboard import (
+    account,
+    deliveries,
+    generations,
+    models,
+    overview,
+    subscriber_form,
+    subscribers,
+)
 from service.dashboard.visit import Visit
 from service.model.key import Scope
 
@@ -37,6 +45,7 @@ PAGES = (
     Page("/models/try", models.show_try, "read"),
     Page("/subscribers", subscribers.show_list, "manage", "Subscribers"),
     Page("/subscribers/{id}", subscribers.show, "manage"),
+    Page("/subscribers/{id}/edit", subscriber_form.show, "manage"),
     Page("/subscribers/{id}/stats", subscribers.show_stats, "read"),
     Page("/deliveries", deliveries.show_list, "read", "Deliveries"),
     Page("/deliveries/{id}", deliveries.show, "read"),

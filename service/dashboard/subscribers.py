@@ -2,13 +2,11 @@
 
 from starlette.responses import Response
 
-from service.dashboard.acts import fill_subscriber
 from service.dashboard.calls import ApiCall
 from service.dashboard.plots import bars
 from service.dashboard.visit import Visit
 from service.model.event import EVENT_TYPES
 
-PAYLOADS = ("full", "thin", "cloudevents")
 QUANTILES = ("p50", "p95", "p99")
 
 
@@ -34,8 +32,7 @@ async def show(visit: Visit) -> Response:
     visit.show_call(ApiCall(path=f"{path}/stats"))
     deliveries = await visit.get("/v1/deliveries", subscriber_id=visit.id, limit="10")
     values = {"subscriber": subscriber, "deliveries": deliveries["data"]}
-    known = {"event_types": EVENT_TYPES, "payloads": PAYLOADS, "form": fill_subscriber(subscriber)}
-    return visit.render("subscriber.html", 200, **values, **known)
+    return visit.render("subscriber.html", 200, **values)
 
 
 async def show_stats(visit: Visit) -> Response:

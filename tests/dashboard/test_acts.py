@@ -7,19 +7,16 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from markupsafe import escape
 
 from service.api import idempotency
 from service.api.problem import Problem
 from service.context import Context
 from service.dashboard import visit
-from service.dashboard.acts import fill_subscriber
 from service.dashboard.calls import ApiCall
 from service.dashboard.models import _parse
 from tests.contract.scenes import populate
 from tests.dashboard.browser import Browser, commands, policy_of, text_of, token_of
 from tests.harness import SUBSCRIBER_URL, Harness
-from tests.markup import Markup
 
 CONFIRM = re.compile(r'name="once" value="([0-9a-f]+)"')
 
@@ -58,93 +55,6 @@ async def test_a_subscriber_is_created_tested_paused_resumed_rotated_and_deleted
     assert "The subscriber is deleted" in text_of(page)
     assert page.url.path == "/dashboard/subscribers"
     assert (await world.get("/v1/subscribers"))["data"] == []
-
-
-async def test_the_form_that_edits_a_subscriber_shows_it_as_it_is_and_changes_nothing(
-    world: Harness, browser: Browser
-) -> None:
-    filter_ = {"models": ["flux-2"], "metadata": {"a.b": " منارة\n</textarea><script>"}}
-    fields = {"rate_per_second": 0.123456789, "retry_schedule_seconds": [5, 0], "ordered": True}
-    subscriber = await world.subscribe(
-        description="'\"><img src=x onerror=alert(1)>",
-        filter=filter_,
-        headers={"x-a": "1"},
-        **fields,
-    )
-    path = f"/subscribers/{subscriber['id']}"
-    page = await browser.get(path)
-    markup = Markup(page.text)
-    assert markup.tags.count("script") == 1
-    assert "img" not in markup.tags
-    form = fill_subscriber(subscriber)
-    for value in (form["url"], form["description"], form["rate_per_second"]):
-        assert f'value="{escape(value)}"' in page.text
-    page = await done(browser, f"{path}/edit", **form)
-    assert "The changes are saved" in text_of(page)
-    same = await world.get(f"/v1{path}")
-    changing = {"updated_at": None, "secret": None}
-    assert same | changing == subscriber | changing
-
-    [command] = [each for each in commands(page) if "max_in_flight" in each]
-    assert (await browser.run(command)).status_code == 200
-
-
-async def test_an_edit_changes_each_field_and_keeps_the_headers(
-    world: Harness, browser: Browser
-) -> None:
-    subscriber = await world.subscribe(ordered=True, headers={"x-a": "1"})
-    path = f"/subscribers/{subscriber['id']}"
-    changes = {
-        "url": f"{SUBSCRIBER_URL}?2",
-        "description": "منارة",
-        "event_types": "generation.failed",
-        "models": "imagen4, flux-2",
-        "metadata": "",
-        "max_in_flight": "7",
-        "rate_per_second": "",
-        "retries": "1, 30",
-        "payload": "thin",
-    }
-    await done(browser, f"{path}/edit", **changes)
-    changed = await world.get(f"/v1{path}")
-    assert changed["filter"] == {"models": ["imagen4", "flux-2"], "metadata": {}}
-    assert changed["retry_schedule_seconds"] == [1, 30]
-    assert (changed["url"], changed["description"]) == (changes["url"], "منارة")
-    assert (changed["max_in_flight"], changed["rate_per_second"]) == (7, None)
-    assert (changed["ordered"], changed["payload"]) == (False, "thin")
-    assert changed["headers"] == {"x-a": "[redacted]"}
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("url", "http://10.0.0.1/"),
-        ("description", "x" * 5_000),
-        ("event_types", "everything"),
-        ("models", "imagen4 imagen4"),
-        ("metadata", "[" * 2_000),
-        ("metadata", '{"a": 1}'),
-        ("max_in_flight", "many"),
-        ("max_in_flight", ""),
-        ("max_in_flight", "9" * 5_000),
-        ("rate_per_second", "nan"),
-        ("rate_per_second", "1e999"),
-        ("retries", "5 soon"),
-        ("retries", ""),
-        ("payload", "xml"),
-    ],
-)
-async def test_a_wrong_field_of_an_edit_is_named_and_changes_nothing(
-    world: Harness, browser: Browser, name: str, text: str
-) -> None:
-    subscriber = await world.subscribe()
-    path = f"/subscribers/{subscriber['id']}"
-    before = await world.get(f"/v1{path}")
-    page = await browser.post(f"{path}/edit", **fill_subscriber(subscriber) | {name: text})
-    assert page.status_code == 422
-    pointer = {"models": "filter", "metadata": "filter", "retries": "retry_schedule_seconds"}
-    assert f"/{pointer.get(name, name)}" in text_of(page)
-    assert await world.get(f"/v1{path}") == before
 
 
 async def test_a_test_that_fails_says_why(world: Harness, browser: Browser) -> None:

@@ -6,6 +6,8 @@ It needs Chromium, and is skipped without it: `apt-get install chromium`.
 import asyncio
 import http.server
 import json
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,9 @@ AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text(encoding="utf-8")
 ROWS = 250  # Generations; with their events, deliveries and callbacks there are over 1,000 rows.
 PICTURE = b"<svg xmlns='http://www.w3.org/2000/svg' width='64' height='64'/>"
 SERIOUS = ("serious", "critical")
+SIZES = [(width, scheme) for width in (360, 1280) for scheme in ("light", "dark")]
+# A folder for a screenshot of each page, to look at with the list in CONTRIBUTING.md.
+SCREENSHOTS = os.environ.get("SCREENSHOTS")  # noqa: TID251  a setting of the tests
 expect.set_options(timeout=30_000)
 
 pytestmark = [chromium.needed, pytest.mark.timeout(600)]
@@ -199,6 +204,12 @@ def test_axe_finds_no_serious_fault_on_any_page_in_either_scheme_and_on_a_phone(
             faults += faults_of(page)
         page.goto(f"{running.url}/dashboard/generations?status=canceled")
         faults += faults_of(page)
+        page.goto(f"{running.url}/dashboard/subscribers/{seeded['sub']}/edit")
+        page.get_by_label("In flight at most").fill("many")
+        page.get_by_role("button", name="Save the changes").click()
+        expect(page.get_by_role("alert")).to_be_visible()
+        faults += faults_of(page)
+        watched.complaints = [each for each in watched.complaints if "422" not in each]
         assert watched.complaints == []
         page.goto(f"{running.url}/dashboard/nothing")
         faults += faults_of(page)
@@ -208,17 +219,31 @@ def test_axe_finds_no_serious_fault_on_any_page_in_either_scheme_and_on_a_phone(
 
 def faults_of(page: Page) -> Iterator[str]:
     """What axe-core calls serious, and pages that are wider than the screen."""
+    for width, scheme in SIZES if SCREENSHOTS else ():
+        _show(page, width, scheme)
+        page.screenshot(
+            path=f"{SCREENSHOTS}/{_word(page.url)}-{width}-{scheme}.png", full_page=True
+        )
     page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
     page.evaluate(AXE)
-    for width in (360, 1280):
-        page.set_viewport_size({"width": width, "height": 800})
-        for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)
-            found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-            for violation in found["violations"]:
-                if violation["impact"] in SERIOUS:
-                    nodes = [node["html"][:160] for node in violation["nodes"][:3]]
-                    yield f"{page.url} {width} {scheme} {violation['id']}: {json.dumps(nodes)}"
+    for width, scheme in SIZES:
+        _show(page, width, scheme)
+        found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+        for violation in found["violations"]:
+            if violation["impact"] in SERIOUS:
+                nodes = [node["html"][:160] for node in violation["nodes"][:3]]
+                yield f"{page.url} {width} {scheme} {violation['id']}: {json.dumps(nodes)}"
         script = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         if (excess := page.evaluate(script)) > 0:
             yield f"{page.url} is {excess} px wider than {width} px"
+
+
+def _show(page: Page, width: int, scheme: Any) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    page.emulate_media(color_scheme=scheme)
+
+
+def _word(url: str) -> str:
+    """A page's path as the name of a file: an id becomes the noun's word."""
+    path = url.partition("/dashboard")[2].strip("/") or "overview"
+    return re.sub(r"\W+", "-", re.sub(r"\b[a-z]+_[0-9a-f]{32}", "one", path))
