@@ -5,6 +5,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -50,6 +51,7 @@ async def _run_process(first: int, stop: int, seconds: float) -> Outcome:
     process = await asyncio.create_subprocess_exec(
         *python_command("-m", "chaos.simulation", str(first), str(stop), str(seconds)),
         cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": "0"},  # noqa: TID251  a set's order repeats with a seed
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )
