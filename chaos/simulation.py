@@ -51,7 +51,7 @@ async def _run_process(first: int, stop: int, seconds: float) -> Outcome:
     process = await asyncio.create_subprocess_exec(
         *python_command("-m", "chaos.simulation", str(first), str(stop), str(seconds)),
         cwd=ROOT,
-        env={**os.environ, "PYTHONHASHSEED": "0"},  # noqa: TID251  a set's order repeats with a seed
+        env={**os.environ, "PYTHONHASHSEED": "0"},  # The order of a set repeats, too.
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )
