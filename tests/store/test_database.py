@@ -16,6 +16,7 @@ from service.store.sqlite import database as database_module
 from service.store.sqlite import readers as readers_module
 from service.store.sqlite.database import Database
 from service.store.sqlite.group import Transaction
+from tests.store.test_units import names_in, put, put_all
 
 
 @pytest.fixture
@@ -30,22 +31,6 @@ async def open_database(folder: Path, **options: Any) -> Database:
     await opened.open()
     await opened.apply(lambda c: c.execute("CREATE TABLE things (name TEXT PRIMARY KEY) STRICT"))
     return opened
-
-
-async def put(tx: Transaction, *names: str) -> int:
-    for name in names:
-        await tx.select("INSERT INTO things VALUES (:name)", {"name": name})
-    return len(names)
-
-
-async def put_all(tx: Transaction, names: Sequence[str]) -> list[str]:
-    await put(tx, *names)
-    return [name.upper() for name in names]
-
-
-async def names_in(tx: Transaction) -> list[str]:
-    rows = await tx.select("SELECT name FROM things ORDER BY name", {})
-    return [row["name"] for row in rows]
 
 
 def record_group_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:

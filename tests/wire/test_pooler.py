@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlencode
@@ -21,6 +21,7 @@ from service.ticks import Ticks
 from tests import engine
 from tests.cli.test_serve import KEYS, start
 from tests.harness import Harness, opened, success_report
+from tests.store.test_workers import until
 from tests.wire.pooler import pooled
 
 REFUSED = "a pooler such as PgBouncer stands before the database"
@@ -30,12 +31,6 @@ REFUSED = "a pooler such as PgBouncer stands before the database"
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ownership, "BEAT_SECONDS", 0.01)
     monkeypatch.setattr("service.worker.STANDBY_SECONDS", 0.01)
-
-
-async def until(world: Harness, is_so: Callable[[], object]) -> None:
-    async with asyncio.timeout(100):
-        while not is_so():
-            await world.get("/v1/events")
 
 
 @asynccontextmanager

@@ -35,8 +35,8 @@ TRANSACTION_SETTINGS = {
 
 # Of SQLSTATE: connections, transaction states, the user, the database, the schema, conflicts,
 # resources, objects in use, operators, the system. Not 54: what is too large is the unit's fault.
-_NAME = re.compile(r'\s*"(?:[^"]|"")*"|[^,]+')  # Of a schema in a `search_path`.
 _SERVER_CLASSES = ("08", "25", "28", "3D", "3F", "40", "53", "55", "57", "58", "XX")
+_NAME = re.compile(r'\s*"(?:[^"]|"")*"|[^,]+')  # Of a schema in a `search_path`.
 
 
 class Pool:
