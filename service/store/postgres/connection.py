@@ -15,7 +15,9 @@ import asyncpg
 from asyncpg.exceptions import ClientConfigurationError, TargetServerAttributeNotMatched
 
 from service.model.errors import StorageError
+from service.store.postgres.hosts import hosts_of
 
+VERSION_MIN = 15  # The oldest PostgreSQL that the tests run on.
 CONNECT_SECONDS = 5.0
 COMMAND_SECONDS = 30.0  # Of a statement of any unit; its caller has stopped waiting long before.
 CONNECTION_SETTINGS = {  # The server notices a client that is gone.
@@ -76,10 +78,11 @@ class Pool:
 
 def _arguments(url: str, name: str, *, is_pooled: bool = False) -> dict[str, Any]:
     """Return what a connection takes. A pooler refuses settings at a start that it cannot keep."""
-    settings = {} if is_pooled else {**CONNECTION_SETTINGS, **TRANSACTION_SETTINGS}
+    dsn, path = _split_search_path(url)
+    settings = {} if is_pooled else {**path, **CONNECTION_SETTINGS, **TRANSACTION_SETTINGS}
     return {
-        "dsn": _split_search_path(url)[0] if is_pooled else url,
-        "target_session_attrs": "read-write",  # Of several hosts in the URL, the one that leads.
+        "dsn": dsn,
+        "target_session_attrs": "read-write",  # Of several servers in the URL, the one that leads.
         "server_settings": {"application_name": name, **settings},
         "timeout": CONNECT_SECONDS,
         "command_timeout": COMMAND_SECONDS,
@@ -89,11 +92,11 @@ def _arguments(url: str, name: str, *, is_pooled: bool = False) -> dict[str, Any
 
 
 def _split_search_path(url: str) -> tuple[str, dict[str, str]]:
-    """Return a URL without its `search_path`, and that as a setting."""
+    """Return a URL without its `search_path`, and that as a setting of a connection."""
     base, _, query = url.partition("?")
     options = parse_qsl(query, keep_blank_values=True)
     others = [(name, value) for name, value in options if name != "search_path"]
-    path = {name: _quoted(value) for name, value in options if name == "search_path"}
+    path = {name: value for name, value in options if name == "search_path"}
     return f"{base}?{urlencode(others)}" if others else base, path
 
 
@@ -116,7 +119,11 @@ async def connect(url: str, name: str = "genhook") -> Any:
     """Open one connection, which the server knows by this name. StorageError if that fails."""
     with failures("cannot connect to the database"):
         async with asyncio.timeout(CONNECT_SECONDS):
-            return await asyncpg.connect(**_arguments(url, name))
+            return await _connect(**_arguments(url, name))
+
+
+async def _connect(dsn: str, **arguments: Any) -> Any:
+    return await hosts_of(dsn).connect(dsn, **arguments)
 
 
 async def open_pool(url: str, connections: int, name: str) -> Pool:
@@ -127,9 +134,10 @@ async def open_pool(url: str, connections: int, name: str) -> Pool:
             # It keeps no connection by itself: it would log each try while the server is away.
             sizes = {"min_size": 0, "max_size": connections}
             arguments = _arguments(url, name, is_pooled=is_pooled)
-            opened = await asyncpg.create_pool(**arguments, **sizes, reset=_keep)
-    own = {**TRANSACTION_SETTINGS, **_split_search_path(url)[1]}
-    return Pool(opened, own if is_pooled else None)
+            connect_ = hosts_of(arguments["dsn"]).connect
+            opened = await asyncpg.create_pool(**arguments, **sizes, reset=_keep, connect=connect_)
+    path = {name: _quoted(value) for name, value in _split_search_path(url)[1].items()}
+    return Pool(opened, {**TRANSACTION_SETTINGS, **path} if is_pooled else None)
 
 
 async def _look_for_pooler(url: str, name: str) -> bool:
@@ -137,13 +145,23 @@ async def _look_for_pooler(url: str, name: str) -> bool:
 
     StorageError if the server cannot be used at all.
     """
-    connection = await asyncpg.connect(**_arguments(url, name, is_pooled=True))
+    connection = await _connect(**_arguments(url, name, is_pooled=True))
     try:
+        _check_version(connection.get_server_version())
         _check_encoding(connection.get_settings().server_encoding)
         pid = await connection.fetchval("SELECT pg_backend_pid()")
         return bool(pid != connection.get_server_pid())
     finally:
         connection.terminate()
+
+
+def _check_version(version: Any) -> None:
+    """StorageError if the server is older than those that the tests run on."""
+    if version.major < VERSION_MIN:
+        found = f"{version.major}.{version.minor}"
+        raise StorageError(
+            f"the server is PostgreSQL {found}, and genhook needs {VERSION_MIN} or newer"
+        )
 
 
 def _check_encoding(encoding: str) -> None:
