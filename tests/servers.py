@@ -55,7 +55,9 @@ class Server:
 
     def follow(self, other: "Server") -> None:
         """Become a standby of another server, with a copy of what it has."""
-        self._run("pg_basebackup", f"--dbname={other.url}", "--checkpoint=fast", "--write-recovery-conf")
+        self._run(
+            "pg_basebackup", f"--dbname={other.url}", "--checkpoint=fast", "--write-recovery-conf"
+        )
 
     def promote(self) -> None:
         """Take writes from now on."""

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 
 from service.cli import main, server_checks
+from service.cli.database_checks import Sentence
 from service.settings import read_settings
-from service.store.postgres import Database, ShardLocks
+from service.store.postgres import Database, ShardLocks, schema
 from tests import engine
 from tests.conftest import SECRET_KEY
 
@@ -87,6 +89,65 @@ def test_the_doctor_says_that_the_schema_is_missing(
     assert "run genhook migrate" in schema["message"]
 
 
+def execute(url: str, sql: str) -> list[Any]:
+    async def run() -> list[Any]:
+        connection = await asyncpg.connect(url)
+        try:
+            return list(await connection.fetch(sql))
+        finally:
+            await connection.close()
+
+    return asyncio.run(run())
+
+
+def test_the_doctor_names_a_missing_index_with_the_statement_that_creates_it(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main.main(["migrate"])
+    printed(capsys)
+    assert doctor(capsys)["indexes"]["level"] == "ok"
+    for sql in ("DROP INDEX deliveries_due", "ALTER TABLE events DROP CONSTRAINT events_seq_key"):
+        execute(url, sql)
+        found = doctor(capsys)["indexes"]
+        assert found["level"] == "fail"
+        assert sql.split()[-1] in found["message"]
+        execute(url, found["message"].split("`")[1])
+        assert doctor(capsys)["indexes"]["level"] == "ok"
+
+
+def test_every_index_of_a_migrated_schema_can_be_missed(url: str) -> None:
+    main.main(["migrate"])
+    rows = execute(url, "SELECT indexname FROM pg_indexes WHERE schemaname = current_schema()")
+    assert set(schema.indexes()) == {row[0] for row in rows}
+
+
+def test_the_doctor_says_for_how_long_work_has_been_due(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main.main(["migrate"])
+    printed(capsys)
+    assert doctor(capsys)["due"]["message"] == "Nothing is due now."
+    execute(url, "INSERT INTO confirmations VALUES ('gen_1', 0)")
+    found = doctor(capsys)["due"]
+    assert found["level"] == "warn"
+    assert found["message"].startswith("A confirmation of a callback has been due for ")
+
+
+@pytest.mark.parametrize("command", ["migrate", "tick", "serve --port 0", "work"])
+def test_a_server_that_is_too_old_is_refused(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    old = asyncpg.types.ServerVersion(14, 9, 0, "final", 0)
+    monkeypatch.setattr(asyncpg.Connection, "get_server_version", lambda _self: old)
+    said = "the server is PostgreSQL 14.9, and genhook needs 15 or newer"
+    assert main.main(command.split()) == 1
+    assert said in printed(capsys)
+    found = doctor(capsys)["database"]
+    assert (found["level"], found["message"]) == ("fail", f"{said}.")
+    rows = execute(url, "SELECT 1 FROM pg_tables WHERE schemaname = current_schema()")
+    assert rows == [], "it was not migrated"
+
+
 STATE: dict[str, Any] = {
     "version": "18.1",
     "now": 0,
@@ -98,7 +159,7 @@ STATE: dict[str, Any] = {
 }
 
 
-def judged(state: dict[str, Any], **found: Any) -> dict[str, server_checks.Sentence]:
+def judged(state: dict[str, Any], **found: Any) -> dict[str, Sentence]:
     server = server_checks.Server(state={**STATE, **state}, **found)
     return {each[1]: each for each in server_checks.judge(server, 0)}
 

@@ -27,8 +27,8 @@ class Hosts:
     def __init__(self, url: str) -> None:
         self._urls = split_hosts(url)
 
-    async def connect(self, _url: str, *, timeout: float, **arguments: Any) -> Any:  # noqa: ASYNC109  the driver's
-        """Open a connection to the first server that takes writes; each has its part of the time."""
+    async def connect(self, _url: str, *, timeout: float, **arguments: Any) -> Any:  # noqa: ASYNC109
+        """Open a connection to the first server that takes writes; each has a part of the time."""
         urls = tuple(self._urls)
         failures: list[Exception] = []
         for url in urls:
@@ -39,7 +39,7 @@ class Hosts:
             else:
                 self._urls.sort(key=url.__ne__)
                 return opened
-        # While a standby is not promoted yet, what is wrong with the server before it is the reason.
+        # While no standby is promoted yet, what is wrong with the server before is the reason.
         raise min(failures, key=lambda error: isinstance(error, TargetServerAttributeNotMatched))
 
 

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 from service.model.errors import StorageError
@@ -9,6 +10,7 @@ from service.store.migrations import describe_problem, list_migrations
 from service.store.sqlite.connection import transaction
 
 _FOLDER = Path(__file__).parent / "migrations"
+_INDEXES = "SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL"
 
 
 def migrations() -> list[tuple[int, Path]]:
@@ -52,6 +54,16 @@ def migrate(connection: sqlite3.Connection) -> list[str]:
     if message := problem(connection):
         raise StorageError(message)
     return applied
+
+
+def missing_indexes(connection: sqlite3.Connection) -> dict[str, str]:
+    """Return the indexes that a new database has and this one has not: SQL by the index's name."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
+        migrate(fresh)
+        created = dict(fresh.execute(_INDEXES))
+    for name, _ in connection.execute(_INDEXES):
+        created.pop(name, None)
+    return {name: " ".join(sql.split()) for name, sql in created.items()}
 
 
 def _statements(script: str) -> Iterator[str]:
