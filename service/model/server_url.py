@@ -44,10 +44,10 @@ def split_hosts(url: str) -> list[str]:
 
 
 def _check_hosts(names: list[str]) -> None:
-    found = [_HOST.fullmatch(name) for name in names]
-    if None in found:
+    matches = [_HOST.fullmatch(name) for name in names]
+    if None in matches:
         raise ValueError(RULE)
-    _check_ports([match[1] or "" for match in found if match])
+    _check_ports([match[1] or "" for match in matches if match])
 
 
 def _check_ports(ports: list[str]) -> None:

@@ -8,11 +8,15 @@ from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
+from asyncpg.exceptions import TargetServerAttributeNotMatched
 
+from service.model.errors import StorageError
 from service.store.postgres import connection
 from tests import engine, servers
 from tests.harness import opened
 from tests.store.test_postgres_restart import until_delivered, until_stored
+
+NOT_MATCHED = TargetServerAttributeNotMatched("no host matches")
 
 
 @pytest.fixture
@@ -85,3 +89,26 @@ async def test_a_server_that_says_nothing_is_passed_over_and_asked_last_from_the
     deaf.accept()[0].close()
     with pytest.raises(BlockingIOError):
         deaf.accept()
+
+
+@pytest.mark.parametrize(
+    ("errors", "said"),
+    [
+        ({"a": ConnectionRefusedError("refused"), "b": NOT_MATCHED}, "refused"),
+        ({"a": NOT_MATCHED, "b": ConnectionRefusedError("refused")}, "refused"),
+        ({"a": NOT_MATCHED, "b": NOT_MATCHED}, "the server is read-only, or a standby in recovery"),
+        ({"a": asyncpg.InvalidPasswordError("wrong"), "b": None}, "wrong"),
+        ({"a": asyncpg.TooManyConnectionsError("too many"), "b": NOT_MATCHED}, "too many"),
+    ],
+)
+async def test_the_reason_is_that_of_a_server_which_would_lead(
+    errors: dict[str, Exception | None], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def connect(url: str, **_: object) -> None:
+        if error := errors[urlsplit(url).hostname or ""]:
+            raise error
+
+    monkeypatch.setattr(asyncpg, "connect", connect)
+    with pytest.raises(StorageError) as caught:
+        await connection.connect("postgresql://a,b/genhook")
+    assert str(caught.value) == f"cannot connect to the database: {said}"

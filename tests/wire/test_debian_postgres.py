@@ -121,7 +121,7 @@ async def empty(url: str) -> None:
 def test_migrate_and_the_doctor_are_content(
     commands: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    number = servers.version(servers.find_debians())
+    number = engine.version(servers.find_debians())
     assert main.main(["migrate"]) == 0
     capsys.readouterr()
     main.main(["doctor", "--json"])

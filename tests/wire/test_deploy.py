@@ -217,6 +217,8 @@ def test_the_processes_of_compose_serve_and_work_on_one_postgresql(
     tmp_path: Path, postgres: engine.Schemas
 ) -> None:
     services = compose("compose.yaml")
+    image = re.findall(r"image: postgres:(\d+)", (DEPLOY / "compose.yaml").read_text("utf-8"))
+    assert image == [engine.version(engine.program("postgres").parent)]
     url = postgres.database_of(tmp_path, is_new=True)
     assert {service["deploy"]["replicas"] for service in services.values()} == {2}
 

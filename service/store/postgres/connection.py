@@ -158,9 +158,9 @@ async def _look_for_pooler(url: str, name: str) -> bool:
 def _check_version(version: Any) -> None:
     """StorageError if the server is older than those that the tests run on."""
     if version.major < VERSION_MIN:
-        found = f"{version.major}.{version.minor}"
         raise StorageError(
-            f"the server is PostgreSQL {found}, and genhook needs {VERSION_MIN} or newer"
+            f"the server is PostgreSQL {version.major}.{version.minor}, "
+            f"and genhook needs {VERSION_MIN} or newer"
         )
 
 

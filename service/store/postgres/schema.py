@@ -58,8 +58,8 @@ async def missing_indexes(connection: Any) -> dict[str, str]:
     rows = await connection.fetch(
         "SELECT indexname FROM pg_indexes WHERE schemaname = current_schema()"
     )
-    found = {row[0] for row in rows}
-    return {name: sql for name, sql in indexes().items() if name not in found}
+    names = {row[0] for row in rows}
+    return {name: sql for name, sql in indexes().items() if name not in names}
 
 
 async def migrate(connection: Any) -> list[str]:
