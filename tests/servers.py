@@ -2,9 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,23 @@ class Server:
         self._run("pg_ctl", "start", "--wait", f"--log={self._folder}.log", f"--options={options}")
 
     def stop(self) -> None:
-        """End every connection, and the server."""
-        self._run("pg_ctl", "stop", "--wait", "--mode=fast")
+        """End every connection, and the server, if it runs."""
+        if (self._folder / "postmaster.pid").exists():
+            self._run("pg_ctl", "stop", "--wait", "--mode=fast")
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Let it answer nothing meanwhile, while the machine still takes what is sent to it."""
+        pid = (self._folder / "postmaster.pid").read_text().split()[0]
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for process in (pid, *children):
+            os.kill(int(process), signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in (pid, *children):
+                with suppress(ProcessLookupError):
+                    os.kill(int(process), signal.SIGCONT)
 
     def follow(self, other: "Server") -> None:
         """Become a standby of another server, with a copy of what it has."""

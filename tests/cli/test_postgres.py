@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
@@ -131,6 +131,21 @@ def test_the_doctor_says_for_how_long_work_has_been_due(
     found = doctor(capsys)["due"]
     assert found["level"] == "warn"
     assert found["message"].startswith("A confirmation of a callback has been due for ")
+
+
+def test_commands_find_the_server_among_several_and_show_no_password(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [folder] = parse_qs(urlsplit(url).query)["host"]
+    monkeypatch.setenv("GENHOOK_DATABASE_URL", url.replace(folder, f"/nowhere,{folder}"))
+    assert main.main(["migrate"]) == 0
+    assert "applied 0001_initial" in printed(capsys)
+    assert doctor(capsys)["database"]["level"] == "ok"
+    nowhere = url.replace(f"host={folder}", "").replace("@/", "@127.0.0.1:1,127.0.0.2:1/")
+    monkeypatch.setenv("GENHOOK_DATABASE_URL", nowhere)
+    assert main.main(["migrate"]) == 1
+    assert printed(capsys).startswith("genhook: cannot connect to the database: ")
+    assert doctor(capsys)["database"]["level"] == "fail"
 
 
 @pytest.mark.parametrize("command", ["migrate", "tick", "serve --port 0", "work"])

@@ -25,15 +25,16 @@ def pair(postgres: engine.Schemas) -> Iterator[tuple[servers.Server, servers.Ser
     programs, owner = servers.of_package(postgres)
     with servers.folders("failover", owner, 2) as folders:
         first, second = (servers.Server(programs, folder) for folder in folders)
-        first.create()
-        first.start()
-        second.follow(first)
-        second.start()
-        asyncio.run(execute(first.url, "ALTER SYSTEM SET synchronous_standby_names = '*'"))
-        asyncio.run(execute(first.url, "SELECT pg_reload_conf()"))
         try:
+            first.create()
+            first.start()
+            second.follow(first)
+            second.start()
+            asyncio.run(execute(first.url, "ALTER SYSTEM SET synchronous_standby_names = '*'"))
+            asyncio.run(execute(first.url, "SELECT pg_reload_conf()"))
             yield first, second
         finally:
+            first.stop()
             second.stop()
 
 
@@ -64,6 +65,22 @@ async def test_the_service_goes_on_by_itself_on_the_server_that_is_promoted(
         await until_stored(world)
         await until_delivered(world, 2)
         assert world.subscribers.event_types() == ["generation.submitted", "generation.succeeded"]
+
+
+async def test_no_connection_to_a_server_that_hangs_is_used_after_the_first_has_shown_it(
+    pair: tuple[servers.Server, servers.Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = pair
+    url = f"postgresql://postgres@{first.host},{second.host}/postgres"
+    monkeypatch.setattr(connection, "COMMAND_SECONDS", 1.0)
+    monkeypatch.setattr(engine, "database_of", lambda _path: url)
+    async with opened(tmp_path, callback_trust="body") as world:
+        await world.generate()
+        await asyncio.gather(*(world.get("/v1/generations") for _ in range(20)))
+        with first.hanging():
+            await asyncio.to_thread(second.promote)
+            assert (await world.call_back()).status_code == 503
+            assert (await world.call_back()).is_success
 
 
 @pytest.fixture

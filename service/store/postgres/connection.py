@@ -66,6 +66,9 @@ class Pool:
             except asyncpg.InvalidCachedStatementError:
                 await connection.reload_schema_state()
                 raise
+            except TimeoutError:  # The others may be to the same server, which hangs or is gone.
+                await self._connections.expire_connections()
+                raise
 
     async def close(self) -> None:
         """Close every connection once it is free."""
