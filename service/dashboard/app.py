@@ -65,9 +65,7 @@ def build(
         _form(site, "/subscribers/{id}/edit", subscriber_form.run),
     ]
     routes += [_form(site, act.path, partial(_perform, act)) for act in ACTS]
-    routes += [
-        _route(site, page.path, partial(_show, page), "GET") for page in (*PAGES, *PARTS)
-    ]
+    routes += [_route(site, page.path, partial(_show, page), "GET") for page in (*PAGES, *PARTS)]
     errors = dict.fromkeys((HTTPException, Exception), partial(_refuse, site))
     app = Starlette(routes=routes, exception_handlers=errors)
     app.router.redirect_slashes = False
@@ -113,7 +111,9 @@ async def _answer(site: Site, run: Run, request: Request) -> Response:
     except RefusedError as error:
         if visit.is_live and error.reply.status == 404:
             return visit.redirect()  # Deleted in another tab: the open page says so, too.
-        return _render_problem(visit, error.reply)
+        # The page is there; the filters in its query are refused.
+        path = visit.path.removeprefix(PATH) if error.reply.status == 400 else ""
+        return _render_problem(visit, error.reply, back=path)
 
 
 async def _show(page: Page, visit: Visit) -> Response:
@@ -130,7 +130,9 @@ async def _submit(run: Submit, visit: Visit) -> Response:
         return visit.redirect("/sign-in")
     form = await read_form(visit)
     if not visit.site.signatures.is_token(visit.id_, form.get("token", "")):
-        raise HTTPException(403, "The form is not of this sign-in. Go back, and load that page again.")
+        raise HTTPException(
+            403, "The form is not of this sign-in. Go back, and load that page again."
+        )
     return await run(visit, form)
 
 

@@ -29,7 +29,9 @@ async def show(visit: Visit) -> Response:
     lists = [
         await visit.get("/v1/generations", status=status, limit=str(OPEN_MAX)) for status in OPEN
     ]
-    opened = sorted((each for page in lists for each in page["data"]), key=itemgetter("deadline_at"))
+    opened = sorted(
+        (each for page in lists for each in page["data"]), key=itemgetter("deadline_at")
+    )
     sent = (await visit.get("/v1/deliveries", limit=str(DELIVERIES_MAX)))["data"]
     pending = await visit.get("/v1/deliveries", status="pending", limit=str(PENDING_MAX))
     page: dict[str, Any] = {"data": []}

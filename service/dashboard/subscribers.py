@@ -44,5 +44,9 @@ async def show_stats(visit: Visit) -> Response:
     pairs = [(period, name) for period in ("hour", "day") for name in QUANTILES]
     values = [latency[period][name] or 0 for period, name in pairs]
     texts = [f"{period}, {name}: {latency[period][name] or 0:,.0f} ms" for period, name in pairs]
-    shown = {"stats": stats, "quantiles": QUANTILES, "latency": bars(values, texts) if any(values) else []}
+    shown = {
+        "stats": stats,
+        "quantiles": QUANTILES,
+        "latency": bars(values, texts) if any(values) else [],
+    }
     return visit.render("subscriber_stats.html", 200, id=visit.id, **shown)

@@ -238,6 +238,38 @@ def faults_of(page: Page) -> Iterator[str]:
             yield f"{page.url} is {excess} px wider than {width} px"
 
 
+def test_a_phone_shows_the_timeline_without_scrolling_and_cuts_long_names(
+    tmp_path: Path, browser: Browser
+) -> None:
+    line = ("serve", "--dev", "--sandbox", "--port", "0")
+    with started(tmp_path, *line, **KEYS) as running:
+        with running.client() as client:
+            id_ = subscribe(client, "http://127.0.0.1:9/" + "u" * 2_000, description="n" * 500)
+            body = {"model": "imagen4-fast", "input": {"prompt": "A lighthouse at dusk"}}
+            made = client.post("/v1/generations", json=body).json()["id"]
+            ended = client.get(f"/v1/generations/{made}", params={"wait": 30}).json()
+            assert ended["status"] == "succeeded"
+        watched = Watched(browser, viewport={"width": 360, "height": 800})
+        page = watched.page
+        watched.sign_in(running.url, ADMIN_KEY)
+        page.goto(f"{running.url}/dashboard/generations/{made}")
+        timeline = page.get_by_role("region", name="Timeline")
+        assert timeline.evaluate("each => each.scrollWidth - each.clientWidth") == 0
+        expect(timeline.get_by_role("cell", name="The request was stored.")).to_be_visible()
+        # A mark at an end is whole.
+        axis = page.locator(".axis svg").first
+        assert axis.evaluate("each => getComputedStyle(each).overflow") == "visible"
+        page.goto(f"{running.url}/dashboard/subscribers")
+        row = page.get_by_role("row").nth(1).bounding_box()
+        assert row
+        assert row["height"] < 200
+        page.goto(f"{running.url}/dashboard/subscribers/{id_}")
+        heading = page.get_by_role("heading", level=1).bounding_box()
+        assert heading
+        assert heading["height"] < 160
+        running.end()
+
+
 def _show(page: Page, width: int, scheme: Any) -> None:
     page.set_viewport_size({"width": width, "height": 800})
     page.emulate_media(color_scheme=scheme)

@@ -85,8 +85,7 @@ async def test_the_replay_that_is_offered_reaches_the_dead_letters_that_are_show
     await world.run(9 * 86_400)  # Later than the span that is offered otherwise.
     await browser.sign_in()
     [dead] = {
-        each["subscriber_id"]
-        for each in (await world.get("/v1/deliveries", status="dead"))["data"]
+        each["subscriber_id"] for each in (await world.get("/v1/deliveries", status="dead"))["data"]
     }
     page = await browser.get("/dead-letters")
     assert [id_ for id_, is_chosen in OPTION.findall(page.text) if is_chosen] == [dead]
@@ -139,7 +138,12 @@ async def test_a_key_that_only_manages_sees_subscribers_and_no_link_that_is_refu
     world: Harness, ids: Ids
 ) -> None:
     reader = await reader_with(world, "manage")
-    for path in ("/subscribers", f"/subscribers/{ids['sub']}", "/replays", f"/replays/{ids['rpl']}"):
+    for path in (
+        "/subscribers",
+        f"/subscribers/{ids['sub']}",
+        "/replays",
+        f"/replays/{ids['rpl']}",
+    ):
         page = await reader.get(path)
         assert page.status_code == 200, text_of(page)
         assert 'hx-trigger="load"' not in page.text
@@ -156,6 +160,12 @@ async def test_a_form_of_another_sign_in_says_what_to_do_and_blames_no_key(
     assert "Your key" not in text_of(answer)
 
 
+async def test_a_filter_that_is_refused_leads_back_to_the_page(browser: Browser) -> None:
+    page = await browser.get("/deliveries?status=wild")
+    assert page.status_code == 400
+    assert re.search(r'href="../dashboard/deliveries">Go back<', page.text)
+
+
 async def test_the_address_of_a_form_is_no_page_and_says_so(browser: Browser, ids: Ids) -> None:
     answer = await browser.get(f"/subscribers/{ids['sub']}/pause")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
@@ -166,7 +176,10 @@ async def test_the_address_of_a_form_is_no_page_and_says_so(browser: Browser, id
 async def test_an_open_page_of_what_was_deleted_loads_anew(
     world: Harness, browser: Browser, ids: Ids, noun: str
 ) -> None:
-    path = {"generations": f"/generations/{ids['gen']}", "subscribers": f"/subscribers/{ids['sub']}"}
+    path = {
+        "generations": f"/generations/{ids['gen']}",
+        "subscribers": f"/subscribers/{ids['sub']}",
+    }
     part = path[noun] + "/health" * (noun == "subscribers")
     assert (await world.client.delete(f"/v1{path[noun]}")).is_success
     answer = await browser.get(part, HX_Request="true")
@@ -185,3 +198,13 @@ async def test_a_name_that_nobody_sees_gives_way_to_the_url(
         assert shown == subscriber["url"]
 
 
+async def test_a_subscriber_of_any_length_is_cut_in_lists_and_whole_on_its_page(
+    world: Harness, browser: Browser
+) -> None:
+    url, name = "http://127.0.0.1:7/" + "u" * 2_000, "n" * 500
+    subscriber = await world.subscribe(url, description=name)
+    for path in ("", "/subscribers", f"/subscribers/{subscriber['id']}"):
+        page = (await browser.get(path)).text
+        assert re.search(rf'class="(muted )?long"[^>]*>{name}', page), path
+    assert f'<dd dir="auto">{url}</dd>' in page
+    assert f'<dd class="text" dir="auto">{name}</dd>' in page
