@@ -160,6 +160,27 @@ async def test_a_form_of_another_sign_in_says_what_to_do_and_blames_no_key(
     assert "Your key" not in text_of(answer)
 
 
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/dead-letters", "There are no dead letters."),
+        ("/deliveries", "There are no deliveries yet. They go to subscribers ."),
+        ("/deliveries?status=dead", "Nothing matches on this page of the list. Show all ."),
+        ("/callbacks?verdict=accepted", "Nothing matches on this page of the list. Show all ."),
+        ("", "of the latest none waited"),
+    ],
+)
+async def test_an_empty_list_has_words_and_says_what_to_do_next(
+    browser: Browser, path: str, words: str
+) -> None:
+    assert words in text_of(await browser.get(path))
+
+
+async def test_what_is_wrong_with_a_field_stands_apart_from_its_limits(browser: Browser) -> None:
+    answer = await browser.post("/models/try", model="imagen4-fast", **{"input.prompt": "ab"})
+    assert "must have at least 3 characters. From 3 to" in re.sub("<[^>]+>", "", answer.text)
+
+
 async def test_a_filter_that_is_refused_leads_back_to_the_page(browser: Browser) -> None:
     page = await browser.get("/deliveries?status=wild")
     assert page.status_code == 400
