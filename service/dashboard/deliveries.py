@@ -58,12 +58,12 @@ async def show_dead(visit: Visit) -> Response:
 async def _read_receivers(visit: Visit, chosen: str) -> list[dict[str, Any]]:
     """Return subscribers that a replay can go to, with the chosen one if it can go there."""
     page = await visit.get("/v1/subscribers", limit=str(RECEIVERS_MAX))
-    found: list[dict[str, Any]] = page["data"]
-    if chosen and page["next"] and all(each["id"] != chosen for each in found):
+    receivers: list[dict[str, Any]] = page["data"]
+    if chosen and page["next"] and all(each["id"] != chosen for each in receivers):
         reply = await visit.send(ApiCall(path=f"/v1/subscribers/{chosen}"))
         if reply.is_success and not reply.content["for_notify_url"]:
-            found.append(reply.content)
-    return found
+            receivers.append(reply.content)
+    return receivers
 
 
 async def show_replays(visit: Visit) -> Response:

@@ -40,8 +40,8 @@ class Receiver(http.server.BaseHTTPRequestHandler):
 def fill(client: httpx.Client, receiver: str) -> str:
     """Create two subscribers and generations that end; return the id of the first."""
     for path, name in (("/shop", "Web shop"), ("/archive", "Archive")):
-        body = {"url": f"{receiver}{path}", "description": name}
-        client.post("/v1/subscribers", json=body).raise_for_status()
+        subscriber = {"url": f"{receiver}{path}", "description": name}
+        client.post("/v1/subscribers", json=subscriber).raise_for_status()
     ids = []
     for index, prompt in enumerate(PROMPTS):
         body = {"model": MODELS[index % len(MODELS)], "input": {"prompt": prompt}}
@@ -58,7 +58,9 @@ def take(page: Page, url: str, name: str, height: int) -> None:
     page.wait_for_load_state("networkidle")
     path = FOLDER / f"{name}.png"
     page.screenshot(path=path)
-    Image.open(path).convert("RGB").quantize(COLOURS).save(path, optimize=True)
+    image = Image.open(path).convert("RGB")
+    # A method that keeps the colour of a single mark.
+    image.quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
 
 
 def main() -> None:
