@@ -1,4 +1,4 @@
-"""A new generation of which nobody knew for a while whether it is stored is submitted all the same."""
+"""A new generation is submitted, even if nobody knew for a while whether it is stored."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ async def check_submitted_once(world: Harness) -> None:
 async def test_what_is_committed_after_its_client_was_refused_is_submitted(
     postgres: engine.Schemas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Several units are committed at once: what puts it back must not be done before it is there."""
+    """Several units are committed at once: what puts it back must not overtake it."""
     async with opened(tmp_path) as world:
         other = await asyncpg.connect(world.settings.database_path)
         async with other.transaction():

@@ -1,7 +1,7 @@
 """Migrations only add: processes of the release before go on beside the new schema.
 
-docs/operations.md promises it under "Upgrades"; tests/journeys/test_rolling_upgrade.py shows that what
-is allowed here does no harm.
+docs/operations.md promises it under "Upgrades"; tests/journeys/test_rolling_upgrade.py shows that
+what is allowed here does no harm.
 """
 
 import re
@@ -15,11 +15,14 @@ from tests.journeys.test_rolling_upgrade import MIGRATION
 
 FILES = [path for schema in (sqlite_schema, postgres_schema) for _, path in schema.migrations()]
 # What does not end a statement: strings, names in quotes, bodies of functions, and comments.
-_PARTS = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\"[^\"]*\"|\$(\w*)\$.*?\$\1\$|;|.", re.DOTALL)
+_PARTS = re.compile(
+    r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\"[^\"]*\"|\$(\w*)\$.*?\$\1\$|;|.", re.DOTALL
+)
 # A default that is no constant is computed for each row: PostgreSQL writes the table anew.
 _CONSTANT = r"(?:-?[\d.]+|'(?:[^']|'')*'|TRUE|FALSE)"
 _COLUMN = re.compile(
-    rf"ALTER TABLE \w+ ADD COLUMN \w+ [A-Z]+( (?:NOT NULL )?DEFAULT {_CONSTANT}| NULL)?", re.IGNORECASE
+    rf"ALTER TABLE \w+ ADD COLUMN \w+ [A-Z]+( (?:NOT NULL )?DEFAULT {_CONSTANT}| NULL)?",
+    re.IGNORECASE,
 )
 _TABLE = re.compile(r"CREATE TABLE (\w+) ?\(", re.IGNORECASE)
 _INDEX = re.compile(r"CREATE (UNIQUE )?INDEX \w+ ON (\w+) ?[(U]", re.IGNORECASE)
@@ -67,15 +70,20 @@ def test_a_migration_only_adds(path: Path) -> None:
 
 def test_both_databases_have_the_same_migrations() -> None:
     names = [
-        [path.name for _, path in schema.migrations()] for schema in (sqlite_schema, postgres_schema)
+        [path.name for _, path in schema.migrations()]
+        for schema in (sqlite_schema, postgres_schema)
     ]
     assert names[0] == names[1] != []
 
 
 @pytest.mark.parametrize("integer", ["BIGINT", "INTEGER"])
 def test_columns_tables_and_indexes_may_be_added(integer: str) -> None:
-    own = "CREATE TABLE a (b TEXT, c TEXT DEFAULT ';'); -- one; two\nCREATE UNIQUE INDEX d ON a (b);"
-    assert faults(MIGRATION.format(integer=integer) + own + "INSERT INTO a VALUES ('x', 'y')") == []
+    own = """
+    CREATE TABLE a (b TEXT, c TEXT DEFAULT ';'); -- one; two
+    CREATE UNIQUE INDEX d ON a (b);
+    INSERT INTO a VALUES ('x', 'y')"""
+    assert faults(MIGRATION.format(integer=integer)) == []
+    assert faults(own) == []
     assert faults("CREATE FUNCTION f (a TEXT) RETURNS TEXT AS $$ BEGIN; DROP TABLE a; END $$") == []
 
 
