@@ -67,19 +67,42 @@ class Pool:
         It has the isolation that is asked for, else READ COMMITTED, whatever the role's own is:
         who waits for a lock relies on seeing what was committed meanwhile.
         """
-        async with contextlib.AsyncExitStack() as stack:
-            with _refusals():
-                connection = await stack.enter_async_context(
-                    self._connections.acquire(timeout=CONNECT_SECONDS)
-                )
+        async with contextlib.AsyncExitStack() as held:
+            connection, begun = await self._begin(held, {"isolation": "read_committed", **options})
             try:
-                async with connection.transaction(**{"isolation": "read_committed", **options}):
+                async with begun:
                     if self._preamble is not None:
                         await connection.execute(self._preamble)
                     yield connection
             except asyncpg.InvalidCachedStatementError:
                 await connection.reload_schema_state()
                 raise
+
+    async def _begin(
+        self, held: contextlib.AsyncExitStack, options: dict[str, Any]
+    ) -> tuple[Any, contextlib.AsyncExitStack]:
+        """Take a connection and begin a transaction on it, which ends with the second result.
+
+        Idle connections may have ended while this process was frozen, as on Lambda: it hears of it
+        as it begins. Nothing was asked for by then, so another connection is taken.
+        """
+        tries = 1 + self._connections.get_idle_size()
+        while True:
+            own, begun = contextlib.AsyncExitStack(), contextlib.AsyncExitStack()
+            connection, tries = None, tries - 1
+            try:
+                with _refusals():
+                    acquired = self._connections.acquire(timeout=CONNECT_SECONDS)
+                    connection = await own.enter_async_context(acquired)
+                await begun.enter_async_context(connection.transaction(**options))
+            except BaseException as error:
+                await own.aclose()
+                is_lost = is_failure(error) and not isinstance(error, TimeoutError)
+                if connection is None or not (is_lost and tries):
+                    raise
+            else:
+                held.push_async_exit(own)
+                return connection, begun
 
     async def close(self) -> None:
         """Close every connection once it is free."""
