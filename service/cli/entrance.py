@@ -11,8 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.cli.heads import (
     HEAD_BYTES,
@@ -23,6 +21,7 @@ from service.cli.heads import (
 )
 from service.cli.readers import Reader
 from service.cli.refusals import refuse
+from service.cli.serving import HIGH_WATER_LIMIT, FlowControl, HttpToolsProtocol
 from service.cli.turns import Turns
 
 FRAMING_PER_BYTE = 8  # For each byte in a chunked body; a chunk of one byte has five around it.

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
-
 from service.api.asgi import NOSNIFF, request_id_of
 from service.api.problem import PROBLEM_TYPE, Problem
 from service.cli.heads import HEAD_BYTES, HEADERS_MAX
+from service.cli.serving import STATUS_LINE
 from service.model.clock import now_ms
 from service.telemetry import log, metrics
 from service.telemetry.brake import Brake

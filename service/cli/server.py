@@ -10,12 +10,13 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-import uvicorn
 import uvloop
 
 from service.cli import entrance, interrupts
 from service.cli.accept import Acceptor
 from service.cli.memory import return_large_blocks
+from service.cli.serving import Config
+from service.cli.serving import Server as BaseServer
 from service.cli.stopping import Stop, on_signals
 from service.cli.turns import Turns
 from service.model.errors import CommandError
@@ -33,7 +34,7 @@ MEMORY_SECONDS = 1.0  # The first answer does not wait for it.
 _log = log.get()
 
 
-class Server(uvicorn.Server):
+class Server(BaseServer):
     """A server that ignores signals: uvicorn would end the process by the signal it got."""
 
     capture_signals = contextlib.nullcontext  # type: ignore[assignment]
@@ -116,7 +117,7 @@ def new_server(
         turns=Turns(),
         slow_readers={},
     )
-    config = uvicorn.Config(
+    config = Config(
         app,
         interface="asgi3",
         http=protocol,  # type: ignore[arg-type]  # it is only called
