@@ -54,7 +54,7 @@ def _copy(source: Path, target: Path) -> None:
     """Copy one snapshot in one step; the steps of SQLite's backup API start anew at each commit."""
     with contextlib.closing(sqlite3.connect(source, isolation_level=None)) as connection:
         connection.execute("PRAGMA busy_timeout=5000")
-        if schema.version(connection) < 0:
+        if schema.version(connection) <= 0:  # A copy that has not ended, or nothing of genhook.
             raise CommandError(f"the backup failed: {schema.problem(connection)}")
         connection.execute("VACUUM INTO ?", (str(target),))
     with contextlib.closing(sqlite3.connect(target, isolation_level=None)) as connection:
