@@ -61,7 +61,6 @@ class Ticks:
         self._driving: asyncio.Task[None] | None = None
         self._drive_ends_at = 0.0
         self._shards: set[int] = set()  # Those that the drive under way is about.
-        self._is_refused = False  # Its last turn did not get all of them.
         self._wanted = asyncio.Event()  # Set: requests wait for the next turn.
         self._turn_ended = asyncio.Event()  # That of the next turn.
 
@@ -129,12 +128,12 @@ class Ticks:
                 async with self._lock:
                     turn_ended, self._turn_ended = self._turn_ended, asyncio.Event()
                     self._wanted.clear()
-                    may_work = await self._drive_once()
+                    has_worked, is_refused = await self._drive_once()
                 turn_ended.set()
-                has_time = may_work and loop.time() < self._drive_ends_at
+                has_time = has_worked and loop.time() < self._drive_ends_at
                 others_wait = has_time and await ownership.other_process_committed()
                 is_wanted = others_wait or self._wanted.is_set()
-                if self._is_refused and may_try_again and not is_wanted:
+                if is_refused and may_try_again and not is_wanted:
                     may_try_again, is_wanted = False, True
                     await _wait_for(self._holder.stopping, HEARD_SECONDS)
         except Exception as error:  # noqa: BLE001  the rows are still due: what was stored stays
@@ -147,11 +146,10 @@ class Ticks:
             if self._holder.stopping.is_set() and ownership.is_held and self._rest is None:
                 await self._end()  # Of a turn that another one was to follow.
 
-    async def _drive_once(self) -> bool:
-        """Do one turn; return False if another process has the right to work."""
-        self._is_refused = not await self._take_over(self._lacking())
-        if self._is_refused:
-            return False
+    async def _drive_once(self) -> tuple[bool, bool]:
+        """Do one turn. Return whether it worked, and whether others have any of its shards."""
+        if not await self._take_over(self._lacking()):
+            return False, True
         ownership = self._holder.ownership
         await ownership.other_process_committed()  # What comes later counts.
         try:
@@ -161,13 +159,13 @@ class Ticks:
                 more = await self._work_until(self._drive_ends_at, [*steps], self._wanted)
                 if not more and (lacking := self._lacking()):
                     await ownership.acquire(lacking)
-            self._is_refused = bool(self._lacking())
+            is_refused = bool(self._lacking())
         except BaseException:
             await self._end()
             raise
         if not self._wanted.is_set():  # Else the next turn goes on in this session.
             await self._end()
-        return True
+        return True, is_refused
 
     def _lacking(self) -> set[int]:
         """Return the shards that the drive is about, and does not hold."""

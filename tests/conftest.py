@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import signal
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -24,6 +25,10 @@ SECRET_KEY = "0123456789abcdef0123456789abcdef"
 MEMORY = Path("/dev/shm")  # noqa: S108  pytest makes a folder in it that is the user's own
 MEMORY_BYTES_MIN = 1 << 30
 ON_BOTH = ("journeys",)  # Folders whose tests run on both databases.
+
+# A shell that runs the tests in the background has it ignored, and so would every process here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is no reason for a property to fail.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])

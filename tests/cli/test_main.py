@@ -93,19 +93,6 @@ def test_help_imports_nothing_that_it_does_not_need(line: str) -> None:
     assert done.stdout.splitlines()[-1] == ""
 
 
-def test_a_server_imports_no_other_command_line_and_leaves_its_package_whole() -> None:
-    code = (
-        "import sys\nfrom service.cli import server\n"
-        "config = server.new_server(None).config\nconfig.load()\n"
-        "print(*{'click', 'uvicorn.main'} & {*sys.modules})\n"
-        "import uvicorn\nprint(callable(uvicorn.run), uvicorn.Config is type(config))"
-    )
-    done = subprocess.run(  # noqa: S603  our own code
-        [sys.executable, "-c", code], capture_output=True, check=True, text=True
-    )
-    assert done.stdout.splitlines() == ["", "True True"]
-
-
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main([]) == 2
     text = " ".join(capsys.readouterr().out.split())

@@ -130,3 +130,16 @@ def test_ctrl_c_that_the_shell_ignores_stays_ignored(tmp_path: Path) -> None:
     preparation = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
     done = ended(tmp_path, preparation + NOW.format("argparse") + EXITING, "--version")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_server_imports_no_other_command_line_and_leaves_its_package_whole() -> None:
+    code = (
+        "import sys\nfrom service.cli import server\n"
+        "config = server.new_server(None).config\nconfig.load()\n"
+        "print(*{'click', 'uvicorn.main'} & {*sys.modules})\n"
+        "import uvicorn\nprint(callable(uvicorn.run), uvicorn.Config is type(config))"
+    )
+    done = subprocess.run(  # noqa: S603  our own code
+        [sys.executable, "-c", code], capture_output=True, check=True, text=True
+    )
+    assert done.stdout.splitlines() == ["", "True True"]
