@@ -26,6 +26,12 @@ class UsageError(CommandError):
     status = 2
 
 
+class MissingError(CommandError):
+    """There is nothing with this id, or it is another tenant's."""
+
+    status = 4
+
+
 class StorageError(Exception):
     """The database failed. Answered with 503.
 
