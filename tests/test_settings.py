@@ -107,6 +107,8 @@ BAD = [
     ("GENHOOK_ADMIN_KEY", "ghk_" + "k" * 64),
     ("GENHOOK_DATABASE_URL", "postgresql://app:hush-hush@[::1/genhook"),
     ("GENHOOK_DATABASE_URL", "postgres://app:hush-hush@db:port/genhook"),
+    ("GENHOOK_DATABASE_URL", "postgres://app:hush-hush#1@db/genhook"),
+    ("GENHOOK_DATABASE_URL", "postgres://app:hush-hush/1@db/genhook"),
     ("GENHOOK_DATABASE_URL", "postgresql://app:hush-hush@a:1,b:port/genhook"),
     ("GENHOOK_DATABASE_URL", "postgresql://app:hush-hush@a,b/genhook?target_session_attrs=standby"),
     ("GENHOOK_DATABASE_URL", "postgresql://app:hush-hush@x@a:1,b:2/genhook"),

@@ -26,8 +26,9 @@ def split_hosts(url: str) -> list[str]:
     if options.get("target_session_attrs", "") not in _WRITERS:
         raise ValueError("must have no target_session_attrs but read-write: genhook writes")
     user, at, hosts = parts.netloc.rpartition("@")
-    if "@" in user:
-        raise ValueError("must have an @ within a name or a password as %40")
+    # The rest of a password would be looked up as a host, or be taken for the database.
+    if "@" in user or "@" in parts.path or "#" in url:
+        raise ValueError("must have / ? # and @ of a password as %2F %3F %23 and %40")
     if hosts:
         names = hosts.split(",")
         _check_hosts(names)

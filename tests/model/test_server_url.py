@@ -49,7 +49,7 @@ def test_each_host_has_a_url(url: str, urls: list[str]) -> None:
         ("postgresql://a,,b/g", "must be a URL such as"),
         ("postgresql://a,/g", "must be a URL such as"),
         ("postgresql://a:1:2,b/g", "must be a URL such as"),
-        ("postgresql://app:p@ss@a,b/g", "must have an @ within a name or a password as %40"),
+        ("postgresql://app:p@ss@a,b/g", "must have / . # and @ of a password as %2F"),
         ("postgresql:///g?host=a,b&port=1,2,3", "one port for all of its hosts, or one for each"),
         ("postgresql:///g?host=a,b&port=1,x", "must have ports from 1 to 65535"),
         (

@@ -128,4 +128,4 @@ async def test_the_reason_is_that_of_a_server_which_would_lead(
     monkeypatch.setattr(asyncpg, "connect", connect)
     with pytest.raises(StorageError) as caught:
         await connection.connect("postgresql://a,b/genhook")
-    assert str(caught.value) == f"cannot connect to the database: {said}"
+    assert str(caught.value).startswith(f"cannot connect to the database: {said}")
