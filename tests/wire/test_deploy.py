@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import socket
 import ssl
 import subprocess
@@ -22,7 +21,7 @@ import yaml
 
 from service.cli import main
 from service.settings import VARIABLES
-from tests import engine
+from tests import engine, programs
 from tests.cli.test_serve import ADMIN_KEY, KEYS, started, surroundings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -30,12 +29,6 @@ DEPLOY = ROOT / "deploy"
 TOKEN = "a-token-that-no-log-shows"
 HOST = "genhook.example.com"
 KEY = {"authorization": f"Bearer {ADMIN_KEY}"}
-
-
-def find(program: str) -> str:
-    """Return the path of a program; the test is skipped without it. `.ci/run` installs nginx."""
-    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
-    return path or pytest.skip(f"{program} is not installed")
 
 
 def free_port() -> int:
@@ -77,7 +70,7 @@ def proxied(folder: Path, genhook: str) -> Iterator[httpx.Client]:
     conf.write_text(f"{own} events {{}} http {{ {temporary}\n{site} }}", "utf-8")
     context = ssl.create_default_context()
     authority.configure_trust(context)
-    with subprocess.Popen([find("nginx"), "-p", folder, "-c", conf]) as process:  # noqa: S603
+    with subprocess.Popen([programs.find("nginx"), "-p", folder, "-c", conf]) as process:  # noqa: S603
         transport = httpx.HTTPTransport(verify=context, retries=10)  # Until it listens.
         try:
             with httpx.Client(
@@ -96,7 +89,7 @@ def logs(folder: Path) -> dict[str, str]:
 
 
 def test_nginx_passes_requests_on_and_keeps_tokens_out_of_its_logs(tmp_path: Path) -> None:
-    find("nginx")
+    programs.find("nginx")
     folder = tmp_path / "nginx"
     folder.mkdir()
     with started(tmp_path, "serve", "--port", "0", **KEYS) as genhook:
@@ -122,7 +115,7 @@ def test_nginx_passes_requests_on_and_keeps_tokens_out_of_its_logs(tmp_path: Pat
 
 
 def test_the_unit_of_systemd_is_sound(tmp_path: Path) -> None:
-    program = find("systemd-analyze")
+    program = programs.find("systemd-analyze", package="systemd")
     text = (DEPLOY / "genhook.service").read_text("utf-8")
     unit = tmp_path / "genhook.service"
     unit.write_text(replaced(text, **{"/opt/genhook/bin/genhook": sys.executable}), "utf-8")
