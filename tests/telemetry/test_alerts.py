@@ -169,6 +169,19 @@ def test_an_alert_is_of_metrics_and_labels_that_there_are(alert: str) -> None:
             assert {(value,) for value in wanted.split("|")} <= values
 
 
+def test_the_queries_of_the_page_are_of_metrics_that_there_are(tmp_path: Path) -> None:
+    [block] = re.findall(r"(?s)```promql\n(.*?)```", PAGE)
+    queries = block.splitlines()
+    known = {names_of(metric) for metric in metrics._ALL} | {"genhook_attempt_seconds_bucket"}
+    assert set(re.findall(r"genhook_\w+", block)) <= known
+    rules = [{"record": f"query:{at}", "expr": query} for at, query in enumerate(queries)]
+    path = tmp_path / "rules.yaml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "page", "rules": rules}]}), "utf-8")
+    line = [programs.find("promtool", package="prometheus"), "check", "rules", str(path)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_page_says_of_each_alert_what_it_means_and_what_to_do() -> None:
     rows = re.findall(r"(?m)^\| `(Genhook\w+)` \| ([^|]+) \| ([^|]+) \|$", PAGE)
     assert [name for name, *_ in rows] == list(ALERTS)
