@@ -33,6 +33,7 @@ COMMANDS = {
     "models": ("models", "list the models of the catalogue, or show one with its parameters"),
     "generations": ("generations", "create generations, look at them, end them, save their files"),
     "subscribers": ("subscribers", "manage the URLs that receive events"),
+    "signing-secret": ("subscribers", "show or rotate the secret that signs for --notify-url"),
     "deliveries": ("deliveries", "look at deliveries with their attempts, and retry them"),
     "events": ("deliveries", "look at events"),
     "callbacks": (
@@ -91,8 +92,8 @@ def parser(*names: str | None) -> argparse.ArgumentParser:
         module, summary = COMMANDS[each]
         command = group.add_parser(each, help=summary, description=to_sentence(summary))
         if each in names:
-            add_options = getattr(importlib.import_module(f"service.cli.{module}"), f"add_{each}")
-            add_options(command)
+            add = f"add_{each.replace('-', '_')}"
+            getattr(importlib.import_module(f"service.cli.{module}"), add)(command)
     return root
 
 

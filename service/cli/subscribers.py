@@ -1,4 +1,4 @@
-"""`genhook subscribers`: the URLs that receive events."""
+"""`genhook subscribers` and `signing-secret`: the URLs that receive events, and what signs them."""
 
 import argparse
 
@@ -24,6 +24,11 @@ EVENT_TYPES_HELP = f"one or more of {', '.join(EVENT_TYPES)}, separated by comma
 def add_subscribers(parser: argparse.ArgumentParser) -> None:
     """Add the commands of `genhook subscribers`."""
     client.add_commands(parser, COMMANDS)
+
+
+def add_signing_secret(parser: argparse.ArgumentParser) -> None:
+    """Add the commands of `genhook signing-secret`."""
+    client.add_commands(parser, SIGNING_SECRET)
 
 
 def test(command: Command, options: argparse.Namespace, echo: Echo) -> int:
@@ -90,11 +95,20 @@ _FIELDS = (
     ),
     argument("body", "--payload", "the form of the body", choices=("full", "thin", "cloudevents")),
 )
+_OWN_SECRET = argument("body", "--secret", "your own signing secret, whsec_… (a new one)")
+_ROTATION = (
+    argument(
+        *("body", "--overlap-seconds", "how long the old secret signs beside the new one (86400)"),
+        type=parse_whole,
+        metavar="SECONDS",
+    ),
+    _OWN_SECRET,
+)
+_SECRET = ("secret", "public_key", "previous_expires_at")
 _CREATE = (
     *(_TARGET, *_FIELDS),
     argument("body", "--signature", "v1a adds an Ed25519 signature", choices=("v1", "v1a")),
-    argument("body", "--secret", "your own signing secret, whsec_… (a new one)"),
-    IDEMPOTENCY,
+    *(_OWN_SECRET, IDEMPOTENCY),
 )
 _UPDATE = (
     ID,
@@ -104,11 +118,6 @@ _UPDATE = (
         choices=("active", "paused", "disabled"),
     ),
     *_FIELDS,
-)
-_OVERLAP = argument(
-    *("body", "--overlap-seconds", "how long the old secret signs beside the new one (86400)"),
-    type=parse_whole,
-    metavar="SECONDS",
 )
 _SHOWN = (
     *("id", "status", "disabled_reason", "url", "description", "event_types", "filter"),
@@ -149,11 +158,17 @@ COMMANDS = {
         *("PATCH", ONE, (ID, always("status", "active"))),
         says="{id} is {status}.",
     ),
+    "secret": Command(
+        "show the secret that signs what a subscriber gets",
+        f"subscribers secret {EXAMPLE}",
+        *("GET", f"{ONE}/secret", (ID,)),
+        shows=_SECRET,
+    ),
     "rotate": Command(
         "give a subscriber a new signing secret, beside which the old one signs for a while",
         f"subscribers rotate {EXAMPLE}",
-        *("POST", f"{ONE}/rotate-secret", (ID, _OVERLAP)),
-        shows=("secret", "public_key", "previous_expires_at"),
+        *("POST", f"{ONE}/rotate-secret", (ID, *_ROTATION)),
+        shows=_SECRET,
     ),
     "test": Command(
         "send a ping and show the answer",
@@ -178,5 +193,20 @@ COMMANDS = {
         f"subscribers delete {EXAMPLE}",
         *("DELETE", ONE, (ID,), "none"),
         says="{id} is deleted.",
+    ),
+}
+
+SIGNING_SECRET = {
+    "get": Command(
+        "show the secret that signs what every --notify-url gets",
+        "signing-secret get",
+        *("GET", "/v1/signing-secret"),
+        shows=_SECRET,
+    ),
+    "rotate": Command(
+        "make a new one, beside which the old one signs for a while",
+        "signing-secret rotate --overlap-seconds 3600",
+        *("POST", "/v1/signing-secret/rotate", _ROTATION),
+        shows=_SECRET,
     ),
 }

@@ -61,7 +61,7 @@ def test_the_commands_of_the_design_are_all_there() -> None:
     running = {"serve", "work", "sandbox", "demo"}
     own = {"migrate", "tick", "backup", "copy", "keys", "doctor"}
     nouns = {"subscribers", "generations", "deliveries", "events", "models", "usage"}
-    nouns |= {"callbacks", "replays"}
+    nouns |= {"callbacks", "replays", "signing-secret"}
     assert words == running | own | nouns | {"listen", "replay", "completion"}
 
 

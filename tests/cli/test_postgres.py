@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,22 @@ def test_the_doctor_judges_what_it_saw_of_the_server() -> None:
     bloated = judged({}, bloated=[("deliveries", 200_000)])["tables"]
     assert bloated[0] == "warn"
     assert "deliveries has 200,000 dead rows" in bloated[2]
+
+
+async def test_each_query_of_the_documentation_has_one_row(url: str) -> None:
+    page = (Path(__file__).parents[2] / "docs/operations.md").read_text("utf-8")
+    queries = re.findall(r"(?s)```sql\n(.*?)```", page)
+    assert len(queries) == 6
+    database = Database(url)
+    await database.open()
+    await database.migrate()
+    await database.close()
+    connection = await asyncpg.connect(url)
+    try:
+        for query in queries:
+            assert len(await connection.fetch(query)) == 1, query
+    finally:
+        await connection.close()
 
 
 async def test_the_doctor_says_who_holds_how_many_shards(

@@ -1,6 +1,6 @@
 """A real browser: a person's way through the pages, and what axe-core finds on each of them.
 
-It needs Chromium, and is skipped without it: `apt-get install chromium`.
+It needs Chromium: `apt-get install chromium`.
 """
 
 import asyncio
@@ -31,11 +31,11 @@ PICTURE = b"<svg xmlns='http://www.w3.org/2000/svg' width='64' height='64'/>"
 EXCESS = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 SERIOUS = ("serious", "critical")
 SIZES = [(width, scheme) for width in (360, 1280) for scheme in ("light", "dark")]
-# A folder for a screenshot of each page, to look at with the list in CONTRIBUTING.md.
+# A folder for a screenshot of each page, to look at with the list in docs/dashboard.md.
 SCREENSHOTS = os.environ.get("SCREENSHOTS")  # noqa: TID251  a setting of the tests
 expect.set_options(timeout=30_000)
 
-pytestmark = [chromium.needed, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture
