@@ -108,6 +108,8 @@ def test_pages_and_acts_ask_for_the_scope_of_their_api_call() -> None:
     for act in ACTS:
         assert scopes[act.method, act.api] == act.scope, act.path
     for page in (*PAGES, *PARTS):
+        if page.scope == "open":
+            continue  # It has parts that a key without the scope does not see.
         own, first = f"/v1{page.path}", page.path.split("/")[1] if page.path else "generations"
         path = own if ("GET", own) in scopes else f"/v1/{first}"
         if ("GET", path) in scopes:
