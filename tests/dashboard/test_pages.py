@@ -289,6 +289,33 @@ async def test_operators_see_the_usage_and_the_keys_of_any_tenant(
     assert "flux-2" not in text_of(await browser.get("/usage"))
 
 
+async def test_an_operator_looks_at_a_tenant_by_a_key_of_it_which_the_tenant_sees(
+    world: Harness, browser: Browser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with await another_tenant(world) as client:
+        ids = await populate(world, client)
+        path = f"/generations/{ids['gen']}"
+        assert (await browser.get(path)).status_code == 404
+        assert "To look at what a tenant has" in text_of(await browser.get("/keys"))
+        made = await browser.post("/keys/create", name="a look", scopes="read", tenant="other")
+        [key] = re.findall(r"ghk_[\w-]{32,}", text_of(made))
+        looker = Browser(world)
+        await looker.sign_in(key)
+        assert (await looker.get(path)).status_code == 200
+        for page in PAGES:
+            if page.scope == "read" and "{id}" not in page.path:
+                assert (await looker.get(page.path)).status_code == 200, page.path
+        refused = await looker.post(f"{path}/delete")
+        assert refused.status_code == 403
+        [own] = [k for k in (await client.get("/v1/keys")).json()["data"] if k["name"] == "a look"]
+        assert (await client.delete(f"/v1/keys/{own['id']}")).status_code == 204
+        assert (await looker.get(path)).status_code == 303  # To sign in.
+    [line] = [each for each in capsys.readouterr().err.splitlines() if own["id"] in each][:1]
+    assert '"act":"key.create"' in line
+    assert '"key_id":"key_admin"' in line
+    assert '"of_tenant":"other"' in line
+
+
 async def test_a_fault_of_ours_is_a_page_with_words_and_a_line_in_the_log(
     world: Harness,
     browser: Browser,
