@@ -14,7 +14,7 @@ async def show_list(visit: Visit) -> Response:
     """GET /dashboard/deliveries."""
     query = visit.filters("status", "subscriber_id", "event_id", "generation_id", "after")
     page = await visit.get("/v1/deliveries", **query)
-    return visit.render("deliveries.html", 200, page=page, fields=query, statuses=STATUSES)
+    return visit.answer_list("deliveries.html", page, fields=query, statuses=STATUSES)
 
 
 async def show(visit: Visit) -> Response:
@@ -36,10 +36,12 @@ async def show_dead(visit: Visit) -> Response:
     """GET /dashboard/dead-letters: dead deliveries, and a form that replays them."""
     query = visit.filters("subscriber_id", "after")
     page = await visit.get("/v1/deliveries", **{"status": "dead", **query})
-    subscribers = await visit.get("/v1/subscribers") if visit.may("manage") else {"data": []}
+    # The form is no part of what changes while the page is open.
+    has_form = visit.may("manage") and not visit.is_live
+    subscribers = await visit.get("/v1/subscribers") if has_form else {"data": []}
     span = {"since": rfc3339(visit.now - DEAD_SPAN_MS), "until": rfc3339(visit.now)}
-    values = {"page": page, "fields": query, "subscribers": subscribers["data"], "span": span}
-    return visit.render("dead_letters.html", 200, **values)
+    values = {"fields": query, "subscribers": subscribers["data"], "span": span}
+    return visit.answer_list("dead_letters.html", page, **values)
 
 
 async def show_replays(visit: Visit) -> Response:
@@ -60,7 +62,7 @@ async def show_callbacks(visit: Visit) -> Response:
     """GET /dashboard/callbacks."""
     query = visit.filters("verdict", "generation_id", "after")
     page = await visit.get("/v1/callbacks", **query)
-    return visit.render("callbacks.html", 200, page=page, fields=query, verdicts=VERDICTS)
+    return visit.answer_list("callbacks.html", page, fields=query, verdicts=VERDICTS)
 
 
 async def show_callback(visit: Visit) -> Response:

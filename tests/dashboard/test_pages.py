@@ -76,7 +76,7 @@ async def test_a_page_runs_and_loads_nothing_inline_or_from_elsewhere(
     names = {name for _tag, name, _value in markup.attributes}
     assert not any(name.startswith("on") or name == "style" for name in names)
     assert "style" not in markup.tags
-    assert markup.tags.count("script") == 1
+    assert markup.tags.count("script") == 2
     assert markup.tags.count("h1") == markup.tags.count("main") == 1
 
 
@@ -153,7 +153,7 @@ async def test_the_texts_of_strangers_are_shown_as_texts(
     ):
         answer = await browser.get(path)
         markup = Markup(answer.text)
-        assert markup.tags.count("script") == 1
+        assert markup.tags.count("script") == 2
         assert not any(name == "onerror" for _tag, name, _value in markup.attributes)
         assert "49" not in "".join(t for t in markup.texts if "7 * 7" in t)
     page = await browser.get(f"/generations/{generation['id']}")
@@ -237,7 +237,7 @@ async def test_files_are_named_by_their_content_and_kept(world: Harness, browser
             found.add(answer.content)
             assert re.search(r"\.[0-9a-f]{12}\.", link)
     assert found >= {(FOLDER / "static" / name).read_bytes() for name in ("style.css", "icon.svg")}
-    assert len(STATIC) == 3
+    assert len(STATIC) == 4
     assert (await browser.get("/static/style.css")).status_code == 404
     assert (await browser.get("/static/..%2Fapp.py")).status_code == 404
 
