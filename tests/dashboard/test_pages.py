@@ -48,6 +48,8 @@ async def ids(world: Harness) -> Ids:
 async def test_a_page_is_shown_and_its_calls_can_be_made_with_curl(
     world: Harness, ids: Ids, browser: Browser, page: Page
 ) -> None:
+    if page.path == "/dead-letters":  # One replay to a subscriber runs at a time.
+        assert (await world.client.post(f"/v1/replays/{ids['rpl']}/cancel")).is_success
     answer = await browser.get(path_of(page, ids))
     assert answer.status_code == 200, text_of(answer)
     assert ADMIN_KEY not in answer.text
@@ -56,8 +58,7 @@ async def test_a_page_is_shown_and_its_calls_can_be_made_with_curl(
     for command in shown:
         assert '"Authorization: Bearer $GENHOOK_API_KEY"' in command
         done = await browser.run(command)
-        # What was replayed, retried or deleted by the command before may conflict.
-        assert done.is_success or done.status_code == 409, (command, done.text)
+        assert done.is_success, (command, done.text)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path or "/")
