@@ -90,9 +90,14 @@ def _database_path(value: str) -> str:
 
 def _postgres_url(value: str) -> str:
     try:
-        urlsplit(_text(value)).port  # noqa: B018  it is read for its check
+        parts = urlsplit(_text(value))
+        for host in parts.netloc.rpartition("@")[2].split(","):
+            urlsplit(f"//{host}").port  # noqa: B018  it is read for its check
     except ValueError:  # Its message could quote a password.
         raise ValueError("must be a URL such as postgresql://genhook@db.internal/genhook") from None
+    # The rest of a password would be looked up as a host, or be taken for the database.
+    is_whole = "@" not in parts.path and "#" not in value
+    _require(is_whole, "must have / ? # and @ of a password as %2F %3F %23 and %40")
     return value
 
 

@@ -107,6 +107,9 @@ BAD = [
     ("GENHOOK_ADMIN_KEY", "ghk_" + "k" * 64),
     ("GENHOOK_DATABASE_URL", "postgresql://app:hush-hush@[::1/genhook"),
     ("GENHOOK_DATABASE_URL", "postgres://app:hush-hush@db:port/genhook"),
+    ("GENHOOK_DATABASE_URL", "postgres://app:hush-hush@db:1,other:port/genhook"),
+    ("GENHOOK_DATABASE_URL", "postgres://app:hush-hush#1@db/genhook"),
+    ("GENHOOK_DATABASE_URL", "postgres://app:hush-hush/1@db/genhook"),
     ("GENHOOK_ADMIN_KEY", "hush-hush" * 9),
     ("GENHOOK_ADMIN_KEY", "ghk_hush-hush"),
     ("GENHOOK_ADMIN_KEY", "ghk_hush-hush" + "ä" * 40),
@@ -214,6 +217,12 @@ def test_no_password_of_a_postgresql_url_is_shown() -> None:
     assert settings.database_name == "postgresql://db:1/genhook"
     assert {"hush-hush", "second-one", "third"} <= set(settings.secrets)
     assert "hush" not in repr(settings)
+
+
+def test_a_url_may_name_several_hosts_with_their_ports() -> None:
+    url = "postgresql://app:hush-hush@one:5432,[::1]:5433,three/genhook"
+    settings = read_settings({**BASE, "GENHOOK_DATABASE_URL": url})
+    assert settings.database_name == "postgresql://one:5432,[::1]:5433,three/genhook"
 
 
 def test_a_url_for_another_library_is_told_what_it_must_look_like() -> None:

@@ -194,16 +194,13 @@ def _disk(folder: Path) -> Finding:
 
 def _inside(connection: sqlite3.Connection, settings: Settings, now: int) -> Iterator[Finding]:
     """Check what the database holds: schema, integrity, writes, secrets, times."""
-    from service.store.migrations import describe_problem
     from service.store.sqlite import schema
 
-    version, latest = schema.version(connection), schema.latest()
-    if version != latest:
-        is_old = 0 <= version < latest
-        message = f"{describe_problem(version, latest)}."
-        yield Finding("warn" if is_old else "fail", "schema", message[:1].upper() + message[1:])
+    if problem := schema.problem(connection):
+        level: Level = "warn" if schema.is_old(connection) else "fail"
+        yield Finding(level, "schema", f"{problem[:1].upper()}{problem[1:]}.")
         return
-    yield Finding("ok", "schema", f"The schema is {version}, which is the latest.")
+    yield Finding("ok", "schema", f"The schema is {schema.latest()}, which is the latest.")
     # The whole file, which takes a while if it is large: a start does not look for this.
     damage = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if damage != "ok":

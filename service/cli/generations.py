@@ -1,6 +1,7 @@
 """`genhook generations`: create them, look at them, end them, save their files."""
 
 import argparse
+import secrets
 from typing import TYPE_CHECKING, Any, get_args
 
 from service.cli import answers, calls, client, output, saving, streams
@@ -33,8 +34,29 @@ def create(command: Command, options: argparse.Namespace, echo: Echo) -> int:
         values = {**client.values_of(command, options, "body"), "input": _input_of(options)}
         more["json"] = values
     with calls.connect(options) as connection:
-        generation = client.send(connection, command, options, answers.Generation, **more)
+        generation = _request(connection, command, options, more)
         return _follow(connection, options, echo, generation, is_judged=True)
+
+
+def _request(
+    connection: "httpx.Client", command: Command, options: argparse.Namespace, more: dict[str, Any]
+) -> Any:
+    """Send a request that may be paid for, with an idempotency key: its answer may be lost.
+
+    Whoever repeats the command has to be able to say that it is the same request.
+    """
+    key = options.argument_idempotency_key or secrets.token_hex(16)
+    options.argument_idempotency_key = key
+    repeat = f"It may have been stored: repeat it with --idempotency-key {key}, to pay once."
+    try:
+        return client.send(connection, command, options, answers.Generation, **more)
+    except calls.UnsentError:
+        raise
+    except calls.UnreachableError as error:
+        raise calls.UnreachableError(f"{str(error).rstrip('.')}. {repeat}") from error
+    except KeyboardInterrupt:
+        streams.note(f"genhook: interrupted. {repeat}")
+        raise
 
 
 def _input_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -101,7 +123,8 @@ def _wait(connection: "httpx.Client", generation: Any) -> Any:
 def list_(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     """List generations; each pair of `--metadata` is a filter of its own."""
     query = client.values_of(command, options, "query")
-    query |= {f"metadata.{name}": value for name, value in options.argument_metadata or []}
+    pairs_ = _WITH_METADATA.value_of(options) or {}
+    query |= {f"metadata.{name}": value for name, value in pairs_.items()}
     with calls.connect(options) as connection:
         page = client.send(connection, command, options, params=query)
     client.show_answer(command, options, echo, page)
@@ -161,10 +184,11 @@ _CREATE = (
     argument("body", "--notify-url", "send its outcome to this URL", metavar="URL"),
     *(IDEMPOTENCY, _ASYNC, *_WAITING),
 )
+_WITH_METADATA = pairs("own", "--metadata", "only with this pair")
 _LIST = (
     argument("query", "--status", "only with this status", choices=get_args(GenerationStatus)),
     argument("query", "--model", "only of this model"),
-    pairs("own", "--metadata", "only with this pair"),
+    _WITH_METADATA,
     argument("query", "--created-after", "only after this RFC 3339 time", metavar="TIME"),
     argument("query", "--created-before", "only before this RFC 3339 time", metavar="TIME"),
     *PAGING,

@@ -7,16 +7,18 @@ from service.cli.arguments import (
     Echo,
     parse_flag,
     parse_limit,
+    parse_list,
+    parse_pair_or_none,
     parse_seconds,
     parse_whole,
-    split_commas,
 )
 from service.cli.command import ID, IDEMPOTENCY, PAGING, Argument, Command, always, argument, pairs
+from service.model.errors import UsageError
 from service.model.event import EVENT_TYPES
 
 ONE = "/v1/subscribers/{id}"
 EXAMPLE = "sub_01a1f83ac6f470008f5b21d7c0e394a6"
-EVENT_TYPES_HELP = f"one or more of {', '.join(EVENT_TYPES)}, separated by commas (all of them)"
+EVENT_TYPES_HELP = f"one or more of {', '.join(EVENT_TYPES)}, separated by commas, or all (all)"
 
 
 def add_subscribers(parser: argparse.ArgumentParser) -> None:
@@ -35,18 +37,39 @@ def test(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     return 0 if 200 <= (attempt["status_code"] or 0) <= 299 else 1
 
 
+def update(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+    """Change the fields that are given; of the filter, too, which the API replaces as a whole."""
+    fields = client.values_of(command, options, "body")
+    if not fields:
+        raise UsageError("name a field to change: see genhook subscribers update --help.")
+    with calls.connect(options) as connection:
+        if len(fields.get("filter", ())) == 1:
+            now = client.send(connection, COMMANDS["get"], options, answers.Filtered)
+            fields["filter"] = now["filter"] | fields["filter"]
+        answer = client.send(connection, command, options, json=fields)
+    client.show_answer(command, options, echo, answer)
+    return 0
+
+
 _TARGET = Argument(
     *("target", "body", "url"), {"metavar": "URL", "help": "the URL that receives events"}
 )
 _FIELDS = (
     argument("body", "--description", "a text for people", metavar="TEXT"),
-    argument("body", "--event-types", EVENT_TYPES_HELP, type=split_commas, metavar="TYPES"),
+    argument("body", "--event-types", EVENT_TYPES_HELP, type=parse_list, metavar="TYPES"),
     argument(
-        *("body", "--models", "only generations of these models, with commas", "filter.models"),
-        type=split_commas,
+        *("body", "--models", "only generations of these models, with commas, or all"),
+        *("filter.models",),
+        type=parse_list,
     ),
-    pairs("body", "--metadata", "only generations with this pair", "filter.metadata"),
-    pairs("body", "--header", "send this header with each webhook", "headers"),
+    pairs(
+        *("body", "--metadata", "only generations with this pair, or none", "filter.metadata"),
+        type=parse_pair_or_none,
+    ),
+    pairs(
+        *("body", "--header", "send this header with each webhook, or none", "headers"),
+        type=parse_pair_or_none,
+    ),
     argument("body", "--max-in-flight", "the most attempts at once", type=parse_whole, metavar="N"),
     argument(
         *("body", "--rate-per-second", "the most attempts a second, or none for no limit"),
@@ -112,6 +135,7 @@ COMMANDS = {
         f"subscribers update {EXAMPLE} --rate-per-second 5",
         *("PATCH", ONE, _UPDATE),
         shows=_SHOWN,
+        run=update,
     ),
     "pause": Command(
         "send nothing to a subscriber until it is resumed; nothing is lost",

@@ -86,7 +86,7 @@ def test_an_intact_database_is_ok(database: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("statement", "about", "level"),
     [
-        ("PRAGMA user_version=0", "schema", "warn"),
+        ("PRAGMA user_version=0", "schema", "fail"),
         ("PRAGMA user_version=999", "schema", "fail"),
         ("UPDATE tenants SET sealed_secrets=x'00'", "seals", "fail"),
         (

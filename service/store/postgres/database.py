@@ -114,6 +114,11 @@ class Database(Writes):
         """Return the result of short work on a connection with a snapshot."""
         return await within(READ_SECONDS, self._turns.read(self._pool, work))
 
+    async def write_behind(self, unit: Unit[T], *args: object, tenant: str | None = None) -> T:
+        """See `Writes`. Several units are in a commit at once: one would overtake others."""
+        await self._queue.settle()
+        return await self.write_always(unit, *args, tenant=tenant)
+
     async def read(self, unit: Unit[T], *args: object) -> T:
         """Run `unit(tx, *args)`, a short one, on a snapshot."""
         return await self.look(partial(self._run_on, unit, args))

@@ -28,7 +28,18 @@ def version(connection: sqlite3.Connection) -> int:
 
 def problem(connection: sqlite3.Connection) -> str | None:
     """Return what is wrong with the version of the schema, or None."""
-    return describe_problem(version(connection), latest())
+    current = version(connection)
+    tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchone()
+    if current == 0 and tables is not None:
+        return "the database has tables of another program, and none of genhook"
+    return describe_problem(current, latest())
+
+
+def is_old(connection: sqlite3.Connection) -> bool:
+    """Whether `migrate` brings the file to the schema of this genhook."""
+    current = version(connection)
+    is_new = current == 0 and problem(connection) == describe_problem(0, latest())
+    return is_new or 0 < current < latest()
 
 
 def migrate(connection: sqlite3.Connection) -> list[str]:
@@ -37,11 +48,8 @@ def migrate(connection: sqlite3.Connection) -> list[str]:
     StorageError if the schema is newer, or if the file is another program's.
     """
     applied: list[str] = []
-    tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchone()
-    if version(connection) == 0 and tables is not None:
-        raise StorageError("the database has tables of another program, and none of genhook")
-    if version(connection) < 0:
-        raise StorageError(problem(connection))
+    if (message := problem(connection)) and not is_old(connection):
+        raise StorageError(message)
     for number, path in migrations():
         with transaction(connection):
             if version(connection) < number:
