@@ -188,6 +188,7 @@ OPERATIONS = (
         audit="key.revoke",
     ),
     Operation("POST", "/v1/tick", system.tick, "operator", {"seconds"}),
+    Operation("GET", "/v1/workers", system.list_workers, "operator"),
     Operation("GET", "/readyz", system.readyz, "open"),
     Operation("GET", "/metrics", system.metrics_, "open"),
     Operation("GET", "/openapi.yaml", docs.get_document, "open"),

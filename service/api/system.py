@@ -3,7 +3,7 @@
 import heapq
 from operator import itemgetter
 
-from service.api.call import Answer, Call, answer
+from service.api.call import Answer, Call, answer, answer_list
 from service.api.problem import unavailable
 from service.model.errors import StorageError
 from service.store import stats
@@ -12,6 +12,7 @@ from service.telemetry import metrics
 
 TICK_SECONDS_DEFAULT, TICK_SECONDS_MAX = 10, 60
 SUBSCRIBER_LABELS_MAX = 20
+WORKERS_MAX = 1_000  # In a list.
 NO_WORKER = "Nobody works here: it takes `genhook work` or ticks to do due work."
 
 
@@ -57,6 +58,18 @@ async def metrics_(call: Call) -> Answer:
     metrics.oldest_by_subscriber.values = {(subscriber_id,): age for subscriber_id, age in longest}
     return Answer(
         metrics.render(call.context.role), media_type="text/plain; version=0.0.4; charset=utf-8"
+    )
+
+
+async def list_workers(call: Call) -> Answer:
+    """GET /v1/workers: who works on the database, and with which shards; in whichever process."""
+    ownership = call.parts.ownership
+    held = await ownership.holders()
+    return answer_list(
+        [
+            {"name": name, "shards": sorted(shards), "is_answering": name == ownership.name}
+            for name, shards in sorted(held.items())[:WORKERS_MAX]
+        ]
     )
 
 

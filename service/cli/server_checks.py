@@ -96,7 +96,8 @@ async def _look(server: Server, url: str, open_pool: Any, taken: Any) -> None:
                 server.bloated = [tuple(row) for row in await connection.fetch(_BLOATED)]
                 server.largest = [tuple(row) for row in await connection.fetch(_LARGEST)]
                 await connection.execute(_TOUCH)
-                server.shards = await locks.holders(connection)
+                held = await locks.holders(connection)
+                server.shards = {name: len(shards) for name, shards in held.items()}
                 server.sealed = [tuple(row) for row in await connection.fetch(_SEALED)]
     finally:
         await pool.close()

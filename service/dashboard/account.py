@@ -12,6 +12,7 @@ from service.dashboard.calls import ApiCall
 from service.dashboard.plots import bars
 from service.dashboard.visit import Visit
 from service.model.key import SCOPES
+from service.store.shards import ALL, SHARDS
 
 COUNTS = ("generations", "succeeded", "failed", "timed_out", "credits")
 ROWS_MAX = 200  # Of the table by day; the API has more.
@@ -62,11 +63,19 @@ async def show_keys(visit: Visit) -> Response:
 
 
 async def show_workers(visit: Visit) -> Response:
-    """GET /dashboard/workers: readiness, and the metrics that have no label but the role."""
+    """GET /dashboard/workers: who works, readiness, and the metrics with no label but the role."""
+    workers = (await visit.get("/v1/workers"))["data"] if visit.may("operator") else None
+    held = [shard for each in workers or () for shard in each["shards"]]
     ready = await visit.send(ApiCall(path="/readyz"))
     metrics = await visit.send(ApiCall(path="/metrics"))
     text = metrics.content if metrics.is_success else ""
     helps = dict(_HELP.findall(text))
     gauges = [(helps.get(name, name), name, float(value)) for name, value in _VALUE.findall(text)]
-    values = {"checks": ready.content["checks"], "status": ready.content["status"]}
+    values = {
+        "workers": workers,
+        "shards": SHARDS,
+        "free": sorted(ALL.difference(held)),
+        "checks": ready.content["checks"],
+        "status": ready.content["status"],
+    }
     return visit.render("workers.html", 200, gauges=gauges, **values)

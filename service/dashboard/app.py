@@ -30,6 +30,7 @@ FOLDER = Path(__file__).parent
 STATIC = {
     "style.css": "text/css",
     "htmx.min.js": "text/javascript",
+    "live.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }
 NOTICES = {act.name: act.notice for act in ACTS} | {

@@ -19,7 +19,7 @@ async def show_list(visit: Visit) -> Response:
     """GET /dashboard/deliveries."""
     query = visit.filters("status", "subscriber_id", "event_id", "generation_id", "after")
     page = await visit.get("/v1/deliveries", **query)
-    return visit.render("deliveries.html", 200, page=page, fields=query, statuses=STATUSES)
+    return visit.answer_list("deliveries.html", page, fields=query, statuses=STATUSES)
 
 
 async def show(visit: Visit) -> Response:
@@ -43,16 +43,17 @@ async def show_dead(visit: Visit) -> Response:
     page = await visit.get("/v1/deliveries", **{"status": "dead", **query})
     rows = page["data"]
     chosen = query.get("subscriber_id") or (rows[0]["subscriber_id"] if rows else "")
-    subscribers = await _read_receivers(visit, chosen) if visit.may("manage") else []
+    # The form is no part of what changes while the page is open.
+    has_form = visit.may("manage") and not visit.is_live
+    subscribers = await _read_receivers(visit, chosen) if has_form else []
     since = min(rfc3339(visit.now - DEAD_SPAN_MS), *(each["created_at"] for each in rows), NEVER)
     values = {
-        "page": page,
         "fields": query,
         "subscribers": subscribers,
         "chosen": next((each for each in subscribers if each["id"] == chosen), None),
         "span": {"since": since, "until": rfc3339(visit.now)},
     }
-    return visit.render("dead_letters.html", 200, **values)
+    return visit.answer_list("dead_letters.html", page, **values)
 
 
 async def _read_receivers(visit: Visit, chosen: str) -> list[dict[str, Any]]:
@@ -84,7 +85,7 @@ async def show_callbacks(visit: Visit) -> Response:
     """GET /dashboard/callbacks."""
     query = visit.filters("verdict", "generation_id", "after")
     page = await visit.get("/v1/callbacks", **query)
-    return visit.render("callbacks.html", 200, page=page, fields=query, verdicts=VERDICTS)
+    return visit.answer_list("callbacks.html", page, fields=query, verdicts=VERDICTS)
 
 
 async def show_callback(visit: Visit) -> Response:

@@ -1,7 +1,7 @@
 """Values as pages write them: times in UTC, numbers, durations, JSON."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -59,6 +59,17 @@ def write_share(share: float | None) -> str:
     return NONE if share is None else f"{share:.1%}"
 
 
+def write_spans(numbers: Iterable[int]) -> str:
+    """Write whole numbers, which are in order, with those in a row as a span: 0 to 3, 7."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1][1:] = [number]
+        else:
+            spans.append([number])
+    return ", ".join(" to ".join(map(str, span)) for span in spans)
+
+
 def write_json(value: Any) -> str:
     """Write JSON with line ends."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
@@ -86,6 +97,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "delay": write_delay,
     "ms": write_ms,
     "share": write_share,
+    "spans": write_spans,
     "json_text": write_json,
     "field_time": write_field_time,
     "later": write_next_minute,

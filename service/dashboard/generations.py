@@ -7,14 +7,17 @@ from starlette.responses import Response
 from service.dashboard import media
 from service.dashboard.acts import read_time
 from service.dashboard.plots import draw_axis
-from service.dashboard.visit import Visit
+from service.dashboard.visit import Visit, name_state
 from service.model.generation import OPEN, RETRYABLE, TERMINAL
 
 PER_PAGE = "24"
 
 
 async def show_list(visit: Visit) -> Response:
-    """GET /dashboard/generations."""
+    """GET /dashboard/generations: live, with pictures of the hosts that the policy names.
+
+    The policy of an open page cannot change, so a picture of another host makes it load anew.
+    """
     fields = visit.filters("status", "model", "name", "value", "from", "to", "after")
     query: dict[str, str] = {
         name: fields[name] for name in ("status", "model", "after") if name in fields
@@ -28,9 +31,19 @@ async def show_list(visit: Visit) -> Response:
     cards = [(each, media.read_files(each, visit.now)) for each in page["data"]]
     for _, files in cards:
         visit.show_media(files[:1])
+    state = name_state((page, [file.is_expired for _, files in cards for file in files[:1]]))
+    if visit.has_seen(state):
+        return Response(status_code=204)
+    hosts = (
+        visit.request.query_params.get("hosts", "") if visit.is_live else " ".join(visit.origins)
+    )
+    if not set(visit.origins) <= set(hosts.split()):
+        return visit.redirect("/generations", **fields)
+    live_fields = fields | {"hosts": hosts}
     fields.pop("after", None)
     values = {"cards": cards, "next": page["next"], "fields": fields, "after": query.get("after")}
-    return visit.render("generations.html", 200, statuses=(*OPEN, *TERMINAL), **values)
+    values |= {"state": state, "live_fields": live_fields, "statuses": (*OPEN, *TERMINAL)}
+    return visit.render("generations.html", 200, **values)
 
 
 async def show(visit: Visit) -> Response:

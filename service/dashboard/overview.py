@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from service.dashboard.backlog import draw_backlog
+from service.dashboard.backlog import draw_backlog, draw_open
 from service.dashboard.calls import ApiCall
 from service.dashboard.plots import bars
 from service.dashboard.visit import Visit
@@ -16,6 +16,7 @@ from service.model.generation import OPEN
 
 DAYS = 30
 LATEST = 50  # Generations whose durations are drawn.
+RECENT = 100  # Generations of which the open ones are drawn, beside those that are open now.
 OPEN_MAX = 100
 SUBSCRIBERS_MAX = 10
 DELIVERIES_MAX, PENDING_MAX = 200, 50  # Of which the backlog is drawn.
@@ -25,7 +26,7 @@ View = Mapping[str, Any]
 async def show(visit: Visit) -> Response:
     """GET /dashboard."""
     usage = await visit.get("/v1/usage")
-    latest = await visit.get("/v1/generations", limit=str(LATEST))
+    recent = (await visit.get("/v1/generations", limit=str(RECENT)))["data"]
     lists = [
         await visit.get("/v1/generations", status=status, limit=str(OPEN_MAX)) for status in OPEN
     ]
@@ -42,14 +43,15 @@ async def show(visit: Visit) -> Response:
         visit.show_call(ApiCall(path=f"/v1/subscribers/{first['id']}/stats"))
     values = {
         "days": _by_day(usage["data"], visit.now),
-        "durations": _durations(latest["data"]),
+        "durations": _durations(recent[:LATEST]),
         "backlog": draw_backlog(sent, pending["data"], visit.now),
         "has_more_pending": bool(pending["next"]),
+        "waiting": draw_open(recent, opened, visit.now),
         "open_count": len(opened),
         "has_more_open": any(page["next"] for page in lists),
         "overdue": [each for each in opened if parse_rfc3339(each["deadline_at"]) <= visit.now],
         "subscribers": page["data"],
-        "is_empty": not latest["data"],
+        "is_empty": not recent,
     }
     return visit.render("overview.html", 200, **values)
 

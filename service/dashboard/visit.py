@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import jinja2
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
@@ -97,6 +99,13 @@ class Visit:
     def has_seen(self, state: str) -> bool:
         """Whether an open page asks again, and shows this state of its noun already."""
         return self.is_live and self.request.query_params.get("seen") == state
+
+    def answer_list(self, template: str, page: Any, /, **values: Any) -> Response:
+        """Show a list, which asks again while it is open; nothing while it shows the same page."""
+        state = name_state(page)
+        if self.has_seen(state):
+            return Response(status_code=204)
+        return self.render(template, 200, page=page, state=state, **values)
 
     def asset(self, name: str) -> str:
         """Return the link to a file, which changes when its content does."""
@@ -193,6 +202,11 @@ class Visit:
         if self.is_live:
             return Response(status_code=204, headers={"hx-refresh": "true"})
         return Response(status_code=303, headers={"location": location})
+
+
+def name_state(shown: object) -> str:
+    """Return a short name of what a page shows, for `has_seen`."""
+    return f"{crc32(msgspec.json.encode(shown)):08x}"
 
 
 async def pause(context: Context, seconds: float) -> None:

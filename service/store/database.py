@@ -139,6 +139,10 @@ class Ownership(Protocol):
     busy: Callable[[], Collection[int]]
 
     @property
+    def name(self) -> str:
+        """The name of this process among those that work on the database."""
+
+    @property
     def refusal(self) -> str | None:
         """Why this process can never have the right to work, as a sentence; None if it may."""
 
@@ -158,6 +162,9 @@ class Ownership(Protocol):
 
     async def release(self) -> None:
         """Let other processes have everything."""
+
+    async def holders(self) -> Mapping[str, frozenset[int]]:
+        """Return the shards of every process that works on the database, by its name."""
 
     async def other_process_committed(self) -> bool:
         """True if another process has committed since the last call."""

@@ -92,7 +92,8 @@ def refusals_of(operation: Operation) -> list[int]:
         statuses.append(404)
     if operation.reads_body:
         statuses += [413, 415, 422]
-    is_stored = operation.path not in ("/v1/models", "/v1/models/{id:path}", "/v1/tick")
+    without_rows = ("/v1/models", "/v1/models/{id:path}", "/v1/tick", "/v1/workers")
+    is_stored = operation.path not in without_rows
     return statuses + [503] * is_stored
 
 

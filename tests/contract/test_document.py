@@ -62,6 +62,7 @@ ROUTES = """
     admin   GET     /v1/keys/{id}
     admin   DELETE  /v1/keys/{id}
     operator POST    /v1/tick
+    operator GET     /v1/workers
     open    GET     /healthz
     open    GET     /readyz
     open    GET     /metrics
@@ -89,6 +90,7 @@ FIELDS = {
     "Replay": "id subscriber_id status total done dry_run created_at finished_at",
     "Problem": "type title status code detail errors request_id",
     "Tick": "submitted polled attempted replayed deleted more",
+    "Worker": "name shards is_answering",
     "Usage": "day model generations succeeded failed timed_out canceled credits",
 }
 
@@ -327,7 +329,7 @@ def test_every_post_that_creates_takes_an_idempotency_key_and_documents_what_it_
 
 def test_every_list_has_the_same_envelope() -> None:
     lists = [name for name in SCHEMAS if name.endswith("List") or name == "Timeline"]
-    assert len(lists) == 10
+    assert len(lists) == 11
     for name in lists:
         schema = SCHEMAS[name]
         assert schema["required"] == ["data", "next"] == list(schema["properties"]), name

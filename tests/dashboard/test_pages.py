@@ -48,6 +48,8 @@ async def ids(world: Harness) -> Ids:
 async def test_a_page_is_shown_and_its_calls_can_be_made_with_curl(
     world: Harness, ids: Ids, browser: Browser, page: Page
 ) -> None:
+    if page.path == "/dead-letters":  # One replay to a subscriber runs at a time.
+        assert (await world.client.post(f"/v1/replays/{ids['rpl']}/cancel")).is_success
     answer = await browser.get(path_of(page, ids))
     assert answer.status_code == 200, text_of(answer)
     assert ADMIN_KEY not in answer.text
@@ -56,8 +58,7 @@ async def test_a_page_is_shown_and_its_calls_can_be_made_with_curl(
     for command in shown:
         assert '"Authorization: Bearer $GENHOOK_API_KEY"' in command
         done = await browser.run(command)
-        # What was replayed, retried or deleted by the command before may conflict.
-        assert done.is_success or done.status_code == 409, (command, done.text)
+        assert done.is_success, (command, done.text)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path or "/")
@@ -76,7 +77,7 @@ async def test_a_page_runs_and_loads_nothing_inline_or_from_elsewhere(
     names = {name for _tag, name, _value in markup.attributes}
     assert not any(name.startswith("on") or name == "style" for name in names)
     assert "style" not in markup.tags
-    assert markup.tags.count("script") == 1
+    assert markup.tags.count("script") == 2
     assert markup.tags.count("h1") == markup.tags.count("main") == 1
 
 
@@ -108,6 +109,8 @@ def test_pages_and_acts_ask_for_the_scope_of_their_api_call() -> None:
     for act in ACTS:
         assert scopes[act.method, act.api] == act.scope, act.path
     for page in (*PAGES, *PARTS):
+        if page.scope == "open":
+            continue  # It has parts that a key without the scope does not see.
         own, first = f"/v1{page.path}", page.path.split("/")[1] if page.path else "generations"
         path = own if ("GET", own) in scopes else f"/v1/{first}"
         if ("GET", path) in scopes:
@@ -151,7 +154,7 @@ async def test_the_texts_of_strangers_are_shown_as_texts(
     ):
         answer = await browser.get(path)
         markup = Markup(answer.text)
-        assert markup.tags.count("script") == 1
+        assert markup.tags.count("script") == 2
         assert not any(name == "onerror" for _tag, name, _value in markup.attributes)
         assert "49" not in "".join(t for t in markup.texts if "7 * 7" in t)
     page = await browser.get(f"/generations/{generation['id']}")
@@ -235,7 +238,7 @@ async def test_files_are_named_by_their_content_and_kept(world: Harness, browser
             found.add(answer.content)
             assert re.search(r"\.[0-9a-f]{12}\.", link)
     assert found >= {(FOLDER / "static" / name).read_bytes() for name in ("style.css", "icon.svg")}
-    assert len(STATIC) == 3
+    assert len(STATIC) == 4
     assert (await browser.get("/static/style.css")).status_code == 404
     assert (await browser.get("/static/..%2Fapp.py")).status_code == 404
 
@@ -285,6 +288,33 @@ async def test_operators_see_the_usage_and_the_keys_of_any_tenant(
     assert "flux-2" in text_of(await browser.get("/usage?tenant=other"))
     assert "other" in text_of(await browser.get("/keys?tenant=other"))
     assert "flux-2" not in text_of(await browser.get("/usage"))
+
+
+async def test_an_operator_looks_at_a_tenant_by_a_key_of_it_which_the_tenant_sees(
+    world: Harness, browser: Browser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with await another_tenant(world) as client:
+        ids = await populate(world, client)
+        path = f"/generations/{ids['gen']}"
+        assert (await browser.get(path)).status_code == 404
+        assert "To look at what a tenant has" in text_of(await browser.get("/keys"))
+        made = await browser.post("/keys/create", name="a look", scopes="read", tenant="other")
+        [key] = re.findall(r"ghk_[\w-]{32,}", text_of(made))
+        looker = Browser(world)
+        await looker.sign_in(key)
+        assert (await looker.get(path)).status_code == 200
+        for page in PAGES:
+            if page.scope == "read" and "{id}" not in page.path:
+                assert (await looker.get(page.path)).status_code == 200, page.path
+        refused = await looker.post(f"{path}/delete")
+        assert refused.status_code == 403
+        [own] = [k for k in (await client.get("/v1/keys")).json()["data"] if k["name"] == "a look"]
+        assert (await client.delete(f"/v1/keys/{own['id']}")).status_code == 204
+        assert (await looker.get(path)).status_code == 303  # To sign in.
+    [line] = [each for each in capsys.readouterr().err.splitlines() if own["id"] in each][:1]
+    assert '"act":"key.create"' in line
+    assert '"key_id":"key_admin"' in line
+    assert '"of_tenant":"other"' in line
 
 
 async def test_a_fault_of_ours_is_a_page_with_words_and_a_line_in_the_log(

@@ -16,7 +16,8 @@ Held = dict[str, int]
 async def until(connection: asyncpg.Connection, is_so: Callable[[list[int]], bool]) -> Held:
     """Wait until the numbers of shards that processes hold are so; return them by process."""
     while True:
-        held = {name: count for name, count in (await locks.holders(connection)).items() if count}
+        holders = await locks.holders(connection)
+        held = {name: len(shards) for name, shards in holders.items() if shards}
         if is_so(sorted(held.values())):
             return held
         await connection.execute("SELECT pg_sleep(0.05)")

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import random  # noqa: TID251  two units that met must not meet again
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -108,7 +108,11 @@ class Database(Writes):
 
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the version of the schema, or None."""
-        return await within(READ_SECONDS, self._turns.read(self._pool, schema.problem))
+        return await self.look(schema.problem)
+
+    async def look(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        """Return the result of short work on a connection with a snapshot."""
+        return await within(READ_SECONDS, self._turns.read(self._pool, work))
 
     async def write_behind(self, unit: Unit[T], *args: object, tenant: str | None = None) -> T:
         """See `Writes`. Several units are in a commit at once: one would overtake others."""
@@ -117,8 +121,7 @@ class Database(Writes):
 
     async def read(self, unit: Unit[T], *args: object) -> T:
         """Run `unit(tx, *args)`, a short one, on a snapshot."""
-        work = partial(self._run_on, unit, args)
-        return await within(READ_SECONDS, self._turns.read(self._pool, work))
+        return await self.look(partial(self._run_on, unit, args))
 
     async def search(self, tenant: str, unit: Unit[T], *args: object) -> T:
         """Like `read`, for a unit that may take long. SearchTooLongError if it does."""

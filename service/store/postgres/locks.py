@@ -42,7 +42,8 @@ WHERE a.pid = $1 AND a.application_name = $2 AND a.datname = current_database()
     AND a.usename = current_user AND a.state = 'idle'
     AND clock_timestamp() - a.state_change > make_interval(secs => $3)"""
 _HOLDERS = f"""
-SELECT coalesce(a.application_name, '') AS name, count(*) FILTER (WHERE l.objid < $2) AS count
+SELECT coalesce(a.application_name, '') AS name,
+    array_agg(CAST(l.objid AS INTEGER)) FILTER (WHERE l.objid < $2) AS shards
 FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid WHERE {OURS} GROUP BY name"""  # noqa: S608
 _CLASS = "SELECT CAST(genhook_id AS TEXT) FROM schema_version"
 _PID = "SELECT pg_backend_pid()"
@@ -119,10 +120,10 @@ class Locks:
         return bool(count)
 
 
-async def holders(connection: Any) -> dict[str, int]:
-    """Return how many shards each process holds, by the name of its connections."""
+async def holders(connection: Any) -> dict[str, frozenset[int]]:
+    """Return the shards of each process that works, by the name of its connections."""
     rows = await connection.fetch(_HOLDERS, await class_of(connection), SHARDS)
-    return {row["name"]: row["count"] for row in rows}
+    return {row["name"]: frozenset(row["shards"] or ()) for row in rows}
 
 
 async def class_of(connection: Any) -> int:

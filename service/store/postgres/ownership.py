@@ -58,6 +58,11 @@ class ShardLocks:
         self._beating: asyncio.Task[None] | None = None
 
     @property
+    def name(self) -> str:
+        """The name of all connections of this process."""
+        return self._database.name
+
+    @property
     def refusal(self) -> str | None:
         """Why this process can never hold a shard, or None."""
         return locks.POOLED if self._database.is_pooled else None
@@ -107,6 +112,10 @@ class ShardLocks:
                     await session.leave()
             except Exception:  # noqa: BLE001  the locks end with the connection
                 session.connection.terminate()
+
+    async def holders(self) -> dict[str, frozenset[int]]:
+        """Return the shards of every process that works on the database, by its name."""
+        return await self._database.look(locks.holders)
 
     async def beat(self) -> None:
         """Show a sign of life, see what is held, and share; StorageError if everything is lost.

@@ -4,6 +4,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 from service.model.errors import StorageError
 from service.store.shards import ALL, NONE
@@ -12,6 +13,8 @@ from service.store.sqlite.database import Database
 
 # Elsewhere `flock` and the locks of SQLite, which are POSIX locks, exclude each other.
 LOCKS_THE_DATABASE = IS_LINUX
+LOCKS = Path("/proc/locks")  # proc_locks(5); a process of another container is not in it.
+UNSEEN = "another process"
 
 
 class FileLock:
@@ -26,6 +29,7 @@ class FileLock:
         self._descriptor = -1  # Of the file beside the database, if that is locked.
         self._seen: tuple[sqlite3.Connection, int] | None = None
         self.is_held = False
+        self.name = f"process {os.getpid()}"
         self.refusal: str | None = None
         self.busy: Callable[[], Collection[int]] = frozenset
 
@@ -64,10 +68,35 @@ class FileLock:
             self._descriptor = -1
         self.is_held = False
 
+    async def holders(self) -> dict[str, frozenset[int]]:
+        """Return the one process that works, if any, with all shards."""
+        if self.is_held:
+            return {self.name: ALL}
+        try:  # A shared lock is refused while another process has its own, and ends at once.
+            fcntl.flock(self._open(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return {_find_holder(os.fstat(self._open()).st_ino): ALL}
+        except OSError as error:
+            raise StorageError(f"cannot lock {self._database.path}: {error.strerror}") from error
+        fcntl.flock(self._open(), fcntl.LOCK_UN)
+        return {}
+
     async def other_process_committed(self) -> bool:
         """True if another process has committed since the last call; False at the first."""
         before, self._seen = self._seen, await self._database.apply(_data_version)
         return before is not None and before != self._seen
+
+
+def _find_holder(inode: int) -> str:
+    """Return the name of the process that has locked a file, as far as it can be seen from here."""
+    try:
+        lines = LOCKS.read_text().splitlines()
+    except OSError:
+        lines = []
+    for _, kind, _, _, process, file, *_ in map(str.split, lines):
+        if kind == "FLOCK" and file.endswith(f":{inode}"):
+            return f"process {process}"
+    return UNSEEN
 
 
 def _data_version(connection: sqlite3.Connection) -> tuple[sqlite3.Connection, int]:

@@ -1,0 +1,70 @@
+// An open page changes without moving its reader; htmx asks for the changes and puts them in place.
+// Nothing is asked while the page is hidden, or while text in the part that would change is selected.
+// No page is loaded anew under a form that is being filled in. What is focused, opened or scrolled
+// in a part stays so, and so does the row at the top of the window, unless that is the page's start.
+"use strict";
+(() => {
+  const nameOf = (each) => each.getAttribute("aria-label") || each.id || each.textContent;
+  const all = (part, selector) => [...part.querySelectorAll(selector)];
+
+  // New rows come first, so that the others keep their place counted from the end.
+  const describe = (part, each) => {
+    const name = nameOf(each), selector = each.tagName;
+    const alike = all(part, selector).filter((other) => nameOf(other) === name);
+    return { name, selector, place: alike.indexOf(each) - alike.length };
+  };
+  const find = (part, { name, selector, place }) =>
+    all(part, selector).filter((other) => nameOf(other) === name).at(place);
+
+  const isSelected = (part) => {
+    const selection = getSelection();
+    return !selection.isCollapsed && selection.getRangeAt(0).intersectsNode(part);
+  };
+  const isChanged = (field) => {
+    if (field.matches("select")) {
+      const first = [...field.options].findIndex((option) => option.defaultSelected);
+      return field.selectedIndex !== Math.max(first, 0);
+    }
+    return field.value !== field.defaultValue || Boolean(field.checked) !== Boolean(field.defaultChecked);
+  };
+  const isFilledIn = () =>
+    all(document, "main form :is(input:not([type=hidden]), select, textarea)").some(
+      (field) => field === document.activeElement || isChanged(field),
+    );
+
+  document.addEventListener("htmx:beforeRequest", (event) => {
+    const part = event.detail.elt;
+    const isRepeated = (part.getAttribute("hx-trigger") || "").startsWith("every");
+    if (isRepeated && (document.hidden || isSelected(part))) event.preventDefault();
+  });
+
+  document.addEventListener("htmx:beforeOnLoad", (event) => {
+    if (event.detail.xhr.getResponseHeader("HX-Refresh") && isFilledIn()) event.preventDefault();
+  });
+
+  let kept = null;
+  document.addEventListener("htmx:beforeSwap", ({ detail: { target } }) => {
+    const links = all(target, "a[href]");
+    const seen = links.find((each) => each.getBoundingClientRect().top >= 0) || links.at(-1);
+    const focused = target.contains(document.activeElement) && document.activeElement;
+    kept = {
+      scrolled: all(target, ".scroll").map((each) => each.scrollLeft),
+      opened: all(target, "details[open]").map((each) => each.textContent),
+      focused: focused && describe(target, focused),
+      seen: seen && window.scrollY > 0 && describe(target, seen),
+      top: seen && seen.getBoundingClientRect().top,
+    };
+  });
+
+  document.addEventListener("htmx:afterSwap", ({ target: part }) => {
+    if (!kept) return;
+    const { scrolled, opened, focused, seen, top } = kept;
+    kept = null;
+    for (const each of all(part, "details")) each.open ||= opened.includes(each.textContent);
+    all(part, ".scroll").forEach((each, index) => { each.scrollLeft = scrolled[index] ?? 0; });
+    const row = seen && find(part, seen);
+    if (row) window.scrollBy(0, row.getBoundingClientRect().top - top);
+    const again = focused && find(part, focused);
+    if (again) again.focus({ preventScroll: true });
+  });
+})();
