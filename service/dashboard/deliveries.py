@@ -8,10 +8,10 @@ from service.dashboard.calls import ApiCall
 from service.dashboard.visit import PATH, Visit
 from service.model.callback import VERDICTS
 from service.model.clock import DAY, rfc3339
+from service.model.ids import time_of
 from service.store.stats import STATUSES
 
 DEAD_SPAN_MS = 7 * DAY  # What a replay covers at least, unless its reader says otherwise.
-NEVER = "9999"  # After every time of the API.
 RECEIVERS_MAX = 100  # Of which a reader chooses one; the chosen one is always among them.
 
 
@@ -46,7 +46,9 @@ async def show_dead(visit: Visit) -> Response:
     # The form is no part of what changes while the page is open.
     has_form = visit.may("manage") and not visit.is_live
     subscribers = await _read_receivers(visit, chosen) if has_form else []
-    since = min(rfc3339(visit.now - DEAD_SPAN_MS), *(each["created_at"] for each in rows), NEVER)
+    # A delivery may be younger than its event: a replay made it.
+    events_at = (time_of(each["event_id"]) for each in rows)
+    since = rfc3339(min(visit.now - DEAD_SPAN_MS, *events_at, visit.now))
     values = {
         "fields": query,
         "subscribers": subscribers,

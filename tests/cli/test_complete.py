@@ -16,6 +16,7 @@ ELSEWHERE = {
     "POST /v1/tick": "`genhook tick` works on the database itself; schedules call it by curl",
     "GET /healthz": "platforms call it",
     "GET /readyz": "platforms call it; `genhook doctor` says more",
+    "GET /v1/workers": "`genhook doctor` says who works, and on which shards",
     "GET /metrics": "Prometheus reads it",
     "GET /openapi.yaml": "browsers and generators read it",
     "GET /docs": "browsers show it",

@@ -166,7 +166,6 @@ def opened_in(folder: Path) -> Iterator[Open]:
 TOP = "document.querySelector('.card:nth-last-child(2)').getBoundingClientRect().top"
 
 
-@chromium.needed
 @pytest.mark.timeout(300)
 def test_a_wall_that_changes_leaves_filter_focus_and_place(tmp_path: Path) -> None:
     with opened_in(tmp_path) as one:
@@ -201,7 +200,6 @@ def _ask_nothing_while_hidden(one: Open) -> None:
     expect(one.page.locator(".card")).to_have_count(7)
 
 
-@chromium.needed
 @pytest.mark.timeout(300)
 def test_a_wall_whose_first_picture_is_of_an_unknown_host_waits_for_the_form(
     tmp_path: Path,
@@ -221,7 +219,6 @@ def test_a_wall_whose_first_picture_is_of_an_unknown_host_waits_for_the_form(
         expect(one.page.locator(".card img")).to_have_count(1)
 
 
-@chromium.needed
 @pytest.mark.timeout(300)
 def test_tables_that_change_leave_focus_selection_and_what_is_scrolled(tmp_path: Path) -> None:
     with opened_in(tmp_path) as one:
