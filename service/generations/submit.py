@@ -18,7 +18,7 @@ from service.generations.request import request_of
 from service.generations.send import Submission, send
 from service.generations.stuck import LOOK_AGAIN_MS, Stuck
 from service.model.clock import SECOND
-from service.model.errors import StorageBusyError, StorageError
+from service.model.errors import StorageError
 from service.model.generation import Generation, NewGeneration
 from service.model.ids import time_of
 from service.store import generations
@@ -105,7 +105,7 @@ class Submitter:
             if has_place:
                 self.context.client.prepare()
             generation = await self._mark([generation_id], store(has_place), tenant)
-        except StorageBusyError:  # The client is told at once, and the commit may still succeed.
+        except StorageError:  # The client is told at once; it may be stored, or still be.
             if has_place:
                 self._begin(generation_id, self._put_back_late(tenant, generation_id))
             raise

@@ -27,7 +27,7 @@ class UsageError(CommandError):
 
 
 class StorageError(Exception):
-    """The database failed, and nothing of the unit of work was stored. Answered with 503."""
+    """The database failed: as far as is known, nothing of the unit was stored. It is a 503."""
 
 
 class StorageBusyError(StorageError):
