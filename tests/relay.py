@@ -15,6 +15,14 @@ _UNIT = re.compile(rb"unit:(\w+)")  # A value that a test sends, to name the uni
 Lost = Literal["message", "answer"] | None
 
 
+class _Link:
+    """A connection of a client, by way of the relay."""
+
+    def __init__(self, speaking: asyncio.Event) -> None:
+        self.speaking = speaking
+        self.is_heard = True  # Else the next answer of the server is lost.
+
+
 class Relay:
     """Forwards connections. It may cut one at a COMMIT, or keep all open and forward nothing."""
 
@@ -31,8 +39,13 @@ class Relay:
         """Forward nothing from now on, not even that one side has ended a connection."""
         self._speaking.clear()
 
-    def speak(self) -> None:
-        """Forward again, first what was held back."""
+    def speak(self, *, only_anew: bool = False) -> None:
+        """Forward again, first what was held back; or only connections that are opened from now on.
+
+        The second is what a device does that forgot its connections.
+        """
+        if only_anew:
+            self._speaking = asyncio.Event()
         self._speaking.set()
 
     async def accept(self, client: StreamReader, to_client: StreamWriter) -> None:
@@ -49,15 +62,12 @@ class Relay:
 
     async def _link(self, client: StreamReader, to_client: StreamWriter) -> None:
         server, to_server = await asyncio.open_unix_connection(self._server_path)
-        is_unheard = asyncio.Event()  # The next answer of the server is lost.
-        ways = (
-            self._ask(client, to_server, is_unheard),
-            self._answer(server, to_client, is_unheard),
-        )
+        link = _Link(self._speaking)
+        ways = self._ask(client, to_server, link), self._answer(server, to_client, link)
         tasks = [asyncio.ensure_future(way) for way in ways]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            await self._speaking.wait()
+            await link.speaking.wait()
         finally:
             for task in tasks:
                 task.cancel()
@@ -65,12 +75,10 @@ class Relay:
             to_client.transport.abort()
             to_server.transport.abort()
 
-    async def _ask(
-        self, client: StreamReader, to_server: StreamWriter, is_unheard: asyncio.Event
-    ) -> None:
+    async def _ask(self, client: StreamReader, to_server: StreamWriter, link: "_Link") -> None:
         is_unit, unit = False, ""
         while data := await client.read(1 << 16):
-            await self._speaking.wait()
+            await link.speaking.wait()
             is_unit |= _BEGIN in data
             for name in _UNIT.findall(data):
                 unit = name.decode()
@@ -79,15 +87,13 @@ class Relay:
                 if lost == "message":
                     return
                 if lost == "answer":
-                    is_unheard.set()
+                    link.is_heard = False
             to_server.write(data)
 
-    async def _answer(
-        self, server: StreamReader, to_client: StreamWriter, is_unheard: asyncio.Event
-    ) -> None:
+    async def _answer(self, server: StreamReader, to_client: StreamWriter, link: "_Link") -> None:
         while data := await server.read(1 << 16):
-            await self._speaking.wait()
-            if is_unheard.is_set():
+            await link.speaking.wait()
+            if not link.is_heard:
                 return
             to_client.write(data)
 

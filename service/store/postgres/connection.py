@@ -55,15 +55,39 @@ class Pool:
     @contextlib.asynccontextmanager
     async def transaction(self, **options: Any) -> AsyncIterator[Any]:
         """A connection in a transaction, which is committed at the end."""
-        async with self._connections.acquire(timeout=CONNECT_SECONDS) as connection:
+        connection, transaction = await self._begin(options)
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                stack.push_async_exit(transaction)
+                if self._preamble is not None:
+                    await connection.execute(self._preamble)
+                yield connection
+        except asyncpg.InvalidCachedStatementError:
+            await connection.reload_schema_state()
+            raise
+        finally:
+            await self._connections.release(connection)
+
+    async def _begin(self, options: dict[str, Any]) -> tuple[Any, Any]:
+        """Take a connection, and begin a transaction on it.
+
+        While nobody used them, as in a process that was frozen, all may have ended: nothing was
+        begun on those, so that others, or new ones, take their place.
+        """
+        tries = self._connections.get_max_size() + 1
+        while True:
+            connection = await self._connections.acquire(timeout=CONNECT_SECONDS)
+            transaction = connection.transaction(**options)
             try:
-                async with connection.transaction(**options):
-                    if self._preamble is not None:
-                        await connection.execute(self._preamble)
-                    yield connection
-            except asyncpg.InvalidCachedStatementError:
-                await connection.reload_schema_state()
-                raise
+                await transaction.start()
+            except BaseException as error:
+                tries -= 1
+                has_ended = connection.is_closed() and is_failure(error)
+                await self._connections.release(connection)
+                if not has_ended or not tries:
+                    raise
+            else:
+                return connection, transaction
 
     async def close(self) -> None:
         """Close every connection once it is free."""
