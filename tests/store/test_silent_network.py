@@ -1,4 +1,4 @@
-"""A network between a worker and PostgreSQL that drops everything, while all connections stay open."""
+"""A network between a worker and PostgreSQL that drops everything, while connections stay open."""
 
 import asyncio
 from collections import Counter

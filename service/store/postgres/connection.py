@@ -82,7 +82,7 @@ class Pool:
                 await transaction.start()
             except BaseException as error:
                 tries -= 1
-                has_ended = connection.is_closed() and is_failure(error)
+                has_ended = _has_ended(connection) and is_failure(error)
                 await self._connections.release(connection)
                 if not has_ended or not tries:
                     raise
@@ -96,6 +96,13 @@ class Pool:
     def terminate(self) -> None:
         """Close every connection at once."""
         self._connections.terminate()
+
+
+def _has_ended(connection: Any) -> bool:
+    try:
+        return bool(connection.is_closed())
+    except asyncpg.InterfaceError:  # The pool has noticed it, and taken it back.
+        return True
 
 
 def _arguments(url: str, name: str, *, is_pooled: bool = False) -> dict[str, Any]:
