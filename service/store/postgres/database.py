@@ -14,6 +14,7 @@ import contextlib
 import random  # noqa: TID251  two units that met must not meet again
 import secrets
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
 
@@ -231,15 +232,18 @@ class Database(Writes):
         if before is not None and await was_committed(self._pool, before.number):
             return before.results, before.tx
         item.unanswered = None
-        async with self._pool.transaction(isolation="serializable") as connection:
+        async with self._begin() as connection:
             tx = self._transaction(connection)
             results = [await item.unit(tx, *item.args)]
             if (number := await number_of(connection)) is not None:
                 item.unanswered = Unanswered(number, results, tx)
         return results, tx
 
+    def _begin(self) -> AbstractAsyncContextManager[Any]:
+        return self._pool.transaction(isolation="serializable")
+
     async def _run_batched(self, batch: Sequence[Item]) -> tuple[Sequence[Any], Transaction]:
-        async with self._pool.transaction(isolation="serializable") as connection:
+        async with self._begin() as connection:
             tx = self._transaction(connection)
             results = await batch[0].unit(tx, [item.args[0] for item in batch])
             assert len(results) == len(batch), "a batched unit returned too few results"
