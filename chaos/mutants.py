@@ -25,7 +25,7 @@ from bench.report import fill
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "reliability.md"
 COPIED = (
-    *("service", "tests", "chaos", "bench", "docs"),
+    *("service", "tests", "chaos", "bench", "docs", "deploy"),
     *("openapi.yaml", "pyproject.toml", "README.md", "CHANGELOG.md", "constraints.txt"),
 )
 NOT_COPIED = shutil.ignore_patterns("__pycache__", "data", "mutants.*")

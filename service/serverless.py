@@ -5,6 +5,8 @@ submission that is cut off is lost.
 """
 
 import asyncio
+import base64
+import contextlib
 from collections.abc import Collection
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,7 +18,7 @@ from mangum.types import LambdaContext
 from starlette.types import Receive, Scope, Send
 
 from service.api import asgi
-from service.api.problem import unavailable
+from service.api.problem import Problem, unavailable
 from service.app import App, configure_log
 from service.model.clock import now_ms
 from service.model.errors import SettingsError, StorageError
@@ -29,6 +31,12 @@ TICK_SECONDS_MAX = 60.0
 TICK_SHARE = 0.5  # Of the function's time; what is under way then has the rest of it.
 END_SECONDS = 1.0  # Left of the function's time, to answer.
 TEXT_TYPES = [*DEFAULT_TEXT_MIME_TYPES, "application/problem+json", "application/yaml"]
+
+BAD_BODY = "The body is not the text, or not the Base64, that its event says that it is."
+OTHER_EVENT = (
+    "genhook takes requests of API Gateway, of a function URL or of a load balancer, and events of "
+    'a schedule, which have {"detail-type": "Scheduled Event"}; this event is neither.'
+)
 
 
 class Function:
@@ -56,9 +64,12 @@ class Function:
     def __call__(self, event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
         """Answer an HTTP request, of API Gateway or a function URL; tick for a schedule's event."""
         asyncio.set_event_loop(self._loop)
-        if event.get("detail-type") == SCHEDULED:
+        kind = event if isinstance(event, dict) else {}
+        if kind.get("detail-type") == SCHEDULED:
             return self._loop.run_until_complete(self._tick(context))
-        answer: dict[str, Any] = self._http(event, context)
+        if "requestContext" not in kind:
+            raise ValueError(OTHER_EVENT)
+        answer: dict[str, Any] = self._http(_with_body(event), context)
         return answer
 
     async def _start(self) -> App:
@@ -80,6 +91,9 @@ class Function:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; end only with the submissions that are under way."""
+        if scope["aws.event"]["body"] is None:
+            await asgi.refuse(scope, send, Problem(400, "invalid_json", BAD_BODY), now_ms())
+            return
         try:
             app = await self._start()
         except StorageError as error:
@@ -88,6 +102,17 @@ class Function:
             return
         await app(scope, receive, send)
         await _wait_for(app.worker.submitter.in_flight.values(), scope["aws.context"])
+
+
+def _with_body(event: dict[str, Any]) -> dict[str, Any]:
+    """Return the event with its body as bytes, or as None if that cannot be read."""
+    text, body = event.get("body") or "", None
+    if isinstance(text, str):
+        with contextlib.suppress(ValueError):
+            is_encoded = event.get("isBase64Encoded")
+            body = base64.b64decode(text, validate=True) if is_encoded else text.encode()
+    headers = event.get("headers") or {}
+    return {**event, "headers": headers, "body": body, "isBase64Encoded": False}
 
 
 async def _wait_for(tasks: Collection[asyncio.Task[Any]], context: LambdaContext) -> None:

@@ -32,7 +32,9 @@ _log = log.get()
 WATCH_SECONDS = 0.1
 LOOK_EVERY_MS = MINUTE  # How long a hand-over that was missed can stay unnoticed.
 LANES_PER_SECOND = 10_000  # Looked at on account of other processes' commits.
-CLEAN_PAUSE_MS = 100
+# Between two batches of cleaning others commit: for twice as long as the first of them took.
+CLEAN_PAUSES = 2
+CLEAN_PAUSE_MS_MIN, CLEAN_PAUSE_MS_MAX = 10, SECOND
 BACKOFF_SECONDS_MAX = 60.0  # Of a step that fails again and again.
 
 Step = Callable[[int], Coroutine[Any, Any, int | None]]  # Returns when to be called next.
@@ -222,7 +224,11 @@ class Session:
         finally:
             self._is_cleaning = False
         self._counts["deleted"] += deleted
-        return next_at if self._in_tick else max(next_at, now + CLEAN_PAUSE_MS)
+        if self._in_tick:
+            return next_at
+        ended_at = self.context.clock()
+        pause_ms = max(CLEAN_PAUSES * (ended_at - now), CLEAN_PAUSE_MS_MIN)
+        return max(next_at, ended_at + min(pause_ms, CLEAN_PAUSE_MS_MAX))
 
 
 def log_failure(step: Step, error: Exception, failures: int) -> float:

@@ -10,6 +10,7 @@ import msgspec
 
 from service.model.errors import SettingsError
 from service.model.number import read_decimal, read_whole
+from service.model.server_url import split_hosts
 
 ENVIRONMENT: Mapping[str, str] = os.environ  # noqa: TID251  the only module that reads it
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -89,10 +90,7 @@ def _database_path(value: str) -> str:
 
 
 def _postgres_url(value: str) -> str:
-    try:
-        urlsplit(_text(value)).port  # noqa: B018  it is read for its check
-    except ValueError:  # Its message could quote a password.
-        raise ValueError("must be a URL such as postgresql://genhook@db.internal/genhook") from None
+    split_hosts(_text(value))  # It checks them.
     return value
 
 

@@ -1,25 +1,24 @@
-"""Chromium, driven by playwright. A test that needs it is skipped where there is none."""
+"""Chromium, driven by playwright. A test that needs it is skipped without it, except in CI."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
+from tests import programs
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")  # Debian's, and others.
-PATH = next(filter(None, map(shutil.which, NAMES)), None)
-needed = pytest.mark.skipif(PATH is None, reason="there is no Chromium: apt-get install chromium")
 
 
 @contextmanager
 def launched() -> Iterator[Browser]:
     """Run a browser."""
+    path = programs.find(*NAMES)
     with sync_playwright() as playwright:
         # Its sandbox needs rights that root in a container has not.
         arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
-        browser = playwright.chromium.launch(executable_path=PATH, args=arguments)
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
         yield browser
         browser.close()
 

@@ -6,6 +6,7 @@ emptied after a test, which takes a few milliseconds.
 
 import asyncio
 import re
+import subprocess
 import threading
 import warnings
 from collections.abc import Callable, Coroutine
@@ -140,6 +141,13 @@ def serve(folder: Path, cleanup_mode: str) -> Any:
 def program(name: str) -> Path:
     """Return the path of a program of PostgreSQL, as `pg_dump`."""
     return Path(_package().__file__).parent / "pginstall" / "bin" / name
+
+
+def version(programs: Path) -> str:
+    """Return the major version of the server that these programs are of."""
+    line = [str(programs / "postgres"), "--version"]
+    said = subprocess.run(line, check=True, capture_output=True, text=True, timeout=60)  # noqa: S603
+    return said.stdout.partition("(PostgreSQL) ")[2].partition(".")[0]
 
 
 def _package() -> Any:

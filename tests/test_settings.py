@@ -107,6 +107,11 @@ BAD = [
     ("GENHOOK_ADMIN_KEY", "ghk_" + "k" * 64),
     ("GENHOOK_DATABASE_URL", "postgresql://app:hush-hush@[::1/genhook"),
     ("GENHOOK_DATABASE_URL", "postgres://app:hush-hush@db:port/genhook"),
+    ("GENHOOK_DATABASE_URL", "postgres://app:hush-hush#1@db/genhook"),
+    ("GENHOOK_DATABASE_URL", "postgres://app:hush-hush/1@db/genhook"),
+    ("GENHOOK_DATABASE_URL", "postgresql://app:hush-hush@a:1,b:port/genhook"),
+    ("GENHOOK_DATABASE_URL", "postgresql://app:hush-hush@a,b/genhook?target_session_attrs=standby"),
+    ("GENHOOK_DATABASE_URL", "postgresql://app:hush-hush@x@a:1,b:2/genhook"),
     ("GENHOOK_ADMIN_KEY", "hush-hush" * 9),
     ("GENHOOK_ADMIN_KEY", "ghk_hush-hush"),
     ("GENHOOK_ADMIN_KEY", "ghk_hush-hush" + "ä" * 40),
@@ -213,6 +218,14 @@ def test_no_password_of_a_postgresql_url_is_shown() -> None:
     assert settings.is_postgres
     assert settings.database_name == "postgresql://db:1/genhook"
     assert {"hush-hush", "second-one", "third"} <= set(settings.secrets)
+    assert "hush" not in repr(settings)
+
+
+def test_no_password_of_a_url_with_several_hosts_is_shown() -> None:
+    url = "postgresql://app:hush-%40hush@a:1,[::1]:2,c/genhook?target_session_attrs=read-write"
+    settings = read_settings({**BASE, "GENHOOK_DATABASE_URL": url})
+    assert settings.database_name == "postgresql://a:1,[::1]:2,c/genhook"
+    assert "hush-@hush" in settings.secrets
     assert "hush" not in repr(settings)
 
 

@@ -11,7 +11,7 @@ from service.cli import interrupts, output, streams
 from service.cli.arguments import Echo, define
 from service.cli.environment import settings_of_existing
 from service.model.clock import now_ms
-from service.model.errors import CommandError, StorageError
+from service.model.errors import CommandError, MissingError, StorageError, UsageError
 from service.model.ids import new_id
 from service.model.key import TENANT_NAME, TENANT_NAME_RULE, Key, new_key
 from service.settings import Settings, read_settings
@@ -80,7 +80,7 @@ def create_key(options: argparse.Namespace, echo: Echo) -> int:
     """Create an API key and print it."""
     tenant = options.tenant or DEFAULT_TENANT
     if not TENANT_NAME.fullmatch(tenant):
-        raise CommandError(f"a tenant's name is {TENANT_NAME_RULE}.")
+        raise UsageError(f"a tenant's name is {TENANT_NAME_RULE}.")
     streams.require_output("the key")
     now = now_ms()
     key = Key(
@@ -187,6 +187,6 @@ async def _revoke(tx: "Transaction", _context: "Context", key_id: str) -> Key:
 
     key = await rows.read_by_id(tx, Key, key_id)
     if key is None:
-        raise CommandError(f"there is no key {key_id}: genhook keys list --offline shows all.")
+        raise MissingError(f"there is no key {key_id}: genhook keys list --offline shows all.")
     await keys.revoke(tx, key_id)
     return key

@@ -62,6 +62,12 @@ class Test(TypedDict):
     attempt: Attempt
 
 
+class Filtered(TypedDict):
+    """A subscriber, as far as its filter goes."""
+
+    filter: dict[str, Any]
+
+
 class Entry(TypedDict):
     """An entry of a timeline."""
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from service.model.errors import CommandError, UsageError
+from service.model.errors import UsageError
 from service.model.number import read_decimal, read_whole
 
 Echo = Callable[[str], None]  # Prints a line.
@@ -125,6 +125,16 @@ def parse_pair(text: str) -> tuple[str, str]:
     return name, value
 
 
+def parse_pair_or_none(text: str) -> tuple[str, ...]:
+    """Read a name and a value as `parse_pair` does, or `none`, which is no pair."""
+    return () if text == "none" else parse_pair(text)
+
+
+def parse_list(text: str) -> list[str]:
+    """Split a text at its commas; `all` is the empty list, which the API takes for all."""
+    return [] if text == "all" else split_commas(text)
+
+
 def parse_seconds(text: str) -> list[int]:
     """Read whole seconds that are separated by commas."""
     return [parse_whole(part) for part in split_commas(text)]
@@ -147,11 +157,18 @@ def parse_limit(text: str) -> object:
 
 
 def parse_json_object(text: str) -> dict[str, Any]:
-    """Read a JSON object."""
+    """Read a JSON object, in which no object has a name twice."""
+    import json
+
     import msgspec
+
+    def check_names(pairs: list[tuple[str, Any]]) -> None:
+        twice = len(pairs) > len(dict(pairs))
+        check(not twice, "a JSON object with every name once")
 
     try:
         value = msgspec.json.decode(text)
+        json.loads(text, object_pairs_hook=check_names)  # msgspec keeps the last one of a name.
     except (ValueError, RecursionError):  # No JSON, no UTF-8, or nested too deeply.
         value = None
     check(isinstance(value, dict), "a JSON object, such as '{\"num_images\": 2}'")
@@ -161,8 +178,8 @@ def parse_json_object(text: str) -> dict[str, Any]:
 def read_key(option: str | None) -> str:
     """Return the key of a client, without spaces and line ends around it.
 
-    option: that of `--key`. CommandError if there is none; UsageError if it cannot be sent, which
-    does not quote it, as the error of httpx would.
+    option: that of `--key`. UsageError if there is none, or if it cannot be sent, which does not
+    quote it, as the error of httpx would.
     """
     from service.settings import ENVIRONMENT, is_visible
 
@@ -170,7 +187,7 @@ def read_key(option: str | None) -> str:
     keys = {"--key": option} | {name: ENVIRONMENT.get(name) for name in names}
     name, key = next(((name, key.strip()) for name, key in keys.items() if key), ("", ""))
     if not key:
-        raise CommandError("a key is needed: give --key, or set GENHOOK_API_KEY.")
+        raise UsageError("a key is needed: give --key, or set GENHOOK_API_KEY.")
     if not is_visible(key):
         raise UsageError(f"{name} must be visible ASCII characters, without spaces.")
     return key

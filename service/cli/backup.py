@@ -5,8 +5,11 @@ import contextlib
 import os
 import secrets
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
+from service.cli import interrupts
 from service.cli.arguments import Echo, define
 from service.cli.environment import settings_of_existing
 from service.model.errors import CommandError
@@ -35,30 +38,57 @@ def backup(options: argparse.Namespace, echo: Echo) -> int:
         raise CommandError(f"the backup failed: {problem}")
     # Its own: another backup to FILE at the same time would write into it, and end with it.
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    try:
-        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        _copy(source, partial)
-        os.link(partial, target)  # Unlike a rename, it fails if the file exists.
-    except FileExistsError:
-        raise exists_already from None
-    except (OSError, sqlite3.Error) as error:
-        reason = getattr(error, "strerror", None) or error  # Without the name of our own file.
-        raise CommandError(f"the backup to {target} failed: {reason}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with interrupts.cleaned_up():
+        try:
+            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            _copy(source, partial)
+            os.link(partial, target)  # Unlike a rename, it fails if the file exists.
+        except FileExistsError:
+            raise exists_already from None
+        except (OSError, sqlite3.Error) as error:
+            raise CommandError(f"the backup to {target} failed: {_reason(error)}") from error
+        finally:
+            partial.unlink(missing_ok=True)
     echo(f"{target} is a complete copy of {source}, of {target.stat().st_size >> 10} KiB.")
     return 0
 
 
+def _reason(error: OSError | sqlite3.Error) -> object:
+    """Say why a backup failed, without the name of our own file."""
+    # VACUUM says of a damaged database that it cannot open the copy.
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
+        return "the database is damaged: genhook doctor says how"
+    return getattr(error, "strerror", None) or error
+
+
+def _execute(connection: sqlite3.Connection, statement: str, *values: str) -> list[Any]:
+    """Run a statement that takes long, and end it at Ctrl-C; return its rows.
+
+    The main thread could not see a signal as long as it is inside of SQLite.
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        running = pool.submit(lambda: connection.execute(statement, values).fetchall())
+        try:
+            return running.result()
+        except KeyboardInterrupt:
+            while wait([running], timeout=0.1).not_done:  # It may not have begun yet.
+                connection.interrupt()
+            raise
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+
 def _copy(source: Path, target: Path) -> None:
     """Copy one snapshot in one step; the steps of SQLite's backup API start anew at each commit."""
-    with contextlib.closing(sqlite3.connect(source, isolation_level=None)) as connection:
+    with contextlib.closing(_open(source)) as connection:
         connection.execute("PRAGMA busy_timeout=5000")
-        if schema.version(connection) < 0:
+        if schema.version(connection) <= 0:  # A copy that has not ended, or nothing of genhook.
             raise CommandError(f"the backup failed: {schema.problem(connection)}")
-        connection.execute("VACUUM INTO ?", (str(target),))
-    with contextlib.closing(sqlite3.connect(target, isolation_level=None)) as connection:
-        [[verdict]] = connection.execute("PRAGMA quick_check(1)").fetchall()
+        _execute(connection, "VACUUM INTO ?", str(target))
+    with contextlib.closing(_open(target)) as connection:
+        [[verdict]] = _execute(connection, "PRAGMA quick_check(1)")
     if verdict != "ok":
         raise CommandError(f"the backup failed: {verdict}")
     descriptor = os.open(target, os.O_RDONLY)

@@ -9,7 +9,7 @@ import msgspec
 from service.cli import answers, output
 from service.cli.arguments import read_key
 from service.cli.deadline import LateError, deadline
-from service.model.errors import CommandError, UsageError
+from service.model.errors import CommandError, MissingError, UsageError
 from service.settings import ENVIRONMENT, is_loopback, read_variable
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 REQUEST_SECONDS = 75.0  # For a request and its whole answer: the longest `?wait`, and a margin.
 ANSWER_BYTES_MAX = 16 << 20  # Of the body of an answer: the server may not be genhook.
+NEVER_IN_HOSTS = frozenset(' %\\"<>^`{|}')  # httpx would look for such a host.
 EXAMPLE_URL = "http://127.0.0.1:8000"
 
 
@@ -26,10 +27,8 @@ class UnreachableError(CommandError):
     status = 3
 
 
-class MissingError(CommandError):
-    """There is nothing with this id, or it is another tenant's."""
-
-    status = 4
+class UnsentError(UnreachableError):
+    """No connection came about: the service was asked for nothing."""
 
 
 class KeyRefusedError(CommandError):
@@ -39,7 +38,7 @@ class KeyRefusedError(CommandError):
 
 
 _ERROR_OF = {401: KeyRefusedError, 403: KeyRefusedError, 404: MissingError}
-_ERROR_OF |= dict.fromkeys((502, 503, 504), UnreachableError)
+_UNAVAILABLE = (502, 503, 504)  # Also what a proxy in front of the service answers.
 
 
 def connect(options: argparse.Namespace) -> "httpx.Client":
@@ -86,7 +85,7 @@ def find_url(option: str | None) -> str:
     name, url = next(((name, url) for name, url in urls.items() if url), ("", ""))
     if not url:
         return f"http://127.0.0.1:{read_variable('PORT') or 8000}"
-    if not is_sendable(url):
+    if not is_sendable(url) or "?" in url or "#" in url:  # Paths are added to it.
         raise UsageError(f"{name} must be the URL of a service, such as {EXAMPLE_URL}.")
     if "@" in urlsplit(url).netloc:
         raise UsageError(f"{name} must have no user and no password: genhook takes an API key.")
@@ -99,10 +98,11 @@ def is_sendable(url: str) -> bool:
 
     try:
         parts = httpx.URL(url)
-        parts.raw_host.decode().encode("idna")  # As Python's sockets do.
+        host = parts.raw_host.decode()
+        host.encode("idna")  # As Python's sockets do.
         split = urlsplit(url)
         _ = split.port  # ValueError above 65535, where sockets would take the rest of a division.
-        is_absolute = bool(parts.host and split.hostname)
+        is_absolute = bool(parts.host and split.hostname) and not set(host) & NEVER_IN_HOSTS
     except (httpx.InvalidURL, ValueError):
         return False
     return is_absolute and parts.scheme in ("http", "https")
@@ -112,7 +112,7 @@ def call(client: "httpx.Client", method: str, path: str, **options: Any) -> "htt
     """Send a request; return a 2xx answer, whose body is read.
 
     CommandError for any other answer, and for one that is too long; UnreachableError if a retry
-    may help.
+    may help, which is an UnsentError if nothing was asked for.
     """
     import httpx
 
@@ -121,7 +121,9 @@ def call(client: "httpx.Client", method: str, path: str, **options: Any) -> "htt
             answer = _read(streamed)
     except (httpx.RequestError, LateError) as error:
         reason = output.plain(error) or type(error).__name__
-        raise UnreachableError(f"no answer from {client.base_url}: {reason}.") from error
+        is_unsent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+        kind = UnsentError if is_unsent else UnreachableError
+        raise kind(f"no answer from {client.base_url}: {reason}.") from error
     except (UnicodeError, RecursionError) as error:
         raise CommandError("the request has no form in JSON.") from error
     if answer.is_success:
@@ -139,7 +141,10 @@ def _read(answer: "httpx.Response") -> "httpx.Response":
         if len(body) > ANSWER_BYTES_MAX:
             limit = f"{ANSWER_BYTES_MAX >> 20} MiB"
             raise CommandError(f"{answer.url} answered with more than {limit}, which is too much.")
-    return httpx.Response(answer.status_code, content=bytes(body), request=answer.request)
+    where = {k: v for k, v in answer.headers.items() if k == "location"}
+    return httpx.Response(
+        answer.status_code, headers=where, content=bytes(body), request=answer.request
+    )
 
 
 def ask(client: "httpx.Client", method: str, path: str, shape: Any, **options: Any) -> Any:
@@ -166,7 +171,11 @@ def not_genhook(client: "httpx.Client") -> CommandError:
 
 
 def _to_error(answer: "httpx.Response") -> CommandError:
-    """Return the problem in an answer as one sentence, with its code."""
+    """Return the problem in an answer as one sentence, with its code.
+
+    An answer of another server says nothing about an id or a key of genhook.
+    """
+    kind = UnreachableError if answer.status_code in _UNAVAILABLE else CommandError
     try:
         problem = msgspec.json.decode(answer.content, type=answers.Problem)
         errors = [e for e in problem.errors if e["message"] not in problem.detail]
@@ -175,6 +184,9 @@ def _to_error(answer: "httpx.Response") -> CommandError:
         # It may be another service than the one that was meant.
         service = answer.url.copy_with(raw_path=b"")
         message = output.plain(f"{detail} ({problem.code}), says {service}.")
+        kind = _ERROR_OF.get(answer.status_code, kind)
     except (ValueError, RecursionError):
         message = f"{answer.url} answered {answer.status_code}, but not with a problem of genhook."
-    return _ERROR_OF.get(answer.status_code, CommandError)(message)
+        if answer.has_redirect_location:
+            message = f"{message[:-1]}: it redirects to {output.plain(answer.headers['location'])}."
+    return kind(message)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.cli import answers, calls, output
 from service.cli.arguments import NULL, Echo, add_command, add_group, add_json, define
-from service.cli.command import Command, Commands, Place
+from service.cli.command import Argument, Command, Commands, Place
 
 if TYPE_CHECKING:
     import httpx
@@ -26,10 +26,18 @@ def add_commands(parser: argparse.ArgumentParser, commands: Commands) -> None:
         each = parser if group is None else add_command(group, name, command.summary, act, example)
         for argument in command.arguments:
             if argument.flag.startswith("-"):
-                each.add_argument(argument.flag, dest=argument.dest, **argument.options)
+                names = {"dest": argument.dest, **_metavar(argument)}
+                each.add_argument(argument.flag, **names, **argument.options)
             elif argument.flag:
                 each.add_argument(argument.dest, **argument.options)
         add_remote(each)
+
+
+def _metavar(argument: Argument) -> dict[str, Any]:
+    """Name the value of an option by its flag; argparse would take our name for the value."""
+    if {"action", "choices", "metavar"} & argument.options.keys():
+        return {}
+    return {"metavar": argument.flag.lstrip("-").replace("-", "_").upper()}
 
 
 def add_remote(parser: argparse.ArgumentParser) -> None:
@@ -95,8 +103,6 @@ def values_of(command: Command, options: argparse.Namespace, place: Place) -> di
         value = argument.value_of(options) if argument.place == place else None
         if value is None:
             continue
-        if argument.options.get("action") == "append":
-            value = dict(value)
         value = None if value is NULL else value
         outer, _, inner = argument.field.partition(".")
         if inner:

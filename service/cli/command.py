@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from service.cli.arguments import Echo, parse_id, parse_idempotency_key, parse_pair, parse_whole
+from service.cli.output import plain
+from service.model.errors import UsageError
 
 Place = Literal["path", "query", "body", "own"]  # "own": only the function of the command reads it.
 
@@ -27,8 +29,14 @@ class Argument(NamedTuple):
         return "argument_" + self.flag.lstrip("-").replace("-", "_")
 
     def value_of(self, options: argparse.Namespace) -> Any:
-        """Return the value to send; None if there is none."""
-        return getattr(options, self.dest) if self.flag else self.options["const"]
+        """Return the value to send; None if there is none. UsageError for a name given twice."""
+        value = getattr(options, self.dest) if self.flag else self.options["const"]
+        if self.options.get("action") != "append" or value is None:
+            return value
+        names = [name for name, _ in filter(None, value)]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UsageError(f"{self.flag} gives {plain(twice)} twice: give it once.")
+        return dict(filter(None, value))
 
 
 class Command(NamedTuple):
@@ -59,9 +67,9 @@ def argument(place: Place, flag: str, help_: str, field: str = "", **options: An
     return Argument(flag, place, name, {"help": help_, **options})
 
 
-def pairs(place: Place, flag: str, help_: str, field: str = "") -> Argument:
+def pairs(place: Place, flag: str, help_: str, field: str = "", **options: Any) -> Argument:
     """Return an option that may be repeated, with a name and a value each."""
-    options: dict[str, Any] = {"type": parse_pair, "action": "append", "metavar": "NAME=VALUE"}
+    options = {"type": parse_pair, "action": "append", "metavar": "NAME=VALUE", **options}
     return argument(place, flag, f"{help_}; may be repeated", field, **options)
 
 

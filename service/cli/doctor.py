@@ -7,11 +7,12 @@ import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
 from service.cli import descriptors, output
 from service.cli.arguments import Echo, add_json, define
+from service.cli.database_checks import Level, judge_due, judge_indexes
 from service.delivery import signing
 from service.model.clock import MINUTE, now_ms, parse_rfc3339, rfc3339
 from service.model.errors import SettingsError
@@ -24,8 +25,6 @@ DISK_WARN_BYTES = 1 << 30
 CLOCK_OFF_MS = 2 * MINUTE  # Receivers of Standard Webhooks allow five minutes.
 RELEASED_AT = parse_rfc3339("2026-01-01T00:00:00Z")
 ONLINE_SECONDS = 10.0
-
-Level = Literal["ok", "warn", "fail"]
 
 
 class Finding(NamedTuple):
@@ -194,16 +193,14 @@ def _disk(folder: Path) -> Finding:
 
 def _inside(connection: sqlite3.Connection, settings: Settings, now: int) -> Iterator[Finding]:
     """Check what the database holds: schema, integrity, writes, secrets, times."""
-    from service.store.migrations import describe_problem
     from service.store.sqlite import schema
+    from service.store.sqlite.statements import statements
 
-    version, latest = schema.version(connection), schema.latest()
-    if version != latest:
-        is_old = 0 <= version < latest
-        message = f"{describe_problem(version, latest)}."
-        yield Finding("warn" if is_old else "fail", "schema", message[:1].upper() + message[1:])
+    if problem := schema.problem(connection):
+        level: Level = "warn" if schema.is_old(connection) else "fail"
+        yield Finding(level, "schema", f"{problem[:1].upper()}{problem[1:]}.")
         return
-    yield Finding("ok", "schema", f"The schema is {version}, which is the latest.")
+    yield Finding("ok", "schema", f"The schema is {schema.latest()}, which is the latest.")
     # The whole file, which takes a while if it is large: a start does not look for this.
     damage = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
     if damage != "ok":
@@ -212,6 +209,11 @@ def _inside(connection: sqlite3.Connection, settings: Settings, now: int) -> Ite
     # A commit that changes nothing: only with one does a full or failing disk show itself.
     connection.execute("UPDATE revisions SET number = number")
     yield Finding("ok", "database", "It is intact and can be written to.")
+    missing = schema.missing_indexes(connection)
+    yield from (Finding(*each) for each in judge_indexes(missing))
+    if not missing:
+        due = connection.execute(statements()["stats_due"].sql)
+        yield from (Finding(*each) for each in judge_due(due, now))
     yield _seals(connection.execute("SELECT id, sealed_secrets FROM tenants"), settings)
     event = connection.execute("SELECT id FROM events ORDER BY seq DESC LIMIT 1").fetchone()
     newest = time_of(event[0]) if event else 0

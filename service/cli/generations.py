@@ -1,6 +1,9 @@
 """`genhook generations`: create them, look at them, end them, save their files."""
 
 import argparse
+import secrets
+import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, get_args
 
 from service.cli import answers, calls, client, output, saving, streams
@@ -12,7 +15,11 @@ from service.model.generation import OPEN, GenerationStatus
 if TYPE_CHECKING:
     import httpx
 
+Wait = Callable[[float], object]
+
 WAIT_SECONDS = 30
+SUBMIT_SECONDS = 10.0  # The service's own default, GENHOOK_SUBMIT_WAIT_SECONDS.
+LOOK_SECONDS = 0.1
 ALL = "/v1/generations"
 ONE = f"{ALL}/{{id}}"
 EXAMPLE = "gen_01a1f83ac6f470008f5b21d7c0e394a6"
@@ -25,16 +32,36 @@ def add_generations(parser: argparse.ArgumentParser) -> None:
 
 def create(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     """Create a generation, or request one once more; 1 if it has failed by the end."""
-    more: dict[str, Any] = {}
-    waits = options.argument_wait or options.argument_save is not None
-    if options.argument_no_wait or waits:  # Its id is known before upstream has answered.
-        more["headers"] = {"Prefer": "respond-async"}
+    # Its id is known before upstream has answered.
+    more: dict[str, Any] = {"headers": {"Prefer": "respond-async"}}
     if command.path == ALL:
         values = {**client.values_of(command, options, "body"), "input": _input_of(options)}
         more["json"] = values
     with calls.connect(options) as connection:
-        generation = client.send(connection, command, options, answers.Generation, **more)
-        return _follow(connection, options, echo, generation, is_judged=True)
+        generation = _request(connection, command, options, more)
+        seconds = 0.0 if options.argument_no_wait else SUBMIT_SECONDS
+        return _follow(connection, options, echo, generation, submit_seconds=seconds)
+
+
+def _request(
+    connection: "httpx.Client", command: Command, options: argparse.Namespace, more: dict[str, Any]
+) -> Any:
+    """Send a request that may be paid for, with an idempotency key: its answer may be lost.
+
+    Whoever repeats the command has to be able to say that it is the same request.
+    """
+    key = options.argument_idempotency_key or secrets.token_hex(16)
+    options.argument_idempotency_key = key
+    repeat = f"It may have been stored: repeat it with --idempotency-key {key}, to pay once."
+    try:
+        return client.send(connection, command, options, answers.Generation, **more)
+    except calls.UnsentError:
+        raise
+    except calls.UnreachableError as error:
+        raise calls.UnreachableError(f"{str(error).rstrip('.')}. {repeat}") from error
+    except KeyboardInterrupt:
+        streams.note(f"genhook: interrupted. {repeat}")
+        raise
 
 
 def _input_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -48,7 +75,7 @@ def get(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     """Show a generation; with `--wait` or `--save`, 1 unless it succeeds."""
     with calls.connect(options) as connection:
         generation = client.send(connection, command, options, answers.Generation)
-        return _follow(connection, options, echo, generation, is_judged=False)
+        return _follow(connection, options, echo, generation)
 
 
 def act(command: Command, options: argparse.Namespace, echo: Echo) -> int:
@@ -65,43 +92,64 @@ def _follow(
     echo: Echo,
     generation: Any,
     *,
-    is_judged: bool,
+    submit_seconds: float | None = None,
 ) -> int:
     """Show a generation, after waiting and saving its files if the options want that.
 
     What may be paid for already is named before anybody waits, whatever ends the waiting.
+
+    submit_seconds: how long to wait for upstream to take a new one; None for one that is not new.
     """
     folder = options.argument_save
     waits = options.argument_wait or folder is not None
-    begun = output.generation(generation)[:1] if waits and generation["status"] in OPEN else []
+    is_open = generation["status"] in OPEN
+    begun = output.generation(generation)[:1] if is_open and (waits or submit_seconds) else []
     for line in begun:
         (streams.note if options.json else echo)(line)
     if waits:
         generation = _wait(connection, generation)
+    elif submit_seconds:
+        generation = _wait_for_upstream(connection, generation, submit_seconds)
     client.show(options, echo, generation, output.generation(generation)[len(begun) :])
     status, is_saved = generation["status"], True
     if folder is not None and status == "succeeded":
         is_saved = _save(generation, folder, options, echo)
-    has_failed = (waits or is_judged) and status not in (*OPEN, "succeeded")
+    has_failed = (waits or submit_seconds is not None) and status not in (*OPEN, "succeeded")
     return 1 if has_failed or not is_saved else 0
 
 
 def _wait(connection: "httpx.Client", generation: Any) -> Any:
-    path, shape = f"{ALL}/{generation['id']}", answers.Generation
+    while generation["status"] in OPEN:
+        generation = _ask_again(connection, generation, {"wait": WAIT_SECONDS})
+    return generation
+
+
+def _wait_for_upstream(
+    connection: "httpx.Client", generation: Any, seconds: float, wait: Wait | None = None
+) -> Any:
+    """Return the generation once upstream has answered, or as it is after so many seconds."""
+    for _ in range(round(seconds / LOOK_SECONDS)):
+        if generation["status"] != "queued":
+            break
+        (wait or threading.Event().wait)(LOOK_SECONDS)
+        generation = _ask_again(connection, generation, {})
+    return generation
+
+
+def _ask_again(connection: "httpx.Client", generation: Any, query: dict[str, int]) -> Any:
+    path = f"{ALL}/{generation['id']}"
     try:
-        while generation["status"] in OPEN:
-            query = {"wait": WAIT_SECONDS}
-            generation = calls.ask(connection, "GET", path, shape, params=query)
+        return calls.ask(connection, "GET", path, answers.Generation, params=query)
     except calls.UnreachableError as error:
         get_it = f"genhook generations get {output.plain(generation['id'])}"
         raise calls.UnreachableError(f"{str(error).rstrip('.')}. It goes on: {get_it}.") from error
-    return generation
 
 
 def list_(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     """List generations; each pair of `--metadata` is a filter of its own."""
     query = client.values_of(command, options, "query")
-    query |= {f"metadata.{name}": value for name, value in options.argument_metadata or []}
+    pairs_ = _WITH_METADATA.value_of(options) or {}
+    query |= {f"metadata.{name}": value for name, value in pairs_.items()}
     with calls.connect(options) as connection:
         page = client.send(connection, command, options, params=query)
     client.show_answer(command, options, echo, page)
@@ -136,7 +184,7 @@ def _save(generation: Any, folder: str, options: argparse.Namespace, echo: Echo)
 
 
 _ASYNC = argument(
-    *("own", "--no-wait", "answer once it is stored, before upstream took it"), action="store_true"
+    *("own", "--no-wait", "show it once it is stored, before upstream took it"), action="store_true"
 )
 _MAX_BYTES = argument(
     *("own", "--max-bytes", f"keep no file that is larger ({saving.FILE_BYTES_MAX})"),
@@ -161,10 +209,11 @@ _CREATE = (
     argument("body", "--notify-url", "send its outcome to this URL", metavar="URL"),
     *(IDEMPOTENCY, _ASYNC, *_WAITING),
 )
+_WITH_METADATA = pairs("own", "--metadata", "only with this pair")
 _LIST = (
     argument("query", "--status", "only with this status", choices=get_args(GenerationStatus)),
     argument("query", "--model", "only of this model"),
-    pairs("own", "--metadata", "only with this pair"),
+    _WITH_METADATA,
     argument("query", "--created-after", "only after this RFC 3339 time", metavar="TIME"),
     argument("query", "--created-before", "only before this RFC 3339 time", metavar="TIME"),
     *PAGING,

@@ -1,4 +1,7 @@
-"""Ctrl-C: KeyboardInterrupt while a command works, and a quiet end before and after that."""
+"""Ctrl-C: KeyboardInterrupt while a command works, and a quiet end before and after that.
+
+SIGTERM and SIGHUP end a command at once, but for what would leave something behind.
+"""
 
 import contextlib
 import os
@@ -25,6 +28,34 @@ def handled() -> Iterator[None]:
 def always_raise() -> None:
     """Let Ctrl-C raise KeyboardInterrupt everywhere; asyncio then cancels what runs instead."""
     _set(signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def cleaned_up() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, and after it the process as they do.
+
+    For a block that would leave files or processes behind. Only the main thread may call it.
+    """
+    came: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        handler = signal.getsignal(signal.SIGINT)  # That of asyncio cancels what runs.
+        if not callable(handler):
+            raise KeyboardInterrupt
+        handler(number, frame)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _set(handler: Any) -> None:

@@ -81,6 +81,12 @@ COMMANDS = {
         ("id", "state", "tenant", "scopes", "name"),
         run=act,
     ),
+    "get": Command(
+        "show the record of a key, without the key itself",
+        "keys get key_01a1f83ac6f470008f5b21d7c0e394a6",
+        *("GET", "/v1/keys/{id}", (ID,)),
+        shows=("id", "name", "tenant", "scopes", "created_at", "last_used_at", "revoked_at"),
+    ),
     "revoke": Command(
         "revoke a key: it opens nothing any more",
         "keys revoke key_01a1f83ac6f470008f5b21d7c0e394a6",

@@ -22,7 +22,7 @@ from service.cli.client import add_remote
 from service.cli.deadline import LateError, deadline
 from service.delivery import signing
 from service.model.clock import SECOND, now_ms
-from service.model.errors import CommandError
+from service.model.errors import UsageError
 
 if TYPE_CHECKING:
     import httpx
@@ -88,7 +88,7 @@ def _decode_key(secret: str) -> bytes:
     try:
         return signing.decode_secret(secret)
     except ValueError as error:
-        raise CommandError(f"--secret cannot be used: {error}.") from error
+        raise UsageError(f"--secret cannot be used: {error}.") from error
 
 
 def _find_newest(client: "httpx.Client") -> str | None:

@@ -7,7 +7,8 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from service import __version__
@@ -32,6 +33,7 @@ COMMANDS = {
     "models": ("models", "list the models of the catalogue, or show one with its parameters"),
     "generations": ("generations", "create generations, look at them, end them, save their files"),
     "subscribers": ("subscribers", "manage the URLs that receive events"),
+    "signing-secret": ("subscribers", "show or rotate the secret that signs for --notify-url"),
     "deliveries": ("deliveries", "look at deliveries with their attempts, and retry them"),
     "events": ("deliveries", "look at events"),
     "callbacks": (
@@ -47,8 +49,24 @@ COMMANDS = {
 }
 
 
+EMPTY_ALLOWED = ("argument_description", "argument_prompt")  # Their texts may be empty.
+
+
 class _Parser(argparse.ArgumentParser):
-    """A parser that prints its help as commands print; argparse hides that it could not."""
+    """A parser that prints its help as commands print; argparse hides that it could not.
+
+    It refuses an empty text, which is that of a shell's variable that is not set: the command
+    would use another service, key or folder than was meant. Other types refuse it themselves.
+    """
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        if action.nargs != argparse.PARSER:  # Whose values another parser reads.
+            is_text = action.type in (None, Path) and action.dest not in EMPTY_ALLOWED
+            if is_text and not arg_string:
+                raise argparse.ArgumentError(action, "must not be empty")
+            if _is_broken(arg_string):
+                raise argparse.ArgumentError(action, "must be UTF-8")
+        return super()._get_value(action, arg_string)
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if file is sys.stdout:
@@ -74,8 +92,8 @@ def parser(*names: str | None) -> argparse.ArgumentParser:
         module, summary = COMMANDS[each]
         command = group.add_parser(each, help=summary, description=to_sentence(summary))
         if each in names:
-            add_options = getattr(importlib.import_module(f"service.cli.{module}"), f"add_{each}")
-            add_options(command)
+            add = f"add_{each.replace('-', '_')}"
+            getattr(importlib.import_module(f"service.cli.{module}"), add)(command)
     return root
 
 
@@ -89,8 +107,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         root = parser(next((word for word in words if not word.startswith("-")), None))
         options = root.parse_args(words)
-        for name in find_not_utf8(vars(options)):
-            root.error(f"argument {name.removeprefix('argument_')}: must be UTF-8")
         if options.version:
             echo(f"genhook {__version__}")
             return 0
@@ -108,18 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, SettingsError) else getattr(error, "status", 1)
 
 
-def find_not_utf8(values: Mapping[str, object]) -> Iterator[str]:
-    """Yield the names of the values that are no text, which no request could carry.
-
-    Python keeps bytes of the command line that are not UTF-8 as surrogates. A path may hold them.
-    """
-    for name, value in values.items():
-        texts = value if isinstance(value, list) else [value]
-        if any(isinstance(text, str) and _is_broken(text) for text in texts):
-            yield name
-
-
 def _is_broken(text: str) -> bool:
+    """Whether it has surrogates, as which Python keeps bytes that are not UTF-8."""
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from service.cli import answers, calls, client, output
 from service.cli.arguments import Echo, parse_model
 from service.cli.command import Argument, Command, argument
-from service.model.errors import CommandError
+from service.model.errors import UsageError
 
 SHOWN = ("id", "family", "provider", "kind", "path", "credits", "callbacks")
 
@@ -27,7 +27,9 @@ def show_models(command: Command, options: argparse.Namespace, echo: Echo) -> in
     if words == ["list"] or (words[:1] == ["get"] and len(words) > 1):  # As of other nouns.
         words = words[1:]
     if len(words) > 1:
-        raise CommandError("name one model, or none to list them all.")
+        raise UsageError("name one model, or none to list them all.")
+    if words and client.values_of(command, options, "query"):
+        raise UsageError("name a model, or say which ones to list: not both.")
     if not words:
         return client.run(command, options, echo)
     with calls.connect(options) as connection:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from service.cli import answers, output
-from service.cli.arguments import Echo, define, parse_id, split_commas
+from service.cli.arguments import NULL, Echo, define, parse_id, parse_limit, parse_list
 from service.cli.calls import ask, connect
 from service.cli.client import add_commands, add_remote, show
 from service.cli.command import ID, IDEMPOTENCY, PAGING, Command
@@ -57,7 +57,13 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
         help="dead: events whose delivery is dead; all: every event (dead)",
     )
     parser.add_argument(
-        "--event-types", type=split_commas, default=[], metavar="TYPES", help=EVENT_TYPES_HELP
+        "--event-types", type=parse_list, default=[], metavar="TYPES", help=EVENT_TYPES_HELP
+    )
+    parser.add_argument(
+        "--rate-per-second",
+        type=parse_limit,
+        metavar="N",
+        help="create at most this many deliveries a second, or none for no limit (none)",
     )
     parser.add_argument("--dry-run", action="store_true", help="only count the events")
     parser.add_argument(IDEMPOTENCY.flag, **IDEMPOTENCY.options)
@@ -108,6 +114,7 @@ def replay(options: argparse.Namespace, echo: Echo, wait: Wait | None = None) ->
         "only": options.only,
         "event_types": options.event_types,
         "dry_run": options.dry_run,
+        "rate_per_second": None if options.rate_per_second is NULL else options.rate_per_second,
     }
     with connect(options) as client:
         view = ask(client, "POST", _ALL, answers.Replay, json=body, headers=headers)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from service.cli import calls, output, streams
+from service.cli import calls, interrupts, output, streams
 from service.cli.deadline import LateError, deadline
 from service.model.errors import CommandError
 from service.upstream.links import TYPE_BY_EXTENSION
@@ -50,7 +50,7 @@ def save(
             note(f"{prefix} is there already; it is not overwritten.")
             continue
         try:
-            with deadline(FILE_SECONDS):
+            with interrupts.cleaned_up(), deadline(FILE_SECONDS):
                 size = _save(file, target, bytes_max)
         except (_NotSavedError, LateError) as error:
             is_whole = False
@@ -95,6 +95,8 @@ def _save(file: Mapping[str, Any], target: Path, bytes_max: int) -> int:
             if size > bytes_max:
                 raise _NotSavedError(f"it has more than {_size(bytes_max)}: see --max-bytes.")
             stream.write(chunk)
+        if size == 0:
+            raise _NotSavedError("it is empty.")
     return size
 
 
@@ -140,10 +142,19 @@ def _fetch(url: str, file: Mapping[str, Any]) -> Iterator[bytes]:
                 )
             if not answer.is_success:
                 raise _NotSavedError(f"{host} answered {answer.status_code}; try again.")
+            if _is_page(answer.headers.get("content-type", ""), file):
+                raise _NotSavedError(f"{host} answered with a web page, not with the file.")
             yield from answer.iter_bytes()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = output.plain(error) or type(error).__name__
         raise _NotSavedError(f"no answer from {host}: {reason.rstrip('.')}.") from error
+
+
+def _is_page(content_type: str, file: Mapping[str, Any]) -> bool:
+    """Whether an answer is a page about the file, as proxies and some storages send with a 200."""
+    pages = ("text/html", "application/xhtml+xml")
+    is_page = content_type.partition(";")[0].strip().lower() in pages
+    return is_page and file.get("media_type") not in (None, *pages)
 
 
 def _size(count: int) -> str:

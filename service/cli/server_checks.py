@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
+from service.cli.database_checks import Sentence, judge_due, judge_indexes
 from service.model.clock import MINUTE
 from service.model.errors import StorageError
 from service.store.shards import SHARDS
@@ -43,8 +44,6 @@ POOLED = (
     "A pooler stands before it: only processes with GENHOOK_WORKER=off may connect to this one."
 )
 
-Sentence = tuple[Literal["ok", "warn", "fail"], str, str]
-
 
 class Server(msgspec.Struct):
     """What a look at the server found; `problem` is why it ended."""
@@ -54,7 +53,9 @@ class Server(msgspec.Struct):
     schema_problem: str | None = None
     schema_version: int = 0
     state: dict[str, Any] = {}
+    missing: dict[str, str] = {}  # Indexes, with the statements that create them.
     invalid: list[str] = []
+    due: list[tuple[str, int | None]] | None = None  # Kinds of rows with their earliest due times.
     bloated: list[tuple[str, int]] = []  # Tables with their rows that nobody sees any more.
     largest: list[tuple[str, int]] = []  # Tables with their sizes in bytes, indexes included.
     sealed: list[tuple[str, bytes]] | None = None
@@ -77,6 +78,7 @@ def look(url: str) -> Server:
 
 async def _look(server: Server, url: str, open_pool: Any, taken: Any) -> None:
     from service.store.postgres import locks, schema
+    from service.store.postgres.statements import statements
 
     pool = await open_pool(url, 1, "genhook")
     server.is_pooled = pool.is_pooled
@@ -86,7 +88,11 @@ async def _look(server: Server, url: str, open_pool: Any, taken: Any) -> None:
             server.schema_problem = await schema.problem(connection)
             server.schema_version = await schema.version(connection)
             if server.schema_problem is None:
+                server.missing = await schema.missing_indexes(connection)
                 server.invalid = [row[0] for row in await connection.fetch(_INVALID)]
+                if not server.missing:  # Else it could take long.
+                    rows = await connection.fetch(statements()["stats_due"].sql)
+                    server.due = [tuple(row) for row in rows]
                 server.bloated = [tuple(row) for row in await connection.fetch(_BLOATED)]
                 server.largest = [tuple(row) for row in await connection.fetch(_LARGEST)]
                 await connection.execute(_TOUCH)
@@ -115,6 +121,8 @@ def judge(server: Server, now: int) -> Iterator[Sentence]:
         yield "ok", "database", "It can be written to."
         yield _judged_shards(server.shards)
         yield from _judged_tables(server)
+        if server.due is not None:
+            yield from judge_due(server.due, now)
 
 
 def _judged_shards(shards: dict[str, int]) -> Sentence:
@@ -134,7 +142,8 @@ def _judged_tables(server: Server) -> Iterator[Sentence]:
         message = f"{name} has {count:,} dead rows, more than living ones: VACUUM does not keep up."
         yield "warn", "tables", message
     for name in server.invalid:
-        yield "warn", "index", f"{name} is not valid: run REINDEX INDEX {name}."
+        yield "warn", "indexes", f"{name} is not valid: run `REINDEX INDEX {name}`."
+    yield from judge_indexes(server.missing)
 
 
 def _judged_durability(state: dict[str, Any]) -> Sentence:

@@ -1,4 +1,4 @@
-"""`genhook subscribers`: the URLs that receive events."""
+"""`genhook subscribers` and `signing-secret`: the URLs that receive events, and what signs them."""
 
 import argparse
 
@@ -7,21 +7,28 @@ from service.cli.arguments import (
     Echo,
     parse_flag,
     parse_limit,
+    parse_list,
+    parse_pair_or_none,
     parse_seconds,
     parse_whole,
-    split_commas,
 )
 from service.cli.command import ID, IDEMPOTENCY, PAGING, Argument, Command, always, argument, pairs
+from service.model.errors import UsageError
 from service.model.event import EVENT_TYPES
 
 ONE = "/v1/subscribers/{id}"
 EXAMPLE = "sub_01a1f83ac6f470008f5b21d7c0e394a6"
-EVENT_TYPES_HELP = f"one or more of {', '.join(EVENT_TYPES)}, separated by commas (all of them)"
+EVENT_TYPES_HELP = f"one or more of {', '.join(EVENT_TYPES)}, separated by commas, or all (all)"
 
 
 def add_subscribers(parser: argparse.ArgumentParser) -> None:
     """Add the commands of `genhook subscribers`."""
     client.add_commands(parser, COMMANDS)
+
+
+def add_signing_secret(parser: argparse.ArgumentParser) -> None:
+    """Add the commands of `genhook signing-secret`."""
+    client.add_commands(parser, SIGNING_SECRET)
 
 
 def test(command: Command, options: argparse.Namespace, echo: Echo) -> int:
@@ -35,18 +42,39 @@ def test(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     return 0 if 200 <= (attempt["status_code"] or 0) <= 299 else 1
 
 
+def update(command: Command, options: argparse.Namespace, echo: Echo) -> int:
+    """Change the fields that are given; of the filter, too, which the API replaces as a whole."""
+    fields = client.values_of(command, options, "body")
+    if not fields:
+        raise UsageError("name a field to change: see genhook subscribers update --help.")
+    with calls.connect(options) as connection:
+        if len(fields.get("filter", ())) == 1:
+            now = client.send(connection, COMMANDS["get"], options, answers.Filtered)
+            fields["filter"] = now["filter"] | fields["filter"]
+        answer = client.send(connection, command, options, json=fields)
+    client.show_answer(command, options, echo, answer)
+    return 0
+
+
 _TARGET = Argument(
     *("target", "body", "url"), {"metavar": "URL", "help": "the URL that receives events"}
 )
 _FIELDS = (
     argument("body", "--description", "a text for people", metavar="TEXT"),
-    argument("body", "--event-types", EVENT_TYPES_HELP, type=split_commas, metavar="TYPES"),
+    argument("body", "--event-types", EVENT_TYPES_HELP, type=parse_list, metavar="TYPES"),
     argument(
-        *("body", "--models", "only generations of these models, with commas", "filter.models"),
-        type=split_commas,
+        *("body", "--models", "only generations of these models, with commas, or all"),
+        *("filter.models",),
+        type=parse_list,
     ),
-    pairs("body", "--metadata", "only generations with this pair", "filter.metadata"),
-    pairs("body", "--header", "send this header with each webhook", "headers"),
+    pairs(
+        *("body", "--metadata", "only generations with this pair, or none", "filter.metadata"),
+        type=parse_pair_or_none,
+    ),
+    pairs(
+        *("body", "--header", "send this header with each webhook, or none", "headers"),
+        type=parse_pair_or_none,
+    ),
     argument("body", "--max-in-flight", "the most attempts at once", type=parse_whole, metavar="N"),
     argument(
         *("body", "--rate-per-second", "the most attempts a second, or none for no limit"),
@@ -67,11 +95,20 @@ _FIELDS = (
     ),
     argument("body", "--payload", "the form of the body", choices=("full", "thin", "cloudevents")),
 )
+_OWN_SECRET = argument("body", "--secret", "your own signing secret, whsec_… (a new one)")
+_ROTATION = (
+    argument(
+        *("body", "--overlap-seconds", "how long the old secret signs beside the new one (86400)"),
+        type=parse_whole,
+        metavar="SECONDS",
+    ),
+    _OWN_SECRET,
+)
+_SECRET = ("secret", "public_key", "previous_expires_at")
 _CREATE = (
     *(_TARGET, *_FIELDS),
     argument("body", "--signature", "v1a adds an Ed25519 signature", choices=("v1", "v1a")),
-    argument("body", "--secret", "your own signing secret, whsec_… (a new one)"),
-    IDEMPOTENCY,
+    *(_OWN_SECRET, IDEMPOTENCY),
 )
 _UPDATE = (
     ID,
@@ -81,11 +118,6 @@ _UPDATE = (
         choices=("active", "paused", "disabled"),
     ),
     *_FIELDS,
-)
-_OVERLAP = argument(
-    *("body", "--overlap-seconds", "how long the old secret signs beside the new one (86400)"),
-    type=parse_whole,
-    metavar="SECONDS",
 )
 _SHOWN = (
     *("id", "status", "disabled_reason", "url", "description", "event_types", "filter"),
@@ -112,6 +144,7 @@ COMMANDS = {
         f"subscribers update {EXAMPLE} --rate-per-second 5",
         *("PATCH", ONE, _UPDATE),
         shows=_SHOWN,
+        run=update,
     ),
     "pause": Command(
         "send nothing to a subscriber until it is resumed; nothing is lost",
@@ -125,11 +158,17 @@ COMMANDS = {
         *("PATCH", ONE, (ID, always("status", "active"))),
         says="{id} is {status}.",
     ),
+    "secret": Command(
+        "show the secret that signs what a subscriber gets",
+        f"subscribers secret {EXAMPLE}",
+        *("GET", f"{ONE}/secret", (ID,)),
+        shows=_SECRET,
+    ),
     "rotate": Command(
         "give a subscriber a new signing secret, beside which the old one signs for a while",
         f"subscribers rotate {EXAMPLE}",
-        *("POST", f"{ONE}/rotate-secret", (ID, _OVERLAP)),
-        shows=("secret", "public_key", "previous_expires_at"),
+        *("POST", f"{ONE}/rotate-secret", (ID, *_ROTATION)),
+        shows=_SECRET,
     ),
     "test": Command(
         "send a ping and show the answer",
@@ -154,5 +193,20 @@ COMMANDS = {
         f"subscribers delete {EXAMPLE}",
         *("DELETE", ONE, (ID,), "none"),
         says="{id} is deleted.",
+    ),
+}
+
+SIGNING_SECRET = {
+    "get": Command(
+        "show the secret that signs what every --notify-url gets",
+        "signing-secret get",
+        *("GET", "/v1/signing-secret"),
+        shows=_SECRET,
+    ),
+    "rotate": Command(
+        "make a new one, beside which the old one signs for a while",
+        "signing-secret rotate --overlap-seconds 3600",
+        *("POST", "/v1/signing-secret/rotate", _ROTATION),
+        shows=_SECRET,
     ),
 }

@@ -62,8 +62,11 @@ def _print(options: argparse.Namespace, echo: Echo, done: "WorkCounts") -> None:
         echo(msgspec.json.encode(done).decode())
         return
     counts = {n: v for n, v in msgspec.structs.asdict(done).items() if n != "more" and v}
-    text = ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing was due"
-    echo(f"{text}; more is due, or another process works on it" if done.more else text)
+    text = ", ".join(f"{count} {name}" for name, count in counts.items())
+    if done.more:
+        echo(f"{text or 'nothing was done'}; more is due, or another process works on it")
+    else:
+        echo(text or "nothing was due")
 
 
 async def _tick(settings: Settings, seconds: float, every: float | None, show: Show) -> None:

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from service.cli.arguments import Echo, define
-from service.model.errors import CommandError
+from service.cli.arguments import Echo, check, define
+from service.model.errors import CommandError, SettingsError
 from service.settings import POSTGRES, Settings, read_variable
 from service.store import copying
 
@@ -40,7 +40,13 @@ def add_copy(parser: argparse.ArgumentParser) -> None:
 
 
 def _parse_url(text: str) -> str:
-    return str(read_variable(_VARIABLE, {_VARIABLE: text}))
+    try:
+        path = read_variable(_VARIABLE, {_VARIABLE: text})
+    except SettingsError as error:
+        rule = str(error).removeprefix(f"{_VARIABLE} ")
+        raise argparse.ArgumentTypeError(rule.rstrip(".")) from error
+    check(path is not None, "must not be empty")  # A setting may be: it is not set then.
+    return str(path)
 
 
 def copy(options: argparse.Namespace, echo: Echo) -> int:

@@ -2,6 +2,8 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
+from datetime import date, timedelta
 from typing import Any
 
 from starlette.responses import Response
@@ -13,6 +15,7 @@ from service.model.key import SCOPES
 
 COUNTS = ("generations", "succeeded", "failed", "timed_out", "credits")
 ROWS_MAX = 200  # Of the table by day; the API has more.
+DAYS_MAX = 366  # Of the plot.
 _HELP = re.compile(r"# HELP (\w+) (.*)")
 _VALUE = re.compile(r"""(genhook_\w+)\{role="\w+"\} ([0-9.e+-]+)""")
 
@@ -27,7 +30,7 @@ async def show_usage(visit: Visit) -> Response:
         days[row["day"]] += row["credits"]
         for name in COUNTS:
             models[row["model"]][name] += row[name]
-    ordered = sorted(days.items())
+    ordered = _fill(days)
     values: dict[str, Any] = {
         "rows": rows,
         "rows_max": ROWS_MAX,
@@ -38,6 +41,16 @@ async def show_usage(visit: Visit) -> Response:
         "total": sum(days.values()),
     }
     return visit.render("usage.html", 200, fields=query, counts=COUNTS, **values)
+
+
+def _fill(days: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Return the days in order, the latest `DAYS_MAX`, those on which nothing was used included."""
+    if not days:
+        return []
+    last = date.fromisoformat(max(days))
+    count = min((last - date.fromisoformat(min(days))).days + 1, DAYS_MAX)
+    shown = [(last - timedelta(days=back)).isoformat() for back in reversed(range(count))]
+    return [(day, days.get(day, 0)) for day in shown]
 
 
 async def show_keys(visit: Visit) -> Response:

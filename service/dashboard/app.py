@@ -1,7 +1,7 @@
 """The pages as an ASGI application: routes, forms, signing in and out, files, errors."""
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from service.dashboard import entry, formats, models, subscriber_form
 from service.dashboard.acts import ACTS, Act, Form
 from service.dashboard.calls import Reply
 from service.dashboard.forms import read_form
-from service.dashboard.pages import PAGES, PARTS
+from service.dashboard.pages import PAGES, PARTS, Page
 from service.dashboard.sign_in import Attempts, Signatures
 from service.dashboard.visit import PATH, RefusedError, Site, Visit
 from service.model.errors import StorageError
@@ -65,9 +65,7 @@ def build(
         _form(site, "/subscribers/{id}/edit", subscriber_form.run),
     ]
     routes += [_form(site, act.path, partial(_perform, act)) for act in ACTS]
-    routes += [
-        _route(site, page.path, partial(_show, page.show), "GET") for page in (*PAGES, *PARTS)
-    ]
+    routes += [_route(site, page.path, partial(_show, page), "GET") for page in (*PAGES, *PARTS)]
     errors = dict.fromkeys((HTTPException, Exception), partial(_refuse, site))
     app = Starlette(routes=routes, exception_handlers=errors)
     app.router.redirect_slashes = False
@@ -111,13 +109,19 @@ async def _answer(site: Site, run: Run, request: Request) -> Response:
     try:
         return await run(visit)
     except RefusedError as error:
-        return _render_problem(visit, error.reply)
+        if visit.is_live and error.reply.status == 404:
+            return visit.redirect()  # Deleted in another tab: the open page says so, too.
+        # The page is there; the filters in its query are refused.
+        path = visit.path.removeprefix(PATH) if error.reply.status == 400 else ""
+        return _render_problem(visit, error.reply, back=path)
 
 
-async def _show(show: Run, visit: Visit) -> Response:
+async def _show(page: Page, visit: Visit) -> Response:
     if visit.key is None:
         return entry.ask_to_sign_in(visit)
-    return await show(visit)
+    if not page.path and not page.is_shown_to(visit):  # Then the first of the menu is the first.
+        return visit.redirect(next(p.path for p in PAGES if p.name and p.is_shown_to(visit)))
+    return await page.show(visit)
 
 
 async def _submit(run: Submit, visit: Visit) -> Response:
@@ -126,7 +130,9 @@ async def _submit(run: Submit, visit: Visit) -> Response:
         return visit.redirect("/sign-in")
     form = await read_form(visit)
     if not visit.site.signatures.is_token(visit.id_, form.get("token", "")):
-        raise HTTPException(403, "The form is not from this page. Load the page again.")
+        raise HTTPException(
+            403, "The form is not of this sign-in. Go back, and load that page again."
+        )
     return await run(visit, form)
 
 
@@ -165,11 +171,15 @@ async def _forward(site: Site, request: Request) -> Response:
 
 async def _refuse(site: Site, request: Request, error: Exception) -> Response:
     """Answer an error with a page that needs nothing of the database."""
+    headers: Mapping[str, str] = {}
     match error:
         case ClientDisconnect():
             return Response(status_code=499)
         case HTTPException(status_code=404):
-            status, detail = 404, ""  # Starlette's own words say no more than ours.
+            status, detail = 404, _EXPLAINED[404]
+        case HTTPException(status_code=405):
+            status, detail = 405, "A form is sent to this address; it is no page."
+            headers = error.headers or {}  # `Allow`.
         case HTTPException(status_code=status, detail=detail):
             pass
         case StorageError():
@@ -179,6 +189,7 @@ async def _refuse(site: Site, request: Request, error: Exception) -> Response:
             _log.exception("page.failed", path=request.scope["path"])
             status, detail = 500, "Something went wrong here."
     visit = Visit(site, request, b"", None)
-    explained = _EXPLAINED.get(status, "")
-    values: dict[str, Any] = {"problem": {"detail": detail}, "explained": explained, "back": ""}
-    return visit.render("problem.html", status, status=status, **values)
+    values: dict[str, Any] = {"problem": {"detail": detail}, "explained": "", "back": ""}
+    response = visit.render("problem.html", status, status=status, **values)
+    response.headers.update(headers)
+    return response

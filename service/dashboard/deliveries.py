@@ -1,13 +1,18 @@
 """Deliveries and dead letters, callbacks, and replays with their progress."""
 
+from typing import Any
+
 from starlette.responses import Response
 
+from service.dashboard.calls import ApiCall
 from service.dashboard.visit import PATH, Visit
 from service.model.callback import VERDICTS
 from service.model.clock import DAY, rfc3339
 from service.store.stats import STATUSES
 
-DEAD_SPAN_MS = 7 * DAY  # What a replay covers unless its reader says otherwise.
+DEAD_SPAN_MS = 7 * DAY  # What a replay covers at least, unless its reader says otherwise.
+NEVER = "9999"  # After every time of the API.
+RECEIVERS_MAX = 100  # Of which a reader chooses one; the chosen one is always among them.
 
 
 async def show_list(visit: Visit) -> Response:
@@ -36,10 +41,29 @@ async def show_dead(visit: Visit) -> Response:
     """GET /dashboard/dead-letters: dead deliveries, and a form that replays them."""
     query = visit.filters("subscriber_id", "after")
     page = await visit.get("/v1/deliveries", **{"status": "dead", **query})
-    subscribers = await visit.get("/v1/subscribers") if visit.may("manage") else {"data": []}
-    span = {"since": rfc3339(visit.now - DEAD_SPAN_MS), "until": rfc3339(visit.now)}
-    values = {"page": page, "fields": query, "subscribers": subscribers["data"], "span": span}
+    rows = page["data"]
+    chosen = query.get("subscriber_id") or (rows[0]["subscriber_id"] if rows else "")
+    subscribers = await _read_receivers(visit, chosen) if visit.may("manage") else []
+    since = min(rfc3339(visit.now - DEAD_SPAN_MS), *(each["created_at"] for each in rows), NEVER)
+    values = {
+        "page": page,
+        "fields": query,
+        "subscribers": subscribers,
+        "chosen": next((each for each in subscribers if each["id"] == chosen), None),
+        "span": {"since": since, "until": rfc3339(visit.now)},
+    }
     return visit.render("dead_letters.html", 200, **values)
+
+
+async def _read_receivers(visit: Visit, chosen: str) -> list[dict[str, Any]]:
+    """Return subscribers that a replay can go to, with the chosen one if it can go there."""
+    page = await visit.get("/v1/subscribers", limit=str(RECEIVERS_MAX))
+    receivers: list[dict[str, Any]] = page["data"]
+    if chosen and page["next"] and all(each["id"] != chosen for each in receivers):
+        reply = await visit.send(ApiCall(path=f"/v1/subscribers/{chosen}"))
+        if reply.is_success and not reply.content["for_notify_url"]:
+            receivers.append(reply.content)
+    return receivers
 
 
 async def show_replays(visit: Visit) -> Response:

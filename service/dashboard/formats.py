@@ -74,6 +74,11 @@ def write_next_minute(text: str) -> str:
     return rfc3339(parse_rfc3339(text) + MINUTE)[:16]
 
 
+def read_visible(text: str) -> str:
+    """Return a text, or nothing if a reader would see nothing of it."""
+    return text if any(each.isprintable() and not each.isspace() for each in text) else ""
+
+
 FILTERS: dict[str, Callable[..., Any]] = {
     "time": write_time,
     "number": write_number,
@@ -84,4 +89,5 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "json_text": write_json,
     "field_time": write_field_time,
     "later": write_next_minute,
+    "visible": read_visible,
 }

@@ -35,9 +35,11 @@ class Bar(NamedTuple):
     is_bad: bool
 
 
-def bars(values: Sequence[float], texts: Sequence[str], bad: Sequence[bool] = ()) -> list[Bar]:
-    """Return a bar for each value; the greatest is as high as the plot."""
-    top = max(values, default=0) or 1
+def bars(
+    values: Sequence[float], texts: Sequence[str], bad: Sequence[bool] = (), top: float = 0
+) -> list[Bar]:
+    """Return a bar for each value; `top`, or else the greatest one, is as high as the plot."""
+    top = top or max(values, default=0) or 1
     place = 100 / max(len(values), PLACES_MIN)
     drawn = []
     for index, (value, text) in enumerate(zip(values, texts, strict=True)):

@@ -26,6 +26,8 @@ Errors = list[tuple[str, str]]  # A JSON pointer, and what is wrong there.
 async def show(visit: Visit) -> Response:
     """GET /dashboard/subscribers/{id}/edit."""
     subscriber = await visit.get(f"/v1/subscribers/{visit.id}")
+    if subscriber["for_notify_url"]:  # Only its status can change, which has buttons there.
+        return visit.redirect(f"/subscribers/{visit.id}")
     visit.show_call(_change(visit, {name: subscriber[name] for name in API_FIELDS}))
     texts = _write(subscriber)
     return _render(visit, subscriber, texts, texts, [])

@@ -105,7 +105,7 @@ class Submitter:
             if has_place:
                 self.context.client.prepare()
             generation = await self._mark([generation_id], store(has_place), tenant)
-        except StorageError:  # The client is told at once; it may be stored, or still be.
+        except StorageError:  # The client is told at once, and it may be stored all the same.
             if has_place:
                 self._begin(generation_id, self._put_back_late(tenant, generation_id))
             raise
@@ -177,8 +177,8 @@ class Submitter:
             raise
 
     async def _put_back(self, ids: Sequence[str], tenant: str | None) -> None:
-        """Put back what certainly did not leave, in the turn of the unit that marked it."""
-        write = self.context.database.write_always
+        """Put back what certainly did not leave, after the unit that marked it, and in its turn."""
+        write = self.context.database.write_behind
         await write(_put_back, self.context, ids, tenant=tenant)
 
     async def run_due(self, now: int) -> tuple[int, int | None]:

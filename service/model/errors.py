@@ -26,8 +26,18 @@ class UsageError(CommandError):
     status = 2
 
 
+class MissingError(CommandError):
+    """There is nothing with this id, or it is another tenant's."""
+
+    status = 4
+
+
 class StorageError(Exception):
-    """The database failed: as far as is known, nothing of the unit was stored. It is a 503."""
+    """The database failed. Answered with 503.
+
+    Nothing of the unit of work was stored, or nobody knows: its commit goes on, or the connection
+    was lost before its answer.
+    """
 
 
 class StorageBusyError(StorageError):

@@ -63,5 +63,6 @@ class Subscriber(msgspec.Struct, frozen=True, kw_only=True):
             "headers": dict.fromkeys(self.header_names, "[redacted]"),
             **view_of(self, "status", "disabled_reason", "max_in_flight", "rate_per_second"),
             **view_of(self, "retry_schedule_seconds", "ordered", "payload", "signature"),
+            "for_notify_url": self.is_notify,
             **view_of(self, "created_at", "updated_at"),
         }

@@ -95,6 +95,12 @@ class Database(Protocol):
         For answers that upstream will not repeat. The caller limits how many of these calls wait.
         """
 
+    def write_behind(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
+        """Like `write_always`, but after every unit of this process that waits for its commit now.
+
+        `tenant` is the one in whose turn it was that this is about.
+        """
+
     async def read(self, unit: Unit[T], *args: object) -> T:
         """Run `unit(tx, *args)`, a short one, on a snapshot, in parallel with the writer."""
 

@@ -27,6 +27,7 @@ class Queue:
         self._committing: dict[Item, None] = {}
         self._held_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._ended = asyncio.Event()  # Set for those who wait in `settle`.
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -62,12 +63,21 @@ class Queue:
             del self._committing[item]
         self.is_stalled = False
         self._waiting.put_back(left)
+        self._ended.set()
         self._held_bytes += sum(item.held_bytes for item in left)
+
+    async def settle(self) -> None:
+        """Return once nothing that waits now, or is in a commit, can be committed any more."""
+        rest = {*self._committing, *self._waiting}
+        while rest := rest & {*self._committing, *self._waiting}:
+            self._ended.clear()
+            await self._ended.wait()
 
     def clear(self) -> None:
         """Forget everything that waits."""
         self._release(self._waiting)
         self._waiting.clear()
+        self._ended.set()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -85,6 +95,7 @@ class Queue:
 
         self.is_stalled |= any(map(is_late, self._committing))
         dropped = self._waiting.drop(is_late)
+        self._ended.set()
         for item in (*filter(is_late, self._committing), *dropped):
             if not item.future.done():
                 item.future.set_exception(StorageBusyError(STALLED))

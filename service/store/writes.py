@@ -56,6 +56,10 @@ class Writes:
         """Like `write`, but never refused: retried every second until stored or closed."""
         return self._enqueue(Item(unit, args, always=True, tenant=tenant))
 
+    def write_behind(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
+        """Like `write_always`, after every unit of this process that waits for its commit now."""
+        return self.write_always(unit, *args, tenant=tenant)
+
     @property
     def queued(self) -> int:
         """The number of units that wait for the next commit."""

@@ -8,17 +8,29 @@ from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any, Literal
 
+from service.model.callback import VERDICTS
+
 _ALL: "list[Numbers | Histogram]" = []
 
 
 class Numbers:
-    """One number for each combination of label values, of which there must be few."""
+    """One number for each combination of label values, of which there must be few.
+
+    values: those of the only label that are there from the start, as 0: the first of a series is no
+    increase to Prometheus, so an alert would miss what happens once.
+    """
 
     def __init__(
-        self, kind: Literal["Counter", "Gauge"], name: str, description: str, *labels: str
+        self,
+        kind: Literal["Counter", "Gauge"],
+        name: str,
+        description: str,
+        *labels: str,
+        values: Sequence[str] = (),
     ) -> None:
         self.kind, self.name, self.description, self.labels = kind, name, description, labels
-        self.values: dict[tuple[str, ...], float] = defaultdict(float, {} if labels else {(): 0})
+        known = [(value,) for value in values] if labels else [()]
+        self.values: dict[tuple[str, ...], float] = defaultdict(float, dict.fromkeys(known, 0))
         _ALL.append(self)
 
     def add(self, amount: float, *labels: str) -> None:
@@ -63,18 +75,41 @@ _counter = partial(Numbers, "Counter")
 _gauge = partial(Numbers, "Gauge")
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0)
 callbacks = _counter(
-    "genhook_callbacks", "Callbacks received, by verdict; `not_stored`: answered 503.", "verdict"
+    "genhook_callbacks",
+    "Callbacks received, by verdict; `not_stored`: answered 503.",
+    "verdict",
+    values=(*VERDICTS, "not_kept", "not_stored"),
 )
-submissions = _counter("genhook_submissions", "Submissions, by outcome.", "outcome")
-polls = _counter("genhook_polls", "Polls of upstream, by outcome.", "outcome")
+submissions = _counter(
+    "genhook_submissions",
+    "Submissions, by outcome.",
+    "outcome",
+    values=("taken", "refused", "put_off", "lost"),
+)
+polls = _counter(
+    "genhook_polls",
+    "Polls of upstream, by outcome.",
+    "outcome",
+    values=("processing", "succeeded", "failed", "absent", "throttled", "unwell", "other_task"),
+)
 unknown_words = _counter(
     "genhook_unknown_words", "Answers and callbacks with a status word that genhook does not know."
 )
 troubled_routes = _counter(
     "genhook_troubled_routes", "How often a route of upstream began to decline all questions."
 )
-generations = _counter("genhook_generations_ended", "Generations, by outcome.", "status")
-attempts = _counter("genhook_attempts", "Delivery attempts, by outcome.", "outcome")
+generations = _counter(
+    "genhook_generations_ended",
+    "Generations, by outcome.",
+    "status",
+    values=("succeeded", "failed", "timed_out", "canceled"),
+)
+attempts = _counter(
+    "genhook_attempts",
+    "Delivery attempts, by outcome.",
+    "outcome",
+    values=("delivered", "retried", "dead"),
+)
 attempt_seconds = Histogram("genhook_attempt_seconds", "Attempt duration.", "outcome", SECONDS)
 requests = _counter("genhook_requests", "API requests, by status code.", "status")
 log_lines_dropped = _counter(

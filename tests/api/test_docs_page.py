@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Route
 
 from service.api.docs import FOLDER, MEDIA_TYPES, document
-from tests.chromium import Tab, browsed, needed
+from tests.chromium import Tab, browsed
 from tests.cli.test_serve import KEYS, started
 from tests.contract.contract import operations
 from tests.harness import Harness, opened
@@ -93,7 +93,6 @@ def shown(folder: Path) -> Iterator[Tab]:
         yield tab
 
 
-@needed
 def test_a_browser_shows_every_operation_and_asks_no_other_host(tmp_path: Path) -> None:
     with shown(tmp_path) as tab:
         blocks = tab.page.locator(".opblock").all_inner_texts()
@@ -106,7 +105,6 @@ def test_a_browser_shows_every_operation_and_asks_no_other_host(tmp_path: Path) 
         assert hosts == {"127.0.0.1"}
 
 
-@needed
 def test_a_browser_shows_allowed_values_required_marks_and_examples(tmp_path: Path) -> None:
     with shown(tmp_path) as tab:
         create = tab.page.locator("#operations-subscribers-createSubscriber")
@@ -123,7 +121,6 @@ def test_a_browser_shows_allowed_values_required_marks_and_examples(tmp_path: Pa
         assert tab.complaints == []
 
 
-@needed
 def test_behind_a_path_a_request_from_the_page_goes_below_that_path(tmp_path: Path) -> None:
     with started(tmp_path, "serve", "--port", "0", **KEYS) as genhook, browsed() as tab:
 

@@ -1,5 +1,6 @@
 """`genhook backup`: a complete copy, made beside a service that goes on writing."""
 
+import signal
 import sqlite3
 import stat
 import threading
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.cli import backup, main
+from tests.cli import test_start
 
 
 @pytest.fixture(autouse=True)
@@ -123,3 +125,41 @@ def test_without_a_database_there_is_nothing_to_copy(
     assert main.main(["backup", str(tmp_path / "copy.db")]) == 1
     assert "there is no database" in capsys.readouterr().err
     assert not (tmp_path / "none.db").exists()
+
+
+def test_ctrl_c_ends_a_statement_that_would_not_end(path: Path) -> None:
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+    with closing(backup._open(path)) as connection:
+        timer = threading.Timer(0.3, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            backup._execute(connection, endless)
+        assert backup._execute(connection, "SELECT 1") == [(1,)]
+        timer.join()
+
+
+def test_a_signal_ends_a_backup_that_leaves_no_part_behind(tmp_path: Path) -> None:
+    interrupted = """
+import signal
+from service.cli import backup
+def copy(_, target):
+    assert target.exists()
+    signal.raise_signal(signal.SIGTERM)
+backup._copy = copy
+"""
+    sqlite3.connect(tmp_path / "genhook.db").close()
+    (tmp_path / "genhook.db").touch()
+    process = test_start.ended(tmp_path, interrupted, "backup copy.db")
+    assert (process.returncode, process.stderr) == (-signal.SIGTERM, "")
+    assert [each.name for each in tmp_path.iterdir()] == ["genhook.db"]
+
+
+def test_a_backup_of_a_damaged_database_names_the_damage(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = bytearray(path.read_bytes())
+    content[8_192:] = bytes(byte ^ 0x5A for byte in content[8_192:])
+    path.write_bytes(content)
+    assert main.main(["backup", str(tmp_path / "copy.db")]) == 1
+    assert "failed: the database is damaged" in capsys.readouterr().err
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]

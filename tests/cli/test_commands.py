@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.cli import calls, main, output
+from service.cli import calls, generations, main, output
 from tests.cli import test_serve
 from tests.cli.test_serve import Command
 
@@ -65,7 +65,35 @@ def test_the_id_of_a_generation_is_printed_before_anybody_waits(
     assert main.main([*line, "--json"]) == 0
     assert (printed[0].out, printed[0].err[:2]) == ("", "id")
     assert json.loads(capsys.readouterr().out)["status"] == "succeeded"
+    printed.clear()
+    assert main.main([*line[:-2], SLOW]) == 0  # Without --wait, for upstream to take it.
+    assert re.fullmatch(r"id +gen_[0-9a-f]{32}\n", printed[0].out)
+    assert re.search(r"(?m)^status +processing\n(.*\n)*task_id +\S", capsys.readouterr().out)
+    printed.clear()
+    assert main.main([*line[:-1], "--no-wait"]) == 0
+    assert (printed, capsys.readouterr().out[:2]) == ([], "id")
     assert genhook("usage")[0] == 0
+
+
+def test_what_upstream_refuses_is_shown_with_its_id(genhook: Command) -> None:
+    line = ("generations", "create", "--model", "imagen4-fast", "--prompt")
+    status, text = genhook(*line, "A harbour [sandbox: error=422]")
+    assert status == 1
+    assert re.match(r"id +gen_[0-9a-f]{32}\n", text)
+    assert re.search(r"(?m)^status +failed$", text)
+    assert re.search(r"(?m)^error +\S.*\(\w+\)$", text)
+
+
+def test_a_generation_that_upstream_does_not_take_is_looked_at_for_ten_seconds() -> None:
+    queued, waits = {"id": "gen_1", "status": "queued"}, list[float]()
+    fields = dict.fromkeys(("task_id", "credits", "notify_url", "output", "error", "completed_at"))
+    view = {**queued, **fields, "model": "m", "route": "poll", "created_at": "t"}
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=view))
+    with httpx.Client(transport=transport, base_url="http://genhook") as client:
+        seconds = generations.SUBMIT_SECONDS
+        seen = generations._wait_for_upstream(client, queued, seconds, waits.append)
+    assert seen == view
+    assert sum(waits) == pytest.approx(10)
 
 
 def test_all_fields_of_a_generation_can_be_given(
@@ -77,7 +105,7 @@ def test_all_fields_of_a_generation_can_be_given(
     generation = create(genhook, PROMPT, *more, "--notify-url", url, *key)
     assert generation["input"] == {"prompt": PROMPT, "num_images": 2}
     assert (generation["metadata"], generation["notify_url"]) == ({"a": "1", "b": "x=y"}, url)
-    assert create(genhook, PROMPT, *more, "--notify-url", url, *key) == generation
+    assert create(genhook, PROMPT, *more, "--notify-url", url, *key)["id"] == generation["id"]
     _, page = genhook("generations", "list", "--metadata", "a=1", "--metadata", "b=x=y", "--json")
     assert [each["id"] for each in page["data"]] == [generation["id"]]
 

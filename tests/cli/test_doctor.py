@@ -7,7 +7,9 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -16,6 +18,7 @@ from service.cli import doctor, main
 from service.model.clock import parse_rfc3339
 from service.settings import read_settings
 from tests.conftest import SECRET_KEY
+from tests.harness import opened
 
 pytestmark = pytest.mark.usefixtures("bare_environment")
 NOW = parse_rfc3339("2026-11-22T18:20:00Z")
@@ -86,7 +89,7 @@ def test_an_intact_database_is_ok(database: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("statement", "about", "level"),
     [
-        ("PRAGMA user_version=0", "schema", "warn"),
+        ("PRAGMA user_version=0", "schema", "fail"),
         ("PRAGMA user_version=999", "schema", "fail"),
         ("UPDATE tenants SET sealed_secrets=x'00'", "seals", "fail"),
         (
@@ -105,6 +108,72 @@ def test_the_doctor_finds_faults_of_a_database(
     connection.commit()
     connection.close()
     assert levels_of()(monkeypatch)[about] == {level}
+
+
+@pytest.mark.parametrize("index", ["deliveries_due", "replays_running"])
+def test_the_doctor_names_a_missing_index_with_the_statement_that_creates_it(
+    database: Path, capsys: pytest.CaptureFixture[str], index: str
+) -> None:
+    run("migrate")
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute(f"DROP INDEX {index}")
+        [message] = messages_of("indexes", "fail", capsys)
+        assert message.startswith(f"{index} is missing")
+        connection.execute(message.split("`")[1])
+    assert messages_of("indexes", "ok", capsys) == ["None is missing."]
+
+
+def messages_of(about: str, level: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    capsys.readouterr()
+    run("doctor --json")
+    findings = json.loads(capsys.readouterr().out)
+    found = [each for each in findings if each["about"] == about]
+    assert {each["level"] for each in found} == {level}
+    return [each["message"] for each in found]
+
+
+async def test_the_doctor_says_for_how_long_work_has_been_due(
+    database: Path, tmp_path: Path
+) -> None:
+    async with opened(tmp_path, database_path=str(database)) as world:
+        subscriber = await world.subscribe()
+        await world.generate()
+        await world.call_back()
+        at = world.clock.now
+
+        def due(seconds: int) -> list[doctor.Finding]:
+            findings = doctor.examine(at + seconds * 1_000, online=False)
+            return [each for each in findings if each.about == "due"]
+
+        kinds = ("delivery", "submission", "confirmation of a callback", "poll", "replay")
+        [young] = due(119)
+        assert young.level == "ok"
+        assert "delivery 119 seconds" in young.message
+        assert "confirmation of a callback 119 seconds" in young.message
+        await world.app.database.write(make_due, at)
+        assert {each.level for each in due(300)} == {"ok"}
+        late = due(9_000)
+        assert {each.level for each in late} == {"warn"}
+        told = {each.message.partition(":")[0] for each in late}
+        assert told == {f"A {kind} has been due for 2 hours" for kind in kinds}
+        await world.client.patch(f"/v1/subscribers/{subscriber['id']}", json={"status": "paused"})
+        assert not [each for each in due(9_000) if "delivery" in each.message]
+
+
+async def make_due(tx: Any, at: int) -> None:
+    """Make a poll, a submission and a replay due, too."""
+    connection = tx._connection
+    connection.execute("UPDATE generations SET next_poll_at = ?", [at])
+    connection.execute(
+        "INSERT INTO generations (id, tenant, model, status, route, deadline_at, nonce, submission,"
+        " submit_at) VALUES ('gen_1', 'a', 'm', 'queued', 'poll', 0, '', 'waiting', ?)",
+        [at],
+    )
+    connection.execute(
+        "INSERT INTO replays VALUES ('rpl_1', 'a', 'sub_1', 0, 0, '[]', 0, NULL, 0, 'running', 0,"
+        " 0, 0, 0, ?, 0, NULL)",
+        [at],
+    )
 
 
 @pytest.mark.parametrize(

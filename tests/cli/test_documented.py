@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from service.cli import main
-from service.cli.calls import KeyRefusedError, MissingError, UnreachableError
+from service.cli.calls import KeyRefusedError, UnreachableError
 from service.cli.completion import SHELLS
-from service.model.errors import CommandError
+from service.model.errors import CommandError, MissingError
 from tests.cli import test_serve
 from tests.cli.test_main import COMMANDS
 from tests.cli.test_serve import Running

@@ -109,7 +109,7 @@ def test_listening_with_a_secret_that_is_none_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     served(monkeypatch, lambda _: page())
-    assert run("listen --once --secret whsec_short") == 1
+    assert run("listen --once --secret whsec_short") == 2
     assert "--secret cannot be used" in capsys.readouterr().err
 
 

@@ -2,16 +2,19 @@
 
 import asyncio
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
+import asyncpg
 import pytest
 
 from service.cli import main, server_checks
+from service.cli.database_checks import Sentence
 from service.settings import read_settings
-from service.store.postgres import Database, ShardLocks
+from service.store.postgres import Database, ShardLocks, schema
 from tests import engine
 from tests.conftest import SECRET_KEY
 
@@ -87,6 +90,80 @@ def test_the_doctor_says_that_the_schema_is_missing(
     assert "run genhook migrate" in schema["message"]
 
 
+def execute(url: str, sql: str) -> list[Any]:
+    async def run() -> list[Any]:
+        connection = await asyncpg.connect(url)
+        try:
+            return list(await connection.fetch(sql))
+        finally:
+            await connection.close()
+
+    return asyncio.run(run())
+
+
+def test_the_doctor_names_a_missing_index_with_the_statement_that_creates_it(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main.main(["migrate"])
+    printed(capsys)
+    assert doctor(capsys)["indexes"]["level"] == "ok"
+    for sql in ("DROP INDEX deliveries_due", "ALTER TABLE events DROP CONSTRAINT events_seq_key"):
+        execute(url, sql)
+        found = doctor(capsys)["indexes"]
+        assert found["level"] == "fail"
+        assert sql.split()[-1] in found["message"]
+        execute(url, found["message"].split("`")[1])
+        assert doctor(capsys)["indexes"]["level"] == "ok"
+
+
+def test_every_index_of_a_migrated_schema_can_be_missed(url: str) -> None:
+    main.main(["migrate"])
+    rows = execute(url, "SELECT indexname FROM pg_indexes WHERE schemaname = current_schema()")
+    assert set(schema.indexes()) == {row[0] for row in rows}
+
+
+def test_the_doctor_says_for_how_long_work_has_been_due(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main.main(["migrate"])
+    printed(capsys)
+    assert doctor(capsys)["due"]["message"] == "Nothing is due now."
+    execute(url, "INSERT INTO confirmations VALUES ('gen_1', 0)")
+    found = doctor(capsys)["due"]
+    assert found["level"] == "warn"
+    assert found["message"].startswith("A confirmation of a callback has been due for ")
+
+
+def test_commands_find_the_server_among_several_and_show_no_password(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [folder] = parse_qs(urlsplit(url).query)["host"]
+    monkeypatch.setenv("GENHOOK_DATABASE_URL", url.replace(folder, f"/nowhere,{folder}"))
+    assert main.main(["migrate"]) == 0
+    assert "applied 0001_initial" in printed(capsys)
+    assert doctor(capsys)["database"]["level"] == "ok"
+    nowhere = url.replace(f"host={folder}", "").replace("@/", "@127.0.0.1:1,127.0.0.2:1/")
+    monkeypatch.setenv("GENHOOK_DATABASE_URL", nowhere)
+    assert main.main(["migrate"]) == 1
+    assert printed(capsys).startswith("genhook: cannot connect to the database: ")
+    assert doctor(capsys)["database"]["level"] == "fail"
+
+
+@pytest.mark.parametrize("command", ["migrate", "tick", "serve --port 0", "work"])
+def test_a_server_that_is_too_old_is_refused(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    old = asyncpg.types.ServerVersion(14, 9, 0, "final", 0)
+    monkeypatch.setattr(asyncpg.Connection, "get_server_version", lambda _self: old)
+    said = "the server is PostgreSQL 14.9, and genhook needs 15 or newer"
+    assert main.main(command.split()) == 1
+    assert said in printed(capsys)
+    found = doctor(capsys)["database"]
+    assert (found["level"], found["message"]) == ("fail", f"{said}.")
+    rows = execute(url, "SELECT 1 FROM pg_tables WHERE schemaname = current_schema()")
+    assert rows == [], "it was not migrated"
+
+
 STATE: dict[str, Any] = {
     "version": "18.1",
     "now": 0,
@@ -98,7 +175,7 @@ STATE: dict[str, Any] = {
 }
 
 
-def judged(state: dict[str, Any], **found: Any) -> dict[str, server_checks.Sentence]:
+def judged(state: dict[str, Any], **found: Any) -> dict[str, Sentence]:
     server = server_checks.Server(state={**STATE, **state}, **found)
     return {each[1]: each for each in server_checks.judge(server, 0)}
 
@@ -114,6 +191,22 @@ def test_the_doctor_judges_what_it_saw_of_the_server() -> None:
     bloated = judged({}, bloated=[("deliveries", 200_000)])["tables"]
     assert bloated[0] == "warn"
     assert "deliveries has 200,000 dead rows" in bloated[2]
+
+
+async def test_each_query_of_the_documentation_has_one_row(url: str) -> None:
+    page = (Path(__file__).parents[2] / "docs/operations.md").read_text("utf-8")
+    queries = re.findall(r"(?s)```sql\n(.*?)```", page)
+    assert len(queries) == 6
+    database = Database(url)
+    await database.open()
+    await database.migrate()
+    await database.close()
+    connection = await asyncpg.connect(url)
+    try:
+        for query in queries:
+            assert len(await connection.fetch(query)) == 1, query
+    finally:
+        await connection.close()
 
 
 async def test_the_doctor_says_who_holds_how_many_shards(

@@ -85,8 +85,21 @@ def test_a_replay_is_watched_until_it_is_done(
     assert lines == ["0 of 40", "10 of 40", "40 of 40", "rpl_1 done: 40 events sent again."]
     assert len(waits) == 3
     body = json.loads(requests[0].content)
-    assert set(body) == {"subscriber_id", "since", "until", "only", "event_types", "dry_run"}
+    fields = {"subscriber_id", "since", "until", "only", "event_types", "dry_run"}
+    assert set(body) == {*fields, "rate_per_second"}
     assert body["since"] < body["until"]
+
+
+@pytest.mark.parametrize(
+    ("line", "rate"), [("", None), ("--rate-per-second none", None), ("--rate-per-second 5", 5)]
+)
+def test_a_replay_may_be_slowed_down(
+    line: str, rate: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[httpx.Request] = []
+    served(monkeypatch, replies_of([replay_at(0, "done")], requests))
+    assert run(f"replay sub_1 --since {rfc3339(NOW)} {line}") == 0
+    assert json.loads(requests[0].content)["rate_per_second"] == rate
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,12 @@ class Storage(http.server.BaseHTTPRequestHandler):
         else:
             self.send_response(200)
             broken = self.path.startswith("/broken")
-            self.send_header("content-length", str(len(PICTURE) + 100 * broken))
+            if self.path.startswith("/page"):
+                self.send_header("content-type", "Text/HTML; charset=utf-8")
+            body = b"" if self.path.startswith("/empty") else PICTURE
+            self.send_header("content-length", str(len(body) + 100 * broken))
             self.end_headers()
-            self.wfile.write(PICTURE)
+            self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
         """Print nothing."""
@@ -71,13 +74,16 @@ def test_a_file_is_saved_without_the_key_and_never_overwritten(
         ("/expired.png", "the link is dead: 127.0.0.1 answered 403; it was good until 2026-"),
         ("/busy.png", "127.0.0.1 answered 503; try again."),
         ("/broken.png", "no answer from 127.0.0.1"),
+        ("/page.png", "127.0.0.1 answered with a web page, not with the file."),
+        ("/empty.png", "it is empty."),
     ],
 )
 def test_what_cannot_be_fetched_is_said_and_leaves_no_file_and_the_others_are_saved(
     path: str, said: str, tmp_path: Path, storage: tuple[str, list[str]]
 ) -> None:
     url, _ = storage
-    bad = {"url": url + path, "expires_at": "2026-11-22T18:20:00.000Z"}
+    expires_at = "2026-11-22T18:20:00.000Z"
+    bad = {"url": url + path, "media_type": "image/png", "expires_at": expires_at}
     is_whole, notes = save(tmp_path, bad, {"url": f"{url}/a.webp"})
     assert not is_whole
     assert said in notes[0]

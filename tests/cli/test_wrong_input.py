@@ -162,8 +162,9 @@ def test_an_environment_that_no_request_can_follow_is_named(
 
 @pytest.mark.parametrize("words", WORDS, ids=lambda words: f"{words[0]}-{words[-1][:20]!a}")
 def test_a_value_that_is_none_is_one_line(
-    words: list[str], capsys: pytest.CaptureFixture[str]
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("GENHOOK_URL", "http://127.0.0.1:1")  # A service may run on the usual port.
     assert refusal_of(words, capsys)
 
 

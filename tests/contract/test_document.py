@@ -76,7 +76,7 @@ FIELDS = {
     "GenerationEvent": "id type timestamp data",
     "Subscriber": "id url description event_types filter headers status disabled_reason "
     "max_in_flight rate_per_second retry_schedule_seconds ordered payload signature "
-    "created_at updated_at",
+    "for_notify_url created_at updated_at",
     "Model": "id family provider kind path credits parameters callbacks",
     "Callback": "id generation_id upstream received_at verdict reason trust",
     "CallbackReceived": "id generation_id upstream received_at verdict reason trust "

@@ -1,6 +1,6 @@
 """A real browser: a person's way through the pages, and what axe-core finds on each of them.
 
-It needs Chromium, and is skipped without it: `apt-get install chromium`.
+It needs Chromium: `apt-get install chromium`.
 """
 
 import asyncio
@@ -28,13 +28,14 @@ from tests.harness import Harness, opened
 AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text(encoding="utf-8")
 ROWS = 250  # Generations; with their events, deliveries and callbacks there are over 1,000 rows.
 PICTURE = b"<svg xmlns='http://www.w3.org/2000/svg' width='64' height='64'/>"
+EXCESS = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 SERIOUS = ("serious", "critical")
 SIZES = [(width, scheme) for width in (360, 1280) for scheme in ("light", "dark")]
-# A folder for a screenshot of each page, to look at with the list in CONTRIBUTING.md.
+# A folder for a screenshot of each page, to look at with the list in docs/dashboard.md.
 SCREENSHOTS = os.environ.get("SCREENSHOTS")  # noqa: TID251  a setting of the tests
 expect.set_options(timeout=30_000)
 
-pytestmark = [chromium.needed, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture
@@ -233,9 +234,46 @@ def faults_of(page: Page) -> Iterator[str]:
             if violation["impact"] in SERIOUS:
                 nodes = [node["html"][:160] for node in violation["nodes"][:3]]
                 yield f"{page.url} {width} {scheme} {violation['id']}: {json.dumps(nodes)}"
-        script = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        if (excess := page.evaluate(script)) > 0:
+        if (excess := page.evaluate(EXCESS)) > 0:
             yield f"{page.url} is {excess} px wider than {width} px"
+
+
+def test_a_phone_shows_the_timeline_without_scrolling_and_cuts_long_names(
+    tmp_path: Path, browser: Browser
+) -> None:
+    line = ("serve", "--dev", "--sandbox", "--port", "0")
+    with started(tmp_path, *line, **KEYS) as running:
+        with running.client() as client:
+            id_ = subscribe(client, "http://127.0.0.1:9/" + "u" * 2_000, description="n" * 500)
+            body = {"model": "imagen4-fast", "input": {"prompt": "A lighthouse at dusk"}}
+            made = client.post("/v1/generations", json=body).json()["id"]
+            ended = client.get(f"/v1/generations/{made}", params={"wait": 30}).json()
+            assert ended["status"] == "succeeded"
+        watched = Watched(browser, viewport={"width": 360, "height": 800})
+        page = watched.page
+        watched.sign_in(running.url, ADMIN_KEY)
+        page.goto(f"{running.url}/dashboard/generations/{made}")
+        timeline = page.get_by_role("region", name="Timeline")
+        assert timeline.evaluate("each => each.scrollWidth - each.clientWidth") == 0
+        expect(timeline.get_by_role("cell", name="The request was stored.")).to_be_visible()
+        # A mark at an end is whole.
+        axis = page.locator(".axis svg").first
+        assert axis.evaluate("each => getComputedStyle(each).overflow") == "visible"
+        page.goto(f"{running.url}/dashboard/subscribers")
+        row = page.get_by_role("row").nth(1).bounding_box()
+        assert row
+        assert row["height"] < 200
+        page.goto(f"{running.url}/dashboard/subscribers/{id_}")
+        heading = page.get_by_role("heading", level=1).bounding_box()
+        assert heading
+        assert heading["height"] < 160
+        page.goto(f"{running.url}/dashboard/keys")
+        page.get_by_text("New key").click()
+        page.get_by_label("Name").fill("k" * 100)
+        page.get_by_role("button", name="Create the key").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("The key is created")
+        assert page.evaluate(EXCESS) == 0
+        running.end()
 
 
 def _show(page: Page, width: int, scheme: Any) -> None:

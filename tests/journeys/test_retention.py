@@ -9,7 +9,7 @@ from service.delivery import replay
 from service.store import retention
 from service.store.database import Transaction
 from tests.harness import Harness, opened
-from tests.journeys.gates import TABLES, count_rows, deliveries, queue_answers
+from tests.journeys.gates import TABLES, attach_worker, count_rows, deliveries, queue_answers
 from tests.journeys.test_stats import count_deliveries
 
 DAY = 86_400
@@ -248,3 +248,18 @@ async def test_one_step_deletes_few_callbacks_of_a_generation_with_many(
         }
     assert max(steps) <= (5, 5)
     assert all(callbacks == bodies for callbacks, bodies in steps)
+
+
+@pytest.mark.sqlite_only  # The pause is between transactions, whatever runs them.
+@pytest.mark.parametrize(("took_ms", "pause_ms"), [(0, 10), (40, 80), (5_000, 1_000)])
+async def test_others_commit_between_batches_for_twice_as_long_as_one_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, took_ms: int, pause_ms: int
+) -> None:
+    async def delete_slowly(*_: Any) -> tuple[int, int]:
+        world.clock.advance(took_ms / 1_000)
+        return 500, 0  # More is due.
+
+    monkeypatch.setattr(retention, "run_due", delete_slowly)
+    async with opened(tmp_path) as world, attach_worker(world):
+        next_at = await world.app.worker.session._clean(world.clock())
+        assert next_at == world.clock() + pause_ms

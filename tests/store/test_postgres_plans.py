@@ -78,9 +78,10 @@ async def test_deliveries_of_an_event_are_read_by_event(connection: Any, name: s
 
 async def test_no_statement_reads_a_whole_table(connection: Any) -> None:
     plans = {name: await explain(connection, name) for name in statements()}
+    scans = {name: re.findall(r"Seq Scan on (\w+)", plan) for name, plan in plans.items()}
     # Confirmations are deleted within seconds.
-    scans = [name for name, plan in plans.items() if "Seq Scan" in plan]
-    assert scans == ["confirmation_next"]
+    few = {"confirmation_next": ["confirmations"], "stats_due": ["confirmations"]}
+    assert {name: tables for name, tables in scans.items() if tables} == few
     assert len(plans) > 50
 
 

@@ -2,16 +2,13 @@
 
 import os
 import pwd
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-import pytest
-
-from service.settings import ENVIRONMENT
+from tests import programs
 from tests.wire.test_deploy import free_port
 
 CONFIG = """
@@ -29,21 +26,12 @@ log_disconnections = 0
 """
 
 
-def find() -> str:
-    """Return the path of pgbouncer. `.ci/run` installs it; elsewhere the test is skipped."""
-    if path := shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin"):
-        return path
-    if ENVIRONMENT.get("CI"):
-        pytest.fail("pgbouncer is not installed, and CI tests with it")
-    pytest.skip("pgbouncer is not installed: apt-get install pgbouncer")
-
-
 @contextmanager
 def pooled(
     folder: Path, url: str, *, sessions: int = 2, mode: str = "transaction", port: int = 0
 ) -> Iterator[str]:
     """Run PgBouncer with so many sessions in front of the server; yield the URL of the pooler."""
-    program, parts = find(), urlsplit(url)
+    program, parts = programs.find("pgbouncer"), urlsplit(url)
     options = parse_qs(parts.query)
     [host] = options.pop("host")
     port = port or free_port()

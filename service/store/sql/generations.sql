@@ -74,7 +74,7 @@ FROM (SELECT value AS id FROM {rows}(:ids)
     UNION
     SELECT id FROM (SELECT s.id FROM {rows}(:ids) i {ordered} JOIN generations p ON p.id = i.value
         {ordered} JOIN generations s ON s.task_id = p.task_id
-        WHERE s.status NOT IN ('succeeded', 'failed', 'canceled') LIMIT :shared_max)) q
+        WHERE s.status NOT IN ('succeeded', 'failed', 'canceled') LIMIT :shared_max) few) q
 {ordered} JOIN generations g ON g.id = q.id
 {ordered} JOIN generation_bodies b ON b.generation_id = q.id;
 

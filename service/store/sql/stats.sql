@@ -39,6 +39,33 @@ SELECT min(id) AS id FROM (
         WHERE status = 'pending' AND subscriber_id = :subscriber_id
             AND {is_tried attempt_count} = 1 ORDER BY due_at DESC LIMIT :limit) few_last) few;
 
+-- name: stats_due
+-- Since when the oldest row of each kind is due. What a paused or disabled subscriber is owed is not.
+WITH RECURSIVE lane (subscriber_id) AS (
+    SELECT min(subscriber_id) FROM deliveries {index deliveries_due} WHERE status = 'pending'
+    UNION ALL
+    SELECT (SELECT min(d.subscriber_id) FROM deliveries d {index deliveries_due}
+        WHERE d.status = 'pending' AND d.subscriber_id > lane.subscriber_id)
+    FROM lane WHERE lane.subscriber_id IS NOT NULL
+)
+SELECT 'delivery' AS kind, min(few.due_at) AS due_at FROM (
+    SELECT lane.subscriber_id, (SELECT min(d.due_at) FROM deliveries d {index deliveries_due}
+        WHERE d.status = 'pending' AND d.subscriber_id = lane.subscriber_id
+            AND {is_tried d.attempt_count} = 0) AS due_at
+    FROM lane
+    UNION ALL
+    SELECT lane.subscriber_id, (SELECT min(d.due_at) FROM deliveries d {index deliveries_due}
+        WHERE d.status = 'pending' AND d.subscriber_id = lane.subscriber_id
+            AND {is_tried d.attempt_count} = 1)
+    FROM lane) few
+WHERE (SELECT s.status FROM subscribers s WHERE s.id = few.subscriber_id) = 'active'
+UNION ALL SELECT 'submission', min(submit_at) FROM generations {index generations_submit}
+    WHERE submit_at IS NOT NULL AND submission = 'waiting' AND task_id IS NULL
+UNION ALL SELECT 'poll', min(next_poll_at) FROM generations {index generations_poll}
+    WHERE next_poll_at IS NOT NULL
+UNION ALL SELECT 'confirmation of a callback', min(due_at) FROM confirmations
+UNION ALL SELECT 'replay', min(due_at) FROM replays {index replays_due} WHERE due_at IS NOT NULL;
+
 -- name: stats_last_attempt
 SELECT max(last_at) AS last_at FROM attempt_latency
 WHERE subscriber_id = :subscriber_id AND slot_at > :since_at;

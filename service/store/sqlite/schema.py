@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 from service.model.errors import StorageError
@@ -9,6 +10,7 @@ from service.store.migrations import describe_problem, list_migrations
 from service.store.sqlite.connection import transaction
 
 _FOLDER = Path(__file__).parent / "migrations"
+_INDEXES = "SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL"
 
 
 def migrations() -> list[tuple[int, Path]]:
@@ -28,7 +30,18 @@ def version(connection: sqlite3.Connection) -> int:
 
 def problem(connection: sqlite3.Connection) -> str | None:
     """Return what is wrong with the version of the schema, or None."""
-    return describe_problem(version(connection), latest())
+    current = version(connection)
+    tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchone()
+    if current == 0 and tables is not None:
+        return "the database has tables of another program, and none of genhook"
+    return describe_problem(current, latest())
+
+
+def is_old(connection: sqlite3.Connection) -> bool:
+    """Whether `migrate` brings the file to the schema of this genhook."""
+    current = version(connection)
+    is_new = current == 0 and problem(connection) == describe_problem(0, latest())
+    return is_new or 0 < current < latest()
 
 
 def migrate(connection: sqlite3.Connection) -> list[str]:
@@ -37,11 +50,8 @@ def migrate(connection: sqlite3.Connection) -> list[str]:
     StorageError if the schema is newer, or if the file is another program's.
     """
     applied: list[str] = []
-    tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchone()
-    if version(connection) == 0 and tables is not None:
-        raise StorageError("the database has tables of another program, and none of genhook")
-    if version(connection) < 0:
-        raise StorageError(problem(connection))
+    if (message := problem(connection)) and not is_old(connection):
+        raise StorageError(message)
     for number, path in migrations():
         with transaction(connection):
             if version(connection) < number:
@@ -52,6 +62,16 @@ def migrate(connection: sqlite3.Connection) -> list[str]:
     if message := problem(connection):
         raise StorageError(message)
     return applied
+
+
+def missing_indexes(connection: sqlite3.Connection) -> dict[str, str]:
+    """Return the indexes that a new database has and this one has not: SQL by the index's name."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
+        migrate(fresh)
+        created = dict(fresh.execute(_INDEXES))
+    for name, _ in connection.execute(_INDEXES):
+        created.pop(name, None)
+    return {name: " ".join(sql.split()) for name, sql in created.items()}
 
 
 def _statements(script: str) -> Iterator[str]:

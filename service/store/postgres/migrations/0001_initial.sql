@@ -363,3 +363,13 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     FROM unnest(ARRAY(SELECT jsonb_array_elements_text(list::jsonb)))
         WITH ORDINALITY AS e (element, ordinality)
 $$;
+
+-- Whether a text is JSON. pg_input_is_valid says that from PostgreSQL 16 on.
+CREATE FUNCTION is_json (text TEXT) RETURNS BOOLEAN
+LANGUAGE plpgsql IMMUTABLE STRICT AS $$
+BEGIN
+    PERFORM text::jsonb;
+    RETURN TRUE;
+EXCEPTION WHEN data_exception THEN
+    RETURN FALSE;
+END $$;

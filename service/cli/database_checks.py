@@ -1,0 +1,47 @@
+"""What `genhook doctor` says of either database: missing indexes, and the age of due work."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
+
+DUE_SECONDS_MAX = 300  # A row is taken within seconds, unless something holds it up.
+_NO_WORKER = "no worker runs, the worker is behind,"
+_HELD_UP = {  # By kind of a row: what else may hold it up.
+    "delivery": "or its receiver is slow, limited or asked for a pause",
+    "replay": "or its subscriber is owed a lot already",
+}
+_HELD_UP_UPSTREAM = "or upstream is slow, or asked for a pause"
+
+Level = Literal["ok", "warn", "fail"]
+Sentence = tuple[Level, str, str]
+
+
+def judge_indexes(missing: Mapping[str, str]) -> Iterator[Sentence]:
+    """Say which indexes are missing, each with the statement that creates it."""
+    for name, statement in missing.items():
+        message = f"{name} is missing, and what needs it is slow or fails: run `{statement}`."
+        yield "fail", "indexes", message
+    if not missing:
+        yield "ok", "indexes", "None is missing."
+
+
+def judge_due(rows: Iterable[tuple[str, int | None]], now: int) -> Iterator[Sentence]:
+    """Say for how long the oldest row of each kind has been due. `rows` are (kind, time)."""
+    ages = {kind: (now - at) // 1_000 for kind, at in rows if at is not None and at <= now}
+    for kind, seconds in ages.items():
+        if seconds > DUE_SECONDS_MAX:
+            why = f"{_NO_WORKER} {_HELD_UP.get(kind, _HELD_UP_UPSTREAM)}"
+            yield "warn", "due", f"A {kind} has been due for {_duration(seconds)}: {why}."
+    young = {kind: seconds for kind, seconds in ages.items() if seconds <= DUE_SECONDS_MAX}
+    if young:
+        oldest = ", ".join(f"{kind} {_duration(seconds)}" for kind, seconds in young.items())
+        yield "ok", "due", f"The oldest of each kind that is due: {oldest}."
+    if not ages:
+        yield "ok", "due", "Nothing is due now."
+
+
+def _duration(seconds: int) -> str:
+    if seconds < 2 * 60:
+        return f"{seconds} seconds"
+    if seconds < 2 * 3_600:
+        return f"{seconds // 60} minutes"
+    return f"{seconds // 3_600:,} hours" if seconds < 2 * 86_400 else f"{seconds // 86_400:,} days"

@@ -1,0 +1,309 @@
+"""Mistakes of people at the command line: none does another thing than was meant, unnoticed."""
+
+import http.server
+import json
+import re
+import shlex
+import signal
+import sqlite3
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.cli import main
+from tests.cli import test_serve
+from tests.cli.test_main import COMMANDS, run, served
+
+pytestmark = pytest.mark.usefixtures("bare_environment")
+CREATE = "generations create --model m --prompt hello"
+GENERATION = {
+    "id": "gen_1",
+    "model": "m",
+    "status": "processing",
+    "route": "poll",
+    "task_id": None,
+    "retry_of": None,
+    "output": None,
+    "error": None,
+    "credits": None,
+    "notify_url": None,
+    "created_at": "2026-11-22T18:20:00Z",
+    "completed_at": None,
+}
+
+
+def refused(line: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command line that is wrong is told; its status is 2."""
+    try:
+        status: Any = main.main(shlex.split(line))
+    except SystemExit as ended:
+        status = ended.code
+    assert status == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "generations list --url ''",
+        "generations list --key ''",
+        "generations list --after ''",
+        "generations create --model m --save ''",
+        "generations save gen_1 ''",
+        "usage --tenant ''",
+        "backup ''",
+        "demo --output ''",
+        "copy --from '' --to sqlite:///a.db",
+        "copy --from sqlite:///a.db --to ''",
+    ],
+)
+def test_an_empty_value_is_refused_as_that_of_a_variable_that_is_not_set(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GENHOOK_API_KEY", "ghk_own")
+    assert refused(line, capsys).endswith("must not be empty")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("line", ["backup", "demo --output", "generations save gen_1"])
+def test_a_path_that_is_not_utf8_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(f"{line} a\udcff", capsys).endswith("must be UTF-8")
+
+
+def test_help_names_the_values_of_options_as_people_do() -> None:
+    texts = {name: parser.format_help() for name, parser in COMMANDS.items()}
+    assert [name for name, text in texts.items() if "ARGUMENT_" in text] == []
+    assert "--model MODEL" in texts["genhook generations create"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (f"{CREATE} --metadata a=b --metadata a=c", "--metadata gives a twice"),
+        ("generations list --metadata a=b --metadata a=c", "--metadata gives a twice"),
+        ("subscribers create http://x/ --header A=b --header A=c", "--header gives A twice"),
+        ("""generations create --model m --input '{"a": 1, "a": 2}'""", "every name once"),
+        ("""generations create --model m --input '{"a": [{"b": 1, "b": 1}]}'""", "every name once"),
+        ("models a b", "name one model"),
+        ("models a --kind video", "not both"),
+        ("subscribers update sub_1", "name a field to change"),
+        ("copy --from mysql://x --to sqlite:///a.db", "--from: must look like sqlite:///"),
+        ("copy --from sqlite:///a.db --to sqlite:///:memory:", "--to: must be a file"),
+        ("generations list --url http://127.0.0.1:1?a=b", "must be the URL of a service"),
+        ("generations list --url http://127.0.0.1:1/#a", "must be the URL of a service"),
+        ("generations list --url 'http://a b/'", "must be the URL of a service"),
+        (r"generations list --url 'http://127.0.0.1\:1'", "must be the URL of a service"),
+    ],
+)
+def test_what_is_ambiguous_or_wrong_is_refused_before_anything_is_sent(
+    line: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GENHOOK_API_KEY", "ghk_own")
+    monkeypatch.setattr(httpx.Client, "send", lambda *_, **__: pytest.fail("it was sent"))
+    assert said in refused(line, capsys)
+
+
+# Answers
+
+
+@pytest.mark.parametrize(("status", "ended"), [(401, 1), (403, 1), (404, 1), (502, 3), (503, 3)])
+def test_an_answer_of_another_server_says_nothing_about_an_id_or_a_key(
+    status: int, ended: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served(monkeypatch, lambda _: httpx.Response(status, text="<html>"))
+    assert run("generations get gen_1") == ended
+    assert "not with a problem of genhook" in capsys.readouterr().err
+
+
+def test_a_redirect_is_named_and_not_followed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = {"location": "https://genhook.example/v1/generations"}
+    served(monkeypatch, lambda _: httpx.Response(301, headers=there))
+    assert run("generations list") == 1
+    assert capsys.readouterr().err.endswith(f"it redirects to {there['location']}.\n")
+
+
+def broken_off(_: httpx.Request) -> httpx.Response:
+    raise httpx.RemoteProtocolError("Server disconnected")
+
+
+@pytest.mark.parametrize("line", [CREATE, f"{CREATE} --wait", "generations retry gen_1"])
+@pytest.mark.parametrize("answer", [broken_off, lambda _: httpx.Response(504, text="<html>")])
+def test_a_request_whose_answer_is_lost_can_be_repeated_without_paying_twice(
+    line: str,
+    answer: Callable[[httpx.Request], httpx.Response],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sent: list[httpx.Request] = []
+
+    def lose(request: httpx.Request) -> httpx.Response:
+        sent.append(request)
+        return answer(request)
+
+    served(monkeypatch, lose)
+    assert run(line) == 3
+    said = capsys.readouterr().err
+    [named] = re.findall(r"repeat it with --idempotency-key ([0-9a-f]{32}), to pay once", said)
+    assert sent[0].headers["idempotency-key"] == named
+    run(f"{line} --idempotency-key {named}")
+    assert sent[1].headers["idempotency-key"] == named
+
+
+def test_each_request_has_a_key_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[str] = []
+
+    def note(request: httpx.Request) -> httpx.Response:
+        keys.append(request.headers["idempotency-key"])
+        return httpx.Response(201, json=GENERATION)
+
+    served(monkeypatch, note)
+    assert [run(CREATE), run(CREATE)] == [0, 0]
+    assert len({*keys}) == 2
+
+
+def test_a_service_that_was_not_reached_has_stored_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("Connection refused")
+
+    served(monkeypatch, refuse)
+    assert run(CREATE) == 3
+    assert "idempotency" not in capsys.readouterr().err
+
+
+def test_ctrl_c_before_the_id_is_known_names_the_key_of_the_request(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(_: httpx.Request) -> httpx.Response:
+        raise KeyboardInterrupt
+
+    served(monkeypatch, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(CREATE)
+    assert re.search("repeat it with --idempotency-key [0-9a-f]{32}", capsys.readouterr().err)
+
+
+# Subscribers
+
+
+@pytest.mark.parametrize(
+    ("options", "fields"),
+    [
+        ("--models c", {"filter": {"models": ["c"], "metadata": {"k": "v"}}}),
+        ("--metadata z=1", {"filter": {"models": ["a"], "metadata": {"z": "1"}}}),
+        ("--models all", {"filter": {"models": [], "metadata": {"k": "v"}}}),
+        ("--metadata none", {"filter": {"models": ["a"], "metadata": {}}}),
+        ("--models c --metadata z=1", {"filter": {"models": ["c"], "metadata": {"z": "1"}}}),
+        ("--event-types all --header none", {"event_types": [], "headers": {}}),
+    ],
+)
+def test_a_change_of_one_half_of_a_filter_keeps_the_other(
+    options: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patches: list[Any] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "PATCH":
+            patches.append(json.loads(request.content))
+        now = {"id": "sub_1", "filter": {"models": ["a"], "metadata": {"k": "v"}}}
+        return httpx.Response(200, json=now)
+
+    served(monkeypatch, answer)
+    assert run(f"subscribers update sub_1 {options}") == 0
+    assert patches == [fields]
+
+
+# Databases
+
+
+def test_a_database_of_another_program_is_named_and_not_copied(
+    database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("CREATE TABLE theirs (a)")
+    copy, other = tmp_path / "copy.db", tmp_path / "other.db"
+    lines = [f"backup {copy}", f"copy --from sqlite:///{database} --to sqlite:///{other}", "doctor"]
+    for line in lines:
+        assert run(line) == 1
+        shown = capsys.readouterr()
+        assert "tables of another program" in shown.out + shown.err
+        assert "genhook migrate" not in shown.out + shown.err
+    assert not copy.exists()
+
+
+def test_a_file_without_tables_is_no_database_to_back_up(
+    database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database.touch()
+    assert run(f"backup {tmp_path / 'copy.db'}") == 1
+    assert "run genhook migrate" in capsys.readouterr().err
+    assert not (tmp_path / "copy.db").exists()
+
+
+# Signals
+
+
+def storing(asked: threading.Event, released: threading.Event) -> type[Any]:
+    """A service with one generation, and the storage of its file, which never sends all of it."""
+
+    class Service(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            is_file = self.path == "/file.png"
+            url = f"http://{self.headers['host']}/file.png"
+            output = {"files": [{"url": url, "media_type": "image/png"}], "raw": {}}
+            shown = {**GENERATION, "status": "succeeded", "output": output}
+            body = b"half" if is_file else json.dumps(shown).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body) + is_file))
+            self.end_headers()
+            self.wfile.write(body)
+            if is_file:
+                asked.set()
+                released.wait(test_serve.END_SECONDS)
+
+        def log_message(self, *_: Any) -> None:
+            """Print nothing."""
+
+    return Service
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_while_a_file_is_saved_leaves_no_part_of_it(number: int, tmp_path: Path) -> None:
+    asked, released = threading.Event(), threading.Event()
+    with test_serve.served(storing(asked, released)) as url:
+        line = ("generations", "save", "gen_1", "pictures", "--url", url, "--key", "ghk_x")
+        with test_serve.start(tmp_path, *line) as process:
+            try:
+                assert asked.wait(test_serve.END_SECONDS)
+                [part] = (tmp_path / "pictures").iterdir()
+                process.send_signal(number)
+                _, err = process.communicate(timeout=test_serve.END_SECONDS)
+            finally:
+                released.set()
+                process.kill()
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert (part.exists(), err) == (False, "")
+
+
+def test_a_signal_ends_a_demo_that_leaves_no_folder_behind(tmp_path: Path) -> None:
+    environ = {"TMPDIR": str(tmp_path / "temporary")}
+    (tmp_path / "temporary").mkdir()
+    with test_serve.start(tmp_path, "demo", **environ) as process:
+        assert process.stdout is not None
+        assert any("The request was stored" in line for line in process.stdout)
+        process.terminate()
+        process.communicate(timeout=test_serve.END_SECONDS)
+    assert process.returncode == -signal.SIGTERM
+    assert list((tmp_path / "temporary").iterdir()) == []

@@ -1,0 +1,68 @@
+"""A process that is frozen between two requests: connections end, and it cannot hear of it."""
+
+import asyncio
+import threading
+from typing import Any
+
+import asyncpg
+import pytest
+
+from service.model.errors import StorageError
+from service.store.postgres import Database
+from tests.store.test_postgres import database, increment, kill_all, number
+
+__all__ = ["database"]  # The fixture.
+
+
+def freeze_and_kill(database: Database) -> None:
+    """End every connection while the event loop of the process does not run."""
+    thread = threading.Thread(target=lambda: asyncio.run(kill_all(database)))
+    thread.start()
+    thread.join()
+
+
+async def test_connections_that_ended_while_the_process_was_frozen_fail_no_unit(
+    database: Database,
+) -> None:
+    """Lambda thaws a process with a request: it hears of both in the same moment."""
+    await asyncio.gather(*(database.read(number) for _ in range(4)))
+    assert database._pool._connections.get_idle_size() >= 2
+    freeze_and_kill(database)
+    assert await database.read(number) == 0
+    freeze_and_kill(database)
+    assert await database.write(increment) == 0
+    assert await database.write_problem() is None
+
+
+async def test_a_connection_that_ends_within_a_transaction_fails_its_unit(
+    database: Database,
+) -> None:
+    """What was asked for may have been done: it is not asked for again."""
+    runs: list[int] = []
+
+    async def unit(tx: Any) -> int:
+        runs.append(await number(tx))
+        await kill_all(database)
+        return await increment(tx)
+
+    with pytest.raises(StorageError):
+        await database.write(unit)
+    assert runs == [0]
+    assert await database.read(number) == 0
+
+
+async def test_a_server_that_ends_every_connection_is_not_asked_for_ever(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[int] = []
+
+    async def fail(transaction: Any) -> None:
+        tries.append(1)
+        raise ConnectionResetError("the server is gone")
+
+    monkeypatch.setattr(asyncpg.transaction.Transaction, "start", fail)
+    with pytest.raises(StorageError, match="the server is gone"):
+        await database.read(number)
+    assert 1 <= len(tries) <= 11
+    monkeypatch.undo()
+    assert await database.read(number) == 0
