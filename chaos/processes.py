@@ -91,7 +91,7 @@ async def _subscribe(world: World, name: str, limit: dict[str, float]) -> None:
 
 async def _kill_in_turn(fleet: Fleet, seconds: float, outcome: Outcome, rng: random.Random) -> None:
     """Kill a process every two seconds and start it again; restart the server once."""
-    names = fleet.workers if fleet.server else [*fleet.webs, *fleet.workers]
+    names = [*fleet.webs, *fleet.workers]
     ends_at = time.monotonic() + seconds
     restart_at: float | None = time.monotonic() + seconds / 2
     for name in itertools.cycle(names):

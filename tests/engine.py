@@ -69,7 +69,7 @@ class Schemas:
     def release(self) -> None:
         """Empty the schemas that a test used, and end the connections that it left."""
         if self._used:
-            self._run(self._connection.execute(_TERMINATE))
+            self.end_connections()
         used, self._used = self._used, {}  # One that cannot be emptied is not used again.
         for schema in set(used.values()) - self._changed:
             tables = [row[0] for row in self._run(self._connection.fetch(_TABLES, schema))]
@@ -78,6 +78,10 @@ class Schemas:
                 row = f"INSERT INTO {schema}.revisions VALUES ('subscribers', 0)"  # noqa: S608
                 self._submit(deletes + row)
             self._free.append(schema)
+
+    def end_connections(self) -> int:
+        """End all connections but our own; return how many there were."""
+        return len(self._run(self._connection.fetch(_TERMINATE)))
 
     def count_deadlocks(self) -> int:
         """Return how many there were so far: units lock rows in one order, so there is none."""

@@ -156,13 +156,17 @@ async def fetch_due(
 
 
 async def record_attempts(tx: Transaction, records: Sequence[AttemptRecord]) -> list[None]:
-    """Store attempts and update their deliveries; a canceled delivery stays canceled."""
+    """Store attempts and update their deliveries; a canceled delivery stays canceled.
+
+    One that is stored already, since the answer to its commit was lost, changes and counts nothing.
+    """
     rows = [_attempt_row(record) for record in records]
     await tx.many("delivery_record", rows)
-    await tx.many("attempt_insert", rows)
+    uncounted = [r for r, record in zip(rows, records, strict=True) if not record.is_counted_now]
+    await tx.many("attempt_insert", uncounted)
     counts = stats.AttemptCounts()
     for row, record in zip(rows, records, strict=True):
-        if record.is_counted_now:
+        if record.is_counted_now and await tx.run("attempt_insert", **row):
             record.count_in(counts)
         if record.ordered and record.generation_id is not None:
             is_retried = record.due_at is not None

@@ -29,6 +29,7 @@ class Item(msgspec.Struct, eq=False):
     seconds: float = 0.0  # That it took, with those that ran in the same call after it.
     result: Any = None
     error: BaseException | None = None
+    unanswered: Any = None  # On PostgreSQL: its transaction, from before its COMMIT.
 
 
 def note_rows(charged: Mapping[str, int], batch: Sequence[Item]) -> None:

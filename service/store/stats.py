@@ -67,7 +67,8 @@ class AttemptCounts(dict[tuple[str, int, int, str], tuple[int, int]]):
 async def add(tx: Transaction, counts: AttemptCounts) -> None:
     """Add counts to those that are stored."""
     columns = ("subscriber_id", "slot_at", "bucket", "status", "count", "last_at")
-    rows = [dict(zip(columns, key + count, strict=True)) for key, count in counts.items()]
+    # In one order: two processes that each wait for a row of the other would never go on.
+    rows = [dict(zip(columns, key + count, strict=True)) for key, count in sorted(counts.items())]
     await tx.many("stats_add", rows)
 
 

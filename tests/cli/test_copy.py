@@ -3,11 +3,15 @@
 import asyncio
 import fcntl
 import re
+import signal
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from unittest.mock import patch
 
+import asyncpg
 import pytest
 
 from service.cli import main
@@ -93,6 +97,51 @@ def test_an_interrupted_copy_goes_on_where_it_ended(source: Path, tmp_path: Path
     assert copy(source, target) == 0
     assert rows(target) == rows(source)
     assert copy(source, target) == 1, "the copy has ended, so the target is no longer its own"
+
+
+COPY_AND_DIE = """
+import os, signal, sys
+from service.cli import main
+from service.store import copying
+from service.store.postgres.side import PostgresSide
+
+insert, inserted = PostgresSide.insert, []
+
+async def insert_some(side, table, rows):
+    if inserted.count("generations") == 1 and table.name == "generations":
+        os.kill(os.getpid(), signal.SIGKILL)
+    inserted.append(table.name)
+    await insert(side, table, rows)
+
+copying.BATCH_ROWS, PostgresSide.insert = 1, insert_some
+main.main(sys.argv[1:])
+"""
+
+
+def test_a_copy_to_postgresql_that_is_killed_halfway_goes_on(
+    tmp_path: Path, postgres: engine.Schemas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "schemas", None)
+        source = asyncio.run(fill(tmp_path))  # A file.
+    url = postgres.database_of(tmp_path / "target", is_new=True)
+    postgres.use_up(tmp_path / "target")
+    line = ["copy", "--from", f"sqlite:///{source}", "--to", url]
+    died = subprocess.run([sys.executable, "-c", COPY_AND_DIE, *line], check=False)  # noqa: S603
+    assert died.returncode == -signal.SIGKILL
+    assert asyncio.run(count_generations(url)) == 1, "halfway"
+    assert main.main(line) == 0
+    back = tmp_path / "back.db"
+    assert main.main(["copy", "--from", url, "--to", f"sqlite:///{back}"]) == 0
+    assert rows(back) == rows(source)
+
+
+async def count_generations(url: str) -> int:
+    connection = await asyncpg.connect(url)
+    try:
+        return int(await connection.fetchval("SELECT count(*) FROM generations"))
+    finally:
+        await connection.close()
 
 
 @pytest.mark.parametrize(

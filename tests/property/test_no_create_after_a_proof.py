@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from service.model.generation import SUBMISSION_TRANSITIONS
+from tests import engine
 from tests.faults import DelayedAnswer, crash, rows
 from tests.harness import Harness, create_answer, opened, success_report
 
@@ -172,17 +173,32 @@ STEPS = st.one_of(
 )
 
 
-@settings(
+EXAMPLES = settings(
     max_examples=60,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-@given(
-    answers=st.lists(st.sampled_from(sorted(ANSWERS)), min_size=1, max_size=3),
-    trust=st.sampled_from(["confirm", "body"]),
-    steps=st.lists(STEPS, max_size=8),
-)
+HISTORIES = {
+    "answers": st.lists(st.sampled_from(sorted(ANSWERS)), min_size=1, max_size=3),
+    "trust": st.sampled_from(["confirm", "body"]),
+    "steps": st.lists(STEPS, max_size=8),
+}
+
+
+@settings(EXAMPLES, max_examples=6)
+@given(**HISTORIES)
+@example(["503", "503"], "confirm", [Step("answer"), Step("crash", "create"), Step("callback")])
+def test_no_create_follows_a_proof_on_postgresql(
+    postgres: engine.Schemas, tmp_path: Path, answers: list[str], trust: str, steps: list[Step]
+) -> None:
+    with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+        asyncio.run(live(Path(folder), answers, trust, steps))
+    postgres.release()
+
+
+@EXAMPLES
+@given(**HISTORIES)
 # A callback, then a death, while a repeated submission is under way that upstream puts off again.
 @example(["503", "503"], "confirm", [Step("answer"), Step("callback", "create")])
 @example(["503", "503"], "confirm", [Step("answer"), Step("crash", "create"), Step("callback")])

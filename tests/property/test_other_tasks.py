@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests import engine
 from tests.harness import Harness, create_answer, opened
 from tests.journeys.test_signatures import seconds, signed, standard
 
@@ -128,6 +129,20 @@ def test_an_answer_that_names_another_task_is_never_applied(
 ) -> None:
     with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
         asyncio.run(live(Path(folder), "confirm", "poll", body))
+
+
+@settings(EXAMPLES, max_examples=EXAMPLES.max_examples // 10)
+@given(
+    body=shapes(st.sampled_from(["task1", "stranger", "../task2"]), "task2"),
+    trust=st.sampled_from([*TRUSTS]),
+    door=st.sampled_from(["callback", "poll"]),
+)
+def test_what_names_another_task_is_never_applied_on_postgresql(
+    postgres: engine.Schemas, tmp_path: Path, body: dict[str, Any], trust: str, door: str
+) -> None:
+    with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+        asyncio.run(live(Path(folder), trust, door, body))
+    postgres.release()
 
 
 @EXAMPLES

@@ -61,6 +61,6 @@ async def test_the_promises_hold_for_every_seed(batch: range, tmp_path: Path) ->
 
 @pytest.mark.timeout(1_800)
 @pytest.mark.usefixtures("postgres")
-@pytest.mark.parametrize("batch", seeds(2), ids=lambda batch: f"{batch.start}-{batch.stop - 1}")
+@pytest.mark.parametrize("batch", seeds(4), ids=lambda batch: f"{batch.start}-{batch.stop - 1}")
 async def test_the_promises_hold_on_postgresql(batch: range, tmp_path: Path) -> None:
     await simulate_each(batch, tmp_path)

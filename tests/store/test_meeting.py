@@ -8,7 +8,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from service.store import generations, retention
+from service.store import generations, retention, stats, subscribers
 from service.store.database import Row, Transaction
 from service.store.postgres import connection as postgres_connection
 from service.store.postgres import database as postgres_database
@@ -116,3 +116,42 @@ async def test_what_is_stored_beside_the_usage_is_added_up_every_few_seconds(
         _, next_at = await retention.run_due(database, sweep, 30, now)
         assert next_at == now + retention.FOLD_INTERVAL_MS
         assert await database.write(retention.fold_usage) == 0
+
+
+async def test_eight_writers_that_count_attempts_of_one_subscriber_lose_none(
+    tmp_path: Path,
+) -> None:
+    """Its lane has one writer; tests of it by processes that serve, and a lane that moves, meet it.
+
+    They add to rows of several buckets, which each process met in another order.
+    """
+    async with opened_databases(tmp_path, WRITERS) as databases:
+        before = await read_deadlocks(tmp_path)
+        writes = []
+        for n, database in enumerate(databases):
+            for _ in range(5):
+                counts = stats.AttemptCounts()
+                for duration_ms in (10, 100, 1_000)[:: -1 if n % 2 else 1]:
+                    counts.count("sub_1", 1_000_000, duration_ms, "delivered")
+                writes.append(database.write(stats.add, counts))
+        async with asyncio.timeout(20):
+            await asyncio.gather(*writes)
+        assert await read_deadlocks(tmp_path) == before
+        counted = await databases[0].read(read_column, "SELECT count FROM attempt_latency")
+        assert counted == [5 * WRITERS] * 3
+
+
+async def test_eight_writers_that_change_subscribers_count_every_revision(tmp_path: Path) -> None:
+    async with opened_databases(tmp_path, WRITERS) as databases:
+        before = await read_deadlocks(tmp_path)
+        revision = await databases[0].read(subscribers.get_revision)
+        bumps = [each.write(subscribers.bump_revision) for _ in range(5) for each in databases]
+        async with asyncio.timeout(20):
+            await asyncio.gather(*bumps)
+        assert await read_deadlocks(tmp_path) == before
+        after = await databases[0].read(subscribers.get_revision)
+        assert after == revision + 5 * WRITERS
+
+
+async def read_column(tx: Transaction, sql: str) -> list[object]:
+    return [next(iter(row.values())) for row in await tx.select(sql, {})]

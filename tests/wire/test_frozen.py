@@ -3,22 +3,35 @@
 import os
 import signal
 import socket
+import threading
+import time
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.cli.test_serve import KEYS, started
+from tests import engine
+from tests.cli.test_serve import END_SECONDS, KEYS, start, started
 
 FROZEN_SECONDS = 1.5
 
 
+@pytest.mark.parametrize("database_engine", engine.ENGINES, indirect=True)
 @pytest.mark.parametrize("worker", ["embedded", "off"])
 def test_a_process_that_was_frozen_goes_on(tmp_path: Path, worker: str) -> None:
-    """Upstream calls back while the process is frozen, and a client gives up waiting for it."""
+    """Upstream calls back while the process is frozen, and a client gives up waiting for it.
+
+    On PostgreSQL every connection is ended meanwhile, as by a platform that freezes for longer.
+    """
+    database = {}
+    if engine.schemas is not None:
+        database["GENHOOK_DATABASE_URL"] = engine.database_of(tmp_path)
+        with start(tmp_path, "migrate", **KEYS, **database) as migration:
+            assert migration.wait(END_SECONDS) == 0
     with started(tmp_path, "sandbox", "--port", "0", "--speed", "4", ready=" at ") as sandbox:
         environ = {
             **KEYS,
+            **database,
             "GENHOOK_WORKER": worker,
             "GENHOOK_UPSTREAM_URL": f"{sandbox.url}/api/v1",
             "GENHOOK_UPSTREAM_API_KEY": "aio_sandbox",
@@ -35,12 +48,24 @@ def test_a_process_that_was_frozen_goes_on(tmp_path: Path, worker: str) -> None:
             os.waitpid(running.process.pid, os.WUNTRACED)
             with pytest.raises(httpx.ReadTimeout):
                 client.get(path, timeout=FROZEN_SECONDS)
+            if engine.schemas is not None:
+                assert engine.schemas.end_connections() > 0
             running.process.send_signal(signal.SIGCONT)
-            generation = client.get(path, params={"wait": 15}).json()
+            answer = client.get(path, params={"wait": 15})
+            assert answer.status_code == 200, answer.text
+            generation = answer.json()
             assert (generation["status"], generation["route"]) == ("succeeded", "callback")
-            assert client.get("/readyz").status_code == 200
+            check_ready(client)
             status, _, _ = running.end()
             assert status == 0
+
+
+def check_ready(client: httpx.Client) -> None:
+    """Check that it is ready, some seconds after it has noticed a commit that failed."""
+    ends_at = time.monotonic() + END_SECONDS
+    while (ready := client.get("/readyz")).status_code != 200:
+        assert time.monotonic() < ends_at, ready.text
+        threading.Event().wait(0.1)
 
 
 def free_port() -> int:

@@ -3,6 +3,10 @@
 Some connections write at once; while all do, what comes waits in the same bounded queue as on
 SQLite. Transactions are SERIALIZABLE: what a unit read still holds when it commits, as if it had
 run alone. A unit that PostgreSQL could not order among the others (class 40) runs again.
+
+Where the answer to a COMMIT is lost, the server is asked what became of it, and only what was
+rolled back runs again. Batched units, which are the hot ones, do not ask: they change nothing where
+the same is stored again.
 """
 
 import asyncio
@@ -10,6 +14,7 @@ import contextlib
 import random  # noqa: TID251  two units that met must not meet again
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
 
@@ -18,6 +23,7 @@ from service.model.errors import StorageError
 from service.store.database import T, Unit
 from service.store.item import Item, note_rows
 from service.store.postgres import schema
+from service.store.postgres.commits import Unanswered, number_of, was_committed
 from service.store.postgres.connection import (
     CONNECT_SECONDS,
     Pool,
@@ -42,6 +48,7 @@ CONNECTIONS = 10  # One of them holds the right to work.
 WRITERS_MAX = 4  # Connections that write at the same time.
 REPEATS_MAX = 30  # Of a unit that met others.
 REPEAT_SECONDS, REPEAT_SECONDS_MAX = 0.002, 0.2
+ASK_SECONDS = 5.0  # For so long the server is asked what became of a COMMIT.
 
 
 class Database(Writes):
@@ -208,13 +215,16 @@ class Database(Writes):
         follow_up(tx.after)
 
     async def _repeat(self, batch: Sequence[Item]) -> tuple[Sequence[Any], Transaction]:
-        """Run a batch, again where others were met: what ran before was rolled back."""
-        repeats = 0
+        """Run a batch, again where others were met or a COMMIT got no answer."""
+        repeats, loop = 0, asyncio.get_running_loop()
+        ends_at = loop.time() + ASK_SECONDS
         while True:
             try:
                 return await self._run_once(batch)
             except Exception as error:
-                if not is_repeatable(error) or repeats == REPEATS_MAX:
+                is_unanswered = batch[0].unanswered is not None and is_failure(error)
+                may_ask = is_unanswered and loop.time() < ends_at and not self._closing.is_set()
+                if not (is_repeatable(error) or may_ask) or repeats == REPEATS_MAX:
                     raise
             repeats += 1
             seconds = min(REPEAT_SECONDS * 2**repeats, REPEAT_SECONDS_MAX)
@@ -223,12 +233,27 @@ class Database(Writes):
                     await self._closing.wait()
 
     async def _run_once(self, batch: Sequence[Item]) -> tuple[Sequence[Any], Transaction]:
-        async with self._pool.transaction(isolation="serializable") as connection:
+        if batch[0].batched:
+            return await self._run_batched(batch)
+        [item] = batch
+        before: Unanswered | None = item.unanswered
+        if before is not None and await was_committed(self._pool, before.number):
+            return before.results, before.tx
+        item.unanswered = None
+        async with self._begin() as connection:
             tx = self._transaction(connection)
-            if batch[0].batched:
-                results = await batch[0].unit(tx, [item.args[0] for item in batch])
-            else:
-                results = [await batch[0].unit(tx, *batch[0].args)]
+            results = [await item.unit(tx, *item.args)]
+            if (number := await number_of(connection)) is not None:
+                item.unanswered = Unanswered(number, results, tx)
+        return results, tx
+
+    def _begin(self) -> AbstractAsyncContextManager[Any]:
+        return self._pool.transaction(isolation="serializable")
+
+    async def _run_batched(self, batch: Sequence[Item]) -> tuple[Sequence[Any], Transaction]:
+        async with self._begin() as connection:
+            tx = self._transaction(connection)
+            results = await batch[0].unit(tx, [item.args[0] for item in batch])
             assert len(results) == len(batch), "a batched unit returned too few results"
         return results, tx
 

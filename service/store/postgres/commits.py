@@ -1,0 +1,38 @@
+"""What became of a transaction whose COMMIT got no answer: the server knows it by its number."""
+
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from service.store.postgres.connection import Pool
+from service.store.postgres.transaction import Transaction
+
+_NUMBER = "SELECT CAST(pg_current_xact_id_if_assigned() AS TEXT)"
+_STATUS = "SELECT pg_xact_status(CAST(CAST($1 AS TEXT) AS xid8))"
+
+
+class Unanswered(msgspec.Struct, frozen=True):
+    """A transaction that was about to be committed, and what follows if it was."""
+
+    number: str
+    results: list[Any]
+    tx: Transaction
+
+
+async def number_of(connection: Any) -> str | None:
+    """Return the number of the transaction of a connection; None if it has written nothing."""
+    number: str | None = await connection.fetchval(_NUMBER)
+    return number
+
+
+async def was_committed(pool: Pool, number: str) -> bool:
+    """Return whether a transaction was committed. TimeoutError if it has not ended yet."""
+    async with pool.transaction() as connection:
+        try:
+            status = await connection.fetchval(_STATUS, number)
+        except asyncpg.InvalidParameterValueError:  # A standby took over that never had it.
+            return False
+    if status == "in progress":
+        raise TimeoutError
+    return bool(status == "committed")
