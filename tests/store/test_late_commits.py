@@ -57,6 +57,6 @@ async def test_what_was_committed_although_the_connection_was_lost_is_submitted(
             raise ConnectionResetError("the server is gone")
 
         monkeypatch.setattr(database, "_run_once", lose_the_answer)
-        monkeypatch.setattr("service.store.postgres.database.ASK_SECONDS", 0)  # Nobody can be asked.
+        monkeypatch.setattr("service.store.postgres.database.ASK_SECONDS", 0)  # None is asked.
         assert (await create(world)).status_code == 503
         await check_submitted_once(world)
