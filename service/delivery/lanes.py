@@ -163,7 +163,8 @@ class Lane(Struct, eq=False):
 
     def expect(self, first_at: int | None, retry_at: int | None) -> None:
         """Note when rows that are not in memory are due: first attempts, and retries."""
-        first_at, retry_at = first_at or NEVER, retry_at or NEVER
+        first_at = NEVER if first_at is None else first_at
+        retry_at = NEVER if retry_at is None else retry_at
         # What a person asked for may be either.
         asked_at = min(first_at, retry_at)
         for backlog, at in zip(self.backlogs, (first_at, retry_at, asked_at), strict=True):

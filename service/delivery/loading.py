@@ -137,5 +137,5 @@ async def _refill(context: Context, lane: Lane, backlog: Backlog) -> None:
         lane.read_again |= lane.held_ids & {d.id for d in due}
     skipped = lane.recorded_while_loading | lane.held_ids
     refused = [d for d in due if d.id not in skipped and not lane.hold(d)]
-    next_at = context.clock() if refused else next_at or NEVER
+    next_at = context.clock() if refused else NEVER if next_at is None else next_at
     backlog.next_due_at = min(backlog.next_due_at, next_at)

@@ -10,6 +10,7 @@ from service.delivery.attempt import read_recipient
 from service.delivery.target import Answer
 from service.delivery.window import START as START_SIZE
 from service.store import deliveries as stored
+from tests.faults import execute
 from tests.harness import START, SUBSCRIBER_URL, opened
 from tests.journeys.gates import Gate, attach_worker, deliveries, delivery, queue_answers, take_over
 
@@ -325,3 +326,12 @@ async def test_a_tick_leaves_nothing_in_memory_that_another_process_might_send(
         world.app = mine
         await old.stop()
         assert len(world.subscribers.webhooks) == 1
+
+
+async def test_a_delivery_that_is_due_since_the_epoch_is_sent(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(**ONE)
+        await world.generate()
+        await execute(world, "UPDATE deliveries SET due_at = 0")
+        await world.run()
+        assert (await delivery(world))["status"] == "delivered"
