@@ -83,7 +83,10 @@ class Dialect:
             names.append(name)
             return self._parameter(len(names))
 
-        filled = _MARK.sub(lambda mark: marks[mark[1]].replace("{}", mark[2] or ""), sql)
+        def fill(mark: re.Match[str]) -> str:
+            return marks[mark[1]].replace("{}", mark[2] or "")
+
+        filled = _MARK.sub(fill, _MARK.sub(fill, sql))  # A part may have marks, too.
         return Statement(_PARAMETER.sub(place, filled), _binder(names))
 
 

@@ -14,7 +14,7 @@ SELECT * FROM
 SELECT bucket, status, CAST(sum(count) AS BIGINT) AS count FROM attempt_latency
 WHERE subscriber_id = :subscriber_id AND slot_at > :since_at GROUP BY bucket, status;
 
--- name: subscribers_owed
+-- part: owed_lanes
 -- A skip scan, like that of deliveries_next_due_times, but over the subscribers of all shards.
 WITH RECURSIVE lane (subscriber_id) AS (
     SELECT min(subscriber_id) FROM deliveries {index deliveries_due} WHERE status = 'pending'
@@ -23,6 +23,9 @@ WITH RECURSIVE lane (subscriber_id) AS (
         WHERE d.status = 'pending' AND d.subscriber_id > lane.subscriber_id)
     FROM lane WHERE lane.subscriber_id IS NOT NULL
 )
+
+-- name: subscribers_owed
+{owed_lanes}
 SELECT lane.subscriber_id FROM lane WHERE lane.subscriber_id IS NOT NULL LIMIT :limit;
 
 -- name: stats_oldest
@@ -41,13 +44,7 @@ SELECT min(id) AS id FROM (
 
 -- name: stats_due
 -- Since when the oldest row of each kind is due. What a paused or disabled subscriber is owed is not.
-WITH RECURSIVE lane (subscriber_id) AS (
-    SELECT min(subscriber_id) FROM deliveries {index deliveries_due} WHERE status = 'pending'
-    UNION ALL
-    SELECT (SELECT min(d.subscriber_id) FROM deliveries d {index deliveries_due}
-        WHERE d.status = 'pending' AND d.subscriber_id > lane.subscriber_id)
-    FROM lane WHERE lane.subscriber_id IS NOT NULL
-)
+{owed_lanes}
 SELECT 'delivery' AS kind, min(few.due_at) AS due_at FROM (
     SELECT lane.subscriber_id, (SELECT min(d.due_at) FROM deliveries d {index deliveries_due}
         WHERE d.status = 'pending' AND d.subscriber_id = lane.subscriber_id

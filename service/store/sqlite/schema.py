@@ -31,8 +31,8 @@ def version(connection: sqlite3.Connection) -> int:
 def problem(connection: sqlite3.Connection) -> str | None:
     """Return what is wrong with the version of the schema, or None."""
     current = version(connection)
-    tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchone()
-    if current == 0 and tables is not None:
+    tables = "SELECT name FROM sqlite_schema WHERE type = 'table'"
+    if current == 0 and connection.execute(tables).fetchone() is not None:
         return "the database has tables of another program, and none of genhook"
     return describe_problem(current, latest())
 
