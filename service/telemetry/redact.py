@@ -195,8 +195,8 @@ class Redactor:
             if form in text:
                 text = self._any_form.sub(REDACTED, text)
                 break
-        # Without escapes of URLs, HTML or JSON. For short text, this is faster than a pattern, and to
-        # look for one character first is faster than for two.
+        # Without escapes of URLs, HTML or JSON. For short text, this is faster than a pattern, and
+        # looking for one character is faster than for two.
         is_escaped = "\\" in text and ("\\u" in text or "\\U" in text)
         if not (is_escaped or "%" in text or "&" in text):
             return text
