@@ -130,8 +130,9 @@ class Slots:
         while (parent := each.parent) is not None:
             needed = max(needed, each.held // each.weight, each.reserve)
             first = _first_of(parent)
-            is_before = first is not None and first[:2] <= (needed, each.held)
-            if each.has_used_window or (is_before and first[3] is not each):
+            if each.has_used_window:
+                return False
+            if first is not None and first[3] is not each and first[:2] <= (needed, each.held):
                 return False
             each = parent
         return needed < self.free
