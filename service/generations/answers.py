@@ -110,7 +110,8 @@ def _next_poll(
 ) -> dict[str, Any]:
     """Return the changes that plan the next poll. Only a planned poll advances the plan."""
     planned_at = before.next_poll_at
-    was_planned = planned_at is not None and planned_at <= reply.exchange.at
+    is_due = planned_at is not None and planned_at <= reply.exchange.at
+    was_planned = is_due or reply.is_planned
     if generation.next_poll_at is not None and not was_planned:
         return {}  # A confirmation or a refresh.
     wait_ms = budget.wait_ms(context, reply.answer, now)

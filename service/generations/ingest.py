@@ -92,6 +92,7 @@ class Reply(msgspec.Struct, frozen=True):
     exchange: generations.Exchange
     task_id: str | None  # The task that the poll was about; None for a submission.
     pause_ms: int = 0  # For how long everything has to rest on account of it.
+    is_planned: bool = False  # It answers a planned poll of one that shares the task, too.
 
 
 async def ask(

@@ -1,8 +1,9 @@
 """Poll upstream about generations: within a budget with shares, until the deadline."""
 
 import asyncio
-from collections.abc import Container, Sequence
+from collections.abc import Awaitable, Container, Sequence
 from collections.abc import Set as AbstractSet
+from functools import partial
 from urllib.parse import quote
 
 import msgspec
@@ -11,8 +12,10 @@ from service.context import Context
 from service.generations import answers, budget, deadlines, hints, ingest, judge
 from service.generations.answers import Answers
 from service.generations.budget import Budget
+from service.generations.ingest import Reply
 from service.generations.places import RoutePlaces, full_questions
 from service.generations.refreshes import Refreshes
+from service.generations.shared import Key, Question, Questions
 from service.generations.sightings import Sightings
 from service.generations.stuck import LOOK_AGAIN_MS, Stuck
 from service.model.clock import MINUTE, SECOND
@@ -61,7 +64,8 @@ class Poller:
         self.refreshes = Refreshes(shared.rate, IN_FLIGHT_MAX)
         self.stuck = Stuck()
         self.places = RoutePlaces(IN_FLIGHT_MAX)
-        self.in_flight: dict[str, asyncio.Task[None]] = {}
+        self.in_flight: dict[str, asyncio.Task[None]] = {}  # By generation, those that follow too.
+        self._questions = Questions()
         self._unused_until = 0  # Until then nobody waits for a token, as far as is known.
         self.is_in_turn = False  # Several processes work for a short time each, on a part of it.
         self._hints_first = True
@@ -97,7 +101,7 @@ class Poller:
             apart=apart,
             full=full,
         )
-        due, polls, next_at, paused_until = await self.context.database.read(
+        due, polls, sharers, next_at, paused_until = await self.context.database.read(
             _read_due, choice, self._turns
         )
         self.stuck.put_all(choice.unreadable, now)
@@ -106,13 +110,16 @@ class Poller:
             return 0, self._next_token_at(now)
         chosen = self._shared(due, polls, free)
         if chosen and self.budget.is_shared:
-            free = await self._reserve(min(free, len(chosen)))
+            missing = self._questions.missing({*map(self._key, chosen)})
+            free = await self._reserve(min(free, missing)) if missing else 0
         started = self._start_due(chosen, free, {generation.id for generation in due})
+        for sharer in sharers:
+            self._follow(sharer)
         self._unused_until = 0 if started == free else now + MINUTE
         if started == free:
             return started, self._next_token_at(now)
         if started < len(chosen):
-            return started, now  # Some have no place any more: others may have one.
+            return started, now  # Some follow or have no place any more: others may have one.
         if choice.unreadable:
             return started, now + LOOK_AGAIN_MS
         return started, self.stuck.next_at(next_at, now)
@@ -130,8 +137,8 @@ class Poller:
         """Start up to `free` of the chosen questions; return how many."""
         started = 0
         for generation in chosen:
-            if started == free:
-                break
+            if self._follow(generation) or started == free:
+                continue
             if not self.context.database.holds(generation.id):
                 continue  # Another process has it since it was read.
             if self._start(generation) is not None:
@@ -177,6 +184,8 @@ class Poller:
         last_poll_at = refreshes.last_at(id_, now) or generation.last_poll_at
         if last_poll_at is not None and now - last_poll_at < SECOND:
             return None
+        if (shared := self._follow(generation)) is not None:
+            return shared
         self.budget.note(paused_until, now, budget.pause_max_ms(self.context))
         has_share = refreshes.has_share(generation.tenant, now)
         if self.budget.available(now) < 1 or not (has_share or self._has_unused(now)):
@@ -201,13 +210,32 @@ class Poller:
 
     def _start(self, generation: Generation) -> asyncio.Task[None] | None:
         """Poll one generation now, unless its tenant or its route has no place."""
-        id_ = generation.id
-        place = budget.status_path(self.context.catalogue, generation), generation.tenant
-        if id_ in self.in_flight or not self.places.take(*place):
+        id_, key = generation.id, self._key(generation)
+        if id_ in self.in_flight or not self.places.take(key[0], generation.tenant):
             return None
-        task = asyncio.create_task(self._poll(generation), name=f"poll {id_}")
-        task.add_done_callback(lambda _task: self._end(id_, *place))
+        question = self._questions.open(key, generation)
+        poll = self._guard(generation, self._ask(question))
+        task = asyncio.create_task(poll, name=f"poll {id_}")
+        task.add_done_callback(lambda _task: self._end(question))
         self.in_flight[id_] = task
+        return task
+
+    def _key(self, generation: Generation) -> Key:
+        path = budget.status_path(self.context.catalogue, generation)
+        return path, generation.task_id or generation.id
+
+    def _follow(self, generation: Generation) -> asyncio.Task[None] | None:
+        """Return the question under way about its task, which it follows from now on, or None.
+
+        It takes no token and no place: nothing more is asked.
+        """
+        id_ = generation.id
+        if id_ in self.in_flight or not self.context.database.holds(id_):
+            return None
+        question = self._questions.join(self._key(generation), generation)
+        if question is None:
+            return None
+        task = self.in_flight[id_] = self.in_flight[question.leader.id]
         return task
 
     def _answer_due_at(self, generation: Generation, now: int) -> int | None:
@@ -223,9 +251,11 @@ class Poller:
         due_at = generation.created_at + timeout_ms
         return due_at if due_at > now else None
 
-    def _end(self, id_: str, route: str, tenant: str) -> None:
-        self.in_flight.pop(id_, None)
-        self.places.give_back(route, tenant)
+    def _end(self, question: Question) -> None:
+        self._questions.close(question)
+        for generation in (question.leader, *question.followers):
+            self.in_flight.pop(generation.id, None)
+        self.places.give_back(question.key[0], question.leader.tenant)
         self.context.signals.poll.set()
 
     async def settle(self) -> None:
@@ -233,10 +263,10 @@ class Poller:
         if self.in_flight:
             await asyncio.wait(self.in_flight.values())
 
-    async def _poll(self, generation: Generation) -> None:
+    async def _guard(self, generation: Generation, work: Awaitable[None]) -> None:
         context = self.context
         try:
-            await self._ask(generation)
+            await work
         except StorageError as error:
             _log.error("poll.failed", generation_id=generation.id, error=repr(error))
             self.budget.pause(context.clock() + SECOND)
@@ -244,7 +274,8 @@ class Poller:
             _log.error("poll.failed", generation_id=generation.id, error=repr(error))
             await deadlines.move_on_or_pass(context, self.stuck, generation, context.clock())
 
-    async def _ask(self, generation: Generation) -> None:
+    async def _ask(self, question: Question) -> None:
+        generation = question.leader
         context, write, tenant = self.context, self.context.database.write, generation.tenant
         task_id = generation.task_id
         if task_id is None:
@@ -257,15 +288,29 @@ class Poller:
             return
         # Ids are opaque: what they hold is encoded, so that it changes no path.
         encoded_id = quote(task_id, safe="")
-        path = budget.status_path(context.catalogue, generation).format(task_id=encoded_id)
+        path = question.key[0].format(task_id=encoded_id)
         reply = await ingest.ask(
             context, generation.id, context.client.poll(path, task_id, generation.input), task_id
         )
+        self._questions.close(question)  # Who is due from now on gets an answer of its own.
+        records = [self._guard(generation, self._record(generation, reply, is_asked=True))]
+        for sharer in question.followers:
+            own = question.reply_for(sharer, reply, context.clock())
+            records.append(self._guard(sharer, self._record(sharer, own, is_asked=False)))
+        await asyncio.gather(*records)
+
+    async def _record(self, generation: Generation, reply: Reply, *, is_asked: bool) -> None:
+        """Judge and record an answer for a generation, which was asked about or follows."""
+        context, tenant = self.context, generation.tenant
         reply = await judge.judge(context, self.sightings, generation, reply)
+        write = partial(context.database.write_batched, self.answers.record, tenant=tenant)
+        if not is_asked:
+            await write(reply)
+            return
         if pause_ms := budget.pause_ms(context, self.budget, generation.id, reply.answer):
             self.budget.pause(context.clock() + pause_ms)
             reply = msgspec.structs.replace(reply, pause_ms=pause_ms)
-        await context.database.write_batched(self.answers.record, reply, tenant=tenant)
+        await write(reply)
         ingest.announce_exchange(metrics.polls, reply.exchange)
         if isinstance(reply.answer, wire.Report) and not reply.answer.recognised:
             ingest.log_unknown_word(reply.exchange.detail, generation.id)
@@ -273,15 +318,16 @@ class Poller:
 
 async def _read_due(
     tx: Transaction, choice: generations.Choice, turns: Turns
-) -> tuple[list[Generation], list[Generation], int | None, int]:
-    """Read due confirmations, due polls, the next due time and the pause in one snapshot.
+) -> tuple[list[Generation], list[Generation], list[Generation], int | None, int]:
+    """Read due confirmations and polls, who shares their tasks, the next due time and the pause.
 
-    Two snapshots could miss a row.
+    In one snapshot: two could miss a row.
     """
     confirmations = await generations.list_confirmations(tx, choice, turns.confirmed)
     # One that is due as both must not hide another's poll.
     without = [*choice.without, *(generation.id for generation in confirmations)]
     choice = msgspec.structs.replace(choice, without=without)
     polls = await generations.list_polls(tx, choice, turns.polled)
+    sharers = await generations.list_sharers(tx, choice) if choice.shared else []
     next_at = await generations.next_due(tx, "poll")
-    return confirmations, polls, next_at, await generations.get_pause(tx)
+    return confirmations, polls, sharers, next_at, await generations.get_pause(tx)

@@ -39,7 +39,7 @@ def next_poll_without_callback(context: Context, generation: Generation, now: in
 
 
 def planned_polls(context: Context, generation: Generation, now: int) -> int:
-    """Return how many planned polls of an open generation have passed, at least 1.
+    """Return how many planned polls of an open generation have passed.
 
     With a callback the place in the plan follows from the time, and not from the number of polls,
     so that questions outside of the plan (confirmations, refreshes) do not advance it.
@@ -48,8 +48,9 @@ def planned_polls(context: Context, generation: Generation, now: int) -> int:
         return generation.poll_count
     passed_ms = now - (generation.submitted_at or now)
     first_ms = planned_ms = _first_safety_ms(context, generation)
-    for count in range(1, len(_SAFETY_POLLS_MS)):
-        planned_ms += _safety_delay_ms(first_ms, count)
+    for count in range(len(_SAFETY_POLLS_MS)):
+        if count:
+            planned_ms += _safety_delay_ms(first_ms, count)
         if passed_ms < _with_jitter(planned_ms, 0):  # The soonest that it can have been made.
             return count
     return len(_SAFETY_POLLS_MS)

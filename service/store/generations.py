@@ -29,6 +29,7 @@ _TIMELINE = (
     *("events_of_generation", "attempts_of_generation"),
 )
 SHARED_MAX = 20  # So many generations that share tasks get an outcome by one batch of polls.
+SHARERS_MAX = 50  # So many that share a task follow a question: its answer is recorded for all.
 Work = Literal["submit", "poll", "expire"]
 EXCHANGES_MAX = 1_000  # Of each kind of a generation: the timeline shows no more.
 OVERDUE_LOOK_MAX = 1_000  # So many of a tenant's longest due polls may be overdue.
@@ -51,6 +52,7 @@ class Choice(msgspec.Struct, frozen=True):
     # Rows that hold no generation, as after damage or by a later version of genhook: filled by the
     # read, which leaves them out.
     unreadable: dict[str, Exception] = msgspec.field(default_factory=dict)
+    shared: list[str] = msgspec.field(default_factory=list)  # Whose task others have: filled, too.
 
 
 class Exchange(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,6 +137,16 @@ async def list_polls(tx: Transaction, choice: Choice, after: str) -> list[Genera
     return await _list_by_choice(tx, "generations_to_poll", choice, **values)
 
 
+async def list_sharers(tx: Transaction, choice: Choice) -> list[Generation]:
+    """Return open generations that share a task with `choice.shared`, due or not.
+
+    They are read without their bodies: each may have an input of a megabyte.
+    """
+    values = {"ids": json_text(choice.shared), "without": json_text(choice.without)}
+    limit = SHARERS_MAX * len(choice.shared)
+    return await read_all(tx, Generation, "generations_of_shared", limit=limit, **values)
+
+
 async def _list_by_choice(
     tx: Transaction, name: str, choice: Choice, **values: Any
 ) -> list[Generation]:
@@ -144,6 +156,8 @@ async def _list_by_choice(
     for row in await tx.all(name, now=tx.now, limit=choice.limit, **values):
         try:
             due.append(decode_row(Generation, row))
+            if dict(row).get("is_shared"):
+                choice.shared.append(row["id"])
         except Exception as error:  # noqa: BLE001  one row must not hold the others
             choice.unreadable[row["id"]] = error
     return due

@@ -108,9 +108,13 @@ JOIN generations g ON g.id = q.id
 LEFT JOIN generation_bodies b ON b.generation_id = g.id
 ORDER BY q.turn, q.tenant <= :after, q.tenant;
 
+-- part: shared
+EXISTS (SELECT 1 FROM generations s WHERE s.task_id = g.task_id AND s.id <> g.id {each})
+    AS is_shared
+
 -- name: generations_to_poll
 {tenants next_poll_at}
-SELECT g.*, b.input, b.metadata, b.output, b.error
+SELECT g.*, b.input, b.metadata, b.output, b.error, {shared}
 FROM (SELECT g.id, g.tenant, row_number() OVER (PARTITION BY tenants.tenant
             ORDER BY g.status IN ('queued', 'processing') AND g.deadline_at <= :now DESC,
                 g.next_poll_at) AS turn

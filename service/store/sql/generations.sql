@@ -155,12 +155,26 @@ SELECT min((SELECT g.submit_at FROM generations g
     ORDER BY g.submit_at LIMIT 1)) AS due_at
 FROM tenants WHERE tenants.tenant NOT IN (SELECT value FROM {rows}(:tenants));
 
+-- part: shared
+-- Whether another generation has the same task.
+EXISTS (SELECT 1 FROM generations s WHERE s.task_id = g.task_id AND s.id <> g.id {each})
+    AS is_shared
+
+-- name: generations_of_shared
+-- Open generations that share a task with one of a JSON list of ids, without their bodies.
+SELECT DISTINCT s.*, '{}' AS input, '{}' AS metadata
+FROM {rows}(:ids) i {ordered} JOIN generations g ON g.id = i.value
+{ordered} JOIN generations s ON s.task_id = g.task_id
+WHERE s.status IN ('queued', 'processing') AND s.id NOT IN (SELECT value FROM {rows}(:without))
+    AND s.id NOT IN (SELECT value FROM {rows}(:ids)) {held s}
+LIMIT :limit;
+
 -- name: generations_to_confirm
 -- In turn by tenant, as above.
 -- :tenants, :without and :full are JSON lists of the tenants, generations and questions that get no
 -- further place. A question is a model, a space and a tenant, or none for all; instead of the model
 -- it has nothing where that is not one of :apart, the models with a route of their own.
-SELECT g.*, b.input, b.metadata, b.output, b.error
+SELECT g.*, b.input, b.metadata, b.output, b.error, {shared}
 FROM (SELECT g.id, g.tenant,
         row_number() OVER (PARTITION BY g.tenant ORDER BY q.due_at) AS turn
     FROM confirmations q {ordered} JOIN generations g ON g.id = q.generation_id
@@ -178,7 +192,7 @@ ORDER BY q.turn, q.tenant <= :after, q.tenant;
 -- name: generations_to_poll
 -- As above; of each tenant first those, of its :look longest due, that are open past their deadline.
 {tenants next_poll_at}
-SELECT g.*, b.input, b.metadata, b.output, b.error
+SELECT g.*, b.input, b.metadata, b.output, b.error, {shared}
 FROM (SELECT due.lap, due.tenant, i.key AS turn, i.value AS id
     FROM (SELECT * FROM (
         SELECT tenants.lap, tenants.tenant, (SELECT json_group_array(id) FROM (

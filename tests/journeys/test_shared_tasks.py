@@ -1,0 +1,276 @@
+"""Generations that share a task: one question about it, and its answer counts for each."""
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.generations import judge
+from service.generations.answers import Answers
+from service.store import generations
+from tests.faults import DelayedAnswer, crash, execute, rows, status_of, storage_failure
+from tests.harness import Harness, create_answer, opened, success_report
+from tests.journeys.gates import by_hand
+
+WORKING = httpx.Response(200, json=create_answer("shared"))
+
+
+async def share(world: Harness, count: int, *, apart: float = 0) -> list[str]:
+    """Submit equal generations, of which upstream makes one task; return their ids."""
+    ids = []
+    for _ in range(count):
+        world.upstream.create_replies.append(httpx.Response(200, json=create_answer("shared")))
+        ids.append((await world.generate())["id"])
+        world.clock.advance(apart)
+    return ids
+
+
+async def polls_of(world: Harness, id_: str) -> list[str]:
+    """Return the outcomes of the polls in the timeline of a generation."""
+    timeline = await world.get(f"/v1/generations/{id_}/timeline")
+    return [each["detail"]["outcome"] for each in timeline["data"] if each["type"] == "poll"]
+
+
+async def questions(path: Path, count: int, seed: int | None) -> int:
+    """Return how often so many generations that share a task are asked about in 4 minutes."""
+    path.mkdir()
+    async with opened(path, public_url=None) as world:
+        if seed is not None:
+            world.app.context.jitter = random.Random(seed).random  # noqa: S311
+        ids = await share(world, count, apart=0 if seed is None else 0.3)
+        for _ in range(480):
+            await world.run(0.5)
+        asked = len(world.upstream.polls)
+        assert [await polls_of(world, id_) for id_ in ids] == [["processing"] * asked] * count
+        return asked
+
+
+async def test_those_that_share_a_task_get_as_many_questions_as_one_alone(tmp_path: Path) -> None:
+    alone = await questions(tmp_path / "alone", 1, None)
+    assert alone > 10
+    assert await questions(tmp_path / "shared", 6, None) == alone
+
+
+async def test_who_shares_a_task_is_asked_about_with_the_others_though_not_due(
+    tmp_path: Path,
+) -> None:
+    # The plans differ, by jitter and age: even the shortest delays of one alone are asked so often.
+    most = await questions(tmp_path / "alone", 1, None)
+    assert await questions(tmp_path / "shared", 6, 7) <= most + 1
+
+
+async def plan(world: Harness, id_: str, due_at: int) -> None:
+    sql = "UPDATE generations SET next_poll_at = :due_at WHERE id = :id"
+    await execute(world, sql, id=id_, due_at=due_at)
+
+
+async def planned(world: Harness) -> dict[str, int]:
+    found = await rows(world, "SELECT id, next_poll_at FROM generations")
+    return {row["id"]: row["next_poll_at"] for row in found}
+
+
+async def test_a_planned_poll_leaves_the_first_safety_poll_of_a_younger_one(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        first, second = await share(world, 2)
+        before = await planned(world)
+        await plan(world, first, world.clock.now)
+        await world.run()
+        after = await planned(world)
+        assert world.upstream.polls == ["shared"]
+        assert after[second] == before[second]
+
+
+async def test_a_refresh_or_confirmation_moves_no_plan_of_another(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        first, second = await share(world, 2)
+        before = await planned(world)
+        await world.run(10)
+        await world.call_back(create_answer("shared"), 0)
+        await world.run()
+        assert world.upstream.polls == ["shared"]
+        assert await polls_of(world, second) == ["processing"]
+        assert (await planned(world))[second] == before[second]
+        world.clock.advance(10)
+        await world.client.post(f"/v1/generations/{first}/refresh")
+        assert (await planned(world))[second] == before[second]
+
+
+async def confirmations(path: Path, count: int) -> list[int]:
+    """Return how many questions there were by each second after callbacks to so many URLs."""
+    path.mkdir()
+    async with opened(path) as world:
+        await share(world, count)
+        await world.run(5)
+        for index in range(count):
+            await world.call_back(success_report("shared"), index)
+        asked = []
+        for _ in range(70):  # The task route lags behind the callbacks: it is asked again.
+            await world.run()
+            asked.append(len(world.upstream.polls))
+            world.clock.advance(1)
+        assert await rows(world, "SELECT * FROM confirmations") == []
+        return asked
+
+
+async def test_callbacks_to_each_url_lead_to_one_question_a_step(tmp_path: Path) -> None:
+    alone = await confirmations(tmp_path / "alone", 1)
+    assert [alone.index(number) for number in range(1, 7)] == [0, 1, 3, 7, 15, 30]
+    assert await confirmations(tmp_path / "shared", 5) == alone
+
+
+async def test_an_end_reaches_all_that_share_its_task(tmp_path: Path) -> None:
+    count = generations.SHARED_MAX + 5
+    async with opened(tmp_path, public_url=None) as world:
+        await world.subscribe()
+        ids = await share(world, count)
+        world.upstream.finish("shared")
+        await world.run(60)
+        assert world.upstream.polls == ["shared"]
+        for id_ in ids:
+            assert await status_of(world, id_) == "succeeded"
+            assert await polls_of(world, id_) == ["succeeded"]
+        assert world.subscribers.event_types().count("generation.succeeded") == count
+
+
+async def start(world: Harness) -> Any:
+    """Start the questions that are due now, and do not wait for their answers."""
+    poller = world.app.worker.poller
+    await by_hand(world, poller.run_due(world.clock.now))
+    return poller
+
+
+async def test_who_is_due_or_refreshed_while_a_question_hangs_follows_it(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None, poll_rate_per_second=2) as world:
+        ids = await share(world, 1)
+        hanging = DelayedAnswer(WORKING)
+        world.upstream.poll_replies.append(hanging.reply)
+        world.clock.advance(60)
+        poller = await start(world)
+        await hanging.requested.wait()
+        ids += await share(world, 2)
+        await plan(world, ids[1], world.clock.now)
+        tokens = poller.budget.tokens
+        await start(world)
+        url = f"/v1/generations/{ids[2]}/refresh"
+        refreshed = asyncio.create_task(world.client.post(url))
+        while len(poller.in_flight) < 3:
+            await asyncio.sleep(0)  # noqa: TID251  it waits for no time
+        assert (poller.budget.tokens, poller.places.all.taken) == (tokens, 1)
+        hanging.release()
+        await refreshed
+        await poller.settle()
+        assert world.upstream.polls == ["shared"]
+        assert [await polls_of(world, id_) for id_ in ids] == [["processing"]] * 3
+        assert (poller.in_flight, poller.places.all.taken) == ({}, 0)
+        assert min((await planned(world)).values()) > world.clock.now
+
+
+async def test_who_becomes_due_once_the_answer_has_come_is_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judging, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def wait(*args: Any) -> Any:
+        judging.set()
+        await goes_on.wait()
+        return await judge_(*args)
+
+    judge_ = judge.judge
+    monkeypatch.setattr(judge, "judge", wait)
+    async with opened(tmp_path, public_url=None) as world:
+        await share(world, 1)
+        world.clock.advance(60)
+        poller = await start(world)
+        await judging.wait()
+        [second] = await share(world, 1)
+        await plan(world, second, world.clock.now)
+        await start(world)
+        goes_on.set()
+        await poller.settle()
+        assert world.upstream.polls == ["shared"] * 2
+        assert await polls_of(world, second) == ["processing"]
+
+
+async def test_an_answer_that_is_not_recorded_leaves_all_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_args: object) -> None:
+        raise storage_failure()
+
+    async with opened(tmp_path, public_url=None) as world:
+        ids = await share(world, 3)
+        world.clock.advance(60)
+        record = world.app.worker.poller.answers.record
+        monkeypatch.setattr(Answers, "record", fail)
+        poller = await start(world)
+        await poller.settle()
+        assert (world.upstream.polls, poller.in_flight) == (["shared"], {})
+        monkeypatch.setattr(Answers, "record", lambda _self, *args: record(*args))
+        await world.run(2)
+        assert world.upstream.polls == ["shared"] * 2
+        assert [await polls_of(world, id_) for id_ in ids] == [["processing"]] * 3
+
+
+async def test_one_that_cannot_be_recorded_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(context: Any, sightings: Any, generation: Any, reply: Any) -> Any:
+        if generation.id == broken:
+            raise ValueError(generation.id)
+        return await judge_(context, sightings, generation, reply)
+
+    judge_ = judge.judge
+    monkeypatch.setattr(judge, "judge", fail)
+    async with opened(tmp_path, public_url=None) as world:
+        ids = await share(world, 3)
+        for broken in ids[:2]:  # The one that is asked about, or another.
+            world.clock.advance(60)
+            for id_ in ids:
+                await plan(world, id_, world.clock.now - 1_000 * (id_ == ids[0]))
+            before = {id_: len(await polls_of(world, id_)) for id_ in ids}
+            poller = await start(world)
+            await poller.settle()
+            after = {id_: len(await polls_of(world, id_)) for id_ in ids}
+            assert [id_ for id_ in ids if after[id_] == before[id_]] == [broken]
+        assert world.upstream.polls == ["shared"] * 2
+
+
+async def test_a_process_that_is_killed_within_a_question_leaves_all_due(tmp_path: Path) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        ids = await share(world, 3)
+        hanging = DelayedAnswer(WORKING)
+        world.upstream.poll_replies.append(hanging.reply)
+        world.clock.advance(60)
+        await start(world)
+        await hanging.requested.wait()
+        await crash(world)
+        world.upstream.finish("shared")
+        await world.run(2)
+        assert world.upstream.polls == ["shared"] * 2
+        assert {await status_of(world, id_) for id_ in ids} == {"succeeded"}
+
+
+async def test_where_nobody_shares_no_sharers_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[object] = []
+
+    async def list_sharers(tx: Any, choice: generations.Choice) -> Any:
+        reads.append(choice.shared)
+        return await list_(tx, choice)
+
+    list_ = generations.list_sharers
+    monkeypatch.setattr(generations, "list_sharers", list_sharers)
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        await world.generate()
+        await world.run(60)
+        assert (len(world.upstream.polls), reads) == (2, [])
+        await share(world, 2)
+        await world.run(3)
+        assert len(reads) == 1
