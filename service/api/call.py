@@ -23,6 +23,7 @@ from service.store.rows import decode_rows
 T = TypeVar("T")
 Answer = Response  # What operations return.
 LIMIT_DEFAULT, LIMIT_MAX = 50, 250
+AFTER_RULE = "must be the `next` of an earlier page"
 PAGING = frozenset({"limit", "after", "order"})
 ID = "_[0-9a-f]{32}"  # What follows the prefix of an id.
 
@@ -100,10 +101,14 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     def page(self, prefix: str) -> Page:
         """Read `limit`, `after` and `order` of the query; Problem 400 if one is wrong."""
         return Page(
-            limit=self.query_integer("limit", LIMIT_DEFAULT, 1, LIMIT_MAX),
+            limit=self.query_limit(),
             ascending=self.query_choice("order", ("asc", "desc")) == "asc",
-            after=self.query_text("after", prefix + ID, "must be the `next` of an earlier page"),
+            after=self.query_text("after", prefix + ID, AFTER_RULE),
         )
+
+    def query_limit(self) -> int:
+        """Read `limit` of the query; Problem 400 if it is wrong."""
+        return self.query_integer("limit", LIMIT_DEFAULT, 1, LIMIT_MAX)
 
     def query_text(self, name: str, pattern: str, rule: str) -> str | None:
         """Read a text from the query; Problem 400 with the rule unless it matches the pattern."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from service.cli import answers, calls, client, output
 from service.cli.arguments import Echo, parse_model
-from service.cli.command import Argument, Command, argument
+from service.cli.command import PAGING, Argument, Command, argument
 from service.model.errors import UsageError
 
 SHOWN = ("id", "family", "provider", "kind", "path", "credits", "callbacks")
@@ -84,6 +84,7 @@ MODELS = Command(
             choices=("true", "false"),
         ),
         argument("query", "--sort", "the cheapest first", choices=("credits",)),
+        *(each for each in PAGING if each.field != "order"),
     ),
     "page",
     ("id", "kind", "credits", "callbacks", "provider"),
