@@ -57,7 +57,11 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
         help="dead: events whose delivery is dead; all: every event (dead)",
     )
     parser.add_argument(
-        "--event-types", type=parse_list, default=[], metavar="TYPES", help=EVENT_TYPES_HELP
+        "--event-types",
+        type=parse_list,
+        default=[],
+        metavar="TYPES",
+        help=f"{EVENT_TYPES_HELP}; with --only all these are all of generations",
     )
     parser.add_argument(
         "--rate-per-second",
