@@ -35,7 +35,7 @@ def show_models(command: Command, options: argparse.Namespace, echo: Echo) -> in
     with calls.connect(options) as connection:
         model = calls.ask(connection, "GET", f"/v1/models/{words[0]}", answers.Model)
     lines = output.fields({name: model.get(name) for name in SHOWN})
-    client.show(options, echo, model, [*lines, *_parameters(model["parameters"])])
+    output.show(options, echo, model, [*lines, *_parameters(model["parameters"])])
     return 0
 
 
