@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive
 
@@ -81,7 +82,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str
     path: Mapping[str, str]
     query: Mapping[str, str]
-    headers: Mapping[str, str]
+    headers: Headers
     body: bytes
     request_id: str
     receive: Receive  # What the client sends after its body: that it hung up.
@@ -176,6 +177,14 @@ async def answer_page(
 async def read_own(tx: Transaction, page: Page, tenant: str, source: Source) -> Rows:
     """Return a page of the tenant's rows of a source, without a filter."""
     return await pages.read(tx, source, page, {"tenant": tenant})
+
+
+def read_header(headers: Headers, name: str) -> str | None:
+    """Return a header's value, None without it; Problem 400 if it was sent more than once."""
+    values = headers.getlist(name)
+    if len(values) > 1:  # A proxy or a log may have seen another of them than we would take.
+        raise Problem(400, "invalid_header", f"{name} was sent more than once.")
+    return values[0] if values else None
 
 
 def answer_problem(problem: Problem, request_id: str) -> Answer:
