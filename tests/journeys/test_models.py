@@ -35,6 +35,7 @@ async def pages(world: Harness, limit: int, **query: str) -> list[list[str]]:
             return ids
         assert page["next"] == ids[-1][-1]
         page = await world.get("/v1/models", limit=limit, after=page["next"], **query)
+        assert not page["data"] or page["data"][0]["id"] != ids[-1][-1], "it would never end"
 
 
 @pytest.mark.sqlite_only("the catalogue is in no database")
