@@ -24,7 +24,7 @@ from service.store import tasks
 from service.store.database import Row, Transaction
 from service.store.rows import json_text
 from service.telemetry import log, metrics
-from service.upstream import reading, wire
+from service.upstream import lenient, reading, wire
 from service.upstream.ids import ids_as, task_ids_of
 
 _log = log.get()
@@ -195,6 +195,9 @@ def _end(answer: wire.Report) -> tuple[str, bool, bool]:
 
 def _without(value: Any, theirs: Collection[str], own: Collection[str | None]) -> Any:
     """Return decoded JSON without the objects that name one of their tasks, and not its own."""
+    if isinstance(value, str):
+        opened = lenient.opened(value)  # A text may hold them as JSON.
+        return value if opened is value else json_text(_without(opened, theirs, own))
     if isinstance(value, list):
         return [_without(item, theirs, own) for item in value if not _is_of(item, theirs, own)]
     if not isinstance(value, dict):

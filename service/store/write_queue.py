@@ -55,6 +55,12 @@ class Queue:
         self._committing.update(dict.fromkeys(taken))
         return taken
 
+    def put_back(self, items: Sequence[Item]) -> None:
+        """Make items that were taken the next ones again; no commit has begun with them."""
+        for item in items:
+            del self._committing[item]
+        self._waiting.put_back(items)
+
     def finish(self, items: Sequence[Item], left: Sequence[Item] = ()) -> None:
         """End the commit of items that were taken; those that are `left` are next again."""
         self._release(items)

@@ -3,12 +3,13 @@
 No rule looks into an echo of the request or into an error: what stands there is not the task's.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from service.model import clock
 from service.upstream import lenient, links
 from service.upstream.documents import MAX_WORD_CHARS, Document
-from service.upstream.ids import task_ids_of
+from service.upstream.ids import ids_of, task_ids_of
 from service.upstream.names import AROUND, BY_NAME, NO_NAME, RESULT, ROLES, UNKNOWN, Role
 from service.upstream.scalars import JsonObject, id_of
 from service.upstream.vocabulary import state_of
@@ -17,6 +18,7 @@ NAMES_MAX = 1_000  # Ids that are compared with those of other generations' task
 TEXTS_MAX = 10_000  # What follows may be no link.
 JSON_TEXTS_MAX = 100
 JSON_DEPTH_MAX = 3
+HOLDERS_MAX = 4  # Within each other, of a task that stands beside others.
 _BEFORE_JSON = "{[ \r\n\t"
 _YEAR_10000 = 253_402_300_800_000
 _WORD_KEYS = ("status", "state", "task_status", "taskStatus")
@@ -190,7 +192,26 @@ def read_contents(document: Document) -> Contents:
         contents.look_into_tasks_within()
     if document.root is not document.task:
         contents.look_around({**document.root, document.key: None})
+        contents.names += _ids_beside(document.root.get(document.key), document.task)
     return contents
+
+
+def _ids_beside(holder: Any, task: JsonObject, depth: int = HOLDERS_MAX) -> Iterator[str]:
+    """Yield the ids of what stands in lists beside a task, which may be tasks of others.
+
+    holder: what the task stands under, itself or within others.
+    """
+    if holder is task or not depth:
+        return
+    if isinstance(holder, str):
+        holder = lenient.opened(holder)
+    if isinstance(holder, list):
+        for item in holder:
+            if isinstance(item, dict) and item is not task:
+                yield from ids_of(item)
+    elif isinstance(holder, dict):
+        for value in holder.values():
+            yield from _ids_beside(value, task, depth - 1)
 
 
 def _word(object_: JsonObject) -> str | None:

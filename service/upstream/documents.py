@@ -139,7 +139,7 @@ def _held(
 ) -> tuple[JsonObject, str, JsonObject] | None:
     """Return the envelope right around a task, what the task stands under, and the task."""
     for key, items in _lists(root):
-        if len(items) > 1 and (item := _item(items, asked_id)):
+        if item := _item(items, asked_id):
             return root, key, item
     inner = {key: _only(root[key]) for key in _TASK_KEYS if key in root}
     if len(root) == 1:

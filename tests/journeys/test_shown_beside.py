@@ -1,5 +1,6 @@
 """Answers that name the tasks of other generations beside their own."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,37 @@ async def test_what_an_answer_shows_of_other_generations_is_left_out_of_its_end(
         files = (generation["output"] or {"files": []})["files"]
         assert [file["url"] for file in files] == [PNG] * (word == "SUCCESS")
         assert "task2" not in str(generation)
+
+
+LISTS = {
+    "data": lambda tasks: {"code": 200, "data": tasks},
+    "data as text": lambda tasks: {"code": 200, "data": json.dumps({"items": tasks})},
+    "data.items": lambda tasks: {"code": 200, "data": {"items": tasks}},
+    "nothing": lambda tasks: tasks,
+    "tasks": lambda tasks: {"code": 200, "tasks": tasks},
+    "data.tasks.items": lambda tasks: {"code": 200, "data": {"tasks": {"items": tasks}}},
+}
+
+
+@pytest.mark.parametrize("word", ["SUCCESS", "FAILED"])
+@pytest.mark.parametrize("name", ["task_id", "id"])
+@pytest.mark.parametrize("place", LISTS)
+async def test_of_a_list_of_tasks_those_of_other_generations_are_left_out(
+    tmp_path: Path, place: str, name: str, word: str
+) -> None:
+    async with opened(tmp_path, public_url=None) as world:
+        await world.generate()
+        await world.generate()
+        own = {name: "task1", "status": word, "images": [PNG]}
+        theirs = {name: "task2", "status": "SUCCESS", "images": [PNG + "?theirs"]}
+        answer = httpx.Response(200, json=LISTS[place]([theirs, own]))
+        generation = await poll(world, answer, answer, answer, answer, seconds=100)
+        assert generation["status"] == {"SUCCESS": "succeeded", "FAILED": "failed"}[word]
+        assert generation["task_id"] == "task1"
+        assert "task2" not in str(generation)
+        assert "?theirs" not in str(generation)
+        events = await world.get("/v1/events", generation_id=generation["id"])
+        assert "?theirs" not in str(events)
 
 
 async def test_a_create_answer_that_shows_other_generations_too_names_its_own_task(

@@ -241,7 +241,7 @@ def test_of_the_tasks_in_a_list_within_data_the_one_that_was_asked_about_is_read
     report = read_poll({"data": {"status": "success", key: items}})
     assert isinstance(report, wire.Report)
     assert [file.url for file in report.files] == [PNG]
-    assert report.other_ids("mine") == ()
+    assert report.other_ids("mine") == ("other",)
 
 
 def test_what_stands_beside_the_task_in_a_list_is_not_its_result() -> None:

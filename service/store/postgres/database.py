@@ -165,23 +165,31 @@ class Database(Writes):
         while self._queue or self._stream is not None:
             await self._wait_for_items()
             async with self._writers:  # While all are busy, what comes waits for the next group.
+                # Requests that have arrived are read first: they share the commit.
+                await asyncio.sleep(0)  # noqa: TID251  it is no time
                 items = self._queue.take()
+            await self._start_commits(items)
             self._rest()
-            for batch in _batches(items):
-                await self._start_commit(batch)
 
-    async def _start_commit(self, batch: Sequence[Item]) -> None:
-        """Commit items of one unit, when a writer is free and no other batch of it is committed.
+    async def _start_commits(self, items: Iterable[Item]) -> None:
+        """Commit the items of each unit, when a writer is free.
 
-        Two batches of a unit write to the same rows, as the counts of a day: they would collide.
+        Two batches of a unit write to the same rows, as the counts of a day: they would collide. So
+        what comes while one is committed waits for its end, together with what comes later.
         """
-        unit = batch[0].unit if batch[0].batched else None
-        while same := [task for task, other in self._commits.items() if unit and other == unit]:
-            await asyncio.wait(same)
-        await self._writers.acquire()
-        task = asyncio.create_task(self._commit(batch), name="commit")
-        self._commits[task] = unit
-        task.add_done_callback(self._finish_commit)
+        left: list[Item] = []
+        for batch in _batches(items):
+            unit = batch[0].unit if batch[0].batched else None
+            if unit is not None and unit in self._commits.values():
+                left += batch
+                continue
+            await self._writers.acquire()
+            task = asyncio.create_task(self._commit(batch), name="commit")
+            self._commits[task] = unit
+            task.add_done_callback(self._finish_commit)
+        if left:
+            self._queue.put_back(left)
+            await asyncio.wait(self._commits, return_when=asyncio.FIRST_COMPLETED)
 
     def _finish_commit(self, task: asyncio.Task[None]) -> None:
         del self._commits[task]
