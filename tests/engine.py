@@ -135,6 +135,7 @@ def database_of(path: Path) -> str:
 
 def serve(folder: Path, cleanup_mode: str) -> Any:
     """Start a server whose files are in this folder, or join it; its `cleanup` leaves it."""
+    folder.mkdir(exist_ok=True)  # The package fails where two processes create it at once.
     return _package().postgres_server.get_server(folder, cleanup_mode=cleanup_mode)
 
 
