@@ -132,8 +132,7 @@ class Dispatcher:
         if self._tally.is_due(now):
             self._spawn(self._tally.store())
         while self._timers and self._timers[0][0] <= now:
-            _, subscriber_id = heapq.heappop(self._timers)
-            lane = self.lanes.get(subscriber_id)
+            lane = self.lanes.get(heapq.heappop(self._timers)[1])
             if lane is not None and (lane.wake_at is None or lane.wake_at <= now):
                 lane.wake_at = None
                 self._pump(lane, now)
@@ -271,14 +270,15 @@ class Dispatcher:
     def _follow(self, lane: Lane, now: int) -> _Next | None:
         """Return what leaves in the slot of an attempt that ended; lanes that wait come first."""
         following: _Next | None = None
+        turn = lane.turn
         while waiting := self.slots.next_waiting():
             following = following or self._take(waiting, now)
             self._pump(waiting, now)
-        if lane.share in self.slots.waiting:  # Its turn has not come.
-            self._look_ahead(lane, now)
-        else:
+        if lane.share not in self.slots.waiting:
             following = following or self._take(lane, now)
             self._pump(lane, now)
+        elif lane.turn == turn:  # Its turn has not come.
+            self._look_ahead(lane, now)
         return following
 
     def _learn(self, lane: Lane, recipient: Recipient, result: Result) -> None:

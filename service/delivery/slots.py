@@ -76,7 +76,10 @@ class Slots:
         """Queue the lane until enough slots are free for it, its receiver and its tenant."""
         share = lane.share or self.find_share(lane)
         self.waiting[share] = lane
-        self._moved[share] = None
+        if _is_placed(share, 0):  # It has taken again what it freed.
+            self._moved.pop(share, None)
+        else:
+            self._moved[share] = None
 
     def next_waiting(self) -> Lane | None:
         """Take the next lane with enough free slots; those that hold the fewest come first."""
@@ -85,7 +88,8 @@ class Slots:
         while (share := self._next_share()) is not None:
             lane = self.waiting[share]
             if not lane.receiver.is_doubted():
-                self._end_turn(share)
+                if share not in self._moved:
+                    self._end_turn(share)
                 return self.waiting.pop(share)
             self.find_share(lane)  # And waits on, among those that are as new.
         return None
@@ -102,6 +106,10 @@ class Slots:
         if len(self.waiting) == 1:  # It needs no place among others.
             [alone] = self.waiting
             return alone if self._is_free_for(alone) else None
+        if len(self._moved) == 1:
+            [moved] = self._moved
+            if self._is_still_first(moved):
+                return moved
         self._place_moved()
         share, first = self._root, _first_of(self._root)
         if first is None or first[0] >= self.free:
@@ -110,6 +118,24 @@ class Slots:
             share = first[3]
             first = _first_of(share)
         return share
+
+    def _is_still_first(self, share: Share) -> bool:
+        """True if a share that has freed one slot, and nothing else has moved, is to have it again.
+
+        Most slots are. With it the share stands where it stood, so that it needs no other place.
+        """
+        if share not in self.waiting or not _is_placed(share, -1):
+            return False
+        needed, each = 0, share
+        while (parent := each.parent) is not None:
+            needed = max(needed, each.held // each.weight, each.reserve)
+            first = _first_of(parent)
+            if each.has_used_window:
+                return False
+            if first is not None and first[3] is not each and first[:2] <= (needed, each.held):
+                return False
+            each = parent
+        return needed < self.free
 
     def find_share(self, lane: Lane) -> Share:
         """Return the lane's share, moved to where its receiver stands now with what it holds."""
@@ -191,6 +217,19 @@ class Slots:
             parent.pushes_left -= 1
             if not parent.pushes_left:
                 _drop_outdated(parent)
+
+
+def _is_placed(share: Share, change: int) -> bool:
+    """True if the share, and those that it is a part of, hold as many slots as in their places.
+
+    Or that number and a `change`.
+    """
+    each = share
+    while (parent := each.parent) is not None:
+        if each.entry is None or each.held != each.entry[1] + change:
+            return False
+        each = parent
+    return True
 
 
 def _first_of(share: Share) -> Entry | None:

@@ -28,7 +28,9 @@ class Answers:
     async def record(self, tx: Transaction, replies: Sequence[Reply]) -> list[None]:
         """Record answered polls: the exchanges, the reports, and when the next polls are due."""
         by_id = {reply.exchange.generation_id: reply for reply in replies}
-        batch = Batch(tx, self.context, await generations.get_polled(tx, by_id))
+        has_end = any(judge.is_end(reply.update) for reply in replies)
+        read = generations.get_ending if has_end else generations.get_many
+        batch = Batch(tx, self.context, await read(tx, by_id))
         exchanges: list[generations.Exchange] = []
         for id_ in filter(batch.generations.__contains__, [*by_id]):
             by_id[id_] = reply = await judge.judge_recorded(tx, self.context, batch, by_id[id_])

@@ -9,7 +9,7 @@ from service.generations.ingest import Batch, Reply
 from service.model.clock import SECOND
 from service.model.generation import CALLBACK_GRACE_MS, Generation
 from service.model.ids import time_of
-from service.store import callbacks, generations
+from service.store import callbacks, generations, tasks
 from service.store.database import Transaction
 from service.upstream import reading, wire
 
@@ -89,6 +89,6 @@ async def task_id_of_callbacks(context: Context, generation: Generation) -> str 
     for body in await database.read(callbacks.latest_bodies, generation.tenant, id_):
         report = await reading.read(len(body), partial(wire.read_callback, body))
         ids = report.task_ids if report else ()
-        if ids and not await database.read(generations.another_has_task, ids, id_):
+        if ids and not await database.read(tasks.another_has, ids, id_):
             return ids[0]
     return None

@@ -20,7 +20,7 @@ from service.generations.sightings import (
     Sightings,
 )
 from service.model.generation import Generation
-from service.store import generations
+from service.store import tasks
 from service.store.database import Row, Transaction
 from service.store.rows import json_text
 from service.telemetry import log, metrics
@@ -46,16 +46,16 @@ async def judge_submission(
     if not isinstance(answer, wire.Report):
         return reply
     names = answer.names if answer.task_ids else ()
-    if names and await generations.another_has_task(tx, names, generation.id):
+    if names and await tasks.another_has(tx, names, generation.id):
         # Beside the id of the new task stand others: the task is asked about by its own.
         answer = wire.Report("processing", answer.task_id, answer.task_ids)
         reply = replace(reply, answer=answer, update=ingest.update_of(context, answer))
     ids = answer.other_ids(None)
     if not ids:
         return reply
-    holders = await generations.holders_of_tasks(tx, ids, generation.id)
-    equal = generation.model, generation.input
-    others = [h for h in holders if (h["model"], msgspec.json.decode(h["input"])) != equal]
+    text = json_text(generation.input)
+    holders = await tasks.holders(tx, ids, generation.id, input_text=text)
+    others = [holder for holder in holders if not _is_equal(holder, generation)]
     if not any(other["is_own"] for other in others):
         for other in others:
             await _give_up(tx, other, ids)
@@ -66,6 +66,13 @@ async def judge_submission(
     # It may have been billed, so it is not sent again.
     reply = await _with(context, reply, wire.NoReport("lost", message=message))
     return replace(reply, update=update)
+
+
+def _is_equal(holder: Row, generation: Generation) -> bool:
+    """Whether a holder of a task has the model and the input of a generation."""
+    input_ = holder["input"]  # Read only where its text is another one.
+    is_same = input_ is None or msgspec.json.decode(input_) == generation.input
+    return bool(is_same and holder["model"] == generation.model)
 
 
 def task_id_after(generation: Generation, answer: wire.Report) -> str | None:
@@ -82,9 +89,9 @@ async def _give_up(tx: Transaction, other: Row, task_ids: Sequence[str]) -> None
     """Take a task from a generation to which only a callback or a learned name gave it."""
     if other["is_name"]:
         for id_ in task_ids:
-            await generations.revoke_name(tx, id_)
+            await tasks.revoke_name(tx, id_)
     else:
-        await generations.release_task(tx, other["id"])
+        await tasks.release(tx, other["id"])
     tx.after_commit(_log_release, other["id"])
 
 
@@ -105,17 +112,22 @@ async def judge_recorded(tx: Transaction, context: Context, batch: Batch, reply:
         return reply
     if own_id is None:
         is_taken = any(other.task_id == task_id for other in batch.generations.values())
-        if not is_taken and not await generations.another_has_task(tx, [task_id], id_):
+        if not is_taken and not await tasks.another_has(tx, [task_id], id_):
             return reply
     message = ingest.excerpt(context, f"the question was about another task: {task_id}")
     return await _with(context, reply, wire.NoReport("other_task", message=message))
+
+
+def is_end(update: ingest.Update | None) -> bool:
+    """Whether an update ends its generation, and those that share its task."""
+    return update is not None and update.status in ("succeeded", "failed")
 
 
 def share_outcomes(batch: Batch, updates: Mapping[str, ingest.Update | None]) -> None:
     """Give the outcome of a task to all that share it: one report, an outcome for each."""
     for id_, update in updates.items():
         source = batch.generations.get(id_)
-        if source is None or update is None or update.status not in ("succeeded", "failed"):
+        if source is None or update is None or not is_end(update):
             continue
         if source.status != update.status:
             continue  # It was not applied.
@@ -163,7 +175,7 @@ async def _own_end(
 
     Beside its own task it may show others, such as the latest ones of the account.
     """
-    read = partial(context.database.read, generations.holders_of_tasks)
+    read = partial(context.database.read, tasks.holders)
     holders = await read(answer.other_ids(task_id), generation.id)
     if not holders:
         return answer
@@ -258,14 +270,14 @@ async def _is_alias(
     if context.redactor.json(other_id) != other_id:
         return False  # Upstream repeats a secret of ours, such as the callback URL.
     database, id_ = context.database, generation.id
-    is_name = await database.read(generations.is_name, other_id, id_)
-    if await database.read(generations.another_has_task, [other_id], id_):
+    is_name = await database.read(tasks.is_name, other_id, id_)
+    if await database.read(tasks.another_has, [other_id], id_):
         if is_name is False:
-            await database.write(generations.revoke_name, other_id, tenant=generation.tenant)
+            await database.write(tasks.revoke_name, other_id, tenant=generation.tenant)
         return False
     if is_name is None and sightings.is_alias(id_, other_id, now):
-        await database.write(generations.learn_name, other_id, id_, tenant=generation.tenant)
-        is_name = await database.read(generations.is_name, other_id, id_)
+        await database.write(tasks.learn_name, other_id, id_, tenant=generation.tenant)
+        is_name = await database.read(tasks.is_name, other_id, id_)
     return bool(is_name)
 
 

@@ -6,7 +6,7 @@ import msgspec
 
 from service.context import Context
 from service.generations import ingest, judge
-from service.store import callbacks, generations
+from service.store import callbacks, generations, tasks
 from service.store.database import Transaction
 from service.upstream import results, wire
 
@@ -33,7 +33,7 @@ async def write_proofs(
     pairs = list(zip(proofs, stored, strict=True))
     new = [(p, s) for p, s in pairs if s is not None and s.verdict in callbacks.NEW_VERDICTS]
     ids = [proof.arrival.generation_id for proof, _ in new]
-    batch = ingest.Batch(tx, context, await generations.get_polled(tx, ids))
+    batch = ingest.Batch(tx, context, await generations.get_ending(tx, ids))
     hints = [
         (p.arrival, s)
         for p, s in new
@@ -70,7 +70,7 @@ async def _names_other_task(tx: Transaction, batch: ingest.Batch, proof: Proof) 
     if ids and generation.task_id is not None and generation.task_id not in ids:
         return True
     others = report.other_ids(generation.task_id)
-    return bool(others) and await generations.another_has_task(tx, others, generation.id)
+    return bool(others) and await tasks.another_has(tx, others, generation.id)
 
 
 def _apply(tx: Transaction, batch: ingest.Batch, proof: Proof) -> bool:

@@ -28,8 +28,7 @@ _TIMELINE = (
     *("exchanges_of_generation", "callbacks_of_generation"),
     *("events_of_generation", "attempts_of_generation"),
 )
-SHARED_MAX = 100  # So many generations that share tasks get an outcome by one batch of polls.
-NAMES_MAX = 8  # So many other names of its task a generation learns.
+SHARED_MAX = 20  # So many generations that share tasks get an outcome by one batch of polls.
 Work = Literal["submit", "poll", "expire"]
 EXCHANGES_MAX = 1_000  # Of each kind of a generation: the timeline shows no more.
 OVERDUE_LOOK_MAX = 1_000  # So many of a tenant's longest due polls may be overdue.
@@ -86,8 +85,11 @@ async def get_many(tx: Transaction, ids: Collection[str]) -> dict[str, Generatio
     return {generation.id: generation for generation in rows}
 
 
-async def get_polled(tx: Transaction, ids: Collection[str]) -> dict[str, Generation]:
-    """Return the generations by id, with open ones that share a task with one of them."""
+async def get_ending(tx: Transaction, ids: Collection[str]) -> dict[str, Generation]:
+    """Return the generations by id, with open ones that share a task with one of them.
+
+    Each may have an input of a megabyte: so it is only for those of which some may have ended.
+    """
     values = {"ids": json_text(sorted(set(ids))), "shared_max": SHARED_MAX}
     rows = await read_all(tx, Generation, "generations_of_polls", **values)
     return {generation.id: generation for generation in rows}
@@ -207,40 +209,6 @@ async def delay_confirmation(tx: Transaction, generation_id: str, due_at: int) -
 async def confirm_submissions(tx: Transaction) -> None:
     """Plan the confirmations for now that wait for the answers to submissions."""
     await tx.run("confirmations_of_submissions", now=tx.now)
-
-
-async def holders_of_tasks(
-    tx: Transaction, task_ids: Collection[str], generation_id: str, limit: int = SHARED_MAX
-) -> list[Row]:
-    """Return the other generations that have one of the tasks, and how they came to it."""
-    values = {"task_ids": json_text(list(task_ids)), "id": generation_id, "limit": limit}
-    return await tx.all("generations_of_tasks", **values)
-
-
-async def another_has_task(tx: Transaction, task_ids: Collection[str], generation_id: str) -> bool:
-    """Return whether another generation than this one has one of the tasks."""
-    return bool(await holders_of_tasks(tx, task_ids, generation_id, limit=1))
-
-
-async def release_task(tx: Transaction, generation_id: str) -> None:
-    """Take its task from a generation that has not succeeded or failed."""
-    await tx.run("generation_release_task", id=generation_id)
-
-
-async def is_name(tx: Transaction, task_id: str, generation_id: str) -> bool | None:
-    """Return whether an id is another name of this generation's task; None if nobody learned it."""
-    row = await tx.one("task_name", task_id=task_id)
-    return None if row is None else row["generation_id"] == generation_id and not row["is_revoked"]
-
-
-async def learn_name(tx: Transaction, task_id: str, generation_id: str) -> None:
-    """Store another name of this generation's task; one that another generation has is revoked."""
-    await tx.run("task_name_learn", task_id=task_id, id=generation_id, names_max=NAMES_MAX)
-
-
-async def revoke_name(tx: Transaction, task_id: str) -> None:
-    """Make a learned name the name of no generation's task any more."""
-    await tx.run("task_name_revoke", task_id=task_id)
 
 
 async def record_exchanges(tx: Transaction, exchanges: Iterable[Exchange]) -> None:

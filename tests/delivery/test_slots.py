@@ -307,6 +307,27 @@ def check_held(slots: Slots, held: Collection[tuple[Lane, str]]) -> None:
     assert slots._root.held == slots.in_use == len(held)
 
 
+def test_who_frees_a_slot_and_is_the_next_has_it_again_in_its_old_place() -> None:
+    slots = Slots(24)
+    lane, other = (lane_with(slots, held, tenant="one") for held in (4, 5))
+    for _ in range(11):
+        lane_with(slots, 1)
+    slots.wait(lane)
+    slots.wait(other)
+    assert slots.next_waiting() is None
+    assert lane.share is not None
+    assert lane.share.parent is not None
+    places = lane.share.entry, lane.share.parent.entry
+    for index in range(4):
+        release(slots, lane, index)
+        assert slots.next_waiting() is lane
+        slots.take(lane, f"again {index}")
+        slots.wait(lane)
+        assert slots.next_waiting() is None
+        assert (lane.share.entry, lane.share.parent.entry) == places
+    assert slots._moved == {}
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_happened_before_the_next_is_who_holds_the_fewest_at_each_level(
     seed: int,
@@ -338,3 +359,7 @@ def test_whatever_happened_before_the_next_is_who_holds_the_fewest_at_each_level
                 beside = parts(each.parent, waiting)
                 assert place(each, waiting) == min(place(part, waiting) for part in beside)
                 each = each.parent
+            if chosen and dice.random() < 0.7:
+                held.append((chosen, f"{number} again"))
+                slots.take(*held[-1])
+                slots.wait(chosen)

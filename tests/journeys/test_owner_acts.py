@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.store import generations, subscribers
+from service.store import subscribers, tasks
 from tests.contract.contract import breaches
 from tests.faults import DelayedAnswer, rows, status_of
 from tests.harness import SUBSCRIBER_URL, Harness, create_answer, opened, success_report
@@ -404,7 +404,7 @@ async def test_a_deleted_generation_learns_no_other_name_of_its_task(tmp_path: P
     """The answer to a question that was under way may name one."""
     async with opened(tmp_path) as world:
         generation = await cancel(world, await world.generate())
-        learn = generations.learn_name
+        learn = tasks.learn_name
         await world.app.database.write(learn, "known", generation["id"])
         assert await count_rows(world, "task_names") == {"task_names": 1}
         assert await delete(world, generation) == 204

@@ -1,5 +1,6 @@
 """Upstream's answers are compared with the question, and one answer may not be enough."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ import msgspec
 import pytest
 
 from service.generations.sightings import Sightings
+from service.model.generation import Generation
+from service.store import generations
+from service.store.database import Transaction
 from service.telemetry import metrics
 from service.upstream import catalogue
 from tests.faults import rows
@@ -288,6 +292,39 @@ async def test_equal_generations_share_a_task_and_one_answer_ends_both(tmp_path:
         await world.run(60)
         assert world.subscribers.event_types().count("generation.succeeded") == 2
         assert world.upstream.polls == ["shared"]
+
+
+async def test_a_poll_without_an_end_reads_no_generation_but_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_ids: list[list[str]] = []
+
+    async def get_ending(tx: Transaction, ids: Collection[str]) -> dict[str, Generation]:
+        read_ids.append(list(ids))
+        return await get(tx, ids)
+
+    get = generations.get_ending
+    monkeypatch.setattr(generations, "get_ending", get_ending)
+    async with opened(tmp_path, public_url=None) as world:
+        first = await create(world, create_answer("shared"))
+        second = await create(world, create_answer("shared"))
+        await world.client.post(f"/v1/generations/{first['id']}/refresh")
+        assert (world.upstream.polls, read_ids) == (["shared"], [])
+        world.upstream.finish("shared")
+        await world.run(60)
+        assert len(read_ids) == 1
+        assert (await shown(world, second))["status"] == "succeeded"
+
+
+async def test_equal_inputs_share_a_task_in_whatever_order_their_fields_are(
+    tmp_path: Path,
+) -> None:
+    input_ = {"prompt": "a cat", "num_images": 1}
+    async with opened(tmp_path, public_url=None) as world:
+        await create(world, create_answer("shared"), input=input_)
+        reordered = dict(reversed(input_.items()))
+        second = await create(world, create_answer("shared"), input=reordered)
+        assert (await shown(world, second))["task_id"] == "shared"
 
 
 @pytest.mark.parametrize("answer", [create_answer("task1"), success_report("task1")])

@@ -33,8 +33,9 @@ WHERE g.status NOT IN ('queued', 'processing');
 -- name: generations_of_tasks
 -- The generations, but for :id, that have one of these tasks, or learned it as another name of
 -- their task (`is_name`). `is_own` is 1 where upstream's answer to the submission named the task, and
--- not only a callback or answers to polls. :task_ids is a JSON list.
-SELECT g.id, q.task_id, g.model, b.input, q.is_name, NOT q.is_name AND EXISTS (SELECT 1 FROM exchanges e
+-- not only a callback or answers to polls. :task_ids is a JSON list. `input` is NULL where it is the same
+-- text as :input, or if that is NULL.
+SELECT g.id, q.task_id, g.model, CASE WHEN b.input <> :input THEN b.input END AS input, q.is_name, NOT q.is_name AND EXISTS (SELECT 1 FROM exchanges e
         WHERE e.generation_id = g.id AND e.kind = 'submission' AND e.outcome = 'taken'
             AND e.detail = g.task_id) AS is_own
 FROM (SELECT g.id, g.task_id, FALSE AS is_name

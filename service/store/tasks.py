@@ -1,0 +1,51 @@
+"""Tasks of upstream: which generations have them, and by what other names they are known."""
+
+from collections.abc import Collection
+
+from service.store.database import Row, Transaction
+from service.store.rows import json_text
+
+HOLDERS_MAX = 100  # So many generations that have the same tasks are looked at.
+NAMES_MAX = 8  # So many other names of its task a generation learns.
+
+
+async def holders(
+    tx: Transaction,
+    task_ids: Collection[str],
+    generation_id: str,
+    limit: int = HOLDERS_MAX,
+    *,
+    input_text: str | None = None,
+) -> list[Row]:
+    """Return the other generations that have one of the tasks, and how they came to it.
+
+    Each with its `input`, unless its text is `input_text`, or that is None.
+    """
+    values = {"task_ids": json_text(list(task_ids)), "id": generation_id, "limit": limit}
+    return await tx.all("generations_of_tasks", **values, input=input_text)
+
+
+async def another_has(tx: Transaction, task_ids: Collection[str], generation_id: str) -> bool:
+    """Return whether another generation than this one has one of the tasks."""
+    return bool(await holders(tx, task_ids, generation_id, limit=1))
+
+
+async def release(tx: Transaction, generation_id: str) -> None:
+    """Take its task from a generation that has not succeeded or failed."""
+    await tx.run("generation_release_task", id=generation_id)
+
+
+async def is_name(tx: Transaction, task_id: str, generation_id: str) -> bool | None:
+    """Return whether an id is another name of this generation's task; None if nobody learned it."""
+    row = await tx.one("task_name", task_id=task_id)
+    return None if row is None else row["generation_id"] == generation_id and not row["is_revoked"]
+
+
+async def learn_name(tx: Transaction, task_id: str, generation_id: str) -> None:
+    """Store another name of this generation's task; one that another generation has is revoked."""
+    await tx.run("task_name_learn", task_id=task_id, id=generation_id, names_max=NAMES_MAX)
+
+
+async def revoke_name(tx: Transaction, task_id: str) -> None:
+    """Make a learned name the name of no generation's task any more."""
+    await tx.run("task_name_revoke", task_id=task_id)
