@@ -134,7 +134,7 @@ class Poller:
                 break
             if not self.context.database.holds(generation.id):
                 continue  # Another process has it since it was read.
-            if self._start(generation) is not None:
+            if self._start(generation, is_due=True) is not None:
                 self.budget.spend()
                 self._turns.end(generation.tenant, is_confirmation=generation.id in confirmed)
                 started += 1
@@ -183,7 +183,7 @@ class Poller:
             return None
         if not refreshes.places.take(generation.tenant):
             return None
-        task = self._start(generation)
+        task = self._start(generation, is_due=False)
         if task is None:
             refreshes.places.give_back(generation.tenant)
             return None
@@ -199,13 +199,13 @@ class Poller:
         """
         return self.budget.is_unused and now < self._unused_until
 
-    def _start(self, generation: Generation) -> asyncio.Task[None] | None:
+    def _start(self, generation: Generation, *, is_due: bool) -> asyncio.Task[None] | None:
         """Poll one generation now, unless its tenant or its route has no place."""
         id_ = generation.id
         place = budget.status_path(self.context.catalogue, generation), generation.tenant
         if id_ in self.in_flight or not self.places.take(*place):
             return None
-        task = asyncio.create_task(self._poll(generation), name=f"poll {id_}")
+        task = asyncio.create_task(self._poll(generation, is_due=is_due), name=f"poll {id_}")
         task.add_done_callback(lambda _task: self._end(id_, *place))
         self.in_flight[id_] = task
         return task
@@ -233,10 +233,10 @@ class Poller:
         if self.in_flight:
             await asyncio.wait(self.in_flight.values())
 
-    async def _poll(self, generation: Generation) -> None:
+    async def _poll(self, generation: Generation, *, is_due: bool) -> None:
         context = self.context
         try:
-            await self._ask(generation)
+            await self._ask(generation, is_due=is_due)
         except StorageError as error:
             _log.error("poll.failed", generation_id=generation.id, error=repr(error))
             self.budget.pause(context.clock() + SECOND)
@@ -244,7 +244,7 @@ class Poller:
             _log.error("poll.failed", generation_id=generation.id, error=repr(error))
             await deadlines.move_on_or_pass(context, self.stuck, generation, context.clock())
 
-    async def _ask(self, generation: Generation) -> None:
+    async def _ask(self, generation: Generation, *, is_due: bool) -> None:
         context, write, tenant = self.context, self.context.database.write, generation.tenant
         task_id = generation.task_id
         if task_id is None:
@@ -261,6 +261,8 @@ class Poller:
         reply = await ingest.ask(
             context, generation.id, context.client.poll(path, task_id, generation.input), task_id
         )
+        if is_due and not context.database.holds(generation.id):
+            return  # This process was frozen, or lost its right: whoever has it now asks.
         reply = await judge.judge(context, self.sightings, generation, reply)
         if pause_ms := budget.pause_ms(context, self.budget, generation.id, reply.answer):
             self.budget.pause(context.clock() + pause_ms)
