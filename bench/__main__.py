@@ -15,6 +15,7 @@ from bench import (
     callbacks,
     claims,
     counts,
+    deletes,
     deliveries,
     idle,
     latency,
@@ -48,12 +49,13 @@ MEASUREMENTS: dict[str, Measure] = {
     "postgres": postgres.measure_callbacks,
     "postgres-start": start.measure_postgres,
     "claims": claims.measure,
-    "deletes": claims.measure_deletes,
+    "deletes": deletes.measure,
     "whole": whole.measure,
     "two-processes": whole.measure_two,
     "minute": minute.measure,
 }
 ROUNDS, SECONDS = 3, 2.5
+ROWS = 1_000_000
 QUICK_ROUNDS, QUICK_SECONDS = 1, 1.5
 
 
@@ -63,6 +65,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(MEASUREMENTS))
     parser.add_argument("--quick", action="store_true", help="one short round, fewer rows")
     parser.add_argument("--rounds", type=int, help=f"rounds of each, {ROUNDS} by default")
+    parser.add_argument(
+        "--rows", type=int, default=ROWS, help=f"generations of `deletes` ({ROWS:,})"
+    )
     arguments = parser.parse_args()
     unknown = [name for name in arguments.names if name not in MEASUREMENTS]
     if unknown:
@@ -103,9 +108,9 @@ def main() -> int:
     seconds = QUICK_SECONDS if arguments.quick else SECONDS
     gc.disable()
     with temporary_folder() as folder, on_core(LOAD_CORE):
-        plan = Plan(rounds, seconds, folder, arguments.quick)
+        plan = Plan(rounds, seconds, folder, arguments.quick, arguments.rows)
         results = uvloop.run(run(names, plan))
-    if not arguments.quick:
+    if not arguments.quick and arguments.rows == ROWS:
         report.write(report.merge_earlier(results))
     missed = report.list_missed(results, names)
     for line in missed:

@@ -1,4 +1,4 @@
-"""A million deliveries on PostgreSQL: how fast due ones are claimed, and old ones are deleted."""
+"""A million deliveries on PostgreSQL: how fast due ones are claimed."""
 
 import time
 from collections.abc import Mapping
@@ -7,8 +7,8 @@ from typing import Any
 from bench import world
 from bench.plan import Figures, Plan
 from bench.postgres import Server, new_database, serve_postgres
-from service.model.clock import DAY, now_ms
-from service.store import deliveries, retention
+from service.model.clock import now_ms
+from service.store import deliveries
 
 FEW = 10_000
 SUBSCRIBERS = 20
@@ -26,14 +26,6 @@ SELECT tenant, left(id, -4) || lpad(to_hex(k), 4, '0'), subscriber_id,
     left(event_id, -4) || lpad(to_hex(k), 4, '0'), event_type, generation_id, trigger,
     due_at + k * {step} / {times}
 FROM deliveries, generate_series(1, {times} - 1) k ON CONFLICT DO NOTHING"""
-
-
-# Each delivery has ended with one attempt.
-_END = """
-UPDATE deliveries SET status = 'delivered', due_at = NULL, attempt_count = 1, delivered_at = due_at;
-INSERT INTO attempts (delivery_id, number, id, trigger, started_at, duration_ms, status_code,
-    response_headers, response_body)
-SELECT id, 1, 'att' || substr(id, 4), trigger, delivered_at, 12, 204, '[]', '' FROM deliveries"""
 
 
 async def _fill(server: Server, schema: str, times: int) -> None:
@@ -64,25 +56,6 @@ async def measure(plan: Plan, figures: Figures) -> None:
                 for name, per_second in (await _claim(server, databases, plan.seconds)).items():
                     figures.add(**{f"{name}_per_second": per_second})
                 figures.ratio("many_of_few", "many_per_second", "few_per_second")
-
-
-async def measure_deletes(plan: Plan, figures: Figures) -> None:
-    """Measure how many deliveries, each with its attempt, the retention deletes a second."""
-    with serve_postgres(plan.folder) as server:
-        await _fill(server, "deletes", plan.size(1_000_000) // FEW)
-        await server.execute(_END, "deletes")
-        tenant = f"INSERT INTO tenants VALUES ('{world.TENANT}', '', 0)"
-        await server.execute(tenant, "deletes")
-        await server.execute("VACUUM ANALYZE; CHECKPOINT", "deletes")
-        async with world.open_database(server.url("deletes")) as database:
-            sweep, later = retention.Sweep(), now_ms() + 31 * DAY
-            for _ in range(plan.rounds):
-                deleted, began = 0, time.perf_counter()
-                while (elapsed := time.perf_counter() - began) < plan.seconds:
-                    deleted += (await retention.run_due(database, sweep, 30, later))[0]
-                    if not sweep.stages:
-                        break  # All are deleted.
-                figures.add(per_second=deleted / elapsed)
 
 
 async def _claim(server: Server, databases: Mapping[str, Any], seconds: float) -> dict[str, float]:

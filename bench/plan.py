@@ -10,12 +10,16 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Plan:
-    """How often and for how long to measure, and a folder that is deleted afterwards."""
+    """How often and for how long to measure, and a folder that is deleted afterwards.
+
+    `rows` is how many generations there are when old ones are deleted.
+    """
 
     rounds: int
     seconds: float
     folder: Path
     quick: bool
+    rows: int
 
     def size(self, full: int) -> int:
         """Return a number of rows: all of `full`, or a tenth of them in a quick run."""

@@ -19,10 +19,10 @@ from chaos.plan import Plan
 
 SUITES = (
     *("kill", "storage", "simulation", "clock", "upstream", "rows", "entrance", "stop", "fuzz"),
-    *("processes", "subscribers", "neighbours"),
+    *("freeze", "processes", "subscribers", "neighbours"),
 )
 MINUTES = 10.0
-ALONE = ("processes", "subscribers", "neighbours")  # Which measure times.
+ALONE = ("freeze", "processes", "subscribers", "neighbours")  # Which measure times.
 SIDE_BY_SIDE = 8
 
 

@@ -19,6 +19,7 @@ from chaos.world import END_SECONDS, HOST, LISTEN_SECONDS, TICK_SECONDS, World, 
 from tests import engine
 
 GENHOOK = SERVE[0]
+WORK, TICK = ("work",), ("tick", "--every", "2")  # What the processes that only work run.
 DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
 
 
@@ -60,6 +61,10 @@ class Server:
         ask(self.url, f"CREATE SCHEMA schema_{self._schemas}")
         return f"{self.url}&search_path=schema_{self._schemas}"
 
+    def end_connections(self) -> int:
+        """End every connection of a process; return how many there were."""
+        return len(ask(self.url, engine.TERMINATE))
+
     async def restart(self) -> None:
         """Stop the server, whatever is under way, and start it again."""
         before, self._deadlocks = self.count_deadlocks(), 0
@@ -87,8 +92,16 @@ def running_server() -> Iterator[Server]:
 class Fleet:
     """The processes of a world, by name; those of the API share the load."""
 
-    def __init__(self, world: World, webs: int, workers: int, server: Server | None) -> None:
+    def __init__(
+        self,
+        world: World,
+        webs: int,
+        workers: int,
+        server: Server | None,
+        work: tuple[str, ...] = WORK,
+    ) -> None:
         self.world = world
+        self._work = work
         self.server = server
         world.server_url = server.url if server else ""
         self.ports = [world.port, *(find_port() for _ in range(webs - 1))]
@@ -133,10 +146,10 @@ class Fleet:
         """Start a process of this name."""
         is_web = name in self.webs
         own = {"PORT": str(self.ports[self.webs.index(name)])} if is_web else {}
-        own["GENHOOK_WORKER"] = "off" if is_web else "embedded"
+        own["GENHOOK_WORKER"] = "off" if is_web or self._work == TICK else "embedded"
         with (self.world.folder / "log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                [GENHOOK, "serve" if is_web else "work"],
+                [GENHOOK, *(("serve",) if is_web else self._work)],
                 cwd=ROOT,
                 env={**self.world.environment(), **own},
                 stdout=log,
@@ -148,6 +161,14 @@ class Fleet:
         self._processes[name].kill()
         self._processes[name].wait()
         self.killed_at.append(time.monotonic())
+
+    def freeze(self, name: str) -> None:
+        """Stop a process where it is, as a platform does that thaws it later."""
+        self._processes[name].send_signal(signal.SIGSTOP)
+
+    def thaw(self, name: str) -> None:
+        """Let a frozen process go on."""
+        self._processes[name].send_signal(signal.SIGCONT)
 
     async def stop(self) -> dict[str, int | None]:
         """Stop every process by SIGTERM; return their statuses, None of those that do not end."""
@@ -169,10 +190,14 @@ class Fleet:
 
 @asynccontextmanager
 async def open_fleet(
-    world: World, webs: int, workers: int, server: Server | None = None
+    world: World,
+    webs: int,
+    workers: int,
+    server: Server | None = None,
+    work: tuple[str, ...] = WORK,
 ) -> AsyncIterator[Fleet]:
     """Run processes that only serve and others that only work."""
-    fleet = Fleet(world, webs, workers, server)
+    fleet = Fleet(world, webs, workers, server, work)
     try:
         await fleet.open()
         yield fleet

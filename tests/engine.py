@@ -27,7 +27,7 @@ _SERVER_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_comm
 _TABLES = """
 SELECT format('%I.%I', schemaname, tablename) FROM pg_tables
 WHERE schemaname = $1 AND tablename <> 'schema_version'"""
-_TERMINATE = """
+TERMINATE = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()"""
 
@@ -81,7 +81,7 @@ class Schemas:
 
     def end_connections(self) -> int:
         """End all connections but our own; return how many there were."""
-        return len(self._run(self._connection.fetch(_TERMINATE)))
+        return len(self._run(self._connection.fetch(TERMINATE)))
 
     def count_deadlocks(self) -> int:
         """Return how many there were so far: units lock rows in one order, so there is none."""
@@ -135,6 +135,7 @@ def database_of(path: Path) -> str:
 
 def serve(folder: Path, cleanup_mode: str) -> Any:
     """Start a server whose files are in this folder, or join it; its `cleanup` leaves it."""
+    folder.mkdir(exist_ok=True)  # The package fails where two processes create it at once.
     return _package().postgres_server.get_server(folder, cleanup_mode=cleanup_mode)
 
 

@@ -1,5 +1,6 @@
 """The whole service in one process, with a manual clock, a scripted upstream and subscribers."""
 
+import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -33,6 +34,17 @@ class ManualClock:
 
     def advance(self, seconds: float) -> None:
         self.now += round(seconds * 1_000)
+
+
+class RunningClock(ManualClock):
+    """A clock that goes on by itself: a rate is kept by waiting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._began_at = time.monotonic()
+
+    def __call__(self) -> int:
+        return self.now + round((time.monotonic() - self._began_at) * 1_000)
 
 
 Reply = httpx.Response | Exception | Callable[[httpx.Request], httpx.Response]

@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 # As asyncpg sends them. Only units that write have this level.
 _BEGIN, _COMMIT = b"BEGIN ISOLATION LEVEL SERIALIZABLE", b"COMMIT;\0"
+_END = b"ROLLBACK;\0"
 _UNIT = re.compile(rb"unit:(\w+)")  # A value that a test sends, to name the unit that runs.
 Lost = Literal["message", "answer"] | None
 
@@ -79,7 +80,7 @@ class Relay:
         is_unit, unit = False, ""
         while data := await client.read(1 << 16):
             await link.speaking.wait()
-            is_unit |= _BEGIN in data
+            is_unit = (is_unit or _BEGIN in data) and _END not in data
             for name in _UNIT.findall(data):
                 unit = name.decode()
             if is_unit and _COMMIT in data:

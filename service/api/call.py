@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive
 
@@ -23,6 +24,7 @@ from service.store.rows import decode_rows
 T = TypeVar("T")
 Answer = Response  # What operations return.
 LIMIT_DEFAULT, LIMIT_MAX = 50, 250
+AFTER_RULE = "must be the `next` of an earlier page"
 PAGING = frozenset({"limit", "after", "order"})
 ID = "_[0-9a-f]{32}"  # What follows the prefix of an id.
 
@@ -80,7 +82,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str
     path: Mapping[str, str]
     query: Mapping[str, str]
-    headers: Mapping[str, str]
+    headers: Headers
     body: bytes
     request_id: str
     receive: Receive  # What the client sends after its body: that it hung up.
@@ -100,10 +102,14 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     def page(self, prefix: str) -> Page:
         """Read `limit`, `after` and `order` of the query; Problem 400 if one is wrong."""
         return Page(
-            limit=self.query_integer("limit", LIMIT_DEFAULT, 1, LIMIT_MAX),
+            limit=self.query_limit(),
             ascending=self.query_choice("order", ("asc", "desc")) == "asc",
-            after=self.query_text("after", prefix + ID, "must be the `next` of an earlier page"),
+            after=self.query_text("after", prefix + ID, AFTER_RULE),
         )
+
+    def query_limit(self) -> int:
+        """Read `limit` of the query; Problem 400 if it is wrong."""
+        return self.query_integer("limit", LIMIT_DEFAULT, 1, LIMIT_MAX)
 
     def query_text(self, name: str, pattern: str, rule: str) -> str | None:
         """Read a text from the query; Problem 400 with the rule unless it matches the pattern."""
@@ -171,6 +177,14 @@ async def answer_page(
 async def read_own(tx: Transaction, page: Page, tenant: str, source: Source) -> Rows:
     """Return a page of the tenant's rows of a source, without a filter."""
     return await pages.read(tx, source, page, {"tenant": tenant})
+
+
+def read_header(headers: Headers, name: str) -> str | None:
+    """Return a header's value, None without it; Problem 400 if it was sent more than once."""
+    values = headers.getlist(name)
+    if len(values) > 1:  # A proxy or a log may have seen another of them than we would take.
+        raise Problem(400, "invalid_header", f"{name} was sent more than once.")
+    return values[0] if values else None
 
 
 def answer_problem(problem: Problem, request_id: str) -> Answer:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from service.api import idempotency
 from service.api.asgi import DisconnectedError, read_body, with_request_ids
-from service.api.call import Answer, Call, Parts, answer, answer_problem, bad_query
+from service.api.call import Answer, Call, Parts, answer, answer_problem, bad_query, read_header
 from service.api.problem import Problem, internal_error, secret_unreadable, unavailable
 from service.api.routes import OPERATIONS, Operation
 from service.context import Context
@@ -167,7 +167,7 @@ async def _authenticate(operation: Operation, parts: Parts, request: Request) ->
         scope = "read"
     if scope == "open":
         return _NO_KEY
-    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    scheme, _, secret = (read_header(request.headers, "Authorization") or "").partition(" ")
     secret = secret.strip()
     # Our own pages set it, which call the API in this process. No client can.
     key: Key | None = request.scope["state"].get("acting_key")

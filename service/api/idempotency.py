@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from service.api.call import Answer, Call, Claim, answer
+from service.api.call import Answer, Call, Claim, answer, read_header
 from service.api.problem import PROBLEM_TYPE, Problem, require
 from service.model.clock import DAY
 from service.model.errors import StorageError
@@ -50,7 +50,7 @@ async def once(call: Call, name: str, prefix: str, run: Unit[Answer]) -> Answer:
     name: that of the operation, since a key is valid for one. prefix: that of the id it creates.
     """
     fresh_id = new_id(prefix, call.context.clock())
-    key = call.headers.get("idempotency-key")
+    key = read_header(call.headers, "Idempotency-Key")
     if key is None:
         return await run(msgspec.structs.replace(call, resource_id=fresh_id))
     if not _KEY.fullmatch(key):

@@ -34,6 +34,7 @@ async def create(call: Call) -> Answer:
     """POST /v1/replays: 202; a dry run is done already."""
     new, now = call.decode(New), call.context.clock()
     since_at, until_at = _check(new)
+    only_dead = new.only == "dead"
     subscriber = await call.database.read(subscribers.find, call, new.subscriber_id)
     replay = Replay(
         id=call.resource_id,
@@ -41,8 +42,8 @@ async def create(call: Call) -> Answer:
         subscriber_id=new.subscriber_id,
         since_at=since_at,
         until_at=until_at,
-        event_types=replaying.event_types(subscriber, new.event_types),
-        only_dead=new.only == "dead",
+        event_types=replaying.event_types(subscriber, new.event_types, only_dead=only_dead),
+        only_dead=only_dead,
         rate_per_second=new.rate_per_second,
         dry_run=new.dry_run,
         status="done" if new.dry_run else "running",

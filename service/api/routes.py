@@ -52,6 +52,7 @@ class Operation(NamedTuple):
 _GENERATIONS = PAGING | {"status", "model", "created_after", "created_before", "metadata."}
 _DELIVERIES = PAGING | {"status", "subscriber_id", "event_id", "generation_id"}
 _CALLBACKS = PAGING | {"generation_id", "verdict"}
+_MODELS = {"limit", "after", "kind", "callbacks", "sort"}
 _USAGE = {"since", "until", "model", "tenant"}
 _GENERATION = "/v1/generations/{id}"
 _SUBSCRIBERS, _SUBSCRIBER = "/v1/subscribers", "/v1/subscribers/{id}"
@@ -82,7 +83,7 @@ OPERATIONS = (
         audit="generation.cancel",
     ),
     Operation("POST", f"{_GENERATION}/retry", generations.retry, "submit", creates="gen"),
-    Operation("GET", "/v1/models", models.list_, "read", {"kind", "callbacks", "sort"}),
+    Operation("GET", "/v1/models", models.list_, "read", _MODELS),
     Operation("GET", "/v1/models/{id:path}", models.get, "read"),
     Operation("GET", "/v1/callbacks", callbacks.list_, "read", _CALLBACKS, for_operators=True),
     Operation("GET", "/v1/callbacks/{id}", callbacks.get, "read", for_operators=True),

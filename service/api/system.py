@@ -41,7 +41,10 @@ async def readyz(call: Call) -> Answer:
     checks["upstream"] = checks["upstream"] if troubled else "ok"
     plain = {name: str(check) for name, check in checks.items()}
     content = {"status": "ready" if ready else "unready", "checks": plain}
-    return answer(content, 200 if ready else 503)
+    response = answer(content, 200 if ready else 503)
+    if not ready:
+        response.headers["retry-after"] = "1"
+    return response
 
 
 async def metrics_(call: Call) -> Answer:

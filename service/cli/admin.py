@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from service.cli import interrupts, output, streams
-from service.cli.arguments import Echo, define
+from service.cli.arguments import Echo, add_json, define
 from service.cli.environment import settings_of_existing
 from service.model.clock import now_ms
 from service.model.errors import CommandError, MissingError, StorageError, UsageError
@@ -30,18 +30,21 @@ DEFAULT_TENANT = "default"
 def add_migrate(parser: argparse.ArgumentParser) -> None:
     """Add the options of `genhook migrate`."""
     define(parser, migrate, "GENHOOK_DATABASE_URL=sqlite:////var/lib/genhook.db genhook migrate")
+    add_json(parser)
 
 
-def migrate(_options: argparse.Namespace, echo: Echo) -> int:
+def migrate(options: argparse.Namespace, echo: Echo) -> int:
     """Bring the database to the schema of this version, and print each step."""
     from service.telemetry import log
 
     settings = read_settings()
     log.configure("warning")
     steps, version = _run(_migrate(settings))
-    for step in steps:
-        echo(f"applied {step}")
-    echo(f"{settings.database_name} has schema {version}, the one that this genhook needs.")
+    name = settings.database_name
+    done = {"database": name, "applied": steps, "schema_version": version}
+    lines = [f"applied {step}" for step in steps]
+    lines.append(f"{name} has schema {version}, the one that this genhook needs.")
+    output.show(options, echo, done, lines)
     return 0
 
 

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from service.cli import interrupts
-from service.cli.arguments import Echo, define
+from service.cli import interrupts, output
+from service.cli.arguments import Echo, add_json, define
 from service.cli.environment import settings_of_existing
 from service.model.errors import CommandError
 from service.store.sqlite import schema
@@ -23,6 +23,7 @@ def add_backup(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file", metavar="FILE", type=Path, help="the file to write; it must not exist"
     )
+    add_json(parser)
 
 
 def backup(options: argparse.Namespace, echo: Echo) -> int:
@@ -49,7 +50,10 @@ def backup(options: argparse.Namespace, echo: Echo) -> int:
             raise CommandError(f"the backup to {target} failed: {_reason(error)}") from error
         finally:
             partial.unlink(missing_ok=True)
-    echo(f"{target} is a complete copy of {source}, of {target.stat().st_size >> 10} KiB.")
+    size_bytes = target.stat().st_size
+    done = {"database": str(source), "file": str(target), "size_bytes": size_bytes}
+    line = f"{target} is a complete copy of {source}, of {size_bytes >> 10} KiB."
+    output.show(options, echo, done, [line])
     return 0
 
 

@@ -25,7 +25,7 @@ def get(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     body = [output.plain(line) for line in callback["body"].splitlines()]
     for part in (headers, body):
         lines += [*[""][: len(part)], *part]
-    client.show(options, echo, callback, lines)
+    output.show(options, echo, callback, lines)
     return 0
 
 

@@ -112,12 +112,6 @@ def values_of(command: Command, options: argparse.Namespace, place: Place) -> di
     return values
 
 
-def show(options: argparse.Namespace, echo: Echo, answer: Any, lines: list[str]) -> None:
-    """Print the answer as JSON with `--json`, else the lines."""
-    for line in [output.json_line(answer)] if options.json else lines:
-        echo(line)
-
-
 def show_answer(command: Command, options: argparse.Namespace, echo: Echo, answer: Any) -> None:
     """Print the answer to a command."""
     if command.answer == "page":
@@ -128,4 +122,6 @@ def show_answer(command: Command, options: argparse.Namespace, echo: Echo, answe
         lines = []
     if command.says and command.answer != "page":
         lines.append(output.plain(command.says.format_map(output.Blank(answer))))
-    show(options, echo, {**answer, "deleted": True} if command.answer == "none" else answer, lines)
+    output.show(
+        options, echo, {**answer, "deleted": True} if command.answer == "none" else answer, lines
+    )

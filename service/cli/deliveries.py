@@ -27,7 +27,7 @@ def get(command: Command, options: argparse.Namespace, echo: Echo) -> int:
         delivery = client.send(connection, command, options, answers.Delivery)
     lines = output.fields({name: delivery.get(name) for name in command.shows})
     attempts = output.page({"data": delivery["attempts"]}, ATTEMPT) if delivery["attempts"] else []
-    client.show(options, echo, delivery, [*lines, *[""][: len(attempts)], *attempts])
+    output.show(options, echo, delivery, [*lines, *[""][: len(attempts)], *attempts])
     return 0
 
 

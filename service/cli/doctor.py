@@ -45,11 +45,8 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
 def doctor(options: argparse.Namespace, echo: Echo) -> int:
     """Print every finding; 1 if one is a failure."""
     findings = list(examine(now_ms(), online=options.online))
-    if options.json:
-        echo(output.json_line([finding._asdict() for finding in findings]))
-    else:
-        for line in output.table(findings):
-            echo(line)
+    content = [finding._asdict() for finding in findings]
+    output.show(options, echo, content, output.table(findings))
     return int(any(finding.level == "fail" for finding in findings))
 
 

@@ -119,14 +119,15 @@ def _create_keys(path: Path) -> None:
 def banner(settings: Settings, url: str, sandbox_url: str | None) -> str:
     """Return the URLs, and commands to paste. A key from the environment is not printed."""
     # Throwaway keys are kept beside a file.
-    has_key = settings.is_postgres or ENVIRONMENT.get("GENHOOK_ADMIN_KEY")
+    throwaway = [n for n in THROWAWAY if not (settings.is_postgres or ENVIRONMENT.get(n))]
+    has_key = THROWAWAY[1] not in throwaway
     path = Path(settings.database_path).absolute()
-    keys = f"{settings.database_path}-keys"
+    keys = f"throwaway {' and '.join(throwaway)}, in {settings.database_path}-keys"
     export = "" if has_key else f"  export GENHOOK_ADMIN_KEY={settings.admin_key}\n"
     return _BANNER.format(
         url=url,
         sandbox=f"  sandbox  {sandbox_url}\n" if sandbox_url else "",
-        keys="from the environment" if has_key else keys,
+        keys=keys if throwaway else "from the environment",
         export=f"  export GENHOOK_URL={url}\n{export}",
         database="" if has_key else _DATABASE.format(keys=f"{path}-keys", path=path),
     )

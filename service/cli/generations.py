@@ -82,7 +82,7 @@ def act(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     """Do something to a generation, and show it as it then is."""
     with calls.connect(options) as connection:
         generation = client.send(connection, command, options, answers.Generation)
-    client.show(options, echo, generation, output.generation(generation))
+    output.show(options, echo, generation, output.generation(generation))
     return 0
 
 
@@ -110,7 +110,7 @@ def _follow(
         generation = _wait(connection, generation)
     elif submit_seconds:
         generation = _wait_for_upstream(connection, generation, submit_seconds)
-    client.show(options, echo, generation, output.generation(generation)[len(begun) :])
+    output.show(options, echo, generation, output.generation(generation)[len(begun) :])
     status, is_saved = generation["status"], True
     if folder is not None and status == "succeeded":
         is_saved = _save(generation, folder, options, echo)
@@ -162,7 +162,7 @@ def show_timeline(command: Command, options: argparse.Namespace, echo: Echo) -> 
         timeline = client.send(connection, command, options, answers.Timeline)
     entries = timeline["data"]
     lines = [output.entry(entry, entries[0]["at"]) for entry in entries]
-    client.show(options, echo, timeline, lines)
+    output.show(options, echo, timeline, lines)
     return 0
 
 
@@ -174,7 +174,7 @@ def save(command: Command, options: argparse.Namespace, echo: Echo) -> int:
         state = f"{output.plain(generation['id'])} is {output.plain(generation['status'])}"
         raise CommandError(f"{state}: it has no files.")
     is_saved = _save(generation, options.argument_directory, options, echo)
-    client.show(options, echo, generation, [])
+    output.show(options, echo, generation, [])
     return 0 if is_saved else 1
 
 

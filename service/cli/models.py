@@ -5,7 +5,7 @@ from typing import Any
 
 from service.cli import answers, calls, client, output
 from service.cli.arguments import Echo, parse_model
-from service.cli.command import Argument, Command, argument
+from service.cli.command import PAGING, Argument, Command, argument
 from service.model.errors import UsageError
 
 SHOWN = ("id", "family", "provider", "kind", "path", "credits", "callbacks")
@@ -35,7 +35,7 @@ def show_models(command: Command, options: argparse.Namespace, echo: Echo) -> in
     with calls.connect(options) as connection:
         model = calls.ask(connection, "GET", f"/v1/models/{words[0]}", answers.Model)
     lines = output.fields({name: model.get(name) for name in SHOWN})
-    client.show(options, echo, model, [*lines, *_parameters(model["parameters"])])
+    output.show(options, echo, model, [*lines, *_parameters(model["parameters"])])
     return 0
 
 
@@ -84,6 +84,7 @@ MODELS = Command(
             choices=("true", "false"),
         ),
         argument("query", "--sort", "the cheapest first", choices=("credits",)),
+        *(each for each in PAGING if each.field != "order"),
     ),
     "page",
     ("id", "kind", "credits", "callbacks", "provider"),

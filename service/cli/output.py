@@ -1,5 +1,6 @@
 """Answers of the API as lines for people at a terminal."""
 
+import argparse
 import codecs
 import re
 import sys
@@ -8,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from service.cli.arguments import Echo
 from service.model.clock import parse_rfc3339
 from service.settings import ENVIRONMENT
 
@@ -41,6 +43,12 @@ def plain(text: object) -> str:
 def json_line(content: object) -> str:
     """Return content as JSON on one line, in which nothing can steer a terminal."""
     return harmless(msgspec.json.encode(content).decode())
+
+
+def show(options: argparse.Namespace, echo: Echo, content: object, lines: Iterable[str]) -> None:
+    """Print content as JSON with `--json`, else the lines."""
+    for line in [json_line(content)] if options.json else lines:
+        echo(line)
 
 
 def harmless(json: str) -> str:

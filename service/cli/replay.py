@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from service.cli import answers, output
 from service.cli.arguments import NULL, Echo, define, parse_id, parse_limit, parse_list
 from service.cli.calls import ask, connect
-from service.cli.client import add_commands, add_remote, show
+from service.cli.client import add_commands, add_remote
 from service.cli.command import ID, IDEMPOTENCY, PAGING, Command
 from service.cli.subscribers import EVENT_TYPES_HELP
 from service.model.clock import DAY, HOUR, MINUTE, now_ms, parse_rfc3339, rfc3339
@@ -57,7 +57,11 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
         help="dead: events whose delivery is dead; all: every event (dead)",
     )
     parser.add_argument(
-        "--event-types", type=parse_list, default=[], metavar="TYPES", help=EVENT_TYPES_HELP
+        "--event-types",
+        type=parse_list,
+        default=[],
+        metavar="TYPES",
+        help=f"{EVENT_TYPES_HELP}; with --only all these are all of generations",
     )
     parser.add_argument(
         "--rate-per-second",
@@ -120,7 +124,7 @@ def replay(options: argparse.Namespace, echo: Echo, wait: Wait | None = None) ->
         view = ask(client, "POST", _ALL, answers.Replay, json=body, headers=headers)
         with _show_progress(options, echo) as step:
             view = _watch(client, view, step, wait or threading.Event().wait)
-    show(options, echo, view, [_format_result(view, dry_run=options.dry_run)])
+    output.show(options, echo, view, [_format_result(view, dry_run=options.dry_run)])
     return 1 if view["status"] == "canceled" else 0
 
 

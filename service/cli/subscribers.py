@@ -38,7 +38,7 @@ def test(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     attempt = answer["attempt"]
     error = (attempt["error"] or {}).get("message")
     result = output.plain(error or f"It answered {attempt['status_code']}").rstrip(".")
-    client.show(options, echo, answer, [f"{result}, in {attempt['duration_ms']} ms."])
+    output.show(options, echo, answer, [f"{result}, in {attempt['duration_ms']} ms."])
     return 0 if 200 <= (attempt["status_code"] or 0) <= 299 else 1
 
 

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from service.cli.arguments import Echo, check, define
+from service.cli import output, streams
+from service.cli.arguments import Echo, add_json, check, define
 from service.model.errors import CommandError, SettingsError
 from service.settings import POSTGRES, Settings, read_variable
 from service.store import copying
@@ -37,6 +38,7 @@ def add_copy(parser: argparse.ArgumentParser) -> None:
         type=_parse_url,
         help="a new or empty database, or one to which a copy was interrupted",
     )
+    add_json(parser)
 
 
 def _parse_url(text: str) -> str:
@@ -55,23 +57,23 @@ def copy(options: argparse.Namespace, echo: Echo) -> int:
         raise CommandError("--from and --to are the same database")
     if not (options.source.startswith(POSTGRES) or Path(options.source).exists()):
         raise CommandError(f"{options.source} does not exist")
-    began, counts = time.monotonic(), asyncio.run(_copy(options.source, options.target, echo))
-    width = max(map(len, counts))
-    for table, count in counts.items():
-        echo(f"{table:{width}}  {count:>12,}")
-    seconds = time.monotonic() - began
-    echo(f"All {sum(counts.values()):,} rows are equal on both sides. It took {seconds:.1f} s.")
+    began, counts = time.monotonic(), asyncio.run(_copy(options.source, options.target))
+    seconds, total, width = time.monotonic() - began, sum(counts.values()), max(map(len, counts))
+    done = {"tables": counts, "rows": total, "seconds": round(seconds, 3)}
+    lines = [f"{table:{width}}  {count:>12,}" for table, count in counts.items()]
+    lines.append(f"All {total:,} rows are equal on both sides. It took {seconds:.1f} s.")
+    output.show(options, echo, done, lines)
     return 0
 
 
-async def _copy(source: str, target: str, echo: Echo) -> dict[str, int]:
+async def _copy(source: str, target: str) -> dict[str, int]:
     reported_at = time.monotonic()
 
     def report(table: str, count: int) -> None:
         nonlocal reported_at
         if time.monotonic() - reported_at >= _REPORT_SECONDS:
             reported_at = time.monotonic()
-            echo(f"{table}: {count:,} rows copied")
+            streams.note(f"{table}: {count:,} rows copied")
 
     async with _opened(source) as one, _opened(target, is_new=True) as other:
         return await copying.copy(one, other, report)

@@ -11,6 +11,7 @@ from service.dashboard.calls import ApiCall
 from service.dashboard.visit import RefusedError, Visit
 from service.upstream import catalogue
 
+MODELS_MAX = 250  # The whole catalogue: the largest page of the API.
 LONG_TEXTS = ("prompt", "lyrics", "negative_prompt", "text", "style")
 Table = Mapping[str, Any]
 
@@ -18,7 +19,7 @@ Table = Mapping[str, Any]
 async def show_list(visit: Visit) -> Response:
     """GET /dashboard/models."""
     fields = visit.filters("kind", "callbacks", "sort")
-    models = (await visit.get("/v1/models", **fields))["data"]
+    models = (await visit.get("/v1/models", limit=str(MODELS_MAX), **fields))["data"]
     values = {"kinds": get_args(catalogue.Kind), "fields": fields, "models": models}
     return visit.render("models.html", 200, **values)
 

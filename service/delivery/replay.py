@@ -27,12 +27,13 @@ _GENERATION_TYPES = tuple(t for t in EVENT_TYPES if t.startswith("generation."))
 Refusal = Literal["subscriber_disabled", "replay_running"]
 
 
-def event_types(subscriber: Subscriber, requested: list[str]) -> list[str]:
+def event_types(subscriber: Subscriber, requested: list[str], *, only_dead: bool) -> list[str]:
     """Return the event types to replay: the requested ones that the subscriber receives.
 
-    An empty request means the types of generations.
+    An empty request means every type where only dead deliveries are replayed, so that none stays
+    dead, and otherwise the types of generations: old pings and notices would help nobody.
     """
-    types = requested or _GENERATION_TYPES
+    types = requested or (EVENT_TYPES if only_dead else _GENERATION_TYPES)
     return [t for t in types if not subscriber.event_types or t in subscriber.event_types]
 
 

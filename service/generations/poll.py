@@ -141,7 +141,7 @@ class Poller:
                 continue
             if not self.context.database.holds(generation.id):
                 continue  # Another process has it since it was read.
-            if self._start(generation) is not None:
+            if self._start(generation, is_due=True) is not None:
                 self.budget.spend()
                 self._turns.end(generation.tenant, is_confirmation=generation.id in confirmed)
                 started += 1
@@ -192,7 +192,7 @@ class Poller:
             return None
         if not refreshes.places.take(generation.tenant):
             return None
-        task = self._start(generation)
+        task = self._start(generation, is_due=False)
         if task is None:
             refreshes.places.give_back(generation.tenant)
             return None
@@ -208,12 +208,12 @@ class Poller:
         """
         return self.budget.is_unused and now < self._unused_until
 
-    def _start(self, generation: Generation) -> asyncio.Task[None] | None:
+    def _start(self, generation: Generation, *, is_due: bool) -> asyncio.Task[None] | None:
         """Poll one generation now, unless its tenant or its route has no place."""
         id_, key = generation.id, self._key(generation)
         if id_ in self.in_flight or not self.places.take(key[0], generation.tenant):
             return None
-        question = self._questions.open(key, generation)
+        question = self._questions.open(key, generation, is_due=is_due)
         poll = self._guard(generation, self._ask(question))
         task = asyncio.create_task(poll, name=f"poll {id_}")
         task.add_done_callback(lambda _task: self._end(question))
@@ -293,18 +293,21 @@ class Poller:
             context, generation.id, context.client.poll(path, task_id, generation.input), task_id
         )
         self._questions.close(question)  # Who is due from now on gets an answer of its own.
-        records = [self._guard(generation, self._record(generation, reply, is_asked=True))]
-        for sharer in question.followers:
-            own = question.reply_for(sharer, reply, context.clock())
-            records.append(self._guard(sharer, self._record(sharer, own, is_asked=False)))
+        now, replies = context.clock(), [(generation, reply)]
+        replies += [(each, question.reply_for(each, reply, now)) for each in question.followers]
+        records = (self._guard(each, self._record(each, own, question)) for each, own in replies)
         await asyncio.gather(*records)
 
-    async def _record(self, generation: Generation, reply: Reply, *, is_asked: bool) -> None:
+    async def _record(self, generation: Generation, reply: Reply, question: Question) -> None:
         """Judge and record an answer for a generation, which was asked about or follows."""
         context, tenant = self.context, generation.tenant
+        follows = generation is not question.leader
+        is_due = follows or question.is_due
+        if is_due and not context.database.holds(generation.id):
+            return  # This process was frozen, or lost its right: whoever has it now asks.
         reply = await judge.judge(context, self.sightings, generation, reply)
         write = partial(context.database.write_batched, self.answers.record, tenant=tenant)
-        if not is_asked:
+        if follows:
             await write(reply)
             return
         if pause_ms := budget.pause_ms(context, self.budget, generation.id, reply.answer):

@@ -18,6 +18,7 @@ class Question(msgspec.Struct, eq=False):
 
     key: Key
     leader: Generation
+    is_due: bool  # Else a client asks, of whichever process.
     followers: list[Generation] = []
 
     def reply_for(self, follower: Generation, reply: Reply, now: int) -> Reply:
@@ -41,9 +42,9 @@ class Questions:
         """Return how many of these would be further questions."""
         return len(keys - self._by_key.keys())
 
-    def open(self, key: Key, leader: Generation) -> Question:
+    def open(self, key: Key, leader: Generation, *, is_due: bool) -> Question:
         """Begin a question that others may follow."""
-        question = self._by_key[key] = Question(key, leader)
+        question = self._by_key[key] = Question(key, leader, is_due)
         return question
 
     def join(self, key: Key, generation: Generation) -> Question | None:

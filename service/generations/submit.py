@@ -150,6 +150,9 @@ class Submitter:
             self.stuck.put(generation.id, self.context.clock(), error)
             await self._put_back([generation.id], generation.tenant)
             return generation, None
+        if self.context.clock() >= generation.deadline_at:  # This process was frozen meanwhile.
+            await self._put_back([generation.id], generation.tenant)
+            return generation, None
         return await send(self.context, self.budget, generation, *request)
 
     def _end_submission(self, generation: Generation, task: asyncio.Task[Submission]) -> None:

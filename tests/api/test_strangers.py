@@ -7,7 +7,7 @@ import pytest
 
 from service.api import asgi
 from tests.api.test_traces import of
-from tests.harness import opened
+from tests.harness import ADMIN_KEY, opened
 from tests.logs import Console
 
 
@@ -42,3 +42,13 @@ async def test_an_unknown_key_is_told_apart_from_none(
         answer = await world.anonymous.get("http://genhook/v1/keys", headers=headers)
         assert answer.status_code == 401
         assert detail in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("keys", [(ADMIN_KEY, ADMIN_KEY), (ADMIN_KEY, "ghk_" + "b" * 40)])
+async def test_two_keys_in_one_request_are_refused(tmp_path: Path, keys: tuple[str, str]) -> None:
+    async with opened(tmp_path) as world:
+        for order in (keys, keys[::-1]):
+            lines = [("authorization", f"Bearer {key}") for key in order]
+            answer = await world.anonymous.get("http://genhook/v1/keys", headers=lines)
+            assert (answer.status_code, answer.json()["code"]) == (400, "invalid_header")
+            assert answer.json()["detail"] == "Authorization was sent more than once."

@@ -1,5 +1,6 @@
 """`genhook backup`: a complete copy, made beside a service that goes on writing."""
 
+import json
 import signal
 import sqlite3
 import stat
@@ -58,6 +59,23 @@ def test_a_backup_ends_and_is_complete_while_others_commit(
     assert dict(counts)[0] == 20_000
     assert dict(counts).get(1, 0) % 2 == 0, "half a transaction was copied"
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+
+
+def test_with_json_a_backup_and_a_migration_print_one_object(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy.db"
+    assert main.main(["backup", str(copy), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"database": str(path), "file": str(copy), "size_bytes": copy.stat().st_size}
+    assert main.main(["migrate", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["database"], again["applied"]) == (str(path), [])
+    path.unlink()
+    assert main.main(["migrate", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert first["applied"][0].startswith("0001_")
+    assert first["schema_version"] == again["schema_version"] > 0
 
 
 def test_a_backup_is_a_database_of_this_version(

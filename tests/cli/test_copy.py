@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import json
 import re
 import signal
 import sqlite3
@@ -14,7 +15,7 @@ from unittest.mock import patch
 import asyncpg
 import pytest
 
-from service.cli import main
+from service.cli import main, transfer
 from service.store import copying
 from service.store.sqlite.side import SqliteSide
 from tests import engine
@@ -33,8 +34,9 @@ async def fill(folder: Path) -> Path:
         return Path(world.settings.database_path)
 
 
-def copy(source: Path, target: Path) -> int:
-    return main.main(["copy", "--from", f"sqlite:///{source}", "--to", f"sqlite:///{target}"])
+def copy(source: Path, target: Path, *more: str) -> int:
+    urls = [f"sqlite:///{path}" for path in (source, target)]
+    return main.main(["copy", "--from", urls[0], "--to", urls[1], *more])
 
 
 def rows(path: Path) -> dict[str, list[object]]:
@@ -67,6 +69,23 @@ def test_every_row_arrives_and_is_counted(
     assert " rows are equal on both sides" in said
     assert re.search(r"^generations +2$", said, re.MULTILINE)
     assert rows(source)["attempts"]
+
+
+def test_with_json_a_copy_prints_one_object_and_its_progress_beside_it(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(transfer, "_REPORT_SECONDS", 0.0)
+    target = tmp_path / "target.db"
+    assert copy(source, target, "--json") == 0
+    printed = capsys.readouterr()
+    said = json.loads(printed.out)
+    assert said["tables"] == {table: len(found) for table, found in rows(target).items()}
+    assert said["rows"] == sum(said["tables"].values())
+    assert said["seconds"] > 0
+    assert "generations: 2 rows copied" in printed.err
 
 
 def interrupt(source: Path, target: Path) -> None:

@@ -294,6 +294,7 @@ def test_the_commands_of_the_banner_can_be_pasted(tmp_path: Path) -> None:
 def test_the_banner_names_what_commands_beside_the_service_need(tmp_path: Path) -> None:
     with started(tmp_path, "serve", "--dev", "--sandbox", "--port", "0") as running:
         text = "".join(running.lines)
+        assert "keys     throwaway GENHOOK_SECRET_KEYS and GENHOOK_ADMIN_KEY, in " in text
         lines = "\n".join(line for line in text.splitlines() if line.startswith("  export "))
         script = f'{lines}\n"$0" -c "$1" generations list\n"$0" -c "$1" keys list\n'
         done = subprocess.run(  # noqa: S603  our own words
@@ -340,7 +341,9 @@ def test_the_environment_goes_before_the_defaults_of_development(
     assert first.admin_key == ADMIN_KEY
     assert [str(network) for network in first.allow_networks] == ["10.0.0.0/8"]
     assert first.database_path == "genhook-dev.db"
-    assert ADMIN_KEY not in environment.banner(first, "http://127.0.0.1:1", None)
+    shown = environment.banner(first, "http://127.0.0.1:1", None)
+    assert ADMIN_KEY not in shown
+    assert "keys     throwaway GENHOOK_SECRET_KEYS, in genhook-dev.db-keys\n" in shown
     again = environment.settings_of(options(dev=True))
     assert again.secret_keys == first.secret_keys
 
@@ -351,8 +354,9 @@ def test_keys_from_the_environment_leave_no_file(
 ) -> None:
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
-    environment.settings_of(options(dev=True))
+    read = environment.settings_of(options(dev=True))
     assert list(tmp_path.iterdir()) == []
+    assert "keys     from the environment\n" in environment.banner(read, "http://x", None)
 
 
 @pytest.mark.usefixtures("alone")

@@ -249,6 +249,14 @@ def test_every_guarded_operation_documents_the_problems_that_all_share() -> None
         assert {"400", "401", "403", "500", "503"} <= operation["responses"].keys(), name
 
 
+def test_every_operation_that_may_need_a_key_documents_two_of_them() -> None:
+    for name, operation in operations():
+        if operation.get("security") != [] and "401" in operation["responses"]:
+            problem = resolve(operation["responses"]["400"])["content"]["application/problem+json"]
+            codes = problem["schema"]["properties"]["code"]["enum"]
+            assert "invalid_header" in codes, name
+
+
 def test_every_operation_documents_the_fault_of_ours() -> None:
     for name, operation in operations():
         assert "500" in operation["responses"], name

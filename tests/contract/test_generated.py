@@ -91,7 +91,7 @@ def aim(case: Case, service: Service) -> None:
         url = service.world.upstream.callback_url()
         case.path_parameters.update(upstream="apiinone", token=url.rpartition("/")[2])
     if "after" in (case.query or {}):
-        case.query["after"] = service.ids[noun]
+        case.query["after"] = service.ids.get(noun, "imagen4-fast")  # A model has its own id.
     if "Idempotency-Key" in (case.headers or {}):
         case.headers["Idempotency-Key"] = str(uuid4())
     if isinstance(case.body, dict):

@@ -19,7 +19,7 @@ from service.store.vault import Vault
 from service.telemetry import metrics
 from tests.contract.contract import COMPONENTS, SCHEMAS, breaches
 from tests.contract.scenes import SPAN, Ids, client_with, populate
-from tests.harness import PUBLIC_URL, Harness, create_answer, opened
+from tests.harness import ADMIN_KEY, PUBLIC_URL, Harness, create_answer, opened
 
 GENERATION = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
 WRONG = {"model": "imagen4-fast", "input": {"prompt": "a small harbour", "aspect_ratio": "16x9"}}
@@ -246,6 +246,13 @@ async def test_each_conflict_is_as_shown(tmp_path: Path, path: str) -> None:
         body = {"subscriber_id": ids["sub"], **SPAN} if path == "/v1/replays" else {}
         answer = await world.client.post(path.format(**ids), json=body)
     assert answer.json()["code"] == "conflict"
+    assert is_shown(answer.json())
+
+
+async def test_a_header_that_came_twice_is_refused_as_shown(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        lines = [("authorization", f"Bearer {ADMIN_KEY}")] * 2
+        answer = await world.client.get("/v1/events", headers=lines)
     assert is_shown(answer.json())
 
 

@@ -42,6 +42,7 @@ def test_the_demo_passes_and_prints_what_happened(tmp_path: Path) -> None:
     assert (process.returncode, process.stderr) == (0, "")
     assert process.stdout.replace("\n", "").isprintable()  # no control characters
     blocks = process.stdout.split("\n\n")
+    assert "keys are throwaway ones" in blocks[0]
     assert [block[:1] for block in blocks[1:4]] == ["1", "2", "3"]
     assert ["callback" in block.partition("\n")[2] for block in blocks[1:4]] == [True, False, False]
     for block in blocks[1:4]:

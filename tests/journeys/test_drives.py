@@ -16,22 +16,18 @@ from service.model.errors import StorageError
 from service.session import Session
 from service.store import questions
 from service.store.postgres import notices
-from tests.harness import SUBSCRIBER_URL, Harness, ManualClock, opened, settings, success_report
+from tests.harness import (
+    SUBSCRIBER_URL,
+    Harness,
+    RunningClock,
+    opened,
+    settings,
+    success_report,
+)
 from tests.journeys.gates import Counting, Gate, queue_answers
 
 OFF: dict[str, Any] = {"worker": "off", "poll_rate_per_second": 1_000.0, "drive_seconds": 30.0}
 GENERATIONS, PROCESSES, RATE = 50, 5, 50.0
-
-
-class RunningClock(ManualClock):
-    """A clock that goes on by itself: a rate is kept by waiting."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._began_at = time.monotonic()
-
-    def __call__(self) -> int:
-        return self.now + round((time.monotonic() - self._began_at) * 1_000)
 
 
 @asynccontextmanager

@@ -52,7 +52,7 @@ async def test_a_failing_disk_is_seen_from_outside_and_recovers(
         assert (await world.call_back()).status_code == 503
         assert metrics.callbacks.values["not_stored",] == refused + 1
         ready = await world.client.get("/readyz")
-        assert ready.status_code == 503
+        assert (ready.status_code, ready.headers["retry-after"]) == (503, "1")
         assert "cannot store" in ready.json()["checks"]["database"]
 
         await database.apply(lambda c: c.execute("PRAGMA query_only=OFF"))

@@ -257,6 +257,16 @@ async def test_a_malformed_key_is_refused(tmp_path: Path, key: str) -> None:
         assert world.upstream.creates == []
 
 
+@pytest.mark.parametrize("keys", [("a", "b"), ("a", "a"), ("a", "")])
+async def test_two_keys_in_one_request_are_refused(tmp_path: Path, keys: tuple[str, str]) -> None:
+    async with opened(tmp_path) as world:
+        lines = [("idempotency-key", key) for key in keys]
+        answer = await world.client.post("/v1/generations", json=BODY, headers=lines)
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_header")
+        assert answer.json()["detail"] == "Idempotency-Key was sent more than once."
+        assert world.upstream.creates == []
+
+
 @pytest.mark.parametrize("key", ["!", "x" * 255, "8e03978e-40d5-43e8-bc93-6894a57f9324"])
 async def test_any_visible_ascii_is_a_key(tmp_path: Path, key: str) -> None:
     async with opened(tmp_path) as world:

@@ -9,6 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
+from service.context import Context
+from service.generations import submit
+from service.generations.request import request_of
+from service.model.generation import Generation
 from tests.faults import DelayedAnswer, crash, status_of
 from tests.harness import Harness, create_answer, opened
 from tests.journeys.gates import by_hand
@@ -134,3 +138,22 @@ async def test_a_poll_that_is_due_waits_for_a_submission_that_is_still_under_way
         await asyncio.gather(*world.app.worker.submitter.in_flight.values())
         await world.run(1)
         assert await status_of(world, generation["id"]) == "succeeded"
+
+
+async def test_a_process_that_was_frozen_beyond_the_deadline_submits_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row says `sending` by then, and another process has ended the generation."""
+    async with opened(tmp_path, deadline_seconds=900) as world:
+
+        def freeze(context: Context, generation: Generation) -> Any:
+            world.clock.advance(1_000)
+            return request_of(context, generation)
+
+        monkeypatch.setattr(submit, "request_of", freeze)
+        generation = await world.generate()
+        await world.app.worker.submitter.settle()
+        await world.run(10)
+        assert world.upstream.creates == []
+        assert await status_of(world, generation["id"]) == "timed_out"
+        assert world.app.worker.submitter.places.taken == 0

@@ -124,6 +124,25 @@ async def test_pings_come_only_when_asked_for_by_name(tmp_path: Path) -> None:
         assert len(ids(world)) == 2
 
 
+async def test_a_dead_notice_is_replayed_too_but_not_among_all(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world:
+        told = await world.subscribe(OTHER_URL, retry_schedule_seconds=[0])
+        gone = await world.subscribe(**ONE)
+        queue_answers(world, 410)
+        queue_answers(world, 204, 500, url=OTHER_URL)  # It takes the generation's event only.
+        await world.generate()
+        await world.run()
+        [dead] = await deliveries(world, subscriber_id=told["id"], status="dead")
+        assert dead["event_type"] == "subscriber.disabled"
+        assert (await started(world, told, only="all", dry_run=True))["total"] == 1
+        made = await started(world, told)
+        assert made["total"] == 1
+        await world.run()
+        assert world.subscribers.webhooks_to(OTHER_URL)[-1].event["data"]["id"] == gone["id"]
+        [_, again] = await deliveries(world, event_id=dead["event_id"])
+        assert again["status"] == "delivered"
+
+
 async def test_the_span_takes_its_beginning_and_not_its_end(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE)

@@ -1,6 +1,7 @@
 """Answers that name the tasks of other generations beside their own."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ async def test_what_an_answer_shows_of_other_generations_is_left_out_of_its_end(
         assert "task2" not in str(generation)
 
 
-LISTS = {
+LISTS: dict[str, Callable[[Any], Any]] = {
     "data": lambda tasks: {"code": 200, "data": tasks},
     "data as text": lambda tasks: {"code": 200, "data": json.dumps({"items": tasks})},
     "data.items": lambda tasks: {"code": 200, "data": {"items": tasks}},

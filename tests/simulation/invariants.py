@@ -15,6 +15,7 @@ async def check_step(world: World) -> None:
     assert world.repeated == [], "a submission was sent again though it may have been taken"
     assert all(count == 1 for count in world.takes.values()), "charged twice"
     assert world.changed_bodies == [], "a webhook-id came with two bodies"
+    assert world.sent_again == [], "a process sent a webhook again that was taken"
     await _acknowledged_callbacks_are_stored(world)
     await _one_outcome_each(world)
     await _canceled_is_canceled(world)

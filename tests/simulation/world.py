@@ -1,9 +1,12 @@
-"""A world that a seed drives: clock, upstream, subscribers, and crashes around every commit."""
+"""A world that a seed drives: clock, upstream, subscribers, and crashes around every commit.
+
+On PostgreSQL the way to the server breaks at some COMMITs, too: before the message, or the answer.
+"""
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from random import Random  # noqa: TID251  a simulation is its seed
 from typing import Any
@@ -11,14 +14,17 @@ from typing import Any
 import httpx
 
 from service.delivery.target import SendError
+from service.model.errors import StorageError
 from tests import engine
 from tests.faults import crash, rows
 from tests.harness import Harness, ManualClock, create_answer, settings, success_report
+from tests.relay import Lost, Relay
 
 MODELS = ("imagen4", "imagen4-fast", "ideogram-v3-turbo", "nobody-knows-this")
 HOOKS = tuple(f"http://127.0.0.1:7/{name}" for name in ("healthy", "moody", "ordered"))
 CONNECT = httpx.ConnectError("refused")
 LOST = httpx.ReadTimeout("no answer")
+LOSSES: tuple[Lost, ...] = ("message", "answer", *(None,) * 18)  # Of a COMMIT, each as likely.
 
 
 class Dead(Exception):  # noqa: N818  it describes the process
@@ -26,15 +32,18 @@ class Dead(Exception):  # noqa: N818  it describes the process
 
 
 class World(Harness):
-    """A service in a world of faults. `random` alone makes every choice."""
+    """A service in a world of faults. Its seed makes every choice."""
 
-    def __init__(self, path: Path, random: Random) -> None:
-        self.random = random
-        trust = random.choice(("confirm", "body"))
-        super().__init__(
-            settings(path, callback_trust=trust, deadline_seconds=900, shutdown_seconds=0.0),
-            ManualClock(),
-        )
+    def __init__(self, path: Path, seed: int, relay: Relay | None = None) -> None:
+        self.random = Random(seed)
+        trust = self.random.choice(("confirm", "body"))
+        options = {"callback_trust": trust, "deadline_seconds": 900, "shutdown_seconds": 0.0}
+        if relay is not None:
+            options["database_path"] = relay.url
+        super().__init__(settings(path, **options), ManualClock())
+        self.relay = relay
+        self._network = Random(seed)  # So that other choices are those of SQLite.
+        self.lost: Counter[Lost] = Counter()  # What was lost of COMMITs.
         self.prompts: list[str] = []
         self.generations: dict[str, str] = {}  # Prompt to id, if the client got an answer.
         self.takes: defaultdict[str, int] = defaultdict(
@@ -50,6 +59,9 @@ class World(Harness):
         self.bodies: dict[str, bytes] = {}  # webhook-id to the body that came with it.
         self.delivered: defaultdict[str, set[str]] = defaultdict(set)  # URL to webhook-ids.
         self.changed_bodies: list[str] = []
+        # Webhooks that were taken, with the number of crashes before: who crashed may send again.
+        self._taken: dict[tuple[str, str], int] = {}
+        self.sent_again: list[tuple[str, str]] = []
         self.crashes = 0
         self._crash_in: tuple[int, str] | None = None
         self._died = asyncio.Event()
@@ -62,12 +74,19 @@ class World(Harness):
         self.upstream.on_create = self._create
         self.subscribers.on_send = self._receive
         self._arm()
+        if self.relay is not None:
+            self.relay.loses = self._lose
 
     async def close(self) -> None:
         """Close the clients and stop the service."""
         await self.client.aclose()
         await self.anonymous.aclose()
         await self.app.stop()
+
+    async def run(self, seconds: float = 0) -> None:
+        """Advance the clock, then do all due work; what a lost COMMIT ends is due again later."""
+        with suppress(StorageError) if self.relay else nullcontext():
+            await super().run(seconds)
 
     async def step(self) -> str:
         """Run one random action, which a crash may end; return its name."""
@@ -162,6 +181,8 @@ class World(Harness):
             answer = await self.anonymous.post(url, content=content)
             if answer.status_code == 404 and create["prompt"] in self.maybe_deleted:
                 return
+            if answer.status_code == 503 and self.relay:
+                continue  # Its COMMIT was lost, so it may be stored.
             assert answer.status_code == 200, answer.text
             self.acknowledged.append((create["prompt"], content))
             self.maybe_taken.add(create["prompt"])  # It proves that upstream has it.
@@ -177,6 +198,8 @@ class World(Harness):
     async def settle(self) -> None:
         """End all faults, and advance time beyond every deadline and retry."""
         self._crash_in = None
+        if self.relay is not None:
+            self.relay.loses = lambda _unit: None
         if self._died.is_set():
             await self._restart_after_crash()
         self.subscribers.on_send = self._accept
@@ -225,21 +248,31 @@ class World(Harness):
 
     def _receive(self, url: str, webhook_id: str, body: bytes) -> int | SendError:
         """Answer as a subscriber; the body of an id must not change between attempts."""
-        self._note(url, webhook_id, body)
         if url == HOOKS[1]:
             trouble = SendError("timeout", "no answer in time")
             mood: int | SendError = self.random.choice((200, 500, 503, 301, trouble))
-            return mood
-        return 200
+            if mood != 200:
+                self._note(url, webhook_id, body)
+                return mood
+        return self._accept(url, webhook_id, body)
 
     def _accept(self, url: str, webhook_id: str, body: bytes) -> int:
         self._note(url, webhook_id, body)
+        self._taken[url, webhook_id] = self.crashes
         return 200
 
     def _note(self, url: str, webhook_id: str, body: bytes) -> None:
         if self.bodies.setdefault(webhook_id, body) != body:
             self.changed_bodies.append(webhook_id)
+        if self._taken.get((url, webhook_id)) == self.crashes:
+            self.sent_again.append((url, webhook_id))
         self.delivered[url].add(webhook_id)
+
+    def _lose(self, _unit: str) -> Lost:
+        """Return what is lost of a COMMIT."""
+        lost = self._network.choice(LOSSES)
+        self.lost[lost] += 1
+        return lost
 
     def _arm(self) -> None:
         """Wrap the commits of the running process, so that it can crash before or after one."""

@@ -13,18 +13,19 @@ from typing import Any
 import httpx
 import pytest
 
+from service.delivery import tenants
 from service.delivery.target import SendError
 from service.model import ids
 from service.model.clock import rfc3339
 from service.model.errors import StorageError
-from service.store import writes
+from service.store import questions, writes
 from service.store.database import Transaction
 from service.store.item import Item
 from service.store.postgres import Database
 from service.store.postgres import database as database_module
 from tests import engine
 from tests.faults import rows
-from tests.harness import START, Harness, ManualClock, settings
+from tests.harness import START, Harness, ManualClock, RunningClock, settings
 from tests.relay import Lost, Relay, relayed
 
 pytestmark = pytest.mark.usefixtures("postgres")
@@ -33,10 +34,15 @@ RATED, PLAIN = "http://127.0.0.1:7/rated", "http://127.0.0.1:7/plain"
 UNITS = [
     *("store_new", "store_answer", "_insert", "_store"),  # For clients.
     *("_record", "_claim_due", "record"),  # What upstream answered, and what it is sent again.
-    *("store_hints", "write_proofs"),
+    *("store_hints", "write_proofs", "take", "expire", "plan_without_task"),
     *("record_attempts", "_record_with_health", "add", "_run_batch"),
     *("fold_usage", "_delete_old", "_delete_unreferenced"),
 ]
+# Of units that only another genhook commits. One whose requests do the work shares a stored rate.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "write_proofs": {"callback_trust": "body"},
+    "take": {"worker": "off", "drive_seconds": 30.0, "poll_rate_per_second": 1_000.0},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -64,8 +70,9 @@ def _named_units(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.asynccontextmanager
 async def relayed_world(path: Path, **options: Any) -> AsyncIterator[tuple[Harness, Relay]]:
+    clock = RunningClock() if options.get("worker") == "off" else ManualClock()
     async with relayed(engine.database_of(path)) as relay:
-        world = Harness(settings(path, database_path=relay.url, **options), ManualClock())
+        world = Harness(settings(path, database_path=relay.url, **options), clock)
         await world.app.start(worker=False)
         try:
             yield world, relay
@@ -110,7 +117,7 @@ class Journey:
         await self.world.app.worker.submitter.settle()
 
     async def go(self) -> None:
-        """From subscribers to a replay: by callback, by poll, after a 503, and never."""
+        """From subscribers to a replay: by callback, by poll, after a 503, never, and unknown."""
         world, upstream = self.world, self.world.upstream
         await self.post("/v1/subscribers", {"url": RATED, "rate_per_second": 100}, "rated")
         plain = await self.post("/v1/subscribers", {"url": PLAIN, "ordered": True}, "plain")
@@ -121,13 +128,15 @@ class Journey:
         await self.generate("busy-at-first")
         await self.run(10)  # It is submitted again.
         await self.generate("never-ends")
+        upstream.create_replies.append(httpx.ReadTimeout("no answer"))
+        await self.generate("perhaps-taken")
         upstream.finish("task1")
         answer = await until_answered(lambda: world.call_back({"data": {}}, index=0))
         assert answer.status_code == 200
         await self.run(1)
         upstream.fail("task3")
         await self.run(400)
-        await self.run(1_000)
+        await self.run(600)  # Beyond the deadline, and not yet so far that it is asked about again.
         times = {"since": rfc3339(START), "until": rfc3339(world.clock.now)}
         body = {"subscriber_id": plain["id"], "only": "all", **times}
         await self.post("/v1/replays", body, "again")
@@ -174,7 +183,7 @@ async def travel(path: Path, loses: Callable[[str], Lost], **options: Any) -> di
         return await outcome_of(world)
 
 
-_whole: dict[str, dict[str, Any]] = {}  # The outcome of a journey on which nothing is lost.
+_whole: dict[str, dict[str, Any]] = {}  # By its options, a journey on which nothing is lost.
 
 
 @pytest.mark.parametrize("lost", ["message", "answer"])
@@ -188,12 +197,12 @@ async def test_a_journey_ends_the_same_if_every_second_commit_of_a_unit_breaks(
         commits[unit] += 1
         return lost if unit == name and commits[unit] % 2 else None
 
-    trust = "body" if name == "write_proofs" else "confirm"
-    if (expected := _whole.get(trust)) is None:
-        expected = await travel(tmp_path / "whole", lambda _unit: None, callback_trust=trust)
-        assert expected["attempts counted"] == expected["webhooks"] == 20
-        _whole[trust] = expected
-    assert await travel(tmp_path / "broken", lose, callback_trust=trust) == expected
+    options = OPTIONS.get(name, {})
+    if (expected := _whole.get(str(options))) is None:
+        expected = await travel(tmp_path / "whole", lambda _unit: None, **options)
+        assert expected["attempts counted"] == expected["webhooks"] == 23
+        _whole[str(options)] = expected
+    assert await travel(tmp_path / "broken", lose, **options) == expected
     assert commits[name], "the journey does not commit this unit"
     assert commits.keys() <= {*UNITS}, "a unit that is not tested yet"
 
@@ -216,3 +225,30 @@ async def test_what_is_stored_although_the_client_was_told_otherwise_is_submitte
         assert (again.status_code, again.headers["idempotency-replayed"]) == (202, "true")
         assert len(world.upstream.creates) == 1
         assert world.app.worker.submitter.places.taken == 0
+
+
+@pytest.mark.parametrize("lost", ["message", "answer"])
+async def test_a_question_is_taken_once_if_the_commit_that_took_it_breaks(
+    tmp_path: Path, lost: Lost
+) -> None:
+    async with relayed_world(tmp_path) as (world, relay):
+        breaks = [lost]
+        relay.loses = lambda unit: breaks.pop() if breaks and unit == "take" else None
+        assert await world.app.database.write(questions.take, 1, 2.0) == 1
+        [row] = await rows(
+            world, "SELECT number FROM revisions WHERE noun = 'upstream_asked_until'"
+        )
+        free_at_ms = START - questions.AT_ONCE_US // 1_000 + 500
+        assert (breaks, row["number"]) == ([], free_at_ms * 1_000)
+
+
+@pytest.mark.parametrize("lost", ["message", "answer"])
+async def test_a_unit_that_writes_nothing_runs_again_if_its_commit_breaks(
+    tmp_path: Path, lost: Lost
+) -> None:
+    """Nothing tells such a transaction from one that never was."""
+    async with relayed_world(tmp_path) as (world, relay):
+        breaks = [lost]
+        relay.loses = lambda unit: breaks.pop() if breaks and unit == "ensure" else None
+        await world.app.database.write(tenants.ensure, world.app.context, tenants.DEFAULT)
+        assert breaks == []

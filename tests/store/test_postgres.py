@@ -107,6 +107,29 @@ async def test_items_that_wait_together_share_one_call(database: Database) -> No
     assert await database.read(number) <= 3
 
 
+async def test_what_comes_while_its_unit_is_in_a_commit_is_one_group(database: Database) -> None:
+    groups: list[list[str]] = []
+    may_end = asyncio.Event()
+
+    async def note(_tx: Transaction, names: Sequence[str]) -> list[str]:
+        groups.append(list(names))
+        await may_end.wait()
+        return list(names)
+
+    committing = database.write_batched(note, "first")
+    await until(lambda: bool(groups))
+    waiting = []
+    for name in ("second", "third", "fourth"):
+        waiting.append(database.write_batched(note, name))
+        for _ in range(10):  # Turns of the loop in which it could be taken.
+            await asyncio.sleep(0)  # noqa: TID251
+    begun, queued = [*groups], database.queued
+    may_end.set()
+    await asyncio.gather(committing, *waiting)
+    assert (begun, queued) == ([["first"]], 3)
+    assert groups == [["first"], ["second", "third", "fourth"]]
+
+
 async def test_a_server_that_ended_every_idle_connection_is_used_as_if_it_had_not(
     database: Database, postgres: engine.Schemas
 ) -> None:

@@ -2,13 +2,18 @@
 
 import asyncio
 import threading
+from pathlib import Path
 from typing import Any
 
 import asyncpg
+import httpx
 import pytest
 
 from service.model.errors import StorageError
 from service.store.postgres import Database
+from service.store.shards import NONE
+from tests.faults import DelayedAnswer
+from tests.harness import opened
 from tests.store.test_postgres import database, increment, kill_all, number
 
 __all__ = ["database"]  # The fixture.
@@ -66,3 +71,28 @@ async def test_a_server_that_ends_every_connection_is_not_asked_for_ever(
     assert 1 <= len(tries) <= 11
     monkeypatch.undo()
     assert await database.read(number) == 0
+
+
+@pytest.mark.usefixtures("postgres")
+@pytest.mark.parametrize("is_lost", [True, False])
+async def test_an_answer_to_a_question_of_a_session_that_was_lost_is_not_recorded(
+    tmp_path: Path, *, is_lost: bool
+) -> None:
+    """The process was frozen: who has the shard now has asked itself."""
+    async with opened(tmp_path) as world:
+        generation = await world.generate()
+        delayed = DelayedAnswer(httpx.ReadTimeout("no answer in time"))
+        world.upstream.poll_replies.append(delayed.reply)
+        ticking = asyncio.create_task(world.run(400))
+        await delayed.requested.wait()
+        holding = world.app.database.holding
+        held = holding._shards, holding._until, holding._clock
+        if is_lost:
+            holding.put(NONE, 0.0, held[2])
+        delayed.release()
+        await world.app.worker.poller.settle()
+        holding.put(*held)
+        await ticking
+        answer = await world.get(f"/v1/generations/{generation['id']}/timeline")
+        outcomes = [e["detail"].get("outcome") for e in answer["data"] if e["type"] == "poll"]
+        assert ("unwell" not in outcomes) == is_lost

@@ -57,6 +57,7 @@ async def run(output: Path, *, on_postgres: bool = False) -> int:
                 console,
                 "genhook demo: upstream, service and subscriber on this machine"
                 + (", with PostgreSQL" if on_postgres else ""),
+                "Its keys are throwaway ones, made for this run; only the pictures are kept.",
             )
             failures = 0
             for number, scenario in enumerate(SCENARIOS, 1):

@@ -27,9 +27,10 @@ def waiting(console: Console, label: str) -> Iterator[None]:
         yield
 
 
-def title(console: Console, text: str) -> None:
-    """Print the title of the demo."""
+def title(console: Console, text: str, note: str) -> None:
+    """Print the title of the demo, and a note below it."""
     console.print(Text(text, "bold"))
+    console.print(Text(note, "dim"))
 
 
 def heading(console: Console, number: int, name: str, description: str) -> None:

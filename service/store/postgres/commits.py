@@ -15,7 +15,7 @@ _STATUS = "SELECT pg_xact_status(CAST(CAST($1 AS TEXT) AS xid8))"
 class Unanswered(msgspec.Struct, frozen=True):
     """A transaction that was about to be committed, and what follows if it was."""
 
-    number: str
+    number: str | None  # None: it has written nothing.
     results: list[Any]
     tx: Transaction
 
@@ -26,8 +26,13 @@ async def number_of(connection: Any) -> str | None:
     return number
 
 
-async def was_committed(pool: Pool, number: str) -> bool:
-    """Return whether a transaction was committed. TimeoutError if it has not ended yet."""
+async def was_committed(pool: Pool, number: str | None) -> bool:
+    """Return whether a transaction was committed. TimeoutError if it has not ended yet.
+
+    One that has written nothing counts as not committed: it may run again.
+    """
+    if number is None:
+        return False
     async with pool.transaction() as connection:
         try:
             status = await connection.fetchval(_STATUS, number)

@@ -251,8 +251,7 @@ class Database(Writes):
         async with self._begin() as connection:
             tx = self._transaction(connection)
             results = [await item.unit(tx, *item.args)]
-            if (number := await number_of(connection)) is not None:
-                item.unanswered = Unanswered(number, results, tx)
+            item.unanswered = Unanswered(await number_of(connection), results, tx)
         return results, tx
 
     def _begin(self) -> AbstractAsyncContextManager[Any]:
