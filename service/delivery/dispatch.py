@@ -196,14 +196,14 @@ class Dispatcher:
             self._spawn(self._run(*next_attempt))
         self._look_ahead(lane, now)
 
-    def _take(self, lane: Lane, now: int) -> _Next | None:
+    def _take(self, lane: Lane, now: int, *, has_slot: bool = False) -> _Next | None:
         """Take the lane's next delivery with a slot for it; None if none may leave now."""
         if not (self.is_open and self.context.database.holds(lane.subscriber_id)):
             return None
         backlog = lane.next_backlog(now)
         if backlog is None:
             return None
-        if not self.slots.are_free_for(lane):
+        if not (has_slot or self.slots.are_free_for(lane)):
             self.slots.wait(lane)
             return None
         due = lane.pop(backlog, now)
@@ -272,7 +272,7 @@ class Dispatcher:
         following: _Next | None = None
         turn = lane.turn
         while waiting := self.slots.next_waiting():
-            following = following or self._take(waiting, now)
+            following = following or self._take(waiting, now, has_slot=True)
             self._pump(waiting, now)
         if lane.share not in self.slots.waiting:
             following = following or self._take(lane, now)

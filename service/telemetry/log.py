@@ -85,24 +85,25 @@ def _configure(level: int, write: Write, *, terminal: bool, cached: bool) -> Non
         render = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)
     structlog.configure(
         # Few processors, since each is called for each line; the writer cuts secrets out.
-        processors=[structlog.processors.format_exc_info, _add_fields, _hide_fields, render],
+        processors=[_complete, render],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: _Output(write),
         cache_logger_on_first_use=cached,
     )
 
 
-def _add_fields(_logger: Any, method: str, event: Event) -> Event:
+def _complete(logger: Any, method: str, event: Event) -> Event:
+    """Add what every line has. Replace values with a secret's name, show objects by their `repr`.
+
+    A `repr` of ours hides secrets.
+    """
+    if "exc_info" in event:
+        event = structlog.processors.format_exc_info(logger, method, event)
     event["level"] = method
     event["timestamp"] = clock.rfc3339(clock.now_ms())
     request_id = _request_id.get()
     if request_id is not None:
         event.setdefault("request_id", request_id)
-    return event
-
-
-def _hide_fields(_logger: Any, _method: str, event: Event) -> Event:
-    """Replace values with a secret's name; show objects by their `repr`, which hides secrets."""
     if _SECRET_FIELDS.isdisjoint(event) and _PLAIN.issuperset(map(type, event.values())):
         return event
     harmless: Event = _show(event)
