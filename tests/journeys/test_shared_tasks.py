@@ -168,7 +168,7 @@ async def test_who_is_due_or_refreshed_while_a_question_hangs_follows_it(tmp_pat
             ids += await share(world, 1)
             url = f"/v1/generations/{ids[2]}/refresh"
             refreshed = asyncio.create_task(world.client.post(url))
-            while len(poller.in_flight) < 3:  # noqa: ASYNC110  nothing tells of it
+            while len(poller.in_flight) < 3 and not refreshed.done():  # noqa: ASYNC110  a test
                 await asyncio.sleep(0)  # noqa: TID251  it waits for no time
             assert (poller.budget.tokens, poller.places.all.taken) == (tokens, 1)
             hanging.release()
