@@ -90,6 +90,7 @@ async def test_a_planned_poll_leaves_the_first_safety_poll_of_a_younger_one(
 async def test_a_refresh_or_confirmation_moves_no_plan_of_another(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         first, second = await share(world, 2)
+        await plan(world, second, world.clock.now + 55_000)
         before = await planned(world)
         await world.run(10)
         await world.call_back(create_answer("shared"), 0)
@@ -160,13 +161,14 @@ async def test_who_is_due_or_refreshed_while_a_question_hangs_follows_it(tmp_pat
         world.clock.advance(60)
         async with asking(world) as poller:
             await hanging.requested.wait()
-            ids += await share(world, 2)
+            ids += await share(world, 1)
             await plan(world, ids[1], world.clock.now)
             tokens = poller.budget.tokens
             await poller.run_due(world.clock.now)
+            ids += await share(world, 1)
             url = f"/v1/generations/{ids[2]}/refresh"
             refreshed = asyncio.create_task(world.client.post(url))
-            while len(poller.in_flight) < 3:  # noqa: ASYNC110  nothing tells of it
+            while len(poller.in_flight) < 3 and not refreshed.done():  # noqa: ASYNC110  a test
                 await asyncio.sleep(0)  # noqa: TID251  it waits for no time
             assert (poller.budget.tokens, poller.places.all.taken) == (tokens, 1)
             hanging.release()
