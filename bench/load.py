@@ -4,7 +4,7 @@ import asyncio
 import random
 import resource
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -172,7 +172,9 @@ async def run_at_rate(
 ) -> Load:
     """Send `rate` requests per second at random moments, whether or not answers have come."""
     loop = asyncio.get_running_loop()
-    load, free, moments = Load(seconds=seconds), [], random.Random(seed)
+    load, moments = Load(seconds=seconds), random.Random(seed)
+    # In turn, so that none is idle for so long that the server closes it.
+    free = deque[_Connection]()
 
     def on_answer(connection: _Connection, status: bytes, latency: float) -> None:
         load.latencies.append(latency)
@@ -188,7 +190,7 @@ async def run_at_rate(
     while (at := at + moments.expovariate(rate)) < ends_at:
         await asyncio.sleep(max(0.0, at - _now()))
         assert free, "every connection waits for an answer: the rate is too high"
-        free.pop().send(next_request())
+        free.popleft().send(next_request())
     for _ in range(200):
         if len(free) == connections:
             break
