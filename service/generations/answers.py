@@ -28,7 +28,7 @@ class Answers:
     async def record(self, tx: Transaction, replies: Sequence[Reply]) -> list[None]:
         """Record answered polls: the exchanges, the reports, and when the next polls are due."""
         by_id = {reply.exchange.generation_id: reply for reply in replies}
-        has_end = any(judge.is_end(reply.update) for reply in replies)
+        has_end = any(reply.update and reply.update.is_end for reply in replies)
         read = generations.get_ending if has_end else generations.get_many
         batch = Batch(tx, self.context, await read(tx, by_id))
         exchanges: list[generations.Exchange] = []

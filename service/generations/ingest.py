@@ -35,6 +35,11 @@ class Update(msgspec.Struct, frozen=True, kw_only=True):
     error: dict[str, str] | None = None
     is_unsent: bool = False  # Upstream certainly never got it, and bills nothing.
 
+    @property
+    def is_end(self) -> bool:
+        """Whether it ends the task, for all generations that share it."""
+        return self.status in ("succeeded", "failed")
+
 
 def update_of(context: Context, answer: wire.Answer) -> Update | None:
     """Return what an answer says about its generation, with secrets redacted; None if nothing."""

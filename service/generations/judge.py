@@ -118,16 +118,11 @@ async def judge_recorded(tx: Transaction, context: Context, batch: Batch, reply:
     return await _with(context, reply, wire.NoReport("other_task", message=message))
 
 
-def is_end(update: ingest.Update | None) -> bool:
-    """Whether an update ends its generation, and those that share its task."""
-    return update is not None and update.status in ("succeeded", "failed")
-
-
 def share_outcomes(batch: Batch, updates: Mapping[str, ingest.Update | None]) -> None:
     """Give the outcome of a task to all that share it: one report, an outcome for each."""
     for id_, update in updates.items():
         source = batch.generations.get(id_)
-        if source is None or update is None or not is_end(update):
+        if source is None or update is None or not update.is_end:
             continue
         if source.status != update.status:
             continue  # It was not applied.

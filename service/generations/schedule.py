@@ -49,10 +49,9 @@ def planned_polls(context: Context, generation: Generation, now: int) -> int:
     passed_ms = now - (generation.submitted_at or now)
     first_ms = planned_ms = _first_safety_ms(context, generation)
     for count in range(len(_SAFETY_POLLS_MS)):
-        if count:
-            planned_ms += _safety_delay_ms(first_ms, count)
         if passed_ms < _with_jitter(planned_ms, 0):  # The soonest that it can have been made.
             return count
+        planned_ms += _safety_delay_ms(first_ms, count + 1)
     return len(_SAFETY_POLLS_MS)
 
 

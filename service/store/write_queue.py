@@ -56,21 +56,19 @@ class Queue:
         return taken
 
     def put_back(self, items: Sequence[Item]) -> None:
-        """Make items that were taken the next ones again; no commit has begun with them."""
+        """Make items that were taken the next ones again; no commit has them."""
         for item in items:
             del self._committing[item]
         self._waiting.put_back(items)
 
-    def finish(self, items: Sequence[Item], left: Sequence[Item] = ()) -> None:
-        """End the commit of items that were taken; those that are `left` are next again."""
+    def finish(self, items: Sequence[Item]) -> None:
+        """End the commit of items that were taken."""
         self._release(items)
         self._waiting.learn(items)
         for item in items:
             del self._committing[item]
         self.is_stalled = False
-        self._waiting.put_back(left)
         self._ended.set()
-        self._held_bytes += sum(item.held_bytes for item in left)
 
     async def settle(self) -> None:
         """Return once nothing that waits now, or is in a commit, can be committed any more."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from service.model import clock
 from service.upstream import lenient, links
-from service.upstream.documents import MAX_WORD_CHARS, Document
+from service.upstream.documents import ENVELOPES_MAX, MAX_WORD_CHARS, Document
 from service.upstream.ids import ids_of, task_ids_of
 from service.upstream.names import AROUND, BY_NAME, NO_NAME, RESULT, ROLES, UNKNOWN, Role
 from service.upstream.scalars import JsonObject, id_of
@@ -18,7 +18,6 @@ NAMES_MAX = 1_000  # Ids that are compared with those of other generations' task
 TEXTS_MAX = 10_000  # What follows may be no link.
 JSON_TEXTS_MAX = 100
 JSON_DEPTH_MAX = 3
-HOLDERS_MAX = 4  # Within each other, of a task that stands beside others.
 _BEFORE_JSON = "{[ \r\n\t"
 _YEAR_10000 = 253_402_300_800_000
 _WORD_KEYS = ("status", "state", "task_status", "taskStatus")
@@ -196,7 +195,7 @@ def read_contents(document: Document) -> Contents:
     return contents
 
 
-def _ids_beside(holder: Any, task: JsonObject, depth: int = HOLDERS_MAX) -> Iterator[str]:
+def _ids_beside(holder: Any, task: JsonObject, depth: int = ENVELOPES_MAX) -> Iterator[str]:
     """Yield the ids of what stands in lists beside a task, which may be tasks of others.
 
     holder: what the task stands under, itself or within others.

@@ -173,10 +173,12 @@ class Database(Writes):
             failure = error
         self._note(loop.time(), [failure] if failure else [item.error for item in items])
         left = [] if failure else [item for item in items if not (item.has_run or item.error)]
-        self._queue.finish(items, left)
         if left:
-            self._wake.set()
             items = [item for item in items if item.has_run or item.error]
+        self._queue.finish(items)
+        if left:
+            self._queue.put_back(left)
+            self._wake.set()
         if self._checkpoint_timer is None:
             self._checkpoint_timer = loop.call_later(CHECKPOINT_SECONDS, self._start_checkpoint)
         self._keep_or_resolve(items, failure)
