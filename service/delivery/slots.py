@@ -87,7 +87,8 @@ class Slots:
             return None
         while (share := self._next_share()) is not None:
             lane = self.waiting[share]
-            if not lane.receiver.is_doubted():
+            # One whose subscriber is being read again has nothing that leaves, wherever it stands.
+            if lane.recipient is None or not lane.receiver.is_doubted():
                 if share not in self._moved:
                     self._end_turn(share)
                 return self.waiting.pop(share)

@@ -214,6 +214,19 @@ def test_lanes_that_wait_count_as_new_once_another_at_their_origin_fails() -> No
     assert set(slots.waiting.values()) == set(lanes)
 
 
+def test_a_lane_that_waits_while_its_subscriber_is_read_again_holds_up_no_other() -> None:
+    slots, origin = Slots(100), Receiver()
+    same: dict[str, Any] = {"tenant": "one", "url": "http://same.test/"}
+    changed, other = [lane_with(slots, 0, **same, receiver=Receiver(origin)) for _ in range(2)]
+    good = lane_with(slots, 0, tenant="one")
+    for lane in (changed, good):
+        slots.wait(lane)
+    changed.drop_recipient()
+    other.receiver.note_failure(START)
+    assert changed.receiver.is_doubted()
+    assert [slots.next_waiting() for _ in range(3)] == [changed, good, None]
+
+
 def test_tenants_that_hold_the_fewest_are_served_first() -> None:
     slots = Slots(40)
     greedy = [lane_with(slots, 1, tenant="greedy") for _ in range(30)]

@@ -43,7 +43,11 @@ def check_step(world: Deliveries) -> None:
 async def check_end(world: Deliveries) -> None:
     """Check that all has ended now that receivers have been good for a while, and left nothing."""
     check_step(world)
-    pending = await world.stored("SELECT * FROM deliveries WHERE status = 'pending'")
+    # Disabled, it waits: that of a `notify_url` that is gone, asked for while it answered so.
+    pending = await world.stored(
+        "SELECT d.* FROM deliveries d JOIN subscribers s ON s.id = d.subscriber_id "
+        "WHERE d.status = 'pending' AND s.status <> 'disabled'"
+    )
     assert pending == [], "forgotten"
     delivered = await world.stored(
         "SELECT iif(s.is_notify, s.url, s.id) AS id, d.event_id FROM deliveries d "
