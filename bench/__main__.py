@@ -84,9 +84,8 @@ def temporary_folder() -> Iterator[Path]:
         yield Path(path)
 
 
-async def run(names: list[str], plan: Plan) -> report.Results:
-    """Run the named measurements one after the other."""
-    results = report.new_results(datetime.datetime.now(datetime.UTC).date().isoformat())
+async def run(names: list[str], plan: Plan, results: report.Results) -> None:
+    """Run the named measurements one after the other, and add the results of each."""
     for name in names:
         noise = await measure_noise()
         if noise * 100 > report.NOISE_PERCENT:
@@ -97,7 +96,6 @@ async def run(names: list[str], plan: Plan) -> report.Results:
         gc.collect()
         results["measurements"][name] = report.summarize(figures)
         report.show(f"{name} ({time.perf_counter() - began:.0f} s)", results["measurements"][name])
-    return results
 
 
 def main() -> int:
@@ -107,11 +105,14 @@ def main() -> int:
     rounds = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
     seconds = QUICK_SECONDS if arguments.quick else SECONDS
     gc.disable()
-    with temporary_folder() as folder, on_core(LOAD_CORE):
-        plan = Plan(rounds, seconds, folder, arguments.quick, arguments.rows)
-        results = uvloop.run(run(names, plan))
-    if not arguments.quick and arguments.rows == ROWS:
-        report.write(report.merge_earlier(results))
+    results = report.new_results(datetime.datetime.now(datetime.UTC).date().isoformat())
+    try:
+        with temporary_folder() as folder, on_core(LOAD_CORE):
+            plan = Plan(rounds, seconds, folder, arguments.quick, arguments.rows)
+            uvloop.run(run(names, plan, results))
+    finally:  # A measurement that fails takes none of the others' results with it.
+        if not arguments.quick and arguments.rows == ROWS:
+            report.write(report.merge_earlier(results))
     missed = report.list_missed(results, names)
     for line in missed:
         print(f"MISSED {line}")
