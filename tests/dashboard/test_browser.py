@@ -32,6 +32,10 @@ from tests.harness import opened
 AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text(encoding="utf-8")
 SEED_SECRET = "s" * 32 + "0123456789"
 PICTURE = b"<svg xmlns='http://www.w3.org/2000/svg' width='64' height='64'/>"
+SCROLLING = (
+    "[...document.querySelectorAll('.scroll')].filter(each => each.scrollWidth > each.clientWidth)"
+    ".map(each => each.querySelector('thead').textContent)"
+)
 EXCESS = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 SERIOUS = ("serious", "critical")
 SIZES = [(width, scheme) for width in (360, 1280) for scheme in ("light", "dark")]
@@ -164,14 +168,8 @@ def show_picture(route: Route) -> None:
 def test_axe_finds_no_serious_fault_on_any_page_in_either_scheme_and_on_a_phone(
     tmp_path: Path, seeded: dict[str, str], browser: Browser
 ) -> None:
-    environ = {
-        "GENHOOK_DATABASE_URL": f"sqlite:///{tmp_path}/genhook.db",
-        "GENHOOK_SECRET_KEYS": SEED_SECRET,
-        "GENHOOK_ADMIN_KEY": SEED_KEY,
-        "GENHOOK_WORKER": "off",
-    }
     faults: list[str] = []
-    with started(tmp_path, "serve", "--port", "0", **environ) as running:
+    with started(tmp_path, "serve", "--port", "0", **environ_of(tmp_path)) as running:
         watched = Watched(browser)
         page = watched.page
         page.context.route("https://cdn.example/**", show_picture)
@@ -200,6 +198,32 @@ def test_axe_finds_no_serious_fault_on_any_page_in_either_scheme_and_on_a_phone(
         faults += faults_of(page)
         running.end()
     assert not faults, "\n".join(faults)
+
+
+def environ_of(folder: Path) -> dict[str, str]:
+    """The settings of a service on what `seeded` has stored."""
+    return {
+        "GENHOOK_DATABASE_URL": f"sqlite:///{folder}/genhook.db",
+        "GENHOOK_SECRET_KEYS": SEED_SECRET,
+        "GENHOOK_ADMIN_KEY": SEED_KEY,
+        "GENHOOK_WORKER": "off",
+    }
+
+
+def test_no_table_scrolls_sideways_in_a_window_of_1280_px(
+    tmp_path: Path, seeded: dict[str, str], browser: Browser
+) -> None:
+    scrolling: dict[str, list[str]] = {}
+    with started(tmp_path, "serve", "--port", "0", **environ_of(tmp_path)) as running:
+        watched = Watched(browser, viewport={"width": 1_265, "height": 800})  # With a scroll bar.
+        watched.sign_in(running.url, SEED_KEY)
+        for each in PAGES:
+            watched.page.goto(f"{running.url}/dashboard{path_of(each, seeded)}")
+            expect(watched.page.locator("[hx-trigger=load]")).to_have_count(0)
+            if found := watched.page.evaluate(SCROLLING):
+                scrolling[each.path] = found
+        running.end()
+    assert not scrolling
 
 
 def filtered() -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Lists that are open: they ask again, get only what changed, and leave their reader in place."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests import chromium
 from tests.cli.test_serve import ADMIN_KEY, KEYS, served, started
@@ -19,6 +19,7 @@ from tests.dashboard.test_browser import Receiver, Watched, subscribe
 from tests.harness import Harness
 
 LISTS = ("/generations", "/deliveries", "/dead-letters", "/callbacks")
+ASKED = re.compile(r"[?&]seen=")
 ASKS = re.compile(r'id="live" hx-get="([^"]+)"[^>]*hx-trigger="every 5s"')
 
 
@@ -198,6 +199,39 @@ def _ask_nothing_while_hidden(one: Open) -> None:
     one.value("delete document.hidden")
     one.ask_again()
     expect(one.page.locator(".card")).to_have_count(7)
+
+
+NOW = "new Date().toISOString().slice(0, 19).replace('T', ' ') + ' UTC'"
+REFUSALS: dict[str, Callable[[Route], None]] = {
+    "503": lambda route: route.fulfill(status=503),
+    "no connection": lambda route: route.abort(),
+}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("refuse", REFUSALS.values(), ids=REFUSALS)
+def test_while_it_gets_no_good_answer_a_page_says_that_it_may_be_out_of_date(
+    tmp_path: Path, refuse: Callable[[Route], None]
+) -> None:
+    with opened_in(tmp_path) as one:
+        one.open("/generations")
+        note = one.page.get_by_role("alert")
+        opened_at = one.value(NOW)
+        one.ask_again()
+        answered_at = one.value(NOW)
+        expect(note).to_be_hidden()
+        one.page.route(ASKED, refuse)
+        for _ in range(2):
+            with one.page.expect_request(ASKED):
+                one.wait(6)
+            expect(note).to_contain_text("This page may be out of date")
+            assert opened_at < one.value("document.querySelector('#stale time').textContent")
+            assert answered_at >= one.value("document.querySelector('#stale time').textContent")
+        one.page.unroute(ASKED)
+        one.ask_again()
+        expect(note).to_be_hidden()
+        assert one.watched.complaints
+        one.watched.complaints.clear()  # The console names what failed.
 
 
 @pytest.mark.timeout(300)

@@ -2,6 +2,7 @@
 // Nothing is asked while the page is hidden, or while text in the part that would change is selected.
 // No page is loaded anew under a form that is being filled in. What is focused, opened or scrolled
 // in a part stays so, and so does the row at the top of the window, unless that is the page's start.
+// From a question without a good answer until the next good one, the page says that it may be out of date.
 "use strict";
 (() => {
   const nameOf = (each) => each.getAttribute("aria-label") || each.id || each.textContent;
@@ -40,6 +41,14 @@
 
   document.addEventListener("htmx:beforeOnLoad", (event) => {
     if (event.detail.xhr.getResponseHeader("HX-Refresh") && isFilledIn()) event.preventDefault();
+  });
+
+  let answered = new Date();
+  document.addEventListener("htmx:afterRequest", ({ detail: { xhr } }) => {
+    const note = document.getElementById("stale"), isGood = xhr.status >= 200 && xhr.status < 400;
+    if (isGood) answered = new Date();
+    else if (note.hidden) note.querySelector("time").textContent = `${answered.toISOString().slice(0, 19).replace("T", " ")} UTC`;
+    note.hidden = isGood;
   });
 
   let kept = null;
