@@ -52,7 +52,7 @@ FLOORS = (
     Floor("latency", "one_p99_ms", "≤", 5.0, "ms", "callback in to webhook out, p99"),
     Floor("latency", "ten_p50_ms", "≤", 2.5, "ms", "the same, ten subscribers, median"),
     Floor("latency", "ten_p99_ms", "≤", 6.0, "ms", "the same, ten subscribers, p99"),
-    Floor("backlog", "ordered_ratio", "≤", 1.15, "x", "delivery, 1,000,000 / 10,000 waiting"),
+    Floor("backlog", "ordered_ratio", "≤", 1.15, "x", "delivery, 1,000,000 / 20,000 waiting"),
     Floor("backlog", "scattered_ratio", "≤", 2.5, "x", "the same, random due times"),
     Floor("idle", "percent_of_core", "≤", 2.0, "%", "CPU with 1,000,000 deliveries not yet due"),
     Floor("isolation", "ratio", "≥", 0.9, "", "healthy subscribers while one in ten is slow"),

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import logging
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from service.telemetry import log, metrics
 from service.telemetry.redact import Redactor
 from tests.logs import Console
 
+ROOT = Path(__file__).parents[2]
+LOGGED = re.compile(r'_log\.(?:info|warning|error|exception)\(\s*"([a-z_.]+)"')
 TOKEN = "WyJnZW4iLCJub25jZSIsMTIzXQ.c2lnbmF0dXJl-_x"  # The shape of one.
 
 
@@ -185,3 +189,13 @@ def test_rich_is_not_imported_and_stays_importable() -> None:
         "import rich.console"
     )
     subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603  our own code
+
+
+def test_the_table_of_operations_has_every_event_of_the_service() -> None:
+    sources = [path.read_text("utf-8") for path in (ROOT / "service").rglob("*.py")]
+    events = {event for source in sources for event in LOGGED.findall(source)}
+    page = (ROOT / "docs/operations.md").read_text("utf-8")
+    table = re.findall(r"^\| `([a-z_.]+)` \| (?:info|warning|error) \|", page, re.MULTILINE)
+    assert len(events) > 50
+    assert events - set(table) == set()
+    assert len(table) == len(set(table))
