@@ -55,7 +55,7 @@ chaos: $(STAMP) ## Inject faults: kill -9, bad disks, a faulty upstream, hostile
 	@$(BIN)/python $(INSTALL) --constraint constraints.txt --group chaos
 	@$(BIN)/python -m chaos $(CHAOS) $(NAMES)
 
-# NAMES="no-sync two-workers" picks mutations. All of them take about five minutes.
+# NAMES="no-sync two-workers" picks mutations. All of them take hours.
 mutants: $(STAMP) ## Mutation tests: break the service in many ways, and expect tests to fail
 	@$(BIN)/python -m chaos.mutants $(NAMES)
 

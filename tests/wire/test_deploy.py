@@ -353,3 +353,9 @@ def test_the_files_that_the_documentation_shows_are_well_formed() -> None:
 def test_the_documentation_sets_only_what_there_is() -> None:
     text = (ROOT / "docs/deploying.md").read_text("utf-8")
     assert set(re.findall(r"\bGENHOOK_[A-Z_]+", text)) <= {*VARIABLES}
+
+
+def test_the_documented_package_of_lambda_has_the_driver_of_its_database() -> None:
+    [commands] = [text for text in blocks("sh") if "pip install --target" in text]
+    assert '"GENHOOK_DATABASE_URL": "postgresql://' in commands
+    assert "[lambda,postgres]" in commands
