@@ -50,7 +50,7 @@ bench: $(STAMP) ## Measure, and compare with the targets in bench/floors.py
 	@$(BIN)/python $(INSTALL) --constraint constraints.txt --group bench
 	@$(BIN)/python -m bench $(BENCH) $(NAMES)
 
-# NAMES="kill storage" picks suites, CHAOS=--quick takes four minutes instead of about twenty.
+# NAMES="kill storage" picks suites, CHAOS=--quick takes four minutes instead of about 25.
 chaos: $(STAMP) ## Inject faults: kill -9, bad disks, a faulty upstream, hostile subscribers
 	@$(BIN)/python $(INSTALL) --constraint constraints.txt --group chaos
 	@$(BIN)/python -m chaos $(CHAOS) $(NAMES)
