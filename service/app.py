@@ -152,7 +152,6 @@ class App:
             await self.database.write(tenants.ensure, self.context, tenants.DEFAULT)
             sender = self._sender or _sender(self.settings)
             self.worker = Worker(self.context, self._ownership, sender)
-            await self.worker.poller.load_pause()
         except BaseException:
             await self.database.close()
             raise

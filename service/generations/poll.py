@@ -73,11 +73,6 @@ class Poller:
         self.sightings = Sightings()
         self.answers = Answers(context, self.sightings)
 
-    async def load_pause(self) -> None:
-        """Keep to the pause that upstream asked for before this process started."""
-        paused_until = await self.context.database.read(generations.get_pause)
-        self.budget.note(paused_until, self.context.clock(), budget.pause_max_ms(self.context))
-
     async def take_over(self, now: int) -> None:
         """Ask at once about the tasks of callbacks that waited for submissions of an ended process.
 
