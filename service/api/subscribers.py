@@ -156,7 +156,7 @@ async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Sub
         changes["header_names"] = sorted(headers)
         changes["sealed_headers"] = _seal_headers(call, old, headers)
     if fields.get("url", old.url) != old.url:
-        changes |= health.UNTRIED  # The URL of before has failed, not this one.
+        changes |= health.NEVER_FAILED  # The URL of before has failed, not this one.
     if fields.get("status", old.status) != old.status:
         changes["disabled_reason"] = "manual" if fields["status"] == "disabled" else None
         changes |= health.PROBED if old.status == "disabled" else {}

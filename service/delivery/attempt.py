@@ -1,4 +1,4 @@
-"""One signed attempt to deliver: to whom, what is sent, what comes back, and what follows."""
+"""One signed attempt: its recipient, its message, the answer, and what follows from it."""
 
 import time
 from collections.abc import Mapping
@@ -26,19 +26,19 @@ SECRET_CHARACTERS_MIN = 6  # A shorter value of a subscriber's header is not cut
 
 
 class Recipient(msgspec.Struct, frozen=True):
-    """A subscriber, ready to be sent to."""
+    """A subscriber with all that an attempt needs."""
 
     subscriber: Subscriber
     target: Target
     headers: Mapping[str, str]  # The subscriber's own, decrypted.
     signer: signing.Signer
-    redactor: Redactor | None = None  # Cuts the values of these headers out of answers.
+    redactor: Redactor | None = None  # Cuts the values of `headers` out of answers.
     last_attempt_at: int | None = None  # Read only if there is a rate, which continues from there.
-    rests: Mapping[str, int] = {}  # Until when its receivers rest, the narrower last.
+    rests: Mapping[str, int] = {}  # Until when its receivers rest, by name; the narrow one last.
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What was sent, the record that is to be stored, and what follows from the attempt."""
+    """The message that was sent, the record to store, and what follows from the attempt."""
 
     due: DueDelivery
     recipient: Recipient
@@ -46,16 +46,16 @@ class Result(msgspec.Struct, frozen=True):
     record: deliveries.AttemptRecord
     verdict: retry.Verdict
     ended_at: int
-    rest: Rest | None = None  # What the receiver asked for.
+    rest: Rest | None = None  # The rest that the receiver asked for.
 
     @property
     def is_good_retry(self) -> bool:
-        """True if the receiver answered well what a person asked for."""
+        """True if the receiver answered a manual retry with 2xx."""
         return self.due.trigger == "manual" and self.verdict.word == "delivered"
 
 
 async def read_recipient(tx: Transaction, vault: Vault, subscriber_id: str) -> Recipient | None:
-    """Read a recipient, whose secrets are the tenant's for a `notify_url`.
+    """Read a recipient; webhooks to a `notify_url` are signed with the tenant's secrets.
 
     None if the subscriber was deleted. VaultError if a key is missing.
     """
@@ -197,7 +197,7 @@ def _make_record(
 
 
 def _make_rest(recipient: Recipient, attempt: Attempt, verdict: retry.Verdict, now: int) -> Rest:
-    """Return what the answer asked for, as a rest of its own receiver."""
+    """Return the rest that the answer asked for, of the narrow receiver."""
     assert verdict.slow_until is not None
     subscriber = recipient.subscriber
     _, receiver = names_of(subscriber, recipient.target.origin)

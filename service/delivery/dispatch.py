@@ -26,7 +26,7 @@ from service.store.subscribers import Changes
 LANES_MAX = 10_000  # Lanes with nothing to do soon are dropped when there are more.
 # A lane whose rows are due later is only in its rows. A look each minute finds it in time.
 SOON_MS = 2 * MINUTE
-SCAN_LANES = 500  # Read at once: other reads have their turn in between.
+SCAN_LANES = 500  # Lanes in one read, so that other reads get their turn in between.
 
 _Next = tuple[Lane, Recipient, DueDelivery]  # An attempt that has its slot.
 
@@ -60,27 +60,27 @@ class Dispatcher:
         for delivery in due:
             lane = self._lane(delivery.subscriber_id)
             lane.tenant = delivery.tenant
-            # It must not overtake older ones that are due and are only in their rows.
+            # The delivery must not overtake older ones that are due and only in their rows.
             has_older = lane.is_loading or lane.first_attempts.next_due_at <= now
             if delivery.ordered or has_older or not lane.hold(delivery):
                 lane.expect(now, None)
             self._pump(lane, now)
 
     def refill(self, subscriber_id: str) -> None:
-        """Read the subscriber's rows: some are due now or will be."""
+        """Read the subscriber's deliveries again: some are new, or were made due."""
         lane, now = self._lane(subscriber_id), self.context.clock()
         lane.read_again |= lane.held_ids
         lane.expect(now, now)
         self._pump(lane, now)
 
     def reload(self, subscriber_id: str) -> None:
-        """Read the subscriber again, it has changed."""
+        """Read the subscriber again: it was changed."""
         if self.context.database.holds(subscriber_id):
             self._reload([self._lane(subscriber_id)], even_idle=True)
 
     def reload_tenant(self, tenant: str, origin: str | None = None) -> None:
         """Read the tenant's subscribers again, only those at the origin if one is given."""
-        self.receivers.note_change(tenant)  # A lane that is being read is not yet known as its.
+        self.receivers.note_change(tenant)  # For lanes that are being read now.
         self._reload(
             lane
             for lane in list(self.lanes.values())
@@ -90,7 +90,7 @@ class Dispatcher:
         )
 
     def reload_changed(self, changes: Changes) -> None:
-        """Read the subscribers again that any process may have changed."""
+        """Read again the subscribers that this or another process has changed."""
         for tenant in changes.tenants:
             self.reload_tenant(tenant)
         ids = self.lanes if changes.is_all else changes.ids
@@ -101,14 +101,14 @@ class Dispatcher:
         for lane in lanes:
             is_idle = not even_idle and lane.is_idle_until(now + SOON_MS)
             lane.drop_recipient()
-            if not is_idle:  # The others are read once they have work.
+            if not is_idle:  # An idle lane is read once it has work.
                 lane.expect(now, now)
                 self._wake(lane, now)
 
     # Called by the worker.
 
     async def scan(self) -> int:
-        """Find the lanes that have rows, and return their number; those with work soon are kept."""
+        """Find the lanes with pending deliveries; keep those with work soon; return how many."""
         count, last_id = 0, ""
         while page := await self.context.database.read(next_due_times, last_id, SCAN_LANES):
             count, last_id = count + len(page), page[-1].subscriber_id
@@ -117,7 +117,7 @@ class Dispatcher:
         return count
 
     def _expect(self, times: DueTimes) -> None:
-        """Note when rows of a lane are due, if that is soon and they may leave."""
+        """Note when deliveries are due, for a lane that is in memory or has work soon."""
         at = min(at for at in (times.first_at, times.retry_at) if at is not None)
         is_soon = at <= self.context.clock() + SOON_MS and times.status in ("active", None)
         if is_soon or times.subscriber_id in self.lanes:
@@ -126,7 +126,7 @@ class Dispatcher:
             self._wake(lane, at)
 
     async def run_due(self, now: int) -> int | None:
-        """Start what is due by `now`; return when to be called next."""
+        """Start the attempts and records that are due by `now`; return when to call it next."""
         for each in self.unrecorded.take(now):
             self._spawn(self._record_again(*each))
         if self._tally.is_due(now):
@@ -147,11 +147,11 @@ class Dispatcher:
 
     @property
     def is_settled(self) -> bool:
-        """True if nothing is under way or still to be stored."""
+        """True if no attempt or read is under way, and no result is still to be stored."""
         return not (self._tasks or self._tally.counts or self.unrecorded)
 
     async def close(self) -> None:
-        """End what is under way, without recording it, and drop everything: the rows stay due."""
+        """Cancel attempts under way without recording them, and drop all lanes: rows stay due."""
         self.is_open = False
         for task in (tasks := list(self._tasks)):
             task.cancel()
@@ -185,13 +185,13 @@ class Dispatcher:
             self._set_timer(at, lane.subscriber_id)
 
     def _set_timer(self, at: int, subscriber_id: str = "") -> None:
-        """Let `run_due` be called at `at`, for a lane or for what is to be stored."""
+        """Have `run_due` called at `at`: for a lane, or to store results or statistics."""
         heapq.heappush(self._timers, (at, subscriber_id))
         if self._timers[0][0] == at:
             self.on_timer()
 
     def _pump(self, lane: Lane, now: int) -> None:
-        """Start every attempt that may leave now, and plan what follows them."""
+        """Start every attempt of the lane that may leave now, and plan the next ones."""
         while next_attempt := self._take(lane, now):
             self._spawn(self._run(*next_attempt))
         self._look_ahead(lane, now)
@@ -226,12 +226,12 @@ class Dispatcher:
             self._wake(lane, next_at)
 
     def _load(self, lane: Lane) -> None:
-        """Read what the lane lacks, in its turn; one read at a time."""
+        """Queue a read of the lane's subscriber or rows; a lane has one read at a time."""
         if self.loads.add(lane):
             self._spawn(self.loads.run(self._go_on))
 
     def _go_on(self, lane: Lane, retry_ms: int | None) -> None:
-        """Let a lane that was read go on; or read it again later."""
+        """Pump a lane that was read; if the read failed, repeat it after `retry_ms`."""
         if lane.is_deleted:
             self.lanes.pop(lane.subscriber_id, None)
         elif retry_ms is not None:
@@ -247,7 +247,7 @@ class Dispatcher:
         task.add_done_callback(self._tasks.discard)
 
     async def _run(self, lane: Lane, recipient: Recipient, due: DueDelivery) -> None:
-        """Make an attempt, then others in its slot, as long as one may leave, of any lane."""
+        """Make an attempt, then reuse its slot for attempts of any lane, while one may leave."""
         following: _Next | None = lane, recipient, due
         while following is not None:
             lane, recipient, due = following
@@ -261,14 +261,14 @@ class Dispatcher:
             except (SenderClosed, asyncio.CancelledError):
                 self._abandon(lane, due)
                 return
-            except Exception:  # noqa: BLE001  one delivery's trouble must not hold its slot
+            except Exception:  # noqa: BLE001  a delivery that fails must not keep its slot
                 now = await self._put_off(lane, due)
             else:
                 now = await self._record(lane, result, result.ended_at)
             following = None if now is None else self._follow(lane, now)
 
     def _follow(self, lane: Lane, now: int) -> _Next | None:
-        """Return what leaves in the slot of an attempt that ended; lanes that wait come first."""
+        """Return the next attempt for the slot of one that ended; lanes that wait come first."""
         following: _Next | None = None
         turn = lane.turn
         while waiting := self.slots.next_waiting():
@@ -277,15 +277,15 @@ class Dispatcher:
         if lane.share not in self.slots.waiting:
             following = following or self._take(lane, now)
             self._pump(lane, now)
-        elif lane.turn == turn:  # Its turn has not come.
+        elif lane.turn == turn:  # The lane still waits: the loop started none of its attempts.
             self._look_ahead(lane, now)
         return following
 
     def _learn(self, lane: Lane, recipient: Recipient, result: Result) -> None:
-        """Adapt the lane, and with it its receiver, to how the attempt went."""
+        """Adapt the lane's window and its receiver's standing to how the attempt went."""
         present, standing = lane.recipient or recipient, lane.receiver.standing
         if present.subscriber.url != recipient.subscriber.url:
-            return  # Another receiver has answered.
+            return  # The URL was changed since: another receiver has answered.
         in_flight = self.slots.held_in_window(result.due.id)
         lane.learn(result.record.attempt, result.ended_at, in_flight=in_flight)
         if lane.recipient is not None and lane.receiver.standing != standing:
@@ -297,9 +297,9 @@ class Dispatcher:
             self._pump(lane, now)
 
     async def _record(self, lane: Lane, result: Result, now: int) -> int | None:
-        """Store an attempt, free its slot, and return the time at the end; None if it is canceled.
+        """Store an attempt, free its slot, and return the time afterwards; None if canceled.
 
-        None while the database fails: the slot stays taken, and only the record is tried again.
+        None if the database fails, too: the slot stays taken, and the record is tried again later.
         """
         due, slots = result.due, self.slots
         try:
@@ -314,7 +314,7 @@ class Dispatcher:
         except asyncio.CancelledError:
             self._abandon(lane, due)
             return None
-        except Exception:  # noqa: BLE001  it could never be stored
+        except Exception:  # noqa: BLE001  this record can never be stored
             await self._put_off(lane, due)
         else:
             self.unrecorded.note_stored()
@@ -324,18 +324,18 @@ class Dispatcher:
         return self.context.clock()
 
     async def _put_off(self, lane: Lane, due: DueDelivery) -> int | None:
-        """Let a delivery that cannot be worked wait, alone; free its slot, and return the time."""
+        """Make a delivery that cannot be worked due later; free its slot, and return the time."""
         await health.put_off(self.context, due, self._read_later(lane))
         self._release(lane, due)
         return self.context.clock()
 
     def _abandon(self, lane: Lane, due: DueDelivery) -> None:
-        """Let go of a delivery whose row is still due, for whoever works next."""
+        """Drop a delivery whose attempt was broken off: its row is still due, and is read again."""
         self._release(lane, due)
         self._wake(lane, self._read_later(lane))
 
     def _read_later(self, lane: Lane, ms: int = TROUBLE_RETRY_MS) -> int:
-        """Read the lane's rows again after a while; return when."""
+        """Plan to read the lane's rows again in `ms` milliseconds; return when."""
         at = self.context.clock() + ms
         lane.expect(at, at)
         return at

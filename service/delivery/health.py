@@ -15,20 +15,20 @@ from service.store.database import Transaction
 from service.telemetry import log
 
 _log = log.get()
-FAILING_MAX_MS = 5 * DAY  # After so long with failures only, the subscriber is disabled.
+FAILING_MAX_MS = 5 * DAY  # A subscriber that only failed for so long is disabled.
 # The longest gap between two failures, added to the longest delay of the schedule. After a longer
 # gap the days start anew.
 FAILING_GAP_MS = DAY
 FAILED_EVERY_MS = HOUR  # The time of the last failure is stored at most so often.
-# Deliveries of `subscriber.disabled` in an hour of a tenant; those of many are all owed to many.
+# Deliveries of `subscriber.disabled` of a tenant in an hour; further events are only stored.
 NOTICES_MAX = 10_000
-UNTRIED: dict[str, Any] = {"failing_since": None, "last_failed_at": None}  # As a new one is.
-# What re-enabling changes: attempts are made one at a time until one succeeds.
-PROBED: dict[str, Any] = {**UNTRIED, "disabled_reason": None, "probing": True}
+NEVER_FAILED: dict[str, Any] = {"failing_since": None, "last_failed_at": None}
+# The changes that re-enabling makes: attempts are made one at a time until one succeeds.
+PROBED: dict[str, Any] = {**NEVER_FAILED, "disabled_reason": None, "probing": True}
 
 
 def changes_of(health: Lane | Subscriber, result: Result, now: int) -> dict[str, Any]:
-    """Return the subscriber's fields that an attempt changes; most change none.
+    """Return the subscriber's fields that an attempt changes; most attempts change none.
 
     A subscriber is disabled as `gone` or `failing`. Its pending deliveries stay pending. Events
     that come meanwhile are stored and can be replayed.
@@ -56,11 +56,11 @@ def changes_of(health: Lane | Subscriber, result: Result, now: int) -> dict[str,
 async def record(context: Context, lane: Lane, result: Result, now: int, *, may_wait: bool) -> None:
     """Store an attempt; in one commit with the subscriber's health, where that changes.
 
-    may_wait: whether nobody needs the slot, so that the record may wait for other units.
+    may_wait: whether no lane needs the slot, so that the record may wait for other units.
     """
     attempt, verdict, database = result.record, result.verdict, context.database
     tenant = attempt.tenant
-    # The receiver answered well what a person asked for, while it rested.
+    # A good answer to a manual retry ends the rest.
     is_lifting = result.is_good_retry and lane.receiver.slow_until > now
     if not (changes_of(lane, result, now) or result.rest or is_lifting):
         # At worst, a crash meanwhile repeats the webhook.
@@ -77,7 +77,7 @@ async def record(context: Context, lane: Lane, result: Result, now: int, *, may_
 async def _record_with_health(
     tx: Transaction, context: Context, result: Result
 ) -> Subscriber | None:
-    """Store an attempt and what it changes; return the subscriber as it then is."""
+    """Store an attempt with its rest and its subscriber's health; return the subscriber, if any."""
     await deliveries.record_attempts(tx, [result.record])
     await _store_rest(tx, context, result)
     old = await rows.read_by_id(tx, Subscriber, result.record.subscriber_id)
@@ -85,7 +85,7 @@ async def _record_with_health(
         return old
     changes, sent_to = changes_of(old, result, tx.now), result.recipient.subscriber
     if (old.url, old.updated_at) != (sent_to.url, sent_to.updated_at):
-        changes = {}  # What a person has changed or enabled since has not failed, and is not gone.
+        changes = {}  # A person has changed or enabled it since: this attempt says nothing of it.
     new = await subscribers.update(tx, old, **changes) if changes else old
     if new.status == "disabled":
         tx.after_commit(context.inbox.reload, new.id)
@@ -94,9 +94,9 @@ async def _record_with_health(
 
 
 async def _store_rest(tx: Transaction, context: Context, result: Result) -> None:
-    """Store the rest that the receiver asked for, or end those that it does not need any more.
+    """Store the rest that the receiver asked for, or end the rests that are not needed any more.
 
-    A good answer to what a person asked for ends all that was asked for at the origin before.
+    A good answer to a manual retry ends all rests that the origin asked for before the retry began.
     """
     if (rest := result.rest) is not None:
         await subscribers.store_rest(tx, rest.tenant, rest.receiver, rest.until, rest.since)
@@ -110,7 +110,7 @@ async def _store_rest(tx: Transaction, context: Context, result: Result) -> None
 async def put_off(context: Context, due: DueDelivery, until: int) -> None:
     """Log that a delivery could not be worked, and let its row wait; it raises nothing.
 
-    Rows that are due are read whenever the lane goes on, so this one must not be due.
+    Due rows are read whenever the lane goes on, so this row must not stay due.
     """
     _log.exception("attempt.put_off", delivery_id=due.id)
     try:

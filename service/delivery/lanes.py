@@ -18,20 +18,20 @@ from service.model.delivery import DueDelivery
 from service.model.subscriber import Subscriber
 
 READY_MAX = 200  # Deliveries of each kind that a lane holds in memory; others wait in their rows.
-READY_BYTES_MAX = 8 * 1024 * 1024  # All their bodies together.
-BODIES_BYTES_MAX = 64 * 1024 * 1024  # In all lanes; above it a lane reads one at a time.
+READY_BYTES_MAX = 8 * 1024 * 1024  # Of the bodies of one kind together.
+BODIES_BYTES_MAX = 64 * 1024 * 1024  # Of all lanes; above it, a lane reads one delivery at a time.
 REFILL_BELOW = READY_MAX // 4
 RETRY_EVERY = 4  # While both kinds wait, every fourth attempt that starts is a retry.
-ASKED_EVERY = 2  # And every second one is what a person asked for, while that waits.
+MANUAL_EVERY = 2  # While manual retries wait too, every second attempt that starts is one.
 LATE_MS = 50.0  # A timer that is late by less than this does not slow the rate down.
 NEVER = 2**63 - 1  # Later than any time.
 
 
 class Backlog(Struct, eq=False):
-    """A lane's first attempts, or its retries: those in memory, and when others are due."""
+    """A lane's deliveries of one kind: those in memory, and when those in rows are due."""
 
     is_retries: bool = False
-    is_manual: bool = False  # Those that a person asked for: a rest does not hold them.
+    is_manual: bool = False  # Retries that a person asked for: a rest does not hold them up.
     deliveries: deque[DueDelivery] = field(default_factory=deque)
     body_bytes: int = 0
     in_flight: int = 0
@@ -39,13 +39,13 @@ class Backlog(Struct, eq=False):
 
 
 class Bodies(Struct, eq=False):
-    """The bodies that all lanes hold in memory, those under way included."""
+    """The size of the bodies that all lanes hold in memory, attempts under way included."""
 
     held_bytes: int = 0
 
 
 def drop_lost(lanes: dict[str, "Lane"], holds: Callable[[str], bool]) -> None:
-    """Forget the lanes that another process has now; what ends here is recorded."""
+    """Forget the lanes that another process has now; attempts that end here are recorded."""
     for lane in [lane for id_, lane in lanes.items() if not holds(id_)]:
         lane.drop_recipient()
         if not (lane.in_flight or lane.is_loading):
@@ -68,26 +68,26 @@ class Lane(Struct, eq=False):
     manual_retries: Backlog = field(
         default_factory=partial(Backlog, is_retries=True, is_manual=True)
     )
-    backlogs: tuple[Backlog, ...] = ()  # These three.
+    backlogs: tuple[Backlog, ...] = ()  # The three above.
     waiting: int = 0  # Deliveries that are held until they may leave.
     held_ids: set[str] = field(default_factory=set)  # Waiting, in flight or being stored.
-    # Of an `ordered` subscriber: those of which a delivery is held, and no other is.
+    # Of an `ordered` subscriber: the generations with a delivery in `held_ids`, one each.
     generation_ids: set[str] = field(default_factory=set)
-    read_again: set[str] = field(default_factory=set)  # Held ones that may have been changed.
+    read_again: set[str] = field(default_factory=set)  # Held ids whose rows may have changed.
     in_flight: int = 0  # Attempts that are under way or being stored.
-    turn: int = 0  # Attempts that have started.
+    turn: int = 0  # How many attempts have started; it decides which kind is next.
     window: Window = field(default_factory=Window)
     receiver: Receiver = field(default_factory=Receiver)
-    share: Share | None = None  # Of the slots, once it is looked up.
-    rate: float | None = None  # That of the subscriber, as `next_send_at` keeps to it.
+    share: Share | None = None  # The lane's share of the slots, once it is looked up.
+    rate: float | None = None  # The subscriber's rate, to which `next_send_at` keeps.
     sent_at: int = 0  # When the last attempt left, whatever the rate was.
     next_send_at: float = 0.0
     wake_at: int | None = None  # When the dispatcher looks at the lane next.
-    is_loading: bool = False  # It is being read, or waits for its turn.
-    is_deleted: bool = False  # The subscriber is, and nothing is owed to it any more.
-    # Stored since the current read of rows began, which may be older.
+    is_loading: bool = False  # Its subscriber or rows are being read, or the read is queued.
+    is_deleted: bool = False  # The subscriber was deleted, and no delivery to it is pending.
+    # Deliveries whose attempts were stored during the current read, which may show them as before.
     recorded_while_loading: set[str] = field(default_factory=set)
-    revision: int = 0  # Grows when the subscriber was changed, so that an older read is dropped.
+    revision: int = 0  # Grows with each change, so that a read that began before it is dropped.
 
     def __post_init__(self) -> None:
         self.backlogs = self.first_attempts, self.retries, self.manual_retries
@@ -95,7 +95,7 @@ class Lane(Struct, eq=False):
     # The subscriber.
 
     def set_recipient(self, recipient: Recipient, receiver: Receiver) -> None:
-        """Use the subscriber as it is stored now; drop what is held if it is not active."""
+        """Use the subscriber as it is stored now; drop waiting deliveries if it is not active."""
         subscriber = recipient.subscriber
         self.recipient, self.receiver, self.share = recipient, receiver, None
         self.tenant = subscriber.tenant
@@ -107,9 +107,9 @@ class Lane(Struct, eq=False):
         self._take_health(subscriber)
         if subscriber.failing_since is not None:
             receiver.standing = FAILING
-        elif not subscriber.is_notify:  # Enabled again, or with another URL, it has not failed.
+        elif not subscriber.is_notify:  # Enabled again, or another URL: no failure is known.
             receiver.standing = min(receiver.standing, UNTRIED)
-        if subscriber.rate_per_second != self.rate:  # The old one may have asked for a long pause.
+        if subscriber.rate_per_second != self.rate:  # The old rate may ask for a long pause.
             self.rate = subscriber.rate_per_second
             self.next_send_at = self.sent_at + SECOND / self.rate if self.rate else 0.0
         self.continue_rate(recipient.last_attempt_at)
@@ -117,14 +117,14 @@ class Lane(Struct, eq=False):
             self.drop_waiting()
 
     def continue_rate(self, last_attempt_at: int | None) -> None:
-        """Keep to the rate after an attempt that is stored, of whichever process."""
+        """Keep to the rate after the last stored attempt, which may be another process's."""
         if self.rate and last_attempt_at is not None:
             next_at = last_attempt_at + SECOND / self.rate
-            if next_at > self.next_send_at + LATE_MS:  # Else it is an own one, which came late.
+            if next_at > self.next_send_at + LATE_MS:  # Else this lane made it, a little late.
                 self.next_send_at = next_at
 
     def set_health(self, subscriber: Subscriber) -> None:
-        """Take over what an attempt changed; after a successful probe the window starts anew."""
+        """Take over the health that an attempt changed; a successful probe resets the window."""
         if self.probing and not subscriber.probing and not subscriber.is_notify:
             self.window = Window(subscriber.max_in_flight)
         self._take_health(subscriber)
@@ -134,12 +134,12 @@ class Lane(Struct, eq=False):
         self.last_failed_at = subscriber.last_failed_at
 
     def drop_recipient(self) -> None:
-        """Forget the subscriber and what waits: the rows have it, and may have changed."""
+        """Forget the subscriber and the waiting deliveries: their rows may have changed."""
         self.drop_waiting()
         self.recipient, self.is_open = None, False
 
     def drop_waiting(self) -> None:
-        """Drop what has not left yet, and every read of rows under way."""
+        """Drop the waiting deliveries, and the result of a read under way."""
         for backlog in self.backlogs:
             self.held_ids.difference_update(due.id for due in backlog.deliveries)
             self.generation_ids.difference_update(due.generation_id for due in backlog.deliveries)
@@ -153,7 +153,7 @@ class Lane(Struct, eq=False):
     # What the lane has.
 
     def is_idle_until(self, at: int) -> bool:
-        """True if nothing is in memory, and no rows are known to be due by `at` that may leave."""
+        """True if no delivery is in memory, and none that may leave is known to be due by `at`."""
         if self.held_ids or self.is_loading:
             return False
         is_closed = self.recipient is not None and not self.is_open
@@ -165,13 +165,13 @@ class Lane(Struct, eq=False):
         """Note when rows that are not in memory are due: first attempts, and retries."""
         first_at = NEVER if first_at is None else first_at
         retry_at = NEVER if retry_at is None else retry_at
-        # What a person asked for may be either.
-        asked_at = min(first_at, retry_at)
-        for backlog, at in zip(self.backlogs, (first_at, retry_at, asked_at), strict=True):
+        # A manual retry may have had no attempt before: it is then due as a first attempt.
+        manual_at = min(first_at, retry_at)
+        for backlog, at in zip(self.backlogs, (first_at, retry_at, manual_at), strict=True):
             backlog.next_due_at = min(backlog.next_due_at, at)
 
     def hold(self, due: DueDelivery) -> bool:
-        """Hold a delivery in memory; False if it is held already, or has to wait in its row."""
+        """Hold a delivery in memory; False if it is held already or has to wait in its row."""
         backlog = self._backlog_of(due)
         is_closed = self.recipient is not None and not self.is_open
         if is_closed or due.id in self.held_ids or not self.room_in(backlog):
@@ -187,7 +187,7 @@ class Lane(Struct, eq=False):
         return True
 
     def take_out(self, ids: AbstractSet[str]) -> None:
-        """Drop deliveries that wait as the schedule's: a person has asked for them since."""
+        """Drop waiting deliveries of the schedule for which a person has asked since."""
         for backlog in (self.first_attempts, self.retries):
             for due in [due for due in backlog.deliveries if due.id in ids]:
                 backlog.deliveries.remove(due)
@@ -197,7 +197,7 @@ class Lane(Struct, eq=False):
                 self.waiting -= 1
 
     def room_in(self, backlog: Backlog) -> int:
-        """Return how many more deliveries may be held; their bodies' sizes are not known yet.
+        """Return how many more deliveries may be read; their sizes are known only afterwards.
 
         A body over the limit is held alone. Once all lanes together are full, each holds no more
         than the next delivery of each kind.
@@ -212,7 +212,7 @@ class Lane(Struct, eq=False):
     def plan(self, now: int) -> tuple[list[Backlog], int]:
         """Return the backlogs to refill from the database now, and when to look at the lane next.
 
-        NEVER if it waits for nothing but its slots and what is committed.
+        NEVER if the lane waits for nothing but slots and new deliveries.
         """
         to_read: list[Backlog] = []
         next_at, size = NEVER, self.window.size
@@ -232,9 +232,9 @@ class Lane(Struct, eq=False):
     # What leaves.
 
     def blocked_until(self, now: int) -> int | None:
-        """Return until when a rate or the receiver lets nothing leave; None if something may.
+        """Return until when the rate or the receiver's rest lets no attempt start; None if one may.
 
-        What a person asked for leaves while the receiver rests, too.
+        Manual retries leave while the receiver rests, too.
         """
         until = math.ceil(self.next_send_at) if self.next_send_at > now else now
         if not self.manual_retries.deliveries:
@@ -242,7 +242,7 @@ class Lane(Struct, eq=False):
         return until if until > now else None
 
     def next_backlog(self, now: int) -> Backlog | None:
-        """Return where the next attempt comes from; None if none may start.
+        """Return the backlog that the next attempt comes from; None if none may start.
 
         Retries cannot take every slot.
         """
@@ -251,14 +251,14 @@ class Lane(Struct, eq=False):
         if not is_ready or self.in_flight >= cap:
             return None
         first, manual = self.first_attempts, self.manual_retries
-        # A rest holds all but what a person asked for.
+        # A rest holds up all but manual retries.
         is_resting = self.receiver.slow_until > now
         if not (is_resting or manual.deliveries or self.retries.deliveries):
             return first
         if self.retries.in_flight + manual.in_flight >= max(1, cap - max(1, cap // 4)):
             return first if first.deliveries and not is_resting else None
         has_first = bool(first.deliveries) and not is_resting
-        if manual.deliveries and not (has_first and self.turn % ASKED_EVERY):
+        if manual.deliveries and not (has_first and self.turn % MANUAL_EVERY):
             return manual
         is_retry_turn = self.turn % RETRY_EVERY == RETRY_EVERY - 1
         if self.retries.deliveries and not is_resting and (is_retry_turn or not has_first):
@@ -280,9 +280,9 @@ class Lane(Struct, eq=False):
         return due
 
     def learn(self, attempt: Attempt, now: int, *, in_flight: int) -> None:
-        """Judge the receiver and its window by an attempt that has just ended, but holds its slot.
+        """Judge the receiver and its window by an attempt that has ended, but still has its slot.
 
-        in_flight: of all lanes that share the window, this attempt included.
+        in_flight: attempts of all lanes that share the window, this one included.
         """
         receiver, code = self.receiver, attempt.status_code
         receiver.standing = PROVEN if attempt.error_code is None else FAILING
@@ -296,7 +296,7 @@ class Lane(Struct, eq=False):
             )
 
     def expect_after(self, result: Result, now: int) -> None:
-        """Note when rows are due by an attempt that was just stored."""
+        """Note when the deliveries are due that an attempt has changed; it was just stored."""
         if result.record.ordered or result.due.id in self.read_again:
             # The next event of its generation may be due, or a retry that was asked for.
             self.expect(now, now)
@@ -304,7 +304,7 @@ class Lane(Struct, eq=False):
             self.expect(None, result.verdict.due_at)
 
     def release(self, due: DueDelivery) -> None:
-        """Let go of a delivery whose attempt is stored."""
+        """Forget a delivery whose attempt has ended."""
         self._backlog_of(due).in_flight -= 1
         self.in_flight -= 1
         self.held_ids.discard(due.id)
@@ -317,13 +317,13 @@ class Lane(Struct, eq=False):
             self.recorded_while_loading.add(due.id)
 
     def _backlog_of(self, due: DueDelivery) -> Backlog:
-        if due.trigger == "manual" and not due.ordered:  # With an order, it waits its turn.
+        if due.trigger == "manual" and not due.ordered:  # If `ordered`, it waits its turn.
             return self.manual_retries
         return self.retries if due.attempt_count else self.first_attempts
 
 
 def held_up_until(lanes: Iterable[Lane], now: int) -> int | None:
-    """Return when the first lane may go on that a rate or a rest holds up, though it has work."""
+    """Return the first time at which a lane with work may go on that a rate or rest holds up."""
     owing = (
         lane
         for lane in lanes

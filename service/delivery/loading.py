@@ -1,4 +1,4 @@
-"""Loading: what a lane lacks in memory is read: its subscriber, and rows that are due."""
+"""Loading reads what a lane lacks in memory: its subscriber, and due deliveries."""
 
 from collections import deque
 from collections.abc import Callable
@@ -16,20 +16,20 @@ _log = log.get()
 STORAGE_RETRY_MS = SECOND
 # For a lane or a delivery that cannot be worked, as when a secret is unreadable.
 TROUBLE_RETRY_MS = MINUTE
-LOADS_MAX = 8  # Reads of lanes under way; the lanes that wait for one have turns by tenant.
+LOADS_MAX = 8  # Reads of lanes under way; lanes that wait for a read have turns by tenant.
 
 
 class Loads:
     """The lanes that are to be read: a few at once, and in turn by tenant.
 
-    A tenant that has many lanes, or changes them all the time, so delays no other.
+    So a tenant that has many lanes, or changes them all the time, delays no other.
     """
 
     def __init__(self, context: Context, receivers: Receivers) -> None:
         self._context = context
         self._receivers = receivers
         self._under_way = 0
-        self._waiting: dict[str, deque[Lane]] = {}  # By tenant; the first one is next.
+        self._waiting: dict[str, deque[Lane]] = {}  # By tenant; the first tenant is next.
 
     def add(self, lane: Lane) -> bool:
         """Queue the lane, unless it is queued or being read; return whether to call `run`."""
@@ -58,7 +58,7 @@ class Loads:
         self._waiting.clear()
 
     def _take(self) -> Lane | None:
-        """Return the lane to read next; its tenant is the last to have a turn after it."""
+        """Return the lane to read next, and move its tenant behind the other ones."""
         if not self._waiting:
             return None
         tenant = next(iter(self._waiting))
@@ -99,7 +99,7 @@ async def load(context: Context, receivers: Receivers, lane: Lane) -> None:
         lane.set_recipient(recipient, receiver)
         return
     lane.drop_waiting()
-    # A part in each turn: the lane is read again until nothing is left.
+    # A batch in each turn: the lane is read again until no delivery is pending.
     cancel = context.database.write(deliveries.cancel, lane.subscriber_id, tenant=lane.tenant)
     lane.is_deleted = not await cancel
 
@@ -107,14 +107,14 @@ async def load(context: Context, receivers: Receivers, lane: Lane) -> None:
 async def _refill(context: Context, lane: Lane, backlog: Backlog) -> None:
     """Fetch deliveries that are due and not in memory."""
     if lane.recipient is None or not lane.room_in(backlog):
-        return  # Changed meanwhile: it is read first, or when there is room again.
+        return  # Changed meanwhile: the subscriber is read first, or rows once there is room.
     backlog.next_due_at = NEVER
     subscriber = lane.recipient.subscriber
     if backlog.is_manual and subscriber.ordered:
         return
     lane.recorded_while_loading.clear()  # The rows that are read now include what was stored.
     revision = lane.revision
-    # One that waits may have been asked for since: it is read again, and takes the other's place.
+    # A person may have asked for a delivery that waits already: it is read again as a manual one.
     held_ids = frozenset[str]() if backlog.is_manual else frozenset(lane.held_ids)
     if lane.generation_ids:
         held_ids |= lane.generation_ids
@@ -127,10 +127,10 @@ async def _refill(context: Context, lane: Lane, backlog: Backlog) -> None:
         held_ids,
     )
     last_attempt_at: int | None = None
-    if subscriber.rate_per_second:  # Another process may have made a test, which takes a place.
+    if subscriber.rate_per_second:  # A test that another process made counts, too.
         last_attempt_at = await context.database.read(stats.last_attempt_at, subscriber.id)
     if lane.revision != revision:
-        return  # What was read may have been canceled meanwhile; it is read again.
+        return  # The deliveries may have been canceled meanwhile; they are read again.
     lane.continue_rate(last_attempt_at)
     if backlog.is_manual and due:
         lane.take_out({d.id for d in due})

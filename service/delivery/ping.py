@@ -15,7 +15,7 @@ from service.model.subscriber import Subscriber
 from service.store import deliveries, events
 from service.store.database import Transaction
 
-TESTS_MAX = 2  # Tests of one subscriber under way.
+TESTS_MAX = 2  # Tests of one subscriber under way at once.
 ASK_AGAIN_SECONDS = 1  # After a refusal: nobody knows when attempts under way will end.
 
 
@@ -24,8 +24,8 @@ async def send_test(
 ) -> tuple[Attempt, dict[str, object]] | int:
     """Send a `ping` to one subscriber once; return the attempt, and exactly what was sent.
 
-    In how many seconds to ask again, if too many tests are under way, or attempts of it or of its
-    tenant, or if its rate allows none now: a test takes a slot like any attempt, so that tests
+    Return in how many seconds to ask again if too many tests or attempts of it or its tenant are
+    under way, or its rate allows none now: a test takes a slot like any attempt, so that tests
     delay no delivery. SenderClosed if the process stops meanwhile.
     """
     context = dispatcher.context
@@ -38,8 +38,8 @@ async def send_test(
     lane.set_recipient(recipient, receiver)
     tests, slots = dispatcher.tests, dispatcher.slots
     if dispatcher.is_open:
-        dispatcher.refill(subscriber.id)  # The lane is in memory then.
-    # Where the worker is another process, its attempts under way are not known.
+        dispatcher.refill(subscriber.id)  # So that the lane is in memory.
+    # If another process is the worker, its attempts under way are not known here.
     own, now = dispatcher.lanes.get(subscriber.id) or lane, context.clock()
     early_ms = max(own.next_send_at, lane.next_send_at) - now
     tests_max = min(TESTS_MAX, subscriber.max_in_flight)
@@ -67,7 +67,7 @@ def _enter(lane: Lane, test_id: str, subscriber: Subscriber, now: int) -> None:
 
 
 def _leave(dispatcher: Dispatcher, lane: Lane, test_id: str) -> None:
-    """Let the lane, and others, go on in the place of a test."""
+    """Uncount a test, and let the lane and those that wait for slots go on."""
     tests, id_ = dispatcher.tests, lane.subscriber_id
     tests[id_] -= 1
     if not tests[id_]:
@@ -86,7 +86,7 @@ async def _send(dispatcher: Dispatcher, recipient: Recipient) -> tuple[Attempt, 
     event = await database.write(_store_ping, subscriber, tenant=tenant)
     due = deliveries.new_due(event, subscriber, context.clock(), "test")
     result = await attempt(context, dispatcher.sender, recipient, due)
-    # A test is over after one attempt, whatever a retry would have been due at.
+    # A test is over after one attempt, even where a delivery would be retried.
     status = "delivered" if result.record.status == "delivered" else "dead"
     record = msgspec.structs.replace(result.record, status=status, due_at=None, is_counted_now=True)
     await database.write(deliveries.insert_ended, due, record, tenant=tenant)

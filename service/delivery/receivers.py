@@ -1,7 +1,7 @@
 """Receivers: who answers behind the URLs of a tenant, and until when each asked for a rest.
 
-A receiver is an origin, not the text of a URL. All lanes to it are one receiver, and within it the
-`notify_url`s are one, and each other lane is one.
+A receiver is an origin, not the text of a URL. All lanes to an origin are one wide receiver. Within
+it, all `notify_url`s together are one narrow receiver, and each other lane is one.
 """
 
 import itertools
@@ -15,48 +15,48 @@ from service.delivery.window import Window
 from service.model.clock import MINUTE
 from service.model.subscriber import Subscriber
 
-# How a receiver stands: its last attempt was answered with 2xx; there was none yet, or others that
-# began later have failed at its origin; or its last one failed.
+# A receiver's standing: its last attempt was answered with 2xx; it had no attempt yet, or one that
+# began later failed at its origin; or its last attempt failed.
 PROVEN, UNTRIED, FAILING = range(3)
-SHARED_REST_MAX_MS = MINUTE  # Whoever asks for more is asked by each lane itself.
-ANSWERED_MS = MINUTE  # Another's answer of so long ago says that the origin throttles not all.
-NOTIFY_IN_FLIGHT_MAX = 10  # Attempts to one receiver on account of all `notify_url`s together.
+SHARED_REST_MAX_MS = MINUTE  # A longer rest holds up only the lane that got it.
+ANSWERED_MS = MINUTE  # If another receiver answered so lately, the origin does not throttle all.
+NOTIFY_IN_FLIGHT_MAX = 10  # Attempts under way to all `notify_url`s of one origin together.
 
 
 def names_of(subscriber: Subscriber, origin: str) -> tuple[str, str]:
-    """Return the receivers whose rests hold a lane to this origin; the narrower comes last.
+    """Return the names of the receivers whose rests hold up a lane; the narrow one comes last.
 
-    All names of an origin begin with it, so that a rest of any of them is found by it.
+    All names begin with the origin, so that a search for it finds the rests of all its receivers.
     """
     return origin, f"{origin} {'notify' if subscriber.is_notify else subscriber.id}"
 
 
 class Rest(Struct, frozen=True):
-    """What an answer asked for: until when nothing leaves to a receiver."""
+    """A rest that an answer asked for: until when no attempt to a receiver starts."""
 
     tenant: str
     receiver: str
     until: int
-    since: int  # When it was asked for.
-    is_throttled: bool = False  # By 429: there are too many requests, perhaps to other URLs, too.
+    since: int  # When the answer came.
+    is_throttled: bool = False  # By 429: the origin may count the requests to all its URLs.
 
 
 class Origin(Struct, eq=False):
     """What the last attempts say of an origin, whichever lane made them."""
 
-    failed_from: int = 0  # When the latest began of those that have failed.
-    answered_by: str = ""  # Who has answered last, and when; and when anybody else did last.
+    failed_from: int = 0  # When the latest of the failed attempts began.
+    answered_by: str = ""  # The receiver that answered last, and when; and when another one did.
     answered_at: int = 0
     other_answered_at: int = 0
 
     def note_answer(self, receiver: str, now: int) -> None:
-        """Note that a receiver there has answered."""
+        """Note that a receiver at the origin has answered."""
         if receiver != self.answered_by:
             self.answered_by, self.other_answered_at = receiver, self.answered_at
         self.answered_at = now
 
     def has_another_answered(self, receiver: str, since: int) -> bool:
-        """True if another receiver there has answered since."""
+        """True if another receiver at the origin has answered since then."""
         is_last = receiver == self.answered_by
         return (self.other_answered_at if is_last else self.answered_at) >= since
 
@@ -73,10 +73,10 @@ class Receiver:
     def __init__(
         self, wider: "Receiver | None" = None, window: Window | None = None, name: str = ""
     ) -> None:
-        # Nothing leaves before, on account of this one or of the wider one. It is kept up to date
-        # here, as each attempt asks for it.
+        # Until when this receiver or the wider one rests. It is kept up to date here, since each
+        # attempt reads it.
         self.slow_until = 0
-        self.standing = UNTRIED  # Of the narrower one, whose lanes have their slots by it.
+        self.standing = UNTRIED  # Used only of narrow receivers: their lanes have slots by it.
         self._answered_at = 0
         self.origin: Origin = Origin() if wider is None else wider.origin
         self._name = name
@@ -90,34 +90,34 @@ class Receiver:
             self.slow_until = wider.slow_until
         self._stored_until = 0
         self._unstored: set[Rest] = set()
-        self._latest_turn = 0  # When the latest was stored, as Receivers counts.
+        self._latest_turn = 0  # The turn (see Receivers) in which the latest rest was stored.
 
-    # How it stands. An origin that hangs fails all its lanes: one that failed there is enough to
-    # doubt the others. Each is moved when its turn comes, as there may be thousands.
+    # The standing. An origin that hangs fails all its lanes: one failed attempt is enough to doubt
+    # its other receivers. Each is moved when its turn comes, as there may be thousands.
 
     def note_answer(self, now: int) -> None:
-        """Note that it has answered, after whatever failed at its origin before."""
+        """Note an answer: attempts at the origin that failed before say nothing any more."""
         self._answered_at = max(now, self.origin.failed_from)
         self.origin.note_answer(self._name, now)
 
     def note_failure(self, started_at: int) -> None:
-        """Note that an attempt has failed, and that the trouble may be the origin's."""
+        """Note a failed attempt: its origin may be the cause."""
         self.origin.failed_from = max(started_at, self.origin.failed_from)
 
     def is_doubted(self) -> bool:
-        """True if it stands as proven, but an attempt failed at its origin that began later."""
+        """True if it is PROVEN, but an attempt at its origin failed that began after its answer."""
         return self.origin.failed_from > self._answered_at and self.standing == PROVEN
 
-    # Its rest.
+    # The rest.
 
     def set_stored(self, until: int, turn: int) -> None:
-        """Take over what a read has found that began at `turn`."""
+        """Take over the end of the rest as a read found it that began at `turn`."""
         is_older = self._latest_turn > turn
         self._stored_until = max(self._stored_until, until) if is_older else until
         self.spread()
 
     def note(self, rest: Rest) -> None:
-        """Rest, whatever is read before that is stored."""
+        """Rest as an answer asked for, whatever is read before that rest is stored."""
         self._unstored.add(rest)
         self.spread()
 
@@ -129,7 +129,7 @@ class Receiver:
         self.spread()
 
     def spread(self) -> None:
-        """Note until when nothing leaves, here and at what is narrower."""
+        """Update `slow_until`, here and in the narrower receivers."""
         wider_until = 0 if self._wider is None else self._wider.slow_until
         until = max(wider_until, self._stored_until, *(rest.until for rest in self._unstored))
         if until != self.slow_until:
@@ -139,27 +139,27 @@ class Receiver:
 
 
 class Receivers:
-    """The receivers that lanes refer to at the moment. Until when each rests is stored."""
+    """The receivers that lanes refer to at the moment; turns number the reads and the changes."""
 
     def __init__(self) -> None:
         self._receivers: WeakValueDictionary[tuple[str, str], Receiver] = WeakValueDictionary()
         self._turns = itertools.count(1)
-        self._changed: dict[str, int] = {}  # By tenant: when something of all its lanes changed.
+        self._changed: dict[str, int] = {}  # By tenant: the turn of the last change to its lanes.
 
     def note_change(self, tenant: str) -> None:
-        """Note that what was read for the tenant until now may be old."""
+        """Note that reads of the tenant's subscribers that began before are outdated."""
         self._changed[tenant] = next(self._turns)
 
     def is_old(self, tenant: str, turn: int) -> bool:
-        """True if what a read has found that began at `turn` may have changed since."""
+        """True if a read of the tenant's subscribers that began at `turn` is outdated."""
         return self._changed.get(tenant, 0) > turn
 
     def begin_read(self) -> int:
-        """Return what `find` takes: what is read from now on may miss what is stored later."""
+        """Return the turn of a read that begins now, which `find` and `is_old` take."""
         return next(self._turns)
 
     def find(self, subscriber: Subscriber, rests: Mapping[str, int], turn: int) -> Receiver:
-        """Return the narrower of the receivers, each of which rests as was read since `turn`."""
+        """Return the narrow receiver; take over the `rests` of a read that began at `turn`."""
         receiver: Receiver | None = None
         for name, until in rests.items():
             receiver = self._find(subscriber, name, receiver)
@@ -168,17 +168,17 @@ class Receivers:
         return receiver
 
     def note(self, rest: Rest, origin: str) -> Rest:
-        """Let the receiver rest that asked for it; return its rest, which is not stored yet."""
+        """Let the receiver rest that asked for it; return the rest to store, perhaps widened."""
         rest = self._widen(rest, origin) if rest.is_throttled else rest
         if (receiver := self._receivers.get((rest.tenant, rest.receiver))) is not None:
             receiver.note(rest)
         return rest
 
     def _widen(self, rest: Rest, origin: str) -> Rest:
-        """Return the rest of one that is throttled as one of its whole origin.
+        """Return the rest of a throttled receiver as a rest of its whole origin.
 
         An origin may count the requests to all of its URLs. But the rest stays as it is if another
-        receiver there has answered lately, or if it is long: a hostile one could stop the others.
+        receiver of it has answered lately, or if it is long: a hostile one could stop the others.
         """
         whole = self._receivers.get((rest.tenant, origin))
         is_long = rest.until - rest.since > SHARED_REST_MAX_MS

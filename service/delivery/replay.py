@@ -21,7 +21,7 @@ WINDOW = 1_000  # Events examined in one transaction.
 COUNT_WINDOW = 5_000  # Events counted in one read, which blocks no writer.
 UNTRIED_MAX = 1_000  # Deliveries of one replay without an attempt: new events queue behind them.
 UNTRIED_WAIT_MS = SECOND // 2
-INACTIVE_WAIT_MS = 5 * SECOND
+INACTIVE_WAIT_MS = 5 * SECOND  # While the subscriber is paused.
 REPLAYS_AT_ONCE = 50
 _GENERATION_TYPES = tuple(t for t in EVENT_TYPES if t.startswith("generation."))
 Refusal = Literal["subscriber_disabled", "replay_running"]
@@ -49,7 +49,7 @@ async def count(context: Context, new: Replay, subscriber: Subscriber) -> Replay
 
 
 async def _count_window(tx: Transaction, replay: Replay, subscriber: Subscriber) -> Replay | None:
-    """Return the replay with the matches of the next window in its total; None: no more."""
+    """Return the replay with the next window's matches in its total; None after the last one."""
     end = await replays.window_end(tx, replay, COUNT_WINDOW)
     if end is None:
         return None
@@ -58,7 +58,7 @@ async def _count_window(tx: Transaction, replay: Replay, subscriber: Subscriber)
 
 
 async def store(tx: Transaction, context: Context, new: Replay) -> Replay | Refusal:
-    """Store the replay, which starts; or return why it cannot run."""
+    """Store the replay, which then runs; or return why it cannot run."""
     if not new.dry_run:
         subscriber = await rows.read_by_id(tx, Subscriber, new.subscriber_id)
         if subscriber is None or subscriber.status == "disabled":
@@ -139,7 +139,7 @@ async def _deliver(
         replay,
         cursor=matches[-1] if len(matches) == limit else end,
         done=done,
-        # What was pending when the replay was counted may have ended since, and matches now.
+        # Deliveries that were pending when the replay was counted may have died since, and match.
         total=max(replay.total, done),
         due_at=tx.now + (round(len(due) * SECOND / rate) if rate else 0),
     )

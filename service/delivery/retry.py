@@ -1,7 +1,7 @@
 """When an attempt is repeated, and when a delivery is given up."""
 
-# Everywhere here: times are milliseconds since the epoch, and `jitter` is drawn by the caller,
-# evenly from 0 up to but not including 1.
+# In this module, times are milliseconds since the epoch, and `jitter` is a random number from 0 to
+# below 1 that the caller draws.
 
 import datetime
 import email.utils
@@ -31,7 +31,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     word: str  # `delivered`, `retried` or `dead`: the label in logs and metrics.
     status: str  # The delivery's status from now on.
     due_at: int | None = None  # When the next attempt is due; None unless it is `pending`.
-    slow_until: int | None = None  # The lane rests until then: fewer requests were asked for.
+    slow_until: int | None = None  # The lane rests until then: the answer asked for it.
     disabled_reason: str | None = None  # Set if the subscriber is to be disabled.
 
 
@@ -51,9 +51,9 @@ def decide(
 ) -> Verdict:
     """Decide what follows from an attempt (Standard Webhooks 1.0, and the answer headers of Svix).
 
-    attempt_number: how many attempts of the schedule were made, this one included if it is one.
+    attempt_number: how many attempts of the schedule were made, this one too unless it is manual.
     schedule_seconds: the delay before each attempt; [0] belongs to the first.
-    planned_at: when the schedule goes on if `is_manual`: a person asked. None if it is over.
+    planned_at: when the schedule goes on after a manual retry; None if it is over.
     """
     status_code = result.status_code if isinstance(result, Answer) else 0
     if 200 <= status_code < 300:
@@ -66,9 +66,9 @@ def decide(
     delay_ms = schedule_seconds[min(attempt_number, len(schedule_seconds) - 1)] * clock.SECOND
     requested_ms = parse_retry_after(headers.get("retry-after"), now)
     slow_until = _rest_until(status_code, delay_ms, requested_ms, now)
-    if instruction == "abort-message" or is_last:  # The others of the receiver rest all the same.
+    if instruction == "abort-message" or is_last:  # Its other deliveries rest all the same.
         return Verdict(word="dead", status="dead", slow_until=slow_until)
-    # Short delays need the jitter most: what failed together would come back together.
+    # Short delays need jitter most: deliveries that failed together would come back together.
     floor_ms = max(delay_ms, requested_ms or 0)
     spread_ms = max(floor_ms * _RETRY_SPREAD, _RETRY_SPREAD_MIN_MS)
     due_at = now + floor_ms + int(spread_ms * jitter)
@@ -81,7 +81,7 @@ def _rest_until(status_code: int, delay_ms: int, requested_ms: int | None, now: 
     if status_code not in _THROTTLED:
         return None
     # One 503 is too little to stop a lane for long, unless the receiver asks for it: the delay of a
-    # delivery says how long that one has failed, and nothing of when the receiver is well again.
+    # delivery says how long that delivery has failed, not when the receiver will be well again.
     slow_ms = min(delay_ms, SLOW_LANE_MAX_MS) if requested_ms is None else requested_ms
     return now + max(slow_ms, SLOW_LANE_MIN_MS)
 
@@ -97,7 +97,7 @@ def parse_retry_after(value: str | None, now: int) -> int | None:
         return None
     if text.isdigit():
         digits = text.lstrip("0") or "0"
-        if len(digits) > _RETRY_AFTER_LENGTH_MAX:  # However long it is, it asks for very long.
+        if len(digits) > _RETRY_AFTER_LENGTH_MAX:  # It asks for longer than the maximum.
             return RETRY_AFTER_MAX_MS
         seconds = int(digits)
         if seconds < _EPOCH_MIN:

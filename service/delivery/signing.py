@@ -38,7 +38,7 @@ def decode_secret(text: str) -> bytes:
 
 
 def signed_content(message_id: str, timestamp: int, body: bytes) -> bytes:
-    """Return what is signed; `timestamp` is in seconds, `body` the exact bytes sent."""
+    """Return the bytes to sign; `timestamp` is in seconds, `body` the exact bytes sent."""
     return b"%b.%d.%b" % (message_id.encode(), timestamp, body)
 
 
@@ -49,7 +49,7 @@ def sign(key: bytes, message_id: str, timestamp: int, body: bytes) -> str:
 
 
 def sign_content(key: hmac.HMAC, content: bytes) -> str:
-    """Return one `v1` signature; a key prepared for many saves a third of the cost of each."""
+    """Return one `v1` signature; preparing the key once saves a third of the cost of each."""
     # hmac.digest would release the interpreter lock, and wait for it (decision 16).
     mac = key.copy()
     mac.update(content)
@@ -129,7 +129,7 @@ class Secrets(msgspec.Struct, frozen=True):
     def rotated(self, new: str, overlap_seconds: int, now: int) -> "Secrets":
         """Return secrets with `new` as the current one; the old one signs for `overlap_seconds`.
 
-        0 seconds end every overlap, for it is the answer to a leak. `new` may be the current one.
+        0 seconds end every overlap: that is for a secret that leaked. `new` may be the current one.
         """
         replaced = [Previous(self.current, now + overlap_seconds * SECOND), *self.previous]
         valid = [p for p in replaced if p.expires_at > now and p.secret != new]

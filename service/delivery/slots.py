@@ -1,9 +1,9 @@
 """The slots: how many attempts all lanes together may have under way, shared fairly.
 
-Slots belong to lanes, lanes to receivers, receivers to tenants, and each level has its share. What
-has not answered well of a tenant, or is doubted since, is a part of it, and what fails of that is a
-part of this part. To take and free a slot only counts. Who has the next turn is found out where
-somebody waits.
+Slots belong to lanes, lanes to receivers, receivers to tenants, and each level has its share. The
+receivers of a tenant that have not answered with 2xx, or are doubted, are a part of it, and those
+that fail are a part of this part. Taking and freeing a slot only changes counts: which lane is next
+is computed only when a lane waits.
 """
 
 from heapq import heapify, heappop, heappush
@@ -17,8 +17,8 @@ FAILING_SHARE = 4  # A quarter of the slots is not for lanes that fail.
 # How many slots a share may hold for each one that is free. A hanging lane alone takes half of all,
 # a hanging tenant four fifths; neither can take the last one.
 LANE_WEIGHT, RECEIVER_WEIGHT, TENANT_WEIGHT = 1, 2, 4
-# Parts of a tenant, each within the one before it: a receiver is in as many as its standing says.
-# What has not answered leaves slots to what has, and what fails leaves some to what is new.
+# Parts of a tenant, each within the one before it; a receiver's standing says how many it is in.
+# Receivers that have not answered leave slots to those that have, failing ones also to new ones.
 PARTS = (("unproven", 2), ("failing", 1))
 
 
@@ -27,13 +27,13 @@ class Slots:
 
     def __init__(self, count: int) -> None:
         self.count = self.free = count
-        self._root = Share(weight=count + 1)  # Of all, nothing has to stay free.
-        self._taken: dict[str, Share] = {}  # By delivery.
+        self._root = Share(weight=count + 1)  # Of all slots, none has to stay free.
+        self._taken: dict[str, Share] = {}  # By delivery id.
         # Lanes, receivers and tenants, as long as a lane refers to them or holds a slot.
         self._shares: WeakValueDictionary[tuple[str, ...], Share] = WeakValueDictionary()
         self.waiting: dict[Share, Lane] = {}
-        # Of lanes, and each once: only `next_waiting` needs to know the places of shares, and most
-        # lanes take a slot, wait and free one again in between.
+        # Shares whose entries may be outdated, each once: only `next_waiting` needs entries, and
+        # most lanes take a slot, wait and free one again in between.
         self._moved: dict[Share, None] = {}
         self._turn = 0
 
@@ -66,7 +66,7 @@ class Slots:
         self._hold(self._taken.pop(delivery_id), -1)
 
     def held_in_window(self, delivery_id: str) -> int:
-        """Return how many attempts share a window with a delivery's, this one included."""
+        """Return how many attempts share the window of a delivery's attempt, itself included."""
         share = self._taken[delivery_id]
         receiver = share.parent
         assert receiver is not None
@@ -76,7 +76,7 @@ class Slots:
         """Queue the lane until enough slots are free for it, its receiver and its tenant."""
         share = lane.share or self.find_share(lane)
         self.waiting[share] = lane
-        if _is_placed(share, 0):  # It has taken again what it freed.
+        if _is_placed(share, 0):  # It took again the slot that it freed.
             self._moved.pop(share, None)
         else:
             self._moved[share] = None
@@ -87,16 +87,16 @@ class Slots:
             return None
         while (share := self._next_share()) is not None:
             lane = self.waiting[share]
-            # One whose subscriber is being read again has nothing that leaves, wherever it stands.
+            # A lane whose subscriber is being read again starts nothing, whatever its standing.
             if lane.recipient is None or not lane.receiver.is_doubted():
                 if share not in self._moved:
                     self._end_turn(share)
                 return self.waiting.pop(share)
-            self.find_share(lane)  # And waits on, among those that are as new.
+            self.find_share(lane)  # It waits on, among untried receivers.
         return None
 
     def _end_turn(self, share: Share) -> None:
-        """Give the share, and those that it is a part of, another turn if they wait again."""
+        """Have the share and its parents queue at the end if they wait again."""
         self._moved[share] = None
         each: Share | None = share
         while each is not None:
@@ -121,9 +121,9 @@ class Slots:
         return share
 
     def _is_still_first(self, share: Share) -> bool:
-        """True if a share that has freed one slot, and nothing else has moved, is to have it again.
+        """True if a share that has just freed a slot gets it again; no other share has moved.
 
-        Most slots are. With it the share stands where it stood, so that it needs no other place.
+        It is so with most slots. The share then holds as many as before, and needs no new entry.
         """
         if share not in self.waiting or not _is_placed(share, -1):
             return False
@@ -139,7 +139,7 @@ class Slots:
         return needed < self.free
 
     def find_share(self, lane: Lane) -> Share:
-        """Return the lane's share, moved to where its receiver stands now with what it holds."""
+        """Return the lane's share, moved with its slots to the part of its receiver's standing."""
         assert lane.recipient is not None
         if lane.receiver.is_doubted():
             lane.receiver.standing = UNTRIED
@@ -151,7 +151,7 @@ class Slots:
             part = self._part(part, weight, *path)
         if lane.receiver.standing == FAILING:
             part.reserve = self.count // FAILING_SHARE
-        if subscriber.is_notify:  # They have one window, and one standing.
+        if subscriber.is_notify:  # Those of an origin have one window and one standing.
             path, name = [subscriber.tenant], f"notify {origin}"
         receiver = self._part(part, RECEIVER_WEIGHT, *path, name)
         if subscriber.is_notify:
@@ -168,7 +168,7 @@ class Slots:
         return share
 
     def _move(self, share: Share, parent: Share) -> None:
-        """Make a share a part of another one, with what it holds and what waits in it."""
+        """Move a share, with its slots and its waiting lanes, to another parent."""
         held, old = share.held, share.parent
         assert old is not None
         self._hold(share, -held)
@@ -182,16 +182,16 @@ class Slots:
         while each is not None:
             each.held += change
             each = each.parent
-        if self.waiting:  # Else no share has a place.
+        if self.waiting:  # Else no share needs an entry.
             self._moved[share] = None
 
     def _place_moved(self) -> None:
-        """Move the shares that moved, and those that they are parts of, to where they now belong.
+        """Give new entries to the shares that moved, then to their parents, level by level.
 
-        Each is placed once for all of its parts. A share of which one part is nearer than another
-        comes up again behind the farther one.
+        A share is placed once for all of its parts that moved at one level, and again for those
+        that are deeper.
         """
-        shares, self._moved = self._moved, {}  # Who came first has the first turn.
+        shares, self._moved = self._moved, {}  # The first that moved has the first turn.
         while shares:
             parents: dict[Share, None] = {}
             for share in shares:
@@ -201,7 +201,7 @@ class Slots:
             shares = parents
 
     def _place(self, share: Share, parent: Share) -> None:
-        """Give a share the entry that fits it, or none if nothing of it may leave."""
+        """Give a share an entry that is up to date, or none if no lane of it may be next."""
         held = share.held
         needed = max(held // share.weight, share.reserve)
         if share not in self.waiting:
@@ -221,10 +221,7 @@ class Slots:
 
 
 def _is_placed(share: Share, change: int) -> bool:
-    """True if the share, and those that it is a part of, hold as many slots as in their places.
-
-    Or that number and a `change`.
-    """
+    """True if the share and its parents hold as many slots as their entries say, plus `change`."""
     each = share
     while (parent := each.parent) is not None:
         if each.entry is None or each.held != each.entry[1] + change:
@@ -234,7 +231,7 @@ def _is_placed(share: Share, change: int) -> bool:
 
 
 def _first_of(share: Share) -> Entry | None:
-    """Return the entry of the part that has the next turn, without outdated ones before it."""
+    """Return the entry of the part that has the next turn; drop outdated entries before it."""
     queue = share.queue
     while queue and queue[0][3].entry is not queue[0]:
         heappop(queue)
@@ -242,7 +239,7 @@ def _first_of(share: Share) -> Entry | None:
 
 
 def _drop_outdated(share: Share) -> None:
-    """Rid the queue of a share of outdated entries, which are half of it at most."""
+    """Remove the outdated entries from the queue of a share; they are about half of it at most."""
     share.queue = [entry for entry in share.queue if entry[3].entry is entry]
     heapify(share.queue)
     share.pushes_left = PUSHES + len(share.queue)

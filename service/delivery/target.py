@@ -1,4 +1,4 @@
-"""What delivery knows of a target: where an attempt goes, what it sends, what comes back."""
+"""The target of an attempt, the answer or the error that it gets, and the sender's interface."""
 
 import ipaddress
 import re
@@ -36,7 +36,7 @@ class Target(msgspec.Struct, frozen=True):
     port: int
     tls: bool
     head: bytes  # The request line and the host header, as they are written.
-    tenant: str = ""  # Whose attempts share the lookups of names.
+    tenant: str = ""  # Lookups of names are shared fairly by tenant.
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):

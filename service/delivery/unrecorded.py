@@ -11,9 +11,9 @@ PAUSE_MAX_MS = 30 * SECOND
 
 
 class Unrecorded:
-    """What waits for the database. All of it is tried at once, after pauses that double.
+    """Results that wait for the database. All are tried at once, after pauses that double.
 
-    A database that is behind would else spend its time on records that come too late again.
+    A database that is behind would otherwise spend its time on records that come too late again.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Unrecorded:
         return len(self._waiting)
 
     def add(self, lane: Lane, result: Result, now: int, error: Exception) -> int:
-        """Keep a result; return when all that wait are tried again."""
+        """Keep a result; return when all results that wait are tried again."""
         if not self._waiting:
             self._retry_at = now + self._pause_ms
             self._pause_ms = min(2 * self._pause_ms, PAUSE_MAX_MS)

@@ -59,7 +59,7 @@ class Window:
                 self.size = min(self.size + 1, self.limit)
 
     def failed(self, started_at: int, now: int) -> None:
-        """Learn from an attempt without an answer, or one that the receiver was too busy for."""
+        """Learn from an attempt without an answer, or with one that is 429 or 5xx."""
         if started_at >= self._cut_at:
             self._cut(now)
 

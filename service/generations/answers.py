@@ -19,7 +19,7 @@ POSSIBLE_POLL_MS = 15 * SECOND  # After an answer that proves an outcome only wh
 
 
 class Answers:
-    """Records answers to polls. Several are one unit, with what was sighted in earlier ones."""
+    """Records answers to polls, several in one unit; `sightings` counts the earlier answers."""
 
     def __init__(self, context: Context, sightings: Sightings) -> None:
         self.context = context
@@ -53,7 +53,7 @@ class Answers:
         in_trouble = reply.exchange.outcome in ("absent", "unwell", "other_task")
         generation = batch.change(
             id_,
-            # Something named the task, if only a callback: upstream has it, whatever it answers.
+            # An answer or a callback named the task: upstream has it, whatever this answer says.
             **ingest.submission_changes(generation, "taken"),
             task_id=generation.task_id or (reply.task_id if reply.update else None),
             poll_count=generation.poll_count + 1,
@@ -72,10 +72,10 @@ class Answers:
 
 
 async def plan_after_submission(tx: Transaction, generation_id: str, due_at: int) -> None:
-    """Ask about the task that a callback names at `due_at`, while its submission is under way.
+    """Put off the poll about a task that only a callback names: its submission is under way.
 
-    Until then a callback decides nothing: upstream's answer to the submission says which task it
-    is. That answer brings the question at once.
+    Upstream's answer to the submission says which task it is, and makes the poll due at once.
+    Without an answer the poll is due at `due_at`.
     """
     generation = await rows.read_by_id(tx, Generation, generation_id)
     if generation is None or generation.submission != "sending":
@@ -86,9 +86,9 @@ async def plan_after_submission(tx: Transaction, generation_id: str, due_at: int
 
 
 async def plan_without_task(tx: Transaction, context: Context, generation_id: str) -> None:
-    """Plan the next poll without a task id: after another callback.
+    """Plan no poll of a generation without a task id: only another callback can name its task.
 
-    Without a callback a client asked: a submission that waits goes on waiting.
+    If no callback came, a client asked for the poll: a submission that waits goes on waiting.
     """
     generation = await rows.read_by_id(tx, Generation, generation_id)
     if generation is None or generation.task_id is not None:
@@ -96,8 +96,8 @@ async def plan_without_task(tx: Transaction, context: Context, generation_id: st
     changes: dict[str, Any] = {"next_poll_at": None}
     due_times = await generations.confirmations_of(tx, [generation_id])
     if due_times:
-        # A callback came, and it names no task that could be asked about: it is not certain any
-        # more that upstream has none, so the submission is not repeated.
+        # A callback came, but it names no task that can be polled. Upstream may have a task, so the
+        # submission is not repeated.
         changes["submit_at"] = None
     answered = [id_ for id_, due_at in due_times.items() if due_at <= tx.now]
     await generations.delete_confirmations(tx, answered)

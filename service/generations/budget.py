@@ -28,8 +28,8 @@ class Budget:
         self.updated_at = 0
         self.paused_until = 0
         self.probe_at = 0
-        self.is_shared = False  # Other processes take their questions from the same rate, a row.
-        self._throttled_id: str | None = None  # The generation whose body alone spoke of too many.
+        self.is_shared = False  # Whether other processes take polls from the same rate, a row.
+        self._throttled_id: str | None = None  # The last one throttled by a body alone.
 
     def available(self, now: int) -> int:
         """Return how many polls may be made at `now`."""
@@ -55,9 +55,9 @@ class Budget:
         self.probe_at = self.updated_at + PROBE_MS
 
     def begin_turn(self, now: int) -> None:
-        """Go on after other processes, of whose questions nothing is known but what they left: one.
+        """Begin with at most one token: other processes have polled meanwhile.
 
-        Who has a turn leaves one token to the next, by ending it only once `debt_seconds` is 0.
+        Each process leaves one token to the next one: its turn ends only once `debt_seconds` is 0.
         """
         self.available(now)
         self.tokens = min(self.tokens, 1.0)
@@ -73,10 +73,10 @@ class Budget:
         self.probe_at = max(self.probe_at, probe_at)
 
     def concerns_all(self, generation_id: str, answer: wire.Answer) -> bool:
-        """Whether an answer says that upstream receives too many requests of everybody's.
+        """Whether an answer throttles all requests to upstream.
 
-        Its HTTP status says so. The code of a body may be about its task alone: it takes two
-        different ones, and no answer to another in between.
+        The HTTP status 429 does. A body's code may be about its task alone: it takes the codes of
+        two generations, and no report about another one in between.
         """
         other_id = self._throttled_id
         if not is_throttled(answer):
@@ -89,7 +89,7 @@ class Budget:
         return not answer.of_body or other_id not in (None, generation_id)
 
     def note(self, until: int, now: int, max_ms: int) -> bool:
-        """Keep to a stored pause; return whether it was news. No true one is over `max_ms`."""
+        """Keep to a stored pause, unless it is over `max_ms`; return whether it was news."""
         is_news = max(now, self.paused_until) < until <= now + max_ms
         if is_news:
             self.pause(until, probe_at=now + PROBE_MS)
@@ -138,7 +138,7 @@ def is_throttled(answer: wire.Answer) -> bool:
 
 
 def pause_ms(context: Context, shared: Budget, generation_id: str, answer: wire.Answer) -> int:
-    """Return for how long everything has to rest on account of an answer."""
+    """Return for how long an answer pauses all requests to upstream."""
     is_general = shared.concerns_all(generation_id, answer)
     return wait_ms(context, answer, context.clock()) if is_general else 0
 

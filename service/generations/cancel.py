@@ -1,4 +1,4 @@
-"""Cancel a generation for its owner: nobody asks about it any more. Upstream is not told."""
+"""Cancel a generation for its owner: it is not polled any more. Upstream is not told."""
 
 from service.context import Context
 from service.generations.ingest import Batch, Update

@@ -1,4 +1,4 @@
-"""How generations end by their deadline: asked first, and alone where one cannot be ended."""
+"""Times out generations at their deadline, after a last poll; one that fails holds up no other."""
 
 import asyncio
 
@@ -16,11 +16,11 @@ from service.store.database import Transaction
 from service.telemetry import log
 from service.upstream import wire
 
-EXPIRED_MAX = 100
-HARD_END_MS = DAY  # So long after its deadline a generation ends that could never be asked about.
-# So long after the deadline an answer of this kind is no answer yet.
+EXPIRED_MAX = 100  # Generations that are timed out at once.
+HARD_END_MS = DAY  # How long after its deadline a generation ends that could not be polled.
+# For how long after the deadline an answer with this outcome does not end the generation.
 PATIENCE_MS = {"throttled": HARD_END_MS, "other_task": 10 * SECOND}
-OVERDUE_POLL_MS = 2 * SECOND  # Between questions about a generation past its deadline.
+OVERDUE_POLL_MS = 2 * SECOND  # Between polls of a generation past its deadline.
 
 DEADLINE_MESSAGE = "No outcome by the deadline. A late result is still accepted."
 NEVER_SENT = " It was never submitted."
@@ -56,7 +56,7 @@ async def _expire(context: Context, stuck: Stuck, generation: Generation, now: i
 
 
 async def move_on_or_pass(context: Context, stuck: Stuck, generation: Generation, now: int) -> None:
-    """Move a row that cannot be worked on; pass it over if even that cannot be stored."""
+    """Move a row that cannot be worked behind the others; if even that fails, pass it over."""
     try:
         await context.database.write(move_on, context, generation, tenant=generation.tenant)
     except Exception as error:  # noqa: BLE001  its row cannot be changed
@@ -99,9 +99,9 @@ async def _was_stopped(tx: Transaction, generation: Generation) -> bool:
 
 
 def end_of(generation: Generation, reply: Reply) -> Update | None:
-    """Return the end of a generation that was asked about at or after its deadline without one.
+    """Return the time-out of a generation whose poll at or after its deadline brought no outcome.
 
-    A 429, or an answer about another task, says nothing of this one: the question is repeated, for
+    A 429, or an answer about another task, says nothing about this task: the poll is repeated, for
     as long as PATIENCE_MS says.
     """
     outcome = reply.exchange.outcome
@@ -112,17 +112,17 @@ def end_of(generation: Generation, reply: Reply) -> Update | None:
     answer = reply.answer
     is_unknown = isinstance(answer, wire.Report) and (answer.possible or not answer.recognised)
     code = "unknown_status" if is_unknown else "deadline_exceeded"
-    return _update(code, _last_words(reply.exchange))
+    return _update(code, _last_message(reply.exchange))
 
 
 def _timed_out(
     context: Context, generation: Generation, exchange: generations.Exchange | None
 ) -> Update:
-    """Return the end of a generation without a task, with what came of its last exchange."""
+    """Return the time-out of a generation without a task; its last exchange is the reason."""
     if exchange is None:
         reason = NEVER_SENT if generation.submission == "waiting" else NO_RECORD
     else:
-        reason = ingest.excerpt(context, _last_words(exchange))  # The secrets may be others by now.
+        reason = ingest.excerpt(context, _last_message(exchange))  # Secrets may have changed since.
     return _update("deadline_exceeded", reason)
 
 
@@ -130,18 +130,18 @@ def _update(code: str, reason: str) -> Update:
     return Update(status="timed_out", error={"code": code, "message": DEADLINE_MESSAGE + reason})
 
 
-def _last_words(exchange: generations.Exchange) -> str:
-    """Return the last that upstream said as a sentence, or what happened if it said nothing."""
+def _last_message(exchange: generations.Exchange) -> str:
+    """Return as a sentence what upstream last said, or how the exchange went if it said nothing."""
     kind, outcome, detail = exchange.kind, exchange.outcome, exchange.detail
     if not detail or (kind, outcome) == ("submission", "taken") or outcome == "throttled":
-        return f" The outcome of the last {kind} was: {outcome}."  # The detail is no text.
+        return f" The outcome of the last {kind} was: {outcome}."  # The detail is no message.
     if outcome in ("put_off", "lost", "unwell") and not exchange.status_code:
         return f" Upstream did not answer the last {kind}: {detail}"
     return f" Upstream last said: {detail}"
 
 
 async def move_on(tx: Transaction, context: Context, generation: Generation) -> None:
-    """Move a row that cannot be worked behind the others, with a back-off of its own."""
+    """Move a row that cannot be worked behind the others, with its own back-off."""
     count = generation.trouble_count + 1
     due_at = schedule.poll_after_trouble(count, tx.now, context.jitter())
     if tx.now >= generation.deadline_at + HARD_END_MS and not generation.is_terminal:

@@ -14,17 +14,17 @@ from service.store.database import Transaction
 from service.upstream import reading, wire
 
 ABSENT_MAX = 6  # A hint about a task that upstream does not know is given up after so many 404s.
-# The task route of many services lags behind their callbacks. When the callback says that the task
-# ended and the route does not, upstream is asked so long after the callback: 1, 2, 4, … s apart.
+# The task route of many services lags behind their callbacks. If a callback says that the task
+# ended and the route does not, upstream is polled so long after the callback: 1, 2, 4, … s apart.
 LAG_MS = tuple(seconds * SECOND for seconds in (1, 3, 7, 15, 30, 60))
 
 
 async def use_hints(
     tx: Transaction, context: Context, batch: Batch, replies: Mapping[str, Reply]
 ) -> None:
-    """Delete the hints that were answered; plan the next question for those that were not.
+    """Delete the hints that were answered; plan the next poll about those that were not.
 
-    A hint that came only after the question stays: the answer may be older than the hint.
+    A hint that came only after the poll was sent stays: the answer may be older than the hint.
     """
     answered: list[str] = []
     due: dict[str, int] = {}
@@ -46,17 +46,17 @@ async def use_hints(
 async def _ask_again_at(
     tx: Transaction, context: Context, batch: Batch, reply: Reply
 ) -> int | None:
-    """Return when to ask about a hint again; None: it is used up."""
+    """Return when to poll about a hint again; None: it is used up."""
     generation = batch.generations[reply.exchange.generation_id]
     if isinstance(reply.answer, wire.NoReport):
         return _repeat_at(context, generation, reply.answer, tx.now)
     if judge.awaits_files(reply.answer):
-        return None  # Its route does not lag. The next questions are planned.
+        return None  # The task route does not lag. The next polls are planned.
     latest = await callbacks.latest(tx, generation.tenant, generation.id)
     if latest is None:
         return None
     asked_at, called_back_at = reply.exchange.at, time_of(latest["id"])
-    # Commits wait for this, so a large body is not read: it most likely has results.
+    # Commits wait for this, so a large body is not read: it most likely holds a result.
     is_large = len(latest["body"]) > reading.READ_ON_LOOP_BYTES
     report = None if is_large else wire.read_callback(latest["body"])
     if is_large or ingest.reports_end(report):
@@ -65,14 +65,14 @@ async def _ask_again_at(
     is_first = (batch.before(generation.id).last_poll_at or 0) < called_back_at
     if generation.is_terminal or not is_first:
         return None
-    # It still works: the next question is no later than without callbacks.
+    # The task still runs: the next poll is no later than without callbacks.
     return schedule.next_poll_without_callback(context, generation, tx.now)
 
 
 def _repeat_at(
     context: Context, generation: Generation, answer: wire.NoReport, now: int
 ) -> int | None:
-    """Return when to repeat a question that got no answer about the task; None: never."""
+    """Return when to repeat a poll that got no answer about the task; None: never."""
     is_unknown = answer.outcome == "absent" and generation.trouble_count >= ABSENT_MAX
     if is_unknown or now > generation.deadline_at + CALLBACK_GRACE_MS:
         return None

@@ -22,22 +22,22 @@ from service.upstream import catalogue, reading, results, scalars, wire
 from service.upstream.expiry import expiry_of
 
 _log = log.get()
-_ABSOLUTE = ("https:", "http:", "gs:", "s3:", "data:")  # What reading returns, in lower case.
-REASON_CHARS_MAX = 1_000  # The longest that reading returns, and the words around it.
+_ABSOLUTE = ("https:", "http:", "gs:", "s3:", "data:")  # Schemes, as links.py returns them.
+REASON_CHARS_MAX = 1_000  # Upstream's text (scalars.MAX_TEXT_CHARS) and the words around it.
 
 
 class Update(msgspec.Struct, frozen=True, kw_only=True):
-    """What upstream reports of a generation, without secrets; its deadline; or its owner's word."""
+    """A change of status: what upstream reports, without secrets; a time-out; or a cancellation."""
 
     status: Literal["processing", "succeeded", "failed", "timed_out", "canceled"]
     task_id: str | None = None
     output: dict[str, Any] | None = None
     error: dict[str, str] | None = None
-    is_unsent: bool = False  # Upstream certainly never got it, and bills nothing.
+    is_unsent: bool = False  # Upstream certainly never got the submission, and bills nothing.
 
     @property
     def is_end(self) -> bool:
-        """Whether it ends the task, for all generations that share it."""
+        """Whether the task ended, for all generations that share it."""
         return self.status in ("succeeded", "failed")
 
 
@@ -67,12 +67,12 @@ def _reason(context: Context, code: str, message: str) -> dict[str, str]:
 
 
 def excerpt(context: Context, text: str) -> str:
-    """Return what is shown of upstream's words: secrets are cut out first, then the end."""
+    """Return upstream's text as it is shown: secrets are cut out first, then its end is cut off."""
     return context.redactor.excerpt(text, REASON_CHARS_MAX)
 
 
 async def make_update(context: Context, answer: wire.Answer) -> Update | None:
-    """Return what `update_of` returns; what is large is redacted outside of the event loop."""
+    """Return what `update_of` returns; a large answer is redacted outside of the event loop."""
     size_bytes = answer.size_bytes if isinstance(answer, wire.Report) else 0
     return await reading.read(size_bytes, partial(update_of, context, answer))
 
@@ -96,14 +96,14 @@ class Reply(msgspec.Struct, frozen=True):
     update: Update | None
     exchange: generations.Exchange
     task_id: str | None  # The task that the poll was about; None for a submission.
-    pause_ms: int = 0  # For how long everything has to rest on account of it.
-    is_planned: bool = False  # It answers a planned poll of one that shares the task, too.
+    pause_ms: int = 0  # For how long the answer pauses all requests to upstream.
+    is_planned: bool = False  # Whether it answers a planned poll of a follower, too.
 
 
 async def ask(
     context: Context, generation_id: str, request: Awaitable[wire.Answer], task_id: str | None
 ) -> Reply:
-    """Wait for upstream's answer to a poll about `task_id`; None: to a submission."""
+    """Wait for upstream's answer to a poll about `task_id`, or to a submission if it is None."""
     asked_at, timer_start = context.clock(), time.monotonic()
     answer = await request
     outcome: str
@@ -166,7 +166,7 @@ class Batch:
             changes |= submission_changes(generation, "taken")
         generation = self.change(generation_id, **changes)
         type_, view = EVENT_TYPE_OF[update.status], generation.view()
-        # Its events have ids in their order, whichever process makes them.
+        # The ids of a generation's events are in their order, whichever process makes them.
         last_id = generation.event_ids[-1] if generation.event_ids else None
         event = events.new_event(
             generation.tenant, type_, view, generation_id, self.now, after=last_id
@@ -179,10 +179,10 @@ class Batch:
         before = self.generations[generation_id]
         if (task_id := changes.get("task_id")) is not None:
             if task_id != before.task_id and self.context.redactor.json(task_id) != task_id:
-                # Upstream repeats a secret of ours, such as the callback URL: an id is shown to
-                # subscribers, and this one names no task.
+                # Upstream repeats a secret of ours, such as the callback URL: that names no task,
+                # and subscribers see task ids.
                 changes["task_id"] = before.task_id
-            # By whichever door a task id comes, it proves that upstream has the submission.
+            # A task id proves that upstream has the submission, wherever the id comes from.
             changes |= submission_changes(before, "taken")
         after = msgspec.structs.replace(before, **changes)
         assert after.status == before.status or before.can_become(after.status)
@@ -268,7 +268,7 @@ def _status_changes(context: Context, old: Generation, update: Update, now: int)
 def submission_changes(
     generation: Generation, submission: str, submit_at: int | None = None
 ) -> dict[str, Any]:
-    """Return the changes that give a submission its next state; none if it cannot become that."""
+    """Return the changes that give a submission its next state; none if that is not allowed."""
     if not generation.can_submission_become(submission):
         return {}
     return {"submission": submission, "submit_at": submit_at}

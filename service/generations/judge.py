@@ -1,4 +1,4 @@
-"""Compares upstream's answer with the question, and decides what one answer does not prove."""
+"""Compares upstream's answer with the request, and decides what only several answers prove."""
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
@@ -40,14 +40,14 @@ async def judge_submission(
 
     Two generations of equal model and input may share a task: some upstreams remove duplicates.
     Any other id that upstream gave before is another generation's. Upstream's own answer outranks
-    a callback and a learned name: who has the task only by these loses it.
+    a callback and a learned name: a generation that has the task only by these loses it.
     """
     answer = reply.answer
     if not isinstance(answer, wire.Report):
         return reply
     names = answer.names if answer.task_ids else ()
     if names and await tasks.another_has(tx, names, generation.id):
-        # Beside the id of the new task stand others: the task is asked about by its own.
+        # Beside the id of the new task stand other ids: a poll by the task's own id decides.
         answer = wire.Report("processing", answer.task_id, answer.task_ids)
         reply = replace(reply, answer=answer, update=ingest.update_of(context, answer))
     ids = answer.other_ids(None)
@@ -70,7 +70,7 @@ async def judge_submission(
 
 def _is_equal(holder: Row, generation: Generation) -> bool:
     """Whether a holder of a task has the model and the input of a generation."""
-    input_ = holder["input"]  # Read only where its text is another one.
+    input_ = holder["input"]  # None if its text is equal.
     is_same = input_ is None or msgspec.json.decode(input_) == generation.input
     return bool(is_same and holder["model"] == generation.model)
 
@@ -78,7 +78,7 @@ def _is_equal(holder: Row, generation: Generation) -> bool:
 def task_id_after(generation: Generation, answer: wire.Report) -> str | None:
     """Return the task id of a generation whose submission upstream has answered.
 
-    The answer outranks what a callback named before, unless an outcome was published by that.
+    The answer outranks the id that a callback named, unless an outcome of that task was published.
     """
     if generation.is_final or generation.task_id in answer.task_ids:
         return generation.task_id or answer.task_id
@@ -102,7 +102,7 @@ def _log_release(generation_id: str) -> None:
 async def judge_recorded(tx: Transaction, context: Context, batch: Batch, reply: Reply) -> Reply:
     """Return the reply to a poll with what may still be applied when it is recorded.
 
-    Since it was asked, upstream may have named another task for its generation, or another
+    Since the poll was sent, upstream may have named another task for the generation, or another
     generation may have got the task that only a callback named.
     """
     id_, task_id = reply.exchange.generation_id, reply.task_id
@@ -119,13 +119,13 @@ async def judge_recorded(tx: Transaction, context: Context, batch: Batch, reply:
 
 
 def share_outcomes(batch: Batch, updates: Mapping[str, ingest.Update | None]) -> None:
-    """Give the outcome of a task to all that share it: one report, an outcome for each."""
+    """Give the outcome of a task to all generations that share it."""
     for id_, update in updates.items():
         source = batch.generations.get(id_)
         if source is None or update is None or not update.is_end:
             continue
         if source.status != update.status:
-            continue  # It was not applied.
+            continue  # The update was not applied.
         for other in [other for key, other in batch.generations.items() if key not in updates]:
             is_equal = (other.model, other.input) == (source.model, source.input)
             if is_equal and other.task_id == source.task_id:
@@ -154,7 +154,7 @@ async def judge(
             return await _other_task(context, reply, others[0])
         answer = own_end
     if is_of_another:
-        # The task keeps the id by which it can be asked about.
+        # The task keeps the id by which it can be polled.
         answer = replace(answer, task_id=reply.task_id)
     elif answer.possible is None:
         sightings.forget(generation.id)
@@ -166,9 +166,9 @@ async def judge(
 async def _own_end(
     context: Context, generation: Generation, answer: wire.Report, task_id: str | None
 ) -> wire.Report | None:
-    """Return an answer without what names tasks of other generations; None: its end may be theirs.
+    """Return an answer without other generations' tasks; None: the end in it may be theirs.
 
-    Beside its own task it may show others, such as the latest ones of the account.
+    Beside the task asked for it may list others, such as the latest ones of the account.
     """
     read = partial(context.database.read, tasks.holders)
     holders = await read(answer.other_ids(task_id), generation.id)
@@ -189,9 +189,9 @@ def _end(answer: wire.Report) -> tuple[str, bool, bool]:
 
 
 def _without(value: Any, theirs: Collection[str], own: Collection[str | None]) -> Any:
-    """Return decoded JSON without the objects that name one of their tasks, and not its own."""
+    """Return decoded JSON without the objects that name a task of `theirs` and none of `own`."""
     if isinstance(value, str):
-        opened = lenient.opened(value)  # A text may hold them as JSON.
+        opened = lenient.opened(value)  # A text may hold objects as JSON.
         return value if opened is value else json_text(_without(opened, theirs, own))
     if isinstance(value, list):
         return [_without(item, theirs, own) for item in value if not _is_of(item, theirs, own)]
@@ -220,10 +220,10 @@ async def _judge_decline(
     reply: Reply,
     answer: wire.NoReport,
 ) -> Reply:
-    """Return the failure that a question's repeated refusal means, or the reply as it is.
+    """Return a failure if upstream refused the same poll again and again; else the reply as it is.
 
-    It is about the task only where another task was answered about meanwhile on the same route;
-    else the route is in trouble.
+    The refusals are about the task only if upstream answered about another task on the same route
+    meanwhile; else the route is in trouble.
     """
     now, routes = reply.exchange.at, sightings.routes
     if answer.code is None:
@@ -247,13 +247,11 @@ async def _judge_decline(
 
 async def _with(context: Context, reply: Reply, answer: wire.Answer) -> Reply:
     """Return the reply as if upstream had given this answer."""
-    is_report = isinstance(answer, wire.Report)
-    exchange = replace(
-        reply.exchange,
-        outcome=answer.state if isinstance(answer, wire.Report) else answer.outcome,
-        detail=reply.exchange.detail if isinstance(answer, wire.Report) else answer.message,
-    )
-    update = await ingest.make_update(context, answer) if is_report else None
+    if isinstance(answer, wire.Report):
+        exchange = replace(reply.exchange, outcome=answer.state)
+    else:
+        exchange = replace(reply.exchange, outcome=answer.outcome, detail=answer.message)
+    update = await ingest.make_update(context, answer)
     return replace(reply, answer=answer, update=update, exchange=exchange)
 
 
@@ -262,7 +260,7 @@ async def _is_alias(
 ) -> bool:
     """Whether an id is another name of this generation's task; learn it when it comes often.
 
-    Resellers show the id of the service behind them. A name is kept in rows, and one that a second
+    Resellers show the id of the service behind them. Names are stored. A name that a second
     generation meets is revoked for good.
     """
     if context.redactor.json(other_id) != other_id:
@@ -280,7 +278,7 @@ async def _is_alias(
 
 
 def awaits_files(answer: wire.Answer) -> bool:
-    """Whether an answer calls its task done, but names no files, which may come a moment later."""
+    """Whether an answer calls its task done but names no files: they may come a moment later."""
     if not isinstance(answer, wire.Report) or answer.possible is None:
         return False
     return answer.word is not None and answer.recognised
@@ -291,7 +289,7 @@ def _is_proved(sightings: Sightings, generation: Generation, answer: wire.Report
     assert answer.possible is not None
     files = answer.possible.files
     is_final = awaits_files(answer)
-    # The URLs of what is done and paid for do not count: a signed one differs in each answer.
+    # The URLs of a task that is done do not count: signed URLs differ in each answer.
     content = json_text([answer.word, None if is_final else [file.url for file in files]])
     sighting = sightings.note(generation.id, content, now)
     span_ms = now - sighting.first_at

@@ -7,7 +7,7 @@ from service.upstream.catalogue import STATUS_PATH, Model
 
 
 class Places:
-    """Places that tenants share: one takes a further place only while more are free than it holds.
+    """Places that tenants share: a tenant takes another only while more are free than it holds.
 
     One tenant alone gets half of them, the next one half of the rest, and so on: none can hold so
     many that the first request of another finds no place.
@@ -39,7 +39,7 @@ class Places:
         """Give a place back that was taken for the tenant."""
         self.taken -= 1
         self._held[tenant] -= 1
-        self._held += Counter()  # Forgets those without a place.
+        self._held += Counter()  # Forgets the tenants without a place.
 
     def full(self) -> list[str]:
         """Return the tenants that hold places and get no further one."""
@@ -47,24 +47,24 @@ class Places:
 
 
 class RoutePlaces:
-    """Places for questions. A route may hang, so it gets half of them, and tenants share it."""
+    """Places for polls. A route may hang, so it gets half of them, which its tenants share."""
 
     def __init__(self, size: int) -> None:
         self.all = Places(size)
         self._by_route = defaultdict[str, Places](lambda: Places(size // 2))  # As few as routes.
 
     def take(self, route: str, tenant: str) -> bool:
-        """Take a place to ask at a route; False if the tenant or the route has none."""
+        """Take a place for a poll at a route; False if the tenant or the route has none."""
         of_route = self._by_route[route]
         return of_route.has_room(tenant) and self.all.take(tenant) and of_route.take(tenant)
 
     def give_back(self, route: str, tenant: str) -> None:
-        """Give the place back that was taken to ask at a route."""
+        """Give the place back that was taken for a poll at a route."""
         self.all.give_back(tenant)
         self._by_route[route].give_back(tenant)
 
     def full(self) -> list[tuple[str, str]]:
-        """Return as (route, tenant) who gets no further place; "" is every tenant."""
+        """Return each (route, tenant) that gets no further place; the tenant "" is every one."""
         return [
             (route, tenant)
             for route, places in self._by_route.items()
@@ -75,14 +75,14 @@ class RoutePlaces:
 def full_questions(
     places: RoutePlaces, load: Callable[[], Mapping[str, Model]]
 ) -> tuple[Sequence[str], Sequence[str]]:
-    """Return the models that are asked about apart, and which questions get no further place.
+    """Return the models with a route of their own, and each "model tenant" without a further place.
 
-    A question is a model, with a tenant unless it is every one's. No model stands for all that
-    have the usual route: nobody can list those that are not in the catalogue.
+    Without a tenant it is every one. Without a model it is each model of the usual route: those
+    that are not in the catalogue cannot be listed.
     """
     full = places.full()
     if not full:
-        return (), ()  # As at the start, which the catalogue would delay.
+        return (), ()  # So it is at the start, which loading the catalogue would delay.
     apart = {id_: m.status_path for id_, m in load().items() if m.status_path != STATUS_PATH}
     by_route: dict[str, list[str]] = {STATUS_PATH: [""]}
     for id_, path in apart.items():

@@ -34,16 +34,16 @@ COMMITS_MS = 10 * SECOND
 
 
 class Turns(msgspec.Struct):
-    """The tenants whose confirmation and whose poll were started last: the next one's turn is next.
+    """The tenants whose confirmation and whose planned poll started last: the next tenant follows.
 
-    None waits longer than a turn of all tenants, however many questions another has.
+    No tenant waits longer than a turn of all tenants, however many polls another has.
     """
 
     confirmed: str = ""
     polled: str = ""
 
     def end(self, tenant: str, *, is_confirmation: bool) -> None:
-        """Note that a question of the tenant was started."""
+        """Note that a poll of the tenant was started."""
         if is_confirmation:
             self.confirmed = tenant
         else:
@@ -60,21 +60,21 @@ class Poller:
         self.context = context
         self.budget = shared
         self._submitting = submitting
-        self._began_at = context.clock()  # Who submitted before has ended, and got no answer.
+        self._began_at = context.clock()  # Processes that submitted before have ended.
         self.refreshes = Refreshes(shared.rate, IN_FLIGHT_MAX)
         self.stuck = Stuck()
         self.places = RoutePlaces(IN_FLIGHT_MAX)
-        self.in_flight: dict[str, asyncio.Task[None]] = {}  # By generation, those that follow too.
+        self.in_flight: dict[str, asyncio.Task[None]] = {}  # By generation, followers too.
         self._questions = Questions()
         self._unused_until = 0  # Until then nobody waits for a token, as far as is known.
-        self.is_in_turn = False  # Several processes work for a short time each, on a part of it.
+        self.is_in_turn = False  # Whether processes work in turn, for a short time each.
         self._hints_first = True
         self._turns = Turns()
         self.sightings = Sightings()
         self.answers = Answers(context, self.sightings)
 
     async def take_over(self, now: int) -> None:
-        """Ask at once about the tasks of callbacks that waited for submissions of an ended process.
+        """Poll at once about the tasks of callbacks that waited for an ended process's submissions.
 
         A tick does not: other processes may serve clients beside it, and submit meanwhile.
         """
@@ -96,46 +96,46 @@ class Poller:
             apart=apart,
             full=full,
         )
-        due, polls, sharers, next_at, paused_until = await self.context.database.read(
+        confirmations, polls, sharers, next_at, paused_until = await self.context.database.read(
             _read_due, choice, self._turns
         )
         self.stuck.put_all(choice.unreadable, now)
         if self.budget.note(paused_until, now, budget.pause_max_ms(self.context)):
-            # Upstream asked another process for it, or a submission.
+            # Upstream asked another process for the pause, or a submission.
             return 0, self._next_token_at(now)
-        chosen = self._shared(due, polls, free)
+        chosen = self._in_order(confirmations, polls, free)
         if chosen and self.budget.is_shared:
             missing = self._questions.missing({*map(self._key, chosen)})
             free = await self._reserve(min(free, missing)) if missing else 0
-        started = self._start_due(chosen, free, {generation.id for generation in due})
+        started = self._start_due(chosen, free, {generation.id for generation in confirmations})
         for sharer in sharers:
             self._follow(sharer)
         self._unused_until = 0 if started == free else now + MINUTE
         if started == free:
             return started, self._next_token_at(now)
         if started < len(chosen):
-            return started, now  # Some follow or have no place any more: others may have one.
+            return started, now  # Some follow or found no place: others may find one.
         if choice.unreadable:
             return started, now + LOOK_AGAIN_MS
         return started, self.stuck.next_at(next_at, now)
 
     async def _reserve(self, count: int) -> int:
-        """Take up to `count` questions from the rate of all processes; return how many."""
+        """Take up to `count` polls from the rate that all processes share; return how many."""
         count = await self.context.database.write(questions.take, count, self.budget.rate)
         if not count:
-            self.budget.tokens = 0.0  # It is tried again once the next one may be free.
+            self.budget.tokens = 0.0  # It is tried again once the next token is here.
         return count
 
     def _start_due(
         self, chosen: Sequence[Generation], free: int, confirmed: AbstractSet[str]
     ) -> int:
-        """Start up to `free` of the chosen questions; return how many."""
+        """Start up to `free` of the chosen polls; return how many."""
         started = 0
         for generation in chosen:
             if self._follow(generation) or started == free:
                 continue
             if not self.context.database.holds(generation.id):
-                continue  # Another process has it since it was read.
+                continue  # Another process has its shard since it was read.
             if self._start(generation, is_due=True) is not None:
                 self.budget.spend()
                 self._turns.end(generation.tenant, is_confirmation=generation.id in confirmed)
@@ -147,12 +147,12 @@ class Poller:
         next_at, probe_at = self.budget.next_at(now), self.budget.probe_at
         return probe_at if now < probe_at < self.budget.paused_until else next_at
 
-    def _shared(
-        self, due: Sequence[Generation], polls: Sequence[Generation], free: int
+    def _in_order(
+        self, confirmations: Sequence[Generation], polls: Sequence[Generation], free: int
     ) -> list[Generation]:
         """Return confirmations and polls in order: while both wait, half of the tokens for each."""
-        # A client may have asked for one since.
-        due = [generation for generation in due if generation.id not in self.in_flight]
+        # A client's refresh may have started since.
+        due = [generation for generation in confirmations if generation.id not in self.in_flight]
         polls = [generation for generation in polls if generation.id not in self.in_flight]
         share = free
         if due and polls:
@@ -169,7 +169,7 @@ class Poller:
     ) -> asyncio.Task[None] | None:
         """Poll a generation for a client, or return its poll that is under way.
 
-        `paused_until` is the stored pause, which another process may have been asked for.
+        `paused_until` is the stored pause, for which upstream may have asked another process.
         None: it was polled within the last second, or its tenant has no share or place for it now.
         """
         id_, refreshes = generation.id, self.refreshes
@@ -197,7 +197,7 @@ class Poller:
         return task
 
     def _has_unused(self, now: int) -> bool:
-        """Whether nobody waits for a token that is left, as far as the last look at the rows.
+        """Whether tokens are left that no due poll needs, by the last look at the rows.
 
         A process that does not look leaves the rate to the one that does.
         """
@@ -220,9 +220,9 @@ class Poller:
         return path, generation.task_id or generation.id
 
     def _follow(self, generation: Generation) -> asyncio.Task[None] | None:
-        """Return the question under way about its task, which it follows from now on, or None.
+        """Let a generation follow the poll under way about its task; return that poll, or None.
 
-        It takes no token and no place: nothing more is asked.
+        It takes no token and no place: no further request is sent.
         """
         id_ = generation.id
         if id_ in self.in_flight or not self.context.database.holds(id_):
@@ -234,14 +234,14 @@ class Poller:
         return task
 
     def _answer_due_at(self, generation: Generation, now: int) -> int | None:
-        """Return until when the answer to a submission may come; None: nobody waits for it."""
+        """Return until when a submission's answer may come; None: no process waits for it."""
         timeout_ms = round(self.context.settings.upstream_timeout_seconds * SECOND) + COMMITS_MS
         if generation.submission != "sending":
             return None
         if generation.id in self._submitting:
             return now + timeout_ms
         if not self._began_at < generation.created_at <= now:
-            return None  # After `now`: the clock was set back, and tells nothing.
+            return None  # If created after `now`, the clock was set back and says nothing.
         # Beside the worker, a process submits only what it has just stored.
         due_at = generation.created_at + timeout_ms
         return due_at if due_at > now else None
@@ -281,25 +281,25 @@ class Poller:
         if task_id is None:
             await write(answers.plan_without_task, context, generation.id, tenant=tenant)
             return
-        # Ids are opaque: what they hold is encoded, so that it changes no path.
+        # Ids are opaque: they are encoded, so that they change no path.
         encoded_id = quote(task_id, safe="")
         path = question.key[0].format(task_id=encoded_id)
         reply = await ingest.ask(
             context, generation.id, context.client.poll(path, task_id, generation.input), task_id
         )
-        self._questions.close(question)  # Who is due from now on gets an answer of its own.
+        self._questions.close(question)  # A generation that is due from now on gets its own poll.
         now, replies = context.clock(), [(generation, reply)]
         replies += [(each, question.reply_for(each, reply, now)) for each in question.followers]
         records = (self._guard(each, self._record(each, own, question)) for each, own in replies)
         await asyncio.gather(*records)
 
     async def _record(self, generation: Generation, reply: Reply, question: Question) -> None:
-        """Judge and record an answer for a generation, which was asked about or follows."""
+        """Judge and record an answer for the generation that was polled, or for a follower."""
         context, tenant = self.context, generation.tenant
         follows = generation is not question.leader
         is_due = follows or question.is_due
         if is_due and not context.database.holds(generation.id):
-            return  # This process was frozen, or lost its right: whoever has it now asks.
+            return  # This process was frozen or lost the shard: the one that has it now polls.
         reply = await judge.judge(context, self.sightings, generation, reply)
         write = partial(context.database.write_batched, self.answers.record, tenant=tenant)
         if follows:
@@ -317,12 +317,12 @@ class Poller:
 async def _read_due(
     tx: Transaction, choice: generations.Choice, turns: Turns
 ) -> tuple[list[Generation], list[Generation], list[Generation], int | None, int]:
-    """Read due confirmations and polls, who shares their tasks, the next due time and the pause.
+    """Read due confirmations and polls, those that share tasks, the next due time and the pause.
 
-    In one snapshot: two could miss a row.
+    They are read in one snapshot: two could miss a row.
     """
     confirmations = await generations.list_confirmations(tx, choice, turns.confirmed)
-    # One that is due as both must not hide another's poll.
+    # A generation that is due as both must not hide another's poll.
     without = [*choice.without, *(generation.id for generation in confirmations)]
     choice = msgspec.structs.replace(choice, without=without)
     polls = await generations.list_polls(tx, choice, turns.polled)

@@ -59,7 +59,7 @@ async def write_proofs(
 
 
 async def _names_other_task(tx: Transaction, batch: ingest.Batch, proof: Proof) -> bool:
-    """Whether a callback names another task than its generation's: it is no proof, only a hint.
+    """Whether a callback names another task than its generation's: it is then only a hint.
 
     A signature covers the body and not the URL, so a body can be sent to another generation's URL.
     """
@@ -82,13 +82,13 @@ def _apply(tx: Transaction, batch: ingest.Batch, proof: Proof) -> bool:
     request = results.Request(generation.input)
     for file in report.files:
         if file.url and request.names(file.url, file.url):
-            return False  # It gives back what was sent. What upstream answers is read without that.
+            return False  # A file of the request. An answer to a poll is read without those.
     if not report.recognised:
         word = ingest.excerpt(batch.context, report.word or "")
         tx.after_commit(ingest.log_unknown_word, word, generation.id)
     batch.ingest(generation.id, update)
     if (report.state == "processing" and report.reports_end) or not report.is_proof:
-        return False  # One body does not prove the end: upstream is asked.
-    # Without a planned poll, the create answer is late or lost. A confirmation can use this
-    # callback's task id.
+        return False  # One body does not prove the end: upstream is polled.
+    # Without a planned poll, the answer to the submission is late or lost. A confirmation can use
+    # this callback's task id.
     return report.state != "processing" or generation.next_poll_at is not None

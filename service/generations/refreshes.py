@@ -4,9 +4,9 @@ from service.generations.budget import Budget
 from service.generations.places import Places
 from service.model.clock import SECOND
 
-SHARE = 10  # Refreshes get a tenth of the rate, and what nobody else uses.
-TENANT_SHARE = 2 * SHARE  # One tenant's get half of that: another's always find a token.
-PLACES_SHARE = 8  # And an eighth of the places, half of it for one tenant alone.
+SHARE = 10  # Refreshes get a tenth of the rate, and tokens that no other poll uses.
+TENANT_SHARE = 2 * SHARE  # One tenant gets half of that: another one always finds a token.
+PLACES_SHARE = 8  # Refreshes get an eighth of the places; one tenant alone gets half of it.
 
 
 class Refreshes:
@@ -16,8 +16,8 @@ class Refreshes:
         self.places = Places(places // PLACES_SHARE)
         self._rate = rate
         self._all = Budget(rate / SHARE, capacity=2 * max(1.0, rate / TENANT_SHARE))
-        self._by_tenant: dict[str, Budget] = {}  # Without those that are full again.
-        self._at: dict[str, int] = {}  # By generation: those of the last second.
+        self._by_tenant: dict[str, Budget] = {}  # Those that are full again are dropped.
+        self._at: dict[str, int] = {}  # By generation: its refresh within the last second.
 
     def last_at(self, generation_id: str, now: int) -> int | None:
         """Return when a generation was refreshed, if that was within the last second."""
@@ -30,7 +30,7 @@ class Refreshes:
         return self._all.available(now) >= 1 and (own is None or own.available(now) >= 1)
 
     def note(self, generation_id: str, tenant: str, now: int, *, has_share: bool) -> None:
-        """Note a refresh that was started; one beyond the share takes nothing of it."""
+        """Note a refresh that was started; without `has_share` it takes no token of the share."""
         self._at[generation_id] = now
         if not has_share:
             return

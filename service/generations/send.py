@@ -46,7 +46,7 @@ async def send(
 async def _record(tx: Transaction, context: Context, sent: Generation, reply: Reply) -> Generation:
     """Record upstream's answer to a submission; return the changed generation.
 
-    One that was canceled and deleted meanwhile is returned as it was sent.
+    A generation that was canceled and deleted meanwhile is returned as it was sent.
     """
     id_ = sent.id
     if reply.pause_ms:
@@ -68,7 +68,7 @@ async def _record(tx: Transaction, context: Context, sent: Generation, reply: Re
     batch.change(id_, submit_count=count)
     after = _change_submission(context, batch, id_, reply.answer, was_open=was_open)
     await batch.write()
-    if await generations.confirmations_of(tx, [id_]):  # It waited for this answer.
+    if await generations.confirmations_of(tx, [id_]):  # A confirmation waited for this answer.
         due_at = generations.confirm_at(tx.now, after.last_poll_at)
         await generations.plan_confirmations(tx, {id_: due_at})
         tx.after_commit(context.tell, context.signals.poll, id_)

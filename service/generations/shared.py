@@ -1,6 +1,6 @@
-"""Shared questions: of the generations that share a task, one is asked about, and others follow.
+"""Questions: of the generations that share a task, one is polled (the leader), and others follow.
 
-In memory alone: who follows a question whose answer is never recorded is still due.
+They are only in memory: a follower of a poll whose answer is never recorded is still due.
 """
 
 import msgspec
@@ -14,17 +14,17 @@ Key = tuple[str, str]  # The route and the task. Without a task it is the genera
 
 
 class Question(msgspec.Struct, eq=False):
-    """A question under way: the generation that is asked about, and those that share its task."""
+    """A poll under way: the generation that is polled, and those that share its task."""
 
     key: Key
     leader: Generation
-    is_due: bool  # Else a client asks, of whichever process.
+    is_due: bool  # Else it is a client's refresh, which any process may make.
     followers: list[Generation] = []
 
     def reply_for(self, follower: Generation, reply: Reply, now: int) -> Reply:
-        """Return the answer to the leader's question as the answer to one about a follower.
+        """Return the answer to the leader's poll as the answer to a poll of a follower.
 
-        A planned poll moves the plans of all that are open, so that the next one is for all, too.
+        A planned poll moves the plans of all open followers, so that the next one is for all, too.
         """
         is_planned = self.leader.is_poll_due(reply.exchange.at) and follower.status in OPEN
         exchange = replace(reply.exchange, generation_id=follower.id)
@@ -33,24 +33,24 @@ class Question(msgspec.Struct, eq=False):
 
 
 class Questions:
-    """The questions that wait for their answers."""
+    """The polls that wait for their answers."""
 
     def __init__(self) -> None:
         self._by_key: dict[Key, Question] = {}
 
     def missing(self, keys: set[Key]) -> int:
-        """Return how many of these would be further questions."""
+        """Return for how many of these keys no poll is under way."""
         return len(keys - self._by_key.keys())
 
     def open(self, key: Key, leader: Generation, *, is_due: bool) -> Question:
-        """Begin a question that others may follow."""
+        """Begin a poll that other generations may follow."""
         question = self._by_key[key] = Question(key, leader, is_due)
         return question
 
     def join(self, key: Key, generation: Generation) -> Question | None:
-        """Let a generation follow the question that is under way about its task, if there is one.
+        """Let a generation follow the poll that is under way about its task, if there is one.
 
-        Its input is equal: that of the leader stands for it, and is in memory once.
+        Its input equals the leader's, which it shares: that is in memory once.
         """
         question = self._by_key.get(key)
         if question is None or len(question.followers) == SHARERS_MAX:
@@ -59,6 +59,6 @@ class Questions:
         return question
 
     def close(self, question: Question) -> None:
-        """Let nobody follow it any more: its answer has come, or none will."""
+        """Let no generation follow it any more: its answer has come, or none will."""
         if self._by_key.get(question.key) is question:
             del self._by_key[question.key]

@@ -1,6 +1,6 @@
-"""Counts what several answers have to say before it is believed: in memory, bounded.
+"""Counts answers that are believed only once several have said the same.
 
-A process that dies forgets it and only asks a few times more.
+The counts are in memory and bounded. After a restart upstream is polled a few times more.
 """
 
 from collections import OrderedDict
@@ -12,11 +12,11 @@ from service.model.clock import SECOND
 SIGHTINGS_MAX = 10_000  # Generations whose answers are remembered.
 FILES_SPAN_MS = 60 * SECOND  # Files beside an unknown word stay the same for this long,
 FILES_ANSWERS = 3  # in so many answers, before they count as the result.
-# The files of a task that says it is done may come a moment later. It is asked again so long after
-# it said so first, and not by the plan of polls, whose next one may be a second away.
+# The files of a task that is said to be done may come a moment later. It is polled again so long
+# after the first such answer, and not by the plan of polls, whose next one may be a second away.
 LINK_MS = tuple(seconds * SECOND for seconds in (15, 30, 45))
 LINK_ANSWERS = 1 + len(LINK_MS)
-DECLINED_SPAN_MS = 60 * SECOND  # A question that is declined alike for this long,
+DECLINED_SPAN_MS = 60 * SECOND  # A poll that is declined alike for this long,
 DECLINED_ANSWERS = 5  # so many times, tells of its task, or of trouble with the route.
 ALIAS_ANSWERS = 3  # Answers with the same other id before it counts as another name of the task.
 
@@ -30,7 +30,7 @@ class Sighting(msgspec.Struct):
 
 
 class Routes:
-    """Which tasks each route last answered about, and the routes that decline all questions.
+    """Which tasks each route last answered about, and the routes that decline all polls.
 
     There are as many routes as the catalogue has.
     """
@@ -63,7 +63,7 @@ class Sightings:
         self._met_by: OrderedDict[str, str | None] = OrderedDict()  # None: several generations.
 
     def note(self, generation_id: str, content: str, now: int) -> Sighting:
-        """Count an answer; one that says something else begins anew."""
+        """Count an answer; one with another content begins a new count."""
         sighting = self._by_generation.pop(generation_id, None)
         if sighting is None or sighting.content != content:
             sighting = Sighting(content, 0, now)
@@ -74,7 +74,7 @@ class Sightings:
         return sighting
 
     def is_alias(self, generation_id: str, other_id: str, now: int) -> bool:
-        """Count an answer that names another task; whether that id is this task's other name.
+        """Count an answer that names another task; return whether that id is an alias of this task.
 
         Resellers show the id of the service behind them. An id that a second generation meets is
         never a name of either.
@@ -89,11 +89,11 @@ class Sightings:
         return self.note(generation_id, f"task {other_id}", now).count >= ALIAS_ANSWERS
 
     def files_due_at(self, generation_id: str, now: int) -> int | None:
-        """Return when to ask again about a task that says it is done and names no files."""
+        """Return when to poll again about a task that is said to be done and has no files."""
         sighting = self._by_generation.get(generation_id)
         times = [sighting.first_at + after_ms for after_ms in LINK_MS] if sighting else []
         return next((at for at in times if at > now), None)
 
     def forget(self, generation_id: str) -> None:
-        """Forget what was said about a generation that has ended."""
+        """Forget the answers about a generation, as once it has ended."""
         self._by_generation.pop(generation_id, None)

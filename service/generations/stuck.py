@@ -1,4 +1,4 @@
-"""Rows that can be neither worked nor moved on: they are passed over, and hold no others."""
+"""Rows that can be neither worked nor moved on: they are passed over, and hold up no others."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from service.model.clock import MINUTE, SECOND
 from service.telemetry import log
 
-STUCK_MAX = 1_000  # Rows; what is forgotten beyond is found again, and fails again.
+STUCK_MAX = 1_000  # Rows that are remembered; the oldest are forgotten, and fail once more.
 RETRY_MS = (5 * SECOND, 5 * MINUTE)  # The first delay and the longest; it doubles.
-LOOK_AGAIN_MS = 100  # After unreadable rows were found, which may have hidden others.
+LOOK_AGAIN_MS = 100  # After unreadable rows were found: they may have hidden others.
 
 _log = log.get()
 
 
 class Stuck:
-    """The ids of such rows with the time of the next try, in memory: nothing can be stored."""
+    """The ids of stuck rows, with the next try of each: in memory, as they cannot be changed."""
 
     def __init__(self) -> None:
         self._rows: OrderedDict[str, tuple[int, int]] = OrderedDict()  # The time, and the delay.
@@ -34,13 +34,13 @@ class Stuck:
             self.put(id_, now, error)
 
     def ids(self, now: int) -> list[str]:
-        """Return the rows that are passed over now; forget those that went well since."""
+        """Return the rows that are passed over now; forget those that did not fail again."""
         for id_, (until, delay_ms) in [*self._rows.items()]:
             if now >= until + 2 * delay_ms:
                 del self._rows[id_]
         return [id_ for id_, (until, _) in self._rows.items() if now < until]
 
     def next_at(self, due_at: int | None, now: int) -> int | None:
-        """Return when to look at the rows again, if otherwise at `due_at`."""
+        """Return when to look at the rows again: at `due_at`, or earlier for a stuck row."""
         times = [until for until, _ in self._rows.values() if now < until]
         return min([*times, *([] if due_at is None else [due_at])], default=None)

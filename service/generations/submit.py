@@ -28,8 +28,8 @@ from service.upstream.callback_url import new_nonce
 
 _log = log.get()
 
-# Requests to upstream under way. The client has as many connections, so that none waits for one.
-# What finds no place is a row that waits, and no memory.
+# Submissions under way. The client has as many connections, so that none waits for one. A
+# generation that finds no place waits as a row, and takes no memory.
 PLACES = 64
 # A stored generation, and its submission unless it found no place.
 Accepted = tuple[Generation, asyncio.Task[Submission] | None]
@@ -47,7 +47,7 @@ async def store_new(
 ) -> Generation:
     """Store a generation: as `sending` if this process has a place for it, else as `waiting`.
 
-    While upstream wants no request it is `waiting`, too.
+    During a pause that upstream asked for, it is `waiting`, too.
     """
     paused_ms = await generations.get_pause(tx) - tx.now
     has_place = has_place and not 0 < paused_ms <= budget.pause_max_ms(context)
@@ -77,17 +77,17 @@ async def store_new(
 class Submitter:
     """The submissions under way in this process.
 
-    A place is taken before a row says `sending`: what finds none never says so. If the process
-    stops, what certainly did not leave is put back to `waiting`.
+    A place is taken before a row says `sending`. If the process stops, submissions that certainly
+    did not leave are put back to `waiting`.
     """
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        # It is the poller's too: a pause is for both.
+        # The poller has the same one: a pause is for both.
         self.budget = budget.Budget(context.settings.poll_rate_per_second)
         self.places = Places(PLACES)
         self.stuck = Stuck()
-        self._last_tenant = ""  # The next one's turn is next.
+        self._last_tenant = ""  # The tenant behind it has the next turn.
         self.in_flight: dict[str, asyncio.Task[Any]] = {}
         self.repeated: set[asyncio.Task[Submission]] = set()
 
@@ -105,7 +105,7 @@ class Submitter:
             if has_place:
                 self.context.client.prepare()
             generation = await self._mark([generation_id], store(has_place), tenant)
-        except StorageError:  # The client is told at once, and it may be stored all the same.
+        except StorageError:  # The client is told at once; the row may be stored all the same.
             if has_place:
                 self._begin(generation_id, self._put_back_late(tenant, generation_id))
             raise
@@ -119,7 +119,7 @@ class Submitter:
         return generation, self._submit(generation) if is_sending else None
 
     async def _put_back_late(self, tenant: str, id_: str) -> None:
-        """Put a generation back whose place nobody uses, once the database commits again."""
+        """Put a generation back to `waiting`, once the database commits again; free its place."""
         try:
             with contextlib.suppress(StorageError):  # The database was closed.
                 await self._put_back([id_], tenant)
@@ -127,7 +127,7 @@ class Submitter:
             self._give_back(tenant)
 
     def _begin(self, id_: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Work in a task that is known to be under way, so that a stop waits for it."""
+        """Run `work` in a task of `in_flight`, so that a stop waits for it."""
         task = asyncio.create_task(work, name=f"submit {id_}")
         self.in_flight[id_] = task
         task.add_done_callback(partial(self._end, id_))
@@ -171,7 +171,7 @@ class Submitter:
     ) -> T:
         """Await the unit that marks rows as `sending`, in the turn of the tenant.
 
-        If the process stops meanwhile, they may be marked, and nothing left: they are put back.
+        If the process stops meanwhile, they may be marked, but were not sent: they are put back.
         """
         try:
             return await marking
@@ -180,7 +180,7 @@ class Submitter:
             raise
 
     async def _put_back(self, ids: Sequence[str], tenant: str | None) -> None:
-        """Put back what certainly did not leave, after the unit that marked it, and in its turn."""
+        """Put back rows that were certainly not sent, after the unit that marked them."""
         write = self.context.database.write_behind
         await write(_put_back, self.context, ids, tenant=tenant)
 
@@ -196,7 +196,7 @@ class Submitter:
         )
         self.stuck.put_all(choice.unreadable, now)
         self.budget.note(paused_until, now, budget.pause_max_ms(self.context))
-        if due and now < self.budget.paused_until:  # One request goes through now and then.
+        if due and now < self.budget.paused_until:  # One request a minute goes through.
             if now < self.budget.probe_at:
                 return 0, min(self.budget.paused_until, self.budget.probe_at)
             self.budget.probe_at, due = now + budget.PROBE_MS, due[:1]
@@ -219,7 +219,7 @@ class Submitter:
     async def _claim(self, ids: Sequence[str], now: int) -> dict[str, Generation]:
         """Mark due submissions as `sending`, one by one if one of them cannot be changed.
 
-        A wait that ends before its commit would leave rows that say `sending` and are never sent.
+        A write that gave up before its commit would leave rows that are `sending` and never sent.
         """
         write = self.context.database.write_always
         try:
@@ -248,7 +248,7 @@ class Submitter:
 
 
 async def _put_back(tx: Transaction, context: Context, ids: Sequence[str]) -> None:
-    """Mark submissions as `waiting` that may be marked as `sending` and certainly did not leave."""
+    """Mark submissions as `waiting` that may be `sending` and were certainly not sent."""
     batch = Batch(tx, context, await generations.get_many(tx, ids))
     for id_, generation in [*batch.generations.items()]:
         due_at = schedule.next_submission(1, tx.now, None, context.jitter())
@@ -262,7 +262,7 @@ async def _put_back(tx: Transaction, context: Context, ids: Sequence[str]) -> No
 async def _read_due(
     tx: Transaction, choice: generations.Choice, after: str
 ) -> tuple[list[Generation], int | None, int]:
-    """Return due submissions, when the next one is due, and until when upstream wants none."""
+    """Return due submissions, when the next one is due, and until when upstream is paused."""
     due_at = await generations.next_due(tx, "submit", choice.tenants, choice.without)
     if due_at is None or due_at > tx.now:
         return [], due_at, 0

@@ -93,7 +93,7 @@ class CallbackTokens:
         return token
 
     def read(self, token: str, now: int) -> Claim | Refusal:
-        """Return the claim of `token`; a refusal unless we signed it and it is valid at `now`."""
+        """Return the claim of `token`; a refusal unless it is signed by us and valid at `now`."""
         cached = self._claims.get(token)
         claim = cached or self._verify(token)
         if isinstance(claim, str):
@@ -114,7 +114,7 @@ class CallbackTokens:
         self._claims.pop(self._token_of.pop(generation_id, ""), None)
 
     def note_owner(self, generation_id: str, tenant: str) -> None:
-        """Remember for a while whose generation it is, for which this process mints a token."""
+        """Remember for a while the tenant of a generation for which this process mints a token."""
         if len(self._owners) >= self.cache_size:
             del self._owners[next(iter(self._owners))]
         self._owners[generation_id] = tenant

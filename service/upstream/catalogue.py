@@ -13,10 +13,10 @@ import msgspec
 from service.model.errors import json_pointer
 
 MAX_PROBLEMS = 50
-# In an input that is checked: the validator builds an error for each wrong value, and then the
-# first few are taken. No page of a model asks for a hundredth of it.
+# Values in an input that is validated: the validator builds an error for each wrong one before the
+# first MAX_PROBLEMS are taken. No model's page asks for a hundredth of that.
 MAX_VALUES = 1_000
-_HINT_CHARACTERS = 64  # Comparing longer names takes long, and none is near to a parameter's.
+_HINT_CHARACTERS = 64  # Comparing longer names takes long, and none is close to a parameter's.
 STATUS_PATH = "/tasks/{task_id}"  # Where to poll a task, below the base URL.
 CREDITS_MAX = 1_000_000_000  # Of one generation: sums of it fit in every column, too.
 
@@ -75,7 +75,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def kind(self) -> Kind:
-        """What the model makes, as its route says it."""
+        """What the model makes, by its route."""
         return next(kind for prefix, kind in _KINDS.items() if self.path.startswith(prefix))
 
 

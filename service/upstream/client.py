@@ -28,8 +28,8 @@ class TooLargeError(Exception):
 class Progress:
     """How far a request came, from httpcore's `trace` extension (httpcore's documentation).
 
-    It is the fact that decides whether a submission may be sent again, not the type of an error:
-    the same timeout can fire before the connection is made and after the request was read.
+    It decides whether a submission may be sent again. The type of an error does not: the same
+    timeout can fire before the connection is made and after the request was read.
     """
 
     def __init__(self, *, is_known: bool) -> None:
@@ -51,7 +51,7 @@ class Progress:
 
 
 class Received(msgspec.Struct):
-    """What has come of an answer so far; it is read although the connection breaks."""
+    """The part of an answer that has come so far: it is read even if the connection breaks."""
 
     status: int = 0
     headers: Mapping[str, str] = {}
@@ -70,7 +70,7 @@ class Client:
         self._clients: dict[bool, httpx.AsyncClient] = {}
 
     def prepare(self) -> None:
-        """Load what a submission needs: that takes a while. Its row must not say `sending` yet."""
+        """Load what a submission needs, which takes a while, before its row says `sending`."""
         self._client(keep_alive=False)
 
     async def create(self, path: str, body: dict[str, Any]) -> wire.Answer:
@@ -120,7 +120,7 @@ class Client:
                 return wire.NoReport("put_off", message=message)
             return await _read_piece(received, body, message)
         except asyncio.CancelledError as error:
-            # The process stops. A task is cancelled once: what follows is to record the answer.
+            # The process stops. A task is cancelled only once: the answer can still be recorded.
             if body is None or not progress.never_left(error):
                 raise
             return wire.NoReport("put_off", message="The process stopped before it was sent.")

@@ -15,7 +15,7 @@ from service.upstream.scalars import JsonObject, id_of
 from service.upstream.vocabulary import state_of
 
 NAMES_MAX = 1_000  # Ids that are compared with those of other generations' tasks.
-TEXTS_MAX = 10_000  # What follows may be no link.
+TEXTS_MAX = 10_000  # Texts that may be links; further ones are ignored.
 JSON_TEXTS_MAX = 100
 JSON_DEPTH_MAX = 3
 _BEFORE_JSON = "{[ \r\n\t"
@@ -24,7 +24,7 @@ _WORD_KEYS = ("status", "state", "task_status", "taskStatus")
 
 
 class Text(NamedTuple):
-    """A text that may be a link, with what tells about its file."""
+    """A text that may be a link, with the names that tell about its file."""
 
     text: str
     role: Role  # Of the name that it stands under.
@@ -60,20 +60,20 @@ class Contents:
         self.texts: list[Text] = []
         self.parts: list[Part] = []
         self.names: list[str] = []  # Every id that may be that of a task.
-        self.inner_ids: list[str] = []  # Of these, those that are ids of tasks.
-        self.job_ids: list[str] = []  # And those that may be of a job behind a task.
+        self.inner_ids: list[str] = []  # Those of `names` that are ids of tasks.
+        self.job_ids: list[str] = []  # Those of `names` that may be ids of a job behind a task.
         self._task_ids = task_ids
         self._tasks_within: list[tuple[JsonObject, _Spot]] = []
         self._unknown = UNKNOWN
         self._json_texts = self._json_depth = 0
 
     def look_around(self, envelope: JsonObject) -> None:
-        """Note what stands around a task: links only under names of results, no parts."""
+        """Note the values around a task: ids, and links under names of results; no parts."""
         self._unknown = AROUND
         self.look_into(envelope, _ENVELOPE)
 
     def look_into(self, object_: JsonObject, spot: _Spot = _TASK) -> None:
-        """Note what an object holds."""
+        """Note the ids, the parts and the links that an object holds."""
         above, place, may_hold_parts, expires_at = spot
         is_of_urls = above.is_url
         if "expires_at" in object_ or "expiresAt" in object_:
@@ -88,7 +88,7 @@ class Contents:
                 at = role.place if place == BY_NAME else place
                 if role.is_preview or at == UNKNOWN:
                     at = self._unknown
-                # In `images: [{url}]` and `model_urls: {glb}` the name above tells what it is.
+                # In `images: [{url}]` and `model_urls: {glb}` the name above tells the media type.
                 is_told = is_of_urls or (role.is_bare_url and above is not NO_NAME)
                 type_role = above if is_told else role
                 if kind is str:
@@ -112,7 +112,7 @@ class Contents:
         for item in items:
             kind = type(item)
             if kind is dict:
-                # Beside a result, a list may hold other tasks: nothing of theirs is the task's.
+                # Beside a result, a list may hold other tasks: their files are not this task's.
                 ids = task_ids_of(item) if self._task_ids else ()
                 if ids and not any(id_ in self._task_ids for id_ in ids):
                     self.names += ids
@@ -131,9 +131,9 @@ class Contents:
             self.parts += parts
 
     def look_into_tasks_within(self) -> None:
-        """Take the tasks within the task for its parts if it has neither a part nor a result else.
+        """Take tasks within the task as its parts, if it has neither another part nor a result.
 
-        Their ids stand among the names: one of another generation's makes the answer that one's.
+        Their ids are in `names`: if one is another generation's, so is the answer.
         """
         if self.parts or any(text.place == RESULT for text in self.texts):
             return
@@ -148,9 +148,9 @@ class Contents:
             self._keep(text._replace(place=UNKNOWN))
 
     def _look_into_text(self, text: Text) -> None:
-        """Note the links of a text that is JSON; its words have no say, a model may have said them.
+        """Note the links of a text that is JSON, but no status words: a model may have written it.
 
-        The bounds are for a body that is all such texts, or such texts within each other.
+        The limits are for a body of many such texts, beside or within each other.
         """
         if self._json_texts == JSON_TEXTS_MAX or self._json_depth == JSON_DEPTH_MAX:
             return
@@ -172,7 +172,7 @@ class Contents:
             self.texts.append(text)
 
     def _note_id(self, role: Role, value: Any) -> None:
-        # A number under another name than that of a task may count anything.
+        # A number is an id only under the name of a task's id: it may count anything.
         id_ = id_of(value) if role.id == "task" or type(value) is str else None
         if id_ is None:
             return
@@ -196,9 +196,9 @@ def read_contents(document: Document) -> Contents:
 
 
 def _ids_beside(holder: Any, task: JsonObject, depth: int = ENVELOPES_MAX) -> Iterator[str]:
-    """Yield the ids of what stands in lists beside a task, which may be tasks of others.
+    """Yield the ids of the objects in lists beside a task: they may be other tasks.
 
-    holder: what the task stands under, itself or within others.
+    holder: the value that holds the task, at any depth.
     """
     if holder is task or not depth:
         return

@@ -1,6 +1,6 @@
 """Finds the task in a JSON body of upstream, with its ids, its status word and its code.
 
-Its versions and the providers that it resells use different names for the same values. So every
+Upstream's versions and the providers that it resells name the same values differently. So every
 known name is looked up in every object that may have it; a body without any of them is no error.
 """
 
@@ -31,8 +31,8 @@ MAX_WORD_CHARS = 100
 WEAK_CHARS_MAX = len("success")
 ENVELOPES_MAX = 4  # Within each other.
 
-# What the task may stand under. In the last ones there may also be its result: only what names a
-# task is one there.
+# The names under which the task may stand. The last three may hold its result instead: there, only
+# an object that names a task is one.
 _TASK_KEYS = ("data", "task", "output", "result", "response")
 _OWN_KEYS = _TASK_KEYS[:2]
 _WORD_KEYS = ("status", "state", "task_status", "taskStatus", "callbackType")
@@ -45,12 +45,12 @@ class Document(msgspec.Struct, frozen=True):
     is_whole: bool  # False if the body was cut: what is missing may be anything.
     root: JsonObject  # The outermost object; a list counts as its `data`.
     task: JsonObject  # Often the root itself.
-    key: str  # What the task stands under, if it is not the root.
+    key: str  # The name under which the task stands, if it is not the root.
     word: str | None  # The status word of the task as written, at most 100 characters.
     state: State | None  # What that word, or a flag in its place, means; None if unknown.
     may_be_of_request: bool  # Whether the word stands in the envelope and may be about the request.
     task_ids: tuple[str, ...]  # Every id that the body gives the task, never one of an input.
-    has_failed: bool  # Whether it names the task and says itself, not by a code, that it failed.
+    has_failed: bool  # Whether it names the task and says by a word or a flag that it failed.
     code: int | None  # The numeric error code, which may come with HTTP 200.
     size_bytes: int  # Of the body.
 
@@ -66,14 +66,14 @@ class Document(msgspec.Struct, frozen=True):
 
     @property
     def has_task_id(self) -> bool:
-        """Whether it names the task; `id` does not count, as it may be a file's."""
+        """Whether the body names the task; `id` does not count, as it may be a file's."""
         return bool(task_ids_of(self.task) or task_ids_of(self.root))
 
 
 def parse(body: bytes, asked_id: str | None = None) -> Document | None:
-    """Decode a body and find its task: in an envelope, or the root; None: no JSON.
+    """Decode a body and find its task, in an envelope or as the root; None if it is no JSON.
 
-    Of several tasks it is the one with `asked_id`, the task that was asked about.
+    Of several tasks it is the one with `asked_id`, the task that was polled.
     """
     decoded = lenient.decode(body)
     if decoded is None:
@@ -113,9 +113,9 @@ def parse(body: bytes, asked_id: str | None = None) -> Document | None:
 
 
 def _tells(word: str | None, code: int | None, *, is_named: bool) -> bool:
-    """Whether a word of failure at the top is the task's; a code may make it the request's.
+    """Whether a word of failure at the top is about the task; a code may say that the poll failed.
 
-    500 says that something broke: in a body that names the task which was asked about, the task.
+    Code 500 says that something broke: the task, if the body names the task that was polled.
     """
     if code == 500 and is_named:
         return not word or not may_be_of_failed_request(word)
@@ -137,7 +137,7 @@ def _task(root: JsonObject, asked_id: str | None) -> JsonObject:
 def _held(
     root: JsonObject, asked_id: str | None, depth: int = ENVELOPES_MAX
 ) -> tuple[JsonObject, str, JsonObject] | None:
-    """Return the envelope right around a task, what the task stands under, and the task."""
+    """Return the envelope right around a task, the name of the task in it, and the task."""
     for key, items in _lists(root):
         if item := _item(items, asked_id):
             return root, key, item
@@ -149,7 +149,7 @@ def _held(
         is_asked = asked_id is not None and asked_id in ids_of(object_)
         if is_asked or task_ids_of(object_) or _is_task(object_):
             return root, key, object_
-    # What an envelope says of trouble would be lost within it.
+    # The error code of an envelope would be lost if the task were looked for within it.
     if depth and ((code := _code(root)) is None or is_unknown(code)):
         closed = (_held(o, asked_id, depth - 1) for o in objects.values() if not _has_own_word(o))
         if held := next(filter(None, closed), None):
@@ -161,7 +161,7 @@ def _held(
 
 
 def _enclosed(root: JsonObject) -> JsonObject:
-    """Return the object that is all that another holds, under any name but that of a file.
+    """Return an object that has only one value, unless its name is that of a file or an echo.
 
     Leonardo's is `generations_by_pk` (docs.leonardo.ai/reference/getgenerationbyid).
     """
@@ -176,7 +176,7 @@ def _lists(object_: JsonObject) -> list[tuple[str, list[Any]]]:
 
 
 def _only(value: Any) -> Any:
-    """Return what a list of one holds, and what a text holds as JSON."""
+    """Return the only item of a list, or the JSON in a text, as far as they are nested."""
     for _ in range(ENVELOPES_MAX):
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
@@ -192,8 +192,8 @@ def _task_in_data(root: JsonObject, data: JsonObject, asked_id: str) -> JsonObje
     if asked_id in ids:
         return data
     if ids:
-        # Where an envelope names the task, and says that it is not done, `data` is another's.
-        # "success" may be about the request.
+        # If the envelope names the task and says that it is not done, `data` is another task's.
+        # Its "success" may be about the request.
         is_above = asked_id in ids_of(root)
         is_open = state_of(status_word(root)) in ("processing", "failed")
         return root if is_above and is_open else data
@@ -201,7 +201,7 @@ def _task_in_data(root: JsonObject, data: JsonObject, asked_id: str) -> JsonObje
     own = (_item(items, asked_id) for _, items in lists)
     if task := next(filter(None, own), None):
         return task
-    # Beside a word of its own, and under names of results, they are the parts of the task.
+    # Beside a status word of `data`, or under names of results, the items are parts of the task.
     if not _has_own_word(data) and asked_id not in data.values():
         others = (_other_item(root, v, asked_id) for k, v in lists if ROLES[k].place == UNKNOWN)
         return next(filter(None, others), data)
@@ -209,9 +209,9 @@ def _task_in_data(root: JsonObject, data: JsonObject, asked_id: str) -> JsonObje
 
 
 def _other_names(root: JsonObject, task: JsonObject, asked_id: str) -> tuple[str, ...]:
-    """Return the ids of a task that has none under its usual names: those of a job name it too.
+    """Return the ids of a task that has none under the usual names: ids of a job name it too.
 
-    The id that was asked about names it wherever it stands, also as the id of a request.
+    The id that was polled names the task wherever it stands, also as the id of a request.
     """
     jobs = ids_as(task, "job")
     others = (*ids_as(root, "job", "other"), *ids_as(task, "other"))
@@ -222,7 +222,7 @@ def _other_names(root: JsonObject, task: JsonObject, asked_id: str) -> tuple[str
 
 
 def _item(items: list[Any], asked_id: str | None) -> JsonObject | None:
-    """Return the task that was asked about from a list of tasks; None if it is not there."""
+    """Return the task that was polled from a list of tasks; None if it is not there."""
     own = [item for item in items if isinstance(item, dict) and asked_id in ids_of(item)]
     if len(own) > 1:  # The parts of the task, each with its id.
         return {"task_id": asked_id, "data": own}
@@ -230,11 +230,11 @@ def _item(items: list[Any], asked_id: str | None) -> JsonObject | None:
 
 
 def _other_item(root: JsonObject, items: list[Any], asked_id: str | None) -> JsonObject | None:
-    """Return the first of a list of tasks; None if the list is something of the task itself."""
+    """Return the first of a list of tasks; None if the list belongs to the task itself."""
     first = items[0] if items else None
     if not isinstance(first, dict) or (asked_id is not None and asked_id in root.values()):
         return None
-    # With an `id` each, several are what one create request or callback is about.
+    # Several items with an `id` each are the parts that one create request or callback is about.
     is_alone = asked_id is not None or len(items) == 1
     may_be_task = is_alone and not ids_of(root) and not _has_own_word(root)
     return first if task_ids_of(first) or (may_be_task and _is_task(first)) else None
@@ -258,7 +258,7 @@ def _is_task(item: JsonObject) -> bool:
 
 
 def other_tasks(document: Document, asked_id: str | None) -> tuple[str, ...]:
-    """Return the ids in a list of several tasks of which none was asked about; else nothing."""
+    """Return the ids in a list of several tasks of which none was polled; else nothing."""
     if asked_id in document.task_ids:
         return ()
     lists = [v for k, v in _lists(document.root) if k == "data" or not document.task_ids]
@@ -272,7 +272,7 @@ def status_word(object_: JsonObject) -> str | None:
     """Return the status word of an object as written, at most 100 characters."""
     for key in _WORD_KEYS:
         if key in object_ and (word := text_of(object_[key])):
-            may_be_weak = len(word) <= WEAK_CHARS_MAX  # It saves a look-up for most.
+            may_be_weak = len(word) <= WEAK_CHARS_MAX  # Saves a look-up for most words.
             exact = _exact_word(object_, key, word) if may_be_weak else None
             return (exact or word)[:MAX_WORD_CHARS]
     # Suno's feed has its status under `type`; elsewhere `type` repeats a parameter of the request.
@@ -282,7 +282,7 @@ def status_word(object_: JsonObject) -> str | None:
 
 
 def _exact_word(object_: JsonObject, weak_key: str, weak: str) -> str | None:
-    """Return the word of an object beside a word, or a code, that may be about the request."""
+    """Return the known word of an object beside a word or a code that may be the request's."""
     if weak.lower() not in WORDS_OF_REQUESTS and not weak.isdigit():
         return None
     words = (text_of(object_[key]) for key in _WORD_KEYS if key in object_ and key != weak_key)
@@ -297,7 +297,7 @@ def _flag(task: JsonObject) -> State | None:
 def _state_of_operation(task: JsonObject) -> State | None:
     """Return the state of an operation: it has a response or an error when `done` is true.
 
-    See google.aip.dev/151. What stands beside an explicit "not done" is a part or an old one.
+    See google.aip.dev/151. A response beside an explicit "not done" is partial or old.
     """
     if task.get("done") is False or task.get("completed") is False:
         return "processing"
@@ -320,7 +320,7 @@ def _code(root: JsonObject) -> int | None:
 
 
 def _trouble(task: JsonObject) -> int | None:
-    """Return the code by which an error in a task says how the question went, not the task."""
+    """Return the code by which an error in a task says how the poll went, not the task."""
     code = _error_code(task)
     return code if code is not None and is_trouble(code) else None
 

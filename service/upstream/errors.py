@@ -18,14 +18,14 @@ _MESSAGE_KEYS = _MESSAGE_KEY_LIST.split()
 _NO_ERROR_CODES = {None, *CODES_FINE}
 _ERROR_KEYS = ("error", "errors", "errorMessage", "error_message", "failMsg")
 ERRORS_MAX = 10  # Of a list.
-# Texts under the name of an error that say that there is none, without the signs around them and
+# Texts under the name of an error that mean "no error", without the punctuation around them and
 # with underscores between their words.
 _NOTHING_LIST = """
     - -- none null nil n/a na no false undefined nothing [] {} no_error no_errors noerror error_none
     no_error_message normal \u6210\u529f \u65e0 \u6b63\u5e38
 """
 _NOTHINGS = frozenset(_NOTHING_LIST.split())
-_SIGNS = " \t\r\n.!\u3002\uff01"
+_PUNCTUATION = " \t\r\n.!\u3002\uff01"
 _OUTPUT_KEYS = ("output", "result")
 _PROGRESS = re.compile(r"[0-9]{1,3}(\.[0-9]+)?")
 
@@ -63,7 +63,7 @@ def holds_any(object_: JsonObject) -> bool:
 
 
 def outputs_with_errors(task: JsonObject) -> tuple[JsonObject, ...]:
-    """Return what stands in place of a result and holds an error."""
+    """Return the objects in place of a result that hold an error."""
     return tuple(output for output in _outputs(task) if holds_any(output))
 
 
@@ -72,26 +72,26 @@ def _outputs(task: JsonObject) -> list[JsonObject]:
 
 
 def is_error(value: Any) -> bool:
-    """Whether what stands under the name of an error is one: 0, "N/A" and {} are none."""
+    """Whether the value under the name of an error is one: 0, "N/A" and {} are none."""
     if isinstance(value, list):
         return any(map(is_error, value[:ERRORS_MAX]))
     if isinstance(value, dict):
         return any(is_error(value.get(key)) for key in ("message", "msg", "code", "type"))
     if isinstance(value, str):
         text = _plain(value)
-        # A word of working or of success says that there is none, as a code like "0000" does.
+        # A word for working or for success means no error, as a code like "0000" does.
         is_well = state_of(text) in ("processing", "succeeded") or number_of(text) in CODES_FINE
         return bool(text) and text not in _NOTHINGS and not is_well
     return number_of(value) not in _NO_ERROR_CODES
 
 
 def is_nothing(value: Any) -> bool:
-    """Whether a value is a text that says that there is none."""
+    """Whether a value is a text that means "none"."""
     return isinstance(value, str) and _plain(value) in _NOTHINGS
 
 
 def _plain(text: str) -> str:
-    return text.strip(_SIGNS).lower().replace(" ", "_")
+    return text.strip(_PUNCTUATION).lower().replace(" ", "_")
 
 
 def is_partial(object_: JsonObject) -> bool:

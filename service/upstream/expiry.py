@@ -1,4 +1,4 @@
-"""Reads from a signed URL when it expires. Upstream itself says it for few models."""
+"""Reads from a signed URL when it expires. Upstream's JSON says so for few models only."""
 
 import re
 from collections.abc import Mapping

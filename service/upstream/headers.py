@@ -1,4 +1,4 @@
-"""Reads which task the headers of an answer to a submission name: its place or its id."""
+"""Reads which task the headers of an answer to a submission name, by its URL or its id."""
 
 from collections.abc import Mapping
 from urllib.parse import unquote, urlsplit
@@ -10,12 +10,12 @@ from service.upstream.scalars import id_of
 _PLACES = ("location", "operation-location", "content-location")
 # `function-execution-id` and the like come with any answer of their gateway.
 _ID_ENDS = ("task-id", "job-id", "prediction-id", "generation-id")
-# These may be of something else: signs only.
+# Ids under these may be of something else: they are only signs of a task.
 _SIGN_ENDS = ("run-id", "operation-id", "order-id", "task-uuid", "job-uuid")
 
 
 def task_id_of(headers: Mapping[str, str]) -> str | None:
-    """Return the task that headers name, by a place on the route of tasks or as an id."""
+    """Return the task that headers name, by a URL on the route of tasks or as an id."""
     places = (headers[name] for name in _PLACES if name in headers)
     steps = (mentions.task_in_path(_path(place)) for place in places)
     ids = (value.strip() for name, value in headers.items() if name.endswith(_ID_ENDS))

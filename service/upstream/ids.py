@@ -30,7 +30,7 @@ def ids_as(object_: JsonObject, *kinds: Id) -> tuple[str, ...]:
 
 
 def disliked_id(*objects: JsonObject) -> str | None:
-    """Return the name under which these have an id of a task that no path can hold."""
+    """Return the name under which one of the objects has a task's id that no path can hold."""
     for object_ in objects:
         for name, value in object_.items():
             if ROLES[name].id == "task" and value and id_of(value) is None:

@@ -1,4 +1,4 @@
-"""Decodes JSON of a stranger: strictly, and where that fails, as far as it can be read.
+"""Decodes untrusted JSON: strictly, and where that fails, as far as it can be read.
 
 A byte order mark, NaN and Infinity, lone surrogates, control characters, text that is not UTF-8,
 great depth, a cut end and bytes behind the end hide nothing else of an answer.
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-LOST = "\ufffd"  # Stands where a character was that no text can hold, or that is no UTF-8.
+LOST = "\ufffd"  # In place of a character that is a lone surrogate or no UTF-8.
 DEPTH_MAX = 64  # What is nested deeper becomes null.
 DIGITS_MAX = 1_000  # A longer integer becomes null.
 TOKENS_MAX = 200_000  # Of a body that has to be repaired; what follows counts as cut.
@@ -35,7 +35,7 @@ class Decoded(NamedTuple):
 
 
 def decode(body: bytes) -> Decoded | None:
-    """Return the JSON object or array of a body, or of a text that is all of it; None: no such."""
+    """Return the JSON object or array of a body, or of a text that is all of it; else None."""
     try:
         is_readable = len(body) <= VALUES_MAX or _count_values(body) <= VALUES_MAX
         value, is_whole = msgspec.json.decode(body if is_readable else b""), True
@@ -61,7 +61,7 @@ def opened(text: str) -> Any:
 def has_repeated_names(body: bytes, decoded: dict[str, Any] | list[Any]) -> bool:
     """Whether an object has a name twice: readers differ in which value they take (RFC 8259, 4).
 
-    `decoded` holds each name once. Where the body has no more colons, it is not read again: one
+    `decoded` holds each name once. If the body has no more colons, it is not read again: a colon
     stands behind each name, and those in texts are the same, unless one is written as an escape.
     """
     if b"\\u00" not in body and msgspec.json.encode(decoded).count(b":") == body.count(b":"):
@@ -110,7 +110,7 @@ def _decode_leniently(text: str) -> tuple[Any, bool]:
 
 
 def _count_values(body: bytes) -> int:
-    """Return at least how many values a body has: before each but the first stands a mark."""
+    """Return about how many values a body has: a mark stands before each; texts may hold more."""
     return sum(body.count(mark.encode()) for mark in _BEFORE_VALUES)
 
 
@@ -120,7 +120,7 @@ def _finite(text: str) -> float | None:
 
 
 def _without_surrogates(value: Any, depth: int = 0) -> Any:
-    """Replace what no text in UTF-8 can hold by LOST; what is nested too deeply is pruned later."""
+    """Replace lone surrogates by LOST, and by null what is nested too deeply."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if depth > DEPTH_MAX or not isinstance(value, dict | list):
@@ -132,10 +132,10 @@ def _without_surrogates(value: Any, depth: int = 0) -> Any:
 
 
 def _repair(text: str) -> tuple[str, bool]:
-    """Return JSON of what came before the cut, with everything closed, and whether that is all.
+    """Return the JSON before the cut, with every bracket closed, and whether that is all.
 
-    It ends behind a value: before a comma, behind an opening or a closing bracket. What is nested
-    too deeply becomes null here too, because json.loads is recursive.
+    It ends behind a value: before a comma, behind an opening or a closing bracket. Values that are
+    nested too deeply become null here too, because json.loads is recursive.
     """
     parts: list[str] = []
     end, open_at_end = 0, ""
@@ -172,7 +172,7 @@ def _tokens(text: str) -> Iterator[str]:
 
 
 def _prune(value: dict[str, Any] | list[Any]) -> dict[str, Any] | list[Any]:
-    """Replace what is nested deeper than DEPTH_MAX by null, in place."""
+    """Replace values that are nested deeper than DEPTH_MAX by null, in place."""
     level: list[Any] = [value]
     for depth in range(1, DEPTH_MAX + 1):
         below: list[Any] = []

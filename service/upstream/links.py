@@ -46,7 +46,7 @@ class Link(msgspec.Struct, frozen=True):
 
 
 def read(text: str) -> Link | None:
-    """Return the link that a text is; None if it is none.
+    """Return the link in a text that is nothing else; None if it is no link.
 
     A URL may have any case of scheme, spaces (they are encoded) or no host: it is then relative to
     upstream (RFC 3986). Of a data URI or base64 only the media type is returned.
@@ -73,9 +73,9 @@ def read(text: str) -> Link | None:
 
 
 def read_path(text: str) -> Link | None:
-    """Return the link that a path without a slash before it is: `files/a.png`, `../a.png`.
+    """Return the link in a text that is a path without a slash at its begin, as `files/a.png`.
 
-    Only a name that ends as a file of a result counts: other words may be anything.
+    Only a name with the extension of a result's file counts: other texts may be anything.
     """
     text = text.strip()
     path = _PATH.fullmatch(text) if len(text) <= MAX_URL_CHARS and text.isprintable() else None

@@ -73,7 +73,7 @@ def is_id(text: str) -> bool:
 
 
 def is_bare_id(text: str) -> bool:
-    """Whether all that stands where a result will stand is an id, also a short number."""
+    """Whether a value in the place of a result is an id; a short number counts, too."""
     return is_id(text) or (
         len(text) >= _DIGITS_MIN and text.isdigit() and not _EPOCH.fullmatch(text)
     )
@@ -101,7 +101,7 @@ def tell_of_task(text: str, is_sent: IsSent) -> bool:
 
 
 def _is_step(mark: str, step: str, is_sent: IsSent) -> bool:
-    """Whether a step of a path behind the name of a route is an id; a page of help has none."""
+    """Whether a step of a path behind the name of a route is an id; a help page has none."""
     is_number = mark == "/" and step.isdigit()  # Without a path it is a rate: `tasks/60`.
     return (is_id(step) or is_number) and not is_sent(step)
 
@@ -127,7 +127,7 @@ def _prose(text: str) -> str:
 
 
 def _words(text: str) -> Iterator[str]:
-    """Yield the words of a text; what has a digit is one, and its case matters to who sent it."""
+    """Yield the words of a text in lower case; those with a digit whole and as written."""
     for word in _WORD.findall(text):
         if word.islower() and word.isalpha():
             yield word  # Most are so.
@@ -163,7 +163,7 @@ def _is_short_id(word: str) -> bool:
 
 
 def _label(words: list[str], at: int) -> str:
-    """Return the word that says what an id is of."""
+    """Return the word before an id that says what it is the id of."""
     for word in reversed(words[max(0, at - 4) : at]):
         if word not in nouns.OF_IDS:
             return word
@@ -176,7 +176,7 @@ def _is_near(jobs: list[int], at: int) -> bool:
 
 
 def _clauses(prose: str) -> Iterator[list[str]]:
-    """Yield the words of each clause, and again of what follows a colon: either may say it."""
+    """Yield the words of each clause, and those of its parts around colons."""
     for clause in _CLAUSE_END.split(prose):
         yield list(_words(clause))
         if ":" in clause:

@@ -3,7 +3,7 @@
 from typing import Literal, NamedTuple
 
 # Names are compared in lower case, without underscores and hyphens.
-# What stands under these is a result.
+# Values under these names are results.
 _RESULT_LIST = """
     output outputs result results resulturl resulturls resultjson taskresult info response
     responsedata data file files fileurl url urls downloadurl video videos videourl videourls audio
@@ -13,18 +13,18 @@ _RESULT_LIST = """
     artifacts base64 candidates
 """
 _RESULTS = frozenset(_RESULT_LIST.split())
-# What stands under these is a result, or an input where upstream repeats the request.
+# Values under these are results, or inputs where upstream repeats the request.
 _IMAGES = frozenset(("image", "images", "imageurl", "imageurls"))
 # Within a result, models in three dimensions; elsewhere, `model` is what made it.
 _MODELS = frozenset(("model", "basemodel", "pbrmodel"))
-# What begins so is an echo of the request, a callback URL, a URL of the task or an error.
+# Names that begin so hold an echo of the request, a callback URL, a URL of the task or an error.
 _ECHO_LIST = """
     input origin source stream reference mask face request param prompt metadata model callback
     webhook notify status polling cancel doc help generateparam parent responseurl error
     deleteurl uploadurl detailurl detailsurl
 """
 _ECHOES = tuple(_ECHO_LIST.split())
-# What begins so shows a result, and is none beside it.
+# A name that begins so is that of a preview of a result.
 _PREVIEWS = ("preview", "thumb", "poster", "placeholder")
 # Objects under these may be the parts of a task, with status words of their own.
 _PART_LIST = """
@@ -36,7 +36,7 @@ _TASK_IDS = frozenset(("taskid", "taskuuid", "workid"))
 # These may name a task too, or a request, or what a service behind upstream makes of it.
 _JOB_IDS = frozenset(("jobid", "predictionid", "generationid", "operationid", "uuid"))
 _OTHER_IDS = frozenset(("id", "requestid"))
-# What ends so has an id, of anything; what ends like the last ones, one that comes with any answer.
+# A name with these ends is that of an id of anything; with the last ones, of an id in any answer.
 _ID_ENDS = ("id", "ids")
 _ENVELOPE_LIST = """
     requestid requestuuid reqid traceid spanid logid correlationid rayid errorid incidentid userid
@@ -44,7 +44,7 @@ _ENVELOPE_LIST = """
     appid keyid modelid regionid quotaid paid valid invalid void
 """
 _ENVELOPE_ENDS = tuple(_ENVELOPE_LIST.split())
-# Only of an answer about a task that was just made: it may be queued, and can be asked about there.
+# Names that only an answer about a new task has: its place in a queue, and URLs to ask about it.
 _PLACE_LIST = "queueposition positioninqueue statusurl responseurl pollingurl cancelurl"
 _PLACES = frozenset(_PLACE_LIST.split())
 # How much of a task is done. progress_percent: novita.ai/docs/api-reference/model-apis-task-result;
@@ -59,7 +59,7 @@ _TYPE_BY_WORD = {"video": "video/mp4", "audio": "audio/mpeg", "image": "image/pn
 _FILE_WORDS = ("file", *_TYPE_BY_WORD)
 
 # Where a text stands: under names of results, of pictures, which may be inputs, or of neither; or
-# around the task, where a link under an unknown name is none of the task's. BY_NAME: its own tells.
+# around the task, where a link under an unknown name is not the task's. BY_NAME: its name tells.
 RESULT, PICTURE, UNKNOWN, AROUND, BY_NAME = range(5)
 Id = Literal["task", "job", "other"]
 
@@ -73,18 +73,18 @@ class Role(NamedTuple):
     key: str
     place: int  # RESULT, PICTURE or UNKNOWN.
     id: Id | None  # What an id under the name may be the id of.
-    names_any: bool  # Whether what stands under it may name a task, though nobody knows the name.
+    names_any: bool  # Whether the value may name a task, though the name is not known.
     is_echo: bool
     is_model: bool
     is_preview: bool
     is_url: bool
     is_bare_url: bool  # The name above it tells what the URL is of.
-    names_file: bool  # A path may stand under it.
+    names_file: bool  # The value may be a path.
     may_hold_link: bool
     may_hold_parts: bool
     is_progress: bool
-    is_of_queue: bool  # Only a task that was taken has what stands under it.
-    media_type: str  # Of a file under it whose URL does not tell.
+    is_of_queue: bool  # Only a task that was taken has such a value.
+    media_type: str  # Of a file under the name whose URL does not tell.
 
 
 class _Roles(dict[str, Role]):

@@ -1,16 +1,16 @@
-"""The words by which people speak of the task that a submission makes, and what a name is of."""
+"""The words that texts use for the task of a submission, and what the name of a value says."""
 
 import re
 from functools import lru_cache
 
-# The weak ones mean many other things too.
+# The weak nouns mean many other things too.
 _STRONG_LIST = "task job generation prediction inference execution workflow request"
 _WEAK_LIST = "operation order work run batch submission render invocation"
 STRONG = frozenset(_STRONG_LIST.split())
 WEAK = frozenset(_WEAK_LIST.split())
 PLURALS = {f"{noun}s" for noun in STRONG | WEAK} | {"batches"}
 ANY = STRONG | WEAK | PLURALS
-# What is made: behind "your" these speak of the task too.
+# Words for results: behind "your" they mean the task too.
 _PRODUCT_LIST = "image images video videos song songs audio music picture clip track prompt"
 PRODUCTS = frozenset(_PRODUCT_LIST.split())
 _ID_LIST = "id ids uuid guid no num number nr is with key name sn ref handle was"
@@ -24,7 +24,7 @@ _PROPERTY_LIST = """
     params settings model mode format version
 """
 _PROPERTIES = frozenset(_PROPERTY_LIST.split())
-# An id behind these is theirs.
+# An id behind one of these is not a task's.
 _OTHER_LIST = """
     request req trace ray span log correlation reference ref incident error code model version
     organization org project account user team tenant customer client ip host server node pod
@@ -53,10 +53,10 @@ LIMITS = frozenset(_LIMIT_LIST.split())
 # Before one of these a word of being taken only describes it: "the running queue".
 _DESCRIBED_LIST = "queue queues slot slots pool number count time timeout jobs tasks requests"
 DESCRIBED = LIMITS.union(_DESCRIBED_LIST.split())
-# Beside these alone, a word of being taken is all that a text says.
+# A text of only these and a word of being taken says that the task was taken.
 _FILLER_LIST = "successfully now still and for please is was being been has have ok already"
 FILLERS = frozenset(_FILLER_LIST.split())
-# Before a word of being taken these take it back.
+# Before a word of being taken, these negate it.
 _NEGATION_LIST = """
     not no never none nothing cannot unable fail failed fails failure error errors problem exception
     rejected refused declined cancelled canceled dropped without could until unless if before after
@@ -83,7 +83,7 @@ def parts_of(word: str) -> list[str]:
 
 @lru_cache(maxsize=1_024)
 def names_job(name: str) -> bool:
-    """Whether a name is that of a job: what stands under it is one, or tells one's id."""
+    """Whether a name is that of a job: its value is a job, or a job's id."""
     words = parts_of(name)
     if is_property(name) or "request" in words or "requests" in words:
         return False

@@ -21,7 +21,7 @@ class Report(msgspec.Struct, frozen=True):
     state: vocabulary.State
     task_id: str | None = None
     task_ids: tuple[str, ...] = ()  # Every id that the body gives the task.
-    # Every other id that may be a task's; only of what ends the task, or may end it.
+    # Every other id that may be a task's; only in a report that ends the task, or may end it.
     names: tuple[str, ...] = ()
     files: tuple[results.File, ...] = ()
     error_code: str | None = None
@@ -43,7 +43,7 @@ class Report(msgspec.Struct, frozen=True):
         return self.state != "processing" or self.possible is not None or self.has_final_word
 
     def other_ids(self, task_id: str | None) -> tuple[str, ...]:
-        """Return every id in the body that may be another task's than this one."""
+        """Return every id in the body that may be a task's, without `task_id`."""
         return tuple(id_ for id_ in (*self.task_ids, *self.names) if id_ != task_id)
 
 
@@ -71,7 +71,7 @@ Answer = Report | NoReport
 
 
 def read_report(document: Document, request: results.Request = results.NOTHING) -> Report:
-    """Return what a body says about its task; what the request named is no result."""
+    """Return what a body says about its task; files that the request named are no results."""
     word, state = document.word, document.state
     report = Report(
         "processing",

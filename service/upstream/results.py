@@ -1,4 +1,4 @@
-"""Finds the files and texts of a result among what a body holds."""
+"""Finds the files and texts of a result in the contents of a body."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -50,7 +50,7 @@ class Request(msgspec.Struct):
 
 def _read_names(content: Any) -> Named:
     written = _written(content)
-    # Without any it has neither a link nor a file in base64.
+    # Without a slash it has neither a link nor a file in base64.
     return _values_of(written) if b"/" in written else frozenset()
 
 
@@ -64,9 +64,9 @@ def _values_of(written: bytes) -> Named:
 
 
 def _names_in(value: Any, depth: int = JSON_DEPTH_MAX) -> Iterator[str]:
-    """Yield the values of a request as texts, and the links that they are or have as words.
+    """Yield the texts of a request, and the links that they are or have as words.
 
-    What a text holds as JSON is read too: an answer that repeats the text is opened as well.
+    JSON in a text is read too: in an answer that repeats the text it is opened as well.
     """
     if isinstance(value, str):
         yield value

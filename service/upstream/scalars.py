@@ -14,7 +14,7 @@ JsonObject = dict[str, Any]
 
 
 def values_of(objects: Iterable[JsonObject], keys: Sequence[str]) -> Iterator[Any]:
-    """Yield what stands under these keys of these objects, or None for what is missing."""
+    """Yield the values under these keys of these objects, None for a missing key."""
     return (object_.get(key) for object_ in objects for key in keys)
 
 
@@ -25,7 +25,7 @@ def first_text(values: Iterable[Any]) -> str | None:
 
 
 def text_of(value: Any, chars: int = MAX_TEXT_CHARS) -> str | None:
-    """Return a text without the spaces around it, or an integer as text; None for what is none."""
+    """Return a text without the spaces around it, or an integer as text; else None."""
     text = value if type(value) is str else _written(value)
     return text.strip()[:chars] or None if text else None
 
@@ -35,8 +35,8 @@ def id_of(value: Any) -> str | None:
     text = value if type(value) is str else _written(value)
     if text is None or len(text) > MAX_ID_CHARS or not text.strip():
         return None
-    # A server or a proxy would read dots as steps in the path, also encoded. What lost a character
-    # is another's id, or nobody's.
+    # A server or a proxy would read dots as steps in the path, also encoded. An id that lost a
+    # character is another one.
     return None if text in (".", "..") or lenient.LOST in text else text
 
 
@@ -58,5 +58,5 @@ def number_of(value: Any) -> int | None:
 
 
 def clamp(number: int | None) -> int | None:
-    """Return a number of a stranger within the range that every reader of JSON can hold."""
+    """Return an untrusted number within the range that every reader of JSON can hold."""
     return None if number is None else max(-NUMBER_MAX, min(number, NUMBER_MAX))

@@ -18,7 +18,7 @@ _HOLDER_KEYS = ("data", "task", "tasks", "output", "result", "results", "respons
 
 
 class Signs:
-    """What an answer holds that shows that upstream made a task."""
+    """The signs in an answer that upstream made a task."""
 
     def __init__(self, document: documents.Document, request: results.Request) -> None:
         self._objects = (document.root, *_holders(document.root))
@@ -32,9 +32,9 @@ class Signs:
         self._is_working = any(map(_is_working, self._objects))
 
     def tell_of_task(self, *, is_unknown: bool) -> bool:
-        """Whether a task was possibly made: it has an id, a file, a word or a place to ask.
+        """Whether a task was possibly made: there is an id, a file, a word or a URL of one.
 
-        Beside an error that nobody knows it may be anything that has an id, also a request.
+        is_unknown: the error is not known. Any id may then be that of a task.
         """
         if is_unknown and (self._contents.names or any("name" in o for o in self._objects)):
             return True
@@ -45,7 +45,7 @@ class Signs:
     def task_ids(self) -> tuple[str, ...]:
         """Return every id by which an answer to a submission may name the task that it made.
 
-        What has no other name may be named in an error, if that names only one.
+        Without an id in the usual places, the only one at any depth counts, also in an error.
         The `id` of an envelope counts unless an error stands beside it: it is then the request's.
         """
         root, *holders = self._objects
@@ -56,9 +56,9 @@ class Signs:
         return tuple(dict.fromkeys(ids or (deep if len(deep) == 1 else ())))
 
     def job_ids(self, *, is_ok: bool) -> tuple[str, ...]:
-        """Return the id of the only job that is named: where no task is, it is the task's.
+        """Return the id of the only job that is named: if no task is named, it is the task's.
 
-        So is the id of a request, where the answer is well, or says that the task is.
+        So is the id of a request, if the answer has no error, or says that the task works.
         """
         contents = self._contents
         ids = {*contents.inner_ids, *contents.job_ids, *map(_operation, self._objects)} - {None}
@@ -86,15 +86,15 @@ def _holders(root: JsonObject) -> Iterator[JsonObject]:
 
 
 def _is_clean(document: documents.Document) -> bool:
-    """Whether the answer says no error, or that the task is well all the same."""
+    """Whether the answer has no error, or says that the task is well all the same."""
     word = documents.status_word(document.root)
     return state_of(word) in ("processing", "succeeded") or errors.read(document) == (None, None)
 
 
 def _bare_id(root: JsonObject) -> str | None:
-    """Return an id that stands for the task where its result will stand.
+    """Return an id that stands in the place of the result.
 
-    So do Meshy (docs.meshy.ai/openapi.yaml) and relays of Midjourney.
+    Meshy (docs.meshy.ai/openapi.yaml) and relays of Midjourney answer so.
     """
     result = root.get("result")
     return result if isinstance(result, str) and _BARE_ID.fullmatch(result) else None

@@ -1,7 +1,7 @@
-"""Looks at any depth of an answer for what may be of a task, also in its errors and its texts.
+"""Looks for traces of a task at any depth of an answer, also in its errors and its texts.
 
-It has the last word on whether a submission is sent again: what looks like a task only by its name
-is enough to not pay twice.
+They decide whether a submission is sent again: a value that looks like a task only by its name is
+enough to not pay twice.
 """
 
 import re
@@ -16,23 +16,23 @@ from service.upstream.scalars import JsonObject, id_of
 from service.upstream.vocabulary import may_be_of_request, state_of
 
 _REQUEST_ID = re.compile(r"(?i)req[a-z]*[_-]")
-# A result that stands bare under these may be the id of what was made.
+# A text or a number under these may be the id of the task.
 _BARE_KEYS = ("result", "data", "output", "response")
 _COUNT_DIGITS_MAX = 4
 
 
 class _Spot(NamedTuple):
-    """What stands above a value."""
+    """Where a value stands."""
 
-    role: Role = NO_NAME  # Of the name that it stands under.
+    role: Role = NO_NAME  # Of the name right above it.
     is_echo: bool = False
     is_job: bool = False  # Whether a name says that it is a task, or a part of one.
     is_count: bool = False  # Whether a number there counts tasks.
-    depth: int = 0  # How many texts it is in.
+    depth: int = 0  # In how many texts of JSON it is nested.
 
 
 class Traces:
-    """What an answer, or a text, holds at any depth that may be of a new task."""
+    """The traces of a new task in an answer, or in a text, at any depth."""
 
     def __init__(self, value: Any, request: Request) -> None:
         self.task_ids: list[str] = []  # Under names of tasks, but not in an echo of the request.

@@ -155,10 +155,10 @@ STATE_OF_WORD: dict[str, State] = {
 
 _ENUM_NAME = re.compile(r"^(?:[a-z]+_)*(?:status|state)_")
 
-# An envelope says these of the request too: above a task, they do not say that it is done.
+# Envelopes use these words for the request too: above a task, they do not say that it is done.
 WORDS_OF_REQUESTS = frozenset(("success", "ok"))
 
-# And these, where it failed (github.com/omniti-labs/jsend).
+# And these words, if the request failed (github.com/omniti-labs/jsend).
 _WORDS_OF_FAILED_REQUESTS = frozenset(("error", "fail"))
 
 # Only clips say these (udioapi.pro/docs/v2-feed), and never a task.
@@ -180,7 +180,7 @@ CODES_FINE = frozenset({0, 1, 22, 100, *range(200, 300)})
 # sensitive.
 # WaveSpeed (wavespeed.ai/docs/error-codes): moderation, parameters, media, the task failed.
 TASK_ENDS = frozenset({451, 501, 531, 1026, 1027, 1200, 1400, 1401, 1402, 1403, 1405})
-# Codes of a body that say how the question went, never how the task did (RFC 9110, RFC 6585, RFC
+# Codes of a body that say how the poll went, never how the task did (RFC 9110, RFC 6585, RFC
 # 4918; 499: nginx).
 QUESTION_TROUBLE = frozenset({401, 402, 403, 404, 408, 409, 423, 425, 429, 499})
 
@@ -214,12 +214,12 @@ def state_of(word: str | None) -> State | None:
 
 
 def may_be_of_request(word: str | None) -> bool:
-    """Whether an envelope says this word of the request as well as of the task."""
+    """Whether an envelope may use this word for the request as well as for the task."""
     return word is not None and _plain(word) in WORDS_OF_REQUESTS
 
 
 def may_be_of_failed_request(word: str) -> bool:
-    """Whether an envelope says this word of a request that failed as well as of the task."""
+    """Whether an envelope may use this word for a failed request as well as for the task."""
     return _plain(word) in _WORDS_OF_FAILED_REQUESTS
 
 
@@ -244,17 +244,17 @@ def state_of_flag(value: Any) -> State | None:
 
 
 def is_trouble(code: int) -> bool:
-    """Whether this code beside a task says how the question went."""
+    """Whether this code beside a task says how the poll went."""
     return code in QUESTION_TROUBLE or (500 <= code <= 599 and code not in TASK_ENDS)
 
 
 def may_be_of_question(code: int | None) -> bool:
-    """Whether this code beside a word of failure may say that the question failed, or why."""
+    """Whether this code beside a word of failure may say that the poll failed, or why."""
     return code is not None and (code in CODES_AGAIN or is_trouble(code))
 
 
 def is_unknown(code: int | None) -> bool:
-    """Whether this is a code that no table has: beside what is said of a task it says nothing."""
+    """Whether no table has this code: in a body that is about a task, it then says nothing."""
     if code is None or code in CODES_AGAIN or code in CODES_NEVER:
         return False
     return not is_trouble(code) and not ends_task(code)

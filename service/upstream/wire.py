@@ -93,7 +93,7 @@ def _no_result(
     body: bytes,
     request: results.Request,
 ) -> Answer:
-    """Read an answer that speaks of trouble. The task that it names is asked about all the same."""
+    """Read an answer that reports an error. If it names a task, the task is polled all the same."""
     from service.upstream import headers as fields  # noqa: PLC0415  cold start: many patterns
     from service.upstream.signs import Signs  # noqa: PLC0415  the same
 
@@ -114,7 +114,7 @@ def _no_result(
             size_bytes=len(body),
         )
     if outcome == "put_off":
-        # Nobody knows what else an error of an unknown code has an id of.
+        # Beside an error with an unknown code, any id may be that of a task.
         is_unknown = is_ok and document is not None and document.code not in vocabulary.CODES_AGAIN
         is_told = signs.tell_of_task(is_unknown=is_unknown) if signs else _tells(body, request)
         if is_told or fields.tell_of_task(headers) or (not body and fields.tell_of_body(headers)):
@@ -175,14 +175,14 @@ def _outcome_of_body(document: documents.Document | None) -> Outcome:
         return "put_off"
     if document.code in vocabulary.CODES_NEVER:
         return "refused"
-    # Nobody knows the code. An error that names nothing was certainly not taken.
+    # The code is not known. A submission with an error and no id was certainly not taken.
     error = document.root.get("error")
     is_error = isinstance(error, dict) and errors.is_error(error)
     return "put_off" if is_error or document.root.get("success") is False else "lost"
 
 
 def _text_of(status: int, headers: Mapping[str, str], body: bytes, default: str) -> str:
-    """Return what upstream said, as it said it, where no known name holds a reason."""
+    """Return the body as a reason, shortened; for an answer without a known name of a reason."""
     if status in _REDIRECTS:
         location = headers.get("location", "")[:MAX_TEXT_CHARS]
         return f"HTTP {status}: upstream is at {location or 'another address'}"
@@ -200,7 +200,7 @@ def read_poll(
 ) -> Answer:
     """Read the answer to a poll about `asked_id`. It may be about another task all the same.
 
-    `request` is what was sent for it: a file that stands in it is no result.
+    `request` is the input of the submission: a file that stands in it is no result.
     """
     is_read = status in _SUCCESS or _may_decline(status)
     document = documents.parse(body, asked_id) if is_read else None
@@ -213,7 +213,7 @@ def read_poll(
             return failure
         return _no_report(status, headers, body, "", errors.read(document)[1], document)
     if others := documents.other_tasks(document, asked_id):
-        # Nothing says that one of them is another name of the task.
+        # Nothing says that one of their ids is another name of the task.
         names = ", ".join(others)[:MAX_TEXT_CHARS]
         return NoReport("other_task", status, f"the answer lists other tasks: {names}")
     report = read_report(document, results.Request(request))
@@ -229,12 +229,12 @@ def read_poll(
 
 
 def _read_decline(status: int, document: documents.Document, request: Any) -> Report | None:
-    """Read the body of a 4xx that names the task that was asked about; None: it ends nothing."""
+    """Read the body of a 4xx that names the task that was polled; None: it ends nothing."""
     # Without a word or a code of its own, the status counts as the code of the body.
     if document.code is None and document.state is None:
         document = replace(document, code=status)
     report = read_report(document, results.Request(request))
-    if report.state == "succeeded":  # Against its status, it has to say so more than once.
+    if report.state == "succeeded":  # Its status says no: it has to say so more than once.
         return replace(report, state="processing", files=(), possible=report)
     return report if report.state == "failed" or report.possible else None
 
@@ -246,11 +246,11 @@ def _may_decline(code: int | None) -> bool:
 
 
 def _is_trouble(document: documents.Document, report: Report) -> bool:
-    """Whether the body's code says that the question went wrong, which ends no task."""
+    """Whether the body's code says that the poll went wrong, which ends no task."""
     code = document.code
     if code is None or document.has_failed or (vocabulary.ends_task(code) and document.task_ids):
         return False
-    # Any other code outranks nothing that is said of a task.
+    # Any other code counts only if the body says nothing of a task.
     is_said = report.word or report.task_id or report.possible
     is_of_task = report.state != "processing" or is_said
     return vocabulary.may_be_of_question(code) or not is_of_task

@@ -23,8 +23,8 @@ def tls_context(ca_file: str | None = None) -> ssl.SSLContext:
     return context
 
 
-# The end of a head, and what one says that the parser refused: with bare line feeds, with a length
-# twice, with anything else that is no reason to forget what the receiver wants.
+# The end of a head, and the parts of a head that the parser refused: it may have bare line feeds or
+# a length twice, but still says what the receiver wants.
 _HEAD_END = re.compile(rb"\n\r?\n")
 _SLOPPY_START = re.compile(rb"HTTP/1\.[01] [1-9]\d\d")
 _SHORTEST_START = b"HTTP/1.1 200"
@@ -141,7 +141,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """An interim or the final answer begins; after the final one, end the parsing."""
         if self._state in ("done", "last"):
-            raise SendError("protocol_error", "Bytes follow the answer.")  # It ends as "last".
+            raise SendError("protocol_error", "Bytes follow the answer.")  # See `_parse`.
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Store a header; drop trailers."""
@@ -213,7 +213,7 @@ class Connection(asyncio.Protocol):
             if final := _SLOPPY_HEAD.match(head):
                 self._status = int(final[1])
                 self._headers = _SLOPPY_HEADER.findall(final[2])[: request.HEADERS]
-        # The rest may follow, but only of what can be a head.
+        # More of it may follow, but only if this can be the begin of a head.
         is_short = len(head) < len(_SHORTEST_START) and b"HTTP/1.".startswith(bytes(head[:7]))
         if is_complete or not (is_short or _SLOPPY_START.match(head)):
             self.fail(self._refusal)

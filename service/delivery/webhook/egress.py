@@ -54,7 +54,7 @@ _KNOWN_NAMES = {  # Their addresses are known without a lookup.
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """What settings allow: plain http, and networks that are otherwise refused."""
+    """What the settings allow: plain http, and networks that are otherwise refused."""
 
     allow_http: bool = False
     allow_networks: tuple[Network, ...] = ()

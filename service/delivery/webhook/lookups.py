@@ -15,7 +15,7 @@ from service.delivery.target import SenderClosed, SendError
 
 PLACES = 128  # Lookups under way at once, each in a thread; one half is for suspect names.
 SLOW_SECONDS = 0.5  # A lookup that takes longer makes its name suspect.
-SUSPECT_SECONDS = 30.0  # For so long a name that failed or was slow waits apart.
+SUSPECT_SECONDS = 30.0  # How long a name that failed or was slow waits apart.
 SUSPECTS_MAX = 10_000  # Names that are remembered; the oldest are forgotten first.
 WAIT_SECONDS = 60.0  # The longest wait for a place; it is not part of the attempt's time.
 
@@ -34,7 +34,7 @@ class _Wait(msgspec.Struct, eq=False):
 
 
 class Half:
-    """One half of the places: who has them and who waits for one. It has no clock or threads."""
+    """One half of the places: the tenants that hold or await them. It has no clock or threads."""
 
     def __init__(self, places: int) -> None:
         self.places = places

@@ -81,7 +81,7 @@ class ProxiedSender:
 
 
 def _send_error(error: httpx.HTTPError) -> SendError:
-    """Translate why there was no answer."""
+    """Translate the reason why there was no answer."""
     cause: BaseException = error
     while earlier := cause.__cause__ or cause.__context__:
         cause = earlier

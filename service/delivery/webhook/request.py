@@ -10,7 +10,7 @@ HEAD_BYTES = 32 * 1024  # The heads of one answer, interim answers included.
 HEADERS = 100  # Stored; the others are dropped.
 INTERIM_ANSWERS = 8
 BODY_BYTES = 16 * 1024  # Stored; the rest is dropped.
-# So much of an answer is read before the connection is closed. The status is known by then, so a
+# How much of an answer is read before the connection is closed. The status is known by then, so a
 # 2xx with a huge body still counts as a success.
 READ_BYTES = 1024 * 1024
 

@@ -13,7 +13,7 @@ from service.delivery.webhook.lookups import Addresses, Lookup, Lookups
 from service.delivery.webhook.request import encode_request
 
 ADDRESSES = 4  # Tried in turn for one attempt.
-# What ends later was read by the receiver, which then gave no answer.
+# If a connection ends later than that, the receiver has read the request and gave no answer.
 REPEAT_SECONDS = 1.0
 
 
