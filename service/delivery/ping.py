@@ -31,7 +31,7 @@ async def send_test(
     context = dispatcher.context
     turn = dispatcher.receivers.begin_read()
     recipient = await context.database.read(read_recipient, context.vault, subscriber.id)
-    if recipient is None:
+    if recipient is None or dispatcher.receivers.is_old(subscriber.tenant, turn):
         return ASK_AGAIN_SECONDS
     subscriber, lane = recipient.subscriber, Lane(subscriber.id)
     receiver = dispatcher.receivers.find(subscriber, recipient.rests, turn)

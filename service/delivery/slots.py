@@ -87,12 +87,16 @@ class Slots:
             return None
         while (share := self._next_share()) is not None:
             lane = self.waiting[share]
-            # A lane whose subscriber is being read again starts nothing, whatever its standing.
-            if lane.recipient is None or not lane.receiver.is_doubted():
+            if not lane.waiting or lane.share is not share:
+                # It was read again since, or dropped: what it then holds waits anew.
+                self._end_turn(share)
+                del self.waiting[share]
+            elif lane.receiver.is_doubted():
+                self.find_share(lane)  # It waits on, among untried receivers.
+            else:
                 if share not in self._moved:
                     self._end_turn(share)
                 return self.waiting.pop(share)
-            self.find_share(lane)  # It waits on, among untried receivers.
         return None
 
     def _end_turn(self, share: Share) -> None:

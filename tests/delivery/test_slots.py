@@ -214,17 +214,31 @@ def test_lanes_that_wait_count_as_new_once_another_at_their_origin_fails() -> No
     assert set(slots.waiting.values()) == set(lanes)
 
 
-def test_a_lane_that_waits_while_its_subscriber_is_read_again_holds_up_no_other() -> None:
+def test_a_lane_whose_deliveries_were_dropped_has_no_turn_and_holds_up_no_other() -> None:
     slots, origin = Slots(100), Receiver()
     same: dict[str, Any] = {"tenant": "one", "url": "http://same.test/"}
     changed, other = [lane_with(slots, 0, **same, receiver=Receiver(origin)) for _ in range(2)]
     good = lane_with(slots, 0, tenant="one")
     for lane in (changed, good):
         slots.wait(lane)
-    changed.drop_recipient()
+    changed.drop_recipient()  # It is read again, or, if another process had it, is another lane.
     other.receiver.note_failure(START)
     assert changed.receiver.is_doubted()
-    assert [slots.next_waiting() for _ in range(3)] == [changed, good, None]
+    assert [slots.next_waiting() for _ in range(2)] == [good, None]
+    assert slots.waiting == {}
+
+
+def test_a_lane_that_leads_to_another_receiver_by_now_has_no_turn_in_its_old_place() -> None:
+    slots = Slots(100)
+    lane = lane_with(slots, 0, tenant="one", url="http://old.test/")
+    good = lane_with(slots, 1, tenant="one")
+    for each in (lane, good):
+        slots.wait(each)
+    moved = lane_of(id=lane.subscriber_id, url="http://new.test/", tenant="one").recipient
+    assert moved is not None
+    lane.set_recipient(moved, Receiver())
+    slots.wait(lane)
+    assert [slots.next_waiting() for _ in range(3)] == [lane, good, None]
 
 
 def test_tenants_that_hold_the_fewest_are_served_first() -> None:
@@ -349,6 +363,8 @@ def test_whatever_happened_before_the_next_is_who_holds_the_fewest_at_each_level
     lanes = [
         lane_of(id=f"sub_{i}", tenant=f"t{i % 3}", url=f"http://{i % 2}.test/") for i in range(12)
     ]
+    for lane in lanes:
+        lane.hold(due(1))
     for number in range(400):
         lane = dice.choice(lanes)
         act = dice.choice(("wait", "take", "take", "stand", "release"))

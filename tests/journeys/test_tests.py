@@ -4,8 +4,12 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from service.delivery import ping
 from tests.harness import Harness, opened
 from tests.journeys.gates import Gate, attach_worker, queue_answers
+from tests.journeys.test_rests import throttled_answer
 from tests.journeys.test_sessions import another_process, begin
 
 ONE: dict[str, Any] = {"event_types": ["generation.submitted"]}
@@ -86,3 +90,47 @@ async def test_a_test_takes_a_place_in_the_rate(tmp_path: Path) -> None:
         assert await status_of_test(world, subscriber) == 429  # No matter who works.
         world.clock.advance(1)
         assert await status_of_test(world, subscriber) == 200
+
+
+async def test_a_test_that_was_read_before_a_rest_ended_brings_the_rest_back_to_no_lane(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world, attach_worker(world) as dispatcher:
+        subscriber = await world.subscribe(**ONE)
+        queue_answers(world, throttled_answer(503))
+        await world.generate()
+        await dispatcher.settle()
+        path, has_read = f"/v1/subscribers/{subscriber['id']}", asyncio.Event()
+        enabled, read = asyncio.Event(), type(dispatcher.context.database).read
+
+        async def read_early(database: Any, unit: Any, *values: Any) -> Any:
+            result = await read(database, unit, *values)
+            if unit is ping.read_recipient and not has_read.is_set():
+                has_read.set()
+                await enabled.wait()
+            return result
+
+        monkeypatch.setattr(type(dispatcher.context.database), "read", read_early)
+        testing = asyncio.create_task(status_of_test(world, subscriber))
+        await has_read.wait()
+        for status in ("disabled", "active"):
+            await world.client.patch(path, json={"status": status})
+        await dispatcher.run_due(world.clock())
+        await dispatcher.settle()
+        enabled.set()
+        assert await testing == 429
+        await world.generate()
+        await dispatcher.settle()
+        assert len(world.subscribers.webhooks) == 2
+
+
+async def test_a_test_leaves_no_lane_where_another_process_works_on_the_subscriber(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as world, attach_worker(world) as dispatcher:
+        subscriber = await world.subscribe(**ONE)
+        await dispatcher.settle()
+        dispatcher.lanes.clear()
+        monkeypatch.setattr(dispatcher.context.database, "holds", lambda _id: False)
+        assert await status_of_test(world, subscriber) == 200
+        assert dispatcher.lanes == {}
