@@ -429,7 +429,7 @@ async def test_refreshes_at_the_same_time_share_a_poll(tmp_path: Path) -> None:
 async def test_a_refresh_that_read_before_another_was_recorded_polls_no_second_time(
     tmp_path: Path,
 ) -> None:
-    async with opened(tmp_path) as world:
+    async with opened(tmp_path, poll_rate_per_second=100) as world:  # There are tokens.
         created = await world.generate()
         database = world.app.context.database
         before = await database.read(rows.read_by_id, Generation, created["id"])

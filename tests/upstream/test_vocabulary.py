@@ -146,10 +146,11 @@ def test_runway_says_why_it_failed() -> None:
 
 
 @pytest.mark.parametrize("code", sorted(vocabulary.CODES_FINE))
-def test_a_code_that_is_no_error_hides_no_task(code: int) -> None:
+def test_a_code_that_is_no_error_hides_no_task_and_is_no_reason(code: int) -> None:
     body = {"code": code, "data": {"task_id": "t", "status": "complete", "data": [URL]}}
     assert read_accepted(body).task_id == "t"
     assert read_poll(body).state == "succeeded"
+    assert read_rejected({"code": code, "msg": "ok", "data": None}).code == "no_task"
 
 
 @pytest.mark.parametrize("code", sorted(vocabulary.CODES_AGAIN))
