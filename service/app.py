@@ -33,13 +33,13 @@ from service.worker import Worker
 
 _log = log.get()
 CLOSE_SECONDS = 1.0
-PAGES = "/dashboard"
-OBSERVED = ("/healthz", "/readyz", "/metrics")
-SPARE_CONNECTIONS = 24  # Beyond the slots, for connections that are still being closed.
+PAGES_PATH = "/dashboard"
+OBSERVED = ("/healthz", "/readyz", "/metrics")  # The paths of GENHOOK_WORK_PORT.
+SPARE_CONNECTIONS = 24  # Beside one for each slot: connections that are still being closed.
 
 
 def configure_log(settings: Settings, *, has_sandbox: bool = False) -> None:
-    """Start to log, first about settings that are unknown or missing; a sandbox supplies those."""
+    """Configure the log; warn of unknown settings, and of missing ones if no sandbox runs."""
     log.configure(settings.log_level, stream="stdout", redactor=make_redactor(settings))
     for name in unknown_variables():
         _log.warning("settings.unknown", name=name, see="docs/settings.md")
@@ -51,7 +51,7 @@ def configure_log(settings: Settings, *, has_sandbox: bool = False) -> None:
 class App:
     """The service as an ASGI application. Callbacks and `/healthz` bypass the API's router."""
 
-    worker: Worker  # It exists from `start` on.
+    worker: Worker  # `start` makes it.
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class App:
                 await self._answer(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer by the API, also a request that is ended because the process stops."""
+        """Answer by the pages or the API; 503 if a stop cancels a request that has no answer."""
         is_begun = False
 
         async def send_once(message: Message) -> None:
@@ -114,7 +114,7 @@ class App:
             is_begun = True
             await send(message)
 
-        is_page = scope["path"] == PAGES or scope["path"].startswith(f"{PAGES}/")
+        is_page = scope["path"] == PAGES_PATH or scope["path"].startswith(f"{PAGES_PATH}/")
         try:
             await (self._pages if is_page else self._api)(scope, receive, send_once)
         except asyncio.CancelledError:
@@ -127,7 +127,7 @@ class App:
         await self.worker.drive(generation_id)
 
     async def observe(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle an ASGI connection of a worker: its health and its metrics, nothing else."""
+        """Handle an ASGI connection at GENHOOK_WORK_PORT: health and metrics, nothing else."""
         if scope["type"] != "http" or scope["path"] in OBSERVED:
             await self(scope, receive, send)
             return
@@ -136,18 +136,18 @@ class App:
     async def start(self, *, worker: bool | None = None) -> None:
         """Open the database, bring its schema up to date, and start the worker.
 
-        By default the settings say whether there is one; with `worker=True` there is nothing else.
-        StorageError if there is to be one, and the way to the database does not allow it.
+        worker: whether to start the worker; with True the process has no API. By default, the
+        settings decide. StorageError if it can never work over this connection to the database.
         """
         has_worker = self.settings.worker == "embedded" if worker is None else worker
         self.context.stopping.clear()
         self.context.role = "worker" if worker else "both" if has_worker else "web"
-        for name in ("_api", "_pages"):  # Of an earlier start, with the worker of that.
+        for name in ("_api", "_pages"):  # Built for the worker of an earlier start.
             self.__dict__.pop(name, None)
         await self.database.open()
         try:
             if has_worker:
-                self._check_way()
+                self._check_connection()
             await self.database.migrate()
             await self.database.write(tenants.ensure, self.context, tenants.DEFAULT)
             sender = self._sender or _sender(self.settings)
@@ -158,13 +158,13 @@ class App:
         if has_worker:
             self.worker.start()
 
-    def _check_way(self) -> None:
-        """StorageError if no worker can ever work over this way to the database."""
+    def _check_connection(self) -> None:
+        """StorageError if no worker can ever work over this connection to the database."""
         if refusal := self._ownership.refusal:
             raise StorageError(refusal)
 
     def begin_stop(self) -> None:
-        """Start no more work, and answer at once what only waits."""
+        """Start no more work, and answer requests that only wait."""
         self.context.stopping.set()
         for waiter in list(self.context.waiters.values()):
             waiter.set()
@@ -178,7 +178,7 @@ class App:
         if ends_at is None:
             ends_at = asyncio.get_running_loop().time() + self.settings.shutdown_seconds
         self.begin_stop()
-        async with contextlib.AsyncExitStack() as stack:  # From the last to the first, in any case.
+        async with contextlib.AsyncExitStack() as stack:  # Closes all, whatever fails, in reverse.
             stack.push_async_callback(self.database.close)
             stack.push_async_callback(_close, self.context.client)
             stack.push_async_callback(_close, self.worker.sender)
@@ -213,15 +213,15 @@ def _sender(settings: Settings) -> Sender:
     if settings.http_proxy:
         from service.delivery.webhook.proxy import ProxiedSender  # noqa: PLC0415  cold start
 
-        context = tls_context(settings.ca_file)
-        return ProxiedSender(settings.http_proxy, context, connections=connections)
+        ssl_context = tls_context(settings.ca_file)
+        return ProxiedSender(settings.http_proxy, ssl_context, connections=connections)
     policy = egress.Policy(settings.allow_http, settings.allow_networks)
-    ssl_context = tls_context(settings.ca_file) if settings.ca_file else None
-    return WebhookSender(policy, ssl_context=ssl_context, connections=connections)
+    own_context = tls_context(settings.ca_file) if settings.ca_file else None
+    return WebhookSender(policy, ssl_context=own_context, connections=connections)
 
 
 async def _close(edge: Any) -> None:
-    """Close connections to others, who may answer nothing: no wait is longer than a second."""
+    """Close a client of others within CLOSE_SECONDS: the other side may never answer."""
     close = getattr(edge, "close", None)
     if close is not None:
         try:

@@ -24,15 +24,15 @@ _log = log.get()
 
 
 class _Run(msgspec.Struct, eq=False):
-    """The service on one event loop: its start, and how many lifespans it has."""
+    """The service on one event loop: the tasks that start and stop it, and its open lifespans."""
 
     start: asyncio.Task[App]
-    keeper: asyncio.Task[None] | None = None  # Cancelled, it stops the service.
+    keeper: asyncio.Task[None] | None = None  # Cancelling it stops the service.
     lifespans: int = 0
 
 
 class Entry:
-    """The service as an ASGI application. Each event loop that it runs on has its own."""
+    """The service as an ASGI application. Each event loop has an `App` of its own."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -54,7 +54,7 @@ class Entry:
                 await app(scope, receive, send)
 
     async def start(self) -> App:
-        """Return the service of this event loop, started."""
+        """Return the service of this event loop, started; raise the error of a failed start."""
         loop = asyncio.get_running_loop()
         run = self._runs.get(loop)
         if run is None or (run.start.done() and _has_failed(run.start)):
@@ -121,4 +121,4 @@ def _end_process_if_failed(app: App) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-app = Entry(read_settings())  # SettingsError: what is wrong is said at the start of any server.
+app = Entry(read_settings())  # A SettingsError ends the start of any server with its message.

@@ -1,6 +1,7 @@
 """The objects that all parts of a process share: settings, database, client, clock, signals."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
@@ -23,50 +24,50 @@ UPSTREAM = "apiinone"
 
 
 class Lanes(Protocol):
-    """What receives committed deliveries in memory: the dispatcher of a session."""
+    """The methods of a session's dispatcher that receive committed deliveries and changes."""
 
     def offer(self, due: Sequence[DueDelivery]) -> None:
         """Take deliveries that are due now."""
 
     def refill(self, subscriber_id: str) -> None:
-        """Read the rows of a subscriber with new deliveries in the database."""
+        """Read a subscriber's new deliveries from the database."""
 
     def reload(self, subscriber_id: str) -> None:
         """Read a changed subscriber again."""
 
     def reload_tenant(self, tenant: str, origin: str | None = None) -> None:
-        """Read again what all subscribers of a tenant have in common, or those at an origin."""
+        """Read a tenant's subscribers and signing secret again, or only those at an origin."""
 
 
 class Inbox:
     """Hands committed deliveries to the session that works now, which saves reading their rows.
 
-    The session is looked up when the commit has happened, not when its unit began: nothing reaches
-    one that is over. Other processes hear of what they work on, and find the rows themselves.
+    It looks the session up after the commit, not when the unit begins: a session that is over gets
+    no delivery. A process that holds the shard of a delivery is notified, and reads the row.
     """
 
-    def __init__(self, is_ours: Callable[[str], bool]) -> None:
-        self._is_ours = is_ours  # Tells other processes of what is theirs.
+    def __init__(self, hand_over: Callable[[str], bool]) -> None:
+        self._hand_over = hand_over  # `Context.hand_over`.
         self.lanes: Lanes | None = None
 
     def offer(self, due: Sequence[DueDelivery]) -> None:
         """Hand over deliveries that are due now."""
-        ours = [delivery for delivery in due if self._is_ours(delivery.subscriber_id)]
+        ours = [delivery for delivery in due if self._hand_over(delivery.subscriber_id)]
         if self.lanes is not None and ours:
             self.lanes.offer(ours)
 
     def refill(self, subscriber_id: str) -> None:
-        """Tell of a subscriber with new deliveries in the database."""
-        if self._is_ours(subscriber_id) and self.lanes is not None:
+        """Hand over a subscriber that has new deliveries in the database."""
+        if self._hand_over(subscriber_id) and self.lanes is not None:
             self.lanes.refill(subscriber_id)
 
     def reload(self, subscriber_id: str) -> None:
-        """Tell of a changed subscriber."""
+        """Announce that a subscriber has changed."""
         if self.lanes is not None:
             self.lanes.reload(subscriber_id)
 
     def reload_tenant(self, tenant: str, origin: str | None = None) -> None:
-        """Tell that a tenant's secret has changed, or until when an origin rests."""
+        """Announce that a tenant's secret has changed, or the rest of the receiver at an origin."""
         if self.lanes is not None:
             self.lanes.reload_tenant(tenant, origin)
 
@@ -78,6 +79,13 @@ class Signals(Struct, frozen=True):
     poll: asyncio.Event = field(default_factory=asyncio.Event)
     deadline: asyncio.Event = field(default_factory=asyncio.Event)
     replay: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+async def wait_for(signal: asyncio.Event, seconds: float) -> None:
+    """Wait until `signal` is set, at most for `seconds`."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await signal.wait()
 
 
 class Context(Struct, kw_only=True):
@@ -93,30 +101,31 @@ class Context(Struct, kw_only=True):
     jitter: Callable[[], float]
     random_bytes: Callable[[int], bytes] = os.urandom
     signals: Signals = field(default_factory=Signals)
-    # By generation: set once it is terminal; an entry goes with the last request that waits for it.
+    # By generation id: set once it is terminal. An entry lives as long as a request waits for it.
     waiters: WeakValueDictionary[str, asyncio.Event] = field(default_factory=WeakValueDictionary)
-    # The requests with an `Idempotency-Key` that run in this process, by tenant and key.
+    # SHA-256 of each request with an `Idempotency-Key` that runs here, by (tenant, key).
     claims: dict[tuple[str, str], bytes] = field(default_factory=dict)
     role: Literal["web", "worker", "both"] = "web"  # What this process does: serve, work, or both.
-    watching: asyncio.Task[None] | None = None  # Looks for outcomes that others recorded.
+    watching: asyncio.Task[None] | None = None  # Looks for other processes' outcomes.
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # Set: nothing may wait.
 
-    # Shards of what was committed here, and is due where they are held: a drive tries to take them.
+    # Shards of other processes for which this one committed due work; a drive tries to take them.
     elsewhere: set[int] = field(default_factory=set)
     inbox: Inbox = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        self.inbox = Inbox(self._is_ours)
+        self.inbox = Inbox(self.hand_over)
 
-    def tell(self, loop: asyncio.Event, id_: str) -> None:
-        """After a commit: wake the loop that works on what has this id, in whichever process."""
-        if self._is_ours(id_):
-            loop.set()
+    def tell(self, signal: asyncio.Event, id_: str) -> None:
+        """After a commit, wake the loop that works on this id's shard, in whichever process."""
+        if self.hand_over(id_):
+            signal.set()
 
-    def _is_ours(self, id_: str) -> bool:
-        if not (is_ours := self.database.hand_over(id_)):
+    def hand_over(self, id_: str) -> bool:
+        """Return whether this process holds the id's shard; else notify the process that does."""
+        if not (is_here := self.database.hand_over(id_)):
             self.elsewhere.add(shard_of(id_))
-        return is_ours
+        return is_here
 
     @property
     def catalogue(self) -> dict[str, catalogue.Model]:

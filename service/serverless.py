@@ -1,7 +1,7 @@
 """`service.serverless.handler`: the service on AWS Lambda, by Mangum (the extra `lambda`).
 
-Lambda freezes the process between two events, so nothing may be under way that cannot wait: a
-submission that is cut off is lost.
+Lambda freezes the process between two events, so no submission may be in flight then: one that is
+cut off is `lost`.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ from service.telemetry import log
 _log = log.get()
 SCHEDULED = "Scheduled Event"  # The `detail-type` of a schedule's events.
 TICK_SECONDS_MAX = 60.0
-TICK_SHARE = 0.5  # Of the function's time; what is under way then has the rest of it.
-END_SECONDS = 1.0  # Left of the function's time, to answer.
+TICK_SHARE = 0.5  # Of the remaining time. Requests that are in flight then have the rest.
+END_SECONDS = 1.0  # Left of the remaining time for the answer.
 TEXT_TYPES = [*DEFAULT_TEXT_MIME_TYPES, "application/problem+json", "application/yaml"]
 
-BAD_BODY = "The body is not the text, or not the Base64, that its event says that it is."
+BAD_BODY = "The body of the event is not text, or not the Base64 that isBase64Encoded announces."
 OTHER_EVENT = (
     "genhook takes requests of API Gateway, of a function URL or of a load balancer, and events of "
     'a schedule, which have {"detail-type": "Scheduled Event"}; this event is neither.'
@@ -51,8 +51,8 @@ class Function:
         self._loop = asyncio.new_event_loop()
         configure_log(settings)
         asyncio.set_event_loop(self._loop)  # Mangum looks for it here.
-        # An HTTP API puts the name of its stage before each path, a domain of one's own its
-        # mapping: either is the path of the public URL.
+        # An HTTP API puts the name of its stage before each path, a custom domain the path of its
+        # mapping. Either is the path of GENHOOK_PUBLIC_URL.
         base_path = urlsplit(settings.public_url or "").path or "/"
         self._http = Mangum(
             self._serve,
@@ -62,18 +62,18 @@ class Function:
         )
 
     def __call__(self, event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-        """Answer an HTTP request, of API Gateway or a function URL; tick for a schedule's event."""
+        """Answer an HTTP request, or tick for a schedule's event; ValueError for another event."""
         asyncio.set_event_loop(self._loop)
-        kind = event if isinstance(event, dict) else {}
-        if kind.get("detail-type") == SCHEDULED:
+        fields = event if isinstance(event, dict) else {}
+        if fields.get("detail-type") == SCHEDULED:
             return self._loop.run_until_complete(self._tick(context))
-        if "requestContext" not in kind:
+        if "requestContext" not in fields:
             raise ValueError(OTHER_EVENT)
         answer: dict[str, Any] = self._http(_with_body(event), context)
         return answer
 
     async def _start(self) -> App:
-        """Start the service with the first event; StorageError if it cannot, for the next try."""
+        """Return the service, which the first event starts. After a StorageError the next tries."""
         if self._app is None:
             app = App(self._settings)
             await app.start()
@@ -81,7 +81,7 @@ class Function:
         return self._app
 
     async def _tick(self, context: LambdaContext) -> dict[str, Any]:
-        """Do due work, and let end what it began; return what was done."""
+        """Do due work, wait for the requests that it has begun, and return the counts."""
         worker = (await self._start()).worker
         done = await worker.tick(min(_seconds_left(context) * TICK_SHARE, TICK_SECONDS_MAX))
         rest = [task for task in worker.ticks.under_way if task is not None]
@@ -90,7 +90,7 @@ class Function:
         return counts
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request; end only with the submissions that are under way."""
+        """Answer a request, and wait for the submissions in flight."""
         if scope["aws.event"]["body"] is None:
             await asgi.refuse(scope, send, Problem(400, "invalid_json", BAD_BODY), now_ms())
             return
@@ -105,7 +105,7 @@ class Function:
 
 
 def _with_body(event: dict[str, Any]) -> dict[str, Any]:
-    """Return the event with its body as bytes, or as None if that cannot be read."""
+    """Return the event with its body as bytes, or with None for a body that cannot be read."""
     text, body = event.get("body") or "", None
     if isinstance(text, str):
         with contextlib.suppress(ValueError):

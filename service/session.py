@@ -1,8 +1,8 @@
 """A session: what a worker keeps in memory while it holds the right to work on the database.
 
-It begins with that right and is thrown away whole with it: another process may work afterwards, and
-what this one remembers would be old. The rows are the queue; a hand-over in memory only saves
-reading them, so a full look at the rows stands behind every hand-over.
+It begins and ends with that right: once another process works, this memory is out of date. The rows
+are the queue. A hand-over in memory only saves reading them, so a full look at the rows follows at
+least every LOOK_EVERY_MS.
 """
 
 import asyncio
@@ -29,19 +29,19 @@ from service.store.shards import NONE, SHARDS, shard_of
 from service.telemetry import log
 
 _log = log.get()
-WATCH_SECONDS = 0.1
+WATCH_SECONDS = 0.1  # Between two runs of `watch`.
 LOOK_EVERY_MS = MINUTE  # How long a hand-over that was missed can stay unnoticed.
-LANES_PER_SECOND = 10_000  # Looked at on account of other processes' commits.
-# Between two batches of cleaning others commit: for twice as long as the first of them took.
+LANES_PER_SECOND = 10_000  # Scanned because other processes committed.
+# After a batch of cleaning, other units may commit for twice as long as the batch took.
 CLEAN_PAUSES = 2
 CLEAN_PAUSE_MS_MIN, CLEAN_PAUSE_MS_MAX = 10, SECOND
-BACKOFF_SECONDS_MAX = 60.0  # Of a step that fails again and again.
+BACKOFF_SECONDS_MAX = 60.0  # Before a step that keeps failing runs again.
 
-Step = Callable[[int], Coroutine[Any, Any, int | None]]  # Returns when to be called next.
+Step = Callable[[int], Coroutine[Any, Any, int | None]]  # Takes `now`, returns the next due time.
 
 
 class WorkCounts(msgspec.Struct):
-    """How many rows were worked on; `more` if some are still due."""
+    """How many rows a tick worked on; `more` if rows are still due."""
 
     submitted: int = 0
     polled: int = 0
@@ -54,7 +54,8 @@ class WorkCounts(msgspec.Struct):
 class Session:
     """The lanes with their slots, the steps of the loops, and what was seen of other processes.
 
-    `steps` are due work, each with the event that wakes its loop; `loops` has the watch as well.
+    steps: functions that do due work, each with the signal that wakes its loop; `loops` adds
+    `watch`. drive_steps: those for the rows that a request makes due.
     """
 
     def __init__(
@@ -75,12 +76,12 @@ class Session:
         self._sweep = sweep
         self._is_cleaning = False
         self._look_at: int | None = None  # None: the rows were not looked at yet.
-        self._rest_until = 0  # No look before on account of another process's commit.
-        self._shards = NONE  # As they were seen last.
+        self._rest_until = 0  # Until then, no other process's commit causes a look.
+        self._shards = NONE  # Those of the last `_follow_shards`.
         self._is_resealed = False
         self._requests = submitter.in_flight, poller.in_flight
         self._budget, self._poller = submitter.budget, poller
-        self._subscribers_revision = -1  # None: whatever was changed before counts as changed.
+        self._subscribers_revision = -1  # Before any: the first read takes all as changed.
         signals, attempts_due = context.signals, asyncio.Event()
         self.dispatcher.on_timer = attempts_due.set
         self.steps: tuple[tuple[Step, asyncio.Event], ...] = (
@@ -91,7 +92,6 @@ class Session:
             (self._clean, asyncio.Event()),
             (self.dispatcher.run_due, attempts_due),
         )
-        # What a request has made due: its submission, its question, its first attempts.
         self.drive_steps = tuple(step for step, _ in (*self.steps[:2], self.steps[-1]))
         self.loops: tuple[tuple[Step, asyncio.Event], ...] = (
             *self.steps,
@@ -99,18 +99,18 @@ class Session:
         )
 
     def resume(self) -> None:
-        """Take what is committed from now on, and let attempts start.
+        """Receive deliveries that are committed from now on, and let attempts start.
 
-        What the rows hold already is found by the first `watch`, while the loops work: with many
-        lanes that takes seconds.
+        The first `watch` finds the rows that are due already, while the loops run: with many lanes
+        it takes seconds.
         """
         self.ownership.busy = self._busy
-        self._is_resealed = 0 in self.ownership.shards  # Else it is, once that is taken.
+        self._is_resealed = 0 in self.ownership.shards  # Else `_clean` reseals.
         self.context.inbox.lanes = self.dispatcher
         self.dispatcher.is_open = True
 
     def pause(self) -> None:
-        """Start no more attempts; those under way go on."""
+        """Start no more attempts; attempts under way go on."""
         self.dispatcher.is_open = False
         if self.context.inbox.lanes is self.dispatcher:
             self.context.inbox.lanes = None
@@ -121,14 +121,14 @@ class Session:
             signal.set()
 
     async def close(self) -> None:
-        """End what is under way, and drop all memory. Rows of attempts that end here stay due."""
+        """Cancel the attempts under way, and drop all lanes. The rows stay due."""
         self.pause()
         await self.dispatcher.close()
 
     async def look(self, now: int) -> int:
         """Find all lanes that have rows, and wake every loop; return when to look again."""
         self._follow_shards()
-        self._look_at = now  # Until the look has succeeded, it is due.
+        self._look_at = now  # A look that fails stays due.
         for signal in msgspec.structs.astuple(self.context.signals):
             signal.set()
         await self._follow_changes()
@@ -138,7 +138,7 @@ class Session:
         return self._look_at
 
     async def _follow_changes(self) -> None:
-        """Have the lanes of subscribers that were changed read them again."""
+        """Let lanes read their subscribers again where any process has changed them."""
         changes = await self.context.database.read(
             subscribers.changes_since, self._subscribers_revision
         )
@@ -146,12 +146,12 @@ class Session:
         self._subscribers_revision = changes.revision
 
     def _follow_shards(self) -> bool:
-        """Let go of what other processes work on now; return whether there is more to do here."""
+        """Adapt to the shards held now: poll rate, lanes. Return whether there are new shards."""
         before, self._shards = self._shards, self.ownership.shards
         if self._shards not in (before, NONE):
             share = len(self._shards) / SHARDS
             self._budget.is_shared = self._poller.is_in_turn and share < 1
-            # Who takes turns has few shards and short time: it asks for each question instead.
+            # A process in turn has few shards and little time: it asks a stored rate for each poll.
             share = 1.0 if self._poller.is_in_turn else share
             self._budget.take_share(share, self.context.clock())
         if before - self._shards:
@@ -159,7 +159,7 @@ class Session:
         return bool(self._shards - before)
 
     def _busy(self) -> set[int]:
-        """Return the shards with requests under way."""
+        """Return the shards with attempts, submissions or polls under way."""
         lanes = self.dispatcher.lanes.values()
         ids = [lane.subscriber_id for lane in lanes if lane.in_flight]
         return {shard_of(id_) for id_ in chain(ids, *self._requests)}
@@ -167,8 +167,8 @@ class Session:
     async def watch(self, now: int) -> int:
         """Look at the rows at first, with new shards, after others' commits, and once a minute.
 
-        A commit is looked for before the rows are: what is committed meanwhile is seen next time.
-        Subscribers are looked at each time: the writer, who is asked for commits, may be busy.
+        It asks for commits before it reads the rows: what is committed in between is seen next
+        time. It reads changed subscribers each time, as the answer about commits may be late.
         """
         if self._look_at is not None:
             await self._follow_changes()
@@ -181,7 +181,7 @@ class Session:
         return now + int(WATCH_SECONDS * SECOND)
 
     def begin_tick(self) -> None:
-        """Count what is done from now on."""
+        """Count the rows that are worked on from now on."""
         self._counts.clear()
         self._attempted_before = self.dispatcher.attempted
         self._in_tick = True
@@ -205,9 +205,9 @@ class Session:
         return step
 
     async def _clean(self, now: int) -> int:
-        """Clean once; outside of ticks with a pause, so that other commits can run in between.
+        """Delete one batch of old rows; outside of ticks, pause for the commits of others.
 
-        It is of no shard, so who holds the first one does it.
+        Cleaning belongs to no shard: the process that holds shard 0 does it.
         """
         if 0 not in self.ownership.shards:
             self._is_resealed = False
@@ -234,7 +234,7 @@ class Session:
 def log_failure(step: Step, error: Exception, failures: int) -> float:
     """Log that a step failed; return for how many seconds its loop backs off."""
     name = getattr(step, "__name__", "step")
-    if isinstance(error, StorageError):  # It is the disk's, and may be over at any moment.
+    if isinstance(error, StorageError):  # The disk may recover at any moment.
         _log.error("worker.storage_failed", step=name, error=str(error))
         return 1.0
     seconds: float = min(2.0 ** (failures - 1), BACKOFF_SECONDS_MAX)

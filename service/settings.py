@@ -15,7 +15,7 @@ from service.model.server_url import split_hosts
 ENVIRONMENT: Mapping[str, str] = os.environ  # noqa: TID251  the only module that reads it
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 KEY_CHARACTERS_MIN = 32
-SECRET_CHARACTERS_MIN = 8  # Of others' secrets: a shorter one is also a part of ordinary text.
+SECRET_CHARACTERS_MIN = 8  # Of secrets that are redacted: a shorter one may be ordinary text.
 DISTINCT_CHARACTERS_MIN = 8  # A random key of 32 hexadecimal digits has more.
 _BODY_BYTES = (1_024, 67_108_864)
 _QUOTED_CHARACTERS_MAX = 200
@@ -90,7 +90,7 @@ def _database_path(value: str) -> str:
 
 
 def _postgres_url(value: str) -> str:
-    split_hosts(_text(value))  # It checks them.
+    split_hosts(_text(value))  # ValueError for a wrong URL.
     return value
 
 
@@ -117,7 +117,7 @@ def _url(value: str) -> str:
     try:
         parts = urlsplit(value)
         host, port = parts.hostname, parts.port
-        (host or "").encode("idna")  # As Python's sockets do: its parts have lengths.
+        (host or "").encode("idna")  # As Python's sockets do: it limits the length of labels.
     except ValueError:  # Its message could quote a password.
         raise ValueError("must be a URL whose host and port are well-formed") from None
     is_absolute = parts.scheme in ("http", "https") and bool(host) and "@" not in parts.netloc
@@ -230,11 +230,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _OTHER_NAMES = {"database_path": "GENHOOK_DATABASE_URL", "port": "PORT"}
-# The field of each variable. The others are GENHOOK_ and the name of the field.
+# The field of each variable: GENHOOK_ and the field's name, but for these two.
 VARIABLES = {
     _OTHER_NAMES.get(field, f"GENHOOK_{field.upper()}"): field for field in Settings.__annotations__
 }
-# The command line as a client of a running service reads these; they are no settings of it.
+# The command line reads these as a client of a running service. They are not its settings.
 CLIENT_VARIABLES = ("GENHOOK_URL", "GENHOOK_API_KEY")
 
 
@@ -308,6 +308,6 @@ def read_settings(environ: Mapping[str, str] = ENVIRONMENT, **overrides: object)
 
 
 def unknown_variables(environ: Mapping[str, str] = ENVIRONMENT) -> list[str]:
-    """The variables that start with `GENHOOK_` but are not settings: likely misspelled."""
+    """Return the variables that start with `GENHOOK_` but are no settings: likely misspelled."""
     known = {*VARIABLES, *CLIENT_VARIABLES}
     return sorted(name for name in environ.keys() - known if name.startswith("GENHOOK_"))

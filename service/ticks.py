@@ -1,16 +1,15 @@
 """Ticks and drives: due work for a short time, where no worker runs.
 
-A tick is asked for and does all due work. A drive belongs to a request: it does what the request
-has made due within it, so that a platform that stops the process afterwards stops no work.
-Both need the right to work, and do nothing where another process has it.
+A tick runs on request and does all due work. A drive runs within the request of a submission or a
+callback and does the work that the request made due: a platform may stop the process afterwards.
+Both need the right to work, and do nothing while another process has it.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Collection, Iterable
 from typing import Any, Protocol
 
-from service.context import Context
+from service.context import Context, wait_for
 from service.delivery.lanes import held_up_until
 from service.generations.poll import Poller
 from service.generations.submit import Submitter
@@ -22,15 +21,15 @@ from service.store.shards import ALL, NONE
 from service.telemetry import log
 
 _log = log.get()
-RECORD_AGAIN_SECONDS = 1.0
-# A tick waits for what a rate holds up, while attempts leave; a longer rest is for the next tick.
+RECORD_AGAIN_SECONDS = 1.0  # After results of attempts could not be stored.
+# How long a tick waits for deliveries that a rate holds up, as long as it sends attempts.
 HELD_UP_SECONDS_MAX = 1.0
-ROUND_SECONDS = 0.1  # Between two looks at what is due, while something is under way.
-HEARD_SECONDS = 0.1  # After a commit, until whoever holds the shards of it has its notice.
+ROUND_SECONDS = 0.1  # Between two looks at the due rows, while requests are under way.
+HEARD_SECONDS = 0.1  # After a commit, until the holder of its shards has the notification.
 
 
 class Holder(Protocol):
-    """Who may hold the right to work in this process: its worker."""
+    """The worker of this process, as far as ticks use it."""
 
     context: Context
     ownership: Ownership
@@ -43,10 +42,10 @@ class Holder(Protocol):
         """Replace the session, which is over, by a new one."""
 
     async def end_session(self) -> None:
-        """Throw the session away, and let others work."""
+        """Throw the session away, then let other processes work."""
 
     async def settle(self) -> None:
-        """Wait for everything under way."""
+        """Wait for all submissions, polls and attempts under way."""
 
 
 class Ticks:
@@ -56,23 +55,23 @@ class Ticks:
         self._holder = holder
         self._lock = asyncio.Lock()
         self._is_ticking = False
-        self.late_steps: set[asyncio.Task[int | None]] = set()  # Of ticks whose time was up.
-        self._rest: asyncio.Task[None] | None = None  # Ends the session of the last tick.
+        self.late_steps: set[asyncio.Task[int | None]] = set()  # They outlived their tick.
+        self._ending: asyncio.Task[None] | None = None  # Ends the session of the last tick.
         self._driving: asyncio.Task[None] | None = None
         self._drive_ends_at = 0.0
-        self._shards: set[int] = set()  # Those that the drive under way is about.
-        self._wanted = asyncio.Event()  # Set: requests wait for the next turn.
-        self._turn_ended = asyncio.Event()  # That of the next turn.
+        self._shards: set[int] = set()  # Of the requests that the drive works for.
+        self._requested = asyncio.Event()  # Set: requests wait for the next turn.
+        self._turn_ended = asyncio.Event()  # Set by the next turn.
 
     @property
     def under_way(self) -> tuple[asyncio.Task[None] | None, ...]:
-        """What a stop waits for."""
-        return self._driving, self._rest
+        """The tasks that a stop waits for."""
+        return self._driving, self._ending
 
     async def tick(self, seconds: float) -> WorkCounts:
         """Do due work for `seconds` or until a stop; none while another tick or process works.
 
-        What is under way by then goes on without the caller, and its session ends with it.
+        Requests that are under way by then go on without the caller; after them the session ends.
         """
         if self._is_ticking:
             return WorkCounts(more=True)
@@ -84,7 +83,7 @@ class Ticks:
             self._is_ticking = False
 
     async def _tick(self, ends_at: float) -> WorkCounts:
-        is_guest = self._holder.ownership.is_held and self._rest is None
+        is_guest = self._holder.ownership.is_held and self._ending is None
         if not (is_guest or await self._take_over(ALL)):
             return WorkCounts(more=True)
         session = self._holder.session
@@ -98,28 +97,26 @@ class Ticks:
         return WorkCounts(**counts, more=more)
 
     async def drive(self, seconds: float, shard: int) -> None:
-        """Have what was just committed worked on; return once it is, after `seconds`, or at a stop.
+        """Do the due work of a shard; return after its turn, after `seconds`, or at a stop.
 
-        Requests that come meanwhile share the turn that follows. Nothing is raised.
+        Requests that come during a turn share the next one. Nothing is raised.
         """
         if seconds <= 0 or self._holder.stopping.is_set():
             return
         self._drive_ends_at = asyncio.get_running_loop().time() + seconds
         self._shards.add(shard)
-        self._wanted.set()
+        self._requested.set()
         turn_ended = self._turn_ended
         if self._driving is None or self._driving.done():
             self._driving = asyncio.create_task(self._drive(), name="drive")
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await turn_ended.wait()
+        await wait_for(turn_ended, seconds)
 
     async def _drive(self) -> None:
-        """Take turns while requests want them, or while others commit what they may not work on.
+        """Take turns while requests wait for one, or other processes commit without working.
 
-        Who finds the right to work taken goes away. So who had it looks again after it let go: what
-        was committed before somebody was refused is seen then. On PostgreSQL it may let go before
-        it hears of that, so who was refused tries once more when it must have heard.
+        A process that finds the right to work taken gives up. So the process that had it looks for
+        commits once more after it has released the right. On PostgreSQL it may release the right
+        before it is notified, so the process that gave up tries once more after HEARD_SECONDS.
         """
         loop, ownership, is_wanted = asyncio.get_running_loop(), self._holder.ownership, True
         turn_ended, may_try_again = self._turn_ended, True
@@ -127,64 +124,64 @@ class Ticks:
             while is_wanted and not self._holder.stopping.is_set():
                 async with self._lock:
                     turn_ended, self._turn_ended = self._turn_ended, asyncio.Event()
-                    self._wanted.clear()
+                    self._requested.clear()
                     has_worked, is_refused = await self._drive_once()
                 turn_ended.set()
                 has_time = has_worked and loop.time() < self._drive_ends_at
                 others_wait = has_time and await ownership.other_process_committed()
-                is_wanted = others_wait or self._wanted.is_set()
+                is_wanted = others_wait or self._requested.is_set()
                 if is_refused and may_try_again and not is_wanted:
                     may_try_again, is_wanted = False, True
-                    await _wait_for(self._holder.stopping, HEARD_SECONDS)
-        except Exception as error:  # noqa: BLE001  the rows are still due: what was stored stays
+                    await wait_for(self._holder.stopping, HEARD_SECONDS)
+        except Exception as error:  # noqa: BLE001  the request is stored, and its rows stay due
             _log.warning("drive.failed", error=repr(error))
         finally:
             turn_ended.set()
             self._turn_ended.set()
             self._turn_ended = asyncio.Event()
             self._shards.clear()
-            if self._holder.stopping.is_set() and ownership.is_held and self._rest is None:
-                await self._end()  # Of a turn that another one was to follow.
+            if self._holder.stopping.is_set() and ownership.is_held and self._ending is None:
+                await self._end()  # The last turn left its session to a next one.
 
     async def _drive_once(self) -> tuple[bool, bool]:
-        """Do one turn. Return whether it worked, and whether others have any of its shards."""
-        if not await self._take_over(self._lacking()):
+        """Take a turn. Return whether it worked, and whether others hold shards that it needs."""
+        if not await self._take_over(self._missing_shards()):
             return False, True
         ownership = self._holder.ownership
-        await ownership.other_process_committed()  # What comes later counts.
+        await ownership.other_process_committed()  # Later commits count.
         try:
             held = NONE
-            while held != (held := ownership.shards):  # What it does may be due in further ones.
+            while held != (held := ownership.shards):  # Its work may make rows of others due.
                 steps = self._holder.session.drive_steps
-                more = await self._work_until(self._drive_ends_at, [*steps], self._wanted)
-                if not more and (lacking := self._lacking()):
-                    await ownership.acquire(lacking)
-            is_refused = bool(self._lacking())
+                more = await self._work_until(self._drive_ends_at, [*steps], self._requested)
+                if not more and (missing := self._missing_shards()):
+                    await ownership.acquire(missing)
+            is_refused = bool(self._missing_shards())
         except BaseException:
             await self._end()
             raise
-        if not self._wanted.is_set():  # Else the next turn goes on in this session.
+        if not self._requested.is_set():  # Else the next turn goes on in this session.
             await self._end()
         return True, is_refused
 
-    def _lacking(self) -> set[int]:
-        """Return the shards that the drive is about, and does not hold."""
+    def _missing_shards(self) -> set[int]:
+        """Return the shards that the drive needs and does not hold."""
         self._shards |= self._holder.context.elsewhere
         self._holder.context.elsewhere.clear()
         return self._shards - self._holder.ownership.shards
 
     async def _take_over(self, shards: Collection[int]) -> bool:
-        """Take shards that are free for a tick, perhaps still in the session of the last one."""
+        """Take free shards, and the last tick's session if it is open; False if none is free."""
         holder = self._holder
-        if self._rest is not None and self._rest.cancel():
-            await asyncio.wait([self._rest])
-        self._rest = None
+        if self._ending is not None and self._ending.cancel():
+            await asyncio.wait([self._ending])
+        self._ending = None
         was_held = holder.ownership.is_held
         if not await holder.ownership.acquire(shards):
             return False
         if not was_held:
             holder.poller.is_in_turn = self._is_in_turn
-            await holder.session.close()  # It may have lost its right instead of having ended.
+            await holder.session.close()  # A session that lost its right is still open.
             holder.begin_session()
             if self._is_in_turn:
                 holder.poller.budget.begin_turn(holder.context.clock())
@@ -193,17 +190,17 @@ class Ticks:
 
     @property
     def _is_in_turn(self) -> bool:
-        """Whether processes take turns that know nothing of each other's questions."""
+        """Whether processes take turns, without knowing of each other's polls."""
         return self._holder.context.settings.worker == "off"
 
     def _debt_seconds(self) -> float:
-        """Return for how long to keep the right to work, so that turns together keep the rate."""
+        """Return for how long to keep the right to work, so that all turns keep the poll rate."""
         if not self._is_in_turn:
             return 0.0
         return self._holder.poller.budget.debt_seconds(self._holder.context.clock())
 
     async def _end(self) -> None:
-        """End the session of a tick, or have it end once what is under way has ended."""
+        """End the session of a tick, now or once the requests under way have ended."""
         holder = self._holder
         holder.session.pause()
         in_flight = (*holder.submitter.in_flight, *holder.poller.in_flight, *self.late_steps)
@@ -211,7 +208,7 @@ class Ticks:
         if is_settled and not self._debt_seconds():
             await holder.end_session()
         else:
-            self._rest = asyncio.create_task(self._finish(), name="rest of a tick")
+            self._ending = asyncio.create_task(self._finish(), name="rest of a tick")
 
     async def _finish(self) -> None:
         holder = self._holder
@@ -221,10 +218,10 @@ class Ticks:
                 await asyncio.wait(self.late_steps)
             await holder.settle()
             while not (dispatcher.is_settled or stopping.is_set()):
-                await _wait_for(stopping, RECORD_AGAIN_SECONDS)  # The disk failed.
+                await wait_for(stopping, RECORD_AGAIN_SECONDS)  # The disk failed.
                 await dispatcher.run_due(holder.context.clock())
                 await holder.settle()
-            await _wait_for(stopping, self._debt_seconds())
+            await wait_for(stopping, self._debt_seconds())
         except asyncio.CancelledError:
             if not stopping.is_set():
                 raise  # The next tick goes on in this session.
@@ -240,14 +237,15 @@ class Ticks:
         Return whether rows are due. A step that fails is left out from then on.
         """
         loop, holder = asyncio.get_running_loop(), self._holder
-        steps, count = [holder.session.look, *steps], len(steps) + 1  # The session may be an older.
+        # Look at the rows first: the session may be that of an earlier tick.
+        steps, count = [holder.session.look, *steps], len(steps) + 1
         attempted = -1
         while True:
             try:
                 is_due, is_settled = await self._run_steps(steps, ends_at, interrupt)
             except TimeoutError:
                 return True
-            # A drive does not wait for it: its request does, and a tick comes later.
+            # A drive does not wait for it: a client waits for the drive, and a tick comes later.
             held_up_seconds = self._held_up_seconds() if interrupt is None else None
             more = is_due or len(steps) < count or held_up_seconds is not None
             is_over = loop.time() >= ends_at or holder.stopping.is_set()
@@ -260,10 +258,10 @@ class Ticks:
                     seconds = max(seconds, min(held_up_seconds, HELD_UP_SECONDS_MAX))
                 if not seconds:
                     return more
-                await _wait_for(holder.stopping, min(seconds, ends_at - loop.time()))
+                await wait_for(holder.stopping, min(seconds, ends_at - loop.time()))
 
     def _held_up_seconds(self) -> float | None:
-        """Return for how long a rate or a rest holds up what is due; None if none does."""
+        """Return for how long a rate or a rest holds up due deliveries; None if none does."""
         now = self._holder.context.clock()
         until = held_up_until(self._holder.session.dispatcher.lanes.values(), now)
         return None if until is None else (until - now) / SECOND
@@ -271,10 +269,10 @@ class Ticks:
     async def _run_steps(
         self, steps: list[Step], ends_at: float, interrupt: asyncio.Event | None
     ) -> tuple[bool, bool]:
-        """Run every step once, and wait for what they start, or until more is due.
+        """Run every step once; wait until the requests that it starts end, or more rows are due.
 
-        A receiver that hangs holds up nobody else's work. Return whether rows are due, and whether
-        what was started has ended. TimeoutError if a step does not end in time.
+        So a receiver that hangs holds up no other work. Return whether rows are due, and whether
+        those requests have ended. TimeoutError if a step does not end in time.
         """
         holder, clock = self._holder, self._holder.context.clock
         now = clock()
@@ -295,7 +293,7 @@ class Ticks:
         return is_due or bool(holder.submitter.repeated), is_settled
 
     def _round_ends_at(self, due_times: Iterable[int | None], ends_at: float) -> float:
-        """Return until when to wait for what was started: more may be due before it ends."""
+        """Return until when to wait for requests: until rows are due, in ROUND_SECONDS or later."""
         next_at = min((at for at in due_times if at is not None), default=None)
         if next_at is None:
             return ends_at
@@ -303,7 +301,7 @@ class Ticks:
         return min(ends_at, asyncio.get_running_loop().time() + seconds)
 
     async def _settle(self) -> None:
-        """Wait for what a tick started."""
+        """Wait for the submissions, polls and attempts that a tick started."""
         await self._holder.submitter.settle_repeated()
         await self._holder.poller.settle()
         await self._holder.session.dispatcher.settle()
@@ -320,9 +318,9 @@ class Ticks:
             end.cancel()
 
     async def _run_step(self, step: Step, now: int, ends_at: float) -> int | None:
-        """Run one step; TimeoutError at `ends_at` or a stop, and the step ends without the tick.
+        """Run one step. At `ends_at` or a stop raise TimeoutError; the step goes on alone.
 
-        It is not cancelled: a submission that is cancelled under way is lost.
+        It is not cancelled: a submission that is cancelled in flight is lost.
         """
         if self._holder.stopping.is_set():
             raise TimeoutError
@@ -337,11 +335,4 @@ class Ticks:
     def _drop_step(self, task: asyncio.Task[int | None]) -> None:
         self.late_steps.discard(task)
         if not task.cancelled():
-            task.exception()  # Retrieved: the tick may be over.
-
-
-async def _wait_for(signal: asyncio.Event, seconds: float) -> None:
-    """Wait for the signal for up to `seconds`."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await signal.wait()
+            task.exception()  # Retrieved, or asyncio would log it.

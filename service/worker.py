@@ -1,14 +1,13 @@
 """The worker: the loops that do due work, in the process that owns the database.
 
-Others stand by and take over within a second of its death. Only this module sleeps.
+Other processes stand by and take over within a second of its death. Only this module sleeps.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from service.context import Context
+from service.context import Context, wait_for
 from service.delivery.dispatch import Dispatcher
 from service.delivery.target import Sender
 from service.generations.poll import Poller
@@ -25,14 +24,14 @@ from service.ticks import Ticks
 _log = log.get()
 STANDBY_SECONDS = 1.0
 SLEEP_SECONDS_MAX = 30.0
-RECORD_SECONDS = 1.0  # For work that is ended by a stop.
+RECORD_SECONDS = 1.0  # For requests that a stop cancels, to record that.
 
 
 class Worker:
-    """The loops of one process. They run while it holds the ownership of the database.
+    """The loops of one process. They run while it holds the right to work on the database.
 
-    What belongs to the ownership is in `session`. Submitter and poller belong to the process, which
-    uses them for requests of clients too: they hold requests under way and upstream's budget.
+    The memory that ends with the right is in `session`. Submitter and poller belong to the process,
+    whose clients use them too: they hold the requests under way and the budget of polls.
     """
 
     def __init__(self, context: Context, ownership: Ownership, sender: Sender) -> None:
@@ -43,9 +42,9 @@ class Worker:
         self.poller = Poller(context, self.submitter.budget, self.submitter.in_flight)
         self.task: asyncio.Task[None] | None = None
         self.stopping = asyncio.Event()
-        # Where the last sweep is. It may be old: what it passed stays deleted.
+        # How far retention has deleted. It may be out of date: deleted rows stay deleted.
         self._sweep = retention.Sweep()
-        self.session = self._new_session()  # Not open: it receives nothing and attempts nothing.
+        self.session = self._new_session()  # Not open: it takes and starts nothing.
         self.ticks = Ticks(self)
 
     @property
@@ -87,7 +86,7 @@ class Worker:
     async def finish(self, ends_at: float) -> None:
         """After `stop`: wait for work under way until `ends_at` of the loop's clock, then end it.
 
-        The rows of what is ended are due after a restart, as after a crash.
+        The rows of cancelled work are due after a restart, as after a crash.
         """
         own = [task for task in (self.task, *self.ticks.under_way) if task is not None]
         await _wait(own, ends_at)
@@ -97,13 +96,13 @@ class Worker:
             _log.warning("worker.stopped_late", ended=[task.get_name() for task in late[:10]])
         for task in late:
             task.cancel()
-        if late:  # They record what did not leave, unless the disk hangs.
+        if late:  # They record submissions that were not sent, unless the disk hangs.
             await asyncio.wait(late, timeout=RECORD_SECONDS)
 
     async def _wait_for_requests(self, ends_at: float) -> set[asyncio.Task[Any]]:
         """Wait for the requests to upstream, those of clients who hung up included; return all.
 
-        Each has begun by then: one that is cancelled before could not record that it did not leave.
+        Each task has begun by then: if cancelled before, it could not record that nothing was sent.
         """
         waited: set[asyncio.Task[Any]] = set()
         own = self.submitter.in_flight, self.poller.in_flight
@@ -134,7 +133,7 @@ class Worker:
             _log.info("worker.stopped")
 
     async def _stand_by(self) -> None:
-        """Return as the owner, or once stopped; whatever fails meanwhile is tried again."""
+        """Wait for the right to work, or a stop; log each failure, and try again."""
         has_waited = False
         while not self.stopping.is_set():
             try:
@@ -156,7 +155,7 @@ class Worker:
         if not await self.ownership.acquire():
             return False
         try:
-            if 0 in self.ownership.shards:  # Else it is another worker's, as all that is cleaned.
+            if 0 in self.ownership.shards:  # Its holder cleans, and reseals secrets.
                 await reseal.run(self.context.database, self.context.vault)
             self.poller.is_in_turn = False
             await self.poller.take_over(self.context.clock())
@@ -176,14 +175,14 @@ class Worker:
         self.session = self._new_session()
 
     async def end_session(self) -> None:
-        """Throw the session away before another process may work."""
+        """Throw the session away, then let other processes work."""
         try:
             await self.session.close()
         finally:
             await self.ownership.release()
 
     async def _loop(self, step: Step, signal: asyncio.Event) -> None:
-        """Repeat a step when it is due or signalled. Whatever fails is logged and backed off."""
+        """Repeat a step when it is due or signalled. After a failure, log it and back off."""
         failures = 0
         while self.ownership.is_held and not self.stopping.is_set():
             signal.clear()
@@ -192,7 +191,7 @@ class Worker:
             except Exception as error:  # noqa: BLE001  one step must not end the others
                 failures += 1
                 seconds = log_failure(step, error, failures)
-                # Not the signal, which would repeat a step that cannot be done at once.
+                # It waits for no signal, which would repeat a step that fails at once.
                 await _sleep(self.stopping, seconds)
                 continue
             failures, seconds = 0, SLEEP_SECONDS_MAX
@@ -200,21 +199,21 @@ class Worker:
                 seconds = min(max(next_at - self.context.clock(), 0) / SECOND, seconds)
             if not self.stopping.is_set():
                 await _sleep(signal, seconds)
-        self.session.wake()  # The watch sees first that the right is lost.
+        self.session.wake()  # Of all loops, `watch` notices first that the right is lost.
 
     async def tick(self, seconds: float) -> WorkCounts:
         """Do due work for `seconds` or until `stop`; none while another tick or process works."""
         return await self.ticks.tick(seconds)
 
     async def drive(self, generation_id: str) -> None:
-        """With GENHOOK_WORKER=off, do for a request what it has made due."""
+        """With GENHOOK_WORKER=off, do the work that the request of a generation made due."""
         settings = self.context.settings
-        may_work = self.ownership.refusal is None  # Else a worker elsewhere was told of it.
+        may_work = self.ownership.refusal is None  # Else another process was notified.
         if settings.worker == "off" and self.is_off and may_work:
             await self.ticks.drive(settings.drive_seconds, shard_of(generation_id))
 
     async def settle(self) -> None:
-        """Wait for everything under way."""
+        """Wait for all submissions, polls and attempts under way."""
         await self.submitter.settle()
         await self.poller.settle()
         await self.dispatcher.settle()
@@ -231,6 +230,4 @@ async def _wait(tasks: Iterable[asyncio.Task[Any]], ends_at: float) -> None:
 async def _sleep(signal: asyncio.Event, seconds: float) -> None:
     """Let others run; then sleep until the signal or the end of `seconds`."""
     await asyncio.sleep(0)  # noqa: TID251  the one module that sleeps
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await signal.wait()
+    await wait_for(signal, seconds)

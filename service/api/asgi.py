@@ -17,7 +17,7 @@ from service.telemetry.brake import Brake
 
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 PATH_CHARACTERS_MAX = 200  # The log shows no more of a path.
-ARRIVING_BYTES_MAX = 128 * 1024 * 1024  # Of all bodies that are not complete yet, else 503.
+ARRIVING_BYTES_MAX = 128 * 1024 * 1024  # Of all incomplete bodies together, else 503.
 STRANGERS_LOGGED_PER_SECOND = 20  # Lines about refused requests without a valid key.
 _SHOWN_SEGMENT = re.compile(r"[a-z0-9_-]{0,40}")  # Names and ids, never a callback's token.
 _log = log.get()
@@ -31,8 +31,8 @@ class DisconnectedError(Exception):
 async def read_body(scope: Scope, receive: Receive, bytes_max: int, seconds: float) -> bytes:
     """Return the body; Problem 413 if it is over `bytes_max`, or if its Content-Length is.
 
-    Problem 408 if it is not complete after `seconds`. Most bodies have arrived already, and a timer
-    costs more than reading them: so it starts only when the reading has to wait.
+    Problem 408 after `seconds`, 503 if too many bodies arrive; DisconnectedError if the client went
+    away. A timer costs more than to read a body that has arrived, so it starts only for a wait.
     """
     reading = _read_parts(scope, receive, bytes_max)
     try:
@@ -90,15 +90,15 @@ async def _read_parts(scope: Scope, receive: Receive, bytes_max: int) -> bytes:
 
 
 class _Arriving:
-    """The bytes of all bodies of which the rest is awaited. A whole body is not among them."""
+    """How many bytes of incomplete bodies the process holds."""
 
     def __init__(self) -> None:
         self._bytes = 0
 
     def hold(self, before: int, size: int) -> int:
-        """Hold `size` bytes of a body in place of `before`; Problem 503 if all are too many.
+        """Count `size` bytes of a body instead of `before`; Problem 503 over ARRIVING_BYTES_MAX.
 
-        One body alone may be as large as its own limit says.
+        A single incomplete body has only its own limit.
         """
         others = self._bytes - before
         if size > before and others and others + size > ARRIVING_BYTES_MAX:
@@ -124,7 +124,7 @@ async def healthz(scope: Scope, send: Send, now: int) -> None:
 
 
 async def refuse(scope: Scope, send: Send, problem: Problem, now: int) -> None:
-    """Answer with a problem outside of the API: with the request's own id, counted and logged."""
+    """Answer a request that does not reach the API with a problem; count and log it."""
     state = scope.setdefault("state", {})
     state["code"] = problem.code
     request_id = request_id_of(scope, now)
@@ -178,7 +178,7 @@ def with_request_ids(app: ASGIApp, clock: Clock) -> ASGIApp:
             try:
                 await app(scope, receive, send_with_id)
             except Exception:
-                # Starlette answers with 500, and raises for the server what it has logged.
+                # Starlette answers with 500 and raises again what `_refuse` has logged.
                 if not is_answered:
                     raise
 
@@ -192,9 +192,9 @@ def _hide_segments(path: str) -> str:
 
 
 def _log_refusal(scope: Scope, status: int, admit: Callable[[], int | None] = lambda: 0) -> None:
-    """Leave a line about a request that was refused, so that its request id leads somewhere.
+    """Log a refused request, so that its request id can be found in the log.
 
-    Strangers must not fill the disk with lines: `admit` brakes those without a valid key.
+    Strangers must not fill the disk: `admit`, as Brake.admit, limits lines without a valid key.
     """
     if not (400 <= status < 500 or status == 503) or status == 499:  # 499: the client hung up.
         return

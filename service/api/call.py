@@ -32,7 +32,7 @@ _INTEGER = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 class Parts(Protocol):
-    """What the API uses of a started process: its worker, and the parts of that worker."""
+    """The worker of a started process, as far as the API uses it."""
 
     context: Context
     submitter: Submitter
@@ -44,7 +44,7 @@ class Parts(Protocol):
 
     @property
     def ownership(self) -> Ownership:
-        """What this process works on."""
+        """The right to work, with the shards that this process holds."""
 
     @property
     def is_off(self) -> bool:
@@ -55,14 +55,14 @@ class Parts(Protocol):
         """True unless the worker should run in this process and does not."""
 
     async def drive(self, generation_id: str) -> None:
-        """Do what a request has made due, where no worker runs; nothing is raised."""
+        """Where no worker runs, do the work that a request made due; nothing is raised."""
 
     async def tick(self, seconds: float) -> Any:
-        """Do due work for up to `seconds`; return what was done."""
+        """Do due work for up to `seconds`; return the counts of rows."""
 
 
 class Claim(NamedTuple):
-    """An idempotency key that a request claims, and the SHA-256 of that request."""
+    """An idempotency key that a request claims, and the SHA-256 of the operation and the body."""
 
     key: str
     request_sha256: bytes
@@ -85,12 +85,12 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     headers: Headers
     body: bytes
     request_id: str
-    receive: Receive  # What the client sends after its body: that it hung up.
+    receive: Receive  # After the body, it returns only that the client hung up.
     resource_id: str = ""
     claim: Claim | None = None
 
     def decode(self, type_: type[T], *, empty: bytes = b"") -> T:
-        """Decode the body, else `empty`; Problem 400 if it is not JSON, 422 if a field is wrong."""
+        """Decode the body, else `empty`. Problem 400 if it is not JSON, 422 for a wrong field."""
         try:
             return msgspec.json.decode(self.body or empty, type=type_)
         except msgspec.ValidationError as error:
@@ -182,7 +182,7 @@ async def read_own(tx: Transaction, page: Page, tenant: str, source: Source) -> 
 def read_header(headers: Headers, name: str) -> str | None:
     """Return a header's value, None without it; Problem 400 if it was sent more than once."""
     values = headers.getlist(name)
-    if len(values) > 1:  # A proxy or a log may have seen another of them than we would take.
+    if len(values) > 1:  # A proxy may have used another of the values.
         raise Problem(400, "invalid_header", f"{name} was sent more than once.")
     return values[0] if values else None
 

@@ -18,7 +18,7 @@ from service.store.pages import Rows
 from service.telemetry.redact import Redactor
 from service.upstream import reading
 
-# The tenant of callbacks with an invalid token: each may be meant for any, so operators see them.
+# The tenant of callbacks without a valid token: they may be anybody's, so only operators see them.
 UNOWNED = ""
 
 
@@ -59,7 +59,7 @@ def _view(row: Row) -> dict[str, Any]:
 
 def _raw_view(row: Row, redactor: Redactor) -> dict[str, Any]:
     lines = msgspec.json.decode(row["headers"], type=list[tuple[str, str]])
-    # They were redacted when they were stored, but by the settings of that time.
+    # They were redacted when they were stored, but with the secrets of that time.
     headers = joined_headers((name, redactor.header(name, value)) for name, value in lines)
     try:
         body, encoding = redactor.text(row["body"].decode()), "utf-8"

@@ -1,6 +1,6 @@
 """Checks of request fields that are shared, or that a type cannot express.
 
-Each one looks at the length of a list first: the items of one that is too long get no errors.
+Each check looks at the length of a list first: the items of a list that is too long get no errors.
 """
 
 import re
@@ -16,11 +16,11 @@ from service.delivery.webhook import egress
 from service.delivery.webhook.request import refuse_header
 from service.model.errors import json_pointer
 from service.model.event import EVENT_TYPES
-from service.model.subscriber import Filter
+from service.model.subscriber import REDACTED, Filter
 
 MODEL_ID = r"[!-~]{1,128}"
 MODEL_ID_RULE = "must be 1 to 128 visible ASCII characters"
-NO_NUL = r"^[^\x00]*$"  # Databases and terminals end a text there.
+NO_NUL = r"^[^\x00]*$"  # Databases and terminals end a text at NUL.
 NO_CONTROLS = r"^[^\x00-\x1f\x7f-\x9f]*$"  # They could steer a terminal that shows a name.
 METADATA_MAX = 20
 METADATA_VALUE_MAX = 500
@@ -35,21 +35,20 @@ HEADER_RULE = (
     "needs a name of 1 to 64 characters of [A-Za-z0-9_-], "
     "and a value of at most 1000 printable ASCII characters"
 )
-REDACTED = "[redacted]"  # It is shown in place of a header's value.
 EventTypes = Annotated[list[str], msgspec.Meta(max_length=len(EVENT_TYPES))]
 Headers = Annotated[dict[str, str], msgspec.Meta(max_length=HEADERS_MAX)]
 Rate = Annotated[float, msgspec.Meta(ge=0.01, le=1_000)]
 
 
 def check_url(context: Context, url: str, pointer: str) -> None:
-    """Problem 422 if webhooks can never be delivered to `url`; `pointer` is where it stands."""
+    """Problem 422 if webhooks can never be delivered to `url`, which stands at `pointer`."""
     policy = egress.Policy(context.settings.allow_http, context.settings.allow_networks)
     if reason := egress.refuse_url(url, policy):
         raise Problem(422, "address_refused", reason, [FieldError(pointer, reason)])
 
 
 def metadata_errors(metadata: Mapping[str, str], *steps: str) -> list[FieldError]:
-    """Return what is wrong with metadata; `steps` are those of its JSON pointer."""
+    """Return what is wrong with metadata; `steps` lead to it in the body, for `json_pointer`."""
     if len(metadata) > METADATA_MAX:
         return [FieldError(json_pointer(*steps), f"must have at most {METADATA_MAX} entries")]
     return [
@@ -59,13 +58,13 @@ def metadata_errors(metadata: Mapping[str, str], *steps: str) -> list[FieldError
     ]
 
 
-def depth_errors(value: Any, at: str) -> list[FieldError]:
-    """Return what is wrong with the depth of JSON: what is taken must fit into events, too."""
+def depth_errors(value: Any, pointer: str) -> list[FieldError]:
+    """Return an error if JSON is too deep for the events that will hold it."""
     level = [value]
     for _ in range(INPUT_DEPTH_MAX):
         children = (c.values() if isinstance(c, dict) else c for c in level)
         level = [v for group in children for v in group if isinstance(v, dict | list)]
-    return [FieldError(at, f"is nested deeper than {INPUT_DEPTH_MAX} levels")] if level else []
+    return [FieldError(pointer, f"is nested deeper than {INPUT_DEPTH_MAX} levels")] if level else []
 
 
 def filter_errors(filter_: Filter) -> list[FieldError]:

@@ -12,8 +12,8 @@ from service.store.database import Transaction
 async def list_(call: Call) -> Answer:
     """GET /v1/deliveries."""
     status = call.query_choice("status", stats.STATUSES)
-    nouns = {"subscriber_id": "sub", "event_id": "evt", "generation_id": "gen"}
-    ids = {name: call.query_id(name, prefix) for name, prefix in nouns.items()}
+    prefixes = {"subscriber_id": "sub", "event_id": "evt", "generation_id": "gen"}
+    ids = {name: call.query_id(name, prefix) for name, prefix in prefixes.items()}
     only = deliveries.Filter(status=status, **ids)
     return await answer_page(call, "dlv", Delivery, deliveries.list_page, only)
 

@@ -1,6 +1,6 @@
-"""The OpenAPI document, as it is and as a page that Swagger UI makes of it in the browser.
+"""The OpenAPI document, and a page that shows it with Swagger UI.
 
-Its files are in swagger_ui/. Every address on the page is relative, so that it works behind a path.
+Swagger UI is in swagger_ui/. The page has relative links only: a proxy may add a path before them.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ MEDIA_TYPES = {
     "swagger-ui-bundle.js": "text/javascript",
     "swagger-ui.css": "text/css",
 }
-# Nothing of another host, nothing inline. Icons of the style sheet are data URIs.
+# No file of another host, nothing inline. The style sheet's icons are data URIs.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -30,9 +30,9 @@ from service.store.vault import VaultError
 from service.telemetry import log
 
 PARAMETERS_MAX = 100
-NO_BODY_BYTES = 64  # Of a request that should have no body: an empty object is none.
+NO_BODY_BYTES = 64  # Read of a request that should have no body; `{}` counts as none.
 _KEY_NEEDED = "An API key is needed: Authorization: Bearer ghk_…"
-_AUDITED = ("tenant", "scopes", "subscriber_id")  # Fields of what an act created.
+_AUDITED = ("tenant", "scopes", "subscriber_id")  # Fields of a created resource that the log shows.
 
 _log = log.get()
 # app.py answers these. They are routes here too, so that another method is answered 405.
@@ -67,7 +67,7 @@ async def _serve(parts: Parts, by_method: Mapping[str, Operation], request: Requ
         path=request.path_params,
         query=_read_query(operation, request),
         headers=request.headers,
-        body=await _read_json(operation, parts, request),
+        body=await _read_body(operation, parts, request),
         request_id=request.state.request_id,
         receive=request.receive,
     )
@@ -94,7 +94,7 @@ async def _run(call: Call, operation: Operation) -> Answer:
 
 
 def _log_act(call: Call, operation: Operation, result: Answer) -> None:
-    """Log who changed or saw what, unless nothing happened."""
+    """Log the act of a call, its key and the id of its resource, unless it was refused."""
     is_repeated = "idempotency-replayed" in result.headers
     act = operation.audit_again if is_repeated else operation.audit
     if result.status_code >= 400 or not act:
@@ -121,7 +121,7 @@ async def _refuse(request: Request, error: Exception) -> Answer:
     path = request.scope["path"]  # `request.url` fails on a bad query.
     match error:
         case DisconnectedError():
-            return Answer(status_code=499)  # As nginx counts who hung up; only the metric shows it.
+            return Answer(status_code=499)  # nginx's code for a client that hung up.
         case Problem():
             problem = error
         case HTTPException(status_code=405, headers=headers):  # Starlette's `Allow` has no order.
@@ -169,7 +169,7 @@ async def _authenticate(operation: Operation, parts: Parts, request: Request) ->
         return _NO_KEY
     scheme, _, secret = (read_header(request.headers, "Authorization") or "").partition(" ")
     secret = secret.strip()
-    # Our own pages set it, which call the API in this process. No client can.
+    # The dashboard sets it, which calls the API in this process. No client can.
     key: Key | None = request.scope["state"].get("acting_key")
     if key is None and scheme.lower() == "bearer" and secret.startswith(KEY_PREFIX):
         key = await find_key(parts.context, keys.digest(secret))
@@ -184,7 +184,7 @@ async def _authenticate(operation: Operation, parts: Parts, request: Request) ->
 
 
 async def find_key(context: Context, key_sha256: bytes) -> Key | None:
-    """Return the key with this digest unless it is revoked, and note that it was used."""
+    """Return the key with this digest unless it is revoked; record its use once a minute."""
     admin_key = context.settings.admin_key
     if admin_key and hmac.compare_digest(key_sha256, keys.digest(admin_key)):
         return _ADMIN_KEY
@@ -218,7 +218,7 @@ def _read_query(operation: Operation, request: Request) -> dict[str, str]:
     return query
 
 
-async def _read_json(operation: Operation, parts: Parts, request: Request) -> bytes:
+async def _read_body(operation: Operation, parts: Parts, request: Request) -> bytes:
     settings = parts.context.settings
     if not operation.reads_body:
         if operation.method == "POST":
@@ -233,7 +233,7 @@ async def _read_json(operation: Operation, parts: Parts, request: Request) -> by
 
 
 async def _expect_no_body(request: Request, seconds: float) -> None:
-    """Problem 422 for a body: who sends one means something by it, which would not be done."""
+    """Problem 422 if there is a body: genhook would ignore what its client means by it."""
     try:
         body = await read_body(request.scope, request.receive, NO_BODY_BYTES, seconds)
     except Problem as error:

@@ -1,4 +1,4 @@
-"""Turns what msgspec says about a wrong field into a JSON pointer and a sentence."""
+"""Translates msgspec's message about a wrong field into a JSON pointer and a sentence."""
 
 import re
 from collections.abc import Callable

@@ -64,16 +64,16 @@ _SUBMISSION = {
 
 
 async def create(call: Call) -> Answer:
-    """POST /v1/generations: 202 with the generation, stored, and submitted if that is quick.
+    """POST /v1/generations: 202 with the stored generation, or the problem if upstream refused.
 
-    Upstream may take up to GENHOOK_SUBMIT_WAIT_SECONDS, or none with `Prefer: respond-async`.
-    Then the answer is the generation as it is, and the submission goes on.
+    The request waits for upstream for at most GENHOOK_SUBMIT_WAIT_SECONDS, and not at all with
+    `Prefer: respond-async`. After that, the submission goes on without its client.
     """
     return await _create(call, call.decode(NewGeneration))
 
 
 async def retry(call: Call) -> Answer:
-    """POST /v1/generations/{id}/retry: a new generation with the same request; as `create`."""
+    """POST /v1/generations/{id}/retry: a new generation with the old request; as `create`."""
     old = await call.database.read(_get, call)
     if old.status not in RETRYABLE:
         raise Problem(409, "not_retryable", f"The generation is {old.status}.")
@@ -118,7 +118,7 @@ async def _answer_submission(
 
 
 def _prefers_async(call: Call) -> bool:
-    """Whether the client wants no wait for upstream (RFC 7240, in one header or several)."""
+    """Whether the client wants no wait (RFC 7240 section 4.1), in one header or several."""
     values = [value for name, value in call.headers.items() if name == "prefer"]
     words = [word.partition(";")[0].strip().lower() for word in ",".join(values).split(",")]
     return "respond-async" in words
@@ -141,7 +141,7 @@ def _errors(call: Call, new: NewGeneration) -> list[FieldError]:
 
 
 async def _get(tx: Transaction, call: Call) -> Generation:
-    """Read the generation of the path; Problem 404 unless it is there and the tenant's."""
+    """Return the generation of the path; Problem 404 unless the tenant has it."""
     generation = await rows.read_by_id(tx, Generation, call.path["id"])
     if generation is None or generation.tenant != call.tenant:
         raise not_found("generation")
@@ -149,7 +149,7 @@ async def _get(tx: Transaction, call: Call) -> Generation:
 
 
 async def get(call: Call) -> Answer:
-    """GET /v1/generations/{id}: with `wait`, once it is terminal or the seconds have passed.
+    """GET /v1/generations/{id}: with `wait`, once it is terminal or so many seconds have passed.
 
     A process that stops answers at once, with the generation as it is.
     """
@@ -265,7 +265,7 @@ async def cancel(tx: Transaction, call: Call) -> Generation:
 
 
 async def delete(tx: Transaction, call: Call) -> None:
-    """DELETE /v1/generations/{id}: 409 while it is open. Attempts under way still arrive."""
+    """DELETE /v1/generations/{id}: 409 while it is open. Attempts under way go on."""
     generation = await _get(tx, call)
     if not generation.is_terminal:
         raise conflict(f"The generation is {generation.status}: cancel it first.")
@@ -285,5 +285,5 @@ async def get_usage(call: Call) -> Answer:
         raise bad_query("since", f"must be less than {USAGE_DAYS_MAX} days before until")
     model = call.query_text("model", MODEL_ID, MODEL_ID_RULE)
     days, tenant = (since.isoformat(), until.isoformat()), call.query_tenant()
-    rows = await call.database.search(call.tenant, generations.usage, tenant, *days, model)
-    return answer_list([dict(row) for row in rows])
+    usage = await call.database.search(call.tenant, generations.usage, tenant, *days, model)
+    return answer_list([dict(row) for row in usage])

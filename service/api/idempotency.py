@@ -45,9 +45,10 @@ class _ClaimedError(Exception):
 
 
 async def once(call: Call, name: str, prefix: str, run: Unit[Answer]) -> Answer:
-    """Answer with what `run(call)` returns, or with its stored answer if the request is a repeat.
+    """Return the answer of `run(call)`, or the stored one if the request is a repeat.
 
-    name: that of the operation, since a key is valid for one. prefix: that of the id it creates.
+    name: of the operation; a key is valid for one only. prefix: of the id that the call creates.
+    Problem 400 for a wrong key, 422 if another request had it, 409 if the first still runs.
     """
     fresh_id = new_id(prefix, call.context.clock())
     key = read_header(call.headers, "Idempotency-Key")
@@ -70,7 +71,7 @@ async def once(call: Call, name: str, prefix: str, run: Unit[Answer]) -> Answer:
 async def create(call: Call, unit: Unit[T], *args: object) -> T:
     """Run `unit(tx, *args)`, which creates the resource of the call, and store the claim with it.
 
-    If the unit returns the answer, that is stored too. Otherwise `keep` stores it once it is known.
+    If the unit returns an answer, it is stored too. Otherwise `keep` stores the answer later.
     """
     turn: dict[str, Any] = {"tenant": call.tenant, "held_bytes": len(call.body)}
     return await call.database.write(_create, call, unit, args, **turn)
@@ -88,24 +89,24 @@ async def _create(tx: Transaction, call: Call, unit: Unit[T], args: tuple[object
     return result
 
 
-async def keep(call: Call, late: Answer) -> Answer:
-    """Store the answer of a request whose resource was created before; return it.
+async def keep(call: Call, response: Answer) -> Answer:
+    """Store the answer of a request whose resource is already stored; return the answer.
 
     Over ANSWER_BYTES_MAX it is not stored: a repeat gets the resource as it then is.
     """
-    if call.claim is not None and len(late.body) <= ANSWER_BYTES_MAX:
-        answered = call.claim.key, call.resource_id, _seal(call, call.claim, late)
+    if call.claim is not None and len(response.body) <= ANSWER_BYTES_MAX:
+        answered = call.claim.key, call.resource_id, _seal(call, call.claim, response)
         store = idempotency.store_answer
         try:
             await call.database.write(store, call.tenant, *answered, tenant=call.tenant)
         except StorageError as error:  # A repeat gets the resource as it then is.
             _log.warning("answer.not_kept", error=str(error))
-    return late
+    return response
 
 
 @contextlib.contextmanager
 def _mark_running(call: Call, claim: Claim) -> Iterator[None]:
-    """Refuse a request while this process works on the same one.
+    """Refuse a request while this process answers another one with the same key.
 
     The process remembers which requests run: a mark in a row would outlive a process that dies.
     """
@@ -128,7 +129,7 @@ def _require_same(claim: Claim, request_sha256: bytes) -> None:
 
 
 async def _find(tx: Transaction, tenant: str, claim: Claim) -> Row | None:
-    """Return the row of the claim's key unless it is too old; Problem if another request has it."""
+    """Return the row of the claim's key unless it is too old; Problem 422 for another request."""
     row = await idempotency.get(tx, tenant, claim.key)
     if row is None or row["created_at"] <= tx.now - RETENTION_MS:
         return None
@@ -137,7 +138,7 @@ async def _find(tx: Transaction, tenant: str, claim: Claim) -> Row | None:
 
 
 async def _answer_again(call: Call, claim: Claim, row: Row) -> Answer:
-    """Return the stored answer. Without one the resource is a generation: answer as it is now."""
+    """Return the stored answer; without one, the resource, a generation, as it is now."""
     sealed = row["sealed_answer"]
     if sealed is None:
         generation = await call.database.read(rows.read_by_id, Generation, row["resource_id"])
@@ -146,7 +147,7 @@ async def _answer_again(call: Call, claim: Claim, row: Row) -> Answer:
         plain = call.context.vault.open(sealed, _owner_of(call, claim))
         stored = msgspec.json.decode(plain, type=_StoredAnswer)
         body = stored.body
-        if stored.media_type == PROBLEM_TYPE:  # It names its request, and that is this one now.
+        if stored.media_type == PROBLEM_TYPE:  # It has the id of its request.
             body = msgspec.json.encode({**msgspec.json.decode(body), "request_id": call.request_id})
         response = Answer(body, stored.status, media_type=stored.media_type)
     response.headers["Idempotency-Replayed"] = "true"

@@ -19,7 +19,7 @@ async def list_(call: Call) -> Answer:
     if call.query_choice("sort", ("credits",)):
         models.sort(key=attrgetter("credits", "id"))
     ids = [model.id for model in models]
-    # The cursor is a place in the whole catalogue, whichever models pass the filters.
+    # The cursor is a place in the whole catalogue, so it holds for any filters.
     after = call.query_text("after", "|".join(map(re.escape, ids)), AFTER_RULE)
     matches = [
         model

@@ -11,7 +11,7 @@ import msgspec
 T = TypeVar("T")
 PROBLEM_TYPE = "application/problem+json"
 ERRORS_MAX = 100
-# Both may quote what the client sent, which may be as long as its body.
+# Both may quote the client's text, which may be as long as its body.
 POINTER_CHARACTERS = 512
 MESSAGE_CHARACTERS = 512
 
@@ -23,7 +23,7 @@ class FieldError(msgspec.Struct, frozen=True):
     message: str
 
     def shortened(self) -> "FieldError":
-        """Return it with both texts within their limits: a long pointer ends at an earlier step."""
+        """Return an error with both texts cut to their limits; a long pointer is cut at a step."""
         pointer, message = self.pointer, self.message
         if len(pointer) > POINTER_CHARACTERS:
             pointer = pointer[:POINTER_CHARACTERS].rpartition("/")[0]
@@ -80,7 +80,7 @@ conflict = partial(Problem, 409, "conflict")
 subscriber_disabled = partial(
     Problem, 409, "subscriber_disabled", "The subscriber is disabled; enable it first."
 )
-# The secret key that sealed it was lost, or is not among the settings.
+# The secret key that sealed the secret was lost, or is not among the settings.
 secret_unreadable = partial(
     Problem,
     409,
@@ -90,7 +90,7 @@ secret_unreadable = partial(
 )
 # The database is full, busy or gone.
 unavailable = partial(Problem, 503, "storage_unavailable", headers={"retry-after": "1"})
-# The process ends, and what was still under way has to be asked for again.
+# The process stops; the client has to repeat a request that it has not answered.
 stopping = partial(Problem, 503, "stopping", "The process stops.", headers={"retry-after": "1"})
 # A fault of genhook; the log has the traceback.
 internal_error = partial(Problem, 500, "internal_error", "Something went wrong here.")

@@ -24,11 +24,11 @@ from service.telemetry import log, metrics
 from service.upstream import reading
 
 PREFIX = f"/callbacks/{UPSTREAM}/"
-# More rejections are answered but not stored: forgers cannot fill the disk. Those with a good token
-# are counted by themselves: no stranger hides that a real generation's callbacks are rejected.
+# Rejected callbacks beyond this are answered but not stored, so that forgers cannot fill the disk.
+# Those with a valid token are counted apart, so that strangers cannot use up their number.
 REJECTIONS_PER_SECOND = 20
 REJECTIONS_OF_GENERATION_PER_SECOND = 5
-HEADERS_MAX = 100  # More are not stored.
+HEADERS_MAX = 100  # Further headers are not stored.
 REJECTED_HEADERS_BYTES = 4_096
 
 _log = log.get()
@@ -41,7 +41,7 @@ _validate = msgspec.json.Decoder(msgspec.Raw).decode
 class Receiver:
     """A plain ASGI application for `POST /callbacks/{upstream}/{token}`.
 
-    `drive`, where no worker runs, does within the request what a stored callback has made due.
+    drive: given where no worker runs; does the work that a stored callback made due.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Receiver:
         self._context = context
         self._drive = drive
         self._write_proofs = partial(proofs.write_proofs, context=context)
-        self._rejections = Counter[tuple[int, str]]()  # Those of one second.
+        self._rejections = Counter[tuple[int, str]]()  # Of the current second.
         settings = context.settings
         self._scheme = SCHEMES.get(settings.upstream_signature or "")
         try:
@@ -100,7 +100,7 @@ class Receiver:
             )
 
     async def _verify(self, arrival: Arrival, scope: Scope, receive: Receive) -> None:
-        """Complete the arrival; Problem if its token, its size or its signature is not accepted."""
+        """Complete the arrival; Problem if its token, size, duration or signature is refused."""
         path, settings = scope["path"], self._context.settings
         token = path[len(PREFIX) :] if path.startswith(PREFIX) else ""
         claim = self._context.tokens.read(token, arrival.received_at)
@@ -112,7 +112,7 @@ class Receiver:
                 scope, receive, settings.callback_body_bytes, settings.body_seconds
             )
         except Problem as error:
-            await self._go_without_body(arrival, error)
+            await self._refuse_body(arrival, error)
         arrival.readable = _is_readable(arrival.body)
         proved = False
         if self._scheme is not None:
@@ -127,12 +127,12 @@ class Receiver:
         if proved or settings.callback_trust == "body":
             arrival.trust = "body"
 
-    async def _go_without_body(self, arrival: Arrival, problem: Problem) -> NoReturn:
-        """Raise the problem of a body that was not read; if it is too large, it is still a hint."""
+    async def _refuse_body(self, arrival: Arrival, problem: Problem) -> NoReturn:
+        """Raise the problem of an unread body; a callback that is too large is stored as a hint."""
         if problem.status == 503:  # Upstream sends it again.
             metrics.callbacks.add(1, "not_stored")
             raise problem
-        # Where a signature is required, nobody knows whether it would have been valid.
+        # Without the body, no signature can be verified.
         if problem.status == 413 and self._scheme is None:
             tenant = self._context.tokens.owner_of(arrival.generation_id)
             await self._context.database.write(callbacks.hint, arrival, tenant=tenant)
@@ -161,12 +161,12 @@ class Receiver:
         raise problem
 
     def _may_store_rejection(self, arrival: Arrival) -> bool:
-        """Whether few enough were rejected this second: of its generation, and of its kind."""
+        """Count a rejection; return whether the limits of this second allow to store it."""
         second = arrival.received_at // SECOND
         if (second, "") not in self._rejections:
             self._rejections.clear()
             self._rejections[second, ""] = 0
-        own = (second, arrival.generation_id)  # A stranger's has none.
+        own = (second, arrival.generation_id)  # Empty without a valid token.
         if arrival.generation_id:
             if self._rejections[own] >= REJECTIONS_OF_GENERATION_PER_SECOND:
                 return False
@@ -176,7 +176,7 @@ class Receiver:
         return self._rejections[kind] <= REJECTIONS_PER_SECOND
 
     def _cut_headers(self, arrival: Arrival, bytes_max: int) -> None:
-        """Leave out the secrets in the headers, and the lines for which there is no room."""
+        """Cut secrets out of the headers, and leave out the lines after `bytes_max`."""
         lines = arrival.headers
         if sum(map(len, chain.from_iterable(lines))) > bytes_max:
             sizes = accumulate(len(name) + len(value) for name, value in lines)
@@ -184,7 +184,7 @@ class Receiver:
         arrival.headers = self._context.redactor.headers(lines)
 
     async def _store(self, arrival: Arrival) -> StoredCallback:
-        # In whose turn it is stored: nobody's own, if this process does not know whose it is.
+        # The callback is stored in the turn of its tenant, if this process remembers that.
         tenant = self._context.tokens.owner_of(arrival.generation_id)
         database = self._context.database
         write = partial(database.write_batched, tenant=tenant, held_bytes=len(arrival.body))
@@ -198,7 +198,7 @@ class Receiver:
             stored = await write(ingest.store_hints, arrival)
             self._context.tell(self._context.signals.poll, arrival.generation_id)
         if stored is not None and stored.is_kept is None:
-            # The generation has had many callbacks: there is room only for one that reports an end.
+            # The generation has had many callbacks: only one that reports an outcome is still kept.
             await reading.read(len(arrival.body), partial(ingest.read_end, arrival))
             return await self._store(arrival)
         if stored is None:

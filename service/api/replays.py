@@ -31,7 +31,7 @@ class New(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 async def create(call: Call) -> Answer:
-    """POST /v1/replays: 202; a dry run is done already."""
+    """POST /v1/replays: 202; a dry run only counts, and is done."""
     new, now = call.decode(New), call.context.clock()
     since_at, until_at = _check(new)
     only_dead = new.only == "dead"

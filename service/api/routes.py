@@ -1,4 +1,4 @@
-"""The table of operations, those of one path together: method, path, function, scope, query."""
+"""The table of operations, grouped by path: method, path, function, scope, query."""
 
 from collections.abc import Set as AbstractSet
 from typing import Any, Literal, NamedTuple
@@ -24,16 +24,16 @@ from service.store.database import Unit
 class Operation(NamedTuple):
     """One operation.
 
-    scope: what the key needs; `open` operations need no key, unless a setting closes them.
+    scope: the scope that the key needs; `open` needs no key, unless a setting closes it.
     for_operators: whether a key with the scope `operator` may call it too, across tenants.
-    creates: the id prefix of what a POST creates; such a POST takes `Idempotency-Key`.
+    creates: the id prefix of the resource that a POST creates; it takes an `Idempotency-Key`.
     reads_body: whether the request has a body.
     audit: the name of the act in the log, if it acts on keys, secrets, subscribers or replays, or
     ends a generation.
-    audit_again: that of a repeat, which changes nothing but shows a secret once more.
+    audit_again: the act of a repeated request, which changes nothing but shows a secret again.
     unit: the transaction in which `run(tx, call)` runs; without it, `run(call)` makes its own.
 
-    `run` returns an answer, or a resource, whose view is the answer, or None, which is a 204.
+    run: returns an answer, or a resource whose view is the answer, or None for a 204.
     """
 
     method: str

@@ -15,7 +15,7 @@ from service.model import clock
 
 Reason = Literal["missing", "malformed", "stale", "wrong"]
 Headers = Mapping[str, str]
-Signed = tuple[bytes, list[str]]  # What is signed, and the signatures that are presented for it.
+Signed = tuple[bytes, list[str]]  # The signed content, and the signatures in the headers.
 
 TOLERANCE_MS = 300 * clock.SECOND
 HEADER_LENGTH_MAX = 4_096
@@ -33,30 +33,30 @@ class SignatureError(Exception):
 class Scheme(msgspec.Struct, frozen=True):
     """A signature scheme: an HMAC-SHA256, shown as text.
 
-    read: returns what is signed, and the signatures in the headers, whose names are lower-case;
-        SignatureError if they cannot be read, or if the time in them is far from `now`.
-    read_secret: returns the key of a configured text; ValueError with a sentence if there is none,
+    read: takes body, headers (names in lower case) and `now`, returns the signed content and the
+        signatures; SignatureError if they are malformed or over TOLERANCE_MS away from `now`.
+    read_secret: returns the key in a configured secret; ValueError with a sentence if it is empty,
         because anybody can sign with an empty key.
-    show: returns the text of a MAC.
+    encode: returns a MAC as the header shows it.
     proves_body: whether the signature covers the body, or only the task's id.
     """
 
     read: Callable[[bytes, Headers, int], Signed]
     read_secret: Callable[[str], bytes]
-    show: Callable[[bytes], str]
+    encode: Callable[[bytes], str]
     proves_body: bool
 
     def verify(self, body: bytes, headers: Headers, key: bytes, now: int) -> None:
         """SignatureError unless the key signed the callback; `now` is in milliseconds."""
         content, presented = self.read(body, headers, now)
-        expected = self.show(hmac.new(key, content, "sha256").digest()).encode()
-        # As text, in constant time; the presented signatures are never decoded.
+        expected = self.encode(hmac.new(key, content, "sha256").digest()).encode()
+        # Compared as text, in constant time: no signature of a stranger is decoded.
         if not any(hmac.compare_digest(expected, each.encode()) for each in presented):
             raise SignatureError("wrong")
 
 
 def _read_webhook(version: str, body: bytes, headers: Headers, now: int) -> Signed:
-    """Read Standard Webhooks 1.0: id, time and body are signed; each signature has a version."""
+    """Read a Standard Webhooks 1.0 signature, of id, time and body; each has a version."""
     message_id = _read_header(headers, "webhook-id")
     timestamp = _read_timestamp(headers, "webhook-timestamp", now)
     entries = _read_header(headers, "webhook-signature").split(" ")
@@ -82,7 +82,7 @@ def _encode_base64(mac: bytes) -> str:
 
 
 def read_wavespeed_secret(text: str) -> bytes:
-    """Return the text after `whsec_`; ValueError if there is none."""
+    """Return the bytes of the text after `whsec_`; ValueError without it."""
     key = text.removeprefix(signing.SECRET_PREFIX)
     if key == text or not key:
         raise ValueError(f"a WaveSpeedAI secret starts with {signing.SECRET_PREFIX}")
@@ -90,7 +90,7 @@ def read_wavespeed_secret(text: str) -> bytes:
 
 
 def read_kie_secret(text: str) -> bytes:
-    """Return the text; ValueError if it is empty."""
+    """Return the bytes of the text; ValueError if it is empty."""
     if not text:
         raise ValueError("a kie.ai secret is not empty")
     return text.encode()
@@ -106,7 +106,7 @@ def _read_header(headers: Headers, name: str) -> str:
 
 
 def _read_timestamp(headers: Headers, name: str, now: int) -> int:
-    """Return the timestamp in seconds; it has no sign, fraction, space or leading zero."""
+    """Return the timestamp in seconds; SignatureError with a sign, fraction or leading zero."""
     text = _read_header(headers, name)
     if not _TIMESTAMP.fullmatch(text):
         raise SignatureError("malformed")

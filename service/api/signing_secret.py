@@ -1,4 +1,4 @@
-"""Signing secrets: the tenant's own, which signs for `notify_url`s, and the rotation of any."""
+"""Signing secrets: that of a tenant, which signs for `notify_url`s, and any rotation."""
 
 from typing import Annotated
 
@@ -24,7 +24,10 @@ class Rotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 async def answer_rotation(call: Call, rotate: Unit[Secrets]) -> Answer:
-    """Run `rotate(tx, call, secret, overlap_seconds)` with a new secret, or that of the body."""
+    """Answer with the result of `rotate(tx, call, secret, overlap_seconds)`.
+
+    The secret is that of the body, or a new one.
+    """
     rotation = call.decode(Rotation, empty=b"{}")
     refuse_fields("The secret cannot be used.", secret_errors(rotation.secret))
     secret = rotation.secret or signing.new_secret(call.context.random_bytes)
@@ -38,9 +41,9 @@ def rotate_sealed(
 ) -> tuple[Secrets, bytes]:
     """Return the rotated secrets of an owner, plain and sealed.
 
-    rotation: the new secret, and the seconds of the overlap. kind: as `signing.new_secrets` takes
-    it. Secrets that cannot be decrypted, because their secret key was lost, are replaced: nobody
-    can sign with them any more.
+    rotation: the new secret, and the overlap in seconds. kind: the options of
+    `signing.new_secrets`. It replaces secrets that cannot be decrypted because their secret key was
+    lost: nobody can sign with them any more.
     """
     vault = call.context.vault
     try:

@@ -1,4 +1,4 @@
-"""Subscribers: create, list, get, change, delete; secret, statistics and a test of one."""
+"""Subscribers: create, list, get, change, delete, test; secrets and statistics."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -8,7 +8,7 @@ from msgspec import UNSET, UnsetType
 
 from service.api import checks, idempotency
 from service.api.call import Answer, Call, answer, answer_page, read_own
-from service.api.checks import NO_NUL, REDACTED, EventTypes, Headers, Rate
+from service.api.checks import NO_NUL, EventTypes, Headers, Rate
 from service.api.problem import FieldError, Problem, conflict, not_found, refuse_fields, unavailable
 from service.api.signing_secret import answer_rotation, answer_secrets, rotate_sealed
 from service.delivery import health, signing
@@ -17,7 +17,7 @@ from service.delivery.retry import DEFAULT_RETRY_SECONDS
 from service.delivery.signing import Secrets
 from service.delivery.target import SenderClosed, parse_target
 from service.model.errors import json_pointer
-from service.model.subscriber import Filter, Subscriber
+from service.model.subscriber import REDACTED, Filter, Subscriber
 from service.store import deliveries, rows, stats, subscribers
 from service.store.database import Transaction
 from service.store.vault import VaultError
@@ -31,7 +31,7 @@ Delay = Annotated[int, msgspec.Meta(ge=0, le=604_800)]
 
 
 class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The fields that both bodies may set; their defaults are those of Subscriber."""
+    """The fields that both bodies may set. An unset one has the default of Subscriber."""
 
     description: Annotated[str, msgspec.Meta(max_length=500, pattern=NO_NUL)] | UnsetType = UNSET
     event_types: EventTypes | UnsetType = UNSET
@@ -111,7 +111,7 @@ def _check(call: Call, body: New | Update) -> dict[str, Any]:
 
 
 async def find(tx: Transaction, call: Call, subscriber_id: str) -> Subscriber:
-    """Read a subscriber; Problem 404 unless it is there, the tenant's and not a `notify_url`."""
+    """Return a listed subscriber of the tenant; Problem 404 for others and `notify_url`s."""
     subscriber = await rows.read_by_id(tx, Subscriber, subscriber_id)
     if subscriber is None or subscriber.tenant != call.tenant or subscriber.is_notify:
         raise not_found("subscriber")
@@ -119,7 +119,7 @@ async def find(tx: Transaction, call: Call, subscriber_id: str) -> Subscriber:
 
 
 async def get(tx: Transaction, call: Call) -> Subscriber:
-    """GET /v1/subscribers/{id}: also that of a `notify_url`, which is in no list."""
+    """GET /v1/subscribers/{id}: also the subscriber of a `notify_url`, which is in no list."""
     subscriber = await rows.read_by_id(tx, Subscriber, call.path["id"])
     if subscriber is None or subscriber.tenant != call.tenant:
         raise not_found("subscriber")
@@ -156,7 +156,7 @@ async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Sub
         changes["header_names"] = sorted(headers)
         changes["sealed_headers"] = _seal_headers(call, old, headers)
     if fields.get("url", old.url) != old.url:
-        changes |= health.NEVER_FAILED  # The URL of before has failed, not this one.
+        changes |= health.NEVER_FAILED  # The old URL has failed, not this one.
     if fields.get("status", old.status) != old.status:
         changes["disabled_reason"] = "manual" if fields["status"] == "disabled" else None
         changes |= health.PROBED if old.status == "disabled" else {}
@@ -170,7 +170,7 @@ async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Sub
 
 
 async def _end_rests(tx: Transaction, call: Call, enabled: Subscriber) -> None:
-    """Let all lanes to the subscriber's receiver go on: a person says that it is well again."""
+    """End the rests of all lanes to the subscriber's receiver: a person says that it is well."""
     tenant, origin = enabled.tenant, parse_target(enabled.url).origin
     if await subscribers.end_rests(tx, tenant, origin, tx.now):
         tx.after_commit(call.context.inbox.reload_tenant, tenant, origin)
@@ -207,7 +207,7 @@ async def delete(tx: Transaction, call: Call) -> None:
     """DELETE /v1/subscribers/{id}: its pending deliveries are canceled."""
     old = await get(tx, call)
     await subscribers.delete(tx, old)
-    await deliveries.cancel(tx, old.id)  # Its lane cancels the rest.
+    await deliveries.cancel(tx, old.id)  # Its lane cancels further ones.
     tx.after_commit(call.context.inbox.reload, old.id)
 
 

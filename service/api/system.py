@@ -1,4 +1,4 @@
-"""Operations: readiness, metrics, ticks."""
+"""Operations: readiness, metrics, workers, ticks."""
 
 import heapq
 from operator import itemgetter
@@ -13,14 +13,14 @@ from service.telemetry import metrics
 TICK_SECONDS_DEFAULT, TICK_SECONDS_MAX = 10, 60
 SUBSCRIBER_LABELS_MAX = 20
 WORKERS_MAX = 1_000  # In a list.
-NO_WORKER = "Nobody works here: it takes `genhook work` or ticks to do due work."
+NO_WORKER = "No worker runs here: due work needs `genhook work` or ticks."
 
 
 async def readyz(call: Call) -> Answer:
     """GET /readyz: 200 if the database answers, its schema fits and the worker runs; else 503.
 
-    A process without a worker is ready, too, and says that it has none; so is one beside a schema
-    that a newer genhook has migrated, or an upgrade would end all old processes at once.
+    A process is also ready without a worker, which it says, and with a schema that a newer genhook
+    has migrated: otherwise an upgrade would end all old processes at once.
     """
     checks = {"database": "ok", "schema": "ok", "worker": "ok"}
     try:
@@ -35,7 +35,7 @@ async def readyz(call: Call) -> Answer:
     ready = all(check == "ok" or isinstance(check, Newer) for check in checks.values())
     if call.parts.is_off:
         checks["worker"] = NO_WORKER
-    # Trouble upstream is shown, but no restart of this process would end it.
+    # Trouble of upstream is shown only: no restart of this process would end it.
     troubled = sorted(call.parts.poller.sightings.routes.troubled)
     checks["upstream"] = f"Upstream declines all questions on {', '.join(troubled)}."
     checks["upstream"] = checks["upstream"] if troubled else "ok"
@@ -65,7 +65,7 @@ async def metrics_(call: Call) -> Answer:
 
 
 async def list_workers(call: Call) -> Answer:
-    """GET /v1/workers: who works on the database, and with which shards; in whichever process."""
+    """GET /v1/workers: the workers of all processes, and the shards that each holds."""
     ownership = call.parts.ownership
     held = await ownership.holders()
     return answer_list(

@@ -1,22 +1,21 @@
-"""What requests wait for: the end of a generation, or upstream's answer to its submission.
+"""Waits of requests: for the end of a generation, or for upstream's answer to its submission.
 
-One reader looks for what others recorded, for all long polls.
+One task looks for outcomes that other processes recorded, for all requests that wait.
 """
 
 import asyncio
-import contextlib
 from typing import Any
 
 from starlette.types import Receive
 
 from service.api.asgi import DisconnectedError
-from service.context import Context
+from service.context import Context, wait_for
 from service.store import generations
 from service.telemetry import log
 
 _log = log.get()
-LOOK_SECONDS = 1.0  # Another process may record an outcome, and can wake nobody here.
-LOOK_MAX = 500  # Generations that are looked for in one read.
+LOOK_SECONDS = 1.0  # Another process can record an outcome, but wake no request here.
+LOOK_MAX = 500  # Generations in one read.
 
 
 async def wait_for_end(
@@ -50,7 +49,7 @@ async def _wait_for_hang_up(receive: Receive) -> None:
 async def wait_for_submission(context: Context, submission: asyncio.Task[Any]) -> None:
     """Wait until a submission ends, at most for `submit_wait_seconds`.
 
-    A process that stops lets nobody wait: the submission goes on without its client.
+    If the process stops, it returns at once: the submission goes on without its client.
     """
     stopping = asyncio.create_task(context.stopping.wait())
     try:
@@ -62,19 +61,17 @@ async def wait_for_submission(context: Context, submission: asyncio.Task[Any]) -
 
 
 async def _look_for_all(context: Context) -> None:
-    """Look every second for what others recorded, as long as anybody waits."""
+    """Look every LOOK_SECONDS for outcomes of other processes, as long as requests wait."""
     while context.waiters and not context.stopping.is_set():
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_SECONDS):
-                await context.stopping.wait()
+        await wait_for(context.stopping, LOOK_SECONDS)
         try:
             await look_once(context)
-        except Exception as error:  # noqa: BLE001  as a database that fails: it is tried again
+        except Exception as error:  # noqa: BLE001  such as a failed database: tried again
             _log.warning("wait.not_looked", error=repr(error))
 
 
 async def look_once(context: Context) -> None:
-    """Wake the requests whose generation has ended: one read for up to LOOK_MAX of them."""
+    """Wake the requests whose generation has ended: one read for up to LOOK_MAX generations."""
     ids = list(context.waiters)
     for start in range(0, len(ids), LOOK_MAX):
         ended = await context.database.read(generations.ended, ids[start : start + LOOK_MAX])

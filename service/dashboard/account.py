@@ -1,4 +1,4 @@
-"""Usage by model and day, API keys, and what is known of the workers."""
+"""Usage by model and day, API keys, and the workers with readiness and metrics."""
 
 import re
 from collections import defaultdict
@@ -15,7 +15,7 @@ from service.model.key import SCOPES
 from service.store.shards import ALL, SHARDS
 
 COUNTS = ("generations", "succeeded", "failed", "timed_out", "credits")
-ROWS_MAX = 200  # Of the table by day; the API has more.
+ROWS_MAX = 200  # Of the table by day; the API returns more.
 DAYS_MAX = 366  # Of the plot.
 _HELP = re.compile(r"# HELP (\w+) (.*)")
 _VALUE = re.compile(r"""(genhook_\w+)\{role="\w+"\} ([0-9.e+-]+)""")
@@ -45,7 +45,7 @@ async def show_usage(visit: Visit) -> Response:
 
 
 def _fill(days: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Return the days in order, the latest `DAYS_MAX`, those on which nothing was used included."""
+    """Return (day, credits) for the latest DAYS_MAX days in order, days without usage included."""
     if not days:
         return []
     last = date.fromisoformat(max(days))
@@ -63,7 +63,7 @@ async def show_keys(visit: Visit) -> Response:
 
 
 async def show_workers(visit: Visit) -> Response:
-    """GET /dashboard/workers: who works, readiness, and the metrics with no label but the role."""
+    """GET /dashboard/workers: shards by worker, readiness, and metrics without further labels."""
     workers = (await visit.get("/v1/workers"))["data"] if visit.may("operator") else None
     held = [shard for each in workers or () for shard in each["shards"]]
     ready = await visit.send(ApiCall(path="/readyz"))

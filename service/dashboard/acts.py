@@ -1,4 +1,4 @@
-"""What a page can do: each act is one API call, with the scope that its button needs."""
+"""Buttons and forms of the pages: each act is one API call, with the scope that it needs."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -16,10 +16,10 @@ class Act(NamedTuple):
 
     path: where the form is posted, below /dashboard. api: the path of the call.
     read: makes the call's body from the form's fields; None for a call without one.
-    warning: what the reader has to confirm first.
-    notice: what the page says afterwards, or `result`: the template that shows the answer once.
-    back: the page to go to afterwards; `{new}` is the id of what was created.
-    example: the fields with which the act is shown as curl.
+    warning: the text that the reader has to confirm first.
+    notice: the text of the next page. result: in its place, a template that shows the answer once.
+    back: the next page, below /dashboard; `{new}` is the id of the created resource.
+    example: the fields of the form in the curl command that the page shows.
     """
 
     path: str
@@ -46,16 +46,16 @@ class Act(NamedTuple):
         return ApiCall(method=self.method, path=self.api.replace("{id}", id_), body=body)
 
     def target(self, id_: str, new_id: str) -> str:
-        """Return the page to go to afterwards."""
+        """Return the path of the next page."""
         back = self.back or self.path.rpartition("/")[0]
         return back.replace("{id}", id_).replace("{new}", new_id)
 
 
 def once_headers(form: Form) -> dict[str, str]:
-    """Return the `Idempotency-Key` of a form: what it creates, it creates once."""
+    """Return the `Idempotency-Key` of a form as a header, so that two clicks create once."""
     once = form.get("once", "")
-    is_ours = once.isascii() and once.isalnum() and len(once) <= ONCE_CHARACTERS_MAX
-    return {"idempotency-key": f"dashboard-{once}"} if is_ours else {}
+    is_valid = once.isascii() and once.isalnum() and len(once) <= ONCE_CHARACTERS_MAX
+    return {"idempotency-key": f"dashboard-{once}"} if is_valid else {}
 
 
 def read_time(text: str) -> str:

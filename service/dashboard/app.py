@@ -20,7 +20,7 @@ from service.dashboard.acts import ACTS, Act, Form
 from service.dashboard.calls import Reply
 from service.dashboard.forms import read_form
 from service.dashboard.pages import PAGES, PARTS, Page
-from service.dashboard.sign_in import Attempts, Signatures
+from service.dashboard.sign_in import Signatures, WrongKeys
 from service.dashboard.visit import PATH, RefusedError, Site, Visit
 from service.model.errors import StorageError
 from service.model.key import Key
@@ -55,7 +55,7 @@ def build(
     files = {_name_by_content(name): FOLDER / "static" / name for name in STATIC}
     assets = {name: _name_by_content(name) for name in STATIC}
     keys = context.settings.secret_keys
-    site = Site(api, find_key, context, Signatures(keys), Attempts(), _templates(), assets)
+    site = Site(api, find_key, context, Signatures(keys), WrongKeys(), _templates(), assets)
     routes = [
         _route(site, "/sign-in", entry.show_sign_in, "GET"),
         _route(site, "/sign-in", entry.sign_in, "POST"),
@@ -102,17 +102,17 @@ def _form(site: Site, path: str, run: Submit) -> Route:
 
 
 async def _answer(site: Site, run: Run, request: Request) -> Response:
-    """Answer as the one who is signed in; a refusal of the API becomes a page."""
+    """Run a page for the signed-in key; a refusal of the API becomes a page."""
     id_, key = await entry.identify(site, request)
     if key is not None:
-        request.state.key = key  # For the log; and nobody keeps the answer.
+        request.state.key = key  # It is logged, and makes the answer `no-store`.
     visit = Visit(site, request, id_, key)
     try:
         return await run(visit)
     except RefusedError as error:
         if visit.is_live and error.reply.status == 404:
-            return visit.redirect()  # Deleted in another tab: the open page says so, too.
-        # The page is there; the filters in its query are refused.
+            return visit.redirect()  # Deleted in another tab: the reload says so.
+        # The API refused the filters in the query: the page without them works.
         path = visit.path.removeprefix(PATH) if error.reply.status == 400 else ""
         return _render_problem(visit, error.reply, back=path)
 
@@ -120,13 +120,13 @@ async def _answer(site: Site, run: Run, request: Request) -> Response:
 async def _show(page: Page, visit: Visit) -> Response:
     if visit.key is None:
         return entry.ask_to_sign_in(visit)
-    if not page.path and not page.is_shown_to(visit):  # Then the first of the menu is the first.
+    if not page.path and not page.is_shown_to(visit):  # The menu's first that is shown.
         return visit.redirect(next(p.path for p in PAGES if p.name and p.is_shown_to(visit)))
     return await page.show(visit)
 
 
 async def _submit(run: Submit, visit: Visit) -> Response:
-    """Run what a form asks for, if it is one of our own pages."""
+    """Run a form's function if the form has the token of this sign-in; else 403."""
     if visit.key is None:
         return visit.redirect("/sign-in")
     form = await read_form(visit)
@@ -138,7 +138,7 @@ async def _submit(run: Submit, visit: Visit) -> Response:
 
 
 async def _perform(act: Act, visit: Visit, form: Form) -> Response:
-    """Make the API call of an act; show what it answers once, or go back to the page."""
+    """Make the API call of an act; show the answer once, or go to the next page."""
     id_ = visit.request.path_params.get("id", "")
     reply = await visit.send_form(act.call(id_, form), form)
     if not reply.is_success:
@@ -166,12 +166,12 @@ async def _serve_file(files: dict[str, Path], request: Request) -> Response:
 
 
 async def _forward(site: Site, request: Request) -> Response:
-    """GET /dashboard/: the page has no slash at its end."""
+    """GET /dashboard/: redirect to the path without the slash."""
     return Visit(site, request, b"", None).redirect()
 
 
 async def _refuse(site: Site, request: Request, error: Exception) -> Response:
-    """Answer an error with a page that needs nothing of the database."""
+    """Answer an error with a page that does not need the database."""
     headers: Mapping[str, str] = {}
     match error:
         case ClientDisconnect():

@@ -1,4 +1,4 @@
-"""What waited over time, from rows of lists: deliveries, and generations without end."""
+"""Plots of what waited over time, from rows of lists: deliveries, and open generations."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,10 +13,10 @@ Span = tuple[int, int]
 
 
 def draw_backlog(latest: Sequence[Row], pending: Sequence[Row], now: int) -> dict[str, Any]:
-    """Return the plot of the ages, its last and its greatest one in seconds, and its first time.
+    """Return a plot of the age of the oldest delivery that waited, in seconds, and its first time.
 
-    It goes back as far as the latest deliveries do, at most a day. An age is that of the oldest
-    among these rows: deliveries beside them could only be older. Dead letters wait for nobody.
+    `now` and `longest` are the last and the greatest age. The plot begins with the first of the
+    latest deliveries, at most a day ago. Others may be older. Dead deliveries do not wait.
     """
     rows = _unite(latest, pending)
     waits = [
@@ -26,7 +26,7 @@ def draw_backlog(latest: Sequence[Row], pending: Sequence[Row], now: int) -> dic
     ]
     times = _points(latest, now)
     ages = [_age_at(at, waits) for at in times]
-    texts = [f"{_name(at)}: {write_seconds(age)}" for at, age in zip(times, ages)]  # noqa: B905  both are of the times
+    texts = [f"{_write_time(at)}: {write_seconds(age)}" for at, age in zip(times, ages)]  # noqa: B905  both are of the times
     drawn: list[Bar] = bars(ages, texts) if latest else []
     return {"bars": drawn, "now": ages[-1], "longest": max(ages), "first": rfc3339(times[0])}
 
@@ -34,8 +34,8 @@ def draw_backlog(latest: Sequence[Row], pending: Sequence[Row], now: int) -> dic
 def draw_open(latest: Sequence[Row], opened: Sequence[Row], now: int) -> dict[str, Any]:
     """Return plots of how many generations were open and how many overdue, and their first time.
 
-    They go back as far as the latest generations do, at most a day, and count these rows: others
-    could only be more. One that timed out and got its result later counts until then.
+    The plots begin with the first of the latest generations, at most a day ago, and count these
+    rows: there may be more. A timed-out generation with a late result counts until the result.
     """
     rows, times = _unite(latest, opened), _points(latest, now)
     spans = [_span(each, "created_at", "completed_at", now) for each in rows]
@@ -43,7 +43,7 @@ def draw_open(latest: Sequence[Row], opened: Sequence[Row], now: int) -> dict[st
     plots: dict[str, Any] = {"first": rfc3339(times[0])}
     for name, counted in (("open", spans), ("overdue", late)):
         counts = [sum(start <= at < end for start, end in counted) for at in times]
-        texts = [f"{_name(at)}: {count} {name}" for at, count in zip(times, counts)]  # noqa: B905  both are of the times
+        texts = [f"{_write_time(at)}: {count} {name}" for at, count in zip(times, counts)]  # noqa: B905  both are of the times
         is_bad = [name == "overdue" and count > 0 for count in counts]
         plots[name] = bars(counts, texts, is_bad) if latest else []
     return plots
@@ -54,18 +54,18 @@ def _unite(latest: Sequence[Row], waiting: Sequence[Row]) -> list[Row]:
 
 
 def _points(latest: Sequence[Row], now: int) -> list[int]:
-    """Return the times of the bars."""
+    """Return the times of the bars, in milliseconds."""
     start = min((parse_rfc3339(each["created_at"]) for each in latest), default=now)
     start = max(min(start, now - MINUTE), now - DAY)
     return [now - (now - start) * back // (POINTS - 1) for back in reversed(range(POINTS))]
 
 
-def _name(at: int) -> str:
+def _write_time(at: int) -> str:
     return f"{rfc3339(at)[:19]}Z"
 
 
 def _span(row: Row, first: str, last: str, now: int) -> Span:
-    """Return from when to when a row waited; one without an end still does."""
+    """Return from when to when a row waited; without a last time it still waits."""
     return parse_rfc3339(row[first]), now + 1 if row[last] is None else parse_rfc3339(row[last])
 
 

@@ -1,4 +1,4 @@
-"""Calls of our own API, made in this process with the key of the reader, and shown as curl."""
+"""Calls of genhook's API, made in this process with the reader's key, and shown as curl."""
 
 import shlex
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 from starlette.types import ASGIApp, Message
 
-_SAFE = "/:."  # Of a path and a query: the rest is percent-encoded, so that no shell reads it.
+_SAFE = "/:."  # Other characters of a path and a query are percent-encoded: no shell reads them.
 
 
 class ApiCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,14 +44,14 @@ class ApiCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What the API answered: `content` is decoded JSON, or text, or None."""
+    """The answer of the API: `content` is decoded JSON, or text, or None."""
 
     status: int
     content: Any
 
     @property
     def is_success(self) -> bool:
-        """Whether the API did what it was asked for."""
+        """Whether the status is below 400."""
         return self.status < 400
 
     @property
@@ -65,7 +65,7 @@ async def send(
 ) -> Reply:
     """Make a call through the API's own router, checks and log.
 
-    `state` has the `acting_key` and the `request_id` of the page.
+    state: the `acting_key` and the `request_id` of the page.
     """
     path, _, query = call.target.partition("?")
     lines = {"content-type": "application/json", **headers}

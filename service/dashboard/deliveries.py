@@ -11,8 +11,8 @@ from service.model.clock import DAY, rfc3339
 from service.model.ids import time_of
 from service.store.stats import STATUSES
 
-DEAD_SPAN_MS = 7 * DAY  # What a replay covers at least, unless its reader says otherwise.
-RECEIVERS_MAX = 100  # Of which a reader chooses one; the chosen one is always among them.
+DEAD_SPAN_MS = 7 * DAY  # The least time in the form of a replay.
+CHOICES_MAX = 100  # Subscribers in the form of a replay, besides the chosen one.
 
 
 async def show_list(visit: Visit) -> Response:
@@ -31,7 +31,7 @@ async def show(visit: Visit) -> Response:
 
 
 def _answer_live(visit: Visit, state: str, *, is_open: bool) -> Response | None:
-    """Answer a page that is open: nothing while nothing changed, and to load anew at the end."""
+    """Answer an open page: 204 while its state is the same, a reload once it has ended."""
     if visit.is_live and not is_open:
         return visit.redirect(visit.path.removeprefix(PATH))
     return Response(status_code=204) if visit.has_seen(state) else None
@@ -43,10 +43,10 @@ async def show_dead(visit: Visit) -> Response:
     page = await visit.get("/v1/deliveries", **{"status": "dead", **query})
     rows = page["data"]
     chosen = query.get("subscriber_id") or (rows[0]["subscriber_id"] if rows else "")
-    # The form is no part of what changes while the page is open.
+    # An open page asks for the list only, without the form.
     has_form = visit.may("manage") and not visit.is_live
-    subscribers = await _read_receivers(visit, chosen) if has_form else []
-    # A delivery may be younger than its event: a replay made it.
+    subscribers = await _read_choices(visit, chosen) if has_form else []
+    # A delivery of a replay is younger than its event.
     events_at = (time_of(each["event_id"]) for each in rows)
     since = rfc3339(min(visit.now - DEAD_SPAN_MS, *events_at, visit.now))
     values = {
@@ -58,15 +58,15 @@ async def show_dead(visit: Visit) -> Response:
     return visit.answer_list("dead_letters.html", page, **values)
 
 
-async def _read_receivers(visit: Visit, chosen: str) -> list[dict[str, Any]]:
-    """Return subscribers that a replay can go to, with the chosen one if it can go there."""
-    page = await visit.get("/v1/subscribers", limit=str(RECEIVERS_MAX))
-    receivers: list[dict[str, Any]] = page["data"]
-    if chosen and page["next"] and all(each["id"] != chosen for each in receivers):
+async def _read_choices(visit: Visit, chosen: str) -> list[dict[str, Any]]:
+    """Return subscribers for the form, with the chosen one unless it is of a `notify_url`."""
+    page = await visit.get("/v1/subscribers", limit=str(CHOICES_MAX))
+    choices: list[dict[str, Any]] = page["data"]
+    if chosen and page["next"] and all(each["id"] != chosen for each in choices):
         reply = await visit.send(ApiCall(path=f"/v1/subscribers/{chosen}"))
         if reply.is_success and not reply.content["for_notify_url"]:
-            receivers.append(reply.content)
-    return receivers
+            choices.append(reply.content)
+    return choices
 
 
 async def show_replays(visit: Visit) -> Response:

@@ -1,4 +1,4 @@
-"""Who is signed in; the pages that sign in and out."""
+"""The key of a sign-in; the pages that sign in and out."""
 
 import ipaddress
 import re
@@ -65,7 +65,7 @@ def _render(visit: Visit, next_: str, status: int = 200, message: str = "") -> R
 
 
 async def sign_in(visit: Visit) -> Response:
-    """POST /dashboard/sign-in: with a good key, a new id in the cookie."""
+    """POST /dashboard/sign-in: with a valid key, a new id in the cookie."""
     form, site = await read_form(visit), visit.site
     next_ = form.get("next", "")
     if not visit.id_ or not site.signatures.is_token(visit.id_, form.get("token", "")):
@@ -74,8 +74,8 @@ async def sign_in(visit: Visit) -> Response:
     key_sha256 = keys.digest(secret)
     is_key = secret.startswith(KEY_PREFIX)
     key = await site.find_key(site.context, key_sha256) if is_key else None
-    if key is None:  # Only now the limit counts: whoever has a good key signs in at any time.
-        if site.attempts.may_fail(_address_of(visit.request), visit.now):
+    if key is None:  # The limit counts wrong keys only: a valid key signs in at any time.
+        if site.wrong_keys.count(_address_of(visit.request), visit.now):
             return _render(visit, next_, 401, _UNKNOWN)
         return _render(visit, next_, 429, _TOO_MANY)
     id_, cookie = site.signatures.new_cookie(site.context.random_bytes)
@@ -103,7 +103,7 @@ async def sign_out(visit: Visit, _form: object) -> Response:
 def _set_cookie(
     visit: Visit, response: Response, cookie: str, seconds: int = sign_ins.LIFE_MS // SECOND
 ) -> None:
-    """Set the cookie for all pages: without a path it is that of /dashboard, behind any prefix."""
+    """Set the cookie. Its default path (RFC 6265 section 5.1.4) is /dashboard, with any prefix."""
     public_url = visit.site.context.settings.public_url or ""
     forwarded = visit.request.headers.get("x-forwarded-proto", "").partition(",")[0].strip()
     schemes = (public_url.partition(":")[0], forwarded, visit.request.url.scheme)
@@ -113,15 +113,15 @@ def _set_cookie(
 
 
 def _address_of(request: Request) -> str:
-    """Return where a request comes from: the peer, or what a proxy of ours says last.
+    """Return the client's address: the peer, or the last of X-Forwarded-For from a proxy of ours.
 
-    Only a peer without a public address can be such a proxy. Others could say anything.
+    Only a peer without a public address can be such a proxy. Others could send any address.
     """
     peer = request.client.host if request.client else ""
     try:
         if ipaddress.ip_address(peer).is_global:
             return peer
     except ValueError:
-        pass  # A socket of this machine has no address.
+        pass  # The peer of a Unix socket has no address.
     forwarded = ",".join(request.headers.getlist("x-forwarded-for")).rpartition(",")[2].strip()
     return forwarded[:ADDRESS_CHARACTERS_MAX] or peer

@@ -43,7 +43,7 @@ def write_seconds(seconds: float | None) -> str:
 
 
 def write_delay(seconds: int) -> str:
-    """Write a delay that somebody chose: without units of which there are none."""
+    """Write a configured delay in seconds, without a second unit that is 0."""
     if seconds < 60:
         return f"{seconds} s"
     return re.sub(r" 0 \w+$", "", write_seconds(seconds))
@@ -60,7 +60,7 @@ def write_share(share: float | None) -> str:
 
 
 def write_spans(numbers: Iterable[int]) -> str:
-    """Write whole numbers, which are in order, with those in a row as a span: 0 to 3, 7."""
+    """Write ascending whole numbers, with successive ones as a span: 0 to 3, 7."""
     spans: list[list[int]] = []
     for number in numbers:
         if spans and number == spans[-1][-1] + 1:
@@ -76,17 +76,17 @@ def write_json(value: Any) -> str:
 
 
 def write_field_time(text: str) -> str:
-    """Write a time as the value of a `datetime-local` field: the minute before it."""
+    """Write a time as the value of a `datetime-local` field, rounded down to the minute."""
     return text[:16]
 
 
 def write_next_minute(text: str) -> str:
-    """Write a time as the value of a `datetime-local` field: the minute after it."""
+    """Write a time as the value of a `datetime-local` field, in the next minute."""
     return rfc3339(parse_rfc3339(text) + MINUTE)[:16]
 
 
 def read_visible(text: str) -> str:
-    """Return a text, or nothing if a reader would see nothing of it."""
+    """Return a text, or an empty one if it has no visible character."""
     return text if any(each.isprintable() and not each.isspace() for each in text) else ""
 
 

@@ -14,9 +14,9 @@ PER_PAGE = "24"
 
 
 async def show_list(visit: Visit) -> Response:
-    """GET /dashboard/generations: live, with pictures of the hosts that the policy names.
+    """GET /dashboard/generations: live, with pictures of the origins in its policy.
 
-    The policy of an open page cannot change, so a picture of another host makes it load anew.
+    The Content-Security-Policy of an open page cannot change: for another origin it reloads.
     """
     fields = visit.filters("status", "model", "name", "value", "from", "to", "after")
     query: dict[str, str] = {
@@ -49,7 +49,7 @@ async def show_list(visit: Visit) -> Response:
 async def show(visit: Visit) -> Response:
     """GET /dashboard/generations/{id}: live until the generation has ended.
 
-    The policy of an open page does not know the hosts of the result, so it is loaded once more.
+    The policy of an open page does not have the origins of the result, so the page reloads.
     """
     path = f"/v1/generations/{visit.id}"
     generation = await visit.get(path)

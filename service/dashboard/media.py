@@ -18,9 +18,9 @@ _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|[0-9a-f:.]{2,45}")
 class Medium(msgspec.Struct, frozen=True, kw_only=True):
     """A file as a page shows it.
 
-    kind: `image`, `audio`, `video`, or `file` for what is only linked.
-    url: empty if it is none that a browser should follow.
-    origin: its scheme, host and port, which the page's policy names; empty if it has none.
+    kind: `image`, `audio`, `video`, or `file` for a file that is only linked.
+    url: empty if a browser should not follow it.
+    origin: scheme, host and port of the URL, for the policy of the page; empty if it has none.
     """
 
     kind: str
@@ -53,7 +53,7 @@ def _read(file: Mapping[str, Any], now: int) -> Medium:
 
 
 def _origin_of(url: str) -> str:
-    """Return the origin of a URL that a page may name in its policy; else nothing."""
+    """Return the origin of a URL if the policy of a page may name it; else an empty text."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port

@@ -46,7 +46,7 @@ async def run_try(visit: Visit, form: Form) -> Response:
         price = catalogue.credits(known, input_)
         values = {"model": model, "form": form, "call": call, "credits": price}
         return visit.render("try_confirm.html", 200, **values)
-    # Its key makes a second click, or a page that is sent again, cost nothing.
+    # With its Idempotency-Key, a second click or a form that is sent again costs nothing.
     reply = await visit.send_form(call, form)
     if reply.status == 422 and reply.content.get("errors"):
         wrong = [(each["pointer"], each["message"]) for each in reply.content["errors"]]
@@ -100,7 +100,7 @@ def _field_kind(name: str, schema: Table) -> str:
 
 
 def _read_input(model: Table, form: Form) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Return the input of the form's fields, which begin with `input.`, and what is wrong."""
+    """Return the input in the form's fields `input.*`, and errors as (JSON pointer, message)."""
     input_: dict[str, Any] = {}
     errors: list[tuple[str, str]] = []
     for name, schema in _properties(model):

@@ -1,4 +1,4 @@
-"""The first page: rates, success and durations of generations, and how deliveries stand."""
+"""The first page: rates, success and durations of generations; the backlog of deliveries."""
 
 from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
@@ -19,7 +19,7 @@ LATEST = 50  # Generations whose durations are drawn.
 RECENT = 100  # Generations of which the open ones are drawn, beside those that are open now.
 OPEN_MAX = 100
 SUBSCRIBERS_MAX = 10
-DELIVERIES_MAX, PENDING_MAX = 200, 50  # Of which the backlog is drawn.
+DELIVERIES_MAX, PENDING_MAX = 200, 50  # Rows from which the backlog is drawn.
 View = Mapping[str, Any]
 
 
@@ -38,7 +38,7 @@ async def show(visit: Visit) -> Response:
     page: dict[str, Any] = {"data": []}
     if visit.may("manage"):
         page = await visit.get("/v1/subscribers", limit=str(SUBSCRIBERS_MAX))
-    # Counting what each is owed takes long, so their rows come by themselves.
+    # Their pending deliveries take long to count, so the page asks for each row by itself.
     for first in page["data"][:1]:
         visit.show_call(ApiCall(path=f"/v1/subscribers/{first['id']}/stats"))
     values = {
@@ -74,7 +74,7 @@ def _by_day(usage: Sequence[View], now: int) -> dict[str, Any]:
             [rate or 0 for rate in rates],
             [f"{d}: {'no outcome' if r is None else f'{r:.0%}'}" for d, r in zip(days, rates)],  # noqa: B905  both are of the days
             [rate is not None and rate < 0.9 for rate in rates],
-            top=1,  # Half of all is half as high.
+            top=1,  # A rate of 100% has the full height.
         ),
         "today": counts[-1],
         "totals": totals,

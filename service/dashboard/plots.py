@@ -9,16 +9,16 @@ import msgspec
 from service.model.clock import parse_rfc3339
 
 HEIGHT = 48  # Of a plot of bars, in CSS pixels.
-GAP = 0.2  # Of a bar's place, left empty.
-PLACES_MIN = 12  # So that few bars are no wider than many.
-LANES_MAX = 20  # On a time axis; the list beside it has the others, too.
-# The first tenth of a second takes as much room as the tenfold time after it.
+GAP = 0.2  # The share of a bar's place that stays empty.
+PLACES_MIN = 12  # Fewer bars are as narrow as so many.
+AXIS_ROWS_MAX = 20  # The list beside the time axis has all entries.
+# The axis is linear for so long at its start, and logarithmic after it.
 RESOLUTION_SECONDS = 0.1
 TICKS = (
     *((1, "1 s"), (10, "10 s"), (60, "1 min"), (600, "10 min"), (3_600, "1 h")),
     *((21_600, "6 h"), (86_400, "1 day"), (604_800, "7 days")),
 )
-_LANES = {  # The others are genhook's own.
+_LABELS = {  # Of rows, by type of entry; genhook's own types are not here.
     **dict.fromkeys(("submission", "submitted", "poll"), "to upstream"),
     "callback": "from upstream",
 }
@@ -59,52 +59,52 @@ class Mark(NamedTuple):
     is_bad: bool
 
 
-class Lane(msgspec.Struct, kw_only=True):
-    """A row of the time axis: what happened at one of the parties."""
+class AxisRow(msgspec.Struct, kw_only=True):
+    """A row of the time axis: the entries about one party."""
 
     label: str
     marks: list[Mark] = []
 
 
 class Axis(NamedTuple):
-    """A time axis: its lanes, and its ticks as (percent, label)."""
+    """A time axis: its rows, and its ticks as (percent, label)."""
 
-    lanes: list[Lane]
+    rows: list[AxisRow]
     ticks: list[tuple[float, str]]
 
 
 def draw_axis(entries: Sequence[Mapping[str, Any]]) -> Axis:
-    """Place the entries of a timeline, oldest first, on an axis that widens early moments."""
+    """Place the entries of a timeline, oldest first, on an axis with a logarithmic scale."""
     times = [parse_rfc3339(entry["at"]) for entry in entries]
     start = min(times, default=0)
     total = max((max(times, default=0) - start) / 1_000, 1.0)
-    lanes: dict[str, Lane] = {}
+    rows: dict[str, AxisRow] = {}
     for entry, at in zip(entries, times, strict=True):
-        label = _lane_of(entry)
-        if label not in lanes and len(lanes) == LANES_MAX:
+        label = _label_of(entry)
+        if label not in rows and len(rows) == AXIS_ROWS_MAX:
             continue
         seconds = (at - start) / 1_000
         mark = Mark(_place(seconds, total), entry["type"], describe(entry, seconds), is_bad(entry))
-        lanes.setdefault(label, Lane(label=label, marks=[])).marks.append(mark)
+        rows.setdefault(label, AxisRow(label=label)).marks.append(mark)
     ticks = [(_place(at, total), text) for at, text in TICKS if at < total * 0.8]
-    return Axis(list(lanes.values()), [(_place(0, total), "0"), *ticks])
+    return Axis(list(rows.values()), [(_place(0, total), "0"), *ticks])
 
 
-def _lane_of(entry: Mapping[str, Any]) -> str:
-    """Return the lane of an entry; the attempts of each subscriber have one."""
+def _label_of(entry: Mapping[str, Any]) -> str:
+    """Return the label of an entry's row; each subscriber has a row of attempts."""
     if entry["type"] == "attempt":
         return f"…{entry['detail']['subscriber_id'][-8:]}"
-    return _LANES.get(entry["type"], "genhook")
+    return _LABELS.get(entry["type"], "genhook")
 
 
 def _place(seconds: float, total: float) -> float:
-    """Return where a moment is on the axis: from 1 to 99 percent, by its logarithm."""
+    """Return the place of a moment on the axis, from 1 to 99 percent, by its logarithm."""
     share = math.log1p(seconds / RESOLUTION_SECONDS) / math.log1p(total / RESOLUTION_SECONDS)
     return round(1 + 98 * min(share, 1), 2)
 
 
 def describe(entry: Mapping[str, Any], seconds: float) -> str:
-    """Return what a mark says when one points at it."""
+    """Return the tooltip of a mark."""
     return f"{seconds:.2f} s: {entry['summary']}"
 
 

@@ -1,4 +1,4 @@
-"""Signing in with an API key: a signed cookie with a random id, form tokens, limited attempts."""
+"""Signing in with an API key: a signed cookie with a random id, form tokens, and a limit."""
 
 import base64
 import binascii
@@ -20,7 +20,7 @@ FAILURES_PER_MINUTE_OF_ALL = 100
 class Signatures:
     """Signs the ids of sign-ins for cookies, and for the forms of a page.
 
-    A browser has an id before it signs in, too, so that the form for that carries a token as well.
+    A browser gets an id before it signs in, so that the sign-in form has a token, too.
     """
 
     def __init__(self, secret_keys: Sequence[str]) -> None:
@@ -41,7 +41,7 @@ class Signatures:
         return id_, self._cookie.sign(base64.urlsafe_b64encode(id_)).decode()
 
     def read_cookie(self, cookie: str) -> bytes | None:
-        """Return the id in a cookie; None if genhook did not sign it."""
+        """Return the id in a cookie; None unless genhook signed it."""
         if len(cookie) > COOKIE_CHARACTERS_MAX or not cookie.isascii():
             return None
         try:
@@ -59,7 +59,7 @@ class Signatures:
         return token.isascii() and self._form.verify_signature(value, token.encode())
 
 
-class Attempts:
+class WrongKeys:
     """Counts wrong keys of the current minute, by the client's address and altogether.
 
     A key has 256 bits, so nobody guesses one. The limit tells a program that tries keys to stop.
@@ -69,11 +69,11 @@ class Attempts:
         self._minute = 0
         self._failures: Counter[str] = Counter()
 
-    def may_fail(self, address: str, now: int) -> bool:
-        """Count a wrong key; return False if there were too many in this minute already."""
+    def count(self, address: str, now: int) -> bool:
+        """Count a wrong key; return False if this minute already had too many."""
         if now // MINUTE != self._minute:
             self._minute, self._failures = now // MINUTE, Counter()
-        # The sum bounds this memory, too, and what invented addresses gain.
+        # The total also bounds this memory, and the use of invented addresses.
         if self._failures.total() >= FAILURES_PER_MINUTE_OF_ALL:
             return False
         if self._failures[address] >= FAILURES_PER_MINUTE:

@@ -1,4 +1,4 @@
-"""The form that changes a subscriber: it sends what its reader changed, and nothing else."""
+"""The form that changes a subscriber: it sends only the fields that its reader changed."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +14,13 @@ from service.dashboard.formats import write_json
 from service.dashboard.visit import RefusedError, Visit
 from service.model.event import EVENT_TYPES
 
-# What a PATCH may change, but for the status, which has buttons.
+# The fields that the form changes with a PATCH. The status has buttons.
 API_FIELDS = (
     *("url", "description", "event_types", "filter", "headers", "max_in_flight"),
     *("rate_per_second", "retry_schedule_seconds", "ordered", "payload"),
 )
 Texts = Mapping[str, str]
-Errors = list[tuple[str, str]]  # A JSON pointer, and what is wrong there.
+Errors = list[tuple[str, str]]  # Pairs of a JSON pointer and a message.
 
 
 async def show(visit: Visit) -> Response:
@@ -34,7 +34,7 @@ async def show(visit: Visit) -> Response:
 
 
 async def run(visit: Visit, form: Form) -> Response:
-    """POST /dashboard/subscribers/{id}/edit: what another reader changed meanwhile stays."""
+    """POST /dashboard/subscribers/{id}/edit: fields that another reader changed stay."""
     subscriber = await visit.get(f"/v1/subscribers/{visit.id}")
     texts = {name: _one_line_end(form.get(name, "")) for name in READERS}
     was = _read_was(form.get("was", ""))
@@ -69,7 +69,7 @@ def _render(
 
 
 def _name_of(pointer: str) -> str:
-    """Return the field of the form that a JSON pointer into the body is about."""
+    """Return the field of the form to which a JSON pointer into the body belongs."""
     name = pointer.removeprefix("/filter").split("/")[1] if "/" in pointer else ""
     return name if name in READERS else ""
 
@@ -94,7 +94,7 @@ def _write(subscriber: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _one_line_end(text: str) -> str:
-    """Return a text with the line ends of before a browser sent it."""
+    """Return a text with newlines as line ends, as before a browser sent it."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -107,7 +107,7 @@ def _read_was(text: str) -> dict[str, str]:
 
 
 def _read(changed: Texts, texts: Texts) -> tuple[dict[str, Any], Errors]:
-    """Return the body of the PATCH, and what cannot be read; a filter is replaced as a whole."""
+    """Return the body of the PATCH, and the errors; a filter is replaced as a whole."""
     names = set(changed)
     if names & set(_FILTER):
         names |= set(_FILTER)
@@ -116,7 +116,7 @@ def _read(changed: Texts, texts: Texts) -> tuple[dict[str, Any], Errors]:
     for name in (each for each in READERS if each in names):
         try:
             values[name] = READERS[name](texts[name])
-        except ValueError as error:  # Also of msgspec.
+        except ValueError as error:  # msgspec's are, too.
             errors.append((f"/{'filter/' * (name in _FILTER)}{name}", str(error)))
     if not errors and names & set(_FILTER):
         values["filter"] = {name: values.pop(name) for name in _FILTER}
@@ -165,7 +165,7 @@ def _read_schedule(text: str) -> Sequence[int]:
 
 
 _FILTER = ("models", "metadata")
-# By the names of the form: how a text becomes a value; ValueError says what is wrong with it.
+# The function that turns the text of each field into its value; ValueError with the rule.
 READERS: Mapping[str, Callable[[str], Any]] = {
     "url": str.strip,
     "description": str,

@@ -17,7 +17,7 @@ async def show_list(visit: Visit) -> Response:
 
 
 async def show_health(visit: Visit) -> Response:
-    """GET /dashboard/subscribers/{id}/health: a row of the overview, which asks for it itself."""
+    """GET /dashboard/subscribers/{id}/health: a row that the overview asks for by itself."""
     if not visit.is_live:
         return visit.redirect(f"/subscribers/{visit.id}")
     path = f"/v1/subscribers/{visit.id}"
@@ -26,10 +26,10 @@ async def show_health(visit: Visit) -> Response:
 
 
 async def show(visit: Visit) -> Response:
-    """GET /dashboard/subscribers/{id}. Its statistics come by themselves: they take longer."""
+    """GET /dashboard/subscribers/{id}. The page asks for its statistics later: they take long."""
     path = f"/v1/subscribers/{visit.id}"
     subscriber = await visit.get(path)
-    deliveries = None  # The key that manages subscribers may not read what they get.
+    deliveries = None  # A key with `manage` alone may not read deliveries.
     if visit.may("read"):
         visit.show_call(ApiCall(path=f"{path}/stats"))
         page = await visit.get("/v1/deliveries", subscriber_id=visit.id, limit="10")
@@ -38,7 +38,7 @@ async def show(visit: Visit) -> Response:
 
 
 async def show_stats(visit: Visit) -> Response:
-    """GET /dashboard/subscribers/{id}/stats: a page, of which that of the subscriber has a part."""
+    """GET /dashboard/subscribers/{id}/stats: a page; the subscriber's page shows a part of it."""
     stats = await visit.get(f"/v1/subscribers/{visit.id}/stats")
     latency = stats["latency_ms"]
     pairs = [(period, name) for period in ("hour", "day") for name in QUANTILES]

@@ -1,7 +1,5 @@
 """A request for a page: who asks, which API calls answer it, and the page in HTML."""
 
-import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -12,17 +10,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from service.context import Context
+from service.context import Context, wait_for
 from service.dashboard import media
 from service.dashboard.acts import Act, Form, once_headers
 from service.dashboard.calls import ApiCall, Reply, send
-from service.dashboard.sign_in import Attempts, Signatures
+from service.dashboard.sign_in import Signatures, WrongKeys
 from service.model.clock import SECOND, parse_rfc3339
 from service.model.key import Key, Scope
 
 PATH = "/dashboard"
 FILTER_CHARACTERS_MAX = 2_000
-# Between the questions whether the first of two equal forms has its answer: 10 s in all.
+# Between the tries of a form that was sent twice while its first request runs: 10 s in all.
 PAUSE_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 3.65)
 
 
@@ -36,13 +34,13 @@ class Site(NamedTuple):
     find_key: Callable[[Context, bytes], Awaitable[Key | None]]
     context: Context
     signatures: Signatures
-    attempts: Attempts
+    wrong_keys: WrongKeys
     templates: jinja2.Environment
     assets: Mapping[str, str]
 
 
 class RefusedError(Exception):
-    """The API did not answer what a page needs: `reply` has its problem."""
+    """The API refused a call that a page needs: `reply` has the problem."""
 
     def __init__(self, reply: Reply) -> None:
         super().__init__(reply.status)
@@ -53,7 +51,7 @@ class Visit:
     """One request of a browser. Every call that its page makes is shown on the page."""
 
     def __init__(self, site: Site, request: Request, id_: bytes, key: Key | None) -> None:
-        """`id_` is what the cookie holds; `key` is None if nobody is signed in."""
+        """`id_` is the id in the cookie; `key` is None if nobody is signed in."""
         self.site, self.request, self.id_, self.key = site, request, id_, key
         self.shown_calls: list[ApiCall] = []
         self._offers: set[str] = set()
@@ -78,7 +76,7 @@ class Visit:
         return self.site.signatures.token(self.id_)
 
     def new_once(self) -> str:
-        """Return a random text with which a form that is posted twice acts once."""
+        """Return a random text for `acts.once_headers`: a form that is posted twice acts once."""
         return self.site.context.random_bytes(16).hex()
 
     @property
@@ -91,17 +89,17 @@ class Visit:
         return self.key is not None and self.key.has(scope)
 
     def link(self, path: str = "", /, **query: str | None) -> str:
-        """Return a relative link to a page, which holds behind any prefix of a proxy."""
+        """Return a relative link to a page, which works behind any path prefix of a proxy."""
         up = "../" * (self.path.count("/") - 1)
         call = ApiCall(path=path, query={n: v for n, v in query.items() if v})
         return f"{up}dashboard{call.target}"
 
     def has_seen(self, state: str) -> bool:
-        """Whether an open page asks again, and shows this state of its noun already."""
+        """Whether the request is of an open page that already shows this state."""
         return self.is_live and self.request.query_params.get("seen") == state
 
     def answer_list(self, template: str, page: Any, /, **values: Any) -> Response:
-        """Show a list, which asks again while it is open; nothing while it shows the same page."""
+        """Render a list, which asks again while it is open; 204 if it already shows this page."""
         state = name_state(page)
         if self.has_seen(state):
             return Response(status_code=204)
@@ -125,7 +123,7 @@ class Visit:
         return {other: value for other, value in fields.items() if other != name}
 
     def filters(self, *names: str) -> dict[str, str]:
-        """Return the parameters of the page's query that are set, of these names."""
+        """Return the parameters with these names that are set in the page's query."""
         query = self.request.query_params
         values = {name: query.get(name, "").strip() for name in names}
         return {n: value[:FILTER_CHARACTERS_MAX] for n, value in values.items() if value}
@@ -146,25 +144,25 @@ class Visit:
     async def send_form(self, call: ApiCall, form: Form) -> Reply:
         """Make the call of a form, which acts once and has one answer however often it is sent.
 
-        A browser shows the answer to the last of two clicks: that one waits while the first runs.
+        A browser shows the answer to the last of two clicks, so that waits while the first runs.
         """
         headers, context = once_headers(form), self.site.context
         reply = await self.send(call, headers)
         for seconds in PAUSE_SECONDS:
             if not reply.is_running or context.stopping.is_set():
                 break
-            await pause(context, seconds)
+            await wait_for(context.stopping, seconds)
             reply = await self.send(call, headers)
         return reply
 
     def show_call(self, call: ApiCall) -> str:
-        """Show a call on the page as curl, once; return nothing for the place in the template."""
+        """Show a call on the page as curl, once; return an empty text for the template."""
         if call not in self.shown_calls:
             self.shown_calls.append(call)
         return ""
 
     def offer(self, act: Act, id_: str = "", form: Form | None = None) -> str:
-        """Show the call of a button as curl, the first of several alike."""
+        """Show the call of a button as curl, once for each act; return an empty text."""
         if act.name not in self._offers:
             self._offers.add(act.name)
             self.show_call(act.call(id_, form or act.example))
@@ -180,7 +178,7 @@ class Visit:
 
     @property
     def origins(self) -> list[str]:
-        """The hosts that the page loads files from."""
+        """The origins that the page loads files from, at most HOSTS_MAX."""
         return sorted(set(self._origins))[: media.HOSTS_MAX]
 
     def render(self, template: str, status: int = 200, /, **values: Any) -> Response:
@@ -192,12 +190,12 @@ class Visit:
             "cross-origin-opener-policy": "same-origin",
             "vary": "HX-Request",
         }
-        if self.key is None:  # Answers to a key say it already.
+        if self.key is None:  # `with_request_ids` adds it for a key.
             headers["cache-control"] = "no-store"
         return Response(html, status, headers, "text/html; charset=utf-8")
 
     def redirect(self, path: str = "", **query: str) -> Response:
-        """Send the browser to another page; a part of an open page makes it load that anew."""
+        """Send the browser to another page; let an open page that asks for a part reload itself."""
         location = self.link(path, **query)
         if self.is_live:
             return Response(status_code=204, headers={"hx-refresh": "true"})
@@ -209,15 +207,8 @@ def name_state(shown: object) -> str:
     return f"{crc32(msgspec.json.encode(shown)):08x}"
 
 
-async def pause(context: Context, seconds: float) -> None:
-    """Wait for so long, or until the process stops."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await context.stopping.wait()
-
-
 def policy(origins: Iterable[str]) -> str:
-    """Return the Content-Security-Policy of a page that shows files of these hosts."""
+    """Return the Content-Security-Policy of a page that shows files of these origins."""
     hosts = "".join(f" {origin}" for origin in origins)
     rules = (
         "default-src 'none'",

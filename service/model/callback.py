@@ -1,3 +1,3 @@
-"""The verdicts on callbacks: what genhook made of each."""
+"""The verdicts: how genhook classified a callback."""
 
 VERDICTS = ("accepted", "duplicate", "late", "unreadable", "rejected")

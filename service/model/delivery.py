@@ -47,6 +47,6 @@ class DueDelivery(msgspec.Struct):
     attempt_count: int
     trigger: str
     body: bytes  # The event's body, as it is stored.
-    manual_count: int  # How many attempts a person asked for: they are not part of the schedule.
-    planned_at: int | None  # When the schedule goes on; None: not at all, or with this attempt.
+    manual_count: int  # How many attempts a person asked for, which the schedule does not count.
+    planned_at: int | None  # When the schedule goes on after a manual attempt; None: it is over.
     ordered: bool  # As Subscriber.ordered.

@@ -17,7 +17,7 @@ class SettingsError(Exception):
 class CommandError(Exception):
     """A command failed. The message is a sentence for the terminal."""
 
-    status = 1  # With which the process exits; docs/cli.md says what each means.
+    status = 1  # The exit status of the process; docs/cli.md explains each.
 
 
 class UsageError(CommandError):
@@ -35,8 +35,8 @@ class MissingError(CommandError):
 class StorageError(Exception):
     """The database failed. Answered with 503.
 
-    Nothing of the unit of work was stored, or nobody knows: its commit goes on, or the connection
-    was lost before its answer.
+    The unit of work was not stored, or genhook does not know whether it was: its commit goes on, or
+    the connection was lost before the database answered.
     """
 
 

@@ -28,7 +28,7 @@ TRANSITIONS: dict[str, tuple[str, ...]] = {
     "canceled": (),  # By its owner, for whom the result comes too late.
 }
 
-# What is not listed here never follows: above all, `taken` is never sent again.
+# No other transition happens; above all, a `taken` submission is never sent again.
 SUBMISSION_TRANSITIONS: dict[str, tuple[str, ...]] = {
     "sending": ("taken", "waiting", "lost", "refused"),
     "waiting": ("sending", "taken"),
@@ -104,7 +104,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
         return self.next_poll_at is not None and self.next_poll_at <= now
 
     def is_expired(self, now: int) -> bool:
-        """Whether it is open past its deadline, and no poll is planned that could end it."""
+        """Whether the generation is open past its deadline, without a planned poll to end it."""
         return self.status in OPEN and self.next_poll_at is None and self.deadline_at <= now
 
     @property
@@ -114,7 +114,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing changes the outcome any more: a timed out generation's may change."""
+        """Whether the outcome can no longer change; that of a timed-out generation still can."""
         return not TRANSITIONS[self.status]
 
     def view(self) -> dict[str, Any]:

@@ -15,8 +15,8 @@ _WRITERS = ("read-write", "primary", "any", "")  # genhook asks for a server tha
 def split_hosts(url: str) -> list[str]:
     """Return a URL for each host that a URL names, in order.
 
-    They stand as `h1:5432,h2:5432` before the database, or as `?host=h1,h2&port=5432,5432`. The
-    ValueError of a wrong URL is a rule to follow, and quotes nothing of it.
+    They stand as `h1:5432,h2:5432` before the database, or as `?host=h1,h2&port=5432,5432`.
+    ValueError for a wrong URL, with the rule that it breaks; the text quotes nothing of the URL.
     """
     try:
         parts = urlsplit(url)
@@ -26,7 +26,7 @@ def split_hosts(url: str) -> list[str]:
     if options.get("target_session_attrs", "") not in _WRITERS:
         raise ValueError("must have no target_session_attrs but read-write: genhook writes")
     user, at, hosts = parts.netloc.rpartition("@")
-    # The rest of a password would be looked up as a host, or be taken for the database.
+    # A part of the password would be read as a host or as the name of the database.
     if "@" in user or "@" in parts.path or "#" in url:
         raise ValueError("must have / ? # and @ of a password as %2F %3F %23 and %40")
     if hosts:
@@ -52,7 +52,7 @@ def _check_hosts(names: list[str]) -> None:
 
 
 def _check_ports(ports: list[str]) -> None:
-    """An empty one is the usual port."""
+    """ValueError if a port is not a number from 1 to PORT_MAX; an empty one is the default."""
     for port in ports:
         if port and not (port.isascii() and port.isdecimal() and 1 <= int(port) <= PORT_MAX):
             raise ValueError(f"must have ports from 1 to {PORT_MAX}")

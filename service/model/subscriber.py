@@ -7,6 +7,8 @@ import msgspec
 from service.model.generation import Generation
 from service.model.view import view_of
 
+REDACTED = "[redacted]"  # Stands for a header's value; in a PATCH it keeps the stored one.
+
 
 class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which generations a subscriber receives events about; an empty field allows all."""
@@ -60,7 +62,7 @@ class Subscriber(msgspec.Struct, frozen=True, kw_only=True):
         """Return the subscriber as the API shows it: without header values and secrets."""
         return {
             **view_of(self, "id", "url", "description", "event_types", "filter"),
-            "headers": dict.fromkeys(self.header_names, "[redacted]"),
+            "headers": dict.fromkeys(self.header_names, REDACTED),
             **view_of(self, "status", "disabled_reason", "max_in_flight", "rate_per_second"),
             **view_of(self, "retry_schedule_seconds", "ordered", "payload", "signature"),
             "for_notify_url": self.is_notify,

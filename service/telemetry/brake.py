@@ -1,10 +1,10 @@
-"""A brake for log lines that strangers can cause: so many a second, and the others are counted."""
+"""A limit for log lines that strangers can cause: it counts the lines that it holds back."""
 
 from service.model.clock import SECOND
 
 
 class Brake:
-    """Lets a number of lines through in each second."""
+    """Admits at most `per_second` lines in each second."""
 
     def __init__(self, per_second: int) -> None:
         self._per_second = per_second

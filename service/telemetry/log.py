@@ -16,7 +16,7 @@ from service.telemetry import metrics
 from service.telemetry.redact import REDACTED, Redactor
 from service.telemetry.writer import LineWriter
 
-# structlog imports these if they are installed, rich in a tenth of a second: hide them meanwhile.
+# structlog imports these if they are installed, and rich takes 0.1 s: hide them from it.
 _hidden = [name for name in ("rich", "greenlet") if name not in sys.modules]
 sys.modules.update(dict.fromkeys(_hidden))  # type: ignore[arg-type]  # None: cannot be imported.
 import structlog  # noqa: E402
@@ -93,9 +93,9 @@ def _configure(level: int, write: Write, *, terminal: bool, cached: bool) -> Non
 
 
 def _complete(logger: Any, method: str, event: Event) -> Event:
-    """Add what every line has. Replace values with a secret's name, show objects by their `repr`.
+    """Add level, time and request id. Redact fields that hold secrets; show objects as `repr`.
 
-    A `repr` of ours hides secrets.
+    The `repr` of an object of genhook shows no secret.
     """
     if "exc_info" in event:
         event = structlog.processors.format_exc_info(logger, method, event)
@@ -135,13 +135,13 @@ class _Output:
 
 
 def _make_background_writer(stream: Stream, redactor: Redactor) -> Write:
-    """Write from a thread; at its end the process waits a second for lines that are queued."""
+    """Write from a thread. At exit, the process waits DRAIN_SECONDS for queued lines."""
     file = getattr(sys, stream)
     if file is None:  # It was closed when the process started.
         return lambda _line: metrics.log_lines_dropped.add(1)
     try:
         writer = LineWriter(file.fileno(), redactor.lines)
-    except (OSError, ValueError):  # Something that is not a file took its place.
+    except (OSError, ValueError):  # Another object without a descriptor took its place.
         return _make_direct_writer(stream, redactor)
     atexit.register(writer.drain, DRAIN_SECONDS)
     return writer.write
@@ -152,7 +152,7 @@ def _make_direct_writer(stream: Stream, redactor: Redactor) -> Write:
 
     def write(line: str) -> None:
         file = getattr(sys, stream)
-        with contextlib.suppress(OSError, ValueError):  # That nobody reads is no reason to stop.
+        with contextlib.suppress(OSError, ValueError):  # A closed stream stops nothing.
             if file is not None:
                 file.write(redactor.line(line) + "\n")
                 file.flush()

@@ -16,8 +16,8 @@ _ALL: "list[Numbers | Histogram]" = []
 class Numbers:
     """One number for each combination of label values, of which there must be few.
 
-    values: those of the only label that are there from the start, as 0: the first of a series is no
-    increase to Prometheus, so an alert would miss what happens once.
+    values: values of the only label that have a number, 0, from the start. Prometheus sees no
+    increase in the first sample of a series, so an alert would miss what happens once.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Numbers:
         self.values[()] = number
 
     def rows(self) -> Iterable[tuple[Any, ...]]:
-        """Return what `add_metric` of prometheus_client takes."""
+        """Return pairs (label values, number), as prometheus_client's `add_metric` takes them."""
         return self.values.items()
 
 
@@ -64,7 +64,7 @@ class Histogram:
         self.sums[label] += seconds
 
     def rows(self) -> Iterable[tuple[Any, ...]]:
-        """Yield what `add_metric` of prometheus_client takes."""
+        """Yield (label values, buckets, sum), as prometheus_client's `add_metric` takes them."""
         edges = [*(f"{bound:g}" for bound in self.bounds), "+Inf"]
         for label, counts in self.counts.items():
             totals = map(float, accumulate(counts))

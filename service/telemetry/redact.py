@@ -12,9 +12,9 @@ import msgspec
 REDACTED = "[redacted]"
 DEPTH_MAX = 64  # Anything nested deeper is replaced whole.
 
-SLASH = r"(?:\\{0,16}/|%(?:25)?2[Ff])"  # Plain, escaped in JSON (in JSON), or percent-encoded.
+SLASH = r"(?:\\{0,16}/|%(?:25)?2[Ff])"  # Plain, escaped in (nested) JSON, or percent-encoded.
 CALLBACK_CHARACTERS_MIN = len("/callbacks/a/t")
-# One secret may stand within or behind what looks like another: no match ends within one.
+# Secrets may overlap: a match ends before a callback path, and takes the token behind `bearer`.
 _THEN_BEARER = r"(?:(?<=(?i:bearer))\s+[^\s\"'\\]+)*"
 _CALLBACKS = rf"{SLASH}callbacks{SLASH}"
 _SHAPES = re.compile(
@@ -23,21 +23,21 @@ _SHAPES = re.compile(
     rf"|(?:ghk_|aio_|whsec_|whsk_)(?:(?!{_CALLBACKS})[A-Za-z0-9+/=_-])+"
     rf"|(?i:bearer)\s+[^\s\"'\\]+){_THEN_BEARER}"
 )
-# The token of a callback URL has its own shape: it needs no URL around it to be known.
+# A callback token is recognised without its URL, too.
 _TOKEN = re.compile(
     rf"gen_[A-Za-z0-9]++\.[A-Za-z0-9_-]+\.[0-9]{{1,12}}\.[A-Za-z0-9_-]+{_THEN_BEARER}"
 )
-# Patterns over strangers' text look at no character again and again: a run is taken once, whole.
+# The quantifiers are possessive (`++`): strangers' text must not make a pattern backtrack.
 _ESCAPED = re.compile(r"(?<!\\)\\++(?:[uU]([0-9A-Fa-f]{4})|/)")
 _LEADING_ZEROS = re.compile(r"(?<=&#)(?:0++(?=[0-9])|([xX])0++(?=[0-9A-Fa-f]))")
-# No character has so large a number, and Python refuses to read one of 4,300 digits.
+# Unicode has no such character, and Python refuses to read numbers of more than 4,300 digits.
 _NO_CHARACTER = re.compile(r"&#(?:[0-9]{8,}+|[xX][0-9A-Fa-f]{8,}+);?")
 _WORD = re.compile(r"[^\s\"'<>{}\[\],]+")
-PIECE_CHARACTERS = 8  # Where a text was cut, so many characters of a secret are one.
-UNESCAPES_MAX = 4  # So often escapes are undone that stand within escapes.
+PIECE_CHARACTERS = 8  # At the cut end of a text, so many characters count as the whole secret.
+UNESCAPES_MAX = 4  # How many levels of nested escapes are undone.
 HEADERS_REMEMBERED = 256
 _BASE64_CHARACTERS_MIN = 12  # A shorter piece of base64 may be anything.
-# In lower case, every match contains one of these. `in` is much cheaper than the pattern.
+# A match of _SHAPES, in lower case, contains one of these; `in` is much cheaper than it.
 _HINTS = ("ghk_", "aio_", "whs", "callbacks", "bearer")
 
 _HIDDEN_KEYS = """
@@ -52,7 +52,7 @@ _HIDDEN_HEADER = re.compile(
 
 
 class Redactor:
-    """Cuts these secrets, also encoded ones, and what looks like a key or token of genhook."""
+    """Cuts these secrets, also encoded ones, and texts that look like keys or tokens of genhook."""
 
     def __init__(self, secrets: Iterable[str] = (), public_url: str | None = None) -> None:
         self._secrets = tuple(filter(None, secrets))
@@ -75,11 +75,11 @@ class Redactor:
         return text
 
     def header(self, name: str, value: str) -> str:
-        """The value of a header without secrets; nothing of it if its name says that it is one."""
+        """Return a header's value without secrets; REDACTED if the name is that of a secret."""
         return REDACTED if _HIDDEN_HEADER.search(name.encode()) else self.text(value)
 
     def headers(self, lines: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        """The lines of headers without secrets, as `header` cuts them."""
+        """Return the lines of headers without secrets, as `header` cuts them."""
         return [(name, self._cut_value(name, value)) for name, value in lines]
 
     def _cut_value(self, name: bytes, value: bytes) -> bytes:
@@ -88,22 +88,22 @@ class Redactor:
         return self.text(value.decode("latin-1")).encode("latin-1")
 
     def lines(self, lines: Sequence[str]) -> Sequence[str]:
-        """Lines of the log without secrets. Nearly always none has one: one look is cheapest."""
+        """Return log lines without secrets. Few have one, so all are searched at once first."""
         whole = "\n".join(lines)
         return lines if self.text(whole) == whole else [self.line(line) for line in lines]
 
     def line(self, line: str) -> str:
-        r"""A line of the log without secrets; what was JSON stays JSON.
+        r"""Return a log line without secrets; a line in JSON stays JSON.
 
         A match in the text of JSON may begin within an escape (`\u000bearer x` has no "bearer"),
-        so what looks like one is cut out of the decoded strings.
+        so secrets are cut out of the decoded strings.
         """
         cut = self.text(line)
         if cut == line:
             return line
         try:
             return msgspec.json.encode(self._cut_line(msgspec.json.decode(line))).decode()
-        except msgspec.DecodeError:  # It is for people.
+        except msgspec.DecodeError:  # A line for a terminal.
             return cut
 
     def _cut_line(self, value: Any) -> Any:
@@ -116,11 +116,11 @@ class Redactor:
         return value
 
     def excerpt(self, text: str, characters: int) -> str:
-        """The beginning of a text, which may have been cut within a secret, without secrets."""
+        """Return the beginning of a text without secrets; the text may end within a secret."""
         return self._string(self.without_cut_end(text))[:characters]
 
     def without_cut_end(self, text: str) -> str:
-        """A text that may have been cut within a secret, without the beginning of that secret."""
+        """Return a text without the beginning of a secret within which it was cut."""
         for form in self._forms:
             piece = form[: min(PIECE_CHARACTERS, (len(form) + 1) // 2)]
             at = text.find(piece, max(0, len(text) - len(form)))
@@ -133,15 +133,15 @@ class Redactor:
     def json(self, value: Any) -> Any:
         """Return decoded JSON without secrets, callback URLs and values of secret keys.
 
-        What only looks like an API key stays: prompts and names of files may. Where nothing is to
-        be cut, it is the value itself.
+        Texts that only look like an API key stay: prompts and file names may. If nothing has to be
+        cut, the result is `value` itself.
         """
         return value if self._is_clean(value) else self._cut(value, DEPTH_MAX)
 
     def _is_clean(self, value: Any) -> bool:
-        """Whether one look at the text of an object finds nothing to cut, as nearly always.
+        """Whether a search of the value's JSON text finds nothing to cut, as nearly always.
 
-        Without a backslash, each text stands in it as it is.
+        Without a backslash, the JSON text holds each string unchanged.
         """
         if not isinstance(value, dict | list):
             return False
@@ -195,8 +195,8 @@ class Redactor:
             if form in text:
                 text = self._any_form.sub(REDACTED, text)
                 break
-        # Without escapes of URLs, HTML or JSON. For short text, this is faster than a pattern, and
-        # looking for one character is faster than for two.
+        # Escapes of JSON, URLs or HTML may hide a secret. For short text, `in` is faster than a
+        # pattern, and faster for one character than for two.
         is_escaped = "\\" in text and ("\\u" in text or "\\U" in text)
         if not (is_escaped or "%" in text or "&" in text):
             return text
@@ -229,7 +229,7 @@ def _unescape_html(text: str) -> str:
 
 
 def _appears(pattern: re.Pattern[str], plain: str, text: str) -> bool:
-    """Whether something matches in the plain text that does not in the text as it was written."""
+    """Whether the pattern matches only in the text without escapes."""
     return pattern.search(plain) is not None and pattern.search(text) is None
 
 
@@ -252,7 +252,7 @@ def _is_hidden(key: str, child: Any) -> bool:
 
 
 class Secrets(Protocol):
-    """What the settings know about secrets."""
+    """The settings that a redactor needs."""
 
     @property
     def secrets(self) -> Iterable[str]:
@@ -260,7 +260,7 @@ class Secrets(Protocol):
 
     @property
     def public_url(self) -> str | None:
-        """The URL with which callback URLs start."""
+        """GENHOOK_PUBLIC_URL, with which callback URLs start."""
 
 
 def make_redactor(settings: Secrets) -> Redactor:

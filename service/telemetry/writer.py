@@ -1,4 +1,4 @@
-"""Writes log lines from a thread, so that a reader who stalls costs lines and delays nobody."""
+"""Writes log lines from a thread: a reader that stalls costs lines, and delays no request."""
 
 import asyncio
 import os
@@ -11,7 +11,7 @@ from service.telemetry import metrics
 
 LINES_MAX = 10_000
 CHARACTERS_MAX = 8 << 20
-LINES_AT_ONCE = 200  # To look for secrets in more would hold the interpreter for long.
+LINES_AT_ONCE = 200  # Redacting more at once would hold the interpreter for too long.
 
 
 class LineWriter:
@@ -26,7 +26,7 @@ class LineWriter:
         self._cut = cut
         self._lines: list[str] = []
         self._characters = 0
-        self._waking: asyncio.AbstractEventLoop | None = None  # It will wake the thread.
+        self._waking: asyncio.AbstractEventLoop | None = None  # The loop that will wake the thread.
         # Reentrant: a collection of garbage may log in the middle of `write`.
         self._lock = threading.RLock()
         self._wake: SimpleQueue[threading.Event | None] = SimpleQueue()
@@ -81,6 +81,6 @@ class LineWriter:
                 rest = rest[os.write(self._descriptor, rest) :]
             except BlockingIOError:  # Another process made it non-blocking.
                 select.select([], [self._descriptor], [])
-            except OSError:  # Closed: nobody reads, and that is no reason to stop.
+            except OSError:  # A closed stream stops nothing.
                 return False
         return True

@@ -119,7 +119,7 @@ def test_a_process_without_a_worker_says_so_and_is_ready(tmp_path: Path) -> None
             ready = client.get("/readyz")
         running.end()
     assert ready.status_code == 200
-    assert ready.json()["checks"]["worker"].startswith("Nobody works here")
+    assert ready.json()["checks"]["worker"].startswith("No worker runs here")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -10,7 +10,7 @@ import pytest
 
 from service.api import idempotency
 from service.api.problem import Problem
-from service.context import Context
+from service.context import wait_for
 from service.dashboard import visit
 from service.dashboard.calls import ApiCall
 from service.dashboard.models import _parse
@@ -114,12 +114,12 @@ async def test_of_two_equal_forms_the_second_waits_and_shows_the_same_key(
         await may_end.wait()
         return await create(*args)
 
-    async def let_the_first_end(_context: Context, _seconds: float) -> None:
+    async def let_the_first_end(_signal: asyncio.Event, _seconds: float) -> None:
         may_end.set()
         await first
 
     monkeypatch.setattr(idempotency, "create", create_late)
-    monkeypatch.setattr(visit, "pause", let_the_first_end)
+    monkeypatch.setattr(visit, "wait_for", let_the_first_end)
     form = {"name": "shop", "scopes": "read", "once": "c0ffee"}
     token = token_of(await browser.get("/keys"))
     first = asyncio.create_task(browser.post("/keys/create", token, **form))
@@ -141,12 +141,11 @@ async def test_a_form_waits_for_its_first_sending_only_so_long(
     def refuse(*_args: object) -> NoReturn:
         raise Problem(409, "idempotency_key_in_use", "The first request is still running.")
 
-    async def count(_context: Context, seconds: float) -> None:
+    async def count(_signal: asyncio.Event, seconds: float) -> None:
         waited.append(seconds)
 
-    real_pause = visit.pause
     monkeypatch.setattr(idempotency, "_mark_running", refuse)
-    monkeypatch.setattr(visit, "pause", count)
+    monkeypatch.setattr(visit, "wait_for", count)
     form = {"name": "shop", "scopes": "read", "once": "c0ffee"}
     page = await browser.post("/keys/create", **form)
     assert page.status_code == 409
@@ -154,7 +153,7 @@ async def test_a_form_waits_for_its_first_sending_only_so_long(
     assert min(waited) >= 0.05
     world.app.context.stopping.set()
     async with asyncio.timeout(5):  # A process that stops lets nobody wait.
-        await real_pause(world.app.context, 60)
+        await wait_for(world.app.context.stopping, 60)
         assert (await browser.post("/keys/create", **form)).status_code == 409
     assert len(waited) == len(visit.PAUSE_SECONDS)
 

@@ -162,7 +162,7 @@ async def test_a_drive_ends_in_time_though_a_receiver_hangs(tmp_path: Path) -> N
         assert works(world.app), "its attempt counts against the caps"
         await driving(world.app)
         gate.is_open.set()
-        rest = world.app.worker.ticks._rest
+        rest = world.app.worker.ticks._ending
         assert rest is not None
         await rest
         assert not works(world.app)

@@ -108,7 +108,7 @@ def test_requests_of_every_kind_are_answered(tmp_path: Path, name: str) -> None:
     with function(tmp_path, GENHOOK_PUBLIC_URL=public_url) as call:
         ready = call(event("GET", "/readyz", {}, None))
         assert (ready["statusCode"], ready["isBase64Encoded"]) == (200, False)
-        assert json.loads(ready["body"])["checks"]["worker"].startswith("Nobody works here")
+        assert json.loads(ready["body"])["checks"]["worker"].startswith("No worker runs here")
         body = '{"url": "https://receiver.example/", "description": "ä"}'
         created = call(event("POST", "/v1/subscribers", headers, body))
         assert created["statusCode"] == 201, created
