@@ -89,6 +89,8 @@ def find_url(option: str | None) -> str:
         raise UsageError(f"{name} must be the URL of a service, such as {EXAMPLE_URL}.")
     if "@" in urlsplit(url).netloc:
         raise UsageError(f"{name} must have no user and no password: genhook takes an API key.")
+    if urlsplit(url).path.rstrip("/").endswith("/v1"):
+        raise UsageError(f"{name} must be given without /v1, such as {EXAMPLE_URL}.")
     return url
 
 

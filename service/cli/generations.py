@@ -4,6 +4,7 @@ import argparse
 import secrets
 import threading
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Any, get_args
 
 from service.cli import answers, calls, client, output, saving, streams
@@ -20,6 +21,8 @@ Wait = Callable[[float], object]
 WAIT_SECONDS = 30
 SUBMIT_SECONDS = 10.0  # The service's own default, GENHOOK_SUBMIT_WAIT_SECONDS.
 LOOK_SECONDS = 0.1
+RETRY_SECONDS = 60.0  # How long a read that gets no answer is repeated: a restart takes less.
+RETRY_PAUSE_SECONDS = 1.0
 ALL = "/v1/generations"
 ONE = f"{ALL}/{{id}}"
 EXAMPLE = "gen_01a1f83ac6f470008f5b21d7c0e394a6"
@@ -132,17 +135,32 @@ def _wait_for_upstream(
         if generation["status"] != "queued":
             break
         (wait or threading.Event().wait)(LOOK_SECONDS)
-        generation = _ask_again(connection, generation, {})
+        generation = _ask_again(connection, generation, {}, wait)
     return generation
 
 
-def _ask_again(connection: "httpx.Client", generation: Any, query: dict[str, int]) -> Any:
+def _ask_again(
+    connection: "httpx.Client", generation: Any, query: dict[str, int], wait: Wait | None = None
+) -> Any:
+    """Return the generation as it is now; repeat the read for RETRY_SECONDS if it gets no answer.
+
+    UnreachableError after that; it says how to look at the generation, which goes on.
+    """
     path = f"{ALL}/{generation['id']}"
-    try:
-        return calls.ask(connection, "GET", path, answers.Generation, params=query)
-    except calls.UnreachableError as error:
-        get_it = f"genhook generations get {output.plain(generation['id'])}"
-        raise calls.UnreachableError(f"{str(error).rstrip('.')}. It goes on: {get_it}.") from error
+    ends_at: float | None = None
+    while True:
+        try:
+            return calls.ask(connection, "GET", path, answers.Generation, params=query)
+        except calls.UnreachableError as error:
+            reason = str(error).rstrip(".")
+            if ends_at is None:
+                streams.note(f"genhook: {reason}. Trying again for {RETRY_SECONDS:g} s.")
+                ends_at = monotonic() + RETRY_SECONDS
+            elif monotonic() >= ends_at:
+                get = f"genhook generations get {output.plain(generation['id'])} --wait"
+                goes_on = f"The generation goes on: to look at it, run {get}"
+                raise calls.UnreachableError(f"{reason}. {goes_on}.") from error
+        (wait or threading.Event().wait)(RETRY_PAUSE_SECONDS)
 
 
 def list_(command: Command, options: argparse.Namespace, echo: Echo) -> int:
