@@ -55,18 +55,24 @@ class Dialect:
     def load(self) -> Mapping[str, Statement]:
         """Return every statement by its name. A line `-- name: NAME` begins a statement."""
         by_name: dict[str, Statement] = {}
+        parts: dict[str, str] = {}
         for path in sorted(_FOLDER.glob("*.sql")):
-            by_name |= self._read(path, by_name.keys().isdisjoint)
+            by_name |= self._read(path, parts, by_name.keys().isdisjoint)
         for path in self._overrides:
-            by_name |= self._read(path, by_name.keys().__ge__)
+            by_name |= self._read(path, parts, by_name.keys().__ge__)
         return by_name
 
-    def _read(self, path: Path, fits: Callable[[set[str]], bool]) -> dict[str, Statement]:
+    def _read(
+        self, path: Path, parts: dict[str, str], are_allowed: Callable[[set[str]], bool]
+    ) -> dict[str, Statement]:
+        """Return the statements of a file by name, if their names are allowed; add its parts."""
         sections = _SECTION.findall(path.read_text())
         texts = {name: sql.strip() for kind, name, sql in sections if kind == "name"}
-        parts = {name: sql.strip() for kind, name, sql in sections if kind == "part"}
-        assert len(texts) + len(parts) == len(sections), f"a name stands twice in {path.name}"
-        assert fits(set(texts)), f"{path.name} has a name twice, or overrides what is not there"
+        own = {name: sql.strip() for kind, name, sql in sections if kind == "part"}
+        assert len(texts) + len(own) == len(sections), f"{path.name} has a name twice"
+        assert parts.keys().isdisjoint(own), f"{path.name} has a part of another file"
+        assert are_allowed(set(texts)), f"{path.name} repeats a name, or overrides no statement"
+        parts |= own
         return {name: self.parse(sql, parts) for name, sql in texts.items()}
 
     def parse(self, sql: str, parts: Mapping[str, str] | None = None) -> Statement:
