@@ -1,10 +1,10 @@
-"""The named SQL statements of `sql/*.sql`: one text for every database, with marks for the rest.
+"""The named SQL statements of `sql/*.sql`: one text for both databases, with marks for the rest.
 
-A mark is `{name}` or `{name word}`; each database gives a text for each of them, with the word in
-place of each `{}` in it. `{held g}` and `{held_id column}` leave only the rows whose work is of a
-shard that this process holds. What several statements of a file have in common begins with a line
-`-- part: NAME` and is a mark like these. A statement that really differs stands again, under the
-same name, among the overrides of a database.
+A mark is `{name}` or `{name word}`. Each database has a text for each mark, in which the word takes
+the place of each `{}`. `{held g}` and `{held_id column}` keep only rows whose shard this process
+holds. A text that several statements share begins with a line `-- part: NAME`, and the mark
+`{NAME}` inserts it. A statement that differs as a whole stands again, under the same name, in the
+overrides of a database.
 """
 
 import re
@@ -18,7 +18,7 @@ _SECTION = re.compile(r"(?ms)^-- (name|part): (\w+)\n(.*?)(?=^-- (?:name|part): 
 _MARK = re.compile(r"\{(\w+)(?: ([\w.]+))?\}")
 _PARAMETER = re.compile(r"'[^']*'|--[^\n]*|::|:(?P<name>\w+)")
 _FOLDER = Path(__file__).parent / "sql"
-_COMPOSED_MAX = 500  # Lists compose a statement for each set of their filters.
+_COMPOSED_MAX = 500  # Statements that are cached: a list has one for each set of filters.
 
 
 class Statement(NamedTuple):
@@ -32,7 +32,7 @@ class Statement(NamedTuple):
 
 
 class Dialect:
-    """How one database spells what the statements leave open.
+    """The marks, the parameters and the overrides of one database.
 
     `parameter` returns the text of the n-th parameter, from 1. If they are `numbered`, a value that
     is used twice is one parameter.

@@ -169,7 +169,7 @@ class Database(Writes):
                 await asyncio.sleep(0)  # noqa: TID251  it is no time
                 items = self._queue.take()
             await self._start_commits(items)
-            self._rest()
+            self._clear_wake()
 
     async def _start_commits(self, items: Iterable[Item]) -> None:
         """Commit the items of each unit, when a writer is free.

@@ -16,7 +16,7 @@ from service.store.postgres import locks
 from service.store.postgres.connection import CONNECT_SECONDS, connect, failures
 from service.store.postgres.database import Database
 from service.store.postgres.notices import CHANNEL
-from service.store.shards import ALL, NONE, share_of, to_leave
+from service.store.shards import ALL, NONE, choose_surplus, share_of
 from service.telemetry import log
 
 _log = log.get()
@@ -206,7 +206,7 @@ class ShardLocks:
         """Give up what is more than this worker's share, or take what is missing and free."""
         share = share_of(session.pid, view.workers)
         busy = self.busy() if len(self._locked) > share else ()
-        self._leaving = to_leave(self._locked, share, self._leaving, busy)
+        self._leaving = choose_surplus(self._locked, share, self._leaving, busy)
         self._publish()  # From here on nothing starts in what is given up.
         if gone := self._leaving - set(busy):
             self._locked -= gone
