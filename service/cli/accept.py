@@ -1,7 +1,7 @@
 """Takes connections: many in one round of the loop, where libuv takes one.
 
-A round runs what is ready. While many requests are, the connections that wait beyond the first
-would each wait for a round of its own.
+A round runs all callbacks that are ready. While many requests are, each further connection would
+wait for another round.
 """
 
 import asyncio

@@ -106,7 +106,7 @@ def create_key(options: argparse.Namespace, echo: Echo) -> int:
             echo(line)
         echo("The key is shown only this once: genhook stores its SHA-256.")
 
-    # A key that could not be shown is never stored: it would be good, and nobody would know it.
+    # The key is shown before it is stored: a key that nobody has seen must not be valid.
     try:
         _act("key.create", read_settings(), _insert, key, secret, before=show)
     except StorageError as error:
@@ -127,7 +127,7 @@ def list_keys(options: argparse.Namespace, echo: Echo) -> int:
 
 
 def revoke_key(options: argparse.Namespace, echo: Echo) -> int:
-    """Revoke a key of any tenant: it opens nothing any more."""
+    """Revoke a key of any tenant: every request with it is refused."""
     _act("key.revoke", settings_of_existing(), _revoke, options.id)
     view = {"id": options.id, "deleted": True}
     echo(output.json_line(view) if options.json else f"{options.id} is revoked.")
@@ -141,7 +141,7 @@ def _act(
     *arguments: object,
     before: Callable[[], None] | None = None,
 ) -> None:
-    """Change a key, and leave the line about it that the API leaves, too."""
+    """Change a key, and log the same `audit` line as the API."""
     from service.telemetry import log
 
     key: Key = _write(settings, unit, *arguments, before=before)

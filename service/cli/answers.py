@@ -1,4 +1,4 @@
-"""What commands use of the service's answers: a server whose answers lack it is not genhook.
+"""The fields of answers that commands use: a server whose answers lack them is not genhook.
 
 The shapes are only checked. Commands get, and print with `--json`, answers with all their fields.
 """

@@ -11,7 +11,7 @@ from service.model.number import read_decimal, read_whole
 
 Echo = Callable[[str], None]  # Prints a line.
 Run = Callable[[argparse.Namespace, Echo], int]  # A command; it returns the exit status.
-NULL = object()  # The value `null` of JSON; None is that of an option that is not given.
+NULL = object()  # JSON's `null`; None means that the option is not given.
 Commands = Any  # argparse does not export the type of a group of parsers.
 
 
@@ -28,7 +28,7 @@ def define(parser: argparse.ArgumentParser, run: Run, example: str) -> None:
 
 
 def add_group(parser: argparse.ArgumentParser) -> Commands:
-    """Make the command one that needs a further command."""
+    """Return the group of a command that needs a further command."""
     return parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
 
@@ -178,8 +178,8 @@ def parse_json_object(text: str) -> dict[str, Any]:
 def read_key(option: str | None) -> str:
     """Return the key of a client, without spaces and line ends around it.
 
-    option: that of `--key`. UsageError if there is none, or if it cannot be sent, which does not
-    quote it, as the error of httpx would.
+    option: the value of `--key`. UsageError if there is no key, or if it cannot be sent. The error
+    does not quote the key, as that of httpx would.
     """
     from service.settings import ENVIRONMENT, is_visible
 

@@ -37,7 +37,7 @@ def backup(options: argparse.Namespace, echo: Echo) -> int:
         raise exists_already
     if problem := problem_of_users(str(source.resolve())):
         raise CommandError(f"the backup failed: {problem}")
-    # Its own: another backup to FILE at the same time would write into it, and end with it.
+    # A name of its own: a second backup to FILE at the same time must not write into it.
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     with interrupts.cleaned_up():
         try:

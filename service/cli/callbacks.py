@@ -1,4 +1,4 @@
-"""`genhook callbacks`: what upstream sent, and what genhook made of it."""
+"""`genhook callbacks`: the callbacks that upstream sent, with their verdicts."""
 
 import argparse
 
@@ -31,12 +31,12 @@ def get(command: Command, options: argparse.Namespace, echo: Echo) -> int:
 
 COMMANDS = {
     "list": Command(
-        "list callbacks, with what genhook made of each",
+        "list callbacks, each with its verdict",
         "callbacks list --verdict rejected",
         *("GET", ALL),
         (
-            argument("query", "--verdict", "only those with this verdict", choices=VERDICTS),
-            argument("query", "--generation-id", "only those of this generation", metavar="ID"),
+            argument("query", "--verdict", "only callbacks with this verdict", choices=VERDICTS),
+            argument("query", "--generation-id", "only callbacks of this generation", metavar="ID"),
             *PAGING,
         ),
         "page",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 REQUEST_SECONDS = 75.0  # For a request and its whole answer: the longest `?wait`, and a margin.
 ANSWER_BYTES_MAX = 16 << 20  # Of the body of an answer: the server may not be genhook.
-NEVER_IN_HOSTS = frozenset(' %\\"<>^`{|}')  # httpx would look for such a host.
+NEVER_IN_HOSTS = frozenset(' %\\"<>^`{|}')  # httpx would look up such a host.
 EXAMPLE_URL = "http://127.0.0.1:8000"
 
 
@@ -28,7 +28,7 @@ class UnreachableError(CommandError):
 
 
 class UnsentError(UnreachableError):
-    """No connection came about: the service was asked for nothing."""
+    """No connection was opened, so the service has not got the request."""
 
 
 class KeyRefusedError(CommandError):
@@ -44,7 +44,7 @@ _UNAVAILABLE = (502, 503, 504)  # Also what a proxy in front of the service answ
 def connect(options: argparse.Namespace) -> "httpx.Client":
     """Return a client of the service that the options name.
 
-    CommandError without a key; UsageError if the URL or the key is none.
+    UsageError if there is no key, or if the URL or the key cannot be used.
     """
     url = find_url(options.url)
     key = read_key(options.key)
@@ -78,7 +78,7 @@ def open_client(url: str, **options: Any) -> "httpx.Client":
 def find_url(option: str | None) -> str:
     """Return the URL of the service: that of `--url`, of the environment, or of this machine.
 
-    UsageError if it is none. The error does not quote it, since it may hold a password.
+    UsageError if it cannot be used. The error does not quote the URL: it may hold a password.
     """
     names = ("GENHOOK_URL", "GENHOOK_PUBLIC_URL")
     urls = {"--url": option} | {name: ENVIRONMENT.get(name) for name in names}
@@ -89,6 +89,8 @@ def find_url(option: str | None) -> str:
         raise UsageError(f"{name} must be the URL of a service, such as {EXAMPLE_URL}.")
     if "@" in urlsplit(url).netloc:
         raise UsageError(f"{name} must have no user and no password: genhook takes an API key.")
+    if urlsplit(url).path.rstrip("/").endswith("/v1"):
+        raise UsageError(f"{name} must be given without /v1, such as {EXAMPLE_URL}.")
     return url
 
 
@@ -112,7 +114,7 @@ def call(client: "httpx.Client", method: str, path: str, **options: Any) -> "htt
     """Send a request; return a 2xx answer, whose body is read.
 
     CommandError for any other answer, and for one that is too long; UnreachableError if a retry
-    may help, which is an UnsentError if nothing was asked for.
+    may help; UnsentError, one of these, if the request was not sent.
     """
     import httpx
 
@@ -125,7 +127,7 @@ def call(client: "httpx.Client", method: str, path: str, **options: Any) -> "htt
         kind = UnsentError if is_unsent else UnreachableError
         raise kind(f"no answer from {client.base_url}: {reason}.") from error
     except (UnicodeError, RecursionError) as error:
-        raise CommandError("the request has no form in JSON.") from error
+        raise CommandError("the request cannot be encoded as JSON.") from error
     if answer.is_success:
         return answer
     raise _to_error(answer)
@@ -158,7 +160,7 @@ def ask(client: "httpx.Client", method: str, path: str, shape: Any, **options: A
 
 
 def decode(client: "httpx.Client", body: bytes, shape: Any) -> Any:
-    """Return the body as this type; CommandError if it is not one."""
+    """Return the body as this type; CommandError if it does not have that type."""
     try:
         return msgspec.json.decode(body, type=shape)
     except (ValueError, RecursionError) as error:
@@ -181,7 +183,7 @@ def _to_error(answer: "httpx.Response") -> CommandError:
         errors = [e for e in problem.errors if e["message"] not in problem.detail]
         fields = "; ".join(f"{e['pointer']} {e['message']}" for e in errors)
         detail = problem.detail.rstrip(".") + (f": {fields}" if fields else "")
-        # It may be another service than the one that was meant.
+        # Named, since it may be another service than the user means.
         service = answer.url.copy_with(raw_path=b"")
         message = output.plain(f"{detail} ({problem.code}), says {service}.")
         kind = _ERROR_OF.get(answer.status_code, kind)

@@ -1,4 +1,4 @@
-"""Runs the commands that call the API: options in, a request out, and what is shown of it."""
+"""Runs the commands that call the API: sends a request made of the options, shows the answer."""
 
 import argparse
 from functools import partial
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     import httpx
 
 NO_CONTENT = 204
-ONLY = ""  # The name of the command of a word that has no further ones.
+ONLY = ""  # The name of a command that is not in a group.
 
 
 def add_commands(parser: argparse.ArgumentParser, commands: Commands) -> None:
-    """Add the commands of a group, or the options of the only one."""
+    """Add the commands of a group, or the options of a command that is `ONLY`."""
     group = None if ONLY in commands else add_group(parser)
     for name, command in commands.items():
         act = partial(command.run or run, command)
@@ -34,7 +34,7 @@ def add_commands(parser: argparse.ArgumentParser, commands: Commands) -> None:
 
 
 def _metavar(argument: Argument) -> dict[str, Any]:
-    """Name the value of an option by its flag; argparse would take our name for the value."""
+    """Name the value of an option after its flag; argparse would take `dest`."""
     if {"action", "choices", "metavar"} & argument.options.keys():
         return {}
     return {"metavar": argument.flag.lstrip("-").replace("-", "_").upper()}
@@ -68,8 +68,8 @@ def send(
 ) -> Any:
     """Send the request of a command; return the decoded answer, checked to be one of genhook.
 
-    `more` adds to what httpx is given. CommandError if the answer has not the shape, by default
-    that of an item or a page.
+    `more` are further arguments for httpx. CommandError if the answer does not have the shape: by
+    default a JSON object, or `answers.Page`.
     """
     path = command.path.format_map(values_of(command, options, "path"))
     query, body = (values_of(command, options, place) for place in ("query", "body"))
@@ -86,7 +86,7 @@ def send(
     general = answers.Page if command.answer == "page" else dict[str, Any]
     answer = calls.ask(client, command.method, path, shape or general, **request)
     views = answer["data"] if command.answer == "page" else [answer]
-    # One is enough to tell genhook from another server, and later versions may leave out others.
+    # One field shows that the server is genhook; later versions may leave out others.
     if command.shows and not all(command.shows[0] in view for view in views):
         raise calls.not_genhook(client)
     return answer
@@ -97,7 +97,7 @@ def _has_body(command: Command) -> bool:
 
 
 def values_of(command: Command, options: argparse.Namespace, place: Place) -> dict[str, Any]:
-    """Return what the options say about a place, as the API names it."""
+    """Return the values for a place of the request, by the names of the API."""
     values: dict[str, Any] = {}
     for argument in command.arguments:
         value = argument.value_of(options) if argument.place == place else None

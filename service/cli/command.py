@@ -14,8 +14,8 @@ Place = Literal["path", "query", "body", "own"]  # "own": only the function of t
 class Argument(NamedTuple):
     """An option, or without dashes a positional argument: where its value goes, and how it is read.
 
-    `field` may have a dot: `filter.models` is a field within the field `filter`. What is given as
-    `options` is for argparse; one with a `const` and no flag is sent always.
+    `field` may have a dot: `filter.models` is a field within the field `filter`. argparse gets
+    `options`. An argument without a flag is no option: its `const` is always sent.
     """
 
     flag: str
@@ -42,9 +42,10 @@ class Argument(NamedTuple):
 class Command(NamedTuple):
     """A command of a group, or the only one of its word.
 
-    answer: a `page` has rows with the columns `shows`, an `item` has the fields `shows`; of one
-    without them, and of `none`, people see the sentence `says`, filled with fields of the answer.
-    run: what runs the command, if not `client.run`.
+    answer: a `page` is shown as a table with the columns `shows`, an `item` as the fields `shows`.
+    An item without `shows`, and `none` (204), are shown as the sentence `says`, filled with fields
+    of the answer.
+    run: the function that runs the command, if not `client.run`.
     """
 
     summary: str
@@ -81,11 +82,11 @@ def always(field: str, value: object) -> Argument:
 ID = Argument("id", "path", "id", {"type": parse_id, "metavar": "ID", "help": "its id"})
 PAGING = (
     argument("query", "--limit", "list at most this many (50)", type=parse_whole, metavar="N"),
-    argument("query", "--after", "list only what comes behind this id", metavar="ID"),
+    argument("query", "--after", "list only the rows after this id", metavar="ID"),
     argument("query", "--order", "oldest or newest first (desc)", choices=("asc", "desc")),
 )
 IDEMPOTENCY = argument(
-    *("own", "--idempotency-key", "a repeat with the same key runs nothing twice"),
+    *("own", "--idempotency-key", "a request with the same key is carried out once"),
     type=parse_idempotency_key,
     metavar="KEY",
 )

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 
 class LateError(Exception):
-    """It takes longer than it may. No OSError, which sockets would take as a reason to go on."""
+    """The block takes too long. It is no OSError, which sockets would catch and go on."""
 
 
 @contextlib.contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Raise LateError where the block is after this time. Only the main thread may call it."""
+    """Raise LateError in the block after this time. Only the main thread may call it."""
 
     def expire(*_: object) -> None:
         raise LateError(f"it takes more than {seconds:g} s")

@@ -33,12 +33,12 @@ def get(command: Command, options: argparse.Namespace, echo: Echo) -> int:
 
 _LIST = (
     argument(
-        *("query", "--status", "only those with this status"),
+        *("query", "--status", "only deliveries with this status"),
         choices=("pending", "delivered", "dead", "canceled"),
     ),
-    argument("query", "--subscriber-id", "only those to this subscriber", metavar="ID"),
-    argument("query", "--event-id", "only those of this event", metavar="ID"),
-    argument("query", "--generation-id", "only those of this generation", metavar="ID"),
+    argument("query", "--subscriber-id", "only deliveries to this subscriber", metavar="ID"),
+    argument("query", "--event-id", "only deliveries of this event", metavar="ID"),
+    argument("query", "--generation-id", "only deliveries of this generation", metavar="ID"),
     *PAGING,
 )
 DELIVERIES = {
@@ -71,8 +71,8 @@ EVENTS = {
         "events list --type generation.failed",
         *("GET", "/v1/events"),
         (
-            argument("query", "--type", "only those of this type", choices=EVENT_TYPES),
-            argument("query", "--generation-id", "only those of this generation", metavar="ID"),
+            argument("query", "--type", "only events of this type", choices=EVENT_TYPES),
+            argument("query", "--generation-id", "only events of this generation", metavar="ID"),
             *PAGING,
         ),
         "page",

@@ -71,9 +71,9 @@ class Protocol(HttpToolsProtocol):
         self._slow_readers = slow_readers
         self._unparsed = bytearray()
         self._head = bytearray()  # The head of the next request, until it is complete.
-        self._awaited: str | None = "head"  # What the client has to send: "head", "body", nothing.
+        self._awaited: str | None = "head"  # What the client has to send now; None: nothing.
         self._body_left: int | None = 0  # None: the body is chunked.
-        self._measured: int | None = None  # The length of the body of the request that is parsed.
+        self._measured: int | None = None  # Of the body that is parsed, if the request came whole.
         self._framing_bytes = 0
         self._keep_alive = False  # Whether the request that is parsed lets the connection live on.
         self._last_bytes = b""  # The last bytes that were read of a chunked body.
@@ -82,15 +82,15 @@ class Protocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._timed: str | None = None  # What the timer waits for.
         self._refusal: int | None = None
-        self._is_lingering = False  # What the client still sends is dropped.
-        self._is_sending = False  # It has sent something that was dropped.
-        self._is_planned = False  # The next round goes on with what is not parsed.
+        self._is_lingering = False  # Bytes that the client still sends are dropped.
+        self._is_sending = False  # The client has sent bytes that were dropped.
+        self._is_planned = False  # The next round of the loop goes on to parse.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse the connection if there are too many; else wait for its first request."""
         super().connection_made(transport)
         self.flow = _Flow(transport)
-        # The connection as its requests see it: only to close it is another thing.
+        # The transport as requests see it: the same, but for `close`.
         self._exit: Any = SimpleNamespace(
             write=transport.write, is_closing=transport.is_closing, close=self._close
         )
@@ -105,7 +105,7 @@ class Protocol(HttpToolsProtocol):
         self._awaited = None
         self._watch()
         self._reader.forget()
-        self._exit.close = self.transport.close  # The connection is in no cycle of references.
+        self._exit.close = self.transport.close  # So that no reference cycle is left.
         for cycle in (self._active, *(cycle for cycle, _ in self.pipeline)):
             _disconnect(cycle)
         self.pipeline.clear()
@@ -166,7 +166,7 @@ class Protocol(HttpToolsProtocol):
         if self.transport.get_write_buffer_size():
             self._reader.watch()
         if self.cycle.response_complete and (self._awaited == "body" or self.cycle.body):
-            self.cycle.body = bytearray()  # Nobody wants it.
+            self.cycle.body = bytearray()  # Nobody reads it any more.
         if self._refusal is not None:
             self._refuse(self._refusal)
         elif self._unparsed and self.parser is not None:
@@ -220,7 +220,7 @@ class Protocol(HttpToolsProtocol):
             self._parse()
 
     def _is_full(self) -> bool:
-        """Whether much of a body waits to be read: it must not grow before somebody wants it."""
+        """Whether much of a body waits for the application, which has not read it yet."""
         return self.cycle is not None and len(self.cycle.body) > HIGH_WATER_LIMIT
 
     def _take_parts(self) -> None:
@@ -315,9 +315,9 @@ class Protocol(HttpToolsProtocol):
             self.transport.close()
 
     def _linger(self) -> None:
-        """Close, but first read and drop what is on its way, as long as more comes.
+        """Close, but first read and drop the bytes that still come.
 
-        It would reset the connection, and the client would not see the answer.
+        Else unread bytes reset the connection, and the answer is lost (RFC 9112, 9.6).
         """
         if self.transport.is_closing() or self._is_lingering:
             return
@@ -330,7 +330,7 @@ class Protocol(HttpToolsProtocol):
         self.loop.call_later(LINGER_SECONDS, self._linger_on, LINGERS_MAX - 1)
 
     def _linger_on(self, times: int) -> None:
-        """Close if nothing has come since the last time, or if it was the last."""
+        """Close if no bytes have come since the last time, or if no `times` are left."""
         if not (self._is_sending and times):
             self.transport.close()
             return

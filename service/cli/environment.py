@@ -1,4 +1,4 @@
-"""What commands start with: settings and a log; `genhook serve --dev` with keys of its own too."""
+"""The settings that commands start with, and the throwaway keys of `genhook serve --dev`."""
 
 import argparse
 import contextlib
@@ -52,7 +52,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
 def settings_of_existing() -> Settings:
     """Read the settings of the environment; CommandError if their database does not exist.
 
-    Commands that only look or clear up do not create one: its name is mistyped then.
+    Commands that only read or clean up create no database: a missing one means a mistyped name.
     """
     settings = read_settings()
     path = Path(settings.database_path).absolute()

@@ -4,6 +4,7 @@ import argparse
 import secrets
 import threading
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Any, get_args
 
 from service.cli import answers, calls, client, output, saving, streams
@@ -20,6 +21,8 @@ Wait = Callable[[float], object]
 WAIT_SECONDS = 30
 SUBMIT_SECONDS = 10.0  # The service's own default, GENHOOK_SUBMIT_WAIT_SECONDS.
 LOOK_SECONDS = 0.1
+RETRY_SECONDS = 60.0  # How long a read that gets no answer is repeated: a restart takes less.
+RETRY_PAUSE_SECONDS = 1.0
 ALL = "/v1/generations"
 ONE = f"{ALL}/{{id}}"
 EXAMPLE = "gen_01a1f83ac6f470008f5b21d7c0e394a6"
@@ -31,8 +34,8 @@ def add_generations(parser: argparse.ArgumentParser) -> None:
 
 
 def create(command: Command, options: argparse.Namespace, echo: Echo) -> int:
-    """Create a generation, or request one once more; 1 if it has failed by the end."""
-    # Its id is known before upstream has answered.
+    """Create a generation, or request one again; 1 if it has failed by the end."""
+    # The service then answers with the id before upstream has answered.
     more: dict[str, Any] = {"headers": {"Prefer": "respond-async"}}
     if command.path == ALL:
         values = {**client.values_of(command, options, "body"), "input": _input_of(options)}
@@ -46,9 +49,9 @@ def create(command: Command, options: argparse.Namespace, echo: Echo) -> int:
 def _request(
     connection: "httpx.Client", command: Command, options: argparse.Namespace, more: dict[str, Any]
 ) -> Any:
-    """Send a request that may be paid for, with an idempotency key: its answer may be lost.
+    """Send a request that upstream may bill, with an idempotency key, since its answer may be lost.
 
-    Whoever repeats the command has to be able to say that it is the same request.
+    The error then names the key, with which a repeat of the command pays only once.
     """
     key = options.argument_idempotency_key or secrets.token_hex(16)
     options.argument_idempotency_key = key
@@ -79,7 +82,7 @@ def get(command: Command, options: argparse.Namespace, echo: Echo) -> int:
 
 
 def act(command: Command, options: argparse.Namespace, echo: Echo) -> int:
-    """Do something to a generation, and show it as it then is."""
+    """Send the request of a command, and show the generation in its answer."""
     with calls.connect(options) as connection:
         generation = client.send(connection, command, options, answers.Generation)
     output.show(options, echo, generation, output.generation(generation))
@@ -96,9 +99,9 @@ def _follow(
 ) -> int:
     """Show a generation, after waiting and saving its files if the options want that.
 
-    What may be paid for already is named before anybody waits, whatever ends the waiting.
+    The id of an open generation is printed first: it may be billed already, whatever ends the wait.
 
-    submit_seconds: how long to wait for upstream to take a new one; None for one that is not new.
+    submit_seconds: how long to wait until upstream takes a new generation; None if it is not new.
     """
     folder = options.argument_save
     waits = options.argument_wait or folder is not None
@@ -132,17 +135,32 @@ def _wait_for_upstream(
         if generation["status"] != "queued":
             break
         (wait or threading.Event().wait)(LOOK_SECONDS)
-        generation = _ask_again(connection, generation, {})
+        generation = _ask_again(connection, generation, {}, wait)
     return generation
 
 
-def _ask_again(connection: "httpx.Client", generation: Any, query: dict[str, int]) -> Any:
+def _ask_again(
+    connection: "httpx.Client", generation: Any, query: dict[str, int], wait: Wait | None = None
+) -> Any:
+    """Return the generation as it is now; repeat the read for RETRY_SECONDS if it gets no answer.
+
+    UnreachableError after that; it says how to look at the generation, which goes on.
+    """
     path = f"{ALL}/{generation['id']}"
-    try:
-        return calls.ask(connection, "GET", path, answers.Generation, params=query)
-    except calls.UnreachableError as error:
-        get_it = f"genhook generations get {output.plain(generation['id'])}"
-        raise calls.UnreachableError(f"{str(error).rstrip('.')}. It goes on: {get_it}.") from error
+    ends_at: float | None = None
+    while True:
+        try:
+            return calls.ask(connection, "GET", path, answers.Generation, params=query)
+        except calls.UnreachableError as error:
+            reason = str(error).rstrip(".")
+            if ends_at is None:
+                streams.note(f"genhook: {reason}. Trying again for {RETRY_SECONDS:g} s.")
+                ends_at = monotonic() + RETRY_SECONDS
+            elif monotonic() >= ends_at:
+                get = f"genhook generations get {output.plain(generation['id'])} --wait"
+                goes_on = f"The generation goes on: to look at it, run {get}"
+                raise calls.UnreachableError(f"{reason}. {goes_on}.") from error
+        (wait or threading.Event().wait)(RETRY_PAUSE_SECONDS)
 
 
 def list_(command: Command, options: argparse.Namespace, echo: Echo) -> int:
@@ -183,8 +201,8 @@ def _save(generation: Any, folder: str, options: argparse.Namespace, echo: Echo)
     return saving.save(generation, folder, note, options.argument_max_bytes)
 
 
-_ASYNC = argument(
-    *("own", "--no-wait", "show it once it is stored, before upstream took it"), action="store_true"
+_NO_WAIT = argument(
+    *("own", "--no-wait", "do not wait until upstream takes the generation"), action="store_true"
 )
 _MAX_BYTES = argument(
     *("own", "--max-bytes", f"keep no file that is larger ({saving.FILE_BYTES_MAX})"),
@@ -193,8 +211,8 @@ _MAX_BYTES = argument(
     metavar="N",
 )
 _WAITING = (
-    argument("own", "--wait", "wait until it has an outcome", action="store_true"),
-    argument("own", "--save", "wait, then save its files in this folder", metavar="DIR"),
+    argument("own", "--wait", "wait until the generation has an outcome", action="store_true"),
+    argument("own", "--save", "wait, then save the result's files in this folder", metavar="DIR"),
     _MAX_BYTES,
 )
 _CREATE = (
@@ -205,9 +223,9 @@ _CREATE = (
         type=parse_json_object,
         metavar="JSON",
     ),
-    pairs("body", "--metadata", "a pair to find it by"),
-    argument("body", "--notify-url", "send its outcome to this URL", metavar="URL"),
-    *(IDEMPOTENCY, _ASYNC, *_WAITING),
+    pairs("body", "--metadata", "a pair to find the generation by"),
+    argument("body", "--notify-url", "send the generation's outcome to this URL", metavar="URL"),
+    *(IDEMPOTENCY, _NO_WAIT, *_WAITING),
 )
 _WITH_METADATA = pairs("own", "--metadata", "only with this pair")
 _LIST = (
@@ -260,9 +278,9 @@ COMMANDS = {
         run=act,
     ),
     "retry": Command(
-        "request a generation once more that failed, timed out or was canceled",
+        "request a generation again that failed, timed out or was canceled",
         f"generations retry {EXAMPLE} --wait",
-        *("POST", f"{ONE}/retry", (ID, IDEMPOTENCY, _ASYNC, *_WAITING)),
+        *("POST", f"{ONE}/retry", (ID, IDEMPOTENCY, _NO_WAIT, *_WAITING)),
         run=create,
     ),
     "delete": Command(

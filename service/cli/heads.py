@@ -13,7 +13,7 @@ _LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*\r\n")
 def measure_one_request(data: bytes) -> int | None:
     """Return the length of the body if these bytes begin one request, and hold nothing after it.
 
-    None if the head is not complete, or may be more than the parser can be trusted with. Most
+    None if the head is incomplete, or if it has to be checked before the parser gets it. Most
     requests arrive whole: they need no buffer, and the parser reads head and body in one call.
     """
     size = data.find(b"\n\r\n") + 3

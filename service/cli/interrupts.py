@@ -1,6 +1,6 @@
 """Ctrl-C: KeyboardInterrupt while a command works, and a quiet end before and after that.
 
-SIGTERM and SIGHUP end a command at once, but for what would leave something behind.
+SIGTERM and SIGHUP end a command at once, except in a block that has to clean up (`cleaned_up`).
 """
 
 import contextlib
@@ -17,7 +17,7 @@ _IMPORT = "<frozen importlib._bootstrap>"
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Let Ctrl-C leave no traceback during the block, nor after it."""
+    """Let Ctrl-C print no traceback during the block, nor after it."""
     _set(_end_or_raise)
     try:
         yield
@@ -32,7 +32,7 @@ def always_raise() -> None:
 
 @contextlib.contextmanager
 def cleaned_up() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, and after it the process as they do.
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, and then the process as usual.
 
     For a block that would leave files or processes behind. Only the main thread may call it.
     """
@@ -40,7 +40,7 @@ def cleaned_up() -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         came.append(number)
-        handler = signal.getsignal(signal.SIGINT)  # That of asyncio cancels what runs.
+        handler = signal.getsignal(signal.SIGINT)  # asyncio's cancels the main task.
         if not callable(handler):
             raise KeyboardInterrupt
         handler(number, frame)
@@ -59,7 +59,7 @@ def cleaned_up() -> Iterator[None]:
 
 
 def _set(handler: Any) -> None:
-    # Shells ignore the signal for what they start in the background.
+    # Shells let commands in the background ignore the signal.
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, handler)
 

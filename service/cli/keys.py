@@ -76,7 +76,7 @@ COMMANDS = {
         "list API keys; offline those of every tenant",
         "keys list",
         *("GET", "/v1/keys"),
-        (argument("query", "--tenant", "another tenant's, for operators"), *PAGING, _OFFLINE),
+        (argument("query", "--tenant", "keys of another tenant, for operators"), *PAGING, _OFFLINE),
         "page",
         ("id", "state", "tenant", "scopes", "name"),
         run=act,
@@ -88,7 +88,7 @@ COMMANDS = {
         shows=("id", "name", "tenant", "scopes", "created_at", "last_used_at", "revoked_at"),
     ),
     "revoke": Command(
-        "revoke a key: it opens nothing any more",
+        "revoke a key: every request with it is refused",
         "keys revoke key_01a1f83ac6f470008f5b21d7c0e394a6",
         *("DELETE", "/v1/keys/{id}", (ID, _OFFLINE), "none"),
         says="{id} is revoked.",

@@ -53,14 +53,14 @@ EMPTY_ALLOWED = ("argument_description", "argument_prompt")  # Their texts may b
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that prints its help as commands print; argparse hides that it could not.
+    """A parser that prints its help with `echo`: argparse would hide that it cannot be written.
 
-    It refuses an empty text, which is that of a shell's variable that is not set: the command
-    would use another service, key or folder than was meant. Other types refuse it themselves.
+    It refuses an empty text, such as that of a shell variable that is not set: the command would
+    use another service, key or folder than was meant. Values of other types refuse it themselves.
     """
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        if action.nargs != argparse.PARSER:  # Whose values another parser reads.
+        if action.nargs != argparse.PARSER:  # A command, whose values its own parser reads.
             is_text = action.type in (None, Path) and action.dest not in EMPTY_ALLOWED
             if is_text and not arg_string:
                 raise argparse.ArgumentError(action, "must not be empty")
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status, as docs/cli.md says."""
     streams.fill_closed()  # Before anything else opens a descriptor.
     words = sys.argv[1:] if arguments is None else arguments
-    if isinstance(sys.stdout, io.TextIOWrapper):  # What it cannot show is escaped.
+    if isinstance(sys.stdout, io.TextIOWrapper):  # Characters that it cannot encode are escaped.
         codecs.register_error("genhook.escape", _escape)
         sys.stdout.reconfigure(errors="genhook.escape")
     try:
@@ -125,12 +125,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _is_broken(text: str) -> bool:
-    """Whether it has surrogates, as which Python keeps bytes that are not UTF-8."""
+    """Whether a text has surrogates, as which Python keeps bytes that are not UTF-8 (PEP 383)."""
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
-    """Write characters as the escapes of JSON, since Python's own would break that of `--json`."""
+    """Write characters as JSON escapes: Python's own would not be valid in `--json`."""
     assert isinstance(error, UnicodeEncodeError)
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
     escapes = (f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
@@ -149,5 +149,5 @@ def echo(line: str) -> None:
 
 
 def _drop_output() -> None:
-    """Send what is still buffered nowhere, so that the end of the process does not fail on it."""
+    """Point stdout to the null device, so that what is still buffered fails no exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""`genhook models` and `genhook usage`: what there is, what it costs, and what it did cost."""
+"""`genhook models` and `genhook usage`: the catalogue, and the credits that were used."""
 
 import argparse
 from typing import Any
@@ -24,12 +24,12 @@ def add_usage(parser: argparse.ArgumentParser) -> None:
 def show_models(command: Command, options: argparse.Namespace, echo: Echo) -> int:
     """List the models, or show one with its parameters."""
     words: list[str] = options.argument_id
-    if words == ["list"] or (words[:1] == ["get"] and len(words) > 1):  # As of other nouns.
+    if words == ["list"] or (words[:1] == ["get"] and len(words) > 1):  # As with other nouns.
         words = words[1:]
     if len(words) > 1:
         raise UsageError("name one model, or none to list them all.")
     if words and client.values_of(command, options, "query"):
-        raise UsageError("name a model, or say which ones to list: not both.")
+        raise UsageError("name a model, or filter the list of models: not both.")
     if not words:
         return client.run(command, options, echo)
     with calls.connect(options) as connection:
@@ -40,7 +40,7 @@ def show_models(command: Command, options: argparse.Namespace, echo: Echo) -> in
 
 
 def _parameters(schema: answers.Schema) -> list[str]:
-    """Return a line for each parameter of a model: its type or values, and what it is without."""
+    """Return a line for each parameter of a model: its type or values, and its default."""
     required = schema.get("required", [])
     rows = [("", "PARAMETER", "", "VALUES", "DEFAULT")]
     for name, rule in schema.get("properties", {}).items():
@@ -74,7 +74,7 @@ MODELS = Command(
             {"nargs": "*", "metavar": "MODEL", "type": parse_model, "help": "the model to show"},
         ),
         argument(
-            *("query", "--kind", "only models that make this"),
+            *("query", "--kind", "only models of this kind"),
             choices=("image", "video", "audio", "tool"),
         ),
         argument(

@@ -17,7 +17,7 @@ from service.settings import ENVIRONMENT
 _STEERING = re.compile(
     "[\\x7f-\\x9f\\xad\\u061c\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff\\ufff9-\\ufffb]"
 )
-ESCAPE = "genhook.escape"  # How the output shows what it has no characters for.
+ESCAPE = "genhook.escape"  # The error handler for characters that stdout cannot encode.
 _GREEN, _RED, _YELLOW, _BOLD, _END = "\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[1m", "\x1b[0m"
 _COLOURS = {
     **dict.fromkeys(("succeeded", "delivered", "active", "live", "done"), _GREEN),

@@ -2,13 +2,13 @@
 
 import asyncio
 
-# What a client has to take of its answers in GENHOOK_BODY_SECONDS, or else the rest of them.
+# A client has to read so much of its answers in GENHOOK_BODY_SECONDS, or all that is left.
 TAKEN_BYTES_MIN = 256 * 1024
 UNREAD_BYTES_MAX = 128 * 1024 * 1024  # Answers that all slow clients together have not read.
 
 
 class Reader:
-    """The client of one connection, as a reader; `slow` are those who are watched, oldest first."""
+    """The client of one connection; `slow` has the clients that are watched, oldest first."""
 
     def __init__(
         self, transport: asyncio.Transport, seconds: float, slow: "dict[Reader, None]"
@@ -19,7 +19,7 @@ class Reader:
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self) -> None:
-        """Look later whether the client has read, unless all of its answers are on their way."""
+        """Check later whether the client has read, unless its answers are all sent."""
         unread_bytes = self.transport.get_write_buffer_size()
         if not unread_bytes:
             return

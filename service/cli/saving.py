@@ -1,4 +1,4 @@
-"""Saves the files of a result: under names of our own, whole or not at all, over nothing."""
+"""Saves the files of a result: under our own names, whole or not at all; overwrites nothing."""
 
 import base64
 import contextlib
@@ -32,8 +32,8 @@ def save(
 ) -> bool:
     """Save every file of a generation's result in a folder; return whether all are there.
 
-    bytes_max: of one file; nothing is kept of a larger one. A file is named by the generation and
-    its number. One that is there is left as it is.
+    bytes_max: of one file; a larger one is not kept. A file is named after the generation and its
+    number. A file that exists is not overwritten.
     """
     path, files = Path(folder), (generation["output"] or {}).get("files", [])
     try:
@@ -63,7 +63,7 @@ def save(
 
 
 def file_name(generation_id: str, number: int, file: Mapping[str, Any]) -> str:
-    """Return the name of a file. Upstream only tells which known kind of media it is."""
+    """Return the name of a file. Only its extension, one of those we know, comes from upstream."""
     suffix = _path_of(str(file.get("url") or "")).rpartition(".")[2].lower()
     extensions = (
         known for known, type_ in TYPE_BY_EXTENSION.items() if type_ == file.get("media_type")

@@ -1,4 +1,4 @@
-"""What `genhook doctor` looks at on a PostgreSQL server, and what it says of it."""
+"""The checks of `genhook doctor` on a PostgreSQL server."""
 
 import asyncio
 from collections.abc import Iterator
@@ -63,7 +63,7 @@ class Server(msgspec.Struct):
 
 
 def look(url: str) -> Server:
-    """Look at the server; whatever fails is the problem of what it returns."""
+    """Look at the server. An error is not raised: it is the `problem` of the result."""
     server = Server()
     try:
         from service.store.postgres.connection import open_pool, taken

@@ -31,7 +31,7 @@ def require_output(what: str) -> None:
 
 
 def progress(text: str) -> None:
-    """Show how far something came, in place of what was shown before; only at a terminal."""
+    """Show progress on standard error, over the progress before; only at a terminal."""
     if sys.stderr is not None and sys.stderr.isatty():
         with contextlib.suppress(OSError):
             sys.stderr.write(f"\r\x1b[K{text}")
@@ -39,7 +39,7 @@ def progress(text: str) -> None:
 
 
 def note(line: str) -> None:
-    """Say something beside the output; None is a standard error that was closed at the start."""
+    """Print a line to standard error, unless it was closed at the start (None)."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
             sys.stderr.write(f"{line}\n")

@@ -43,7 +43,7 @@ def test(command: Command, options: argparse.Namespace, echo: Echo) -> int:
 
 
 def update(command: Command, options: argparse.Namespace, echo: Echo) -> int:
-    """Change the fields that are given; of the filter, too, which the API replaces as a whole."""
+    """Change the given fields; keep the other half of the filter, which the API replaces whole."""
     fields = client.values_of(command, options, "body")
     if not fields:
         raise UsageError("name a field to change: see genhook subscribers update --help.")
@@ -159,13 +159,13 @@ COMMANDS = {
         says="{id} is {status}.",
     ),
     "secret": Command(
-        "show the secret that signs what a subscriber gets",
+        "show the secret that signs the webhooks to a subscriber",
         f"subscribers secret {EXAMPLE}",
         *("GET", f"{ONE}/secret", (ID,)),
         shows=_SECRET,
     ),
     "rotate": Command(
-        "give a subscriber a new signing secret, beside which the old one signs for a while",
+        "give a subscriber a new signing secret; the old one signs beside it for a while",
         f"subscribers rotate {EXAMPLE}",
         *("POST", f"{ONE}/rotate-secret", (ID, *_ROTATION)),
         shows=_SECRET,
@@ -198,13 +198,13 @@ COMMANDS = {
 
 SIGNING_SECRET = {
     "get": Command(
-        "show the secret that signs what every --notify-url gets",
+        "show the secret that signs the webhooks to every --notify-url",
         "signing-secret get",
         *("GET", "/v1/signing-secret"),
         shows=_SECRET,
     ),
     "rotate": Command(
-        "make a new one, beside which the old one signs for a while",
+        "make a new signing secret; the old one signs beside it for a while",
         "signing-secret rotate --overlap-seconds 3600",
         *("POST", "/v1/signing-secret/rotate", _ROTATION),
         shows=_SECRET,

@@ -1,7 +1,7 @@
-"""Turns: a burst of requests delays nobody's connection for longer than it takes to start them.
+"""Turns: few requests start in one round of the event loop, so that a burst delays no client.
 
-Without them the loop runs every request that has arrived, before it looks for connections and bytes
-of others; a new client needs several such rounds until it is answered.
+Otherwise a round would start every request that has arrived, before it looks for connections and
+bytes of other clients; a new client needs several rounds until it is answered.
 """
 
 import asyncio

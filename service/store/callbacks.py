@@ -14,10 +14,10 @@ from service.store.rows import encode, json_text
 
 REJECTED_BODY_BYTES = 4_096
 HEADERS_BYTES_MAX = 16_384
-# Whoever knows the URL of a generation must not fill the disk with it. The last places are for
-# callbacks that report an end, so that whatever came before, the outcome is kept as it came.
+# Callbacks that a generation keeps: who knows its URL must not fill the disk. The last ten are only
+# for callbacks that report an end, so that the outcome is kept as it came, whatever came before.
 CALLBACKS_MAX, PROGRESS_MAX = 100, 90
-PROGRESS_BYTES_MAX = 3 << 20  # And a last body: 4 MiB with the default limit of a body.
+PROGRESS_BYTES_MAX = 3 << 20  # And one last body: 4 MiB with the default limit of a body.
 NOT_KEPT = "body_not_kept"
 NEW_VERDICTS = ("accepted", "unreadable")  # The callback may report something new.
 HINT_VERDICTS = (*NEW_VERDICTS, "duplicate")  # Upstream is asked because of the callback.
@@ -42,8 +42,8 @@ class Arrival(msgspec.Struct, kw_only=True):
 class StoredCallback(msgspec.Struct, frozen=True):
     """The verdict of a callback, and the time of its generation's last poll.
 
-    is_kept: False if its generation has so many callbacks that this one left no row; None if it
-    left none because that depends on `reports_end`.
+    is_kept: False if it left no row, as its generation has too many callbacks; None if it left no
+    row yet, as `reports_end` decides that and is not known.
     """
 
     verdict: str
@@ -59,7 +59,7 @@ class _Room(msgspec.Struct):
     digests: set[str] = msgspec.field(default_factory=set)
 
     def fit(self, row: dict[str, Any]) -> bool | None:
-        """Cut a row to its digest if its generation has no room for more; see `is_kept`."""
+        """Cut the row to its digest if there is no room for its body; return its `is_kept`."""
         size = len(row["headers"]) + len(row["body"])
         has_place = self.count < PROGRESS_MAX
         is_whole = has_place and self.size + size <= PROGRESS_BYTES_MAX
@@ -88,7 +88,7 @@ async def insert(tx: Transaction, arrivals: Sequence[Arrival]) -> list[StoredCal
     rooms = await _read_rooms(tx, {ids[row["position"]] for row in states if row["has_others"]})
     stored: list[StoredCallback | None] = [None] * len(arrivals)
     rows: list[dict[str, Any]] = []
-    # The first ones have the room. SQLite finds the states in order; PostgreSQL may not.
+    # Earlier callbacks take the room first. PostgreSQL may return the states in any order.
     for state in sorted(states, key=itemgetter("position")):
         position = state["position"]
         arrival = arrivals[position]
@@ -178,7 +178,7 @@ async def tenant_of(tx: Transaction, generation_id: str) -> str | None:
 async def reject(tx: Transaction, arrival: Arrival) -> None:
     """Store a rejected callback, its body cut to REJECTED_BODY_BYTES.
 
-    Of one for a generation that was erased nothing is stored that upstream says of it.
+    If its generation was erased, its headers and its body are not stored.
     """
     tenant = await tenant_of(tx, arrival.generation_id)
     if tenant is None and arrival.generation_id:
@@ -202,7 +202,7 @@ async def get(tx: Transaction, tenant: str, callback_id: str) -> Row | None:
 
 
 async def latest_bodies(tx: Transaction, tenant: str, generation_id: str) -> list[bytes]:
-    """Return the latest bodies. They may name the task if the answer to the submission was lost."""
+    """Return the latest three bodies, which name the task if the submission's answer was lost."""
     rows = await tx.all("callback_bodies_latest", tenant=tenant, generation_id=generation_id)
     return [row["body"] for row in rows]
 

@@ -18,7 +18,7 @@ FILLED = "revisions"
 
 
 class Table(NamedTuple):
-    """A table, its columns, and those of them by which its rows are in order."""
+    """A table with its columns, and with its key, by which its rows are copied in order."""
 
     name: str
     columns: tuple[str, ...]
@@ -60,7 +60,7 @@ async def copy(source: Side, target: Side, report: Report) -> dict[str, int]:
     """Copy what is missing in the target, and compare; return the number of rows by table.
 
     A copy that was interrupted goes on where it ended. StorageError if the target holds rows of its
-    own, if a table differs from what is known, or if the two are not equal at the end.
+    own, if the two have different tables, or if their rows are not equal at the end.
     """
     tables = await source.tables()
     theirs = {table.name: set(table.columns) for table in await target.tables()}
@@ -119,7 +119,7 @@ async def _each(side: Side, table: Table) -> AsyncIterator[Values]:
 
 
 def clean(row: Sequence[Any]) -> Values:
-    """Return a row with U+FFFD for NUL in its texts, which PostgreSQL cannot hold."""
+    """Return a row with U+FFFD in place of NUL in its texts: PostgreSQL stores no NUL."""
     return tuple(
         value.replace("\0", "\ufffd") if type(value) is str and "\0" in value else value
         for value in row

@@ -1,4 +1,4 @@
-"""The interface of the database: transactions, reads and ownership. store/sqlite/ implements it.
+"""The interface of the database, which store/sqlite/ and store/postgres/ implement.
 
 A unit of work is `async def unit(tx, …)`. It awaits nothing but its transaction, so that a
 database may run it again, or in one transaction with other units.
@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 Row = Mapping[str, Any]
 Unit = Callable[..., Coroutine[Any, Any, T]]
-AfterCommit = list[tuple[Callable[..., None], tuple[Any, ...]]]  # What a unit leaves to be called.
+AfterCommit = list[tuple[Callable[..., None], tuple[Any, ...]]]  # Functions and arguments.
 
 
 class Transaction(Protocol):
@@ -39,17 +39,17 @@ class Transaction(Protocol):
     async def run(self, name: str, /, **values: object) -> int:
         """Execute the statement; return how many rows it changed."""
 
-    async def many(self, name: str, rows: Iterable[Mapping[str, object]]) -> int:
-        """Execute the statement once for each of `rows`; return how many table rows changed."""
+    async def many(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:
+        """Execute the statement once for each of `rows`."""
 
     async def select(self, sql: str, values: Mapping[str, object]) -> list[Row]:
-        """Return the rows of SQL that the code has composed, as for lists."""
+        """Return every row of a SELECT that the code has composed, as `pages.read` does."""
 
     def scan(self, sql: str, values: Mapping[str, object]) -> AsyncIterator[Row]:
-        """Iterate over the rows of SQL that the code has composed, one row in memory at a time."""
+        """Iterate over the rows of such a SELECT, one row in memory at a time."""
 
     def charge(self, tenant: str, rows: int) -> None:
-        """Count rows that are written on account of a tenant, where they may be many."""
+        """Charge a tenant for rows, where a unit may write many: they decide its turns."""
 
     def after_commit(self, do: Callable[..., None], *args: object) -> None:
         """Call `do` on the event loop after the commit, but not after a rollback."""
@@ -67,12 +67,13 @@ class Database(Protocol):
     ) -> Awaitable[T]:
         """Run `unit(tx, *args)`. The awaitable returns its result after the commit.
 
-        The awaitable raises StorageError if the commit failed or took too long, or what the unit
-        raised (the unit is then rolled back). `write` itself raises StorageBusyError if the queue
-        is full, which is bounded in units and in `held_bytes`, those of the request's body.
+        The awaitable raises StorageError if the commit failed or took too long. If the unit raised
+        an error, the awaitable raises that error, and the unit is rolled back. `write` itself
+        raises StorageBusyError if the queue is full. The queue is bounded in units and in
+        `held_bytes`, the bytes of the request's body that the unit holds in memory.
 
-        Units of a tenant run in their order. Tenants have turns, by the rows that they write; what
-        is of no tenant, or of several, has turns as another.
+        Units of a tenant run in order. Tenants take turns by the rows that they write; units with
+        `tenant=None`, as they concern no tenant or several, take turns like one more tenant.
         """
 
     def write_batched(
@@ -86,7 +87,7 @@ class Database(Protocol):
     ) -> Awaitable[T]:
         """Like `write`, for a unit over a list: one call gets all items that wait for it.
 
-        If it `may_wait`, it waits some milliseconds for a group, which saves a commit.
+        With `may_wait` the item waits some milliseconds for others, which saves a commit.
         """
 
     def write_always(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
@@ -96,9 +97,9 @@ class Database(Protocol):
         """
 
     def write_behind(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
-        """Like `write_always`, but after every unit of this process that waits for its commit now.
+        """Like `write_always`, but it runs after every unit that is queued or in a commit now.
 
-        `tenant` is the one in whose turn it was that this is about.
+        tenant: that of the earlier unit which this one must follow.
         """
 
     async def read(self, unit: Unit[T], *args: object) -> T:
@@ -111,31 +112,32 @@ class Database(Protocol):
         """
 
     def holds(self, id_: str) -> bool:
-        """Whether the work on a subscriber or a generation is this process's, if it works at all.
+        """Whether this process, if it works at all, holds the shard of a subscriber or generation.
 
-        It may be another's from one moment to the next, so it is looked at when something starts.
+        The shard may move to another process at any time: ask before each step of work.
         """
 
     def hand_over(self, id_: str) -> bool:
-        """Return whether this process does what was just committed; else tell who does."""
+        """Return whether this process holds the shard of the id; if not, notify its holder."""
 
     async def order_events(self) -> None:
-        """Give every committed event its place in the order, before somebody reads by it."""
+        """Give every committed event its `seq`. To be called before events are read in order."""
 
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the version of the schema, or None."""
 
     async def write_problem(self) -> str | None:
-        """Return why commits fail, or None. It tries one if there was none for a while."""
+        """Return why commits fail, or None. It tries a commit if there was none lately."""
 
 
 class Ownership(Protocol):
     """The right to do the due work of a database: shards, each held by at most one process.
 
-    On SQLite one lock is all of them. Statements that look for due work see only that of `shards`.
+    On SQLite one lock stands for all shards. Statements that read due work read only that of
+    `shards`.
     """
 
-    # Set by who works: the shards with requests under way, which are not given up.
+    # The session sets it. It returns the shards with requests under way, which are not given up.
     busy: Callable[[], Collection[int]]
 
     @property
@@ -148,20 +150,20 @@ class Ownership(Protocol):
 
     @property
     def is_held(self) -> bool:
-        """True while this process has the right to any shard."""
+        """True while this process holds any shard."""
 
     @property
     def shards(self) -> frozenset[int]:
-        """The shards on which this process may start something now."""
+        """The shards on which this process may start work now."""
 
     async def acquire(self, shards: Collection[int] | None = None) -> bool:
-        """Take those of these shards that are free; None: this worker's share, for long.
+        """Take the free ones of these shards; None: this worker's share of all, kept up to date.
 
         Return whether any is held. StorageError if that cannot be determined.
         """
 
     async def release(self) -> None:
-        """Let other processes have everything."""
+        """Give up every shard."""
 
     async def holders(self) -> Mapping[str, frozenset[int]]:
         """Return the shards of every process that works on the database, by its name."""

@@ -16,7 +16,7 @@ from service.store.database import Transaction
 from service.store.rows import json_text, read_number
 
 CANCEL_BATCH = 500
-MANY = 50  # Deliveries for which tenants are charged.
+MANY = 50  # Only fan-outs of so many deliveries are charged to tenants.
 FETCH_BYTES = 8 * 1024 * 1024
 
 
@@ -31,7 +31,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
     due_at: int | None
     delivered_at: int | None
     attempt: Attempt
-    # Whether its statistics are stored with it, and not with others a second later. A subscriber
+    # Whether its statistics are stored with it, and not in a batch a second later. A subscriber
     # with a rate needs the time of its last attempt after a crash.
     is_counted_now: bool = False
 
@@ -110,7 +110,7 @@ class DueTimes(NamedTuple):
 async def next_due_times(tx: Transaction, after: str, limit: int) -> list[DueTimes]:
     """Return the next due times of the subscribers after `after` that have pending deliveries.
 
-    They come by the subscribers' ids.
+    They are in the order of the subscribers' ids.
     """
     # An ORDER BY would make the statement step to every subscriber before it returns the first.
     rows = await tx.all("deliveries_next_due_times", after=after, limit=limit)
@@ -128,13 +128,13 @@ async def fetch_due(
 ) -> tuple[list[DueDelivery], int | None]:
     """Return due first attempts or `retries` of a subscriber, and when the next one is due.
 
-    `retries` None: those that a person asked for; of an `ordered` subscriber they are among the
-    others.
+    `retries` None: the retries that a person asked for (of an `ordered` subscriber, the other two
+    lists have them).
 
-    The longest due come first. Deliveries whose id, or that of their generation, is in `known` are
-    skipped. The list ends at `limit` deliveries or at FETCH_BYTES of bodies; more may then be due
-    now. If the subscriber is `ordered`, deliveries that wait for an earlier event of their
-    generation are left out.
+    The longest due come first. Deliveries whose id is in `known` are skipped. The list ends at
+    `limit` deliveries or at FETCH_BYTES of bodies; more may then be due now. If the subscriber is
+    `ordered`, deliveries that wait for an earlier event of their generation are left out, as are
+    those whose generation is in `known`.
     """
     if retries is None:
         name = "deliveries_asked"
@@ -147,7 +147,7 @@ async def fetch_due(
     async for row in rows:
         if row["id"] in known or (ordered and row["generation_id"] in known):
             continue
-        # The columns are selected in Due's order.
+        # The columns are selected in the order of its fields.
         due.append(DueDelivery(*row, ordered))  # type: ignore[call-arg]
         size += len(row["body"])
         if len(due) >= limit or size >= FETCH_BYTES:
@@ -158,7 +158,7 @@ async def fetch_due(
 async def record_attempts(tx: Transaction, records: Sequence[AttemptRecord]) -> list[None]:
     """Store attempts and update their deliveries; a canceled delivery stays canceled.
 
-    One that is stored already, since the answer to its commit was lost, changes and counts nothing.
+    An attempt that is stored already, as when the answer to its COMMIT was lost, changes nothing.
     """
     rows = [_attempt_row(record) for record in records]
     await tx.many("delivery_record", rows)

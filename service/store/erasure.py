@@ -6,7 +6,7 @@ from service.store.database import Transaction
 from service.store.rows import json_text
 
 _PARTS_MAX = 1_000_000  # More than a generation has of anything.
-# In this order: what is found by other rows goes before them.
+# In this order: rows that are found through other rows are deleted before those.
 _STATEMENTS = (
     "attempts_of_events_delete",
     "deliveries_of_events_delete",
@@ -28,7 +28,7 @@ _STATEMENTS = (
 async def erase(tx: Transaction, generation: Generation) -> list[str]:
     """Delete a generation that has ended; return the subscribers that were owed an event of it.
 
-    What waits for them in memory is to be dropped: see `Inbox.reload`.
+    The caller has their lanes reloaded (`Inbox.reload`), which drops its deliveries from memory.
     """
     values = {
         "id": generation.id,

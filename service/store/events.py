@@ -1,4 +1,4 @@
-"""Events: immutable facts. The JSON body is encoded once, then stored, signed and sent as is."""
+"""Events: immutable. The JSON body is encoded once; these bytes are stored, signed and sent."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +21,7 @@ def new_event(
     *,
     after: str | None = None,
 ) -> Event:
-    """Return a new event about `data`, not stored yet; its id sorts behind `after`."""
+    """Return a new event with `data`, not stored yet; its id is greater than `after`."""
     event_id = new_id("evt", now, after=after)
     return Event(
         id=event_id,
@@ -61,10 +61,10 @@ async def read_page(
 async def list_page(
     tx: Transaction, page: pages.Page, tenant: str, type_: str | None, generation_id: str | None
 ) -> pages.Rows:
-    """Return a page of those events that have their place in the order."""
+    """Return a page of the events that have a `seq`."""
     table, where, filters = "events e {index events_tenant}", ["e.tenant = :tenant"], []
-    # What was committed since then has no place yet: a reader that continued after it could skip
-    # an event that is committed later, and gets an earlier place.
+    # Events that were committed after `order_events` have no seq yet: a reader that continued after
+    # one of them could skip an event that is committed later, and gets an earlier seq.
     placed = "e.seq IS NOT NULL"
     if generation_id is not None:
         ids = "SELECT value FROM generations g, {rows}(g.event_ids) WHERE g.id = :generation_id"

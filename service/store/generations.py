@@ -28,11 +28,11 @@ _TIMELINE = (
     *("exchanges_of_generation", "callbacks_of_generation"),
     *("events_of_generation", "attempts_of_generation"),
 )
-SHARED_MAX = 20  # So many generations that share tasks get an outcome by one batch of polls.
-SHARERS_MAX = 50  # So many that share a task follow a question: its answer is recorded for all.
+SHARED_MAX = 20  # Sharers of a task that one batch of polls may end.
+SHARERS_MAX = 50  # Sharers that are read beside a polled generation: its answer counts for all.
 Work = Literal["submit", "poll", "expire"]
-EXCHANGES_MAX = 1_000  # Of each kind of a generation: the timeline shows no more.
-OVERDUE_LOOK_MAX = 1_000  # So many of a tenant's longest due polls may be overdue.
+EXCHANGES_MAX = 1_000  # Of a kind, for each generation: the timeline shows no more.
+OVERDUE_LOOK_MAX = 1_000  # Of a tenant's longest due polls so many are searched for overdue ones.
 # The statements that tell when the next generation is due.
 _NEXT_DUE: dict[Work, Sequence[str]] = {
     "submit": ["generation_next_submit"],
@@ -42,17 +42,17 @@ _NEXT_DUE: dict[Work, Sequence[str]] = {
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """How many due generations are read, and which are not, as they get no place now."""
+    """Which due generations are read: up to `limit`, without those that get no place now."""
 
     limit: int
     tenants: Sequence[str] = ()
     without: Sequence[str] = ()
-    apart: Sequence[str] = ()  # The models and questions of `places.full_questions`.
+    apart: Sequence[str] = ()  # This and `full` are the lists of `places.full_questions`.
     full: Sequence[str] = ()
-    # Rows that hold no generation, as after damage or by a later version of genhook: filled by the
-    # read, which leaves them out.
+    # Filled by the read: the errors of rows that cannot be decoded, as after damage or from a later
+    # version of genhook, by id. They are not returned.
     unreadable: dict[str, Exception] = msgspec.field(default_factory=dict)
-    shared: list[str] = msgspec.field(default_factory=list)  # Whose task others have: filled, too.
+    shared: list[str] = msgspec.field(default_factory=list)  # Filled, too: ids that share a task.
 
 
 class Exchange(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,7 +90,7 @@ async def get_many(tx: Transaction, ids: Collection[str]) -> dict[str, Generatio
 async def get_ending(tx: Transaction, ids: Collection[str]) -> dict[str, Generation]:
     """Return the generations by id, with open ones that share a task with one of them.
 
-    Each may have an input of a megabyte: so it is only for those of which some may have ended.
+    An input may have a megabyte, so this is only for generations of which some may have ended.
     """
     values = {"ids": json_text(sorted(set(ids))), "shared_max": SHARED_MAX}
     rows = await read_all(tx, Generation, "generations_of_polls", **values)
@@ -122,17 +122,17 @@ async def list_expired(tx: Transaction, choice: Choice) -> list[Generation]:
 
 
 async def list_submissions(tx: Transaction, choice: Choice, after: str) -> list[Generation]:
-    """Return generations whose submission is due again, in turn by tenant after one."""
+    """Return generations whose submission is due again, in turn by tenant, after `after` first."""
     return await _list_by_choice(tx, "generations_to_submit", choice, after=after)
 
 
 async def list_confirmations(tx: Transaction, choice: Choice, after: str) -> list[Generation]:
-    """Return generations whose confirmation is due, in turn by tenant after one."""
+    """Return generations whose confirmation is due, in turn by tenant, after `after` first."""
     return await _list_by_choice(tx, "generations_to_confirm", choice, after=after)
 
 
 async def list_polls(tx: Transaction, choice: Choice, after: str) -> list[Generation]:
-    """Return generations whose poll is due, in turn by tenant after one; overdue ones first."""
+    """Return generations whose poll is due, in turn as `list_confirmations`, overdue ones first."""
     values = {"after": after, "look": OVERDUE_LOOK_MAX}
     return await _list_by_choice(tx, "generations_to_poll", choice, **values)
 
@@ -172,23 +172,24 @@ async def move_on(tx: Transaction, generation_id: str, due_at: int, trouble_coun
 async def next_due(
     tx: Transaction, work: Work, tenants: Sequence[str] = (), without: Sequence[str] = ()
 ) -> int | None:
-    """Return when the next generation is due for `work`; the next poll after now.
+    """Return when the next generation is due for `work`; of polls, only those due after now.
 
-    `tenants` are left out, as they get no place, for submissions; and the generations `without`.
+    Submissions of `tenants` are left out, since they get no place. So are submissions and deadlines
+    of the generations `without`.
     """
     values = {"now": tx.now, "tenants": json_text(tenants), "without": json_text(without)}
-    values["after"] = ""  # All tenants are asked, in whatever turn.
+    values["after"] = ""  # All tenants are read, so the turn does not matter.
     due_times = [await read_number(tx, name, **values) for name in _NEXT_DUE[work]]
     return min((at for at in due_times if at is not None), default=None)
 
 
 async def put_pause(tx: Transaction, until: int) -> None:
-    """Store until when upstream wants no question, for other processes and after a restart."""
+    """Store until when upstream asked for no requests, for other processes and restarts."""
     await tx.run("pause_put", until=until)
 
 
 async def get_pause(tx: Transaction) -> int:
-    """Return until when upstream wants no question."""
+    """Return until when upstream asked for no requests, in milliseconds since the epoch, or 0."""
     return await read_number(tx, "pause_get") or 0
 
 
@@ -221,7 +222,7 @@ async def delay_confirmation(tx: Transaction, generation_id: str, due_at: int) -
 
 
 async def confirm_submissions(tx: Transaction) -> None:
-    """Plan the confirmations for now that wait for the answers to submissions."""
+    """Make the confirmations due now that wait for the answer to a submission."""
     await tx.run("confirmations_of_submissions", now=tx.now)
 
 
@@ -240,7 +241,7 @@ async def latest_exchanges(tx: Transaction, ids: Collection[str]) -> dict[str, E
 
 
 async def ended(tx: Transaction, ids: Collection[str]) -> list[str]:
-    """Return those of the generations that have ended; their bodies are not read."""
+    """Return the ids of those generations that have ended."""
     rows = await tx.all("generations_ended", ids=json_text(sorted(ids)))
     return [row["id"] for row in rows]
 
@@ -259,7 +260,7 @@ def usage_of(generation: Generation) -> dict[tuple[str, str, str, str], int]:
 
 
 async def add_usage(tx: Transaction, counts: Mapping[tuple[str, str, str, str], int]) -> None:
-    """Add counts to the usage, keyed by (tenant, day, model, column), the day that of creation."""
+    """Add counts to the usage, keyed by (tenant, day of creation, model, column)."""
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
     for (tenant, day, model, column), count in counts.items():
         row = rows.setdefault((tenant, day, model), {"tenant": tenant, "day": day, "model": model})

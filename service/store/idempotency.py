@@ -5,7 +5,7 @@ from service.store.database import Row, Transaction
 
 
 async def get(tx: Transaction, tenant: str, key: str) -> Row | None:
-    """Return the row of an idempotency key."""
+    """Return the row of an idempotency key, or None."""
     return await tx.one("idempotency_by_key", tenant=tenant, key=key)
 
 
@@ -27,7 +27,7 @@ async def claim(
         resource_id=resource_id,
         status_code=status_code,
         sealed_answer=sealed_answer,
-        created_at=time_of(resource_id),  # By it the key of an erased generation is found.
+        created_at=time_of(resource_id),  # By it, an erasure finds the key.
     )
 
 

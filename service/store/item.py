@@ -10,7 +10,7 @@ import msgspec
 
 from service.store.database import Unit
 
-HEAVY_ROWS = 50  # Of a unit that is charged for what it writes; fewer are as many as usual.
+HEAVY_ROWS = 50  # A unit that charges for fewer rows counts as an ordinary one.
 
 
 class Item(msgspec.Struct, eq=False):
@@ -20,22 +20,22 @@ class Item(msgspec.Struct, eq=False):
     args: tuple[Any, ...]
     batched: bool = False
     always: bool = False
-    tenant: str | None = None  # In whose turn it runs; None: in that of all who are no tenant.
-    held_bytes: int = 0  # Of what a client or upstream sent, which waits in memory.
+    tenant: str | None = None  # In whose turn it runs; None: no tenant, or several.
+    held_bytes: int = 0  # Of the request's body, which it holds in memory.
     ends_at: float = math.inf  # When its caller stops waiting, by the loop's clock.
     future: asyncio.Future[Any] = msgspec.field(default_factory=asyncio.Future)
-    has_run: bool = False  # In the latest group that took it.
-    rows: int | None = None  # That it wrote, if its unit counts them; few count as none.
-    seconds: float = 0.0  # That it took, with those that ran in the same call after it.
+    has_run: bool = False  # Whether it ran in the latest group that took it.
+    rows: int | None = None  # That it wrote; 0 below HEAVY_ROWS; None: it charged nobody.
+    seconds: float = 0.0  # Of its call; if that ran several items, the first has them all.
     result: Any = None
     error: BaseException | None = None
-    unanswered: Any = None  # On PostgreSQL: its transaction, from before its COMMIT.
+    unanswered: Any = None  # On PostgreSQL: an `Unanswered`, from just before its COMMIT.
 
 
 def note_rows(charged: Mapping[str, int], batch: Sequence[Item]) -> None:
-    """Note for how many rows the tenant of each item was charged, divided by its items.
+    """Set the rows of each item: those charged to its tenant, divided by the tenant's items.
 
-    Items without a tenant have the rows of those tenants that no item names.
+    Items without a tenant share the rows of the tenants that no item names.
     """
     counts = Counter(item.tenant for item in batch)
     rows_of: dict[str | None, int] = dict(charged.items())

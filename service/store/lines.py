@@ -1,10 +1,10 @@
-"""The lines of those who wait to write: one for each tenant, which come to their turns by rows.
+"""Fair queueing of units: a line for each tenant; the one that has written the fewest rows is next.
 
-A unit may write ten rows or a thousand. So a turn is no number of units: who has written fewer rows
-is next, and a group ends after so many; after fewer where the last groups ran for long. How many
-rows a unit writes is known only afterwards, and then for the next one of its kind and tenant; of a
-tenant's first ones, a group takes few. Heavy ones have a line of their own, so that a tenant's
-requests do not queue behind its own webhooks.
+A unit may write ten rows or a thousand, so turns are measured in rows (start-time fair queueing). A
+group ends at GROUP_ROWS, or at fewer rows while groups run for longer than GROUP_SECONDS. How many
+rows a unit writes is known only after it has run; that is the estimate for the next unit of the
+same kind. Kinds without an estimate count as UNKNOWN_ROWS. Heavy kinds have a line of their own, so
+that a tenant's requests do not queue behind the tenant's webhooks.
 """
 
 import heapq
@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from service.store.item import HEAVY_ROWS, Item
 
 GROUP_MAX = 512  # Units in a group, if none of them is heavy.
-UNIT_ROWS = 3  # An ordinary unit takes as long as so many deliveries, each with its indexes.
+UNIT_ROWS = 3  # Of an ordinary unit: it takes as long as to insert three deliveries.
 GROUP_ROWS = GROUP_MAX * UNIT_ROWS
 GROUP_SECONDS = 0.1  # A group that runs for longer, without its sync, was too large.
 GROUP_ROWS_MIN = 32 * UNIT_ROWS
-UNKNOWN_ROWS = 200  # The first ones of a tenant count for so many, where others' were counted.
-WEIGHTS_MAX = 10_000  # Kinds of units that are remembered.
-COUNTED_MAX = 1_000
-_Kind = tuple[str | None, object]  # A tenant, or None for the rest; and a unit.
+UNKNOWN_ROWS = 200  # Of a unit that counts its rows, before it has run for this tenant.
+WEIGHTS_MAX = 10_000  # Kinds that are remembered.
+COUNTED_MAX = 1_000  # Units that are remembered to count their rows.
+_Kind = tuple[str | None, object]  # A tenant (None: no tenant, or several) and a unit.
 
 
 class Line:
@@ -39,15 +39,15 @@ class Lines:
 
     def __init__(self) -> None:
         self._lines: dict[_Kind, Line] = {}
-        # The rows after which it is the turn of each line, counted as if each wrote as many; who
-        # came first comes first.
+        # A heap of (turn, arrival, line). The turn is the virtual time, in rows, at which the next
+        # item of the line starts; the arrival decides between equal turns.
         self._turns: list[tuple[int, int, Line]] = []
-        self._rows = 0  # When it was the turn of the last item that was taken.
+        self._rows = 0  # The virtual time: the turn of the item that was taken last.
         self._arrivals = 0
         self._count = 0
-        self._room = GROUP_ROWS  # Of a group, by how long the last ones ran.
-        self._counted: set[object] = set()  # Units that count the rows that they write.
-        self._weights: dict[_Kind, int] = {}  # Their rows by kind, 0 unless they are heavy.
+        self._room = GROUP_ROWS  # Rows of the next group, by how long the last groups ran.
+        self._counted: set[object] = set()  # Units that charge for the rows they write.
+        self._weights: dict[_Kind, int] = {}  # Estimated rows by kind; 0 unless the kind is heavy.
 
     def __len__(self) -> int:
         return self._count
@@ -105,15 +105,15 @@ class Lines:
         self.drop(lambda _item: True)
 
     def learn(self, items: Iterable[Item]) -> None:
-        """Note how many rows the items wrote that have run, for the next of their kinds.
+        """Remember how many rows the items wrote: the estimates for the next of their kinds.
 
-        One of a kind may write few rows and the next one many: what was many is forgotten slowly.
+        The rows of a kind vary, so an estimate falls by no more than a quarter at a time.
         """
         most: dict[_Kind, int] = {}
         seconds = 0.0
         for item in items:
             seconds += item.seconds
-            # Of a unit that counts its rows, no count means few.
+            # None means few rows, if the unit counts them at other times.
             if item.has_run and (item.rows is not None or item.unit in self._counted):
                 kind: _Kind = item.tenant, item.unit
                 most[kind] = max(item.rows or 0, most.get(kind, 0))
@@ -125,14 +125,14 @@ class Lines:
             self._weigh(kind, max(rows, self._weights.get(kind, 0) * 3 // 4))
 
     def _weigh(self, kind: _Kind, rows: int) -> None:
-        """Note the rows of units of a kind; heavy ones that wait move to a line of their own."""
+        """Store the estimate of a kind; once heavy, its items move to a line of their own."""
         if len(self._counted) >= COUNTED_MAX:
             self._counted.clear()
         self._counted.add(kind[1])
         was_heavy = self._weights.pop(kind, 0) > 0
         is_heavy = rows >= HEAVY_ROWS or kind in self._lines
         if len(self._weights) >= WEIGHTS_MAX:
-            del self._weights[next(iter(self._weights))]  # That of the longest ago.
+            del self._weights[next(iter(self._weights))]  # The oldest.
         self._weights[kind] = rows if is_heavy else 0
         if is_heavy and not was_heavy:
             moved = self.drop(lambda item: (item.tenant, item.unit) == kind)

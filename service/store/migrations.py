@@ -9,7 +9,7 @@ def list_migrations(folder: Path) -> list[tuple[int, Path]]:
 
 
 class Newer(str):
-    """That a newer genhook has made the schema. Who runs already goes on: migrations only add."""
+    """The problem that a newer genhook made the schema. Running processes go on with it."""
 
     __slots__ = ()
 
@@ -17,7 +17,7 @@ class Newer(str):
 def describe_problem(current: int, needed: int) -> str | None:
     """Return what is wrong with a database of schema `current`, or None.
 
-    While a copy to the database has not ended, its version is negative: nothing else uses it then.
+    `genhook copy` makes the version negative until the copy has ended: nothing else then uses it.
     """
     if current < 0:
         return "a copy to the database has not ended: run genhook copy again, or delete it"

@@ -1,15 +1,15 @@
-"""The rate of questions to upstream as a row, for processes that work at the same time in turns."""
+"""The poll rate as a row (a token bucket), which all processes share."""
 
 from service.store.database import Transaction
 from service.store.rows import read_number
 
-AT_ONCE_US = 10_000  # What may be asked at once is what the rate allows in so many microseconds.
+AT_ONCE_US = 10_000  # Unused rate is kept for so long, in microseconds.
 
 
 async def take(tx: Transaction, count: int, rate_per_second: float) -> int:
-    """Take up to `count` questions, at least one if the rate allows any; return how many.
+    """Take up to `count` polls from the rate; return how many may be sent now.
 
-    The row has the time from which on the next one may be asked, in microseconds.
+    The row has the time at which the next poll may be sent, in microseconds since the epoch.
     """
     interval, now = 1_000_000 / rate_per_second, tx.now * 1_000
     begin = max(await read_number(tx, "questions_get") or 0, now - AT_ONCE_US)

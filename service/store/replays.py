@@ -26,7 +26,7 @@ async def list_due(tx: Transaction, limit: int) -> list[str]:
 
 
 async def set_aside(tx: Transaction, replay_id: str) -> None:
-    """Plan the next batch of a replay that cannot be worked for SET_ASIDE_MS later."""
+    """Delay by SET_ASIDE_MS a replay whose next batch failed."""
     await tx.run("replay_set_aside", id=replay_id, due_at=tx.now + SET_ASIDE_MS)
 
 
@@ -36,7 +36,7 @@ async def next_due(tx: Transaction) -> int | None:
 
 
 async def read_bounds(database: Database, since_at: int) -> tuple[int, int]:
-    """Return the cursor to start from for events since a time, and the last seq there is now."""
+    """Return the seq after which the events since a time begin, and the last seq there is."""
     await database.order_events()
     return await database.read(_seq_bounds, since_at)
 

@@ -1,6 +1,6 @@
 """Retention: delete old rows in small batches, but never a pending delivery or what it needs.
 
-It also adds up the usage, where transactions store theirs beside it.
+It also adds up the usage of PostgreSQL, whose transactions store it in `usage_added`.
 
 Old pending deliveries to a disabled subscriber are canceled, and deleted by the next sweep.
 
@@ -23,8 +23,8 @@ from service.store.rows import read_number
 
 BATCH = 500  # Rows read in one transaction.
 GENERATIONS_BATCH = 50  # Smaller: metadata and bodies are deleted with each.
-PARTS_BATCH = 500  # Callbacks, or exchanges, of generations: one may have thousands.
-REJECTED_MAX = 1_000  # Of tenants, and the same of strangers.
+PARTS_BATCH = 500  # Callbacks or exchanges: a generation may have thousands.
+REJECTED_MAX = 1_000  # Rejected callbacks kept: so many with a tenant, and so many without.
 REJECTED_RETENTION_MS = DAY
 IDEMPOTENCY_RETENTION_MS = DAY
 SWEEP_INTERVAL_MS = HOUR
@@ -48,7 +48,7 @@ _DELETES = {
     "subscribers_notify_old": ("sub", ("subscriber_delete",)),
 }
 
-# What is deleted before the rows themselves, in portions.
+# Rows that are deleted before the listed rows, PARTS_BATCH at a time.
 _PARTS = {
     "generations_old": (
         "exchanges_delete",
@@ -98,7 +98,7 @@ async def _fold_usage(database: Database) -> int:
 
 
 async def fold_usage(tx: Transaction) -> int | None:
-    """Add up what is stored beside the usage; return how many rows, None if that is never done."""
+    """Add a batch of `usage_added` to the usage; return how many rows; None on SQLite."""
     return await read_number(tx, "usage_fold", limit=FOLD_BATCH)
 
 
@@ -138,7 +138,7 @@ async def _delete_unreferenced(name: str, before: int, tx: Transaction, _after: 
 
 
 async def _delete_old(name: str, tx: Transaction, after: str, **values: Any) -> Progress:
-    """Delete those of the next old rows that may be deleted, with all that belongs to them."""
+    """Delete those of the next old rows that may be deleted, with the rows of `_DELETES`."""
     prefix, deletes = _DELETES[name]
     before_id = first_id(prefix, values["before"])
     rows = await tx.all(name, after=after, before_id=before_id, **values)

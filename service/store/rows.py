@@ -1,4 +1,4 @@
-"""Rows as structs and structs as rows: some columns hold JSON, and integers become booleans."""
+"""Converts rows to structs and back: some columns hold JSON, and integers become booleans."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
@@ -52,7 +52,10 @@ def encode_json(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def decode_row(struct: type[T], row: Row) -> T:
-    """Return a row as a struct, all types checked. `created_at` may be in the id alone."""
+    """Return a row as a struct, with `created_at` from the id if the table has no such column.
+
+    MsgspecError, ValueError or RecursionError if a value does not fit its field.
+    """
     values = dict(row)
     for name in JSON_COLUMNS:
         if values.get(name) is not None:

@@ -18,13 +18,13 @@ def share_of(worker: int, workers: Sequence[int]) -> int:
     return SHARDS // len(workers) + (rank < SHARDS % len(workers))
 
 
-def to_leave(
+def choose_surplus(
     held: Collection[int], share: int, leaving: Collection[int], busy: Collection[int]
 ) -> set[int]:
     """Return the shards to give up, so that no more than the share is left.
 
-    Those without requests under way come first, as they can be given up at once. The first shard,
-    whose holder does what is of no shard, stays where it is.
+    Shards without requests under way come first, as they can be given up at once. Shard 0 comes
+    last: its holder does the work that belongs to no shard.
     """
     ordered = sorted(held, key=lambda shard: (shard in busy, shard not in leaving, -shard))
     return set(ordered[: max(0, len(held) - share)])

@@ -10,7 +10,7 @@ PER_KEY_MAX = 10  # The oldest of a key ends when one more begins.
 
 
 async def begin(tx: Transaction, id_: bytes, key_sha256: bytes) -> None:
-    """Store a sign-in with a key, and delete those that are over."""
+    """Store a sign-in with a key; delete expired ones, and the oldest beyond PER_KEY_MAX."""
     await tx.run("sign_ins_delete_expired", now=tx.now)
     await tx.run("sign_ins_keep_newest", key_sha256=key_sha256, keep=PER_KEY_MAX - 1)
     digest, expires_at = hashlib.sha256(id_).digest(), tx.now + LIFE_MS
@@ -18,7 +18,7 @@ async def begin(tx: Transaction, id_: bytes, key_sha256: bytes) -> None:
 
 
 async def find_key(tx: Transaction, id_: bytes) -> bytes | None:
-    """Return the digest of the key of a sign-in; None if that is over or unknown."""
+    """Return the digest of the key of a sign-in; None if the sign-in is expired or unknown."""
     digest = hashlib.sha256(id_).digest()
     row = await tx.one("sign_in_get", id_sha256=digest, now=tx.now)
     return row["key_sha256"] if row else None

@@ -1,10 +1,10 @@
-"""The named SQL statements of `sql/*.sql`: one text for every database, with marks for the rest.
+"""The named SQL statements of `sql/*.sql`: one text for both databases, with marks for the rest.
 
-A mark is `{name}` or `{name word}`; each database gives a text for each of them, with the word in
-place of each `{}` in it. `{held g}` and `{held_id column}` leave only the rows whose work is of a
-shard that this process holds. What several statements of a file have in common begins with a line
-`-- part: NAME` and is a mark like these. A statement that really differs stands again, under the
-same name, among the overrides of a database.
+A mark is `{name}` or `{name word}`. Each database has a text for each mark, in which the word takes
+the place of each `{}`. `{held g}` and `{held_id column}` keep only rows whose shard this process
+holds. A text that several statements share begins with a line `-- part: NAME`, and the mark
+`{NAME}` inserts it. A statement that differs as a whole stands again, under the same name, in the
+overrides of a database.
 """
 
 import re
@@ -18,7 +18,7 @@ _SECTION = re.compile(r"(?ms)^-- (name|part): (\w+)\n(.*?)(?=^-- (?:name|part): 
 _MARK = re.compile(r"\{(\w+)(?: ([\w.]+))?\}")
 _PARAMETER = re.compile(r"'[^']*'|--[^\n]*|::|:(?P<name>\w+)")
 _FOLDER = Path(__file__).parent / "sql"
-_COMPOSED_MAX = 500  # Lists compose a statement for each set of their filters.
+_COMPOSED_MAX = 500  # Statements that are cached: a list has one for each set of filters.
 
 
 class Statement(NamedTuple):
@@ -32,7 +32,7 @@ class Statement(NamedTuple):
 
 
 class Dialect:
-    """How one database spells what the statements leave open.
+    """The marks, the parameters and the overrides of one database.
 
     `parameter` returns the text of the n-th parameter, from 1. If they are `numbered`, a value that
     is used twice is one parameter.
@@ -55,18 +55,24 @@ class Dialect:
     def load(self) -> Mapping[str, Statement]:
         """Return every statement by its name. A line `-- name: NAME` begins a statement."""
         by_name: dict[str, Statement] = {}
+        parts: dict[str, str] = {}
         for path in sorted(_FOLDER.glob("*.sql")):
-            by_name |= self._read(path, by_name.keys().isdisjoint)
+            by_name |= self._read(path, parts, by_name.keys().isdisjoint)
         for path in self._overrides:
-            by_name |= self._read(path, by_name.keys().__ge__)
+            by_name |= self._read(path, parts, by_name.keys().__ge__)
         return by_name
 
-    def _read(self, path: Path, fits: Callable[[set[str]], bool]) -> dict[str, Statement]:
+    def _read(
+        self, path: Path, parts: dict[str, str], are_allowed: Callable[[set[str]], bool]
+    ) -> dict[str, Statement]:
+        """Return the statements of a file by name, if their names are allowed; add its parts."""
         sections = _SECTION.findall(path.read_text())
         texts = {name: sql.strip() for kind, name, sql in sections if kind == "name"}
-        parts = {name: sql.strip() for kind, name, sql in sections if kind == "part"}
-        assert len(texts) + len(parts) == len(sections), f"a name stands twice in {path.name}"
-        assert fits(set(texts)), f"{path.name} has a name twice, or overrides what is not there"
+        own = {name: sql.strip() for kind, name, sql in sections if kind == "part"}
+        assert len(texts) + len(own) == len(sections), f"{path.name} has a name twice"
+        assert parts.keys().isdisjoint(own), f"{path.name} has a part of another file"
+        assert are_allowed(set(texts)), f"{path.name} repeats a name, or overrides no statement"
+        parts |= own
         return {name: self.parse(sql, parts) for name, sql in texts.items()}
 
     def parse(self, sql: str, parts: Mapping[str, str] | None = None) -> Statement:

@@ -23,7 +23,7 @@ BUCKET_MAX = 150  # Longer than any attempt that the settings allow.
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 STATUSES = ("pending", "delivered", "dead", "canceled")
 COUNT_MAX = 10_000
-OLDEST_SAMPLE = 1_000  # The oldest is searched among this many that are due first, and due last.
+OLDEST_SAMPLE = 1_000  # The oldest delivery is searched among so many due first, and due last.
 
 _LOG_GROWTH = math.log(GROWTH)
 
@@ -67,7 +67,7 @@ class AttemptCounts(dict[tuple[str, int, int, str], tuple[int, int]]):
 async def add(tx: Transaction, counts: AttemptCounts) -> None:
     """Add counts to those that are stored."""
     columns = ("subscriber_id", "slot_at", "bucket", "status", "count", "last_at")
-    # In one order: two processes that each wait for a row of the other would never go on.
+    # Sorted: two processes that lock the same rows in different orders could deadlock.
     rows = [dict(zip(columns, key + count, strict=True)) for key, count in sorted(counts.items())]
     await tx.many("stats_add", rows)
 

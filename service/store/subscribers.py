@@ -8,7 +8,7 @@ from service.store import pages, rows
 from service.store.database import Transaction
 
 DECODED_MAX = 5_000  # Subscribers of all tenants that stay decoded in memory.
-CHANGES_KEPT = 1_000  # Who has missed more reads everything again.
+CHANGES_KEPT = 1_000  # A process that has missed more reloads everything.
 _CANDIDATE = (
     *("id", "tenant", "url", "event_types", "filter", "status", "retry_schedule_seconds"),
     *("ordered", "created_at", "updated_at"),
@@ -17,16 +17,16 @@ LIST_SOURCE = pages.Source(table="subscribers", where=["tenant = :tenant", "is_n
 
 
 async def candidates(tx: Transaction, tenant: str) -> list[Subscriber]:
-    """Return the tenant's subscribers that are not disabled, for the choice of who gets an event.
+    """Return the tenant's subscribers that are not disabled, for the fan-out of an event.
 
-    Only the fields that this takes are read; the others have their defaults.
+    Only the fields that the fan-out needs are read; the others have their defaults.
     """
     # The columns are selected in the order of _CANDIDATE.
     candidate_rows = await tx.all("subscribers_of_tenant", tenant=tenant)
     return [subscriber for row in candidate_rows for subscriber in _decode(*row)]
 
 
-# Decoding a row takes many times as long as reading it, and most are as they were.
+# Decoding a row takes many times as long as reading it, and few rows have changed.
 @lru_cache(maxsize=DECODED_MAX)
 def _decode(*values: Any) -> list[Subscriber]:
     """Return the subscriber; none if its row cannot be decoded."""
@@ -50,7 +50,7 @@ async def update(tx: Transaction, old: Subscriber, **changes: Any) -> Subscriber
 async def bump_revision(
     tx: Transaction, tenant: str | None = None, subscriber_id: str | None = None
 ) -> None:
-    """Make other processes reload a subscriber, or all of a tenant; without one all they have."""
+    """Make other processes reload a subscriber, all of a tenant, or, without a tenant, all."""
     await tx.run("subscribers_bump_revision")
     await tx.run("subscriber_change_insert", tenant=tenant, subscriber_id=subscriber_id)
     await tx.run("subscriber_changes_forget", kept=CHANGES_KEPT)
@@ -62,12 +62,12 @@ async def get_revision(tx: Transaction) -> int:
 
 
 class Changes(NamedTuple):
-    """What other processes, or this one, changed until a revision, each once."""
+    """The subscribers that any process changed up to a revision."""
 
     revision: int
-    tenants: frozenset[str] = frozenset()  # All that these have.
-    ids: frozenset[str] = frozenset()  # Of subscribers.
-    is_all: bool = False  # Everything, or more than is remembered.
+    tenants: frozenset[str] = frozenset()  # All their subscribers were changed.
+    ids: frozenset[str] = frozenset()  # Single subscribers.
+    is_all: bool = False  # All were changed, or more than CHANGES_KEPT.
 
 
 async def changes_since(tx: Transaction, revision: int) -> Changes:
@@ -94,20 +94,20 @@ async def delete(tx: Transaction, old: Subscriber) -> None:
 async def store_rest(
     tx: Transaction, tenant: str, receiver: str, slow_until: int, asked_at: int
 ) -> None:
-    """Store until when all lanes of the tenant to a receiver rest, unless that is later already."""
+    """Store until when the tenant's lanes to a receiver pause, unless a later time is stored."""
     values = {"slow_until": slow_until, "asked_at": asked_at}
     await tx.run("rest_store", tenant=tenant, receiver=receiver, **values)
 
 
 async def rests_of(tx: Transaction, tenant: str, receivers: tuple[str, str]) -> dict[str, int]:
-    """Return until when each of two receivers rests, or did last; 0 if nothing is stored."""
+    """Return until when the lanes to each of two receivers pause, or last did; else 0."""
     receiver, narrower = receivers
     rests = await tx.all("rests_of", tenant=tenant, receiver=receiver, narrower=narrower)
     return {**dict.fromkeys(receivers, 0), **{row["receiver"]: row["slow_until"] for row in rests}}
 
 
 async def end_rests(tx: Transaction, tenant: str, origin: str, until: int) -> int:
-    """End what the receivers at an origin asked for `until` then; return how many rests ended."""
+    """Delete the pauses that receivers at an origin asked for at `until` or before; count them."""
     count = await tx.run("rests_end", tenant=tenant, origin=origin, until=until)
     if count:
         await bump_revision(tx, tenant)

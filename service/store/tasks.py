@@ -5,8 +5,8 @@ from collections.abc import Collection
 from service.store.database import Row, Transaction
 from service.store.rows import json_text
 
-HOLDERS_MAX = 100  # So many generations that have the same tasks are looked at.
-NAMES_MAX = 8  # So many other names of its task a generation learns.
+HOLDERS_MAX = 100  # Generations with the same tasks that are read.
+NAMES_MAX = 8  # Other names of its task that a generation learns.
 
 
 async def holders(
@@ -17,9 +17,9 @@ async def holders(
     *,
     input_text: str | None = None,
 ) -> list[Row]:
-    """Return the other generations that have one of the tasks, and how they came to it.
+    """Return the other generations that have one of the tasks; see generations_of_tasks in sql/.
 
-    Each with its `input`, unless its text is `input_text`, or that is None.
+    `input` is None if it is the same text as `input_text`, or if `input_text` is None.
     """
     values = {"task_ids": json_text(list(task_ids)), "id": generation_id, "limit": limit}
     return await tx.all("generations_of_tasks", **values, input=input_text)
@@ -31,7 +31,7 @@ async def another_has(tx: Transaction, task_ids: Collection[str], generation_id:
 
 
 async def release(tx: Transaction, generation_id: str) -> None:
-    """Take its task from a generation that has not succeeded or failed."""
+    """Remove the task id from a generation that has not succeeded or failed."""
     await tx.run("generation_release_task", id=generation_id)
 
 
@@ -47,5 +47,5 @@ async def learn_name(tx: Transaction, task_id: str, generation_id: str) -> None:
 
 
 async def revoke_name(tx: Transaction, task_id: str) -> None:
-    """Make a learned name the name of no generation's task any more."""
+    """Revoke a learned name: no generation's task has it any more."""
     await tx.run("task_name_revoke", task_id=task_id)

@@ -11,7 +11,7 @@ from service.model.errors import StorageBusyError
 from service.store.item import Item
 from service.store.lines import Lines
 
-QUEUE_BYTES_MAX = 64 << 20  # Of the bodies whose units wait for a commit or are in one.
+QUEUE_BYTES_MAX = 64 << 20  # Of the requests' bodies that units in the queue or in a commit hold.
 WAIT_SECONDS = 5.0
 STALLED = "the database did not commit in time"
 
@@ -27,13 +27,13 @@ class Queue:
         self._committing: dict[Item, None] = {}
         self._held_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._ended = asyncio.Event()  # Set for those who wait in `settle`.
+        self._ended = asyncio.Event()  # Set when items leave; `settle` waits for it.
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def put(self, item: Item) -> None:
-        """Add an item. StorageBusyError if it has to be refused, which `always` never is."""
+        """Add an item. StorageBusyError if the queue is full or stalled, unless it is `always`."""
         held_bytes = self._held_bytes + item.held_bytes
         if not item.always:
             if self.is_stalled:
@@ -50,13 +50,13 @@ class Queue:
         self._waiting.append(item)
 
     def take(self) -> Sequence[Item]:
-        """Return the next items, which are in a commit until `finish`."""
+        """Return the next items, which are in a commit until `finish` or `put_back`."""
         taken = self._waiting.take()
         self._committing.update(dict.fromkeys(taken))
         return taken
 
     def put_back(self, items: Sequence[Item]) -> None:
-        """Make items that were taken the next ones again; no commit has them."""
+        """Put items that were taken, and did not run, back to the front of their lines."""
         for item in items:
             del self._committing[item]
         self._waiting.put_back(items)
@@ -71,7 +71,7 @@ class Queue:
         self._ended.set()
 
     async def settle(self) -> None:
-        """Return once nothing that waits now, or is in a commit, can be committed any more."""
+        """Wait until every item that is now queued or in a commit has left."""
         rest = {*self._committing, *self._waiting}
         while rest := rest & {*self._committing, *self._waiting}:
             self._ended.clear()
@@ -87,9 +87,9 @@ class Queue:
             self._timer = None
 
     def end_waits(self) -> None:
-        """Fail the items that have waited for too long. Those not in a commit are not run at all.
+        """Fail the items that have waited for WAIT_SECONDS. Those not in a commit never run.
 
-        Of those in a commit nobody knows yet whether they are stored, as after a crash.
+        Whether those in a commit are stored is not known yet, as after a crash.
         """
         loop = asyncio.get_running_loop()
         now = loop.time()

@@ -1,4 +1,4 @@
-"""Writing, as far as it is the same on every database: units wait for a commit, some for ever."""
+"""What writing has in common on both databases: the queue, retries, and why commits fail."""
 
 import asyncio
 import math
@@ -14,9 +14,9 @@ from service.telemetry import log
 _log = log.get()
 
 RETRY_SECONDS = 1.0
-PATIENCE_SECONDS = 0.02  # Of units that may wait for a group.
-FAILING_SECONDS = 5.0  # So long after a failed commit `write_problem` still tells of it.
-PROBE_SECONDS = 10.0  # If the last commit is older, `write_problem` tries one.
+PATIENCE_SECONDS = 0.02  # How long a unit that `may_wait` waits for others.
+FAILING_SECONDS = 5.0  # How long `write_problem` reports a failed commit.
+PROBE_SECONDS = 10.0  # If the last commit is older, `write_problem` tries a commit.
 
 
 class Writes:
@@ -26,10 +26,10 @@ class Writes:
         self._queue = Queue(queue_max)
         self._wake = asyncio.Event()
         self._wake_timer: asyncio.TimerHandle | None = None
-        self._stream: asyncio.Task[None] | None = None  # The task; None: it closes, or is closed.
+        self._stream: asyncio.Task[None] | None = None  # Commits; None once it closes.
         self._retried: list[Item] = []
         self._retry_timer: asyncio.TimerHandle | None = None
-        # Times of the loop's clock, and why the last failed commit failed.
+        # On the loop's clock; and the error of the last commit that failed.
         self._committed_at, self._failed_at, self._failure = -math.inf, -math.inf, ""
         self._probe: asyncio.Future[str | None] | None = None
 
@@ -57,7 +57,7 @@ class Writes:
         return self._enqueue(Item(unit, args, always=True, tenant=tenant))
 
     def write_behind(self, unit: Unit[T], *args: object, tenant: str | None = None) -> Awaitable[T]:
-        """Like `write_always`, after every unit of this process that waits for its commit now."""
+        """Like `write_always`, but it runs after every unit that is queued or in a commit now."""
         return self.write_always(unit, *args, tenant=tenant)
 
     @property
@@ -66,7 +66,7 @@ class Writes:
         return len(self._queue)
 
     async def write_problem(self) -> str | None:
-        """Return why commits fail, or None. It tries one if there was none for a while."""
+        """Return why commits fail, or None. It tries a commit if there was none lately."""
         now = asyncio.get_running_loop().time()
         if self._queue.is_stalled:
             return STALLED
@@ -105,15 +105,15 @@ class Writes:
             self._wake_timer.cancel()
             self._wake_timer = None
 
-    def _rest(self) -> None:
-        """Wait the next time, if everything was taken. While it closes, nothing waits."""
+    def _clear_wake(self) -> None:
+        """Let the next `_wait_for_items` wait if the queue is empty, unless the database closes."""
         if not self._queue and self._stream is not None:
             self._wake.clear()
 
     def _keep(self, items: Sequence[Item], error: str) -> list[Item]:
-        """Keep those that are never given up, to try them again; return the others.
+        """Plan a retry of the items that are `always`; return the others.
 
-        While it closes, none is kept.
+        While the database closes, no retry is planned.
         """
         again = [item for item in items if item.always] if self._stream is not None else []
         if again:
@@ -125,7 +125,7 @@ class Writes:
         return [item for item in items if item not in again]
 
     def _retry(self) -> None:
-        """Queue again what was kept."""
+        """Put the items to retry into the queue again."""
         if self._retry_timer is not None:
             self._retry_timer.cancel()
             self._retry_timer = None
@@ -137,7 +137,7 @@ class Writes:
 
 
 def follow_up(after: AfterCommit) -> None:
-    """Call what units left to be called after the commit."""
+    """Call the functions that units gave to `after_commit`."""
     for do, args in after:
         try:
             do(*args)
@@ -146,5 +146,5 @@ def follow_up(after: AfterCommit) -> None:
 
 
 async def _touch(tx: Transaction) -> None:
-    """Write a row as it is: whether the database takes it is all that is asked."""
+    """Write a row as it is, to find out whether the database commits."""
     await tx.run("subscribers_touch_revision")

@@ -15,7 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.cli import main
+from service.cli import generations, main
+from service.cli.calls import UnreachableError
 from tests.cli import test_serve
 from tests.cli.test_main import COMMANDS, run, served
 
@@ -102,6 +103,8 @@ def test_help_names_the_values_of_options_as_people_do() -> None:
         ("generations list --url http://127.0.0.1:1/#a", "must be the URL of a service"),
         ("generations list --url 'http://a b/'", "must be the URL of a service"),
         (r"generations list --url 'http://127.0.0.1\:1'", "must be the URL of a service"),
+        ("generations list --url http://127.0.0.1:1/v1", "--url must be given without /v1"),
+        ("models --url https://host/genhook/v1/", "--url must be given without /v1"),
     ],
 )
 def test_what_is_ambiguous_or_wrong_is_refused_before_anything_is_sent(
@@ -193,6 +196,49 @@ def test_ctrl_c_before_the_id_is_known_names_the_key_of_the_request(
     with pytest.raises(KeyboardInterrupt):
         run(CREATE)
     assert re.search("repeat it with --idempotency-key [0-9a-f]{32}", capsys.readouterr().err)
+
+
+# Waiting
+
+
+@pytest.mark.parametrize("line", [f"{CREATE} --wait", CREATE, "generations get gen_1 --wait"])
+@pytest.mark.parametrize("answer", [broken_off, lambda _: httpx.Response(503, text="<html>")])
+def test_a_connection_that_breaks_once_does_not_end_the_waiting(
+    line: str,
+    answer: Callable[[httpx.Request], httpx.Response],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    states = ["queued", "", "queued", "", "", "succeeded"]  # One for each answer, "" for none.
+
+    def reply(request: httpx.Request) -> httpx.Response:
+        status = states.pop(0)
+        return (
+            httpx.Response(200, json={**GENERATION, "status": status})
+            if status
+            else answer(request)
+        )
+
+    served(monkeypatch, reply)
+    monkeypatch.setattr(generations, "RETRY_PAUSE_SECONDS", 0.0)
+    assert run(line) == 0
+    shown = capsys.readouterr()
+    assert re.search(r"(?m)^status +succeeded$", shown.out)
+    assert shown.err.count("Trying again for 60 s.\n") == 2
+
+
+def test_a_wait_for_a_service_that_stays_away_ends_and_says_how_to_look_at_the_generation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock: list[float] = [0.0]
+    monkeypatch.setattr(generations, "monotonic", lambda: sum(clock))
+    transport = httpx.MockTransport(broken_off)
+    with (
+        httpx.Client(transport=transport, base_url="http://genhook") as client,
+        pytest.raises(UnreachableError, match=r"goes on: .* genhook generations get gen_1 --wait"),
+    ):
+        generations._ask_again(client, GENERATION, {"wait": 30}, clock.append)
+    assert sum(clock) == generations.RETRY_SECONDS
 
 
 # Subscribers

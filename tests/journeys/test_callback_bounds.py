@@ -154,7 +154,7 @@ async def test_callbacks_of_one_commit_share_the_room(tmp_path: Path) -> None:
 async def test_rejected_callbacks_take_no_room(tmp_path: Path) -> None:
     async with opened(tmp_path, callback_body_bytes=1_024) as world:
         await world.generate()
-        assert (await world.call_back()).json() == {"status": "ok"}
+        await world.call_back(content=progress(1))  # Without it nobody looks what is kept.
         for _ in range(100):
             world.clock.advance(1)
             assert (await world.call_back(content=b"x" * 2_000)).status_code == 413

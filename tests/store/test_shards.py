@@ -10,7 +10,7 @@ import pytest
 
 from service.model.errors import StorageError
 from service.store.postgres import Database, ShardLocks, locks, ownership
-from service.store.shards import ALL, SHARDS, shard_of, share_of, to_leave
+from service.store.shards import ALL, SHARDS, choose_surplus, shard_of, share_of
 from tests import engine
 from tests.store.test_postgres import connected, kill_all, opened, until
 
@@ -109,9 +109,9 @@ def test_shares_are_even_and_all_of_the_work(count: int) -> None:
 
 
 def test_what_is_given_up_first_is_what_has_nothing_under_way() -> None:
-    assert to_leave({1, 2, 3, 4}, 2, leaving=set(), busy={1, 2}) == {3, 4}
-    assert to_leave({1, 2, 3}, 1, leaving={3}, busy={1, 2, 3}) == {3, 2}
-    assert to_leave({1, 2}, 2, leaving={1}, busy=set()) == set()
+    assert choose_surplus({1, 2, 3, 4}, 2, leaving=set(), busy={1, 2}) == {3, 4}
+    assert choose_surplus({1, 2, 3}, 1, leaving={3}, busy={1, 2, 3}) == {3, 2}
+    assert choose_surplus({1, 2}, 2, leaving={1}, busy=set()) == set()
 
 
 async def test_workers_that_come_and_go_share_evenly(

@@ -1,4 +1,4 @@
-"""What became of a transaction whose COMMIT got no answer: the server knows it by its number."""
+"""Asks the server whether a transaction whose COMMIT got no answer was committed."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ _STATUS = "SELECT pg_xact_status(CAST(CAST($1 AS TEXT) AS xid8))"
 
 
 class Unanswered(msgspec.Struct, frozen=True):
-    """A transaction that was about to be committed, and what follows if it was."""
+    """A transaction whose COMMIT was sent, with the results and follow-ups if it was committed."""
 
-    number: str | None  # None: it has written nothing.
+    number: str | None  # pg_current_xact_id; None: it has written nothing.
     results: list[Any]
     tx: Transaction
 
@@ -36,7 +36,7 @@ async def was_committed(pool: Pool, number: str | None) -> bool:
     async with pool.transaction() as connection:
         try:
             status = await connection.fetchval(_STATUS, number)
-        except asyncpg.InvalidParameterValueError:  # A standby took over that never had it.
+        except asyncpg.InvalidParameterValueError:  # A new primary that never got the transaction.
             return False
     if status == "in progress":
         raise TimeoutError

@@ -1,7 +1,7 @@
 """Connections to PostgreSQL: how they are opened, and which errors are the server's.
 
-Behind a pooler in transaction mode a connection has another session for each transaction. What a
-session would keep is sent with each transaction then, and nothing may hold a lock or listen.
+Behind a pooler in transaction mode, each transaction of a connection may run in another session.
+So settings are sent with each transaction, and no session may hold a lock or LISTEN.
 """
 
 import asyncio
@@ -19,19 +19,19 @@ from service.store.postgres.hosts import hosts_of
 
 VERSION_MIN = 15  # The oldest PostgreSQL that the tests run on.
 CONNECT_SECONDS = 5.0
-COMMAND_SECONDS = 30.0  # Of a statement of any unit; its caller has stopped waiting long before.
-CONNECTION_SETTINGS = {  # The server notices a client that is gone.
+COMMAND_SECONDS = 30.0  # Of a statement; the caller of its unit has stopped waiting long before.
+CONNECTION_SETTINGS = {  # So that the server notices a client that is gone.
     "tcp_keepalives_idle": "5",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "20000",
-    "idle_session_timeout": "0",  # Idle connections are kept, one of them with the locks.
+    "idle_session_timeout": "0",  # Idle connections stay open; one holds the locks.
 }
-# What a role or a database may have set otherwise, for people and for reports.
+# A role or a database may have other values of these, as for people or reports.
 TRANSACTION_SETTINGS = {
     # The server ends a transaction that a process has left open.
     "idle_in_transaction_session_timeout": "10000",
-    # Whoever waits for a unit has a limit of its own. A migration and a copy may take long.
+    # The callers of units have time limits of their own. A migration and a copy may take long.
     "statement_timeout": "0",
     "lock_timeout": "0",
     "jit": "off",  # Compiling a statement takes longer than running any of ours.
@@ -42,8 +42,9 @@ TRANSACTION_SETTINGS = {
 
 NEWER_SETTINGS = {"transaction_timeout": "0"}  # As above, since PostgreSQL 17.
 
-# Of SQLSTATE: connections, transaction states, the user, the database, the schema, conflicts,
-# resources, objects in use, operators, the system. Not 54: what is too large is the unit's fault.
+# SQLSTATE classes that are the server's fault (PostgreSQL docs, appendix A): connections,
+# transaction states, user, database, schema, conflicts, resources, objects in use, operators, the
+# system. Not 54 (program limits): a value that is too large is the unit's fault.
 _SERVER_CLASSES = ("08", "25", "28", "3D", "3F", "40", "53", "55", "57", "58", "XX")
 _CLIENTS = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 _NAME = re.compile(r'\s*"(?:[^"]|"")*"|[^,]+')  # Of a schema in a `search_path`.
@@ -54,20 +55,20 @@ class Pool:
 
     def __init__(self, connections: Any, settings: dict[str, str] | None) -> None:
         self._connections = connections
-        # Set behind a pooler: what each transaction sets for itself.
+        # Behind a pooler: statements that begin each transaction.
         self._preamble = None if settings is None else _set_local(settings)
 
     @property
     def is_pooled(self) -> bool:
-        """Whether a pooler stands between: no session is a connection's own."""
+        """Whether the connections go through a pooler, so that none has a session of its own."""
         return self._preamble is not None
 
     @contextlib.asynccontextmanager
     async def transaction(self, **options: Any) -> AsyncIterator[Any]:
         """A connection in a transaction, which is committed at the end.
 
-        It has the isolation that is asked for, else READ COMMITTED, whatever the role's own is:
-        who waits for a lock relies on seeing what was committed meanwhile.
+        Its isolation is READ COMMITTED unless the options have another, whatever the role's default
+        is: code that waits for a lock relies on seeing what was committed meanwhile.
         """
         options = {"isolation": "read_committed", **options}
         try:
@@ -81,17 +82,17 @@ class Pool:
                 except asyncpg.InvalidCachedStatementError:
                     await connection.reload_schema_state()
                     raise
-        except TimeoutError:  # Other connections are to the same server, which hangs or is gone.
+        except TimeoutError:  # The server hangs or is gone, for the other connections too.
             await self._connections.expire_connections()
             raise
 
     async def _begin(
         self, held: contextlib.AsyncExitStack, options: dict[str, Any]
     ) -> tuple[Any, contextlib.AsyncExitStack]:
-        """Take a connection and begin a transaction on it, which ends with the second result.
+        """Return a connection, and the context of the transaction that has begun on it.
 
-        Idle connections may have ended while this process was frozen, as on Lambda: it hears of it
-        as it begins. Nothing was asked for by then, so another connection is taken.
+        Idle connections may have ended while this process was frozen, as on Lambda. BEGIN then
+        fails. No statement was sent by then, so another connection is taken.
         """
         tries = 1 + self._connections.get_idle_size()
         while True:
@@ -123,12 +124,12 @@ class Pool:
 def _arguments(
     url: str, name: str, settings: dict[str, str], *, is_pooled: bool = False
 ) -> dict[str, Any]:
-    """Return what a connection takes. A pooler refuses settings at a start that it cannot keep."""
+    """Return the arguments of a connection. A pooler refuses most settings at its start."""
     dsn, path = _split_search_path(url)
     settings = {} if is_pooled else {**path, **CONNECTION_SETTINGS, **settings}
     return {
         "dsn": dsn,
-        "target_session_attrs": "read-write",  # Of several servers in the URL, the one that leads.
+        "target_session_attrs": "read-write",  # Of several servers in the URL, the primary.
         "server_settings": {"application_name": name, **settings},
         "timeout": CONNECT_SECONDS,
         "command_timeout": COMMAND_SECONDS,
@@ -138,7 +139,7 @@ def _arguments(
 
 
 def _split_search_path(url: str) -> tuple[str, dict[str, str]]:
-    """Return a URL without its `search_path`, and that as a setting of a connection."""
+    """Return a URL without its `search_path`, and the `search_path` as a setting."""
     base, _, query = url.partition("?")
     options = parse_qsl(query, keep_blank_values=True)
     others = [(name, value) for name, value in options if name != "search_path"]
@@ -147,12 +148,12 @@ def _split_search_path(url: str) -> tuple[str, dict[str, str]]:
 
 
 def _set_local(settings: dict[str, str]) -> str:
-    """Return statements that set these until the end of the transaction, and take no snapshot."""
+    """Return statements that apply these settings until the transaction ends."""
     return "".join(f"SET LOCAL {name} = {value};" for name, value in settings.items())
 
 
 def _quoted(path: str) -> str:
-    """Return a `search_path` as a statement has it."""
+    """Return a `search_path` with each name quoted, as a SET statement needs it."""
     names = (name.strip() for name in _NAME.findall(path))
     return ", ".join(
         name if name.startswith('"') else '"' + name.lower().replace('"', '""') + '"'
@@ -187,10 +188,10 @@ async def open_pool(url: str, connections: int, name: str) -> Pool:
 
 
 async def _look_at_server(url: str, name: str) -> tuple[bool, dict[str, str]]:
-    """Return whether a pooler stands between, and what each transaction of this server is to have.
+    """Return whether the URL leads to a pooler, and the settings for each transaction.
 
-    What a pooler calls the session is no process of the server. StorageError if the server cannot
-    be used at all.
+    A pooler reports another process id for the session than the server does. StorageError if the
+    server cannot be used at all.
     """
     connection = await _connect(**_arguments(url, name, {}, is_pooled=True))
     try:
@@ -205,7 +206,7 @@ async def _look_at_server(url: str, name: str) -> tuple[bool, dict[str, str]]:
 
 
 def _check_version(version: Any) -> None:
-    """StorageError if the server is older than those that the tests run on."""
+    """StorageError if the server is older than VERSION_MIN."""
     if version.major < VERSION_MIN:
         raise StorageError(
             f"the server is PostgreSQL {version.major}.{version.minor}, "
@@ -214,7 +215,7 @@ def _check_version(version: Any) -> None:
 
 
 def _check_encoding(encoding: str) -> None:
-    """StorageError unless every text can be stored."""
+    """StorageError unless the encoding can store every text."""
     if encoding != "UTF8":
         raise StorageError(
             f"the database has the encoding {encoding}, and needs UTF8: CREATE DATABASE genhook "
@@ -236,7 +237,7 @@ async def taken(pool: Pool, **options: Any) -> AsyncIterator[Any]:
 
 @contextlib.contextmanager
 def _refusals() -> Iterator[None]:
-    """Turn whatever a server says to a new connection into a failure: no unit is at fault yet."""
+    """Turn a server's error on a new connection into a failure: no unit is to blame."""
     try:
         yield
     except asyncpg.PostgresError as error:
@@ -261,7 +262,7 @@ def failures(prefix: str) -> Iterator[None]:
 def is_repeatable(error: BaseException) -> bool:
     """Return whether the same unit may succeed if it runs again.
 
-    It met another one (SQLSTATE class 40), or a migration has changed what its statements return.
+    It was in conflict with another (SQLSTATE class 40), or a migration changed a result's columns.
     """
     if isinstance(error, asyncpg.InvalidCachedStatementError):
         return True
@@ -272,7 +273,7 @@ def is_failure(error: BaseException) -> bool:
     """Return whether the server or the way to it is at fault, not the unit."""
     if isinstance(error, asyncpg.PostgresError):
         state = error.sqlstate or ""
-        return state[:2] in _SERVER_CLASSES or state == "42501"  # It forbids this.
+        return state[:2] in _SERVER_CLASSES or state == "42501"  # insufficient_privilege.
     if isinstance(error, ValueError):  # A value that the driver cannot encode is the unit's.
         return isinstance(error, ClientConfigurationError)
     return isinstance(error, (OSError, TimeoutError, *_CLIENTS))
@@ -288,7 +289,7 @@ def reason(error: BaseException) -> str:
             "is on for this role or database"
         )
     if isinstance(error, _CLIENTS) and not isinstance(error, ClientConfigurationError):
-        return "the connection was lost"  # The driver says only which call of it failed then.
+        return "the connection was lost"  # asyncpg names only its own call that failed.
     if isinstance(error, asyncpg.InvalidSchemaNameError):
         return f"{error}: the search_path names none that is there and that this user may use"
     lines = str(error).splitlines()

@@ -1,17 +1,17 @@
 """PostgreSQL by asyncpg: each unit in a transaction of its own, batched units in one for all items.
 
-Some connections write at once; while all do, what comes waits in the same bounded queue as on
-SQLite. Transactions are SERIALIZABLE: what a unit read still holds when it commits, as if it had
-run alone. A unit that PostgreSQL could not order among the others (class 40) runs again.
+Up to WRITERS_MAX connections write at once; further units wait in the same bounded queue as on
+SQLite. Transactions are SERIALIZABLE: a unit commits only if its result is as if it had run alone.
+A unit whose transaction fails for that reason (SQLSTATE class 40) runs again.
 
-Where the answer to a COMMIT is lost, the server is asked what became of it, and only what was
-rolled back runs again. Batched units, which are the hot ones, do not ask: they change nothing where
-the same is stored again.
+If the answer to a COMMIT is lost, the server is asked whether the transaction was committed, and
+the unit runs again only if it was not. Batched units, which run most often, run again without that
+question: to store the same items twice changes nothing.
 """
 
 import asyncio
 import contextlib
-import random  # noqa: TID251  two units that met must not meet again
+import random  # noqa: TID251  two units in conflict must not repeat in step
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -46,9 +46,9 @@ _log = log.get()
 
 CONNECTIONS = 10  # One of them holds the right to work.
 WRITERS_MAX = 4  # Connections that write at the same time.
-REPEATS_MAX = 30  # Of a unit that met others.
+REPEATS_MAX = 30  # Of a unit in conflict with others.
 REPEAT_SECONDS, REPEAT_SECONDS_MAX = 0.002, 0.2
-ASK_SECONDS = 5.0  # For so long the server is asked what became of a COMMIT.
+ASK_SECONDS = 5.0  # How long a lost answer to COMMIT is asked about.
 
 
 class Database(Writes):
@@ -74,8 +74,8 @@ class Database(Writes):
         self._pool: Pool = None  # type: ignore[assignment]  # From `open` on.
         self._commits: dict[asyncio.Task[None], object] = {}  # With the unit, if it is batched.
         self._closing = asyncio.Event()
-        self.lock_connection: Any = None  # Of the right to work, which is not of the pool.
-        self.holding = Holding()  # By the right to work.
+        self.lock_connection: Any = None  # For the right to work; not of the pool.
+        self.holding = Holding()  # The right to work sets it.
         self._order, self._notices = Order(), Notices()
 
     async def open(self) -> None:
@@ -122,7 +122,7 @@ class Database(Writes):
         return await within(READ_SECONDS, self._turns.read(self._pool, work))
 
     async def write_behind(self, unit: Unit[T], *args: object, tenant: str | None = None) -> T:
-        """See `Writes`. Several units are in a commit at once: one would overtake others."""
+        """See `Writes`. Several commits run at once, so this waits for the earlier ones."""
         await self._queue.settle()
         return await self.write_always(unit, *args, tenant=tenant)
 
@@ -135,7 +135,7 @@ class Database(Writes):
         return await self._turns.search(self._pool, tenant, partial(self._run_on, unit, args))
 
     async def order_events(self) -> None:
-        """Give every committed event its place in the order, before somebody reads by it."""
+        """Give every committed event its `seq`. To be called before events are read in order."""
         await within(READ_SECONDS, self._order.extend(self._pool))
 
     async def _run_on(self, unit: Unit[T], args: tuple[object, ...], connection: Any) -> T:
@@ -147,15 +147,15 @@ class Database(Writes):
 
     @property
     def is_pooled(self) -> bool:
-        """Whether a pooler stands between this process and the server."""
+        """Whether this process is connected through a pooler."""
         return self._pool is not None and self._pool.is_pooled
 
     def holds(self, id_: str) -> bool:
-        """Whether the work on a subscriber or a generation is this process's."""
+        """Whether this process holds the shard of a subscriber or a generation."""
         return self.holding.has(id_)
 
     def hand_over(self, id_: str) -> bool:
-        """Return whether this process does what was just committed; else tell who does."""
+        """Return whether this process holds the shard of the id; if not, notify its holder."""
         if not (is_here := self.holds(id_)):
             self._notices.plan(self._pool, shard_of(id_))
         return is_here
@@ -164,18 +164,18 @@ class Database(Writes):
         """Start a commit whenever something waits and a writer is free."""
         while self._queue or self._stream is not None:
             await self._wait_for_items()
-            async with self._writers:  # While all are busy, what comes waits for the next group.
+            async with self._writers:  # While all are busy, items wait for the next group.
                 # Requests that have arrived are read first: they share the commit.
-                await asyncio.sleep(0)  # noqa: TID251  it is no time
+                await asyncio.sleep(0)  # noqa: TID251  it only yields
                 items = self._queue.take()
             await self._start_commits(items)
-            self._rest()
+            self._clear_wake()
 
     async def _start_commits(self, items: Iterable[Item]) -> None:
         """Commit the items of each unit, when a writer is free.
 
-        Two batches of a unit write to the same rows, as the counts of a day: they would collide. So
-        what comes while one is committed waits for its end, together with what comes later.
+        Two batches of a unit write to the same rows, such as the counts of a day, so they would be
+        in conflict. Items that come while a batch is committed form the next batch.
         """
         left: list[Item] = []
         for batch in _batches(items):
@@ -223,7 +223,7 @@ class Database(Writes):
         follow_up(tx.after)
 
     async def _repeat(self, batch: Sequence[Item]) -> tuple[Sequence[Any], Transaction]:
-        """Run a batch, again where others were met or a COMMIT got no answer."""
+        """Run a batch; repeat it after a conflict, or if its COMMIT got no answer."""
         repeats, loop = 0, asyncio.get_running_loop()
         ends_at = loop.time() + ASK_SECONDS
         while True:
@@ -265,7 +265,7 @@ class Database(Writes):
         return results, tx
 
     def _fail(self, batch: Sequence[Item], error: Exception) -> None:
-        """Give the items their error, except those to try again."""
+        """Give the items their error, except those that are tried again."""
         if is_failure(error):
             message = f"the database failed: {reason(error)}"
             self._failed_at, self._failure = asyncio.get_running_loop().time(), message

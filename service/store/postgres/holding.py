@@ -1,4 +1,4 @@
-"""The shards that a process holds, as all its parts see them."""
+"""The shards that this process holds, for the parts of it that work on them."""
 
 import time
 from collections.abc import Callable
@@ -7,9 +7,9 @@ from service.store.shards import NONE, shard_of
 
 
 class Holding:
-    """Shards with the time until which they are valid; then others may have them.
+    """The shards that a process holds, until a time after which others may hold them.
 
-    A process that was stopped finds them gone when it goes on, before it hears of it.
+    A process that was stopped for a while so finds them gone as soon as it goes on.
     """
 
     def __init__(self) -> None:
@@ -18,12 +18,12 @@ class Holding:
         self._clock: Callable[[], float] = time.monotonic
 
     def put(self, shards: frozenset[int], until: float, clock: Callable[[], float]) -> None:
-        """Hold these shards until a time of the clock, unless that is prolonged."""
+        """Hold these shards until `until`, in seconds of the clock; the next call may extend it."""
         self._shards, self._until, self._clock = shards, until, clock
 
     @property
     def shards(self) -> frozenset[int]:
-        """The shards on which this process may start something now."""
+        """The shards on which this process may start work now."""
         is_valid = bool(self._shards) and self._clock() < self._until
         return self._shards if is_valid else NONE
 

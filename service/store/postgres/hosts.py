@@ -8,8 +8,8 @@ from asyncpg.exceptions import TargetServerAttributeNotMatched
 
 from service.model.server_url import split_hosts
 
-# Of a server that is gone, a standby, or one that starts or stops. Whatever else one says, another
-# would say as well, or would hide.
+# Errors after which the next server is tried: this one is gone, a standby, or starts or stops. Any
+# other error, such as a wrong password, is raised: the next server has it too, or would hide it.
 _NEXT = (
     OSError,  # Includes TimeoutError.
     TargetServerAttributeNotMatched,
@@ -19,9 +19,9 @@ _NEXT = (
 
 
 class Hosts:
-    """The servers of one URL, with the one that took a connection last as the first to be asked.
+    """The servers of one URL. The one that took the last connection is tried first.
 
-    The driver itself would spend all of its time on a first server that does not answer.
+    asyncpg would spend the whole timeout on a first server that does not answer.
     """
 
     def __init__(self, url: str) -> None:
@@ -39,11 +39,11 @@ class Hosts:
             else:
                 self._urls.sort(key=url.__ne__)
                 return opened
-        # While no standby is promoted yet, what is wrong with the server before is the reason.
+        # While no standby is promoted, the reason is the error of the former primary.
         raise min(failures, key=lambda error: isinstance(error, TargetServerAttributeNotMatched))
 
 
 @lru_cache(maxsize=16)
 def hosts_of(url: str) -> Hosts:
-    """Return the servers of a URL, as all connections of this process know them."""
+    """Return the servers of a URL, which all connections of this process share."""
     return Hosts(url)

@@ -1,7 +1,7 @@
 """The advisory locks of one genhook: who holds which shard, who works, and who has gone silent.
 
 Each shard is a lock of its own, all in one class; every worker also shares the lock ALIVE.
-PostgreSQL keeps the locks of its databases apart, and the class those of the schemas of one.
+PostgreSQL separates the locks of its databases, and the class separates those of their schemas.
 """
 
 from collections.abc import Collection, Iterable
@@ -12,8 +12,8 @@ from service.model.errors import StorageError
 from service.store.shards import SHARDS
 
 ALIVE = SHARDS  # Every worker shares this lock.
-# A session that is idle and has said nothing for so long belongs to a process that hangs, or to a
-# machine that cannot be reached.
+# A session that is idle, and has sent no statement for so long, belongs to a process that hangs, or
+# to a machine that cannot be reached.
 SILENT_SECONDS = 6.0
 
 OURS = """l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted AND l.classid = $1
@@ -33,8 +33,8 @@ WHERE NOT pg_is_in_recovery()"""
 _JOIN = "SELECT pg_try_advisory_lock_shared($1, $2) WHERE NOT pg_is_in_recovery()"
 _GIVE_UP = "SELECT pg_advisory_unlock($1, shard) FROM unnest(CAST($2 AS INTEGER[])) shard"
 _LEAVE = "SELECT pg_advisory_unlock_all()"
-# It is looked at again, since it may have said something meanwhile. With the session that holds the
-# locks end all connections of its process, which have one name.
+# Checks the session again, since it may have sent a statement meanwhile. Then terminates all
+# connections of its process, which have one `application_name`, and not only that with the locks.
 _REPLACE = """
 SELECT count(pg_terminate_backend(b.pid)) FROM pg_stat_activity a JOIN pg_stat_activity b
     ON b.application_name = a.application_name AND b.datname = a.datname AND b.usename = a.usename
@@ -56,7 +56,7 @@ _OWN_STATE = "SELECT state FROM pg_stat_activity WHERE pid = pg_backend_pid()"
 
 
 class Silent(NamedTuple):
-    """A session that holds locks and has said nothing for too long."""
+    """A session that holds locks and has sent no statement for too long."""
 
     pid: int
     name: str
@@ -70,7 +70,7 @@ class View(NamedTuple):
     taken: frozenset[int]  # The shards of all sessions.
     workers: tuple[int, ...]  # The sessions that share the lock ALIVE, by their pid.
     silent: Silent | None
-    is_hidden: bool  # The activity of another one cannot be seen, or it has another role.
+    is_hidden: bool  # Another session's activity cannot be seen, or has another role.
 
 
 class Locks:
@@ -82,7 +82,7 @@ class Locks:
         self._class = class_
 
     async def look(self) -> View:
-        """Return who holds what. The server takes it for a sign of life of this session."""
+        """Return which session holds which shard. The query is this session's beat, too."""
         rows = await self.connection.fetch(_LOOK, self._class, self.pid)
         shards = [row for row in rows if row["shard"] < SHARDS]
         others = [row for row in rows if row["pid"] != self.pid]
@@ -107,15 +107,15 @@ class Locks:
         return {row["shard"] for row in rows if row["is_taken"]}
 
     async def give_up(self, shards: Collection[int]) -> None:
-        """Let others have these shards."""
+        """Release the locks of these shards."""
         await self.connection.execute(_GIVE_UP, self._class, list(shards))
 
     async def leave(self) -> None:
-        """Let others have everything."""
+        """Release every lock."""
         await self.connection.execute(_LEAVE)
 
     async def replace(self, silent: Silent) -> bool:
-        """End all connections of a process that went silent; False if it has spoken since."""
+        """End all connections of a silent process; False if it has sent a statement since."""
         count = await self.connection.fetchval(_REPLACE, silent.pid, silent.name, SILENT_SECONDS)
         return bool(count)
 
@@ -132,7 +132,7 @@ async def class_of(connection: Any) -> int:
 
 
 async def begin(connection: Any) -> Locks:
-    """Return the locks of a connection; StorageError where they could not be relied upon."""
+    """Return the locks of a connection; StorageError if a pooler or the server hides sessions."""
     pid = await connection.fetchval(_PID)
     if pid != connection.get_server_pid():
         raise StorageError(POOLED)

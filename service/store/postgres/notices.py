@@ -1,4 +1,4 @@
-"""Notices of commits to those who hold the shards; their own looks at the rows stand behind."""
+"""Notices of commits (NOTIFY) to the holders of the shards, which may get lost."""
 
 import asyncio
 import contextlib
@@ -6,17 +6,17 @@ import contextlib
 from service.model.errors import StorageError
 from service.store.postgres.connection import Pool, taken
 
-NOTICE_SECONDS = 0.01  # Commits of so long are told by one notice.
+NOTICE_SECONDS = 0.01  # One notice is for the commits of so long.
 CHANNEL = "'genhook.' || current_schema()"
 _NOTIFY = f"SELECT pg_notify({CHANNEL}, $1)"
 
 
 class Notices:
-    """Tells of which shards this process committed, after that and on another connection.
+    """Sends notices of the shards in which this process has committed, on another connection.
 
-    The text of a notice is a hexadecimal number that has a bit for each of the shards.
-
-    Within the transaction, a NOTIFY would make all commits of the server wait for each other.
+    The text of a notice is a hexadecimal number with a bit for each shard. A NOTIFY within the
+    transactions would make all commits of the server wait for each other. The holders look at the
+    rows every few seconds, whether a notice comes or not.
     """
 
     def __init__(self) -> None:

@@ -1,11 +1,11 @@
-"""The order of events: a sequence is no order of commits, so events get their place afterwards."""
+"""The order of events: sequences do not follow commits, so events get `seq` after theirs."""
 
 import asyncio
 
 from service.store.postgres.connection import Pool, taken
 
 _HAS_UNORDERED = "SELECT EXISTS (SELECT 1 FROM events WHERE seq IS NULL)"
-# Who waits for this lock sees, in its next statement, the places that were given meanwhile.
+# The statement after this lock sees each `seq` that others have given meanwhile (READ COMMITTED).
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('genhook.events' || current_schema(), 0))"
 _ORDER = """
 UPDATE events SET seq = q.seq FROM (
@@ -16,16 +16,16 @@ WHERE events.id = q.id"""
 
 
 class Order:
-    """Gives places to committed events before somebody reads by them.
+    """Gives a `seq` to committed events, before they are read in order.
 
-    An event that is committed later gets a later place, whatever its id: a cursor never skips it.
+    An event that is committed later gets a greater `seq`, whatever its id: no cursor skips it.
     """
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
 
     async def extend(self, pool: Pool) -> None:
-        """Give a place to every committed event that has none."""
+        """Give a `seq` to every committed event that has none."""
         async with self._turn, taken(pool) as connection:
             if await connection.fetchval(_HAS_UNORDERED):
                 await connection.execute(_LOCK)

@@ -1,9 +1,9 @@
-"""The right to work on PostgreSQL: shards, held by the locks of a session that shows signs of life.
+"""The right to work on PostgreSQL: shards, held as advisory locks by a session that sends beats.
 
-Workers share the shards evenly: each looks every second at who works, gives up what is too much,
-and takes what is free. A look is a beat, too: who has made none for a while is replaced by another
-worker, by the server's clock. Before that its own shards are no longer valid, so that it starts
-nothing. A beat goes out only while the connections that do the work can commit.
+Workers share the shards evenly: each looks at the locks every second, gives up the shards beyond
+its share, and takes free ones. The look is its beat, too. A worker that has sent no beat for
+`locks.SILENT_SECONDS` of the server's clock is replaced by another one; its own shards are invalid
+before that, so that it starts nothing. A worker sends no beat while it cannot commit.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from service.store.postgres import locks
 from service.store.postgres.connection import CONNECT_SECONDS, connect, failures
 from service.store.postgres.database import Database
 from service.store.postgres.notices import CHANNEL
-from service.store.shards import ALL, NONE, share_of, to_leave
+from service.store.shards import ALL, NONE, choose_surplus, share_of
 from service.telemetry import log
 
 _log = log.get()
@@ -42,18 +42,18 @@ class ShardLocks:
     """
 
     def __init__(self, database: Database, clock: Callable[[], float] = awake_seconds) -> None:
-        self.busy: Callable[[], Collection[int]] = frozenset  # Those with requests under way.
+        self.busy: Callable[[], Collection[int]] = frozenset  # Shards with requests under way.
         self._database = database
         self._clock = clock
         self._locks: locks.Locks | None = None
         self._locked: set[int] = set()
-        self._leaving: set[int] = set()  # Of these; given up once nothing is under way.
+        self._leaving: set[int] = set()  # Of `_locked`; given up once no request is under way.
         self._is_worker = False
         self._beat_at, self._regular_since = -VALID_SECONDS, 0.0  # The last answered beat.
         self._looked_at = -LOOK_SECONDS
-        self._interests: Collection[int] = NONE  # For which it asked since it held none.
-        self._told: set[int] = set()  # Shards of which others committed something.
-        self._turn = asyncio.Lock()  # A tick may ask while the loop that stands by does.
+        self._interests: Collection[int] = NONE  # Shards asked for since it held none.
+        self._told: set[int] = set()  # Shards in which others have committed.
+        self._turn = asyncio.Lock()  # A tick and the standby loop may both run a round.
         self._timer: asyncio.TimerHandle | None = None
         self._beating: asyncio.Task[None] | None = None
 
@@ -97,7 +97,7 @@ class ShardLocks:
         return self.is_held
 
     async def release(self) -> None:
-        """Let other processes have everything."""
+        """Give up every shard."""
         async with self._turn:
             if self._timer is not None:
                 self._timer.cancel()
@@ -118,9 +118,9 @@ class ShardLocks:
         return await self._database.look(locks.holders)
 
     async def beat(self) -> None:
-        """Show a sign of life, see what is held, and share; StorageError if everything is lost.
+        """Send a beat, and share the shards; StorageError if every shard is lost.
 
-        While this process cannot commit it keeps silent: another one may be able to.
+        While this process cannot commit, it sends none: another process may be able to work.
         """
         if await self._database.write_problem() is not None:
             return
@@ -129,7 +129,7 @@ class ShardLocks:
                 await self._run_round((), BEAT_SECONDS_MAX)
 
     async def other_process_committed(self) -> bool:
-        """True if another process may have committed: it told so, or nobody looked for a while."""
+        """True if another process may have committed: it sent a notice, or LOOK_SECONDS are up."""
         now = asyncio.get_running_loop().time()
         is_told = not self._told.isdisjoint(self.shards or self._interests)
         is_due = is_told or now - self._looked_at >= LOOK_SECONDS
@@ -155,7 +155,7 @@ class ShardLocks:
             self._plan_beat()
 
     async def _run_round(self, shards: Collection[int] | None, seconds: float) -> None:
-        """Run a round in time; whatever fails, the connection and all that it holds are gone."""
+        """Run a round within `seconds`; if it fails, end the connection, and with it the locks."""
         try:
             with failures("cannot lock the database"):
                 async with asyncio.timeout(seconds):
@@ -181,7 +181,7 @@ class ShardLocks:
         self._looked_at = asyncio.get_running_loop().time()
 
     async def _round(self, shards: Collection[int] | None) -> None:
-        """Look, and then give up and take; `shards` is None for a worker, which stays."""
+        """Look at the locks, then give up and take shards; `shards` is None for a worker."""
         session = self._locks
         assert session is not None
         if shards is None and not self._is_worker:
@@ -197,17 +197,17 @@ class ShardLocks:
         elif free := set(shards or ()) - view.taken:
             self._locked |= await session.take(free)
         self._publish()
-        # Who was silent itself may only now see what others said meanwhile.
+        # After a silence of its own, this worker cannot judge that of others.
         silent, is_regular = view.silent, sent_at - self._regular_since >= locks.SILENT_SECONDS
         if silent and is_regular and await session.replace(silent):
             _log.warning("worker.replaced", name=silent.name, seconds=silent.seconds)
 
     async def _share(self, session: locks.Locks, view: locks.View) -> None:
-        """Give up what is more than this worker's share, or take what is missing and free."""
+        """Give up the shards beyond this worker's share, or take free ones up to it."""
         share = share_of(session.pid, view.workers)
         busy = self.busy() if len(self._locked) > share else ()
-        self._leaving = to_leave(self._locked, share, self._leaving, busy)
-        self._publish()  # From here on nothing starts in what is given up.
+        self._leaving = choose_surplus(self._locked, share, self._leaving, busy)
+        self._publish()  # From here on nothing starts in the shards that are given up.
         if gone := self._leaving - set(busy):
             self._locked -= gone
             self._leaving -= gone

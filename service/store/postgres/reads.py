@@ -1,4 +1,4 @@
-"""Reads: each on a snapshot, within seconds, and searches so that short reads have a connection."""
+"""Reads: each on a snapshot, with a time limit. Searches leave a connection to short reads."""
 
 import asyncio
 import contextlib
@@ -13,14 +13,14 @@ from service.model.errors import SearchTooLongError, StorageError
 from service.store.database import T
 from service.store.postgres.connection import Pool, taken
 
-READ_SECONDS = 5.0  # Until a caller hears that the database does not answer.
+READ_SECONDS = 5.0  # Then the caller gets a StorageError.
 SEARCH_SECONDS = 4.0  # Of one statement of a search.
-LOCK_SECONDS = 2.0  # For a lock that another program holds: it is not the search that looks long.
-TURN_SECONDS = 25.0  # Until a search has its turn.
+LOCK_SECONDS = 2.0  # For a lock of another program: StorageError, since the search is not to blame.
+TURN_SECONDS = 25.0  # How long a search waits for its turn.
 
 
 class Turns:
-    """Who may read: a number of reads at a time, fewer searches, one of them for each tenant."""
+    """Limits reads: `reads_max` at a time, fewer searches, and one search for each tenant."""
 
     def __init__(self, reads_max: int) -> None:
         self._reads = asyncio.Semaphore(reads_max)
@@ -28,10 +28,10 @@ class Turns:
         self._tenants: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def read(self, pool: Pool, work: Callable[[Any], Awaitable[T]]) -> T:
-        """Return the result of work on a connection with a snapshot, when there is one."""
+        """Return the result of `work(connection)`, with a snapshot, once a connection is free."""
         try:
             return await self._read(pool, work)
-        except asyncpg.InvalidCachedStatementError:  # A migration came in between.
+        except asyncpg.InvalidCachedStatementError:  # A migration has run since it was prepared.
             return await self._read(pool, work)
 
     async def _read(self, pool: Pool, work: Callable[[Any], Awaitable[T]]) -> T:
@@ -40,7 +40,7 @@ class Turns:
             return await work(connection)
 
     async def search(self, pool: Pool, tenant: str, work: Callable[[Any], Awaitable[T]]) -> T:
-        """Return the result of work for a tenant in its turn.
+        """Like `read`, for a search of a tenant, in its turn.
 
         SearchTooLongError if a statement takes too long; StorageError if nothing answers in time.
         """
@@ -67,7 +67,7 @@ async def _search(work: Callable[[Any], Awaitable[T]], connection: Any) -> T:
 async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
     """Return the result of work, or raise StorageError after so many seconds.
 
-    A server that hangs does not answer the request to stop either: the caller does not wait for it.
+    A server that hangs does not answer the request to cancel either, so nobody waits for that.
     """
     task = asyncio.ensure_future(work)
     try:

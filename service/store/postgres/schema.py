@@ -1,4 +1,4 @@
-"""Numbered migrations, all in one transaction; the table `schema` has the last one applied."""
+"""Numbered migrations, all in one transaction; the table `schema_version` has the last one."""
 
 import re
 from pathlib import Path

@@ -44,7 +44,7 @@ class PostgresSide:
     async def tables(self) -> Sequence[Table]:
         """Return the tables, in the order of their names.
 
-        Every event has its place then, and the usage is added up: SQLite has no table beside it.
+        First gives every event its `seq` and empties `usage_added`, which SQLite does not have.
         """
         await self._database.order_events()
         while await self._database.write(fold_usage):

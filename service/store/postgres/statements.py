@@ -24,6 +24,10 @@ DIALECT = Dialect(
         "each": "OFFSET 0",  # An EXISTS of each row; else it may read a whole table at once.
         "is_tried": "LEAST({}, 1)",
         "rows": "json_rows",
+        "pairs": "jsonb_each_text",
+        "json": "JSONB",
+        "json_list": "CAST(json_agg({}) AS TEXT)",
+        "is_json": "is_json({})",
         "held": "AND {}.shard = ANY(:shards)",
         "held_id": "AND shard_of({}) = ANY(:shards)",
         "tenants": _TENANTS,

@@ -8,13 +8,13 @@ from typing import Any
 from service.store.database import AfterCommit, Row
 from service.store.postgres.statements import DIALECT, statements
 
-PREFETCH_ROWS = 20  # Of a statement whose rows are read one by one.
+PREFETCH_ROWS = 20  # Of a cursor, at a time.
 _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
-# An INSERT of one row whose values are the parameters in order. One that changes a row where there
-# is one could meet the same row twice.
+# An INSERT of one row whose values are the parameters in order, without DO UPDATE, which must not
+# meet the same row twice in a statement.
 _INSERT = re.compile(r"(?s)(INSERT INTO \w+ \([^)]*\))\s+VALUES \([$\d,\s]+\)((?!.*DO UPDATE).*)")
-_joined: dict[str, str] = {}  # By the name of a statement.
+_joined: dict[str, str] = {}  # INSERTs of many rows, by the statement's name.
 Arguments = tuple[Any, ...]
 
 
@@ -33,7 +33,7 @@ class Transaction:
     ) -> None:
         self._connection = connection
         self._is_pooled = is_pooled
-        self._shards = list(shards)  # Of the statements that read what this process works on.
+        self._shards = list(shards)  # For the marks `held` and `held_id`.
         self.after: AfterCommit = []
         self.charged: Counter[str] = Counter()
         self.now = now
@@ -99,7 +99,7 @@ class Transaction:
 
     async def _cursor(self, sql: str, arguments: Arguments) -> AsyncIterator[Row]:
         source: Any = self._connection
-        if self._is_pooled:  # A name may be taken, by another client that used this session before.
+        if self._is_pooled:  # An earlier client of the session may have used a name.
             statement = await source.prepare(sql, name="")
             rows = statement.cursor(*_clean(arguments), prefetch=PREFETCH_ROWS)
         else:
@@ -118,7 +118,7 @@ def _join(insert: re.Match[str], types: Sequence[str]) -> str:
 
 
 def _clean(arguments: Arguments) -> Arguments:
-    """Replace the character NUL, which PostgreSQL takes neither in text nor in a list in JSON."""
+    """Replace NUL by U+FFFD: PostgreSQL takes it neither in text nor in a list in JSON."""
     for value in arguments:
         if type(value) is str and ("\0" in value or "\\u0000" in value):
             return tuple(_clean_text(v) if isinstance(v, str) else v for v in arguments)
@@ -126,6 +126,6 @@ def _clean(arguments: Arguments) -> Arguments:
 
 
 def _clean_text(text: str) -> str:
-    if text.startswith('["'):  # Of other JSON, no statement reads a text that may hold one.
+    if text.startswith('["'):  # A JSON list. No statement reads texts of other JSON.
         text = _ESCAPED_NUL.sub(r"\1\\ufffd", text)
     return text.replace("\0", "\ufffd")

@@ -83,20 +83,25 @@ SELECT min(due_at) AS due_at FROM deliveries {index deliveries_due}
 WHERE status = 'pending' AND subscriber_id = :subscriber_id
     AND {is_tried attempt_count} = :retries AND due_at > :now;
 
+-- part: is_asked_meanwhile
+trigger = 'manual' AND (due_at > :started_at OR due_at = :started_at AND :trigger <> 'manual')
+
 -- name: delivery_record
 -- The attempt must follow the last one: a process that has lost ownership can then change nothing.
--- A retry that a person asked for while the attempt was under way stays due, unless it is delivered.
--- What was canceled meanwhile stays so, but tells that it was sent, and whether it arrived.
+-- A retry that a person asked for while the attempt was under way (`is_asked_meanwhile`) stays due,
+-- unless the attempt delivered the event. A delivery that was canceled while the attempt was under
+-- way stays canceled, but shows that the event was sent, and whether it arrived.
 UPDATE deliveries SET attempt_count = :number, delivered_at = :delivered_at,
-    last_error = :last_error, manual_count = manual_count + CASE WHEN :trigger = 'manual' THEN 1 ELSE 0 END,
-    planned_at = CASE WHEN :status <> 'delivered' AND trigger = 'manual' AND (due_at > :started_at
-        OR due_at = :started_at AND :trigger <> 'manual') THEN CAST(:due_at AS BIGINT) END,
-    status = CASE WHEN status = 'canceled' THEN status WHEN :status <> 'delivered' AND trigger = 'manual' AND (due_at > :started_at
-        OR due_at = :started_at AND :trigger <> 'manual') THEN 'pending' ELSE :status END,
-    due_at = CASE WHEN status = 'canceled' THEN NULL WHEN :status <> 'delivered' AND trigger = 'manual' AND (due_at > :started_at
-        OR due_at = :started_at AND :trigger <> 'manual') THEN due_at ELSE :due_at END,
-    trigger = CASE WHEN trigger = 'manual' AND NOT (due_at > :started_at
-        OR due_at = :started_at AND :trigger <> 'manual') THEN 'scheduled' ELSE trigger END
+    last_error = :last_error,
+    manual_count = manual_count + CASE WHEN :trigger = 'manual' THEN 1 ELSE 0 END,
+    planned_at = CASE WHEN :status <> 'delivered' AND {is_asked_meanwhile}
+        THEN CAST(:due_at AS BIGINT) END,
+    status = CASE WHEN status = 'canceled' THEN status
+        WHEN :status <> 'delivered' AND {is_asked_meanwhile} THEN 'pending' ELSE :status END,
+    due_at = CASE WHEN status = 'canceled' THEN NULL
+        WHEN :status <> 'delivered' AND {is_asked_meanwhile} THEN due_at ELSE :due_at END,
+    trigger = CASE WHEN trigger = 'manual' AND NOT ({is_asked_meanwhile})
+        THEN 'scheduled' ELSE trigger END
 WHERE tenant = :tenant AND id = :delivery_id AND status IN ('pending', 'canceled')
     AND attempt_count = :number - 1;
 

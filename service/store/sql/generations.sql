@@ -169,21 +169,25 @@ WHERE s.status IN ('queued', 'processing') AND s.id NOT IN (SELECT value FROM {r
     AND s.id NOT IN (SELECT value FROM {rows}(:ids)) {held s}
 LIMIT :limit;
 
+-- part: has_place
+-- Whether a poll of the generation gets a place: `places.full_questions` makes the lists. :full has
+-- the questions without a free place, each as 'MODEL TENANT', or as 'MODEL ' for every tenant. MODEL
+-- is empty unless the model is one of :apart, the models with a route of their own.
+CASE WHEN g.model IN (SELECT value FROM {rows}(:apart)) THEN g.model ELSE '' END
+    || ' ' || g.tenant NOT IN (SELECT value FROM {rows}(:full))
+AND CASE WHEN g.model IN (SELECT value FROM {rows}(:apart)) THEN g.model ELSE '' END
+    || ' ' NOT IN (SELECT value FROM {rows}(:full))
+
 -- name: generations_to_confirm
--- In turn by tenant, as above.
--- :tenants, :without and :full are JSON lists of the tenants, generations and questions that get no
--- further place. A question is a model, a space and a tenant, or none for all; instead of the model
--- it has nothing where that is not one of :apart, the models with a route of their own.
+-- In turn by tenant, as generations_to_submit. :tenants and :without are JSON lists of the tenants and
+-- the generations that get no further place.
 SELECT g.*, b.input, b.metadata, b.output, b.error, {shared}
 FROM (SELECT g.id, g.tenant,
         row_number() OVER (PARTITION BY g.tenant ORDER BY q.due_at) AS turn
     FROM confirmations q {ordered} JOIN generations g ON g.id = q.generation_id
     WHERE q.due_at <= :now {held g} AND g.tenant NOT IN (SELECT value FROM {rows}(:tenants))
         AND g.id NOT IN (SELECT value FROM {rows}(:without))
-        AND CASE WHEN g.model IN (SELECT value FROM {rows}(:apart)) THEN g.model ELSE '' END
-            || ' ' || g.tenant NOT IN (SELECT value FROM {rows}(:full))
-        AND CASE WHEN g.model IN (SELECT value FROM {rows}(:apart)) THEN g.model ELSE '' END
-            || ' ' NOT IN (SELECT value FROM {rows}(:full))
+        AND {has_place}
     ORDER BY turn, g.tenant <= :after, g.tenant LIMIT :limit) q
 {ordered} JOIN generations g ON g.id = q.id
 LEFT JOIN generation_bodies b ON b.generation_id = g.id
@@ -201,12 +205,7 @@ FROM (SELECT due.lap, due.tenant, i.key AS turn, i.value AS id
                 WHERE g.tenant = tenants.tenant
                     AND g.next_poll_at IS NOT NULL AND g.next_poll_at <= :now {held g}
                     AND g.id NOT IN (SELECT value FROM {rows}(:without))
-                    AND CASE WHEN g.model IN (SELECT value FROM {rows}(:apart))
-                        THEN g.model ELSE '' END
-                        || ' ' || g.tenant NOT IN (SELECT value FROM {rows}(:full))
-                    AND CASE WHEN g.model IN (SELECT value FROM {rows}(:apart))
-                        THEN g.model ELSE '' END
-                        || ' ' NOT IN (SELECT value FROM {rows}(:full))
+                    AND {has_place}
                 ORDER BY g.next_poll_at LIMIT :look) due
             ORDER BY due.status IN ('queued', 'processing') AND due.deadline_at <= :now DESC,
                 due.next_poll_at LIMIT :limit)) AS ids
@@ -328,12 +327,12 @@ ORDER BY day DESC, model LIMIT 10000;
 -- confirmation or callback is expected any more, and its events are deleted.
 -- One whose columns are no JSON stays, but it holds up no other.
 SELECT g.id, g.tenant, g.status IN ('succeeded', 'failed', 'timed_out', 'canceled')
-    AND json_valid(g.event_ids)
+    AND {is_json g.event_ids}
     AND g.next_poll_at IS NULL AND g.completed_at < :before AND g.deadline_at < :deadline_before
-    AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
-    AND NOT EXISTS (SELECT 1 FROM {rows}(
-            CASE WHEN json_valid(g.event_ids) THEN g.event_ids ELSE '[]' END) i {ordered} JOIN events e ON e.id = i.value)
-        AS is_deletable
+    AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id {each})
+    AND NOT EXISTS (SELECT 1
+        FROM {rows}(CASE WHEN {is_json g.event_ids} THEN g.event_ids ELSE '[]' END) i
+        {ordered} JOIN events e ON e.id = i.value {each}) AS is_deletable
 FROM generations g WHERE g.id > :after AND g.id < :before_id ORDER BY g.id LIMIT :limit;
 
 -- name: generation_delete
@@ -344,8 +343,8 @@ DELETE FROM generation_bodies WHERE generation_id = :id;
 
 -- name: generation_metadata_delete
 DELETE FROM generation_metadata WHERE (tenant, name, value, generation_id) IN (
-    SELECT :tenant, m.key, m.value, :id FROM generation_bodies b, {rows}(
-        CASE WHEN json_valid(b.metadata) THEN b.metadata ELSE '{}' END) m
+    SELECT :tenant, m.key, m.value, :id FROM generation_bodies b, {pairs}(CAST(
+        CASE WHEN {is_json b.metadata} THEN b.metadata ELSE '{}' END AS {json})) m
     WHERE b.generation_id = :id);
 
 -- name: exchanges_delete

@@ -56,10 +56,10 @@ WHERE e.tenant = :tenant AND e.seq > :cursor AND e.seq <= :last_seq
     AND (:unfiltered OR e.generation_id IS NULL OR EXISTS (SELECT 1 FROM generations g
         WHERE g.id = e.generation_id
             AND (:models = '[]' OR g.model IN (SELECT value FROM {rows}(:models)))
-            AND NOT EXISTS (SELECT 1 FROM {rows}(:metadata) pair
+            AND NOT EXISTS (SELECT 1 FROM {pairs}(CAST(:metadata AS {json})) pair
                 WHERE NOT EXISTS (SELECT 1 FROM generation_metadata m
                     WHERE m.tenant = e.tenant AND m.name = pair.key
-                        AND m.value = pair.value AND m.generation_id = g.id))))
+                        AND m.value = pair.value AND m.generation_id = g.id {each}) {each}) {each}))
 ORDER BY e.seq LIMIT :limit;
 
 -- name: replay_event

@@ -13,18 +13,18 @@ from service.store.database import T
 from service.store.sqlite.turns import Writer, turn
 
 BUSY_MS = 5_000
-# Of a new file. In a page of 4 KiB, a callback's body of a kilobyte would need an overflow page of
-# its own (docs/decisions/0019).
+# Of a new file. With pages of 4 KiB, the body of a callback, of about a kilobyte, would need an
+# overflow page of its own (docs/decisions/0019).
 FILE_PAGE_BYTES = 8_192
-# At this size of the write-ahead log (WAL), a commit runs a checkpoint itself. That is only for a
-# reader or a burst that held the planned ones up: a growing file is slower to sync.
+# At this size of the write-ahead log (WAL), a commit runs a checkpoint itself. It does so only if
+# a reader or a burst has held up the planned checkpoints: a growing file is slower to sync.
 WAL_PAGES_MAX = 4_000
 WAL_KEPT_BYTES = 16 << 20  # A WAL that a long reader made larger is cut to this when it restarts.
 
 
-# Extended result codes after which a connection never works again by itself, though the disk does:
-# SQLite opened a file for reading only, as on a disk that is read-only for a while, or it could not
-# open one at all, and it keeps what it has.
+# Result codes (https://sqlite.org/rescode.html) after which a connection does not work again, even
+# if the disk does: SQLite could open a file only for reading, as on a disk that is read-only for a
+# while, or not at all, and does not try again.
 _LOST_PRIMARY = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
 _LOST = {
     sqlite3.SQLITE_IOERR_SHMOPEN,
@@ -72,9 +72,9 @@ def _open(path: str, *, descriptor: int | None) -> sqlite3.Connection:
     else:
         pragmas += [f"page_size={FILE_PAGE_BYTES}", "journal_mode=WAL", "synchronous=FULL"]
         pragmas.append(f"wal_autocheckpoint={WAL_PAGES_MAX}")
-        pragmas += [f"journal_size_limit={WAL_KEPT_BYTES}", "user_version"]  # It opens the WAL.
+        pragmas += [f"journal_size_limit={WAL_KEPT_BYTES}", "user_version"]  # Opens the WAL.
     connection = sqlite3.connect(
-        f"{Path(path).absolute().as_uri()}?mode=rw",  # SQLite itself creates none.
+        f"{Path(path).absolute().as_uri()}?mode=rw",  # SQLite creates no file.
         uri=True,
         isolation_level=None,
         check_same_thread=False,
@@ -93,7 +93,7 @@ def _open(path: str, *, descriptor: int | None) -> sqlite3.Connection:
 
 
 async def connect(path: str, *, descriptor: int | None = None) -> Connection:
-    """Open a connection to a file: to write, with a descriptor of it, or else to read.
+    """Open a connection to a file: with a descriptor of the file to write, else only to read.
 
     StorageError if that fails.
     """
@@ -101,8 +101,8 @@ async def connect(path: str, *, descriptor: int | None = None) -> Connection:
     try:
         await connection
     except BaseException as error:
-        # aiosqlite has stopped the thread, which must end before the event loop does: also where
-        # this was canceled, as by Ctrl-C.
+        # aiosqlite has told its thread to stop. The thread must end before the event loop does,
+        # also if this coroutine was canceled, as by Ctrl-C.
         connection._thread.join()  # noqa: SLF001
         if isinstance(error, sqlite3.Error):
             raise StorageError(f"cannot open {path}: {error}") from error

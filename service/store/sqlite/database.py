@@ -28,20 +28,20 @@ CHECKPOINT_SECONDS = 0.25  # Often, so that each one is short.
 
 
 def _resolve(items: Iterable[Item], failure: BaseException | None) -> None:
-    """Set the result or the error of every item's future, unless its caller has canceled it."""
+    """Set the result or the error of every item's future that its caller has not canceled."""
     for item in items:
         error = failure or item.error
         if item.future.done():
             continue
         if error is None:
             item.future.set_result(item.result)
-        elif _is_of_database(error):
+        elif _is_database_error(error):
             item.future.set_exception(StorageError(f"the database failed: {error}"))
         else:
             item.future.set_exception(error)
 
 
-def _is_of_database(error: BaseException | None) -> bool:
+def _is_database_error(error: BaseException | None) -> bool:
     return isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError)
 
 
@@ -92,12 +92,12 @@ class Database(Writes):
         self.file.close()
 
     async def migrate(self) -> list[str]:
-        """Apply the missing migrations; return their names. StorageError for any other file."""
+        """Apply the missing migrations; return their names. StorageError if that is impossible."""
         try:
             return await self.apply(schema.migrate)
         except StorageError as error:
             if error.__cause__ is None:
-                raise  # It says itself what is wrong with the schema.
+                raise  # Its message says what is wrong with the schema.
             raise StorageError(f"cannot migrate {self.path}: {error.__cause__}") from error
 
     @property
@@ -106,7 +106,7 @@ class Database(Writes):
         return schema.latest()
 
     async def order_events(self) -> None:
-        """Nothing: an event has its place in the order when it is committed."""
+        """Do nothing: on SQLite an event has its `seq` as soon as it is committed."""
 
     async def schema_problem(self) -> str | None:
         """Return what is wrong with the file or the version of its schema, or None."""
@@ -129,11 +129,11 @@ class Database(Writes):
             raise StorageError(f"the database failed: {error}") from error
 
     def holds(self, _id: str) -> bool:
-        """Who works on a file does all of its work."""
+        """Return True: one process does all the work on a file."""
         return True
 
     def hand_over(self, _id: str) -> bool:
-        """Others see by themselves that something was committed."""
+        """Return True: other processes notice commits by themselves (PRAGMA data_version)."""
         return True
 
     async def _commit_stream(self) -> None:
@@ -141,21 +141,21 @@ class Database(Writes):
         while self._queue or self._stream is not None:
             await self._wait_for_items()
             items = self._queue.take()
-            self._rest()
+            self._clear_wake()
             if items:
                 await self._commit(self._writer, items)
 
     async def _reopen(self, writer: Connection) -> None:
-        """Open every connection anew, since SQLite keeps for ever what it opened for reading only.
+        """Open every connection anew, since a connection opens no file a second time.
 
-        The readers too: all connections of a process share the index of the WAL, and how it was
-        opened. The lock on the file is this object's own and stays.
+        The readers too: all connections of a process share the index of the WAL, and the mode in
+        which it was opened. The right to work, a lock on the descriptor of `self.file`, stays.
         """
         self.file.look()  # To go on with another file would hide the loss.
         self._is_lost = False
         async with self._readers.kept_closed():
             await writer.drop()
-            with contextlib.suppress(sqlite3.Error):  # The commit tries it again, and tells.
+            with contextlib.suppress(sqlite3.Error):  # The commit meets the error, too.
                 await writer.apply(schema.version)
             self.file.watch()
         _log.info("database.reopened")
@@ -185,7 +185,7 @@ class Database(Writes):
         follow_up(after)
 
     def _keep_or_resolve(self, items: Sequence[Item], failure: Exception | None) -> None:
-        """Give the items their results, except those to try again."""
+        """Give the items their results, except those that are tried again."""
         failed = [i for i in items if i.always and group.is_storage_failure(failure or i.error)]
         if failed:
             given_up = self._keep(failed, str(failure or failed[0].error))
@@ -195,7 +195,7 @@ class Database(Writes):
     def _note(self, now: float, errors: Sequence[BaseException | None]) -> None:
         """Remember how a commit ended, for `write_problem`."""
         failed = [error for error in errors if error is not None]
-        failure = next(filter(_is_of_database, failed), None)
+        failure = next(filter(_is_database_error, failed), None)
         self.file.note(failure)
         self._is_lost |= any(map(is_lost, failed))
         if failure is not None:
@@ -213,7 +213,7 @@ class Database(Writes):
         to run it after all; and SQLite before 3.51.3 may lose a commit when it resets the WAL
         meanwhile.
         """
-        self.file.problem()  # Before the checkpoint fills up what was cut off.
+        self.file.problem()  # Notes that the file was cut, before the checkpoint fills it up.
         try:
             await self.apply(checkpoint)
         except StorageError as error:

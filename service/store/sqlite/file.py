@@ -1,7 +1,8 @@
-"""The file of a database: opened, watched while it is open, and given back.
+"""The file of a database: opened, watched while it is open, and closed.
 
 SQLite goes on with the files that it has opened, though they are deleted, replaced, cut short or
-overwritten meanwhile: commits succeed, and are lost with the process. So they are refused here.
+overwritten meanwhile (https://sqlite.org/howtocorrupt.html): commits succeed, and are lost with the
+process. So `File.check` refuses them.
 """
 
 import fcntl
@@ -25,7 +26,7 @@ _RESTORE = "stop genhook, and put the file back or restore a backup"
 # Bytes that SQLite locks in each file while a process has it open (os_unix.c).
 _SHARED_BYTES, _SHARED_COUNT = 0x40000002, 510
 _INDEX_BYTE = 128
-_LOOKS, _LOOK_SECONDS = 10, 0.02  # Until what another process uses counts as lost.
+_LOOKS, _LOOK_SECONDS = 10, 0.02  # Before a file that a process uses counts as lost.
 
 
 class LostFileError(sqlite3.OperationalError):
@@ -37,11 +38,11 @@ class File:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        # For locks on the file. It is closed after every connection: closing any descriptor of a
-        # file drops the locks that SQLite holds on it for this process (POSIX).
+        # For locks on the file. It is closed after every connection: to close any descriptor of a
+        # file drops the POSIX locks that SQLite holds on the file for this process (fcntl(2)).
         self.descriptor = -1
         self.is_new = False
-        self.damage: str | None = None  # The first that SQLite has met.
+        self.damage: str | None = None  # The first damage that SQLite has met.
         self._identities: dict[str, tuple[int, int] | None] = {}
         self._bytes_seen = 0
         self._is_cut = False
@@ -57,8 +58,8 @@ class File:
             self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise StorageError(f"cannot open {self.path}: {error.strerror}") from error
-        # SQLite names the log after the name it was given. Two processes that use two names would
-        # write two logs, and destroy the database (https://sqlite.org/howtocorrupt.html, 2.4).
+        # SQLite names the log after the file. Two processes that use two names would write two
+        # logs, and destroy the database (howtocorrupt.html, "Multiple links to the same file").
         names = os.fstat(self.descriptor).st_nlink
         if names > 1:
             self.close()
@@ -80,7 +81,7 @@ class File:
         self._identities[self.path] = (status.st_dev, status.st_ino)
 
     def check(self, now: float) -> None:
-        """LostFileError if a commit would be lost. While all is well, it looks now and then."""
+        """LostFileError if a commit would be lost. It looks every CHECK_SECONDS."""
         if now - self._well_at >= CHECK_SECONDS:
             self.look()
             self._well_at = now
@@ -97,14 +98,14 @@ class File:
             if identity and _identify(path) != identity:
                 advice = _RESTORE if path == self.path else _RESTART
                 return f"the file {path} was deleted or replaced: {advice}"
-        # A checkpoint may fill up what was cut off, so it is remembered.
+        # A checkpoint may bring a cut file back to its size, so the cut is remembered.
         self._is_cut = self._is_cut or self._was_cut()
         if self._is_cut:
             return f"the file {self.path} was cut short or overwritten: {_RESTORE}"
         return None
 
     def _was_cut(self) -> bool:
-        """Return whether the file is no database any more, or shorter: genhook shortens none."""
+        """Return whether the file is shorter than before, or no SQLite database any more."""
         before, self._bytes_seen = self._bytes_seen, os.fstat(self.descriptor).st_size
         return self._bytes_seen < before or os.pread(self.descriptor, 16, 0) != _MAGIC
 
@@ -123,14 +124,14 @@ def _identify(path: str) -> tuple[int, int] | None:
 
 
 def problem_of_users(path: str) -> str | None:
-    """Return what was deleted or replaced under processes that use the database, or None.
+    """Return which file was deleted or replaced while another process uses it, or None.
 
-    Whoever opens the database then may destroy it. Only while this process has no connection to
-    it: closing a descriptor would drop their locks. path: without links.
+    To open the database then may destroy it. Call this only while the process has no connection to
+    it: it closes a descriptor, which drops the connections' locks. path: without symbolic links.
     """
     problem = _find_loss(path)
     for _ in range(_LOOKS if problem else 0):
-        time.sleep(_LOOK_SECONDS)  # noqa: TID251  a process that opens the files looks like this
+        time.sleep(_LOOK_SECONDS)  # noqa: TID251  a process that opens them looks the same
         problem = problem and _find_loss(path)
     return problem
 
@@ -147,7 +148,7 @@ def _find_loss(path: str) -> str | None:
 
 
 def _find_lock(path: str, first: int, count: int) -> int:
-    """Return how another process has locked these bytes. Elsewhere than on Linux: F_UNLCK."""
+    """Return the kind of another process's lock on these bytes; F_UNLCK if none, or not Linux."""
     if not IS_LINUX:
         return fcntl.F_UNLCK
     lock = pack_lock(fcntl.F_WRLCK, first, count)

@@ -11,8 +11,8 @@ from service.store.item import Item, note_rows
 from service.store.sqlite.connection import transaction
 from service.store.sqlite.statements import DIALECT, statements
 
-ROWS_MAX = 5_000  # Changed by units of one kind in a group; the others of it are left for the next.
-FIRST_ITEMS = 64  # Of a batched unit, in its first call of a group. The next are by what it wrote.
+ROWS_MAX = 5_000  # Changed by the items of a unit in a group; its other items wait for the next.
+FIRST_ITEMS = 64  # Of a batched unit, in its first call of a group; later ones go by its rows.
 
 
 class Transaction:
@@ -44,10 +44,10 @@ class Transaction:
         """Execute the statement; return how many rows it changed."""
         return self._execute(name, values).rowcount
 
-    async def many(self, name: str, rows: Iterable[Mapping[str, object]]) -> int:
-        """Execute the statement once for each of `rows`; return how many table rows changed."""
+    async def many(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:
+        """Execute the statement once for each of `rows`."""
         sql, bind = statements()[name]
-        return self._connection.executemany(sql, map(bind, rows)).rowcount
+        self._connection.executemany(sql, map(bind, rows))
 
     async def select(self, sql: str, values: Mapping[str, object]) -> list[Row]:
         """Return the rows of SQL that the code has composed."""
@@ -131,10 +131,10 @@ def _run_group(connection: sqlite3.Connection, items: Sequence[Item], now: int) 
 def _run_parts(
     connection: sqlite3.Connection, items: Sequence[Item], run: Callable[[Sequence[Item]], None]
 ) -> None:
-    """Run the items in parts, those of each unit until they have changed ROWS_MAX rows.
+    """Run the items in parts, until the items of a unit have changed ROWS_MAX rows.
 
-    One item may write a thousand rows and the next one none: a number of items bounds no commit.
-    Those of other units still run, so that no request waits for all webhooks of somebody else.
+    One item may write a thousand rows and the next one none, so a number of items bounds no commit.
+    The items of other units still run, so that no request waits for all webhooks of other tenants.
     """
     changed: Counter[object] = Counter()  # Rows, by unit.
     batches: dict[object, list[Item]] = {}
@@ -155,7 +155,7 @@ def _run_parts(
 def commit_group(connection: sqlite3.Connection, items: Sequence[Item], now: int) -> AfterCommit:
     """Commit the items in one transaction, without those that fail.
 
-    Those whose `has_run` is False afterwards were left for the next group.
+    Items whose `has_run` is False afterwards are left for the next group.
     """
     try:
         with transaction(connection):
@@ -184,5 +184,5 @@ def read(connection: sqlite3.Connection, unit: Unit[T], args: tuple[Any, ...], n
 
 
 def is_storage_failure(error: BaseException | None) -> bool:
-    """Return whether the disk or a lock is at fault, not the unit: a retry may succeed."""
+    """Return whether the disk or a lock is at fault, and not the unit. A retry may succeed."""
     return isinstance(error, sqlite3.OperationalError)

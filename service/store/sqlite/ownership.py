@@ -11,7 +11,7 @@ from service.store.shards import ALL, NONE
 from service.store.sqlite.byte_locks import IS_LINUX
 from service.store.sqlite.database import Database
 
-# Elsewhere `flock` and the locks of SQLite, which are POSIX locks, exclude each other.
+# On other systems `flock` and the POSIX locks of SQLite exclude each other.
 LOCKS_THE_DATABASE = IS_LINUX
 LOCKS = Path("/proc/locks")  # proc_locks(5); a process of another container is not in it.
 UNSEEN = "another process"
@@ -20,8 +20,8 @@ UNSEEN = "another process"
 class FileLock:
     """Ownership of a database file, by `flock` on the file itself.
 
-    It is its inode that is locked, so every name leads to the same lock, and none can be deleted.
-    On other systems than Linux the lock is on a file beside the database, where its links lead.
+    The lock is on the inode, so every name of the file leads to it. On other systems than Linux the
+    lock is on a file beside the database, after symbolic links are resolved.
     """
 
     def __init__(self, database: Database) -> None:
@@ -72,7 +72,7 @@ class FileLock:
         """Return the one process that works, if any, with all shards."""
         if self.is_held:
             return {self.name: ALL}
-        try:  # A shared lock is refused while another process has its own, and ends at once.
+        try:  # A shared lock is refused while another process works; it is released at once.
             fcntl.flock(self._open(), fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return {_find_holder(os.fstat(self._open()).st_ino): ALL}
@@ -100,8 +100,8 @@ def _find_holder(inode: int) -> str:
 
 
 def _data_version(connection: sqlite3.Connection) -> tuple[sqlite3.Connection, int]:
-    """Return a number that changes when another connection commits (SQLite, PRAGMA).
+    """Return the connection, and its number that changes when another connection commits.
 
-    Numbers of different connections say nothing about each other, so it comes with its own.
+    Only numbers of one connection compare (https://sqlite.org/pragma.html#pragma_data_version).
     """
     return connection, int(connection.execute("PRAGMA data_version").fetchone()[0])

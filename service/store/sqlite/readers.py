@@ -1,8 +1,8 @@
-"""The connections that read: handed over in turn, with a share for each kind of reading.
+"""The connections that read. Callers get them in turn.
 
-A reader that gets free goes straight to the one who has waited longest and may have it, so nobody
-overtakes by asking again at once. Searches, which may take long, leave a reader free for short
-reads, and each tenant searches on one reader at a time, for a limited number of steps.
+A reader that becomes free goes to the caller that has waited longest and may have it, so no caller
+overtakes another by asking again at once. Searches, which may take long, leave one reader to short
+reads. Each tenant searches on one reader at a time, for a limited number of steps.
 """
 
 import asyncio
@@ -51,8 +51,8 @@ class Readers:
     async def search(self, tenant: str, do: Callable[..., T], *args: object) -> T:
         """Run `do(connection, *args)`, which may take long, when it is the tenant's turn.
 
-        SearchTooLongError after SEARCH_STEPS_MAX. If its caller is canceled it still runs to its
-        end and counts as the tenant's: hanging up makes no place for another one.
+        SearchTooLongError after SEARCH_STEPS_MAX. If the caller is canceled, the search still runs
+        to its end and is the tenant's only one until then: a client that hangs up gains nothing.
         """
         search = asyncio.ensure_future(self._run(_Turn(tenant), _limited, do, *args))
         search.add_done_callback(_retrieve_error)
@@ -83,7 +83,7 @@ class Readers:
             if self._is_closed:
                 raise StorageError("the database is closed")
             if reader is None:
-                if problem := self._file.problem():  # It would read another database.
+                if problem := self._file.problem():  # The file is another database now.
                     raise StorageError(problem)
                 reader = await connect(self._file.path)
             return await reader.apply(do, *args)
@@ -113,12 +113,12 @@ class Readers:
         self._hand_over()
 
     def _hand_over(self) -> None:
-        """Give free readers to those who wait, in turn, except searches that have to wait."""
+        """Give free readers to the waiting callers in turn, except to searches that must wait."""
         for turn in list(self._turns):
             if not self._free:
                 return
             if turn.reader.done():
-                continue  # Its caller was canceled and is about to leave the line.
+                continue  # The caller was canceled and will leave.
             if turn.tenant is not None:
                 if len(self._searching) >= SEARCHES_MAX or turn.tenant in self._searching:
                     continue

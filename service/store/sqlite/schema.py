@@ -65,7 +65,7 @@ def migrate(connection: sqlite3.Connection) -> list[str]:
 
 
 def missing_indexes(connection: sqlite3.Connection) -> dict[str, str]:
-    """Return the indexes that a new database has and this one has not: SQL by the index's name."""
+    """Return the missing indexes, as {name: the statement that creates it}."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
         migrate(fresh)
         created = dict(fresh.execute(_INDEXES))
@@ -82,5 +82,5 @@ def _statements(script: str) -> Iterator[str]:
         if sqlite3.complete_statement(current):
             yield current
             current = ""
-    if current.strip():  # The last one without a semicolon, or a comment.
+    if current.strip():  # A last statement without a semicolon, or a comment.
         yield current

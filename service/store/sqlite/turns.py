@@ -1,9 +1,10 @@
-"""Turns to write: who waits for the commit of another process goes before its next one.
+"""Turns to write: a process that waits for another one's commit goes before its next commit.
 
-SQLite's own lock is not fair: who waits looks again after up to 100 ms, and by then a process that
-commits without a pause has the lock once more. So a process holds a second lock from before it asks
-for SQLite's until it has it, and whoever has just committed waits for that one. This is two system
-calls for a commit. It is a courtesy: where it cannot be had, SQLite's lock alone decides.
+SQLite's own lock is not fair: a process that waits tries it again after up to 100 ms (busy_timeout,
+https://sqlite.org/c3ref/busy_timeout.html), and by then a process that commits without a pause has
+it again. So a process takes a second lock, on one byte of the file, before it asks for SQLite's
+lock, and releases it once it has that. A process that has just committed then has to wait for this
+byte. This costs two system calls a commit. Where the byte cannot be locked, SQLite's lock decides.
 """
 
 import contextlib
@@ -14,11 +15,11 @@ from collections.abc import Iterator
 
 from service.store.sqlite.byte_locks import IS_LINUX, pack_lock
 
-TURN_SECONDS = 1.0  # A process that is stopped while it waits delays the others for no longer.
+TURN_SECONDS = 1.0  # A process that is stopped while it holds the byte delays others no longer.
 _LOOK_SECONDS = 0.001
 _BYTE = 0x3FFFFFFF  # The byte before those that SQLite locks; it may hold data.
 _TAKE, _GIVE = (pack_lock(kind, _BYTE, 1) for kind in (fcntl.F_WRLCK, fcntl.F_UNLCK))
-# A lock of the open file: unlike one of the process, it ends with no other descriptor. Linux only.
+# An open file description lock (fcntl(2)): no other descriptor's close ends it. Linux only.
 _SET_LOCK = fcntl.F_OFD_SETLK if IS_LINUX else None
 
 
@@ -30,7 +31,7 @@ class Writer(sqlite3.Connection):
 
 @contextlib.contextmanager
 def turn(connection: sqlite3.Connection) -> Iterator[None]:
-    """Wait for the turn to write, and hold it during the block, which takes SQLite's lock."""
+    """Hold the byte during the block, which takes SQLite's lock; wait for it TURN_SECONDS."""
     descriptor = connection.descriptor if isinstance(connection, Writer) else -1
     is_taken = _take(descriptor)
     try:
