@@ -68,8 +68,6 @@ class Dispatcher:
 
     def refill(self, subscriber_id: str) -> None:
         """Read the subscriber's deliveries again: some are new, or were made due."""
-        if not self.context.database.holds(subscriber_id):
-            return
         lane, now = self._lane(subscriber_id), self.context.clock()
         lane.read_again |= lane.held_ids
         lane.expect(now, now)

@@ -37,8 +37,7 @@ async def send_test(
     receiver = dispatcher.receivers.find(subscriber, recipient.rests, turn)
     lane.set_recipient(recipient, receiver)
     tests, slots = dispatcher.tests, dispatcher.slots
-    if dispatcher.is_open:
-        dispatcher.refill(subscriber.id)  # So that the lane is in memory.
+    _refill(dispatcher, subscriber.id)  # So that the lane is in memory.
     # If another process is the worker, its attempts under way are not known here.
     own, now = dispatcher.lanes.get(subscriber.id) or lane, context.clock()
     early_ms = max(own.next_send_at, lane.next_send_at) - now
@@ -75,8 +74,13 @@ def _leave(dispatcher: Dispatcher, lane: Lane, test_id: str) -> None:
     lane.in_flight -= 1
     lane.held_ids.discard(test_id)
     dispatcher.pump_waiting(dispatcher.context.clock())
-    if dispatcher.is_open:
-        dispatcher.refill(id_)
+    _refill(dispatcher, id_)
+
+
+def _refill(dispatcher: Dispatcher, subscriber_id: str) -> None:
+    """Let the lane of the subscriber go on, if this process works on it."""
+    if dispatcher.is_open and dispatcher.context.database.holds(subscriber_id):
+        dispatcher.refill(subscriber_id)
 
 
 async def _send(dispatcher: Dispatcher, recipient: Recipient) -> tuple[Attempt, dict[str, object]]:
