@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.delivery import ping
+from service.delivery.attempt import read_recipient
 from tests.harness import Harness, opened
 from tests.journeys.gates import Gate, attach_worker, queue_answers
 from tests.journeys.test_rests import throttled_answer
@@ -105,7 +105,7 @@ async def test_a_test_that_was_read_before_a_rest_ended_brings_the_rest_back_to_
 
         async def read_early(database: Any, unit: Any, *values: Any) -> Any:
             result = await read(database, unit, *values)
-            if unit is ping.read_recipient and not has_read.is_set():
+            if unit is read_recipient and not has_read.is_set():
                 has_read.set()
                 await enabled.wait()
             return result
