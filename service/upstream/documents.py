@@ -21,7 +21,6 @@ from service.upstream.vocabulary import (
     is_trouble,
     is_unknown,
     may_be_of_failed_request,
-    may_be_of_question,
     may_be_of_request,
     state_of,
     state_of_flag,
@@ -50,7 +49,7 @@ class Document(msgspec.Struct, frozen=True):
     state: State | None  # What that word, or a flag in its place, means; None if unknown.
     may_be_of_request: bool  # Whether the word stands in the envelope and may be about the request.
     task_ids: tuple[str, ...]  # Every id that the body gives the task, never one of an input.
-    has_failed: bool  # Whether it names the task and says by a word or a flag that it failed.
+    has_failed: bool  # Whether it names the task and says that it failed, whatever its code is.
     code: int | None  # The numeric error code, which may come with HTTP 200.
     size_bytes: int  # Of the body.
 
@@ -113,13 +112,11 @@ def parse(body: bytes, asked_id: str | None = None) -> Document | None:
 
 
 def _tells(word: str | None, code: int | None, *, is_named: bool) -> bool:
-    """Whether a word of failure at the top is about the task; a code may say that the poll failed.
+    """Whether a failure at the top is about the task, also beside a code that the poll failed.
 
-    Code 500 says that something broke: the task, if the body names the task that was polled.
+    A flag is. Code 500 says that something broke: the task, if the body names the one polled.
     """
-    if code == 500 and is_named:
-        return not word or not may_be_of_failed_request(word)
-    return not word or not may_be_of_question(code)
+    return not word or (code == 500 and is_named and not may_be_of_failed_request(word))
 
 
 def _task(root: JsonObject, asked_id: str | None) -> JsonObject:

@@ -51,6 +51,7 @@ TASKS: list[Any] = [
     {"message": "Your task is in progress."},
     {"code": "TASK_CREATED"},
     {"message": "queued"},
+    {"status": "post_processing"},
     {"message": "has been accepted for processing"},
     {"message": "Come back later. ID: n63ab12cd"},
     {"message": "Successfully created"},

@@ -40,6 +40,14 @@ def test_a_part_with_an_unknown_word_proves_nothing_at_once(where: str) -> None:
     assert report.word == "rendering"
 
 
+@pytest.mark.parametrize("key", ["status", "state", "task_status", "taskStatus"])
+def test_a_part_has_its_word_under_the_names_that_a_task_has(key: str) -> None:
+    for word, state in (("processing", "processing"), ("failed", "failed")):
+        part = {"url": PNG, key: word}
+        assert read_poll({"id": "t", "status": "success", "result": part}).state == state
+        assert read_poll({"id": "t", "status": "success", "outputs": [part]}).state == state
+
+
 @pytest.mark.parametrize("where", PLACES[:3])
 def test_parts_that_are_all_done_are_the_result(where: str) -> None:
     report = read_poll(body(where, "completed"))

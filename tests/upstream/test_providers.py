@@ -68,14 +68,17 @@ def test_a_failed_task_with_a_code_of_its_provider_has_failed(code: int) -> None
     # wavespeed.ai/docs/error-codes.
     report = read_poll({"id": "t", "status": "failed", "code": code, "error": "no such size"})
     assert (report.state, report.error_message) == ("failed", "no such size")
+    report = read_poll({"code": code, "message": "no such size", "data": {"id": "t"}})
+    assert (report.state, report.error_message) == ("failed", "no such size")
 
 
 @pytest.mark.parametrize("code", [1026, 1027])
 def test_sensitive_content_ends_the_task_it_names(code: int) -> None:
     # platform.minimax.io/docs/api-reference/errorcode.
     base_resp = {"status_code": code, "status_msg": "output contains sensitive content"}
-    report = read_poll({"task_id": "t", "status": "Fail", "base_resp": base_resp})
-    assert (report.state, report.error_message) == ("failed", base_resp["status_msg"])
+    for word in ({"status": "Fail"}, {"status": ""}, {}):
+        report = read_poll({"task_id": "t", **word, "base_resp": base_resp})
+        assert (report.state, report.error_message) == ("failed", base_resp["status_msg"])
 
 
 @pytest.mark.parametrize(
@@ -228,6 +231,9 @@ def test_a_code_of_100_is_no_error_with_heygen() -> None:
     error = {"code": 40119, "detail": "Video is too long", "message": "Video is too long"}
     report = read_poll(heygen("failed", error=error))
     assert (report.state, report.error_message) == ("failed", "Video is too long")
+    report = read_poll(heygen("failed"))
+    assert (report.state, report.error_code, report.error_message) == ("failed", None, None)
+    assert read_rejected({"code": 100, "message": "Success", "data": None}).code == "no_task"
 
 
 def test_what_fal_completes_with_an_error_has_failed_at_once() -> None:

@@ -70,6 +70,19 @@ def test_a_place_in_a_queue_or_an_empty_error_is_no_refusal(body: dict[str, Any]
     assert outcome_of(read_create(body)) == "lost"
 
 
+def test_a_place_in_a_queue_is_one_also_if_the_request_has_the_same_number() -> None:
+    for body in ({"queue_position": 3}, {"data": {"position_in_queue": 3}}):
+        assert outcome_of(read_create(body, 503, b'{"num_images":3}')) == "lost"
+        assert outcome_of(read_create({**ERROR, **body}, 200, b'{"num_images":3}')) == "lost"
+
+
+def test_the_urls_of_a_task_are_a_sign_wherever_they_lead() -> None:
+    # replicate.com/docs/reference/http.
+    body = {"message": "busy", "urls": {"get": "https://api.test/v1/p", "cancel": "/v1/p/cancel"}}
+    assert outcome_of(read_create(body, 503)) == "lost"
+    assert outcome_of(read_create({**ERROR, **body})) == "lost"
+
+
 def test_a_word_that_means_working_outweighs_a_status() -> None:
     for status in (429, 503):
         body = {"status": "queued", "message": "accepted, warming up"}
