@@ -42,8 +42,9 @@ async def test_a_worker_that_lost_its_right_stands_by_and_works_again(
         await wait_until_working(world)
         lost = worker.session
         await worker.ownership.release()  # As PostgreSQL does when it ends the connection.
-        while worker.session is lost:
-            await world.get("/v1/events")
+        async with asyncio.timeout(30):
+            while worker.session is lost:
+                await world.get("/v1/events")
         assert not lost.dispatcher.is_open
         await wait_until_working(world)
         await world.subscribe()
