@@ -37,10 +37,10 @@ class Answers:
             exchanges.append(replace(reply.exchange, number=self._apply(batch, reply)))
         await generations.record_exchanges(tx, exchanges)
         judge.share_outcomes(batch, {id_: reply.update for id_, reply in by_id.items()})
+        await batch.write()
         await hints.use_hints(tx, self.context, batch, by_id)
         if pause_ms := max(reply.pause_ms for reply in replies):
             await generations.put_pause(tx, tx.now + pause_ms)
-        await batch.write()
         return [None] * len(replies)
 
     def _apply(self, batch: Batch, reply: Reply) -> int:
@@ -80,9 +80,9 @@ async def plan_after_submission(tx: Transaction, generation_id: str, due_at: int
     generation = await rows.read_by_id(tx, Generation, generation_id)
     if generation is None or generation.submission != "sending":
         return
-    await generations.delay_confirmation(tx, generation_id, due_at)
     if generation.is_poll_due(tx.now):
         await generations.update(tx, [(generation, replace(generation, next_poll_at=due_at))])
+    await generations.delay_confirmation(tx, generation_id, due_at)
 
 
 async def plan_without_task(tx: Transaction, context: Context, generation_id: str) -> None:
@@ -100,8 +100,8 @@ async def plan_without_task(tx: Transaction, context: Context, generation_id: st
         # submission is not repeated.
         changes["submit_at"] = None
     answered = [id_ for id_, due_at in due_times.items() if due_at <= tx.now]
-    await generations.delete_confirmations(tx, answered)
     await generations.update(tx, [(generation, replace(generation, **changes))])
+    await generations.delete_confirmations(tx, answered)
     tx.after_commit(context.signals.deadline.set)
 
 

@@ -1,6 +1,8 @@
 """Generations: their rows, due submissions and polls, exchanges with upstream, and usage."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Literal
 
 import msgspec
@@ -98,21 +100,24 @@ async def get_ending(tx: Transaction, ids: Collection[str]) -> dict[str, Generat
 
 
 async def update(tx: Transaction, changes: Iterable[tuple[Generation, Generation]]) -> None:
-    """Store changed generations, each as (before, after)."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+    """Store changed generations, each as (before, after).
+
+    Their rows are written by id, and before their confirmations: transactions that write rows in
+    different orders would wait for each other.
+    """
+    rows: list[tuple[str, dict[str, Any]]] = []
     bodies: list[dict[str, Any]] = []
-    for before, after in changes:
+    for before, after in sorted(changes, key=lambda change: change[1].id):
         row = {name: getattr(after, name) for name in _COLUMNS}
         changed = {name for name, value in row.items() if value != getattr(before, name)}
         if changed:
-            statement = _UPDATES[next(filter(changed.issubset, _UPDATES))]
             row |= {"id": after.id, "event_ids": json_text(after.event_ids)}
-            groups.setdefault(statement, []).append(row)
+            rows.append((_UPDATES[next(filter(changed.issubset, _UPDATES))], row))
         if after.output != before.output or after.error != before.error:
             body = {"id": after.id, "output": after.output, "error": after.error}
             bodies.append(encode_json(body))
-    for statement, rows in groups.items():
-        await tx.many(statement, rows)
+    for statement, group in groupby(rows, key=itemgetter(0)):
+        await tx.many(statement, [row for _, row in group])
     await tx.many("generation_body_update", bodies)
 
 

@@ -146,12 +146,15 @@ async def test_a_429_rests_every_subscriber_of_the_receiver_in_later_ticks_too(
 async def test_a_receiver_rests_no_longer_than_is_stored(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         subscriber = await world.subscribe(**ONE)
-        queue_answers(world, Answer(429, (("retry-after", "3600"),), b""))
+        queue_answers(world, Answer(429, (("retry-after", "60"),), b""))
         worker = world.app.worker
         await begin(world)
         await world.generate()
         await worker.dispatcher.settle()
         await world.subscribe(f"{SUBSCRIBER_URL}/second", **ONE)
+        await world.generate()
+        await worker.dispatcher.settle()
+        assert not world.subscribers.webhooks_to(f"{SUBSCRIBER_URL}/second")  # It rests, too.
         path = f"/v1/subscribers/{subscriber['id']}"
         async with another_process(world):  # A person says that the receiver is well again.
             for status in ("disabled", "active"):
@@ -160,7 +163,7 @@ async def test_a_receiver_rests_no_longer_than_is_stored(tmp_path: Path) -> None
         await worker.session.watch(world.clock())
         await worker.dispatcher.run_due(world.clock())
         await worker.dispatcher.settle()
-        assert len(world.subscribers.webhooks_to(f"{SUBSCRIBER_URL}/second")) == 1
+        assert len(world.subscribers.webhooks_to(f"{SUBSCRIBER_URL}/second")) == 2
         await worker.end_session()
 
 

@@ -212,6 +212,25 @@ async def test_a_retry_that_a_person_asks_for_passes_the_rest(
         await world.app.worker.end_session()
 
 
+async def test_a_retry_that_a_person_asks_for_leaves_during_the_rest_once_the_rate_allows_it(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as world:
+        await world.subscribe(HERE, **ONE, rate_per_second=0.1)
+        await begin(world)
+        throttle(world, 429, HERE)
+        await world.generate()
+        dispatcher = world.app.worker.dispatcher
+        await dispatcher.settle()
+        assert await asked_again(world) == 0
+        for seconds, sent in ((9.999, 1), (0.001, 2)):
+            world.clock.advance(seconds)
+            await dispatcher.run_due(world.clock())
+            await dispatcher.settle()
+            assert counts(world, HERE) == [sent]
+        await world.app.worker.end_session()
+
+
 async def test_a_retry_asked_for_by_another_process_passes_the_rest_too(tmp_path: Path) -> None:
     async with opened(tmp_path) as world:
         await world.subscribe(HERE, **ONE)

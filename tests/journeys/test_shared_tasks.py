@@ -13,6 +13,7 @@ import pytest
 from service.generations import judge
 from service.generations.answers import Answers
 from service.store import generations
+from service.store.database import Transaction
 from tests.faults import DelayedAnswer, crash, execute, rows, status_of, storage_failure
 from tests.harness import Harness, create_answer, opened, success_report
 from tests.journeys.gates import by_hand
@@ -282,3 +283,27 @@ async def test_where_nobody_shares_no_sharers_are_read(
         await share(world, 2)
         await world.run(3)
         assert len(reads) == 1
+
+
+async def test_an_answer_is_stored_in_the_generation_before_its_confirmation_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    def note(name: str) -> None:
+        write = getattr(generations, name)
+
+        async def noted(tx: Transaction, values: Any) -> None:
+            order.append(name)
+            await write(tx, values)
+
+        monkeypatch.setattr(generations, name, noted)
+
+    async with opened(tmp_path) as world:
+        await world.generate()
+        note("update")
+        note("delete_confirmations")
+        world.upstream.finish("task1")
+        assert (await world.call_back()).status_code == 200
+        await world.run()
+        assert order[:2] == ["update", "delete_confirmations"]

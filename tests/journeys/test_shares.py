@@ -74,10 +74,11 @@ async def test_refreshes_that_hang_leave_places_for_others(tmp_path: Path) -> No
         world.upstream.poll_replies.extend([hanging.reply] * 40)
         tasks = {asyncio.create_task(neighbour.client.post(path)) for path in neighbour.paths}
         under_way = tasks
+        poller = world.app.worker.poller
         while len(under_way) > 4:  # As many as one tenant has places.
             _, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
-        poller = world.app.worker.poller
-        assert len(poller.in_flight) <= 4
+            assert len(poller.in_flight) <= 4  # Later, those that hang end by their timeout.
+        assert len(poller.in_flight) == 4
         world.upstream.poll_replies.clear()
         world.upstream.finish("task41")
         answer = await world.client.post(f"/v1/generations/{mine['id']}/refresh")
@@ -112,20 +113,22 @@ async def test_a_route_that_hangs_for_models_nobody_knows_holds_up_no_other_rout
 ) -> None:
     async with opened(tmp_path, poll_rate_per_second=1_000.0, public_url=None) as world:
         body = {"model": "unheard-of", "input": {"prompt": "a small harbour"}}
+        song = {"model": "chirp-v4-5", "input": {"gpt_description_prompt": "the sea"}}
+        song_ids = {(await world.client.post("/v1/generations", json=song)).json()["id"]}
         for tenant, count in (("a", poll.IN_FLIGHT_MAX), ("b", 2 * poll.IN_FLIGHT_MAX)):
             client = await client_of(world, tenant)
             for _ in range(count):
                 await client.post("/v1/generations", json=body)
+            # The turns of the tenants do not bring it forward: it is behind those of its own one.
+            song_ids.add((await client.post("/v1/generations", json=song)).json()["id"])
             await client.aclose()
-        song = {"input": {"gpt_description_prompt": "the sea"}}
-        song_id = (await world.generate("chirp-v4-5", **song))["id"]
         poller = world.app.worker.poller
         hanging = DelayedAnswer(httpx.Response(500))
         world.upstream.poll_replies.extend([hanging.reply] * (poll.IN_FLIGHT_MAX // 2))
         world.clock.advance(300)
         for _ in range(2):  # The first look fills the places of the route that hangs.
             await poller.run_due(world.clock.now)
-        assert song_id in poller.in_flight
+        assert song_ids <= poller.in_flight.keys()
         hanging.release()
         await poller.settle()
 

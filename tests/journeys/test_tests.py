@@ -92,6 +92,28 @@ async def test_a_test_takes_a_place_in_the_rate(tmp_path: Path) -> None:
         assert await status_of_test(world, subscriber) == 200
 
 
+async def test_a_test_takes_a_place_in_the_rate_before_it_has_ended(tmp_path: Path) -> None:
+    async with opened(tmp_path) as world, attach_worker(world) as dispatcher:
+        subscriber = await world.subscribe(**ONE, rate_per_second=0.1)
+        await world.generate()
+        await dispatcher.settle()
+        world.clock.advance(10)
+        ping = Gate()
+        queue_answers(world, ping)
+        testing = asyncio.create_task(status_of_test(world, subscriber))
+        await ping.wait_for(1)
+        await world.generate()
+        await dispatcher.settle()
+        assert len(world.subscribers.webhooks) == 2  # Its attempt is not stored yet.
+        ping.is_open.set()
+        assert await testing == 200
+        for seconds, sent in ((0, 2), (9.999, 2), (0.001, 3)):
+            world.clock.advance(seconds)
+            await dispatcher.run_due(world.clock())
+            await dispatcher.settle()
+            assert len(world.subscribers.webhooks) == sent
+
+
 async def test_a_test_that_was_read_before_a_rest_ended_brings_the_rest_back_to_no_lane(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

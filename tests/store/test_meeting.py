@@ -7,6 +7,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 
 from service.store import generations, retention, stats, subscribers
 from service.store.database import Row, Transaction
@@ -14,6 +15,7 @@ from service.store.postgres import connection as postgres_connection
 from service.store.postgres import database as postgres_database
 from service.store.postgres.database import Database
 from tests import engine
+from tests.store.test_lists import generation
 
 pytestmark = pytest.mark.usefixtures("postgres")
 WRITERS = 8
@@ -155,3 +157,27 @@ async def test_eight_writers_that_change_subscribers_count_every_revision(tmp_pa
 
 async def read_column(tx: Transaction, sql: str) -> list[object]:
     return [next(iter(row.values())) for row in await tx.select(sql, {})]
+
+
+async def test_eight_writers_that_change_the_same_generations_in_any_order_wait_for_none_forever(
+    tmp_path: Path,
+) -> None:
+    """Each writes some of their plans, and whole rows of others: the statements differ."""
+    stored = [generation(number, 1_000 + number) for number in range(20)]
+
+    async def change(tx: Transaction, shift: int) -> None:
+        changes = []
+        for number, before in enumerate(stored[:: -1 if shift % 2 else 1]):
+            fields = {"next_poll_at": shift} if (number + shift) % 3 else {"submit_count": shift}
+            changes.append((before, replace(before, **fields)))
+        await generations.update(tx, changes)
+
+    async with opened_databases(tmp_path, WRITERS) as databases:
+        for each in stored:
+            await databases[0].write(generations.insert, each)
+        before = await read_deadlocks(tmp_path)
+        for _ in range(3):
+            writes = [each.write(change, shift) for shift, each in enumerate(databases, 1)]
+            async with asyncio.timeout(30):
+                await asyncio.gather(*writes)
+        assert await read_deadlocks(tmp_path) == before

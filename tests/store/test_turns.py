@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -35,24 +36,35 @@ def writers(tmp_path: Path) -> Iterator[Writers]:
         yield first, second
 
 
-def test_who_waits_goes_before_the_next_commit_of_the_other(writers: Writers) -> None:
+@pytest.mark.parametrize("is_early", [True, False])  # Whether it asks SQLite before the other.
+def test_who_waits_goes_before_the_next_commit_of_the_other(
+    writers: Writers, monkeypatch: pytest.MonkeyPatch, *, is_early: bool
+) -> None:
     first, second = writers
     order: list[str] = []
-    waits = threading.Event()
+    waits, tries, began = threading.Event(), threading.Event(), threading.Event()
 
     def wait_and_commit() -> None:
         with turns.turn(second):
             waits.set()
+            assert is_early or tries.wait(60)
             second.execute("BEGIN IMMEDIATE")
+        began.set()
         order.append("second")
         second.execute("COMMIT")
 
+    def sleep(_seconds: float) -> None:
+        tries.set()
+        assert began.wait(60)
+
+    monkeypatch.setattr(turns, "time", SimpleNamespace(sleep=sleep))
     with transaction(first):
         waiting = threading.Thread(target=wait_and_commit)
         waiting.start()
         assert waits.wait(60)
     with transaction(first):
         order.append("first again")
+    tries.set()
     waiting.join()
     assert order == ["second", "first again"]
 
