@@ -102,7 +102,7 @@ def create_key(options: argparse.Namespace, echo: Echo) -> int:
         if options.json:
             echo(output.json_line(view))
             return
-        for line in output.fields({**view, "scopes": ", ".join(key.scopes)}):
+        for line in output.fields({**view, "scopes": ",".join(key.scopes)}):
             echo(line)
         echo("The key is shown only this once: genhook stores its SHA-256.")
 
