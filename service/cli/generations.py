@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import httpx
 
 Wait = Callable[[float], object]
+_pause: Wait = threading.Event().wait  # It is never set: this sleeps.
 
 WAIT_SECONDS = 30
 SUBMIT_SECONDS = 10.0  # The service's own default, GENHOOK_SUBMIT_WAIT_SECONDS.
@@ -128,19 +129,19 @@ def _wait(connection: "httpx.Client", generation: Any) -> Any:
 
 
 def _wait_for_upstream(
-    connection: "httpx.Client", generation: Any, seconds: float, wait: Wait | None = None
+    connection: "httpx.Client", generation: Any, seconds: float, wait: Wait = _pause
 ) -> Any:
     """Return the generation once upstream has answered, or as it is after so many seconds."""
     for _ in range(round(seconds / LOOK_SECONDS)):
         if generation["status"] != "queued":
             break
-        (wait or threading.Event().wait)(LOOK_SECONDS)
+        wait(LOOK_SECONDS)
         generation = _ask_again(connection, generation, {}, wait)
     return generation
 
 
 def _ask_again(
-    connection: "httpx.Client", generation: Any, query: dict[str, int], wait: Wait | None = None
+    connection: "httpx.Client", generation: Any, query: dict[str, int], wait: Wait = _pause
 ) -> Any:
     """Return the generation as it is now; repeat the read for RETRY_SECONDS if it gets no answer.
 
@@ -160,7 +161,7 @@ def _ask_again(
                 get = f"genhook generations get {output.plain(generation['id'])} --wait"
                 goes_on = f"The generation goes on: to look at it, run {get}"
                 raise calls.UnreachableError(f"{reason}. {goes_on}.") from error
-        (wait or threading.Event().wait)(RETRY_PAUSE_SECONDS)
+        wait(RETRY_PAUSE_SECONDS)
 
 
 def list_(command: Command, options: argparse.Namespace, echo: Echo) -> int:
