@@ -10,7 +10,7 @@ from typing import Literal
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 # As asyncpg sends them. Only units that write have this level.
-_BEGIN, _COMMIT = b"BEGIN ISOLATION LEVEL SERIALIZABLE", b"COMMIT;\0"
+_BEGIN, _COMMIT = b"BEGIN ISOLATION LEVEL READ COMMITTED", b"COMMIT;\0"
 _END = b"ROLLBACK;\0"
 _UNIT = re.compile(rb"unit:(\w+)")  # A value that a test sends, to name the unit that runs.
 Lost = Literal["message", "answer"] | None

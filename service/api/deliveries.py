@@ -31,7 +31,8 @@ async def _get(tx: Transaction, call: Call) -> Delivery:
 
 async def retry(tx: Transaction, call: Call) -> Answer:
     """POST /v1/deliveries/{id}/retry: one more attempt now, also of a dead delivery."""
-    delivery = await _get(tx, call)
+    locked = await rows.lock_by_id(tx, Delivery, call.path["id"], call.tenant)
+    delivery = require("delivery", locked)
     if delivery.status not in ("pending", "dead"):
         raise Problem(409, "not_retryable", f"The delivery is {delivery.status}.")
     subscriber = await rows.read_by_id(tx, Subscriber, delivery.subscriber_id)

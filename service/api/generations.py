@@ -142,7 +142,15 @@ def _errors(call: Call, new: NewGeneration) -> list[FieldError]:
 
 async def _get(tx: Transaction, call: Call) -> Generation:
     """Return the generation of the path; Problem 404 unless the tenant has it."""
-    generation = await rows.read_by_id(tx, Generation, call.path["id"])
+    return _require(call, await rows.read_by_id(tx, Generation, call.path["id"]))
+
+
+async def _lock(tx: Transaction, call: Call) -> Generation:
+    """Like `_get`, and lock it, to change it."""
+    return _require(call, await rows.lock_by_id(tx, Generation, call.path["id"]))
+
+
+def _require(call: Call, generation: Generation | None) -> Generation:
     if generation is None or generation.tenant != call.tenant:
         raise not_found("generation")
     return generation
@@ -256,7 +264,7 @@ async def refresh(call: Call) -> Answer:
 
 async def cancel(tx: Transaction, call: Call) -> Generation:
     """POST /v1/generations/{id}/cancel: canceling again changes nothing; 409 if it has ended."""
-    generation = await _get(tx, call)
+    generation = await _lock(tx, call)
     if generation.status == "canceled":
         return generation
     if generation.is_terminal:
@@ -266,7 +274,7 @@ async def cancel(tx: Transaction, call: Call) -> Generation:
 
 async def delete(tx: Transaction, call: Call) -> None:
     """DELETE /v1/generations/{id}: 409 while it is open. Attempts under way go on."""
-    generation = await _get(tx, call)
+    generation = await _lock(tx, call)
     if not generation.is_terminal:
         raise conflict(f"The generation is {generation.status}: cancel it first.")
     for subscriber_id in await erasure.erase(tx, generation):

@@ -79,6 +79,8 @@ async def create(call: Call, unit: Unit[T], *args: object) -> T:
 
 async def _create(tx: Transaction, call: Call, unit: Unit[T], args: tuple[object, ...]) -> T:
     claim = call.claim
+    if claim is not None:
+        await tx.lock_names(f"idempotency {call.tenant} {claim.key}")
     if claim is not None and (row := await _find(tx, call.tenant, claim)) is not None:
         raise _ClaimedError(row)
     result = await unit(tx, *args)

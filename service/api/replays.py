@@ -83,7 +83,10 @@ def _check(new: New) -> tuple[int, int]:
 
 async def get(tx: Transaction, call: Call) -> Replay:
     """GET /v1/replays/{id}."""
-    replay = await rows.read_by_id(tx, Replay, call.path["id"])
+    return _require(call, await rows.read_by_id(tx, Replay, call.path["id"]))
+
+
+def _require(call: Call, replay: Replay | None) -> Replay:
     if replay is None or replay.tenant != call.tenant:
         raise not_found("replay")
     return replay
@@ -96,7 +99,7 @@ async def list_(call: Call) -> Answer:
 
 async def cancel(tx: Transaction, call: Call) -> Replay:
     """POST /v1/replays/{id}/cancel: canceling again changes nothing; 409 if it is done."""
-    replay = await get(tx, call)
+    replay = _require(call, await rows.lock_by_id(tx, Replay, call.path["id"]))
     if replay.status == "done":
         raise conflict("The replay is done: all its deliveries exist.")
     if replay.status == "running":

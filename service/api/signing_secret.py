@@ -81,7 +81,8 @@ async def rotate(call: Call) -> Answer:
 
 async def _rotate(tx: Transaction, call: Call, secret: str, overlap_seconds: int) -> Secrets:
     tenant, rotation = call.tenant, (secret, overlap_seconds)
-    old = await ensure(tx, call.context, tenant)
+    await ensure(tx, call.context, tenant)
+    old = await subscribers.lock_tenant_secrets(tx, tenant)
     secrets, sealed = rotate_sealed(call, old, tenant, rotation, tx.now)
     await subscribers.update_tenant(tx, tenant, sealed)
     tx.after_commit(call.context.inbox.reload_tenant, tenant)

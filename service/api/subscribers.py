@@ -84,6 +84,7 @@ async def create(call: Call) -> Answer:
 
 
 async def _insert(tx: Transaction, new: Subscriber, secret: str) -> Answer:
+    await tx.lock_names(f"subscribers {new.tenant}")
     count = await rows.read_number(tx, "subscribers_count", tenant=new.tenant) or 0
     if count >= SUBSCRIBERS_MAX:
         raise conflict(f"A tenant has at most {SUBSCRIBERS_MAX} subscribers.")
@@ -112,15 +113,27 @@ def _check(call: Call, body: New | Update) -> dict[str, Any]:
 
 async def find(tx: Transaction, call: Call, subscriber_id: str) -> Subscriber:
     """Return a listed subscriber of the tenant; Problem 404 for others and `notify_url`s."""
-    subscriber = await rows.read_by_id(tx, Subscriber, subscriber_id)
-    if subscriber is None or subscriber.tenant != call.tenant or subscriber.is_notify:
+    return _require_listed(call, await rows.read_by_id(tx, Subscriber, subscriber_id))
+
+
+def _require_listed(call: Call, subscriber: Subscriber | None) -> Subscriber:
+    own = _require(call, subscriber)
+    if own.is_notify:
         raise not_found("subscriber")
-    return subscriber
+    return own
 
 
 async def get(tx: Transaction, call: Call) -> Subscriber:
     """GET /v1/subscribers/{id}: also the subscriber of a `notify_url`, which is in no list."""
-    subscriber = await rows.read_by_id(tx, Subscriber, call.path["id"])
+    return _require(call, await rows.read_by_id(tx, Subscriber, call.path["id"]))
+
+
+async def _lock(tx: Transaction, call: Call) -> Subscriber:
+    """Like `get`, and lock it, to change it."""
+    return _require(call, await rows.lock_by_id(tx, Subscriber, call.path["id"]))
+
+
+def _require(call: Call, subscriber: Subscriber | None) -> Subscriber:
     if subscriber is None or subscriber.tenant != call.tenant:
         raise not_found("subscriber")
     return subscriber
@@ -145,7 +158,7 @@ async def update(call: Call) -> Subscriber:
 
 
 async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Subscriber:
-    old = await get(tx, call)
+    old = await _lock(tx, call)
     if old.is_notify:  # The request for the generation decides everything else.
         errors = [FieldError(f"/{name}", ONLY_STATUS) for name in fields if name != "status"]
         refuse_fields("The subscriber has fields that cannot change.", errors)
@@ -161,17 +174,17 @@ async def _update(tx: Transaction, call: Call, fields: Mapping[str, Any]) -> Sub
         changes["disabled_reason"] = "manual" if fields["status"] == "disabled" else None
         changes |= health.PROBED if old.status == "disabled" else {}
     tx.after_commit(call.context.inbox.reload, old.id)
+    if old.status == "disabled" != changes.get("status", old.status):
+        await _end_rests(tx, call, fields.get("url", old.url))
     new = await subscribers.update(tx, old, **changes)
-    if old.status == "disabled" != new.status:
-        await _end_rests(tx, call, new)
     if new.status == "disabled" != old.status:
         await health.announce(tx, call.context, new)
     return new
 
 
-async def _end_rests(tx: Transaction, call: Call, enabled: Subscriber) -> None:
-    """End the rests of all lanes to the subscriber's receiver: a person says that it is well."""
-    tenant, origin = enabled.tenant, parse_target(enabled.url).origin
+async def _end_rests(tx: Transaction, call: Call, url: str) -> None:
+    """End the rests of all lanes to a receiver: a person says that it is well."""
+    tenant, origin = call.tenant, parse_target(url).origin
     if await subscribers.end_rests(tx, tenant, origin, tx.now):
         tx.after_commit(call.context.inbox.reload_tenant, tenant, origin)
 
@@ -205,9 +218,9 @@ def _seal_headers(call: Call, old: Subscriber, headers: Mapping[str, str]) -> by
 
 async def delete(tx: Transaction, call: Call) -> None:
     """DELETE /v1/subscribers/{id}: its pending deliveries are canceled."""
-    old = await get(tx, call)
-    await subscribers.delete(tx, old)
+    old = await _lock(tx, call)
     await deliveries.cancel(tx, old.id)  # Its lane cancels further ones.
+    await subscribers.delete(tx, old)
     tx.after_commit(call.context.inbox.reload, old.id)
 
 
@@ -222,7 +235,7 @@ async def rotate_secret(call: Call) -> Answer:
 
 
 async def _rotate(tx: Transaction, call: Call, secret: str, overlap_seconds: int) -> Secrets:
-    old = await _get_listed(tx, call)
+    old = _require_listed(call, await rows.lock_by_id(tx, Subscriber, call.path["id"]))
     assert old.sealed_secrets is not None
     rotation, is_asymmetric = (secret, overlap_seconds), old.signature == "v1a"
     secrets, sealed = rotate_sealed(

@@ -78,9 +78,9 @@ async def _record_with_health(
     tx: Transaction, context: Context, result: Result
 ) -> Subscriber | None:
     """Store an attempt with its rest and its subscriber's health; return the subscriber, if any."""
+    old = await rows.lock_by_id(tx, Subscriber, result.record.subscriber_id)
     await deliveries.record_attempts(tx, [result.record])
     await _store_rest(tx, context, result)
-    old = await rows.read_by_id(tx, Subscriber, result.record.subscriber_id)
     if old is None or old.status == "disabled":
         return old
     changes, sent_to = changes_of(old, result, tx.now), result.recipient.subscriber

@@ -60,7 +60,7 @@ async def _count_window(tx: Transaction, replay: Replay, subscriber: Subscriber)
 async def store(tx: Transaction, context: Context, new: Replay) -> Replay | Refusal:
     """Store the replay, which then runs; or return why it cannot run."""
     if not new.dry_run:
-        subscriber = await rows.read_by_id(tx, Subscriber, new.subscriber_id)
+        subscriber = await rows.lock_by_id(tx, Subscriber, new.subscriber_id)
         if subscriber is None or subscriber.status == "disabled":
             return "subscriber_disabled"
         if await replays.is_running(tx, new.subscriber_id):
@@ -71,7 +71,7 @@ async def store(tx: Transaction, context: Context, new: Replay) -> Replay | Refu
 
 
 async def cancel(tx: Transaction, context: Context, replay: Replay) -> Replay:
-    """Stop the replay and cancel its pending deliveries."""
+    """Stop the replay, which is locked, and cancel its pending deliveries."""
     canceled = await rows.update(tx, replay, status="canceled", due_at=tx.now, finished_at=tx.now)
     await deliveries.cancel_replayed(tx, replay.id)
     await subscribers.bump_revision(tx, replay.tenant, replay.subscriber_id)
@@ -99,7 +99,7 @@ async def run_due(context: Context, now: int) -> tuple[int, int | None]:
 
 async def _run_batch(tx: Transaction, context: Context, replay_id: str) -> int:
     """Run a batch of a replay, or cancel the next deliveries of a canceled one."""
-    replay = await rows.read_by_id(tx, Replay, replay_id)
+    replay = await rows.lock_by_id(tx, Replay, replay_id)
     if replay is None or replay.due_at is None:
         return 0
     if replay.status != "running":

@@ -13,11 +13,12 @@ DEFAULT = "default"
 async def ensure(tx: Transaction, context: Context, tenant: str) -> bytes:
     """Create the tenant and its secret unless it exists; return the sealed secrets."""
     sealed = await subscribers.tenant_secrets(tx, tenant)
-    if sealed is None:
-        secrets = signing.new_secrets(context.random_bytes)
-        sealed = signing.seal(context.vault, secrets, tenant)
-        await subscribers.insert_tenant(tx, tenant, sealed)
-    return sealed
+    if sealed is not None:
+        return sealed
+    new = signing.seal(context.vault, signing.new_secrets(context.random_bytes), tenant)
+    await subscribers.insert_tenant(tx, tenant, new)
+    # Another process may have inserted it first.
+    return await subscribers.tenant_secrets(tx, tenant) or new
 
 
 async def subscriber_for(tx: Transaction, context: Context, tenant: str, url: str) -> Subscriber:
@@ -25,8 +26,11 @@ async def subscriber_for(tx: Transaction, context: Context, tenant: str, url: st
 
     Each URL has one subscriber, and thereby one lane. A disabled one is enabled again.
     """
-    stored = await rows.read_one(tx, Subscriber, "subscriber_notify", tenant=tenant, url=url)
-    if stored is None:
+    if few := await tx.keep("subscriber_notify_enabled", tenant=tenant, url=url):
+        return rows.decode_row(Subscriber, few[0])
+    await tx.lock_names(f"notify_url {tenant} {url}")
+    few = await tx.lock("subscriber_notify", tenant=tenant, url=url)
+    if not few:
         new = Subscriber(
             id=new_id("sub", tx.now),
             tenant=tenant,
@@ -38,7 +42,8 @@ async def subscriber_for(tx: Transaction, context: Context, tenant: str, url: st
         )
         await rows.insert(tx, new)
         return new
-    if stored.status != "disabled":
+    stored = rows.decode_row(Subscriber, few[0])
+    if stored.status != "disabled":  # Another process was first.
         return stored
     tx.after_commit(context.inbox.reload, stored.id)
     changes = {**health.PROBED, "status": "active", "updated_at": tx.now}

@@ -1,6 +1,6 @@
 """Record what upstream answered to polls, and plan the next ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -11,7 +11,7 @@ from service.generations.ingest import Batch, Reply
 from service.generations.sightings import Sightings
 from service.model.clock import SECOND
 from service.model.generation import Generation
-from service.store import generations, rows
+from service.store import generations, rows, tasks
 from service.store.database import Transaction
 from service.upstream import wire
 
@@ -31,6 +31,7 @@ class Answers:
         has_end = any(reply.update and reply.update.is_end for reply in replies)
         read = generations.get_ending if has_end else generations.get_many
         batch = Batch(tx, self.context, await read(tx, by_id))
+        await tasks.claim(tx, _new_task_ids(batch, by_id))
         exchanges: list[generations.Exchange] = []
         for id_ in filter(batch.generations.__contains__, [*by_id]):
             by_id[id_] = reply = await judge.judge_recorded(tx, self.context, batch, by_id[id_])
@@ -71,13 +72,19 @@ class Answers:
         return generation.poll_count
 
 
+def _new_task_ids(batch: Batch, replies: Mapping[str, Reply]) -> list[str]:
+    """Return the tasks that the replies may give to generations: only callbacks named them."""
+    unnamed = [id_ for id_, generation in batch.generations.items() if generation.task_id is None]
+    return [task_id for id_ in unnamed if id_ in replies and (task_id := replies[id_].task_id)]
+
+
 async def plan_after_submission(tx: Transaction, generation_id: str, due_at: int) -> None:
     """Put off the poll about a task that only a callback names: its submission is under way.
 
     Upstream's answer to the submission says which task it is, and makes the poll due at once.
     Without an answer the poll is due at `due_at`.
     """
-    generation = await rows.read_by_id(tx, Generation, generation_id)
+    generation = await rows.lock_by_id(tx, Generation, generation_id)
     if generation is None or generation.submission != "sending":
         return
     if generation.is_poll_due(tx.now):
@@ -90,7 +97,7 @@ async def plan_without_task(tx: Transaction, context: Context, generation_id: st
 
     If no callback came, a client asked for the poll: a submission that waits goes on waiting.
     """
-    generation = await rows.read_by_id(tx, Generation, generation_id)
+    generation = await rows.lock_by_id(tx, Generation, generation_id)
     if generation is None or generation.task_id is not None:
         return
     changes: dict[str, Any] = {"next_poll_at": None}

@@ -6,6 +6,7 @@ import msgspec
 
 from service.context import Context
 from service.generations import ingest, judge
+from service.model.generation import Generation
 from service.store import callbacks, generations, tasks
 from service.store.database import Transaction
 from service.upstream import results, wire
@@ -34,6 +35,7 @@ async def write_proofs(
     new = [(p, s) for p, s in pairs if s is not None and s.verdict in callbacks.NEW_VERDICTS]
     ids = [proof.arrival.generation_id for proof, _ in new]
     batch = ingest.Batch(tx, context, await generations.get_ending(tx, ids))
+    await tasks.claim(tx, [id_ for proof, _ in new for id_ in _claimed_ids(batch, proof)])
     hints = [
         (p.arrival, s)
         for p, s in new
@@ -58,15 +60,27 @@ async def write_proofs(
     return stored
 
 
+def _claimed_ids(batch: ingest.Batch, proof: Proof) -> Sequence[str]:
+    """Return the ids of a callback that names more than the known task of its generation."""
+    generation = batch.generations.get(proof.arrival.generation_id)
+    if proof.report is None or generation is None or _names_only_own(proof.report, generation):
+        return ()
+    return (*proof.report.task_ids, *proof.report.names)
+
+
+def _names_only_own(report: wire.Report, generation: Generation) -> bool:
+    return not report.names and report.task_ids in ((), (generation.task_id,))
+
+
 async def _names_other_task(tx: Transaction, batch: ingest.Batch, proof: Proof) -> bool:
     """Whether a callback names another task than its generation's: it is then only a hint.
 
     A signature covers the body and not the URL, so a body can be sent to another generation's URL.
     """
     report, generation = proof.report, batch.generations[proof.arrival.generation_id]
-    ids = report.task_ids if report else ()
-    if report is None or (not report.names and ids in ((), (generation.task_id,))):
+    if report is None or _names_only_own(report, generation):
         return False
+    ids = report.task_ids
     if ids and generation.task_id is not None and generation.task_id not in ids:
         return True
     others = report.other_ids(generation.task_id)

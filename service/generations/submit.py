@@ -278,8 +278,8 @@ async def _claim_due(tx: Transaction, ids: Sequence[str]) -> dict[str, Generatio
 
     `deadlines.expire` ends those past their deadline.
     """
-    held = await generations.confirmations_of(tx, ids)
     read = await generations.get_many(tx, ids)
+    held = await generations.confirmations_of(tx, ids)
     due = [g for g in read.values() if g.id not in held and g.is_submission_due(tx.now)]
     late = [replace(g, submit_at=None) for g in due if g.deadline_at <= tx.now]
     claimed = [

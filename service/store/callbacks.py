@@ -84,7 +84,7 @@ async def insert(tx: Transaction, arrivals: Sequence[Arrival]) -> list[StoredCal
     body is stored once.
     """
     ids = [arrival.generation_id for arrival in arrivals]
-    states = await tx.all("callbacks_generation_states", ids=json_text(ids))
+    states = await tx.lock("callbacks_generation_states", ids=json_text(ids))
     rooms = await _read_rooms(tx, {ids[row["position"]] for row in states if row["has_others"]})
     stored: list[StoredCallback | None] = [None] * len(arrivals)
     rows: list[dict[str, Any]] = []
@@ -161,7 +161,7 @@ async def plan_confirmations(
 async def hint(tx: Transaction, arrival: Arrival) -> None:
     """Plan the confirmation of a callback whose body is too large to be read."""
     ids = json_text([arrival.generation_id])
-    states = await tx.all("callbacks_generation_states", ids=ids)
+    states = await tx.lock("callbacks_generation_states", ids=ids)
     for state in states:
         if state["nonce"] == arrival.nonce:
             verdict = _verdict(arrival, state["status"], is_repeated=False)
@@ -170,9 +170,9 @@ async def hint(tx: Transaction, arrival: Arrival) -> None:
 
 
 async def tenant_of(tx: Transaction, generation_id: str) -> str | None:
-    """Return the tenant of a generation, or None if there is none."""
-    row = await tx.one("generation_tenant", id=generation_id)
-    return row["tenant"] if row else None
+    """Return the tenant of a generation, which nobody erases meanwhile; None if there is none."""
+    few = await tx.keep("generation_tenant", id=generation_id)
+    return few[0]["tenant"] if few else None
 
 
 async def reject(tx: Transaction, arrival: Arrival) -> None:

@@ -26,6 +26,7 @@ class Transaction(Protocol):
     """One transaction. It executes named statements, and calls functions after its commit."""
 
     now: int  # Milliseconds since the epoch, the same for the whole transaction.
+    locked: set[str]  # The ids of the rows that `lock` has returned.
 
     async def one(self, name: str, /, **values: object) -> Row | None:
         """Return the first row of the statement, or None."""
@@ -35,6 +36,24 @@ class Transaction(Protocol):
 
     def each(self, name: str, /, **values: object) -> AsyncIterator[Row]:
         """Iterate over the rows of the statement. A row is read when the caller asks for it."""
+
+    async def lock(self, name: str, /, **values: object) -> list[Row]:
+        """Return every row of the statement, which nobody else changes until the commit.
+
+        Other transactions that lock or change one of them wait. What a unit reads in order to
+        change it, or what it decides by, it locks first; the rows are the newest then, and so is
+        what later statements read. Units that lock several rows lock them in the order of their
+        ids, so that no two wait for each other.
+        """
+
+    async def keep(self, name: str, /, **values: object) -> list[Row]:
+        """Like `lock`, but others may still change the rows: only nobody deletes them."""
+
+    async def lock_names(self, *names: str) -> None:
+        """Wait until no other transaction has locked one of these names; hold them as `lock` does.
+
+        For what is no row, such as a row that is not there yet.
+        """
 
     async def run(self, name: str, /, **values: object) -> int:
         """Execute the statement; return how many rows it changed."""

@@ -26,7 +26,7 @@ _STATEMENTS = (
 
 
 async def erase(tx: Transaction, generation: Generation) -> list[str]:
-    """Delete a generation that has ended; return the subscribers that were owed an event of it.
+    """Delete a generation that has ended and is locked; return whom an event of it was owed to.
 
     The caller has their lanes reloaded (`Inbox.reload`), which drops its deliveries from memory.
     """
@@ -38,7 +38,10 @@ async def erase(tx: Transaction, generation: Generation) -> list[str]:
         "created_at": time_of(generation.id),
         "most": _PARTS_MAX,
     }
-    owed = await tx.all("subscribers_owed_events", **values)
+    if generation.notify_subscriber_id is not None:
+        await tx.lock("subscriber_by_id", id=generation.notify_subscriber_id)
+    await tx.lock("events_of_ids", **values)
+    deliveries = await tx.lock("deliveries_of_events", **values)
     for name in _STATEMENTS:
         await tx.run(name, **values)
-    return [row["subscriber_id"] for row in owed]
+    return sorted({row["subscriber_id"] for row in deliveries if row["status"] == "pending"})

@@ -13,7 +13,15 @@ from service.model.generation import TERMINAL, Generation
 from service.model.ids import first_id
 from service.store import pages
 from service.store.database import Row, Transaction
-from service.store.rows import decode_row, encode_json, encode_row, json_text, read_all, read_number
+from service.store.rows import (
+    decode_row,
+    decode_rows,
+    encode_json,
+    encode_row,
+    json_text,
+    read_all,
+    read_number,
+)
 
 CONFIRM_INTERVAL_MS = SECOND
 # The UPDATEs with the columns that each sets, the fewest first: SQLite writes the index of every
@@ -84,23 +92,23 @@ async def insert(tx: Transaction, new: Generation) -> None:
 
 
 async def get_many(tx: Transaction, ids: Collection[str]) -> dict[str, Generation]:
-    """Return the generations by id; ids without a generation are left out."""
-    rows = await read_all(tx, Generation, "generations_by_id", ids=json_text(sorted(set(ids))))
-    return {generation.id: generation for generation in rows}
+    """Lock the generations and return them by id; ids without a generation are left out."""
+    rows = await tx.lock("generations_by_id", ids=json_text(sorted(set(ids))))
+    return {generation.id: generation for generation in decode_rows(Generation, rows)}
 
 
 async def get_ending(tx: Transaction, ids: Collection[str]) -> dict[str, Generation]:
-    """Return the generations by id, with open ones that share a task with one of them.
+    """Lock the generations and return them by id, with open ones that share a task with one.
 
     An input may have a megabyte, so this is only for generations of which some may have ended.
     """
     values = {"ids": json_text(sorted(set(ids))), "shared_max": SHARED_MAX}
-    rows = await read_all(tx, Generation, "generations_of_polls", **values)
-    return {generation.id: generation for generation in rows}
+    rows = await tx.lock("generations_of_polls", **values)
+    return {generation.id: generation for generation in decode_rows(Generation, rows)}
 
 
 async def update(tx: Transaction, changes: Iterable[tuple[Generation, Generation]]) -> None:
-    """Store changed generations, each as (before, after).
+    """Store changed generations, each as (before, after). They are locked.
 
     Their rows are written by id, and before their confirmations: transactions that write rows in
     different orders would wait for each other.
@@ -108,6 +116,7 @@ async def update(tx: Transaction, changes: Iterable[tuple[Generation, Generation
     rows: list[tuple[str, dict[str, Any]]] = []
     bodies: list[dict[str, Any]] = []
     for before, after in sorted(changes, key=lambda change: change[1].id):
+        assert after.id in tx.locked, "a generation is changed that is not locked"
         row = {name: getattr(after, name) for name in _COLUMNS}
         changed = {name for name, value in row.items() if value != getattr(before, name)}
         if changed:

@@ -11,6 +11,7 @@ async def take(tx: Transaction, count: int, rate_per_second: float) -> int:
 
     The row has the time at which the next poll may be sent, in microseconds since the epoch.
     """
+    await tx.lock_names("questions")
     interval, now = 1_000_000 / rate_per_second, tx.now * 1_000
     begin = max(await read_number(tx, "questions_get") or 0, now - AT_ONCE_US)
     if begin > now:

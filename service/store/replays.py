@@ -75,10 +75,14 @@ async def matching_seqs(
 async def insert_delivery(
     tx: Transaction, replay: Replay, subscriber: Subscriber, seq: int
 ) -> DueDelivery | None:
-    """Store a delivery of the event with this seq, due now; None if the event is deleted."""
-    event = await rows.read_one(tx, Event, "replay_event", seq=seq)
-    if event is None:
+    """Store a delivery of the event with this seq, due now; None if the event is deleted.
+
+    It is locked: nobody deletes or erases it meanwhile.
+    """
+    few = await tx.lock("replay_event", seq=seq, tenant=replay.tenant)
+    if not few:
         return None
+    event = rows.decode_row(Event, few[0])
     due = deliveries.new_due(event, subscriber, tx.now, "replay")
     values = {**msgspec.structs.asdict(due), "replay_id": replay.id, "due_at": tx.now}
     await tx.run("replay_deliveries_insert", **values)

@@ -28,7 +28,7 @@ async def _reseal_page(
     tx: Transaction, vault: Vault, name: str, after: str
 ) -> tuple[int, str | None]:
     """Reseal the next rows; return how many, and the id to continue after, or None."""
-    rows = await tx.all(name, after=after, limit=PAGE)
+    rows = await tx.lock(name, after=after, limit=PAGE)
     resealed = [{**dict(row), **changes} for row in rows if (changes := _changes(vault, row))]
     await tx.many(_STATEMENTS[name], resealed)
     if resealed:

@@ -45,7 +45,7 @@ _DELETES = {
             "generation_delete",
         ),
     ),
-    "subscribers_notify_old": ("sub", ("subscriber_delete",)),
+    "subscribers_notify_old": ("sub", ("subscriber_notify_erase",)),
 }
 
 # Rows that are deleted before the listed rows, PARTS_BATCH at a time.
@@ -141,7 +141,7 @@ async def _delete_old(name: str, tx: Transaction, after: str, **values: Any) -> 
     """Delete those of the next old rows that may be deleted, with the rows of `_DELETES`."""
     prefix, deletes = _DELETES[name]
     before_id = first_id(prefix, values["before"])
-    rows = await tx.all(name, after=after, before_id=before_id, **values)
+    rows = await tx.lock(name, after=after, before_id=before_id, **values)
     deletable = [dict(row) for row in rows if row["is_deletable"]]
     whole = await _delete_parts(tx, _PARTS.get(name, ()), deletable)
     for delete in deletes:

@@ -92,13 +92,22 @@ async def read_by_id(
     return await read_one(tx, struct, _STATEMENTS[struct][0], id=id_, tenant=tenant)
 
 
+async def lock_by_id(
+    tx: Transaction, struct: type[T], id_: str, tenant: str | None = None
+) -> T | None:
+    """Like `read_by_id`, and lock the row, as whoever changes it must."""
+    few = await tx.lock(_STATEMENTS[struct][0], id=id_, tenant=tenant)
+    return decode_row(struct, few[0]) if few else None
+
+
 async def insert(tx: Transaction, new: msgspec.Struct, **columns: object) -> None:
     """Store a new noun, with further columns that its struct does not have."""
     await tx.run(_STATEMENTS[type(new)][1], **encode_row(new), **columns)
 
 
 async def update(tx: Transaction, old: T, **changes: Any) -> T:
-    """Store `changes` to a noun; return the changed one."""
+    """Store `changes` to a noun that is locked; return the changed one."""
+    assert old.id in tx.locked, "a row is changed that is not locked"  # type: ignore[attr-defined]
     new = msgspec.structs.replace(old, **changes)
     await tx.run(_STATEMENTS[type(new)][2], **encode_row(new))
     return new

@@ -5,6 +5,9 @@ the place of each `{}`. `{held g}` and `{held_id column}` keep only rows whose s
 holds. A text that several statements share begins with a line `-- part: NAME`, and the mark
 `{NAME}` inserts it. A statement that differs as a whole stands again, under the same name, in the
 overrides of a database.
+
+A line `-- lock: g, b` names the tables whose rows `Transaction.lock` locks, in the order in which
+the statement returns them: `{sorted g.id}`, where there is no other.
 """
 
 import re
@@ -17,6 +20,7 @@ from typing import Any, NamedTuple
 _SECTION = re.compile(r"(?ms)^-- (name|part): (\w+)\n(.*?)(?=^-- (?:name|part): |\Z)")
 _MARK = re.compile(r"\{(\w+)(?: ([\w.]+))?\}")
 _PARAMETER = re.compile(r"'[^']*'|--[^\n]*|::|:(?P<name>\w+)")
+_LOCK = re.compile(r"(?m)^-- lock: (\w+(?:, \w+)*)$")
 _FOLDER = Path(__file__).parent / "sql"
 _COMPOSED_MAX = 500  # Statements that are cached: a list has one for each set of filters.
 
@@ -29,6 +33,7 @@ class Statement(NamedTuple):
 
     sql: str
     bind: Callable[[Mapping[str, Any]], tuple[Any, ...]]
+    locked: str = ""  # The tables whose rows it may lock, as `FOR UPDATE OF` names them.
 
 
 class Dialect:
@@ -92,8 +97,11 @@ class Dialect:
         def fill(mark: re.Match[str]) -> str:
             return marks[mark[1]].replace("{}", mark[2] or "")
 
+        locked = _LOCK.search(sql)
+        sql = _LOCK.sub("", sql).strip().removesuffix(";")
         filled = _MARK.sub(fill, _MARK.sub(fill, sql))  # A part may have marks, too.
-        return Statement(_PARAMETER.sub(place, filled), _binder(names))
+        text = _PARAMETER.sub(place, filled)
+        return Statement(text, _binder(names), locked[1] if locked else "")
 
 
 def _binder(names: list[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:

@@ -40,7 +40,10 @@ async def owed_notices(tx: Transaction, tenant: str, since_at: int) -> int:
 
 
 async def update(tx: Transaction, old: Subscriber, **changes: Any) -> Subscriber:
-    """Store `changes`; with `updated_at` among them, other processes reload the subscriber."""
+    """Store `changes`; with `updated_at` among them, other processes reload the subscriber.
+
+    The subscriber is locked.
+    """
     new = await rows.update(tx, old, **changes)
     if "updated_at" in changes:
         await bump_revision(tx, old.tenant, old.id)
@@ -86,7 +89,8 @@ async def changes_since(tx: Transaction, revision: int) -> Changes:
 
 
 async def delete(tx: Transaction, old: Subscriber) -> None:
-    """Delete a subscriber. The caller cancels its pending deliveries with `deliveries.cancel`."""
+    """Delete a subscriber that is locked. The caller cancels its pending deliveries."""
+    assert old.id in tx.locked, "a subscriber is deleted that is not locked"
     await tx.run("subscriber_delete", id=old.id)
     await bump_revision(tx, old.tenant, old.id)
 
@@ -120,13 +124,21 @@ async def tenant_secrets(tx: Transaction, tenant: str) -> bytes | None:
     return row["sealed_secrets"] if row else None
 
 
+async def lock_tenant_secrets(tx: Transaction, tenant: str) -> bytes:
+    """Return the sealed secrets of a tenant that exists, and lock them, to replace them."""
+    [row] = await tx.lock("tenant_by_id", id=tenant)
+    sealed: bytes = row["sealed_secrets"]
+    return sealed
+
+
 async def insert_tenant(tx: Transaction, tenant: str, sealed_secrets: bytes) -> None:
     """Store a tenant, unless it exists."""
     await tx.run("tenant_insert", id=tenant, sealed_secrets=sealed_secrets, created_at=tx.now)
 
 
 async def update_tenant(tx: Transaction, tenant: str, sealed_secrets: bytes) -> None:
-    """Replace the tenant's sealed secrets."""
+    """Replace the tenant's sealed secrets, which are locked."""
+    assert tenant in tx.locked, "secrets are replaced that are not locked"
     await tx.run("tenant_update", id=tenant, sealed_secrets=sealed_secrets)
     await bump_revision(tx, tenant)
 

@@ -25,6 +25,11 @@ async def holders(
     return await tx.all("generations_of_tasks", **values, input=input_text)
 
 
+async def claim(tx: Transaction, task_ids: Collection[str]) -> None:
+    """Wait until no other transaction may give one of the tasks to a generation."""
+    await tx.lock_names(*(f"task {id_}" for id_ in task_ids))
+
+
 async def another_has(tx: Transaction, task_ids: Collection[str], generation_id: str) -> bool:
     """Return whether another generation than this one has one of the tasks."""
     return bool(await holders(tx, task_ids, generation_id, limit=1))
@@ -43,6 +48,7 @@ async def is_name(tx: Transaction, task_id: str, generation_id: str) -> bool | N
 
 async def learn_name(tx: Transaction, task_id: str, generation_id: str) -> None:
     """Store another name of this generation's task; one that another generation has is revoked."""
+    await tx.keep("generation_tenant", id=generation_id)
     await tx.run("task_name_learn", task_id=task_id, id=generation_id, names_max=NAMES_MAX)
 
 

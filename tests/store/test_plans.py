@@ -52,7 +52,7 @@ def explain(connection: sqlite3.Connection) -> Explain:
     """A function that returns SQLite's plan of a named statement."""
 
     def plan(name: str) -> list[str]:
-        sql, bind = statements()[name]
+        sql, bind, _ = statements()[name]
         values = bind(defaultdict(lambda: "[]"))
         return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
 

@@ -1,8 +1,9 @@
 """PostgreSQL by asyncpg: each unit in a transaction of its own, batched units in one for all items.
 
 Up to WRITERS_MAX connections write at once; further units wait in the same bounded queue as on
-SQLite. Transactions are SERIALIZABLE: a unit commits only if its result is as if it had run alone.
-A unit whose transaction fails for that reason (SQLSTATE class 40) runs again.
+SQLite. Transactions are READ COMMITTED: a unit locks by name what it decides by and changes
+(`Transaction.lock`), so it waits for others instead of running again. Only the server's choice
+among transactions that wait for each other (SQLSTATE class 40) runs again.
 
 If the answer to a COMMIT is lost, the server is asked whether the transaction was committed, and
 the unit runs again only if it was not. Batched units, which run most often, run again without that
@@ -14,7 +15,6 @@ import contextlib
 import random  # noqa: TID251  two units in conflict must not repeat in step
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
 
@@ -248,17 +248,14 @@ class Database(Writes):
         if before is not None and await was_committed(self._pool, before.number):
             return before.results, before.tx
         item.unanswered = None
-        async with self._begin() as connection:
+        async with self._pool.transaction() as connection:
             tx = self._transaction(connection)
             results = [await item.unit(tx, *item.args)]
             item.unanswered = Unanswered(await number_of(connection), results, tx)
         return results, tx
 
-    def _begin(self) -> AbstractAsyncContextManager[Any]:
-        return self._pool.transaction(isolation="serializable")
-
     async def _run_batched(self, batch: Sequence[Item]) -> tuple[Sequence[Any], Transaction]:
-        async with self._begin() as connection:
+        async with self._pool.transaction() as connection:
             tx = self._transaction(connection)
             results = await batch[0].unit(tx, [item.args[0] for item in batch])
             assert len(results) == len(batch), "a batched unit returned too few results"

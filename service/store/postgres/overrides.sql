@@ -40,6 +40,17 @@ FROM (
 WHERE model = coalesce(:model, model)
 GROUP BY day, model ORDER BY day DESC, model LIMIT 10000;
 
+-- name: callbacks_generation_states
+-- Whether there were other callbacks is not known before the generations are locked.
+SELECT p.key AS position, g.id, g.tenant, g.status, g.nonce, g.last_poll_at, TRUE AS has_others
+FROM json_rows(:ids) p JOIN generations g ON g.id = p.value ORDER BY g.id;
+-- lock: g
+
+-- name: event_delete
+-- A replay may have stored a delivery of the event before it was locked.
+DELETE FROM events
+WHERE id = :id AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = events.id OFFSET 0);
+
 -- name: generations_to_submit
 {tenants submit_at}
 SELECT g.*, b.input, b.metadata, b.output, b.error

@@ -18,6 +18,7 @@ DIALECT = Dialect(
     {
         "index": "",
         "ordered": "",
+        "sorted": "ORDER BY {}",  # So rows are locked in this order.
         "unindexed": "{}",
         "greatest": "GREATEST",
         "least": "LEAST",

@@ -8,6 +8,10 @@ from typing import Any
 from service.store.database import AfterCommit, Row
 from service.store.postgres.statements import DIALECT, statements
 
+# Two schemas of a database have different names.
+_LOCK_NAMES = """
+SELECT pg_advisory_xact_lock(hashtextextended('genhook ' || current_schema() || ' ' || name, 0))
+FROM unnest(CAST($1 AS TEXT[])) name"""
 PREFETCH_ROWS = 20  # Of a cursor, at a time.
 _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
@@ -21,7 +25,7 @@ Arguments = tuple[Any, ...]
 class Transaction:
     """The statements of one unit, or of one batched unit with all its items."""
 
-    __slots__ = ("_connection", "_is_pooled", "_shards", "after", "charged", "now")
+    __slots__ = ("_connection", "_is_pooled", "_shards", "after", "charged", "locked", "now")
 
     def __init__(
         self,
@@ -36,38 +40,60 @@ class Transaction:
         self._shards = list(shards)  # For the marks `held` and `held_id`.
         self.after: AfterCommit = []
         self.charged: Counter[str] = Counter()
+        self.locked: set[str] = set()
         self.now = now
 
     async def one(self, name: str, /, **values: object) -> Row | None:
         """Return the first row of the statement, or None."""
-        sql, bind = statements()[name]
+        sql, bind, _ = statements()[name]
         values["shards"] = self._shards
         row: Row | None = await self._connection.fetchrow(sql, *_clean(bind(values)))
         return row
 
     async def all(self, name: str, /, **values: object) -> list[Row]:
         """Return every row of the statement."""
-        sql, bind = statements()[name]
+        sql, bind, _ = statements()[name]
         values["shards"] = self._shards
         rows: list[Row] = await self._connection.fetch(sql, *_clean(bind(values)))
         return rows
 
+    async def lock(self, name: str, /, **values: object) -> list[Row]:
+        """Return every row of the statement, which nobody else changes until the commit."""
+        rows = await self._lock(name, "FOR UPDATE", values)
+        self.locked.update(row["id"] for row in rows)
+        return rows
+
+    async def keep(self, name: str, /, **values: object) -> list[Row]:
+        """Return every row of the statement, which nobody else deletes until the commit."""
+        return await self._lock(name, "FOR KEY SHARE", values)
+
+    async def _lock(self, name: str, strength: str, values: Mapping[str, object]) -> list[Row]:
+        sql, bind, tables = statements()[name]
+        sql = f"{sql} {strength} OF {tables}"
+        rows: list[Row] = await self._connection.fetch(sql, *_clean(bind(values)))
+        return rows
+
+    async def lock_names(self, *names: str) -> None:
+        """Wait until no other transaction has locked one of these names; hold them."""
+        if names:
+            await self._connection.execute(_LOCK_NAMES, sorted(names))
+
     async def each(self, name: str, /, **values: object) -> AsyncIterator[Row]:
         """Iterate over the rows of the statement."""
-        sql, bind = statements()[name]
+        sql, bind, _ = statements()[name]
         async for row in self._cursor(sql, bind(values)):
             yield row
 
     async def run(self, name: str, /, **values: object) -> int:
         """Execute the statement; return how many rows it changed."""
-        sql, bind = statements()[name]
+        sql, bind, _ = statements()[name]
         values["shards"] = self._shards
         status: str = await self._connection.execute(sql, *_clean(bind(values)))
         return int(status.rpartition(" ")[2])
 
     async def many(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:
         """Execute the statement once for each of `rows`, all in one exchange with the server."""
-        sql, bind = statements()[name]
+        sql, bind, _ = statements()[name]
         arguments = [_clean(bind(row)) for row in rows]
         if len(arguments) > 1 and (match := _INSERT.fullmatch(sql)):
             if (joined := _joined.get(name)) is None:
@@ -79,13 +105,13 @@ class Transaction:
 
     async def select(self, sql: str, values: Mapping[str, object]) -> list[Row]:
         """Return the rows of SQL that the code has composed."""
-        composed, bind = DIALECT.compose(sql)
+        composed, bind, _ = DIALECT.compose(sql)
         rows: list[Row] = await self._connection.fetch(composed, *_clean(bind(values)))
         return rows
 
     async def scan(self, sql: str, values: Mapping[str, object]) -> AsyncIterator[Row]:
         """Iterate over the rows of SQL that the code has composed."""
-        composed, bind = DIALECT.compose(sql)
+        composed, bind, _ = DIALECT.compose(sql)
         async for row in self._cursor(composed, bind(values)):
             yield row
 

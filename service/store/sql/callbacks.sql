@@ -1,10 +1,11 @@
 -- name: callbacks_generation_states
 -- For each generation id of a JSON list: what the verdict of a callback depends on. Most generations
 -- get one callback: whether there were others is one look into the tree of bodies.
-SELECT p.key AS position, g.tenant, g.status, g.nonce, g.last_poll_at,
+SELECT p.key AS position, g.id, g.tenant, g.status, g.nonce, g.last_poll_at,
     EXISTS (SELECT 1 FROM callback_bodies b
         WHERE b.generation_id = g.id AND b.body_digest > '' {each}) AS has_others
-FROM {rows}(:ids) p {ordered} JOIN generations g ON g.id = p.value;
+FROM {rows}(:ids) p {ordered} JOIN generations g ON g.id = p.value {sorted g.id};
+-- lock: g
 
 -- name: callbacks_kept
 -- For each generation id of a JSON list: how many callbacks it keeps, how many bytes of them, and the
@@ -61,6 +62,7 @@ WHERE verdict = 'rejected' AND (tenant = '') = :is_unowned
     AND (id < :before_id OR id <= (SELECT id FROM callbacks WHERE verdict = 'rejected'
         AND (tenant = '') = :is_unowned ORDER BY id DESC LIMIT 1 OFFSET :keep))
 ORDER BY id LIMIT :limit;
+-- lock: callbacks
 
 -- name: callback_delete
 DELETE FROM callbacks WHERE tenant = :tenant AND id = :id;

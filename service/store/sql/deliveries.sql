@@ -5,6 +5,7 @@ VALUES (:tenant, :id, :subscriber_id, :event_id, :event_type, :generation_id, :t
 
 -- name: delivery_by_id
 SELECT * FROM deliveries WHERE tenant = :tenant AND id = :id;
+-- lock: deliveries
 
 -- name: deliveries_next_due_times
 -- A skip scan: one step for each subscriber with pending deliveries, however many it has.
@@ -152,6 +153,7 @@ SELECT d.tenant, d.id, d.status <> 'pending' AND NOT EXISTS (SELECT 1 FROM attem
     WHERE a.delivery_id = d.id AND a.started_at >= :before {each}) AS is_deletable
 FROM deliveries d WHERE d.tenant = :tenant AND d.id > :after AND d.id < :before_id
 ORDER BY d.id LIMIT :limit;
+-- lock: d
 
 -- name: delivery_cancel_disabled
 -- What a disabled subscriber is owed ends after the retention; the next sweep deletes it.
@@ -165,11 +167,11 @@ DELETE FROM deliveries WHERE tenant = :tenant AND id = :id;
 -- name: attempts_delete
 DELETE FROM attempts WHERE delivery_id = :id;
 
--- name: subscribers_owed_events
--- The subscribers with pending deliveries of these events. :event_ids is a JSON list.
-SELECT DISTINCT d.subscriber_id FROM {rows}(:event_ids) e
-{ordered} JOIN deliveries d {index deliveries_event} ON d.event_id = e.value
-WHERE d.status = 'pending';
+-- name: deliveries_of_events
+-- :event_ids is a JSON list.
+SELECT d.id, d.subscriber_id, d.status FROM {rows}(:event_ids) e
+{ordered} JOIN deliveries d {index deliveries_event} ON d.event_id = e.value {sorted d.id};
+-- lock: d
 
 -- name: attempts_of_events_delete
 DELETE FROM attempts WHERE delivery_id IN (SELECT d.id FROM {rows}(:event_ids) e

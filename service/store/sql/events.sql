@@ -18,9 +18,15 @@ SELECT e.id, NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.id {eac
         WHERE r.status = 'running' AND r.tenant = e.tenant
             AND e.seq > r.cursor AND e.seq <= r.last_seq {each}) AS is_deletable
 FROM events e WHERE e.id > :after AND e.id < :before_id ORDER BY e.id LIMIT :limit;
+-- lock: e
 
 -- name: event_delete
 DELETE FROM events WHERE id = :id;
+
+-- name: events_of_ids
+-- :event_ids is a JSON list.
+SELECT e.id FROM {rows}(:event_ids) i {ordered} JOIN events e ON e.id = i.value {sorted e.id};
+-- lock: e
 
 -- name: events_erase
 -- What is left until the retention is the place: a cursor of whoever has read the event stays exact.

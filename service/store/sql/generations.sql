@@ -15,15 +15,18 @@ VALUES (:tenant, :name, :value, :generation_id);
 SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM generations g JOIN generation_bodies b ON b.generation_id = g.id
 WHERE g.id = :id;
+-- lock: g, b
 
 -- name: generation_tenant
 SELECT tenant FROM generations WHERE id = :id;
+-- lock: generations
 
 -- name: generations_by_id
 -- :ids is a JSON list.
 SELECT g.*, b.input, b.metadata, b.output, b.error
 FROM {rows}(:ids) i {ordered} JOIN generations g ON g.id = i.value
-JOIN generation_bodies b ON b.generation_id = g.id;
+JOIN generation_bodies b ON b.generation_id = g.id {sorted g.id};
+-- lock: g, b
 
 -- name: generations_ended
 -- :ids is a JSON list.
@@ -77,7 +80,8 @@ FROM (SELECT value AS id FROM {rows}(:ids)
         {ordered} JOIN generations s ON s.task_id = p.task_id
         WHERE s.status NOT IN ('succeeded', 'failed', 'canceled') LIMIT :shared_max) few) q
 {ordered} JOIN generations g ON g.id = q.id
-{ordered} JOIN generation_bodies b ON b.generation_id = q.id;
+{ordered} JOIN generation_bodies b ON b.generation_id = q.id {sorted g.id};
+-- lock: g, b
 
 -- name: generation_update
 UPDATE generations SET status = :status, task_id = :task_id, credits = :credits,
@@ -334,6 +338,7 @@ SELECT g.id, g.tenant, g.status IN ('succeeded', 'failed', 'timed_out', 'cancele
         FROM {rows}(CASE WHEN {is_json g.event_ids} THEN g.event_ids ELSE '[]' END) i
         {ordered} JOIN events e ON e.id = i.value {each}) AS is_deletable
 FROM generations g WHERE g.id > :after AND g.id < :before_id ORDER BY g.id LIMIT :limit;
+-- lock: g
 
 -- name: generation_delete
 DELETE FROM generations WHERE id = :id;

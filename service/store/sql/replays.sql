@@ -8,6 +8,7 @@ VALUES (:id, :tenant, :subscriber_id, :since_at, :until_at, :event_types, :only_
 
 -- name: replay_by_id
 SELECT * FROM replays WHERE id = :id;
+-- lock: replays
 
 -- name: replay_running
 SELECT id FROM replays WHERE subscriber_id = :subscriber_id AND status = 'running';
@@ -63,7 +64,8 @@ WHERE e.tenant = :tenant AND e.seq > :cursor AND e.seq <= :last_seq
 ORDER BY e.seq LIMIT :limit;
 
 -- name: replay_event
-SELECT * FROM events WHERE seq = :seq;
+SELECT * FROM events WHERE seq = :seq AND {unindexed tenant} = :tenant;
+-- lock: events
 
 -- name: replay_count_untried
 -- How many deliveries of a replay wait for their first attempt, counted up to :limit.

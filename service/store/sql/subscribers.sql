@@ -19,9 +19,16 @@ WHERE id = :id;
 
 -- name: subscriber_by_id
 SELECT * FROM subscribers WHERE id = :id;
+-- lock: subscribers
 
 -- name: subscriber_notify
 SELECT * FROM subscribers WHERE tenant = :tenant AND url = :url AND is_notify = 1;
+-- lock: subscribers
+
+-- name: subscriber_notify_enabled
+SELECT * FROM subscribers
+WHERE tenant = :tenant AND url = :url AND is_notify = 1 AND {unindexed status} <> 'disabled';
+-- lock: subscribers
 
 -- name: subscribers_of_tenant
 -- What decides who gets an event. Each event reads this, so it is short.
@@ -63,6 +70,7 @@ DELETE FROM rests WHERE (tenant, receiver) IN (SELECT tenant, receiver FROM rest
 
 -- name: tenant_by_id
 SELECT * FROM tenants WHERE id = :id;
+-- lock: tenants
 
 -- name: tenant_insert
 INSERT INTO tenants (id, sealed_secrets, created_at) VALUES (:id, :sealed_secrets, :created_at)
@@ -97,10 +105,12 @@ SELECT number FROM revisions WHERE noun = 'subscribers';
 -- name: subscribers_notify_old
 -- The next subscribers of a notify_url from before a time. One can be deleted once it
 -- has no generation and no delivery any more.
-SELECT s.id, NOT EXISTS (SELECT 1 FROM generations g WHERE g.notify_subscriber_id = s.id {each})
+SELECT s.id, s.id AS notify_subscriber_id,
+    NOT EXISTS (SELECT 1 FROM generations g WHERE g.notify_subscriber_id = s.id {each})
     AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.subscriber_id = s.id {each}) AS is_deletable
 FROM subscribers s WHERE s.is_notify = 1 AND s.id > :after AND s.id < :before_id
 ORDER BY s.id LIMIT :limit;
+-- lock: s
 
 -- name: subscriber_notify_erase
 -- That of a notify_url, once no other generation has it.
@@ -113,11 +123,13 @@ SELECT id FROM tenants ORDER BY id;
 
 -- name: tenants_sealed
 SELECT id, sealed_secrets FROM tenants WHERE id > :after ORDER BY id LIMIT :limit;
+-- lock: tenants
 
 -- name: subscribers_sealed
 SELECT id, sealed_secrets, sealed_headers FROM subscribers
 WHERE id > :after AND coalesce(sealed_secrets, sealed_headers) IS NOT NULL
 ORDER BY id LIMIT :limit;
+-- lock: subscribers
 
 -- name: subscriber_reseal
 UPDATE subscribers SET sealed_secrets = :sealed_secrets, sealed_headers = :sealed_headers

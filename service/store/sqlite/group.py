@@ -18,12 +18,13 @@ FIRST_ITEMS = 64  # Of a batched unit, in its first call of a group; later ones 
 class Transaction:
     """A transaction on one connection; see store/database.py."""
 
-    __slots__ = ("_after", "_connection", "charged", "now")
+    __slots__ = ("_after", "_connection", "charged", "locked", "now")
 
     def __init__(self, connection: sqlite3.Connection, now: int, after: AfterCommit) -> None:
         self._connection = connection
         self._after = after
         self.now = now
+        self.locked: set[str] = set()
         self.charged: Counter[str] | None = None  # Rows by tenant.
 
     async def one(self, name: str, /, **values: object) -> Row | None:
@@ -40,13 +41,26 @@ class Transaction:
         for row in self._execute(name, values):
             yield row
 
+    async def lock(self, name: str, /, **values: object) -> list[Row]:
+        """Return every row of the statement. The file has one writer: nobody else changes them."""
+        rows: list[Row] = self._execute(name, values).fetchall()
+        self.locked.update(row["id"] for row in rows)
+        return rows
+
+    async def keep(self, name: str, /, **values: object) -> list[Row]:
+        """Return every row of the statement."""
+        return self._execute(name, values).fetchall()
+
+    async def lock_names(self, *_names: str) -> None:
+        """Do nothing: the file has one writer."""
+
     async def run(self, name: str, /, **values: object) -> int:
         """Execute the statement; return how many rows it changed."""
         return self._execute(name, values).rowcount
 
     async def many(self, name: str, rows: Iterable[Mapping[str, object]]) -> None:
         """Execute the statement once for each of `rows`."""
-        sql, bind = statements()[name]
+        sql, bind, _ = statements()[name]
         self._connection.executemany(sql, map(bind, rows))
 
     async def select(self, sql: str, values: Mapping[str, object]) -> list[Row]:
@@ -71,7 +85,7 @@ class Transaction:
         self.charged[tenant] += rows
 
     def _execute(self, name: str, values: Mapping[str, object]) -> sqlite3.Cursor:
-        sql, bind = statements()[name]
+        sql, bind, _ = statements()[name]
         return self._connection.execute(sql, bind(values))
 
 

@@ -8,6 +8,7 @@ from service.store.statements import Dialect, Statement
 DIALECT = Dialect(
     {
         "index": "INDEXED BY {}",
+        "sorted": "",
         "ordered": "CROSS",  # CROSS JOIN keeps the order of the tables (optoverview.html).
         "unindexed": "+{}",
         "greatest": "max",
