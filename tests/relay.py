@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-# As asyncpg sends them. Only units that write have this level.
-_BEGIN, _COMMIT = b"BEGIN ISOLATION LEVEL READ COMMITTED", b"COMMIT;\0"
-_END = b"ROLLBACK;\0"
+_COMMIT, _ROLLBACK = b"COMMIT;\0", b"ROLLBACK;\0"  # As asyncpg sends them.
 _UNIT = re.compile(rb"unit:(\w+)")  # A value that a test sends, to name the unit that runs.
 Lost = Literal["message", "answer"] | None
 
@@ -77,14 +75,15 @@ class Relay:
             to_server.transport.abort()
 
     async def _ask(self, client: StreamReader, to_server: StreamWriter, link: "_Link") -> None:
-        is_unit, unit = False, ""
+        unit = ""
         while data := await client.read(1 << 16):
             await link.speaking.wait()
-            is_unit = (is_unit or _BEGIN in data) and _END not in data
+            if _ROLLBACK in data:
+                unit = ""
             for name in _UNIT.findall(data):
                 unit = name.decode()
-            if is_unit and _COMMIT in data:
-                lost, is_unit, unit = self.loses(unit), False, ""
+            if unit and _COMMIT in data:
+                lost, unit = self.loses(unit), ""
                 if lost == "message":
                     return
                 if lost == "answer":

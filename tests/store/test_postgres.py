@@ -67,7 +67,8 @@ async def number(tx: Transaction) -> int:
 
 
 async def increment(tx: Transaction) -> int:
-    """Read, then write what was read, which loses updates unless the database prevents it."""
+    """Read, then write what was read, which would lose updates without the lock."""
+    await tx.lock_names("number")
     seen = await number(tx)
     await tx.select("UPDATE revisions SET number = :number", {"number": seen + 1})
     return seen
@@ -108,7 +109,7 @@ async def test_items_that_wait_together_share_one_call(database: Database) -> No
     assert await database.read(number) <= 3
 
 
-async def test_what_comes_while_its_unit_is_in_a_commit_is_one_group(database: Database) -> None:
+async def test_what_comes_while_its_unit_is_in_two_commits_is_one_group(database: Database) -> None:
     groups: list[list[str]] = []
     may_end = asyncio.Event()
 
@@ -117,18 +118,19 @@ async def test_what_comes_while_its_unit_is_in_a_commit_is_one_group(database: D
         await may_end.wait()
         return list(names)
 
-    committing = database.write_batched(note, "first")
-    await until(lambda: bool(groups))
-    waiting = []
-    for name in ("second", "third", "fourth"):
-        waiting.append(database.write_batched(note, name))
+    writes = []
+    for count, name in enumerate(("first", "second"), 1):
+        writes.append(database.write_batched(note, name))
+        await until(lambda count=count: len(groups) == count)  # type: ignore[misc]
+    for name in ("third", "fourth"):
+        writes.append(database.write_batched(note, name))
         for _ in range(10):  # Turns of the loop in which it could be taken.
             await asyncio.sleep(0)  # noqa: TID251
-    begun, queued = [*groups], database.queued
+    queued = database.queued
     may_end.set()
-    await asyncio.gather(committing, *waiting)
-    assert (begun, queued) == ([["first"]], 3)
-    assert groups == [["first"], ["second", "third", "fourth"]]
+    await asyncio.gather(*writes)
+    assert queued == 2
+    assert groups == [["first"], ["second"], ["third", "fourth"]]
 
 
 async def test_a_server_that_ended_every_idle_connection_is_used_as_if_it_had_not(

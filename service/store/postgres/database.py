@@ -46,6 +46,8 @@ _log = log.get()
 
 CONNECTIONS = 10  # One of them holds the right to work.
 WRITERS_MAX = 4  # Connections that write at the same time.
+# Of a unit at the same time: while the server commits one, the process makes the next.
+BATCHES_MAX = 2
 REPEATS_MAX = 30  # Of a unit in conflict with others.
 REPEAT_SECONDS, REPEAT_SECONDS_MAX = 0.002, 0.2
 ASK_SECONDS = 5.0  # How long a lost answer to COMMIT is asked about.
@@ -174,13 +176,12 @@ class Database(Writes):
     async def _start_commits(self, items: Iterable[Item]) -> None:
         """Commit the items of each unit, when a writer is free.
 
-        Two batches of a unit write to the same rows, such as the counts of a day, so they would be
-        in conflict. Items that come while a batch is committed form the next batch.
+        Items that come while BATCHES_MAX batches of a unit are committed form its next batch.
         """
         left: list[Item] = []
         for batch in _batches(items):
             unit = batch[0].unit if batch[0].batched else None
-            if unit is not None and unit in self._commits.values():
+            if unit is not None and [*self._commits.values()].count(unit) >= BATCHES_MAX:
                 left += batch
                 continue
             await self._writers.acquire()

@@ -46,6 +46,14 @@ SELECT p.key AS position, g.id, g.tenant, g.status, g.nonce, g.last_poll_at, TRU
 FROM json_rows(:ids) p JOIN generations g ON g.id = p.value ORDER BY g.id;
 -- lock: g
 
+-- name: callbacks_kept
+-- LATERAL: while there are few bodies, it would rather read all of them.
+SELECT p.value AS generation_id, kept.* FROM json_rows(:ids) p CROSS JOIN LATERAL (
+    SELECT count(*) AS count, CAST(sum(length(b.headers) + length(b.body)) AS BIGINT) AS size,
+        CAST(json_agg(b.body_digest) AS TEXT) AS digests
+    FROM callback_bodies b WHERE b.generation_id = p.value AND b.body_digest > '') kept
+WHERE kept.count > 0;
+
 -- name: event_delete
 -- A replay may have stored a delivery of the event before it was locked.
 DELETE FROM events

@@ -27,7 +27,6 @@ DIALECT = Dialect(
         "rows": "json_rows",
         "pairs": "jsonb_each_text",
         "json": "JSONB",
-        "json_list": "CAST(json_agg({}) AS TEXT)",
         "is_json": "is_json({})",
         "held": "AND {}.shard = ANY(:shards)",
         "held_id": "AND shard_of({}) = ANY(:shards)",

@@ -12,7 +12,7 @@ FROM {rows}(:ids) p {ordered} JOIN generations g ON g.id = p.value {sorted g.id}
 -- digests of their bodies. Rejected ones, whose digest is empty, are bounded by themselves.
 SELECT p.value AS generation_id, count(*) AS count,
     CAST(sum(length(b.headers) + length(b.body)) AS BIGINT) AS size,
-    {json_list b.body_digest} AS digests
+    json_group_array(b.body_digest) AS digests
 FROM {rows}(:ids) p {ordered} JOIN callback_bodies b ON b.generation_id = p.value AND b.body_digest > ''
 GROUP BY p.value;
 

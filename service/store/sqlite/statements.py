@@ -20,7 +20,6 @@ DIALECT = Dialect(
         "rows": "json_each",  # The elements of a JSON list, as `key` and `value`.
         "pairs": "json_each",  # The members of a JSON object, as `key` and `value`.
         "json": "TEXT",  # The type that `pairs` takes.
-        "json_list": "json_group_array({})",  # An aggregate.
         "is_json": "json_valid({})",
     },
     lambda _number: "?",
