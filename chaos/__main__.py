@@ -18,8 +18,8 @@ from chaos.outcome import Outcome
 from chaos.plan import Plan
 
 SUITES = (
-    *("kill", "storage", "simulation", "clock", "upstream", "rows", "entrance", "stop", "fuzz"),
-    *("freeze", "processes", "subscribers", "neighbours"),
+    *("kill", "storage", "simulation", "overlaps", "clock", "upstream", "rows", "entrance", "stop"),
+    *("fuzz", "freeze", "processes", "subscribers", "neighbours"),
 )
 MINUTES = 10.0
 ALONE = ("freeze", "processes", "subscribers", "neighbours")  # Which measure times.

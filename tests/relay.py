@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-_COMMIT, _ROLLBACK = b"COMMIT;\0", b"ROLLBACK;\0"  # As asyncpg sends them.
+# As asyncpg sends them. Reads have another level.
+_BEGIN, _COMMIT = b"BEGIN ISOLATION LEVEL READ COMMITTED", b"COMMIT;\0"
+_END = b"ROLLBACK;\0"
 _UNIT = re.compile(rb"unit:(\w+)")  # A value that a test sends, to name the unit that runs.
 Lost = Literal["message", "answer"] | None
 
@@ -75,15 +77,14 @@ class Relay:
             to_server.transport.abort()
 
     async def _ask(self, client: StreamReader, to_server: StreamWriter, link: "_Link") -> None:
-        unit = ""
+        is_unit, unit = False, ""
         while data := await client.read(1 << 16):
             await link.speaking.wait()
-            if _ROLLBACK in data:
-                unit = ""
+            is_unit = (is_unit or _BEGIN in data) and _END not in data
             for name in _UNIT.findall(data):
                 unit = name.decode()
-            if unit and _COMMIT in data:
-                lost, unit = self.loses(unit), ""
+            if is_unit and _COMMIT in data:
+                lost, is_unit, unit = self.loses(unit), False, ""
                 if lost == "message":
                     return
                 if lost == "answer":

@@ -74,8 +74,6 @@ class World(Harness):
         self.upstream.on_create = self._create
         self.subscribers.on_send = self._receive
         self._arm()
-        if self.relay is not None:
-            self.relay.loses = self._lose
 
     async def close(self) -> None:
         """Close the clients and stop the service."""
@@ -275,7 +273,7 @@ class World(Harness):
         return lost
 
     def _arm(self) -> None:
-        """Wrap the commits of the running process, so that it can crash before or after one."""
+        """Wrap the commits of the running process: it may crash before or after one, or lose it."""
         self._died = asyncio.Event()
         database = self.app.database
         holder, name = (database._writer, "apply") if self._on_sqlite else (database, "_run_batch")
@@ -292,6 +290,8 @@ class World(Harness):
             return result
 
         setattr(holder, name, commit_or_die)
+        if self.relay is not None:
+            self.relay.loses = self._lose
 
     @property
     def _on_sqlite(self) -> bool:
@@ -317,5 +317,7 @@ class World(Harness):
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
         database._stream = asyncio.create_task(asyncio.sleep(0))  # noqa: TID251  ended at once
+        if self.relay is not None:
+            self.relay.loses = lambda _unit: None  # A start needs all of its transactions.
         await crash(self)
         self._arm()

@@ -2,18 +2,24 @@
 
 import asyncio
 import contextlib
+import os
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import asyncpg
 import pytest
 from msgspec.structs import replace
 
+from service.delivery import tenants
 from service.store import generations, retention, stats, subscribers
 from service.store.database import Row, Transaction
 from service.store.postgres import connection as postgres_connection
 from service.store.postgres import database as postgres_database
 from service.store.postgres.database import Database
+from service.store.vault import Vault
 from tests import engine
 from tests.store.test_lists import generation
 
@@ -141,6 +147,28 @@ async def test_eight_writers_that_count_attempts_of_one_subscriber_lose_none(
         assert await read_deadlocks(tmp_path) == before
         counted = await databases[0].read(read_column, "SELECT count FROM attempt_latency")
         assert counted == [5 * WRITERS] * 3
+
+
+async def test_processes_that_create_a_tenant_at_once_get_the_secrets_that_are_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both_have_read = asyncio.Barrier(2)
+    read = subscribers.tenant_secrets
+    reads = Counter[Transaction]()
+
+    async def read_together(tx: Transaction, tenant: str) -> bytes | None:
+        sealed = await read(tx, tenant)
+        reads[tx] += 1
+        if reads[tx] == 1:
+            await both_have_read.wait()
+        return sealed
+
+    monkeypatch.setattr(subscribers, "tenant_secrets", read_together)
+    context: Any = SimpleNamespace(vault=Vault(("s" * 32,)), random_bytes=os.urandom)
+    async with opened_databases(tmp_path, 2) as databases:
+        ensure = [each.write(tenants.ensure, context, "fresh") for each in databases]
+        first, second = await asyncio.gather(*ensure)
+        assert first == second == await databases[0].read(read, "fresh")
 
 
 async def test_eight_writers_that_change_subscribers_count_every_revision(tmp_path: Path) -> None:

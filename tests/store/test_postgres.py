@@ -92,6 +92,23 @@ async def test_units_of_several_processes_lose_no_update_of_each_other(
         assert sorted(await asyncio.gather(*writes)) == list(range(40))
 
 
+async def test_a_unit_that_the_server_ended_to_break_a_deadlock_runs_again(
+    database: Database,
+) -> None:
+    runs = 0
+
+    async def unit(tx: Transaction) -> int:
+        nonlocal runs
+        runs += 1
+        seen = await increment(tx)
+        if runs == 1:
+            raise asyncpg.DeadlockDetectedError
+        return seen
+
+    assert (await database.write(unit), runs) == (0, 2)
+    assert await database.read(number) == 1
+
+
 async def test_a_unit_that_raises_stores_nothing_and_the_others_do(database: Database) -> None:
     results = await asyncio.gather(
         database.write(increment),

@@ -76,7 +76,7 @@ class Transaction:
     async def lock_names(self, *names: str) -> None:
         """Wait until no other transaction has locked one of these names; hold them."""
         if names:
-            await self._connection.execute(_LOCK_NAMES, sorted(names))
+            await self._connection.execute(_LOCK_NAMES, sorted(map(_clean_text, names)))
 
     async def each(self, name: str, /, **values: object) -> AsyncIterator[Row]:
         """Iterate over the rows of the statement."""

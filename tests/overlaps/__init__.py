@@ -1,0 +1,1 @@
+"""Two processes on PostgreSQL whose transactions overlap, statement by statement."""

@@ -1,0 +1,90 @@
+"""What one process does while another one stops within a transaction."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+from service.delivery.replay import _run_batch
+from tests.harness import Harness, success_report
+from tests.overlaps.world import NOTIFY_URL, Act
+
+_NEW = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
+_ASYNC = {"prefer": "respond-async"}
+_REPLAY = {"since": "2020-01-01T00:00:00Z", "until": "2100-01-01T00:00:00Z", "only": "all"}
+
+
+def _call(method: str, path: str, body: Any = None, /, **headers: str) -> Act:
+    async def act(world: Harness, names: Mapping[str, str]) -> httpx.Response:
+        content = {} if body is None else {"json": _fill(body, names)}
+        return await world.client.request(method, path.format(**names), headers=headers, **content)
+
+    return act
+
+
+def _fill(body: Any, names: Mapping[str, str]) -> Any:
+    return {k: v.format(**names) if isinstance(v, str) else v for k, v in body.items()}
+
+
+def _call_back(name: str, body: Any) -> Act:
+    async def act(world: Harness, names: Mapping[str, str]) -> httpx.Response:
+        return await world.anonymous.post(names[f"{name}_callback"], json=body)
+
+    return act
+
+
+async def _step(world: Harness, names: Mapping[str, str]) -> int:
+    """Run the next step of a replay, which the process with its shard does."""
+    context = world.app.context
+    return await context.database.write(_run_batch, context, names["replay"])
+
+
+async def _work(world: Harness, _names: Mapping[str, str]) -> None:
+    assert world.app.worker is not None
+    await world.app.worker.tick(20)
+
+
+# Each is one unit, apart from the submission that follows a new generation.
+SINGLE: dict[str, Act] = {
+    "a callback of an open one": _call_back("open", success_report("task3")),
+    "a callback of progress": _call_back("open", {"task_id": "task3", "status": "processing"}),
+    "a callback that names another task": _call_back("open", success_report("task1")),
+    "a callback of one that ended": _call_back("ended", success_report("task1")),
+    "a callback of a lost one": _call_back("lost", success_report("task9")),
+    "a callback of a waiting one": _call_back("waiting", success_report("task9")),
+    "an unreadable callback": _call_back("open", "hello"),
+    "cancel": _call("POST", "/v1/generations/{open}/cancel"),
+    "cancel a waiting one": _call("POST", "/v1/generations/{waiting}/cancel"),
+    "erase": _call("DELETE", "/v1/generations/{ended}"),
+    "erase one with a notify_url": _call("DELETE", "/v1/generations/{noticed}"),
+    "create": _call("POST", "/v1/generations", {**_NEW, "metadata": {"a": "b"}}, **_ASYNC),
+    "create once": _call(
+        "POST", "/v1/generations", _NEW, **_ASYNC, **{"idempotency-key": "the-key"}
+    ),
+    "create with a notify_url": _call(
+        "POST", "/v1/generations", {**_NEW, "notify_url": NOTIFY_URL}, **_ASYNC
+    ),
+    "create with a new notify_url": _call(
+        "POST", "/v1/generations", {**_NEW, "notify_url": f"{NOTIFY_URL}/new"}, **_ASYNC
+    ),
+    "retry a delivery": _call("POST", "/v1/deliveries/{delivery}/retry"),
+    "retry a pending delivery": _call("POST", "/v1/deliveries/{pending}/retry"),
+    "subscribe": _call("POST", "/v1/subscribers", {"url": "http://127.0.0.1:7/new"}),
+    "pause": _call("PATCH", "/v1/subscribers/{subscriber}", {"status": "paused"}),
+    "disable": _call("PATCH", "/v1/subscribers/{subscriber}", {"status": "disabled"}),
+    "enable": _call("PATCH", "/v1/subscribers/{other}", {"status": "active"}),
+    "describe": _call("PATCH", "/v1/subscribers/{subscriber}", {"description": "another"}),
+    "unsubscribe": _call("DELETE", "/v1/subscribers/{subscriber}"),
+    "rotate": _call("POST", "/v1/subscribers/{subscriber}/rotate-secret"),
+    "rotate the tenant's": _call("POST", "/v1/signing-secret/rotate"),
+    "replay": _call("POST", "/v1/replays", {**_REPLAY, "subscriber_id": "{subscriber}"}),
+    "replay step": _step,
+    "cancel a replay": _call("POST", "/v1/replays/{replay}/cancel"),
+}
+# These have several units.
+ACTS: dict[str, Act] = {
+    **SINGLE,
+    "ask": _call("POST", "/v1/generations/{open}/refresh"),
+    "create and wait": _call("POST", "/v1/generations", _NEW),
+    "work": _work,
+}

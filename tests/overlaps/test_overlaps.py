@@ -1,0 +1,40 @@
+"""Two processes act on the same rows, one in the middle of the other's transaction.
+
+`make chaos NAMES=overlaps` has every pair of acts, and every point.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from service.api import subscribers
+from tests.overlaps.acts import ACTS, SINGLE
+from tests.overlaps.world import END, Point, Stage
+
+pytestmark = pytest.mark.usefixtures("postgres")
+# An act that is stopped, the act of another process meanwhile, and at which statements.
+PAIRS = [
+    ("a callback of one that ended", "erase", 2),
+    ("a callback of progress", "a callback of progress", 2),
+    ("cancel", "a callback of an open one", 1),
+    ("create once", "create once", 1),
+    ("create with a new notify_url", "create with a new notify_url", 3),
+    ("create with a notify_url", "erase one with a notify_url", 2),
+    ("erase", "replay step", 1),
+    ("rotate", "describe", 1),
+    ("subscribe", "subscribe", 2),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "statement"), PAIRS)
+async def test_it_does_not_matter_where_in_a_transaction_another_process_acts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str, statement: int
+) -> None:
+    monkeypatch.setattr(subscribers, "SUBSCRIBERS_MAX", 3)  # One more than there are.
+    async with Stage(tmp_path, "confirm") as stage:
+        acts = ACTS[first], SINGLE[second]
+        before, within, after = [
+            await stage.play(*acts, Point(1, point)) for point in (0, statement, END)
+        ]
+        assert before is not None
+        assert within in (before, after)
