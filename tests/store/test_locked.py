@@ -21,15 +21,16 @@ async def test_nothing_is_changed_that_was_not_locked(tmp_path: Path) -> None:
         id="sub_1", tenant="default", url="", retry_schedule_seconds=[0], created_at=1, updated_at=1
     )
 
+    stored = generation(1, 1_000)
+
     async def change_generation(tx: Transaction) -> None:
-        read = await rows.read_by_id(tx, Generation, "gen_1")
+        read = await rows.read_by_id(tx, Generation, stored.id)
         assert read is not None
         await generations.update(tx, [(read, replace(read, submit_count=1))])
 
     async with opened(tmp_path) as database:
         await database.migrate()
-        stored = generation(1, 1_000)
-        await database.write(generations.insert, replace(stored, id="gen_1"))
+        await database.write(generations.insert, stored)
         await database.write(rows.insert, subscriber)
         with pytest.raises(AssertionError, match="not locked"):
             await database.write(change_generation)
