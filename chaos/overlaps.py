@@ -19,7 +19,7 @@ from chaos.plan import Plan
 from service.api import subscribers
 from service.telemetry import log
 from tests import engine
-from tests.overlaps.acts import ACTS, SINGLE
+from tests.overlaps.acts import ACTS, SINGLE, sweep
 from tests.overlaps.world import END, Point, Stage
 
 TRUSTS = ("body", "confirm")  # Whether a callback is proof, so that the outcome is in its commit.
@@ -64,7 +64,7 @@ async def _run_pairs(seed: int, seconds: float) -> None:
     while time.monotonic() < ends_at:
         trust, is_old = rng.choice(TRUSTS), rng.random() < 0.2
         folder = Path(tempfile.mkdtemp())
-        async with Stage(folder, trust, is_old=is_old) as stage:
+        async with Stage(folder, trust, sweep if is_old else None) as stage:
             for _ in range(10):
                 pair = rng.choice([*ACTS]), rng.choice([*SINGLE])
                 label = [*pair, trust, *(["old"] if is_old else [])]

@@ -5,7 +5,12 @@ from typing import Any
 
 import httpx
 
+from service.delivery.attempt import attempt, read_recipient
+from service.delivery.health import _record_with_health
 from service.delivery.replay import _run_batch
+from service.generations.deadlines import expire
+from service.generations.submit import _claim_due
+from service.store import deliveries, questions, retention
 from tests.harness import Harness, success_report
 from tests.overlaps.world import NOTIFY_URL, Act
 
@@ -39,9 +44,44 @@ async def _step(world: Harness, names: Mapping[str, str]) -> int:
     return await context.database.write(_run_batch, context, names["replay"])
 
 
-async def _work(world: Harness, _names: Mapping[str, str]) -> None:
-    assert world.app.worker is not None
-    await world.app.worker.tick(20)
+async def _expire(world: Harness, names: Mapping[str, str]) -> None:
+    context = world.app.context
+    await context.database.write(expire, context, names["lost"])
+
+
+async def _claim(world: Harness, names: Mapping[str, str]) -> list[str]:
+    """Take a submission that is due, but do not send it."""
+    return [*await world.app.context.database.write(_claim_due, [names["waiting"]])]
+
+
+async def _take(world: Harness, _names: Mapping[str, str]) -> int:
+    """Take one of two polls a second."""
+    return await world.app.context.database.write(questions.take, 1, 2.0)
+
+
+def _attempt(status: int) -> Act:
+    async def act(world: Harness, names: Mapping[str, str]) -> None:
+        """Send what is pending, and record the answer with the health of the subscriber."""
+        context, id_ = world.app.context, names["subscriber"]
+        database = context.database
+        recipient = await database.read(read_recipient, context.vault, id_)
+        pending = await database.read(deliveries.fetch_due, id_, 1, True, False, frozenset())
+        if recipient is not None and pending[0]:
+            world.subscribers.answers[recipient.subscriber.url].append(status)
+            [due] = pending[0]
+            result = await attempt(context, world.subscribers, recipient, due)
+            await database.write(_record_with_health, context, result)
+
+    return act
+
+
+async def sweep(world: Harness, _names: Mapping[str, str]) -> None:
+    """Delete what is older than 30 days, in every table."""
+    database, now = world.app.context.database, world.clock()
+    for stage in await retention._stages(database, 30, now):
+        after: str | None = ""
+        while after is not None:
+            _, after = await database.write(stage, after)
 
 
 # Each is one unit, apart from the submission that follows a new generation.
@@ -80,11 +120,18 @@ SINGLE: dict[str, Act] = {
     "replay": _call("POST", "/v1/replays", {**_REPLAY, "subscriber_id": "{subscriber}"}),
     "replay step": _step,
     "cancel a replay": _call("POST", "/v1/replays/{replay}/cancel"),
+    "expire": _expire,
+    "claim": _claim,
+    "take": _take,
 }
-# These have several units.
+# These have several units, or a request between what they read and what they store.
 ACTS: dict[str, Act] = {
     **SINGLE,
     "ask": _call("POST", "/v1/generations/{open}/refresh"),
     "create and wait": _call("POST", "/v1/generations", _NEW),
-    "work": _work,
+    "an attempt that delivers": _attempt(200),
+    "an attempt that fails": _attempt(500),
+    "an attempt that is throttled": _attempt(429),
+    "an attempt that disables": _attempt(410),
+    "sweep": sweep,
 }

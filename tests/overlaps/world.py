@@ -115,10 +115,13 @@ for _name in ("one", "all", "lock", "keep", "lock_names", "run", "many", "select
 
 
 class Stage:
-    """A schema with rows of every kind, to which it can be set back."""
+    """A schema with rows of every kind, to which it can be set back.
 
-    def __init__(self, path: Path, trust: str, *, is_old: bool = False) -> None:
-        self.path, self.trust, self.is_old = path, trust, is_old
+    sweep: if given, the rows are old, and this deletes at the end what has come to be deletable.
+    """
+
+    def __init__(self, path: Path, trust: str, sweep: Act | None = None) -> None:
+        self.path, self.trust, self._sweep = path, trust, sweep
         self.names: dict[str, str] = {}
         self._connection: Any = None
         self._columns: dict[str, list[str]] = {}
@@ -186,6 +189,10 @@ class Stage:
             *(self.names["pending"], self._now),
         )
         await self._connection.execute(
+            "UPDATE generations SET submit_at = $2 WHERE id = $1",
+            *(self.names["waiting"], self._now),
+        )
+        await self._connection.execute(
             "UPDATE generations SET deadline_at = $2, next_poll_at = NULL WHERE id = $1",
             *(self.names["lost"], self._now),
         )
@@ -230,7 +237,7 @@ class Stage:
         await self._set_back()
         ids._state.update(ms=0, counter=0)
         async with self._opened() as world, self._opened(world) as other:
-            world.clock.now = self._now + (40 * DAY if self.is_old else 0)
+            world.clock.now = self._now + (40 * DAY if self._sweep else 0)
             world.upstream.finish("task3")
             database: Any = world.app.context.database
             pauses = Pauses(database, at)
@@ -243,6 +250,8 @@ class Stage:
                 await self._wait_until_blocked(acting[1])
             pauses.go_on.set()
             answers = await asyncio.gather(*acting, return_exceptions=True)
+            if self._sweep:
+                await self._sweep(other, self.names)
         return ([_answer(each) for each in answers], await self._dump()), pauses
 
     async def _wait_until_blocked(self, acting: "asyncio.Future[Any]") -> None:
@@ -287,4 +296,4 @@ def _plain(row: Mapping[str, Any], known: set[str]) -> str:
 def _answer(answer: Any) -> Any:
     if isinstance(answer, BaseException):
         return repr(answer)
-    return getattr(answer, "status_code", None)
+    return getattr(answer, "status_code", answer)

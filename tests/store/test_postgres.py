@@ -102,7 +102,7 @@ async def test_a_unit_that_the_server_ended_to_break_a_deadlock_runs_again(
         runs += 1
         seen = await increment(tx)
         if runs == 1:
-            raise asyncpg.DeadlockDetectedError
+            raise asyncpg.DeadlockDetectedError("deadlock detected")
         return seen
 
     assert (await database.write(unit), runs) == (0, 2)
