@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 from service.store.database import Row, Transaction
 from service.store.rows import json_text
+from service.store.shards import shard_of
 
 HOLDERS_MAX = 100  # Generations with the same tasks that are read.
 NAMES_MAX = 8  # Other names of its task that a generation learns.
@@ -27,7 +28,8 @@ async def holders(
 
 async def claim(tx: Transaction, task_ids: Collection[str]) -> None:
     """Wait until no other transaction may give one of the tasks to a generation."""
-    await tx.lock_names(*(f"task {id_}" for id_ in task_ids))
+    # By shard: a batch may name thousands, and the server's table of locks is small.
+    await tx.lock_names(*{f"task {shard_of(id_)}" for id_ in task_ids})
 
 
 async def another_has(tx: Transaction, task_ids: Collection[str], generation_id: str) -> bool:
