@@ -103,11 +103,11 @@ async def _run_batch(tx: Transaction, context: Context, replay_id: str) -> int:
     if replay is None or replay.due_at is None:
         return 0
     if replay.status != "running":
-        if await deliveries.cancel_replayed(tx, replay.id) < deliveries.CANCEL_BATCH:
+        if not await deliveries.cancel_replayed(tx, replay.id):
             await rows.update(tx, replay, due_at=None)
         tx.after_commit(context.inbox.reload, replay.subscriber_id)
         return 0
-    subscriber = await rows.read_by_id(tx, Subscriber, replay.subscriber_id)
+    subscriber = await rows.lock_by_id(tx, Subscriber, replay.subscriber_id)
     if subscriber is None or subscriber.status == "disabled":
         await cancel(tx, context, replay)
     elif subscriber.status != "active":

@@ -74,8 +74,13 @@ class Answers:
 
 def _new_task_ids(batch: Batch, replies: Mapping[str, Reply]) -> list[str]:
     """Return the tasks that the replies may give to generations: only callbacks named them."""
-    unnamed = [id_ for id_, generation in batch.generations.items() if generation.task_id is None]
-    return [task_id for id_ in unnamed if id_ in replies and (task_id := replies[id_].task_id)]
+    unnamed = [
+        replies[id_]
+        for id_, generation in batch.generations.items()
+        if generation.task_id is None and id_ in replies
+    ]
+    ids = [(reply.task_id, reply.update and reply.update.task_id) for reply in unnamed]
+    return [id_ for pair in ids for id_ in pair if id_]
 
 
 async def plan_after_submission(tx: Transaction, generation_id: str, due_at: int) -> None:

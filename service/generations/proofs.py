@@ -30,11 +30,12 @@ async def write_proofs(
     tx: Transaction, proofs: Sequence[Proof], *, context: Context
 ) -> list[callbacks.StoredCallback | None]:
     """Store callbacks that are proof, and the outcomes that they report; return their verdicts."""
+    # With those that share a task, all are locked at once, and so in order.
+    read = await generations.get_ending(tx, [proof.arrival.generation_id for proof in proofs])
     stored = await callbacks.insert(tx, [proof.arrival for proof in proofs])
     pairs = list(zip(proofs, stored, strict=True))
     new = [(p, s) for p, s in pairs if s is not None and s.verdict in callbacks.NEW_VERDICTS]
-    ids = [proof.arrival.generation_id for proof, _ in new]
-    batch = ingest.Batch(tx, context, await generations.get_ending(tx, ids))
+    batch = ingest.Batch(tx, context, read)
     await tasks.claim(tx, [id_ for proof, _ in new for id_ in _claimed_ids(batch, proof)])
     hints = [
         (p.arrival, s)

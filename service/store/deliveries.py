@@ -160,6 +160,7 @@ async def record_attempts(tx: Transaction, records: Sequence[AttemptRecord]) -> 
 
     An attempt that is stored already, as when the answer to its COMMIT was lost, changes nothing.
     """
+    records = sorted(records, key=lambda record: record.attempt.delivery_id)
     rows = [_attempt_row(record) for record in records]
     await tx.many("delivery_record", rows)
     uncounted = [r for r, record in zip(rows, records, strict=True) if not record.is_counted_now]

@@ -25,5 +25,5 @@ async def revoke(tx: Transaction, key_id: str) -> None:
 
 async def record_uses(tx: Transaction, uses: Sequence[tuple[str, int]]) -> list[None]:
     """Store when keys were last used, each as (key id, time)."""
-    await tx.many("key_record_use", [{"id": key_id, "at": at} for key_id, at in uses])
+    await tx.many("key_record_use", [{"id": key_id, "at": at} for key_id, at in sorted(uses)])
     return [None] * len(uses)

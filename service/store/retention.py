@@ -39,6 +39,7 @@ _DELETES = {
     "generations_old": (
         "gen",
         (
+            "confirmation_delete",  # Of a callback that came just now.
             "generation_metadata_delete",
             "generation_body_delete",
             "task_names_delete",

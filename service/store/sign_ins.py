@@ -11,6 +11,7 @@ PER_KEY_MAX = 10  # The oldest of a key ends when one more begins.
 
 async def begin(tx: Transaction, id_: bytes, key_sha256: bytes) -> None:
     """Store a sign-in with a key; delete expired ones, and the oldest beyond PER_KEY_MAX."""
+    await tx.lock_names(f"sign-ins {key_sha256.hex()}")
     await tx.run("sign_ins_delete_expired", now=tx.now)
     await tx.run("sign_ins_keep_newest", key_sha256=key_sha256, keep=PER_KEY_MAX - 1)
     digest, expires_at = hashlib.sha256(id_).digest(), tx.now + LIFE_MS

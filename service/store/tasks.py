@@ -27,7 +27,10 @@ async def holders(
 
 
 async def claim(tx: Transaction, task_ids: Collection[str]) -> None:
-    """Wait until no other transaction may give one of the tasks to a generation."""
+    """Wait until no other transaction may give one of the tasks to a generation.
+
+    Who may take a task from another generation claims it before it locks its own.
+    """
     # By shard: a batch may name thousands, and the server's table of locks is small.
     await tx.lock_names(*{f"task {shard_of(id_)}" for id_ in task_ids})
 
@@ -37,9 +40,9 @@ async def another_has(tx: Transaction, task_ids: Collection[str], generation_id:
     return bool(await holders(tx, task_ids, generation_id, limit=1))
 
 
-async def release(tx: Transaction, generation_id: str) -> None:
-    """Remove the task id from a generation that has not succeeded or failed."""
-    await tx.run("generation_release_task", id=generation_id)
+async def release(tx: Transaction, generation_id: str, task_id: str) -> None:
+    """Remove a task from a generation that still has it, and has not succeeded or failed."""
+    await tx.run("generation_release_task", id=generation_id, task_id=task_id)
 
 
 async def is_name(tx: Transaction, task_id: str, generation_id: str) -> bool | None:

@@ -1,6 +1,8 @@
 """What one process does while another one stops within a transaction."""
 
+import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import httpx
@@ -10,10 +12,15 @@ from service.delivery.health import _record_with_health
 from service.delivery.replay import _run_batch
 from service.generations.deadlines import expire
 from service.generations.submit import _claim_due
-from service.store import deliveries, questions, retention
+from service.model.attempt import Attempt
+from service.store import deliveries, questions, retention, sign_ins
 from tests.harness import Harness, success_report
 from tests.overlaps.world import NOTIFY_URL, Act
 
+SWEPT = (
+    *("idempotency_delete_old", "rests_delete_old", "deliveries_old", "events_old"),
+    *("generations_old", "subscribers_notify_old"),
+)
 _NEW = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
 _ASYNC = {"prefer": "respond-async"}
 _REPLAY = {"since": "2020-01-01T00:00:00Z", "until": "2100-01-01T00:00:00Z", "only": "all"}
@@ -75,6 +82,49 @@ def _attempt(status: int) -> Act:
     return act
 
 
+def _sweep_of(name: str) -> Act:
+    async def act(world: Harness, _names: Mapping[str, str]) -> None:
+        """Delete what is older than 30 days by one statement."""
+        database = world.app.context.database
+        for stage in await retention._stages(database, 30, world.clock()):
+            if isinstance(stage, partial) and stage.args[0] == name:
+                await database.write(stage, "")
+
+    return act
+
+
+async def _record_again(world: Harness, names: Mapping[str, str]) -> None:
+    """Record an attempt that is recorded already, as when the answer to its COMMIT was lost."""
+    first = Attempt(
+        id="att_" + "0" * 32,
+        delivery_id=names["pending"],
+        number=1,
+        trigger="scheduled",
+        started_at=world.clock(),
+        duration_ms=1,
+        status_code=200,
+        error_code=None,
+        error_message=None,
+        response_headers=[],
+        response_body=b"",
+    )
+    record = deliveries.AttemptRecord(
+        tenant="default",
+        subscriber_id=names["subscriber"],
+        generation_id=names["ended"],
+        ordered=False,
+        status="delivered",
+        due_at=None,
+        delivered_at=world.clock(),
+        attempt=first,
+    )
+    await world.app.context.database.write(deliveries.record_attempts, [record])
+
+
+async def _sign_in(world: Harness, _names: Mapping[str, str]) -> None:
+    await world.app.context.database.write(sign_ins.begin, os.urandom(16), b"key")
+
+
 async def sweep(world: Harness, _names: Mapping[str, str]) -> None:
     """Delete what is older than 30 days, in every table."""
     database, now = world.app.context.database, world.clock()
@@ -123,6 +173,9 @@ SINGLE: dict[str, Act] = {
     "expire": _expire,
     "claim": _claim,
     "take": _take,
+    "record again": _record_again,
+    "sign in": _sign_in,
+    **{f"sweep {name}": _sweep_of(name) for name in SWEPT},
 }
 # These have several units, or a request between what they read and what they store.
 ACTS: dict[str, Act] = {

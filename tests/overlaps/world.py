@@ -39,8 +39,19 @@ WHERE c.table_schema = current_schema() AND c.is_generated = 'NEVER'
 _CANCEL = """
 UPDATE deliveries SET status = 'canceled', due_at = NULL
 WHERE status = 'pending' AND subscriber_id NOT IN (SELECT id FROM subscribers)"""
+# An idempotency key that has expired, a rest that is over, and as many sign-ins as there may be.
+_MORE = """
+WITH keys AS (
+    INSERT INTO idempotency (tenant, key, request_sha256, resource_id, created_at)
+    VALUES ('default', 'the-key', '', '', $1 - 86400001)
+), rest AS (
+    INSERT INTO rests (tenant, receiver, slow_until, asked_at)
+    VALUES ('default', 'http://127.0.0.1:7', $1 - 1, $1 - 2)
+)
+INSERT INTO sign_ins (id_sha256, key_sha256, expires_at)
+SELECT CAST(CAST(n AS TEXT) AS BYTEA), 'key', $1 + n FROM generate_series(1, 10) n"""
 # They differ from run to run.
-_IGNORED = ("nonce", "seq", "request_sha256", "duration_ms", "bucket")
+_IGNORED = ("nonce", "seq", "request_sha256", "duration_ms", "bucket", "id_sha256")
 _ID = re.compile(r"\b([a-z]+)_[0-9a-f]{32}\b")
 _UUID = re.compile(r"UUID\('[^']*'\)")
 _unit: ContextVar[int] = ContextVar("_unit")
@@ -188,6 +199,7 @@ class Stage:
             "UPDATE deliveries SET status = 'pending', due_at = $2 WHERE id = $1",
             *(self.names["pending"], self._now),
         )
+        await self._connection.execute(_MORE, self._now)
         await self._connection.execute(
             "UPDATE generations SET submit_at = $2 WHERE id = $1",
             *(self.names["waiting"], self._now),

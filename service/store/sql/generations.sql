@@ -52,7 +52,7 @@ WHERE q.id <> :id LIMIT :limit;
 
 -- name: generation_release_task
 UPDATE generations SET task_id = NULL, next_poll_at = NULL
-WHERE id = :id AND status NOT IN ('succeeded', 'failed');
+WHERE id = :id AND {unindexed task_id} = :task_id AND status NOT IN ('succeeded', 'failed');
 
 -- name: task_name
 SELECT generation_id, is_revoked FROM task_names WHERE task_id = :task_id;

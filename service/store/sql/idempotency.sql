@@ -15,7 +15,9 @@ WHERE tenant = :tenant AND key = :key AND resource_id = :resource_id;
 
 -- name: idempotency_delete_old
 DELETE FROM idempotency WHERE (tenant, key) IN (SELECT tenant, key FROM idempotency
-    WHERE created_at < :before ORDER BY created_at LIMIT :limit);
+    WHERE created_at < :before ORDER BY created_at LIMIT :limit)
+    -- The key may have been claimed anew meanwhile.
+    AND {unindexed created_at} < :before;
 
 -- name: idempotency_erase
 -- The key of an erased generation: a repeat finds nothing, and a late answer is not stored.

@@ -19,7 +19,7 @@ UPDATE replays SET status = :status, total = :total, done = :done, cursor = :cur
 WHERE id = :id;
 
 -- name: replay_set_aside
-UPDATE replays SET due_at = :due_at WHERE id = :id;
+UPDATE replays SET due_at = :due_at WHERE id = :id AND {unindexed due_at} IS NOT NULL;
 
 -- name: replays_due
 -- The work of a replay is that of its subscriber's shard.

@@ -66,7 +66,8 @@ DELETE FROM rests WHERE tenant = :tenant AND receiver >= :origin AND receiver < 
 
 -- name: rests_delete_old
 DELETE FROM rests WHERE (tenant, receiver) IN (SELECT tenant, receiver FROM rests
-    WHERE slow_until < :before ORDER BY slow_until LIMIT :limit);
+    WHERE slow_until < :before ORDER BY slow_until LIMIT :limit)
+    AND {unindexed slow_until} < :before;
 
 -- name: tenant_by_id
 SELECT * FROM tenants WHERE id = :id;
