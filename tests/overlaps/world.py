@@ -43,13 +43,14 @@ WHERE status = 'pending' AND subscriber_id NOT IN (SELECT id FROM subscribers)""
 _MORE = """
 WITH keys AS (
     INSERT INTO idempotency (tenant, key, request_sha256, resource_id, created_at)
-    VALUES ('default', 'the-key', '', '', $1 - 86400001)
+    VALUES ('default', 'the-key', '', '', CAST($1 AS BIGINT) - 86400001)
 ), rest AS (
     INSERT INTO rests (tenant, receiver, slow_until, asked_at)
-    VALUES ('default', 'http://127.0.0.1:7', $1 - 1, $1 - 2)
+    VALUES ('default', 'http://127.0.0.1:7', CAST($1 AS BIGINT) - 1, CAST($1 AS BIGINT) - 2)
 )
 INSERT INTO sign_ins (id_sha256, key_sha256, expires_at)
-SELECT CAST(CAST(n AS TEXT) AS BYTEA), 'key', $1 + n FROM generate_series(1, 10) n"""
+SELECT CAST(CAST(n AS TEXT) AS BYTEA), 'key', CAST($1 AS BIGINT) + n
+FROM generate_series(1, 10) n"""
 # They differ from run to run.
 _IGNORED = ("nonce", "seq", "request_sha256", "duration_ms", "bucket", "id_sha256")
 _ID = re.compile(r"\b([a-z]+)_[0-9a-f]{32}\b")
