@@ -20,9 +20,9 @@ PAIRS = [
     ("create with a new notify_url", "create with a new notify_url", 3),
     ("create with a notify_url", "erase one with a notify_url", 2),
     ("create once", "sweep idempotency_delete_old", 8),
-    ("erase", "record again", 6),
+    ("erase one with a notify_url", "record again", 6),
     ("erase", "replay step", 1),
-    ("an attempt that is throttled", "sweep rests_delete_old", 3),
+    ("an attempt that is throttled", "sweep rests_delete_old", 4),
     ("rotate", "describe", 1),
 ]
 

@@ -39,14 +39,15 @@ WHERE c.table_schema = current_schema() AND c.is_generated = 'NEVER'
 _CANCEL = """
 UPDATE deliveries SET status = 'canceled', due_at = NULL
 WHERE status = 'pending' AND subscriber_id NOT IN (SELECT id FROM subscribers)"""
-# An idempotency key that has expired, a rest that is over, and as many sign-ins as there may be.
+# An idempotency key that has expired, rests that are over, and as many sign-ins as there may be.
 _MORE = """
 WITH keys AS (
     INSERT INTO idempotency (tenant, key, request_sha256, resource_id, created_at)
     VALUES ('default', 'the-key', '', '', CAST($1 AS BIGINT) - 86400001)
 ), rest AS (
     INSERT INTO rests (tenant, receiver, slow_until, asked_at)
-    VALUES ('default', 'http://127.0.0.1:7', CAST($1 AS BIGINT) - 1, CAST($1 AS BIGINT) - 2)
+    SELECT 'default', receiver, CAST($1 AS BIGINT) - 1, CAST($1 AS BIGINT) - 2
+    FROM unnest(ARRAY['http://127.0.0.1:7', 'http://127.0.0.1:7 ' || $2]) receiver
 )
 INSERT INTO sign_ins (id_sha256, key_sha256, expires_at)
 SELECT CAST(CAST(n AS TEXT) AS BYTEA), 'key', CAST($1 AS BIGINT) + n
@@ -200,7 +201,7 @@ class Stage:
             "UPDATE deliveries SET status = 'pending', due_at = $2 WHERE id = $1",
             *(self.names["pending"], self._now),
         )
-        await self._connection.execute(_MORE, self._now)
+        await self._connection.execute(_MORE, self._now, self.names["subscriber"])
         await self._connection.execute(
             "UPDATE generations SET submit_at = $2 WHERE id = $1",
             *(self.names["waiting"], self._now),
