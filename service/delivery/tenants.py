@@ -26,11 +26,11 @@ async def subscriber_for(tx: Transaction, context: Context, tenant: str, url: st
 
     Each URL has one subscriber, and thereby one lane. A disabled one is enabled again.
     """
-    if few := await tx.keep("subscriber_notify_enabled", tenant=tenant, url=url):
-        return rows.decode_row(Subscriber, few[0])
+    if matches := await tx.keep("subscriber_notify_enabled", tenant=tenant, url=url):
+        return rows.decode_row(Subscriber, matches[0])
     await tx.lock_names(f"notify_url {tenant} {url}")
-    few = await tx.lock("subscriber_notify", tenant=tenant, url=url)
-    if not few:
+    matches = await tx.lock("subscriber_notify", tenant=tenant, url=url)
+    if not matches:
         new = Subscriber(
             id=new_id("sub", tx.now),
             tenant=tenant,
@@ -42,7 +42,7 @@ async def subscriber_for(tx: Transaction, context: Context, tenant: str, url: st
         )
         await rows.insert(tx, new)
         return new
-    stored = rows.decode_row(Subscriber, few[0])
+    stored = rows.decode_row(Subscriber, matches[0])
     if stored.status != "disabled":  # Another process was first.
         return stored
     tx.after_commit(context.inbox.reload, stored.id)

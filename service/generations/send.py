@@ -49,7 +49,7 @@ async def _record(tx: Transaction, context: Context, sent: Generation, reply: Re
     A generation that was canceled and deleted meanwhile is returned as it was sent.
     """
     id_ = sent.id
-    if isinstance(reply.answer, wire.Report):
+    if isinstance(reply.answer, wire.Report):  # It may take the task from another generation.
         await tasks.claim(tx, {*reply.answer.task_ids, *reply.answer.names})
     batch = Batch(tx, context, await generations.get_many(tx, [id_]))
     if reply.pause_ms:

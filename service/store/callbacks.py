@@ -171,8 +171,8 @@ async def hint(tx: Transaction, arrival: Arrival) -> None:
 
 async def tenant_of(tx: Transaction, generation_id: str) -> str | None:
     """Return the tenant of a generation, which nobody erases meanwhile; None if there is none."""
-    few = await tx.keep("generation_tenant", id=generation_id)
-    return few[0]["tenant"] if few else None
+    matches = await tx.keep("generation_tenant", id=generation_id)
+    return matches[0]["tenant"] if matches else None
 
 
 async def reject(tx: Transaction, arrival: Arrival) -> None:
@@ -219,7 +219,7 @@ async def list_page(
     values = {"tenant": tenant, "verdict": verdict, "generation_id": generation_id}
     where, key = ["c.tenant = :tenant"], "c.id"
     if generation_id is not None:
-        # SQLite then looks up these few callbacks instead of walking all of the tenant's.
+        # SQLite then looks up these matches callbacks instead of walking all of the tenant's.
         key = "{unindexed c.id}"
         ids = "SELECT callback_id FROM callback_bodies WHERE generation_id = :generation_id"
         where.append(f"c.id IN ({ids})")

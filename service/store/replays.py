@@ -79,10 +79,10 @@ async def insert_delivery(
 
     It is locked: nobody deletes or erases it meanwhile.
     """
-    few = await tx.lock("replay_event", seq=seq, tenant=replay.tenant)
-    if not few:
+    matches = await tx.lock("replay_event", seq=seq, tenant=replay.tenant)
+    if not matches:
         return None
-    event = rows.decode_row(Event, few[0])
+    event = rows.decode_row(Event, matches[0])
     due = deliveries.new_due(event, subscriber, tx.now, "replay")
     values = {**msgspec.structs.asdict(due), "replay_id": replay.id, "due_at": tx.now}
     await tx.run("replay_deliveries_insert", **values)

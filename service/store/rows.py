@@ -96,8 +96,8 @@ async def lock_by_id(
     tx: Transaction, struct: type[T], id_: str, tenant: str | None = None
 ) -> T | None:
     """Like `read_by_id`, and lock the row, as whoever changes it must."""
-    few = await tx.lock(_STATEMENTS[struct][0], id=id_, tenant=tenant)
-    return decode_row(struct, few[0]) if few else None
+    matches = await tx.lock(_STATEMENTS[struct][0], id=id_, tenant=tenant)
+    return decode_row(struct, matches[0]) if matches else None
 
 
 async def insert(tx: Transaction, new: msgspec.Struct, **columns: object) -> None:
