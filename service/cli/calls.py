@@ -1,12 +1,15 @@
 """Calls of a running service's API: the connection, the requests, and what the answers mean."""
 
 import argparse
+import threading
+from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
 
-from service.cli import answers, output
+from service.cli import answers, output, streams
 from service.cli.arguments import read_key
 from service.cli.deadline import LateError, deadline
 from service.model.errors import CommandError, MissingError, UsageError
@@ -15,6 +18,11 @@ from service.settings import ENVIRONMENT, is_loopback, read_variable
 if TYPE_CHECKING:
     import httpx  # It takes a fifth of a second to import.
 
+Wait = Callable[[float], object]
+pause: Wait = threading.Event().wait  # It is never set: this sleeps.
+
+RETRY_SECONDS = 60.0  # How long a read that gets no answer is repeated: a restart takes less.
+RETRY_PAUSE_SECONDS = 1.0
 REQUEST_SECONDS = 75.0  # For a request and its whole answer: the longest `?wait`, and a margin.
 ANSWER_BYTES_MAX = 16 << 20  # Of the body of an answer: the server may not be genhook.
 NEVER_IN_HOSTS = frozenset(' %\\"<>^`{|}')  # httpx would look up such a host.
@@ -157,6 +165,33 @@ def ask(client: "httpx.Client", method: str, path: str, shape: Any, **options: A
     body = call(client, method, path, **options).content
     decode(client, body, shape)
     return decode(client, body, Any)
+
+
+def ask_again(
+    client: "httpx.Client",
+    path: str,
+    shape: Any,
+    goes_on: str,
+    wait: Wait = pause,
+    query: Mapping[str, int] | None = None,
+) -> Any:
+    """Return what a GET shows; repeat it for RETRY_SECONDS if it gets no answer.
+
+    UnreachableError after that. goes_on: the sentence that it ends with, since what is watched goes
+    on.
+    """
+    ends_at: float | None = None
+    while True:
+        try:
+            return ask(client, "GET", path, shape, params=query)
+        except UnreachableError as error:
+            reason = str(error).rstrip(".")
+            if ends_at is None:
+                streams.note(f"genhook: {reason}. Trying again for {RETRY_SECONDS:g} s.")
+                ends_at = monotonic() + RETRY_SECONDS
+            elif monotonic() >= ends_at:
+                raise UnreachableError(f"{reason}. {goes_on}") from error
+        wait(RETRY_PAUSE_SECONDS)
 
 
 def decode(client: "httpx.Client", body: bytes, shape: Any) -> Any:

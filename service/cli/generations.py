@@ -2,9 +2,6 @@
 
 import argparse
 import secrets
-import threading
-from collections.abc import Callable
-from time import monotonic
 from typing import TYPE_CHECKING, Any, get_args
 
 from service.cli import answers, calls, client, output, saving, streams
@@ -16,14 +13,9 @@ from service.model.generation import OPEN, GenerationStatus
 if TYPE_CHECKING:
     import httpx
 
-Wait = Callable[[float], object]
-_pause: Wait = threading.Event().wait  # It is never set: this sleeps.
-
 WAIT_SECONDS = 30
 SUBMIT_SECONDS = 10.0  # The service's own default, GENHOOK_SUBMIT_WAIT_SECONDS.
 LOOK_SECONDS = 0.1
-RETRY_SECONDS = 60.0  # How long a read that gets no answer is repeated: a restart takes less.
-RETRY_PAUSE_SECONDS = 1.0
 ALL = "/v1/generations"
 ONE = f"{ALL}/{{id}}"
 EXAMPLE = "gen_01a1f83ac6f470008f5b21d7c0e394a6"
@@ -124,44 +116,33 @@ def _follow(
 
 def _wait(connection: "httpx.Client", generation: Any) -> Any:
     while generation["status"] in OPEN:
-        generation = _ask_again(connection, generation, {"wait": WAIT_SECONDS})
+        generation = _look(connection, generation, query={"wait": WAIT_SECONDS})
     return generation
 
 
 def _wait_for_upstream(
-    connection: "httpx.Client", generation: Any, seconds: float, wait: Wait = _pause
+    connection: "httpx.Client", generation: Any, seconds: float, wait: calls.Wait = calls.pause
 ) -> Any:
     """Return the generation once upstream has answered, or as it is after so many seconds."""
     for _ in range(round(seconds / LOOK_SECONDS)):
         if generation["status"] != "queued":
             break
         wait(LOOK_SECONDS)
-        generation = _ask_again(connection, generation, {}, wait)
+        generation = _look(connection, generation, wait)
     return generation
 
 
-def _ask_again(
-    connection: "httpx.Client", generation: Any, query: dict[str, int], wait: Wait = _pause
+def _look(
+    connection: "httpx.Client",
+    generation: Any,
+    wait: calls.Wait = calls.pause,
+    query: dict[str, int] | None = None,
 ) -> Any:
-    """Return the generation as it is now; repeat the read for RETRY_SECONDS if it gets no answer.
-
-    UnreachableError after that; it says how to look at the generation, which goes on.
-    """
+    """Return the generation as it is now, however long it takes to get an answer."""
+    get = f"genhook generations get {output.plain(generation['id'])} --wait"
+    goes_on = f"The generation goes on: to look at it, run {get}."
     path = f"{ALL}/{generation['id']}"
-    ends_at: float | None = None
-    while True:
-        try:
-            return calls.ask(connection, "GET", path, answers.Generation, params=query)
-        except calls.UnreachableError as error:
-            reason = str(error).rstrip(".")
-            if ends_at is None:
-                streams.note(f"genhook: {reason}. Trying again for {RETRY_SECONDS:g} s.")
-                ends_at = monotonic() + RETRY_SECONDS
-            elif monotonic() >= ends_at:
-                get = f"genhook generations get {output.plain(generation['id'])} --wait"
-                goes_on = f"The generation goes on: to look at it, run {get}"
-                raise calls.UnreachableError(f"{reason}. {goes_on}.") from error
-        wait(RETRY_PAUSE_SECONDS)
+    return calls.ask_again(connection, path, answers.Generation, goes_on, wait, query)
 
 
 def list_(command: Command, options: argparse.Namespace, echo: Echo) -> int:

@@ -2,21 +2,22 @@
 
 import argparse
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from service.cli import answers, output, streams
 from service.cli.arguments import Echo, check, define
 from service.cli.calls import (
     UnreachableError,
+    Wait,
     ask,
     call,
     connect,
     decode,
     is_sendable,
     open_client,
+    pause,
 )
 from service.cli.client import add_remote
 from service.cli.deadline import LateError, deadline
@@ -27,7 +28,6 @@ from service.model.errors import UsageError
 if TYPE_CHECKING:
     import httpx
 
-Wait = Callable[[float], object]
 
 LISTEN_SECONDS = 1.0
 FORWARD_SECONDS = 15.0
@@ -58,7 +58,7 @@ def parse_url(text: str) -> str:
     return text
 
 
-def listen(options: argparse.Namespace, echo: Echo, wait: Wait | None = None) -> int:
+def listen(options: argparse.Namespace, echo: Echo, wait: Wait = pause) -> int:
     """Print events as they come, and POST each to a local URL, signed as for a subscriber.
 
     It starts with the next new event, or after the one that `--after` names. With `--once` it
@@ -67,14 +67,13 @@ def listen(options: argparse.Namespace, echo: Echo, wait: Wait | None = None) ->
     """
     secret = options.secret or signing.new_secret(os.urandom)
     key = _decode_key(secret)
-    pause = wait or threading.Event().wait
     note = streams.note if options.json else echo  # With JSON the output holds events only.
     is_refused = False
     with connect(options) as client:
         after = options.after or (None if options.once else _find_newest(client))
         if options.forward_to:
             note(f"forwarding to {options.forward_to}, signed with {secret}")
-        for body in _read_events(client, after, note, None if options.once else pause):
+        for body in _read_events(client, after, note, None if options.once else wait):
             event = decode(client, body, answers.Event)
             echo(output.harmless(body.decode()) if options.json else _format_event(event))
             if options.forward_to:

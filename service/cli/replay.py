@@ -3,13 +3,12 @@
 import argparse
 import contextlib
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from service.cli import answers, output
 from service.cli.arguments import NULL, Echo, define, parse_id, parse_limit, parse_list
-from service.cli.calls import ask, connect
+from service.cli.calls import Wait, ask, ask_again, connect, pause
 from service.cli.client import add_commands, add_remote
 from service.cli.command import ID, IDEMPOTENCY, PAGING, Command
 from service.cli.subscribers import EVENT_TYPES_HELP
@@ -20,7 +19,6 @@ from service.model.number import read_whole
 if TYPE_CHECKING:
     import httpx
 
-Wait = Callable[[float], object]
 Step = Callable[[int, int], None]  # Shows how many of how many events are sent.
 
 LOOK_SECONDS = 0.5
@@ -103,7 +101,7 @@ def read_moment(text: str, now: int) -> str:
         ) from None
 
 
-def replay(options: argparse.Namespace, echo: Echo, wait: Wait | None = None) -> int:
+def replay(options: argparse.Namespace, echo: Echo, wait: Wait = pause) -> int:
     """Send stored events again and show the progress; 1 if the replay is canceled."""
     headers = {"Idempotency-Key": options.idempotency_key} if options.idempotency_key else {}
     if headers and (options.until is None or options.since.is_age or options.until.is_age):
@@ -123,7 +121,7 @@ def replay(options: argparse.Namespace, echo: Echo, wait: Wait | None = None) ->
     with connect(options) as client:
         view = ask(client, "POST", _ALL, answers.Replay, json=body, headers=headers)
         with _show_progress(options, echo) as step:
-            view = _watch(client, view, step, wait or threading.Event().wait)
+            view = _watch(client, view, step, wait)
     output.show(options, echo, view, [_format_result(view, dry_run=options.dry_run)])
     return 1 if view["status"] == "canceled" else 0
 
@@ -137,17 +135,15 @@ def _format_result(view: dict[str, Any], *, dry_run: bool) -> str:
 
 def _watch(client: "httpx.Client", view: dict[str, Any], step: Step, wait: Wait) -> dict[str, Any]:
     """Show the progress until the replay ends; an interruption ends only the watching."""
-    path = f"{_ALL}/{view['id']}"
+    id_, replays = output.plain(view["id"]), "genhook replays"
+    goes_on = f"{id_} goes on: {replays} get {id_} shows it, {replays} cancel {id_} ends it."
     try:
         while view["status"] == "running":
             step(view["done"], view["total"])
             wait(LOOK_SECONDS)
-            view = ask(client, "GET", path, answers.Replay)
+            view = ask_again(client, f"{_ALL}/{view['id']}", answers.Replay, goes_on, wait)
     except KeyboardInterrupt:
-        id_, replays = output.plain(view["id"]), "genhook replays"
-        raise CommandError(
-            f"{id_} goes on: {replays} get {id_} shows it, {replays} cancel {id_} ends it."
-        ) from None
+        raise CommandError(goes_on) from None
     step(view["done"], view["total"])
     return view
 

@@ -219,7 +219,7 @@ async def list_page(
     values = {"tenant": tenant, "verdict": verdict, "generation_id": generation_id}
     where, key = ["c.tenant = :tenant"], "c.id"
     if generation_id is not None:
-        # SQLite then looks up these matches callbacks instead of walking all of the tenant's.
+        # SQLite then looks up these few callbacks instead of walking all of the tenant's.
         key = "{unindexed c.id}"
         ids = "SELECT callback_id FROM callback_bodies WHERE generation_id = :generation_id"
         where.append(f"c.id IN ({ids})")

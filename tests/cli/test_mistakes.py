@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.cli import generations, main
+from service.cli import calls, generations, main
 from service.cli.calls import UnreachableError
 from tests.cli import test_serve
 from tests.cli.test_main import COMMANDS, run, served
@@ -220,7 +220,7 @@ def test_a_connection_that_breaks_once_does_not_end_the_waiting(
         )
 
     served(monkeypatch, reply)
-    monkeypatch.setattr(generations, "RETRY_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(calls, "RETRY_PAUSE_SECONDS", 0.0)
     assert run(line) == 0
     shown = capsys.readouterr()
     assert re.search(r"(?m)^status +succeeded$", shown.out)
@@ -231,14 +231,14 @@ def test_a_wait_for_a_service_that_stays_away_ends_and_says_how_to_look_at_the_g
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock: list[float] = [0.0]
-    monkeypatch.setattr(generations, "monotonic", lambda: sum(clock))
+    monkeypatch.setattr(calls, "monotonic", lambda: sum(clock))
     transport = httpx.MockTransport(broken_off)
     with (
         httpx.Client(transport=transport, base_url="http://genhook") as client,
         pytest.raises(UnreachableError, match=r"goes on: .* genhook generations get gen_1 --wait"),
     ):
-        generations._ask_again(client, GENERATION, {"wait": 30}, clock.append)
-    assert sum(clock) == generations.RETRY_SECONDS
+        generations._look(client, GENERATION, clock.append)
+    assert sum(clock) == calls.RETRY_SECONDS
 
 
 # Subscribers

@@ -122,6 +122,24 @@ def test_the_result_of_a_replay_is_printed(
     assert capsys.readouterr().out.splitlines()[-1] == result
 
 
+def test_a_connection_that_breaks_does_not_end_the_watching(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers: list[Any] = [replay_at(0), None, replay_at(10), None, None, replay_at(40, "done")]
+
+    def reply(_: httpx.Request) -> httpx.Response:
+        if (answer := answers.pop(0)) is None:
+            raise httpx.ReadError("broken off")
+        return httpx.Response(200, json=answer)
+
+    served(monkeypatch, reply)
+    options = main.parser("replay").parse_args(["replay", "sub_1", "--since", "1h"])
+    assert replay.replay(options, main.echo, lambda _: None) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[-1] == "rpl_1 done: 40 events sent again."
+    assert shown.err.count("Trying again for 60 s.\n") == 2
+
+
 def test_a_replay_goes_on_without_its_watcher(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
