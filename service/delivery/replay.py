@@ -130,9 +130,7 @@ async def _deliver(
         await rows.update(tx, replay, status="done", due_at=None, finished_at=tx.now)
         return 0
     matches = await replays.matching_seqs(tx, replay, subscriber, end, limit)
-    due = [
-        d for seq in matches if (d := await replays.insert_delivery(tx, replay, subscriber, seq))
-    ]
+    due = await replays.insert_deliveries(tx, replay, subscriber, matches)
     done = replay.done + len(due)
     await rows.update(
         tx,

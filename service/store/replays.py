@@ -1,5 +1,8 @@
 """Replays: their rows, the stored events they match, and the deliveries they create."""
 
+from collections.abc import Sequence
+from operator import itemgetter
+
 import msgspec
 
 from service.model.clock import HOUR, MINUTE
@@ -72,20 +75,18 @@ async def matching_seqs(
     return [row["seq"] for row in await tx.all("replay_matches", **values)]
 
 
-async def insert_delivery(
-    tx: Transaction, replay: Replay, subscriber: Subscriber, seq: int
-) -> DueDelivery | None:
-    """Store a delivery of the event with this seq, due now; None if the event is deleted.
+async def insert_deliveries(
+    tx: Transaction, replay: Replay, subscriber: Subscriber, seqs: Sequence[int]
+) -> list[DueDelivery]:
+    """Store a delivery, due now, of each event with one of these seqs, unless it was deleted.
 
-    It is locked: nobody deletes or erases it meanwhile.
+    The events are locked: nobody deletes or erases them meanwhile.
     """
-    matches = await tx.lock("replay_event", seq=seq, tenant=replay.tenant)
-    if not matches:
-        return None
-    event = rows.decode_row(Event, matches[0])
-    due = deliveries.new_due(event, subscriber, tx.now, "replay")
-    values = {**msgspec.structs.asdict(due), "replay_id": replay.id, "due_at": tx.now}
-    await tx.run("replay_deliveries_insert", **values)
+    locked = await tx.lock("replay_events", seqs=rows.json_text(seqs), tenant=replay.tenant)
+    events = [rows.decode_row(Event, row) for row in sorted(locked, key=itemgetter("seq"))]
+    due = [deliveries.new_due(event, subscriber, tx.now, "replay") for event in events]
+    more = {"replay_id": replay.id, "due_at": tx.now}
+    await tx.many("replay_deliveries_insert", [msgspec.structs.asdict(d) | more for d in due])
     return due
 
 

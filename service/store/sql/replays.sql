@@ -63,9 +63,11 @@ WHERE e.tenant = :tenant AND e.seq > :cursor AND e.seq <= :last_seq
                         AND m.value = pair.value AND m.generation_id = g.id {each}) {each}) {each}))
 ORDER BY e.seq LIMIT :limit;
 
--- name: replay_event
-SELECT * FROM events WHERE seq = :seq AND {unindexed tenant} = :tenant;
--- lock: events
+-- name: replay_events
+-- :seqs is a JSON list.
+SELECT e.* FROM {rows}(:seqs) s {ordered} JOIN events e ON e.seq = CAST(s.value AS BIGINT)
+WHERE {unindexed e.tenant} = :tenant {sorted e.id};
+-- lock: e
 
 -- name: replay_count_untried
 -- How many deliveries of a replay wait for their first attempt, counted up to :limit.
