@@ -60,6 +60,7 @@ POINTS = (
     Point("deliveries.insert_ended", 2),
     Point("stats.add", 2),
     Point("replay._run_batch", 2),
+    Point("retention.fold_usage"),
     Point("retention._delete_old.callbacks_rejected_old"),
     Point("retention._delete_unreferenced.idempotency_delete_old"),
     Point("retention._delete_unreferenced.stats_delete_old"),

@@ -45,6 +45,7 @@ async def judge_submission(
     answer = reply.answer
     if not isinstance(answer, wire.Report):
         return reply
+    await tasks.claim(tx, {*answer.task_ids, *answer.names})
     names = answer.names if answer.task_ids else ()
     if names and await tasks.another_has(tx, names, generation.id):
         # Beside the id of the new task stand other ids: a poll by the task's own id decides.

@@ -9,7 +9,7 @@ from service.generations import budget, ingest, judge, schedule
 from service.generations.ingest import Batch, Reply
 from service.model.errors import StorageError
 from service.model.generation import Generation
-from service.store import generations, tasks
+from service.store import generations
 from service.store.database import Transaction
 from service.telemetry import log, metrics
 from service.upstream import wire
@@ -49,8 +49,6 @@ async def _record(tx: Transaction, context: Context, sent: Generation, reply: Re
     A generation that was canceled and deleted meanwhile is returned as it was sent.
     """
     id_ = sent.id
-    if isinstance(reply.answer, wire.Report):  # It may take the task from another generation.
-        await tasks.claim(tx, {*reply.answer.task_ids, *reply.answer.names})
     batch = Batch(tx, context, await generations.get_many(tx, [id_]))
     if reply.pause_ms:
         await generations.put_pause(tx, tx.now + reply.pause_ms)

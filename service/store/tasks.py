@@ -29,7 +29,7 @@ async def holders(
 async def claim(tx: Transaction, task_ids: Collection[str]) -> None:
     """Wait until no other transaction may give one of the tasks to a generation.
 
-    Who may take a task from another generation claims it before it locks its own.
+    The caller has locked the generations that may get them: all units claim tasks after that.
     """
     # By shard: a batch may name thousands, and the server's table of locks is small.
     await tx.lock_names(*{f"task {shard_of(id_)}" for id_ in task_ids})
