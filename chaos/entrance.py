@@ -22,6 +22,7 @@ SECONDS = 5  # For a head and for a body.
 LATE_SECONDS = (
     20.0  # After these, what was to be ended in SECONDS has ended, on a busy machine too.
 )
+SANE_MIN = 3  # Requests of the client beside an attack.
 SANE_PAUSE_SECONDS, SANE_SECONDS_MAX = 0.05, 5.0
 HEAD_BYTES = 64 * 1024
 GROWTH_MB_MAX = 100.0
@@ -207,6 +208,8 @@ async def attack(folder: Path, seed: str, repeat: str, label: str, count: int) -
         waits: list[float] = []
         sane = asyncio.create_task(_send_sanely(world, waits))
         wrong = await asyncio.gather(*(_run_attack(world, name, count) for name in names))
+        while len(waits) < SANE_MIN:  # An attack may be over before the first answer.
+            await asyncio.sleep(SANE_PAUSE_SECONDS)
         sane.cancel()
         for name, text in zip(names, wrong, strict=True):
             outcome.faults[name] += count

@@ -19,21 +19,36 @@ from chaos.world import END_SECONDS, HOST, LISTEN_SECONDS, TICK_SECONDS, World, 
 from tests import engine
 
 GENHOOK = SERVE[0]
+AWAY_SECONDS = 5.0
 WORK, TICK = ("work",), ("tick", "--every", "2")  # What the processes that only work run.
 DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
 
 
 class Balanced(httpx.AsyncBaseTransport):
-    """Sends what is for one port to several in turn, as a proxy in front of processes does."""
+    """Sends what is for one port to several in turn, as a proxy in front of processes does.
+
+    A port that did not answer has no turn for AWAY_SECONDS, unless no other is left.
+    """
 
     def __init__(self, ports: Sequence[int]) -> None:
         self._ports = itertools.cycle(ports)
+        self._count = len(ports)
+        self._away_until: dict[int, float] = {}
         self._below = httpx.AsyncHTTPTransport()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request to the next port."""
-        request.url = request.url.copy_with(port=next(self._ports))
-        return await self._below.handle_async_request(request)
+        now = time.monotonic()
+        ports = [next(self._ports) for _ in range(self._count)]
+        port = next((p for p in ports if self._away_until.get(p, now) <= now), ports[0])
+        while next(self._ports) != port:
+            pass  # The next request goes to the port after this one.
+        request.url = request.url.copy_with(port=port)
+        try:
+            return await self._below.handle_async_request(request)
+        except httpx.TransportError:
+            self._away_until[port] = time.monotonic() + AWAY_SECONDS
+            raise
 
     async def aclose(self) -> None:
         """Close every connection."""
