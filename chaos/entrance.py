@@ -208,7 +208,8 @@ async def attack(folder: Path, seed: str, repeat: str, label: str, count: int) -
         waits: list[float] = []
         sane = asyncio.create_task(_send_sanely(world, waits))
         wrong = await asyncio.gather(*(_run_attack(world, name, count) for name in names))
-        while len(waits) < SANE_MIN:  # An attack may be over before the first answer.
+        # An attack may be over before the first answer.
+        while len(waits) < SANE_MIN:  # noqa: ASYNC110  it only looks on
             await asyncio.sleep(SANE_PAUSE_SECONDS)
         sane.cancel()
         for name, text in zip(names, wrong, strict=True):
