@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -245,13 +245,17 @@ def settings(path: Path, **overrides: Any) -> Settings:
 
 
 @asynccontextmanager
-async def opened(path: Path, **overrides: Any) -> AsyncIterator[Harness]:
-    """Run the service on a database below `path`, without worker loops: `run` does due work."""
-    harness = Harness(settings(path, **overrides), ManualClock())
-    await harness.app.start(worker=False)
+async def started(harness: Harness, **options: Any) -> AsyncIterator[Harness]:
+    """Run a service; `options` are those of `App.start`."""
+    await harness.app.start(**options)
     try:
         yield harness
     finally:
         await harness.client.aclose()
         await harness.anonymous.aclose()
         await harness.app.stop()
+
+
+def opened(path: Path, **overrides: Any) -> AbstractAsyncContextManager[Harness]:
+    """Run the service on a database below `path`, without worker loops: `run` does due work."""
+    return started(Harness(settings(path, **overrides), ManualClock()), worker=False)

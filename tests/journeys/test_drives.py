@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tests.harness import (
     RunningClock,
     opened,
     settings,
+    started,
     success_report,
 )
 from tests.journeys.gates import Counting, Gate, queue_answers
@@ -30,17 +31,9 @@ OFF: dict[str, Any] = {"worker": "off", "poll_rate_per_second": 1_000.0, "drive_
 GENERATIONS, PROCESSES, RATE = 50, 5, 50.0
 
 
-@asynccontextmanager
-async def driven(path: Path, **overrides: Any) -> AsyncIterator[Harness]:
+def driven(path: Path, **overrides: Any) -> AbstractAsyncContextManager[Harness]:
     """Run a service in which nothing works but requests."""
-    world = Harness(settings(path, **{**OFF, **overrides}), RunningClock())
-    await world.app.start()
-    try:
-        yield world
-    finally:
-        await world.client.aclose()
-        await world.anonymous.aclose()
-        await world.app.stop()
+    return started(Harness(settings(path, **{**OFF, **overrides}), RunningClock()))
 
 
 @asynccontextmanager

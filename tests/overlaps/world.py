@@ -5,9 +5,9 @@ acts: all is stored as if that had happened before the unit began, or after its 
 """
 
 import asyncio
-import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -21,7 +21,7 @@ from service.store.item import Item
 from service.store.postgres.database import Database
 from service.store.postgres.transaction import Transaction
 from tests import engine
-from tests.harness import Harness, ManualClock, settings, success_report
+from tests.harness import Harness, ManualClock, settings, started, success_report
 
 Act = Callable[[Harness, Mapping[str, str]], Awaitable[Any]]
 END = -1  # The point after the commit of a unit.
@@ -211,21 +211,14 @@ class Stage:
             *(self.names["lost"], self._now),
         )
 
-    @contextlib.asynccontextmanager
-    async def _opened(self, like: Harness | None = None) -> AsyncIterator[Harness]:
+    def _opened(self, like: Harness | None = None) -> AbstractAsyncContextManager[Harness]:
         clock = like.clock if like else ManualClock()
         options: dict[str, Any] = {"callback_trust": self.trust, "deadline_seconds": 3_600}
         world = Harness(settings(self.path, **options), clock)
         if like is not None:
             world.upstream, world.subscribers = like.upstream, like.subscribers
             world.app = world.new_app()
-        await world.app.start(worker=False)
-        try:
-            yield world
-        finally:
-            await world.client.aclose()
-            await world.anonymous.aclose()
-            await world.app.stop()
+        return started(world, worker=False)
 
     async def _set_back(self) -> None:
         for name, columns in self._columns.items():
