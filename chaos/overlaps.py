@@ -5,7 +5,6 @@
 
 import asyncio
 import json
-import os
 import random
 import sys
 import tempfile
@@ -13,9 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.machine import ROOT, python_command
 from chaos.outcome import Outcome
-from chaos.plan import Plan
+from chaos.plan import Plan, run_module
 from service.api import subscribers
 from service.telemetry import log
 from tests import engine
@@ -31,19 +29,10 @@ POINTS = 4  # Of a unit, for each pair.
 async def run(plan: Plan) -> Outcome:
     """Run random pairs that follow from the plan's seed."""
     seconds = QUICK_SECONDS if plan.quick else plan.minutes * SHARE * 60
-    process = await asyncio.create_subprocess_exec(
-        *python_command("-m", "chaos.overlaps", plan.only or str(plan.seed), str(seconds)),
-        cwd=ROOT,
-        env={**os.environ, "PYTHONHASHSEED": "0"},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    output, _ = await process.communicate()
+    seed = plan.only or str(plan.seed)
+    results, has_run = await run_module("chaos.overlaps", "pair", seed, str(seconds))
     outcome = Outcome()
-    for line in output.decode().splitlines():
-        if not line.startswith('{"pair"'):
-            continue  # A line of the service's log.
-        result = json.loads(line)
+    for result in results:
         outcome.tries += 1
         outcome.faults["act within a transaction"] += result["points"]
         outcome.checks += result["points"]
@@ -54,7 +43,6 @@ async def run(plan: Plan) -> Outcome:
             detail=f"{result['pair']}: {wrong}",
             repeat=plan.repeat_command(str(plan.seed)),
         )
-    has_run = process.returncode == 0 and outcome.tries > 0
     outcome.check("the overlaps ran, without a deadlock", holds=has_run)
     return outcome
 

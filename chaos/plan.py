@@ -1,12 +1,16 @@
 """The plan of a suite, and how its tries run side by side."""
 
 import asyncio
+import json
+import os
 import shutil
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from bench.machine import ROOT, python_command
 from chaos.outcome import Outcome
 
 SIDE_BY_SIDE = 4
@@ -42,6 +46,24 @@ class Try:
 
     label: str
     run: Callable[[Path, str, str], Awaitable[Outcome]]
+
+
+async def run_module(name: str, key: str, *arguments: str) -> tuple[list[dict[str, Any]], bool]:
+    """Run a module in a process of its own; return its results, and whether it ended well.
+
+    It prints each result as a line of JSON that begins with this key. Others are lines of the log.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *python_command("-m", name, *arguments),
+        cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": "0"},  # The order of a set repeats, too.
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    output, _ = await process.communicate()
+    lines = output.decode().splitlines()
+    results = [json.loads(line) for line in lines if line.startswith(f'{{"{key}"')]
+    return results, process.returncode == 0 and bool(results)
 
 
 async def run_tries(plan: Plan, tries: Sequence[Try], side_by_side: int = SIDE_BY_SIDE) -> Outcome:

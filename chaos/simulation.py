@@ -5,16 +5,14 @@
 
 import asyncio
 import json
-import os
 import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from bench.machine import ROOT, python_command
 from chaos.outcome import Outcome
-from chaos.plan import Plan
+from chaos.plan import Plan, run_module
 from service.store import write_queue
 from service.telemetry import log
 from tests.simulation import test_deliveries, test_simulation
@@ -48,19 +46,10 @@ async def run(plan: Plan) -> Outcome:
 
 async def _run_process(first: int, stop: int, seconds: float) -> Outcome:
     """Run seeds in a process, which prints a line for each of them."""
-    process = await asyncio.create_subprocess_exec(
-        *python_command("-m", "chaos.simulation", str(first), str(stop), str(seconds)),
-        cwd=ROOT,
-        env={**os.environ, "PYTHONHASHSEED": "0"},  # The order of a set repeats, too.
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    output, _ = await process.communicate()
+    numbers = str(first), str(stop), str(seconds)
+    results, has_run = await run_module("chaos.simulation", "seed", *numbers)
     outcome = Outcome()
-    for line in output.decode().splitlines():
-        if not line.startswith('{"seed"'):
-            continue  # A line of the service's log.
-        result = json.loads(line)
+    for result in results:
         outcome.tries += 1
         outcome.faults["crash at a commit"] += result["crashes"]
         outcome.checks += sum(world.STEPS for world in WORLDS)
@@ -70,7 +59,6 @@ async def _run_process(first: int, stop: int, seconds: float) -> Outcome:
             detail=f"seed {result['seed']}: {result['error']}",
             repeat=f"GENHOOK_SIMULATION_SEED={result['seed']} pytest tests/simulation",
         )
-    has_run = process.returncode == 0 and outcome.tries > 0
     outcome.check("the simulation ran", holds=has_run, detail=f"first seed {first}")
     return outcome
 

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive
 
 from service.api.field_errors import field_error
-from service.api.problem import PROBLEM_TYPE, FieldError, Problem
+from service.api.problem import PROBLEM_TYPE, FieldError, Problem, not_found
 from service.context import Context
 from service.delivery.dispatch import Dispatcher
 from service.generations.poll import Poller
@@ -22,6 +22,17 @@ from service.store.pages import Page, Rows, Source
 from service.store.rows import decode_rows
 
 T = TypeVar("T")
+
+
+class Owned(Protocol):
+    """A resource of a tenant."""
+
+    @property
+    def tenant(self) -> str:
+        """The tenant that it belongs to."""
+
+
+OwnedT = TypeVar("OwnedT", bound=Owned)
 Answer = Response  # What operations return.
 LIMIT_DEFAULT, LIMIT_MAX = 50, 250
 AFTER_RULE = "must be the `next` of an earlier page"
@@ -88,6 +99,12 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     receive: Receive  # After the body, it returns only that the client hung up.
     resource_id: str = ""
     claim: Claim | None = None
+
+    def require_own(self, noun: str, resource: OwnedT | None) -> OwnedT:
+        """Return the resource; Problem 404 if there is none, or if another tenant has it."""
+        if resource is None or resource.tenant != self.tenant:
+            raise not_found(noun)
+        return resource
 
     def decode(self, type_: type[T], *, empty: bytes = b"") -> T:
         """Decode the body, else `empty`. Problem 400 if it is not JSON, 422 for a wrong field."""

@@ -20,7 +20,7 @@ from service.api.call import (
     bad_query,
 )
 from service.api.checks import MODEL_ID, MODEL_ID_RULE, check_url, depth_errors, metadata_errors
-from service.api.problem import FieldError, Problem, conflict, not_found, refuse_fields
+from service.api.problem import FieldError, Problem, conflict, refuse_fields
 from service.api.waiting import wait_for_end, wait_for_submission
 from service.generations import cancel as canceling
 from service.generations import submit
@@ -142,18 +142,12 @@ def _errors(call: Call, new: NewGeneration) -> list[FieldError]:
 
 async def _get(tx: Transaction, call: Call) -> Generation:
     """Return the generation of the path; Problem 404 unless the tenant has it."""
-    return _require(call, await rows.read_by_id(tx, Generation, call.path["id"]))
+    return call.require_own("generation", await rows.read_by_id(tx, Generation, call.path["id"]))
 
 
 async def _lock(tx: Transaction, call: Call) -> Generation:
     """Like `_get`, and lock it, to change it."""
-    return _require(call, await rows.lock_by_id(tx, Generation, call.path["id"]))
-
-
-def _require(call: Call, generation: Generation | None) -> Generation:
-    if generation is None or generation.tenant != call.tenant:
-        raise not_found("generation")
-    return generation
+    return call.require_own("generation", await rows.lock_by_id(tx, Generation, call.path["id"]))
 
 
 async def get(call: Call) -> Answer:

@@ -81,8 +81,8 @@ async def _create(tx: Transaction, call: Call, unit: Unit[T], args: tuple[object
     claim = call.claim
     if claim is not None:
         await tx.lock_names(f"idempotency {call.tenant} {claim.key}")
-    if claim is not None and (row := await _find(tx, call.tenant, claim)) is not None:
-        raise _ClaimedError(row)
+        if (row := await _find(tx, call.tenant, claim)) is not None:
+            raise _ClaimedError(row)
     result = await unit(tx, *args)
     if claim is not None:
         sealed = _seal(call, claim, result) if isinstance(result, Answer) else None

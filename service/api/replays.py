@@ -8,7 +8,7 @@ import msgspec
 from service.api import idempotency, subscribers
 from service.api.call import ID, Answer, Call, answer, answer_page, read_own
 from service.api.checks import EventTypes, Rate, type_errors
-from service.api.problem import FieldError, conflict, not_found, refuse_fields, subscriber_disabled
+from service.api.problem import FieldError, conflict, refuse_fields, subscriber_disabled
 from service.delivery import replay as replaying
 from service.model.clock import parse_rfc3339
 from service.model.replay import Replay
@@ -83,13 +83,7 @@ def _check(new: New) -> tuple[int, int]:
 
 async def get(tx: Transaction, call: Call) -> Replay:
     """GET /v1/replays/{id}."""
-    return _require(call, await rows.read_by_id(tx, Replay, call.path["id"]))
-
-
-def _require(call: Call, replay: Replay | None) -> Replay:
-    if replay is None or replay.tenant != call.tenant:
-        raise not_found("replay")
-    return replay
+    return call.require_own("replay", await rows.read_by_id(tx, Replay, call.path["id"]))
 
 
 async def list_(call: Call) -> Answer:
@@ -99,7 +93,7 @@ async def list_(call: Call) -> Answer:
 
 async def cancel(tx: Transaction, call: Call) -> Replay:
     """POST /v1/replays/{id}/cancel: canceling again changes nothing; 409 if it is done."""
-    replay = _require(call, await rows.lock_by_id(tx, Replay, call.path["id"]))
+    replay = call.require_own("replay", await rows.lock_by_id(tx, Replay, call.path["id"]))
     if replay.status == "done":
         raise conflict("The replay is done: all its deliveries exist.")
     if replay.status == "running":

@@ -117,7 +117,7 @@ async def find(tx: Transaction, call: Call, subscriber_id: str) -> Subscriber:
 
 
 def _require_listed(call: Call, subscriber: Subscriber | None) -> Subscriber:
-    own = _require(call, subscriber)
+    own = call.require_own("subscriber", subscriber)
     if own.is_notify:
         raise not_found("subscriber")
     return own
@@ -125,18 +125,12 @@ def _require_listed(call: Call, subscriber: Subscriber | None) -> Subscriber:
 
 async def get(tx: Transaction, call: Call) -> Subscriber:
     """GET /v1/subscribers/{id}: also the subscriber of a `notify_url`, which is in no list."""
-    return _require(call, await rows.read_by_id(tx, Subscriber, call.path["id"]))
+    return call.require_own("subscriber", await rows.read_by_id(tx, Subscriber, call.path["id"]))
 
 
 async def _lock(tx: Transaction, call: Call) -> Subscriber:
     """Like `get`, and lock it, to change it."""
-    return _require(call, await rows.lock_by_id(tx, Subscriber, call.path["id"]))
-
-
-def _require(call: Call, subscriber: Subscriber | None) -> Subscriber:
-    if subscriber is None or subscriber.tenant != call.tenant:
-        raise not_found("subscriber")
-    return subscriber
+    return call.require_own("subscriber", await rows.lock_by_id(tx, Subscriber, call.path["id"]))
 
 
 async def _get_listed(tx: Transaction, call: Call) -> Subscriber:

@@ -138,7 +138,7 @@ def _look(
     wait: calls.Wait = calls.pause,
     query: dict[str, int] | None = None,
 ) -> Any:
-    """Return the generation as it is now, however long it takes to get an answer."""
+    """Return the generation as it is now, as `calls.ask_again` does."""
     get = f"genhook generations get {output.plain(generation['id'])} --wait"
     goes_on = f"The generation goes on: to look at it, run {get}."
     path = f"{ALL}/{generation['id']}"
