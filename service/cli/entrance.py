@@ -7,7 +7,6 @@ requests a client may send ahead. A client that offers an upgrade loses its body
 
 import asyncio
 import re
-from types import SimpleNamespace
 from typing import Any
 
 import httptools
@@ -19,6 +18,7 @@ from service.cli.heads import (
     measure_one_request,
     read_body_length,
 )
+from service.cli.outgoing import Outgoing
 from service.cli.readers import Reader
 from service.cli.refusals import refuse
 from service.cli.serving import HIGH_WATER_LIMIT, FlowControl, HttpToolsProtocol
@@ -90,10 +90,7 @@ class Protocol(HttpToolsProtocol):
         """Refuse the connection if there are too many; else wait for its first request."""
         super().connection_made(transport)
         self.flow = _Flow(transport)
-        # The transport as requests see it: the same, but for `close`.
-        self._exit: Any = SimpleNamespace(
-            write=transport.write, is_closing=transport.is_closing, close=self._close
-        )
+        self._outgoing = Outgoing(transport, self.loop, self._close)
         self._reader = Reader(transport, self._seconds["body"], self._slow_readers)
         if len(self.connections) > self._connections_max:
             self._refuse(503)
@@ -105,7 +102,7 @@ class Protocol(HttpToolsProtocol):
         self._awaited = None
         self._watch()
         self._reader.forget()
-        self._exit.close = self.transport.close  # So that no reference cycle is left.
+        self._outgoing.close = self.transport.close  # So that no reference cycle is left.
         for cycle in (self._active, *(cycle for cycle, _ in self.pipeline)):
             _disconnect(cycle)
         self.pipeline.clear()
@@ -142,7 +139,7 @@ class Protocol(HttpToolsProtocol):
             self._body_left = read_body_length(self.headers, version)
         super().on_headers_complete()  # It raises an error if the target is not valid.
         self._awaited = "body"
-        self.cycle.transport = self._exit
+        self.cycle.transport = self._outgoing  # type: ignore[assignment]  # it is what cycles use
         self._keep_alive = self.cycle.keep_alive
         # An answer that begins before much of a body has come ends the connection, and says so.
         if self._body_left is None or self._body_left > UNWANTED_BYTES_MAX:
@@ -162,6 +159,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Go on with the requests that were sent ahead."""
+        self._outgoing.flush()
         super().on_response_complete()
         if self.transport.get_write_buffer_size():
             self._reader.watch()
@@ -300,6 +298,7 @@ class Protocol(HttpToolsProtocol):
             return  # Until on_response_complete.
         answer = refuse(status, self.cycle.scope if is_begun else {"headers": ()})
         is_answered = is_begun and self.cycle.response_started
+        self._outgoing.flush()
         _disconnect(self.cycle)
         if self.transport.is_closing() or is_answered:
             self.transport.close()
@@ -309,6 +308,7 @@ class Protocol(HttpToolsProtocol):
 
     def _close(self) -> None:
         """Close after an answer: at once only if the client has sent all that it meant to."""
+        self._outgoing.flush()
         if self._awaited is not None or self._is_answering():
             self._linger()
         else:

@@ -42,7 +42,7 @@ class Queue:
             is_over = held_bytes > self.bytes_max and self._held_bytes > 0
             if (is_over and item.held_bytes) or len(self._waiting) >= self.items_max:
                 raise StorageBusyError("the queue in front of the database is full")
-            loop = asyncio.get_running_loop()
+            loop = item.future.get_loop()
             item.ends_at = loop.time() + WAIT_SECONDS
             if self._timer is None:
                 self._timer = loop.call_at(item.ends_at, self.end_waits)

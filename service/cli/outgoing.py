@@ -1,0 +1,43 @@
+"""The answers of one connection, written so that the head of each leaves with its body."""
+
+import asyncio
+from collections.abc import Callable
+
+
+class Outgoing:
+    """The transport as requests see it.
+
+    uvicorn writes the head and the body of an answer one after the other, which would be two system
+    calls and two packets. So what is written first waits for what follows, at most until the next
+    round of the event loop.
+    """
+
+    __slots__ = ("_first", "_loop", "_transport", "close", "is_closing")
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        loop: asyncio.AbstractEventLoop,
+        close: Callable[[], None],
+    ) -> None:
+        self.close = close
+        self.is_closing = transport.is_closing
+        self._transport = transport
+        self._loop = loop
+        self._first = b""
+
+    def write(self, data: bytes) -> None:
+        """Write, now if something waits already; else with what follows."""
+        if self._first:
+            first, self._first = self._first, b""
+            self._transport.writelines((first, data))
+        else:
+            self._first = data
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what still waits."""
+        if self._first:
+            first, self._first = self._first, b""
+            if not self.is_closing():
+                self._transport.write(first)
