@@ -89,8 +89,8 @@ class Slots:
             lane = self.waiting[share]
             if not lane.waiting or lane.share is not share:
                 # It was read again since, or dropped: what it then holds waits anew.
-                self._end_turn(share)
                 del self.waiting[share]
+                self._moved[share] = None
             elif lane.receiver.is_doubted():
                 self.find_share(lane)  # It waits on, among untried receivers.
             else:

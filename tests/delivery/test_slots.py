@@ -228,6 +228,16 @@ def test_a_lane_whose_deliveries_were_dropped_has_no_turn_and_holds_up_no_other(
     assert slots.waiting == {}
 
 
+def test_a_lane_that_is_dropped_leaves_its_turn_to_the_other_lanes_of_its_tenant() -> None:
+    slots = Slots(100)
+    dropped, mine = (lane_with(slots, 0, tenant="first") for _ in range(2))
+    others = lane_with(slots, 0, tenant="second")
+    for lane in (dropped, mine, others):
+        slots.wait(lane)
+    dropped.drop_recipient()
+    assert [slots.next_waiting() for _ in range(3)] == [mine, others, None]
+
+
 def test_a_lane_that_leads_to_another_receiver_by_now_has_no_turn_in_its_old_place() -> None:
     slots = Slots(100)
     lane = lane_with(slots, 0, tenant="one", url="http://old.test/")
