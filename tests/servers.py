@@ -1,5 +1,6 @@
 """PostgreSQL servers of a test's own: it starts, fills, stops and promotes them."""
 
+import asyncio
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from service.settings import ENVIRONMENT
@@ -78,6 +80,17 @@ class Server:
         """Take writes from now on."""
         self._run("pg_ctl", "promote", "--wait")
 
+    def new_schema(self, name: str) -> str:
+        """Create a schema, and return the URL by which a service works in it."""
+
+        async def create() -> None:
+            connection = await asyncpg.connect(self.url)
+            await connection.execute(f'CREATE SCHEMA "{name}"')
+            await connection.close()
+
+        asyncio.run(create())
+        return f"{self.url}?search_path={name}"
+
     def _run(self, program: str, *arguments: str) -> None:
         line = [str(self._programs / program), f"--pgdata={self._folder}", *arguments]
         user = self._folder.owner() if os.geteuid() == 0 else None
@@ -108,6 +121,20 @@ def find_debians() -> Path:
     if ENVIRONMENT.get("CI"):
         pytest.fail("Debian's PostgreSQL is not installed, and CI tests with it")
     pytest.skip("Debian's PostgreSQL is not installed: apt-get install postgresql")
+
+
+@contextmanager
+def debians() -> Iterator[Server]:
+    """Run Debian's server, the oldest that is supported, with an empty database."""
+    programs = find_debians()
+    with folders("debian", "postgres", 1) as [folder]:
+        server = Server(programs, folder)
+        server.create()
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 def of_package(postgres: engine.Schemas) -> tuple[Path, str]:

@@ -1,7 +1,7 @@
 """Query plans on PostgreSQL: due work comes from its partial index, and nothing reads a table."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 from service.store.postgres import Database
 from service.store.postgres.connection import TRANSACTION_SETTINGS
 from service.store.postgres.statements import statements
-from tests import engine
+from tests import engine, servers
 from tests.store.test_plans import DUE_WORK
 
 # A plan depends on what ANALYZE saw: of empty tables, PostgreSQL takes any index.
@@ -27,10 +27,26 @@ ANALYZE events, deliveries;
 """
 
 
+@pytest.fixture(scope="module")
+def oldest() -> Iterator[servers.Server]:
+    """The oldest server that is supported: its planner knows fewer ways."""
+    with servers.debians() as server:
+        yield server
+
+
+@pytest.fixture(params=["newest", "oldest"])
+def url(request: pytest.FixtureRequest, postgres: engine.Schemas, tmp_path: Path) -> str:
+    """The URL of a schema without tables."""
+    if request.param == "newest":
+        return postgres.database_of(tmp_path)
+    server: servers.Server = request.getfixturevalue("oldest")
+    return server.new_schema(tmp_path.name.lower())
+
+
 @pytest.fixture
-async def connection(postgres: engine.Schemas, tmp_path: Path) -> AsyncIterator[Any]:
+async def connection(url: str) -> AsyncIterator[Any]:
     """A connection with the settings of the service, to a schema whose sizes are known."""
-    database = Database(postgres.database_of(tmp_path))
+    database = Database(url)
     await database.open()
     await database.migrate()
     await database.close()

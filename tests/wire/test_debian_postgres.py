@@ -23,30 +23,16 @@ from tests.journeys.test_retention import run_days
 @pytest.fixture(scope="module")
 def server() -> Iterator[servers.Server]:
     """Debian's server, which has no tables yet."""
-    programs = servers.find_debians()
-    with servers.folders("debian", "postgres", 1) as [folder]:
-        started = servers.Server(programs, folder)
-        started.create()
-        started.start()
-        try:
-            yield started
-        finally:
-            started.stop()
+    with servers.debians() as started:
+        yield started
 
 
 @pytest.fixture
 def url(server: servers.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URL of a schema of this test, which the harness opens, too."""
-    name = tmp_path.name.lower()
-
-    async def create() -> None:
-        connection = await asyncpg.connect(server.url)
-        await connection.execute(f'CREATE SCHEMA "{name}"')
-        await connection.close()
-
-    asyncio.run(create())
-    monkeypatch.setattr(engine, "database_of", lambda _path: f"{server.url}?search_path={name}")
-    return engine.database_of(tmp_path)
+    url = server.new_schema(tmp_path.name.lower())
+    monkeypatch.setattr(engine, "database_of", lambda _path: url)
+    return url
 
 
 @pytest.fixture

@@ -84,19 +84,20 @@ DELETE FROM events
 WHERE id = :id AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = events.id OFFSET 0);
 
 -- name: generations_to_submit
+-- LATERAL: before version 17, `IN` of a query for each tenant would look at every generation.
 {tenants submit_at}
 SELECT g.*, b.input, b.metadata, b.output, b.error
-FROM (SELECT g.id, g.tenant,
-        row_number() OVER (PARTITION BY tenants.tenant ORDER BY g.submit_at) AS turn
-    FROM tenants JOIN generations g ON g.id IN (
-        SELECT g.id FROM generations g
+FROM (SELECT due.id, tenants.tenant,
+        row_number() OVER (PARTITION BY tenants.tenant ORDER BY due.submit_at) AS turn
+    FROM tenants CROSS JOIN LATERAL (
+        SELECT g.id, g.submit_at FROM generations g
         WHERE g.tenant = tenants.tenant AND g.submit_at IS NOT NULL AND g.submit_at <= :now
             AND g.submission = 'waiting' AND g.task_id IS NULL
             AND NOT EXISTS (SELECT 1 FROM confirmations q WHERE q.generation_id = g.id)
             AND g.id NOT IN (SELECT value FROM json_rows(:without)) {held g}
-        ORDER BY g.submit_at LIMIT :limit)
+        ORDER BY g.submit_at LIMIT :limit) due
     WHERE tenants.tenant NOT IN (SELECT value FROM json_rows(:tenants))
-    ORDER BY turn, g.tenant <= :after, g.tenant LIMIT :limit) q
+    ORDER BY turn, tenants.tenant <= :after, tenants.tenant LIMIT :limit) q
 JOIN generations g ON g.id = q.id
 LEFT JOIN generation_bodies b ON b.generation_id = g.id
 ORDER BY q.turn, q.tenant <= :after, q.tenant;
@@ -104,21 +105,21 @@ ORDER BY q.turn, q.tenant <= :after, q.tenant;
 -- name: generations_to_poll
 {tenants next_poll_at}
 SELECT g.*, b.input, b.metadata, b.output, b.error, {shared}
-FROM (SELECT g.id, g.tenant, row_number() OVER (PARTITION BY tenants.tenant
-            ORDER BY g.status IN ('queued', 'processing') AND g.deadline_at <= :now DESC,
-                g.next_poll_at) AS turn
-    FROM tenants JOIN generations g ON g.id IN (
-        SELECT due.id FROM (
+FROM (SELECT due.id, tenants.tenant, row_number() OVER (
+            PARTITION BY tenants.tenant ORDER BY due.is_late DESC, due.next_poll_at) AS turn
+    FROM tenants CROSS JOIN LATERAL (
+        SELECT longest.*,
+            longest.status IN ('queued', 'processing') AND longest.deadline_at <= :now AS is_late
+        FROM (
             SELECT g.id, g.status, g.deadline_at, g.next_poll_at FROM generations g
             WHERE g.tenant = tenants.tenant
                 AND g.next_poll_at IS NOT NULL AND g.next_poll_at <= :now {held g}
                 AND g.id NOT IN (SELECT value FROM json_rows(:without))
                 AND {has_place}
-            ORDER BY g.next_poll_at LIMIT :look) due
-        ORDER BY due.status IN ('queued', 'processing') AND due.deadline_at <= :now DESC,
-            due.next_poll_at LIMIT :limit)
+            ORDER BY g.next_poll_at LIMIT :look) longest
+        ORDER BY is_late DESC, longest.next_poll_at LIMIT :limit) due
     WHERE tenants.tenant NOT IN (SELECT value FROM json_rows(:tenants))
-    ORDER BY turn, g.tenant <= :after, g.tenant LIMIT :limit) q
+    ORDER BY turn, tenants.tenant <= :after, tenants.tenant LIMIT :limit) q
 JOIN generations g ON g.id = q.id
 LEFT JOIN generation_bodies b ON b.generation_id = g.id
 ORDER BY q.turn, q.tenant <= :after, q.tenant;
