@@ -58,7 +58,7 @@ FEW_ROWS = re.compile(r"deliveries_event|callback_bodies|[ce] USING")
 # Steps that read at most one row for each row of the list.
 ONE_ROW = re.compile(
     r"SCAN (json_each|e VIRTUAL)|SEARCH (g USING PRIMARY KEY \(id=\?\)"
-    r"|o USING PRIMARY KEY \(tenant=\? AND name=\? AND value=\? AND generation_id=\?\)"
+    r"|o (EXISTS )?USING PRIMARY KEY \(tenant=\? AND name=\? AND value=\? AND generation_id=\?\)"
     r"|b USING|events USING (COVERING )?INDEX sqlite_autoindex_events_1)"
 )
 
