@@ -220,9 +220,9 @@ def test_the_doctor_finds_an_index_that_lacks_rows(
     connection.execute("PRAGMA writable_schema=ON")
     connection.execute("CREATE TABLE spare (id INTEGER); ")
     connection.execute("INSERT INTO spare VALUES (1)")
-    connection.execute("CREATE INDEX spare_id ON spare (id)")
+    connection.execute("CREATE INDEX spare_id ON spare (id) WHERE id > 5")
     connection.execute(
-        "UPDATE sqlite_schema SET sql = 'CREATE INDEX spare_id ON spare (id) WHERE id > 5' "
+        "UPDATE sqlite_schema SET sql = 'CREATE INDEX spare_id ON spare (id)' "
         "WHERE name = 'spare_id'"
     )
     connection.commit()

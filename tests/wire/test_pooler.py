@@ -75,12 +75,12 @@ async def test_a_web_process_serves_behind_a_pooler_and_a_worker_beside_it_works
 
 
 async def test_clients_of_few_sessions_do_not_meet_each_others_statements(
-    tmp_path: Path, postgres: engine.Schemas, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, postgres: engine.Schemas
 ) -> None:
     """Three processes with ten connections each share two sessions, and count names from one."""
-    monkeypatch.setattr(asyncpg.Connection, "_get_unique_id", lambda _, prefix: f"{prefix}_1")
     url = postgres.database_of(tmp_path)
-    with pooled(tmp_path, url) as pooler:
+    with pooled(tmp_path, url) as pooler, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncpg.Connection, "_get_unique_id", lambda _, prefix: f"{prefix}_1")
         async with (
             opened(tmp_path, database_path=pooler, worker="off", callback_trust="body") as world,
             AsyncExitStack() as stack,
