@@ -111,7 +111,9 @@ class Protocol(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """Keep the connection while requests of a client that sends no more are answered."""
         self._is_half_closed = True
-        is_complete = self._awaited is None or (self._awaited == "head" and not self._head)
+        self._outgoing.flush()  # The transport closes, unless a request is answered.
+        is_between = self._awaited == "head" and not self._head.strip(b"\r\n")
+        is_complete = self._awaited is None or is_between
         return is_complete and self._is_answering()
 
     def data_received(self, data: bytes) -> None:
@@ -326,7 +328,7 @@ class Protocol(HttpToolsProtocol):
         self._is_lingering = True
         self.flow.is_held = False  # type: ignore[attr-defined]
         self.flow.resume_reading()
-        self.transport.write_eof()
+        self._outgoing.end()
         self.loop.call_later(LINGER_SECONDS, self._linger_on, LINGERS_MAX - 1)
 
     def _linger_on(self, times: int) -> None:

@@ -12,7 +12,7 @@ class Outgoing:
     round of the event loop.
     """
 
-    __slots__ = ("_first", "_loop", "_transport", "close", "is_closing")
+    __slots__ = ("_first", "_has_ended", "_loop", "_transport", "close", "is_closing")
 
     def __init__(
         self,
@@ -25,13 +25,14 @@ class Outgoing:
         self._transport = transport
         self._loop = loop
         self._first = b""
+        self._has_ended = False
 
     def write(self, data: bytes) -> None:
         """Write, now if something waits already; else with what follows."""
         if self._first:
             first, self._first = self._first, b""
             self._transport.writelines((first, data))
-        else:
+        elif not self._has_ended:
             self._first = data
             self._loop.call_soon(self.flush)
 
@@ -41,3 +42,8 @@ class Outgoing:
             first, self._first = self._first, b""
             if not self.is_closing():
                 self._transport.write(first)
+
+    def end(self) -> None:
+        """Write nothing more: a request may not know that it was refused."""
+        self._has_ended = True
+        self._transport.write_eof()

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from service.cli.entrance import Protocol
 from service.cli.outgoing import Outgoing
+from tests.logs import Console
 from tests.wire.test_entrance import answer_to, serving, status_of
 
 HEAD = b"HEAD /a HTTP/1.1\r\nHost: x\r\n"
@@ -59,6 +61,18 @@ async def test_nothing_is_written_once_the_connection_closes() -> None:
     assert transport.written == []
 
 
+async def ending(port: int, request: bytes) -> bytes:
+    """Send a request, and then no more; return what comes until the server closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(request)
+        writer.write_eof()
+        async with asyncio.timeout(60):
+            return await reader.read()
+    finally:
+        writer.close()
+
+
 async def head_only(_scope: Any, _receive: Any, send: Any) -> None:
     """Answer as to HEAD: uvicorn writes no body then."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -70,15 +84,64 @@ async def test_an_answer_without_a_body_leaves_before_the_connection_closes(
     closing: bytes,
 ) -> None:
     async with serving(head_only) as port:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(HEAD + closing + b"\r\n")
-        if not closing:
-            writer.write_eof()
-        async with asyncio.timeout(60):
-            answer = await reader.read()
-        writer.close()
+        send = answer_to if closing else ending
+        answer = await send(port, HEAD + closing + b"\r\n")
     assert status_of(answer) == 200
     assert answer.endswith(b"\r\n\r\n")
+
+
+async def test_what_was_begun_leaves_when_the_client_ends_in_the_middle_of_a_request() -> None:
+    async def begin(_scope: Any, receive: Any, send: Any) -> None:
+        length = [(b"content-length", b"8")]
+        await send({"type": "http.response.start", "status": 200, "headers": length})
+        for part in (b"one.", b"two"):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\ncut"
+    async with serving(begin) as port:
+        assert (await ending(port, request)).endswith(b"\r\n\r\none.two")
+
+
+async def test_a_request_that_is_refused_before_it_starts_writes_nothing(console: Console) -> None:
+    async def read(_scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+
+    console.configure("info")
+    bad = (
+        b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    async with serving(read) as port:
+        for _ in range(20):
+            answer = await answer_to(port, bad + b"zz")
+            assert status_of(answer) == 400
+            assert answer.count(b"HTTP/1.1 ") == 1
+    assert {line["event"] for line in console.lines()} == {"request.refused"}
+
+
+async def test_an_empty_line_after_a_request_costs_no_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """RFC 9112, 2.2: some clients send one."""
+    may_answer = asyncio.Event()
+    end = Protocol.eof_received
+
+    def end_and_answer(protocol: Protocol) -> bool:
+        asyncio.get_running_loop().call_soon(may_answer.set)
+        return end(protocol)
+
+    monkeypatch.setattr(Protocol, "eof_received", end_and_answer)
+
+    async def late(_scope: Any, _receive: Any, send: Any) -> None:
+        await may_answer.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"late"})
+
+    async with serving(late) as port:
+        assert b"late" in await ending(port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n\r\n")
 
 
 async def test_each_part_of_a_slow_answer_leaves_before_the_next_is_made() -> None:
