@@ -182,8 +182,10 @@ class Poller:
         if (shared := self._follow(generation)) is not None:
             return shared
         self.budget.note(paused_until, now, budget.pause_max_ms(self.context))
+        self.budget.available(now)  # Fills it up.
+        # Planned polls take each token as it comes, so a share is borrowed: they then wait for it.
         has_share = refreshes.has_share(generation.tenant, now)
-        if self.budget.available(now) < 1 or not (has_share or self._has_unused(now)):
+        if now < self.budget.paused_until or not (has_share or self._has_unused(now)):
             return None
         if not refreshes.places.take(generation.tenant):
             return None

@@ -23,6 +23,8 @@ class Proof(msgspec.Struct, frozen=True):
 def read_proof(context: Context, arrival: callbacks.Arrival) -> Proof:
     """Read the body of a callback that is proof."""
     report = ingest.read_end(arrival)
+    # Its JSON may be read although it is not strict.
+    arrival.readable |= report is not None and report.is_proof
     return Proof(arrival, report, ingest.update_of(context, report) if report else None)
 
 
@@ -37,13 +39,16 @@ async def write_proofs(
     new = [(p, s) for p, s in pairs if s is not None and s.verdict in callbacks.NEW_VERDICTS]
     batch = ingest.Batch(tx, context, read)
     await tasks.claim(tx, [id_ for proof, _ in new for id_ in _claimed_ids(batch, proof)])
-    hints = [
-        (p.arrival, s)
-        for p, s in new
-        if p.arrival.generation_id not in batch.generations  # Its row cannot be decoded.
-        or await _names_other_task(tx, batch, p)
-        or not _apply(tx, batch, p)
-    ]
+    hints = []
+    for proof, callback in new:
+        needs_task = is_proven = False
+        if await _is_believed(tx, batch, proof):
+            needs_task = _needs_task(batch, proof)
+            is_proven = _apply(tx, batch, proof)
+        if not is_proven:
+            await callbacks.doubt(tx, proof.arrival)
+        if needs_task or not is_proven:
+            hints.append((proof.arrival, callback))
     judge.share_outcomes(batch, {p.arrival.generation_id: p.update for p, _ in new})
     ended = {id_ for id_, generation in batch.generations.items() if generation.is_terminal}
     hints += [
@@ -73,13 +78,23 @@ def _names_only_own(report: wire.Report, generation: Generation) -> bool:
     return not report.names and report.task_ids in ((), (generation.task_id,))
 
 
-async def _names_other_task(tx: Transaction, batch: ingest.Batch, proof: Proof) -> bool:
-    """Whether a callback names another task than its generation's: it is then only a hint.
+async def _is_believed(tx: Transaction, batch: ingest.Batch, proof: Proof) -> bool:
+    """Whether what a callback reports may be applied; else it is only a hint."""
+    report, generation = proof.report, batch.generations.get(proof.arrival.generation_id)
+    if report is None or proof.update is None or generation is None:  # Its row is not readable.
+        return False
+    request = results.Request(generation.input)
+    if any(file.url and request.names(file.url, file.url) for file in report.files):
+        return False  # A file of the request. An answer to a poll is read without those.
+    return not await _names_other_task(tx, report, generation)
+
+
+async def _names_other_task(tx: Transaction, report: wire.Report, generation: Generation) -> bool:
+    """Whether a callback names another task than its generation's.
 
     A signature covers the body and not the URL, so a body can be sent to another generation's URL.
     """
-    report, generation = proof.report, batch.generations[proof.arrival.generation_id]
-    if report is None or _names_only_own(report, generation):
+    if _names_only_own(report, generation):
         return False
     ids = report.task_ids
     if ids and generation.task_id is not None and generation.task_id not in ids:
@@ -89,21 +104,23 @@ async def _names_other_task(tx: Transaction, batch: ingest.Batch, proof: Proof) 
 
 
 def _apply(tx: Transaction, batch: ingest.Batch, proof: Proof) -> bool:
-    """Apply a callback's report; return False if a confirmation is needed as well."""
+    """Apply a callback's report; return whether one body proves what it reports."""
     report, update = proof.report, proof.update
-    if report is None or update is None:
-        return False
+    assert report is not None
+    assert update is not None
     generation = batch.generations[proof.arrival.generation_id]
-    request = results.Request(generation.input)
-    for file in report.files:
-        if file.url and request.names(file.url, file.url):
-            return False  # A file of the request. An answer to a poll is read without those.
     if not report.recognised:
         word = ingest.excerpt(batch.context, report.word or "")
         tx.after_commit(ingest.log_unknown_word, word, generation.id)
     batch.ingest(generation.id, update)
-    if (report.state == "processing" and report.reports_end) or not report.is_proof:
-        return False  # One body does not prove the end: upstream is polled.
-    # Without a planned poll, the answer to the submission is late or lost. A confirmation can use
-    # this callback's task id.
-    return report.state != "processing" or generation.next_poll_at is not None
+    return report.is_proof and not (report.state == "processing" and report.reports_end)
+
+
+def _needs_task(batch: ingest.Batch, proof: Proof) -> bool:
+    """Whether the answer to the submission is late or lost: no poll is planned.
+
+    A confirmation can use the task id of this callback.
+    """
+    report, generation = proof.report, batch.generations[proof.arrival.generation_id]
+    assert report is not None
+    return report.state == "processing" and generation.next_poll_at is None

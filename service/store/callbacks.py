@@ -143,6 +143,12 @@ async def _insert_rows(tx: Transaction, rows: Sequence[dict[str, Any]]) -> None:
     await tx.many("callback_bodies_insert", rows)
 
 
+async def doubt(tx: Transaction, arrival: Arrival) -> None:
+    """Note that nothing of a callback whose body is proof was applied: it is a hint."""
+    arrival.trust = "confirm"
+    await tx.run("callback_doubt", id=arrival.id, generation_id=arrival.generation_id)
+
+
 async def plan_confirmations(
     tx: Transaction, callbacks: Iterable[tuple[Arrival, StoredCallback | None]]
 ) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 
 from tests.faults import rows, status_of
@@ -98,3 +99,33 @@ async def test_what_is_only_a_hint_ends_none_that_share_its_task(tmp_path: Path)
         ids = [(await world.generate("seedream/4.5-edit", input=input_))["id"] for _ in range(2)]
         await world.call_back(success_report("shared", sent), index=0)
         assert [await status_of(world, id_) for id_ in ids] == ["processing"] * 2
+
+
+@pytest.mark.parametrize(
+    ("body", "verdict", "status"),
+    [
+        (
+            b"\xef\xbb\xbf" + msgspec.json.encode(success_report("task1")),
+            ("accepted", "body"),
+            "succeeded",
+        ),
+        (
+            b'{"data": {"task_id": "task1", "status": "COMPLETED"}}',
+            ("accepted", "confirm"),
+            "processing",
+        ),
+        (b"{", ("unreadable", "confirm"), "processing"),
+        (msgspec.json.encode(success_report("task9")), ("accepted", "confirm"), "processing"),
+    ],
+    ids=["read though not strict", "an end without a result", "not readable", "another task"],
+)
+async def test_a_callback_shows_whether_its_body_was_believed(
+    tmp_path: Path, body: bytes, verdict: tuple[str, str], status: str
+) -> None:
+    async with opened(tmp_path, callback_trust="body") as world:
+        generation = await world.generate()
+        await world.call_back(content=body)
+        shown = await world.get(f"/v1/generations/{generation['id']}")
+        assert shown["status"] == status
+        [callback] = (await world.get("/v1/callbacks"))["data"]
+        assert (callback["verdict"], callback["trust"]) == verdict

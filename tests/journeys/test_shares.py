@@ -26,12 +26,13 @@ async def client_of(world: Harness, tenant: str) -> httpx.AsyncClient:
 class Neighbour:
     """Another tenant, with generations that it refreshes all at once."""
 
-    def __init__(self, client: httpx.AsyncClient) -> None:
+    def __init__(self, client: httpx.AsyncClient, model: str = "imagen4") -> None:
         self.client = client
+        self.model = model
         self.paths: list[str] = []
 
     async def generate(self, count: int) -> None:
-        body = {"model": "imagen4", "input": {"prompt": "a small harbour"}}
+        body = {"model": self.model, "input": {"prompt": "a small harbour"}}
         for _ in range(count):
             answer = await self.client.post("/v1/generations", json=body)
             self.paths.append(f"/v1/generations/{answer.json()['id']}/refresh")
@@ -62,6 +63,26 @@ async def test_refreshes_of_one_tenant_delay_no_other_by_a_second(
             await world.run(0.25)
         assert await status_of(world, confirmed) == "succeeded"
         assert await status_of(world, polled) == "succeeded"
+        await neighbour.client.aclose()
+
+
+async def test_refreshes_have_their_share_while_planned_polls_use_the_whole_rate(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, poll_rate_per_second=10.0) as world:
+        neighbour = Neighbour(await client_of(world, "neighbour"), POLLED)
+        await neighbour.generate(300)
+        mine = await world.generate()
+        task_id = "task301"
+        for _ in range(10):  # Until all tokens are used.
+            await world.run(1)
+        before = len(world.upstream.polls)
+        for _ in range(20):
+            await world.run(1)
+            answer = await world.client.post(f"/v1/generations/{mine['id']}/refresh")
+            assert answer.is_success
+        assert world.upstream.polls.count(task_id) >= 10  # Half of a tenth of the rate.
+        assert len(world.upstream.polls) - before <= 20 * 10 + 2
         await neighbour.client.aclose()
 
 

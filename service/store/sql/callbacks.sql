@@ -24,6 +24,10 @@ VALUES (:tenant, :id, :generation_id, :upstream, :verdict, :reason, :trust, :bod
 INSERT INTO callback_bodies (generation_id, body_digest, callback_id, headers, body)
 VALUES (:generation_id, :body_digest, :id, :headers, :body);
 
+-- name: callback_doubt
+UPDATE callbacks SET trust = 'confirm'
+WHERE tenant = (SELECT tenant FROM generations WHERE id = :generation_id) AND id = :id;
+
 -- name: callback_by_id
 -- A repeated body is stored with the first callback that had it.
 SELECT c.*, b.headers, CASE WHEN length(b.body) > 0 OR b.body_digest = '' THEN b.body ELSE (
